@@ -1,0 +1,150 @@
+"""The adapter: a pair of low-rank matrices beside each chosen layer of the frozen UNet (LoRA, arXiv 2106.09685).
+
+    y = W x + (alpha / rank) * B A x,    A: [rank, in] starts random, B: [out, rank] starts at zero
+
+Names used throughout: the path of a module is its path in the UNet without the adapter, for example
+`mid_block.attentions.0.proj_in`; its two tensors are `<path>.lora_A.weight` and `<path>.lora_B.weight`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from sushi_research import randomness
+from sushi_research.errors import UserError
+
+if TYPE_CHECKING:
+    from peft.tuners.lora import LoraLayer
+
+ADAPTER = "default"
+# The UNet's parts that adapter files have names for; conv_in, conv_out and the embeddings are outside of them.
+BLOCKS = ("down_blocks.", "mid_block.", "up_blocks.")
+
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+FEED_FORWARD = ("ff.net.0.proj", "ff.net.2")
+PROJECTIONS = ("proj_in", "proj_out")
+CONVOLUTIONS = ("conv1", "conv2", "conv_shortcut", "time_emb_proj", "downsamplers.0.conv", "upsamplers.0.conv")
+PRESETS: dict[str, tuple[str, ...]] = {
+    "attention": ATTENTION,
+    "attention_ff": ATTENTION + FEED_FORWARD,
+    "kohya": ATTENTION + FEED_FORWARD + PROJECTIONS,
+    "kohya_conv": ATTENTION + FEED_FORWARD + PROJECTIONS + CONVOLUTIONS,
+}
+
+
+def resolve_targets(targets: str | Sequence[str]) -> list[str]:
+    """Endings of module paths: those of a preset by its name, or the given ones. UserError for an unknown preset."""
+    if not isinstance(targets, str):
+        return list(targets)
+    if targets not in PRESETS:
+        raise UserError(
+            f"{targets} is not a preset of adapter targets{_nearest(targets, PRESETS)}: choose from "
+            f"{', '.join(PRESETS)}, or give a list of module names."
+        )
+    return list(PRESETS[targets])
+
+
+def attach(
+    unet: nn.Module,
+    *,
+    targets: str | Sequence[str],
+    rank: int,
+    alpha: float,
+    dropout: float,
+    init: Literal["default", "gaussian"],
+    seed: int,
+) -> None:
+    """Freezes the UNet and adds the trainable adapter to it: fp32 matrices on the device of the layer they belong to.
+
+    The layers are peft's, added by diffusers' `add_adapter`. The start of A is distributed as in peft (`default`:
+    uniform in +-1/sqrt(fan in), which is kaiming_uniform with a = sqrt(5); `gaussian`: normal with deviation 1/rank),
+    but it is a function of the seed and the module's path alone.
+    UserError for a target that fits no layer, or one that cannot have an adapter.
+    """
+    from peft import LoraConfig
+
+    endings = resolve_targets(targets)
+    _require_layers(unet, endings)
+    unet.requires_grad_(False)
+    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=endings)
+    # peft draws a start of its own from the process-wide generator. It is replaced below, and leaves no trace.
+    with torch.random.fork_rng(devices=[]):
+        unet.add_adapter(config, adapter_name=ADAPTER)
+    for path, layer in adapter_modules(unet).items():
+        device = layer.get_base_layer().weight.device
+        down, up = layer.lora_A[ADAPTER], layer.lora_B[ADAPTER]
+        # On a bf16 UNet peft makes bf16 matrices; the start must be drawn and kept in fp32.
+        down.weight = nn.Parameter(initial_down(seed, path, tuple(down.weight.shape), init).to(device))
+        up.weight = nn.Parameter(torch.zeros(up.weight.shape, device=device))
+
+
+def initial_down(seed: int, path: str, shape: tuple[int, ...], init: str) -> torch.Tensor:
+    """The start of A of one module, fp32; `shape` is [rank, in] or, for a convolution, [rank, in, k, k]."""
+    generator = randomness.key(seed, "adapter-init", path)
+    if init == "gaussian":
+        values = generator.standard_normal(shape, dtype=np.float32) / np.float32(shape[0])
+    else:
+        bound = np.float32(1 / math.sqrt(math.prod(shape[1:])))
+        values = (2 * generator.random(shape, dtype=np.float32) - 1) * bound
+    return torch.from_numpy(values)
+
+
+def adapter_modules(unet: nn.Module) -> dict[str, LoraLayer]:
+    """The layers that have an adapter, by path, in the order of the UNet's modules."""
+    from peft.tuners.lora import LoraLayer
+
+    return {path: module for path, module in unet.named_modules() if isinstance(module, LoraLayer)}
+
+
+def adapter_parameters(unet: nn.Module) -> dict[str, nn.Parameter]:
+    """The adapter's tensors by name, in the order of the UNet's modules, A before B."""
+    parameters = {}
+    for path, layer in adapter_modules(unet).items():
+        parameters[f"{path}.lora_A.weight"] = layer.lora_A[ADAPTER].weight
+        parameters[f"{path}.lora_B.weight"] = layer.lora_B[ADAPTER].weight
+    return parameters
+
+
+def count_parameters(unet: nn.Module) -> int:
+    """How many numbers the adapter has. Works on the meta device too."""
+    return sum(parameter.numel() for parameter in adapter_parameters(unet).values())
+
+
+def adaptable_paths(unet: nn.Module) -> list[str]:
+    """Paths of the layers that can have an adapter, in a UNet that has none yet: all that `kohya_conv` names."""
+    return [
+        path
+        for path, module in unet.named_modules()
+        if path.startswith(BLOCKS) and isinstance(module, nn.Linear | nn.Conv2d)
+    ]
+
+
+def _require_layers(unet: nn.Module, endings: Sequence[str]) -> None:
+    """UserError when an ending fits nothing, or something that cannot have an adapter (matching as peft does)."""
+    adaptable = set(adaptable_paths(unet))
+    paths = [path for path, _ in unet.named_modules()]
+    for ending in endings:
+        matches = [path for path in paths if path == ending or path.endswith(f".{ending}")]
+        if not matches:
+            raise UserError(
+                f"the adapter target {ending} fits no module of the UNet"
+                f"{_nearest(ending, PRESETS['kohya_conv'])}: correct or remove it."
+            )
+        for path in matches:
+            if path not in adaptable:
+                raise UserError(
+                    f"the adapter target {ending} fits {path}, which cannot have an adapter: choose from "
+                    f"{', '.join(PRESETS['kohya_conv'])}, or endings that name fewer modules."
+                )
+
+
+def _nearest(name: str, known: Any) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f" (did you mean {close[0]}?)" if close else ""

@@ -1,0 +1,288 @@
+"""The adapter file: kohya's layout, which diffusers, ComfyUI, A1111, Forge and InvokeAI all load completely.
+
+Per module: `<name>.lora_down.weight` [rank, in] or [rank, in, k, k], `<name>.lora_up.weight` [out, rank] or
+[out, rank, 1, 1], and `<name>.alpha`, a scalar (readers scale by alpha / rank, and by 1 where it is missing). SD1.5
+modules are named after diffusers' blocks, SDXL modules after the blocks of Stability's code (`input_blocks.4.1`), as in
+kohya's sd-scripts: with the other naming each, some of those programs fail or silently drop modules.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from sushi_research.adapter import ADAPTER, CONVOLUTIONS, adapter_modules
+from sushi_research.errors import UserError
+from sushi_research.files import write_atomic
+
+PREFIX = "lora_unet_"
+DOWN, UP, ALPHA = ".lora_down.weight", ".lora_up.weight", ".alpha"
+
+# diffusers' names inside a ResnetBlock2D -> Stability's.
+RESNET_LAYERS = {
+    "conv1": "in_layers.2",
+    "conv2": "out_layers.3",
+    "time_emb_proj": "emb_layers.1",
+    "conv_shortcut": "skip_connection",
+}
+# A1111 and others tell the base from these two: without the first they take any file for an SD1.5 adapter.
+BASE_VERSIONS = {"sd15": "sd_v1", "sdxl": "sdxl_base_v1-0"}
+ARCHITECTURES = {"sd15": "stable-diffusion-v1/lora", "sdxl": "stable-diffusion-xl-v1-base/lora"}
+IMPLEMENTATIONS = {"sd15": "diffusers", "sdxl": "https://github.com/Stability-AI/generative-models"}
+
+
+class AdapterFileError(RuntimeError):
+    """A file that was just written does not load as the adapter that it was written from."""
+
+
+def kohya_unet_names(architecture: str, module_paths: Iterable[str]) -> dict[str, str]:
+    """Module path -> its name in the file, for `"sd15"` or `"sdxl"`; one to one. The paths are those of adapter.py."""
+    rename = {"sd15": str, "sdxl": _stability_path}[architecture]
+    names = {path: PREFIX + rename(path).replace(".", "_") for path in module_paths}
+    assert len(set(names.values())) == len(names), "two modules have one name in the adapter file"
+    return names
+
+
+def _stability_path(path: str) -> str:
+    """diffusers' path of an SDXL module -> Stability's, for SDXL's two layers per block.
+
+    diffusers' `_maybe_map_sgm_blocks_to_diffusers` is the inverse.
+    """
+    pattern = r"(down|mid|up)_blocks?\.(?:(\d+)\.)?(attentions|resnets|downsamplers|upsamplers)\.(\d+)\.(.+)"
+    match = re.fullmatch(pattern, path)
+    assert match is not None, f"{path} has no name in an SDXL adapter file"
+    part, block, kind, index, inner = match[1], int(match[2] or 0), match[3], int(match[4]), match[5]
+    if kind == "downsamplers":
+        return f"input_blocks.{3 * block + 3}.0.op"
+    if kind == "upsamplers":
+        return f"output_blocks.{3 * block + 2}.2.conv"
+    if kind == "resnets":
+        inner = RESNET_LAYERS[inner]
+    if part == "mid":
+        return f"middle_block.{1 if kind == 'attentions' else 2 * index}.{inner}"
+    place = f"input_blocks.{3 * block + index + 1}" if part == "down" else f"output_blocks.{3 * block + index}"
+    return f"{place}.{1 if kind == 'attentions' else 0}.{inner}"
+
+
+def adapter_metadata(
+    *,
+    architecture: str,
+    name: str,
+    targets: Sequence[str],
+    rank: int,
+    alpha: float,
+    dropout: float,
+    resolution: int,
+    seed: int,
+    steps: int,
+    epochs: int,
+    learning_rate: float,
+    optimizer: str,
+    base: str,
+    base_hash: str,
+    dataset_hash: str,
+    config_hash: str,
+    images: int,
+    started: float,
+    finished: float,
+    extra: Mapping[str, Any] | None = None,
+) -> dict[str, str]:
+    """The file's metadata: kohya's `ss_*` keys and the `modelspec.*` keys (version 1.0.1) that programs read.
+
+    `targets` are the endings that were adapted, `started` and `finished` Unix times. `extra` adds keys or replaces
+    them; an entry that is None is left out. Everything becomes a string, which is all that the format holds. Our hashes
+    have keys of our own: `ss_sd_model_hash` would be taken for A1111's hash of a checkpoint file.
+    """
+    network_args = {"conv_dim": str(rank), "conv_alpha": str(alpha)} if set(targets) & set(CONVOLUTIONS) else {}
+    entries: dict[str, Any] = {
+        "ss_v2": False,
+        "ss_base_model_version": BASE_VERSIONS[architecture],
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": rank,
+        "ss_network_alpha": alpha,
+        "ss_network_dropout": dropout,
+        "ss_network_args": json.dumps(network_args),
+        "ss_output_name": name,
+        "ss_sd_model_name": base,
+        "ss_resolution": (resolution, resolution),
+        "ss_seed": seed,
+        "ss_steps": steps,
+        "ss_epoch": epochs,
+        "ss_num_train_images": images,
+        "ss_learning_rate": learning_rate,
+        "ss_optimizer": optimizer,
+        "ss_training_started_at": started,
+        "ss_training_finished_at": finished,
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.architecture": ARCHITECTURES[architecture],
+        "modelspec.implementation": IMPLEMENTATIONS[architecture],
+        "modelspec.title": name,
+        "modelspec.resolution": f"{resolution}x{resolution}",
+        "modelspec.date": datetime.fromtimestamp(int(finished), UTC).isoformat(),
+        "modelspec.prediction_type": "epsilon",
+        "sushi_research.targets": json.dumps(list(targets)),
+        "sushi_research.base_hash": base_hash,
+        "sushi_research.dataset_hash": dataset_hash,
+        "sushi_research.config_hash": config_hash,
+    }
+    entries |= extra or {}
+    return {entry: str(value) for entry, value in entries.items() if value is not None}
+
+
+def save_adapter(
+    path: Path,
+    unet: nn.Module,
+    *,
+    architecture: str,
+    state: Mapping[str, torch.Tensor],
+    dtype: torch.dtype,
+    metadata: Mapping[str, str],
+) -> None:
+    """Writes the adapter of `unet` with the tensors of `state` (fp32, by the names of adapter.py), cast to `dtype`.
+
+    Equal arguments give equal bytes. The file appears whole or not at all. Two hashes are added to the metadata, both
+    over the tensors' bytes: `sshs_model_hash`, which is what A1111 computes, and `modelspec.hash_sha256`.
+    UserError when a tensor does not fit into `dtype`, or the disk refuses.
+    """
+    import safetensors.torch
+
+    modules = adapter_modules(unet)
+    names = kohya_unet_names(architecture, modules)
+    assert len(state) == 2 * len(names), "the state is not that of this adapter"
+    assert all(isinstance(value, str) for value in metadata.values()), "safetensors metadata holds strings only"
+    tensors = {}
+    for module_path, name in names.items():
+        tensors[name + DOWN] = _cast(state, f"{module_path}.lora_A.weight", dtype)
+        tensors[name + UP] = _cast(state, f"{module_path}.lora_B.weight", dtype)
+        # fp32 whatever the file's dtype: readers take it as a number, and the scale should be exact.
+        tensors[name + ALPHA] = torch.tensor(float(modules[module_path].lora_alpha[ADAPTER]))
+    data = safetensors.torch.save(tensors)
+    body = data[8 + int.from_bytes(data[:8], "little") :]
+    digest = hashlib.sha256(body).hexdigest()
+    hashes = {"sshs_model_hash": digest, "modelspec.hash_sha256": f"0x{digest}"}
+    write_atomic(path, _header(data, {**metadata, **hashes}) + body)
+
+
+def read_kohya(
+    path: Path, module_paths: Iterable[str], *, architecture: str
+) -> dict[str, tuple[torch.Tensor, torch.Tensor, float]]:
+    """Module path -> (down, up, alpha) of the modules that the file adapts, out of `module_paths`.
+
+    `module_paths` are all that could be in it: `adaptable_paths(unet)`. A missing alpha is the rank (a scale of 1), as
+    every reader takes it. UserError when the file cannot be read, or with the name of the first key that belongs to
+    none of the modules, or of the first module that is not complete.
+    """
+    import safetensors.torch
+
+    try:
+        tensors = safetensors.torch.load_file(path)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise UserError(f"{path} is not a whole safetensors file ({error}): write or download it again.") from None
+    modules = {}
+    for module_path, name in kohya_unet_names(architecture, module_paths).items():
+        parts = [tensors.pop(name + suffix, None) for suffix in (DOWN, UP, ALPHA)]
+        if all(part is None for part in parts):
+            continue
+        down, up, alpha = parts
+        if down is None or up is None or down.shape[0] != up.shape[1]:
+            raise UserError(f"{path} holds no matching pair of matrices for {name}: write or download it again.")
+        modules[module_path] = (down, up, float(down.shape[0] if alpha is None else alpha.item()))
+    if tensors:
+        raise UserError(
+            f"{path} holds {min(tensors)}, which is no module of an {architecture} UNet in kohya's naming: "
+            "use an adapter that was trained for this architecture, without text encoders."
+        )
+    return modules
+
+
+def verify_saved(
+    path: Path, unet: nn.Module, *, architecture: str, state: Mapping[str, torch.Tensor], dtype: torch.dtype
+) -> None:
+    """Reloads a file that `save_adapter` wrote as diffusers' pipelines do, and compares it with the trained adapter.
+
+    It needs no base weights and takes about 1.5 s for SDXL. AdapterFileError names the first difference: a key that is
+    not one of ours, a module that diffusers drops or adds, a matrix that is not bit for bit the trained one cast to
+    `dtype`, or another scale. diffusers itself reports none of these.
+    """
+    from diffusers.loaders import StableDiffusionLoraLoaderMixin, StableDiffusionXLLoraLoaderMixin
+    from safetensors import SafetensorError, safe_open
+
+    trained = adapter_modules(unet)
+    names = kohya_unet_names(architecture, trained)
+    try:
+        with safe_open(path, "pt") as file:
+            keys = list(file.keys())
+    except (OSError, SafetensorError) as error:
+        raise AdapterFileError(f"{path} cannot be read back ({error})") from None
+    _require_same(path, "the key", keys, [name + suffix for name in names.values() for suffix in (DOWN, UP, ALPHA)])
+    # As the pipelines' load_lora_weights: only SDXL's passes the UNet's config, which turns on the renaming of blocks.
+    if architecture == "sdxl":
+        loader, config = StableDiffusionXLLoraLoaderMixin, {"unet_config": unet.config}
+    else:
+        loader, config = StableDiffusionLoraLoaderMixin, {}
+    tensors, alphas = loader.lora_state_dict(str(path), use_safetensors=True, local_files_only=True, **config)
+    bare = _weightless_unet(unet.config, dtype)
+    loader.load_lora_into_unet(tensors, network_alphas=alphas, unet=bare, adapter_name=ADAPTER, low_cpu_mem_usage=True)
+    loaded = adapter_modules(bare)
+    _require_same(path, "the module", loaded, trained)
+    for module_path, layer in loaded.items():
+        for matrix, module in (("lora_A", layer.lora_A[ADAPTER]), ("lora_B", layer.lora_B[ADAPTER])):
+            expected = state[f"{module_path}.{matrix}.weight"].detach().to("cpu", dtype)
+            if module.weight.dtype != dtype or not torch.equal(module.weight, expected):
+                raise AdapterFileError(f"{path}: {matrix} of {module_path} is not what was trained")
+        rank = trained[module_path].r[ADAPTER]
+        scale = torch.tensor(float(trained[module_path].lora_alpha[ADAPTER])).item() / rank
+        if layer.scaling[ADAPTER] != scale:
+            raise AdapterFileError(f"{path}: the scale of {module_path} is {layer.scaling[ADAPTER]}, not {scale}")
+
+
+def _weightless_unet(config: Mapping[str, Any], dtype: torch.dtype) -> nn.Module:
+    """A UNet that costs no memory: every parameter is one CPU number, expanded to the parameter's shape."""
+    from diffusers import UNet2DConditionModel
+
+    with torch.device("meta"):
+        unet = UNet2DConditionModel.from_config(config)
+    # Left on the meta device it would swallow the file: peft moves what it loads to the device and dtype of the layer
+    # that it belongs to. For the same reason the numbers have the file's dtype, so that loading casts nothing.
+    number = torch.zeros((), dtype=dtype)
+    for module in unet.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            setattr(module, name, nn.Parameter(number.expand(parameter.shape), requires_grad=False))
+    return unet
+
+
+def _require_same(path: Path, what: str, found: Iterable[str], expected: Iterable[str]) -> None:
+    extra, missing = set(found) - set(expected), set(expected) - set(found)
+    if extra:
+        raise AdapterFileError(f"{path}: {what} {min(extra)} should not be there")
+    if missing:
+        raise AdapterFileError(f"{path}: {what} {min(missing)} is missing")
+
+
+def _cast(state: Mapping[str, torch.Tensor], name: str, dtype: torch.dtype) -> torch.Tensor:
+    """The tensor on the CPU in `dtype`; UserError where that loses it (fp16 ends at 65,504)."""
+    tensor = state[name].detach().to("cpu", dtype).contiguous()
+    if not torch.isfinite(tensor).all():
+        raise UserError(
+            f"the adapter's {name} has values that {str(dtype).removeprefix('torch.')} cannot hold: look at the loss "
+            "curve, for it has most likely diverged, or set lora.save_dtype to float32."
+        )
+    return tensor
+
+
+def _header(data: bytes, metadata: Mapping[str, str]) -> bytes:
+    """The header of serialised safetensors with `metadata` in it, sorted: the library writes it in a random order."""
+    entries = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    text = json.dumps(
+        {"__metadata__": dict(sorted(metadata.items()))} | entries, separators=(",", ":"), ensure_ascii=False
+    ).encode()
+    text += b" " * (-len(text) % 8)  # the tensors begin at a multiple of 8 bytes
+    return len(text).to_bytes(8, "little") + text

@@ -1,0 +1,254 @@
+"""Checkpoints: the state of a run at a step, whole or not there, and checked before it is used.
+
+    checkpoints/step-00000120/state.pt        torch.save of plain tensors, dicts, lists and scalars
+    checkpoints/step-00000120/manifest.json   format, step, facts, each file's size and checksum, its own too
+
+A writer works in a hidden folder beside, syncs it, renames it. Hidden folders are what killed writers left.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sushi_research.errors import UserError
+from sushi_research.files import disk_error, fsync_file, fsync_folder, hidden_name, write_synced
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 1
+STATE = "state.pt"
+MANIFEST = "manifest.json"
+_NAME = re.compile(r"step-(\d{8,})")
+_HIDDEN = re.compile(r"\.step-\d{8,}\.[0-9a-f]{8}\.tmp")
+
+
+class DamagedCheckpoint(Exception):
+    """A checkpoint whose bytes are not those that were written; the message says what is wrong with it."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint whose files were all found and checked."""
+
+    path: Path
+    step: int
+    facts: dict[str, Any]
+
+    def load(self) -> dict[str, Any]:
+        """The saved state, tensors on the CPU; nothing but tensors and plain values can come out of it."""
+        return torch.load(self.path / STATE, map_location="cpu", weights_only=True)
+
+
+def save_checkpoint(folder: Path, step: int, state: dict[str, Any], facts: dict[str, Any], keep: int) -> Path:
+    """Save `state` as the checkpoint of `step`, keep the newest `keep` in `folder`, return the path.
+
+    `state` holds tensors, dicts, lists, tuples, numbers, strings, booleans and None, to any depth. `facts`
+    goes into the manifest as JSON: samples_seen, epoch, world, identity. One process writes.
+
+    A whole checkpoint of this step that is there already stays: resuming is exact, so it holds the same, and
+    replacing a folder cannot be done in one motion. A damaged one is replaced. Checkpoints of later steps are
+    removed: they were damaged when the run was continued from an earlier one, or it would stand at theirs.
+
+    Raises UserError when the disk refuses; the earlier checkpoints are then untouched.
+    """
+    assert keep >= 1, keep
+    _assert_plain(state, "state")
+    path = folder / f"step-{step:08d}"
+    temporary = hidden_name(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not _is_intact(path):
+            temporary.mkdir()
+            _write(temporary, step, state, facts)
+            if path.exists():
+                _remove(path)
+            os.rename(temporary, path)
+            fsync_folder(folder)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise disk_error(f"cannot save the checkpoint {path}", error) from error
+    _prune(folder, step, keep)
+    return path
+
+
+def latest_checkpoint(folder: Path) -> Checkpoint | None:
+    """The newest whole checkpoint in `folder`, every byte checked; None where none was ever finished.
+
+    Each newer one that is damaged is named in one warning, with what is used instead. What killed writers
+    left is removed, so only the holder of the run's lock may call this; others use `read_checkpoint`.
+
+    Raises UserError when checkpoints are there and all are damaged: starting afresh is the user's decision.
+    """
+    if not folder.is_dir():
+        return None
+    for entry in sorted(folder.iterdir()):
+        if _HIDDEN.fullmatch(entry.name):
+            try:
+                shutil.rmtree(entry)
+            except OSError as error:
+                raise disk_error(f"cannot remove {entry}, left by a killed run", error) from error
+    damaged: list[str] = []
+    for step in sorted(_steps(folder), reverse=True):
+        path = folder / f"step-{step:08d}"
+        try:
+            checkpoint = read_checkpoint(path)
+        except DamagedCheckpoint as damage:
+            damaged.append(f"checkpoint {path} is damaged ({damage})")
+            continue
+        for sentence in damaged:
+            logger.warning("%s; using %s instead", sentence, path.name)
+        return checkpoint
+    if damaged:
+        raise UserError(
+            f"{'; '.join(damaged)}: no whole checkpoint is left to continue from; "
+            f"delete {folder} to start this run afresh, or give another --run.name"
+        )
+    return None
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """The checkpoint in the folder `path`, every byte of it checked.
+
+    Raises DamagedCheckpoint, or UserError for a file that may not be read or a format of another version.
+    """
+    manifest = _read_manifest(path)
+    for name, expected in manifest["files"].items():
+        _check_size(path / name, expected["bytes"])
+        if _digest(path / name) != expected["blake2b"]:
+            raise DamagedCheckpoint(f"{name} no longer has the checksum {expected['blake2b']}")
+    return Checkpoint(path, manifest["step"], manifest["facts"])
+
+
+def _write(folder: Path, step: int, state: dict[str, Any], facts: dict[str, Any]) -> None:
+    with open(folder / STATE, "xb") as file:
+        try:
+            torch.save(state, file)
+        except RuntimeError as error:
+            # When a write fails, torch goes on to close its archive, fails over that, and hides the first error.
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
+        fsync_file(file)
+    entry = {"bytes": (folder / STATE).stat().st_size, "blake2b": _digest(folder / STATE)}
+    manifest = {"format": FORMAT, "step": step, "facts": facts, "files": {STATE: entry}}
+    manifest["blake2b"] = _manifest_digest(manifest)
+    write_synced(folder / MANIFEST, (json.dumps(manifest, indent=2, allow_nan=False) + "\n").encode())
+    fsync_folder(folder)
+
+
+def _prune(folder: Path, step: int, keep: int) -> None:
+    """Remove all but the newest `keep` checkpoints up to `step`; looks at sizes, not at checksums."""
+    kept = 0
+    for other in sorted(_steps(folder), reverse=True):
+        path = folder / f"step-{other:08d}"
+        if other <= step and kept < keep and _looks_whole(path):
+            kept += 1
+            continue
+        try:
+            _remove(path)
+        except OSError as error:
+            logger.warning("cannot remove the old checkpoint %s: %s", path, error.strerror or error)
+
+
+def _remove(path: Path) -> None:
+    """Hide, then delete: a kill in between leaves a hidden folder, never half a checkpoint under its name."""
+    hidden = hidden_name(path)
+    os.rename(path, hidden)
+    fsync_folder(path.parent)
+    shutil.rmtree(hidden)
+
+
+def _steps(folder: Path) -> list[int]:
+    matches = [_NAME.fullmatch(entry.name) for entry in folder.iterdir() if entry.is_dir()]
+    return [int(match[1]) for match in matches if match]
+
+
+def _is_intact(path: Path) -> bool:
+    """Whether every byte is what was written."""
+    try:
+        read_checkpoint(path)
+    except DamagedCheckpoint:
+        return False
+    return True
+
+
+def _looks_whole(path: Path) -> bool:
+    """Whether the manifest is right and every file has its size; reads no file but the manifest."""
+    try:
+        for name, expected in _read_manifest(path)["files"].items():
+            _check_size(path / name, expected["bytes"])
+    except DamagedCheckpoint:
+        return False
+    return True
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads((path / MANIFEST).read_bytes())
+        whole = manifest["blake2b"] == _manifest_digest(manifest)
+    except FileNotFoundError:
+        raise DamagedCheckpoint(f"{MANIFEST} is missing") from None
+    except PermissionError as error:
+        raise UserError(f"cannot read {error.filename}: {error.strerror}; make it readable") from error
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise DamagedCheckpoint(f"{MANIFEST} cannot be read: {error}") from error
+    if not whole or path.name != f"step-{manifest['step']:08d}":
+        raise DamagedCheckpoint(f"{MANIFEST} does not hold what was written")
+    if manifest["format"] != FORMAT:
+        raise UserError(
+            f"the checkpoint {path} has format {manifest['format']}, this version reads format {FORMAT}; "
+            "continue with the version that wrote it, or give another --run.name"
+        )
+    return manifest
+
+
+def _check_size(path: Path, expected: int) -> None:
+    if not path.is_file():
+        raise DamagedCheckpoint(f"{path.name} is missing")
+    if (size := path.stat().st_size) != expected:
+        raise DamagedCheckpoint(f"{path.name} has {size} bytes instead of {expected}")
+
+
+def _manifest_digest(manifest: dict[str, Any]) -> str:
+    """Checksum of the manifest without its own checksum, over one canonical spelling."""
+    content = {key: value for key, value in manifest.items() if key != "blake2b"}
+    return _blake2b(json.dumps(content, sort_keys=True, allow_nan=False).encode()).hexdigest()
+
+
+def _digest(path: Path) -> str:
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, _blake2b).hexdigest()
+    except PermissionError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}; make it readable") from error
+    except OSError as error:
+        raise DamagedCheckpoint(f"{path.name} cannot be read: {error.strerror or error}") from error
+
+
+def _blake2b(data: bytes = b"") -> Any:
+    return hashlib.blake2b(data, digest_size=16)
+
+
+def _assert_plain(value: Any, where: str) -> None:
+    """Only what `torch.load(weights_only=True)` gives back as it was."""
+    if type(value) in (dict, OrderedDict):
+        for key, item in value.items():
+            assert type(key) in (str, int), f"{where}: the key {key!r} is neither a string nor an integer"
+            _assert_plain(item, f"{where}[{key!r}]")
+    elif type(value) in (list, tuple):
+        for index, item in enumerate(value):
+            _assert_plain(item, f"{where}[{index}]")
+    else:
+        plain = (torch.Tensor, bool, int, float, str, type(None))
+        assert type(value) in plain, f"{where} is a {type(value).__name__}, not a tensor or a plain value"

@@ -1,0 +1,114 @@
+"""Filling the caches: pictures to VAE posteriors, captions to text embeddings; only what is missing is computed.
+
+Every picture and every caption is encoded alone: a VAE run on a batch of four gives other last bits (0.4 % of the fp16
+values), and what is stored must not depend on what was missing beside it. Storage is fp16; computation is fp32 unless the
+VAE declares itself safe in fp16 (`loading.vae_dtype`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from sushi_research import images
+from sushi_research.cache import Store, entry_key
+from sushi_research.errors import UserError
+from sushi_research.items import Item
+from sushi_research.progress import progress
+
+LATENT_TENSORS = ("mean", "std")
+# Raise it when decoding, resizing or what is stored changes: entries of another recipe are never read.
+RECIPE = 1
+
+
+def latent_key(item: Item, flip: bool, vae_hash: str, dtype: torch.dtype) -> str:
+    """The key of a picture's posterior: its bytes, the VAE's weights, and all that decides which pixels the VAE sees."""
+    place = item.placement
+    return entry_key(
+        recipe=RECIPE,
+        image=item.sample.image_hash,
+        vae=vae_hash,
+        dtype=str(dtype),
+        resized=[place.resized_height, place.resized_width],
+        crop=[place.crop_top, place.crop_left],
+        size=[place.height, place.width],
+        flip=flip,
+    )
+
+
+def text_key(caption: str, encoder_hashes: Sequence[str], settings: dict[str, Any]) -> str:
+    """The key of a caption's embedding: its text, the encoders' weights (tokenizers too), and which layer is taken."""
+    return entry_key(recipe=RECIPE, caption=caption, encoders=list(encoder_hashes), settings=settings)
+
+
+def missing_latents(
+    store: Store, items: Iterable[Item], flips: Sequence[bool], vae_hash: str, dtype: torch.dtype
+) -> list[tuple[str, Item, bool]]:
+    """(key, item, flip) of every posterior that the store lacks, each key once, in an order of content alone."""
+    wanted: dict[str, tuple[str, Item, bool]] = {}
+    for item in items:
+        for flip in flips:
+            key = latent_key(item, flip, vae_hash, dtype)
+            if key not in store:
+                wanted.setdefault(key, (key, item, flip))
+    return [wanted[key] for key in sorted(wanted)]
+
+
+def encode_latents(
+    store: Store, missing: Sequence[tuple[str, Item, bool]], vae: Any, *, rank: int = 0, world: int = 1
+) -> None:
+    """Encodes this process's share of `missing` and appends it to the store."""
+    mine = missing[rank::world]
+    bar = progress(mine, description="encoding images", unit="image", disable=rank > 0)
+    with store.writer() as writer:
+        for key, item, flip in bar:
+            pixels = images.resize_and_crop(images.decode(item.sample.read()), item.placement, flip)
+            mean, std = encode_image(vae, pixels)
+            if not (mean.isfinite().all() and std.isfinite().all()):
+                raise UserError(
+                    f"the VAE gives values that are not finite for {item.sample.name}: SDXL's original VAE does so in fp16, "
+                    "so use a VAE whose config does not wrongly say force_upcast: false, or remove the image."
+                )
+            metadata = {"image": item.sample.image_hash, "size": list(item.bucket), "flip": flip}
+            writer.add(key, {"mean": mean, "std": std}, metadata)
+
+
+@torch.no_grad()
+def encode_image(vae: Any, pixels: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    """(mean, std) of the VAE's posterior, each [4, H/8, W/8] float16 on the CPU, of one picture [H, W, 3] uint8.
+
+    Unscaled: the scaling factor is applied after a sample is drawn, as `AutoencoderKL.encode(...).latent_dist` leaves it.
+    """
+    picture = torch.tensor(pixels).to(vae.device).permute(2, 0, 1)[None].to(vae.dtype) / 127.5 - 1.0
+    posterior = vae.encode(picture).latent_dist
+    return posterior.mean[0].half().cpu(), posterior.std[0].half().cpu()
+
+
+def missing_captions(
+    store: Store, captions: Iterable[str], encoder_hashes: Sequence[str], settings: dict[str, Any]
+) -> list[tuple[str, str]]:
+    """(key, caption) of every distinct caption that the store lacks."""
+    wanted = {text_key(caption, encoder_hashes, settings): caption for caption in captions}
+    return sorted((key, caption) for key, caption in wanted.items() if key not in store)
+
+
+def encode_captions(
+    store: Store,
+    missing: Sequence[tuple[str, str]],
+    encode_caption: Callable[[str], tuple[dict[str, torch.Tensor], int]],
+    *,
+    rank: int = 0,
+    world: int = 1,
+) -> None:
+    """Encodes this process's share of `missing` with the model module's `encode_caption` and appends it, in fp16."""
+    mine = missing[rank::world]
+    with store.writer() as writer:
+        for key, caption in progress(mine, description="encoding captions", unit="caption", disable=rank > 0):
+            tensors, cut = encode_caption(caption)
+            halves = {name: tensor.half().cpu() for name, tensor in tensors.items()}
+            if not all(tensor.isfinite().all() for tensor in halves.values()):
+                raise UserError(f"the text encoder gives values that are not finite for the caption {caption!r}: check its files.")
+            writer.add(key, halves, {"caption": caption, "tokens_cut": cut})

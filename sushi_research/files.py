@@ -1,0 +1,77 @@
+"""Files that are either whole or not there: written beside, synced, renamed."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from pathlib import Path
+from typing import Any
+
+from sushi_research.errors import UserError
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Replace the file at `path` with `data`; a kill at any moment leaves the old bytes or the new.
+
+    The folder must exist. Raises UserError when the disk is full or the folder not writable; the old file
+    stays.
+    """
+    temporary = hidden_name(path)
+    try:
+        write_synced(temporary, data)
+        os.replace(temporary, path)
+        fsync_folder(path.parent)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise disk_error(f"cannot write {path}", error) from error
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write `content` as readable, strict JSON, atomically.
+
+    NaN and infinity raise ValueError: they are not JSON. File names that are not valid Unicode survive.
+    """
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    # A name with undecodable bytes holds lone surrogates; backslashreplace writes them as JSON's own \udcXX.
+    write_atomic(path, text.encode("utf-8", "backslashreplace"))
+
+
+def write_synced(path: Path, data: bytes) -> None:
+    """Create the new file `path` with `data` and wait until the bytes are on the disk. Raises OSError."""
+    with open(path, "xb") as file:
+        file.write(data)
+        fsync_file(file)
+
+
+def fsync_file(file: Any) -> None:
+    """Wait until everything written to the open `file` is on the disk. Raises OSError."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def fsync_folder(folder: Path) -> None:
+    """Wait until the names in `folder` (files created, renamed, removed) are on the disk. Raises OSError.
+
+    Windows cannot open a folder for this; there the rename alone has to do.
+    """
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def hidden_name(path: Path) -> Path:
+    """A new hidden name beside `path`, on the same file system: `.<name>.<8 random hex digits>.tmp`."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+
+
+def disk_error(what: str, error: OSError) -> UserError:
+    """The sentence for a write that the disk refused: `what` failed, why, and what to do."""
+    return UserError(
+        f"{what}: {error.strerror or error}; free some space or make the folder writable, "
+        "then run the same command again: what was written before is intact"
+    )

@@ -1,0 +1,122 @@
+"""The pictures of a run: the same prompts and seeds at step 0, on the way and at the end, in one grid.
+
+    samples/step-00000250/00-seed0.png    one picture
+    samples/step-00000250.png             the step's pictures
+    samples/progress.png                  every prompt and seed as a row, the steps as columns
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from accelerate import Accelerator
+from PIL import Image
+
+from sushi_research import pictures, preparation, sampling, tracking
+from sushi_research.config import TrainingConfig
+from sushi_research.models import loading
+from sushi_research.preparation import Caches
+from sushi_research.run_folder import RunFolder
+
+_STEP = re.compile(r"step-(\d{8,})")
+MOST_COLUMNS = 8
+
+
+def draw(
+    config: TrainingConfig,
+    run: RunFolder,
+    base: loading.Base,
+    model: ModuleType,
+    caches: Caches,
+    prompts: Sequence[str],
+    unet: Any,
+    step: int,
+    accelerator: Accelerator,
+) -> None:
+    """Draws every prompt with every seed from the UNet as it stands at `step`; the main process draws, the others wait.
+
+    Randomness comes from the seeds alone and the training's own streams are not touched, so drawing changes no result.
+    """
+    if accelerator.is_main_process and config.sample.enabled:
+        folder = run.samples / f"step-{step:08d}"
+        folder.mkdir(parents=True, exist_ok=True)
+        negative = caches.text(config.sample.negative_prompt)
+        if not config.sample.negative_prompt:
+            negative = sampling.unconditional(negative, _force_zeros(base))
+        latents = sampling.draw_latents(
+            model.PIPELINE,
+            base,
+            unet,
+            [caches.text(prompt) for prompt in prompts],
+            negative,
+            seeds=config.sample.seeds,
+            steps=config.sample.steps,
+            guidance=config.sample.guidance,
+            height=config.sample.height or config.data.resolution,
+            width=config.sample.width or config.data.resolution,
+        )
+        vae = loading.load_vae(base, caches.vae_dtype, accelerator.device)
+        drawn = sampling.decode(vae, latents, model.SCALING_FACTOR)
+        del vae
+        preparation.free_memory()
+        rows = _rows(config, prompts)
+        for (name, _), picture in zip(rows, drawn, strict=True):
+            picture.save(folder / name)
+        labels = [label for _, label in rows]
+        sheet = run.samples / f"{folder.name}.png"
+        pictures.grid([[picture] for picture in drawn], labels, [f"step {step}"]).save(sheet)
+        progress_grid(run.samples, rows).save(run.samples / "progress.png")
+        tracking.log_images(accelerator, "samples", [folder / name for name, _ in rows], labels, step)
+        tracking.log_images(accelerator, "progress", [run.samples / "progress.png"], [f"up to step {step}"], step)
+    accelerator.wait_for_everyone()
+
+
+def progress_grid(folder: Path, rows: Sequence[tuple[str, str]]) -> Image.Image:
+    """The grid of all steps drawn so far: `rows` are (file name, label); at most eight steps, the first and last among them."""
+    steps = [step for step in _steps(folder) if all((folder / f"step-{step:08d}" / name).is_file() for name, _ in rows)]
+    if len(steps) > MOST_COLUMNS:
+        spaced = {round(i * (len(steps) - 1) / (MOST_COLUMNS - 1)) for i in range(MOST_COLUMNS)}
+        steps = [steps[index] for index in sorted(spaced)]
+    cells = []
+    for name, _ in rows:
+        cells.append([])
+        for step in steps:
+            with Image.open(folder / f"step-{step:08d}" / name) as picture:
+                cells[-1].append(picture.convert("RGB"))
+    return pictures.grid(cells, [label for _, label in rows], [f"step {step}" for step in steps])
+
+
+def cut_back(folder: Path, step: int) -> None:
+    """Removes pictures of steps after `step`, where the run goes on."""
+    for later in _steps(folder):
+        if later > step:
+            shutil.rmtree(folder / f"step-{later:08d}")
+            (folder / f"step-{later:08d}.png").unlink(missing_ok=True)
+
+
+def _steps(folder: Path) -> list[int]:
+    if not folder.is_dir():
+        return []
+    found = (_STEP.fullmatch(path.name) for path in folder.iterdir() if path.is_dir())
+    return sorted(int(match[1]) for match in found if match)
+
+
+def _rows(config: TrainingConfig, prompts: Sequence[str]) -> list[tuple[str, str]]:
+    """(file name, label) of each picture, prompts outermost, as `sampling.draw_latents` orders them."""
+    seeds = config.sample.seeds
+    return [
+        (f"{number:02d}-seed{seed}.png", prompt if len(seeds) == 1 else f"{prompt} (seed {seed})")
+        for number, prompt in enumerate(prompts)
+        for seed in seeds
+    ]
+
+
+def _force_zeros(base: loading.Base) -> bool:
+    index = json.loads((base.folder / "model_index.json").read_text())
+    return bool(index.get("force_zeros_for_empty_prompt", False))

@@ -1,0 +1,123 @@
+"""From the bytes of an image file to the pixels that the VAE sees."""
+
+from __future__ import annotations
+
+import io
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+
+from sushi_research.buckets import Placement
+
+# Where Pillow, as it comes, raises an error instead of its warning (twice its MAX_IMAGE_PIXELS): 13,377 x 13,377.
+MAX_PIXELS = 178_956_970
+# What image data sets hold. Pillow reads more formats, some (EPS) by starting other programs.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+
+
+class BadImage(ValueError):
+    """An image that cannot be used; `reason` says why in a few words."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+def decode(data: bytes) -> Image.Image:
+    """The picture in the bytes of an image file: 8-bit RGB, upright (by its EXIF), opaque (over white).
+
+    16-bit grey is scaled to 8 bits; CMYK, palettes and so on are converted; of a phone's multi-picture JPEG the
+    main picture is taken. All pixels are decoded. Safe to call from several threads at once.
+
+    Raises BadImage for anything but one whole picture of at most MAX_PIXELS (judged by its header alone).
+    """
+    if not data:
+        raise BadImage("the file is empty")
+    with _strict_pillow():
+        try:
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+            width, height = image.size
+            if width * height > MAX_PIXELS:
+                raise BadImage(f"decompression bomb: {width}x{height} pixels is over the limit of {MAX_PIXELS} pixels")
+            # Formats that hold one picture have no n_frames. The further frames of an MPO are previews.
+            frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+            if frames > 1:
+                raise BadImage(f"animated or many pages ({frames} frames): use a still image")
+            ImageOps.exif_transpose(image, in_place=True)
+            return _opaque_rgb(image)
+        except (BadImage, MemoryError):
+            raise
+        except UnidentifiedImageError:
+            raise BadImage("not an image that Pillow can read as JPEG, PNG, WebP, BMP, GIF or TIFF") from None
+        except Exception as error:  # on damaged bytes Pillow's decoders raise nearly every kind of exception
+            kind = "truncated" if "truncated" in str(error).lower() else "damaged"
+            raise BadImage(f"{kind}: {str(error) or type(error).__name__}") from error
+
+
+def resize_and_crop(image: Image.Image, placement: Placement, flip: bool) -> np.ndarray:
+    """A decoded image at its bucket's size, uint8 [height, width, 3]: Lanczos, cut, then mirrored if `flip`."""
+    assert image.mode == "RGB", image.mode
+    assert image.size == (placement.original_width, placement.original_height), (image.size, placement)
+    size = (placement.resized_width, placement.resized_height)
+    resized = image.resize(size, Image.Resampling.LANCZOS, reducing_gap=None)
+    left, top = placement.crop_left, placement.crop_top
+    pixels = np.asarray(resized.crop((left, top, left + placement.width, top + placement.height)))
+    return np.ascontiguousarray(pixels[:, ::-1] if flip else pixels)
+
+
+def _opaque_rgb(image: Image.Image) -> Image.Image:
+    """An image of any mode as RGB over white; decodes it where that is still to be done."""
+    if image.mode == "F":
+        raise BadImage("floating-point pixels: save it with 8 bits per channel")
+    if image.mode.startswith("I"):
+        image = _eight_bit_grey(image)
+    if image.has_transparency_data:
+        white = Image.new("RGBA", image.size, "white")
+        white.alpha_composite(image.convert("RGBA"))
+        image = white
+    return image.convert("RGB")
+
+
+def _eight_bit_grey(image: Image.Image) -> Image.Image:
+    """A 16-bit grey image as L, or as LA where one grey value stands for transparent.
+
+    Each value becomes round(value * 255 / 65535), the PNG specification's sample depth rescaling; Pillow's own
+    `convert` cuts at 255 instead.
+    """
+    values = np.asarray(image).astype(np.int32)
+    if values.min() < 0 or values.max() > 65535:
+        raise BadImage("pixels of more than 16 bits: save it with 8 bits per channel")
+    grey = Image.fromarray(((values + 128) // 257).astype(np.uint8))
+    if "transparency" not in image.info:
+        return grey
+    alpha = np.where(values == image.info["transparency"], 0, 255).astype(np.uint8)
+    return Image.merge("LA", (grey, Image.fromarray(alpha)))
+
+
+_lock = threading.Lock()
+_users = 0
+_settings_before: tuple[bool, int | None] = (False, None)
+
+
+@contextmanager
+def _strict_pillow() -> Iterator[None]:
+    """While any thread is inside, Pillow refuses truncated files and leaves the size limit (and warnings) to us.
+
+    These settings are process-wide in Pillow: the first thread in changes them, the last one out puts them back.
+    """
+    global _users, _settings_before
+    with _lock:
+        if _users == 0:
+            _settings_before = (ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS)
+            ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS = False, None
+        _users += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _users -= 1
+            if _users == 0:
+                ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS = _settings_before

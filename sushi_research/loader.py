@@ -1,0 +1,135 @@
+"""From the caches to micro-batches on the device, one step ahead of the training in a background thread."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from sushi_research import conditioning, encode, randomness
+from sushi_research.items import Item
+from sushi_research.preparation import Caches
+from sushi_research.sampler import Draw, Sampler
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A micro-batch: B samples of one bucket. What the caches hold, and random draws that are functions of the sample.
+
+    `mean`, `std` [B, 4, h, w] of the VAE posterior; `text` by name, [B, ...]; `time_ids` [B, 6] fp32; `names` of the files.
+    """
+
+    mean: torch.Tensor
+    std: torch.Tensor
+    text: dict[str, torch.Tensor]
+    time_ids: torch.Tensor
+    names: tuple[str, ...]
+    keys: tuple[tuple[int, str, int], ...]
+    seed: int
+    device: torch.device
+    drawn: dict[str, torch.Tensor] = field(repr=False)
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def normal(self, purpose: str, shape: tuple[int, ...] | None = None) -> torch.Tensor:
+        """Standard normal noise [B, *shape] fp32 (default: the latents' shape), each sample's own stream (design rule 4)."""
+        if shape is None and purpose in self.drawn:
+            return self.drawn[purpose]
+        return _normal(self.seed, purpose, self.keys, shape or tuple(self.mean.shape[1:])).to(self.device)
+
+    def integers(self, purpose: str, high: int) -> torch.Tensor:
+        """Uniform integers [B] int64 in [0, high), one stream per sample."""
+        values = [randomness.integer(self.seed, purpose, *key, high=high) for key in self.keys]
+        return torch.tensor(values, device=self.device)
+
+
+def _normal(seed: int, purpose: str, keys: Sequence[tuple[int, str, int]], shape: tuple[int, ...]) -> torch.Tensor:
+    return torch.from_numpy(np.stack([randomness.normal(seed, purpose, *key, shape=shape) for key in keys]))
+
+
+def is_flipped(seed: int, probability: float, epoch: int, item: Item) -> bool:
+    """Whether an item is mirrored in an epoch."""
+    return probability > 0 and randomness.uniform(seed, "flip", epoch, *item.identity) < probability
+
+
+class Loader:
+    """Micro-batches of this process, step by step, read and drawn one step ahead.
+
+    `ahead` names the noises of the latents' shape to draw in the background.
+    """
+
+    def __init__(
+        self,
+        items: Sequence[Item],
+        sampler: Sampler,
+        caches: Caches,
+        *,
+        batch_size: int,
+        rank: int,
+        world: int,
+        device: torch.device,
+        flip: float = 0.0,
+        time_ids: str = "image",
+        ahead: Sequence[str] = (),
+    ) -> None:
+        self.items, self.sampler = items, sampler
+        self.caches = caches
+        self.batch_size, self.rank, self.world, self.device = batch_size, rank, world, device
+        self.flip, self.time_ids, self.ahead = flip, time_ids, tuple(ahead)
+        self._waited = 0.0
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="loader")
+        self._next: tuple[int, Future[list[Batch]]] | None = None
+
+    def step(self, step: int) -> Iterator[Batch]:
+        """The micro-batches of step `step` (from 0) on the device; the next step is prepared meanwhile."""
+        start = time.perf_counter()
+        if self._next is None or self._next[0] != step:
+            self._next = (step, self._pool.submit(self._prepare, step))
+        batches = self._next[1].result()
+        self._next = (step + 1, self._pool.submit(self._prepare, step + 1))
+        self._waited += time.perf_counter() - start
+        yield from batches
+
+    def take_waited(self) -> float:
+        """The seconds that training waited for data since the last call."""
+        waited, self._waited = self._waited, 0.0
+        return waited
+
+    def close(self) -> None:
+        """Stops the background thread."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _prepare(self, step: int) -> list[Batch]:
+        return [self._batch(draws) for draws in self.sampler.share(step, self.batch_size, self.rank, self.world)]
+
+    def _batch(self, draws: Sequence[Draw]) -> Batch:
+        items = [self.items[draw.index] for draw in draws]
+        flips = [is_flipped(self.sampler.seed, self.flip, draw.epoch, self.items[draw.index]) for draw in draws]
+        keys_and_flips = zip(items, flips, strict=True)
+        rows = self.caches.latents.get_many([self.caches.latent_key(item, flip) for item, flip in keys_and_flips])
+        texts = [self.caches.text(item.sample.caption) for item in items]
+        keys = tuple((draw.epoch, *item.identity) for draw, item in zip(draws, items, strict=True))
+        mean, std = (torch.stack([row[name] for row in rows]) for name in encode.LATENT_TENSORS)
+        ids = [i.placement.time_ids(flip, self.time_ids) for i, flip in zip(items, flips, strict=True)]
+        seed = self.sampler.seed
+        return Batch(
+            mean=self._to_device(mean),
+            std=self._to_device(std),
+            text={name: self._to_device(torch.stack([row[name] for row in texts])) for name in texts[0]},
+            time_ids=self._to_device(conditioning.time_ids(ids)),
+            names=tuple(item.sample.name for item in items),
+            keys=keys,
+            seed=seed,
+            device=self.device,
+            drawn={p: self._to_device(_normal(seed, p, keys, tuple(mean.shape[1:]))) for p in self.ahead},
+        )
+
+    def _to_device(self, tensor: torch.Tensor) -> torch.Tensor:
+        if self.device.type != "cuda":
+            return tensor.to(self.device)
+        return tensor.pin_memory().to(self.device, non_blocking=True)

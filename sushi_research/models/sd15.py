@@ -1,0 +1,54 @@
+"""Stable Diffusion 1.5: what is true of it, whoever trains it. The reference page is docs/models/sd15.md."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from sushi_research import conditioning
+from sushi_research.models import detect, loading
+
+NAME = "sd15"
+SCALING_FACTOR = 0.18215
+TEXT_ENCODERS = ("text_encoder",)
+# The columns of a row in the text cache, and their shapes at the real size: hidden [77, 768].
+TEXT_TENSORS = ("hidden",)
+# The keys of the config's model section that decide how a caption is encoded.
+TEXT_SETTINGS = ("clip_skip",)
+# The class of diffusers that draws with it.
+PIPELINE = "StableDiffusionPipeline"
+
+
+@dataclass(frozen=True)
+class Text:
+    """The tokenizer and the frozen text encoder (CLIP ViT-L/14), in float32."""
+
+    tokenizer: Any
+    encoder: Any
+
+
+def text_shapes(base: loading.Base) -> dict[str, tuple[int, ...]]:
+    """The shapes of a caption's tensors for this base: {"hidden": (77, 768)} at the real size."""
+    return {"hidden": (77, detect.read_config(base.folder, "unet")["cross_attention_dim"])}
+
+
+def load_text(base: loading.Base, device: torch.device) -> Text:
+    """Loads what encodes captions; free it when done."""
+    return Text(*loading.load_text_encoder(base, "text_encoder", "CLIPTextModel", device))
+
+
+def encode_caption(text: Text, caption: str, *, clip_skip: int = 1) -> tuple[dict[str, torch.Tensor], int]:
+    """({"hidden": [77, 768] fp32}, tokens cut) of one caption."""
+    tokens = conditioning.tokenize(text.tokenizer, [caption])
+    hidden = conditioning.encode_one(text.encoder, tokens.ids, clip_skip)
+    return {"hidden": hidden[0]}, tokens.cut[0]
+
+
+def predict(
+    unet: Any, noisy: torch.Tensor, timesteps: torch.Tensor, text: dict[str, torch.Tensor]
+) -> torch.Tensor:
+    """The UNet's prediction [B, 4, H/8, W/8] in its own dtype; `text["hidden"]` [B, 77, 768]. """
+    hidden = text["hidden"].to(unet.dtype)
+    return unet(noisy.to(unet.dtype), timesteps, encoder_hidden_states=hidden, return_dict=False)[0]

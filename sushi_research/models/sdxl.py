@@ -1,0 +1,73 @@
+"""SDXL base: what is true of it, whoever trains it. The reference page is docs/models/sdxl.md."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from sushi_research import conditioning
+from sushi_research.models import detect, loading
+
+NAME = "sdxl"
+SCALING_FACTOR = 0.13025
+TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
+# The columns of a row in the text cache, and their shapes at the real size: hidden [77, 2048], pooled [1280].
+TEXT_TENSORS = ("hidden", "pooled")
+# The keys of the config's model section that decide how a caption is encoded.
+TEXT_SETTINGS = ("text_encoder_1_layer",)
+# The class of diffusers that draws with it.
+PIPELINE = "StableDiffusionXLPipeline"
+
+
+@dataclass(frozen=True)
+class Text:
+    """Both tokenizers and frozen text encoders (CLIP ViT-L/14 and OpenCLIP ViT-bigG/14), in float32."""
+
+    tokenizer_1: Any
+    encoder_1: Any
+    tokenizer_2: Any
+    encoder_2: Any
+
+
+def text_shapes(base: loading.Base) -> dict[str, tuple[int, ...]]:
+    """The shapes of a caption's tensors for this base: {"hidden": (77, 2048), "pooled": (1280,)} at the real size."""
+    width = detect.read_config(base.folder, "unet")["cross_attention_dim"]
+    return {"hidden": (77, width), "pooled": (detect.read_config(base.folder, "text_encoder_2")["projection_dim"],)}
+
+
+def load_text(base: loading.Base, device: torch.device) -> Text:
+    """Loads what encodes captions; free it when done."""
+    # The second must be the class with the projection: without it there is no pooled output.
+    return Text(
+        *loading.load_text_encoder(base, "text_encoder", "CLIPTextModel", device),
+        *loading.load_text_encoder(base, "text_encoder_2", "CLIPTextModelWithProjection", device),
+    )
+
+
+def encode_caption(
+    text: Text, caption: str, *, text_encoder_1_layer: str = "penultimate"
+) -> tuple[dict[str, torch.Tensor], int]:
+    """({"hidden": [77, 2048] fp32, "pooled": [1280] fp32}, tokens cut) of one caption."""
+    first = conditioning.tokenize(text.tokenizer_1, [caption])
+    second = conditioning.tokenize(text.tokenizer_2, [caption])
+    hidden, pooled = conditioning.encode_two(
+        text.encoder_1, text.encoder_2, first.ids, second.ids, text_encoder_1_layer
+    )
+    return {"hidden": hidden[0], "pooled": pooled[0]}, max(first.cut[0], second.cut[0])
+
+
+def predict(
+    unet: Any, noisy: torch.Tensor, timesteps: torch.Tensor, text: dict[str, torch.Tensor], time_ids: torch.Tensor
+) -> torch.Tensor:
+    """The UNet's prediction [B, 4, H/8, W/8] in its own dtype.
+
+    `text`: "hidden" [B, 77, 2048] and "pooled" [B, 1280]; `time_ids` [B, 6] float32 (the UNet embeds the sizes in float32).
+    """
+    assert time_ids.dtype == torch.float32
+    added = {"text_embeds": text["pooled"].to(unet.dtype), "time_ids": time_ids}
+    hidden = text["hidden"].to(unet.dtype)
+    return unet(
+        noisy.to(unet.dtype), timesteps, encoder_hidden_states=hidden, added_cond_kwargs=added, return_dict=False
+    )[0]

@@ -1,0 +1,92 @@
+"""What people would rather look at than read: labelled grids of samples, and the curves of a run."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageDraw, ImageFont
+
+MARGIN = 8
+# Small pictures are shown larger, so that a grid of them can be looked at.
+SMALLEST_CELL = 160
+
+
+def grid(rows: Sequence[Sequence[Image.Image]], row_labels: Sequence[str], column_labels: Sequence[str]) -> Image.Image:
+    """One picture of many: every row with its label at the left, every column with its label on top.
+
+    Cells are as large as the largest picture (at least 160 pixels wide); a picture keeps its aspect.
+    """
+    assert len(rows) == len(row_labels) and all(len(row) == len(column_labels) for row in rows)
+    widest = max(picture.width for row in rows for picture in row)
+    scale = max(1, -(-SMALLEST_CELL // widest))
+    cell_width = widest * scale
+    cell_height = max(picture.height for row in rows for picture in row) * scale
+    font = ImageFont.load_default(size=max(12, cell_width // 14))
+    line = font.size * 5 // 4
+    label_width = max(cell_width, 10 * font.size)
+    top = 2 * MARGIN + line
+    width = label_width + len(column_labels) * (cell_width + MARGIN) + MARGIN
+    sheet = Image.new("RGB", (width, top + len(rows) * (cell_height + MARGIN)), "white")
+    draw = ImageDraw.Draw(sheet)
+    for column, label in enumerate(column_labels):
+        left = label_width + MARGIN + column * (cell_width + MARGIN)
+        draw.text((left + cell_width / 2, MARGIN), label, fill="black", font=font, anchor="ma")
+    characters = max(8, int(label_width / (font.size * 0.55)))
+    for number, (row, label) in enumerate(zip(rows, row_labels, strict=True)):
+        upper = top + number * (cell_height + MARGIN)
+        lines = textwrap.wrap(label, characters)[: max(1, cell_height // line)]
+        draw.multiline_text((MARGIN, upper), "\n".join(lines), fill="black", font=font)
+        for column, picture in enumerate(row):
+            left = label_width + MARGIN + column * (cell_width + MARGIN)
+            resample = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS
+            sheet.paste(picture.resize((picture.width * scale, picture.height * scale), resample), (left, upper))
+    return sheet
+
+
+def curves(records: Sequence[dict[str, Any]], path: Path, title: str) -> None:
+    """Draws a run's curves from its metrics: loss (raw and smoothed), loss by timestep quarter, learning rate, grad norm."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    steps = [record["step"] for record in records]
+    figure = Figure(figsize=(10, 7), layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(title)
+    loss, quarters, rate, norm = figure.subplots(2, 2).flat
+    raw = [record["loss"] for record in records]
+    loss.plot(steps, raw, color="lightsteelblue", linewidth=0.8, label="each step")
+    loss.plot(steps, smooth(raw), color="tab:blue", label="smoothed")
+    loss.set_title("loss")
+    loss.legend()
+    for quarter in range(4):
+        name = f"loss_quarter/{quarter}"
+        x, y = _points(records, name)
+        quarters.plot(x, smooth(y), label=f"t {250 * quarter}-{250 * quarter + 249}")
+    quarters.legend()
+    quarters.set_title("loss by timestep, smoothed")
+    rate.plot(steps, [record["lr"] for record in records])
+    rate.set_title("learning rate")
+    norm.plot(*_points(records, "grad_norm"), linewidth=0.8)
+    norm.set_title("gradient norm")
+    for axes in (loss, quarters, rate, norm):
+        axes.set_xlabel("optimizer step")
+        axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=110)
+
+
+def _points(records: Sequence[dict[str, Any]], name: str) -> tuple[list[int], list[float]]:
+    """The steps that have a value of `name`, and the values: a step may have no sample in a quarter, or no finite norm."""
+    found = [(record["step"], record[name]) for record in records if record[name] is not None]
+    return [step for step, _ in found], [value for _, value in found]
+
+
+def smooth(values: Sequence[float], factor: float = 0.95) -> list[float]:
+    """Exponential moving average without the bias of its start (Adam's correction): each value weighs its own past only."""
+    smoothed, average = [], 0.0
+    for count, value in enumerate(values, start=1):
+        average = factor * average + (1 - factor) * value
+        smoothed.append(average / (1 - factor**count))
+    return smoothed

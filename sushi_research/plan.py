@@ -1,0 +1,146 @@
+"""The plan: what a run will do, in numbers, before it does it."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from types import ModuleType
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from sushi_research import adapter, conditioning
+from sushi_research.config import TrainingConfig
+from sushi_research.items import Item
+from sushi_research.models import loading
+from sushi_research.precision import dtype_policy
+from sushi_research.preparation import Caches, Data
+from sushi_research.sampler import Sampler
+
+
+def steps_of(steps: int | None, epochs: int | None, items: int, samples_per_step: int) -> int:
+    """The optimizer steps of a run: given, or the whole steps that show every item at least `epochs` times."""
+    return steps if steps is not None else -(-epochs * items // samples_per_step)
+
+
+def make_plan(
+    config: TrainingConfig,
+    base: loading.Base,
+    model: ModuleType,
+    data: Data,
+    sampler: Sampler,
+    caches: Caches,
+    captions: Sequence[str],
+    precision: str,
+    accelerator: Accelerator,
+) -> dict[str, Any]:
+    """The plan as plain numbers (plan.json); the main process prints it too."""
+    items, group = data.items, sampler.samples_per_step
+    steps = steps_of(config.train.steps, config.train.epochs, len(items), group)
+    # One epoch tells the fill of them all: epochs differ in their order and in where their tail falls.
+    epoch_steps = range(min(steps, max(1, len(items) // group)))
+    micro_batches = sum(len(sampler.micro_batches(step, config.train.batch_size)) for step in epoch_steps)
+    entries = {caches.latent_key(item, flip): item.bucket for item in items for flip in caches.flips}
+    modules, parameters = count_adapter(base, config.lora.targets, config.lora.rank)
+    text_bytes = 2 * sum(math.prod(shape) for shape in model.text_shapes(base).values())
+    images = len({item.sample.name for item in items})
+    plan = {
+        "architecture": model.NAME,
+        "images": images,
+        "items_per_epoch": len(items),
+        "buckets": {f"{w}x{h}": count for (h, w), count in sorted(Counter(item.bucket for item in items).items())},
+        "left_out": [{"name": problem.name, "reason": problem.reason} for problem in data.left_out],
+        "captions_cut": captions_cut(base, model, items),
+        "samples_per_step": group,
+        "split": {
+            "batch_size": config.train.batch_size,
+            "accumulation": config.train.accumulation,
+            "processes": accelerator.num_processes,
+        },
+        "micro_batch_fill": round(len(epoch_steps) * group / (micro_batches * config.train.batch_size), 3),
+        "steps": steps,
+        "samples": steps * group,
+        "epochs": round(steps * group / len(items), 2),
+        "samples_per_image": round(steps * group / images, 1),
+        "trainable_parameters": parameters,
+        "adapter_modules": modules,
+        "dtypes": dtype_policy(precision, optimizer=config.optimizer.name, vae=caches.vae_dtype).describe(),
+        "cache": {
+            "images": {
+                "needed": len(entries),
+                "missing": len(caches.missing_latents(items)),
+                # Mean and standard deviation, 4 channels at an eighth of each side, 2 bytes a value.
+                "bytes": sum(2 * 4 * (height // 8) * (width // 8) * 2 for height, width in entries.values()),
+            },
+            "captions": {
+                "needed": len(captions),
+                "missing": len(caches.missing_captions(captions)),
+                "bytes": text_bytes * len(captions),
+            },
+        },
+    }
+    accelerator.print(describe_plan(plan))
+    return plan
+
+
+def captions_cut(base: loading.Base, model: ModuleType, items: Iterable[Item]) -> dict[str, int]:
+    """How many tokens beyond 77 each caption loses, for those that lose any."""
+    captions = sorted({item.sample.caption for item in items})
+    cut: dict[str, int] = {}
+    for name in model.TEXT_ENCODERS:
+        tokens = conditioning.tokenize(base.load_tokenizer(name), captions)
+        for caption, lost in zip(captions, tokens.cut, strict=True):
+            if lost:
+                cut[caption] = max(lost, cut.get(caption, 0))
+    return cut
+
+
+def count_adapter(base: loading.Base, targets: str | Sequence[str], rank: int) -> tuple[int, int]:
+    """(modules, trainable parameters) of an adapter: attached for a look to the base's UNet without its weights."""
+    from diffusers import UNet2DConditionModel
+
+    with torch.device("meta"):
+        unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(base.component("unet")))
+    adapter.attach(unet, targets=targets, rank=rank, alpha=rank, dropout=0.0, init="default", seed=0)
+    return len(adapter.adapter_modules(unet)), adapter.count_parameters(unet)
+
+
+def describe_plan(plan: dict[str, Any]) -> str:
+    """The plan as a person reads it."""
+    split, cache, dtypes = plan["split"], plan["cache"], plan["dtypes"]
+    buckets = ", ".join(f"{name} ({count})" for name, count in plan["buckets"].items())
+    lines = [
+        f"images       {plan['images']} ({plan['items_per_epoch']} per epoch with repeats)",
+        f"buckets      {len(plan['buckets'])}: {buckets}",
+        f"step         {plan['samples_per_step']} samples = batch {split['batch_size']} x accumulation "
+        f"{split['accumulation']} x processes {split['processes']}; micro-batches {plan['micro_batch_fill']:.0%} full",
+        f"length       {plan['steps']} optimizer steps = {plan['samples']} samples = {plan['epochs']} epochs; "
+        f"each image {plan['samples_per_image']} times",
+        f"adapter      {plan['adapter_modules']} modules, {plan['trainable_parameters']:,} trainable parameters",
+        f"precision    {dtypes['frozen UNet weights']} weights and activations, {dtypes['adapter, masters']} adapter masters, "
+        f"optimizer state {dtypes['optimizer state']}, {dtypes['VAE']} VAE",
+        f"cache        {cache['images']['missing']} of {cache['images']['needed']} image entries to encode "
+        f"({_size(cache['images']['bytes'])} in all), {cache['captions']['missing']} of "
+        f"{cache['captions']['needed']} captions ({_size(cache['captions']['bytes'])})",
+    ]
+    if plan["captions_cut"]:
+        worst = max(plan["captions_cut"].values())
+        lines.append(
+            f"captions     {len(plan['captions_cut'])} longer than 77 tokens are cut (the longest loses {worst}); see plan.json"
+        )
+    if plan["left_out"]:
+        lines.append(f"left out     {len(plan['left_out'])}:")
+        lines += [f"             {problem['name']}: {problem['reason']}" for problem in plan["left_out"][:10]]
+        if len(plan["left_out"]) > 10:
+            lines.append(f"             and {len(plan['left_out']) - 10} more, see plan.json")
+    return "\n".join(lines)
+
+
+def _size(count: int) -> str:
+    for unit in ("bytes", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}"
+        count /= 1024
+    return f"{count:.1f} GiB"

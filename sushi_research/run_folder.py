@@ -1,0 +1,205 @@
+"""The run folder: its files, who may write in them, and what running the same command again does.
+
+Decided in `decide`:
+
+- no checkpoint yet: nothing was learned, so the run begins, afresh if it had been tried;
+- the same identity: it continues from the newest whole checkpoint;
+- another identity: refused with every key that differs, for half a run with other settings is no experiment;
+- finished: nothing is done, and the command says so, unless train.steps or train.epochs has grown; then it
+  goes on from its last checkpoint. With a schedule whose shape depends on the length a warning says that the
+  earlier steps were taken at other learning rates than those of a run of the new length.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import secrets
+import socket
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Literal, NamedTuple
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+from sushi_research.errors import UserError
+from sushi_research.files import disk_error, write_json
+from sushi_research.identity import depends_on_length, require_same_run
+
+if TYPE_CHECKING:
+    from sushi_research.checkpoint import Checkpoint
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 1
+
+
+class Start(NamedTuple):
+    """What a launched command does in its run folder, in one sentence, and what else the user should know."""
+
+    action: Literal["begin", "continue", "nothing"]
+    sentence: str
+    warnings: list[str]
+
+
+def decide(
+    name: str,
+    record: dict[str, Any] | None,
+    checkpoint: Checkpoint | None,
+    identity: dict[str, Any],
+    steps: int,
+) -> Start:
+    """What running the command does, by the policy at the top of this file.
+
+    `record` is what run.json holds, `checkpoint` the newest whole one, `steps` the run's length in optimizer
+    steps. Raises UserError where the run cannot go on as asked.
+    """
+    if checkpoint is None:
+        if record is None:
+            return Start("begin", f"beginning the run {name}", [])
+        if record["finished_at"] is None:
+            sentence = f"beginning the run {name} afresh: its earlier start saved no checkpoint"
+            return Start("begin", sentence, [])
+        require_same_run(name, record["identity"], identity)
+        if steps > record["finished_at"]:
+            raise UserError(
+                f"the run {name} finished at step {record['finished_at']} and its checkpoints are gone, "
+                f"so it cannot go on to step {steps}; give another --run.name to train anew"
+            )
+        return _nothing_to_do(name, record["finished_at"])
+
+    if record is None:
+        raise UserError(
+            f"the run {name} has checkpoints but no run.json: restore that file, or give another --run.name"
+        )
+    require_same_run(name, record["identity"], identity)
+    require_same_run(name, checkpoint.facts["identity"], identity)
+    if record["finished_at"] is not None and steps <= record["finished_at"]:
+        return _nothing_to_do(name, record["finished_at"])
+    if checkpoint.step > steps:
+        raise UserError(
+            f"the run {name} stands at step {checkpoint.step}, past its end at step {steps}: "
+            "raise train.steps or train.epochs, or give another --run.name"
+        )
+    warnings = []
+    if steps != record["steps"] and depends_on_length(identity):
+        warnings.append(
+            f"the length changes from {record['steps']} to {steps} steps, on which the learning rate depends "
+            f"(schedule.name {identity['schedule.name']}): up to step {checkpoint.step} it was that of the old length"
+        )
+    return Start("continue", f"continuing the run {name} from step {checkpoint.step} of {steps}", warnings)
+
+
+class RunFolder:
+    """The paths and the record of one run. The process that opened it as the writer alone writes in it."""
+
+    def __init__(self, path: Path, lock: IO[str] | None) -> None:
+        self.path = path
+        self.name = path.name
+        self.config = path / "config.yaml"
+        self.plan = path / "plan.json"
+        self.data_report = path / "data_report.json"
+        self.metrics = path / "metrics.jsonl"
+        self.samples = path / "samples"
+        self.checkpoints = path / "checkpoints"
+        self.adapter = path / "adapter.safetensors"
+        self.provenance = path / "provenance.json"
+        self.run = path / "run.json"
+        self._lock = lock
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the lock back. The end of the process, however it comes, does the same."""
+        if self._lock is not None:
+            self._lock.close()
+
+    def record(self) -> dict[str, Any] | None:
+        """What run.json holds: format, identity, steps, finished_at, wandb_id; None before the run began."""
+        try:
+            record = json.loads(self.run.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            raise UserError(f"{self.run} is not JSON ({error}): restore it, or give another --run.name") from error
+        if record["format"] != FORMAT:
+            raise UserError(
+                f"{self.run} has format {record['format']}, this version reads format {FORMAT}: "
+                "continue with the version that wrote it, or give another --run.name"
+            )
+        return record
+
+    def mark_begun(self, identity: dict[str, Any], steps: int) -> dict[str, Any]:
+        """Record that a run begins, with a W&B id of its own; returns the record."""
+        record = {
+            "format": FORMAT,
+            "steps": steps,
+            "finished_at": None,
+            "wandb_id": secrets.token_hex(4),
+            "identity": identity,
+        }
+        write_json(self.run, record)
+        return record
+
+    def mark_continued(self, steps: int) -> dict[str, Any]:
+        """Record that the run goes on, to `steps` steps in all; returns the record."""
+        return self._update({"steps": steps, "finished_at": None})
+
+    def mark_finished(self, step: int) -> dict[str, Any]:
+        """Record that the run is done at `step`: the last act, when its adapter is written and checked."""
+        return self._update({"finished_at": step})
+
+    def _update(self, changes: dict[str, Any]) -> dict[str, Any]:
+        record = self.record()
+        assert record is not None, "the run never began"
+        record |= changes
+        write_json(self.run, record)
+        return record
+
+
+def open_run(folder: Path, name: str, writer: bool = True) -> RunFolder:
+    """The run folder `folder/name`, made where it is missing.
+
+    The writer, the main process, takes a lock that ends with its process; the run's other processes open with
+    `writer=False`. Raises UserError when the same run is open elsewhere, as when its command is launched
+    twice. Windows has no such lock; a network mount that has none gets a warning.
+    """
+    path = folder / name
+    if not writer:
+        return RunFolder(path, None)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock = open(path / ".lock", "a+", encoding="utf-8")
+    except OSError as error:
+        raise disk_error(f"cannot make the run folder {path}", error) from error
+    if fcntl is not None:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            holder = lock.read() or "another process"
+            lock.close()
+            raise UserError(
+                f"the run {path} is in use by {holder}: wait for it or stop it, or give another --run.name"
+            ) from None
+        except OSError as error:
+            logger.warning("%s cannot be locked (%s): do not launch this run twice", path, error.strerror)
+    lock.truncate(0)
+    lock.write(f"process {os.getpid()} on {socket.gethostname()}")
+    lock.flush()
+    return RunFolder(path, lock)
+
+
+def _nothing_to_do(name: str, step: int) -> Start:
+    sentence = (
+        f"the run {name} is finished, at step {step}: there is nothing to do; "
+        "raise train.steps or train.epochs to go on, or give another --run.name to train anew"
+    )
+    return Start("nothing", sentence, [])

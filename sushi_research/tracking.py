@@ -1,0 +1,257 @@
+"""Where the numbers go: metrics.jsonl, which is the record, and W&B and TensorBoard, which show it.
+
+The same keys everywhere, over the optimizer step. W&B has a step of its own that starts at 0 again when a run
+is continued, so `step` is logged as a value and made the axis of every chart; a continued run then continues
+its curves. In TensorBoard `step` is the axis as it is, and what an earlier process logged past the checkpoint
+is purged.
+
+Nothing here stops a training run: a tracker that fails is named and dropped, metrics.jsonl goes on. Only a
+disk that refuses metrics.jsonl itself is an error. All of it is the main process's work; elsewhere these
+functions do nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from sushi_research.errors import UserError
+from sushi_research.files import disk_error, fsync_file, write_atomic
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+logger = logging.getLogger(__name__)
+
+Values = dict[str, float | int | None]
+
+
+class MetricsFile:
+    """metrics.jsonl: one strict JSON object per logged step, `{"step": 120, "loss": 0.1, ...}`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def append(self, values: Values) -> None:
+        """Write one line. NaN and infinity raise ValueError (a loss that is neither stopped the run before); None is
+        "no value", as for a part of the loss that had no sample. Raises UserError when the disk is full."""
+        line = json.dumps(values, allow_nan=False) + "\n"
+        try:
+            with open(self.path, "ab") as file:
+                file.write(line.encode())
+        except OSError as error:
+            raise disk_error(f"cannot write {self.path}", error) from error
+
+    def sync(self) -> None:
+        """Wait until all lines are on the disk: before a checkpoint is saved, so that no step up to it is missing."""
+        if self.path.exists():
+            with open(self.path, "ab") as file:
+                fsync_file(file)
+
+    def read(self) -> list[dict[str, Any]]:
+        """All lines. A last line that was cut off while it was written is left out; any other damage is a UserError."""
+        if not self.path.exists():
+            return []
+        *lines, torn = self.path.read_bytes().split(b"\n")  # what follows the last newline was never finished
+        records = []
+        for number, line in enumerate(lines, 1):
+            try:
+                records.append(json.loads(line))
+            except ValueError as error:
+                raise UserError(
+                    f"{self.path}, line {number} is not JSON: remove that line, then run the same command again"
+                ) from error
+        return records
+
+    def cut_back(self, step: int) -> None:
+        """Drop what was logged after `step`, where the run goes on, and a torn last line; -1 drops everything."""
+        if self.path.exists():
+            kept = [json.dumps(record, allow_nan=False) + "\n" for record in self.read() if record["step"] <= step]
+            write_atomic(self.path, "".join(kept).encode())
+
+
+class Trackers(NamedTuple):
+    """Which of accelerate's trackers a run uses, how W&B runs, and one sentence about it for the terminal."""
+
+    names: list[str]
+    wandb_mode: str | None  # online, offline, or None without W&B
+    may_fall_back: bool  # from online to offline, when W&B cannot be reached and nobody asked for online
+    notice: str
+
+
+def resolve_trackers(wandb_setting: str, tensorboard: bool) -> Trackers:
+    """What `tracking.wandb` (auto, online, offline or off) and `tracking.tensorboard` come to here.
+
+    `auto` follows WANDB_MODE (or W&B's settings file) where that says offline or disabled; otherwise it is
+    online when W&B finds credentials (WANDB_API_KEY, netrc, settings), else offline. Never asks anything, and
+    without credentials never touches the network. Raises UserError where `online` cannot be had.
+    """
+    mode, notice = _wandb_mode(wandb_setting)
+    names = (["wandb"] if mode else []) + (["tensorboard"] if tensorboard else [])
+    return Trackers(names, mode, wandb_setting == "auto", notice)
+
+
+def _wandb_mode(setting: str) -> tuple[str | None, str]:
+    if setting == "off":
+        return None, "W&B: off"
+    if setting == "offline":
+        return "offline", "W&B: offline"
+    import wandb
+
+    configured = wandb.setup().settings.mode
+    if configured in ("offline", "dryrun", "disabled"):
+        if setting == "online":
+            raise UserError(f"tracking.wandb is online but WANDB_MODE is {configured}: change one of them")
+        return (None, "W&B: off (WANDB_MODE)") if configured == "disabled" else ("offline", "W&B: offline (WANDB_MODE)")
+    try:
+        problem = None if wandb.login(prompt=False, verify=False) else "not logged in"
+    except wandb.errors.AuthenticationError as error:
+        problem = f"the credentials cannot be used: {error}"
+    if problem is None:
+        return "online", "W&B: online"
+    if setting == "online":
+        raise UserError(f"tracking.wandb is online but W&B is not ({problem}): run `wandb login`, or set it to offline")
+    return "offline", f"W&B: offline ({problem}; `wandb login` once, and later runs are online)"
+
+
+def start_trackers(
+    accelerator: Accelerator,
+    trackers: Trackers,
+    *,
+    folder: Path,
+    run_id: str,
+    name: str,
+    config: dict[str, Any],
+    project: str,
+    entity: str | None,
+    tags: Sequence[str],
+    step: int,
+) -> None:
+    """Start accelerate's trackers, with their files in `folder/wandb` and `folder/tensorboard`.
+
+    `run_id` names the run in W&B for good, so that a continued run adds to it; `wandb sync` joins the pieces
+    of an offline one. `config` is what the run is shown with: the config as a nested dict and nothing of the
+    environment. `step` is the checkpoint's, 0 at the beginning. Raises UserError when W&B was to be online
+    and cannot be reached.
+
+    The trackers are made here, and not by `Accelerator(log_with=...)`, because the run folder is known only
+    after the Accelerator is.
+    """
+    if not accelerator.is_main_process:
+        return
+    if "wandb" in trackers.names:
+        import wandb
+
+        assert trackers.wandb_mode is not None
+        options = {"id": run_id, "name": name, "config": config, "entity": entity, "tags": list(tags), "dir": folder}
+        try:
+            tracker = _start_wandb(project, trackers.wandb_mode, options)
+        except wandb.errors.Error as error:
+            if not trackers.may_fall_back:
+                raise UserError(
+                    f"W&B cannot be reached ({error}): try again, or set tracking.wandb to offline"
+                ) from error
+            logger.warning("W&B cannot be reached (%s): going on offline", error)
+            tracker = _start_wandb(project, "offline", options)
+        accelerator.trackers.append(tracker)
+    if "tensorboard" in trackers.names:
+        from accelerate.tracking import TensorBoardTracker
+
+        tensorboard = TensorBoardTracker("tensorboard", folder, purge_step=step + 1)
+        tensorboard.start()
+        # As text: accelerate's own hyperparameter record takes flat values only, and adds a run at each
+        # start.
+        tensorboard.writer.add_text("config", f"```\n{json.dumps(config, indent=2)}\n```", global_step=0)
+        accelerator.trackers.append(tensorboard)
+
+
+def _start_wandb(project: str, mode: str, options: dict[str, Any]) -> Any:
+    import wandb
+    from accelerate.tracking import WandBTracker
+
+    # No code and no diff of the user's working tree: they may hold anything; provenance.json has the commit.
+    settings = wandb.Settings(save_code=False, disable_code=True, quiet=mode == "offline")
+    tracker = WandBTracker(project, mode=mode, resume="allow", settings=settings, **options)
+    tracker.start()
+    tracker.run.define_metric("step")
+    tracker.run.define_metric("*", step_metric="step")
+    return tracker
+
+
+def log(accelerator: Accelerator, metrics: MetricsFile, values: Values, step: int) -> None:
+    """Log `values` of one optimizer step to metrics.jsonl and every tracker, under the same keys.
+
+    None, for "no value", is null in metrics.jsonl and left out elsewhere. Raises as `MetricsFile.append`
+    does.
+    """
+    if not accelerator.is_main_process:
+        return
+    assert "step" not in values
+    metrics.append({"step": step, **values})
+    numbers = {key: value for key, value in values.items() if value is not None}
+
+    def send(tracker: Any) -> None:
+        if tracker.name == "wandb":
+            tracker.log({"step": step, **numbers})
+        else:
+            tracker.log(numbers, step=step)
+
+    _each_tracker(accelerator, send)
+
+
+def log_images(accelerator: Accelerator, key: str, paths: Sequence[Path], captions: Sequence[str], step: int) -> None:
+    """Show picture files of one optimizer step, each with its caption, in every tracker."""
+
+    def send(tracker: Any) -> None:
+        if tracker.name == "wandb":
+            import wandb
+
+            images = [wandb.Image(str(path), caption=text) for path, text in zip(paths, captions, strict=True)]
+            tracker.log({"step": step, key: images})
+        else:
+            import numpy as np
+            from PIL import Image
+
+            for number, (path, text) in enumerate(zip(paths, captions, strict=True)):
+                with Image.open(path) as image:
+                    pixels = np.asarray(image.convert("RGB"))
+                tracker.writer.add_image(f"{key}/{number}", pixels, step, dataformats="HWC")
+                tracker.writer.add_text(f"{key}/{number}", text, step)
+
+    if accelerator.is_main_process:
+        _each_tracker(accelerator, send)
+
+
+def log_artifact(accelerator: Accelerator, kind: str, paths: Sequence[Path]) -> None:
+    """Store files in W&B as one artifact `<kind>-<run id>`, a new version each time. TensorBoard has no such thing."""
+
+    def send(tracker: Any) -> None:
+        if tracker.name == "wandb":
+            import wandb
+
+            artifact = wandb.Artifact(f"{kind}-{tracker.run.id}", type=kind)
+            for path in paths:
+                # Uploaded from where it lies: W&B would otherwise keep copies in the user's home folder.
+                artifact.add_file(str(path), policy="immutable", skip_cache=True)
+            tracker.run.log_artifact(artifact)
+
+    if accelerator.is_main_process:
+        _each_tracker(accelerator, send)
+
+
+def end_trackers(accelerator: Accelerator) -> None:
+    """Let every tracker finish: W&B uploads what is left. Call it last; nothing that it meets is an error any more."""
+    _each_tracker(accelerator, lambda tracker: tracker.finish())
+    accelerator.trackers.clear()
+
+
+def _each_tracker(accelerator: Accelerator, send: Callable[[Any], None]) -> None:
+    for tracker in list(accelerator.trackers):
+        try:
+            send(tracker)
+        except Exception as error:  # a tracker may fail in any way; the training must not
+            logger.warning("%s failed and is left out from here on (metrics.jsonl goes on): %s", tracker.name, error)
+            accelerator.trackers.remove(tracker)

@@ -1,0 +1,332 @@
+"""What every training script does around its step: start, the run folder, continuing, the step's sums, saving, finishing.
+
+The order of events is the script's; each function here is one of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+
+from sushi_research import (
+    adapter,
+    adapter_formats,
+    gallery,
+    identity,
+    pictures,
+    provenance,
+    randomness,
+    run_folder,
+    tracking,
+)
+from sushi_research.cache import entry_key
+from sushi_research.checkpoint import Checkpoint, latest_checkpoint, read_checkpoint, save_checkpoint
+from sushi_research.command_line import config_to_dict, config_to_yaml
+from sushi_research.config import TrainingConfig
+from sushi_research.errors import UserError
+from sushi_research.files import write_atomic, write_json
+from sushi_research.fingerprints import FileMemo
+from sushi_research.items import dataset_hash
+from sushi_research.models import loading
+from sushi_research.precision import Masters, resolve_precision
+from sushi_research.preparation import Data
+from sushi_research.run_folder import RunFolder
+
+
+def start(config: TrainingConfig) -> tuple[Accelerator, str]:
+    """The Accelerator, and the precision ("bf16", "fp16" or "fp32") that config, launcher and device come to.
+
+    The Accelerator's own mixed precision stays off: design rule 6, the script owns dtypes and the loss scaler.
+    """
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    quiet_libraries()
+    launcher = os.environ.get("ACCELERATE_MIXED_PRECISION")
+    # cpu=True: without it two processes on a machine without a GPU do not see each other.
+    accelerator = Accelerator(mixed_precision="no", cpu=not torch.cuda.is_available())
+    precision = resolve_precision(config.train.precision, launcher, accelerator.device)
+    if config.train.deterministic:
+        # cuBLAS reads this when it is first used; without it the deterministic algorithms are refused.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(config.train.deterministic)
+    return accelerator, precision
+
+
+def quiet_libraries() -> None:
+    """Keeps the libraries' own bars and notes off the terminal; their errors still come through."""
+    import diffusers.utils.logging
+    import transformers.utils.logging
+
+    for library in (diffusers.utils.logging, transformers.utils.logging):
+        library.disable_progress_bar()
+        library.set_verbosity_error()
+    # It announces at WARNING that an optional kernel for 4-bit inference on a CPU is not installed.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(diffusers|transformers|huggingface_hub)\.")
+
+
+@contextlib.contextmanager
+def open_run(
+    config: TrainingConfig, model: ModuleType, precision: str, accelerator: Accelerator
+) -> Iterator[RunFolder | None]:
+    """The run folder of the config, locked by the main process; None for a dry run, which writes nothing there."""
+    if config.dry_run:
+        yield None
+        return
+    group = samples_per_step(config, accelerator)
+    settings = identity.run_identity(config_to_dict(config), {"samples_per_step": group, "precision": precision})
+    name = config.run.name or identity.default_name(model.NAME, config.data.path, settings)
+    with run_folder.open_run(Path(config.run.folder), name, writer=accelerator.is_main_process) as run:
+        yield run
+
+
+def samples_per_step(config: TrainingConfig, accelerator: Accelerator) -> int:
+    """G of design rule 7: what one optimizer step sees, over all processes."""
+    return config.train.batch_size * config.train.accumulation * accelerator.num_processes
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a run stands: nothing to do, or the step to begin at with the state of the checkpoint that it continues from."""
+
+    nothing_to_do: bool
+    step: int
+    checkpoint: Checkpoint | None
+    identity: dict[str, Any]
+    hashes: dict[str, Any]
+
+
+def begin(
+    config: TrainingConfig,
+    run: RunFolder,
+    base: loading.Base,
+    model: ModuleType,
+    data: Data,
+    plan: Mapping[str, Any],
+    memo: FileMemo,
+    precision: str,
+    accelerator: Accelerator,
+) -> Start:
+    """Decides whether the run begins, continues or is finished (run_folder.decide), says so, and writes what describes it:
+    config.yaml, plan.json, provenance.json, and metrics.jsonl cut back to the checkpoint.
+
+    Raises UserError, leaving everything as it was, when the run folder holds a run with another identity.
+    """
+    base_hashes = {name: base.hash(name, memo) for name in ("unet", "vae", *model.TEXT_ENCODERS)}
+    if accelerator.is_main_process:
+        memo.save()
+    hashes = {"data": dataset_hash(data.items), "base_model": base_hashes}
+    facts = hashes | {
+        "samples_per_step": plan["samples_per_step"],
+        "precision": precision,
+        "random_scheme": randomness.SCHEME,
+    }
+    settings = identity.run_identity(config_to_dict(config), facts)
+    message: list[Any] = [None]
+    if accelerator.is_main_process:
+        checkpoint = latest_checkpoint(run.checkpoints)
+        record = run.record()
+        decision = run_folder.decide(run.name, record, checkpoint, settings, plan["steps"])
+        print(decision.sentence, flush=True)
+        for warning in decision.warnings:
+            print(f"warning: {warning}", flush=True)
+        message = [(decision.action, checkpoint.path.name if checkpoint else None)]
+        if decision.action != "nothing":
+            step = checkpoint.step if checkpoint else 0
+            _describe_run(config, run, base, hashes, settings, plan, step, accelerator)
+            tracking.MetricsFile(run.metrics).cut_back(step)
+            gallery.cut_back(run.samples, step if checkpoint else -1)
+            if decision.action == "begin":
+                run.mark_begun(settings, plan["steps"])
+            else:
+                run.mark_continued(plan["steps"])
+    action, name = broadcast_object_list(message)[0]
+    checkpoint = read_checkpoint(run.checkpoints / name) if name and action == "continue" else None
+    return Start(action == "nothing", checkpoint.step if checkpoint else 0, checkpoint, settings, hashes)
+
+
+def _describe_run(
+    config: TrainingConfig,
+    run: RunFolder,
+    base: loading.Base,
+    hashes: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    plan: Mapping[str, Any],
+    step: int,
+    accelerator: Accelerator,
+) -> None:
+    write_atomic(run.config, config_to_yaml(config).encode())
+    write_json(run.plan, plan)
+    entry = provenance.collect(
+        config_hash=entry_key(identity=settings),
+        dataset_hash=hashes["data"],
+        base_hashes=hashes["base_model"],
+        device=str(accelerator.device),
+        world=accelerator.num_processes,
+        step=step,
+    )
+    entry["base_source"] = {"base": base.source, "revision": base.revision, "vae": base.vae_source}
+    provenance.add_entry(run.provenance, entry)
+
+
+def restore(
+    start: Start, masters: Masters, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler
+) -> None:
+    """Sets the adapter's masters, the optimizer and the loss scaler to the checkpoint, if there is one."""
+    if start.checkpoint is None:
+        return
+    state = start.checkpoint.load()
+    masters.load(state["adapter"])
+    optimizer.load_state_dict(state["optimizer"])
+    scaler.load_state_dict(state["scaler"])
+
+
+def save(
+    config: TrainingConfig,
+    run: RunFolder,
+    start: Start,
+    step: int,
+    masters: Masters,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    plan: Mapping[str, Any],
+    accelerator: Accelerator,
+) -> None:
+    """Saves a checkpoint of `step`: all that the steps after it depend on. The main process writes, the others wait."""
+    if accelerator.is_main_process:
+        tracking.MetricsFile(run.metrics).sync()
+        state = {
+            "adapter": masters.named_state(),
+            "optimizer": optimizer.state_dict(),
+            "scaler": scaler.state_dict(),
+        }
+        facts = {
+            "samples_seen": step * plan["samples_per_step"],
+            "epoch": step * plan["samples_per_step"] / plan["items_per_epoch"],
+            "world": accelerator.num_processes,
+            "identity": start.identity,
+        }
+        save_checkpoint(run.checkpoints, step, state, facts, config.checkpoint.keep)
+    accelerator.wait_for_everyone()
+
+
+def out_of_memory(config: TrainingConfig, error: Exception) -> UserError:
+    """What to lower, and in which order, after an out-of-memory error."""
+    advice = []
+    if not config.train.gradient_checkpointing:
+        advice.append("--train.gradient_checkpointing true (far less memory for a third more work)")
+    if config.train.batch_size > 1:
+        half = config.train.batch_size // 2
+        advice.append(
+            f"--train.batch_size {half} --train.accumulation "
+            f"{config.train.batch_size * config.train.accumulation // half} (the same training, in smaller pieces)"
+        )
+    if config.optimizer.name != "adamw8bit":
+        advice.append("--optimizer.name adamw8bit")
+    advice.append(f"--lora.rank {max(1, config.lora.rank // 2)}")
+    advice.append(f"--data.resolution {config.data.resolution * 3 // 4 // config.data.bucket_step * config.data.bucket_step}")
+    steps = "; then ".join(advice)
+    return UserError(
+        f"out of memory ({str(error).splitlines()[0]}): close other programs that use the device, then try {steps}."
+    )
+
+
+def open_trackers(config: TrainingConfig, run: RunFolder, start: Start, accelerator: Accelerator) -> tracking.MetricsFile:
+    """Starts W&B and TensorBoard as the config says, and returns the metrics file."""
+    if accelerator.is_main_process:
+        trackers = tracking.resolve_trackers(config.tracking.wandb, config.tracking.tensorboard)
+        print(trackers.notice, flush=True)
+        record = run.record()
+        tracking.start_trackers(
+            accelerator,
+            trackers,
+            folder=run.path,
+            run_id=record["wandb_id"],
+            name=run.name,
+            config=config_to_dict(config),
+            project=config.tracking.project,
+            entity=config.tracking.entity,
+            tags=config.tracking.tags,
+            step=start.step,
+        )
+        tracking.log_artifact(accelerator, "plan", [run.config, run.plan])
+    return tracking.MetricsFile(run.metrics)
+
+
+def write_adapter(
+    config: TrainingConfig,
+    run: RunFolder,
+    start: Start,
+    base: loading.Base,
+    model: ModuleType,
+    masters: Masters,
+    unet: torch.nn.Module,
+    plan: Mapping[str, Any],
+    began: float,
+    accelerator: Accelerator,
+) -> None:
+    """Writes adapter.safetensors, and reads it back as diffusers does: a file that differs from what was trained is an error."""
+    if accelerator.is_main_process:
+        metadata = adapter_formats.adapter_metadata(
+            architecture=model.NAME,
+            name=run.name,
+            targets=adapter.resolve_targets(config.lora.targets),
+            rank=config.lora.rank,
+            alpha=config.lora.alpha,
+            dropout=config.lora.dropout,
+            resolution=config.data.resolution,
+            seed=config.train.seed,
+            steps=plan["steps"],
+            epochs=int(plan["epochs"]),
+            learning_rate=config.optimizer.lr,
+            optimizer=config.optimizer.name,
+            base=base.source,
+            base_hash=start.hashes["base_model"]["unet"],
+            dataset_hash=start.hashes["data"],
+            config_hash=entry_key(identity=start.identity),
+            images=plan["images"],
+            started=began,
+            finished=time.time(),
+            extra={"ss_min_snr_gamma": config.loss.snr_gamma, "ss_noise_offset": config.loss.noise_offset or None},
+        )
+        state, dtype = masters.named_state(), getattr(torch, config.lora.save_dtype)
+        adapter_formats.save_adapter(
+            run.adapter, unet, architecture=model.NAME, state=state, dtype=dtype, metadata=metadata
+        )
+        adapter_formats.verify_saved(run.adapter, unet, architecture=model.NAME, state=state, dtype=dtype)
+    accelerator.wait_for_everyone()
+
+
+def finish(
+    config: TrainingConfig, run: RunFolder, metrics: tracking.MetricsFile, step: int, accelerator: Accelerator
+) -> None:
+    """Draws the curves, hands the results to the trackers, marks the run finished, and says what was written."""
+    if not accelerator.is_main_process:
+        return
+    curves = run.path / "loss.png"
+    pictures.curves(metrics.read(), curves, run.name)
+    tracking.log_images(accelerator, "curves", [curves], [run.name], step)
+    tracking.log_artifact(accelerator, "adapter", [run.adapter, run.config, run.provenance])
+    run.mark_finished(step)
+    written = {"adapter": run.adapter, "curves": curves, "metrics": run.metrics}
+    if config.sample.enabled:
+        written["pictures"] = run.samples / "progress.png"
+    print("\nfinished; written:")
+    for what, path in written.items():
+        print(f"  {what:<9} {path}")
+    print(
+        "next: put the adapter into your program's LoRA folder (ComfyUI, A1111, Forge, InvokeAI; diffusers: "
+        "load_lora_weights), or draw a grid with scripts/sample.py",
+        flush=True,
+    )

@@ -1,0 +1,53 @@
+"""Shared fixtures: tiny bases made once per test run, and a folder of real image files."""
+
+import os
+
+# Before torch is imported: two threads on a busy two-core machine make a tiny step twenty times slower.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+# No test may reach a model hub or W&B, whatever the machine is logged in to.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["WANDB_MODE"] = "offline"
+# The launcher's choice must not leak from the shell into tests of the config's choice.
+os.environ.pop("ACCELERATE_MIXED_PRECISION", None)
+
+from pathlib import Path  # noqa: E402
+
+import pytest  # noqa: E402
+
+ARCHITECTURES = ("sd15", "sdxl")
+
+
+@pytest.fixture(scope="session")
+def bases(tmp_path_factory) -> dict[str, Path]:
+    """Tiny bases in diffusers format, by architecture. Tests must not write into them; `copy_base` is for that."""
+    from sushi_research.tiny import save_tiny_base
+
+    folder = tmp_path_factory.mktemp("bases")
+    return {name: save_tiny_base(folder / name, name) for name in ARCHITECTURES}
+
+
+@pytest.fixture(params=ARCHITECTURES)
+def architecture(request) -> str:
+    return request.param
+
+
+@pytest.fixture
+def base_folder(bases, architecture) -> Path:
+    return bases[architecture]
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory) -> Path:
+    """Seven captioned image files of five shapes and three formats."""
+    import numpy as np
+    from PIL import Image
+
+    folder = tmp_path_factory.mktemp("photos")
+    shapes = [(64, 64), (96, 64), (64, 96), (130, 70), (64, 64), (100, 100), (96, 64)]
+    for number, (width, height) in enumerate(shapes):
+        rng = np.random.default_rng(number)
+        coarse = rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)
+        suffix = (".png", ".jpg", ".webp")[number % 3]
+        Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC).save(folder / f"{number}{suffix}")
+        (folder / f"{number}.txt").write_text(f"picture {number} of {('a', 'b')[number % 2]}\n")
+    return folder

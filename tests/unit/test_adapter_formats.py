@@ -1,0 +1,451 @@
+"""The adapter file: names, bytes, metadata, and what diffusers makes of it."""
+
+import hashlib
+import json
+import re
+
+import pytest
+import safetensors.torch
+import torch
+from diffusers import DDIMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
+from real_configs import NARROW_UNETS, UNETS
+from safetensors import safe_open
+
+from sushi_research import adapter
+from sushi_research import adapter_formats as formats
+from sushi_research.errors import UserError
+
+RANK, ALPHA = 4, 3.0
+DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+def trained_unet(architecture, targets="kohya_conv", device="meta"):
+    """(UNet with an adapter, the trained state), where no tensor is zero."""
+    torch.manual_seed(0)
+    with torch.device(device):
+        unet = UNet2DConditionModel.from_config(NARROW_UNETS[architecture]).eval()
+    settings = {"rank": RANK, "alpha": ALPHA, "dropout": 0.0, "init": "default", "seed": 0}
+    adapter.attach(unet, targets=targets, **settings)
+    generator = torch.Generator().manual_seed(1)
+    parameters = adapter.adapter_parameters(unet)
+    return unet, {name: torch.randn(value.shape, generator=generator) for name, value in parameters.items()}
+
+
+def saved(folder, architecture, targets="kohya_conv", dtype="float16", metadata=None):
+    unet, state = trained_unet(architecture, targets)
+    path = folder / "adapter.safetensors"
+    arguments = {"architecture": architecture, "state": state, "dtype": DTYPES[dtype]}
+    formats.save_adapter(path, unet, metadata=metadata or {"ss_v2": "False"}, **arguments)
+    return path, unet, arguments
+
+
+def rewrite(path, change):
+    tensors = safetensors.torch.load_file(path)
+    change(tensors)
+    safetensors.torch.save_file(tensors, path)
+
+
+# --- names ---
+
+
+GOLDEN_NAMES = {
+    "sd15": [
+        (
+            "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q",
+            "down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q",
+        ),
+        (
+            "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_out.0",
+            "down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_out_0",
+        ),
+        (
+            "mid_block.attentions.0.transformer_blocks.0.ff.net.0.proj",
+            "mid_block_attentions_0_transformer_blocks_0_ff_net_0_proj",
+        ),
+        ("up_blocks.1.attentions.0.proj_in", "up_blocks_1_attentions_0_proj_in"),
+        ("up_blocks.0.upsamplers.0.conv", "up_blocks_0_upsamplers_0_conv"),
+        ("down_blocks.1.resnets.0.conv_shortcut", "down_blocks_1_resnets_0_conv_shortcut"),
+    ],
+    "sdxl": [
+        (
+            "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q",
+            "input_blocks_4_1_transformer_blocks_0_attn1_to_q",
+        ),
+        ("down_blocks.2.attentions.1.transformer_blocks.9.ff.net.2", "input_blocks_8_1_transformer_blocks_9_ff_net_2"),
+        ("mid_block.attentions.0.proj_in", "middle_block_1_proj_in"),
+        ("mid_block.resnets.0.conv1", "middle_block_0_in_layers_2"),
+        ("mid_block.resnets.1.conv2", "middle_block_2_out_layers_3"),
+        (
+            "up_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k",
+            "output_blocks_0_1_transformer_blocks_0_attn2_to_k",
+        ),
+        (
+            "up_blocks.1.attentions.2.transformer_blocks.1.attn2.to_out.0",
+            "output_blocks_5_1_transformer_blocks_1_attn2_to_out_0",
+        ),
+        ("down_blocks.0.resnets.0.time_emb_proj", "input_blocks_1_0_emb_layers_1"),
+        ("up_blocks.2.resnets.2.conv_shortcut", "output_blocks_8_0_skip_connection"),
+        ("down_blocks.0.downsamplers.0.conv", "input_blocks_3_0_op"),
+        ("down_blocks.1.downsamplers.0.conv", "input_blocks_6_0_op"),
+        ("up_blocks.0.upsamplers.0.conv", "output_blocks_2_2_conv"),
+        ("up_blocks.1.upsamplers.0.conv", "output_blocks_5_2_conv"),
+    ],
+}
+
+
+@pytest.mark.parametrize(("architecture", "modules"), [("sd15", 278), ("sdxl", 788)])
+def test_names_at_the_real_structure(architecture, modules):
+    with torch.device("meta"):
+        paths = adapter.adaptable_paths(UNet2DConditionModel.from_config(UNETS[architecture]))
+    names = formats.kohya_unet_names(architecture, paths)
+    assert len(names) == len(set(names.values())) == modules
+    for path, name in GOLDEN_NAMES[architecture]:
+        assert names[path] == f"lora_unet_{name}"
+    # Programs cut a key at its first dot, and tell the naming from these words.
+    foreign = r"\.|(input|output)_blocks|middle_block" if architecture == "sd15" else r"\.|(down|up)_blocks|mid_block"
+    assert not any(re.search(foreign, name) for name in names.values())
+
+
+# --- what diffusers makes of the file ---
+
+
+def pipeline(architecture):
+    """A diffusers pipeline around a UNet with the random weights that `trained_unet(device="cpu")` has."""
+    torch.manual_seed(0)
+    # Frozen like the trained one: on a CPU torch takes another kernel, with another last digit, where weights train.
+    unet = UNet2DConditionModel.from_config(NARROW_UNETS[architecture]).eval().requires_grad_(False)
+    scheduler = DDIMScheduler(clip_sample=False, steps_offset=1)
+    parts = {"vae": None, "text_encoder": None, "tokenizer": None, "unet": unet, "scheduler": scheduler}
+    if architecture == "sd15":
+        return StableDiffusionPipeline(
+            **parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False
+        )
+    return StableDiffusionXLPipeline(**parts, text_encoder_2=None, tokenizer_2=None)
+
+
+def predict(unet, architecture):
+    torch.manual_seed(5)
+    width = NARROW_UNETS[architecture]["cross_attention_dim"]
+    added = {"text_embeds": torch.randn(2, 16), "time_ids": torch.randn(2, 6)} if architecture == "sdxl" else None
+    noisy, hidden = torch.randn(2, 4, 8, 8), torch.randn(2, 5, width)
+    with torch.no_grad():
+        return unet(noisy, torch.tensor([3, 700]), hidden, added_cond_kwargs=added).sample
+
+
+@pytest.mark.parametrize("architecture", UNETS)
+def test_a_pipeline_with_the_file_computes_what_was_trained(architecture, tmp_path):
+    unet, state = trained_unet(architecture, device="cpu")
+    # Small enough for the UNet not to saturate, large enough to change every digit.
+    state = {name: value * 0.05 for name, value in state.items()}
+    base = predict(unet, architecture)
+    for name, parameter in adapter.adapter_parameters(unet).items():
+        parameter.data.copy_(state[name])
+    path = tmp_path / "adapter.safetensors"
+    formats.save_adapter(path, unet, architecture=architecture, state=state, dtype=torch.float32, metadata={})
+    loaded = pipeline(architecture)
+    assert torch.equal(predict(loaded.unet, architecture), base)
+    loaded.load_lora_weights(path)
+    assert torch.equal(predict(loaded.unet, architecture), predict(unet, architecture))
+    assert not torch.allclose(predict(unet, architecture), base)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "targets", "dtype"),
+    [
+        ("sd15", "attention", "bfloat16"),
+        ("sd15", "kohya_conv", "float16"),
+        ("sdxl", "attention", "float32"),
+        ("sdxl", "kohya_conv", "float16"),
+    ],
+)
+def test_a_pipeline_loads_every_matrix_and_the_scale(architecture, targets, dtype, tmp_path):
+    path, unet, arguments = saved(tmp_path, architecture, targets, dtype)
+    loaded = pipeline(architecture)
+    loaded.load_lora_weights(path, adapter_name="default")
+    layers = adapter.adapter_modules(loaded.unet)
+    assert list(layers) == list(adapter.adapter_modules(unet))
+    assert {layer.scaling["default"] for layer in layers.values()} == {ALPHA / RANK}
+    parameters = adapter.adapter_parameters(loaded.unet)
+    for name, value in arguments["state"].items():
+        assert torch.equal(parameters[name], value.to(DTYPES[dtype]).float()), name
+
+
+# --- verify_saved ---
+
+
+@pytest.mark.parametrize(
+    ("architecture", "dtype"), [("sd15", "float32"), ("sd15", "bfloat16"), ("sd15", "float16"), ("sdxl", "float16")]
+)
+def test_verify_accepts_what_was_saved(architecture, dtype, tmp_path):
+    path, unet, arguments = saved(tmp_path, architecture, dtype=dtype)
+    formats.verify_saved(path, unet, **arguments)
+
+
+@pytest.mark.parametrize("alpha", [0.1, 1 / 3])
+def test_verify_accepts_an_alpha_that_fp32_rounds(alpha, tmp_path):
+    unet, state = trained_unet("sd15", ["attn2.to_k"])
+    for layer in adapter.adapter_modules(unet).values():
+        layer.lora_alpha["default"] = alpha
+    path = tmp_path / "adapter.safetensors"
+    arguments = {"architecture": "sd15", "state": state, "dtype": torch.float16}
+    formats.save_adapter(path, unet, metadata={}, **arguments)
+    formats.verify_saved(path, unet, **arguments)
+
+
+ONE = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
+ONE_PATH = r"mid_block\.attentions\.0\.transformer_blocks\.0\.attn1\.to_q"
+
+
+def flip_a_bit(tensors):
+    tensors[f"{ONE}.lora_up.weight"].view(torch.int16)[0, 0] ^= 1
+
+
+def change_a(tensors):
+    tensors[f"{ONE}.lora_down.weight"][0, 0] += 1
+
+
+def drop_a_key(tensors):
+    del tensors[f"{ONE}.alpha"]
+
+
+def add_a_key(tensors):
+    tensors["lora_te1_text_model_encoder_layers_0_mlp_fc1.alpha"] = torch.tensor(1.0)
+
+
+def double_alphas(tensors):
+    for key in tensors:
+        if key.endswith(".alpha"):
+            tensors[key] *= 2
+
+
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [
+        (flip_a_bit, rf"lora_B of {ONE_PATH} is not what was trained"),
+        (change_a, rf"lora_A of {ONE_PATH} is not what was trained"),
+        (drop_a_key, rf"the key {ONE}\.alpha is missing"),
+        (add_a_key, r"the key lora_te1_text_model_encoder_layers_0_mlp_fc1\.alpha should not be there"),
+        (double_alphas, r"the scale of down_blocks\S+ is 1\.5, not 0\.75"),
+        (lambda tensors: tensors.clear(), r"the key \S+ is missing"),
+    ],
+)
+def test_verify_names_the_first_difference(damage, sentence, tmp_path):
+    path, unet, arguments = saved(tmp_path, "sd15", ["attn1.to_q"])
+    rewrite(path, damage)
+    with pytest.raises(formats.AdapterFileError, match=sentence):
+        formats.verify_saved(path, unet, **arguments)
+
+
+def test_verify_refuses_a_cut_file(tmp_path):
+    path, unet, arguments = saved(tmp_path, "sd15", "attention")
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(formats.AdapterFileError, match="cannot be read back"):
+        formats.verify_saved(path, unet, **arguments)
+
+
+def test_verify_notices_modules_that_diffusers_drops(tmp_path, monkeypatch):
+    # With SDXL's own naming beside diffusers' in one file, diffusers drops the former without a word.
+    right = formats.kohya_unet_names
+
+    def mixed(architecture, paths):
+        return {
+            path: "lora_unet_" + path.replace(".", "_") if path.endswith("attn2.to_v") else name
+            for path, name in right(architecture, paths).items()
+        }
+
+    monkeypatch.setattr(formats, "kohya_unet_names", mixed)
+    path, unet, arguments = saved(tmp_path, "sdxl", ["attn2.to_k", "attn2.to_v"])
+    with pytest.raises(formats.AdapterFileError, match=r"the module \S+ is missing"):
+        formats.verify_saved(path, unet, **arguments)
+
+
+@pytest.mark.parametrize("architecture", UNETS)
+def test_verify_notices_swapped_names(architecture, tmp_path, monkeypatch):
+    right = formats.kohya_unet_names
+
+    def swapped(architecture, paths):
+        names = right(architecture, paths)
+        return {path: names[path[:-1] + {"q": "k", "k": "q"}[path[-1]]] for path in names}
+
+    monkeypatch.setattr(formats, "kohya_unet_names", swapped)
+    path, unet, arguments = saved(tmp_path, architecture, ["attn1.to_q", "attn1.to_k"])
+    with pytest.raises(formats.AdapterFileError, match="lora_A of .* is not what was trained"):
+        formats.verify_saved(path, unet, **arguments)
+
+
+# --- bytes and metadata ---
+
+
+def test_the_bytes_are_a_function_of_the_arguments(tmp_path):
+    metadata = {f"key_{index}": str(index) for index in range(20)}
+    path, unet, arguments = saved(tmp_path, "sd15", "attention", metadata=metadata)
+    first = path.read_bytes()
+    # safetensors itself writes the metadata in another order each time; ours is sorted, whatever order it is given in.
+    formats.save_adapter(path, unet, metadata=dict(reversed(metadata.items())), **arguments)
+    assert path.read_bytes() == first
+    assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
+
+
+def test_keys_shapes_and_dtypes(tmp_path):
+    path, _, _ = saved(tmp_path, "sd15", "kohya_conv", "bfloat16")
+    tensors = safetensors.torch.load_file(path)
+    assert len(tensors) == 3 * 278
+    linear = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k"  # from 16 context to 24 channels
+    conv = "lora_unet_down_blocks_1_resnets_0_conv1"  # from 8 to 16 channels
+    shapes = {key: tuple(value.shape) for key, value in tensors.items()}
+    assert shapes[f"{linear}.lora_down.weight"] == (RANK, 16)
+    assert shapes[f"{linear}.lora_up.weight"] == (24, RANK)
+    assert shapes[f"{conv}.lora_down.weight"] == (RANK, 8, 3, 3)
+    assert shapes[f"{conv}.lora_up.weight"] == (16, RANK, 1, 1)
+    for key, value in tensors.items():
+        assert value.dtype == (torch.float32 if key.endswith(".alpha") else torch.bfloat16)
+        if key.endswith(".alpha"):
+            assert value.shape == () and value.item() == ALPHA
+
+
+def test_metadata_comes_back_with_the_hash_of_the_tensors(tmp_path):
+    path, _, _ = saved(tmp_path, "sd15", "attention", metadata={"ss_output_name": '寿司 "x"\n', "a": ""})
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    digest = hashlib.sha256(data[8 + length :]).hexdigest()
+    assert length % 8 == 0
+    assert metadata == {
+        "ss_output_name": '寿司 "x"\n',
+        "a": "",
+        "sshs_model_hash": digest,
+        "modelspec.hash_sha256": f"0x{digest}",
+    }
+
+
+def test_a_tensor_that_does_not_fit_leaves_the_earlier_file(tmp_path):
+    path, unet, arguments = saved(tmp_path, "sd15", ["attn2.to_k"])
+    before = path.read_bytes()
+    name = next(iter(arguments["state"]))
+    arguments["state"][name][0, 0] = 70_000.0  # fp16 ends at 65,504
+    with pytest.raises(UserError, match=rf"the adapter's {re.escape(name)} has values that float16 cannot hold"):
+        formats.save_adapter(path, unet, metadata={}, **arguments)
+    assert path.read_bytes() == before
+    formats.save_adapter(path, unet, metadata={}, **arguments | {"dtype": torch.bfloat16})
+
+
+FACTS = {
+    "name": "photos",
+    "targets": ["to_q"],
+    "rank": 8,
+    "alpha": 4.0,
+    "dropout": 0.0,
+    "resolution": 1024,
+    "seed": 3,
+    "steps": 100,
+    "epochs": 2,
+    "learning_rate": 1e-4,
+    "optimizer": "adamw8bit",
+    "base": "owner/base",
+    "base_hash": "b" * 32,
+    "dataset_hash": "d" * 32,
+    "config_hash": "c" * 32,
+    "images": 50,
+    "started": 1_700_000_000.0,
+    "finished": 1_700_003_600.5,
+}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "expected"),
+    [
+        ("sd15", ("sd_v1", "stable-diffusion-v1/lora", "diffusers")),
+        (
+            "sdxl",
+            ("sdxl_base_v1-0", "stable-diffusion-xl-v1-base/lora", "https://github.com/Stability-AI/generative-models"),
+        ),
+    ],
+)
+def test_metadata_that_programs_read(architecture, expected):
+    metadata = formats.adapter_metadata(architecture=architecture, **FACTS)
+    assert all(type(value) is str for value in metadata.values())
+    # A1111 decides by the first whether the adapter is shown at all; InvokeAI splits the second at its slash.
+    keys = ("ss_base_model_version", "modelspec.architecture", "modelspec.implementation")
+    assert tuple(metadata[key] for key in keys) == expected
+    # What kohya's own tools need to rebuild the network.
+    assert metadata["ss_v2"] == "False"
+    assert metadata["ss_network_module"] == "networks.lora"
+    assert (metadata["ss_network_dim"], metadata["ss_network_alpha"]) == ("8", "4.0")
+    assert json.loads(metadata["ss_network_args"]) == {}
+    assert metadata["modelspec.sai_model_spec"] == "1.0.1"
+    assert metadata["modelspec.resolution"] == "1024x1024"
+    assert metadata["modelspec.date"] == "2023-11-14T23:13:20+00:00"
+    assert metadata["modelspec.title"] == metadata["ss_output_name"] == "photos"
+    assert metadata["sushi_research.dataset_hash"] == "d" * 32
+
+
+def test_metadata_of_convolutions_and_extras():
+    extra = {"ss_min_snr_gamma": 5.0, "ss_clip_skip": None, "ss_output_name": "other"}
+    facts = FACTS | {"targets": list(adapter.PRESETS["kohya_conv"])}
+    metadata = formats.adapter_metadata(architecture="sd15", **facts, extra=extra)
+    assert json.loads(metadata["ss_network_args"]) == {"conv_dim": "8", "conv_alpha": "4.0"}
+    assert (metadata["ss_min_snr_gamma"], metadata["ss_output_name"]) == ("5.0", "other")
+    assert "ss_clip_skip" not in metadata
+
+
+# --- reading ---
+
+
+@pytest.mark.parametrize("architecture", UNETS)
+def test_reading_gives_back_what_was_saved(architecture, tmp_path):
+    path, _, arguments = saved(tmp_path, architecture, "kohya", "float32")
+    modules = formats.read_kohya(path, all_paths(architecture), architecture=architecture)
+    assert 2 * len(modules) == len(arguments["state"])
+    for module_path, (down, up, alpha) in modules.items():
+        assert torch.equal(down, arguments["state"][f"{module_path}.lora_A.weight"])
+        assert torch.equal(up, arguments["state"][f"{module_path}.lora_B.weight"])
+        assert alpha == ALPHA
+
+
+def all_paths(architecture):
+    with torch.device("meta"):
+        return adapter.adaptable_paths(UNet2DConditionModel.from_config(NARROW_UNETS[architecture]))
+
+
+def test_a_missing_alpha_is_the_rank(tmp_path):
+    path, _, _ = saved(tmp_path, "sd15", "attention")
+    rewrite(path, drop_a_key)
+    modules = formats.read_kohya(path, all_paths("sd15"), architecture="sd15")
+    alphas = {module_path: alpha for module_path, (_, _, alpha) in modules.items()}
+    assert alphas.pop("mid_block.attentions.0.transformer_blocks.0.attn1.to_q") == float(RANK)
+    assert set(alphas.values()) == {ALPHA}
+
+
+def without_up(tensors):
+    del tensors[f"{ONE}.lora_up.weight"]
+
+
+def of_two_ranks(tensors):
+    key = f"{ONE}.lora_up.weight"
+    tensors[key] = tensors[key][:, :2].contiguous()
+
+
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [
+        (add_a_key, r"holds lora_te1_text_model_encoder_layers_0_mlp_fc1\.alpha, which is no module of an sd15 UNet"),
+        (without_up, rf"holds no matching pair of matrices for {ONE}:"),
+        (of_two_ranks, rf"holds no matching pair of matrices for {ONE}:"),
+    ],
+)
+def test_reading_names_what_does_not_fit(damage, sentence, tmp_path):
+    path, _, _ = saved(tmp_path, "sd15", "attention")
+    rewrite(path, damage)
+    with pytest.raises(UserError, match=sentence):
+        formats.read_kohya(path, all_paths("sd15"), architecture="sd15")
+
+
+def test_reading_refuses_the_other_architecture_and_broken_files(tmp_path):
+    path, _, _ = saved(tmp_path, "sd15", "attention")
+    with pytest.raises(UserError, match="is no module of an sdxl UNet"):
+        formats.read_kohya(path, all_paths("sdxl"), architecture="sdxl")
+    path.write_bytes(path.read_bytes()[:-1])
+    for broken in (path, tmp_path / "absent.safetensors"):
+        with pytest.raises(UserError, match="is not a whole safetensors file"):
+            formats.read_kohya(broken, all_paths("sd15"), architecture="sd15")

@@ -1,0 +1,336 @@
+"""The cache store: what goes in comes out bit for bit, whoever wrote it and in however many shards."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import pickle
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+
+from sushi_research import cache, cache_shards
+from sushi_research.cache import Store, entry_key
+from sushi_research.errors import UserError
+
+DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.int64]
+SHAPES = [(4, 3, 5), (1,), (), (0,), (2, 0, 3)]
+
+
+def row(number: int) -> dict[str, torch.Tensor]:
+    """A row of the kind that latents have, different for each number."""
+    return {"mean": torch.full((4, 2, 3), number, dtype=torch.float16), "std": torch.arange(6.0) + number}
+
+
+def open_latents(folder: Path, *, repair: bool = True) -> Store:
+    return Store.open(folder, ("mean", "std"), repair=repair)
+
+
+def fill(folder: Path, numbers: range, **limits: float) -> Store:
+    store = open_latents(folder)
+    with store.writer(**limits) as writer:
+        for number in numbers:
+            writer.add(entry_key(number=number), row(number), {"number": number})
+    return store
+
+
+def assert_rows(store: Store, numbers: range) -> None:
+    """The store holds these rows and no others."""
+    assert len(store) == len(numbers)
+    for number in numbers:
+        key = entry_key(number=number)
+        assert key in store
+        assert store.metadata(key) == {"number": number}
+        for name, tensor in row(number).items():
+            assert_same_bits(store.get(key)[name], tensor)
+
+
+def assert_same_bits(found: torch.Tensor, expected: torch.Tensor) -> None:
+    assert (found.dtype, found.shape) == (expected.dtype, expected.shape)
+    assert torch.equal(found.reshape(-1).view(torch.uint8), expected.reshape(-1).view(torch.uint8))
+
+
+def shard_names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.glob("shard-*.arrow"))
+
+
+def test_entry_key_is_stable() -> None:
+    # From `printf '{"flip":false,"image":"ab12","scale":0.5,"size":[768,512]}' | b2sum -l 128`. Another value here
+    # makes every cache of every user worthless: it must not happen by accident.
+    assert entry_key(image="ab12", size=(768, 512), flip=False, scale=0.5) == "99dbc219658efbaab75650df3f806d7c"
+
+
+def test_entry_key_depends_on_every_part_and_not_on_their_order() -> None:
+    key = entry_key(image="ab12", size=[768, 512], flip=False)
+    assert entry_key(flip=False, size=(768, 512), image="ab12") == key
+    others = [
+        entry_key(image="ab13", size=[768, 512], flip=False),
+        entry_key(image="ab12", size=[512, 768], flip=False),
+        entry_key(image="ab12", size=[768, 512], flip=True),
+        entry_key(image="ab12", size=[768, 512], flip=None),
+        entry_key(image="ab12", size=[768, 512]),
+    ]
+    assert len({key, *others}) == 6
+
+
+@pytest.mark.parametrize(
+    ("value", "error"),
+    [(float("nan"), ValueError), (float("inf"), ValueError), (Path("a"), TypeError), ({1, 2}, TypeError)],
+)
+def test_entry_key_refuses_what_has_no_one_spelling(value: object, error: type[Exception]) -> None:
+    with pytest.raises(error):
+        entry_key(value=value)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_tensors_come_back_bit_for_bit(tmp_path: Path, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    tensors = [(torch.randn(shape, generator=generator) * 1000).to(dtype) for shape in SHAPES]
+    if dtype.is_floating_point:
+        limits = torch.finfo(dtype)
+        tensors.append(torch.tensor([limits.max, limits.min, limits.smallest_normal / 2, -0.0], dtype=dtype))
+    else:
+        tensors.append(torch.tensor([2**63 - 1, -(2**63)]))
+    store = Store.open(tmp_path, ("hidden",), repair=True)
+    with store.writer() as writer:
+        for number, tensor in enumerate(tensors):
+            writer.add(str(number), {"hidden": tensor}, {})
+    for number, tensor in enumerate(tensors):
+        found = Store.open(tmp_path, ("hidden",), repair=True).get(str(number))["hidden"]
+        assert_same_bits(found, tensor)
+
+
+def test_views_and_tensors_with_gradients_are_stored_by_value(tmp_path: Path) -> None:
+    store = open_latents(tmp_path)
+    whole = torch.arange(24.0).reshape(4, 6).requires_grad_()
+    with store.writer() as writer:
+        writer.add("a", {"mean": whole.t()[1::2], "std": whole[:, 2]}, {})
+        writer.add("b", {"mean": whole[:1, 2], "std": whole[0].expand(3, 6)}, {})
+    assert torch.equal(store.get("a")["mean"], whole.detach().t()[1::2])
+    assert torch.equal(store.get("a")["std"], whole.detach()[:, 2])
+    assert torch.equal(store.get("b")["mean"], whole.detach()[:1, 2])
+    assert torch.equal(store.get("b")["std"], whole.detach()[0].expand(3, 6))
+
+
+def test_what_is_read_is_the_callers_to_change(tmp_path: Path) -> None:
+    store = fill(tmp_path, range(1))
+    key = entry_key(number=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # torch warns when a tensor lies on memory that must not be written
+        store.get(key)["mean"].add_(1)
+    assert torch.equal(store.get(key)["mean"], row(0)["mean"])
+
+
+def test_empty_store(tmp_path: Path) -> None:
+    folder = tmp_path / "cache" / "latents"
+    store = open_latents(folder)
+    with store.writer():
+        pass
+    assert folder.is_dir() and not list(folder.iterdir())
+    assert (len(store), store.size_bytes, store.damaged, store.get_many([])) == (0, 0, [], [])
+
+
+def test_missing_row_is_named(tmp_path: Path) -> None:
+    store = fill(tmp_path, range(2))
+    assert "missing" not in store
+    for read in (store.get, store.metadata, lambda key: store.get_many([key])):
+        with pytest.raises(KeyError, match=f"{tmp_path} has no entry missing"):
+            read("missing")
+
+
+@pytest.mark.parametrize(
+    ("limits", "shards"),
+    [({}, 1), ({"max_rows": 3}, 4), ({"max_shard_bytes": 5 * (48 + 24)}, 2), ({"max_seconds": 0.0}, 10)],
+    ids=["none", "rows", "bytes", "seconds"],
+)
+def test_limits_of_a_shard(tmp_path: Path, limits: dict[str, float], shards: int) -> None:
+    written = fill(tmp_path, range(10), **limits)
+    assert len(shard_names(tmp_path)) == shards
+    assert_rows(written, range(10))
+    assert_rows(open_latents(tmp_path), range(10))
+
+
+def test_a_shard_of_many_record_batches(tmp_path: Path) -> None:
+    assert_rows(fill(tmp_path, range(100)), range(100))
+    assert len(shard_names(tmp_path)) == 1
+
+
+def test_rows_can_be_read_while_the_writer_is_open(tmp_path: Path) -> None:
+    store = open_latents(tmp_path)
+    with store.writer(max_rows=2) as writer:
+        for number in range(3):
+            writer.add(entry_key(number=number), row(number), {"number": number})
+        assert_rows(store, range(2))
+    assert_rows(store, range(3))
+
+
+def test_get_many_keeps_order_and_allows_duplicates(tmp_path: Path) -> None:
+    store = fill(tmp_path, range(7), max_rows=2)
+    numbers = [5, 0, 6, 5, 1, 5]
+    found = store.get_many([entry_key(number=number) for number in numbers])
+    assert [int(entry["mean"][0, 0, 0]) for entry in found] == numbers
+    assert found[0]["mean"].data_ptr() != found[3]["mean"].data_ptr()
+
+
+def test_size_on_disk(tmp_path: Path) -> None:
+    store = fill(tmp_path, range(5), max_rows=2)
+    assert store.size_bytes == sum(path.stat().st_size for path in tmp_path.glob("*.arrow")) > 0
+
+
+def test_the_same_rows_make_the_same_files(tmp_path: Path) -> None:
+    fill(tmp_path / "a", range(70))
+    fill(tmp_path / "b", range(70))
+    files = sorted(path.name for path in (tmp_path / "a").iterdir())
+    assert len(files) == 2
+    for name in files:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_the_manifest_says_what_the_shard_is(tmp_path: Path) -> None:
+    fill(tmp_path, range(3))
+    (path,) = tmp_path.glob("*.json")
+    manifest = json.loads(path.read_text())
+    assert set(manifest) == {"format", "tensors", "rows", "bytes", "checksum", "libraries", "seal"}
+    assert (manifest["format"], manifest["tensors"], manifest["rows"]) == (1, ["mean", "std"], 3)
+    assert path.stem == f"shard-{manifest['checksum']}"
+    assert manifest["bytes"] == path.with_suffix(".arrow").stat().st_size
+
+
+def test_two_stores_that_wrote_the_same_rows_at_once(tmp_path: Path) -> None:
+    first, second = open_latents(tmp_path), open_latents(tmp_path)
+    for store in (first, second):
+        with store.writer() as writer:
+            writer.add("a", row(1), {"number": 1})
+    assert len(shard_names(tmp_path)) == 1
+    assert len(open_latents(tmp_path)) == 1
+
+
+@pytest.mark.parametrize("order", [(1, 2), (2, 1)])
+def test_of_a_key_in_two_shards_every_store_reads_the_same(tmp_path: Path, order: tuple[int, int]) -> None:
+    """Entries that two runs made are equal unless their devices round differently; then all processes must agree."""
+    stores = [open_latents(tmp_path), open_latents(tmp_path)]
+    for store, number in zip(stores, order, strict=True):
+        with store.writer() as writer:
+            writer.add("a", row(number), {"number": number})
+    for store in stores:
+        store.refresh()
+    winner = open_latents(tmp_path).metadata("a")
+    assert [store.metadata("a") for store in stores] == [winner, winner]
+    manifests = {path.stem: path for path in tmp_path.glob("*.json")}
+    manifests[min(manifests)].unlink()  # the first by name was the one that counted
+    assert open_latents(tmp_path).metadata("a") != winner
+
+
+def test_refresh_takes_up_what_others_wrote_and_checks_it_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = []
+
+    def open_shard(path: Path, tensors: tuple[str, ...]) -> object:
+        opened.append(path.stem)
+        return original(path, tensors)
+
+    original = cache.open_shard
+    monkeypatch.setattr(cache, "open_shard", open_shard)
+    store = fill(tmp_path, range(2))
+    other = open_latents(tmp_path)
+    with other.writer() as writer:
+        writer.add(entry_key(number=2), row(2), {"number": 2})
+    opened.clear()
+    assert_rows(store, range(2))
+    store.refresh()
+    assert_rows(store, range(3))
+    store.refresh()
+    assert len(opened) == 1
+
+
+def write_some(folder: Path, numbers: range) -> None:
+    fill(folder, numbers, max_rows=3)
+
+
+def test_processes_fill_one_folder_together(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    parts = [range(0, 20), range(20, 40), range(40, 60)]
+    processes = [context.Process(target=write_some, args=(tmp_path, part)) for part in parts]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    assert_rows(open_latents(tmp_path), range(60))
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_store_sent_to_another_process_goes_by_its_files(tmp_path: Path) -> None:
+    store = open_latents(tmp_path)
+    with store.writer() as writer:
+        writer.add("a", {"mean": torch.zeros(200_000), "std": torch.zeros(1)}, {})
+    sent = pickle.dumps(store)
+    assert len(sent) < 100_000
+    assert torch.equal(pickle.loads(sent).get("a")["mean"], torch.zeros(200_000))
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_rows_added_before_an_exception_are_kept(tmp_path: Path, error: type[BaseException]) -> None:
+    store = open_latents(tmp_path)
+    with pytest.raises(error), store.writer() as writer:
+        writer.add(entry_key(number=0), row(0), {"number": 0})
+        raise error
+    assert_rows(open_latents(tmp_path), range(1))
+
+
+def test_an_interrupt_while_a_shard_is_written_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(file: object) -> None:
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cache_shards, "_sync", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        fill(tmp_path, range(4), max_rows=2)
+    assert_rows(open_latents(tmp_path), range(2))
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_values_that_are_not_finite_are_refused(tmp_path: Path, value: float) -> None:
+    store = open_latents(tmp_path)
+    bad = {"mean": torch.tensor([1.0, value]), "std": torch.zeros(1)}
+    with pytest.raises(AssertionError, match="mean of the entry bad is not finite"), store.writer() as writer:
+        writer.add(entry_key(number=0), row(0), {"number": 0})
+        writer.add("bad", bad, {})
+    assert_rows(open_latents(tmp_path), range(1))
+
+
+@pytest.mark.parametrize("written", [False, True], ids=["in_the_writer", "in_the_store"])
+def test_an_entry_is_added_once(tmp_path: Path, written: bool) -> None:
+    store = fill(tmp_path, range(1)) if written else open_latents(tmp_path)
+    key = entry_key(number=0)
+    with pytest.raises(AssertionError, match=f"{key} is added twice"), store.writer() as writer:
+        for _ in range(1 if written else 2):
+            writer.add(key, row(0), {"number": 0})
+    assert_rows(open_latents(tmp_path), range(1))
+
+
+def test_tensors_of_other_names_are_refused(tmp_path: Path) -> None:
+    store = open_latents(tmp_path)
+    with pytest.raises(AssertionError, match=r"\['mean'\], not \('mean', 'std'\)"), store.writer() as writer:
+        writer.add("a", {"mean": torch.zeros(1)}, {})
+
+
+def test_a_store_of_other_tensors_is_refused(tmp_path: Path) -> None:
+    fill(tmp_path, range(1))
+    with pytest.raises(UserError, match=rf"{tmp_path} holds entries of the tensors mean, std where .* expects hidden:"):
+        Store.open(tmp_path, ("hidden",), repair=True)
+
+
+def test_a_store_of_another_format_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(tmp_path, range(1))
+    monkeypatch.setattr("sushi_research.cache_shards.FORMAT_VERSION", 2)
+    with pytest.raises(UserError, match=rf"{tmp_path} holds entries of format 1 where this run expects format 2:"):
+        open_latents(tmp_path)
+
+
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=rf"{tmp_path / 'file'} cannot be used \(File exists\)"):
+        open_latents(tmp_path / "file")

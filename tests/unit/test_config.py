@@ -1,0 +1,233 @@
+"""The sections: defaults, ranges, types, and the sentences of the checks across keys."""
+
+import json
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from sushi_research.config import SD15Training, SDXLTraining
+
+MINIMAL: dict[str, Any] = {"model": {"base": "base"}, "data": {"path": "photos"}, "train": {"steps": 10}}
+
+
+def build(config_class: type = SDXLTraining, **sections: dict[str, Any]) -> Any:
+    merged = {name: {**MINIMAL.get(name, {}), **sections.get(name, {})} for name in {**MINIMAL, **sections}}
+    return config_class(**merged)
+
+
+def leaf_names(node: Any, prefix: str = "") -> set[str]:
+    if not isinstance(node, dict):
+        return {prefix[:-1]}
+    return set().union(*(leaf_names(value, f"{prefix}{name}.") for name, value in node.items())) or {prefix[:-1]}
+
+
+def test_defaults_of_each_architecture() -> None:
+    sd15, sdxl = build(SD15Training), build(SDXLTraining)
+    assert (sd15.data.resolution, sdxl.data.resolution) == (512, 1024)
+    assert (sd15.sample.guidance, sdxl.sample.guidance) == (7.0, 5.0)
+    assert sd15.model.clip_skip == 1
+    assert (sdxl.model.text_encoder_1_layer, sdxl.data.time_ids) == ("penultimate", "image")
+    only_sd15 = leaf_names(sd15.model_dump()) - leaf_names(sdxl.model_dump())
+    only_sdxl = leaf_names(sdxl.model_dump()) - leaf_names(sd15.model_dump())
+    assert only_sd15 == {"model.clip_skip"}
+    assert only_sdxl == {"model.text_encoder_1_layer", "data.time_ids"}
+
+
+def test_every_key_and_section_is_described_and_ascii() -> None:
+    for config_class in (SD15Training, SDXLTraining):
+        schema = config_class.model_json_schema()
+        for section in schema["$defs"].values():
+            assert section["description"].endswith(".")
+            assert all(key["description"] for key in section["properties"].values())
+        assert json.dumps(schema, ensure_ascii=False).isascii()
+
+
+def test_a_config_cannot_be_changed() -> None:
+    config = build()
+    with pytest.raises(ValidationError, match="frozen"):
+        config.lora.rank = 8
+    with pytest.raises(ValidationError, match="frozen"):
+        config.dry_run = True
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [
+        ("lora", "rank", "8"),
+        ("lora", "rank", 8.0),
+        ("lora", "rank", True),
+        ("lora", "rank", 0),
+        ("lora", "alpha", True),
+        ("lora", "alpha", 0),
+        ("lora", "alpha", float("inf")),
+        ("lora", "dropout", 1.0),
+        ("lora", "dropout", -0.1),
+        ("lora", "init", "pissa"),  # changes the base weights
+        ("lora", "init", "orthogonal"),  # not for convolutions
+        ("lora", "init", True),
+        ("lora", "targets", []),
+        ("lora", "targets", [""]),
+        ("lora", "targets", "everything"),
+        ("lora", "save_dtype", "fp16"),
+        ("model", "base", ""),
+        ("model", "variant", "fp32"),
+        ("model", "text_encoder_1_layer", "first"),
+        ("data", "path", 7),
+        ("data", "resolution", 1024.0),
+        ("data", "bucket_step", 60),
+        ("data", "upscale", 1),
+        ("data", "flip", 1.5),
+        ("data", "on_bad_file", "ignore"),
+        ("data", "time_ids", True),
+        ("train", "steps", 0),
+        ("train", "batch_size", 0),
+        ("train", "accumulation", 0),
+        ("train", "seed", -1),
+        ("train", "seed", 2**32),
+        ("train", "precision", "no"),
+        ("train", "max_grad_norm", 0),
+        ("optimizer", "name", "sgd"),
+        ("optimizer", "name", "torch..SGD"),
+        ("optimizer", "name", "torch.optim.SGD()"),
+        ("optimizer", "lr", 0.0),
+        ("optimizer", "lr", float("nan")),
+        ("optimizer", "kwargs", {"eps": None}),
+        ("optimizer", "kwargs", {"eps": {"a": 1}}),
+        ("optimizer", "kwargs", {"eps": float("inf")}),
+        ("optimizer", "kwargs", {"weight decay": 0.0}),
+        ("schedule", "name", "piecewise_constant"),  # needs rules that no key gives
+        ("schedule", "warmup", 1.0),
+        ("schedule", "warmup", -1),
+        ("schedule", "warmup", True),
+        ("schedule", "cycles", 0),
+        ("loss", "snr_gamma", 0.0),
+        ("loss", "noise_offset", -0.1),
+        ("checkpoint", "every", 0),
+        ("checkpoint", "keep", 0),
+        ("sample", "every", 0),
+        ("sample", "seeds", []),
+        ("sample", "prompts", "a cat"),
+        ("sample", "prompts", [1]),
+        ("sample", "guidance", 0.5),
+        ("sample", "width", 100),
+        ("sample", "height", 0),
+        ("tracking", "wandb", False),
+        ("run", "name", ""),
+        ("run", "name", ".."),
+        ("run", "name", "a/b"),
+        ("run", "name", "a b"),
+        ("run", "name", "a\n"),
+        ("run", "folder", ""),
+    ],
+)
+def test_a_value_out_of_type_or_range_is_refused(section: str, key: str, value: Any) -> None:
+    with pytest.raises(ValidationError) as caught:
+        build(**{section: {key: value}})
+    assert {error["loc"][:2] for error in caught.value.errors()} == {(section, key)}
+
+
+@pytest.mark.parametrize(("section", "key"), [("lora", "ran"), ("model", "clip_skip"), ("run", "output")])
+def test_an_unknown_key_is_refused(section: str, key: str) -> None:
+    with pytest.raises(ValidationError, match="Extra inputs"):
+        build(**{section: {key: 1}})
+
+
+@pytest.mark.parametrize("clip_skip", [0, 12])
+def test_clip_skip_stays_within_the_encoder(clip_skip: int) -> None:
+    assert build(SD15Training, model={"clip_skip": 11}).model.clip_skip == 11
+    with pytest.raises(ValidationError, match="clip_skip"):
+        build(SD15Training, model={"clip_skip": clip_skip})
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "type_"),
+    [
+        ("lora", "alpha", 8, float),
+        ("schedule", "warmup", 0, int),
+        ("lora", "targets", ["to_q", "to_k"], list),
+        ("optimizer", "name", "torch.optim.SGD", str),
+        ("train", "max_grad_norm", None, type(None)),
+        ("sample", "prompts", [""], list),
+        ("run", "name", "2024-01-31_a.b", str),
+        ("train", "seed", 2**32 - 1, int),
+    ],
+)
+def test_a_value_at_the_edge_is_taken_in_its_type(section: str, key: str, value: Any, type_: type) -> None:
+    taken = getattr(getattr(build(**{section: {key: value}}), section), key)
+    assert taken == value and type(taken) is type_
+
+
+def test_kwargs_keep_their_types() -> None:
+    kwargs = {"betas": [0.9, 0.99], "eps": 1e-8, "k": 5, "amsgrad": True, "mode": "x"}
+    taken = build(optimizer={"kwargs": kwargs}).optimizer.kwargs
+    assert taken == kwargs
+    assert [type(value) for value in taken.values()] == [list, float, int, bool, str]
+
+
+@pytest.mark.parametrize(
+    ("sections", "sentence"),
+    [
+        (
+            {"model": {"vae_revision": "main"}},
+            "model.vae_revision is set but model.vae is not: set model.vae, or remove the revision",
+        ),
+        (
+            {"data": {"resolution": 1000}},
+            "data.resolution is 1000, not a multiple of data.bucket_step, which is 64: choose 960 or 1024",
+        ),
+        (
+            {"data": {"resolution": 32}},
+            "data.resolution is 32, not a multiple of data.bucket_step, which is 64: choose 64",
+        ),
+        (
+            {"data": {"bucket_min_side": 1032}},
+            "data.bucket_min_side is 1032, above data.resolution, which is 1024",
+        ),
+        (
+            {"data": {"bucket_max_side": 1016}},
+            "data.bucket_max_side is 1016, below data.resolution, which is 1024",
+        ),
+        ({"lora": {"targets": ["to_q", "to_q"]}}, "lora.targets names a module twice: keep one of each"),
+        ({"train": {"steps": None}}, "train.steps and train.epochs are both unset: set one of them"),
+        (
+            {"train": {"epochs": 2}},
+            "train.steps and train.epochs are both set: keep one and set the other to null",
+        ),
+        ({"optimizer": {"kwargs": {"lr": 0.1}}}, "optimizer.kwargs.lr is not for here: set optimizer.lr"),
+        ({"optimizer": {"kwargs": {"params": 1}}}, "optimizer.kwargs.params is not for here: set lora.targets"),
+        (
+            {"schedule": {"warmup": 5}},
+            "schedule.warmup is 5, but schedule.name is constant, which has no warm-up: "
+            "use constant_with_warmup, or set the warm-up to 0",
+        ),
+        (
+            {"schedule": {"name": "cosine", "cycles": 2}},
+            "schedule.cycles is 2, but schedule.name is cosine: only cosine_with_restarts has cycles",
+        ),
+        (
+            {"schedule": {"name": "linear", "power": 2.0}},
+            "schedule.power is 2.0, but schedule.name is linear: only polynomial has a power",
+        ),
+        ({"sample": {"seeds": [3, 3]}}, "sample.seeds has a seed twice: it would draw the same pictures again"),
+        (
+            {"schedule": {"name": "linear", "warmup": 10}},
+            "schedule.warmup is 10 steps, but train.steps is 10: "
+            "the warm-up must end within the run (a fraction such as 0.05 always does)",
+        ),
+    ],
+)
+def test_keys_that_contradict_each_other_are_refused(sections: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        build(**sections)
+    (error,) = caught.value.errors()
+    assert str(error["ctx"]["error"]) == sentence
+
+
+def test_keys_that_agree_are_taken() -> None:
+    assert build(model={"vae": "other", "vae_revision": "main"}).model.vae_revision == "main"
+    assert build(data={"resolution": 960, "bucket_step": 8, "bucket_min_side": 960, "bucket_max_side": 960})
+    assert build(train={"steps": None, "epochs": 3}, schedule={"name": "linear", "warmup": 100})
+    assert build(schedule={"name": "linear", "warmup": 9}).schedule.warmup == 9
+    assert build(schedule={"name": "cosine_with_restarts", "cycles": 3}).schedule.cycles == 3
+    assert build(schedule={"name": "polynomial", "power": 2.0}).schedule.power == 2.0

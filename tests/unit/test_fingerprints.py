@@ -1,0 +1,206 @@
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from sushi_research import fingerprints
+from sushi_research.fingerprints import FileMemo, content_hash, file_hash, file_state, folder_hash
+
+
+def write(path: Path, data: bytes, age: float = 3600.0) -> Path:
+    """A file that was last modified `age` seconds ago."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    moment = time.time_ns() - int(age * 1e9)
+    os.utime(path, ns=(moment, moment))
+    return path
+
+
+@pytest.fixture
+def memo(tmp_path):
+    return FileMemo(tmp_path / "cache" / "files.json")
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """The names of the files that were read in order to hash them."""
+    names = []
+    real = hashlib.file_digest
+
+    def counting(file, digest):
+        names.append(Path(file.name).name)
+        return real(file, digest)
+
+    monkeypatch.setattr(fingerprints.hashlib, "file_digest", counting)
+    return names
+
+
+def test_content_hash_is_blake2b_with_16_bytes():
+    # The test vector comes from `printf abc | b2sum -l 128`.
+    assert content_hash(b"abc") == "cf4ab791c62b8d2b2109c90275287816"
+
+
+def test_file_hash_is_the_content_hash_also_beyond_one_read(tmp_path, memo):
+    data = bytes(range(256)) * 5000  # more than hashlib.file_digest's buffer of 256 KiB
+    assert file_hash(write(tmp_path / "a", data), memo) == content_hash(data)
+
+
+def test_an_unchanged_file_is_read_once_in_this_run_and_the_next(tmp_path, memo, reads):
+    path = write(tmp_path / "a", b"one")
+    first = file_hash(path, memo)
+    assert file_hash(path, memo) == first
+    memo.save()
+    assert file_hash(path, FileMemo(memo.path)) == first
+    assert reads == ["a"]
+
+
+def test_the_memo_knows_a_file_by_its_absolute_path(tmp_path, memo, reads, monkeypatch):
+    write(tmp_path / "a", b"one")
+    file_hash(tmp_path / "a", memo)
+    monkeypatch.chdir(tmp_path)
+    file_hash(Path("a"), memo)
+    assert reads == ["a"]
+    write(tmp_path / "sub" / "a", b"two")
+    monkeypatch.chdir(tmp_path / "sub")
+    assert file_hash(Path("a"), memo) == content_hash(b"two")
+
+
+def test_another_size_with_the_same_time_is_read_again(tmp_path, memo):
+    path = write(tmp_path / "a", b"one")
+    file_hash(path, memo)
+    before = path.stat()
+    path.write_bytes(b"longer")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert file_hash(path, memo) == content_hash(b"longer")
+
+
+def test_another_time_with_the_same_size_is_read_again(tmp_path, memo):
+    path = write(tmp_path / "a", b"one")
+    file_hash(path, memo)
+    before = path.stat()
+    path.write_bytes(b"two")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+    assert file_hash(path, memo) == content_hash(b"two")
+
+
+def test_a_file_hashed_right_after_it_was_written_is_not_trusted(tmp_path, memo):
+    path = write(tmp_path / "a", b"one", age=0.5)
+    before = path.stat()
+    assert file_hash(path, memo) == content_hash(b"one")
+    # The same size, within the granularity of the file system's clock: nothing but the bytes tells.
+    path.write_bytes(b"two")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert file_hash(path, memo) == content_hash(b"two")
+
+
+def test_two_seconds_of_age_are_counted_from_before_the_reading(tmp_path, memo):
+    path = write(tmp_path / "a", b"one")
+    mtime = path.stat().st_mtime_ns
+    racy = fingerprints.FileState(size=3, mtime_ns=mtime, seen_ns=mtime + fingerprints.RACY_NS)
+    memo.put(path, {"hash": "x"}, racy)
+    assert memo.get(path) is None
+    settled = fingerprints.FileState(size=3, mtime_ns=mtime, seen_ns=mtime + fingerprints.RACY_NS + 1)
+    memo.put(path, {"hash": "x"}, settled)
+    assert memo.get(path) == {"hash": "x"}
+    memo.put(path, {"hash": "y"}, racy)  # what was noted before must not survive either
+    assert memo.get(path) is None
+
+
+def test_a_file_that_changes_while_it_is_read_is_read_again(tmp_path, memo):
+    path = write(tmp_path / "a", b"one")
+    state = file_state(path)
+    write(path, b"two", age=1800)
+    memo.put(path, {"hash": content_hash(b"one")}, state)
+    assert memo.get(path) is None
+
+
+def test_facts_of_others_are_kept_and_not_shared(tmp_path, memo):
+    path = write(tmp_path / "a", b"one")
+    memo.put(path, {"width": 8}, file_state(path))
+    file_hash(path, memo)
+    assert memo.get(path) == {"width": 8, "hash": content_hash(b"one")}
+    memo.get(path)["width"] = 9
+    assert memo.get(path)["width"] == 8
+
+
+def test_a_missing_file_has_no_facts(tmp_path, memo):
+    path = write(tmp_path / "a", b"one")
+    file_hash(path, memo)
+    path.unlink()
+    assert memo.get(path) is None
+    with pytest.raises(FileNotFoundError):
+        file_hash(path, memo)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"\xff\xfe",
+        json.dumps({"version": fingerprints.MEMO_VERSION, "files": []}).encode(),
+        json.dumps({"version": fingerprints.MEMO_VERSION, "files": {"PATH": 1}}).encode(),
+        json.dumps({"version": fingerprints.MEMO_VERSION, "files": {"PATH": {"size": 3}}}).encode(),
+        json.dumps({"version": fingerprints.MEMO_VERSION + 1, "files": {"PATH": "SOUND"}}).encode(),
+    ],
+)
+def test_a_damaged_or_foreign_memo_starts_afresh(tmp_path, memo, content):
+    path = write(tmp_path / "a", b"one")
+    sound = {"size": 3, "mtime_ns": path.stat().st_mtime_ns, "facts": {"hash": "wrong"}}
+    content = content.replace(b'"SOUND"', json.dumps(sound).encode()).replace(b"PATH", str(path).encode())
+    write(memo.path, content)
+    fresh = FileMemo(memo.path)
+    assert file_hash(path, fresh) == content_hash(b"one")
+    fresh.save()
+    assert FileMemo(memo.path).get(path) == {"hash": content_hash(b"one")}
+
+
+def test_a_folder_that_cannot_be_written_is_no_error(tmp_path):
+    write(tmp_path / "file", b"")
+    memo = FileMemo(tmp_path / "file" / "files.json")  # a folder cannot be made where a file is
+    assert file_hash(write(tmp_path / "a", b"one"), memo) == content_hash(b"one")
+    memo.save()
+
+
+def test_a_failed_save_leaves_the_old_memo_and_nothing_else(tmp_path, memo, monkeypatch):
+    path = write(tmp_path / "a", b"one")
+    file_hash(path, memo)
+    memo.save()
+    before = memo.path.read_bytes()
+
+    def refuse(source, target):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(os, "replace", refuse)
+    file_hash(write(tmp_path / "b", b"two"), memo)
+    memo.save()
+    assert memo.path.read_bytes() == before
+    assert os.listdir(memo.path.parent) == [memo.path.name]
+
+
+def test_folder_hash_depends_on_names_and_contents_only(tmp_path, memo):
+    def component(root, **files):
+        paths = [write(tmp_path / root / name.replace("__", "/"), data) for name, data in files.items()]
+        return folder_hash(paths, memo)
+
+    one = component("one", config=b"{}", weights=b"1234", sub__weights=b"5")
+    assert component("two/deeper", sub__weights=b"5", weights=b"1234", config=b"{}") == one
+    assert component("three", config=b"{}", weights=b"1235", sub__weights=b"5") != one
+    assert component("four", config=b"{}", weight=b"1234", sub__weights=b"5") != one
+    assert component("five", config=b"1234", weights=b"{}", sub__weights=b"5") != one
+    assert component("six", config=b"{}", weights=b"1234") != one
+
+
+def test_no_module_that_reads_data_imports_torch():
+    code = (
+        "import sys; from sushi_research import buckets, dataset, fingerprints, images;"
+        "print([name for name in ('torch', 'datasets', 'transformers') if name in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"

@@ -1,0 +1,394 @@
+"""Which run a command names, whether it may go on, what it does, and files that are whole or not there."""
+
+import copy
+import errno
+import fnmatch
+import json
+import os
+from types import SimpleNamespace
+
+import pytest
+
+from sushi_research.command_line import config_to_dict
+from sushi_research.config import SD15Training, SDXLTraining
+from sushi_research.errors import UserError
+from sushi_research.files import write_atomic, write_json
+from sushi_research.identity import (
+    ABSENT,
+    MAY_CHANGE,
+    SAME_CONTENT,
+    Difference,
+    compare_identity,
+    default_name,
+    depends_on_length,
+    require_same_run,
+    run_identity,
+)
+from sushi_research.run_folder import decide, open_run
+
+FACTS = {
+    "samples_per_step": 4,
+    "precision": "bf16",
+    "data": "d" * 32,
+    "base_model": {"unet": "a" * 32, "vae": "b" * 32},
+    "random_scheme": 1,
+}
+
+
+def config(config_class=SDXLTraining, **sections):
+    """The resolved config of a training on ./photos, with values laid over its sections."""
+    sections = {"model": {"base": "base"}, "data": {"path": "photos"}, "train": {"steps": 100}} | sections
+    return config_to_dict(config_class(**sections))
+
+
+def identity(facts=FACTS, **sections):
+    return run_identity(config(**sections), facts)
+
+
+def flat_keys(nested, prefix=""):
+    for key, value in nested.items():
+        if isinstance(value, dict) and value:
+            yield from flat_keys(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
+
+
+# --- identity ---
+
+
+@pytest.mark.parametrize("config_class", [SD15Training, SDXLTraining])
+def test_the_tables_name_settings_that_exist(config_class):
+    keys = set(flat_keys(config(config_class)))
+    assert SAME_CONTENT.keys() <= keys
+    for pattern in MAY_CHANGE:
+        assert fnmatch.filter(keys, pattern), pattern
+
+
+def test_the_identity_of_sdxl_is_this_list():
+    """A setting that is added must be decided on: it is part of the identity unless a table says otherwise."""
+    assert sorted(key for key in identity() if not key.startswith("facts.")) == [
+        "data.bucket_max_side",
+        "data.bucket_min_side",
+        "data.bucket_step",
+        "data.caption_column",
+        "data.flip",
+        "data.image_column",
+        "data.path",
+        "data.resolution",
+        "data.revision",
+        "data.split",
+        "data.time_ids",
+        "data.upscale",
+        "lora.alpha",
+        "lora.dropout",
+        "lora.init",
+        "lora.rank",
+        "lora.targets",
+        "loss.noise_offset",
+        "loss.snr_gamma",
+        "model.base",
+        "model.revision",
+        "model.text_encoder_1_layer",
+        "model.vae",
+        "model.vae_revision",
+        "model.variant",
+        "optimizer.lr",
+        "optimizer.name",
+        "schedule.cycles",
+        "schedule.name",
+        "schedule.power",
+        "schedule.warmup",
+        "train.max_grad_norm",
+        "train.seed",
+    ]
+
+
+def test_an_identity_survives_json():
+    current = identity(lora={"rank": 8, "alpha": 0.1}, optimizer={"kwargs": {"eps": 1e-8}})
+    assert json.loads(json.dumps(current)) == current
+    assert current["optimizer.kwargs.eps"] == 1e-8 and current["facts.base_model.unet"] == "a" * 32
+
+
+def test_a_fact_that_nobody_knows_is_a_mistake():
+    with pytest.raises(AssertionError, match="dataset"):
+        identity({"dataset": "d"})
+
+
+def test_what_may_change_is_no_difference():
+    changed = identity(
+        train={"epochs": 3, "batch_size": 4, "accumulation": 2, "precision": "bf16", "gradient_checkpointing": True},
+        checkpoint={"every": 7, "keep": 5},
+        sample={"prompts": ["a cat"]},
+        tracking={"wandb": "off", "tags": ["x"]},
+        run={"name": "other"},
+        cache={"folder": "/elsewhere"},
+        dry_run=True,
+    )
+    assert compare_identity(identity(), changed) == []
+
+
+def test_every_difference_is_found():
+    stored = identity(optimizer={"kwargs": {"eps": 1e-8}})
+    current = identity(FACTS | {"samples_per_step": 8}, lora={"rank": 32}, train={"steps": 100, "seed": 1})
+    assert compare_identity(stored, current) == [
+        Difference("facts.samples_per_step", 4, 8),
+        Difference("lora.rank", 16, 32),
+        Difference("optimizer.kwargs.eps", 1e-8, ABSENT),
+        Difference("train.seed", 0, 1),
+    ]
+
+
+def test_a_place_may_change_while_its_content_does_not():
+    moved = {"model": {"base": "/mnt/base", "revision": "v2"}, "data": {"path": "/mnt/photos"}}
+    assert compare_identity(identity(), identity(**moved)) == []
+    other_vae = copy.deepcopy(FACTS)
+    other_vae["base_model"]["vae"] = "c" * 32
+    assert [difference.key for difference in compare_identity(identity(), identity(other_vae, **moved))] == [
+        "facts.base_model.vae",
+        "model.base",
+        "model.revision",
+    ]
+    assert [difference.key for difference in compare_identity(identity(), identity(FACTS | {"data": "e"}, **moved))] == [
+        "data.path",
+        "facts.data",
+    ]
+
+
+def test_without_the_facts_a_place_decides():
+    stored, current = ({"data.path": path} for path in ("photos", "elsewhere"))
+    assert compare_identity(stored, current) == [Difference("data.path", "photos", "elsewhere")]
+
+
+def test_the_refusal_names_every_key_and_both_values():
+    with pytest.raises(UserError) as caught:
+        require_same_run("trial", identity(), identity(FACTS | {"samples_per_step": 8}, lora={"rank": 32}))
+    assert str(caught.value) == (
+        "the run trial was begun with other settings: samples_per_step (train.batch_size x train.accumulation x "
+        "processes) was 4, is now 8; lora.rank was 16, is now 32; give this one another --run.name, or restore what "
+        "it was begun with to continue"
+    )
+    require_same_run("trial", identity(), identity())
+
+
+@pytest.mark.parametrize(
+    "schedule, depends",
+    [
+        ({"name": "constant"}, False),
+        ({"name": "constant_with_warmup", "warmup": 10}, False),
+        ({"name": "constant_with_warmup", "warmup": 0.1}, True),
+        ({"name": "linear"}, True),
+        ({"name": "cosine"}, True),
+    ],
+)
+def test_which_schedules_depend_on_the_length(schedule, depends):
+    assert depends_on_length(identity(schedule=schedule)) is depends
+
+
+# --- the name ---
+
+
+def name(path="photos", facts=FACTS, **sections):
+    return default_name("sdxl", path, identity(facts, data={"path": path}, **sections))
+
+
+def test_the_same_command_gives_the_same_name():
+    assert name() == "sdxl-photos-" + name()[-8:] and set(name()[-8:]) <= set("0123456789abcdef")
+    assert name("photos/")[-8:] == name("./photos")[-8:] == name()[-8:]
+    assert name(train={"steps": 999, "batch_size": 2}, tracking={"wandb": "off"}) == name()
+
+
+def test_what_is_found_in_the_files_does_not_change_the_name():
+    settings_only = {fact: FACTS[fact] for fact in ("samples_per_step", "precision")}
+    assert name(facts=settings_only) == name()
+
+
+def test_another_experiment_gets_another_name():
+    names = {
+        name(),
+        name(lora={"rank": 32}),
+        name(facts=FACTS | {"samples_per_step": 8}),
+        name(facts=FACTS | {"precision": "fp32"}),
+        name(model={"base": "another"}),
+        name("elsewhere/photos"),
+    }
+    assert len(names) == 6
+
+
+@pytest.mark.parametrize(
+    "path, slug",
+    [("My Photos (2)/", "my-photos-2"), ("user/naruto-blip", "naruto-blip"), ("/data/\u5199\u771f", "data"), ("x" * 99, "x" * 40)],
+)
+def test_the_folder_in_the_name(path, slug):
+    assert name(path).rpartition("-")[0] == f"sdxl-{slug}"
+    config(run={"name": name(path)})  # is accepted as --run.name
+
+
+# --- what running again does ---
+
+
+def record(finished_at=None, steps=100, **sections):
+    return {"identity": identity(**sections), "steps": steps, "finished_at": finished_at}
+
+
+def checkpoint(step, **sections):
+    return SimpleNamespace(step=step, facts={"identity": identity(**sections)})
+
+
+def test_a_new_run_begins():
+    start = decide("trial", None, None, identity(), 100)
+    assert start == ("begin", "beginning the run trial", [])
+
+
+def test_a_run_without_a_checkpoint_begins_afresh_whatever_it_was():
+    start = decide("trial", record(lora={"rank": 64}), None, identity(), 100)
+    assert start.action == "begin" and "afresh" in start.sentence
+
+
+def test_a_run_continues():
+    start = decide("trial", record(), checkpoint(40), identity(), 100)
+    assert start == ("continue", "continuing the run trial from step 40 of 100", [])
+
+
+def test_a_run_that_was_killed_after_its_last_step_continues_to_write_its_adapter():
+    assert decide("trial", record(), checkpoint(100), identity(), 100).action == "continue"
+
+
+@pytest.mark.parametrize("where", ["record", "checkpoint"])
+def test_another_identity_is_refused(where):
+    other = {"lora": {"rank": 64}}
+    stored = record(**other) if where == "record" else record()
+    found = checkpoint(40, **other) if where == "checkpoint" else checkpoint(40)
+    with pytest.raises(UserError, match="lora.rank was 64, is now 16"):
+        decide("trial", stored, found, identity(), 100)
+
+
+@pytest.mark.parametrize("steps", [50, 100])
+@pytest.mark.parametrize("found", [checkpoint(100), None])
+def test_a_finished_run_has_nothing_to_do(steps, found):
+    start = decide("trial", record(finished_at=100), found, identity(), steps)
+    assert start.action == "nothing"
+    assert "finished, at step 100" in start.sentence and "another --run.name" in start.sentence
+
+
+def test_a_finished_run_of_another_identity_is_refused():
+    with pytest.raises(UserError, match="lora.rank was 16, is now 8"):
+        decide("trial", record(finished_at=100), None, identity(lora={"rank": 8}), 100)
+
+
+def test_a_finished_run_goes_on_when_it_grows():
+    start = decide("trial", record(finished_at=100), checkpoint(100), identity(), 150)
+    assert start == ("continue", "continuing the run trial from step 100 of 150", [])
+
+
+def test_a_finished_run_cannot_grow_without_its_checkpoints():
+    with pytest.raises(UserError, match="finished at step 100 and its checkpoints are gone"):
+        decide("trial", record(finished_at=100), None, identity(), 150)
+
+
+def test_a_run_cannot_end_before_its_checkpoint():
+    with pytest.raises(UserError, match="stands at step 80, past its end at step 50"):
+        decide("trial", record(), checkpoint(80), identity(), 50)
+
+
+def test_checkpoints_without_a_record_are_refused():
+    with pytest.raises(UserError, match="checkpoints but no run.json"):
+        decide("trial", None, checkpoint(80), identity(), 100)
+
+
+def test_another_length_under_a_schedule_that_depends_on_it_is_told():
+    cosine = {"schedule": {"name": "cosine"}}
+    start = decide("trial", record(**cosine), checkpoint(40, **cosine), identity(**cosine), 200)
+    (warning,) = start.warnings
+    assert "from 100 to 200 steps" in warning and "cosine" in warning and "step 40" in warning
+    assert decide("trial", record(**cosine), checkpoint(40, **cosine), identity(**cosine), 100).warnings == []
+
+
+# --- the folder ---
+
+
+def test_the_record_of_a_run_through_its_life(tmp_path):
+    with open_run(tmp_path / "runs", "trial") as run:
+        assert run.record() is None
+        begun = run.mark_begun(identity(), 100)
+        assert begun == run.record()
+        assert (begun["steps"], begun["finished_at"], begun["identity"]) == (100, None, identity())
+        assert run.mark_finished(100) == begun | {"finished_at": 100}
+        assert run.mark_continued(150) == begun | {"steps": 150} == run.record()
+        assert run.mark_begun(identity(), 100)["wandb_id"] != begun["wandb_id"]
+    assert json.loads((tmp_path / "runs" / "trial" / "run.json").read_text())["steps"] == 100
+
+
+def test_a_record_that_cannot_be_read_is_told(tmp_path):
+    with open_run(tmp_path, "trial") as run:
+        run.run.write_text("{")
+        with pytest.raises(UserError, match="run.json is not JSON"):
+            run.record()
+        run.run.write_text('{"format": 2}')
+        with pytest.raises(UserError, match="has format 2, this version reads format 1"):
+            run.record()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX locks")
+def test_a_run_is_open_once_at_a_time(tmp_path):
+    first = open_run(tmp_path, "trial")
+    with pytest.raises(UserError, match=f"in use by process {os.getpid()} on "):
+        open_run(tmp_path, "trial")
+    first.close()
+    open_run(tmp_path, "trial").close()
+
+
+def test_a_file_system_without_locks_is_told(tmp_path, monkeypatch, caplog):
+    fcntl = pytest.importorskip("fcntl")
+
+    def refuse(*arguments):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    open_run(tmp_path, "trial").close()
+    assert "cannot be locked (No locks available): do not launch this run twice" in caplog.text
+
+
+def test_a_folder_that_cannot_be_made_is_told(tmp_path):
+    (tmp_path / "runs").write_text("a file")
+    with pytest.raises(UserError, match="cannot make the run folder .*runs.trial"):
+        open_run(tmp_path / "runs", "trial")
+
+
+# --- files ---
+
+
+def test_a_file_is_replaced_whole(tmp_path):
+    path = tmp_path / "a.json"
+    write_json(path, {"b": 1.5, "a": ["\u5199\u771f.png", None]})
+    assert json.loads(path.read_bytes()) == {"b": 1.5, "a": ["\u5199\u771f.png", None]}
+    assert "\u5199\u771f" in path.read_text(encoding="utf-8") and path.read_text(encoding="utf-8").index("b") < 10
+    write_atomic(path, b"new")
+    assert path.read_bytes() == b"new" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_name_that_is_not_unicode_survives(tmp_path):
+    strange = os.fsdecode(b"caf\xe9.png")
+    write_json(tmp_path / "a.json", [strange])
+    assert json.loads((tmp_path / "a.json").read_bytes()) == [strange]
+
+
+def test_what_is_not_json_is_refused(tmp_path):
+    write_json(tmp_path / "a.json", 1)
+    for value in (float("nan"), float("inf")):
+        with pytest.raises(ValueError):
+            write_json(tmp_path / "a.json", value)
+    assert json.loads((tmp_path / "a.json").read_bytes()) == 1
+
+
+@pytest.mark.parametrize("where", ["os.fsync", "os.replace"])
+def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch, where):
+    path = tmp_path / "a.json"
+    write_atomic(path, b"old")
+
+    def refuse(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(where, refuse)
+    with pytest.raises(UserError, match="cannot write .*a.json: No space left on device; free some space"):
+        write_atomic(path, b"new")
+    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]

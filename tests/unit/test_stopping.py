@@ -1,0 +1,139 @@
+"""Signals ask and never interrupt; a launcher that dies is noticed, a shell that ends is not."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+
+import pytest
+
+from sushi_research.stopping import StopRequest
+
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="POSIX signals and parents")
+LAUNCHED = {"ACCELERATE_DYNAMO_MODE": "default"}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_asks_for_a_stop_once(number, capfd):
+    with StopRequest() as stop:
+        assert (stop.poll(), stop.reason) == (0, None)
+        for _ in range(3):
+            os.kill(os.getpid(), number)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert (stop.poll(), stop.reason, stop.signals) == (1, number.name, 4)
+        assert stop.poll() == 1
+    assert capfd.readouterr().err == f"\n{number.name}: stopping at the next step boundary, with a checkpoint\n"
+
+
+def test_other_processes_of_the_run_ask_quietly(capfd):
+    with StopRequest(announce=False) as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.poll() == 1
+    assert capfd.readouterr().err == ""
+
+
+def test_the_handlers_are_given_back():
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    with pytest.raises(RuntimeError), StopRequest():
+        assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] != before
+        raise RuntimeError
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_an_ignored_signal_stays_ignored():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with StopRequest() as stop:
+            os.kill(os.getpid(), signal.SIGINT)
+            assert stop.poll() == 0
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_outside_the_main_thread_it_does_no_harm():
+    polled = []
+
+    def work():
+        with StopRequest() as stop:
+            polled.append(stop.poll())
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert polled == [0]
+
+
+def test_a_standard_error_that_is_gone_does_no_harm():
+    script = """
+        import os, signal
+        from sushi_research.stopping import StopRequest
+
+        with StopRequest() as stop:
+            os.close(2)
+            os.kill(os.getpid(), signal.SIGTERM)
+            print(stop.poll())
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], stdout=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stdout) == (0, "1\n")
+
+
+def orphan(environment):
+    """What a script polls, before and after its parent has ended."""
+    script = """
+        import os, sys, time
+        from sushi_research.stopping import StopRequest
+
+        with StopRequest() as stop:
+            print(stop.poll(), stop.reason, flush=True)
+            parent = os.getppid()
+            sys.stdin.readline()                # the parent is told to end
+            while os.getppid() == parent:
+                time.sleep(0.001)
+            print(stop.poll(), stop.reason, flush=True)
+    """
+    parent = """
+        import subprocess, sys
+
+        child = subprocess.Popen([sys.executable, "-c", sys.argv[1]])
+        child.wait()
+    """
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("ACCELERATE_")}
+    launcher = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(parent), textwrap.dedent(script)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env=clean | environment,
+    )
+    before = launcher.stdout.readline()
+    launcher.kill()
+    launcher.wait()
+    launcher.stdin.write("\n")
+    launcher.stdin.close()
+    with launcher.stdout:
+        return [before, *launcher.stdout]
+
+
+def test_a_script_notices_that_its_launcher_is_gone():
+    assert orphan(LAUNCHED) == ["0 None\n", "1 the launcher ended\n"]
+
+
+def test_a_script_started_by_hand_outlives_its_shell():
+    assert orphan({}) == ["0 None\n", "0 None\n"]
+
+
+@pytest.mark.parametrize("flags", [[], ["--multi_gpu", "--num_processes", "2"]])
+def test_accelerate_launch_sets_what_we_look_for(flags, monkeypatch):
+    """The assumption of the two tests above, checked against the installed accelerate."""
+    from accelerate.commands import launch
+    from accelerate.utils.launch import prepare_multi_gpu_env, prepare_simple_launcher_cmd_env
+
+    monkeypatch.delenv("ACCELERATE_DYNAMO_MODE", raising=False)
+    arguments = launch.launch_command_parser().parse_args([*flags, "script.py"])
+    arguments, _, _ = launch._validate_launch_command(arguments)
+    environment = prepare_multi_gpu_env(arguments) if flags else prepare_simple_launcher_cmd_env(arguments)[1]
+    assert "ACCELERATE_DYNAMO_MODE" in environment
