@@ -412,7 +412,7 @@ def _load_saved(folder: Path, split: str) -> Any:
 
     try:
         saved = datasets.load_from_disk(str(folder))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, LookupError, TypeError) as error:  # all that damaged folders were seen to raise
         raise UserError(f"the data set in {folder} cannot be read ({_first_line(error)}): save it again.") from error
     if isinstance(saved, datasets.Dataset):
         own = str(saved.split or "train")

@@ -42,7 +42,8 @@ def test_names_and_signatures(model):
     assert model.NAME in detect.NAMES and Path(detect.SCRIPTS[model.NAME]).is_file()
     assert hasattr(diffusers, model.PIPELINE)
     assert list(inspect.signature(model.load_text).parameters) == ["base", "device"]
-    assert list(inspect.signature(model.predict).parameters) == ["unet", "noisy", "timesteps", "text", "time_ids"]
+    predict = list(inspect.signature(model.predict).parameters)
+    assert predict[:4] == ["unet", "noisy", "timesteps", "text"] and predict[4:] in ([], ["time_ids"])
     settings = inspect.signature(model.encode_caption).parameters
     assert tuple(settings)[2:] == model.TEXT_SETTINGS
     fields = CONFIGS[model.NAME].model_fields["model"].annotation.model_fields
@@ -55,13 +56,18 @@ def test_the_whole_forward(model, base):
     unet = loading.load_unet(base, torch.float32, CPU)
     batch = {name: tensor[None].repeat(3, *[1] * tensor.ndim) for name, tensor in text.items()}
     noisy, ids = torch.randn(3, 4, 8, 12), torch.tensor([[64.0, 96, 0, 0, 64, 96]] * 3)
-    out = model.predict(unet, noisy, torch.tensor([0, 500, 999]), batch, ids)
+    sizes = "time_ids" in inspect.signature(model.predict).parameters
+    out = model.predict(unet, noisy, torch.tensor([0, 500, 999]), batch, *[ids] * sizes)
     assert out.shape == noisy.shape and out.dtype == torch.float32
-    alone = model.predict(
-        unet, noisy[1:2], torch.tensor([500]), {name: tensor[1:2] for name, tensor in batch.items()}, ids[1:2]
-    )
+    one = {name: tensor[1:2] for name, tensor in batch.items()}
+    alone = model.predict(unet, noisy[1:2], torch.tensor([500]), one, *[ids[1:2]] * sizes)
     # Another batch size may round otherwise in the last bits of a UNet of 60 layers.
     assert torch.allclose(out[1], alone[0], atol=1e-4)
+
+
+def test_text_shapes_tell_the_size_of_a_cache_row(model, base):
+    text, _ = model.encode_caption(model.load_text(base, CPU), "a cat")
+    assert {name: tuple(tensor.shape) for name, tensor in text.items()} == model.text_shapes(base)
 
 
 def test_the_unet_is_frozen_and_of_the_asked_dtype(model, base):

@@ -14,9 +14,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict
 
-from sushi_research.command_line import config_to_dict, config_to_yaml, load_config, read_yaml, run_script
+from sushi_research.command_line import (
+    config_to_dict,
+    config_to_yaml,
+    load_config,
+    read_command_line,
+    run_main,
+)
 from sushi_research.config import SD15Training, SDXLTraining
 from sushi_research.errors import UserError
+from sushi_research.strict_yaml import read_yaml
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = "scripts/train_sdxl_lora.py"
@@ -34,6 +41,11 @@ def problem(*argv: str, config_class: type = SDXLTraining) -> str:
     with pytest.raises(UserError) as caught:
         load(*argv, config_class=config_class)
     return str(caught.value)
+
+
+def run_script(main: Any, config_class: type, argv: Any = None) -> None:
+    """What a script does, from its first line to its last."""
+    run_main(main, read_command_line(config_class, script=SCRIPT, intro=INTRO, argv=argv))
 
 
 @pytest.fixture
@@ -591,15 +603,25 @@ def test_the_dict_is_plain_json_and_the_environment_stays_out(layer: Any, monkey
 
 def test_run_script_hands_the_config_to_main() -> None:
     seen = []
-    run_script(seen.append, SD15Training, script=SCRIPT, intro=INTRO, argv=[*REQUIRED, "--lora.rank", "8"])
+    run_script(seen.append, SD15Training, argv=[*REQUIRED, "--lora.rank", "8"])
     assert [config.lora.rank for config in seen] == [8] and isinstance(seen[0], SD15Training)
 
 
 def test_run_script_reads_the_process_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", [SCRIPT, *REQUIRED])
     seen = []
-    run_script(seen.append, SD15Training, script=SCRIPT, intro=INTRO)
+    run_script(seen.append, SD15Training)
+    assert seen == [read_command_line(SD15Training, script=SCRIPT, intro=INTRO)]
     assert seen[0].data.path == "photos"
+
+
+def test_the_status_that_main_returns_ends_the_process() -> None:
+    config = load(*REQUIRED)
+    run_main(lambda config: 0, config)
+    run_main(lambda config: None, config)
+    with pytest.raises(SystemExit) as caught:
+        run_main(lambda config: 143, config)
+    assert caught.value.code == 143
 
 
 def test_a_user_error_ends_in_status_2_and_ctrl_c_in_130(capsys: pytest.CaptureFixture[str]) -> None:
@@ -611,7 +633,7 @@ def test_a_user_error_ends_in_status_2_and_ctrl_c_in_130(capsys: pytest.CaptureF
 
     def status(main: Any, *argv: str) -> Any:
         with pytest.raises(SystemExit) as caught:
-            run_script(main, SDXLTraining, script=SCRIPT, intro=INTRO, argv=argv)
+            run_script(main, SDXLTraining, argv=argv)
         output = capsys.readouterr()
         return caught.value.code, output.out, output.err
 
@@ -623,17 +645,17 @@ def test_a_user_error_ends_in_status_2_and_ctrl_c_in_130(capsys: pytest.CaptureF
     )
     assert status(fail(KeyboardInterrupt()), *REQUIRED) == (130, "", "interrupted\n")
     with pytest.raises(ZeroDivisionError):
-        run_script(lambda config: 1 / 0, SDXLTraining, script=SCRIPT, intro=INTRO, argv=REQUIRED)
+        run_script(lambda config: 1 / 0, SDXLTraining, argv=REQUIRED)
 
 
 @pytest.mark.parametrize("words", [[], ["--help"], [*REQUIRED, "--print_config"], REQUIRED, ["--lora.ran", "8"]])
 def test_nothing_heavy_is_imported(words: list[str]) -> None:
     code = (
         "import sys\n"
-        "from sushi_research.command_line import run_script\n"
+        "from sushi_research.command_line import read_command_line, run_main\n"
         "from sushi_research.config import SDXLTraining\n"
         "try:\n"
-        f"    run_script(lambda config: None, SDXLTraining, script='s', intro={INTRO!r}, argv={words!r})\n"
+        f"    run_main(lambda config: None, read_command_line(SDXLTraining, script='s', intro={INTRO!r}, argv={words!r}))\n"
         "except SystemExit:\n"
         "    pass\n"
         "heavy = {'torch', 'numpy', 'diffusers', 'transformers', 'peft', 'datasets', 'accelerate', 'wandb', 'PIL'}\n"

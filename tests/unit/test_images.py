@@ -1,7 +1,5 @@
 import io
 import struct
-import subprocess
-import sys
 import threading
 import warnings
 import zlib
@@ -211,6 +209,7 @@ def test_damage_within_a_png():
         decode(bytes(data))
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, about damaged EXIF and TIFF tags
 def test_any_cut_and_any_flipped_byte_ends_in_an_image_or_a_reason():
     for format in ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP"):
         data = saved(noise(12, 9), format)
@@ -310,14 +309,3 @@ def test_a_placement_of_another_image_is_refused():
     placement = place(64, 64, BucketRule(resolution=64, min_side=64, max_side=64))
     with pytest.raises(AssertionError):
         resize_and_crop(noise(64, 48), placement, flip=False)
-
-
-def test_eps_is_not_opened_at_all():
-    # Pillow would run Ghostscript on it.
-    code = (
-        "from sushi_research.images import *\n"
-        "try: decode(b'%!PS-Adobe-3.0 EPSF-3.0\\n%%BoundingBox: 0 0 10 10\\n%%EndComments\\n')\n"
-        "except BadImage as error: print(error)"
-    )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert result.stdout.startswith("not an image")

@@ -1,0 +1,60 @@
+# Everything runs in .venv, which is made when it is first needed.
+
+PYTHON ?= python3
+ARCH ?= sdxl
+BIN := .venv/bin
+# Two threads on a busy two-core machine make a tiny step twenty times slower.
+ONE_THREAD := OMP_NUM_THREADS=1
+# Said in full, so that neither a question nor the user's own default config comes between.
+LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
+# What `make demo` sets up and what `make test` adds.
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: help setup demo test test-fast lint format bench bench-gpu clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
+
+setup: .venv/.dev  ## make the virtual environment, with what the tests need
+
+.venv/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "error: $(PYTHON) is older than 3.11: install a newer one and say make PYTHON=python3.11" >&2; exit 2; }
+	$(PYTHON) -m venv .venv
+	@echo "installing (a minute or two) ..."
+	@$(INSTALL) --editable .
+	@touch $@
+
+.venv/.dev: .venv/.installed
+	@$(INSTALL) --editable '.[dev]'
+	@touch $@
+
+demo: .venv/.installed  ## train a LoRA on demo/photos, on a tiny base, in about a minute (ARCH=sd15 for the other one)
+	@test -f configs/demo_$(ARCH).yaml || { echo "error: ARCH is sdxl or sd15, not $(ARCH)" >&2; exit 2; }
+	@rm -rf runs/demo_$(ARCH)
+	@$(ONE_THREAD) $(BIN)/python -m sushi_research.tiny $(ARCH) demo/base/$(ARCH)
+	$(ONE_THREAD) $(LAUNCH) scripts/train_$(ARCH)_lora.py --config configs/demo_$(ARCH).yaml
+
+test: .venv/.dev  ## every test that needs no GPU (about ten minutes on two cores)
+	$(ONE_THREAD) $(BIN)/python -m pytest -q -n 2 -m "not gpu"
+
+test-fast: .venv/.dev  ## the tests of every commit (under three minutes)
+	$(ONE_THREAD) $(BIN)/python -m pytest -q -n 2 -m "not gpu and not slow"
+
+lint: .venv/.dev  ## style
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: .venv/.dev  ## rewrite to the style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: .venv/.installed  ## compare pairs of variants in turn, on this machine; results in benchmarks/results
+	$(ONE_THREAD) $(BIN)/python scripts/benchmark.py --model $(ARCH)
+
+bench-gpu: .venv/.dev  ## the GPU tests, then the same comparison on the GPU
+	$(BIN)/python -m pytest -q -m gpu
+	$(BIN)/python scripts/benchmark.py --model $(ARCH) --device cuda
+
+clean:  ## remove what the demo made; runs and caches of your own stay
+	rm -rf runs/demo_sdxl runs/demo_sd15 demo/base

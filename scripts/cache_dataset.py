@@ -1,0 +1,73 @@
+"""Fills the caches of a training config without training: on another machine, overnight, or before forty variants share them.
+
+    accelerate launch scripts/cache_dataset.py sdxl --config configs/sdxl_lora.yaml --data.path photos
+    accelerate launch scripts/cache_dataset.py sd15 --config configs/sd15_lora.yaml --data.path photos --dry-run
+
+It takes the options of the training script of that architecture and encodes what that script would find missing; running it
+again encodes what is new. With several processes each encodes its share.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from sushi_research.command_line import read_command_line, run_main
+from sushi_research.config import SD15Training, SDXLTraining, TrainingConfig
+
+CONFIGS = {"sd15": SD15Training, "sdxl": SDXLTraining}
+INTRO = """\
+This fills the caches of a training config, without training. To begin:
+  the plan:       accelerate launch scripts/cache_dataset.py sdxl --config configs/sdxl_lora.yaml --data.path photos --dry-run
+  the work:       accelerate launch scripts/cache_dataset.py sdxl --config configs/sdxl_lora.yaml --data.path photos
+  for SD1.5:      accelerate launch scripts/cache_dataset.py sd15 --config configs/sd15_lora.yaml --data.path photos
+  every option:   python scripts/cache_dataset.py sdxl --help"""
+
+
+def read(arguments: list[str]) -> TrainingConfig:
+    """The config of the command line, whose first word is the architecture."""
+    architecture, rest = (arguments[0], arguments[1:]) if arguments else ("sdxl", [])
+    if architecture in ("-h", "--help"):
+        architecture, rest = "sdxl", ["--help"]
+    if architecture not in CONFIGS:
+        print(
+            f"error: {architecture} is not an architecture: begin with sd15 or sdxl, then the options of that training script.",
+            file=sys.stderr,
+        )
+        raise SystemExit(2)
+    script = f"scripts/cache_dataset.py {architecture}"
+    return read_command_line(CONFIGS[architecture], script=script, intro=INTRO, argv=rest)
+
+
+if __name__ == "__main__":
+    CONFIG = read(sys.argv[1:])
+
+import importlib
+
+from sushi_research import preparation, training
+
+
+def main(config: TrainingConfig) -> int:
+    """Encodes what is missing for `config`; returns 0."""
+    model = importlib.import_module(
+        "sushi_research.models." + next(name for name, kind in CONFIGS.items() if isinstance(config, kind))
+    )
+    accelerator, _ = training.start(config)
+    memo = preparation.open_memo(config)
+    base = preparation.find_base(config, model)
+    data = preparation.read_data(config, memo, None, accelerator)
+    caches = preparation.open_caches(config, base, model, memo, accelerator)
+    captions = preparation.captions_of(config, data.items, preparation.prompts_of(config, data.items))
+    images_missing, captions_missing = len(caches.missing_latents(data.items)), len(caches.missing_captions(captions))
+    accelerator.print(f"{images_missing} image entries and {captions_missing} captions to encode")
+    if config.dry_run:
+        return 0
+    preparation.fill_caches(caches, data.items, captions, base, model, accelerator)
+    total = (caches.latents.size_bytes + caches.texts.size_bytes) / 2**20
+    accelerator.print(
+        f"done: {config.cache.folder} holds {len(caches.latents)} image entries and {len(caches.texts)} captions, {total:.1f} MiB"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    run_main(main, CONFIG)

@@ -1,0 +1,134 @@
+"""Draws one grid from a base and adapters at several strengths: what did the adapter change, and how strong should it be?
+
+    python scripts/sample.py --base stabilityai/stable-diffusion-xl-base-1.0 --variant fp16 \\
+        --adapters '[runs/mine/adapter.safetensors]' --strengths '[0.5, 0.8, 1.0]' --prompts '[a photo of sks dog]'
+
+Rows are prompts and seeds; columns are the base, then each adapter alone at each strength. The same seed starts from the same
+noise in every column.
+"""
+
+from __future__ import annotations
+
+from sushi_research.command_line import read_command_line, run_main
+from sushi_research.drawing_config import DrawingConfig
+
+INTRO = """\
+This draws a grid of pictures from a base and adapters. To begin:
+  the base alone:   python scripts/sample.py --base BASE --prompts '[a cat]'
+  with an adapter:  python scripts/sample.py --base BASE --prompts '[a cat]' --adapters '[runs/NAME/adapter.safetensors]'
+  its strength:     ... --strengths '[0.25, 0.5, 0.75, 1.0]' --seeds '[0, 1]'
+  every option:     python scripts/sample.py --help"""
+
+if __name__ == "__main__":
+    CONFIG = read_command_line(DrawingConfig, script="scripts/sample.py", intro=INTRO)
+
+import importlib
+import os
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from sushi_research import pictures, sampling, training
+from sushi_research.errors import UserError
+from sushi_research.models import detect, loading
+from sushi_research.precision import COMPUTE_DTYPES, resolve_precision
+from sushi_research.progress import progress
+
+GUIDANCE = {"sd15": 7.0, "sdxl": 5.0}
+
+
+def main(config: DrawingConfig) -> int:
+    """Draws the grid that `config` describes; returns 0."""
+    training.quiet_libraries()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    base = loading.resolve_base(config.base, revision=config.revision, variant=config.variant, vae=config.vae)
+    architecture = detect.identify(base.folder)
+    model = importlib.import_module(f"sushi_research.models.{architecture}")
+    loading.require_vae(base, model.SCALING_FACTOR)
+    precision = resolve_precision(config.precision, os.environ.get("ACCELERATE_MIXED_PRECISION"), device)
+    pipeline = load_pipeline(base, model, COMPUTE_DTYPES[precision], device)
+    names = load_adapters(pipeline, config.adapters)
+
+    columns = [("base", None, 0.0)]
+    columns += [(f"{label} {strength:g}", name, strength) for name, label in names for strength in config.strengths]
+    rows = [(prompt, seed) for prompt in config.prompts for seed in config.seeds]
+    latents = []
+    bar = progress(total=len(rows) * len(columns), description="drawing", unit="picture")
+    for _, name, strength in columns:
+        if name is not None:
+            pipeline.enable_lora()
+            pipeline.set_adapters([name], [strength])
+        elif names:
+            pipeline.disable_lora()
+        for prompt, seed in rows:
+            drawn = pipeline(
+                prompt,
+                negative_prompt=config.negative_prompt or None,
+                generator=torch.Generator("cpu").manual_seed(seed),
+                num_inference_steps=config.steps,
+                guidance_scale=config.guidance or GUIDANCE[architecture],
+                width=config.width,
+                height=config.height,
+                output_type="latent",
+            )
+            latents.append(drawn.images)
+            bar.update()
+    bar.close()
+    del pipeline
+
+    vae = loading.load_vae(base, loading.vae_dtype(base, device), device)
+    drawn = sampling.decode(vae, latents, model.SCALING_FACTOR)
+    output = Path(config.output)
+    singles = output.with_suffix("")
+    singles.mkdir(parents=True, exist_ok=True)
+    cells = [drawn[row :: len(rows)] for row in range(len(rows))]
+    for row, cell_row in enumerate(cells):
+        for column, picture in enumerate(cell_row):
+            picture.save(singles / f"{row:02d}-{column:02d}.png")
+    labels = [prompt if len(config.seeds) == 1 else f"{prompt} (seed {seed})" for prompt, seed in rows]
+    pictures.grid(cells, labels, [label for label, _, _ in columns]).save(output)
+    print(f"written: {output}, and each picture in {singles}/")
+    return 0
+
+
+def load_pipeline(base: loading.Base, model: ModuleType, dtype: torch.dtype, device: torch.device) -> Any:
+    """diffusers' pipeline of the base without its VAE, with the Euler scheduler that the training's samples use."""
+    import diffusers
+
+    unet = loading.load_unet(base, dtype, device).eval()
+    parts = {"unet": unet, "vae": None}
+    if model.NAME == "sd15":
+        parts |= {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    pipeline = getattr(diffusers, model.PIPELINE).from_pretrained(
+        base.folder, variant=base.variant, torch_dtype=dtype, use_safetensors=True, **parts
+    )
+    pipeline.scheduler = diffusers.EulerDiscreteScheduler.from_pretrained(base.folder / "scheduler")
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline.to(device)
+
+
+def load_adapters(pipeline: Any, paths: list[str]) -> list[tuple[str, str]]:
+    """(name in the pipeline, label) of each adapter file; UserError for one that does not fit the base."""
+    names = []
+    for number, path in enumerate(paths):
+        if not Path(path).is_file():
+            raise UserError(f"the adapter {path} is not there: give the path of a .safetensors file.")
+        name = f"adapter_{number}"
+        try:
+            pipeline.load_lora_weights(path, adapter_name=name)
+        except Exception as error:
+            # diffusers raises many kinds here; all of them mean that the file is no adapter for this base.
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise UserError(
+                f"the adapter {path} does not fit the base ({reason}): was it trained for another one?"
+            ) from error
+        # A run's file is called adapter.safetensors: its folder tells more.
+        file = Path(path)
+        names.append((name, file.resolve().parent.name if file.stem == "adapter" else file.stem))
+    return names
+
+
+if __name__ == "__main__":
+    run_main(main, CONFIG)

@@ -1,0 +1,114 @@
+"""The keys of a config class, by dotted name, and how they are described: the text of `--help` and of the errors."""
+
+from __future__ import annotations
+
+import shutil
+import textwrap
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from sushi_research.strict_yaml import show
+
+FLAGS = {
+    "config": "A YAML file of settings; give it again to lay another file over it",
+    "print_config": "Print the resolved settings as YAML, which --config reads back, and stop",
+    "help": "Print this and stop (also -h)",
+}
+_TYPES = {
+    "null": "null",
+    "boolean": "true or false",
+    "string": "text",
+    "integer": "a whole number",
+    "number": "a number",
+}
+_LIMITS = {
+    "minimum": "at least",
+    "exclusiveMinimum": "above",
+    "maximum": "at most",
+    "exclusiveMaximum": "below",
+    "multipleOf": "a multiple of",
+}
+
+
+class Keys(NamedTuple):
+    """What a config class has: the JSON schema of each key and the description of each section, by dotted name."""
+
+    leaves: dict[str, dict[str, Any]]
+    sections: dict[str, str]
+
+
+def keys_of(schema: dict[str, Any]) -> Keys:
+    """The keys that a config class has, from its JSON schema."""
+    keys = Keys({}, {})
+
+    def walk(node: dict[str, Any], prefix: str) -> None:
+        for name, value in node["properties"].items():
+            if "$ref" in value:
+                section = schema["$defs"][value["$ref"].rpartition("/")[2]]
+                keys.sections[prefix + name] = section.get("description", "")
+                walk(section, f"{prefix}{name}.")
+            else:
+                keys.leaves[prefix + name] = value
+
+    walk(schema, "")
+    return keys
+
+
+def help_text(keys: Keys, script: str) -> str:
+    """The text of `--help`: every key by section, with what it takes and its default, as wide as the terminal."""
+    width = min(max(shutil.get_terminal_size((100, 24)).columns, 50), 120)
+    lines = textwrap.wrap(
+        f"usage: {script} --config FILE [--config FILE ...] [--section.key VALUE ...]", width, subsequent_indent="  "
+    )
+
+    def entry(name: str, takes: str, text: str) -> None:
+        lines.extend(textwrap.wrap(f"{name}  {takes}", width, initial_indent="  ", subsequent_indent=" " * 8))
+        lines.extend(textwrap.wrap(text, width, initial_indent=" " * 6, subsequent_indent=" " * 6))
+
+    for name, text in FLAGS.items():
+        entry(f"--{name}", "FILE" if name == "config" else "", text)
+    for section, heading in {"": "", **keys.sections}.items():
+        lines += ["", *textwrap.wrap(f"{section}: {heading}", width)] if section else []
+        for name in children(section, keys):
+            path = f"{section}.{name}" if section else name
+            schema = keys.leaves[path]
+            default = f"default: {show(schema['default'])}" if "default" in schema else "required"
+            entry(f"--{path}", f"{allowed(schema)}; {default}", schema["description"])
+    return "\n".join(lines)
+
+
+def allowed(schema: dict[str, Any]) -> str:
+    """What a key takes, in words, from its JSON schema."""
+    if "allowed" in schema:
+        return schema["allowed"]
+    if "anyOf" in schema:
+        return " or ".join(allowed(option) for option in schema["anyOf"])
+    if "const" in schema:
+        return schema["const"]
+    if "enum" in schema:
+        return f"{', '.join(schema['enum'][:-1])} or {schema['enum'][-1]}"
+    if schema["type"] == "array":
+        return f"a list{', not empty,' if 'minItems' in schema else ''} whose entries are {allowed(schema['items'])}"
+    limits = [f"{text} {schema[key]}" for key, text in _LIMITS.items() if key in schema]
+    if "minLength" in schema:
+        limits.append("not empty")
+    return _TYPES[schema["type"]] + (f" ({', '.join(limits)})" if limits else "")
+
+
+def options(schema: dict[str, Any]) -> list[dict[str, Any]]:
+    """The types that a key may have, as JSON schemas."""
+    return schema.get("anyOf", [schema])
+
+
+def is_free(path: str, keys: Keys) -> bool:
+    """Whether the key holds a free-form mapping."""
+    return keys.leaves.get(path, {}).get("type") == "object"
+
+
+def children(section: str, keys: Keys) -> list[str]:
+    """The names of a section's keys, without the section; "" stands for the keys outside sections."""
+    return [name.rpartition(".")[2] for name in keys.leaves if name.rpartition(".")[0] == section]
+
+
+def listed(names: Iterable[str]) -> str:
+    return ", ".join(names)

@@ -1,0 +1,40 @@
+"""What can be configured of `scripts/sample.py`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from sushi_research.config import HUB, NULL_REVISION, Section, Seed, Text
+
+
+class DrawingConfig(Section):
+    """A grid of pictures: prompts and seeds as rows; the base, and each adapter at each strength, as columns."""
+
+    base: Text = Field(description=f"Base model, SD1.5 or SDXL: {HUB}")
+    revision: Text | None = Field(None, description=f"Branch, tag or commit of a hub id; {NULL_REVISION}")
+    variant: Literal["fp16"] | None = Field(None, description="Load the repository's fp16 files")
+    vae: Text | None = Field(None, description=f"Another VAE in place of the base model's own: {HUB}")
+    adapters: list[Text] = Field([], description="Adapter files (.safetensors), of any trainer; each is shown alone")
+    strengths: Annotated[list[float], Field(min_length=1)] = Field(
+        [0.5, 1.0], description="Strengths of each adapter; the base alone is always the first column"
+    )
+    prompts: Annotated[list[Text], Field(min_length=1)] = Field(description="Prompts, one row each")
+    negative_prompt: str = Field("", description="What to steer away from")
+    seeds: Annotated[list[Seed], Field(min_length=1)] = Field([0], description="One row per prompt and seed")
+    steps: int = Field(25, ge=1, description="Denoising steps (Euler)")
+    guidance: float | None = Field(None, ge=1, description="Guidance scale; null = 7 for SD1.5, 5 for SDXL; 1 = none")
+    width: int | None = Field(None, ge=8, multiple_of=8, description="Width in pixels; null = the base's own")
+    height: int | None = Field(None, ge=8, multiple_of=8, description="Height in pixels; null = the base's own")
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = Field("auto", description="Dtype of the base; see train.precision")
+    output: Text = Field("samples/grid.png", description="Where the grid goes; single pictures go into a folder beside it")
+
+    @model_validator(mode="after")
+    def _columns_are_distinct(self) -> DrawingConfig:
+        if 0 in self.strengths:
+            raise ValueError("strengths has a 0: the base alone is always drawn, so leave it out")
+        for name in ("strengths", "adapters", "seeds"):
+            if len(set(getattr(self, name))) < len(getattr(self, name)):
+                raise ValueError(f"{name} has an entry twice: it would draw the same pictures again")
+        return self

@@ -1,0 +1,200 @@
+"""Optimizers by name, their state, and learning rates as functions of the step."""
+
+import io
+import re
+
+import bitsandbytes
+import pytest
+import torch
+from diffusers.optimization import SchedulerType, get_scheduler
+from torch import nn
+
+from sushi_research.errors import UserError
+from sushi_research.optim import SCHEDULES, build_optimizer, make_schedule, set_learning_rate
+
+
+def parameters():
+    torch.manual_seed(0)
+    return [nn.Parameter(torch.randn(shape)) for shape in ((64, 80), (16, 9, 3, 3), (64, 64), (64, 63))]
+
+
+def train(optimizer, weights, steps):
+    for step in steps:
+        generator = torch.Generator().manual_seed(step)
+        for weight in weights:
+            weight.grad = torch.randn(weight.shape, generator=generator)
+        optimizer.step()
+
+
+def test_names():
+    assert type(build_optimizer("adamw8bit", parameters(), 1e-3, {})) is bitsandbytes.optim.AdamW8bit
+    adamw = build_optimizer("adamw", parameters(), 1e-3, {})
+    assert type(adamw) is torch.optim.AdamW and adamw.defaults["foreach"] is True
+    assert type(build_optimizer("torch.optim.SGD", parameters(), 1e-3, {"momentum": 0.9})) is torch.optim.SGD
+    assert type(build_optimizer("bitsandbytes.optim.Lion8bit", parameters(), 1e-3, {})) is bitsandbytes.optim.Lion8bit
+
+
+def test_arguments_arrive():
+    kwargs = {"betas": [0.8, 0.95], "weight_decay": 0.5, "foreach": False}
+    optimizer = build_optimizer("adamw", parameters(), 2e-3, kwargs)
+    assert optimizer.defaults["betas"] == (0.8, 0.95)
+    assert (optimizer.defaults["lr"], optimizer.defaults["weight_decay"]) == (2e-3, 0.5)
+    assert optimizer.defaults["foreach"] is False
+    eight = build_optimizer("adamw8bit", parameters(), 2e-3, {"betas": [0.8, 0.95], "min_8bit_size": 10**6})
+    assert eight.defaults["betas"] == (0.8, 0.95)
+    assert eight.args.min_8bit_size == 10**6
+
+
+class WithoutLr(torch.optim.Optimizer):
+    def __init__(self, params):
+        super().__init__(params, {})
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs", "sentence"),
+    [
+        (
+            "adamw8bits",
+            {},
+            r"^adamw8bits is not an optimizer \(did you mean adamw8bit\?\): choose from adamw8bit, adamw,",
+        ),
+        ("torch.optim.AdamV", {}, r"^torch\.optim\.AdamV is no torch optimizer class \(did you mean Adam\w*\?\)"),
+        (
+            "torch.optimm.Adam",
+            {},
+            r"^the optimizer torch\.optimm\.Adam cannot be imported \(No module named 'torch.optimm'\)",
+        ),
+        ("torch.nn.Linear", {}, r"^torch\.nn\.Linear is no torch optimizer class"),
+        ("math.sqrt", {}, r"^math\.sqrt is no torch optimizer class"),
+        ("torch.optim.LBFGS", {}, r"^the step of the optimizer torch\.optim\.LBFGS needs arguments"),
+        ("test_optim.WithoutLr", {}, r"^the optimizer test_optim\.WithoutLr takes no lr"),
+        (
+            "adamw",
+            {"weight_decai": 0},
+            r"^the optimizer adamw has no argument weight_decai \(did you mean weight_decay\?\): it takes betas",
+        ),
+        ("adamw", {"lr": 1.0}, r"has no argument lr"),
+        ("adamw8bit", {"epsilon": 1e-8}, r"^the optimizer adamw8bit has no argument epsilon(?! \(did you mean params)"),
+        ("adamw", {"eps": "1e-8"}, r"^the optimizer adamw refuses its arguments \("),
+        ("adamw", {"betas": [2.0, 0.9]}, r"refuses its arguments \(Invalid beta parameter at index 0"),
+        ("adamw8bit", {"amsgrad": True}, r"refuses its arguments \(AdamW8bit does not support amsgrad"),
+    ],
+)
+def test_mistakes_are_named(name, kwargs, sentence):
+    with pytest.raises(UserError, match=sentence):
+        build_optimizer(name, parameters(), 1e-3, kwargs)
+
+
+def test_small_tensors_keep_fp32_states():
+    weights = parameters()
+    optimizer = build_optimizer("adamw8bit", weights, 1e-3, {})
+    train(optimizer, weights, range(1))
+    dtypes = [{optimizer.state[weight][key].dtype for key in ("state1", "state2")} for weight in weights]
+    # 5,120, 1,296, 4,096 and 4,032 numbers.
+    assert dtypes == [{torch.uint8}, {torch.float32}, {torch.uint8}, {torch.float32}]
+
+
+@pytest.mark.parametrize("name", ["adamw8bit", "adamw", "torch.optim.RMSprop"])
+def test_the_state_resumes_bit_for_bit(name):
+    whole_weights = parameters()
+    whole = build_optimizer(name, whole_weights, 1e-3, {})
+    train(whole, whole_weights, range(6))
+
+    weights = parameters()
+    first = build_optimizer(name, weights, 1e-3, {})
+    train(first, weights, range(3))
+    buffer = io.BytesIO()
+    torch.save({"optimizer": first.state_dict(), "weights": weights}, buffer)
+    buffer.seek(0)
+    saved = torch.load(buffer, weights_only=True)
+
+    resumed_weights = [nn.Parameter(weight.detach().clone()) for weight in saved["weights"]]
+    resumed = build_optimizer(name, resumed_weights, 5.0, {})
+    resumed.load_state_dict(saved["optimizer"])
+    assert resumed.param_groups[0]["lr"] == 1e-3
+    for weight, earlier in zip(resumed_weights, weights, strict=True):
+        for key, value in first.state[earlier].items():
+            if isinstance(value, torch.Tensor):
+                assert resumed.state[weight][key].dtype == value.dtype, key
+                assert torch.equal(resumed.state[weight][key], value), key
+            else:
+                assert resumed.state[weight][key] == value, key
+    train(resumed, resumed_weights, range(3, 6))
+    assert all(torch.equal(one, other) for one, other in zip(resumed_weights, whole_weights, strict=True))
+
+
+@pytest.mark.parametrize("name", ["adamw8bit", "adamw"])
+def test_a_rate_that_is_set_is_the_rate_of_the_next_step(name):
+    weights = parameters()
+    optimizer = build_optimizer(name, weights, 1e-3, {})
+    assert set_learning_rate(optimizer, 0.0) == 0.0
+    train(optimizer, weights, range(1))
+    assert all(torch.equal(weight, start) for weight, start in zip(weights, parameters(), strict=True))
+    set_learning_rate(optimizer, 1e-3)
+    train(optimizer, weights, range(1, 2))
+    assert not any(torch.equal(weight, start) for weight, start in zip(weights, parameters(), strict=True))
+
+
+# --- schedules ---
+
+
+def stepped(name, lr, total, warmup, cycles, power):
+    """The learning rates of a run that steps diffusers' scheduler once per optimizer step."""
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=lr)
+    scheduler = get_scheduler(
+        name, optimizer, num_warmup_steps=warmup, num_training_steps=total, num_cycles=cycles, power=power
+    )
+    rates = []
+    for _ in range(total):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return rates
+
+
+def test_all_of_diffusers_schedules_but_the_piecewise_one():
+    assert {*SCHEDULES, "piecewise_constant"} == {name.value for name in SchedulerType}
+
+
+@pytest.mark.parametrize("warmup", [0, 7])
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_a_schedule_is_what_stepping_diffusers_gives(name, warmup):
+    warmup = 0 if name == "constant" else warmup
+    rate = make_schedule(name, lr=3e-4, total_steps=40, warmup=warmup, cycles=3, power=2.0)
+    rates = [rate(step) for step in range(40)]
+    assert rates == stepped(name, 3e-4, 40, warmup, 3, 2.0)
+    assert rate(11) == rates[11]  # it has no state
+    assert max(rates) == 3e-4
+    assert rates[0] == (0.0 if warmup else 3e-4)
+
+
+def test_the_options_have_an_effect():
+    def rates(**options):
+        rate = make_schedule(**{"lr": 1.0, "total_steps": 40, "warmup": 0} | options)
+        return [rate(step) for step in range(40)]
+
+    assert rates(name="polynomial", power=2.0) != rates(name="polynomial")
+    assert rates(name="cosine_with_restarts", cycles=3) != rates(name="cosine_with_restarts")
+
+
+def test_a_warmup_may_be_a_fraction():
+    rate = make_schedule("constant_with_warmup", lr=1.0, total_steps=25, warmup=0.1)
+    assert [rate(step) for step in range(4)] == [0.0, 1 / 3, 2 / 3, 1.0]  # 2.5 steps, rounded up
+    steps = make_schedule("constant_with_warmup", lr=1.0, total_steps=25, warmup=3)
+    assert [rate(step) for step in range(25)] == [steps(step) for step in range(25)]
+    assert make_schedule("linear", lr=1.0, total_steps=10, warmup=1)(1) == 1.0  # 1 is a step, not the whole run
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"name": "cosinus"}, "cosinus is not a schedule (did you mean cosine?): choose from constant, "),
+        ({"name": "piecewise_constant"}, "piecewise_constant is not a schedule"),
+        ({"warmup": 10}, "a warm-up of 10 steps does not end within the 10 steps of the run"),
+        ({"warmup": 0.99}, "a warm-up of 10 steps does not end within the 10 steps of the run"),
+        ({"name": "polynomial", "lr": 1e-8}, "the schedule polynomial refuses its values (lr_end"),
+    ],
+)
+def test_schedules_that_cannot_be(options, sentence):
+    with pytest.raises(UserError, match="^" + re.escape(sentence)):
+        make_schedule(**{"name": "linear", "lr": 1.0, "total_steps": 10, "warmup": 0} | options)
