@@ -8,7 +8,7 @@ ONE_THREAD := OMP_NUM_THREADS=1
 # Said in full, so that neither a question nor the user's own default config comes between.
 LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 # What `make demo` sets up and what `make test` adds.
-INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: help setup demo test test-fast lint format bench bench-gpu clean
 

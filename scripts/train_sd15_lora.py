@@ -114,7 +114,7 @@ def train(config: SD15Training, accelerator: Accelerator, precision: str, run: R
 
     # --- shared: the adapter on the frozen UNet ---
     # Weights and activations in the compute dtype; the adapter's masters, the sum of its gradients and the loss in fp32.
-    unet = loading.load_unet(base, COMPUTE_DTYPES[precision], device)
+    unet = loading.load_unet(base, COMPUTE_DTYPES[precision], device, config.train.attention)
     adapter.attach(
         unet,
         targets=config.lora.targets,
@@ -185,16 +185,16 @@ def train(config: SD15Training, accelerator: Accelerator, precision: str, run: R
             masters.zero_grad()
             step += 1
 
-            # Once in a while: log, draw, save.
+            # Once in a while: log, save, draw.
             values = tally.values(step, rate, norm.item(), plan)
             tracking.log(accelerator, metrics, values, step)
             bar.set_postfix(loss=f"{values['loss']:.4f}", refresh=False)
             bar.update()
             last = step == plan["steps"]
-            if not last and not stopping and config.sample.every and step % config.sample.every == 0:
-                gallery.draw(config, run, base, model, caches, prompts, unet, step, accelerator)
             if last or stopping or (config.checkpoint.every and step % config.checkpoint.every == 0):
                 training.save(config, run, start, step, masters, optimizer, scaler, plan, accelerator)
+            if not last and not stopping and config.sample.every and step % config.sample.every == 0:
+                gallery.draw(config, run, base, model, caches, prompts, unet, step, accelerator)
     # --- end shared ---
 
     # --- shared: finish ---

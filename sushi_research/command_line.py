@@ -11,6 +11,7 @@ Layers merge key by key; any other value, a list too, replaces the earlier one. 
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -43,7 +44,8 @@ def read_command_line(
 
     A script calls it before it imports anything heavy, so that --help and a mistyped key are answered at once.
     """
-    with _plain_errors():
+    # All processes of a launch find the same error here: the first says it for them.
+    with _plain_errors(silent=os.environ.get("RANK", "0") != "0"):
         return load_config(config_class, sys.argv[1:] if argv is None else argv, script=script, intro=intro)
 
 
@@ -59,11 +61,12 @@ def run_main(main: Callable[[Config], int | None], config: Config) -> None:
 
 
 @contextmanager
-def _plain_errors() -> Iterator[None]:
+def _plain_errors(silent: bool = False) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if not silent:
+            print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

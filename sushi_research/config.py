@@ -170,6 +170,9 @@ class Train(Section):
     gradient_checkpointing: bool = Field(
         False, description="Recompute activations in the backward pass: far less memory for about a third more work"
     )
+    attention: Literal["sdpa", "xformers"] = Field(
+        "sdpa", description="Attention kernels: PyTorch's own, or xformers (an extra to install; needs a GPU)"
+    )
     max_grad_norm: float | None = Field(1.0, gt=0, description="Clip the gradients' overall norm to this; null = never")
     deterministic: bool = Field(False, description="Use only deterministic kernels: repeatable bit for bit, slower")
 

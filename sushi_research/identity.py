@@ -24,6 +24,7 @@ MAY_CHANGE = {
     "train.accumulation": "the samples per step decide: batch_size x accumulation x processes",
     "train.precision": "the dtype that it comes to on this machine decides",
     "train.gradient_checkpointing": "the same activations, computed twice instead of kept",
+    "train.attention": "other kernels for the same result, up to rounding",
     "train.deterministic": "other kernels for the same result, up to rounding",
     "lora.save_dtype": "the dtype of the file that is written, not of the training",
     "data.on_bad_file": "the images and captions in use decide",

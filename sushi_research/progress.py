@@ -16,8 +16,12 @@ def progress(
     description: str,
     unit: str,
     disable: bool = False,
+    leave: bool = True,
 ) -> tqdm:
-    """A tqdm bar on stderr with a rate and an ETA; `initial` counts what an earlier run did. Disable it off the main process."""
+    """A tqdm bar on stderr with a rate and an ETA.
+
+    `initial` counts what an earlier run did; `disable` it off the main process; `leave=False` wipes it when it is done.
+    """
     return tqdm(
         iterable,
         total=total,
@@ -25,6 +29,7 @@ def progress(
         desc=description,
         unit=f" {unit}",
         disable=disable,
+        leave=leave,
         dynamic_ncols=True,
         mininterval=0.5,
         smoothing=0.1,

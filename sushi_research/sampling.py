@@ -46,7 +46,7 @@ def draw_latents(
     latents = []
     try:
         work = [(text, seed) for text in texts for seed in seeds]
-        for text, seed in progress(work, description="drawing samples", unit="picture"):
+        for text, seed in progress(work, description="drawing samples", unit="picture", leave=False):
             arguments = _embeddings(text, "", unet) | _embeddings(negative, "negative_", unet)
             drawn = pipeline(
                 **arguments,

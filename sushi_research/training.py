@@ -322,6 +322,8 @@ def finish(
     written = {"adapter": run.adapter, "curves": curves, "metrics": run.metrics}
     if config.sample.enabled:
         written["pictures"] = run.samples / "progress.png"
+    if any((run.path / "wandb").glob("offline-run-*")):
+        written["W&B"] = f"{run.path}/wandb (offline; `wandb sync {run.path}/wandb/offline-run-*` uploads it)"
     print("\nfinished; written:")
     for what, path in written.items():
         print(f"  {what:<9} {path}")

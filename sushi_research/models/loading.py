@@ -99,12 +99,25 @@ def weight_files(folder: Path, stem: str, variant: str | None) -> list[Path]:
     )
 
 
-def load_unet(base: Base, dtype: torch.dtype, device: torch.device) -> Any:
-    """The frozen UNet (`UNet2DConditionModel`), every weight in `dtype` on `device`, in training mode for checkpointing."""
+def load_unet(base: Base, dtype: torch.dtype, device: torch.device, attention: str = "sdpa") -> Any:
+    """The frozen UNet (`UNet2DConditionModel`), every weight in `dtype` on `device`.
+
+    `attention` is "sdpa", PyTorch's own kernels and diffusers' default, or "xformers".
+    """
     from diffusers import UNet2DConditionModel
 
     unet = _load(UNet2DConditionModel, base.component("unet"), base.variant, dtype)
-    return unet.requires_grad_(False).to(device)
+    unet.requires_grad_(False).to(device)
+    if attention == "xformers":
+        try:
+            unet.enable_xformers_memory_efficient_attention()
+        except Exception as error:
+            # Not installed, no GPU, or kernels built for another torch: each raises a kind of its own.
+            raise UserError(
+                f"xformers attention cannot be used here ({str(error).splitlines()[0]}): install the extra "
+                "(pip install 'sushi-research[xformers]') on a machine with a GPU, or leave train.attention at sdpa."
+            ) from error
+    return unet
 
 
 def load_vae(base: Base, dtype: torch.dtype, device: torch.device) -> Any:

@@ -1,0 +1,72 @@
+"""Every key that can be set has an effect: it is read, by its own script or by the package."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+
+from sushi_research.config import SD15Training, SDXLTraining
+
+ROOT = Path(__file__).parents[1]
+CLASSES: dict[str, type[BaseModel]] = {"sd15": SD15Training, "sdxl": SDXLTraining}
+PACKAGE = [path for path in sorted((ROOT / "sushi_research").rglob("*.py")) if path.name != "config.py"]
+
+
+def keys_of(model: type[BaseModel], prefix: str = "") -> set[str]:
+    """The dotted names of all keys of a config class."""
+    found: set[str] = set()
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            found |= keys_of(field.annotation, f"{prefix}{name}.")
+        else:
+            found.add(prefix + name)
+    return found
+
+
+def keys_read(path: Path) -> set[str]:
+    """The dotted names of all that a file reads from a variable `config`: `config.lora.rank`, `config.dry_run`."""
+    found, inner = set(), set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names, value = [], node
+        while isinstance(value, ast.Attribute):
+            names.append(value.attr)
+            value = value.value
+        if names and isinstance(value, ast.Name) and value.id == "config" and id(node) not in inner:
+            found.add(".".join(reversed(names)))
+            inner |= {id(part) for part in ast.walk(node)}
+    return found
+
+
+def keys_read_by(architecture: str) -> set[str]:
+    found = set().union(*map(keys_read, [*PACKAGE, ROOT / f"scripts/train_{architecture}_lora.py"]))
+    # The settings that decide how a caption is encoded are read by the names that the model module gives.
+    model = importlib.import_module(f"sushi_research.models.{architecture}")
+    return found | {f"model.{name}" for name in model.TEXT_SETTINGS}
+
+
+@pytest.mark.parametrize("architecture", CLASSES)
+def test_every_key_is_read(architecture: str) -> None:
+    keys = keys_of(CLASSES[architecture])
+    assert {"model.base", "train.steps", "optimizer.kwargs", "dry_run"} <= keys and len(keys) > 60
+    assert sorted(keys - keys_read_by(architecture)) == []
+
+
+def test_every_key_that_is_read_is_there() -> None:
+    """A key that only one of the architectures has is read in its own script or by the name in its model module."""
+    for architecture, config_class in CLASSES.items():
+        sections = set(config_class.model_fields)
+        script = keys_read(ROOT / f"scripts/train_{architecture}_lora.py")
+        read = {key for path in PACKAGE for key in keys_read(path) if key.split(".")[0] in sections} | script
+        missing = {key for key in read if not any(known == key or known.startswith(f"{key}.") for known in keys_of(config_class))}
+        assert sorted(missing) == []
+
+
+@pytest.mark.parametrize("architecture", CLASSES)
+def test_each_script_has_a_recipe_and_a_demo(architecture: str) -> None:
+    """That every file in configs/ loads in its script's class is tested in unit/test_command_line.py."""
+    for name in (f"{architecture}_lora", f"demo_{architecture}"):
+        assert (ROOT / f"configs/{name}.yaml").is_file()
