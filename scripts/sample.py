@@ -23,25 +23,35 @@ if __name__ == "__main__":
     CONFIG = read_command_line(DrawingConfig, script="scripts/sample.py", intro=INTRO)
 
 import importlib
+import logging
 import os
+import textwrap
+import warnings
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
+from safetensors import safe_open
 
 from sushi_research import pictures, sampling, training
 from sushi_research.errors import UserError
+from sushi_research.files import disk_error
 from sushi_research.models import detect, loading
 from sushi_research.precision import COMPUTE_DTYPES, resolve_precision
 from sushi_research.progress import progress
 
 GUIDANCE = {"sd15": 7.0, "sdxl": 5.0}
+# How the two matrices of a pair are called: by kohya and most others, by peft, by diffusers before peft.
+DOWN = (".lora_down.weight", ".lora_A.weight", ".lora.down.weight")
+UP = (".lora_up.weight", ".lora_B.weight", ".lora.up.weight")
 
 
 def main(config: DrawingConfig) -> int:
     """Draws the grid that `config` describes; returns 0."""
     training.quiet_libraries()
+    output = Path(config.output)
+    singles = make_folders(output)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     base = loading.resolve_base(config.base, revision=config.revision, variant=config.variant, vae=config.vae)
     architecture = detect.identify(base.folder)
@@ -80,9 +90,6 @@ def main(config: DrawingConfig) -> int:
 
     vae = loading.load_vae(base, loading.vae_dtype(base, device), device)
     drawn = sampling.decode(vae, latents, model.SCALING_FACTOR)
-    output = Path(config.output)
-    singles = output.with_suffix("")
-    singles.mkdir(parents=True, exist_ok=True)
     cells = [drawn[row :: len(rows)] for row in range(len(rows))]
     for row, cell_row in enumerate(cells):
         for column, picture in enumerate(cell_row):
@@ -91,6 +98,18 @@ def main(config: DrawingConfig) -> int:
     pictures.grid(cells, labels, [label for label, _, _ in columns]).save(output)
     print(f"written: {output}, and each picture in {singles}/")
     return 0
+
+
+def make_folders(output: Path) -> Path:
+    """Makes the folder of the single pictures, beside the grid, and returns it; UserError where that cannot be."""
+    if output.suffix.lower() not in (".png", ".jpg", ".webp"):
+        raise UserError(f"output is {output}: give a file that ends in .png, .jpg or .webp.")
+    singles = output.with_suffix("")
+    try:
+        singles.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise disk_error(f"output: cannot make the folder {singles}", error) from error
+    return singles
 
 
 def load_pipeline(base: loading.Base, model: ModuleType, dtype: torch.dtype, device: torch.device) -> Any:
@@ -110,24 +129,52 @@ def load_pipeline(base: loading.Base, model: ModuleType, dtype: torch.dtype, dev
 
 
 def load_adapters(pipeline: Any, paths: list[str]) -> list[tuple[str, str]]:
-    """(name in the pipeline, label) of each adapter file; UserError for one that does not fit the base."""
+    """(name in the pipeline, label) of each adapter file; UserError for one that does not fit the base, all of it."""
+    import diffusers.utils.logging
+
+    # diffusers logs what it raises too, a line for every weight that does not fit.
+    diffusers.utils.logging.set_verbosity(logging.CRITICAL)
+    # Several adapters side by side are what is wanted here; peft warns of them.
+    warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")
     names = []
     for number, path in enumerate(paths):
         if not Path(path).is_file():
             raise UserError(f"the adapter {path} is not there: give the path of a .safetensors file.")
         name = f"adapter_{number}"
         try:
+            with safe_open(path, "pt") as file:
+                keys = set(file.keys())
             pipeline.load_lora_weights(path, adapter_name=name)
         except Exception as error:
-            # diffusers raises many kinds here; all of them mean that the file is no adapter for this base.
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            # safetensors and diffusers raise many kinds here; all of them mean that the file is no adapter for this base.
+            reason = textwrap.shorten(str(error) or type(error).__name__, 160, placeholder=" ...")
             raise UserError(
-                f"the adapter {path} does not fit the base ({reason}): was it trained for another one?"
+                f"the adapter {path} does not fit the base: was it trained for another one, or cut short? ({reason})"
             ) from error
+        require_whole(pipeline, name, path, keys)
         # A run's file is called adapter.safetensors: its folder tells more.
         file = Path(path)
         names.append((name, file.resolve().parent.name if file.stem == "adapter" else file.stem))
     return names
+
+
+def require_whole(pipeline: Any, name: str, path: str, keys: set[str]) -> None:
+    """Refuses an adapter file of which diffusers left something out: that picture would not be the adapter's."""
+    from peft.tuners.lora import LoraLayer
+
+    downs = {key for key in keys if key.endswith(DOWN)}
+    others = {key for key in keys - downs if not key.endswith((*UP, ".alpha"))}
+    if others:
+        raise UserError(
+            f"the adapter {path} holds more than low-rank pairs ({min(others)}), which cannot be drawn here."
+        )
+    parts = [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]
+    layers = [layer for part in parts for layer in part.modules() if isinstance(layer, LoraLayer)]
+    used = sum(name in layer.lora_A for layer in layers)
+    if used != len(downs):
+        raise UserError(
+            f"the adapter {path} has {len(downs)} modules, of which {used} fit the base: was it trained for another one?"
+        )
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from sushi_research import adapter, conditioning
+from sushi_research import adapter, conditioning, optim
 from sushi_research.config import TrainingConfig
 from sushi_research.items import Item
 from sushi_research.models import loading
@@ -36,7 +36,13 @@ def make_plan(
     precision: str,
     accelerator: Accelerator,
 ) -> dict[str, Any]:
-    """The plan as plain numbers (plan.json); the main process prints it too."""
+    """The plan as plain numbers (plan.json); the main process prints it too.
+
+    UserError for an optimizer that cannot be built and for adapter targets that fit nothing.
+    """
+    # Built for a look: a mistake in its name or arguments is told now, not when everything is encoded.
+    look = [torch.nn.Parameter(torch.zeros(1))]
+    optim.build_optimizer(config.optimizer.name, look, config.optimizer.lr, config.optimizer.kwargs)
     items, group = data.items, sampler.samples_per_step
     steps = steps_of(config.train.steps, config.train.epochs, len(items), group)
     # One epoch tells the fill of them all: epochs differ in their order and in where their tail falls.

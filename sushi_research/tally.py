@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -11,6 +12,11 @@ from accelerate import Accelerator
 
 from sushi_research.errors import UserError
 from sushi_research.precision import Masters
+
+_WHAT_TO_DO = (
+    "the last checkpoint is whole; look at the files, or begin under another --run.name with a lower optimizer.lr, or with "
+    "train.precision bf16 or fp32."
+)
 
 
 class Tally:
@@ -47,15 +53,19 @@ class Tally:
         """Stops the run at a NaN or infinite loss, before it reaches the adapter, naming the files of the micro-batch."""
         if torch.isfinite(torch.tensor(self._totals[:5])).all():
             return
-        bad = [name for names, losses in self._seen if not losses.isfinite().all() for name in names]
+        bad = dict.fromkeys(name for names, losses in self._seen if not losses.isfinite().all() for name in names)
         where = f"with {', '.join(bad)}" if bad else "in another process"
-        raise UserError(
-            f"the loss at step {step} is not finite, {where}: the adapter is untouched since the last checkpoint; lower "
-            "optimizer.lr, use train.precision bf16 or fp32, or look at these files."
-        )
+        raise UserError(f"the loss at step {step} is not finite, {where}: {_WHAT_TO_DO}")
 
     def values(self, step: int, rate: float, norm: float, plan: Mapping[str, Any]) -> dict[str, Any]:
-        """The step's log line. Losses are over all processes; `loss` is what was minimised, the quarters are plain MSE."""
+        """The step's log line. Losses are over all processes; `loss` is what was minimised, the quarters are plain MSE.
+
+        `norm` is that of the gradients before clipping. UserError, before anything is saved, where it is not finite: the
+        adapter is spoilt then. In fp16 alone it is not, because the loss scaler left the step out.
+        """
+        is_finite = math.isfinite(norm)
+        if not is_finite and plan["dtypes"]["activations"] != "float16":
+            raise UserError(f"the gradient at step {step} is not finite: {_WHAT_TO_DO}")
         samples = plan["samples_per_step"]
         seconds = time.perf_counter() - self._began
         quarters = zip(self._totals[1:5], self._totals[5:9], strict=True)
@@ -63,8 +73,8 @@ class Tally:
             "loss": self._totals[0],
             **{f"loss_quarter/{q}": total / count if count else None for q, (total, count) in enumerate(quarters)},
             "lr": rate,
-            # fp16: a step whose gradients overflowed is left out by the loss scaler, and has no norm.
-            "grad_norm": norm if torch.isfinite(torch.tensor(norm)) else None,
+            # fp16: a step whose gradients overflowed has no norm.
+            "grad_norm": norm if is_finite else None,
             "epoch": step * samples / plan["items_per_epoch"],
             "samples_seen": step * samples,
             "images_per_second": samples / seconds,

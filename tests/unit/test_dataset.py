@@ -13,7 +13,7 @@ from PIL import Image
 from sushi_research import dataset
 from sushi_research.dataset import Problem, Sample, Scan, describe_problems, require_clean, write_report
 from sushi_research.errors import UserError
-from sushi_research.fingerprints import FileMemo, content_hash
+from sushi_research.fingerprints import FileMemo, content_hash, file_hash
 
 
 def picture(colour: int, format: str = "PNG", size: tuple[int, int] = (12, 8), mode: str = "RGB", **options) -> bytes:
@@ -246,9 +246,12 @@ def test_the_same_caption_twice_is_no_conflict(root, scan):
 
 
 def test_a_caption_and_an_image_that_are_both_bad_are_both_named(root, scan):
-    write(root, a_png=b"", b_png=picture(1), b_txt="x")
-    reasons = sorted(problem.reason for problem in scan(root).problems)
-    assert reasons == ["no caption: there is no a.txt, a.caption or entry in a metadata.jsonl", "the file is empty"]
+    write(root, a_png=b"", b_png=picture(1), b_txt="x", c_png=picture(2))
+    assert [(problem.name, problem.reason) for problem in scan(root).problems] == [
+        ("a.png", "no caption: there is no a.txt, a.caption or entry in a metadata.jsonl"),
+        ("a.png", "the file is empty"),
+        ("c.png", "no caption: there is no c.txt, c.caption or entry in a metadata.jsonl"),
+    ]
 
 
 def test_images_that_cannot_be_used(root, scan):
@@ -452,6 +455,23 @@ def test_a_second_scan_reads_no_pixels_and_finds_the_same(root, scan, memo, deco
     second = scan(root, memo=FileMemo(memo.path))
     assert len(decodes) == 2
     assert second == first
+
+
+def test_a_hash_alone_does_not_pass_for_a_check(root, scan, memo, decodes):
+    write(root, a_png=picture(1), a_txt="x")
+    file_hash(root / "a.png", memo)
+    assert len(scan(root).samples) == len(decodes) == 1
+
+
+def test_the_check_shows_its_progress_when_asked(root, scan, capsys):
+    write(root, a_png=picture(1), a_txt="x")
+    scan(root, memo=FileMemo(root / "none.json"))
+    assert capsys.readouterr().err == ""
+    scan(root, memo=FileMemo(root / "none2.json"), show_progress=True)
+    shown = capsys.readouterr().err
+    assert "checking images" in shown and "1/1" in shown
+    scan(root, memo=FileMemo(root / "none2.json"), show_progress=True)
+    assert capsys.readouterr().err == ""  # there was nothing to check
 
 
 def test_only_what_changed_is_decoded_again(root, scan, decodes):

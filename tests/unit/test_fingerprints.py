@@ -147,13 +147,17 @@ def test_a_missing_file_has_no_facts(tmp_path, memo):
         json.dumps({"version": fingerprints.MEMO_VERSION, "files": []}).encode(),
         json.dumps({"version": fingerprints.MEMO_VERSION, "files": {"PATH": 1}}).encode(),
         json.dumps({"version": fingerprints.MEMO_VERSION, "files": {"PATH": {"size": 3}}}).encode(),
+        # Size and time are the file's own, so that nothing but the facts is wrong.
+        json.dumps({"version": fingerprints.MEMO_VERSION, "files": {"PATH": "NO FACTS"}}).encode(),
         json.dumps({"version": fingerprints.MEMO_VERSION + 1, "files": {"PATH": "SOUND"}}).encode(),
     ],
 )
 def test_a_damaged_or_foreign_memo_starts_afresh(tmp_path, memo, content):
     path = write(tmp_path / "a", b"one")
     sound = {"size": 3, "mtime_ns": path.stat().st_mtime_ns, "facts": {"hash": "wrong"}}
-    content = content.replace(b'"SOUND"', json.dumps(sound).encode()).replace(b"PATH", str(path).encode())
+    content = content.replace(b'"SOUND"', json.dumps(sound).encode())
+    content = content.replace(b'"NO FACTS"', json.dumps(sound | {"facts": 1}).encode())
+    content = content.replace(b"PATH", str(path).encode())
     write(memo.path, content)
     fresh = FileMemo(memo.path)
     assert file_hash(path, fresh) == content_hash(b"one")

@@ -87,9 +87,9 @@ def orphan(environment):
         from sushi_research.stopping import StopRequest
 
         with StopRequest() as stop:
-            print(stop.poll(), stop.reason, flush=True)
             parent = os.getppid()
-            sys.stdin.readline()                # the parent is told to end
+            print(stop.poll(), stop.reason, flush=True)  # after this line the parent is killed
+            sys.stdin.readline()
             while os.getppid() == parent:
                 time.sleep(0.001)
             print(stop.poll(), stop.reason, flush=True)

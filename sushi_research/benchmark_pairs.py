@@ -1,0 +1,203 @@
+"""What benchmarks compare: pairs of variants of a training step, built on the step of the training scripts.
+
+To add a pair: write a function that builds each variant (it gets the bench and a UNet with its adapter, and returns the
+step), and put the two into PAIRS; scripts/benchmark.py times whatever stands there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from sushi_research import adapter, conditioning, diffusion, images, optim
+from sushi_research.config import TrainingConfig
+from sushi_research.items import Item
+from sushi_research.loader import Batch, Loader
+from sushi_research.models import loading
+from sushi_research.precision import COMPUTE_DTYPES, Masters, make_scaler
+from sushi_research.preparation import Caches
+from sushi_research.sampler import Draw, Sampler
+
+# A step takes its index, which decides its samples, and returns its loss (a tensor on the device).
+Step = Callable[[int], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What the variants of one architecture share. `finish` closes what a variant opened."""
+
+    config: TrainingConfig
+    model: ModuleType
+    script: ModuleType
+    base: loading.Base
+    items: list[Item]
+    sampler: Sampler
+    caches: Caches
+    device: torch.device
+    precision: str
+    finish: ExitStack
+
+
+class LossSum:
+    """Stands where the script has its Tally: adds up the loss on the device, and waits for nothing."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.loss = torch.zeros((), device=device)
+
+    def add(self, loss: torch.Tensor, losses: torch.Tensor, quarters: torch.Tensor, names: tuple[str, ...]) -> None:
+        """As Tally.add; only the loss is kept."""
+        self.loss += loss.detach()
+
+
+def make_unet(bench: Bench) -> torch.nn.Module:
+    """The frozen UNet in the compute dtype with the adapter in fp32, as the training script makes it."""
+    unet, lora = loading.load_unet(bench.base, COMPUTE_DTYPES[bench.precision], bench.device), bench.config.lora
+    adapter.attach(
+        unet,
+        targets=lora.targets,
+        rank=lora.rank,
+        alpha=lora.alpha,
+        dropout=lora.dropout,
+        init=lora.init,
+        seed=bench.config.train.seed,
+    )
+    return unet.train()
+
+
+def with_masters(bench: Bench, unet: torch.nn.Module, batches: Callable[[int], Any]) -> Step:
+    """The step of the training script: fp32 masters, a working copy in the compute dtype."""
+    config, abar = bench.config, diffusion.alphas_cumprod().to(bench.device)
+    masters = Masters(adapter.adapter_parameters(unet), COMPUTE_DTYPES[bench.precision])
+    optimizer = optim.build_optimizer(config.optimizer.name, masters.parameters(), config.optimizer.lr, {})
+    scaler = make_scaler(bench.precision, bench.device)
+
+    def step(index: int) -> torch.Tensor:
+        tally = LossSum(bench.device)
+        for batch in batches(index):
+            bench.script.training_step(config, unet, batch, index, config.train.batch_size, abar, scaler, tally)
+            masters.accumulate()
+        scaler.unscale_(optimizer)
+        torch.nn.utils.clip_grad_norm_(masters.parameters(), config.train.max_grad_norm)
+        scaler.step(optimizer)
+        scaler.update()
+        masters.refresh()
+        masters.zero_grad()
+        return tally.loss
+
+    return step
+
+
+def as_peft(bench: Bench, unet: torch.nn.Module, batches: Callable[[int], Any]) -> Step:
+    """The same step on adapters as peft's `get_peft_model` makes them on a bf16 UNet: in fp32, with casts in each layer."""
+    config, abar = bench.config, diffusion.alphas_cumprod().to(bench.device)
+    parameters = list(adapter.adapter_parameters(unet).values())
+    optimizer = optim.build_optimizer(config.optimizer.name, parameters, config.optimizer.lr, {})
+    scaler = make_scaler(bench.precision, bench.device)
+
+    def step(index: int) -> torch.Tensor:
+        tally = LossSum(bench.device)
+        for batch in batches(index):
+            bench.script.training_step(config, unet, batch, index, config.train.batch_size, abar, scaler, tally)
+        scaler.unscale_(optimizer)
+        torch.nn.utils.clip_grad_norm_(parameters, config.train.max_grad_norm)
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+        return tally.loss
+
+    return step
+
+
+def with_caches(bench: Bench, unet: torch.nn.Module) -> Step:
+    """Reads its batches from the caches, with the loader of the training script."""
+    # No noise is drawn ahead: both variants draw it within the step, and differ in the caches alone.
+    loader = make_loader(bench, ahead=())
+    bench.finish.callback(loader.close)
+    return with_masters(bench, unet, loader.step)
+
+
+def make_loader(bench: Bench, ahead: Sequence[str]) -> Loader:
+    """The training script's loader, in a single process."""
+    size = bench.config.train.batch_size
+    return Loader(
+        bench.items, bench.sampler, bench.caches, batch_size=size, rank=0, world=1, device=bench.device, ahead=ahead
+    )
+
+
+def without_caches(bench: Bench, unet: torch.nn.Module) -> Step:
+    """Makes the same batches from the picture files and captions, within the step."""
+    vae = loading.load_vae(bench.base, bench.caches.vae_dtype, bench.device)
+    text = bench.model.load_text(bench.base, bench.device)
+
+    def batches(index: int) -> Iterator[Batch]:
+        for draws in bench.sampler.share(index, bench.config.train.batch_size, 0, 1):
+            yield encode_batch(bench, vae, text, draws)
+
+    return with_masters(bench, unet, batches)
+
+
+@torch.no_grad()
+def encode_batch(bench: Bench, vae: Any, text: Any, draws: Sequence[Draw]) -> Batch:
+    """The batch that the loader reads for these draws (without flips), encoded here and now.
+
+    The pictures go through the VAE together; the caches encode each alone, which for more than one moves last bits.
+    """
+    items = [bench.items[draw.index] for draw in draws]
+    pixels = [images.resize_and_crop(images.decode(item.sample.load()), item.placement, False) for item in items]
+    # In this memory layout the VAE gives the very bits that the caches hold; another layout moves the last ones.
+    pictures = torch.stack([torch.from_numpy(picture).permute(2, 0, 1) for picture in pixels]).to(bench.device)
+    posterior = vae.encode(pictures.to(vae.dtype) / 127.5 - 1.0).latent_dist
+    rows = [bench.model.encode_caption(text, i.sample.caption, **bench.caches.text_settings)[0] for i in items]
+    return Batch(
+        mean=posterior.mean.half(),
+        std=posterior.std.half(),
+        text={name: torch.stack([row[name].half() for row in rows]) for name in rows[0]},
+        time_ids=conditioning.time_ids([i.placement.time_ids(False, "image") for i in items]).to(bench.device),
+        names=tuple(item.sample.name for item in items),
+        keys=tuple((draw.epoch, *item.identity) for draw, item in zip(draws, items, strict=True)),
+        seed=bench.sampler.seed,
+        device=bench.device,
+        drawn={},
+    )
+
+
+def in_memory(bench: Bench) -> Callable[[int], list[Batch]]:
+    """Batches read once, before the timing, and used over and over: for pairs that are not about data."""
+    loader = make_loader(bench, ahead=("posterior", "noise"))
+    ready = [list(loader.step(index)) for index in range(len(bench.items))]
+    loader.close()
+    return lambda index: ready[index % len(ready)]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two variants, each with the words that stand for it in "A a step takes 1.5 times as long as B", and the precision."""
+
+    a: str
+    build_a: Callable[[Bench, torch.nn.Module], Step]
+    b: str
+    build_b: Callable[[Bench, torch.nn.Module], Step]
+    precision: str = "auto"
+
+
+PAIRS = {
+    "caches": Pair("without caches", without_caches, "with them", with_caches),
+    "adapter": Pair(
+        "with fp32 adapters as peft makes them",
+        lambda bench, unet: as_peft(bench, unet, in_memory(bench)),
+        "with fp32 masters and a bf16 working copy",
+        lambda bench, unet: with_masters(bench, unet, in_memory(bench)),
+        precision="bf16",
+    ),
+    "same": Pair(
+        "in the first of two equal variants",
+        lambda bench, unet: with_masters(bench, unet, in_memory(bench)),
+        "in the second",
+        lambda bench, unet: with_masters(bench, unet, in_memory(bench)),
+    ),
+}

@@ -1,0 +1,165 @@
+"""Images and captions in a folder: sidecar files, metadata.jsonl, and kohya's repeat folders."""
+
+from __future__ import annotations
+
+import json
+import os
+import posixpath
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+from sushi_research.samples import FoundImage, Problem, Scan
+
+IMAGES = {".jpg", ".jpeg", ".png", ".webp"}
+CAPTIONS = {".txt", ".caption"}
+METADATA = "metadata.jsonl"
+TABLES = {".parquet", ".arrow"}
+# Pictures that people have in their folders, and that must not be passed over in silence.
+UNSUPPORTED = set(".arw .avif .bmp .cr2 .dng .gif .heic .heif .jfif .jp2 .jxl .nef .psd .svg .tga .tif .tiff".split())
+
+
+def find_in_folder(result: Scan, root: Path, caption_column: str) -> tuple[list[FoundImage], bool]:
+    """The images below a folder with their captions, and whether there are tables of an HF data set as well."""
+    images: dict[str, Path] = {}
+    sidecars: dict[str, dict[str, Path]] = defaultdict(dict)
+    metadata: dict[str, Path] = {}
+    stems, has_tables = set(), False
+    for name, path in _walk(result, root):
+        stem, suffix = posixpath.splitext(name)
+        suffix = suffix.lower()
+        if suffix in IMAGES | UNSUPPORTED:
+            stems.add(stem)
+        if suffix in IMAGES:
+            images[name] = path
+        elif suffix in UNSUPPORTED:
+            result.problems.append(Problem(name, f"{suffix} is not supported: convert it to png"))
+        elif suffix in CAPTIONS:
+            sidecars[stem][name] = path
+        elif path.name == METADATA:
+            metadata[name] = path
+        else:
+            result.ignored += 1
+            has_tables = has_tables or suffix in TABLES
+    captions: dict[str, dict[str, str]] = defaultdict(dict)
+    unreadable: dict[str, str] = {}
+    for name in images:
+        for sidecar, path in sidecars.get(posixpath.splitext(name)[0], {}).items():
+            try:
+                captions[name][sidecar] = _read_text(path).strip()
+            except (OSError, UnicodeDecodeError):
+                unreadable[name] = f"its caption cannot be read as UTF-8 text: {sidecar}"
+    for name, path in metadata.items():
+        for image, source, caption in _metadata(result, name, path, set(images), caption_column):
+            captions[image][source] = caption
+    for stem in sidecars.keys() - stems:
+        result.notes += [f"{name}: a caption without an image" for name in sidecars[stem]]
+    found, folders = [], Counter()
+    for name, path in images.items():
+        repeat_folder, repeats = _repeats(name)
+        folders[repeat_folder, repeats] += 1
+        reason = unreadable.get(name) or _caption_problem(name, captions[name])
+        if repeats == 0:
+            reason = f"its folder asks for no repeats: {repeat_folder}"
+        if reason is not None:
+            result.problems.append(Problem(name, reason))
+        caption = next(iter(captions[name].values())) if reason is None else None
+        found.append(FoundImage(name, caption, repeats, path, path.read_bytes))
+    result.notes += [
+        f"{folder}: {count} images, each shown {repeats} times per epoch"
+        for (folder, repeats), count in folders.items()
+        if repeats > 1
+    ]
+    result.notes.sort()
+    return found, has_tables
+
+
+def _walk(result: Scan, root: Path) -> Iterator[tuple[str, Path]]:
+    """Every visible file below a folder by its name (relative, with /) and path; a folder reached twice counts once."""
+
+    def name_of(path: str | Path) -> str:
+        # Bytes in a name that are no UTF-8 are shown as \udcXX, which every terminal and file can hold.
+        name = Path(path).relative_to(root).as_posix()
+        return name.encode("utf-8", "backslashreplace").decode()
+
+    def note_unreadable(error: OSError) -> None:
+        result.problems.append(Problem(name_of(error.filename), f"cannot be read: {error.strerror}"))
+
+    seen: dict[tuple[int, int], str] = {}
+    for folder, folders, files in os.walk(root, onerror=note_unreadable, followlinks=True):
+        status = os.stat(folder)
+        first = seen.setdefault((status.st_dev, status.st_ino), name_of(folder))
+        if first != name_of(folder):
+            result.notes.append(f"{name_of(folder)}: the same folder as {first}, read once")
+            folders.clear()
+            continue
+        result.ignored += sum(name.startswith(".") for name in folders + files)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for file in sorted(name for name in files if not name.startswith(".")):
+            path = Path(folder, file)
+            yield name_of(path), path
+
+
+def _read_text(path: Path) -> str:
+    return path.read_bytes().decode("utf-8-sig")
+
+
+def _metadata(
+    result: Scan, name: str, path: Path, images: set[str], caption_column: str
+) -> Iterator[tuple[str, str, str]]:
+    """(image, where it says so, caption) of each sound line of a metadata.jsonl; the others become problems."""
+
+    def problem(where: str, reason: str) -> None:
+        result.problems.append(Problem(where, reason))
+
+    try:
+        lines = _read_text(path).split("\n")
+    except (OSError, UnicodeDecodeError):
+        problem(name, "cannot be read as UTF-8 text")
+        return
+    first: dict[str, int] = {}
+    for number, line in enumerate(lines, start=1):
+        source = f"{name} line {number}"
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+        except ValueError as error:
+            problem(source, f"not JSON: {error}")
+            continue
+        if not isinstance(entry, dict) or not isinstance(entry.get("file_name"), str):
+            problem(source, "no file_name")
+            continue
+        image = posixpath.normpath(posixpath.join(posixpath.dirname(name), entry["file_name"]))
+        caption = entry.get(caption_column, entry.get("text"))
+        if image not in images:
+            problem(source, f"{entry['file_name']} is not among the jpg, png and webp images here")
+        elif not isinstance(caption, str):
+            keys = " nor ".join(dict.fromkeys((caption_column, "text")))
+            problem(source, f"no caption for {image}: {keys} is not a text")
+        else:
+            if first.setdefault(image, number) != number:
+                problem(source, f"a second entry for {image}: the first is line {first[image]}")
+            yield image, source, caption.strip()
+
+
+def _caption_problem(name: str, captions: dict[str, str]) -> str | None:
+    """Why an image has no caption that can be used, from its captions by their source; None when it has one."""
+    if not captions:
+        stem = posixpath.splitext(name)[0]
+        return f"no caption: there is no {stem}.txt, {stem}.caption or entry in a {METADATA}"
+    if len(set(captions.values())) > 1:
+        return f"captions that differ: {' and '.join(captions)}"
+    if not all(captions.values()):
+        return f"its caption is empty: {' and '.join(captions)}"
+    return None
+
+
+def _repeats(name: str) -> tuple[str, int]:
+    """The nearest folder above an image that is named like 10_cats, and its number; ("", 1) without such a folder."""
+    for folder in map(str, PurePosixPath(name).parents):
+        match = re.match(r"(\d{1,3})_.", posixpath.basename(folder))
+        if match:
+            return folder, int(match[1])
+    return "", 1

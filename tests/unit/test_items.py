@@ -1,0 +1,75 @@
+"""The items of an epoch follow from content alone, and nothing is lost on the way from samples to items."""
+
+import random
+from dataclasses import replace
+
+import pytest
+
+from sushi_research.buckets import BucketRule
+from sushi_research.dataset import Sample
+from sushi_research.items import dataset_hash, make_items
+
+RULE = BucketRule(resolution=64, step=32, min_side=32, max_side=128)
+
+
+def sample(name: str, image: str, caption: str = "a cat", size: tuple[int, int] = (64, 64), repeats: int = 1) -> Sample:
+    return Sample(name, image, caption, *size, repeats, load=bytes)
+
+
+SAMPLES = [
+    sample("b.png", "11", size=(130, 70)),
+    sample("a.png", "22", "a dog", repeats=3),
+    sample("c.png", "22", "a cat"),
+    sample("d.png", "00"),
+]
+
+
+def test_each_repetition_is_an_item_of_its_own():
+    items, problems = make_items(SAMPLES, RULE)
+    assert problems == []
+    # "22" is there as two samples: their instances must not meet, or two of its items would share their noise.
+    assert [(item.sample.name, item.instance) for item in items] == [
+        ("d.png", 0),
+        ("b.png", 0),
+        ("c.png", 0),
+        ("a.png", 1),
+        ("a.png", 2),
+        ("a.png", 3),
+    ]
+    assert len({item.identity for item in items}) == 6
+    assert items[3].identity == ("22", 1)
+
+
+def test_a_bucket_is_height_then_width():
+    items, _ = make_items(SAMPLES, RULE)
+    assert [item.bucket for item in items[:2]] == [(64, 64), (32, 96)]
+
+
+def test_neither_names_nor_the_order_of_the_scan_matter():
+    items, _ = make_items(SAMPLES, RULE)
+    moved = [replace(each, name=f"sub/{each.name}") for each in SAMPLES]
+    random.Random(0).shuffle(moved)
+    again, _ = make_items(moved, RULE)
+    assert [item.identity for item in again] == [item.identity for item in items]
+    assert dataset_hash(again) == dataset_hash(items)
+
+
+def test_a_sample_too_small_for_any_bucket_is_a_problem_with_its_name():
+    items, problems = make_items([*SAMPLES, sample("tiny.png", "33", size=(20, 90))], RULE)
+    assert len(items) == 6
+    assert [problem.name for problem in problems] == ["tiny.png"]
+    assert "20x90" in problems[0].reason
+
+
+@pytest.mark.parametrize(
+    "change", [{"image_hash": "44"}, {"caption": "a fish"}, {"repeats": 2}, {"width": 100}], ids=lambda change: [*change][0]
+)
+def test_the_hash_sees_what_is_trained_on(change):
+    before, _ = make_items(SAMPLES, RULE)
+    after, _ = make_items([*SAMPLES[:-1], replace(SAMPLES[-1], **change)], RULE)
+    assert dataset_hash(after) != dataset_hash(before)
+
+
+def test_the_hash_sees_the_placement():
+    wide = BucketRule(resolution=64, step=16, min_side=32, max_side=128)
+    assert dataset_hash(make_items(SAMPLES, wide)[0]) != dataset_hash(make_items(SAMPLES, RULE)[0])
