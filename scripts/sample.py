@@ -41,7 +41,6 @@ from sushi_research.models import detect, loading
 from sushi_research.precision import COMPUTE_DTYPES, resolve_precision
 from sushi_research.progress import progress
 
-GUIDANCE = {"sd15": 7.0, "sdxl": 5.0}
 # How the two matrices of a pair are called: by kohya and most others, by peft, by diffusers before peft.
 DOWN = (".lora_down.weight", ".lora_A.weight", ".lora.down.weight")
 UP = (".lora_up.weight", ".lora_B.weight", ".lora.up.weight")
@@ -78,7 +77,7 @@ def main(config: DrawingConfig) -> int:
                 negative_prompt=config.negative_prompt or None,
                 generator=torch.Generator("cpu").manual_seed(seed),
                 num_inference_steps=config.steps,
-                guidance_scale=config.guidance or GUIDANCE[architecture],
+                guidance_scale=config.guidance or model.GUIDANCE,
                 width=config.width,
                 height=config.height,
                 output_type="latent",
@@ -117,9 +116,7 @@ def load_pipeline(base: loading.Base, model: ModuleType, dtype: torch.dtype, dev
     import diffusers
 
     unet = loading.load_unet(base, dtype, device).eval()
-    parts = {"unet": unet, "vae": None}
-    if model.NAME == "sd15":
-        parts |= {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    parts = {"unet": unet, "vae": None, **model.PIPELINE_WITHOUT}
     pipeline = getattr(diffusers, model.PIPELINE).from_pretrained(
         base.folder, variant=base.variant, torch_dtype=dtype, use_safetensors=True, **parts
     )

@@ -171,7 +171,7 @@ def train(config: SDXLTraining, accelerator: Accelerator, precision: str, run: R
     )
     with stop, contextlib.closing(loader), bar:
         while step < plan["steps"] and not stopping:
-            tally = Tally(device)
+            tally = Tally(device, accelerator.num_processes)
             for batch in loader.step(step):
                 training_step(config, unet, batch, step, group, abar, scaler, tally)
                 masters.accumulate()

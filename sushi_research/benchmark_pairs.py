@@ -150,7 +150,7 @@ def encode_batch(bench: Bench, vae: Any, text: Any, draws: Sequence[Draw]) -> Ba
     items = [bench.items[draw.index] for draw in draws]
     pixels = [images.resize_and_crop(images.decode(item.sample.load()), item.placement, False) for item in items]
     # In this memory layout the VAE gives the very bits that the caches hold; another layout moves the last ones.
-    pictures = torch.stack([torch.from_numpy(picture).permute(2, 0, 1) for picture in pixels]).to(bench.device)
+    pictures = torch.stack([torch.tensor(picture).permute(2, 0, 1) for picture in pixels]).to(bench.device)
     posterior = vae.encode(pictures.to(vae.dtype) / 127.5 - 1.0).latent_dist
     rows = [bench.model.encode_caption(text, i.sample.caption, **bench.caches.text_settings)[0] for i in items]
     return Batch(

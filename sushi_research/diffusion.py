@@ -23,9 +23,7 @@ def alphas_cumprod(
     return torch.cumprod(1.0 - betas, dim=0)
 
 
-def add_noise(
-    latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor, abar: torch.Tensor
-) -> torch.Tensor:
+def add_noise(latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor, abar: torch.Tensor) -> torch.Tensor:
     """x_t [B, C, H, W] from x0 and eps of that shape, timesteps [B] int64, abar [T] (DDPM equation 4)."""
     abar_t = abar[timesteps].view(-1, 1, 1, 1)
     return abar_t.sqrt() * latents + (1.0 - abar_t).sqrt() * noise

@@ -27,8 +27,12 @@ class DrawingConfig(Section):
     guidance: float | None = Field(None, ge=1, description="Guidance scale; null = 7 for SD1.5, 5 for SDXL; 1 = none")
     width: int | None = Field(None, ge=8, multiple_of=8, description="Width in pixels; null = the base's own")
     height: int | None = Field(None, ge=8, multiple_of=8, description="Height in pixels; null = the base's own")
-    precision: Literal["auto", "bf16", "fp16", "fp32"] = Field("auto", description="Dtype of the base; see train.precision")
-    output: Text = Field("samples/grid.png", description="Where the grid goes; single pictures go into a folder beside it")
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = Field(
+        "auto", description="Dtype of the base; see train.precision"
+    )
+    output: Text = Field(
+        "samples/grid.png", description="Where the grid goes; single pictures go into a folder beside it"
+    )
 
     @model_validator(mode="after")
     def _columns_are_distinct(self) -> DrawingConfig:

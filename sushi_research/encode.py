@@ -110,5 +110,7 @@ def encode_captions(
             tensors, cut = encode_caption(caption)
             halves = {name: tensor.half().cpu() for name, tensor in tensors.items()}
             if not all(tensor.isfinite().all() for tensor in halves.values()):
-                raise UserError(f"the text encoder gives values that are not finite for the caption {caption!r}: check its files.")
+                raise UserError(
+                    f"the text encoder gives values that are not finite for the caption {caption!r}: check its files."
+                )
             writer.add(key, halves, {"caption": caption, "tokens_cut": cut})

@@ -1,8 +1,8 @@
 """The pictures of a run: the same prompts and seeds at step 0, on the way and at the end, in one grid.
 
-    samples/step-00000250/00-seed0.png    one picture
-    samples/step-00000250.png             the step's pictures
-    samples/progress.png                  every prompt and seed as a row, the steps as columns
+samples/step-00000250/00-seed0.png    one picture
+samples/step-00000250.png             the step's pictures
+samples/progress.png                  every prompt and seed as a row, the steps as columns
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def draw(
         if not config.sample.negative_prompt:
             negative = sampling.unconditional(negative, _force_zeros(base))
         latents = sampling.draw_latents(
-            model.PIPELINE,
+            model,
             base,
             unet,
             [caches.text(prompt) for prompt in prompts],

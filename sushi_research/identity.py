@@ -57,6 +57,8 @@ FACTS = {
     "data": "hash over every image, caption and repeat count",
     "base_model": "hashes of the base model's weights",
     "random_scheme": "version of the way random numbers are drawn",
+    "vae_dtype": "dtype that the VAE encodes in on this device",
+    "dropout_split": "batch_size, accumulation and processes, where lora.dropout draws its masks per micro-batch",
 }
 _FACTS_IN_NAME = ("samples_per_step", "precision")  # known before anything is read
 

@@ -57,7 +57,7 @@ def make_plan(
         "images": images,
         "items_per_epoch": len(items),
         "buckets": {f"{w}x{h}": count for (h, w), count in sorted(Counter(item.bucket for item in items).items())},
-        "left_out": [{"name": problem.name, "reason": problem.reason} for problem in data.left_out],
+        "left_out": [{"name": problem.name, "reason": problem.reason} for problem in data.scan.problems],
         "captions_cut": captions_cut(base, model, items),
         "samples_per_step": group,
         "split": {

@@ -47,10 +47,10 @@ def find_base(config: TrainingConfig, model: ModuleType) -> loading.Base:
 
 @dataclass(frozen=True)
 class Data:
-    """What is trained on: the items of an epoch, and what was left out, with the reasons."""
+    """What is trained on: the items of an epoch, and the scan that tells what was used, what was not, and why."""
 
     items: list[Item]
-    left_out: list[dataset.Problem]
+    scan: dataset.Scan
 
 
 def read_data(config: TrainingConfig, memo: FileMemo, run: RunFolder | None, accelerator: Accelerator) -> Data:
@@ -82,11 +82,12 @@ def read_data(config: TrainingConfig, memo: FileMemo, run: RunFolder | None, acc
     left_out = {problem.name for problem in too_small}
     scan.samples = [sample for sample in scan.samples if sample.name not in left_out]
     scan.problems = sorted([*scan.problems, *too_small], key=lambda problem: (problem.name, problem.reason))
-    report = run.data_report if run else None
+    # Written here only for a refusal; the report of a run that has begun is not touched by one that may not go on.
+    report = run.data_report if run and run.record() is None else None
     if accelerator.is_main_process and report is not None:
         dataset.write_report(scan, report)
     dataset.require_clean(scan, config.data.on_bad_file, report)
-    return Data(items, scan.problems)
+    return Data(items, scan)
 
 
 def prompts_of(config: TrainingConfig, items: Sequence[Item]) -> list[str]:

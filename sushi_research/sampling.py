@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from sushi_research.progress import progress
 
 
 def draw_latents(
-    pipeline_class: str,
+    model: ModuleType,
     base: loading.Base,
     unet: Any,
     texts: Sequence[dict[str, torch.Tensor]],
@@ -32,14 +33,9 @@ def draw_latents(
     import diffusers
 
     scheduler = diffusers.EulerDiscreteScheduler.from_pretrained(base.folder / "scheduler")
-    names = ("tokenizer", "text_encoder", "vae", "feature_extractor", "safety_checker", "image_encoder")
-    parts: dict[str, Any] = dict.fromkeys(names)
-    if "pooled" in negative:
-        del parts["safety_checker"]
-        parts |= {"tokenizer_2": None, "text_encoder_2": None}
-    else:
-        parts["requires_safety_checker"] = False
-    pipeline = getattr(diffusers, pipeline_class)(unet=unet, scheduler=scheduler, **parts)
+    encoders = {name: None for text_encoder in model.TEXT_ENCODERS for name in (text_encoder, _tokenizer(text_encoder))}
+    parts = {"unet": unet, "vae": None, "scheduler": scheduler, **encoders, **model.PIPELINE_WITHOUT}
+    pipeline = getattr(diffusers, model.PIPELINE)(**parts)
     pipeline.set_progress_bar_config(disable=True)
     was_training = unet.training
     unet.eval()  # no adapter dropout in a picture
@@ -61,6 +57,10 @@ def draw_latents(
     finally:
         unet.train(was_training)
     return latents
+
+
+def _tokenizer(text_encoder: str) -> str:
+    return text_encoder.replace("text_encoder", "tokenizer")
 
 
 def _embeddings(text: dict[str, torch.Tensor], prefix: str, unet: Any) -> dict[str, torch.Tensor]:

@@ -25,9 +25,10 @@ class Tally:
     Everything travels with the gradients, in the step's one reduction.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        # the loss; sum and number of samples' plain losses by timestep quarter; stop requests; seconds waited; seconds
-        self._sums = torch.zeros(12, device=device)
+    def __init__(self, device: torch.device, world: int) -> None:
+        # the loss; sum and number of samples' plain losses by timestep quarter; stop requests; seconds waited; seconds; and a
+        # place for each process's peak memory, because a sum over processes has no maximum
+        self._sums = torch.zeros(12 + world, device=device)
         self._seen: list[tuple[tuple[str, ...], torch.Tensor]] = []
         self._began = time.perf_counter()
 
@@ -44,6 +45,7 @@ class Tally:
         self._sums[9] = stop
         self._sums[10] = waited
         self._sums[11] = time.perf_counter() - self._began
+        self._sums[12 + accelerator.process_index] = peak_memory_gib()
         sum_over = None if accelerator.num_processes == 1 else lambda flat: accelerator.reduce(flat, "sum")
         # .tolist() waits for the device: the one synchronisation of a step.
         self._totals = masters.reduce(sum_over, self._sums).tolist()
@@ -79,7 +81,7 @@ class Tally:
             "samples_seen": step * samples,
             "images_per_second": samples / seconds,
             "data_wait_share": self._totals[10] / max(self._totals[11], 1e-9),
-            "peak_memory_gib": peak_memory_gib(),
+            "peak_memory_gib": max(self._totals[12:]),
         }
 
 

@@ -173,7 +173,8 @@ def _start_wandb(project: str, mode: str, options: dict[str, Any]) -> Any:
     from accelerate.tracking import WandBTracker
 
     # No code and no diff of the user's working tree: they may hold anything; provenance.json has the commit.
-    settings = wandb.Settings(save_code=False, disable_code=True, quiet=mode == "offline")
+    # Offline it has nothing to say that the notice does not, and what it says of `wandb online` would mislead.
+    settings = wandb.Settings(save_code=False, disable_code=True, silent=mode == "offline")
     tracker = WandBTracker(project, mode=mode, resume="allow", settings=settings, **options)
     tracker.start()
     tracker.run.define_metric("step")

@@ -23,6 +23,7 @@ from accelerate.utils import broadcast_object_list
 from sushi_research import (
     adapter,
     adapter_formats,
+    dataset,
     gallery,
     identity,
     pictures,
@@ -119,7 +120,7 @@ def begin(
     accelerator: Accelerator,
 ) -> Start:
     """Decides whether the run begins, continues or is finished (run_folder.decide), says so, and writes what describes it:
-    config.yaml, plan.json, provenance.json, and metrics.jsonl cut back to the checkpoint.
+    config.yaml, plan.json, data_report.json, provenance.json, and metrics.jsonl cut back to the checkpoint.
 
     Raises UserError, leaving everything as it was, when the run folder holds a run with another identity.
     """
@@ -131,7 +132,10 @@ def begin(
         "samples_per_step": plan["samples_per_step"],
         "precision": precision,
         "random_scheme": randomness.SCHEME,
+        "vae_dtype": plan["dtypes"]["VAE"],
     }
+    if config.lora.dropout:
+        facts["dropout_split"] = plan["split"]
     settings = identity.run_identity(config_to_dict(config), facts)
     message: list[Any] = [None]
     if accelerator.is_main_process:
@@ -144,6 +148,7 @@ def begin(
         message = [(decision.action, checkpoint.path.name if checkpoint else None)]
         if decision.action != "nothing":
             step = checkpoint.step if checkpoint else 0
+            dataset.write_report(data.scan, run.data_report)
             _describe_run(config, run, base, hashes, settings, plan, step, accelerator)
             tracking.MetricsFile(run.metrics).cut_back(step)
             gallery.cut_back(run.samples, step if checkpoint else -1)
@@ -180,9 +185,7 @@ def _describe_run(
     provenance.add_entry(run.provenance, entry)
 
 
-def restore(
-    start: Start, masters: Masters, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler
-) -> None:
+def restore(start: Start, masters: Masters, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> None:
     """Sets the adapter's masters, the optimizer and the loss scaler to the checkpoint, if there is one."""
     if start.checkpoint is None:
         return
@@ -235,14 +238,18 @@ def out_of_memory(config: TrainingConfig, error: Exception) -> UserError:
     if config.optimizer.name != "adamw8bit":
         advice.append("--optimizer.name adamw8bit")
     advice.append(f"--lora.rank {max(1, config.lora.rank // 2)}")
-    advice.append(f"--data.resolution {config.data.resolution * 3 // 4 // config.data.bucket_step * config.data.bucket_step}")
+    advice.append(
+        f"--data.resolution {config.data.resolution * 3 // 4 // config.data.bucket_step * config.data.bucket_step}"
+    )
     steps = "; then ".join(advice)
     return UserError(
         f"out of memory ({str(error).splitlines()[0]}): close other programs that use the device, then try {steps}."
     )
 
 
-def open_trackers(config: TrainingConfig, run: RunFolder, start: Start, accelerator: Accelerator) -> tracking.MetricsFile:
+def open_trackers(
+    config: TrainingConfig, run: RunFolder, start: Start, accelerator: Accelerator
+) -> tracking.MetricsFile:
     """Starts W&B and TensorBoard as the config says, and returns the metrics file."""
     if accelerator.is_main_process:
         trackers = tracking.resolve_trackers(config.tracking.wandb, config.tracking.tensorboard)

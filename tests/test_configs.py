@@ -61,7 +61,11 @@ def test_every_key_that_is_read_is_there() -> None:
         sections = set(config_class.model_fields)
         script = keys_read(ROOT / f"scripts/train_{architecture}_lora.py")
         read = {key for path in PACKAGE for key in keys_read(path) if key.split(".")[0] in sections} | script
-        missing = {key for key in read if not any(known == key or known.startswith(f"{key}.") for known in keys_of(config_class))}
+        missing = {
+            key
+            for key in read
+            if not any(known == key or known.startswith(f"{key}.") for known in keys_of(config_class))
+        }
         assert sorted(missing) == []
 
 

@@ -19,6 +19,15 @@ TEXT_TENSORS = ("hidden",)
 TEXT_SETTINGS = ("clip_skip",)
 # The class of diffusers that draws with it.
 PIPELINE = "StableDiffusionPipeline"
+# The arguments of its pipeline class that neither training nor drawing has a use for.
+PIPELINE_WITHOUT = {
+    "safety_checker": None,
+    "feature_extractor": None,
+    "image_encoder": None,
+    "requires_safety_checker": False,
+}
+# The usual guidance scale.
+GUIDANCE = 7.0
 
 
 @dataclass(frozen=True)
@@ -46,9 +55,7 @@ def encode_caption(text: Text, caption: str, *, clip_skip: int = 1) -> tuple[dic
     return {"hidden": hidden[0]}, tokens.cut[0]
 
 
-def predict(
-    unet: Any, noisy: torch.Tensor, timesteps: torch.Tensor, text: dict[str, torch.Tensor]
-) -> torch.Tensor:
-    """The UNet's prediction [B, 4, H/8, W/8] in its own dtype; `text["hidden"]` [B, 77, 768]. """
+def predict(unet: Any, noisy: torch.Tensor, timesteps: torch.Tensor, text: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The UNet's prediction [B, 4, H/8, W/8] in its own dtype; `text["hidden"]` [B, 77, 768]."""
     hidden = text["hidden"].to(unet.dtype)
     return unet(noisy.to(unet.dtype), timesteps, encoder_hidden_states=hidden, return_dict=False)[0]

@@ -19,6 +19,10 @@ TEXT_TENSORS = ("hidden", "pooled")
 TEXT_SETTINGS = ("text_encoder_1_layer",)
 # The class of diffusers that draws with it.
 PIPELINE = "StableDiffusionXLPipeline"
+# The arguments of its pipeline class that neither training nor drawing has a use for.
+PIPELINE_WITHOUT = {"feature_extractor": None, "image_encoder": None}
+# The usual guidance scale.
+GUIDANCE = 5.0
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 
 from sushi_research.buckets import BucketRule
-from sushi_research.dataset import Sample
 from sushi_research.items import dataset_hash, make_items
+from sushi_research.samples import Sample
 
 RULE = BucketRule(resolution=64, step=32, min_side=32, max_side=128)
 
@@ -62,7 +62,9 @@ def test_a_sample_too_small_for_any_bucket_is_a_problem_with_its_name():
 
 
 @pytest.mark.parametrize(
-    "change", [{"image_hash": "44"}, {"caption": "a fish"}, {"repeats": 2}, {"width": 100}], ids=lambda change: [*change][0]
+    "change",
+    [{"image_hash": "44"}, {"caption": "a fish"}, {"repeats": 2}, {"width": 100}],
+    ids=lambda change: [*change][0],
 )
 def test_the_hash_sees_what_is_trained_on(change):
     before, _ = make_items(SAMPLES, RULE)

@@ -33,7 +33,9 @@ def test_a_grid_has_every_picture_whole_and_in_its_place():
 
 def test_labels_are_drawn_in_the_margins():
     cells = [[plain((250, 0, 0))]]
-    blank, labelled = (np.asarray(pictures.grid(cells, [row], [column])) for row, column in (("", ""), ("row", "column")))
+    blank, labelled = (
+        np.asarray(pictures.grid(cells, [row], [column])) for row, column in (("", ""), ("row", "column"))
+    )
     changed = np.argwhere((blank != labelled).any(axis=-1))
     left, top, _ = corner(pictures.grid(cells, [""], [""]), (250, 0, 0))
     over, beside = changed[changed[:, 0] < top], changed[changed[:, 1] < left]

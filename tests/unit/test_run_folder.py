@@ -148,7 +148,9 @@ def test_a_place_may_change_while_its_content_does_not():
         "model.base",
         "model.revision",
     ]
-    assert [difference.key for difference in compare_identity(identity(), identity(FACTS | {"data": "e"}, **moved))] == [
+    assert [
+        difference.key for difference in compare_identity(identity(), identity(FACTS | {"data": "e"}, **moved))
+    ] == [
         "data.path",
         "facts.data",
     ]
@@ -216,7 +218,12 @@ def test_another_experiment_gets_another_name():
 
 @pytest.mark.parametrize(
     "path, slug",
-    [("My Photos (2)/", "my-photos-2"), ("user/naruto-blip", "naruto-blip"), ("/data/\u5199\u771f", "data"), ("x" * 99, "x" * 40)],
+    [
+        ("My Photos (2)/", "my-photos-2"),
+        ("user/naruto-blip", "naruto-blip"),
+        ("/data/\u5199\u771f", "data"),
+        ("x" * 99, "x" * 40),
+    ],
 )
 def test_the_folder_in_the_name(path, slug):
     assert name(path).rpartition("-")[0] == f"sdxl-{slug}"

@@ -261,7 +261,9 @@ def test_a_server_that_cannot_be_reached(tmp_path, monkeypatch, caplog):
     start(run, tmp_path, Trackers(["wandb"], "online", True, ""), step=0)
     assert modes == ["online", "offline"] and len(run.trackers) == 1
     assert "W&B cannot be reached (timed out): going on offline" in caplog.text
-    with pytest.raises(UserError, match="W&B cannot be reached .timed out.: try again, or set tracking.wandb to offline"):
+    with pytest.raises(
+        UserError, match="W&B cannot be reached .timed out.: try again, or set tracking.wandb to offline"
+    ):
         start(run, tmp_path, Trackers(["wandb"], "online", False, ""), step=0)
 
 
@@ -293,6 +295,7 @@ def test_a_run_and_its_continuation_in_the_real_trackers(tmp_path, monkeypatch):
     tracking.log_artifact(run, "adapter", [adapter])
     wandb_run = run.get_tracker("wandb", unwrap=True)
     assert (wandb_run.id, wandb_run.name, wandb_run.tags) == ("0123abcd", "trial", ("tiny",))
+    assert wandb_run.settings.resume == "allow"
     assert wandb_run.config["lora"] == {"rank": 4, "targets": ["to_q", "to_k"]}
     assert len(run.trackers) == 2
     tracking.end_trackers(run)
@@ -305,6 +308,7 @@ def test_a_run_and_its_continuation_in_the_real_trackers(tmp_path, monkeypatch):
     (image,) = events.Images("samples/0")
     assert (image.width, image.height, image.step) == (6, 4, 0)
 
+    wandb.teardown()  # W&B's own process writes the files, a little after a run is finished
     first, second = sorted((run_folder / "wandb").glob("offline-run-*-0123abcd"))
     logged = [b"".join(path.read_bytes() for path in folder.glob("*.wandb")) for folder in (first, second)]
     assert b"loss/mean" in logged[0] and b"loss/mean" in logged[1]

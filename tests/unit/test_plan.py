@@ -1,0 +1,188 @@
+"""The plan tells the truth, in numbers that can be checked by hand."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from sushi_research import encode, plan
+from sushi_research.buckets import BucketRule
+from sushi_research.cache import Store
+from sushi_research.config import SD15Training, SDXLTraining
+from sushi_research.errors import UserError
+from sushi_research.items import make_items
+from sushi_research.models import loading, sd15, sdxl
+from sushi_research.preparation import Caches, Data
+from sushi_research.sampler import Sampler
+from sushi_research.samples import Problem, Sample, Scan
+
+MODELS = {"sd15": (sd15, SD15Training), "sdxl": (sdxl, SDXLTraining)}
+
+
+@pytest.mark.parametrize(
+    ("steps", "epochs", "items", "group", "expected"),
+    [(7, None, 100, 4, 7), (None, 1, 8, 4, 2), (None, 1, 9, 4, 3), (None, 3, 9, 4, 7), (None, 1, 1, 64, 1)],
+)
+def test_the_number_of_steps(steps, epochs, items, group, expected):
+    assert plan.steps_of(steps, epochs, items, group) == expected
+
+
+@pytest.fixture
+def make(bases, architecture, tmp_path):
+    """The plan for five pictures, one of them shown three times, in two buckets; and what was printed."""
+
+    def run(
+        changes: dict[str, dict] | None = None,
+        flips: tuple[bool, ...] = (False,),
+        left_out: int = 0,
+        processes: int = 1,
+    ):
+        model, config_class = MODELS[architecture]
+        sections = {"model": {"base": "x"}, "data": {"path": "x", "resolution": 64, "bucket_step": 32}}
+        sections |= {"train": {"steps": 4, "batch_size": 2}, "optimizer": {"name": "adamw"}}
+        for section, values in (changes or {}).items():
+            sections[section] = sections.get(section, {}) | values
+        config = config_class(**sections)
+        sizes = [(64, 64), (64, 64), (64, 64), (130, 70), (130, 70)]
+        samples = [
+            Sample(f"{n}.png", str(n), f"caption {n}", *size, 1 + 2 * (n == 3), bytes) for n, size in enumerate(sizes)
+        ]
+        samples[0] = Sample("0.png", "0", "y" * 100, 64, 64, 1, bytes)
+        items, _ = make_items(samples, BucketRule(resolution=64, step=32, min_side=32, max_side=128))
+        base = loading.resolve_base(str(bases[architecture]))
+        caches = Caches(
+            Store.open(tmp_path / "latents", encode.LATENT_TENSORS, repair=True),
+            Store.open(tmp_path / "text", model.TEXT_TENSORS, repair=True),
+            "vae",
+            torch.float32,
+            tuple(model.TEXT_ENCODERS),
+            {},
+            flips,
+        )
+        with caches.latents.writer() as writer:
+            key = caches.latent_key(items[0], False)
+            if key not in caches.latents:
+                writer.add(key, {"mean": torch.zeros(4, 8, 8).half(), "std": torch.zeros(4, 8, 8).half()}, {})
+        printed = []
+        result = plan.make_plan(
+            config,
+            base,
+            model,
+            Data(
+                items, Scan("photos", problems=[Problem(f"bad_{n}.png", "the file is empty") for n in range(left_out)])
+            ),
+            Sampler(tuple(item.bucket for item in items), 4 * processes, 0),
+            caches,
+            ["", *(f"caption {n}" for n in range(1, 5)), "y" * 100],
+            "fp32",
+            SimpleNamespace(num_processes=processes, print=printed.append),
+        )
+        assert len(printed) == 1
+        return result, printed[0]
+
+    return run
+
+
+def test_the_numbers(make, architecture):
+    found, text = make({"train": {"accumulation": 2}})
+    expected = {
+        "architecture": architecture,
+        "images": 5,
+        "items_per_epoch": 7,
+        "buckets": {"96x32": 4, "64x64": 3},
+        "left_out": [],
+        # 100 bytes, a start and an end token; 77 are kept.
+        "captions_cut": {"y" * 100: 25},
+        "samples_per_step": 4,
+        "split": {"batch_size": 2, "accumulation": 2, "processes": 1},
+        "steps": 4,
+        "samples": 16,
+        "epochs": 2.29,
+        "samples_per_image": 3.2,
+    }
+    assert {key: found[key] for key in expected} == expected
+    # A picture's mean and deviation: 2 x 4 channels x 64 latent pixels (96x32: 48) x 2 bytes.
+    assert found["cache"]["images"] == {"needed": 5, "missing": 4, "bytes": 3 * 1024 + 2 * 768}
+    row = {"sd15": 77 * 32, "sdxl": 77 * 64 + 32}[architecture]
+    assert found["cache"]["captions"] == {"needed": 6, "missing": 6, "bytes": 6 * 2 * row}
+    assert found["dtypes"]["activations"] == "float32"
+    assert "buckets      2: 64x64 (3), 96x32 (4)" in text or "buckets      2: 96x32 (4), 64x64 (3)" in text
+    for part in (
+        "images       5 (7 per epoch with repeats)",
+        "step         4 samples = batch 2 x accumulation 2 x processes 1; micro-batches 100% full",
+        "length       4 optimizer steps = 16 samples = 2.29 epochs; each image 3.2 times",
+        "cache        4 of 5 image entries to encode (4 KiB in all), 6 of 6 captions",
+        "captions     1 longer than 77 tokens are cut (the longest loses 25); see plan.json",
+    ):
+        assert part in text, text
+
+
+def test_the_fill_of_micro_batches(make):
+    # Batches of 3: the first epoch's one whole step holds the four 96x32 items, as 3 and 1.
+    found, text = make({"train": {"batch_size": 3}})
+    assert found["micro_batch_fill"] == round(4 / 6, 3)
+    assert "micro-batches 67% full" in text
+
+
+def test_both_mirror_images_are_counted(make):
+    found, _ = make(flips=(False, True))
+    assert found["cache"]["images"] == {"needed": 10, "missing": 9, "bytes": 2 * (3 * 1024 + 2 * 768)}
+
+
+def test_processes_share_a_step(make):
+    found, text = make(processes=2)
+    assert found["samples_per_step"] == 8 and found["split"]["processes"] == 2
+    assert "step         8 samples = batch 2 x accumulation 1 x processes 2" in text
+
+
+def test_what_was_left_out_is_named(make):
+    found, text = make(left_out=13)
+    assert len(found["left_out"]) == 13
+    assert found["left_out"][0] == {"name": "bad_0.png", "reason": "the file is empty"}
+    assert "left out     13:" in text and "bad_9.png: the file is empty" in text
+    assert "bad_10.png" not in text and "and 3 more, see plan.json" in text
+
+
+def test_the_adapter_is_counted_without_its_weights(bases, architecture):
+    """Against the adapter that a training attaches; at the real configs, tests/models counts it."""
+    from sushi_research import adapter
+
+    base = loading.resolve_base(str(bases[architecture]))
+    unet = loading.load_unet(base, torch.float32, torch.device("cpu"))
+    adapter.attach(unet, targets="kohya_conv", rank=3, alpha=1.0, dropout=0.0, init="default", seed=0)
+    trainable = [parameter for parameter in unet.parameters() if parameter.requires_grad]
+    modules, parameters = plan.count_adapter(base, "kohya_conv", 3)
+    assert parameters == sum(parameter.numel() for parameter in trainable)
+    assert modules == len(trainable) // 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"lora": {"targets": ["to_z"]}}, "to_z fits no module"),
+        ({"optimizer": {"kwargs": {"weight_decy": 0.1}}}, "did you mean weight_decay"),
+        ({"optimizer": {"name": "torch.optim.Adm"}}, "did you mean Adam"),
+    ],
+)
+def test_what_cannot_be_trained_is_told_by_the_plan(make, changes, message):
+    with pytest.raises(UserError, match=message):
+        make(changes)
+
+
+def test_sizes_as_a_person_reads_them():
+    assert [plan._size(count) for count in (0, 1023, 1024, 1536 * 1024, 5 * 2**30, 3000 * 2**30)] == [
+        "0 bytes",
+        "1023 bytes",
+        "1 KiB",
+        "2 MiB",
+        "5.0 GiB",
+        "3000.0 GiB",
+    ]
+
+
+def test_paths_are_not_touched(make, tmp_path):
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if Path(path).is_file()}
+    assert before == {}
+    make()
+    assert {path.parent.name for path in tmp_path.rglob("*") if path.is_file()} == {"latents"}, "a plan writes nothing"

@@ -1,0 +1,114 @@
+"""A step's numbers: sums over micro-batches and processes, and what stops a run."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from sushi_research import tally as tally_module
+from sushi_research.errors import UserError
+from sushi_research.precision import Masters
+from sushi_research.tally import Tally
+
+PLAN = {"samples_per_step": 4, "items_per_epoch": 10, "dtypes": {"activations": "float32"}}
+ALONE = SimpleNamespace(num_processes=1, process_index=0)
+
+
+def masters() -> Masters:
+    return Masters({"a.lora_A.weight": nn.Parameter(torch.zeros(2, 3))}, torch.float32)
+
+
+def micro_batch(
+    tally: Tally, losses: list[float], quarters: list[int], names: tuple[str, ...], share: float = 1.0
+) -> None:
+    losses = torch.tensor(losses)
+    tally.add(losses.sum() * share / 4, losses, torch.tensor(quarters), names)
+
+
+def two_micro_batches(world: int = 1) -> Tally:
+    tally = Tally(torch.device("cpu"), world)
+    micro_batch(tally, [1.0, 3.0, 5.0], [0, 3, 3], ("a.png", "b.png", "c.png"))
+    micro_batch(tally, [7.0], [1], ("d.png",), share=0.5)
+    return tally
+
+
+def test_the_numbers_of_a_step():
+    tally = two_micro_batches()
+    assert tally.reduce(masters(), ALONE, stop=0, waited=0.0) is False
+    values = tally.values(6, 1e-4, 0.5, PLAN)
+    # The loss is what was minimised, weights included; the quarters are means of the plain losses.
+    assert values["loss"] == (1 + 3 + 5) / 4 + 7 / 8
+    assert [values[f"loss_quarter/{quarter}"] for quarter in range(4)] == [1.0, 7.0, None, 4.0]
+    assert (values["lr"], values["grad_norm"]) == (1e-4, 0.5)
+    assert (values["samples_seen"], values["epoch"]) == (24, 2.4)
+    assert values["images_per_second"] > 0 and values["data_wait_share"] == 0.0 and values["peak_memory_gib"] > 0
+    assert len(values) == 12
+
+
+def test_sums_over_the_processes():
+    """A process of three, the others with the same losses; one of the others has been asked to stop."""
+    tally = two_micro_batches(world=3)
+    sent = []
+
+    def reduce(flat: torch.Tensor, reduction: str) -> torch.Tensor:
+        assert reduction == "sum"
+        sent.append(flat.clone())
+        total = 3 * flat
+        # What the others add beside the sums: a stop request, and their own peaks of memory.
+        total[-15 + 9] = 1
+        total[-3:] = torch.tensor([0.25, flat[-2], 99.0])
+        return total
+
+    working = masters()
+    working.parameters()[0].grad.fill_(2.0)
+    accelerator = SimpleNamespace(num_processes=3, process_index=1, reduce=reduce)
+    assert tally.reduce(working, accelerator, stop=0, waited=0.25) is True
+    assert len(sent) == 1, "a step has one message"
+    assert sent[0][-3] == sent[0][-1] == 0 < sent[0][-2], "a process fills its own place"
+    assert torch.equal(working.parameters()[0].grad, torch.full((2, 3), 6.0))
+    values = tally.values(1, 1e-4, 0.5, PLAN)
+    assert values["loss"] == 3 * ((1 + 3 + 5) / 4 + 7 / 8)
+    assert [values[f"loss_quarter/{quarter}"] for quarter in range(4)] == [1.0, 7.0, None, 4.0]
+    assert values["data_wait_share"] > 0
+    assert values["peak_memory_gib"] == 99.0
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_names_the_step_and_the_files_once(bad):
+    tally = two_micro_batches()
+    micro_batch(tally, [1.0, bad, 1.0], [2, 2, 2], ("e.png", "f.png", "e.png"))
+    tally.reduce(masters(), ALONE, stop=0, waited=0.0)
+    with pytest.raises(UserError, match=r"the loss at step 9 is not finite, with e\.png, f\.png: ") as caught:
+        tally.require_finite(9)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_loss_that_is_not_finite_elsewhere_stops_this_process_too():
+    tally = two_micro_batches(world=2)
+    not_here = SimpleNamespace(num_processes=2, process_index=0, reduce=lambda flat, _: flat + float("nan"))
+    tally.reduce(masters(), not_here, stop=0, waited=0.0)
+    with pytest.raises(UserError, match="not finite, in another process: "):
+        tally.require_finite(9)
+
+
+def test_a_finite_loss_passes():
+    tally = two_micro_batches()
+    tally.reduce(masters(), ALONE, stop=0, waited=0.0)
+    tally.require_finite(9)
+
+
+@pytest.mark.parametrize("norm", [float("nan"), float("inf")])
+def test_a_gradient_that_is_not_finite_stops_all_but_fp16(norm):
+    tally = two_micro_batches()
+    tally.reduce(masters(), ALONE, stop=0, waited=0.0)
+    with pytest.raises(UserError, match="the gradient at step 9 is not finite: "):
+        tally.values(9, 1e-4, norm, PLAN)
+    in_fp16 = PLAN | {"dtypes": {"activations": "float16"}}
+    assert tally.values(9, 1e-4, norm, in_fp16)["grad_norm"] is None
+
+
+def test_peak_memory_is_that_of_this_process(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    # What Python and torch take at least, and less than any machine that runs the tests has.
+    assert 0.05 < tally_module.peak_memory_gib() < 64
