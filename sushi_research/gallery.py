@@ -17,6 +17,7 @@ from typing import Any
 
 from accelerate import Accelerator
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from sushi_research import pictures, preparation, sampling, tracking
 from sushi_research.config import TrainingConfig
@@ -26,6 +27,8 @@ from sushi_research.run_folder import RunFolder
 
 _STEP = re.compile(r"step-(\d{8,})")
 MOST_COLUMNS = 8
+# Under this name a picture's file says what was drawn.
+LABEL = "prompt"
 
 
 def draw(
@@ -66,8 +69,10 @@ def draw(
         del vae
         preparation.free_memory()
         rows = _rows(config, prompts)
-        for (name, _), picture in zip(rows, drawn, strict=True):
-            picture.save(folder / name)
+        for (name, label), picture in zip(rows, drawn, strict=True):
+            described = PngInfo()
+            described.add_text(LABEL, label)
+            picture.save(folder / name, pnginfo=described)
         labels = [label for _, label in rows]
         sheet = run.samples / f"{folder.name}.png"
         pictures.grid([[picture] for picture in drawn], labels, [f"step {step}"]).save(sheet)
@@ -78,8 +83,15 @@ def draw(
 
 
 def progress_grid(folder: Path, rows: Sequence[tuple[str, str]]) -> Image.Image:
-    """The grid of all steps drawn so far: `rows` are (file name, label); at most eight steps, the first and last among them."""
-    steps = [step for step in _steps(folder) if all((folder / f"step-{step:08d}" / name).is_file() for name, _ in rows)]
+    """The grid of all steps drawn so far: `rows` are (file name, label); at most eight steps, the first and last among them.
+
+    Steps at which other prompts were drawn are left out: prompts may change when a run continues.
+    """
+    steps = [
+        step
+        for step in _steps(folder)
+        if all(_shows(folder / f"step-{step:08d}" / name, label) for name, label in rows)
+    ]
     if len(steps) > MOST_COLUMNS:
         spaced = {round(i * (len(steps) - 1) / (MOST_COLUMNS - 1)) for i in range(MOST_COLUMNS)}
         steps = [steps[index] for index in sorted(spaced)]
@@ -90,6 +102,14 @@ def progress_grid(folder: Path, rows: Sequence[tuple[str, str]]) -> Image.Image:
             with Image.open(folder / f"step-{step:08d}" / name) as picture:
                 cells[-1].append(picture.convert("RGB"))
     return pictures.grid(cells, [label for _, label in rows], [f"step {step}" for step in steps])
+
+
+def _shows(path: Path, label: str) -> bool:
+    """Whether there is a picture of this prompt."""
+    if not path.is_file():
+        return False
+    with Image.open(path) as picture:
+        return picture.info.get(LABEL) == label
 
 
 def cut_back(folder: Path, step: int) -> None:

@@ -82,7 +82,9 @@ class Loader:
         self.batch_size, self.rank, self.world, self.device = batch_size, rank, world, device
         self.flip, self.time_ids, self.ahead = flip, time_ids, tuple(ahead)
         self._waited = 0.0
-        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="loader")
+        # A new thread's current GPU is the first one, whose memory every process would then take for pinning.
+        own_gpu = (torch.cuda.set_device, (device,)) if device.type == "cuda" else (None, ())
+        self._pool = ThreadPoolExecutor(1, "loader", *own_gpu)
         self._next: tuple[int, Future[list[Batch]]] | None = None
 
     def step(self, step: int) -> Iterator[Batch]:

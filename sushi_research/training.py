@@ -56,6 +56,8 @@ def start(config: TrainingConfig) -> tuple[Accelerator, str]:
     launcher = os.environ.get("ACCELERATE_MIXED_PRECISION")
     # cpu=True: without it two processes on a machine without a GPU do not see each other.
     accelerator = Accelerator(mixed_precision="no", cpu=not torch.cuda.is_available())
+    if not accelerator.is_main_process:
+        logging.getLogger().setLevel(logging.ERROR)  # what all processes see, the main process says
     precision = resolve_precision(config.train.precision, launcher, accelerator.device)
     if config.train.deterministic:
         # cuBLAS reads this when it is first used; without it the deterministic algorithms are refused.
