@@ -1,0 +1,84 @@
+"""Bases as the hub holds them: older names inside the files, sharded weights, both dtypes."""
+
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from sushi_research.errors import UserError
+from sushi_research.models import loading, sd15, sdxl
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def copy_base(bases, tmp_path):
+    def copy(architecture):
+        return shutil.copytree(bases[architecture], tmp_path / architecture)
+
+    return copy
+
+
+def test_published_text_encoders_load_like_ours(bases, copy_base):
+    # The published files say `text_model.` throughout and carry position_ids; transformers 5.6 writes neither.
+    folder = copy_base("sdxl")
+    for name in sdxl.TEXT_ENCODERS:
+        file = folder / name / "model.safetensors"
+        tensors = {
+            key if key.startswith(("text_model.", "text_projection")) else f"text_model.{key}": tensor.clone()
+            for key, tensor in load_file(file).items()
+        }
+        tensors["text_model.embeddings.position_ids"] = torch.arange(77)[None]
+        save_file(tensors, file, metadata={"format": "pt"})
+    ours, _ = sdxl.encode_caption(sdxl.load_text(loading.resolve_base(str(bases["sdxl"])), CPU), "a cat")
+    published, _ = sdxl.encode_caption(sdxl.load_text(loading.resolve_base(str(folder)), CPU), "a cat")
+    assert all(torch.equal(published[name], ours[name]) for name in ours)
+
+
+def test_sharded_weights_load_and_a_missing_shard_is_named(bases, copy_base):
+    folder = copy_base("sd15")
+    whole = loading.load_unet(loading.resolve_base(str(folder)), torch.float32, CPU)
+    (folder / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+    whole.save_pretrained(folder / "unet", max_shard_size="1MB")
+    shards = sorted((folder / "unet").glob("*-of-*.safetensors"))
+    assert len(shards) > 1
+    sharded = loading.load_unet(loading.resolve_base(str(folder)), torch.float32, CPU)
+    assert all(torch.equal(sharded.state_dict()[name], tensor) for name, tensor in whole.state_dict().items())
+    shards[0].unlink()
+    with pytest.raises(UserError, match="of the weight shards its files name"):
+        loading.load_unet(loading.resolve_base(str(folder)), torch.float32, CPU)
+
+
+def test_a_changed_weight_or_tokenizer_changes_the_hash(bases, copy_base, tmp_path):
+    from sushi_research.fingerprints import FileMemo
+
+    memo = FileMemo(tmp_path / "files.json")
+    before = loading.resolve_base(str(bases["sd15"]))
+    folder = copy_base("sd15")
+    after = loading.resolve_base(str(folder))
+    hashes = {name: after.hash(name, memo) for name in ("unet", "vae", *sd15.TEXT_ENCODERS)}
+    assert hashes == {name: before.hash(name, memo) for name in hashes}
+    file = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(file)
+    tensors["conv_in.bias"][0] += 1
+    save_file(tensors, file, metadata={"format": "pt"})
+    (folder / "tokenizer" / "merges.txt").write_text("#version: 0.2\na b\n")
+    assert after.hash("unet", memo) != hashes["unet"]
+    assert after.hash("text_encoder", memo) != hashes["text_encoder"]
+    assert after.hash("vae", memo) == hashes["vae"]
+
+
+def test_pickled_weights_are_not_read(copy_base):
+    folder = copy_base("sd15")
+    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    torch.save(load_file(weights), weights.with_suffix(".bin"))
+    weights.unlink()
+    with pytest.raises(UserError, match=r"pickled \.bin weights are not read"):
+        loading.load_unet(loading.resolve_base(str(folder)), torch.float32, CPU)
+
+
+def test_xformers_without_a_gpu_is_one_sentence(bases):
+    with pytest.raises(UserError, match="xformers attention cannot be used here") as caught:
+        loading.load_unet(loading.resolve_base(str(bases["sd15"])), torch.float32, CPU, "xformers")
+    assert "\n" not in str(caught.value)
