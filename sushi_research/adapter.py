@@ -72,9 +72,9 @@ def attach(
 
     endings = resolve_targets(targets)
     _require_layers(unet, endings)
-    unet.requires_grad_(False)
     config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=endings)
-    # peft draws a start of its own from the process-wide generator. It is replaced below, and leaves no trace.
+    # peft freezes what is not adapter. It draws a start of its own from the process-wide generator, which is replaced
+    # below and leaves no trace.
     with torch.random.fork_rng(devices=[]):
         unet.add_adapter(config, adapter_name=ADAPTER)
     for path, layer in adapter_modules(unet).items():
@@ -87,6 +87,7 @@ def attach(
 
 def initial_down(seed: int, path: str, shape: tuple[int, ...], init: str) -> torch.Tensor:
     """The start of A of one module, fp32; `shape` is [rank, in] or, for a convolution, [rank, in, k, k]."""
+    assert init in ("default", "gaussian"), init
     generator = randomness.key(seed, "adapter-init", path)
     if init == "gaussian":
         values = generator.standard_normal(shape, dtype=np.float32) / np.float32(shape[0])

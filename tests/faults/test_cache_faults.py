@@ -358,9 +358,11 @@ def test_a_process_killed_at_random_moments(tmp_path: Path) -> None:
         process.join(120)
         assert process.exitcode == -signal.SIGKILL
         rows = assert_whole(open_store(tmp_path))
-        assert rows == list(range(len(rows))) and len(rows) > held
+        # At least: the manifest that was waited for may have been a temporary one, gone with its writer.
+        assert rows == list(range(len(rows))) and len(rows) >= held
         assert list(tmp_path.glob(".*")) == []
         held = len(rows)
+    assert held > 0
 
 
 def leave(folder: Path, name: str, *, hours: float) -> Path:

@@ -143,10 +143,12 @@ def test_a_pipeline_with_the_file_computes_what_was_trained(architecture, tmp_pa
     path = tmp_path / "adapter.safetensors"
     formats.save_adapter(path, unet, architecture=architecture, state=state, dtype=torch.float32, metadata={})
     loaded = pipeline(architecture)
-    assert torch.equal(predict(loaded.unet, architecture), base)
+    # Equal weights elsewhere in memory: some CPU kernels give another last digit there. The adapter moves the first digit.
+    close = {"rtol": 1e-4, "atol": 1e-4}
+    torch.testing.assert_close(predict(loaded.unet, architecture), base, **close)
     loaded.load_lora_weights(path)
-    assert torch.equal(predict(loaded.unet, architecture), predict(unet, architecture))
-    assert not torch.allclose(predict(unet, architecture), base)
+    torch.testing.assert_close(predict(loaded.unet, architecture), predict(unet, architecture), **close)
+    assert (predict(unet, architecture) - base).abs().mean() > 0.05 * base.abs().mean()
 
 
 @pytest.mark.parametrize(

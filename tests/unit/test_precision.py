@@ -170,9 +170,8 @@ def test_masters_follow_an_fp32_reference_bit_for_bit(dtype, name):
         sums = [torch.zeros_like(weight) for weight in reference]
         for x in data:
             first, second = (weight.detach().to(dtype).requires_grad_() for weight in reference)
-            torch.nn.functional.linear(
-                torch.nn.functional.silu(x.to(dtype) @ first.T), second
-            ).float().square().sum().backward()
+            hidden = nn.functional.silu(nn.functional.linear(x.to(dtype), first))
+            nn.functional.linear(hidden, second).float().square().sum().backward()
             sums = [total + weight.grad.to(torch.float32) for total, weight in zip(sums, (first, second), strict=True)]
         for weight, total in zip(reference, sums, strict=True):
             weight.grad = total

@@ -40,7 +40,8 @@ def unet(base):
 @pytest.fixture
 def reference(base, unet):
     """Draws with diffusers' pipeline from a prompt."""
-    # The same UNet in memory: another way of loading it leaves other alignments, and so other last bits.
+    # The frozen UNet, as pictures are drawn from while training: for weights that want a gradient torch takes other
+    # kernels, also under no_grad, and the last bits differ.
     pipeline = DiffusionPipeline.from_pretrained(base.folder, unet=unet)
     pipeline.scheduler = EulerDiscreteScheduler.from_pretrained(base.folder / "scheduler")
     pipeline.set_progress_bar_config(disable=True)
