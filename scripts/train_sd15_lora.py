@@ -159,7 +159,7 @@ def train(config: SD15Training, accelerator: Accelerator, precision: str, run: R
     metrics = training.open_trackers(config, run, start, accelerator)
     abar = diffusion.alphas_cumprod().to(device)
     step, stopping = start.step, False
-    if step == 0:
+    if step == 0 or (config.sample.every and step % config.sample.every == 0):
         gallery.draw(config, run, base, model, caches, prompts, unet, step, accelerator)
     bar = progress(
         total=plan["steps"],

@@ -44,10 +44,12 @@ def draw(
 ) -> None:
     """Draws every prompt with every seed from the UNet as it stands at `step`; the main process draws, the others wait.
 
+    Nothing is drawn where the step's pictures are there already: a run that continues makes up for what was cut off.
     Randomness comes from the seeds alone and the training's own streams are not touched, so drawing changes no result.
     """
-    if accelerator.is_main_process and config.sample.enabled:
-        folder = run.samples / f"step-{step:08d}"
+    folder = run.samples / f"step-{step:08d}"
+    sheet = folder.with_suffix(".png")  # written last
+    if accelerator.is_main_process and config.sample.enabled and not sheet.exists():
         folder.mkdir(parents=True, exist_ok=True)
         negative = caches.text(config.sample.negative_prompt)
         if not config.sample.negative_prompt:
@@ -74,7 +76,6 @@ def draw(
             described.add_text(LABEL, label)
             picture.save(folder / name, pnginfo=described)
         labels = [label for _, label in rows]
-        sheet = run.samples / f"{folder.name}.png"
         pictures.grid([[picture] for picture in drawn], labels, [f"step {step}"]).save(sheet)
         progress_grid(run.samples, rows).save(run.samples / "progress.png")
         tracking.log_images(accelerator, "samples", [folder / name for name, _ in rows], labels, step)

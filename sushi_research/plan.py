@@ -38,13 +38,11 @@ def make_plan(
 ) -> dict[str, Any]:
     """The plan as plain numbers (plan.json); the main process prints it too.
 
-    UserError for an optimizer that cannot be built and for adapter targets that fit nothing.
+    UserError for an optimizer or a schedule that cannot be built, and for adapter targets that fit nothing.
     """
-    # Built for a look: a mistake in its name or arguments is told now, not when everything is encoded.
-    look = [torch.nn.Parameter(torch.zeros(1))]
-    optim.build_optimizer(config.optimizer.name, look, config.optimizer.lr, config.optimizer.kwargs)
     items, group = data.items, sampler.samples_per_step
     steps = steps_of(config.train.steps, config.train.epochs, len(items), group)
+    require_trainable(config, steps)
     # One epoch tells the fill of them all: epochs differ in their order and in where their tail falls.
     epoch_steps = range(min(steps, max(1, len(items) // group)))
     micro_batches = sum(len(sampler.micro_batches(step, config.train.batch_size)) for step in epoch_steps)
@@ -89,6 +87,23 @@ def make_plan(
     }
     accelerator.print(describe_plan(plan))
     return plan
+
+
+def require_trainable(config: TrainingConfig, steps: int) -> None:
+    """Builds an optimizer and a schedule for a look: a mistake in them is told now, not when everything is encoded.
+
+    UserError as `optim.build_optimizer` and `optim.make_schedule` raise it.
+    """
+    look, schedule = torch.nn.Parameter(torch.zeros(1)), config.schedule
+    optim.build_optimizer(config.optimizer.name, [look], config.optimizer.lr, config.optimizer.kwargs)
+    optim.make_schedule(
+        schedule.name,
+        lr=config.optimizer.lr,
+        total_steps=steps,
+        warmup=schedule.warmup,
+        cycles=schedule.cycles,
+        power=schedule.power,
+    )
 
 
 def captions_cut(base: loading.Base, model: ModuleType, items: Iterable[Item]) -> dict[str, int]:

@@ -90,8 +90,27 @@ def open_run(
     group = samples_per_step(config, accelerator)
     settings = identity.run_identity(config_to_dict(config), {"samples_per_step": group, "precision": precision})
     name = config.run.name or identity.default_name(model.NAME, config.data.path, settings)
-    with run_folder.open_run(Path(config.run.folder), name, writer=accelerator.is_main_process) as run:
+    with contextlib.ExitStack() as stack:
+        error = None
+        try:
+            run = run_folder.open_run(Path(config.run.folder), name, writer=accelerator.is_main_process)
+            stack.enter_context(run)
+        except UserError as found:
+            error = found
+        _agree(error, accelerator)
         yield run
+
+
+def _agree(error: UserError | None, accelerator: Accelerator) -> None:
+    """Ends all processes when the main one met a user's mistake: it raises and says it, the others end in silence.
+
+    Without this they would wait for it in vain, and end in a traceback of the network library.
+    """
+    told = broadcast_object_list([error is not None])[0]
+    if error is not None:
+        raise error
+    if told:
+        raise SystemExit(2)
 
 
 def samples_per_step(config: TrainingConfig, accelerator: Accelerator) -> int:
@@ -139,52 +158,57 @@ def begin(
     if config.lora.dropout:
         facts["dropout_split"] = plan["split"]
     settings = identity.run_identity(config_to_dict(config), facts)
-    message: list[Any] = [None]
+    outcome: list[Any] = [None]
+    error = None
     if accelerator.is_main_process:
-        checkpoint = latest_checkpoint(run.checkpoints)
-        record = run.record()
-        decision = run_folder.decide(run.name, record, checkpoint, settings, plan["steps"])
-        print(decision.sentence, flush=True)
-        for warning in decision.warnings:
-            print(f"warning: {warning}", flush=True)
-        message = [(decision.action, checkpoint.path.name if checkpoint else None)]
-        if decision.action != "nothing":
-            step = checkpoint.step if checkpoint else 0
-            dataset.write_report(data.scan, run.data_report)
-            _describe_run(config, run, base, hashes, settings, plan, step, accelerator)
-            tracking.MetricsFile(run.metrics).cut_back(step)
-            gallery.cut_back(run.samples, step if checkpoint else -1)
-            if decision.action == "begin":
-                run.mark_begun(settings, plan["steps"])
-            else:
-                run.mark_continued(plan["steps"])
-    action, name = broadcast_object_list(message)[0]
+        try:
+            checkpoint = latest_checkpoint(run.checkpoints)
+            decision = run_folder.decide(run.name, run.record(), checkpoint, settings, plan["steps"])
+        except UserError as found:
+            error = found
+        else:
+            print(decision.sentence, flush=True)
+            for warning in decision.warnings:
+                print(f"warning: {warning}", flush=True)
+            outcome = [(decision.action, checkpoint.path.name if checkpoint else None)]
+    _agree(error, accelerator)
+    action, name = broadcast_object_list(outcome)[0]
     checkpoint = read_checkpoint(run.checkpoints / name) if name and action == "continue" else None
-    return Start(action == "nothing", checkpoint.step if checkpoint else 0, checkpoint, settings, hashes)
+    start = Start(action == "nothing", checkpoint.step if checkpoint else 0, checkpoint, settings, hashes)
+    if accelerator.is_main_process and not start.nothing_to_do:
+        _describe_run(config, run, start, base, data, plan, accelerator)
+    return start
 
 
 def _describe_run(
     config: TrainingConfig,
     run: RunFolder,
+    start: Start,
     base: loading.Base,
-    hashes: Mapping[str, Any],
-    settings: Mapping[str, Any],
+    data: Data,
     plan: Mapping[str, Any],
-    step: int,
     accelerator: Accelerator,
 ) -> None:
     write_atomic(run.config, config_to_yaml(config).encode())
     write_json(run.plan, plan)
+    dataset.write_report(data.scan, run.data_report)
     entry = provenance.collect(
-        config_hash=entry_key(identity=settings),
-        dataset_hash=hashes["data"],
-        base_hashes=hashes["base_model"],
+        config_hash=entry_key(identity=start.identity),
+        dataset_hash=start.hashes["data"],
+        base_hashes=start.hashes["base_model"],
         device=str(accelerator.device),
         world=accelerator.num_processes,
-        step=step,
+        step=start.step,
     )
     entry["base_source"] = {"base": base.source, "revision": base.revision, "vae": base.vae_source}
     provenance.add_entry(run.provenance, entry)
+    tracking.MetricsFile(run.metrics).cut_back(start.step)
+    if start.checkpoint is None:
+        gallery.cut_back(run.samples, -1)
+        run.mark_begun(start.identity, plan["steps"])
+    else:
+        gallery.cut_back(run.samples, start.step)
+        run.mark_continued(plan["steps"])
 
 
 def restore(start: Start, masters: Masters, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> None:

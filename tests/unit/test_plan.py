@@ -163,6 +163,10 @@ def test_the_adapter_is_counted_without_its_weights(bases, architecture):
         ({"lora": {"targets": ["to_z"]}}, "to_z fits no module"),
         ({"optimizer": {"kwargs": {"weight_decy": 0.1}}}, "did you mean weight_decay"),
         ({"optimizer": {"name": "torch.optim.Adm"}}, "did you mean Adam"),
+        (
+            {"train": {"steps": None, "epochs": 1}, "schedule": {"name": "linear", "warmup": 2}},
+            "a warm-up of 2 steps does not end within the 2 steps",
+        ),
     ],
 )
 def test_what_cannot_be_trained_is_told_by_the_plan(make, changes, message):

@@ -1,0 +1,269 @@
+"""A step is its samples: how they are split into micro-batches, or over processes, changes nothing but the last digits.
+
+In fp32 with AdamW the adapters are compared; elsewhere what goes into a step: its samples, their noise, timesteps and
+posterior samples, which are equal bit for bit.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from script_runs import RATE, ROOT, TOLERANCE, Trainer, assert_equal, largest_difference
+
+from sushi_research.checkpoint import read_checkpoint
+from sushi_research.command_line import config_to_yaml
+from sushi_research.loader import Batch, Loader
+
+
+@pytest.fixture
+def loaders(monkeypatch: pytest.MonkeyPatch) -> list[Loader]:
+    """The loaders of all runs; each has what it gave in `seen`: step -> sample -> that sample's tensors."""
+    made: list[Loader] = []
+    original = Loader.step
+
+    def step(self: Loader, number: int) -> Iterator[Batch]:
+        if self not in made:
+            made.append(self)
+            self.seen = {}
+        self.seen[number] = {}
+        for batch in original(self, number):
+            assert 1 <= len(batch) <= self.batch_size
+            self.seen[number] |= samples_of(batch)
+            yield batch
+
+    monkeypatch.setattr(Loader, "step", step)
+    return made
+
+
+def samples_of(batch: Batch) -> dict[str, Any]:
+    """Each sample of a micro-batch by its key: its file, and its part of all tensors and draws."""
+    tensors = {
+        "mean": batch.mean,
+        "std": batch.std,
+        "time_ids": batch.time_ids,
+        "noise": batch.normal("noise"),
+        "posterior": batch.normal("posterior"),
+        "timestep": batch.integers("timestep", 1000),
+        **batch.text,
+    }
+    return {
+        repr(key): {"name": batch.names[i], **{name: tensor[i] for name, tensor in tensors.items()}}
+        for i, key in enumerate(batch.keys)
+    }
+
+
+def assert_same_samples(found: dict[int, Any], expected: dict[int, Any]) -> None:
+    """Two records hold the same samples in each step, with the same tensors, in whichever order."""
+    assert found.keys() == expected.keys()
+    for step in expected:
+        assert_equal(dict(sorted(found[step].items())), dict(sorted(expected[step].items())), f"step {step}")
+
+
+def assert_close(trainer: Trainer, found: str, expected: str, steps: int) -> None:
+    """The masters after `steps` steps are equal up to TOLERANCE, and so is what was logged up to there."""
+    masters = [
+        read_checkpoint(trainer.folder(name) / f"checkpoints/step-{steps:08d}").load()["adapter"]
+        for name in (found, expected)
+    ]
+    difference = largest_difference(*masters) / RATE
+    assert 0 < difference < TOLERANCE, difference
+    logged = [trainer.metrics(name)[:steps] for name in (found, expected)]
+    for one, other in zip(*logged, strict=True):
+        # Loss, gradient norm and the losses by timestep quarter; None where a step had no sample of a quarter.
+        assert {key for key in one if one[key] is None} == {key for key in other if other[key] is None}
+        there = [key for key in other if other[key] is not None]
+        assert [one[key] for key in there] == pytest.approx([other[key] for key in there], rel=1e-4)
+
+
+def split(batch_size: int, accumulation: int) -> dict[str, Any]:
+    return {"train.batch_size": batch_size, "train.accumulation": accumulation}
+
+
+def test_accumulation_changes_nothing(trainer: Trainer, loaders: list[Loader]) -> None:
+    settings = {"train.steps": 6, "data.flip": 0.5}
+    assert trainer.train("whole", {**settings, **split(4, 1)}) == 0
+    assert trainer.train("halves", {**settings, **split(2, 2)}) == 0
+    whole, halves = loaders
+    assert whole.seen.keys() == set(range(6)) and all(len(samples) == 4 for samples in whole.seen.values())
+    assert_same_samples(halves.seen, whole.seen)
+    assert_close(trainer, "halves", "whole", 6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ["sdxl"])
+def test_no_precision_and_no_split_changes_the_samples(
+    architecture: str, trainer: Trainer, loaders: list[Loader]
+) -> None:
+    """In bf16 two such runs differ by a step of Adam and more, so their adapters are not compared."""
+    settings = {"train.steps": 4, "data.flip": 0.5}
+    for precision, batch_size in [("fp32", 4), ("bf16", 4), ("bf16", 2), ("fp16", 1)]:
+        changes = {"train.precision": precision, **split(batch_size, 4 // batch_size)}
+        assert trainer.train(f"{precision}-{batch_size}", {**settings, **changes}) == 0
+    first, *others = loaders
+    assert len(others) == 3
+    for other in others:
+        assert_same_samples(other.seen, first.seen)
+
+    # The shares of two processes, and of three, are the same samples too, each in one of them.
+    for world in (2, 3):
+        shares = [
+            Loader(
+                first.items,
+                first.sampler,
+                first.caches,
+                batch_size=2,
+                rank=rank,
+                world=world,
+                device=first.device,
+                flip=first.flip,
+                time_ids=first.time_ids,
+            )
+            for rank in range(world)
+        ]
+        for step, expected in first.seen.items():
+            for share in shares:
+                list(share.step(step))
+            assert sum(len(share.seen[step]) for share in shares) == 4
+            together = {key: sample for share in shares for key, sample in share.seen[step].items()}
+            assert_same_samples({step: together}, {step: expected})
+        for share in shares:
+            share.close()
+
+
+# --- two processes ---
+
+
+def environment(**variables: str) -> dict[str, str]:
+    """For processes that train on the CPU; the launcher overrules ACCELERATE_USE_CPU, so there must be no GPU to see."""
+    fixed = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+    return {**os.environ, **fixed, **variables}
+
+
+def free_port() -> str:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return str(listener.getsockname()[1])
+
+
+class Launch:
+    """The script of a trainer in processes of its own, with what they print in a file."""
+
+    def __init__(self, trainer: Trainer, name: str, settings: dict[str, Any]) -> None:
+        self.trainer, self.name = trainer, name
+        self.output = trainer.runs / f"{name}-{len(list(trainer.runs.glob('*.txt')))}.txt"
+        config = trainer.runs / f"{name}.yaml"
+        config.write_text(config_to_yaml(trainer.config(name, settings)))
+        self._words = [str(ROOT / f"scripts/train_{trainer.architecture}_lora.py"), "--config", str(config)]
+        self.processes: list[subprocess.Popen[bytes]] = []
+
+    def with_accelerate(self) -> Launch:
+        """`accelerate launch` with two processes. On a CPU, --multi_gpu is what makes it start more than one."""
+        accelerate = Path(sys.executable).with_name("accelerate")
+        flags = "--multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no"
+        self._start([str(accelerate), "launch", *flags.split(), "--main_process_port", free_port(), *self._words], {})
+        return self
+
+    def by_hand(self) -> Launch:
+        """Two processes without a launcher, each with its own exit status."""
+        port = free_port()
+        for rank in ("0", "1"):
+            variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+            self._start([sys.executable, *self._words], {**variables, "MASTER_PORT": port})
+        return self
+
+    def _start(self, words: list[str], variables: dict[str, str]) -> None:
+        with open(self.output, "ab") as output:
+            self.processes.append(
+                subprocess.Popen(
+                    words, env=environment(**variables), stdout=output, stderr=output, cwd=self.trainer.runs
+                )
+            )
+
+    def wait_for_step(self, step: int) -> None:
+        """Returns when that step is logged."""
+        log = self.trainer.folder(self.name) / "metrics.jsonl"
+        while not log.exists() or f'"step": {step},' not in log.read_text():
+            assert all(process.poll() is None for process in self.processes), self.text()
+            time.sleep(0.02)
+
+    def finish(self) -> list[int]:
+        """The exit statuses, when all processes have ended."""
+        return [process.wait(timeout=240) for process in self.processes]
+
+    def text(self) -> str:
+        return self.output.read_text(errors="replace")
+
+
+@pytest.fixture
+def launch(trainer: Trainer) -> Iterator[Callable[[str, dict[str, Any]], Launch]]:
+    launches: list[Launch] = []
+
+    def make(name: str, settings: dict[str, Any]) -> Launch:
+        launches.append(Launch(trainer, name, settings))
+        return launches[-1]
+
+    yield make
+    for one in launches:
+        for process in one.processes:
+            if process.poll() is None:  # a test that failed; the workers notice that their launcher is gone
+                process.kill()
+                process.wait()
+
+
+def stopped_at(text: str) -> int:
+    found = re.findall(r"stopped at step (\d+) of", text)
+    assert len(found) == 1, text  # the main process alone says it
+    return int(found[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ["sdxl"])
+def test_two_processes(architecture: str, trainer: Trainer, launch: Callable[[str, dict[str, Any]], Launch]) -> None:
+    """They learn what one learns; a signal to either stops both at one step; they continue as if nothing had been."""
+    steps = 24
+    settings = {"train.steps": steps, "checkpoint.every": 6, "checkpoint.keep": 5, "data.flip": 0.5}
+    assert trainer.train("one", {**settings, **split(4, 1), "train.steps": 6}) == 0
+
+    two = {**settings, **split(1, 2)}
+    whole = launch("two", two).with_accelerate()
+    assert whole.finish() == [0], whole.text()
+    # Without this, the launcher may have started one process, and the rest would prove nothing.
+    assert trainer.plan("two")["split"] == {"batch_size": 1, "accumulation": 2, "processes": 2}
+    assert trainer.plan("two")["samples_per_step"] == 4
+    assert_close(trainer, "two", "one", 6)
+
+    # The launcher passes the signal on to both. Its own status is not theirs, so it says little.
+    launched = launch("pieces", two).with_accelerate()
+    launched.wait_for_step(2)
+    launched.processes[0].send_signal(signal.SIGTERM)
+    launched.finish()
+    first = stopped_at(launched.text())
+    assert launched.text().count("SIGTERM: stopping at the next step boundary") == 2
+    assert 2 < first < steps and trainer.checkpoint("pieces").step == first
+    assert len(trainer.metrics("pieces")) == first
+
+    # One of the two is asked, and it is not the one that writes.
+    by_hand = launch("pieces", two).by_hand()
+    by_hand.wait_for_step(first + 2)
+    by_hand.processes[1].send_signal(signal.SIGTERM)
+    assert by_hand.finish() == [128 + signal.SIGTERM] * 2, by_hand.text()
+    second = stopped_at(by_hand.text())
+    assert by_hand.text().count("SIGTERM: stopping at the next step boundary") == 1
+    assert first + 2 < second < steps and trainer.checkpoint("pieces").step == second
+
+    last = launch("pieces", two).with_accelerate()
+    assert last.finish() == [0], last.text()
+    assert f"continuing the run pieces from step {second} of {steps}" in last.text()
+    assert trainer.metrics("pieces") == trainer.metrics("two")
+    assert_equal(trainer.adapter("pieces"), trainer.adapter("two"))
+    assert_equal(trainer.checkpoint("pieces").load(), trainer.checkpoint("two").load())
