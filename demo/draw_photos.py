@@ -1,6 +1,6 @@
 """Draws the demo's pictures: sushi on coloured plates, a dozen files of mixed sizes and formats, with captions.
 
-    python demo/draw_photos.py          # writes demo/photos; the files are in the repository, so nobody has to
+python demo/draw_photos.py          # writes demo/photos; the files are in the repository, so nobody has to
 """
 
 from __future__ import annotations
@@ -28,9 +28,7 @@ def draw(topping: str, plate: str, count: int, size: tuple[int, int]) -> Image.I
     x, y = width / 2, height / 2
     pen.ellipse((x - radius, y - radius, x + radius, y + radius), fill=PLATES[plate])
     rim = tuple(min(255, value + 40) for value in PLATES[plate])
-    pen.ellipse(
-        (x - radius, y - radius, x + radius, y + radius), outline=rim, width=max(1, round(radius / 12))
-    )
+    pen.ellipse((x - radius, y - radius, x + radius, y + radius), outline=rim, width=max(1, round(radius / 12)))
     length, thick = 0.95 * radius, 0.36 * radius
     for number in range(count):
         middle = y + (number - (count - 1) / 2) * 1.35 * thick

@@ -267,6 +267,8 @@ def _unknown(path: str, source: str, keys: Keys) -> str:
     section = path.partition(".")[0]
     if section in keys.sections:
         return f"unknown key {path} {source}: the keys of {section} are {listed(children(section, keys))}"
+    if not keys.sections:
+        return f"unknown key {path} {source}: the keys are {listed(keys.leaves)}"
     return f"unknown key {path} {source}: the sections are {listed(keys.sections)} (--help lists every key)"
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from sushi_research import adapter, conditioning, optim
+from sushi_research import adapter, conditioning, optim, tracking
 from sushi_research.config import TrainingConfig
 from sushi_research.items import Item
 from sushi_research.models import loading
@@ -90,10 +90,15 @@ def make_plan(
 
 
 def require_trainable(config: TrainingConfig, steps: int) -> None:
-    """Builds an optimizer and a schedule for a look: a mistake in them is told now, not when everything is encoded.
+    """Builds an optimizer and a schedule for a look, and looks for xformers and W&B where they are asked for: a mistake in
+    them is told now, not when everything is encoded.
 
-    UserError as `optim.build_optimizer` and `optim.make_schedule` raise it.
+    UserError as `optim.build_optimizer`, `optim.make_schedule`, `loading.require_xformers` and `tracking.resolve_trackers`
+    raise it.
     """
+    if config.train.attention == "xformers":
+        loading.require_xformers()
+    tracking.resolve_trackers(config.tracking.wandb, config.tracking.tensorboard)
     look, schedule = torch.nn.Parameter(torch.zeros(1)), config.schedule
     optim.build_optimizer(config.optimizer.name, [look], config.optimizer.lr, config.optimizer.kwargs)
     optim.make_schedule(

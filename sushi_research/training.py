@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import shutil
 import time
 import warnings
 from collections.abc import Iterator, Mapping
@@ -98,7 +99,11 @@ def open_run(
         except UserError as found:
             error = found
         _agree(error, accelerator)
-        yield run
+        try:
+            yield run
+        finally:
+            if accelerator.is_main_process and [path.name for path in run.path.iterdir()] == [".lock"]:
+                shutil.rmtree(run.path, ignore_errors=True)  # refused before anything was written: no run was begun
 
 
 def _agree(error: UserError | None, accelerator: Accelerator) -> None:
@@ -255,22 +260,22 @@ def out_of_memory(config: TrainingConfig, error: Exception) -> UserError:
     advice = []
     if not config.train.gradient_checkpointing:
         advice.append("--train.gradient_checkpointing true (far less memory for a third more work)")
-    if config.train.batch_size > 1:
-        half = config.train.batch_size // 2
+    group, batch_size = config.train.batch_size * config.train.accumulation, config.train.batch_size
+    if batch_size > 1:
+        # At most half, and so that the samples of a step stay as they are.
+        smaller = max(size for size in range(1, batch_size // 2 + 1) if group % size == 0)
         advice.append(
-            f"--train.batch_size {half} --train.accumulation "
-            f"{config.train.batch_size * config.train.accumulation // half} (the same training, in smaller pieces)"
+            f"--train.batch_size {smaller} --train.accumulation {group // smaller} (the same training, in smaller pieces)"
         )
     if config.optimizer.name != "adamw8bit":
         advice.append("--optimizer.name adamw8bit")
-    advice.append(f"--lora.rank {max(1, config.lora.rank // 2)}")
-    advice.append(
-        f"--data.resolution {config.data.resolution * 3 // 4 // config.data.bucket_step * config.data.bucket_step}"
-    )
-    steps = "; then ".join(advice)
-    return UserError(
-        f"out of memory ({str(error).splitlines()[0]}): close other programs that use the device, then try {steps}."
-    )
+    if config.lora.rank > 1:
+        advice.append(f"--lora.rank {config.lora.rank // 2}")
+    resolution = config.data.resolution * 3 // 4 // config.data.bucket_step * config.data.bucket_step
+    if resolution > 0:
+        advice.append(f"--data.resolution {resolution}")
+    steps = "; then ".join(["close other programs that use the device", *advice])
+    return UserError(f"out of memory ({str(error).splitlines()[0]}): {steps}.")
 
 
 def open_trackers(

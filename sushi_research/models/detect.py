@@ -12,7 +12,7 @@ from typing import Any
 
 from sushi_research.errors import UserError
 
-NAMES = {"sd15": "Stable Diffusion 1.5", "sdxl": "SDXL"}
+NAMES = {"sd15": "a Stable Diffusion 1.5", "sdxl": "an SDXL"}
 SCRIPTS = {"sd15": "scripts/train_sd15_lora.py", "sdxl": "scripts/train_sdxl_lora.py"}
 
 
@@ -60,7 +60,7 @@ def require(folder: Path, architecture: str) -> None:
     """Refuses a base of another architecture than the script's, in a sentence that says which script to use."""
     found = identify(folder)
     if found != architecture:
-        raise UserError(f"{folder} is a {NAMES[found]} base: train it with {SCRIPTS[found]}.")
+        raise UserError(f"{folder} is {NAMES[found]} base: train it with {SCRIPTS[found]}.")
 
 
 def _refusal(folder: Path, unet: dict[str, Any], pipeline: str) -> str | None:
@@ -102,7 +102,12 @@ def _refusal(folder: Path, unet: dict[str, Any], pipeline: str) -> str | None:
 
 
 def _require_eps(folder: Path) -> None:
-    scheduler = read_config(folder, "scheduler") or {}
+    scheduler = read_config(folder, "scheduler")
+    if scheduler is None:
+        raise UserError(
+            f"{folder} has no scheduler/scheduler_config.json, and nothing else says what the model predicts: "
+            "download the model again."
+        )
     prediction = scheduler.get("prediction_type", "epsilon")
     if prediction != "epsilon":
         raise UserError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,10 +50,22 @@ class Base:
         return folder
 
     def load_tokenizer(self, text_encoder: str) -> Any:
-        """The `CLIPTokenizer` of `text_encoder` or `text_encoder_2`."""
+        """The `CLIPTokenizer` of `text_encoder` or `text_encoder_2`; UserError where its files are not whole."""
         import transformers
 
-        return transformers.CLIPTokenizer.from_pretrained(self._tokenizer(text_encoder))
+        folder = self._tokenizer(text_encoder)
+        try:
+            tokenizer = transformers.CLIPTokenizer.from_pretrained(folder)
+        except Exception as error:
+            # transformers raises many kinds here, and all of them come from the user's files.
+            first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise UserError(f"{folder} could not be loaded ({first_line}): download the model again.") from error
+        if tokenizer.model_max_length != 77:
+            raise UserError(
+                f"{folder} takes {tokenizer.model_max_length} tokens, and CLIP's has 77 (tokenizer_config.json): "
+                "download the model again."
+            )
+        return tokenizer
 
 
 def resolve_base(
@@ -109,15 +122,23 @@ def load_unet(base: Base, dtype: torch.dtype, device: torch.device, attention: s
     unet = _load(UNet2DConditionModel, base.component("unet"), base.variant, dtype)
     unet.requires_grad_(False).to(device)
     if attention == "xformers":
+        require_xformers()
         try:
             unet.enable_xformers_memory_efficient_attention()
         except Exception as error:
-            # Not installed, no GPU, or kernels built for another torch: each raises a kind of its own.
-            raise UserError(
-                f"xformers attention cannot be used here ({str(error).splitlines()[0]}): install the extra "
-                "(pip install 'sushi-research[xformers]') on a machine with a GPU, or leave train.attention at sdpa."
-            ) from error
+            # Kernels built for another torch, a GPU that they do not know: each raises a kind of its own.
+            reason = str(error).splitlines()[0]
+            raise UserError(f"xformers does not run here ({reason}): leave train.attention at sdpa.") from error
     return unet
+
+
+def require_xformers() -> None:
+    """UserError unless xformers is installed and there is a GPU for its kernels."""
+    if importlib.util.find_spec("xformers") is None or not torch.cuda.is_available():
+        raise UserError(
+            "xformers attention cannot be used here: install the extra (pip install --editable '.[xformers]') on a machine "
+            "with a GPU, or leave train.attention at sdpa."
+        )
 
 
 def load_vae(base: Base, dtype: torch.dtype, device: torch.device) -> Any:

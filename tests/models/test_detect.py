@@ -26,7 +26,7 @@ def test_architecture_by_config(base_folder, architecture):
 
 
 def test_the_other_scripts_architecture_names_the_script(bases):
-    with pytest.raises(UserError, match=r"is a SDXL base: train it with scripts/train_sdxl_lora\.py"):
+    with pytest.raises(UserError, match=r"is an SDXL base: train it with scripts/train_sdxl_lora\.py"):
         detect.require(bases["sdxl"], "sd15")
     with pytest.raises(UserError, match=r"Stable Diffusion 1\.5 base: train it with scripts/train_sd15_lora\.py"):
         detect.require(bases["sd15"], "sdxl")

@@ -17,6 +17,7 @@ from sushi_research.preparation import Caches, Data
 from sushi_research.sampler import Sampler
 from sushi_research.samples import Problem, Sample, Scan
 
+ONE = pytest.mark.parametrize("architecture", ["sd15"])
 MODELS = {"sd15": (sd15, SD15Training), "sdxl": (sdxl, SDXLTraining)}
 
 
@@ -118,6 +119,7 @@ def test_the_numbers(make, architecture):
         assert part in text, text
 
 
+@ONE
 def test_the_fill_of_micro_batches(make):
     # Batches of 3: the first epoch's one whole step holds the four 96x32 items, as 3 and 1.
     found, text = make({"train": {"batch_size": 3}})
@@ -125,17 +127,20 @@ def test_the_fill_of_micro_batches(make):
     assert "micro-batches 67% full" in text
 
 
+@ONE
 def test_both_mirror_images_are_counted(make):
     found, _ = make(flips=(False, True))
     assert found["cache"]["images"] == {"needed": 10, "missing": 9, "bytes": 2 * (3 * 1024 + 2 * 768)}
 
 
+@ONE
 def test_processes_share_a_step(make):
     found, text = make(processes=2)
     assert found["samples_per_step"] == 8 and found["split"]["processes"] == 2
     assert "step         8 samples = batch 2 x accumulation 1 x processes 2" in text
 
 
+@ONE
 def test_what_was_left_out_is_named(make):
     found, text = make(left_out=13)
     assert len(found["left_out"]) == 13
@@ -157,6 +162,7 @@ def test_the_adapter_is_counted_without_its_weights(bases, architecture):
     assert modules == len(trainable) // 2
 
 
+@ONE
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -185,6 +191,7 @@ def test_sizes_as_a_person_reads_them():
     ]
 
 
+@ONE
 def test_paths_are_not_touched(make, tmp_path):
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if Path(path).is_file()}
     assert before == {}

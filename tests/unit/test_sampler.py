@@ -39,7 +39,9 @@ def test_processes_share_exactly_the_step_in_same_bucket_micro_batches(buckets, 
     sampler = Sampler(buckets, batch * accumulation * world, seed=1)
     shares = [sampler.share(step, batch, rank, world) for rank in range(world)]
     assert Counter(d for share in shares for micro in share for d in micro) == Counter(sampler.step(step))
-    assert all(shares), "every process has work: G samples in micro-batches of at most `batch` are at least `world` many"
+    assert all(shares), (
+        "every process has work: G samples in micro-batches of at most `batch` are at least `world` many"
+    )
     for share in shares:
         for micro in share:
             assert 1 <= len(micro) <= batch

@@ -1,0 +1,147 @@
+"""As a user launches: `accelerate launch`, the demo's command, and what becomes of a script whose launcher is stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from PIL import Image
+from script_runs import ROOT, Trainer
+
+from sushi_research.command_line import config_to_yaml
+
+pytestmark = pytest.mark.slow
+ONE = pytest.mark.parametrize("architecture", ["sd15"])
+
+
+def demo_command(architecture: str) -> list[str]:
+    """What `make demo` trains with, by the programs of this Python."""
+    make = subprocess.run(
+        ["make", "--dry-run", "demo", f"ARCH={architecture}"], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    [line] = [line for line in make.stdout.splitlines() if " launch " in line]
+    variable, program, *words = shlex.split(line)
+    assert variable == "OMP_NUM_THREADS=1" and program == ".venv/bin/accelerate"
+    return [str(Path(sys.executable).parent / "accelerate"), *words]
+
+
+def launcher() -> list[str]:
+    """The demo's launcher, up to the script."""
+    command = demo_command("sd15")
+    return command[: command.index("scripts/train_sd15_lora.py")]
+
+
+@pytest.mark.parametrize("architecture", ["sd15", "sdxl"])
+def test_the_demo(bases, architecture, tmp_path):
+    """The demo, four steps long and with its own folders; its pictures and its settings are those of the repository."""
+    command = demo_command(architecture)
+    assert command[-3:] == [f"scripts/train_{architecture}_lora.py", "--config", f"configs/demo_{architecture}.yaml"]
+    changes = {
+        "model.base": bases[architecture],
+        "run.folder": tmp_path / "runs",
+        "cache.folder": tmp_path / "cache",
+        "train.steps": 4,
+        "schedule.warmup": 1,
+        "sample.steps": 2,
+        "tracking.wandb": "offline",
+    }
+    words = [word for key, value in changes.items() for word in (f"--{key}", str(value))]
+    ended = subprocess.run([*command, *words], capture_output=True, text=True, cwd=ROOT)
+    assert ended.returncode == 0, ended.stderr
+    assert "Traceback" not in ended.stderr
+
+    run = tmp_path / "runs" / f"demo_{architecture}"
+    for what, name in {
+        "adapter": "adapter.safetensors",
+        "curves": "loss.png",
+        "pictures": "samples/progress.png",
+    }.items():
+        assert f"{what:<9} {run / name}" in ended.stdout
+        assert (run / name).is_file()
+    assert "W&B: offline" in ended.stdout and "next: " in ended.stdout
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    with Image.open(run / "samples/progress.png") as progress:
+        assert progress.width > progress.height, "before and after, side by side"
+    record = json.loads((run / "run.json").read_text())
+    assert record["finished_at"] == 4
+    [offline] = (run / "wandb").glob("offline-run-*")
+    assert (offline / f"run-{record['wandb_id']}.wandb").stat().st_size > 0
+    plan = json.loads((run / "plan.json").read_text())
+    assert plan["left_out"] == [] and plan["captions_cut"] == {} and plan["images"] == 12
+    assert plan["split"]["processes"] == 1
+
+
+@ONE
+def test_a_launcher_that_is_stopped(trainer: Trainer, tmp_path, capsys):
+    """It dies at once and says nothing to the script, which notices, saves and ends; the same command goes on."""
+    endless = {"train.steps": 1_000_000, "checkpoint.every": None}
+    config = tmp_path / "config.yaml"
+    config.write_text(config_to_yaml(trainer.config("stopped", endless)))
+    command = [*launcher(), "scripts/train_sd15_lora.py", "--config", str(config)]
+    log = tmp_path / "stderr.txt"
+    with log.open("wb") as stderr:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=stderr)
+    metrics = trainer.folder("stopped") / "metrics.jsonl"
+    while not metrics.exists():
+        assert process.poll() is None, log.read_text()
+        time.sleep(0.1)
+    [script] = psutil.Process(process.pid).children()
+    process.terminate()
+    assert process.wait() == -signal.SIGTERM
+    _, alive = psutil.wait_procs([script], timeout=300)
+    assert not alive, "the script trains on"
+
+    assert "the launcher ended: stopping at the next step boundary, with a checkpoint" in log.read_text()
+    assert "Traceback" not in log.read_text()
+    step = trainer.checkpoint("stopped").step
+    assert [line["step"] for line in trainer.metrics("stopped")] == list(range(1, step + 1))
+    assert not (trainer.folder("stopped") / "adapter.safetensors").exists()
+    capsys.readouterr()
+    assert trainer.train("stopped", {**endless, "train.steps": step + 1}) == 0
+    assert f"continuing the run stopped from step {step} of {step + 1}" in capsys.readouterr().out
+    assert trainer.metrics("stopped")[-1]["step"] == step + 1
+
+
+@ONE
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_script_that_is_stopped_itself(trainer: Trainer, tmp_path, number):
+    """Started without a launcher: it saves at the next step boundary, and its exit status tells the signal."""
+    config = tmp_path / "config.yaml"
+    config.write_text(config_to_yaml(trainer.config("stopped", {"train.steps": 1_000_000, "checkpoint.every": None})))
+    command = [sys.executable, "scripts/train_sd15_lora.py", "--config", str(config)]
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # In a background job SIGINT is ignored, and what is ignored stays so.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    metrics = trainer.folder("stopped") / "metrics.jsonl"
+    while not metrics.exists():
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.1)
+    os.kill(process.pid, number)
+    printed, errors = process.communicate()
+    assert process.returncode == 128 + number
+    step = trainer.checkpoint("stopped").step
+    assert f"stopped at step {step} of 1000000; the same command again continues from here" in printed
+    assert f"{signal.Signals(number).name}: stopping at the next step boundary" in errors and "Traceback" not in errors
+
+
+@ONE
+def test_a_mistake_ends_the_launcher_with_an_error(trainer, tmp_path):
+    command = [*launcher(), "scripts/train_sd15_lora.py", "--config", "configs/sd15_lora.yaml", "--lora.rnk", "8"]
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert ended.returncode != 0
+    assert "unknown key lora.rnk on the command line: did you mean --lora.rank?" in ended.stderr

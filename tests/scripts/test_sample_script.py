@@ -1,0 +1,177 @@
+"""scripts/sample.py: every picture is the one that its row and column say, and nothing is drawn from half an adapter."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from script_runs import ROOT, Trainer
+
+from sushi_research.command_line import run_main
+from sushi_research.drawing_config import DrawingConfig
+
+ONE = pytest.mark.parametrize("architecture", ["sd15"])
+spec = importlib.util.spec_from_file_location("sample_script", ROOT / "scripts/sample.py")
+SCRIPT = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(SCRIPT)
+
+
+@pytest.fixture(scope="session")
+def adapters(tmp_path_factory, bases, photos, caches) -> Callable[[str], Path]:
+    """The adapter file of a short training at a high learning rate, by architecture; each is trained once, with pictures."""
+    folder, made = tmp_path_factory.mktemp("adapters"), {}
+
+    def adapter(architecture: str) -> Path:
+        if architecture not in made:
+            trainer = Trainer(architecture, bases[architecture], photos, folder / architecture, caches)
+            sample = {"enabled": True, "prompts": ["a cat"], "steps": 2, "width": 64, "height": 48}
+            changes = {"train.steps": 2, "optimizer.lr": 0.1} | {f"sample.{key}": sample[key] for key in sample}
+            assert trainer.train("mine", changes) == 0
+            made[architecture] = folder / architecture / "mine" / "adapter.safetensors"
+        return made[architecture]
+
+    return adapter
+
+
+@pytest.fixture
+def draw(architecture, bases, tmp_path) -> Callable[..., dict[str, np.ndarray]]:
+    """Draws a grid of small pictures in two steps; gives the single pictures by name."""
+
+    def run(output: str = "grid.png", **changes: Any) -> dict[str, np.ndarray]:
+        settings = {"base": str(bases[architecture]), "prompts": ["a cat"], "steps": 2, "width": 64, "height": 48}
+        assert SCRIPT.main(DrawingConfig(**settings | changes, output=str(tmp_path / output))) == 0
+        singles = (tmp_path / output).with_suffix("")
+        return {path.name: np.asarray(Image.open(path)) for path in sorted(singles.iterdir())}
+
+    return run
+
+
+@pytest.fixture
+def refusal(architecture, bases, tmp_path, capsys) -> Callable[..., str]:
+    """The sentence in which the script refuses a config."""
+
+    def run(**changes: Any) -> str:
+        settings = {"base": str(bases[architecture]), "prompts": ["a cat"], "output": str(tmp_path / "grid.png")}
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            run_main(SCRIPT.main, DrawingConfig(**settings | changes))
+        assert ended.value.code == 2
+        printed = capsys.readouterr().err
+        assert printed.startswith("error: ") and printed.endswith("\n") and printed.count("\n") == 1, printed
+        return printed.strip()
+
+    return run
+
+
+def test_rows_and_columns(draw, adapters, architecture, tmp_path, capsys):
+    adapter = adapters(architecture)
+    settings = {"prompts": ["a cat", "a dog"], "seeds": [0, 1]}
+    pictures = draw(adapters=[str(adapter)], strengths=[0.5, 1.0], **settings)
+    # Rows are prompts, each with its seeds; columns the base and the strengths.
+    assert list(pictures) == [f"{row:02d}-{column:02d}.png" for row in range(4) for column in range(3)]
+    assert all(picture.shape == (48, 64, 3) for picture in pictures.values())
+    assert len({picture.tobytes() for picture in pictures.values()}) == 12, "no two are alike"
+    with Image.open(tmp_path / "grid.png") as grid:
+        assert grid.width > 4 * 3 * 64 and grid.height > 4 * 3 * 48, "small pictures are shown larger"
+    assert f"written: {tmp_path / 'grid.png'}" in capsys.readouterr().out
+
+    alone = draw("alone.png", **settings)
+    assert list(alone) == [f"{row:02d}-00.png" for row in range(4)]
+    for name, picture in alone.items():
+        assert np.array_equal(pictures[name], picture), "the base is the base, with adapters loaded or not"
+
+    one = draw("one.png", adapters=[str(adapter)], strengths=[1.0], prompts=["a dog"], seeds=[1])
+    assert np.array_equal(pictures["03-02.png"], one["00-01.png"]), "each strength alone"
+
+
+@ONE
+def test_several_adapters_are_shown_each_alone(draw, adapters, tmp_path, monkeypatch):
+    first = adapters("sd15")
+    second = tmp_path / "half.safetensors"
+    save_file({key: tensor / 2 if "lora_up" in key else tensor for key, tensor in load_file(first).items()}, second)
+    grids = []
+    monkeypatch.setattr(SCRIPT.pictures, "grid", lambda *arguments: grids.append(arguments) or Image.new("RGB", (1, 1)))
+    both = draw(adapters=[str(first), str(second)], strengths=[1.0])
+    assert grids[0][2] == ["base", "mine 1", "half 1"], "a run's adapter is called by its run"
+    one = draw("one.png", adapters=[str(second)], strengths=[1.0])
+    assert np.array_equal(both["00-02.png"], one["00-01.png"])
+    # Half of what B adds is the adapter at half its strength, exactly: powers of two.
+    half = draw("strength.png", adapters=[str(first)], strengths=[0.5])
+    assert np.array_equal(both["00-02.png"], half["00-01.png"])
+    assert not np.array_equal(both["00-01.png"], both["00-02.png"])
+
+
+def test_it_draws_as_the_training_does(draw, adapters, architecture):
+    """The pictures of a run, before and after it, are what the script draws: the same prompt, seed and scheduler.
+
+    Within a few grey levels, because the training's text comes from an fp16 cache and the file holds the adapter in fp16;
+    what the adapter changes is ten times as much and more.
+    """
+    adapter = adapters(architecture)
+    drawn = draw(adapters=[str(adapter)], strengths=[1.0])
+    pictures = []
+    for column, step in enumerate((0, 2)):
+        with Image.open(adapter.parent / f"samples/step-{step:08d}/00-seed0.png") as picture:
+            pictures.append(np.asarray(picture).astype(int))
+        distance = np.abs(pictures[column] - drawn[f"00-{column:02d}.png"]).mean()
+        assert distance < 0.1 * np.abs(drawn["00-00.png"].astype(int) - drawn["00-01.png"]).mean()
+
+
+def test_an_adapter_of_the_other_architecture(refusal, adapters, architecture):
+    other = adapters({"sd15": "sdxl", "sdxl": "sd15"}[architecture])
+    sentence = refusal(adapters=[str(other)])
+    assert f"the adapter {other} does not fit the base: was it trained for another one" in sentence
+    assert len(sentence) < 500
+
+
+@pytest.mark.parametrize("architecture", ["sdxl"])
+def test_half_an_adapter_is_not_drawn(refusal, adapters, tmp_path):
+    """Of a file with the names of both conventions diffusers takes some and leaves the others, without a word."""
+    tensors = load_file(adapters("sdxl"))
+    sgm, own = "lora_unet_input_blocks_4_1_", "lora_unet_down_blocks_1_attentions_0_"
+    mixed = {key.replace(sgm, own): tensor for key, tensor in tensors.items()}
+    assert mixed.keys() != tensors.keys()
+    save_file(mixed, tmp_path / "mixed.safetensors")
+    assert re.search(
+        r"has 136 modules, of which \d+ fit the base", refusal(adapters=[str(tmp_path / "mixed.safetensors")])
+    )
+
+    key = next(iter(tensors)).partition(".")[0] + ".dora_scale"
+    save_file(tensors | {key: torch.ones(3)}, tmp_path / "dora.safetensors")
+    assert f"more than low-rank pairs ({key})" in refusal(adapters=[str(tmp_path / "dora.safetensors")])
+
+
+@ONE
+def test_files_that_are_no_adapter(refusal, adapters, tmp_path):
+    assert "nowhere.safetensors is not there" in refusal(adapters=[str(tmp_path / "nowhere.safetensors")])
+    (tmp_path / "cut.safetensors").write_bytes(adapters("sd15").read_bytes()[:5000])
+    assert "cut short" in refusal(adapters=[str(tmp_path / "cut.safetensors")])
+    (tmp_path / "text.safetensors").write_text("no adapter")
+    assert "does not fit the base" in refusal(adapters=[str(tmp_path / "text.safetensors")])
+
+
+@ONE
+def test_a_place_that_cannot_be_written_is_told_before_anything_is_drawn(refusal, tmp_path, monkeypatch):
+    monkeypatch.setattr(SCRIPT, "load_pipeline", lambda *_: pytest.fail("the base was loaded"))
+    (tmp_path / "file").write_text("")
+    assert "file/grid: Not a directory" in refusal(output=str(tmp_path / "file/grid.png"))
+    assert "give a file that ends in .png, .jpg or .webp" in refusal(output=str(tmp_path / "grid"))
+
+
+@ONE
+def test_a_base_that_is_none_of_ours(refusal, bases, tmp_path):
+    copy = shutil.copytree(bases["sd15"], tmp_path / "base")
+    config = json.loads((copy / "unet/config.json").read_text())
+    (copy / "unet/config.json").write_text(json.dumps(config | {"in_channels": 9}))
+    assert "an inpainting model" in refusal(base=str(copy))
+    assert "neither a folder on this machine nor a hub id" in refusal(base=str(tmp_path / "nowhere"))
