@@ -54,7 +54,7 @@ bench: .venv/.installed  ## compare pairs of variants in turn, on this machine; 
 
 bench-gpu: .venv/.dev  ## the GPU tests, then the same comparison on the GPU
 	$(BIN)/python -m pytest -q -m gpu
-	$(BIN)/python scripts/benchmark.py --model $(ARCH) --device cuda
+	$(ONE_THREAD) $(BIN)/python scripts/benchmark.py --model $(ARCH) --device cuda
 
 clean:  ## remove what the demo made; runs and caches of your own stay
 	rm -rf runs/demo_sdxl runs/demo_sd15 demo/base

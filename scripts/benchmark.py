@@ -41,7 +41,13 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--batch-size", type=int, default=1, help="samples of a step (default: 1)")
     add("--rounds", type=int, default=15, help="rounds that count, an odd number from 9 on (default: 15)")
     add("--warmup", type=int, default=2, help="rounds before them that do not (default: 2)")
-    add("--block-seconds", type=float, default=0.25, help="length of a block; a round has four (default: 0.25)")
+    add("--block-seconds", type=float, default=0.15, help="length of a block; a round has four (default: 0.15)")
+    add(
+        "--limit",
+        type=float,
+        default=120.0,
+        help="seconds that the rounds may take in all (default: 120)",
+    )
     pressure_help = "leave out a round in which tasks waited for a CPU for more than this share of it (default: 0.5)"
     add("--max-pressure", type=float, default=0.5, help=pressure_help)
     add("--results", metavar="FOLDER", default=RESULTS, help=f"where the JSON goes (default: {RESULTS})")
@@ -211,6 +217,7 @@ def run_pair(arguments: argparse.Namespace, bench: Bench, name: str) -> dict[str
             warmup=arguments.warmup,
             calls=calls,
             max_pressure=arguments.max_pressure,
+            limit=arguments.limit,
             first=index,
             synchronize=synchronize,
         ):
@@ -220,8 +227,8 @@ def run_pair(arguments: argparse.Namespace, bench: Bench, name: str) -> dict[str
     kept = [done for done in rounds if done.status == "kept"]
     if len(kept) < arguments.rounds:
         raise UserError(
-            f"the machine was busy in all but {len(kept)} of {len(rounds)} rounds (--max-pressure {arguments.max_pressure}): "
-            "run it again when less else is running, or raise --max-pressure."
+            f"only {len(kept)} of {len(rounds)} rounds could be kept within {arguments.limit:g} seconds: run it again when less "
+            "else is running, or raise --limit, or --max-pressure."
         )
     counts, memory = {}, {}
     for variant, step in steps.items():

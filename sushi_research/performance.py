@@ -102,6 +102,7 @@ def alternate(
     warmup: int,
     calls: int,
     max_pressure: float,
+    limit: float,
     seed: int = 0,
     first: int = 0,
     synchronize: Callable[[], None] = lambda: None,
@@ -110,7 +111,7 @@ def alternate(
     waited: Callable[[], float | None] = cpu_waited,
     load: Callable[[], float | None] = load_average,
 ) -> Iterator[Round]:
-    """Rounds as they are done: `warmup` of them, then until `rounds` are kept, or three times as many were tried.
+    """Rounds as they are done: `warmup` of them, then until `rounds` are kept, or `limit` seconds have passed.
 
     A step is called with an index, from `first` on; in every round both variants get the same ones. `calls` is the number
     of calls in each of a round's four blocks. A round during which the pressure was above `max_pressure` is not kept.
@@ -118,28 +119,35 @@ def alternate(
     """
     lot, steps = Random(seed), {"A": a, "B": b}
     kept = tried = 0
-    while kept < rounds and tried < warmup + 3 * rounds:
-        order = lot.choice(ORDERS)
-        began, waited_before = clock(), waited()
-        seconds, cpu = {"A": 0.0, "B": 0.0}, {"A": 0.0, "B": 0.0}
-        index = {"A": first, "B": first}
-        for name in order:
-            gc.collect()  # one variant does not pay for what the other left behind
-            synchronize()
-            start, cpu_start = clock(), cpu_clock()
-            for _ in range(calls):
-                steps[name](index[name])
-                index[name] += 1
-            synchronize()
-            seconds[name] += clock() - start
-            cpu[name] += cpu_clock() - cpu_start
-        waited_after, elapsed = waited(), clock() - began
-        pressure = None if waited_before is None or waited_after is None else (waited_after - waited_before) / elapsed
-        busy = pressure is not None and pressure > max_pressure
-        status = "warm-up" if tried < warmup else "busy" if busy else "kept"
-        a_each, b_each, a_cpu, b_cpu = (total[name] / (2 * calls) for total in (seconds, cpu) for name in "AB")
-        yield Round(order, a_each, b_each, a_cpu, b_cpu, load(), pressure, status)
-        kept, tried, first = kept + (status == "kept"), tried + 1, first + 2 * calls
+    deadline = clock() + limit
+    gc.collect()
+    gc.freeze()  # what is there already is not looked through before every block
+    try:
+        while kept < rounds and clock() < deadline:
+            order = lot.choice(ORDERS)
+            began, waited_before = clock(), waited()
+            seconds, cpu, index = dict.fromkeys("AB", 0.0), dict.fromkeys("AB", 0.0), dict.fromkeys("AB", first)
+            for name in order:
+                gc.collect()  # one variant does not pay for what the other left behind
+                synchronize()
+                start, cpu_start = clock(), cpu_clock()
+                for _ in range(calls):
+                    steps[name](index[name])
+                    index[name] += 1
+                synchronize()
+                seconds[name] += clock() - start
+                cpu[name] += cpu_clock() - cpu_start
+            waited_after, elapsed = waited(), clock() - began
+            pressure = (
+                None if waited_before is None or waited_after is None else (waited_after - waited_before) / elapsed
+            )
+            busy = pressure is not None and pressure > max_pressure
+            status = "warm-up" if tried < warmup else "busy" if busy else "kept"
+            a_each, b_each, a_cpu, b_cpu = (total[name] / (2 * calls) for total in (seconds, cpu) for name in "AB")
+            yield Round(order, a_each, b_each, a_cpu, b_cpu, load(), pressure, status)
+            kept, tried, first = kept + (status == "kept"), tried + 1, first + 2 * calls
+    finally:
+        gc.unfreeze()
 
 
 def compare(a: Sequence[float], b: Sequence[float]) -> Comparison:

@@ -34,7 +34,7 @@ TOLERANCE = 0.05
 
 @functools.cache
 def load_script(architecture: str) -> ModuleType:
-    """The training script as a module. Scripts are no package, and nothing but a test loads them."""
+    """The training script as a module. Scripts are no package, and nothing but a test and the benchmark loads them."""
     spec = importlib.util.spec_from_file_location(
         f"train_{architecture}_lora", ROOT / f"scripts/train_{architecture}_lora.py"
     )
