@@ -13,6 +13,11 @@ os.environ.pop("ACCELERATE_MIXED_PRECISION", None)
 from pathlib import Path  # noqa: E402
 
 import pytest  # noqa: E402
+from hypothesis import settings  # noqa: E402
+
+# The same examples in every run, and no clock: a red test is a change of the code. HYPOTHESIS_PROFILE=default searches anew.
+settings.register_profile("fixed", derandomize=True, deadline=None, database=None)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
 
 ARCHITECTURES = ("sd15", "sdxl")
 
