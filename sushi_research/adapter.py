@@ -8,17 +8,16 @@ Names used throughout: the path of a module is its path in the UNet without the 
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
 from torch import nn
 
 from sushi_research import randomness
-from sushi_research.errors import UserError
+from sushi_research.errors import UserError, nearest
 
 if TYPE_CHECKING:
     from peft.tuners.lora import LoraLayer
@@ -45,7 +44,7 @@ def resolve_targets(targets: str | Sequence[str]) -> list[str]:
         return list(targets)
     if targets not in PRESETS:
         raise UserError(
-            f"{targets} is not a preset of adapter targets{_nearest(targets, PRESETS)}: choose from "
+            f"{targets} is not a preset of adapter targets{nearest(targets, PRESETS)}: choose from "
             f"{', '.join(PRESETS)}, or give a list of module names."
         )
     return list(PRESETS[targets])
@@ -136,7 +135,7 @@ def _require_layers(unet: nn.Module, endings: Sequence[str]) -> None:
         if not matches:
             raise UserError(
                 f"the adapter target {ending} fits no module of the UNet"
-                f"{_nearest(ending, PRESETS['kohya_conv'])}: correct or remove it."
+                f"{nearest(ending, PRESETS['kohya_conv'])}: correct or remove it."
             )
         for path in matches:
             if path not in adaptable:
@@ -144,8 +143,3 @@ def _require_layers(unet: nn.Module, endings: Sequence[str]) -> None:
                     f"the adapter target {ending} fits {path}, which cannot have an adapter: choose from "
                     f"{', '.join(PRESETS['kohya_conv'])}, or endings that name fewer modules."
                 )
-
-
-def _nearest(name: str, known: Any) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f" (did you mean {close[0]}?)" if close else ""

@@ -29,6 +29,7 @@ import numpy as np
 import torch
 
 from sushi_research.errors import UserError
+from sushi_research.files import fsync_file, fsync_folder
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -91,7 +92,7 @@ def write_shard(folder: Path, tensors: tuple[str, ...], rows: list[dict[str, Any
                 batch = rows[start : start + _ROWS_PER_BATCH]
                 writer.write_batch({column: [row[column] for row in batch] for column in features})
             writer.finalize(close_stream=False)
-            _sync(file)
+            fsync_file(file)
             size = file.tell()
             file.seek(0)
             checksum = _checksum(file)
@@ -101,11 +102,11 @@ def write_shard(folder: Path, tensors: tuple[str, ...], rows: list[dict[str, Any
         manifest["seal"] = content_hash(manifest)
         with aside.with_suffix(".json").open("xb") as file:
             file.write(json.dumps(manifest, indent=2).encode())
-            _sync(file)
+            fsync_file(file)
         shard = folder / f"shard-{checksum}"
         for suffix in (".arrow", ".json"):
             os.replace(aside.with_suffix(suffix), shard.with_suffix(suffix))
-            _sync_folder(folder)
+            fsync_folder(folder)
     finally:
         for suffix in (".arrow", ".json"):
             aside.with_suffix(suffix).unlink(missing_ok=True)
@@ -210,18 +211,3 @@ def _host() -> str:
     """The space in which a process id means something: a machine, or a container, even of the machine's name."""
     namespace = Path("/proc/self/ns/pid")
     return content_hash([socket.gethostname(), os.readlink(namespace) if namespace.exists() else ""])
-
-
-def _sync(file: BinaryIO) -> None:
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make renames outlast a power cut, where the system offers it (Windows and some mounted file systems do not)."""
-    with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

@@ -91,14 +91,6 @@ def write_report(scan: Scan, path: Path) -> None:
     write_json(path, report)
 
 
-def describe_problems(scan: Scan) -> str:
-    """The problems for the terminal, a line each, ten at most; empty when there are none."""
-    lines = [f"{problem.name}: {problem.reason}" for problem in scan.problems[:10]]
-    if len(scan.problems) > 10:
-        lines.append(f"and {len(scan.problems) - 10} more, see data_report.json")
-    return "\n".join(lines)
-
-
 def require_clean(scan: Scan, on_bad_file: Literal["stop", "skip"], report_path: Path | None) -> None:
     """Raises UserError when there are problems and they are to stop the run, or when nothing is left to train on."""
     problems = scan.problems

@@ -61,7 +61,7 @@ def encode_latents(
     store: Store, missing: Sequence[tuple[str, Item, bool]], vae: Any, *, rank: int = 0, world: int = 1
 ) -> None:
     """Encodes this process's share of `missing` and appends it to the store."""
-    mine = missing[rank::world]
+    mine = [entry for entry in missing if _owner(entry[0], world) == rank]
     bar = progress(mine, description="encoding images", unit="image", disable=rank > 0)
     with store.writer() as writer:
         for key, item, flip in bar:
@@ -74,6 +74,11 @@ def encode_latents(
                 )
             metadata = {"image": item.sample.image_hash, "size": list(item.bucket), "flip": flip}
             writer.add(key, {"mean": mean, "std": std}, metadata)
+
+
+def _owner(key: str, world: int) -> int:
+    """The process that makes an entry. The key decides: another run that fills the same cache meanwhile shifts nothing."""
+    return int(key, 16) % world
 
 
 @torch.no_grad()
@@ -104,7 +109,7 @@ def encode_captions(
     world: int = 1,
 ) -> None:
     """Encodes this process's share of `missing` with the model module's `encode_caption` and appends it, in fp16."""
-    mine = missing[rank::world]
+    mine = [entry for entry in missing if _owner(entry[0], world) == rank]
     with store.writer() as writer:
         for key, caption in progress(mine, description="encoding captions", unit="caption", disable=rank > 0):
             tensors, cut = encode_caption(caption)

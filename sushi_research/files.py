@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
@@ -59,7 +60,10 @@ def fsync_folder(folder: Path) -> None:
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with contextlib.suppress(
+            OSError
+        ):  # some network mounts refuse it; the names are then as safe as they make them
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 

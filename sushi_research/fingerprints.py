@@ -50,12 +50,16 @@ class FileMemo:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._entries: dict[str, dict[str, Any]] = {}
+        self.load()
+
+    def load(self) -> None:
+        """Read the memo file, which another process may have written since; what it does not hold is kept."""
         try:
-            stored = json.loads(path.read_bytes())
+            stored = json.loads(self.path.read_bytes())
         except (OSError, ValueError):
             return
         if _is_sound(stored):
-            self._entries = stored["files"]
+            self._entries |= stored["files"]
 
     def get(self, path: Path) -> dict[str, Any] | None:
         """The facts noted about this file, or None when there are none or the file has changed since."""

@@ -15,12 +15,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from sushi_research import pictures, preparation, sampling, tracking
 from sushi_research.config import TrainingConfig
+from sushi_research.errors import UserError
 from sushi_research.models import loading
 from sushi_research.preparation import Caches
 from sushi_research.run_folder import RunFolder
@@ -51,25 +53,13 @@ def draw(
     sheet = folder.with_suffix(".png")  # written last
     if accelerator.is_main_process and config.sample.enabled and not sheet.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        negative = caches.text(config.sample.negative_prompt)
-        if not config.sample.negative_prompt:
-            negative = sampling.unconditional(negative, _force_zeros(base))
-        latents = sampling.draw_latents(
-            model,
-            base,
-            unet,
-            [caches.text(prompt) for prompt in prompts],
-            negative,
-            seeds=config.sample.seeds,
-            steps=config.sample.steps,
-            guidance=config.sample.guidance,
-            height=config.sample.height or config.data.resolution,
-            width=config.sample.width or config.data.resolution,
-        )
-        vae = loading.load_vae(base, caches.vae_dtype, accelerator.device)
-        drawn = sampling.decode(vae, latents, model.SCALING_FACTOR)
-        del vae
-        preparation.free_memory()
+        try:
+            drawn = _draw(config, base, model, caches, prompts, unet, accelerator)
+        except torch.OutOfMemoryError as error:
+            raise UserError(
+                f"out of memory while drawing the samples of step {step}: draw smaller ones with --sample.width and "
+                "--sample.height, or none with --sample.enabled false (scripts/sample.py draws from the finished adapter)."
+            ) from error
         rows = _rows(config, prompts)
         for (name, label), picture in zip(rows, drawn, strict=True):
             described = PngInfo()
@@ -81,6 +71,37 @@ def draw(
         tracking.log_images(accelerator, "samples", [folder / name for name, _ in rows], labels, step)
         tracking.log_images(accelerator, "progress", [run.samples / "progress.png"], [f"up to step {step}"], step)
     accelerator.wait_for_everyone()
+
+
+def _draw(
+    config: TrainingConfig,
+    base: loading.Base,
+    model: ModuleType,
+    caches: Caches,
+    prompts: Sequence[str],
+    unet: Any,
+    accelerator: Accelerator,
+) -> list[Image.Image]:
+    negative = caches.text(config.sample.negative_prompt)
+    if not config.sample.negative_prompt:
+        negative = sampling.unconditional(negative, _force_zeros(base))
+    latents = sampling.draw_latents(
+        model,
+        base,
+        unet,
+        [caches.text(prompt) for prompt in prompts],
+        negative,
+        seeds=config.sample.seeds,
+        steps=config.sample.steps,
+        guidance=config.sample.guidance,
+        height=config.sample.height or config.data.resolution,
+        width=config.sample.width or config.data.resolution,
+    )
+    vae = loading.load_vae(base, caches.vae_dtype, accelerator.device)
+    drawn = sampling.decode(vae, latents, model.SCALING_FACTOR)
+    del vae
+    preparation.free_memory()
+    return drawn
 
 
 def progress_grid(folder: Path, rows: Sequence[tuple[str, str]]) -> Image.Image:

@@ -40,12 +40,17 @@ class Batch:
         """Standard normal noise [B, *shape] fp32 (default: the latents' shape), each sample's own stream (design rule 4)."""
         if shape is None and purpose in self.drawn:
             return self.drawn[purpose]
-        return _normal(self.seed, purpose, self.keys, shape or tuple(self.mean.shape[1:])).to(self.device)
+        return _to(self.device, _normal(self.seed, purpose, self.keys, shape or tuple(self.mean.shape[1:])))
 
     def integers(self, purpose: str, high: int) -> torch.Tensor:
         """Uniform integers [B] int64 in [0, high), one stream per sample."""
         values = [randomness.integer(self.seed, purpose, *key, high=high) for key in self.keys]
-        return torch.tensor(values, device=self.device)
+        return _to(self.device, torch.tensor(values))
+
+
+def _to(device: torch.device, tensor: torch.Tensor) -> torch.Tensor:
+    # From pinned memory, so that the copy does not wait for all that the GPU still has to do.
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def _normal(seed: int, purpose: str, keys: Sequence[tuple[int, str, int]], shape: tuple[int, ...]) -> torch.Tensor:
@@ -83,7 +88,8 @@ class Loader:
         self.flip, self.time_ids, self.ahead = flip, time_ids, tuple(ahead)
         self._waited = 0.0
         # A new thread's current GPU is the first one, whose memory every process would then take for pinning.
-        own_gpu = (torch.cuda.set_device, (device,)) if device.type == "cuda" else (None, ())
+        # (`device` itself may lack an index, which set_device refuses; the main thread's current GPU is the process's own.)
+        own_gpu = (torch.cuda.set_device, (torch.cuda.current_device(),)) if device.type == "cuda" else (None, ())
         self._pool = ThreadPoolExecutor(1, "loader", *own_gpu)
         self._next: tuple[int, Future[list[Batch]]] | None = None
 
@@ -120,18 +126,13 @@ class Loader:
         ids = [i.placement.time_ids(flip, self.time_ids) for i, flip in zip(items, flips, strict=True)]
         seed = self.sampler.seed
         return Batch(
-            mean=self._to_device(mean),
-            std=self._to_device(std),
-            text={name: self._to_device(torch.stack([row[name] for row in texts])) for name in texts[0]},
-            time_ids=self._to_device(conditioning.time_ids(ids)),
+            mean=_to(self.device, mean),
+            std=_to(self.device, std),
+            text={name: _to(self.device, torch.stack([row[name] for row in texts])) for name in texts[0]},
+            time_ids=_to(self.device, conditioning.time_ids(ids)),
             names=tuple(item.sample.name for item in items),
             keys=keys,
             seed=seed,
             device=self.device,
-            drawn={p: self._to_device(_normal(seed, p, keys, tuple(mean.shape[1:]))) for p in self.ahead},
+            drawn={p: _to(self.device, _normal(seed, p, keys, tuple(mean.shape[1:]))) for p in self.ahead},
         )
-
-    def _to_device(self, tensor: torch.Tensor) -> torch.Tensor:
-        if self.device.type != "cuda":
-            return tensor.to(self.device)
-        return tensor.pin_memory().to(self.device, non_blocking=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 import math
@@ -12,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sushi_research.errors import UserError
+from sushi_research.errors import UserError, nearest
 
 OPTIMIZERS = {"adamw8bit": "bitsandbytes.optim.AdamW8bit", "adamw": "torch.optim.AdamW"}
 SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial")
@@ -37,7 +36,7 @@ def build_optimizer(
         for argument in kwargs:
             if argument not in allowed:
                 raise UserError(
-                    f"the optimizer {name} has no argument {argument}{_nearest(argument, allowed)}: "
+                    f"the optimizer {name} has no argument {argument}{nearest(argument, allowed)}: "
                     f"it takes {', '.join(allowed)}."
                 )
     arguments = {key: tuple(value) if isinstance(value, list) else value for key, value in kwargs.items()}
@@ -64,7 +63,7 @@ def make_schedule(
     from diffusers.optimization import get_scheduler
 
     if name not in SCHEDULES:
-        raise UserError(f"{name} is not a schedule{_nearest(name, SCHEDULES)}: choose from {', '.join(SCHEDULES)}.")
+        raise UserError(f"{name} is not a schedule{nearest(name, SCHEDULES)}: choose from {', '.join(SCHEDULES)}.")
     warmup_steps = math.ceil(warmup * total_steps) if isinstance(warmup, float) else warmup
     assert name != "constant" or warmup_steps == 0, "get_scheduler would leave the warm-up out without a word"
     if not 0 <= warmup_steps < total_steps:
@@ -95,7 +94,7 @@ def _optimizer_class(name: str) -> type[torch.optim.Optimizer]:
     module_name, _, class_name = OPTIMIZERS.get(name, name).rpartition(".")
     if not module_name:
         raise UserError(
-            f"{name} is not an optimizer{_nearest(name, OPTIMIZERS)}: choose from {', '.join(OPTIMIZERS)}, or give the "
+            f"{name} is not an optimizer{nearest(name, OPTIMIZERS)}: choose from {', '.join(OPTIMIZERS)}, or give the "
             "import path of a class, such as torch.optim.SGD."
         )
     try:
@@ -109,13 +108,8 @@ def _optimizer_class(name: str) -> type[torch.optim.Optimizer]:
             for key, value in vars(module).items()
             if isinstance(value, type) and issubclass(value, torch.optim.Optimizer)
         ]
-        raise UserError(f"{name} is no torch optimizer class{_nearest(class_name, classes)}: correct optimizer.name.")
+        raise UserError(f"{name} is no torch optimizer class{nearest(class_name, classes)}: correct optimizer.name.")
     arguments = list(inspect.signature(found.step).parameters.values())[1:]
     if any(a.default is a.empty and a.kind in (a.POSITIONAL_ONLY, a.POSITIONAL_OR_KEYWORD) for a in arguments):
         raise UserError(f"the step of the optimizer {name} needs arguments (as LBFGS does): choose another one.")
     return found
-
-
-def _nearest(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f" (did you mean {close[0]}?)" if close else ""

@@ -60,6 +60,7 @@ def read_data(config: TrainingConfig, memo: FileMemo, run: RunFolder | None, acc
     """
     # The main process reads the files, the others then find them in the memo.
     with accelerator.main_process_first():
+        memo.load()
         scan = dataset.scan(
             config.data.path,
             split=config.data.split,
@@ -69,8 +70,6 @@ def read_data(config: TrainingConfig, memo: FileMemo, run: RunFolder | None, acc
             memo=memo,
             show_progress=accelerator.is_main_process,
         )
-        if accelerator.is_main_process:
-            memo.save()
     rule = BucketRule(
         resolution=config.data.resolution,
         step=config.data.bucket_step,
@@ -136,6 +135,7 @@ def open_caches(
     """Opens and verifies both stores. The main process goes first: it sets damaged shards aside, to be made again."""
     folder = Path(config.cache.folder)
     with accelerator.main_process_first():
+        memo.load()
         repair = accelerator.is_main_process
         latents = Store.open(folder / "latents", encode.LATENT_TENSORS, repair=repair)
         texts = Store.open(folder / f"text_{model.NAME}", model.TEXT_TENSORS, repair=repair)
@@ -170,8 +170,6 @@ def fill_caches(
     rank, world, device = accelerator.process_index, accelerator.num_processes, accelerator.device
     missing_captions = caches.missing_captions(captions)
     missing_latents = caches.missing_latents(items)
-    # The lists must be equal in all processes, so no process may write before the last has read.
-    accelerator.wait_for_everyone()
     if missing_captions:
         text = model.load_text(base, device)
         encode.encode_captions(
@@ -185,7 +183,13 @@ def fill_caches(
         free_memory()
     if missing_latents:
         vae = loading.load_vae(base, caches.vae_dtype, device)
-        encode.encode_latents(caches.latents, missing_latents, vae, rank=rank, world=world)
+        try:
+            encode.encode_latents(caches.latents, missing_latents, vae, rank=rank, world=world)
+        except torch.OutOfMemoryError as error:
+            raise UserError(
+                "out of memory while encoding the images: close other programs that use the device, lower --data.resolution, "
+                "or fill the caches on a larger one (scripts/cache_dataset.py); what was encoded is kept."
+            ) from error
         del vae
         free_memory()
     accelerator.wait_for_everyone()

@@ -45,9 +45,9 @@ class Tally:
         self._sums[9] = stop
         self._sums[10] = waited
         self._sums[11] = time.perf_counter() - self._began
-        self._sums[12 + accelerator.process_index] = peak_memory_gib()
+        self._sums[12 + accelerator.process_index] = peak_memory_gib(self._sums.device)
         sum_over = None if accelerator.num_processes == 1 else lambda flat: accelerator.reduce(flat, "sum")
-        # .tolist() waits for the device: the one synchronisation of a step.
+        # .tolist() waits for the device, so that a NaN or a stop is seen before the optimizer's step.
         self._totals = masters.reduce(sum_over, self._sums).tolist()
         return self._totals[9] > 0
 
@@ -85,9 +85,9 @@ class Tally:
         }
 
 
-def peak_memory_gib() -> float:
+def peak_memory_gib(device: torch.device) -> float:
     """The most memory that this process held: of its GPU's allocator, or of the process where there is no GPU."""
-    if torch.cuda.is_available():
+    if device.type == "cuda":
         return torch.cuda.max_memory_allocated() / 2**30
     import resource
     import sys

@@ -13,13 +13,14 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list
 
 from sushi_research import (
     adapter,
@@ -55,8 +56,12 @@ def start(config: TrainingConfig) -> tuple[Accelerator, str]:
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     quiet_libraries()
     launcher = os.environ.get("ACCELERATE_MIXED_PRECISION")
-    # cpu=True: without it two processes on a machine without a GPU do not see each other.
-    accelerator = Accelerator(mixed_precision="no", cpu=not torch.cuda.is_available())
+    # cpu=True: without it two processes on a machine without a GPU do not see each other. The time that processes wait for
+    # each other is ten minutes otherwise: less than one of them may decode, download, encode or draw.
+    patience = InitProcessGroupKwargs(timeout=timedelta(hours=12))
+    accelerator = Accelerator(mixed_precision="no", cpu=not torch.cuda.is_available(), kwargs_handlers=[patience])
+    # fp32 means fp32: cuDNN's convolutions would round their inputs to 10 bits (TF32), those of the VAE too.
+    torch.backends.cudnn.allow_tf32 = False
     if not accelerator.is_main_process:
         logging.getLogger().setLevel(logging.ERROR)  # what all processes see, the main process says
     precision = resolve_precision(config.train.precision, launcher, accelerator.device)

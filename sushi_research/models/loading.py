@@ -15,6 +15,7 @@ from sushi_research.models.detect import read_config
 
 WEIGHTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"}
 TEXT_WEIGHTS = "model"
+COMPONENT_FOLDERS = ("unet/", "vae/", "text_encoder/", "text_encoder_2/")
 
 
 @dataclass(frozen=True)
@@ -80,17 +81,20 @@ def resolve_base(
 
     The revision of a hub id is recorded as the commit that was downloaded. `variant="fp16"` takes the half-precision files.
     """
-    folder, commit = _resolve(source, revision, variant, "model.base")
+    folder, commit = _resolve(source, revision, (variant,), COMPONENT_FOLDERS, "model.base")
     if vae is None:
         return Base(source, commit, folder, variant, None, folder / "vae", variant)
-    vae_root, vae_commit = _resolve(vae, vae_revision, None, "model.vae")
+    vae_root, vae_commit = _resolve(vae, vae_revision, (None, "fp16"), ("", "vae/"), "model.vae")
     vae_folder = vae_root / "vae" if (vae_root / "vae" / "config.json").is_file() else vae_root
     if not (vae_folder / "config.json").is_file():
         raise UserError(
             f"model.vae: {vae} has no VAE in diffusers format (no config.json): give a folder or hub id that has."
         )
     named = vae if vae_commit is None else f"{vae}@{vae_commit}"
-    return Base(source, commit, folder, variant, named, vae_folder, None)
+    # model.variant speaks of the base: the override is taken as it is there, in full precision where there is a choice.
+    full, half = (vae_folder / f"{WEIGHTS['vae']}{middle}.safetensors" for middle in ("", ".fp16"))
+    vae_variant = "fp16" if half.is_file() and not full.is_file() else None
+    return Base(source, commit, folder, variant, named, vae_folder, vae_variant)
 
 
 def weight_files(folder: Path, stem: str, variant: str | None) -> list[Path]:
@@ -108,7 +112,7 @@ def weight_files(folder: Path, stem: str, variant: str | None) -> list[Path]:
         raise UserError(f"{folder} holds fp16 weights only: add --model.variant fp16.")
     raise UserError(
         f"{folder} has no {single.name}: download the model again"
-        + (", or leave model.variant out." if variant else " (pickled .bin weights are not read).")
+        + (", or set model.variant to null." if variant else " (pickled .bin weights are not read).")
     )
 
 
@@ -206,10 +210,17 @@ def _load(model_class: Any, folder: Path, variant: str | None, dtype: torch.dtyp
     return model
 
 
-def _resolve(source: str, revision: str | None, variant: str | None, key: str) -> tuple[Path, str | None]:
-    """(local folder, commit or None): a folder as it is, a hub id through the hub's cache."""
+def _resolve(
+    source: str, revision: str | None, variants: tuple[str | None, ...], folders: tuple[str, ...], key: str
+) -> tuple[Path, str | None]:
+    """(local folder, commit or None): a folder as it is, a hub id through the hub's cache.
+
+    Of a hub id only the configs, and the weights of `variants` in `folders`, are fetched.
+    """
     path = Path(source).expanduser()
     if path.is_dir():
+        if revision is not None:
+            raise UserError(f"{key}: {source} is a folder, which has no revisions: leave the revision out.")
         return path, None
     if path.is_file():
         raise UserError(
@@ -218,20 +229,21 @@ def _resolve(source: str, revision: str | None, variant: str | None, key: str) -
     if source.count("/") != 1 or source.startswith((".", "/", "~")):
         raise UserError(f"{key}: {source} is neither a folder on this machine nor a hub id (owner/name).")
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    middle = f".{variant}" if variant else ""
-    names = ("diffusion_pytorch_model", "model")
-    weights = [f"{name}{middle}{shard}.safetensors" for name in names for shard in ("", "-*-of-*")]
-    folders = ("unet/", "vae/", "text_encoder/", "text_encoder_2/", "")
     patterns = ["model_index.json", "config.json", "*/config.json", "scheduler/*.json", "tokenizer*/*"]
-    patterns += [folder + weight for folder in folders for weight in weights]
+    for folder in folders:
+        for name in {*WEIGHTS.values(), TEXT_WEIGHTS}:
+            patterns.append(f"{folder}{name}.safetensors.index*.json")  # without it nobody reads the shards
+            for variant in variants:
+                middle = f".{variant}" if variant else ""
+                patterns += [f"{folder}{name}{middle}{shard}.safetensors" for shard in ("", "-*-of-*")]
     try:
         snapshot = Path(snapshot_download(source, revision=revision, allow_patterns=patterns))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = type(error).__name__
+    except Exception as error:
+        # The hub's errors, those of its network library and those of the disk have no parent in common.
+        reason = f"{type(error).__name__}: {(str(error).strip() or 'no details').splitlines()[0]}"
         raise UserError(
             f"{key}: {source} is not a folder here and could not be fetched from the hub ({reason}): check the name, "
-            "the revision, your connection, and `hf auth login` for a gated model."
-        ) from None
+            "the revision, the connection, the space on the disk, and `hf auth login` for a gated model."
+        ) from error
     return snapshot, snapshot.name

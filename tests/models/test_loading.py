@@ -82,3 +82,85 @@ def test_xformers_without_a_gpu_is_one_sentence(bases):
     with pytest.raises(UserError, match="xformers attention cannot be used here") as caught:
         loading.load_unet(loading.resolve_base(str(bases["sd15"])), torch.float32, CPU, "xformers")
     assert "\n" not in str(caught.value)
+
+
+def fetched(monkeypatch, tmp_path, names, **arguments):
+    """Which of a hub repository's files would be fetched for `resolve_base`, by the hub library's own rule."""
+    import huggingface_hub
+    from huggingface_hub.utils import filter_repo_objects
+
+    found = []
+
+    def snapshot(source, *, revision, allow_patterns):
+        found.extend(filter_repo_objects(names, allow_patterns=allow_patterns))
+        folder = tmp_path / "0123abcd"
+        folder.mkdir(exist_ok=True)
+        (folder / "config.json").write_text("{}")
+        return str(folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    base = loading.resolve_base("someone/model", **arguments)
+    return found, base
+
+
+REPOSITORY = [
+    "model_index.json",
+    "sd_xl_base_1.0.safetensors",
+    "unet/config.json",
+    "unet/diffusion_pytorch_model.safetensors",
+    "unet/diffusion_pytorch_model.fp16.safetensors",
+    "unet/diffusion_pytorch_model.bin",
+    "vae/diffusion_pytorch_model.safetensors",
+    "text_encoder_2/model.fp16.safetensors",
+    "text_encoder_2/model.safetensors",
+    "text_encoder_2/model.onnx_data",
+    "tokenizer/vocab.json",
+    "scheduler/scheduler_config.json",
+]
+
+
+def test_a_hub_base_costs_only_the_files_that_are_used(monkeypatch, tmp_path):
+    full, base = fetched(monkeypatch, tmp_path, REPOSITORY)
+    assert base.revision == "0123abcd"
+    unused = ("sd_xl_base", ".fp16.", ".bin", ".onnx")
+    assert full == [name for name in REPOSITORY if not any(part in name for part in unused)]
+    half, _ = fetched(monkeypatch, tmp_path, REPOSITORY, variant="fp16")
+    assert [name for name in half if name.endswith(".safetensors")] == [REPOSITORY[4], REPOSITORY[7]]
+
+
+def test_the_index_of_sharded_weights_is_fetched_with_them(monkeypatch, tmp_path):
+    sharded = [
+        "unet/diffusion_pytorch_model.safetensors.index.json",
+        "unet/diffusion_pytorch_model-00001-of-00002.safetensors",
+        "unet/diffusion_pytorch_model-00002-of-00002.safetensors",
+    ]
+    assert fetched(monkeypatch, tmp_path, sharded)[0] == sharded
+
+
+def test_whatever_the_hub_s_library_raises_is_one_sentence(monkeypatch):
+    import huggingface_hub
+
+    def broken(*arguments, **options):
+        raise RuntimeError("the connection was reset\nwith details")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", broken)
+    with pytest.raises(UserError, match="RuntimeError: the connection was reset") as caught:
+        loading.resolve_base("someone/model")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_has_no_revisions(bases):
+    with pytest.raises(UserError, match="model.base: .* is a folder, which has no revisions"):
+        loading.resolve_base(str(bases["sd15"]), revision="main")
+    with pytest.raises(UserError, match="model.vae: .* is a folder, which has no revisions"):
+        loading.resolve_base(str(bases["sd15"]), vae=str(bases["sd15"]), vae_revision="main")
+
+
+def test_a_vae_override_may_be_in_half_precision_whatever_the_base_is(bases, copy_base):
+    folder = copy_base("sdxl") / "vae"
+    weights = folder / "diffusion_pytorch_model.safetensors"
+    half = {name: tensor.half() for name, tensor in load_file(weights).items()}
+    weights.unlink()
+    save_file(half, folder / "diffusion_pytorch_model.fp16.safetensors", metadata={"format": "pt"})
+    vae = loading.load_vae(loading.resolve_base(str(bases["sdxl"]), vae=str(folder)), torch.float32, CPU)
+    assert all(torch.equal(tensor, half[name].float()) for name, tensor in vae.state_dict().items())

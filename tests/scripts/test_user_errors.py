@@ -27,6 +27,7 @@ from script_runs import ROOT, Trainer
 from sushi_research import training
 from sushi_research.command_line import config_to_yaml, run_main
 from sushi_research.config import SDXLTraining
+from sushi_research.errors import UserError
 
 ONE = pytest.mark.parametrize("architecture", ["sd15"])  # where the scripts share every word
 # A run that is as short as can be: most of its time goes into making the adapter's modules.
@@ -590,3 +591,18 @@ def test_a_dry_run_prints_the_plan_and_writes_no_run_folder(trainer, capsys, tmp
     assert printed.keys() == expected.keys()
     for key, words in expected.items():
         assert words in printed[key]
+
+
+@pytest.mark.parametrize("architecture", ["sdxl"])
+def test_out_of_memory_beside_the_training_has_advice_of_its_own(trainer, tmp_path, monkeypatch):
+    def out_of_memory(*arguments, **options):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("sushi_research.sampling.draw_latents", out_of_memory)
+        with pytest.raises(UserError, match=r"while drawing the samples of step 0: .*--sample\.enabled false"):
+            trainer.train("drawing", {"sample.enabled": True, "sample.prompts": ["a plate"]})
+    with monkeypatch.context() as patch:
+        patch.setattr("sushi_research.encode.encode_image", out_of_memory)
+        with pytest.raises(UserError, match=r"while encoding the images: .*--data\.resolution"):
+            trainer.train("encoding", {"cache.folder": str(tmp_path / "own_cache")})

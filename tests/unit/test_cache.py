@@ -284,7 +284,7 @@ def test_an_interrupt_while_a_shard_is_written_loses_nothing(tmp_path: Path, mon
         monkeypatch.undo()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cache_shards, "_sync", interrupted)
+    monkeypatch.setattr(cache_shards, "fsync_file", interrupted)
     with pytest.raises(KeyboardInterrupt):
         fill(tmp_path, range(4), max_rows=2)
     assert_rows(open_latents(tmp_path), range(2))

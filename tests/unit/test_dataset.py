@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from sushi_research import dataset
-from sushi_research.dataset import Problem, Sample, Scan, describe_problems, require_clean, write_report
+from sushi_research.dataset import Problem, Sample, Scan, require_clean, write_report
 from sushi_research.errors import UserError
 from sushi_research.fingerprints import FileMemo, content_hash, file_hash
 
@@ -745,13 +745,6 @@ def test_the_report_names_every_file(root, scan, tmp_path):
         "used": ["a.png"],
     }
     assert os.listdir(path.parent) == [path.name]
-
-
-def test_ten_problems_are_described_and_the_rest_counted():
-    assert describe_problems(Scan("x")) == ""
-    ten = describe_problems(Scan("x", problems=broken(10))).split("\n")
-    assert ten == [f"{index}.png: the file is empty" for index in range(10)]
-    assert describe_problems(Scan("x", problems=broken(12))).split("\n") == [*ten, "and 2 more, see data_report.json"]
 
 
 def test_problems_stop_the_run_unless_they_are_to_be_skipped():

@@ -115,11 +115,13 @@ def test_an_entry_is_the_vaes_posterior_of_the_pixels(items, store, vae):
 
 
 def test_shares_of_the_processes_are_disjoint_and_whole(items, store, vae):
-    missing = encode.missing_latents(store, items, (False,), "v", torch.float32)
+    missing = encode.missing_latents(store, items, (False, True), "v", torch.float32)
+    # Another run has made an entry meanwhile, and one process knows of it, the other does not: nothing shifts.
+    lists = [missing, missing[1:]] if int(missing[0][0], 16) % 2 == 0 else [missing[1:], missing]
     for rank in range(2):
         before = len(store)
-        encode.encode_latents(store, missing, vae, rank=rank, world=2)
-        assert len(store) - before == (2, 1)[rank]
+        encode.encode_latents(store, lists[rank], vae, rank=rank, world=2)
+        assert 0 < len(store) - before < len(missing), "both processes have work"
     assert all(key in store for key, *_ in missing)
 
 

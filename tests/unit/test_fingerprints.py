@@ -208,3 +208,15 @@ def test_no_module_that_reads_data_imports_torch():
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def test_what_another_process_noted_meanwhile_is_taken_up(tmp_path):
+    file = tmp_path / "file"
+    file.write_bytes(b"x")
+    os.utime(file, (1, 1))
+    mine, other = FileMemo(tmp_path / "memo.json"), FileMemo(tmp_path / "memo.json")
+    other.put(file, {"hash": "h"}, file_state(file))
+    other.save()
+    assert mine.get(file) is None
+    mine.load()
+    assert mine.get(file) == {"hash": "h"}

@@ -181,3 +181,15 @@ def test_a_lost_cache_entry_reaches_the_training(loader, items, caches):
     del caches.latents._index[caches.latent_key(items[0], False)]
     with pytest.raises(KeyError, match="has no entry"):
         rows(loader(), range(2))
+
+
+def test_the_loader_thread_takes_the_process_s_own_gpu(caches, items, monkeypatch):
+    # With one process accelerate's device is `cuda` without an index, which torch.cuda.set_device refuses.
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: chosen.append(torch.device("cuda", device)))
+    sampler = Sampler(tuple(item.bucket for item in items), 2, SEED)
+    loader = Loader(items, sampler, caches, batch_size=2, rank=0, world=1, device=torch.device("cuda"))
+    loader._pool.submit(int).result()
+    loader.close()
+    assert chosen == [torch.device("cuda:3")]

@@ -108,7 +108,10 @@ def test_a_gradient_that_is_not_finite_stops_all_but_fp16(norm):
     assert tally.values(9, 1e-4, norm, in_fp16)["grad_norm"] is None
 
 
-def test_peak_memory_is_that_of_this_process(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+def test_peak_memory_is_that_of_the_device_in_use(monkeypatch):
+    # A GPU that is there but not trained on does not count.
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 3 * 2**30)
     # What Python and torch take at least, and less than any machine that runs the tests has.
-    assert 0.05 < tally_module.peak_memory_gib() < 64
+    assert 0.05 < tally_module.peak_memory_gib(torch.device("cpu")) < 64
+    assert tally_module.peak_memory_gib(torch.device("cuda")) == 3
