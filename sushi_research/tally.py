@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Mapping
 from typing import Any
 
+import psutil
 import torch
 from accelerate import Accelerator
 
@@ -89,8 +91,9 @@ def peak_memory_gib(device: torch.device) -> float:
     """The most memory that this process held: of its GPU's allocator, or of the process where there is no GPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated() / 2**30
-    import resource
-    import sys
+    if sys.platform == "win32":
+        return psutil.Process().memory_info().peak_wset / 2**30
+    import resource  # not there on Windows
 
     # Kilobytes on Linux, bytes on macOS.
     unit = 1 if sys.platform == "darwin" else 2**10
