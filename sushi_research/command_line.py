@@ -45,8 +45,13 @@ def read_command_line(
     A script calls it before it imports anything heavy, so that --help and a mistyped key are answered at once.
     """
     # All processes of a launch find the same error here: the first says it for them.
-    with _plain_errors(silent=os.environ.get("RANK", "0") != "0"):
-        return load_config(config_class, sys.argv[1:] if argv is None else argv, script=script, intro=intro)
+    try:
+        with _plain_errors(silent=os.environ.get("RANK", "0") != "0"):
+            return load_config(config_class, sys.argv[1:] if argv is None else argv, script=script, intro=intro)
+    except BrokenPipeError:
+        # `--help | head`: who read the output has seen enough. Python would complain again when it closes the pipe.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(141) from None
 
 
 def run_main(main: Callable[[Config], int | None], config: Config) -> None:
@@ -85,7 +90,7 @@ def load_config(config_class: type[Config], argv: Sequence[str], *, script: str,
         raise SystemExit(0)
     keys = keys_of(config_class.model_json_schema())
     if "-h" in argv or "--help" in argv:
-        print(help_text(keys, script))
+        print(help_text(keys, script), flush=True)
         raise SystemExit(0)
     files, overrides, print_config, problems = _parse(argv, keys)
 

@@ -722,3 +722,9 @@ def test_the_launcher_configs_are_accelerates_own() -> None:
     }
     # `no` leaves the precision to the config.
     assert {file.mixed_precision for file in files.values()} == {"no"}
+
+
+def test_help_may_be_cut_off_by_its_reader() -> None:
+    command = f"{sys.executable} {ROOT / SCRIPT} --help | head -n 1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert done.stdout.startswith("usage: ") and done.stderr == ""
