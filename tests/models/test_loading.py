@@ -78,7 +78,8 @@ def test_pickled_weights_are_not_read(copy_base):
         loading.load_unet(loading.resolve_base(str(folder)), torch.float32, CPU)
 
 
-def test_xformers_without_a_gpu_is_one_sentence(bases):
+def test_xformers_without_a_gpu_is_one_sentence(bases, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match="xformers attention cannot be used here") as caught:
         loading.load_unet(loading.resolve_base(str(bases["sd15"])), torch.float32, CPU, "xformers")
     assert "\n" not in str(caught.value)
