@@ -34,6 +34,7 @@ from accelerate import Accelerator
 from sushi_research import adapter, diffusion, gallery, optim, preparation, randomness, tracking, training
 from sushi_research.loader import Batch, Loader
 from sushi_research.models import loading
+from sushi_research.phases import Phases
 from sushi_research.plan import make_plan
 from sushi_research.precision import COMPUTE_DTYPES, Masters, make_scaler
 from sushi_research.progress import progress
@@ -91,7 +92,8 @@ def main(config: SD15Training) -> int:
 def train(config: SD15Training, accelerator: Accelerator, precision: str, run: RunFolder | None) -> int:
     """The order of events. `run` is None for a dry run, which ends after the plan."""
     # --- shared: base, data, plan ---
-    began, device, stop = time.time(), accelerator.device, StopRequest()
+    began, phases = time.time(), Phases("planning")
+    device, stop = accelerator.device, StopRequest()
     group = training.samples_per_step(config, accelerator)  # G
     memo = preparation.open_memo(config)
     base = preparation.find_base(config, model)
@@ -109,11 +111,13 @@ def train(config: SD15Training, accelerator: Accelerator, precision: str, run: R
     start = training.begin(config, run, base, model, data, plan, memo, precision, accelerator)
     if start.nothing_to_do:
         return 0
+    phases.enter("caching")
     preparation.fill_caches(caches, data.items, captions, base, model, accelerator)
     # --- end shared ---
 
     # --- shared: the adapter on the frozen UNet ---
     # Weights and activations in the compute dtype; the adapter's masters, the sum of its gradients and the loss in fp32.
+    phases.enter("loading")
     unet = loading.load_unet(base, COMPUTE_DTYPES[precision], device, config.train.attention)
     adapter.attach(
         unet,
@@ -159,8 +163,10 @@ def train(config: SD15Training, accelerator: Accelerator, precision: str, run: R
     metrics = training.open_trackers(config, run, start, accelerator)
     abar = diffusion.alphas_cumprod().to(device)
     step, stopping = start.step, False
+    phases.enter("drawing")
     if step == 0 or (config.sample.every and step % config.sample.every == 0):
         gallery.draw(config, run, base, model, caches, prompts, unet, step, accelerator)
+    phases.enter("training")
     bar = progress(
         total=plan["steps"],
         initial=step,
@@ -192,18 +198,23 @@ def train(config: SD15Training, accelerator: Accelerator, precision: str, run: R
             bar.update()
             last = step == plan["steps"]
             if last or stopping or (config.checkpoint.every and step % config.checkpoint.every == 0):
+                phases.enter("saving")
                 training.save(config, run, start, step, masters, optimizer, scaler, plan, accelerator)
             if not last and not stopping and config.sample.every and step % config.sample.every == 0:
+                phases.enter("drawing")
                 gallery.draw(config, run, base, model, caches, prompts, unet, step, accelerator)
+            phases.enter("training")
     # --- end shared ---
 
     # --- shared: finish ---
     if step < plan["steps"]:
         accelerator.print(f"stopped at step {step} of {plan['steps']}; the same command again continues from here")
         return stop.exit_status
+    phases.enter("saving")
     training.write_adapter(config, run, start, base, model, masters, unet, plan, began, accelerator)
+    phases.enter("drawing")
     gallery.draw(config, run, base, model, caches, prompts, unet, step, accelerator)
-    training.finish(config, run, metrics, step, accelerator)
+    training.finish(config, run, metrics, step, phases, accelerator)
     # --- end shared ---
     return 0
 

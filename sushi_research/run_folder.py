@@ -106,6 +106,7 @@ class RunFolder:
         self.samples = path / "samples"
         self.checkpoints = path / "checkpoints"
         self.adapter = path / "adapter.safetensors"
+        self.phases = path / "phases.json"
         self.provenance = path / "provenance.json"
         self.run = path / "run.json"
         self._lock = lock

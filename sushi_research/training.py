@@ -43,6 +43,7 @@ from sushi_research.files import write_atomic, write_json
 from sushi_research.fingerprints import FileMemo
 from sushi_research.items import dataset_hash
 from sushi_research.models import loading
+from sushi_research.phases import Phases
 from sushi_research.precision import Masters, resolve_precision
 from sushi_research.preparation import Data
 from sushi_research.run_folder import RunFolder
@@ -352,9 +353,14 @@ def write_adapter(
 
 
 def finish(
-    config: TrainingConfig, run: RunFolder, metrics: tracking.MetricsFile, step: int, accelerator: Accelerator
+    config: TrainingConfig,
+    run: RunFolder,
+    metrics: tracking.MetricsFile,
+    step: int,
+    phases: Phases,
+    accelerator: Accelerator,
 ) -> None:
-    """Draws the curves, hands the results to the trackers, marks the run finished, and says what was written."""
+    """Draws the curves, hands the results to the trackers, marks the run finished, and says what was written, and when."""
     if not accelerator.is_main_process:
         return
     curves = run.path / "loss.png"
@@ -367,7 +373,9 @@ def finish(
         written["pictures"] = run.samples / "progress.png"
     if any((run.path / "wandb").glob("offline-run-*")):
         written["W&B"] = f"{run.path}/wandb (offline; `wandb sync {run.path}/wandb/offline-run-*` uploads it)"
-    print("\nfinished; written:")
+    seconds = {name: round(value, 2) for name, value in phases.seconds().items()}
+    write_json(run.phases, seconds)
+    print(f"\nfinished; seconds: {', '.join(f'{name} {value:.0f}' for name, value in seconds.items())}; written:")
     for what, path in written.items():
         print(f"  {what:<9} {path}")
     print(
