@@ -1,0 +1,72 @@
+"""Draws with a base, and an adapter file on it, by diffusers' own pipelines alone: what a user's program would draw."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from demo.drawing import SQUARE
+from sushi_research.progress import progress
+
+BASES = Path(__file__).parent / "base"
+STEPS, GUIDANCE = 20, 2.5
+BATCH = 16
+
+
+def load_pipeline(folder: Path, adapter: Path | None = None) -> Any:
+    """The pipeline of a diffusers folder in fp32 with the Euler scheduler, and the adapter's file on it.
+
+    The dtype is said in so many words: the folder is fp16, in which a CPU is slow and parts of which transformers would keep.
+    """
+    from diffusers import DiffusionPipeline, EulerDiscreteScheduler
+
+    pipeline = DiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32, **_without(folder))
+    pipeline.scheduler = EulerDiscreteScheduler.from_config(pipeline.scheduler.config, timestep_spacing="leading")
+    pipeline.set_progress_bar_config(disable=True)
+    if adapter is not None:
+        pipeline.load_lora_weights(str(adapter.parent), weight_name=adapter.name)
+    return pipeline
+
+
+def _without(folder: Path) -> dict[str, None]:
+    from sushi_research.models import detect
+
+    return importlib.import_module(f"sushi_research.models.{detect.identify(folder)}").PIPELINE_WITHOUT
+
+
+def paint(
+    pipeline: Any,
+    prompts: Sequence[str],
+    *,
+    canvas: tuple[int, int] = SQUARE,
+    seed: int = 1000,
+    steps: int = STEPS,
+    guidance: float = GUIDANCE,
+    description: str = "drawing",
+    **arguments: Any,
+) -> list[Image.Image]:
+    """A picture for each prompt; the n-th starts from the noise of seed + n, whatever the batch.
+
+    `arguments` go to the pipeline: SDXL's `original_size` and `crops_coords_top_left`, say.
+    """
+    drawn: list[Image.Image] = []
+    with progress(total=len(prompts), description=description, unit="picture", leave=False) as bar:
+        for start in range(0, len(prompts), BATCH):
+            batch = list(prompts[start : start + BATCH])
+            generators = [torch.Generator().manual_seed(seed + start + place) for place in range(len(batch))]
+            drawn += pipeline(
+                batch,
+                width=canvas[0],
+                height=canvas[1],
+                num_inference_steps=steps,
+                guidance_scale=guidance,
+                generator=generators,
+                **arguments,
+            ).images
+            bar.update(len(batch))
+    return drawn
