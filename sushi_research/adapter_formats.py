@@ -8,6 +8,7 @@ kohya's sd-scripts: with the other naming each, some of those programs fail or s
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import re
@@ -43,16 +44,21 @@ class AdapterFileError(RuntimeError):
     """A file that was just written does not load as the adapter that it was written from."""
 
 
-def kohya_unet_names(architecture: str, module_paths: Iterable[str]) -> dict[str, str]:
-    """Module path -> its name in the file, for `"sd15"` or `"sdxl"`; one to one. The paths are those of adapter.py."""
-    rename = {"sd15": str, "sdxl": _stability_path}[architecture]
+def kohya_unet_names(architecture: str, module_paths: Iterable[str], layers_per_block: int = 2) -> dict[str, str]:
+    """Module path -> its name in the file, for `"sd15"` or `"sdxl"`; one to one. The paths are those of adapter.py.
+
+    `layers_per_block` is the UNet config's: Stability counts blocks by layers. The published SDXL has two; diffusers reads
+    files of UNets with one, too.
+    """
+    stability = functools.partial(_stability_path, layers=layers_per_block)
+    rename = {"sd15": str, "sdxl": stability}[architecture]
     names = {path: PREFIX + rename(path).replace(".", "_") for path in module_paths}
     assert len(set(names.values())) == len(names), "two modules have one name in the adapter file"
     return names
 
 
-def _stability_path(path: str) -> str:
-    """diffusers' path of an SDXL module -> Stability's, for SDXL's two layers per block.
+def _stability_path(path: str, layers: int) -> str:
+    """diffusers' path of an SDXL module -> Stability's, for a UNet with this many layers per block.
 
     diffusers' `_maybe_map_sgm_blocks_to_diffusers` is the inverse.
     """
@@ -61,14 +67,15 @@ def _stability_path(path: str) -> str:
     assert match is not None, f"{path} has no name in an SDXL adapter file"
     part, block, kind, index, inner = match[1], int(match[2] or 0), match[3], int(match[4]), match[5]
     if kind == "downsamplers":
-        return f"input_blocks.{3 * block + 3}.0.op"
+        return f"input_blocks.{(layers + 1) * (block + 1)}.0.op"
     if kind == "upsamplers":
-        return f"output_blocks.{3 * block + 2}.2.conv"
+        return f"output_blocks.{(layers + 1) * block + layers}.2.conv"
     if kind == "resnets":
         inner = RESNET_LAYERS[inner]
     if part == "mid":
         return f"middle_block.{1 if kind == 'attentions' else 2 * index}.{inner}"
-    place = f"input_blocks.{3 * block + index + 1}" if part == "down" else f"output_blocks.{3 * block + index}"
+    number = (layers + 1) * block + index
+    place = f"input_blocks.{number + 1}" if part == "down" else f"output_blocks.{number}"
     return f"{place}.{1 if kind == 'attentions' else 0}.{inner}"
 
 
@@ -155,7 +162,7 @@ def save_adapter(
     import safetensors.torch
 
     modules = adapter_modules(unet)
-    names = kohya_unet_names(architecture, modules)
+    names = kohya_unet_names(architecture, modules, unet.config.layers_per_block)
     assert len(state) == 2 * len(names), "the state is not that of this adapter"
     assert all(isinstance(value, str) for value in metadata.values()), "safetensors metadata holds strings only"
     tensors = {}
@@ -172,7 +179,7 @@ def save_adapter(
 
 
 def read_kohya(
-    path: Path, module_paths: Iterable[str], *, architecture: str
+    path: Path, module_paths: Iterable[str], *, architecture: str, layers_per_block: int = 2
 ) -> dict[str, tuple[torch.Tensor, torch.Tensor, float]]:
     """Module path -> (down, up, alpha) of the modules that the file adapts, out of `module_paths`.
 
@@ -187,7 +194,7 @@ def read_kohya(
     except (OSError, safetensors.SafetensorError) as error:
         raise UserError(f"{path} is not a whole safetensors file ({error}): write or download it again.") from None
     modules = {}
-    for module_path, name in kohya_unet_names(architecture, module_paths).items():
+    for module_path, name in kohya_unet_names(architecture, module_paths, layers_per_block).items():
         parts = [tensors.pop(name + suffix, None) for suffix in (DOWN, UP, ALPHA)]
         if all(part is None for part in parts):
             continue
@@ -216,7 +223,7 @@ def verify_saved(
     from safetensors import SafetensorError, safe_open
 
     trained = adapter_modules(unet)
-    names = kohya_unet_names(architecture, trained)
+    names = kohya_unet_names(architecture, trained, unet.config.layers_per_block)
     try:
         with safe_open(path, "pt") as file:
             keys = list(file.keys())

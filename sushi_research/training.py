@@ -360,21 +360,21 @@ def finish(
     phases: Phases,
     accelerator: Accelerator,
 ) -> None:
-    """Draws the curves, hands the results to the trackers, marks the run finished, and says what was written, and when."""
+    """Draws the curves, hands the results to the trackers, marks the run finished, and says what was written."""
     if not accelerator.is_main_process:
         return
     curves = run.path / "loss.png"
     pictures.curves(metrics.read(), curves, run.name)
     tracking.log_images(accelerator, "curves", [curves], [run.name], step)
     tracking.log_artifact(accelerator, "adapter", [run.adapter, run.config, run.provenance])
+    seconds = {name: round(value, 2) for name, value in phases.seconds().items()}
+    write_json(run.phases, seconds)
     run.mark_finished(step)
     written = {"adapter": run.adapter, "curves": curves, "metrics": run.metrics}
     if config.sample.enabled:
         written["pictures"] = run.samples / "progress.png"
     if any((run.path / "wandb").glob("offline-run-*")):
         written["W&B"] = f"{run.path}/wandb (offline; `wandb sync {run.path}/wandb/offline-run-*` uploads it)"
-    seconds = {name: round(value, 2) for name, value in phases.seconds().items()}
-    write_json(run.phases, seconds)
     print(f"\nfinished; seconds: {', '.join(f'{name} {value:.0f}' for name, value in seconds.items())}; written:")
     for what, path in written.items():
         print(f"  {what:<9} {path}")

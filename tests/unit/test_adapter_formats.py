@@ -19,11 +19,11 @@ RANK, ALPHA = 4, 3.0
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
-def trained_unet(architecture, targets="kohya_conv", device="meta"):
+def trained_unet(architecture, targets="kohya_conv", device="meta", layers=2):
     """(UNet with an adapter, the trained state), where no tensor is zero."""
     torch.manual_seed(0)
     with torch.device(device):
-        unet = UNet2DConditionModel.from_config(NARROW_UNETS[architecture]).eval()
+        unet = UNet2DConditionModel.from_config(NARROW_UNETS[architecture] | {"layers_per_block": layers}).eval()
     settings = {"rank": RANK, "alpha": ALPHA, "dropout": 0.0, "init": "default", "seed": 0}
     adapter.attach(unet, targets=targets, **settings)
     generator = torch.Generator().manual_seed(1)
@@ -104,6 +104,22 @@ def test_names_at_the_real_structure(architecture, modules):
     # Programs cut a key at its first dot, and tell the naming from these words.
     foreign = r"\.|(input|output)_blocks|middle_block" if architecture == "sd15" else r"\.|(down|up)_blocks|mid_block"
     assert not any(re.search(foreign, name) for name in names.values())
+
+
+@pytest.mark.parametrize("architecture", UNETS)
+def test_one_layer_per_block(architecture, tmp_path):
+    """Stability's numbers count layers: diffusers finds each module again, also in the small bases of demo/base."""
+    unet, state = trained_unet(architecture, layers=1)
+    path, arguments = (
+        tmp_path / "adapter.safetensors",
+        {"architecture": architecture, "state": state, "dtype": torch.float32},
+    )
+    formats.save_adapter(path, unet, metadata={}, **arguments)
+    formats.verify_saved(path, unet, **arguments)
+    paths = adapter.adapter_modules(unet)
+    read = formats.read_kohya(path, paths, architecture=architecture, layers_per_block=1)
+    assert read.keys() == paths.keys()
+    assert all(torch.equal(down, state[f"{name}.lora_A.weight"]) for name, (down, _, _) in read.items())
 
 
 # --- what diffusers makes of the file ---
@@ -249,10 +265,10 @@ def test_verify_notices_modules_that_diffusers_drops(tmp_path, monkeypatch):
     # With SDXL's own naming beside diffusers' in one file, diffusers drops the former without a word.
     right = formats.kohya_unet_names
 
-    def mixed(architecture, paths):
+    def mixed(architecture, paths, layers_per_block):
         return {
             path: "lora_unet_" + path.replace(".", "_") if path.endswith("attn2.to_v") else name
-            for path, name in right(architecture, paths).items()
+            for path, name in right(architecture, paths, layers_per_block).items()
         }
 
     monkeypatch.setattr(formats, "kohya_unet_names", mixed)
@@ -265,8 +281,8 @@ def test_verify_notices_modules_that_diffusers_drops(tmp_path, monkeypatch):
 def test_verify_notices_swapped_names(architecture, tmp_path, monkeypatch):
     right = formats.kohya_unet_names
 
-    def swapped(architecture, paths):
-        names = right(architecture, paths)
+    def swapped(architecture, paths, layers_per_block):
+        names = right(architecture, paths, layers_per_block)
         return {path: names[path[:-1] + {"q": "k", "k": "q"}[path[-1]]] for path in names}
 
     monkeypatch.setattr(formats, "kohya_unet_names", swapped)
