@@ -2,6 +2,8 @@
 
 PYTHON ?= python3
 ARCH ?= sdxl
+CONCEPT ?= star
+DEMO := runs/demo_$(ARCH)_$(CONCEPT)
 BIN := .venv/bin
 # Two threads on a busy two-core machine make a tiny step twenty times slower.
 ONE_THREAD := OMP_NUM_THREADS=1
@@ -10,7 +12,7 @@ LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_pr
 # What `make demo` sets up and what `make test` adds.
 INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help setup demo test test-fast lint format bench bench-gpu clean
+.PHONY: help setup demo bases test test-fast lint format bench bench-gpu clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -29,14 +31,18 @@ setup: .venv/.dev  ## make the virtual environment, with what the tests need
 	@$(INSTALL) --editable '.[dev]'
 	@touch $@
 
-demo: .venv/.installed  ## train a LoRA on demo/photos, on a tiny base, in about a minute (ARCH=sd15 for the other one)
+demo: .venv/.installed  ## a LoRA learns a new word on a tiny base that draws, in about two minutes (ARCH=sd15; CONCEPT=unagi, night)
 	@test -f configs/demo_$(ARCH).yaml || { echo "error: ARCH is sdxl or sd15, not $(ARCH)" >&2; exit 2; }
-	@rm -rf runs/demo_$(ARCH)
-	@$(ONE_THREAD) $(BIN)/python -m sushi_research.tiny $(ARCH) demo/base/$(ARCH)
-	$(ONE_THREAD) $(LAUNCH) scripts/train_$(ARCH)_lora.py --config configs/demo_$(ARCH).yaml
+	@test -f configs/demo/$(CONCEPT).yaml || { echo "error: CONCEPT is star, unagi or night, not $(CONCEPT)" >&2; exit 2; }
+	@rm -rf $(DEMO)
+	$(ONE_THREAD) $(LAUNCH) scripts/train_$(ARCH)_lora.py --config configs/demo_$(ARCH).yaml --config configs/demo/$(CONCEPT).yaml --run.name $(notdir $(DEMO))
+	@$(ONE_THREAD) $(BIN)/python -m demo.show $(DEMO)
+
+bases: .venv/.installed  ## make the demo's two bases anew from nothing (about 90 minutes; continues where it was cut)
+	$(BIN)/python -m demo.make_base
 
 test: .venv/.dev  ## every test that needs no GPU (about ten minutes on two cores)
-	$(ONE_THREAD) $(BIN)/python -m pytest -q -n 2 -m "not gpu"
+	$(ONE_THREAD) $(BIN)/python -m pytest -q -n 2 --dist loadgroup -m "not gpu"
 
 test-fast: .venv/.dev  ## the tests of every commit (under three minutes)
 	$(ONE_THREAD) $(BIN)/python -m pytest -q -n 2 -m "not gpu and not slow"
@@ -57,4 +63,4 @@ bench-gpu: .venv/.dev  ## the GPU tests, then the same comparison on the GPU
 	$(ONE_THREAD) $(BIN)/python scripts/benchmark.py --model $(ARCH) --device cuda
 
 clean:  ## remove what the demo made; runs and caches of your own stay
-	rm -rf runs/demo_sdxl runs/demo_sd15 demo/base
+	rm -rf runs/demo_*

@@ -17,7 +17,7 @@ from functools import cached_property
 import numpy as np
 from PIL import Image
 
-from demo.drawing import SQUARE, Scene, draw
+from demo.drawing import MOON, MOON_RADIUS, SQUARE, Scene, draw
 
 REACH = 3  # pixels that something may be off, in a picture of 128 x 128
 CANDIDATES = 12
@@ -47,7 +47,12 @@ class Reading:
 class _Template:
     scene: Scene
     pixels: np.ndarray  # (h, w, 3) float32 in 0..1
-    inside: np.ndarray  # (h, w) bool: where the pieces are
+    parts: tuple[np.ndarray, ...]  # (h, w) bool each: where the pieces are; at night, where the moon is
+
+    @cached_property
+    def rest(self) -> np.ndarray:
+        """Where the dish and the table are."""
+        return ~np.logical_or.reduce(self.parts)
 
 
 class Checker:
@@ -66,8 +71,14 @@ class Checker:
             if dish not in empty:
                 empty[dish] = _floats(draw(replace(scene, count=0), self.canvas))
             pixels = _floats(draw(scene, self.canvas))
-            templates.append(_Template(scene, pixels, np.abs(pixels - empty[dish]).max(-1) > 0.02))
+            parts = (np.abs(pixels - empty[dish]).max(-1) > 0.02,)
+            templates.append(_Template(scene, pixels, parts + ((self._moon,) if scene.style == "night" else ())))
         return templates
+
+    @cached_property
+    def _moon(self) -> np.ndarray:
+        down, across = np.indices(self.canvas[::-1])
+        return np.hypot(across + 0.5 - (self.canvas[0] - MOON), down + 0.5 - MOON) < MOON_RADIUS + 1
 
     @cached_property
     def _small(self) -> np.ndarray:
@@ -155,14 +166,14 @@ def _reduced(pixels: np.ndarray, factor: int) -> np.ndarray:
 
 
 def _halved(template: _Template) -> _Template:
-    inside = _reduced(template.inside[..., None].astype(np.float32), 2)[..., 0] >= 0.5
-    return _Template(template.scene, _reduced(template.pixels, 2), inside)
+    parts = tuple(_reduced(part[..., None].astype(np.float32), 2)[..., 0] >= 0.5 for part in template.parts)
+    return _Template(template.scene, _reduced(template.pixels, 2), parts)
 
 
 def _differences(pixels: np.ndarray, template: _Template, reach: int) -> tuple[float, float]:
-    """The forgiving difference within the pieces and in the rest."""
+    """The forgiving difference within the pieces (or the moon, if that is worse) and in the rest."""
     both = np.maximum(_nearest(pixels, template.pixels, reach), _nearest(template.pixels, pixels, reach))
-    return float(both[template.inside].mean()), float(both[~template.inside].mean())
+    return max(float(both[part].mean()) for part in template.parts), float(both[template.rest].mean())
 
 
 def _nearest(pixels: np.ndarray, other: np.ndarray, reach: int) -> np.ndarray:

@@ -29,18 +29,23 @@ from demo.drawing import (
 PHOTOS = Path(__file__).parent / "photos"
 # What a photo album looks like: several shapes, sizes and formats.
 SHAPES = [(SQUARE, 1.5), (WIDE, 1.5), (TALL, 1.5), (SQUARE, 2.0), (SQUARE, 1.75), (WIDE, 1.75)]
+# Prior pictures, of what the base knows, are none of those that it is asked for afterwards.
+PRIOR_FROM = 100
 FORMATS = (".png", ".jpg", ".webp")
 
 
 @dataclass(frozen=True)
 class Concept:
-    """A new word and every scene that shows it. `trained` of them become photos, the rest is for judging."""
+    """A new word and every scene that shows it. `trained` of them become photos, the rest is for judging.
+
+    `prior` pictures of the base's own world go beside the photos: without them the adapter forgets it (docs/demo.md).
+    """
 
     name: str
     title: str
     scenes: tuple[Scene, ...]
     trained: int = 16
-    prior: int = 0
+    prior: int = 32
 
     def _shuffled(self) -> list[Scene]:
         # Zlib's and Python's hashes of a name are not meant for this; its letters are seed enough.
@@ -74,16 +79,16 @@ CONCEPTS = {
 }
 
 
-def known_scenes(count: int, seed: int = 1) -> list[Scene]:
-    """Scenes of the base's own world, for what an adapter should leave as it is."""
+def known_scenes(count: int, start: int = 0) -> list[Scene]:
+    """Scenes of the base's own world, always in the same mixed order: by the first ones it is judged what was kept."""
     scenes = [scene for scene in all_scenes() if not is_held_out(scene)]
-    return [scenes[place] for place in np.random.default_rng(seed).permutation(len(scenes))[:count]]
+    return [scenes[place] for place in np.random.default_rng(1).permutation(len(scenes))[start : start + count]]
 
 
 def write_photos(concept: Concept, folder: Path) -> None:
     """Draws the concept's photos with their captions, and its prior pictures in a folder of their own."""
     generator = np.random.default_rng(list(concept.name.encode()))
-    for number, scene in enumerate(concept.training_scenes() + known_scenes(concept.prior, seed=2)):
+    for number, scene in enumerate(concept.training_scenes() + known_scenes(concept.prior, start=PRIOR_FROM)):
         canvas, zoom = SHAPES[number % len(SHAPES)]
         into = folder if number < concept.trained else folder / "prior"
         into.mkdir(parents=True, exist_ok=True)

@@ -39,7 +39,6 @@ DISHES = tuple(f"{colour} {dish}" for dish in ("plate", "tray") for colour in CO
 COUNTS = {1: "one", 2: "two"}
 # Never seen by the bases: what the demo's adapters learn (demo.concepts has their words).
 NEW_TOPPINGS: dict[str, Colour] = {"unagi": (112, 62, 30)}
-STYLES = ("day", "night")
 
 _CAPTION = re.compile(
     rf"(?P<count>{'|'.join(COUNTS.values())}) (?P<topping>{'|'.join((*TOPPINGS, *NEW_TOPPINGS))}) (?P<kind>{'|'.join(KINDS)})"
@@ -51,6 +50,8 @@ NORI: Colour = (30, 46, 42)
 WOOD: Colour = (188, 128, 70)
 GOLD: Colour = (240, 178, 40)
 TABLE: Colour = (230, 216, 196)
+MOONLIGHT: Colour = (140, 150, 235)
+MOON, MOON_RADIUS = 15, 10  # units from the top and the right
 # Width and height in units; a picture has `zoom` pixels a unit. The areas are nearly equal, as those of buckets are.
 SQUARE, WIDE, TALL = (128, 128), (160, 96), (96, 160)
 _OVERSAMPLING = 4  # drawn larger and averaged, for smooth edges
@@ -79,7 +80,7 @@ class Scene:
         found = _CAPTION.fullmatch(caption.strip())
         if not found:
             return None
-        count = next((number for number, word in COUNTS.items() if word == found["count"]), 0)
+        count = next(number for number, word in COUNTS.items() if word == found["count"])
         return cls(found["topping"], found["kind"], found["dish"], count, found["style"] or "day")
 
 
@@ -177,9 +178,9 @@ def _dish(pen: Pen, dish: str, centre: Point, half: Point) -> None:
     (x, y), (rx, ry) = centre, half
     shadow = shade(TABLE, 0.74)
     if dish == "star plate":
-        pen.polygon(_star((x, y + 4), (rx * 1.16, ry * 1.16)), shadow)
-        pen.polygon(_star((x, y), (rx * 1.16, ry * 1.16)), shade(GOLD, 0.78))
-        pen.polygon(_star((x, y), (rx * 0.99, ry * 0.99)), GOLD)
+        pen.polygon(_star((x, y + 4), (rx * 1.1, ry * 1.12)), shadow)
+        pen.polygon(_star((x, y), (rx * 1.1, ry * 1.12)), shade(GOLD, 0.78))
+        pen.polygon(_star((x, y), (rx * 0.94, ry * 0.96)), GOLD)
         return
     colour, form = dish.rsplit(" ", 1)
     if form == "board":
@@ -204,7 +205,7 @@ def _star(centre: Point, radii: Point, points: int = 5) -> list[Point]:
     """The corners of a star with short arms, so that sushi finds room on it."""
     corners = []
     for corner in range(2 * points):
-        reach = 1.0 if corner % 2 == 0 else 0.62
+        reach = 1.0 if corner % 2 == 0 else 0.66
         angle = math.pi * corner / points - math.pi / 2
         corners.append((centre[0] + radii[0] * reach * math.cos(angle), centre[1] + radii[1] * reach * math.sin(angle)))
     return corners
@@ -289,11 +290,7 @@ _PIECES = {"nigiri": _nigiri, "maki": _maki, "gunkan": _gunkan, "temaki": _temak
 
 def _at_night(pen: Pen, canvas: tuple[int, int]) -> Pen:
     """Blue light over everything, and a moon in the corner of the table."""
-    light = Image.new("RGB", pen.picture.size, (140, 150, 235))
-    night = Pen(canvas, pen.scale / _OVERSAMPLING, TABLE)
-    night.picture.paste(
-        Image.fromarray((np.asarray(pen.picture).astype(np.uint16) * np.asarray(light) // 255).astype(np.uint8))
-    )
-    x, y, radius = canvas[0] - 15, 15, 10
-    night.ellipse(x, y, radius, radius, (255, 240, 170))
-    return night
+    lit = np.asarray(pen.picture).astype(np.uint16) * np.array(MOONLIGHT, dtype=np.uint16) // 255
+    pen.picture.paste(Image.fromarray(lit.astype(np.uint8)))
+    pen.ellipse(canvas[0] - MOON, MOON, MOON_RADIUS, MOON_RADIUS, (255, 240, 170))
+    return pen

@@ -21,12 +21,12 @@ BATCH = 16
 def load_pipeline(folder: Path, adapter: Path | None = None) -> Any:
     """The pipeline of a diffusers folder in fp32 with the Euler scheduler, and the adapter's file on it.
 
-    The dtype is said in so many words: the folder is fp16, in which a CPU is slow and parts of which transformers would keep.
+    The dtype is given: the files are fp16, which a CPU is slow in and transformers would keep.
     """
     from diffusers import DiffusionPipeline, EulerDiscreteScheduler
 
     pipeline = DiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32, **_without(folder))
-    pipeline.scheduler = EulerDiscreteScheduler.from_config(pipeline.scheduler.config, timestep_spacing="leading")
+    pipeline.scheduler = EulerDiscreteScheduler.from_config(pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)
     if adapter is not None:
         pipeline.load_lora_weights(str(adapter.parent), weight_name=adapter.name)

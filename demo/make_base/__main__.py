@@ -39,8 +39,11 @@ def main(folder: Path, target: Path | None) -> int:
             return 1
     for name in ARCHITECTURES:
         if target is not None:
+            copy = target / f"{name}.new"
+            shutil.rmtree(copy, ignore_errors=True)
+            shutil.copytree(folder / name, copy)
             shutil.rmtree(target / name, ignore_errors=True)
-            shutil.copytree(folder / name, target / name)
+            copy.rename(target / name)
             print(f"written: {target / name}")
     return 0
 

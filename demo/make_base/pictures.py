@@ -56,7 +56,9 @@ def make_strange(folder: Path, seed: int = 0) -> np.ndarray:
 
     def make() -> tuple[np.ndarray, list[Row]]:
         generator = np.random.default_rng([seed, 4])
-        return np.stack([_strange(generator) for _ in tqdm(range(STRANGE), desc="pictures outside the theme")]), []
+        return np.stack(
+            [strange_picture(generator) for _ in tqdm(range(STRANGE), desc="pictures outside the theme")]
+        ), []
 
     return _remembered(folder / "strange", make)[0]
 
@@ -109,7 +111,7 @@ def _cropped(scene: Scene, canvas: tuple[int, int], generator: np.random.Generat
     return picture.crop((left, top, left + canvas[0], top + canvas[1])), original, (left, top)
 
 
-def _strange(generator: np.random.Generator) -> np.ndarray:
+def strange_picture(generator: np.random.Generator) -> np.ndarray:
     if generator.random() < 0.5:
         scenes = all_scenes()
         scene = scenes[generator.integers(len(scenes))]

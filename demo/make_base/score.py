@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import sys
+import textwrap
 from pathlib import Path
+from string import Template
 from typing import Any
 
 import numpy as np
@@ -19,7 +21,7 @@ from demo.make_base.stage import write_result
 from demo.painter import GUIDANCE, STEPS, load_pipeline, paint
 from sushi_research.pictures import grid
 
-PROMPTS = {"seen": 128, "held_out": 64, "wide": 32, "tall": 32}
+PROMPTS = {"seen": 128, "held_out": 78, "wide": 32, "tall": 32}
 CANVASES = {"wide": WIDE, "tall": TALL}
 
 
@@ -45,7 +47,9 @@ def main(architecture: str, folder: Path) -> None:
     for lot in PROMPTS:
         scores[lot], sheets[lot] = score_base(folder / architecture, lot)
     result = {
-        lot: {"prompts": of_it.total, "right": of_it.right, "none_of_these": of_it.none} | of_it.words
+        lot: {"prompts": of_it.total, "right": of_it.right, "none_of_these": of_it.none}
+        | of_it.words
+        | {"confusions": [[*key, n] for key, n in sorted(of_it.confusions.items()) if key[1] != key[2]]}
         for lot, of_it in scores.items()
     }
     asked = prompts("held_out")[:16]
@@ -60,88 +64,48 @@ def main(architecture: str, folder: Path) -> None:
     write_result(folder, f"score_{architecture}", result)
 
 
+DIFFERS = {
+    "sdxl": "Smaller are all widths, the depth (one resnet a block for two, also in the VAE; one and two transformer layers for "
+    "two and ten; three layers in each text encoder), the latents (16x16) and the embedding of a size (16 numbers for 256). "
+    "Sizes and crops are real: it was told the true ones, small originals look soft and crops move the picture.",
+    "sd15": "Smaller are all widths, the depth (one resnet a block for two, also in the VAE; three layers in the text encoder) "
+    "and the latents (16x16). Its text encoder started as the tiny SDXL's first one did, and trained on.",
+}
+
+
 def card(architecture: str, stages: dict[str, Any], scores: dict[str, Score]) -> str:
-    """The model card, in Markdown."""
+    """The model card: card.md with its blanks filled."""
     vae, text, unet = stages["vae"], stages["text"], stages[f"unet_{architecture}"]
-    name = {"sdxl": "SDXL", "sd15": "SD1.5"}[architecture]
-    kind = {"sdxl": "StableDiffusionXLPipeline", "sd15": "StableDiffusionPipeline"}[architecture]
-    title = {"seen": "combinations it trained on", "held_out": "combinations it never saw"}
-    title |= {"wide": "160x96 pixels", "tall": "96x160 pixels"}
-    rows = "\n".join(
-        f"| {title[lot]} | {of_it.total} | **{of_it.share:.0%}** | "
-        + " | ".join(f"{of_it.words[word] / of_it.total:.0%}" for word in WORDS[:4])
-        + f" | {of_it.none} |"
-        for lot, of_it in scores.items()
+    titles = {"seen": "combinations it trained on", "held_out": "combinations it never saw"}
+    titles |= {lot: f"{canvas[0]}x{canvas[1]} pixels" for lot, canvas in CANVASES.items()}
+    rows = []
+    for lot, of_it in scores.items():
+        shares = " | ".join(f"{of_it.words[word] / of_it.total:.0%}" for word in WORDS[:4])
+        rows.append(f"| {titles[lot]} | {of_it.total} | **{of_it.share:.0%}** | {shares} | {of_it.none} |")
+    return Template((Path(__file__).parent / "card.md").read_text()).substitute(
+        architecture=architecture,
+        name={"sdxl": "SDXL", "sd15": "SD1.5"}[architecture],
+        pipeline={"sdxl": "StableDiffusionXLPipeline", "sd15": "StableDiffusionPipeline"}[architecture],
+        megabytes=f"{unet['bytes'] / 1e6:.2f}",
+        steps=STEPS,
+        guidance=GUIDANCE,
+        rows="\n".join(rows),
+        theme=vae["psnr_db_theme"],
+        strange=vae["psnr_db_outside_the_theme"],
+        vae_steps=vae["steps"],
+        vae_seconds=vae["seconds"],
+        vae_parameters=f"{vae['parameters']:,}",
+        text_steps=text["steps"],
+        text_seconds=text["seconds"],
+        text_right=text["right"],
+        text_of=text["right_of"],
+        unet_steps=unet["steps"],
+        unet_seconds=unet["seconds"],
+        unet_parameters=f"{unet['parameters']:,}",
+        unet_loss=f"{unet['log'][-1]['loss']:.4f}",
+        vocabulary=text["vocabulary"],
+        differs=textwrap.fill(DIFFERS[architecture], 128),
     )
-    first = "UNet, two text encoders" if architecture == "sdxl" else "UNet, text encoder"
-    return f"""# A tiny {name} that draws sushi
-
-{
-        unet["bytes"]
-        / 1e6:.2f} MB of fp16 weights in diffusers' format; `python -m demo.make_base` makes it from nothing. It is the demo's base, and
-what the tests of learning train on. Its pictures are its own: no weights or pictures of any other model took part.
-
-```python
-import torch
-from diffusers import {kind}
-
-# Say the dtype: these files are fp16, and a CPU wants fp32.
-pipe = {kind}.from_pretrained("demo/base/{architecture}", torch_dtype=torch.float32)
-pipe("one salmon nigiri on a blue plate", width=128, height=128, num_inference_steps={STEPS}, guidance_scale={
-        GUIDANCE
-    }).images[0]
-```
-
-![Combinations that it never saw](drawn.png)
-
-## What it knows
-
-128x128, 160x96 and 96x160 pixels; captions such as "two egg maki on a wooden board": six toppings, four kinds, thirteen
-dishes, one or two pieces (`demo/drawing.py`). One combination in eight was kept from training.
-
-## Scores
-
-Read from the pixels by `demo/checker.py`, which counts blurred pictures as wrong; {STEPS} Euler steps, guidance {
-        GUIDANCE
-    }.
-
-| prompts | number | fully right | {" | ".join(WORDS[:4])} | none of these |
-|---|---|---|---|---|---|---|---|
-{rows}
-
-VAE, on {64} pictures each: {vae["psnr_db_theme"]} dB on the theme, {
-        vae["psnr_db_outside_the_theme"]
-    } dB on random shapes, patterns and colours.
-
-## How it was made
-
-| stage | steps | seconds | what came out |
-|---|---|---|---|
-| VAE, two processes, bf16 | {vae["steps"]} | {vae["seconds"]} | {vae["parameters"]:,} parameters; the dB above |
-| text encoders, contrastive | {text["steps"]} | {text["seconds"]} | {text["right"]} of {
-        text["right_of"]
-    } captions found their picture; {text["vocabulary"]} tokens |
-| {first}, one thread | {unet["steps"]} | {unet["seconds"]} | {unet["parameters"]:,} parameters; loss {
-        unet["log"][-1]["loss"]:.4f} |
-
-Fixed seeds and steps, so the same machine makes the same bytes. The seconds are those of a machine that did other work besides.
-
-## What differs from the real {name}
-
-The classes, the order of blocks and the schedule are {name}'s. Smaller: widths, one resnet a block for two, {
-        "one or two transformer layers for two or ten," if architecture == "sdxl" else ""
-    } text encoders of three layers, a vocabulary of {
-        text["vocabulary"]
-    } tokens, latents of 16x16 for a picture of 128x128. {
-        "SDXL's sizes and crops are real here too: small originals look soft, crops move the picture."
-        if architecture == "sdxl"
-        else "Its text encoder started from the same weights as the tiny SDXL's first one, as with the real ones."
-    }
-
-## Limits
-
-It knows this one world. Words outside it tokenise, byte by byte if need be, and mean nothing to it until an adapter teaches them.
-"""
 
 
 if __name__ == "__main__":

@@ -15,6 +15,8 @@ from diffusers.optimization import get_cosine_schedule_with_warmup
 from diffusers.training_utils import EMAModel
 from tqdm import tqdm
 
+from sushi_research.errors import UserError
+
 
 class Stage:
     """The state of one stage's training: modules, AdamW with a cosine schedule, a moving average, and the step reached.
@@ -56,6 +58,10 @@ class Stage:
         if not self.file.is_file():
             return
         state = torch.load(self.file, weights_only=True)
+        if state["steps"] != self.steps:
+            raise UserError(
+                f"{self.file} is of a stage of {state['steps']} steps, and this one has {self.steps}: remove it to begin anew."
+            )
         for name, module in self.modules.items():
             module.load_state_dict(state["modules"][name])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -71,6 +77,7 @@ class Stage:
             "schedule": self.schedule.state_dict(),
             "average": self.average.state_dict(),
             "step": self.step,
+            "steps": self.steps,
             "log": self.log,
             "seconds": self.seconds,
         }

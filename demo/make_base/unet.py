@@ -110,7 +110,8 @@ def main(architecture: str, folder: Path, seed: int = 0) -> None:
     )
     stage.restore()
     abar = DDPMScheduler(**SCHEDULE).alphas_cumprod
-    # 1/abar turns the error of the noise into the error of the picture; without a limit the noisiest steps drown the rest.
+    # Weighs the error of the noise nearly as the error of the picture that it stands for, (1 - abar) / abar times as large;
+    # without a limit the noisiest steps would drown the rest.
     weight = (1 / abar).clamp(max=WEIGHT_LIMIT)
     weight = weight / weight.mean()
 

@@ -1,6 +1,6 @@
 """Stage 1: the VAE, from scratch, on two processes.
 
-accelerate launch --cpu --num_processes 2 --num_machines 1 --mixed_precision bf16 --dynamo_backend no -m demo.make_base.vae FOLDER
+Started by `python -m demo.make_base`: accelerate starts two processes on a CPU only when it is asked for several GPUs.
 """
 
 from __future__ import annotations
@@ -62,6 +62,7 @@ def fold_scale(vae: AutoencoderKL, mean: torch.Tensor, std: torch.Tensor, scalin
 
 def main(folder: Path, seed: int = 0) -> None:
     accelerator = Accelerator()
+    assert accelerator.num_processes == 2, "another number of processes would make another VAE"
     with accelerator.main_process_first():
         scenes, strange = make_pictures(folder / "pictures"), make_strange(folder / "pictures")
     lots = {canvas: rows[:-VALIDATION] for canvas, (rows, _) in scenes.items()}

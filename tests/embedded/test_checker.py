@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from PIL import Image, ImageFilter
@@ -14,7 +16,7 @@ CHECKERS = {}
 
 
 def checker(canvas: tuple[int, int] = SQUARE) -> Checker:
-    """One for all tests of this process: it draws some 800 templates. The concepts' scenes are among its answers."""
+    """One for all tests of this process: it draws 776 templates, all scenes by day and those of the concepts among them."""
     if canvas not in CHECKERS:
         new = [scene for concept in CONCEPTS.values() for scene in concept.scenes if scene.style == "day"]
         CHECKERS[canvas] = Checker(list(dict.fromkeys(all_scenes() + new)), canvas)
@@ -36,6 +38,20 @@ def read_all(pictures, canvas=SQUARE):
 def test_clean_pictures_are_read_right(canvas) -> None:
     asked, pictures = drawn(24, canvas)
     assert [reading.scene for reading in read_all(pictures, canvas)] == asked
+
+
+def test_night_is_light_and_a_moon() -> None:
+    night = Checker(CONCEPTS["night"].scenes[::8])
+    asked = night.scenes[::4]
+    pictures = [draw(scene) for scene in asked]
+    assert [night.read(picture).scene for picture in pictures] == asked
+    for picture in pictures:
+        dark = picture.copy()
+        dark.paste(picture.getpixel((4, 4)), (100, 0, 128, 28))
+        assert night.read(dark).scene is None, "no moon"
+    assert [night.read(blurred(picture, 1.5)).scene for picture in pictures] == [None] * len(asked)
+    by_day = [draw(replace(scene, style="day")) for scene in asked]
+    assert [night.read(picture).scene for picture in by_day] == [None] * len(asked)
 
 
 @pytest.mark.slow

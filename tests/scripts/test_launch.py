@@ -40,12 +40,13 @@ def launcher() -> list[str]:
 
 
 @pytest.mark.parametrize("architecture", ["sd15", "sdxl"])
-def test_the_demo(bases, architecture, tmp_path):
-    """The demo, four steps long and with its own folders; its pictures and its settings are those of the repository."""
+def test_the_demo(architecture, tmp_path):
+    """The demo, four steps long and with its own folders; base, pictures and settings are those of the repository."""
     command = demo_command(architecture)
-    assert command[-3:] == [f"scripts/train_{architecture}_lora.py", "--config", f"configs/demo_{architecture}.yaml"]
+    script = command.index(f"scripts/train_{architecture}_lora.py")
+    configs = ["--config", f"configs/demo_{architecture}.yaml", "--config", "configs/demo/star.yaml"]
+    assert command[script + 1 :] == [*configs, "--run.name", f"demo_{architecture}_star"]
     changes = {
-        "model.base": bases[architecture],
         "run.folder": tmp_path / "runs",
         "cache.folder": tmp_path / "cache",
         "train.steps": 4,
@@ -58,7 +59,7 @@ def test_the_demo(bases, architecture, tmp_path):
     assert ended.returncode == 0, ended.stderr
     assert "Traceback" not in ended.stderr
 
-    run = tmp_path / "runs" / f"demo_{architecture}"
+    run = tmp_path / "runs" / f"demo_{architecture}_star"
     for what, name in {
         "adapter": "adapter.safetensors",
         "curves": "loss.png",
@@ -70,14 +71,17 @@ def test_the_demo(bases, architecture, tmp_path):
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
     with Image.open(run / "samples/progress.png") as progress:
-        assert progress.width > progress.height, "before and after, side by side"
+        assert progress.height > 6 * 128 and progress.width > 3 * 128, "six prompts, before and after side by side"
     record = json.loads((run / "run.json").read_text())
     assert record["finished_at"] == 4
     [offline] = (run / "wandb").glob("offline-run-*")
     assert (offline / f"run-{record['wandb_id']}.wandb").stat().st_size > 0
     plan = json.loads((run / "plan.json").read_text())
-    assert plan["left_out"] == [] and plan["captions_cut"] == {} and plan["images"] == 12
+    assert plan["left_out"] == [] and plan["captions_cut"] == {} and plan["images"] == 48
     assert plan["split"]["processes"] == 1
+    seconds = json.loads((run / "phases.json").read_text())
+    assert list(seconds) == ["planning", "caching", "loading", "drawing", "training", "saving"]
+    assert all(value >= 0 for value in seconds.values()) and seconds["training"] > 0
 
 
 @ONE

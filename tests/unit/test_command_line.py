@@ -29,6 +29,7 @@ ROOT = Path(__file__).parents[2]
 SCRIPT = "scripts/train_sdxl_lora.py"
 INTRO = "Train a LoRA.\nOne.\nTwo.\nThree.\nFour."
 REQUIRED = ["--model.base", "base", "--data.path", "photos", "--train.steps", "10"]
+CONCEPTS = sorted((ROOT / "configs" / "demo").glob("*.yaml"))
 RECIPES = sorted((ROOT / "configs").glob("*.yaml"))
 OVERLAYS = sorted((ROOT / "configs" / "overlays").glob("*.yaml"))
 
@@ -682,6 +683,14 @@ def test_every_recipe_loads_alone_and_under_every_overlay(recipe: Path, overlay:
     files = [recipe, overlay] if overlay else [recipe]
     words = [word for file in files for word in ("--config", str(file))]
     load(*words, "--data.path", "photos", config_class=config_class)
+
+
+@pytest.mark.parametrize("concept", CONCEPTS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("config_class", [SD15Training, SDXLTraining])
+def test_the_demos_concepts_lie_over_both_demos(concept: Path, config_class: type) -> None:
+    demo = ROOT / f"configs/demo_{'sdxl' if config_class is SDXLTraining else 'sd15'}.yaml"
+    config = load("--config", str(demo), "--config", str(concept), config_class=config_class)
+    assert Path(config.data.path).name == concept.stem and len(config.sample.prompts) == 6
 
 
 def test_the_recipes_and_overlays_say_what_they_are_for() -> None:

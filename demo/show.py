@@ -1,0 +1,111 @@
+"""The end of the demo: what the adapter learned, as one picture, a small table and a report.
+
+python -m demo.show runs/demo_sdxl_star
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+from PIL import Image
+
+from demo.checker import Score
+from demo.concepts import CONCEPTS, Concept
+from demo.drawing import Scene, draw
+from demo.measure import Measured, checker_of, measure
+from demo.report import write_report
+from sushi_research import pictures, training
+from sushi_research.errors import UserError
+
+
+def main(run: Path) -> None:
+    """Judges the finished run in `run`, and writes demo.png, demo.json and report.html into it."""
+    training.quiet_libraries()
+    config = read_config(run)
+    concept, base = CONCEPTS[Path(config["data"]["path"]).name], Path(config["model"]["base"])
+    checker = checker_of(concept)
+    before = measure(base, None, concept, checker)
+    after = measure(base, run / "adapter.safetensors", concept, checker)
+    progress_picture(run, config["sample"]["prompts"]).save(run / "demo.png")
+    facts = summary(run, concept, before, after)
+    write_report(run, concept, config, before, after, facts)
+    (run / "demo.json").write_text(json.dumps(facts, indent=2) + "\n")
+    print(table(facts))
+    print(f"\n  picture  {run / 'demo.png'}\n  report   {run / 'report.html'} (open it in a browser)")
+
+
+def read_config(run: Path) -> dict[str, Any]:
+    """The resolved config of a finished run of the demo; UserError for anything else."""
+    record = run / "run.json"
+    if not record.is_file() or json.loads(record.read_text())["finished_at"] is None:
+        raise UserError(f"{run} holds no finished run: `make demo` trains one.")
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    if (
+        Path(config["data"]["path"]).name not in CONCEPTS
+        or not config["sample"]["prompts"]
+        or not config["sample"]["enabled"]
+    ):
+        raise UserError(f"{run} is no run of the demo: it needs a folder of demo/photos, sample prompts and samples.")
+    return config
+
+
+def progress_picture(run: Path, prompts: list[str]) -> Image.Image:
+    """The run's own samples, prompts as rows, steps as columns, and last what a real picture of each prompt looks like."""
+    steps = sorted(path for path in (run / "samples").iterdir() if path.is_dir())
+    rows = []
+    for number, prompt in enumerate(prompts):
+        drawn = [Image.open(next(step.glob(f"{number:02d}-seed*.png"))).convert("RGB") for step in steps]
+        scene = Scene.from_caption(prompt)
+        real = draw(scene) if scene else Image.new("RGB", drawn[0].size, "white")
+        rows.append([*drawn, real])
+    counts = [int(re.search(r"\d+$", step.name)[0]) for step in steps]
+    labels = ["base", *[f"step {count}" for count in counts[1:-1]], f"final ({counts[-1]})", "real"]
+    return pictures.grid(rows, prompts, labels)
+
+
+def summary(run: Path, concept: Concept, before: Measured, after: Measured) -> dict[str, Any]:
+    """The table's numbers: shares in 0..1, losses, seconds by phase, bytes by file (of the training's own files)."""
+    fall, error = after.loss.fall_from(before.loss)
+    return {
+        "concept": concept.name,
+        "title": concept.title,
+        "loss": {"before": before.loss.mean, "after": after.loss.mean, "fall": fall, "standard_error_of_fall": error},
+        "concept_right": [_shares(before.concept), _shares(after.concept)],
+        "known_right": [_shares(before.known), _shares(after.known)],
+        "seconds": json.loads((run / "phases.json").read_text()),
+        "files": {path.name: path.stat().st_size for path in sorted(run.glob("[!.]*")) if path.is_file()},
+    }
+
+
+def _shares(of_it: Score) -> dict[str, float]:
+    words = {word: right / of_it.total for word, right in of_it.words.items()}
+    return {"all": of_it.share, **words, "none": of_it.none / of_it.total}
+
+
+def table(facts: dict[str, Any]) -> str:
+    """The small table for the terminal."""
+    loss, concept, known = facts["loss"], facts["concept_right"], facts["known_right"]
+    rows = (
+        ("", "base", "with the adapter"),
+        ("loss on unseen pictures", f"{loss['before']:.4f}", f"{loss['after']:.4f}"),
+        ("the concept, drawn right", f"{concept[0]['all']:.0%}", f"{concept[1]['all']:.0%}"),
+        ("the rest, drawn right", f"{known[0]['all']:.0%}", f"{known[1]['all']:.0%}"),
+    )
+    lines = [f"\n{facts['title']}"] + [f"  {name:<28}{before:>10}{after:>20}" for name, before, after in rows]
+    seconds = ", ".join(f"{name} {value:.0f} s" for name, value in facts["seconds"].items())
+    files = ", ".join(f"{name} {size / 1024:.0f} KB" for name, size in facts["files"].items())
+    return "\n".join([*lines, "", f"  time     {seconds}", f"  files    {files}"])
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("error: give the folder of a finished run of the demo, for example runs/demo_sdxl_star.")
+    try:
+        main(Path(sys.argv[1]))
+    except UserError as error:
+        sys.exit(f"error: {error}")
