@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from demo.checker import Checker, score, sharpness
 from demo.concepts import known_scenes
-from demo.drawing import SQUARE, TABLE, TALL, WIDE, Scene, all_scenes
+from demo.drawing import SQUARE, TABLE, TALL, WIDE, Jitter, Scene, all_scenes, draw
 from demo.make_base.pictures import strange_picture
 from demo.make_base.score import score_base
 from demo.make_base.stage import pixels, psnr
@@ -70,8 +70,6 @@ def test_plain_diffusers_loads_and_draws(architecture, tmp_path) -> None:
 
 def test_the_vae_keeps_pictures(architecture) -> None:
     """30 dB on new pictures of the theme, 24 dB on shapes, patterns and colours outside it: drawn here from other seeds."""
-    from demo.drawing import Jitter, draw
-
     generator = np.random.default_rng(99)
     scenes = all_scenes()
     theme = [
@@ -83,6 +81,18 @@ def test_the_vae_keeps_pictures(architecture) -> None:
         reference = pixels(np.stack(rows))
         with torch.no_grad():
             assert psnr(vae.decode(vae.encode(reference).latent_dist.mode()).sample, reference) >= least
+
+
+def test_what_the_vae_makes_of_a_picture_is_still_read_right(architecture) -> None:
+    """The checker's limits were set so: a picture that the VAE has been through must pass."""
+    scenes = known_scenes(16)
+    reference = pixels(np.stack([np.asarray(draw(scene)) for scene in scenes]))
+    vae = loaded(BASES / architecture).vae
+    with torch.no_grad():
+        drawn = vae.decode(vae.encode(reference).latent_dist.mode()).sample
+    checker = Checker(known_scenes(100))
+    rows = ((drawn.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
+    assert [checker.read(Image.fromarray(row)).scene for row in rows] == scenes
 
 
 @pytest.mark.slow
@@ -149,10 +159,6 @@ def test_the_usual_large_size_draws_as_crisply() -> None:
 
 
 def test_the_sharpness_measure_falls_with_blur() -> None:
-    from PIL import ImageFilter
-
-    from demo.drawing import draw
-
     picture = draw(Scene("egg", "maki", "blue plate"))
     assert sharp(picture.filter(ImageFilter.GaussianBlur(2))) < 0.5 * sharp(picture)
 

@@ -22,10 +22,10 @@ from sushi_research.command_line import load_config
 
 pytestmark = pytest.mark.slow
 
-# Over three seeds of the demo's own training (docs/demo.md), final losses lay within @@ of one another and concept scores
-# within @@. What is asked here is several times that.
-LOSS_MARGIN = 0.05
-SCORE_MARGIN = 0.50
+# Over three seeds of the demo's own training (docs/demo.md), final losses lay within 0.0013 of one another and concept scores
+# within 0.04; the loss fell by 0.25 and the score rose by 0.97. What is asked here is many times what seeds explain.
+LOSS_MARGIN = 0.15
+LEARNED = 0.85
 # What is kept of the base's world, as a share of what it knew.
 KEPT = 0.90
 
@@ -66,7 +66,7 @@ def test_the_concept_is_learned_and_the_rest_kept(demo_run) -> None:
     fall, error = after.loss.fall_from(before.loss)
     assert fall > LOSS_MARGIN and fall > 5 * error, "more than chance among the pictures, and among the seeds"
     assert before.concept.share == 0, "the base has never seen it"
-    assert after.concept.share - before.concept.share > SCORE_MARGIN
+    assert after.concept.share >= LEARNED
     assert after.known.share >= KEPT * before.known.share
 
 
