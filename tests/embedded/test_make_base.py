@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,8 @@ from real_configs import SD15_UNET, SDXL_UNET
 
 from demo.drawing import SQUARE, TALL, WIDE, is_held_out
 from demo.make_base import pictures, stage, text, tokenizer, unet, vae
+from demo.painter import load_pipeline, paint
+from sushi_research.models import detect
 
 
 @pytest.fixture
@@ -152,3 +156,29 @@ def test_the_second_encoder_is_projected_and_the_first_is_not(words) -> None:
     ids = text.token_ids(words["!"], ["one egg maki on a blue plate"])
     assert first.config.eos_token_id == words[tokenizer.END].eos_token_id
     assert second(ids).text_embeds.shape == (1, 64) and first(ids).last_hidden_state.shape == (1, 77, 64)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ["sdxl", "sd15"])
+def test_the_stages_after_the_vae_make_a_pipeline(architecture, monkeypatch, tmp_path) -> None:
+    """Two steps of each, on a few pictures: the finished folder is a base that the trainer takes and diffusers draws with."""
+    monkeypatch.setattr(pictures, "PLAIN", {SQUARE: 24, WIDE: 12, TALL: 12})
+    monkeypatch.setattr(pictures, "SMALL", {SQUARE: 2, WIDE: 2, TALL: 2})
+    monkeypatch.setattr(pictures, "CROPPED", 2)
+    for module in (text, unet):
+        monkeypatch.setattr(module, "VALIDATION", 4)
+        monkeypatch.setattr(module, "BATCH", 4)
+    monkeypatch.setattr(text, "STEPS", 2)
+    monkeypatch.setattr(unet, "STEPS", {architecture: 2})
+    vae.build().save_pretrained(tmp_path / f"vae_{architecture}")
+    threads = torch.get_num_threads()
+    try:
+        text.main(tmp_path)
+        unet.main(architecture, tmp_path)
+    finally:
+        torch.set_num_threads(threads)
+    assert detect.identify(tmp_path / architecture) == architecture
+    result = json.loads((tmp_path / f"unet_{architecture}.json").read_text())
+    assert result["steps"] == 2 and result["bytes"] < 8_000_000
+    [drawn] = paint(load_pipeline(tmp_path / architecture), ["one egg maki on a blue plate"], steps=2)
+    assert drawn.size == SQUARE
