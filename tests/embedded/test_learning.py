@@ -110,9 +110,9 @@ def test_the_file_draws_the_same_in_another_process_without_our_code(demo_run, t
     for number in range(len(prompts)):
         drawn = np.asarray(Image.open(samples / f"{number:02d}-seed0.png"), int)
         loaded = np.asarray(Image.open(tmp_path / f"{number}.png"), int)
-        # The file and the text cache are rounded to fp16, and 20 steps with guidance carry that on: levels of 255.
-        assert np.abs(drawn - loaded).mean() < 1.0
-        assert np.abs(drawn - loaded).max() < 64
+        # The file is rounded to fp16, and 20 steps with guidance carry that on: a level of 255 here and there (0.002 seen).
+        assert np.abs(drawn - loaded).mean() < 0.05
+        assert np.abs(drawn - loaded).max() <= 3
 
 
 def test_the_demo_ends_with_a_picture_a_table_and_a_report(demo_run, monkeypatch, capsys) -> None:
@@ -128,8 +128,9 @@ def test_the_demo_ends_with_a_picture_a_table_and_a_report(demo_run, monkeypatch
     assert set(facts["seconds"]) >= {"caching", "training", "drawing"} and "adapter.safetensors" in facts["files"]
     page = (run / "report.html").read_text(encoding="utf-8")
     sources = re.findall(r"""(?:src|href)=["']?([^"' >]{5})|(url\()""", page)
-    assert len(sources) >= 16 + 4 + 2 and set(sources) == {("data:", "")}, "it needs no other file"
-    assert page.count("<figure") == 16 + 4
+    shown = CONCEPTS["star"].trained + CONCEPTS["star"].prior + 4
+    assert set(sources) == {("data:", "")} and len(sources) == shown + 2, "it needs no other file"
+    assert page.count("<figure") == shown
     with Image.open(run / "demo.png") as picture:
         assert picture.width > 5 * 128 and picture.height > 6 * 128
 
