@@ -59,7 +59,7 @@ def paint(
         for start in range(0, len(prompts), BATCH):
             batch = list(prompts[start : start + BATCH])
             generators = [torch.Generator().manual_seed(seed + start + place) for place in range(len(batch))]
-            drawn += pipeline(
+            made = pipeline(
                 batch,
                 width=canvas[0],
                 height=canvas[1],
@@ -67,6 +67,7 @@ def paint(
                 guidance_scale=guidance,
                 generator=generators,
                 **arguments,
-            ).images
+            )
+            drawn.extend(made.images)
             bar.update(len(batch))
     return drawn
