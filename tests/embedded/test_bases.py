@@ -103,7 +103,10 @@ def test_they_draw_what_is_asked(architecture, lot, which) -> None:
     assert of_it.share >= SHARES[architecture][which], of_it.confusion_table("topping")
 
 
-@pytest.mark.parametrize("canvas", [SQUARE, WIDE, TALL], ids=["square", "wide", "tall"])
+SHAPES = [SQUARE, pytest.param(WIDE, marks=pytest.mark.slow), pytest.param(TALL, marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("canvas", SHAPES, ids=["square", "wide", "tall"])
 def test_a_few_pictures_of_each_shape_are_right(architecture, canvas) -> None:
     """The fast tests' share of the scores, all of which take minutes: six of eight are far from the one in 624 of chance."""
     asked = known_scenes(8)
@@ -113,6 +116,7 @@ def test_a_few_pictures_of_each_shape_are_right(architecture, canvas) -> None:
     assert score([checker.read(picture) for picture in drawn], asked).right >= 6
 
 
+@pytest.mark.slow
 def test_an_original_size_that_is_small_looks_soft() -> None:
     """SDXL was told of small originals that were made larger; asked for one, it draws what those look like."""
     pipeline, prompts = loaded(BASES / "sdxl"), [scene.caption for scene in known_scenes(8)]
@@ -122,6 +126,7 @@ def test_an_original_size_that_is_small_looks_soft() -> None:
     assert np.mean(soft) < 0.9 * np.mean(crisp), "0.79 when it was made"
 
 
+@pytest.mark.slow
 def test_sizes_and_crops_move_the_picture() -> None:
     """A wide original cut to a square is cut at its sides, a tall one at top and bottom, on the side that the crop says."""
     pipeline, prompts = loaded(BASES / "sdxl"), [scene.caption for scene in known_scenes(8)]
@@ -147,6 +152,7 @@ def test_sizes_and_crops_move_the_picture() -> None:
         assert end[near] >= start[near] + 3 and end[near] >= end[far]
 
 
+@pytest.mark.slow
 def test_the_usual_large_size_draws_as_crisply() -> None:
     """Programs tell SDXL 1024x1024; the base was told of such originals, which look as others do once they are reduced."""
     pipeline, prompts = loaded(BASES / "sdxl"), [scene.caption for scene in known_scenes(4)]

@@ -34,12 +34,16 @@ def read_all(pictures, canvas=SQUARE):
     return [checker(canvas).read(picture) for picture in pictures]
 
 
-@pytest.mark.parametrize("canvas", [SQUARE, WIDE, TALL])
+SHAPES = [SQUARE, pytest.param(WIDE, marks=pytest.mark.slow), pytest.param(TALL, marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("canvas", SHAPES)
 def test_clean_pictures_are_read_right(canvas) -> None:
     asked, pictures = drawn(24, canvas)
     assert [reading.scene for reading in read_all(pictures, canvas)] == asked
 
 
+@pytest.mark.slow
 def test_night_is_light_and_a_moon() -> None:
     night = Checker(CONCEPTS["night"].scenes[::8])
     asked = night.scenes[::4]
@@ -82,13 +86,13 @@ def noisy(picture: Image.Image, deviation: float) -> Image.Image:
     ids=["blur of 1.5 pixels", "blur of 4 pixels", "noise of 10 %"],
 )
 def test_spoiled_pictures_are_none_of_these(spoil) -> None:
-    _, pictures = drawn(24)
-    assert [reading.scene for reading in read_all(map(spoil, pictures))] == [None] * 24
+    _, pictures = drawn(12)
+    assert [reading.scene for reading in read_all(map(spoil, pictures))] == [None] * 12
 
 
 def test_slightly_soft_pictures_pass() -> None:
     """The threshold is for pictures that a VAE made: half a pixel of blur and a little noise are not what it is about."""
-    asked, pictures = drawn(24)
+    asked, pictures = drawn(12)
     assert [reading.scene for reading in read_all(noisy(blurred(picture, 0.7), 4) for picture in pictures)] == asked
 
 
