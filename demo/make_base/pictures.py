@@ -112,6 +112,7 @@ def _cropped(scene: Scene, canvas: tuple[int, int], generator: np.random.Generat
 
 
 def strange_picture(generator: np.random.Generator) -> np.ndarray:
+    """One picture outside the theme, uint8 `(128, 128, 3)`: a recoloured scene, or shapes and patterns at random."""
     if generator.random() < 0.5:
         scenes = all_scenes()
         scene = scenes[generator.integers(len(scenes))]

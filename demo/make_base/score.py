@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from demo.checker import WORDS, Checker, Score, score
 from demo.drawing import SQUARE, TALL, WIDE, Scene, all_scenes, is_held_out
@@ -33,10 +34,10 @@ def prompts(lot: str) -> list[Scene]:
     ]
 
 
-def score_base(base: Path, lot: str, **arguments: Any) -> tuple[Score, list]:
+def score_base(base: Path, lot: str) -> tuple[Score, list[Image.Image]]:
     """Draws the lot's prompts with the base in `base` and reads them; the pictures come with the score."""
     canvas, asked = CANVASES.get(lot, SQUARE), prompts(lot)
-    drawn = paint(load_pipeline(base), [scene.caption for scene in asked], canvas=canvas, description=lot, **arguments)
+    drawn = paint(load_pipeline(base), [scene.caption for scene in asked], canvas=canvas, description=lot)
     checker = Checker(all_scenes(), canvas)
     return score([checker.read(picture) for picture in drawn], asked), drawn
 
