@@ -34,9 +34,9 @@ def load_pipeline(folder: Path, adapter: Path | None = None) -> Any:
 
 
 def _without(folder: Path) -> dict[str, None]:
-    from sushi_research.models import detect
+    from sushi_research.models.loading import resolve_base
 
-    return importlib.import_module(f"sushi_research.models.{detect.identify(folder)}").PIPELINE_WITHOUT
+    return importlib.import_module(f"sushi_research.models.{resolve_base(str(folder)).architecture}").PIPELINE_WITHOUT
 
 
 def paint(

@@ -52,12 +52,22 @@ def main(config: DrawingConfig) -> int:
     output = Path(config.output)
     singles = make_folders(output)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    base = loading.resolve_base(config.base, revision=config.revision, variant=config.variant, vae=config.vae)
-    architecture = detect.identify(base.folder)
-    model = importlib.import_module(f"sushi_research.models.{architecture}")
+    base = loading.resolve_base(
+        config.base,
+        revision=config.revision,
+        variant=config.variant,
+        vae=config.vae,
+        text_encoders=config.text_encoders,
+        tokenizers=config.tokenizers,
+        prediction_type=config.prediction_type,
+        zero_terminal_snr=config.zero_terminal_snr,
+    )
+    model = importlib.import_module(f"sushi_research.models.{base.architecture}")
+    settings = text_settings(config, model)
     loading.require_vae(base, model.SCALING_FACTOR)
     precision = resolve_precision(config.precision, os.environ.get("ACCELERATE_MIXED_PRECISION"), device)
-    pipeline = load_pipeline(base, model, COMPUTE_DTYPES[precision], device)
+    text = model.load_text(base, device, COMPUTE_DTYPES[precision])
+    pipeline = load_pipeline(base, model, text, COMPUTE_DTYPES[precision], device)
     names = load_adapters(pipeline, config.adapters)
 
     columns = [("base", None, 0.0)]
@@ -71,10 +81,15 @@ def main(config: DrawingConfig) -> int:
             pipeline.set_adapters([name], [strength])
         elif names:
             pipeline.disable_lora()
+        # In each column anew: an adapter of another trainer may change the text encoders. And not by the pipeline, whose
+        # clip_skip does not work with transformers 5.
+        negative, _ = model.encode_caption(text, config.negative_prompt, **settings)
+        if not config.negative_prompt:
+            negative = sampling.unconditional(negative, base.force_zeros)
+        prompts = {prompt: model.encode_caption(text, prompt, **settings)[0] for prompt in config.prompts}
         for prompt, seed in rows:
             drawn = pipeline(
-                prompt,
-                negative_prompt=config.negative_prompt or None,
+                **sampling.embeddings(prompts[prompt], negative, pipeline.unet),
                 generator=torch.Generator("cpu").manual_seed(seed),
                 num_inference_steps=config.steps,
                 guidance_scale=config.guidance or model.GUIDANCE,
@@ -111,18 +126,30 @@ def make_folders(output: Path) -> Path:
     return singles
 
 
-def load_pipeline(base: loading.Base, model: ModuleType, dtype: torch.dtype, device: torch.device) -> Any:
+def load_pipeline(base: loading.Base, model: ModuleType, text: Any, dtype: torch.dtype, device: torch.device) -> Any:
     """diffusers' pipeline of the base without its VAE, with the Euler scheduler that the training's samples use."""
     import diffusers
 
-    unet = loading.load_unet(base, dtype, device).eval()
-    parts = {"unet": unet, "vae": None, **model.PIPELINE_WITHOUT}
-    pipeline = getattr(diffusers, model.PIPELINE).from_pretrained(
-        base.folder, variant=base.variant, torch_dtype=dtype, use_safetensors=True, **parts
+    pipeline = getattr(diffusers, model.PIPELINE)(
+        unet=loading.load_unet(base, dtype, device).eval(),
+        vae=None,
+        scheduler=sampling.sampling_scheduler(base.scheduler, base.prediction),
+        **model.pipeline_text(base, text),
+        **model.PIPELINE_WITHOUT,
     )
-    pipeline.scheduler = diffusers.EulerDiscreteScheduler.from_pretrained(base.folder / "scheduler")
     pipeline.set_progress_bar_config(disable=True)
-    return pipeline.to(device)
+    return pipeline
+
+
+def text_settings(config: DrawingConfig, model: ModuleType) -> dict[str, int]:
+    """How a prompt is encoded; UserError where the base has no such choice."""
+    if "clip_skip" in model.TEXT_SETTINGS:
+        return {"clip_skip": config.clip_skip}
+    if config.clip_skip != 1:
+        raise UserError(
+            f"clip_skip is {config.clip_skip}, and {detect.NAMES[model.NAME]} base has none: leave it at 1."
+        )
+    return {}
 
 
 def load_adapters(pipeline: Any, paths: list[str]) -> list[tuple[str, str]]:

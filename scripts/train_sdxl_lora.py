@@ -54,6 +54,7 @@ def training_step(
     step: int,
     group: int,
     abar: torch.Tensor,
+    prediction_type: str,
     scaler: torch.amp.GradScaler,
     tally: Tally,
 ) -> None:
@@ -68,8 +69,10 @@ def training_step(
     latents = diffusion.posterior_sample(batch.mean, batch.std, batch.normal("posterior"), model.SCALING_FACTOR)
     noisy = diffusion.add_noise(latents, noise, timesteps, abar)
     prediction = model.predict(unet, noisy, timesteps, batch.text, batch.time_ids)
-    losses = diffusion.mse_per_sample(prediction, noise)  # [B] fp32: the target is the noise
-    weights = diffusion.min_snr_weight(timesteps, abar, config.loss.snr_gamma)
+    # The target is what the base predicts: the noise, or v.
+    target = diffusion.target(latents, noise, timesteps, abar, prediction_type)
+    losses = diffusion.mse_per_sample(prediction, target)  # [B] fp32
+    weights = diffusion.min_snr_weight(timesteps, abar, config.loss.snr_gamma, prediction_type)
     loss = (losses * weights).sum() / group  # this micro-batch's part of the step's mean over G samples
     scaler.scale(loss).backward()
     tally.add(loss, losses, diffusion.timestep_quarter(timesteps), batch.names)
@@ -162,7 +165,7 @@ def train(config: SDXLTraining, accelerator: Accelerator, precision: str, run: R
 
     # --- shared: the loop ---
     metrics = training.open_trackers(config, run, start, accelerator)
-    abar = diffusion.alphas_cumprod().to(device)
+    abar = diffusion.alphas_cumprod(zero_terminal_snr=base.prediction.zero_terminal_snr).to(device)
     step, stopping = start.step, False
     phases.enter("drawing")
     if step == 0 or (config.sample.every and step % config.sample.every == 0):
@@ -179,7 +182,7 @@ def train(config: SDXLTraining, accelerator: Accelerator, precision: str, run: R
         while step < plan["steps"] and not stopping:
             tally = Tally(device, accelerator.num_processes)
             for batch in loader.step(step):
-                training_step(config, unet, batch, step, group, abar, scaler, tally)
+                training_step(config, unet, batch, step, group, abar, base.prediction.type, scaler, tally)
                 masters.accumulate()
             stopping = tally.reduce(masters, accelerator, stop=stop.poll(), waited=loader.take_waited())
             tally.require_finite(step + 1)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,21 +22,22 @@ from torch import nn
 from sushi_research.adapter import ADAPTER, CONVOLUTIONS, adapter_modules
 from sushi_research.errors import UserError
 from sushi_research.files import write_atomic
+from sushi_research.models.original_names import unet_name
+from sushi_research.models.prediction import Prediction
 
 PREFIX = "lora_unet_"
 DOWN, UP, ALPHA = ".lora_down.weight", ".lora_up.weight", ".alpha"
 
-# diffusers' names inside a ResnetBlock2D -> Stability's.
-RESNET_LAYERS = {
-    "conv1": "in_layers.2",
-    "conv2": "out_layers.3",
-    "time_emb_proj": "emb_layers.1",
-    "conv_shortcut": "skip_connection",
+# A1111 and others tell the base from these two: without the first they take any file for an SD1.5 adapter. By what the
+# base predicts; of SDXL kohya's trainers know one name.
+BASE_VERSIONS = {
+    "sd15": {"epsilon": "sd_v1", "v_prediction": "sd_v1_v"},
+    "sdxl": {"epsilon": "sdxl_base_v1-0", "v_prediction": "sdxl_base_v1-0"},
 }
-# A1111 and others tell the base from these two: without the first they take any file for an SD1.5 adapter.
-BASE_VERSIONS = {"sd15": "sd_v1", "sdxl": "sdxl_base_v1-0"}
 ARCHITECTURES = {"sd15": "stable-diffusion-v1/lora", "sdxl": "stable-diffusion-xl-v1-base/lora"}
 IMPLEMENTATIONS = {"sd15": "diffusers", "sdxl": "https://github.com/Stability-AI/generative-models"}
+# diffusers' names -> the model specification's.
+PREDICTION_TYPES = {"epsilon": "epsilon", "v_prediction": "v"}
 
 
 class AdapterFileError(RuntimeError):
@@ -50,33 +50,12 @@ def kohya_unet_names(architecture: str, module_paths: Iterable[str], layers_per_
     `layers_per_block` is the UNet config's: Stability counts blocks by layers. The published SDXL has two; diffusers reads
     files of UNets with one, too.
     """
-    stability = functools.partial(_stability_path, layers=layers_per_block)
+    # diffusers' `_maybe_map_sgm_blocks_to_diffusers` is the inverse of Stability's names.
+    stability = functools.partial(unet_name, layers_per_block=layers_per_block)
     rename = {"sd15": str, "sdxl": stability}[architecture]
     names = {path: PREFIX + rename(path).replace(".", "_") for path in module_paths}
     assert len(set(names.values())) == len(names), "two modules have one name in the adapter file"
     return names
-
-
-def _stability_path(path: str, layers: int) -> str:
-    """diffusers' path of an SDXL module -> Stability's, for a UNet with this many layers per block.
-
-    diffusers' `_maybe_map_sgm_blocks_to_diffusers` is the inverse.
-    """
-    pattern = r"(down|mid|up)_blocks?\.(?:(\d+)\.)?(attentions|resnets|downsamplers|upsamplers)\.(\d+)\.(.+)"
-    match = re.fullmatch(pattern, path)
-    assert match is not None, f"{path} has no name in an SDXL adapter file"
-    part, block, kind, index, inner = match[1], int(match[2] or 0), match[3], int(match[4]), match[5]
-    if kind == "downsamplers":
-        return f"input_blocks.{(layers + 1) * (block + 1)}.0.op"
-    if kind == "upsamplers":
-        return f"output_blocks.{(layers + 1) * block + layers}.2.conv"
-    if kind == "resnets":
-        inner = RESNET_LAYERS[inner]
-    if part == "mid":
-        return f"middle_block.{1 if kind == 'attentions' else 2 * index}.{inner}"
-    number = (layers + 1) * block + index
-    place = f"input_blocks.{number + 1}" if part == "down" else f"output_blocks.{number}"
-    return f"{place}.{1 if kind == 'attentions' else 0}.{inner}"
 
 
 def adapter_metadata(
@@ -100,18 +79,19 @@ def adapter_metadata(
     images: int,
     started: float,
     finished: float,
+    prediction: Prediction,
     extra: Mapping[str, Any] | None = None,
 ) -> dict[str, str]:
     """The file's metadata: kohya's `ss_*` keys and the `modelspec.*` keys (version 1.0.1) that programs read.
 
-    `targets` are the endings that were adapted, `started` and `finished` Unix times. `extra` adds keys or replaces
-    them; an entry that is None is left out. Everything becomes a string, which is all that the format holds. Our hashes
-    have keys of our own: `ss_sd_model_hash` would be taken for A1111's hash of a checkpoint file.
+    `targets` are the endings that were adapted, `started` and `finished` Unix times, `prediction` is what the base predicts.
+    `extra` adds keys or replaces them; an entry that is None is left out. Everything becomes a string, which is all that the
+    format holds. Our hashes have keys of our own: `ss_sd_model_hash` would be taken for A1111's hash of a checkpoint file.
     """
     network_args = {"conv_dim": str(rank), "conv_alpha": str(alpha)} if set(targets) & set(CONVOLUTIONS) else {}
     entries: dict[str, Any] = {
         "ss_v2": False,
-        "ss_base_model_version": BASE_VERSIONS[architecture],
+        "ss_base_model_version": BASE_VERSIONS[architecture][prediction.type],
         "ss_network_module": "networks.lora",
         "ss_network_dim": rank,
         "ss_network_alpha": alpha,
@@ -126,6 +106,7 @@ def adapter_metadata(
         "ss_num_train_images": images,
         "ss_learning_rate": learning_rate,
         "ss_optimizer": optimizer,
+        "ss_zero_terminal_snr": prediction.zero_terminal_snr,
         "ss_training_started_at": started,
         "ss_training_finished_at": finished,
         "modelspec.sai_model_spec": "1.0.1",
@@ -134,7 +115,7 @@ def adapter_metadata(
         "modelspec.title": name,
         "modelspec.resolution": f"{resolution}x{resolution}",
         "modelspec.date": datetime.fromtimestamp(int(finished), UTC).isoformat(),
-        "modelspec.prediction_type": "epsilon",
+        "modelspec.prediction_type": PREDICTION_TYPES[prediction.type],
         "sushi_research.targets": json.dumps(list(targets)),
         "sushi_research.base_hash": base_hash,
         "sushi_research.dataset_hash": dataset_hash,

@@ -69,9 +69,14 @@ def make_unet(bench: Bench) -> torch.nn.Module:
     return unet.train()
 
 
+def make_schedule(bench: Bench) -> torch.Tensor:
+    """abar, [T] float32, of the base's noise schedule, as the training script makes it."""
+    return diffusion.alphas_cumprod(zero_terminal_snr=bench.base.prediction.zero_terminal_snr).to(bench.device)
+
+
 def with_masters(bench: Bench, unet: torch.nn.Module, batches: Callable[[int], Any]) -> Step:
     """The step of the training script: fp32 masters, a working copy in the compute dtype."""
-    config, abar = bench.config, diffusion.alphas_cumprod().to(bench.device)
+    config, abar, prediction_type = bench.config, make_schedule(bench), bench.base.prediction.type
     masters = Masters(adapter.adapter_parameters(unet), COMPUTE_DTYPES[bench.precision])
     optimizer = optim.build_optimizer(config.optimizer.name, masters.parameters(), config.optimizer.lr, {})
     scaler = make_scaler(bench.precision, bench.device)
@@ -79,7 +84,8 @@ def with_masters(bench: Bench, unet: torch.nn.Module, batches: Callable[[int], A
     def step(index: int) -> torch.Tensor:
         tally = LossSum(bench.device)
         for batch in batches(index):
-            bench.script.training_step(config, unet, batch, index, config.train.batch_size, abar, scaler, tally)
+            group = config.train.batch_size
+            bench.script.training_step(config, unet, batch, index, group, abar, prediction_type, scaler, tally)
             masters.accumulate()
         scaler.unscale_(optimizer)
         torch.nn.utils.clip_grad_norm_(masters.parameters(), config.train.max_grad_norm)
@@ -94,7 +100,7 @@ def with_masters(bench: Bench, unet: torch.nn.Module, batches: Callable[[int], A
 
 def as_peft(bench: Bench, unet: torch.nn.Module, batches: Callable[[int], Any]) -> Step:
     """The same step on adapters as peft's `get_peft_model` makes them on a bf16 UNet: in fp32, with casts in each layer."""
-    config, abar = bench.config, diffusion.alphas_cumprod().to(bench.device)
+    config, abar, prediction_type = bench.config, make_schedule(bench), bench.base.prediction.type
     parameters = list(adapter.adapter_parameters(unet).values())
     optimizer = optim.build_optimizer(config.optimizer.name, parameters, config.optimizer.lr, {})
     scaler = make_scaler(bench.precision, bench.device)
@@ -102,7 +108,8 @@ def as_peft(bench: Bench, unet: torch.nn.Module, batches: Callable[[int], Any]) 
     def step(index: int) -> torch.Tensor:
         tally = LossSum(bench.device)
         for batch in batches(index):
-            bench.script.training_step(config, unet, batch, index, config.train.batch_size, abar, scaler, tally)
+            group = config.train.batch_size
+            bench.script.training_step(config, unet, batch, index, group, abar, prediction_type, scaler, tally)
         scaler.unscale_(optimizer)
         torch.nn.utils.clip_grad_norm_(parameters, config.train.max_grad_norm)
         scaler.step(optimizer)

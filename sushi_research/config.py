@@ -16,8 +16,19 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Scalar = bool | int | float | str
 TargetPreset = Literal["attention", "attention_ff", "kohya", "kohya_conv"]
 
-HUB = "folder in the diffusers format or hub id"
+HUB = "folder in the diffusers format, .safetensors file, or hub id (owner/name, owner/name/file.safetensors)"
 NULL_REVISION = "null = main; a commit hash makes the run repeatable for good"
+TOKENIZERS = (
+    "Folder or hub id with CLIP's vocabulary (vocab.json, merges.txt; a model in diffusers format has it); null = the base's "
+    "own, and for a single file the hub's cache, or the hub"
+)
+PREDICTION = (
+    "What the base predicts; null = what it says of itself (its scheduler config, the key v_pred of a single file), else "
+    "epsilon. Saying otherwise than the base is an error"
+)
+ZERO_TERMINAL_SNR = (
+    "Whether the base's noise ends in pure noise; null = what it says of itself (its scheduler config, the key ztsnr)"
+)
 
 
 class Section(BaseModel):
@@ -34,6 +45,12 @@ class Model(Section):
     variant: Literal["fp16"] | None = Field(None, description="Load the repository's fp16 files: half the download")
     vae: Text | None = Field(None, description=f"Another VAE in place of the base model's own: {HUB}")
     vae_revision: Text | None = Field(None, description="As model.revision, for model.vae")
+    text_encoders: Text | None = Field(
+        None, description=f"Text encoders in place of the base model's own, or for a file that has none: {HUB}"
+    )
+    tokenizers: Text | None = Field(None, description=TOKENIZERS)
+    prediction_type: Literal["epsilon", "v_prediction"] | None = Field(None, description=PREDICTION)
+    zero_terminal_snr: bool | None = Field(None, description=ZERO_TERMINAL_SNR)
 
     @model_validator(mode="after")
     def _vae_revision_has_a_vae(self) -> Model:

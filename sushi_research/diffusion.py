@@ -12,14 +12,30 @@ NUM_TIMESTEPS = 1000
 
 
 def alphas_cumprod(
-    beta_start: float = 0.00085, beta_end: float = 0.012, num_timesteps: int = NUM_TIMESTEPS
+    beta_start: float = 0.00085,
+    beta_end: float = 0.012,
+    num_timesteps: int = NUM_TIMESTEPS,
+    *,
+    zero_terminal_snr: bool = False,
 ) -> torch.Tensor:
     """abar_t, [T] float32, of Stable Diffusion's `scaled_linear` schedule: the square roots of beta are equally spaced.
 
-    Equal bit for bit to diffusers' `DDPMScheduler(beta_schedule="scaled_linear", ...).alphas_cumprod`. SD1.5 and SDXL
-    were both trained on it, whichever scheduler their repositories ship for sampling.
+    Equal bit for bit to diffusers' `DDPMScheduler(beta_schedule="scaled_linear", ...).alphas_cumprod`, with
+    `rescale_betas_zero_snr` for `zero_terminal_snr`. SD1.5 and SDXL were both trained on it, whichever scheduler their
+    repositories ship for sampling; some later bases on the one that ends at abar = 0, in noise alone.
     """
     betas = torch.linspace(beta_start**0.5, beta_end**0.5, num_timesteps, dtype=torch.float32) ** 2
+    abar = torch.cumprod(1.0 - betas, dim=0)
+    return _end_in_noise(abar) if zero_terminal_snr else abar
+
+
+def _end_in_noise(abar: torch.Tensor) -> torch.Tensor:
+    """abar [T] moved and stretched so that it begins where it did and ends at exactly 0 (arXiv 2305.08891, algorithm 1)."""
+    root = abar.sqrt()
+    first, last = root[0], root[-1]
+    abar = ((root - last) * (first / (first - last))) ** 2
+    # To the betas and back: diffusers keeps the schedule as betas, and the detour rounds the last bits.
+    betas = 1.0 - torch.cat([abar[:1], abar[1:] / abar[:-1]])
     return torch.cumprod(1.0 - betas, dim=0)
 
 
@@ -37,6 +53,21 @@ def offset_noise(noise: torch.Tensor, offset: torch.Tensor, strength: float) -> 
     return noise + strength * offset[:, :, None, None]
 
 
+def target(
+    latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor, abar: torch.Tensor, prediction_type: str
+) -> torch.Tensor:
+    """What the UNet should predict, [B, C, H, W], from x0 and eps of that shape, timesteps [B] int64, abar [T].
+
+    "epsilon": eps itself. "v_prediction": v = sqrt(abar_t) eps - sqrt(1 - abar_t) x0 (Salimans & Ho 2022, arXiv 2202.00512,
+    section 4), equal bit for bit to diffusers' `DDPMScheduler.get_velocity`.
+    """
+    if prediction_type == "epsilon":
+        return noise
+    assert prediction_type == "v_prediction", f"no target for the prediction type {prediction_type}"
+    abar_t = abar[timesteps].view(-1, 1, 1, 1)
+    return abar_t.sqrt() * noise - (1.0 - abar_t).sqrt() * latents
+
+
 def posterior_sample(mean: torch.Tensor, std: torch.Tensor, noise: torch.Tensor, scaling_factor: float) -> torch.Tensor:
     """A fresh sample of the VAE posterior, scaled for the UNet; [B, C, H, W] fp32.
 
@@ -51,15 +82,22 @@ def snr(timesteps: torch.Tensor, abar: torch.Tensor) -> torch.Tensor:
     return abar_t / (1.0 - abar_t)
 
 
-def min_snr_weight(timesteps: torch.Tensor, abar: torch.Tensor, gamma: float | None) -> torch.Tensor:
-    """Min-SNR-gamma loss weight for an eps target, [B]: min(snr, gamma) / snr (Hang et al. 2023, arXiv 2303.09556, eq. 5).
+def min_snr_weight(
+    timesteps: torch.Tensor, abar: torch.Tensor, gamma: float | None, prediction_type: str
+) -> torch.Tensor:
+    """Min-SNR-gamma loss weight, [B] float32 (Hang et al. 2023, arXiv 2303.09556); ones for `gamma=None`.
 
-    `gamma=None` is no weighting: ones.
+    "epsilon": min(snr, gamma) / snr. "v_prediction": min(snr, gamma) / (snr + 1), which is 0 where the SNR is. The SNR is
+    that of `abar`, so for a zero-terminal schedule the rescaled one; kohya takes it before the rescaling.
     """
     if gamma is None:
         return torch.ones(timesteps.shape, dtype=torch.float32, device=timesteps.device)
     ratio = snr(timesteps, abar)
-    return ratio.clamp(max=gamma) / ratio
+    if prediction_type == "epsilon":
+        # 0/0 at SNR 0. Such a base is refused when it is read; to look into abar here would make every step wait for the GPU.
+        return ratio.clamp(max=gamma) / ratio
+    assert prediction_type == "v_prediction", f"no loss weight for the prediction type {prediction_type}"
+    return ratio.clamp(max=gamma) / (ratio + 1.0)
 
 
 def mse_per_sample(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:

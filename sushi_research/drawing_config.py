@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from sushi_research.config import HUB, NULL_REVISION, Section, Seed, Text
+from sushi_research.config import HUB, NULL_REVISION, PREDICTION, TOKENIZERS, ZERO_TERMINAL_SNR, Section, Seed, Text
 
 
 class DrawingConfig(Section):
@@ -16,6 +16,11 @@ class DrawingConfig(Section):
     revision: Text | None = Field(None, description=f"Branch, tag or commit of a hub id; {NULL_REVISION}")
     variant: Literal["fp16"] | None = Field(None, description="Load the repository's fp16 files")
     vae: Text | None = Field(None, description=f"Another VAE in place of the base model's own: {HUB}")
+    text_encoders: Text | None = Field(None, description=f"Text encoders in place of the base model's own: {HUB}")
+    tokenizers: Text | None = Field(None, description=TOKENIZERS)
+    prediction_type: Literal["epsilon", "v_prediction"] | None = Field(None, description=PREDICTION)
+    zero_terminal_snr: bool | None = Field(None, description=ZERO_TERMINAL_SNR)
+    clip_skip: int = Field(1, ge=1, le=11, description="SD1.5: which CLIP layer conditions; 2 for anime models")
     adapters: list[Text] = Field([], description="Adapter files (.safetensors), of any trainer; each is shown alone")
     strengths: Annotated[list[float], Field(min_length=1)] = Field(
         [0.5, 1.0], description="Strengths of each adapter; the base alone is always the first column"

@@ -1,4 +1,4 @@
-"""The one exception that means "the user can mend this", and the hint that its sentences often need."""
+"""The one exception that means "the user can mend this", and the hints that its sentences often need."""
 
 import difflib
 from collections.abc import Iterable
@@ -15,3 +15,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """` (did you mean x?)` for the known name that is closest to a mistyped one; nothing where none is close."""
     close = difflib.get_close_matches(name, list(known), n=1)
     return f" (did you mean {close[0]}?)" if close else ""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its type where it has none: what fits into a sentence of our own."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -7,7 +7,6 @@ samples/progress.png                  every prompt and seed as a row, the steps 
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from collections.abc import Sequence
@@ -84,7 +83,7 @@ def _draw(
 ) -> list[Image.Image]:
     negative = caches.text(config.sample.negative_prompt)
     if not config.sample.negative_prompt:
-        negative = sampling.unconditional(negative, _force_zeros(base))
+        negative = sampling.unconditional(negative, base.force_zeros)
     latents = sampling.draw_latents(
         model,
         base,
@@ -157,8 +156,3 @@ def _rows(config: TrainingConfig, prompts: Sequence[str]) -> list[tuple[str, str
         for number, prompt in enumerate(prompts)
         for seed in seeds
     ]
-
-
-def _force_zeros(base: loading.Base) -> bool:
-    index = json.loads((base.folder / "model_index.json").read_text())
-    return bool(index.get("force_zeros_for_empty_prompt", False))

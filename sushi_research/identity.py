@@ -23,6 +23,8 @@ MAY_CHANGE = {
     "train.batch_size": "the samples per step decide: batch_size x accumulation x processes",
     "train.accumulation": "the samples per step decide: batch_size x accumulation x processes",
     "train.precision": "the dtype that it comes to on this machine decides",
+    "model.prediction_type": "what the base comes to predict decides",
+    "model.zero_terminal_snr": "what the base comes to predict decides",
     "train.gradient_checkpointing": "the same activations, computed twice instead of kept",
     "train.attention": "other kernels for the same result, up to rounding",
     "train.deterministic": "other kernels for the same result, up to rounding",
@@ -43,6 +45,8 @@ SAME_CONTENT = {
     "model.variant": "base_model",
     "model.vae": "base_model",
     "model.vae_revision": "base_model",
+    "model.text_encoders": "base_model",
+    "model.tokenizers": "base_model",
     "data.path": "data",
     "data.revision": "data",
     "data.split": "data",
@@ -56,6 +60,7 @@ FACTS = {
     "precision": "dtype of the frozen weights, from train.precision, the launcher and the device",
     "data": "hash over every image, caption and repeat count",
     "base_model": "hashes of the base model's weights",
+    "prediction": "what the base predicts, where it is not the noise on the usual schedule",
     "random_scheme": "version of the way random numbers are drawn",
     "vae_dtype": "dtype that the VAE encodes in on this device",
     "dropout_split": "batch_size, accumulation and processes, where lora.dropout draws its masks per micro-batch",
@@ -94,7 +99,7 @@ def default_name(architecture: str, data_path: str, identity: dict[str, Any]) ->
     """
     named = {key: value for key, value in identity.items() if not key.startswith("facts.")}
     named |= {f"facts.{fact}": identity[f"facts.{fact}"] for fact in _FACTS_IN_NAME}
-    for key in ("data.path", "model.base", "model.vae"):
+    for key in ("data.path", "model.base", "model.vae", "model.text_encoders", "model.tokenizers"):
         if named[key] is not None:  # "photos", "photos/" and "./photos" are one folder
             named[key] = posixpath.normpath(named[key])
     text = json.dumps(named, sort_keys=True, allow_nan=False)

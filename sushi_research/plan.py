@@ -15,6 +15,7 @@ from sushi_research import adapter, conditioning, optim, tracking
 from sushi_research.config import TrainingConfig
 from sushi_research.items import Item
 from sushi_research.models import loading
+from sushi_research.models.prediction import Prediction
 from sushi_research.precision import dtype_policy
 from sushi_research.preparation import Caches, Data
 from sushi_research.sampler import Sampler
@@ -52,6 +53,12 @@ def make_plan(
     images = len({item.sample.name for item in items})
     plan = {
         "architecture": model.NAME,
+        "base": {
+            "source": base.source,
+            "prediction_type": base.prediction.type,
+            "zero_terminal_snr": base.prediction.zero_terminal_snr,
+            "not_used": dict(base.ignored),
+        },
         "images": images,
         "items_per_epoch": len(items),
         "buckets": {f"{w}x{h}": count for (h, w), count in sorted(Counter(item.bucket for item in items).items())},
@@ -128,7 +135,7 @@ def count_adapter(base: loading.Base, targets: str | Sequence[str], rank: int) -
     from diffusers import UNet2DConditionModel
 
     with torch.device("meta"):
-        unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(base.component("unet")))
+        unet = UNet2DConditionModel.from_config(base.config("unet"))
     adapter.attach(unet, targets=targets, rank=rank, alpha=rank, dropout=0.0, init="default", seed=0)
     return len(adapter.adapter_modules(unet)), adapter.count_parameters(unet)
 
@@ -137,7 +144,11 @@ def describe_plan(plan: dict[str, Any]) -> str:
     """The plan as a person reads it."""
     split, cache, dtypes = plan["split"], plan["cache"], plan["dtypes"]
     buckets = ", ".join(f"{name} ({count})" for name, count in plan["buckets"].items())
+    known = plan["base"]
+    predicts = Prediction(known["prediction_type"], known["zero_terminal_snr"]).describe()
+    unused = f"; {len(known['not_used'])} keys of it are not needed (see plan.json)" if known["not_used"] else ""
     lines = [
+        f"base         {known['source']}: {plan['architecture']}, predicts {predicts}{unused}",
         f"images       {plan['images']} ({plan['items_per_epoch']} per epoch with repeats)",
         f"buckets      {len(plan['buckets'])}: {buckets}",
         f"step         {plan['samples_per_step']} samples = batch {split['batch_size']} x accumulation "

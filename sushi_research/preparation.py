@@ -22,7 +22,7 @@ from sushi_research.config import TrainingConfig
 from sushi_research.errors import UserError
 from sushi_research.fingerprints import FileMemo
 from sushi_research.items import Item, make_items
-from sushi_research.models import detect, loading
+from sushi_research.models import loading
 from sushi_research.run_folder import RunFolder
 
 
@@ -39,8 +39,12 @@ def find_base(config: TrainingConfig, model: ModuleType) -> loading.Base:
         variant=config.model.variant,
         vae=config.model.vae,
         vae_revision=config.model.vae_revision,
+        text_encoders=config.model.text_encoders,
+        tokenizers=config.model.tokenizers,
+        prediction_type=config.model.prediction_type,
+        zero_terminal_snr=config.model.zero_terminal_snr,
+        only=model.NAME,
     )
-    detect.require(base.folder, model.NAME)
     loading.require_vae(base, model.SCALING_FACTOR)
     return base
 

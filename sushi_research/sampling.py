@@ -2,15 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
 
 from sushi_research.models import loading
+from sushi_research.models.prediction import Prediction
 from sushi_research.progress import progress
+
+if TYPE_CHECKING:
+    from diffusers import EulerDiscreteScheduler
+
+
+def sampling_scheduler(config: Mapping[str, Any], prediction: Prediction) -> EulerDiscreteScheduler:
+    """The Euler scheduler for a base that predicts `prediction`; `config` is its scheduler config, whichever class wrote it.
+
+    A zero-terminal base starts from the last timestep, as it was trained to (spacing "trailing": arXiv 2305.08891, section
+    3.3), where diffusers takes 2^-24 for abar = 0 (sigma = 4096). Any other keeps the spacing of its config.
+    """
+    import diffusers
+
+    # A base that predicts the noise learns nothing where there is only noise; it is refused when it is read.
+    assert prediction != Prediction("epsilon", zero_terminal_snr=True)
+    settings: dict[str, Any] = {
+        "prediction_type": prediction.type,
+        "rescale_betas_zero_snr": prediction.zero_terminal_snr,
+    }
+    if prediction.zero_terminal_snr:
+        settings["timestep_spacing"] = "trailing"
+    return diffusers.EulerDiscreteScheduler.from_config(dict(config), **settings)
 
 
 def draw_latents(
@@ -32,7 +55,7 @@ def draw_latents(
     """
     import diffusers
 
-    scheduler = diffusers.EulerDiscreteScheduler.from_pretrained(base.folder / "scheduler")
+    scheduler = sampling_scheduler(base.scheduler, base.prediction)
     encoders = {name: None for text_encoder in model.TEXT_ENCODERS for name in (text_encoder, _tokenizer(text_encoder))}
     parts = {"unet": unet, "vae": None, "scheduler": scheduler, **encoders, **model.PIPELINE_WITHOUT}
     pipeline = getattr(diffusers, model.PIPELINE)(**parts)
@@ -43,7 +66,7 @@ def draw_latents(
     try:
         work = [(text, seed) for text in texts for seed in seeds]
         for text, seed in progress(work, description="drawing samples", unit="picture", leave=False):
-            arguments = _embeddings(text, "", unet) | _embeddings(negative, "negative_", unet)
+            arguments = embeddings(text, negative, unet)
             drawn = pipeline(
                 **arguments,
                 generator=torch.Generator("cpu").manual_seed(seed),
@@ -63,11 +86,13 @@ def _tokenizer(text_encoder: str) -> str:
     return text_encoder.replace("text_encoder", "tokenizer")
 
 
-def _embeddings(text: dict[str, torch.Tensor], prefix: str, unet: Any) -> dict[str, torch.Tensor]:
+def embeddings(text: dict[str, torch.Tensor], negative: dict[str, torch.Tensor], unet: Any) -> dict[str, torch.Tensor]:
+    """The arguments of a pipeline's call for one encoded prompt and negative prompt; both as `draw_latents` has them."""
     names = {"hidden": "prompt_embeds", "pooled": "pooled_prompt_embeds"}
-    if prefix:
-        names = {"hidden": "negative_prompt_embeds", "pooled": "negative_pooled_prompt_embeds"}
-    return {names[name]: tensor[None].to(unet.device, unet.dtype) for name, tensor in text.items()}
+    negatives = {"hidden": "negative_prompt_embeds", "pooled": "negative_pooled_prompt_embeds"}
+    given = {names[name]: tensor for name, tensor in text.items()}
+    given |= {negatives[name]: tensor for name, tensor in negative.items()}
+    return {name: tensor[None].to(unet.device, unet.dtype) for name, tensor in given.items()}
 
 
 def unconditional(text: dict[str, torch.Tensor], force_zeros: bool) -> dict[str, torch.Tensor]:

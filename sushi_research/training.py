@@ -12,7 +12,7 @@ import shutil
 import time
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
 from types import ModuleType
@@ -43,6 +43,7 @@ from sushi_research.files import write_atomic, write_json
 from sushi_research.fingerprints import FileMemo
 from sushi_research.items import dataset_hash
 from sushi_research.models import loading
+from sushi_research.models.prediction import Prediction
 from sushi_research.phases import Phases
 from sushi_research.precision import Masters, resolve_precision
 from sushi_research.preparation import Data
@@ -168,6 +169,8 @@ def begin(
     }
     if config.lora.dropout:
         facts["dropout_split"] = plan["split"]
+    if base.prediction != Prediction():
+        facts["prediction"] = asdict(base.prediction)
     settings = identity.run_identity(config_to_dict(config), facts)
     outcome: list[Any] = [None]
     error = None
@@ -212,6 +215,7 @@ def _describe_run(
         step=start.step,
     )
     entry["base_source"] = {"base": base.source, "revision": base.revision, "vae": base.vae_source}
+    entry["prediction"] = asdict(base.prediction)
     provenance.add_entry(run.provenance, entry)
     tracking.MetricsFile(run.metrics).cut_back(start.step)
     if start.checkpoint is None:
@@ -335,14 +339,19 @@ def write_adapter(
             epochs=int(plan["epochs"]),
             learning_rate=config.optimizer.lr,
             optimizer=config.optimizer.name,
-            base=base.source,
+            base=_published_name(base.source),
             base_hash=start.hashes["base_model"]["unet"],
             dataset_hash=start.hashes["data"],
             config_hash=entry_key(identity=start.identity),
             images=plan["images"],
             started=began,
             finished=time.time(),
-            extra={"ss_min_snr_gamma": config.loss.snr_gamma, "ss_noise_offset": config.loss.noise_offset or None},
+            prediction=base.prediction,
+            extra={
+                "ss_min_snr_gamma": config.loss.snr_gamma,
+                "ss_noise_offset": config.loss.noise_offset or None,
+                "ss_clip_skip": getattr(config.model, "clip_skip", None),  # where the architecture has one
+            },
         )
         state, dtype = masters.named_state(), getattr(torch, config.lora.save_dtype)
         adapter_formats.save_adapter(
@@ -350,6 +359,12 @@ def write_adapter(
         )
         adapter_formats.verify_saved(run.adapter, unet, architecture=model.NAME, state=state, dtype=dtype)
     accelerator.wait_for_everyone()
+
+
+def _published_name(source: str) -> str:
+    """A hub id as it is, of a folder or file its name alone: an adapter goes out into the world, the user's folders do not."""
+    path = Path(source).expanduser()
+    return os.path.basename(os.path.abspath(path)) if path.exists() else source
 
 
 def finish(

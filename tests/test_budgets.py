@@ -21,6 +21,8 @@ from sushi_research import adapter, op_counts, performance
 from sushi_research.benchmark_pairs import PAIRS, Bench, as_peft, encode_batch, make_loader, make_unet, with_masters
 from sushi_research.loader import Batch
 from sushi_research.models import loading
+from sushi_research.models.diffusers_folder import FolderPart
+from sushi_research.models.prediction import Prediction
 from sushi_research.op_counts import Counts
 
 ROOT = Path(__file__).parents[1]
@@ -111,7 +113,18 @@ def narrow_bench(architecture, folder):
         config=config,
         model=model,
         script=script.load_script(architecture),
-        base=loading.Base(str(folder), None, folder, None, None, folder / "vae", None),
+        base=loading.Base(
+            source=str(folder),
+            revision=None,
+            vae_source=None,
+            architecture=architecture,
+            prediction=Prediction(),
+            scheduler={},
+            force_zeros=False,
+            parts={"unet": FolderPart("unet", folder / "unet", None)},
+            tokenizers={},
+            ignored={},
+        ),
         items=[],
         sampler=None,
         caches=None,

@@ -1,116 +1,194 @@
-"""Which architecture a base is, read from its configs; everything that is not SD1.5 or SDXL base is refused by name.
+"""Which architecture a base is: from the names and shapes in a single file's header, or from a diffusers folder's configs.
 
-Decided from the UNet and what feeds it, never by trying to load: the presence of a key means nothing (every UNet config has
+Everything that is not SD1.5 or SDXL base is refused by name, with what to do. Decided from the UNet and what feeds it, never
+by trying to load, nor by a file's size: the presence of a config key means nothing (every UNet config has
 `addition_embed_type`), and a second text encoder does not either (the SDXL refiner has one).
 """
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-from typing import Any
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from sushi_research.errors import UserError
+from sushi_research.models.header import Header
 
 NAMES = {"sd15": "a Stable Diffusion 1.5", "sdxl": "an SDXL"}
 SCRIPTS = {"sd15": "scripts/train_sd15_lora.py", "sdxl": "scripts/train_sdxl_lora.py"}
+TEXT_ENCODERS = {"sd15": ("text_encoder",), "sdxl": ("text_encoder", "text_encoder_2")}
+CHOOSE = "choose an SD1.5 or SDXL base"
 
 
-def read_config(folder: Path, component: str) -> dict[str, Any] | None:
-    """The `config.json` of a component (`scheduler_config.json` of a scheduler), or None where the folder has none."""
-    path = folder / component / ("scheduler_config.json" if component == "scheduler" else "config.json")
-    if not path.is_file():
+class Kind(NamedTuple):
+    """A kind of file that is no base of ours: a pattern that the name of one of its tensors has, what it is, what to do."""
+
+    pattern: str
+    name: str
+    advice: str
+
+
+NOT_TRAINED = f"this suite trains the UNets of SD1.5 and SDXL: {CHOOSE}"
+LCM = "a latent consistency model (its UNet is told the guidance scale)"
+# Read from the top. The UNet prefix is off; the patterns are searched from a name's beginning.
+KINDS = (
+    Kind(
+        r"(.*\.)?(lora_(down|up|A|B)\b|lora\.(down|up)\b|hada_w1|lokr_w|dora_scale|oft_)",
+        "a LoRA (adapter) file",
+        "name the base that it was trained on as the base, and give this file to scripts/sample.py --adapters",
+    ),
+    Kind(r"control_model\.|input_hint_block\.|controlnet_cond_embedding\.", "a ControlNet", NOT_TRAINED),
+    Kind(r"adapter\.body\.|body\.\d+\.in_conv", "a T2I-Adapter", NOT_TRAINED),
+    Kind(r"ip_adapter\.|image_proj\.", "an IP-Adapter", NOT_TRAINED),
+    Kind(r"(emb_params|string_to_param|clip_[lg])$", "a textual inversion embedding", NOT_TRAINED),
+    Kind(r"(double_stream_modulation_img|single_stream_modulation)\.", "FLUX.2", NOT_TRAINED),
+    Kind(r"distilled_guidance_layer\.", "Chroma", NOT_TRAINED),
+    Kind(r"double_blocks\.\d+\.img_(attn|mod)\.|single_transformer_blocks\.", "FLUX.1", NOT_TRAINED),
+    Kind(r"joint_blocks\.(0\.x_block\.attn2|37)\.", "Stable Diffusion 3.5", NOT_TRAINED),
+    Kind(
+        r"joint_blocks\.|transformer_blocks\.\d+\.attn\.add_k_proj",
+        "Stable Diffusion 3 (a transformer, not a UNet)",
+        NOT_TRAINED,
+    ),
+    Kind(
+        r".*\.(time_stack|time_mixer|temporal_transformer_block|motion_modules)\b",
+        "a video model (Stable Video Diffusion or AnimateDiff)",
+        NOT_TRAINED,
+    ),
+    Kind(r"edm_mean$", "Playground v2.5 (its noise levels and latents are not SDXL's)", NOT_TRAINED),
+    Kind(
+        r"edm_vpred\.sigma_max$",
+        "a CosXL model (v-prediction on EDM's continuous noise levels, not on SDXL's schedule)",
+        NOT_TRAINED,
+    ),
+    Kind(r"scaled_fp8$", "a quantised (fp8) checkpoint", "take the model's fp16 file"),
+    Kind(r"time_embed(ding)?\.cond_proj\.", LCM, NOT_TRAINED),
+    Kind(r"conditioner\.embedders\.0\.model\.", "the SDXL refiner", "train the SDXL base model instead"),
+)
+UNET_PREFIX = re.compile(r"^(model\.)?diffusion_model\.")
+FIRST = "input_blocks.0.0.weight"
+
+
+def of_file(header: Header) -> str:
+    """`"sd15"` or `"sdxl"` for a base in a single file; UserError with its name and what to do for anything else."""
+    shapes = {UNET_PREFIX.sub("", key): tensor.shape for key, tensor in header.tensors.items()}
+    for kind in KINDS:
+        pattern = re.compile(kind.pattern)
+        if any(pattern.match(key) for key in shapes):
+            raise UserError(f"{header.path} is {kind.name}; {kind.advice}.")
+    if len(shapes.get(FIRST, ())) != 4:
+        raise UserError(f"{header.path} is {_without_unet(shapes)}.")
+    name = _unet_of_another(shapes)
+    if name:
+        raise UserError(f"{header.path} is {name}; {NOT_TRAINED}.")
+    return "sdxl" if "label_emb.0.0.weight" in shapes else "sd15"
+
+
+def _without_unet(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """What a file without a UNet in Stability's layout is, and what to do with it."""
+    if "conv_in.weight" in shapes and any(key.startswith("down_blocks.0.resnets.") for key in shapes):
+        return (
+            "a UNet alone, by diffusers' names: put it into the unet folder of a model in diffusers format and give that "
+            "folder as the base"
+        )
+    if any(re.match(r"(first_stage_model\.)?(en|de)coder\.(conv_in|down|mid|up)", key) for key in shapes):
+        return "a VAE alone: give it to model.vae, and a base to model.base"
+    if any(re.match(r"(text_model\.)?encoder\.layers\.0\.|.*resblocks\.0\.attn\.", key) for key in shapes):
+        return f"a text encoder alone: {CHOOSE}"
+    if not shapes:
+        return "empty (no tensors): download it again"
+    first = min(shapes)
+    shown = first if first.isprintable() and len(first) < 80 else "with unreadable names"
+    return f"of an unknown kind (its tensors: {shown} and {len(shapes) - 1} more): {CHOOSE}"
+
+
+def _unet_of_another(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
+    """What the UNet belongs to, where it is neither SD1.5's nor SDXL base's."""
+    inputs = shapes[FIRST][1]
+    known = _by_inputs(inputs)
+    if known:
+        return known
+    keys = [key for key in shapes if key.endswith("attn2.to_k.weight")]
+    if not keys:
+        return "a UNet without text (no cross-attention)"
+    linear = any(len(shape) == 2 for key, shape in shapes.items() if key.endswith(".proj_in.weight"))
+    second = any(key.startswith("cond_stage_model.model.") for key in shapes)
+    context = shapes[keys[0]][-1] if shapes[keys[0]] else 0
+    label = shapes.get("label_emb.0.0.weight")
+    if label is None:
+        if linear or second or context == 1024:
+            return "Stable Diffusion 2.x (another text encoder)"
         return None
-    try:
-        config = json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON ({error}): download the model again.") from None
-    if not isinstance(config, dict):
-        raise UserError(f"{path} does not hold a model's config: download the model again.")
-    return config
+    if second or context == 1024:
+        return "Stable Diffusion 2.1 unCLIP"
+    if label[-1:] == (2560,):
+        return "the SDXL refiner"
+    return None
 
 
-def identify(folder: Path) -> str:
-    """`"sd15"` or `"sdxl"` for a base in diffusers format; UserError with the reason for anything else."""
-    index_path = folder / "model_index.json"
-    if not index_path.is_file():
-        raise UserError(
-            f"{folder} is not a model in diffusers format (it has no model_index.json): "
-            "give model.base a folder made by save_pretrained, or a hub id."
-        )
-    try:
-        pipeline = json.loads(index_path.read_text())["_class_name"]
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"{index_path} is damaged (no _class_name): download the model again.") from None
-    unet = read_config(folder, "unet")
-    if unet is None:
-        raise UserError(
-            f"{folder} holds a {pipeline} without a UNet, and this suite trains the UNets of SD1.5 and SDXL: "
-            "choose a base of those."
-        )
-    refusal = _refusal(folder, unet, pipeline)
-    if refusal:
-        raise UserError(f"{folder} is {refusal}, which this suite does not train: choose an SD1.5 or SDXL base.")
-    architecture = "sdxl" if unet.get("addition_embed_type") == "text_time" else "sd15"
-    _require_eps(folder)
-    return architecture
-
-
-def require(folder: Path, architecture: str) -> None:
-    """Refuses a base of another architecture than the script's, in a sentence that says which script to use."""
-    found = identify(folder)
-    if found != architecture:
-        raise UserError(f"{folder} is {NAMES[found]} base: train it with {SCRIPTS[found]}.")
-
-
-def _refusal(folder: Path, unet: dict[str, Any], pipeline: str) -> str | None:
-    """What the base is, when it is neither SD1.5 nor SDXL base."""
-    channels = unet.get("in_channels", 4)
+def _by_inputs(channels: int) -> str | None:
     if channels == 9:
         return "an inpainting model (9 input channels)"
     if channels == 8:
         return "an instruct-pix2pix model (8 input channels)"
-    if channels != 4:
-        return f"a {pipeline} whose UNet takes {channels} input channels"
-    first, second = read_config(folder, "text_encoder"), read_config(folder, "text_encoder_2")
-    width = unet.get("cross_attention_dim", 1280)
+    return None if channels == 4 else f"a model whose UNet takes {channels} input channels, not 4"
+
+
+def of_configs(configs: Mapping[str, Mapping[str, Any] | None], pipeline: str, where: str) -> str:
+    """`"sd15"` or `"sdxl"` for the configs of a base in diffusers format, by component; UserError for anything else.
+
+    `pipeline` is the `_class_name` of its model_index.json. A text encoder that is not there may be None.
+    """
+    unet = configs.get("unet")
+    if unet is None:
+        raise UserError(f"{where} holds a {pipeline} without a UNet; {NOT_TRAINED}.")
+    refusal = _by_inputs(unet.get("in_channels", 4)) or _config_of_another(configs, unet, pipeline)
+    if refusal:
+        raise UserError(f"{where} is {refusal}; {NOT_TRAINED}.")
+    return "sdxl" if unet.get("addition_embed_type") == "text_time" else "sd15"
+
+
+def _config_of_another(
+    configs: Mapping[str, Mapping[str, Any] | None], unet: Mapping[str, Any], pipeline: str
+) -> str | None:
+    if "ControlNet" in pipeline or "Inpaint" in pipeline:
+        return f"made for {pipeline}"
+    if unet.get("time_cond_proj_dim") is not None:
+        return LCM
     addition = unet.get("addition_embed_type")
     if addition == "text_time":
-        pooled_and_sizes = unet.get("projection_class_embeddings_input_dim")
-        if second is None:
-            return "an SDXL model without its second text encoder"
-        sizes = pooled_and_sizes - second.get("projection_dim", 512) if pooled_and_sizes else 0
-        if first is None or sizes == 5 * unet.get("addition_time_embed_dim", 256):
+        first, second = configs.get("text_encoder"), configs.get("text_encoder_2")
+        pooled = second.get("projection_dim", 512) if second else 1280
+        sizes = unet.get("projection_class_embeddings_input_dim") or 0
+        if sizes - pooled == 5 * unet.get("addition_time_embed_dim", 256) or (second and not first and sizes == 2560):
             return "the SDXL refiner"
-        if sizes != 6 * unet.get("addition_time_embed_dim", 256) or width != first.get("hidden_size", 512) + second.get(
-            "hidden_size", 512
-        ):
-            return "an SDXL-like model whose UNet and text encoders do not fit together"
-        vae = read_config(folder, "vae") or {}
-        if vae.get("latents_mean") is not None:
+        if (configs.get("vae") or {}).get("latents_mean") is not None:
             return "Playground v2.5 or a model like it (its VAE has latents_mean)"
         return None
     if addition is not None or unet.get("class_embed_type") is not None:
         return f"a {pipeline} whose UNet has another conditioning ({addition or unet.get('class_embed_type')})"
     if unet.get("use_linear_projection"):
         return "Stable Diffusion 2.x (its UNet has linear projections)"
-    if first is None:
-        return "a Stable Diffusion model without its text encoder"
-    if width != first.get("hidden_size", 512) or second is not None:
-        return f"a {pipeline} whose UNet and text encoder do not fit together"
     return None
 
 
-def _require_eps(folder: Path) -> None:
-    scheduler = read_config(folder, "scheduler")
-    if scheduler is None:
+def require_fit(architecture: str, configs: Mapping[str, Mapping[str, Any]], where: str) -> None:
+    """UserError unless the UNet takes what the text encoders give: their widths side by side, and SDXL's pooled output with
+    the six numbers of a picture's sizes."""
+    unet, encoders = configs["unet"], [configs[name] for name in TEXT_ENCODERS[architecture]]
+    width, wanted = sum(config.get("hidden_size", 512) for config in encoders), unet.get("cross_attention_dim", 1280)
+    fits = width == wanted
+    if architecture == "sdxl":
+        pooled, sizes = encoders[1].get("projection_dim", 512), 6 * unet.get("addition_time_embed_dim", 256)
+        fits = fits and unet.get("projection_class_embeddings_input_dim") == pooled + sizes
+    if not fits:
         raise UserError(
-            f"{folder} has no scheduler/scheduler_config.json, and nothing else says what the model predicts: "
-            "download the model again."
+            f"{where} is {NAMES[architecture]}-like model whose UNet and text encoders do not fit together (the text is "
+            f"{width} wide, the UNet takes {wanted}): give it the text encoders that it was trained with."
         )
-    prediction = scheduler.get("prediction_type", "epsilon")
-    if prediction != "epsilon":
-        raise UserError(
-            f"{folder} predicts {prediction} (scheduler_config.json), and this suite trains the noise prediction (epsilon) "
-            "only: training it as epsilon would ruin it, so choose an epsilon base."
-        )
+
+
+def require(found: str, architecture: str, where: str) -> None:
+    """Refuses a base of another architecture than the script's, in a sentence that says which script to use."""
+    if found != architecture:
+        raise UserError(f"{where} is {NAMES[found]} base: train it with {SCRIPTS[found]}.")

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from sushi_research import conditioning
-from sushi_research.models import detect, loading
+from sushi_research.models import loading
 
 NAME = "sd15"
 SCALING_FACTOR = 0.18215
@@ -32,7 +32,7 @@ GUIDANCE = 7.0
 
 @dataclass(frozen=True)
 class Text:
-    """The tokenizer and the frozen text encoder (CLIP ViT-L/14), in float32."""
+    """The tokenizer and the frozen text encoder (CLIP ViT-L/14)."""
 
     tokenizer: Any
     encoder: Any
@@ -40,12 +40,17 @@ class Text:
 
 def text_shapes(base: loading.Base) -> dict[str, tuple[int, ...]]:
     """The shapes of a caption's tensors for this base: {"hidden": (77, 768)} at the real size."""
-    return {"hidden": (77, detect.read_config(base.folder, "unet")["cross_attention_dim"])}
+    return {"hidden": (77, base.config("unet")["cross_attention_dim"])}
 
 
-def load_text(base: loading.Base, device: torch.device) -> Text:
-    """Loads what encodes captions; free it when done."""
-    return Text(*loading.load_text_encoder(base, "text_encoder", "CLIPTextModel", device))
+def load_text(base: loading.Base, device: torch.device, dtype: torch.dtype = torch.float32) -> Text:
+    """Loads what encodes captions, in float32 for the cache; free it when done."""
+    return Text(*loading.load_text_encoder(base, "text_encoder", device, dtype))
+
+
+def pipeline_text(base: loading.Base, text: Text) -> dict[str, Any]:
+    """The arguments of its pipeline class that encode text."""
+    return {"tokenizer": text.tokenizer, "text_encoder": text.encoder}
 
 
 def encode_caption(text: Text, caption: str, *, clip_skip: int = 1) -> tuple[dict[str, torch.Tensor], int]:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from sushi_research import conditioning
-from sushi_research.models import detect, loading
+from sushi_research.models import loading
 
 NAME = "sdxl"
 SCALING_FACTOR = 0.13025
@@ -27,7 +27,7 @@ GUIDANCE = 5.0
 
 @dataclass(frozen=True)
 class Text:
-    """Both tokenizers and frozen text encoders (CLIP ViT-L/14 and OpenCLIP ViT-bigG/14), in float32."""
+    """Both tokenizers and frozen text encoders (CLIP ViT-L/14 and OpenCLIP ViT-bigG/14)."""
 
     tokenizer_1: Any
     encoder_1: Any
@@ -37,17 +37,27 @@ class Text:
 
 def text_shapes(base: loading.Base) -> dict[str, tuple[int, ...]]:
     """The shapes of a caption's tensors for this base: {"hidden": (77, 2048), "pooled": (1280,)} at the real size."""
-    width = detect.read_config(base.folder, "unet")["cross_attention_dim"]
-    return {"hidden": (77, width), "pooled": (detect.read_config(base.folder, "text_encoder_2")["projection_dim"],)}
+    width = base.config("unet")["cross_attention_dim"]
+    return {"hidden": (77, width), "pooled": (base.config("text_encoder_2")["projection_dim"],)}
 
 
-def load_text(base: loading.Base, device: torch.device) -> Text:
-    """Loads what encodes captions; free it when done."""
-    # The second must be the class with the projection: without it there is no pooled output.
+def load_text(base: loading.Base, device: torch.device, dtype: torch.dtype = torch.float32) -> Text:
+    """Loads what encodes captions, in float32 for the cache; free it when done."""
     return Text(
-        *loading.load_text_encoder(base, "text_encoder", "CLIPTextModel", device),
-        *loading.load_text_encoder(base, "text_encoder_2", "CLIPTextModelWithProjection", device),
+        *loading.load_text_encoder(base, "text_encoder", device, dtype),
+        *loading.load_text_encoder(base, "text_encoder_2", device, dtype),
     )
+
+
+def pipeline_text(base: loading.Base, text: Text) -> dict[str, Any]:
+    """The arguments of its pipeline class that encode text."""
+    return {
+        "tokenizer": text.tokenizer_1,
+        "text_encoder": text.encoder_1,
+        "tokenizer_2": text.tokenizer_2,
+        "text_encoder_2": text.encoder_2,
+        "force_zeros_for_empty_prompt": base.force_zeros,
+    }
 
 
 def encode_caption(

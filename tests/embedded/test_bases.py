@@ -20,7 +20,7 @@ from demo.make_base.pictures import strange_picture
 from demo.make_base.score import score_base
 from demo.make_base.stage import pixels, psnr
 from demo.painter import BASES, load_pipeline, paint
-from sushi_research.models import detect
+from sushi_research.models import loading
 
 LIMIT = 8_000_000  # bytes of weights in each
 # Shares of fully right pictures that each base must reach: (combinations it trained on, combinations it never saw).
@@ -43,7 +43,7 @@ def test_they_are_small_fp16_and_named(architecture) -> None:
     for file in files:
         with safe_open(file, "pt") as opened:
             assert {opened.get_tensor(key).dtype for key in opened.keys()} <= {torch.float16, torch.int64}
-    assert detect.identify(folder) == architecture
+    assert loading.resolve_base(str(folder)).architecture == architecture
     assert "Scores" in (folder / "README.md").read_text() and (folder / "drawn.png").is_file()
 
 

@@ -14,7 +14,7 @@ from real_configs import SD15_UNET, SDXL_UNET
 from demo.drawing import SQUARE, TALL, WIDE, is_held_out
 from demo.make_base import pictures, stage, text, tokenizer, unet, vae
 from demo.painter import load_pipeline, paint
-from sushi_research.models import detect
+from sushi_research.models import loading
 
 
 @pytest.fixture
@@ -177,7 +177,7 @@ def test_the_stages_after_the_vae_make_a_pipeline(architecture, monkeypatch, tmp
         unet.main(architecture, tmp_path)
     finally:
         torch.set_num_threads(threads)
-    assert detect.identify(tmp_path / architecture) == architecture
+    assert loading.resolve_base(str(tmp_path / architecture)).architecture == architecture
     result = json.loads((tmp_path / f"unet_{architecture}.json").read_text())
     assert result["steps"] == 2 and result["bytes"] < 8_000_000
     [drawn] = paint(load_pipeline(tmp_path / architecture), ["one egg maki on a blue plate"], steps=2)

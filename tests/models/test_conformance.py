@@ -15,9 +15,11 @@ import sushi_research.models
 from sushi_research import config, encode
 from sushi_research.models import detect, loading
 
-HELPERS = {"__init__", "detect", "loading"}
+# The modules of an architecture, among those that read any base: they say so by their name in scripts/.
 MODULES = sorted(
-    path.stem for path in Path(sushi_research.models.__file__).parent.glob("*.py") if path.stem not in HELPERS
+    path.stem
+    for path in Path(sushi_research.models.__file__).parent.glob("*.py")
+    if Path(f"scripts/train_{path.stem}_lora.py").is_file()
 )
 CONFIGS = {"sd15": config.SD15Training, "sdxl": config.SDXLTraining}
 CPU = torch.device("cpu")
@@ -41,7 +43,8 @@ def test_names_and_signatures(model):
     assert model.NAME == model.__name__.rsplit(".", 1)[1]
     assert model.NAME in detect.NAMES and Path(detect.SCRIPTS[model.NAME]).is_file()
     assert hasattr(diffusers, model.PIPELINE)
-    assert list(inspect.signature(model.load_text).parameters) == ["base", "device"]
+    assert list(inspect.signature(model.load_text).parameters) == ["base", "device", "dtype"]
+    assert list(inspect.signature(model.pipeline_text).parameters) == ["base", "text"]
     predict = list(inspect.signature(model.predict).parameters)
     assert predict[:4] == ["unet", "noisy", "timesteps", "text"] and predict[4:] in ([], ["time_ids"])
     settings = inspect.signature(model.encode_caption).parameters

@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from sushi_research.errors import UserError
-from sushi_research.models import detect, loading
+from sushi_research.models import detect, diffusers_folder, loading
 
 
 def edited(base, tmp_path, component, **changes):
@@ -20,16 +20,20 @@ def edited(base, tmp_path, component, **changes):
     return copy
 
 
+def identify(folder):
+    return loading.resolve_base(str(folder)).architecture
+
+
 def test_architecture_by_config(base_folder, architecture):
-    assert detect.identify(base_folder) == architecture
-    detect.require(base_folder, architecture)
+    assert identify(base_folder) == architecture
+    detect.require(architecture, architecture, "it")
 
 
-def test_the_other_scripts_architecture_names_the_script(bases):
+def test_the_other_scripts_architecture_names_the_script():
     with pytest.raises(UserError, match=r"is an SDXL base: train it with scripts/train_sdxl_lora\.py"):
-        detect.require(bases["sdxl"], "sd15")
+        detect.require("sdxl", "sd15", "it")
     with pytest.raises(UserError, match=r"Stable Diffusion 1\.5 base: train it with scripts/train_sd15_lora\.py"):
-        detect.require(bases["sd15"], "sdxl")
+        detect.require("sd15", "sdxl", "it")
 
 
 @pytest.mark.parametrize(
@@ -46,13 +50,14 @@ def test_the_other_scripts_architecture_names_the_script(bases):
         ("sdxl", "unet", {"projection_class_embeddings_input_dim": 32 + 5 * 8}, "the SDXL refiner"),
         ("sdxl", "unet", {"cross_attention_dim": 96}, "do not fit together"),
         ("sdxl", "vae", {"latents_mean": [0, 0, 0, 0]}, "Playground v2.5"),
-        ("sdxl", "scheduler", {"prediction_type": "v_prediction"}, "predicts v_prediction"),
+        ("sdxl", "scheduler", {"prediction_type": "sample"}, "predicts sample"),
+        ("sd15", "scheduler", {"beta_end": 0.02}, "noise schedule is another one"),
     ],
 )
 def test_refused_by_name(bases, tmp_path, architecture_, component, changes, named):
     folder = edited(bases[architecture_], tmp_path, component, **changes)
     with pytest.raises(UserError, match=named.replace(".", r"\.")) as caught:
-        detect.identify(folder)
+        identify(folder)
     assert "\n" not in str(caught.value)
 
 
@@ -60,14 +65,14 @@ def test_missing_parts(bases, tmp_path):
     copy = tmp_path / "base"
     shutil.copytree(bases["sdxl"], copy)
     shutil.rmtree(copy / "text_encoder_2")
-    with pytest.raises(UserError, match="without its second text encoder"):
-        detect.identify(copy)
+    with pytest.raises(UserError, match="has no second text encoder .*--model.text_encoders"):
+        identify(copy)
     shutil.rmtree(copy / "unet")
     with pytest.raises(UserError, match="without a UNet"):
-        detect.identify(copy)
+        identify(copy)
     (copy / "model_index.json").unlink()
     with pytest.raises(UserError, match="no model_index.json"):
-        detect.identify(copy)
+        identify(copy)
 
 
 def test_addition_embed_type_none_is_sd15(bases, tmp_path):
@@ -75,13 +80,13 @@ def test_addition_embed_type_none_is_sd15(bases, tmp_path):
     folder = edited(bases["sd15"], tmp_path, "unet")
     path = folder / "unet" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"addition_embed_type": None}))
-    assert detect.identify(folder) == "sd15"
+    assert identify(folder) == "sd15"
 
 
 @pytest.mark.parametrize(
     ("source", "words"),
     [
-        ("no/such/folder/here", "neither a folder on this machine nor a hub id"),
+        ("no/such/folder/here", "neither a folder nor a file on this machine, nor a hub id"),
         ("./nothing", "neither a folder"),
         ("someone/some-model", "could not be fetched from the hub"),
     ],
@@ -89,13 +94,6 @@ def test_addition_embed_type_none_is_sd15(bases, tmp_path):
 def test_sources_that_are_not_there(source, words):
     with pytest.raises(UserError, match=words):
         loading.resolve_base(source)
-
-
-def test_a_single_file_is_refused(tmp_path):
-    file = tmp_path / "model.safetensors"
-    file.write_bytes(b"x")
-    with pytest.raises(UserError, match="single file"):
-        loading.resolve_base(str(file))
 
 
 def test_a_vae_of_another_architecture_is_refused(bases):
@@ -110,7 +108,7 @@ def test_a_vae_override_is_used_and_hashed(bases, tmp_path):
     memo = FileMemo(tmp_path / "files.json")
     own = loading.resolve_base(str(bases["sdxl"]))
     other = loading.resolve_base(str(bases["sdxl"]), vae=str(bases["sd15"] / "vae"))
-    assert other.component("vae") == bases["sd15"] / "vae"
+    assert other.parts["vae"].folder == bases["sd15"] / "vae"
     assert own.hash("vae", memo) != other.hash("vae", memo)
     assert own.hash("unet", memo) == other.hash("unet", memo)
 
@@ -135,8 +133,8 @@ def test_fp16_only_weights_ask_for_the_variant(bases, tmp_path):
     weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
     weights.rename(folder / "unet" / "diffusion_pytorch_model.fp16.safetensors")
     with pytest.raises(UserError, match=r"--model\.variant fp16"):
-        loading.weight_files(folder / "unet", "diffusion_pytorch_model", None)
-    assert len(loading.weight_files(folder / "unet", "diffusion_pytorch_model", "fp16")) == 1
+        diffusers_folder.weight_files(folder / "unet", "diffusion_pytorch_model", None)
+    assert len(diffusers_folder.weight_files(folder / "unet", "diffusion_pytorch_model", "fp16")) == 1
 
 
 def test_vae_dtype_is_fp32_unless_the_file_says_otherwise(bases, tmp_path):

@@ -85,57 +85,74 @@ def test_xformers_without_a_gpu_is_one_sentence(bases, monkeypatch):
     assert "\n" not in str(caught.value)
 
 
-def fetched(monkeypatch, tmp_path, names, **arguments):
-    """Which of a hub repository's files would be fetched for `resolve_base`, by the hub library's own rule."""
-    import huggingface_hub
-    from huggingface_hub.utils import filter_repo_objects
+@pytest.fixture
+def fetched(bases, monkeypatch, tmp_path):
+    """Resolves a hub id by the hub library's own rule: a function that gives the files fetched, call by call, and the base.
 
-    found = []
+    The repository has the files of the tiny SDXL base, and `more` names."""
 
-    def snapshot(source, *, revision, allow_patterns):
-        found.extend(filter_repo_objects(names, allow_patterns=allow_patterns))
-        folder = tmp_path / "0123abcd"
-        folder.mkdir(exist_ok=True)
-        (folder / "config.json").write_text("{}")
-        return str(folder)
+    def resolve(*more, **arguments):
+        import huggingface_hub
+        from huggingface_hub.utils import filter_repo_objects
 
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
-    base = loading.resolve_base("someone/model", **arguments)
-    return found, base
+        root, calls = bases["sdxl"], []
+        names = sorted([*(str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()), *more])
+
+        def snapshot(source, *, revision, allow_patterns):
+            calls.append((revision, list(filter_repo_objects(names, allow_patterns=allow_patterns))))
+            for name in calls[-1][1]:
+                copy = tmp_path / "0123abcd" / name
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                copy.write_bytes((root / name).read_bytes() if (root / name).is_file() else b"")
+            return str(tmp_path / "0123abcd")
+
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+        return calls, loading.resolve_base("someone/model", **arguments)
+
+    return resolve
 
 
-REPOSITORY = [
-    "model_index.json",
-    "sd_xl_base_1.0.safetensors",
-    "unet/config.json",
-    "unet/diffusion_pytorch_model.safetensors",
-    "unet/diffusion_pytorch_model.fp16.safetensors",
-    "unet/diffusion_pytorch_model.bin",
-    "vae/diffusion_pytorch_model.safetensors",
-    "text_encoder_2/model.fp16.safetensors",
+WEIGHT_FILES = [
+    "text_encoder/model.safetensors",
     "text_encoder_2/model.safetensors",
+    "unet/diffusion_pytorch_model.safetensors",
+    "vae/diffusion_pytorch_model.safetensors",
+]
+OTHER_FILES = [
+    "sd_xl_base_1.0.safetensors",
+    "unet/diffusion_pytorch_model.bin",
     "text_encoder_2/model.onnx_data",
-    "tokenizer/vocab.json",
-    "scheduler/scheduler_config.json",
+    "unet/diffusion_pytorch_model.fp16.safetensors",
+    "text_encoder_2/model.fp16.safetensors",
 ]
 
 
-def test_a_hub_base_costs_only_the_files_that_are_used(monkeypatch, tmp_path):
-    full, base = fetched(monkeypatch, tmp_path, REPOSITORY)
-    assert base.revision == "0123abcd"
-    unused = ("sd_xl_base", ".fp16.", ".bin", ".onnx")
-    assert full == [name for name in REPOSITORY if not any(part in name for part in unused)]
-    half, _ = fetched(monkeypatch, tmp_path, REPOSITORY, variant="fp16")
-    assert [name for name in half if name.endswith(".safetensors")] == [REPOSITORY[4], REPOSITORY[7]]
+def test_a_hub_base_costs_only_the_files_that_are_used(fetched):
+    ((revision, configs), (commit, weights)), base = fetched(*OTHER_FILES)
+    assert base.revision == commit == "0123abcd" and revision is None
+    assert "model_index.json" in configs and "unet/config.json" in configs and "tokenizer_2/vocab.json" in configs
+    assert not [name for name in configs if "safetensors" in name], "what is refused by its configs is not downloaded"
+    assert weights == WEIGHT_FILES
 
 
-def test_the_index_of_sharded_weights_is_fetched_with_them(monkeypatch, tmp_path):
+def test_a_hub_base_in_half_precision(fetched):
+    (_, (_, weights)), _ = fetched(*OTHER_FILES, variant="fp16")
+    assert weights == ["text_encoder_2/model.fp16.safetensors", "unet/diffusion_pytorch_model.fp16.safetensors"]
+
+
+def test_what_comes_from_elsewhere_is_not_fetched(fetched, bases):
+    (_, (_, weights)), _ = fetched(vae=str(bases["sdxl"]), text_encoders=str(bases["sdxl"]))
+    assert weights == ["unet/diffusion_pytorch_model.safetensors"]
+
+
+def test_the_index_of_sharded_weights_is_fetched_with_them(fetched):
     sharded = [
-        "unet/diffusion_pytorch_model.safetensors.index.json",
         "unet/diffusion_pytorch_model-00001-of-00002.safetensors",
         "unet/diffusion_pytorch_model-00002-of-00002.safetensors",
+        "unet/diffusion_pytorch_model.safetensors.index.json",
     ]
-    assert fetched(monkeypatch, tmp_path, sharded)[0] == sharded
+    (_, (_, weights)), _ = fetched(*sharded)
+    assert set(sharded) <= set(weights)
 
 
 def test_whatever_the_hub_s_library_raises_is_one_sentence(monkeypatch):
@@ -151,9 +168,9 @@ def test_whatever_the_hub_s_library_raises_is_one_sentence(monkeypatch):
 
 
 def test_a_folder_has_no_revisions(bases):
-    with pytest.raises(UserError, match="model.base: .* is a folder, which has no revisions"):
+    with pytest.raises(UserError, match="model.base: .* is on this machine, where there are no revisions"):
         loading.resolve_base(str(bases["sd15"]), revision="main")
-    with pytest.raises(UserError, match="model.vae: .* is a folder, which has no revisions"):
+    with pytest.raises(UserError, match="model.vae: .* is on this machine, where there are no revisions"):
         loading.resolve_base(str(bases["sd15"]), vae=str(bases["sd15"]), vae_revision="main")
 
 

@@ -8,8 +8,10 @@ merged into the weights: (W + alpha / rank * B A) x.
 from __future__ import annotations
 
 import hashlib
+import json
+import shutil
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +80,8 @@ class Reference:
     flip: float = 0.0
     time_ids: str = "image"
     clip_skip: int = 1
+    # What the base's scheduler config says otherwise.
+    predicts: dict[str, Any] = field(default_factory=dict)
     max_grad_norm: float | None = None
 
     def __post_init__(self) -> None:
@@ -85,7 +89,8 @@ class Reference:
 
         name = {"sd15": "StableDiffusionPipeline", "sdxl": "StableDiffusionXLPipeline"}[self.architecture]
         self.pipeline = getattr(diffusers, name).from_pretrained(self.base)
-        self.schedule = diffusers.DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
+        settings = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, **self.predicts}
+        self.schedule = diffusers.DDPMScheduler(**settings)
         self.unet = self.pipeline.unet.requires_grad_(False).train()
         self.lora = {}
         for path, module in self.unet.named_modules():
@@ -142,12 +147,14 @@ class Reference:
         timestep = torch.tensor([stream("timestep").integers(1000)])
         noisy = self.schedule.add_noise(latents, noise, timestep)
         predicted = self.predict(noisy, timestep, picture, (left, top))
-        error, weight = torch.nn.functional.mse_loss(predicted, noise), 1.0
+        v = self.schedule.config.prediction_type == "v_prediction"
+        goal = self.schedule.get_velocity(latents, noise, timestep) if v else noise
+        error, weight = torch.nn.functional.mse_loss(predicted, goal), 1.0
         if self.snr_gamma is not None:
             from diffusers.training_utils import compute_snr
 
             snr = compute_snr(self.schedule, timestep).item()
-            weight = min(snr, self.snr_gamma) / snr
+            weight = min(snr, self.snr_gamma) / (snr + 1 if v else snr)
         return timestep.item(), error, weight
 
     def predict(
@@ -181,6 +188,8 @@ class Reference:
         return self.pipeline.text_encoder.final_layer_norm(states[-self.clip_skip])
 
 
+V_TO_PURE_NOISE = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
+
 # (architecture, settings of the script, the same for the reference)
 CASES = {
     "sd15": ("sd15", {}, {}),
@@ -206,6 +215,12 @@ CASES = {
         {"data.time_ids": "bucket", "train.gradient_checkpointing": True},
         {"time_ids": "bucket"},
     ),
+    "sd15, v": ("sd15", {}, {"predicts": {"prediction_type": "v_prediction"}}),
+    "sdxl, v down to pure noise, weighted": (
+        "sdxl",
+        {"loss.snr_gamma": 5.0, "loss.noise_offset": 0.1},
+        {"snr_gamma": 5.0, "noise_offset": 0.1, "predicts": V_TO_PURE_NOISE},
+    ),
 }
 
 
@@ -220,7 +235,12 @@ def test_loss_and_gradients_equal_a_plain_reference(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(RecordingSGD, "gradients", [])
-    trainer = Trainer(architecture, bases[architecture], pictures, tmp_path, tmp_path / "cache")
+    base = bases[architecture]
+    if "predicts" in same:
+        base = shutil.copytree(base, tmp_path / "base")
+        scheduler = base / "scheduler/scheduler_config.json"
+        scheduler.write_text(json.dumps(json.loads(scheduler.read_text()) | same["predicts"]))
+    trainer = Trainer(architecture, base, pictures, tmp_path, tmp_path / "cache")
     always = {
         "optimizer.name": "script_runs.RecordingSGD",
         "optimizer.lr": RATE,
@@ -239,7 +259,7 @@ def test_loss_and_gradients_equal_a_plain_reference(
     # fp32 throughout, but a batch is computed at once here and one by one there, and the adapter is added here and
     # merged there. Seen: losses equal to 4e-7, gradients to 5e-5 of a tensor's largest, which is also what either
     # differs by from the same in float64. Whatever is wrong in data, noise or weights shows in the second digit.
-    reference = Reference(architecture, bases[architecture], pictures, **same)
+    reference = Reference(architecture, base, pictures, **same)
     for step, line in enumerate(trainer.metrics("run")):
         loss, quarters = reference.step(epoch=step)
         assert line["loss"] == pytest.approx(loss, rel=2e-6)

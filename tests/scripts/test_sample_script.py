@@ -174,4 +174,31 @@ def test_a_base_that_is_none_of_ours(refusal, bases, tmp_path):
     config = json.loads((copy / "unet/config.json").read_text())
     (copy / "unet/config.json").write_text(json.dumps(config | {"in_channels": 9}))
     assert "an inpainting model" in refusal(base=str(copy))
-    assert "neither a folder on this machine nor a hub id" in refusal(base=str(tmp_path / "nowhere"))
+    assert "neither a folder nor a file on this machine, nor a hub id" in refusal(base=str(tmp_path / "nowhere"))
+
+
+@ONE
+def test_clip_skip_is_that_of_the_training(draw, trainer):
+    changes = {"enabled": True, "prompts": ["a cat"], "steps": 2, "width": 64, "height": 48, "every": None}
+    changes = {f"sample.{key}": value for key, value in changes.items()} | {"train.steps": 1, "model.clip_skip": 2}
+    assert trainer.train("skips", changes) == 0
+    with Image.open(trainer.folder("skips") / "samples/step-00000000/00-seed0.png") as picture:
+        trained = np.asarray(picture).astype(int)
+    usual, skipping = draw("1.png")["00-00.png"], draw("2.png", clip_skip=2)["00-00.png"]
+    # The text of the training comes from an fp16 cache.
+    assert np.abs(trained - skipping).mean() < 0.1 * np.abs(trained - usual).mean()
+
+
+@pytest.mark.parametrize("architecture", ["sdxl"])
+def test_sdxl_has_no_clip_skip(refusal):
+    assert "clip_skip is 2, and an SDXL base has none" in refusal(clip_skip=2)
+
+
+@ONE
+def test_an_adapter_of_the_text_encoder_changes_the_text(draw, tmp_path):
+    name = "lora_te_text_model_encoder_layers_1_mlp_fc1"
+    down, up = torch.linspace(-1, 1, 64).view(2, 32), torch.ones(64, 2)
+    pair = {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up}
+    save_file(pair, tmp_path / "text.safetensors")
+    drawn = draw(adapters=[str(tmp_path / "text.safetensors")], strengths=[1.0])
+    assert (drawn["00-00.png"] != drawn["00-01.png"]).any()

@@ -212,14 +212,16 @@ def test_a_vae_of_another_architecture(trainer, refusal, bases):
 @pytest.mark.parametrize(
     ("base", "words"),
     [
-        ("{tmp}/nowhere", "model.base: {tmp}/nowhere is neither a folder on this machine nor a hub id"),
-        ("owner/not-here", "owner/not-here is not a folder here and could not be fetched from the hub"),
-        ("{tmp}/base.safetensors", "is a single file, and this version reads bases in diffusers format"),
+        ("{tmp}/nowhere", "model.base: {tmp}/nowhere is neither a folder nor a file on this machine, nor a hub id"),
+        ("owner/not-here", "owner/not-here is not on this machine and could not be fetched from the hub"),
+        ("{tmp}/base.safetensors", "base.safetensors is cut short"),
+        ("{tmp}/base.ckpt", "base.ckpt"),
         ("{tmp}", "is not a model in diffusers format (it has no model_index.json)"),
     ],
 )
 def test_a_base_that_is_not_there(refusal, tmp_path, base, words):
     (tmp_path / "base.safetensors").write_bytes(b"")
+    (tmp_path / "base.ckpt").write_bytes(b"")
     assert words.format(tmp=tmp_path) in refusal({"model.base": base.format(tmp=tmp_path)})
 
 
@@ -228,8 +230,8 @@ def test_a_base_that_is_not_there(refusal, tmp_path, base, words):
     ("change", "words"),
     [
         (
-            lambda base: change_json(base / "scheduler/scheduler_config.json", prediction_type="v_prediction"),
-            "predicts v_prediction",
+            lambda base: change_json(base / "scheduler/scheduler_config.json", prediction_type="sample"),
+            "predicts sample",
         ),
         (lambda base: shutil.rmtree(base / "vae"), "download the model again"),
         (lambda base: shutil.rmtree(base / "tokenizer"), "has no tokenizer folder"),
@@ -241,7 +243,7 @@ def test_a_base_that_is_not_there(refusal, tmp_path, base, words):
         (lambda base: cut_in_half(base / "unet/config.json"), "unet/config.json is not valid JSON"),
     ],
     ids=[
-        "v_prediction",
+        "predicts_x0",
         "no_vae",
         "no_tokenizer",
         "cut_tokenizer",
@@ -380,7 +382,9 @@ def test_a_base_whose_weights_are_not_finite(trainer, refusal, edited_base):
     base = edited_base(
         lambda base: change_tensor(base / "unet/diffusion_pytorch_model.safetensors", "conv_out.bias", float("nan"))
     )
-    assert "the loss at step 1 is not finite, with " in refusal({**SHORT, "model.base": base})
+    assert "/unet has values that are not finite (NaN or infinity) in conv_out.bias" in refusal(
+        {**SHORT, "model.base": base}
+    )
     assert not (trainer.folder("refused") / "checkpoints").exists()
 
 
@@ -435,7 +439,7 @@ def test_the_advice_can_be_followed(trainer, changes, expected):
 @ONE
 def test_a_vae_that_gives_nan_names_the_file(trainer, refusal, edited_base, tmp_path):
     base = edited_base(
-        lambda base: change_tensor(base / "vae/diffusion_pytorch_model.safetensors", "quant_conv.bias", float("nan"))
+        lambda base: change_tensor(base / "vae/diffusion_pytorch_model.safetensors", "quant_conv.bias", 1e30)
     )
     cache = tmp_path / "cache"
     sentence = refusal({"model.base": base, "cache.folder": str(cache)})
@@ -580,6 +584,7 @@ def test_a_dry_run_prints_the_plan_and_writes_no_run_folder(trainer, capsys, tmp
     printed = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
     modules = {"sd15": 128, "sdxl": 136}[trainer.architecture]
     expected = {
+        "base": f": {trainer.architecture}, predicts epsilon",
         "images": "7 (7 per epoch with repeats)",
         "buckets": "2: 96x32 (1), 64x64 (6)",
         "step": "8 samples = batch 4 x accumulation 2 x processes 1; micro-batches 67% full",

@@ -14,6 +14,7 @@ from safetensors import safe_open
 from sushi_research import adapter
 from sushi_research import adapter_formats as formats
 from sushi_research.errors import UserError
+from sushi_research.models.prediction import Prediction, from_metadata
 
 RANK, ALPHA = 4, 3.0
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -367,6 +368,7 @@ FACTS = {
     "images": 50,
     "started": 1_700_000_000.0,
     "finished": 1_700_003_600.5,
+    "prediction": Prediction(),
 }
 
 
@@ -387,15 +389,28 @@ def test_metadata_that_programs_read(architecture, expected):
     keys = ("ss_base_model_version", "modelspec.architecture", "modelspec.implementation")
     assert tuple(metadata[key] for key in keys) == expected
     # What kohya's own tools need to rebuild the network.
-    assert metadata["ss_v2"] == "False"
+    assert metadata["ss_v2"] == metadata["ss_zero_terminal_snr"] == "False"
     assert metadata["ss_network_module"] == "networks.lora"
     assert (metadata["ss_network_dim"], metadata["ss_network_alpha"]) == ("8", "4.0")
     assert json.loads(metadata["ss_network_args"]) == {}
     assert metadata["modelspec.sai_model_spec"] == "1.0.1"
+    assert metadata["modelspec.prediction_type"] == "epsilon"
     assert metadata["modelspec.resolution"] == "1024x1024"
     assert metadata["modelspec.date"] == "2023-11-14T23:13:20+00:00"
     assert metadata["modelspec.title"] == metadata["ss_output_name"] == "photos"
     assert metadata["sushi_research.dataset_hash"] == "d" * 32
+
+
+@pytest.mark.parametrize("zero_terminal_snr", [False, True])
+@pytest.mark.parametrize(("architecture", "version"), [("sd15", "sd_v1_v"), ("sdxl", "sdxl_base_v1-0")])
+def test_metadata_of_a_base_that_predicts_v(architecture, version, zero_terminal_snr):
+    prediction = Prediction("v_prediction", zero_terminal_snr)
+    metadata = formats.adapter_metadata(architecture=architecture, **FACTS | {"prediction": prediction})
+    assert metadata["ss_base_model_version"] == version
+    assert metadata["modelspec.prediction_type"] == "v"
+    assert metadata["ss_zero_terminal_snr"] == str(zero_terminal_snr)
+    # What is written is what a base's own metadata is read by.
+    assert [found.type for found in from_metadata(metadata, "it")] == ["v_prediction"]
 
 
 def test_metadata_of_convolutions_and_extras():

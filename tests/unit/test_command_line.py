@@ -281,7 +281,7 @@ unknown key dryrun on the command line: did you mean --dry_run?
 
 --model.clip_skip 2
 unknown key model.clip_skip on the command line: the keys of model are
-base, revision, variant, vae, vae_revision, text_encoder_1_layer
+base, revision, variant, vae, vae_revision, text_encoders, tokenizers, prediction_type, zero_terminal_snr, text_encoder_1_layer
 
 --xyzzy 8
 unknown key xyzzy on the command line: the sections are model, data, cache, lora, train, optimizer, schedule, loss,

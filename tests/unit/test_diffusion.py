@@ -8,23 +8,88 @@ from diffusers.training_utils import compute_snr
 
 from sushi_research import diffusion
 
-
-@pytest.fixture(scope="module")
-def reference():
-    return DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, num_train_timesteps=1000)
+TIMESTEPS = torch.tensor([0, 1, 500, 998, 999])
 
 
-def test_schedule_equals_diffusers_bit_for_bit(reference):
-    abar = diffusion.alphas_cumprod()
+def scheduler(zero_terminal_snr):
+    return DDPMScheduler(
+        beta_schedule="scaled_linear",
+        beta_start=0.00085,
+        beta_end=0.012,
+        num_train_timesteps=1000,
+        rescale_betas_zero_snr=zero_terminal_snr,
+    )
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["plain", "zero-terminal"])
+def schedule(request):
+    """(our abar, diffusers' scheduler of the same schedule)."""
+    return diffusion.alphas_cumprod(zero_terminal_snr=request.param), scheduler(request.param)
+
+
+@pytest.fixture
+def drawn():
+    """(latents, noise), a sample for each of TIMESTEPS."""
+    generator = torch.Generator().manual_seed(0)
+    return tuple(torch.randn(5, 4, 8, 6, generator=generator) for _ in range(2))
+
+
+def test_schedule_equals_diffusers_bit_for_bit(schedule):
+    abar, reference = schedule
+    assert abar.dtype == torch.float32
     assert torch.equal(abar, reference.alphas_cumprod)
-    assert abar[999].item() == pytest.approx(0.0046601, abs=1e-7)  # the known end of Stable Diffusion's schedule
 
 
-def test_noising_equals_diffusers_bit_for_bit(reference):
-    latents, noise = torch.randn(5, 4, 8, 6), torch.randn(5, 4, 8, 6)
-    timesteps = torch.tensor([0, 1, 500, 998, 999])
-    ours = diffusion.add_noise(latents, noise, timesteps, diffusion.alphas_cumprod())
-    assert torch.equal(ours, reference.add_noise(latents, noise, timesteps))
+def test_where_the_schedules_begin_and_end():
+    plain, zero = diffusion.alphas_cumprod(), diffusion.alphas_cumprod(zero_terminal_snr=True)
+    assert plain[999].item() == pytest.approx(0.0046601, abs=1e-7)  # the known end of Stable Diffusion's schedule
+    assert zero[999].item() == 0.0
+    # As noisy at the beginning as before, and noisier from there on.
+    assert zero[0].item() == pytest.approx(plain[0].item(), rel=1e-6)
+    assert (zero[1:] < plain[1:]).all() and (zero[1:] < zero[:-1]).all()
+
+
+def test_noising_equals_diffusers_bit_for_bit(schedule, drawn):
+    abar, reference = schedule
+    assert torch.equal(diffusion.add_noise(*drawn, TIMESTEPS, abar), reference.add_noise(*drawn, TIMESTEPS))
+
+
+def test_the_target_of_epsilon_is_the_noise(schedule, drawn):
+    latents, noise = drawn
+    assert diffusion.target(latents, noise, TIMESTEPS, schedule[0], "epsilon") is noise
+
+
+def test_the_target_of_v_equals_diffusers_bit_for_bit(schedule, drawn):
+    abar, reference = schedule
+    ours = diffusion.target(*drawn, TIMESTEPS, abar, "v_prediction")
+    assert torch.equal(ours, reference.get_velocity(*drawn, TIMESTEPS))
+
+
+def test_v_and_the_noisy_latents_hold_latents_and_noise(schedule, drawn):
+    """(x_t, v) is (x0, eps) turned by an angle; turned back: x0 = a x_t - s v and eps = s x_t + a v, a^2 + s^2 = 1."""
+    abar, _ = schedule
+    latents, noise = drawn
+    noisy = diffusion.add_noise(latents, noise, TIMESTEPS, abar)
+    v = diffusion.target(latents, noise, TIMESTEPS, abar, "v_prediction")
+    a, s = (part.sqrt().view(-1, 1, 1, 1) for part in (abar[TIMESTEPS], 1 - abar[TIMESTEPS]))
+    torch.testing.assert_close(a * noisy - s * v, latents, rtol=0, atol=2e-6)
+    torch.testing.assert_close(s * noisy + a * v, noise, rtol=0, atol=2e-6)
+
+
+def test_at_zero_terminal_snr_v_is_the_picture_and_x_the_noise(drawn):
+    abar = diffusion.alphas_cumprod(zero_terminal_snr=True)
+    last = torch.full((5,), 999)
+    assert torch.equal(diffusion.add_noise(*drawn, last, abar), drawn[1])
+    assert torch.equal(diffusion.target(*drawn, last, abar, "v_prediction"), -drawn[0])
+
+
+@pytest.mark.parametrize("unknown", ["v", "sample", ""])
+def test_an_unknown_prediction_type_is_refused(drawn, unknown):
+    abar = diffusion.alphas_cumprod()
+    with pytest.raises(AssertionError, match="no target"):
+        diffusion.target(*drawn, TIMESTEPS, abar, unknown)
+    with pytest.raises(AssertionError, match="no loss weight"):
+        diffusion.min_snr_weight(TIMESTEPS, abar, 5.0, unknown)
 
 
 def test_posterior_sample_equals_diffusers():
@@ -36,20 +101,44 @@ def test_posterior_sample_equals_diffusers():
     assert torch.equal(diffusion.posterior_sample(distribution.mean, distribution.std, noise, 0.13025), expected)
 
 
-def test_snr_and_min_snr_equal_diffusers_and_the_closed_form(reference):
-    timesteps, abar = torch.arange(1000), diffusion.alphas_cumprod()
-    expected = compute_snr(reference, timesteps)
+ALL = torch.arange(1000)
+
+
+def test_snr_equals_diffusers(schedule):
+    abar, reference = schedule
     # diffusers squares a quotient of square roots: the same number with two more roundings.
-    assert torch.allclose(diffusion.snr(timesteps, abar), expected, rtol=1e-5)
-    weight = diffusion.min_snr_weight(timesteps, abar, 5.0)
-    assert torch.allclose(weight, torch.minimum(expected, torch.tensor(5.0)) / expected, rtol=1e-5)
+    assert torch.allclose(diffusion.snr(ALL, abar), compute_snr(reference, ALL), rtol=1e-5, atol=0)
+
+
+def test_min_snr_of_epsilon_is_the_closed_form():
+    expected = compute_snr(scheduler(False), ALL)
+    weight = diffusion.min_snr_weight(ALL, diffusion.alphas_cumprod(), 5.0, "epsilon")
+    assert torch.allclose(weight, expected.clamp(max=5.0) / expected, rtol=1e-5, atol=0)
     assert weight[999] == 1.0 and weight[0] < 0.01 and (weight <= 1.0).all()
 
 
-def test_no_gamma_is_no_weight():
-    assert torch.equal(
-        diffusion.min_snr_weight(torch.tensor([0, 999]), diffusion.alphas_cumprod(), None), torch.ones(2)
-    )
+@pytest.mark.parametrize("gamma", [1.0, 5.0])
+def test_min_snr_of_v_is_the_closed_form_and_finite(schedule, gamma):
+    abar, reference = schedule
+    expected = compute_snr(reference, ALL)
+    weight = diffusion.min_snr_weight(ALL, abar, gamma, "v_prediction")
+    assert torch.isfinite(weight).all()
+    # As diffusers' training scripts have it: min(snr, gamma) / (snr + 1).
+    assert torch.allclose(weight, expected.clamp(max=gamma) / (expected + 1), rtol=1e-5, atol=0)
+    assert (weight[999] == 0) == (abar[999] == 0)
+
+
+def test_a_v_loss_is_worth_the_noise_loss_that_it_is_made_of():
+    """An error in v is one in eps over sqrt(abar), so the squared error's weight differs by abar = snr / (snr + 1)."""
+    abar = diffusion.alphas_cumprod()
+    epsilon, v = (diffusion.min_snr_weight(ALL, abar, 5.0, kind) for kind in ("epsilon", "v_prediction"))
+    assert torch.allclose(v, epsilon * abar, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_no_gamma_is_no_weight(schedule, prediction_type):
+    weight = diffusion.min_snr_weight(torch.tensor([0, 999]), schedule[0], None, prediction_type)
+    assert torch.equal(weight, torch.ones(2))
 
 
 def test_offset_noise_moves_whole_channels():

@@ -154,9 +154,9 @@ def test_pictures_of_steps_that_are_done_again_go(tmp_path):
 
 
 def test_zeros_for_an_empty_prompt_as_the_index_says(bases, tmp_path):
-    assert gallery._force_zeros(loading.resolve_base(str(bases["sdxl"]))) is True
-    assert gallery._force_zeros(loading.resolve_base(str(bases["sd15"]))) is False
+    assert loading.resolve_base(str(bases["sdxl"])).force_zeros is True
+    assert loading.resolve_base(str(bases["sd15"])).force_zeros is False
     copy = shutil.copytree(bases["sdxl"], tmp_path / "base")
     index = json.loads((copy / "model_index.json").read_text())
     (copy / "model_index.json").write_text(json.dumps(index | {"force_zeros_for_empty_prompt": False}))
-    assert gallery._force_zeros(loading.resolve_base(str(copy))) is False
+    assert loading.resolve_base(str(copy)).force_zeros is False

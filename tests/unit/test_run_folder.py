@@ -89,6 +89,8 @@ def test_the_identity_of_sdxl_is_this_list():
         "model.base",
         "model.revision",
         "model.text_encoder_1_layer",
+        "model.text_encoders",
+        "model.tokenizers",
         "model.vae",
         "model.vae_revision",
         "model.variant",

@@ -5,7 +5,7 @@ import hashlib
 import torch
 
 from sushi_research import conditioning
-from sushi_research.models import detect, loading
+from sushi_research.models import loading
 from sushi_research.tiny import main, save_tiny_base
 
 
@@ -26,7 +26,7 @@ def test_a_seed_names_a_base_and_leaves_torchs_generator_alone(bases, tmp_path):
 
 
 def test_it_is_of_its_architecture_and_small(base_folder, architecture):
-    assert detect.identify(base_folder) == architecture
+    assert loading.resolve_base(str(base_folder)).architecture == architecture
     assert sum(path.stat().st_size for path in base_folder.rglob("*") if path.is_file()) < 4 * 2**20
 
 

@@ -1,0 +1,146 @@
+"""What a model is, told without training it: the lines of `scripts/inspect_model.py`. No weights are read but for the hash."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from sushi_research.errors import UserError, first_line
+from sushi_research.models import detect, prediction, sources
+from sushi_research.models.components import TITLES
+from sushi_research.models.diffusers_folder import FolderPart
+from sushi_research.models.header import Header, Tensor, read_header
+from sushi_research.models.single_file import SingleFile
+from sushi_research.progress import progress
+
+# How many keys of one sort are named.
+SHOWN = 8
+
+# A title and what is said under it.
+Line = tuple[str, str]
+
+
+def describe(path: Path, source: str) -> Iterator[Line]:
+    """The lines about a `.safetensors` file or a folder in diffusers format, the quick ones first; `source` is its name.
+
+    UserError where `path` is neither, or the file is damaged; a model that is not trained here is described all the same.
+    """
+    if path.is_dir():
+        yield from _describe_folder(path, source)
+    else:
+        yield from _describe_file(read_header(path), source)
+
+
+def _describe_file(header: Header, source: str) -> Iterator[Line]:
+    count = len(header.tensors)
+    yield "file", f"{header.path.name}, {header.path.stat().st_size / 2**30:.2f} GiB, {count:,} tensors"
+    try:
+        opened = sources.open_file(header.path)
+    except UserError as refusal:
+        yield "it is", str(refusal).removeprefix(f"{header.path} is ")
+        yield "weights", _weights(header.tensors.values())
+    else:
+        yield "it is", f"{detect.NAMES[opened.architecture]} base"
+        yield "predicts", _prediction(opened.evidence)
+        yield from _components(opened.single, source)
+    yield "sha256", _sha256(header.path)
+
+
+def _components(single: SingleFile, source: str) -> Iterator[Line]:
+    parts, missing, options, damaged = {}, [], [], False
+    for name, title in TITLES.items():
+        if name in single:
+            # The UNet's input does not tell which part of it is the pooled text: the second text encoder's width does.
+            second = parts.get("text_encoder_2") or ("text_encoder_2" in single and single.part("text_encoder_2"))
+            try:
+                part = single.part(name, second.config["projection_dim"] if second else None)
+                text = _weights(part.tensors.values())
+                parts[name] = part
+            except UserError as error:
+                text, damaged = str(error), True
+            yield title, text
+        elif name in detect.TEXT_ENCODERS[single.architecture] or name == "vae":
+            option = "--model.vae" if name == "vae" else "--model.text_encoders"
+            missing.append(f"{title} (give {option})")
+            options += [] if option in options else [option, "..."]
+    yield "missing", ", ".join(missing) or "nothing"
+    ignored, unknown = single.leftovers(parts.values())
+    for reason in dict.fromkeys(ignored.values()):
+        yield "not used", f"{_some([key for key in ignored if ignored[key] == reason])}: {reason}"
+    yield "unknown", f"{_some(unknown)}: this suite does not know such a model" if unknown else "nothing"
+    if not unknown and not damaged:
+        yield "train on it", " ".join([_command(single.architecture, source), *options])
+
+
+def _describe_folder(folder: Path, source: str) -> Iterator[Line]:
+    yield "folder", str(folder)
+    opened = sources.open_folder(folder, None, prediction_type="epsilon")
+    yield "it is", f"{detect.NAMES[opened.architecture]} base in diffusers format"
+    yield "predicts", _prediction(opened.evidence) if opened.evidence else "unknown (no scheduler_config.json)"
+    missing = []
+    for name in ("unet", "vae", *detect.TEXT_ENCODERS[opened.architecture]):
+        try:
+            yield TITLES[name], _files(opened.part(name, {}))
+        except UserError as error:
+            missing.append(str(error))
+    yield "missing", " ".join(missing) or "nothing"
+    yield "train on it", _command(opened.architecture, source)
+
+
+def _command(architecture: str, source: str) -> str:
+    script = detect.SCRIPTS[architecture]
+    return (
+        f"accelerate launch {script} --config configs/{architecture}_lora.yaml --model.base {source} --data.path photos"
+    )
+
+
+def _files(part: sources.Part) -> str:
+    assert isinstance(part, FolderPart)
+    half = (
+        part.folder.is_dir() and not list(part.folder.glob("*[!6].safetensors")) and any(part.folder.glob("*.fp16.*"))
+    )
+    files = (FolderPart(part.name, part.folder, "fp16") if half else part).files
+    tensors = [tensor for file in files for tensor in read_header(file).tensors.values()]
+    return f"{_weights(tensors)}; sha256 {', '.join(_sha256(file)[:12] for file in files)}"
+
+
+def _prediction(evidence: list[prediction.Evidence]) -> str:
+    try:
+        found = prediction.decide(evidence)
+    except UserError as error:
+        return str(error)
+    where = [said.where for said in evidence if said.type or said.zero_terminal_snr]
+    return f"{found.describe()} ({', '.join(where) or 'nothing in the file says otherwise'})"
+
+
+def _weights(tensors: Iterable[Tensor]) -> str:
+    """Number of tensors and values, and how many tensors there are of each dtype."""
+    tensors = list(tensors)
+    values = sum(math.prod(tensor.shape) for tensor in tensors)
+    dtypes = Counter(tensor.dtype for tensor in tensors)
+    shown = ", ".join(dtype if len(dtypes) == 1 else f"{dtype} ({count})" for dtype, count in dtypes.most_common())
+    return f"{len(tensors):,} tensors, {values:,} values, {shown or 'none'}"
+
+
+def _some(keys: list[str]) -> str:
+    shown = ", ".join(ascii(key)[1:-1][:100] for key in sorted(keys)[:SHOWN])
+    return shown if len(keys) <= SHOWN else f"{shown} and {len(keys) - SHOWN:,} more"
+
+
+def _sha256(path: Path) -> str:
+    """The hash by which Civitai and A1111 know a file: its first ten digits are their "AutoV2"."""
+    digest = hashlib.sha256()
+    bar = progress(total=path.stat().st_size, description="hashing", unit="B", scale=True, leave=False)
+    try:
+        with open(path, "rb") as file, bar:
+            while piece := file.read(1 << 22):
+                digest.update(piece)
+                bar.update(len(piece))
+    except OSError as error:
+        raise UserError(
+            f"{path} could not be read ({first_line(error)}): check the disk and the permissions."
+        ) from error
+    return digest.hexdigest()

@@ -1,0 +1,54 @@
+"""The components of a base: their classes in diffusers and transformers, empty models of them, and their weights looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sushi_research.errors import UserError
+
+# The class of each; text_encoder_2 must be the one with the projection: without it there is no pooled output.
+CLASSES = {
+    "unet": "UNet2DConditionModel",
+    "vae": "AutoencoderKL",
+    "text_encoder": "CLIPTextModel",
+    "text_encoder_2": "CLIPTextModelWithProjection",
+}
+# What each is called before a user.
+TITLES = {"unet": "UNet", "vae": "VAE", "text_encoder": "text encoder", "text_encoder_2": "second text encoder"}
+
+
+def model_class(name: str) -> Any:
+    """The class of the component `name`, in diffusers or transformers."""
+    import diffusers
+    import transformers
+
+    return getattr(transformers if name.startswith("text_encoder") else diffusers, CLASSES[name])
+
+
+def build_empty(name: str, config: Mapping[str, Any]) -> Any:
+    """The model of `config` with its parameters on the meta device and its buffers real; ValueError for a config that
+    describes no model."""
+    from accelerate import init_empty_weights
+
+    kind = model_class(name)
+    try:
+        with init_empty_weights(include_buffers=False):
+            return (
+                kind(kind.config_class(**config)) if name.startswith("text_encoder") else kind.from_config(dict(config))
+            )
+    except (RuntimeError, TypeError, AssertionError) as error:
+        # A width that its groups do not divide, sides whose product overflows: each library has its own error for it.
+        raise ValueError(str(error)) from error
+
+
+def require_finite(value: Any, key: str, where: str) -> None:
+    """UserError, naming the tensor, for weights with NaN or infinity in them: what is trained on them is lost."""
+    import torch
+
+    # Whatever is not finite shows in the sum, which takes one pass and no memory. Only where it overflows is each looked at.
+    if not value.sum(dtype=torch.float32).isfinite() and not value.isfinite().all():
+        raise UserError(
+            f"{where} has values that are not finite (NaN or infinity) in {key}: the file is damaged, or a merge or a cast to "
+            "fp16 spoiled it, so take another copy of the model."
+        )

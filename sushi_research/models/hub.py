@@ -1,0 +1,99 @@
+"""Where a base, a VAE, text encoders or tokenizers lie: a folder, a file, or the Hugging Face hub through its cache."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from sushi_research.errors import UserError, first_line
+from sushi_research.models.diffusers_folder import TEXT_WEIGHTS, WEIGHTS
+from sushi_research.models.tokenizers import PATTERNS
+
+CONFIGS = ["model_index.json", "config.json", "*/config.json", "scheduler/*.json", "tokenizer*/*"]
+
+
+def find_base(source: str, revision: str | None, key: str = "model.base") -> tuple[Path, str | None]:
+    """(folder or file, commit of a hub id) of a base. Of a hub id in diffusers format only the configs are fetched: what
+    will be refused is not downloaded first. `key` is what the user calls it."""
+    return _find(source, revision, key, CONFIGS)
+
+
+def fetch_weights(source: str, commit: str, variant: str | None, names: Iterable[str]) -> None:
+    """Fetches the weights of the components `names` of a hub id, beside the configs that are there already."""
+    _snapshot(source, commit, _weights([f"{name}/" for name in names], (variant,)), "model.base")
+
+
+def find_component(source: str, revision: str | None, folders: Sequence[str], key: str) -> tuple[Path, str | None]:
+    """(folder or file, commit of a hub id) of what `key` names; of a hub id the weights in `folders`, fp16 ones too."""
+    return _find(source, revision, key, [*CONFIGS, *_weights(folders, (None, "fp16"))])
+
+
+def find_tokenizers(source: str) -> Path:
+    """The folder that model.tokenizers names."""
+    path, _ = _find(source, None, "model.tokenizers", [*PATTERNS, "tokenizer*/*"])
+    if path.is_file():
+        raise UserError(f"model.tokenizers: {source} is a file: give the folder that holds vocab.json and merges.txt.")
+    return path
+
+
+def _weights(folders: Iterable[str], variants: Iterable[str | None]) -> list[str]:
+    """The patterns of safetensors weights, whole or in shards, and of the index without which nobody reads the shards."""
+    variants, patterns = list(variants), []
+    for folder in folders:
+        for name in sorted({*WEIGHTS.values(), TEXT_WEIGHTS}):
+            patterns.append(f"{folder}{name}.safetensors.index*.json")
+            for variant in variants:
+                middle = f".{variant}" if variant else ""
+                patterns += [f"{folder}{name}{middle}{shard}.safetensors" for shard in ("", "-*-of-*")]
+    return patterns
+
+
+def _find(source: str, revision: str | None, key: str, patterns: list[str]) -> tuple[Path, str | None]:
+    path = Path(source).expanduser()
+    if path.is_dir() or path.is_file():
+        if revision is not None:
+            raise UserError(
+                f"{key}: {source} is on this machine, where there are no revisions: leave the revision out."
+            )
+        return path, None
+    local = source.startswith((".", "/", "~")) or path.is_symlink()
+    owner, _, rest = source.partition("/")
+    name, _, file = rest.partition("/")
+    if local or not owner or not name or (file and not file.endswith(".safetensors")):
+        raise UserError(
+            f"{key}: {source} is neither a folder nor a file on this machine, nor a hub id (owner/name, or "
+            "owner/name/file.safetensors)."
+        )
+    if file:
+        return _file(f"{owner}/{name}", file, revision, key)
+    return _snapshot(source, revision, patterns, key)
+
+
+def _snapshot(source: str, revision: str | None, patterns: list[str], key: str) -> tuple[Path, str]:
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = Path(snapshot_download(source, revision=revision, allow_patterns=patterns))
+    except Exception as error:
+        raise _unreachable(source, key, error) from error
+    return folder, folder.name
+
+
+def _file(source: str, file: str, revision: str | None, key: str) -> tuple[Path, str]:
+    from huggingface_hub import hf_hub_download
+
+    try:
+        path = Path(hf_hub_download(source, file, revision=revision))
+    except Exception as error:
+        raise _unreachable(f"{source}/{file}", key, error) from error
+    # .../snapshots/<commit>/<file>
+    return path, path.parents[len(Path(file).parts) - 1].name
+
+
+def _unreachable(source: str, key: str, error: Exception) -> UserError:
+    # The hub's errors, those of its network library and those of the disk have no parent in common.
+    return UserError(
+        f"{key}: {source} is not on this machine and could not be fetched from the hub ({type(error).__name__}: "
+        f"{first_line(error)}): check the name, the revision, the connection, the space on the disk, and `hf auth login` for a "
+        "gated model."
+    )

@@ -1,0 +1,181 @@
+"""What stands on the disk, opened and accounted for: a folder in diffusers format, a component of a single file, a VAE or text
+encoders from elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sushi_research.errors import UserError
+from sushi_research.models import detect, hub, prediction
+from sushi_research.models.components import TITLES
+from sushi_research.models.diffusers_folder import WEIGHTS, FolderPart, read_json
+from sushi_research.models.header import read_header
+from sushi_research.models.shapes import published
+from sushi_research.models.single_file import FilePart, SingleFile
+
+Part = FolderPart | FilePart
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A base as it lies on the disk: what it says of itself, and `part(name, others)`, its component of that name.
+
+    `others` are the components found before: the width of the pooled text is needed for a single file's UNet.
+    """
+
+    architecture: str
+    evidence: list[prediction.Evidence]
+    scheduler: Mapping[str, Any]
+    force_zeros: bool
+    part: Callable[[str, Mapping[str, Part]], Part]
+    single: SingleFile | None
+
+
+def open_folder(folder: Path, variant: str | None, prediction_type: str | None = None) -> Opened:
+    """A base in diffusers format, by its configs. UserError for what is not trained here.
+
+    `prediction_type` is what the user says: without a scheduler config nothing else tells it.
+    """
+    pipeline = read_json(folder / "model_index.json")
+    if pipeline is None:
+        raise UserError(
+            f"{folder} is not a model in diffusers format (it has no model_index.json): "
+            "give model.base a folder made by save_pretrained, a .safetensors file, or a hub id."
+        )
+    if not isinstance(pipeline.get("_class_name"), str):
+        raise UserError(f"{folder}/model_index.json is damaged (no _class_name): download the model again.")
+    configs = {name: read_json(folder / name / "config.json") for name in TITLES}
+    architecture = detect.of_configs(configs, pipeline["_class_name"], str(folder))
+    path = folder / "scheduler" / "scheduler_config.json"
+    scheduler = read_json(path)
+    if scheduler is None and prediction_type is None:
+        raise UserError(
+            f"{folder} has no scheduler/scheduler_config.json, and nothing else says what the model predicts: "
+            "download the model again, or say it with --model.prediction_type."
+        )
+
+    def part(name: str, others: Mapping[str, Part]) -> Part:
+        if configs[name] is None:
+            option = "--model.vae" if name == "vae" else "--model.text_encoders"
+            raise UserError(
+                f"{folder} has no {TITLES[name]} (no {name}/config.json): download the model again, or take it from another "
+                f"model with {option}."
+            )
+        return FolderPart(name, folder / name, variant)
+
+    return Opened(
+        architecture=architecture,
+        evidence=[] if scheduler is None else prediction.from_scheduler(scheduler, str(path)),
+        scheduler=published(architecture)["scheduler"] if scheduler is None else _known(scheduler, architecture, path),
+        force_zeros=bool(pipeline.get("force_zeros_for_empty_prompt", False)),
+        part=part,
+        single=None,
+    )
+
+
+def _known(scheduler: dict[str, Any], architecture: str, path: Path) -> dict[str, Any]:
+    """The scheduler config, refused where its noise schedule is not the architecture's: training would use that one."""
+    known = published(architecture)["scheduler"]
+    for key in ("beta_schedule", "beta_start", "beta_end", "num_train_timesteps"):
+        if scheduler.get(key, known[key]) != known[key]:
+            raise UserError(
+                f"{path} has {key} {scheduler[key]}, and {detect.NAMES[architecture]} base has {known[key]}: its noise schedule "
+                f"is another one, so {detect.CHOOSE}, or correct the file."
+            )
+    return scheduler
+
+
+def open_file(path: Path) -> Opened:
+    """A base in a single file, by its header. UserError for what is not trained here."""
+    header = read_header(path)
+    architecture = detect.of_file(header)
+    single, facts = SingleFile(header, architecture), published(architecture)
+
+    def part(name: str, others: Mapping[str, Part]) -> Part:
+        if name not in single:
+            option = "--model.vae a VAE" if name == "vae" else "--model.text_encoders a model with the text encoders"
+            raise UserError(
+                f"{path} holds {detect.NAMES[architecture]} UNet without its {TITLES[name]}: give {option} (a folder in "
+                "diffusers format, a .safetensors file, or a hub id)."
+            )
+        second = others.get("text_encoder_2")
+        return single.part(name, second.config["projection_dim"] if second else None)
+
+    return Opened(
+        architecture=architecture,
+        evidence=[
+            *prediction.from_single_file(header.tensors.keys(), path.name),
+            *prediction.from_metadata(header.metadata, path.name),
+        ],
+        scheduler=facts["scheduler"],
+        force_zeros=facts["force_zeros_for_empty_prompt"],
+        part=part,
+        single=single,
+    )
+
+
+def require_nothing_left(single: SingleFile, parts: Mapping[str, Part], below: str = "") -> dict[str, str]:
+    """The ignored keys of the file, with reasons, beside those of `parts` that lie in it; UserError for a key (of those
+    below the prefix `below`) that belongs to nothing."""
+    mine = [part for part in parts.values() if isinstance(part, FilePart) and part.header is single.header]
+    ignored, unknown = single.leftovers(mine)
+    unknown = [key for key in unknown if key.startswith(below)]
+    if unknown:
+        more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
+        raise UserError(
+            f"{single.header.path} holds {unknown[0]!r}{more}, which no component of {detect.NAMES[single.architecture]} base "
+            "has: it is of a model that this suite does not know, so use another file of the model (scripts/inspect_model.py "
+            "lists the keys)."
+        )
+    return ignored
+
+
+def other_vae(source: str, revision: str | None, architecture: str) -> tuple[Part, str]:
+    """(the VAE that stands in for the base's own, what it is recorded as)."""
+    path, commit = hub.find_component(source, revision, ("", "vae/"), "model.vae")
+    named = source if commit is None else f"{source}@{commit}"
+    if path.is_file():
+        single = SingleFile(read_header(path), architecture)
+        if "vae" not in single or any(key.startswith("decoder.up_blocks.") for key in single.header.tensors):
+            raise UserError(
+                f"model.vae: {source} has no VAE in Stability's layout (no decoder.up): give a checkpoint, a VAE file such as "
+                "sdxl_vae.safetensors, or the folder of a VAE in diffusers format."
+            )
+        part = single.part("vae")
+        require_nothing_left(single, {"vae": part}, below=part.prefix)
+        return part, named
+    folder = path / "vae" if (path / "vae" / "config.json").is_file() else path
+    if not (folder / "config.json").is_file():
+        raise UserError(
+            f"model.vae: {source} has no VAE in diffusers format (no config.json): give a folder or hub id that has, or a file."
+        )
+    return FolderPart("vae", folder, _only_half(folder, WEIGHTS["vae"])), named
+
+
+def other_text_encoders(source: str, architecture: str) -> tuple[dict[str, Part], Path | None]:
+    """(the text encoders that stand in for the base's own, the folder in diffusers format that they come from)."""
+    path, _ = hub.find_component(source, None, ("text_encoder/", "text_encoder_2/"), "model.text_encoders")
+    single = None if path.is_dir() else SingleFile(read_header(path), architecture)
+    parts: dict[str, Part] = {}
+    for name in detect.TEXT_ENCODERS[architecture]:
+        if single and name in single:
+            parts[name] = single.part(name)
+            require_nothing_left(single, parts, below=parts[name].prefix)
+        elif single is None and (path / name / "config.json").is_file():
+            parts[name] = FolderPart(name, path / name, _only_half(path / name, "model"))
+        else:
+            raise UserError(
+                f"model.text_encoders: {source} holds no {TITLES[name]} of {detect.NAMES[architecture]} base: name a checkpoint "
+                "or a model in diffusers format that has."
+            )
+    return parts, None if single else path
+
+
+def _only_half(folder: Path, stem: str) -> str | None:
+    """ "fp16" where a component has half-precision weights only. model.variant speaks of the base: what stands in for one of
+    its parts is taken as it is there, in full precision where there is a choice."""
+    full, half = (folder / f"{stem}{middle}.safetensors" for middle in ("", ".fp16"))
+    return "fp16" if half.is_file() and not full.is_file() else None
