@@ -56,7 +56,7 @@ def _components(single: SingleFile, source: str) -> Iterator[Line]:
             # The UNet's input does not tell which part of it is the pooled text: the second text encoder's width does.
             second = parts.get("text_encoder_2") or ("text_encoder_2" in single and single.part("text_encoder_2"))
             try:
-                part = single.part(name, second.config["projection_dim"] if second else None)
+                part = single.part(name, detect.number(second.config, "projection_dim", 512) if second else None)
                 text = _weights(part.tensors.values())
                 parts[name] = part
             except UserError as error:

@@ -13,8 +13,10 @@ from accelerate import Accelerator
 
 from sushi_research import adapter, conditioning, optim, tracking
 from sushi_research.config import TrainingConfig
+from sushi_research.errors import UserError
 from sushi_research.items import Item
 from sushi_research.models import loading
+from sushi_research.models.components import build_empty
 from sushi_research.models.prediction import Prediction
 from sushi_research.precision import dtype_policy
 from sushi_research.preparation import Caches, Data
@@ -132,10 +134,12 @@ def captions_cut(base: loading.Base, model: ModuleType, items: Iterable[Item]) -
 
 def count_adapter(base: loading.Base, targets: str | Sequence[str], rank: int) -> tuple[int, int]:
     """(modules, trainable parameters) of an adapter: attached for a look to the base's UNet without its weights."""
-    from diffusers import UNet2DConditionModel
-
-    with torch.device("meta"):
-        unet = UNet2DConditionModel.from_config(base.config("unet"))
+    try:
+        unet = build_empty("unet", base.config("unet"))
+    except ValueError as error:
+        raise UserError(
+            f"the config of {base.parts['unet'].where} describes no UNet ({error}): download the model again."
+        ) from error
     adapter.attach(unet, targets=targets, rank=rank, alpha=rank, dropout=0.0, init="default", seed=0)
     return len(adapter.adapter_modules(unet)), adapter.count_parameters(unet)
 

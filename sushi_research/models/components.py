@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sushi_research.errors import UserError
+from sushi_research.errors import UserError, first_line
 
 # The class of each; text_encoder_2 must be the one with the projection: without it there is no pooled output.
 CLASSES = {
@@ -37,9 +37,9 @@ def build_empty(name: str, config: Mapping[str, Any]) -> Any:
             return (
                 kind(kind.config_class(**config)) if name.startswith("text_encoder") else kind.from_config(dict(config))
             )
-    except (RuntimeError, TypeError, AssertionError) as error:
-        # A width that its groups do not divide, sides whose product overflows: each library has its own error for it.
-        raise ValueError(str(error)) from error
+    except Exception as error:
+        # A width that its groups do not divide, a list where a number belongs: each library has its own error for it.
+        raise ValueError(first_line(error)) from error
 
 
 def require_finite(value: Any, key: str, where: str) -> None:

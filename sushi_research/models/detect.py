@@ -29,30 +29,31 @@ class Kind(NamedTuple):
 
 
 NOT_TRAINED = f"this suite trains the UNets of SD1.5 and SDXL: {CHOOSE}"
+VIDEO = "a video model (Stable Video Diffusion or AnimateDiff)"
 LCM = "a latent consistency model (its UNet is told the guidance scale)"
 # Read from the top. The UNet prefix is off; the patterns are searched from a name's beginning.
 KINDS = (
     Kind(
-        r"(.*\.)?(lora_(down|up|A|B)\b|lora\.(down|up)\b|hada_w1|lokr_w|dora_scale|oft_)",
+        r"lora_(unet|te\d?)_|(.*\.)?(\w+_)?(lora_(down|up|A|B)\b|lora\.(down|up)\b|lora_linear_layer|hada_w1|lokr_w|oft_)",
         "a LoRA (adapter) file",
         "name the base that it was trained on as the base, and give this file to scripts/sample.py --adapters",
     ),
-    Kind(r"control_model\.|input_hint_block\.|controlnet_cond_embedding\.", "a ControlNet", NOT_TRAINED),
+    Kind(r"control_model\.|input_hint_block\.|controlnet_cond_embedding\.|lllite_", "a ControlNet", NOT_TRAINED),
     Kind(r"adapter\.body\.|body\.\d+\.in_conv", "a T2I-Adapter", NOT_TRAINED),
     Kind(r"ip_adapter\.|image_proj\.", "an IP-Adapter", NOT_TRAINED),
     Kind(r"(emb_params|string_to_param|clip_[lg])$", "a textual inversion embedding", NOT_TRAINED),
     Kind(r"(double_stream_modulation_img|single_stream_modulation)\.", "FLUX.2", NOT_TRAINED),
     Kind(r"distilled_guidance_layer\.", "Chroma", NOT_TRAINED),
-    Kind(r"double_blocks\.\d+\.img_(attn|mod)\.|single_transformer_blocks\.", "FLUX.1", NOT_TRAINED),
+    Kind(r"double_blocks\.\d+\.img_(attn|mod\.lin)\.|single_transformer_blocks\.", "FLUX.1", NOT_TRAINED),
     Kind(r"joint_blocks\.(0\.x_block\.attn2|37)\.", "Stable Diffusion 3.5", NOT_TRAINED),
     Kind(
-        r"joint_blocks\.|transformer_blocks\.\d+\.attn\.add_k_proj",
+        r"joint_blocks\.|transformer_blocks\.\d+\.norm1_context\.",
         "Stable Diffusion 3 (a transformer, not a UNet)",
         NOT_TRAINED,
     ),
     Kind(
         r".*\.(time_stack|time_mixer|temporal_transformer_block|motion_modules)\b",
-        "a video model (Stable Video Diffusion or AnimateDiff)",
+        VIDEO,
         NOT_TRAINED,
     ),
     Kind(r"edm_mean$", "Playground v2.5 (its noise levels and latents are not SDXL's)", NOT_TRAINED),
@@ -91,14 +92,16 @@ def _without_unet(shapes: Mapping[str, tuple[int, ...]]) -> str:
             "a UNet alone, by diffusers' names: put it into the unet folder of a model in diffusers format and give that "
             "folder as the base"
         )
-    if any(re.match(r"(first_stage_model\.)?(en|de)coder\.(conv_in|down|mid|up)", key) for key in shapes):
+    if any(
+        re.match(r"(first_stage_model\.)?(en|de)coder\.(conv_in|(down|mid|up)(_blocks?)?)\.", key) for key in shapes
+    ):
         return "a VAE alone: give it to model.vae, and a base to model.base"
     if any(re.match(r"(text_model\.)?encoder\.layers\.0\.|.*resblocks\.0\.attn\.", key) for key in shapes):
         return f"a text encoder alone: {CHOOSE}"
     if not shapes:
         return "empty (no tensors): download it again"
     first = min(shapes)
-    shown = first if first.isprintable() and len(first) < 80 else "with unreadable names"
+    shown = first if first.isprintable() and len(first) <= 80 else "with unreadable names"
     return f"of an unknown kind (its tensors: {shown} and {len(shapes) - 1} more): {CHOOSE}"
 
 
@@ -126,6 +129,16 @@ def _unet_of_another(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
     return None
 
 
+def number(config: Mapping[str, Any], key: str, default: int) -> int:
+    """A whole number of a config, `default` where it is not there (diffusers' and transformers' own); UserError otherwise."""
+    value = config.get(key)
+    if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
+        raise UserError(
+            f"a config.json of the base has {value!r:.60} as its {key}, where a number belongs: download it again."
+        )
+    return default if value is None else value
+
+
 def _by_inputs(channels: int) -> str | None:
     if channels == 9:
         return "an inpainting model (9 input channels)"
@@ -142,7 +155,8 @@ def of_configs(configs: Mapping[str, Mapping[str, Any] | None], pipeline: str, w
     unet = configs.get("unet")
     if unet is None:
         raise UserError(f"{where} holds a {pipeline} without a UNet; {NOT_TRAINED}.")
-    refusal = _by_inputs(unet.get("in_channels", 4)) or _config_of_another(configs, unet, pipeline)
+    video = VIDEO if "Video" in pipeline or "AnimateDiff" in pipeline else None
+    refusal = video or _by_inputs(number(unet, "in_channels", 4)) or _config_of_another(configs, unet, pipeline)
     if refusal:
         raise UserError(f"{where} is {refusal}; {NOT_TRAINED}.")
     return "sdxl" if unet.get("addition_embed_type") == "text_time" else "sd15"
@@ -158,9 +172,11 @@ def _config_of_another(
     addition = unet.get("addition_embed_type")
     if addition == "text_time":
         first, second = configs.get("text_encoder"), configs.get("text_encoder_2")
-        pooled = second.get("projection_dim", 512) if second else 1280
-        sizes = unet.get("projection_class_embeddings_input_dim") or 0
-        if sizes - pooled == 5 * unet.get("addition_time_embed_dim", 256) or (second and not first and sizes == 2560):
+        pooled = number(second, "projection_dim", 512) if second else 1280
+        sizes = number(unet, "projection_class_embeddings_input_dim", 0)
+        if sizes - pooled == 5 * number(unet, "addition_time_embed_dim", 256) or (
+            second and not first and sizes == 2560
+        ):
             return "the SDXL refiner"
         if (configs.get("vae") or {}).get("latents_mean") is not None:
             return "Playground v2.5 or a model like it (its VAE has latents_mean)"
@@ -176,11 +192,12 @@ def require_fit(architecture: str, configs: Mapping[str, Mapping[str, Any]], whe
     """UserError unless the UNet takes what the text encoders give: their widths side by side, and SDXL's pooled output with
     the six numbers of a picture's sizes."""
     unet, encoders = configs["unet"], [configs[name] for name in TEXT_ENCODERS[architecture]]
-    width, wanted = sum(config.get("hidden_size", 512) for config in encoders), unet.get("cross_attention_dim", 1280)
+    width = sum(number(config, "hidden_size", 512) for config in encoders)
+    wanted = number(unet, "cross_attention_dim", 1280)
     fits = width == wanted
     if architecture == "sdxl":
-        pooled, sizes = encoders[1].get("projection_dim", 512), 6 * unet.get("addition_time_embed_dim", 256)
-        fits = fits and unet.get("projection_class_embeddings_input_dim") == pooled + sizes
+        pooled, sizes = number(encoders[1], "projection_dim", 512), 6 * number(unet, "addition_time_embed_dim", 256)
+        fits = fits and number(unet, "projection_class_embeddings_input_dim", 0) == pooled + sizes
     if not fits:
         raise UserError(
             f"{where} is {NAMES[architecture]}-like model whose UNet and text encoders do not fit together (the text is "

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from sushi_research import conditioning
-from sushi_research.models import loading
+from sushi_research.models import detect, loading
 
 NAME = "sd15"
 SCALING_FACTOR = 0.18215
@@ -40,7 +40,7 @@ class Text:
 
 def text_shapes(base: loading.Base) -> dict[str, tuple[int, ...]]:
     """The shapes of a caption's tensors for this base: {"hidden": (77, 768)} at the real size."""
-    return {"hidden": (77, base.config("unet")["cross_attention_dim"])}
+    return {"hidden": (77, detect.number(base.config("unet"), "cross_attention_dim", 1280))}
 
 
 def load_text(base: loading.Base, device: torch.device, dtype: torch.dtype = torch.float32) -> Text:

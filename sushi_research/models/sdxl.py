@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from sushi_research import conditioning
-from sushi_research.models import loading
+from sushi_research.models import detect, loading
 
 NAME = "sdxl"
 SCALING_FACTOR = 0.13025
@@ -37,8 +37,8 @@ class Text:
 
 def text_shapes(base: loading.Base) -> dict[str, tuple[int, ...]]:
     """The shapes of a caption's tensors for this base: {"hidden": (77, 2048), "pooled": (1280,)} at the real size."""
-    width = base.config("unet")["cross_attention_dim"]
-    return {"hidden": (77, width), "pooled": (base.config("text_encoder_2")["projection_dim"],)}
+    width = detect.number(base.config("unet"), "cross_attention_dim", 1280)
+    return {"hidden": (77, width), "pooled": (detect.number(base.config("text_encoder_2"), "projection_dim", 512),)}
 
 
 def load_text(base: loading.Base, device: torch.device, dtype: torch.dtype = torch.float32) -> Text:

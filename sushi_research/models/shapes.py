@@ -15,6 +15,8 @@ from sushi_research.errors import UserError
 Shapes = Mapping[str, tuple[int, ...]]
 # The deepest part, SDXL's second text encoder, has 32. A file must not make us build a model as large as it pleases.
 MOST_LAYERS = 100
+# Of every CLIP; the model keeps a list of them in memory, so a file may not name another number.
+POSITIONS = 77
 
 
 @functools.cache
@@ -129,6 +131,8 @@ def open_clip_config(architecture: str, shapes: Shapes) -> dict[str, Any]:
 def _clip(
     facts: Mapping[str, Any], *, width: int, layers: int, vocabulary: int, positions: int, inner: int, projection: int
 ) -> dict[str, Any]:
+    if positions != POSITIONS:
+        raise UserError(f"its text encoder has {positions} positions, not {POSITIONS}")
     return {
         **facts,
         "hidden_size": width,

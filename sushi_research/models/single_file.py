@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sushi_research.errors import UserError, first_line
+from sushi_research.errors import UserError
 from sushi_research.fingerprints import FileMemo, content_hash, file_state, folder_hash
 from sushi_research.models import shapes
 from sushi_research.models.components import TITLES, build_empty, require_finite
@@ -54,7 +54,7 @@ IGNORED = {
     r"posterior_log_variance_clipped|posterior_mean_coef[12]|logvar|lvlb_weights|denoiser\.(log_)?sigmas": "the noise "
     "schedule, which is known",
     r"scale_factor|embedding_manager\..*": "left over from training with Stability's first code",
-    r"first_stage_model\.(loss|model_ema)\..*": "what the VAE was trained with",
+    r"(first_stage_model\.)?(loss|model_ema)\..*": "what the VAE was trained with",
     r"(cond_stage_model|conditioner\.embedders\.0)\.(transformer\.)?text_projection(\.weight)?": "CLIP ViT-L's projection, "
     "which neither SD1.5 nor SDXL uses",
     r"v_pred|ztsnr": "a marker: what the model predicts",
@@ -146,9 +146,7 @@ class FilePart:
         try:
             model = build_empty(self.name, self.config)
         except ValueError as error:
-            raise UserError(
-                f"{self.where} has sizes that make no model ({first_line(error)}): download the file again."
-            ) from None
+            raise UserError(f"{self.where} has sizes that make no model ({error}): download the file again.") from None
         parameters = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
         find = self._finder()
         places, missing = {}, []
@@ -251,7 +249,7 @@ class FilePart:
                     setattr(model.get_submodule(module), leaf, nn.Parameter(value, requires_grad=False))
         except (OSError, SafetensorError) as error:
             raise UserError(f"{self.where} could not be read ({error}): download the file again.") from error
-        return model.eval()
+        return model.to(device).eval()  # what is left: the buffers that no file holds
 
 
 def fits(found: tuple[int, ...], wanted: tuple[int, ...], place: Place) -> bool:
@@ -262,7 +260,7 @@ def fits(found: tuple[int, ...], wanted: tuple[int, ...], place: Place) -> bool:
     if place.third is not None:
         wanted = (3 * wanted[0], *wanted[1:])
     if place.transposed:
-        wanted = wanted[::-1]
+        return found == wanted[::-1]
     return _bare(found) == _bare(wanted)
 
 

@@ -102,7 +102,7 @@ def open_file(path: Path) -> Opened:
                 "diffusers format, a .safetensors file, or a hub id)."
             )
         second = others.get("text_encoder_2")
-        return single.part(name, second.config["projection_dim"] if second else None)
+        return single.part(name, detect.number(second.config, "projection_dim", 512) if second else None)
 
     return Opened(
         architecture=architecture,

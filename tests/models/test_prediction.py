@@ -1,0 +1,280 @@
+"""What a base predicts: from markers, scheduler config, metadata and options; two that contradict each other stop the run."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from single_files import narrow_base, write_single_file
+
+from sushi_research import diffusion, sampling
+from sushi_research.errors import UserError
+from sushi_research.models import loading, sd15, sdxl
+from sushi_research.models.prediction import Evidence, Prediction, decide, from_metadata, from_scheduler
+
+MODELS = {"sd15": sd15, "sdxl": sdxl}
+EPSILON, V, ZERO = Prediction(), Prediction("v_prediction"), Prediction("v_prediction", zero_terminal_snr=True)
+ALL = pytest.mark.parametrize("predicted", [EPSILON, V, ZERO], ids=Prediction.describe)
+
+V_PRED, ZTSNR = "the key v_pred in model.safetensors", "the key ztsnr in model.safetensors"
+SPEC, KEY = (f"modelspec.{name} in the metadata of model.safetensors" for name in ("prediction_type", "predict_key"))
+CONFIG = "scheduler/scheduler_config.json"
+TYPE_OPTION, ZERO_OPTION = "the option prediction_type", "the option zero_terminal_snr"
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp("folders")
+    return {architecture: narrow_base(root / architecture, architecture) for architecture in MODELS}
+
+
+@pytest.fixture
+def of_file(folders, architecture, tmp_path):
+    """Resolves a single file with the marker keys and the metadata given."""
+
+    def resolve(markers=(), metadata=None, **options):
+        file = write_single_file(
+            folders[architecture],
+            tmp_path / "model.safetensors",
+            architecture,
+            extra={name: torch.tensor([]) for name in markers},
+            metadata=metadata,
+        )
+        return loading.resolve_base(str(file), tokenizers=str(folders[architecture]), **options)
+
+    return resolve
+
+
+@pytest.fixture
+def of_folder(bases, architecture, tmp_path):
+    """Resolves a folder whose scheduler config has some keys changed (None removes); without one for no config at all."""
+
+    def resolve(changes, **options):
+        folder = shutil.copytree(bases[architecture], tmp_path / "base")
+        path = folder / CONFIG
+        if changes is None:
+            path.unlink()
+        else:
+            config = json.loads(path.read_text()) | changes
+            path.write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
+        return loading.resolve_base(str(folder), **options)
+
+    return resolve
+
+
+def refusal(call, *arguments, **options):
+    with pytest.raises(UserError) as caught:
+        call(*arguments, **options)
+    message = str(caught.value)
+    assert message.isprintable() and len(message) < 500 and message.endswith(".")
+    return message
+
+
+# --- single files ---
+
+EPS_DATA, V_DATA = {"modelspec.prediction_type": "epsilon"}, {"modelspec.prediction_type": "v"}
+EPS_COMFY, V_COMFY = {"modelspec.predict_key": "epsilon"}, {"modelspec.predict_key": "v"}
+V_ASKED, EPS_ASKED = {"prediction_type": "v_prediction"}, {"prediction_type": "epsilon"}
+ZERO_ASKED, PLAIN_ASKED = {"zero_terminal_snr": True}, {"zero_terminal_snr": False}
+
+# Marker keys, metadata, options -> what is decided, or the words of the refusal, one for each side.
+FILES = [
+    ((), {}, {}, EPSILON),
+    ((), {"format": "pt", "modelspec.architecture": "stable-diffusion-xl-v1-base"}, {}, EPSILON),
+    (("v_pred",), {}, {}, V),
+    (("v_pred", "ztsnr"), {}, {}, ZERO),
+    (("ztsnr",), {}, {}, (f"zero-terminal SNR ({ZTSNR})", "epsilon (nothing says otherwise)")),
+    # Metadata, as kohya and ComfyUI write it.
+    ((), EPS_DATA, {}, EPSILON),
+    ((), V_DATA, {}, V),
+    ((), EPS_COMFY, {}, EPSILON),
+    ((), V_COMFY, {}, V),
+    ((), V_DATA | V_COMFY, {}, V),
+    ((), EPS_DATA | V_COMFY, {}, (f"epsilon by {SPEC}", f"v_prediction by {KEY}")),
+    (("v_pred",), V_DATA, {}, V),
+    (("v_pred",), EPS_DATA, {}, (f"v_prediction by {V_PRED}", f"epsilon by {SPEC}")),
+    (("v_pred", "ztsnr"), EPS_COMFY, {}, (f"v_prediction by {V_PRED}", f"epsilon by {KEY}")),
+    (("ztsnr",), V_DATA, {}, ZERO),
+    (("ztsnr",), EPS_DATA, {}, (f"zero-terminal SNR ({ZTSNR})", f"epsilon ({SPEC})")),
+    # The option prediction_type is stronger than metadata and no stronger than a marker.
+    ((), {}, V_ASKED, V),
+    ((), {}, EPS_ASKED, EPSILON),
+    ((), V_DATA | V_COMFY, EPS_ASKED, EPSILON),
+    ((), EPS_DATA, V_ASKED, V),
+    ((), EPS_DATA | V_COMFY, V_ASKED, V),
+    (("v_pred",), EPS_DATA, V_ASKED, V),
+    (("v_pred",), {}, EPS_ASKED, (f"v_prediction by {V_PRED}", f"epsilon by {TYPE_OPTION}")),
+    (("v_pred",), EPS_DATA, EPS_ASKED, (f"v_prediction by {V_PRED}", f"epsilon by {TYPE_OPTION}")),
+    (("ztsnr",), {}, V_ASKED, ZERO),
+    (("ztsnr",), {}, EPS_ASKED, (f"zero-terminal SNR ({ZTSNR})", f"epsilon ({TYPE_OPTION})")),
+    # The option zero_terminal_snr.
+    (("v_pred",), {}, ZERO_ASKED, ZERO),
+    (("v_pred",), {}, PLAIN_ASKED, V),
+    (("v_pred", "ztsnr"), {}, ZERO_ASKED, ZERO),
+    (("v_pred", "ztsnr"), {}, PLAIN_ASKED, (f"true by {ZTSNR}", f"false by {ZERO_OPTION}")),
+    ((), {}, PLAIN_ASKED, EPSILON),
+    ((), {}, ZERO_ASKED, (f"zero-terminal SNR ({ZERO_OPTION})", "epsilon (nothing says otherwise)")),
+    ((), {}, ZERO_ASKED | V_ASKED, ZERO),
+    ((), {}, ZERO_ASKED | EPS_ASKED, (f"zero-terminal SNR ({ZERO_OPTION})", f"epsilon ({TYPE_OPTION})")),
+    ((), V_DATA, ZERO_ASKED, ZERO),
+]
+
+
+@pytest.mark.parametrize("architecture", ["sd15"])
+@pytest.mark.parametrize(("markers", "metadata", "options", "expected"), FILES)
+def test_a_single_file(markers, metadata, options, expected, of_file):
+    if isinstance(expected, Prediction):
+        assert of_file(markers, metadata, **options).prediction == expected
+    else:
+        message = refusal(of_file, markers, metadata, **options)
+        assert all(words in message for words in expected)
+
+
+def test_the_markers_are_among_the_ignored_keys(architecture, of_file):
+    base = of_file(("v_pred", "ztsnr"))
+    assert base.prediction == ZERO and set(base.ignored) >= {"v_pred", "ztsnr"}
+
+
+def test_names_like_the_markers_are_none(architecture, of_file):
+    for name in ("model.v_pred", "V_PRED", "v_prediction"):
+        assert name in refusal(of_file, (name,))
+
+
+@pytest.mark.parametrize("value", ["", "none", "None", "\u3042\n"])
+def test_metadata_without_a_type_says_nothing(value):
+    assert from_metadata(dict.fromkeys(("modelspec.prediction_type", "modelspec.predict_key"), value), "it") == []
+
+
+# --- folders ---
+
+FOLDERS = [
+    ({}, {}, EPSILON),
+    ({"prediction_type": None, "rescale_betas_zero_snr": None}, {}, EPSILON),
+    ({"prediction_type": "epsilon", "rescale_betas_zero_snr": False}, {}, EPSILON),
+    ({"prediction_type": "v_prediction"}, {}, V),
+    ({"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}, {}, ZERO),
+    ({"prediction_type": "epsilon", "rescale_betas_zero_snr": True}, {}, ("zero-terminal SNR (", "epsilon (", CONFIG)),
+    ({"rescale_betas_zero_snr": True, "prediction_type": None}, {}, ("zero-terminal SNR (", "epsilon (", CONFIG)),
+    ({"prediction_type": "sample"}, {}, ("predicts sample (", CONFIG)),
+    ({"prediction_type": "flow_prediction"}, {}, ("predicts flow_prediction (", CONFIG)),
+    # Options agree with the config or contradict it; there is nothing weak in a folder.
+    ({}, EPS_ASKED | PLAIN_ASKED, EPSILON),
+    ({"prediction_type": "v_prediction"}, V_ASKED | PLAIN_ASKED, V),
+    ({"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}, V_ASKED | ZERO_ASKED, ZERO),
+    ({}, V_ASKED, ("epsilon by ", CONFIG, f"v_prediction by {TYPE_OPTION}")),
+    ({"prediction_type": "v_prediction"}, EPS_ASKED, ("v_prediction by ", CONFIG, f"epsilon by {TYPE_OPTION}")),
+    ({"prediction_type": "sample"}, EPS_ASKED, ("sample by ", CONFIG, f"epsilon by {TYPE_OPTION}")),
+    ({"prediction_type": "v_prediction"}, ZERO_ASKED, ("false by ", CONFIG, f"true by {ZERO_OPTION}")),
+    (
+        {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True},
+        PLAIN_ASKED,
+        ("true by ", CONFIG, f"false by {ZERO_OPTION}"),
+    ),
+    # Without a scheduler config the user has to say it: nothing is assumed of a folder.
+    (None, {}, (CONFIG, "--model.prediction_type")),
+    (None, ZERO_ASKED, (CONFIG, "--model.prediction_type")),
+    (None, EPS_ASKED, EPSILON),
+    (None, V_ASKED, V),
+    (None, V_ASKED | ZERO_ASKED, ZERO),
+]
+
+
+@pytest.mark.parametrize(("changes", "options", "expected"), FOLDERS)
+def test_a_folder(changes, options, expected, architecture, of_folder):
+    if isinstance(expected, Prediction):
+        assert of_folder(changes, **options).prediction == expected
+    else:
+        message = refusal(of_folder, changes, **options)
+        assert all(words in message for words in expected)
+
+
+def test_the_refusal_names_the_path_of_the_scheduler_config(architecture, of_folder, tmp_path):
+    assert str(tmp_path / "base" / CONFIG) in refusal(of_folder, {}, **V_ASKED)
+
+
+@pytest.mark.parametrize("options", [V_ASKED, ZERO_ASKED | V_ASKED])
+def test_what_comes_from_elsewhere_says_nothing_of_the_base(options, of_file, folders, architecture):
+    """The scheduler beside a VAE or text encoders is not the base's: theirs say epsilon, without an error here."""
+    elsewhere = {"vae": str(folders[architecture]), "text_encoders": str(folders[architecture])}
+    assert of_file(("v_pred",), **elsewhere, **options).prediction.type == "v_prediction"
+
+
+# --- the decision by itself ---
+
+
+def test_nothing_said_is_epsilon_on_the_usual_schedule():
+    assert decide([]) == decide([Evidence("somewhere")]) == EPSILON
+
+
+def test_the_first_two_that_differ_are_shown():
+    said = [Evidence("a", "epsilon"), Evidence("b", "epsilon"), Evidence("c", "v_prediction"), Evidence("d", "sample")]
+    message = refusal(decide, said)
+    assert "epsilon by a, but v_prediction by c" in message and "sample" not in message
+
+
+def test_the_order_of_evidence_does_not_decide():
+    said = [
+        *from_scheduler({"prediction_type": "v_prediction"}, "config"),
+        *from_metadata(V_DATA, "file"),
+        Evidence("marker", "v_prediction"),
+    ]
+    assert decide(said) == decide(said[::-1]) == V
+    for order in (said, said[::-1]):
+        assert "epsilon by the option" in refusal(decide, order, "epsilon")
+    weak = [*from_metadata(EPS_DATA, "file"), Evidence("marker", "v_prediction")]
+    for order in (weak, weak[::-1]):
+        message = refusal(decide, order)
+        assert "epsilon by modelspec" in message and "v_prediction by marker" in message
+        assert decide(order, "v_prediction") == V
+
+
+def test_weak_evidence_gives_way_to_the_option_of_the_type_alone():
+    weak = from_metadata(V_DATA, "file")
+    assert decide(weak, asked_zero=True) == ZERO
+    assert decide(weak, asked_zero=False) == V
+
+
+# --- what is made of it ---
+
+
+def predicting(predicted, of_file):
+    return of_file(("v_pred",) * (predicted != EPSILON) + ("ztsnr",) * predicted.zero_terminal_snr)
+
+
+@ALL
+def test_training_and_drawing_follow_the_base(predicted, architecture, of_file):
+    base = predicting(predicted, of_file)
+    assert base.prediction == predicted
+    scheduler = sampling.sampling_scheduler(base.scheduler, base.prediction)
+    assert scheduler.config.prediction_type == predicted.type
+    assert scheduler.config.rescale_betas_zero_snr is predicted.zero_terminal_snr
+    abar = diffusion.alphas_cumprod(zero_terminal_snr=base.prediction.zero_terminal_snr)
+    assert torch.equal(scheduler.alphas_cumprod[:-1], abar[:-1])
+    assert (abar[-1] == 0) == predicted.zero_terminal_snr
+    assert scheduler.alphas_cumprod[-1] == (2**-24 if predicted.zero_terminal_snr else abar[-1])
+
+
+@ALL
+def test_pictures_are_drawn_with_the_base_s_prediction(predicted, architecture, of_file, monkeypatch):
+    base, given = predicting(predicted, of_file), []
+
+    class Enough(Exception):
+        pass
+
+    def scheduler(*arguments):
+        given.extend(arguments)
+        raise Enough
+
+    monkeypatch.setattr(sampling, "sampling_scheduler", scheduler)
+    size = {"steps": 1, "guidance": 1.0, "height": 64, "width": 64}
+    with pytest.raises(Enough):
+        sampling.draw_latents(MODELS[architecture], base, None, [{}], {}, seeds=[0], **size)
+    assert given == [base.scheduler, predicted]
+
+
+def test_the_description_of_each():
+    assert [each.describe() for each in (EPSILON, V, ZERO)] == [
+        "epsilon",
+        "v_prediction",
+        "v_prediction, zero-terminal SNR",
+    ]
