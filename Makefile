@@ -41,7 +41,7 @@ demo: .venv/.installed  ## a LoRA learns a new word on a tiny base that draws, i
 bases: .venv/.installed  ## make the demo's two bases anew from nothing (about 90 minutes; continues where it was cut)
 	$(BIN)/python -m demo.make_base
 
-test: .venv/.dev  ## every test that needs no GPU (about twelve minutes on two cores)
+test: .venv/.dev  ## every test that needs no GPU (about a quarter of an hour on two cores)
 	$(ONE_THREAD) $(BIN)/python -m pytest -q -n 2 --dist loadgroup -m "not gpu"
 
 test-fast: .venv/.dev  ## the tests of every commit (under three minutes)

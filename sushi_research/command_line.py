@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from sushi_research.config_keys import FLAGS, Keys, allowed, children, help_text, is_free, keys_of, listed, options
-from sushi_research.errors import UserError
+from sushi_research.errors import UserError, UserErrors
 from sushi_research.strict_yaml import dump_yaml, parse_yaml, read_yaml, show
 
 Config = TypeVar("Config", bound=BaseModel)
@@ -215,7 +215,8 @@ def _validate(config_class: type[Config], keys: Keys, settings: dict[str, Settin
         # A value that fits none of several types has an error for each: one sentence is enough.
         problems = [*problems, *dict.fromkeys(_sentence(each, keys, settings) for each in error.errors())]
     if len(problems) > 1:
-        raise UserError("\n  ".join([f"{len(problems)} problems in the configuration:", *problems]))
+        indented = (f"  {problem}" for problem in problems)
+        raise UserErrors([f"{len(problems)} problems in the configuration:", *indented])
     if problems:
         raise UserError(problems[0])
     return config

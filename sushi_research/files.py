@@ -6,10 +6,22 @@ import contextlib
 import json
 import os
 import secrets
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from sushi_research.errors import UserError
+
+
+@contextlib.contextmanager
+def readable() -> Iterator[None]:
+    """Around the reading of a user's files, or as a decorator: what the system refuses becomes a UserError."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{error.filename} cannot be read ({error.strerror or error}): check the path and the permissions."
+        ) from error
 
 
 def write_atomic(path: Path, data: bytes) -> None:

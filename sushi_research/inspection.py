@@ -44,7 +44,7 @@ def _describe_file(header: Header, source: str) -> Iterator[Line]:
         yield "weights", _weights(header.tensors.values())
     else:
         yield "it is", f"{detect.NAMES[opened.architecture]} base"
-        yield "predicts", _prediction(opened.evidence)
+        yield "predicts", _prediction(opened.evidence).replace(f" in {header.path}", "")
         yield from _components(opened.single, source)
     yield "sha256", _sha256(header.path)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from sushi_research.errors import UserError
+from sushi_research.errors import UserError, UserErrors
 
 # YAML 1.2's core schema in place of PyYAML's 1.1, which reads 1e-4 as text, off and no as false, 1:30 as 90 and
 # 2024-01-31 as a date. The dumper shares the table, so that it quotes just what the loader would misread.
@@ -84,7 +84,7 @@ def parse_yaml(text: str, place: str) -> Any:
         line = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         raise UserError(f"{place}{line}: not valid YAML: {getattr(error, 'problem', None) or error}") from None
     if duplicates:
-        raise UserError("\n".join(f"{place}, {duplicate}" for duplicate in duplicates))
+        raise UserErrors(f"{place}, {duplicate}" for duplicate in duplicates)
     return value
 
 

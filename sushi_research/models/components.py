@@ -18,6 +18,19 @@ CLASSES = {
 TITLES = {"unet": "UNet", "vae": "VAE", "text_encoder": "text encoder", "text_encoder_2": "second text encoder"}
 
 
+# Counts of modules, and more of them than any Stable Diffusion has: a config must not make us build for hours.
+LIMITS = {"layers_per_block": 4, "transformer_layers_per_block": 16, "num_hidden_layers": 64}
+
+
+def require_bounded(config: Mapping[str, Any]) -> None:
+    """ValueError where a config asks for more layers than `LIMITS`."""
+    for key, most in LIMITS.items():
+        value = config.get(key)
+        for count in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(count, int | float) and count > most:
+                raise ValueError(f"{key} is {count}, more than any Stable Diffusion has")
+
+
 def model_class(name: str) -> Any:
     """The class of the component `name`, in diffusers or transformers."""
     import diffusers
@@ -31,6 +44,7 @@ def build_empty(name: str, config: Mapping[str, Any]) -> Any:
     describes no model."""
     from accelerate import init_empty_weights
 
+    require_bounded(config)
     kind = model_class(name)
     try:
         with init_empty_weights(include_buffers=False):

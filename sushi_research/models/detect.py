@@ -101,7 +101,7 @@ def _without_unet(shapes: Mapping[str, tuple[int, ...]]) -> str:
     if not shapes:
         return "empty (no tensors): download it again"
     first = min(shapes)
-    shown = first if first.isprintable() and len(first) <= 80 else "with unreadable names"
+    shown = first if first.isprintable() else "with unreadable names"
     return f"of an unknown kind (its tensors: {shown} and {len(shapes) - 1} more): {CHOOSE}"
 
 

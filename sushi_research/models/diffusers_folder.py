@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from sushi_research.errors import UserError, first_line
+from sushi_research.files import readable
 from sushi_research.fingerprints import FileMemo, folder_hash
-from sushi_research.models.components import model_class, require_finite
+from sushi_research.models.components import model_class, require_bounded, require_finite
 
 # The file name of a component's weights, without its ending.
 WEIGHTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"}
@@ -28,7 +29,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
         return None
     try:
         config = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid JSON ({first_line(error)}): download the model again.") from None
     if not isinstance(config, dict):
         raise UserError(f"{path} does not hold a model's config: download the model again.")
@@ -64,10 +65,15 @@ class FolderPart:
         """Hash of the config, the weights, and the files `extra`."""
         return folder_hash([self.folder / "config.json", *self.files, *extra], memo)
 
+    @readable()
     def load(self, dtype: Any, device: Any) -> Any:
         """The model with every weight in `dtype` on `device`, in evaluation mode. UserError unless all weights are there,
         fit, and are finite."""
-        assert self.config is not None and self.files
+        assert self.files
+        try:
+            require_bounded(self.config)
+        except ValueError as error:
+            raise UserError(f"{self.folder}/config.json is damaged ({error}): download the model again.") from None
         dtype_name = "dtype" if self.name.startswith("text_encoder") else "torch_dtype"
         try:
             model, report = model_class(self.name).from_pretrained(
@@ -97,7 +103,7 @@ def weight_files(folder: Path, stem: str, variant: str | None) -> list[Path]:
     single = folder / f"{stem}{middle}.safetensors"
     if single.is_file():
         return [single]
-    shards = sorted(folder.glob(f"{stem}{middle}-*-of-*.safetensors"))
+    shards = sorted(path for path in folder.glob(f"{stem}{middle}-*-of-*.safetensors") if path.is_file())
     if shards and f"{len(shards):05d}" == shards[0].stem.rsplit("-of-", 1)[1]:
         return shards
     if shards:

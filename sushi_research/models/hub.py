@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -49,14 +50,18 @@ def _weights(folders: Iterable[str], variants: Iterable[str | None]) -> list[str
 
 
 def _find(source: str, revision: str | None, key: str, patterns: list[str]) -> tuple[Path, str | None]:
-    path = Path(source).expanduser()
-    if path.is_dir() or path.is_file():
+    try:
+        path = Path(source).expanduser()
+        here = path.is_dir() or path.is_file()
+    except (OSError, RuntimeError, ValueError):  # too long, of a user who is not there, with a zero in it
+        path, here = Path(source), False
+    if here:
         if revision is not None:
             raise UserError(
                 f"{key}: {source} is on this machine, where there are no revisions: leave the revision out."
             )
         return path, None
-    local = source.startswith((".", "/", "~")) or path.is_symlink()
+    local = source.startswith((".", "/", "~")) or (os.path.lexists(source) if "\0" not in source else True)
     owner, _, rest = source.partition("/")
     name, _, file = rest.partition("/")
     if local or not owner or not name or (file and not file.endswith(".safetensors")):

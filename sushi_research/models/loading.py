@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from sushi_research.errors import UserError, first_line
+from sushi_research.files import readable
 from sushi_research.fingerprints import FileMemo
 from sushi_research.models import detect, hub, prediction, sources, tokenizers
 from sushi_research.models.prediction import Prediction
@@ -42,12 +43,14 @@ class Base:
         """The config of a component: "unet", "vae", "text_encoder" or "text_encoder_2"."""
         return self.parts[name].config
 
+    @readable()
     def hash(self, name: str, memo: FileMemo) -> str:
         """Hash of a component's config and weights: what cached results of that component are bound to."""
         # What a text encoder gives depends on its tokenizer just as much.
         extra = self.tokenizers[name].files if name in self.tokenizers else []
         return self.parts[name].hash(memo, extra)
 
+    @readable()
     def load_tokenizer(self, text_encoder: str) -> Any:
         """The `CLIPTokenizer` of `text_encoder` or `text_encoder_2`; UserError where it is not whole or not the encoder's."""
         tokenizer, wanted = self.tokenizers[text_encoder].load(), self.config(text_encoder).get("vocab_size", 49408)
@@ -59,6 +62,7 @@ class Base:
         return tokenizer
 
 
+@readable()
 def resolve_base(
     source: str,
     *,
@@ -96,7 +100,7 @@ def resolve_base(
     for name in ("vae", *detect.TEXT_ENCODERS[architecture], "unet"):
         if name not in others:
             parts[name] = opened.part(name, parts)
-    if commit is not None:
+    if commit is not None and opened.single is None:
         hub.fetch_weights(source, commit, variant, parts.keys() - others.keys())
     ignored = sources.require_nothing_left(opened.single, parts) if opened.single else {}
     detect.require_fit(architecture, {name: part.config for name, part in parts.items()}, str(path))

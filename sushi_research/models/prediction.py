@@ -14,7 +14,11 @@ from sushi_research.errors import UserError
 
 PredictionType = Literal["epsilon", "v_prediction"]
 # What trainers and merging tools write into a file's metadata.
-_METADATA_TYPES = {"epsilon": "epsilon", "v": "v_prediction"}
+_METADATA_TYPES = {
+    **dict.fromkeys(("epsilon", "eps"), "epsilon"),
+    **dict.fromkeys(("v", "v_prediction", "v-prediction", "velocity"), "v_prediction"),
+    **{other: other for other in ("sample", "edm", "flow", "flow_matching", "rectified_flow")},
+}
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,9 @@ class Evidence:
 def from_scheduler(config: Mapping[str, Any], where: str) -> list[Evidence]:
     """The evidence of a `scheduler_config.json`; a key that is not there says what diffusers takes for it."""
     return [
-        Evidence(where, str(config.get("prediction_type", "epsilon")), config.get("rescale_betas_zero_snr") is True)
+        Evidence(
+            where, str(config.get("prediction_type", "epsilon")), config.get("rescale_betas_zero_snr") in (True, "true")
+        )
     ]
 
 
@@ -64,9 +70,11 @@ def from_metadata(metadata: Mapping[str, str], where: str) -> list[Evidence]:
     """The evidence of a single file's metadata: `modelspec.prediction_type` as kohya writes it, `predict_key` as ComfyUI."""
     found = []
     for key in ("modelspec.prediction_type", "modelspec.predict_key"):
-        said = _METADATA_TYPES.get(metadata.get(key, ""))
+        said = _METADATA_TYPES.get(metadata.get(key, "").strip().lower())
         if said:
             found.append(Evidence(f"{key} in the metadata of {where}", type=said, weak=True))
+    if metadata.get("ss_v_parameterization") == "True":
+        found.append(Evidence(f"ss_v_parameterization in the metadata of {where}", type="v_prediction", weak=True))
     return found
 
 
@@ -83,10 +91,16 @@ def decide(evidence: Sequence[Evidence], asked_type: str | None = None, asked_ze
     statements = [*evidence, *asked]
     if asked_type is not None:
         statements = [said for said in statements if not said.weak]
-    types = _agreed([(said.type, said.where) for said in statements if said.type is not None], "prediction type")
+    advice = "correct the one that is wrong"
+    if any(said.weak for said in statements):
+        advice = "say with prediction_type which is right, or correct the one that is wrong"
+    types = _agreed(
+        [(said.type, said.where) for said in statements if said.type is not None], "prediction type", advice
+    )
     zeros = _agreed(
         [(said.zero_terminal_snr, said.where) for said in statements if said.zero_terminal_snr is not None],
         "zero-terminal SNR",
+        advice,
     )
     kind, kind_where = types or ("epsilon", "nothing says otherwise")
     zero, zero_where = zeros or (False, "")
@@ -102,14 +116,14 @@ def decide(evidence: Sequence[Evidence], asked_type: str | None = None, asked_ze
     return Prediction(kind, zero)
 
 
-def _agreed(statements: list[tuple[Any, str]], what: str) -> tuple[Any, str] | None:
+def _agreed(statements: list[tuple[Any, str]], what: str, advice: str) -> tuple[Any, str] | None:
     """The one value that is stated and where, None where nothing is; UserError shows the first two that differ."""
     for value, where in statements[1:]:
         first, first_where = statements[0]
         if value != first:
             raise UserError(
                 f"the base's {what} is {_show(first)} by {first_where}, but {_show(value)} by {where}: "
-                "training by the wrong one ruins the model, so correct the one that is wrong."
+                f"training by the wrong one ruins the model, so {advice}."
             )
     return statements[0] if statements else None
 

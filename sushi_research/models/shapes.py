@@ -14,7 +14,7 @@ from sushi_research.errors import UserError
 # Tensor name, below its component's prefix, -> shape.
 Shapes = Mapping[str, tuple[int, ...]]
 # The deepest part, SDXL's second text encoder, has 32. A file must not make us build a model as large as it pleases.
-MOST_LAYERS = 100
+MOST_LEVELS, MOST_LAYERS = 8, 64
 # Of every CLIP; the model keeps a list of them in memory, so a file may not name another number.
 POSITIONS = 77
 
@@ -67,7 +67,7 @@ def _levels(shapes: Shapes) -> tuple[list[int], int, list[int]]:
     levels: list[list[int]] = [[]]
     depths: list[int] = [1]
     number = 1
-    while number <= MOST_LAYERS:
+    while number <= MOST_LAYERS and len(levels) <= MOST_LEVELS:
         if f"input_blocks.{number}.0.op.weight" in shapes:
             levels.append([])
             depths.append(1)
@@ -78,7 +78,12 @@ def _levels(shapes: Shapes) -> tuple[list[int], int, list[int]]:
             break
         number += 1
     layers = len(levels[0])
-    if number > MOST_LAYERS or layers == 0 or any(len(level) != layers or len(set(level)) != 1 for level in levels):
+    if (
+        number > MOST_LAYERS
+        or len(levels) > MOST_LEVELS
+        or layers == 0
+        or any(len(level) != layers or len(set(level)) != 1 for level in levels)
+    ):
         raise UserError("its UNet's blocks are not those of Stable Diffusion")
     return [level[0] for level in levels], layers, depths
 
@@ -86,6 +91,8 @@ def _levels(shapes: Shapes) -> tuple[list[int], int, list[int]]:
 def vae_config(architecture: str, shapes: Shapes) -> dict[str, Any]:
     """The config of an AutoencoderKL in Stability's layout."""
     count = _count(shapes, r"encoder\.down\.(\d+)\.block\.")
+    if count > MOST_LEVELS:
+        raise UserError(f"it has {count} levels, more than any Stable Diffusion")
     widths = [size(shapes, f"encoder.down.{level}.block.0.conv1.weight") for level in range(count)]
     return published(architecture)["vae"] | {
         "block_out_channels": widths,

@@ -85,6 +85,11 @@ def _known(scheduler: dict[str, Any], architecture: str, path: Path) -> dict[str
                 f"{path} has {key} {scheduler[key]}, and {detect.NAMES[architecture]} base has {known[key]}: its noise schedule "
                 f"is another one, so {detect.CHOOSE}, or correct the file."
             )
+    if scheduler.get("timestep_spacing", "leading") not in ("leading", "linspace", "trailing"):
+        raise UserError(
+            f"{path} has timestep_spacing {scheduler['timestep_spacing']}, which is none of leading, linspace and trailing: "
+            "correct the file, or download the model again."
+        )
     return scheduler
 
 
@@ -107,8 +112,8 @@ def open_file(path: Path) -> Opened:
     return Opened(
         architecture=architecture,
         evidence=[
-            *prediction.from_single_file(header.tensors.keys(), path.name),
-            *prediction.from_metadata(header.metadata, path.name),
+            *prediction.from_single_file(header.tensors.keys(), str(path)),
+            *prediction.from_metadata(header.metadata, str(path)),
         ],
         scheduler=facts["scheduler"],
         force_zeros=facts["force_zeros_for_empty_prompt"],

@@ -47,6 +47,20 @@ class Tokenizer:
             raise UserError(
                 f"{self.folder} could not be loaded ({first_line(error)}): download the model again."
             ) from error
+        merges = self.folder / "merges.txt"
+        if merges.is_file():
+            # Every token is a byte, a byte at a word's end, a merge of two others, or one of the two marks. transformers takes a
+            # list of merges that was cut as it is, and a caption becomes other tokens.
+            lines = [
+                line
+                for line in merges.read_text("utf-8", "replace").splitlines()
+                if line and not line.startswith("#version")
+            ]
+            if tokenizer.vocab_size != 512 + len(lines) + 2:
+                raise UserError(
+                    f"{self.folder} has {tokenizer.vocab_size} tokens and {len(lines)} merges, which do not go together: "
+                    "download the model again."
+                )
         if tokenizer.model_max_length != 77:
             raise UserError(
                 f"{self.folder} takes {tokenizer.model_max_length} tokens, and CLIP's has 77 (tokenizer_config.json): "

@@ -68,6 +68,7 @@ def test_plain_diffusers_loads_and_draws(architecture, tmp_path) -> None:
     assert sharp(Image.open(tmp_path / "drawn.png")) > 0
 
 
+@pytest.mark.slow
 def test_the_vae_keeps_pictures(architecture) -> None:
     """30 dB on new pictures of the theme, 24 dB on shapes, patterns and colours outside it: drawn here from other seeds."""
     generator = np.random.default_rng(99)

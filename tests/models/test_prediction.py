@@ -16,8 +16,8 @@ MODELS = {"sd15": sd15, "sdxl": sdxl}
 EPSILON, V, ZERO = Prediction(), Prediction("v_prediction"), Prediction("v_prediction", zero_terminal_snr=True)
 ALL = pytest.mark.parametrize("predicted", [EPSILON, V, ZERO], ids=Prediction.describe)
 
-V_PRED, ZTSNR = "the key v_pred in model.safetensors", "the key ztsnr in model.safetensors"
-SPEC, KEY = (f"modelspec.{name} in the metadata of model.safetensors" for name in ("prediction_type", "predict_key"))
+V_PRED, ZTSNR = "the key v_pred", "the key ztsnr"
+SPEC, KEY = (f"modelspec.{name} in the metadata of" for name in ("prediction_type", "predict_key"))
 CONFIG = "scheduler/scheduler_config.json"
 TYPE_OPTION, ZERO_OPTION = "the option prediction_type", "the option zero_terminal_snr"
 
@@ -83,19 +83,24 @@ FILES = [
     ((), {"format": "pt", "modelspec.architecture": "stable-diffusion-xl-v1-base"}, {}, EPSILON),
     (("v_pred",), {}, {}, V),
     (("v_pred", "ztsnr"), {}, {}, ZERO),
-    (("ztsnr",), {}, {}, (f"zero-terminal SNR ({ZTSNR})", "epsilon (nothing says otherwise)")),
+    (("ztsnr",), {}, {}, (f"zero-terminal SNR ({ZTSNR} in ", "epsilon (nothing says otherwise)")),
     # Metadata, as kohya and ComfyUI write it.
     ((), EPS_DATA, {}, EPSILON),
     ((), V_DATA, {}, V),
     ((), EPS_COMFY, {}, EPSILON),
     ((), V_COMFY, {}, V),
     ((), V_DATA | V_COMFY, {}, V),
+    ((), {"modelspec.prediction_type": "Velocity"}, {}, V),
+    ((), {"ss_v_parameterization": "True"}, {}, V),
+    ((), {"ss_v_parameterization": "False"}, {}, EPSILON),
+    ((), {"modelspec.prediction_type": "edm"}, {}, ("the base predicts edm", SPEC)),
+    ((), {"modelspec.prediction_type": "edm"}, V_ASKED, V),
     ((), EPS_DATA | V_COMFY, {}, (f"epsilon by {SPEC}", f"v_prediction by {KEY}")),
     (("v_pred",), V_DATA, {}, V),
     (("v_pred",), EPS_DATA, {}, (f"v_prediction by {V_PRED}", f"epsilon by {SPEC}")),
     (("v_pred", "ztsnr"), EPS_COMFY, {}, (f"v_prediction by {V_PRED}", f"epsilon by {KEY}")),
     (("ztsnr",), V_DATA, {}, ZERO),
-    (("ztsnr",), EPS_DATA, {}, (f"zero-terminal SNR ({ZTSNR})", f"epsilon ({SPEC})")),
+    (("ztsnr",), EPS_DATA, {}, (f"zero-terminal SNR ({ZTSNR} in ", f"epsilon ({SPEC} ")),
     # The option prediction_type is stronger than metadata and no stronger than a marker.
     ((), {}, V_ASKED, V),
     ((), {}, EPS_ASKED, EPSILON),
@@ -106,7 +111,7 @@ FILES = [
     (("v_pred",), {}, EPS_ASKED, (f"v_prediction by {V_PRED}", f"epsilon by {TYPE_OPTION}")),
     (("v_pred",), EPS_DATA, EPS_ASKED, (f"v_prediction by {V_PRED}", f"epsilon by {TYPE_OPTION}")),
     (("ztsnr",), {}, V_ASKED, ZERO),
-    (("ztsnr",), {}, EPS_ASKED, (f"zero-terminal SNR ({ZTSNR})", f"epsilon ({TYPE_OPTION})")),
+    (("ztsnr",), {}, EPS_ASKED, (f"zero-terminal SNR ({ZTSNR} in ", f"epsilon ({TYPE_OPTION})")),
     # The option zero_terminal_snr.
     (("v_pred",), {}, ZERO_ASKED, ZERO),
     (("v_pred",), {}, PLAIN_ASKED, V),
@@ -188,8 +193,9 @@ def test_a_folder(changes, options, expected, architecture, of_folder):
         assert all(words in message for words in expected)
 
 
-def test_the_refusal_names_the_path_of_the_scheduler_config(architecture, of_folder, tmp_path):
+def test_the_refusal_names_the_path_of_what_contradicts(architecture, of_folder, of_file, tmp_path):
     assert str(tmp_path / "base" / CONFIG) in refusal(of_folder, {}, **V_ASKED)
+    assert refusal(of_file, ("v_pred",), EPS_DATA).count(str(tmp_path / "model.safetensors")) == 2
 
 
 @pytest.mark.parametrize("options", [V_ASKED, ZERO_ASKED | V_ASKED])

@@ -25,6 +25,7 @@ from sushi_research.fingerprints import FileMemo
 from sushi_research.models import diffusers_folder, loading, sd15, sdxl, single_file
 from sushi_research.models.components import model_class
 
+pytestmark = pytest.mark.slow
 CPU = torch.device("cpu")
 MODELS = {"sd15": sd15, "sdxl": sdxl}
 NAMES = {

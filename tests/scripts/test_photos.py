@@ -46,6 +46,7 @@ def photos(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["sdxl"])
 def test_from_photographs_to_pictures(trainer: Trainer, bases, photos, tmp_path):
     changes = {
