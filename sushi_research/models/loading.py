@@ -124,6 +124,9 @@ def find_tokenizers(
     """The tokenizers: asked for, beside the text encoders, or from wherever CLIP's vocabulary is at hand."""
     if asked is not None:
         return tokenizers.for_single_file(architecture, hub.find_tokenizers(asked))
+    # Text encoders may come without their tokenizers, a base in diffusers format does not.
+    if text_folder and not tokenizers.has_vocabulary(text_folder / tokenizers.folder_of("text_encoder")):
+        text_folder = None
     folder = text_folder or base_folder
     if folder is None:
         return tokenizers.for_single_file(architecture, None)

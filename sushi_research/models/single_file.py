@@ -47,8 +47,9 @@ PREFIXES: dict[str, dict[str, tuple[tuple[str, ...], str]]] = {
 }
 # Keys that no component has and nobody needs, each with its reason.
 IGNORED = {
-    r".*\.position_ids": "the numbers 0 to 76",
-    r".*logit_scale": "CLIP's contrastive scale, which conditioning does not use",
+    r".*\.embeddings\.position_ids": "the numbers 0 to 76",
+    r"(cond_stage_model|conditioner\.embedders\.\d)\.((transformer|model)\.)?logit_scale": "CLIP's contrastive "
+    "scale, which conditioning does not use",
     r"model_ema\..*": "an averaged copy of the UNet; the file's own weights are used",
     r"betas|((sqrt|log)_)?(one_minus_)?alphas_cumprod(_prev)?|sqrt_recipm?1?_alphas_cumprod|posterior_variance|"
     r"posterior_log_variance_clipped|posterior_mean_coef[12]|logvar|lvlb_weights|denoiser\.(log_)?sigmas": "the noise "

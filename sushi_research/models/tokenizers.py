@@ -15,6 +15,14 @@ from sushi_research.models.shapes import published
 # The vocabulary by itself, under the MIT licence: what is fetched where nothing else is at hand.
 VOCABULARY = "openai/clip-vit-large-patch14"
 PATTERNS = ["vocab.json", "merges.txt", "tokenizer*.json", "special_tokens_map.json"]
+FILES = (
+    "added_tokens.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+)
 OFFER = "give --model.tokenizers a folder with CLIP's vocab.json and merges.txt, or any SD1.5 or SDXL model in diffusers format"
 
 
@@ -28,8 +36,7 @@ class Tokenizer:
     @property
     def files(self) -> list[Path]:
         """The files that decide about the tokens; UserError where there are none."""
-        files = sorted(self.folder.glob("*")) if self.folder.is_dir() else []
-        files = [path for path in files if path.suffix in (".json", ".txt") and path.is_file()]
+        files = [self.folder / name for name in FILES if (self.folder / name).is_file()]
         if not files:
             raise UserError(f"{self.folder.parent} has no {self.folder.name} folder: download the model again.")
         return files
@@ -87,14 +94,15 @@ def for_single_file(architecture: str, asked: Path | None) -> dict[str, Tokenize
     found = {}
     for name, pad in pads.items():
         folders = [folder for root in roots for folder in (root / folder_of(name), root / "tokenizer", root)]
-        folder = next((folder for folder in folders if _has_vocabulary(folder)), None)
+        folder = next((folder for folder in folders if has_vocabulary(folder)), None)
         if folder is None:
             raise UserError(f"model.tokenizers: {asked} has no tokenizer (no vocab.json with merges.txt): {OFFER}.")
         found[name] = Tokenizer(folder, pad)
     return found
 
 
-def _has_vocabulary(folder: Path) -> bool:
+def has_vocabulary(folder: Path) -> bool:
+    """Whether a folder holds a tokenizer, in either of the two forms that transformers reads."""
     return (folder / "tokenizer.json").is_file() or all(
         (folder / name).is_file() for name in ("vocab.json", "merges.txt")
     )
@@ -106,7 +114,7 @@ def _cached(repository: str) -> Path | None:
 
     found = try_to_load_from_cache(repository, "tokenizer/vocab.json")
     root = Path(found).parents[1] if isinstance(found, str) else None
-    return root if root and _has_vocabulary(root / "tokenizer") else None
+    return root if root and has_vocabulary(root / "tokenizer") else None
 
 
 def _download() -> Path:
@@ -121,6 +129,6 @@ def _download() -> Path:
             f"a single file holds no tokenizer, none is in the hub's cache, and {VOCABULARY} could not be fetched "
             f"({type(error).__name__}): {OFFER}."
         ) from error
-    if not _has_vocabulary(root):
+    if not has_vocabulary(root):
         raise UserError(f"the hub's cache has {VOCABULARY} by half ({root}): remove that folder, or {OFFER}.")
     return root

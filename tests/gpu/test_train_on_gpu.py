@@ -56,3 +56,17 @@ def test_gradient_checkpointing_costs_less_memory(gpu_trainer):
         assert gpu_trainer.train(f"checkpointing_{checkpointing}", changes) == 0
         peaks[checkpointing] = torch.cuda.max_memory_allocated()
     assert peaks[True] < peaks[False]
+
+
+def test_a_single_file_comes_to_the_gpu_whole(architecture, tmp_path):
+    from single_files import narrow_base, write_single_file
+
+    from sushi_research.models import loading
+
+    folder = narrow_base(tmp_path / "folder", architecture)
+    file = write_single_file(folder, tmp_path / "base.safetensors", architecture)
+    base = loading.resolve_base(str(file), tokenizers=str(folder))
+    for name, part in base.parts.items():
+        model = part.load(torch.bfloat16, torch.device("cuda"))
+        assert all(tensor.is_cuda for tensor in [*model.parameters(), *model.buffers()]), name
+        assert {tensor.dtype for tensor in model.parameters()} == {torch.bfloat16}
