@@ -60,7 +60,16 @@ def encode_caption(text: Text, caption: str, *, clip_skip: int = 1) -> tuple[dic
     return {"hidden": hidden[0]}, tokens.cut[0]
 
 
-def predict(unet: Any, noisy: torch.Tensor, timesteps: torch.Tensor, text: dict[str, torch.Tensor]) -> torch.Tensor:
-    """The UNet's prediction [B, 4, H/8, W/8] in its own dtype; `text["hidden"]` [B, 77, 768]."""
+def predict(
+    unet: Any,
+    noisy: torch.Tensor,
+    timesteps: torch.Tensor,
+    text: dict[str, torch.Tensor],
+    time_ids: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """The UNet's prediction [B, 4, H/8, W/8] in its own dtype; `text["hidden"]` [B, 77, 768].
+
+    SD1.5 is told no sizes: `time_ids` is there so that both architectures are called alike.
+    """
     hidden = text["hidden"].to(unet.dtype)
     return unet(noisy.to(unet.dtype), timesteps, encoder_hidden_states=hidden, return_dict=False)[0]

@@ -1,0 +1,299 @@
+"""Which of two variants has the lower held-out loss: paired differences, their intervals, and a verdict that holds up.
+
+Every run is evaluated on the same frozen pack of N images x K draws (timestep and noise), so losses subtract pair by pair.
+Images are the independent units: the draws of one image are averaged first, each image weighs the same. A variant has S
+runs, which differ in their training seed. A loss array is [N, K] for one run or [S, N, K]; its unit is that of the loss.
+
+The procedure (docs/experiments.md has its measured coverage, and that of what it was chosen over):
+
+- Images: the symmetric bootstrap-t (Hall 1988, J. R. Statist. Soc. B 50, 35), images resampled whole (Cameron, Gelbach &
+  Miller 2008, Rev. Econ. Stat. 90, 414). With g_i the difference of image i and D their mean, V_I = var(g) / N and
+  T* = (D* - D) / sqrt(V_I*) over resamples.
+- Seeds are random effects, taken as normal: V_S = s_A^2 / S_A + s_B^2 / S_B, of the runs' mean losses, with the degrees of
+  freedom of Welch (1947, Biometrika 34, 28), nu_S.
+- Both: D is compared with U* = sqrt(V_I) T* + sqrt(V_S) t*, t* from Student's t with nu_S: the solution of Behrens and
+  Fisher (Robinson 1976, Ann. Statist. 4, 963) with the bootstrap's T* for one of its t. Where images and seeds interact,
+  both V hold it, which errs to the safe side: taking it out once (two-way clustering), or Satterthwaite's t, finds
+  differences that are none where many pairs push the level into the tails.
+- Pairs: Holm (1979, Scand. J. Statist. 6, 65).
+
+The interval is D -+ the 95 % quantile of |U*|, the p-value the share of |U*| that reach |D|: 0 is outside exactly if p <= 0.05.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from sushi_research import randomness
+from sushi_research.errors import UserError
+
+LEVEL, POWER = 0.05, 0.8
+# The smallest p-value is 1 / (RESAMPLES + 1): times MAX_PAIRS that is LEVEL, and among more pairs nothing could be found.
+RESAMPLES, MAX_PAIRS = 99_999, 5_000
+# Coverage was measured from here on. With fewer images too many resamples hold one image only.
+MIN_IMAGES = 8
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Mean loss of a candidate minus that of a reference; negative where the candidate is better.
+
+    `relative` divides by the reference's mean loss. `low` and `high` are the 95 % interval of this pair alone, `p_value`
+    belongs to it. `degrees`: Satterthwaite's degrees of freedom of `standard_error`. `smallest_detectable`: see
+    `paired_difference`. `variance_reduction`: how many times as many images would be needed, for the same standard error
+    over images, had the two been evaluated on images of their own. `seeds`: runs of the reference and of the candidate.
+    """
+
+    value: float
+    relative: float
+    low: float
+    high: float
+    p_value: float
+    standard_error: float
+    degrees: float
+    smallest_detectable: float
+    variance_reduction: float
+    images: int
+    draws: int
+    seeds: tuple[int, int]
+    pairs: int
+
+    @property
+    def scope(self) -> str:
+        """What the interval and the verdict speak about, beyond the images of the pack."""
+        if self.seeds == (1, 1):
+            return "these two runs, not other seeds"
+        if 1 in self.seeds:
+            return f"this one run of the {('reference', 'candidate')[self.seeds.index(1)]} and any seed of the other"
+        return "both variants, any seed"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """`outcome`: "better", "worse" (the candidate, at a family-wise error of 5 %) or "not distinguishable"."""
+
+    outcome: str
+    adjusted_p: float
+    difference: Difference
+
+    def sentence(self, candidate: str, reference: str) -> str:
+        """The verdict in one line of plain English."""
+        d = self.difference
+        link = "from" if self.outcome == "not distinguishable" else "than"
+        among = f" alone, {self.adjusted_p:.2g} among {d.pairs} pairs" if d.pairs > 1 else ""
+        return (
+            f"{candidate} is {self.outcome} {link} {reference}: loss {d.value:+.3g} ({d.relative:+.2%}), "
+            f"95 % interval {d.low:+.3g} to {d.high:+.3g}, p = {d.p_value:.2g}{among}; "
+            f"detectable from {d.smallest_detectable:.2g} on; "
+            f"{d.images} images x {d.draws} draws, {d.seeds[1]} run(s) against {d.seeds[0]}; it is about {d.scope}."
+        )
+
+
+def clustered_mean(losses: np.ndarray) -> tuple[float, float]:
+    """Mean of [N, K] and its standard error clustered by image, sqrt(var(image means) / N); runs of [S, N, K] are averaged.
+
+    The clustered standard error of Miller (2024, arXiv 2411.00640), times sqrt(N / (N - 1)).
+    """
+    images = _cells(losses).mean(0)
+    return _mean(images), math.sqrt(_variance_of_mean(images))
+
+
+def paired_difference(
+    reference: np.ndarray, candidate: np.ndarray, *, same_seeds: bool = False, pairs: int = 1
+) -> Difference:
+    """Candidate minus reference on one pack: [N, K] or [S, N, K] each, the numbers of runs S may differ.
+
+    It generalises to new images like those of the pack, at the pack's timesteps, and to new training seeds of a variant
+    that has two runs or more; of a variant with one run it speaks about that run (`Difference.scope`).
+
+    `same_seeds`: run s of both was trained with the same seed, hence on the same samples and noise. Then the runs are
+    subtracted before their variance is taken, which has S - 1 degrees of freedom in place of up to 2 (S - 1). To be decided
+    by the plan of the experiment, not by which one comes out smaller.
+
+    `pairs`: how many comparisons this one is among. `smallest_detectable` is the difference that Holm's first step, at level
+    0.05 / pairs, finds with power 0.8: c + t(0.8, nu) SE, c the quantile of |U*| at that level (Bloom 1995,
+    Evaluation Review 19, 547, with c for his critical t times SE), SE = sqrt(V_I + V_S), nu Satterthwaite's.
+
+    Deterministic, independent of the order of images, and with both exchanged the exact mirror image. `UserError`: arrays
+    of other shapes, losses that are not finite, fewer than 8 images, more than 5,000 pairs.
+    """
+    a, b = _cells(reference), _cells(candidate)
+    if np.shape(reference)[-2:] != np.shape(candidate)[-2:]:
+        shapes = f"{np.shape(reference)} and {np.shape(candidate)}"
+        raise UserError(f"Losses of shape {shapes} do not pair: evaluate both on the same pack.")
+    n = a.shape[1]
+    if n < MIN_IMAGES:
+        raise UserError(f"A comparison needs {MIN_IMAGES} held-out images or more, and the pack has {n}.")
+    if not 1 <= pairs <= MAX_PAIRS:
+        raise UserError(f"{pairs} pairs cannot be told apart, between 1 and {MAX_PAIRS} can: compare fewer variants.")
+    if same_seeds and len(a) != len(b):
+        raise UserError(f"Variants with {len(a)} and {len(b)} runs do not have the same seeds.")
+
+    per_image = b.mean(0) - a.mean(0)
+    value = _mean(per_image)
+    # Sorted, and turned so that the mean is positive: neither the order of images nor that of A and B changes a resample.
+    centred = np.sort(per_image if value >= 0 else -per_image) - abs(value)
+    of_images = _variance_of_mean(per_image)
+    of_seeds, seed_degrees = _seed_variance([b - a] if same_seeds else [a, b])
+
+    spread = np.sqrt(of_images) * _resampled_t(centred)
+    if of_seeds > 0:
+        spread += np.sqrt(of_seeds) * _students_t(seed_degrees)
+    spread = np.sort(np.abs(spread))
+    error = math.sqrt(of_images + of_seeds)
+    degrees = _satterthwaite([of_images, of_seeds], [n - 1, seed_degrees])
+    half, family_half = (float(spread[RESAMPLES - int(level * (RESAMPLES + 1))]) for level in (LEVEL, LEVEL / pairs))
+    reached = RESAMPLES - int(np.searchsorted(spread, abs(value), side="left"))
+    mean, unpaired = _mean(a.mean(0)), _variance_of_mean(a.mean(0)) + _variance_of_mean(b.mean(0))
+    return Difference(
+        value=value,
+        relative=value / mean if mean else math.nan,
+        low=value - half,
+        high=value + half,
+        p_value=(1 + reached) / (RESAMPLES + 1),
+        standard_error=error,
+        degrees=degrees,
+        smallest_detectable=family_half + t_quantile(POWER, degrees) * error,
+        variance_reduction=unpaired / of_images if of_images else math.inf,
+        images=n,
+        draws=np.shape(reference)[-1],
+        seeds=(len(a), len(b)),
+        pairs=pairs,
+    )
+
+
+def holm(p_values: Sequence[float]) -> np.ndarray:
+    """Adjusted p-values [m] of Holm (1979): rejecting those <= level keeps the family-wise error at the level.
+
+    The j-th smallest becomes the largest of min(1, (m - i + 1) p_(i)) over i <= j; nothing is assumed on dependence.
+    """
+    p = np.asarray(p_values, dtype=np.float64)
+    order, adjusted = np.argsort(p, kind="stable"), np.empty_like(p)
+    adjusted[order] = np.maximum.accumulate(np.minimum(1.0, p[order] * np.arange(len(p), 0, -1)))
+    return adjusted
+
+
+def verdicts(differences: Sequence[Difference]) -> list[Verdict]:
+    """The verdict of each pair of a family, after Holm's correction for their number.
+
+    `UserError` where they were computed for a family of another size.
+    """
+    for d in differences:
+        if d.pairs != len(differences):
+            raise UserError(
+                f"A difference among {d.pairs} pairs was put among {len(differences)}: give all, with `pairs`."
+            )
+    return [
+        Verdict(("better" if d.value < 0 else "worse") if p <= LEVEL else "not distinguishable", float(p), d)
+        for d, p in zip(differences, holm([d.p_value for d in differences]), strict=True)
+    ]
+
+
+def common_points(*runs: Sequence[float]) -> np.ndarray:
+    """Where curves can be compared: all evaluation points (samples seen, or seconds) of the runs that every run spans, [P]."""
+    low, high = max(min(points) for points in runs), min(max(points) for points in runs)
+    if low > high:
+        raise UserError(f"The curves have no stretch in common: one begins at {low:g}, another has ended at {high:g}.")
+    points = np.unique(np.concatenate([np.asarray(points, dtype=np.float64) for points in runs]))
+    return points[(points >= low) & (points <= high)]
+
+
+def interpolate(points: Sequence[float], losses: np.ndarray, at: Sequence[float]) -> np.ndarray:
+    """Losses [T, N, K] of a run evaluated at increasing `points` [T], linearly between them: [P, N, K] at `at` [P].
+
+    The same weights for every (image, draw), so pairs stay pairs: differences of interpolated losses are interpolated
+    differences. A falling convex curve lies below its chords, so between evaluations this errs towards a higher loss.
+    `UserError` for points that do not increase, and outside them: nothing is extrapolated.
+    """
+    x, values, at = np.asarray(points, np.float64), np.asarray(losses, np.float64), np.asarray(at, np.float64)
+    if x.shape != values.shape[:1] or not len(x) or not np.all(np.diff(x) > 0):
+        raise UserError(f"A curve needs increasing points, one per evaluation: {len(x)} for losses of {values.shape}.")
+    if len(at) and not (x[0] <= at.min() and at.max() <= x[-1]):
+        raise UserError(f"A run evaluated from {x[0]:g} to {x[-1]:g} says nothing at {at.min():g} to {at.max():g}.")
+    # At an evaluation the weight of its neighbour, the earlier one, is exactly 0.
+    right = np.searchsorted(x, at, side="left")
+    left = np.maximum(right - 1, 0)
+    share = ((at - x[left]) / np.where(right > left, x[right] - x[left], 1.0))[:, None, None]
+    return (1 - share) * values[left] + share * values[right]
+
+
+def t_quantile(p: float, degrees: float) -> float:
+    """The quantile of Student's t at 0.5 <= p < 1, for real degrees >= 1, to six digits for p up to 0.999.
+
+    With t = sqrt(nu) tan(angle) the density is proportional to cos(angle)^(nu - 1); its integral, by the trapezoid rule.
+    """
+    # Beyond ten standard deviations of the angle nothing is left, so a large nu does not thin out the grid.
+    angle = np.linspace(0.0, min(math.pi / 2, 10 / math.sqrt(degrees)), 10_001)
+    density = np.cos(angle).clip(0) ** (degrees - 1)
+    integral = np.concatenate([[0.0], np.cumsum(density[1:] + density[:-1])])
+    return math.sqrt(degrees) * math.tan(np.interp(2 * p - 1, integral / integral[-1], angle))
+
+
+def _cells(losses: np.ndarray) -> np.ndarray:
+    """[N, K] or [S, N, K] as means over draws, [S, N] float64."""
+    # Contiguous, so that the rounding of a sum over draws does not depend on how the caller's array lies in memory.
+    values = np.ascontiguousarray(losses, dtype=np.float64)
+    if values.ndim not in (2, 3) or 0 in values.shape:
+        raise UserError(f"Losses of shape {values.shape} are neither [images, draws] nor [seeds, images, draws].")
+    if not np.isfinite(values).all():
+        raise UserError(
+            f"{np.count_nonzero(~np.isfinite(values))} of {values.size} losses are not finite: the run diverged."
+        )
+    return values.mean(-1).reshape(-1, values.shape[-2])
+
+
+def _mean(values: np.ndarray) -> float:
+    """The mean of [N]; exactly rounded sum, so independent of the order."""
+    return math.fsum(values) / len(values)
+
+
+def _variance_of_mean(values: np.ndarray) -> float:
+    """The estimated variance of the mean of independent values [N]."""
+    return math.fsum((values - _mean(values)) ** 2) / (len(values) * (len(values) - 1))
+
+
+def _seed_variance(parts: Sequence[np.ndarray]) -> tuple[float, float]:
+    """Variance of the mean over seeds, summed over parts [S, N], and its degrees of freedom; a part of one seed adds none."""
+    several = [np.array([_mean(run) for run in part]) for part in parts if len(part) > 1]
+    variances = [_variance_of_mean(runs) for runs in several]
+    return sum(variances), _satterthwaite(variances, [len(runs) - 1 for runs in several])
+
+
+def _satterthwaite(variances: Sequence[float], degrees: Sequence[float]) -> float:
+    """Degrees of freedom of a sum of independent variance estimates (Satterthwaite 1946, Biometrics 2, 110)."""
+    total = sum(variances)
+    return total**2 / sum(v**2 / nu for v, nu in zip(variances, degrees, strict=True)) if total else 1.0
+
+
+@lru_cache(maxsize=2)
+def _counts(images: int, resamples: int) -> np.ndarray:
+    """How often each image occurs in each resample, [resamples, images] uint8: rows are multinomial with equal chances."""
+    rng = randomness.key(0, "resampled images", images)
+    # In uint8 a count of 256 would be lost; an image occurs that often in less than one resample of 10^500.
+    return rng.multinomial(images, np.full(images, 1 / images), size=resamples).astype(np.uint8)
+
+
+def _resampled_t(centred: np.ndarray) -> np.ndarray:
+    """T* [RESAMPLES] of deviations [N]: mean of a resample over its standard error; infinite for one image repeated."""
+    n = len(centred)
+    if not centred.any():
+        return np.zeros(RESAMPLES)
+    # Scaled, so that no square under- or overflows.
+    values = centred / np.abs(centred).max()
+    powers = np.stack([values, values**2], axis=1)
+    counts = _counts(n, RESAMPLES)
+    first, second = (np.concatenate([rows @ powers for rows in np.array_split(counts, 16)]) / n).T
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.nan_to_num(
+            first / np.sqrt((second - first**2).clip(0) / (n - 1)), nan=0.0, posinf=np.inf, neginf=-np.inf
+        )
+
+
+def _students_t(degrees: float) -> np.ndarray:
+    """[RESAMPLES] draws of Student's t."""
+    return randomness.key(0, "seed effects").standard_t(degrees, size=RESAMPLES)

@@ -1,0 +1,180 @@
+"""The evaluation pack is the same for every run, and the loss on it is the plain one, whoever computes which part."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDPMScheduler
+
+from sushi_research import evaluation, preparation
+from sushi_research.errors import UserError
+from sushi_research.models import loading, sd15, sdxl
+from sushi_research.models.prediction import Prediction
+
+CPU = torch.device("cpu")
+MODELS = {"sd15": sd15, "sdxl": sdxl}
+V_ZERO = Prediction("v_prediction", zero_terminal_snr=True)
+
+
+class Setting:
+    """A base, its UNet, filled caches and the items of the photos, of one architecture."""
+
+    def __init__(self, architecture, base, photos, root):
+        from accelerate import Accelerator
+        from script_runs import Trainer
+
+        self.model, accelerator = MODELS[architecture], Accelerator(cpu=True)
+        config = Trainer(architecture, base, photos, root / "runs", root / "cache").config("evaluation")
+        memo = preparation.open_memo(config)
+        self.base = preparation.find_base(config, self.model)
+        self.items = preparation.read_data(config, memo, None, accelerator).items
+        self.caches = preparation.open_caches(config, self.base, self.model, memo, accelerator)
+        captions = preparation.captions_of(config, self.items, [])
+        preparation.fill_caches(self.caches, self.items, captions, self.base, self.model, accelerator)
+        self.unet = loading.load_unet(self.base, torch.float32, CPU).train()
+
+    def pack(self, draws=4, prediction=Prediction(), base_hash="base"):  # noqa: B008
+        return evaluation.make_pack(self.items, draws, self.caches, prediction, base_hash)
+
+    def losses(self, pack, prediction=Prediction(), **options):  # noqa: B008
+        return evaluation.losses(pack, self.model, self.unet, self.caches, prediction, device=CPU, **options)
+
+
+@pytest.fixture(scope="module")
+def setting(bases, photos, tmp_path_factory):
+    made = {}
+
+    def make(architecture):
+        if architecture not in made:
+            root = tmp_path_factory.mktemp(f"evaluation_{architecture}")
+            made[architecture] = Setting(architecture, bases[architecture], photos, root)
+        return made[architecture]
+
+    return make
+
+
+def test_timesteps_are_one_in_each_part_of_the_schedule():
+    for image in ("a", "b", "c"):
+        times = evaluation.timesteps(image, 8)
+        assert list(times // 125) == list(range(8))
+        assert np.array_equal(times, evaluation.timesteps(image, 8))
+    assert len({tuple(evaluation.timesteps(str(image), 8)) for image in range(50)}) == 50
+    # Uniform over the schedule: the mean of many is that of uniform draws, 499.5, within five standard errors.
+    many = np.stack([evaluation.timesteps(str(image), 8) for image in range(2000)])
+    assert abs(many.mean() - 499.5) < 5 * (125 / 12**0.5) / (2000 * 8) ** 0.5
+    assert many.min() == 0 and many.max() == 999
+
+
+def test_noise_differs_between_images_and_draws_and_is_normal():
+    one = evaluation.noise("a", 0, (4, 16, 16))
+    assert torch.equal(one, evaluation.noise("a", 0, (4, 16, 16)))
+    assert not torch.equal(one, evaluation.noise("a", 1, (4, 16, 16)))
+    assert not torch.equal(one, evaluation.noise("b", 0, (4, 16, 16)))
+    assert abs(one.mean()) < 0.15 and abs(one.std() - 1) < 0.1
+
+
+@pytest.mark.parametrize("prediction", [Prediction(), V_ZERO], ids=["epsilon", "v"])
+def test_losses_equal_a_plain_reference(architecture, setting, prediction):
+    """Written out with diffusers' scheduler, one draw at a time. Batches of four round otherwise: a few units in the 6th digit."""
+    here = setting(architecture)
+    pack = here.pack(prediction=prediction)
+    found = here.losses(pack, prediction)
+    assert found.shape == (len(pack.items), 4) and found.dtype == np.float32
+    schedule = DDPMScheduler(
+        beta_schedule="scaled_linear",
+        beta_start=0.00085,
+        beta_end=0.012,
+        prediction_type=prediction.type,
+        rescale_betas_zero_snr=prediction.zero_terminal_snr,
+    )
+    vae = loading.load_vae(here.base, torch.float32, CPU)
+    for index in (0, len(pack.items) - 1):
+        item = pack.items[index]
+        row = here.caches.latents.get(here.caches.latent_key(item, False))
+        x0 = row["mean"].float()[None] * vae.config.scaling_factor
+        hidden = {name: value[None] for name, value in here.caches.text(item.sample.caption).items()}
+        place = item.placement
+        sizes = torch.tensor([place.time_ids(False, "image")], dtype=torch.float32)
+        for draw in range(4):
+            t = torch.from_numpy(pack.timesteps()[index, draw : draw + 1])
+            eps = evaluation.noise(item.sample.image_hash, draw, tuple(x0.shape[1:]))[None]
+            added = {"text_embeds": hidden["pooled"].float(), "time_ids": sizes} if architecture == "sdxl" else None
+            with torch.no_grad():
+                predicted = here.unet(
+                    schedule.add_noise(x0, eps, t),
+                    t,
+                    encoder_hidden_states=hidden["hidden"].float(),
+                    added_cond_kwargs=added,
+                ).sample
+            goal = eps if prediction.type == "epsilon" else schedule.get_velocity(x0, eps, t)
+            assert found[index, draw] == pytest.approx((predicted - goal).square().mean().item(), rel=2e-5)
+
+
+def test_the_number_of_processes_changes_no_bit(setting):
+    here = setting("sd15")
+    pack, alone = here.pack(draws=8), None
+    alone = here.losses(pack)
+    assert here.unet.training, "the UNet is left as it came"
+    for world in (2, 3):
+        shares = [here.losses(pack, rank=rank, world=world) for rank in range(world)]
+        assert np.array_equal(sum(shares), alone)
+        assert all((share == 0).any() for share in shares)
+
+
+def test_the_pack_is_bound_to_what_it_is_made_of(setting):
+    here = setting("sd15")
+    pack = here.pack()
+    assert pack == here.pack() and len(pack.items) == len({item.sample.image_hash for item in here.items})
+    again = Setting.pack(here, 4)
+    assert again.hash == pack.hash
+    shuffled = evaluation.make_pack(reversed(here.items), 4, here.caches, Prediction(), "base")
+    assert shuffled.hash == pack.hash and shuffled.items == pack.items
+    others = [here.pack(draws=8), here.pack(prediction=V_ZERO), here.pack(base_hash="another")]
+    fewer = evaluation.make_pack(here.items[1:], 4, here.caches, Prediction(), "base")
+    item = here.items[0]
+    named = replace(item, sample=replace(item.sample, caption="another"))
+    renamed = evaluation.make_pack([named, *here.items[1:]], 4, here.caches, Prediction(), "base")
+    assert len({pack.hash, fewer.hash, renamed.hash, *(other.hash for other in others)}) == 6
+
+
+def test_results_are_kept_step_by_step(setting, tmp_path):
+    here = setting("sd15")
+    pack, results = here.pack(), evaluation.Results(tmp_path / "evaluation.parquet")
+    assert results.read() is None and results.steps() == [] and results.loss_at(pack, 0) is None
+    shape, rng = (len(pack.items), pack.draws), np.random.default_rng(0)
+    base, *later = (rng.random(shape).astype(np.float32) for _ in range(4))
+    for step, loss in ((0, base), (20, later[0]), (10, later[1])):
+        results.append(pack, step, loss, base)
+    results.append(pack, 20, later[2], base)  # again: replaced
+    assert results.steps() == [0, 10, 20]
+    for step, loss in ((0, base), (10, later[1]), (20, later[2])):
+        assert np.array_equal(results.loss_at(pack, step), loss)
+    rows = results.read().to_pylist()
+    first = rows[0]
+    assert first["image"] == pack.items[0].sample.image_hash and first["timestep"] == pack.timesteps()[0, 0]
+    assert first["loss"] == first["base_loss"] == base[0, 0] and len(rows) == 3 * base.size
+    results.cut_back(10)
+    assert results.steps() == [0, 10]
+    assert results.loss_at(here.pack(draws=8), 10) is None, "another pack has no losses here"
+    results.append(here.pack(draws=8), 0, np.ones((shape[0], 8)), np.ones((shape[0], 8)))
+    assert results.steps() == [0], "what another pack gave cannot stand beside it"
+
+
+def test_a_damaged_file_is_told(tmp_path):
+    (tmp_path / "evaluation.parquet").write_bytes(b"PAR1 and no more")
+    with pytest.raises(UserError, match="evaluation.parquet is damaged"):
+        evaluation.Results(tmp_path / "evaluation.parquet").read()
+
+
+def test_the_summary_is_over_images():
+    loss = np.array([[1.0, 3.0, 2.0, 2.0], [3.0, 5.0, 4.0, 4.0]], np.float32)
+    base = np.array([[2.0, 3.0, 2.0, 3.0], [5.0, 5.0, 4.0, 6.0]], np.float32)
+    times = np.array([[10, 300, 600, 900], [240, 260, 740, 760]])
+    values = evaluation.summary(loss, base, times)
+    assert values["evaluation/loss"] == 3.0 and values["evaluation/loss_se"] == pytest.approx(1.0)
+    assert values["evaluation/loss_over_base"] == -0.75
+    assert values["evaluation/loss_over_base_se"] == pytest.approx(0.25)
+    assert [values[f"evaluation/band_over_base/{band}"] for band in range(4)] == [-1.5, 0.0, 0.0, -1.5]
+    alone = evaluation.summary(loss[:1], base[:1], times[:1])
+    assert "evaluation/loss_se" not in alone and alone["evaluation/loss"] == 2.0
