@@ -56,13 +56,24 @@ def build_empty(name: str, config: Mapping[str, Any]) -> Any:
         raise ValueError(first_line(error)) from error
 
 
-def require_finite(value: Any, key: str, where: str) -> None:
-    """UserError, naming the tensor, for weights with NaN or infinity in them: what is trained on them is lost."""
+def require_finite(value: Any, key: str, where: str, stored: Any = None) -> None:
+    """UserError, naming the tensor, for weights with NaN or infinity in them: what is trained on them is lost.
+
+    `stored` is the tensor as the file has it, where that is at hand: a sound one may be too large for fp16.
+    """
+    if _is_finite(value):
+        return
+    if stored is not None and _is_finite(stored):
+        name = str(value.dtype).removeprefix("torch.")
+        raise UserError(f"{where} has values in {key} that {name} cannot hold: set the precision to bf16 or fp32.")
+    raise UserError(
+        f"{where} has values that are not finite (NaN or infinity) in {key}: the file is damaged, or a merge or a cast to "
+        "fp16 spoiled it, so take another copy of the model."
+    )
+
+
+def _is_finite(value: Any) -> bool:
     import torch
 
     # Whatever is not finite shows in the sum, which takes one pass and no memory. Only where it overflows is each looked at.
-    if not value.sum(dtype=torch.float32).isfinite() and not value.isfinite().all():
-        raise UserError(
-            f"{where} has values that are not finite (NaN or infinity) in {key}: the file is damaged, or a merge or a cast to "
-            "fp16 spoiled it, so take another copy of the model."
-        )
+    return bool(value.sum(dtype=torch.float32).isfinite()) or bool(value.isfinite().all())

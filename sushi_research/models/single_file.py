@@ -244,8 +244,9 @@ class FilePart:
             with safe_open(self.header.path, "pt") as file, bar:
                 for parameter, place in bar:
                     shape = model.get_parameter(parameter).shape
-                    value = read(file, place, shape).to(device, dtype, copy=True).contiguous()
-                    require_finite(value, place.name, self.where)
+                    stored = read(file, place, shape)
+                    value = stored.to(device, dtype, copy=True).contiguous()
+                    require_finite(value, place.name, self.where, stored)
                     module, _, leaf = parameter.rpartition(".")
                     setattr(model.get_submodule(module), leaf, nn.Parameter(value, requires_grad=False))
         except (OSError, SafetensorError) as error:
