@@ -8,7 +8,7 @@ The loss is the mean squared error to what the base predicts: no weighting, no o
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -229,11 +229,3 @@ def summary(loss: np.ndarray, base: np.ndarray, times: np.ndarray) -> dict[str, 
     difference = (loss - base).astype(np.float64)
     values |= {f"evaluation/band_over_base/{band}": float(difference[quarters == band].mean()) for band in range(4)}
     return values
-
-
-def held_out(items: Sequence[Item], hashes: set[str]) -> tuple[list[Item], list[Item]]:
-    """(items to train on, held-out items) by their images' content hashes."""
-    return (
-        [item for item in items if item.sample.image_hash not in hashes],
-        [item for item in items if item.sample.image_hash in hashes],
-    )

@@ -38,7 +38,7 @@ def _describe_file(header: Header, source: str) -> Iterator[Line]:
     count = len(header.tensors)
     yield "file", f"{header.path.name}, {header.path.stat().st_size / 2**30:.2f} GiB, {count:,} tensors"
     try:
-        opened = sources.open_file(header.path)
+        opened = sources.open_file(header)
     except UserError as refusal:
         yield "it is", str(refusal).removeprefix(f"{header.path} is ")
         yield "weights", _weights(header.tensors.values())

@@ -61,7 +61,7 @@ def _find(source: str, revision: str | None, key: str, patterns: list[str]) -> t
                 f"{key}: {source} is on this machine, where there are no revisions: leave the revision out."
             )
         return path, None
-    local = source.startswith((".", "/", "~")) or (os.path.lexists(source) if "\0" not in source else True)
+    local = source.startswith((".", "/", "~")) or "\0" in source or os.path.lexists(source)
     owner, _, rest = source.partition("/")
     name, _, file = rest.partition("/")
     if local or not owner or not name or (file and not file.endswith(".safetensors")):

@@ -15,6 +15,7 @@ from sushi_research.errors import UserError, first_line
 from sushi_research.files import readable
 from sushi_research.fingerprints import FileMemo
 from sushi_research.models import detect, hub, prediction, sources, tokenizers
+from sushi_research.models.header import read_header
 from sushi_research.models.prediction import Prediction
 from sushi_research.models.sources import Part
 from sushi_research.models.tokenizers import Tokenizer
@@ -84,7 +85,9 @@ def resolve_base(
     what is not whole, fitting and trained here.
     """
     path, commit = hub.find_base(source, revision)
-    opened = sources.open_folder(path, variant, prediction_type) if path.is_dir() else sources.open_file(path)
+    opened = (
+        sources.open_folder(path, variant, prediction_type) if path.is_dir() else sources.open_file(read_header(path))
+    )
     architecture = opened.architecture
     if only is not None:
         detect.require(architecture, only, source)

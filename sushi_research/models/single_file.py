@@ -26,18 +26,20 @@ from sushi_research.progress import progress
 
 # Where a component lies, by architecture: the first prefix under which the file has the telling tensor.
 UNET_PREFIXES = ("model.diffusion_model.", "diffusion_model.", "")
+BOTH = {
+    "unet": (UNET_PREFIXES, "input_blocks.0.0.weight"),
+    "vae": (("first_stage_model.", ""), "decoder.conv_in.weight"),
+}
 PREFIXES: dict[str, dict[str, tuple[tuple[str, ...], str]]] = {
     "sd15": {
-        "unet": (UNET_PREFIXES, "input_blocks.0.0.weight"),
-        "vae": (("first_stage_model.", ""), "decoder.conv_in.weight"),
+        **BOTH,
         "text_encoder": (
             ("cond_stage_model.transformer.text_model.", "cond_stage_model.transformer."),
             "embeddings.token_embedding.weight",
         ),
     },
     "sdxl": {
-        "unet": (UNET_PREFIXES, "input_blocks.0.0.weight"),
-        "vae": (("first_stage_model.", ""), "decoder.conv_in.weight"),
+        **BOTH,
         "text_encoder": (
             ("conditioner.embedders.0.transformer.text_model.", "conditioner.embedders.0.transformer."),
             "embeddings.token_embedding.weight",
@@ -55,7 +57,7 @@ IGNORED = {
     r"posterior_log_variance_clipped|posterior_mean_coef[12]|logvar|lvlb_weights|denoiser\.(log_)?sigmas": "the noise "
     "schedule, which is known",
     r"scale_factor|embedding_manager\..*": "left over from training with Stability's first code",
-    r"(first_stage_model\.)?(loss|model_ema)\..*": "what the VAE was trained with",
+    r"((first_stage_model\.)?loss|first_stage_model\.model_ema)\..*": "what the VAE was trained with",
     r"(cond_stage_model|conditioner\.embedders\.0)\.(transformer\.)?text_projection(\.weight)?": "CLIP ViT-L's projection, "
     "which neither SD1.5 nor SDXL uses",
     r"v_pred|ztsnr": "a marker: what the model predicts",

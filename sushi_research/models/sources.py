@@ -12,7 +12,7 @@ from sushi_research.errors import UserError
 from sushi_research.models import detect, hub, prediction
 from sushi_research.models.components import TITLES
 from sushi_research.models.diffusers_folder import WEIGHTS, FolderPart, read_json
-from sushi_research.models.header import read_header
+from sushi_research.models.header import Header, read_header
 from sushi_research.models.shapes import published
 from sushi_research.models.single_file import FilePart, SingleFile
 
@@ -93,9 +93,9 @@ def _known(scheduler: dict[str, Any], architecture: str, path: Path) -> dict[str
     return scheduler
 
 
-def open_file(path: Path) -> Opened:
+def open_file(header: Header) -> Opened:
     """A base in a single file, by its header. UserError for what is not trained here."""
-    header = read_header(path)
+    path = header.path
     architecture = detect.of_file(header)
     single, facts = SingleFile(header, architecture), published(architecture)
 
