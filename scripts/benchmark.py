@@ -149,9 +149,10 @@ def prepare(arguments: argparse.Namespace, architecture: str, folder: Path, fini
     accelerator = Accelerator(mixed_precision="no", cpu=arguments.device == "cpu" or not torch.cuda.is_available())
     memo = preparation.open_memo(config)
     found = preparation.find_base(config, model)
-    items = preparation.read_data(config, memo, None, accelerator).items
+    data = preparation.read_data(config, memo, None, accelerator)
+    items = data.items
     caches = preparation.open_caches(config, found, model, memo, accelerator)
-    preparation.fill_caches(caches, items, preparation.captions_of(config, items, ()), found, model, accelerator)
+    preparation.fill_caches(caches, data, preparation.captions_of(config, data, ()), found, model, accelerator)
     return Bench(
         config=config,
         model=model,

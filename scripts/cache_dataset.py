@@ -56,12 +56,12 @@ def main(config: TrainingConfig) -> int:
     base = preparation.find_base(config, model)
     data = preparation.read_data(config, memo, None, accelerator)
     caches = preparation.open_caches(config, base, model, memo, accelerator)
-    captions = preparation.captions_of(config, data.items, preparation.prompts_of(config, data.items))
-    images_missing, captions_missing = len(caches.missing_latents(data.items)), len(caches.missing_captions(captions))
+    captions = preparation.captions_of(config, data, preparation.prompts_of(config, data.items))
+    images_missing, captions_missing = len(caches.missing_latents(data)), len(caches.missing_captions(captions))
     accelerator.print(f"{images_missing} image entries and {captions_missing} captions to encode")
     if config.dry_run:
         return 0
-    preparation.fill_caches(caches, data.items, captions, base, model, accelerator)
+    preparation.fill_caches(caches, data, captions, base, model, accelerator)
     total = (caches.latents.size_bytes + caches.texts.size_bytes) / 2**20
     accelerator.print(
         f"done: {config.cache.folder} holds {len(caches.latents)} image entries and {len(caches.texts)} captions, {total:.1f} MiB"

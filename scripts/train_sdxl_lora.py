@@ -31,7 +31,18 @@ import time
 import torch
 from accelerate import Accelerator
 
-from sushi_research import adapter, diffusion, gallery, optim, preparation, randomness, tracking, training
+from sushi_research import (
+    adapter,
+    assessment,
+    beginning,
+    diffusion,
+    gallery,
+    optim,
+    preparation,
+    randomness,
+    tracking,
+    training,
+)
 from sushi_research.loader import Batch, Loader
 from sushi_research.models import loading
 from sushi_research.phases import Phases
@@ -104,18 +115,18 @@ def train(config: SDXLTraining, accelerator: Accelerator, precision: str, run: R
     sampler = Sampler(tuple(item.bucket for item in data.items), group, config.train.seed)
     caches = preparation.open_caches(config, base, model, memo, accelerator)
     prompts = preparation.prompts_of(config, data.items)
-    captions = preparation.captions_of(config, data.items, prompts)
+    captions = preparation.captions_of(config, data, prompts)
     plan = make_plan(config, base, model, data, sampler, caches, captions, precision, accelerator)
     if config.dry_run:
         return 0
     # --- end shared ---
 
     # --- shared: begin or continue, fill the caches ---
-    start = training.begin(config, run, base, model, data, plan, memo, precision, accelerator)
+    start = beginning.begin(config, run, base, model, data, caches, plan, memo, precision, accelerator)
     if start.nothing_to_do:
         return 0
     phases.enter("caching")
-    preparation.fill_caches(caches, data.items, captions, base, model, accelerator)
+    preparation.fill_caches(caches, data, captions, base, model, accelerator)
     # --- end shared ---
 
     # --- shared: the adapter on the frozen UNet ---
@@ -167,6 +178,10 @@ def train(config: SDXLTraining, accelerator: Accelerator, precision: str, run: R
     metrics = training.open_trackers(config, run, start, accelerator)
     abar = diffusion.alphas_cumprod(zero_terminal_snr=base.prediction.zero_terminal_snr).to(device)
     step, stopping = start.step, False
+    judge = assessment.prepare(config, run, start, base, model, data, caches, unet, precision, accelerator)
+    if judge:
+        phases.enter("evaluating")
+        assessment.assess(judge, unet, step, plan["steps"], metrics, accelerator)
     phases.enter("drawing")
     if step == 0 or (config.sample.every and step % config.sample.every == 0):
         gallery.draw(config, run, base, model, caches, prompts, unet, step, accelerator)
@@ -195,7 +210,7 @@ def train(config: SDXLTraining, accelerator: Accelerator, precision: str, run: R
             masters.zero_grad()
             step += 1
 
-            # Once in a while: log, save, draw.
+            # Once in a while: log, save, evaluate, draw.
             values = tally.values(step, rate, norm.item(), plan)
             tracking.log(accelerator, metrics, values, step)
             bar.set_postfix(loss=f"{values['loss']:.4f}", refresh=False)
@@ -204,6 +219,9 @@ def train(config: SDXLTraining, accelerator: Accelerator, precision: str, run: R
             if last or stopping or (config.checkpoint.every and step % config.checkpoint.every == 0):
                 phases.enter("saving")
                 training.save(config, run, start, step, masters, optimizer, scaler, plan, accelerator)
+            if judge and not stopping:
+                phases.enter("evaluating")
+                assessment.assess(judge, unet, step, plan["steps"], metrics, accelerator)
             if not last and not stopping and config.sample.every and step % config.sample.every == 0:
                 phases.enter("drawing")
                 gallery.draw(config, run, base, model, caches, prompts, unet, step, accelerator)

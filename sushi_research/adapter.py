@@ -8,8 +8,9 @@ Names used throughout: the path of a module is its path in the UNet without the 
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -110,6 +111,16 @@ def adapter_parameters(unet: nn.Module) -> dict[str, nn.Parameter]:
         parameters[f"{path}.lora_A.weight"] = layer.lora_A[ADAPTER].weight
         parameters[f"{path}.lora_B.weight"] = layer.lora_B[ADAPTER].weight
     return parameters
+
+
+@contextlib.contextmanager
+def without_adapter(unet: nn.Module) -> Iterator[None]:
+    """Within it the UNet is the base, bit for bit; afterwards the adapter is as it was, trainable and with its gradients."""
+    unet.disable_adapters()
+    try:
+        yield
+    finally:
+        unet.enable_adapters()
 
 
 def count_parameters(unet: nn.Module) -> int:

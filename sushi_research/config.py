@@ -303,6 +303,45 @@ class SD15Sample(Sample):
     guidance: float = Field(7.0, ge=1, description="Classifier-free guidance scale; 1 = none")
 
 
+class Evaluation(Section):
+    """The loss on held-out images, which says what the training loss cannot; there is none unless held_out or path is set."""
+
+    held_out: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Share of the training images to hold out, by content; 0 = none. Copies stay together",
+    )
+    path: Text | None = Field(
+        None, description="Held-out images of their own, in place of evaluation.held_out: a folder or an HF dataset"
+    )
+    split: Text | None = Field(
+        None, description="Split of evaluation.path, where it is an HF dataset; null = data.split"
+    )
+    every: int | None = Field(250, ge=1, description="Steps between evaluations; null = only before and after")
+    draws: int = Field(
+        8,
+        ge=4,
+        multiple_of=4,
+        description="Timesteps with noise for each image, a multiple of 4; more narrow the error",
+    )
+    drift_captions: list[Text] | None = Field(
+        None,
+        description="Captions of other things, on which the drift from the base is measured; null = sixteen everyday ones, "
+        "an empty list = no drift",
+    )
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Evaluation:
+        if self.held_out > 0 and self.path is not None:
+            raise ValueError("evaluation.held_out and evaluation.path are both set: keep one of them")
+        if self.split is not None and self.path is None:
+            raise ValueError(
+                "evaluation.split is set but evaluation.path is not: set evaluation.path, or remove the split"
+            )
+        return self
+
+
 class Tracking(Section):
     """Where the numbers go besides the run folder's metrics.jsonl."""
 
@@ -340,6 +379,7 @@ class TrainingConfig(Section):
     loss: Loss = Field(default_factory=Loss)
     checkpoint: Checkpoint = Field(default_factory=Checkpoint)
     sample: Sample = Field(default_factory=Sample)
+    evaluation: Evaluation = Field(default_factory=Evaluation)
     tracking: Tracking = Field(default_factory=Tracking)
     run: Run = Field(default_factory=Run)
     dry_run: bool = Field(

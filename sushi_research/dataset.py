@@ -8,6 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from sushi_research.errors import UserError
 from sushi_research.files import write_json
 from sushi_research.fingerprints import FileMemo, FileState, content_hash, file_state
@@ -16,6 +18,7 @@ from sushi_research.image_table import find_in_table, load_saved, load_table, re
 from sushi_research.images import BadImage, decode
 from sushi_research.progress import progress
 from sushi_research.samples import FoundImage, Problem, Sample, Scan
+from sushi_research.split import fingerprint
 
 
 def scan(
@@ -83,10 +86,12 @@ def write_report(scan: Scan, path: Path) -> None:
             "problems": len(scan.problems),
             "notes": len(scan.notes),
             "ignored": scan.ignored,
+            "held_out": len(scan.held_out),
         },
         "problems": [{"name": problem.name, "reason": problem.reason} for problem in scan.problems],
         "notes": scan.notes,
         "used": sorted(sample.name for sample in scan.samples),
+        "held_out": scan.held_out,
     }
     write_json(path, report)
 
@@ -132,11 +137,13 @@ def _check(result: Scan, images: list[FoundImage], memo: FileMemo, show_progress
             result.problems.append(Problem(image.name, facts))
         elif image.caption is not None:
             size = (facts["width"], facts["height"])
-            result.samples.append(Sample(image.name, facts["hash"], image.caption, *size, image.repeats, image.load))
+            looks = int(facts["fingerprint"], 16)
+            sample = Sample(image.name, facts["hash"], image.caption, *size, image.repeats, image.load, looks)
+            result.samples.append(sample)
 
 
 def _inspect(image: FoundImage) -> tuple[dict[str, Any] | str, FileState | None]:
-    """An image's hash and size with the state of its file before the reading; or why it cannot be used, and None."""
+    """An image's hash, size and fingerprint with the state of its file before the reading; or why it cannot be used, and None."""
     state = None
     try:
         if image.path is not None:
@@ -144,9 +151,10 @@ def _inspect(image: FoundImage) -> tuple[dict[str, Any] | str, FileState | None]
                 return "not a file: a broken link?", None
             state = file_state(image.path)
         data = image.load()
-        width, height = decode(data).size
+        image = decode(data)
     except BadImage as error:
         return error.reason, None
     except OSError as error:
         return f"cannot be read: {error.strerror or error}", None
-    return {"hash": content_hash(data), "width": width, "height": height}, state
+    looks = f"{fingerprint(np.asarray(image)):x}"
+    return {"hash": content_hash(data), "width": image.width, "height": image.height, "fingerprint": looks}, state

@@ -7,10 +7,8 @@ The loss is the mean squared error to what the base predicts: no weighting, no o
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -19,15 +17,13 @@ import torch
 
 from sushi_research import conditioning, diffusion, randomness
 from sushi_research.cache import entry_key
-from sushi_research.errors import UserError, first_line
-from sushi_research.files import write_atomic
+from sushi_research.evaluation_results import Results  # noqa: F401
 from sushi_research.items import Item
 from sushi_research.models.prediction import Prediction
-from sushi_research.preparation import Caches
 from sushi_research.progress import progress
 
 if TYPE_CHECKING:
-    import pyarrow
+    from sushi_research.preparation import Caches
 
 # Raise it when a pack of the same images comes to mean something else: packs of different schemes are not compared.
 SCHEME = 1
@@ -46,9 +42,36 @@ class Pack:
     time_ids: str
     hash: str
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What each image's timesteps and noise are functions of: its content hash, N of them."""
+        return tuple(item.sample.image_hash for item in self.items)
+
     def timesteps(self) -> np.ndarray:
         """[N, draws] int64."""
-        return np.stack([timesteps(item.sample.image_hash, self.draws) for item in self.items])
+        return np.stack([timesteps(name, self.draws) for name in self.names])
+
+    def describe(self) -> dict[str, Any]:
+        """What evaluation_pack.json holds."""
+        images = [
+            {
+                "name": item.sample.name,
+                "hash": item.sample.image_hash,
+                "caption": item.sample.caption,
+                "size": item.bucket,
+            }
+            for item in self.items
+        ]
+        return {"hash": self.hash, "scheme": SCHEME, "draws": self.draws, "images": images}
+
+
+@dataclass(frozen=True)
+class Example:
+    """One image as the UNet is shown it: scaled latents [4, h, w] fp32, text by name, six sizes."""
+
+    latents: torch.Tensor
+    text: dict[str, torch.Tensor]
+    sizes: tuple[int, ...]
 
 
 def make_pack(
@@ -90,7 +113,6 @@ def noise(image_hash: str, draw: int, shape: tuple[int, ...]) -> torch.Tensor:
     return torch.from_numpy(randomness.normal(SEED, "evaluation-noise", image_hash, draw, shape=shape))
 
 
-@torch.no_grad()
 def losses(
     pack: Pack,
     model: ModuleType,
@@ -99,6 +121,7 @@ def losses(
     prediction: Prediction,
     *,
     device: torch.device,
+    text: Callable[[str], dict[str, torch.Tensor]] | None = None,
     rank: int = 0,
     world: int = 1,
     reduce: Callable[[torch.Tensor], torch.Tensor] | None = None,
@@ -106,126 +129,101 @@ def losses(
     """The loss of every image and draw, [N, draws] float32, whole on every process.
 
     Each process computes whole images, always in the same chunks, and `reduce` sums the rest's zeros: the result does not
-    depend on how many there are. The UNet is left in the mode in which it came.
+    depend on how many there are. `text` encodes a caption where the caches' embedding is not the right one: for an adapter
+    of the text encoders.
     """
-    abar = diffusion.alphas_cumprod(zero_terminal_snr=prediction.zero_terminal_snr).to(device)
-    times, found = torch.from_numpy(pack.timesteps()), torch.zeros(len(pack.items), pack.draws)
-    was_training = unet.training
-    unet.eval()
-    try:
-        work = range(rank, len(pack.items), world)
-        for index in progress(work, description="evaluating", unit="image", leave=False):
-            item = pack.items[index]
-            row = caches.latents.get(caches.latent_key(item, False))
-            latents = (row["mean"].float() * model.SCALING_FACTOR)[None].to(device)
-            text = {name: tensor[None].to(device) for name, tensor in caches.text(item.sample.caption).items()}
-            sizes = conditioning.time_ids([item.placement.time_ids(False, pack.time_ids)]).to(device)
-            for begin in range(0, pack.draws, CHUNK):
-                draws = range(begin, min(begin + CHUNK, pack.draws))
-                count, shape = len(draws), tuple(latents.shape[1:])
-                eps = torch.stack([noise(item.sample.image_hash, draw, shape) for draw in draws]).to(device)
-                t, x0 = times[index, begin : begin + count].to(device), latents.expand(count, -1, -1, -1)
-                predicted = model.predict(
-                    unet,
-                    diffusion.add_noise(x0, eps, t, abar),
-                    t,
-                    {name: tensor.expand(count, *tensor.shape[1:]) for name, tensor in text.items()},
-                    sizes.expand(count, -1),
-                )
-                goal = diffusion.target(x0, eps, t, abar, prediction.type)
-                found[index, begin : begin + count] = diffusion.mse_per_sample(predicted, goal).cpu()
-    finally:
-        unet.train(was_training)
+    encoded = text or caches.text
+
+    def example(index: int) -> Example:
+        item = pack.items[index]
+        row = caches.latents.get(caches.latent_key(item, False))
+        sizes = item.placement.time_ids(False, pack.time_ids)
+        return Example(row["mean"].float() * model.SCALING_FACTOR, encoded(item.sample.caption), sizes)
+
+    found = torch.zeros(len(pack.items), pack.draws)
+    shown = predictions(
+        pack.names,
+        pack.draws,
+        example,
+        model,
+        unet,
+        prediction,
+        device=device,
+        rank=rank,
+        world=world,
+        what="evaluating",
+    )
+    for index, part, predicted, goal in shown:
+        found[index, part] = diffusion.mse_per_sample(predicted, goal).cpu()
     whole = found if reduce is None else reduce(found.to(device)).cpu()
     return whole.numpy()
 
 
-class Results:
-    """evaluation.parquet: one row for every step, image and draw, with the base's loss on the same draw beside it."""
+@torch.no_grad()
+def predictions(
+    names: Sequence[str],
+    draws: int,
+    example: Callable[[int], Example],
+    model: ModuleType,
+    unet: Any,
+    prediction: Prediction,
+    *,
+    device: torch.device,
+    rank: int,
+    world: int,
+    what: str,
+) -> Iterator[tuple[int, slice, torch.Tensor, torch.Tensor]]:
+    """(index, draws, the UNet's predictions, the targets) of this process's share, chunk by chunk; tensors [<= 4, 4, h, w].
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def read(self) -> pyarrow.Table | None:
-        """All rows, None where nothing was evaluated yet; UserError where the file is damaged."""
-        import pyarrow.parquet
-
-        if not self.path.exists():
-            return None
-        try:
-            return pyarrow.parquet.read_table(self.path)
-        except (OSError, pyarrow.ArrowException) as error:
-            raise UserError(
-                f"{self.path} is damaged ({first_line(error)}): restore it, or remove it to evaluate anew."
-            ) from None
-
-    def steps(self) -> list[int]:
-        """The steps that were evaluated."""
-        table = self.read()
-        return [] if table is None else sorted(set(table["step"].to_pylist()))
-
-    def loss_at(self, pack: Pack, step: int) -> np.ndarray | None:
-        """[N, draws] of a step, None where it was not evaluated on this pack."""
-        import pyarrow.compute as compute
-
-        table = self.read()
-        if table is None or table.schema.metadata.get(b"pack") != pack.hash.encode():
-            return None
-        rows = table.filter(compute.equal(table["step"], step))
-        shape = (len(pack.items), pack.draws)
-        return rows["loss"].to_numpy().reshape(shape) if rows.num_rows == shape[0] * shape[1] else None
-
-    def append(self, pack: Pack, step: int, loss: np.ndarray, base: np.ndarray) -> None:
-        """Adds a step's losses and the base's, [N, draws] each; what there was of that step, or of another pack, is replaced."""
-        import pyarrow
-        import pyarrow.compute as compute
-
-        count = len(pack.items) * pack.draws
-        table = pyarrow.table(
-            {
-                "step": np.full(count, step, np.int32),
-                "image": np.repeat([item.sample.image_hash for item in pack.items], pack.draws),
-                "draw": np.tile(np.arange(pack.draws, dtype=np.int16), len(pack.items)),
-                "timestep": pack.timesteps().astype(np.int16).ravel(),
-                "loss": loss.astype(np.float32).ravel(),
-                "base_loss": base.astype(np.float32).ravel(),
-            }
-        ).replace_schema_metadata({"pack": pack.hash, "scheme": str(SCHEME)})
-        before = self.read()
-        if before is not None and before.schema.metadata.get(b"pack") == pack.hash.encode():
-            kept = before.filter(compute.not_equal(before["step"], step))
-            table = pyarrow.concat_tables([kept, table]).sort_by([("step", "ascending")])
-        self._write(table)
-
-    def cut_back(self, step: int) -> None:
-        """Removes what was evaluated after `step`, where the run goes on."""
-        import pyarrow.compute as compute
-
-        table = self.read()
-        if table is not None:
-            self._write(table.filter(compute.less_equal(table["step"], step)))
-
-    def _write(self, table: pyarrow.Table) -> None:
-        import pyarrow.parquet
-
-        data = io.BytesIO()
-        pyarrow.parquet.write_table(table, data)
-        write_atomic(self.path, data.getvalue())
+    The UNet predicts in eval mode, without dropout, and is left in the mode in which it came.
+    """
+    abar = diffusion.alphas_cumprod(zero_terminal_snr=prediction.zero_terminal_snr).to(device)
+    was_training = unet.training
+    unet.eval()
+    try:
+        work = range(rank, len(names), world)
+        for index in progress(work, description=what, unit="image", leave=False):
+            shown, name = example(index), names[index]
+            times = torch.from_numpy(timesteps(name, draws))
+            latents = shown.latents[None].to(device)
+            text = {key: tensor[None].to(device) for key, tensor in shown.text.items()}
+            sizes = conditioning.time_ids([shown.sizes]).to(device)
+            for begin in range(0, draws, CHUNK):
+                part = slice(begin, min(begin + CHUNK, draws))
+                count, shape = part.stop - begin, tuple(latents.shape[1:])
+                eps = torch.stack([noise(name, draw, shape) for draw in range(begin, part.stop)]).to(device)
+                t, x0 = times[part].to(device), latents.expand(count, -1, -1, -1)
+                predicted = model.predict(
+                    unet,
+                    diffusion.add_noise(x0, eps, t, abar),
+                    t,
+                    {key: tensor.expand(count, *tensor.shape[1:]) for key, tensor in text.items()},
+                    sizes.expand(count, -1),
+                )
+                yield index, part, predicted, diffusion.target(x0, eps, t, abar, prediction.type)
+    finally:
+        unet.train(was_training)
 
 
 def summary(loss: np.ndarray, base: np.ndarray, times: np.ndarray) -> dict[str, float]:
     """What is logged of an evaluation: means over images (each the mean of its draws) with standard errors over images.
 
-    `loss`, `base` and `times` are [N, draws]. `loss_over_base` is the mean of the paired differences; bands are the quarters
-    of the schedule, 0 (least noise) to 3.
+    `loss`, `base` and `times` are [N, draws]. `over_base` is the mean of the paired differences; bands are the quarters
+    of the schedule, 0 (least noise) to 3, each of which has as many draws of every image.
     """
-    values = {}
-    for name, array in (("loss", loss), ("loss_over_base", loss - base)):
-        means = array.astype(np.float64).mean(1)
-        values[f"evaluation/{name}"] = float(means.mean())
-        if len(means) > 1:
-            values[f"evaluation/{name}_se"] = float(means.std(ddof=1) / len(means) ** 0.5)
+    difference = loss.astype(np.float64) - base
+    values = mean_with_error("evaluation/loss", loss) | mean_with_error("evaluation/loss_over_base", difference)
     quarters = times * 4 // diffusion.NUM_TIMESTEPS
-    difference = (loss - base).astype(np.float64)
-    values |= {f"evaluation/band_over_base/{band}": float(difference[quarters == band].mean()) for band in range(4)}
+    for band in range(4):
+        of_band = np.where(quarters == band, difference, np.nan)
+        values |= mean_with_error(f"evaluation/band_over_base/{band}", of_band)
     return values
+
+
+def mean_with_error(name: str, values: np.ndarray) -> dict[str, float]:
+    """The mean over images of [N, draws] and its standard error over images; NaN marks draws that do not count."""
+    means = np.nanmean(values.astype(np.float64), axis=1)
+    found = {name: float(means.mean())}
+    if len(means) > 1:
+        found[f"{name}_se"] = float(means.std(ddof=1) / len(means) ** 0.5)
+    return found

@@ -14,7 +14,7 @@ from sushi_research.errors import UserError
 from sushi_research.files import write_atomic
 
 # Raise it when what is noted changes, or what `images.decode` accepts: a memo of another version is not read.
-MEMO_VERSION = 1
+MEMO_VERSION = 2
 # A file written this shortly before it was read could be written again without its modification time moving on
 # (FAT keeps two seconds, ext4 some milliseconds). git knows the same trap as "racy" index entries.
 RACY_NS = 2_000_000_000

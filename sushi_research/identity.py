@@ -33,6 +33,11 @@ MAY_CHANGE = {
     "cache.folder": "a cache holds the same wherever it lies",
     "checkpoint.*": "when to save, not what is learned",
     "sample.*": "pictures do not touch the training",
+    "evaluation.path": "evaluating does not touch the training",
+    "evaluation.split": "evaluating does not touch the training",
+    "evaluation.every": "evaluating does not touch the training",
+    "evaluation.draws": "evaluating does not touch the training",
+    "evaluation.drift_captions": "evaluating does not touch the training",
     "tracking.*": "where the numbers go",
     "run.*": "where the run folder lies",
     "dry_run": "a dry run trains nothing",
@@ -52,6 +57,7 @@ SAME_CONTENT = {
     "data.split": "data",
     "data.image_column": "data",
     "data.caption_column": "data",
+    "evaluation.held_out": "data",
 }
 
 # What is part of the identity besides settings.

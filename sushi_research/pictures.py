@@ -47,34 +47,52 @@ def grid(rows: Sequence[Sequence[Image.Image]], row_labels: Sequence[str], colum
 
 
 def curves(records: Sequence[dict[str, Any]], path: Path, title: str) -> None:
-    """Draws a run's curves from its metrics: loss (raw and smoothed), loss by timestep quarter, learning rate, grad norm."""
+    """Draws a run's curves from its metrics: loss (raw and smoothed), loss by timestep quarter, learning rate, grad norm; and
+    where it was evaluated, the held-out loss over the base's and the drift, with bands of two standard errors."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    steps = [record["step"] for record in records]
-    figure = Figure(figsize=(10, 7), layout="constrained")
+    trained = [record for record in records if "loss" in record]
+    evaluated = [record for record in records if "evaluation/loss" in record]
+    steps = [record["step"] for record in trained]
+    figure = Figure(figsize=(10, 10.5 if evaluated else 7), layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(title)
-    loss, quarters, rate, norm = figure.subplots(2, 2).flat
-    raw = [record["loss"] for record in records]
+    axes = list(figure.subplots(3 if evaluated else 2, 2).flat)
+    loss, quarters, rate, norm, *held_out = axes
+    raw = [record["loss"] for record in trained]
     loss.plot(steps, raw, color="lightsteelblue", linewidth=0.8, label="each step")
     loss.plot(steps, smooth(raw), color="tab:blue", label="smoothed")
     loss.set_title("loss")
     loss.legend()
     for quarter in range(4):
         name = f"loss_quarter/{quarter}"
-        x, y = _points(records, name)
+        x, y = _points(trained, name)
         quarters.plot(x, smooth(y), label=f"t {250 * quarter}-{250 * quarter + 249}")
     quarters.legend()
     quarters.set_title("loss by timestep, smoothed")
-    rate.plot(steps, [record["lr"] for record in records])
+    rate.plot(steps, [record["lr"] for record in trained])
     rate.set_title("learning rate")
-    norm.plot(*_points(records, "grad_norm"), linewidth=0.8)
+    norm.plot(*_points(trained, "grad_norm"), linewidth=0.8)
     norm.set_title("gradient norm")
-    for axes in (loss, quarters, rate, norm):
-        axes.set_xlabel("optimizer step")
-        axes.grid(alpha=0.3)
+    titles = {"evaluation/loss_over_base": "held-out loss, over the base's", "evaluation/drift": "drift from the base"}
+    for each, (name, what) in zip(held_out, titles.items(), strict=False):
+        _with_band(each, [record for record in evaluated if name in record], name)
+        each.set_title(what)
+    for each in axes:
+        each.set_xlabel("optimizer step")
+        each.grid(alpha=0.3)
     figure.savefig(path, dpi=110)
+
+
+def _with_band(axes: Any, records: Sequence[dict[str, Any]], name: str) -> None:
+    """A curve of evaluations, with twice their standard error (where there is one) on both sides."""
+    steps, values = [record["step"] for record in records], [record[name] for record in records]
+    errors = [2 * record.get(f"{name}_se", 0.0) for record in records]
+    axes.axhline(0, color="grey", linewidth=0.8)
+    axes.plot(steps, values, marker="o", markersize=3)
+    low, high = zip(*[(v - e, v + e) for v, e in zip(values, errors, strict=True)], strict=True) if values else ((), ())
+    axes.fill_between(steps, low, high, alpha=0.2)
 
 
 def _points(records: Sequence[dict[str, Any]], name: str) -> tuple[list[int], list[float]]:

@@ -19,8 +19,9 @@ from sushi_research.models import loading
 from sushi_research.models.components import build_empty
 from sushi_research.models.prediction import Prediction
 from sushi_research.precision import dtype_policy
-from sushi_research.preparation import Caches, Data
+from sushi_research.preparation import Caches, Data, drift_captions
 from sushi_research.sampler import Sampler
+from sushi_research.verdict import MIN_IMAGES
 
 
 def steps_of(steps: int | None, epochs: int | None, items: int, samples_per_step: int) -> int:
@@ -50,6 +51,7 @@ def make_plan(
     epoch_steps = range(min(steps, max(1, len(items) // group)))
     micro_batches = sum(len(sampler.micro_batches(step, config.train.batch_size)) for step in epoch_steps)
     entries = {caches.latent_key(item, flip): item.bucket for item in items for flip in caches.flips}
+    entries |= {caches.latent_key(item, False): item.bucket for item in data.held_out}
     modules, parameters = count_adapter(base, config.lora.targets, config.lora.rank)
     text_bytes = 2 * sum(math.prod(shape) for shape in model.text_shapes(base).values())
     images = len({item.sample.name for item in items})
@@ -65,7 +67,8 @@ def make_plan(
         "items_per_epoch": len(items),
         "buckets": {f"{w}x{h}": count for (h, w), count in sorted(Counter(item.bucket for item in items).items())},
         "left_out": [{"name": problem.name, "reason": problem.reason} for problem in data.scan.problems],
-        "captions_cut": captions_cut(base, model, items),
+        "captions_cut": captions_cut(base, model, [*items, *data.held_out]),
+        "evaluation": evaluation_plan(config, data, steps),
         "samples_per_step": group,
         "split": {
             "batch_size": config.train.batch_size,
@@ -83,7 +86,7 @@ def make_plan(
         "cache": {
             "images": {
                 "needed": len(entries),
-                "missing": len(caches.missing_latents(items)),
+                "missing": len(caches.missing_latents(data)),
                 # Mean and standard deviation, 4 channels at an eighth of each side, 2 bytes a value.
                 "bytes": sum(2 * 4 * (height // 8) * (width // 8) * 2 for height, width in entries.values()),
             },
@@ -96,6 +99,21 @@ def make_plan(
     }
     accelerator.print(describe_plan(plan))
     return plan
+
+
+def evaluation_plan(config: TrainingConfig, data: Data, steps: int) -> dict[str, Any] | None:
+    """What the run is evaluated on and how often; None where it is not."""
+    if not data.held_out:
+        return None
+    every = config.evaluation.every
+    return {
+        "images": len({(item.sample.image_hash, item.sample.caption) for item in data.held_out}),
+        "source": config.evaluation.path or f"held out of {config.data.path}",
+        "draws": config.evaluation.draws,
+        "evaluations": 2 + ((steps - 1) // every if every else 0),
+        "drift_captions": len(drift_captions(config, data)),
+        "look_alikes": data.look_alikes,
+    }
 
 
 def require_trainable(config: TrainingConfig, steps: int) -> None:
@@ -166,6 +184,7 @@ def describe_plan(plan: dict[str, Any]) -> str:
         f"({_size(cache['images']['bytes'])} in all), {cache['captions']['missing']} of "
         f"{cache['captions']['needed']} captions ({_size(cache['captions']['bytes'])})",
     ]
+    lines += _describe_evaluation(plan["evaluation"])
     if plan["captions_cut"]:
         worst = max(plan["captions_cut"].values())
         lines.append(
@@ -177,6 +196,22 @@ def describe_plan(plan: dict[str, Any]) -> str:
         if len(plan["left_out"]) > 10:
             lines.append(f"             and {len(plan['left_out']) - 10} more, see plan.json")
     return "\n".join(lines)
+
+
+def _describe_evaluation(plan: dict[str, Any] | None) -> list[str]:
+    if plan is None:
+        return [
+            "evaluation   none: --evaluation.held_out 0.1, or --evaluation.path with held-out images, tells what is learned"
+        ]
+    few = f"; a verdict between runs needs {MIN_IMAGES} images or more" if plan["images"] < MIN_IMAGES else ""
+    lines = [
+        f"evaluation   {plan['images']} images ({plan['source']}) x {plan['draws']} draws, and the drift on "
+        f"{plan['drift_captions']} captions, {plan['evaluations']} times{few}"
+    ]
+    lines += [f"             warning: {sentence}" for sentence in plan["look_alikes"][:5]]
+    if len(plan["look_alikes"]) > 5:
+        lines.append(f"             and {len(plan['look_alikes']) - 5} more, see plan.json")
+    return lines
 
 
 def _size(count: int) -> str:

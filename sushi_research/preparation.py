@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -15,12 +16,13 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from sushi_research import dataset, encode
+from sushi_research import dataset, drift, encode
 from sushi_research.buckets import BucketRule
 from sushi_research.cache import Store
 from sushi_research.config import TrainingConfig
 from sushi_research.errors import UserError
 from sushi_research.fingerprints import FileMemo
+from sushi_research.held_out import held_out_items, hold_out, read_separate
 from sushi_research.items import Item, make_items
 from sushi_research.models import loading
 from sushi_research.run_folder import RunFolder
@@ -51,10 +53,15 @@ def find_base(config: TrainingConfig, model: ModuleType) -> loading.Base:
 
 @dataclass(frozen=True)
 class Data:
-    """What is trained on: the items of an epoch, and the scan that tells what was used, what was not, and why."""
+    """What is trained on: the items of an epoch, and the scan that tells what was used, what was not, and why.
+
+    `held_out` is what is evaluated on and never trained on; `look_alikes` says which of it resembles a training image.
+    """
 
     items: list[Item]
     scan: dataset.Scan
+    held_out: list[Item] = field(default_factory=list)
+    look_alikes: list[str] = field(default_factory=list)
 
 
 def read_data(config: TrainingConfig, memo: FileMemo, run: RunFolder | None, accelerator: Accelerator) -> Data:
@@ -62,26 +69,27 @@ def read_data(config: TrainingConfig, memo: FileMemo, run: RunFolder | None, acc
 
     Raises UserError, before anything else happens, when a file cannot be used and `data.on_bad_file` is "stop".
     """
+    read = functools.partial(
+        dataset.scan,
+        image_column=config.data.image_column,
+        caption_column=config.data.caption_column,
+        memo=memo,
+        show_progress=accelerator.is_main_process,
+    )
     # The main process reads the files, the others then find them in the memo.
     with accelerator.main_process_first():
         memo.load()
-        scan = dataset.scan(
-            config.data.path,
-            split=config.data.split,
-            image_column=config.data.image_column,
-            caption_column=config.data.caption_column,
-            revision=config.data.revision,
-            memo=memo,
-            show_progress=accelerator.is_main_process,
-        )
-    rule = BucketRule(
-        resolution=config.data.resolution,
-        step=config.data.bucket_step,
-        min_side=config.data.bucket_min_side or config.data.resolution // 2,
-        max_side=config.data.bucket_max_side or config.data.resolution * 2,
-        upscale=config.data.upscale,
-    )
+        scan = read(config.data.path, split=config.data.split, revision=config.data.revision)
+    rule = bucket_rule(config)
+    held, look_alikes = [], []
+    if config.evaluation.held_out:
+        held = hold_out(scan, config.evaluation.held_out)
+    elif config.evaluation.path is not None:
+        with accelerator.main_process_first():
+            held, look_alikes = read_separate(config, scan, read)
     items, too_small = make_items(scan.samples, rule)
+    held_items, held_too_small = held_out_items(held, rule)
+    too_small += held_too_small
     left_out = {problem.name for problem in too_small}
     scan.samples = [sample for sample in scan.samples if sample.name not in left_out]
     scan.problems = sorted([*scan.problems, *too_small], key=lambda problem: (problem.name, problem.reason))
@@ -90,7 +98,18 @@ def read_data(config: TrainingConfig, memo: FileMemo, run: RunFolder | None, acc
     if accelerator.is_main_process and report is not None:
         dataset.write_report(scan, report)
     dataset.require_clean(scan, config.data.on_bad_file, report)
-    return Data(items, scan)
+    return Data(items, scan, held_items, look_alikes)
+
+
+def bucket_rule(config: TrainingConfig) -> BucketRule:
+    """Which bucket an image goes to, as the config has it."""
+    return BucketRule(
+        resolution=config.data.resolution,
+        step=config.data.bucket_step,
+        min_side=config.data.bucket_min_side or config.data.resolution // 2,
+        max_side=config.data.bucket_max_side or config.data.resolution * 2,
+        upscale=config.data.upscale,
+    )
 
 
 def prompts_of(config: TrainingConfig, items: Sequence[Item]) -> list[str]:
@@ -100,9 +119,20 @@ def prompts_of(config: TrainingConfig, items: Sequence[Item]) -> list[str]:
     return list(config.sample.prompts) or list(dict.fromkeys(item.sample.caption for item in items))[:3]
 
 
-def captions_of(config: TrainingConfig, items: Sequence[Item], prompts: Sequence[str]) -> list[str]:
-    """Every distinct text that is encoded: the data's captions, the empty one, and what the sample pictures need."""
-    return sorted({"", config.sample.negative_prompt, *prompts, *(item.sample.caption for item in items)})
+def captions_of(config: TrainingConfig, data: Data, prompts: Sequence[str]) -> list[str]:
+    """Every distinct text that is encoded: the data's captions, the empty one, what the sample pictures and the evaluation
+    need."""
+    captions = {item.sample.caption for item in [*data.items, *data.held_out]}
+    return sorted({"", config.sample.negative_prompt, *prompts, *captions, *drift_captions(config, data)})
+
+
+def drift_captions(config: TrainingConfig, data: Data) -> list[str]:
+    """The captions on which the drift from the base is measured, in their order: none that is trained on."""
+    if not data.held_out:
+        return []
+    asked = config.evaluation.drift_captions
+    trained = {item.sample.caption for item in data.items}
+    return [caption for caption in dict.fromkeys(drift.CAPTIONS if asked is None else asked) if caption not in trained]
 
 
 @dataclass(frozen=True)
@@ -123,8 +153,11 @@ class Caches:
     def text_key(self, caption: str) -> str:
         return encode.text_key(caption, self.encoder_hashes, self.text_settings)
 
-    def missing_latents(self, items: Iterable[Item]) -> list[tuple[str, Item, bool]]:
-        return encode.missing_latents(self.latents, items, self.flips, self.vae_hash, self.vae_dtype)
+    def missing_latents(self, data: Data) -> list[tuple[str, Item, bool]]:
+        """What the store lacks: the training items, mirrored where they are flipped, and the held-out ones as they are."""
+        find = functools.partial(encode.missing_latents, self.latents, vae_hash=self.vae_hash, dtype=self.vae_dtype)
+        missing = [*find(data.items, flips=self.flips), *find(data.held_out, flips=(False,))]
+        return sorted(missing, key=lambda entry: entry[0])
 
     def missing_captions(self, captions: Iterable[str]) -> list[tuple[str, str]]:
         return encode.missing_captions(self.texts, captions, self.encoder_hashes, self.text_settings)
@@ -161,7 +194,7 @@ def open_caches(
 
 def fill_caches(
     caches: Caches,
-    items: Sequence[Item],
+    data: Data,
     captions: Iterable[str],
     base: loading.Base,
     model: ModuleType,
@@ -173,7 +206,7 @@ def fill_caches(
     """
     rank, world, device = accelerator.process_index, accelerator.num_processes, accelerator.device
     missing_captions = caches.missing_captions(captions)
-    missing_latents = caches.missing_latents(items)
+    missing_latents = caches.missing_latents(data)
     if missing_captions:
         text = model.load_text(base, device)
         encode.encode_captions(
@@ -199,7 +232,7 @@ def fill_caches(
     accelerator.wait_for_everyone()
     caches.texts.refresh()
     caches.latents.refresh()
-    lost = caches.missing_latents(items) or caches.missing_captions(caption for _, caption in missing_captions)
+    lost = caches.missing_latents(data) or caches.missing_captions(caption for _, caption in missing_captions)
     if lost:
         raise UserError(
             f"{len(lost)} cache entries that were just written cannot be read back: check the disk of {caches.latents.folder}."

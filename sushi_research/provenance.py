@@ -11,6 +11,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 import sushi_research
 from sushi_research.errors import UserError
 from sushi_research.files import write_json
@@ -29,21 +31,36 @@ LIBRARIES = (
     "pillow",
     "wandb",
 )
+# Those that compute what is learned.
+ARITHMETIC = ("torch", "diffusers", "transformers", "peft", "bitsandbytes", "numpy", "accelerate")
 
 
 def collect(
-    *, config_hash: str, dataset_hash: str, base_hashes: dict[str, str], device: str, world: int, step: int
+    *,
+    config: dict[str, Any],
+    config_hash: str,
+    dataset_hash: str,
+    split: dict[str, Any],
+    pack: str | None,
+    recipe: str,
+    base_hashes: dict[str, str],
+    precision: str,
+    device: str,
+    world: int,
 ) -> dict[str, Any]:
-    """What a start of the run was made of, as JSON values.
+    """What a start of the run is made of, as JSON values.
 
-    `base_hashes` by component, `device` as the process trains on it ("cpu", "cuda:0"), `world` the number of
-    processes, `step` where this start begins: 0, or the checkpoint's step.
+    `config` is the resolved one, `config_hash` that of the run's identity; `split` says what is held out, `pack` is the hash
+    of the evaluation pack, `recipe` of how data is encoded; `base_hashes` by component, `device` as the process trains on it
+    ("cpu", "cuda:0"), `world` the number of processes.
     """
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "step": step,
         "config": config_hash,
         "dataset": dataset_hash,
+        "split": split,
+        "pack": pack,
+        "recipe": recipe,
         "base": base_hashes,
         "random_scheme": SCHEME,
         "code": {"version": sushi_research.__version__, **git_state()},
@@ -51,21 +68,79 @@ def collect(
         "libraries": library_versions(),
         "platform": platform.platform(),
         "device": device_name(device),
+        "machine": machine(device),
+        "precision": precision,
         "world": world,
+        "resolved_config": config,
     }
+
+
+def machine(device: str) -> dict[str, Any]:
+    """Cores, and memory in GiB: the machine's, and its GPU's where there is one."""
+    gpu = None
+    if device.startswith("cuda"):
+        import torch
+
+        gpu = round(torch.cuda.get_device_properties(device).total_memory / 2**30, 1)
+    memory = round(psutil.virtual_memory().total / 2**30, 1)
+    return {"cpus": os.cpu_count(), "memory_gib": memory, "gpu_memory_gib": gpu}
+
+
+def facts(entry: dict[str, Any]) -> dict[str, Any]:
+    """An entry without the config, which stands beside it in W&B."""
+    return {key: value for key, value in entry.items() if key != "resolved_config"}
+
+
+def entries(path: Path) -> list[dict[str, Any]]:
+    """The entries of a provenance.json, none where there is no file. UserError where it is damaged."""
+    if not path.exists():
+        return []
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise UserError(f"{path} is not JSON ({error}): restore or remove it, then run the command again") from error
+    if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
+        raise UserError(f"{path} is no list of starts: restore or remove it, then run the command again")
+    return found
+
+
+def last_entry(path: Path) -> dict[str, Any] | None:
+    """How the run was last started; None where that is not on record."""
+    found = entries(path)
+    return found[-1] if found else None
 
 
 def add_entry(path: Path, entry: dict[str, Any]) -> None:
     """Append `entry` to the list in provenance.json: a run that goes on keeps what its earlier starts were made of."""
-    entries = []
-    if path.exists():
-        try:
-            entries = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise UserError(
-                f"{path} is not JSON ({error}): restore or remove it, then run the command again"
-            ) from error
-    write_json(path, [*entries, entry])
+    write_json(path, [*entries(path), entry])
+
+
+def changes(before: dict[str, Any] | None, now: dict[str, Any]) -> list[str]:
+    """A sentence for each thing outside the config that differs between two starts and may change the last bits, or more."""
+    if before is None:
+        return []
+    found = []
+    was, code = before.get("code") or {}, now["code"]
+    if (was.get("version"), was.get("commit")) != (code["version"], code["commit"]):
+        found.append(f"the code was {_code(was)} and is {_code(code)}")
+    elif was.get("dirty") or code["dirty"]:
+        found.append(f"the code differs from its commit {_code(code)}, in what way is not on record")
+    libraries = before.get("libraries") or {}
+    moved = [
+        f"{name} {libraries.get(name)} -> {version}"
+        for name, version in now["libraries"].items()
+        if name in ARITHMETIC and libraries.get(name) != version
+    ]
+    if moved:
+        found.append(f"other library versions: {', '.join(moved)}")
+    for key, what in (("device", "the device"), ("world", "the number of processes")):
+        if before.get(key) != now[key]:
+            found.append(f"{what} was {before.get(key)} and is {now[key]}")
+    return [f"{sentence}; the result may differ from an uninterrupted run's" for sentence in found]
+
+
+def _code(code: dict[str, Any]) -> str:
+    return str(code.get("commit") or code.get("version"))[:10] + (" with changes" if code.get("dirty") else "")
 
 
 def git_state(root: Path = Path(sushi_research.__file__).parents[1]) -> dict[str, Any]:

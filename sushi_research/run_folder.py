@@ -103,6 +103,9 @@ class RunFolder:
         self.plan = path / "plan.json"
         self.data_report = path / "data_report.json"
         self.metrics = path / "metrics.jsonl"
+        self.evaluation = path / "evaluation.parquet"
+        self.drift = path / "drift.parquet"
+        self.evaluation_pack = path / "evaluation_pack.json"
         self.samples = path / "samples"
         self.checkpoints = path / "checkpoints"
         self.adapter = path / "adapter.safetensors"
@@ -121,6 +124,14 @@ class RunFolder:
         """Give the lock back. The end of the process, however it comes, does the same."""
         if self._lock is not None:
             self._lock.close()
+
+    def record_files(self) -> list[Path]:
+        """What there is of the files that tell how the run went, the pictures of its first and last drawn step among them."""
+        files = [self.run, self.config, self.plan, self.provenance, self.metrics, self.phases]
+        files += [self.evaluation_pack, self.evaluation, self.drift]
+        steps = sorted(path for path in self.samples.glob("step-*") if path.is_dir())
+        pictures = [picture for step in {*steps[:1], *steps[-1:]} for picture in sorted(step.glob("*.png"))]
+        return [path for path in files if path.exists()] + sorted(pictures)
 
     def record(self) -> dict[str, Any] | None:
         """What run.json holds: format, identity, steps, finished_at, wandb_id; None before the run began."""

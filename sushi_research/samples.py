@@ -14,7 +14,8 @@ from sushi_research.fingerprints import content_hash
 class Sample:
     """One image with its caption. `name` is its path below the data folder, or `train[12]`: a row of a data set.
 
-    Width and height, in pixels, are those after the EXIF rotation. An epoch shows the image `repeats` times.
+    Width and height, in pixels, are those after the EXIF rotation. An epoch shows the image `repeats` times. `fingerprint`
+    is what near-duplicates have nearly in common (`split.fingerprint`); 0, a black picture's, is no copy of anything.
     """
 
     name: str
@@ -24,6 +25,7 @@ class Sample:
     height: int
     repeats: int
     load: Callable[[], bytes] = field(repr=False, compare=False)
+    fingerprint: int = field(default=0, repr=False, compare=False)
 
     def read(self) -> bytes:
         """The image file's bytes. Raises UserError when they are not those that were checked."""
@@ -49,7 +51,8 @@ class Problem:
 class Scan:
     """What a data path holds. Samples are sorted by content, so that renaming files changes nothing downstream.
 
-    `notes` are things to know that stop nothing; `ignored` counts files that are neither image nor caption.
+    `notes` are things to know that stop nothing; `ignored` counts files that are neither image nor caption; `held_out` are
+    the names of the samples that were taken out of `samples` to evaluate on.
     """
 
     source: str
@@ -57,6 +60,7 @@ class Scan:
     problems: list[Problem] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     ignored: int = 0
+    held_out: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -66,11 +66,14 @@ class MetricsFile:
                 ) from error
         return records
 
-    def cut_back(self, step: int) -> None:
-        """Drop what was logged after `step`, where the run goes on, and a torn last line; -1 drops everything."""
+    def cut_back(self, step: int, *, without: str | None = None) -> None:
+        """Drop what was logged after `step`, where the run goes on, and a torn last line; -1 drops everything.
+
+        Lines that have the key `without` are dropped too.
+        """
         if self.path.exists():
-            kept = [json.dumps(record, allow_nan=False) + "\n" for record in self.read() if record["step"] <= step]
-            write_atomic(self.path, "".join(kept).encode())
+            kept = [record for record in self.read() if record["step"] <= step and without not in record]
+            write_atomic(self.path, "".join(json.dumps(record, allow_nan=False) + "\n" for record in kept).encode())
 
 
 class Trackers(NamedTuple):
@@ -226,8 +229,11 @@ def log_images(accelerator: Accelerator, key: str, paths: Sequence[Path], captio
         _each_tracker(accelerator, send)
 
 
-def log_artifact(accelerator: Accelerator, kind: str, paths: Sequence[Path]) -> None:
-    """Store files in W&B as one artifact `<kind>-<run id>`, a new version each time. TensorBoard has no such thing."""
+def log_artifact(accelerator: Accelerator, kind: str, paths: Sequence[Path], root: Path | None = None) -> None:
+    """Store files in W&B as one artifact `<kind>-<run id>`, a new version each time. TensorBoard has no such thing.
+
+    Their names there are those below `root`, or their last parts alone.
+    """
 
     def send(tracker: Any) -> None:
         if tracker.name == "wandb":
@@ -236,7 +242,8 @@ def log_artifact(accelerator: Accelerator, kind: str, paths: Sequence[Path]) -> 
             artifact = wandb.Artifact(f"{kind}-{tracker.run.id}", type=kind)
             for path in paths:
                 # Uploaded from where it lies: W&B would otherwise keep copies in the user's home folder.
-                artifact.add_file(str(path), policy="immutable", skip_cache=True)
+                name = path.name if root is None else path.relative_to(root).as_posix()
+                artifact.add_file(str(path), name=name, policy="immutable", skip_cache=True)
             tracker.run.log_artifact(artifact)
 
     if accelerator.is_main_process:

@@ -1,6 +1,6 @@
-"""What every training script does around its step: start, the run folder, continuing, the step's sums, saving, finishing.
+"""What every training script does around its step: start, the run folder, saving, trackers, finishing.
 
-The order of events is the script's; each function here is one of them.
+The order of events is the script's; each function here is one of them. `beginning.py` has how a run begins or continues.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import shutil
 import time
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
 from types import ModuleType
@@ -20,33 +19,19 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list
+from accelerate.utils import InitProcessGroupKwargs
 
-from sushi_research import (
-    adapter,
-    adapter_formats,
-    dataset,
-    gallery,
-    identity,
-    pictures,
-    provenance,
-    randomness,
-    run_folder,
-    tracking,
-)
+from sushi_research import adapter, adapter_formats, identity, pictures, provenance, run_folder, tracking
+from sushi_research.beginning import Start, agree
 from sushi_research.cache import entry_key
-from sushi_research.checkpoint import Checkpoint, latest_checkpoint, read_checkpoint, save_checkpoint
-from sushi_research.command_line import config_to_dict, config_to_yaml
+from sushi_research.checkpoint import save_checkpoint
+from sushi_research.command_line import config_to_dict
 from sushi_research.config import TrainingConfig
 from sushi_research.errors import UserError
-from sushi_research.files import write_atomic, write_json
-from sushi_research.fingerprints import FileMemo
-from sushi_research.items import dataset_hash
+from sushi_research.files import write_json
 from sushi_research.models import loading
-from sushi_research.models.prediction import Prediction
 from sushi_research.phases import Phases
 from sushi_research.precision import Masters, resolve_precision
-from sushi_research.preparation import Data
 from sushi_research.run_folder import RunFolder
 
 
@@ -105,7 +90,7 @@ def open_run(
             stack.enter_context(run)
         except UserError as found:
             error = found
-        _agree(error, accelerator)
+        agree(error, accelerator)
         try:
             yield run
         finally:
@@ -113,117 +98,9 @@ def open_run(
                 shutil.rmtree(run.path, ignore_errors=True)  # refused before anything was written: no run was begun
 
 
-def _agree(error: UserError | None, accelerator: Accelerator) -> None:
-    """Ends all processes when the main one met a user's mistake: it raises and says it, the others end in silence.
-
-    Without this they would wait for it in vain, and end in a traceback of the network library.
-    """
-    told = broadcast_object_list([error is not None])[0]
-    if error is not None:
-        raise error
-    if told:
-        raise SystemExit(2)
-
-
 def samples_per_step(config: TrainingConfig, accelerator: Accelerator) -> int:
     """G of design rule 7: what one optimizer step sees, over all processes."""
     return config.train.batch_size * config.train.accumulation * accelerator.num_processes
-
-
-@dataclass(frozen=True)
-class Start:
-    """Where a run stands: nothing to do, or the step to begin at with the state of the checkpoint that it continues from."""
-
-    nothing_to_do: bool
-    step: int
-    checkpoint: Checkpoint | None
-    identity: dict[str, Any]
-    hashes: dict[str, Any]
-
-
-def begin(
-    config: TrainingConfig,
-    run: RunFolder,
-    base: loading.Base,
-    model: ModuleType,
-    data: Data,
-    plan: Mapping[str, Any],
-    memo: FileMemo,
-    precision: str,
-    accelerator: Accelerator,
-) -> Start:
-    """Decides whether the run begins, continues or is finished (run_folder.decide), says so, and writes what describes it:
-    config.yaml, plan.json, data_report.json, provenance.json, and metrics.jsonl cut back to the checkpoint.
-
-    Raises UserError, leaving everything as it was, when the run folder holds a run with another identity.
-    """
-    base_hashes = {name: base.hash(name, memo) for name in ("unet", "vae", *model.TEXT_ENCODERS)}
-    if accelerator.is_main_process:
-        memo.save()
-    hashes = {"data": dataset_hash(data.items), "base_model": base_hashes}
-    facts = hashes | {
-        "samples_per_step": plan["samples_per_step"],
-        "precision": precision,
-        "random_scheme": randomness.SCHEME,
-        "vae_dtype": plan["dtypes"]["VAE"],
-    }
-    if config.lora.dropout:
-        facts["dropout_split"] = plan["split"]
-    if base.prediction != Prediction():
-        facts["prediction"] = asdict(base.prediction)
-    settings = identity.run_identity(config_to_dict(config), facts)
-    outcome: list[Any] = [None]
-    error = None
-    if accelerator.is_main_process:
-        try:
-            checkpoint = latest_checkpoint(run.checkpoints)
-            decision = run_folder.decide(run.name, run.record(), checkpoint, settings, plan["steps"])
-        except UserError as found:
-            error = found
-        else:
-            print(decision.sentence, flush=True)
-            for warning in decision.warnings:
-                print(f"warning: {warning}", flush=True)
-            outcome = [(decision.action, checkpoint.path.name if checkpoint else None)]
-    _agree(error, accelerator)
-    action, name = broadcast_object_list(outcome)[0]
-    checkpoint = read_checkpoint(run.checkpoints / name) if name and action == "continue" else None
-    start = Start(action == "nothing", checkpoint.step if checkpoint else 0, checkpoint, settings, hashes)
-    if accelerator.is_main_process and not start.nothing_to_do:
-        _describe_run(config, run, start, base, data, plan, accelerator)
-    return start
-
-
-def _describe_run(
-    config: TrainingConfig,
-    run: RunFolder,
-    start: Start,
-    base: loading.Base,
-    data: Data,
-    plan: Mapping[str, Any],
-    accelerator: Accelerator,
-) -> None:
-    write_atomic(run.config, config_to_yaml(config).encode())
-    write_json(run.plan, plan)
-    dataset.write_report(data.scan, run.data_report)
-    entry = provenance.collect(
-        config_hash=entry_key(identity=start.identity),
-        dataset_hash=start.hashes["data"],
-        base_hashes=start.hashes["base_model"],
-        device=str(accelerator.device),
-        world=accelerator.num_processes,
-        step=start.step,
-    )
-    entry["base_source"] = {"base": base.source, "revision": base.revision, "vae": base.vae_source}
-    entry["prediction"] = asdict(base.prediction)
-    provenance.add_entry(run.provenance, entry)
-    tracking.MetricsFile(run.metrics).cut_back(start.step)
-    if start.checkpoint is None:
-        gallery.cut_back(run.samples, -1)
-        run.mark_begun(start.identity, plan["steps"])
-    else:
-        gallery.cut_back(run.samples, start.step)
-        run.mark_continued(plan["steps"])
 
 
 def restore(start: Start, masters: Masters, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> None:
@@ -302,7 +179,7 @@ def open_trackers(
             folder=run.path,
             run_id=record["wandb_id"],
             name=run.name,
-            config=config_to_dict(config),
+            config=config_to_dict(config) | {"provenance": provenance.facts(start.provenance)},
             project=config.tracking.project,
             entity=config.tracking.entity,
             tags=config.tracking.tags,
@@ -385,14 +262,18 @@ def finish(
     seconds = {name: round(value, 2) for name, value in phases.seconds().items()}
     write_json(run.phases, seconds)
     run.mark_finished(step)
+    # All that scripts/compare_runs.py reads, so that it can compare runs of several machines.
+    tracking.log_artifact(accelerator, "record", run.record_files(), root=run.path)
     written = {"adapter": run.adapter, "curves": curves, "metrics": run.metrics}
+    if run.evaluation.exists():
+        written["evaluation"] = run.evaluation
     if config.sample.enabled:
         written["pictures"] = run.samples / "progress.png"
     if any((run.path / "wandb").glob("offline-run-*")):
         written["W&B"] = f"{run.path}/wandb (offline; `wandb sync {run.path}/wandb/offline-run-*` uploads it)"
     print(f"\nfinished; seconds: {', '.join(f'{name} {value:.0f}' for name, value in seconds.items())}; written:")
     for what, path in written.items():
-        print(f"  {what:<9} {path}")
+        print(f"  {what:<10} {path}")
     print(
         "next: put the adapter into your program's LoRA folder (ComfyUI, A1111, Forge, InvokeAI; diffusers: "
         "load_lora_weights), or draw a grid with scripts/sample.py",

@@ -592,6 +592,7 @@ def test_a_dry_run_prints_the_plan_and_writes_no_run_folder(trainer, capsys, tmp
         "adapter": f"{modules} modules, ",
         "precision": "float32 weights and activations, float32 adapter masters",
         "cache": "7 of 7 image entries to encode (7 KiB in all), 8 of 8 captions",
+        "evaluation": "none: --evaluation.held_out 0.1, or --evaluation.path",
     }
     assert printed.keys() == expected.keys()
     for key, words in expected.items():

@@ -271,7 +271,7 @@ unknown key learning-rate on the command line: did you mean --optimizer.lr?
 
 --resume now
 unknown key resume on the command line: the sections are model, data, cache, lora, train, optimizer, schedule, loss,
-checkpoint, sample, tracking, run (--help lists every key)
+checkpoint, sample, evaluation, tracking, run (--help lists every key)
 
 --confg a.yaml
 unknown key confg on the command line: did you mean --config?
@@ -285,7 +285,7 @@ base, revision, variant, vae, vae_revision, text_encoders, tokenizers, predictio
 
 --xyzzy 8
 unknown key xyzzy on the command line: the sections are model, data, cache, lora, train, optimizer, schedule, loss,
-checkpoint, sample, tracking, run (--help lists every key)
+checkpoint, sample, evaluation, tracking, run (--help lists every key)
 
 --optimizer.kwargs.a.b 5
 unknown key optimizer.kwargs.a.b on the command line: the keys of optimizer are name, lr, kwargs
@@ -417,7 +417,7 @@ unknown key lor in a.yaml: did you mean lora?
 
 config: b.yaml
 unknown key config in a.yaml: the sections are model, data, cache, lora, train, optimizer, schedule, loss,
-checkpoint, sample, tracking, run (--help lists every key)
+checkpoint, sample, evaluation, tracking, run (--help lists every key)
 
 lora: {8: 8}
 unknown key lora.8 in a.yaml: the keys of lora are targets, rank, alpha, dropout, init, save_dtype

@@ -28,10 +28,11 @@ class Setting:
         config = Trainer(architecture, base, photos, root / "runs", root / "cache").config("evaluation")
         memo = preparation.open_memo(config)
         self.base = preparation.find_base(config, self.model)
-        self.items = preparation.read_data(config, memo, None, accelerator).items
+        data = preparation.read_data(config, memo, None, accelerator)
+        self.items = data.items
         self.caches = preparation.open_caches(config, self.base, self.model, memo, accelerator)
-        captions = preparation.captions_of(config, self.items, [])
-        preparation.fill_caches(self.caches, self.items, captions, self.base, self.model, accelerator)
+        captions = preparation.captions_of(config, data, [])
+        preparation.fill_caches(self.caches, data, captions, self.base, self.model, accelerator)
         self.unet = loading.load_unet(self.base, torch.float32, CPU).train()
 
     def pack(self, draws=4, prediction=Prediction(), base_hash="base"):  # noqa: B008

@@ -66,17 +66,49 @@ def test_versions_are_those_installed(monkeypatch):
     assert provenance.library_versions() == {"torch": version("torch"), "no-such-library": None}
 
 
+def entry(**changed):
+    facts = {
+        "config": {"train": {"seed": 1}},
+        "config_hash": "c",
+        "dataset_hash": "d",
+        "split": {"source": None},
+        "pack": None,
+        "recipe": "r",
+        "base_hashes": {"unet": "u"},
+        "precision": "fp32",
+        "device": "cpu",
+        "world": 2,
+    }
+    return provenance.collect(**facts) | changed
+
+
 def test_each_start_adds_an_entry(tmp_path):
     path = tmp_path / "provenance.json"
+    assert provenance.last_entry(path) is None
     for step in (0, 120):
-        entry = provenance.collect(
-            config_hash="c", dataset_hash="d", base_hashes={"unet": "u"}, device="cpu", world=2, step=step
-        )
-        provenance.add_entry(path, entry)
+        provenance.add_entry(path, entry(step=step))
     first, second = json.loads(path.read_text())
-    assert (first["step"], second["step"]) == (0, 120)
+    assert (first["step"], second["step"]) == (0, 120) and provenance.last_entry(path) == second
     assert (first["config"], first["dataset"], first["base"], first["world"]) == ("c", "d", {"unet": "u"}, 2)
+    assert (first["recipe"], first["pack"], first["precision"]) == ("r", None, "fp32")
+    assert first["resolved_config"] == {"train": {"seed": 1}} and "resolved_config" not in provenance.facts(first)
     assert first["device"] and first["code"]["version"] and first["date"].endswith("+00:00")
+    assert first["machine"]["cpus"] >= 1 and first["machine"]["memory_gib"] > 0
+    assert first["machine"]["gpu_memory_gib"] is None
+
+
+def test_what_changed_between_two_starts_is_said():
+    code = {"version": "1", "commit": "a" * 40, "dirty": False}
+    before = entry(code=code)
+    assert provenance.changes(before, entry(code=code)) == [] == provenance.changes(None, before)
+    libraries = before["libraries"] | {"torch": "1.0", "wandb": "0.1"}
+    now = entry(code=code | {"commit": "b" * 40, "dirty": True}, libraries=libraries, world=1, device="another")
+    code_changed, torch_changed, device, world = provenance.changes(before, now)
+    assert code_changed.startswith("the code was aaaaaaaaaa and is bbbbbbbbbb with changes; the result may differ")
+    assert f"other library versions: torch {before['libraries']['torch']} -> 1.0;" in torch_changed
+    assert "the device was" in device and "the number of processes was 2 and is 1" in world
+    (dirty,) = provenance.changes(before, entry(code=code | {"dirty": True}))
+    assert "differs from its commit aaaaaaaaaa" in dirty
 
 
 def test_a_damaged_file_is_not_overwritten(tmp_path):

@@ -79,6 +79,7 @@ def test_the_identity_of_sdxl_is_this_list():
         "data.split",
         "data.time_ids",
         "data.upscale",
+        "evaluation.held_out",
         "lora.alpha",
         "lora.dropout",
         "lora.init",

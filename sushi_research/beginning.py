@@ -1,0 +1,191 @@
+"""How a run begins or continues: what it is, where it stands, and the files that say so.
+
+The policy is run_folder's (`decide`); here its question is put, its answer said, and the run folder made to fit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from types import ModuleType
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+
+from sushi_research import (
+    assessment,
+    dataset,
+    drift,
+    encode,
+    evaluation,
+    gallery,
+    identity,
+    preparation,
+    provenance,
+    randomness,
+    run_folder,
+    tracking,
+)
+from sushi_research.cache import entry_key
+from sushi_research.checkpoint import Checkpoint, latest_checkpoint, read_checkpoint
+from sushi_research.command_line import config_to_dict, config_to_yaml
+from sushi_research.config import TrainingConfig
+from sushi_research.errors import UserError
+from sushi_research.evaluation import Pack
+from sushi_research.evaluation_results import Results
+from sushi_research.files import write_atomic, write_json
+from sushi_research.fingerprints import FileMemo
+from sushi_research.items import dataset_hash
+from sushi_research.models import loading
+from sushi_research.models.prediction import Prediction
+from sushi_research.preparation import Caches, Data
+from sushi_research.run_folder import RunFolder
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a run stands: nothing to do, or the step to begin at with the state of the checkpoint that it continues from.
+
+    `pack` is what it is evaluated on, None where it is not; `provenance` is the entry of this start.
+    """
+
+    nothing_to_do: bool
+    step: int
+    checkpoint: Checkpoint | None
+    identity: dict[str, Any]
+    hashes: dict[str, Any]
+    pack: Pack | None
+    provenance: dict[str, Any]
+
+
+def begin(
+    config: TrainingConfig,
+    run: RunFolder,
+    base: loading.Base,
+    model: ModuleType,
+    data: Data,
+    caches: Caches,
+    plan: Mapping[str, Any],
+    memo: FileMemo,
+    precision: str,
+    accelerator: Accelerator,
+) -> Start:
+    """Decides whether the run begins, continues or is finished (run_folder.decide), says so, and writes what describes it:
+    config.yaml, plan.json, data_report.json, evaluation_pack.json, provenance.json, and what was logged and evaluated cut
+    back to the checkpoint. Says what of code, libraries and machine is not as it was when the run was last started.
+
+    Raises UserError, leaving everything as it was, when the run folder holds a run with another identity.
+    """
+    base_hashes = {name: base.hash(name, memo) for name in ("unet", "vae", *model.TEXT_ENCODERS)}
+    if accelerator.is_main_process:
+        memo.save()
+    hashes = {"data": dataset_hash(data.items), "base_model": base_hashes}
+    facts = hashes | {
+        "samples_per_step": plan["samples_per_step"],
+        "precision": precision,
+        "random_scheme": randomness.SCHEME,
+        "vae_dtype": plan["dtypes"]["VAE"],
+    }
+    if config.lora.dropout:
+        facts["dropout_split"] = plan["split"]
+    if base.prediction != Prediction():
+        facts["prediction"] = asdict(base.prediction)
+    settings = identity.run_identity(config_to_dict(config), facts)
+    pack = assessment.make_pack(config, base, data, caches, base_hashes["unet"])
+    entry = provenance.collect(
+        config=config_to_dict(config),
+        config_hash=entry_key(identity=settings),
+        dataset_hash=hashes["data"],
+        split=_split(config, data),
+        pack=pack.hash if pack else None,
+        recipe=_recipe(config, caches),
+        base_hashes=base_hashes,
+        precision=precision,
+        device=str(accelerator.device),
+        world=accelerator.num_processes,
+    )
+    entry["base_source"] = {"base": base.source, "revision": base.revision, "vae": base.vae_source}
+    entry["prediction"] = asdict(base.prediction)
+    outcome: list[Any] = [None]
+    error = None
+    if accelerator.is_main_process:
+        try:
+            checkpoint = latest_checkpoint(run.checkpoints)
+            decision = run_folder.decide(run.name, run.record(), checkpoint, settings, plan["steps"])
+            warnings = list(decision.warnings)
+            if decision.action == "continue":
+                warnings += provenance.changes(provenance.last_entry(run.provenance), entry)
+                if pack and Results(run.evaluation).is_of_another(pack):
+                    warnings.append("the held-out images are others than before: earlier evaluations are dropped")
+        except UserError as found:
+            error = found
+        else:
+            print(decision.sentence, flush=True)
+            for warning in warnings:
+                print(f"warning: {warning}", flush=True)
+            outcome = [(decision.action, checkpoint.path.name if checkpoint else None)]
+    agree(error, accelerator)
+    action, name = broadcast_object_list(outcome)[0]
+    checkpoint = read_checkpoint(run.checkpoints / name) if name and action == "continue" else None
+    step = checkpoint.step if checkpoint else 0
+    start = Start(action == "nothing", step, checkpoint, settings, hashes, pack, entry | {"step": step})
+    if accelerator.is_main_process and not start.nothing_to_do:
+        _describe_run(config, run, start, data, plan)
+    return start
+
+
+def _split(config: TrainingConfig, data: Data) -> dict[str, Any]:
+    """Where the held-out images come from, how many there are, and the hash of which."""
+    held_out, separate = config.evaluation.held_out, config.evaluation.path is not None
+    return {
+        "source": "held_out" if held_out else "path" if separate else None,
+        "share": held_out or None,
+        "images": len(data.held_out),
+        "hash": dataset_hash(data.held_out) if data.held_out else None,
+    }
+
+
+def _recipe(config: TrainingConfig, caches: Caches) -> str:
+    """Hash of how pictures and captions become what is trained and evaluated on; what they are does not enter."""
+    return entry_key(
+        encode=encode.RECIPE,
+        evaluation=evaluation.SCHEME,
+        drift=drift.SCHEME,
+        vae_dtype=str(caches.vae_dtype),
+        text=caches.text_settings,
+        buckets=asdict(preparation.bucket_rule(config)),
+        time_ids=getattr(config.data, "time_ids", None),
+    )
+
+
+def _describe_run(config: TrainingConfig, run: RunFolder, start: Start, data: Data, plan: Mapping[str, Any]) -> None:
+    write_atomic(run.config, config_to_yaml(config).encode())
+    write_json(run.plan, plan)
+    dataset.write_report(data.scan, run.data_report)
+    if start.pack:
+        write_json(run.evaluation_pack, start.pack.describe())
+    provenance.add_entry(run.provenance, start.provenance)
+    kept = start.step if start.checkpoint else -1
+    metrics, results = tracking.MetricsFile(run.metrics), Results(run.evaluation)
+    other_pack = start.checkpoint is not None and start.pack is not None and results.is_of_another(start.pack)
+    metrics.cut_back(kept, without="evaluation/loss" if other_pack else None)
+    results.cut_back(-1 if other_pack else kept)
+    Results(run.drift).cut_back(-1 if other_pack else kept)
+    gallery.cut_back(run.samples, kept)
+    if start.checkpoint is None:
+        run.mark_begun(start.identity, plan["steps"])
+    else:
+        run.mark_continued(plan["steps"])
+
+
+def agree(error: UserError | None, accelerator: Accelerator) -> None:
+    """Ends all processes when the main one met a user's mistake: it raises and says it, the others end in silence.
+
+    Without this they would wait for it in vain, and end in a traceback of the network library.
+    """
+    told = broadcast_object_list([error is not None])[0]
+    if error is not None:
+        raise error
+    if told:
+        raise SystemExit(2)

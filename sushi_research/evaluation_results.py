@@ -1,0 +1,122 @@
+"""evaluation.parquet and drift.parquet: what was measured at each evaluated step, a row for every image and draw."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from sushi_research.errors import UserError, first_line
+from sushi_research.files import write_atomic
+
+if TYPE_CHECKING:
+    import pyarrow
+
+# Raise it when the columns change, or what they mean.
+FORMAT = 1
+COLUMNS = ("step", "image", "draw", "timestep", "loss", "base_loss")
+
+
+class Measured(Protocol):
+    """What the rows are about: N names (an image's hash, a caption), `draws` timesteps of each, and the hash of it all."""
+
+    names: tuple[str, ...]
+    draws: int
+    hash: str
+
+    def timesteps(self) -> np.ndarray:
+        """[N, draws] int64."""
+        ...
+
+
+class Results:
+    """One row for every step, image and draw, with the base's loss on the same draw beside it; a step is whole or not there."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def read(self) -> pyarrow.Table | None:
+        """All rows, None where nothing was evaluated yet; UserError where the file is damaged, by its checksums too."""
+        import pyarrow.parquet
+
+        if not self.path.exists():
+            return None
+        try:
+            # Not read_table: it makes columns of folders that are called "lora.rank=4".
+            with pyarrow.parquet.ParquetFile(self.path, page_checksum_verification=True) as file:
+                table = file.read()
+        except (OSError, pyarrow.ArrowException) as error:
+            raise UserError(
+                f"{self.path} is damaged ({first_line(error)}): restore it, or remove it to evaluate anew."
+            ) from None
+        if table.column_names != list(COLUMNS) or b"pack" not in (table.schema.metadata or {}):
+            raise UserError(f"{self.path} does not hold what this version writes: restore it, or remove it.")
+        return table
+
+    def steps(self) -> list[int]:
+        """The steps that were evaluated."""
+        table = self.read()
+        return [] if table is None else sorted(set(table["step"].to_pylist()))
+
+    def loss_at(self, pack: Measured, step: int, column: str = "loss") -> np.ndarray | None:
+        """[N, draws] of a step, None where it was not evaluated on this pack."""
+        import pyarrow.compute as compute
+
+        table = self.read()
+        if table is None or table.schema.metadata[b"pack"] != pack.hash.encode():
+            return None
+        rows = table.filter(compute.equal(table["step"], step))
+        shape = (len(pack.names), pack.draws)
+        return rows[column].to_numpy().reshape(shape) if rows.num_rows == shape[0] * shape[1] else None
+
+    def base_loss(self, pack: Measured) -> np.ndarray | None:
+        """[N, draws]: the base's losses, which stand at every step; None where nothing was evaluated on this pack."""
+        steps = self.steps()
+        return self.loss_at(pack, steps[0], "base_loss") if steps else None
+
+    def append(self, pack: Measured, step: int, loss: np.ndarray, base: np.ndarray) -> None:
+        """Adds a step's losses and the base's, [N, draws] each; what there was of that step, or of another pack, is replaced."""
+        import pyarrow
+        import pyarrow.compute as compute
+
+        count = len(pack.names) * pack.draws
+        table = pyarrow.table(
+            {
+                "step": np.full(count, step, np.int32),
+                "image": np.repeat(pack.names, pack.draws),
+                "draw": np.tile(np.arange(pack.draws, dtype=np.int16), len(pack.names)),
+                "timestep": pack.timesteps().astype(np.int16).ravel(),
+                "loss": loss.astype(np.float32).ravel(),
+                "base_loss": base.astype(np.float32).ravel(),
+            }
+        ).replace_schema_metadata({"pack": pack.hash, "scheme": str(FORMAT)})
+        before = self.read()
+        if before is not None and before.schema.metadata[b"pack"] == pack.hash.encode():
+            kept = before.filter(compute.not_equal(before["step"], step))
+            table = pyarrow.concat_tables([kept, table]).sort_by([("step", "ascending")])
+        self._write(table)
+
+    def cut_back(self, step: int) -> None:
+        """Removes what was evaluated after `step`, where the run goes on; -1 removes everything."""
+        import pyarrow.compute as compute
+
+        if step < 0:
+            self.path.unlink(missing_ok=True)
+            return
+        table = self.read()
+        if table is not None:
+            self._write(table.filter(compute.less_equal(table["step"], step)))
+
+    def is_of_another(self, pack: Measured) -> bool:
+        """Whether what was measured so far was measured on another pack."""
+        table = self.read()
+        return table is not None and table.schema.metadata[b"pack"] != pack.hash.encode()
+
+    def _write(self, table: pyarrow.Table) -> None:
+        import pyarrow.parquet
+
+        data = io.BytesIO()
+        pyarrow.parquet.write_table(table, data, write_page_checksum=True)
+        write_atomic(self.path, data.getvalue())

@@ -1,0 +1,81 @@
+"""Which images a run is evaluated on: a share of its own data that it then does not train on, or a folder of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from sushi_research import dataset, split
+from sushi_research.buckets import BucketRule
+from sushi_research.config import TrainingConfig
+from sushi_research.errors import UserError
+from sushi_research.items import Item, make_items
+from sushi_research.samples import Sample, Scan
+
+
+def hold_out(scan: Scan, fraction: float) -> list[Sample]:
+    """Takes the held-out samples out of the scan's, names them in its `held_out`, and returns them.
+
+    By content alone (`split.held_out`), so files that are added or renamed move nothing, and copies stay on one side.
+    UserError where there is nothing to train on or nothing to evaluate on.
+    """
+    groups = split.near_duplicate_groups({sample.image_hash: sample.fingerprint for sample in scan.samples})
+    chosen = split.held_out(groups, fraction)
+    kept = [sample for sample in scan.samples if sample.image_hash not in chosen]
+    held = [sample for sample in scan.samples if sample.image_hash in chosen]
+    if not held or not kept:
+        what = "none of them" if not held else "all of them"
+        raise UserError(
+            f"evaluation.held_out is {fraction:g}, which of the {len(groups)} distinct images in {scan.source} holds out {what}: "
+            "choose another share, or give held-out images of their own with --evaluation.path."
+        )
+    scan.samples = kept
+    scan.held_out = sorted(sample.name for sample in held)
+    return held
+
+
+def read_separate(config: TrainingConfig, training: Scan, read: Callable[..., Scan]) -> tuple[list[Sample], list[str]]:
+    """The samples of `evaluation.path`, and a sentence for each that looks like a training image.
+
+    `read(path, **settings)` scans a data path. UserError for a picture that is trained on too, or a file that cannot be used.
+    """
+    same = config.evaluation.path == config.data.path
+    scan = read(
+        config.evaluation.path,
+        split=config.evaluation.split or config.data.split,
+        revision=config.data.revision if same else None,
+    )
+    dataset.require_clean(scan, config.data.on_bad_file, None)
+    names = {sample.image_hash: sample.name for sample in training.samples}
+    copies = [
+        f"{sample.name} (trained on as {names[sample.image_hash]})"
+        for sample in scan.samples
+        if sample.image_hash in names
+    ]
+    if copies:
+        more = f" and {len(copies) - 3} more" if len(copies) > 3 else ""
+        raise UserError(
+            f"evaluation.path: {scan.source} holds pictures that are trained on too, {', '.join(copies[:3])}{more}: take them out "
+            "of one of the two, or let evaluation.held_out choose."
+        )
+    return scan.samples, _look_alikes(scan.samples, training.samples)
+
+
+def _look_alikes(held: Sequence[Sample], trained: Sequence[Sample]) -> list[str]:
+    """A sentence for each held-out sample that is a near-duplicate of a training image; it is evaluated on all the same."""
+    names = {sample.image_hash: sample.name for sample in trained}
+    looks = {sample.image_hash: sample.fingerprint for sample in [*trained, *held]}
+    twin = {}
+    for group in split.near_duplicate_groups(looks):
+        of_training = [names[image] for image in group if image in names]
+        twin |= {image: min(of_training) for image in group if of_training}
+    return [
+        f"the held-out {sample.name} looks like the training image {twin[sample.image_hash]}"
+        for sample in held
+        if sample.image_hash in twin
+    ]
+
+
+def held_out_items(samples: Sequence[Sample], rule: BucketRule) -> tuple[list[Item], list[dataset.Problem]]:
+    """The samples placed in buckets, each once whatever its repeats, and those that are too small for any."""
+    return make_items([replace(sample, repeats=1) for sample in samples], rule)
