@@ -23,27 +23,18 @@ if __name__ == "__main__":
     CONFIG = read_command_line(DrawingConfig, script="scripts/sample.py", intro=INTRO)
 
 import importlib
-import logging
 import os
-import textwrap
-import warnings
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import torch
-from safetensors import safe_open
 
-from sushi_research import pictures, sampling, training
+from sushi_research import adapter_loading, pictures, sampling, training
 from sushi_research.errors import UserError
 from sushi_research.files import disk_error
 from sushi_research.models import detect, loading
 from sushi_research.precision import COMPUTE_DTYPES, resolve_precision
 from sushi_research.progress import progress
-
-# How the two matrices of a pair are called: by kohya and most others, by peft, by diffusers before peft.
-DOWN = (".lora_down.weight", ".lora_A.weight", ".lora.down.weight")
-UP = (".lora_up.weight", ".lora_B.weight", ".lora.up.weight")
 
 
 def main(config: DrawingConfig) -> int:
@@ -67,8 +58,8 @@ def main(config: DrawingConfig) -> int:
     loading.require_vae(base, model.SCALING_FACTOR)
     precision = resolve_precision(config.precision, os.environ.get("ACCELERATE_MIXED_PRECISION"), device)
     text = model.load_text(base, device, COMPUTE_DTYPES[precision])
-    pipeline = load_pipeline(base, model, text, COMPUTE_DTYPES[precision], device)
-    names = load_adapters(pipeline, config.adapters)
+    pipeline = adapter_loading.load_pipeline(base, model, text, COMPUTE_DTYPES[precision], device)
+    names = adapter_loading.load_adapters(pipeline, config.adapters)
 
     columns = [("base", None, 0.0)]
     columns += [(f"{label} {strength:g}", name, strength) for name, label in names for strength in config.strengths]
@@ -126,21 +117,6 @@ def make_folders(output: Path) -> Path:
     return singles
 
 
-def load_pipeline(base: loading.Base, model: ModuleType, text: Any, dtype: torch.dtype, device: torch.device) -> Any:
-    """diffusers' pipeline of the base without its VAE, with the Euler scheduler that the training's samples use."""
-    import diffusers
-
-    pipeline = getattr(diffusers, model.PIPELINE)(
-        unet=loading.load_unet(base, dtype, device).eval(),
-        vae=None,
-        scheduler=sampling.sampling_scheduler(base.scheduler, base.prediction),
-        **model.pipeline_text(base, text),
-        **model.PIPELINE_WITHOUT,
-    )
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
-
-
 def text_settings(config: DrawingConfig, model: ModuleType) -> dict[str, int]:
     """How a prompt is encoded; UserError where the base has no such choice."""
     if "clip_skip" in model.TEXT_SETTINGS:
@@ -150,55 +126,6 @@ def text_settings(config: DrawingConfig, model: ModuleType) -> dict[str, int]:
             f"clip_skip is {config.clip_skip}, and {detect.NAMES[model.NAME]} base has none: leave it at 1."
         )
     return {}
-
-
-def load_adapters(pipeline: Any, paths: list[str]) -> list[tuple[str, str]]:
-    """(name in the pipeline, label) of each adapter file; UserError for one that does not fit the base, all of it."""
-    import diffusers.utils.logging
-
-    # diffusers logs what it raises too, a line for every weight that does not fit.
-    diffusers.utils.logging.set_verbosity(logging.CRITICAL)
-    # Several adapters side by side are what is wanted here; peft warns of them.
-    warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")
-    names = []
-    for number, path in enumerate(paths):
-        if not Path(path).is_file():
-            raise UserError(f"the adapter {path} is not there: give the path of a .safetensors file.")
-        name = f"adapter_{number}"
-        try:
-            with safe_open(path, "pt") as file:
-                keys = set(file.keys())
-            pipeline.load_lora_weights(path, adapter_name=name)
-        except Exception as error:
-            # safetensors and diffusers raise many kinds here; all of them mean that the file is no adapter for this base.
-            reason = textwrap.shorten(str(error) or type(error).__name__, 160, placeholder=" ...")
-            raise UserError(
-                f"the adapter {path} does not fit the base: was it trained for another one, or cut short? ({reason})"
-            ) from error
-        require_whole(pipeline, name, path, keys)
-        # A run's file is called adapter.safetensors: its folder tells more.
-        file = Path(path)
-        names.append((name, file.resolve().parent.name if file.stem == "adapter" else file.stem))
-    return names
-
-
-def require_whole(pipeline: Any, name: str, path: str, keys: set[str]) -> None:
-    """Refuses an adapter file of which diffusers left something out: that picture would not be the adapter's."""
-    from peft.tuners.lora import LoraLayer
-
-    downs = {key for key in keys if key.endswith(DOWN)}
-    others = {key for key in keys - downs if not key.endswith((*UP, ".alpha"))}
-    if others:
-        raise UserError(
-            f"the adapter {path} holds more than low-rank pairs ({min(others)}), which cannot be drawn here."
-        )
-    parts = [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]
-    layers = [layer for part in parts for layer in part.modules() if isinstance(layer, LoraLayer)]
-    used = sum(name in layer.lora_A for layer in layers)
-    if used != len(downs):
-        raise UserError(
-            f"the adapter {path} has {len(downs)} modules, of which {used} fit the base: was it trained for another one?"
-        )
 
 
 if __name__ == "__main__":

@@ -116,6 +116,9 @@ def adapter_parameters(unet: nn.Module) -> dict[str, nn.Parameter]:
 @contextlib.contextmanager
 def without_adapter(unet: nn.Module) -> Iterator[None]:
     """Within it the UNet is the base, bit for bit; afterwards the adapter is as it was, trainable and with its gradients."""
+    if not adapter_modules(unet):
+        yield
+        return
     unet.disable_adapters()
     try:
         yield

@@ -79,27 +79,43 @@ def prepare(
     """
     if start.pack is None:
         return None
-    measure = None
-    captions = preparation.drift_captions(config, data)
-    if captions:
-        drift_pack = drift.make_pack(
-            captions,
-            caches.text_key,
-            model,
-            base,
-            start.hashes["base_model"]["unet"],
-            side=config.data.resolution,
-            dtype=COMPUTE_DTYPES[precision],
-        )
-        store = open_drawings(Path(config.cache.folder), model, accelerator)
-        with without_adapter(unet):
-            rank, world = accelerator.process_index, accelerator.num_processes
-            drift.draw_missing(drift_pack, store, caches.text, model, base, unet, rank=rank, world=world)
-        accelerator.wait_for_everyone()
-        store.refresh()
-        measure = Drift(drift_pack, store, caches.text, model, base, **sharing(accelerator))
+    base_hash = start.hashes["base_model"]["unet"]
+    measure = open_drift(config, base, base_hash, model, data, caches, unet, precision, accelerator)
     results, drift_results = Results(run.evaluation), Results(run.drift)
     return Assessment(start.pack, results, measure, drift_results, model, caches, base, config.evaluation.every)
+
+
+def open_drift(
+    config: TrainingConfig,
+    base: loading.Base,
+    base_hash: str,
+    model: ModuleType,
+    data: Data,
+    caches: Caches,
+    unet: Any,
+    precision: str,
+    accelerator: Accelerator,
+) -> Drift | None:
+    """What the drift is measured with, None where no caption is given; draws with the base what its pack lacks."""
+    captions = preparation.drift_captions(config, data)
+    if not captions:
+        return None
+    pack = drift.make_pack(
+        captions,
+        caches.text_key,
+        model,
+        base,
+        base_hash,
+        side=config.data.resolution,
+        dtype=COMPUTE_DTYPES[precision],
+    )
+    store = open_drawings(Path(config.cache.folder), model, accelerator)
+    with without_adapter(unet):
+        rank, world = accelerator.process_index, accelerator.num_processes
+        drift.draw_missing(pack, store, caches.text, model, base, unet, rank=rank, world=world)
+    accelerator.wait_for_everyone()
+    store.refresh()
+    return Drift(pack, store, caches.text, model, base, **sharing(accelerator))
 
 
 def open_drawings(folder: Path, model: ModuleType, accelerator: Accelerator) -> Store:

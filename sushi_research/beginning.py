@@ -77,10 +77,7 @@ def begin(
 
     Raises UserError, leaving everything as it was, when the run folder holds a run with another identity.
     """
-    base_hashes = {name: base.hash(name, memo) for name in ("unet", "vae", *model.TEXT_ENCODERS)}
-    if accelerator.is_main_process:
-        memo.save()
-    hashes = {"data": dataset_hash(data.items), "base_model": base_hashes}
+    hashes = hashes_of(base, model, data, memo, accelerator)
     facts = hashes | {
         "samples_per_step": plan["samples_per_step"],
         "precision": precision,
@@ -92,21 +89,8 @@ def begin(
     if base.prediction != Prediction():
         facts["prediction"] = asdict(base.prediction)
     settings = identity.run_identity(config_to_dict(config), facts)
-    pack = assessment.make_pack(config, base, data, caches, base_hashes["unet"])
-    entry = provenance.collect(
-        config=config_to_dict(config),
-        config_hash=entry_key(identity=settings),
-        dataset_hash=hashes["data"],
-        split=_split(config, data),
-        pack=pack.hash if pack else None,
-        recipe=_recipe(config, caches),
-        base_hashes=base_hashes,
-        precision=precision,
-        device=str(accelerator.device),
-        world=accelerator.num_processes,
-    )
-    entry["base_source"] = {"base": base.source, "revision": base.revision, "vae": base.vae_source}
-    entry["prediction"] = asdict(base.prediction)
+    pack = assessment.make_pack(config, base, data, caches, hashes["base_model"]["unet"])
+    entry = provenance_of(config, base, data, caches, hashes, pack, settings, precision, accelerator)
     outcome: list[Any] = [None]
     error = None
     if accelerator.is_main_process:
@@ -133,6 +117,45 @@ def begin(
     if accelerator.is_main_process and not start.nothing_to_do:
         _describe_run(config, run, start, data, plan)
     return start
+
+
+def hashes_of(
+    base: loading.Base, model: ModuleType, data: Data, memo: FileMemo, accelerator: Accelerator
+) -> dict[str, Any]:
+    """Hashes of what is trained on ("data") and of the base's components ("base_model")."""
+    of_base = {name: base.hash(name, memo) for name in ("unet", "vae", *model.TEXT_ENCODERS)}
+    if accelerator.is_main_process:
+        memo.save()
+    return {"data": dataset_hash(data.items), "base_model": of_base}
+
+
+def provenance_of(
+    config: TrainingConfig,
+    base: loading.Base,
+    data: Data,
+    caches: Caches,
+    hashes: Mapping[str, Any],
+    pack: Pack | None,
+    settings: Mapping[str, Any] | None,
+    precision: str,
+    accelerator: Accelerator,
+) -> dict[str, Any]:
+    """The provenance entry of this start; `settings` is the run's identity, None where nothing is trained."""
+    entry = provenance.collect(
+        config=config_to_dict(config),
+        config_hash=entry_key(identity=settings) if settings is not None else None,
+        dataset_hash=hashes["data"],
+        split=_split(config, data),
+        pack=pack.hash if pack else None,
+        recipe=_recipe(config, caches),
+        base_hashes=hashes["base_model"],
+        precision=precision,
+        device=str(accelerator.device),
+        world=accelerator.num_processes,
+    )
+    entry["base_source"] = {"base": base.source, "revision": base.revision, "vae": base.vae_source}
+    entry["prediction"] = asdict(base.prediction)
+    return entry
 
 
 def _split(config: TrainingConfig, data: Data) -> dict[str, Any]:

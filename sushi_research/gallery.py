@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -51,19 +51,15 @@ def draw(
     folder = run.samples / f"step-{step:08d}"
     sheet = folder.with_suffix(".png")  # written last
     if accelerator.is_main_process and config.sample.enabled and not sheet.exists():
-        folder.mkdir(parents=True, exist_ok=True)
         try:
-            drawn = _draw(config, base, model, caches, prompts, unet, accelerator)
+            drawn = draw_from(config, base, model, caches.text, prompts, unet, caches.vae_dtype, accelerator)
         except torch.OutOfMemoryError as error:
             raise UserError(
                 f"out of memory while drawing the samples of step {step}: draw smaller ones with --sample.width and "
                 "--sample.height, or none with --sample.enabled false (scripts/sample.py draws from the finished adapter)."
             ) from error
-        rows = _rows(config, prompts)
-        for (name, label), picture in zip(rows, drawn, strict=True):
-            described = PngInfo()
-            described.add_text(LABEL, label)
-            picture.save(folder / name, pnginfo=described)
+        rows = rows_of(config, prompts)
+        write_pictures(folder, rows, drawn)
         labels = [label for _, label in rows]
         pictures.grid([[picture] for picture in drawn], labels, [f"step {step}"]).save(sheet)
         progress_grid(run.samples, rows).save(run.samples / "progress.png")
@@ -72,23 +68,25 @@ def draw(
     accelerator.wait_for_everyone()
 
 
-def _draw(
+def draw_from(
     config: TrainingConfig,
     base: loading.Base,
     model: ModuleType,
-    caches: Caches,
+    text: Callable[[str], dict[str, torch.Tensor]],
     prompts: Sequence[str],
     unet: Any,
+    vae_dtype: torch.dtype,
     accelerator: Accelerator,
 ) -> list[Image.Image]:
-    negative = caches.text(config.sample.negative_prompt)
+    """The pictures of every prompt and seed of the config, in the order of `rows_of`; `text` encodes a prompt."""
+    negative = text(config.sample.negative_prompt)
     if not config.sample.negative_prompt:
         negative = sampling.unconditional(negative, base.force_zeros)
     latents = sampling.draw_latents(
         model,
         base,
         unet,
-        [caches.text(prompt) for prompt in prompts],
+        [text(prompt) for prompt in prompts],
         negative,
         seeds=config.sample.seeds,
         steps=config.sample.steps,
@@ -96,11 +94,20 @@ def _draw(
         height=config.sample.height or config.data.resolution,
         width=config.sample.width or config.data.resolution,
     )
-    vae = loading.load_vae(base, caches.vae_dtype, accelerator.device)
+    vae = loading.load_vae(base, vae_dtype, accelerator.device)
     drawn = sampling.decode(vae, latents, model.SCALING_FACTOR)
     del vae
     preparation.free_memory()
     return drawn
+
+
+def write_pictures(folder: Path, rows: Sequence[tuple[str, str]], drawn: Sequence[Image.Image]) -> None:
+    """Saves pictures under the names of `rows_of`, each with its label in it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for (name, label), picture in zip(rows, drawn, strict=True):
+        described = PngInfo()
+        described.add_text(LABEL, label)
+        picture.save(folder / name, pnginfo=described)
 
 
 def progress_grid(folder: Path, rows: Sequence[tuple[str, str]]) -> Image.Image:
@@ -148,7 +155,7 @@ def _steps(folder: Path) -> list[int]:
     return sorted(int(match[1]) for match in found if match)
 
 
-def _rows(config: TrainingConfig, prompts: Sequence[str]) -> list[tuple[str, str]]:
+def rows_of(config: TrainingConfig, prompts: Sequence[str]) -> list[tuple[str, str]]:
     """(file name, label) of each picture, prompts outermost, as `sampling.draw_latents` orders them."""
     seeds = config.sample.seeds
     return [

@@ -85,6 +85,28 @@ def curves(records: Sequence[dict[str, Any]], path: Path, title: str) -> None:
     figure.savefig(path, dpi=110)
 
 
+def strengths(points: Sequence[tuple[float, dict[str, float]]], path: Path) -> None:
+    """Draws a sweep: held-out loss over the base's, and drift, over an adapter's strength; bars are two standard errors.
+
+    `points` are (strength, numbers) of one or several adapters; the base is the point at 0.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    titles = {"evaluation/loss_over_base": "held-out loss, over the base's", "evaluation/drift": "drift from the base"}
+    for axes, (name, title) in zip(figure.subplots(1, 2).flat, titles.items(), strict=True):
+        known = [(strength, found) for strength, found in points if name in found]
+        errors = [2 * found.get(f"{name}_se", 0.0) for _, found in known]
+        axes.errorbar([s for s, _ in known], [found[name] for _, found in known], errors, fmt="o", capsize=3)
+        axes.axhline(0, color="grey", linewidth=0.8)
+        axes.set_title(title)
+        axes.set_xlabel("strength")
+        axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=110)
+
+
 def _with_band(axes: Any, records: Sequence[dict[str, Any]], name: str) -> None:
     """A curve of evaluations, with twice their standard error (where there is one) on both sides."""
     steps, values = [record["step"] for record in records], [record[name] for record in records]

@@ -38,7 +38,7 @@ ARITHMETIC = ("torch", "diffusers", "transformers", "peft", "bitsandbytes", "num
 def collect(
     *,
     config: dict[str, Any],
-    config_hash: str,
+    config_hash: str | None,
     dataset_hash: str,
     split: dict[str, Any],
     pack: str | None,
@@ -50,9 +50,9 @@ def collect(
 ) -> dict[str, Any]:
     """What a start of the run is made of, as JSON values.
 
-    `config` is the resolved one, `config_hash` that of the run's identity; `split` says what is held out, `pack` is the hash
-    of the evaluation pack, `recipe` of how data is encoded; `base_hashes` by component, `device` as the process trains on it
-    ("cpu", "cuda:0"), `world` the number of processes.
+    `config` is the resolved one, `config_hash` that of the run's identity (None where nothing is trained); `split` says what is
+    held out, `pack` is the hash of the evaluation pack, `recipe` of how data is encoded; `base_hashes` by component, `device`
+    as the process trains on it ("cpu", "cuda:0"), `world` the number of processes.
     """
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),

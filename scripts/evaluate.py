@@ -1,0 +1,159 @@
+"""Evaluates adapter files, of any trainer, and their base, on the held-out pack that a training is evaluated on.
+
+    python scripts/evaluate.py sdxl --config runs/NAME/config.yaml --adapters '[other.safetensors]'
+    python scripts/evaluate.py sdxl --config configs/sdxl_lora.yaml --data.path held_out --adapters '[a.safetensors]'
+
+It takes the options of the training script of that architecture, and three of its own. Where they hold nothing out, all images
+of `data.path` are the pack. Per adapter and strength: the loss on every image and draw, its difference from the base, the drift,
+and pictures on the sample prompts. scripts/compare_runs.py reads the folders that it writes, beside those of runs.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from sushi_research.command_line import read_command_line, run_main
+from sushi_research.judging_config import Judged, SD15Judging, SDXLJudging
+
+CONFIGS = {"sd15": SD15Judging, "sdxl": SDXLJudging}
+INTRO = """\
+This evaluates adapter files on held-out images. To begin:
+  beside a run:     python scripts/evaluate.py sdxl --config runs/NAME/config.yaml --adapters '[other.safetensors]'
+  by themselves:    python scripts/evaluate.py sdxl --config configs/sdxl_lora.yaml --data.path FOLDER --adapters '[a.safetensors]'
+  every strength:   ... --strengths '[0.25, 0.5, 0.75, 1.0, 1.25]'
+  every option:     python scripts/evaluate.py sdxl --help"""
+
+
+def read(arguments: list[str]) -> Judged:
+    """The config of the command line, whose first word is the architecture."""
+    architecture, rest = (arguments[0], arguments[1:]) if arguments else ("sdxl", [])
+    if architecture in ("-h", "--help"):
+        architecture, rest = "sdxl", ["--help"]
+    if architecture not in CONFIGS:
+        print(
+            f"error: {architecture} is not an architecture: begin with sd15 or sdxl, then the options of that training script.",
+            file=sys.stderr,
+        )
+        raise SystemExit(2)
+    return read_command_line(
+        CONFIGS[architecture], script=f"scripts/evaluate.py {architecture}", intro=INTRO, argv=rest
+    )
+
+
+if __name__ == "__main__":
+    CONFIG = read(sys.argv[1:])
+
+import importlib
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from sushi_research import adapter_loading, assessment, beginning, evaluation, gallery, judged, preparation, training
+from sushi_research.models import loading
+from sushi_research.precision import COMPUTE_DTYPES
+from sushi_research.preparation import Caches, Data
+
+
+def main(config: Judged) -> int:
+    """Evaluates what `config` names; returns 0."""
+    model = importlib.import_module(
+        "sushi_research.models." + next(name for name, kind in CONFIGS.items() if isinstance(config, kind))
+    )
+    accelerator, precision = training.start(config)
+    names = judged.folder_names(config.adapters, config.strengths)
+    memo = preparation.open_memo(config)
+    base = preparation.find_base(config, model)
+    data = held_out_data(config, memo, accelerator)
+    caches = preparation.open_caches(config, base, model, memo, accelerator)
+    prompts = preparation.prompts_of(config, data.items or data.held_out)
+    hashes = beginning.hashes_of(base, model, data, memo, accelerator)
+    base_hash = hashes["base_model"]["unet"]
+    pack = assessment.make_pack(config, base, data, caches, base_hash)
+    entry = beginning.provenance_of(config, base, data, caches, hashes, pack, None, precision, accelerator)
+    accelerator.print(f"{len(pack.items)} held-out images x {pack.draws} draws: pack {pack.hash}")
+    if config.dry_run:
+        return 0
+    preparation.fill_caches(caches, data, preparation.captions_of(config, data, prompts), base, model, accelerator)
+    text = model.load_text(base, accelerator.device)
+    pipeline = adapter_loading.load_pipeline(base, model, text, COMPUTE_DTYPES[precision], accelerator.device)
+    unet = pipeline.unet
+    measure = assessment.open_drift(config, base, base_hash, model, data, caches, unet, precision, accelerator)
+
+    share = assessment.sharing(accelerator)
+    base_loss = evaluation.losses(pack, model, unet, caches, base.prediction, **share)
+    if measure:
+        measure.remember_base(unet)
+    results: list[judged.Result] = []
+
+    def settle(name: str, strength: float, encoded: Any, facts: dict[str, Any] | None) -> None:
+        """Measures the UNet as it stands, draws from it, and writes one folder; `encoded` encodes a caption, None = the cache."""
+        loss = evaluation.losses(pack, model, unet, caches, base.prediction, text=encoded, **share)
+        moved = measure.measure(unet, encoded) if measure else None
+        if accelerator.is_main_process:
+            rows = gallery.rows_of(config, prompts)
+            drawn = draw(config, base, model, caches, prompts, unet, encoded, accelerator)
+            result = judged.Result(name, strength, loss, base_loss, moved, rows, drawn)
+            judged.write(Path(config.output), result, pack, measure, entry | {"adapter": facts})
+            results.append(result)
+        accelerator.wait_for_everyone()
+
+    settle("base", 0.0, None, None)
+    for number, path in enumerate(config.adapters):
+        [(adapter, _)] = adapter_loading.load_adapters(pipeline, [path])
+        changes_text = adapter_loading.adapts_text(path)
+        for strength in config.strengths:
+            pipeline.set_adapters([adapter], [strength])
+            encoded = encoder(model, text, caches) if changes_text else None
+            facts = judged.adapter_facts(Path(path), strength, changes_text)
+            settle(names[number, strength], strength, encoded, facts)
+        pipeline.unload_lora_weights()
+    if accelerator.is_main_process:
+        print(judged.finish(Path(config.output), results, pack))
+    return 0
+
+
+def held_out_data(config: Judged, memo: Any, accelerator: Accelerator) -> Data:
+    """The data as a training would read it; where that holds nothing out, all of it is held out."""
+    data = preparation.read_data(config, memo, None, accelerator)
+    if data.held_out:
+        return data
+    distinct = {(item.sample.image_hash, item.sample.caption): item for item in data.items}
+    return replace(data, items=[], held_out=list(distinct.values()))
+
+
+def encoder(model: ModuleType, text: Any, caches: Caches) -> Any:
+    """Encodes captions by the text encoders as an adapter has changed them, each once; stored as the cache stores them."""
+    known: dict[str, dict[str, torch.Tensor]] = {}
+
+    def encode(caption: str) -> dict[str, torch.Tensor]:
+        if caption not in known:
+            with torch.no_grad():
+                tensors, _ = model.encode_caption(text, caption, **caches.text_settings)
+            known[caption] = {name: tensor.half().cpu() for name, tensor in tensors.items()}
+        return known[caption]
+
+    return encode
+
+
+def draw(
+    config: Judged,
+    base: loading.Base,
+    model: ModuleType,
+    caches: Caches,
+    prompts: list[str],
+    unet: Any,
+    encoded: Any,
+    accelerator: Accelerator,
+) -> list[Any]:
+    """The sample pictures of the config; none where samples are off."""
+    if not config.sample.enabled:
+        return []
+    return gallery.draw_from(config, base, model, encoded or caches.text, prompts, unet, caches.vae_dtype, accelerator)
+
+
+if __name__ == "__main__":
+    run_main(main, CONFIG)

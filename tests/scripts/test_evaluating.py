@@ -1,0 +1,335 @@
+"""Runs that are evaluated: what is measured, that it changes nothing, and that it is the same after a stop or on a file."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from script_runs import ROOT, Trainer, assert_equal
+from test_resume import Killed, at_micro_batch, kill, stop
+
+from sushi_research.errors import UserError
+from sushi_research.evaluation_results import Results
+
+spec = importlib.util.spec_from_file_location("evaluate_script", ROOT / "scripts/evaluate.py")
+SCRIPT = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(SCRIPT)
+
+ONE = pytest.mark.parametrize("architecture", ["sd15"])
+SDXL = pytest.mark.parametrize("architecture", ["sdxl"])
+
+
+def draw(folder: Path, count: int, seed: int) -> Path:
+    folder.mkdir(exist_ok=True)
+    for number in range(count):
+        rng = np.random.default_rng([seed, number])
+        coarse = Image.fromarray(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8))
+        coarse.resize((64, 64), Image.Resampling.BICUBIC).save(folder / f"{number}.png")
+        (folder / f"{number}.txt").write_text(f"held-out picture {number}\n")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def held(tmp_path_factory) -> Path:
+    """Three captioned pictures that no run trains on."""
+    return draw(tmp_path_factory.mktemp("held"), 3, 9)
+
+
+@pytest.fixture
+def settings(held) -> dict:
+    return {
+        "train.steps": 5,
+        "checkpoint.every": 2,
+        "evaluation.path": str(held),
+        "evaluation.every": 2,
+        "evaluation.draws": 4,
+        "evaluation.drift_captions": ["a cat", "a dog"],
+    }
+
+
+def tables(folder: Path) -> list[list[dict]]:
+    return [pyarrow.parquet.read_table(folder / name).to_pylist() for name in ("evaluation.parquet", "drift.parquet")]
+
+
+def evaluations(trainer: Trainer, name: str) -> list[dict]:
+    return [line for line in trainer.metrics(name) if "evaluation/loss" in line]
+
+
+@pytest.mark.slow
+def test_two_equal_runs_are_equal_bit_for_bit_and_evaluating_changes_neither(trainer, settings):
+    """The A/A pair. A third run without an evaluation learns the same."""
+    assert trainer.train("one", settings) == trainer.train("other", settings) == 0
+    assert trainer.metrics("one") == trainer.metrics("other") and tables(trainer.folder("one")) == tables(
+        trainer.folder("other")
+    )
+    assert_equal(trainer.adapter("one"), trainer.adapter("other"))
+    assert_equal(trainer.checkpoint("one").load(), trainer.checkpoint("other").load())
+
+    plain = {key: value for key, value in settings.items() if not key.startswith("evaluation.")}
+    assert trainer.train("plain", plain) == 0
+    assert_equal(trainer.adapter("plain"), trainer.adapter("one"))
+    assert trainer.metrics("plain") == [line for line in trainer.metrics("one") if "loss" in line]
+
+
+@SDXL
+def test_what_is_kept_and_logged(trainer, settings, held):
+    assert trainer.train("run", settings) == 0
+    folder = trainer.folder("run")
+    losses, moved = tables(folder)
+    assert sorted({row["step"] for row in losses}) == sorted({row["step"] for row in moved}) == [0, 2, 4, 5]
+    assert len(losses) == 4 * 3 * 4 and len(moved) == 4 * 2 * 4
+    assert all(row["loss"] == row["base_loss"] for row in losses if row["step"] == 0), "training starts from the base"
+    assert any(row["loss"] != row["base_loss"] for row in losses if row["step"] == 5)
+    assert all((row["loss"] == 0) is (row["step"] == 0) for row in moved)
+    lines = evaluations(trainer, "run")
+    assert [line["step"] for line in lines] == [0, 2, 4, 5]
+    last = [row for row in losses if row["step"] == 5]
+    assert lines[-1]["evaluation/loss"] == pytest.approx(np.mean([row["loss"] for row in last]), rel=1e-6)
+    assert {row["image"] for row in moved} == {"a cat", "a dog"}
+
+    pack = json.loads((folder / "evaluation_pack.json").read_text())
+    assert sorted(image["name"] for image in pack["images"]) == ["0.png", "1.png", "2.png"]
+    plan = trainer.plan("run")["evaluation"]
+    assert (plan["images"], plan["draws"], plan["evaluations"], plan["drift_captions"]) == (3, 4, 4, 2)
+    [entry] = json.loads((folder / "provenance.json").read_text())
+    assert entry["pack"] == pack["hash"] and entry["split"]["source"] == "path" and entry["split"]["images"] == 3
+    assert entry["resolved_config"]["evaluation"]["path"] == str(held)
+    assert (folder / "loss.png").is_file()
+
+
+@pytest.mark.slow
+@ONE
+def test_a_run_in_pieces_has_the_same_evaluations(trainer, settings, capsys):
+    """Stopped at a step that is evaluated (it is made up for), and killed between a checkpoint and the next."""
+    assert trainer.train("whole", settings) == 0
+    with at_micro_batch(trainer, 2, 0, stop):
+        assert trainer.train("pieces", settings) > 128
+    assert Results(trainer.folder("pieces") / "evaluation.parquet").steps() == [0], "a stop is not kept waiting"
+    with at_micro_batch(trainer, 5, 0, kill), pytest.raises(Killed):
+        trainer.train("pieces", settings)
+    assert Results(trainer.folder("pieces") / "evaluation.parquet").steps() == [0, 2, 4]
+    assert trainer.train("pieces", settings) == 0
+    assert tables(trainer.folder("pieces")) == tables(trainer.folder("whole"))
+    assert trainer.metrics("pieces") == trainer.metrics("whole")
+    assert_equal(trainer.adapter("pieces"), trainer.adapter("whole"))
+
+    # What was written and not logged is logged when the run is continued from there.
+    metrics = trainer.folder("pieces") / "metrics.jsonl"
+    kept = [line for line in metrics.read_text().splitlines(keepends=True) if '"step": 5, "evaluation' not in line]
+    metrics.write_text("".join(kept))
+    record = json.loads((trainer.folder("pieces") / "run.json").read_text())
+    (trainer.folder("pieces") / "run.json").write_text(json.dumps(record | {"finished_at": None}))
+    assert trainer.train("pieces", settings) == 0
+    assert trainer.metrics("pieces") == trainer.metrics("whole")
+
+
+@pytest.mark.slow
+@ONE
+def test_another_pack_in_mid_run_drops_what_the_old_one_gave(trainer, settings, tmp_path, capsys):
+    with at_micro_batch(trainer, 3, 0, stop):
+        trainer.train("run", settings)
+    other = draw(tmp_path / "other", 3, 10)
+    assert trainer.train("run", settings | {"evaluation.path": str(other)}) == 0
+    assert "warning: the held-out images are others than before: earlier evaluations are dropped" in (
+        capsys.readouterr().out
+    )
+    assert [line["step"] for line in evaluations(trainer, "run")] == [4, 5]
+    assert Results(trainer.folder("run") / "evaluation.parquet").steps() == [4, 5]
+
+
+@pytest.mark.slow
+@ONE
+def test_a_damaged_record_is_told_before_the_run_goes_on(trainer, settings):
+    with at_micro_batch(trainer, 3, 0, stop):
+        trainer.train("run", settings)
+    parquet = trainer.folder("run") / "evaluation.parquet"
+    whole = parquet.read_bytes()
+    for position in range(8, len(whole) - 8, len(whole) // 12):
+        parquet.write_bytes(whole[:position] + bytes([whole[position] ^ 4]) + whole[position + 1 :])
+        try:
+            read = Results(parquet).read()
+        except UserError:
+            continue
+        parquet.write_bytes(whole)
+        assert read.equals(Results(parquet).read()), f"byte {position} changed what was read, unnoticed"
+    parquet.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match="evaluation.parquet is damaged .*: restore it, or remove it to evaluate anew"):
+        trainer.train("run", settings)
+    parquet.unlink()
+    assert trainer.train("run", settings) == 0
+    assert Results(parquet).steps() == [4, 5]
+
+
+# --- Held out of the training data ---
+
+
+@pytest.fixture(scope="session")
+def many(tmp_path_factory) -> Path:
+    """Twelve captioned pictures."""
+    return draw(tmp_path_factory.mktemp("many"), 12, 11)
+
+
+@ONE
+def test_a_share_of_the_data_is_held_out_and_never_trained_on(trainer, many, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(many, data)
+    settings = {
+        "data.path": str(data),
+        "evaluation.held_out": 0.3,
+        "evaluation.draws": 4,
+        "evaluation.drift_captions": [],
+        "train.steps": 1,
+    }
+    assert trainer.train("first", settings) == 0
+    report = json.loads((trainer.folder("first") / "data_report.json").read_text())
+    held = report["held_out"]
+    assert 0 < len(held) < 12 and not set(held) & set(report["used"]) and len(report["used"]) == 12 - len(held)
+    assert trainer.plan("first")["images"] == 12 - len(held)
+    assert not (trainer.folder("first") / "drift.parquet").exists()
+    first = pyarrow.parquet.read_table(trainer.folder("first") / "evaluation.parquet").schema.metadata[b"pack"]
+
+    # Renamed, and others beside them: what was held out is held out.
+    for path in sorted(data.iterdir()):
+        path.rename(data / f"renamed_{path.name}")
+    for number, path in enumerate(sorted(draw(tmp_path / "more", 4, 12).glob("*.png"))):
+        shutil.copy(path, data / f"new{number}.png")
+        (data / f"new{number}.txt").write_text("one more")
+    assert trainer.train("second", settings) == 0
+    report = json.loads((trainer.folder("second") / "data_report.json").read_text())
+    of_old = [name for name in report["held_out"] if name.startswith("renamed_")]
+    assert of_old == [f"renamed_{name}" for name in held]
+    if len(report["held_out"]) == len(held):
+        second = pyarrow.parquet.read_table(trainer.folder("second") / "evaluation.parquet").schema.metadata[b"pack"]
+        assert second == first
+
+
+@ONE
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"evaluation.held_out": 1e-9}, r"held_out is 1e-09, which of the 7 distinct images .* holds out none of them"),
+        (
+            {"evaluation.held_out": 0.999999},
+            r"holds out all of them: choose another share, or give .* --evaluation\.path",
+        ),
+        (
+            {"evaluation.path": "PHOTOS"},
+            r"holds pictures that are trained on too, .*\.png \(trained on as .*take them out",
+        ),
+        ({"evaluation.path": "nowhere"}, r"nowhere"),
+    ],
+)
+def test_what_cannot_be_held_out_is_one_sentence(trainer, photos, changes, message):
+    changes = {key: str(photos) if value == "PHOTOS" else value for key, value in changes.items()}
+    with pytest.raises(UserError, match=message) as caught:
+        trainer.train("refused", changes)
+    assert "\n" not in str(caught.value) and not trainer.folder("refused").exists()
+
+
+@ONE
+def test_a_copy_that_was_brightened_is_named_in_the_plan(trainer, held, photos, tmp_path):
+    folder = tmp_path / "held"
+    shutil.copytree(held, folder)
+    picture = np.asarray(Image.open(photos / "0.png")).astype(int)
+    Image.fromarray((picture * 0.97).astype(np.uint8)).save(folder / "copy.png")
+    (folder / "copy.txt").write_text("a copy")
+    settings = {
+        "evaluation.path": str(folder),
+        "evaluation.draws": 4,
+        "evaluation.drift_captions": [],
+        "train.steps": 1,
+    }
+    assert trainer.train("run", settings) == 0
+    plan = trainer.plan("run")["evaluation"]
+    assert plan["look_alikes"] == ["the held-out copy.png looks like the training image 0.png"] and plan["images"] == 4
+
+
+# --- Adapter files ---
+
+
+def judge(trainer: Trainer, name: str, output: Path, adapters: list[Path], *words: str) -> dict:
+    config = SCRIPT.read(
+        [
+            trainer.architecture,
+            "--config",
+            str(trainer.folder(name) / "config.yaml"),
+            f"--adapters={json.dumps([str(path) for path in adapters])}",
+            f"--output={output}",
+            *words,
+        ]
+    )
+    assert SCRIPT.main(config) == 0
+    return json.loads((output / "evaluation.json").read_text())["results"]
+
+
+@pytest.mark.slow
+def test_a_file_is_measured_as_its_run_was(trainer, settings, tmp_path, capsys):
+    """Equal bit for bit where the file holds what was trained (fp32); and in peft's naming, as another trainer writes it."""
+    settings = settings | {"lora.save_dtype": "float32", "optimizer.lr": 0.02}
+    assert trainer.train("run", settings) == 0
+    mine = trainer.folder("run") / "adapter.safetensors"
+    foreign = tmp_path / "foreign.safetensors"
+    # peft's names have no alpha: the scale of 1/2 goes into the weights.
+    masters = trainer.masters("run")
+    save_file(
+        {f"unet.{key}": (value * 0.5 if "lora_B" in key else value).contiguous() for key, value in masters.items()},
+        foreign,
+    )
+    output = tmp_path / "evaluations"
+    strengths = ["--strengths=[0.5, 1.0]", "--sample.enabled=true", "--sample.steps=2"]
+    found = judge(trainer, "run", output, [mine, foreign], *strengths)
+    assert list(found) == ["base", "run-strength-0.5", "run", "foreign-strength-0.5", "foreign"]
+    of_run, of_drift = tables(trainer.folder("run"))
+    for name, step in (("base", 0), ("run", 5)):
+        losses, moved = tables(output / name)
+        assert [row["loss"] for row in losses] == [row["loss"] for row in of_run if row["step"] == step]
+        assert [row["base_loss"] for row in losses] == [row["base_loss"] for row in of_run if row["step"] == step]
+        assert [row["loss"] for row in moved] == [row["loss"] for row in of_drift if row["step"] == step]
+    # The scale of 1/2 is exact in floating point, so where it is applied changes no bit.
+    assert tables(output / "foreign") == tables(output / "run")
+    assert 0 < found["run-strength-0.5"]["evaluation/drift"] < found["run"]["evaluation/drift"]
+    [entry] = json.loads((output / "foreign/provenance.json").read_text())
+    assert entry["adapter"]["file"] == "foreign.safetensors" and entry["adapter"]["strength"] == 1.0
+    assert [path.name for path in (output / "run/samples/step-00000001").iterdir()]
+    assert (output / "grid.png").is_file() and (output / "strengths.png").is_file()
+    assert "| run | " in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@ONE
+def test_an_adapter_of_the_text_encoder_is_heard(trainer, settings, tmp_path):
+    """Its captions are encoded by the encoder as it changes it; the cached embeddings would leave it without effect."""
+    assert trainer.train("run", settings) == 0
+    prefix = "text_encoder.text_model.encoder.layers.0.self_attn.q_proj"
+    generator = torch.Generator().manual_seed(0)
+    pair = {
+        f"{prefix}.lora_A.weight": torch.randn(2, 32, generator=generator),
+        f"{prefix}.lora_B.weight": torch.randn(32, 2, generator=generator),
+    }
+    unet = {f"unet.{key}": torch.zeros_like(value) for key, value in trainer.masters("run").items()}
+    save_file(unet | pair, tmp_path / "text.safetensors")
+    save_file(unet, tmp_path / "nothing.safetensors")
+    found = judge(trainer, "run", tmp_path / "out", [tmp_path / "text.safetensors", tmp_path / "nothing.safetensors"])
+    assert found["text"]["evaluation/drift"] > 0 == found["nothing"]["evaluation/drift"]
+    assert found["text"]["evaluation/loss_over_base"] != 0 == found["nothing"]["evaluation/loss_over_base"]
+    assert load_file(tmp_path / "text.safetensors").keys() > load_file(tmp_path / "nothing.safetensors").keys()
+
+
+@ONE
+def test_without_anything_held_out_all_images_are_the_pack(trainer, held, tmp_path, bases):
+    words = ["sd15", "--data.path", str(held), "--model.base", str(bases["sd15"]), "--train.steps", "1"]
+    words += ["--data.resolution", "64", "--data.bucket_step", "32", "--cache.folder", str(tmp_path / "cache")]
+    words += ["--evaluation.drift_captions", "[]", "--evaluation.draws", "4", "--sample.enabled", "false"]
+    assert SCRIPT.main(SCRIPT.read([*words, "--output", str(tmp_path / "out")])) == 0
+    assert len(tables_of_losses := pyarrow.parquet.read_table(tmp_path / "out/base/evaluation.parquet")) == 3 * 4
+    assert len(set(tables_of_losses["image"].to_pylist())) == 3
+    with pytest.raises(UserError, match="the adapter nowhere.safetensors is not there"):
+        SCRIPT.main(SCRIPT.read([*words, "--adapters", "[nowhere.safetensors]"]))
