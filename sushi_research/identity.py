@@ -92,8 +92,8 @@ def run_identity(config: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any
     precision are enough.
     """
     assert facts.keys() <= FACTS.keys(), facts.keys() - FACTS.keys()
-    settings = {key: value for key, value in _flatten(config).items() if not _may_change(key)}
-    return settings | _flatten({"facts": facts})
+    settings = {key: value for key, value in flatten(config).items() if not _may_change(key)}
+    return settings | flatten({"facts": facts})
 
 
 def default_name(architecture: str, data_path: str, identity: dict[str, Any]) -> str:
@@ -156,12 +156,12 @@ def _fact(identity: dict[str, Any], key: str) -> dict[str, Any]:
     return {other: value for other, value in identity.items() if f"{other}.".startswith(prefix)}
 
 
-def _flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """`{"a": {"b": 1}}` as `{"a.b": 1}`."""
     flat: dict[str, Any] = {}
     for key, value in nested.items():
         if isinstance(value, dict):
-            flat |= _flatten(value, f"{prefix}{key}.")
+            flat |= flatten(value, f"{prefix}{key}.")
         else:
             flat[f"{prefix}{key}"] = value
     return flat

@@ -1,0 +1,143 @@
+"""Says which of several runs is really better, and writes the page that shows it.
+
+    python scripts/compare_runs.py runs/A runs/B                     # two runs
+    python scripts/compare_runs.py runs/experiments/rank             # all runs in a folder; seeds of a variant are pooled
+    python scripts/compare_runs.py runs/A evaluations/other          # a run and an adapter file that scripts/evaluate.py measured
+    python scripts/compare_runs.py --wandb-runs TEAM/PROJECT --group rank      # runs in W&B, by its API
+
+Runs are compared on the same held-out images with the same noise; the method is in docs/experiments.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """The command line. Light: --help and a mistyped option wait for nothing."""
+    parser = argparse.ArgumentParser(
+        description="Says which of several runs is really better, and writes the page that shows it.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add(
+        "runs",
+        nargs="*",
+        metavar="RUN",
+        help="the folder of a run, of an evaluated adapter file, or one that holds such folders",
+    )
+    add("--wandb-runs", metavar="ENTITY/PROJECT", help="compare runs of this W&B project too")
+    add("--group", help="of that project only the runs of this group")
+    add("--sweep", metavar="ID", help="of that project only the runs of this sweep")
+    add("--reference", metavar="NAME", help="compare each variant with this one only; fewer pairs, more is found")
+    add("--output", metavar="FOLDER", help="where the page goes (default: comparisons/ and the first run's name)")
+    add("--title", help="the page's title")
+    add(
+        "--wandb",
+        choices=("auto", "online", "offline", "off"),
+        default="auto",
+        help="whether the page is logged to W&B",
+    )
+    add("--project", default="sushi-research", help="the W&B project that it is logged to (default: sushi-research)")
+    add("--entity", help="its user or team (default: yours)")
+    found = parser.parse_args(arguments)
+    if not found.runs and not found.wandb_runs:
+        parser.error("give the folders of two runs or more, or --wandb-runs ENTITY/PROJECT")
+    if (found.group or found.sweep) and not found.wandb_runs:
+        parser.error("--group and --sweep go with --wandb-runs ENTITY/PROJECT")
+    return found
+
+
+if __name__ == "__main__":
+    ARGUMENTS = parse(sys.argv[1:])
+
+from pathlib import Path
+
+from sushi_research import comparison_page, comparison_plots, wandb_runs
+from sushi_research.command_line import run_main
+from sushi_research.comparison import Comparison, compare
+from sushi_research.errors import UserError
+from sushi_research.files import disk_error, write_atomic, write_json
+from sushi_research.progress import progress
+from sushi_research.run_record import find_records, read_record
+
+
+def main(arguments: argparse.Namespace) -> int:
+    """Reads the runs, compares them, writes the page and says what it says; returns 0."""
+    folders, problems = folders_of(arguments)
+    output = Path(
+        arguments.output or f"comparisons/{(Path(arguments.runs[0]).resolve().name if arguments.runs else 'wandb')}"
+    )
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise disk_error(f"--output: cannot make the folder {output}", error) from error
+    if arguments.wandb_runs:
+        try:
+            folders += wandb_runs.download(arguments.wandb_runs, arguments.group, arguments.sweep, output / "wandb")
+        except UserError as error:
+            problems.append(str(error))
+    bar = progress(folders, description="reading runs", unit="run", disable=len(folders) < 10)
+    records = [read_record(folder) for folder in bar]
+    for problem in [*problems, *(problem for record in records for problem in record.problems)]:
+        print(f"warning: {problem}", file=sys.stderr)
+    if not records:
+        raise UserError("no run is left to compare: see the warnings above.")
+    comparison = compare(records, arguments.reference)
+    comparison.problems[:0] = problems
+    title = arguments.title or f"Comparison of {len(records)} run{'s' if len(records) > 1 else ''}"
+    page = comparison_page.blocks(comparison, title, draw(comparison, output))
+    write_atomic(output / "comparison.md", comparison_page.to_markdown(page).encode())
+    write_atomic(output / "comparison.html", comparison_page.to_html(page).encode())
+    write_json(output / "comparison.json", comparison_page.numbers(comparison))
+    say(comparison, output)
+    if note := wandb_runs.log_page(arguments, comparison, title, output):
+        print(note)
+    return 0
+
+
+def folders_of(arguments: argparse.Namespace) -> tuple[list[Path], list[str]]:
+    """The run folders that the command line names, each once, and a sentence for each that is none."""
+    found: dict[Path, Path] = {}
+    problems = []
+    for name in arguments.runs:
+        try:
+            found |= {folder.resolve(): folder for folder in find_records(Path(name))}
+        except UserError as error:
+            problems.append(str(error))
+    return list(found.values()), problems
+
+
+def draw(comparison: Comparison, output: Path) -> dict[str, Path]:
+    """Draws what there is to draw; the pictures' paths by name."""
+    paths = {name: output / f"{name}.png" for name in ("curves", "differences", "matrix", "bands", "samples")}
+    for path in paths.values():
+        path.unlink(missing_ok=True)
+    there = {
+        "curves": comparison_plots.curves(comparison, paths["curves"]),
+        "differences": comparison_plots.differences(comparison.samples, paths["differences"], "at equal samples seen"),
+        "matrix": len(comparison.variants) > 3 and comparison_plots.matrix(comparison, paths["matrix"]),
+        "bands": comparison_plots.bands(comparison, paths["bands"]),
+        "samples": comparison_plots.samples(comparison, paths["samples"]),
+    }
+    return {name: path for name, path in paths.items() if there[name]}
+
+
+def say(comparison: Comparison, output: Path) -> None:
+    """The verdicts and the paths, for the terminal."""
+    told = [pair for pair in comparison.samples if pair.outcome is not None]
+    for pair in told[:10]:
+        print(comparison_page.sentence(pair))
+    if len(told) > 10:
+        print(f"... and {len(told) - 10} more pairs, on the page")
+    if not told:
+        print("no verdict: the page says why")
+    for warning in comparison.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    print(f"  page      {output / 'comparison.html'} (open it in a browser)\n  markdown  {output / 'comparison.md'}")
+
+
+if __name__ == "__main__":
+    run_main(main, ARGUMENTS)

@@ -1,0 +1,284 @@
+"""Runs compared: variants and their seeds, what differs between them, and a verdict for each pair.
+
+A variant is the runs whose identity is equal but for the seed. The verdict is taken at the last point that both of a pair have
+in common, in samples seen or in seconds of training; the two axes are two families, each corrected for its number of pairs. It
+is chosen by this rule, not by looking. The statistics are verdict.py's.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from sushi_research import verdict
+from sushi_research.errors import UserError
+from sushi_research.run_record import Curve, RunRecord
+from sushi_research.verdict import MIN_IMAGES, Difference, Verdict
+
+SEED = "train.seed"
+# Settings that say where something lies or how it is shown; they make no variant.
+PLACES = ("run.", "cache.", "tracking.", "sample.", "checkpoint.", "dry_run", "adapters", "strengths", "output")
+PLACES += tuple(f"evaluation.{key}" for key in ("path", "split", "every", "draws", "drift_captions"))
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Runs that differ in their seed alone, in the order of their seeds."""
+
+    label: str
+    runs: tuple[RunRecord, ...]
+
+    @property
+    def seeds(self) -> tuple[int | None, ...]:
+        return tuple(run.seed for run in self.runs)
+
+    @property
+    def is_file(self) -> bool:
+        return all(run.state == "file" for run in self.runs)
+
+
+@dataclass
+class Pair:
+    """A candidate against a reference. `outcome` is a Verdict, or None with the reason in `note`; `at` is the common point."""
+
+    candidate: Variant
+    reference: Variant
+    at: float | None = None
+    losses: tuple[np.ndarray, np.ndarray] | None = None
+    same_seeds: bool = False
+    note: str = ""
+    outcome: Verdict | None = None
+    identical: bool = False
+
+
+@dataclass
+class Comparison:
+    """All that the page says. `by_run`: the runs were of one variant, and each is compared by itself."""
+
+    variants: list[Variant]
+    by_run: bool
+    differing: dict[str, list[Any]]
+    samples: list[Pair]
+    seconds: list[Pair]
+    drift: list[Pair]
+    warnings: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+
+def compare(records: Sequence[RunRecord], reference: str | None = None) -> Comparison:
+    """Compares runs. UserError where nothing is left to compare, or no variant is called `reference`."""
+    if not records:
+        raise UserError("no run is left to compare: give the folders of two runs or more.")
+    variants, by_run = variants_of(records)
+    pairs = list(_pairs(variants, reference))
+    problems = [problem for record in records for problem in record.problems]
+    families = {
+        "samples": _family(pairs, lambda a, b: _at_common_point(a, b, "samples")),
+        "seconds": _family(pairs, lambda a, b: _at_common_point(a, b, "seconds")),
+        "drift": _family(pairs, _at_the_end),
+    }
+    return Comparison(
+        variants, by_run, differing(variants), warnings=warnings_of(records), problems=problems, **families
+    )
+
+
+def variants_of(records: Sequence[RunRecord]) -> tuple[list[Variant], bool]:
+    """The variants, in the order given, and whether each run stands by itself because all are of one variant."""
+    groups: dict[str, list[RunRecord]] = {}
+    for record in records:
+        settings = {key: value for key, value in record.identity.items() if key != SEED}
+        # A file has no identity: it is a variant of its own.
+        key = repr(sorted(settings.items())) if settings else str(record.path)
+        groups.setdefault(key, []).append(record)
+    by_run = len(groups) == 1 and len(records) > 1
+    parts = [[record] for record in records] if by_run else list(groups.values())
+    parts = [sorted(part, key=lambda run: (run.seed is None, run.seed, run.name)) for part in parts]
+    bare = [{re.sub(r"[-_]seed[-_]?\d+$", "", run.name) for run in part} for part in parts]
+    labels = [part[0].name if by_run or len(names) > 1 else min(names) for part, names in zip(parts, bare, strict=True)]
+    if len(set(labels)) < len(labels):
+        labels = [part[0].name for part in parts]
+    if len(set(labels)) < len(labels):
+        labels = [f"{part[0].path.resolve().parent.name}/{part[0].name}" for part in parts]
+    if len(set(labels)) < len(labels):
+        labels = [str(part[0].path) for part in parts]
+    return [Variant(label, tuple(part)) for label, part in zip(labels, parts, strict=True)], by_run
+
+
+def differing(variants: Sequence[Variant]) -> dict[str, list[Any]]:
+    """The settings and facts that differ between trained variants, with each variant's value; None where it has none, empty
+    for an adapter file, of whose training nothing is known. The seeds are a difference too."""
+    shown = [{**variant.runs[0].settings, **variant.runs[0].identity} for variant in variants]
+    for each, variant in zip(shown, variants, strict=True):
+        each[SEED] = ", ".join(str(seed) for seed in variant.seeds)
+    trained = [each for each, variant in zip(shown, variants, strict=True) if not variant.is_file]
+    keys = sorted({key for each in trained for key in each if not key.startswith(PLACES)})
+    return {
+        key: ["" if variant.is_file else each.get(key) for each, variant in zip(shown, variants, strict=True)]
+        for key in keys
+        if any(each.get(key) != trained[0].get(key) for each in trained)
+    }
+
+
+def warnings_of(records: Sequence[RunRecord]) -> list[str]:
+    """What makes runs less comparable than they look, a sentence each."""
+    found = []
+    _warn(found, records, "evaluation pack", lambda r: r.evaluation and r.evaluation.pack, "no verdict between them")
+    _warn(found, records, "base", lambda r: (r.entry.get("base") or {}).get("unet"), "their losses start elsewhere")
+    _warn(
+        found, records, "code", lambda r: (r.entry.get("code") or {}).get("commit"), "the difference may be the code's"
+    )
+    _warn(found, records, "precision", lambda r: r.entry.get("precision"), "rounding differs")
+    _warn(found, records, "random scheme", lambda r: r.entry.get("random_scheme"), "they share no noise")
+    _warn(found, records, "device", lambda r: r.entry.get("device"), "do not read wall time as the variant's")
+    _warn(
+        found, records, "number of processes", lambda r: r.entry.get("world"), "do not read wall time as the variant's"
+    )
+    for library in ("torch", "diffusers", "peft", "bitsandbytes"):
+        _warn(
+            found,
+            records,
+            library,
+            lambda r, of=library: (r.entry.get("libraries") or {}).get(of),
+            "rounding may differ",
+        )
+    dirty = [record.name for record in records if (record.entry.get("code") or {}).get("dirty")]
+    if dirty:
+        found.append(f"the code had uncommitted changes in {_some(dirty)}: what was run is not on record")
+    for record in records:
+        commits = {(entry.get("code") or {}).get("commit") for entry in record.entries}
+        if len(commits) > 1:
+            found.append(f"{record.name} was continued on other code than it was begun on")
+    return found
+
+
+def _warn(
+    found: list[str], records: Sequence[RunRecord], what: str, value: Callable[[RunRecord], Any], so: str
+) -> None:
+    groups: dict[str, list[str]] = {}
+    for record in records:
+        if (known := value(record)) is not None:
+            groups.setdefault(str(known), []).append(record.name)
+    if len(groups) > 1:
+        told = "; ".join(f"{known[:12]}: {_some(names)}" for known, names in groups.items())
+        found.append(f"not all runs have the same {what} ({told}): {so}")
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+
+
+def _pairs(variants: Sequence[Variant], reference: str | None) -> Iterator[tuple[Variant, Variant]]:
+    """(candidate, reference): each against the one named, or every later one against every earlier one."""
+    if reference is None:
+        for earlier, later in itertools.combinations(variants, 2):
+            yield later, earlier
+        return
+    chosen = [variant for variant in variants if reference in (variant.label, *(run.name for run in variant.runs))]
+    if not chosen:
+        raise UserError(
+            f"no variant is called {reference}: choose from {', '.join(variant.label for variant in variants)}."
+        )
+    for variant in variants:
+        if variant is not chosen[0]:
+            yield variant, chosen[0]
+
+
+def _family(pairs: Sequence[tuple[Variant, Variant]], losses_of: Callable[[Variant, Variant], Pair]) -> list[Pair]:
+    """The pairs with their verdicts, corrected for the number of those that can be compared."""
+    found = [losses_of(candidate, reference) for candidate, reference in pairs]
+    asked = [pair for pair in found if pair.losses is not None]
+    differences: list[Difference] = []
+    for pair in asked:
+        of_reference, of_candidate = pair.losses
+        differences.append(
+            verdict.paired_difference(of_reference, of_candidate, same_seeds=pair.same_seeds, pairs=len(asked))
+        )
+        pair.identical = of_reference.shape == of_candidate.shape and bool((of_reference == of_candidate).all())
+    for pair, outcome in zip(asked, verdict.verdicts(differences), strict=True):
+        pair.outcome = outcome
+    return found
+
+
+def _at_common_point(candidate: Variant, reference: Variant, axis: str) -> Pair:
+    """The pair's losses at the last point of the axis that all their runs reach; interpolated between evaluations."""
+    pair = Pair(candidate, reference, same_seeds=_same_seeds(candidate, reference))
+    curves = _curves(pair, [run.evaluation for run in (*candidate.runs, *reference.runs)])
+    if curves is None:
+        return pair
+    if candidate.is_file or reference.is_file:
+        if axis == "seconds":
+            pair.note = "an adapter file has no training time"
+        else:
+            pair.losses = _last(reference, "evaluation"), _last(candidate, "evaluation")
+        return pair
+    axes = [curve.axis(axis) for curve in curves]
+    if any(points is None for points in axes):
+        pair.note = f"the {axis} of a run are not on record"
+        return pair
+    at = float(min(points[-1] for points in axes))
+    if at <= 0 or at < max(points[0] for points in axes):
+        pair.note = "they have no evaluated point in common after the first"
+        return pair
+    pair.at = at
+    pair.losses = tuple(
+        np.stack([verdict.interpolate(run.evaluation.axis(axis), run.evaluation.loss, [at])[0] for run in variant.runs])
+        for variant in (reference, candidate)
+    )
+    return pair
+
+
+def _at_the_end(candidate: Variant, reference: Variant) -> Pair:
+    """The drift of both at their last evaluations; captions in the place of images."""
+    pair = Pair(candidate, reference, same_seeds=_same_seeds(candidate, reference))
+    if (
+        _curves(pair, [run.drift for run in (*candidate.runs, *reference.runs)], "drift measured", "captions")
+        is not None
+    ):
+        pair.losses = _last(reference, "drift"), _last(candidate, "drift")
+    return pair
+
+
+def _curves(
+    pair: Pair, curves: Sequence[Curve | None], what: str = "evaluation", units: str = "held-out images"
+) -> list[Curve] | None:
+    """The curves, where they can be compared; else None, with the reason in the pair."""
+    known = [curve for curve in curves if curve is not None]
+    if len(known) < len(curves):
+        pair.note = f"a run has no {what}"
+    elif len({curve.pack for curve in known}) > 1:
+        pair.note = "they were measured on different packs"
+    elif len(known[0].names) < MIN_IMAGES:
+        pair.note = f"{len(known[0].names)} {units} are too few for a verdict, which needs {MIN_IMAGES}"
+    elif not all(np.isfinite(curve.loss).all() for curve in known):
+        pair.note = "a run's losses are not finite"
+    else:
+        return known
+    return None
+
+
+def _last(variant: Variant, kind: str) -> np.ndarray:
+    """[S, N, K] of the runs' last evaluations."""
+    return np.stack([getattr(run, kind).loss[-1].astype(np.float64) for run in variant.runs])
+
+
+def _same_seeds(candidate: Variant, reference: Variant) -> bool:
+    """Whether both have the same seeds, two or more, each once; then their runs are paired. Decided by the plan alone."""
+    seeds = candidate.seeds
+    return len(seeds) > 1 and seeds == reference.seeds and None not in seeds and len(set(seeds)) == len(seeds)
+
+
+def removed_by_seeds(pair: Pair) -> float | None:
+    """The share of the variance between runs that pairing by seed removed; None with fewer than two seeds in common.
+
+    1 - var(difference of runs of one seed) / (var(reference's runs) + var(candidate's)). Negative: pairing added variance.
+    """
+    if not pair.same_seeds or pair.losses is None:
+        return None
+    reference, candidate = (losses.mean((1, 2)) for losses in pair.losses)
+    apart = reference.var(ddof=1) + candidate.var(ddof=1)
+    return float(1 - (candidate - reference).var(ddof=1) / apart) if apart > 0 else None

@@ -1,0 +1,392 @@
+"""The page of a comparison: the verdict in words, then pictures, then what stands behind it; as Markdown and as one HTML file."""
+
+from __future__ import annotations
+
+import base64
+import html
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any, Literal
+
+import numpy as np
+
+from sushi_research.comparison import Comparison, Pair, Variant, removed_by_seeds
+from sushi_research.verdict import Difference, clustered_mean
+
+MOST_PAIRS = 60
+STYLE = """
+body { margin: 0; background: #fbf8f2; color: #1e2b28; font: 16px/1.55 system-ui, sans-serif; }
+main { max-width: 1100px; margin: 0 auto; padding: 36px 20px 64px; }
+h1 { font-size: 28px; margin: 0 0 10px; } h2 { font-size: 19px; margin: 36px 0 10px; }
+img { max-width: 100%; border: 1px solid #e4dccf; border-radius: 8px; background: #fff; display: block; margin: 12px 0; }
+.scroll { overflow-x: auto; } table { border-collapse: collapse; background: #fff; font-size: 14px; min-width: 60%; }
+th, td { text-align: right; padding: 6px 11px; border: 1px solid #e4dccf; font-variant-numeric: tabular-nums; }
+th:first-child, td:first-child { text-align: left; } th { color: #5b6763; font-weight: 500; }
+ul.verdict { list-style: none; padding: 0; } ul.verdict li { background: #fff; border: 1px solid #e4dccf; border-left: 6px solid
+#999; border-radius: 6px; padding: 9px 14px; margin: 8px 0; } ul.verdict li.better { border-left-color: #009e73; }
+ul.verdict li.worse { border-left-color: #d55e00; } p, li { max-width: 95ch; } code { font-size: 14px; }
+ul.warning li { color: #8a3c00; }
+"""
+
+
+@dataclass
+class Block:
+    """A piece of the page: a heading, a paragraph, a list, a table (rows with their head first) or a picture."""
+
+    kind: Literal["title", "heading", "text", "list", "verdict", "warning", "table", "picture"]
+    text: str = ""
+    items: list[str] = field(default_factory=list)
+    rows: list[list[str]] = field(default_factory=list)
+    path: Path | None = None
+
+
+def blocks(comparison: Comparison, title: str, drawn: dict[str, Path]) -> list[Block]:
+    """The page, in order. `drawn` are the pictures that there are, by their names in comparison_plots."""
+    page = [Block("title", title)]
+    page += _verdict(comparison)
+    if comparison.warnings or comparison.problems:
+        page += [Block("heading", "Read with care"), Block("warning", items=comparison.warnings + comparison.problems)]
+    page += _picture(drawn, "curves", "Held-out loss", _CURVES)
+    page += _picture(drawn, "differences", "Differences at equal samples seen", _DIFFERENCES)
+    page += _picture(drawn, "matrix", "All pairs", "")
+    page += [Block("heading", "What differs"), *_settings(comparison)]
+    page += _family(comparison.samples, "At equal samples seen", "samples")
+    page += _family(comparison.seconds, "At equal training time", "seconds")
+    page += _picture(drawn, "bands", "By timestep, at the last evaluation", _BANDS)
+    page += _drift(comparison)
+    page += _noise(comparison)
+    page += [Block("heading", "Speed and memory"), Block("table", rows=_speed(comparison)), Block("text", _SPEED)]
+    if "samples" in drawn:
+        page += _picture(
+            drawn, "samples", "The same prompts and seeds", "The first run of each variant, as last drawn."
+        )
+    else:
+        page += [
+            Block("heading", "Pictures"),
+            Block("text", "No two of these have pictures of the same prompts and seeds."),
+        ]
+    page += [Block("heading", "Runs"), Block("table", rows=_runs(comparison)), Block("text", _METHOD)]
+    return page
+
+
+_CURVES = (
+    "Mean over the held-out images of the loss minus the base's on the same noise; below 0 is better than the base. Bands are 95 % "
+    "intervals over images (Student's t) of the mean of a variant's runs: they say how well the pack knows these runs, and two "
+    "bands that overlap may still differ, because the runs are compared image by image."
+)
+_DIFFERENCES = (
+    "Paired, image by image and draw by draw. Bars are 95 % intervals of a pair alone, bootstrapped over images; a filled point is "
+    "one where the verdict, which counts the number of pairs, is better or worse."
+)
+_BANDS = "Quarters of the schedule, least noise first; 95 % intervals over images. No verdict is taken here."
+_SPEED = (
+    "Images per second is the median over training steps. Training time leaves out evaluating, drawing and saving. Memory is the "
+    "most that any process held (of its GPU, or in all on a CPU)."
+)
+_METHOD = (
+    "The method, its measured coverage and its sources: docs/experiments.md. A verdict is at the last point that both of a pair "
+    "reached, fixed by this rule and not by looking; between evaluations losses are interpolated. The two axes are two families, "
+    "each corrected for its own number of pairs (Holm). Runs are paired by seed where both variants have the same two or more."
+)
+
+
+def _verdict(comparison: Comparison) -> list[Block]:
+    told = [pair for pair in comparison.samples if pair.outcome is not None]
+    found = [Block("heading", "Verdict")]
+    if comparison.by_run:
+        found.append(
+            Block(
+                "text",
+                "All of these are runs of one variant: they are compared run by run, and nothing here is about variants.",
+            )
+        )
+    if not told:
+        reasons = sorted({pair.note for pair in comparison.samples if pair.note})
+        if len(comparison.variants) == 1:
+            reasons = ["there is nothing to compare it with"]
+        found.append(Block("text", f"None: {'; '.join(reasons) or 'there are no pairs'}."))
+        return found
+    ordered = _by_interest(told)
+    decided = sum(pair.outcome.outcome != "not distinguishable" for pair in told)
+    if len(told) > 6:
+        found.append(Block("text", f"{decided} of {len(told)} pairs can be told apart, at a family-wise error of 5 %."))
+    best = _best(comparison, told)
+    if best:
+        found.append(Block("text", best))
+    found.append(Block("verdict", items=[f"{_kind(pair)}|{sentence(pair)}" for pair in ordered[:8]]))
+    if len(ordered) > 8:
+        found.append(Block("text", f"The other {len(ordered) - 8} are in the table below."))
+    return found
+
+
+def _by_interest(pairs: Sequence[Pair]) -> list[Pair]:
+    """Told apart first, the largest difference for its error first."""
+    return sorted(pairs, key=lambda p: (_kind(p) == "none", p.outcome.adjusted_p, p.outcome.difference.p_value))
+
+
+def _kind(pair: Pair) -> str:
+    return {"better": "better", "worse": "worse"}.get(pair.outcome.outcome, "none")
+
+
+def _best(comparison: Comparison, told: Sequence[Pair]) -> str:
+    """Names the variant that beats all others, if one does."""
+    wins: dict[str, int] = {}
+    for pair in told:
+        winner = {"better": pair.candidate, "worse": pair.reference}.get(pair.outcome.outcome)
+        if winner is not None:
+            wins[winner.label] = wins.get(winner.label, 0) + 1
+    others = len(comparison.variants) - 1
+    champions = [label for label, count in wins.items() if count == others > 1]
+    return f"{champions[0]} is better than every other variant." if champions else ""
+
+
+def sentence(pair: Pair) -> str:
+    """A pair's verdict in words."""
+    if pair.identical:
+        runs, images, draws = pair.losses[0].shape
+        count = f"{runs} x " if runs > 1 else ""
+        return (
+            f"{pair.candidate.label} and {pair.reference.label} are identical on every one of {count}{images} x {draws} losses: "
+            "bit for bit the same."
+        )
+    return pair.outcome.sentence(pair.candidate.label, pair.reference.label)
+
+
+def _picture(drawn: dict[str, Path], name: str, heading: str, text: str) -> list[Block]:
+    if name not in drawn:
+        return []
+    found = [Block("heading", heading), Block("picture", heading, path=drawn[name])]
+    return found + ([Block("text", text)] if text else [])
+
+
+def _settings(comparison: Comparison) -> list[Block]:
+    if not comparison.differing:
+        return [Block("text", "No setting that is on record.")]
+    head = ["", *(variant.label for variant in comparison.variants)]
+    rows = [[key, *map(_value, values)] for key, values in comparison.differing.items()]
+    # Many variants are read downwards, few across.
+    if len(comparison.variants) > 6:
+        return [Block("table", rows=[list(row) for row in zip(head, *rows, strict=True)])]
+    return [Block("table", rows=[head, *rows])]
+
+
+def _value(value: Any) -> str:
+    text = "-" if value is None else str(value)
+    return text if len(text) <= 40 else f"{text[:24]}...{text[-12:]}"
+
+
+def _family(pairs: Sequence[Pair], heading: str, axis: str) -> list[Block]:
+    if not pairs:
+        return []
+    told = _by_interest([pair for pair in pairs if pair.outcome is not None])
+    found = [Block("heading", heading)]
+    if told:
+        head = ["candidate - reference", f"at {axis}", "difference", "relative", "95 % interval", "p", "p among pairs"]
+        rows = [head + ["verdict", "detectable from", "runs"]]
+        for pair in told[:MOST_PAIRS]:
+            rows.append(_row(pair, axis))
+        found.append(Block("table", rows=rows))
+        if len(told) > MOST_PAIRS:
+            found.append(
+                Block(
+                    "text", f"{len(told) - MOST_PAIRS} more pairs are in comparison.json, none told apart more clearly."
+                )
+            )
+    reasons: dict[str, list[str]] = {}
+    for pair in pairs:
+        if pair.note:
+            reasons.setdefault(pair.note, []).append(f"{pair.candidate.label} - {pair.reference.label}")
+    items = [
+        f"{', '.join(names[:4])}{' and more' if len(names) > 4 else ''}: {note}" for note, names in reasons.items()
+    ]
+    return [*found, Block("list", items=items)] if items else found
+
+
+def _row(pair: Pair, axis: str) -> list[str]:
+    d: Difference = pair.outcome.difference
+    at = "last" if pair.at is None else f"{pair.at:.0f}" if axis == "samples" else f"{pair.at:.1f}"
+    return [
+        f"{pair.candidate.label} - {pair.reference.label}",
+        at,
+        f"{d.value:+.3g}",
+        f"{d.relative:+.2%}",
+        f"{d.low:+.3g} to {d.high:+.3g}",
+        f"{d.p_value:.2g}",
+        f"{pair.outcome.adjusted_p:.2g}",
+        "identical" if pair.identical else pair.outcome.outcome,
+        f"{d.smallest_detectable:.2g}",
+        f"{d.seeds[1]} / {d.seeds[0]}" + (", same seeds" if pair.same_seeds else ""),
+    ]
+
+
+def _drift(comparison: Comparison) -> list[Block]:
+    known = [variant for variant in comparison.variants if all(run.drift is not None for run in variant.runs)]
+    if not known:
+        return []
+    rows = [["", "drift from the base", "standard error over captions"]]
+    for variant in known:
+        if len({run.drift.pack for run in variant.runs}) == 1:
+            mean, error = clustered_mean(np.stack([run.drift.loss[-1] for run in variant.runs]))
+            rows.append([variant.label, f"{mean:.3g}", f"{error:.2g}"])
+    text = (
+        "How far predictions moved from the base's on captions that were not trained on, at the last evaluation: the mean squared "
+        "difference, in the unit of the loss. Less is not always better, but drift without a gain is loss of what the base knew. "
+        "The pairs below are a third family; better means less drift."
+    )
+    found = [Block("heading", "Drift from the base"), Block("table", rows=rows), Block("text", text)]
+    return found + _family(comparison.drift, "Drift, pair by pair", "samples")[1:]
+
+
+def _noise(comparison: Comparison) -> list[Block]:
+    told = [pair for pair in comparison.samples if pair.outcome is not None and not pair.identical]
+    if not told:
+        return []
+    by_pack = [pair.outcome.difference.variance_reduction for pair in told]
+    finite = [value for value in by_pack if np.isfinite(value)]
+    items = []
+    if finite:
+        items.append(
+            "All were measured on the same images with the same noise. Had each had images of its own, "
+            f"{median(finite):.3g} times as many would be needed for the same error (the median of {len(finite)} pairs): the "
+            f"shared pack removed {1 - 1 / median(finite):.2%} of the variance."
+        )
+    by_seed = [share for share in map(removed_by_seeds, told) if share is not None]
+    if by_seed:
+        items.append(
+            "Variants trained with the same seeds saw the same samples with the same noise. Pairing their runs by seed removed "
+            f"{median(by_seed):.0%} of the variance between runs (the median of {len(by_seed)} pairs; below 0 it added some)."
+        )
+    else:
+        items.append(
+            "How much variance shared training seeds removed cannot be told: it takes two seeds or more in common."
+        )
+    return [Block("heading", "What sharing noise was worth"), Block("list", items=items)]
+
+
+def _speed(comparison: Comparison) -> list[list[str]]:
+    rows = [["", "images/s", "waiting for data", "memory, GiB", "training, s", "device", "processes", "precision"]]
+    for variant in comparison.variants:
+        trained = [record for run in variant.runs for record in run.metrics if "images_per_second" in record]
+        if not trained:
+            continue
+        entry = variant.runs[0].entry
+        seconds = [
+            run.evaluation.seconds[-1] for run in variant.runs if run.evaluation and run.evaluation.seconds is not None
+        ]
+        rows.append(
+            [
+                variant.label,
+                f"{median(record['images_per_second'] for record in trained):.3g}",
+                f"{median(record['data_wait_share'] for record in trained):.1%}",
+                f"{max(record['peak_memory_gib'] for record in trained):.2f}",
+                f"{median(seconds):.1f}" if seconds else "-",
+                str(entry.get("device", "-")),
+                str(entry.get("world", "-")),
+                str(entry.get("precision", "-")),
+            ]
+        )
+    return rows
+
+
+def _runs(comparison: Comparison) -> list[list[str]]:
+    rows = [["variant", "run", "seed", "state", "step", "held-out loss", "over the base", "commit"]]
+    for variant in comparison.variants:
+        for run in variant.runs:
+            rows.append([variant.label, *run_row(run)])
+    return rows
+
+
+def run_row(run: Any) -> list[str]:
+    """A run's cells: name, seed, state, last evaluated step, losses with standard errors, commit."""
+    loss = over = "-"
+    step = str(run.last_step)
+    if (curve := run.evaluation) is not None:
+        loss = "{:.5f} +- {:.2g}".format(*clustered_mean(curve.loss[-1]))
+        over = "{:+.5f} +- {:.2g}".format(*clustered_mean(curve.loss[-1].astype(np.float64) - curve.base))
+        step = str(curve.steps[-1]) if run.state != "file" else "-"
+    commit = str((run.entry.get("code") or {}).get("commit") or "-")[:10]
+    return [run.name, str(run.seed if run.seed is not None else "-"), run.state, step, loss, over, commit]
+
+
+def to_markdown(page: Sequence[Block]) -> str:
+    """The page as Markdown; pictures are named as they lie beside it."""
+    parts = []
+    for block in page:
+        if block.kind == "title":
+            parts.append(f"# {block.text}")
+        elif block.kind == "heading":
+            parts.append(f"## {block.text}")
+        elif block.kind == "text":
+            parts.append(block.text)
+        elif block.kind in ("list", "warning"):
+            parts.append("\n".join(f"- {item}" for item in block.items))
+        elif block.kind == "verdict":
+            parts.append("\n".join(f"- {item.partition('|')[2]}" for item in block.items))
+        elif block.kind == "picture":
+            parts.append(f"![{block.text}]({block.path.name})")
+        else:
+            head, *rows = [[cell.replace("|", "\\|") for cell in row] for row in block.rows]
+            lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+            parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
+    return "\n\n".join(parts) + "\n"
+
+
+def to_html(page: Sequence[Block]) -> str:
+    """The page as one HTML file that needs no other."""
+    parts = []
+    for block in page:
+        text = html.escape(block.text)
+        if block.kind in ("title", "heading"):
+            tag = "h1" if block.kind == "title" else "h2"
+            parts.append(f"<{tag}>{text}</{tag}>")
+        elif block.kind == "text":
+            parts.append(f"<p>{text}</p>")
+        elif block.kind in ("list", "warning"):
+            items = "".join(f"<li>{html.escape(item)}</li>" for item in block.items)
+            parts.append(f"<ul class={block.kind}>{items}</ul>")
+        elif block.kind == "verdict":
+            told = [item.partition("|") for item in block.items]
+            items = "".join(f'<li class="{kind}">{html.escape(words)}</li>' for kind, _, words in told)
+            parts.append(f"<ul class=verdict>{items}</ul>")
+        elif block.kind == "picture":
+            data = base64.b64encode(block.path.read_bytes()).decode()
+            parts.append(f'<img alt="{text}" src="data:image/png;base64,{data}">')
+        else:
+            head, *rows = [[html.escape(cell) for cell in row] for row in block.rows]
+            lines = "".join(f"<tr><td>{'</td><td>'.join(row)}</td></tr>" for row in rows)
+            parts.append(f"<div class=scroll><table><tr><th>{'</th><th>'.join(head)}</th></tr>{lines}</table></div>")
+    title = html.escape(page[0].text)
+    head = f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>{STYLE}</style></head>'
+    return f"{head}<body><main>{''.join(parts)}</main></body></html>\n"
+
+
+def numbers(comparison: Comparison) -> dict[str, Any]:
+    """Everything of the page that is a number, as JSON values."""
+    families = {"samples": comparison.samples, "seconds": comparison.seconds, "drift": comparison.drift}
+    return {
+        "variants": [_variant(variant) for variant in comparison.variants],
+        "by_run": comparison.by_run,
+        "differing": comparison.differing,
+        "families": {name: [_pair(pair) for pair in pairs] for name, pairs in families.items()},
+        "warnings": comparison.warnings,
+        "problems": comparison.problems,
+    }
+
+
+def _variant(variant: Variant) -> dict[str, Any]:
+    return {"label": variant.label, "runs": [str(run.path) for run in variant.runs], "seeds": list(variant.seeds)}
+
+
+def _pair(pair: Pair) -> dict[str, Any]:
+    found: dict[str, Any] = {"candidate": pair.candidate.label, "reference": pair.reference.label, "at": pair.at}
+    if pair.outcome is None:
+        return found | {"note": pair.note}
+    d = pair.outcome.difference
+    values = {name: getattr(d, name) for name in d.__dataclass_fields__}
+    finite = {
+        name: value if not isinstance(value, float) or np.isfinite(value) else None for name, value in values.items()
+    }
+    found |= {"outcome": pair.outcome.outcome, "adjusted_p": pair.outcome.adjusted_p, "identical": pair.identical}
+    return found | {"same_seeds": pair.same_seeds, "removed_by_seeds": removed_by_seeds(pair), "difference": finite}

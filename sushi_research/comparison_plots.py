@@ -1,0 +1,215 @@
+"""The pictures of a comparison: curves with intervals, differences with intervals, pairs as a matrix, bands, grids of samples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from sushi_research import pictures
+from sushi_research.comparison import Comparison, Pair, Variant
+from sushi_research.run_record import Curve, RunRecord
+from sushi_research.verdict import clustered_mean, interpolate, t_quantile
+
+# Okabe and Ito's colours (2008), made to be told apart by colour-blind people too; then the same with other lines.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8A8A00")
+STYLES = ("-", "--", ":", "-.")
+AXES = {"samples": "samples seen", "seconds": "seconds of training"}
+LABEL = "prompt"
+
+
+def _figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Any, list[Any]]:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, list(np.ravel(figure.subplots(rows, columns)))
+
+
+def _look(number: int) -> dict[str, Any]:
+    return {
+        "color": COLOURS[number % len(COLOURS)],
+        "linestyle": STYLES[number // len(COLOURS) % len(STYLES)],
+    }
+
+
+def points(variant: Variant, axis: str) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """(x, mean, half-width of the 95 % interval) of the held-out loss over the base's, the variant's runs averaged.
+
+    The interval is Student's, over images: it is about these runs. The runs' common evaluations are taken, interpolated
+    where they lie elsewhere (seconds). None where the axis is not known.
+    """
+    curves = [run.evaluation for run in variant.runs if run.evaluation is not None]
+    if not curves or any(curve.axis(axis) is None for curve in curves) or len({curve.pack for curve in curves}) > 1:
+        return None
+    longest = max(curves, key=lambda curve: curve.axis(axis)[-1])
+    low, high = (max(c.axis(axis)[0] for c in curves), min(c.axis(axis)[-1] for c in curves))
+    at = longest.axis(axis)
+    at = np.unique(np.append(at[(at >= low) & (at <= high)], high))
+    over_base = [interpolate(curve.axis(axis), curve.loss - curve.base, at) for curve in curves]
+    mean, error = np.array([clustered_mean(loss) for loss in np.stack(over_base).mean(0)]).T
+    images = len(curves[0].names)
+    return at, mean, error * (t_quantile(0.975, images - 1) if images > 1 else np.nan)
+
+
+def curves(comparison: Comparison, path: Path) -> bool:
+    """Held-out loss over the base's, over samples seen and over seconds of training, all variants; whether there is one."""
+    figure, panels = _figure(12, 5, 1, 2)
+    drawn = 0
+    for axes, axis in zip(panels, AXES, strict=True):
+        for number, variant in enumerate(comparison.variants):
+            found = points(variant, axis)
+            if found is None:
+                if axis == "samples" and variant.is_file and variant.runs[0].evaluation is not None:
+                    drawn += _level(axes, variant, number)
+                continue
+            x, mean, half = found
+            axes.plot(x, mean, marker="o", markersize=3, label=variant.label, **_look(number))
+            axes.fill_between(x, mean - half, mean + half, color=_look(number)["color"], alpha=0.15, linewidth=0)
+            drawn += 1
+        axes.axhline(0, color="grey", linewidth=0.8)
+        axes.set_xlabel(AXES[axis])
+        axes.set_ylabel("held-out loss, over the base's")
+        axes.grid(alpha=0.3)
+    if len(comparison.variants) <= 12:
+        panels[0].legend(fontsize=8)
+    else:
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=7)
+    if drawn:
+        figure.savefig(path, dpi=110)
+    return drawn > 0
+
+
+def _level(axes: Any, variant: Variant, number: int) -> int:
+    """An adapter file has no curve: a line at its loss."""
+    curve = variant.runs[0].evaluation
+    mean, _ = clustered_mean(curve.loss[-1] - curve.base)
+    axes.axhline(mean, label=variant.label, linewidth=1.2, **_look(number))
+    return 1
+
+
+def differences(pairs: Sequence[Pair], path: Path, title: str) -> bool:
+    """The pairs' differences with their 95 % intervals, filled where the verdict is one; at most 30, whether there is any."""
+    told = [pair for pair in pairs if pair.outcome is not None][:30]
+    if not told:
+        return False
+    figure, (axes,) = _figure(10, 1.2 + 0.36 * len(told))
+    for row, pair in enumerate(told):
+        d = pair.outcome.difference
+        known = pair.outcome.outcome != "not distinguishable"
+        colour = {"better": "#009E73", "worse": "#D55E00"}.get(pair.outcome.outcome, "#777777")
+        axes.plot([d.low, d.high], [row, row], color=colour, linewidth=2)
+        axes.plot(d.value, row, "o", color=colour, markerfacecolor=colour if known else "white", markersize=7)
+    axes.set_yticks(range(len(told)), [f"{pair.candidate.label} - {pair.reference.label}" for pair in told], fontsize=8)
+    axes.invert_yaxis()
+    axes.axvline(0, color="black", linewidth=0.8)
+    axes.set_xlabel("difference in held-out loss (left: the first named is better)")
+    axes.set_title(title, fontsize=10)
+    axes.grid(alpha=0.3, axis="x")
+    figure.savefig(path, dpi=110)
+    return True
+
+
+def matrix(comparison: Comparison, path: Path) -> bool:
+    """Every pair as a cell: the row's variant better (green), worse (orange) or not told apart from the column's."""
+    variants = comparison.variants
+    place = {variant.label: number for number, variant in enumerate(variants)}
+    values = np.full((len(variants), len(variants)), np.nan)
+    for pair in comparison.samples:
+        if pair.outcome is not None:
+            value = {"better": 1.0, "worse": -1.0}.get(pair.outcome.outcome, 0.0)
+            row, column = place[pair.candidate.label], place[pair.reference.label]
+            values[row, column], values[column, row] = value, -value
+    if np.isnan(values).all():
+        return False
+    from matplotlib.colors import ListedColormap
+
+    side = 2.5 + 0.28 * len(variants)
+    figure, (axes,) = _figure(side + 1, side)
+    axes.imshow(values, cmap=ListedColormap(["#D55E00", "#E8E8E8", "#009E73"]), vmin=-1, vmax=1)
+    labels = [variant.label for variant in variants]
+    axes.set_xticks(range(len(labels)), labels, rotation=90, fontsize=7)
+    axes.set_yticks(range(len(labels)), labels, fontsize=7)
+    axes.set_title("the row's variant is better (green), worse (orange), not told apart (grey)", fontsize=9)
+    figure.savefig(path, dpi=110)
+    return True
+
+
+def bands(comparison: Comparison, path: Path) -> bool:
+    """Held-out loss over the base's by timestep quarter, at the last evaluation, with 95 % intervals over images."""
+    figure, (axes,) = _figure(9, 4.2)
+    drawn, count = 0, max(1, len(comparison.variants))
+    for number, variant in enumerate(comparison.variants):
+        curves_ = [run.evaluation for run in variant.runs if run.evaluation is not None]
+        if not curves_ or len({curve.pack for curve in curves_}) > 1:
+            continue
+        mean, half = band_means(curves_)
+        x = np.arange(4) + (number - (count - 1) / 2) * 0.7 / count
+        axes.errorbar(
+            x, mean, half, fmt="o", capsize=2, markersize=4, label=variant.label, color=_look(number)["color"]
+        )
+        drawn += 1
+    axes.axhline(0, color="grey", linewidth=0.8)
+    axes.set_xticks(range(4), [f"t {250 * band}-{250 * band + 249}" for band in range(4)])
+    axes.set_ylabel("held-out loss, over the base's")
+    axes.grid(alpha=0.3, axis="y")
+    if drawn and count <= 12:
+        axes.legend(fontsize=8)
+    if drawn:
+        figure.savefig(path, dpi=110)
+    return drawn > 0
+
+
+def band_means(curves_: Sequence[Curve]) -> tuple[np.ndarray, np.ndarray]:
+    """(means [4], half-widths [4]) over the base at the last evaluation, by quarter of the schedule, runs averaged."""
+    over_base = np.stack([curve.loss[-1].astype(np.float64) - curve.base for curve in curves_]).mean(0)
+    quarters = curves_[0].timesteps.astype(int) * 4 // 1000
+    found = []
+    for band in range(4):
+        images = np.nanmean(np.where(quarters == band, over_base, np.nan), axis=1)
+        factor = t_quantile(0.975, len(images) - 1) if len(images) > 1 else np.nan
+        found.append((images.mean(), factor * images.std(ddof=1) / len(images) ** 0.5 if len(images) > 1 else np.nan))
+    mean, half = np.array(found).T
+    return mean, half
+
+
+def samples(comparison: Comparison, path: Path) -> bool:
+    """The same prompts and seeds by the base and by each variant's first run, at its last drawn step; whether there are any."""
+    columns: dict[str, dict[str, Path]] = {}
+    for variant in comparison.variants[:12]:
+        first, last = _drawn(variant.runs[0])
+        if last:
+            columns.setdefault("base", first)
+            columns[variant.label] = last
+    if len(columns) < 2:
+        return False
+    # The base's pictures are those of a run's first step; where none was drawn there, it has no column.
+    columns = {name: drawn for name, drawn in columns.items() if drawn}
+    common = [label for label in next(iter(columns.values())) if all(label in drawn for drawn in columns.values())]
+    if not common:
+        return False
+    cells = []
+    for label in common[:12]:
+        cells.append([])
+        for drawn in columns.values():
+            with Image.open(drawn[label]) as picture:
+                cells[-1].append(picture.convert("RGB"))
+    pictures.grid(cells, common[:12], list(columns)).save(path)
+    return True
+
+
+def _drawn(run: RunRecord) -> tuple[dict[str, Path], dict[str, Path]]:
+    """(label -> picture) at step 0 and at the last drawn step; labels hold the prompt and, with several seeds, the seed."""
+    steps = sorted(folder for folder in (run.path / "samples").glob("step-*") if folder.is_dir())
+    found = []
+    for step in (steps[:1] if steps and int(steps[0].name[5:]) == 0 else [], steps[-1:]):
+        labels = {}
+        for file in sorted(path for folder in step for path in folder.glob("*.png")):
+            with Image.open(file) as picture:
+                labels[f"{picture.info.get(LABEL, file.stem)} [{file.stem[3:]}]"] = file
+        found.append(labels)
+    return found[0], found[1]

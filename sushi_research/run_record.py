@@ -1,0 +1,206 @@
+"""A run folder, or the folder of an evaluated adapter file, read with care: what is damaged or missing is a sentence, and the
+rest is still there. For comparing; nothing is written, and nothing heavy is loaded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sushi_research import provenance
+from sushi_research.errors import UserError
+from sushi_research.evaluation_results import Results
+from sushi_research.identity import flatten
+from sushi_research.strict_yaml import read_yaml
+from sushi_research.tracking import MetricsFile
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+
+@dataclass(frozen=True)
+class Curve:
+    """What was measured at T steps on N images (or captions) with K draws: `loss` [T, N, K], the base's `base` [N, K].
+
+    `samples` and `seconds` [T]: samples seen, and seconds of training alone, up to each step; None for an adapter file.
+    """
+
+    pack: str
+    names: tuple[str, ...]
+    timesteps: np.ndarray
+    steps: tuple[int, ...]
+    loss: np.ndarray
+    base: np.ndarray
+    samples: np.ndarray | None = None
+    seconds: np.ndarray | None = None
+
+    def axis(self, name: str) -> np.ndarray | None:
+        """`samples` or `seconds`."""
+        return {"samples": self.samples, "seconds": self.seconds}[name]
+
+
+@dataclass
+class RunRecord:
+    """One run. `state`: "finished", "still going", "stopped", or "file" for an evaluated adapter file.
+
+    `settings` are the config's, flat; `identity` what fixes what is learned; `entry` how it was last started.
+    """
+
+    path: Path
+    name: str
+    state: str
+    identity: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    plan: dict[str, Any] = field(default_factory=dict)
+    entries: list[dict[str, Any]] = field(default_factory=list)
+    metrics: list[dict[str, Any]] = field(default_factory=list)
+    phases: dict[str, float] = field(default_factory=dict)
+    evaluation: Curve | None = None
+    drift: Curve | None = None
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def entry(self) -> dict[str, Any]:
+        return self.entries[-1] if self.entries else {}
+
+    @property
+    def seed(self) -> int | None:
+        return self.identity.get("train.seed")
+
+    @property
+    def last_step(self) -> int:
+        return max((record["step"] for record in self.metrics), default=0)
+
+
+def is_record(folder: Path) -> bool:
+    """Whether a folder is a run's, or that of an evaluated adapter file."""
+    return (folder / "run.json").is_file() or (
+        (folder / "provenance.json").is_file() and (folder / "evaluation.parquet").is_file()
+    )
+
+
+def find_records(path: Path) -> list[Path]:
+    """The run folder at `path`, or all run folders in it; UserError where there is none."""
+    if is_record(path):
+        return [path]
+    found = sorted(folder for folder in path.iterdir() if is_record(folder)) if path.is_dir() else []
+    if not found:
+        what = "holds no run" if path.is_dir() else "is no folder"
+        raise UserError(
+            f"{path} {what} (a run's folder has a run.json): give the folder of a run, or one that holds runs."
+        )
+    return found
+
+
+def read_record(path: Path) -> RunRecord:
+    """Everything that can be read of a run; what cannot is in its `problems`, a sentence each."""
+    run = RunRecord(path, path.resolve().name, "file")
+
+    def attempt(what: Callable[[], Any], otherwise: Any) -> Any:
+        try:
+            return what()
+        except UserError as error:
+            run.problems.append(str(error))
+        except (OSError, KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+            run.problems.append(f"{path}: {type(error).__name__} while it was read ({error}); that part is left out")
+        return otherwise
+
+    run.entries = attempt(lambda: provenance.entries(path / "provenance.json"), [])
+    if (path / "run.json").is_file():
+        record = attempt(lambda: _json(path / "run.json"), {})
+        run.identity = record.get("identity") or {}
+        run.state = "finished" if record.get("finished_at") is not None else "stopped"
+        if _is_locked(path / ".lock"):
+            run.state = "still going"
+        run.plan = attempt(lambda: _json(path / "plan.json"), {})
+        run.phases = attempt(lambda: _json(path / "phases.json"), {}) if (path / "phases.json").is_file() else {}
+        run.metrics = attempt(lambda: MetricsFile(path / "metrics.jsonl").read(), [])
+    if (path / "config.yaml").is_file():
+        run.settings = attempt(lambda: flatten(read_yaml(str(path / "config.yaml"))), {})
+    elif run.entry:
+        run.settings = flatten(run.entry.get("resolved_config") or {})
+    run.evaluation = attempt(lambda: _curve(run, path / "evaluation.parquet"), None)
+    run.drift = attempt(lambda: _curve(run, path / "drift.parquet"), None)
+    if run.evaluation is None and not any("evaluation.parquet" in problem for problem in run.problems):
+        run.problems.append(
+            f"{path} has no evaluation: train with --evaluation.held_out or --evaluation.path, or measure its adapter with "
+            "scripts/evaluate.py"
+        )
+    elif run.evaluation is not None and not np.isfinite(run.evaluation.loss).all():
+        run.problems.append(
+            f"{path} has held-out losses that are not finite: it diverged, and is left out of the verdicts"
+        )
+        run.evaluation = None
+    if run.state == "still going":
+        run.problems.append(f"{path} is still going, at step {run.last_step}: it is used as far as it has come")
+    elif run.state == "stopped":
+        run.problems.append(f"{path} was stopped at step {run.last_step}: it is used as far as it has come")
+    return run
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: that part is left out") from None
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error}): restore it; that part is left out") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{path} does not hold what a run writes: restore it; that part is left out")
+    return found
+
+
+def _is_locked(path: Path) -> bool:
+    """Whether a process trains in this folder. Only looks."""
+    if fcntl is None or not path.is_file():
+        return False
+    with open(path, encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+    return False
+
+
+def _curve(run: RunRecord, path: Path) -> Curve | None:
+    """A parquet file of results as arrays; None where there is none."""
+    table = Results(path).read()
+    if table is None or table.num_rows == 0:
+        return None
+    steps, draws = table["step"].to_numpy(), int(table["draw"].to_numpy().max()) + 1
+    distinct = sorted(set(steps.tolist()))
+    rows = table.num_rows // len(distinct)
+    images = table["image"].to_pylist()
+    names = tuple(images[:rows:draws])
+    whole = [(steps == step).sum() == rows == len(names) * draws for step in distinct]
+    if not all(whole) or images != [name for name in names for _ in range(draws)] * len(distinct):
+        raise UserError(f"{path} does not have the same images and draws at every step: restore it; it is left out")
+    shape = (len(distinct), len(names), draws)
+    loss, base, times = (table[name].to_numpy().reshape(shape) for name in ("loss", "base_loss", "timestep"))
+    samples = seconds = None
+    if run.state != "file":
+        samples, seconds = _axes(run, distinct)
+    pack = table.schema.metadata[b"pack"].decode()
+    return Curve(pack, names, times[0], tuple(distinct), loss, base[0], samples, seconds)
+
+
+def _axes(run: RunRecord, steps: list[int]) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Samples seen and seconds of training up to each step: from what each step logged, without evaluating, drawing, saving."""
+    group = run.plan.get("samples_per_step") or run.identity.get("facts.samples_per_step")
+    if group is None:
+        return None, None
+    samples = np.array([step * group for step in steps], dtype=np.float64)
+    trained = [record for record in run.metrics if "images_per_second" in record]
+    at = np.array([record["step"] for record in trained])
+    spent = np.cumsum([group / record["images_per_second"] for record in trained])
+    if not len(at) or steps[-1] > at[-1]:
+        return samples, None
+    return samples, np.array([spent[at <= step][-1] if step else 0.0 for step in steps])

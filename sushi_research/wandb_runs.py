@@ -1,0 +1,136 @@
+"""Runs in W&B: their records brought back into folders for comparing, and the page of a comparison logged there.
+
+A training logs an artifact of type "record" at its end: the files of its run folder that tell how it went
+(`RunFolder.record_files`). W&B's offline folders hold nothing that can be read back; there the run folder itself is the record.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sushi_research.errors import UserError, first_line
+from sushi_research.progress import progress
+from sushi_research.tracking import resolve_trackers
+
+if TYPE_CHECKING:
+    import argparse
+
+    from sushi_research.comparison import Comparison
+
+logger = logging.getLogger(__name__)
+RECORD = "record"
+
+
+def download(path: str, group: str | None, sweep: str | None, folder: Path, api: Any = None) -> list[Path]:
+    """The records of a project's runs, of one group or sweep if that is given, each in `folder/<run id>/<run name>`.
+
+    `path` is ENTITY/PROJECT. UserError, one sentence, where W&B is out of reach, knows no such project, or holds no record.
+    `api` is a `wandb.Api`, made here where it is None.
+    """
+    if path.count("/") != 1 or not all(path.split("/")):
+        raise UserError(f"--wandb-runs is {path}: give ENTITY/PROJECT, as in the address of the project's page.")
+    filters = {key: value for key, value in {"group": group, "sweep": sweep}.items() if value is not None}
+    found, without = [], []
+    try:
+        if api is None:
+            import wandb
+
+            api = wandb.Api()
+        runs = list(api.runs(path, filters=filters))
+        for run in progress(runs, description="downloading records", unit="run"):
+            # Versions come newest first or last, by W&B's own choice.
+            records = [artifact for artifact in run.logged_artifacts() if artifact.type == RECORD]
+            if not records:
+                without.append(run.name)
+                continue
+            newest = max(records, key=lambda artifact: int(artifact.version.removeprefix("v")))
+            place = folder / run.id / run.name
+            newest.download(root=str(place))
+            found.append(place)
+    except Exception as error:
+        # W&B raises its own kinds, those of the network library, and ValueError for what is not there.
+        raise UserError(
+            f"W&B's {path} cannot be read ({first_line(error)}): check its name, `wandb login`, and the network."
+        ) from None
+    if not found:
+        where = f"{path}{f', group {group}' if group else ''}{f', sweep {sweep}' if sweep else ''}"
+        told = f"{len(without)} runs and none has finished with a record" if without else "no run"
+        raise UserError(f"W&B's {where} holds {told}: nothing of it can be compared.")
+    if without:
+        logger.warning("%d runs of %s have no record and are left out: %s", len(without), path, ", ".join(without[:5]))
+    return found
+
+
+def log_page(arguments: argparse.Namespace, comparison: Comparison, title: str, output: Path) -> str:
+    """Logs the page to W&B as a run of job type "comparison": tables, pictures and the HTML. Returns a sentence, "" when off.
+
+    Nothing here fails a comparison: what W&B does not take is said. UserError where `--wandb online` cannot be had.
+    """
+    trackers = resolve_trackers(arguments.wandb, False)
+    if trackers.wandb_mode is None:
+        return trackers.notice if arguments.wandb != "off" else ""
+    try:
+        _log(arguments, trackers.wandb_mode, comparison, title, output)
+    except Exception as error:
+        return f"warning: the page could not be logged to W&B ({first_line(error)}); it is in {output} all the same"
+    return trackers.notice
+
+
+def _log(arguments: argparse.Namespace, mode: str, comparison: Comparison, title: str, output: Path) -> None:
+    import wandb
+
+    settings = wandb.Settings(save_code=False, disable_code=True, silent=mode == "offline")
+    with wandb.init(
+        project=arguments.project,
+        entity=arguments.entity,
+        job_type="comparison",
+        name=title,
+        mode=mode,
+        dir=output,
+        settings=settings,
+        config={"runs": [run.name for variant in comparison.variants for run in variant.runs]},
+    ) as run:
+        values: dict[str, Any] = {name: wandb.Table(**table) for name, table in tables(comparison).items()}
+        values |= {path.stem: wandb.Image(str(path)) for path in sorted(output.glob("*.png"))}
+        values["page"] = wandb.Html(str(output / "comparison.html"))
+        run.log(values)
+
+
+def tables(comparison: Comparison) -> dict[str, dict[str, Any]]:
+    """`columns` and `data` of the tables: the verdicts of each family, and what differs between the variants."""
+    columns = [
+        "candidate",
+        "reference",
+        "verdict",
+        "difference",
+        "low",
+        "high",
+        "p",
+        "adjusted p",
+        "detectable from",
+        "at",
+    ]
+    found = {}
+    for name, pairs in {
+        "samples": comparison.samples,
+        "seconds": comparison.seconds,
+        "drift": comparison.drift,
+    }.items():
+        data = []
+        for pair in pairs:
+            row = [pair.candidate.label, pair.reference.label]
+            if pair.outcome is None:
+                data.append([*row, pair.note, *[None] * 7])
+                continue
+            d = pair.outcome.difference
+            numbers = [d.value, d.low, d.high, d.p_value, pair.outcome.adjusted_p, d.smallest_detectable, pair.at]
+            data.append([*row, pair.outcome.outcome, *numbers])
+        if data:
+            found[f"verdicts/{name}"] = {"columns": columns, "data": data}
+    if comparison.differing:
+        labels = [variant.label for variant in comparison.variants]
+        data = [[key, *map(str, values)] for key, values in comparison.differing.items()]
+        found["what differs"] = {"columns": ["setting", *labels], "data": data}
+    return found
