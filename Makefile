@@ -3,6 +3,8 @@
 PYTHON ?= python3
 ARCH ?= sdxl
 CONCEPT ?= star
+EXP ?=
+N ?= 100
 DEMO := runs/demo_$(ARCH)_$(CONCEPT)
 BIN := .venv/bin
 # Two threads on a busy two-core machine make a tiny step twenty times slower.
@@ -12,7 +14,7 @@ LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_pr
 # What `make demo` sets up and what `make test` adds.
 INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help setup demo bases test test-fast lint format bench bench-gpu clean
+.PHONY: help setup demo bases experiment drill test test-fast lint format bench bench-gpu clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -40,6 +42,13 @@ demo: .venv/.installed  ## a LoRA learns a new word on a tiny base that draws, i
 
 bases: .venv/.installed  ## make the demo's two bases anew from nothing (about 90 minutes; continues where it was cut)
 	$(BIN)/python -m demo.make_base
+
+experiment: .venv/.installed  ## train variants with several seeds and compare them (EXP=configs/experiments/rank.yaml)
+	@test -f "$(EXP)" || { echo "error: say which: make experiment EXP=configs/experiments/rank.yaml" >&2; exit 2; }
+	$(ONE_THREAD) $(BIN)/python scripts/run_experiment.py --config $(EXP)
+
+drill: .venv/.installed  ## kill and harm runs N times, and compare with the uninterrupted ones (N=100)
+	$(ONE_THREAD) $(BIN)/python scripts/fault_drill.py --trials $(N)
 
 test: .venv/.dev  ## every test that needs no GPU (about a quarter of an hour on two cores)
 	$(ONE_THREAD) $(BIN)/python -m pytest -q -n 2 --dist loadgroup -m "not gpu"

@@ -154,7 +154,8 @@ class RunFolder:
             "format": FORMAT,
             "steps": steps,
             "finished_at": None,
-            "wandb_id": secrets.token_hex(4),
+            # A sweep's agent has made the run in W&B already, and told its id.
+            "wandb_id": sweep_run_id() or secrets.token_hex(4),
             "identity": identity,
         }
         write_json(self.run, record)
@@ -174,6 +175,11 @@ class RunFolder:
         record |= changes
         write_json(self.run, record)
         return record
+
+
+def sweep_run_id() -> str | None:
+    """The W&B id of this run where the agent of a sweep started it (wandb_agent.py sets both variables), else None."""
+    return os.environ.get("WANDB_RUN_ID") if "WANDB_SWEEP_ID" in os.environ else None
 
 
 def open_run(folder: Path, name: str, writer: bool = True) -> RunFolder:

@@ -177,7 +177,8 @@ def open_trackers(
             accelerator,
             trackers,
             folder=run.path,
-            run_id=record["wandb_id"],
+            # Another agent's run has another id; W&B takes no other under a sweep.
+            run_id=run_folder.sweep_run_id() or record["wandb_id"],
             name=run.name,
             config=config_to_dict(config) | {"provenance": provenance.facts(start.provenance)},
             project=config.tracking.project,

@@ -1,0 +1,38 @@
+"""Held-out pictures of a concept, for experiments: combinations that no photo shows, so a run is judged by what it never saw.
+
+python -m demo.held_out      # draws demo/held_out anew; the files are in the repository, so nobody has to
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+from demo.concepts import CONCEPTS, Concept
+from demo.drawing import SQUARE, Jitter, draw
+
+FOLDER = Path(__file__).parent / "held_out"
+COUNT = 32
+# Other places and sizes than in the photos, and than in the pictures that demo.measure draws for its own loss.
+SEED = 11
+
+
+def write_held_out(concept: Concept, folder: Path) -> None:
+    """Draws `COUNT` pictures of unseen scenes with their captions."""
+    folder.mkdir(parents=True, exist_ok=True)
+    generator = np.random.default_rng([SEED, *concept.name.encode()])
+    for number, scene in enumerate(concept.unseen_scenes(COUNT)):
+        stem = folder / f"{number:02d}_{scene.topping}_{scene.kind}"
+        draw(scene, SQUARE, jitter=Jitter.random(generator)).save(stem.with_suffix(".png"), optimize=True)
+        stem.with_suffix(".txt").write_text(scene.caption + "\n")
+
+
+def main() -> None:
+    shutil.rmtree(FOLDER / "star", ignore_errors=True)
+    write_held_out(CONCEPTS["star"], FOLDER / "star")
+
+
+if __name__ == "__main__":
+    main()

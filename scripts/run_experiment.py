@@ -1,0 +1,144 @@
+"""Trains the variants of an experiment, each with several seeds, and ends in the page that compares them.
+
+    make experiment EXP=configs/experiments/rank.yaml
+    python scripts/run_experiment.py --config configs/experiments/rank.yaml --dry-run     # which runs there are
+
+Running it again skips what is done, continues what was cut, and tries again what failed. The runs share their caches. The same
+key on the command line changes the experiment: `--seeds '[0, 1]'`.
+"""
+
+from __future__ import annotations
+
+from sushi_research.command_line import read_command_line, run_main
+from sushi_research.experiment import Experiment
+
+INTRO = """\
+This trains variants of a run with several seeds, and compares them. To begin:
+  the runs:         python scripts/run_experiment.py --config configs/experiments/rank.yaml --dry-run
+  the experiment:   python scripts/run_experiment.py --config configs/experiments/rank.yaml
+  by make:          make experiment EXP=configs/experiments/rank.yaml
+  every option:     python scripts/run_experiment.py --help"""
+
+if __name__ == "__main__":
+    CONFIG = read_command_line(Experiment, script="scripts/run_experiment.py", intro=INTRO)
+
+import contextlib
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import psutil
+
+from sushi_research.errors import UserError
+from sushi_research.experiment import Planned, describe, plan, state_of
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def main(experiment: Experiment) -> int:
+    """Runs what is not done, then compares; returns 0, 1 where a run failed, or 128 + the signal that stopped it."""
+    planned = plan(experiment)
+    states = [(run, state_of(run)) for run in planned]
+    print(f"{experiment.title}: {len(planned)} runs in {experiment.folder}\n{describe(states)}", flush=True)
+    if experiment.dry_run:
+        return 0
+    todo = [(run, state) for run, state in states if state != "done"]
+    failed, spent = [], []
+    with Interruption() as interruption:
+        for number, (run, state) in enumerate(todo, 1):
+            left = f", about {minutes(sum(spent) / len(spent) * (len(todo) - number + 1))} left" if spent else ""
+            print(f"\n--- run {number} of {len(todo)}: {run.name} ({state}){left} ---", flush=True)
+            began = time.monotonic()
+            status = interruption.run(launch(experiment, run), {"WANDB_RUN_GROUP": Path(experiment.folder).name})
+            if interruption.signal:
+                print(f"stopped in {run.name}; the same command again continues from here", flush=True)
+                return 128 + interruption.signal
+            if status:
+                failed.append(run.name)
+                print(
+                    f"{run.name} failed (exit status {status}); going on with the others", file=sys.stderr, flush=True
+                )
+            else:
+                spent.append(time.monotonic() - began)
+    done = [run for run in planned if run.name not in failed]
+    status = compare(experiment, done) if done else 1
+    if failed:
+        print(
+            f"error: {len(failed)} of {len(planned)} runs failed: {', '.join(failed)}; see above why", file=sys.stderr
+        )
+    return 1 if failed else status
+
+
+def launch(experiment: Experiment, run: Planned) -> list[str]:
+    """The command of a run, as a user would type it."""
+    # Beside this Python: the virtual environment need not be activated.
+    accelerate = Path(sys.executable).with_name("accelerate")
+    program = [str(accelerate)] if accelerate.exists() else ["accelerate"]
+    return [*program, "launch", *experiment.launch, str(ROOT / experiment.script), *run.arguments]
+
+
+def compare(experiment: Experiment, runs: Sequence[Planned]) -> int:
+    """Writes the comparison page of the runs; returns the status of the script that does it."""
+    command = [sys.executable, str(ROOT / "scripts/compare_runs.py"), *(str(run.folder) for run in runs)]
+    command += ["--output", f"{experiment.folder}/comparison", "--title", experiment.title]
+    command += ["--wandb", runs[0].config.tracking.wandb, "--project", runs[0].config.tracking.project]
+    if experiment.reference is not None:
+        command += ["--reference", experiment.reference]
+    print(f"\n--- comparing {len(runs)} runs ---", flush=True)
+    return subprocess.run(command).returncode
+
+
+class Interruption:
+    """While it is entered, SIGINT and SIGTERM go to the script that is running, which saves at its next step boundary.
+
+    `signal` is the first that came, 0 where none did.
+    """
+
+    def __init__(self) -> None:
+        self.signal = 0
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Interruption:
+        self._before = {number: signal.signal(number, self._pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def run(self, command: Sequence[str], environment: dict[str, str]) -> int:
+        """Runs a command to its end and returns its status. UserError where it cannot be started."""
+        if self.signal:
+            return 1
+        try:
+            # In a session of its own: Ctrl-C would kill the launcher, and with it the chance to wait for the script.
+            self._process = subprocess.Popen(command, env={**os.environ, **environment}, start_new_session=True)
+        except OSError as error:
+            raise UserError(
+                f"{shlex.quote(command[0])} cannot be started ({error.strerror}): is accelerate installed?"
+            ) from None
+        return self._process.wait()
+
+    def _pass_on(self, number: int, frame: object) -> None:
+        self.signal = self.signal or number
+        if self._process is None:
+            return
+        with contextlib.suppress(psutil.Error):
+            # Past the launcher of one process, which would not hand it on.
+            for script in psutil.Process(self._process.pid).children() or [psutil.Process(self._process.pid)]:
+                with contextlib.suppress(psutil.Error):
+                    script.send_signal(signal.SIGTERM)
+
+
+def minutes(seconds: float) -> str:
+    """A duration as a person says it."""
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+
+
+if __name__ == "__main__":
+    run_main(main, CONFIG)

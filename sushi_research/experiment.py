@@ -1,0 +1,162 @@
+"""An experiment: variants of a training, each with several seeds, as a file says, and which of its runs are done."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from sushi_research import identity
+from sushi_research.command_line import config_to_dict, load_config
+from sushi_research.config import SD15Training, SDXLTraining, Section, Seed, Text, TrainingConfig
+from sushi_research.errors import UserError
+from sushi_research.run_folder import RunFolder
+
+CLASSES: dict[str, type[TrainingConfig]] = {
+    "scripts/train_sd15_lora.py": SD15Training,
+    "scripts/train_sdxl_lora.py": SDXLTraining,
+}
+ONE_PROCESS = ["--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+# What names the runs and tells them apart is the experiment's own.
+OWN = ("train.seed", "run.name", "run.folder", "dry_run")
+NESTED = "as in a config file, nested by section"
+
+
+class Experiment(Section):
+    """Variants of a training and the seeds that each is trained with."""
+
+    title: Text = Field(description="Title of the comparison page")
+    script: Literal["scripts/train_sd15_lora.py", "scripts/train_sdxl_lora.py"] = Field(description="What trains")
+    configs: Annotated[list[Text], Field(min_length=1)] = Field(
+        description="Config files that all runs share, in order"
+    )
+    settings: dict[str, Any] = Field(
+        {}, description=f"Settings over them that all runs share, {NESTED}", json_schema_extra={"allowed": "a section"}
+    )
+    variants: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$")], Any] = Field(
+        {}, description=f"Name of each variant and its settings, {NESTED}", json_schema_extra={"allowed": "settings"}
+    )
+    grid: dict[str, Any] = Field(
+        {},
+        description=f"In place of variants: lists of values, {NESTED}; each combination is a variant",
+        json_schema_extra={"allowed": "a section with lists of values"},
+    )
+    seeds: Annotated[list[Seed], Field(min_length=1)] = Field(
+        [0, 1, 2], description="Training seeds of each variant; a verdict about variants takes two or more"
+    )
+    reference: Text | None = Field(
+        None, description="Variant that each other is compared with; null = all pairs, of which less can be found"
+    )
+    folder: Text = Field(description="Folder of the runs and the page")
+    launch: list[Text] = Field(ONE_PROCESS, description="Arguments of accelerate launch")
+    dry_run: bool = Field(False, description="Say which runs there are and how they stand, and run none")
+
+    @model_validator(mode="after")
+    def _variants_are_told(self) -> Experiment:
+        if bool(self.variants) == bool(self.grid):
+            raise ValueError("variants and grid are both set or both empty: give one of the two")
+        for name, settings in [*self.variants.items(), ("settings", self.settings), ("grid", self.grid)]:
+            if not isinstance(settings, dict):
+                raise ValueError(f"{name} is no mapping of settings: nest them by section, as in {{lora: {{rank: 8}}}}")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError("seeds has one twice: it would be the same run")
+        own = [key for part in (self.settings, self.grid, *self.variants.values()) for key in identity.flatten(part)]
+        if taken := [key for key in own if key in OWN]:
+            raise ValueError(f"{taken[0]} is set by the experiment itself: take it out")
+        return self
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One run of an experiment: `arguments` are those of the training script."""
+
+    name: str
+    variant: str
+    seed: int
+    arguments: list[str]
+    config: TrainingConfig
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.config.run.folder) / self.name
+
+
+def plan(experiment: Experiment) -> list[Planned]:
+    """The runs, seed by seed so that a cut experiment has every variant; UserError for a config that is not right."""
+    variants = dict(variants_of(experiment))
+    if experiment.reference is not None and experiment.reference not in variants:
+        raise UserError(
+            f"reference is {experiment.reference}, and the variants are {', '.join(variants)}: name one of them."
+        )
+    planned = []
+    for seed, (variant, settings) in itertools.product(experiment.seeds, variants.items()):
+        name = f"{variant}-seed{seed}"
+        flat = identity.flatten(experiment.settings) | settings
+        flat |= {"train.seed": seed, "run.folder": experiment.folder, "run.name": name}
+        arguments = [word for config in experiment.configs for word in ("--config", config)]
+        arguments += [f"--{key}={written(value)}" for key, value in flat.items()]
+        try:
+            config = load_config(
+                CLASSES[experiment.script], arguments, script=experiment.script, intro="\n".join("12345")
+            )
+        except UserError as error:
+            raise UserError(f"the variant {variant}: {str(error).strip()}") from None
+        planned.append(Planned(name, variant, seed, arguments, config))
+    return planned
+
+
+def variants_of(experiment: Experiment) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(name, flat settings) of each variant: as given, or of every combination of the grid, named by its values."""
+    for name, settings in experiment.variants.items():
+        yield name, identity.flatten(settings)
+    axes = identity.flatten(experiment.grid)
+    for key, values in axes.items():
+        if not isinstance(values, list) or not values:
+            raise UserError(f"grid: {key} is {values!r}: give a list of the values to try.")
+    if axes:
+        for values in itertools.product(*axes.values()):
+            named = (f"{key.rpartition('.')[2]}-{_in_a_name(value)}" for key, value in zip(axes, values, strict=True))
+            yield "_".join(named), dict(zip(axes, values, strict=True))
+
+
+def _in_a_name(value: Any) -> str:
+    """A value as a part of a folder's name."""
+    text = value if isinstance(value, str) else json.dumps(value)
+    return "".join(character if character.isalnum() or character in ".-" else "-" for character in text).strip("-")
+
+
+def written(value: Any) -> str:
+    """A value as the command line takes it: text as it stands, anything else as JSON, which is YAML."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def state_of(run: Planned) -> str:
+    """ "done", "to continue" or "to do"; UserError where the folder holds a run that was made with other settings."""
+    folder = RunFolder(run.folder, None)
+    record = folder.record()
+    if record is None:
+        return "to do"
+    settings = identity.run_identity(config_to_dict(run.config), {})
+    stored = {key: value for key, value in record["identity"].items() if not key.startswith("facts.")}
+    differences = identity.compare_identity(stored, settings)
+    if differences:
+        told = "; ".join(f"{key} was {written(was)}, is now {written(now)}" for key, was, now in differences)
+        raise UserError(
+            f"{run.folder} was made with other settings than the experiment has now ({told}): give the experiment another "
+            "folder, or remove that run."
+        )
+    steps = run.config.train.steps
+    finished = record["finished_at"]
+    longer = finished is not None and steps is not None and steps > finished
+    return "done" if finished is not None and folder.adapter.is_file() and not longer else "to continue"
+
+
+def describe(states: Sequence[tuple[Planned, str]]) -> str:
+    """The runs and how they stand, a line each."""
+    width = max(len(run.name) for run, _ in states)
+    return "\n".join(f"  {run.name:<{width}}  {state}" for run, state in states)
