@@ -218,7 +218,7 @@ def train(config: SD15Training, accelerator: Accelerator, precision: str, run: R
             if last or stopping or (config.checkpoint.every and step % config.checkpoint.every == 0):
                 phases.enter("saving")
                 training.save(config, run, start, step, masters, optimizer, scaler, plan, accelerator)
-            if judge and not stopping:
+            if judge and (last or not stopping):
                 phases.enter("evaluating")
                 assessment.assess(judge, unet, step, plan["steps"], metrics, accelerator)
             if not last and not stopping and config.sample.every and step % config.sample.every == 0:

@@ -133,6 +133,16 @@ def test_a_run_in_pieces_has_the_same_evaluations(trainer, settings, capsys):
 
 @pytest.mark.slow
 @ONE
+def test_a_stop_at_the_last_step_comes_too_late_to_leave_the_evaluation_out(trainer, settings):
+    assert trainer.train("whole", settings) == 0
+    with at_micro_batch(trainer, 5, 0, stop):
+        assert trainer.train("late", settings) == 0
+    assert tables(trainer.folder("late")) == tables(trainer.folder("whole"))
+    assert trainer.metrics("late") == trainer.metrics("whole")
+
+
+@pytest.mark.slow
+@ONE
 def test_another_pack_in_mid_run_drops_what_the_old_one_gave(trainer, settings, tmp_path, capsys):
     with at_micro_batch(trainer, 3, 0, stop):
         trainer.train("run", settings)

@@ -1,0 +1,106 @@
+"""One process of a fault drill: a training script's `main`, with something that will go wrong in it.
+
+It is imported by the fork server that the drill's processes come from: what is loaded here is loaded once, so a process that
+runs the real script is there in a fraction of a second, and is a process of its own that can be killed.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import resource
+import signal
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+# Loaded for the fork server's sake, all that a run will import.
+import bitsandbytes  # noqa: F401
+import datasets  # noqa: F401
+import pyarrow.parquet  # noqa: F401
+import torch
+from diffusers import AutoencoderKL, StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel  # noqa: F401
+from peft import LoraConfig  # noqa: F401
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer  # noqa: F401
+
+from sushi_research import assessment, beginning, training  # noqa: F401
+from sushi_research.command_line import run_main
+from sushi_research.config import SD15Training, SDXLTraining
+
+CLASSES = {"sd15": SD15Training, "sdxl": SDXLTraining}
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a process runs: the script and its settings by dotted key, its place among the processes, and what goes wrong.
+
+    `die_at`: SIGKILL to itself right before its n-th sync or rename of a file, counted from 1. `file_limit`: no file may grow
+    beyond so many bytes. `count`: where it writes how often it synced and renamed.
+    """
+
+    script: Path
+    architecture: str
+    settings: dict[str, Any]
+    log: Path
+    environment: dict[str, str] = field(default_factory=dict)
+    die_at: int = 0
+    file_limit: int = 0
+    count: Path | None = None
+
+
+def run(order: Order) -> None:
+    """The process's body: it ends with the script's own exit status, or where it is killed."""
+    log = os.open(order.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1) for number in (1, 2))
+    os.environ.update(order.environment, ACCELERATE_USE_CPU="true", HF_HUB_OFFLINE="1")
+    torch.set_num_threads(1)
+    # A fork server's children would inherit what its parent ignores.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    writes = _watch_writes(order.die_at)
+    if order.file_limit:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (order.file_limit, order.file_limit))
+    try:
+        run_main(load(order.script).main, configure(order.architecture, order.settings))
+    finally:
+        if order.count is not None:
+            order.count.write_text(str(len(writes)))
+
+
+def load(script: Path) -> Any:
+    """A training script as a module."""
+    spec = importlib.util.spec_from_file_location(script.stem, script)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def configure(architecture: str, settings: dict[str, Any]) -> Any:
+    """The config of settings by dotted key."""
+    nested: dict[str, Any] = {}
+    for key, value in settings.items():
+        section, _, name = key.partition(".")
+        nested.setdefault(section, {})[name] = value
+    return CLASSES[architecture](**nested)
+
+
+def _watch_writes(die_at: int) -> list[str]:
+    """Counts what makes a file last (fsync, replace, rename), and ends the process right before one of them."""
+    seen: list[str] = []
+
+    def watch(name: str) -> Any:
+        call = getattr(os, name)
+
+        def watched(*arguments: Any, **options: Any) -> Any:
+            seen.append(name)
+            if len(seen) == die_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return call(*arguments, **options)
+
+        return watched
+
+    for name in ("fsync", "replace", "rename"):
+        setattr(os, name, watch(name))
+    return seen

@@ -1,0 +1,203 @@
+"""Where a fault drill happens: tiny bases and pictures, the setups, and launches of the real scripts as processes to be harmed."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import re
+import signal
+import socket
+import subprocess
+import time
+from dataclasses import dataclass, field, replace
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from sushi_research import drill_process, randomness
+from sushi_research.drill_process import Order
+from sushi_research.tiny import save_tiny_base
+
+ROOT = Path(__file__).resolve().parents[1]
+STEPS = 6
+# A process that hangs is a fault too.
+PATIENCE = 300.0
+COMMON = {
+    "data.resolution": 64,
+    "data.bucket_step": 32,
+    "train.steps": STEPS,
+    "checkpoint.every": 2,
+    "checkpoint.keep": 2,
+    "evaluation.every": 2,
+    "evaluation.draws": 4,
+    "evaluation.drift_captions": ["a cat", "a dog"],
+    "sample.enabled": False,
+    "tracking.wandb": "off",
+}
+# All that a step may depend on: 8-bit states (at a rank whose tensors are large enough for them), bf16, draws of every kind.
+HARSH = {
+    "train.precision": "bf16",
+    "optimizer.name": "adamw8bit",
+    "lora.rank": 128,
+    "lora.alpha": 64.0,
+    "lora.dropout": 0.3,
+    "data.flip": 0.5,
+    "loss.noise_offset": 0.1,
+    "loss.snr_gamma": 5.0,
+    "schedule.name": "cosine",
+    "schedule.warmup": 2,
+}
+PLAIN = {"train.precision": "fp32", "optimizer.name": "adamw", "lora.rank": 4, "lora.alpha": 2.0}
+
+
+@dataclass(frozen=True)
+class Setup:
+    """An architecture, a number of processes, and the settings of the run; every step has four samples in four pieces."""
+
+    architecture: str
+    world: int
+    harsh: bool
+
+    @property
+    def name(self) -> str:
+        return f"{self.architecture}-{self.world}{'' if self.harsh else '-plain'}"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        split = {"train.batch_size": 1, "train.accumulation": 4 // self.world}
+        return COMMON | (HARSH if self.harsh else PLAIN) | split
+
+
+SETUPS = {
+    setup.name: setup
+    for harsh in (True, False)
+    for world in (1, 2)
+    for architecture in ("sd15", "sdxl")
+    if (setup := Setup(architecture, world, harsh))
+}
+
+
+@dataclass
+class Launch:
+    """The processes of one start of a run."""
+
+    processes: list[BaseProcess]
+    log: Path
+    began: float = field(default_factory=time.monotonic)
+
+    def wait(self, seconds: float = PATIENCE) -> list[int]:
+        """The exit statuses, when all have ended: as under a launcher, the rest is ended when one fails (after a second)."""
+        end = self.began + seconds
+        while any(process.is_alive() for process in self.processes):
+            failed = any(process.exitcode not in (None, 0) for process in self.processes)
+            stopping = any(
+                process.exitcode in (128 + signal.SIGTERM, 128 + signal.SIGINT) for process in self.processes
+            )
+            if failed and not stopping:
+                time.sleep(1)
+                self.kill()
+            if time.monotonic() > end:
+                self.kill()
+                raise TimeoutError(f"the run hung; its log is {self.log}")
+            time.sleep(0.01)
+        return [process.exitcode for process in self.processes]
+
+    def kill(self, first: int = 0) -> None:
+        """SIGKILL to all, beginning with process `first`."""
+        order = self.processes[first:] + self.processes[:first]
+        for process in order:
+            process.kill()
+        for process in order:
+            process.join()
+
+    def text(self) -> str:
+        """What was printed."""
+        return self.log.read_text(errors="replace") if self.log.exists() else ""
+
+
+class Stage:
+    """The drill's folder with its bases and pictures, and the fork server that its processes come from."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload(["sushi_research.drill_process"])
+        for name, count, seed in (("photos", 7, 0), ("held", 4, 1)):
+            _draw(folder / name, count, seed)
+        for architecture in ("sd15", "sdxl"):
+            save_tiny_base(folder / f"base_{architecture}", architecture)
+
+    def start(self, setup: Setup, runs: Path, cache: Path, name: str = "run", **wrong: Any) -> Launch:
+        """Starts the script of a setup; `wrong` are fields of `Order`, for the main process alone where they kill or count."""
+        runs.mkdir(parents=True, exist_ok=True)
+        order = Order(
+            script=ROOT / f"scripts/train_{setup.architecture}_lora.py",
+            architecture=setup.architecture,
+            settings=setup.settings
+            | {
+                "model.base": str(self.folder / f"base_{setup.architecture}"),
+                "data.path": str(self.folder / "photos"),
+                "evaluation.path": str(self.folder / "held"),
+                "cache.folder": str(cache),
+                "run.folder": str(runs),
+                "run.name": name,
+            },
+            **{"log": runs.parent / f"{name}.log"} | wrong,
+        )
+        processes, port = [], _free_port()
+        for rank in range(setup.world):
+            mine = order if rank == 0 else replace(order, die_at=0, count=None)
+            if setup.world > 1:
+                place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(setup.world)}
+                mine = replace(mine, environment=place | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)})
+            processes.append(self._context.Process(target=drill_process.run, args=(mine,), daemon=True))
+        for process in processes:
+            process.start()
+        return Launch(processes, order.log)
+
+
+def last_step(run: Path) -> int:
+    """The last step that is logged, 0 before the first."""
+    try:
+        text = (run / "metrics.jsonl").read_text()
+    except OSError:
+        return 0
+    return max((int(step) for step in re.findall(r'^\{"step": (\d+), "loss"', text, re.MULTILINE)), default=0)
+
+
+def mount_tmpfs(folder: Path, options: str) -> bool:
+    """Puts a file system in memory at `folder`, or gives the one there other options ("size=100000", "ro"); False where this is
+    not permitted."""
+    folder.mkdir(parents=True, exist_ok=True)
+    again = "remount," if os.path.ismount(folder) else ""
+    try:
+        done = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", again + options, "tmpfs", str(folder)], capture_output=True
+        )
+    except OSError:
+        return False
+    return done.returncode == 0
+
+
+def unmount(folder: Path) -> None:
+    subprocess.run(["umount", str(folder)], capture_output=True)
+
+
+def _draw(folder: Path, count: int, seed: int) -> None:
+    """Small pictures of three shapes with captions."""
+    folder.mkdir(parents=True)
+    for number in range(count):
+        rng = randomness.key(seed, "fault-drill-picture", number)
+        coarse = Image.fromarray(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8))
+        size = [(64, 64), (96, 64), (64, 96)][number % 3]
+        coarse.resize(size, Image.Resampling.BICUBIC).save(folder / f"{number}.png")
+        (folder / f"{number}.txt").write_text(f"picture {number} of the drill {seed}\n")
+
+
+def _free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]

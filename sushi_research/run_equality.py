@@ -1,0 +1,106 @@
+"""Whether two run folders hold the same result: adapter, every logged value, every evaluated loss, and the last checkpoint."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+# What a run measures of the clock and the machine, rather than computes.
+MEASURED = frozenset({"images_per_second", "data_wait_share", "peak_memory_gib"})
+TABLES = ("evaluation.parquet", "drift.parquet")
+
+
+def differences(found: Path, expected: Path) -> list[str]:
+    """What differs between two finished runs, a sentence each, bit for bit; empty where they are equal.
+
+    Compared are the adapter's tensors and dtypes, all lines of metrics.jsonl but for `MEASURED`, all rows of the results, the
+    step and the state of the last checkpoint, what run.json says but for the W&B id, and the pixels of the sample pictures.
+    """
+    return [f"{found.name}: {difference}" for difference in _differences(found, expected)]
+
+
+def _differences(found: Path, expected: Path) -> Iterator[str]:
+    from safetensors.torch import load_file
+
+    from sushi_research.checkpoint import latest_checkpoint
+
+    for name in ("adapter.safetensors", "run.json", "metrics.jsonl"):
+        if (found / name).is_file() != (expected / name).is_file():
+            yield f"{name} is {'there' if (found / name).is_file() else 'missing'}"
+            return
+    yield from _nested(
+        load_file(found / "adapter.safetensors"), load_file(expected / "adapter.safetensors"), "the adapter"
+    )
+    records = [json.loads((folder / "run.json").read_text()) for folder in (found, expected)]
+    one, other = ({key: value for key, value in record.items() if key != "wandb_id"} for record in records)
+    yield from _nested(one, other, "run.json")
+    yield from _nested(_lines(found), _lines(expected), "metrics.jsonl")
+    for name in TABLES:
+        yield from _nested(_rows(found / name), _rows(expected / name), name)
+    checkpoints = [latest_checkpoint(folder / "checkpoints") for folder in (found, expected)]
+    if (checkpoints[0] is None) != (checkpoints[1] is None):
+        yield "one has a checkpoint and the other has none"
+    elif checkpoints[0] is not None:
+        yield from _nested(checkpoints[0].step, checkpoints[1].step, "the last checkpoint's step")
+        yield from _nested(checkpoints[0].load(), checkpoints[1].load(), "the last checkpoint")
+    yield from _nested(_pictures(found), _pictures(expected), "samples")
+
+
+def _lines(run: Path) -> list[dict[str, Any]]:
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    return [{key: value for key, value in json.loads(line).items() if key not in MEASURED} for line in lines]
+
+
+def _rows(path: Path) -> list[dict[str, Any]] | None:
+    from sushi_research.evaluation_results import Results
+
+    table = Results(path).read()
+    return None if table is None else table.to_pylist()
+
+
+def _pictures(run: Path) -> dict[str, bytes]:
+    from PIL import Image
+
+    found = {}
+    for path in sorted((run / "samples").glob("step-*/*.png")):
+        with Image.open(path) as picture:
+            found[str(path.relative_to(run))] = picture.tobytes()
+    return found
+
+
+def _nested(found: Any, expected: Any, where: str) -> Iterator[str]:
+    """The first difference of each branch of two nests of dicts, lists, tensors and plain values."""
+    import torch
+
+    if type(found) is not type(expected):
+        yield f"{where} is a {type(found).__name__} in place of a {type(expected).__name__}"
+    elif isinstance(expected, dict):
+        if list(found) != list(expected):
+            extra = sorted(map(str, found.keys() ^ expected.keys()))
+            yield f"{where} has other keys: {', '.join(extra[:3]) or 'in another order'}"
+            return
+        for key in expected:
+            difference = next(_nested(found[key], expected[key], f"{where}, {key}"), None)
+            if difference is not None:
+                yield difference
+                return
+    elif isinstance(expected, list | tuple):
+        if len(found) != len(expected):
+            yield f"{where} has {len(found)} entries in place of {len(expected)}"
+            return
+        for index, (one, other) in enumerate(zip(found, expected, strict=True)):
+            difference = next(_nested(one, other, f"{where}, entry {index}"), None)
+            if difference is not None:
+                yield difference
+                return
+    elif isinstance(expected, torch.Tensor):
+        # By bits: NaN equals itself, and 0 does not equal -0.
+        same = found.dtype == expected.dtype and found.shape == expected.shape
+        if not same or not torch.equal(
+            *(tensor.contiguous().reshape(-1).view(torch.uint8) for tensor in (found, expected))
+        ):
+            yield f"{where} has other values"
+    elif found != expected:
+        yield f"{where} is {str(found)[:60]} in place of {str(expected)[:60]}"
