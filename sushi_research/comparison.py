@@ -18,7 +18,7 @@ import numpy as np
 from sushi_research import verdict
 from sushi_research.errors import UserError
 from sushi_research.run_record import Curve, RunRecord
-from sushi_research.verdict import MIN_IMAGES, Difference, Verdict
+from sushi_research.verdict import MAX_PAIRS, MIN_IMAGES, Difference, Verdict
 
 SEED = "train.seed"
 # Settings that say where something lies or how it is shown; they make no variant.
@@ -192,6 +192,10 @@ def _family(pairs: Sequence[tuple[Variant, Variant]], losses_of: Callable[[Varia
     """The pairs with their verdicts, corrected for the number of those that can be compared."""
     found = [losses_of(candidate, reference) for candidate, reference in pairs]
     asked = [pair for pair in found if pair.losses is not None]
+    if len(asked) > MAX_PAIRS:
+        for pair in asked:
+            pair.losses, pair.note = None, f"{len(asked)} pairs are too many to tell any apart: name one with --reference"
+        return found
     differences: list[Difference] = []
     for pair in asked:
         of_reference, of_candidate = pair.losses

@@ -1,0 +1,93 @@
+"""Run folders that no training made: with losses, settings and pictures as a test wants them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from sushi_research.evaluation_results import Results
+
+IMAGES, DRAWS, GROUP = 12, 8, 4
+
+
+@dataclass(frozen=True)
+class FakePack:
+    """N images x K draws, stratified."""
+
+    names: tuple[str, ...] = tuple(f"image{number}" for number in range(IMAGES))
+    draws: int = DRAWS
+    hash: str = "pack"
+
+    def timesteps(self) -> np.ndarray:
+        return np.tile((np.arange(self.draws) * 1000 + 500) // self.draws, (len(self.names), 1))
+
+
+def base_loss(pack: FakePack) -> np.ndarray:
+    """[N, K]: images and timesteps differ much, as they do."""
+    rng = np.random.default_rng(0)
+    return 0.2 + 0.1 * rng.random((len(pack.names), 1)) + 0.3 * rng.random((1, pack.draws))
+
+
+def losses(pack: FakePack, gain: float, seed: int, noise: float = 0.002) -> np.ndarray:
+    """The base's losses, lower by `gain` on the mean, with an effect of the run on each image."""
+    rng = np.random.default_rng([seed, 1])
+    return base_loss(pack) - gain + noise * rng.standard_normal((len(pack.names), 1))
+
+
+def fake_run(
+    folder: Path,
+    gain: float = 0.05,
+    *,
+    seed: int = 0,
+    noise_seed: int | None = None,
+    steps: tuple[int, ...] = (0, 10, 20),
+    rank: int = 8,
+    pack: FakePack = FakePack(),  # noqa: B008
+    rate: float = 8.0,
+    finished: bool = True,
+    entry: dict[str, Any] | None = None,
+    pictures: bool = False,
+) -> Path:
+    """A finished run whose loss falls linearly to `gain` below the base's."""
+    folder.mkdir(parents=True)
+    identity = {"train.seed": seed, "lora.rank": rank, "facts.samples_per_step": GROUP, "facts.base_model.unet": "unet"}
+    record = {"format": 1, "steps": steps[-1], "finished_at": steps[-1] if finished else None, "wandb_id": "w"}
+    (folder / "run.json").write_text(json.dumps(record | {"identity": identity}))
+    (folder / "plan.json").write_text(json.dumps({"samples_per_step": GROUP}))
+    settings = {"lora": {"rank": rank}, "train": {"seed": seed, "batch_size": 1}, "run": {"name": folder.name}}
+    (folder / "config.yaml").write_text(yaml.safe_dump(settings))
+    known = {
+        "code": {"commit": "c" * 40, "dirty": False},
+        "libraries": {"torch": "2"},
+        "base": {"unet": "unet"},
+        "device": "a CPU",
+        "world": 1,
+        "precision": "fp32",
+        "random_scheme": 1,
+    }
+    (folder / "provenance.json").write_text(json.dumps([known | (entry or {})]))
+    lines = [
+        {"step": step, "loss": 0.1, "images_per_second": rate, "data_wait_share": 0.01, "peak_memory_gib": 1.5}
+        for step in range(1, steps[-1] + 1)
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    results, base = Results(folder / "evaluation.parquet"), base_loss(pack)
+    last = losses(pack, gain, seed if noise_seed is None else noise_seed)
+    for step in steps:
+        share = step / steps[-1]
+        results.append(pack, step, (1 - share) * base + share * last, base)
+    if pictures:
+        for step in (0, steps[-1]):
+            place = folder / f"samples/step-{step:08d}"
+            place.mkdir(parents=True)
+            described = PngInfo()
+            described.add_text("prompt", "a cat")
+            Image.new("RGB", (16, 16), (step * 10, 90, 90)).save(place / "00-seed0.png", pnginfo=described)
+    return folder

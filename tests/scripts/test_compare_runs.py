@@ -1,0 +1,231 @@
+"""scripts/compare_runs.py: the page says what was found, stands by itself, and comes whatever is wrong with a run."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+from types import SimpleNamespace
+
+import pytest
+from fake_runs import fake_run
+from script_runs import ROOT
+
+from sushi_research import verdict, wandb_runs
+from sushi_research.command_line import run_main
+from sushi_research.errors import UserError
+
+spec = importlib.util.spec_from_file_location("compare_script", ROOT / "scripts/compare_runs.py")
+SCRIPT = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(SCRIPT)
+
+
+@pytest.fixture(autouse=True)
+def fewer_resamples(monkeypatch):
+    monkeypatch.setattr(verdict, "RESAMPLES", 9_999)
+    monkeypatch.setattr(verdict, "MAX_PAIRS", 500)
+
+
+@pytest.fixture
+def compare(tmp_path):
+    """Runs the script without W&B; gives the Markdown, the HTML and the numbers."""
+
+    def run(*words):
+        output = tmp_path / "page"
+        arguments = SCRIPT.parse([*map(str, words), "--output", str(output), "--wandb", "off"])
+        assert SCRIPT.main(arguments) == 0
+        numbers = json.loads((output / "comparison.json").read_text())
+        return (output / "comparison.md").read_text(), (output / "comparison.html").read_text(), numbers
+
+    return run
+
+
+def test_the_page(compare, tmp_path, capsys):
+    weak = fake_run(tmp_path / "weak", 0.03, rank=2, pictures=True)
+    strong = fake_run(tmp_path / "strong", 0.05, rank=8, noise_seed=4, pictures=True)
+    text, page, numbers = compare(weak, strong, "--title", "Ranks & <more>")
+    first = text.index("## Verdict")
+    assert text.startswith("# Ranks & <more>\n") and first < text.index("## Held-out loss") < text.index(
+        "## What differs"
+    )
+    assert "- strong is better than weak: loss -0.0" in text and "| lora.rank | 2 | 8 |" in text
+    for heading in (
+        "At equal samples seen",
+        "At equal training time",
+        "Speed and memory",
+        "The same prompts and seeds",
+    ):
+        assert f"## {heading}" in text
+    assert "the shared pack removed" in text.replace("\n", " ") and "takes two seeds or more in common" in text
+    # Every picture that the page names is there, and the HTML needs none of them.
+    named = re.findall(r"!\[[^]]*\]\(([^)]+)\)", text)
+    assert {"curves.png", "differences.png", "bands.png", "samples.png"} == set(named)
+    assert all((tmp_path / "page" / name).is_file() for name in named)
+    assert page.count("data:image/png;base64,") == len(named) and not re.search(r'src="(?!data:)', page)
+    assert "<h1>Ranks &amp; &lt;more&gt;</h1>" in page and "<script" not in page
+    [pair] = numbers["families"]["samples"]
+    assert pair["outcome"] == "better" and pair["difference"]["images"] == 12
+    said = capsys.readouterr().out
+    assert "strong is better than weak" in said and "comparison.html" in said
+
+
+def test_whatever_is_wrong_is_a_sentence_and_the_page_comes(compare, tmp_path, capsys):
+    good = [fake_run(tmp_path / f"good{rank}", rank=rank, noise_seed=rank) for rank in (1, 2)]
+    damaged = fake_run(tmp_path / "damaged", rank=3)
+    (damaged / "evaluation.parquet").write_bytes(b"PAR1 no more")
+    (damaged / "metrics.jsonl").write_text("{\n")
+    going = fake_run(tmp_path / "going", rank=4, finished=False)
+    (tmp_path / "empty").mkdir()
+    text, _, numbers = compare(*good, damaged, going, tmp_path / "empty", tmp_path / "nowhere")
+    told = capsys.readouterr().err
+    for words in (
+        "empty holds no run",
+        "nowhere is no folder",
+        "evaluation.parquet is damaged",
+        "metrics.jsonl, line 1 is not JSON",
+        "going was stopped at step 20",
+    ):
+        assert words in told and words in text, words
+    assert "good2 is not distinguishable from good1" in text and len(numbers["variants"]) == 4
+    assert "Traceback" not in told
+
+
+def test_nothing_left_is_an_error(tmp_path, capsys):
+    arguments = SCRIPT.parse([str(tmp_path / "nowhere"), "--output", str(tmp_path / "page"), "--wandb", "off"])
+    with pytest.raises(SystemExit) as ended:
+        run_main(SCRIPT.main, arguments)
+    assert ended.value.code == 2 and "error: no run is left to compare" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [[], ["--group", "x", "run"], ["run", "--wandb", "maybe"], ["run", "--outpt", "x"]])
+def test_a_mistyped_command_line_is_refused(words, capsys):
+    with pytest.raises(SystemExit) as ended:
+        SCRIPT.parse(words)
+    assert ended.value.code == 2 and "error: " in capsys.readouterr().err
+
+
+def test_identical_runs_are_called_so(compare, tmp_path):
+    text, _, numbers = compare(fake_run(tmp_path / "a", rank=1), fake_run(tmp_path / "b", rank=2))
+    assert "b and a are identical on every one of 12 x 8 losses: bit for bit the same." in text
+    assert numbers["families"]["samples"][0]["identical"] is True
+
+
+def test_one_run_alone_has_a_page_without_a_verdict(compare, tmp_path):
+    text, _, _ = compare(fake_run(tmp_path / "alone"))
+    assert "None: there is nothing to compare it with." in text and "curves.png" in text
+
+
+def test_runs_of_one_variant(compare, tmp_path):
+    text, _, _ = compare(*(fake_run(tmp_path / f"r-seed{seed}", seed=seed) for seed in (0, 1)))
+    assert "All of these are runs of one variant" in text and "it is about these two runs, not other seeds" in text
+
+
+@pytest.mark.slow
+def test_forty_variants_with_three_seeds(compare, tmp_path, monkeypatch):
+    """780 pairs, with all resamples: a matrix, and a table that is cut."""
+    monkeypatch.undo()
+    for rank in range(40):
+        for seed in range(3):
+            gain = 0.03 + 0.02 * (rank == 17)
+            fake_run(
+                tmp_path / f"runs/v{rank:02d}-seed{seed}", gain, seed=seed, rank=rank, noise_seed=100 * rank + seed
+            )
+    text, page, numbers = compare(tmp_path / "runs")
+    assert len(numbers["families"]["samples"]) == 780 and "matrix.png" in text and len(page) < 20e6
+    assert "more pairs are in comparison.json" in text and len(text) < 200_000
+
+
+# --- W&B ---
+
+
+class FakeArtifact:
+    def __init__(self, source, kind="record", version="v0"):
+        self.source, self.type, self.version = source, kind, version
+
+    def download(self, root):
+        import shutil
+
+        shutil.copytree(self.source, root)
+
+
+def fake_api(*runs, error=None):
+    def find(path, filters):
+        if error is not None:
+            raise error
+        return [run for run in runs if filters.get("group") in (None, run.group)]
+
+    return SimpleNamespace(runs=find)
+
+
+def in_wandb(folder, *artifacts, group="g"):
+    return SimpleNamespace(
+        id=f"id-{folder.name}", name=folder.name, group=group, logged_artifacts=lambda: list(artifacts)
+    )
+
+
+def test_records_are_downloaded_the_newest_of_each(tmp_path, caplog):
+    one, two, old = (fake_run(tmp_path / name, rank=rank) for rank, name in enumerate(("one", "two", "old")))
+    api = fake_api(
+        in_wandb(
+            one, FakeArtifact(old, version="v9"), FakeArtifact(one, version="v10"), FakeArtifact(old, "adapter", "v11")
+        ),
+        in_wandb(two, FakeArtifact(two)),
+        in_wandb(tmp_path / "bare"),
+        in_wandb(tmp_path / "elsewhere", FakeArtifact(old), group="h"),
+    )
+    found = wandb_runs.download("team/project", "g", None, tmp_path / "wandb", api)
+    assert [path.name for path in found] == ["one", "two"]
+    ranks = [json.loads((path / "run.json").read_text())["identity"]["lora.rank"] for path in found]
+    assert ranks == [0, 1] and "1 runs of team/project have no record and are left out: bare" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("api", "path", "words"),
+    [
+        (fake_api(), "project", "--wandb-runs is project: give ENTITY/PROJECT"),
+        (fake_api(), "team/project", "W&B's team/project, group g holds no run: nothing"),
+        (
+            fake_api(error=ValueError("Could not find project")),
+            "team/project",
+            r"cannot be read \(Could not find project\)",
+        ),
+        (fake_api(error=ConnectionError("no route\nat all")), "team/project", r"cannot be read \(no route\): check"),
+        (None, "team/project", "W&B's team/project cannot be read"),
+    ],
+)
+def test_out_of_reach_is_one_sentence(tmp_path, monkeypatch, api, path, words):
+    """The last one is real: there are no credentials here."""
+    for name in ("WANDB_API_KEY", "NETRC"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(UserError, match=words) as caught:
+        wandb_runs.download(path, "g", None, tmp_path / "wandb", api)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_rest_of_the_page_comes_without_wandb(compare, tmp_path, monkeypatch, capsys):
+    def unreachable(*_):
+        raise UserError("W&B's team/project cannot be read (no route): check its name.")
+
+    monkeypatch.setattr(wandb_runs, "download", unreachable)
+    runs = [fake_run(tmp_path / f"r{rank}", rank=rank, noise_seed=rank) for rank in (1, 2)]
+    text, _, _ = compare(*runs, "--wandb-runs", "team/project")
+    assert "- W&B's team/project cannot be read (no route)" in text and "r2 is not distinguishable from r1" in text
+    assert "warning: W&B's team/project cannot be read" in capsys.readouterr().err
+
+
+def test_the_page_is_logged_offline(tmp_path):
+    """By the real library, into the page's own folder."""
+    runs = [fake_run(tmp_path / f"r{rank}", rank=rank, noise_seed=rank) for rank in (1, 2)]
+    arguments = SCRIPT.parse([*map(str, runs), "--output", str(tmp_path / "page"), "--wandb", "offline"])
+    assert SCRIPT.main(arguments) == 0
+    [offline] = (tmp_path / "page/wandb").glob("offline-run-*")
+    [record] = offline.glob("*.wandb")
+    assert record.stat().st_size > 1000
+    assert {path.name for path in offline.rglob("media/*/*")} or list(offline.rglob("*.table.json"))
+    from sushi_research.comparison import compare as compare_runs
+    from sushi_research.run_record import read_record
+
+    tables = wandb_runs.tables(compare_runs([read_record(run) for run in runs]))
+    assert tables["verdicts/samples"]["data"][0][:3] == ["r2", "r1", "not distinguishable"]
+    assert tables["what differs"]["data"] == [["lora.rank", "1", "2"]]

@@ -1,0 +1,192 @@
+"""Runs compared: what is planted is found, what is not there is not, and what cannot be compared says why."""
+
+import numpy as np
+import pytest
+from fake_runs import DRAWS, IMAGES, FakePack, fake_run
+
+from sushi_research import verdict
+from sushi_research.comparison import compare, removed_by_seeds, variants_of
+from sushi_research.errors import UserError
+from sushi_research.run_record import read_record
+
+
+@pytest.fixture(autouse=True)
+def fewer_resamples(monkeypatch):
+    """Enough for p-values of a few per cent, in a tenth of the time."""
+    monkeypatch.setattr(verdict, "RESAMPLES", 9_999)
+    monkeypatch.setattr(verdict, "MAX_PAIRS", 500)
+
+
+def records(*folders):
+    return [read_record(folder) for folder in folders]
+
+
+def outcomes(pairs):
+    return {
+        (pair.candidate.label, pair.reference.label): pair.outcome.outcome if pair.outcome else pair.note
+        for pair in pairs
+    }
+
+
+def test_a_planted_difference_is_found_and_mirrored(tmp_path):
+    runs = records(fake_run(tmp_path / "weak", 0.03, rank=2), fake_run(tmp_path / "strong", 0.05, rank=8, noise_seed=5))
+    found = compare(runs)
+    assert outcomes(found.samples) == {("strong", "weak"): "better"}
+    assert outcomes(compare(runs[::-1]).samples) == {("weak", "strong"): "worse"}
+    difference = found.samples[0].outcome.difference
+    assert difference.value == pytest.approx(-0.02, abs=0.002) and difference.images == IMAGES
+    assert difference.low <= -0.02 <= difference.high
+    assert found.samples[0].at == 20 * 4 and found.seconds[0].at == pytest.approx(20 * 4 / 8)
+    assert found.differing == {"lora.rank": [2, 8]} and found.warnings == [] and found.problems == []
+
+
+def test_without_a_difference_none_is_found(tmp_path):
+    runs = [fake_run(tmp_path / f"r{rank}", 0.05, rank=rank, noise_seed=rank) for rank in range(2, 6)]
+    found = compare(records(*runs))
+    assert set(outcomes(found.samples).values()) == {"not distinguishable"} and len(found.samples) == 6
+    assert all(pair.outcome.difference.pairs == 6 for pair in found.samples)
+
+
+def test_against_a_reference_there_are_fewer_pairs(tmp_path):
+    runs = records(*(fake_run(tmp_path / f"r{rank}", 0.05, rank=rank, noise_seed=rank) for rank in range(2, 6)))
+    found = compare(runs, "r3")
+    assert [(p.candidate.label, p.reference.label) for p in found.samples] == [("r2", "r3"), ("r4", "r3"), ("r5", "r3")]
+    assert all(pair.outcome.difference.pairs == 3 for pair in found.samples)
+    with pytest.raises(UserError, match="no variant is called r9: choose from r2, r3, r4, r5"):
+        compare(runs, "r9")
+
+
+def test_equal_losses_are_called_identical(tmp_path):
+    found = compare(records(fake_run(tmp_path / "a", rank=1), fake_run(tmp_path / "b", rank=2)))
+    [pair] = found.samples
+    assert pair.identical and pair.outcome.outcome == "not distinguishable"
+
+
+def test_seeds_are_pooled_and_paired(tmp_path):
+    """The effect of a seed is shared by both variants: pairing by seed removes most of the variance between runs."""
+    folders = []
+    for rank, gain in ((2, 0.03), (8, 0.033)):
+        for seed, effect in enumerate((0.01, -0.01, 0.004)):
+            place = tmp_path / f"rank-{rank}-seed{seed}"
+            folders.append(fake_run(place, gain + effect, seed=seed, rank=rank, noise_seed=10 * rank + seed))
+    found = compare(records(*folders))
+    assert [(variant.label, variant.seeds) for variant in found.variants] == [
+        ("rank-2", (0, 1, 2)),
+        ("rank-8", (0, 1, 2)),
+    ]
+    [pair] = found.samples
+    assert pair.same_seeds and pair.losses[0].shape == (3, IMAGES, DRAWS)
+    assert pair.outcome.difference.seeds == (3, 3) and pair.outcome.difference.scope == "both variants, any seed"
+    assert removed_by_seeds(pair) > 0.95
+
+    other = fake_run(tmp_path / "other-seed7", 0.03, seed=7, rank=4)
+    unpaired = compare(records(*folders, other))
+    assert {pair.same_seeds for pair in unpaired.samples if "other" in pair.candidate.label} == {False}
+    assert all(removed_by_seeds(pair) is None for pair in unpaired.samples if "other" in pair.candidate.label)
+
+
+def test_runs_of_one_variant_are_compared_by_themselves(tmp_path):
+    runs = records(*(fake_run(tmp_path / f"r-seed{seed}", 0.05, seed=seed) for seed in range(3)))
+    variants, by_run = variants_of(runs)
+    assert by_run and [variant.label for variant in variants] == ["r-seed0", "r-seed1", "r-seed2"]
+    assert compare(runs).differing == {"train.seed": ["0", "1", "2"]}
+
+
+def test_names_that_are_alike_are_told_apart(tmp_path):
+    runs = records(fake_run(tmp_path / "one/run", rank=1), fake_run(tmp_path / "two/run", rank=2))
+    assert [variant.label for variant in variants_of(runs)[0]] == ["one/run", "two/run"]
+
+
+def test_runs_of_other_lengths_meet_at_the_last_common_point(tmp_path):
+    """At 80 samples the long run is half-way: its loss is interpolated between its evaluations."""
+    short = fake_run(tmp_path / "short", 0.02, rank=1)
+    long = fake_run(tmp_path / "long", 0.06, rank=2, steps=(0, 15, 40), noise_seed=0, rate=16.0)
+    found = compare(records(short, long))
+    [pair], [by_time] = found.samples, found.seconds
+    assert pair.at == 80 and pair.outcome.difference.value == pytest.approx(-(0.06 * 20 / 40 - 0.02), abs=2e-3)
+    # It is twice as fast: in the short one's 10 seconds it has seen all its 160 samples.
+    assert by_time.at == pytest.approx(10) and by_time.outcome.difference.value == pytest.approx(-0.04, abs=2e-3)
+
+
+def test_what_cannot_be_paired_says_why(tmp_path):
+    one = fake_run(tmp_path / "one", rank=1)
+    elsewhere = fake_run(tmp_path / "elsewhere", rank=2, pack=FakePack(hash="another"))
+    few = [
+        fake_run(tmp_path / f"few{rank}", rank=rank, pack=FakePack(names=tuple("abcdefg"), hash="few"))
+        for rank in (3, 4)
+    ]
+    bare = fake_run(tmp_path / "bare", rank=5)
+    (bare / "evaluation.parquet").unlink()
+    found = compare(records(one, elsewhere, *few, bare))
+    told = outcomes(found.samples)
+    assert told["elsewhere", "one"] == "they were measured on different packs"
+    assert told["few4", "few3"] == "7 held-out images are too few for a verdict, which needs 8"
+    assert told["bare", "one"] == "a run has no evaluation"
+    assert any("not all runs have the same evaluation pack" in warning for warning in found.warnings)
+    assert any("bare has no evaluation: train with --evaluation.held_out" in problem for problem in found.problems)
+
+
+def test_a_measured_file_is_compared_with_the_last_evaluations(tmp_path):
+    run = fake_run(tmp_path / "run", 0.05)
+    file = fake_run(tmp_path / "file", 0.03, noise_seed=3)
+    for name in ("run.json", "metrics.jsonl", "plan.json", "config.yaml"):
+        (file / name).unlink()
+    found = compare(records(run, file))
+    assert outcomes(found.samples) == {("file", "run"): "worse"}
+    assert outcomes(found.seconds) == {("file", "run"): "an adapter file has no training time"}
+    assert found.variants[1].is_file and found.differing == {}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (
+            {"code": {"commit": "d" * 40, "dirty": False}},
+            "not all runs have the same code (cccccccccccc: one; dddddddddddd: two)",
+        ),
+        ({"code": {"commit": "c" * 40, "dirty": True}}, "uncommitted changes in two"),
+        ({"base": {"unet": "other"}}, "not all runs have the same base"),
+        ({"libraries": {"torch": "3"}}, "not all runs have the same torch"),
+        ({"device": "a GPU"}, "not all runs have the same device"),
+        ({"precision": "bf16"}, "not all runs have the same precision"),
+        ({"world": 2}, "not all runs have the same number of processes"),
+    ],
+)
+def test_what_makes_runs_less_comparable_is_said(tmp_path, changes, words):
+    found = compare(records(fake_run(tmp_path / "one", rank=1), fake_run(tmp_path / "two", rank=2, entry=changes)))
+    assert any(words in warning for warning in found.warnings), found.warnings
+
+
+def test_losses_that_are_not_finite_are_left_out(tmp_path):
+    good, bad = fake_run(tmp_path / "good", rank=1), fake_run(tmp_path / "bad", float("nan"), rank=2)
+    found = compare(records(good, bad))
+    assert outcomes(found.samples) == {("bad", "good"): "a run has no evaluation"}
+    assert any("bad has held-out losses that are not finite: it diverged" in problem for problem in found.problems)
+
+
+def test_nothing_to_compare_is_an_error():
+    with pytest.raises(UserError, match="no run is left to compare"):
+        compare([])
+
+
+def test_the_drift_is_a_family_of_its_own(tmp_path):
+    from sushi_research.evaluation_results import Results
+
+    captions = FakePack(names=tuple(f"caption {number}" for number in range(10)), draws=4, hash="drift")
+    for rank, level in ((1, 0.01), (2, 0.03)):
+        folder = fake_run(tmp_path / f"r{rank}", rank=rank, noise_seed=rank)
+        rng = np.random.default_rng(rank)
+        moved = level * (1 + 0.1 * rng.random((10, 4)))
+        Results(folder / "drift.parquet").append(captions, 20, moved, np.zeros((10, 4)))
+    found = compare(records(tmp_path / "r1", tmp_path / "r2"))
+    assert outcomes(found.drift) == {("r2", "r1"): "worse"} and outcomes(found.samples) == {
+        ("r2", "r1"): "not distinguishable"
+    }
+
+
+def test_too_many_pairs_are_told_and_not_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("sushi_research.comparison.MAX_PAIRS", 2)
+    runs = records(*(fake_run(tmp_path / f"r{rank}", rank=rank, noise_seed=rank) for rank in range(3)))
+    notes = {pair.note for pair in compare(runs).samples}
+    assert notes == {"3 pairs are too many to tell any apart: name one with --reference"}
+    assert all(pair.outcome is not None for pair in compare(runs, "r0").samples)

@@ -1,0 +1,109 @@
+"""A run folder is read as far as it is whole; the rest is a sentence."""
+
+import fcntl
+import json
+
+import numpy as np
+import pytest
+from fake_runs import DRAWS, IMAGES, FakePack, base_loss, fake_run, losses
+
+from sushi_research.errors import UserError
+from sushi_research.run_record import find_records, read_record
+
+
+def test_a_run_is_read(tmp_path):
+    run = read_record(fake_run(tmp_path / "run", 0.05, seed=3))
+    assert (run.name, run.state, run.seed, run.last_step, run.problems) == ("run", "finished", 3, 20, [])
+    curve = run.evaluation
+    assert curve.steps == (0, 10, 20) and curve.loss.shape == (3, IMAGES, DRAWS) and curve.pack == "pack"
+    assert np.array_equal(curve.base, base_loss(FakePack()).astype(np.float32))
+    assert np.array_equal(curve.loss[0], curve.base)
+    assert np.array_equal(curve.loss[2], losses(FakePack(), 0.05, 3).astype(np.float32))
+    assert list(curve.samples) == [0, 40, 80] and list(curve.seconds) == [0, 5, 10]
+    assert run.settings["train.batch_size"] == 1 and run.identity["lora.rank"] == 8
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def garble(path):
+    path.write_text("{ no json\n" + path.read_text())
+
+
+@pytest.mark.parametrize(
+    ("name", "harm", "words", "curve"),
+    [
+        ("evaluation.parquet", cut, "evaluation.parquet is damaged", False),
+        ("metrics.jsonl", garble, "metrics.jsonl, line 1 is not JSON", True),
+        ("run.json", garble, "run.json is not JSON", True),
+        ("provenance.json", garble, "provenance.json is not JSON", True),
+        ("plan.json", lambda path: path.unlink(), "plan.json is missing", True),
+        ("config.yaml", lambda path: path.write_text("a: [1"), "config.yaml", True),
+        ("provenance.json", lambda path: path.write_text("[3]"), "provenance.json is no list of starts", True),
+    ],
+)
+def test_damage_is_one_sentence_and_the_rest_is_there(tmp_path, name, harm, words, curve):
+    folder = fake_run(tmp_path / "run")
+    harm(folder / name)
+    run = read_record(folder)
+    assert len([problem for problem in run.problems if words in problem]) == 1, run.problems
+    assert all("\n" not in problem for problem in run.problems)
+    assert (run.evaluation is not None) is curve
+
+
+def test_any_damage_to_any_file_leaves_a_record(tmp_path):
+    """A bit flipped or a file cut anywhere: never an exception, and what is read is right or said to be damaged."""
+    whole = read_record(fake_run(tmp_path / "run"))
+    for path in sorted(tmp_path.glob("run/*.*")):
+        data = path.read_bytes()
+        rng = np.random.default_rng(len(data))
+        for position in rng.integers(0, len(data), 25):
+            path.write_bytes(
+                data[:position] + bytes([data[position] ^ (1 << int(rng.integers(8)))]) + data[position + 1 :]
+            )
+            found = read_record(tmp_path / "run")
+            if path.suffix == ".parquet" and not found.problems:
+                assert np.array_equal(found.evaluation.loss, whole.evaluation.loss), position
+            path.write_bytes(data[:position])
+            read_record(tmp_path / "run")
+        path.write_bytes(data)
+
+
+def test_a_run_that_is_going_or_was_stopped_is_used_so_far(tmp_path):
+    folder = fake_run(tmp_path / "run", finished=False)
+    assert read_record(folder).state == "stopped"
+    assert any("was stopped at step 20: it is used as far" in problem for problem in read_record(folder).problems)
+    with open(folder / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        run = read_record(folder)
+        assert run.state == "still going" and run.evaluation.steps == (0, 10, 20)
+        assert any("is still going, at step 20" in problem for problem in run.problems)
+
+
+def test_without_metrics_there_is_no_time(tmp_path):
+    folder = fake_run(tmp_path / "run")
+    (folder / "metrics.jsonl").unlink()
+    curve = read_record(folder).evaluation
+    assert curve.seconds is None and list(curve.samples) == [0, 40, 80]
+
+
+def test_folders_of_runs_are_found(tmp_path):
+    one, two = fake_run(tmp_path / "runs/one"), fake_run(tmp_path / "runs/two")
+    (tmp_path / "runs/notes").mkdir()
+    assert find_records(tmp_path / "runs") == [one, two] and find_records(one) == [one]
+    for path, words in ((tmp_path, "holds no run"), (tmp_path / "nowhere", "is no folder")):
+        with pytest.raises(UserError, match=words):
+            find_records(path)
+
+
+def test_results_with_other_images_at_a_step_are_refused(tmp_path):
+    import pyarrow.parquet
+
+    folder = fake_run(tmp_path / "run")
+    path = folder / "evaluation.parquet"
+    table = pyarrow.parquet.ParquetFile(path).read()
+    pyarrow.parquet.write_table(table.slice(0, table.num_rows - 1), path)
+    run = read_record(folder)
+    assert run.evaluation is None and any("does not have the same images" in problem for problem in run.problems)
+    assert json.loads((folder / "run.json").read_text())["finished_at"] == 20
