@@ -1,0 +1,163 @@
+"""An experiment as a user runs it: what is done is skipped, what was cut goes on, and a failure stops nothing else."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from script_runs import ROOT, assert_equal
+from test_evaluating import draw
+
+from sushi_research.command_line import load_config
+from sushi_research.experiment import Experiment, plan
+
+spec = importlib.util.spec_from_file_location("experiment_script", ROOT / "scripts/run_experiment.py")
+SCRIPT = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(SCRIPT)
+
+
+@pytest.fixture
+def file(bases, photos, caches, tmp_path) -> Path:
+    """An experiment of two variants and two seeds on the tiny base."""
+    held = draw(tmp_path / "held", 8, 21)
+    content = {
+        "title": "Two ranks",
+        "script": "scripts/train_sd15_lora.py",
+        "configs": [str(tmp_path / "base.yaml")],
+        "variants": {"small": {"lora": {"rank": 2}}, "large": {"lora": {"rank": 4}}},
+        "seeds": [0, 1],
+        "folder": str(tmp_path / "runs"),
+    }
+    base = {
+        "model": {"base": str(bases["sd15"])},
+        "data": {"path": str(photos), "resolution": 64, "bucket_step": 32},
+        "cache": {"folder": str(caches)},
+        "lora": {"alpha": 2.0},
+        "train": {"steps": 3, "batch_size": 4, "precision": "fp32"},
+        "optimizer": {"name": "adamw", "lr": 0.01},
+        "evaluation": {"path": str(held), "every": None, "draws": 4, "drift_captions": []},
+        "sample": {"enabled": False},
+        "tracking": {"wandb": "off"},
+    }
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(base))
+    path = tmp_path / "experiment.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def command(file: Path) -> list[str]:
+    return [sys.executable, str(ROOT / "scripts/run_experiment.py"), "--config", str(file)]
+
+
+def read(file: Path, *words: str) -> Experiment:
+    return load_config(Experiment, ["--config", str(file), *words], script="s", intro="1\n2\n3\n4\n5")
+
+
+@pytest.mark.slow
+def test_stopped_in_the_middle_and_run_again(file, tmp_path):
+    """The real launches, through accelerate: SIGINT in the first run, then all of it, and the page."""
+    endless = ["--settings.train", "{steps: 1000000}"]
+    process = subprocess.Popen(
+        [*command(file), *endless],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    metrics = tmp_path / "runs/small-seed0/metrics.jsonl"
+    while not metrics.exists() or '"step": 2,' not in metrics.read_text():
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.1)
+    os.kill(process.pid, signal.SIGINT)
+    printed, _ = process.communicate()
+    assert process.returncode == 128 + signal.SIGINT, printed
+    assert "stopped in small-seed0; the same command again continues from here" in printed
+    assert "SIGTERM: stopping at the next step boundary" in printed and "run 2 of" not in printed
+    stopped = max(path.name for path in (tmp_path / "runs/small-seed0/checkpoints").iterdir())
+    step = int(stopped.removeprefix("step-"))
+    assert step >= 2 and sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["small-seed0"]
+
+    ended = subprocess.run(
+        [*command(file), "--settings.train", f"{{steps: {step + 1}}}", "--seeds", "[0]"], capture_output=True, text=True
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert "run 1 of 2: small-seed0 (to continue)" in ended.stdout
+    assert f"continuing the run small-seed0 from step {step} of {step + 1}" in ended.stdout
+    assert "run 2 of 2: large-seed0 (to do), about" in ended.stdout
+    page = (tmp_path / "runs/comparison/comparison.md").read_text()
+    assert page.startswith("# Two ranks") and "| lora.rank | 2 | 4 |" in page
+    assert "Traceback" not in ended.stderr
+
+
+class InProcess:
+    """Stands for the processes of an experiment: calls the training script's `main` here; fails where it is told to."""
+
+    def __init__(self, trainer_script, failing=()):
+        self.script, self.failing, self.ran = trainer_script, failing, []
+
+    def install(self, monkeypatch):
+        test = self
+
+        def run(interruption, words, environment):
+            arguments = words[words.index(str(ROOT / "scripts/train_sd15_lora.py")) + 1 :]
+            name = next(word.partition("=")[2] for word in arguments if word.startswith("--run.name="))
+            test.ran.append((name, environment))
+            if name in test.failing:
+                return 2
+            from sushi_research.config import SD15Training
+
+            return test.script.main(load_config(SD15Training, arguments, script="s", intro="1\n2\n3\n4\n5"))
+
+        monkeypatch.setattr(SCRIPT.Interruption, "run", run)
+
+
+@pytest.mark.slow
+def test_a_failure_is_named_and_the_others_go_on_then_only_it_is_run_again(file, tmp_path, monkeypatch, capfd):
+    from script_runs import load_script
+
+    first = InProcess(load_script("sd15"), failing=["large-seed0"])
+    first.install(monkeypatch)
+    assert SCRIPT.main(read(file)) == 1
+    assert [name for name, _ in first.ran] == ["small-seed0", "large-seed0", "small-seed1", "large-seed1"]
+    assert {environment["WANDB_RUN_GROUP"] for _, environment in first.ran} == {"runs"}
+    told = capfd.readouterr()
+    assert "error: 1 of 4 runs failed: large-seed0; see above why" in told.err
+    variants = json.loads((tmp_path / "runs/comparison/comparison.json").read_text())["variants"]
+    assert [variant["seeds"] for variant in variants] == [[0, 1], [1]]
+
+    assert SCRIPT.main(read(file, "--dry-run")) == 0
+    states = dict(line.split(maxsplit=1) for line in capfd.readouterr().out.splitlines()[1:])
+    assert states == {"small-seed0": "done", "large-seed0": "to do", "small-seed1": "done", "large-seed1": "done"}
+
+    before = (tmp_path / "runs/small-seed0/metrics.jsonl").stat().st_mtime_ns
+    second = InProcess(load_script("sd15"))
+    second.install(monkeypatch)
+    assert SCRIPT.main(read(file)) == 0
+    assert [name for name, _ in second.ran] == ["large-seed0"]
+    assert (tmp_path / "runs/small-seed0/metrics.jsonl").stat().st_mtime_ns == before
+    [pair] = json.loads((tmp_path / "runs/comparison/comparison.json").read_text())["families"]["samples"]
+    assert pair["same_seeds"] is True and pair["difference"]["seeds"] == [2, 2]
+
+    third = InProcess(load_script("sd15"))
+    third.install(monkeypatch)
+    assert SCRIPT.main(read(file)) == 0 and third.ran == []
+
+
+def test_the_worked_examples_are_right(monkeypatch):
+    """Every file in configs/experiments expands into runs whose configs are valid."""
+    monkeypatch.chdir(ROOT)
+    files = sorted((ROOT / "configs/experiments").glob("*.yaml"))
+    assert files
+    for path in files:
+        runs = plan(read(path))
+        assert len(runs) == len({run.name for run in runs}) >= 4
+        assert all(run.config.evaluation.path == "demo/held_out/star" for run in runs)
+        assert_equal(runs[0].config.data.path, "demo/photos/star")
