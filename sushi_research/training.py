@@ -267,14 +267,14 @@ def finish(
     tracking.log_artifact(accelerator, "record", run.record_files(), root=run.path)
     written = {"adapter": run.adapter, "curves": curves, "metrics": run.metrics}
     if run.evaluation.exists():
-        written["evaluation"] = run.evaluation
+        written["held-out"] = run.evaluation
     if config.sample.enabled:
         written["pictures"] = run.samples / "progress.png"
     if any((run.path / "wandb").glob("offline-run-*")):
         written["W&B"] = f"{run.path}/wandb (offline; `wandb sync {run.path}/wandb/offline-run-*` uploads it)"
     print(f"\nfinished; seconds: {', '.join(f'{name} {value:.0f}' for name, value in seconds.items())}; written:")
     for what, path in written.items():
-        print(f"  {what:<10} {path}")
+        print(f"  {what:<9} {path}")
     print(
         "next: put the adapter into your program's LoRA folder (ComfyUI, A1111, Forge, InvokeAI; diffusers: "
         "load_lora_weights), or draw a grid with scripts/sample.py",
