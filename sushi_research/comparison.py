@@ -194,7 +194,10 @@ def _family(pairs: Sequence[tuple[Variant, Variant]], losses_of: Callable[[Varia
     asked = [pair for pair in found if pair.losses is not None]
     if len(asked) > MAX_PAIRS:
         for pair in asked:
-            pair.losses, pair.note = None, f"{len(asked)} pairs are too many to tell any apart: name one with --reference"
+            pair.losses, pair.note = (
+                None,
+                f"{len(asked)} pairs are too many to tell any apart: name one with --reference",
+            )
         return found
     differences: list[Difference] = []
     for pair in asked:

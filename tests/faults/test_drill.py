@@ -16,7 +16,9 @@ def drill(*words):
 
 
 def test_every_kind_of_fault_ends_as_if_nothing_had_happened(tmp_path):
-    ended = drill("--trials", "10", "--setup", "sd15-1-plain", "--setup", "sdxl-2", "--output", str(tmp_path / "table.md"))
+    ended = drill(
+        "--trials", "10", "--setup", "sd15-1-plain", "--setup", "sdxl-2", "--output", str(tmp_path / "table.md")
+    )
     assert ended.returncode == 0, ended.stdout + ended.stderr[-3000:]
     table = (tmp_path / "table.md").read_text()
     rows = [line for line in table.splitlines() if line.startswith("| ") and " of " in line]

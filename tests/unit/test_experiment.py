@@ -85,7 +85,7 @@ seeds: [0]
         ),
         (
             "variants: {a: {lora: {rank: x}}}",
-            "the variant a: lora.rank is \"x\" on the command line: must be a whole number",
+            'the variant a: lora.rank is "x" on the command line: must be a whole number',
         ),
         ("variants: {a: {train: {seed: 3}}}", "train.seed .*is set by the experiment itself: take it out"),
         ("variants: {a: 3}", "a is no mapping of settings: nest them by section"),
