@@ -76,7 +76,9 @@ def main(arguments: argparse.Namespace) -> int:
         raise disk_error(f"--output: cannot make the folder {output}", error) from error
     if arguments.wandb_runs:
         try:
-            folders += wandb_runs.download(arguments.wandb_runs, arguments.group, arguments.sweep, output / "wandb")
+            there = output / "wandb"
+            downloaded = wandb_runs.download(arguments.wandb_runs, arguments.group, arguments.sweep, there)
+            folders, problems = folders + downloaded[0], problems + downloaded[1]
         except UserError as error:
             problems.append(str(error))
     bar = progress(folders, description="reading runs", unit="run", disable=len(folders) < 10)
@@ -88,7 +90,11 @@ def main(arguments: argparse.Namespace) -> int:
     comparison = compare(records, arguments.reference)
     comparison.problems[:0] = problems
     title = arguments.title or f"Comparison of {len(records)} run{'s' if len(records) > 1 else ''}"
-    page = comparison_page.blocks(comparison, title, draw(comparison, output))
+    known = len(comparison.problems)
+    drawn = draw(comparison, output)
+    for problem in comparison.problems[known:]:
+        print(f"warning: {problem}", file=sys.stderr)
+    page = comparison_page.blocks(comparison, title, drawn)
     write_atomic(output / "comparison.md", comparison_page.to_markdown(page).encode())
     write_atomic(output / "comparison.html", comparison_page.to_html(page).encode())
     write_json(output / "comparison.json", comparison_page.numbers(comparison))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -57,7 +57,8 @@ def blocks(comparison: Comparison, title: str, drawn: dict[str, Path]) -> list[B
     page += _picture(drawn, "bands", "By timestep, at the last evaluation", _BANDS)
     page += _drift(comparison)
     page += _noise(comparison)
-    page += [Block("heading", "Speed and memory"), Block("table", rows=_speed(comparison)), Block("text", _SPEED)]
+    page += [Block("heading", "Speed and memory"), Block("table", rows=_speed(comparison))]
+    page += [*_phases(comparison), Block("text", _SPEED)]
     if "samples" in drawn:
         page += _picture(
             drawn, "samples", "The same prompts and seeds", "The first run of each variant, as last drawn."
@@ -268,7 +269,7 @@ def _noise(comparison: Comparison) -> list[Block]:
 def _speed(comparison: Comparison) -> list[list[str]]:
     rows = [["", "images/s", "waiting for data", "memory, GiB", "training, s", "device", "processes", "precision"]]
     for variant in comparison.variants:
-        trained = [record for run in variant.runs for record in run.metrics if "images_per_second" in record]
+        trained = [record for run in variant.runs for record in run.trained]
         if not trained:
             continue
         entry = variant.runs[0].entry
@@ -279,8 +280,8 @@ def _speed(comparison: Comparison) -> list[list[str]]:
             [
                 variant.label,
                 f"{median(record['images_per_second'] for record in trained):.3g}",
-                f"{median(record['data_wait_share'] for record in trained):.1%}",
-                f"{max(record['peak_memory_gib'] for record in trained):.2f}",
+                _of(median, trained, "data_wait_share", ".1%"),
+                _of(max, trained, "peak_memory_gib", ".2f"),
                 f"{median(seconds):.1f}" if seconds else "-",
                 str(entry.get("device", "-")),
                 str(entry.get("world", "-")),
@@ -288,6 +289,28 @@ def _speed(comparison: Comparison) -> list[list[str]]:
             ]
         )
     return rows
+
+
+def _of(reduce: Callable[[list[float]], float], lines: Sequence[dict[str, Any]], key: str, form: str) -> str:
+    """A number of the steps that logged it, "-" where none did."""
+    known = [line[key] for line in lines if isinstance(line.get(key), int | float)]
+    return format(reduce(known), form) if known else "-"
+
+
+def _phases(comparison: Comparison) -> list[Block]:
+    """Seconds by phase, the median of a variant's runs; nothing where no run has got to its end."""
+    timed: dict[str, dict[str, float]] = {}
+    for variant in comparison.variants:
+        runs = [run.phases for run in variant.runs if run.phases]
+        for phase in dict.fromkeys(phase for phases in runs for phase in phases):
+            known = [phases[phase] for phases in runs if isinstance(phases.get(phase), int | float)]
+            if known:
+                timed.setdefault(variant.label, {})[phase] = median(known)
+    names = list(dict.fromkeys(phase for phases in timed.values() for phase in phases))
+    rows = [["seconds", *names]]
+    for label, phases in timed.items():
+        rows.append([label, *(f"{phases[name]:.1f}" if name in phases else "-" for name in names)])
+    return [Block("table", rows=rows)] if timed else []
 
 
 def _runs(comparison: Comparison) -> list[list[str]]:

@@ -181,7 +181,7 @@ def samples(comparison: Comparison, path: Path) -> bool:
     """The same prompts and seeds by the base and by each variant's first run, at its last drawn step; whether there are any."""
     columns: dict[str, dict[str, Path]] = {}
     for variant in comparison.variants[:12]:
-        first, last = _drawn(variant.runs[0])
+        first, last = _drawn(variant.runs[0], comparison.problems)
         if last:
             columns.setdefault("base", first)
             columns[variant.label] = last
@@ -202,14 +202,18 @@ def samples(comparison: Comparison, path: Path) -> bool:
     return True
 
 
-def _drawn(run: RunRecord) -> tuple[dict[str, Path], dict[str, Path]]:
+def _drawn(run: RunRecord, problems: list[str]) -> tuple[dict[str, Path], dict[str, Path]]:
     """(label -> picture) at step 0 and at the last drawn step; labels hold the prompt and, with several seeds, the seed."""
     steps = sorted(folder for folder in (run.path / "samples").glob("step-*") if folder.is_dir())
     found = []
     for step in (steps[:1] if steps and int(steps[0].name[5:]) == 0 else [], steps[-1:]):
         labels = {}
         for file in sorted(path for folder in step for path in folder.glob("*.png")):
-            with Image.open(file) as picture:
-                labels[f"{picture.info.get(LABEL, file.stem)} [{file.stem[3:]}]"] = file
+            try:
+                with Image.open(file) as picture:
+                    picture.load()
+                    labels[f"{picture.info.get(LABEL, file.stem)} [{file.stem[3:]}]"] = file
+            except (OSError, SyntaxError) as error:  # Pillow's, of a damaged PNG
+                problems.append(f"{file} is no picture ({error}): it is left out")
         found.append(labels)
     return found[0], found[1]

@@ -47,7 +47,7 @@ class Curve:
 
 @dataclass
 class RunRecord:
-    """One run. `state`: "finished", "still going", "stopped", or "file" for an evaluated adapter file.
+    """One run. `state`: "finished", "still going", "stopped", "unknown" (damaged), or "file" for an evaluated adapter file.
 
     `settings` are the config's, flat; `identity` what fixes what is learned; `entry` how it was last started.
     """
@@ -72,6 +72,11 @@ class RunRecord:
     @property
     def seed(self) -> int | None:
         return self.identity.get("train.seed")
+
+    @property
+    def trained(self) -> list[dict[str, Any]]:
+        """The lines of `metrics` that optimizer steps wrote."""
+        return [record for record in self.metrics if "images_per_second" in record]
 
     @property
     def last_step(self) -> int:
@@ -111,16 +116,17 @@ def read_record(path: Path) -> RunRecord:
             run.problems.append(f"{path}: {type(error).__name__} while it was read ({error}); that part is left out")
         return otherwise
 
-    run.entries = attempt(lambda: provenance.entries(path / "provenance.json"), [])
+    run.entries = attempt(lambda: _entries(path / "provenance.json"), [])
     if (path / "run.json").is_file():
         record = attempt(lambda: _json(path / "run.json"), {})
-        run.identity = record.get("identity") or {}
-        run.state = "finished" if record.get("finished_at") is not None else "stopped"
+        run.identity = attempt(lambda: _mapping(path / "run.json", record.get("identity") or {}), {})
+        # A run.json that cannot be read says nothing about the end.
+        run.state = ("finished" if record.get("finished_at") is not None else "stopped") if record else "unknown"
         if _is_locked(path / ".lock"):
             run.state = "still going"
         run.plan = attempt(lambda: _json(path / "plan.json"), {})
         run.phases = attempt(lambda: _json(path / "phases.json"), {}) if (path / "phases.json").is_file() else {}
-        run.metrics = attempt(lambda: MetricsFile(path / "metrics.jsonl").read(), [])
+        run.metrics = attempt(lambda: _metrics(path / "metrics.jsonl"), [])
     if (path / "config.yaml").is_file():
         run.settings = attempt(lambda: flatten(read_yaml(str(path / "config.yaml"))), {})
     elif run.entry:
@@ -151,9 +157,36 @@ def _json(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is missing: that part is left out") from None
     except ValueError as error:
         raise UserError(f"{path} is not JSON ({error}): restore it; that part is left out") from None
+    return _mapping(path, found)
+
+
+def _mapping(path: Path, found: Any) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise UserError(f"{path} does not hold what a run writes: restore it; that part is left out")
     return found
+
+
+def _entries(path: Path) -> list[dict[str, Any]]:
+    """The starts in provenance.json, whose parts are looked into without asking again."""
+    found = provenance.entries(path)
+    for entry in found:
+        for part in ("code", "base", "libraries", "resolved_config"):
+            _mapping(path, entry.get(part) or {})
+    return found
+
+
+def _metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl, each with a step; a step's speed is above 0."""
+    found = MetricsFile(path).read()
+    for number, line in enumerate(found, 1):
+        speed = line.get("images_per_second", 1.0) if isinstance(line, dict) else None
+        if not (_is_number(speed) and speed > 0 and _is_number(line.get("step"))):
+            raise UserError(f"{path}, line {number} does not hold what a run writes: remove it; the file is left out")
+    return found
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _is_locked(path: Path) -> bool:
@@ -198,9 +231,8 @@ def _axes(run: RunRecord, steps: list[int]) -> tuple[np.ndarray | None, np.ndarr
     if group is None:
         return None, None
     samples = np.array([step * group for step in steps], dtype=np.float64)
-    trained = [record for record in run.metrics if "images_per_second" in record]
-    at = np.array([record["step"] for record in trained])
-    spent = np.cumsum([group / record["images_per_second"] for record in trained])
+    at = np.array([record["step"] for record in run.trained])
+    spent = np.cumsum([group / record["images_per_second"] for record in run.trained])
     if not len(at) or steps[-1] > at[-1]:
         return samples, None
     return samples, np.array([spent[at <= step][-1] if step else 0.0 for step in steps])

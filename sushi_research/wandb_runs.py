@@ -6,7 +6,7 @@ A training logs an artifact of type "record" at its end: the files of its run fo
 
 from __future__ import annotations
 
-import logging
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,12 +19,14 @@ if TYPE_CHECKING:
 
     from sushi_research.comparison import Comparison
 
-logger = logging.getLogger(__name__)
 RECORD = "record"
 
 
-def download(path: str, group: str | None, sweep: str | None, folder: Path, api: Any = None) -> list[Path]:
-    """The records of a project's runs, of one group or sweep if that is given, each in `folder/<run id>/<run name>`.
+def download(
+    path: str, group: str | None, sweep: str | None, folder: Path, api: Any = None
+) -> tuple[list[Path], list[str]]:
+    """The records of a project's runs, of one group or sweep if that is given, each in `folder/<run id>/<run name>`, and a
+    sentence for those that have none or cannot be read.
 
     `path` is ENTITY/PROJECT. UserError, one sentence, where W&B is out of reach, knows no such project, or holds no record.
     `api` is a `wandb.Api`, made here where it is None.
@@ -32,35 +34,42 @@ def download(path: str, group: str | None, sweep: str | None, folder: Path, api:
     if path.count("/") != 1 or not all(path.split("/")):
         raise UserError(f"--wandb-runs is {path}: give ENTITY/PROJECT, as in the address of the project's page.")
     filters = {key: value for key, value in {"group": group, "sweep": sweep}.items() if value is not None}
-    found, without = [], []
+    found, without, problems = [], [], []
     try:
         if api is None:
             import wandb
 
             api = wandb.Api()
         runs = list(api.runs(path, filters=filters))
-        for run in progress(runs, description="downloading records", unit="run"):
+    except Exception as error:
+        # W&B raises its own kinds, those of the network library, and ValueError for what is not there.
+        raise UserError(
+            f"W&B's {path} cannot be read ({first_line(error)}): check its name, `wandb login`, and the network."
+        ) from None
+    for run in progress(runs, description="downloading records", unit="run"):
+        try:
             # Versions come newest first or last, by W&B's own choice.
             records = [artifact for artifact in run.logged_artifacts() if artifact.type == RECORD]
             if not records:
                 without.append(run.name)
                 continue
             newest = max(records, key=lambda artifact: int(artifact.version.removeprefix("v")))
-            place = folder / run.id / run.name
+            # A run's name is free text: it must not lead out of the folder.
+            place = folder / run.id / (re.sub(r"[^\w.-]+", "-", run.name).strip(".") or run.id)
             newest.download(root=str(place))
             found.append(place)
-    except Exception as error:
-        # W&B raises its own kinds, those of the network library, and ValueError for what is not there.
-        raise UserError(
-            f"W&B's {path} cannot be read ({first_line(error)}): check its name, `wandb login`, and the network."
-        ) from None
+        except Exception as error:
+            problems.append(f"W&B's run {run.name} of {path} cannot be read ({first_line(error)}): it is left out")
     if not found:
         where = f"{path}{f', group {group}' if group else ''}{f', sweep {sweep}' if sweep else ''}"
+        if problems:
+            raise UserError(f"nothing of W&B's {where} could be downloaded: {problems[0]}.")
         told = f"{len(without)} runs and none has finished with a record" if without else "no run"
         raise UserError(f"W&B's {where} holds {told}: nothing of it can be compared.")
     if without:
-        logger.warning("%d runs of %s have no record and are left out: %s", len(without), path, ", ".join(without[:5]))
-    return found
+        names = ", ".join(without[:5])
+        problems.append(f"{len(without)} runs of {path} have no record and are left out: {names}")
+    return found, problems
 
 
 def log_page(arguments: argparse.Namespace, comparison: Comparison, title: str, output: Path) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -90,6 +91,32 @@ def test_whatever_is_wrong_is_a_sentence_and_the_page_comes(compare, tmp_path, c
     assert "Traceback" not in told
 
 
+def test_a_line_or_picture_that_is_not_what_a_run_writes_is_a_sentence(compare, tmp_path, capsys):
+    """Each is valid JSON, or carries the right name, and would have been an error further on."""
+    whole = fake_run(tmp_path / "whole", rank=1, pictures=True)
+    still = fake_run(tmp_path / "still", rank=2, noise_seed=2, pictures=True)
+    (still / "metrics.jsonl").write_text('{"step": 1, "images_per_second": 0}\n')
+    (still / "provenance.json").write_text('[{"code": "main"}]')
+    (still / "samples/step-00000020/00-seed0.png").write_bytes(b"no picture")
+    bare = fake_run(tmp_path / "bare", rank=3, noise_seed=3)
+    record = json.loads((bare / "run.json").read_text()) | {"identity": [1]}
+    (bare / "run.json").write_text(json.dumps(record))
+    lines = [{"step": step, "images_per_second": 8.0} for step in range(1, 21)]  # no memory, no waiting
+    (bare / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (whole / "phases.json").write_text('{"training": 12.5, "drawing": "long"}')
+    text, _, _ = compare(whole, still, bare)
+    told = capsys.readouterr().err
+    for words in (
+        "metrics.jsonl, line 1 does not hold what a run writes",
+        "provenance.json does not hold what a run writes",
+        "run.json does not hold what a run writes",
+        "00-seed0.png is no picture",
+    ):
+        assert words in told and words in text, words
+    assert "still is not distinguishable from whole" in text and "bare is not distinguishable from whole" in text
+    assert "| bare | 8 | - | - |" in text and "| seconds | training |" in text and "| whole | 12.5 |" in text
+
+
 def test_nothing_left_is_an_error(tmp_path, capsys):
     arguments = SCRIPT.parse([str(tmp_path / "nowhere"), "--output", str(tmp_path / "page"), "--wandb", "off"])
     with pytest.raises(SystemExit) as ended:
@@ -163,7 +190,7 @@ def in_wandb(folder, *artifacts, group="g"):
     )
 
 
-def test_records_are_downloaded_the_newest_of_each(tmp_path, caplog):
+def test_records_are_downloaded_the_newest_of_each(tmp_path):
     one, two, old = (fake_run(tmp_path / name, rank=rank) for rank, name in enumerate(("one", "two", "old")))
     api = fake_api(
         in_wandb(
@@ -171,12 +198,27 @@ def test_records_are_downloaded_the_newest_of_each(tmp_path, caplog):
         ),
         in_wandb(two, FakeArtifact(two)),
         in_wandb(tmp_path / "bare"),
+        in_wandb(tmp_path / "lost", FakeArtifact(tmp_path / "not there")),
         in_wandb(tmp_path / "elsewhere", FakeArtifact(old), group="h"),
     )
-    found = wandb_runs.download("team/project", "g", None, tmp_path / "wandb", api)
+    found, problems = wandb_runs.download("team/project", "g", None, tmp_path / "wandb", api)
     assert [path.name for path in found] == ["one", "two"]
     ranks = [json.loads((path / "run.json").read_text())["identity"]["lora.rank"] for path in found]
-    assert ranks == [0, 1] and "1 runs of team/project have no record and are left out: bare" in caplog.text
+    assert ranks == [0, 1] and "1 runs of team/project have no record and are left out: bare" in problems
+    assert any("W&B's run lost of team/project cannot be read" in problem for problem in problems)
+
+
+def test_a_name_in_wandb_does_not_lead_out_of_the_folder(tmp_path):
+    run = in_wandb(fake_run(tmp_path / "one"), FakeArtifact(tmp_path / "one"))
+    run.name = "../../rank 8/lr"
+    [place], problems = wandb_runs.download("team/project", None, None, tmp_path / "wandb", fake_api(run))
+    assert problems == [] and place.resolve().parent == tmp_path / "wandb/id-one"
+
+
+def test_nothing_could_be_downloaded(tmp_path):
+    run = in_wandb(tmp_path / "lost", FakeArtifact(tmp_path / "not there"))
+    with pytest.raises(UserError, match="could be downloaded: W&B's run lost of team/project cannot be read"):
+        wandb_runs.download("team/project", None, None, tmp_path / "wandb", fake_api(run))
 
 
 @pytest.mark.parametrize(
@@ -221,6 +263,11 @@ def test_the_page_is_logged_offline(tmp_path):
     assert SCRIPT.main(arguments) == 0
     [offline] = (tmp_path / "page/wandb").glob("offline-run-*")
     [record] = offline.glob("*.wandb")
+    # W&B's service, another process, writes the file out a moment after it has said that the run is finished.
+    for _ in range(300):
+        if record.stat().st_size > 1000:
+            break
+        time.sleep(0.1)
     assert record.stat().st_size > 1000
     assert {path.name for path in offline.rglob("media/*/*")} or list(offline.rglob("*.table.json"))
     from sushi_research.comparison import compare as compare_runs
