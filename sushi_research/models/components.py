@@ -56,6 +56,21 @@ def build_empty(name: str, config: Mapping[str, Any]) -> Any:
         raise ValueError(first_line(error)) from error
 
 
+# What torch's own allocations begin at, and what the CPU's fastest kernels ask for.
+ALIGNMENT = 64
+
+
+def align(model: Any) -> None:
+    """Copies each weight on the CPU that begins elsewhere than torch's own tensors do.
+
+    A tensor of a mapped safetensors file begins where its header ended, and a CPU's matrix product may round otherwise there:
+    without this the same weights in another file would train another adapter. The copy lasts when the file is replaced, too.
+    """
+    for parameter in model.parameters():
+        if parameter.device.type == "cpu" and parameter.data_ptr() % ALIGNMENT:
+            parameter.data = parameter.data.clone()
+
+
 def require_finite(value: Any, key: str, where: str, stored: Any = None) -> None:
     """UserError, naming the tensor, for weights with NaN or infinity in them: what is trained on them is lost.
 

@@ -11,7 +11,7 @@ from typing import Any
 from sushi_research.errors import UserError, first_line
 from sushi_research.files import readable
 from sushi_research.fingerprints import FileMemo, folder_hash
-from sushi_research.models.components import model_class, require_bounded, require_finite
+from sushi_research.models.components import align, model_class, require_bounded, require_finite
 
 # The file name of a component's weights, without its ending.
 WEIGHTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"}
@@ -92,6 +92,7 @@ class FolderPart:
                 "download the model again."
             )
         model.to(device)
+        align(model)
         for key, parameter in model.named_parameters():
             require_finite(parameter, key, self.where)
         return model.eval()

@@ -255,6 +255,23 @@ def test_weights_stand_in_memory_of_their_own(architecture, tensors_of, folder, 
     assert_same(vae, load(loading.resolve_base(str(folder)), "vae", torch.float16))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("name", ["unet", "vae", "text_encoder"])
+def test_weights_begin_where_torch_s_own_do_wherever_they_lie_in_the_file(name, dtype, folder_of, tmp_path):
+    """A matrix product on a CPU may round otherwise elsewhere, and one base would train two adapters."""
+    stored = folder_of("sd15", dtype=dtype) / name
+    copy = shutil.copytree(stored, tmp_path / name)
+    (file,) = copy.glob("*.safetensors")
+    lies_elsewhere = []
+    for pad in ("", "8 bytes "):
+        save_file(load_file(file), file, {"format": "pt", "pad": pad})
+        begin = 8 + int.from_bytes(file.read_bytes()[:8], "little")
+        lies_elsewhere.append(begin % 64 != 0)
+        model = diffusers_folder.FolderPart(name, copy, None).load(dtype, CPU)
+        assert all(parameter.data_ptr() % 64 == 0 for parameter in model.parameters())
+    assert any(lies_elsewhere)
+
+
 def test_parameters_and_buffers_come_to_the_device(architecture, tensors_of, folder, written, monkeypatch):
     # The only other device of a machine without a GPU has no numbers to look at.
     monkeypatch.setattr(single_file, "require_finite", lambda *arguments: None)
