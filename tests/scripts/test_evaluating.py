@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from script_runs import ROOT, Trainer, assert_equal
+from test_equivalence import environment, free_port
 from test_resume import Killed, at_micro_batch, kill, stop
 
 from sushi_research.errors import UserError
@@ -311,6 +314,40 @@ def test_a_file_is_measured_as_its_run_was(trainer, settings, tmp_path, capsys):
     assert [path.name for path in (output / "run/samples/step-00000001").iterdir()]
     assert (output / "grid.png").is_file() and (output / "strengths.png").is_file()
     assert "| run | " in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@SDXL
+def test_two_processes_measure_what_one_does(trainer, settings, tmp_path):
+    """Three images and two captions among two processes: every loss and every drift, bit for bit."""
+    assert trainer.train("run", settings | {"train.steps": 2, "optimizer.lr": 0.02}) == 0
+    adapter = trainer.folder("run") / "adapter.safetensors"
+    one = judge(trainer, "run", tmp_path / "one", [adapter])
+    accelerate = Path(sys.executable).with_name("accelerate")
+    flags = "--multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no"
+    words = [
+        str(accelerate),
+        "launch",
+        *flags.split(),
+        "--main_process_port",
+        free_port(),
+        str(ROOT / "scripts/evaluate.py"),
+    ]
+    words += [
+        "sdxl",
+        "--config",
+        str(trainer.folder("run") / "config.yaml"),
+        f"--adapters={json.dumps([str(adapter)])}",
+    ]
+    words += ["--output", str(tmp_path / "two")]
+    ended = subprocess.run(words, env=environment(), capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    [entry] = json.loads((tmp_path / "two/run/provenance.json").read_text())
+    assert entry["world"] == 2, "without this, the launcher may have started one process"
+    for name in ("base", "run"):
+        assert tables(tmp_path / "two" / name) == tables(tmp_path / "one" / name)
+    assert json.loads((tmp_path / "two/evaluation.json").read_text())["results"] == one
+    assert one["run"]["evaluation/drift"] > 0
 
 
 @pytest.mark.slow
