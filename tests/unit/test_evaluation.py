@@ -7,52 +7,13 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
-from sushi_research import evaluation, preparation
+from sushi_research import evaluation
 from sushi_research.errors import UserError
-from sushi_research.models import loading, sd15, sdxl
+from sushi_research.models import loading
 from sushi_research.models.prediction import Prediction
 
 CPU = torch.device("cpu")
-MODELS = {"sd15": sd15, "sdxl": sdxl}
 V_ZERO = Prediction("v_prediction", zero_terminal_snr=True)
-
-
-class Setting:
-    """A base, its UNet, filled caches and the items of the photos, of one architecture."""
-
-    def __init__(self, architecture, base, photos, root):
-        from accelerate import Accelerator
-        from script_runs import Trainer
-
-        self.model, accelerator = MODELS[architecture], Accelerator(cpu=True)
-        config = Trainer(architecture, base, photos, root / "runs", root / "cache").config("evaluation")
-        memo = preparation.open_memo(config)
-        self.base = preparation.find_base(config, self.model)
-        data = preparation.read_data(config, memo, None, accelerator)
-        self.items = data.items
-        self.caches = preparation.open_caches(config, self.base, self.model, memo, accelerator)
-        captions = preparation.captions_of(config, data, [])
-        preparation.fill_caches(self.caches, data, captions, self.base, self.model, accelerator)
-        self.unet = loading.load_unet(self.base, torch.float32, CPU).train()
-
-    def pack(self, draws=4, prediction=Prediction(), base_hash="base"):  # noqa: B008
-        return evaluation.make_pack(self.items, draws, self.caches, prediction, base_hash)
-
-    def losses(self, pack, prediction=Prediction(), **options):  # noqa: B008
-        return evaluation.losses(pack, self.model, self.unet, self.caches, prediction, device=CPU, **options)
-
-
-@pytest.fixture(scope="module")
-def setting(bases, photos, tmp_path_factory):
-    made = {}
-
-    def make(architecture):
-        if architecture not in made:
-            root = tmp_path_factory.mktemp(f"evaluation_{architecture}")
-            made[architecture] = Setting(architecture, bases[architecture], photos, root)
-        return made[architecture]
-
-    return make
 
 
 def test_timesteps_are_one_in_each_part_of_the_schedule():
@@ -127,7 +88,7 @@ def test_the_pack_is_bound_to_what_it_is_made_of(setting):
     here = setting("sd15")
     pack = here.pack()
     assert pack == here.pack() and len(pack.items) == len({item.sample.image_hash for item in here.items})
-    again = Setting.pack(here, 4)
+    again = here.pack(4)
     assert again.hash == pack.hash
     shuffled = evaluation.make_pack(reversed(here.items), 4, here.caches, Prediction(), "base")
     assert shuffled.hash == pack.hash and shuffled.items == pack.items

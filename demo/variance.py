@@ -1,0 +1,167 @@
+"""How much surer a comparison on the frozen pack is than one by plain validation: measured with two runs' adapters.
+
+    python -m demo.variance sdxl RUN_A RUN_B
+
+Plain validation takes, each time, a fresh timestep and fresh noise for each held-out image. The pack stratifies the timesteps, and
+shows every model the same draws. What is estimated, the images being what they are, is the loss of A, its difference from
+the base, and the difference between A and B; each way errs by its draws alone, and by how much is what the table says.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sushi_research import adapter_loading, assessment, beginning, evaluation, preparation, training
+from sushi_research.command_line import load_config
+from sushi_research.errors import UserError
+from sushi_research.judging_config import SD15Judging, SDXLJudging
+from sushi_research.precision import COMPUTE_DTYPES
+from sushi_research.progress import progress
+
+CONFIGS = {"sd15": SD15Judging, "sdxl": SDXLJudging}
+# Draws of the pack, and how many packs with other draws; as many unstratified draws in all.
+DRAWS, PACKS = 8, 16
+
+
+def loss_tables(architecture: str, runs: list[Path]) -> tuple[np.ndarray, np.ndarray]:
+    """(unstratified, stratified): the losses of the base and of each run, [1 + runs, N, PACKS, DRAWS] each, on common draws."""
+    import torch
+
+    from sushi_research import diffusion
+
+    model = importlib.import_module(f"sushi_research.models.{architecture}")
+    arguments = ["--config", str(runs[0] / "config.yaml")]
+    config = load_config(CONFIGS[architecture], arguments, script="demo.variance", intro="")
+    accelerator, precision = training.start(config)
+    memo = preparation.open_memo(config)
+    base = preparation.find_base(config, model)
+    data = preparation.read_data(config, memo, None, accelerator)
+    if not data.held_out:
+        raise UserError(f"{runs[0]} holds no images out: give runs with evaluation.held_out or evaluation.path.")
+    caches = preparation.open_caches(config, base, model, memo, accelerator)
+    hashes = beginning.hashes_of(base, model, data, memo, accelerator)
+    pack = assessment.make_pack(config, base, data, caches, hashes["base_model"]["unet"])
+    assert pack is not None
+    preparation.fill_caches(caches, data, preparation.captions_of(config, data, []), base, model, accelerator)
+    text = model.load_text(base, accelerator.device)
+    pipeline = adapter_loading.load_pipeline(base, model, text, COMPUTE_DTYPES[precision], accelerator.device)
+    names = [
+        name for name, _ in adapter_loading.load_adapters(pipeline, [str(run / "adapter.safetensors") for run in runs])
+    ]
+
+    def example(index: int) -> evaluation.Example:
+        item = pack.items[index]
+        latents = caches.latents.get(caches.latent_key(item, False))["mean"].float() * model.SCALING_FACTOR
+        return evaluation.Example(
+            latents, caches.text(item.sample.caption), item.placement.time_ids(False, pack.time_ids)
+        )
+
+    def losses(kind: str, draws: int, repeats: int) -> np.ndarray:
+        """[N, repeats, draws]: each repeat is a pack with draws of its own, which come from the name that it gives the image."""
+        work = [(index, repeat) for index in range(len(pack.items)) for repeat in range(repeats)]
+        shown = evaluation.predictions(
+            [f"{pack.names[index]} {kind} {repeat}" for index, repeat in work],
+            draws,
+            lambda place: example(work[place][0]),
+            model,
+            pipeline.unet,
+            base.prediction,
+            device=accelerator.device,
+            rank=0,
+            world=1,
+            what=kind,
+        )
+        found = torch.zeros(len(work), draws)
+        for place, part, predicted, goal in shown:
+            found[place, part] = diffusion.mse_per_sample(predicted, goal).cpu()
+        return found.reshape(len(pack.items), repeats, draws).double().numpy()
+
+    unstratified, stratified = [], []
+    for name in progress([None, *names], description="models", unit="model"):
+        if name is None:
+            pipeline.disable_lora()
+        else:
+            pipeline.enable_lora()
+            pipeline.set_adapters([name])
+        # One draw in a pack of one stratum is a timestep drawn from the whole schedule.
+        unstratified.append(losses("unstratified", 1, PACKS * DRAWS).reshape(len(pack.items), PACKS, DRAWS))
+        stratified.append(losses("stratified", DRAWS, PACKS))
+    return np.stack(unstratified), np.stack(stratified)
+
+
+def variance(values: np.ndarray) -> float:
+    """The variance of a mean over images, [N, estimates], from the independent draws of each; the images do not vary."""
+    return float(values.var(axis=1, ddof=1).sum() / len(values) ** 2)
+
+
+def compare(unstratified: np.ndarray, stratified: np.ndarray) -> list[dict[str, Any]]:
+    """A row for each way of validating: UNet passes per image, and the variance of each of the three quantities.
+
+    The tables are those of `loss_tables`, for the base and two runs.
+    """
+    base, a, b = 0, 1, 2
+    single = unstratified.reshape(*unstratified.shape[:2], -1)
+    several, strata = unstratified.mean(-1), stratified.mean(-1)
+
+    def row(way: str, passes: int, table: np.ndarray, shared: bool) -> dict[str, Any]:
+        found: dict[str, Any] = {"way": way, "passes": passes, "A": variance(table[a])}
+        for name, other in (("A - base", base), ("A - B", b)):
+            # Draws that are not shared err independently of each other.
+            found[name] = variance(table[a] - table[other]) if shared else variance(table[a]) + variance(table[other])
+        return found
+
+    return [
+        row("plain: one fresh timestep and noise", 1, single, False),
+        row("plain, more draws", DRAWS, several, False),
+        row("stratified timesteps, fresh noise", DRAWS, strata, False),
+        row("shared draws, not stratified", DRAWS, several, True),
+        row("the pack: shared and stratified", DRAWS, strata, True),
+    ]
+
+
+def describe(rows: list[dict[str, Any]]) -> str:
+    """The table in Markdown: standard errors, and how many times less the variance is than plain validation's of equal cost."""
+    plain = rows[1]
+    lines = [
+        "| Validation | UNet passes per image | A | A - base | A - B |",
+        "|---|---|---|---|---|",
+    ]
+    for row in rows:
+        cells = []
+        for name in ("A", "A - base", "A - B"):
+            cells.append(f"{row[name] ** 0.5:.2g} ({plain[name] / row[name]:.3g}x)")
+        lines.append(f"| {row['way']} | {row['passes']} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main(arguments: list[str]) -> int:
+    """Measures and prints; returns the exit status."""
+    if len(arguments) != 3 or arguments[0] not in CONFIGS:
+        print("error: say python -m demo.variance sdxl RUN_A RUN_B (or sd15).", file=sys.stderr)
+        return 2
+    runs = [Path(argument) for argument in arguments[1:]]
+    for run in runs:
+        if not (run / "adapter.safetensors").is_file():
+            print(f"error: {run} has no adapter.safetensors: give the folders of two finished runs.", file=sys.stderr)
+            return 2
+    try:
+        tables = loss_tables(arguments[0], runs)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    difference = (tables[1][1] - tables[1][2]).mean()
+    print(
+        f"{tables[0].shape[1]} images; A - B is {difference:+.2g}. Standard error by the draws alone (variance against"
+    )
+    print("plain validation at equal cost):\n")
+    print(describe(compare(*tables)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

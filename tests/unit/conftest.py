@@ -1,0 +1,50 @@
+"""What the tests of evaluating share: a base with its UNet and filled caches, made once for all of them."""
+
+import pytest
+import torch
+
+from sushi_research import evaluation, preparation
+from sushi_research.models import loading, sd15, sdxl
+from sushi_research.models.prediction import Prediction
+
+MODELS = {"sd15": sd15, "sdxl": sdxl}
+
+
+class Setting:
+    """A base, its UNet, filled caches and the items of the photos, of one architecture."""
+
+    def __init__(self, architecture, base, photos, root):
+        from accelerate import Accelerator
+        from script_runs import Trainer
+
+        self.model, accelerator = MODELS[architecture], Accelerator(cpu=True)
+        config = Trainer(architecture, base, photos, root / "runs", root / "cache").config("evaluation")
+        memo = preparation.open_memo(config)
+        self.base = preparation.find_base(config, self.model)
+        data = preparation.read_data(config, memo, None, accelerator)
+        self.items = data.items
+        self.caches = preparation.open_caches(config, self.base, self.model, memo, accelerator)
+        captions = preparation.captions_of(config, data, [])
+        preparation.fill_caches(self.caches, data, captions, self.base, self.model, accelerator)
+        self.unet = loading.load_unet(self.base, torch.float32, torch.device("cpu")).train()
+
+    def pack(self, draws=4, prediction=Prediction(), base_hash="base"):  # noqa: B008
+        return evaluation.make_pack(self.items, draws, self.caches, prediction, base_hash)
+
+    def losses(self, pack, prediction=Prediction(), **options):  # noqa: B008
+        return evaluation.losses(
+            pack, self.model, self.unet, self.caches, prediction, device=torch.device("cpu"), **options
+        )
+
+
+@pytest.fixture(scope="session")
+def setting(bases, photos, tmp_path_factory):
+    made = {}
+
+    def make(architecture):
+        if architecture not in made:
+            root = tmp_path_factory.mktemp(f"evaluation_{architecture}")
+            made[architecture] = Setting(architecture, bases[architecture], photos, root)
+        return made[architecture]
+
+    return make

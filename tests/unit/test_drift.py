@@ -1,0 +1,115 @@
+"""The drift is the mean squared distance between two UNets' predictions on what the base drew, whoever computes which part."""
+
+import copy
+import functools
+
+import numpy as np
+import pytest
+import torch
+
+from sushi_research import diffusion, drift, evaluation
+from sushi_research.cache import Store
+
+CAPTIONS = ("picture 0 of a", "picture 1 of b", "picture 2 of a")
+
+
+def pack_of(here, captions=CAPTIONS, base_hash="base", side=64, dtype=torch.float32):
+    return drift.make_pack(captions, here.caches.text_key, here.model, here.base, base_hash, side=side, dtype=dtype)
+
+
+def drawn(here, pack, folder):
+    store = Store.open(folder, drift.TENSORS, repair=True)
+    unet = copy.deepcopy(here.unet).eval()
+    for rank in range(2):
+        drift.draw_missing(pack, store, here.caches.text, here.model, here.base, unet, rank=rank, world=2)
+        store.refresh()
+    return store
+
+
+@pytest.fixture(scope="module")
+def drawings(setting, tmp_path_factory):
+    """The drawings of the captions by an architecture's base, made once."""
+    root = tmp_path_factory.mktemp("drawings")
+    return functools.cache(lambda name: drawn(setting(name), pack_of(setting(name)), root / name))
+
+
+def measure_of(here, pack, store, **share):
+    return drift.Drift(pack, store, here.caches.text, here.model, here.base, device=torch.device("cpu"), **share)
+
+
+def moved(unet):
+    """Another UNet: every bias a little higher."""
+    other = copy.deepcopy(unet)
+    with torch.no_grad():
+        for name, parameter in other.named_parameters():
+            if name.endswith("bias"):
+                parameter += 0.05
+    return other
+
+
+def test_the_drift_equals_a_plain_reference(architecture, setting, drawings):
+    """Written out one draw at a time; batches of four round otherwise."""
+    here = setting(architecture)
+    pack, store = pack_of(here), drawings(architecture)
+    measure = measure_of(here, pack, store)
+    measure.remember_base(here.unet)
+    assert (measure.measure(here.unet) == 0).all(), "the base has not moved"
+    other = moved(here.unet)
+    found = measure.measure(other)
+    assert found.shape == (3, drift.DRAWS) and found.dtype == np.float32 and (found > 0).all()
+
+    abar = diffusion.alphas_cumprod()
+    for index, caption in enumerate(CAPTIONS):
+        x0 = store.get(pack.keys[index])["latents"].float()[None]
+        text = {name: value[None] for name, value in here.caches.text(caption).items()}
+        sizes = torch.tensor([[64, 64, 0, 0, 64, 64]], dtype=torch.float32)
+        for draw, t in enumerate(torch.from_numpy(evaluation.timesteps(caption, drift.DRAWS))):
+            noise = evaluation.noise(caption, draw, (4, 8, 8))[None]
+            noised = abar[t].sqrt() * x0 + (1 - abar[t]).sqrt() * noise
+            with torch.no_grad():
+                one, two = (here.model.predict(unet, noised, t[None], text, sizes) for unet in (here.unet, other))
+            assert found[index, draw] == pytest.approx((one - two).square().mean().item(), rel=1e-4)
+
+
+def test_the_number_of_processes_changes_no_bit(setting, drawings):
+    here = setting("sd15")
+    pack, store = pack_of(here), drawings("sd15")
+    other = moved(here.unet)
+    shares = []
+    for rank, world in ((0, 1), (0, 2), (1, 2)):
+        measure = measure_of(here, pack, store, rank=rank, world=world)
+        assert not measure.knows_base
+        measure.remember_base(here.unet)
+        shares.append(measure.measure(other))
+    assert np.array_equal(shares[0], shares[1] + shares[2])
+    assert (shares[1][1] == 0).all() and (shares[2][[0, 2]] == 0).all()
+
+
+def test_a_caption_is_drawn_once(setting, drawings, tmp_path):
+    here = setting("sd15")
+    store = drawings("sd15")
+    before = {key: store.get(key)["latents"] for key in pack_of(here).keys}
+    assert len(before) == 3 and all(value.shape == (4, 8, 8) for value in before.values())
+    drift.draw_missing(pack_of(here), store, here.caches.text, here.model, here.base, None)  # needs no UNet
+    again = drawn(here, pack_of(here, CAPTIONS[1::-1]), tmp_path / "again")
+    for key in pack_of(here).keys[:2]:
+        assert torch.equal(before[key], again.get(key)["latents"]), "neither order nor company changes a drawing"
+
+
+def test_the_pack_is_bound_to_what_decides_a_drawing(setting):
+    here = setting("sd15")
+    packs = [
+        pack_of(here),
+        pack_of(here, CAPTIONS[:2]),
+        pack_of(here, base_hash="another"),
+        pack_of(here, side=96),
+        pack_of(here, dtype=torch.bfloat16),
+    ]
+    assert pack_of(here) == packs[0] and len({pack.hash for pack in packs}) == 5
+    assert packs[1].keys == packs[0].keys[:2]
+    assert not set(packs[0].keys) & {key for pack in packs[2:] for key in pack.keys}
+
+
+def test_the_summary_is_over_captions():
+    found = drift.summary(np.array([[1.0, 3.0], [4.0, 6.0], [7.0, 9.0]]))
+    assert found == {"evaluation/drift": 5.0, "evaluation/drift_se": pytest.approx(3 / 3**0.5)}
