@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from sushi_research.config import HUB, NULL_REVISION, PREDICTION, TOKENIZERS, ZERO_TERMINAL_SNR, Section, Seed, Text
+from sushi_research.config.inputs import HUB, NULL_REVISION, PREDICTION, TOKENIZERS, ZERO_TERMINAL_SNR
+from sushi_research.config.section import Section, Seed, Text
 
 
 class DrawingConfig(Section):

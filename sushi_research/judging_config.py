@@ -6,7 +6,8 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from sushi_research.config import SD15Training, SDXLTraining, Section, Text
+from sushi_research.config import SD15Training, SDXLTraining
+from sushi_research.config.section import Section, Text
 
 
 class Judged(Section):

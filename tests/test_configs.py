@@ -13,7 +13,7 @@ from sushi_research.config import SD15Training, SDXLTraining
 
 ROOT = Path(__file__).parents[1]
 CLASSES: dict[str, type[BaseModel]] = {"sd15": SD15Training, "sdxl": SDXLTraining}
-PACKAGE = [path for path in sorted((ROOT / "sushi_research").rglob("*.py")) if path.name != "config.py"]
+PACKAGE = [path for path in sorted((ROOT / "sushi_research").rglob("*.py")) if path.parent.name != "config"]
 
 
 def keys_of(model: type[BaseModel], prefix: str = "") -> set[str]:

@@ -1,0 +1,126 @@
+"""What a run starts from: the base model, the images with their captions, and where they are cached once encoded."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from sushi_research.config.section import Section, Text
+
+HUB = "folder in the diffusers format, .safetensors file, or hub id (owner/name, owner/name/file.safetensors)"
+NULL_REVISION = "null = main; a commit hash makes the run repeatable for good"
+TOKENIZERS = (
+    "Folder or hub id with CLIP's vocabulary (vocab.json, merges.txt; a model in diffusers format has it); null = the base's "
+    "own, and for a single file the hub's cache, or the hub"
+)
+PREDICTION = (
+    "What the base predicts; null = what it says of itself (its scheduler config, the key v_pred of a single file), else "
+    "epsilon. Saying otherwise than the base is an error"
+)
+ZERO_TERMINAL_SNR = (
+    "Whether the base's noise ends in pure noise; null = what it says of itself (its scheduler config, the key ztsnr)"
+)
+
+
+class Model(Section):
+    """The frozen base model."""
+
+    base: Text = Field(description=f"Base model: {HUB}")
+    revision: Text | None = Field(None, description=f"Branch, tag or commit of a hub id; {NULL_REVISION}")
+    variant: Literal["fp16"] | None = Field(None, description="Load the repository's fp16 files: half the download")
+    vae: Text | None = Field(None, description=f"Another VAE in place of the base model's own: {HUB}")
+    vae_revision: Text | None = Field(None, description="As model.revision, for model.vae")
+    text_encoders: Text | None = Field(
+        None, description=f"Text encoders in place of the base model's own, or for a file that has none: {HUB}"
+    )
+    tokenizers: Text | None = Field(None, description=TOKENIZERS)
+    prediction_type: Literal["epsilon", "v_prediction"] | None = Field(None, description=PREDICTION)
+    zero_terminal_snr: bool | None = Field(None, description=ZERO_TERMINAL_SNR)
+
+    @model_validator(mode="after")
+    def _vae_revision_has_a_vae(self) -> Model:
+        if self.vae_revision is not None and self.vae is None:
+            raise ValueError("model.vae_revision is set but model.vae is not: set model.vae, or remove the revision")
+        return self
+
+
+class SD15Model(Model):
+    """The frozen base model: Stable Diffusion 1.5."""
+
+    clip_skip: int = Field(
+        1, ge=1, le=11, description="Which CLIP layer conditions: 1 = the last, 2 = the last but one (anime models)"
+    )
+
+
+class SDXLModel(Model):
+    """The frozen base model: Stable Diffusion XL."""
+
+    text_encoder_1_layer: Literal["penultimate", "last"] = Field(
+        "penultimate",
+        description="Layer of text encoder 1: penultimate is what SDXL was trained with and what every other program "
+        "uses; last (after the final layer norm) repeats this project's founding recipe",
+    )
+
+
+class Data(Section):
+    """The training images and their captions."""
+
+    path: Text = Field(
+        description="Training images: a folder with captions beside them, an HF dataset folder, or a hub dataset id"
+    )
+    revision: Text | None = Field(None, description=f"Branch, tag or commit of a hub dataset; {NULL_REVISION}")
+    split: Text = Field("train", description="Split of an HF dataset")
+    image_column: Text = Field("image", description="Column of an HF dataset with the images")
+    caption_column: Text = Field("text", description="Column of an HF dataset or a metadata.jsonl with the captions")
+    resolution: int = Field(description="Buckets keep about this area: resolution x resolution pixels", ge=8)
+    bucket_step: int = Field(64, ge=8, multiple_of=8, description="Sides of buckets are multiples of this many pixels")
+    bucket_min_side: int | None = Field(None, ge=8, description="Shortest side of a bucket; null = resolution / 2")
+    bucket_max_side: int | None = Field(None, ge=8, description="Longest side of a bucket; null = resolution * 2")
+    upscale: bool = Field(False, description="Enlarge images that are smaller than their bucket")
+    flip: float = Field(0.0, ge=0, le=1, description="Probability of mirroring an image, drawn anew each epoch")
+    on_bad_file: Literal["stop", "skip"] = Field(
+        "stop", description="After naming the files that cannot be used: stop before training, or train without them"
+    )
+
+    @model_validator(mode="after")
+    def _sides_fit(self) -> Data:
+        below = self.resolution // self.bucket_step * self.bucket_step
+        if below != self.resolution:
+            near = f"{below} or {below + self.bucket_step}" if below else f"{self.bucket_step}"
+            raise ValueError(
+                f"data.resolution is {self.resolution}, not a multiple of data.bucket_step, "
+                f"which is {self.bucket_step}: choose {near}"
+            )
+        if self.bucket_min_side is not None and self.bucket_min_side > self.resolution:
+            raise ValueError(
+                f"data.bucket_min_side is {self.bucket_min_side}, above data.resolution, which is {self.resolution}"
+            )
+        if self.bucket_max_side is not None and self.bucket_max_side < self.resolution:
+            raise ValueError(
+                f"data.bucket_max_side is {self.bucket_max_side}, below data.resolution, which is {self.resolution}"
+            )
+        return self
+
+
+class SD15Data(Data):
+    """The training images and their captions."""
+
+    resolution: int = Field(512, ge=8, description="Buckets keep about this area: resolution x resolution pixels")
+
+
+class SDXLData(Data):
+    """The training images and their captions."""
+
+    resolution: int = Field(1024, ge=8, description="Buckets keep about this area: resolution x resolution pixels")
+    time_ids: Literal["image", "bucket"] = Field(
+        "image",
+        description="Sizes that SDXL is told: image = each image's true size and crop, as SDXL was trained; bucket = "
+        "the bucket's size and no crop, which repeats this project's founding recipe",
+    )
+
+
+class Cache(Section):
+    """Where encoded images and captions are kept."""
+
+    folder: Text = Field("cache", description="Folder of the caches; runs share it")

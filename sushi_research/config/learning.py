@@ -1,0 +1,141 @@
+"""How a run learns: the adapter, the length and size of its steps, the optimizer, its schedule and the loss."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from sushi_research.config.section import Scalar, Section, Seed, Text
+
+TargetPreset = Literal["attention", "attention_ff", "kohya", "kohya_conv"]
+
+
+class Lora(Section):
+    """The adapter."""
+
+    targets: TargetPreset | Annotated[list[Text], Field(min_length=1)] = Field(
+        "attention",
+        description="UNet modules that get an adapter: attention = to_q, to_k, to_v, to_out.0; attention_ff adds the "
+        "feed-forward layers; kohya adds proj_in and proj_out, and kohya_conv the layers of the resnets, downsamplers "
+        "and upsamplers, as that trainer does; or a list of name endings",
+        json_schema_extra={"allowed": "attention, attention_ff, kohya, kohya_conv, or a list of name endings"},
+    )
+    rank: int = Field(16, ge=1, description="Rank of the two matrices of each adapter module")
+    alpha: float = Field(
+        16.0, gt=0, description="The adapter's output is scaled by alpha / rank; it does not follow a change of rank"
+    )
+    dropout: float = Field(0.0, ge=0, lt=1, description="Probability of dropping an input of the adapter in training")
+    init: Literal["default", "gaussian"] = Field(
+        "default",
+        description="How the first matrix starts: default = Kaiming uniform, gaussian = deviation 1 / rank; "
+        "the second starts at zero, so that training starts from the base model exactly",
+    )
+    save_dtype: Literal["float16", "bfloat16", "float32"] = Field("float16", description="Dtype of the adapter file")
+
+    @model_validator(mode="after")
+    def _targets_are_distinct(self) -> Lora:
+        if isinstance(self.targets, list) and len(set(self.targets)) < len(self.targets):
+            raise ValueError("lora.targets names a module twice: keep one of each")
+        return self
+
+
+class Train(Section):
+    """The length of the run, the size of a step, and its arithmetic."""
+
+    steps: int | None = Field(None, ge=1, description="Optimizer steps of the run; set this or train.epochs")
+    epochs: int | None = Field(None, ge=1, description="Passes over the data; set this or train.steps")
+    batch_size: int = Field(1, ge=1, description="Samples per device and forward pass")
+    accumulation: int = Field(
+        1, ge=1, description="Forward passes per step: a step is batch_size x accumulation x processes samples"
+    )
+    seed: Seed = Field(0, description="Fixes the data's order, the noise, the timesteps and the adapter's start")
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = Field(
+        "auto",
+        description="Dtype of the frozen weights and activations; auto = the best that the device has (bf16 on a "
+        "recent GPU, fp32 on a CPU); a launcher's --mixed_precision bf16 or fp16 wins",
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="Recompute activations in the backward pass: far less memory for about a third more work"
+    )
+    attention: Literal["sdpa", "xformers"] = Field(
+        "sdpa", description="Attention kernels: PyTorch's own, or xformers (an extra to install; needs a GPU)"
+    )
+    max_grad_norm: float | None = Field(1.0, gt=0, description="Clip the gradients' overall norm to this; null = never")
+    deterministic: bool = Field(False, description="Use only deterministic kernels: repeatable bit for bit, slower")
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Train:
+        if self.steps is None and self.epochs is None:
+            raise ValueError("train.steps and train.epochs are both unset: set one of them")
+        if self.steps is not None and self.epochs is not None:
+            raise ValueError("train.steps and train.epochs are both set: keep one and set the other to null")
+        return self
+
+
+class Optimizer(Section):
+    """The optimizer."""
+
+    name: str = Field(
+        "adamw8bit",
+        pattern=r"^(adamw8bit|adamw|[A-Za-z_]\w*(\.[A-Za-z_]\w*)+)$",
+        description="adamw8bit (bitsandbytes), adamw (torch), or any class by its import path",
+        json_schema_extra={"allowed": "adamw8bit, adamw or an import path such as torch.optim.SGD"},
+    )
+    lr: float = Field(1e-4, gt=0, description="Learning rate, before the schedule's factor")
+    kwargs: dict[Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$")], Scalar | list[Scalar]] = Field(
+        {},
+        description="Further arguments of the optimizer by name; in a layer, null takes an earlier layer's entry away",
+        json_schema_extra={"allowed": "an argument name with a number, text, true, false or a list of these"},
+    )
+
+    @model_validator(mode="after")
+    def _kwargs_leave_the_rest_alone(self) -> Optimizer:
+        for name, place in {"lr": "optimizer.lr", "params": "lora.targets"}.items():
+            if name in self.kwargs:
+                raise ValueError(f"optimizer.kwargs.{name} is not for here: set {place}")
+        return self
+
+
+class Schedule(Section):
+    """The learning rate over the run."""
+
+    name: Literal["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"] = Field(
+        "constant", description="Shape, by the names of diffusers' get_scheduler"
+    )
+    warmup: Annotated[int, Field(ge=0)] | Annotated[float, Field(ge=0, lt=1)] = Field(
+        0,
+        description="Rise from zero over this many steps, or over this fraction of the run",
+        json_schema_extra={"allowed": "a whole number of steps (at least 0) or a fraction (at least 0, below 1)"},
+    )
+    cycles: int = Field(1, ge=1, description="Number of cosines, for cosine_with_restarts")
+    power: float = Field(1.0, gt=0, description="Exponent, for polynomial")
+
+    @model_validator(mode="after")
+    def _every_key_has_an_effect(self) -> Schedule:
+        if self.name == "constant" and self.warmup != 0:
+            raise ValueError(
+                f"schedule.warmup is {self.warmup}, but schedule.name is constant, which has no warm-up: "
+                "use constant_with_warmup, or set the warm-up to 0"
+            )
+        if self.name != "cosine_with_restarts" and self.cycles != 1:
+            raise ValueError(
+                f"schedule.cycles is {self.cycles}, but schedule.name is {self.name}: "
+                "only cosine_with_restarts has cycles"
+            )
+        if self.name != "polynomial" and self.power != 1:
+            raise ValueError(
+                f"schedule.power is {self.power}, but schedule.name is {self.name}: only polynomial has a power"
+            )
+        return self
+
+
+class Loss(Section):
+    """The loss: mean squared error of the predicted noise, in fp32."""
+
+    snr_gamma: float | None = Field(
+        None, gt=0, description="Min-SNR weighting: cap of the signal-to-noise ratio (5 in the paper); null = off"
+    )
+    noise_offset: float = Field(
+        0.0, ge=0, description="Strength of a constant offset per image and channel in the noise; 0 = off"
+    )
