@@ -55,7 +55,7 @@ if __name__ == "__main__":
 
 from pathlib import Path
 
-from sushi_research import comparison_page, comparison_plots, wandb_runs
+from sushi_research import comparison_page, comparison_plots, page, wandb_runs
 from sushi_research.command_line import run_main
 from sushi_research.comparison import Comparison, compare
 from sushi_research.errors import UserError
@@ -94,9 +94,9 @@ def main(arguments: argparse.Namespace) -> int:
     drawn = draw(comparison, output)
     for problem in comparison.problems[known:]:
         print(f"warning: {problem}", file=sys.stderr)
-    page = comparison_page.blocks(comparison, title, drawn)
-    write_atomic(output / "comparison.md", comparison_page.to_markdown(page).encode())
-    write_atomic(output / "comparison.html", comparison_page.to_html(page).encode())
+    blocks = comparison_page.blocks(comparison, title, drawn)
+    write_atomic(output / "comparison.md", page.to_markdown(blocks).encode())
+    write_atomic(output / "comparison.html", page.to_html(blocks).encode())
     write_json(output / "comparison.json", comparison_page.numbers(comparison))
     say(comparison, output)
     if note := wandb_runs.log_page(arguments, comparison, title, output):

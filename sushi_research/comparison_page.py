@@ -1,45 +1,20 @@
-"""The page of a comparison: the verdict in words, then pictures, then what stands behind it; as Markdown and as one HTML file."""
+"""The page of a comparison: the verdict in words, then pictures, then what stands behind it."""
 
 from __future__ import annotations
 
-import base64
-import html
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
+from sushi_research import comparison_tables
 from sushi_research.comparison import Comparison, Pair, Variant, removed_by_seeds
+from sushi_research.page import Block
 from sushi_research.verdict import Difference, clustered_mean
 
 MOST_PAIRS = 60
-STYLE = """
-body { margin: 0; background: #fbf8f2; color: #1e2b28; font: 16px/1.55 system-ui, sans-serif; }
-main { max-width: 1100px; margin: 0 auto; padding: 36px 20px 64px; }
-h1 { font-size: 28px; margin: 0 0 10px; } h2 { font-size: 19px; margin: 36px 0 10px; }
-img { max-width: 100%; border: 1px solid #e4dccf; border-radius: 8px; background: #fff; display: block; margin: 12px 0; }
-.scroll { overflow-x: auto; } table { border-collapse: collapse; background: #fff; font-size: 14px; min-width: 60%; }
-th, td { text-align: right; padding: 6px 11px; border: 1px solid #e4dccf; font-variant-numeric: tabular-nums; }
-th:first-child, td:first-child { text-align: left; } th { color: #5b6763; font-weight: 500; }
-ul.verdict { list-style: none; padding: 0; } ul.verdict li { background: #fff; border: 1px solid #e4dccf; border-left: 6px solid
-#999; border-radius: 6px; padding: 9px 14px; margin: 8px 0; } ul.verdict li.better { border-left-color: #009e73; }
-ul.verdict li.worse { border-left-color: #d55e00; } p, li { max-width: 95ch; } code { font-size: 14px; }
-ul.warning li { color: #8a3c00; }
-"""
-
-
-@dataclass
-class Block:
-    """A piece of the page: a heading, a paragraph, a list, a table (rows with their head first) or a picture."""
-
-    kind: Literal["title", "heading", "text", "list", "verdict", "warning", "table", "picture"]
-    text: str = ""
-    items: list[str] = field(default_factory=list)
-    rows: list[list[str]] = field(default_factory=list)
-    path: Path | None = None
 
 
 def blocks(comparison: Comparison, title: str, drawn: dict[str, Path]) -> list[Block]:
@@ -51,14 +26,14 @@ def blocks(comparison: Comparison, title: str, drawn: dict[str, Path]) -> list[B
     page += _picture(drawn, "curves", "Held-out loss", _CURVES)
     page += _picture(drawn, "differences", "Differences at equal samples seen", _DIFFERENCES)
     page += _picture(drawn, "matrix", "All pairs", "")
-    page += [Block("heading", "What differs"), *_settings(comparison)]
+    page += [Block("heading", "What differs"), *comparison_tables.settings(comparison)]
     page += _family(comparison.samples, "At equal samples seen", "samples")
     page += _family(comparison.seconds, "At equal training time", "seconds")
     page += _picture(drawn, "bands", "By timestep, at the last evaluation", _BANDS)
     page += _drift(comparison)
     page += _noise(comparison)
-    page += [Block("heading", "Speed and memory"), Block("table", rows=_speed(comparison))]
-    page += [*_phases(comparison), Block("text", _SPEED)]
+    page += [Block("heading", "Speed and memory"), Block("table", rows=comparison_tables.speed(comparison))]
+    page += [*comparison_tables.phases(comparison), Block("text", _SPEED)]
     if "samples" in drawn:
         page += _picture(
             drawn, "samples", "The same prompts and seeds", "The first run of each variant, as last drawn."
@@ -68,7 +43,7 @@ def blocks(comparison: Comparison, title: str, drawn: dict[str, Path]) -> list[B
             Block("heading", "Pictures"),
             Block("text", "No two of these have pictures of the same prompts and seeds."),
         ]
-    page += [Block("heading", "Runs"), Block("table", rows=_runs(comparison)), Block("text", _METHOD)]
+    page += [Block("heading", "Runs"), Block("table", rows=comparison_tables.runs(comparison)), Block("text", _METHOD)]
     return page
 
 
@@ -162,22 +137,6 @@ def _picture(drawn: dict[str, Path], name: str, heading: str, text: str) -> list
     return found + ([Block("text", text)] if text else [])
 
 
-def _settings(comparison: Comparison) -> list[Block]:
-    if not comparison.differing:
-        return [Block("text", "No setting that is on record.")]
-    head = ["", *(variant.label for variant in comparison.variants)]
-    rows = [[key, *map(_value, values)] for key, values in comparison.differing.items()]
-    # Many variants are read downwards, few across.
-    if len(comparison.variants) > 6:
-        return [Block("table", rows=[list(row) for row in zip(head, *rows, strict=True)])]
-    return [Block("table", rows=[head, *rows])]
-
-
-def _value(value: Any) -> str:
-    text = "-" if value is None else str(value)
-    return text if len(text) <= 40 else f"{text[:24]}...{text[-12:]}"
-
-
 def _family(pairs: Sequence[Pair], heading: str, axis: str) -> list[Block]:
     if not pairs:
         return []
@@ -264,125 +223,6 @@ def _noise(comparison: Comparison) -> list[Block]:
             "How much variance shared training seeds removed cannot be told: it takes two seeds or more in common."
         )
     return [Block("heading", "What sharing noise was worth"), Block("list", items=items)]
-
-
-def _speed(comparison: Comparison) -> list[list[str]]:
-    rows = [["", "images/s", "waiting for data", "memory, GiB", "training, s", "device", "processes", "precision"]]
-    for variant in comparison.variants:
-        trained = [record for run in variant.runs for record in run.trained]
-        if not trained:
-            continue
-        entry = variant.runs[0].entry
-        seconds = [
-            run.evaluation.seconds[-1] for run in variant.runs if run.evaluation and run.evaluation.seconds is not None
-        ]
-        rows.append(
-            [
-                variant.label,
-                f"{median(record['images_per_second'] for record in trained):.3g}",
-                _of(median, trained, "data_wait_share", ".1%"),
-                _of(max, trained, "peak_memory_gib", ".2f"),
-                f"{median(seconds):.1f}" if seconds else "-",
-                str(entry.get("device", "-")),
-                str(entry.get("world", "-")),
-                str(entry.get("precision", "-")),
-            ]
-        )
-    return rows
-
-
-def _of(reduce: Callable[[list[float]], float], lines: Sequence[dict[str, Any]], key: str, form: str) -> str:
-    """A number of the steps that logged it, "-" where none did."""
-    known = [line[key] for line in lines if isinstance(line.get(key), int | float)]
-    return format(reduce(known), form) if known else "-"
-
-
-def _phases(comparison: Comparison) -> list[Block]:
-    """Seconds by phase, the median of a variant's runs; nothing where no run has got to its end."""
-    timed: dict[str, dict[str, float]] = {}
-    for variant in comparison.variants:
-        runs = [run.phases for run in variant.runs if run.phases]
-        for phase in dict.fromkeys(phase for phases in runs for phase in phases):
-            known = [phases[phase] for phases in runs if isinstance(phases.get(phase), int | float)]
-            if known:
-                timed.setdefault(variant.label, {})[phase] = median(known)
-    names = list(dict.fromkeys(phase for phases in timed.values() for phase in phases))
-    rows = [["seconds", *names]]
-    for label, phases in timed.items():
-        rows.append([label, *(f"{phases[name]:.1f}" if name in phases else "-" for name in names)])
-    return [Block("table", rows=rows)] if timed else []
-
-
-def _runs(comparison: Comparison) -> list[list[str]]:
-    rows = [["variant", "run", "seed", "state", "step", "held-out loss", "over the base", "commit"]]
-    for variant in comparison.variants:
-        for run in variant.runs:
-            rows.append([variant.label, *run_row(run)])
-    return rows
-
-
-def run_row(run: Any) -> list[str]:
-    """A run's cells: name, seed, state, last evaluated step, losses with standard errors, commit."""
-    loss = over = "-"
-    step = str(run.last_step)
-    if (curve := run.evaluation) is not None:
-        loss = "{:.5f} +- {:.2g}".format(*clustered_mean(curve.loss[-1]))
-        over = "{:+.5f} +- {:.2g}".format(*clustered_mean(curve.loss[-1].astype(np.float64) - curve.base))
-        step = str(curve.steps[-1]) if run.state != "file" else "-"
-    commit = str((run.entry.get("code") or {}).get("commit") or "-")[:10]
-    return [run.name, str(run.seed if run.seed is not None else "-"), run.state, step, loss, over, commit]
-
-
-def to_markdown(page: Sequence[Block]) -> str:
-    """The page as Markdown; pictures are named as they lie beside it."""
-    parts = []
-    for block in page:
-        if block.kind == "title":
-            parts.append(f"# {block.text}")
-        elif block.kind == "heading":
-            parts.append(f"## {block.text}")
-        elif block.kind == "text":
-            parts.append(block.text)
-        elif block.kind in ("list", "warning"):
-            parts.append("\n".join(f"- {item}" for item in block.items))
-        elif block.kind == "verdict":
-            parts.append("\n".join(f"- {item.partition('|')[2]}" for item in block.items))
-        elif block.kind == "picture":
-            parts.append(f"![{block.text}]({block.path.name})")
-        else:
-            head, *rows = [[cell.replace("|", "\\|") for cell in row] for row in block.rows]
-            lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-            parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
-    return "\n\n".join(parts) + "\n"
-
-
-def to_html(page: Sequence[Block]) -> str:
-    """The page as one HTML file that needs no other."""
-    parts = []
-    for block in page:
-        text = html.escape(block.text)
-        if block.kind in ("title", "heading"):
-            tag = "h1" if block.kind == "title" else "h2"
-            parts.append(f"<{tag}>{text}</{tag}>")
-        elif block.kind == "text":
-            parts.append(f"<p>{text}</p>")
-        elif block.kind in ("list", "warning"):
-            items = "".join(f"<li>{html.escape(item)}</li>" for item in block.items)
-            parts.append(f"<ul class={block.kind}>{items}</ul>")
-        elif block.kind == "verdict":
-            told = [item.partition("|") for item in block.items]
-            items = "".join(f'<li class="{kind}">{html.escape(words)}</li>' for kind, _, words in told)
-            parts.append(f"<ul class=verdict>{items}</ul>")
-        elif block.kind == "picture":
-            data = base64.b64encode(block.path.read_bytes()).decode()
-            parts.append(f'<img alt="{text}" src="data:image/png;base64,{data}">')
-        else:
-            head, *rows = [[html.escape(cell) for cell in row] for row in block.rows]
-            lines = "".join(f"<tr><td>{'</td><td>'.join(row)}</td></tr>" for row in rows)
-            parts.append(f"<div class=scroll><table><tr><th>{'</th><th>'.join(head)}</th></tr>{lines}</table></div>")
-    title = html.escape(page[0].text)
-    head = f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>{STYLE}</style></head>'
-    return f"{head}<body><main>{''.join(parts)}</main></body></html>\n"
 
 
 def numbers(comparison: Comparison) -> dict[str, Any]:

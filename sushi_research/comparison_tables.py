@@ -1,0 +1,96 @@
+"""The tables of a comparison's page that take no verdict: settings, speed and memory, seconds by phase, and the runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from sushi_research.comparison import Comparison
+from sushi_research.page import Block
+from sushi_research.verdict import clustered_mean
+
+
+def settings(comparison: Comparison) -> list[Block]:
+    if not comparison.differing:
+        return [Block("text", "No setting that is on record.")]
+    head = ["", *(variant.label for variant in comparison.variants)]
+    rows = [[key, *map(_value, values)] for key, values in comparison.differing.items()]
+    # Many variants are read downwards, few across.
+    if len(comparison.variants) > 6:
+        return [Block("table", rows=[list(row) for row in zip(head, *rows, strict=True)])]
+    return [Block("table", rows=[head, *rows])]
+
+
+def _value(value: Any) -> str:
+    text = "-" if value is None else str(value)
+    return text if len(text) <= 40 else f"{text[:24]}...{text[-12:]}"
+
+
+def speed(comparison: Comparison) -> list[list[str]]:
+    rows = [["", "images/s", "waiting for data", "memory, GiB", "training, s", "device", "processes", "precision"]]
+    for variant in comparison.variants:
+        trained = [record for run in variant.runs for record in run.trained]
+        if not trained:
+            continue
+        entry = variant.runs[0].entry
+        seconds = [
+            run.evaluation.seconds[-1] for run in variant.runs if run.evaluation and run.evaluation.seconds is not None
+        ]
+        rows.append(
+            [
+                variant.label,
+                f"{median(record['images_per_second'] for record in trained):.3g}",
+                _of(median, trained, "data_wait_share", ".1%"),
+                _of(max, trained, "peak_memory_gib", ".2f"),
+                f"{median(seconds):.1f}" if seconds else "-",
+                str(entry.get("device", "-")),
+                str(entry.get("world", "-")),
+                str(entry.get("precision", "-")),
+            ]
+        )
+    return rows
+
+
+def _of(reduce: Callable[[list[float]], float], lines: Sequence[dict[str, Any]], key: str, form: str) -> str:
+    """A number of the steps that logged it, "-" where none did."""
+    known = [line[key] for line in lines if isinstance(line.get(key), int | float)]
+    return format(reduce(known), form) if known else "-"
+
+
+def phases(comparison: Comparison) -> list[Block]:
+    """Seconds by phase, the median of a variant's runs; nothing where no run has got to its end."""
+    timed: dict[str, dict[str, float]] = {}
+    for variant in comparison.variants:
+        runs = [run.phases for run in variant.runs if run.phases]
+        for phase in dict.fromkeys(phase for phases in runs for phase in phases):
+            known = [phases[phase] for phases in runs if isinstance(phases.get(phase), int | float)]
+            if known:
+                timed.setdefault(variant.label, {})[phase] = median(known)
+    names = list(dict.fromkeys(phase for phases in timed.values() for phase in phases))
+    rows = [["seconds", *names]]
+    for label, phases in timed.items():
+        rows.append([label, *(f"{phases[name]:.1f}" if name in phases else "-" for name in names)])
+    return [Block("table", rows=rows)] if timed else []
+
+
+def runs(comparison: Comparison) -> list[list[str]]:
+    rows = [["variant", "run", "seed", "state", "step", "held-out loss", "over the base", "commit"]]
+    for variant in comparison.variants:
+        for run in variant.runs:
+            rows.append([variant.label, *run_row(run)])
+    return rows
+
+
+def run_row(run: Any) -> list[str]:
+    """A run's cells: name, seed, state, last evaluated step, losses with standard errors, commit."""
+    loss = over = "-"
+    step = str(run.last_step)
+    if (curve := run.evaluation) is not None:
+        loss = "{:.5f} +- {:.2g}".format(*clustered_mean(curve.loss[-1]))
+        over = "{:+.5f} +- {:.2g}".format(*clustered_mean(curve.loss[-1].astype(np.float64) - curve.base))
+        step = str(curve.steps[-1]) if run.state != "file" else "-"
+    commit = str((run.entry.get("code") or {}).get("commit") or "-")[:10]
+    return [run.name, str(run.seed if run.seed is not None else "-"), run.state, step, loss, over, commit]
