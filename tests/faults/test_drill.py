@@ -1,10 +1,15 @@
 """The short fault drill: every kind of fault once, on the real scripts; the long one is `make drill N=100`."""
 
+import dataclasses
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from sushi_research import drill_faults
+from sushi_research.drill_stage import Setup
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.slow
@@ -29,3 +34,29 @@ def test_an_unknown_setup_is_one_sentence():
     ended = drill("--setup", "sd3-1")
     assert ended.returncode == 2 and "error: --setup sd3-1 is unknown: choose from sd15-1, sdxl-1," in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+class AnotherSeed(Setup):
+    """The setup with another seed: what a trainer that does not continue exactly comes to."""
+
+    @property
+    def settings(self):
+        return super().settings | {"train.seed": 1}
+
+
+def test_a_run_that_differs_is_told(tmp_path, monkeypatch, capsys):
+    spec = importlib.util.spec_from_file_location("fault_drill", ROOT / "scripts/fault_drill.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+
+    def another_run(trial, stage, reference, place, rng):
+        trial.setup = AnotherSeed(*dataclasses.astuple(trial.setup))
+        drill_faults.finish(trial, stage, reference, place)
+
+    monkeypatch.setitem(drill_faults.FAULTS, "killed", another_run)
+    words = ["--trials", "1", "--kind", "killed", "--setup", "sd15-1-plain", "--keep", str(tmp_path / "kept")]
+    assert script.main(script.parse(words)) == 1
+    told = capsys.readouterr()
+    assert "| all | 0 of 1 | 0 of 1 |" in told.out
+    assert f"1 of 1 trials differ; all of it is in {tmp_path / 'kept'}" in told.err
+    assert "differs: run: the adapter" in told.err and (tmp_path / "kept/trial-000/runs/run").is_dir()

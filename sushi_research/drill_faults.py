@@ -1,0 +1,224 @@
+"""The faults of a drill: each starts a run, does it harm, starts the same command again and compares with the uninterrupted run."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from sushi_research.drill_stage import STEPS, Launch, Setup, Stage, last_step, mount_tmpfs, unmount
+from sushi_research.run_equality import differences
+
+
+@dataclass
+class Reference:
+    """The uninterrupted run of a setup: its folder and cache, how long it took, how often it synced and renamed."""
+
+    run: Path
+    cache: Path
+    seconds: float
+    writes: int
+
+
+@dataclass
+class Trial:
+    """What was done in a trial, in words, and what differs from the reference; `skipped`: why it could not be done."""
+
+    number: int
+    kind: str
+    setup: Setup
+    events: list[str] = field(default_factory=list)
+    wrong: list[str] = field(default_factory=list)
+    skipped: str = ""
+
+
+def finish(trial: Trial, stage: Stage, reference: Reference, place: Path, name: str = "run") -> None:
+    """Starts the command again, undisturbed, and compares."""
+    launch = stage.start(trial.setup, place / "runs", place / "cache", name)
+    statuses = launch.wait()
+    if statuses != [0] * trial.setup.world:
+        trial.wrong.append(f"the command again ended with {statuses}: {launch.text()[-300:]}")
+        return
+    trial.wrong += differences(place / "runs" / name, reference.run)
+
+
+def killed(trial: Trial, stage: Stage, reference: Reference, place: Path, rng: np.random.Generator) -> None:
+    for _ in range(rng.integers(1, 4)):
+        launch = stage.start(trial.setup, place / "runs", place / "cache")
+        time.sleep(rng.uniform(0.05, 1.0) * reference.seconds)
+        launch.kill(int(rng.integers(trial.setup.world)))
+        trial.events.append(f"killed at step {last_step(place / 'runs/run')}")
+    finish(trial, stage, reference, place)
+
+
+def killed_writing(trial: Trial, stage: Stage, reference: Reference, place: Path, rng: np.random.Generator) -> None:
+    for _ in range(rng.integers(1, 4)):
+        count = int(rng.integers(1, reference.writes + 1))
+        launch = stage.start(trial.setup, place / "runs", place / "cache", die_at=count)
+        statuses = launch.wait()
+        left = [
+            path.name for path in place.rglob(".*") if path.name.endswith(".tmp") or path.name.startswith(".writing")
+        ]
+        what = left[0].split(".")[1] if left else "between files"
+        trial.events.append(
+            f"killed before write {count} at step {last_step(place / 'runs/run')} ({what}), {statuses[0]}"
+        )
+    finish(trial, stage, reference, place)
+
+
+def _signalled(
+    number: int, trial: Trial, stage: Stage, reference: Reference, place: Path, rng: np.random.Generator
+) -> None:
+    launch = stop_at(trial, stage, place, int(rng.integers(1, STEPS)), number, rng)
+    statuses = set(launch.wait())
+    # Within a step it goes on to the step's end; one that had just ended its last step is simply done.
+    if not statuses <= {128 + number, 128 + signal.SIGTERM, 0}:
+        trial.wrong.append(f"stopped with {statuses}: {launch.text()[-300:]}")
+    trial.events.append(f"stopped at step {last_step(place / 'runs/run')}")
+    finish(trial, stage, reference, place)
+
+
+def stop_at(trial: Trial, stage: Stage, place: Path, step: int, number: int, rng: np.random.Generator) -> Launch:
+    """A launch to which a signal was sent when it had logged a step, to one of its processes."""
+    launch = stage.start(trial.setup, place / "runs", place / "cache")
+    while last_step(place / "runs/run") < step and all(process.is_alive() for process in launch.processes):
+        time.sleep(0.005)
+    process = launch.processes[int(rng.integers(trial.setup.world))]
+    if process.is_alive():
+        os.kill(process.pid, number)
+    return launch
+
+
+def sigterm(*arguments: object) -> None:
+    _signalled(signal.SIGTERM, *arguments)
+
+
+def sigint(*arguments: object) -> None:
+    _signalled(signal.SIGINT, *arguments)
+
+
+def refused(trial: Trial, launch: Launch, what: str) -> None:
+    """What a run that the disk refuses must say: one sentence, status 2, no traceback."""
+    status, text = launch.wait()[0], launch.text()
+    sentences = [line for line in text.splitlines() if line.startswith("error: ")]
+    trial.events.append(f"{what}: status {status}{f', {sentences[0][:70]}' if sentences else ''}")
+    if status == 0:
+        return
+    if status != 2 or len(sentences) != 1 or ("Traceback" in text and trial.setup.world == 1):
+        trial.wrong.append(f"{what} ended with {status} and said {text[-400:]!r}")
+
+
+def file_limit(trial: Trial, stage: Stage, reference: Reference, place: Path, rng: np.random.Generator) -> None:
+    sizes = [
+        path.stat().st_size
+        for folder in (reference.run, reference.cache)
+        for path in folder.rglob("*")
+        if path.is_file()
+    ]
+    # Below it the log itself could not grow, which is no disk's fault.
+    limit = int(rng.integers(40_000, max(sizes)))
+    refused(trial, stage.start(trial.setup, place / "runs", place / "cache", file_limit=limit), f"limit {limit}")
+    finish(trial, stage, reference, place)
+
+
+def full_disk(trial: Trial, stage: Stage, reference: Reference, place: Path, rng: np.random.Generator) -> None:
+    needed = sum(
+        path.stat().st_size
+        for folder in (reference.run, reference.cache)
+        for path in folder.rglob("*")
+        if path.is_file()
+    )
+    size, disk = int(rng.uniform(0.1, 0.9) * needed), place / "disk"
+    if not mount_tmpfs(disk, f"size={size}"):
+        trial.skipped = "no tmpfs may be mounted here"
+        return
+    try:
+        launch = stage.start(trial.setup, disk / "runs", disk / "cache", log=place / "refused.log")
+        refused(trial, launch, f"tmpfs of {size}")
+        mount_tmpfs(disk, f"size={20 * needed}")
+        finish(trial, stage, reference, disk)
+    finally:
+        unmount(disk)
+
+
+def damage(path: Path, rng: np.random.Generator) -> str:
+    """Cuts or deletes a file, or flips one bit of it; says which."""
+    how = ("cut", "deleted", "flipped")[rng.integers(3)]
+    data = bytearray(path.read_bytes())
+    if how == "deleted":
+        path.unlink()
+    elif how == "cut":
+        os.truncate(path, int(rng.integers(len(data))))
+    else:
+        data[rng.integers(len(data))] ^= 1 << int(rng.integers(8))
+        path.write_bytes(data)
+    return f"{path.parent.name}/{path.name} {how}"
+
+
+def _stopped(trial: Trial, stage: Stage, place: Path, rng: np.random.Generator) -> None:
+    """A run that was stopped when it had two checkpoints or more."""
+    # A run that had come to its end before the signal did is begun anew: what is done is not continued.
+    while 0 in stop_at(trial, stage, place, int(rng.integers(3, STEPS)), signal.SIGTERM, rng).wait():
+        shutil.rmtree(place)
+    trial.events.append(f"stopped at step {last_step(place / 'runs/run')}")
+
+
+def checkpoint(trial: Trial, stage: Stage, reference: Reference, place: Path, rng: np.random.Generator) -> None:
+    _stopped(trial, stage, place, rng)
+    newest = max((place / "runs/run/checkpoints").glob("step-*"))
+    if rng.integers(6) == 0:
+        shutil.rmtree(newest)
+        trial.events.append(f"{newest.name} deleted")
+    else:
+        trial.events.append(damage(newest / ("state.pt", "manifest.json")[rng.integers(2)], rng))
+    finish(trial, stage, reference, place)
+
+
+def shard(trial: Trial, stage: Stage, reference: Reference, place: Path, rng: np.random.Generator) -> None:
+    _stopped(trial, stage, place, rng)
+    shards = sorted((place / "cache").glob("*/shard-*"))
+    trial.events.append(damage(shards[rng.integers(len(shards))], rng))
+    finish(trial, stage, reference, place)
+
+
+def two_runs(trial: Trial, stage: Stage, reference: Reference, place: Path, rng: np.random.Generator) -> None:
+    launches = {name: stage.start(trial.setup, place / "runs", place / "cache", name) for name in ("one", "other")}
+    for name, launch in launches.items():
+        if launch.wait() != [0] * trial.setup.world:
+            trial.wrong.append(f"{name} failed: {launch.text()[-300:]}")
+        else:
+            trial.wrong += differences(place / "runs" / name, reference.run)
+    trial.events.append("both at once")
+
+
+def read_only(trial: Trial, stage: Stage, reference: Reference, place: Path, rng: np.random.Generator) -> None:
+    # To root a file without write permission is none: a file system that is mounted read-only is.
+    if not mount_tmpfs(place / "cache", "size=100m"):
+        trial.skipped = "no tmpfs may be mounted here"
+        return
+    try:
+        shutil.copytree(reference.cache, place / "cache", dirs_exist_ok=True)
+        assert mount_tmpfs(place / "cache", "ro") and not os.access(place / "cache", os.W_OK)
+        trial.events.append("read-only")
+        finish(trial, stage, reference, place)
+    finally:
+        unmount(place / "cache")
+
+
+FAULTS = {
+    "killed": killed,
+    "killed-writing": killed_writing,
+    "sigterm": sigterm,
+    "sigint": sigint,
+    "file-limit": file_limit,
+    "full-disk": full_disk,
+    "checkpoint": checkpoint,
+    "shard": shard,
+    "two-runs": two_runs,
+    "read-only": read_only,
+}
