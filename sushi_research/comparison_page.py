@@ -49,8 +49,8 @@ def blocks(comparison: Comparison, title: str, drawn: dict[str, Path]) -> list[B
 
 _CURVES = (
     "Mean over the held-out images of the loss minus the base's on the same noise; below 0 is better than the base. Bands are 95 % "
-    "intervals over images (Student's t) of the mean of a variant's runs: they say how well the pack knows these runs, and two "
-    "bands that overlap may still differ, because the runs are compared image by image."
+    "intervals over images (Student's t) of the mean of a variant's runs: they say how well the pack knows these runs. Two bands "
+    "in the upper row that overlap may still differ, because runs are compared image by image: that is the lower row."
 )
 _DIFFERENCES = (
     "Paired, image by image and draw by draw. Bars are 95 % intervals of a pair alone, bootstrapped over images; a filled point is "

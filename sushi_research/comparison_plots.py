@@ -37,51 +37,70 @@ def _look(number: int) -> dict[str, Any]:
     }
 
 
-def points(variant: Variant, axis: str) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-    """(x, mean, half-width of the 95 % interval) of the held-out loss over the base's, the variant's runs averaged.
+def points(
+    variant: Variant, axis: str, reference: Variant | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """(x, mean, half-width of the 95 % interval) of a variant's held-out loss, its runs averaged, over the base's or a reference's.
 
-    The interval is Student's, over images: it is about these runs. The runs' common evaluations are taken, interpolated
-    where they lie elsewhere (seconds). None where the axis is not known.
+    The interval is Student's, over images: it is about these runs. The evaluations that all runs have are taken, interpolated
+    where they lie elsewhere (seconds). None where the axis is not known or the packs are not one.
     """
-    curves = [run.evaluation for run in variant.runs if run.evaluation is not None]
-    if not curves or any(curve.axis(axis) is None for curve in curves) or len({curve.pack for curve in curves}) > 1:
+    sides = [[run.evaluation for run in side.runs if run.evaluation] for side in (variant, reference) if side]
+    curves = [curve for side in sides for curve in side]
+    if not all(sides) or any(curve.axis(axis) is None for curve in curves) or len({curve.pack for curve in curves}) > 1:
         return None
-    longest = max(curves, key=lambda curve: curve.axis(axis)[-1])
+    longest = max(sides[0], key=lambda curve: curve.axis(axis)[-1])
     low, high = (max(c.axis(axis)[0] for c in curves), min(c.axis(axis)[-1] for c in curves))
+    if low > high:
+        return None
     at = longest.axis(axis)
     at = np.unique(np.append(at[(at >= low) & (at <= high)], high))
-    over_base = [interpolate(curve.axis(axis), curve.loss - curve.base, at) for curve in curves]
-    mean, error = np.array([clustered_mean(loss) for loss in np.stack(over_base).mean(0)]).T
+    means = [np.mean([interpolate(c.axis(axis), c.loss - c.base, at) for c in side], axis=0) for side in sides]
+    over = means[0] - means[1] if reference else means[0]
+    mean, error = np.array([clustered_mean(loss) for loss in over]).T
     images = len(curves[0].names)
     return at, mean, error * (t_quantile(0.975, images - 1) if images > 1 else np.nan)
 
 
 def curves(comparison: Comparison, path: Path) -> bool:
-    """Held-out loss over the base's, over samples seen and over seconds of training, all variants; whether there is one."""
-    figure, panels = _figure(12, 5, 1, 2)
+    """Held-out loss over the base's, and below it over the reference's (the first variant's where none is named): over samples seen
+    and over seconds of training. Whether there is any."""
+    variants = comparison.variants
+    # The one that was asked for, else the first of all.
+    first = next((pair.reference for pair in comparison.samples), None)
+    if first and points(first, "samples") is None:
+        first = None
+    rows = 2 if first else 1
+    figure, panels = _figure(12, 4.6 * rows, rows, 2)
     drawn = 0
-    for axes, axis in zip(panels, AXES, strict=True):
-        for number, variant in enumerate(comparison.variants):
-            found = points(variant, axis)
-            if found is None:
-                if axis == "samples" and variant.is_file and variant.runs[0].evaluation is not None:
-                    drawn += _level(axes, variant, number)
-                continue
-            x, mean, half = found
-            axes.plot(x, mean, marker="o", markersize=3, label=variant.label, **_look(number))
-            axes.fill_between(x, mean - half, mean + half, color=_look(number)["color"], alpha=0.15, linewidth=0)
-            drawn += 1
-        axes.axhline(0, color="grey", linewidth=0.8)
+    for number, axes in enumerate(panels):
+        axis, reference = list(AXES)[number % 2], first if number > 1 else None
+        for place, variant in enumerate(variants):
+            found = points(variant, axis, reference) if variant is not reference else None
+            if found is not None:
+                _curve(axes, found, variant.label, place, band=len(variants) <= 6)
+                drawn += 1
+            elif number == 0 and variant.is_file and variant.runs[0].evaluation is not None:
+                drawn += _level(axes, variant, place)
+        line = _look(variants.index(first)) if reference else {"color": "grey"}
+        axes.axhline(0, linewidth=1.5 if reference else 0.8, **line)
         axes.set_xlabel(AXES[axis])
-        axes.set_ylabel("held-out loss, over the base's")
+        axes.set_ylabel("held-out loss, over " + (f"{reference.label}'s" if reference else "the base's"))
         axes.grid(alpha=0.3)
-    if len(comparison.variants) <= 12:
+    if len(variants) <= 12:
         panels[0].legend(fontsize=8)
     else:
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=7)
     if drawn:
         figure.savefig(path, dpi=110)
     return drawn > 0
+
+
+def _curve(axes: Any, found: tuple[np.ndarray, np.ndarray, np.ndarray], label: str, number: int, band: bool) -> None:
+    x, mean, half = found
+    axes.plot(x, mean, marker="o", markersize=3, label=label, **_look(number))
+    if band:
+        axes.fill_between(x, mean - half, mean + half, color=_look(number)["color"], alpha=0.15, linewidth=0)
 
 
 def _level(axes: Any, variant: Variant, number: int) -> int:
@@ -105,7 +124,7 @@ def differences(pairs: Sequence[Pair], path: Path, title: str) -> bool:
         axes.plot([d.low, d.high], [row, row], color=colour, linewidth=2)
         axes.plot(d.value, row, "o", color=colour, markerfacecolor=colour if known else "white", markersize=7)
     axes.set_yticks(range(len(told)), [f"{pair.candidate.label} - {pair.reference.label}" for pair in told], fontsize=8)
-    axes.invert_yaxis()
+    axes.set_ylim(len(told) - 0.5, -0.5)
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set_xlabel("difference in held-out loss (left: the first named is better)")
     axes.set_title(title, fontsize=10)

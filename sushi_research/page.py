@@ -15,7 +15,7 @@ main { max-width: 1100px; margin: 0 auto; padding: 36px 20px 64px; }
 h1 { font-size: 28px; margin: 0 0 10px; } h2 { font-size: 19px; margin: 36px 0 10px; }
 img { max-width: 100%; border: 1px solid #e4dccf; border-radius: 8px; background: #fff; display: block; margin: 12px 0; }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; background: #fff; font-size: 14px; min-width: 60%; }
-th, td { text-align: right; padding: 6px 11px; border: 1px solid #e4dccf; font-variant-numeric: tabular-nums; }
+th, td { text-align: right; padding: 6px 11px; border: 1px solid #e4dccf; font-variant-numeric: tabular-nums; white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; } th { color: #5b6763; font-weight: 500; }
 ul.verdict { list-style: none; padding: 0; } ul.verdict li { background: #fff; border: 1px solid #e4dccf; border-left: 6px solid
 #999; border-radius: 6px; padding: 9px 14px; margin: 8px 0; } ul.verdict li.better { border-left-color: #009e73; }
@@ -73,7 +73,7 @@ def to_html(page: Sequence[Block]) -> str:
             parts.append(f"<ul class={block.kind}>{items}</ul>")
         elif block.kind == "verdict":
             told = [item.partition("|") for item in block.items]
-            items = "".join(f'<li class="{kind}">{html.escape(words)}</li>' for kind, _, words in told)
+            items = "".join(f'<li class="{kind}">{_emphasised(words)}</li>' for kind, _, words in told)
             parts.append(f"<ul class=verdict>{items}</ul>")
         elif block.kind == "picture":
             data = base64.b64encode(block.path.read_bytes()).decode()
@@ -85,3 +85,9 @@ def to_html(page: Sequence[Block]) -> str:
     title = html.escape(page[0].text)
     head = f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>{STYLE}</style></head>'
     return f"{head}<body><main>{''.join(parts)}</main></body></html>\n"
+
+
+def _emphasised(sentence: str) -> str:
+    """A sentence whose statement, up to the first colon, stands out from its evidence."""
+    statement, colon, evidence = sentence.partition(": ")
+    return f"<b>{html.escape(statement)}</b>{colon}{html.escape(evidence)}"

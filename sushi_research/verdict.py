@@ -90,8 +90,12 @@ class Verdict:
             f"{candidate} is {self.outcome} {link} {reference}: loss {d.value:+.3g} ({d.relative:+.2%}), "
             f"95 % interval {d.low:+.3g} to {d.high:+.3g}, p = {d.p_value:.2g}{among}; "
             f"detectable from {d.smallest_detectable:.2g} on; "
-            f"{d.images} images x {d.draws} draws, {d.seeds[1]} run(s) against {d.seeds[0]}; it is about {d.scope}."
+            f"{d.images} images x {d.draws} draws, {_runs(d.seeds[1])} against {d.seeds[0]}; it is about {d.scope}."
         )
+
+
+def _runs(count: int) -> str:
+    return "1 run" if count == 1 else f"{count} runs"
 
 
 def clustered_mean(losses: np.ndarray) -> tuple[float, float]:

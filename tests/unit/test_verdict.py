@@ -172,7 +172,7 @@ def test_sentence():
     assert found.sentence("rank 8", "rank 4") == (
         f"rank 8 is better than rank 4: loss {d.value:+.3g} ({d.relative:+.2%}), 95 % interval {d.low:+.3g} to "
         f"{d.high:+.3g}, p = 1e-05; detectable from {d.smallest_detectable:.2g} on; "
-        "16 images x 4 draws, 1 run(s) against 1; it is about these two runs, not other seeds."
+        "16 images x 4 draws, 1 run against 1; it is about these two runs, not other seeds."
     )
     many = verdicts([paired_difference(a, a + losses(16, 4, seed=s) - 2, pairs=2) for s in (1, 2)])
     assert "is not distinguishable from x" in many[0].sentence("y", "x") and "among 2 pairs" in many[0].sentence(
