@@ -17,7 +17,6 @@ import torch
 
 from sushi_research import conditioning, diffusion, randomness
 from sushi_research.cache import entry_key
-from sushi_research.evaluation_results import Results  # noqa: F401
 from sushi_research.items import Item
 from sushi_research.models.prediction import Prediction
 from sushi_research.progress import progress

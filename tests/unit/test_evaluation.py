@@ -9,6 +9,7 @@ from diffusers import DDPMScheduler
 
 from sushi_research import evaluation
 from sushi_research.errors import UserError
+from sushi_research.evaluation_results import Results
 from sushi_research.models import loading
 from sushi_research.models.prediction import Prediction
 
@@ -102,7 +103,7 @@ def test_the_pack_is_bound_to_what_it_is_made_of(setting):
 
 def test_results_are_kept_step_by_step(setting, tmp_path):
     here = setting("sd15")
-    pack, results = here.pack(), evaluation.Results(tmp_path / "evaluation.parquet")
+    pack, results = here.pack(), Results(tmp_path / "evaluation.parquet")
     assert results.read() is None and results.steps() == [] and results.loss_at(pack, 0) is None
     shape, rng = (len(pack.items), pack.draws), np.random.default_rng(0)
     base, *later = (rng.random(shape).astype(np.float32) for _ in range(4))
@@ -126,7 +127,7 @@ def test_results_are_kept_step_by_step(setting, tmp_path):
 def test_a_damaged_file_is_told(tmp_path):
     (tmp_path / "evaluation.parquet").write_bytes(b"PAR1 and no more")
     with pytest.raises(UserError, match="evaluation.parquet is damaged"):
-        evaluation.Results(tmp_path / "evaluation.parquet").read()
+        Results(tmp_path / "evaluation.parquet").read()
 
 
 def test_the_summary_is_over_images():
