@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import sys
 
-from sushi_research.command_line import read_command_line, run_main
+from sushi_research.command_line import read_architecture, run_main
 from sushi_research.config import SD15Training, SDXLTraining, TrainingConfig
 
 CONFIGS = {"sd15": SD15Training, "sdxl": SDXLTraining}
@@ -25,17 +25,7 @@ This fills the caches of a training config, without training. To begin:
 
 def read(arguments: list[str]) -> TrainingConfig:
     """The config of the command line, whose first word is the architecture."""
-    architecture, rest = (arguments[0], arguments[1:]) if arguments else ("sdxl", [])
-    if architecture in ("-h", "--help"):
-        architecture, rest = "sdxl", ["--help"]
-    if architecture not in CONFIGS:
-        print(
-            f"error: {architecture} is not an architecture: begin with sd15 or sdxl, then the options of that training script.",
-            file=sys.stderr,
-        )
-        raise SystemExit(2)
-    script = f"scripts/cache_dataset.py {architecture}"
-    return read_command_line(CONFIGS[architecture], script=script, intro=INTRO, argv=rest)
+    return read_architecture(CONFIGS, arguments, script="scripts/cache_dataset.py", intro=INTRO)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import sys
 
-from sushi_research.command_line import read_command_line, run_main
+from sushi_research.command_line import read_architecture, run_main
 from sushi_research.judging_config import Judged, SD15Judging, SDXLJudging
 
 CONFIGS = {"sd15": SD15Judging, "sdxl": SDXLJudging}
@@ -26,18 +26,7 @@ This evaluates adapter files on held-out images. To begin:
 
 def read(arguments: list[str]) -> Judged:
     """The config of the command line, whose first word is the architecture."""
-    architecture, rest = (arguments[0], arguments[1:]) if arguments else ("sdxl", [])
-    if architecture in ("-h", "--help"):
-        architecture, rest = "sdxl", ["--help"]
-    if architecture not in CONFIGS:
-        print(
-            f"error: {architecture} is not an architecture: begin with sd15 or sdxl, then the options of that training script.",
-            file=sys.stderr,
-        )
-        raise SystemExit(2)
-    return read_command_line(
-        CONFIGS[architecture], script=f"scripts/evaluate.py {architecture}", intro=INTRO, argv=rest
-    )
+    return read_architecture(CONFIGS, arguments, script="scripts/evaluate.py", intro=INTRO)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import SequenceMatcher
 from typing import Any, NamedTuple, TypeVar
@@ -52,6 +52,23 @@ def read_command_line(
         # `--help | head`: who read the output has seen enough. Python would complain again when it closes the pipe.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(141) from None
+
+
+def read_architecture(
+    classes: Mapping[str, type[Config]], arguments: Sequence[str], *, script: str, intro: str
+) -> Config:
+    """As `read_command_line`, where the first word is the architecture (a key of `classes`); help without one is SDXL's."""
+    architecture, rest = (arguments[0], arguments[1:]) if arguments else ("sdxl", [])
+    if architecture in ("-h", "--help"):
+        architecture, rest = "sdxl", ["--help"]
+    if architecture not in classes:
+        print(
+            f"error: {architecture} is not an architecture: begin with {' or '.join(classes)}, then the options of that training "
+            "script.",
+            file=sys.stderr,
+        )
+        raise SystemExit(2)
+    return read_command_line(classes[architecture], script=f"{script} {architecture}", intro=intro, argv=rest)
 
 
 def run_main(main: Callable[[Config], int | None], config: Config) -> None:
