@@ -15,6 +15,14 @@ pytestmark = pytest.mark.skipif(os.name == "nt", reason="POSIX signals and paren
 LAUNCHED = {"ACCELERATE_DYNAMO_MODE": "default"}
 
 
+@pytest.fixture(autouse=True)
+def as_in_the_foreground():
+    """In a job of a shell's background SIGINT is ignored, and so it would stay."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_asks_for_a_stop_once(number, capfd):
     with StopRequest() as stop:
