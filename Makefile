@@ -50,10 +50,10 @@ experiment: .venv/.installed  ## train variants with several seeds and compare t
 drill: .venv/.installed  ## kill and harm runs N times, and compare with the uninterrupted ones (N=100)
 	$(ONE_THREAD) $(BIN)/python scripts/fault_drill.py --trials $(N)
 
-test: .venv/.dev  ## every test that needs no GPU (about a quarter of an hour on two cores)
+test: .venv/.dev  ## every test that needs no GPU (about half an hour on two cores)
 	$(ONE_THREAD) $(BIN)/python -m pytest -q -n 2 --dist loadgroup -m "not gpu"
 
-test-fast: .venv/.dev  ## the tests of every commit (under three minutes)
+test-fast: .venv/.dev  ## the tests of every commit (about three minutes)
 	$(ONE_THREAD) $(BIN)/python -m pytest -q -n 2 -m "not gpu and not slow"
 
 lint: .venv/.dev  ## style

@@ -179,6 +179,7 @@ def counted(request, tmp_path_factory):
 BUDGETS = {"sd15": Counts(3_147, 9, 553_184), "sdxl": Counts(11_313, 11, 1_381_108)}
 
 
+@pytest.mark.slow
 def test_our_step_keeps_to_its_budget(counted):
     architecture, ours, _, _ = counted
     budget = BUDGETS[architecture]
@@ -216,6 +217,7 @@ def bench(request, tmp_path_factory):
         yield benchmark().prepare(settings, request.param, tmp_path_factory.mktemp(request.param), finish)
 
 
+@pytest.mark.slow
 def test_without_caches_the_batches_are_the_same_bit_for_bit(bench):
     bench = dataclasses.replace(bench, config=bench.config.model_copy(
         update={"train": bench.config.train.model_copy(update={"batch_size": 1})}
@@ -238,6 +240,7 @@ def test_without_caches_the_batches_are_the_same_bit_for_bit(bench):
 
 
 @pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.slow
 def test_the_variants_of_a_pair_train_alike(bench, name):
     pair = PAIRS[name]
     if pair.precision != "auto":

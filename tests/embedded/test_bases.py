@@ -84,6 +84,7 @@ def test_the_vae_keeps_pictures(architecture) -> None:
             assert psnr(vae.decode(vae.encode(reference).latent_dist.mode()).sample, reference) >= least
 
 
+@pytest.mark.slow
 def test_what_the_vae_makes_of_a_picture_is_still_read_right(architecture) -> None:
     """The checker's limits were set so: a picture that the VAE has been through must pass."""
     scenes = known_scenes(16)
@@ -108,6 +109,7 @@ SHAPES = [SQUARE, pytest.param(WIDE, marks=pytest.mark.slow), pytest.param(TALL,
 
 
 @pytest.mark.parametrize("canvas", SHAPES, ids=["square", "wide", "tall"])
+@pytest.mark.slow
 def test_a_few_pictures_of_each_shape_are_right(architecture, canvas) -> None:
     """The fast tests' share of the scores, all of which take minutes: six of eight are far from the one in 624 of chance."""
     asked = known_scenes(8)

@@ -38,6 +38,7 @@ SHAPES = [SQUARE, pytest.param(WIDE, marks=pytest.mark.slow), pytest.param(TALL,
 
 
 @pytest.mark.parametrize("canvas", SHAPES)
+@pytest.mark.slow
 def test_clean_pictures_are_read_right(canvas) -> None:
     asked, pictures = drawn(24, canvas)
     assert [reading.scene for reading in read_all(pictures, canvas)] == asked
@@ -85,6 +86,7 @@ def noisy(picture: Image.Image, deviation: float) -> Image.Image:
     [lambda picture: blurred(picture, 1.5), lambda picture: blurred(picture, 4), lambda picture: noisy(picture, 25)],
     ids=["blur of 1.5 pixels", "blur of 4 pixels", "noise of 10 %"],
 )
+@pytest.mark.slow
 def test_spoiled_pictures_are_none_of_these(spoil) -> None:
     _, pictures = drawn(12)
     assert [reading.scene for reading in read_all(map(spoil, pictures))] == [None] * 12

@@ -129,6 +129,7 @@ def test_the_tokenizer_is_clips_in_shape(words) -> None:
 
 
 @given(st.text(max_size=40))
+@pytest.mark.slow
 def test_any_caption_tokenises(words, caption) -> None:
     tokens = words[tokenizer.END]
     ids = tokens(caption).input_ids

@@ -113,6 +113,7 @@ DAMAGES = [
 
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("repair", [True, False], ids=["main_process", "other_process"])
+@pytest.mark.slow
 def test_a_damaged_shard_is_left_out_named_and_made_again(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: Callable[[Path], str], repair: bool
 ) -> None:
@@ -144,6 +145,7 @@ def test_a_shard_without_its_manifest_does_not_count(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".arrow", ".json"])
+@pytest.mark.slow
 def test_a_flipped_bit_is_noticed_in_every_byte(tmp_path: Path, suffix: str) -> None:
     fill(tmp_path, rows=1)
     path = one_shard(tmp_path).with_suffix(suffix)

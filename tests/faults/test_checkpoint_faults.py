@@ -156,6 +156,7 @@ def test_a_disk_that_refuses_leaves_the_earlier_checkpoints(tmp_path, monkeypatc
 
 
 @POSIX
+@pytest.mark.slow
 def test_a_write_that_really_stops_in_the_middle(tmp_path):
     """A limit on the size of files: the kernel takes half of the state and refuses the rest."""
     script = """

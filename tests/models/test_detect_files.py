@@ -394,6 +394,7 @@ def test_what_is_no_model_is_refused_by_its_name(name, shapes, written):
     assert refusal(written(plain(shapes) if isinstance(shapes, str) else shapes())).startswith(f" is {name}")
 
 
+@pytest.mark.slow
 def test_our_own_adapter_file_is_no_base(architecture, tmp_path):
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(NARROW_UNETS[architecture])
@@ -474,6 +475,7 @@ def vae_dtypes(*sources, vae=None, tokenizers):
     return {loading.vae_dtype(base, CUDA) for base in found}
 
 
+@pytest.mark.slow
 def test_the_vae_of_a_single_file_is_never_used_in_fp16(architecture, files, edited):
     file, folder = files[architecture]
     safe = edited(vae={"force_upcast": False})

@@ -36,6 +36,7 @@ def test_published_text_encoders_load_like_ours(bases, copy_base):
     assert all(torch.equal(published[name], ours[name]) for name in ours)
 
 
+@pytest.mark.slow
 def test_sharded_weights_load_and_a_missing_shard_is_named(bases, copy_base):
     folder = copy_base("sd15")
     whole = loading.load_unet(loading.resolve_base(str(folder)), torch.float32, CPU)

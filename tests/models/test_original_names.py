@@ -110,6 +110,7 @@ def folders(tmp_path_factory):
 @pytest.mark.parametrize(
     ("architecture", "pipeline"), [("sd15", StableDiffusionPipeline), ("sdxl", StableDiffusionXLPipeline)]
 )
+@pytest.mark.slow
 def test_diffusers_loads_the_written_file_bit_for_bit(architecture, pipeline, dtype, folders, tmp_path):
     folder = folders[architecture]
     file = write_single_file(folder, tmp_path / "base.safetensors", architecture, dtype=dtype)

@@ -140,6 +140,7 @@ def test_the_markers_are_among_the_ignored_keys(architecture, of_file):
     assert base.prediction == ZERO and set(base.ignored) >= {"v_pred", "ztsnr"}
 
 
+@pytest.mark.slow
 def test_names_like_the_markers_are_none(architecture, of_file):
     for name in ("model.v_pred", "V_PRED", "v_prediction"):
         assert name in refusal(of_file, (name,))
@@ -248,6 +249,7 @@ def predicting(predicted, of_file):
 
 
 @ALL
+@pytest.mark.slow
 def test_training_and_drawing_follow_the_base(predicted, architecture, of_file):
     base = predicting(predicted, of_file)
     assert base.prediction == predicted
@@ -261,6 +263,7 @@ def test_training_and_drawing_follow_the_base(predicted, architecture, of_file):
 
 
 @ALL
+@pytest.mark.slow
 def test_pictures_are_drawn_with_the_base_s_prediction(predicted, architecture, of_file, monkeypatch):
     base, given = predicting(predicted, of_file), []
 

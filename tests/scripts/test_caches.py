@@ -115,6 +115,7 @@ def test_a_second_run_encodes_nothing(mine, encoded):
     assert mine.plan("second")["cache"]["images"]["missing"] == 0
 
 
+@pytest.mark.slow
 def test_only_what_changed_is_encoded_again(mine, encoded, fill, tmp_path, bases):
     photos = tmp_path / "photos"
     fill()
@@ -172,6 +173,7 @@ def test_filling_the_caches_before_leaves_nothing_to_encode(mine, encoded, capsy
 
 
 @ONE
+@pytest.mark.slow
 def test_what_was_there_before_changes_no_result(mine, encoded, fill, tmp_path):
     """Twice the same training: on a cache that another data set and another recipe began, and on one of its own."""
     some = tmp_path / "some"
@@ -203,6 +205,7 @@ def cut(path: Path) -> None:
 
 @ONE
 @pytest.mark.parametrize(("store", "damage"), [("latents", flip_bit), ("text_sd15", cut)])
+@pytest.mark.slow
 def test_a_damaged_shard_is_told_and_made_again(mine, encoded, fill, tmp_path, damage, store, caplog):
     """Two shards to a store; the damage is in the first one."""
     photos, later = tmp_path / "photos", tmp_path / "later"
@@ -285,6 +288,7 @@ def test_two_processes_may_fill_one_cache_at_once(mine, encoded, tmp_path):
 
 
 @pytest.mark.parametrize("architecture", ["sdxl"])  # which is told each image's size
+@pytest.mark.slow
 def test_a_data_set_is_the_same_however_it_is_given(mine, encoded, tmp_path):
     """Captions in files beside the images, in a metadata.jsonl, and in the rows of a saved HF data set."""
     import datasets
@@ -314,6 +318,7 @@ def test_a_data_set_is_the_same_however_it_is_given(mine, encoded, tmp_path):
 
 
 @ONE
+@pytest.mark.slow
 def test_repeat_folders_show_their_images_more_often_and_encode_them_once(mine, encoded, tmp_path):
     photos = tmp_path / "photos"
     (photos / "3_rare").mkdir()
@@ -329,6 +334,7 @@ def test_repeat_folders_show_their_images_more_often_and_encode_them_once(mine, 
 # --- Memory ---
 
 
+@pytest.mark.slow
 def test_while_training_no_encoder_is_in_memory(mine, monkeypatch, tmp_path):
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTextModelWithProjection

@@ -89,6 +89,7 @@ def split(batch_size: int, accumulation: int) -> dict[str, Any]:
     return {"train.batch_size": batch_size, "train.accumulation": accumulation}
 
 
+@pytest.mark.slow
 def test_accumulation_changes_nothing(trainer: Trainer, loaders: list[Loader]) -> None:
     settings = {"train.steps": 6, "data.flip": 0.5}
     assert trainer.train("whole", {**settings, **split(4, 1)}) == 0

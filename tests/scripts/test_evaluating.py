@@ -248,6 +248,7 @@ def test_what_cannot_be_held_out_is_one_sentence(trainer, photos, changes, messa
 
 
 @ONE
+@pytest.mark.slow
 def test_a_copy_that_was_brightened_is_named_in_the_plan(trainer, held, photos, tmp_path):
     folder = tmp_path / "held"
     shutil.copytree(held, folder)

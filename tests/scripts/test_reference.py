@@ -232,6 +232,7 @@ FAST = {"sd15, weighted, clipped, some mirrored", "sdxl, weighted, mirrored", "s
     ("architecture", "settings", "same"),
     [pytest.param(*case, id=name, marks=[] if name in FAST else pytest.mark.slow) for name, case in CASES.items()],
 )
+@pytest.mark.slow
 def test_loss_and_gradients_equal_a_plain_reference(
     architecture: str,
     settings: dict[str, Any],

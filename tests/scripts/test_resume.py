@@ -173,6 +173,7 @@ def test_drawing_pictures_changes_no_training(trainer: Trainer) -> None:
 
 
 @pytest.mark.parametrize("architecture", ["sd15"])
+@pytest.mark.slow
 def test_what_a_finished_run_does_when_it_is_run_again(
     architecture: str, trainer: Trainer, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -73,6 +73,7 @@ def refusal(architecture, bases, tmp_path, capsys) -> Callable[..., str]:
     return run
 
 
+@pytest.mark.slow
 def test_rows_and_columns(draw, adapters, architecture, tmp_path, capsys):
     adapter = adapters(architecture)
     settings = {"prompts": ["a cat", "a dog"], "seeds": [0, 1]}
@@ -95,6 +96,7 @@ def test_rows_and_columns(draw, adapters, architecture, tmp_path, capsys):
 
 
 @ONE
+@pytest.mark.slow
 def test_several_adapters_are_shown_each_alone(draw, adapters, tmp_path, monkeypatch):
     first = adapters("sd15")
     second = tmp_path / "half.safetensors"
@@ -178,6 +180,7 @@ def test_a_base_that_is_none_of_ours(refusal, bases, tmp_path):
 
 
 @ONE
+@pytest.mark.slow
 def test_clip_skip_is_that_of_the_training(draw, trainer):
     changes = {"enabled": True, "prompts": ["a cat"], "steps": 2, "width": 64, "height": 48, "every": None}
     changes = {f"sample.{key}": value for key, value in changes.items()} | {"train.steps": 1, "model.clip_skip": 2}

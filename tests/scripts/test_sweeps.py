@@ -70,6 +70,7 @@ def test_under_an_agent_the_run_has_the_agents_id(monkeypatch, tmp_path: Path):
 
 
 @pytest.mark.parametrize("architecture", ["sd15"])
+@pytest.mark.slow
 def test_a_training_under_an_agent_tells_wandb_the_agents_id(trainer, monkeypatch):
     """A run that another agent's run continues goes on under that one's id: W&B takes no other under a sweep."""
     given = []

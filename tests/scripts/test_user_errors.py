@@ -124,6 +124,7 @@ def test_bad_files_stop_the_run_before_anything_is_encoded(trainer, refusal, fla
 
 
 @ONE
+@pytest.mark.slow
 def test_bad_files_may_be_left_out_by_name(trainer, flawed, capsys):
     assert trainer.train("skip", {**SHORT, "data.path": str(flawed), "data.on_bad_file": "skip"}) == 0
     plan = trainer.plan("skip")
@@ -295,6 +296,7 @@ def test_xformers_without_a_gpu(refusal, monkeypatch):
 
 
 @ONE
+@pytest.mark.slow
 def test_a_run_with_other_settings_is_left_as_it_is(trainer, refusal, photos, flawed, tmp_path, capsys):
     assert trainer.train("mine", SHORT) == 0
     before = content(trainer.folder("mine"))
@@ -448,6 +450,7 @@ def test_a_vae_that_gives_nan_names_the_file(trainer, refusal, edited_base, tmp_
 
 
 @ONE
+@pytest.mark.slow
 def test_a_disk_that_fills_up_while_caching(trainer, refusal, tmp_path):
     """The limit on the size of a file is what a full disk is to a writer; captions take more than latents here."""
     cache, changes = tmp_path / "cache", {**SHORT, "cache.folder": str(tmp_path / "cache")}
@@ -600,6 +603,7 @@ def test_a_dry_run_prints_the_plan_and_writes_no_run_folder(trainer, capsys, tmp
 
 
 @pytest.mark.parametrize("architecture", ["sdxl"])
+@pytest.mark.slow
 def test_out_of_memory_beside_the_training_has_advice_of_its_own(trainer, tmp_path, monkeypatch):
     def out_of_memory(*arguments, **options):
         raise torch.OutOfMemoryError("CUDA out of memory.")

@@ -46,6 +46,7 @@ COUNTS = {
 
 
 @pytest.mark.parametrize(("architecture", "preset"), COUNTS)
+@pytest.mark.slow
 def test_counts_at_the_real_sizes(architecture, preset):
     model = attached(architecture, configs=UNETS, targets=preset, rank=2)
     modules, per_rank = COUNTS[architecture, preset]
@@ -59,6 +60,7 @@ def test_the_configs_in_the_tests_are_the_real_ones(architecture, parameters):
 
 
 @pytest.mark.parametrize("architecture", UNETS)
+@pytest.mark.slow
 def test_kohya_conv_is_every_layer_of_the_blocks_and_none_outside(architecture):
     paths = adapter.adaptable_paths(unet(architecture))
     assert list(adapter.adapter_modules(attached(architecture, targets="kohya_conv"))) == paths

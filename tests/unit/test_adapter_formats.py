@@ -108,6 +108,7 @@ def test_names_at_the_real_structure(architecture, modules):
 
 
 @pytest.mark.parametrize("architecture", UNETS)
+@pytest.mark.slow
 def test_one_layer_per_block(architecture, tmp_path):
     """Stability's numbers count layers: diffusers finds each module again, also in the small bases of demo/base."""
     unet, state = trained_unet(architecture, layers=1)
@@ -150,6 +151,7 @@ def predict(unet, architecture):
 
 
 @pytest.mark.parametrize("architecture", UNETS)
+@pytest.mark.slow
 def test_a_pipeline_with_the_file_computes_what_was_trained(architecture, tmp_path):
     unet, state = trained_unet(architecture, device="cpu")
     # Small enough for the UNet not to saturate, large enough to change every digit.
@@ -177,6 +179,7 @@ def test_a_pipeline_with_the_file_computes_what_was_trained(architecture, tmp_pa
         ("sdxl", "kohya_conv", "float16"),
     ],
 )
+@pytest.mark.slow
 def test_a_pipeline_loads_every_matrix_and_the_scale(architecture, targets, dtype, tmp_path):
     path, unet, arguments = saved(tmp_path, architecture, targets, dtype)
     loaded = pipeline(architecture)
@@ -195,6 +198,7 @@ def test_a_pipeline_loads_every_matrix_and_the_scale(architecture, targets, dtyp
 @pytest.mark.parametrize(
     ("architecture", "dtype"), [("sd15", "float32"), ("sd15", "bfloat16"), ("sd15", "float16"), ("sdxl", "float16")]
 )
+@pytest.mark.slow
 def test_verify_accepts_what_was_saved(architecture, dtype, tmp_path):
     path, unet, arguments = saved(tmp_path, architecture, dtype=dtype)
     formats.verify_saved(path, unet, **arguments)

@@ -47,6 +47,7 @@ def moved(unet):
     return other
 
 
+@pytest.mark.slow
 def test_the_drift_equals_a_plain_reference(architecture, setting, drawings):
     """Written out one draw at a time; batches of four round otherwise."""
     here = setting(architecture)

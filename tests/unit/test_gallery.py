@@ -65,6 +65,7 @@ def names(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
+@pytest.mark.slow
 def test_each_prompt_and_seed_has_its_picture(draw, run):
     drawn = draw(5, ["a cat", "\u9ba8 nigiri"], seeds=[3, 8])
     singles = ["00-seed3.png", "00-seed8.png", "01-seed3.png", "01-seed8.png"]
@@ -80,6 +81,7 @@ def test_each_prompt_and_seed_has_its_picture(draw, run):
         assert np.array_equal(np.asarray(sheet), np.asarray(expected))
 
 
+@pytest.mark.slow
 def test_the_negative_is_what_the_base_wants(draw, architecture, monkeypatch):
     """Without a negative prompt SDXL steers away from zeros, SD1.5 from the empty caption; with one, from that."""
     seen = []

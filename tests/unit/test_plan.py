@@ -149,6 +149,7 @@ def test_what_was_left_out_is_named(make):
     assert "bad_10.png" not in text and "and 3 more, see plan.json" in text
 
 
+@pytest.mark.slow
 def test_the_adapter_is_counted_without_its_weights(bases, architecture):
     """Against the adapter that a training attaches; at the real configs, tests/models counts it."""
     from sushi_research import adapter

@@ -229,6 +229,7 @@ def test_curves_meet_at_common_points_and_pairs_stay_pairs():
 
 @pytest.mark.parametrize("images", [8, 16, 32, 64])
 @pytest.mark.parametrize("kind", ["normal", "skewed", "heavy tails"])
+@pytest.mark.slow
 def test_intervals_cover_at_their_nominal_rate(kind, images, fewer_resamples):
     trials = 800
     simulated = differences(np.random.default_rng(images), kind, (trials, images, 8))
@@ -260,6 +261,7 @@ def test_equal_variants_with_three_seeds_are_not_distinguishable(seed, image, bo
 @pytest.mark.parametrize(
     ("kind", "runs", "seed", "pairs"), [("normal", 1, 0, 1), ("skewed", 1, 0, 10), ("normal", 3, 0.3, 1)]
 )
+@pytest.mark.slow
 def test_the_smallest_detectable_difference_is_found_with_the_power_it_states(kind, runs, seed, pairs, fewer_resamples):
     rng, trials = np.random.default_rng(2), 600
     a, b = (variant(rng, (trials, runs, 32), seed, 1.0, 0.0, kind) for _ in "ab")
