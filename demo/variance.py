@@ -15,17 +15,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import ValidationError
 
 from sushi_research import adapter_loading, assessment, beginning, evaluation, preparation, training
-from sushi_research.command_line import load_config
-from sushi_research.errors import UserError
+from sushi_research.errors import UserError, first_line
 from sushi_research.judging_config import SD15Judging, SDXLJudging
 from sushi_research.precision import COMPUTE_DTYPES
 from sushi_research.progress import progress
+from sushi_research.strict_yaml import read_yaml
 
 CONFIGS = {"sd15": SD15Judging, "sdxl": SDXLJudging}
 # Draws of the pack, and how many packs with other draws; as many unstratified draws in all.
-DRAWS, PACKS = 8, 16
+DRAWS, PACKS = 8, 8
 
 
 def loss_tables(architecture: str, runs: list[Path]) -> tuple[np.ndarray, np.ndarray]:
@@ -35,8 +36,10 @@ def loss_tables(architecture: str, runs: list[Path]) -> tuple[np.ndarray, np.nda
     from sushi_research import diffusion
 
     model = importlib.import_module(f"sushi_research.models.{architecture}")
-    arguments = ["--config", str(runs[0] / "config.yaml")]
-    config = load_config(CONFIGS[architecture], arguments, script="demo.variance", intro="")
+    try:
+        config = CONFIGS[architecture].model_validate(read_yaml(runs[0] / "config.yaml"))
+    except ValidationError as error:
+        raise UserError(f"{runs[0]} is no {architecture} run of this version ({first_line(error)}).") from None
     accelerator, precision = training.start(config)
     memo = preparation.open_memo(config)
     base = preparation.find_base(config, model)

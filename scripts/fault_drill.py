@@ -88,7 +88,7 @@ def main(arguments: argparse.Namespace) -> int:
     for number in progress(numbers, description="drilling", unit="trial"):
         kind = kinds[number % len(kinds)]
         # A kind meets the setups in turn.
-        trial = Trial(number, kind, setups[(number // len(kinds) + number) % len(setups)])
+        trial = Trial(number, kind, setups[sum(divmod(number, len(kinds))) % len(setups)])
         if trial.setup.name not in references:
             references[trial.setup.name] = make_reference(stage, trial.setup, folder / "reference" / trial.setup.name)
         trials.append(trial)
