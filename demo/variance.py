@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from sushi_research import adapter_loading, assessment, beginning, evaluation, preparation, training
+from sushi_research import adapter_loading, beginning, evaluation, preparation, training
 from sushi_research.errors import UserError, first_line
 from sushi_research.judging_config import SD15Judging, SDXLJudging
 from sushi_research.precision import COMPUTE_DTYPES
@@ -48,7 +48,7 @@ def loss_tables(architecture: str, runs: list[Path]) -> tuple[np.ndarray, np.nda
         raise UserError(f"{runs[0]} holds no images out: give runs with evaluation.held_out or evaluation.path.")
     caches = preparation.open_caches(config, base, model, memo, accelerator)
     hashes = beginning.hashes_of(base, model, data, memo, accelerator)
-    pack = assessment.make_pack(config, base, data, caches, hashes["base_model"]["unet"])
+    pack = beginning.make_pack(config, base, data, caches, hashes["base_model"]["unet"])
     assert pack is not None
     preparation.fill_caches(caches, data, preparation.captions_of(config, data, []), base, model, accelerator)
     text = model.load_text(base, accelerator.device)

@@ -61,7 +61,7 @@ def main(config: Judged) -> int:
     prompts = preparation.prompts_of(config, data.items or data.held_out)
     hashes = beginning.hashes_of(base, model, data, memo, accelerator)
     base_hash = hashes["base_model"]["unet"]
-    pack = assessment.make_pack(config, base, data, caches, base_hash)
+    pack = beginning.make_pack(config, base, data, caches, base_hash)
     entry = beginning.provenance_of(config, base, data, caches, hashes, pack, None, precision, accelerator)
     accelerator.print(f"{len(pack.items)} held-out images x {pack.draws} draws: pack {pack.hash}")
     if config.dry_run:

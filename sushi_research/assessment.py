@@ -34,18 +34,6 @@ if TYPE_CHECKING:
     from sushi_research.beginning import Start
 
 
-def make_pack(
-    config: TrainingConfig, base: loading.Base, data: Data, caches: Caches, base_hash: str
-) -> evaluation.Pack | None:
-    """The frozen pack of the run's held-out images, None where it has none; nothing needs to be encoded for it."""
-    if not data.held_out:
-        return None
-    # SD1.5 is told no sizes; a convention that cannot matter must not part two packs.
-    convention = getattr(config.data, "time_ids", "image")
-    draws = config.evaluation.draws
-    return evaluation.make_pack(data.held_out, draws, caches, base.prediction, base_hash, convention)
-
-
 @dataclass
 class Assessment:
     """The packs of a run, and what it takes to measure on them."""

@@ -14,7 +14,6 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from sushi_research import (
-    assessment,
     dataset,
     drift,
     encode,
@@ -89,7 +88,7 @@ def begin(
     if base.prediction != Prediction():
         facts["prediction"] = asdict(base.prediction)
     settings = identity.run_identity(config_to_dict(config), facts)
-    pack = assessment.make_pack(config, base, data, caches, hashes["base_model"]["unet"])
+    pack = make_pack(config, base, data, caches, hashes["base_model"]["unet"])
     entry = provenance_of(config, base, data, caches, hashes, pack, settings, precision, accelerator)
     outcome: list[Any] = [None]
     error = None
@@ -117,6 +116,16 @@ def begin(
     if accelerator.is_main_process and not start.nothing_to_do:
         _describe_run(config, run, start, data, plan)
     return start
+
+
+def make_pack(config: TrainingConfig, base: loading.Base, data: Data, caches: Caches, base_hash: str) -> Pack | None:
+    """The frozen pack of the run's held-out images, None where it has none; nothing needs to be encoded for it."""
+    if not data.held_out:
+        return None
+    # SD1.5 is told no sizes; a convention that cannot matter must not part two packs.
+    convention = getattr(config.data, "time_ids", "image")
+    draws = config.evaluation.draws
+    return evaluation.make_pack(data.held_out, draws, caches, base.prediction, base_hash, convention)
 
 
 def hashes_of(

@@ -29,26 +29,6 @@ SCHEME = 1
 STEPS, DRAWS = 12, 4
 TENSORS = ("latents",)
 
-# Everyday things, near to what most adapters are trained on (people, animals, places, paintings) and of no one style.
-CAPTIONS = (
-    "a photo of a woman reading a newspaper at a kitchen table",
-    "a portrait of an old man with a grey beard, oil painting",
-    "a child running through a sprinkler in a garden",
-    "two friends laughing in a cafe",
-    "a brown dog asleep on a sofa",
-    "a white horse in a field at sunrise",
-    "a red bicycle leaning against a brick wall",
-    "a bowl of oranges on a wooden table, still life",
-    "a crowded street market in the rain at night",
-    "a mountain lake with pine trees and mist",
-    "a lighthouse on a cliff, watercolour",
-    "a spaceship landing in a desert, digital art",
-    "a medieval castle, pencil drawing",
-    "a city skyline at dusk seen from a rooftop",
-    "a close-up of a bee on a sunflower",
-    "an empty room with white walls and a window",
-)
-
 
 @dataclass(frozen=True)
 class DriftPack:

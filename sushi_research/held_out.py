@@ -1,4 +1,5 @@
-"""Which images a run is evaluated on: a share of its own data that it then does not train on, or a folder of their own."""
+"""Which images a run is evaluated on: a share of its own data that it then does not train on, or a folder of their own;
+and the captions on which its drift is measured."""
 
 from __future__ import annotations
 
@@ -11,6 +12,26 @@ from sushi_research.config import TrainingConfig
 from sushi_research.errors import UserError
 from sushi_research.items import Item, make_items
 from sushi_research.samples import Sample, Scan
+
+# Everyday things, near to what most adapters are trained on (people, animals, places, paintings) and of no one style.
+DRIFT_CAPTIONS = (
+    "a photo of a woman reading a newspaper at a kitchen table",
+    "a portrait of an old man with a grey beard, oil painting",
+    "a child running through a sprinkler in a garden",
+    "two friends laughing in a cafe",
+    "a brown dog asleep on a sofa",
+    "a white horse in a field at sunrise",
+    "a red bicycle leaning against a brick wall",
+    "a bowl of oranges on a wooden table, still life",
+    "a crowded street market in the rain at night",
+    "a mountain lake with pine trees and mist",
+    "a lighthouse on a cliff, watercolour",
+    "a spaceship landing in a desert, digital art",
+    "a medieval castle, pencil drawing",
+    "a city skyline at dusk seen from a rooftop",
+    "a close-up of a bee on a sunflower",
+    "an empty room with white walls and a window",
+)
 
 
 def hold_out(scan: Scan, fraction: float) -> list[Sample]:

@@ -16,13 +16,13 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from sushi_research import dataset, drift, encode
+from sushi_research import dataset, encode
 from sushi_research.buckets import BucketRule
 from sushi_research.cache import Store
 from sushi_research.config import TrainingConfig
 from sushi_research.errors import UserError
 from sushi_research.fingerprints import FileMemo
-from sushi_research.held_out import held_out_items, hold_out, read_separate
+from sushi_research.held_out import DRIFT_CAPTIONS, held_out_items, hold_out, read_separate
 from sushi_research.items import Item, make_items
 from sushi_research.models import loading
 from sushi_research.run_folder import RunFolder
@@ -132,7 +132,7 @@ def drift_captions(config: TrainingConfig, data: Data) -> list[str]:
         return []
     asked = config.evaluation.drift_captions
     trained = {item.sample.caption for item in data.items}
-    return [caption for caption in dict.fromkeys(drift.CAPTIONS if asked is None else asked) if caption not in trained]
+    return [caption for caption in dict.fromkeys(DRIFT_CAPTIONS if asked is None else asked) if caption not in trained]
 
 
 @dataclass(frozen=True)
