@@ -53,7 +53,7 @@ drill: .venv/.installed  ## kill and harm runs N times, and compare with the uni
 test: .venv/.dev  ## every test that needs no GPU (about half an hour on two cores)
 	$(ONE_THREAD) $(BIN)/python -m pytest -q -n 2 --dist loadgroup -m "not gpu"
 
-test-fast: .venv/.dev  ## the tests of every commit (about three minutes)
+test-fast: .venv/.dev  ## the tests of every commit (three to five minutes on two cores)
 	$(ONE_THREAD) $(BIN)/python -m pytest -q -n 2 -m "not gpu and not slow"
 
 lint: .venv/.dev  ## style
