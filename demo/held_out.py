@@ -16,7 +16,7 @@ from demo.drawing import SQUARE, Jitter, draw
 FOLDER = Path(__file__).parent / "held_out"
 COUNT = 32
 # Other places and sizes than in the photos and than in the pictures that demo.measure draws for its own loss; with this seed no
-# picture is a near-duplicate of a photo (with 12 of the 20 seeds from 11 on one is).
+# picture is a near-duplicate of a photo (with 11 of the 20 seeds from 11 on one is).
 SEED = 19
 
 

@@ -57,20 +57,13 @@ def loss_tables(architecture: str, runs: list[Path]) -> tuple[np.ndarray, np.nda
         name for name, _ in adapter_loading.load_adapters(pipeline, [str(run / "adapter.safetensors") for run in runs])
     ]
 
-    def example(index: int) -> evaluation.Example:
-        item = pack.items[index]
-        latents = caches.latents.get(caches.latent_key(item, False))["mean"].float() * model.SCALING_FACTOR
-        return evaluation.Example(
-            latents, caches.text(item.sample.caption), item.placement.time_ids(False, pack.time_ids)
-        )
-
     def losses(kind: str, draws: int, repeats: int) -> np.ndarray:
         """[N, repeats, draws]: each repeat is a pack with draws of its own, which come from the name that it gives the image."""
         work = [(index, repeat) for index in range(len(pack.items)) for repeat in range(repeats)]
         shown = evaluation.predictions(
             [f"{pack.names[index]} {kind} {repeat}" for index, repeat in work],
             draws,
-            lambda place: example(work[place][0]),
+            lambda place: evaluation.example(pack, work[place][0], model, caches, caches.text),
             model,
             pipeline.unet,
             base.prediction,

@@ -68,8 +68,8 @@ def curves(comparison: Comparison, path: Path) -> bool:
     variants = comparison.variants
     # The one that was asked for, else the first of all.
     first = next((pair.reference for pair in comparison.samples), None)
-    if first and points(first, "samples") is None:
-        first = None
+    if first and all(points(v, "samples", first) is None for v in variants if v is not first):
+        first = None  # adapter files have no curves
     rows = 2 if first else 1
     figure, panels = _figure(12, 4.6 * rows, rows, 2)
     drawn = 0

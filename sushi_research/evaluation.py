@@ -112,6 +112,16 @@ def noise(image_hash: str, draw: int, shape: tuple[int, ...]) -> torch.Tensor:
     return torch.from_numpy(randomness.normal(SEED, "evaluation-noise", image_hash, draw, shape=shape))
 
 
+def example(
+    pack: Pack, index: int, model: ModuleType, caches: Caches, text: Callable[[str], dict[str, torch.Tensor]]
+) -> Example:
+    """One image of the pack from the caches: the mean of its latents, unflipped."""
+    item = pack.items[index]
+    row = caches.latents.get(caches.latent_key(item, False))
+    sizes = item.placement.time_ids(False, pack.time_ids)
+    return Example(row["mean"].float() * model.SCALING_FACTOR, text(item.sample.caption), sizes)
+
+
 def losses(
     pack: Pack,
     model: ModuleType,
@@ -133,17 +143,11 @@ def losses(
     """
     encoded = text or caches.text
 
-    def example(index: int) -> Example:
-        item = pack.items[index]
-        row = caches.latents.get(caches.latent_key(item, False))
-        sizes = item.placement.time_ids(False, pack.time_ids)
-        return Example(row["mean"].float() * model.SCALING_FACTOR, encoded(item.sample.caption), sizes)
-
     found = torch.zeros(len(pack.items), pack.draws)
     shown = predictions(
         pack.names,
         pack.draws,
-        example,
+        lambda index: example(pack, index, model, caches, encoded),
         model,
         unet,
         prediction,
