@@ -17,12 +17,15 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from sushi_research import adapter_loading, beginning, evaluation, preparation, training
+from sushi_research import adapter_loading, evaluation, identity_facts, training
+from sushi_research.caches_ import fill_caches, open_caches, open_memo
+from sushi_research.drawing_config import SD15Judging, SDXLJudging
 from sushi_research.errors import UserError, first_line
-from sushi_research.judging_config import SD15Judging, SDXLJudging
+from sushi_research.models.loading import find_base
 from sushi_research.precision import COMPUTE_DTYPES
 from sushi_research.progress import progress
 from sushi_research.strict_yaml import read_yaml
+from sushi_research.training_data import captions_of, read_data
 
 CONFIGS = {"sd15": SD15Judging, "sdxl": SDXLJudging}
 # Draws of the pack, and how many packs with other draws; as many unstratified draws in all.
@@ -41,16 +44,16 @@ def loss_tables(architecture: str, runs: list[Path]) -> tuple[np.ndarray, np.nda
     except ValidationError as error:
         raise UserError(f"{runs[0]} is no {architecture} run of this version ({first_line(error)}).") from None
     accelerator, precision = training.start(config)
-    memo = preparation.open_memo(config)
-    base = preparation.find_base(config, model)
-    data = preparation.read_data(config, memo, None, accelerator)
+    memo = open_memo(config)
+    base = find_base(config, model)
+    data = read_data(config, memo, None, accelerator)
     if not data.held_out:
         raise UserError(f"{runs[0]} holds no images out: give runs with evaluation.held_out or evaluation.path.")
-    caches = preparation.open_caches(config, base, model, memo, accelerator)
-    hashes = beginning.hashes_of(base, model, data, memo, accelerator)
-    pack = beginning.make_pack(config, base, data, caches, hashes["base_model"]["unet"])
+    caches = open_caches(config, base, model, memo, accelerator)
+    hashes = identity_facts.hashes_of(base, model, data, memo, accelerator)
+    pack = identity_facts.make_pack(config, base, data, caches, hashes["base_model"]["unet"])
     assert pack is not None
-    preparation.fill_caches(caches, data, preparation.captions_of(config, data, []), base, model, accelerator)
+    fill_caches(caches, data, captions_of(config, data, []), base, model, accelerator)
     text = model.load_text(base, accelerator.device)
     pipeline = adapter_loading.load_pipeline(base, model, text, COMPUTE_DTYPES[precision], accelerator.device)
     names = [

@@ -88,18 +88,21 @@ from accelerate import Accelerator
 from PIL import Image
 
 import sushi_research
-from sushi_research import op_counts, performance, preparation, provenance, randomness, training
+from sushi_research import op_counts, performance, provenance, randomness, training
 from sushi_research.benchmark_pairs import PAIRS, Bench, Step, make_unet
+from sushi_research.caches_ import fill_caches, open_caches, open_memo
 from sushi_research.command_line import run_main
 from sushi_research.config import SD15Training, SDXLTraining, TrainingConfig
 from sushi_research.errors import UserError
 from sushi_research.files import write_json
 from sushi_research.fingerprints import FileMemo, folder_hash
 from sushi_research.models import sd15, sdxl
+from sushi_research.models.loading import find_base
 from sushi_research.precision import resolve_precision
 from sushi_research.progress import progress
 from sushi_research.sampler import Sampler
 from sushi_research.tiny import save_tiny_base
+from sushi_research.training_data import captions_of, read_data
 
 ROOT = Path(sushi_research.__file__).parents[1]
 MODELS: dict[str, tuple[ModuleType, type[TrainingConfig]]] = {
@@ -147,12 +150,12 @@ def prepare(arguments: argparse.Namespace, architecture: str, folder: Path, fini
         train={"steps": 1, "batch_size": arguments.batch_size},
     )
     accelerator = Accelerator(mixed_precision="no", cpu=arguments.device == "cpu" or not torch.cuda.is_available())
-    memo = preparation.open_memo(config)
-    found = preparation.find_base(config, model)
-    data = preparation.read_data(config, memo, None, accelerator)
+    memo = open_memo(config)
+    found = find_base(config, model)
+    data = read_data(config, memo, None, accelerator)
     items = data.items
-    caches = preparation.open_caches(config, found, model, memo, accelerator)
-    preparation.fill_caches(caches, data, preparation.captions_of(config, data, ()), found, model, accelerator)
+    caches = open_caches(config, found, model, memo, accelerator)
+    fill_caches(caches, data, captions_of(config, data, ()), found, model, accelerator)
     return Bench(
         config=config,
         model=model,

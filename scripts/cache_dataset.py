@@ -33,7 +33,10 @@ if __name__ == "__main__":
 
 import importlib
 
-from sushi_research import preparation, training
+from sushi_research import training
+from sushi_research.caches_ import fill_caches, open_caches, open_memo
+from sushi_research.models.loading import find_base
+from sushi_research.training_data import captions_of, prompts_of, read_data
 
 
 def main(config: TrainingConfig) -> int:
@@ -42,16 +45,16 @@ def main(config: TrainingConfig) -> int:
         "sushi_research.models." + next(name for name, kind in CONFIGS.items() if isinstance(config, kind))
     )
     accelerator, _ = training.start(config)
-    memo = preparation.open_memo(config)
-    base = preparation.find_base(config, model)
-    data = preparation.read_data(config, memo, None, accelerator)
-    caches = preparation.open_caches(config, base, model, memo, accelerator)
-    captions = preparation.captions_of(config, data, preparation.prompts_of(config, data.items))
+    memo = open_memo(config)
+    base = find_base(config, model)
+    data = read_data(config, memo, None, accelerator)
+    caches = open_caches(config, base, model, memo, accelerator)
+    captions = captions_of(config, data, prompts_of(config, data.items))
     images_missing, captions_missing = len(caches.missing_latents(data)), len(caches.missing_captions(captions))
     accelerator.print(f"{images_missing} image entries and {captions_missing} captions to encode")
     if config.dry_run:
         return 0
-    preparation.fill_caches(caches, data, captions, base, model, accelerator)
+    fill_caches(caches, data, captions, base, model, accelerator)
     total = (caches.latents.size_bytes + caches.texts.size_bytes) / 2**20
     accelerator.print(
         f"done: {config.cache.folder} holds {len(caches.latents)} image entries and {len(caches.texts)} captions, {total:.1f} MiB"

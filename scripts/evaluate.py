@@ -13,7 +13,7 @@ from __future__ import annotations
 import sys
 
 from sushi_research.command_line import read_architecture, run_main
-from sushi_research.judging_config import Judged, SD15Judging, SDXLJudging
+from sushi_research.drawing_config import Judged, SD15Judging, SDXLJudging
 
 CONFIGS = {"sd15": SD15Judging, "sdxl": SDXLJudging}
 INTRO = """\
@@ -41,10 +41,12 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from sushi_research import adapter_loading, assessment, beginning, evaluation, gallery, judged, preparation, training
+from sushi_research import adapter_loading, assessment, evaluation, gallery, identity_facts, judged, training
+from sushi_research.caches_ import Caches, fill_caches, open_caches, open_memo
 from sushi_research.models import loading
+from sushi_research.models.loading import find_base
 from sushi_research.precision import COMPUTE_DTYPES
-from sushi_research.preparation import Caches, Data
+from sushi_research.training_data import Data, captions_of, prompts_of, read_data
 
 
 def main(config: Judged) -> int:
@@ -54,19 +56,19 @@ def main(config: Judged) -> int:
     )
     accelerator, precision = training.start(config)
     names = judged.folder_names(config.adapters, config.strengths)
-    memo = preparation.open_memo(config)
-    base = preparation.find_base(config, model)
+    memo = open_memo(config)
+    base = find_base(config, model)
     data = held_out_data(config, memo, accelerator)
-    caches = preparation.open_caches(config, base, model, memo, accelerator)
-    prompts = preparation.prompts_of(config, data.items or data.held_out)
-    hashes = beginning.hashes_of(base, model, data, memo, accelerator)
+    caches = open_caches(config, base, model, memo, accelerator)
+    prompts = prompts_of(config, data.items or data.held_out)
+    hashes = identity_facts.hashes_of(base, model, data, memo, accelerator)
     base_hash = hashes["base_model"]["unet"]
-    pack = beginning.make_pack(config, base, data, caches, base_hash)
-    entry = beginning.provenance_of(config, base, data, caches, hashes, pack, None, precision, accelerator)
+    pack = identity_facts.make_pack(config, base, data, caches, base_hash)
+    entry = identity_facts.provenance_of(config, base, data, caches, hashes, pack, None, precision, accelerator)
     accelerator.print(f"{len(pack.items)} held-out images x {pack.draws} draws: pack {pack.hash}")
     if config.dry_run:
         return 0
-    preparation.fill_caches(caches, data, preparation.captions_of(config, data, prompts), base, model, accelerator)
+    fill_caches(caches, data, captions_of(config, data, prompts), base, model, accelerator)
     text = model.load_text(base, accelerator.device)
     pipeline = adapter_loading.load_pipeline(base, model, text, COMPUTE_DTYPES[precision], accelerator.device)
     unet = pipeline.unet
@@ -107,7 +109,7 @@ def main(config: Judged) -> int:
 
 def held_out_data(config: Judged, memo: Any, accelerator: Accelerator) -> Data:
     """The data as a training would read it; where that holds nothing out, all of it is held out."""
-    data = preparation.read_data(config, memo, None, accelerator)
+    data = read_data(config, memo, None, accelerator)
     if data.held_out:
         return data
     distinct = {(item.sample.image_hash, item.sample.caption): item for item in data.items}

@@ -31,28 +31,19 @@ import time
 import torch
 from accelerate import Accelerator
 
-from sushi_research import (
-    adapter,
-    assessment,
-    beginning,
-    diffusion,
-    gallery,
-    optim,
-    preparation,
-    randomness,
-    tracking,
-    training,
-)
+from sushi_research import adapter, assessment, beginning, diffusion, gallery, optim, randomness, tracking, training
+from sushi_research.caches_ import fill_caches, open_caches, open_memo
 from sushi_research.loader import Batch, Loader
 from sushi_research.models import loading
-from sushi_research.phases import Phases
+from sushi_research.models.loading import find_base
 from sushi_research.plan import make_plan
 from sushi_research.precision import COMPUTE_DTYPES, Masters, make_scaler
-from sushi_research.progress import progress
+from sushi_research.progress import Phases, progress
 from sushi_research.run_folder import RunFolder
 from sushi_research.sampler import Sampler
 from sushi_research.stopping import StopRequest
 from sushi_research.tally import Tally
+from sushi_research.training_data import captions_of, prompts_of, read_data
 
 # --- end shared ---
 from sushi_research.models import sdxl as model  # isort: skip
@@ -109,13 +100,13 @@ def train(config: SDXLTraining, accelerator: Accelerator, precision: str, run: R
     began, phases = time.time(), Phases("planning")
     device, stop = accelerator.device, StopRequest()
     group = training.samples_per_step(config, accelerator)  # G
-    memo = preparation.open_memo(config)
-    base = preparation.find_base(config, model)
-    data = preparation.read_data(config, memo, run, accelerator)
+    memo = open_memo(config)
+    base = find_base(config, model)
+    data = read_data(config, memo, run, accelerator)
     sampler = Sampler(tuple(item.bucket for item in data.items), group, config.train.seed)
-    caches = preparation.open_caches(config, base, model, memo, accelerator)
-    prompts = preparation.prompts_of(config, data.items)
-    captions = preparation.captions_of(config, data, prompts)
+    caches = open_caches(config, base, model, memo, accelerator)
+    prompts = prompts_of(config, data.items)
+    captions = captions_of(config, data, prompts)
     plan = make_plan(config, base, model, data, sampler, caches, captions, precision, accelerator)
     if config.dry_run:
         return 0
@@ -126,7 +117,7 @@ def train(config: SDXLTraining, accelerator: Accelerator, precision: str, run: R
     if start.nothing_to_do:
         return 0
     phases.enter("caching")
-    preparation.fill_caches(caches, data, captions, base, model, accelerator)
+    fill_caches(caches, data, captions, base, model, accelerator)
     # --- end shared ---
 
     # --- shared: the adapter on the frozen UNet ---

@@ -18,17 +18,18 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from tqdm import tqdm
 
-from sushi_research import drift, evaluation, preparation, tracking
+from sushi_research import drift, evaluation, tracking
 from sushi_research.adapter import without_adapter
 from sushi_research.cache import Store
+from sushi_research.caches_ import Caches
 from sushi_research.config import TrainingConfig
 from sushi_research.drift import Drift
 from sushi_research.errors import UserError
 from sushi_research.evaluation_results import Measured, Results
 from sushi_research.models import loading
 from sushi_research.precision import COMPUTE_DTYPES
-from sushi_research.preparation import Caches, Data
 from sushi_research.run_folder import RunFolder
+from sushi_research.training_data import Data, drift_captions
 
 if TYPE_CHECKING:
     from sushi_research.beginning import Start
@@ -85,7 +86,7 @@ def open_drift(
     accelerator: Accelerator,
 ) -> Drift | None:
     """What the drift is measured with, None where no caption is given; draws with the base what its pack lacks."""
-    captions = preparation.drift_captions(config, data)
+    captions = drift_captions(config, data)
     if not captions:
         return None
     pack = drift.make_pack(

@@ -16,8 +16,8 @@ import torch
 from sushi_research import images
 from sushi_research.cache import Store, entry_key
 from sushi_research.errors import UserError
-from sushi_research.items import Item
 from sushi_research.progress import progress
+from sushi_research.samples import Item
 
 LATENT_TENSORS = ("mean", "std")
 # Raise it when decoding, resizing or what is stored changes: entries of another recipe are never read.

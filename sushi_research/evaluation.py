@@ -17,12 +17,12 @@ import torch
 
 from sushi_research import conditioning, diffusion, randomness
 from sushi_research.cache import entry_key
-from sushi_research.items import Item
 from sushi_research.models.prediction import Prediction
 from sushi_research.progress import progress
+from sushi_research.samples import Item
 
 if TYPE_CHECKING:
-    from sushi_research.preparation import Caches
+    from sushi_research.caches_ import Caches
 
 # Raise it when a pack of the same images comes to mean something else: packs of different schemes are not compared.
 SCHEME = 1

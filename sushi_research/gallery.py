@@ -19,11 +19,11 @@ from accelerate import Accelerator
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from sushi_research import pictures, preparation, sampling, tracking
+from sushi_research import pictures, sampling, tracking
+from sushi_research.caches_ import Caches, free_memory
 from sushi_research.config import TrainingConfig
 from sushi_research.errors import UserError
 from sushi_research.models import loading
-from sushi_research.preparation import Caches
 from sushi_research.run_folder import RunFolder
 
 _STEP = re.compile(r"step-(\d{8,})")
@@ -97,7 +97,7 @@ def draw_from(
     vae = loading.load_vae(base, vae_dtype, accelerator.device)
     drawn = sampling.decode(vae, latents, model.SCALING_FACTOR)
     del vae
-    preparation.free_memory()
+    free_memory()
     return drawn
 
 

@@ -10,8 +10,7 @@ from sushi_research import dataset, split
 from sushi_research.buckets import BucketRule
 from sushi_research.config import TrainingConfig
 from sushi_research.errors import UserError
-from sushi_research.items import Item, make_items
-from sushi_research.samples import Sample, Scan
+from sushi_research.samples import Item, Sample, Scan, make_items
 
 # Everyday things, near to what most adapters are trained on (people, animals, places, paintings) and of no one style.
 DRIFT_CAPTIONS = (

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 
 from sushi_research import conditioning, encode, randomness
-from sushi_research.items import Item
-from sushi_research.preparation import Caches
+from sushi_research.caches_ import Caches
 from sushi_research.sampler import Draw, Sampler
+from sushi_research.samples import Item
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,10 @@
-"""Progress bars: one look for every long piece of work."""
+"""Progress bars for long work, and the seconds that each stage of a run took."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from tqdm import tqdm
@@ -40,3 +41,28 @@ def progress(
         mininterval=0.5,
         smoothing=0.1,
     )
+
+
+class Phases:
+    """Counts wall-clock seconds for the phase entered last; a phase may be entered again."""
+
+    def __init__(self, first: str, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._clock = clock
+        self._seconds = {first: 0.0}
+        self._now, self._since = first, clock()
+
+    def enter(self, name: str) -> None:
+        """Ends the current phase and begins or resumes the phase `name`."""
+        self._settle()
+        self._now = name
+        self._seconds.setdefault(name, 0.0)
+
+    def seconds(self) -> dict[str, float]:
+        """Seconds of each phase up to now, in the order in which they were first entered."""
+        self._settle()
+        return dict(self._seconds)
+
+    def _settle(self) -> None:
+        now = self._clock()
+        self._seconds[self._now] += now - self._since
+        self._since = now

@@ -30,8 +30,8 @@ from sushi_research.config import TrainingConfig
 from sushi_research.errors import UserError
 from sushi_research.files import write_json
 from sushi_research.models import loading
-from sushi_research.phases import Phases
 from sushi_research.precision import Masters, resolve_precision
+from sushi_research.progress import Phases
 from sushi_research.run_folder import RunFolder
 
 

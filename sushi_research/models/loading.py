@@ -7,10 +7,12 @@ import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
 
+from sushi_research.config import TrainingConfig
 from sushi_research.errors import UserError, first_line
 from sushi_research.files import readable
 from sushi_research.fingerprints import FileMemo
@@ -119,6 +121,24 @@ def resolve_base(
         tokenizers=find_tokenizers(architecture, tokenizers, text_folder, None if opened.single else path),
         ignored=ignored,
     )
+
+
+def find_base(config: TrainingConfig, model: ModuleType) -> Base:
+    """The base that the config names, refused unless it is of the model module's architecture."""
+    base = resolve_base(
+        config.model.base,
+        revision=config.model.revision,
+        variant=config.model.variant,
+        vae=config.model.vae,
+        vae_revision=config.model.vae_revision,
+        text_encoders=config.model.text_encoders,
+        tokenizers=config.model.tokenizers,
+        prediction_type=config.model.prediction_type,
+        zero_terminal_snr=config.model.zero_terminal_snr,
+        only=model.NAME,
+    )
+    require_vae(base, model.SCALING_FACTOR)
+    return base
 
 
 def find_tokenizers(

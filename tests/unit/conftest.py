@@ -3,9 +3,12 @@
 import pytest
 import torch
 
-from sushi_research import evaluation, preparation
+from sushi_research import evaluation
+from sushi_research.caches_ import fill_caches, open_caches, open_memo
 from sushi_research.models import loading, sd15, sdxl
+from sushi_research.models.loading import find_base
 from sushi_research.models.prediction import Prediction
+from sushi_research.training_data import captions_of, read_data
 
 MODELS = {"sd15": sd15, "sdxl": sdxl}
 
@@ -19,13 +22,13 @@ class Setting:
 
         self.model, accelerator = MODELS[architecture], Accelerator(cpu=True)
         config = Trainer(architecture, base, photos, root / "runs", root / "cache").config("evaluation")
-        memo = preparation.open_memo(config)
-        self.base = preparation.find_base(config, self.model)
-        data = preparation.read_data(config, memo, None, accelerator)
+        memo = open_memo(config)
+        self.base = find_base(config, self.model)
+        data = read_data(config, memo, None, accelerator)
         self.items = data.items
-        self.caches = preparation.open_caches(config, self.base, self.model, memo, accelerator)
-        captions = preparation.captions_of(config, data, [])
-        preparation.fill_caches(self.caches, data, captions, self.base, self.model, accelerator)
+        self.caches = open_caches(config, self.base, self.model, memo, accelerator)
+        captions = captions_of(config, data, [])
+        fill_caches(self.caches, data, captions, self.base, self.model, accelerator)
         self.unet = loading.load_unet(self.base, torch.float32, torch.device("cpu")).train()
 
     def pack(self, draws=4, prediction=Prediction(), base_hash="base"):  # noqa: B008

@@ -13,9 +13,8 @@ from sushi_research.buckets import BucketRule
 from sushi_research.cache import Store
 from sushi_research.errors import UserError
 from sushi_research.fingerprints import content_hash
-from sushi_research.items import make_items
 from sushi_research.models import loading
-from sushi_research.samples import Sample
+from sushi_research.samples import Sample, make_items
 
 RULE = BucketRule(resolution=64, step=32, min_side=32, max_side=128)
 CPU = torch.device("cpu")

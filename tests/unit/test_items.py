@@ -6,8 +6,7 @@ from dataclasses import replace
 import pytest
 
 from sushi_research.buckets import BucketRule
-from sushi_research.items import dataset_hash, make_items
-from sushi_research.samples import Sample
+from sushi_research.samples import Sample, dataset_hash, make_items
 
 RULE = BucketRule(resolution=64, step=32, min_side=32, max_side=128)
 

@@ -9,11 +9,10 @@ import torch
 from sushi_research import encode, randomness
 from sushi_research.buckets import BucketRule
 from sushi_research.cache import Store
-from sushi_research.items import make_items
+from sushi_research.caches_ import Caches
 from sushi_research.loader import Loader, is_flipped
-from sushi_research.preparation import Caches
 from sushi_research.sampler import Sampler
-from sushi_research.samples import Sample
+from sushi_research.samples import Sample, make_items
 
 CPU = torch.device("cpu")
 SEED = 5

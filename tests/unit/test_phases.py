@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sushi_research.phases import Phases
+from sushi_research.progress import Phases
 
 
 def test_a_phase_that_is_entered_again_adds_up() -> None:

@@ -1,4 +1,4 @@
-"""From a config to training items and filled caches: what the training scripts and `cache_dataset.py` do alike.
+"""A run's caches: the two stores opened, and what they lack encoded.
 
 `model` is a model module (`sushi_research.models.sdxl`, say) throughout: its functions, not an object.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import gc
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -16,123 +16,19 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from sushi_research import dataset, encode
-from sushi_research.buckets import BucketRule
+from sushi_research import encode
 from sushi_research.cache import Store
 from sushi_research.config import TrainingConfig
 from sushi_research.errors import UserError
 from sushi_research.fingerprints import FileMemo
-from sushi_research.held_out import DRIFT_CAPTIONS, held_out_items, hold_out, read_separate
-from sushi_research.items import Item, make_items
 from sushi_research.models import loading
-from sushi_research.run_folder import RunFolder
+from sushi_research.samples import Item
+from sushi_research.training_data import Data
 
 
 def open_memo(config: TrainingConfig) -> FileMemo:
     """The memo of file hashes beside the caches: a file is read and hashed once, until its size or time changes."""
     return FileMemo(Path(config.cache.folder) / "files.json")
-
-
-def find_base(config: TrainingConfig, model: ModuleType) -> loading.Base:
-    """The base that the config names, refused unless it is of the model module's architecture."""
-    base = loading.resolve_base(
-        config.model.base,
-        revision=config.model.revision,
-        variant=config.model.variant,
-        vae=config.model.vae,
-        vae_revision=config.model.vae_revision,
-        text_encoders=config.model.text_encoders,
-        tokenizers=config.model.tokenizers,
-        prediction_type=config.model.prediction_type,
-        zero_terminal_snr=config.model.zero_terminal_snr,
-        only=model.NAME,
-    )
-    loading.require_vae(base, model.SCALING_FACTOR)
-    return base
-
-
-@dataclass(frozen=True)
-class Data:
-    """What is trained on: the items of an epoch, and the scan that tells what was used, what was not, and why.
-
-    `held_out` is what is evaluated on and never trained on; `look_alikes` says which of it resembles a training image.
-    """
-
-    items: list[Item]
-    scan: dataset.Scan
-    held_out: list[Item] = field(default_factory=list)
-    look_alikes: list[str] = field(default_factory=list)
-
-
-def read_data(config: TrainingConfig, memo: FileMemo, run: RunFolder | None, accelerator: Accelerator) -> Data:
-    """Scans the data, places every image in its bucket, and accounts for every file in the run's data_report.json.
-
-    Raises UserError, before anything else happens, when a file cannot be used and `data.on_bad_file` is "stop".
-    """
-    read = functools.partial(
-        dataset.scan,
-        image_column=config.data.image_column,
-        caption_column=config.data.caption_column,
-        memo=memo,
-        show_progress=accelerator.is_main_process,
-    )
-    # The main process reads the files, the others then find them in the memo.
-    with accelerator.main_process_first():
-        memo.load()
-        scan = read(config.data.path, split=config.data.split, revision=config.data.revision)
-    rule = bucket_rule(config)
-    held, look_alikes = [], []
-    if config.evaluation.held_out:
-        held = hold_out(scan, config.evaluation.held_out)
-    elif config.evaluation.path is not None:
-        with accelerator.main_process_first():
-            held, look_alikes = read_separate(config, scan, read)
-    items, too_small = make_items(scan.samples, rule)
-    held_items, held_too_small = held_out_items(held, rule)
-    too_small += held_too_small
-    left_out = {problem.name for problem in too_small}
-    scan.samples = [sample for sample in scan.samples if sample.name not in left_out]
-    scan.problems = sorted([*scan.problems, *too_small], key=lambda problem: (problem.name, problem.reason))
-    # Written here only for a refusal; the report of a run that has begun is not touched by one that may not go on.
-    report = run.data_report if run and run.record() is None else None
-    if accelerator.is_main_process and report is not None:
-        dataset.write_report(scan, report)
-    dataset.require_clean(scan, config.data.on_bad_file, report)
-    return Data(items, scan, held_items, look_alikes)
-
-
-def bucket_rule(config: TrainingConfig) -> BucketRule:
-    """Which bucket an image goes to, as the config has it."""
-    return BucketRule(
-        resolution=config.data.resolution,
-        step=config.data.bucket_step,
-        min_side=config.data.bucket_min_side or config.data.resolution // 2,
-        max_side=config.data.bucket_max_side or config.data.resolution * 2,
-        upscale=config.data.upscale,
-    )
-
-
-def prompts_of(config: TrainingConfig, items: Sequence[Item]) -> list[str]:
-    """The prompts of the sample pictures: the config's, or the first three distinct captions of the data."""
-    if not config.sample.enabled:
-        return []
-    return list(config.sample.prompts) or list(dict.fromkeys(item.sample.caption for item in items))[:3]
-
-
-def captions_of(config: TrainingConfig, data: Data, prompts: Sequence[str]) -> list[str]:
-    """Every distinct text that is encoded: the data's captions, the empty one, what the sample pictures and the evaluation
-    need."""
-    captions = {item.sample.caption for item in [*data.items, *data.held_out]}
-    return sorted({"", config.sample.negative_prompt, *prompts, *captions, *drift_captions(config, data)})
-
-
-def drift_captions(config: TrainingConfig, data: Data) -> list[str]:
-    """The captions on which the drift from the base is measured, in their order: none that is trained on."""
-    if not data.held_out:
-        return []
-    asked = config.evaluation.drift_captions
-    trained = {item.sample.caption for item in data.items}
-    return [caption for caption in dict.fromkeys(DRIFT_CAPTIONS if asked is None else asked) if caption not in trained]
 
 
 @dataclass(frozen=True)
