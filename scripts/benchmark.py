@@ -91,8 +91,8 @@ import sushi_research
 from sushi_research import op_counts, performance, provenance, randomness, training
 from sushi_research.benchmark_pairs import PAIRS, Bench, Step, make_unet
 from sushi_research.caches_ import fill_caches, open_caches, open_memo
-from sushi_research.command_line import run_main
 from sushi_research.config import SD15Training, SDXLTraining, TrainingConfig
+from sushi_research.config.command_line import run_main
 from sushi_research.errors import UserError
 from sushi_research.files import write_json
 from sushi_research.fingerprints import FileMemo, folder_hash

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import sys
 
-from sushi_research.command_line import read_architecture, run_main
 from sushi_research.config import SD15Training, SDXLTraining, TrainingConfig
+from sushi_research.config.command_line import read_architecture, run_main
 
 CONFIGS = {"sd15": SD15Training, "sdxl": SDXLTraining}
 INTRO = """\

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import sys
 
-from sushi_research.command_line import read_architecture, run_main
-from sushi_research.drawing_config import Judged, SD15Judging, SDXLJudging
+from sushi_research.config.command_line import read_architecture, run_main
+from sushi_research.config.other_scripts import Judged, SD15Judging, SDXLJudging
 
 CONFIGS = {"sd15": SD15Judging, "sdxl": SDXLJudging}
 INTRO = """\

@@ -64,7 +64,7 @@ import time
 from pathlib import Path
 
 from sushi_research import provenance, randomness
-from sushi_research.command_line import run_main
+from sushi_research.config.command_line import run_main
 from sushi_research.drill_faults import FAULTS, Reference, Trial
 from sushi_research.drill_stage import SETUPS, STEPS, Setup, Stage
 from sushi_research.errors import UserError

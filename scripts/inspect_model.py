@@ -20,7 +20,7 @@ import logging
 import textwrap
 
 from sushi_research import inspection
-from sushi_research.command_line import run_main
+from sushi_research.config.command_line import run_main
 from sushi_research.models import hub
 
 WIDTH = 21

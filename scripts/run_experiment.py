@@ -9,7 +9,7 @@ key on the command line changes the experiment: `--seeds '[0, 1]'`.
 
 from __future__ import annotations
 
-from sushi_research.command_line import read_command_line, run_main
+from sushi_research.config.command_line import read_command_line, run_main
 from sushi_research.experiment import Experiment
 
 INTRO = """\

@@ -9,8 +9,8 @@ noise in every column.
 
 from __future__ import annotations
 
-from sushi_research.command_line import read_command_line, run_main
-from sushi_research.drawing_config import DrawingConfig
+from sushi_research.config.command_line import read_command_line, run_main
+from sushi_research.config.other_scripts import DrawingConfig
 
 INTRO = """\
 This draws a grid of pictures from a base and adapters. To begin:

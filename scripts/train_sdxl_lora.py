@@ -10,8 +10,8 @@ B is the samples of a micro-batch; G those of a step: batch size x accumulation 
 
 from __future__ import annotations
 
-from sushi_research.command_line import read_command_line, run_main
 from sushi_research.config import SDXLTraining
+from sushi_research.config.command_line import read_command_line, run_main
 
 INTRO = """\
 This trains an SDXL LoRA on your captioned images. To begin:

@@ -24,8 +24,8 @@ from sushi_research import (
 )
 from sushi_research.caches_ import Caches
 from sushi_research.checkpoint import Checkpoint, latest_checkpoint, read_checkpoint
-from sushi_research.command_line import config_to_dict, config_to_yaml
 from sushi_research.config import TrainingConfig
+from sushi_research.config.command_line import config_to_dict, config_to_yaml
 from sushi_research.errors import UserError
 from sushi_research.evaluation import Pack
 from sushi_research.evaluation_results import Results

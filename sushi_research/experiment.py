@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from sushi_research import identity
-from sushi_research.command_line import config_to_dict, load_config
 from sushi_research.config import SD15Training, SDXLTraining, TrainingConfig
+from sushi_research.config.command_line import config_to_dict, load_config
 from sushi_research.config.section import Section, Seed, Text
 from sushi_research.errors import UserError
 from sushi_research.run_folder import RunFolder

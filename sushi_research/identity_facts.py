@@ -12,8 +12,8 @@ from accelerate import Accelerator
 from sushi_research import drift, encode, evaluation, provenance
 from sushi_research.cache import entry_key
 from sushi_research.caches_ import Caches
-from sushi_research.command_line import config_to_dict
 from sushi_research.config import TrainingConfig
+from sushi_research.config.command_line import config_to_dict
 from sushi_research.evaluation import Pack
 from sushi_research.fingerprints import FileMemo
 from sushi_research.models import loading

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from sushi_research import provenance
+from sushi_research.config.yaml12 import read_yaml
 from sushi_research.errors import UserError
 from sushi_research.evaluation_results import Results
 from sushi_research.identity import flatten
-from sushi_research.strict_yaml import read_yaml
 from sushi_research.tracking import MetricsFile
 
 try:

@@ -25,8 +25,8 @@ from sushi_research import adapter, adapter_formats, identity, pictures, provena
 from sushi_research.beginning import Start, agree
 from sushi_research.cache import entry_key
 from sushi_research.checkpoint import save_checkpoint
-from sushi_research.command_line import config_to_dict
 from sushi_research.config import TrainingConfig
+from sushi_research.config.command_line import config_to_dict
 from sushi_research.errors import UserError
 from sushi_research.files import write_json
 from sushi_research.models import loading

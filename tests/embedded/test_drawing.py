@@ -23,7 +23,7 @@ from demo.drawing import (
 )
 from demo.measure import KNOWN_PROMPTS
 from sushi_research.buckets import BucketRule, place
-from sushi_research.strict_yaml import read_yaml
+from sushi_research.config.yaml12 import read_yaml
 
 
 def every_scene() -> list[Scene]:

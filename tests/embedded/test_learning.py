@@ -18,7 +18,7 @@ from demo import show
 from demo.concepts import CONCEPTS
 from demo.measure import checker_of, loss_on, measure, unseen_pictures
 from demo.painter import BASES, load_pipeline, paint
-from sushi_research.command_line import load_config
+from sushi_research.config.command_line import load_config
 
 pytestmark = pytest.mark.slow
 

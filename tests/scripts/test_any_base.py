@@ -20,7 +20,7 @@ from safetensors import safe_open
 from script_runs import ROOT, Trainer, assert_equal
 from single_files import narrow_base, write_single_file
 
-from sushi_research.drawing_config import DrawingConfig
+from sushi_research.config.other_scripts import DrawingConfig
 
 # One worker goes each path once, for all the tests that look at it.
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("any_base")]

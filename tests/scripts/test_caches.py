@@ -22,7 +22,7 @@ from PIL import Image
 from script_runs import ROOT, Trainer, assert_equal
 
 from sushi_research import encode, pictures, tracking
-from sushi_research.command_line import config_to_yaml
+from sushi_research.config.command_line import config_to_yaml
 from sushi_research.tiny import save_tiny_base
 
 ONE = pytest.mark.parametrize("architecture", ["sd15"])

@@ -13,7 +13,7 @@ from fake_runs import fake_run
 from script_runs import ROOT
 
 from sushi_research import verdict, wandb_runs
-from sushi_research.command_line import run_main
+from sushi_research.config.command_line import run_main
 from sushi_research.errors import UserError
 
 spec = importlib.util.spec_from_file_location("compare_script", ROOT / "scripts/compare_runs.py")

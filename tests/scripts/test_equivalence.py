@@ -21,7 +21,7 @@ import pytest
 from script_runs import RATE, ROOT, TOLERANCE, Trainer, assert_equal, largest_difference
 
 from sushi_research.checkpoint import read_checkpoint
-from sushi_research.command_line import config_to_yaml
+from sushi_research.config.command_line import config_to_yaml
 from sushi_research.loader import Batch, Loader
 
 

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 from script_runs import ROOT, Trainer
 
-from sushi_research.command_line import config_to_yaml
+from sushi_research.config.command_line import config_to_yaml
 
 pytestmark = pytest.mark.slow
 ONE = pytest.mark.parametrize("architecture", ["sd15"])

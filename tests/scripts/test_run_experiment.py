@@ -16,7 +16,7 @@ import yaml
 from script_runs import ROOT, assert_equal
 from test_evaluating import draw
 
-from sushi_research.command_line import load_config
+from sushi_research.config.command_line import load_config
 from sushi_research.experiment import Experiment, plan
 
 spec = importlib.util.spec_from_file_location("experiment_script", ROOT / "scripts/run_experiment.py")

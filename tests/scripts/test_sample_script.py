@@ -17,8 +17,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from script_runs import ROOT, Trainer
 
-from sushi_research.command_line import run_main
-from sushi_research.drawing_config import DrawingConfig
+from sushi_research.config.command_line import run_main
+from sushi_research.config.other_scripts import DrawingConfig
 
 ONE = pytest.mark.parametrize("architecture", ["sd15"])
 spec = importlib.util.spec_from_file_location("sample_script", ROOT / "scripts/sample.py")

@@ -11,7 +11,7 @@ from script_runs import CONFIGS, ROOT
 from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 
 from sushi_research import training
-from sushi_research.command_line import load_config
+from sushi_research.config.command_line import load_config
 from sushi_research.run_folder import open_run, sweep_run_id
 
 SWEEPS = sorted((ROOT / "configs/sweeps").glob("*.yaml"))

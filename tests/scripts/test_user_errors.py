@@ -25,8 +25,8 @@ from safetensors.torch import load_file, save_file
 from script_runs import ROOT, Trainer
 
 from sushi_research import training
-from sushi_research.command_line import config_to_yaml, run_main
 from sushi_research.config import SDXLTraining
+from sushi_research.config.command_line import config_to_yaml, run_main
 from sushi_research.errors import UserError
 
 ONE = pytest.mark.parametrize("architecture", ["sd15"])  # where the scripts share every word

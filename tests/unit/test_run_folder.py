@@ -9,8 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from sushi_research.command_line import config_to_dict
 from sushi_research.config import SD15Training, SDXLTraining
+from sushi_research.config.command_line import config_to_dict
 from sushi_research.errors import UserError
 from sushi_research.files import write_atomic, write_json
 from sushi_research.identity import (

@@ -21,9 +21,9 @@ from typing import Any, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from sushi_research.config_keys import FLAGS, Keys, allowed, children, help_text, is_free, keys_of, listed, options
+from sushi_research.config.keys import FLAGS, Keys, allowed, children, help_text, is_free, keys_of, listed, options
+from sushi_research.config.yaml12 import dump_yaml, parse_yaml, read_yaml, show
 from sushi_research.errors import UserError, UserErrors
-from sushi_research.strict_yaml import dump_yaml, parse_yaml, read_yaml, show
 
 Config = TypeVar("Config", bound=BaseModel)
 

@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from sushi_research.strict_yaml import show
+from sushi_research.config.yaml12 import show
 
 FLAGS = {
     "config": "A YAML file of settings; give it again to lay another file over it",

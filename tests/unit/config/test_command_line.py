@@ -14,16 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict
 
-from sushi_research.command_line import (
-    config_to_dict,
-    config_to_yaml,
-    load_config,
-    read_command_line,
-    run_main,
-)
 from sushi_research.config import SD15Training, SDXLTraining
+from sushi_research.config.command_line import config_to_dict, config_to_yaml, load_config, read_command_line, run_main
+from sushi_research.config.yaml12 import read_yaml
 from sushi_research.errors import UserError
-from sushi_research.strict_yaml import read_yaml
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = "scripts/train_sdxl_lora.py"
