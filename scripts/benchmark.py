@@ -88,7 +88,7 @@ from accelerate import Accelerator
 from PIL import Image
 
 import sushi_research
-from sushi_research import op_counts, performance, provenance, randomness, training
+from sushi_research import op_counts, performance, randomness, training
 from sushi_research.benchmark_pairs import PAIRS, Bench, Step, make_unet
 from sushi_research.caches_ import fill_caches, open_caches, open_memo
 from sushi_research.config import SD15Training, SDXLTraining, TrainingConfig
@@ -100,6 +100,7 @@ from sushi_research.models import sd15, sdxl
 from sushi_research.models.loading import find_base
 from sushi_research.precision import resolve_precision
 from sushi_research.progress import progress
+from sushi_research.runs import provenance
 from sushi_research.sampler import Sampler
 from sushi_research.tiny import save_tiny_base
 from sushi_research.training_data import captions_of, read_data

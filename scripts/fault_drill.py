@@ -63,12 +63,13 @@ import tempfile
 import time
 from pathlib import Path
 
-from sushi_research import provenance, randomness
+from sushi_research import randomness
 from sushi_research.config.command_line import run_main
 from sushi_research.drill_faults import FAULTS, Reference, Trial
 from sushi_research.drill_stage import SETUPS, STEPS, Setup, Stage
 from sushi_research.errors import UserError
 from sushi_research.progress import progress
+from sushi_research.runs import provenance
 
 assert list(FAULTS) == list(KINDS)
 
@@ -129,7 +130,7 @@ def require_as_told(run: Path, setup: Setup) -> None:
     """AssertionError unless the run had that many processes, the steps, and states in 8 bits where they are asked for."""
     import torch
 
-    from sushi_research.checkpoint import latest_checkpoint
+    from sushi_research.runs.checkpoint import latest_checkpoint
 
     checkpoint = latest_checkpoint(run / "checkpoints")
     assert checkpoint.facts["world"] == setup.world and checkpoint.step == STEPS

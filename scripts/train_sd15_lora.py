@@ -31,7 +31,7 @@ import time
 import torch
 from accelerate import Accelerator
 
-from sushi_research import adapter, assessment, beginning, diffusion, gallery, optim, randomness, tracking, training
+from sushi_research import adapter, assessment, beginning, diffusion, gallery, optim, randomness, training
 from sushi_research.caches_ import fill_caches, open_caches, open_memo
 from sushi_research.loader import Batch, Loader
 from sushi_research.models import loading
@@ -39,7 +39,8 @@ from sushi_research.models.loading import find_base
 from sushi_research.plan import make_plan
 from sushi_research.precision import COMPUTE_DTYPES, Masters, make_scaler
 from sushi_research.progress import Phases, progress
-from sushi_research.run_folder import RunFolder
+from sushi_research.runs import tracking
+from sushi_research.runs.run_folder import RunFolder
 from sushi_research.sampler import Sampler
 from sushi_research.stopping import StopRequest
 from sushi_research.tally import Tally

@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from tqdm import tqdm
 
-from sushi_research import drift, evaluation, tracking
+from sushi_research import drift, evaluation
 from sushi_research.adapter import without_adapter
 from sushi_research.cache import Store
 from sushi_research.caches_ import Caches
@@ -28,7 +28,8 @@ from sushi_research.errors import UserError
 from sushi_research.evaluation_results import Measured, Results
 from sushi_research.models import loading
 from sushi_research.precision import COMPUTE_DTYPES
-from sushi_research.run_folder import RunFolder
+from sushi_research.runs import tracking
+from sushi_research.runs.run_folder import RunFolder
 from sushi_research.training_data import Data, drift_captions
 
 if TYPE_CHECKING:

@@ -13,17 +13,8 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from sushi_research import (
-    dataset,
-    gallery,
-    identity,
-    provenance,
-    randomness,
-    run_folder,
-    tracking,
-)
+from sushi_research import dataset, gallery, randomness
 from sushi_research.caches_ import Caches
-from sushi_research.checkpoint import Checkpoint, latest_checkpoint, read_checkpoint
 from sushi_research.config import TrainingConfig
 from sushi_research.config.command_line import config_to_dict, config_to_yaml
 from sushi_research.errors import UserError
@@ -34,7 +25,9 @@ from sushi_research.fingerprints import FileMemo
 from sushi_research.identity_facts import hashes_of, make_pack, provenance_of
 from sushi_research.models import loading
 from sushi_research.models.prediction import Prediction
-from sushi_research.run_folder import RunFolder
+from sushi_research.runs import identity, provenance, run_folder, tracking
+from sushi_research.runs.checkpoint import Checkpoint, latest_checkpoint, read_checkpoint
+from sushi_research.runs.run_folder import RunFolder
 from sushi_research.training_data import Data
 
 

@@ -11,12 +11,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from sushi_research import identity
 from sushi_research.config import SD15Training, SDXLTraining, TrainingConfig
 from sushi_research.config.command_line import config_to_dict, load_config
 from sushi_research.config.section import Section, Seed, Text
 from sushi_research.errors import UserError
-from sushi_research.run_folder import RunFolder
+from sushi_research.runs import identity
+from sushi_research.runs.run_folder import RunFolder
 
 CLASSES: dict[str, type[TrainingConfig]] = {
     "scripts/train_sd15_lora.py": SD15Training,

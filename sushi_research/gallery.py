@@ -19,12 +19,13 @@ from accelerate import Accelerator
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from sushi_research import pictures, sampling, tracking
+from sushi_research import pictures, sampling
 from sushi_research.caches_ import Caches, free_memory
 from sushi_research.config import TrainingConfig
 from sushi_research.errors import UserError
 from sushi_research.models import loading
-from sushi_research.run_folder import RunFolder
+from sushi_research.runs import tracking
+from sushi_research.runs.run_folder import RunFolder
 
 _STEP = re.compile(r"step-(\d{8,})")
 MOST_COLUMNS = 8

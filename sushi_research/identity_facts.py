@@ -9,7 +9,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from sushi_research import drift, encode, evaluation, provenance
+from sushi_research import drift, encode, evaluation
 from sushi_research.cache import entry_key
 from sushi_research.caches_ import Caches
 from sushi_research.config import TrainingConfig
@@ -17,6 +17,7 @@ from sushi_research.config.command_line import config_to_dict
 from sushi_research.evaluation import Pack
 from sushi_research.fingerprints import FileMemo
 from sushi_research.models import loading
+from sushi_research.runs import provenance
 from sushi_research.samples import dataset_hash
 from sushi_research.training_data import Data, bucket_rule
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from sushi_research import adapter, conditioning, optim, tracking
+from sushi_research import adapter, conditioning, optim
 from sushi_research.caches_ import Caches
 from sushi_research.config import TrainingConfig
 from sushi_research.errors import UserError
@@ -19,6 +19,7 @@ from sushi_research.models import loading
 from sushi_research.models.components import build_empty
 from sushi_research.models.prediction import Prediction
 from sushi_research.precision import dtype_policy
+from sushi_research.runs import tracking
 from sushi_research.sampler import Sampler
 from sushi_research.samples import Item
 from sushi_research.training_data import Data, drift_captions

@@ -24,7 +24,7 @@ def differences(found: Path, expected: Path) -> list[str]:
 def _differences(found: Path, expected: Path) -> Iterator[str]:
     from safetensors.torch import load_file
 
-    from sushi_research.checkpoint import latest_checkpoint
+    from sushi_research.runs.checkpoint import latest_checkpoint
 
     for name in ("adapter.safetensors", "run.json", "metrics.jsonl"):
         if (found / name).is_file() != (expected / name).is_file():

@@ -13,7 +13,7 @@ from sushi_research.buckets import BucketRule
 from sushi_research.config import TrainingConfig
 from sushi_research.fingerprints import FileMemo
 from sushi_research.held_out import DRIFT_CAPTIONS, held_out_items, hold_out, read_separate
-from sushi_research.run_folder import RunFolder
+from sushi_research.runs.run_folder import RunFolder
 from sushi_research.samples import Item, make_items
 
 

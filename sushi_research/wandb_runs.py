@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from sushi_research.errors import UserError, first_line
 from sushi_research.progress import progress
-from sushi_research.tracking import resolve_trackers
+from sushi_research.runs.tracking import resolve_trackers
 
 if TYPE_CHECKING:
     import argparse

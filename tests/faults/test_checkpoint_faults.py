@@ -12,9 +12,9 @@ import textwrap
 import pytest
 import torch
 
-from sushi_research.checkpoint import latest_checkpoint, read_checkpoint, save_checkpoint
 from sushi_research.errors import UserError
-from sushi_research.run_folder import open_run
+from sushi_research.runs.checkpoint import latest_checkpoint, read_checkpoint, save_checkpoint
+from sushi_research.runs.run_folder import open_run
 
 FACTS = {"samples_seen": 0, "epoch": 0, "world": 1, "identity": {}}
 POSIX = pytest.mark.skipif(os.name == "nt", reason="POSIX signals, fork and locks")

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from sushi_research.checkpoint import Checkpoint, latest_checkpoint
 from sushi_research.config import SD15Training, SDXLTraining, TrainingConfig
+from sushi_research.runs.checkpoint import Checkpoint, latest_checkpoint
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted((ROOT / "scripts").glob("train_*_lora.py"))

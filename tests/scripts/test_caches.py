@@ -21,8 +21,9 @@ import pytest
 from PIL import Image
 from script_runs import ROOT, Trainer, assert_equal
 
-from sushi_research import encode, pictures, tracking
+from sushi_research import encode, pictures
 from sushi_research.config.command_line import config_to_yaml
+from sushi_research.runs import tracking
 from sushi_research.tiny import save_tiny_base
 
 ONE = pytest.mark.parametrize("architecture", ["sd15"])

@@ -20,9 +20,9 @@ from typing import Any
 import pytest
 from script_runs import RATE, ROOT, TOLERANCE, Trainer, assert_equal, largest_difference
 
-from sushi_research.checkpoint import read_checkpoint
 from sushi_research.config.command_line import config_to_yaml
 from sushi_research.loader import Batch, Loader
+from sushi_research.runs.checkpoint import read_checkpoint
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 
 from sushi_research import training
 from sushi_research.config.command_line import load_config
-from sushi_research.run_folder import open_run, sweep_run_id
+from sushi_research.runs.run_folder import open_run, sweep_run_id
 
 SWEEPS = sorted((ROOT / "configs/sweeps").glob("*.yaml"))
 

@@ -13,7 +13,7 @@ from PIL import Image
 from sushi_research import gallery, pictures, sampling
 from sushi_research.config import SD15Training, SDXLTraining
 from sushi_research.models import loading, sd15, sdxl
-from sushi_research.run_folder import RunFolder
+from sushi_research.runs.run_folder import RunFolder
 
 MODELS = {"sd15": (sd15, SD15Training), "sdxl": (sdxl, SDXLTraining)}
 CPU = torch.device("cpu")

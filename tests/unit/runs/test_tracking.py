@@ -14,9 +14,9 @@ import pytest
 import wandb
 from PIL import Image
 
-from sushi_research import tracking
 from sushi_research.errors import UserError
-from sushi_research.tracking import MetricsFile, Trackers, resolve_trackers
+from sushi_research.runs import tracking
+from sushi_research.runs.tracking import MetricsFile, Trackers, resolve_trackers
 
 # --- metrics.jsonl ---
 

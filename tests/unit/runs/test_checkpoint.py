@@ -9,8 +9,8 @@ from collections import OrderedDict
 import pytest
 import torch
 
-from sushi_research.checkpoint import latest_checkpoint, read_checkpoint, save_checkpoint
 from sushi_research.errors import UserError
+from sushi_research.runs.checkpoint import latest_checkpoint, read_checkpoint, save_checkpoint
 
 FACTS = {"samples_seen": 480, "epoch": 2, "world": 1, "identity": {"lora.rank": 4, "optimizer.lr": 1e-4}}
 
@@ -117,7 +117,7 @@ def test_what_killed_writers_left_is_removed_and_nothing_else(tmp_path):
 
 
 def test_a_newer_format_is_refused_and_not_taken_for_damage(tmp_path, monkeypatch):
-    monkeypatch.setattr("sushi_research.checkpoint.FORMAT", 2)
+    monkeypatch.setattr("sushi_research.runs.checkpoint.FORMAT", 2)
     save(tmp_path, 1)
     monkeypatch.undo()
     with pytest.raises(UserError, match="has format 2, this version reads format 1"):

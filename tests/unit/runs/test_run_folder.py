@@ -13,7 +13,7 @@ from sushi_research.config import SD15Training, SDXLTraining
 from sushi_research.config.command_line import config_to_dict
 from sushi_research.errors import UserError
 from sushi_research.files import write_atomic, write_json
-from sushi_research.identity import (
+from sushi_research.runs.identity import (
     ABSENT,
     MAY_CHANGE,
     SAME_CONTENT,
@@ -24,7 +24,7 @@ from sushi_research.identity import (
     require_same_run,
     run_identity,
 )
-from sushi_research.run_folder import decide, open_run
+from sushi_research.runs.run_folder import decide, open_run
 
 FACTS = {
     "samples_per_step": 4,

@@ -27,10 +27,10 @@ except ImportError:  # Windows
 
 from sushi_research.errors import UserError
 from sushi_research.files import disk_error, write_json
-from sushi_research.identity import depends_on_length, require_same_run
+from sushi_research.runs.identity import depends_on_length, require_same_run
 
 if TYPE_CHECKING:
-    from sushi_research.checkpoint import Checkpoint
+    from sushi_research.runs.checkpoint import Checkpoint
 
 logger = logging.getLogger(__name__)
 

@@ -7,8 +7,8 @@ from importlib.metadata import version
 
 import pytest
 
-from sushi_research import provenance
 from sushi_research.errors import UserError
+from sushi_research.runs import provenance
 
 needs_git = pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
 
