@@ -21,11 +21,11 @@ from sushi_research import adapter_loading, evaluation, identity_facts, training
 from sushi_research.caches_ import fill_caches, open_caches, open_memo
 from sushi_research.config.other_scripts import SD15Judging, SDXLJudging
 from sushi_research.config.yaml12 import read_yaml
+from sushi_research.data.training_data import captions_of, read_data
 from sushi_research.errors import UserError, first_line
 from sushi_research.models.loading import find_base
 from sushi_research.precision import COMPUTE_DTYPES
 from sushi_research.progress import progress
-from sushi_research.training_data import captions_of, read_data
 
 CONFIGS = {"sd15": SD15Judging, "sdxl": SDXLJudging}
 # Draws of the pack, and how many packs with other draws; as many unstratified draws in all.

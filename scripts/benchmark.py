@@ -93,6 +93,7 @@ from sushi_research.benchmark_pairs import PAIRS, Bench, Step, make_unet
 from sushi_research.caches_ import fill_caches, open_caches, open_memo
 from sushi_research.config import SD15Training, SDXLTraining, TrainingConfig
 from sushi_research.config.command_line import run_main
+from sushi_research.data.training_data import captions_of, read_data
 from sushi_research.errors import UserError
 from sushi_research.files import write_json
 from sushi_research.fingerprints import FileMemo, folder_hash
@@ -103,7 +104,6 @@ from sushi_research.progress import progress
 from sushi_research.runs import provenance
 from sushi_research.sampler import Sampler
 from sushi_research.tiny import save_tiny_base
-from sushi_research.training_data import captions_of, read_data
 
 ROOT = Path(sushi_research.__file__).parents[1]
 MODELS: dict[str, tuple[ModuleType, type[TrainingConfig]]] = {

@@ -35,8 +35,8 @@ import importlib
 
 from sushi_research import training
 from sushi_research.caches_ import fill_caches, open_caches, open_memo
+from sushi_research.data.training_data import captions_of, prompts_of, read_data
 from sushi_research.models.loading import find_base
-from sushi_research.training_data import captions_of, prompts_of, read_data
 
 
 def main(config: TrainingConfig) -> int:

@@ -43,10 +43,10 @@ from accelerate import Accelerator
 
 from sushi_research import adapter_loading, assessment, evaluation, gallery, identity_facts, judged, training
 from sushi_research.caches_ import Caches, fill_caches, open_caches, open_memo
+from sushi_research.data.training_data import Data, captions_of, prompts_of, read_data
 from sushi_research.models import loading
 from sushi_research.models.loading import find_base
 from sushi_research.precision import COMPUTE_DTYPES
-from sushi_research.training_data import Data, captions_of, prompts_of, read_data
 
 
 def main(config: Judged) -> int:

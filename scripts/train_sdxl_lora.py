@@ -33,6 +33,7 @@ from accelerate import Accelerator
 
 from sushi_research import adapter, assessment, beginning, diffusion, gallery, optim, randomness, training
 from sushi_research.caches_ import fill_caches, open_caches, open_memo
+from sushi_research.data.training_data import captions_of, prompts_of, read_data
 from sushi_research.loader import Batch, Loader
 from sushi_research.models import loading
 from sushi_research.models.loading import find_base
@@ -44,7 +45,6 @@ from sushi_research.runs.run_folder import RunFolder
 from sushi_research.sampler import Sampler
 from sushi_research.stopping import StopRequest
 from sushi_research.tally import Tally
-from sushi_research.training_data import captions_of, prompts_of, read_data
 
 # --- end shared ---
 from sushi_research.models import sdxl as model  # isort: skip

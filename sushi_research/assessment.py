@@ -23,6 +23,7 @@ from sushi_research.adapter import without_adapter
 from sushi_research.cache import Store
 from sushi_research.caches_ import Caches
 from sushi_research.config import TrainingConfig
+from sushi_research.data.training_data import Data, drift_captions
 from sushi_research.drift import Drift
 from sushi_research.errors import UserError
 from sushi_research.evaluation_results import Measured, Results
@@ -30,7 +31,6 @@ from sushi_research.models import loading
 from sushi_research.precision import COMPUTE_DTYPES
 from sushi_research.runs import tracking
 from sushi_research.runs.run_folder import RunFolder
-from sushi_research.training_data import Data, drift_captions
 
 if TYPE_CHECKING:
     from sushi_research.beginning import Start

@@ -13,10 +13,12 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from sushi_research import dataset, gallery, randomness
+from sushi_research import gallery, randomness
 from sushi_research.caches_ import Caches
 from sushi_research.config import TrainingConfig
 from sushi_research.config.command_line import config_to_dict, config_to_yaml
+from sushi_research.data import dataset
+from sushi_research.data.training_data import Data
 from sushi_research.errors import UserError
 from sushi_research.evaluation import Pack
 from sushi_research.evaluation_results import Results
@@ -28,7 +30,6 @@ from sushi_research.models.prediction import Prediction
 from sushi_research.runs import identity, provenance, run_folder, tracking
 from sushi_research.runs.checkpoint import Checkpoint, latest_checkpoint, read_checkpoint
 from sushi_research.runs.run_folder import RunFolder
-from sushi_research.training_data import Data
 
 
 @dataclass(frozen=True)

@@ -14,14 +14,15 @@ from typing import Any
 
 import torch
 
-from sushi_research import adapter, conditioning, diffusion, images, optim
+from sushi_research import adapter, conditioning, diffusion, optim
 from sushi_research.caches_ import Caches
 from sushi_research.config import TrainingConfig
+from sushi_research.data import images
+from sushi_research.data.samples import Item
 from sushi_research.loader import Batch, Loader
 from sushi_research.models import loading
 from sushi_research.precision import COMPUTE_DTYPES, Masters, make_scaler
 from sushi_research.sampler import Draw, Sampler
-from sushi_research.samples import Item
 
 # A step takes its index, which decides its samples, and returns its loss (a tensor on the device).
 Step = Callable[[int], torch.Tensor]

@@ -19,11 +19,11 @@ from accelerate import Accelerator
 from sushi_research import encode
 from sushi_research.cache import Store
 from sushi_research.config import TrainingConfig
+from sushi_research.data.samples import Item
+from sushi_research.data.training_data import Data
 from sushi_research.errors import UserError
 from sushi_research.fingerprints import FileMemo
 from sushi_research.models import loading
-from sushi_research.samples import Item
-from sushi_research.training_data import Data
 
 
 def open_memo(config: TrainingConfig) -> FileMemo:

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from sushi_research import images
 from sushi_research.cache import Store, entry_key
+from sushi_research.data import images
+from sushi_research.data.samples import Item
 from sushi_research.errors import UserError
 from sushi_research.progress import progress
-from sushi_research.samples import Item
 
 LATENT_TENSORS = ("mean", "std")
 # Raise it when decoding, resizing or what is stored changes: entries of another recipe are never read.

@@ -17,9 +17,9 @@ import torch
 
 from sushi_research import conditioning, diffusion, randomness
 from sushi_research.cache import entry_key
+from sushi_research.data.samples import Item
 from sushi_research.models.prediction import Prediction
 from sushi_research.progress import progress
-from sushi_research.samples import Item
 
 if TYPE_CHECKING:
     from sushi_research.caches_ import Caches

@@ -14,12 +14,12 @@ from sushi_research.cache import entry_key
 from sushi_research.caches_ import Caches
 from sushi_research.config import TrainingConfig
 from sushi_research.config.command_line import config_to_dict
+from sushi_research.data.samples import dataset_hash
+from sushi_research.data.training_data import Data, bucket_rule
 from sushi_research.evaluation import Pack
 from sushi_research.fingerprints import FileMemo
 from sushi_research.models import loading
 from sushi_research.runs import provenance
-from sushi_research.samples import dataset_hash
-from sushi_research.training_data import Data, bucket_rule
 
 
 def make_pack(config: TrainingConfig, base: loading.Base, data: Data, caches: Caches, base_hash: str) -> Pack | None:

@@ -12,8 +12,8 @@ import torch
 
 from sushi_research import conditioning, encode, randomness
 from sushi_research.caches_ import Caches
+from sushi_research.data.samples import Item
 from sushi_research.sampler import Draw, Sampler
-from sushi_research.samples import Item
 
 
 @dataclass(frozen=True)

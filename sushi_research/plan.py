@@ -14,6 +14,8 @@ from accelerate import Accelerator
 from sushi_research import adapter, conditioning, optim
 from sushi_research.caches_ import Caches
 from sushi_research.config import TrainingConfig
+from sushi_research.data.samples import Item
+from sushi_research.data.training_data import Data, drift_captions
 from sushi_research.errors import UserError
 from sushi_research.models import loading
 from sushi_research.models.components import build_empty
@@ -21,8 +23,6 @@ from sushi_research.models.prediction import Prediction
 from sushi_research.precision import dtype_policy
 from sushi_research.runs import tracking
 from sushi_research.sampler import Sampler
-from sushi_research.samples import Item
-from sushi_research.training_data import Data, drift_captions
 from sushi_research.verdict import MIN_IMAGES
 
 

@@ -22,8 +22,8 @@ from demo.drawing import (
     is_held_out,
 )
 from demo.measure import KNOWN_PROMPTS
-from sushi_research.buckets import BucketRule, place
 from sushi_research.config.yaml12 import read_yaml
+from sushi_research.data.buckets import BucketRule, place
 
 
 def every_scene() -> list[Scene]:

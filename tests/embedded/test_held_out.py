@@ -5,7 +5,7 @@ from PIL import Image
 
 from demo.concepts import CONCEPTS
 from demo.held_out import COUNT, FOLDER, write_held_out
-from sushi_research import split
+from sushi_research.data import near_duplicates
 
 
 def captions(folder):
@@ -29,11 +29,11 @@ def test_no_held_out_picture_is_a_photo_or_like_one():
     photos = FOLDER.parent / "photos/star"
     assert not captions(FOLDER / "star") & captions(photos) and captions(photos)
     looks = {
-        f"{folder.parent.name} {path.name}": split.fingerprint(np.asarray(Image.open(path).convert("RGB")))
+        f"{folder.parent.name} {path.name}": near_duplicates.fingerprint(np.asarray(Image.open(path).convert("RGB")))
         for folder in (photos, FOLDER / "star")
         for path in folder.glob("*.*")
         if path.suffix != ".txt"
     }
     assert len(looks) == COUNT + 16
-    for group in split.near_duplicate_groups(looks):
+    for group in near_duplicates.near_duplicate_groups(looks):
         assert len({name.split()[0] for name in group}) == 1, group

@@ -5,10 +5,10 @@ import torch
 
 from sushi_research import evaluation
 from sushi_research.caches_ import fill_caches, open_caches, open_memo
+from sushi_research.data.training_data import captions_of, read_data
 from sushi_research.models import loading, sd15, sdxl
 from sushi_research.models.loading import find_base
 from sushi_research.models.prediction import Prediction
-from sushi_research.training_data import captions_of, read_data
 
 MODELS = {"sd15": sd15, "sdxl": sdxl}
 

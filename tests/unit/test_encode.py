@@ -8,13 +8,14 @@ import pytest
 import torch
 from PIL import Image
 
-from sushi_research import encode, images
-from sushi_research.buckets import BucketRule
+from sushi_research import encode
 from sushi_research.cache import Store
+from sushi_research.data import images
+from sushi_research.data.buckets import BucketRule
+from sushi_research.data.samples import Sample, make_items
 from sushi_research.errors import UserError
 from sushi_research.fingerprints import content_hash
 from sushi_research.models import loading
-from sushi_research.samples import Sample, make_items
 
 RULE = BucketRule(resolution=64, step=32, min_side=32, max_side=128)
 CPU = torch.device("cpu")

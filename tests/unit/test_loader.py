@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from sushi_research import encode, randomness
-from sushi_research.buckets import BucketRule
 from sushi_research.cache import Store
 from sushi_research.caches_ import Caches
+from sushi_research.data.buckets import BucketRule
+from sushi_research.data.samples import Sample, make_items
 from sushi_research.loader import Loader, is_flipped
 from sushi_research.sampler import Sampler
-from sushi_research.samples import Sample, make_items
 
 CPU = torch.device("cpu")
 SEED = 5

@@ -7,15 +7,15 @@ import pytest
 import torch
 
 from sushi_research import encode, plan
-from sushi_research.buckets import BucketRule
 from sushi_research.cache import Store
 from sushi_research.caches_ import Caches
 from sushi_research.config import SD15Training, SDXLTraining
+from sushi_research.data.buckets import BucketRule
+from sushi_research.data.samples import Problem, Sample, Scan, make_items
+from sushi_research.data.training_data import Data
 from sushi_research.errors import UserError
 from sushi_research.models import loading, sd15, sdxl
 from sushi_research.sampler import Sampler
-from sushi_research.samples import Problem, Sample, Scan, make_items
-from sushi_research.training_data import Data
 
 ONE = pytest.mark.parametrize("architecture", ["sd15"])
 MODELS = {"sd15": (sd15, SD15Training), "sdxl": (sdxl, SDXLTraining)}

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sushi_research.buckets import BucketRule, Placement, TooSmall, place
+from sushi_research.data.buckets import BucketRule, Placement, TooSmall, place
 from sushi_research.errors import UserError
 from sushi_research.fingerprints import content_hash
 

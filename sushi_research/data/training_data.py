@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 
 from accelerate import Accelerator
 
-from sushi_research import dataset
-from sushi_research.buckets import BucketRule
 from sushi_research.config import TrainingConfig
+from sushi_research.data import dataset
+from sushi_research.data.buckets import BucketRule
+from sushi_research.data.held_out import DRIFT_CAPTIONS, held_out_items, hold_out, read_separate
+from sushi_research.data.samples import Item, make_items
 from sushi_research.fingerprints import FileMemo
-from sushi_research.held_out import DRIFT_CAPTIONS, held_out_items, hold_out, read_separate
 from sushi_research.runs.run_folder import RunFolder
-from sushi_research.samples import Item, make_items
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
-from sushi_research.buckets import Placement
+from sushi_research.data.buckets import Placement
 
 # Where Pillow, as it comes, raises an error instead of its warning (twice its MAX_IMAGE_PIXELS): 13,377 x 13,377.
 MAX_PIXELS = 178_956_970

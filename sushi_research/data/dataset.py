@@ -10,15 +10,15 @@ from typing import Any, Literal
 
 import numpy as np
 
+from sushi_research.data.hf_dataset import find_in_table, load_saved, load_table, require_hub_id
+from sushi_research.data.image_folder import find_in_folder
+from sushi_research.data.images import BadImage, decode
+from sushi_research.data.near_duplicates import fingerprint
+from sushi_research.data.samples import FoundImage, Problem, Sample, Scan
 from sushi_research.errors import UserError
 from sushi_research.files import write_json
 from sushi_research.fingerprints import FileMemo, FileState, content_hash, file_state
-from sushi_research.image_folder import find_in_folder
-from sushi_research.image_table import find_in_table, load_saved, load_table, require_hub_id
-from sushi_research.images import BadImage, decode
 from sushi_research.progress import progress
-from sushi_research.samples import FoundImage, Problem, Sample, Scan
-from sushi_research.split import fingerprint
 
 
 def scan(

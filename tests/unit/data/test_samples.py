@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from sushi_research.buckets import BucketRule
-from sushi_research.samples import Sample, dataset_hash, make_items
+from sushi_research.data.buckets import BucketRule
+from sushi_research.data.samples import Sample, dataset_hash, make_items
 
 RULE = BucketRule(resolution=64, step=32, min_side=32, max_side=128)
 

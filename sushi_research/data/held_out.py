@@ -6,11 +6,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from sushi_research import dataset, split
-from sushi_research.buckets import BucketRule
 from sushi_research.config import TrainingConfig
+from sushi_research.data import dataset, near_duplicates
+from sushi_research.data.buckets import BucketRule
+from sushi_research.data.samples import Item, Sample, Scan, make_items
 from sushi_research.errors import UserError
-from sushi_research.samples import Item, Sample, Scan, make_items
 
 # Everyday things, near to what most adapters are trained on (people, animals, places, paintings) and of no one style.
 DRIFT_CAPTIONS = (
@@ -39,8 +39,8 @@ def hold_out(scan: Scan, fraction: float) -> list[Sample]:
     By content alone (`split.held_out`), so files that are added or renamed move nothing, and copies stay on one side.
     UserError where there is nothing to train on or nothing to evaluate on.
     """
-    groups = split.near_duplicate_groups({sample.image_hash: sample.fingerprint for sample in scan.samples})
-    chosen = split.held_out(groups, fraction)
+    groups = near_duplicates.near_duplicate_groups({sample.image_hash: sample.fingerprint for sample in scan.samples})
+    chosen = near_duplicates.held_out(groups, fraction)
     kept = [sample for sample in scan.samples if sample.image_hash not in chosen]
     held = [sample for sample in scan.samples if sample.image_hash in chosen]
     if not held or not kept:
@@ -86,7 +86,7 @@ def _look_alikes(held: Sequence[Sample], trained: Sequence[Sample]) -> list[str]
     names = {sample.image_hash: sample.name for sample in trained}
     looks = {sample.image_hash: sample.fingerprint for sample in [*trained, *held]}
     twin = {}
-    for group in split.near_duplicate_groups(looks):
+    for group in near_duplicates.near_duplicate_groups(looks):
         of_training = [names[image] for image in group if image in names]
         twin |= {image: min(of_training) for image in group if of_training}
     return [

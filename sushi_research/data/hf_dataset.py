@@ -8,9 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from sushi_research.data.images import BadImage
+from sushi_research.data.samples import FoundImage, Problem, Scan
 from sushi_research.errors import UserError
-from sushi_research.images import BadImage
-from sushi_research.samples import FoundImage, Problem, Scan
 
 
 def find_in_table(result: Scan, rows: Any, split: str, image_column: str, caption_column: str) -> list[FoundImage]:

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from sushi_research import images
-from sushi_research.buckets import BucketRule, Placement, place
-from sushi_research.images import BadImage, decode, resize_and_crop
+from sushi_research.data import images
+from sushi_research.data.buckets import BucketRule, Placement, place
+from sushi_research.data.images import BadImage, decode, resize_and_crop
 
 WHITE, BLACK, RED = (255, 255, 255), (0, 0, 0), (255, 0, 0)
 

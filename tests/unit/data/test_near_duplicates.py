@@ -10,11 +10,11 @@ from PIL import Image, ImageOps
 
 from demo.concepts import CONCEPTS, PHOTOS
 from demo.drawing import Jitter, all_scenes, draw
-from sushi_research import split
+from sushi_research.data import near_duplicates
+from sushi_research.data.images import decode
+from sushi_research.data.near_duplicates import SIDE, fingerprint, held_out, near_duplicate_groups
 from sushi_research.errors import UserError
 from sushi_research.fingerprints import content_hash
-from sushi_research.images import decode
-from sushi_research.split import SIDE, fingerprint, held_out, near_duplicate_groups
 
 FRACTION = 0.3
 fractions = st.floats(0, 1)
@@ -160,15 +160,15 @@ def test_a_picture_with_less_structure_is_no_copy_of_one_with_more():
     values = [fingerprint(np.ascontiguousarray(pixels)) for pixels in (across, arch, flat, flat + 1)]
     assert len(near_duplicate_groups({name(number): value for number, value in enumerate(values)})) == 4
     # One direction alone would merge them: a ramp is what an arch turns into when it moves.
-    miniatures, _, planes = split._tangent_planes(values[:2])
-    assert split._is_near(planes, miniatures).tolist() == [[True, False], [True, True]]
+    miniatures, _, planes = near_duplicates._tangent_planes(values[:2])
+    assert near_duplicates._is_near(planes, miniatures).tolist() == [[True, False], [True, True]]
 
 
 def test_planes_have_no_more_directions_than_the_picture():
     noise, stripes = miniature(0), np.zeros((SIDE, SIDE, 3), dtype=np.uint8)
     stripes[:, ::2] = 200  # no change along the stripes
     fingerprints = [noise, fingerprint(stripes), fingerprint(np.full((9, 9, 3), 77, dtype=np.uint8))]
-    planes = split._tangent_planes(fingerprints)[2]
+    planes = near_duplicates._tangent_planes(fingerprints)[2]
     squares = planes @ planes.transpose(0, 2, 1)
     for square, directions in zip(squares, (4, 3, 0), strict=True):
         assert np.allclose(square, np.diag([1.0] * directions + [0.0] * (4 - directions)))
@@ -191,7 +191,7 @@ def test_groups_are_those_of_comparing_every_pair(monkeypatch):
     expected = {frozenset(b for b in images if a == b or are_copies(images[a], images[b])) for a in images}
     assert sorted(map(len, expected)) == [1, 1, 2, 2, 3, 3, 4, 4]
     for block in (1, 3, 7, 64):  # what is compared at once is a matter of memory
-        monkeypatch.setattr(split, "BLOCK", block)
+        monkeypatch.setattr(near_duplicates, "BLOCK", block)
         assert near_duplicate_groups(images) == sorted(sorted(group) for group in expected)
 
 

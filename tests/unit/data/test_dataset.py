@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from sushi_research import dataset
-from sushi_research.dataset import Problem, Sample, Scan, require_clean, write_report
+from sushi_research.data import dataset
+from sushi_research.data.dataset import Problem, Sample, Scan, require_clean, write_report
 from sushi_research.errors import UserError
 from sushi_research.fingerprints import FileMemo, content_hash, file_hash
 

@@ -10,7 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from sushi_research.samples import FoundImage, Problem, Scan
+from sushi_research.data.samples import FoundImage, Problem, Scan
 
 IMAGES = {".jpg", ".jpeg", ".png", ".webp"}
 CAPTIONS = {".txt", ".caption"}

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from sushi_research.buckets import BucketRule, Placement, TooSmall, bucket_shapes, place
+from sushi_research.data.buckets import BucketRule, Placement, TooSmall, bucket_shapes, place
 from sushi_research.errors import UserError
 
 SDXL = BucketRule(resolution=1024, min_side=512, max_side=2048)
