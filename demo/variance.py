@@ -18,7 +18,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from sushi_research import adapter_loading, evaluation, identity_facts, training
-from sushi_research.caches_ import fill_caches, open_caches, open_memo
+from sushi_research.caches.caches import fill_caches, open_caches, open_memo
 from sushi_research.config.other_scripts import SD15Judging, SDXLJudging
 from sushi_research.config.yaml12 import read_yaml
 from sushi_research.data.training_data import captions_of, read_data

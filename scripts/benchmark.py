@@ -90,7 +90,7 @@ from PIL import Image
 import sushi_research
 from sushi_research import op_counts, performance, randomness, training
 from sushi_research.benchmark_pairs import PAIRS, Bench, Step, make_unet
-from sushi_research.caches_ import fill_caches, open_caches, open_memo
+from sushi_research.caches.caches import fill_caches, open_caches, open_memo
 from sushi_research.config import SD15Training, SDXLTraining, TrainingConfig
 from sushi_research.config.command_line import run_main
 from sushi_research.data.training_data import captions_of, read_data

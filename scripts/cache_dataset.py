@@ -34,7 +34,7 @@ if __name__ == "__main__":
 import importlib
 
 from sushi_research import training
-from sushi_research.caches_ import fill_caches, open_caches, open_memo
+from sushi_research.caches.caches import fill_caches, open_caches, open_memo
 from sushi_research.data.training_data import captions_of, prompts_of, read_data
 from sushi_research.models.loading import find_base
 

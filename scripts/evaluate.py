@@ -42,7 +42,7 @@ import torch
 from accelerate import Accelerator
 
 from sushi_research import adapter_loading, assessment, evaluation, gallery, identity_facts, judged, training
-from sushi_research.caches_ import Caches, fill_caches, open_caches, open_memo
+from sushi_research.caches.caches import Caches, fill_caches, open_caches, open_memo
 from sushi_research.data.training_data import Data, captions_of, prompts_of, read_data
 from sushi_research.models import loading
 from sushi_research.models.loading import find_base

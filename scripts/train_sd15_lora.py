@@ -32,7 +32,7 @@ import torch
 from accelerate import Accelerator
 
 from sushi_research import adapter, assessment, beginning, diffusion, gallery, optim, randomness, training
-from sushi_research.caches_ import fill_caches, open_caches, open_memo
+from sushi_research.caches.caches import fill_caches, open_caches, open_memo
 from sushi_research.data.training_data import captions_of, prompts_of, read_data
 from sushi_research.loader import Batch, Loader
 from sushi_research.models import loading

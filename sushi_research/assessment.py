@@ -20,8 +20,8 @@ from tqdm import tqdm
 
 from sushi_research import drift, evaluation
 from sushi_research.adapter import without_adapter
-from sushi_research.cache import Store
-from sushi_research.caches_ import Caches
+from sushi_research.caches.caches import Caches
+from sushi_research.caches.store import Store
 from sushi_research.config import TrainingConfig
 from sushi_research.data.training_data import Data, drift_captions
 from sushi_research.drift import Drift

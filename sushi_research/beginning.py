@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from sushi_research import gallery, randomness
-from sushi_research.caches_ import Caches
+from sushi_research.caches.caches import Caches
 from sushi_research.config import TrainingConfig
 from sushi_research.config.command_line import config_to_dict, config_to_yaml
 from sushi_research.data import dataset

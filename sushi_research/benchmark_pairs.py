@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from sushi_research import adapter, conditioning, diffusion, optim
-from sushi_research.caches_ import Caches
+from sushi_research.caches.caches import Caches
 from sushi_research.config import TrainingConfig
 from sushi_research.data import images
 from sushi_research.data.samples import Item

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from sushi_research import diffusion, evaluation, sampling
-from sushi_research.cache import Store, entry_key
+from sushi_research.caches.store import Store, entry_key
 from sushi_research.evaluation import Example
 
 if TYPE_CHECKING:

@@ -16,13 +16,13 @@ import numpy as np
 import torch
 
 from sushi_research import conditioning, diffusion, randomness
-from sushi_research.cache import entry_key
+from sushi_research.caches.store import entry_key
 from sushi_research.data.samples import Item
 from sushi_research.models.prediction import Prediction
 from sushi_research.progress import progress
 
 if TYPE_CHECKING:
-    from sushi_research.caches_ import Caches
+    from sushi_research.caches.caches import Caches
 
 # Raise it when a pack of the same images comes to mean something else: packs of different schemes are not compared.
 SCHEME = 1

@@ -20,7 +20,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from sushi_research import pictures, sampling
-from sushi_research.caches_ import Caches, free_memory
+from sushi_research.caches.caches import Caches, free_memory
 from sushi_research.config import TrainingConfig
 from sushi_research.errors import UserError
 from sushi_research.models import loading

@@ -9,9 +9,10 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from sushi_research import drift, encode, evaluation
-from sushi_research.cache import entry_key
-from sushi_research.caches_ import Caches
+from sushi_research import drift, evaluation
+from sushi_research.caches import encoding
+from sushi_research.caches.caches import Caches
+from sushi_research.caches.store import entry_key
 from sushi_research.config import TrainingConfig
 from sushi_research.config.command_line import config_to_dict
 from sushi_research.data.samples import dataset_hash
@@ -85,7 +86,7 @@ def _split(config: TrainingConfig, data: Data) -> dict[str, Any]:
 def _recipe(config: TrainingConfig, caches: Caches) -> str:
     """Hash of how pictures and captions become what is trained and evaluated on; what they are does not enter."""
     return entry_key(
-        encode=encode.RECIPE,
+        encode=encoding.RECIPE,
         evaluation=evaluation.SCHEME,
         drift=drift.SCHEME,
         vae_dtype=str(caches.vae_dtype),

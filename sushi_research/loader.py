@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from sushi_research import conditioning, encode, randomness
-from sushi_research.caches_ import Caches
+from sushi_research import conditioning, randomness
+from sushi_research.caches import encoding
+from sushi_research.caches.caches import Caches
 from sushi_research.data.samples import Item
 from sushi_research.sampler import Draw, Sampler
 
@@ -122,7 +123,7 @@ class Loader:
         rows = self.caches.latents.get_many([self.caches.latent_key(item, flip) for item, flip in keys_and_flips])
         texts = [self.caches.text(item.sample.caption) for item in items]
         keys = tuple((draw.epoch, *item.identity) for draw, item in zip(draws, items, strict=True))
-        mean, std = (torch.stack([row[name] for row in rows]) for name in encode.LATENT_TENSORS)
+        mean, std = (torch.stack([row[name] for row in rows]) for name in encoding.LATENT_TENSORS)
         ids = [i.placement.time_ids(flip, self.time_ids) for i, flip in zip(items, flips, strict=True)]
         seed = self.sampler.seed
         return Batch(

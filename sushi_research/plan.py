@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 
 from sushi_research import adapter, conditioning, optim
-from sushi_research.caches_ import Caches
+from sushi_research.caches.caches import Caches
 from sushi_research.config import TrainingConfig
 from sushi_research.data.samples import Item
 from sushi_research.data.training_data import Data, drift_captions

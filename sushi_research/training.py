@@ -23,7 +23,7 @@ from accelerate.utils import InitProcessGroupKwargs
 
 from sushi_research import adapter, adapter_formats, pictures
 from sushi_research.beginning import Start, agree
-from sushi_research.cache import entry_key
+from sushi_research.caches.store import entry_key
 from sushi_research.config import TrainingConfig
 from sushi_research.config.command_line import config_to_dict
 from sushi_research.errors import UserError

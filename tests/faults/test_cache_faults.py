@@ -19,8 +19,8 @@ import pytest
 import torch
 from datasets import Dataset
 
-from sushi_research import cache_shards
-from sushi_research.cache import Store, entry_key
+from sushi_research.caches import shards
+from sushi_research.caches.store import Store, entry_key
 from sushi_research.errors import UserError
 
 ROWS = 8
@@ -174,9 +174,9 @@ def test_a_cut_at_a_record_batch_is_noticed(tmp_path: Path) -> None:
     # Not even when someone makes the manifest anew for the file that is there.
     manifest = json.loads(path.with_suffix(".json").read_text())
     with path.open("rb") as file:
-        manifest |= {"bytes": boundary, "checksum": cache_shards._checksum(file)}
+        manifest |= {"bytes": boundary, "checksum": shards._checksum(file)}
     del manifest["seal"]
-    manifest["seal"] = cache_shards.content_hash(manifest)
+    manifest["seal"] = shards.content_hash(manifest)
     path.with_suffix(".json").write_text(json.dumps(manifest))
     store = open_store(tmp_path, repair=False)
     assert store.damaged == [(path.stem, "it has 32 rows and should have 100")]
@@ -202,7 +202,7 @@ def fail_with(code: int) -> Callable[..., None]:
 
 def test_a_sector_that_cannot_be_read_is_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fill(tmp_path, rows=ROWS_PER_SHARD)
-    monkeypatch.setattr(cache_shards, "_checksum", fail_with(errno.EIO))
+    monkeypatch.setattr(shards, "_checksum", fail_with(errno.EIO))
     store = open_store(tmp_path, repair=False)
     assert store.damaged == [(one_shard(tmp_path).stem, "the disk cannot read it: Input/output error")]
 
@@ -212,7 +212,7 @@ def test_a_file_that_may_not_be_read_is_not_damage(tmp_path: Path, monkeypatch: 
     fill(tmp_path, rows=ROWS_PER_SHARD)
     shard = one_shard(tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(cache_shards, "_checksum", fail_with(code))
+        patch.setattr(shards, "_checksum", fail_with(code))
         with pytest.raises(UserError, match=rf"{shard} cannot be read \({os.strerror(code)}\)"):
             open_store(tmp_path)
     assert len(assert_whole(open_store(tmp_path))) == ROWS_PER_SHARD
@@ -378,7 +378,7 @@ def leave(folder: Path, name: str, *, hours: float) -> Path:
 def test_only_what_dead_writers_left_is_removed(tmp_path: Path) -> None:
     fill(tmp_path)
     kept = sorted(tmp_path.iterdir())
-    here, elsewhere, unique = cache_shards._host(), "0" * 32, "1" * 32
+    here, elsewhere, unique = shards._host(), "0" * 32, "1" * 32
     dead = multiprocessing.get_context("fork").Process(target=int)
     dead.start()
     dead.join()

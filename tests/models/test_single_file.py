@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from single_files import PREFIXES, narrow_base, place_of, write_single_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sushi_research import encode
+from sushi_research.caches import encoding
 from sushi_research.errors import UserError
 from sushi_research.fingerprints import FileMemo
 from sushi_research.models import diffusers_folder, loading, sd15, sdxl, single_file
@@ -189,7 +189,7 @@ def test_forward_passes_equal_the_folder_s(architecture, folder, tensors_of, wri
         with torch.no_grad():
             predicted = model.predict(unet, noisy, torch.tensor([3, 980]), both, *sizes)
             drawn = vae.decode(noisy).sample
-        results.append([*text.values(), predicted, drawn, *encode.encode_image(vae, picture.astype(np.uint8))])
+        results.append([*text.values(), predicted, drawn, *encoding.encode_image(vae, picture.astype(np.uint8))])
     assert len(results[0]) == len(text) + 4 and all(result.isfinite().all() for result in results[0])
     assert all(map(torch.equal, *results))
 

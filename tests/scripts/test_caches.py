@@ -21,7 +21,8 @@ import pytest
 from PIL import Image
 from script_runs import ROOT, Trainer, assert_equal
 
-from sushi_research import encode, pictures
+from sushi_research import pictures
+from sushi_research.caches import encoding
 from sushi_research.config.command_line import config_to_yaml
 from sushi_research.runs import tracking
 from sushi_research.tiny import save_tiny_base
@@ -65,7 +66,7 @@ def mine(architecture, bases, photos, tmp_path) -> Trainer:
 @pytest.fixture
 def encoded(mine: Trainer, monkeypatch: pytest.MonkeyPatch) -> Counts:
     counts, model = Counts(), mine.script.model
-    encode_image, encode_caption = encode.encode_image, model.encode_caption
+    encode_image, encode_caption = encoding.encode_image, model.encode_caption
 
     def image(*arguments: Any) -> Any:
         counts.images += 1
@@ -75,7 +76,7 @@ def encoded(mine: Trainer, monkeypatch: pytest.MonkeyPatch) -> Counts:
         counts.captions += 1
         return encode_caption(*arguments, **settings)
 
-    monkeypatch.setattr(encode, "encode_image", image)
+    monkeypatch.setattr(encoding, "encode_image", image)
     monkeypatch.setattr(model, "encode_caption", caption)
     return counts
 
@@ -224,7 +225,7 @@ def test_a_damaged_shard_is_told_and_made_again(mine, encoded, fill, tmp_path, d
 
     train(mine, "damaged")
     assert encoded.take() == {"latents": (4, 0), "text_sd15": (0, 5)}[store], "no more than the shard held"
-    [warning] = [record.getMessage() for record in caplog.records if record.name == "sushi_research.cache"]
+    [warning] = [record.getMessage() for record in caplog.records if record.name == "sushi_research.caches.store"]
     assert f"{shard} is damaged" in warning and "its entries are made again" in warning
     aside = {path.name for path in shard.parent.iterdir() if path.name.endswith(".damaged")}
     assert aside == {f"{shard.stem}.json.damaged", f"{shard.name}.damaged"}
@@ -349,7 +350,7 @@ def test_while_training_no_encoder_is_in_memory(mine, monkeypatch, tmp_path):
 
     during: dict[str, list[set[str]]] = {"image": [], "caption": [], "step": []}
     looks = {"image": 1, "caption": 1, "step": 2}  # a look at all objects takes its time
-    encode_image, model, log = encode.encode_image, mine.script.model, tracking.log
+    encode_image, model, log = encoding.encode_image, mine.script.model, tracking.log
     encode_caption = model.encode_caption
 
     def watch(what: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -360,7 +361,7 @@ def test_while_training_no_encoder_is_in_memory(mine, monkeypatch, tmp_path):
 
         return watched
 
-    monkeypatch.setattr(encode, "encode_image", watch("image", encode_image))
+    monkeypatch.setattr(encoding, "encode_image", watch("image", encode_image))
     monkeypatch.setattr(model, "encode_caption", watch("caption", encode_caption))
     monkeypatch.setattr(tracking, "log", watch("step", log))
     # Pictures are drawn before the first step and between the two.

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from sushi_research import evaluation
-from sushi_research.caches_ import fill_caches, open_caches, open_memo
+from sushi_research.caches.caches import fill_caches, open_caches, open_memo
 from sushi_research.data.training_data import captions_of, read_data
 from sushi_research.models import loading, sd15, sdxl
 from sushi_research.models.loading import find_base

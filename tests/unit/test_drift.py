@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sushi_research import diffusion, drift, evaluation
-from sushi_research.cache import Store
+from sushi_research.caches.store import Store
 
 CAPTIONS = ("picture 0 of a", "picture 1 of b", "picture 2 of a")
 

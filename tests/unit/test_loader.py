@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from sushi_research import encode, randomness
-from sushi_research.cache import Store
-from sushi_research.caches_ import Caches
+from sushi_research import randomness
+from sushi_research.caches import encoding
+from sushi_research.caches.caches import Caches
+from sushi_research.caches.store import Store
 from sushi_research.data.buckets import BucketRule
 from sushi_research.data.samples import Sample, make_items
 from sushi_research.loader import Loader, is_flipped
@@ -26,7 +27,7 @@ def entry(number: int, flip: bool, shape: tuple[int, ...]) -> dict[str, torch.Te
 @pytest.fixture
 def caches(tmp_path):
     texts = Store.open(tmp_path / "text", ("hidden", "pooled"), repair=True)
-    latents = Store.open(tmp_path / "latents", encode.LATENT_TENSORS, repair=True)
+    latents = Store.open(tmp_path / "latents", encoding.LATENT_TENSORS, repair=True)
     return Caches(latents, texts, "vae", torch.float32, ("e1", "e2"), {}, flips=(False, True))
 
 

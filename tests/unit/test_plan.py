@@ -6,9 +6,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from sushi_research import encode, plan
-from sushi_research.cache import Store
-from sushi_research.caches_ import Caches
+from sushi_research import plan
+from sushi_research.caches import encoding
+from sushi_research.caches.caches import Caches
+from sushi_research.caches.store import Store
 from sushi_research.config import SD15Training, SDXLTraining
 from sushi_research.data.buckets import BucketRule
 from sushi_research.data.samples import Problem, Sample, Scan, make_items
@@ -53,7 +54,7 @@ def make(bases, architecture, tmp_path):
         items, _ = make_items(samples, BucketRule(resolution=64, step=32, min_side=32, max_side=128))
         base = loading.resolve_base(str(bases[architecture]))
         caches = Caches(
-            Store.open(tmp_path / "latents", encode.LATENT_TENSORS, repair=True),
+            Store.open(tmp_path / "latents", encoding.LATENT_TENSORS, repair=True),
             Store.open(tmp_path / "text", model.TEXT_TENSORS, repair=True),
             "vae",
             torch.float32,

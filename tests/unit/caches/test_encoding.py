@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from sushi_research import encode
-from sushi_research.cache import Store
+from sushi_research.caches import encoding as encode
+from sushi_research.caches.store import Store
 from sushi_research.data import images
 from sushi_research.data.buckets import BucketRule
 from sushi_research.data.samples import Sample, make_items

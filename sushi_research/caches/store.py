@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from sushi_research.cache_shards import (
+from sushi_research.caches.shards import (
     Damage,
     content_hash,
     make_row,

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from sushi_research import cache, cache_shards
-from sushi_research.cache import Store, entry_key
+from sushi_research.caches import shards as cache_shards
+from sushi_research.caches import store as cache
+from sushi_research.caches.store import Store, entry_key
 from sushi_research.errors import UserError
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.int64]
@@ -325,7 +326,7 @@ def test_a_store_of_other_tensors_is_refused(tmp_path: Path) -> None:
 
 def test_a_store_of_another_format_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fill(tmp_path, range(1))
-    monkeypatch.setattr("sushi_research.cache_shards.FORMAT_VERSION", 2)
+    monkeypatch.setattr("sushi_research.caches.shards.FORMAT_VERSION", 2)
     with pytest.raises(UserError, match=rf"{tmp_path} holds entries of format 1 where this run expects format 2:"):
         open_latents(tmp_path)
 

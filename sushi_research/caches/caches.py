@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from sushi_research import encode
-from sushi_research.cache import Store
+from sushi_research.caches import encoding
+from sushi_research.caches.store import Store
 from sushi_research.config import TrainingConfig
 from sushi_research.data.samples import Item
 from sushi_research.data.training_data import Data
@@ -44,19 +44,19 @@ class Caches:
     flips: tuple[bool, ...] = field(default=(False,))
 
     def latent_key(self, item: Item, flip: bool) -> str:
-        return encode.latent_key(item, flip, self.vae_hash, self.vae_dtype)
+        return encoding.latent_key(item, flip, self.vae_hash, self.vae_dtype)
 
     def text_key(self, caption: str) -> str:
-        return encode.text_key(caption, self.encoder_hashes, self.text_settings)
+        return encoding.text_key(caption, self.encoder_hashes, self.text_settings)
 
     def missing_latents(self, data: Data) -> list[tuple[str, Item, bool]]:
         """What the store lacks: the training items, mirrored where they are flipped, and the held-out ones as they are."""
-        find = functools.partial(encode.missing_latents, self.latents, vae_hash=self.vae_hash, dtype=self.vae_dtype)
+        find = functools.partial(encoding.missing_latents, self.latents, vae_hash=self.vae_hash, dtype=self.vae_dtype)
         missing = [*find(data.items, flips=self.flips), *find(data.held_out, flips=(False,))]
         return sorted(missing, key=lambda entry: entry[0])
 
     def missing_captions(self, captions: Iterable[str]) -> list[tuple[str, str]]:
-        return encode.missing_captions(self.texts, captions, self.encoder_hashes, self.text_settings)
+        return encoding.missing_captions(self.texts, captions, self.encoder_hashes, self.text_settings)
 
     def text(self, caption: str) -> dict[str, torch.Tensor]:
         return self.texts.get(self.text_key(caption))
@@ -70,7 +70,7 @@ def open_caches(
     with accelerator.main_process_first():
         memo.load()
         repair = accelerator.is_main_process
-        latents = Store.open(folder / "latents", encode.LATENT_TENSORS, repair=repair)
+        latents = Store.open(folder / "latents", encoding.LATENT_TENSORS, repair=repair)
         texts = Store.open(folder / f"text_{model.NAME}", model.TEXT_TENSORS, repair=repair)
         vae_hash = base.hash("vae", memo)
         encoder_hashes = tuple(base.hash(name, memo) for name in model.TEXT_ENCODERS)
@@ -105,7 +105,7 @@ def fill_caches(
     missing_latents = caches.missing_latents(data)
     if missing_captions:
         text = model.load_text(base, device)
-        encode.encode_captions(
+        encoding.encode_captions(
             caches.texts,
             missing_captions,
             lambda caption: model.encode_caption(text, caption, **caches.text_settings),
@@ -117,7 +117,7 @@ def fill_caches(
     if missing_latents:
         vae = loading.load_vae(base, caches.vae_dtype, device)
         try:
-            encode.encode_latents(caches.latents, missing_latents, vae, rank=rank, world=world)
+            encoding.encode_latents(caches.latents, missing_latents, vae, rank=rank, world=world)
         except torch.OutOfMemoryError as error:
             raise UserError(
                 "out of memory while encoding the images: close other programs that use the device, lower --data.resolution, "
