@@ -19,9 +19,8 @@ if __name__ == "__main__":
 import logging
 import textwrap
 
-from sushi_research import inspection
 from sushi_research.config.command_line import run_main
-from sushi_research.models import hub
+from sushi_research.models import hub, inspection
 
 WIDTH = 21
 
