@@ -19,8 +19,9 @@ from demo.concepts import CONCEPTS, Concept
 from demo.drawing import Scene, draw
 from demo.measure import Measured, checker_of, measure
 from demo.report import write_report
-from sushi_research import pictures, training
+from sushi_research import training
 from sushi_research.errors import UserError
+from sushi_research.sampling import plots
 
 
 def main(run: Path) -> None:
@@ -65,7 +66,7 @@ def progress_picture(run: Path, prompts: list[str]) -> Image.Image:
         rows.append([*drawn, real])
     counts = [int(re.search(r"\d+$", step.name)[0]) for step in steps]
     labels = ["base", *[f"step {count}" for count in counts[1:-1]], f"final ({counts[-1]})", "real"]
-    return pictures.grid(rows, prompts, labels)
+    return plots.grid(rows, prompts, labels)
 
 
 def summary(run: Path, concept: Concept, before: Measured, after: Measured) -> dict[str, Any]:

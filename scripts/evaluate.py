@@ -41,12 +41,13 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from sushi_research import adapter_loading, assessment, evaluation, gallery, identity_facts, judged, training
+from sushi_research import adapter_loading, assessment, evaluation, identity_facts, judged, training
 from sushi_research.caches.caches import Caches, fill_caches, open_caches, open_memo
 from sushi_research.data.training_data import Data, captions_of, prompts_of, read_data
 from sushi_research.models import loading
 from sushi_research.models.loading import find_base
 from sushi_research.precision import COMPUTE_DTYPES
+from sushi_research.sampling import sample_grids
 
 
 def main(config: Judged) -> int:
@@ -85,7 +86,7 @@ def main(config: Judged) -> int:
         loss = evaluation.losses(pack, model, unet, caches, base.prediction, text=encoded, **share)
         moved = measure.measure(unet, encoded) if measure else None
         if accelerator.is_main_process:
-            rows = gallery.rows_of(config, prompts)
+            rows = sample_grids.rows_of(config, prompts)
             drawn = draw(config, base, model, caches, prompts, unet, encoded, accelerator)
             result = judged.Result(name, strength, loss, base_loss, moved, rows, drawn)
             judged.write(Path(config.output), result, pack, measure, entry | {"adapter": facts})
@@ -143,7 +144,9 @@ def draw(
     """The sample pictures of the config; none where samples are off."""
     if not config.sample.enabled:
         return []
-    return gallery.draw_from(config, base, model, encoded or caches.text, prompts, unet, caches.vae_dtype, accelerator)
+    return sample_grids.draw_from(
+        config, base, model, encoded or caches.text, prompts, unet, caches.vae_dtype, accelerator
+    )
 
 
 if __name__ == "__main__":

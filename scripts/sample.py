@@ -29,12 +29,14 @@ from types import ModuleType
 
 import torch
 
-from sushi_research import adapter_loading, pictures, sampling, training
+from sushi_research import adapter_loading, training
 from sushi_research.errors import UserError
 from sushi_research.files import disk_error
 from sushi_research.models import detect, loading
 from sushi_research.precision import COMPUTE_DTYPES, resolve_precision
 from sushi_research.progress import progress
+from sushi_research.sampling import plots
+from sushi_research.sampling.pipeline import decode, embeddings, unconditional
 
 
 def main(config: DrawingConfig) -> int:
@@ -76,11 +78,11 @@ def main(config: DrawingConfig) -> int:
         # clip_skip does not work with transformers 5.
         negative, _ = model.encode_caption(text, config.negative_prompt, **settings)
         if not config.negative_prompt:
-            negative = sampling.unconditional(negative, base.force_zeros)
+            negative = unconditional(negative, base.force_zeros)
         prompts = {prompt: model.encode_caption(text, prompt, **settings)[0] for prompt in config.prompts}
         for prompt, seed in rows:
             drawn = pipeline(
-                **sampling.embeddings(prompts[prompt], negative, pipeline.unet),
+                **embeddings(prompts[prompt], negative, pipeline.unet),
                 generator=torch.Generator("cpu").manual_seed(seed),
                 num_inference_steps=config.steps,
                 guidance_scale=config.guidance or model.GUIDANCE,
@@ -94,13 +96,13 @@ def main(config: DrawingConfig) -> int:
     del pipeline
 
     vae = loading.load_vae(base, loading.vae_dtype(base, device), device)
-    drawn = sampling.decode(vae, latents, model.SCALING_FACTOR)
+    drawn = decode(vae, latents, model.SCALING_FACTOR)
     cells = [drawn[row :: len(rows)] for row in range(len(rows))]
     for row, cell_row in enumerate(cells):
         for column, picture in enumerate(cell_row):
             picture.save(singles / f"{row:02d}-{column:02d}.png")
     labels = [prompt if len(config.seeds) == 1 else f"{prompt} (seed {seed})" for prompt, seed in rows]
-    pictures.grid(cells, labels, [label for label, _, _ in columns]).save(output)
+    plots.grid(cells, labels, [label for label, _, _ in columns]).save(output)
     print(f"written: {output}, and each picture in {singles}/")
     return 0
 

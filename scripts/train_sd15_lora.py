@@ -31,7 +31,7 @@ import time
 import torch
 from accelerate import Accelerator
 
-from sushi_research import adapter, assessment, beginning, diffusion, gallery, optim, randomness, training
+from sushi_research import adapter, assessment, beginning, diffusion, optim, randomness, training
 from sushi_research.caches.caches import fill_caches, open_caches, open_memo
 from sushi_research.data.training_data import captions_of, prompts_of, read_data
 from sushi_research.loader import Batch, Loader
@@ -43,6 +43,7 @@ from sushi_research.progress import Phases, progress
 from sushi_research.runs import tracking
 from sushi_research.runs.run_folder import RunFolder
 from sushi_research.sampler import Sampler
+from sushi_research.sampling import sample_grids
 from sushi_research.stopping import StopRequest
 from sushi_research.tally import Tally
 
@@ -175,7 +176,7 @@ def train(config: SD15Training, accelerator: Accelerator, precision: str, run: R
         assessment.assess(judge, unet, step, plan["steps"], metrics, accelerator)
     phases.enter("drawing")
     if step == 0 or (config.sample.every and step % config.sample.every == 0):
-        gallery.draw(config, run, base, model, caches, prompts, unet, step, accelerator)
+        sample_grids.draw(config, run, base, model, caches, prompts, unet, step, accelerator)
     phases.enter("training")
     bar = progress(
         total=plan["steps"],
@@ -215,7 +216,7 @@ def train(config: SD15Training, accelerator: Accelerator, precision: str, run: R
                 assessment.assess(judge, unet, step, plan["steps"], metrics, accelerator)
             if not last and not stopping and config.sample.every and step % config.sample.every == 0:
                 phases.enter("drawing")
-                gallery.draw(config, run, base, model, caches, prompts, unet, step, accelerator)
+                sample_grids.draw(config, run, base, model, caches, prompts, unet, step, accelerator)
             phases.enter("training")
     # --- end shared ---
 
@@ -226,7 +227,7 @@ def train(config: SD15Training, accelerator: Accelerator, precision: str, run: R
     phases.enter("saving")
     training.write_adapter(config, run, start, base, model, masters, unet, plan, began, accelerator)
     phases.enter("drawing")
-    gallery.draw(config, run, base, model, caches, prompts, unet, step, accelerator)
+    sample_grids.draw(config, run, base, model, caches, prompts, unet, step, accelerator)
     training.finish(config, run, metrics, step, phases, accelerator)
     # --- end shared ---
     return 0

@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
-from sushi_research import sampling
 from sushi_research.errors import UserError
 from sushi_research.models import loading
+from sushi_research.sampling.pipeline import sampling_scheduler
 
 # How the two matrices of a pair are called: by kohya and most others, by peft, by diffusers before peft.
 DOWN = (".lora_down.weight", ".lora_A.weight", ".lora.down.weight")
@@ -30,7 +30,7 @@ def load_pipeline(base: loading.Base, model: ModuleType, text: Any, dtype: torch
     pipeline = getattr(diffusers, model.PIPELINE)(
         unet=loading.load_unet(base, dtype, device).eval(),
         vae=None,
-        scheduler=sampling.sampling_scheduler(base.scheduler, base.prediction),
+        scheduler=sampling_scheduler(base.scheduler, base.prediction),
         **model.pipeline_text(base, text),
         **model.PIPELINE_WITHOUT,
     )

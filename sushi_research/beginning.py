@@ -13,7 +13,7 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from sushi_research import gallery, randomness
+from sushi_research import randomness
 from sushi_research.caches.caches import Caches
 from sushi_research.config import TrainingConfig
 from sushi_research.config.command_line import config_to_dict, config_to_yaml
@@ -30,6 +30,7 @@ from sushi_research.models.prediction import Prediction
 from sushi_research.runs import identity, provenance, run_folder, tracking
 from sushi_research.runs.checkpoint import Checkpoint, latest_checkpoint, read_checkpoint
 from sushi_research.runs.run_folder import RunFolder
+from sushi_research.sampling import sample_grids
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ def _describe_run(config: TrainingConfig, run: RunFolder, start: Start, data: Da
     metrics.cut_back(kept, without="evaluation/loss" if other_pack else None)
     results.cut_back(-1 if other_pack else kept)
     Results(run.drift).cut_back(-1 if other_pack else kept)
-    gallery.cut_back(run.samples, kept)
+    sample_grids.cut_back(run.samples, kept)
     if start.checkpoint is None:
         run.mark_begun(start.identity, plan["steps"])
     else:

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from sushi_research import pictures
 from sushi_research.comparison import Comparison, Pair, Variant
 from sushi_research.run_record import Curve, RunRecord
+from sushi_research.sampling import plots
 from sushi_research.verdict import clustered_mean, interpolate, t_quantile
 
 # Okabe and Ito's colours (2008), made to be told apart by colour-blind people too; then the same with other lines.
@@ -217,7 +217,7 @@ def samples(comparison: Comparison, path: Path) -> bool:
         for drawn in columns.values():
             with Image.open(drawn[label]) as picture:
                 cells[-1].append(picture.convert("RGB"))
-    pictures.grid(cells, common[:12], list(columns)).save(path)
+    plots.grid(cells, common[:12], list(columns)).save(path)
     return True
 
 

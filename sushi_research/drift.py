@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from sushi_research import diffusion, evaluation, sampling
+from sushi_research import diffusion, evaluation
 from sushi_research.caches.store import Store, entry_key
 from sushi_research.evaluation import Example
+from sushi_research.sampling import pipeline
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -84,12 +85,12 @@ def draw_missing(
     mine = [number for number in range(rank, len(pack.keys), world) if pack.keys[number] not in store]
     if not mine:
         return
-    latents = sampling.draw_latents(
+    latents = pipeline.draw_latents(
         model,
         base,
         unet,
         [text(pack.names[number]) for number in mine],
-        sampling.unconditional(text(""), base.force_zeros),
+        pipeline.unconditional(text(""), base.force_zeros),
         seeds=[evaluation.SEED],
         steps=STEPS,
         guidance=model.GUIDANCE,

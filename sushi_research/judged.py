@@ -12,13 +12,15 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from sushi_research import drift, evaluation, gallery, pictures
+from sushi_research import drift, evaluation
 from sushi_research.adapter_loading import label_of
 from sushi_research.drift import Drift
 from sushi_research.errors import UserError
 from sushi_research.evaluation_results import Results
 from sushi_research.files import disk_error, write_atomic, write_json
 from sushi_research.fingerprints import content_hash
+from sushi_research.sampling import plots as pictures
+from sushi_research.sampling import sample_grids
 
 # The step under which an adapter file's results stand; the base's stand under 0.
 STEP = 1
@@ -73,7 +75,7 @@ def write(output: Path, result: Result, pack: evaluation.Pack, measure: Drift | 
         for old in (folder / "evaluation.parquet", folder / "drift.parquet"):
             old.unlink(missing_ok=True)
         if result.pictures:
-            gallery.write_pictures(folder / f"samples/step-{step:08d}", result.rows, result.pictures)
+            sample_grids.write_pictures(folder / f"samples/step-{step:08d}", result.rows, result.pictures)
     except OSError as error:
         raise disk_error(f"output: cannot write into {folder}", error) from error
     Results(folder / "evaluation.parquet").append(pack, step, result.loss, result.base_loss)

@@ -21,7 +21,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 
-from sushi_research import adapter, adapter_formats, pictures
+from sushi_research import adapter, adapter_formats
 from sushi_research.beginning import Start, agree
 from sushi_research.caches.store import entry_key
 from sushi_research.config import TrainingConfig
@@ -34,6 +34,7 @@ from sushi_research.progress import Phases
 from sushi_research.runs import identity, provenance, run_folder, tracking
 from sushi_research.runs.checkpoint import save_checkpoint
 from sushi_research.runs.run_folder import RunFolder
+from sushi_research.sampling import plots
 
 
 def start(config: TrainingConfig) -> tuple[Accelerator, str]:
@@ -258,7 +259,7 @@ def finish(
     if not accelerator.is_main_process:
         return
     curves = run.path / "loss.png"
-    pictures.curves(metrics.read(), curves, run.name)
+    plots.curves(metrics.read(), curves, run.name)
     tracking.log_images(accelerator, "curves", [curves], [run.name], step)
     tracking.log_artifact(accelerator, "adapter", [run.adapter, run.config, run.provenance])
     seconds = {name: round(value, 2) for name, value in phases.seconds().items()}

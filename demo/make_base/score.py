@@ -20,7 +20,7 @@ from demo.checker import WORDS, Checker, Score, score
 from demo.drawing import SQUARE, TALL, WIDE, Scene, all_scenes, is_held_out
 from demo.make_base.stage import write_result
 from demo.painter import GUIDANCE, STEPS, load_pipeline, paint
-from sushi_research.pictures import grid
+from sushi_research.sampling.plots import grid
 
 PROMPTS = {"seen": 128, "held_out": 78, "wide": 32, "tall": 32}
 CANVASES = {"wide": WIDE, "tall": TALL}

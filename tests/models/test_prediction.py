@@ -7,10 +7,11 @@ import pytest
 import torch
 from single_files import narrow_base, write_single_file
 
-from sushi_research import diffusion, sampling
+from sushi_research import diffusion
 from sushi_research.errors import UserError
 from sushi_research.models import loading, sd15, sdxl
 from sushi_research.models.prediction import Evidence, Prediction, decide, from_metadata, from_scheduler
+from sushi_research.sampling import pipeline
 
 MODELS = {"sd15": sd15, "sdxl": sdxl}
 EPSILON, V, ZERO = Prediction(), Prediction("v_prediction"), Prediction("v_prediction", zero_terminal_snr=True)
@@ -253,7 +254,7 @@ def predicting(predicted, of_file):
 def test_training_and_drawing_follow_the_base(predicted, architecture, of_file):
     base = predicting(predicted, of_file)
     assert base.prediction == predicted
-    scheduler = sampling.sampling_scheduler(base.scheduler, base.prediction)
+    scheduler = pipeline.sampling_scheduler(base.scheduler, base.prediction)
     assert scheduler.config.prediction_type == predicted.type
     assert scheduler.config.rescale_betas_zero_snr is predicted.zero_terminal_snr
     abar = diffusion.alphas_cumprod(zero_terminal_snr=base.prediction.zero_terminal_snr)
@@ -274,10 +275,10 @@ def test_pictures_are_drawn_with_the_base_s_prediction(predicted, architecture, 
         given.extend(arguments)
         raise Enough
 
-    monkeypatch.setattr(sampling, "sampling_scheduler", scheduler)
+    monkeypatch.setattr(pipeline, "sampling_scheduler", scheduler)
     size = {"steps": 1, "guidance": 1.0, "height": 64, "width": 64}
     with pytest.raises(Enough):
-        sampling.draw_latents(MODELS[architecture], base, None, [{}], {}, seeds=[0], **size)
+        pipeline.draw_latents(MODELS[architecture], base, None, [{}], {}, seeds=[0], **size)
     assert given == [base.scheduler, predicted]
 
 

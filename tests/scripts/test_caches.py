@@ -21,10 +21,10 @@ import pytest
 from PIL import Image
 from script_runs import ROOT, Trainer, assert_equal
 
-from sushi_research import pictures
 from sushi_research.caches import encoding
 from sushi_research.config.command_line import config_to_yaml
 from sushi_research.runs import tracking
+from sushi_research.sampling import plots
 from sushi_research.tiny import save_tiny_base
 
 ONE = pytest.mark.parametrize("architecture", ["sd15"])
@@ -36,7 +36,7 @@ SMALL = {"train.steps": 2, "lora.targets": ["attn2.to_k"]}
 @pytest.fixture(autouse=True)
 def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
     """matplotlib takes as long as the rest of a small run."""
-    monkeypatch.setattr(pictures, "curves", lambda *_: None)
+    monkeypatch.setattr(plots, "curves", lambda *_: None)
 
 
 def train(trainer: Trainer, name: str, changes: dict[str, Any] | None = None) -> None:

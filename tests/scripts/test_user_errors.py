@@ -609,7 +609,7 @@ def test_out_of_memory_beside_the_training_has_advice_of_its_own(trainer, tmp_pa
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
     with monkeypatch.context() as patch:
-        patch.setattr("sushi_research.sampling.draw_latents", out_of_memory)
+        patch.setattr("sushi_research.sampling.pipeline.draw_latents", out_of_memory)
         with pytest.raises(UserError, match=r"while drawing the samples of step 0: .*--sample\.enabled false"):
             trainer.train("drawing", {"sample.enabled": True, "sample.prompts": ["a plate"]})
     with monkeypatch.context() as patch:

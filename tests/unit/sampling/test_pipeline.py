@@ -9,9 +9,10 @@ import torch
 from diffusers import DiffusionPipeline, EulerDiscreteScheduler
 from PIL import Image
 
-from sushi_research import diffusion, sampling
+from sushi_research import diffusion
 from sushi_research.models import loading, sd15, sdxl
 from sushi_research.models.prediction import Prediction
+from sushi_research.sampling.pipeline import decode, draw_latents, sampling_scheduler, unconditional
 
 CPU = torch.device("cpu")
 MODELS = {"sd15": sd15, "sdxl": sdxl}
@@ -52,7 +53,7 @@ def errors(taken_for, prediction, dtype=torch.float32, steps=20):
     """The largest error of each step's guess at x0, and of the result, when the oracle's `prediction` is `taken_for` another."""
     generator = torch.Generator().manual_seed(0)
     x0, noise = (torch.randn(2, 4, 8, 8, generator=generator) for _ in range(2))
-    scheduler, predict = sampling.sampling_scheduler(CONFIG, taken_for), oracle(x0, prediction)
+    scheduler, predict = sampling_scheduler(CONFIG, taken_for), oracle(x0, prediction)
     scheduler.set_timesteps(steps)
     latents, found = (noise * scheduler.init_noise_sigma).to(dtype), []
     for timestep in scheduler.timesteps:
@@ -91,7 +92,7 @@ def test_half_precision_arrives_too(prediction, dtype):
 def test_the_scheduler_is_the_base_s_with_what_it_predicts(prediction, spacing):
     config = CONFIG | {"timestep_spacing": spacing, "prediction_type": "sample", "rescale_betas_zero_snr": True}
     kept = dict(config)
-    made = sampling.sampling_scheduler(config, prediction)
+    made = sampling_scheduler(config, prediction)
     assert config == kept
     assert (made.config.prediction_type, made.config.rescale_betas_zero_snr) == (
         prediction.type,
@@ -107,7 +108,7 @@ def test_the_scheduler_is_the_base_s_with_what_it_predicts(prediction, spacing):
 def test_the_scheduler_of_a_base_that_predicts_the_noise_is_diffusers_own(base_folder):
     right = EulerDiscreteScheduler.from_pretrained(base_folder / "scheduler")
     config = json.loads((base_folder / "scheduler/scheduler_config.json").read_text())
-    made = sampling.sampling_scheduler(config, EPSILON)
+    made = sampling_scheduler(config, EPSILON)
     for scheduler in (made, right):
         scheduler.set_timesteps(20)
     assert torch.equal(made.timesteps, right.timesteps) and torch.equal(made.sigmas, right.sigmas)
@@ -116,7 +117,7 @@ def test_the_scheduler_of_a_base_that_predicts_the_noise_is_diffusers_own(base_f
 
 def test_noise_predicted_from_noise_alone_is_refused():
     with pytest.raises(AssertionError):
-        sampling.sampling_scheduler(CONFIG, Prediction("epsilon", zero_terminal_snr=True))
+        sampling_scheduler(CONFIG, Prediction("epsilon", zero_terminal_snr=True))
 
 
 @PREDICTIONS
@@ -127,7 +128,7 @@ def test_drawing_takes_what_the_base_predicts(prediction, model, base, unet, enc
     monkeypatch.setattr(unet, "forward", lambda noisy, timestep, **_: (predict(noisy, timestep),))
     said = SimpleNamespace(prediction=prediction, scheduler=CONFIG | {"timestep_spacing": "trailing"})
     text = encode("a cat")
-    [drawn] = sampling.draw_latents(model, said, unet, [text], text, seeds=[0], **SETTINGS | {"steps": 1})
+    [drawn] = draw_latents(model, said, unet, [text], text, seeds=[0], **SETTINGS | {"steps": 1})
     torch.testing.assert_close(drawn, x0, rtol=0, atol=2e-3)
 
 
@@ -182,9 +183,9 @@ def test_equal_to_the_pipeline(base, model, unet, encode, reference, negative_pr
     """None stands for no negative prompt: SDXL then takes zeros, as its model_index says, SD1.5 the empty caption."""
     negative = encode(negative_prompt or "")
     if negative_prompt is None:
-        negative = sampling.unconditional(negative, force_zeros=model.NAME == "sdxl")
+        negative = unconditional(negative, force_zeros=model.NAME == "sdxl")
     texts = [encode(prompt) for prompt in PROMPTS]
-    drawn = sampling.draw_latents(model, base, unet, texts, negative, seeds=SEEDS, **SETTINGS)
+    drawn = draw_latents(model, base, unet, texts, negative, seeds=SEEDS, **SETTINGS)
     expected = [reference(prompt, seed, negative_prompt, "latent") for prompt in PROMPTS for seed in SEEDS]
     assert len(drawn) == 4
     for found, right in zip(drawn, expected, strict=True):
@@ -194,9 +195,9 @@ def test_equal_to_the_pipeline(base, model, unet, encode, reference, negative_pr
 
 
 def test_decoding_equals_the_pipeline(base, model, unet, encode, reference):
-    negative = sampling.unconditional(encode(""), force_zeros=model.NAME == "sdxl")
-    latents = sampling.draw_latents(model, base, unet, [encode("a cat")], negative, seeds=[3], **SETTINGS)
-    [picture] = sampling.decode(loading.load_vae(base, torch.float32, CPU), latents, model.SCALING_FACTOR)
+    negative = unconditional(encode(""), force_zeros=model.NAME == "sdxl")
+    latents = draw_latents(model, base, unet, [encode("a cat")], negative, seeds=[3], **SETTINGS)
+    [picture] = decode(loading.load_vae(base, torch.float32, CPU), latents, model.SCALING_FACTOR)
     [right] = reference("a cat", 3, None, "pil")
     assert isinstance(picture, Image.Image) and picture.size == (64, 48)
     assert np.array_equal(np.asarray(picture), np.asarray(right))
@@ -206,7 +207,7 @@ def test_without_guidance_the_negative_does_not_matter(base, model, unet, encode
     settings = SETTINGS | {"guidance": 1.0}
     text = [encode("a cat")]
     one, other = (
-        sampling.draw_latents(model, base, unet, text, encode(negative), seeds=[0], **settings)[0]
+        draw_latents(model, base, unet, text, encode(negative), seeds=[0], **settings)[0]
         for negative in ("blurry", "dark")
     )
     assert torch.equal(one, other)
@@ -214,8 +215,8 @@ def test_without_guidance_the_negative_does_not_matter(base, model, unet, encode
 
 def test_zeros_where_the_base_wants_them():
     text = {"hidden": torch.ones(77, 4), "pooled": torch.ones(3)}
-    assert sampling.unconditional(text, force_zeros=False) is text
-    zeros = sampling.unconditional(text, force_zeros=True)
+    assert unconditional(text, force_zeros=False) is text
+    zeros = unconditional(text, force_zeros=True)
     assert zeros.keys() == text.keys() and not any(tensor.any() for tensor in zeros.values())
     assert zeros["hidden"].shape == (77, 4) and zeros["pooled"].shape == (3,)
 
@@ -225,11 +226,11 @@ def test_the_unet_and_torchs_generator_are_left_as_they_were(base, model, unet, 
     seen = []
     unet.register_forward_pre_hook(lambda module, _: seen.append(module.training))
     state = torch.get_rng_state()
-    sampling.draw_latents(model, base, unet, [encode("a")], encode(""), seeds=[0], **SETTINGS)
+    draw_latents(model, base, unet, [encode("a")], encode(""), seeds=[0], **SETTINGS)
     assert seen == [False] * SETTINGS["steps"], "no dropout in a picture"
     assert unet.training
     assert torch.equal(torch.get_rng_state(), state)
     unet.register_forward_pre_hook(lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        sampling.draw_latents(model, base, unet, [encode("a")], encode(""), seeds=[0], **SETTINGS)
+        draw_latents(model, base, unet, [encode("a")], encode(""), seeds=[0], **SETTINGS)
     assert unet.training, "after a failure too"

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sushi_research import pictures
+from sushi_research.sampling import plots
 
 
 def plain(colour: tuple[int, int, int], size: tuple[int, int] = (200, 100)) -> Image.Image:
@@ -20,7 +20,7 @@ def corner(sheet: Image.Image, colour: tuple[int, int, int]) -> tuple[int, int, 
 
 def test_a_grid_has_every_picture_whole_and_in_its_place():
     colours = [[(250, 0, 0), (0, 250, 0), (0, 0, 250)], [(250, 250, 0), (0, 250, 250), (250, 0, 250)]]
-    sheet = pictures.grid([[plain(c) for c in row] for row in colours], ["one", "two"], ["a", "b", "c"])
+    sheet = plots.grid([[plain(c) for c in row] for row in colours], ["one", "two"], ["a", "b", "c"])
     places = [[corner(sheet, colour) for colour in row] for row in colours]
     assert {pixels for row in places for *_, pixels in row} == {200 * 100}
     for row in places:  # a row shares its top; columns are a picture and a margin apart
@@ -33,18 +33,16 @@ def test_a_grid_has_every_picture_whole_and_in_its_place():
 
 def test_labels_are_drawn_in_the_margins():
     cells = [[plain((250, 0, 0))]]
-    blank, labelled = (
-        np.asarray(pictures.grid(cells, [row], [column])) for row, column in (("", ""), ("row", "column"))
-    )
+    blank, labelled = (np.asarray(plots.grid(cells, [row], [column])) for row, column in (("", ""), ("row", "column")))
     changed = np.argwhere((blank != labelled).any(axis=-1))
-    left, top, _ = corner(pictures.grid(cells, [""], [""]), (250, 0, 0))
+    left, top, _ = corner(plots.grid(cells, [""], [""]), (250, 0, 0))
     over, beside = changed[changed[:, 0] < top], changed[changed[:, 1] < left]
     assert len(over) and len(beside) and len(over) + len(beside) == len(changed)
 
 
 def test_small_pictures_are_enlarged_pixel_by_pixel():
     picture = Image.fromarray(np.arange(64 * 32 * 3, dtype=np.uint8).reshape(32, 64, 3))
-    sheet = np.asarray(pictures.grid([[picture]], [""], [""]))
+    sheet = np.asarray(plots.grid([[picture]], [""], [""]))
     # 64 pixels become 192: the least multiple that reaches 160.
     inside = sheet[-96 - 8 : -8, -192 - 8 : -8]
     assert np.array_equal(inside[::3, ::3], np.asarray(picture))
@@ -52,14 +50,14 @@ def test_small_pictures_are_enlarged_pixel_by_pixel():
 
 
 def test_pictures_of_other_shapes_keep_theirs():
-    sheet = pictures.grid([[plain((250, 0, 0)), plain((0, 250, 0), (100, 180))]], [""], ["", ""])
+    sheet = plots.grid([[plain((250, 0, 0)), plain((0, 250, 0), (100, 180))]], [""], ["", ""])
     assert corner(sheet, (250, 0, 0))[2] == 200 * 100
     assert corner(sheet, (0, 250, 0))[2] == 100 * 180
 
 
 def test_a_row_without_its_label_is_a_mistake():
     with pytest.raises(AssertionError):
-        pictures.grid([[plain((0, 0, 0))]], [], ["a"])
+        plots.grid([[plain((0, 0, 0))]], [], ["a"])
 
 
 def record(step: int, **changes: float | None) -> dict[str, float | None]:
@@ -71,19 +69,19 @@ def test_curves_of_a_run_with_holes(tmp_path):
     """A step may have no sample in a quarter, and no norm; a run may be one step long."""
     holes = {"loss_quarter/2": None, "grad_norm": None}
     for name, records in {"long": [record(1), record(2, **holes), record(3)], "short": [record(1, **holes)]}.items():
-        pictures.curves(records, tmp_path / f"{name}.png", name)
+        plots.curves(records, tmp_path / f"{name}.png", name)
         with Image.open(tmp_path / f"{name}.png") as image:
             assert image.size == (1100, 770)
 
 
 def test_points_skip_what_has_no_value():
     records = [record(1), record(2, grad_norm=None), record(3, grad_norm=0.25)]
-    assert pictures._points(records, "grad_norm") == ([1, 3], [0.5, 0.25])
+    assert plots._points(records, "grad_norm") == ([1, 3], [0.5, 0.25])
 
 
 def test_smoothing_has_no_bias_at_its_start():
     # Of a constant it is that constant from the first value on: Adam's correction. The tolerance is rounding in float64.
-    assert pictures.smooth([3.0] * 50) == pytest.approx([3.0] * 50, rel=1e-12)
+    assert plots.smooth([3.0] * 50) == pytest.approx([3.0] * 50, rel=1e-12)
     # By hand, factor 0.5: 4; (0.5 * 2 + 0.5 * 8) / 0.75; (0.5 * 5 + 0.5 * 1) / 0.875.
-    assert pictures.smooth([4.0, 8.0, 1.0], factor=0.5) == pytest.approx([4.0, 5 / 0.75, 3 / 0.875], rel=1e-12)
-    assert pictures.smooth([]) == []
+    assert plots.smooth([4.0, 8.0, 1.0], factor=0.5) == pytest.approx([4.0, 5 / 0.75, 3 / 0.875], rel=1e-12)
+    assert plots.smooth([]) == []

@@ -10,10 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
-from sushi_research import gallery, pictures, sampling
 from sushi_research.config import SD15Training, SDXLTraining
 from sushi_research.models import loading, sd15, sdxl
 from sushi_research.runs.run_folder import RunFolder
+from sushi_research.sampling import pipeline, plots, sample_grids
 
 MODELS = {"sd15": (sd15, SD15Training), "sdxl": (sdxl, SDXLTraining)}
 CPU = torch.device("cpu")
@@ -43,8 +43,8 @@ def draw(architecture, base_folder, run, monkeypatch):
     model, config_class = MODELS[architecture]
     base = loading.resolve_base(str(base_folder))
     unet, caches, made = loading.load_unet(base, torch.float32, CPU), Texts(model, base), []
-    decode = sampling.decode
-    monkeypatch.setattr(sampling, "decode", lambda *arguments: made.append(decode(*arguments)) or made[-1])
+    decode = pipeline.decode
+    monkeypatch.setattr(pipeline, "decode", lambda *arguments: made.append(decode(*arguments)) or made[-1])
 
     def run_draw(step, prompts, is_main_process=True, **sample):
         sample = {"steps": 2, "width": 32, "height": 48, **sample}
@@ -54,7 +54,7 @@ def draw(architecture, base_folder, run, monkeypatch):
         accelerator = SimpleNamespace(
             is_main_process=is_main_process, device=CPU, trackers=[], wait_for_everyone=lambda: None
         )
-        gallery.draw(config, run, base, model, caches, prompts, unet, step, accelerator)
+        sample_grids.draw(config, run, base, model, caches, prompts, unet, step, accelerator)
         return made[-1] if made else []
 
     run_draw.asked = caches.asked
@@ -77,7 +77,7 @@ def test_each_prompt_and_seed_has_its_picture(draw, run):
             assert np.array_equal(np.asarray(saved), np.asarray(picture))
             assert saved.info["prompt"] == label
     with Image.open(run.samples / "step-00000005.png") as sheet:
-        expected = pictures.grid([[picture] for picture in drawn], labels, ["step 5"])
+        expected = plots.grid([[picture] for picture in drawn], labels, ["step 5"])
         assert np.array_equal(np.asarray(sheet), np.asarray(expected))
 
 
@@ -85,13 +85,13 @@ def test_each_prompt_and_seed_has_its_picture(draw, run):
 def test_the_negative_is_what_the_base_wants(draw, architecture, monkeypatch):
     """Without a negative prompt SDXL steers away from zeros, SD1.5 from the empty caption; with one, from that."""
     seen = []
-    real = sampling.draw_latents
+    real = pipeline.draw_latents
 
     def watch(model, base, unet, texts, negative, **options):
         seen.append(negative)
         return real(model, base, unet, texts, negative, **options)
 
-    monkeypatch.setattr(sampling, "draw_latents", watch)
+    monkeypatch.setattr(pipeline, "draw_latents", watch)
     draw(1, ["a cat"])
     draw(2, ["a cat"], negative_prompt="blurry")
     assert draw.asked == ["", "a cat", "blurry", "a cat"]
@@ -107,14 +107,14 @@ def test_no_pictures_where_none_are_wanted(draw, run):
 def save_picture(folder: Path, step: int, name: str, label: str, grey: int) -> None:
     path = folder / f"step-{step:08d}" / name
     path.parent.mkdir(parents=True, exist_ok=True)
-    info = gallery.PngInfo()
-    info.add_text(gallery.LABEL, label)
+    info = sample_grids.PngInfo()
+    info.add_text(sample_grids.LABEL, label)
     Image.new("RGB", (200, 100), (grey, grey, 0)).save(path, pnginfo=info)
 
 
 def columns(sheet: Image.Image) -> list[int]:
     """The greys of the pictures of the first row of a grid, from left to right."""
-    row = np.asarray(sheet)[pictures.MARGIN + 60]
+    row = np.asarray(sheet)[plots.MARGIN + 60]
     greys = [int(red) for red, green, blue in row if red == green and blue == 0 and red > 0]
     return list(dict.fromkeys(greys))
 
@@ -122,13 +122,13 @@ def columns(sheet: Image.Image) -> list[int]:
 def test_progress_shows_the_steps_in_their_order(tmp_path):
     for step in (100, 0, 50):
         save_picture(tmp_path, step, "00-seed0.png", "a cat", 10 + step)
-    assert columns(gallery.progress_grid(tmp_path, [("00-seed0.png", "a cat")])) == [10, 60, 110]
+    assert columns(sample_grids.progress_grid(tmp_path, [("00-seed0.png", "a cat")])) == [10, 60, 110]
 
 
 def test_progress_shows_at_most_eight_steps_the_ends_among_them(tmp_path):
     for step in range(30):
         save_picture(tmp_path, step, "00-seed0.png", "a cat", 10 + step)
-    shown = columns(gallery.progress_grid(tmp_path, [("00-seed0.png", "a cat")]))
+    shown = columns(sample_grids.progress_grid(tmp_path, [("00-seed0.png", "a cat")]))
     assert len(shown) == 8 and (shown[0], shown[-1]) == (10, 39) and shown == sorted(shown)
 
 
@@ -136,9 +136,11 @@ def test_progress_leaves_out_steps_that_drew_something_else(tmp_path):
     save_picture(tmp_path, 0, "00-seed0.png", "a cat", 10)
     save_picture(tmp_path, 1, "00-seed0.png", "a dog", 20)
     save_picture(tmp_path, 2, "00-seed0.png", "a dog", 30)
-    assert columns(gallery.progress_grid(tmp_path, [("00-seed0.png", "a dog")])) == [20, 30]
+    assert columns(sample_grids.progress_grid(tmp_path, [("00-seed0.png", "a dog")])) == [20, 30]
     save_picture(tmp_path, 2, "01-seed0.png", "a fish", 40)
-    assert columns(gallery.progress_grid(tmp_path, [("00-seed0.png", "a dog"), ("01-seed0.png", "a fish")])) == [30]
+    assert columns(sample_grids.progress_grid(tmp_path, [("00-seed0.png", "a dog"), ("01-seed0.png", "a fish")])) == [
+        30
+    ]
 
 
 def test_pictures_of_steps_that_are_done_again_go(tmp_path):
@@ -146,13 +148,13 @@ def test_pictures_of_steps_that_are_done_again_go(tmp_path):
         save_picture(tmp_path, step, "00-seed0.png", "a cat", 10)
         (tmp_path / f"step-{step:08d}.png").write_bytes(b"sheet")
     (tmp_path / "step-00000099 my favourite").mkdir()
-    gallery.cut_back(tmp_path, 10)
+    sample_grids.cut_back(tmp_path, 10)
     kept = ["step-00000000.png", "step-00000000/00-seed0.png", "step-00000010.png", "step-00000010/00-seed0.png"]
     assert names(tmp_path) == kept
     assert (tmp_path / "step-00000099 my favourite").is_dir()
-    gallery.cut_back(tmp_path, -1)
+    sample_grids.cut_back(tmp_path, -1)
     assert names(tmp_path) == []
-    gallery.cut_back(tmp_path / "missing", 0)
+    sample_grids.cut_back(tmp_path / "missing", 0)
 
 
 def test_zeros_for_an_empty_prompt_as_the_index_says(bases, tmp_path):

@@ -19,13 +19,13 @@ from accelerate import Accelerator
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from sushi_research import pictures, sampling
 from sushi_research.caches.caches import Caches, free_memory
 from sushi_research.config import TrainingConfig
 from sushi_research.errors import UserError
 from sushi_research.models import loading
 from sushi_research.runs import tracking
 from sushi_research.runs.run_folder import RunFolder
+from sushi_research.sampling import pipeline, plots
 
 _STEP = re.compile(r"step-(\d{8,})")
 MOST_COLUMNS = 8
@@ -62,7 +62,7 @@ def draw(
         rows = rows_of(config, prompts)
         write_pictures(folder, rows, drawn)
         labels = [label for _, label in rows]
-        pictures.grid([[picture] for picture in drawn], labels, [f"step {step}"]).save(sheet)
+        plots.grid([[picture] for picture in drawn], labels, [f"step {step}"]).save(sheet)
         progress_grid(run.samples, rows).save(run.samples / "progress.png")
         tracking.log_images(accelerator, "samples", [folder / name for name, _ in rows], labels, step)
         tracking.log_images(accelerator, "progress", [run.samples / "progress.png"], [f"up to step {step}"], step)
@@ -82,8 +82,8 @@ def draw_from(
     """The pictures of every prompt and seed of the config, in the order of `rows_of`; `text` encodes a prompt."""
     negative = text(config.sample.negative_prompt)
     if not config.sample.negative_prompt:
-        negative = sampling.unconditional(negative, base.force_zeros)
-    latents = sampling.draw_latents(
+        negative = pipeline.unconditional(negative, base.force_zeros)
+    latents = pipeline.draw_latents(
         model,
         base,
         unet,
@@ -96,7 +96,7 @@ def draw_from(
         width=config.sample.width or config.data.resolution,
     )
     vae = loading.load_vae(base, vae_dtype, accelerator.device)
-    drawn = sampling.decode(vae, latents, model.SCALING_FACTOR)
+    drawn = pipeline.decode(vae, latents, model.SCALING_FACTOR)
     del vae
     free_memory()
     return drawn
@@ -130,7 +130,7 @@ def progress_grid(folder: Path, rows: Sequence[tuple[str, str]]) -> Image.Image:
         for step in steps:
             with Image.open(folder / f"step-{step:08d}" / name) as picture:
                 cells[-1].append(picture.convert("RGB"))
-    return pictures.grid(cells, [label for _, label in rows], [f"step {step}" for step in steps])
+    return plots.grid(cells, [label for _, label in rows], [f"step {step}" for step in steps])
 
 
 def _shows(path: Path, label: str) -> bool:
