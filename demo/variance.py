@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from sushi_research import adapter_loading, evaluation, identity_facts, training
+from sushi_research import evaluation, identity_facts, training
+from sushi_research.adapters import loading
 from sushi_research.caches.caches import fill_caches, open_caches, open_memo
 from sushi_research.config.other_scripts import SD15Judging, SDXLJudging
 from sushi_research.config.yaml12 import read_yaml
@@ -55,10 +56,8 @@ def loss_tables(architecture: str, runs: list[Path]) -> tuple[np.ndarray, np.nda
     assert pack is not None
     fill_caches(caches, data, captions_of(config, data, []), base, model, accelerator)
     text = model.load_text(base, accelerator.device)
-    pipeline = adapter_loading.load_pipeline(base, model, text, COMPUTE_DTYPES[precision], accelerator.device)
-    names = [
-        name for name, _ in adapter_loading.load_adapters(pipeline, [str(run / "adapter.safetensors") for run in runs])
-    ]
+    pipeline = loading.load_pipeline(base, model, text, COMPUTE_DTYPES[precision], accelerator.device)
+    names = [name for name, _ in loading.load_adapters(pipeline, [str(run / "adapter.safetensors") for run in runs])]
 
     def losses(kind: str, draws: int, repeats: int) -> np.ndarray:
         """[N, repeats, draws]: each repeat is a pack with draws of its own, which come from the name that it gives the image."""

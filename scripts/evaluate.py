@@ -41,7 +41,8 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from sushi_research import adapter_loading, assessment, evaluation, identity_facts, judged, training
+from sushi_research import assessment, evaluation, identity_facts, judged, training
+from sushi_research.adapters.loading import adapts_text, load_adapters, load_pipeline
 from sushi_research.caches.caches import Caches, fill_caches, open_caches, open_memo
 from sushi_research.data.training_data import Data, captions_of, prompts_of, read_data
 from sushi_research.models import loading
@@ -71,7 +72,7 @@ def main(config: Judged) -> int:
         return 0
     fill_caches(caches, data, captions_of(config, data, prompts), base, model, accelerator)
     text = model.load_text(base, accelerator.device)
-    pipeline = adapter_loading.load_pipeline(base, model, text, COMPUTE_DTYPES[precision], accelerator.device)
+    pipeline = load_pipeline(base, model, text, COMPUTE_DTYPES[precision], accelerator.device)
     unet = pipeline.unet
     measure = assessment.open_drift(config, base, base_hash, model, data, caches, unet, precision, accelerator)
 
@@ -95,8 +96,8 @@ def main(config: Judged) -> int:
 
     settle("base", 0.0, None, None)
     for number, path in enumerate(config.adapters):
-        [(adapter, _)] = adapter_loading.load_adapters(pipeline, [path])
-        changes_text = adapter_loading.adapts_text(path)
+        [(adapter, _)] = load_adapters(pipeline, [path])
+        changes_text = adapts_text(path)
         for strength in config.strengths:
             pipeline.set_adapters([adapter], [strength])
             encoded = encoder(model, text, caches) if changes_text else None

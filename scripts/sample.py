@@ -29,7 +29,8 @@ from types import ModuleType
 
 import torch
 
-from sushi_research import adapter_loading, training
+from sushi_research import training
+from sushi_research.adapters.loading import load_adapters, load_pipeline
 from sushi_research.errors import UserError
 from sushi_research.files import disk_error
 from sushi_research.models import detect, loading
@@ -60,8 +61,8 @@ def main(config: DrawingConfig) -> int:
     loading.require_vae(base, model.SCALING_FACTOR)
     precision = resolve_precision(config.precision, os.environ.get("ACCELERATE_MIXED_PRECISION"), device)
     text = model.load_text(base, device, COMPUTE_DTYPES[precision])
-    pipeline = adapter_loading.load_pipeline(base, model, text, COMPUTE_DTYPES[precision], device)
-    names = adapter_loading.load_adapters(pipeline, config.adapters)
+    pipeline = load_pipeline(base, model, text, COMPUTE_DTYPES[precision], device)
+    names = load_adapters(pipeline, config.adapters)
 
     columns = [("base", None, 0.0)]
     columns += [(f"{label} {strength:g}", name, strength) for name, label in names for strength in config.strengths]

@@ -31,7 +31,8 @@ import time
 import torch
 from accelerate import Accelerator
 
-from sushi_research import adapter, assessment, beginning, diffusion, optim, randomness, training
+from sushi_research import assessment, beginning, diffusion, optim, randomness, training
+from sushi_research.adapters import lora
 from sushi_research.caches.caches import fill_caches, open_caches, open_memo
 from sushi_research.data.training_data import captions_of, prompts_of, read_data
 from sushi_research.loader import Batch, Loader
@@ -126,7 +127,7 @@ def train(config: SD15Training, accelerator: Accelerator, precision: str, run: R
     # Weights and activations in the compute dtype; the adapter's masters, the sum of its gradients and the loss in fp32.
     phases.enter("loading")
     unet = loading.load_unet(base, COMPUTE_DTYPES[precision], device, config.train.attention)
-    adapter.attach(
+    lora.attach(
         unet,
         targets=config.lora.targets,
         rank=config.lora.rank,
@@ -138,7 +139,7 @@ def train(config: SD15Training, accelerator: Accelerator, precision: str, run: R
     unet.train()
     if config.train.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
-    masters = Masters(adapter.adapter_parameters(unet), COMPUTE_DTYPES[precision])
+    masters = Masters(lora.adapter_parameters(unet), COMPUTE_DTYPES[precision])
     optimizer = optim.build_optimizer(
         config.optimizer.name, masters.parameters(), config.optimizer.lr, config.optimizer.kwargs
     )

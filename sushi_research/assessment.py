@@ -19,7 +19,7 @@ from accelerate.utils import broadcast_object_list
 from tqdm import tqdm
 
 from sushi_research import drift, evaluation
-from sushi_research.adapter import without_adapter
+from sushi_research.adapters.lora import without_adapter
 from sushi_research.caches.caches import Caches
 from sushi_research.caches.store import Store
 from sushi_research.config import TrainingConfig

@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 
-from sushi_research import adapter, conditioning, diffusion, optim
+from sushi_research import conditioning, diffusion, optim
+from sushi_research.adapters.lora import adapter_parameters, attach
 from sushi_research.caches.caches import Caches
 from sushi_research.config import TrainingConfig
 from sushi_research.data import images
@@ -58,7 +59,7 @@ class LossSum:
 def make_unet(bench: Bench) -> torch.nn.Module:
     """The frozen UNet in the compute dtype with the adapter in fp32, as the training script makes it."""
     unet, lora = loading.load_unet(bench.base, COMPUTE_DTYPES[bench.precision], bench.device), bench.config.lora
-    adapter.attach(
+    attach(
         unet,
         targets=lora.targets,
         rank=lora.rank,
@@ -78,7 +79,7 @@ def make_schedule(bench: Bench) -> torch.Tensor:
 def with_masters(bench: Bench, unet: torch.nn.Module, batches: Callable[[int], Any]) -> Step:
     """The step of the training script: fp32 masters, a working copy in the compute dtype."""
     config, abar, prediction_type = bench.config, make_schedule(bench), bench.base.prediction.type
-    masters = Masters(adapter.adapter_parameters(unet), COMPUTE_DTYPES[bench.precision])
+    masters = Masters(adapter_parameters(unet), COMPUTE_DTYPES[bench.precision])
     optimizer = optim.build_optimizer(config.optimizer.name, masters.parameters(), config.optimizer.lr, {})
     scaler = make_scaler(bench.precision, bench.device)
 
@@ -102,7 +103,7 @@ def with_masters(bench: Bench, unet: torch.nn.Module, batches: Callable[[int], A
 def as_peft(bench: Bench, unet: torch.nn.Module, batches: Callable[[int], Any]) -> Step:
     """The same step on adapters as peft's `get_peft_model` makes them on a bf16 UNet: in fp32, with casts in each layer."""
     config, abar, prediction_type = bench.config, make_schedule(bench), bench.base.prediction.type
-    parameters = list(adapter.adapter_parameters(unet).values())
+    parameters = list(adapter_parameters(unet).values())
     optimizer = optim.build_optimizer(config.optimizer.name, parameters, config.optimizer.lr, {})
     scaler = make_scaler(bench.precision, bench.device)
 

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from sushi_research import drift, evaluation
-from sushi_research.adapter_loading import label_of
+from sushi_research.adapters.loading import label_of
 from sushi_research.drift import Drift
 from sushi_research.errors import UserError
 from sushi_research.evaluation_results import Results

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from sushi_research import adapter, conditioning, optim
+from sushi_research import conditioning, optim
+from sushi_research.adapters import lora
 from sushi_research.caches.caches import Caches
 from sushi_research.config import TrainingConfig
 from sushi_research.data.samples import Item
@@ -160,8 +161,8 @@ def count_adapter(base: loading.Base, targets: str | Sequence[str], rank: int) -
         raise UserError(
             f"the config of {base.parts['unet'].where} describes no UNet ({error}): download the model again."
         ) from error
-    adapter.attach(unet, targets=targets, rank=rank, alpha=rank, dropout=0.0, init="default", seed=0)
-    return len(adapter.adapter_modules(unet)), adapter.count_parameters(unet)
+    lora.attach(unet, targets=targets, rank=rank, alpha=rank, dropout=0.0, init="default", seed=0)
+    return len(lora.adapter_modules(unet)), lora.count_parameters(unet)
 
 
 def describe_plan(plan: dict[str, Any]) -> str:

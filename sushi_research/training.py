@@ -21,7 +21,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 
-from sushi_research import adapter, adapter_formats
+from sushi_research.adapters import kohya_format, lora
 from sushi_research.beginning import Start, agree
 from sushi_research.caches.store import entry_key
 from sushi_research.config import TrainingConfig
@@ -206,10 +206,10 @@ def write_adapter(
 ) -> None:
     """Writes adapter.safetensors, and reads it back as diffusers does: a file that differs from what was trained is an error."""
     if accelerator.is_main_process:
-        metadata = adapter_formats.adapter_metadata(
+        metadata = kohya_format.adapter_metadata(
             architecture=model.NAME,
             name=run.name,
-            targets=adapter.resolve_targets(config.lora.targets),
+            targets=lora.resolve_targets(config.lora.targets),
             rank=config.lora.rank,
             alpha=config.lora.alpha,
             dropout=config.lora.dropout,
@@ -234,10 +234,10 @@ def write_adapter(
             },
         )
         state, dtype = masters.named_state(), getattr(torch, config.lora.save_dtype)
-        adapter_formats.save_adapter(
+        kohya_format.save_adapter(
             run.adapter, unet, architecture=model.NAME, state=state, dtype=dtype, metadata=metadata
         )
-        adapter_formats.verify_saved(run.adapter, unet, architecture=model.NAME, state=state, dtype=dtype)
+        kohya_format.verify_saved(run.adapter, unet, architecture=model.NAME, state=state, dtype=dtype)
     accelerator.wait_for_everyone()
 
 

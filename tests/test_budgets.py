@@ -17,7 +17,8 @@ import pytest
 import torch
 from real_configs import NARROW_UNETS
 
-from sushi_research import adapter, op_counts, performance
+from sushi_research import op_counts, performance
+from sushi_research.adapters.lora import resolve_targets
 from sushi_research.benchmark_pairs import PAIRS, Bench, as_peft, encode_batch, make_loader, make_unet, with_masters
 from sushi_research.loader import Batch
 from sushi_research.models import loading
@@ -166,7 +167,7 @@ def counted(request, tmp_path_factory):
     ours = second_step(with_masters, bench, make_unet(bench), batch)
     fp32_adapters = second_step(as_peft, bench, make_unet(bench), batch)
     lora = bench.config.lora
-    settings = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=adapter.resolve_targets(lora.targets))
+    settings = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=resolve_targets(lora.targets))
     unet = get_peft_model(loading.load_unet(bench.base, torch.bfloat16, bench.device), settings)
     unet.train()
     # as_peft takes the adapter's parameters from the wrapped UNet too: same layers, and fp32 by peft's own default.

@@ -14,7 +14,7 @@ from real_configs import NARROW_UNETS, SD15_TEXT, SD15_UNET, SD15_VAE, SDXL_TEXT
 from single_files import PREFIXES, narrow_base, place_of, write_single_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from sushi_research import adapter, adapter_formats
+from sushi_research.adapters import kohya_format, lora
 from sushi_research.errors import UserError
 from sushi_research.models import detect, loading
 from sushi_research.models import header as headers
@@ -398,10 +398,10 @@ def test_what_is_no_model_is_refused_by_its_name(name, shapes, written):
 def test_our_own_adapter_file_is_no_base(architecture, tmp_path):
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(NARROW_UNETS[architecture])
-    adapter.attach(unet, targets="kohya_conv", rank=2, alpha=2.0, dropout=0.0, init="default", seed=0)
-    state = {name: torch.zeros(value.shape) for name, value in adapter.adapter_parameters(unet).items()}
+    lora.attach(unet, targets="kohya_conv", rank=2, alpha=2.0, dropout=0.0, init="default", seed=0)
+    state = {name: torch.zeros(value.shape) for name, value in lora.adapter_parameters(unet).items()}
     facts = {"architecture": architecture, "state": state, "dtype": torch.float16, "metadata": {"ss_v2": "False"}}
-    adapter_formats.save_adapter(tmp_path / "model.safetensors", unet, **facts)
+    kohya_format.save_adapter(tmp_path / "model.safetensors", unet, **facts)
     assert refusal(tmp_path / "model.safetensors").startswith(f" is {LORA}")
 
 

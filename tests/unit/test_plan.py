@@ -153,11 +153,11 @@ def test_what_was_left_out_is_named(make):
 @pytest.mark.slow
 def test_the_adapter_is_counted_without_its_weights(bases, architecture):
     """Against the adapter that a training attaches; at the real configs, tests/models counts it."""
-    from sushi_research import adapter
+    from sushi_research.adapters import lora
 
     base = loading.resolve_base(str(bases[architecture]))
     unet = loading.load_unet(base, torch.float32, torch.device("cpu"))
-    adapter.attach(unet, targets="kohya_conv", rank=3, alpha=1.0, dropout=0.0, init="default", seed=0)
+    lora.attach(unet, targets="kohya_conv", rank=3, alpha=1.0, dropout=0.0, init="default", seed=0)
     trainable = [parameter for parameter in unet.parameters() if parameter.requires_grad]
     modules, parameters = plan.count_adapter(base, "kohya_conv", 3)
     assert parameters == sum(parameter.numel() for parameter in trainable)

@@ -8,7 +8,8 @@ from diffusers import UNet2DConditionModel
 from real_configs import NARROW_UNETS
 from torch import nn
 
-from sushi_research import adapter, optim
+from sushi_research import optim
+from sushi_research.adapters import lora
 from sushi_research.errors import UserError
 from sushi_research.precision import COMPUTE_DTYPES, Masters, dtype_policy, make_scaler, resolve_precision
 
@@ -77,14 +78,14 @@ def test_every_tensor_of_a_step_has_its_dtype(architecture, precision):
     policy = dtype_policy(precision, optimizer="adamw8bit", vae=torch.float32)
     torch.manual_seed(0)
     unet = UNet2DConditionModel.from_config(NARROW_UNETS[architecture]).to(policy.weights)
-    adapter.attach(unet, targets="kohya_conv", rank=64, alpha=1.0, dropout=0.1, init="default", seed=0)
-    masters = Masters(adapter.adapter_parameters(unet), policy.adapter)
+    lora.attach(unet, targets="kohya_conv", rank=64, alpha=1.0, dropout=0.1, init="default", seed=0)
+    masters = Masters(lora.adapter_parameters(unet), policy.adapter)
     optimizer = optim.build_optimizer("adamw8bit", masters.parameters(), 1e-4, {})
     scaler = make_scaler(precision, CPU)
     seen = set()
     for module in unet.modules():
         module.register_forward_hook(lambda module, inputs, output: seen.add(getattr(output, "dtype", None)))
-    working = adapter.adapter_parameters(unet).values()
+    working = lora.adapter_parameters(unet).values()
 
     loss = (forward(unet.train(), architecture).float() ** 2).mean()
     scaler.scale(loss).backward()

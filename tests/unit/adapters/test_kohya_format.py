@@ -11,8 +11,8 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline, StableDiffusionXLP
 from real_configs import NARROW_UNETS, UNETS
 from safetensors import safe_open
 
-from sushi_research import adapter
-from sushi_research import adapter_formats as formats
+from sushi_research.adapters import kohya_format as formats
+from sushi_research.adapters import lora
 from sushi_research.errors import UserError
 from sushi_research.models.prediction import Prediction, from_metadata
 
@@ -26,9 +26,9 @@ def trained_unet(architecture, targets="kohya_conv", device="meta", layers=2):
     with torch.device(device):
         unet = UNet2DConditionModel.from_config(NARROW_UNETS[architecture] | {"layers_per_block": layers}).eval()
     settings = {"rank": RANK, "alpha": ALPHA, "dropout": 0.0, "init": "default", "seed": 0}
-    adapter.attach(unet, targets=targets, **settings)
+    lora.attach(unet, targets=targets, **settings)
     generator = torch.Generator().manual_seed(1)
-    parameters = adapter.adapter_parameters(unet)
+    parameters = lora.adapter_parameters(unet)
     return unet, {name: torch.randn(value.shape, generator=generator) for name, value in parameters.items()}
 
 
@@ -97,7 +97,7 @@ GOLDEN_NAMES = {
 @pytest.mark.parametrize(("architecture", "modules"), [("sd15", 278), ("sdxl", 788)])
 def test_names_at_the_real_structure(architecture, modules):
     with torch.device("meta"):
-        paths = adapter.adaptable_paths(UNet2DConditionModel.from_config(UNETS[architecture]))
+        paths = lora.adaptable_paths(UNet2DConditionModel.from_config(UNETS[architecture]))
     names = formats.kohya_unet_names(architecture, paths)
     assert len(names) == len(set(names.values())) == modules
     for path, name in GOLDEN_NAMES[architecture]:
@@ -118,7 +118,7 @@ def test_one_layer_per_block(architecture, tmp_path):
     )
     formats.save_adapter(path, unet, metadata={}, **arguments)
     formats.verify_saved(path, unet, **arguments)
-    paths = adapter.adapter_modules(unet)
+    paths = lora.adapter_modules(unet)
     read = formats.read_kohya(path, paths, architecture=architecture, layers_per_block=1)
     assert read.keys() == paths.keys()
     assert all(torch.equal(down, state[f"{name}.lora_A.weight"]) for name, (down, _, _) in read.items())
@@ -157,7 +157,7 @@ def test_a_pipeline_with_the_file_computes_what_was_trained(architecture, tmp_pa
     # Small enough for the UNet not to saturate, large enough to change every digit.
     state = {name: value * 0.05 for name, value in state.items()}
     base = predict(unet, architecture)
-    for name, parameter in adapter.adapter_parameters(unet).items():
+    for name, parameter in lora.adapter_parameters(unet).items():
         parameter.data.copy_(state[name])
     path = tmp_path / "adapter.safetensors"
     formats.save_adapter(path, unet, architecture=architecture, state=state, dtype=torch.float32, metadata={})
@@ -184,10 +184,10 @@ def test_a_pipeline_loads_every_matrix_and_the_scale(architecture, targets, dtyp
     path, unet, arguments = saved(tmp_path, architecture, targets, dtype)
     loaded = pipeline(architecture)
     loaded.load_lora_weights(path, adapter_name="default")
-    layers = adapter.adapter_modules(loaded.unet)
-    assert list(layers) == list(adapter.adapter_modules(unet))
+    layers = lora.adapter_modules(loaded.unet)
+    assert list(layers) == list(lora.adapter_modules(unet))
     assert {layer.scaling["default"] for layer in layers.values()} == {ALPHA / RANK}
-    parameters = adapter.adapter_parameters(loaded.unet)
+    parameters = lora.adapter_parameters(loaded.unet)
     for name, value in arguments["state"].items():
         assert torch.equal(parameters[name], value.to(DTYPES[dtype]).float()), name
 
@@ -207,7 +207,7 @@ def test_verify_accepts_what_was_saved(architecture, dtype, tmp_path):
 @pytest.mark.parametrize("alpha", [0.1, 1 / 3])
 def test_verify_accepts_an_alpha_that_fp32_rounds(alpha, tmp_path):
     unet, state = trained_unet("sd15", ["attn2.to_k"])
-    for layer in adapter.adapter_modules(unet).values():
+    for layer in lora.adapter_modules(unet).values():
         layer.lora_alpha["default"] = alpha
     path = tmp_path / "adapter.safetensors"
     arguments = {"architecture": "sd15", "state": state, "dtype": torch.float16}
@@ -419,7 +419,7 @@ def test_metadata_of_a_base_that_predicts_v(architecture, version, zero_terminal
 
 def test_metadata_of_convolutions_and_extras():
     extra = {"ss_min_snr_gamma": 5.0, "ss_clip_skip": None, "ss_output_name": "other"}
-    facts = FACTS | {"targets": list(adapter.PRESETS["kohya_conv"])}
+    facts = FACTS | {"targets": list(lora.PRESETS["kohya_conv"])}
     metadata = formats.adapter_metadata(architecture="sd15", **facts, extra=extra)
     assert json.loads(metadata["ss_network_args"]) == {"conv_dim": "8", "conv_alpha": "4.0"}
     assert (metadata["ss_min_snr_gamma"], metadata["ss_output_name"]) == ("5.0", "other")
@@ -442,7 +442,7 @@ def test_reading_gives_back_what_was_saved(architecture, tmp_path):
 
 def all_paths(architecture):
     with torch.device("meta"):
-        return adapter.adaptable_paths(UNet2DConditionModel.from_config(NARROW_UNETS[architecture]))
+        return lora.adaptable_paths(UNet2DConditionModel.from_config(NARROW_UNETS[architecture]))
 
 
 def test_a_missing_alpha_is_the_rank(tmp_path):

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sushi_research.adapter import ADAPTER, CONVOLUTIONS, adapter_modules
+from sushi_research.adapters.lora import ADAPTER, CONVOLUTIONS, adapter_modules
 from sushi_research.errors import UserError
 from sushi_research.files import write_atomic
 from sushi_research.models.original_names import unet_name

@@ -10,7 +10,7 @@ from peft import LoraConfig
 from real_configs import NARROW_UNETS, UNETS
 from torch import nn
 
-from sushi_research import adapter
+from sushi_research.adapters import lora
 from sushi_research.errors import UserError
 
 SETTINGS = {"targets": "attention", "rank": 4, "alpha": 2.0, "dropout": 0.0, "init": "default", "seed": 0}
@@ -24,12 +24,12 @@ def unet(architecture="sd15", configs=NARROW_UNETS, device="meta"):
 
 def attached(architecture="sd15", device="meta", configs=NARROW_UNETS, **changes):
     model = unet(architecture, configs, device)
-    adapter.attach(model, **(SETTINGS | changes))
+    lora.attach(model, **(SETTINGS | changes))
     return model
 
 
 def state(model):
-    return {name: parameter.detach().clone() for name, parameter in adapter.adapter_parameters(model).items()}
+    return {name: parameter.detach().clone() for name, parameter in lora.adapter_parameters(model).items()}
 
 
 # Modules, and trainable numbers per unit of rank.
@@ -50,8 +50,8 @@ COUNTS = {
 def test_counts_at_the_real_sizes(architecture, preset):
     model = attached(architecture, configs=UNETS, targets=preset, rank=2)
     modules, per_rank = COUNTS[architecture, preset]
-    assert len(adapter.adapter_modules(model)) == modules
-    assert adapter.count_parameters(model) == 2 * per_rank
+    assert len(lora.adapter_modules(model)) == modules
+    assert lora.count_parameters(model) == 2 * per_rank
 
 
 @pytest.mark.parametrize(("architecture", "parameters"), [("sd15", 859_520_964), ("sdxl", 2_567_463_684)])
@@ -62,13 +62,13 @@ def test_the_configs_in_the_tests_are_the_real_ones(architecture, parameters):
 @pytest.mark.parametrize("architecture", UNETS)
 @pytest.mark.slow
 def test_kohya_conv_is_every_layer_of_the_blocks_and_none_outside(architecture):
-    paths = adapter.adaptable_paths(unet(architecture))
-    assert list(adapter.adapter_modules(attached(architecture, targets="kohya_conv"))) == paths
+    paths = lora.adaptable_paths(unet(architecture))
+    assert list(lora.adapter_modules(attached(architecture, targets="kohya_conv"))) == paths
     assert all(path.split(".")[0] in ("down_blocks", "mid_block", "up_blocks") for path in paths)
 
 
 def test_names_of_the_tensors_and_their_order():
-    names = list(adapter.adapter_parameters(attached()))
+    names = list(lora.adapter_parameters(attached()))
     assert len(names) == 256
     assert names[:2] == [
         "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q.lora_A.weight",
@@ -78,15 +78,15 @@ def test_names_of_the_tensors_and_their_order():
 
 def test_a_list_of_targets_is_taken_as_it_is():
     model = attached(targets=["attn2.to_k", "mid_block.attentions.0.proj_in"])
-    paths = list(adapter.adapter_modules(model))
+    paths = list(lora.adapter_modules(model))
     assert len(paths) == 17
     assert all(path.endswith("attn2.to_k") or path == "mid_block.attentions.0.proj_in" for path in paths)
 
 
 def test_only_the_adapter_trains_and_it_is_fp32_on_a_bf16_unet():
     model = unet(device="cpu").to(torch.bfloat16)
-    adapter.attach(model, **SETTINGS | {"targets": "kohya_conv"})
-    ours = {id(parameter) for parameter in adapter.adapter_parameters(model).values()}
+    lora.attach(model, **SETTINGS | {"targets": "kohya_conv"})
+    ours = {id(parameter) for parameter in lora.adapter_parameters(model).values()}
     for parameter in model.parameters():
         assert parameter.requires_grad == (id(parameter) in ours)
         assert parameter.dtype == (torch.float32 if id(parameter) in ours else torch.bfloat16)
@@ -107,15 +107,15 @@ def test_the_start_depends_on_the_seed_and_the_module_alone(init):
     assert len({tuple(first[name].flatten()[:4].tolist()) for name in downs}) == len(downs)
     model = unet(device="cpu")
     torch.random.set_rng_state(before)
-    adapter.attach(model, **SETTINGS)
+    lora.attach(model, **SETTINGS)
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
 def test_golden_start():
     # Fixed for randomness.SCHEME 1: a change of these breaks comparisons between runs that share a seed.
     path = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
-    uniform = adapter.initial_down(7, path, (2, 4), "default")
-    normal = adapter.initial_down(7, path, (2, 4), "gaussian")
+    uniform = lora.initial_down(7, path, (2, 4), "default")
+    normal = lora.initial_down(7, path, (2, 4), "gaussian")
     assert uniform[0].tolist() == GOLDEN_UNIFORM
     assert normal[0].tolist() == GOLDEN_NORMAL
 
@@ -133,7 +133,7 @@ def test_the_start_is_distributed_as_in_peft(layer, init):
     rank = 32
     config = LoraConfig(r=rank, target_modules=["0"], init_lora_weights=True if init == "default" else "gaussian")
     peft = inject_adapter_in_model(config, nn.Sequential(layer))[0].lora_A["default"].weight.detach()
-    ours = adapter.initial_down(0, "0", tuple(peft.shape), init)
+    ours = lora.initial_down(0, "0", tuple(peft.shape), init)
     assert ours.shape == peft.shape and ours.dtype == torch.float32
     assert float(ours.mean()) == pytest.approx(0, abs=5 * float(peft.std()) / math.sqrt(ours.numel()))
     # 18,432 or more draws: the deviation is known to 1/sqrt(2n), half a per cent; four of these are allowed.
@@ -151,7 +151,7 @@ def test_b_starts_at_zero_so_the_unet_computes_what_it_did():
     inputs = (torch.randn(1, 4, 8, 8), torch.tensor([3]), torch.randn(1, 5, 16))
     with torch.no_grad():
         before = model(*inputs).sample
-        adapter.attach(model, **SETTINGS | {"targets": "kohya_conv"})
+        lora.attach(model, **SETTINGS | {"targets": "kohya_conv"})
         assert torch.equal(model(*inputs).sample, before)
     assert all(not tensor.any() for name, tensor in state(model).items() if "lora_B" in name)
     assert all(tensor.any() for name, tensor in state(model).items() if "lora_A" in name)
@@ -163,7 +163,7 @@ def test_b_starts_at_zero_so_the_unet_computes_what_it_did():
 )
 def test_a_layer_adds_alpha_over_rank_times_b_a_x(path, shape):
     model = attached(device="cpu", targets="kohya_conv", rank=4, alpha=6.0)
-    layer = adapter.adapter_modules(model)[path]
+    layer = lora.adapter_modules(model)[path]
     x = torch.randn(shape)
     with torch.no_grad():
         up = layer.lora_B["default"].weight.normal_()
@@ -178,17 +178,17 @@ def test_a_layer_adds_alpha_over_rank_times_b_a_x(path, shape):
 
 
 def test_dropout_is_in_every_layer():
-    layers = adapter.adapter_modules(attached(dropout=0.25)).values()
+    layers = lora.adapter_modules(attached(dropout=0.25)).values()
     assert {layer.lora_dropout["default"].p for layer in layers} == {0.25}
 
 
 def test_presets_by_name():
-    assert adapter.resolve_targets("attention") == ["to_q", "to_k", "to_v", "to_out.0"]
-    assert adapter.resolve_targets(["to_q", "conv1"]) == ["to_q", "conv1"]
+    assert lora.resolve_targets("attention") == ["to_q", "to_k", "to_v", "to_out.0"]
+    assert lora.resolve_targets(["to_q", "conv1"]) == ["to_q", "conv1"]
     with pytest.raises(
         UserError, match=r"atention is not a preset .*\(did you mean attention\?\): choose from attention, "
     ):
-        adapter.resolve_targets("atention")
+        lora.resolve_targets("atention")
 
 
 @pytest.mark.parametrize(
@@ -205,5 +205,5 @@ def test_presets_by_name():
 def test_a_target_that_cannot_be_met_is_named(target, sentence):
     model = unet()
     with pytest.raises(UserError, match=sentence):
-        adapter.attach(model, **SETTINGS | {"targets": ["to_q", target]})
-    assert not adapter.adapter_modules(model)
+        lora.attach(model, **SETTINGS | {"targets": ["to_q", target]})
+    assert not lora.adapter_modules(model)
