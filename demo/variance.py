@@ -17,13 +17,14 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from sushi_research import evaluation, identity_facts, training
+from sushi_research import identity_facts, training
 from sushi_research.adapters import loading
 from sushi_research.caches.caches import fill_caches, open_caches, open_memo
 from sushi_research.config.other_scripts import SD15Judging, SDXLJudging
 from sushi_research.config.yaml12 import read_yaml
 from sushi_research.data.training_data import captions_of, read_data
 from sushi_research.errors import UserError, first_line
+from sushi_research.evaluation import validation_set
 from sushi_research.models.loading import find_base
 from sushi_research.precision import COMPUTE_DTYPES
 from sushi_research.progress import progress
@@ -62,10 +63,10 @@ def loss_tables(architecture: str, runs: list[Path]) -> tuple[np.ndarray, np.nda
     def losses(kind: str, draws: int, repeats: int) -> np.ndarray:
         """[N, repeats, draws]: each repeat is a pack with draws of its own, which come from the name that it gives the image."""
         work = [(index, repeat) for index in range(len(pack.items)) for repeat in range(repeats)]
-        shown = evaluation.predictions(
+        shown = validation_set.predictions(
             [f"{pack.names[index]} {kind} {repeat}" for index, repeat in work],
             draws,
-            lambda place: evaluation.example(pack, work[place][0], model, caches, caches.text),
+            lambda place: validation_set.example(pack, work[place][0], model, caches, caches.text),
             model,
             pipeline.unet,
             base.prediction,

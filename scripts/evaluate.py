@@ -41,10 +41,11 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from sushi_research import assessment, evaluation, identity_facts, judged, training
+from sushi_research import assessment, identity_facts, training
 from sushi_research.adapters.loading import adapts_text, load_adapters, load_pipeline
 from sushi_research.caches.caches import Caches, fill_caches, open_caches, open_memo
 from sushi_research.data.training_data import Data, captions_of, prompts_of, read_data
+from sushi_research.evaluation import adapter_files, validation_set
 from sushi_research.models import loading
 from sushi_research.models.loading import find_base
 from sushi_research.precision import COMPUTE_DTYPES
@@ -57,7 +58,7 @@ def main(config: Judged) -> int:
         "sushi_research.models." + next(name for name, kind in CONFIGS.items() if isinstance(config, kind))
     )
     accelerator, precision = training.start(config)
-    names = judged.folder_names(config.adapters, config.strengths)
+    names = adapter_files.folder_names(config.adapters, config.strengths)
     memo = open_memo(config)
     base = find_base(config, model)
     data = held_out_data(config, memo, accelerator)
@@ -77,20 +78,20 @@ def main(config: Judged) -> int:
     measure = assessment.open_drift(config, base, base_hash, model, data, caches, unet, precision, accelerator)
 
     share = assessment.sharing(accelerator)
-    base_loss = evaluation.losses(pack, model, unet, caches, base.prediction, **share)
+    base_loss = validation_set.losses(pack, model, unet, caches, base.prediction, **share)
     if measure:
         measure.remember_base(unet)
-    results: list[judged.Result] = []
+    results: list[adapter_files.Result] = []
 
     def settle(name: str, strength: float, encoded: Any, facts: dict[str, Any] | None) -> None:
         """Measures the UNet as it stands, draws from it, and writes one folder; `encoded` encodes a caption, None = the cache."""
-        loss = evaluation.losses(pack, model, unet, caches, base.prediction, text=encoded, **share)
+        loss = validation_set.losses(pack, model, unet, caches, base.prediction, text=encoded, **share)
         moved = measure.measure(unet, encoded) if measure else None
         if accelerator.is_main_process:
             rows = sample_grids.rows_of(config, prompts)
             drawn = draw(config, base, model, caches, prompts, unet, encoded, accelerator)
-            result = judged.Result(name, strength, loss, base_loss, moved, rows, drawn)
-            judged.write(Path(config.output), result, pack, measure, entry | {"adapter": facts})
+            result = adapter_files.Result(name, strength, loss, base_loss, moved, rows, drawn)
+            adapter_files.write(Path(config.output), result, pack, measure, entry | {"adapter": facts})
             results.append(result)
         accelerator.wait_for_everyone()
 
@@ -101,11 +102,11 @@ def main(config: Judged) -> int:
         for strength in config.strengths:
             pipeline.set_adapters([adapter], [strength])
             encoded = encoder(model, text, caches) if changes_text else None
-            facts = judged.adapter_facts(Path(path), strength, changes_text)
+            facts = adapter_files.adapter_facts(Path(path), strength, changes_text)
             settle(names[number, strength], strength, encoded, facts)
         pipeline.unload_lora_weights()
     if accelerator.is_main_process:
-        print(judged.finish(Path(config.output), results, pack))
+        print(adapter_files.finish(Path(config.output), results, pack))
     return 0
 
 

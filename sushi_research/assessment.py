@@ -18,15 +18,15 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from tqdm import tqdm
 
-from sushi_research import drift, evaluation
 from sushi_research.adapters.lora import without_adapter
 from sushi_research.caches.caches import Caches
 from sushi_research.caches.store import Store
 from sushi_research.config import TrainingConfig
 from sushi_research.data.training_data import Data, drift_captions
-from sushi_research.drift import Drift
 from sushi_research.errors import UserError
-from sushi_research.evaluation_results import Measured, Results
+from sushi_research.evaluation import drift, validation_set
+from sushi_research.evaluation.drift import Drift
+from sushi_research.evaluation.results import Measured, Results
 from sushi_research.models import loading
 from sushi_research.precision import COMPUTE_DTYPES
 from sushi_research.runs import tracking
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 class Assessment:
     """The packs of a run, and what it takes to measure on them."""
 
-    pack: evaluation.Pack
+    pack: validation_set.Pack
     results: Results
     drift: Drift | None
     drift_results: Results
@@ -177,7 +177,9 @@ def _loss(assessment: Assessment, unet: Any, step: int, accelerator: Accelerator
 
     def measure() -> np.ndarray:
         prediction = assessment.base.prediction
-        return evaluation.losses(pack, assessment.model, unet, assessment.caches, prediction, **sharing(accelerator))
+        return validation_set.losses(
+            pack, assessment.model, unet, assessment.caches, prediction, **sharing(accelerator)
+        )
 
     if assessment.base_loss is None:
         with without_adapter(unet):
@@ -186,7 +188,7 @@ def _loss(assessment: Assessment, unet: Any, step: int, accelerator: Accelerator
         loss = measure()
         if accelerator.is_main_process:
             results.append(pack, step, loss, assessment.base_loss)
-    return evaluation.summary(loss, assessment.base_loss, pack.timesteps())
+    return validation_set.summary(loss, assessment.base_loss, pack.timesteps())
 
 
 def _drift(assessment: Assessment, unet: Any, step: int, accelerator: Accelerator) -> dict[str, float]:

@@ -20,8 +20,8 @@ from sushi_research.config.command_line import config_to_dict, config_to_yaml
 from sushi_research.data import dataset
 from sushi_research.data.training_data import Data
 from sushi_research.errors import UserError
-from sushi_research.evaluation import Pack
-from sushi_research.evaluation_results import Results
+from sushi_research.evaluation.results import Results
+from sushi_research.evaluation.validation_set import Pack
 from sushi_research.files import write_atomic, write_json
 from sushi_research.fingerprints import FileMemo
 from sushi_research.identity_facts import hashes_of, make_pack, provenance_of

@@ -9,7 +9,6 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from sushi_research import drift, evaluation
 from sushi_research.caches import encoding
 from sushi_research.caches.caches import Caches
 from sushi_research.caches.store import entry_key
@@ -17,7 +16,8 @@ from sushi_research.config import TrainingConfig
 from sushi_research.config.command_line import config_to_dict
 from sushi_research.data.samples import dataset_hash
 from sushi_research.data.training_data import Data, bucket_rule
-from sushi_research.evaluation import Pack
+from sushi_research.evaluation import drift, validation_set
+from sushi_research.evaluation.validation_set import Pack
 from sushi_research.fingerprints import FileMemo
 from sushi_research.models import loading
 from sushi_research.runs import provenance
@@ -30,7 +30,7 @@ def make_pack(config: TrainingConfig, base: loading.Base, data: Data, caches: Ca
     # SD1.5 is told no sizes; a convention that cannot matter must not part two packs.
     convention = getattr(config.data, "time_ids", "image")
     draws = config.evaluation.draws
-    return evaluation.make_pack(data.held_out, draws, caches, base.prediction, base_hash, convention)
+    return validation_set.make_pack(data.held_out, draws, caches, base.prediction, base_hash, convention)
 
 
 def hashes_of(
@@ -87,7 +87,7 @@ def _recipe(config: TrainingConfig, caches: Caches) -> str:
     """Hash of how pictures and captions become what is trained and evaluated on; what they are does not enter."""
     return entry_key(
         encode=encoding.RECIPE,
-        evaluation=evaluation.SCHEME,
+        evaluation=validation_set.SCHEME,
         drift=drift.SCHEME,
         vae_dtype=str(caches.vae_dtype),
         text=caches.text_settings,

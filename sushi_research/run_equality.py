@@ -54,7 +54,7 @@ def _lines(run: Path) -> list[dict[str, Any]]:
 
 
 def _rows(path: Path) -> list[dict[str, Any]] | None:
-    from sushi_research.evaluation_results import Results
+    from sushi_research.evaluation.results import Results
 
     table = Results(path).read()
     return None if table is None else table.to_pylist()

@@ -13,7 +13,7 @@ import numpy as np
 
 from sushi_research.config.yaml12 import read_yaml
 from sushi_research.errors import UserError
-from sushi_research.evaluation_results import Results
+from sushi_research.evaluation.results import Results
 from sushi_research.runs import provenance
 from sushi_research.runs.identity import flatten
 from sushi_research.runs.tracking import MetricsFile

@@ -12,7 +12,7 @@ import yaml
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from sushi_research.evaluation_results import Results
+from sushi_research.evaluation.results import Results
 
 IMAGES, DRAWS, GROUP = 12, 8, 4
 

@@ -20,7 +20,7 @@ from test_equivalence import environment, free_port
 from test_resume import Killed, at_micro_batch, kill, stop
 
 from sushi_research.errors import UserError
-from sushi_research.evaluation_results import Results
+from sushi_research.evaluation.results import Results
 
 spec = importlib.util.spec_from_file_location("evaluate_script", ROOT / "scripts/evaluate.py")
 SCRIPT = importlib.util.module_from_spec(spec)

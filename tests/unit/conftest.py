@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from sushi_research import evaluation
 from sushi_research.caches.caches import fill_caches, open_caches, open_memo
 from sushi_research.data.training_data import captions_of, read_data
+from sushi_research.evaluation import validation_set
 from sushi_research.models import loading, sd15, sdxl
 from sushi_research.models.loading import find_base
 from sushi_research.models.prediction import Prediction
@@ -32,10 +32,10 @@ class Setting:
         self.unet = loading.load_unet(self.base, torch.float32, torch.device("cpu")).train()
 
     def pack(self, draws=4, prediction=Prediction(), base_hash="base"):  # noqa: B008
-        return evaluation.make_pack(self.items, draws, self.caches, prediction, base_hash)
+        return validation_set.make_pack(self.items, draws, self.caches, prediction, base_hash)
 
     def losses(self, pack, prediction=Prediction(), **options):  # noqa: B008
-        return evaluation.losses(
+        return validation_set.losses(
             pack, self.model, self.unet, self.caches, prediction, device=torch.device("cpu"), **options
         )
 

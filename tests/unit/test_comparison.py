@@ -170,7 +170,7 @@ def test_nothing_to_compare_is_an_error():
 
 
 def test_the_drift_is_a_family_of_its_own(tmp_path):
-    from sushi_research.evaluation_results import Results
+    from sushi_research.evaluation.results import Results
 
     captions = FakePack(names=tuple(f"caption {number}" for number in range(10)), draws=4, hash="drift")
     for rank, level in ((1, 0.01), (2, 0.03)):

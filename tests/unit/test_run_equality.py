@@ -8,7 +8,7 @@ import torch
 from fake_runs import FakePack, base_loss, fake_run
 from safetensors.torch import save_file
 
-from sushi_research.evaluation_results import Results
+from sushi_research.evaluation.results import Results
 from sushi_research.run_equality import differences
 from sushi_research.runs.checkpoint import save_checkpoint
 

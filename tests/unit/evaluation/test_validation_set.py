@@ -7,9 +7,9 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
-from sushi_research import evaluation
 from sushi_research.errors import UserError
-from sushi_research.evaluation_results import Results
+from sushi_research.evaluation import validation_set
+from sushi_research.evaluation.results import Results
 from sushi_research.models import loading
 from sushi_research.models.prediction import Prediction
 
@@ -19,21 +19,21 @@ V_ZERO = Prediction("v_prediction", zero_terminal_snr=True)
 
 def test_timesteps_are_one_in_each_part_of_the_schedule():
     for image in ("a", "b", "c"):
-        times = evaluation.timesteps(image, 8)
+        times = validation_set.timesteps(image, 8)
         assert list(times // 125) == list(range(8))
-        assert np.array_equal(times, evaluation.timesteps(image, 8))
-    assert len({tuple(evaluation.timesteps(str(image), 8)) for image in range(50)}) == 50
+        assert np.array_equal(times, validation_set.timesteps(image, 8))
+    assert len({tuple(validation_set.timesteps(str(image), 8)) for image in range(50)}) == 50
     # Uniform over the schedule: the mean of many is that of uniform draws, 499.5, within five standard errors.
-    many = np.stack([evaluation.timesteps(str(image), 8) for image in range(2000)])
+    many = np.stack([validation_set.timesteps(str(image), 8) for image in range(2000)])
     assert abs(many.mean() - 499.5) < 5 * (125 / 12**0.5) / (2000 * 8) ** 0.5
     assert many.min() == 0 and many.max() == 999
 
 
 def test_noise_differs_between_images_and_draws_and_is_normal():
-    one = evaluation.noise("a", 0, (4, 16, 16))
-    assert torch.equal(one, evaluation.noise("a", 0, (4, 16, 16)))
-    assert not torch.equal(one, evaluation.noise("a", 1, (4, 16, 16)))
-    assert not torch.equal(one, evaluation.noise("b", 0, (4, 16, 16)))
+    one = validation_set.noise("a", 0, (4, 16, 16))
+    assert torch.equal(one, validation_set.noise("a", 0, (4, 16, 16)))
+    assert not torch.equal(one, validation_set.noise("a", 1, (4, 16, 16)))
+    assert not torch.equal(one, validation_set.noise("b", 0, (4, 16, 16)))
     assert abs(one.mean()) < 0.15 and abs(one.std() - 1) < 0.1
 
 
@@ -61,7 +61,7 @@ def test_losses_equal_a_plain_reference(architecture, setting, prediction):
         sizes = torch.tensor([place.time_ids(False, "image")], dtype=torch.float32)
         for draw in range(4):
             t = torch.from_numpy(pack.timesteps()[index, draw : draw + 1])
-            eps = evaluation.noise(item.sample.image_hash, draw, tuple(x0.shape[1:]))[None]
+            eps = validation_set.noise(item.sample.image_hash, draw, tuple(x0.shape[1:]))[None]
             added = {"text_embeds": hidden["pooled"].float(), "time_ids": sizes} if architecture == "sdxl" else None
             with torch.no_grad():
                 predicted = here.unet(
@@ -91,13 +91,13 @@ def test_the_pack_is_bound_to_what_it_is_made_of(setting):
     assert pack == here.pack() and len(pack.items) == len({item.sample.image_hash for item in here.items})
     again = here.pack(4)
     assert again.hash == pack.hash
-    shuffled = evaluation.make_pack(reversed(here.items), 4, here.caches, Prediction(), "base")
+    shuffled = validation_set.make_pack(reversed(here.items), 4, here.caches, Prediction(), "base")
     assert shuffled.hash == pack.hash and shuffled.items == pack.items
     others = [here.pack(draws=8), here.pack(prediction=V_ZERO), here.pack(base_hash="another")]
-    fewer = evaluation.make_pack(here.items[1:], 4, here.caches, Prediction(), "base")
+    fewer = validation_set.make_pack(here.items[1:], 4, here.caches, Prediction(), "base")
     item = here.items[0]
     named = replace(item, sample=replace(item.sample, caption="another"))
-    renamed = evaluation.make_pack([named, *here.items[1:]], 4, here.caches, Prediction(), "base")
+    renamed = validation_set.make_pack([named, *here.items[1:]], 4, here.caches, Prediction(), "base")
     assert len({pack.hash, fewer.hash, renamed.hash, *(other.hash for other in others)}) == 6
 
 
@@ -134,10 +134,10 @@ def test_the_summary_is_over_images():
     loss = np.array([[1.0, 3.0, 2.0, 2.0], [3.0, 5.0, 4.0, 4.0]], np.float32)
     base = np.array([[2.0, 3.0, 2.0, 3.0], [5.0, 5.0, 4.0, 6.0]], np.float32)
     times = np.array([[10, 300, 600, 900], [240, 260, 740, 760]])
-    values = evaluation.summary(loss, base, times)
+    values = validation_set.summary(loss, base, times)
     assert values["evaluation/loss"] == 3.0 and values["evaluation/loss_se"] == pytest.approx(1.0)
     assert values["evaluation/loss_over_base"] == -0.75
     assert values["evaluation/loss_over_base_se"] == pytest.approx(0.25)
     assert [values[f"evaluation/band_over_base/{band}"] for band in range(4)] == [-1.5, 0.0, 0.0, -1.5]
-    alone = evaluation.summary(loss[:1], base[:1], times[:1])
+    alone = validation_set.summary(loss[:1], base[:1], times[:1])
     assert "evaluation/loss_se" not in alone and alone["evaluation/loss"] == 2.0

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from sushi_research import diffusion, drift, evaluation
+from sushi_research import diffusion
 from sushi_research.caches.store import Store
+from sushi_research.evaluation import drift, validation_set
 
 CAPTIONS = ("picture 0 of a", "picture 1 of b", "picture 2 of a")
 
@@ -64,8 +65,8 @@ def test_the_drift_equals_a_plain_reference(architecture, setting, drawings):
         x0 = store.get(pack.keys[index])["latents"].float()[None]
         text = {name: value[None] for name, value in here.caches.text(caption).items()}
         sizes = torch.tensor([[64, 64, 0, 0, 64, 64]], dtype=torch.float32)
-        for draw, t in enumerate(torch.from_numpy(evaluation.timesteps(caption, drift.DRAWS))):
-            noise = evaluation.noise(caption, draw, (4, 8, 8))[None]
+        for draw, t in enumerate(torch.from_numpy(validation_set.timesteps(caption, drift.DRAWS))):
+            noise = validation_set.noise(caption, draw, (4, 8, 8))[None]
             noised = abar[t].sqrt() * x0 + (1 - abar[t]).sqrt() * noise
             with torch.no_grad():
                 one, two = (here.model.predict(unet, noised, t[None], text, sizes) for unet in (here.unet, other))

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from sushi_research import drift, evaluation
 from sushi_research.adapters.loading import label_of
-from sushi_research.drift import Drift
 from sushi_research.errors import UserError
-from sushi_research.evaluation_results import Results
+from sushi_research.evaluation import drift, validation_set
+from sushi_research.evaluation.drift import Drift
+from sushi_research.evaluation.results import Results
 from sushi_research.files import disk_error, write_atomic, write_json
 from sushi_research.fingerprints import content_hash
 from sushi_research.sampling import plots as pictures
@@ -67,7 +67,9 @@ def adapter_facts(path: Path, strength: float, changes_text: bool) -> dict[str, 
     }
 
 
-def write(output: Path, result: Result, pack: evaluation.Pack, measure: Drift | None, entry: dict[str, Any]) -> None:
+def write(
+    output: Path, result: Result, pack: validation_set.Pack, measure: Drift | None, entry: dict[str, Any]
+) -> None:
     """Writes the result's folder below `output`, anew; UserError where the disk refuses."""
     folder, step = output / result.name, 0 if entry["adapter"] is None else STEP
     try:
@@ -85,7 +87,7 @@ def write(output: Path, result: Result, pack: evaluation.Pack, measure: Drift | 
     write_json(folder / "provenance.json", [entry])
 
 
-def finish(output: Path, results: Sequence[Result], pack: evaluation.Pack) -> str:
+def finish(output: Path, results: Sequence[Result], pack: validation_set.Pack) -> str:
     """Writes evaluation.json, the curve over strengths and the grid; returns the table and the paths for the terminal."""
     numbers = {result.name: _numbers(result, pack) for result in results}
     write_json(output / "evaluation.json", {"pack": pack.hash, "results": numbers})
@@ -105,8 +107,8 @@ def finish(output: Path, results: Sequence[Result], pack: evaluation.Pack) -> st
     return f"{table}\n\n{paths}\n  compare with runs: python scripts/compare_runs.py RUN {output}/NAME"
 
 
-def _numbers(result: Result, pack: evaluation.Pack) -> dict[str, float]:
-    found = evaluation.summary(result.loss, result.base_loss, pack.timesteps())
+def _numbers(result: Result, pack: validation_set.Pack) -> dict[str, float]:
+    found = validation_set.summary(result.loss, result.base_loss, pack.timesteps())
     found = found | (drift.summary(result.drift) if result.drift is not None else {})
     return {"strength": result.strength} | found
 

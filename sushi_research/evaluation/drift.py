@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from sushi_research import diffusion, evaluation
+from sushi_research import diffusion
 from sushi_research.caches.store import Store, entry_key
-from sushi_research.evaluation import Example
+from sushi_research.evaluation import validation_set
+from sushi_research.evaluation.validation_set import Example
 from sushi_research.sampling import pipeline
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ class DriftPack:
 
     def timesteps(self) -> np.ndarray:
         """[N, draws] int64."""
-        return np.stack([evaluation.timesteps(name, self.draws) for name in self.names])
+        return np.stack([validation_set.timesteps(name, self.draws) for name in self.names])
 
 
 def make_pack(
@@ -67,7 +68,7 @@ def make_pack(
         "drawn": [STEPS, model.GUIDANCE, side, str(dtype)],
     }
     keys = tuple(entry_key(text=text_key(caption), **recipe) for caption in captions)
-    return DriftPack(tuple(captions), keys, side, entry_key(keys=keys, draws=DRAWS, noise=evaluation.SCHEME))
+    return DriftPack(tuple(captions), keys, side, entry_key(keys=keys, draws=DRAWS, noise=validation_set.SCHEME))
 
 
 def draw_missing(
@@ -91,7 +92,7 @@ def draw_missing(
         unet,
         [text(pack.names[number]) for number in mine],
         pipeline.unconditional(text(""), base.force_zeros),
-        seeds=[evaluation.SEED],
+        seeds=[validation_set.SEED],
         steps=STEPS,
         guidance=model.GUIDANCE,
         height=pack.side,
@@ -150,7 +151,7 @@ class Drift:
             drawn = self.store.get(self.pack.keys[index])["latents"].float()
             return Example(drawn, encoded(self.pack.names[index]), (side, side, 0, 0, side, side))
 
-        return evaluation.predictions(
+        return validation_set.predictions(
             self.pack.names,
             self.pack.draws,
             example,
@@ -166,4 +167,4 @@ class Drift:
 
 def summary(drift: np.ndarray) -> dict[str, float]:
     """What is logged: the mean over captions [N, draws] and its standard error over captions."""
-    return evaluation.mean_with_error("evaluation/drift", drift)
+    return validation_set.mean_with_error("evaluation/drift", drift)
