@@ -88,7 +88,7 @@ from accelerate import Accelerator
 from PIL import Image
 
 import sushi_research
-from sushi_research import op_counts, performance, randomness, training
+from sushi_research import performance, randomness, training
 from sushi_research.benchmark_pairs import PAIRS, Bench, Step, make_unet
 from sushi_research.caches.caches import fill_caches, open_caches, open_memo
 from sushi_research.config import SD15Training, SDXLTraining, TrainingConfig
@@ -99,6 +99,7 @@ from sushi_research.files import write_json
 from sushi_research.fingerprints import FileMemo, folder_hash
 from sushi_research.models import sd15, sdxl
 from sushi_research.models.loading import find_base
+from sushi_research.planning import op_counts
 from sushi_research.precision import resolve_precision
 from sushi_research.progress import progress
 from sushi_research.runs import provenance
