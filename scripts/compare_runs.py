@@ -55,13 +55,14 @@ if __name__ == "__main__":
 
 from pathlib import Path
 
-from sushi_research import comparison_page, comparison_plots, page, wandb_runs
+from sushi_research import comparison_page, comparison_plots, wandb_runs
 from sushi_research.comparison import Comparison, compare
 from sushi_research.config.command_line import run_main
 from sushi_research.errors import UserError
 from sushi_research.files import disk_error, write_atomic, write_json
 from sushi_research.progress import progress
-from sushi_research.run_record import find_records, read_record
+from sushi_research.reports import page
+from sushi_research.reports.run_record import find_records, read_record
 
 
 def main(arguments: argparse.Namespace) -> int:

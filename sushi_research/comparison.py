@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from sushi_research import verdict
 from sushi_research.errors import UserError
-from sushi_research.run_record import Curve, RunRecord
-from sushi_research.verdict import MAX_PAIRS, MIN_IMAGES, Difference, Verdict
+from sushi_research.reports import statistics
+from sushi_research.reports.run_record import Curve, RunRecord
+from sushi_research.reports.statistics import MAX_PAIRS, MIN_IMAGES, Difference, Verdict
 
 SEED = "train.seed"
 # Settings that say where something lies or how it is shown; they make no variant.
@@ -203,10 +203,10 @@ def _family(pairs: Sequence[tuple[Variant, Variant]], losses_of: Callable[[Varia
     for pair in asked:
         of_reference, of_candidate = pair.losses
         differences.append(
-            verdict.paired_difference(of_reference, of_candidate, same_seeds=pair.same_seeds, pairs=len(asked))
+            statistics.paired_difference(of_reference, of_candidate, same_seeds=pair.same_seeds, pairs=len(asked))
         )
         pair.identical = of_reference.shape == of_candidate.shape and bool((of_reference == of_candidate).all())
-    for pair, outcome in zip(asked, verdict.verdicts(differences), strict=True):
+    for pair, outcome in zip(asked, statistics.verdicts(differences), strict=True):
         pair.outcome = outcome
     return found
 
@@ -233,7 +233,9 @@ def _at_common_point(candidate: Variant, reference: Variant, axis: str) -> Pair:
         return pair
     pair.at = at
     pair.losses = tuple(
-        np.stack([verdict.interpolate(run.evaluation.axis(axis), run.evaluation.loss, [at])[0] for run in variant.runs])
+        np.stack(
+            [statistics.interpolate(run.evaluation.axis(axis), run.evaluation.loss, [at])[0] for run in variant.runs]
+        )
         for variant in (reference, candidate)
     )
     return pair

@@ -11,8 +11,8 @@ import numpy as np
 
 from sushi_research import comparison_tables
 from sushi_research.comparison import Comparison, Pair, Variant, removed_by_seeds
-from sushi_research.page import Block
-from sushi_research.verdict import Difference, clustered_mean
+from sushi_research.reports.page import Block
+from sushi_research.reports.statistics import Difference, clustered_mean
 
 MOST_PAIRS = 60
 

@@ -10,9 +10,9 @@ import numpy as np
 from PIL import Image
 
 from sushi_research.comparison import Comparison, Pair, Variant
-from sushi_research.run_record import Curve, RunRecord
+from sushi_research.reports.run_record import Curve, RunRecord
+from sushi_research.reports.statistics import clustered_mean, interpolate, t_quantile
 from sushi_research.sampling import plots
-from sushi_research.verdict import clustered_mean, interpolate, t_quantile
 
 # Okabe and Ito's colours (2008), made to be told apart by colour-blind people too; then the same with other lines.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8A8A00")

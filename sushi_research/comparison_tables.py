@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from sushi_research.comparison import Comparison
-from sushi_research.page import Block
-from sushi_research.verdict import clustered_mean
+from sushi_research.reports.page import Block
+from sushi_research.reports.statistics import clustered_mean
 
 
 def settings(comparison: Comparison) -> list[Block]:

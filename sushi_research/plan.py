@@ -22,9 +22,9 @@ from sushi_research.models import loading
 from sushi_research.models.components import build_empty
 from sushi_research.models.prediction import Prediction
 from sushi_research.precision import dtype_policy
+from sushi_research.reports.statistics import MIN_IMAGES
 from sushi_research.runs import tracking
 from sushi_research.sampler import Sampler
-from sushi_research.verdict import MIN_IMAGES
 
 
 def steps_of(steps: int | None, epochs: int | None, items: int, samples_per_step: int) -> int:

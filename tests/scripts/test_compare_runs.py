@@ -12,9 +12,10 @@ import pytest
 from fake_runs import fake_run
 from script_runs import ROOT
 
-from sushi_research import verdict, wandb_runs
+from sushi_research import wandb_runs
 from sushi_research.config.command_line import run_main
 from sushi_research.errors import UserError
+from sushi_research.reports import statistics
 
 spec = importlib.util.spec_from_file_location("compare_script", ROOT / "scripts/compare_runs.py")
 SCRIPT = importlib.util.module_from_spec(spec)
@@ -23,8 +24,8 @@ spec.loader.exec_module(SCRIPT)
 
 @pytest.fixture(autouse=True)
 def fewer_resamples(monkeypatch):
-    monkeypatch.setattr(verdict, "RESAMPLES", 9_999)
-    monkeypatch.setattr(verdict, "MAX_PAIRS", 500)
+    monkeypatch.setattr(statistics, "RESAMPLES", 9_999)
+    monkeypatch.setattr(statistics, "MAX_PAIRS", 500)
 
 
 @pytest.fixture
@@ -271,7 +272,7 @@ def test_the_page_is_logged_offline(tmp_path):
     assert record.stat().st_size > 1000
     assert {path.name for path in offline.rglob("media/*/*")} or list(offline.rglob("*.table.json"))
     from sushi_research.comparison import compare as compare_runs
-    from sushi_research.run_record import read_record
+    from sushi_research.reports.run_record import read_record
 
     tables = wandb_runs.tables(compare_runs([read_record(run) for run in runs]))
     assert tables["verdicts/samples"]["data"][0][:3] == ["r2", "r1", "not distinguishable"]

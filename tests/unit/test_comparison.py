@@ -4,17 +4,17 @@ import numpy as np
 import pytest
 from fake_runs import DRAWS, IMAGES, FakePack, fake_run
 
-from sushi_research import verdict
 from sushi_research.comparison import compare, removed_by_seeds, variants_of
 from sushi_research.errors import UserError
-from sushi_research.run_record import read_record
+from sushi_research.reports import statistics
+from sushi_research.reports.run_record import read_record
 
 
 @pytest.fixture(autouse=True)
 def fewer_resamples(monkeypatch):
     """Enough for p-values of a few per cent, in a tenth of the time."""
-    monkeypatch.setattr(verdict, "RESAMPLES", 9_999)
-    monkeypatch.setattr(verdict, "MAX_PAIRS", 500)
+    monkeypatch.setattr(statistics, "RESAMPLES", 9_999)
+    monkeypatch.setattr(statistics, "MAX_PAIRS", 500)
 
 
 def records(*folders):

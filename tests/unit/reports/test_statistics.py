@@ -9,9 +9,16 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from sushi_research import verdict
 from sushi_research.errors import UserError
-from sushi_research.verdict import clustered_mean, common_points, holm, interpolate, paired_difference, verdicts
+from sushi_research.reports import statistics
+from sushi_research.reports.statistics import (
+    clustered_mean,
+    common_points,
+    holm,
+    interpolate,
+    paired_difference,
+    verdicts,
+)
 
 TRIALS, FAMILIES = 1_000, 40
 KINDS = ("normal", "skewed", "very skewed", "heavy tails", "uneven images")
@@ -48,7 +55,7 @@ def variant(rng: np.random.Generator, shape: tuple[int, ...], seed: float, image
 @pytest.fixture
 def fewer_resamples(monkeypatch):
     """For simulations. All trials share the resamples: as 5 % of 3,999, their level is off by 0.34 % (one deviation)."""
-    monkeypatch.setattr(verdict, "RESAMPLES", 3_999)
+    monkeypatch.setattr(statistics, "RESAMPLES", 3_999)
 
 
 def losses(*shape: int, seed: int = 0) -> np.ndarray:
@@ -83,15 +90,15 @@ def test_one_run_each_by_hand():
 def test_resampled_t_is_that_of_the_resamples():
     deviations = losses(9) - 2
     deviations -= deviations.mean()
-    found = verdict._resampled_t(deviations)
-    for count, t in zip(verdict._counts(9, verdict.RESAMPLES)[:500], found, strict=False):
+    found = statistics._resampled_t(deviations)
+    for count, t in zip(statistics._counts(9, statistics.RESAMPLES)[:500], found, strict=False):
         sample = np.repeat(deviations, count)
         assert len(sample) == 9
         # The formula has N - 1 where the sample's own variance would have it too.
         assert t == pytest.approx(sample.mean() / stats.sem(sample), rel=1e-9)
     # Of many normal values it is Student's t.
     many = stats.norm.ppf((np.arange(64) + 0.5) / 64)
-    assert np.quantile(np.abs(verdict._resampled_t(many)), 0.95) == pytest.approx(stats.t.ppf(0.975, 63), rel=0.02)
+    assert np.quantile(np.abs(statistics._resampled_t(many)), 0.95) == pytest.approx(stats.t.ppf(0.975, 63), rel=0.02)
 
 
 @pytest.mark.parametrize("same_seeds", [False, True])
@@ -199,7 +206,7 @@ def test_what_cannot_be_compared_is_refused(a, b, options, message):
 
 def test_quantiles_of_t():
     for degrees in (1, 1.5, 2, 3.7, 31, 1e5):
-        assert verdict.t_quantile(0.8, degrees) == pytest.approx(stats.t.ppf(0.8, degrees), rel=1e-6)
+        assert statistics.t_quantile(0.8, degrees) == pytest.approx(stats.t.ppf(0.8, degrees), rel=1e-6)
 
 
 def test_curves_meet_at_common_points_and_pairs_stay_pairs():
@@ -276,10 +283,10 @@ def test_the_smallest_detectable_difference_is_found_with_the_power_it_states(ki
 
 def intervals(d: np.ndarray) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """The ends of 95 % intervals for the mean of [trials, N] deviations, by the methods that there was a choice of."""
-    n, resamples = d.shape[1], verdict.RESAMPLES
+    n, resamples = d.shape[1], statistics.RESAMPLES
     mean, error = d.mean(1), stats.sem(d, axis=1)
     centred = (d - mean[:, None]).T
-    counts = verdict._counts(n, resamples).astype(float)
+    counts = statistics._counts(n, resamples).astype(float)
     means = counts @ centred / n
     with np.errstate(divide="ignore", invalid="ignore"):
         t = np.nan_to_num(means / np.sqrt((counts @ centred**2 / n - means**2).clip(0) / (n - 1)))
@@ -303,7 +310,7 @@ def intervals(d: np.ndarray) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 @pytest.mark.slow
 def test_no_other_interval_has_a_better_worst_case(monkeypatch):
-    monkeypatch.setattr(verdict, "RESAMPLES", 9_999)
+    monkeypatch.setattr(statistics, "RESAMPLES", 9_999)
     rng, worst = np.random.default_rng(0), {}
     for kind in KINDS:
         for images in (8, 16, 32, 64):

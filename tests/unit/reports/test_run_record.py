@@ -8,7 +8,7 @@ import pytest
 from fake_runs import DRAWS, IMAGES, FakePack, base_loss, fake_run, losses
 
 from sushi_research.errors import UserError
-from sushi_research.run_record import find_records, read_record
+from sushi_research.reports.run_record import find_records, read_record
 
 
 def test_a_run_is_read(tmp_path):
