@@ -19,14 +19,14 @@ from demo.concepts import CONCEPTS, Concept
 from demo.drawing import Scene, draw
 from demo.measure import Measured, checker_of, measure
 from demo.report import write_report
-from sushi_research import training
 from sushi_research.errors import UserError
 from sushi_research.sampling import plots
+from sushi_research.training.run import quiet_libraries
 
 
 def main(run: Path) -> None:
     """Judges the finished run in `run`, and writes demo.png, demo.json and report.html into it."""
-    training.quiet_libraries()
+    quiet_libraries()
     config = read_config(run)
     concept, base = CONCEPTS[Path(config["data"]["path"]).name], Path(config["model"]["base"])
     checker = checker_of(concept)

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from sushi_research import identity_facts, training
 from sushi_research.adapters import loading
 from sushi_research.caches.caches import fill_caches, open_caches, open_memo
 from sushi_research.config.other_scripts import SD15Judging, SDXLJudging
@@ -26,8 +25,10 @@ from sushi_research.data.training_data import captions_of, read_data
 from sushi_research.errors import UserError, first_line
 from sushi_research.evaluation import validation_set
 from sushi_research.models.loading import find_base
-from sushi_research.precision import COMPUTE_DTYPES
 from sushi_research.progress import progress
+from sushi_research.training import identity_facts
+from sushi_research.training.precision import COMPUTE_DTYPES
+from sushi_research.training.run import start
 
 CONFIGS = {"sd15": SD15Judging, "sdxl": SDXLJudging}
 # Draws of the pack, and how many packs with other draws; as many unstratified draws in all.
@@ -45,7 +46,7 @@ def loss_tables(architecture: str, runs: list[Path]) -> tuple[np.ndarray, np.nda
         config = CONFIGS[architecture].model_validate(read_yaml(runs[0] / "config.yaml"))
     except ValidationError as error:
         raise UserError(f"{runs[0]} is no {architecture} run of this version ({first_line(error)}).") from None
-    accelerator, precision = training.start(config)
+    accelerator, precision = start(config)
     memo = open_memo(config)
     base = find_base(config, model)
     data = read_data(config, memo, None, accelerator)

@@ -88,7 +88,7 @@ from accelerate import Accelerator
 from PIL import Image
 
 import sushi_research
-from sushi_research import performance, randomness, training
+from sushi_research import performance, randomness
 from sushi_research.benchmark_pairs import PAIRS, Bench, Step, make_unet
 from sushi_research.caches.caches import fill_caches, open_caches, open_memo
 from sushi_research.config import SD15Training, SDXLTraining, TrainingConfig
@@ -100,11 +100,12 @@ from sushi_research.fingerprints import FileMemo, folder_hash
 from sushi_research.models import sd15, sdxl
 from sushi_research.models.loading import find_base
 from sushi_research.planning import op_counts
-from sushi_research.precision import resolve_precision
 from sushi_research.progress import progress
 from sushi_research.runs import provenance
-from sushi_research.sampler import Sampler
 from sushi_research.tiny import save_tiny_base
+from sushi_research.training import run
+from sushi_research.training.precision import resolve_precision
+from sushi_research.training.sampler import Sampler
 
 ROOT = Path(sushi_research.__file__).parents[1]
 MODELS: dict[str, tuple[ModuleType, type[TrainingConfig]]] = {
@@ -124,7 +125,7 @@ def main(arguments: argparse.Namespace) -> int:
         for file in map(Path, arguments.table):
             print(performance.table_row(json.loads(file.read_text()), file.name))
         return 0
-    training.quiet_libraries()
+    run.quiet_libraries()
     if arguments.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda, but torch finds no CUDA device: leave it out, or install torch for CUDA.")
     for architecture in arguments.model:

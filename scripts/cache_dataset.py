@@ -33,10 +33,10 @@ if __name__ == "__main__":
 
 import importlib
 
-from sushi_research import training
 from sushi_research.caches.caches import fill_caches, open_caches, open_memo
 from sushi_research.data.training_data import captions_of, prompts_of, read_data
 from sushi_research.models.loading import find_base
+from sushi_research.training import run
 
 
 def main(config: TrainingConfig) -> int:
@@ -44,7 +44,7 @@ def main(config: TrainingConfig) -> int:
     model = importlib.import_module(
         "sushi_research.models." + next(name for name, kind in CONFIGS.items() if isinstance(config, kind))
     )
-    accelerator, _ = training.start(config)
+    accelerator, _ = run.start(config)
     memo = open_memo(config)
     base = find_base(config, model)
     data = read_data(config, memo, None, accelerator)

@@ -41,15 +41,15 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from sushi_research import assessment, identity_facts, training
 from sushi_research.adapters.loading import adapts_text, load_adapters, load_pipeline
 from sushi_research.caches.caches import Caches, fill_caches, open_caches, open_memo
 from sushi_research.data.training_data import Data, captions_of, prompts_of, read_data
 from sushi_research.evaluation import adapter_files, validation_set
 from sushi_research.models import loading
 from sushi_research.models.loading import find_base
-from sushi_research.precision import COMPUTE_DTYPES
 from sushi_research.sampling import sample_grids
+from sushi_research.training import evaluating, identity_facts, run
+from sushi_research.training.precision import COMPUTE_DTYPES
 
 
 def main(config: Judged) -> int:
@@ -57,7 +57,7 @@ def main(config: Judged) -> int:
     model = importlib.import_module(
         "sushi_research.models." + next(name for name, kind in CONFIGS.items() if isinstance(config, kind))
     )
-    accelerator, precision = training.start(config)
+    accelerator, precision = run.start(config)
     names = adapter_files.folder_names(config.adapters, config.strengths)
     memo = open_memo(config)
     base = find_base(config, model)
@@ -75,9 +75,9 @@ def main(config: Judged) -> int:
     text = model.load_text(base, accelerator.device)
     pipeline = load_pipeline(base, model, text, COMPUTE_DTYPES[precision], accelerator.device)
     unet = pipeline.unet
-    measure = assessment.open_drift(config, base, base_hash, model, data, caches, unet, precision, accelerator)
+    measure = evaluating.open_drift(config, base, base_hash, model, data, caches, unet, precision, accelerator)
 
-    share = assessment.sharing(accelerator)
+    share = evaluating.sharing(accelerator)
     base_loss = validation_set.losses(pack, model, unet, caches, base.prediction, **share)
     if measure:
         measure.remember_base(unet)

@@ -31,22 +31,24 @@ import time
 import torch
 from accelerate import Accelerator
 
-from sushi_research import assessment, beginning, diffusion, optim, randomness, training
+from sushi_research import diffusion, randomness
 from sushi_research.adapters import lora
 from sushi_research.caches.caches import fill_caches, open_caches, open_memo
 from sushi_research.data.training_data import captions_of, prompts_of, read_data
-from sushi_research.loader import Batch, Loader
 from sushi_research.models import loading
 from sushi_research.models.loading import find_base
-from sushi_research.plan import make_plan
-from sushi_research.precision import COMPUTE_DTYPES, Masters, make_scaler
 from sushi_research.progress import Phases, progress
 from sushi_research.runs import tracking
 from sushi_research.runs.run_folder import RunFolder
-from sushi_research.sampler import Sampler
 from sushi_research.sampling import sample_grids
-from sushi_research.stopping import StopRequest
-from sushi_research.tally import Tally
+from sushi_research.training import evaluating, optim, resume
+from sushi_research.training import run as training
+from sushi_research.training.loader import Batch, Loader
+from sushi_research.training.plan import make_plan
+from sushi_research.training.precision import COMPUTE_DTYPES, Masters, make_scaler
+from sushi_research.training.sampler import Sampler
+from sushi_research.training.step_metrics import Tally
+from sushi_research.training.stopping import StopRequest
 
 # --- end shared ---
 from sushi_research.models import sd15 as model  # isort: skip
@@ -116,7 +118,7 @@ def train(config: SD15Training, accelerator: Accelerator, precision: str, run: R
     # --- end shared ---
 
     # --- shared: begin or continue, fill the caches ---
-    start = beginning.begin(config, run, base, model, data, caches, plan, memo, precision, accelerator)
+    start = resume.begin(config, run, base, model, data, caches, plan, memo, precision, accelerator)
     if start.nothing_to_do:
         return 0
     phases.enter("caching")
@@ -171,10 +173,10 @@ def train(config: SD15Training, accelerator: Accelerator, precision: str, run: R
     metrics = training.open_trackers(config, run, start, accelerator)
     abar = diffusion.alphas_cumprod(zero_terminal_snr=base.prediction.zero_terminal_snr).to(device)
     step, stopping = start.step, False
-    judge = assessment.prepare(config, run, start, base, model, data, caches, unet, precision, accelerator)
+    judge = evaluating.prepare(config, run, start, base, model, data, caches, unet, precision, accelerator)
     if judge:
         phases.enter("evaluating")
-        assessment.assess(judge, unet, step, plan["steps"], metrics, accelerator)
+        evaluating.assess(judge, unet, step, plan["steps"], metrics, accelerator)
     phases.enter("drawing")
     if step == 0 or (config.sample.every and step % config.sample.every == 0):
         sample_grids.draw(config, run, base, model, caches, prompts, unet, step, accelerator)
@@ -214,7 +216,7 @@ def train(config: SD15Training, accelerator: Accelerator, precision: str, run: R
                 training.save(config, run, start, step, masters, optimizer, scaler, plan, accelerator)
             if judge and (last or not stopping):
                 phases.enter("evaluating")
-                assessment.assess(judge, unet, step, plan["steps"], metrics, accelerator)
+                evaluating.assess(judge, unet, step, plan["steps"], metrics, accelerator)
             if not last and not stopping and config.sample.every and step % config.sample.every == 0:
                 phases.enter("drawing")
                 sample_grids.draw(config, run, base, model, caches, prompts, unet, step, accelerator)

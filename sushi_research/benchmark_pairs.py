@@ -14,16 +14,17 @@ from typing import Any
 
 import torch
 
-from sushi_research import conditioning, diffusion, optim
+from sushi_research import conditioning, diffusion
 from sushi_research.adapters.lora import adapter_parameters, attach
 from sushi_research.caches.caches import Caches
 from sushi_research.config import TrainingConfig
 from sushi_research.data import images
 from sushi_research.data.samples import Item
-from sushi_research.loader import Batch, Loader
 from sushi_research.models import loading
-from sushi_research.precision import COMPUTE_DTYPES, Masters, make_scaler
-from sushi_research.sampler import Draw, Sampler
+from sushi_research.training import optim
+from sushi_research.training.loader import Batch, Loader
+from sushi_research.training.precision import COMPUTE_DTYPES, Masters, make_scaler
+from sushi_research.training.sampler import Draw, Sampler
 
 # A step takes its index, which decides its samples, and returns its loss (a tensor on the device).
 Step = Callable[[int], torch.Tensor]

@@ -24,9 +24,10 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline, StableDiffusionXLP
 from peft import LoraConfig  # noqa: F401
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer  # noqa: F401
 
-from sushi_research import assessment, beginning, training  # noqa: F401
 from sushi_research.config import SD15Training, SDXLTraining
 from sushi_research.config.command_line import run_main
+from sushi_research.training import evaluating, resume
+from sushi_research.training import run as training  # noqa: F401
 
 CLASSES = {"sd15": SD15Training, "sdxl": SDXLTraining}
 

@@ -135,7 +135,7 @@ def _tokenizer(folder: Path, pad: str) -> Any:
 
 def main(arguments: list[str]) -> None:
     """`python -m sushi_research.tiny ARCHITECTURE FOLDER`: makes a base there unless it is there already."""
-    from sushi_research.training import quiet_libraries
+    from sushi_research.training.run import quiet_libraries
 
     architecture, folder = arguments
     quiet_libraries()

@@ -20,12 +20,12 @@ from real_configs import NARROW_UNETS
 from sushi_research import performance
 from sushi_research.adapters.lora import resolve_targets
 from sushi_research.benchmark_pairs import PAIRS, Bench, as_peft, encode_batch, make_loader, make_unet, with_masters
-from sushi_research.loader import Batch
 from sushi_research.models import loading
 from sushi_research.models.diffusers_folder import FolderPart
 from sushi_research.models.prediction import Prediction
 from sushi_research.planning import op_counts
 from sushi_research.planning.op_counts import Counts
+from sushi_research.training.loader import Batch
 
 ROOT = Path(__file__).parents[1]
 MAX_LINES = 420

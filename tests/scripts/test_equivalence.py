@@ -21,8 +21,8 @@ import pytest
 from script_runs import RATE, ROOT, TOLERANCE, Trainer, assert_equal, largest_difference
 
 from sushi_research.config.command_line import config_to_yaml
-from sushi_research.loader import Batch, Loader
 from sushi_research.runs.checkpoint import read_checkpoint
+from sushi_research.training.loader import Batch, Loader
 
 
 @pytest.fixture

@@ -10,9 +10,9 @@ import yaml
 from script_runs import CONFIGS, ROOT
 from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 
-from sushi_research import training
 from sushi_research.config.command_line import load_config
 from sushi_research.runs.run_folder import open_run, sweep_run_id
+from sushi_research.training.run import tracking
 
 SWEEPS = sorted((ROOT / "configs/sweeps").glob("*.yaml"))
 
@@ -74,7 +74,7 @@ def test_under_an_agent_the_run_has_the_agents_id(monkeypatch, tmp_path: Path):
 def test_a_training_under_an_agent_tells_wandb_the_agents_id(trainer, monkeypatch):
     """A run that another agent's run continues goes on under that one's id: W&B takes no other under a sweep."""
     given = []
-    monkeypatch.setattr(training.tracking, "start_trackers", lambda *_, **options: given.append(options["run_id"]))
+    monkeypatch.setattr(tracking, "start_trackers", lambda *_, **options: given.append(options["run_id"]))
     monkeypatch.setenv("WANDB_SWEEP_ID", "s1")
     for agent, steps in (("first", 1), ("second", 2)):
         monkeypatch.setenv("WANDB_RUN_ID", agent)

@@ -24,10 +24,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from script_runs import ROOT, Trainer
 
-from sushi_research import training
 from sushi_research.config import SDXLTraining
 from sushi_research.config.command_line import config_to_yaml, run_main
 from sushi_research.errors import UserError
+from sushi_research.training import run as training
 
 ONE = pytest.mark.parametrize("architecture", ["sd15"])  # where the scripts share every word
 # A run that is as short as can be: most of its time goes into making the adapter's modules.

@@ -8,10 +8,10 @@ from diffusers import UNet2DConditionModel
 from real_configs import NARROW_UNETS
 from torch import nn
 
-from sushi_research import optim
 from sushi_research.adapters import lora
 from sushi_research.errors import UserError
-from sushi_research.precision import COMPUTE_DTYPES, Masters, dtype_policy, make_scaler, resolve_precision
+from sushi_research.training import optim
+from sushi_research.training.precision import COMPUTE_DTYPES, Masters, dtype_policy, make_scaler, resolve_precision
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 

@@ -28,12 +28,12 @@ from sushi_research.evaluation import drift, validation_set
 from sushi_research.evaluation.drift import Drift
 from sushi_research.evaluation.results import Measured, Results
 from sushi_research.models import loading
-from sushi_research.precision import COMPUTE_DTYPES
 from sushi_research.runs import tracking
 from sushi_research.runs.run_folder import RunFolder
+from sushi_research.training.precision import COMPUTE_DTYPES
 
 if TYPE_CHECKING:
-    from sushi_research.beginning import Start
+    from sushi_research.training.resume import Start
 
 
 @dataclass

@@ -10,7 +10,7 @@ from diffusers.optimization import SchedulerType, get_scheduler
 from torch import nn
 
 from sushi_research.errors import UserError
-from sushi_research.optim import SCHEDULES, build_optimizer, make_schedule, set_learning_rate
+from sushi_research.training.optim import SCHEDULES, build_optimizer, make_schedule, set_learning_rate
 
 
 def parameters():

@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 
 from sushi_research.errors import UserError
-from sushi_research.precision import Masters
+from sushi_research.training.precision import Masters
 
 _WHAT_TO_DO = (
     "the last checkpoint is whole; look at the files, or begin under another --run.name with a lower optimizer.lr, or with "

@@ -6,7 +6,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from sushi_research import plan
 from sushi_research.caches import encoding
 from sushi_research.caches.caches import Caches
 from sushi_research.caches.store import Store
@@ -16,7 +15,8 @@ from sushi_research.data.samples import Problem, Sample, Scan, make_items
 from sushi_research.data.training_data import Data
 from sushi_research.errors import UserError
 from sushi_research.models import loading, sd15, sdxl
-from sushi_research.sampler import Sampler
+from sushi_research.training import plan
+from sushi_research.training.sampler import Sampler
 
 ONE = pytest.mark.parametrize("architecture", ["sd15"])
 MODELS = {"sd15": (sd15, SD15Training), "sdxl": (sdxl, SDXLTraining)}

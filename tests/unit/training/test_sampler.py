@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sushi_research.sampler import Sampler
+from sushi_research.training.sampler import Sampler
 
 buckets_strategy = st.lists(st.sampled_from("abcdefg"), min_size=1, max_size=40).map(tuple)
 

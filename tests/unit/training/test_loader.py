@@ -12,8 +12,8 @@ from sushi_research.caches.caches import Caches
 from sushi_research.caches.store import Store
 from sushi_research.data.buckets import BucketRule
 from sushi_research.data.samples import Sample, make_items
-from sushi_research.loader import Loader, is_flipped
-from sushi_research.sampler import Sampler
+from sushi_research.training.loader import Loader, is_flipped
+from sushi_research.training.sampler import Sampler
 
 CPU = torch.device("cpu")
 SEED = 5

@@ -24,13 +24,13 @@ from sushi_research.evaluation.results import Results
 from sushi_research.evaluation.validation_set import Pack
 from sushi_research.files import write_atomic, write_json
 from sushi_research.fingerprints import FileMemo
-from sushi_research.identity_facts import hashes_of, make_pack, provenance_of
 from sushi_research.models import loading
 from sushi_research.models.prediction import Prediction
 from sushi_research.runs import identity, provenance, run_folder, tracking
 from sushi_research.runs.checkpoint import Checkpoint, latest_checkpoint, read_checkpoint
 from sushi_research.runs.run_folder import RunFolder
 from sushi_research.sampling import sample_grids
+from sushi_research.training.identity_facts import hashes_of, make_pack, provenance_of
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from sushi_research import tally as tally_module
 from sushi_research.errors import UserError
-from sushi_research.precision import Masters
-from sushi_research.tally import Tally
+from sushi_research.training import step_metrics as tally_module
+from sushi_research.training.precision import Masters
+from sushi_research.training.step_metrics import Tally
 
 PLAN = {"samples_per_step": 4, "items_per_epoch": 10, "dtypes": {"activations": "float32"}}
 ALONE = SimpleNamespace(num_processes=1, process_index=0)

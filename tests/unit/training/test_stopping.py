@@ -9,7 +9,7 @@ import threading
 
 import pytest
 
-from sushi_research.stopping import StopRequest
+from sushi_research.training.stopping import StopRequest
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="POSIX signals and parents")
 LAUNCHED = {"ACCELERATE_DYNAMO_MODE": "default"}

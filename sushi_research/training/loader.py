@@ -14,7 +14,7 @@ from sushi_research import conditioning, randomness
 from sushi_research.caches import encoding
 from sushi_research.caches.caches import Caches
 from sushi_research.data.samples import Item
-from sushi_research.sampler import Draw, Sampler
+from sushi_research.training.sampler import Draw, Sampler
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from sushi_research import conditioning, optim
+from sushi_research import conditioning
 from sushi_research.adapters import lora
 from sushi_research.caches.caches import Caches
 from sushi_research.config import TrainingConfig
@@ -21,10 +21,11 @@ from sushi_research.errors import UserError
 from sushi_research.models import loading
 from sushi_research.models.components import build_empty
 from sushi_research.models.prediction import Prediction
-from sushi_research.precision import dtype_policy
 from sushi_research.reports.statistics import MIN_IMAGES
 from sushi_research.runs import tracking
-from sushi_research.sampler import Sampler
+from sushi_research.training import optim
+from sushi_research.training.precision import dtype_policy
+from sushi_research.training.sampler import Sampler
 
 
 def steps_of(steps: int | None, epochs: int | None, items: int, samples_per_step: int) -> int:

@@ -22,19 +22,19 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 
 from sushi_research.adapters import kohya_format, lora
-from sushi_research.beginning import Start, agree
 from sushi_research.caches.store import entry_key
 from sushi_research.config import TrainingConfig
 from sushi_research.config.command_line import config_to_dict
 from sushi_research.errors import UserError
 from sushi_research.files import write_json
 from sushi_research.models import loading
-from sushi_research.precision import Masters, resolve_precision
 from sushi_research.progress import Phases
 from sushi_research.runs import identity, provenance, run_folder, tracking
 from sushi_research.runs.checkpoint import save_checkpoint
 from sushi_research.runs.run_folder import RunFolder
 from sushi_research.sampling import plots
+from sushi_research.training.precision import Masters, resolve_precision
+from sushi_research.training.resume import Start, agree
 
 
 def start(config: TrainingConfig) -> tuple[Accelerator, str]:
