@@ -55,10 +55,10 @@ if __name__ == "__main__":
 
 from pathlib import Path
 
-from sushi_research import comparison_page, comparison_plots, wandb_runs
-from sushi_research.comparison import Comparison, compare
 from sushi_research.config.command_line import run_main
 from sushi_research.errors import UserError
+from sushi_research.experiments import page_content, plots, wandb_runs
+from sushi_research.experiments.comparison import Comparison, compare
 from sushi_research.files import disk_error, write_atomic, write_json
 from sushi_research.progress import progress
 from sushi_research.reports import page
@@ -95,10 +95,10 @@ def main(arguments: argparse.Namespace) -> int:
     drawn = draw(comparison, output)
     for problem in comparison.problems[known:]:
         print(f"warning: {problem}", file=sys.stderr)
-    blocks = comparison_page.blocks(comparison, title, drawn)
+    blocks = page_content.blocks(comparison, title, drawn)
     write_atomic(output / "comparison.md", page.to_markdown(blocks).encode())
     write_atomic(output / "comparison.html", page.to_html(blocks).encode())
-    write_json(output / "comparison.json", comparison_page.numbers(comparison))
+    write_json(output / "comparison.json", page_content.numbers(comparison))
     say(comparison, output)
     if note := wandb_runs.log_page(arguments, comparison, title, output):
         print(note)
@@ -123,11 +123,11 @@ def draw(comparison: Comparison, output: Path) -> dict[str, Path]:
     for path in paths.values():
         path.unlink(missing_ok=True)
     there = {
-        "curves": comparison_plots.curves(comparison, paths["curves"]),
-        "differences": comparison_plots.differences(comparison.samples, paths["differences"], "at equal samples seen"),
-        "matrix": len(comparison.variants) > 3 and comparison_plots.matrix(comparison, paths["matrix"]),
-        "bands": comparison_plots.bands(comparison, paths["bands"]),
-        "samples": comparison_plots.samples(comparison, paths["samples"]),
+        "curves": plots.curves(comparison, paths["curves"]),
+        "differences": plots.differences(comparison.samples, paths["differences"], "at equal samples seen"),
+        "matrix": len(comparison.variants) > 3 and plots.matrix(comparison, paths["matrix"]),
+        "bands": plots.bands(comparison, paths["bands"]),
+        "samples": plots.samples(comparison, paths["samples"]),
     }
     return {name: path for name, path in paths.items() if there[name]}
 
@@ -136,7 +136,7 @@ def say(comparison: Comparison, output: Path) -> None:
     """The verdicts and the paths, for the terminal."""
     told = [pair for pair in comparison.samples if pair.outcome is not None]
     for pair in told[:10]:
-        print(comparison_page.sentence(pair))
+        print(page_content.sentence(pair))
     if len(told) > 10:
         print(f"... and {len(told) - 10} more pairs, on the page")
     if not told:

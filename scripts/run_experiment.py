@@ -10,7 +10,7 @@ key on the command line changes the experiment: `--seeds '[0, 1]'`.
 from __future__ import annotations
 
 from sushi_research.config.command_line import read_command_line, run_main
-from sushi_research.experiment import Experiment
+from sushi_research.experiments.experiment import Experiment
 
 INTRO = """\
 This trains variants of a run with several seeds, and compares them. To begin:
@@ -35,7 +35,7 @@ from pathlib import Path
 import psutil
 
 from sushi_research.errors import UserError
-from sushi_research.experiment import Planned, describe, plan, state_of
+from sushi_research.experiments.experiment import Planned, describe, plan, state_of
 
 ROOT = Path(__file__).resolve().parents[1]
 

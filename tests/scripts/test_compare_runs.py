@@ -12,9 +12,9 @@ import pytest
 from fake_runs import fake_run
 from script_runs import ROOT
 
-from sushi_research import wandb_runs
 from sushi_research.config.command_line import run_main
 from sushi_research.errors import UserError
+from sushi_research.experiments import wandb_runs
 from sushi_research.reports import statistics
 
 spec = importlib.util.spec_from_file_location("compare_script", ROOT / "scripts/compare_runs.py")
@@ -271,7 +271,7 @@ def test_the_page_is_logged_offline(tmp_path):
         time.sleep(0.1)
     assert record.stat().st_size > 1000
     assert {path.name for path in offline.rglob("media/*/*")} or list(offline.rglob("*.table.json"))
-    from sushi_research.comparison import compare as compare_runs
+    from sushi_research.experiments.comparison import compare as compare_runs
     from sushi_research.reports.run_record import read_record
 
     tables = wandb_runs.tables(compare_runs([read_record(run) for run in runs]))

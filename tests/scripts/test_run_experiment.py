@@ -17,7 +17,7 @@ from script_runs import ROOT, assert_equal
 from test_evaluating import draw
 
 from sushi_research.config.command_line import load_config
-from sushi_research.experiment import Experiment, plan
+from sushi_research.experiments.experiment import Experiment, plan
 
 spec = importlib.util.spec_from_file_location("experiment_script", ROOT / "scripts/run_experiment.py")
 SCRIPT = importlib.util.module_from_spec(spec)

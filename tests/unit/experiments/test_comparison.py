@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from fake_runs import DRAWS, IMAGES, FakePack, fake_run
 
-from sushi_research.comparison import compare, removed_by_seeds, variants_of
 from sushi_research.errors import UserError
+from sushi_research.experiments.comparison import compare, removed_by_seeds, variants_of
 from sushi_research.reports import statistics
 from sushi_research.reports.run_record import read_record
 
@@ -185,7 +185,7 @@ def test_the_drift_is_a_family_of_its_own(tmp_path):
 
 
 def test_too_many_pairs_are_told_and_not_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("sushi_research.comparison.MAX_PAIRS", 2)
+    monkeypatch.setattr("sushi_research.experiments.comparison.MAX_PAIRS", 2)
     runs = records(*(fake_run(tmp_path / f"r{rank}", rank=rank, noise_seed=rank) for rank in range(3)))
     notes = {pair.note for pair in compare(runs).samples}
     assert notes == {"3 pairs are too many to tell any apart: name one with --reference"}

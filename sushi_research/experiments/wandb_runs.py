@@ -17,7 +17,7 @@ from sushi_research.runs.tracking import resolve_trackers
 if TYPE_CHECKING:
     import argparse
 
-    from sushi_research.comparison import Comparison
+    from sushi_research.experiments.comparison import Comparison
 
 RECORD = "record"
 

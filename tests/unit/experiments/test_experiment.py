@@ -6,7 +6,7 @@ import pytest
 
 from sushi_research.config.command_line import config_to_dict, load_config
 from sushi_research.errors import UserError
-from sushi_research.experiment import Experiment, plan, state_of
+from sushi_research.experiments.experiment import Experiment, plan, state_of
 from sushi_research.runs import identity
 
 INTRO = "1\n2\n3\n4\n5"

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from sushi_research.comparison import Comparison
+from sushi_research.experiments.comparison import Comparison
 from sushi_research.reports.page import Block
 from sushi_research.reports.statistics import clustered_mean
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from sushi_research.comparison import Comparison, Pair, Variant
+from sushi_research.experiments.comparison import Comparison, Pair, Variant
 from sushi_research.reports.run_record import Curve, RunRecord
 from sushi_research.reports.statistics import clustered_mean, interpolate, t_quantile
 from sushi_research.sampling import plots

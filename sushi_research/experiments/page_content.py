@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from sushi_research import comparison_tables
-from sushi_research.comparison import Comparison, Pair, Variant, removed_by_seeds
+from sushi_research.experiments import tables
+from sushi_research.experiments.comparison import Comparison, Pair, Variant, removed_by_seeds
 from sushi_research.reports.page import Block
 from sushi_research.reports.statistics import Difference, clustered_mean
 
@@ -26,14 +26,14 @@ def blocks(comparison: Comparison, title: str, drawn: dict[str, Path]) -> list[B
     page += _picture(drawn, "curves", "Held-out loss", _CURVES)
     page += _picture(drawn, "differences", "Differences at equal samples seen", _DIFFERENCES)
     page += _picture(drawn, "matrix", "All pairs", "")
-    page += [Block("heading", "What differs"), *comparison_tables.settings(comparison)]
+    page += [Block("heading", "What differs"), *tables.settings(comparison)]
     page += _family(comparison.samples, "At equal samples seen", "samples")
     page += _family(comparison.seconds, "At equal training time", "seconds")
     page += _picture(drawn, "bands", "By timestep, at the last evaluation", _BANDS)
     page += _drift(comparison)
     page += _noise(comparison)
-    page += [Block("heading", "Speed and memory"), Block("table", rows=comparison_tables.speed(comparison))]
-    page += [*comparison_tables.phases(comparison), Block("text", _SPEED)]
+    page += [Block("heading", "Speed and memory"), Block("table", rows=tables.speed(comparison))]
+    page += [*tables.phases(comparison), Block("text", _SPEED)]
     if "samples" in drawn:
         page += _picture(
             drawn, "samples", "The same prompts and seeds", "The first run of each variant, as last drawn."
@@ -43,7 +43,7 @@ def blocks(comparison: Comparison, title: str, drawn: dict[str, Path]) -> list[B
             Block("heading", "Pictures"),
             Block("text", "No two of these have pictures of the same prompts and seeds."),
         ]
-    page += [Block("heading", "Runs"), Block("table", rows=comparison_tables.runs(comparison)), Block("text", _METHOD)]
+    page += [Block("heading", "Runs"), Block("table", rows=tables.runs(comparison)), Block("text", _METHOD)]
     return page
 
 
