@@ -102,10 +102,10 @@ from sushi_research.models.loading import find_base
 from sushi_research.planning import op_counts
 from sushi_research.progress import progress
 from sushi_research.runs import provenance
-from sushi_research.tiny import save_tiny_base
 from sushi_research.training import run
 from sushi_research.training.precision import resolve_precision
 from sushi_research.training.sampler import Sampler
+from testing.tiny_base import save_tiny_base
 
 ROOT = Path(sushi_research.__file__).parents[1]
 MODELS: dict[str, tuple[ModuleType, type[TrainingConfig]]] = {

@@ -65,11 +65,11 @@ from pathlib import Path
 
 from sushi_research import randomness
 from sushi_research.config.command_line import run_main
-from sushi_research.drill_faults import FAULTS, Reference, Trial
-from sushi_research.drill_stage import SETUPS, STEPS, Setup, Stage
 from sushi_research.errors import UserError
 from sushi_research.progress import progress
 from sushi_research.runs import provenance
+from testing.faults import FAULTS, Reference, Trial
+from testing.launches import SETUPS, STEPS, Setup, Stage
 
 assert list(FAULTS) == list(KINDS)
 

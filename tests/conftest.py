@@ -25,7 +25,7 @@ ARCHITECTURES = ("sd15", "sdxl")
 @pytest.fixture(scope="session")
 def bases(tmp_path_factory) -> dict[str, Path]:
     """Tiny bases in diffusers format, by architecture. Tests must not write into them; `copy_base` is for that."""
-    from sushi_research.tiny import save_tiny_base
+    from testing.tiny_base import save_tiny_base
 
     folder = tmp_path_factory.mktemp("bases")
     return {name: save_tiny_base(folder / name, name) for name in ARCHITECTURES}

@@ -1,6 +1,6 @@
 """Narrow bases with the structure and the ratios of the published models, and single files in Stability's original layout.
 
-The tiny bases of `sushi_research.tiny` choose heads and groups freely. These obey what holds for every published model and
+The tiny bases of `testing.tiny_base` choose heads and groups freely. These obey what holds for every published model and
 is written in no tensor: 32 groups, 8 heads per attention in SD1.5's UNet, 64 channels per head everywhere else. So a reader
 of a single file can rebuild them from the tensors' shapes.
 """
@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sushi_research.models.original_names import Place, clip_name, open_clip_place, unet_name, vae_name
-from sushi_research.tiny import save_tiny_base
+from testing.tiny_base import save_tiny_base
 
 POSITIONS, VOCABULARY = 77, 514
 # Where the components lie in the file; the UNet's prefix is an argument.

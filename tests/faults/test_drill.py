@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from sushi_research import drill_faults
-from sushi_research.drill_stage import Setup
+from testing import faults
+from testing.launches import Setup
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.slow
@@ -51,9 +51,9 @@ def test_a_run_that_differs_is_told(tmp_path, monkeypatch, capsys):
 
     def another_run(trial, stage, reference, place, rng):
         trial.setup = AnotherSeed(*dataclasses.astuple(trial.setup))
-        drill_faults.finish(trial, stage, reference, place)
+        faults.finish(trial, stage, reference, place)
 
-    monkeypatch.setitem(drill_faults.FAULTS, "killed", another_run)
+    monkeypatch.setitem(faults.FAULTS, "killed", another_run)
     words = ["--trials", "1", "--kind", "killed", "--setup", "sd15-1-plain", "--keep", str(tmp_path / "kept")]
     assert script.main(script.parse(words)) == 1
     told = capsys.readouterr()

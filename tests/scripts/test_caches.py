@@ -25,7 +25,7 @@ from sushi_research.caches import encoding
 from sushi_research.config.command_line import config_to_yaml
 from sushi_research.runs import tracking
 from sushi_research.sampling import plots
-from sushi_research.tiny import save_tiny_base
+from testing.tiny_base import save_tiny_base
 
 ONE = pytest.mark.parametrize("architecture", ["sd15"])
 

@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from sushi_research import drill_process, randomness
-from sushi_research.drill_process import Order
-from sushi_research.tiny import save_tiny_base
+from sushi_research import randomness
+from testing import process as drill_process
+from testing.process import Order
+from testing.tiny_base import save_tiny_base
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS = 6
@@ -124,7 +125,7 @@ class Stage:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["sushi_research.drill_process"])
+        self._context.set_forkserver_preload(["testing.process"])
         for name, count, seed in (("photos", 7, 0), ("held", 4, 1)):
             _draw(folder / name, count, seed)
         for architecture in ("sd15", "sdxl"):

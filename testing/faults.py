@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from sushi_research.drill_stage import STEPS, Launch, Setup, Stage, last_step, mount_tmpfs, unmount
-from sushi_research.run_equality import differences
+from testing.launches import STEPS, Launch, Setup, Stage, last_step, mount_tmpfs, unmount
+from testing.run_equality import differences
 
 
 @dataclass

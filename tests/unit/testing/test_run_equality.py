@@ -9,8 +9,8 @@ from fake_runs import FakePack, base_loss, fake_run
 from safetensors.torch import save_file
 
 from sushi_research.evaluation.results import Results
-from sushi_research.run_equality import differences
 from sushi_research.runs.checkpoint import save_checkpoint
+from testing.run_equality import differences
 
 FACTS = {"samples_seen": 0, "epoch": 0, "world": 1, "identity": {}}
 

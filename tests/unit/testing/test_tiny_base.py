@@ -6,7 +6,7 @@ import torch
 
 from sushi_research import conditioning
 from sushi_research.models import loading
-from sushi_research.tiny import main, save_tiny_base
+from testing.tiny_base import main, save_tiny_base
 
 
 def content(folder):
