@@ -5,7 +5,7 @@
     python scripts/benchmark.py --profile full --base FOLDER --model sdxl --device cuda
     python scripts/benchmark.py --table benchmarks/results/*.json     # results as the rows of docs/performance.md
 
-The pairs are in sushi_research/benchmark_pairs.py, the protocol is in docs/performance.md.
+The pairs are in benchmarking/variants.py, the protocol is in docs/performance.md.
 """
 
 from __future__ import annotations
@@ -88,8 +88,9 @@ from accelerate import Accelerator
 from PIL import Image
 
 import sushi_research
-from sushi_research import performance, randomness
-from sushi_research.benchmark_pairs import PAIRS, Bench, Step, make_unet
+from benchmarking import paired_timing
+from benchmarking.variants import PAIRS, Bench, Step, make_unet
+from sushi_research import randomness
 from sushi_research.caches.caches import fill_caches, open_caches, open_memo
 from sushi_research.config import SD15Training, SDXLTraining, TrainingConfig
 from sushi_research.config.command_line import run_main
@@ -121,9 +122,9 @@ assert list(PAIRS) == list(QUESTIONS)
 def main(arguments: argparse.Namespace) -> int:
     """Runs the pairs for each architecture, prints what they found, and writes one file per result."""
     if arguments.table:
-        print(performance.TABLE_HEAD)
+        print(paired_timing.TABLE_HEAD)
         for file in map(Path, arguments.table):
-            print(performance.table_row(json.loads(file.read_text()), file.name))
+            print(paired_timing.table_row(json.loads(file.read_text()), file.name))
         return 0
     run.quiet_libraries()
     if arguments.device == "cuda" and not torch.cuda.is_available():
@@ -134,7 +135,7 @@ def main(arguments: argparse.Namespace) -> int:
             for name in arguments.pair:
                 result = run_pair(arguments, bench, name)
                 path = write_result(Path(arguments.results), result)
-                print(f"{performance.sentence(result)}\n  written to {path}", flush=True)
+                print(f"{paired_timing.sentence(result)}\n  written to {path}", flush=True)
     return 0
 
 
@@ -213,11 +214,11 @@ def run_pair(arguments: argparse.Namespace, bench: Bench, name: str) -> dict[str
     if not np.isfinite([losses["a"], losses["b"]]).all():
         raise UserError(f"the pair {name} gives a loss that is not finite: there is no point in timing it.")
     index, a, b = PARITY_STEPS, steps["a"], steps["b"]
-    calls = performance.calls_per_block(a, b, arguments.block_seconds, first=index, synchronize=synchronize)
+    calls = paired_timing.calls_per_block(a, b, arguments.block_seconds, first=index, synchronize=synchronize)
     index += 2
-    rounds: list[performance.Round] = []
+    rounds: list[paired_timing.Round] = []
     with progress(total=arguments.rounds, description=f"{bench.model.NAME} {name}", unit="round") as bar:
-        for done in performance.alternate(
+        for done in paired_timing.alternate(
             a,
             b,
             rounds=arguments.rounds,
@@ -248,8 +249,8 @@ def run_pair(arguments: argparse.Namespace, bench: Bench, name: str) -> dict[str
         "variants": {"a": pair.a, "b": pair.b},
         "model": bench.model.NAME,
         "profile": arguments.profile,
-        "time": asdict(performance.compare([done.a for done in kept], [done.b for done in kept])),
-        "cpu_time": asdict(performance.compare([done.a_cpu for done in kept], [done.b_cpu for done in kept])),
+        "time": asdict(paired_timing.compare([done.a for done in kept], [done.b for done in kept])),
+        "cpu_time": asdict(paired_timing.compare([done.a_cpu for done in kept], [done.b_cpu for done in kept])),
         "seconds_per_step": {"a": median(done.a for done in kept), "b": median(done.b for done in kept)},
         "discarded": sum(done.status == "busy" for done in rounds),
         "parity": {

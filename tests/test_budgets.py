@@ -17,9 +17,9 @@ import pytest
 import torch
 from real_configs import NARROW_UNETS
 
-from sushi_research import performance
+from benchmarking import paired_timing
+from benchmarking.variants import PAIRS, Bench, as_peft, encode_batch, make_loader, make_unet, with_masters
 from sushi_research.adapters.lora import resolve_targets
-from sushi_research.benchmark_pairs import PAIRS, Bench, as_peft, encode_batch, make_loader, make_unet, with_masters
 from sushi_research.models import loading
 from sushi_research.models.diffusers_folder import FolderPart
 from sushi_research.models.prediction import Prediction
@@ -338,7 +338,7 @@ def test_the_numbers_in_the_docs_are_those_measured():
     assert rows
     for row in rows:
         file = ROOT / "benchmarks/results" / row.split("`")[-2]
-        assert row == performance.table_row(json.loads(file.read_text()), file.name)
+        assert row == paired_timing.table_row(json.loads(file.read_text()), file.name)
 
 
 def test_no_file_is_too_long_to_read():

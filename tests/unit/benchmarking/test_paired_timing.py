@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from sushi_research import performance
-from sushi_research.performance import alternate, bootstrap_interval, calls_per_block, compare, sign_test
+from benchmarking import paired_timing
+from benchmarking.paired_timing import alternate, bootstrap_interval, calls_per_block, compare, sign_test
 
 
 def simulate(rng: np.random.Generator, rounds: int, ratio: float) -> tuple[np.ndarray, np.ndarray]:
@@ -199,12 +199,12 @@ def test_calls_per_block_goes_by_the_faster_variant():
 
 def test_the_kernel_s_count_of_waiting_is_read_in_seconds(tmp_path, monkeypatch):
     file = tmp_path / "cpu"
-    monkeypatch.setattr(performance, "PRESSURE", file)
-    assert performance.cpu_waited() is None
+    monkeypatch.setattr(paired_timing, "PRESSURE", file)
+    assert paired_timing.cpu_waited() is None
     file.write_text(
         "some avg10=1.55 avg60=5.87 avg300=7.40 total=51008594\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=7\n"
     )
-    assert performance.cpu_waited() == 51.008594
+    assert paired_timing.cpu_waited() == 51.008594
 
 
 def result(**changes):
@@ -230,7 +230,7 @@ def result(**changes):
 
 
 def test_the_closing_lines_say_it_in_words():
-    first, by_cpu, *rest = performance.sentence(result()).splitlines()
+    first, by_cpu, *rest = paired_timing.sentence(result()).splitlines()
     assert first == (
         "sdxl: without caches a step takes 1.73 times as long as with them (95 %: 1.69-1.78, 9 rounds; sign test p = 0.0039)"
     )
@@ -238,15 +238,15 @@ def test_the_closing_lines_say_it_in_words():
     assert not any("no difference" in line for line in rest)
     assert any("173.1 ms and 100 ms" in line and "some CPU" in line for line in rest)
     assert not any("GiB" in line for line in rest)
-    busy = performance.sentence(result(discarded=3, memory={"a": 2**31, "b": 2**30}))
+    busy = paired_timing.sentence(result(discarded=3, memory={"a": 2**31, "b": 2**30}))
     assert "9 rounds, 3 more left out because the machine was busy" in busy
     assert "peak memory 2.00 GiB and 1.00 GiB" in busy
     equal = result()["time"] | {"low": 0.98}
-    assert "no difference has been shown" in performance.sentence(result(time=equal))
+    assert "no difference has been shown" in paired_timing.sentence(result(time=equal))
 
 
 def test_a_table_row_has_a_cell_for_every_column():
-    row = performance.table_row(result(), "some.json")
+    row = paired_timing.table_row(result(), "some.json")
     assert row.startswith("| caches | sdxl, tiny | some CPU | 1.731 (1.690-1.784) | 1.700 (1.600-1.800) | 9 |")
     assert row.endswith("| 3,000; 2,000 | 12; 5 | `some.json` |")
-    assert row.count("|") == performance.TABLE_HEAD.splitlines()[0].count("|")
+    assert row.count("|") == paired_timing.TABLE_HEAD.splitlines()[0].count("|")
