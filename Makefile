@@ -48,7 +48,7 @@ experiment: .venv/.installed  ## train variants with several seeds and compare t
 	$(ONE_THREAD) $(BIN)/python scripts/run_experiment.py --config $(EXP)
 
 drill: .venv/.installed  ## kill and harm runs N times, and compare with the uninterrupted ones (N=100)
-	$(ONE_THREAD) $(BIN)/python scripts/fault_drill.py --trials $(N)
+	$(ONE_THREAD) $(BIN)/python -m testing.fault_injection --trials $(N)
 
 test: .venv/.dev  ## every test that needs no GPU (about half an hour on two cores)
 	$(ONE_THREAD) $(BIN)/python -m pytest -q -n 2 --dist loadgroup -m "not gpu"
@@ -56,7 +56,8 @@ test: .venv/.dev  ## every test that needs no GPU (about half an hour on two cor
 test-fast: .venv/.dev  ## the tests of every commit (three to five minutes on two cores)
 	$(ONE_THREAD) $(BIN)/python -m pytest -q -n 2 -m "not gpu and not slow"
 
-lint: .venv/.dev  ## style
+lint: .venv/.dev  ## style, and which package may import which
+	$(BIN)/lint-imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
@@ -65,11 +66,11 @@ format: .venv/.dev  ## rewrite to the style
 	$(BIN)/ruff format .
 
 bench: .venv/.installed  ## compare pairs of variants in turn, on this machine; results in benchmarks/results
-	$(ONE_THREAD) $(BIN)/python scripts/benchmark.py --model $(ARCH)
+	$(ONE_THREAD) $(BIN)/python -m benchmarking --model $(ARCH)
 
 bench-gpu: .venv/.dev  ## the GPU tests, then the same comparison on the GPU
 	$(BIN)/python -m pytest -q -m gpu
-	$(ONE_THREAD) $(BIN)/python scripts/benchmark.py --model $(ARCH) --device cuda
+	$(ONE_THREAD) $(BIN)/python -m benchmarking --model $(ARCH) --device cuda
 
 clean:  ## remove what the demo made; runs and caches of your own stay
 	rm -rf runs/demo_*

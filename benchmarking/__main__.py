@@ -1,9 +1,9 @@
 """Times two variants of a training step against each other, prints what it found and writes it as JSON.
 
-    python scripts/benchmark.py                                       # caches and adapter, on a tiny SDXL base
-    python scripts/benchmark.py --pair caches --model sd15
-    python scripts/benchmark.py --profile full --base FOLDER --model sdxl --device cuda
-    python scripts/benchmark.py --table benchmarks/results/*.json     # results as the rows of docs/performance.md
+    python -m benchmarking                                       # caches and adapter, on a tiny SDXL base
+    python -m benchmarking --pair caches --model sd15
+    python -m benchmarking --profile full --base FOLDER --model sdxl --device cuda
+    python -m benchmarking --table benchmarks/results/*.json     # results as the rows of docs/performance.md
 
 The pairs are in benchmarking/variants.py, the protocol is in docs/performance.md.
 """
@@ -262,7 +262,7 @@ def run_pair(arguments: argparse.Namespace, bench: Bench, name: str) -> dict[str
         "counts": counts,
         "memory": memory or None,
         "config": {
-            "base": bench.config.model.base if arguments.base else "sushi_research.tiny, seed 0",
+            "base": bench.config.model.base if arguments.base else "testing.tiny_base, seed 0",
             "resolution": bench.config.data.resolution,
             "batch_size": bench.config.train.batch_size,
             "precision": bench.precision,

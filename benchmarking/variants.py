@@ -1,7 +1,7 @@
 """What benchmarks compare: pairs of variants of a training step, built on the step of the training scripts.
 
 To add a pair: write a function that builds each variant (it gets the bench and a UNet with its adapter, and returns the
-step), and put the two into PAIRS; scripts/benchmark.py times whatever stands there.
+step), and put the two into PAIRS; benchmarking/__main__.py times whatever stands there.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Kills and harms runs of the real training scripts, starts the same command again, and compares with the uninterrupted run.
 
     make drill N=100
-    python scripts/fault_drill.py --trials 100                   # every kind of fault in every setup, in turn
-    python scripts/fault_drill.py --kind killed --trials 20      # one kind
-    python scripts/fault_drill.py --only 37                      # one trial again, as it was
+    python -m testing.fault_injection --trials 100                   # every kind of fault in every setup, in turn
+    python -m testing.fault_injection --kind killed --trials 20      # one kind
+    python -m testing.fault_injection --only 37                      # one trial again, as it was
 
 Adapter, every logged value, every evaluated loss and the last checkpoint must be equal bit for bit. Ends with a table; exit status
 1 where anything differs. Linux; a full disk and a read-only one are a tmpfs, which only root may mount.

@@ -26,8 +26,8 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 
 from sushi_research.config import SD15Training, SDXLTraining
 from sushi_research.config.command_line import run_main
-from sushi_research.training import evaluating, resume
-from sushi_research.training import run as training  # noqa: F401
+from sushi_research.training import evaluating, resume  # noqa: F401
+from sushi_research.training import run as training_run  # noqa: F401
 
 CLASSES = {"sd15": SD15Training, "sdxl": SDXLTraining}
 

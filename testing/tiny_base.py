@@ -134,7 +134,7 @@ def _tokenizer(folder: Path, pad: str) -> Any:
 
 
 def main(arguments: list[str]) -> None:
-    """`python -m sushi_research.tiny ARCHITECTURE FOLDER`: makes a base there unless it is there already."""
+    """`python -m testing.tiny_base ARCHITECTURE FOLDER`: makes a base there unless it is there already."""
     from sushi_research.training.run import quiet_libraries
 
     architecture, folder = arguments

@@ -33,8 +33,8 @@ MAX_LINES = 420
 
 @functools.cache
 def benchmark():
-    """scripts/benchmark.py as a module."""
-    spec = importlib.util.spec_from_file_location("benchmark", ROOT / "scripts/benchmark.py")
+    """benchmarking/__main__.py as a module."""
+    spec = importlib.util.spec_from_file_location("benchmark", ROOT / "benchmarking/__main__.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -317,13 +317,11 @@ def test_without_options_both_questions_are_asked():
 def test_help_does_not_wait_for_torch():
     code = (
         "import runpy, sys\n"
-        "sys.argv = ['benchmark.py', '--help']\n"
-        "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        "sys.argv = ['benchmarking', '--help']\n"
+        "try: runpy.run_module('benchmarking', run_name='__main__')\n"
         "except SystemExit: print(sorted({'torch', 'diffusers', 'numpy'} & set(sys.modules)))"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT / "scripts", capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert "--block-seconds" in done.stdout and done.stdout.endswith("\n[]\n")
 
 

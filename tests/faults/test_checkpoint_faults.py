@@ -43,7 +43,7 @@ def test_killed_at_any_moment_the_newest_checkpoint_is_whole(tmp_path):
         import os, random, select, signal, sys, time
         from pathlib import Path
         import torch
-        from sushi_research.checkpoint import latest_checkpoint, read_checkpoint, save_checkpoint
+        from sushi_research.runs.checkpoint import latest_checkpoint, read_checkpoint, save_checkpoint
 
         folder, facts = Path(sys.argv[1]), {"identity": {}}
         random.seed(0)
@@ -163,7 +163,7 @@ def test_a_write_that_really_stops_in_the_middle(tmp_path):
         import resource, sys
         from pathlib import Path
         import torch
-        from sushi_research.checkpoint import save_checkpoint
+        from sushi_research.runs.checkpoint import save_checkpoint
         from sushi_research.errors import UserError
 
         folder = Path(sys.argv[1])
@@ -187,8 +187,8 @@ def test_a_storm_of_signals_does_not_disturb_a_save(tmp_path):
         import sys
         from pathlib import Path
         import torch
-        from sushi_research.checkpoint import save_checkpoint
-        from sushi_research.stopping import StopRequest
+        from sushi_research.runs.checkpoint import save_checkpoint
+        from sushi_research.training.stopping import StopRequest
 
         with StopRequest() as stop:
             print("training", flush=True)
@@ -223,7 +223,7 @@ def test_one_run_folder_takes_one_process(tmp_path):
     script = """
         import sys
         from pathlib import Path
-        from sushi_research.run_folder import open_run
+        from sushi_research.runs.run_folder import open_run
 
         run = open_run(Path(sys.argv[1]), "trial")
         print("open", flush=True)

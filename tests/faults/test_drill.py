@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
 
 
 def drill(*words):
-    command = [sys.executable, str(ROOT / "scripts/fault_drill.py"), *words]
+    command = [sys.executable, str(ROOT / "testing/fault_injection.py"), *words]
     return subprocess.run(command, capture_output=True, text=True)
 
 
@@ -45,7 +45,7 @@ class AnotherSeed(Setup):
 
 
 def test_a_run_that_differs_is_told(tmp_path, monkeypatch, capsys):
-    spec = importlib.util.spec_from_file_location("fault_drill", ROOT / "scripts/fault_drill.py")
+    spec = importlib.util.spec_from_file_location("fault_drill", ROOT / "testing/fault_injection.py")
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
 

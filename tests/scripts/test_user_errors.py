@@ -323,7 +323,7 @@ def test_two_processes_on_one_run_folder(trainer, refusal):
     """The other process holds the lock as a training does, for as long as it lives."""
     holder = f"""
 import pathlib
-from sushi_research.run_folder import open_run
+from sushi_research.runs.run_folder import open_run
 with open_run(pathlib.Path({str(trainer.runs)!r}), "refused"):
     input()
 """

@@ -203,7 +203,7 @@ def test_folder_hash_depends_on_names_and_contents_only(tmp_path, memo):
 
 def test_no_module_that_reads_data_imports_torch():
     code = (
-        "import sys; from sushi_research import buckets, dataset, fingerprints, images;"
+        "import sys; from sushi_research import fingerprints; from sushi_research.data import buckets, dataset, images;"
         "print([name for name in ('torch', 'datasets', 'transformers') if name in sys.modules])"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -19,7 +19,7 @@ from sushi_research.config.command_line import config_to_dict, config_to_yaml, l
 from sushi_research.config.yaml12 import read_yaml
 from sushi_research.errors import UserError
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SCRIPT = "scripts/train_sdxl_lora.py"
 INTRO = "Train a LoRA.\nOne.\nTwo.\nThree.\nFour."
 REQUIRED = ["--model.base", "base", "--data.path", "photos", "--train.steps", "10"]
@@ -647,7 +647,7 @@ def test_a_user_error_ends_in_status_2_and_ctrl_c_in_130(capsys: pytest.CaptureF
 def test_nothing_heavy_is_imported(words: list[str]) -> None:
     code = (
         "import sys\n"
-        "from sushi_research.command_line import read_command_line, run_main\n"
+        "from sushi_research.config.command_line import read_command_line, run_main\n"
         "from sushi_research.config import SDXLTraining\n"
         "try:\n"
         f"    run_main(lambda config: None, read_command_line(SDXLTraining, script='s', intro={INTRO!r}, argv={words!r}))\n"

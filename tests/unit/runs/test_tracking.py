@@ -150,7 +150,9 @@ def test_online_that_cannot_be_had_is_refused(machine, mode, login, message):
 @pytest.mark.parametrize("stdin", ["terminal", "closed"])
 def test_nothing_is_asked(tmp_path, stdin):
     """The real W&B without credentials: it asks wherever it sees a terminal, unless it is told not to."""
-    script = "from sushi_research.tracking import resolve_trackers; print(resolve_trackers('auto', False).wandb_mode)"
+    script = (
+        "from sushi_research.runs.tracking import resolve_trackers; print(resolve_trackers('auto', False).wandb_mode)"
+    )
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("WANDB_", "NETRC"))}
     command = [sys.executable, "-c", script]
     if stdin == "closed":
@@ -165,7 +167,7 @@ def test_nothing_is_asked(tmp_path, stdin):
         stderr=terminal[1] if terminal else subprocess.PIPE,
         text=True,
         cwd=tmp_path,
-        env=environment | {"HOME": str(tmp_path), "PYTHONPATH": str(Path(tracking.__file__).parents[1])},
+        env=environment | {"HOME": str(tmp_path), "PYTHONPATH": str(Path(tracking.__file__).parents[2])},
         timeout=120,  # a question would wait for ever
     )
     for descriptor in terminal or ():

@@ -67,7 +67,7 @@ class WithoutLr(torch.optim.Optimizer):
         ("torch.nn.Linear", {}, r"^torch\.nn\.Linear is no torch optimizer class"),
         ("math.sqrt", {}, r"^math\.sqrt is no torch optimizer class"),
         ("torch.optim.LBFGS", {}, r"^the step of the optimizer torch\.optim\.LBFGS needs arguments"),
-        ("test_optim.WithoutLr", {}, r"^the optimizer test_optim\.WithoutLr takes no lr"),
+        (f"{__name__}.WithoutLr", {}, r"^the optimizer [\w.]+\.WithoutLr takes no lr"),
         (
             "adamw",
             {"weight_decai": 0},
