@@ -91,20 +91,22 @@ import sushi_research
 from benchmarking import paired_timing
 from benchmarking.variants import PAIRS, Bench, Step, make_unet
 from sushi_research import randomness
-from sushi_research.caches.caches import fill_caches, open_caches, open_memo
+from sushi_research.caches.caches import open_caches, open_memo
+from sushi_research.caches.inputs import Inputs, fill_caches
 from sushi_research.config import SD15Training, SDXLTraining, TrainingConfig
 from sushi_research.config.command_line import run_main
-from sushi_research.data.training_data import captions_of, read_data
+from sushi_research.data.training_data import read_data
 from sushi_research.errors import UserError
 from sushi_research.files import write_json
 from sushi_research.fingerprints import FileMemo, folder_hash
 from sushi_research.models import sd15, sdxl
 from sushi_research.models.loading import find_base
 from sushi_research.planning import op_counts
+from sushi_research.precision import resolve_precision
 from sushi_research.progress import progress
 from sushi_research.runs import provenance
+from sushi_research.runs.job import Job
 from sushi_research.training import run
-from sushi_research.training.precision import resolve_precision
 from sushi_research.training.sampler import Sampler
 from testing.tiny_base import save_tiny_base
 
@@ -155,21 +157,19 @@ def prepare(arguments: argparse.Namespace, architecture: str, folder: Path, fini
     )
     accelerator = Accelerator(mixed_precision="no", cpu=arguments.device == "cpu" or not torch.cuda.is_available())
     memo = open_memo(config)
+    job = Job(config, model, accelerator, resolve_precision("auto", None, accelerator.device))
     found = find_base(config, model)
-    data = read_data(config, memo, None, accelerator)
+    data = read_data(job, memo)
     items = data.items
-    caches = open_caches(config, found, model, memo, accelerator)
-    fill_caches(caches, data, captions_of(config, data, ()), found, model, accelerator)
+    caches = open_caches(job, found, memo)
+    fill_caches(job, Inputs(config, found, data, caches, memo))
     return Bench(
-        config=config,
-        model=model,
+        job=job,
         script=load_script(architecture),
         base=found,
         items=items,
         sampler=Sampler(tuple(item.bucket for item in items), arguments.batch_size, config.train.seed),
         caches=caches,
-        device=accelerator.device,
-        precision=resolve_precision("auto", None, accelerator.device),
         finish=finish,
     )
 
@@ -201,7 +201,7 @@ def run_pair(arguments: argparse.Namespace, bench: Bench, name: str) -> dict[str
     """Builds both variants, compares their losses, times them in alternation, counts; returns the result file's content."""
     pair = PAIRS[name]
     if pair.precision != "auto":
-        bench = replace(bench, precision=pair.precision)
+        bench = replace(bench, job=replace(bench.job, precision=pair.precision))
     cuda = bench.device.type == "cuda"
     synchronize = torch.cuda.synchronize if cuda else lambda: None
     steps, unets, held, losses = {}, {}, {}, {}
@@ -265,7 +265,7 @@ def run_pair(arguments: argparse.Namespace, bench: Bench, name: str) -> dict[str
             "base": bench.config.model.base if arguments.base else "testing.tiny_base, seed 0",
             "resolution": bench.config.data.resolution,
             "batch_size": bench.config.train.batch_size,
-            "precision": bench.precision,
+            "precision": bench.job.precision,
             "lora": {"targets": bench.config.lora.targets, "rank": bench.config.lora.rank},
             "optimizer": bench.config.optimizer.name,
             "warmup": arguments.warmup,

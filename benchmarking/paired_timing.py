@@ -94,6 +94,16 @@ def calls_per_block(
     return max(1, math.ceil(seconds / min(each)))
 
 
+@dataclass(frozen=True)
+class Clocks:
+    """What a timing reads: wall and CPU seconds, seconds in which a task waited for a CPU, the load average."""
+
+    wall: Callable[[], float] = time.perf_counter
+    cpu: Callable[[], float] = time.process_time
+    waited: Callable[[], float | None] = cpu_waited
+    load: Callable[[], float | None] = load_average
+
+
 def alternate(
     a: Step,
     b: Step,
@@ -106,10 +116,7 @@ def alternate(
     seed: int = 0,
     first: int = 0,
     synchronize: Callable[[], None] = lambda: None,
-    clock: Callable[[], float] = time.perf_counter,
-    cpu_clock: Callable[[], float] = time.process_time,
-    waited: Callable[[], float | None] = cpu_waited,
-    load: Callable[[], float | None] = load_average,
+    clocks: Clocks = Clocks(),  # noqa: B008  frozen
 ) -> Iterator[Round]:
     """Rounds as they are done: `warmup` of them, then until `rounds` are kept, or `limit` seconds have passed.
 
@@ -117,6 +124,7 @@ def alternate(
     of calls in each of a round's four blocks. A round during which the pressure was above `max_pressure` is not kept.
     `synchronize` waits for the device; it is called at both ends of a block and never within.
     """
+    clock, cpu_clock, waited = clocks.wall, clocks.cpu, clocks.waited
     lot, steps = Random(seed), {"A": a, "B": b}
     kept = tried = 0
     deadline = clock() + limit
@@ -144,7 +152,7 @@ def alternate(
             busy = pressure is not None and pressure > max_pressure
             status = "warm-up" if tried < warmup else "busy" if busy else "kept"
             a_each, b_each, a_cpu, b_cpu = (total[name] / (2 * calls) for total in (seconds, cpu) for name in "AB")
-            yield Round(order, a_each, b_each, a_cpu, b_cpu, load(), pressure, status)
+            yield Round(order, a_each, b_each, a_cpu, b_cpu, clocks.load(), pressure, status)
             kept, tried, first = kept + (status == "kept"), tried + 1, first + 2 * calls
     finally:
         gc.unfreeze()

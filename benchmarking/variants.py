@@ -21,9 +21,10 @@ from sushi_research.config import TrainingConfig
 from sushi_research.data import images
 from sushi_research.data.samples import Item
 from sushi_research.models import loading
+from sushi_research.runs.job import Job
 from sushi_research.training import optim
 from sushi_research.training.loader import Batch, Loader
-from sushi_research.training.precision import COMPUTE_DTYPES, Masters, make_scaler
+from sushi_research.training.master_weights import MasterWeights
 from sushi_research.training.sampler import Draw, Sampler
 
 # A step takes its index, which decides its samples, and returns its loss (a tensor on the device).
@@ -34,32 +35,41 @@ Step = Callable[[int], torch.Tensor]
 class Bench:
     """What the variants of one architecture share. `finish` closes what a variant opened."""
 
-    config: TrainingConfig
-    model: ModuleType
+    job: Job
     script: ModuleType
     base: loading.Base
     items: list[Item]
     sampler: Sampler
     caches: Caches
-    device: torch.device
-    precision: str
     finish: ExitStack
+
+    @property
+    def config(self) -> TrainingConfig:
+        return self.job.config
+
+    @property
+    def model(self) -> ModuleType:
+        return self.job.model
+
+    @property
+    def device(self) -> torch.device:
+        return self.job.device
 
 
 class LossSum:
-    """Stands where the script has its Tally: adds up the loss on the device, and waits for nothing."""
+    """In place of the script's StepMetrics: adds up the loss on the device, and waits for nothing."""
 
     def __init__(self, device: torch.device) -> None:
         self.loss = torch.zeros((), device=device)
 
-    def add(self, loss: torch.Tensor, losses: torch.Tensor, quarters: torch.Tensor, names: tuple[str, ...]) -> None:
-        """As Tally.add; only the loss is kept."""
+    def add(self, loss: torch.Tensor, losses: torch.Tensor, bins: torch.Tensor) -> None:
+        """As StepMetrics.add; only the loss is kept."""
         self.loss += loss.detach()
 
 
 def make_unet(bench: Bench) -> torch.nn.Module:
     """The frozen UNet in the compute dtype with the adapter in fp32, as the training script makes it."""
-    unet, lora = loading.load_unet(bench.base, COMPUTE_DTYPES[bench.precision], bench.device), bench.config.lora
+    unet, lora = loading.load_unet(bench.base, bench.job.compute_dtype, bench.device), bench.config.lora
     attach(
         unet,
         targets=lora.targets,
@@ -72,53 +82,56 @@ def make_unet(bench: Bench) -> torch.nn.Module:
     return unet.train()
 
 
-def make_schedule(bench: Bench) -> torch.Tensor:
-    """abar, [T] float32, of the base's noise schedule, as the training script makes it."""
-    return diffusion.alphas_cumprod(zero_terminal_snr=bench.base.prediction.zero_terminal_snr).to(bench.device)
+def make_objective(bench: Bench) -> diffusion.Objective:
+    """What is learned, as the training script makes it of the config and the base."""
+    config, prediction = bench.config, bench.base.prediction
+    return diffusion.Objective(
+        abar=diffusion.alphas_cumprod(zero_terminal_snr=prediction.zero_terminal_snr).to(bench.device),
+        prediction_type=prediction.type,
+        snr_gamma=config.loss.snr_gamma,
+        noise_offset=config.loss.noise_offset,
+        dropout=config.lora.dropout,
+    )
 
 
 def with_masters(bench: Bench, unet: torch.nn.Module, batches: Callable[[int], Any]) -> Step:
     """The step of the training script: fp32 masters, a working copy in the compute dtype."""
-    config, abar, prediction_type = bench.config, make_schedule(bench), bench.base.prediction.type
-    masters = Masters(adapter_parameters(unet), COMPUTE_DTYPES[bench.precision])
-    optimizer = optim.build_optimizer(config.optimizer.name, masters.parameters(), config.optimizer.lr, {})
-    scaler = make_scaler(bench.precision, bench.device)
+    config, objective, scaler = bench.config, make_objective(bench), bench.job.scaler
+    master_weights = MasterWeights(adapter_parameters(unet), bench.job.compute_dtype)
+    optimizer = optim.build_optimizer(config.optimizer.name, master_weights.parameters(), config.optimizer.lr, {})
 
     def step(index: int) -> torch.Tensor:
-        tally = LossSum(bench.device)
+        metrics = LossSum(bench.device)
         for batch in batches(index):
-            group = config.train.batch_size
-            bench.script.training_step(config, unet, batch, index, group, abar, prediction_type, scaler, tally)
-            masters.accumulate()
+            bench.script.training_step(bench.job, unet, batch, index, objective, metrics)
+            master_weights.accumulate()
         scaler.unscale_(optimizer)
-        torch.nn.utils.clip_grad_norm_(masters.parameters(), config.train.max_grad_norm)
+        torch.nn.utils.clip_grad_norm_(master_weights.parameters(), config.train.max_grad_norm)
         scaler.step(optimizer)
         scaler.update()
-        masters.refresh()
-        masters.zero_grad()
-        return tally.loss
+        master_weights.refresh()
+        master_weights.zero_grad()
+        return metrics.loss
 
     return step
 
 
 def as_peft(bench: Bench, unet: torch.nn.Module, batches: Callable[[int], Any]) -> Step:
     """The same step on adapters as peft's `get_peft_model` makes them on a bf16 UNet: in fp32, with casts in each layer."""
-    config, abar, prediction_type = bench.config, make_schedule(bench), bench.base.prediction.type
+    config, objective, scaler = bench.config, make_objective(bench), bench.job.scaler
     parameters = list(adapter_parameters(unet).values())
     optimizer = optim.build_optimizer(config.optimizer.name, parameters, config.optimizer.lr, {})
-    scaler = make_scaler(bench.precision, bench.device)
 
     def step(index: int) -> torch.Tensor:
-        tally = LossSum(bench.device)
+        metrics = LossSum(bench.device)
         for batch in batches(index):
-            group = config.train.batch_size
-            bench.script.training_step(config, unet, batch, index, group, abar, prediction_type, scaler, tally)
+            bench.script.training_step(bench.job, unet, batch, index, objective, metrics)
         scaler.unscale_(optimizer)
         torch.nn.utils.clip_grad_norm_(parameters, config.train.max_grad_norm)
         scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad()
-        return tally.loss
+        return metrics.loss
 
     return step
 

@@ -18,16 +18,16 @@ import numpy as np
 from pydantic import ValidationError
 
 from sushi_research.adapters import loading
-from sushi_research.caches.caches import fill_caches, open_caches, open_memo
+from sushi_research.caches.caches import open_caches, open_memo
+from sushi_research.caches.inputs import Inputs, fill_caches
 from sushi_research.config.other_scripts import SD15Judging, SDXLJudging
 from sushi_research.config.yaml12 import read_yaml
-from sushi_research.data.training_data import captions_of, read_data
+from sushi_research.data.training_data import read_data
 from sushi_research.errors import UserError, first_line
 from sushi_research.evaluation import validation_set
 from sushi_research.models.loading import find_base
 from sushi_research.progress import progress
 from sushi_research.training import identity_facts
-from sushi_research.training.precision import COMPUTE_DTYPES
 from sushi_research.training.run import start
 
 CONFIGS = {"sd15": SD15Judging, "sdxl": SDXLJudging}
@@ -46,19 +46,19 @@ def loss_tables(architecture: str, runs: list[Path]) -> tuple[np.ndarray, np.nda
         config = CONFIGS[architecture].model_validate(read_yaml(runs[0] / "config.yaml"))
     except ValidationError as error:
         raise UserError(f"{runs[0]} is no {architecture} run of this version ({first_line(error)}).") from None
-    accelerator, precision = start(config)
+    job = start(config, model)
     memo = open_memo(config)
     base = find_base(config, model)
-    data = read_data(config, memo, None, accelerator)
+    data = read_data(job, memo)
     if not data.held_out:
         raise UserError(f"{runs[0]} holds no images out: give runs with evaluation.held_out or evaluation.path.")
-    caches = open_caches(config, base, model, memo, accelerator)
-    hashes = identity_facts.hashes_of(base, model, data, memo, accelerator)
-    pack = identity_facts.make_pack(config, base, data, caches, hashes["base_model"]["unet"])
+    caches = open_caches(job, base, memo)
+    inputs = Inputs(config, base, data, caches, memo)
+    pack = identity_facts.make_pack(job, inputs, identity_facts.hashes_of(job, inputs)["base_model"]["unet"])
     assert pack is not None
-    fill_caches(caches, data, captions_of(config, data, []), base, model, accelerator)
-    text = model.load_text(base, accelerator.device)
-    pipeline = loading.load_pipeline(base, model, text, COMPUTE_DTYPES[precision], accelerator.device)
+    fill_caches(job, inputs)
+    text = model.load_text(base, job.device)
+    pipeline = loading.load_pipeline(base, model, text, job.compute_dtype, job.device)
     names = [name for name, _ in loading.load_adapters(pipeline, [str(run / "adapter.safetensors") for run in runs])]
 
     def losses(kind: str, draws: int, repeats: int) -> np.ndarray:
@@ -71,7 +71,7 @@ def loss_tables(architecture: str, runs: list[Path]) -> tuple[np.ndarray, np.nda
             model,
             pipeline.unet,
             base.prediction,
-            device=accelerator.device,
+            device=job.device,
             rank=0,
             world=1,
             what=kind,

@@ -33,8 +33,9 @@ if __name__ == "__main__":
 
 import importlib
 
-from sushi_research.caches.caches import fill_caches, open_caches, open_memo
-from sushi_research.data.training_data import captions_of, prompts_of, read_data
+from sushi_research.caches.caches import open_caches, open_memo
+from sushi_research.caches.inputs import Inputs, fill_caches
+from sushi_research.data.training_data import read_data
 from sushi_research.models.loading import find_base
 from sushi_research.training import run
 
@@ -44,19 +45,19 @@ def main(config: TrainingConfig) -> int:
     model = importlib.import_module(
         "sushi_research.models." + next(name for name, kind in CONFIGS.items() if isinstance(config, kind))
     )
-    accelerator, _ = run.start(config)
+    job = run.start(config, model)
     memo = open_memo(config)
     base = find_base(config, model)
-    data = read_data(config, memo, None, accelerator)
-    caches = open_caches(config, base, model, memo, accelerator)
-    captions = captions_of(config, data, prompts_of(config, data.items))
-    images_missing, captions_missing = len(caches.missing_latents(data)), len(caches.missing_captions(captions))
-    accelerator.print(f"{images_missing} image entries and {captions_missing} captions to encode")
+    data = read_data(job, memo)
+    caches = open_caches(job, base, memo)
+    inputs = Inputs(config, base, data, caches, memo)
+    images_missing, captions_missing = len(caches.missing_latents(data)), len(caches.missing_captions(inputs.captions))
+    job.accelerator.print(f"{images_missing} image entries and {captions_missing} captions to encode")
     if config.dry_run:
         return 0
-    fill_caches(caches, data, captions, base, model, accelerator)
+    fill_caches(job, inputs)
     total = (caches.latents.size_bytes + caches.texts.size_bytes) / 2**20
-    accelerator.print(
+    job.accelerator.print(
         f"done: {config.cache.folder} holds {len(caches.latents)} image entries and {len(caches.texts)} captions, {total:.1f} MiB"
     )
     return 0

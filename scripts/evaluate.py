@@ -39,17 +39,17 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 
 from sushi_research.adapters.loading import adapts_text, load_adapters, load_pipeline
-from sushi_research.caches.caches import Caches, fill_caches, open_caches, open_memo
-from sushi_research.data.training_data import Data, captions_of, prompts_of, read_data
+from sushi_research.caches.caches import Caches, open_caches, open_memo
+from sushi_research.caches.inputs import Inputs, fill_caches
+from sushi_research.data.training_data import Data, read_data
 from sushi_research.evaluation import adapter_files, validation_set
-from sushi_research.models import loading
+from sushi_research.fingerprints import FileMemo
 from sushi_research.models.loading import find_base
+from sushi_research.runs.job import Job
 from sushi_research.sampling import sample_grids
 from sushi_research.training import evaluating, identity_facts, run
-from sushi_research.training.precision import COMPUTE_DTYPES
 
 
 def main(config: Judged) -> int:
@@ -57,27 +57,28 @@ def main(config: Judged) -> int:
     model = importlib.import_module(
         "sushi_research.models." + next(name for name, kind in CONFIGS.items() if isinstance(config, kind))
     )
-    accelerator, precision = run.start(config)
+    job = run.start(config, model)
+    accelerator = job.accelerator
     names = adapter_files.folder_names(config.adapters, config.strengths)
     memo = open_memo(config)
     base = find_base(config, model)
-    data = held_out_data(config, memo, accelerator)
-    caches = open_caches(config, base, model, memo, accelerator)
-    prompts = prompts_of(config, data.items or data.held_out)
-    hashes = identity_facts.hashes_of(base, model, data, memo, accelerator)
+    data = held_out_data(job, memo)
+    caches = open_caches(job, base, memo)
+    inputs = Inputs(config, base, data, caches, memo)
+    hashes = identity_facts.hashes_of(job, inputs)
     base_hash = hashes["base_model"]["unet"]
-    pack = identity_facts.make_pack(config, base, data, caches, base_hash)
-    entry = identity_facts.provenance_of(config, base, data, caches, hashes, pack, None, precision, accelerator)
+    pack = identity_facts.make_pack(job, inputs, base_hash)
+    entry = identity_facts.provenance_of(job, inputs, hashes, pack, None)
     accelerator.print(f"{len(pack.items)} held-out images x {pack.draws} draws: pack {pack.hash}")
     if config.dry_run:
         return 0
-    fill_caches(caches, data, captions_of(config, data, prompts), base, model, accelerator)
+    fill_caches(job, inputs)
     text = model.load_text(base, accelerator.device)
-    pipeline = load_pipeline(base, model, text, COMPUTE_DTYPES[precision], accelerator.device)
+    pipeline = load_pipeline(base, model, text, job.compute_dtype, job.device)
     unet = pipeline.unet
-    measure = evaluating.open_drift(config, base, base_hash, model, data, caches, unet, precision, accelerator)
+    measure = evaluating.open_drift(job, inputs, base_hash, unet)
 
-    share = evaluating.sharing(accelerator)
+    share = job.sharing()
     base_loss = validation_set.losses(pack, model, unet, caches, base.prediction, **share)
     if measure:
         measure.remember_base(unet)
@@ -88,8 +89,8 @@ def main(config: Judged) -> int:
         loss = validation_set.losses(pack, model, unet, caches, base.prediction, text=encoded, **share)
         moved = measure.measure(unet, encoded) if measure else None
         if accelerator.is_main_process:
-            rows = sample_grids.rows_of(config, prompts)
-            drawn = draw(config, base, model, caches, prompts, unet, encoded, accelerator)
+            rows = sample_grids.rows_of(config, inputs.prompts)
+            drawn = sample_grids.draw_from(job, inputs, unet, encoded) if config.sample.enabled else []
             result = adapter_files.Result(name, strength, loss, base_loss, moved, rows, drawn)
             adapter_files.write(Path(config.output), result, pack, measure, entry | {"adapter": facts})
             results.append(result)
@@ -110,9 +111,9 @@ def main(config: Judged) -> int:
     return 0
 
 
-def held_out_data(config: Judged, memo: Any, accelerator: Accelerator) -> Data:
+def held_out_data(job: Job, memo: FileMemo) -> Data:
     """The data as a training would read it; where that holds nothing out, all of it is held out."""
-    data = read_data(config, memo, None, accelerator)
+    data = read_data(job, memo)
     if data.held_out:
         return data
     distinct = {(item.sample.image_hash, item.sample.caption): item for item in data.items}
@@ -131,24 +132,6 @@ def encoder(model: ModuleType, text: Any, caches: Caches) -> Any:
         return known[caption]
 
     return encode
-
-
-def draw(
-    config: Judged,
-    base: loading.Base,
-    model: ModuleType,
-    caches: Caches,
-    prompts: list[str],
-    unet: Any,
-    encoded: Any,
-    accelerator: Accelerator,
-) -> list[Any]:
-    """The sample pictures of the config; none where samples are off."""
-    if not config.sample.enabled:
-        return []
-    return sample_grids.draw_from(
-        config, base, model, encoded or caches.text, prompts, unet, caches.vae_dtype, accelerator
-    )
 
 
 if __name__ == "__main__":

@@ -6,9 +6,22 @@ alphas, x_t = sqrt(abar_t) x0 + sqrt(1 - abar_t) eps (their equation 4). B sampl
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 
 NUM_TIMESTEPS = 1000
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What is learned, the same at every step: abar [T] float32 on the device, the target, the weights and what is random."""
+
+    abar: torch.Tensor
+    prediction_type: str
+    snr_gamma: float | None
+    noise_offset: float
+    dropout: float
 
 
 def alphas_cumprod(

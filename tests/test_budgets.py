@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 from real_configs import NARROW_UNETS
 
 from benchmarking import paired_timing
@@ -25,6 +26,7 @@ from sushi_research.models.diffusers_folder import FolderPart
 from sushi_research.models.prediction import Prediction
 from sushi_research.planning import op_counts
 from sushi_research.planning.op_counts import Counts
+from sushi_research.runs.job import Job
 from sushi_research.training.loader import Batch
 
 ROOT = Path(__file__).parents[1]
@@ -112,8 +114,7 @@ def narrow_bench(architecture, folder):
         model={"base": str(folder)}, data={"path": "none"}, train={"steps": 1}, optimizer={"name": "adamw"}
     )
     bench = Bench(
-        config=config,
-        model=model,
+        job=Job(config, model, Accelerator(cpu=True), "bf16"),
         script=script.load_script(architecture),
         base=loading.Base(
             source=str(folder),
@@ -130,8 +131,6 @@ def narrow_bench(architecture, folder):
         items=[],
         sampler=None,
         caches=None,
-        device=device,
-        precision="bf16",
         finish=ExitStack(),
     )
     text = {"hidden": torch.ones(1, 77, settings["cross_attention_dim"], dtype=torch.half)}

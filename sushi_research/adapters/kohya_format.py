@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from sushi_research.adapters.lora import ADAPTER, CONVOLUTIONS, adapter_modules
+from sushi_research.adapters.lora import ADAPTER, CONVOLUTIONS, adapter_modules, resolve_targets
+from sushi_research.config import TrainingConfig
 from sushi_research.errors import UserError
 from sushi_research.files import write_atomic
 from sushi_research.models.original_names import unet_name
@@ -59,69 +60,65 @@ def kohya_unet_names(architecture: str, module_paths: Iterable[str], layers_per_
 
 
 def adapter_metadata(
+    config: TrainingConfig,
     *,
     architecture: str,
     name: str,
-    targets: Sequence[str],
-    rank: int,
-    alpha: float,
-    dropout: float,
-    resolution: int,
-    seed: int,
-    steps: int,
-    epochs: int,
-    learning_rate: float,
-    optimizer: str,
     base: str,
     base_hash: str,
     dataset_hash: str,
     config_hash: str,
     images: int,
-    started: float,
-    finished: float,
+    steps: int,
+    epochs: int,
     prediction: Prediction,
-    extra: Mapping[str, Any] | None = None,
+    trained: tuple[float, float],
 ) -> dict[str, str]:
     """The file's metadata: kohya's `ss_*` keys and the `modelspec.*` keys (version 1.0.1) that programs read.
 
-    `targets` are the endings that were adapted, `started` and `finished` Unix times, `prediction` is what the base predicts.
-    `extra` adds keys or replaces them; an entry that is None is left out. Everything becomes a string, which is all that the
-    format holds. Our hashes have keys of our own: `ss_sd_model_hash` would be taken for A1111's hash of a checkpoint file.
+    `base` is the base model's public name, `prediction` what it predicts, `trained` the Unix times of start and end. Everything
+    becomes a string, which is all that the format holds; what the config does not set is skipped. Our hashes have keys of our
+    own: `ss_sd_model_hash` would be taken for A1111's hash of a checkpoint file.
     """
-    network_args = {"conv_dim": str(rank), "conv_alpha": str(alpha)} if set(targets) & set(CONVOLUTIONS) else {}
+    lora, resolution, targets = config.lora, config.data.resolution, resolve_targets(config.lora.targets)
+    network_args = (
+        {"conv_dim": str(lora.rank), "conv_alpha": str(lora.alpha)} if set(targets) & set(CONVOLUTIONS) else {}
+    )
     entries: dict[str, Any] = {
         "ss_v2": False,
         "ss_base_model_version": BASE_VERSIONS[architecture][prediction.type],
         "ss_network_module": "networks.lora",
-        "ss_network_dim": rank,
-        "ss_network_alpha": alpha,
-        "ss_network_dropout": dropout,
+        "ss_network_dim": lora.rank,
+        "ss_network_alpha": lora.alpha,
+        "ss_network_dropout": lora.dropout,
         "ss_network_args": json.dumps(network_args),
         "ss_output_name": name,
         "ss_sd_model_name": base,
         "ss_resolution": (resolution, resolution),
-        "ss_seed": seed,
+        "ss_seed": config.train.seed,
         "ss_steps": steps,
         "ss_epoch": epochs,
         "ss_num_train_images": images,
-        "ss_learning_rate": learning_rate,
-        "ss_optimizer": optimizer,
+        "ss_learning_rate": config.optimizer.lr,
+        "ss_optimizer": config.optimizer.name,
+        "ss_min_snr_gamma": config.loss.snr_gamma,
+        "ss_noise_offset": config.loss.noise_offset or None,
+        "ss_clip_skip": getattr(config.model, "clip_skip", None),  # where the architecture has one
         "ss_zero_terminal_snr": prediction.zero_terminal_snr,
-        "ss_training_started_at": started,
-        "ss_training_finished_at": finished,
+        "ss_training_started_at": trained[0],
+        "ss_training_finished_at": trained[1],
         "modelspec.sai_model_spec": "1.0.1",
         "modelspec.architecture": ARCHITECTURES[architecture],
         "modelspec.implementation": IMPLEMENTATIONS[architecture],
         "modelspec.title": name,
         "modelspec.resolution": f"{resolution}x{resolution}",
-        "modelspec.date": datetime.fromtimestamp(int(finished), UTC).isoformat(),
+        "modelspec.date": datetime.fromtimestamp(int(trained[1]), UTC).isoformat(),
         "modelspec.prediction_type": PREDICTION_TYPES[prediction.type],
         "sushi_research.targets": json.dumps(list(targets)),
         "sushi_research.base_hash": base_hash,
         "sushi_research.dataset_hash": dataset_hash,
         "sushi_research.config_hash": config_hash,
     }
-    entries |= extra or {}
     return {entry: str(value) for entry, value in entries.items() if value is not None}
 
 

@@ -1,7 +1,4 @@
-"""A run's caches: the two stores opened, and what they lack encoded.
-
-`model` is a model module (`sushi_research.models.sdxl`, say) throughout: its functions, not an object.
-"""
+"""A run's caches: the two stores opened, and what they lack encoded."""
 
 from __future__ import annotations
 
@@ -10,20 +7,18 @@ import gc
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 
 from sushi_research.caches import encoding
 from sushi_research.caches.store import Store
 from sushi_research.config import TrainingConfig
 from sushi_research.data.samples import Item
 from sushi_research.data.training_data import Data
-from sushi_research.errors import UserError
 from sushi_research.fingerprints import FileMemo
 from sushi_research.models import loading
+from sushi_research.runs.job import Job
 
 
 def open_memo(config: TrainingConfig) -> FileMemo:
@@ -62,78 +57,29 @@ class Caches:
         return self.texts.get(self.text_key(caption))
 
 
-def open_caches(
-    config: TrainingConfig, base: loading.Base, model: ModuleType, memo: FileMemo, accelerator: Accelerator
-) -> Caches:
+def open_caches(job: Job, base: loading.Base, memo: FileMemo) -> Caches:
     """Opens and verifies both stores. The main process goes first: it sets damaged shards aside, to be made again."""
+    config, model = job.config, job.model
     folder = Path(config.cache.folder)
-    with accelerator.main_process_first():
+    with job.accelerator.main_process_first():
         memo.load()
-        repair = accelerator.is_main_process
+        repair = job.is_main
         latents = Store.open(folder / "latents", encoding.LATENT_TENSORS, repair=repair)
         texts = Store.open(folder / f"text_{model.NAME}", model.TEXT_TENSORS, repair=repair)
         vae_hash = base.hash("vae", memo)
         encoder_hashes = tuple(base.hash(name, memo) for name in model.TEXT_ENCODERS)
-        if accelerator.is_main_process:
+        if job.is_main:
             memo.save()
     return Caches(
         latents=latents,
         texts=texts,
         vae_hash=vae_hash,
-        vae_dtype=loading.vae_dtype(base, accelerator.device),
+        vae_dtype=loading.vae_dtype(base, job.device),
         encoder_hashes=encoder_hashes,
         text_settings={name: getattr(config.model, name) for name in model.TEXT_SETTINGS},
         # A probability of 1 still wants a fixed picture: the mirrored one alone.
         flips={0.0: (False,), 1.0: (True,)}.get(config.data.flip, (False, True)),
     )
-
-
-def fill_caches(
-    caches: Caches,
-    data: Data,
-    captions: Iterable[str],
-    base: loading.Base,
-    model: ModuleType,
-    accelerator: Accelerator,
-) -> tuple[int, int]:
-    """Encodes what is missing, shared by all processes; returns how many (images, captions) were missing.
-
-    Each encoder is loaded only if it has work, and freed when done: while training, none is in memory.
-    """
-    rank, world, device = accelerator.process_index, accelerator.num_processes, accelerator.device
-    missing_captions = caches.missing_captions(captions)
-    missing_latents = caches.missing_latents(data)
-    if missing_captions:
-        text = model.load_text(base, device)
-        encoding.encode_captions(
-            caches.texts,
-            missing_captions,
-            lambda caption: model.encode_caption(text, caption, **caches.text_settings),
-            rank=rank,
-            world=world,
-        )
-        del text
-        free_memory()
-    if missing_latents:
-        vae = loading.load_vae(base, caches.vae_dtype, device)
-        try:
-            encoding.encode_latents(caches.latents, missing_latents, vae, rank=rank, world=world)
-        except torch.OutOfMemoryError as error:
-            raise UserError(
-                "out of memory while encoding the images: close other programs that use the device, lower --data.resolution, "
-                "or fill the caches on a larger one (scripts/cache_dataset.py); what was encoded is kept."
-            ) from error
-        del vae
-        free_memory()
-    accelerator.wait_for_everyone()
-    caches.texts.refresh()
-    caches.latents.refresh()
-    lost = caches.missing_latents(data) or caches.missing_captions(caption for _, caption in missing_captions)
-    if lost:
-        raise UserError(
-            f"{len(lost)} cache entries that were just written cannot be read back: check the disk of {caches.latents.folder}."
-        )
-    return len(missing_latents), len(missing_captions)
 
 
 def free_memory() -> None:

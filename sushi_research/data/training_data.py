@@ -6,15 +6,13 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from accelerate import Accelerator
-
 from sushi_research.config import TrainingConfig
 from sushi_research.data import dataset
 from sushi_research.data.buckets import BucketRule
 from sushi_research.data.held_out import DRIFT_CAPTIONS, held_out_items, hold_out, read_separate
 from sushi_research.data.samples import Item, make_items
 from sushi_research.fingerprints import FileMemo
-from sushi_research.runs.run_folder import RunFolder
+from sushi_research.runs.job import Job
 
 
 @dataclass(frozen=True)
@@ -30,11 +28,12 @@ class Data:
     look_alikes: list[str] = field(default_factory=list)
 
 
-def read_data(config: TrainingConfig, memo: FileMemo, run: RunFolder | None, accelerator: Accelerator) -> Data:
+def read_data(job: Job, memo: FileMemo) -> Data:
     """Scans the data, places every image in its bucket, and accounts for every file in the run's data_report.json.
 
     Raises UserError, before anything else happens, when a file cannot be used and `data.on_bad_file` is "stop".
     """
+    config, run, accelerator = job.config, job.run, job.accelerator
     read = functools.partial(
         dataset.scan,
         image_column=config.data.image_column,

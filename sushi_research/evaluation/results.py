@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 # Raise it when the columns change, or what they mean.
 FORMAT = 1
+# A test between two runs needs this many images: the coverage of its intervals was measured from here on, and with fewer images
+# too many resamples hold one image only.
+MIN_IMAGES = 8
 COLUMNS = ("step", "image", "draw", "timestep", "loss", "base_loss")
 
 

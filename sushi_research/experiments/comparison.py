@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 
 from sushi_research.errors import UserError
+from sushi_research.evaluation.results import MIN_IMAGES
 from sushi_research.reports import statistics
 from sushi_research.reports.run_record import Curve, RunRecord
-from sushi_research.reports.statistics import MAX_PAIRS, MIN_IMAGES, Difference, Verdict
+from sushi_research.reports.statistics import MAX_PAIRS, Difference, Verdict
 
 SEED = "train.seed"
 # Settings that say where something lies or how it is shown; they make no variant.

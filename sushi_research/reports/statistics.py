@@ -31,12 +31,11 @@ import numpy as np
 
 from sushi_research import randomness
 from sushi_research.errors import UserError
+from sushi_research.evaluation.results import MIN_IMAGES
 
 LEVEL, POWER = 0.05, 0.8
 # The smallest p-value is 1 / (RESAMPLES + 1): times MAX_PAIRS that is LEVEL, and among more pairs nothing could be found.
 RESAMPLES, MAX_PAIRS = 99_999, 5_000
-# Coverage was measured from here on. With fewer images too many resamples hold one image only.
-MIN_IMAGES = 8
 
 
 @dataclass(frozen=True)

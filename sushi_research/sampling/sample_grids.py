@@ -11,20 +11,19 @@ import re
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from sushi_research.caches.caches import Caches, free_memory
+from sushi_research.caches.caches import free_memory
+from sushi_research.caches.inputs import Inputs
 from sushi_research.config import TrainingConfig
 from sushi_research.errors import UserError
 from sushi_research.models import loading
 from sushi_research.runs import tracking
-from sushi_research.runs.run_folder import RunFolder
+from sushi_research.runs.job import Job
 from sushi_research.sampling import pipeline, plots
 
 _STEP = re.compile(r"step-(\d{8,})")
@@ -33,33 +32,24 @@ MOST_COLUMNS = 8
 LABEL = "prompt"
 
 
-def draw(
-    config: TrainingConfig,
-    run: RunFolder,
-    base: loading.Base,
-    model: ModuleType,
-    caches: Caches,
-    prompts: Sequence[str],
-    unet: Any,
-    step: int,
-    accelerator: Accelerator,
-) -> None:
+def draw(job: Job, inputs: Inputs, unet: Any, step: int) -> None:
     """Draws every prompt with every seed from the UNet as it stands at `step`; the main process draws, the others wait.
 
     Nothing is drawn where the step's pictures are there already: a run that continues makes up for what was cut off.
     Randomness comes from the seeds alone and the training's own streams are not touched, so drawing changes no result.
     """
+    config, run, accelerator = job.config, job.run, job.accelerator
     folder = run.samples / f"step-{step:08d}"
     sheet = folder.with_suffix(".png")  # written last
     if accelerator.is_main_process and config.sample.enabled and not sheet.exists():
         try:
-            drawn = draw_from(config, base, model, caches.text, prompts, unet, caches.vae_dtype, accelerator)
+            drawn = draw_from(job, inputs, unet)
         except torch.OutOfMemoryError as error:
             raise UserError(
                 f"out of memory while drawing the samples of step {step}: draw smaller ones with --sample.width and "
                 "--sample.height, or none with --sample.enabled false (scripts/sample.py draws from the finished adapter)."
             ) from error
-        rows = rows_of(config, prompts)
+        rows = rows_of(config, inputs.prompts)
         write_pictures(folder, rows, drawn)
         labels = [label for _, label in rows]
         plots.grid([[picture] for picture in drawn], labels, [f"step {step}"]).save(sheet)
@@ -70,16 +60,14 @@ def draw(
 
 
 def draw_from(
-    config: TrainingConfig,
-    base: loading.Base,
-    model: ModuleType,
-    text: Callable[[str], dict[str, torch.Tensor]],
-    prompts: Sequence[str],
-    unet: Any,
-    vae_dtype: torch.dtype,
-    accelerator: Accelerator,
+    job: Job, inputs: Inputs, unet: Any, text: Callable[[str], dict[str, torch.Tensor]] | None = None
 ) -> list[Image.Image]:
-    """The pictures of every prompt and seed of the config, in the order of `rows_of`; `text` encodes a prompt."""
+    """The pictures of every prompt and seed of the config, in the order of `rows_of`.
+
+    `text` encodes a prompt where the cached embedding is not the right one, as for an adapter of the text encoders.
+    """
+    config, base, model = job.config, inputs.base, job.model
+    text = text or inputs.caches.text
     negative = text(config.sample.negative_prompt)
     if not config.sample.negative_prompt:
         negative = pipeline.unconditional(negative, base.force_zeros)
@@ -87,7 +75,7 @@ def draw_from(
         model,
         base,
         unet,
-        [text(prompt) for prompt in prompts],
+        [text(prompt) for prompt in inputs.prompts],
         negative,
         seeds=config.sample.seeds,
         steps=config.sample.steps,
@@ -95,7 +83,7 @@ def draw_from(
         height=config.sample.height or config.data.resolution,
         width=config.sample.width or config.data.resolution,
     )
-    vae = loading.load_vae(base, vae_dtype, accelerator.device)
+    vae = loading.load_vae(base, inputs.caches.vae_dtype, job.device)
     drawn = pipeline.decode(vae, latents, model.SCALING_FACTOR)
     del vae
     free_memory()

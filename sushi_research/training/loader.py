@@ -43,6 +43,10 @@ class Batch:
             return self.drawn[purpose]
         return _to(self.device, _normal(self.seed, purpose, self.keys, shape or tuple(self.mean.shape[1:])))
 
+    def seed_torch(self, purpose: str, step: int) -> None:
+        """Seeds torch's own generator, for what a library draws from it: dropout inside an adapter layer."""
+        torch.manual_seed(randomness.torch_seed(self.seed, purpose, step, *self.keys[0]))
+
     def integers(self, purpose: str, high: int) -> torch.Tensor:
         """Uniform integers [B] int64 in [0, high), one stream per sample."""
         values = [randomness.integer(self.seed, purpose, *key, high=high) for key in self.keys]

@@ -4,120 +4,258 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from types import ModuleType
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 
 from sushi_research import conditioning
 from sushi_research.adapters import lora
-from sushi_research.caches.caches import Caches
+from sushi_research.caches.inputs import Inputs
 from sushi_research.config import TrainingConfig
-from sushi_research.data.samples import Item
-from sushi_research.data.training_data import Data, drift_captions
+from sushi_research.data.samples import Item, Problem
+from sushi_research.data.training_data import drift_captions
 from sushi_research.errors import UserError
+from sushi_research.evaluation.results import MIN_IMAGES
 from sushi_research.models import loading
 from sushi_research.models.components import build_empty
 from sushi_research.models.prediction import Prediction
-from sushi_research.reports.statistics import MIN_IMAGES
+from sushi_research.precision import DtypePolicy, dtype_policy
 from sushi_research.runs import tracking
+from sushi_research.runs.job import Job
 from sushi_research.training import optim
-from sushi_research.training.precision import dtype_policy
 from sushi_research.training.sampler import Sampler
 
+# Lines of a list that are printed; plan.json has them all.
+SHOWN_PROBLEMS, SHOWN_LOOK_ALIKES = 10, 5
 
-def steps_of(steps: int | None, epochs: int | None, items: int, samples_per_step: int) -> int:
+
+@dataclass(frozen=True)
+class CachePlan:
+    """How many entries a cache needs, how many it lacks, and the bytes of all."""
+
+    needed: int
+    missing: int
+    bytes: int
+
+    def describe(self, what: str, verb: str = "") -> str:
+        return f"{self.missing} of {self.needed} {what}{verb} ({_size(self.bytes)}{' in all' if verb else ''})"
+
+
+@dataclass(frozen=True)
+class EvaluationPlan:
+    """What the run is evaluated on, and how often."""
+
+    images: int
+    source: str
+    draws: int
+    evaluations: int
+    drift_captions: int
+    look_alikes: tuple[str, ...]
+
+    def describe(self) -> list[str]:
+        few = f"; a verdict between runs needs {MIN_IMAGES} images or more" if self.images < MIN_IMAGES else ""
+        lines = [
+            f"evaluation   {self.images} images ({self.source}) x {self.draws} draws, and the drift on "
+            f"{self.drift_captions} captions, {self.evaluations} times{few}"
+        ]
+        lines += [f"             warning: {sentence}" for sentence in self.look_alikes[:SHOWN_LOOK_ALIKES]]
+        if len(self.look_alikes) > SHOWN_LOOK_ALIKES:
+            lines.append(f"             and {len(self.look_alikes) - SHOWN_LOOK_ALIKES} more, see plan.json")
+        return lines
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will do. `unused` holds the keys of a single file that nothing needs, with the reason of each."""
+
+    architecture: str
+    base: str
+    prediction: Prediction
+    unused: Mapping[str, str]
+    images: int
+    items_per_epoch: int
+    buckets: Mapping[str, int]
+    problems: tuple[Problem, ...]
+    captions_cut: Mapping[str, int]
+    evaluation: EvaluationPlan | None
+    batch_size: int
+    accumulation: int
+    processes: int
+    micro_batch_fill: float
+    steps: int
+    adapter_modules: int
+    trainable_parameters: int
+    dtypes: DtypePolicy
+    image_cache: CachePlan
+    caption_cache: CachePlan
+
+    @property
+    def global_batch_size(self) -> int:
+        """The samples of one optimizer step."""
+        return self.batch_size * self.accumulation * self.processes
+
+    @property
+    def split(self) -> dict[str, int]:
+        """How the global batch size comes about."""
+        return {"batch_size": self.batch_size, "accumulation": self.accumulation, "processes": self.processes}
+
+    @property
+    def samples(self) -> int:
+        return self.steps * self.global_batch_size
+
+    @property
+    def epochs(self) -> float:
+        return round(self.samples / self.items_per_epoch, 2)
+
+    @property
+    def samples_per_image(self) -> float:
+        return round(self.samples / self.images, 1)
+
+    def to_json(self) -> dict[str, Any]:
+        """What plan.json holds."""
+        return {
+            "architecture": self.architecture,
+            "base": {
+                "source": self.base,
+                "prediction_type": self.prediction.type,
+                "zero_terminal_snr": self.prediction.zero_terminal_snr,
+                "not_used": dict(self.unused),
+            },
+            "images": self.images,
+            "items_per_epoch": self.items_per_epoch,
+            "buckets": dict(self.buckets),
+            "left_out": [{"name": problem.name, "reason": problem.reason} for problem in self.problems],
+            "captions_cut": dict(self.captions_cut),
+            "evaluation": asdict(self.evaluation) if self.evaluation else None,
+            "samples_per_step": self.global_batch_size,
+            "split": self.split,
+            "micro_batch_fill": self.micro_batch_fill,
+            "steps": self.steps,
+            "samples": self.samples,
+            "epochs": self.epochs,
+            "samples_per_image": self.samples_per_image,
+            "trainable_parameters": self.trainable_parameters,
+            "adapter_modules": self.adapter_modules,
+            "dtypes": self.dtypes.describe(),
+            "cache": {"images": asdict(self.image_cache), "captions": asdict(self.caption_cache)},
+        }
+
+    def describe(self) -> str:
+        """The plan as a person reads it."""
+        dtypes = self.dtypes.describe()
+        buckets = ", ".join(f"{name} ({count})" for name, count in self.buckets.items())
+        unused = f"; {len(self.unused)} keys of it are not needed (see plan.json)" if self.unused else ""
+        lines = [
+            f"base         {self.base}: {self.architecture}, predicts {self.prediction.describe()}{unused}",
+            f"images       {self.images} ({self.items_per_epoch} per epoch with repeats)",
+            f"buckets      {len(self.buckets)}: {buckets}",
+            f"step         {self.global_batch_size} samples = batch {self.batch_size} x accumulation "
+            f"{self.accumulation} x processes {self.processes}; micro-batches {self.micro_batch_fill:.0%} full",
+            f"length       {self.steps} optimizer steps = {self.samples} samples = {self.epochs} epochs; "
+            f"each image {self.samples_per_image} times",
+            f"adapter      {self.adapter_modules} modules, {self.trainable_parameters:,} trainable parameters",
+            f"precision    {dtypes['frozen UNet weights']} weights and activations, {dtypes['adapter, masters']} adapter masters, "
+            f"optimizer state {dtypes['optimizer state']}, {dtypes['VAE']} VAE",
+            f"cache        {self.image_cache.describe('image entries', ' to encode')}, {self.caption_cache.describe('captions')}",
+        ]
+        lines += (
+            self.evaluation.describe()
+            if self.evaluation
+            else [
+                "evaluation   none: --evaluation.held_out 0.1, or --evaluation.path with held-out images, tells what is learned"
+            ]
+        )
+        if self.captions_cut:
+            worst = max(self.captions_cut.values())
+            lines.append(
+                f"captions     {len(self.captions_cut)} longer than 77 tokens are cut (the longest loses {worst}); see plan.json"
+            )
+        if self.problems:
+            lines.append(f"left out     {len(self.problems)}:")
+            lines += [f"             {problem.name}: {problem.reason}" for problem in self.problems[:SHOWN_PROBLEMS]]
+            if len(self.problems) > SHOWN_PROBLEMS:
+                lines.append(f"             and {len(self.problems) - SHOWN_PROBLEMS} more, see plan.json")
+        return "\n".join(lines)
+
+
+def is_due(step: int, every: int | None) -> bool:
+    """Whether what is done every so many steps is done at `step`; never where `every` is None or 0."""
+    return bool(every) and step % every == 0
+
+
+def steps_of(steps: int | None, epochs: int | None, items: int, global_batch_size: int) -> int:
     """The optimizer steps of a run: given, or the whole steps that show every item at least `epochs` times."""
-    return steps if steps is not None else -(-epochs * items // samples_per_step)
+    return steps if steps is not None else -(-epochs * items // global_batch_size)
 
 
-def make_plan(
-    config: TrainingConfig,
-    base: loading.Base,
-    model: ModuleType,
-    data: Data,
-    sampler: Sampler,
-    caches: Caches,
-    captions: Sequence[str],
-    precision: str,
-    accelerator: Accelerator,
-) -> dict[str, Any]:
-    """The plan as plain numbers (plan.json); the main process prints it too.
+def make_plan(job: Job, inputs: Inputs) -> Plan:
+    """The plan of the job; the main process prints it.
 
     UserError for an optimizer or a schedule that cannot be built, and for adapter targets that fit nothing.
     """
-    items, group = data.items, sampler.samples_per_step
+    config, base, data, caches = job.config, inputs.base, inputs.data, inputs.caches
+    items, group = data.items, job.global_batch_size
     steps = steps_of(config.train.steps, config.train.epochs, len(items), group)
     require_trainable(config, steps)
-    # One epoch tells the fill of them all: epochs differ in their order and in where their tail falls.
+    sampler = Sampler(tuple(item.bucket for item in items), group, config.train.seed)
+    # One epoch shows the fill of them all: epochs differ in their order and in where their tail falls.
     epoch_steps = range(min(steps, max(1, len(items) // group)))
     micro_batches = sum(len(sampler.micro_batches(step, config.train.batch_size)) for step in epoch_steps)
     entries = {caches.latent_key(item, flip): item.bucket for item in items for flip in caches.flips}
     entries |= {caches.latent_key(item, False): item.bucket for item in data.held_out}
     modules, parameters = count_adapter(base, config.lora.targets, config.lora.rank)
-    text_bytes = 2 * sum(math.prod(shape) for shape in model.text_shapes(base).values())
-    images = len({item.sample.name for item in items})
-    plan = {
-        "architecture": model.NAME,
-        "base": {
-            "source": base.source,
-            "prediction_type": base.prediction.type,
-            "zero_terminal_snr": base.prediction.zero_terminal_snr,
-            "not_used": dict(base.ignored),
-        },
-        "images": images,
-        "items_per_epoch": len(items),
-        "buckets": {f"{w}x{h}": count for (h, w), count in sorted(Counter(item.bucket for item in items).items())},
-        "left_out": [{"name": problem.name, "reason": problem.reason} for problem in data.scan.problems],
-        "captions_cut": captions_cut(base, model, [*items, *data.held_out]),
-        "evaluation": evaluation_plan(config, data, steps),
-        "samples_per_step": group,
-        "split": {
-            "batch_size": config.train.batch_size,
-            "accumulation": config.train.accumulation,
-            "processes": accelerator.num_processes,
-        },
-        "micro_batch_fill": round(len(epoch_steps) * group / (micro_batches * config.train.batch_size), 3),
-        "steps": steps,
-        "samples": steps * group,
-        "epochs": round(steps * group / len(items), 2),
-        "samples_per_image": round(steps * group / images, 1),
-        "trainable_parameters": parameters,
-        "adapter_modules": modules,
-        "dtypes": dtype_policy(precision, optimizer=config.optimizer.name, vae=caches.vae_dtype).describe(),
-        "cache": {
-            "images": {
-                "needed": len(entries),
-                "missing": len(caches.missing_latents(data)),
-                # Mean and standard deviation, 4 channels at an eighth of each side, 2 bytes a value.
-                "bytes": sum(2 * 4 * (height // 8) * (width // 8) * 2 for height, width in entries.values()),
-            },
-            "captions": {
-                "needed": len(captions),
-                "missing": len(caches.missing_captions(captions)),
-                "bytes": text_bytes * len(captions),
-            },
-        },
-    }
-    accelerator.print(describe_plan(plan))
+    text_bytes = 2 * sum(math.prod(shape) for shape in job.model.text_shapes(base).values())
+    plan = Plan(
+        architecture=job.model.NAME,
+        base=base.source,
+        prediction=base.prediction,
+        unused=base.ignored,
+        images=len({item.sample.name for item in items}),
+        items_per_epoch=len(items),
+        buckets={f"{w}x{h}": count for (h, w), count in sorted(Counter(item.bucket for item in items).items())},
+        problems=tuple(data.scan.problems),
+        captions_cut=captions_cut(base, job.model, [*items, *data.held_out]),
+        evaluation=plan_evaluation(config, inputs, steps),
+        batch_size=config.train.batch_size,
+        accumulation=config.train.accumulation,
+        processes=job.world,
+        micro_batch_fill=round(len(epoch_steps) * group / (micro_batches * config.train.batch_size), 3),
+        steps=steps,
+        adapter_modules=modules,
+        trainable_parameters=parameters,
+        dtypes=dtype_policy(job.precision, optimizer=config.optimizer.name, vae=caches.vae_dtype),
+        image_cache=CachePlan(
+            needed=len(entries),
+            missing=len(caches.missing_latents(data)),
+            # Mean and standard deviation, 4 channels at an eighth of each side, 2 bytes a value.
+            bytes=sum(2 * 4 * (height // 8) * (width // 8) * 2 for height, width in entries.values()),
+        ),
+        caption_cache=CachePlan(
+            needed=len(inputs.captions),
+            missing=len(caches.missing_captions(inputs.captions)),
+            bytes=text_bytes * len(inputs.captions),
+        ),
+    )
+    job.accelerator.print(plan.describe())
     return plan
 
 
-def evaluation_plan(config: TrainingConfig, data: Data, steps: int) -> dict[str, Any] | None:
+def plan_evaluation(config: TrainingConfig, inputs: Inputs, steps: int) -> EvaluationPlan | None:
     """What the run is evaluated on and how often; None where it is not."""
+    data, every = inputs.data, config.evaluation.every
     if not data.held_out:
         return None
-    every = config.evaluation.every
-    return {
-        "images": len({(item.sample.image_hash, item.sample.caption) for item in data.held_out}),
-        "source": config.evaluation.path or f"held out of {config.data.path}",
-        "draws": config.evaluation.draws,
-        "evaluations": 2 + ((steps - 1) // every if every else 0),
-        "drift_captions": len(drift_captions(config, data)),
-        "look_alikes": data.look_alikes,
-    }
+    return EvaluationPlan(
+        images=len({(item.sample.image_hash, item.sample.caption) for item in data.held_out}),
+        source=config.evaluation.path or f"held out of {config.data.path}",
+        draws=config.evaluation.draws,
+        evaluations=2 + ((steps - 1) // every if every else 0),
+        drift_captions=len(drift_captions(config, data)),
+        look_alikes=tuple(data.look_alikes),
+    )
 
 
 def require_trainable(config: TrainingConfig, steps: int) -> None:
@@ -164,58 +302,6 @@ def count_adapter(base: loading.Base, targets: str | Sequence[str], rank: int) -
         ) from error
     lora.attach(unet, targets=targets, rank=rank, alpha=rank, dropout=0.0, init="default", seed=0)
     return len(lora.adapter_modules(unet)), lora.count_parameters(unet)
-
-
-def describe_plan(plan: dict[str, Any]) -> str:
-    """The plan as a person reads it."""
-    split, cache, dtypes = plan["split"], plan["cache"], plan["dtypes"]
-    buckets = ", ".join(f"{name} ({count})" for name, count in plan["buckets"].items())
-    known = plan["base"]
-    predicts = Prediction(known["prediction_type"], known["zero_terminal_snr"]).describe()
-    unused = f"; {len(known['not_used'])} keys of it are not needed (see plan.json)" if known["not_used"] else ""
-    lines = [
-        f"base         {known['source']}: {plan['architecture']}, predicts {predicts}{unused}",
-        f"images       {plan['images']} ({plan['items_per_epoch']} per epoch with repeats)",
-        f"buckets      {len(plan['buckets'])}: {buckets}",
-        f"step         {plan['samples_per_step']} samples = batch {split['batch_size']} x accumulation "
-        f"{split['accumulation']} x processes {split['processes']}; micro-batches {plan['micro_batch_fill']:.0%} full",
-        f"length       {plan['steps']} optimizer steps = {plan['samples']} samples = {plan['epochs']} epochs; "
-        f"each image {plan['samples_per_image']} times",
-        f"adapter      {plan['adapter_modules']} modules, {plan['trainable_parameters']:,} trainable parameters",
-        f"precision    {dtypes['frozen UNet weights']} weights and activations, {dtypes['adapter, masters']} adapter masters, "
-        f"optimizer state {dtypes['optimizer state']}, {dtypes['VAE']} VAE",
-        f"cache        {cache['images']['missing']} of {cache['images']['needed']} image entries to encode "
-        f"({_size(cache['images']['bytes'])} in all), {cache['captions']['missing']} of "
-        f"{cache['captions']['needed']} captions ({_size(cache['captions']['bytes'])})",
-    ]
-    lines += _describe_evaluation(plan["evaluation"])
-    if plan["captions_cut"]:
-        worst = max(plan["captions_cut"].values())
-        lines.append(
-            f"captions     {len(plan['captions_cut'])} longer than 77 tokens are cut (the longest loses {worst}); see plan.json"
-        )
-    if plan["left_out"]:
-        lines.append(f"left out     {len(plan['left_out'])}:")
-        lines += [f"             {problem['name']}: {problem['reason']}" for problem in plan["left_out"][:10]]
-        if len(plan["left_out"]) > 10:
-            lines.append(f"             and {len(plan['left_out']) - 10} more, see plan.json")
-    return "\n".join(lines)
-
-
-def _describe_evaluation(plan: dict[str, Any] | None) -> list[str]:
-    if plan is None:
-        return [
-            "evaluation   none: --evaluation.held_out 0.1, or --evaluation.path with held-out images, tells what is learned"
-        ]
-    few = f"; a verdict between runs needs {MIN_IMAGES} images or more" if plan["images"] < MIN_IMAGES else ""
-    lines = [
-        f"evaluation   {plan['images']} images ({plan['source']}) x {plan['draws']} draws, and the drift on "
-        f"{plan['drift_captions']} captions, {plan['evaluations']} times{few}"
-    ]
-    lines += [f"             warning: {sentence}" for sentence in plan["look_alikes"][:5]]
-    if len(plan["look_alikes"]) > 5:
-        lines.append(f"             and {len(plan['look_alikes']) - 5} more, see plan.json")
-    return lines
 
 
 def _size(count: int) -> str:

@@ -1,6 +1,6 @@
 """What every training script does around its step: start, the run folder, saving, trackers, finishing.
 
-The order of events is the script's; each function here is one of them. `beginning.py` has how a run begins or continues.
+The order of events is the script's; each function here is one of them. `resume.py` has how a run begins or continues.
 """
 
 from __future__ import annotations
@@ -11,34 +11,35 @@ import os
 import shutil
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 
-from sushi_research.adapters import kohya_format, lora
+from sushi_research.adapters import kohya_format
+from sushi_research.caches.inputs import Inputs
 from sushi_research.caches.store import entry_key
 from sushi_research.config import TrainingConfig
 from sushi_research.config.command_line import config_to_dict
 from sushi_research.errors import UserError
 from sushi_research.files import write_json
-from sushi_research.models import loading
+from sushi_research.precision import resolve_precision
 from sushi_research.progress import Phases
 from sushi_research.runs import identity, provenance, run_folder, tracking
-from sushi_research.runs.checkpoint import save_checkpoint
-from sushi_research.runs.run_folder import RunFolder
+from sushi_research.runs.job import Job
 from sushi_research.sampling import plots
-from sushi_research.training.precision import Masters, resolve_precision
-from sushi_research.training.resume import Start, agree
+from sushi_research.training.plan import Plan
+from sushi_research.training.resume import RunState, agree
+from sushi_research.training.state import TrainState
 
 
-def start(config: TrainingConfig) -> tuple[Accelerator, str]:
-    """The Accelerator, and the precision ("bf16", "fp16" or "fp32") that config, launcher and device come to.
+def start(config: TrainingConfig, model: ModuleType) -> Job:
+    """The job of a command: its processes, and the precision that config, launcher and device come to. No run folder yet.
 
     The Accelerator's own mixed precision stays off: design rule 6, the script owns dtypes and the loss scaler.
     """
@@ -58,7 +59,7 @@ def start(config: TrainingConfig) -> tuple[Accelerator, str]:
         # cuBLAS reads this when it is first used; without it the deterministic algorithms are refused.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(config.train.deterministic)
-    return accelerator, precision
+    return Job(config, model, accelerator, precision)
 
 
 def quiet_libraries() -> None:
@@ -75,73 +76,28 @@ def quiet_libraries() -> None:
 
 
 @contextlib.contextmanager
-def open_run(
-    config: TrainingConfig, model: ModuleType, precision: str, accelerator: Accelerator
-) -> Iterator[RunFolder | None]:
-    """The run folder of the config, locked by the main process; None for a dry run, which writes nothing there."""
+def open_run(job: Job) -> Iterator[Job]:
+    """The job with the run folder of its config, locked by the main process; as it is for a dry run, which writes nothing."""
+    config = job.config
     if config.dry_run:
-        yield None
+        yield job
         return
-    group = samples_per_step(config, accelerator)
-    settings = identity.run_identity(config_to_dict(config), {"samples_per_step": group, "precision": precision})
-    name = config.run.name or identity.default_name(model.NAME, config.data.path, settings)
+    facts = {"samples_per_step": job.global_batch_size, "precision": job.precision}
+    settings = identity.run_identity(config_to_dict(config), facts)
+    name = config.run.name or identity.default_name(job.model.NAME, config.data.path, settings)
     with contextlib.ExitStack() as stack:
         error = None
         try:
-            run = run_folder.open_run(Path(config.run.folder), name, writer=accelerator.is_main_process)
+            run = run_folder.open_run(Path(config.run.folder), name, writer=job.is_main)
             stack.enter_context(run)
         except UserError as found:
             error = found
-        agree(error, accelerator)
+        agree(error, job.accelerator)
         try:
-            yield run
+            yield replace(job, run=run)
         finally:
-            if accelerator.is_main_process and [path.name for path in run.path.iterdir()] == [".lock"]:
+            if job.is_main and [path.name for path in run.path.iterdir()] == [".lock"]:
                 shutil.rmtree(run.path, ignore_errors=True)  # refused before anything was written: no run was begun
-
-
-def samples_per_step(config: TrainingConfig, accelerator: Accelerator) -> int:
-    """G of design rule 7: what one optimizer step sees, over all processes."""
-    return config.train.batch_size * config.train.accumulation * accelerator.num_processes
-
-
-def restore(start: Start, masters: Masters, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> None:
-    """Sets the adapter's masters, the optimizer and the loss scaler to the checkpoint, if there is one."""
-    if start.checkpoint is None:
-        return
-    state = start.checkpoint.load()
-    masters.load(state["adapter"])
-    optimizer.load_state_dict(state["optimizer"])
-    scaler.load_state_dict(state["scaler"])
-
-
-def save(
-    config: TrainingConfig,
-    run: RunFolder,
-    start: Start,
-    step: int,
-    masters: Masters,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-    plan: Mapping[str, Any],
-    accelerator: Accelerator,
-) -> None:
-    """Saves a checkpoint of `step`: all that the steps after it depend on. The main process writes, the others wait."""
-    if accelerator.is_main_process:
-        tracking.MetricsFile(run.metrics).sync()
-        state = {
-            "adapter": masters.named_state(),
-            "optimizer": optimizer.state_dict(),
-            "scaler": scaler.state_dict(),
-        }
-        facts = {
-            "samples_seen": step * plan["samples_per_step"],
-            "epoch": step * plan["samples_per_step"] / plan["items_per_epoch"],
-            "world": accelerator.num_processes,
-            "identity": start.identity,
-        }
-        save_checkpoint(run.checkpoints, step, state, facts, config.checkpoint.keep)
-    accelerator.wait_for_everyone()
 
 
 def out_of_memory(config: TrainingConfig, error: Exception) -> UserError:
@@ -167,78 +123,57 @@ def out_of_memory(config: TrainingConfig, error: Exception) -> UserError:
     return UserError(f"out of memory ({str(error).splitlines()[0]}): {steps}.")
 
 
-def open_trackers(
-    config: TrainingConfig, run: RunFolder, start: Start, accelerator: Accelerator
-) -> tracking.MetricsFile:
+def open_trackers(job: Job, run_state: RunState) -> tracking.MetricsFile:
     """Starts W&B and TensorBoard as the config says, and returns the metrics file."""
-    if accelerator.is_main_process:
+    config, run = job.config, job.run
+    assert run is not None
+    if job.is_main:
         trackers = tracking.resolve_trackers(config.tracking.wandb, config.tracking.tensorboard)
         print(trackers.notice, flush=True)
         record = run.record()
         tracking.start_trackers(
-            accelerator,
+            job.accelerator,
             trackers,
             folder=run.path,
             # Another agent's run has another id; W&B takes no other under a sweep.
             run_id=run_folder.sweep_run_id() or record["wandb_id"],
             name=run.name,
-            config=config_to_dict(config) | {"provenance": provenance.facts(start.provenance)},
+            config=config_to_dict(config) | {"provenance": provenance.facts(run_state.provenance)},
             project=config.tracking.project,
             entity=config.tracking.entity,
             tags=config.tracking.tags,
-            step=start.step,
+            step=run_state.step,
         )
-        tracking.log_artifact(accelerator, "plan", [run.config, run.plan])
+        tracking.log_artifact(job.accelerator, "plan", [run.config, run.plan])
     return tracking.MetricsFile(run.metrics)
 
 
 def write_adapter(
-    config: TrainingConfig,
-    run: RunFolder,
-    start: Start,
-    base: loading.Base,
-    model: ModuleType,
-    masters: Masters,
-    unet: torch.nn.Module,
-    plan: Mapping[str, Any],
-    began: float,
-    accelerator: Accelerator,
+    job: Job, inputs: Inputs, plan: Plan, run_state: RunState, state: TrainState, unet: torch.nn.Module
 ) -> None:
     """Writes adapter.safetensors, and reads it back as diffusers does: a file that differs from what was trained is an error."""
-    if accelerator.is_main_process:
+    if job.is_main:
+        config, run, architecture = job.config, job.run, job.model.NAME
         metadata = kohya_format.adapter_metadata(
-            architecture=model.NAME,
+            config,
+            architecture=architecture,
             name=run.name,
-            targets=lora.resolve_targets(config.lora.targets),
-            rank=config.lora.rank,
-            alpha=config.lora.alpha,
-            dropout=config.lora.dropout,
-            resolution=config.data.resolution,
-            seed=config.train.seed,
-            steps=plan["steps"],
-            epochs=int(plan["epochs"]),
-            learning_rate=config.optimizer.lr,
-            optimizer=config.optimizer.name,
-            base=_published_name(base.source),
-            base_hash=start.hashes["base_model"]["unet"],
-            dataset_hash=start.hashes["data"],
-            config_hash=entry_key(identity=start.identity),
-            images=plan["images"],
-            started=began,
-            finished=time.time(),
-            prediction=base.prediction,
-            extra={
-                "ss_min_snr_gamma": config.loss.snr_gamma,
-                "ss_noise_offset": config.loss.noise_offset or None,
-                "ss_clip_skip": getattr(config.model, "clip_skip", None),  # where the architecture has one
-            },
+            base=_published_name(inputs.base.source),
+            base_hash=run_state.hashes["base_model"]["unet"],
+            dataset_hash=run_state.hashes["data"],
+            config_hash=entry_key(identity=run_state.identity),
+            images=plan.images,
+            steps=plan.steps,
+            epochs=int(plan.epochs),
+            prediction=inputs.base.prediction,
+            trained=(job.started, time.time()),
         )
-        state, dtype = masters.named_state(), getattr(torch, config.lora.save_dtype)
+        tensors, dtype = state.master_weights.named_state(), getattr(torch, config.lora.save_dtype)
         kohya_format.save_adapter(
-            run.adapter, unet, architecture=model.NAME, state=state, dtype=dtype, metadata=metadata
+            run.adapter, unet, architecture=architecture, state=tensors, dtype=dtype, metadata=metadata
         )
-        kohya_format.verify_saved(run.adapter, unet, architecture=model.NAME, state=state, dtype=dtype)
-    accelerator.wait_for_everyone()
+        kohya_format.verify_saved(run.adapter, unet, architecture=architecture, state=tensors, dtype=dtype)
+    job.accelerator.wait_for_everyone()
 
 
 def _published_name(source: str) -> str:
@@ -247,19 +182,13 @@ def _published_name(source: str) -> str:
     return os.path.basename(os.path.abspath(path)) if path.exists() else source
 
 
-def finish(
-    config: TrainingConfig,
-    run: RunFolder,
-    metrics: tracking.MetricsFile,
-    step: int,
-    phases: Phases,
-    accelerator: Accelerator,
-) -> None:
-    """Draws the curves, hands the results to the trackers, marks the run finished, and says what was written."""
-    if not accelerator.is_main_process:
+def finish(job: Job, log: tracking.MetricsFile, step: int, phases: Phases) -> None:
+    """Plots the curves, hands the results to the trackers, marks the run finished, and prints what was written."""
+    if not job.is_main:
         return
+    config, run, accelerator = job.config, job.run, job.accelerator
     curves = run.path / "loss.png"
-    plots.curves(metrics.read(), curves, run.name)
+    plots.curves(log.read(), curves, run.name)
     tracking.log_images(accelerator, "curves", [curves], [run.name], step)
     tracking.log_artifact(accelerator, "adapter", [run.adapter, run.config, run.provenance])
     seconds = {name: round(value, 2) for name, value in phases.seconds().items()}

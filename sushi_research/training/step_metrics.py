@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Mapping
 from typing import Any
 
 import psutil
 import torch
-from accelerate import Accelerator
 
 from sushi_research.errors import UserError
-from sushi_research.training.precision import Masters
+from sushi_research.runs.job import Job
+from sushi_research.training.master_weights import MasterWeights
+from sushi_research.training.plan import Plan
 
 _WHAT_TO_DO = (
     "the last checkpoint is whole; look at the files, or begin under another --run.name with a lower optimizer.lr, or with "
@@ -21,65 +21,81 @@ _WHAT_TO_DO = (
 )
 
 
-class Tally:
-    """The sums of one optimizer step over its micro-batches, then over the processes; and what the step's log line says.
+class StepMetrics:
+    """Sums over the micro-batches of a step, then over the processes; one object per run, `start()` at each step.
 
-    Everything travels with the gradients, in the step's one reduction.
+    `add` alone is called inside the training step. It writes into buffers that keep their addresses for the whole run, so that
+    a recorded step (CUDA graph) finds them again. The sums travel with the gradients, in the step's one reduction.
     """
 
-    def __init__(self, device: torch.device, world: int) -> None:
-        # the loss; sum and number of samples' plain losses by timestep quarter; stop requests; seconds waited; seconds; and a
-        # place for each process's peak memory, because a sum over processes has no maximum
-        self._sums = torch.zeros(12 + world, device=device)
-        self._seen: list[tuple[tuple[str, ...], torch.Tensor]] = []
+    def __init__(self, job: Job) -> None:
+        # The loss; sum and number of the samples' plain losses by timestep bin; stop requests; seconds waited; seconds; one slot
+        # per rank for peak memory: we can only all-reduce a sum.
+        self._sums = torch.zeros(12 + job.world, device=job.device)
+        # The plain losses of the micro-batch added last.
+        self._losses = torch.zeros(job.config.train.batch_size, device=job.device)
+        self._job = job
+        self.start()
+
+    def start(self) -> None:
+        """Begins a step: all sums are 0."""
+        self._sums.zero_()
+        self._micro_batches: list[tuple[tuple[str, ...], torch.Tensor]] = []
         self._began = time.perf_counter()
 
-    def add(self, loss: torch.Tensor, losses: torch.Tensor, quarters: torch.Tensor, names: tuple[str, ...]) -> None:
-        """A micro-batch: its share of the loss, its samples' plain losses [B] with their timestep quarters, its files."""
+    def add(self, loss: torch.Tensor, losses: torch.Tensor, bins: torch.Tensor) -> None:
+        """A micro-batch: its share of the loss, its samples' plain losses [B] fp32, and their timestep bins [B] int64."""
         losses = losses.detach()
+        self._losses[: len(losses)].copy_(losses)
         self._sums[0] += loss.detach()
-        self._sums[1:5].index_add_(0, quarters, losses)
-        self._sums[5:9].index_add_(0, quarters, torch.ones_like(losses))
-        self._seen.append((names, losses))
+        self._sums[1:5].index_add_(0, bins, losses)
+        self._sums[5:9].index_add_(0, bins, torch.ones_like(losses))
 
-    def reduce(self, masters: Masters, accelerator: Accelerator, *, stop: int, waited: float) -> bool:
-        """Sums gradients and tally over the processes, once. True if any process was asked to stop."""
+    def note(self, names: tuple[str, ...]) -> None:
+        """The files of the micro-batch added last; `require_finite` names them."""
+        self._micro_batches.append((names, self._losses[: len(names)].clone()))
+
+    def reduce(self, master_weights: MasterWeights, *, stop: int, waited: float) -> bool:
+        """Sums the gradients and these numbers over the processes, once. True if any process was asked to stop."""
+        job, accelerator = self._job, self._job.accelerator
         self._sums[9] = stop
         self._sums[10] = waited
         self._sums[11] = time.perf_counter() - self._began
-        self._sums[12 + accelerator.process_index] = peak_memory_gib(self._sums.device)
-        sum_over = None if accelerator.num_processes == 1 else lambda flat: accelerator.reduce(flat, "sum")
+        self._sums[12 + job.rank] = peak_memory_gib(self._sums.device)
+        sum_over = None if job.world == 1 else lambda flat: accelerator.reduce(flat, "sum")
         # .tolist() waits for the device, so that a NaN or a stop is seen before the optimizer's step.
-        self._totals = masters.reduce(sum_over, self._sums).tolist()
+        self._totals = master_weights.reduce(sum_over, self._sums).tolist()
         return self._totals[9] > 0
 
     def require_finite(self, step: int) -> None:
         """Stops the run at a NaN or infinite loss, before it reaches the adapter, naming the files of the micro-batch."""
         if torch.isfinite(torch.tensor(self._totals[:5])).all():
             return
-        bad = dict.fromkeys(name for names, losses in self._seen if not losses.isfinite().all() for name in names)
+        bad = dict.fromkeys(
+            name for names, losses in self._micro_batches if not losses.isfinite().all() for name in names
+        )
         where = f"with {', '.join(bad)}" if bad else "in another process"
         raise UserError(f"the loss at step {step} is not finite, {where}: {_WHAT_TO_DO}")
 
-    def values(self, step: int, rate: float, norm: float, plan: Mapping[str, Any]) -> dict[str, Any]:
-        """The step's log line. Losses are over all processes; `loss` is what was minimised, the quarters are plain MSE.
+    def values(self, plan: Plan, step: int, learning_rate: float, norm: float) -> dict[str, Any]:
+        """The step's log line. Losses are over all processes; `loss` is what was minimised, those by bin are plain MSE.
 
-        `norm` is that of the gradients before clipping. UserError, before anything is saved, where it is not finite: the
-        adapter is spoilt then. In fp16 alone it is not, because the loss scaler left the step out.
+        `norm` is that of the gradients before clipping. UserError, before anything is saved, where it is not finite: the adapter
+        is spoilt then. In fp16 alone it is not, because the loss scaler skipped the step.
         """
         is_finite = math.isfinite(norm)
-        if not is_finite and plan["dtypes"]["activations"] != "float16":
+        if not is_finite and self._job.precision != "fp16":
             raise UserError(f"the gradient at step {step} is not finite: {_WHAT_TO_DO}")
-        samples = plan["samples_per_step"]
+        samples = plan.global_batch_size
         seconds = time.perf_counter() - self._began
-        quarters = zip(self._totals[1:5], self._totals[5:9], strict=True)
+        bins = zip(self._totals[1:5], self._totals[5:9], strict=True)
         return {
             "loss": self._totals[0],
-            **{f"loss_quarter/{q}": total / count if count else None for q, (total, count) in enumerate(quarters)},
-            "lr": rate,
+            **{f"loss_quarter/{q}": total / count if count else None for q, (total, count) in enumerate(bins)},
+            "lr": learning_rate,
             # fp16: a step whose gradients overflowed has no norm.
             "grad_norm": norm if is_finite else None,
-            "epoch": step * samples / plan["items_per_epoch"],
+            "epoch": step * samples / plan.items_per_epoch,
             "samples_seen": step * samples,
             "images_per_second": samples / seconds,
             "data_wait_share": self._totals[10] / max(self._totals[11], 1e-9),

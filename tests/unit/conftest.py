@@ -3,12 +3,14 @@
 import pytest
 import torch
 
-from sushi_research.caches.caches import fill_caches, open_caches, open_memo
-from sushi_research.data.training_data import captions_of, read_data
+from sushi_research.caches.caches import open_caches, open_memo
+from sushi_research.caches.inputs import Inputs, fill_caches
+from sushi_research.data.training_data import read_data
 from sushi_research.evaluation import validation_set
 from sushi_research.models import loading, sd15, sdxl
 from sushi_research.models.loading import find_base
 from sushi_research.models.prediction import Prediction
+from sushi_research.runs.job import Job
 
 MODELS = {"sd15": sd15, "sdxl": sdxl}
 
@@ -22,13 +24,13 @@ class Setting:
 
         self.model, accelerator = MODELS[architecture], Accelerator(cpu=True)
         config = Trainer(architecture, base, photos, root / "runs", root / "cache").config("evaluation")
+        job = Job(config, self.model, accelerator, "fp32")
         memo = open_memo(config)
         self.base = find_base(config, self.model)
-        data = read_data(config, memo, None, accelerator)
+        data = read_data(job, memo)
         self.items = data.items
-        self.caches = open_caches(config, self.base, self.model, memo, accelerator)
-        captions = captions_of(config, data, [])
-        fill_caches(self.caches, data, captions, self.base, self.model, accelerator)
+        self.caches = open_caches(job, self.base, memo)
+        fill_caches(job, Inputs(config, self.base, data, self.caches, memo))
         self.unet = loading.load_unet(self.base, torch.float32, torch.device("cpu")).train()
 
     def pack(self, draws=4, prediction=Prediction(), base_hash="base"):  # noqa: B008

@@ -13,6 +13,7 @@ from safetensors import safe_open
 
 from sushi_research.adapters import kohya_format as formats
 from sushi_research.adapters import lora
+from sushi_research.config import SD15Training, SDXLTraining
 from sushi_research.errors import UserError
 from sushi_research.models.prediction import Prediction, from_metadata
 
@@ -355,25 +356,26 @@ def test_a_tensor_that_does_not_fit_leaves_the_earlier_file(tmp_path):
 
 FACTS = {
     "name": "photos",
-    "targets": ["to_q"],
-    "rank": 8,
-    "alpha": 4.0,
-    "dropout": 0.0,
-    "resolution": 1024,
-    "seed": 3,
     "steps": 100,
     "epochs": 2,
-    "learning_rate": 1e-4,
-    "optimizer": "adamw8bit",
     "base": "owner/base",
     "base_hash": "b" * 32,
     "dataset_hash": "d" * 32,
     "config_hash": "c" * 32,
     "images": 50,
-    "started": 1_700_000_000.0,
-    "finished": 1_700_003_600.5,
+    "trained": (1_700_000_000.0, 1_700_003_600.5),
     "prediction": Prediction(),
 }
+
+
+def config(kind=SDXLTraining, targets=("to_q",), **sections):
+    return kind(
+        model={"base": "x"},
+        data={"path": "x", "resolution": 1024},
+        lora={"targets": targets if isinstance(targets, str) else list(targets), "rank": 8, "alpha": 4.0},
+        train={"steps": 100},
+        **sections,
+    )
 
 
 @pytest.mark.parametrize(
@@ -387,7 +389,7 @@ FACTS = {
     ],
 )
 def test_metadata_that_programs_read(architecture, expected):
-    metadata = formats.adapter_metadata(architecture=architecture, **FACTS)
+    metadata = formats.adapter_metadata(config(), architecture=architecture, **FACTS)
     assert all(type(value) is str for value in metadata.values())
     # A1111 decides by the first whether the adapter is shown at all; InvokeAI splits the second at its slash.
     keys = ("ss_base_model_version", "modelspec.architecture", "modelspec.implementation")
@@ -409,7 +411,7 @@ def test_metadata_that_programs_read(architecture, expected):
 @pytest.mark.parametrize(("architecture", "version"), [("sd15", "sd_v1_v"), ("sdxl", "sdxl_base_v1-0")])
 def test_metadata_of_a_base_that_predicts_v(architecture, version, zero_terminal_snr):
     prediction = Prediction("v_prediction", zero_terminal_snr)
-    metadata = formats.adapter_metadata(architecture=architecture, **FACTS | {"prediction": prediction})
+    metadata = formats.adapter_metadata(config(), architecture=architecture, **FACTS | {"prediction": prediction})
     assert metadata["ss_base_model_version"] == version
     assert metadata["modelspec.prediction_type"] == "v"
     assert metadata["ss_zero_terminal_snr"] == str(zero_terminal_snr)
@@ -417,13 +419,14 @@ def test_metadata_of_a_base_that_predicts_v(architecture, version, zero_terminal
     assert [found.type for found in from_metadata(metadata, "it")] == ["v_prediction"]
 
 
-def test_metadata_of_convolutions_and_extras():
-    extra = {"ss_min_snr_gamma": 5.0, "ss_clip_skip": None, "ss_output_name": "other"}
-    facts = FACTS | {"targets": list(lora.PRESETS["kohya_conv"])}
-    metadata = formats.adapter_metadata(architecture="sd15", **facts, extra=extra)
+def test_metadata_of_convolutions_and_options():
+    sections = {"targets": "kohya_conv", "loss": {"snr_gamma": 5.0}}
+    metadata = formats.adapter_metadata(config(**sections), architecture="sdxl", **FACTS)
     assert json.loads(metadata["ss_network_args"]) == {"conv_dim": "8", "conv_alpha": "4.0"}
-    assert (metadata["ss_min_snr_gamma"], metadata["ss_output_name"]) == ("5.0", "other")
-    assert "ss_clip_skip" not in metadata
+    assert (metadata["ss_min_snr_gamma"], metadata["ss_output_name"]) == ("5.0", "photos")
+    # What is not set, or the architecture does not have, is skipped.
+    assert not {"ss_noise_offset", "ss_clip_skip"} & metadata.keys()
+    assert formats.adapter_metadata(config(SD15Training), architecture="sd15", **FACTS)["ss_clip_skip"] == "1"
 
 
 # --- reading ---

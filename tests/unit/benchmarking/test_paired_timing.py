@@ -128,10 +128,9 @@ class Machine:
                 self.step("B", b),
                 **options,
                 synchronize=lambda: self.events.append("sync"),
-                clock=lambda: self.now,
-                cpu_clock=lambda: self.cpu,
-                waited=self.read_waited,
-                load=lambda: 1.5,
+                clocks=paired_timing.Clocks(
+                    wall=lambda: self.now, cpu=lambda: self.cpu, waited=self.read_waited, load=lambda: 1.5
+                ),
             )
         )
 

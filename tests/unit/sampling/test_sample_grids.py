@@ -12,6 +12,7 @@ from PIL import Image
 
 from sushi_research.config import SD15Training, SDXLTraining
 from sushi_research.models import loading, sd15, sdxl
+from sushi_research.runs.job import Job
 from sushi_research.runs.run_folder import RunFolder
 from sushi_research.sampling import pipeline, plots, sample_grids
 
@@ -54,7 +55,8 @@ def draw(architecture, base_folder, run, monkeypatch):
         accelerator = SimpleNamespace(
             is_main_process=is_main_process, device=CPU, trackers=[], wait_for_everyone=lambda: None
         )
-        sample_grids.draw(config, run, base, model, caches, prompts, unet, step, accelerator)
+        inputs = SimpleNamespace(base=base, caches=caches, prompts=prompts)
+        sample_grids.draw(Job(config, model, accelerator, "fp32", run), inputs, unet, step)
         return made[-1] if made else []
 
     run_draw.asked = caches.asked

@@ -8,6 +8,7 @@ import torch
 
 from sushi_research.caches import encoding
 from sushi_research.caches.caches import Caches
+from sushi_research.caches.inputs import Inputs
 from sushi_research.caches.store import Store
 from sushi_research.config import SD15Training, SDXLTraining
 from sushi_research.data.buckets import BucketRule
@@ -15,8 +16,8 @@ from sushi_research.data.samples import Problem, Sample, Scan, make_items
 from sushi_research.data.training_data import Data
 from sushi_research.errors import UserError
 from sushi_research.models import loading, sd15, sdxl
+from sushi_research.runs.job import Job
 from sushi_research.training import plan
-from sushi_research.training.sampler import Sampler
 
 ONE = pytest.mark.parametrize("architecture", ["sd15"])
 MODELS = {"sd15": (sd15, SD15Training), "sdxl": (sdxl, SDXLTraining)}
@@ -67,21 +68,12 @@ def make(bases, architecture, tmp_path):
             if key not in caches.latents:
                 writer.add(key, {"mean": torch.zeros(4, 8, 8).half(), "std": torch.zeros(4, 8, 8).half()}, {})
         printed = []
-        result = plan.make_plan(
-            config,
-            base,
-            model,
-            Data(
-                items, Scan("photos", problems=[Problem(f"bad_{n}.png", "the file is empty") for n in range(left_out)])
-            ),
-            Sampler(tuple(item.bucket for item in items), 4 * processes, 0),
-            caches,
-            ["", *(f"caption {n}" for n in range(1, 5)), "y" * 100],
-            "fp32",
-            SimpleNamespace(num_processes=processes, print=printed.append),
-        )
+        scan = Scan("photos", problems=[Problem(f"bad_{n}.png", "the file is empty") for n in range(left_out)])
+        accelerator = SimpleNamespace(num_processes=processes, print=printed.append)
+        job = Job(config, model, accelerator, "fp32")
+        result = plan.make_plan(job, Inputs(config, base, Data(items, scan), caches, memo=None))
         assert len(printed) == 1
-        return result, printed[0]
+        return result.to_json(), printed[0]
 
     return run
 
@@ -122,10 +114,10 @@ def test_the_numbers(make, architecture):
 
 @ONE
 def test_the_fill_of_micro_batches(make):
-    # Batches of 3: the first epoch's one whole step holds the four 96x32 items, as 3 and 1.
-    found, text = make({"train": {"batch_size": 3}})
-    assert found["micro_batch_fill"] == round(4 / 6, 3)
-    assert "micro-batches 67% full" in text
+    # A batch of 5: the first epoch's one whole step holds 5 samples of both buckets, so it takes two micro-batches.
+    found, text = make({"train": {"batch_size": 5}})
+    assert found["micro_batch_fill"] == 0.5
+    assert "micro-batches 50% full" in text
 
 
 @ONE
@@ -137,8 +129,8 @@ def test_both_mirror_images_are_counted(make):
 @ONE
 def test_processes_share_a_step(make):
     found, text = make(processes=2)
-    assert found["samples_per_step"] == 8 and found["split"]["processes"] == 2
-    assert "step         8 samples = batch 2 x accumulation 1 x processes 2" in text
+    assert found["samples_per_step"] == 4 and found["split"]["processes"] == 2
+    assert "step         4 samples = batch 2 x accumulation 1 x processes 2" in text
 
 
 @ONE
@@ -172,8 +164,8 @@ def test_the_adapter_is_counted_without_its_weights(bases, architecture):
         ({"optimizer": {"kwargs": {"weight_decy": 0.1}}}, "did you mean weight_decay"),
         ({"optimizer": {"name": "torch.optim.Adm"}}, "did you mean Adam"),
         (
-            {"train": {"steps": None, "epochs": 1}, "schedule": {"name": "linear", "warmup": 2}},
-            "a warm-up of 2 steps does not end within the 2 steps",
+            {"train": {"steps": None, "epochs": 1}, "schedule": {"name": "linear", "warmup": 4}},
+            "a warm-up of 4 steps does not end within the 4 steps",
         ),
     ],
 )

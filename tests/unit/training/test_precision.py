@@ -10,8 +10,9 @@ from torch import nn
 
 from sushi_research.adapters import lora
 from sushi_research.errors import UserError
+from sushi_research.precision import COMPUTE_DTYPES, dtype_policy, make_scaler, resolve_precision
 from sushi_research.training import optim
-from sushi_research.training.precision import COMPUTE_DTYPES, Masters, dtype_policy, make_scaler, resolve_precision
+from sushi_research.training.master_weights import MasterWeights
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
@@ -79,7 +80,7 @@ def test_every_tensor_of_a_step_has_its_dtype(architecture, precision):
     torch.manual_seed(0)
     unet = UNet2DConditionModel.from_config(NARROW_UNETS[architecture]).to(policy.weights)
     lora.attach(unet, targets="kohya_conv", rank=64, alpha=1.0, dropout=0.1, init="default", seed=0)
-    masters = Masters(lora.adapter_parameters(unet), policy.adapter)
+    masters = MasterWeights(lora.adapter_parameters(unet), policy.adapter)
     optimizer = optim.build_optimizer("adamw8bit", masters.parameters(), 1e-4, {})
     scaler = make_scaler(precision, CPU)
     seen = set()
@@ -129,7 +130,7 @@ def test_only_the_embeddings_of_numbers_are_fp32():
 
 
 class Net(nn.Module):
-    """Two layers whose weights play the working copy, in fp32 until Masters takes them."""
+    """Two layers whose weights play the working copy, in fp32 until MasterWeights takes them."""
 
     def __init__(self):
         super().__init__()
@@ -150,7 +151,7 @@ def batches(steps, micro_batches):
 def test_masters_follow_an_fp32_reference_bit_for_bit(dtype, name):
     steps, micro_batches = 8, 3
     net = Net()
-    masters = Masters(dict(net.named_parameters()), dtype)
+    masters = MasterWeights(dict(net.named_parameters()), dtype)
     optimizer = optim.build_optimizer(name, masters.parameters(), 1e-3, {})
 
     # The reference: one fp32 tensor per weight, gradients cast one by one, a model made afresh from them for every batch.
@@ -188,7 +189,7 @@ def test_masters_follow_an_fp32_reference_bit_for_bit(dtype, name):
 
 def test_gradients_add_up_in_fp32():
     weight = nn.Parameter(torch.zeros(2))
-    masters = Masters({"w": weight}, torch.bfloat16)
+    masters = MasterWeights({"w": weight}, torch.bfloat16)
     for value in (1.0, 2**-9, 2**-9):
         weight.grad = torch.full((2,), value, dtype=torch.bfloat16)
         masters.accumulate()
@@ -201,7 +202,7 @@ def test_gradients_add_up_in_fp32():
 
 def test_a_small_step_moves_the_master_even_where_the_copy_stays():
     weight = nn.Parameter(torch.ones(2))
-    masters = Masters({"w": weight}, torch.bfloat16)
+    masters = MasterWeights({"w": weight}, torch.bfloat16)
     for _ in range(3):
         masters.parameters()[0].data += 2**-9
         masters.refresh()
@@ -211,7 +212,7 @@ def test_a_small_step_moves_the_master_even_where_the_copy_stays():
 
 def test_a_parameter_without_a_gradient_is_named():
     net = Net()
-    masters = Masters(dict(net.named_parameters()), torch.float32)
+    masters = MasterWeights(dict(net.named_parameters()), torch.float32)
     net.first(torch.ones(1, 24)).sum().backward()
     with pytest.raises(AssertionError, match=r"second\.weight got no gradient"):
         masters.accumulate()
@@ -220,8 +221,8 @@ def test_a_parameter_without_a_gradient_is_named():
 def test_state_goes_out_and_back():
     net, other = Net(), Net()
     masters, others = (
-        Masters(dict(net.named_parameters()), torch.bfloat16),
-        Masters(dict(other.named_parameters()), torch.bfloat16),
+        MasterWeights(dict(net.named_parameters()), torch.bfloat16),
+        MasterWeights(dict(other.named_parameters()), torch.bfloat16),
     )
     for parameter in masters.parameters():
         parameter.data.mul_(1.001)
@@ -240,7 +241,7 @@ def test_state_goes_out_and_back():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_the_working_copy_is_not_the_masters(dtype):
     net = Net()
-    masters = Masters(dict(net.named_parameters()), dtype)
+    masters = MasterWeights(dict(net.named_parameters()), dtype)
     masters.parameters()[0].data.zero_()
     assert net.first.weight.any()
     masters.refresh()
@@ -249,16 +250,16 @@ def test_the_working_copy_is_not_the_masters(dtype):
 
 def test_parting_the_tensors_from_their_buffers_is_noticed():
     net = Net()
-    masters = Masters(dict(net.named_parameters()), torch.bfloat16)
+    masters = MasterWeights(dict(net.named_parameters()), torch.bfloat16)
     net(torch.ones(1, 24, dtype=torch.bfloat16)).sum().backward()
     net.to(torch.float16)
-    with pytest.raises(AssertionError, match="moved after Masters was made"):
+    with pytest.raises(AssertionError, match="moved after MasterWeights was made"):
         masters.refresh()
     net = Net()
-    masters = Masters(dict(net.named_parameters()), torch.float32)
+    masters = MasterWeights(dict(net.named_parameters()), torch.float32)
     optim.build_optimizer("adamw", masters.parameters(), 1e-3, {}).zero_grad()
     net(torch.ones(1, 24)).sum().backward()
-    with pytest.raises(AssertionError, match="use Masters.zero_grad"):
+    with pytest.raises(AssertionError, match="use MasterWeights.zero_grad"):
         masters.accumulate()
 
 
@@ -270,7 +271,7 @@ def test_two_processes_reduce_gradients_and_extras_in_one_message():
     processes = []
     for x in data:
         net = Net()
-        masters = Masters(dict(net.named_parameters()), torch.float32)
+        masters = MasterWeights(dict(net.named_parameters()), torch.float32)
         net(x).square().sum().backward()
         masters.accumulate()
         processes.append(masters)
@@ -291,7 +292,7 @@ def test_two_processes_reduce_gradients_and_extras_in_one_message():
 
 def test_one_process_reduces_nothing():
     net = Net()
-    masters = Masters(dict(net.named_parameters()), torch.float32)
+    masters = MasterWeights(dict(net.named_parameters()), torch.float32)
     net(torch.ones(1, 24)).sum().backward()
     masters.accumulate()
     before = [parameter.grad.clone() for parameter in masters.parameters()]
@@ -307,7 +308,7 @@ def test_one_process_reduces_nothing():
 @pytest.mark.parametrize("bad", [float("inf"), float("nan")])
 def test_an_fp16_step_with_an_infinity_changes_nothing_but_the_scale(name, bad):
     net = Net()
-    masters = Masters(dict(net.named_parameters()), torch.float16)
+    masters = MasterWeights(dict(net.named_parameters()), torch.float16)
     optimizer = optim.build_optimizer(name, masters.parameters(), 1e-3, {"weight_decay": 0.1})
     scaler = make_scaler("fp16", CPU)
 
@@ -342,7 +343,7 @@ def test_scaling_cancels():
     gradients = []
     for scaler in (make_scaler("fp16", CPU), make_scaler("bf16", CPU)):
         net = Net()
-        masters = Masters(dict(net.named_parameters()), torch.float32)
+        masters = MasterWeights(dict(net.named_parameters()), torch.float32)
         optimizer = optim.build_optimizer("adamw", masters.parameters(), 1e-3, {})
         scaler.scale(net(torch.ones(1, 24)).square().mean()).backward()
         masters.accumulate()

@@ -6,37 +6,45 @@ import pytest
 import torch
 from torch import nn
 
+from sushi_research.config import SDXLTraining
 from sushi_research.errors import UserError
-from sushi_research.training import step_metrics as tally_module
-from sushi_research.training.precision import Masters
-from sushi_research.training.step_metrics import Tally
+from sushi_research.models import sdxl
+from sushi_research.runs.job import Job
+from sushi_research.training import step_metrics
+from sushi_research.training.master_weights import MasterWeights
+from sushi_research.training.step_metrics import StepMetrics
 
-PLAN = {"samples_per_step": 4, "items_per_epoch": 10, "dtypes": {"activations": "float32"}}
-ALONE = SimpleNamespace(num_processes=1, process_index=0)
-
-
-def masters() -> Masters:
-    return Masters({"a.lora_A.weight": nn.Parameter(torch.zeros(2, 3))}, torch.float32)
+CONFIG = SDXLTraining(model={"base": "x"}, data={"path": "x"}, train={"steps": 1, "batch_size": 3})
+PLAN = SimpleNamespace(global_batch_size=4, items_per_epoch=10)
 
 
-def micro_batch(
-    tally: Tally, losses: list[float], quarters: list[int], names: tuple[str, ...], share: float = 1.0
-) -> None:
+def job(world: int = 1, rank: int = 0, precision: str = "fp32", reduce=None) -> Job:
+    device = torch.device("cpu")
+    accelerator = SimpleNamespace(num_processes=world, process_index=rank, device=device, reduce=reduce)
+    return Job(CONFIG, sdxl, accelerator, precision)
+
+
+def master_weights() -> MasterWeights:
+    return MasterWeights({"a.lora_A.weight": nn.Parameter(torch.zeros(2, 3))}, torch.float32)
+
+
+def micro_batch(metrics: StepMetrics, losses: list[float], bins: list[int], names: tuple[str, ...], share: float = 1.0):
     losses = torch.tensor(losses)
-    tally.add(losses.sum() * share / 4, losses, torch.tensor(quarters), names)
+    metrics.add(losses.sum() * share / 4, losses, torch.tensor(bins))
+    metrics.note(names)
 
 
-def two_micro_batches(world: int = 1) -> Tally:
-    tally = Tally(torch.device("cpu"), world)
-    micro_batch(tally, [1.0, 3.0, 5.0], [0, 3, 3], ("a.png", "b.png", "c.png"))
-    micro_batch(tally, [7.0], [1], ("d.png",), share=0.5)
-    return tally
+def two_micro_batches(**options) -> StepMetrics:
+    metrics = StepMetrics(job(**options))
+    micro_batch(metrics, [1.0, 3.0, 5.0], [0, 3, 3], ("a.png", "b.png", "c.png"))
+    micro_batch(metrics, [7.0], [1], ("d.png",), share=0.5)
+    return metrics
 
 
 def test_the_numbers_of_a_step():
-    tally = two_micro_batches()
-    assert tally.reduce(masters(), ALONE, stop=0, waited=0.0) is False
-    values = tally.values(6, 1e-4, 0.5, PLAN)
+    metrics = two_micro_batches()
+    assert metrics.reduce(master_weights(), stop=0, waited=0.0) is False
+    values = metrics.values(PLAN, 6, 1e-4, 0.5)
     # The loss is what was minimised, weights included; the quarters are means of the plain losses.
     assert values["loss"] == (1 + 3 + 5) / 4 + 7 / 8
     assert [values[f"loss_quarter/{quarter}"] for quarter in range(4)] == [1.0, 7.0, None, 4.0]
@@ -48,7 +56,6 @@ def test_the_numbers_of_a_step():
 
 def test_sums_over_the_processes():
     """A process of three, the others with the same losses; one of the others has been asked to stop."""
-    tally = two_micro_batches(world=3)
     sent = []
 
     def reduce(flat: torch.Tensor, reduction: str) -> torch.Tensor:
@@ -60,14 +67,14 @@ def test_sums_over_the_processes():
         total[-3:] = torch.tensor([0.25, flat[-2], 99.0])
         return total
 
-    working = masters()
+    metrics = two_micro_batches(world=3, rank=1, reduce=reduce)
+    working = master_weights()
     working.parameters()[0].grad.fill_(2.0)
-    accelerator = SimpleNamespace(num_processes=3, process_index=1, reduce=reduce)
-    assert tally.reduce(working, accelerator, stop=0, waited=0.25) is True
+    assert metrics.reduce(working, stop=0, waited=0.25) is True
     assert len(sent) == 1, "a step has one message"
     assert sent[0][-3] == sent[0][-1] == 0 < sent[0][-2], "a process fills its own place"
     assert torch.equal(working.parameters()[0].grad, torch.full((2, 3), 6.0))
-    values = tally.values(1, 1e-4, 0.5, PLAN)
+    values = metrics.values(PLAN, 1, 1e-4, 0.5)
     assert values["loss"] == 3 * ((1 + 3 + 5) / 4 + 7 / 8)
     assert [values[f"loss_quarter/{quarter}"] for quarter in range(4)] == [1.0, 7.0, None, 4.0]
     assert values["data_wait_share"] > 0
@@ -76,36 +83,46 @@ def test_sums_over_the_processes():
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_loss_that_is_not_finite_names_the_step_and_the_files_once(bad):
-    tally = two_micro_batches()
-    micro_batch(tally, [1.0, bad, 1.0], [2, 2, 2], ("e.png", "f.png", "e.png"))
-    tally.reduce(masters(), ALONE, stop=0, waited=0.0)
+    metrics = two_micro_batches()
+    micro_batch(metrics, [1.0, bad, 1.0], [2, 2, 2], ("e.png", "f.png", "e.png"))
+    metrics.reduce(master_weights(), stop=0, waited=0.0)
     with pytest.raises(UserError, match=r"the loss at step 9 is not finite, with e\.png, f\.png: ") as caught:
-        tally.require_finite(9)
+        metrics.require_finite(9)
     assert "\n" not in str(caught.value)
 
 
 def test_a_loss_that_is_not_finite_elsewhere_stops_this_process_too():
-    tally = two_micro_batches(world=2)
-    not_here = SimpleNamespace(num_processes=2, process_index=0, reduce=lambda flat, _: flat + float("nan"))
-    tally.reduce(masters(), not_here, stop=0, waited=0.0)
+    metrics = two_micro_batches(world=2, reduce=lambda flat, _: flat + float("nan"))
+    metrics.reduce(master_weights(), stop=0, waited=0.0)
     with pytest.raises(UserError, match="not finite, in another process: "):
-        tally.require_finite(9)
+        metrics.require_finite(9)
+
+
+def test_a_step_begins_at_zero_in_the_same_buffers():
+    metrics = two_micro_batches()
+    before = [metrics._sums.data_ptr(), metrics._losses.data_ptr()]
+    metrics.start()
+    micro_batch(metrics, [2.0], [1], ("e.png",))
+    metrics.reduce(master_weights(), stop=0, waited=0.0)
+    assert metrics.values(PLAN, 1, 1e-4, 0.5)["loss"] == 0.5
+    assert [metrics._sums.data_ptr(), metrics._losses.data_ptr()] == before
 
 
 def test_a_finite_loss_passes():
-    tally = two_micro_batches()
-    tally.reduce(masters(), ALONE, stop=0, waited=0.0)
-    tally.require_finite(9)
+    metrics = two_micro_batches()
+    metrics.reduce(master_weights(), stop=0, waited=0.0)
+    metrics.require_finite(9)
 
 
 @pytest.mark.parametrize("norm", [float("nan"), float("inf")])
 def test_a_gradient_that_is_not_finite_stops_all_but_fp16(norm):
-    tally = two_micro_batches()
-    tally.reduce(masters(), ALONE, stop=0, waited=0.0)
+    metrics = two_micro_batches()
+    metrics.reduce(master_weights(), stop=0, waited=0.0)
     with pytest.raises(UserError, match="the gradient at step 9 is not finite: "):
-        tally.values(9, 1e-4, norm, PLAN)
-    in_fp16 = PLAN | {"dtypes": {"activations": "float16"}}
-    assert tally.values(9, 1e-4, norm, in_fp16)["grad_norm"] is None
+        metrics.values(PLAN, 9, 1e-4, norm)
+    in_fp16 = two_micro_batches(precision="fp16")
+    in_fp16.reduce(master_weights(), stop=0, waited=0.0)
+    assert in_fp16.values(PLAN, 9, 1e-4, norm)["grad_norm"] is None
 
 
 def test_peak_memory_is_that_of_the_device_in_use(monkeypatch):
@@ -113,5 +130,5 @@ def test_peak_memory_is_that_of_the_device_in_use(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 3 * 2**30)
     # What Python and torch take at least, and less than any machine that runs the tests has.
-    assert 0.05 < tally_module.peak_memory_gib(torch.device("cpu")) < 64
-    assert tally_module.peak_memory_gib(torch.device("cuda")) == 3
+    assert 0.05 < step_metrics.peak_memory_gib(torch.device("cpu")) < 64
+    assert step_metrics.peak_memory_gib(torch.device("cuda")) == 3

@@ -1,0 +1,71 @@
+"""One command at work: what it was asked for, by which processes, in which precision, and where it writes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from types import ModuleType
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from sushi_research.config import TrainingConfig
+from sushi_research.precision import COMPUTE_DTYPES, make_scaler
+from sushi_research.runs.run_folder import RunFolder
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every part of a command needs to know, and nothing changes after the start.
+
+    `model` is the model module of the architecture; `precision` is resolved ("bf16", "fp16" or "fp32"); `run` is None where no
+    run is trained (dry run, caches, evaluation of files); `started` is in seconds since the epoch.
+    """
+
+    config: TrainingConfig
+    model: ModuleType
+    accelerator: Accelerator
+    precision: str
+    run: RunFolder | None = None
+    started: float = field(default_factory=time.time)
+
+    @property
+    def device(self) -> torch.device:
+        return self.accelerator.device
+
+    @property
+    def rank(self) -> int:
+        return self.accelerator.process_index
+
+    @property
+    def world(self) -> int:
+        """The number of processes."""
+        return self.accelerator.num_processes
+
+    @property
+    def is_main(self) -> bool:
+        return self.accelerator.is_main_process
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        return COMPUTE_DTYPES[self.precision]
+
+    @property
+    def global_batch_size(self) -> int:
+        """G of design rule 7: the samples of one optimizer step, over all processes."""
+        return self.config.train.batch_size * self.config.train.accumulation * self.world
+
+    @cached_property
+    def scaler(self) -> torch.amp.GradScaler:
+        """The loss scaler of the precision. It lives as long as the job; TrainState saves and loads it."""
+        return make_scaler(self.precision, self.device)
+
+    def sharing(self) -> dict[str, Any]:
+        """How the processes share work, as the keyword arguments of `validation_set.losses` and `Drift`."""
+        reduce: Callable[[torch.Tensor], torch.Tensor] | None = None
+        if self.world > 1:
+            reduce = lambda found: self.accelerator.reduce(found, "sum")  # noqa: E731
+        return {"device": self.device, "rank": self.rank, "world": self.world, "reduce": reduce}
