@@ -33,7 +33,7 @@ setup: .venv/.dev  ## make the virtual environment, with what the tests need
 	@$(INSTALL) --editable '.[dev]'
 	@touch $@
 
-demo: .venv/.installed  ## a LoRA learns a new word on a tiny base that draws, in under three minutes (ARCH=sd15; CONCEPT=unagi, night)
+demo: .venv/.installed  ## a LoRA learns a new word on a tiny base that draws, in three to five minutes (ARCH=sd15; CONCEPT=unagi, night)
 	@test -f configs/demo_$(ARCH).yaml || { echo "error: ARCH is sdxl or sd15, not $(ARCH)" >&2; exit 2; }
 	@test -f configs/demo/$(CONCEPT).yaml || { echo "error: CONCEPT is star, unagi or night, not $(CONCEPT)" >&2; exit 2; }
 	@rm -rf $(DEMO)
