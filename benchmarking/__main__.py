@@ -15,6 +15,8 @@ import os
 import sys
 from collections.abc import Sequence
 
+from sushi_research import models
+
 # What each pair asks; A and B are built in benchmark_pairs.py, which is too heavy for --help.
 QUESTIONS = {
     "caches": "what do the caches save a step? A decodes and encodes its pictures and captions, B reads the caches",
@@ -33,7 +35,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--pair", action="append", choices=QUESTIONS, help="repeatable; default: caches and adapter")
-    add("--model", action="append", choices=("sdxl", "sd15"), help="repeatable; default: sdxl")
+    add("--model", action="append", choices=tuple(models.ARCHITECTURES), help="repeatable; default: sdxl")
     profile_help = "tiny: a base with random weights, made for the occasion; full: --base, at its own resolution"
     add("--profile", choices=("tiny", "full"), default="tiny", help=profile_help)
     add("--base", metavar="FOLDER", help="a base in the diffusers format, for --profile full")
@@ -93,13 +95,11 @@ from benchmarking.variants import PAIRS, Bench, Step, make_unet
 from sushi_research import randomness
 from sushi_research.caches.caches import open_caches, open_memo
 from sushi_research.caches.inputs import Inputs, fill_caches
-from sushi_research.config import SD15Training, SDXLTraining, TrainingConfig
 from sushi_research.config.command_line import run_main
 from sushi_research.data.training_data import read_data
 from sushi_research.errors import UserError
 from sushi_research.files import write_json
 from sushi_research.fingerprints import FileMemo, folder_hash
-from sushi_research.models import sd15, sdxl
 from sushi_research.models.loading import find_base
 from sushi_research.planning import op_counts
 from sushi_research.precision import resolve_precision
@@ -111,11 +111,6 @@ from sushi_research.training.sampler import Sampler
 from testing.tiny_base import save_tiny_base
 
 ROOT = Path(sushi_research.__file__).parents[1]
-MODELS: dict[str, tuple[ModuleType, type[TrainingConfig]]] = {
-    "sd15": (sd15, SD15Training),
-    "sdxl": (sdxl, SDXLTraining),
-}
-RESOLUTIONS = {("tiny", "sd15"): 128, ("tiny", "sdxl"): 128, ("full", "sd15"): 512, ("full", "sdxl"): 1024}
 PICTURES = 8
 PARITY_STEPS = 4
 assert list(PAIRS) == list(QUESTIONS)
@@ -143,8 +138,9 @@ def main(arguments: argparse.Namespace) -> int:
 
 def prepare(arguments: argparse.Namespace, architecture: str, folder: Path, finish: ExitStack) -> Bench:
     """The base, eight pictures with captions, and full caches of them, below `folder`."""
-    model, config_class = MODELS[architecture]
-    resolution = RESOLUTIONS[arguments.profile, architecture]
+    model, config_class = models.load(architecture), models.ARCHITECTURES[architecture].config_class()
+    data_section = config_class.model_fields["data"].annotation
+    resolution = 128 if arguments.profile == "tiny" else data_section.model_fields["resolution"].default
     base = arguments.base or str(save_tiny_base(folder / "base", architecture, sample_size=resolution // 8))
     draw_pictures(folder / "pictures", resolution * 3 // 2)
     config = config_class(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from PIL import Image
 
 from demo.drawing import SQUARE
+from sushi_research import models
 from sushi_research.progress import progress
 
 BASES = Path(__file__).parent / "base"
@@ -36,7 +36,7 @@ def load_pipeline(folder: Path, adapter: Path | None = None) -> Any:
 def _without(folder: Path) -> dict[str, None]:
     from sushi_research.models.loading import resolve_base
 
-    return importlib.import_module(f"sushi_research.models.{resolve_base(str(folder)).architecture}").PIPELINE_WITHOUT
+    return models.load(resolve_base(str(folder)).architecture).PIPELINE_WITHOUT
 
 
 def paint(

@@ -9,7 +9,6 @@ the base, and the difference between A and B; each way errs by its draws alone, 
 
 from __future__ import annotations
 
-import importlib
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,10 +16,11 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
+from sushi_research import models
 from sushi_research.adapters import loading
 from sushi_research.caches.caches import open_caches, open_memo
 from sushi_research.caches.inputs import Inputs, fill_caches
-from sushi_research.config.other_scripts import SD15Judging, SDXLJudging
+from sushi_research.config.other_scripts import judging
 from sushi_research.config.yaml12 import read_yaml
 from sushi_research.data.training_data import read_data
 from sushi_research.errors import UserError, first_line
@@ -30,7 +30,6 @@ from sushi_research.progress import progress
 from sushi_research.training import identity_facts
 from sushi_research.training.run import start
 
-CONFIGS = {"sd15": SD15Judging, "sdxl": SDXLJudging}
 # Draws of the pack, and how many packs with other draws; as many unstratified draws in all.
 DRAWS, PACKS = 8, 8
 
@@ -41,9 +40,11 @@ def loss_tables(architecture: str, runs: list[Path]) -> tuple[np.ndarray, np.nda
 
     from sushi_research import diffusion
 
-    model = importlib.import_module(f"sushi_research.models.{architecture}")
+    model = models.load(architecture)
     try:
-        config = CONFIGS[architecture].model_validate(read_yaml(runs[0] / "config.yaml"))
+        config = judging(models.ARCHITECTURES[architecture].config_class()).model_validate(
+            read_yaml(runs[0] / "config.yaml")
+        )
     except ValidationError as error:
         raise UserError(f"{runs[0]} is no {architecture} run of this version ({first_line(error)}).") from None
     job = start(config, model)
@@ -141,8 +142,9 @@ def describe(rows: list[dict[str, Any]]) -> str:
 
 def main(arguments: list[str]) -> int:
     """Measures and prints; returns the exit status."""
-    if len(arguments) != 3 or arguments[0] not in CONFIGS:
-        print("error: say python -m demo.variance sdxl RUN_A RUN_B (or sd15).", file=sys.stderr)
+    if len(arguments) != 3 or arguments[0] not in models.ARCHITECTURES:
+        named = " or ".join(models.ARCHITECTURES)
+        print(f"error: say python -m demo.variance ARCHITECTURE RUN_A RUN_B, with {named}.", file=sys.stderr)
         return 2
     runs = [Path(argument) for argument in arguments[1:]]
     for run in runs:

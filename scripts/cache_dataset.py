@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import sys
 
-from sushi_research.config import SD15Training, SDXLTraining, TrainingConfig
+from sushi_research import models
+from sushi_research.config import TrainingConfig
 from sushi_research.config.command_line import read_architecture, run_main
 
-CONFIGS = {"sd15": SD15Training, "sdxl": SDXLTraining}
 INTRO = """\
 This fills the caches of a training config, without training. To begin:
   the plan:       accelerate launch scripts/cache_dataset.py sdxl --config configs/sdxl_lora.yaml --data.path photos --dry-run
@@ -25,13 +25,12 @@ This fills the caches of a training config, without training. To begin:
 
 def read(arguments: list[str]) -> TrainingConfig:
     """The config of the command line, whose first word is the architecture."""
-    return read_architecture(CONFIGS, arguments, script="scripts/cache_dataset.py", intro=INTRO)
+    classes = models.config_classes()
+    return read_architecture(classes, arguments, script="scripts/cache_dataset.py", intro=INTRO, example="sdxl")
 
 
 if __name__ == "__main__":
     CONFIG = read(sys.argv[1:])
-
-import importlib
 
 from sushi_research.caches.caches import open_caches, open_memo
 from sushi_research.caches.inputs import Inputs, fill_caches
@@ -42,9 +41,7 @@ from sushi_research.training import run
 
 def main(config: TrainingConfig) -> int:
     """Encodes what is missing for `config`; returns 0."""
-    model = importlib.import_module(
-        "sushi_research.models." + next(name for name, kind in CONFIGS.items() if isinstance(config, kind))
-    )
+    model = models.load(models.name_of(config))
     job = run.start(config, model)
     memo = open_memo(config)
     base = find_base(config, model)

@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import sys
 
+from sushi_research import models
 from sushi_research.config.command_line import read_architecture, run_main
-from sushi_research.config.other_scripts import Judged, SD15Judging, SDXLJudging
+from sushi_research.config.other_scripts import Judged, judging
 
-CONFIGS = {"sd15": SD15Judging, "sdxl": SDXLJudging}
 INTRO = """\
 This evaluates adapter files on held-out images. To begin:
   beside a run:     python scripts/evaluate.py sdxl --config runs/NAME/config.yaml --adapters '[other.safetensors]'
@@ -26,13 +26,13 @@ This evaluates adapter files on held-out images. To begin:
 
 def read(arguments: list[str]) -> Judged:
     """The config of the command line, whose first word is the architecture."""
-    return read_architecture(CONFIGS, arguments, script="scripts/evaluate.py", intro=INTRO)
+    classes = {name: judging(kind) for name, kind in models.config_classes().items()}
+    return read_architecture(classes, arguments, script="scripts/evaluate.py", intro=INTRO, example="sdxl")
 
 
 if __name__ == "__main__":
     CONFIG = read(sys.argv[1:])
 
-import importlib
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -54,9 +54,7 @@ from sushi_research.training import evaluating, identity_facts, run
 
 def main(config: Judged) -> int:
     """Evaluates what `config` names; returns 0."""
-    model = importlib.import_module(
-        "sushi_research.models." + next(name for name, kind in CONFIGS.items() if isinstance(config, kind))
-    )
+    model = models.load(models.name_of(config))
     job = run.start(config, model)
     accelerator = job.accelerator
     names = adapter_files.folder_names(config.adapters, config.strengths)

@@ -9,6 +9,7 @@ noise in every column.
 
 from __future__ import annotations
 
+from sushi_research import models
 from sushi_research.config.command_line import read_command_line, run_main
 from sushi_research.config.other_scripts import DrawingConfig
 
@@ -22,7 +23,6 @@ This draws a grid of pictures from a base and adapters. To begin:
 if __name__ == "__main__":
     CONFIG = read_command_line(DrawingConfig, script="scripts/sample.py", intro=INTRO)
 
-import importlib
 import os
 from pathlib import Path
 from types import ModuleType
@@ -32,7 +32,7 @@ import torch
 from sushi_research.adapters.loading import load_adapters, load_pipeline
 from sushi_research.errors import UserError
 from sushi_research.files import disk_error
-from sushi_research.models import detect, loading
+from sushi_research.models import loading
 from sushi_research.precision import COMPUTE_DTYPES, resolve_precision
 from sushi_research.progress import progress
 from sushi_research.sampling import plots
@@ -56,7 +56,7 @@ def main(config: DrawingConfig) -> int:
         prediction_type=config.prediction_type,
         zero_terminal_snr=config.zero_terminal_snr,
     )
-    model = importlib.import_module(f"sushi_research.models.{base.architecture}")
+    model = models.load(base.architecture)
     settings = text_settings(config, model)
     loading.require_vae(base, model.SCALING_FACTOR)
     precision = resolve_precision(config.precision, os.environ.get("ACCELERATE_MIXED_PRECISION"), device)
@@ -126,7 +126,7 @@ def text_settings(config: DrawingConfig, model: ModuleType) -> dict[str, int]:
         return {"clip_skip": config.clip_skip}
     if config.clip_skip != 1:
         raise UserError(
-            f"clip_skip is {config.clip_skip}, and {detect.NAMES[model.NAME]} base has none: leave it at 1."
+            f"clip_skip is {config.clip_skip}, and {models.ARCHITECTURES[model.NAME].title} base has none: leave it at 1."
         )
     return {}
 

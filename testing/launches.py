@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from sushi_research import randomness
+from sushi_research.models import ARCHITECTURES
 from testing import process as drill_process
 from testing.process import Order
 from testing.tiny_base import save_tiny_base
@@ -76,7 +77,7 @@ SETUPS = {
     setup.name: setup
     for harsh in (True, False)
     for world in (1, 2)
-    for architecture in ("sd15", "sdxl")
+    for architecture in ARCHITECTURES
     if (setup := Setup(architecture, world, harsh))
 }
 
@@ -128,7 +129,7 @@ class Stage:
         self._context.set_forkserver_preload(["testing.process"])
         for name, count, seed in (("photos", 7, 0), ("held", 4, 1)):
             _draw(folder / name, count, seed)
-        for architecture in ("sd15", "sdxl"):
+        for architecture in ARCHITECTURES:
             save_tiny_base(folder / f"base_{architecture}", architecture)
 
     def start(self, setup: Setup, runs: Path, cache: Path, name: str = "run", **wrong: Any) -> Launch:

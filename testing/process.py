@@ -24,12 +24,10 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline, StableDiffusionXLP
 from peft import LoraConfig  # noqa: F401
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer  # noqa: F401
 
-from sushi_research.config import SD15Training, SDXLTraining
+from sushi_research import models
 from sushi_research.config.command_line import run_main
 from sushi_research.training import evaluating, resume  # noqa: F401
 from sushi_research.training import run as training_run  # noqa: F401
-
-CLASSES = {"sd15": SD15Training, "sdxl": SDXLTraining}
 
 
 @dataclass(frozen=True)
@@ -84,7 +82,7 @@ def configure(architecture: str, settings: dict[str, Any]) -> Any:
     for key, value in settings.items():
         section, _, name = key.partition(".")
         nested.setdefault(section, {})[name] = value
-    return CLASSES[architecture](**nested)
+    return models.ARCHITECTURES[architecture].config_class()(**nested)
 
 
 def _watch_writes(die_at: int) -> list[str]:

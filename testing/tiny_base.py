@@ -1,4 +1,4 @@
-"""Tiny SD1.5 and SDXL bases with random weights: every block, attention and encoder of the real ones, a few channels wide.
+"""Tiny bases with random weights: every block, attention and encoder of the real ones, a few channels wide.
 
 They let the whole path run anywhere in seconds, without a download: the demo and the tests are made of them. What differs
 from the real models: widths, the number of layers, transformer blocks per attention, and a tokenizer that knows bytes only.
@@ -6,101 +6,47 @@ from the real models: widths, the number of layers, transformer blocks per atten
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 from pathlib import Path
 from typing import Any
 
-CONTEXT = {"sd15": 32, "sdxl": 64}
+# The noise schedule that every Stable Diffusion was trained on.
+SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
 
 
 def save_tiny_base(folder: Path, architecture: str, *, seed: int = 0, sample_size: int = 8) -> Path:
-    """Builds a tiny base of `architecture` ("sd15" or "sdxl") and writes it in diffusers format; returns the folder."""
+    """Builds a tiny base of `architecture` and writes it in diffusers format; returns the folder.
+
+    Its pipeline is built by `testing/tiny_<architecture>.py`.
+    """
     import torch
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        pipeline = _build(architecture, sample_size, folder)
-        pipeline.save_pretrained(folder)
+        builder = importlib.import_module(f"testing.tiny_{architecture}")
+        builder.pipeline(folder, sample_size).save_pretrained(folder)
     return folder
 
 
-def _build(architecture: str, sample_size: int, folder: Path) -> Any:
-    from diffusers import (
-        AutoencoderKL,
-        EulerDiscreteScheduler,
-        PNDMScheduler,
-        StableDiffusionPipeline,
-        StableDiffusionXLPipeline,
-    )
+def vae(sample_size: int, scaling_factor: float) -> Any:
+    """A tiny `AutoencoderKL` whose images have 8 x `sample_size` pixels a side."""
+    from diffusers import AutoencoderKL
 
-    schedule = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
-    vae = AutoencoderKL(
+    return AutoencoderKL(
         block_out_channels=(8, 8, 16, 16),
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
         norm_num_groups=4,
         layers_per_block=1,
-        scaling_factor=0.18215 if architecture == "sd15" else 0.13025,
+        scaling_factor=scaling_factor,
         sample_size=sample_size * 8,
     )
-    if architecture == "sd15":
-        return StableDiffusionPipeline(
-            vae=vae,
-            unet=_unet_sd15(sample_size),
-            text_encoder=_text_encoder(32, projection=None),
-            tokenizer=_tokenizer(folder / "tokenizer", pad="<|endoftext|>"),
-            # The sampling scheduler of the SD1.5 repository.
-            scheduler=PNDMScheduler(**schedule, skip_prk_steps=True, steps_offset=1, set_alpha_to_one=False),
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
-        )
-    return StableDiffusionXLPipeline(
-        vae=vae,
-        unet=_unet_sdxl(sample_size),
-        text_encoder=_text_encoder(32, projection=None),
-        text_encoder_2=_text_encoder(32, projection=32),
-        tokenizer=_tokenizer(folder / "tokenizer", pad="<|endoftext|>"),
-        tokenizer_2=_tokenizer(folder / "tokenizer_2", pad="!"),
-        # The sampling scheduler of the SDXL repository.
-        scheduler=EulerDiscreteScheduler(**schedule, timestep_spacing="leading", steps_offset=1),
-        force_zeros_for_empty_prompt=True,
-    )
 
 
-def _unet_sd15(sample_size: int) -> Any:
-    from diffusers import UNet2DConditionModel
-
-    return UNet2DConditionModel(
-        sample_size=sample_size,
-        block_out_channels=(16, 32, 32, 32),
-        norm_num_groups=8,
-        attention_head_dim=4,
-        cross_attention_dim=CONTEXT["sd15"],
-    )
-
-
-def _unet_sdxl(sample_size: int) -> Any:
-    from diffusers import UNet2DConditionModel
-
-    return UNet2DConditionModel(
-        sample_size=sample_size,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        block_out_channels=(16, 32, 32),
-        norm_num_groups=8,
-        attention_head_dim=(2, 4, 4),
-        transformer_layers_per_block=(1, 1, 2),
-        use_linear_projection=True,
-        cross_attention_dim=CONTEXT["sdxl"],
-        addition_embed_type="text_time",
-        addition_time_embed_dim=8,
-        projection_class_embeddings_input_dim=32 + 6 * 8,
-    )
-
-
-def _text_encoder(width: int, projection: int | None) -> Any:
+def text_encoder(width: int, projection: int | None) -> Any:
+    """A CLIP text encoder of three layers; with a `projection` it is of the kind that gives a pooled output."""
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     config = CLIPTextConfig(
@@ -120,7 +66,7 @@ def _text_encoder(width: int, projection: int | None) -> Any:
     return (CLIPTextModel if projection is None else CLIPTextModelWithProjection)(config)
 
 
-def _tokenizer(folder: Path, pad: str) -> Any:
+def tokenizer(folder: Path, pad: str) -> Any:
     """A CLIPTokenizer over single bytes (no merges): any caption tokenises, one token per byte."""
     from transformers import CLIPTokenizer
     from transformers.convert_slow_tokenizer import bytes_to_unicode

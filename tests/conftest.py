@@ -19,7 +19,10 @@ from hypothesis import settings  # noqa: E402
 settings.register_profile("fixed", derandomize=True, deadline=None, database=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
 
-ARCHITECTURES = ("sd15", "sdxl")
+from sushi_research.models import ARCHITECTURES  # noqa: E402
+
+# What shared code is tested on. What every architecture must fulfil is in models/test_conformance.py.
+EXAMPLES = ("sd15", "sdxl")
 
 
 @pytest.fixture(scope="session")
@@ -31,7 +34,7 @@ def bases(tmp_path_factory) -> dict[str, Path]:
     return {name: save_tiny_base(folder / name, name) for name in ARCHITECTURES}
 
 
-@pytest.fixture(params=ARCHITECTURES)
+@pytest.fixture(params=EXAMPLES)
 def architecture(request) -> str:
     return request.param
 

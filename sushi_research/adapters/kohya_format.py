@@ -23,20 +23,13 @@ from sushi_research.adapters.lora import ADAPTER, CONVOLUTIONS, adapter_modules,
 from sushi_research.config import TrainingConfig
 from sushi_research.errors import UserError
 from sushi_research.files import write_atomic
+from sushi_research.models import ARCHITECTURES
 from sushi_research.models.original_names import unet_name
 from sushi_research.models.prediction import Prediction
 
 PREFIX = "lora_unet_"
 DOWN, UP, ALPHA = ".lora_down.weight", ".lora_up.weight", ".alpha"
 
-# A1111 and others tell the base from these two: without the first they take any file for an SD1.5 adapter. By what the
-# base predicts; of SDXL kohya's trainers know one name.
-BASE_VERSIONS = {
-    "sd15": {"epsilon": "sd_v1", "v_prediction": "sd_v1_v"},
-    "sdxl": {"epsilon": "sdxl_base_v1-0", "v_prediction": "sdxl_base_v1-0"},
-}
-ARCHITECTURES = {"sd15": "stable-diffusion-v1/lora", "sdxl": "stable-diffusion-xl-v1-base/lora"}
-IMPLEMENTATIONS = {"sd15": "diffusers", "sdxl": "https://github.com/Stability-AI/generative-models"}
 # diffusers' names -> the model specification's.
 PREDICTION_TYPES = {"epsilon": "epsilon", "v_prediction": "v"}
 
@@ -46,14 +39,14 @@ class AdapterFileError(RuntimeError):
 
 
 def kohya_unet_names(architecture: str, module_paths: Iterable[str], layers_per_block: int = 2) -> dict[str, str]:
-    """Module path -> its name in the file, for `"sd15"` or `"sdxl"`; one to one. The paths are those of adapter.py.
+    """Module path -> its name in the file of an adapter for `architecture`; one to one. The paths are those of adapter.py.
 
     `layers_per_block` is the UNet config's: Stability counts blocks by layers. The published SDXL has two; diffusers reads
     files of UNets with one, too.
     """
     # diffusers' `_maybe_map_sgm_blocks_to_diffusers` is the inverse of Stability's names.
     stability = functools.partial(unet_name, layers_per_block=layers_per_block)
-    rename = {"sd15": str, "sdxl": stability}[architecture]
+    rename = stability if ARCHITECTURES[architecture].formats().STABILITY_NAMES else str
     names = {path: PREFIX + rename(path).replace(".", "_") for path in module_paths}
     assert len(set(names.values())) == len(names), "two modules have one name in the adapter file"
     return names
@@ -80,13 +73,14 @@ def adapter_metadata(
     becomes a string, which is all that the format holds; what the config does not set is skipped. Our hashes have keys of our
     own: `ss_sd_model_hash` would be taken for A1111's hash of a checkpoint file.
     """
+    formats = ARCHITECTURES[architecture].formats()
     lora, resolution, targets = config.lora, config.data.resolution, resolve_targets(config.lora.targets)
     network_args = (
         {"conv_dim": str(lora.rank), "conv_alpha": str(lora.alpha)} if set(targets) & set(CONVOLUTIONS) else {}
     )
     entries: dict[str, Any] = {
         "ss_v2": False,
-        "ss_base_model_version": BASE_VERSIONS[architecture][prediction.type],
+        "ss_base_model_version": formats.BASE_VERSION[prediction.type],
         "ss_network_module": "networks.lora",
         "ss_network_dim": lora.rank,
         "ss_network_alpha": lora.alpha,
@@ -108,8 +102,8 @@ def adapter_metadata(
         "ss_training_started_at": trained[0],
         "ss_training_finished_at": trained[1],
         "modelspec.sai_model_spec": "1.0.1",
-        "modelspec.architecture": ARCHITECTURES[architecture],
-        "modelspec.implementation": IMPLEMENTATIONS[architecture],
+        "modelspec.architecture": formats.MODELSPEC_ARCHITECTURE,
+        "modelspec.implementation": formats.MODELSPEC_IMPLEMENTATION,
         "modelspec.title": name,
         "modelspec.resolution": f"{resolution}x{resolution}",
         "modelspec.date": datetime.fromtimestamp(int(trained[1]), UTC).isoformat(),
@@ -197,7 +191,7 @@ def verify_saved(
     not one of ours, a module that diffusers drops or adds, a matrix that is not bit for bit the trained one cast to
     `dtype`, or another scale. diffusers itself reports none of these.
     """
-    from diffusers.loaders import StableDiffusionLoraLoaderMixin, StableDiffusionXLLoraLoaderMixin
+    from diffusers import loaders
     from safetensors import SafetensorError, safe_open
 
     trained = adapter_modules(unet)
@@ -209,10 +203,9 @@ def verify_saved(
         raise AdapterFileError(f"{path} cannot be read back ({error})") from None
     _require_same(path, "the key", keys, [name + suffix for name in names.values() for suffix in (DOWN, UP, ALPHA)])
     # As the pipelines' load_lora_weights: only SDXL's passes the UNet's config, which turns on the renaming of blocks.
-    if architecture == "sdxl":
-        loader, config = StableDiffusionXLLoraLoaderMixin, {"unet_config": unet.config}
-    else:
-        loader, config = StableDiffusionLoraLoaderMixin, {}
+    formats = ARCHITECTURES[architecture].formats()
+    loader = getattr(loaders, formats.ADAPTER_LOADER)
+    config = {"unet_config": unet.config} if formats.STABILITY_NAMES else {}
     tensors, alphas = loader.lora_state_dict(str(path), use_safetensors=True, local_files_only=True, **config)
     bare = _weightless_unet(unet.config, dtype)
     loader.load_lora_into_unet(tensors, network_alphas=alphas, unet=bare, adapter_name=ADAPTER, low_cpu_mem_usage=True)

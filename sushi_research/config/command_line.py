@@ -55,12 +55,12 @@ def read_command_line(
 
 
 def read_architecture(
-    classes: Mapping[str, type[Config]], arguments: Sequence[str], *, script: str, intro: str
+    classes: Mapping[str, type[Config]], arguments: Sequence[str], *, script: str, intro: str, example: str
 ) -> Config:
-    """As `read_command_line`, where the first word is the architecture (a key of `classes`); help without one is SDXL's."""
-    architecture, rest = (arguments[0], arguments[1:]) if arguments else ("sdxl", [])
+    """As `read_command_line`, where the first word is the architecture (a key of `classes`); help without one is `example`'s."""
+    architecture, rest = (arguments[0], arguments[1:]) if arguments else (example, [])
     if architecture in ("-h", "--help"):
-        architecture, rest = "sdxl", ["--help"]
+        architecture, rest = example, ["--help"]
     if architecture not in classes:
         print(
             f"error: {architecture} is not an architecture: begin with {' or '.join(classes)}, then the options of that training "

@@ -45,24 +45,6 @@ class Model(Section):
         return self
 
 
-class SD15Model(Model):
-    """The frozen base model: Stable Diffusion 1.5."""
-
-    clip_skip: int = Field(
-        1, ge=1, le=11, description="Which CLIP layer conditions: 1 = the last, 2 = the last but one (anime models)"
-    )
-
-
-class SDXLModel(Model):
-    """The frozen base model: Stable Diffusion XL."""
-
-    text_encoder_1_layer: Literal["penultimate", "last"] = Field(
-        "penultimate",
-        description="Layer of text encoder 1: penultimate is what SDXL was trained with and what every other program "
-        "uses; last (after the final layer norm) repeats this project's founding recipe",
-    )
-
-
 class Data(Section):
     """The training images and their captions."""
 
@@ -101,23 +83,6 @@ class Data(Section):
                 f"data.bucket_max_side is {self.bucket_max_side}, below data.resolution, which is {self.resolution}"
             )
         return self
-
-
-class SD15Data(Data):
-    """The training images and their captions."""
-
-    resolution: int = Field(512, ge=8, description="Buckets keep about this area: resolution x resolution pixels")
-
-
-class SDXLData(Data):
-    """The training images and their captions."""
-
-    resolution: int = Field(1024, ge=8, description="Buckets keep about this area: resolution x resolution pixels")
-    time_ids: Literal["image", "bucket"] = Field(
-        "image",
-        description="Sizes that SDXL is told: image = each image's true size and crop, as SDXL was trained; bucket = "
-        "the bucket's size and no crop, which repeats this project's founding recipe",
-    )
 
 
 class Cache(Section):

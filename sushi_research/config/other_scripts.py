@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, create_model, model_validator
 
-from sushi_research.config import SD15Training, SDXLTraining
 from sushi_research.config.inputs import HUB, NULL_REVISION, PREDICTION, TOKENIZERS, ZERO_TERMINAL_SNR
 from sushi_research.config.section import Section, Seed, Text
+from sushi_research.config.training import TrainingConfig
 
 
 class DrawingConfig(Section):
     """A grid of pictures: prompts and seeds as rows; the base, and each adapter at each strength, as columns."""
 
-    base: Text = Field(description=f"Base model, SD1.5 or SDXL: {HUB}")
+    base: Text = Field(description=f"Base model, of any architecture that is trained here: {HUB}")
     revision: Text | None = Field(None, description=f"Branch, tag or commit of a hub id; {NULL_REVISION}")
     variant: Literal["fp16"] | None = Field(None, description="Load the repository's fp16 files")
     vae: Text | None = Field(None, description=f"Another VAE in place of the base model's own: {HUB}")
@@ -72,9 +73,7 @@ class Judged(Section):
         return self
 
 
-class SD15Judging(Judged, SD15Training):
-    """Adapters for Stable Diffusion 1.5, evaluated."""
-
-
-class SDXLJudging(Judged, SDXLTraining):
-    """Adapters for Stable Diffusion XL, evaluated."""
+@functools.cache
+def judging(training: type[TrainingConfig]) -> type[Judged]:
+    """The config class of an evaluation: that of a training, `SDXLTraining` say, and what `Judged` adds."""
+    return create_model(f"{training.__name__}Judged", __base__=(Judged, training), __doc__=Judged.__doc__)

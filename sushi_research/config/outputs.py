@@ -36,12 +36,6 @@ class Sample(Section):
         return self
 
 
-class SD15Sample(Sample):
-    """Pictures drawn while training."""
-
-    guidance: float = Field(7.0, ge=1, description="Classifier-free guidance scale; 1 = none")
-
-
 class Evaluation(Section):
     """The loss on held-out images, which says what the training loss cannot; there is none unless held_out or path is set."""
 

@@ -11,17 +11,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from sushi_research.config import SD15Training, SDXLTraining, TrainingConfig
+from sushi_research import models
+from sushi_research.config import TrainingConfig
 from sushi_research.config.command_line import config_to_dict, load_config
 from sushi_research.config.section import Section, Seed, Text
 from sushi_research.errors import UserError
 from sushi_research.runs import identity
 from sushi_research.runs.run_folder import RunFolder
 
-CLASSES: dict[str, type[TrainingConfig]] = {
-    "scripts/train_sd15_lora.py": SD15Training,
-    "scripts/train_sdxl_lora.py": SDXLTraining,
-}
+CLASSES: dict[str, type[TrainingConfig]] = {each.script: each.config_class() for each in models.ARCHITECTURES.values()}
 ONE_PROCESS = ["--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
 # What names the runs and tells them apart is the experiment's own.
 OWN = ("train.seed", "run.name", "run.folder", "dry_run")
@@ -32,7 +30,7 @@ class Experiment(Section):
     """Variants of a training and the seeds that each is trained with."""
 
     title: Text = Field(description="Title of the comparison page")
-    script: Literal["scripts/train_sd15_lora.py", "scripts/train_sdxl_lora.py"] = Field(description="What trains")
+    script: Literal[tuple(CLASSES)] = Field(description="What trains")
     configs: Annotated[list[Text], Field(min_length=1)] = Field(
         description="Config files that all runs share, in order"
     )

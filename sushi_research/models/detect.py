@@ -1,8 +1,9 @@
 """Which architecture a base is: from the names and shapes in a single file's header, or from a diffusers folder's configs.
 
-Everything that is not SD1.5 or SDXL base is refused by name, with what to do. Decided from the UNet and what feeds it, never
-by trying to load, nor by a file's size: the presence of a config key means nothing (every UNet config has
-`addition_embed_type`), and a second text encoder does not either (the SDXL refiner has one).
+What each architecture looks like, and which near relatives only look like it, stands in its module of `models/formats/`; here
+is what is none of them. Everything else is refused by name, with what to do. Decided from the UNet and what feeds it, never by
+trying to load, nor by a file's size: the presence of a config key means nothing (every UNet config has `addition_embed_type`),
+and a second text encoder does not either (the SDXL refiner has one).
 """
 
 from __future__ import annotations
@@ -12,12 +13,11 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from sushi_research.errors import UserError
+from sushi_research.models import ARCHITECTURES, labels
+from sushi_research.models.formats import FileUNet, Match, number
 from sushi_research.models.header import Header
 
-NAMES = {"sd15": "a Stable Diffusion 1.5", "sdxl": "an SDXL"}
-SCRIPTS = {"sd15": "scripts/train_sd15_lora.py", "sdxl": "scripts/train_sdxl_lora.py"}
-TEXT_ENCODERS = {"sd15": ("text_encoder",), "sdxl": ("text_encoder", "text_encoder_2")}
-CHOOSE = "choose an SD1.5 or SDXL base"
+CHOOSE = f"choose an {labels()} base"
 
 
 class Kind(NamedTuple):
@@ -28,7 +28,7 @@ class Kind(NamedTuple):
     advice: str
 
 
-NOT_TRAINED = f"this suite trains the UNets of SD1.5 and SDXL: {CHOOSE}"
+NOT_TRAINED = f"this suite trains the UNets of {labels(' and ')}: {CHOOSE}"
 VIDEO = "a video model (Stable Video Diffusion or AnimateDiff)"
 LCM = "a latent consistency model (its UNet is told the guidance scale)"
 # Read from the top. The UNet prefix is off; the patterns are searched from a name's beginning.
@@ -71,7 +71,7 @@ FIRST = "input_blocks.0.0.weight"
 
 
 def of_file(header: Header) -> str:
-    """`"sd15"` or `"sdxl"` for a base in a single file; UserError with its name and what to do for anything else."""
+    """The architecture of a base in a single file; UserError with its name and what to do for anything else."""
     shapes = {UNET_PREFIX.sub("", key): tensor.shape for key, tensor in header.tensors.items()}
     for kind in KINDS:
         pattern = re.compile(kind.pattern)
@@ -79,10 +79,30 @@ def of_file(header: Header) -> str:
             raise UserError(f"{header.path} is {kind.name}; {kind.advice}.")
     if len(shapes.get(FIRST, ())) != 4:
         raise UserError(f"{header.path} is {_without_unet(shapes)}.")
-    name = _unet_of_another(shapes)
-    if name:
-        raise UserError(f"{header.path} is {name}; {NOT_TRAINED}.")
-    return "sdxl" if "label_emb.0.0.weight" in shapes else "sd15"
+    refusal = _by_inputs(shapes[FIRST][1])
+    keys = [key for key in shapes if key.endswith("attn2.to_k.weight")]
+    if not refusal and not keys:
+        refusal = "a UNet without text (no cross-attention)"
+    if refusal:
+        raise UserError(f"{header.path} is {refusal}; {NOT_TRAINED}.")
+    added = shapes.get("label_emb.0.0.weight")
+    unet = FileUNet(
+        context=shapes[keys[0]][-1] if shapes[keys[0]] else 0,
+        linear=any(len(shape) == 2 for key, shape in shapes.items() if key.endswith(".proj_in.weight")),
+        added=None if added is None else added[-1] if added else 0,
+        open_clip=any(key.startswith("cond_stage_model.model.") for key in shapes),
+    )
+    matches = {name: each.formats().of_file(unet) for name, each in ARCHITECTURES.items()}
+    return _chosen(matches, str(header.path), "of an unknown architecture")
+
+
+def _chosen(matches: Mapping[str, Match], where: str, unknown: str) -> str:
+    """The architecture that takes a base for its own; UserError with the name of the near relative that it is instead."""
+    for name, match in matches.items():
+        if match is True:
+            return name
+    relative = next((match for match in matches.values() if match), unknown)
+    raise UserError(f"{where} is {relative}; {NOT_TRAINED}.")
 
 
 def _without_unet(shapes: Mapping[str, tuple[int, ...]]) -> str:
@@ -105,40 +125,6 @@ def _without_unet(shapes: Mapping[str, tuple[int, ...]]) -> str:
     return f"of an unknown kind (its tensors: {shown} and {len(shapes) - 1} more): {CHOOSE}"
 
 
-def _unet_of_another(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
-    """What the UNet belongs to, where it is neither SD1.5's nor SDXL base's."""
-    inputs = shapes[FIRST][1]
-    known = _by_inputs(inputs)
-    if known:
-        return known
-    keys = [key for key in shapes if key.endswith("attn2.to_k.weight")]
-    if not keys:
-        return "a UNet without text (no cross-attention)"
-    linear = any(len(shape) == 2 for key, shape in shapes.items() if key.endswith(".proj_in.weight"))
-    second = any(key.startswith("cond_stage_model.model.") for key in shapes)
-    context = shapes[keys[0]][-1] if shapes[keys[0]] else 0
-    label = shapes.get("label_emb.0.0.weight")
-    if label is None:
-        if linear or second or context == 1024:
-            return "Stable Diffusion 2.x (another text encoder)"
-        return None
-    if second or context == 1024:
-        return "Stable Diffusion 2.1 unCLIP"
-    if label[-1:] == (2560,):
-        return "the SDXL refiner"
-    return None
-
-
-def number(config: Mapping[str, Any], key: str, default: int) -> int:
-    """A whole number of a config, `default` where it is not there (diffusers' and transformers' own); UserError otherwise."""
-    value = config.get(key)
-    if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
-        raise UserError(
-            f"a config.json of the base has {value!r:.60} as its {key}, where a number belongs: download it again."
-        )
-    return default if value is None else value
-
-
 def _by_inputs(channels: int) -> str | None:
     if channels == 9:
         return "an inpainting model (9 input channels)"
@@ -148,59 +134,39 @@ def _by_inputs(channels: int) -> str | None:
 
 
 def of_configs(configs: Mapping[str, Mapping[str, Any] | None], pipeline: str, where: str) -> str:
-    """`"sd15"` or `"sdxl"` for the configs of a base in diffusers format, by component; UserError for anything else.
+    """The architecture of a base in diffusers format, by its components' configs; UserError for anything else.
 
     `pipeline` is the `_class_name` of its model_index.json. A text encoder that is not there may be None.
     """
     unet = configs.get("unet")
     if unet is None:
         raise UserError(f"{where} holds a {pipeline} without a UNet; {NOT_TRAINED}.")
-    video = VIDEO if "Video" in pipeline or "AnimateDiff" in pipeline else None
-    refusal = video or _by_inputs(number(unet, "in_channels", 4)) or _config_of_another(configs, unet, pipeline)
+    refusal = VIDEO if "Video" in pipeline or "AnimateDiff" in pipeline else _by_inputs(number(unet, "in_channels", 4))
+    if not refusal and ("ControlNet" in pipeline or "Inpaint" in pipeline):
+        refusal = f"made for {pipeline}"
+    if not refusal and unet.get("time_cond_proj_dim") is not None:
+        refusal = LCM
     if refusal:
         raise UserError(f"{where} is {refusal}; {NOT_TRAINED}.")
-    return "sdxl" if unet.get("addition_embed_type") == "text_time" else "sd15"
-
-
-def _config_of_another(
-    configs: Mapping[str, Mapping[str, Any] | None], unet: Mapping[str, Any], pipeline: str
-) -> str | None:
-    if "ControlNet" in pipeline or "Inpaint" in pipeline:
-        return f"made for {pipeline}"
-    if unet.get("time_cond_proj_dim") is not None:
-        return LCM
-    addition = unet.get("addition_embed_type")
-    if addition == "text_time":
-        first, second = configs.get("text_encoder"), configs.get("text_encoder_2")
-        pooled = number(second, "projection_dim", 512) if second else 1280
-        sizes = number(unet, "projection_class_embeddings_input_dim", 0)
-        if sizes - pooled == 5 * number(unet, "addition_time_embed_dim", 256) or (
-            second and not first and sizes == 2560
-        ):
-            return "the SDXL refiner"
-        if (configs.get("vae") or {}).get("latents_mean") is not None:
-            return "Playground v2.5 or a model like it (its VAE has latents_mean)"
-        return None
-    if addition is not None or unet.get("class_embed_type") is not None:
-        return f"a {pipeline} whose UNet has another conditioning ({addition or unet.get('class_embed_type')})"
-    if unet.get("use_linear_projection"):
-        return "Stable Diffusion 2.x (its UNet has linear projections)"
-    return None
+    matches = {name: each.formats().of_configs(unet, configs) for name, each in ARCHITECTURES.items()}
+    conditioning = unet.get("addition_embed_type") or unet.get("class_embed_type")
+    return _chosen(matches, where, f"a {pipeline} whose UNet has another conditioning ({conditioning})")
 
 
 def require_fit(architecture: str, configs: Mapping[str, Mapping[str, Any]], where: str) -> None:
-    """UserError unless the UNet takes what the text encoders give: their widths side by side, and SDXL's pooled output with
-    the six numbers of a picture's sizes."""
-    unet, encoders = configs["unet"], [configs[name] for name in TEXT_ENCODERS[architecture]]
+    """UserError unless the UNet takes what the text encoders give: their widths side by side, and, where it takes them, the
+    pooled output of the last one with the six numbers of a picture's sizes."""
+    each = ARCHITECTURES[architecture]
+    unet, encoders = configs["unet"], [configs[name] for name in each.formats().TEXT_ENCODERS]
     width = sum(number(config, "hidden_size", 512) for config in encoders)
     wanted = number(unet, "cross_attention_dim", 1280)
     fits = width == wanted
-    if architecture == "sdxl":
-        pooled, sizes = number(encoders[1], "projection_dim", 512), 6 * number(unet, "addition_time_embed_dim", 256)
+    if unet.get("addition_embed_type") == "text_time":
+        pooled, sizes = number(encoders[-1], "projection_dim", 512), 6 * number(unet, "addition_time_embed_dim", 256)
         fits = fits and number(unet, "projection_class_embeddings_input_dim", 0) == pooled + sizes
     if not fits:
         raise UserError(
-            f"{where} is {NAMES[architecture]}-like model whose UNet and text encoders do not fit together (the text is "
+            f"{where} is {each.title}-like model whose UNet and text encoders do not fit together (the text is "
             f"{width} wide, the UNet takes {wanted}): give it the text encoders that it was trained with."
         )
 
@@ -208,4 +174,4 @@ def require_fit(architecture: str, configs: Mapping[str, Mapping[str, Any]], whe
 def require(found: str, architecture: str, where: str) -> None:
     """Refuses a base of another architecture than the script's, in a sentence that says which script to use."""
     if found != architecture:
-        raise UserError(f"{where} is {NAMES[found]} base: train it with {SCRIPTS[found]}.")
+        raise UserError(f"{where} is {ARCHITECTURES[found].title} base: train it with {ARCHITECTURES[found].script}.")

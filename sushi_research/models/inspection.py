@@ -9,9 +9,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from sushi_research.errors import UserError, first_line
-from sushi_research.models import detect, prediction, sources
+from sushi_research.models import ARCHITECTURES, prediction, sources
 from sushi_research.models.components import TITLES
 from sushi_research.models.diffusers_folder import FolderPart
+from sushi_research.models.formats import number
 from sushi_research.models.header import Header, Tensor, read_header
 from sushi_research.models.single_file import SingleFile
 from sushi_research.progress import progress
@@ -43,7 +44,7 @@ def _describe_file(header: Header, source: str) -> Iterator[Line]:
         yield "it is", str(refusal).removeprefix(f"{header.path} is ")
         yield "weights", _weights(header.tensors.values())
     else:
-        yield "it is", f"{detect.NAMES[opened.architecture]} base"
+        yield "it is", f"{ARCHITECTURES[opened.architecture].title} base"
         yield "predicts", _prediction(opened.evidence).replace(f" in {header.path}", "")
         yield from _components(opened.single, source)
     yield "sha256", _sha256(header.path)
@@ -56,13 +57,13 @@ def _components(single: SingleFile, source: str) -> Iterator[Line]:
             # The UNet's input does not tell which part of it is the pooled text: the second text encoder's width does.
             second = parts.get("text_encoder_2") or ("text_encoder_2" in single and single.part("text_encoder_2"))
             try:
-                part = single.part(name, detect.number(second.config, "projection_dim", 512) if second else None)
+                part = single.part(name, number(second.config, "projection_dim", 512) if second else None)
                 text = _weights(part.tensors.values())
                 parts[name] = part
             except UserError as error:
                 text, damaged = str(error), True
             yield title, text
-        elif name in detect.TEXT_ENCODERS[single.architecture] or name == "vae":
+        elif name in ARCHITECTURES[single.architecture].formats().TEXT_ENCODERS or name == "vae":
             option = "--model.vae" if name == "vae" else "--model.text_encoders"
             missing.append(f"{title} (give {option})")
             options += [] if option in options else [option, "..."]
@@ -78,10 +79,10 @@ def _components(single: SingleFile, source: str) -> Iterator[Line]:
 def _describe_folder(folder: Path, source: str) -> Iterator[Line]:
     yield "folder", str(folder)
     opened = sources.open_folder(folder, None, prediction_type="epsilon")
-    yield "it is", f"{detect.NAMES[opened.architecture]} base in diffusers format"
+    yield "it is", f"{ARCHITECTURES[opened.architecture].title} base in diffusers format"
     yield "predicts", _prediction(opened.evidence) if opened.evidence else "unknown (no scheduler_config.json)"
     missing = []
-    for name in ("unet", "vae", *detect.TEXT_ENCODERS[opened.architecture]):
+    for name in ("unet", "vae", *ARCHITECTURES[opened.architecture].formats().TEXT_ENCODERS):
         try:
             yield TITLES[name], _files(opened.part(name, {}))
         except UserError as error:
@@ -91,7 +92,7 @@ def _describe_folder(folder: Path, source: str) -> Iterator[Line]:
 
 
 def _command(architecture: str, source: str) -> str:
-    script = detect.SCRIPTS[architecture]
+    script = ARCHITECTURES[architecture].script
     return (
         f"accelerate launch {script} --config configs/{architecture}_lora.yaml --model.base {source} --data.path photos"
     )

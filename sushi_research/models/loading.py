@@ -16,7 +16,7 @@ from sushi_research.config import TrainingConfig
 from sushi_research.errors import UserError, first_line
 from sushi_research.files import readable
 from sushi_research.fingerprints import FileMemo
-from sushi_research.models import detect, hub, prediction, sources, tokenizers
+from sushi_research.models import ARCHITECTURES, detect, hub, prediction, sources, tokenizers
 from sushi_research.models.header import read_header
 from sushi_research.models.prediction import Prediction
 from sushi_research.models.sources import Part
@@ -102,7 +102,7 @@ def resolve_base(
         others |= found
     parts: dict[str, Part] = dict(others)
     # The UNet comes last: a single file does not tell which part of its input is the pooled text.
-    for name in ("vae", *detect.TEXT_ENCODERS[architecture], "unet"):
+    for name in ("vae", *ARCHITECTURES[architecture].formats().TEXT_ENCODERS, "unet"):
         if name not in others:
             parts[name] = opened.part(name, parts)
     if commit is not None and opened.single is None:
@@ -153,7 +153,10 @@ def find_tokenizers(
     folder = text_folder or base_folder
     if folder is None:
         return tokenizers.for_single_file(architecture, None)
-    return {name: Tokenizer(folder / tokenizers.folder_of(name)) for name in detect.TEXT_ENCODERS[architecture]}
+    return {
+        name: Tokenizer(folder / tokenizers.folder_of(name))
+        for name in ARCHITECTURES[architecture].formats().TEXT_ENCODERS
+    }
 
 
 def load_unet(base: Base, dtype: torch.dtype, device: torch.device, attention: str = "sdpa") -> Any:

@@ -8,11 +8,12 @@ from typing import Any
 import torch
 
 from sushi_research import conditioning
-from sushi_research.models import detect, loading
+from sushi_research.models import loading
+from sushi_research.models.formats import number
+from sushi_research.models.formats.sd15 import TEXT_ENCODERS as TEXT_ENCODERS
 
 NAME = "sd15"
 SCALING_FACTOR = 0.18215
-TEXT_ENCODERS = ("text_encoder",)
 # The columns of a row in the text cache, and their shapes at the real size: hidden [77, 768].
 TEXT_TENSORS = ("hidden",)
 # The keys of the config's model section that decide how a caption is encoded.
@@ -40,7 +41,7 @@ class Text:
 
 def text_shapes(base: loading.Base) -> dict[str, tuple[int, ...]]:
     """The shapes of a caption's tensors for this base: {"hidden": (77, 768)} at the real size."""
-    return {"hidden": (77, detect.number(base.config("unet"), "cross_attention_dim", 1280))}
+    return {"hidden": (77, number(base.config("unet"), "cross_attention_dim", 1280))}
 
 
 def load_text(base: loading.Base, device: torch.device, dtype: torch.dtype = torch.float32) -> Text:

@@ -8,11 +8,12 @@ from typing import Any
 import torch
 
 from sushi_research import conditioning
-from sushi_research.models import detect, loading
+from sushi_research.models import loading
+from sushi_research.models.formats import number
+from sushi_research.models.formats.sdxl import TEXT_ENCODERS as TEXT_ENCODERS
 
 NAME = "sdxl"
 SCALING_FACTOR = 0.13025
-TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
 # The columns of a row in the text cache, and their shapes at the real size: hidden [77, 2048], pooled [1280].
 TEXT_TENSORS = ("hidden", "pooled")
 # The keys of the config's model section that decide how a caption is encoded.
@@ -37,8 +38,8 @@ class Text:
 
 def text_shapes(base: loading.Base) -> dict[str, tuple[int, ...]]:
     """The shapes of a caption's tensors for this base: {"hidden": (77, 2048), "pooled": (1280,)} at the real size."""
-    width = detect.number(base.config("unet"), "cross_attention_dim", 1280)
-    return {"hidden": (77, width), "pooled": (detect.number(base.config("text_encoder_2"), "projection_dim", 512),)}
+    width = number(base.config("unet"), "cross_attention_dim", 1280)
+    return {"hidden": (77, width), "pooled": (number(base.config("text_encoder_2"), "projection_dim", 512),)}
 
 
 def load_text(base: loading.Base, device: torch.device, dtype: torch.dtype = torch.float32) -> Text:

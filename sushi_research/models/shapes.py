@@ -1,15 +1,14 @@
 """The configs of a single file's components: widths, depths and vocabulary from the tensors' shapes, the rest from
-`published.yaml`. For the published SD1.5 and SDXL they equal the configs of the repositories (tested at full size)."""
+`models/formats/`. For the published SD1.5 and SDXL they equal the configs of the repositories (tested at full size)."""
 
 from __future__ import annotations
 
-import functools
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from sushi_research.errors import UserError
+from sushi_research.models import ARCHITECTURES
 
 # Tensor name, below its component's prefix, -> shape.
 Shapes = Mapping[str, tuple[int, ...]]
@@ -19,12 +18,9 @@ MOST_LEVELS, MOST_LAYERS = 8, 64
 POSITIONS = 77
 
 
-@functools.cache
 def published(architecture: str) -> dict[str, Any]:
-    """What `published.yaml` says of "sd15" or "sdxl". Not to be written to."""
-    import yaml
-
-    return yaml.safe_load((Path(__file__).parent / "published.yaml").read_text())[architecture]
+    """What no shape tells of an architecture: `PUBLISHED` of its formats module. Not to be written to."""
+    return ARCHITECTURES[architecture].formats().PUBLISHED
 
 
 def size(shapes: Shapes, name: str, axis: int = 0) -> int:

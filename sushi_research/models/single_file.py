@@ -18,35 +18,12 @@ from typing import Any
 
 from sushi_research.errors import UserError
 from sushi_research.fingerprints import FileMemo, content_hash, file_state, folder_hash
-from sushi_research.models import shapes
+from sushi_research.models import ARCHITECTURES, shapes
 from sushi_research.models.components import TITLES, build_empty, require_finite
 from sushi_research.models.header import Header, Tensor
 from sushi_research.models.original_names import Place, clip_name, open_clip_place, unet_name, vae_name
 from sushi_research.progress import progress
 
-# Where a component lies, by architecture: the first prefix under which the file has the telling tensor.
-UNET_PREFIXES = ("model.diffusion_model.", "diffusion_model.", "")
-BOTH = {
-    "unet": (UNET_PREFIXES, "input_blocks.0.0.weight"),
-    "vae": (("first_stage_model.", ""), "decoder.conv_in.weight"),
-}
-PREFIXES: dict[str, dict[str, tuple[tuple[str, ...], str]]] = {
-    "sd15": {
-        **BOTH,
-        "text_encoder": (
-            ("cond_stage_model.transformer.text_model.", "cond_stage_model.transformer."),
-            "embeddings.token_embedding.weight",
-        ),
-    },
-    "sdxl": {
-        **BOTH,
-        "text_encoder": (
-            ("conditioner.embedders.0.transformer.text_model.", "conditioner.embedders.0.transformer."),
-            "embeddings.token_embedding.weight",
-        ),
-        "text_encoder_2": (("conditioner.embedders.1.model.",), "token_embedding.weight"),
-    },
-}
 # Keys that no component has and nobody needs, each with its reason.
 IGNORED = {
     r".*\.embeddings\.position_ids": "the numbers 0 to 76",
@@ -71,7 +48,7 @@ class SingleFile:
     def __init__(self, header: Header, architecture: str) -> None:
         self.header, self.architecture = header, architecture
         self._prefixes = {}
-        for name, (prefixes, telling) in PREFIXES[architecture].items():
+        for name, (prefixes, telling) in ARCHITECTURES[architecture].formats().SINGLE_FILE.items():
             found = [prefix for prefix in prefixes if prefix + telling in header.tensors]
             if found:
                 self._prefixes[name] = found[0]

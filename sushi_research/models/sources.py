@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from sushi_research.errors import UserError
-from sushi_research.models import detect, hub, prediction
+from sushi_research.models import ARCHITECTURES, detect, hub, prediction
 from sushi_research.models.components import TITLES
 from sushi_research.models.diffusers_folder import WEIGHTS, FolderPart, read_json
+from sushi_research.models.formats import number
 from sushi_research.models.header import Header, read_header
 from sushi_research.models.shapes import published
 from sushi_research.models.single_file import FilePart, SingleFile
@@ -82,8 +83,8 @@ def _known(scheduler: dict[str, Any], architecture: str, path: Path) -> dict[str
     for key in ("beta_schedule", "beta_start", "beta_end", "num_train_timesteps"):
         if scheduler.get(key, known[key]) != known[key]:
             raise UserError(
-                f"{path} has {key} {scheduler[key]}, and {detect.NAMES[architecture]} base has {known[key]}: its noise schedule "
-                f"is another one, so {detect.CHOOSE}, or correct the file."
+                f"{path} has {key} {scheduler[key]}, and {ARCHITECTURES[architecture].title} base has {known[key]}: its noise "
+                f"schedule is another one, so {detect.CHOOSE}, or correct the file."
             )
     if scheduler.get("timestep_spacing", "leading") not in ("leading", "linspace", "trailing"):
         raise UserError(
@@ -103,11 +104,11 @@ def open_file(header: Header) -> Opened:
         if name not in single:
             option = "--model.vae a VAE" if name == "vae" else "--model.text_encoders a model with the text encoders"
             raise UserError(
-                f"{path} holds {detect.NAMES[architecture]} UNet without its {TITLES[name]}: give {option} (a folder in "
+                f"{path} holds {ARCHITECTURES[architecture].title} UNet without its {TITLES[name]}: give {option} (a folder in "
                 "diffusers format, a .safetensors file, or a hub id)."
             )
         second = others.get("text_encoder_2")
-        return single.part(name, detect.number(second.config, "projection_dim", 512) if second else None)
+        return single.part(name, number(second.config, "projection_dim", 512) if second else None)
 
     return Opened(
         architecture=architecture,
@@ -131,8 +132,8 @@ def require_nothing_left(single: SingleFile, parts: Mapping[str, Part], below: s
     if unknown:
         more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
         raise UserError(
-            f"{single.header.path} holds {unknown[0]!r}{more}, which no component of {detect.NAMES[single.architecture]} base "
-            "has: it is of a model that this suite does not know, so use another file of the model (scripts/inspect_model.py "
+            f"{single.header.path} holds {unknown[0]!r}{more}, which no component of {ARCHITECTURES[single.architecture].title} "
+            "base has: it is of a model that this suite does not know, so use another file of the model (scripts/inspect_model.py "
             "lists the keys)."
         )
     return ignored
@@ -165,7 +166,7 @@ def other_text_encoders(source: str, architecture: str) -> tuple[dict[str, Part]
     path, _ = hub.find_component(source, None, ("text_encoder/", "text_encoder_2/"), "model.text_encoders")
     single = None if path.is_dir() else SingleFile(read_header(path), architecture)
     parts: dict[str, Part] = {}
-    for name in detect.TEXT_ENCODERS[architecture]:
+    for name in ARCHITECTURES[architecture].formats().TEXT_ENCODERS:
         if single and name in single:
             parts[name] = single.part(name)
             require_nothing_left(single, parts, below=parts[name].prefix)
@@ -173,8 +174,8 @@ def other_text_encoders(source: str, architecture: str) -> tuple[dict[str, Part]
             parts[name] = FolderPart(name, path / name, _only_half(path / name, "model"))
         else:
             raise UserError(
-                f"model.text_encoders: {source} holds no {TITLES[name]} of {detect.NAMES[architecture]} base: name a checkpoint "
-                "or a model in diffusers format that has."
+                f"model.text_encoders: {source} holds no {TITLES[name]} of {ARCHITECTURES[architecture].title} base: name a "
+                "checkpoint or a model in diffusers format that has."
             )
     return parts, None if single else path
 

@@ -13,12 +13,13 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from sushi_research.config import SD15Training, SDXLTraining, TrainingConfig
+from sushi_research import models
+from sushi_research.config import TrainingConfig
 from sushi_research.runs.checkpoint import Checkpoint, latest_checkpoint
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted((ROOT / "scripts").glob("train_*_lora.py"))
-CONFIGS: dict[str, type[TrainingConfig]] = {"sd15": SD15Training, "sdxl": SDXLTraining}
+CONFIGS: dict[str, type[TrainingConfig]] = models.config_classes()
 
 # What a run measures rather than computes.
 TIMINGS = {"images_per_second", "data_wait_share", "peak_memory_gib"}

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from script_runs import ROOT, SCRIPTS
 
+from sushi_research.models import ARCHITECTURES
+
 BEGIN, END = re.compile(r"\s*# --- shared: (.+) ---"), re.compile(r"\s*# --- end shared ---")
 
 
@@ -44,7 +46,7 @@ def differences(one: Path, other: Path) -> str:
 
 
 def test_there_is_a_script_for_each_architecture_and_much_in_common() -> None:
-    assert [path.name for path in SCRIPTS] == ["train_sd15_lora.py", "train_sdxl_lora.py"]
+    assert {f"scripts/{path.name}" for path in SCRIPTS} == {each.script for each in ARCHITECTURES.values()}
     blocks = shared_blocks(SCRIPTS[0].read_text(encoding="utf-8"))
     assert {"imports", "main", "the loop", "finish"} <= blocks.keys()
     assert sum(map(len, blocks.values())) > 100

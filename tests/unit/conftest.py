@@ -3,16 +3,15 @@
 import pytest
 import torch
 
+from sushi_research import models
 from sushi_research.caches.caches import open_caches, open_memo
 from sushi_research.caches.inputs import Inputs, fill_caches
 from sushi_research.data.training_data import read_data
 from sushi_research.evaluation import validation_set
-from sushi_research.models import loading, sd15, sdxl
+from sushi_research.models import loading
 from sushi_research.models.loading import find_base
 from sushi_research.models.prediction import Prediction
 from sushi_research.runs.job import Job
-
-MODELS = {"sd15": sd15, "sdxl": sdxl}
 
 
 class Setting:
@@ -22,7 +21,7 @@ class Setting:
         from accelerate import Accelerator
         from script_runs import Trainer
 
-        self.model, accelerator = MODELS[architecture], Accelerator(cpu=True)
+        self.model, accelerator = models.load(architecture), Accelerator(cpu=True)
         config = Trainer(architecture, base, photos, root / "runs", root / "cache").config("evaluation")
         job = Job(config, self.model, accelerator, "fp32")
         memo = open_memo(config)

@@ -18,6 +18,7 @@ from sushi_research.config import SD15Training, SDXLTraining
 from sushi_research.config.command_line import config_to_dict, config_to_yaml, load_config, read_command_line, run_main
 from sushi_research.config.yaml12 import read_yaml
 from sushi_research.errors import UserError
+from sushi_research.models import config_classes
 
 ROOT = Path(__file__).parents[3]
 SCRIPT = "scripts/train_sdxl_lora.py"
@@ -25,6 +26,7 @@ INTRO = "Train a LoRA.\nOne.\nTwo.\nThree.\nFour."
 REQUIRED = ["--model.base", "base", "--data.path", "photos", "--train.steps", "10"]
 CONCEPTS = sorted((ROOT / "configs" / "demo").glob("*.yaml"))
 RECIPES = sorted((ROOT / "configs").glob("*.yaml"))
+CLASSES = config_classes()
 OVERLAYS = sorted((ROOT / "configs" / "overlays").glob("*.yaml"))
 
 
@@ -673,7 +675,7 @@ def test_nothing_heavy_is_imported(words: list[str]) -> None:
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 @pytest.mark.parametrize("overlay", [None, *OVERLAYS], ids=lambda path: path.stem if path else "alone")
 def test_every_recipe_loads_alone_and_under_every_overlay(recipe: Path, overlay: Path | None) -> None:
-    config_class = SDXLTraining if "sdxl" in recipe.stem else SD15Training
+    config_class = CLASSES[recipe.stem.removesuffix("_lora").removeprefix("demo_")]
     files = [recipe, overlay] if overlay else [recipe]
     words = [word for file in files for word in ("--config", str(file))]
     load(*words, "--data.path", "photos", config_class=config_class)

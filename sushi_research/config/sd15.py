@@ -1,0 +1,37 @@
+"""What the config of an SD1.5 training has in place of the shared sections."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from sushi_research.config.inputs import Data, Model
+from sushi_research.config.outputs import Sample
+from sushi_research.config.training import TrainingConfig
+
+
+class SD15Model(Model):
+    """The frozen base model: Stable Diffusion 1.5."""
+
+    clip_skip: int = Field(
+        1, ge=1, le=11, description="Which CLIP layer conditions: 1 = the last, 2 = the last but one (anime models)"
+    )
+
+
+class SD15Data(Data):
+    """The training images and their captions."""
+
+    resolution: int = Field(512, ge=8, description="Buckets keep about this area: resolution x resolution pixels")
+
+
+class SD15Sample(Sample):
+    """Pictures drawn while training."""
+
+    guidance: float = Field(7.0, ge=1, description="Classifier-free guidance scale; 1 = none")
+
+
+class SD15Training(TrainingConfig):
+    """A LoRA for Stable Diffusion 1.5."""
+
+    model: SD15Model
+    data: SD15Data
+    sample: SD15Sample = Field(default_factory=SD15Sample)
