@@ -18,6 +18,15 @@ from sushi_research.models.original_names import Place, clip_name, open_clip_pla
 from testing.tiny_base import save_tiny_base
 
 POSITIONS, VOCABULARY = 77, 514
+# The bits of one value of each dtype that safetensors 0.8 knows.
+BITS = {
+    **dict.fromkeys(("F64", "I64", "U64", "C64"), 64),
+    **dict.fromkeys(("F32", "I32", "U32"), 32),
+    **dict.fromkeys(("F16", "BF16", "I16", "U16"), 16),
+    **dict.fromkeys(("F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ", "I8", "U8", "BOOL"), 8),
+    **dict.fromkeys(("F6_E2M3", "F6_E3M2"), 6),
+    "F4": 4,
+}
 # Where the components lie in the file; the UNet's prefix is an argument.
 PREFIXES = {
     "sd15": {"vae": "first_stage_model.", "text_encoder": "cond_stage_model.transformer."},

@@ -18,12 +18,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from single_files import narrow_base, write_single_file
+from single_files import BITS, narrow_base, write_single_file
 
 from sushi_research.errors import UserError
 from sushi_research.fingerprints import FileMemo
 from sushi_research.models import loading
-from sushi_research.models.header import BITS, MAX_HEADER, PICKLES, read_header
+from sushi_research.models.header import MAX_HEADER, PICKLES, read_header
 
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.slow
@@ -156,9 +156,9 @@ def test_a_download_that_was_cut(good, file, resolve):
 
 
 LIES = {
-    "overlaps": lambda fields: fields | {TOKENS: fields[TOKENS] | {"data_offsets": [0, 65792]}},
-    "no begin and end": lambda fields: fields | {TOKENS: fields[TOKENS] | {"data_offsets": [-65792, 0]}},
-    "larger than any file": lambda fields: fields | {TOKENS: fields[TOKENS] | {"shape": [2**62, 2**62, 0]}},
+    "invalid offset": lambda fields: fields | {TOKENS: fields[TOKENS] | {"data_offsets": [0, 65792]}},
+    "expected usize": lambda fields: fields | {TOKENS: fields[TOKENS] | {"data_offsets": [-65792, 0]}},
+    "overflow": lambda fields: fields | {TOKENS: fields[TOKENS] | {"shape": [2**62, 2**62, 0]}},
     "unknown dtype": lambda fields: fields | {TOKENS: fields[TOKENS] | {"dtype": "Q4_K"}},
     "twice": lambda fields: json.dumps(fields)[:-1] + f', "{TOKENS}": {{}}}}',
     "at its end": lambda fields: {name: fields[name] for name in list(fields)[:-1]},
