@@ -20,6 +20,7 @@ from real_configs import NARROW_UNETS
 
 from benchmarking import paired_timing
 from benchmarking.variants import PAIRS, Bench, as_peft, encode_batch, make_loader, make_unet, with_masters
+from sushi_research import models
 from sushi_research.adapters.lora import resolve_targets
 from sushi_research.models import loading
 from sushi_research.models.diffusers_folder import FolderPart
@@ -109,7 +110,7 @@ def narrow_bench(architecture, folder):
         torch.manual_seed(0)
         UNet2DConditionModel.from_config(settings).save_pretrained(folder / "unet")
     script = benchmark()
-    model, config_class = script.MODELS[architecture]
+    model, config_class = models.load(architecture), models.ARCHITECTURES[architecture].config_class()
     config = config_class(
         model={"base": str(folder)}, data={"path": "none"}, train={"steps": 1}, optimizer={"name": "adamw"}
     )
@@ -220,9 +221,9 @@ def bench(request, tmp_path_factory):
 
 @pytest.mark.slow
 def test_without_caches_the_batches_are_the_same_bit_for_bit(bench):
-    bench = dataclasses.replace(bench, config=bench.config.model_copy(
-        update={"train": bench.config.train.model_copy(update={"batch_size": 1})}
-    ))  # fmt: skip
+    train = bench.config.train.model_copy(update={"batch_size": 1})
+    job = dataclasses.replace(bench.job, config=bench.config.model_copy(update={"train": train}))
+    bench = dataclasses.replace(bench, job=job)
     vae = loading.load_vae(bench.base, bench.caches.vae_dtype, bench.device)
     text = bench.model.load_text(bench.base, bench.device)
     loader = make_loader(bench, ahead=())
@@ -245,7 +246,7 @@ def test_without_caches_the_batches_are_the_same_bit_for_bit(bench):
 def test_the_variants_of_a_pair_train_alike(bench, name):
     pair = PAIRS[name]
     if pair.precision != "auto":
-        bench = dataclasses.replace(bench, precision=pair.precision)
+        bench = dataclasses.replace(bench, job=dataclasses.replace(bench.job, precision=pair.precision))
     losses = []
     for build in (pair.build_a, pair.build_b):
         step = build(bench, make_unet(bench))

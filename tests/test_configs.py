@@ -27,15 +27,18 @@ def keys_of(model: type[BaseModel], prefix: str = "") -> set[str]:
 
 
 def keys_read(path: Path) -> set[str]:
-    """The dotted names of all that a file reads from a variable `config`: `config.lora.rank`, `config.dry_run`."""
+    """The dotted names of all that a file reads of `config` or `job.config`: `config.lora.rank`, `job.config.dry_run`."""
     found, inner = set(), set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         names, value = [], node
         while isinstance(value, ast.Attribute):
             names.append(value.attr)
             value = value.value
-        if names and isinstance(value, ast.Name) and value.id == "config" and id(node) not in inner:
-            found.add(".".join(reversed(names)))
+        path_of = [value.id, *reversed(names)] if isinstance(value, ast.Name) else []
+        if path_of[:2] == ["job", "config"]:
+            path_of = path_of[1:]
+        if len(path_of) > 1 and path_of[0] == "config" and id(node) not in inner:
+            found.add(".".join(path_of[1:]))
             inner |= {id(part) for part in ast.walk(node)}
     return found
 

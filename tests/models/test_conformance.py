@@ -157,27 +157,22 @@ def test_an_adapter_file_loads_in_diffusers_as_it_was_trained(name, base, tmp_pa
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 def test_the_adapter_file_names_its_base(name, prediction):
+    config = models.ARCHITECTURES[name].config_class()(
+        model={"base": "b"}, data={"path": "d"}, lora={"targets": ["to_q"]}, train={"steps": 1}
+    )
     metadata = kohya_format.adapter_metadata(
+        config,
         architecture=name,
         name="n",
-        targets=["to_q"],
-        rank=1,
-        alpha=1.0,
-        dropout=0.0,
-        resolution=64,
-        seed=0,
-        steps=1,
-        epochs=1,
-        learning_rate=1e-4,
-        optimizer="adamw",
         base="b",
         base_hash="h",
         dataset_hash="h",
         config_hash="h",
         images=1,
-        started=0.0,
-        finished=1.0,
+        steps=1,
+        epochs=1,
         prediction=Prediction(prediction),
+        trained=(0.0, 1.0),
     )
     assert metadata["ss_base_model_version"] and metadata["modelspec.architecture"].endswith("/lora")
 
