@@ -9,15 +9,14 @@ import shutil
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
 from real_configs import NARROW_UNETS, SD15_TEXT, SD15_UNET, SD15_VAE, SDXL_TEXT_2, SDXL_UNET
-from single_files import PREFIXES, narrow_base, place_of, write_single_file
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+from single_files import PREFIXES, place_of
 
 from sushi_research.adapters import kohya_format, lora
 from sushi_research.errors import UserError
 from sushi_research.models import ARCHITECTURES, detect, loading
 from sushi_research.models import header as headers
+from sushi_research.models.components import model_class
 
 UNET, VAE, CLIP = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.transformer."
 OPEN_CLIP, SDXL_CLIP, SDXL_OPEN_CLIP = "cond_stage_model.model.", *list(PREFIXES["sdxl"].values())[1:]
@@ -54,11 +53,8 @@ def ours(name):
     """Parameter -> shape of a component at its published size, by the names of diffusers and transformers."""
     component, config = REAL[name]
     with torch.device("meta"):
-        if component.startswith("text"):
-            kind = CLIPTextModelWithProjection if component == "text_encoder_2" else CLIPTextModel
-            model = kind(CLIPTextConfig(**config))
-        else:
-            model = {"unet": UNet2DConditionModel, "vae": AutoencoderKL}[component].from_config(config)
+        kind = model_class(component)
+        model = kind(kind.config_class(**config)) if component.startswith("text") else kind.from_config(config)
     return {path: list(parameter.shape) for path, parameter in model.named_parameters()}
 
 
@@ -120,9 +116,9 @@ def written(tmp_path):
     return write
 
 
-def cases(table):
-    flat = [(name, case, shapes) for name, each in table.items() for case, shapes in each.items()]
-    return [pytest.param(name, shapes, id=f"{name}: {case}") for name, case, shapes in flat]
+def short(value):
+    """A test id of a few words."""
+    return value.partition(" (")[0].partition(":")[0][:40] if isinstance(value, str) else ""
 
 
 def refusal(path):
@@ -160,10 +156,11 @@ BASES = {
 }
 
 
-@pytest.mark.parametrize(("name", "shapes"), cases(BASES))
-def test_a_base_is_known_by_its_header_in_any_order(name, shapes, written):
-    for keys in (shapes(), dict(reversed(shapes().items()))):
-        assert detect.of_file(headers.read_header(written(keys))) == name
+@pytest.mark.parametrize("name", BASES)
+def test_a_base_is_known_by_its_header_in_any_order(name, written):
+    for case, shapes in BASES[name].items():
+        for keys in (shapes(), dict(reversed(shapes().items()))):
+            assert detect.of_file(headers.read_header(written(keys))) == name, case
 
 
 def test_a_base_without_text_encoders_asks_for_them(architecture, written):
@@ -174,7 +171,7 @@ def test_a_base_without_text_encoders_asks_for_them(architecture, written):
     )
 
 
-@pytest.mark.parametrize(("shapes", "count"), [(sd15, 1130), (sdxl, 2515)])
+@pytest.mark.parametrize(("shapes", "count"), [(sd15, 1130), (sdxl, 2515)], ids=["sd15", "sdxl"])
 def test_no_tensor_is_read(shapes, count, written, monkeypatch):
     path, pieces = written(shapes()), []
 
@@ -306,11 +303,12 @@ OTHERS = {
 }
 
 
-@pytest.mark.parametrize(("name", "shapes"), cases(OTHERS))
-def test_another_model_is_refused_by_its_name(name, shapes, written):
-    message = refusal(written(shapes()))
-    assert message.startswith(f" is {name}")
-    assert re.search("choose an SD1.5 or SDXL base|train the SDXL base|take the model's fp16 file", message)
+@pytest.mark.parametrize("name", OTHERS, ids=short)
+def test_another_model_is_refused_by_its_name(name, written):
+    for case, shapes in OTHERS[name].items():
+        message = refusal(written(shapes()))
+        assert message.startswith(f" is {name}"), case
+        assert re.search("choose an SD1.5 or SDXL base|train the SDXL base|take the model's fp16 file", message), case
 
 
 # --- files that are no model ---
@@ -392,15 +390,21 @@ NEIGHBOURS = {
 }
 
 
-@pytest.mark.parametrize(("name", "shapes"), [*cases(FILES), *cases(NEIGHBOURS)])
-def test_what_is_no_model_is_refused_by_its_name(name, shapes, written):
-    assert refusal(written(plain(shapes) if isinstance(shapes, str) else shapes())).startswith(f" is {name}")
+@pytest.mark.parametrize(
+    ("name", "cases"),
+    [*FILES.items(), *NEIGHBOURS.items()],
+    ids=[*map(short, FILES), *(f"near {short(name)}" for name in NEIGHBOURS)],
+)
+def test_what_is_no_model_is_refused_by_its_name(name, cases, written):
+    for case, shapes in cases.items():
+        message = refusal(written(plain(shapes) if isinstance(shapes, str) else shapes()))
+        assert message.startswith(f" is {name}"), case
 
 
 @pytest.mark.slow
 def test_our_own_adapter_file_is_no_base(architecture, tmp_path):
     with torch.device("meta"):
-        unet = UNet2DConditionModel.from_config(NARROW_UNETS[architecture])
+        unet = model_class("unet").from_config(NARROW_UNETS[architecture])
     lora.attach(unet, targets="kohya_conv", rank=2, alpha=2.0, dropout=0.0, init="default", seed=0)
     state = {name: torch.zeros(value.shape) for name, value in lora.adapter_parameters(unet).items()}
     facts = {"architecture": architecture, "state": state, "dtype": torch.float16, "metadata": {"ss_v2": "False"}}
@@ -428,7 +432,10 @@ def edited(bases, architecture, tmp_path):
 SDXL_ONLY = pytest.mark.parametrize("architecture", ["sdxl"])
 
 
-@pytest.mark.parametrize("pipeline", ["StableDiffusionInpaintPipeline", "StableDiffusionXLControlNetPipeline"])
+@pytest.mark.parametrize(
+    ("architecture", "pipeline"),
+    [("sd15", "StableDiffusionInpaintPipeline"), ("sdxl", "StableDiffusionXLControlNetPipeline")],
+)
 def test_a_folder_made_for_another_pipeline(pipeline, edited):
     assert refusal(edited(pipeline)).startswith(f" is made for {pipeline}; ")
 
@@ -437,6 +444,7 @@ def test_a_folder_of_a_latent_consistency_model(edited):
     assert refusal(edited(unet={"time_cond_proj_dim": 256})).startswith(" is a latent consistency model")
 
 
+@SDXL_ONLY
 @pytest.mark.parametrize("pipeline", ["FluxPipeline", "StableDiffusion3Pipeline", "PixArtSigmaPipeline"])
 def test_a_folder_with_a_transformer_has_no_unet(pipeline, edited):
     folder = edited(pipeline)
@@ -462,16 +470,6 @@ def test_a_folder_of_a_video_model(edited):
 # --- the VAE in half precision ---
 
 
-@pytest.fixture(scope="module")
-def files(tmp_path_factory):
-    """architecture -> a narrow base as (single file, folder)."""
-    root, made = tmp_path_factory.mktemp("narrow"), {}
-    for name in ("sd15", "sdxl"):
-        folder = narrow_base(root / name, name)
-        made[name] = write_single_file(folder, root / f"{name}.safetensors", name), folder
-    return made
-
-
 def vae_dtypes(*sources, vae=None, tokenizers):
     found = [loading.resolve_base(str(each), vae=vae and str(vae), tokenizers=str(tokenizers)) for each in sources]
     assert all(loading.vae_dtype(base, torch.device("cpu")) == torch.float32 for base in found)
@@ -479,8 +477,8 @@ def vae_dtypes(*sources, vae=None, tokenizers):
 
 
 @pytest.mark.slow
-def test_the_vae_of_a_single_file_is_never_used_in_fp16(architecture, files, edited):
-    file, folder = files[architecture]
+def test_the_vae_of_a_single_file_is_never_used_in_fp16(architecture, file_of, folder, edited):
+    file = file_of(architecture)
     safe = edited(vae={"force_upcast": False})
     assert vae_dtypes(safe, tokenizers=folder) == {torch.float16}
     assert vae_dtypes(file, folder, tokenizers=folder) == {torch.float32}
@@ -488,8 +486,8 @@ def test_the_vae_of_a_single_file_is_never_used_in_fp16(architecture, files, edi
 
 
 @SDXL_ONLY
-@pytest.mark.parametrize("said", [False, True, None, 0, "false", []])
-def test_a_vae_folder_is_used_in_fp16_only_if_it_says_false(said, files, edited):
-    vae = edited(vae={"force_upcast": said}) / "vae"
-    expected = {torch.float16 if said is False else torch.float32}
-    assert vae_dtypes(*files["sdxl"], vae=vae, tokenizers=files["sdxl"][1]) == expected
+def test_a_vae_folder_is_used_in_fp16_only_if_it_says_false(file_of, folder, edited):
+    for said in (False, True, None, 0, "false", []):
+        vae = edited(vae={"force_upcast": said}) / "vae"
+        expected = {torch.float16 if said is False else torch.float32}
+        assert vae_dtypes(file_of("sdxl"), folder, vae=vae, tokenizers=folder) == expected, said

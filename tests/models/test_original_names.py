@@ -1,67 +1,31 @@
 """Where parameters lie in Stability's layout; diffusers' own converters, which go the other way, are the judge."""
 
 import functools
+import importlib
 import json
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
-from diffusers.loaders import single_file_utils
-from real_configs import SD15_TEXT, SD15_UNET, SD15_VAE, SDXL_TEXT_1, SDXL_TEXT_2, SDXL_UNET, SDXL_VAE
+from base_files import REAL, original_tensors, real_model
 from safetensors import safe_open
 from safetensors.torch import load_file
-from single_files import narrow_base, place_of, write_single_file
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+from single_files import place_of, write_single_file
 
 from sushi_research.models.original_names import Place, clip_name, open_clip_place, unet_name, vae_name
 
-# component -> (config, parameters): the counts are those of v1-5-pruned-emaonly.safetensors and sd_xl_base_1.0.safetensors.
-REAL = {
-    "sd15": {
-        "unet": (SD15_UNET, 686),
-        "vae": (SD15_VAE, 248),
-        "text_encoder": (SD15_TEXT, 196),
-    },
-    "sdxl": {
-        "unet": (SDXL_UNET, 1680),
-        "vae": (SDXL_VAE, 248),
-        "text_encoder": (SDXL_TEXT_1, 196),
-        "text_encoder_2": (SDXL_TEXT_2, 517),
-    },
+# The parameters of each component in v1-5-pruned-emaonly.safetensors and sd_xl_base_1.0.safetensors.
+COUNTS = {
+    "sd15": {"unet": 686, "vae": 248, "text_encoder": 196},
+    "sdxl": {"unet": 1680, "vae": 248, "text_encoder": 196, "text_encoder_2": 517},
 }
-REAL_COMPONENTS = [(architecture, component) for architecture, parts in REAL.items() for component in parts]
+REAL_COMPONENTS = [(architecture, component) for architecture, parts in COUNTS.items() for component in parts]
 BLOCK = "transformer_blocks.0"
-
-
-def real_model(component, config):
-    """A component at its published size, without memory for its weights."""
-    with torch.device("meta"):
-        if component == "unet":
-            return UNet2DConditionModel.from_config(config)
-        if component == "vae":
-            return AutoencoderKL.from_config(config)
-        kind = CLIPTextModelWithProjection if component == "text_encoder_2" else CLIPTextModel
-        return kind(CLIPTextConfig(**config))
-
-
-def original_shapes(component, config, model):
-    """Original name -> a tensor without memory, of the shape that the published files have."""
-    place_at = place_of(component, config)
-    tensors = {}
-    for path, parameter in model.state_dict().items():
-        place, shape = place_at(path), list(parameter.shape)
-        if place.third is not None:
-            shape[0] *= 3
-        if place.transposed:
-            shape.reverse()
-        if component == "vae" and ".attn_1." in place.name and len(shape) == 2:
-            shape += [1, 1]
-        tensors[place.name] = torch.empty(shape, device="meta")
-    return tensors
 
 
 def through_diffusers(component, config, model, tensors):
     """What diffusers' converters make of a file with these tensors of one component."""
+    from diffusers.loaders import single_file_utils
+
     if component == "unet":
         file = {f"model.diffusion_model.{name}": value for name, value in tensors.items()}
         return single_file_utils.convert_ldm_unet_checkpoint(file, config)
@@ -80,11 +44,11 @@ def through_diffusers(component, config, model, tensors):
 
 @pytest.mark.parametrize(("architecture", "component"), REAL_COMPONENTS)
 def test_diffusers_finds_every_parameter_of_the_published_models(architecture, component):
-    config, count = REAL[architecture][component]
-    model = real_model(component, config)
+    config, count = REAL[architecture][component], COUNTS[architecture][component]
+    model = real_model(architecture, component)
     expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     assert len(expected) == count == len(list(model.named_parameters()))
-    tensors = original_shapes(component, config, model)
+    tensors = original_tensors(architecture, component)
     converted = through_diffusers(component, config, model, tensors)
     assert {name: tuple(value.shape) for name, value in converted.items()} == expected
     # One to one, but for OpenCLIP's q, k and v: 32 layers keep six parameters each in two tensors.
@@ -95,26 +59,22 @@ def test_diffusers_finds_every_parameter_of_the_published_models(architecture, c
 
 def test_the_published_files_in_whole():
     """Their numbers of keys: with position_ids, and for SDXL with OpenCLIP's logit_scale."""
-    keys = {name: sum(count for _, count in parts.values()) for name, parts in REAL.items()}
+    keys = {name: sum(parts.values()) for name, parts in COUNTS.items()}
     assert keys["sd15"] + 1 == 1131
     assert keys["sdxl"] - 32 * 4 + 1 + 1 == 2515
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    root = tmp_path_factory.mktemp("narrow")
-    return {architecture: narrow_base(root / architecture, architecture) for architecture in REAL}
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
 @pytest.mark.parametrize(
-    ("architecture", "pipeline"), [("sd15", StableDiffusionPipeline), ("sdxl", StableDiffusionXLPipeline)]
+    ("architecture", "pipeline", "dtype"),
+    [("sd15", "StableDiffusionPipeline", torch.float32), ("sdxl", "StableDiffusionXLPipeline", torch.float16)],
+    ids=["sd15-fp32", "sdxl-fp16"],
 )
 @pytest.mark.slow
-def test_diffusers_loads_the_written_file_bit_for_bit(architecture, pipeline, dtype, folders, tmp_path):
-    folder = folders[architecture]
+def test_diffusers_loads_the_written_file_bit_for_bit(architecture, pipeline, dtype, folder_of, tmp_path):
+    folder = folder_of(architecture, torch.float32)
     file = write_single_file(folder, tmp_path / "base.safetensors", architecture, dtype=dtype)
-    loaded = pipeline.from_single_file(str(file), config=str(folder), torch_dtype=dtype, local_files_only=True)
+    kind = getattr(importlib.import_module("diffusers"), pipeline)
+    loaded = kind.from_single_file(str(file), config=str(folder), torch_dtype=dtype, local_files_only=True)
     for component in REAL[architecture]:
         (weights,) = (folder / component).glob("*.safetensors")
         # transformers writes names with `text_model.` for a CLIPTextModel, which has no such module since 5.6.
@@ -127,9 +87,9 @@ def test_diffusers_loads_the_written_file_bit_for_bit(architecture, pipeline, dt
             assert torch.equal(read[name], value.to(dtype)), f"{component}: {name}"
 
 
-def test_parts_of_a_file(folders, tmp_path):
+def test_parts_of_a_file(folder_of, tmp_path):
     file = write_single_file(
-        folders["sdxl"],
+        folder_of("sdxl"),
         tmp_path / "part.safetensors",
         "sdxl",
         unet_prefix="",
@@ -145,9 +105,9 @@ def test_parts_of_a_file(folders, tmp_path):
     assert not any(key.startswith(("first_stage_model.", "conditioner.embedders.0.")) for key in keys)
 
 
-def test_companions_of_a_file(folders, tmp_path):
+def test_companions_of_a_file(folder_of, tmp_path):
     full, bare = (
-        load_file(write_single_file(folders["sd15"], tmp_path / "base.safetensors", "sd15", companions=companions))
+        load_file(write_single_file(folder_of("sd15"), tmp_path / "base.safetensors", "sd15", companions=companions))
         for companions in (True, False)
     )
     beside = {key: full[key] for key in full.keys() - bare.keys()}
@@ -157,8 +117,9 @@ def test_companions_of_a_file(folders, tmp_path):
     assert ids.dtype == torch.int64 and ids.shape == (1, 77)
 
 
-def test_the_narrow_bases_obey_the_published_ratios(folders):
-    for architecture, folder in folders.items():
+def test_the_narrow_bases_obey_the_published_ratios(folder_of):
+    for architecture in REAL:
+        folder = folder_of(architecture)
         configs = {name: json.loads((folder / name / "config.json").read_text()) for name in REAL[architecture]}
         unet, vae = configs["unet"], configs["vae"]
         assert unet["norm_num_groups"] == vae["norm_num_groups"] == 32
