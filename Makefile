@@ -14,7 +14,7 @@ LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_pr
 # What `make demo` sets up and what `make test` adds.
 INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help setup demo bases experiment drill test test-fast lint format bench bench-gpu clean
+.PHONY: help setup demo bases scores acceptance experiment drill test test-fast lint format bench bench-gpu clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -42,6 +42,13 @@ demo: .venv/.installed  ## a LoRA learns a new word on a tiny base that draws, i
 
 bases: .venv/.installed  ## make the demo's two bases anew from nothing (about 90 minutes; continues where it was cut)
 	$(BIN)/python -m demo.make_base
+
+scores: .venv/.installed  ## measure what the two bases draw and record it in demo/base/scores.json (about five minutes)
+	$(ONE_THREAD) $(BIN)/python -m demo.make_base.scores
+
+acceptance:  ## train SD1.5's demo in full and record what it learned in demo/learned.json (about five minutes)
+	$(MAKE) demo ARCH=sd15 CONCEPT=star
+	$(ONE_THREAD) $(BIN)/python -m demo.acceptance runs/demo_sd15_star
 
 experiment: .venv/.installed  ## train variants with several seeds and compare them (EXP=configs/experiments/rank.yaml)
 	@test -f "$(EXP)" || { echo "error: say which: make experiment EXP=configs/experiments/rank.yaml" >&2; exit 2; }

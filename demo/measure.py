@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import DDPMScheduler
 from PIL import Image
 
 from demo.checker import Checker, Reading, Score, score
@@ -87,6 +86,8 @@ def loss_on(pipeline: Any, pictures: Sequence[tuple[Scene, Image.Image]]) -> Los
 
     Plain diffusers, so that it is no opinion of the trainer's own code.
     """
+    from diffusers import DDPMScheduler
+
     scheduler = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
     timesteps = ((torch.arange(TIMESTEPS) + 0.5) * 1000 / TIMESTEPS).long()
     errors = []

@@ -12,47 +12,22 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 
-from demo.checker import WORDS, Checker, Score, score
-from demo.drawing import SQUARE, TALL, WIDE, Scene, all_scenes, is_held_out
+from demo.checker import WORDS, Score
+from demo.make_base.scores import CANVASES, PROMPTS, as_json, prompts, score_base
 from demo.make_base.stage import write_result
-from demo.painter import GUIDANCE, STEPS, load_pipeline, paint
+from demo.painter import GUIDANCE, STEPS, load_pipeline
 from sushi_research.sampling.plots import grid
-
-PROMPTS = {"seen": 128, "held_out": 78, "wide": 32, "tall": 32}
-CANVASES = {"wide": WIDE, "tall": TALL}
-
-
-def prompts(lot: str) -> list[Scene]:
-    """The scenes of a lot: combinations that the base trained on, or such that it never saw; the same ones always."""
-    scenes = [scene for scene in all_scenes() if is_held_out(scene) == (lot == "held_out")]
-    return [
-        scenes[place] for place in np.random.default_rng([3, *lot.encode()]).permutation(len(scenes))[: PROMPTS[lot]]
-    ]
-
-
-def score_base(base: Path, lot: str) -> tuple[Score, list[Image.Image]]:
-    """Draws the lot's prompts with the base in `base` and reads them; the pictures come with the score."""
-    canvas, asked = CANVASES.get(lot, SQUARE), prompts(lot)
-    drawn = paint(load_pipeline(base), [scene.caption for scene in asked], canvas=canvas, description=lot)
-    checker = Checker(all_scenes(), canvas)
-    return score([checker.read(picture) for picture in drawn], asked), drawn
 
 
 def main(architecture: str, folder: Path) -> None:
     torch.set_num_threads(1)
     scores, sheets = {}, {}
+    pipeline = load_pipeline(folder / architecture)
     for lot in PROMPTS:
-        scores[lot], sheets[lot] = score_base(folder / architecture, lot)
-    result = {
-        lot: {"prompts": of_it.total, "right": of_it.right, "none_of_these": of_it.none}
-        | of_it.words
-        | {"confusions": [[*key, n] for key, n in sorted(of_it.confusions.items()) if key[1] != key[2]]}
-        for lot, of_it in scores.items()
-    }
+        scores[lot], sheets[lot] = score_base(pipeline, lot)
+    result = {lot: as_json(of_it) for lot, of_it in scores.items()}
     asked = prompts("held_out")[:16]
     rows = [sheets["held_out"][place : place + 4] for place in range(0, 16, 4)]
     grid(rows, [" / ".join(s.caption for s in asked[place : place + 4]) for place in range(0, 16, 4)], [""] * 4).save(

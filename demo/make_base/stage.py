@@ -11,8 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers.optimization import get_cosine_schedule_with_warmup
-from diffusers.training_utils import EMAModel
 from tqdm import tqdm
 
 from sushi_research.errors import UserError
@@ -36,6 +34,10 @@ class Stage:
         decay: float,
         every: int,
     ) -> None:
+        # Slow to import, and who only measures with `pixels` and `psnr` needs neither.
+        from diffusers.optimization import get_cosine_schedule_with_warmup
+        from diffusers.training_utils import EMAModel
+
         self.folder, self.name, self.modules, self.steps, self.every = folder, name, modules, steps, every
         self.parameters = [p for module in modules.values() for p in module.parameters()]
         groups = [

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers.image_processor import VaeImageProcessor
 from script_runs import load_script
 
 from sushi_research import models
@@ -118,7 +117,7 @@ def test_the_whole_forward(model, base):
 def test_a_caption_is_encoded_as_the_pipeline_does(model, base):
     text = model.load_text(base, CPU)
     parts = {"unet": None, "vae": None, "scheduler": None} | model.pipeline_text(base, text) | model.PIPELINE_WITHOUT
-    pipeline = getattr(diffusers, model.PIPELINE)(**parts)
+    pipeline = getattr(importlib.import_module("diffusers"), model.PIPELINE)(**parts)
     encoded = pipeline.encode_prompt("a cat", device=CPU, num_images_per_prompt=1, do_classifier_free_guidance=False)
     ours, _ = model.encode_caption(text, "a cat")
     # encode_prompt gives (hidden, negative) or (hidden, negative, pooled, negative pooled).
@@ -133,6 +132,9 @@ def test_the_unet_is_frozen_and_of_the_asked_dtype(base):
 
 
 def test_encoding_an_image_equals_diffusers(model, base):
+    import numpy as np
+    from diffusers.image_processor import VaeImageProcessor
+
     vae = loading.load_vae(base, torch.float32, CPU)
     assert vae.config.scaling_factor == model.SCALING_FACTOR
     pixels = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
