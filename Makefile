@@ -14,7 +14,10 @@ LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_pr
 # What `make demo` sets up and what `make test` adds.
 INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help setup demo bases scores acceptance experiment drill test test-fast lint format bench bench-gpu clean
+# The tests run in the order of tests/conftest.py, the longest first: xdist's own order would put the largest groups first.
+PYTEST := $(BIN)/python -m pytest -q -n 2 --dist loadgroup --no-loadscope-reorder --durations=10
+
+.PHONY: help setup demo bases scores acceptance experiment drill test test-fast mutants lint format bench bench-gpu clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -57,11 +60,14 @@ experiment: .venv/.installed  ## train variants with several seeds and compare t
 drill: .venv/.installed  ## kill and harm runs N times, and compare with the uninterrupted ones (N=100)
 	$(ONE_THREAD) $(BIN)/python -m testing.fault_injection --trials $(N)
 
-test: .venv/.dev  ## every test that needs no GPU (about half an hour on two cores)
-	$(ONE_THREAD) $(BIN)/python -m pytest -q -n 2 --dist loadgroup -m "not gpu"
+test: .venv/.dev  ## every test that needs no GPU (at most twelve minutes on two cores)
+	$(ONE_THREAD) $(PYTEST) -m "not gpu"
 
-test-fast: .venv/.dev  ## the tests of every commit (three to five minutes on two cores)
-	$(ONE_THREAD) $(BIN)/python -m pytest -q -n 2 -m "not gpu and not slow"
+test-fast: .venv/.dev  ## the tests of every commit (at most two minutes on two cores)
+	$(ONE_THREAD) $(PYTEST) -m "not gpu and not slow"
+
+mutants: .venv/.dev  ## plant twenty faults, one at a time: does a test catch each? (docs/testing.md)
+	$(ONE_THREAD) $(BIN)/python -m testing.mutants --write docs/testing.md
 
 lint: .venv/.dev  ## style, and which package may import which
 	$(BIN)/lint-imports

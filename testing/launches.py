@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import re
 import signal
-import socket
 import subprocess
 import time
 from dataclasses import dataclass, field, replace
@@ -20,6 +18,7 @@ from PIL import Image
 from sushi_research import randomness
 from sushi_research.models import ARCHITECTURES
 from testing import process as drill_process
+from testing.forked_scripts import free_port, ranks, server
 from testing.process import Order
 from testing.tiny_base import save_tiny_base
 
@@ -125,8 +124,7 @@ class Stage:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["testing.process"])
+        self._context = server()
         for name, count, seed in (("photos", 7, 0), ("held", 4, 1)):
             _draw(folder / name, count, seed)
         for architecture in ARCHITECTURES:
@@ -149,12 +147,10 @@ class Stage:
             },
             **{"log": runs.parent / f"{name}.log"} | wrong,
         )
-        processes, port = [], _free_port()
-        for rank in range(setup.world):
+        processes = []
+        for rank, environment in enumerate(ranks(setup.world, free_port()) if setup.world > 1 else [{}]):
             mine = order if rank == 0 else replace(order, die_at=0, count=None)
-            if setup.world > 1:
-                place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(setup.world)}
-                mine = replace(mine, environment=place | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)})
+            mine = replace(mine, environment=environment)
             processes.append(self._context.Process(target=drill_process.run, args=(mine,), daemon=True))
         for process in processes:
             process.start()
@@ -197,9 +193,3 @@ def _draw(folder: Path, count: int, seed: int) -> None:
         size = [(64, 64), (96, 64), (64, 96)][number % 3]
         coarse.resize(size, Image.Resampling.BICUBIC).save(folder / f"{number}.png")
         (folder / f"{number}.txt").write_text(f"picture {number} of the drill {seed}\n")
-
-
-def _free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]

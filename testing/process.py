@@ -10,7 +10,6 @@ import importlib.util
 import os
 import resource
 import signal
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,6 @@ from typing import Any
 import bitsandbytes  # noqa: F401
 import datasets  # noqa: F401
 import pyarrow.parquet  # noqa: F401
-import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel  # noqa: F401
 from peft import LoraConfig  # noqa: F401
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer  # noqa: F401
@@ -28,6 +26,7 @@ from sushi_research import models
 from sushi_research.config.command_line import run_main
 from sushi_research.training import evaluating, resume  # noqa: F401
 from sushi_research.training import run as training_run  # noqa: F401
+from testing.forked_scripts import become_a_program
 
 
 @dataclass(frozen=True)
@@ -50,14 +49,8 @@ class Order:
 
 def run(order: Order) -> None:
     """The process's body: it ends with the script's own exit status, or where it is killed."""
-    log = os.open(order.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
-    sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1) for number in (1, 2))
     os.environ.update(order.environment, ACCELERATE_USE_CPU="true", HF_HUB_OFFLINE="1")
-    torch.set_num_threads(1)
-    # A fork server's children would inherit what its parent ignores.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    become_a_program(order.log, order.log)
     writes = _watch_writes(order.die_at)
     if order.file_limit:
         resource.setrlimit(resource.RLIMIT_FSIZE, (order.file_limit, order.file_limit))

@@ -24,6 +24,33 @@ from sushi_research.models import ARCHITECTURES  # noqa: E402
 # What shared code is tested on. What every architecture must fulfil is in models/test_conformance.py.
 EXAMPLES = ("sd15", "sdxl")
 
+# About how many CPU seconds the longest piece of a file takes that one worker runs alone: a group, or a single test.
+# The longest go first, so that no worker is left with one at the end. Files that are not listed take a few seconds.
+SECONDS = {
+    "embedded/test_learning.py": 150,
+    "faults/test_drill.py": 60,
+    "scripts/test_equivalence.py": 60,
+    "scripts/test_any_base.py": 45,
+    "scripts/test_launch.py": 35,
+    "scripts/test_run_experiment.py": 30,
+    "models/test_single_file.py": 25,
+    "faults/test_hostile_bases.py": 15,
+    "embedded": 15,
+    "scripts": 10,
+    "models": 5,
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Longest first; the order within a file stays as it is."""
+    tests = Path(__file__).parent
+
+    def seconds(item: pytest.Item) -> float:
+        path = item.path.relative_to(tests).as_posix()
+        return SECONDS.get(path, SECONDS.get(path.partition("/")[0], 1))
+
+    items.sort(key=seconds, reverse=True)
+
 
 @pytest.fixture(scope="session")
 def bases(tmp_path_factory) -> dict[str, Path]:

@@ -11,6 +11,35 @@ def on_the_cpu(monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
 
 
+@pytest.fixture(autouse=True)
+def without_curves(request, monkeypatch):
+    """matplotlib takes as long as the rest of a small run; a test that looks at the curves asks for `with_curves`."""
+    if "with_curves" not in request.fixturenames:
+        monkeypatch.setattr("sushi_research.sampling.plots.curves", lambda *_: None)
+
+
+@pytest.fixture
+def with_curves():
+    """The runs of this test plot their curves."""
+
+
+@pytest.fixture
+def forked(tmp_path):
+    """Starts scripts in forked processes: `forked(script, *words, **environment)`; what still runs at the end is killed."""
+    from testing.forked_scripts import ForkedScript
+
+    started = []
+
+    def start(script: str, *words: object, **environment: str) -> ForkedScript:
+        place = tmp_path / f"forked-{len(started)}"
+        started.append(ForkedScript(script, words, place, {"ACCELERATE_USE_CPU": "true", **environment}))
+        return started[-1]
+
+    yield start
+    for script in started:
+        script.kill()
+
+
 @pytest.fixture(scope="session")
 def caches(tmp_path_factory) -> Path:
     """One cache folder for all runs: what an entry holds does not depend on what was there before it."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -23,6 +22,7 @@ from script_runs import RATE, ROOT, TOLERANCE, Trainer, assert_equal, largest_di
 from sushi_research.config.command_line import config_to_yaml
 from sushi_research.runs.checkpoint import read_checkpoint
 from sushi_research.training.loader import Batch, Loader
+from testing.forked_scripts import free_port, ranks
 
 
 @pytest.fixture
@@ -91,13 +91,13 @@ def split(batch_size: int, accumulation: int) -> dict[str, Any]:
 
 @pytest.mark.slow
 def test_accumulation_changes_nothing(trainer: Trainer, loaders: list[Loader]) -> None:
-    settings = {"train.steps": 6, "data.flip": 0.5}
+    settings = {"train.steps": 4, "data.flip": 0.5}
     assert trainer.train("whole", {**settings, **split(4, 1)}) == 0
     assert trainer.train("halves", {**settings, **split(2, 2)}) == 0
     whole, halves = loaders
-    assert whole.seen.keys() == set(range(6)) and all(len(samples) == 4 for samples in whole.seen.values())
+    assert whole.seen.keys() == set(range(4)) and all(len(samples) == 4 for samples in whole.seen.values())
     assert_same_samples(halves.seen, whole.seen)
-    assert_close(trainer, "halves", "whole", 6)
+    assert_close(trainer, "halves", "whole", 4)
 
 
 @pytest.mark.slow
@@ -150,75 +150,13 @@ def environment(**variables: str) -> dict[str, str]:
     return {**os.environ, **fixed, **variables}
 
 
-def free_port() -> str:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return str(listener.getsockname()[1])
-
-
-class Launch:
-    """The script of a trainer in processes of its own, with what they print in a file."""
-
-    def __init__(self, trainer: Trainer, name: str, settings: dict[str, Any]) -> None:
-        self.trainer, self.name = trainer, name
-        self.output = trainer.runs / f"{name}-{len(list(trainer.runs.glob('*.txt')))}.txt"
-        config = trainer.runs / f"{name}.yaml"
-        config.write_text(config_to_yaml(trainer.config(name, settings)))
-        self._words = [str(ROOT / f"scripts/train_{trainer.architecture}_lora.py"), "--config", str(config)]
-        self.processes: list[subprocess.Popen[bytes]] = []
-
-    def with_accelerate(self) -> Launch:
-        """`accelerate launch` with two processes. On a CPU, --multi_gpu is what makes it start more than one."""
-        accelerate = Path(sys.executable).with_name("accelerate")
-        flags = "--multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no"
-        self._start([str(accelerate), "launch", *flags.split(), "--main_process_port", free_port(), *self._words], {})
-        return self
-
-    def by_hand(self) -> Launch:
-        """Two processes without a launcher, each with its own exit status."""
-        port = free_port()
-        for rank in ("0", "1"):
-            variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
-            self._start([sys.executable, *self._words], {**variables, "MASTER_PORT": port})
-        return self
-
-    def _start(self, words: list[str], variables: dict[str, str]) -> None:
-        with open(self.output, "ab") as output:
-            self.processes.append(
-                subprocess.Popen(
-                    words, env=environment(**variables), stdout=output, stderr=output, cwd=self.trainer.runs
-                )
-            )
-
-    def wait_for_step(self, step: int) -> None:
-        """Returns when that step is logged."""
-        log = self.trainer.folder(self.name) / "metrics.jsonl"
-        while not log.exists() or f'"step": {step},' not in log.read_text():
-            assert all(process.poll() is None for process in self.processes), self.text()
-            time.sleep(0.02)
-
-    def finish(self) -> list[int]:
-        """The exit statuses, when all processes have ended."""
-        return [process.wait(timeout=240) for process in self.processes]
-
-    def text(self) -> str:
-        return self.output.read_text(errors="replace")
-
-
-@pytest.fixture
-def launch(trainer: Trainer) -> Iterator[Callable[[str, dict[str, Any]], Launch]]:
-    launches: list[Launch] = []
-
-    def make(name: str, settings: dict[str, Any]) -> Launch:
-        launches.append(Launch(trainer, name, settings))
-        return launches[-1]
-
-    yield make
-    for one in launches:
-        for process in one.processes:
-            if process.poll() is None:  # a test that failed; the workers notice that their launcher is gone
-                process.kill()
-                process.wait()
+def accelerate_launch(trainer: Trainer, words: list[str], output: Path) -> subprocess.Popen[bytes]:
+    """`accelerate launch` with two processes. On a CPU, --multi_gpu is what makes it start more than one."""
+    accelerate = Path(sys.executable).with_name("accelerate")
+    flags = "--multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no"
+    command = [str(accelerate), "launch", *flags.split(), "--main_process_port", str(free_port()), *words]
+    with open(output, "wb") as file:
+        return subprocess.Popen(command, env=environment(), stdout=file, stderr=file, cwd=ROOT)
 
 
 def stopped_at(text: str) -> int:
@@ -229,42 +167,64 @@ def stopped_at(text: str) -> int:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["sdxl"])
-def test_two_processes(architecture: str, trainer: Trainer, launch: Callable[[str, dict[str, Any]], Launch]) -> None:
+def test_two_processes(architecture: str, trainer: Trainer, forked: Callable[..., Any], tmp_path: Path) -> None:
     """They learn what one learns; a signal to either stops both at one step; they continue as if nothing had been."""
-    steps = 24
-    settings = {"train.steps": steps, "checkpoint.every": 6, "checkpoint.keep": 5, "data.flip": 0.5}
-    assert trainer.train("one", {**settings, **split(4, 1), "train.steps": 6}) == 0
+    steps = 16
+    settings = {"train.steps": steps, "checkpoint.every": 4, "checkpoint.keep": 9, "data.flip": 0.5}
+    assert trainer.train("one", {**settings, **split(4, 1), "train.steps": 4}) == 0
 
-    two = {**settings, **split(1, 2)}
-    whole = launch("two", two).with_accelerate()
-    assert whole.finish() == [0], whole.text()
-    # Without this, the launcher may have started one process, and the rest would prove nothing.
-    assert trainer.plan("two")["split"] == {"batch_size": 1, "accumulation": 2, "processes": 2}
-    assert trainer.plan("two")["samples_per_step"] == 4
-    assert_close(trainer, "two", "one", 6)
+    script = f"scripts/train_{trainer.architecture}_lora.py"
+
+    def words(name: str) -> list[str]:
+        config = tmp_path / f"{name}.yaml"
+        config.write_text(config_to_yaml(trainer.config(name, {**settings, **split(1, 2)})))
+        return ["--config", str(config)]
+
+    def both(name: str) -> list[Any]:
+        """Two processes without a launcher, each with its own exit status."""
+        return [forked(script, *words(name), **place) for place in ranks(2, free_port())]
+
+    whole = both("two")
+    assert [process.wait() for process in whole] == [0, 0], whole[0].err
+    assert_close(trainer, "two", "one", 4)
 
     # The launcher passes the signal on to both. Its own status is not theirs, so it says little.
-    launched = launch("pieces", two).with_accelerate()
-    launched.wait_for_step(2)
-    launched.processes[0].send_signal(signal.SIGTERM)
-    launched.finish()
-    first = stopped_at(launched.text())
-    assert launched.text().count("SIGTERM: stopping at the next step boundary") == 2
+    log = tmp_path / "launched.txt"
+    launched = accelerate_launch(trainer, [script, *words("pieces")], log)
+    try:
+        wait_for_step(trainer, "pieces", 2, launched, log)
+        launched.send_signal(signal.SIGTERM)
+        launched.wait(timeout=240)
+    finally:
+        launched.kill()  # after a failure; the workers notice that their launcher is gone
+    first = stopped_at(log.read_text())
+    assert log.read_text().count("SIGTERM: stopping at the next step boundary") == 2
     assert 2 < first < steps and trainer.checkpoint("pieces").step == first
     assert len(trainer.metrics("pieces")) == first
+    # Without this, the launcher may have started one process, and the rest would prove nothing.
+    assert trainer.plan("pieces")["split"] == {"batch_size": 1, "accumulation": 2, "processes": 2}
+    assert trainer.plan("pieces")["samples_per_step"] == 4
 
     # One of the two is asked, and it is not the one that writes.
-    by_hand = launch("pieces", two).by_hand()
-    by_hand.wait_for_step(first + 2)
-    by_hand.processes[1].send_signal(signal.SIGTERM)
-    assert by_hand.finish() == [128 + signal.SIGTERM] * 2, by_hand.text()
-    second = stopped_at(by_hand.text())
-    assert by_hand.text().count("SIGTERM: stopping at the next step boundary") == 1
+    main, other = both("pieces")
+    wait_for_step(trainer, "pieces", first + 2, main)
+    other.send_signal(signal.SIGTERM)
+    assert [main.wait(), other.wait()] == [128 + signal.SIGTERM] * 2, main.err
+    second = stopped_at(main.out)
+    assert (main.err + other.err).count("SIGTERM: stopping at the next step boundary") == 1
     assert first + 2 < second < steps and trainer.checkpoint("pieces").step == second
 
-    last = launch("pieces", two).with_accelerate()
-    assert last.finish() == [0], last.text()
-    assert f"continuing the run pieces from step {second} of {steps}" in last.text()
+    last = both("pieces")
+    assert [process.wait() for process in last] == [0, 0], last[0].err
+    assert f"continuing the run pieces from step {second} of {steps}" in last[0].out
     assert trainer.metrics("pieces") == trainer.metrics("two")
     assert_equal(trainer.adapter("pieces"), trainer.adapter("two"))
     assert_equal(trainer.checkpoint("pieces").load(), trainer.checkpoint("two").load())
+
+
+def wait_for_step(trainer: Trainer, name: str, step: int, process: Any, log: Path | None = None) -> None:
+    """Returns when the run has logged that step."""
+    metrics = trainer.folder(name) / "metrics.jsonl"
+    while not metrics.exists() or f'"step": {step},' not in metrics.read_text():
+        assert process.poll() is None, log.read_text() if log else process.err
+        time.sleep(0.005)

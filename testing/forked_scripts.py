@@ -1,0 +1,124 @@
+"""Scripts as a user starts them, in processes that are forked from a server which has imported the libraries.
+
+A new interpreter spends ten seconds on imports. A forked process runs `python SCRIPT WORDS...` at once: it has its own process
+id, signals, exit status, standard output and standard error. What depends on the interpreter's start (which modules a script
+imports, `accelerate launch`) needs a true launch.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import runpy
+import signal
+import socket
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+# A process that takes longer hangs.
+PATIENCE = 300.0
+
+
+class ForkedScript:
+    """A script that runs in a process of its own; what it prints goes to the files `out` and `err` of `folder`."""
+
+    def __init__(
+        self, script: str, words: Sequence[str], folder: Path, environment: Mapping[str, str] | None = None
+    ) -> None:
+        """Starts `script` (relative to the repository) with `words` there; `environment` is added to this process's."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self._files = folder / "out", folder / "err"
+        for file in self._files:
+            file.write_bytes(b"")
+        variables = {**os.environ, **(environment or {})}
+        arguments = (ROOT, script, [str(word) for word in words], *self._files, variables)
+        self._process = server().Process(target=_run, args=arguments, daemon=True)
+        self._process.start()
+        self.pid = self._process.pid
+
+    def poll(self) -> int | None:
+        """The exit status (minus the signal that ended it), or None while it runs."""
+        return self._process.exitcode
+
+    def wait(self) -> int:
+        """The exit status, when it has ended. TimeoutError: it hangs, and was killed."""
+        self._process.join(PATIENCE)
+        if self._process.exitcode is None:
+            self.kill()
+            raise TimeoutError(f"the script hung: {self.err[-2000:]}")
+        return self._process.exitcode
+
+    def wait_for(self, file: Path, text: str = "") -> None:
+        """Returns when `file` is there and holds `text`; AssertionError if the script ends before."""
+        while not (file.exists() and text in file.read_text(errors="replace")):
+            assert self.poll() is None, self.err
+            time.sleep(0.005)
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """SIGKILL, if it runs."""
+        if self.poll() is None:
+            self.send_signal(signal.SIGKILL)
+        self._process.join()
+
+    @property
+    def out(self) -> str:
+        return self._files[0].read_text(errors="replace")
+
+    @property
+    def err(self) -> str:
+        return self._files[1].read_text(errors="replace")
+
+
+def server() -> multiprocessing.context.ForkServerContext:
+    """The context whose processes come from the fork server; there is one server for each process that asks."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["testing.process"])
+    return context
+
+
+def ranks(world: int, port: int) -> list[dict[str, str]]:
+    """The environment of each of `world` processes on this machine, as a launcher sets it."""
+    return [
+        {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(world),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+        }
+        for rank in range(world)
+    ]
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def become_a_program(out: Path, err: Path) -> None:
+    """Standard output and standard error go to files, and Ctrl-C interrupts: a fork server's children ignore it."""
+    for number, file in ((1, out), (2, err)):
+        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644), number)
+    sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1) for number in (1, 2))
+    import torch
+
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _run(root: Path, script: str, words: Sequence[str], out: Path, err: Path, environment: Mapping[str, str]) -> None:
+    """The body of a process that runs `python script words...` in the folder `root`, with no more than `environment`."""
+    os.chdir(root)
+    os.environ.clear()
+    os.environ.update(environment)
+    become_a_program(out, err)
+    sys.argv = [script, *words]
+    runpy.run_path(script, run_name="__main__")
