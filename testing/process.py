@@ -17,8 +17,15 @@ from typing import Any
 # Loaded for the fork server's sake, all that a run will import.
 import bitsandbytes  # noqa: F401
 import datasets  # noqa: F401
+import matplotlib.figure  # noqa: F401
 import pyarrow.parquet  # noqa: F401
-from diffusers import AutoencoderKL, StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel  # noqa: F401
+from diffusers import (  # noqa: F401
+    AutoencoderKL,
+    EulerDiscreteScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
 from peft import LoraConfig  # noqa: F401
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer  # noqa: F401
 

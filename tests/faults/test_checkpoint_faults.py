@@ -11,6 +11,7 @@ import textwrap
 
 import pytest
 import torch
+from cases import case
 
 from sushi_research.errors import UserError
 from sushi_research.runs.checkpoint import latest_checkpoint, read_checkpoint, save_checkpoint
@@ -37,6 +38,7 @@ def flip_bit(path, position):
 
 
 @POSIX
+@pytest.mark.slow
 def test_killed_at_any_moment_the_newest_checkpoint_is_whole(tmp_path):
     """Twenty writers in a row, each going on where the last was killed; forked, so that torch is loaded once."""
     script = """
@@ -107,25 +109,30 @@ def empty_folder(path):
     lose_manifest(path)
 
 
-@pytest.mark.parametrize("damage", [truncate, lose_state, lose_manifest, cut_manifest, empty_folder])
-def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, caplog, damage):
-    save(tmp_path, 10)
-    damage(save(tmp_path, 20))
-    found = latest_checkpoint(tmp_path)
-    assert found.step == 10 and torch.equal(found.load()["value"], torch.full((1000,), 10.0))
-    (record,) = caplog.records
-    assert "step-00000020 is damaged" in record.getMessage() and "using step-00000010 instead" in record.getMessage()
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, caplog):
+    for damage in (truncate, lose_state, lose_manifest, cut_manifest, empty_folder):
+        with case(damage.__name__):
+            caplog.clear()
+            folder = tmp_path / damage.__name__
+            save(folder, 10)
+            damage(save(folder, 20))
+            found = latest_checkpoint(folder)
+            assert found.step == 10 and torch.equal(found.load()["value"], torch.full((1000,), 10.0))
+            (record,) = caplog.records
+            message = record.getMessage()
+            assert "step-00000020 is damaged" in message and "using step-00000010 instead" in message
 
 
-@pytest.mark.parametrize("name", ["state.pt", "manifest.json"])
-def test_no_flipped_bit_goes_unnoticed(tmp_path, name):
+def test_no_flipped_bit_goes_unnoticed(tmp_path):
     save(tmp_path, 10)
-    path = save(tmp_path, 20) / name
-    intact = path.read_bytes()
-    for position in random.Random(0).sample(range(len(intact)), 50):
-        flip_bit(path, position)
-        assert latest_checkpoint(tmp_path).step == 10, position
-        path.write_bytes(intact)
+    checkpoint = save(tmp_path, 20)
+    for name in ("state.pt", "manifest.json"):
+        path = checkpoint / name
+        intact = path.read_bytes()
+        for position in random.Random(0).sample(range(len(intact)), 50):
+            flip_bit(path, position)
+            assert latest_checkpoint(tmp_path).step == 10, (name, position)
+            path.write_bytes(intact)
     assert latest_checkpoint(tmp_path).step == 20
 
 
@@ -137,20 +144,22 @@ def test_all_damaged_is_the_users_decision(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000010", "step-00000020"]
 
 
-@pytest.mark.parametrize("where", ["torch.save", "os.fsync", "os.rename"])
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EACCES])
-def test_a_disk_that_refuses_leaves_the_earlier_checkpoints(tmp_path, monkeypatch, where, code):
+def test_a_disk_that_refuses_leaves_the_earlier_checkpoints(tmp_path, monkeypatch):
     save(tmp_path, 10, keep=1)
+    for where in ("torch.save", "os.fsync", "os.rename"):
+        for code in (errno.ENOSPC, errno.EACCES):
 
-    def refuse(*arguments, **named):
-        raise OSError(code, os.strerror(code))
+            def refuse(*arguments, code=code, **named):
+                raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(where, refuse)
-    with pytest.raises(UserError, match=f"cannot save the checkpoint .*step-00000020: {os.strerror(code)}; free some"):
-        save(tmp_path, 20, keep=1)
-    monkeypatch.undo()
-    assert [path.name for path in tmp_path.iterdir()] == ["step-00000010"]
-    assert latest_checkpoint(tmp_path).step == 10
+            told = f"cannot save the checkpoint .*step-00000020: {os.strerror(code)}; free some"
+            with case(f"{where}, {os.strerror(code)}"):
+                with monkeypatch.context() as patch:
+                    patch.setattr(where, refuse)
+                    with pytest.raises(UserError, match=told):
+                        save(tmp_path, 20, keep=1)
+                assert [path.name for path in tmp_path.iterdir()] == ["step-00000010"]
+                assert latest_checkpoint(tmp_path).step == 10
     save(tmp_path, 20, keep=1)
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000020"]
 
@@ -182,6 +191,7 @@ def test_a_write_that_really_stops_in_the_middle(tmp_path):
 
 
 @POSIX
+@pytest.mark.slow
 def test_a_storm_of_signals_does_not_disturb_a_save(tmp_path):
     script = """
         import sys
@@ -219,6 +229,7 @@ def test_a_storm_of_signals_does_not_disturb_a_save(tmp_path):
 
 
 @POSIX
+@pytest.mark.slow
 def test_one_run_folder_takes_one_process(tmp_path):
     script = """
         import sys

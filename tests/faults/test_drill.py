@@ -1,61 +1,62 @@
-"""The short fault drill: every kind of fault once, on the real scripts; the long one is `make drill N=100`."""
+"""The short fault drill: every kind of fault once, on a real script; the long one is `make drill N=100`."""
 
 import dataclasses
-import importlib.util
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-from testing import faults
-from testing.launches import Setup
+from sushi_research.errors import UserError
 
-ROOT = Path(__file__).parents[2]
-pytestmark = pytest.mark.slow
-
-
-def drill(*words):
-    command = [sys.executable, str(ROOT / "testing/fault_injection.py"), *words]
-    return subprocess.run(command, capture_output=True, text=True)
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("fault_injection")]
+# States in 8 bits, bf16, dropout, and all else that a step may depend on. Two processes: tests/scripts/test_equivalence.py.
+SETUP = "sd15-1"
 
 
-def test_every_kind_of_fault_ends_as_if_nothing_had_happened(tmp_path):
-    ended = drill(
-        "--trials", "10", "--setup", "sd15-1-plain", "--setup", "sdxl-2", "--output", str(tmp_path / "table.md")
-    )
-    assert ended.returncode == 0, ended.stdout + ended.stderr[-3000:]
-    table = (tmp_path / "table.md").read_text()
-    rows = [line for line in table.splitlines() if line.startswith("| ") and " of " in line]
+@pytest.fixture(scope="module")
+def drilled(tmp_path_factory):
+    """One trial of each kind: the exit status, the table, and the folder that is kept, with the uninterrupted run."""
+    from testing import fault_injection
+
+    folder = tmp_path_factory.mktemp("drill")
+    words = ["--trials", "10", "--setup", SETUP, "--output", str(folder / "table.md"), "--keep", str(folder / "kept")]
+    status = fault_injection.main(fault_injection.parse(words))
+    return status, (folder / "table.md").read_text(), folder / "kept"
+
+
+def test_every_kind_of_fault_ends_as_if_nothing_had_happened(drilled):
+    status, table, _ = drilled
+    assert status == 0, table
+    rows = [line for line in table.splitlines() if line.startswith("| ") and (" of " in line or line.endswith("- |"))]
     assert len(rows) == 11 and " 0 of 1 " not in table
 
 
 def test_an_unknown_setup_is_one_sentence():
-    ended = drill("--setup", "sd3-1")
-    assert ended.returncode == 2 and "error: --setup sd3-1 is unknown: choose from sd15-1, sdxl-1," in ended.stderr
-    assert "Traceback" not in ended.stderr
+    from testing import fault_injection
+
+    with pytest.raises(UserError, match="--setup sd3-1 is unknown: choose from sd15-1, sdxl-1,"):
+        fault_injection.main(fault_injection.parse(["--setup", "sd3-1"]))
 
 
-class AnotherSeed(Setup):
-    """The setup with another seed: what a trainer that does not continue exactly comes to."""
+def test_a_run_that_differs_is_told(drilled, tmp_path, monkeypatch, capsys):
+    from testing import fault_injection, faults
+    from testing.launches import Setup
 
-    @property
-    def settings(self):
-        return super().settings | {"train.seed": 1}
+    class AnotherSeed(Setup):
+        """The setup with another seed: what a trainer that does not continue exactly comes to."""
 
-
-def test_a_run_that_differs_is_told(tmp_path, monkeypatch, capsys):
-    spec = importlib.util.spec_from_file_location("fault_drill", ROOT / "testing/fault_injection.py")
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+        @property
+        def settings(self):
+            return super().settings | {"train.seed": 1}
 
     def another_run(trial, stage, reference, place, rng):
         trial.setup = AnotherSeed(*dataclasses.astuple(trial.setup))
         faults.finish(trial, stage, reference, place)
 
+    place = drilled[2] / "reference" / SETUP
+    reference = faults.Reference(place / "runs/run", place / "cache", seconds=1.0, writes=1)
+    monkeypatch.setattr(fault_injection, "make_reference", lambda *_: reference)
     monkeypatch.setitem(faults.FAULTS, "killed", another_run)
-    words = ["--trials", "1", "--kind", "killed", "--setup", "sd15-1-plain", "--keep", str(tmp_path / "kept")]
-    assert script.main(script.parse(words)) == 1
+    words = ["--trials", "1", "--kind", "killed", "--setup", SETUP, "--keep", str(tmp_path / "kept")]
+    assert fault_injection.main(fault_injection.parse(words)) == 1
     told = capsys.readouterr()
     assert "| all | 0 of 1 | 0 of 1 |" in told.out
     assert f"1 of 1 trials differ; all of it is in {tmp_path / 'kept'}" in told.err

@@ -8,8 +8,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,19 +22,12 @@ from script_runs import ROOT, Trainer, assert_equal
 from sushi_research.caches import encoding
 from sushi_research.config.command_line import config_to_yaml
 from sushi_research.runs import tracking
-from sushi_research.sampling import plots
 from testing.tiny_base import save_tiny_base
 
 ONE = pytest.mark.parametrize("architecture", ["sd15"])
 
 # Few modules, because a run's time goes into making them; each learns from images and captions alike.
 SMALL = {"train.steps": 2, "lora.targets": ["attn2.to_k"]}
-
-
-@pytest.fixture(autouse=True)
-def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
-    """matplotlib takes as long as the rest of a small run."""
-    monkeypatch.setattr(plots, "curves", lambda *_: None)
 
 
 def train(trainer: Trainer, name: str, changes: dict[str, Any] | None = None) -> None:
@@ -107,6 +98,8 @@ def shards(cache: Path, store: str) -> list[Path]:
 # --- What is encoded, and when ---
 
 
+@pytest.mark.slow
+@ONE
 def test_a_second_run_encodes_nothing(mine, encoded):
     train(mine, "first")
     # Seven captions that differ, and the empty one.
@@ -209,7 +202,7 @@ def cut(path: Path) -> None:
 @pytest.mark.parametrize(("store", "damage"), [("latents", flip_bit), ("text_sd15", cut)])
 @pytest.mark.slow
 def test_a_damaged_shard_is_told_and_made_again(mine, encoded, fill, tmp_path, damage, store, caplog):
-    """Two shards to a store; the damage is in the first one."""
+    """Two shards to a store; the damage is in the first one. Nothing that is damaged is used: the run is as it was."""
     photos, later = tmp_path / "photos", tmp_path / "later"
     later.mkdir()
     for file in [*photos.glob("4.*"), *photos.glob("5.*"), *photos.glob("6.*")]:
@@ -237,13 +230,9 @@ def test_a_damaged_shard_is_told_and_made_again(mine, encoded, fill, tmp_path, d
     assert encoded.take() == (0, 0) and not caplog.records
 
 
-def start(script: list[str], config: Path, **options: Any) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, *script, "--config", str(config)], cwd=ROOT, **options)
-
-
 @pytest.mark.slow
 @ONE
-def test_killed_while_caching_it_goes_on(mine, encoded, tmp_path):
+def test_killed_while_caching_it_goes_on(mine, encoded, forked, tmp_path):
     """Killed as soon as the first image is in work: the captions are stored, the images are not."""
     for number in range(60):
         rng = np.random.default_rng(number)
@@ -253,15 +242,10 @@ def test_killed_while_caching_it_goes_on(mine, encoded, tmp_path):
     changes = SMALL | {"data.resolution": 128}
     config = tmp_path / "config.yaml"
     config.write_text(config_to_yaml(mine.config("killed", changes)))
-    process = start(["scripts/train_sd15_lora.py"], config, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    seen = b""
-    while b"encoding images" not in seen:
-        byte = process.stderr.read1(4096)
-        assert byte, seen.decode()
-        seen += byte
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
+    process = forked("scripts/train_sd15_lora.py", "--config", config)
+    process.wait_for(tmp_path / "forked-0/err", "encoding images")
+    process.kill()
+    assert process.poll() == -signal.SIGKILL
     assert shards(tmp_path / "cache", "text_sd15") and not shards(tmp_path / "cache", "latents")
 
     train(mine, "killed", changes)
@@ -273,13 +257,12 @@ def test_killed_while_caching_it_goes_on(mine, encoded, tmp_path):
 
 @pytest.mark.slow
 @ONE
-def test_two_processes_may_fill_one_cache_at_once(mine, encoded, tmp_path):
+def test_two_processes_may_fill_one_cache_at_once(mine, encoded, forked, tmp_path):
     config = tmp_path / "config.yaml"
     config.write_text(config_to_yaml(mine.config("unused")))
-    both = [start(["scripts/cache_dataset.py", "sd15"], config, stderr=subprocess.PIPE) for _ in range(2)]
+    both = [forked("scripts/cache_dataset.py", "sd15", "--config", config) for _ in range(2)]
     for process in both:
-        _, printed = process.communicate()
-        assert process.returncode == 0, printed.decode()
+        assert process.wait() == 0, process.err
     train(mine, "after")
     assert encoded.take() == (0, 0)
     train(mine, "alone", {"cache.folder": str(tmp_path / "alone")})
@@ -337,6 +320,7 @@ def test_repeat_folders_show_their_images_more_often_and_encode_them_once(mine, 
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("architecture", ["sdxl"])  # which has two text encoders
 def test_while_training_no_encoder_is_in_memory(mine, monkeypatch, tmp_path):
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTextModelWithProjection

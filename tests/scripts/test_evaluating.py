@@ -5,8 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +14,11 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from script_runs import ROOT, Trainer, assert_equal
-from test_equivalence import environment, free_port
 from test_resume import Killed, at_micro_batch, kill, stop
 
 from sushi_research.errors import UserError
 from sushi_research.evaluation.results import Results
+from testing.forked_scripts import free_port, ranks
 
 spec = importlib.util.spec_from_file_location("evaluate_script", ROOT / "scripts/evaluate.py")
 SCRIPT = importlib.util.module_from_spec(spec)
@@ -46,8 +44,7 @@ def held(tmp_path_factory) -> Path:
     return draw(tmp_path_factory.mktemp("held"), 3, 9)
 
 
-@pytest.fixture
-def settings(held) -> dict:
+def settings_of(held: Path) -> dict:
     return {
         "train.steps": 5,
         "checkpoint.every": 2,
@@ -58,6 +55,11 @@ def settings(held) -> dict:
     }
 
 
+@pytest.fixture
+def settings(held) -> dict:
+    return settings_of(held)
+
+
 def tables(folder: Path) -> list[list[dict]]:
     return [pyarrow.parquet.read_table(folder / name).to_pylist() for name in ("evaluation.parquet", "drift.parquet")]
 
@@ -66,24 +68,27 @@ def evaluations(trainer: Trainer, name: str) -> list[dict]:
     return [line for line in trainer.metrics(name) if "evaluation/loss" in line]
 
 
-@pytest.mark.slow
-def test_two_equal_runs_are_equal_bit_for_bit_and_evaluating_changes_neither(trainer, settings):
-    """The A/A pair. A third run without an evaluation learns the same."""
-    assert trainer.train("one", settings) == trainer.train("other", settings) == 0
-    assert trainer.metrics("one") == trainer.metrics("other") and tables(trainer.folder("one")) == tables(
-        trainer.folder("other")
-    )
-    assert_equal(trainer.adapter("one"), trainer.adapter("other"))
-    assert_equal(trainer.checkpoint("one").load(), trainer.checkpoint("other").load())
+@pytest.fixture(scope="session")
+def whole(bases, photos, held, caches, tmp_path_factory) -> Trainer:
+    """The finished SD1.5 run "whole" of these settings, trained once."""
+    trainer = Trainer("sd15", bases["sd15"], photos, tmp_path_factory.mktemp("whole"), caches)
+    assert trainer.train("whole", settings_of(held)) == 0
+    return trainer
 
+
+@pytest.mark.slow
+@ONE
+def test_evaluating_changes_nothing(trainer, settings, whole):
+    """A run without an evaluation learns the same."""
     plain = {key: value for key, value in settings.items() if not key.startswith("evaluation.")}
     assert trainer.train("plain", plain) == 0
-    assert_equal(trainer.adapter("plain"), trainer.adapter("one"))
-    assert trainer.metrics("plain") == [line for line in trainer.metrics("one") if "loss" in line]
+    assert_equal(trainer.adapter("plain"), whole.adapter("whole"))
+    assert_equal(trainer.checkpoint("plain").load(), whole.checkpoint("whole").load())
+    assert trainer.metrics("plain") == [line for line in whole.metrics("whole") if "loss" in line]
 
 
 @SDXL
-def test_what_is_kept_and_logged(trainer, settings, held):
+def test_what_is_kept_and_logged(trainer, settings, held, with_curves):
     assert trainer.train("run", settings) == 0
     folder = trainer.folder("run")
     losses, moved = tables(folder)
@@ -110,9 +115,8 @@ def test_what_is_kept_and_logged(trainer, settings, held):
 
 @pytest.mark.slow
 @ONE
-def test_a_run_in_pieces_has_the_same_evaluations(trainer, settings, capsys):
+def test_a_run_in_pieces_has_the_same_evaluations(trainer, settings, whole):
     """Stopped at a step that is evaluated (it is made up for), and killed between a checkpoint and the next."""
-    assert trainer.train("whole", settings) == 0
     with at_micro_batch(trainer, 2, 0, stop):
         assert trainer.train("pieces", settings) > 128
     assert Results(trainer.folder("pieces") / "evaluation.parquet").steps() == [0], "a stop is not kept waiting"
@@ -120,9 +124,10 @@ def test_a_run_in_pieces_has_the_same_evaluations(trainer, settings, capsys):
         trainer.train("pieces", settings)
     assert Results(trainer.folder("pieces") / "evaluation.parquet").steps() == [0, 2, 4]
     assert trainer.train("pieces", settings) == 0
-    assert tables(trainer.folder("pieces")) == tables(trainer.folder("whole"))
-    assert trainer.metrics("pieces") == trainer.metrics("whole")
-    assert_equal(trainer.adapter("pieces"), trainer.adapter("whole"))
+    assert tables(trainer.folder("pieces")) == tables(whole.folder("whole"))
+    assert trainer.metrics("pieces") == whole.metrics("whole")
+    assert_equal(trainer.adapter("pieces"), whole.adapter("whole"))
+    assert_equal(trainer.checkpoint("pieces").load(), whole.checkpoint("whole").load())
 
     # What was written and not logged is logged when the run is continued from there.
     metrics = trainer.folder("pieces") / "metrics.jsonl"
@@ -131,17 +136,16 @@ def test_a_run_in_pieces_has_the_same_evaluations(trainer, settings, capsys):
     record = json.loads((trainer.folder("pieces") / "run.json").read_text())
     (trainer.folder("pieces") / "run.json").write_text(json.dumps(record | {"finished_at": None}))
     assert trainer.train("pieces", settings) == 0
-    assert trainer.metrics("pieces") == trainer.metrics("whole")
+    assert trainer.metrics("pieces") == whole.metrics("whole")
 
 
 @pytest.mark.slow
 @ONE
-def test_a_stop_at_the_last_step_comes_too_late_to_leave_the_evaluation_out(trainer, settings):
-    assert trainer.train("whole", settings) == 0
+def test_a_stop_at_the_last_step_comes_too_late_to_leave_the_evaluation_out(trainer, settings, whole):
     with at_micro_batch(trainer, 5, 0, stop):
         assert trainer.train("late", settings) == 0
-    assert tables(trainer.folder("late")) == tables(trainer.folder("whole"))
-    assert trainer.metrics("late") == trainer.metrics("whole")
+    assert tables(trainer.folder("late")) == tables(whole.folder("whole"))
+    assert trainer.metrics("late") == whole.metrics("whole")
 
 
 @pytest.mark.slow
@@ -191,6 +195,7 @@ def many(tmp_path_factory) -> Path:
 
 
 @ONE
+@pytest.mark.slow
 def test_a_share_of_the_data_is_held_out_and_never_trained_on(trainer, many, tmp_path):
     data = tmp_path / "data"
     shutil.copytree(many, data)
@@ -225,26 +230,23 @@ def test_a_share_of_the_data_is_held_out_and_never_trained_on(trainer, many, tmp
 
 
 @ONE
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
+@pytest.mark.slow
+def test_what_cannot_be_held_out_is_one_sentence(trainer, photos):
+    for changes, message in (
         ({"evaluation.held_out": 1e-9}, r"held_out is 1e-09, which of the 7 distinct images .* holds out none of them"),
         (
             {"evaluation.held_out": 0.999999},
             r"holds out all of them: choose another share, or give .* --evaluation\.path",
         ),
         (
-            {"evaluation.path": "PHOTOS"},
+            {"evaluation.path": str(photos)},
             r"holds pictures that are trained on too, .*\.png \(trained on as .*take them out",
         ),
         ({"evaluation.path": "nowhere"}, r"nowhere"),
-    ],
-)
-def test_what_cannot_be_held_out_is_one_sentence(trainer, photos, changes, message):
-    changes = {key: str(photos) if value == "PHOTOS" else value for key, value in changes.items()}
-    with pytest.raises(UserError, match=message) as caught:
-        trainer.train("refused", changes)
-    assert "\n" not in str(caught.value) and not trainer.folder("refused").exists()
+    ):
+        with pytest.raises(UserError, match=message) as caught:
+            trainer.train("refused", changes)
+        assert "\n" not in str(caught.value) and not trainer.folder("refused").exists()
 
 
 @ONE
@@ -285,6 +287,7 @@ def judge(trainer: Trainer, name: str, output: Path, adapters: list[Path], *word
 
 
 @pytest.mark.slow
+@SDXL
 def test_a_file_is_measured_as_its_run_was(trainer, settings, tmp_path, capsys):
     """Equal bit for bit where the file holds what was trained (fp32); and in peft's naming, as another trainer writes it."""
     settings = settings | {"lora.save_dtype": "float32", "optimizer.lr": 0.02}
@@ -319,32 +322,17 @@ def test_a_file_is_measured_as_its_run_was(trainer, settings, tmp_path, capsys):
 
 @pytest.mark.slow
 @SDXL
-def test_two_processes_measure_what_one_does(trainer, settings, tmp_path):
+def test_two_processes_measure_what_one_does(trainer, settings, forked, tmp_path):
     """Three images and two captions among two processes: every loss and every drift, bit for bit."""
-    assert trainer.train("run", settings | {"train.steps": 2, "optimizer.lr": 0.02}) == 0
+    assert trainer.train("run", settings | {"train.steps": 2, "evaluation.every": None, "optimizer.lr": 0.02}) == 0
     adapter = trainer.folder("run") / "adapter.safetensors"
     one = judge(trainer, "run", tmp_path / "one", [adapter])
-    accelerate = Path(sys.executable).with_name("accelerate")
-    flags = "--multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no"
-    words = [
-        str(accelerate),
-        "launch",
-        *flags.split(),
-        "--main_process_port",
-        free_port(),
-        str(ROOT / "scripts/evaluate.py"),
-    ]
-    words += [
-        "sdxl",
-        "--config",
-        str(trainer.folder("run") / "config.yaml"),
-        f"--adapters={json.dumps([str(adapter)])}",
-    ]
-    words += ["--output", str(tmp_path / "two")]
-    ended = subprocess.run(words, env=environment(), capture_output=True, text=True)
-    assert ended.returncode == 0, ended.stderr
+    words = ["sdxl", "--config", trainer.folder("run") / "config.yaml", f"--adapters={json.dumps([str(adapter)])}"]
+    words += ["--output", tmp_path / "two"]
+    both = [forked("scripts/evaluate.py", *words, **place) for place in ranks(2, free_port())]
+    assert [process.wait() for process in both] == [0, 0], both[0].err
     [entry] = json.loads((tmp_path / "two/run/provenance.json").read_text())
-    assert entry["world"] == 2, "without this, the launcher may have started one process"
+    assert entry["world"] == 2
     for name in ("base", "run"):
         assert tables(tmp_path / "two" / name) == tables(tmp_path / "one" / name)
     assert json.loads((tmp_path / "two/evaluation.json").read_text())["results"] == one
@@ -372,6 +360,7 @@ def test_an_adapter_of_the_text_encoder_is_heard(trainer, settings, tmp_path):
 
 
 @ONE
+@pytest.mark.slow
 def test_without_anything_held_out_all_images_are_the_pack(trainer, held, tmp_path, bases):
     words = ["sd15", "--data.path", str(held), "--model.base", str(bases["sd15"]), "--train.steps", "1"]
     words += ["--data.resolution", "64", "--data.bucket_step", "32", "--cache.folder", str(tmp_path / "cache")]

@@ -48,8 +48,9 @@ def photos(tmp_path: Path) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["sdxl"])
-def test_from_photographs_to_pictures(trainer: Trainer, bases, photos, tmp_path):
+def test_from_photographs_to_pictures(trainer: Trainer, bases, photos, tmp_path, with_curves):
     changes = {
+        "lora.targets": "attention",
         "data.path": str(photos),
         "data.resolution": 128,
         "data.flip": 0.5,

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 import yaml
-from script_runs import ROOT, assert_equal
+from script_runs import ROOT, TARGETS, assert_equal, load_script
 from test_evaluating import draw
 
 from sushi_research.config.command_line import load_config
@@ -40,8 +36,8 @@ def file(bases, photos, caches, tmp_path) -> Path:
         "model": {"base": str(bases["sd15"])},
         "data": {"path": str(photos), "resolution": 64, "bucket_step": 32},
         "cache": {"folder": str(caches)},
-        "lora": {"alpha": 2.0},
-        "train": {"steps": 3, "batch_size": 4, "precision": "fp32"},
+        "lora": {"alpha": 2.0, "targets": TARGETS},
+        "train": {"steps": 2, "batch_size": 4, "precision": "fp32"},
         "optimizer": {"name": "adamw", "lr": 0.01},
         "evaluation": {"path": str(held), "every": None, "draws": 4, "drift_captions": []},
         "sample": {"enabled": False},
@@ -53,48 +49,34 @@ def file(bases, photos, caches, tmp_path) -> Path:
     return path
 
 
-def command(file: Path) -> list[str]:
-    return [sys.executable, str(ROOT / "scripts/run_experiment.py"), "--config", str(file)]
-
-
 def read(file: Path, *words: str) -> Experiment:
     return load_config(Experiment, ["--config", str(file), *words], script="s", intro="1\n2\n3\n4\n5")
 
 
 @pytest.mark.slow
-def test_stopped_in_the_middle_and_run_again(file, tmp_path):
-    """The real launches, through accelerate: SIGINT in the first run, then all of it, and the page."""
+def test_stopped_in_the_middle_and_run_again(file, tmp_path, forked, monkeypatch, capfd):
+    """A real launch, through accelerate: SIGINT in the first run. Then all of it in this process, and the page."""
     endless = ["--settings.train", "{steps: 1000000}"]
-    process = subprocess.Popen(
-        [*command(file), *endless],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )
-    metrics = tmp_path / "runs/small-seed0/metrics.jsonl"
-    while not metrics.exists() or '"step": 2,' not in metrics.read_text():
-        assert process.poll() is None, process.stdout.read()
-        time.sleep(0.1)
-    os.kill(process.pid, signal.SIGINT)
-    printed, _ = process.communicate()
-    assert process.returncode == 128 + signal.SIGINT, printed
+    process = forked("scripts/run_experiment.py", "--config", file, *endless)
+    process.wait_for(tmp_path / "runs/small-seed0/metrics.jsonl", '"step": 2,')
+    process.send_signal(signal.SIGINT)
+    assert process.wait() == 128 + signal.SIGINT, process.err
+    printed = process.out + process.err
     assert "stopped in small-seed0; the same command again continues from here" in printed
     assert "SIGTERM: stopping at the next step boundary" in printed and "run 2 of" not in printed
     stopped = max(path.name for path in (tmp_path / "runs/small-seed0/checkpoints").iterdir())
     step = int(stopped.removeprefix("step-"))
     assert step >= 2 and sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["small-seed0"]
 
-    ended = subprocess.run(
-        [*command(file), "--settings.train", f"{{steps: {step + 1}}}", "--seeds", "[0]"], capture_output=True, text=True
-    )
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-    assert "run 1 of 2: small-seed0 (to continue)" in ended.stdout
-    assert f"continuing the run small-seed0 from step {step} of {step + 1}" in ended.stdout
-    assert "run 2 of 2: large-seed0 (to do), about" in ended.stdout
+    InProcess(load_script("sd15")).install(monkeypatch)
+    assert SCRIPT.main(read(file, "--settings.train", f"{{steps: {step + 1}}}", "--seeds", "[0]")) == 0
+    out, err = capfd.readouterr()
+    assert "run 1 of 2: small-seed0 (to continue)" in out
+    assert f"continuing the run small-seed0 from step {step} of {step + 1}" in out
+    assert "run 2 of 2: large-seed0 (to do), about" in out
     page = (tmp_path / "runs/comparison/comparison.md").read_text()
     assert page.startswith("# Two ranks") and "| lora.rank | 2 | 4 |" in page
-    assert "Traceback" not in ended.stderr
+    assert "Traceback" not in err
 
 
 class InProcess:
@@ -121,8 +103,6 @@ class InProcess:
 
 @pytest.mark.slow
 def test_a_failure_is_named_and_the_others_go_on_then_only_it_is_run_again(file, tmp_path, monkeypatch, capfd):
-    from script_runs import load_script
-
     first = InProcess(load_script("sd15"), failing=["large-seed0"])
     first.install(monkeypatch)
     assert SCRIPT.main(read(file)) == 1

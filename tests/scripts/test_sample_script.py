@@ -20,6 +20,8 @@ from script_runs import ROOT, Trainer
 from sushi_research.config.command_line import run_main
 from sushi_research.config.other_scripts import DrawingConfig
 
+# One worker trains the adapters, for all the tests that look at them.
+pytestmark = pytest.mark.xdist_group("sample_script")
 ONE = pytest.mark.parametrize("architecture", ["sd15"])
 spec = importlib.util.spec_from_file_location("sample_script", ROOT / "scripts/sample.py")
 SCRIPT = importlib.util.module_from_spec(spec)
@@ -35,7 +37,9 @@ def adapters(tmp_path_factory, bases, photos, caches) -> Callable[[str], Path]:
         if architecture not in made:
             trainer = Trainer(architecture, bases[architecture], photos, folder / architecture, caches)
             sample = {"enabled": True, "prompts": ["a cat"], "steps": 2, "width": 64, "height": 48}
-            changes = {"train.steps": 2, "optimizer.lr": 0.1} | {f"sample.{key}": sample[key] for key in sample}
+            changes = {"train.steps": 2, "optimizer.lr": 0.1, "lora.targets": "attention"} | {
+                f"sample.{key}": sample[key] for key in sample
+            }
             assert trainer.train("mine", changes) == 0
             made[architecture] = folder / architecture / "mine" / "adapter.safetensors"
         return made[architecture]
@@ -113,6 +117,7 @@ def test_several_adapters_are_shown_each_alone(draw, adapters, tmp_path, monkeyp
     assert not np.array_equal(both["00-01.png"], both["00-02.png"])
 
 
+@pytest.mark.slow
 def test_it_draws_as_the_training_does(draw, adapters, architecture):
     """The pictures of a run, before and after it, are what the script draws: the same prompt, seed and scheduler.
 
@@ -129,6 +134,8 @@ def test_it_draws_as_the_training_does(draw, adapters, architecture):
         assert distance < 0.1 * np.abs(drawn["00-00.png"].astype(int) - drawn["00-01.png"]).mean()
 
 
+@pytest.mark.slow
+@ONE
 def test_an_adapter_of_the_other_architecture(refusal, adapters, architecture):
     other = adapters({"sd15": "sdxl", "sdxl": "sd15"}[architecture])
     sentence = refusal(adapters=[str(other)])
@@ -136,6 +143,7 @@ def test_an_adapter_of_the_other_architecture(refusal, adapters, architecture):
     assert len(sentence) < 500
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["sdxl"])
 def test_half_an_adapter_is_not_drawn(refusal, adapters, tmp_path):
     """Of a file with the names of both conventions diffusers takes some and leaves the others, without a word."""
@@ -154,6 +162,7 @@ def test_half_an_adapter_is_not_drawn(refusal, adapters, tmp_path):
 
 
 @ONE
+@pytest.mark.slow
 def test_files_that_are_no_adapter(refusal, adapters, tmp_path):
     assert "nowhere.safetensors is not there" in refusal(adapters=[str(tmp_path / "nowhere.safetensors")])
     (tmp_path / "cut.safetensors").write_bytes(adapters("sd15").read_bytes()[:5000])
@@ -198,6 +207,7 @@ def test_sdxl_has_no_clip_skip(refusal):
 
 
 @ONE
+@pytest.mark.slow
 def test_an_adapter_of_the_text_encoder_changes_the_text(draw, tmp_path):
     name = "lora_te_text_model_encoder_layers_1_mlp_fc1"
     down, up = torch.linspace(-1, 1, 64).view(2, 32), torch.ones(64, 2)
