@@ -37,14 +37,21 @@ TOLERANCE = 0.05
 
 
 @functools.cache
-def load_script(architecture: str) -> ModuleType:
-    """The training script as a module. Scripts are no package, and nothing but a test and the benchmark loads them."""
-    spec = importlib.util.spec_from_file_location(
-        f"train_{architecture}_lora", ROOT / f"scripts/train_{architecture}_lora.py"
-    )
+def script(name: str) -> ModuleType:
+    """A script as a module, which is executed when something of it is first asked for: not while tests are collected.
+
+    Scripts are no package, and nothing but a test and the benchmark loads them.
+    """
+    spec = importlib.util.spec_from_file_location(name, ROOT / f"scripts/{name}.py")
+    spec.loader = importlib.util.LazyLoader(spec.loader)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def load_script(architecture: str) -> ModuleType:
+    """The training script of an architecture as a module."""
+    return script(f"train_{architecture}_lora")
 
 
 class Trainer:

@@ -6,10 +6,8 @@ A base in diffusers format and the same weights in a single file are one base: w
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -17,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors import safe_open
-from script_runs import ROOT, Trainer, assert_equal
+from script_runs import Trainer, assert_equal, script
 from single_files import narrow_base, write_single_file
 
 from sushi_research.config.other_scripts import DrawingConfig
@@ -29,14 +27,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("any_base")]
 MARKERS = {"v_pred": torch.zeros(0), "ztsnr": torch.zeros(0)}
 CASES = ["sd15-folder", "sd15-file", "sdxl-folder", "sdxl-file", "sdxl-v-folder", "sdxl-v-file"]
 PICTURES = {"sample.enabled": True, "sample.prompts": ["a cat"], "sample.steps": 2, "sample.every": None}
-
-
-def script(name: str) -> ModuleType:
-    """A script of the suite as a module."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / f"scripts/{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")

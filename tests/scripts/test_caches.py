@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import importlib.util
 import json
 import os
 import shutil
@@ -11,13 +10,12 @@ import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
-from script_runs import ROOT, Trainer, assert_equal
+from script_runs import Trainer, assert_equal, script
 
 from sushi_research.caches import encoding
 from sushi_research.config.command_line import config_to_yaml
@@ -72,18 +70,10 @@ def encoded(mine: Trainer, monkeypatch: pytest.MonkeyPatch) -> Counts:
     return counts
 
 
-def cache_script() -> ModuleType:
-    """scripts/cache_dataset.py as a module."""
-    spec = importlib.util.spec_from_file_location("cache_dataset", ROOT / "scripts/cache_dataset.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture
 def fill(mine: Trainer) -> Callable[..., None]:
     """Fills the caches of a config by scripts/cache_dataset.py."""
-    main = cache_script().main
+    main = script("cache_dataset").main
 
     def run(changes: dict[str, Any] | None = None) -> None:
         assert main(mine.config("unused", changes)) == 0
@@ -154,7 +144,7 @@ def test_only_what_changed_is_encoded_again(mine, encoded, fill, tmp_path, bases
 
 @ONE
 def test_filling_the_caches_before_leaves_nothing_to_encode(mine, encoded, capsys, tmp_path):
-    main, config = cache_script().main, mine.config("unused")
+    main, config = script("cache_dataset").main, mine.config("unused")
     assert main(config.model_copy(update={"dry_run": True})) == 0
     assert "7 image entries and 8 captions to encode" in capsys.readouterr().out
     assert encoded.take() == (0, 0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 import time
@@ -10,16 +9,14 @@ from types import SimpleNamespace
 
 import pytest
 from fake_runs import fake_run
-from script_runs import ROOT
+from script_runs import script
 
 from sushi_research.config.command_line import run_main
 from sushi_research.errors import UserError
 from sushi_research.experiments import wandb_runs
 from sushi_research.reports import statistics
 
-spec = importlib.util.spec_from_file_location("compare_script", ROOT / "scripts/compare_runs.py")
-SCRIPT = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(SCRIPT)
+SCRIPT = script("compare_runs")
 
 
 @pytest.fixture(autouse=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -13,16 +12,14 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from script_runs import ROOT, Trainer, assert_equal
+from script_runs import Trainer, assert_equal, script
 from test_resume import Killed, at_micro_batch, kill, stop
 
 from sushi_research.errors import UserError
 from sushi_research.evaluation.results import Results
 from testing.forked_scripts import free_port, ranks
 
-spec = importlib.util.spec_from_file_location("evaluate_script", ROOT / "scripts/evaluate.py")
-SCRIPT = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(SCRIPT)
+SCRIPT = script("evaluate")
 
 ONE = pytest.mark.parametrize("architecture", ["sd15"])
 SDXL = pytest.mark.parametrize("architecture", ["sdxl"])

@@ -13,14 +13,13 @@ import torch
 from PIL import Image
 from script_runs import Trainer
 
-# scikit-image carries these in its package; nothing is downloaded.
-data = pytest.importorskip("skimage.data", exc_type=ImportError)
-
 ORIENTATION, QUARTER_TURN = 0x0112, 6  # EXIF: to be turned clockwise by 90 degrees
 
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
+    # scikit-image carries these in its package; nothing is downloaded.
+    data = pytest.importorskip("skimage.data", exc_type=ImportError)
     folder = tmp_path / "pictures"
     folder.mkdir()
 

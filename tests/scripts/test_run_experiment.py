@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import signal
 from pathlib import Path
 
 import pytest
 import yaml
-from script_runs import ROOT, TARGETS, assert_equal, load_script
+from script_runs import ROOT, TARGETS, assert_equal, load_script, script
 from test_evaluating import draw
 
 from sushi_research.config.command_line import load_config
 from sushi_research.experiments.experiment import Experiment, plan
 
-spec = importlib.util.spec_from_file_location("experiment_script", ROOT / "scripts/run_experiment.py")
-SCRIPT = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(SCRIPT)
+SCRIPT = script("run_experiment")
 
 
 @pytest.fixture

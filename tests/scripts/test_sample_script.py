@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 import shutil
@@ -15,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from script_runs import ROOT, Trainer
+from script_runs import Trainer, script
 
 from sushi_research.config.command_line import run_main
 from sushi_research.config.other_scripts import DrawingConfig
@@ -23,9 +22,7 @@ from sushi_research.config.other_scripts import DrawingConfig
 # One worker trains the adapters, for all the tests that look at them.
 pytestmark = pytest.mark.xdist_group("sample_script")
 ONE = pytest.mark.parametrize("architecture", ["sd15"])
-spec = importlib.util.spec_from_file_location("sample_script", ROOT / "scripts/sample.py")
-SCRIPT = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(SCRIPT)
+SCRIPT = script("sample")
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import yaml
 from script_runs import CONFIGS, ROOT
-from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 
 from sushi_research.config.command_line import load_config
 from sushi_research.runs.run_folder import open_run, sweep_run_id
@@ -19,6 +18,8 @@ SWEEPS = sorted((ROOT / "configs/sweeps").glob("*.yaml"))
 
 def commands(sweep: dict) -> list[list[str]]:
     """The command of each combination (the ends of a distribution), as wandb_agent.Agent._command_run puts it together."""
+    from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
+
     axes = {
         name: parameter.get("values")
         or [parameter["min"], (parameter["min"] * parameter["max"]) ** 0.5, parameter["max"]]
