@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sushi_research.errors import UserError, first_line
 from sushi_research.models.diffusers_folder import TEXT_WEIGHTS, WEIGHTS
-from sushi_research.models.tokenizers import PATTERNS
+from sushi_research.models.tokenizers import FILES
 
 CONFIGS = ["model_index.json", "config.json", "*/config.json", "scheduler/*.json", "tokenizer*/*"]
 
@@ -31,7 +31,7 @@ def find_component(source: str, revision: str | None, folders: Sequence[str], ke
 
 def find_tokenizers(source: str) -> Path:
     """The folder that model.tokenizers names."""
-    path, _ = _find(source, None, "model.tokenizers", [*PATTERNS, "tokenizer*/*"])
+    path, _ = _find(source, None, "model.tokenizers", [*FILES, "tokenizer*/*"])
     if path.is_file():
         raise UserError(f"model.tokenizers: {source} is a file: give the folder that holds vocab.json and merges.txt.")
     return path

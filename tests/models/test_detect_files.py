@@ -14,7 +14,7 @@ from single_files import PREFIXES, place_of
 
 from sushi_research.adapters import kohya_format, lora
 from sushi_research.errors import UserError
-from sushi_research.models import ARCHITECTURES, detect, loading
+from sushi_research.models import ARCHITECTURES, detect, labels, loading
 from sushi_research.models import header as headers
 from sushi_research.models.components import model_class
 
@@ -308,7 +308,7 @@ def test_another_model_is_refused_by_its_name(name, written):
     for case, shapes in OTHERS[name].items():
         message = refusal(written(shapes()))
         assert message.startswith(f" is {name}"), case
-        assert re.search("choose an SD1.5 or SDXL base|train the SDXL base|take the model's fp16 file", message), case
+        assert re.search(f"choose an {labels()} base|train the SDXL base|take the model's fp16 file", message), case
 
 
 # --- files that are no model ---
