@@ -8,9 +8,9 @@ import torch
 from base_files import CPU, OPEN, TEXT, UNET, VAE, hole, load, refusal, resolved
 from safetensors.torch import load_file, save_file
 
-from sushi_research.models import diffusers_folder
+from sushi_research.models import ARCHITECTURES, diffusers_folder
 from sushi_research.models.header import read_header
-from sushi_research.models.single_file import PREFIXES, SingleFile
+from sushi_research.models.single_file import SingleFile
 
 
 def expand(text):
@@ -36,7 +36,7 @@ def test_keys_of_no_component_are_found_each(architecture, edited, tmp_path):
     message = refusal(edited, architecture, dict.fromkeys(keys, hole(128, 128)))
     assert f"and {len(keys) - 1} more" in message
     opened = SingleFile(read_header(tmp_path / "base.safetensors"), architecture)
-    _, unknown = opened.leftovers([opened.part(name) for name in PREFIXES[architecture]])
+    _, unknown = opened.leftovers([opened.part(name) for name in ARCHITECTURES[architecture].formats().SINGLE_FILE])
     # OpenCLIP's projection twice: whichever of the two is not used.
     assert {key.removesuffix(".weight") if "_projection" in key else key for key in unknown} == {
         key.removesuffix(".weight") if "_projection" in key else key for key in keys
