@@ -170,7 +170,7 @@ def test_files_that_are_no_adapter(refusal, adapters, tmp_path):
 
 @ONE
 def test_a_place_that_cannot_be_written_is_told_before_anything_is_drawn(refusal, tmp_path, monkeypatch):
-    monkeypatch.setattr(SCRIPT.adapter_loading, "load_pipeline", lambda *_: pytest.fail("the base was loaded"))
+    monkeypatch.setattr(SCRIPT, "load_pipeline", lambda *_: pytest.fail("the base was loaded"))
     (tmp_path / "file").write_text("")
     assert "file/grid: Not a directory" in refusal(output=str(tmp_path / "file/grid.png"))
     assert "give a file that ends in .png, .jpg or .webp" in refusal(output=str(tmp_path / "grid"))
