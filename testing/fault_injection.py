@@ -16,7 +16,7 @@ import sys
 from collections.abc import Sequence
 
 KINDS = {
-    "killed": "SIGKILL at a random moment, once or twice",
+    "killed": "SIGKILL at a random moment, one to three times",
     "killed-writing": "SIGKILL right before a sync or rename of a file: checkpoint, cache, results, adapter",
     "sigterm": "SIGTERM at a random moment of the training",
     "sigint": "SIGINT at a random moment of the training",

@@ -48,7 +48,7 @@ def finish(trial: Trial, stage: Stage, reference: Reference, place: Path, name: 
 
 
 def killed(trial: Trial, stage: Stage, reference: Reference, place: Path, rng: np.random.Generator) -> None:
-    for _ in range(rng.integers(1, 3)):
+    for _ in range(rng.integers(1, 4)):
         launch = stage.start(trial.setup, place / "runs", place / "cache")
         time.sleep(rng.uniform(0.05, 1.0) * reference.seconds)
         launch.kill(int(rng.integers(trial.setup.world)))
@@ -57,7 +57,7 @@ def killed(trial: Trial, stage: Stage, reference: Reference, place: Path, rng: n
 
 
 def killed_writing(trial: Trial, stage: Stage, reference: Reference, place: Path, rng: np.random.Generator) -> None:
-    for _ in range(rng.integers(1, 3)):
+    for _ in range(rng.integers(1, 4)):
         count = int(rng.integers(1, reference.writes + 1))
         launch = stage.start(trial.setup, place / "runs", place / "cache", die_at=count)
         statuses = launch.wait()

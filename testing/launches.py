@@ -35,7 +35,7 @@ COMMON = {
     "checkpoint.every": 2,
     "checkpoint.keep": 2,
     "evaluation.every": 2,
-    "evaluation.draws": 2,
+    "evaluation.draws": 4,
     "evaluation.drift_captions": ["a cat"],
     "sample.enabled": False,
     "tracking.wandb": "off",

@@ -334,6 +334,7 @@ def fill_until_step(folder: Path, steps: int) -> None:
     fill(folder)
 
 
+@pytest.mark.slow
 def test_a_process_killed_between_any_two_steps(tmp_path: Path) -> None:
     killed = 0
     found = set()
@@ -352,6 +353,7 @@ def test_a_process_killed_between_any_two_steps(tmp_path: Path) -> None:
     assert found == {0, 2, 4, 6, 8}
 
 
+@pytest.mark.slow
 def test_a_process_killed_at_random_moments(tmp_path: Path) -> None:
     generator = random.Random(0)
     held = 0

@@ -38,16 +38,32 @@ def launcher() -> list[str]:
     return command[: command.index("scripts/train_sd15_lora.py")]
 
 
-@pytest.mark.parametrize(("architecture", "launched"), [("sd15", True), ("sdxl", False)], ids=["sd15", "sdxl"])
-def test_the_demo(architecture, launched, tmp_path, forked):
-    """The demo, two steps long and with its own folders; base, pictures and settings are those of the repository.
-
-    With the launcher once; the other script gets the same words without it.
-    """
+def demo_words(architecture: str) -> list[str]:
+    """The demo's command; asserts that its script, configs and name are those of the repository."""
     command = demo_command(architecture)
     script = command.index(f"scripts/train_{architecture}_lora.py")
     configs = ["--config", f"configs/demo_{architecture}.yaml", "--config", "configs/demo/star.yaml"]
     assert command[script + 1 :] == [*configs, "--run.name", f"demo_{architecture}_star"]
+    return command
+
+
+def test_the_plan_of_the_other_demo(tmp_path, forked):
+    """SD1.5's demo, with the launcher's words but without the launcher, up to its plan."""
+    command = demo_words("sd15")
+    script = command.index("scripts/train_sd15_lora.py")
+    process = forked(
+        *command[script:], "--run.folder", tmp_path / "runs", "--cache.folder", tmp_path / "cache", "--dry-run"
+    )
+    assert process.wait() == 0, process.err
+    plan = dict(line.split(maxsplit=1) for line in process.out.splitlines())
+    assert plan["base"].startswith(": sd15") and plan["images"].startswith("48 ") and "left" not in plan
+    assert "captions" not in plan, "none is cut"
+
+
+def test_the_demo(tmp_path):
+    """The demo, two steps long and with its own folders; base, pictures and settings are those of the repository."""
+    architecture = "sdxl"
+    command = demo_words(architecture)
     changes = {
         "run.folder": tmp_path / "runs",
         "cache.folder": tmp_path / "cache",
@@ -57,13 +73,9 @@ def test_the_demo(architecture, launched, tmp_path, forked):
         "tracking.wandb": "offline",
     }
     words = [word for key, value in changes.items() for word in (f"--{key}", str(value))]
-    if launched:
-        ended = subprocess.run([*command, *words], capture_output=True, text=True, cwd=ROOT)
-        status, out, err = ended.returncode, ended.stdout, ended.stderr
-    else:
-        process = forked(*command[script:], *words)
-        status, out, err = process.wait(), process.out, process.err
-    assert status == 0, err
+    ended = subprocess.run([*command, *words], capture_output=True, text=True, cwd=ROOT)
+    out, err = ended.stdout, ended.stderr
+    assert ended.returncode == 0, err
     assert "Traceback" not in err
 
     run = tmp_path / "runs" / f"demo_{architecture}_star"
