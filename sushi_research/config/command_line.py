@@ -22,6 +22,7 @@ from typing import Any, NamedTuple, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from sushi_research.config.keys import FLAGS, Keys, allowed, children, help_text, is_free, keys_of, listed, options
+from sushi_research.config.renamed_keys import RENAMED
 from sushi_research.config.yaml12 import dump_yaml, parse_yaml, read_yaml, show
 from sushi_research.errors import UserError, UserErrors
 
@@ -282,8 +283,11 @@ def _with_sources(sentence: str, keys: Keys, settings: dict[str, Setting]) -> st
 
 
 def _unknown(path: str, source: str, keys: Keys) -> str:
-    """The sentence for a key that does not exist, with the nearest names or, failing those, all that could be meant."""
+    """The sentence for a key that does not exist, with its new name, the nearest names, or all that could be meant."""
     hyphens = "--" if source == COMMAND_LINE else ""
+    renamed = RENAMED.get(path.replace("-", "_"))
+    if renamed in keys.leaves:
+        return f"unknown key {path} {source}: it is now called {hyphens}{renamed}"
     candidates = [*keys.leaves, *keys.sections, *(FLAGS if hyphens else ())]
     if near := _nearest(path.replace("-", "_"), candidates, keys):
         return f"unknown key {path} {source}: did you mean {' or '.join(hyphens + name for name in near)}?"
