@@ -69,6 +69,7 @@ def loss_of(module: torch.nn.Module):
     return loss
 
 
+@pytest.mark.slow
 def test_a_stage_that_was_cut_ends_as_one_that_ran_through(tmp_path) -> None:
     (tmp_path / "through").mkdir()
     (tmp_path / "cut").mkdir()
