@@ -22,6 +22,7 @@ from sushi_research.sampling import pipeline
 
 MODELS = {"sd15": sd15, "sdxl": sdxl}
 EPSILON, V, ZERO = Prediction(), Prediction("v_prediction"), Prediction("v_prediction", zero_terminal_snr=True)
+ONE = pytest.mark.parametrize("architecture", ["sd15"])  # where no architecture matters
 ALL = pytest.mark.parametrize("predicted", [EPSILON, V, ZERO], ids=Prediction.describe)
 
 V_PRED, ZTSNR = "the key v_pred", "the key ztsnr"
@@ -81,7 +82,7 @@ def refusal(call, *arguments, **options):
 # --- single files ---
 
 EPS_DATA, V_DATA = {"modelspec.prediction_type": "epsilon"}, {"modelspec.prediction_type": "v"}
-EPS_COMFY, V_COMFY = {"modelspec.predict_key": "epsilon"}, {"modelspec.predict_key": "v"}
+V_COMFY = {"modelspec.predict_key": "v"}
 V_ASKED, EPS_ASKED = {"prediction_type": "v_prediction"}, {"prediction_type": "epsilon"}
 ZERO_ASKED, PLAIN_ASKED = {"zero_terminal_snr": True}, {"zero_terminal_snr": False}
 
@@ -133,7 +134,7 @@ def test_the_evidence_of_a_single_file(markers, metadata, options, expected):
         assert all(words in message for words in expected)
 
 
-@pytest.mark.parametrize("architecture", ["sd15"])
+@ONE
 def test_a_single_file_is_read_for_all_of_it(of_file):
     assert of_file(("v_pred",), V_DATA, **ZERO_ASKED).prediction == ZERO
     assert f"epsilon by {SPEC}" in refusal(of_file, ("v_pred",), EPS_DATA)
@@ -141,11 +142,13 @@ def test_a_single_file_is_read_for_all_of_it(of_file):
     assert f"false by {ZERO_OPTION}" in refusal(of_file, ("v_pred", "ztsnr"), **PLAIN_ASKED)
 
 
+@ONE
 def test_the_markers_are_among_the_ignored_keys(architecture, of_file):
     base = of_file(("v_pred", "ztsnr"))
     assert base.prediction == ZERO and set(base.ignored) >= {"v_pred", "ztsnr"}
 
 
+@ONE
 @pytest.mark.slow
 def test_names_like_the_markers_are_none(architecture, of_file):
     for name in ("model.v_pred", "V_PRED", "v_prediction"):
@@ -187,7 +190,7 @@ FOLDERS = [
 ]
 
 
-@pytest.mark.parametrize("architecture", ["sd15"])
+@ONE
 @pytest.mark.parametrize(("changes", "options", "expected"), FOLDERS)
 def test_a_folder(changes, options, expected, of_folder):
     if isinstance(expected, Prediction):
@@ -197,12 +200,13 @@ def test_a_folder(changes, options, expected, of_folder):
         assert all(words in message for words in expected)
 
 
-@pytest.mark.parametrize("architecture", ["sd15"])
+@ONE
 def test_the_refusal_names_the_path_of_what_contradicts(of_folder, of_file, tmp_path):
     assert str(tmp_path / "base" / CONFIG) in refusal(of_folder, {}, **V_ASKED)
     assert refusal(of_file, ("v_pred",), EPS_DATA).count(str(tmp_path / "model.safetensors")) == 2
 
 
+@ONE
 @pytest.mark.parametrize("options", [V_ASKED, ZERO_ASKED | V_ASKED])
 def test_what_comes_from_elsewhere_says_nothing_of_the_base(options, of_file, folders, architecture):
     """The scheduler beside a VAE or text encoders is not the base's: theirs say epsilon, without an error here."""
@@ -252,6 +256,7 @@ def predicting(predicted, of_file):
     return of_file(("v_pred",) * (predicted != EPSILON) + ("ztsnr",) * predicted.zero_terminal_snr)
 
 
+@ONE
 @ALL
 @pytest.mark.slow
 def test_training_and_drawing_follow_the_base(predicted, architecture, of_file):
@@ -266,6 +271,7 @@ def test_training_and_drawing_follow_the_base(predicted, architecture, of_file):
     assert scheduler.alphas_cumprod[-1] == (2**-24 if predicted.zero_terminal_snr else abar[-1])
 
 
+@ONE
 @ALL
 @pytest.mark.slow
 def test_pictures_are_drawn_with_the_base_s_prediction(predicted, architecture, of_file, monkeypatch):

@@ -23,6 +23,8 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 # `!` by itself and in a word is where the two tokenizers of SDXL differ besides their padding.
 CAPTIONS = ["a cat", "", "!", "what? a CAT!! on\n 12 mats", "it's \u00fc\u0308ber (1.2) <|endoftext|> too", "x" * 100]
 PAIR = ("vocab.json", "merges.txt")
+# Where both architectures take the same path; SDXL has two tokenizers.
+ONE = pytest.mark.parametrize("architecture", ["sdxl"])
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +120,7 @@ def test_from_the_vocabulary_alone(file, folder, vocabulary):
     assert_same_tokens(loading.resolve_base(file, tokenizers=str(vocabulary)), folder)
 
 
+@ONE
 def test_from_a_fast_tokenizer_s_file_alone(file, folder, tmp_path):
     shutil.copy(folder / "tokenizer" / "tokenizer.json", tmp_path)
     assert_same_tokens(loading.resolve_base(file, tokenizers=str(tmp_path)), folder)
@@ -129,6 +132,7 @@ def test_from_the_folder_of_the_text_encoders(file, folder):
     assert_same_tokens(base, folder)
 
 
+@ONE
 def test_asked_for_ones_come_before_those_of_the_text_encoders(file, folder, vocabulary):
     base = loading.resolve_base(file, text_encoders=str(folder), tokenizers=str(vocabulary))
     assert {tokenizer.folder for tokenizer in base.tokenizers.values()} == {vocabulary}
@@ -190,6 +194,7 @@ def test_a_cached_repository_without_the_second_tokenizer(folders, files, cache)
     assert_same_tokens(base, folders["sdxl"])
 
 
+@ONE
 def test_from_the_cached_vocabulary_of_clip(file, folder, vocabulary, cache):
     root = cache(CLIP, {path.name: path for path in vocabulary.iterdir()})
     base = loading.resolve_base(file)
@@ -197,12 +202,14 @@ def test_from_the_cached_vocabulary_of_clip(file, folder, vocabulary, cache):
     assert_same_tokens(base, folder)
 
 
+@ONE
 def test_a_half_cached_repository_gives_way_to_the_vocabulary_of_clip(architecture, file, folder, vocabulary, cache):
     cache(REPOSITORIES[architecture][0], {"tokenizer/vocab.json": vocabulary / "vocab.json"})
     root = cache(CLIP, {path.name: path for path in vocabulary.iterdir()})
     assert {tokenizer.folder for tokenizer in loading.resolve_base(file).tokenizers.values()} == {root}
 
 
+@ONE
 def test_a_folder_in_diffusers_format_needs_no_cache(folder):
     assert_same_tokens(loading.resolve_base(str(folder)), folder)
 
@@ -210,6 +217,7 @@ def test_a_folder_in_diffusers_format_needs_no_cache(folder):
 # --- None at hand ---
 
 
+@ONE
 @pytest.mark.parametrize("half", [None, "vocab.json", "merges.txt"])
 def test_a_repository_that_is_not_cached_or_by_half_names_the_option(half, architecture, file, vocabulary, cache):
     if half:
@@ -219,6 +227,7 @@ def test_a_repository_that_is_not_cached_or_by_half_names_the_option(half, archi
     assert "--model.tokenizers a folder with CLIP's vocab.json and merges.txt" in message
 
 
+@ONE
 @pytest.mark.parametrize("half", PAIR)
 def test_a_half_cached_vocabulary_names_its_folder(half, file, vocabulary, cache):
     root = cache(CLIP, {half: vocabulary / half})
@@ -226,6 +235,7 @@ def test_a_half_cached_vocabulary_names_its_folder(half, file, vocabulary, cache
     assert str(root) in message and "by half" in message and "--model.tokenizers" in message
 
 
+@ONE
 @pytest.mark.parametrize("half", PAIR)
 def test_a_folder_without_a_whole_vocabulary_is_refused(half, file, vocabulary):
     (vocabulary / half).unlink()
@@ -233,6 +243,7 @@ def test_a_folder_without_a_whole_vocabulary_is_refused(half, file, vocabulary):
     assert f"model.tokenizers: {vocabulary} has no tokenizer" in message and tokenizers.OFFER in message
 
 
+@ONE
 def test_what_is_no_folder_is_refused(file, vocabulary):
     path = vocabulary / "vocab.json"
     message = refusal(loading.resolve_base, file, tokenizers=str(path))
@@ -244,6 +255,7 @@ def test_what_is_no_folder_is_refused(file, vocabulary):
 # --- Not the encoder's ---
 
 
+@ONE
 @pytest.mark.parametrize("size", [VOCABULARY - 1, VOCABULARY + 1, 49408])
 def test_a_vocabulary_of_another_size_than_the_encoder_s_is_refused(size, folder, architecture, tmp_path):
     key = PREFIXES[architecture]["text_encoder"] + "text_model.embeddings.token_embedding.weight"
@@ -257,6 +269,7 @@ def test_a_vocabulary_of_another_size_than_the_encoder_s_is_refused(size, folder
     file.unlink()
 
 
+@ONE
 def test_a_damaged_vocabulary_is_one_sentence(file, vocabulary):
     (vocabulary / "vocab.json").write_text("{\nnothing\n")
     base = loading.resolve_base(file, tokenizers=str(vocabulary))
