@@ -3,7 +3,7 @@
 import pytest
 from pydantic import Field
 
-from sushi_research.config import SD15Training, SDXLTraining, other_scripts
+from sushi_research.config import TrainingConfig, other_scripts
 from sushi_research.config.command_line import load_config
 from sushi_research.config.keys import keys_of
 from sushi_research.config.renamed_keys import RENAMED
@@ -62,7 +62,7 @@ def test_a_new_name_that_this_config_does_not_have_is_no_hint():
 @pytest.mark.parametrize("old", RENAMED)
 def test_a_name_is_old_or_new_and_not_both(old):
     """A new name that no config has would never be given; an old name that one still has would not be refused."""
-    classes = [SD15Training, SDXLTraining, *(value for value in vars(other_scripts).values() if is_config(value))]
+    classes = [TrainingConfig, *(value for value in vars(other_scripts).values() if is_config(value))]
     known = {key for each in classes for key in keys_of(each.model_json_schema()).leaves}
     assert (old in known) != (RENAMED[old] in known)
 
