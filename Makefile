@@ -17,7 +17,7 @@ INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --constr
 # The tests run in the order of tests/conftest.py, the longest first: xdist's own order would put the largest groups first.
 PYTEST := $(BIN)/python -m pytest -q -n 2 --dist loadgroup --no-loadscope-reorder --durations=10
 
-.PHONY: help setup demo bases scores acceptance experiment drill test test-fast mutants lint format bench bench-gpu clean
+.PHONY: help setup demo bases scores acceptance experiment chaos test test-fast mutants lint format bench bench-gpu clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -43,7 +43,7 @@ demo: .venv/.installed  ## a LoRA learns a new word on a tiny base that draws, i
 	$(ONE_THREAD) $(LAUNCH) scripts/train_$(ARCH)_lora.py --config configs/demo_$(ARCH).yaml --config configs/demo/$(CONCEPT).yaml --run.name $(notdir $(DEMO))
 	@$(ONE_THREAD) $(BIN)/python -m demo.show $(DEMO)
 
-bases: .venv/.installed  ## make the demo's two bases anew from nothing (about 90 minutes; continues where it was cut)
+bases: .venv/.installed  ## make the demo's two bases again from nothing (about 90 minutes; continues where it was cut)
 	$(BIN)/python -m demo.make_base
 
 scores: .venv/.installed  ## measure what the two bases draw and record it in demo/base/scores.json (about five minutes)
@@ -57,8 +57,8 @@ experiment: .venv/.installed  ## train variants with several seeds and compare t
 	@test -f "$(EXP)" || { echo "error: say which: make experiment EXP=configs/experiments/rank.yaml" >&2; exit 2; }
 	$(ONE_THREAD) $(BIN)/python scripts/run_experiment.py --config $(EXP)
 
-drill: .venv/.installed  ## kill and harm runs N times, and compare with the uninterrupted ones (N=100)
-	$(ONE_THREAD) $(BIN)/python -m testing.fault_injection --trials $(N)
+chaos: .venv/.installed  ## fault injection: kill and harm runs N times, and compare with the uninterrupted ones (N=100)
+	$(ONE_THREAD) $(BIN)/python -m testing.fault_injection --tests $(N)
 
 test: .venv/.dev  ## every test that needs no GPU (at most twelve minutes on two cores)
 	$(ONE_THREAD) $(PYTEST) -m "not gpu"

@@ -93,13 +93,13 @@ import sushi_research
 from benchmarking import paired_timing
 from benchmarking.variants import PAIRS, Bench, Step, make_unet
 from sushi_research import randomness
-from sushi_research.caches.caches import open_caches, open_memo
+from sushi_research.caches.caches import open_caches, open_hash_cache
 from sushi_research.caches.inputs import Inputs, fill_caches
 from sushi_research.config.command_line import run_main
 from sushi_research.data.training_data import read_data
 from sushi_research.errors import UserError
 from sushi_research.files import write_json
-from sushi_research.fingerprints import FileMemo, folder_hash
+from sushi_research.fingerprints import HashCache, folder_hash
 from sushi_research.models.loading import find_base
 from sushi_research.planning import op_counts
 from sushi_research.precision import resolve_precision
@@ -142,7 +142,7 @@ def prepare(arguments: argparse.Namespace, architecture: str, folder: Path, fini
     data_section = config_class.model_fields["data"].annotation
     resolution = 128 if arguments.profile == "tiny" else data_section.model_fields["resolution"].default
     base = arguments.base or str(save_tiny_base(folder / "base", architecture, sample_size=resolution // 8))
-    draw_pictures(folder / "pictures", resolution * 3 // 2)
+    make_pictures(folder / "pictures", resolution * 3 // 2)
     config = config_class(
         model={"base": base},
         data={"path": str(folder / "pictures"), "resolution": resolution},
@@ -152,13 +152,13 @@ def prepare(arguments: argparse.Namespace, architecture: str, folder: Path, fini
         train={"steps": 1, "batch_size": arguments.batch_size},
     )
     accelerator = Accelerator(mixed_precision="no", cpu=arguments.device == "cpu" or not torch.cuda.is_available())
-    memo = open_memo(config)
+    hash_cache = open_hash_cache(config)
     job = Job(config, model, accelerator, resolve_precision("auto", None, accelerator.device))
     found = find_base(config, model)
-    data = read_data(job, memo)
+    data = read_data(job, hash_cache)
     items = data.items
-    caches = open_caches(job, found, memo)
-    fill_caches(job, Inputs(config, found, data, caches, memo))
+    caches = open_caches(job, found, hash_cache)
+    fill_caches(job, Inputs(config, found, data, caches, hash_cache))
     return Bench(
         job=job,
         script=load_script(architecture),
@@ -179,7 +179,7 @@ def load_script(architecture: str) -> ModuleType:
     return script
 
 
-def draw_pictures(folder: Path, side: int) -> None:
+def make_pictures(folder: Path, side: int) -> None:
     """Square JPEG files with soft shapes and grain, so that they take about as long to decode as photographs do."""
     folder.mkdir()
     for number in range(PICTURES):
@@ -245,8 +245,8 @@ def run_pair(arguments: argparse.Namespace, bench: Bench, name: str) -> dict[str
         "variants": {"a": pair.a, "b": pair.b},
         "model": bench.model.NAME,
         "profile": arguments.profile,
-        "time": asdict(paired_timing.compare([done.a for done in kept], [done.b for done in kept])),
-        "cpu_time": asdict(paired_timing.compare([done.a_cpu for done in kept], [done.b_cpu for done in kept])),
+        "time": asdict(paired_timing.compare_timings([done.a for done in kept], [done.b for done in kept])),
+        "cpu_time": asdict(paired_timing.compare_timings([done.a_cpu for done in kept], [done.b_cpu for done in kept])),
         "seconds_per_step": {"a": median(done.a for done in kept), "b": median(done.b for done in kept)},
         "discarded": sum(done.status == "busy" for done in rounds),
         "parity": {
@@ -297,7 +297,7 @@ def code_state() -> dict[str, Any]:
     """The commit, whether tracked files differ from it, and the hash of the code that was timed."""
     sources = [*ROOT.glob("sushi_research/**/*.py"), *ROOT.glob("scripts/*.py")]
     with tempfile.TemporaryDirectory() as folder:
-        digest = folder_hash(sources, FileMemo(Path(folder) / "memo.json"))
+        digest = folder_hash(sources, HashCache(Path(folder) / "hashes.json"))
     return {"version": sushi_research.__version__, **provenance.git_state(), "hash": digest}
 
 

@@ -46,7 +46,7 @@ class Round:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class TimingComparison:
     """`ratio`: the median over rounds of A's time / B's; `low` to `high` is its 95 % interval.
 
     `p_value`: how often two equal variants would give rounds as one-sided as these, or more so.
@@ -133,7 +133,7 @@ def alternate(
     try:
         while kept < rounds and clock() < deadline:
             order = lot.choice(ORDERS)
-            began, waited_before = clock(), waited()
+            started, waited_before = clock(), waited()
             seconds, cpu, index = dict.fromkeys("AB", 0.0), dict.fromkeys("AB", 0.0), dict.fromkeys("AB", first)
             for name in order:
                 gc.collect()  # one variant does not pay for what the other left behind
@@ -145,7 +145,7 @@ def alternate(
                 synchronize()
                 seconds[name] += clock() - start
                 cpu[name] += cpu_clock() - cpu_start
-            waited_after, elapsed = waited(), clock() - began
+            waited_after, elapsed = waited(), clock() - started
             pressure = (
                 None if waited_before is None or waited_after is None else (waited_after - waited_before) / elapsed
             )
@@ -158,12 +158,12 @@ def alternate(
         gc.unfreeze()
 
 
-def compare(a: Sequence[float], b: Sequence[float]) -> Comparison:
+def compare_timings(a: Sequence[float], b: Sequence[float]) -> TimingComparison:
     """Compares the seconds of A and B in the rounds that were kept, paired by round: an odd number, at least MIN_ROUNDS."""
     assert len(a) == len(b) >= MIN_ROUNDS
     ratios = [one / other for one, other in zip(a, b, strict=True)]
     low, high = bootstrap_interval(ratios)
-    return Comparison(median(ratios), low, high, sign_test(ratios), len(ratios))
+    return TimingComparison(median(ratios), low, high, sign_test(ratios), len(ratios))
 
 
 def bootstrap_interval(ratios: Sequence[float], level: float = 0.95) -> tuple[float, float]:
@@ -185,7 +185,7 @@ def bootstrap_interval(ratios: Sequence[float], level: float = 0.95) -> tuple[fl
 
 
 def sign_test(ratios: Sequence[float]) -> float:
-    """The two-sided p-value of as many ratios on one side of 1 when both sides are equally likely; ties are left out.
+    """The two-sided p-value of as many ratios on one side of 1 when both sides are equally likely; ties are skipped.
 
     Equal to `scipy.stats.binomtest(above, above + below).pvalue`.
     """

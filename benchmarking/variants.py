@@ -25,7 +25,7 @@ from sushi_research.runs.job import Job
 from sushi_research.training import optim
 from sushi_research.training.loader import Batch, Loader
 from sushi_research.training.master_weights import MasterWeights
-from sushi_research.training.sampler import Draw, Sampler
+from sushi_research.training.sampler import Sampler, StepSample
 
 # A step takes its index, which decides its samples, and returns its loss (a tensor on the device).
 Step = Callable[[int], torch.Tensor]
@@ -94,8 +94,8 @@ def make_objective(bench: Bench) -> diffusion.Objective:
     )
 
 
-def with_masters(bench: Bench, unet: torch.nn.Module, batches: Callable[[int], Any]) -> Step:
-    """The step of the training script: fp32 masters, a working copy in the compute dtype."""
+def with_master_weights(bench: Bench, unet: torch.nn.Module, batches: Callable[[int], Any]) -> Step:
+    """The step of the training script: fp32 master weights, a working copy in the compute dtype."""
     config, objective, scaler = bench.config, make_objective(bench), bench.job.scaler
     master_weights = MasterWeights(adapter_parameters(unet), bench.job.compute_dtype)
     optimizer = optim.build_optimizer(config.optimizer.name, master_weights.parameters(), config.optimizer.lr, {})
@@ -141,7 +141,7 @@ def with_caches(bench: Bench, unet: torch.nn.Module) -> Step:
     # No noise is drawn ahead: both variants draw it within the step, and differ in the caches alone.
     loader = make_loader(bench, ahead=())
     bench.finish.callback(loader.close)
-    return with_masters(bench, unet, loader.step)
+    return with_master_weights(bench, unet, loader.step)
 
 
 def make_loader(bench: Bench, ahead: Sequence[str]) -> Loader:
@@ -158,20 +158,20 @@ def without_caches(bench: Bench, unet: torch.nn.Module) -> Step:
     text = bench.model.load_text(bench.base, bench.device)
 
     def batches(index: int) -> Iterator[Batch]:
-        for draws in bench.sampler.share(index, bench.config.train.batch_size, 0, 1):
-            yield encode_batch(bench, vae, text, draws)
+        for samples in bench.sampler.share(index, bench.config.train.batch_size, 0, 1):
+            yield encode_batch(bench, vae, text, samples)
 
-    return with_masters(bench, unet, batches)
+    return with_master_weights(bench, unet, batches)
 
 
 @torch.no_grad()
-def encode_batch(bench: Bench, vae: Any, text: Any, draws: Sequence[Draw]) -> Batch:
+def encode_batch(bench: Bench, vae: Any, text: Any, samples: Sequence[StepSample]) -> Batch:
     """The batch that the loader reads for these draws (without flips), encoded here and now.
 
     The pictures go through the VAE together; the caches encode each alone, which for more than one moves last bits.
     """
-    items = [bench.items[draw.index] for draw in draws]
-    pixels = [images.resize_and_crop(images.decode(item.sample.load()), item.placement, False) for item in items]
+    items = [bench.items[sample.index] for sample in samples]
+    pixels = [images.resize_and_crop(images.decode(item.sample.load()), item.geometry, False) for item in items]
     # In this memory layout the VAE gives the very bits that the caches hold; another layout moves the last ones.
     pictures = torch.stack([torch.tensor(picture).permute(2, 0, 1) for picture in pixels]).to(bench.device)
     posterior = vae.encode(pictures.to(vae.dtype) / 127.5 - 1.0).latent_dist
@@ -180,12 +180,12 @@ def encode_batch(bench: Bench, vae: Any, text: Any, draws: Sequence[Draw]) -> Ba
         mean=posterior.mean.half(),
         std=posterior.std.half(),
         text={name: torch.stack([row[name].half() for row in rows]) for name in rows[0]},
-        time_ids=conditioning.time_ids([i.placement.time_ids(False, "image") for i in items]).to(bench.device),
+        time_ids=conditioning.time_ids([i.geometry.time_ids(False, "image") for i in items]).to(bench.device),
         names=tuple(item.sample.name for item in items),
-        keys=tuple((draw.epoch, *item.identity) for draw, item in zip(draws, items, strict=True)),
+        keys=tuple((sample.epoch, *item.identity) for sample, item in zip(samples, items, strict=True)),
         seed=bench.sampler.seed,
         device=bench.device,
-        drawn={},
+        prefetched={},
     )
 
 
@@ -198,7 +198,7 @@ def in_memory(bench: Bench) -> Callable[[int], list[Batch]]:
 
 
 @dataclass(frozen=True)
-class Pair:
+class VariantPair:
     """Two variants, each with the words that stand for it in "A a step takes 1.5 times as long as B", and the precision."""
 
     a: str
@@ -209,18 +209,18 @@ class Pair:
 
 
 PAIRS = {
-    "caches": Pair("without caches", without_caches, "with them", with_caches),
-    "adapter": Pair(
+    "caches": VariantPair("without caches", without_caches, "with them", with_caches),
+    "adapter": VariantPair(
         "with fp32 adapters as peft makes them",
         lambda bench, unet: as_peft(bench, unet, in_memory(bench)),
-        "with fp32 masters and a bf16 working copy",
-        lambda bench, unet: with_masters(bench, unet, in_memory(bench)),
+        "with fp32 master weights and a bf16 working copy",
+        lambda bench, unet: with_master_weights(bench, unet, in_memory(bench)),
         precision="bf16",
     ),
-    "same": Pair(
+    "same": VariantPair(
         "in the first of two equal variants",
-        lambda bench, unet: with_masters(bench, unet, in_memory(bench)),
+        lambda bench, unet: with_master_weights(bench, unet, in_memory(bench)),
         "in the second",
-        lambda bench, unet: with_masters(bench, unet, in_memory(bench)),
+        lambda bench, unet: with_master_weights(bench, unet, in_memory(bench)),
     ),
 }

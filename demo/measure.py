@@ -1,4 +1,4 @@
-"""What an adapter learned and what it cost, in numbers: held-out loss, concept score, and what was kept of the base's world."""
+"""What an adapter learned and what it cost, in numbers: validation loss, concept score, and what was kept of the base's world."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Measured:
     concept: Score
     known: Score
     asked: list[Scene]
-    drawn: list[Image.Image]
+    images: list[Image.Image]
     readings: list[Reading]
 
 
@@ -59,17 +59,17 @@ def measure(base: Path, adapter: Path | None, concept: Concept, checker: Checker
     pipeline = load_pipeline(base, adapter)
     name = "base" if adapter is None else "adapter"
     asked, known = concept.unseen_scenes(CONCEPT_PROMPTS), known_scenes(KNOWN_PROMPTS)
-    drawn = paint(pipeline, [scene.caption for scene in asked], seed=seed, description=f"{name}: the concept")
+    images = paint(pipeline, [scene.caption for scene in asked], seed=seed, description=f"{name}: the concept")
     old = paint(pipeline, [scene.caption for scene in known], seed=seed, description=f"{name}: the rest")
     readings = [
-        checker.read(picture) for picture in progress(drawn + old, description="reading", unit="picture", leave=False)
+        checker.read(picture) for picture in progress(images + old, description="reading", unit="picture", leave=False)
     ]
     return Measured(
         loss=loss_on(pipeline, unseen_pictures(concept)),
         concept=score(readings[: len(asked)], asked),
         known=score(readings[len(asked) :], known),
         asked=asked,
-        drawn=drawn,
+        images=images,
         readings=readings[: len(asked)],
     )
 

@@ -54,7 +54,7 @@ def paint(
 
     `arguments` go to the pipeline: SDXL's `original_size` and `crops_coords_top_left`, say.
     """
-    drawn: list[Image.Image] = []
+    images: list[Image.Image] = []
     with progress(total=len(prompts), description=description, unit="picture", leave=False) as bar:
         for start in range(0, len(prompts), BATCH):
             batch = list(prompts[start : start + BATCH])
@@ -68,6 +68,6 @@ def paint(
                 generator=generators,
                 **arguments,
             )
-            drawn.extend(made.images)
+            images.extend(made.images)
             bar.update(len(batch))
-    return drawn
+    return images

@@ -68,7 +68,7 @@ def _cards(config: dict[str, Any], before: Measured, after: Measured, facts: dic
 def _drawn(after: Measured) -> list[Block]:
     """How many prompts were drawn right, and every picture with what the checker read where it was wrong."""
     pictures = []
-    for image, reading, scene in zip(after.drawn, after.readings, after.asked, strict=True):
+    for image, reading, scene in zip(after.images, after.readings, after.asked, strict=True):
         wrong = reading.scene != scene
         seen = f" (read as {reading.scene.caption if reading.scene else 'none of these'})" if wrong else ""
         pictures.append(Picture(image, scene.caption + seen, marked=wrong))

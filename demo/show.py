@@ -60,17 +60,17 @@ def progress_picture(run: Path, prompts: list[str]) -> Image.Image:
     steps = sorted(path for path in (run / "samples").iterdir() if path.is_dir())
     rows = []
     for number, prompt in enumerate(prompts):
-        drawn = [Image.open(next(step.glob(f"{number:02d}-seed*.png"))).convert("RGB") for step in steps]
+        images = [Image.open(next(step.glob(f"{number:02d}-seed*.png"))).convert("RGB") for step in steps]
         scene = Scene.from_caption(prompt)
-        real = draw(scene) if scene else Image.new("RGB", drawn[0].size, "white")
-        rows.append([*drawn, real])
+        real = draw(scene) if scene else Image.new("RGB", images[0].size, "white")
+        rows.append([*images, real])
     counts = [int(re.search(r"\d+$", step.name)[0]) for step in steps]
     labels = ["base", *[f"step {count}" for count in counts[1:-1]], f"final ({counts[-1]})", "real"]
     return plots.grid(rows, prompts, labels)
 
 
 def summary(run: Path, concept: Concept, before: Measured, after: Measured) -> dict[str, Any]:
-    """The table's numbers: shares in 0..1, losses, seconds by phase, bytes by file (of the training's own files)."""
+    """The table's numbers: shares in 0..1, losses, seconds by stage, bytes by file (of the training's own files)."""
     fall, error = after.loss.fall_from(before.loss)
     return {
         "concept": concept.name,
@@ -78,7 +78,7 @@ def summary(run: Path, concept: Concept, before: Measured, after: Measured) -> d
         "loss": {"before": before.loss.mean, "after": after.loss.mean, "fall": fall, "standard_error_of_fall": error},
         "concept_right": [_shares(before.concept), _shares(after.concept)],
         "known_right": [_shares(before.known), _shares(after.known)],
-        "seconds": json.loads((run / "phases.json").read_text()),
+        "seconds": json.loads((run / "stage_timings.json").read_text()),
         "files": {path.name: path.stat().st_size for path in sorted(run.glob("[!.]*")) if path.is_file()},
     }
 

@@ -1,11 +1,11 @@
-"""How much surer a comparison on the frozen pack is than one by plain validation: measured with two runs' adapters.
+"""How much surer a comparison on the validation set is than one by plain validation: measured with two runs' adapters.
 
     python -m demo.variance sdxl RUN_A RUN_B
 
-Plain validation takes, each time, a fresh timestep and fresh noise for each held-out image. The pack stratifies the timesteps, and
-shows every model the same draws. What is estimated, the images being what they are, is the loss of A, its difference from
-the base, and the difference between A and B; each way errs by its draws alone, and by how much is what the table says.
-"""
+Plain validation takes, each time, a fresh timestep and fresh noise for each held-out image. The validation set stratifies the
+timesteps, and shows every model the same draws. What is estimated, the images being what they are, is the loss of A, its
+difference from the base, and the difference between A and B; each way errs by its draws alone, and by how much is what the table
+says."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from pydantic import ValidationError
 
 from sushi_research import models
 from sushi_research.adapters import loading
-from sushi_research.caches.caches import open_caches, open_memo
+from sushi_research.caches.caches import open_caches, open_hash_cache
 from sushi_research.caches.inputs import Inputs, fill_caches
-from sushi_research.config.other_scripts import judging
+from sushi_research.config.other_scripts import evaluation_config
 from sushi_research.config.yaml12 import read_yaml
 from sushi_research.data.training_data import read_data
 from sushi_research.errors import UserError, first_line
@@ -28,10 +28,10 @@ from sushi_research.evaluation import validation_set
 from sushi_research.models.loading import find_base
 from sushi_research.progress import progress
 from sushi_research.training import identity_facts
-from sushi_research.training.run import start
+from sushi_research.training.run import start_job
 
-# Draws of the pack, and how many packs with other draws; as many unstratified draws in all.
-DRAWS, PACKS = 8, 8
+# Draws of the validation set, and how many validation sets with other draws; as many unstratified draws in all.
+NOISE_SAMPLES, SETS = 8, 8
 
 
 def loss_tables(architecture: str, runs: list[Path]) -> tuple[np.ndarray, np.ndarray]:
@@ -42,33 +42,34 @@ def loss_tables(architecture: str, runs: list[Path]) -> tuple[np.ndarray, np.nda
 
     model = models.load(architecture)
     try:
-        config = judging(models.ARCHITECTURES[architecture].config_class()).model_validate(
+        config = evaluation_config(models.ARCHITECTURES[architecture].config_class()).model_validate(
             read_yaml(runs[0] / "config.yaml")
         )
     except ValidationError as error:
         raise UserError(f"{runs[0]} is no {architecture} run of this version ({first_line(error)}).") from None
-    job = start(config, model)
-    memo = open_memo(config)
+    job = start_job(config, model)
+    hash_cache = open_hash_cache(config)
     base = find_base(config, model)
-    data = read_data(job, memo)
+    data = read_data(job, hash_cache)
     if not data.held_out:
         raise UserError(f"{runs[0]} holds no images out: give runs with evaluation.held_out or evaluation.path.")
-    caches = open_caches(job, base, memo)
-    inputs = Inputs(config, base, data, caches, memo)
-    pack = identity_facts.make_pack(job, inputs, identity_facts.hashes_of(job, inputs)["base_model"]["unet"])
-    assert pack is not None
+    caches = open_caches(job, base, hash_cache)
+    inputs = Inputs(config, base, data, caches, hash_cache)
+    val_set = identity_facts.validation_set_of(job, inputs, identity_facts.hashes_of(job, inputs)["base_model"]["unet"])
+    assert val_set is not None
     fill_caches(job, inputs)
     text = model.load_text(base, job.device)
     pipeline = loading.load_pipeline(base, model, text, job.compute_dtype, job.device)
     names = [name for name, _ in loading.load_adapters(pipeline, [str(run / "adapter.safetensors") for run in runs])]
 
-    def losses(kind: str, draws: int, repeats: int) -> np.ndarray:
-        """[N, repeats, draws]: each repeat is a pack with draws of its own, which come from the name that it gives the image."""
-        work = [(index, repeat) for index in range(len(pack.items)) for repeat in range(repeats)]
+    def losses(kind: str, noise_samples: int, repeats: int) -> np.ndarray:
+        """[N, repeats, draws]: each repeat is a validation set with draws of its own, which come from the name that it gives the
+        image."""
+        work = [(index, repeat) for index in range(len(val_set.items)) for repeat in range(repeats)]
         shown = validation_set.predictions(
-            [f"{pack.names[index]} {kind} {repeat}" for index, repeat in work],
-            draws,
-            lambda place: validation_set.example(pack, work[place][0], model, caches, caches.text),
+            [f"{val_set.names[index]} {kind} {repeat}" for index, repeat in work],
+            noise_samples,
+            lambda place: validation_set.example(val_set, work[place][0], model, caches, caches.text),
             model,
             pipeline.unet,
             base.prediction,
@@ -77,10 +78,10 @@ def loss_tables(architecture: str, runs: list[Path]) -> tuple[np.ndarray, np.nda
             world=1,
             what=kind,
         )
-        found = torch.zeros(len(work), draws)
+        found = torch.zeros(len(work), noise_samples)
         for place, part, predicted, goal in shown:
             found[place, part] = diffusion.mse_per_sample(predicted, goal).cpu()
-        return found.reshape(len(pack.items), repeats, draws).double().numpy()
+        return found.reshape(len(val_set.items), repeats, noise_samples).double().numpy()
 
     unstratified, stratified = [], []
     for name in progress([None, *names], description="models", unit="model"):
@@ -89,9 +90,11 @@ def loss_tables(architecture: str, runs: list[Path]) -> tuple[np.ndarray, np.nda
         else:
             pipeline.enable_lora()
             pipeline.set_adapters([name])
-        # One draw in a pack of one stratum is a timestep drawn from the whole schedule.
-        unstratified.append(losses("unstratified", 1, PACKS * DRAWS).reshape(len(pack.items), PACKS, DRAWS))
-        stratified.append(losses("stratified", DRAWS, PACKS))
+        # One draw in a validation set of one stratum is a timestep drawn from the whole schedule.
+        unstratified.append(
+            losses("unstratified", 1, SETS * NOISE_SAMPLES).reshape(len(val_set.items), SETS, NOISE_SAMPLES)
+        )
+        stratified.append(losses("stratified", NOISE_SAMPLES, SETS))
     return np.stack(unstratified), np.stack(stratified)
 
 
@@ -100,7 +103,7 @@ def variance(values: np.ndarray) -> float:
     return float(values.var(axis=1, ddof=1).sum() / len(values) ** 2)
 
 
-def compare(unstratified: np.ndarray, stratified: np.ndarray) -> list[dict[str, Any]]:
+def variance_rows(unstratified: np.ndarray, stratified: np.ndarray) -> list[dict[str, Any]]:
     """A row for each way of validating: UNet passes per image, and the variance of each of the three quantities.
 
     The tables are those of `loss_tables`, for the base and two runs.
@@ -118,10 +121,10 @@ def compare(unstratified: np.ndarray, stratified: np.ndarray) -> list[dict[str, 
 
     return [
         row("plain: one fresh timestep and noise", 1, single, False),
-        row("plain, more draws", DRAWS, several, False),
-        row("stratified timesteps, fresh noise", DRAWS, strata, False),
-        row("shared draws, not stratified", DRAWS, several, True),
-        row("the pack: shared and stratified", DRAWS, strata, True),
+        row("plain, more draws", NOISE_SAMPLES, several, False),
+        row("stratified timesteps, fresh noise", NOISE_SAMPLES, strata, False),
+        row("shared draws, not stratified", NOISE_SAMPLES, several, True),
+        row("the validation set: shared and stratified", NOISE_SAMPLES, strata, True),
     ]
 
 
@@ -161,7 +164,7 @@ def main(arguments: list[str]) -> int:
         f"{tables[0].shape[1]} images; A - B is {difference:+.2g}. Standard error by the draws alone (variance against"
     )
     print("plain validation at equal cost):\n")
-    print(describe(compare(*tables)))
+    print(describe(variance_rows(*tables)))
     return 0
 
 

@@ -32,7 +32,7 @@ def read(arguments: list[str]) -> TrainingConfig:
 if __name__ == "__main__":
     CONFIG = read(sys.argv[1:])
 
-from sushi_research.caches.caches import open_caches, open_memo
+from sushi_research.caches.caches import open_caches, open_hash_cache
 from sushi_research.caches.inputs import Inputs, fill_caches
 from sushi_research.data.training_data import read_data
 from sushi_research.models.loading import find_base
@@ -42,12 +42,12 @@ from sushi_research.training import run
 def main(config: TrainingConfig) -> int:
     """Encodes what is missing for `config`; returns 0."""
     model = models.load(models.name_of(config))
-    job = run.start(config, model)
-    memo = open_memo(config)
+    job = run.start_job(config, model)
+    hash_cache = open_hash_cache(config)
     base = find_base(config, model)
-    data = read_data(job, memo)
-    caches = open_caches(job, base, memo)
-    inputs = Inputs(config, base, data, caches, memo)
+    data = read_data(job, hash_cache)
+    caches = open_caches(job, base, hash_cache)
+    inputs = Inputs(config, base, data, caches, hash_cache)
     images_missing, captions_missing = len(caches.missing_latents(data)), len(caches.missing_captions(inputs.captions))
     job.accelerator.print(f"{images_missing} image entries and {captions_missing} captions to encode")
     if config.dry_run:

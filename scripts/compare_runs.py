@@ -92,10 +92,10 @@ def main(arguments: argparse.Namespace) -> int:
     comparison.problems[:0] = problems
     title = arguments.title or f"Comparison of {len(records)} run{'s' if len(records) > 1 else ''}"
     known = len(comparison.problems)
-    drawn = draw(comparison, output)
+    pictures = write_plots(comparison, output)
     for problem in comparison.problems[known:]:
         print(f"warning: {problem}", file=sys.stderr)
-    blocks = page_content.blocks(comparison, title, drawn)
+    blocks = page_content.blocks(comparison, title, pictures)
     write_atomic(output / "comparison.md", page.to_markdown(blocks).encode())
     write_atomic(output / "comparison.html", page.to_html(blocks).encode())
     write_json(output / "comparison.json", page_content.numbers(comparison))
@@ -117,30 +117,30 @@ def folders_of(arguments: argparse.Namespace) -> tuple[list[Path], list[str]]:
     return list(found.values()), problems
 
 
-def draw(comparison: Comparison, output: Path) -> dict[str, Path]:
+def write_plots(comparison: Comparison, output: Path) -> dict[str, Path]:
     """Draws what there is to draw; the pictures' paths by name."""
-    paths = {name: output / f"{name}.png" for name in ("curves", "differences", "matrix", "bands", "samples")}
+    paths = {name: output / f"{name}.png" for name in ("curves", "differences", "matrix", "timestep_bins", "samples")}
     for path in paths.values():
         path.unlink(missing_ok=True)
     there = {
-        "curves": plots.curves(comparison, paths["curves"]),
+        "curves": plots.validation_curves(comparison, paths["curves"]),
         "differences": plots.differences(comparison.samples, paths["differences"], "at equal samples seen"),
         "matrix": len(comparison.variants) > 3 and plots.matrix(comparison, paths["matrix"]),
-        "bands": plots.bands(comparison, paths["bands"]),
+        "timestep_bins": plots.timestep_bins(comparison, paths["timestep_bins"]),
         "samples": plots.samples(comparison, paths["samples"]),
     }
     return {name: path for name, path in paths.items() if there[name]}
 
 
 def say(comparison: Comparison, output: Path) -> None:
-    """The verdicts and the paths, for the terminal."""
-    told = [pair for pair in comparison.samples if pair.outcome is not None]
-    for pair in told[:10]:
+    """The test results and the paths, for the terminal."""
+    tested = [pair for pair in comparison.samples if pair.outcome is not None]
+    for pair in tested[:10]:
         print(page_content.sentence(pair))
-    if len(told) > 10:
-        print(f"... and {len(told) - 10} more pairs, on the page")
-    if not told:
-        print("no verdict: the page says why")
+    if len(tested) > 10:
+        print(f"... and {len(tested) - 10} more pairs, on the page")
+    if not tested:
+        print("no test result: the page says why")
     for warning in comparison.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     print(f"  page      {output / 'comparison.html'} (open it in a browser)\n  markdown  {output / 'comparison.md'}")

@@ -1,11 +1,11 @@
-"""Evaluates adapter files, of any trainer, and their base, on the held-out pack that a training is evaluated on.
+"""Evaluates adapter files, of any trainer, and their base, on the validation set that a training is evaluated on.
 
     python scripts/evaluate.py sdxl --config runs/NAME/config.yaml --adapters '[other.safetensors]'
     python scripts/evaluate.py sdxl --config configs/sdxl_lora.yaml --data.path held_out --adapters '[a.safetensors]'
 
 It takes the options of the training script of that architecture, and three of its own. Where they hold nothing out, all images
-of `data.path` are the pack. Per adapter and strength: the loss on every image and draw, its difference from the base, the drift,
-and pictures on the sample prompts. scripts/compare_runs.py reads the folders that it writes, beside those of runs.
+of `data.path` are the validation set. Per adapter and LoRA scale: the loss on every image and draw, its difference from the base,
+the drift, and pictures on the sample prompts. scripts/compare_runs.py reads the folders that it writes, next to those of runs.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ import sys
 
 from sushi_research import models
 from sushi_research.config.command_line import read_architecture, run_main
-from sushi_research.config.other_scripts import Judged, judging
+from sushi_research.config.other_scripts import AdapterEvaluation, evaluation_config
 
 INTRO = """\
 This evaluates adapter files on held-out images. To begin:
-  beside a run:     python scripts/evaluate.py sdxl --config runs/NAME/config.yaml --adapters '[other.safetensors]'
+  next to a run:    python scripts/evaluate.py sdxl --config runs/NAME/config.yaml --adapters '[other.safetensors]'
   by themselves:    python scripts/evaluate.py sdxl --config configs/sdxl_lora.yaml --data.path FOLDER --adapters '[a.safetensors]'
-  every strength:   ... --strengths '[0.25, 0.5, 0.75, 1.0, 1.25]'
+  every LoRA scale: ... --lora_scales '[0.25, 0.5, 0.75, 1.0, 1.25]'
   every option:     python scripts/evaluate.py sdxl --help"""
 
 
-def read(arguments: list[str]) -> Judged:
+def read(arguments: list[str]) -> AdapterEvaluation:
     """The config of the command line, whose first word is the architecture."""
-    classes = {name: judging(kind) for name, kind in models.config_classes().items()}
+    classes = {name: evaluation_config(kind) for name, kind in models.config_classes().items()}
     return read_architecture(classes, arguments, script="scripts/evaluate.py", intro=INTRO, example="sdxl")
 
 
@@ -41,33 +41,35 @@ from typing import Any
 import torch
 
 from sushi_research.adapters.loading import adapts_text, load_adapters, load_pipeline
-from sushi_research.caches.caches import Caches, open_caches, open_memo
+from sushi_research.caches.caches import Caches, open_caches, open_hash_cache
 from sushi_research.caches.inputs import Inputs, fill_caches
 from sushi_research.data.training_data import Data, read_data
 from sushi_research.evaluation import adapter_files, validation_set
-from sushi_research.fingerprints import FileMemo
+from sushi_research.fingerprints import HashCache
 from sushi_research.models.loading import find_base
 from sushi_research.runs.job import Job
 from sushi_research.sampling import sample_grids
 from sushi_research.training import evaluating, identity_facts, run
 
 
-def main(config: Judged) -> int:
+def main(config: AdapterEvaluation) -> int:
     """Evaluates what `config` names; returns 0."""
     model = models.load(models.name_of(config))
-    job = run.start(config, model)
+    job = run.start_job(config, model)
     accelerator = job.accelerator
-    names = adapter_files.folder_names(config.adapters, config.strengths)
-    memo = open_memo(config)
+    names = adapter_files.folder_names(config.adapters, config.lora_scales)
+    hash_cache = open_hash_cache(config)
     base = find_base(config, model)
-    data = held_out_data(job, memo)
-    caches = open_caches(job, base, memo)
-    inputs = Inputs(config, base, data, caches, memo)
+    data = held_out_data(job, hash_cache)
+    caches = open_caches(job, base, hash_cache)
+    inputs = Inputs(config, base, data, caches, hash_cache)
     hashes = identity_facts.hashes_of(job, inputs)
     base_hash = hashes["base_model"]["unet"]
-    pack = identity_facts.make_pack(job, inputs, base_hash)
-    entry = identity_facts.provenance_of(job, inputs, hashes, pack, None)
-    accelerator.print(f"{len(pack.items)} held-out images x {pack.draws} draws: pack {pack.hash}")
+    val_set = identity_facts.validation_set_of(job, inputs, base_hash)
+    entry = identity_facts.provenance_of(job, inputs, hashes, val_set, None)
+    accelerator.print(
+        f"{len(val_set.items)} held-out images x {val_set.noise_samples} noise samples: validation set {val_set.hash}"
+    )
     if config.dry_run:
         return 0
     fill_caches(job, inputs)
@@ -77,20 +79,20 @@ def main(config: Judged) -> int:
     measure = evaluating.open_drift(job, inputs, base_hash, unet)
 
     share = job.sharing()
-    base_loss = validation_set.losses(pack, model, unet, caches, base.prediction, **share)
+    base_loss = validation_set.losses(val_set, model, unet, caches, base.prediction, **share)
     if measure:
         measure.remember_base(unet)
     results: list[adapter_files.Result] = []
 
-    def settle(name: str, strength: float, encoded: Any, facts: dict[str, Any] | None) -> None:
+    def settle(name: str, lora_scale: float, encoded: Any, facts: dict[str, Any] | None) -> None:
         """Measures the UNet as it stands, draws from it, and writes one folder; `encoded` encodes a caption, None = the cache."""
-        loss = validation_set.losses(pack, model, unet, caches, base.prediction, text=encoded, **share)
+        loss = validation_set.losses(val_set, model, unet, caches, base.prediction, text=encoded, **share)
         moved = measure.measure(unet, encoded) if measure else None
         if accelerator.is_main_process:
             rows = sample_grids.rows_of(config, inputs.prompts)
-            drawn = sample_grids.draw_from(job, inputs, unet, encoded) if config.sample.enabled else []
-            result = adapter_files.Result(name, strength, loss, base_loss, moved, rows, drawn)
-            adapter_files.write(Path(config.output), result, pack, measure, entry | {"adapter": facts})
+            images = sample_grids.generate_images(job, inputs, unet, encoded) if config.sample.enabled else []
+            result = adapter_files.Result(name, lora_scale, loss, base_loss, moved, rows, images)
+            adapter_files.write(Path(config.output), result, val_set, measure, entry | {"adapter": facts})
             results.append(result)
         accelerator.wait_for_everyone()
 
@@ -98,20 +100,20 @@ def main(config: Judged) -> int:
     for number, path in enumerate(config.adapters):
         [(adapter, _)] = load_adapters(pipeline, [path])
         changes_text = adapts_text(path)
-        for strength in config.strengths:
-            pipeline.set_adapters([adapter], [strength])
+        for lora_scale in config.lora_scales:
+            pipeline.set_adapters([adapter], [lora_scale])
             encoded = encoder(model, text, caches) if changes_text else None
-            facts = adapter_files.adapter_facts(Path(path), strength, changes_text)
-            settle(names[number, strength], strength, encoded, facts)
+            facts = adapter_files.adapter_facts(Path(path), lora_scale, changes_text)
+            settle(names[number, lora_scale], lora_scale, encoded, facts)
         pipeline.unload_lora_weights()
     if accelerator.is_main_process:
-        print(adapter_files.finish(Path(config.output), results, pack))
+        print(adapter_files.finish(Path(config.output), results, val_set))
     return 0
 
 
-def held_out_data(job: Job, memo: FileMemo) -> Data:
+def held_out_data(job: Job, hash_cache: HashCache) -> Data:
     """The data as a training would read it; where that holds nothing out, all of it is held out."""
-    data = read_data(job, memo)
+    data = read_data(job, hash_cache)
     if data.held_out:
         return data
     distinct = {(item.sample.image_hash, item.sample.caption): item for item in data.items}

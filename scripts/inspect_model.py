@@ -29,7 +29,7 @@ def main(config: argparse.Namespace) -> int:
     """Prints what `config.model` is, line by line as it is found out; returns 0."""
     # diffusers imports it, and it tells of a kernel that is not used here.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    path, _ = hub.find_base(config.model, None, "the model")
+    path, _ = hub.locate_base(config.model, None, "the model")
     for title, text in inspection.describe(path, config.model):
         lines = textwrap.wrap(text, 120 - WIDTH, break_on_hyphens=False) or [""]
         print(f"{title:<{WIDTH}}" + f"\n{'':<{WIDTH}}".join(lines), flush=True)

@@ -53,7 +53,7 @@ def main(experiment: Experiment) -> int:
         for number, (run, state) in enumerate(todo, 1):
             left = f", about {minutes(sum(spent) / len(spent) * (len(todo) - number + 1))} left" if spent else ""
             print(f"\n--- run {number} of {len(todo)}: {run.name} ({state}){left} ---", flush=True)
-            began = time.monotonic()
+            started = time.monotonic()
             status = interruption.run(launch(experiment, run), {"WANDB_RUN_GROUP": Path(experiment.folder).name})
             if interruption.signal:
                 print(f"stopped in {run.name}; the same command again continues from here", flush=True)
@@ -64,9 +64,9 @@ def main(experiment: Experiment) -> int:
                     f"{run.name} failed (exit status {status}); going on with the others", file=sys.stderr, flush=True
                 )
             else:
-                spent.append(time.monotonic() - began)
+                spent.append(time.monotonic() - started)
     done = [run for run in planned if run.name not in failed]
-    status = compare(experiment, done) if done else 1
+    status = write_comparison(experiment, done) if done else 1
     if failed:
         print(
             f"error: {len(failed)} of {len(planned)} runs failed: {', '.join(failed)}; see above why", file=sys.stderr
@@ -82,7 +82,7 @@ def launch(experiment: Experiment, run: Planned) -> list[str]:
     return [*program, "launch", *experiment.launch, str(ROOT / experiment.script), *run.arguments]
 
 
-def compare(experiment: Experiment, runs: Sequence[Planned]) -> int:
+def write_comparison(experiment: Experiment, runs: Sequence[Planned]) -> int:
     """Writes the comparison page of the runs; returns the status of the script that does it."""
     command = [sys.executable, str(ROOT / "scripts/compare_runs.py"), *(str(run.folder) for run in runs)]
     command += ["--output", f"{experiment.folder}/comparison", "--title", experiment.title]

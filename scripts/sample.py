@@ -1,9 +1,9 @@
-"""Draws one grid from a base and adapters at several strengths: what did the adapter change, and how strong should it be?
+"""Draws one grid from a base and adapters at several LoRA scales: what did the adapter change, and how strong should it be?
 
     python scripts/sample.py --base stabilityai/stable-diffusion-xl-base-1.0 --variant fp16 \\
-        --adapters '[runs/mine/adapter.safetensors]' --strengths '[0.5, 0.8, 1.0]' --prompts '[a photo of sks dog]'
+        --adapters '[runs/mine/adapter.safetensors]' --lora_scales '[0.5, 0.8, 1.0]' --prompts '[a photo of sks dog]'
 
-Rows are prompts and seeds; columns are the base, then each adapter alone at each strength. The same seed starts from the same
+Rows are prompts and seeds; columns are the base, then each adapter alone at each LoRA scale. The same seed starts from the same
 noise in every column.
 """
 
@@ -11,17 +11,17 @@ from __future__ import annotations
 
 from sushi_research import models
 from sushi_research.config.command_line import read_command_line, run_main
-from sushi_research.config.other_scripts import DrawingConfig
+from sushi_research.config.other_scripts import SamplingConfig
 
 INTRO = """\
 This draws a grid of pictures from a base and adapters. To begin:
   the base alone:   python scripts/sample.py --base BASE --prompts '[a cat]'
   with an adapter:  python scripts/sample.py --base BASE --prompts '[a cat]' --adapters '[runs/NAME/adapter.safetensors]'
-  its strength:     ... --strengths '[0.25, 0.5, 0.75, 1.0]' --seeds '[0, 1]'
+  its LoRA scale:   ... --lora_scales '[0.25, 0.5, 0.75, 1.0]' --seeds '[0, 1]'
   every option:     python scripts/sample.py --help"""
 
 if __name__ == "__main__":
-    CONFIG = read_command_line(DrawingConfig, script="scripts/sample.py", intro=INTRO)
+    CONFIG = read_command_line(SamplingConfig, script="scripts/sample.py", intro=INTRO)
 
 import os
 from pathlib import Path
@@ -40,7 +40,7 @@ from sushi_research.sampling.pipeline import decode, embeddings, unconditional
 from sushi_research.training import run
 
 
-def main(config: DrawingConfig) -> int:
+def main(config: SamplingConfig) -> int:
     """Draws the grid that `config` describes; returns 0."""
     run.quiet_libraries()
     output = Path(config.output)
@@ -65,24 +65,26 @@ def main(config: DrawingConfig) -> int:
     names = load_adapters(pipeline, config.adapters)
 
     columns = [("base", None, 0.0)]
-    columns += [(f"{label} {strength:g}", name, strength) for name, label in names for strength in config.strengths]
+    columns += [
+        (f"{label} {lora_scale:g}", name, lora_scale) for name, label in names for lora_scale in config.lora_scales
+    ]
     rows = [(prompt, seed) for prompt in config.prompts for seed in config.seeds]
     latents = []
-    bar = progress(total=len(rows) * len(columns), description="drawing", unit="picture")
-    for _, name, strength in columns:
+    bar = progress(total=len(rows) * len(columns), description="generating images", unit="picture")
+    for _, name, lora_scale in columns:
         if name is not None:
             pipeline.enable_lora()
-            pipeline.set_adapters([name], [strength])
+            pipeline.set_adapters([name], [lora_scale])
         elif names:
             pipeline.disable_lora()
-        # In each column anew: an adapter of another trainer may change the text encoders. And not by the pipeline, whose
+        # In each column again: an adapter of another trainer may change the text encoders. And not by the pipeline, whose
         # clip_skip does not work with transformers 5.
         negative, _ = model.encode_caption(text, config.negative_prompt, **settings)
         if not config.negative_prompt:
             negative = unconditional(negative, base.force_zeros)
         prompts = {prompt: model.encode_caption(text, prompt, **settings)[0] for prompt in config.prompts}
         for prompt, seed in rows:
-            drawn = pipeline(
+            generated = pipeline(
                 **embeddings(prompts[prompt], negative, pipeline.unet),
                 generator=torch.Generator("cpu").manual_seed(seed),
                 num_inference_steps=config.steps,
@@ -91,14 +93,14 @@ def main(config: DrawingConfig) -> int:
                 height=config.height,
                 output_type="latent",
             )
-            latents.append(drawn.images)
+            latents.append(generated.images)
             bar.update()
     bar.close()
     del pipeline
 
     vae = loading.load_vae(base, loading.vae_dtype(base, device), device)
-    drawn = decode(vae, latents, model.SCALING_FACTOR)
-    cells = [drawn[row :: len(rows)] for row in range(len(rows))]
+    generated = decode(vae, latents, model.SCALING_FACTOR)
+    cells = [generated[row :: len(rows)] for row in range(len(rows))]
     for row, cell_row in enumerate(cells):
         for column, picture in enumerate(cell_row):
             picture.save(singles / f"{row:02d}-{column:02d}.png")
@@ -109,7 +111,7 @@ def main(config: DrawingConfig) -> int:
 
 
 def make_folders(output: Path) -> Path:
-    """Makes the folder of the single pictures, beside the grid, and returns it; UserError where that cannot be."""
+    """Makes the folder of the single pictures, next to the grid, and returns it; UserError where that cannot be."""
     if output.suffix.lower() not in (".png", ".jpg", ".webp"):
         raise UserError(f"output is {output}: give a file that ends in .png, .jpg or .webp.")
     singles = output.with_suffix("")
@@ -120,7 +122,7 @@ def make_folders(output: Path) -> Path:
     return singles
 
 
-def text_settings(config: DrawingConfig, model: ModuleType) -> dict[str, int]:
+def text_settings(config: SamplingConfig, model: ModuleType) -> dict[str, int]:
     """How a prompt is encoded; UserError where the base has no such choice."""
     if "clip_skip" in model.TEXT_SETTINGS:
         return {"clip_skip": config.clip_skip}

@@ -31,12 +31,12 @@ import torch
 
 from sushi_research import diffusion
 from sushi_research.adapters import lora
-from sushi_research.caches.caches import open_caches, open_memo
+from sushi_research.caches.caches import open_caches, open_hash_cache
 from sushi_research.caches.inputs import Inputs, fill_caches
 from sushi_research.data.training_data import read_data
 from sushi_research.models import loading
 from sushi_research.models.loading import find_base
-from sushi_research.progress import Phases, progress
+from sushi_research.progress import StageTimings, progress
 from sushi_research.runs import tracking
 from sushi_research.runs.job import Job
 from sushi_research.sampling import sample_grids
@@ -71,13 +71,13 @@ def training_step(
     weights = diffusion.min_snr_weight(timesteps, objective.abar, objective.snr_gamma, objective.prediction_type)
     loss = (losses * weights).sum() / job.global_batch_size  # this micro-batch's part of the step's mean over G samples
     job.scaler.scale(loss).backward()
-    metrics.add(loss, losses, diffusion.timestep_quarter(timesteps))
+    metrics.add(loss, losses, diffusion.timestep_bin(timesteps))
 
 
 def main(config: SDXLTraining) -> int:
     """Runs the training that `config` describes; returns the exit status: 0, or 128 + the signal that stopped it."""
     # --- shared: main ---
-    job = run.start(config, model)
+    job = run.start_job(config, model)
     with run.open_run(job) as job:
         try:
             return train(job)
@@ -91,28 +91,28 @@ def main(config: SDXLTraining) -> int:
 def train(job: Job) -> int:
     """The order of events; `job.run` is None for a dry run, which ends after the plan."""
     # --- shared: base, data, plan ---
-    config, stop, phases = job.config, StopRequest(), Phases("planning")
-    memo = open_memo(config)
+    config, stop, timings = job.config, StopRequest(), StageTimings("planning")
+    hash_cache = open_hash_cache(config)
     base = find_base(config, model)
-    data = read_data(job, memo)
-    caches = open_caches(job, base, memo)
-    inputs = Inputs(config, base, data, caches, memo)
+    data = read_data(job, hash_cache)
+    caches = open_caches(job, base, hash_cache)
+    inputs = Inputs(config, base, data, caches, hash_cache)
     plan = make_plan(job, inputs)
     if config.dry_run:
         return 0
     # --- end shared ---
 
     # --- shared: begin or continue, fill the caches ---
-    run_state = resume.begin(job, inputs, plan)
+    run_state = resume.start_or_resume(job, inputs, plan)
     if run_state.nothing_to_do:
         return 0
-    phases.enter("caching")
+    timings.enter("caching")
     fill_caches(job, inputs)
     # --- end shared ---
 
     # --- shared: the adapter on the frozen UNet ---
     # Weights and activations in the compute dtype; the adapter's master weights, the sum of its gradients and the loss in fp32.
-    phases.enter("loading")
+    timings.enter("loading")
     unet = loading.load_unet(base, job.compute_dtype, job.device, config.train.attention)
     lora.attach(
         unet,
@@ -173,22 +173,22 @@ def train(job: Job) -> int:
             # What is due before the next step. What is on record already is skipped, so a resumed run makes up for what is missing.
             last = step == plan.steps
             if step > run_state.step and (last or stopping or is_due(step, config.checkpoint.every)):
-                phases.enter("saving")
+                timings.enter("saving")
                 state.save(job, run_state, plan, step)
             if last:
-                phases.enter("saving")
+                timings.enter("saving")
                 run.write_adapter(job, inputs, plan, run_state, state, unet)
             if evaluator and (last or not stopping):
-                phases.enter("evaluating")
+                timings.enter("evaluating")
                 evaluating.evaluate(job, evaluator, unet, step, plan.steps, log)
             if last or (not stopping and (step == 0 or is_due(step, config.sample.every))):
-                phases.enter("drawing")
-                sample_grids.draw(job, inputs, unet, step)
+                timings.enter("sampling")
+                sample_grids.generate(job, inputs, unet, step)
             if last or stopping:
                 break
 
             # One optimizer step: the gradients of G samples, clipped, applied.
-            phases.enter("training")
+            timings.enter("training")
             metrics.start()
             for batch in loader.step(step):
                 if objective.dropout:  # the one thing that torch draws itself
@@ -218,7 +218,7 @@ def train(job: Job) -> int:
     if step < plan.steps:
         job.accelerator.print(f"stopped at step {step} of {plan.steps}; the same command again continues from here")
         return stop.exit_status
-    run.finish(job, log, step, phases)
+    run.finish(job, log, step, timings)
     # --- end shared ---
     return 0
 

@@ -118,6 +118,6 @@ def mse_per_sample(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tens
     return (prediction.float() - target.float()).square().flatten(1).mean(1)
 
 
-def timestep_quarter(timesteps: torch.Tensor) -> torch.Tensor:
+def timestep_bin(timesteps: torch.Tensor) -> torch.Tensor:
     """Which quarter of the schedule a timestep lies in, [B] int64: 0 (least noise) to 3 (most)."""
     return timesteps * 4 // NUM_TIMESTEPS

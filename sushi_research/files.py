@@ -81,7 +81,7 @@ def fsync_folder(folder: Path) -> None:
 
 
 def hidden_name(path: Path) -> Path:
-    """A new hidden name beside `path`, on the same file system: `.<name>.<8 random hex digits>.tmp`."""
+    """A new hidden name next to `path`, on the same file system: `.<name>.<8 random hex digits>.tmp`."""
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
 
 

@@ -13,8 +13,8 @@ from typing import Any
 from sushi_research.errors import UserError
 from sushi_research.files import write_atomic
 
-# Raise it when what is noted changes, or what `images.decode` accepts: a memo of another version is not read.
-MEMO_VERSION = 2
+# Raise it when what is noted changes, or what `images.decode` accepts: a hash cache of another version is not read.
+HASH_CACHE_VERSION = 2
 # A file written this shortly before it was read could be written again without its modification time moving on
 # (FAT keeps two seconds, ext4 some milliseconds). git knows the same trap as "racy" index entries.
 RACY_NS = 2_000_000_000
@@ -41,10 +41,10 @@ def file_state(path: Path) -> FileState:
     return FileState(size=status.st_size, mtime_ns=status.st_mtime_ns, seen_ns=seen_ns)
 
 
-class FileMemo:
+class HashCache:
     """Facts about files in one JSON file, believed only while a file's size and modification time stay equal.
 
-    A damaged memo, or one of another version, is started afresh: all that it holds can be found out again.
+    A damaged hash cache, or one of another version, is started afresh: all that it holds can be found out again.
     """
 
     def __init__(self, path: Path) -> None:
@@ -53,7 +53,7 @@ class FileMemo:
         self.load()
 
     def load(self) -> None:
-        """Read the memo file, which another process may have written since; what it does not hold is kept."""
+        """Read the hash cache file, which another process may have written since; what it does not hold is kept."""
         try:
             stored = json.loads(self.path.read_bytes())
         except (OSError, ValueError):
@@ -86,8 +86,8 @@ class FileMemo:
             self._entries[key] = {"size": state.size, "mtime_ns": state.mtime_ns, "facts": dict(facts)}
 
     def save(self) -> None:
-        """Write the memo, whole or not at all; where nothing can be written, later runs look again."""
-        content = json.dumps({"version": MEMO_VERSION, "files": self._entries})
+        """Write the hash cache, whole or not at all; where nothing can be written, later runs look again."""
+        content = json.dumps({"version": HASH_CACHE_VERSION, "files": self._entries})
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(self.path, content.encode())
@@ -96,10 +96,10 @@ class FileMemo:
 
 
 def _is_sound(stored: Any) -> bool:
-    """Whether the contents of a memo file have the form that this version writes."""
+    """Whether the contents of a hash cache file have the form that this version writes."""
     return (
         isinstance(stored, dict)
-        and stored.get("version") == MEMO_VERSION
+        and stored.get("version") == HASH_CACHE_VERSION
         and isinstance(stored.get("files"), dict)
         and all(
             isinstance(entry, dict)
@@ -110,22 +110,22 @@ def _is_sound(stored: Any) -> bool:
     )
 
 
-def file_hash(path: Path, memo: FileMemo) -> str:
-    """`content_hash` of a file's bytes, read in small pieces, or from the memo when the file is unchanged.
+def file_hash(path: Path, hash_cache: HashCache) -> str:
+    """`content_hash` of a file's bytes, read in small pieces, or from the hash cache when the file is unchanged.
 
     Raises OSError when the file cannot be read.
     """
-    facts = memo.get(path) or {}
+    facts = hash_cache.get(path) or {}
     if "hash" not in facts:
         state = file_state(path)
         with open(path, "rb") as file:
             digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16))
         facts["hash"] = digest.hexdigest()
-        memo.put(path, facts, state)
+        hash_cache.put(path, facts, state)
     return facts["hash"]
 
 
-def folder_hash(paths: list[Path], memo: FileMemo) -> str:
+def folder_hash(paths: list[Path], hash_cache: HashCache) -> str:
     """One hash for a model component's files: their contents, and their names below their common folder.
 
     The order of `paths` and the place of the folder do not matter. Raises OSError as `file_hash` does.
@@ -133,4 +133,4 @@ def folder_hash(paths: list[Path], memo: FileMemo) -> str:
     assert paths, "a component has at least one file"
     root = os.path.commonpath([os.path.abspath(path.parent) for path in paths])
     files = {Path(os.path.relpath(os.path.abspath(path), root)).as_posix(): path for path in paths}
-    return content_hash(json.dumps([[name, file_hash(files[name], memo)] for name in sorted(files)]).encode())
+    return content_hash(json.dumps([[name, file_hash(files[name], hash_cache)] for name in sorted(files)]).encode())

@@ -1,6 +1,6 @@
 """Which tensor has which dtype, and what keeps fp32 where it is needed.
 
-The frozen UNet and its activations are in the compute dtype. The adapter exists twice: fp32 masters, which the
+The frozen UNet and its activations are in the compute dtype. The adapter exists twice: fp32 master weights, which the
 optimizer steps, and a working copy in the compute dtype, which the UNet computes with and which is refreshed once per
 step. The gradients of every micro-batch are added up in fp32. With a bf16 adapter alone, a large share of A's entries
 would never move: an Adam step at lr 1e-4 is less than half of bf16's spacing there. The loss is computed in fp32.
@@ -46,7 +46,7 @@ class DtypePolicy:
     weights: torch.dtype
     activations: torch.dtype
     adapter: torch.dtype
-    masters: torch.dtype
+    master_weights: torch.dtype
     gradients: torch.dtype
     optimizer_state: str
     loss: torch.dtype
@@ -59,7 +59,7 @@ class DtypePolicy:
             "frozen UNet weights": self.weights,
             "activations": self.activations,
             "adapter, working copy": self.adapter,
-            "adapter, masters": self.masters,
+            "adapter, master weights": self.master_weights,
             "adapter gradients, summed": self.gradients,
             "optimizer state": self.optimizer_state,
             "loss": self.loss,
@@ -77,7 +77,7 @@ def dtype_policy(precision: str, *, optimizer: str, vae: torch.dtype) -> DtypePo
         weights=compute,
         activations=compute,
         adapter=compute,
-        masters=torch.float32,
+        master_weights=torch.float32,
         gradients=torch.float32,
         optimizer_state=states.get(optimizer, f"as {optimizer} keeps it"),
         loss=torch.float32,
@@ -90,7 +90,7 @@ def make_scaler(precision: str, device: torch.device) -> torch.amp.GradScaler:
     """The loss scaler: at work for fp16, whose gradients underflow without it; passes everything through otherwise.
 
     Scale the loss; `unscale_(optimizer)` after `MasterWeights.reduce`, so that all processes find the same infinities in the
-    fp32 gradients; then `step(optimizer)` leaves out a step with an infinity, touching neither masters nor optimizer
+    fp32 gradients; then `step(optimizer)` leaves out a step with an infinity, touching neither master weights nor optimizer
     state, and `update()` halves the scale. `state_dict()` holds plain numbers.
     """
     return torch.amp.GradScaler(device.type, enabled=precision == "fp16")

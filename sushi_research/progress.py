@@ -43,8 +43,8 @@ def progress(
     )
 
 
-class Phases:
-    """Counts wall-clock seconds for the phase entered last; a phase may be entered again."""
+class StageTimings:
+    """Counts wall-clock seconds for the stage entered last; a stage may be entered again."""
 
     def __init__(self, first: str, clock: Callable[[], float] = time.perf_counter) -> None:
         self._clock = clock
@@ -52,13 +52,13 @@ class Phases:
         self._now, self._since = first, clock()
 
     def enter(self, name: str) -> None:
-        """Ends the current phase and begins or resumes the phase `name`."""
+        """Ends the current stage and begins or resumes the stage `name`."""
         self._settle()
         self._now = name
         self._seconds.setdefault(name, 0.0)
 
     def seconds(self) -> dict[str, float]:
-        """Seconds of each phase up to now, in the order in which they were first entered."""
+        """Seconds of each stage up to now, in the order in which they were first entered."""
         self._settle()
         return dict(self._seconds)
 

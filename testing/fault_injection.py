@@ -1,9 +1,9 @@
 """Kills and harms runs of the real training scripts, starts the same command again, and compares with the uninterrupted run.
 
-    make drill N=100
-    python -m testing.fault_injection --trials 100                   # every kind of fault in every setup, in turn
-    python -m testing.fault_injection --kind killed --trials 20      # one kind
-    python -m testing.fault_injection --only 37                      # one trial again, as it was
+    make chaos N=100
+    python -m testing.fault_injection --tests 100                   # every kind of fault in every setup, in turn
+    python -m testing.fault_injection --kind killed --tests 20      # one kind
+    python -m testing.fault_injection --only 37                      # one test again, as it was
 
 Adapter, every logged value, every evaluated loss and the last checkpoint must be equal bit for bit. Ends with a table; exit status
 1 where anything differs. Linux; a full disk and a read-only one are a tmpfs, which only root may mount.
@@ -37,11 +37,11 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--trials", type=int, default=100, help="how many (default: 100); kinds and setups take turns")
-    add("--seed", type=int, default=0, help="of what is random in a trial (default: 0)")
+    add("--tests", type=int, default=100, help="how many (default: 100); kinds and setups take turns")
+    add("--seed", type=int, default=0, help="of what is random in a test (default: 0)")
     add("--kind", action="append", choices=KINDS, help="repeatable; default: all")
     add("--setup", action="append", help="repeatable: sd15-1, sdxl-2, sd15-1-plain and so on; default: all")
-    add("--only", type=int, metavar="TRIAL", help="this trial alone, by its number")
+    add("--only", type=int, metavar="TEST", help="this test alone, by its number")
     add(
         "--keep",
         metavar="FOLDER",
@@ -49,8 +49,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     add("--output", metavar="FILE", help="write the table there too")
     found = parser.parse_args(arguments)
-    if found.trials < 1:
-        parser.error("--trials is at least 1")
+    if found.tests < 1:
+        parser.error("--tests is at least 1")
     return found
 
 
@@ -68,65 +68,65 @@ from sushi_research.config.command_line import run_main
 from sushi_research.errors import UserError
 from sushi_research.progress import progress
 from sushi_research.runs import provenance
-from testing.faults import FAULTS, Reference, Trial
-from testing.launches import SETUPS, STEPS, Setup, Stage
+from testing.faults import FAULTS, FaultTest, Reference
+from testing.launches import SETUPS, STEPS, Launcher, Setup
 
 assert list(FAULTS) == list(KINDS)
 
 
 def main(arguments: argparse.Namespace) -> int:
-    """Runs the trials and prints the table; returns 1 where anything differs."""
+    """Runs the tests and prints the table; returns 1 where anything differs."""
     unknown = [name for name in arguments.setup or [] if name not in SETUPS]
     if unknown:
         raise UserError(f"--setup {unknown[0]} is unknown: choose from {', '.join(SETUPS)}.")
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    folder = Path(arguments.keep or tempfile.mkdtemp(prefix="fault-drill-")).resolve()
+    folder = Path(arguments.keep or tempfile.mkdtemp(prefix="fault-injection-")).resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    stage, references = Stage(folder), {}
+    launcher, references = Launcher(folder), {}
     kinds, setups = arguments.kind or list(KINDS), [SETUPS[name] for name in arguments.setup or SETUPS]
-    numbers = range(arguments.trials) if arguments.only is None else [arguments.only]
-    trials = []
-    for number in progress(numbers, description="drilling", unit="trial"):
+    numbers = range(arguments.tests) if arguments.only is None else [arguments.only]
+    tests = []
+    for number in progress(numbers, description="injecting faults", unit="test"):
         kind = kinds[number % len(kinds)]
         # A kind meets the setups in turn.
-        trial = Trial(number, kind, setups[sum(divmod(number, len(kinds))) % len(setups)])
-        if trial.setup.name not in references:
-            references[trial.setup.name] = make_reference(stage, trial.setup, folder / "reference" / trial.setup.name)
-        trials.append(trial)
-        place = folder / f"trial-{number:03d}"
-        rng = randomness.key(arguments.seed, "fault-drill", number)
+        test = FaultTest(number, kind, setups[sum(divmod(number, len(kinds))) % len(setups)])
+        if test.setup.name not in references:
+            references[test.setup.name] = make_reference(launcher, test.setup, folder / "reference" / test.setup.name)
+        tests.append(test)
+        place = folder / f"test-{number:03d}"
+        rng = randomness.key(arguments.seed, "fault-injection", number)
         try:
-            FAULTS[kind](trial, stage, references[trial.setup.name], place, rng)
+            FAULTS[kind](test, launcher, references[test.setup.name], place, rng)
         except (TimeoutError, AssertionError) as error:
-            trial.wrong.append(f"{type(error).__name__}: {error}")
-        if not trial.wrong:
+            test.wrong.append(f"{type(error).__name__}: {error}")
+        if not test.wrong:
             shutil.rmtree(place, ignore_errors=True)
-    text = table(trials)
+    text = table(tests)
     print(text)
     if arguments.output:
         Path(arguments.output).write_text(text + "\n")
-    wrong = [trial for trial in trials if trial.wrong]
-    for trial in wrong:
-        print(f"trial {trial.number} ({trial.kind}, {trial.setup.name}): {'; '.join(trial.events)}", file=sys.stderr)
-        print(f"  differs: {'; '.join(trial.wrong[:3])}", file=sys.stderr)
+    wrong = [test for test in tests if test.wrong]
+    for test in wrong:
+        print(f"test {test.number} ({test.kind}, {test.setup.name}): {'; '.join(test.events)}", file=sys.stderr)
+        print(f"  differs: {'; '.join(test.wrong[:3])}", file=sys.stderr)
     if wrong:
-        print(f"{len(wrong)} of {len(trials)} trials differ; all of it is in {folder}", file=sys.stderr)
+        print(f"{len(wrong)} of {len(tests)} tests differ; all of it is in {folder}", file=sys.stderr)
     elif not arguments.keep:
         shutil.rmtree(folder)
     return int(bool(wrong))
 
 
-def make_reference(stage: Stage, setup: Setup, place: Path) -> Reference:
+def make_reference(launcher: Launcher, setup: Setup, place: Path) -> Reference:
     """The uninterrupted run; checks that it is what the setup says."""
-    began = time.monotonic()
-    launch = stage.start(setup, place / "runs", place / "cache", count=place / "writes")
+    started = time.monotonic()
+    launch = launcher.start(setup, place / "runs", place / "cache", count=place / "writes")
     assert launch.wait() == [0] * setup.world, f"the uninterrupted run failed: {launch.text()[-2000:]}"
-    seconds, run = time.monotonic() - began, place / "runs" / "run"
-    require_as_told(run, setup)
+    seconds, run = time.monotonic() - started, place / "runs" / "run"
+    require_setup(run, setup)
     return Reference(run, place / "cache", seconds, int((place / "writes").read_text()))
 
 
-def require_as_told(run: Path, setup: Setup) -> None:
+def require_setup(run: Path, setup: Setup) -> None:
     """AssertionError unless the run had that many processes, the steps, and states in 8 bits where they are asked for."""
     import torch
 
@@ -142,34 +142,34 @@ def require_as_told(run: Path, setup: Setup) -> None:
     assert in_8_bits is setup.harsh, "the optimizer's states are not what the setup says"
 
 
-def table(trials: Sequence[Trial]) -> str:
+def table(tests: Sequence[FaultTest]) -> str:
     """Markdown: kinds as rows, setups as columns, "equal of all" in the cells, and what was done beneath."""
-    setups = [name for name in SETUPS if any(trial.setup.name == name for trial in trials)]
+    setups = [name for name in SETUPS if any(test.setup.name == name for test in tests)]
     lines = ["| fault | " + " | ".join(setups) + " | all |", "|---|" + "---:|" * (len(setups) + 1)]
     for kind in KINDS:
-        of_kind = [trial for trial in trials if trial.kind == kind]
+        of_kind = [test for test in tests if test.kind == kind]
         if of_kind:
-            cells = [_cell([trial for trial in of_kind if trial.setup.name == name]) for name in setups]
+            cells = [_cell([test for test in of_kind if test.setup.name == name]) for name in setups]
             lines.append(f"| {kind}: {KINDS[kind]} | {' | '.join(cells)} | {_cell(of_kind)} |")
-    columns = [_cell([trial for trial in trials if trial.setup.name == name]) for name in setups]
-    lines.append(f"| all | {' | '.join(columns)} | {_cell(trials)} |")
+    columns = [_cell([test for test in tests if test.setup.name == name]) for name in setups]
+    lines.append(f"| all | {' | '.join(columns)} | {_cell(tests)} |")
     libraries = provenance.library_versions()
     versions = ", ".join(f"{name} {libraries[name]}" for name in ("torch", "diffusers", "peft", "bitsandbytes"))
     date = time.strftime("%Y-%m-%d", time.gmtime())
-    note = f"Equal bit for bit, of trials done. {os.cpu_count()} CPU cores, {versions}, {date}."
-    kills = [event for trial in trials for event in trial.events if event.startswith("killed")]
+    note = f"Equal bit for bit, of tests done. {os.cpu_count()} CPU cores, {versions}, {date}."
+    kills = [event for test in tests for event in test.events if event.startswith("killed")]
     steps = [int(event.partition("step ")[2].split()[0].rstrip(",")) for event in kills]
     if steps:
         early = sum(step < 2 for step in steps)
         inside = sum("(" in event and "between files" not in event for event in kills)
         note += f" {len(kills)} kills: {early} before the first checkpoint, {inside} with a file half written."
-    skipped = sorted({trial.skipped for trial in trials if trial.skipped})
-    return "\n".join([*lines, "", note, *(f"Left out: {reason}." for reason in skipped)])
+    skipped = sorted({test.skipped for test in tests if test.skipped})
+    return "\n".join([*lines, "", note, *(f"Skipped: {reason}." for reason in skipped)])
 
 
-def _cell(trials: Sequence[Trial]) -> str:
-    done = [trial for trial in trials if not trial.skipped]
-    return f"{sum(not trial.wrong for trial in done)} of {len(done)}" if done else "-"
+def _cell(tests: Sequence[FaultTest]) -> str:
+    done = [test for test in tests if not test.skipped]
+    return f"{sum(not test.wrong for test in done)} of {len(done)}" if done else "-"
 
 
 if __name__ == "__main__":

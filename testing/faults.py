@@ -1,4 +1,5 @@
-"""The faults of a drill: each starts a run, does it harm, starts the same command again and compares with the uninterrupted run."""
+"""The faults of fault injection: each starts a run, does it harm, starts the same command again and compares with the
+uninterrupted run."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from testing.launches import STEPS, Launch, Setup, Stage, last_step, mount_tmpfs, unmount
+from testing.launches import STEPS, Launch, Launcher, Setup, last_step, mount_tmpfs, unmount
 from testing.run_equality import differences
 
 
@@ -26,8 +27,8 @@ class Reference:
 
 
 @dataclass
-class Trial:
-    """What was done in a trial, in words, and what differs from the reference; `skipped`: why it could not be done."""
+class FaultTest:
+    """What was done in a test, in words, and what differs from the reference; `skipped`: why it could not be done."""
 
     number: int
     kind: str
@@ -37,58 +38,62 @@ class Trial:
     skipped: str = ""
 
 
-def finish(trial: Trial, stage: Stage, reference: Reference, place: Path, name: str = "run") -> None:
+def finish(test: FaultTest, launcher: Launcher, reference: Reference, place: Path, name: str = "run") -> None:
     """Starts the command again, undisturbed, and compares."""
-    launch = stage.start(trial.setup, place / "runs", place / "cache", name)
+    launch = launcher.start(test.setup, place / "runs", place / "cache", name)
     statuses = launch.wait()
-    if statuses != [0] * trial.setup.world:
-        trial.wrong.append(f"the command again ended with {statuses}: {launch.text()[-300:]}")
+    if statuses != [0] * test.setup.world:
+        test.wrong.append(f"the command again ended with {statuses}: {launch.text()[-300:]}")
         return
-    trial.wrong += differences(place / "runs" / name, reference.run)
+    test.wrong += differences(place / "runs" / name, reference.run)
 
 
-def killed(trial: Trial, stage: Stage, reference: Reference, place: Path, rng: np.random.Generator) -> None:
+def killed(test: FaultTest, launcher: Launcher, reference: Reference, place: Path, rng: np.random.Generator) -> None:
     for _ in range(rng.integers(1, 4)):
-        launch = stage.start(trial.setup, place / "runs", place / "cache")
+        launch = launcher.start(test.setup, place / "runs", place / "cache")
         time.sleep(rng.uniform(0.05, 1.0) * reference.seconds)
-        launch.kill(int(rng.integers(trial.setup.world)))
-        trial.events.append(f"killed at step {last_step(place / 'runs/run')}")
-    finish(trial, stage, reference, place)
+        launch.kill(int(rng.integers(test.setup.world)))
+        test.events.append(f"killed at step {last_step(place / 'runs/run')}")
+    finish(test, launcher, reference, place)
 
 
-def killed_writing(trial: Trial, stage: Stage, reference: Reference, place: Path, rng: np.random.Generator) -> None:
+def killed_writing(
+    test: FaultTest, launcher: Launcher, reference: Reference, place: Path, rng: np.random.Generator
+) -> None:
     for _ in range(rng.integers(1, 4)):
         count = int(rng.integers(1, reference.writes + 1))
-        launch = stage.start(trial.setup, place / "runs", place / "cache", die_at=count)
+        launch = launcher.start(test.setup, place / "runs", place / "cache", die_at=count)
         statuses = launch.wait()
         left = [
             path.name for path in place.rglob(".*") if path.name.endswith(".tmp") or path.name.startswith(".writing")
         ]
         what = left[0].split(".")[1] if left else "between files"
-        trial.events.append(
+        test.events.append(
             f"killed before write {count} at step {last_step(place / 'runs/run')} ({what}), {statuses[0]}"
         )
-    finish(trial, stage, reference, place)
+    finish(test, launcher, reference, place)
 
 
 def _signalled(
-    number: int, trial: Trial, stage: Stage, reference: Reference, place: Path, rng: np.random.Generator
+    number: int, test: FaultTest, launcher: Launcher, reference: Reference, place: Path, rng: np.random.Generator
 ) -> None:
-    launch = stop_at(trial, stage, place, int(rng.integers(1, STEPS)), number, rng)
+    launch = stop_at(test, launcher, place, int(rng.integers(1, STEPS)), number, rng)
     statuses = set(launch.wait())
     # Within a step it goes on to the step's end; one that had just ended its last step is simply done.
     if not statuses <= {128 + number, 128 + signal.SIGTERM, 0}:
-        trial.wrong.append(f"stopped with {statuses}: {launch.text()[-300:]}")
-    trial.events.append(f"stopped at step {last_step(place / 'runs/run')}")
-    finish(trial, stage, reference, place)
+        test.wrong.append(f"stopped with {statuses}: {launch.text()[-300:]}")
+    test.events.append(f"stopped at step {last_step(place / 'runs/run')}")
+    finish(test, launcher, reference, place)
 
 
-def stop_at(trial: Trial, stage: Stage, place: Path, step: int, number: int, rng: np.random.Generator) -> Launch:
+def stop_at(
+    test: FaultTest, launcher: Launcher, place: Path, step: int, number: int, rng: np.random.Generator
+) -> Launch:
     """A launch to which a signal was sent when it had logged a step, to one of its processes."""
-    launch = stage.start(trial.setup, place / "runs", place / "cache")
+    launch = launcher.start(test.setup, place / "runs", place / "cache")
     while last_step(place / "runs/run") < step and all(process.is_alive() for process in launch.processes):
         time.sleep(0.005)
-    process = launch.processes[int(rng.integers(trial.setup.world))]
+    process = launch.processes[int(rng.integers(test.setup.world))]
     if process.is_alive():
         os.kill(process.pid, number)
     return launch
@@ -102,18 +107,20 @@ def sigint(*arguments: object) -> None:
     _signalled(signal.SIGINT, *arguments)
 
 
-def refused(trial: Trial, launch: Launch, what: str) -> None:
+def refused(test: FaultTest, launch: Launch, what: str) -> None:
     """What a run that the disk refuses must say: one sentence, status 2, no traceback."""
     status, text = launch.wait()[0], launch.text()
     sentences = [line for line in text.splitlines() if line.startswith("error: ")]
-    trial.events.append(f"{what}: status {status}{f', {sentences[0][:70]}' if sentences else ''}")
+    test.events.append(f"{what}: status {status}{f', {sentences[0][:70]}' if sentences else ''}")
     if status == 0:
         return
-    if status != 2 or len(sentences) != 1 or ("Traceback" in text and trial.setup.world == 1):
-        trial.wrong.append(f"{what} ended with {status} and said {text[-400:]!r}")
+    if status != 2 or len(sentences) != 1 or ("Traceback" in text and test.setup.world == 1):
+        test.wrong.append(f"{what} ended with {status} and said {text[-400:]!r}")
 
 
-def file_limit(trial: Trial, stage: Stage, reference: Reference, place: Path, rng: np.random.Generator) -> None:
+def file_limit(
+    test: FaultTest, launcher: Launcher, reference: Reference, place: Path, rng: np.random.Generator
+) -> None:
     sizes = [
         path.stat().st_size
         for folder in (reference.run, reference.cache)
@@ -122,11 +129,11 @@ def file_limit(trial: Trial, stage: Stage, reference: Reference, place: Path, rn
     ]
     # Below it the log itself could not grow, which is no disk's fault.
     limit = int(rng.integers(40_000, max(sizes)))
-    refused(trial, stage.start(trial.setup, place / "runs", place / "cache", file_limit=limit), f"limit {limit}")
-    finish(trial, stage, reference, place)
+    refused(test, launcher.start(test.setup, place / "runs", place / "cache", file_limit=limit), f"limit {limit}")
+    finish(test, launcher, reference, place)
 
 
-def full_disk(trial: Trial, stage: Stage, reference: Reference, place: Path, rng: np.random.Generator) -> None:
+def full_disk(test: FaultTest, launcher: Launcher, reference: Reference, place: Path, rng: np.random.Generator) -> None:
     needed = sum(
         path.stat().st_size
         for folder in (reference.run, reference.cache)
@@ -135,13 +142,13 @@ def full_disk(trial: Trial, stage: Stage, reference: Reference, place: Path, rng
     )
     size, disk = int(rng.uniform(0.1, 0.9) * needed), place / "disk"
     if not mount_tmpfs(disk, f"size={size}"):
-        trial.skipped = "no tmpfs may be mounted here"
+        test.skipped = "no tmpfs may be mounted here"
         return
     try:
-        launch = stage.start(trial.setup, disk / "runs", disk / "cache", log=place / "refused.log")
-        refused(trial, launch, f"tmpfs of {size}")
+        launch = launcher.start(test.setup, disk / "runs", disk / "cache", log=place / "refused.log")
+        refused(test, launch, f"tmpfs of {size}")
         mount_tmpfs(disk, f"size={20 * needed}")
-        finish(trial, stage, reference, disk)
+        finish(test, launcher, reference, disk)
     finally:
         unmount(disk)
 
@@ -160,52 +167,54 @@ def damage(path: Path, rng: np.random.Generator) -> str:
     return f"{path.parent.name}/{path.name} {how}"
 
 
-def _stopped(trial: Trial, stage: Stage, place: Path, rng: np.random.Generator) -> None:
+def _stopped(test: FaultTest, launcher: Launcher, place: Path, rng: np.random.Generator) -> None:
     """A run that was stopped when it had two checkpoints or more."""
-    # A run that had come to its end before the signal did is begun anew: what is done is not continued.
-    while 0 in stop_at(trial, stage, place, int(rng.integers(3, STEPS)), signal.SIGTERM, rng).wait():
+    # A run that had come to its end before the signal did is begun again: what is done is not continued.
+    while 0 in stop_at(test, launcher, place, int(rng.integers(3, STEPS)), signal.SIGTERM, rng).wait():
         shutil.rmtree(place)
-    trial.events.append(f"stopped at step {last_step(place / 'runs/run')}")
+    test.events.append(f"stopped at step {last_step(place / 'runs/run')}")
 
 
-def checkpoint(trial: Trial, stage: Stage, reference: Reference, place: Path, rng: np.random.Generator) -> None:
-    _stopped(trial, stage, place, rng)
+def checkpoint(
+    test: FaultTest, launcher: Launcher, reference: Reference, place: Path, rng: np.random.Generator
+) -> None:
+    _stopped(test, launcher, place, rng)
     newest = max((place / "runs/run/checkpoints").glob("step-*"))
     if rng.integers(6) == 0:
         shutil.rmtree(newest)
-        trial.events.append(f"{newest.name} deleted")
+        test.events.append(f"{newest.name} deleted")
     else:
-        trial.events.append(damage(newest / ("state.pt", "manifest.json")[rng.integers(2)], rng))
-    finish(trial, stage, reference, place)
+        test.events.append(damage(newest / ("state.pt", "manifest.json")[rng.integers(2)], rng))
+    finish(test, launcher, reference, place)
 
 
-def shard(trial: Trial, stage: Stage, reference: Reference, place: Path, rng: np.random.Generator) -> None:
-    _stopped(trial, stage, place, rng)
+def shard(test: FaultTest, launcher: Launcher, reference: Reference, place: Path, rng: np.random.Generator) -> None:
+    _stopped(test, launcher, place, rng)
     shards = sorted((place / "cache").glob("*/shard-*"))
-    trial.events.append(damage(shards[rng.integers(len(shards))], rng))
-    finish(trial, stage, reference, place)
+    test.events.append(damage(shards[rng.integers(len(shards))], rng))
+    finish(test, launcher, reference, place)
 
 
-def two_runs(trial: Trial, stage: Stage, reference: Reference, place: Path, rng: np.random.Generator) -> None:
-    launches = {name: stage.start(trial.setup, place / "runs", place / "cache", name) for name in ("one", "other")}
+def two_runs(test: FaultTest, launcher: Launcher, reference: Reference, place: Path, rng: np.random.Generator) -> None:
+    launches = {name: launcher.start(test.setup, place / "runs", place / "cache", name) for name in ("one", "other")}
     for name, launch in launches.items():
-        if launch.wait() != [0] * trial.setup.world:
-            trial.wrong.append(f"{name} failed: {launch.text()[-300:]}")
+        if launch.wait() != [0] * test.setup.world:
+            test.wrong.append(f"{name} failed: {launch.text()[-300:]}")
         else:
-            trial.wrong += differences(place / "runs" / name, reference.run)
-    trial.events.append("both at once")
+            test.wrong += differences(place / "runs" / name, reference.run)
+    test.events.append("both at once")
 
 
-def read_only(trial: Trial, stage: Stage, reference: Reference, place: Path, rng: np.random.Generator) -> None:
+def read_only(test: FaultTest, launcher: Launcher, reference: Reference, place: Path, rng: np.random.Generator) -> None:
     # To root a file without write permission is none: a file system that is mounted read-only is.
     if not mount_tmpfs(place / "cache", "size=100m"):
-        trial.skipped = "no tmpfs may be mounted here"
+        test.skipped = "no tmpfs may be mounted here"
         return
     try:
         shutil.copytree(reference.cache, place / "cache", dirs_exist_ok=True)
         assert mount_tmpfs(place / "cache", "ro") and not os.access(place / "cache", os.W_OK)
-        trial.events.append("read-only")
-        finish(trial, stage, reference, place)
+        test.events.append("read-only")
+        finish(test, launcher, reference, place)
     finally:
         unmount(place / "cache")
 

@@ -1,4 +1,5 @@
-"""Where a fault drill happens: tiny bases and pictures, the setups, and launches of the real scripts as processes to be harmed."""
+"""Where a fault injection happens: tiny bases and pictures, the setups, and launches of the real scripts as processes to be
+harmed."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ from PIL import Image
 
 from sushi_research import randomness
 from sushi_research.models import ARCHITECTURES
-from testing import process as drill_process
+from testing import process as fault_process
 from testing.forked_scripts import free_port, ranks, server
 from testing.process import Order
 from testing.tiny_base import save_tiny_base
@@ -35,7 +36,7 @@ COMMON = {
     "checkpoint.every": 2,
     "checkpoint.keep": 2,
     "evaluation.every": 2,
-    "evaluation.draws": 4,
+    "evaluation.noise_samples": 4,
     "evaluation.drift_captions": ["a cat"],
     "sample.enabled": False,
     "tracking.wandb": "off",
@@ -89,11 +90,11 @@ class Launch:
 
     processes: list[BaseProcess]
     log: Path
-    began: float = field(default_factory=time.monotonic)
+    started: float = field(default_factory=time.monotonic)
 
     def wait(self, seconds: float = PATIENCE) -> list[int]:
         """The exit statuses, when all have ended: as under a launcher, the rest is ended when one fails (after a second)."""
-        end = self.began + seconds
+        end = self.started + seconds
         while any(process.is_alive() for process in self.processes):
             failed = any(process.exitcode not in (None, 0) for process in self.processes)
             stopping = any(
@@ -121,14 +122,14 @@ class Launch:
         return self.log.read_text(errors="replace") if self.log.exists() else ""
 
 
-class Stage:
-    """The drill's folder with its bases and pictures, and the fork server that its processes come from."""
+class Launcher:
+    """The tests' folder with its bases and pictures, and the fork server that its processes come from."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._context = server()
         for name, count, seed in (("photos", 7, 0), ("held", 4, 1)):
-            _draw(folder / name, count, seed)
+            _make_pictures(folder / name, count, seed)
 
     def start(self, setup: Setup, runs: Path, cache: Path, name: str = "run", **wrong: Any) -> Launch:
         """Starts the script of a setup; `wrong` are fields of `Order`, for the main process alone where they kill or count."""
@@ -154,7 +155,7 @@ class Stage:
         for rank, environment in enumerate(ranks(setup.world, free_port()) if setup.world > 1 else [{}]):
             mine = order if rank == 0 else replace(order, die_at=0, count=None)
             mine = replace(mine, environment=environment)
-            processes.append(self._context.Process(target=drill_process.run, args=(mine,), daemon=True))
+            processes.append(self._context.Process(target=fault_process.run, args=(mine,), daemon=True))
         for process in processes:
             process.start()
         return Launch(processes, order.log)
@@ -187,12 +188,12 @@ def unmount(folder: Path) -> None:
     subprocess.run(["umount", str(folder)], capture_output=True)
 
 
-def _draw(folder: Path, count: int, seed: int) -> None:
+def _make_pictures(folder: Path, count: int, seed: int) -> None:
     """Small pictures of three shapes with captions."""
     folder.mkdir(parents=True)
     for number in range(count):
-        rng = randomness.key(seed, "fault-drill-picture", number)
+        rng = randomness.key(seed, "fault-injection-picture", number)
         coarse = Image.fromarray(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8))
         size = [(64, 64), (96, 64), (64, 96)][number % 3]
         coarse.resize(size, Image.Resampling.BICUBIC).save(folder / f"{number}.png")
-        (folder / f"{number}.txt").write_text(f"picture {number} of the drill {seed}\n")
+        (folder / f"{number}.txt").write_text(f"picture {number} of fault injection {seed}\n")

@@ -135,7 +135,7 @@ class Runner:
 
     def check(self, name: str, mutant: Mutant | None, tests: Sequence[str]) -> Outcome:
         """The outcome of `tests` on a fresh copy, with the fault `mutant` in it; None for the clean copy."""
-        began = time.monotonic()
+        started = time.monotonic()
         with tempfile.TemporaryDirectory(prefix="mutant-", ignore_cleanup_errors=True) as temporary:
             folder = Path(temporary).resolve()
             copy_tree(self.root, folder / "copy")
@@ -144,7 +144,7 @@ class Runner:
             word, detail = self._pytest(folder, tests, PATIENCE if mutant else BASELINE_PATIENCE)
         if mutant is None:
             word = {"survived": "passed", "caught": "failed"}.get(word, word)
-        return Outcome(name, word, detail, time.monotonic() - began)
+        return Outcome(name, word, detail, time.monotonic() - started)
 
     def _pytest(self, folder: Path, tests: Sequence[str], patience: float) -> tuple[str, str]:
         """Runs pytest in `folder/copy`; its temporary files are in `folder` too, and go with it."""

@@ -1,6 +1,6 @@
-"""One process of a fault drill: a training script's `main`, with something that will go wrong in it.
+"""One process of a fault injection: a training script's `main`, with something that will go wrong in it.
 
-It is imported by the fork server that the drill's processes come from: what is loaded here is loaded once, so a process that
+It is imported by the fork server that the tests' processes come from: what is loaded here is loaded once, so a process that
 runs the real script is there in a fraction of a second, and is a process of its own that can be killed.
 """
 

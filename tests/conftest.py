@@ -15,7 +15,7 @@ from pathlib import Path  # noqa: E402
 import pytest  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
-# The same examples in every run, and no clock: a red test is a change of the code. HYPOTHESIS_PROFILE=default searches anew.
+# The same examples in every run, and no clock: a red test is a change of the code. HYPOTHESIS_PROFILE=default searches again.
 settings.register_profile("fixed", derandomize=True, deadline=None, database=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
 
@@ -28,7 +28,7 @@ EXAMPLES = ("sd15", "sdxl")
 # The longest go first, so that no worker is left with one at the end. Files that are not listed take a few seconds.
 SECONDS = {
     "embedded/test_learning.py": 150,
-    "faults/test_drill.py": 60,
+    "faults/test_fault_injection.py": 60,
     "scripts/test_equivalence.py": 60,
     "scripts/test_any_base.py": 45,
     "scripts/test_launch.py": 35,

@@ -14,31 +14,31 @@ from PIL.PngImagePlugin import PngInfo
 
 from sushi_research.evaluation.results import Results
 
-IMAGES, DRAWS, GROUP = 12, 8, 4
+IMAGES, NOISE_SAMPLES, GLOBAL_BATCH_SIZE = 12, 8, 4
 
 
 @dataclass(frozen=True)
-class FakePack:
-    """N images x K draws, stratified."""
+class FakeValidationSet:
+    """N images x K noise samples, stratified."""
 
     names: tuple[str, ...] = tuple(f"image{number}" for number in range(IMAGES))
-    draws: int = DRAWS
-    hash: str = "pack"
+    noise_samples: int = NOISE_SAMPLES
+    hash: str = "set-hash"
 
     def timesteps(self) -> np.ndarray:
-        return np.tile((np.arange(self.draws) * 1000 + 500) // self.draws, (len(self.names), 1))
+        return np.tile((np.arange(self.noise_samples) * 1000 + 500) // self.noise_samples, (len(self.names), 1))
 
 
-def base_loss(pack: FakePack) -> np.ndarray:
+def base_loss(val_set: FakeValidationSet) -> np.ndarray:
     """[N, K]: images and timesteps differ much, as they do."""
     rng = np.random.default_rng(0)
-    return 0.2 + 0.1 * rng.random((len(pack.names), 1)) + 0.3 * rng.random((1, pack.draws))
+    return 0.2 + 0.1 * rng.random((len(val_set.names), 1)) + 0.3 * rng.random((1, val_set.noise_samples))
 
 
-def losses(pack: FakePack, gain: float, seed: int, noise: float = 0.002) -> np.ndarray:
+def losses(val_set: FakeValidationSet, gain: float, seed: int, noise: float = 0.002) -> np.ndarray:
     """The base's losses, lower by `gain` on the mean, with an effect of the run on each image."""
     rng = np.random.default_rng([seed, 1])
-    return base_loss(pack) - gain + noise * rng.standard_normal((len(pack.names), 1))
+    return base_loss(val_set) - gain + noise * rng.standard_normal((len(val_set.names), 1))
 
 
 def fake_run(
@@ -49,7 +49,7 @@ def fake_run(
     noise_seed: int | None = None,
     steps: tuple[int, ...] = (0, 10, 20),
     rank: int = 8,
-    pack: FakePack = FakePack(),  # noqa: B008
+    val_set: FakeValidationSet = FakeValidationSet(),  # noqa: B008
     rate: float = 8.0,
     finished: bool = True,
     entry: dict[str, Any] | None = None,
@@ -57,10 +57,15 @@ def fake_run(
 ) -> Path:
     """A finished run whose loss falls linearly to `gain` below the base's."""
     folder.mkdir(parents=True)
-    identity = {"train.seed": seed, "lora.rank": rank, "facts.samples_per_step": GROUP, "facts.base_model.unet": "unet"}
+    identity = {
+        "train.seed": seed,
+        "lora.rank": rank,
+        "facts.global_batch_size": GLOBAL_BATCH_SIZE,
+        "facts.base_model.unet": "unet",
+    }
     record = {"format": 1, "steps": steps[-1], "finished_at": steps[-1] if finished else None, "wandb_id": "w"}
     (folder / "run.json").write_text(json.dumps(record | {"identity": identity}))
-    (folder / "plan.json").write_text(json.dumps({"samples_per_step": GROUP}))
+    (folder / "plan.json").write_text(json.dumps({"global_batch_size": GLOBAL_BATCH_SIZE}))
     settings = {"lora": {"rank": rank}, "train": {"seed": seed, "batch_size": 1}, "run": {"name": folder.name}}
     (folder / "config.yaml").write_text(yaml.safe_dump(settings))
     known = {
@@ -78,11 +83,11 @@ def fake_run(
         for step in range(1, steps[-1] + 1)
     ]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    results, base = Results(folder / "evaluation.parquet"), base_loss(pack)
-    last = losses(pack, gain, seed if noise_seed is None else noise_seed)
+    results, base = Results(folder / "evaluation.parquet"), base_loss(val_set)
+    last = losses(val_set, gain, seed if noise_seed is None else noise_seed)
     for step in steps:
         share = step / steps[-1]
-        results.append(pack, step, (1 - share) * base + share * last, base)
+        results.append(val_set, step, (1 - share) * base + share * last, base)
     if pictures:
         for step in (0, steps[-1]):
             place = folder / f"samples/step-{step:08d}"

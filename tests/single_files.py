@@ -70,7 +70,7 @@ def write_single_file(
     """Writes the base in `folder` as one file in the original layout, cast to `dtype`; returns the file.
 
     `without` leaves out components by diffusers' names, `extra` adds tensors or replaces some, `companions` are the
-    tensors that published files carry beside the parameters.
+    tensors that published files carry next to the parameters.
     """
     tensors: dict[str, Tensor] = {}
     for component, prefix in {"unet": unet_prefix, **PREFIXES[architecture]}.items():
@@ -112,7 +112,7 @@ def _original(folder: Path) -> Iterator[tuple[str, Tensor]]:
 
 
 def _companions(component: str, architecture: str, prefix: str) -> dict[str, Tensor]:
-    """What published files hold beside a component's parameters, in their own dtypes."""
+    """What published files hold next to a component's parameters, in their own dtypes."""
     if component == "text_encoder":
         return {f"{prefix}text_model.embeddings.position_ids": torch.arange(POSITIONS)[None]}
     if component == "text_encoder_2":

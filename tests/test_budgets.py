@@ -19,7 +19,7 @@ from accelerate import Accelerator
 from real_configs import NARROW_UNETS
 
 from benchmarking import paired_timing
-from benchmarking.variants import PAIRS, Bench, as_peft, encode_batch, make_loader, make_unet, with_masters
+from benchmarking.variants import PAIRS, Bench, as_peft, encode_batch, make_loader, make_unet, with_master_weights
 from sushi_research import models
 from sushi_research.adapters.lora import resolve_targets
 from sushi_research.models import loading
@@ -147,7 +147,7 @@ def narrow_bench(architecture, folder):
         keys=((0, "picture", 0),),
         seed=0,
         device=device,
-        drawn={},
+        prefetched={},
     )
     return bench, batch
 
@@ -165,7 +165,7 @@ def counted(request, tmp_path_factory):
     from peft import LoraConfig, get_peft_model
 
     bench, batch = narrow_bench(request.param, tmp_path_factory.mktemp(request.param))
-    ours = second_step(with_masters, bench, make_unet(bench), batch)
+    ours = second_step(with_master_weights, bench, make_unet(bench), batch)
     fp32_adapters = second_step(as_peft, bench, make_unet(bench), batch)
     lora = bench.config.lora
     settings = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=resolve_targets(lora.targets))
@@ -229,9 +229,9 @@ def test_without_caches_the_batches_are_the_same_bit_for_bit(bench):
     loader = make_loader(bench, ahead=())
     read = list(loader.step(1))
     loader.close()
-    draws = bench.sampler.share(1, 1, 0, 1)
-    assert len(read) == len(draws) == 2
-    for batch, alone in zip(read, draws, strict=True):
+    samples = bench.sampler.share(1, 1, 0, 1)
+    assert len(read) == len(samples) == 2
+    for batch, alone in zip(read, samples, strict=True):
         made = encode_batch(bench, vae, text, alone)
         assert (made.names, made.keys, made.seed) == (batch.names, batch.keys, batch.seed)
         assert torch.equal(made.mean, batch.mean) and made.mean.dtype == batch.mean.dtype

@@ -23,13 +23,13 @@ from sushi_research.sampling.plots import grid
 
 def main(architecture: str, folder: Path) -> None:
     torch.set_num_threads(1)
-    scores, sheets = {}, {}
+    scores, images_of = {}, {}
     pipeline = load_pipeline(folder / architecture)
     for lot in PROMPTS:
-        scores[lot], sheets[lot] = score_base(pipeline, lot)
+        scores[lot], images_of[lot] = score_base(pipeline, lot)
     result = {lot: as_json(of_it) for lot, of_it in scores.items()}
     asked = prompts("held_out")[:16]
-    rows = [sheets["held_out"][place : place + 4] for place in range(0, 16, 4)]
+    rows = [images_of["held_out"][place : place + 4] for place in range(0, 16, 4)]
     grid(rows, [" / ".join(s.caption for s in asked[place : place + 4]) for place in range(0, 16, 4)], [""] * 4).save(
         folder / architecture / "drawn.png"
     )

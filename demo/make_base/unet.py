@@ -121,9 +121,9 @@ def main(architecture: str, folder: Path, seed: int = 0) -> None:
         latents, rows = lots[canvas]
         chosen = draw.choice(places[canvas], BATCH, replace=False)
         captions = [sentence(rows[place].scene, draw) for place in chosen]
-        left_out = draw.random(BATCH)
-        captions = ["" if value < EMPTY else caption for value, caption in zip(left_out, captions, strict=True)]
-        kept = torch.tensor((left_out < EMPTY) | (left_out >= EMPTY + ZEROED), dtype=torch.float32)
+        dropped = draw.random(BATCH)
+        captions = ["" if value < EMPTY else caption for value, caption in zip(dropped, captions, strict=True)]
+        kept = torch.tensor((dropped < EMPTY) | (dropped >= EMPTY + ZEROED), dtype=torch.float32)
         # One timestep from each of BATCH equal parts of the range: the same expectation with less variance.
         t = torch.tensor(((np.arange(BATCH) + draw.random(BATCH)) / BATCH * 1000).astype(np.int64))
         clean = latents[chosen]

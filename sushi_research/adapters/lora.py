@@ -1,4 +1,4 @@
-"""The adapter: a pair of low-rank matrices beside each chosen layer of the frozen UNet (LoRA, arXiv 2106.09685).
+"""The adapter: a pair of low-rank matrices next to each chosen layer of the frozen UNet (LoRA, arXiv 2106.09685).
 
     y = W x + (alpha / rank) * B A x,    A: [rank, in] starts random, B: [out, rank] starts at zero
 

@@ -16,14 +16,14 @@ from sushi_research.caches.store import Store
 from sushi_research.config import TrainingConfig
 from sushi_research.data.samples import Item
 from sushi_research.data.training_data import Data
-from sushi_research.fingerprints import FileMemo
+from sushi_research.fingerprints import HashCache
 from sushi_research.models import loading
 from sushi_research.runs.job import Job
 
 
-def open_memo(config: TrainingConfig) -> FileMemo:
-    """The memo of file hashes beside the caches: a file is read and hashed once, until its size or time changes."""
-    return FileMemo(Path(config.cache.folder) / "files.json")
+def open_hash_cache(config: TrainingConfig) -> HashCache:
+    """The cache of file hashes next to the caches: a file is read and hashed once, until its size or time changes."""
+    return HashCache(Path(config.cache.folder) / "files.json")
 
 
 @dataclass(frozen=True)
@@ -57,19 +57,19 @@ class Caches:
         return self.texts.get(self.text_key(caption))
 
 
-def open_caches(job: Job, base: loading.Base, memo: FileMemo) -> Caches:
+def open_caches(job: Job, base: loading.Base, hash_cache: HashCache) -> Caches:
     """Opens and verifies both stores. The main process goes first: it sets damaged shards aside, to be made again."""
     config, model = job.config, job.model
     folder = Path(config.cache.folder)
     with job.accelerator.main_process_first():
-        memo.load()
+        hash_cache.load()
         repair = job.is_main
         latents = Store.open(folder / "latents", encoding.LATENT_TENSORS, repair=repair)
         texts = Store.open(folder / f"text_{model.NAME}", model.TEXT_TENSORS, repair=repair)
-        vae_hash = base.hash("vae", memo)
-        encoder_hashes = tuple(base.hash(name, memo) for name in model.TEXT_ENCODERS)
+        vae_hash = base.hash("vae", hash_cache)
+        encoder_hashes = tuple(base.hash(name, hash_cache) for name in model.TEXT_ENCODERS)
         if job.is_main:
-            memo.save()
+            hash_cache.save()
     return Caches(
         latents=latents,
         texts=texts,

@@ -1,7 +1,7 @@
 """Filling the caches: pictures to VAE posteriors, captions to text embeddings; only what is missing is computed.
 
 Every picture and every caption is encoded alone: a VAE run on a batch of four gives other last bits (0.4 % of the fp16
-values), and what is stored must not depend on what was missing beside it. Storage is fp16; computation is fp32 unless the
+values), and what is stored must not depend on what was missing next to it. Storage is fp16; computation is fp32 unless the
 VAE declares itself safe in fp16 (`loading.vae_dtype`).
 """
 
@@ -26,15 +26,15 @@ RECIPE = 1
 
 def latent_key(item: Item, flip: bool, vae_hash: str, dtype: torch.dtype) -> str:
     """The key of a picture's posterior: its bytes, the VAE's weights, and all that decides which pixels the VAE sees."""
-    place = item.placement
+    geometry = item.geometry
     return entry_key(
         recipe=RECIPE,
         image=item.sample.image_hash,
         vae=vae_hash,
         dtype=str(dtype),
-        resized=[place.resized_height, place.resized_width],
-        crop=[place.crop_top, place.crop_left],
-        size=[place.height, place.width],
+        resized=[geometry.resized_height, geometry.resized_width],
+        crop=[geometry.crop_top, geometry.crop_left],
+        size=[geometry.height, geometry.width],
         flip=flip,
     )
 
@@ -65,7 +65,7 @@ def encode_latents(
     bar = progress(mine, description="encoding images", unit="image", disable=rank > 0)
     with store.writer() as writer:
         for key, item, flip in bar:
-            pixels = images.resize_and_crop(images.decode(item.sample.read()), item.placement, flip)
+            pixels = images.resize_and_crop(images.decode(item.sample.read()), item.geometry, flip)
             mean, std = encode_image(vae, pixels)
             if not (mean.isfinite().all() and std.isfinite().all()):
                 raise UserError(

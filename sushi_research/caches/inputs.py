@@ -12,20 +12,20 @@ from sushi_research.caches.caches import Caches, free_memory
 from sushi_research.config import TrainingConfig
 from sushi_research.data.training_data import Data, captions_of, prompts_of
 from sushi_research.errors import UserError
-from sushi_research.fingerprints import FileMemo
+from sushi_research.fingerprints import HashCache
 from sushi_research.models import loading
 from sushi_research.runs.job import Job
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """The base, the data, the caches, and the memo of file hashes."""
+    """The base, the data, the caches, and the cache of file hashes."""
 
     config: TrainingConfig
     base: loading.Base
     data: Data
     caches: Caches
-    memo: FileMemo
+    hash_cache: HashCache
 
     @cached_property
     def prompts(self) -> list[str]:

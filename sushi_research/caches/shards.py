@@ -99,7 +99,7 @@ def write_shard(folder: Path, tensors: tuple[str, ...], rows: list[dict[str, Any
         manifest = {"format": FORMAT_VERSION, "tensors": list(tensors), "rows": len(rows), "bytes": size}
         manifest["checksum"] = checksum
         manifest["libraries"] = {library: version(library) for library in ("datasets", "pyarrow", "torch")}
-        manifest["seal"] = content_hash(manifest)
+        manifest["seal"] = json_hash(manifest)
         with aside.with_suffix(".json").open("xb") as file:
             file.write(json.dumps(manifest, indent=2).encode())
             fsync_file(file)
@@ -171,7 +171,7 @@ def canonical_json(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
-def content_hash(value: Any) -> str:
+def json_hash(value: Any) -> str:
     """The blake2b hash of a JSON value, as 32 hex digits."""
     return _blake2b(canonical_json(value).encode()).hexdigest()
 
@@ -189,7 +189,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         manifest = json.loads(path.read_bytes())
     except ValueError as error:
         raise Damage("its manifest cannot be read") from error
-    if not isinstance(manifest, dict) or manifest.pop("seal", None) != content_hash(manifest):
+    if not isinstance(manifest, dict) or manifest.pop("seal", None) != json_hash(manifest):
         raise Damage("its manifest is not what was written")
     return manifest
 
@@ -210,4 +210,4 @@ def _require_format(manifest: dict[str, Any], tensors: tuple[str, ...], folder: 
 def _host() -> str:
     """The space in which a process id means something: a machine, or a container, even of the machine's name."""
     namespace = Path("/proc/self/ns/pid")
-    return content_hash([socket.gethostname(), os.readlink(namespace) if namespace.exists() else ""])
+    return json_hash([socket.gethostname(), os.readlink(namespace) if namespace.exists() else ""])

@@ -1,7 +1,7 @@
 """The cache store: rows of named tensors on disk, which several processes and several runs may fill at once.
 
 A store is a folder of shards (see `cache_shards`), to which shards are only ever added. Every opening compares every
-shard with its manifest. A damaged one is left out, and so its entries are made again: whoever fills the store asks
+shard with its manifest. A damaged one is skipped, and so its entries are made again: whoever fills the store asks
 `key in store` and adds what is not there. A store knows nothing of models; a key binds an entry to all that made it.
 """
 
@@ -18,7 +18,7 @@ import torch
 
 from sushi_research.caches.shards import (
     Damage,
-    content_hash,
+    json_hash,
     make_row,
     open_shard,
     read_tensor,
@@ -42,7 +42,7 @@ def entry_key(**recipe: Any) -> str:
 
     Raises TypeError for a value that is not JSON and ValueError for a float that is not finite.
     """
-    return content_hash(recipe)
+    return json_hash(recipe)
 
 
 class Store:
@@ -104,7 +104,7 @@ class Store:
             if (name, str(damage)) not in self.damaged:
                 self.damaged.append((name, str(damage)))
                 path = manifest.with_suffix(".arrow")
-                _logger.warning("%s is damaged (%s): it is left out and its entries are made again", path, damage)
+                _logger.warning("%s is damaged (%s): it is skipped and its entries are made again", path, damage)
             if self._repair:
                 set_aside(manifest)
             return

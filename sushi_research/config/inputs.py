@@ -23,7 +23,7 @@ ZERO_TERMINAL_SNR = (
 )
 
 
-class Model(Section):
+class ModelSection(Section):
     """The frozen base model."""
 
     base: Text = Field(description=f"Base model: {HUB}")
@@ -39,17 +39,17 @@ class Model(Section):
     zero_terminal_snr: bool | None = Field(None, description=ZERO_TERMINAL_SNR)
 
     @model_validator(mode="after")
-    def _vae_revision_has_a_vae(self) -> Model:
+    def _vae_revision_has_a_vae(self) -> ModelSection:
         if self.vae_revision is not None and self.vae is None:
             raise ValueError("model.vae_revision is set but model.vae is not: set model.vae, or remove the revision")
         return self
 
 
-class Data(Section):
+class DataSection(Section):
     """The training images and their captions."""
 
     path: Text = Field(
-        description="Training images: a folder with captions beside them, an HF dataset folder, or a hub dataset id"
+        description="Training images: a folder with captions next to them, an HF dataset folder, or a hub dataset id"
     )
     revision: Text | None = Field(None, description=f"Branch, tag or commit of a hub dataset; {NULL_REVISION}")
     split: Text = Field("train", description="Split of an HF dataset")
@@ -60,13 +60,13 @@ class Data(Section):
     bucket_min_side: int | None = Field(None, ge=8, description="Shortest side of a bucket; null = resolution / 2")
     bucket_max_side: int | None = Field(None, ge=8, description="Longest side of a bucket; null = resolution * 2")
     upscale: bool = Field(False, description="Enlarge images that are smaller than their bucket")
-    flip: float = Field(0.0, ge=0, le=1, description="Probability of mirroring an image, drawn anew each epoch")
+    flip: float = Field(0.0, ge=0, le=1, description="Probability of mirroring an image, drawn again each epoch")
     on_bad_file: Literal["stop", "skip"] = Field(
         "stop", description="After naming the files that cannot be used: stop before training, or train without them"
     )
 
     @model_validator(mode="after")
-    def _sides_fit(self) -> Data:
+    def _sides_fit(self) -> DataSection:
         below = self.resolution // self.bucket_step * self.bucket_step
         if below != self.resolution:
             near = f"{below} or {below + self.bucket_step}" if below else f"{self.bucket_step}"
@@ -85,7 +85,7 @@ class Data(Section):
         return self
 
 
-class Cache(Section):
+class CacheSection(Section):
     """Where encoded images and captions are kept."""
 
     folder: Text = Field("cache", description="Folder of the caches; runs share it")

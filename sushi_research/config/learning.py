@@ -11,7 +11,7 @@ from sushi_research.config.section import Scalar, Section, Seed, Text
 TargetPreset = Literal["attention", "attention_ff", "kohya", "kohya_conv"]
 
 
-class Lora(Section):
+class LoraSection(Section):
     """The adapter."""
 
     targets: TargetPreset | Annotated[list[Text], Field(min_length=1)] = Field(
@@ -34,13 +34,13 @@ class Lora(Section):
     save_dtype: Literal["float16", "bfloat16", "float32"] = Field("float16", description="Dtype of the adapter file")
 
     @model_validator(mode="after")
-    def _targets_are_distinct(self) -> Lora:
+    def _targets_are_distinct(self) -> LoraSection:
         if isinstance(self.targets, list) and len(set(self.targets)) < len(self.targets):
             raise ValueError("lora.targets names a module twice: keep one of each")
         return self
 
 
-class Train(Section):
+class TrainSection(Section):
     """The length of the run, the size of a step, and its arithmetic."""
 
     steps: int | None = Field(None, ge=1, description="Optimizer steps of the run; set this or train.epochs")
@@ -65,7 +65,7 @@ class Train(Section):
     deterministic: bool = Field(False, description="Use only deterministic kernels: repeatable bit for bit, slower")
 
     @model_validator(mode="after")
-    def _one_length(self) -> Train:
+    def _one_length(self) -> TrainSection:
         if self.steps is None and self.epochs is None:
             raise ValueError("train.steps and train.epochs are both unset: set one of them")
         if self.steps is not None and self.epochs is not None:
@@ -73,7 +73,7 @@ class Train(Section):
         return self
 
 
-class Optimizer(Section):
+class OptimizerSection(Section):
     """The optimizer."""
 
     name: str = Field(
@@ -90,14 +90,14 @@ class Optimizer(Section):
     )
 
     @model_validator(mode="after")
-    def _kwargs_leave_the_rest_alone(self) -> Optimizer:
+    def _kwargs_leave_the_rest_alone(self) -> OptimizerSection:
         for name, place in {"lr": "optimizer.lr", "params": "lora.targets"}.items():
             if name in self.kwargs:
                 raise ValueError(f"optimizer.kwargs.{name} is not for here: set {place}")
         return self
 
 
-class Schedule(Section):
+class ScheduleSection(Section):
     """The learning rate over the run."""
 
     name: Literal["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"] = Field(
@@ -112,7 +112,7 @@ class Schedule(Section):
     power: float = Field(1.0, gt=0, description="Exponent, for polynomial")
 
     @model_validator(mode="after")
-    def _every_key_has_an_effect(self) -> Schedule:
+    def _every_key_has_an_effect(self) -> ScheduleSection:
         if self.name == "constant" and self.warmup != 0:
             raise ValueError(
                 f"schedule.warmup is {self.warmup}, but schedule.name is constant, which has no warm-up: "
@@ -130,7 +130,7 @@ class Schedule(Section):
         return self
 
 
-class Loss(Section):
+class LossSection(Section):
     """The loss: mean squared error of the predicted noise, in fp32."""
 
     snr_gamma: float | None = Field(

@@ -12,8 +12,8 @@ from sushi_research.config.section import Section, Seed, Text
 from sushi_research.config.training import TrainingConfig
 
 
-class DrawingConfig(Section):
-    """A grid of pictures: prompts and seeds as rows; the base, and each adapter at each strength, as columns."""
+class SamplingConfig(Section):
+    """A grid of pictures: prompts and seeds as rows; the base, and each adapter at each LoRA scale, as columns."""
 
     base: Text = Field(description=f"Base model, of any architecture that is trained here: {HUB}")
     revision: Text | None = Field(None, description=f"Branch, tag or commit of a hub id; {NULL_REVISION}")
@@ -25,8 +25,8 @@ class DrawingConfig(Section):
     zero_terminal_snr: bool | None = Field(None, description=ZERO_TERMINAL_SNR)
     clip_skip: int = Field(1, ge=1, le=11, description="SD1.5: which CLIP layer conditions; 2 for anime models")
     adapters: list[Text] = Field([], description="Adapter files (.safetensors), of any trainer; each is shown alone")
-    strengths: Annotated[list[float], Field(min_length=1)] = Field(
-        [0.5, 1.0], description="Strengths of each adapter; the base alone is always the first column"
+    lora_scales: Annotated[list[float], Field(min_length=1)] = Field(
+        [0.5, 1.0], description="LoRA scales of each adapter; the base alone is always the first column"
     )
     prompts: Annotated[list[Text], Field(min_length=1)] = Field(description="Prompts, one row each")
     negative_prompt: str = Field("", description="What to steer away from")
@@ -39,41 +39,43 @@ class DrawingConfig(Section):
         "auto", description="Dtype of the base; see train.precision"
     )
     output: Text = Field(
-        "samples/grid.png", description="Where the grid goes; single pictures go into a folder beside it"
+        "samples/grid.png", description="Where the grid goes; single pictures go into a folder next to it"
     )
 
     @model_validator(mode="after")
-    def _columns_are_distinct(self) -> DrawingConfig:
-        if 0 in self.strengths:
-            raise ValueError("strengths has a 0: the base alone is always drawn, so leave it out")
-        for name in ("strengths", "adapters", "seeds"):
+    def _columns_are_distinct(self) -> SamplingConfig:
+        if 0 in self.lora_scales:
+            raise ValueError("lora_scales has a 0: the base alone is always drawn, so leave it out")
+        for name in ("lora_scales", "adapters", "seeds"):
             if len(set(getattr(self, name))) < len(getattr(self, name)):
                 raise ValueError(f"{name} has an entry twice: it would draw the same pictures again")
         return self
 
 
-class Judged(Section):
+class AdapterEvaluation(Section):
     """The adapter files that are evaluated, and where the results go."""
 
     adapters: list[Text] = Field(
         [], description="Adapter files (.safetensors), of any trainer; the base is always evaluated"
     )
-    strengths: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1)] = Field(
-        [1.0], description="Strengths of each adapter; several make a sweep, drawn as a curve and a grid of pictures"
+    lora_scales: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1)] = Field(
+        [1.0], description="LoRA scales of each adapter; several make a sweep, drawn as a curve and a grid of pictures"
     )
     output: Text = Field(
         "evaluations", description="Folder of the results: one folder in it for the base and each adapter"
     )
 
     @model_validator(mode="after")
-    def _distinct(self) -> Judged:
-        for name in ("adapters", "strengths"):
+    def _distinct(self) -> AdapterEvaluation:
+        for name in ("adapters", "lora_scales"):
             if len(set(getattr(self, name))) < len(getattr(self, name)):
                 raise ValueError(f"{name} has an entry twice: keep one of each")
         return self
 
 
 @functools.cache
-def judging(training: type[TrainingConfig]) -> type[Judged]:
-    """The config class of an evaluation: that of a training, `SDXLTraining` say, and what `Judged` adds."""
-    return create_model(f"{training.__name__}Judged", __base__=(Judged, training), __doc__=Judged.__doc__)
+def evaluation_config(training: type[TrainingConfig]) -> type[AdapterEvaluation]:
+    """The config class of an evaluation: that of a training, `SDXLTraining` say, and what `AdapterEvaluation` adds."""
+    return create_model(
+        f"{training.__name__}Evaluation", __base__=(AdapterEvaluation, training), __doc__=AdapterEvaluation.__doc__
+    )

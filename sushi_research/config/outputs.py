@@ -9,14 +9,14 @@ from pydantic import Field, model_validator
 from sushi_research.config.section import Section, Seed, Text
 
 
-class Checkpoint(Section):
+class CheckpointSection(Section):
     """What a run needs to continue."""
 
     every: int | None = Field(500, ge=1, description="Steps between checkpoints; null = only at the end")
     keep: int = Field(2, ge=1, description="How many of the latest checkpoints to keep")
 
 
-class Sample(Section):
+class SampleSection(Section):
     """Pictures drawn while training."""
 
     enabled: bool = Field(True, description="Draw sample pictures before, during and after training")
@@ -30,13 +30,13 @@ class Sample(Section):
     height: int | None = Field(None, ge=8, multiple_of=8, description="Height in pixels; null = data.resolution")
 
     @model_validator(mode="after")
-    def _seeds_are_distinct(self) -> Sample:
+    def _seeds_are_distinct(self) -> SampleSection:
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError("sample.seeds has a seed twice: it would draw the same pictures again")
         return self
 
 
-class Evaluation(Section):
+class EvaluationSection(Section):
     """The loss on held-out images, which says what the training loss cannot; there is none unless held_out or path is set."""
 
     held_out: float = Field(
@@ -52,7 +52,7 @@ class Evaluation(Section):
         None, description="Split of evaluation.path, where it is an HF dataset; null = data.split"
     )
     every: int | None = Field(250, ge=1, description="Steps between evaluations; null = only before and after")
-    draws: int = Field(
+    noise_samples: int = Field(
         8,
         ge=4,
         multiple_of=4,
@@ -65,7 +65,7 @@ class Evaluation(Section):
     )
 
     @model_validator(mode="after")
-    def _one_source(self) -> Evaluation:
+    def _one_source(self) -> EvaluationSection:
         if self.held_out > 0 and self.path is not None:
             raise ValueError("evaluation.held_out and evaluation.path are both set: keep one of them")
         if self.split is not None and self.path is None:
@@ -75,7 +75,7 @@ class Evaluation(Section):
         return self
 
 
-class Tracking(Section):
+class TrackingSection(Section):
     """Where the numbers go besides the run folder's metrics.jsonl."""
 
     wandb: Literal["auto", "online", "offline", "off"] = Field(
@@ -87,7 +87,7 @@ class Tracking(Section):
     tags: list[Text] = Field([], description="Tags of the run in W&B")
 
 
-class Run(Section):
+class RunSection(Section):
     """The run folder."""
 
     folder: Text = Field("runs", description="Folder that holds the run folders")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from sushi_research.config.inputs import Data, Model
-from sushi_research.config.outputs import Sample
+from sushi_research.config.inputs import DataSection, ModelSection
+from sushi_research.config.outputs import SampleSection
 from sushi_research.config.training import TrainingConfig
 
 
-class SD15Model(Model):
+class SD15ModelSection(ModelSection):
     """The frozen base model: Stable Diffusion 1.5."""
 
     clip_skip: int = Field(
@@ -17,13 +17,13 @@ class SD15Model(Model):
     )
 
 
-class SD15Data(Data):
+class SD15DataSection(DataSection):
     """The training images and their captions."""
 
     resolution: int = Field(512, ge=8, description="Buckets keep about this area: resolution x resolution pixels")
 
 
-class SD15Sample(Sample):
+class SD15SampleSection(SampleSection):
     """Pictures drawn while training."""
 
     guidance: float = Field(7.0, ge=1, description="Classifier-free guidance scale; 1 = none")
@@ -32,6 +32,6 @@ class SD15Sample(Sample):
 class SD15Training(TrainingConfig):
     """A LoRA for Stable Diffusion 1.5."""
 
-    model: SD15Model
-    data: SD15Data
-    sample: SD15Sample = Field(default_factory=SD15Sample)
+    model: SD15ModelSection
+    data: SD15DataSection
+    sample: SD15SampleSection = Field(default_factory=SD15SampleSection)

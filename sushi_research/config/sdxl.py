@@ -6,11 +6,11 @@ from typing import Literal
 
 from pydantic import Field
 
-from sushi_research.config.inputs import Data, Model
+from sushi_research.config.inputs import DataSection, ModelSection
 from sushi_research.config.training import TrainingConfig
 
 
-class SDXLModel(Model):
+class SDXLModelSection(ModelSection):
     """The frozen base model: Stable Diffusion XL."""
 
     text_encoder_1_layer: Literal["penultimate", "last"] = Field(
@@ -20,7 +20,7 @@ class SDXLModel(Model):
     )
 
 
-class SDXLData(Data):
+class SDXLDataSection(DataSection):
     """The training images and their captions."""
 
     resolution: int = Field(1024, ge=8, description="Buckets keep about this area: resolution x resolution pixels")
@@ -34,5 +34,5 @@ class SDXLData(Data):
 class SDXLTraining(TrainingConfig):
     """A LoRA for Stable Diffusion XL."""
 
-    model: SDXLModel
-    data: SDXLData
+    model: SDXLModelSection
+    data: SDXLDataSection

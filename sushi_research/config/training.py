@@ -4,28 +4,34 @@ from __future__ import annotations
 
 from pydantic import Field, model_validator
 
-from sushi_research.config.inputs import Cache, Data, Model
-from sushi_research.config.learning import Lora, Loss, Optimizer, Schedule, Train
-from sushi_research.config.outputs import Checkpoint, Evaluation, Run, Sample, Tracking
+from sushi_research.config.inputs import CacheSection, DataSection, ModelSection
+from sushi_research.config.learning import LoraSection, LossSection, OptimizerSection, ScheduleSection, TrainSection
+from sushi_research.config.outputs import (
+    CheckpointSection,
+    EvaluationSection,
+    RunSection,
+    SampleSection,
+    TrackingSection,
+)
 from sushi_research.config.section import Section
 
 
 class TrainingConfig(Section):
     """The sections that every training script shares."""
 
-    model: Model
-    data: Data
-    cache: Cache = Field(default_factory=Cache)
-    lora: Lora = Field(default_factory=Lora)
-    train: Train
-    optimizer: Optimizer = Field(default_factory=Optimizer)
-    schedule: Schedule = Field(default_factory=Schedule)
-    loss: Loss = Field(default_factory=Loss)
-    checkpoint: Checkpoint = Field(default_factory=Checkpoint)
-    sample: Sample = Field(default_factory=Sample)
-    evaluation: Evaluation = Field(default_factory=Evaluation)
-    tracking: Tracking = Field(default_factory=Tracking)
-    run: Run = Field(default_factory=Run)
+    model: ModelSection
+    data: DataSection
+    cache: CacheSection = Field(default_factory=CacheSection)
+    lora: LoraSection = Field(default_factory=LoraSection)
+    train: TrainSection
+    optimizer: OptimizerSection = Field(default_factory=OptimizerSection)
+    schedule: ScheduleSection = Field(default_factory=ScheduleSection)
+    loss: LossSection = Field(default_factory=LossSection)
+    checkpoint: CheckpointSection = Field(default_factory=CheckpointSection)
+    sample: SampleSection = Field(default_factory=SampleSection)
+    evaluation: EvaluationSection = Field(default_factory=EvaluationSection)
+    tracking: TrackingSection = Field(default_factory=TrackingSection)
+    run: RunSection = Field(default_factory=RunSection)
     dry_run: bool = Field(
         False, description="Print the plan and stop before anything is encoded or trained; --dry-run alone is enough"
     )

@@ -44,7 +44,7 @@ class BucketRule:
 
 
 @dataclass(frozen=True)
-class Placement:
+class CropGeometry:
     """How one image gets into its bucket, in pixels: it is resized, then height x width are cut out of it."""
 
     original_height: int
@@ -88,11 +88,11 @@ def bucket_shapes(rule: BucketRule) -> tuple[tuple[int, int], ...]:
     return tuple(sorted(shapes))
 
 
-def place(width: int, height: int, rule: BucketRule) -> Placement:
+def crop_geometry(width: int, height: int, rule: BucketRule) -> CropGeometry:
     """The bucket of an image of this size and its way there: scaled to cover the bucket, cut in the middle.
 
     The bucket is the one whose aspect ratio is closest by its logarithm; of two, the larger, then the squarer,
-    so that a transposed image gets the transposed placement. Where that would enlarge the image and `upscale`
+    so that a transposed image gets the transposed crop geometry. Where that would enlarge the image and `upscale`
     is off, it gets a bucket of its own: its size, brought down to the rule's area and largest side where it is
     beyond them, with both sides rounded down to multiples of `step`.
 
@@ -111,7 +111,7 @@ def place(width: int, height: int, rule: BucketRule) -> Placement:
         resized_width, resized_height = target_width, _rounded(height * target_width, width)
     else:
         resized_width, resized_height = _rounded(width * target_height, height), target_height
-    return Placement(
+    return CropGeometry(
         original_height=height,
         original_width=width,
         resized_height=resized_height,

@@ -17,7 +17,7 @@ from sushi_research.data.near_duplicates import fingerprint
 from sushi_research.data.samples import FoundImage, Problem, Sample, Scan
 from sushi_research.errors import UserError
 from sushi_research.files import write_json
-from sushi_research.fingerprints import FileMemo, FileState, content_hash, file_state
+from sushi_research.fingerprints import FileState, HashCache, content_hash, file_state
 from sushi_research.progress import progress
 
 
@@ -28,10 +28,10 @@ def scan(
     image_column: str,
     caption_column: str,
     revision: str | None,
-    memo: FileMemo,
+    hash_cache: HashCache,
     show_progress: bool,
 ) -> Scan:
-    """Find the images and captions at `path`, and decode every image once (files that `memo` knows: not again).
+    """Find the images and captions at `path`, and decode every image once (files that `hash_cache` knows: not again).
 
     `path` is a folder of images, an HF data set's folder (`save_to_disk`, or parquet or arrow files) or a hub id.
     In a folder of images, the caption of x.jpg is in x.txt, x.caption, or a metadata.jsonl as HF's imagefolder
@@ -59,15 +59,15 @@ def scan(
     if not images:
         other = f" ({result.problems[0].name}: {result.problems[0].reason})" if result.problems else ""
         raise UserError(f"data.path: {path} holds no jpg, png or webp image{other}.")
-    _check(result, images, memo, show_progress)
+    _check(result, images, hash_cache, show_progress)
     result.samples.sort(key=lambda sample: (sample.image_hash, sample.caption, sample.name))
     result.problems.sort(key=lambda problem: (problem.name, problem.reason))
-    twins = defaultdict(list)
+    copies = defaultdict(list)
     for sample in result.samples:
-        twins[sample.image_hash, sample.caption].append(sample.name)
+        copies[sample.image_hash, sample.caption].append(sample.name)
     result.notes += [
         f"{', '.join(names)}: the same image with the same caption; all are used"
-        for names in twins.values()
+        for names in copies.values()
         if len(names) > 1
     ]
     return result
@@ -111,9 +111,9 @@ def require_clean(scan: Scan, on_bad_file: Literal["stop", "skip"], report_path:
         )
 
 
-def _check(result: Scan, images: list[FoundImage], memo: FileMemo, show_progress: bool) -> None:
-    """Decode what the memo does not know, in as many threads as there are cores, and sort all into the scan."""
-    known: list[Any] = [memo.get(image.path) if image.path is not None else None for image in images]
+def _check(result: Scan, images: list[FoundImage], hash_cache: HashCache, show_progress: bool) -> None:
+    """Decode what the hash cache does not know, in as many threads as there are cores, and sort all into the scan."""
+    known: list[Any] = [hash_cache.get(image.path) if image.path is not None else None for image in images]
     unknown = [index for index, facts in enumerate(known) if facts is None or "width" not in facts]
     pool = ThreadPoolExecutor(os.cpu_count())
     try:
@@ -128,17 +128,19 @@ def _check(result: Scan, images: list[FoundImage], memo: FileMemo, show_progress
         for index, (facts, state) in zip(unknown, bar, strict=True):
             known[index] = facts
             if state is not None:
-                memo.put(images[index].path, facts, state)
+                hash_cache.put(images[index].path, facts, state)
     finally:  # an interrupted check goes on where it stopped
         pool.shutdown(cancel_futures=True)
-        memo.save()
+        hash_cache.save()
     for image, facts in zip(images, known, strict=True):
         if isinstance(facts, str):
             result.problems.append(Problem(image.name, facts))
         elif image.caption is not None:
             size = (facts["width"], facts["height"])
-            looks = int(facts["fingerprint"], 16)
-            sample = Sample(image.name, facts["hash"], image.caption, *size, image.repeats, image.load, looks)
+            image_fingerprint = int(facts["fingerprint"], 16)
+            sample = Sample(
+                image.name, facts["hash"], image.caption, *size, image.repeats, image.load, image_fingerprint
+            )
             result.samples.append(sample)
 
 
@@ -156,5 +158,10 @@ def _inspect(image: FoundImage) -> tuple[dict[str, Any] | str, FileState | None]
         return error.reason, None
     except OSError as error:
         return f"cannot be read: {error.strerror or error}", None
-    looks = f"{fingerprint(np.asarray(image)):x}"
-    return {"hash": content_hash(data), "width": image.width, "height": image.height, "fingerprint": looks}, state
+    image_fingerprint = f"{fingerprint(np.asarray(image)):x}"
+    return {
+        "hash": content_hash(data),
+        "width": image.width,
+        "height": image.height,
+        "fingerprint": image_fingerprint,
+    }, state

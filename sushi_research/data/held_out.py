@@ -36,7 +36,7 @@ DRIFT_CAPTIONS = (
 def hold_out(scan: Scan, fraction: float) -> list[Sample]:
     """Takes the held-out samples out of the scan's, names them in its `held_out`, and returns them.
 
-    By content alone (`split.held_out`), so files that are added or renamed move nothing, and copies stay on one side.
+    By content alone (`near_duplicates.held_out`), so files that are added or renamed move nothing, and copies stay on one side.
     UserError where there is nothing to train on or nothing to evaluate on.
     """
     groups = near_duplicates.near_duplicate_groups({sample.image_hash: sample.fingerprint for sample in scan.samples})
@@ -78,21 +78,21 @@ def read_separate(config: TrainingConfig, training: Scan, read: Callable[..., Sc
             f"evaluation.path: {scan.source} holds pictures that are trained on too, {', '.join(copies[:3])}{more}: take them out "
             "of one of the two, or let evaluation.held_out choose."
         )
-    return scan.samples, _look_alikes(scan.samples, training.samples)
+    return scan.samples, _resemblances(scan.samples, training.samples)
 
 
-def _look_alikes(held: Sequence[Sample], trained: Sequence[Sample]) -> list[str]:
+def _resemblances(held: Sequence[Sample], trained: Sequence[Sample]) -> list[str]:
     """A sentence for each held-out sample that is a near-duplicate of a training image; it is evaluated on all the same."""
     names = {sample.image_hash: sample.name for sample in trained}
-    looks = {sample.image_hash: sample.fingerprint for sample in [*trained, *held]}
-    twin = {}
-    for group in near_duplicates.near_duplicate_groups(looks):
+    fingerprints = {sample.image_hash: sample.fingerprint for sample in [*trained, *held]}
+    original = {}
+    for group in near_duplicates.near_duplicate_groups(fingerprints):
         of_training = [names[image] for image in group if image in names]
-        twin |= {image: min(of_training) for image in group if of_training}
+        original |= {image: min(of_training) for image in group if of_training}
     return [
-        f"the held-out {sample.name} looks like the training image {twin[sample.image_hash]}"
+        f"the held-out {sample.name} looks like the training image {original[sample.image_hash]}"
         for sample in held
-        if sample.image_hash in twin
+        if sample.image_hash in original
     ]
 
 

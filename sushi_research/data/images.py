@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
-from sushi_research.data.buckets import Placement
+from sushi_research.data.buckets import CropGeometry
 
 # Where Pillow, as it comes, raises an error instead of its warning (twice its MAX_IMAGE_PIXELS): 13,377 x 13,377.
 MAX_PIXELS = 178_956_970
@@ -57,14 +57,14 @@ def decode(data: bytes) -> Image.Image:
             raise BadImage(f"{kind}: {str(error) or type(error).__name__}") from error
 
 
-def resize_and_crop(image: Image.Image, placement: Placement, flip: bool) -> np.ndarray:
+def resize_and_crop(image: Image.Image, geometry: CropGeometry, flip: bool) -> np.ndarray:
     """A decoded image at its bucket's size, uint8 [height, width, 3]: Lanczos, cut, then mirrored if `flip`."""
     assert image.mode == "RGB", image.mode
-    assert image.size == (placement.original_width, placement.original_height), (image.size, placement)
-    size = (placement.resized_width, placement.resized_height)
+    assert image.size == (geometry.original_width, geometry.original_height), (image.size, geometry)
+    size = (geometry.resized_width, geometry.resized_height)
     resized = image.resize(size, Image.Resampling.LANCZOS, reducing_gap=None)
-    left, top = placement.crop_left, placement.crop_top
-    pixels = np.asarray(resized.crop((left, top, left + placement.width, top + placement.height)))
+    left, top = geometry.crop_left, geometry.crop_top
+    pixels = np.asarray(resized.crop((left, top, left + geometry.width, top + geometry.height)))
     return np.ascontiguousarray(pixels[:, ::-1] if flip else pixels)
 
 

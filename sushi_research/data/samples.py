@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sushi_research.data.buckets import BucketRule, Placement, TooSmall, place
+from sushi_research.data.buckets import BucketRule, CropGeometry, TooSmall, crop_geometry
 from sushi_research.errors import UserError
 from sushi_research.fingerprints import content_hash
 
@@ -18,7 +18,7 @@ class Sample:
     """One image with its caption. `name` is its path below the data folder, or `train[12]`: a row of a data set.
 
     Width and height, in pixels, are those after the EXIF rotation. An epoch shows the image `repeats` times. `fingerprint`
-    is what near-duplicates have nearly in common (`split.fingerprint`); 0, a black picture's, is no copy of anything.
+    is what near-duplicates have nearly in common (`near_duplicates.fingerprint`); 0, a black picture's, is no copy of anything.
     """
 
     name: str
@@ -82,13 +82,13 @@ class Item:
     """One element of an epoch. `instance` tells repetitions of the same picture apart, so each has noise of its own."""
 
     sample: Sample
-    placement: Placement
+    geometry: CropGeometry
     instance: int
 
     @property
     def bucket(self) -> tuple[int, int]:
         """(height, width) in pixels."""
-        return self.placement.height, self.placement.width
+        return self.geometry.height, self.geometry.width
 
     @property
     def identity(self) -> tuple[str, int]:
@@ -101,19 +101,19 @@ def make_items(samples: Sequence[Sample], rule: BucketRule) -> tuple[list[Item],
     items, problems, seen = [], [], Counter()
     for sample in sorted(samples, key=lambda sample: (sample.image_hash, sample.caption, sample.name)):
         try:
-            placement = place(sample.width, sample.height, rule)
+            geometry = crop_geometry(sample.width, sample.height, rule)
         except TooSmall as error:
             problems.append(Problem(sample.name, str(error)))
             continue
         for _ in range(sample.repeats):
-            items.append(Item(sample, placement, seen[sample.image_hash]))
+            items.append(Item(sample, geometry, seen[sample.image_hash]))
             seen[sample.image_hash] += 1
     return items, problems
 
 
 def dataset_hash(items: Sequence[Item]) -> str:
-    """Hash of what is trained on: pictures, captions, repetitions and placements; file names do not enter."""
+    """Hash of what is trained on: pictures, captions, repetitions and crop geometries; file names do not enter."""
     digest = hashlib.blake2b(digest_size=16)
     for item in items:
-        digest.update(repr((item.identity, item.sample.caption, item.placement)).encode())
+        digest.update(repr((item.identity, item.sample.caption, item.geometry)).encode())
     return digest.hexdigest()

@@ -11,7 +11,7 @@ from sushi_research.data import dataset
 from sushi_research.data.buckets import BucketRule
 from sushi_research.data.held_out import DRIFT_CAPTIONS, held_out_items, hold_out, read_separate
 from sushi_research.data.samples import Item, make_items
-from sushi_research.fingerprints import FileMemo
+from sushi_research.fingerprints import HashCache
 from sushi_research.runs.job import Job
 
 
@@ -19,16 +19,16 @@ from sushi_research.runs.job import Job
 class Data:
     """What is trained on: the items of an epoch, and the scan that tells what was used, what was not, and why.
 
-    `held_out` is what is evaluated on and never trained on; `look_alikes` says which of it resembles a training image.
+    `held_out` is what is evaluated on and never trained on; `near_duplicates` says which of it resembles a training image.
     """
 
     items: list[Item]
     scan: dataset.Scan
     held_out: list[Item] = field(default_factory=list)
-    look_alikes: list[str] = field(default_factory=list)
+    near_duplicates: list[str] = field(default_factory=list)
 
 
-def read_data(job: Job, memo: FileMemo) -> Data:
+def read_data(job: Job, hash_cache: HashCache) -> Data:
     """Scans the data, places every image in its bucket, and accounts for every file in the run's data_report.json.
 
     Raises UserError, before anything else happens, when a file cannot be used and `data.on_bad_file` is "stop".
@@ -38,32 +38,32 @@ def read_data(job: Job, memo: FileMemo) -> Data:
         dataset.scan,
         image_column=config.data.image_column,
         caption_column=config.data.caption_column,
-        memo=memo,
+        hash_cache=hash_cache,
         show_progress=accelerator.is_main_process,
     )
-    # The main process reads the files, the others then find them in the memo.
+    # The main process reads the files, the others then find them in the hash cache.
     with accelerator.main_process_first():
-        memo.load()
+        hash_cache.load()
         scan = read(config.data.path, split=config.data.split, revision=config.data.revision)
     rule = bucket_rule(config)
-    held, look_alikes = [], []
+    held, near_duplicates = [], []
     if config.evaluation.held_out:
         held = hold_out(scan, config.evaluation.held_out)
     elif config.evaluation.path is not None:
         with accelerator.main_process_first():
-            held, look_alikes = read_separate(config, scan, read)
+            held, near_duplicates = read_separate(config, scan, read)
     items, too_small = make_items(scan.samples, rule)
     held_items, held_too_small = held_out_items(held, rule)
     too_small += held_too_small
-    left_out = {problem.name for problem in too_small}
-    scan.samples = [sample for sample in scan.samples if sample.name not in left_out]
+    skipped = {problem.name for problem in too_small}
+    scan.samples = [sample for sample in scan.samples if sample.name not in skipped]
     scan.problems = sorted([*scan.problems, *too_small], key=lambda problem: (problem.name, problem.reason))
     # Written here only for a refusal; the report of a run that has begun is not touched by one that may not go on.
     report = run.data_report if run and run.record() is None else None
     if accelerator.is_main_process and report is not None:
         dataset.write_report(scan, report)
     dataset.require_clean(scan, config.data.on_bad_file, report)
-    return Data(items, scan, held_items, look_alikes)
+    return Data(items, scan, held_items, near_duplicates)
 
 
 def bucket_rule(config: TrainingConfig) -> BucketRule:

@@ -1,5 +1,5 @@
-"""What scripts/evaluate.py found: a folder for the base and each adapter at each strength, which compare_runs.py reads like a
-run's; and the sweep over strengths as a table, a curve and a grid of pictures."""
+"""What scripts/evaluate.py found: a folder for the base and each adapter at each LoRA scale, which compare_runs.py reads like a
+run's; and the sweep over LoRA scales as a table, a curve and a grid of pictures."""
 
 from __future__ import annotations
 
@@ -28,10 +28,11 @@ STEP = 1
 
 @dataclass(frozen=True)
 class Result:
-    """One evaluated state: losses and the base's [N, draws], drift [captions, draws] or None, pictures in rows' order."""
+    """One evaluated state: losses and the base's [N, noise samples], drift [captions, noise samples] or None, pictures in rows'
+    order."""
 
     name: str
-    strength: float
+    lora_scale: float
     loss: np.ndarray
     base_loss: np.ndarray
     drift: np.ndarray | None
@@ -39,8 +40,8 @@ class Result:
     pictures: Sequence[Image.Image]
 
 
-def folder_names(paths: Sequence[str], strengths: Sequence[float]) -> dict[tuple[int, float], str]:
-    """(number of the file, strength) -> its folder's name: the file's, with a number where two are called alike.
+def folder_names(paths: Sequence[str], lora_scales: Sequence[float]) -> dict[tuple[int, float], str]:
+    """(number of the file, LoRA scale) -> its folder's name: the file's, with a number where two are called alike.
 
     UserError for a file that is not there: told before anything is loaded.
     """
@@ -51,26 +52,26 @@ def folder_names(paths: Sequence[str], strengths: Sequence[float]) -> dict[tuple
     often = Counter([*labels, "base"])
     names = [f"{label}-{number}" if often[label] > 1 else label for number, label in enumerate(labels)]
     return {
-        (number, strength): name if strength == 1 else f"{name}-strength-{strength:g}"
+        (number, lora_scale): name if lora_scale == 1 else f"{name}-scale-{lora_scale:g}"
         for number, name in enumerate(names)
-        for strength in strengths
+        for lora_scale in lora_scales
     }
 
 
-def adapter_facts(path: Path, strength: float, changes_text: bool) -> dict[str, Any]:
+def adapter_facts(path: Path, lora_scale: float, changes_text: bool) -> dict[str, Any]:
     """What provenance.json says of an adapter file: its name, the hash of its bytes, and how it was applied."""
     return {
         "file": path.name,
         "hash": content_hash(path.read_bytes()),
-        "strength": strength,
+        "lora_scale": lora_scale,
         "adapts_text_encoders": changes_text,
     }
 
 
 def write(
-    output: Path, result: Result, pack: validation_set.Pack, measure: Drift | None, entry: dict[str, Any]
+    output: Path, result: Result, val_set: validation_set.ValidationSet, measure: Drift | None, entry: dict[str, Any]
 ) -> None:
-    """Writes the result's folder below `output`, anew; UserError where the disk refuses."""
+    """Writes the result's folder below `output`, again; UserError where the disk refuses."""
     folder, step = output / result.name, 0 if entry["adapter"] is None else STEP
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -80,42 +81,42 @@ def write(
             sample_grids.write_pictures(folder / f"samples/step-{step:08d}", result.rows, result.pictures)
     except OSError as error:
         raise disk_error(f"output: cannot write into {folder}", error) from error
-    Results(folder / "evaluation.parquet").append(pack, step, result.loss, result.base_loss)
+    Results(folder / "evaluation.parquet").append(val_set, step, result.loss, result.base_loss)
     if measure and result.drift is not None:
-        Results(folder / "drift.parquet").append(measure.pack, step, result.drift, np.zeros_like(result.drift))
-    write_json(folder / "evaluation_pack.json", pack.describe())
+        Results(folder / "drift.parquet").append(measure.drift_set, step, result.drift, np.zeros_like(result.drift))
+    write_json(folder / "validation_set.json", val_set.describe())
     write_json(folder / "provenance.json", [entry])
 
 
-def finish(output: Path, results: Sequence[Result], pack: validation_set.Pack) -> str:
-    """Writes evaluation.json, the curve over strengths and the grid; returns the table and the paths for the terminal."""
-    numbers = {result.name: _numbers(result, pack) for result in results}
-    write_json(output / "evaluation.json", {"pack": pack.hash, "results": numbers})
+def finish(output: Path, results: Sequence[Result], val_set: validation_set.ValidationSet) -> str:
+    """Writes evaluation.json, the curve over LoRA scales and the grid; returns the table and the paths for the terminal."""
+    numbers = {result.name: _numbers(result, val_set) for result in results}
+    write_json(output / "evaluation.json", {"validation_set": val_set.hash, "results": numbers})
     written = {"numbers": output / "evaluation.json"}
     rows = results[0].rows
     if results[0].pictures:
         cells = [[result.pictures[row] for result in results] for row in range(len(rows))]
         written["pictures"] = output / "grid.png"
-        sheet = pictures.grid(cells, [label for _, label in rows], [result.name for result in results])
-        sheet.save(written["pictures"])
-    if len({result.strength for result in results}) > 2:
-        written["sweep"] = output / "strengths.png"
-        pictures.strengths([(result.strength, numbers[result.name]) for result in results], written["sweep"])
+        grid = pictures.grid(cells, [label for _, label in rows], [result.name for result in results])
+        grid.save(written["pictures"])
+    if len({result.lora_scale for result in results}) > 2:
+        written["sweep"] = output / "lora_scales.png"
+        pictures.lora_scale_sweep([(result.lora_scale, numbers[result.name]) for result in results], written["sweep"])
     table = _table(numbers)
     write_atomic(output / "evaluation.md", (table + "\n").encode())
     paths = "\n".join(f"  {what:<9} {path}" for what, path in written.items())
     return f"{table}\n\n{paths}\n  compare with runs: python scripts/compare_runs.py RUN {output}/NAME"
 
 
-def _numbers(result: Result, pack: validation_set.Pack) -> dict[str, float]:
-    found = validation_set.summary(result.loss, result.base_loss, pack.timesteps())
+def _numbers(result: Result, val_set: validation_set.ValidationSet) -> dict[str, float]:
+    found = validation_set.summary(result.loss, result.base_loss, val_set.timesteps())
     found = found | (drift.summary(result.drift) if result.drift is not None else {})
-    return {"strength": result.strength} | found
+    return {"lora_scale": result.lora_scale} | found
 
 
 def _table(numbers: dict[str, dict[str, float]]) -> str:
     """Markdown; errors are standard errors over images (over captions for the drift)."""
-    lines = ["| | held-out loss | over the base | drift |", "|---|---:|---:|---:|"]
+    lines = ["| | validation loss | over the base | drift |", "|---|---:|---:|---:|"]
     for name, found in numbers.items():
         cells = [
             f"{found[key]:{form}} +- {found.get(f'{key}_se', 0):.2g}" if key in found else ""

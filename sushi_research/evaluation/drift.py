@@ -28,26 +28,26 @@ if TYPE_CHECKING:
 # Raise it when what is drawn or compared changes.
 SCHEME = 1
 # Denoising steps of a drawing, and timesteps with noise for each.
-STEPS, DRAWS = 12, 4
+STEPS, NOISE_SAMPLES = 12, 4
 TENSORS = ("latents",)
 
 
 @dataclass(frozen=True)
-class DriftPack:
+class DriftSet:
     """The captions with their drawings by the base, as keys into the store of drawings, and the hash of all that fixes them."""
 
     names: tuple[str, ...]
     keys: tuple[str, ...]
     side: int
     hash: str
-    draws: int = DRAWS
+    noise_samples: int = NOISE_SAMPLES
 
     def timesteps(self) -> np.ndarray:
-        """[N, draws] int64."""
-        return np.stack([validation_set.timesteps(name, self.draws) for name in self.names])
+        """[N, noise samples] int64."""
+        return np.stack([validation_set.timesteps(name, self.noise_samples) for name in self.names])
 
 
-def make_pack(
+def make_drift_set(
     captions: Sequence[str],
     text_key: Callable[[str], str],
     model: ModuleType,
@@ -56,8 +56,9 @@ def make_pack(
     *,
     side: int,
     dtype: torch.dtype,
-) -> DriftPack:
-    """The pack of the captions, drawn `side` x `side` pixels by a base in `dtype`; its hash binds all that decides a drawing."""
+) -> DriftSet:
+    """The drift set of the captions, drawn `side` x `side` pixels by a base in `dtype`; its hash binds all that decides a
+    drawing."""
     recipe = {
         "scheme": SCHEME,
         "base": base_hash,
@@ -65,14 +66,16 @@ def make_pack(
         "scheduler": {name: str(value) for name, value in base.scheduler.items()},
         "force_zeros": base.force_zeros,
         "empty": text_key(""),
-        "drawn": [STEPS, model.GUIDANCE, side, str(dtype)],
+        "sampling": [STEPS, model.GUIDANCE, side, str(dtype)],
     }
     keys = tuple(entry_key(text=text_key(caption), **recipe) for caption in captions)
-    return DriftPack(tuple(captions), keys, side, entry_key(keys=keys, draws=DRAWS, noise=validation_set.SCHEME))
+    return DriftSet(
+        tuple(captions), keys, side, entry_key(keys=keys, noise_samples=NOISE_SAMPLES, noise=validation_set.SCHEME)
+    )
 
 
-def draw_missing(
-    pack: DriftPack,
+def generate_missing(
+    drift_set: DriftSet,
     store: Store,
     text: Callable[[str], dict[str, torch.Tensor]],
     model: ModuleType,
@@ -83,32 +86,34 @@ def draw_missing(
     world: int = 1,
 ) -> None:
     """Draws this process's share of what the store lacks, each caption alone from the noise of seed 0; `unet` is the base's."""
-    mine = [number for number in range(rank, len(pack.keys), world) if pack.keys[number] not in store]
+    mine = [number for number in range(rank, len(drift_set.keys), world) if drift_set.keys[number] not in store]
     if not mine:
         return
-    latents = pipeline.draw_latents(
+    latents = pipeline.generate_latents(
         model,
         base,
         unet,
-        [text(pack.names[number]) for number in mine],
+        [text(drift_set.names[number]) for number in mine],
         pipeline.unconditional(text(""), base.force_zeros),
         seeds=[validation_set.SEED],
         steps=STEPS,
         guidance=model.GUIDANCE,
-        height=pack.side,
-        width=pack.side,
+        height=drift_set.side,
+        width=drift_set.side,
     )
     with store.writer() as writer:
-        for number, drawn in zip(mine, latents, strict=True):
-            writer.add(pack.keys[number], {"latents": drawn[0].half().cpu()}, {"caption": pack.names[number]})
+        for number, latent in zip(mine, latents, strict=True):
+            writer.add(
+                drift_set.keys[number], {"latents": latent[0].half().cpu()}, {"caption": drift_set.names[number]}
+            )
 
 
 class Drift:
-    """Compares predictions on the pack with the base's, which are kept in memory (16 MB at SDXL's size with 16 captions)."""
+    """Compares predictions on the drift set with the base's, which are kept in memory (16 MB at SDXL's size with 16 captions)."""
 
     def __init__(
         self,
-        pack: DriftPack,
+        drift_set: DriftSet,
         store: Store,
         text: Callable[[str], dict[str, torch.Tensor]],
         model: ModuleType,
@@ -119,7 +124,7 @@ class Drift:
         world: int = 1,
         reduce: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ) -> None:
-        self.pack, self.store, self.text, self.model, self.base = pack, store, text, model, base
+        self.drift_set, self.store, self.text, self.model, self.base = drift_set, store, text, model, base
         self.device, self.rank, self.world, self.reduce = device, rank, world, reduce
         self._of_base: dict[tuple[int, int], torch.Tensor] | None = None
 
@@ -132,12 +137,12 @@ class Drift:
         self._of_base = {(index, part.start): p.float().cpu() for index, part, p, _ in self._predictions(unet, None)}
 
     def measure(self, unet: Any, text: Callable[[str], dict[str, torch.Tensor]] | None = None) -> np.ndarray:
-        """The mean squared difference from the base's prediction, [captions, draws] float32, whole on every process.
+        """The mean squared difference from the base's prediction, [captions, noise samples] float32, whole on every process.
 
         `text` encodes a caption where the adapter changes the text encoders too.
         """
         assert self._of_base is not None, "remember_base comes first"
-        found = torch.zeros(len(self.pack.names), self.pack.draws)
+        found = torch.zeros(len(self.drift_set.names), self.drift_set.noise_samples)
         for index, part, predicted, _ in self._predictions(unet, text):
             of_base = self._of_base[index, part.start].to(predicted.device)
             found[index, part] = diffusion.mse_per_sample(predicted, of_base).cpu()
@@ -145,15 +150,15 @@ class Drift:
         return whole.numpy()
 
     def _predictions(self, unet: Any, text: Callable[[str], dict[str, torch.Tensor]] | None) -> Any:
-        side, encoded = self.pack.side, text or self.text
+        side, encoded = self.drift_set.side, text or self.text
 
         def example(index: int) -> Example:
-            drawn = self.store.get(self.pack.keys[index])["latents"].float()
-            return Example(drawn, encoded(self.pack.names[index]), (side, side, 0, 0, side, side))
+            latents = self.store.get(self.drift_set.keys[index])["latents"].float()
+            return Example(latents, encoded(self.drift_set.names[index]), (side, side, 0, 0, side, side))
 
         return validation_set.predictions(
-            self.pack.names,
-            self.pack.draws,
+            self.drift_set.names,
+            self.drift_set.noise_samples,
             example,
             self.model,
             unet,
@@ -166,5 +171,5 @@ class Drift:
 
 
 def summary(drift: np.ndarray) -> dict[str, float]:
-    """What is logged: the mean over captions [N, draws] and its standard error over captions."""
+    """What is logged: the mean over captions [N, noise samples] and its standard error over captions."""
     return validation_set.mean_with_error("evaluation/drift", drift)

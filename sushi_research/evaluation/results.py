@@ -19,23 +19,23 @@ FORMAT = 1
 # A test between two runs needs this many images: the coverage of its intervals was measured from here on, and with fewer images
 # too many resamples hold one image only.
 MIN_IMAGES = 8
-COLUMNS = ("step", "image", "draw", "timestep", "loss", "base_loss")
+COLUMNS = ("step", "image", "noise_sample", "timestep", "loss", "base_loss")
 
 
 class Measured(Protocol):
-    """What the rows are about: N names (an image's hash, a caption), `draws` timesteps of each, and the hash of it all."""
+    """What the rows are about: N names (an image's hash, a caption), `noise_samples` timesteps of each, and the hash of it all."""
 
     names: tuple[str, ...]
-    draws: int
+    noise_samples: int
     hash: str
 
     def timesteps(self) -> np.ndarray:
-        """[N, draws] int64."""
+        """[N, noise samples] int64."""
         ...
 
 
 class Results:
-    """One row for every step, image and draw, with the base's loss on the same draw beside it; a step is whole or not there."""
+    """One row for every step, image and draw, with the base's loss on the same draw next to it; a step is whole or not there."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -52,9 +52,9 @@ class Results:
                 table = file.read()
         except (OSError, pyarrow.ArrowException) as error:
             raise UserError(
-                f"{self.path} is damaged ({first_line(error)}): restore it, or remove it to evaluate anew."
+                f"{self.path} is damaged ({first_line(error)}): restore it, or remove it to evaluate again."
             ) from None
-        if table.column_names != list(COLUMNS) or b"pack" not in (table.schema.metadata or {}):
+        if table.column_names != list(COLUMNS) or b"set_hash" not in (table.schema.metadata or {}):
             raise UserError(f"{self.path} does not hold what this version writes: restore it, or remove it.")
         return table
 
@@ -63,40 +63,41 @@ class Results:
         table = self.read()
         return [] if table is None else sorted(set(table["step"].to_pylist()))
 
-    def loss_at(self, pack: Measured, step: int, column: str = "loss") -> np.ndarray | None:
-        """[N, draws] of a step, None where it was not evaluated on this pack."""
+    def loss_at(self, measured: Measured, step: int, column: str = "loss") -> np.ndarray | None:
+        """[N, noise samples] of a step, None where it was not evaluated on this set."""
         import pyarrow.compute as compute
 
         table = self.read()
-        if table is None or table.schema.metadata[b"pack"] != pack.hash.encode():
+        if table is None or table.schema.metadata[b"set_hash"] != measured.hash.encode():
             return None
         rows = table.filter(compute.equal(table["step"], step))
-        shape = (len(pack.names), pack.draws)
+        shape = (len(measured.names), measured.noise_samples)
         return rows[column].to_numpy().reshape(shape) if rows.num_rows == shape[0] * shape[1] else None
 
-    def base_loss(self, pack: Measured) -> np.ndarray | None:
-        """[N, draws]: the base's losses, which stand at every step; None where nothing was evaluated on this pack."""
+    def base_loss(self, measured: Measured) -> np.ndarray | None:
+        """[N, noise samples]: the base's losses, which stand at every step; None where nothing was evaluated on this set."""
         steps = self.steps()
-        return self.loss_at(pack, steps[0], "base_loss") if steps else None
+        return self.loss_at(measured, steps[0], "base_loss") if steps else None
 
-    def append(self, pack: Measured, step: int, loss: np.ndarray, base: np.ndarray) -> None:
-        """Adds a step's losses and the base's, [N, draws] each; what there was of that step, or of another pack, is replaced."""
+    def append(self, measured: Measured, step: int, loss: np.ndarray, base: np.ndarray) -> None:
+        """Adds a step's losses and the base's, [N, noise samples] each; what there was of that step, or of another set, is
+        replaced."""
         import pyarrow
         import pyarrow.compute as compute
 
-        count = len(pack.names) * pack.draws
+        count = len(measured.names) * measured.noise_samples
         table = pyarrow.table(
             {
                 "step": np.full(count, step, np.int32),
-                "image": np.repeat(pack.names, pack.draws),
-                "draw": np.tile(np.arange(pack.draws, dtype=np.int16), len(pack.names)),
-                "timestep": pack.timesteps().astype(np.int16).ravel(),
+                "image": np.repeat(measured.names, measured.noise_samples),
+                "noise_sample": np.tile(np.arange(measured.noise_samples, dtype=np.int16), len(measured.names)),
+                "timestep": measured.timesteps().astype(np.int16).ravel(),
                 "loss": loss.astype(np.float32).ravel(),
                 "base_loss": base.astype(np.float32).ravel(),
             }
-        ).replace_schema_metadata({"pack": pack.hash, "scheme": str(FORMAT)})
+        ).replace_schema_metadata({"set_hash": measured.hash, "scheme": str(FORMAT)})
         before = self.read()
-        if before is not None and before.schema.metadata[b"pack"] == pack.hash.encode():
+        if before is not None and before.schema.metadata[b"set_hash"] == measured.hash.encode():
             kept = before.filter(compute.not_equal(before["step"], step))
             table = pyarrow.concat_tables([kept, table]).sort_by([("step", "ascending")])
         self._write(table)
@@ -112,10 +113,10 @@ class Results:
         if table is not None:
             self._write(table.filter(compute.less_equal(table["step"], step)))
 
-    def is_of_another(self, pack: Measured) -> bool:
-        """Whether what was measured so far was measured on another pack."""
+    def is_of_another(self, measured: Measured) -> bool:
+        """Whether what was measured so far was measured on another set."""
         table = self.read()
-        return table is not None and table.schema.metadata[b"pack"] != pack.hash.encode()
+        return table is not None and table.schema.metadata[b"set_hash"] != measured.hash.encode()
 
     def _write(self, table: pyarrow.Table) -> None:
         import pyarrow.parquet

@@ -1,7 +1,7 @@
-"""The evaluation pack: held-out images at fixed timesteps with fixed noise, and a model's plain loss on every one of them.
+"""The validation set: held-out images at fixed timesteps with fixed noise, and a model's plain loss on every one of them.
 
-The pack is the same for every run that sees the same images: its timesteps and noise are functions of the image alone, not
-of the run's seed, its training options or its processes. So two runs differ by what they learned, image by image, draw by draw.
+The validation set is the same for every run that sees the same images: its timesteps and noise are functions of the image alone,
+not of the run's seed, its training options or its processes. So two runs differ by what they learned, image by image, draw by draw.
 The loss is the mean squared error to what the base predicts: no weighting, no offset, no dropout, no flip.
 """
 
@@ -24,20 +24,22 @@ from sushi_research.progress import progress
 if TYPE_CHECKING:
     from sushi_research.caches.caches import Caches
 
-# Raise it when a pack of the same images comes to mean something else: packs of different schemes are not compared.
+# Raise it when a validation set of the same images comes to mean something else: validation sets of different schemes are not
+# compared.
 SCHEME = 1
-# Every run shares it: a pack that followed the run's seed would not be one pack.
+# Every run shares it: a validation set that followed the run's seed would not be one validation set.
 SEED = 0
 # Draws of one image that go through the UNet together. Another number rounds otherwise in the last bits, so it is no option.
 CHUNK = 4
 
 
 @dataclass(frozen=True)
-class Pack:
-    """The frozen set: N items in an order of content alone, `draws` timesteps with noise for each, and the hash of it all."""
+class ValidationSet:
+    """The frozen set: N items in an order of content alone, `noise_samples` timesteps with noise for each, and the hash of it
+    all."""
 
     items: tuple[Item, ...]
-    draws: int
+    noise_samples: int
     time_ids: str
     hash: str
 
@@ -47,11 +49,11 @@ class Pack:
         return tuple(item.sample.image_hash for item in self.items)
 
     def timesteps(self) -> np.ndarray:
-        """[N, draws] int64."""
-        return np.stack([timesteps(name, self.draws) for name in self.names])
+        """[N, noise samples] int64."""
+        return np.stack([timesteps(name, self.noise_samples) for name in self.names])
 
     def describe(self) -> dict[str, Any]:
-        """What evaluation_pack.json holds."""
+        """What validation_set.json holds."""
         images = [
             {
                 "name": item.sample.name,
@@ -61,7 +63,7 @@ class Pack:
             }
             for item in self.items
         ]
-        return {"hash": self.hash, "scheme": SCHEME, "draws": self.draws, "images": images}
+        return {"hash": self.hash, "scheme": SCHEME, "noise_samples": self.noise_samples, "images": images}
 
 
 @dataclass(frozen=True)
@@ -73,57 +75,67 @@ class Example:
     sizes: tuple[int, ...]
 
 
-def make_pack(
-    items: Iterable[Item], draws: int, caches: Caches, prediction: Prediction, base_hash: str, time_ids: str = "image"
-) -> Pack:
-    """The pack of the items' distinct images; `draws` timesteps each, a multiple of 4 so that every band has as many.
+def make_validation_set(
+    items: Iterable[Item],
+    noise_samples: int,
+    caches: Caches,
+    prediction: Prediction,
+    base_hash: str,
+    time_ids: str = "image",
+) -> ValidationSet:
+    """The validation set of the items' distinct images; `noise_samples` timesteps each, a multiple of 4 so that every timestep bin
+    has as many.
 
     Its hash binds the pictures and captions as they are encoded, the base's UNet and all that fixes the draws.
     """
-    assert draws % 4 == 0 and draws > 0, draws
+    assert noise_samples % 4 == 0 and noise_samples > 0, noise_samples
     distinct = {(item.sample.image_hash, item.sample.caption): item for item in items}
     ordered = tuple(distinct[key] for key in sorted(distinct))
     entries = [
-        [caches.latent_key(item, False), caches.text_key(item.sample.caption), item.placement.time_ids(False, time_ids)]
+        [caches.latent_key(item, False), caches.text_key(item.sample.caption), item.geometry.time_ids(False, time_ids)]
         for item in ordered
     ]
     digest = entry_key(
         scheme=SCHEME,
         randomness=randomness.SCHEME,
-        draws=draws,
+        noise_samples=noise_samples,
         entries=entries,
         prediction=[prediction.type, prediction.zero_terminal_snr],
         base=base_hash,
     )
-    return Pack(ordered, draws, time_ids, digest)
+    return ValidationSet(ordered, noise_samples, time_ids, digest)
 
 
-def timesteps(image_hash: str, draws: int) -> np.ndarray:
-    """[draws] int64, stratified: one timestep drawn uniformly from each of `draws` equal parts of the schedule.
+def timesteps(image_hash: str, noise_samples: int) -> np.ndarray:
+    """[draws] int64, stratified: one timestep drawn uniformly from each of `noise_samples` equal parts of the schedule.
 
     Stratified sampling (Kahn & Marshall 1953): the mean over an image's draws is that of uniform timesteps, with less variance.
     """
-    within = randomness.key(SEED, "evaluation-timestep", image_hash, draws).random(draws)
-    return ((np.arange(draws) + within) * diffusion.NUM_TIMESTEPS / draws).astype(np.int64)
+    within = randomness.key(SEED, "evaluation-timestep", image_hash, noise_samples).random(noise_samples)
+    return ((np.arange(noise_samples) + within) * diffusion.NUM_TIMESTEPS / noise_samples).astype(np.int64)
 
 
-def noise(image_hash: str, draw: int, shape: tuple[int, ...]) -> torch.Tensor:
+def noise(image_hash: str, number: int, shape: tuple[int, ...]) -> torch.Tensor:
     """The noise of one draw, fp32."""
-    return torch.from_numpy(randomness.normal(SEED, "evaluation-noise", image_hash, draw, shape=shape))
+    return torch.from_numpy(randomness.normal(SEED, "evaluation-noise", image_hash, number, shape=shape))
 
 
 def example(
-    pack: Pack, index: int, model: ModuleType, caches: Caches, text: Callable[[str], dict[str, torch.Tensor]]
+    val_set: ValidationSet,
+    index: int,
+    model: ModuleType,
+    caches: Caches,
+    text: Callable[[str], dict[str, torch.Tensor]],
 ) -> Example:
-    """One image of the pack from the caches: the mean of its latents, unflipped."""
-    item = pack.items[index]
+    """One image of the validation set from the caches: the mean of its latents, unflipped."""
+    item = val_set.items[index]
     row = caches.latents.get(caches.latent_key(item, False))
-    sizes = item.placement.time_ids(False, pack.time_ids)
+    sizes = item.geometry.time_ids(False, val_set.time_ids)
     return Example(row["mean"].float() * model.SCALING_FACTOR, text(item.sample.caption), sizes)
 
 
 def losses(
-    pack: Pack,
+    val_set: ValidationSet,
     model: ModuleType,
     unet: Any,
     caches: Caches,
@@ -135,7 +147,7 @@ def losses(
     world: int = 1,
     reduce: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> np.ndarray:
-    """The loss of every image and draw, [N, draws] float32, whole on every process.
+    """The loss of every image and draw, [N, noise samples] float32, whole on every process.
 
     Each process computes whole images, always in the same chunks, and `reduce` sums the rest's zeros: the result does not
     depend on how many there are. `text` encodes a caption where the caches' embedding is not the right one: for an adapter
@@ -143,11 +155,11 @@ def losses(
     """
     encoded = text or caches.text
 
-    found = torch.zeros(len(pack.items), pack.draws)
+    found = torch.zeros(len(val_set.items), val_set.noise_samples)
     shown = predictions(
-        pack.names,
-        pack.draws,
-        lambda index: example(pack, index, model, caches, encoded),
+        val_set.names,
+        val_set.noise_samples,
+        lambda index: example(val_set, index, model, caches, encoded),
         model,
         unet,
         prediction,
@@ -165,7 +177,7 @@ def losses(
 @torch.no_grad()
 def predictions(
     names: Sequence[str],
-    draws: int,
+    noise_samples: int,
     example: Callable[[int], Example],
     model: ModuleType,
     unet: Any,
@@ -187,14 +199,14 @@ def predictions(
         work = range(rank, len(names), world)
         for index in progress(work, description=what, unit="image", leave=False):
             shown, name = example(index), names[index]
-            times = torch.from_numpy(timesteps(name, draws))
+            times = torch.from_numpy(timesteps(name, noise_samples))
             latents = shown.latents[None].to(device)
             text = {key: tensor[None].to(device) for key, tensor in shown.text.items()}
             sizes = conditioning.time_ids([shown.sizes]).to(device)
-            for begin in range(0, draws, CHUNK):
-                part = slice(begin, min(begin + CHUNK, draws))
-                count, shape = part.stop - begin, tuple(latents.shape[1:])
-                eps = torch.stack([noise(name, draw, shape) for draw in range(begin, part.stop)]).to(device)
+            for first in range(0, noise_samples, CHUNK):
+                part = slice(first, min(first + CHUNK, noise_samples))
+                count, shape = part.stop - first, tuple(latents.shape[1:])
+                eps = torch.stack([noise(name, number, shape) for number in range(first, part.stop)]).to(device)
                 t, x0 = times[part].to(device), latents.expand(count, -1, -1, -1)
                 predicted = model.predict(
                     unet,
@@ -211,20 +223,20 @@ def predictions(
 def summary(loss: np.ndarray, base: np.ndarray, times: np.ndarray) -> dict[str, float]:
     """What is logged of an evaluation: means over images (each the mean of its draws) with standard errors over images.
 
-    `loss`, `base` and `times` are [N, draws]. `over_base` is the mean of the paired differences; bands are the quarters
-    of the schedule, 0 (least noise) to 3, each of which has as many draws of every image.
+    `loss`, `base` and `times` are [N, noise samples]. `over_base` is the mean of the paired differences; timestep bins are the
+    quarters of the schedule, 0 (least noise) to 3, each of which has as many draws of every image.
     """
     difference = loss.astype(np.float64) - base
     values = mean_with_error("evaluation/loss", loss) | mean_with_error("evaluation/loss_over_base", difference)
-    quarters = times * 4 // diffusion.NUM_TIMESTEPS
-    for band in range(4):
-        of_band = np.where(quarters == band, difference, np.nan)
-        values |= mean_with_error(f"evaluation/band_over_base/{band}", of_band)
+    bins = times * 4 // diffusion.NUM_TIMESTEPS
+    for timestep_bin in range(4):
+        in_bin = np.where(bins == timestep_bin, difference, np.nan)
+        values |= mean_with_error(f"evaluation/loss_over_base_by_timestep/{timestep_bin}", in_bin)
     return values
 
 
 def mean_with_error(name: str, values: np.ndarray) -> dict[str, float]:
-    """The mean over images of [N, draws] and its standard error over images; NaN marks draws that do not count."""
+    """The mean over images of [N, noise samples] and its standard error over images; NaN marks draws that do not count."""
     means = np.nanmean(values.astype(np.float64), axis=1)
     found = {name: float(means.mean())}
     if len(means) > 1:

@@ -1,8 +1,8 @@
-"""Runs compared: variants and their seeds, what differs between them, and a verdict for each pair.
+"""Runs compared: variants and their seeds, what differs between them, and a test result for each pair.
 
-A variant is the runs whose identity is equal but for the seed. The verdict is taken at the last point that both of a pair have
+A variant is the runs whose identity is equal but for the seed. The test result is taken at the last point that both of a pair have
 in common, in samples seen or in seconds of training; the two axes are two families, each corrected for its number of pairs. It
-is chosen by this rule, not by looking. The statistics are verdict.py's.
+is chosen by this rule, not by looking. The statistics are statistics.py's.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from sushi_research.errors import UserError
 from sushi_research.evaluation.results import MIN_IMAGES
 from sushi_research.reports import statistics
 from sushi_research.reports.run_record import Curve, RunRecord
-from sushi_research.reports.statistics import MAX_PAIRS, Difference, Verdict
+from sushi_research.reports.statistics import MAX_PAIRS, Difference, PairedTestResult
 
 SEED = "train.seed"
 # Settings that say where something lies or how it is shown; they make no variant.
-PLACES = ("run.", "cache.", "tracking.", "sample.", "checkpoint.", "dry_run", "adapters", "strengths", "output")
-PLACES += tuple(f"evaluation.{key}" for key in ("path", "split", "every", "draws", "drift_captions"))
+PLACES = ("run.", "cache.", "tracking.", "sample.", "checkpoint.", "dry_run", "adapters", "lora_scales", "output")
+PLACES += tuple(f"evaluation.{key}" for key in ("path", "split", "every", "noise_samples", "drift_captions"))
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,8 @@ class Variant:
 
 @dataclass
 class Pair:
-    """A candidate against a reference. `outcome` is a Verdict, or None with the reason in `note`; `at` is the common point."""
+    """A candidate against a reference. `outcome` is a PairedTestResult, or None with the reason in `note`; `at` is the common
+    point."""
 
     candidate: Variant
     reference: Variant
@@ -53,7 +54,7 @@ class Pair:
     losses: tuple[np.ndarray, np.ndarray] | None = None
     same_seeds: bool = False
     note: str = ""
-    outcome: Verdict | None = None
+    outcome: PairedTestResult | None = None
     identical: bool = False
 
 
@@ -128,7 +129,13 @@ def differing(variants: Sequence[Variant]) -> dict[str, list[Any]]:
 def warnings_of(records: Sequence[RunRecord]) -> list[str]:
     """What makes runs less comparable than they look, a sentence each."""
     found = []
-    _warn(found, records, "evaluation pack", lambda r: r.evaluation and r.evaluation.pack, "no verdict between them")
+    _warn(
+        found,
+        records,
+        "validation set",
+        lambda r: r.evaluation and r.evaluation.set_hash,
+        "no test result between them",
+    )
     _warn(found, records, "base", lambda r: (r.entry.get("base") or {}).get("unet"), "their losses start elsewhere")
     _warn(
         found, records, "code", lambda r: (r.entry.get("code") or {}).get("commit"), "the difference may be the code's"
@@ -165,8 +172,8 @@ def _warn(
         if (known := value(record)) is not None:
             groups.setdefault(str(known), []).append(record.name)
     if len(groups) > 1:
-        told = "; ".join(f"{known[:12]}: {_some(names)}" for known, names in groups.items())
-        found.append(f"not all runs have the same {what} ({told}): {so}")
+        values = "; ".join(f"{known[:12]}: {_some(names)}" for known, names in groups.items())
+        found.append(f"not all runs have the same {what} ({values}): {so}")
 
 
 def _some(names: Sequence[str]) -> str:
@@ -190,7 +197,7 @@ def _pairs(variants: Sequence[Variant], reference: str | None) -> Iterator[tuple
 
 
 def _family(pairs: Sequence[tuple[Variant, Variant]], losses_of: Callable[[Variant, Variant], Pair]) -> list[Pair]:
-    """The pairs with their verdicts, corrected for the number of those that can be compared."""
+    """The pairs with their test results, corrected for the number of those that can be compared."""
     found = [losses_of(candidate, reference) for candidate, reference in pairs]
     asked = [pair for pair in found if pair.losses is not None]
     if len(asked) > MAX_PAIRS:
@@ -207,7 +214,7 @@ def _family(pairs: Sequence[tuple[Variant, Variant]], losses_of: Callable[[Varia
             statistics.paired_difference(of_reference, of_candidate, same_seeds=pair.same_seeds, pairs=len(asked))
         )
         pair.identical = of_reference.shape == of_candidate.shape and bool((of_reference == of_candidate).all())
-    for pair, outcome in zip(asked, statistics.verdicts(differences), strict=True):
+    for pair, outcome in zip(asked, statistics.paired_test_results(differences), strict=True):
         pair.outcome = outcome
     return found
 
@@ -260,10 +267,10 @@ def _curves(
     known = [curve for curve in curves if curve is not None]
     if len(known) < len(curves):
         pair.note = f"a run has no {what}"
-    elif len({curve.pack for curve in known}) > 1:
-        pair.note = "they were measured on different packs"
+    elif len({curve.set_hash for curve in known}) > 1:
+        pair.note = "they were measured on different validation sets"
     elif len(known[0].names) < MIN_IMAGES:
-        pair.note = f"{len(known[0].names)} {units} are too few for a verdict, which needs {MIN_IMAGES}"
+        pair.note = f"{len(known[0].names)} {units} are too few for a test result, which needs {MIN_IMAGES}"
     elif not all(np.isfinite(curve.loss).all() for curve in known):
         pair.note = "a run's losses are not finite"
     else:

@@ -46,7 +46,7 @@ class Experiment(Section):
         json_schema_extra={"allowed": "a section with lists of values"},
     )
     seeds: Annotated[list[Seed], Field(min_length=1)] = Field(
-        [0, 1, 2], description="Training seeds of each variant; a verdict about variants takes two or more"
+        [0, 1, 2], description="Training seeds of each variant; a test result about variants takes two or more"
     )
     reference: Text | None = Field(
         None, description="Variant that each other is compared with; null = all pairs, of which less can be found"
@@ -56,7 +56,7 @@ class Experiment(Section):
     dry_run: bool = Field(False, description="Say which runs there are and how they stand, and run none")
 
     @model_validator(mode="after")
-    def _variants_are_told(self) -> Experiment:
+    def _variants_are_given(self) -> Experiment:
         if bool(self.variants) == bool(self.grid):
             raise ValueError("variants and grid are both set or both empty: give one of the two")
         for name, settings in [*self.variants.items(), ("settings", self.settings), ("grid", self.grid)]:
@@ -144,9 +144,9 @@ def state_of(run: Planned) -> str:
     stored = {key: value for key, value in record["identity"].items() if not key.startswith("facts.")}
     differences = identity.compare_identity(stored, settings)
     if differences:
-        told = "; ".join(f"{key} was {written(was)}, is now {written(now)}" for key, was, now in differences)
+        changes = "; ".join(f"{key} was {written(was)}, is now {written(now)}" for key, was, now in differences)
         raise UserError(
-            f"{run.folder} was made with other settings than the experiment has now ({told}): give the experiment another "
+            f"{run.folder} was made with other settings than the experiment has now ({changes}): give the experiment another "
             "folder, or remove that run."
         )
     steps = run.config.train.steps

@@ -1,4 +1,4 @@
-"""The page of a comparison: the verdict in words, then pictures, then what stands behind it."""
+"""The page of a comparison: the test result in words, then pictures, then what stands behind it."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from sushi_research.reports.statistics import Difference, clustered_mean
 MOST_PAIRS = 60
 
 
-def blocks(comparison: Comparison, title: str, drawn: dict[str, Path]) -> list[Block]:
+def blocks(comparison: Comparison, title: str, pictures: dict[str, Path]) -> list[Block]:
     """The page, in order. `drawn` are the pictures that there are, by their names in comparison_plots."""
     page = [Block("title", title)]
-    page += _verdict(comparison)
+    page += _test_results(comparison)
     if comparison.warnings or comparison.problems:
         page += [Block("heading", "Read with care"), Block("warning", items=comparison.warnings + comparison.problems)]
-    page += _picture(drawn, "curves", "Held-out loss", _CURVES)
-    page += _picture(drawn, "differences", "Differences at equal samples seen", _DIFFERENCES)
-    page += _picture(drawn, "matrix", "All pairs", "")
+    page += _picture(pictures, "curves", "Validation loss", _CURVES)
+    page += _picture(pictures, "differences", "Differences at equal samples seen", _DIFFERENCES)
+    page += _picture(pictures, "matrix", "All pairs", "")
     page += [Block("heading", "What differs"), *tables.settings(comparison)]
     page += _family(comparison.samples, "At equal samples seen", "samples")
     page += _family(comparison.seconds, "At equal training time", "seconds")
-    page += _picture(drawn, "bands", "By timestep, at the last evaluation", _BANDS)
+    page += _picture(pictures, "timestep_bins", "By timestep, at the last evaluation", _TIMESTEP_BINS)
     page += _drift(comparison)
     page += _noise(comparison)
     page += [Block("heading", "Speed and memory"), Block("table", rows=tables.speed(comparison))]
-    page += [*tables.phases(comparison), Block("text", _SPEED)]
-    if "samples" in drawn:
+    page += [*tables.stage_timings(comparison), Block("text", _SPEED)]
+    if "samples" in pictures:
         page += _picture(
-            drawn, "samples", "The same prompts and seeds", "The first run of each variant, as last drawn."
+            pictures, "samples", "The same prompts and seeds", "The first run of each variant, as last drawn."
         )
     else:
         page += [
@@ -49,28 +49,32 @@ def blocks(comparison: Comparison, title: str, drawn: dict[str, Path]) -> list[B
 
 _CURVES = (
     "Mean over the held-out images of the loss minus the base's on the same noise; below 0 is better than the base. Bands are 95 % "
-    "intervals over images (Student's t) of the mean of a variant's runs: they say how well the pack knows these runs. Two bands "
+    "intervals over images (Student's t) of the mean of a variant's runs: they say how well the validation set knows these runs. "
+    "Two bands "
     "in the upper row that overlap may still differ, because runs are compared image by image: that is the lower row."
 )
 _DIFFERENCES = (
     "Paired, image by image and draw by draw. Bars are 95 % intervals of a pair alone, bootstrapped over images; a filled point is "
-    "one where the verdict, which counts the number of pairs, is better or worse."
+    "one where the test result, which counts the number of pairs, is better or worse."
 )
-_BANDS = "Quarters of the schedule, least noise first; 95 % intervals over images. No verdict is taken here."
+_TIMESTEP_BINS = (
+    "Quarters of the schedule, least noise first; 95 % intervals over images. No test result is taken here."
+)
 _SPEED = (
     "Images per second is the median over training steps. Training time leaves out evaluating, drawing and saving. Memory is the "
     "most that any process held (of its GPU, or in all on a CPU)."
 )
 _METHOD = (
-    "The method, its measured coverage and its sources: docs/experiments.md. A verdict is at the last point that both of a pair "
+    "The method, its measured coverage and its sources: docs/experiments.md. A test result is at the last point that both of a "
+    "pair "
     "reached, fixed by this rule and not by looking; between evaluations losses are interpolated. The two axes are two families, "
     "each corrected for its own number of pairs (Holm). Runs are paired by seed where both variants have the same two or more."
 )
 
 
-def _verdict(comparison: Comparison) -> list[Block]:
-    told = [pair for pair in comparison.samples if pair.outcome is not None]
-    found = [Block("heading", "Verdict")]
+def _test_results(comparison: Comparison) -> list[Block]:
+    tested = [pair for pair in comparison.samples if pair.outcome is not None]
+    found = [Block("heading", "Test result")]
     if comparison.by_run:
         found.append(
             Block(
@@ -78,20 +82,22 @@ def _verdict(comparison: Comparison) -> list[Block]:
                 "All of these are runs of one variant: they are compared run by run, and nothing here is about variants.",
             )
         )
-    if not told:
+    if not tested:
         reasons = sorted({pair.note for pair in comparison.samples if pair.note})
         if len(comparison.variants) == 1:
             reasons = ["there is nothing to compare it with"]
         found.append(Block("text", f"None: {'; '.join(reasons) or 'there are no pairs'}."))
         return found
-    ordered = _by_interest(told)
-    decided = sum(pair.outcome.outcome != "not distinguishable" for pair in told)
-    if len(told) > 6:
-        found.append(Block("text", f"{decided} of {len(told)} pairs can be told apart, at a family-wise error of 5 %."))
-    best = _best(comparison, told)
+    ordered = _by_interest(tested)
+    decided = sum(pair.outcome.outcome != "not distinguishable" for pair in tested)
+    if len(tested) > 6:
+        found.append(
+            Block("text", f"{decided} of {len(tested)} pairs can be told apart, at a family-wise error of 5 %.")
+        )
+    best = _best(comparison, tested)
     if best:
         found.append(Block("text", best))
-    found.append(Block("verdict", items=[f"{_kind(pair)}|{sentence(pair)}" for pair in ordered[:8]]))
+    found.append(Block("result", items=[f"{_kind(pair)}|{sentence(pair)}" for pair in ordered[:8]]))
     if len(ordered) > 8:
         found.append(Block("text", f"The other {len(ordered) - 8} are in the table below."))
     return found
@@ -106,10 +112,10 @@ def _kind(pair: Pair) -> str:
     return {"better": "better", "worse": "worse"}.get(pair.outcome.outcome, "none")
 
 
-def _best(comparison: Comparison, told: Sequence[Pair]) -> str:
+def _best(comparison: Comparison, tested: Sequence[Pair]) -> str:
     """Names the variant that beats all others, if one does."""
     wins: dict[str, int] = {}
-    for pair in told:
+    for pair in tested:
         winner = {"better": pair.candidate, "worse": pair.reference}.get(pair.outcome.outcome)
         if winner is not None:
             wins[winner.label] = wins.get(winner.label, 0) + 1
@@ -119,39 +125,41 @@ def _best(comparison: Comparison, told: Sequence[Pair]) -> str:
 
 
 def sentence(pair: Pair) -> str:
-    """A pair's verdict in words."""
+    """A pair's test result in words."""
     if pair.identical:
-        runs, images, draws = pair.losses[0].shape
+        runs, images, noise_samples = pair.losses[0].shape
         count = f"{runs} x " if runs > 1 else ""
         return (
-            f"{pair.candidate.label} and {pair.reference.label} are identical on every one of {count}{images} x {draws} losses: "
+            f"{pair.candidate.label} and {pair.reference.label} are identical on every one of {count}{images} x {noise_samples} "
+            f"losses: "
             "bit for bit the same."
         )
     return pair.outcome.sentence(pair.candidate.label, pair.reference.label)
 
 
-def _picture(drawn: dict[str, Path], name: str, heading: str, text: str) -> list[Block]:
-    if name not in drawn:
+def _picture(pictures: dict[str, Path], name: str, heading: str, text: str) -> list[Block]:
+    if name not in pictures:
         return []
-    found = [Block("heading", heading), Block("picture", heading, path=drawn[name])]
+    found = [Block("heading", heading), Block("picture", heading, path=pictures[name])]
     return found + ([Block("text", text)] if text else [])
 
 
 def _family(pairs: Sequence[Pair], heading: str, axis: str) -> list[Block]:
     if not pairs:
         return []
-    told = _by_interest([pair for pair in pairs if pair.outcome is not None])
+    tested = _by_interest([pair for pair in pairs if pair.outcome is not None])
     found = [Block("heading", heading)]
-    if told:
+    if tested:
         head = ["candidate - reference", f"at {axis}", "difference", "relative", "95 % interval", "p", "p among pairs"]
-        rows = [head + ["verdict", "detectable from", "runs"]]
-        for pair in told[:MOST_PAIRS]:
+        rows = [head + ["result", "detectable from", "runs"]]
+        for pair in tested[:MOST_PAIRS]:
             rows.append(_row(pair, axis))
         found.append(Block("table", rows=rows))
-        if len(told) > MOST_PAIRS:
+        if len(tested) > MOST_PAIRS:
             found.append(
                 Block(
-                    "text", f"{len(told) - MOST_PAIRS} more pairs are in comparison.json, none told apart more clearly."
+                    "text",
+                    f"{len(tested) - MOST_PAIRS} more pairs are in comparison.json, none told apart more clearly.",
                 )
             )
     reasons: dict[str, list[str]] = {}
@@ -187,7 +195,7 @@ def _drift(comparison: Comparison) -> list[Block]:
         return []
     rows = [["", "drift from the base", "standard error over captions"]]
     for variant in known:
-        if len({run.drift.pack for run in variant.runs}) == 1:
+        if len({run.drift.set_hash for run in variant.runs}) == 1:
             mean, error = clustered_mean(np.stack([run.drift.loss[-1] for run in variant.runs]))
             rows.append([variant.label, f"{mean:.3g}", f"{error:.2g}"])
     text = (
@@ -200,19 +208,19 @@ def _drift(comparison: Comparison) -> list[Block]:
 
 
 def _noise(comparison: Comparison) -> list[Block]:
-    told = [pair for pair in comparison.samples if pair.outcome is not None and not pair.identical]
-    if not told:
+    tested = [pair for pair in comparison.samples if pair.outcome is not None and not pair.identical]
+    if not tested:
         return []
-    by_pack = [pair.outcome.difference.variance_reduction for pair in told]
-    finite = [value for value in by_pack if np.isfinite(value)]
+    by_images = [pair.outcome.difference.variance_reduction for pair in tested]
+    finite = [value for value in by_images if np.isfinite(value)]
     items = []
     if finite:
         items.append(
             "All were measured on the same images with the same noise. Had each had images of its own, "
             f"{median(finite):.3g} times as many would be needed for the same error (the median of {len(finite)} pairs): the "
-            f"shared pack removed {1 - 1 / median(finite):.2%} of the variance."
+            f"shared validation set removed {1 - 1 / median(finite):.2%} of the variance."
         )
-    by_seed = [share for share in map(removed_by_seeds, told) if share is not None]
+    by_seed = [share for share in map(removed_by_seeds, tested) if share is not None]
     if by_seed:
         items.append(
             "Variants trained with the same seeds saw the same samples with the same noise. Pairing their runs by seed removed "

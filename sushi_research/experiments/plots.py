@@ -30,7 +30,7 @@ def _figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tup
     return figure, list(np.ravel(figure.subplots(rows, columns)))
 
 
-def _look(number: int) -> dict[str, Any]:
+def _line_style(number: int) -> dict[str, Any]:
     return {
         "color": COLOURS[number % len(COLOURS)],
         "linestyle": STYLES[number // len(COLOURS) % len(STYLES)],
@@ -40,14 +40,19 @@ def _look(number: int) -> dict[str, Any]:
 def points(
     variant: Variant, axis: str, reference: Variant | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-    """(x, mean, half-width of the 95 % interval) of a variant's held-out loss, its runs averaged, over the base's or a reference's.
+    """(x, mean, half-width of the 95 % interval) of a variant's validation loss, its runs averaged, over the base's or a
+    reference's.
 
     The interval is Student's, over images: it is about these runs. The evaluations that all runs have are taken, interpolated
-    where they lie elsewhere (seconds). None where the axis is not known or the packs are not one.
+    where they lie elsewhere (seconds). None where the axis is not known or the validation sets are not one.
     """
     sides = [[run.evaluation for run in side.runs if run.evaluation] for side in (variant, reference) if side]
     curves = [curve for side in sides for curve in side]
-    if not all(sides) or any(curve.axis(axis) is None for curve in curves) or len({curve.pack for curve in curves}) > 1:
+    if (
+        not all(sides)
+        or any(curve.axis(axis) is None for curve in curves)
+        or len({curve.set_hash for curve in curves}) > 1
+    ):
         return None
     longest = max(sides[0], key=lambda curve: curve.axis(axis)[-1])
     low, high = (max(c.axis(axis)[0] for c in curves), min(c.axis(axis)[-1] for c in curves))
@@ -62,9 +67,9 @@ def points(
     return at, mean, error * (t_quantile(0.975, images - 1) if images > 1 else np.nan)
 
 
-def curves(comparison: Comparison, path: Path) -> bool:
-    """Held-out loss over the base's, and below it over the reference's (the first variant's where none is named): over samples seen
-    and over seconds of training. Whether there is any."""
+def validation_curves(comparison: Comparison, path: Path) -> bool:
+    """Validation loss over the base's, and below it over the reference's (the first variant's where none is named): over samples
+    seen and over seconds of training. Whether there is any."""
     variants = comparison.variants
     # The one that was asked for, else the first of all.
     first = next((pair.reference for pair in comparison.samples), None)
@@ -72,61 +77,63 @@ def curves(comparison: Comparison, path: Path) -> bool:
         first = None  # adapter files have no curves
     rows = 2 if first else 1
     figure, panels = _figure(12, 4.6 * rows, rows, 2)
-    drawn = 0
+    plotted = 0
     for number, axes in enumerate(panels):
         axis, reference = list(AXES)[number % 2], first if number > 1 else None
         for place, variant in enumerate(variants):
             found = points(variant, axis, reference) if variant is not reference else None
             if found is not None:
                 _curve(axes, found, variant.label, place, band=len(variants) <= 6)
-                drawn += 1
+                plotted += 1
             elif number == 0 and variant.is_file and variant.runs[0].evaluation is not None:
-                drawn += _level(axes, variant, place)
-        line = _look(variants.index(first)) if reference else {"color": "grey"}
+                plotted += _level(axes, variant, place)
+        line = _line_style(variants.index(first)) if reference else {"color": "grey"}
         axes.axhline(0, linewidth=1.5 if reference else 0.8, **line)
         axes.set_xlabel(AXES[axis])
-        axes.set_ylabel("held-out loss, over " + (f"{reference.label}'s" if reference else "the base's"))
+        axes.set_ylabel("validation loss, over " + (f"{reference.label}'s" if reference else "the base's"))
         axes.grid(alpha=0.3)
     if len(variants) <= 12:
         panels[0].legend(fontsize=8)
     else:
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=7)
-    if drawn:
+    if plotted:
         figure.savefig(path, dpi=110)
-    return drawn > 0
+    return plotted > 0
 
 
 def _curve(axes: Any, found: tuple[np.ndarray, np.ndarray, np.ndarray], label: str, number: int, band: bool) -> None:
     x, mean, half = found
-    axes.plot(x, mean, marker="o", markersize=3, label=label, **_look(number))
+    axes.plot(x, mean, marker="o", markersize=3, label=label, **_line_style(number))
     if band:
-        axes.fill_between(x, mean - half, mean + half, color=_look(number)["color"], alpha=0.15, linewidth=0)
+        axes.fill_between(x, mean - half, mean + half, color=_line_style(number)["color"], alpha=0.15, linewidth=0)
 
 
 def _level(axes: Any, variant: Variant, number: int) -> int:
     """An adapter file has no curve: a line at its loss."""
     curve = variant.runs[0].evaluation
     mean, _ = clustered_mean(curve.loss[-1] - curve.base)
-    axes.axhline(mean, label=variant.label, linewidth=1.2, **_look(number))
+    axes.axhline(mean, label=variant.label, linewidth=1.2, **_line_style(number))
     return 1
 
 
 def differences(pairs: Sequence[Pair], path: Path, title: str) -> bool:
-    """The pairs' differences with their 95 % intervals, filled where the verdict is one; at most 30, whether there is any."""
-    told = [pair for pair in pairs if pair.outcome is not None][:30]
-    if not told:
+    """The pairs' differences with their 95 % intervals, filled where the test result is one; at most 30, whether there is any."""
+    tested = [pair for pair in pairs if pair.outcome is not None][:30]
+    if not tested:
         return False
-    figure, (axes,) = _figure(10, 1.2 + 0.36 * len(told))
-    for row, pair in enumerate(told):
+    figure, (axes,) = _figure(10, 1.2 + 0.36 * len(tested))
+    for row, pair in enumerate(tested):
         d = pair.outcome.difference
         known = pair.outcome.outcome != "not distinguishable"
         colour = {"better": "#009E73", "worse": "#D55E00"}.get(pair.outcome.outcome, "#777777")
         axes.plot([d.low, d.high], [row, row], color=colour, linewidth=2)
         axes.plot(d.value, row, "o", color=colour, markerfacecolor=colour if known else "white", markersize=7)
-    axes.set_yticks(range(len(told)), [f"{pair.candidate.label} - {pair.reference.label}" for pair in told], fontsize=8)
-    axes.set_ylim(len(told) - 0.5, -0.5)
+    axes.set_yticks(
+        range(len(tested)), [f"{pair.candidate.label} - {pair.reference.label}" for pair in tested], fontsize=8
+    )
+    axes.set_ylim(len(tested) - 0.5, -0.5)
     axes.axvline(0, color="black", linewidth=0.8)
-    axes.set_xlabel("difference in held-out loss (left: the first named is better)")
+    axes.set_xlabel("difference in validation loss (left: the first named is better)")
     axes.set_title(title, fontsize=10)
     axes.grid(alpha=0.3, axis="x")
     figure.savefig(path, dpi=110)
@@ -158,38 +165,38 @@ def matrix(comparison: Comparison, path: Path) -> bool:
     return True
 
 
-def bands(comparison: Comparison, path: Path) -> bool:
-    """Held-out loss over the base's by timestep quarter, at the last evaluation, with 95 % intervals over images."""
+def timestep_bins(comparison: Comparison, path: Path) -> bool:
+    """Validation loss over the base's by timestep bin, at the last evaluation, with 95 % intervals over images."""
     figure, (axes,) = _figure(9, 4.2)
-    drawn, count = 0, max(1, len(comparison.variants))
+    plotted, count = 0, max(1, len(comparison.variants))
     for number, variant in enumerate(comparison.variants):
-        curves_ = [run.evaluation for run in variant.runs if run.evaluation is not None]
-        if not curves_ or len({curve.pack for curve in curves_}) > 1:
+        run_curves = [run.evaluation for run in variant.runs if run.evaluation is not None]
+        if not run_curves or len({curve.set_hash for curve in run_curves}) > 1:
             continue
-        mean, half = band_means(curves_)
+        mean, half = bin_means(run_curves)
         x = np.arange(4) + (number - (count - 1) / 2) * 0.7 / count
         axes.errorbar(
-            x, mean, half, fmt="o", capsize=2, markersize=4, label=variant.label, color=_look(number)["color"]
+            x, mean, half, fmt="o", capsize=2, markersize=4, label=variant.label, color=_line_style(number)["color"]
         )
-        drawn += 1
+        plotted += 1
     axes.axhline(0, color="grey", linewidth=0.8)
-    axes.set_xticks(range(4), [f"t {250 * band}-{250 * band + 249}" for band in range(4)])
-    axes.set_ylabel("held-out loss, over the base's")
+    axes.set_xticks(range(4), [f"t {250 * timestep_bin}-{250 * timestep_bin + 249}" for timestep_bin in range(4)])
+    axes.set_ylabel("validation loss, over the base's")
     axes.grid(alpha=0.3, axis="y")
-    if drawn and count <= 12:
+    if plotted and count <= 12:
         axes.legend(fontsize=8)
-    if drawn:
+    if plotted:
         figure.savefig(path, dpi=110)
-    return drawn > 0
+    return plotted > 0
 
 
-def band_means(curves_: Sequence[Curve]) -> tuple[np.ndarray, np.ndarray]:
+def bin_means(run_curves: Sequence[Curve]) -> tuple[np.ndarray, np.ndarray]:
     """(means [4], half-widths [4]) over the base at the last evaluation, by quarter of the schedule, runs averaged."""
-    over_base = np.stack([curve.loss[-1].astype(np.float64) - curve.base for curve in curves_]).mean(0)
-    quarters = curves_[0].timesteps.astype(int) * 4 // 1000
+    over_base = np.stack([curve.loss[-1].astype(np.float64) - curve.base for curve in run_curves]).mean(0)
+    bins = run_curves[0].timesteps.astype(int) * 4 // 1000
     found = []
-    for band in range(4):
-        images = np.nanmean(np.where(quarters == band, over_base, np.nan), axis=1)
+    for timestep_bin in range(4):
+        images = np.nanmean(np.where(bins == timestep_bin, over_base, np.nan), axis=1)
         factor = t_quantile(0.975, len(images) - 1) if len(images) > 1 else np.nan
         found.append((images.mean(), factor * images.std(ddof=1) / len(images) ** 0.5 if len(images) > 1 else np.nan))
     mean, half = np.array(found).T
@@ -200,28 +207,30 @@ def samples(comparison: Comparison, path: Path) -> bool:
     """The same prompts and seeds by the base and by each variant's first run, at its last drawn step; whether there are any."""
     columns: dict[str, dict[str, Path]] = {}
     for variant in comparison.variants[:12]:
-        first, last = _drawn(variant.runs[0], comparison.problems)
+        first, last = _sample_pictures(variant.runs[0], comparison.problems)
         if last:
             columns.setdefault("base", first)
             columns[variant.label] = last
     if len(columns) < 2:
         return False
     # The base's pictures are those of a run's first step; where none was drawn there, it has no column.
-    columns = {name: drawn for name, drawn in columns.items() if drawn}
-    common = [label for label in next(iter(columns.values())) if all(label in drawn for drawn in columns.values())]
+    columns = {name: pictures for name, pictures in columns.items() if pictures}
+    common = [
+        label for label in next(iter(columns.values())) if all(label in pictures for pictures in columns.values())
+    ]
     if not common:
         return False
     cells = []
     for label in common[:12]:
         cells.append([])
-        for drawn in columns.values():
-            with Image.open(drawn[label]) as picture:
+        for pictures in columns.values():
+            with Image.open(pictures[label]) as picture:
                 cells[-1].append(picture.convert("RGB"))
     plots.grid(cells, common[:12], list(columns)).save(path)
     return True
 
 
-def _drawn(run: RunRecord, problems: list[str]) -> tuple[dict[str, Path], dict[str, Path]]:
+def _sample_pictures(run: RunRecord, problems: list[str]) -> tuple[dict[str, Path], dict[str, Path]]:
     """(label -> picture) at step 0 and at the last drawn step; labels hold the prompt and, with several seeds, the seed."""
     steps = sorted(folder for folder in (run.path / "samples").glob("step-*") if folder.is_dir())
     found = []
@@ -233,6 +242,6 @@ def _drawn(run: RunRecord, problems: list[str]) -> tuple[dict[str, Path], dict[s
                     picture.load()
                     labels[f"{picture.info.get(LABEL, file.stem)} [{file.stem[3:]}]"] = file
             except (OSError, SyntaxError) as error:  # Pillow's, of a damaged PNG
-                problems.append(f"{file} is no picture ({error}): it is left out")
+                problems.append(f"{file} is no picture ({error}): it is skipped")
         found.append(labels)
     return found[0], found[1]

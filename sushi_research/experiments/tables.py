@@ -1,4 +1,4 @@
-"""The tables of a comparison's page that take no verdict: settings, speed and memory, seconds by phase, and the runs."""
+"""The tables of a comparison's page that take no test result: settings, speed and memory, seconds by stage, and the runs."""
 
 from __future__ import annotations
 
@@ -60,24 +60,24 @@ def _of(reduce: Callable[[list[float]], float], lines: Sequence[dict[str, Any]],
     return format(reduce(known), form) if known else "-"
 
 
-def phases(comparison: Comparison) -> list[Block]:
+def stage_timings(comparison: Comparison) -> list[Block]:
     """Seconds by phase, the median of a variant's runs; nothing where no run has got to its end."""
     timed: dict[str, dict[str, float]] = {}
     for variant in comparison.variants:
-        runs = [run.phases for run in variant.runs if run.phases]
-        for phase in dict.fromkeys(phase for phases in runs for phase in phases):
-            known = [phases[phase] for phases in runs if isinstance(phases.get(phase), int | float)]
+        runs = [run.stage_timings for run in variant.runs if run.stage_timings]
+        for stage in dict.fromkeys(stage for timings in runs for stage in timings):
+            known = [timings[stage] for timings in runs if isinstance(timings.get(stage), int | float)]
             if known:
-                timed.setdefault(variant.label, {})[phase] = median(known)
-    names = list(dict.fromkeys(phase for phases in timed.values() for phase in phases))
+                timed.setdefault(variant.label, {})[stage] = median(known)
+    names = list(dict.fromkeys(stage for timings in timed.values() for stage in timings))
     rows = [["seconds", *names]]
-    for label, phases in timed.items():
-        rows.append([label, *(f"{phases[name]:.1f}" if name in phases else "-" for name in names)])
+    for label, timings in timed.items():
+        rows.append([label, *(f"{timings[name]:.1f}" if name in timings else "-" for name in names)])
     return [Block("table", rows=rows)] if timed else []
 
 
 def runs(comparison: Comparison) -> list[list[str]]:
-    rows = [["variant", "run", "seed", "state", "step", "held-out loss", "over the base", "commit"]]
+    rows = [["variant", "run", "seed", "state", "step", "validation loss", "over the base", "commit"]]
     for variant in comparison.variants:
         for run in variant.runs:
             rows.append([variant.label, *run_row(run)])

@@ -59,16 +59,16 @@ def download(
             newest.download(root=str(place))
             found.append(place)
         except Exception as error:
-            problems.append(f"W&B's run {run.name} of {path} cannot be read ({first_line(error)}): it is left out")
+            problems.append(f"W&B's run {run.name} of {path} cannot be read ({first_line(error)}): it is skipped")
     if not found:
         where = f"{path}{f', group {group}' if group else ''}{f', sweep {sweep}' if sweep else ''}"
         if problems:
             raise UserError(f"nothing of W&B's {where} could be downloaded: {problems[0]}.")
-        told = f"{len(without)} runs and none has finished with a record" if without else "no run"
-        raise UserError(f"W&B's {where} holds {told}: nothing of it can be compared.")
+        content = f"{len(without)} runs and none has finished with a record" if without else "no run"
+        raise UserError(f"W&B's {where} holds {content}: nothing of it can be compared.")
     if without:
         names = ", ".join(without[:5])
-        problems.append(f"{len(without)} runs of {path} have no record and are left out: {names}")
+        problems.append(f"{len(without)} runs of {path} have no record and are skipped: {names}")
     return found, problems
 
 
@@ -108,11 +108,11 @@ def _log(arguments: argparse.Namespace, mode: str, comparison: Comparison, title
 
 
 def tables(comparison: Comparison) -> dict[str, dict[str, Any]]:
-    """`columns` and `data` of the tables: the verdicts of each family, and what differs between the variants."""
+    """`columns` and `data` of the tables: the test results of each family, and what differs between the variants."""
     columns = [
         "candidate",
         "reference",
-        "verdict",
+        "test result",
         "difference",
         "low",
         "high",
@@ -137,7 +137,7 @@ def tables(comparison: Comparison) -> dict[str, dict[str, Any]]:
             numbers = [d.value, d.low, d.high, d.p_value, pair.outcome.adjusted_p, d.smallest_detectable, pair.at]
             data.append([*row, pair.outcome.outcome, *numbers])
         if data:
-            found[f"verdicts/{name}"] = {"columns": columns, "data": data}
+            found[f"test_results/{name}"] = {"columns": columns, "data": data}
     if comparison.differing:
         labels = [variant.label for variant in comparison.variants]
         data = [[key, *map(str, values)] for key, values in comparison.differing.items()]

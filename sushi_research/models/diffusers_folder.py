@@ -10,7 +10,7 @@ from typing import Any
 
 from sushi_research.errors import UserError, first_line
 from sushi_research.files import readable
-from sushi_research.fingerprints import FileMemo, folder_hash
+from sushi_research.fingerprints import HashCache, folder_hash
 from sushi_research.models.components import align, model_class, require_bounded, require_finite
 
 # The file name of a component's weights, without its ending.
@@ -61,9 +61,9 @@ class FolderPart:
         """The weight files, one or its shards; UserError where they are not whole."""
         return weight_files(self.folder, stem(self.name), self.variant)
 
-    def hash(self, memo: FileMemo, extra: Iterable[Path] = ()) -> str:
+    def hash(self, hash_cache: HashCache, extra: Iterable[Path] = ()) -> str:
         """Hash of the config, the weights, and the files `extra`."""
-        return folder_hash([self.folder / "config.json", *self.files, *extra], memo)
+        return folder_hash([self.folder / "config.json", *self.files, *extra], hash_cache)
 
     @readable()
     def load(self, dtype: Any, device: Any) -> Any:

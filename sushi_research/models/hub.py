@@ -13,14 +13,14 @@ from sushi_research.models.tokenizers import FILES
 CONFIGS = ["model_index.json", "config.json", "*/config.json", "scheduler/*.json", "tokenizer*/*"]
 
 
-def find_base(source: str, revision: str | None, key: str = "model.base") -> tuple[Path, str | None]:
+def locate_base(source: str, revision: str | None, key: str = "model.base") -> tuple[Path, str | None]:
     """(folder or file, commit of a hub id) of a base. Of a hub id in diffusers format only the configs are fetched: what
     will be refused is not downloaded first. `key` is what the user calls it."""
     return _find(source, revision, key, CONFIGS)
 
 
 def fetch_weights(source: str, commit: str, variant: str | None, names: Iterable[str]) -> None:
-    """Fetches the weights of the components `names` of a hub id, beside the configs that are there already."""
+    """Fetches the weights of the components `names` of a hub id, next to the configs that are there already."""
     _snapshot(source, commit, _weights([f"{name}/" for name in names], (variant,)), "model.base")
 
 
@@ -29,7 +29,7 @@ def find_component(source: str, revision: str | None, folders: Sequence[str], ke
     return _find(source, revision, key, [*CONFIGS, *_weights(folders, (None, "fp16"))])
 
 
-def find_tokenizers(source: str) -> Path:
+def locate_tokenizers(source: str) -> Path:
     """The folder that model.tokenizers names."""
     path, _ = _find(source, None, "model.tokenizers", [*FILES, "tokenizer*/*"])
     if path.is_file():

@@ -15,7 +15,7 @@ import torch
 from sushi_research.config import TrainingConfig
 from sushi_research.errors import UserError, first_line
 from sushi_research.files import readable
-from sushi_research.fingerprints import FileMemo
+from sushi_research.fingerprints import HashCache
 from sushi_research.models import ARCHITECTURES, detect, hub, prediction, sources, tokenizers
 from sushi_research.models.header import read_header
 from sushi_research.models.prediction import Prediction
@@ -47,11 +47,11 @@ class Base:
         return self.parts[name].config
 
     @readable()
-    def hash(self, name: str, memo: FileMemo) -> str:
+    def hash(self, name: str, hash_cache: HashCache) -> str:
         """Hash of a component's config and weights: what cached results of that component are bound to."""
         # What a text encoder gives depends on its tokenizer just as much.
         extra = self.tokenizers[name].files if name in self.tokenizers else []
-        return self.parts[name].hash(memo, extra)
+        return self.parts[name].hash(hash_cache, extra)
 
     @readable()
     def load_tokenizer(self, text_encoder: str) -> Any:
@@ -86,7 +86,7 @@ def resolve_base(
     takes a folder's half-precision files. `only` is the one architecture that will do. UserError for everything else, and for
     what is not whole, fitting and trained here.
     """
-    path, commit = hub.find_base(source, revision)
+    path, commit = hub.locate_base(source, revision)
     opened = (
         sources.open_folder(path, variant, prediction_type) if path.is_dir() else sources.open_file(read_header(path))
     )
@@ -144,9 +144,9 @@ def find_base(config: TrainingConfig, model: ModuleType) -> Base:
 def find_tokenizers(
     architecture: str, asked: str | None, text_folder: Path | None, base_folder: Path | None
 ) -> dict[str, Tokenizer]:
-    """The tokenizers: asked for, beside the text encoders, or from wherever CLIP's vocabulary is at hand."""
+    """The tokenizers: asked for, next to the text encoders, or from wherever CLIP's vocabulary is at hand."""
     if asked is not None:
-        return tokenizers.for_single_file(architecture, hub.find_tokenizers(asked))
+        return tokenizers.for_single_file(architecture, hub.locate_tokenizers(asked))
     # Text encoders may come without their tokenizers, a base in diffusers format does not.
     if text_folder and not tokenizers.has_vocabulary(text_folder / tokenizers.folder_of("text_encoder")):
         text_folder = None

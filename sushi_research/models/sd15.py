@@ -10,9 +10,10 @@ import torch
 from sushi_research import conditioning
 from sushi_research.models import loading
 from sushi_research.models.formats import number
-from sushi_research.models.formats.sd15 import TEXT_ENCODERS as TEXT_ENCODERS
+from sushi_research.models.formats import sd15 as formats
 
 NAME = "sd15"
+TEXT_ENCODERS = formats.TEXT_ENCODERS
 SCALING_FACTOR = 0.18215
 # The columns of a row in the text cache, and their shapes at the real size: hidden [77, 768].
 TEXT_TENSORS = ("hidden",)

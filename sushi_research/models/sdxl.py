@@ -10,9 +10,10 @@ import torch
 from sushi_research import conditioning
 from sushi_research.models import loading
 from sushi_research.models.formats import number
-from sushi_research.models.formats.sdxl import TEXT_ENCODERS as TEXT_ENCODERS
+from sushi_research.models.formats import sdxl as formats
 
 NAME = "sdxl"
+TEXT_ENCODERS = formats.TEXT_ENCODERS
 SCALING_FACTOR = 0.13025
 # The columns of a row in the text cache, and their shapes at the real size: hidden [77, 2048], pooled [1280].
 TEXT_TENSORS = ("hidden", "pooled")

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from sushi_research.errors import UserError
-from sushi_research.fingerprints import FileMemo, content_hash, file_state, folder_hash
+from sushi_research.fingerprints import HashCache, content_hash, file_state, folder_hash
 from sushi_research.models import ARCHITECTURES, shapes
 from sushi_research.models.components import TITLES, build_empty, require_finite
 from sushi_research.models.header import Header, Tensor
@@ -84,7 +84,7 @@ class SingleFile:
         return FilePart(name, self.header, prefix, config)
 
     def leftovers(self, parts: Iterable[FilePart]) -> tuple[dict[str, str], list[str]]:
-        """(key -> reason of those on the list of what nobody needs, unknown keys) beside what `parts` use.
+        """(key -> reason of those on the list of what nobody needs, unknown keys) next to what `parts` use.
 
         Components of the file that are not among `parts`, because others stand in for them, are passed over.
         """
@@ -180,15 +180,15 @@ class FilePart:
         """The file's tensors that the component uses."""
         return {place.name: self.header.tensors[place.name] for place in self.places.values()}
 
-    def hash(self, memo: FileMemo, extra: Iterable[Path] = ()) -> str:
+    def hash(self, hash_cache: HashCache, extra: Iterable[Path] = ()) -> str:
         """Hash of the config, the bytes of this component's tensors wherever they lie, and the files `extra`."""
         key, path = f"{self.name} at {self.prefix}", self.header.path
-        facts = memo.get(path) or {}
+        facts = hash_cache.get(path) or {}
         if key not in facts:
             state = file_state(path)
             facts[key] = self._digest()
-            memo.put(path, facts, state)
-        others = [folder_hash(list(extra), memo)] if list(extra) else []
+            hash_cache.put(path, facts, state)
+        others = [folder_hash(list(extra), hash_cache)] if list(extra) else []
         return content_hash(json.dumps([self.config, facts[key], *others], sort_keys=True).encode())
 
     def _digest(self) -> str:

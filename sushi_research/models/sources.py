@@ -124,7 +124,7 @@ def open_file(header: Header) -> Opened:
 
 
 def require_nothing_left(single: SingleFile, parts: Mapping[str, Part], below: str = "") -> dict[str, str]:
-    """The ignored keys of the file, with reasons, beside those of `parts` that lie in it; UserError for a key (of those
+    """The ignored keys of the file, with reasons, next to those of `parts` that lie in it; UserError for a key (of those
     below the prefix `below`) that belongs to nothing."""
     mine = [part for part in parts.values() if isinstance(part, FilePart) and part.header is single.header]
     ignored, unknown = single.leftovers(mine)

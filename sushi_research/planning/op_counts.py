@@ -13,7 +13,7 @@ A **dtype copy** is an op that does nothing but write tensors in another dtype: 
 whose source and result differ in dtype. A conversion inside another kernel (bf16 + fp32) is no op of its own.
 
 **Saved bytes** are the storages that autograd keeps between forward and backward pass: each once and whole, also where
-only a part of it is saved. The model's own parameters, which are there anyway, are left out.
+only a part of it is saved. The model's own parameters, which are there anyway, are skipped.
 
 The counts hold for the backend that they are counted on: attention is one fused op where a fused kernel is taken.
 """

@@ -26,10 +26,10 @@ table { border-collapse: collapse; background: var(--card); font-size: 14px; min
 th, td { text-align: right; padding: 6px 11px; border: 1px solid var(--line); font-variant-numeric: tabular-nums;
 white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; } th { color: var(--soft); font-weight: 500; }
-ul.verdict { list-style: none; padding: 0; }
-ul.verdict li { background: var(--card); border: 1px solid var(--line); border-left: 6px solid #999; border-radius: 6px;
+ul.result { list-style: none; padding: 0; }
+ul.result li { background: var(--card); border: 1px solid var(--line); border-left: 6px solid #999; border-radius: 6px;
 padding: 9px 14px; margin: 8px 0; }
-ul.verdict li.better { border-left-color: #009e73; } ul.verdict li.worse { border-left-color: #d55e00; }
+ul.result li.better { border-left-color: #009e73; } ul.result li.worse { border-left-color: #d55e00; }
 ul.warning li { color: #8a3c00; }
 .cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(220px, 1fr)); gap: 14px; }
 .card { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 16px 18px; }
@@ -47,7 +47,7 @@ COLOURS = ("#36a3c9", "#2b8a5c", "#f0b23a", "#e4573d", "#8648b0", "#98a4a0", "#4
 TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".webp": "image/webp"}
 
 Kind = Literal[
-    "title", "heading", "lead", "text", "list", "verdict", "warning", "table", "picture", "pictures", "cards", "times", "details"
+    "title", "heading", "lead", "text", "list", "result", "warning", "table", "picture", "pictures", "cards", "times", "details"
 ]  # fmt: skip
 
 
@@ -74,7 +74,7 @@ class Block:
     """A piece of the page. Each kind reads the fields named for it.
 
     - title, heading, lead (a paragraph under the title), text: `text`.
-    - list, warning: `items`. verdict: `items`, each "better|statement: evidence", or with "worse" or "none" in front.
+    - list, warning: `items`. test result: `items`, each "better|statement: evidence", or with "worse" or "none" in front.
     - table: `rows`, the head first.
     - picture: the image file `path` in full width, `text` its alternative text.
     - pictures: `pictures` in a grid, with captions. cards: `cards`.
@@ -117,7 +117,7 @@ def _markdown(block: Block) -> str:
             return block.text
         case "list" | "warning":
             return _lines(block.items)
-        case "verdict":
+        case "result":
             return _lines(item.partition("|")[2] for item in block.items)
         case "table":
             head, *rows = [[cell.replace("|", "\\|") for cell in row] for row in block.rows]
@@ -152,10 +152,10 @@ def _html(block: Block) -> str:
         case "list" | "warning":
             items = "".join(f"<li>{html.escape(item)}</li>" for item in block.items)
             return f'<ul class="{block.kind}">{items}</ul>'
-        case "verdict":
-            told = [item.partition("|") for item in block.items]
-            items = "".join(f'<li class="{kind}">{_emphasised(words)}</li>' for kind, _, words in told)
-            return f'<ul class="verdict">{items}</ul>'
+        case "result":
+            results = [item.partition("|") for item in block.items]
+            items = "".join(f'<li class="{kind}">{_emphasised(words)}</li>' for kind, _, words in results)
+            return f'<ul class="test result">{items}</ul>'
         case "table":
             head, *rows = [[html.escape(cell) for cell in row] for row in block.rows]
             lines = "".join(f"<tr><td>{'</td><td>'.join(row)}</td></tr>" for row in rows)

@@ -26,12 +26,12 @@ except ImportError:  # Windows
 
 @dataclass(frozen=True)
 class Curve:
-    """What was measured at T steps on N images (or captions) with K draws: `loss` [T, N, K], the base's `base` [N, K].
+    """What was measured at T steps on N images (or captions) with K noise samples: `loss` [T, N, K], the base's `base` [N, K].
 
     `samples` and `seconds` [T]: samples seen, and seconds of training alone, up to each step; None for an adapter file.
     """
 
-    pack: str
+    set_hash: str
     names: tuple[str, ...]
     timesteps: np.ndarray
     steps: tuple[int, ...]
@@ -60,7 +60,7 @@ class RunRecord:
     plan: dict[str, Any] = field(default_factory=dict)
     entries: list[dict[str, Any]] = field(default_factory=list)
     metrics: list[dict[str, Any]] = field(default_factory=list)
-    phases: dict[str, float] = field(default_factory=dict)
+    stage_timings: dict[str, float] = field(default_factory=dict)
     evaluation: Curve | None = None
     drift: Curve | None = None
     problems: list[str] = field(default_factory=list)
@@ -113,7 +113,7 @@ def read_record(path: Path) -> RunRecord:
         except UserError as error:
             run.problems.append(str(error))
         except (OSError, KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-            run.problems.append(f"{path}: {type(error).__name__} while it was read ({error}); that part is left out")
+            run.problems.append(f"{path}: {type(error).__name__} while it was read ({error}); that part is skipped")
         return otherwise
 
     run.entries = attempt(lambda: _entries(path / "provenance.json"), [])
@@ -125,7 +125,9 @@ def read_record(path: Path) -> RunRecord:
         if _is_locked(path / ".lock"):
             run.state = "still going"
         run.plan = attempt(lambda: _json(path / "plan.json"), {})
-        run.phases = attempt(lambda: _json(path / "phases.json"), {}) if (path / "phases.json").is_file() else {}
+        run.stage_timings = (
+            attempt(lambda: _json(path / "stage_timings.json"), {}) if (path / "stage_timings.json").is_file() else {}
+        )
         run.metrics = attempt(lambda: _metrics(path / "metrics.jsonl"), [])
     if (path / "config.yaml").is_file():
         run.settings = attempt(lambda: flatten(read_yaml(str(path / "config.yaml"))), {})
@@ -140,7 +142,7 @@ def read_record(path: Path) -> RunRecord:
         )
     elif run.evaluation is not None and not np.isfinite(run.evaluation.loss).all():
         run.problems.append(
-            f"{path} has held-out losses that are not finite: it diverged, and is left out of the verdicts"
+            f"{path} has validation losses that are not finite: it diverged, and is left out of the test results"
         )
         run.evaluation = None
     if run.state == "still going":
@@ -154,15 +156,15 @@ def _json(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{path} is missing: that part is left out") from None
+        raise UserError(f"{path} is missing: that part is skipped") from None
     except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}): restore it; that part is left out") from None
+        raise UserError(f"{path} is not JSON ({error}): restore it; that part is skipped") from None
     return _mapping(path, found)
 
 
 def _mapping(path: Path, found: Any) -> dict[str, Any]:
     if not isinstance(found, dict):
-        raise UserError(f"{path} does not hold what a run writes: restore it; that part is left out")
+        raise UserError(f"{path} does not hold what a run writes: restore it; that part is skipped")
     return found
 
 
@@ -181,7 +183,7 @@ def _metrics(path: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(found, 1):
         speed = line.get("images_per_second", 1.0) if isinstance(line, dict) else None
         if not (_is_number(speed) and speed > 0 and _is_number(line.get("step"))):
-            raise UserError(f"{path}, line {number} does not hold what a run writes: remove it; the file is left out")
+            raise UserError(f"{path}, line {number} does not hold what a run writes: remove it; the file is skipped")
     return found
 
 
@@ -208,31 +210,31 @@ def _curve(run: RunRecord, path: Path) -> Curve | None:
     table = Results(path).read()
     if table is None or table.num_rows == 0:
         return None
-    steps, draws = table["step"].to_numpy(), int(table["draw"].to_numpy().max()) + 1
+    steps, noise_samples = table["step"].to_numpy(), int(table["noise_sample"].to_numpy().max()) + 1
     distinct = sorted(set(steps.tolist()))
     rows = table.num_rows // len(distinct)
     images = table["image"].to_pylist()
-    names = tuple(images[:rows:draws])
-    whole = [(steps == step).sum() == rows == len(names) * draws for step in distinct]
-    if not all(whole) or images != [name for name in names for _ in range(draws)] * len(distinct):
-        raise UserError(f"{path} does not have the same images and draws at every step: restore it; it is left out")
-    shape = (len(distinct), len(names), draws)
+    names = tuple(images[:rows:noise_samples])
+    whole = [(steps == step).sum() == rows == len(names) * noise_samples for step in distinct]
+    if not all(whole) or images != [name for name in names for _ in range(noise_samples)] * len(distinct):
+        raise UserError(f"{path} does not have the same images and draws at every step: restore it; it is skipped")
+    shape = (len(distinct), len(names), noise_samples)
     loss, base, times = (table[name].to_numpy().reshape(shape) for name in ("loss", "base_loss", "timestep"))
     samples = seconds = None
     if run.state != "file":
         samples, seconds = _axes(run, distinct)
-    pack = table.schema.metadata[b"pack"].decode()
-    return Curve(pack, names, times[0], tuple(distinct), loss, base[0], samples, seconds)
+    set_hash = table.schema.metadata[b"set_hash"].decode()
+    return Curve(set_hash, names, times[0], tuple(distinct), loss, base[0], samples, seconds)
 
 
 def _axes(run: RunRecord, steps: list[int]) -> tuple[np.ndarray | None, np.ndarray | None]:
     """Samples seen and seconds of training up to each step: from what each step logged, without evaluating, drawing, saving."""
-    group = run.plan.get("samples_per_step") or run.identity.get("facts.samples_per_step")
-    if group is None:
+    global_batch_size = run.plan.get("global_batch_size") or run.identity.get("facts.global_batch_size")
+    if global_batch_size is None:
         return None, None
-    samples = np.array([step * group for step in steps], dtype=np.float64)
+    samples = np.array([step * global_batch_size for step in steps], dtype=np.float64)
     at = np.array([record["step"] for record in run.trained])
-    spent = np.cumsum([group / record["images_per_second"] for record in run.trained])
+    spent = np.cumsum([global_batch_size / record["images_per_second"] for record in run.trained])
     if not len(at) or steps[-1] > at[-1]:
         return samples, None
     return samples, np.array([spent[at <= step][-1] if step else 0.0 for step in steps])

@@ -1,7 +1,7 @@
-"""Which of two variants has the lower held-out loss: paired differences, their intervals, and a verdict that holds up.
+"""Which of two variants has the lower validation loss: paired differences, their intervals, and a test result that holds up.
 
-Every run is evaluated on the same frozen pack of N images x K draws (timestep and noise), so losses subtract pair by pair.
-Images are the independent units: the draws of one image are averaged first, each image weighs the same. A variant has S
+Every run is evaluated on the same validation set of N images x K noise samples (timestep and noise), so losses subtract pair by
+pair. Images are the independent units: the draws of one image are averaged first, each image weighs the same. A variant has S
 runs, which differ in their training seed. A loss array is [N, K] for one run or [S, N, K]; its unit is that of the loss.
 
 The procedure (docs/experiments.md has its measured coverage, and that of what it was chosen over):
@@ -58,13 +58,13 @@ class Difference:
     smallest_detectable: float
     variance_reduction: float
     images: int
-    draws: int
+    noise_samples: int
     seeds: tuple[int, int]
     pairs: int
 
     @property
     def scope(self) -> str:
-        """What the interval and the verdict speak about, beyond the images of the pack."""
+        """What the interval and the test result speak about, beyond the images of the validation set."""
         if self.seeds == (1, 1):
             return "these two runs, not other seeds"
         if 1 in self.seeds:
@@ -73,7 +73,7 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class PairedTestResult:
     """`outcome`: "better", "worse" (the candidate, at a family-wise error of 5 %) or "not distinguishable"."""
 
     outcome: str
@@ -81,7 +81,7 @@ class Verdict:
     difference: Difference
 
     def sentence(self, candidate: str, reference: str) -> str:
-        """The verdict in one line of plain English."""
+        """The test result in one line of plain English."""
         d = self.difference
         link = "from" if self.outcome == "not distinguishable" else "than"
         among = f" alone, {self.adjusted_p:.2g} among {d.pairs} pairs" if d.pairs > 1 else ""
@@ -89,7 +89,7 @@ class Verdict:
             f"{candidate} is {self.outcome} {link} {reference}: loss {d.value:+.3g} ({d.relative:+.2%}), "
             f"95 % interval {d.low:+.3g} to {d.high:+.3g}, p = {d.p_value:.2g}{among}; "
             f"detectable from {d.smallest_detectable:.2g} on; "
-            f"{d.images} images x {d.draws} draws, {_runs(d.seeds[1])} against {d.seeds[0]}; it is about {d.scope}."
+            f"{d.images} images x {d.noise_samples} noise samples, {_runs(d.seeds[1])} against {d.seeds[0]}; it is about {d.scope}."
         )
 
 
@@ -109,10 +109,10 @@ def clustered_mean(losses: np.ndarray) -> tuple[float, float]:
 def paired_difference(
     reference: np.ndarray, candidate: np.ndarray, *, same_seeds: bool = False, pairs: int = 1
 ) -> Difference:
-    """Candidate minus reference on one pack: [N, K] or [S, N, K] each, the numbers of runs S may differ.
+    """Candidate minus reference on one validation set: [N, K] or [S, N, K] each, the numbers of runs S may differ.
 
-    It generalises to new images like those of the pack, at the pack's timesteps, and to new training seeds of a variant
-    that has two runs or more; of a variant with one run it speaks about that run (`Difference.scope`).
+    It generalises to new images like those of the validation set, at the validation set's timesteps, and to new training seeds of
+    a variant that has two runs or more; of a variant with one run it speaks about that run (`Difference.scope`).
 
     `same_seeds`: run s of both was trained with the same seed, hence on the same samples and noise. Then the runs are
     subtracted before their variance is taken, which has S - 1 degrees of freedom in place of up to 2 (S - 1). To be decided
@@ -128,10 +128,10 @@ def paired_difference(
     a, b = _cells(reference), _cells(candidate)
     if np.shape(reference)[-2:] != np.shape(candidate)[-2:]:
         shapes = f"{np.shape(reference)} and {np.shape(candidate)}"
-        raise UserError(f"Losses of shape {shapes} do not pair: evaluate both on the same pack.")
+        raise UserError(f"Losses of shape {shapes} do not pair: evaluate both on the same validation set.")
     n = a.shape[1]
     if n < MIN_IMAGES:
-        raise UserError(f"A comparison needs {MIN_IMAGES} held-out images or more, and the pack has {n}.")
+        raise UserError(f"A comparison needs {MIN_IMAGES} held-out images or more, and the validation set has {n}.")
     if not 1 <= pairs <= MAX_PAIRS:
         raise UserError(f"{pairs} pairs cannot be told apart, between 1 and {MAX_PAIRS} can: compare fewer variants.")
     if same_seeds and len(a) != len(b):
@@ -164,7 +164,7 @@ def paired_difference(
         smallest_detectable=family_half + t_quantile(POWER, degrees) * error,
         variance_reduction=unpaired / of_images if of_images else math.inf,
         images=n,
-        draws=np.shape(reference)[-1],
+        noise_samples=np.shape(reference)[-1],
         seeds=(len(a), len(b)),
         pairs=pairs,
     )
@@ -181,8 +181,8 @@ def holm(p_values: Sequence[float]) -> np.ndarray:
     return adjusted
 
 
-def verdicts(differences: Sequence[Difference]) -> list[Verdict]:
-    """The verdict of each pair of a family, after Holm's correction for their number.
+def paired_test_results(differences: Sequence[Difference]) -> list[PairedTestResult]:
+    """The test result of each pair of a family, after Holm's correction for their number.
 
     `UserError` where they were computed for a family of another size.
     """
@@ -192,7 +192,7 @@ def verdicts(differences: Sequence[Difference]) -> list[Verdict]:
                 f"A difference among {d.pairs} pairs was put among {len(differences)}: give all, with `pairs`."
             )
     return [
-        Verdict(("better" if d.value < 0 else "worse") if p <= LEVEL else "not distinguishable", float(p), d)
+        PairedTestResult(("better" if d.value < 0 else "worse") if p <= LEVEL else "not distinguishable", float(p), d)
         for d, p in zip(differences, holm([d.p_value for d in differences]), strict=True)
     ]
 
@@ -242,7 +242,9 @@ def _cells(losses: np.ndarray) -> np.ndarray:
     # Contiguous, so that the rounding of a sum over draws does not depend on how the caller's array lies in memory.
     values = np.ascontiguousarray(losses, dtype=np.float64)
     if values.ndim not in (2, 3) or 0 in values.shape:
-        raise UserError(f"Losses of shape {values.shape} are neither [images, draws] nor [seeds, images, draws].")
+        raise UserError(
+            f"Losses of shape {values.shape} are neither [images, noise samples] nor [seeds, images, noise samples]."
+        )
     if not np.isfinite(values).all():
         raise UserError(
             f"{np.count_nonzero(~np.isfinite(values))} of {values.size} losses are not finite: the run diverged."

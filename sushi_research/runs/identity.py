@@ -1,6 +1,6 @@
 """What makes a run that run: every setting and every fact that fixes what is learned.
 
-`MAY_CHANGE` lists the settings that are left out, each with its reason. `SAME_CONTENT` lists those that only
+`MAY_CHANGE` lists the settings that are skipped, each with its reason. `SAME_CONTENT` lists those that only
 say where something lies. Every other setting is part of the identity, a new one too.
 """
 
@@ -36,7 +36,7 @@ MAY_CHANGE = {
     "evaluation.path": "evaluating does not touch the training",
     "evaluation.split": "evaluating does not touch the training",
     "evaluation.every": "evaluating does not touch the training",
-    "evaluation.draws": "evaluating does not touch the training",
+    "evaluation.noise_samples": "evaluating does not touch the training",
     "evaluation.drift_captions": "evaluating does not touch the training",
     "tracking.*": "where the numbers go",
     "run.*": "where the run folder lies",
@@ -62,7 +62,7 @@ SAME_CONTENT = {
 
 # What is part of the identity besides settings.
 FACTS = {
-    "samples_per_step": "train.batch_size x train.accumulation x processes",
+    "global_batch_size": "train.batch_size x train.accumulation x processes",
     "precision": "dtype of the frozen weights, from train.precision, the launcher and the device",
     "data": "hash over every image, caption and repeat count",
     "base_model": "hashes of the base model's weights",
@@ -71,12 +71,12 @@ FACTS = {
     "vae_dtype": "dtype that the VAE encodes in on this device",
     "dropout_split": "batch_size, accumulation and processes, where lora.dropout draws its masks per micro-batch",
 }
-_FACTS_IN_NAME = ("samples_per_step", "precision")  # known before anything is read
+_FACTS_IN_NAME = ("global_batch_size", "precision")  # known before anything is read
 
 ABSENT = "(not there)"
 
 
-class Difference(NamedTuple):
+class ChangedSetting(NamedTuple):
     """A key of two identities with both values; ABSENT where one of them has no such key."""
 
     key: str
@@ -88,7 +88,7 @@ def run_identity(config: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any
     """Every setting and fact that fixes what is learned, flat: `{"lora.rank": 16, "facts.data": "3f..", ...}`.
 
     `config` is the nested dict of the resolved config, in JSON values. `facts` has keys of FACTS and JSON
-    values; a dict is flattened too (`facts.base_model.unet`). For the name alone, samples_per_step and
+    values; a dict is flattened too (`facts.base_model.unet`). For the name alone, global_batch_size and
     precision are enough.
     """
     assert facts.keys() <= FACTS.keys(), facts.keys() - FACTS.keys()
@@ -101,7 +101,7 @@ def default_name(architecture: str, data_path: str, identity: dict[str, Any]) ->
 
     So the same command names the same run and continues it, and another hyperparameter names another run.
     Hashes of the data and the base model stay out: a run whose images changed under it is refused, not
-    silently begun anew.
+    silently begun again.
     """
     named = {key: value for key, value in identity.items() if not key.startswith("facts.")}
     named |= {f"facts.{fact}": identity[f"facts.{fact}"] for fact in _FACTS_IN_NAME}
@@ -115,14 +115,14 @@ def default_name(architecture: str, data_path: str, identity: dict[str, Any]) ->
     return f"{architecture}-{slug or 'data'}-{digest}"
 
 
-def compare_identity(stored: dict[str, Any], current: dict[str, Any]) -> list[Difference]:
+def compare_identity(stored: dict[str, Any], current: dict[str, Any]) -> list[ChangedSetting]:
     """The keys in which two identities differ, sorted; another place of the same content is no difference."""
     differences = []
     for key in sorted(stored.keys() | current.keys()):
         was, now = stored.get(key, ABSENT), current.get(key, ABSENT)
         same_content = key in SAME_CONTENT and _fact(stored, key) == _fact(current, key) != {}
         if was != now and not same_content:
-            differences.append(Difference(key, was, now))
+            differences.append(ChangedSetting(key, was, now))
     return differences
 
 
@@ -130,10 +130,10 @@ def require_same_run(name: str, stored: dict[str, Any], current: dict[str, Any])
     """Raises UserError, naming every key that differs and both values, unless the identities are of one run."""
     differences = compare_identity(stored, current)
     if differences:
-        told = "; ".join(f"{_title(key)} was {_show(was)}, is now {_show(now)}" for key, was, now in differences)
+        changes = "; ".join(f"{_title(key)} was {_show(was)}, is now {_show(now)}" for key, was, now in differences)
         raise UserError(
-            f"the run {name} was begun with other settings: {told}; "
-            "give this one another --run.name, or restore what it was begun with to continue"
+            f"the run {name} was started with other settings: {changes}; "
+            "give this one another --run.name, or restore what it was started with to continue"
         )
 
 

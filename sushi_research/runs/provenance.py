@@ -41,7 +41,7 @@ def collect(
     config_hash: str | None,
     dataset_hash: str,
     split: dict[str, Any],
-    pack: str | None,
+    validation_set: str | None,
     recipe: str,
     base_hashes: dict[str, str],
     precision: str,
@@ -51,15 +51,15 @@ def collect(
     """What a start of the run is made of, as JSON values.
 
     `config` is the resolved one, `config_hash` that of the run's identity (None where nothing is trained); `split` says what is
-    held out, `pack` is the hash of the evaluation pack, `recipe` of how data is encoded; `base_hashes` by component, `device`
-    as the process trains on it ("cpu", "cuda:0"), `world` the number of processes.
+    held out, `validation_set` is the hash of the validation set, `recipe` of how data is encoded; `base_hashes` by component,
+    `device` as the process trains on it ("cpu", "cuda:0"), `world` the number of processes.
     """
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "config": config_hash,
         "dataset": dataset_hash,
         "split": split,
-        "pack": pack,
+        "validation_set": validation_set,
         "recipe": recipe,
         "base": base_hashes,
         "random_scheme": SCHEME,
@@ -87,7 +87,7 @@ def machine(device: str) -> dict[str, Any]:
 
 
 def facts(entry: dict[str, Any]) -> dict[str, Any]:
-    """An entry without the config, which stands beside it in W&B."""
+    """An entry without the config, which stands next to it in W&B."""
     return {key: value for key, value in entry.items() if key != "resolved_config"}
 
 

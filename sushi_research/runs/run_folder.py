@@ -37,10 +37,10 @@ logger = logging.getLogger(__name__)
 FORMAT = 1
 
 
-class Start(NamedTuple):
+class Decision(NamedTuple):
     """What a launched command does in its run folder, in one sentence, and what else the user should know."""
 
-    action: Literal["begin", "continue", "nothing"]
+    action: Literal["start", "continue", "nothing"]
     sentence: str
     warnings: list[str]
 
@@ -51,7 +51,7 @@ def decide(
     checkpoint: Checkpoint | None,
     identity: dict[str, Any],
     steps: int,
-) -> Start:
+) -> Decision:
     """What running the command does, by the policy at the top of this file.
 
     `record` is what run.json holds, `checkpoint` the newest whole one, `steps` the run's length in optimizer
@@ -59,15 +59,15 @@ def decide(
     """
     if checkpoint is None:
         if record is None:
-            return Start("begin", f"beginning the run {name}", [])
+            return Decision("start", f"starting the run {name}", [])
         if record["finished_at"] is None:
-            sentence = f"beginning the run {name} afresh: its earlier start saved no checkpoint"
-            return Start("begin", sentence, [])
+            sentence = f"starting the run {name} afresh: its earlier start saved no checkpoint"
+            return Decision("start", sentence, [])
         require_same_run(name, record["identity"], identity)
         if steps > record["finished_at"]:
             raise UserError(
                 f"the run {name} finished at step {record['finished_at']} and its checkpoints are gone, "
-                f"so it cannot go on to step {steps}; give another --run.name to train anew"
+                f"so it cannot go on to step {steps}; give another --run.name to train again"
             )
         return _nothing_to_do(name, record["finished_at"])
 
@@ -81,7 +81,7 @@ def decide(
         return _nothing_to_do(name, record["finished_at"])
     if checkpoint.step > steps:
         raise UserError(
-            f"the run {name} stands at step {checkpoint.step}, past its end at step {steps}: "
+            f"the run {name} is at step {checkpoint.step}, past its end at step {steps}: "
             "raise train.steps or train.epochs, or give another --run.name"
         )
     warnings = []
@@ -90,7 +90,7 @@ def decide(
             f"the length changes from {record['steps']} to {steps} steps, on which the learning rate depends "
             f"(schedule.name {identity['schedule.name']}): up to step {checkpoint.step} it was that of the old length"
         )
-    return Start("continue", f"continuing the run {name} from step {checkpoint.step} of {steps}", warnings)
+    return Decision("continue", f"continuing the run {name} from step {checkpoint.step} of {steps}", warnings)
 
 
 class RunFolder:
@@ -105,11 +105,11 @@ class RunFolder:
         self.metrics = path / "metrics.jsonl"
         self.evaluation = path / "evaluation.parquet"
         self.drift = path / "drift.parquet"
-        self.evaluation_pack = path / "evaluation_pack.json"
+        self.validation_set = path / "validation_set.json"
         self.samples = path / "samples"
         self.checkpoints = path / "checkpoints"
         self.adapter = path / "adapter.safetensors"
-        self.phases = path / "phases.json"
+        self.stage_timings = path / "stage_timings.json"
         self.provenance = path / "provenance.json"
         self.run = path / "run.json"
         self._lock = lock
@@ -127,8 +127,8 @@ class RunFolder:
 
     def record_files(self) -> list[Path]:
         """What there is of the files that tell how the run went, the pictures of its first and last drawn step among them."""
-        files = [self.run, self.config, self.plan, self.provenance, self.metrics, self.phases]
-        files += [self.evaluation_pack, self.evaluation, self.drift]
+        files = [self.run, self.config, self.plan, self.provenance, self.metrics, self.stage_timings]
+        files += [self.validation_set, self.evaluation, self.drift]
         steps = sorted(path for path in self.samples.glob("step-*") if path.is_dir())
         pictures = [picture for step in {*steps[:1], *steps[-1:]} for picture in sorted(step.glob("*.png"))]
         return [path for path in files if path.exists()] + sorted(pictures)
@@ -148,7 +148,7 @@ class RunFolder:
             )
         return record
 
-    def mark_begun(self, identity: dict[str, Any], steps: int) -> dict[str, Any]:
+    def mark_started(self, identity: dict[str, Any], steps: int) -> dict[str, Any]:
         """Record that a run begins, with a W&B id of its own; returns the record."""
         record = {
             "format": FORMAT,
@@ -182,7 +182,7 @@ def sweep_run_id() -> str | None:
     return os.environ.get("WANDB_RUN_ID") if "WANDB_SWEEP_ID" in os.environ else None
 
 
-def open_run(folder: Path, name: str, writer: bool = True) -> RunFolder:
+def open_run_folder(folder: Path, name: str, writer: bool = True) -> RunFolder:
     """The run folder `folder/name`, made where it is missing.
 
     The writer, the main process, takes a lock that ends with its process; the run's other processes open with
@@ -215,9 +215,9 @@ def open_run(folder: Path, name: str, writer: bool = True) -> RunFolder:
     return RunFolder(path, lock)
 
 
-def _nothing_to_do(name: str, step: int) -> Start:
+def _nothing_to_do(name: str, step: int) -> Decision:
     sentence = (
         f"the run {name} is finished, at step {step}: there is nothing to do; "
-        "raise train.steps or train.epochs to go on, or give another --run.name to train anew"
+        "raise train.steps or train.epochs to go on, or give another --run.name to train again"
     )
-    return Start("nothing", sentence, [])
+    return Decision("nothing", sentence, [])

@@ -52,7 +52,7 @@ class MetricsFile:
                 fsync_file(file)
 
     def read(self) -> list[dict[str, Any]]:
-        """All lines. A last line that was cut off while it was written is left out; any other damage is a UserError."""
+        """All lines. A last line that was cut off while it was written is skipped; any other damage is a UserError."""
         if not self.path.exists():
             return []
         *lines, torn = self.path.read_bytes().split(b"\n")  # what follows the last newline was never finished
@@ -261,5 +261,5 @@ def _each_tracker(accelerator: Accelerator, send: Callable[[Any], None]) -> None
         try:
             send(tracker)
         except Exception as error:  # a tracker may fail in any way; the training must not
-            logger.warning("%s failed and is left out from here on (metrics.jsonl goes on): %s", tracker.name, error)
+            logger.warning("%s failed and is skipped from here on (metrics.jsonl goes on): %s", tracker.name, error)
             accelerator.trackers.remove(tracker)

@@ -36,7 +36,7 @@ def sampling_scheduler(config: Mapping[str, Any], prediction: Prediction) -> Eul
     return diffusers.EulerDiscreteScheduler.from_config(dict(config), **settings)
 
 
-def draw_latents(
+def generate_latents(
     model: ModuleType,
     base: loading.Base,
     unet: Any,
@@ -65,9 +65,9 @@ def draw_latents(
     latents = []
     try:
         work = [(text, seed) for text in texts for seed in seeds]
-        for text, seed in progress(work, description="drawing samples", unit="picture", leave=False):
+        for text, seed in progress(work, description="generating images", unit="picture", leave=False):
             arguments = embeddings(text, negative, unet)
-            drawn = pipeline(
+            generated = pipeline(
                 **arguments,
                 generator=torch.Generator("cpu").manual_seed(seed),
                 num_inference_steps=steps,
@@ -76,7 +76,7 @@ def draw_latents(
                 width=width,
                 output_type="latent",
             )
-            latents.append(drawn.images)
+            latents.append(generated.images)
     finally:
         unet.train(was_training)
     return latents
@@ -87,7 +87,7 @@ def _tokenizer(text_encoder: str) -> str:
 
 
 def embeddings(text: dict[str, torch.Tensor], negative: dict[str, torch.Tensor], unet: Any) -> dict[str, torch.Tensor]:
-    """The arguments of a pipeline's call for one encoded prompt and negative prompt; both as `draw_latents` has them."""
+    """The arguments of a pipeline's call for one encoded prompt and negative prompt; both as `generate_latents` has them."""
     names = {"hidden": "prompt_embeds", "pooled": "pooled_prompt_embeds"}
     negatives = {"hidden": "negative_prompt_embeds", "pooled": "negative_pooled_prompt_embeds"}
     given = {names[name]: tensor for name, tensor in text.items()}

@@ -29,8 +29,8 @@ def grid(rows: Sequence[Sequence[Image.Image]], row_labels: Sequence[str], colum
     label_width = max(cell_width, 10 * font.size)
     top = 2 * MARGIN + line
     width = label_width + len(column_labels) * (cell_width + MARGIN) + MARGIN
-    sheet = Image.new("RGB", (width, top + len(rows) * (cell_height + MARGIN)), "white")
-    draw = ImageDraw.Draw(sheet)
+    canvas = Image.new("RGB", (width, top + len(rows) * (cell_height + MARGIN)), "white")
+    draw = ImageDraw.Draw(canvas)
     for column, label in enumerate(column_labels):
         left = label_width + MARGIN + column * (cell_width + MARGIN)
         draw.text((left + cell_width / 2, MARGIN), label, fill="black", font=font, anchor="ma")
@@ -42,13 +42,13 @@ def grid(rows: Sequence[Sequence[Image.Image]], row_labels: Sequence[str], colum
         for column, picture in enumerate(row):
             left = label_width + MARGIN + column * (cell_width + MARGIN)
             resample = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS
-            sheet.paste(picture.resize((picture.width * scale, picture.height * scale), resample), (left, upper))
-    return sheet
+            canvas.paste(picture.resize((picture.width * scale, picture.height * scale), resample), (left, upper))
+    return canvas
 
 
-def curves(records: Sequence[dict[str, Any]], path: Path, title: str) -> None:
-    """Draws a run's curves from its metrics: loss (raw and smoothed), loss by timestep quarter, learning rate, grad norm; and
-    where it was evaluated, the held-out loss over the base's and the drift, with bands of two standard errors."""
+def training_curves(records: Sequence[dict[str, Any]], path: Path, title: str) -> None:
+    """Draws a run's curves from its metrics: loss (raw and smoothed), loss by timestep bin, learning rate, grad norm; and
+    where it was evaluated, the validation loss over the base's and the drift, with bands of two standard errors."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -59,23 +59,26 @@ def curves(records: Sequence[dict[str, Any]], path: Path, title: str) -> None:
     FigureCanvasAgg(figure)
     figure.suptitle(title)
     axes = list(figure.subplots(3 if evaluated else 2, 2).flat)
-    loss, quarters, rate, norm, *held_out = axes
+    loss, timestep_bins, rate, norm, *held_out = axes
     raw = [record["loss"] for record in trained]
     loss.plot(steps, raw, color="lightsteelblue", linewidth=0.8, label="each step")
     loss.plot(steps, smooth(raw), color="tab:blue", label="smoothed")
     loss.set_title("loss")
     loss.legend()
-    for quarter in range(4):
-        name = f"loss_quarter/{quarter}"
+    for timestep_bin in range(4):
+        name = f"loss_by_timestep/{timestep_bin}"
         x, y = _points(trained, name)
-        quarters.plot(x, smooth(y), label=f"t {250 * quarter}-{250 * quarter + 249}")
-    quarters.legend()
-    quarters.set_title("loss by timestep, smoothed")
+        timestep_bins.plot(x, smooth(y), label=f"t {250 * timestep_bin}-{250 * timestep_bin + 249}")
+    timestep_bins.legend()
+    timestep_bins.set_title("loss by timestep, smoothed")
     rate.plot(steps, [record["lr"] for record in trained])
     rate.set_title("learning rate")
     norm.plot(*_points(trained, "grad_norm"), linewidth=0.8)
     norm.set_title("gradient norm")
-    titles = {"evaluation/loss_over_base": "held-out loss, over the base's", "evaluation/drift": "drift from the base"}
+    titles = {
+        "evaluation/loss_over_base": "validation loss, over the base's",
+        "evaluation/drift": "drift from the base",
+    }
     for each, (name, what) in zip(held_out, titles.items(), strict=False):
         _with_band(each, [record for record in evaluated if name in record], name)
         each.set_title(what)
@@ -85,24 +88,27 @@ def curves(records: Sequence[dict[str, Any]], path: Path, title: str) -> None:
     figure.savefig(path, dpi=110)
 
 
-def strengths(points: Sequence[tuple[float, dict[str, float]]], path: Path) -> None:
-    """Draws a sweep: held-out loss over the base's, and drift, over an adapter's strength; bars are two standard errors.
+def lora_scale_sweep(points: Sequence[tuple[float, dict[str, float]]], path: Path) -> None:
+    """Draws a sweep: validation loss over the base's, and drift, over an adapter's LoRA scale; bars are two standard errors.
 
-    `points` are (strength, numbers) of one or several adapters; the base is the point at 0.
+    `points` are (LoRA scale, numbers) of one or several adapters; the base is the point at 0.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 4), layout="constrained")
     FigureCanvasAgg(figure)
-    titles = {"evaluation/loss_over_base": "held-out loss, over the base's", "evaluation/drift": "drift from the base"}
+    titles = {
+        "evaluation/loss_over_base": "validation loss, over the base's",
+        "evaluation/drift": "drift from the base",
+    }
     for axes, (name, title) in zip(figure.subplots(1, 2).flat, titles.items(), strict=True):
-        known = [(strength, found) for strength, found in points if name in found]
+        known = [(lora_scale, found) for lora_scale, found in points if name in found]
         errors = [2 * found.get(f"{name}_se", 0.0) for _, found in known]
         axes.errorbar([s for s, _ in known], [found[name] for _, found in known], errors, fmt="o", capsize=3)
         axes.axhline(0, color="grey", linewidth=0.8)
         axes.set_title(title)
-        axes.set_xlabel("strength")
+        axes.set_xlabel("LoRA scale")
         axes.grid(alpha=0.3)
     figure.savefig(path, dpi=110)
 

@@ -32,7 +32,7 @@ MOST_COLUMNS = 8
 LABEL = "prompt"
 
 
-def draw(job: Job, inputs: Inputs, unet: Any, step: int) -> None:
+def generate(job: Job, inputs: Inputs, unet: Any, step: int) -> None:
     """Draws every prompt with every seed from the UNet as it stands at `step`; the main process draws, the others wait.
 
     Nothing is drawn where the step's pictures are there already: a run that continues makes up for what was cut off.
@@ -40,26 +40,26 @@ def draw(job: Job, inputs: Inputs, unet: Any, step: int) -> None:
     """
     config, run, accelerator = job.config, job.run, job.accelerator
     folder = run.samples / f"step-{step:08d}"
-    sheet = folder.with_suffix(".png")  # written last
-    if accelerator.is_main_process and config.sample.enabled and not sheet.exists():
+    grid_path = folder.with_suffix(".png")  # written last
+    if accelerator.is_main_process and config.sample.enabled and not grid_path.exists():
         try:
-            drawn = draw_from(job, inputs, unet)
+            images = generate_images(job, inputs, unet)
         except torch.OutOfMemoryError as error:
             raise UserError(
                 f"out of memory while drawing the samples of step {step}: draw smaller ones with --sample.width and "
                 "--sample.height, or none with --sample.enabled false (scripts/sample.py draws from the finished adapter)."
             ) from error
         rows = rows_of(config, inputs.prompts)
-        write_pictures(folder, rows, drawn)
+        write_pictures(folder, rows, images)
         labels = [label for _, label in rows]
-        plots.grid([[picture] for picture in drawn], labels, [f"step {step}"]).save(sheet)
+        plots.grid([[picture] for picture in images], labels, [f"step {step}"]).save(grid_path)
         progress_grid(run.samples, rows).save(run.samples / "progress.png")
         tracking.log_images(accelerator, "samples", [folder / name for name, _ in rows], labels, step)
         tracking.log_images(accelerator, "progress", [run.samples / "progress.png"], [f"up to step {step}"], step)
     accelerator.wait_for_everyone()
 
 
-def draw_from(
+def generate_images(
     job: Job, inputs: Inputs, unet: Any, text: Callable[[str], dict[str, torch.Tensor]] | None = None
 ) -> list[Image.Image]:
     """The pictures of every prompt and seed of the config, in the order of `rows_of`.
@@ -71,7 +71,7 @@ def draw_from(
     negative = text(config.sample.negative_prompt)
     if not config.sample.negative_prompt:
         negative = pipeline.unconditional(negative, base.force_zeros)
-    latents = pipeline.draw_latents(
+    latents = pipeline.generate_latents(
         model,
         base,
         unet,
@@ -84,16 +84,16 @@ def draw_from(
         width=config.sample.width or config.data.resolution,
     )
     vae = loading.load_vae(base, inputs.caches.vae_dtype, job.device)
-    drawn = pipeline.decode(vae, latents, model.SCALING_FACTOR)
+    images = pipeline.decode(vae, latents, model.SCALING_FACTOR)
     del vae
     free_memory()
-    return drawn
+    return images
 
 
-def write_pictures(folder: Path, rows: Sequence[tuple[str, str]], drawn: Sequence[Image.Image]) -> None:
+def write_pictures(folder: Path, rows: Sequence[tuple[str, str]], images: Sequence[Image.Image]) -> None:
     """Saves pictures under the names of `rows_of`, each with its label in it."""
     folder.mkdir(parents=True, exist_ok=True)
-    for (name, label), picture in zip(rows, drawn, strict=True):
+    for (name, label), picture in zip(rows, images, strict=True):
         described = PngInfo()
         described.add_text(LABEL, label)
         picture.save(folder / name, pnginfo=described)
@@ -102,7 +102,7 @@ def write_pictures(folder: Path, rows: Sequence[tuple[str, str]], drawn: Sequenc
 def progress_grid(folder: Path, rows: Sequence[tuple[str, str]]) -> Image.Image:
     """The grid of all steps drawn so far: `rows` are (file name, label); at most eight steps, the first and last among them.
 
-    Steps at which other prompts were drawn are left out: prompts may change when a run continues.
+    Steps at which other prompts were drawn are skipped: prompts may change when a run continues.
     """
     steps = [
         step
@@ -145,7 +145,7 @@ def _steps(folder: Path) -> list[int]:
 
 
 def rows_of(config: TrainingConfig, prompts: Sequence[str]) -> list[tuple[str, str]]:
-    """(file name, label) of each picture, prompts outermost, as `sampling.draw_latents` orders them."""
+    """(file name, label) of each picture, prompts outermost, as `pipeline.generate_latents` orders them."""
     seeds = config.sample.seeds
     return [
         (f"{number:02d}-seed{seed}.png", prompt if len(seeds) == 1 else f"{prompt} (seed {seed})")

@@ -1,4 +1,4 @@
-"""What a run measures of itself, before, on the way and at the end: the loss on the held-out pack, and the drift from the base.
+"""What a run measures of itself, before, on the way and at the end: the loss on the validation set, and the drift from the base.
 
 evaluation.parquet and drift.parquet are the record; metrics.jsonl and the trackers get their means with standard errors. All
 processes share the work, and the result does not depend on their number (validation_set.py).
@@ -25,7 +25,7 @@ from sushi_research.errors import UserError
 from sushi_research.evaluation import drift, validation_set
 from sushi_research.evaluation.drift import Drift
 from sushi_research.evaluation.results import Measured, Results
-from sushi_research.evaluation.validation_set import Pack
+from sushi_research.evaluation.validation_set import ValidationSet
 from sushi_research.runs import tracking
 from sushi_research.runs.job import Job
 from sushi_research.training.resume import RunState
@@ -36,7 +36,7 @@ class Evaluator:
     """The frozen sets of a run, where their results go, and the base's losses once they are known."""
 
     inputs: Inputs
-    pack: Pack
+    validation_set: ValidationSet
     results: Results
     drift: Drift | None
     drift_results: Results
@@ -48,11 +48,11 @@ def prepare(job: Job, inputs: Inputs, run_state: RunState, unet: Any) -> Evaluat
 
     Images by the base that the drift needs and the store lacks are generated now; runs share them, as they do the caches.
     """
-    if run_state.pack is None:
+    if run_state.validation_set is None:
         return None
     assert job.run is not None
     measure = open_drift(job, inputs, run_state.hashes["base_model"]["unet"], unet)
-    return Evaluator(inputs, run_state.pack, Results(job.run.evaluation), measure, Results(job.run.drift))
+    return Evaluator(inputs, run_state.validation_set, Results(job.run.evaluation), measure, Results(job.run.drift))
 
 
 def open_drift(job: Job, inputs: Inputs, base_hash: str, unet: Any) -> Drift | None:
@@ -61,21 +61,21 @@ def open_drift(job: Job, inputs: Inputs, base_hash: str, unet: Any) -> Drift | N
     captions = drift_captions(config, inputs.data)
     if not captions:
         return None
-    pack = drift.make_pack(
+    drift_set = drift.make_drift_set(
         captions, caches.text_key, model, base, base_hash, side=config.data.resolution, dtype=job.compute_dtype
     )
-    store = open_drawings(Path(config.cache.folder), model, job.accelerator)
+    store = open_generated(Path(config.cache.folder), model, job.accelerator)
     with without_adapter(unet):
-        drift.draw_missing(pack, store, caches.text, model, base, unet, rank=job.rank, world=job.world)
+        drift.generate_missing(drift_set, store, caches.text, model, base, unet, rank=job.rank, world=job.world)
     job.accelerator.wait_for_everyone()
     store.refresh()
-    return Drift(pack, store, caches.text, model, base, **job.sharing())
+    return Drift(drift_set, store, caches.text, model, base, **job.sharing())
 
 
-def open_drawings(folder: Path, model: ModuleType, accelerator: Accelerator) -> Store:
+def open_generated(folder: Path, model: ModuleType, accelerator: Accelerator) -> Store:
     """The store of what base models generated, next to the caches."""
     with accelerator.main_process_first():
-        return Store.open(folder / f"drawings_{model.NAME}", drift.TENSORS, repair=accelerator.is_main_process)
+        return Store.open(folder / f"generated_{model.NAME}", drift.TENSORS, repair=accelerator.is_main_process)
 
 
 def evaluate(job: Job, evaluator: Evaluator, unet: Any, step: int, steps: int, log: tracking.MetricsFile) -> None:
@@ -106,20 +106,20 @@ def describe(values: dict[str, float]) -> str:
         error = f" +- {values[f'{name}_se']:.2g}" if f"{name}_se" in values else ""
         return f"{values[name]:{form}}{error}"
 
-    text = f"held-out loss {with_error('evaluation/loss', '.5f')}, over the base "
+    text = f"validation loss {with_error('evaluation/loss', '.5f')}, over the base "
     text += with_error("evaluation/loss_over_base", "+.5f")
     return f"{text}, drift {with_error('evaluation/drift', '.3g')}" if "evaluation/drift" in values else text
 
 
 def _loss(job: Job, evaluator: Evaluator, unet: Any, step: int) -> dict[str, float]:
-    pack, results = evaluator.pack, evaluator.results
-    loss, base = _recorded(job, results, pack, step)
+    val_set, results = evaluator.validation_set, evaluator.results
+    loss, base = _recorded(job, results, val_set, step)
     if evaluator.base_loss is None:
         evaluator.base_loss = base
 
     def measure() -> np.ndarray:
         inputs = evaluator.inputs
-        return validation_set.losses(pack, job.model, unet, inputs.caches, inputs.base.prediction, **job.sharing())
+        return validation_set.losses(val_set, job.model, unet, inputs.caches, inputs.base.prediction, **job.sharing())
 
     if evaluator.base_loss is None:
         with without_adapter(unet):
@@ -127,29 +127,29 @@ def _loss(job: Job, evaluator: Evaluator, unet: Any, step: int) -> dict[str, flo
     if loss is None:
         loss = measure()
         if job.is_main:
-            results.append(pack, step, loss, evaluator.base_loss)
-    return validation_set.summary(loss, evaluator.base_loss, pack.timesteps())
+            results.append(val_set, step, loss, evaluator.base_loss)
+    return validation_set.summary(loss, evaluator.base_loss, val_set.timesteps())
 
 
 def _drift(job: Job, evaluator: Evaluator, unet: Any, step: int) -> dict[str, float]:
     measure, results = evaluator.drift, evaluator.drift_results
     if measure is None:
         return {}
-    found, _ = _recorded(job, results, measure.pack, step)
+    found, _ = _recorded(job, results, measure.drift_set, step)
     if found is None:
         if not measure.knows_base:
             with without_adapter(unet):
                 measure.remember_base(unet)
         found = measure.measure(unet)
         if job.is_main:
-            results.append(measure.pack, step, found, np.zeros_like(found))
+            results.append(measure.drift_set, step, found, np.zeros_like(found))
     return drift.summary(found)
 
 
-def _recorded(job: Job, results: Results, pack: Measured, step: int) -> tuple[np.ndarray | None, np.ndarray | None]:
+def _recorded(job: Job, results: Results, measured: Measured, step: int) -> tuple[np.ndarray | None, np.ndarray | None]:
     """(the losses at the step, the base's) as the main process has them on record; None for what it has not."""
     found = [None, None]
     if job.is_main:
-        found = [results.loss_at(pack, step), results.base_loss(pack)]
+        found = [results.loss_at(measured, step), results.base_loss(measured)]
     loss, base = broadcast_object_list(found)
     return loss, base

@@ -15,32 +15,38 @@ from sushi_research.config.command_line import config_to_dict
 from sushi_research.data.samples import dataset_hash
 from sushi_research.data.training_data import Data, bucket_rule
 from sushi_research.evaluation import drift, validation_set
-from sushi_research.evaluation.validation_set import Pack
+from sushi_research.evaluation.validation_set import ValidationSet
 from sushi_research.runs import provenance
 from sushi_research.runs.job import Job
 
 
-def make_pack(job: Job, inputs: Inputs, base_hash: str) -> Pack | None:
-    """The frozen pack of the run's held-out images, None where it has none; nothing needs to be encoded for it."""
+def validation_set_of(job: Job, inputs: Inputs, base_hash: str) -> ValidationSet | None:
+    """The validation set of the run's held-out images, None where it has none; nothing needs to be encoded for it."""
     config, data = job.config, inputs.data
     if not data.held_out:
         return None
-    # SD1.5 is told no sizes; a convention that cannot matter must not part two packs.
+    # SD1.5 is told no sizes; a convention that cannot matter must not part two validation sets.
     convention = getattr(config.data, "time_ids", "image")
-    draws = config.evaluation.draws
-    return validation_set.make_pack(data.held_out, draws, inputs.caches, inputs.base.prediction, base_hash, convention)
+    noise_samples = config.evaluation.noise_samples
+    return validation_set.make_validation_set(
+        data.held_out, noise_samples, inputs.caches, inputs.base.prediction, base_hash, convention
+    )
 
 
 def hashes_of(job: Job, inputs: Inputs) -> dict[str, Any]:
     """Hashes of what is trained on ("data") and of the base's components ("base_model")."""
-    of_base = {name: inputs.base.hash(name, inputs.memo) for name in ("unet", "vae", *job.model.TEXT_ENCODERS)}
+    of_base = {name: inputs.base.hash(name, inputs.hash_cache) for name in ("unet", "vae", *job.model.TEXT_ENCODERS)}
     if job.is_main:
-        inputs.memo.save()
+        inputs.hash_cache.save()
     return {"data": dataset_hash(inputs.data.items), "base_model": of_base}
 
 
 def provenance_of(
-    job: Job, inputs: Inputs, hashes: Mapping[str, Any], pack: Pack | None, settings: Mapping[str, Any] | None
+    job: Job,
+    inputs: Inputs,
+    hashes: Mapping[str, Any],
+    val_set: ValidationSet | None,
+    settings: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     """The provenance entry of this start; `settings` is the run's identity, None where nothing is trained."""
     config, base = job.config, inputs.base
@@ -49,7 +55,7 @@ def provenance_of(
         config_hash=entry_key(identity=settings) if settings is not None else None,
         dataset_hash=hashes["data"],
         split=_split(config, inputs.data),
-        pack=pack.hash if pack else None,
+        validation_set=val_set.hash if val_set else None,
         recipe=_recipe(config, inputs.caches),
         base_hashes=hashes["base_model"],
         precision=job.precision,

@@ -14,7 +14,7 @@ from sushi_research import conditioning, randomness
 from sushi_research.caches import encoding
 from sushi_research.caches.caches import Caches
 from sushi_research.data.samples import Item
-from sushi_research.training.sampler import Draw, Sampler
+from sushi_research.training.sampler import Sampler, StepSample
 
 
 @dataclass(frozen=True)
@@ -32,15 +32,15 @@ class Batch:
     keys: tuple[tuple[int, str, int], ...]
     seed: int
     device: torch.device
-    drawn: dict[str, torch.Tensor] = field(repr=False)
+    prefetched: dict[str, torch.Tensor] = field(repr=False)
 
     def __len__(self) -> int:
         return len(self.keys)
 
     def normal(self, purpose: str, shape: tuple[int, ...] | None = None) -> torch.Tensor:
         """Standard normal noise [B, *shape] fp32 (default: the latents' shape), each sample's own stream (design rule 4)."""
-        if shape is None and purpose in self.drawn:
-            return self.drawn[purpose]
+        if shape is None and purpose in self.prefetched:
+            return self.prefetched[purpose]
         return _to(self.device, _normal(self.seed, purpose, self.keys, shape or tuple(self.mean.shape[1:])))
 
     def seed_torch(self, purpose: str, step: int) -> None:
@@ -118,17 +118,17 @@ class Loader:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def _prepare(self, step: int) -> list[Batch]:
-        return [self._batch(draws) for draws in self.sampler.share(step, self.batch_size, self.rank, self.world)]
+        return [self._batch(samples) for samples in self.sampler.share(step, self.batch_size, self.rank, self.world)]
 
-    def _batch(self, draws: Sequence[Draw]) -> Batch:
-        items = [self.items[draw.index] for draw in draws]
-        flips = [is_flipped(self.sampler.seed, self.flip, draw.epoch, self.items[draw.index]) for draw in draws]
+    def _batch(self, samples: Sequence[StepSample]) -> Batch:
+        items = [self.items[sample.index] for sample in samples]
+        flips = [is_flipped(self.sampler.seed, self.flip, sample.epoch, self.items[sample.index]) for sample in samples]
         keys_and_flips = zip(items, flips, strict=True)
         rows = self.caches.latents.get_many([self.caches.latent_key(item, flip) for item, flip in keys_and_flips])
         texts = [self.caches.text(item.sample.caption) for item in items]
-        keys = tuple((draw.epoch, *item.identity) for draw, item in zip(draws, items, strict=True))
+        keys = tuple((sample.epoch, *item.identity) for sample, item in zip(samples, items, strict=True))
         mean, std = (torch.stack([row[name] for row in rows]) for name in encoding.LATENT_TENSORS)
-        ids = [i.placement.time_ids(flip, self.time_ids) for i, flip in zip(items, flips, strict=True)]
+        ids = [i.geometry.time_ids(flip, self.time_ids) for i, flip in zip(items, flips, strict=True)]
         seed = self.sampler.seed
         return Batch(
             mean=_to(self.device, mean),
@@ -139,5 +139,5 @@ class Loader:
             keys=keys,
             seed=seed,
             device=self.device,
-            drawn={p: _to(self.device, _normal(seed, p, keys, tuple(mean.shape[1:]))) for p in self.ahead},
+            prefetched={p: _to(self.device, _normal(seed, p, keys, tuple(mean.shape[1:]))) for p in self.ahead},
         )

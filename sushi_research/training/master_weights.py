@@ -28,20 +28,20 @@ class MasterWeights:
         self._values = torch.cat([parameter.detach().reshape(-1) for parameter in self._working])
         self._gradient = torch.zeros_like(self._values)
         self._copy = self._values.to(dtype, copy=True)
-        self._masters = [nn.Parameter(view) for view in self._views(self._values)]
-        for master, gradient in zip(self._masters, self._views(self._gradient), strict=True):
+        self._master_weights = [nn.Parameter(view) for view in self._views(self._values)]
+        for master, gradient in zip(self._master_weights, self._views(self._gradient), strict=True):
             master.grad = gradient
         for parameter, view in zip(self._working, self._views(self._copy), strict=True):
             parameter.data = view
             parameter.grad = None
 
     def parameters(self) -> list[nn.Parameter]:
-        """The masters, in the order of the UNet's modules: what the optimizer takes."""
-        return self._masters
+        """The master weights, in the order of the UNet's modules: what the optimizer takes."""
+        return self._master_weights
 
     @torch.no_grad()
     def accumulate(self) -> None:
-        """Adds the working copy's gradients to the masters' in fp32, and clears them."""
+        """Adds the working copy's gradients to the master weights' in fp32, and clears them."""
         self._check_views()
         gradients = []
         for name, parameter in zip(self._names, self._working, strict=True):
@@ -53,12 +53,12 @@ class MasterWeights:
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Rounds the masters into the working copy."""
+        """Rounds the master weights into the working copy."""
         self._check_views()
         self._copy.copy_(self._values)
 
     def zero_grad(self) -> None:
-        """Sets the masters' gradients to zero."""
+        """Sets the master weights' gradients to zero."""
         self._gradient.zero_()
 
     @torch.no_grad()
@@ -76,14 +76,14 @@ class MasterWeights:
 
     @torch.no_grad()
     def named_state(self) -> dict[str, torch.Tensor]:
-        """A copy of the masters by name, fp32: what checkpoints and adapter files hold."""
-        return {name: master.detach().clone() for name, master in zip(self._names, self._masters, strict=True)}
+        """A copy of the master weights by name, fp32: what checkpoints and adapter files hold."""
+        return {name: master.detach().clone() for name, master in zip(self._names, self._master_weights, strict=True)}
 
     @torch.no_grad()
     def load(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Sets the masters to the tensors of `named_state()`, and refreshes the working copy."""
+        """Sets the master weights to the tensors of `named_state()`, and refreshes the working copy."""
         assert list(state) == self._names, "the state is not that of this adapter"
-        for master, tensor in zip(self._masters, state.values(), strict=True):
+        for master, tensor in zip(self._master_weights, state.values(), strict=True):
             assert tensor.dtype == torch.float32 and tensor.shape == master.shape
             master.copy_(tensor)
         self.refresh()
@@ -94,7 +94,7 @@ class MasterWeights:
 
     def _check_views(self) -> None:
         """Moving the UNet, or letting the optimizer drop gradients, would part the tensors from their buffers."""
-        gradient, buffers = self._masters[0].grad, (self._values, self._gradient, self._copy)
+        gradient, buffers = self._master_weights[0].grad, (self._values, self._gradient, self._copy)
         assert gradient is not None, "an adapter gradient was removed: use MasterWeights.zero_grad"
-        for tensor, buffer in zip((self._masters[0], gradient, self._working[0]), buffers, strict=True):
+        for tensor, buffer in zip((self._master_weights[0], gradient, self._working[0]), buffers, strict=True):
             assert tensor.data_ptr() == buffer.data_ptr(), "an adapter tensor was moved after MasterWeights was made"

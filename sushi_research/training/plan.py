@@ -50,20 +50,20 @@ class EvaluationPlan:
 
     images: int
     source: str
-    draws: int
+    noise_samples: int
     evaluations: int
     drift_captions: int
-    look_alikes: tuple[str, ...]
+    near_duplicates: tuple[str, ...]
 
     def describe(self) -> list[str]:
-        few = f"; a verdict between runs needs {MIN_IMAGES} images or more" if self.images < MIN_IMAGES else ""
+        few = f"; a test result between runs needs {MIN_IMAGES} images or more" if self.images < MIN_IMAGES else ""
         lines = [
-            f"evaluation   {self.images} images ({self.source}) x {self.draws} draws, and the drift on "
+            f"evaluation   {self.images} images ({self.source}) x {self.noise_samples} noise samples, and the drift on "
             f"{self.drift_captions} captions, {self.evaluations} times{few}"
         ]
-        lines += [f"             warning: {sentence}" for sentence in self.look_alikes[:SHOWN_LOOK_ALIKES]]
-        if len(self.look_alikes) > SHOWN_LOOK_ALIKES:
-            lines.append(f"             and {len(self.look_alikes) - SHOWN_LOOK_ALIKES} more, see plan.json")
+        lines += [f"             warning: {sentence}" for sentence in self.near_duplicates[:SHOWN_LOOK_ALIKES]]
+        if len(self.near_duplicates) > SHOWN_LOOK_ALIKES:
+            lines.append(f"             and {len(self.near_duplicates) - SHOWN_LOOK_ALIKES} more, see plan.json")
         return lines
 
 
@@ -127,10 +127,10 @@ class Plan:
             "images": self.images,
             "items_per_epoch": self.items_per_epoch,
             "buckets": dict(self.buckets),
-            "left_out": [{"name": problem.name, "reason": problem.reason} for problem in self.problems],
+            "skipped": [{"name": problem.name, "reason": problem.reason} for problem in self.problems],
             "captions_cut": dict(self.captions_cut),
             "evaluation": asdict(self.evaluation) if self.evaluation else None,
-            "samples_per_step": self.global_batch_size,
+            "global_batch_size": self.global_batch_size,
             "split": self.split,
             "micro_batch_fill": self.micro_batch_fill,
             "steps": self.steps,
@@ -157,7 +157,8 @@ class Plan:
             f"length       {self.steps} optimizer steps = {self.samples} samples = {self.epochs} epochs; "
             f"each image {self.samples_per_image} times",
             f"adapter      {self.adapter_modules} modules, {self.trainable_parameters:,} trainable parameters",
-            f"precision    {dtypes['frozen UNet weights']} weights and activations, {dtypes['adapter, masters']} adapter masters, "
+            f"precision    {dtypes['frozen UNet weights']} weights and activations, {dtypes['adapter, master weights']} adapter "
+            f"master weights, "
             f"optimizer state {dtypes['optimizer state']}, {dtypes['VAE']} VAE",
             f"cache        {self.image_cache.describe('image entries', ' to encode')}, {self.caption_cache.describe('captions')}",
         ]
@@ -174,7 +175,7 @@ class Plan:
                 f"captions     {len(self.captions_cut)} longer than 77 tokens are cut (the longest loses {worst}); see plan.json"
             )
         if self.problems:
-            lines.append(f"left out     {len(self.problems)}:")
+            lines.append(f"skipped      {len(self.problems)}:")
             lines += [f"             {problem.name}: {problem.reason}" for problem in self.problems[:SHOWN_PROBLEMS]]
             if len(self.problems) > SHOWN_PROBLEMS:
                 lines.append(f"             and {len(self.problems) - SHOWN_PROBLEMS} more, see plan.json")
@@ -197,12 +198,12 @@ def make_plan(job: Job, inputs: Inputs) -> Plan:
     UserError for an optimizer or a schedule that cannot be built, and for adapter targets that fit nothing.
     """
     config, base, data, caches = job.config, inputs.base, inputs.data, inputs.caches
-    items, group = data.items, job.global_batch_size
-    steps = steps_of(config.train.steps, config.train.epochs, len(items), group)
+    items, global_batch_size = data.items, job.global_batch_size
+    steps = steps_of(config.train.steps, config.train.epochs, len(items), global_batch_size)
     require_trainable(config, steps)
-    sampler = Sampler(tuple(item.bucket for item in items), group, config.train.seed)
+    sampler = Sampler(tuple(item.bucket for item in items), global_batch_size, config.train.seed)
     # One epoch shows the fill of them all: epochs differ in their order and in where their tail falls.
-    epoch_steps = range(min(steps, max(1, len(items) // group)))
+    epoch_steps = range(min(steps, max(1, len(items) // global_batch_size)))
     micro_batches = sum(len(sampler.micro_batches(step, config.train.batch_size)) for step in epoch_steps)
     entries = {caches.latent_key(item, flip): item.bucket for item in items for flip in caches.flips}
     entries |= {caches.latent_key(item, False): item.bucket for item in data.held_out}
@@ -222,7 +223,7 @@ def make_plan(job: Job, inputs: Inputs) -> Plan:
         batch_size=config.train.batch_size,
         accumulation=config.train.accumulation,
         processes=job.world,
-        micro_batch_fill=round(len(epoch_steps) * group / (micro_batches * config.train.batch_size), 3),
+        micro_batch_fill=round(len(epoch_steps) * global_batch_size / (micro_batches * config.train.batch_size), 3),
         steps=steps,
         adapter_modules=modules,
         trainable_parameters=parameters,
@@ -251,10 +252,10 @@ def plan_evaluation(config: TrainingConfig, inputs: Inputs, steps: int) -> Evalu
     return EvaluationPlan(
         images=len({(item.sample.image_hash, item.sample.caption) for item in data.held_out}),
         source=config.evaluation.path or f"held out of {config.data.path}",
-        draws=config.evaluation.draws,
+        noise_samples=config.evaluation.noise_samples,
         evaluations=2 + ((steps - 1) // every if every else 0),
         drift_captions=len(drift_captions(config, data)),
-        look_alikes=tuple(data.look_alikes),
+        near_duplicates=tuple(data.near_duplicates),
     )
 
 
@@ -268,8 +269,8 @@ def require_trainable(config: TrainingConfig, steps: int) -> None:
     if config.train.attention == "xformers":
         loading.require_xformers()
     tracking.resolve_trackers(config.tracking.wandb, config.tracking.tensorboard)
-    look, schedule = torch.nn.Parameter(torch.zeros(1)), config.schedule
-    optim.build_optimizer(config.optimizer.name, [look], config.optimizer.lr, config.optimizer.kwargs)
+    parameter, schedule = torch.nn.Parameter(torch.zeros(1)), config.schedule
+    optim.build_optimizer(config.optimizer.name, [parameter], config.optimizer.lr, config.optimizer.kwargs)
     optim.make_schedule(
         schedule.name,
         lr=config.optimizer.lr,

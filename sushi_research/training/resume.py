@@ -18,14 +18,14 @@ from sushi_research.data import dataset
 from sushi_research.data.training_data import Data
 from sushi_research.errors import UserError
 from sushi_research.evaluation.results import Results
-from sushi_research.evaluation.validation_set import Pack
+from sushi_research.evaluation.validation_set import ValidationSet
 from sushi_research.files import write_atomic, write_json
 from sushi_research.models.prediction import Prediction
 from sushi_research.runs import identity, provenance, run_folder, tracking
 from sushi_research.runs.checkpoint import Checkpoint, latest_checkpoint, read_checkpoint
 from sushi_research.runs.job import Job
 from sushi_research.sampling import sample_grids
-from sushi_research.training.identity_facts import hashes_of, make_pack, provenance_of
+from sushi_research.training.identity_facts import hashes_of, provenance_of, validation_set_of
 from sushi_research.training.plan import Plan
 
 
@@ -33,7 +33,7 @@ from sushi_research.training.plan import Plan
 class RunState:
     """Where a run stands: nothing to do, or the step to begin at with the state of the checkpoint that it continues from.
 
-    `pack` is what it is evaluated on, None where it is not; `provenance` is the entry of this start.
+    `validation_set` is what it is evaluated on, None where it is not; `provenance` is the entry of this start.
     """
 
     nothing_to_do: bool
@@ -41,13 +41,13 @@ class RunState:
     checkpoint: Checkpoint | None
     identity: dict[str, Any]
     hashes: dict[str, Any]
-    pack: Pack | None
+    validation_set: ValidationSet | None
     provenance: dict[str, Any]
 
 
-def begin(job: Job, inputs: Inputs, plan: Plan) -> RunState:
+def start_or_resume(job: Job, inputs: Inputs, plan: Plan) -> RunState:
     """Decides whether the run begins, continues or is finished (run_folder.decide), prints it, and writes what describes it:
-    config.yaml, plan.json, data_report.json, evaluation_pack.json, provenance.json; what was logged and evaluated is cut back to
+    config.yaml, plan.json, data_report.json, validation_set.json, provenance.json; what was logged and evaluated is cut back to
     the checkpoint. Warns of what changed in code, libraries and machine since the run was last started.
 
     Raises UserError, leaving everything as it was, when the run folder holds a run with another identity.
@@ -55,7 +55,7 @@ def begin(job: Job, inputs: Inputs, plan: Plan) -> RunState:
     config, run, base, accelerator = job.config, job.run, inputs.base, job.accelerator
     hashes = hashes_of(job, inputs)
     facts = hashes | {
-        "samples_per_step": job.global_batch_size,
+        "global_batch_size": job.global_batch_size,
         "precision": job.precision,
         "random_scheme": randomness.SCHEME,
         "vae_dtype": str(inputs.caches.vae_dtype).removeprefix("torch."),
@@ -65,8 +65,8 @@ def begin(job: Job, inputs: Inputs, plan: Plan) -> RunState:
     if base.prediction != Prediction():
         facts["prediction"] = asdict(base.prediction)
     settings = identity.run_identity(config_to_dict(config), facts)
-    pack = make_pack(job, inputs, hashes["base_model"]["unet"])
-    entry = provenance_of(job, inputs, hashes, pack, settings)
+    val_set = validation_set_of(job, inputs, hashes["base_model"]["unet"])
+    entry = provenance_of(job, inputs, hashes, val_set, settings)
     outcome: list[Any] = [None]
     error = None
     if accelerator.is_main_process:
@@ -76,7 +76,7 @@ def begin(job: Job, inputs: Inputs, plan: Plan) -> RunState:
             warnings = list(decision.warnings)
             if decision.action == "continue":
                 warnings += provenance.changes(provenance.last_entry(run.provenance), entry)
-                if pack and Results(run.evaluation).is_of_another(pack):
+                if val_set and Results(run.evaluation).is_of_another(val_set):
                     warnings.append("the held-out images are others than before: earlier evaluations are dropped")
         except UserError as found:
             error = found
@@ -89,7 +89,7 @@ def begin(job: Job, inputs: Inputs, plan: Plan) -> RunState:
     action, name = broadcast_object_list(outcome)[0]
     checkpoint = read_checkpoint(run.checkpoints / name) if name and action == "continue" else None
     step = checkpoint.step if checkpoint else 0
-    state = RunState(action == "nothing", step, checkpoint, settings, hashes, pack, entry | {"step": step})
+    state = RunState(action == "nothing", step, checkpoint, settings, hashes, val_set, entry | {"step": step})
     if accelerator.is_main_process and not state.nothing_to_do:
         _describe_run(job, state, inputs.data, plan)
     return state
@@ -101,18 +101,22 @@ def _describe_run(job: Job, state: RunState, data: Data, plan: Plan) -> None:
     write_atomic(run.config, config_to_yaml(job.config).encode())
     write_json(run.plan, plan.to_json())
     dataset.write_report(data.scan, run.data_report)
-    if state.pack:
-        write_json(run.evaluation_pack, state.pack.describe())
+    if state.validation_set:
+        write_json(run.validation_set, state.validation_set.describe())
     provenance.add_entry(run.provenance, state.provenance)
     kept = state.step if state.checkpoint else -1
     metrics, results = tracking.MetricsFile(run.metrics), Results(run.evaluation)
-    other_pack = state.checkpoint is not None and state.pack is not None and results.is_of_another(state.pack)
-    metrics.cut_back(kept, without="evaluation/loss" if other_pack else None)
-    results.cut_back(-1 if other_pack else kept)
-    Results(run.drift).cut_back(-1 if other_pack else kept)
+    other_set = (
+        state.checkpoint is not None
+        and state.validation_set is not None
+        and results.is_of_another(state.validation_set)
+    )
+    metrics.cut_back(kept, without="evaluation/loss" if other_set else None)
+    results.cut_back(-1 if other_set else kept)
+    Results(run.drift).cut_back(-1 if other_set else kept)
     sample_grids.cut_back(run.samples, kept)
     if state.checkpoint is None:
-        run.mark_begun(state.identity, plan.steps)
+        run.mark_started(state.identity, plan.steps)
     else:
         run.mark_continued(plan.steps)
 
@@ -122,8 +126,8 @@ def agree(error: UserError | None, accelerator: Accelerator) -> None:
 
     Without this they would wait for it in vain, and end in a traceback of the network library.
     """
-    told = broadcast_object_list([error is not None])[0]
+    failed = broadcast_object_list([error is not None])[0]
     if error is not None:
         raise error
-    if told:
+    if failed:
         raise SystemExit(2)

@@ -29,7 +29,7 @@ from sushi_research.config.command_line import config_to_dict
 from sushi_research.errors import UserError
 from sushi_research.files import write_json
 from sushi_research.precision import resolve_precision
-from sushi_research.progress import Phases
+from sushi_research.progress import StageTimings
 from sushi_research.runs import identity, provenance, run_folder, tracking
 from sushi_research.runs.job import Job
 from sushi_research.sampling import plots
@@ -38,7 +38,7 @@ from sushi_research.training.resume import RunState, agree
 from sushi_research.training.state import TrainState
 
 
-def start(config: TrainingConfig, model: ModuleType) -> Job:
+def start_job(config: TrainingConfig, model: ModuleType) -> Job:
     """The job of a command: its processes, and the precision that config, launcher and device come to. No run folder yet.
 
     The Accelerator's own mixed precision stays off: design rule 6, the script owns dtypes and the loss scaler.
@@ -82,13 +82,13 @@ def open_run(job: Job) -> Iterator[Job]:
     if config.dry_run:
         yield job
         return
-    facts = {"samples_per_step": job.global_batch_size, "precision": job.precision}
+    facts = {"global_batch_size": job.global_batch_size, "precision": job.precision}
     settings = identity.run_identity(config_to_dict(config), facts)
     name = config.run.name or identity.default_name(job.model.NAME, config.data.path, settings)
     with contextlib.ExitStack() as stack:
         error = None
         try:
-            run = run_folder.open_run(Path(config.run.folder), name, writer=job.is_main)
+            run = run_folder.open_run_folder(Path(config.run.folder), name, writer=job.is_main)
             stack.enter_context(run)
         except UserError as found:
             error = found
@@ -105,12 +105,13 @@ def out_of_memory(config: TrainingConfig, error: Exception) -> UserError:
     advice = []
     if not config.train.gradient_checkpointing:
         advice.append("--train.gradient_checkpointing true (far less memory for a third more work)")
-    group, batch_size = config.train.batch_size * config.train.accumulation, config.train.batch_size
+    samples_per_process, batch_size = config.train.batch_size * config.train.accumulation, config.train.batch_size
     if batch_size > 1:
         # At most half, and so that the samples of a step stay as they are.
-        smaller = max(size for size in range(1, batch_size // 2 + 1) if group % size == 0)
+        smaller = max(size for size in range(1, batch_size // 2 + 1) if samples_per_process % size == 0)
         advice.append(
-            f"--train.batch_size {smaller} --train.accumulation {group // smaller} (the same training, in smaller pieces)"
+            f"--train.batch_size {smaller} --train.accumulation {samples_per_process // smaller} (the same training, in smaller "
+            f"pieces)"
         )
     if config.optimizer.name != "adamw8bit":
         advice.append("--optimizer.name adamw8bit")
@@ -182,17 +183,17 @@ def _published_name(source: str) -> str:
     return os.path.basename(os.path.abspath(path)) if path.exists() else source
 
 
-def finish(job: Job, log: tracking.MetricsFile, step: int, phases: Phases) -> None:
+def finish(job: Job, log: tracking.MetricsFile, step: int, timings: StageTimings) -> None:
     """Plots the curves, hands the results to the trackers, marks the run finished, and prints what was written."""
     if not job.is_main:
         return
     config, run, accelerator = job.config, job.run, job.accelerator
     curves = run.path / "loss.png"
-    plots.curves(log.read(), curves, run.name)
+    plots.training_curves(log.read(), curves, run.name)
     tracking.log_images(accelerator, "curves", [curves], [run.name], step)
     tracking.log_artifact(accelerator, "adapter", [run.adapter, run.config, run.provenance])
-    seconds = {name: round(value, 2) for name, value in phases.seconds().items()}
-    write_json(run.phases, seconds)
+    seconds = {name: round(value, 2) for name, value in timings.seconds().items()}
+    write_json(run.stage_timings, seconds)
     run.mark_finished(step)
     # All that scripts/compare_runs.py reads, so that it can compare runs of several machines.
     tracking.log_artifact(accelerator, "record", run.record_files(), root=run.path)

@@ -18,7 +18,7 @@ from sushi_research.randomness import key
 
 
 @dataclass(frozen=True)
-class Draw:
+class StepSample:
     """One sample of one step: `index` into the list of samples, and the epoch it is drawn for."""
 
     index: int
@@ -33,31 +33,31 @@ class Sampler:
     """
 
     buckets: tuple[Hashable, ...]
-    samples_per_step: int
+    global_batch_size: int
     seed: int
 
     def __post_init__(self) -> None:
-        assert self.buckets and self.samples_per_step >= 1
+        assert self.buckets and self.global_batch_size >= 1
 
-    def step(self, step: int) -> list[Draw]:
+    def step(self, step: int) -> list[StepSample]:
         """The G draws of step `step` (from 0), bucket by bucket where the epoch's order has them so."""
-        n, g = len(self.buckets), self.samples_per_step
+        n, g = len(self.buckets), self.global_batch_size
         places = [divmod(position, n) for position in range(step * g, (step + 1) * g)]
         orders = {epoch: _epoch_order(self.buckets, g, self.seed, epoch) for epoch in {epoch for epoch, _ in places}}
-        return [Draw(int(orders[epoch][offset]), epoch) for epoch, offset in places]
+        return [StepSample(int(orders[epoch][offset]), epoch) for epoch, offset in places]
 
-    def micro_batches(self, step: int, batch_size: int) -> list[list[Draw]]:
+    def micro_batches(self, step: int, batch_size: int) -> list[list[StepSample]]:
         """The step's draws as same-bucket micro-batches of at most `batch_size`; buckets in order of first appearance."""
-        by_bucket: dict[Hashable, list[Draw]] = {}
-        for draw in self.step(step):
-            by_bucket.setdefault(self.buckets[draw.index], []).append(draw)
+        by_bucket: dict[Hashable, list[StepSample]] = {}
+        for sample in self.step(step):
+            by_bucket.setdefault(self.buckets[sample.index], []).append(sample)
         return [
-            draws[start : start + batch_size]
-            for draws in by_bucket.values()
-            for start in range(0, len(draws), batch_size)
+            samples[start : start + batch_size]
+            for samples in by_bucket.values()
+            for start in range(0, len(samples), batch_size)
         ]
 
-    def share(self, step: int, batch_size: int, rank: int, world: int) -> list[list[Draw]]:
+    def share(self, step: int, batch_size: int, rank: int, world: int) -> list[list[StepSample]]:
         """The micro-batches of the step that process `rank` of `world` runs: largest first, to the least loaded process."""
         loads = [0] * world
         mine = []
@@ -70,7 +70,7 @@ class Sampler:
 
 
 @lru_cache(maxsize=4)
-def _epoch_order(buckets: tuple[Hashable, ...], group: int, seed: int, epoch: int) -> np.ndarray:
+def _epoch_order(buckets: tuple[Hashable, ...], global_batch_size: int, seed: int, epoch: int) -> np.ndarray:
     """A permutation of range(N), arranged for steps of `group`.
 
     Each bucket, shuffled, is cut into full groups; what is left over of every bucket goes into a pool, bucket by bucket.
@@ -80,22 +80,22 @@ def _epoch_order(buckets: tuple[Hashable, ...], group: int, seed: int, epoch: in
     """
     n = len(buckets)
     rng = key(seed, "order", epoch)
-    head = min((-epoch * n) % group, n)
+    head = min((-epoch * n) % global_batch_size, n)
     members: dict[Hashable, list[int]] = {}
     for index in rng.permutation(n):
         members.setdefault(buckets[index], []).append(int(index))
     full, pool = [], []
     for indices in members.values():
-        whole = len(indices) - len(indices) % group
-        full += [indices[start : start + group] for start in range(0, whole, group)]
+        whole = len(indices) - len(indices) % global_batch_size
+        full += [indices[start : start + global_batch_size] for start in range(0, whole, global_batch_size)]
         pool += indices[whole:]
     # The pool of a lucky data set can be smaller than the step that must be completed: break up full groups for it.
     while len(pool) < head:
         pool += full.pop()
     rest = pool[head:]
-    tail_length = len(rest) % group
+    tail_length = len(rest) % global_batch_size
     body, tail = rest[: len(rest) - tail_length], rest[len(rest) - tail_length :]
-    groups = full + [body[start : start + group] for start in range(0, len(body), group)]
+    groups = full + [body[start : start + global_batch_size] for start in range(0, len(body), global_batch_size)]
     shuffled = [index for position in rng.permutation(len(groups)) for index in groups[position]]
     order = np.array(pool[:head] + shuffled + tail, dtype=np.int64)
     assert len(order) == n

@@ -41,7 +41,7 @@ class StepMetrics:
         """Begins a step: all sums are 0."""
         self._sums.zero_()
         self._micro_batches: list[tuple[tuple[str, ...], torch.Tensor]] = []
-        self._began = time.perf_counter()
+        self._started = time.perf_counter()
 
     def add(self, loss: torch.Tensor, losses: torch.Tensor, bins: torch.Tensor) -> None:
         """A micro-batch: its share of the loss, its samples' plain losses [B] fp32, and their timestep bins [B] int64."""
@@ -60,7 +60,7 @@ class StepMetrics:
         job, accelerator = self._job, self._job.accelerator
         self._sums[9] = stop
         self._sums[10] = waited
-        self._sums[11] = time.perf_counter() - self._began
+        self._sums[11] = time.perf_counter() - self._started
         self._sums[12 + job.rank] = peak_memory_gib(self._sums.device)
         sum_over = None if job.world == 1 else lambda flat: accelerator.reduce(flat, "sum")
         # .tolist() waits for the device, so that a NaN or a stop is seen before the optimizer's step.
@@ -87,11 +87,11 @@ class StepMetrics:
         if not is_finite and self._job.precision != "fp16":
             raise UserError(f"the gradient at step {step} is not finite: {_WHAT_TO_DO}")
         samples = plan.global_batch_size
-        seconds = time.perf_counter() - self._began
+        seconds = time.perf_counter() - self._started
         bins = zip(self._totals[1:5], self._totals[5:9], strict=True)
         return {
             "loss": self._totals[0],
-            **{f"loss_quarter/{q}": total / count if count else None for q, (total, count) in enumerate(bins)},
+            **{f"loss_by_timestep/{q}": total / count if count else None for q, (total, count) in enumerate(bins)},
             "lr": learning_rate,
             # fp16: a step whose gradients overflowed has no norm.
             "grad_norm": norm if is_finite else None,

@@ -109,10 +109,10 @@ def assert_sizes_are_real(sizes: dict) -> None:
 def test_a_few_pictures_are_right(architecture) -> None:
     """The part of the scores that every run measures: six of eight are far from the one in 624 of chance."""
     asked = known_scenes(8)
-    drawn = paint(load_pipeline(BASES / architecture), [scene.caption for scene in asked])
-    assert {picture.size for picture in drawn} == {SQUARE}
+    generated = paint(load_pipeline(BASES / architecture), [scene.caption for scene in asked])
+    assert {picture.size for picture in generated} == {SQUARE}
     checker = Checker(known_scenes(60))
-    assert score([checker.read(picture) for picture in drawn], asked).right >= 6
+    assert score([checker.read(picture) for picture in generated], asked).right >= 6
 
 
 def test_the_sharpness_measure_falls_with_blur() -> None:

@@ -23,7 +23,7 @@ from demo.drawing import (
 )
 from demo.measure import KNOWN_PROMPTS
 from sushi_research.config.yaml12 import read_yaml
-from sushi_research.data.buckets import BucketRule, place
+from sushi_research.data.buckets import BucketRule, crop_geometry
 
 
 def every_scene() -> list[Scene]:
@@ -87,16 +87,16 @@ def test_the_photos_in_the_repository_are_what_the_code_draws(concept, tmp_path)
 
 
 @pytest.mark.parametrize("concept", CONCEPTS.values(), ids=CONCEPTS)
-def test_what_a_concept_trains_on_and_what_it_is_judged_by(concept) -> None:
+def test_what_a_concept_trains_on_and_what_it_is_evaluated_by(concept) -> None:
     trained = set(concept.training_scenes())
     assert len(trained) == concept.trained >= 12
     assert trained.isdisjoint(concept.unseen_scenes(32)) and len(concept.unseen_scenes(32)) == 32
     photos = [path for path in (PHOTOS / concept.name).rglob("*") if path.suffix in (".png", ".jpg", ".webp")]
     sizes = {Image.open(path).size for path in photos}
     assert len(sizes) >= 4 and {path.suffix for path in photos} == {".png", ".jpg", ".webp"}
-    judged = known_scenes(KNOWN_PROMPTS)
-    assert not any(is_held_out(scene) for scene in judged)
-    assert set(judged).isdisjoint(known_scenes(concept.prior, start=PRIOR_FROM)), (
+    evaluated = known_scenes(KNOWN_PROMPTS)
+    assert not any(is_held_out(scene) for scene in evaluated)
+    assert set(evaluated).isdisjoint(known_scenes(concept.prior, start=PRIOR_FROM)), (
         "what was kept is not what was repeated"
     )
 
@@ -114,5 +114,7 @@ def test_the_demo_asks_for_what_no_photo_shows(concept) -> None:
 def test_the_bases_shapes_are_the_demos_buckets() -> None:
     """128x128 in steps of 32: photos of every shape land in a bucket that the bases were trained on."""
     rule = BucketRule(resolution=128, step=32, min_side=64, max_side=256)
-    found = {(at.width, at.height) for at in (place(*size, rule) for size in [(192, 192), (240, 144), (144, 240)])}
+    found = {
+        (at.width, at.height) for at in (crop_geometry(*size, rule) for size in [(192, 192), (240, 144), (144, 240)])
+    }
     assert found == {SQUARE, WIDE, TALL}

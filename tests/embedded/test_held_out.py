@@ -28,12 +28,12 @@ def test_the_pictures_in_the_repository_are_those_that_the_code_draws(tmp_path):
 def test_no_held_out_picture_is_a_photo_or_like_one():
     photos = FOLDER.parent / "photos/star"
     assert not captions(FOLDER / "star") & captions(photos) and captions(photos)
-    looks = {
+    fingerprints = {
         f"{folder.parent.name} {path.name}": near_duplicates.fingerprint(np.asarray(Image.open(path).convert("RGB")))
         for folder in (photos, FOLDER / "star")
         for path in folder.glob("*.*")
         if path.suffix != ".txt"
     }
-    assert len(looks) == COUNT + 16
-    for group in near_duplicates.near_duplicate_groups(looks):
+    assert len(fingerprints) == COUNT + 16
+    for group in near_duplicates.near_duplicate_groups(fingerprints):
         assert len({name.split()[0] for name in group}) == 1, group

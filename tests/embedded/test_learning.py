@@ -95,7 +95,7 @@ def demo_run(request) -> tuple[str, Path]:
 
 def test_the_recorded_training_is_of_these_files() -> None:
     changed = differences(read_record(acceptance.RECORD), dependencies(acceptance.inputs()), "inputs")
-    assert not changed, f"{', '.join(changed)} changed since: `make acceptance` trains anew and records"
+    assert not changed, f"{', '.join(changed)} changed since: `make acceptance` trains again and records"
 
 
 def test_the_recorded_training_learned_the_concept_and_kept_the_rest() -> None:
@@ -130,14 +130,14 @@ def test_a_short_training_lowers_the_loss_and_keeps_the_rest(short_run) -> None:
     pictures, asked = unseen_pictures(STAR, 8), known_scenes(8)
     fall, error = loss_on(trained, pictures).fall_from(loss_on(base, pictures))
     assert fall > SHORT_LOSS_MARGIN and fall > 5 * error
-    drawn = paint(trained, [scene.caption for scene in asked])
+    generated = paint(trained, [scene.caption for scene in asked])
     checker = Checker(known_scenes(60))
     # The base draws all of them right; by chance it would be one in 624.
-    assert score([checker.read(picture) for picture in drawn], asked).right >= 4
+    assert score([checker.read(picture) for picture in generated], asked).right >= 4
 
 
 @pytest.mark.slow
-def test_strength_zero_is_the_base_bit_for_bit(demo_run) -> None:
+def test_lora_scale_zero_is_the_base_bit_for_bit(demo_run) -> None:
     architecture, run = demo_run
     prompts = [scene.caption for scene in STAR.unseen_scenes(2)]
     base = paint(load_pipeline(BASES / architecture), prompts, steps=4, output_type="np")
@@ -176,11 +176,11 @@ def test_the_file_draws_the_same_in_another_process_without_our_code(demo_run, t
     ended = subprocess.run([*command, json.dumps(prompts), str(tmp_path)], capture_output=True, text=True, cwd=tmp_path)
     assert ended.returncode == 0, ended.stderr
     for number in range(len(prompts)):
-        drawn = np.asarray(Image.open(samples / f"{number:02d}-seed0.png"), int)
+        generated = np.asarray(Image.open(samples / f"{number:02d}-seed0.png"), int)
         loaded = np.asarray(Image.open(tmp_path / f"{number}.png"), int)
         # The file is rounded to fp16, and 20 steps with guidance carry that on: a level of 255 here and there (0.002 seen).
-        assert np.abs(drawn - loaded).mean() < 0.05
-        assert np.abs(drawn - loaded).max() <= 3
+        assert np.abs(generated - loaded).mean() < 0.05
+        assert np.abs(generated - loaded).max() <= 3
 
 
 @pytest.mark.slow

@@ -43,10 +43,10 @@ def test_pictures_repeat_and_hold_out_what_they_should(few, tmp_path) -> None:
 def test_rows_tell_true_sizes_and_crops(few, tmp_path) -> None:
     _, rows = pictures.make_pictures(tmp_path)[SQUARE]
     plain = [row.time_ids for row in rows if row.plain]
-    told = [row.time_ids for row in rows if not row.plain]
+    sizes = [row.time_ids for row in rows if not row.plain]
     assert all(ids[2:] == (0, 0, 128, 128) and ids[0] == ids[1] >= 128 for ids in plain) and len(plain) == 12
-    small = [ids for ids in told if ids[0] < 128]
-    cropped = [ids for ids in told if ids[0] >= 128]
+    small = [ids for ids in sizes if ids[0] < 128]
+    cropped = [ids for ids in sizes if ids[0] >= 128]
     assert len(small) == 6 and all(ids[2:4] == (0, 0) and max(ids[:2]) <= 64 for ids in small)
     assert len(cropped) == 6
     for height, width, top, left, *target in cropped:
@@ -106,7 +106,7 @@ def test_the_scale_is_folded_in_without_loss(scaled_as, tmp_path) -> None:
     x = stage.pixels(picture)
     with torch.no_grad():
         before = it.encode(x).latent_dist
-        drawn = it.decode(before.mode()).sample
+        generated = it.decode(before.mode()).sample
         mean, std = vae.latent_statistics(it, picture)
         vae.fold_scale(it, mean, std, scaling)
         after = it.encode(x).latent_dist
@@ -117,7 +117,7 @@ def test_the_scale_is_folded_in_without_loss(scaled_as, tmp_path) -> None:
         # The posterior scales along: its spread, in units of the latents', is what it was.
         torch.testing.assert_close(after.std * scaling, before.std / std[:, None, None], atol=1e-5, rtol=1e-4)
         # fp32 rounding through a decoder of some forty layers.
-        torch.testing.assert_close(it.decode(after.mode()).sample, drawn, atol=1e-4, rtol=1e-3)
+        torch.testing.assert_close(it.decode(after.mode()).sample, generated, atol=1e-4, rtol=1e-3)
 
 
 @pytest.fixture(scope="module")
@@ -195,5 +195,5 @@ def test_the_stages_after_the_vae_make_a_pipeline(architecture, monkeypatch, tmp
     assert loading.resolve_base(str(tmp_path / architecture)).architecture == architecture
     result = json.loads((tmp_path / f"unet_{architecture}.json").read_text())
     assert result["steps"] == 2 and result["bytes"] < 8_000_000
-    [drawn] = paint(load_pipeline(tmp_path / architecture), ["one egg maki on a blue plate"], steps=2)
-    assert drawn.size == SQUARE
+    [generated] = paint(load_pipeline(tmp_path / architecture), ["one egg maki on a blue plate"], steps=2)
+    assert generated.size == SQUARE

@@ -5,7 +5,7 @@ import pytest
 
 from demo import variance
 
-IMAGES, PACKS, DRAWS = 200, 64, variance.DRAWS
+IMAGES, SETS, NOISE_SAMPLES = 200, 64, variance.NOISE_SAMPLES
 
 
 def tables():
@@ -13,10 +13,10 @@ def tables():
     generator = np.random.default_rng(0)
 
     def shared(strata):
-        within = generator.normal(0, 0.5**0.5, (IMAGES, PACKS, DRAWS))
-        return within + (strata if strata is not None else generator.normal(0, 0.5**0.5, (IMAGES, PACKS, DRAWS)))
+        within = generator.normal(0, 0.5**0.5, (IMAGES, SETS, NOISE_SAMPLES))
+        return within + (strata if strata is not None else generator.normal(0, 0.5**0.5, (IMAGES, SETS, NOISE_SAMPLES)))
 
-    levels = np.linspace(-1, 1, DRAWS)
+    levels = np.linspace(-1, 1, NOISE_SAMPLES)
     found = []
     for common in (shared(None), shared(levels / levels.std() * 0.5**0.5)):
         found.append(np.stack([common + generator.normal(0, 0.1, common.shape) for _ in range(3)]))
@@ -24,14 +24,14 @@ def tables():
 
 
 def test_the_variance_of_each_way_is_that_of_its_parts():
-    rows = {row["way"]: row for row in variance.compare(*tables())}
+    rows = {row["way"]: row for row in variance.variance_rows(*tables())}
     own = 2 * 0.01
     expected = {
         "plain: one fresh timestep and noise": (1.01, 2 * 1.01, 1),
-        "plain, more draws": (1.01, 2 * 1.01, DRAWS),
-        "stratified timesteps, fresh noise": (0.51, 2 * 0.51, DRAWS),
-        "shared draws, not stratified": (1.01, own, DRAWS),
-        "the pack: shared and stratified": (0.51, own, DRAWS),
+        "plain, more draws": (1.01, 2 * 1.01, NOISE_SAMPLES),
+        "stratified timesteps, fresh noise": (0.51, 2 * 0.51, NOISE_SAMPLES),
+        "shared draws, not stratified": (1.01, own, NOISE_SAMPLES),
+        "the validation set: shared and stratified": (0.51, own, NOISE_SAMPLES),
     }
     assert rows.keys() == expected.keys()
     for way, (of_one, of_two, passes) in expected.items():
@@ -42,13 +42,13 @@ def test_the_variance_of_each_way_is_that_of_its_parts():
 
 
 def test_the_images_do_not_vary():
-    draws = [table + np.arange(IMAGES)[None, :, None, None] for table in tables()]
-    for one, other in zip(variance.compare(*draws), variance.compare(*tables()), strict=True):
+    shifted = [table + np.arange(IMAGES)[None, :, None, None] for table in tables()]
+    for one, other in zip(variance.variance_rows(*shifted), variance.variance_rows(*tables()), strict=True):
         assert one["A"] == pytest.approx(other["A"])
 
 
 def test_the_table_has_standard_errors_and_ratios_to_plain_validation_of_equal_cost():
-    text = variance.describe(variance.compare(*tables()))
+    text = variance.describe(variance.variance_rows(*tables()))
     header, _, first, second, *_ = text.splitlines()
     assert header.count("|") == first.count("|") == 6
     assert second.count("(1x)") == 3 and "(0.12" in first

@@ -112,7 +112,7 @@ DAMAGES = [
 
 
 @pytest.mark.parametrize("repair", [True, False], ids=["main_process", "other_process"])
-def test_a_damaged_shard_is_left_out_named_and_made_again(
+def test_a_damaged_shard_is_skipped_named_and_made_again(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, repair: bool
 ) -> None:
     for damage in DAMAGES:
@@ -132,7 +132,7 @@ def require_made_again(
         store.refresh()  # does not say it twice
     assert store.damaged == [(shard.stem, reason)]
     assert [record.getMessage() for record in caplog.records] == [
-        f"{shard} is damaged ({reason}): it is left out and its entries are made again"
+        f"{shard} is damaged ({reason}): it is skipped and its entries are made again"
     ]
     assert len(store) == ROWS - ROWS_PER_SHARD
     assert shard.with_suffix(".json").exists() is not repair
@@ -181,12 +181,12 @@ def test_a_cut_at_a_record_batch_is_noticed(tmp_path: Path) -> None:
     store = open_store(tmp_path, repair=False)
     assert store.damaged == [(path.stem, f"it has {boundary} bytes and should have {size}")]
 
-    # Not even when someone makes the manifest anew for the file that is there.
+    # Not even when someone makes the manifest again for the file that is there.
     manifest = json.loads(path.with_suffix(".json").read_text())
     with path.open("rb") as file:
         manifest |= {"bytes": boundary, "checksum": shards._checksum(file)}
     del manifest["seal"]
-    manifest["seal"] = shards.content_hash(manifest)
+    manifest["seal"] = shards.json_hash(manifest)
     path.with_suffix(".json").write_text(json.dumps(manifest))
     store = open_store(tmp_path, repair=False)
     assert store.damaged == [(path.stem, "it has 32 rows and should have 100")]

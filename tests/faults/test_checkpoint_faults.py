@@ -15,7 +15,7 @@ from cases import case
 
 from sushi_research.errors import UserError
 from sushi_research.runs.checkpoint import latest_checkpoint, read_checkpoint, save_checkpoint
-from sushi_research.runs.run_folder import open_run
+from sushi_research.runs.run_folder import open_run_folder
 
 FACTS = {"samples_seen": 0, "epoch": 0, "world": 1, "identity": {}}
 POSIX = pytest.mark.skipif(os.name == "nt", reason="POSIX signals, fork and locks")
@@ -234,9 +234,9 @@ def test_one_run_folder_takes_one_process(tmp_path):
     script = """
         import sys
         from pathlib import Path
-        from sushi_research.runs.run_folder import open_run
+        from sushi_research.runs.run_folder import open_run_folder
 
-        run = open_run(Path(sys.argv[1]), "trial")
+        run = open_run_folder(Path(sys.argv[1]), "trial")
         print("open", flush=True)
         sys.stdin.read()
     """
@@ -244,11 +244,11 @@ def test_one_run_folder_takes_one_process(tmp_path):
     assert process.stdout.readline() == "open\n"
     try:
         with pytest.raises(UserError, match=f"in use by process {process.pid} on .*: wait for it or stop it"):
-            open_run(tmp_path, "trial")
-        open_run(tmp_path, "trial", writer=False).close()
-        open_run(tmp_path, "another").close()
+            open_run_folder(tmp_path, "trial")
+        open_run_folder(tmp_path, "trial", writer=False).close()
+        open_run_folder(tmp_path, "another").close()
     finally:
         process.kill()
         process.communicate()
-    with open_run(tmp_path, "trial") as run:  # the lock went with the process
+    with open_run_folder(tmp_path, "trial") as run:  # the lock went with the process
         assert run.path == tmp_path / "trial"

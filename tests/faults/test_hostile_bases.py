@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from single_files import BITS, narrow_base, write_single_file
 
 from sushi_research.errors import UserError
-from sushi_research.fingerprints import FileMemo
+from sushi_research.fingerprints import HashCache
 from sushi_research.models import loading
 from sushi_research.models.header import MAX_HEADER, PICKLES, read_header
 
@@ -69,10 +69,10 @@ def folder(bases, tmp_path):
 def use(source, only=None, **options):
     """All that a run does with a base: finds it, hashes and loads each part of it; `only`: that one component's folder."""
     base = loading.resolve_base(str(source), **options)
-    memo = FileMemo(Path(tempfile.gettempdir()) / "no such folder" / "memo.json")
+    hash_cache = HashCache(Path(tempfile.gettempdir()) / "no such folder" / "hashes.json")
     for name, part in base.parts.items():
         if only in (None, name):
-            base.hash(name, memo)
+            base.hash(name, hash_cache)
             part.load(torch.float32, CPU)
     for name in base.tokenizers:
         if only in (None, name.replace("text_encoder", "tokenizer")):
@@ -329,7 +329,7 @@ def test_a_vocabulary_in_two_files_as_published_is_whole_or_refused(folder):
             base.tokenizers["text_encoder"].load()
 
 
-def test_merges_that_are_no_text_beside_a_whole_tokenizer(folder):
+def test_merges_that_are_no_text_next_to_a_whole_tokenizer(folder):
     (folder / "tokenizer" / "merges.txt").write_bytes(b"\xff\xfe\x00")
     refusal(use, folder)
 

@@ -27,7 +27,7 @@ def test_every_precision_trains(gpu_trainer, precision):
     losses = [line["loss"] for line in gpu_trainer.metrics("run")]
     # A random base predicts noise of about unit size against noise of unit size.
     assert len(losses) == 4 and all(0.2 < loss < 5 for loss in losses)
-    assert {tensor.dtype for tensor in gpu_trainer.masters("run").values()} == {torch.float32}
+    assert {tensor.dtype for tensor in gpu_trainer.master_weights("run").values()} == {torch.float32}
 
 
 def test_resume_is_exact_with_deterministic_kernels(gpu_trainer, monkeypatch):
@@ -44,7 +44,7 @@ def test_resume_is_exact_with_deterministic_kernels(gpu_trainer, monkeypatch):
         patch.setattr(gpu_trainer.script.tracking, "log", stop_at_three)
         assert gpu_trainer.train("parts", changes) == 128 + signal.SIGTERM
     assert gpu_trainer.train("parts", changes) == 0
-    assert_equal(gpu_trainer.masters("parts"), gpu_trainer.masters("whole"))
+    assert_equal(gpu_trainer.master_weights("parts"), gpu_trainer.master_weights("whole"))
     assert gpu_trainer.metrics("parts") == gpu_trainer.metrics("whole")
 
 

@@ -103,14 +103,14 @@ def test_a_vae_of_another_architecture_is_refused(bases):
 
 
 def test_a_vae_override_is_used_and_hashed(bases, tmp_path):
-    from sushi_research.fingerprints import FileMemo
+    from sushi_research.fingerprints import HashCache
 
-    memo = FileMemo(tmp_path / "files.json")
+    hash_cache = HashCache(tmp_path / "files.json")
     own = loading.resolve_base(str(bases["sdxl"]))
     other = loading.resolve_base(str(bases["sdxl"]), vae=str(bases["sd15"] / "vae"))
     assert other.parts["vae"].folder == bases["sd15"] / "vae"
-    assert own.hash("vae", memo) != other.hash("vae", memo)
-    assert own.hash("unet", memo) == other.hash("unet", memo)
+    assert own.hash("vae", hash_cache) != other.hash("vae", hash_cache)
+    assert own.hash("unet", hash_cache) == other.hash("unet", hash_cache)
 
 
 def test_weights_that_do_not_fit_or_are_cut_are_named(bases, tmp_path):

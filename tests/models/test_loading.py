@@ -52,22 +52,22 @@ def test_sharded_weights_load_and_a_missing_shard_is_named(bases, copy_base):
 
 
 def test_a_changed_weight_or_tokenizer_changes_the_hash(bases, copy_base, tmp_path):
-    from sushi_research.fingerprints import FileMemo
+    from sushi_research.fingerprints import HashCache
 
-    memo = FileMemo(tmp_path / "files.json")
+    hash_cache = HashCache(tmp_path / "files.json")
     before = loading.resolve_base(str(bases["sd15"]))
     folder = copy_base("sd15")
     after = loading.resolve_base(str(folder))
-    hashes = {name: after.hash(name, memo) for name in ("unet", "vae", *sd15.TEXT_ENCODERS)}
-    assert hashes == {name: before.hash(name, memo) for name in hashes}
+    hashes = {name: after.hash(name, hash_cache) for name in ("unet", "vae", *sd15.TEXT_ENCODERS)}
+    assert hashes == {name: before.hash(name, hash_cache) for name in hashes}
     file = folder / "unet" / "diffusion_pytorch_model.safetensors"
     tensors = load_file(file)
     tensors["conv_in.bias"][0] += 1
     save_file(tensors, file, metadata={"format": "pt"})
     (folder / "tokenizer" / "merges.txt").write_text("#version: 0.2\na b\n")
-    assert after.hash("unet", memo) != hashes["unet"]
-    assert after.hash("text_encoder", memo) != hashes["text_encoder"]
-    assert after.hash("vae", memo) == hashes["vae"]
+    assert after.hash("unet", hash_cache) != hashes["unet"]
+    assert after.hash("text_encoder", hash_cache) != hashes["text_encoder"]
+    assert after.hash("vae", hash_cache) == hashes["vae"]
 
 
 def test_pickled_weights_are_not_read(copy_base):

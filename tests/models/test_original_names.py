@@ -110,10 +110,10 @@ def test_companions_of_a_file(folder_of, tmp_path):
         load_file(write_single_file(folder_of("sd15"), tmp_path / "base.safetensors", "sd15", companions=companions))
         for companions in (True, False)
     )
-    beside = {key: full[key] for key in full.keys() - bare.keys()}
+    extra = {key: full[key] for key in full.keys() - bare.keys()}
     # The buffers of the noise schedule, and the position ids.
-    assert len(beside) == 12 + 1 and "alphas_cumprod" in beside
-    ids = beside["cond_stage_model.transformer.text_model.embeddings.position_ids"]
+    assert len(extra) == 12 + 1 and "alphas_cumprod" in extra
+    ids = extra["cond_stage_model.transformer.text_model.embeddings.position_ids"]
     assert ids.dtype == torch.int64 and ids.shape == (1, 77)
 
 

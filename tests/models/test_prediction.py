@@ -209,7 +209,7 @@ def test_the_refusal_names_the_path_of_what_contradicts(of_folder, of_file, tmp_
 @ONE
 @pytest.mark.parametrize("options", [V_ASKED, ZERO_ASKED | V_ASKED])
 def test_what_comes_from_elsewhere_says_nothing_of_the_base(options, of_file, folders, architecture):
-    """The scheduler beside a VAE or text encoders is not the base's: theirs say epsilon, without an error here."""
+    """The scheduler next to a VAE or text encoders is not the base's: theirs say epsilon, without an error here."""
     elsewhere = {"vae": str(folders[architecture]), "text_encoders": str(folders[architecture])}
     assert of_file(("v_pred",), **elsewhere, **options).prediction.type == "v_prediction"
 
@@ -259,7 +259,7 @@ def predicting(predicted, of_file):
 @ONE
 @ALL
 @pytest.mark.slow
-def test_training_and_drawing_follow_the_base(predicted, architecture, of_file):
+def test_training_and_sampling_follow_the_base(predicted, architecture, of_file):
     base = predicting(predicted, of_file)
     assert base.prediction == predicted
     scheduler = pipeline.sampling_scheduler(base.scheduler, base.prediction)
@@ -274,7 +274,7 @@ def test_training_and_drawing_follow_the_base(predicted, architecture, of_file):
 @ONE
 @ALL
 @pytest.mark.slow
-def test_pictures_are_drawn_with_the_base_s_prediction(predicted, architecture, of_file, monkeypatch):
+def test_pictures_are_generated_with_the_base_s_prediction(predicted, architecture, of_file, monkeypatch):
     base, given = predicting(predicted, of_file), []
 
     class Enough(Exception):
@@ -287,7 +287,7 @@ def test_pictures_are_drawn_with_the_base_s_prediction(predicted, architecture, 
     monkeypatch.setattr(pipeline, "sampling_scheduler", scheduler)
     size = {"steps": 1, "guidance": 1.0, "height": 64, "width": 64}
     with pytest.raises(Enough):
-        pipeline.draw_latents(MODELS[architecture], base, None, [{}], {}, seeds=[0], **size)
+        pipeline.generate_latents(MODELS[architecture], base, None, [{}], {}, seeds=[0], **size)
     assert given == [base.scheduler, predicted]
 
 

@@ -67,8 +67,8 @@ def test_forward_passes_equal_the_folder_s(architecture, folder, file_of):
         both = {name: tensor[None].repeat(2, *[1] * tensor.ndim) for name, tensor in text.items()}
         with torch.no_grad():
             predicted = model.predict(unet, noisy, torch.tensor([3, 980]), both, *sizes)
-            drawn = vae.decode(noisy).sample
-        results.append([*text.values(), predicted, drawn, *encoding.encode_image(vae, picture.astype(np.uint8))])
+            decoded = vae.decode(noisy).sample
+        results.append([*text.values(), predicted, decoded, *encoding.encode_image(vae, picture.astype(np.uint8))])
     assert len(results[0]) == len(text) + 4 and all(result.isfinite().all() for result in results[0])
     assert all(map(torch.equal, *results))
 
@@ -128,7 +128,7 @@ def test_a_unet_alone_with_the_rest_from_a_folder(architecture, prefix, tensors_
     assert_all_same(base, loading.resolve_base(str(folder)))
 
 
-def test_weights_stand_in_memory_of_their_own(tensors_of, folder_of, written):
+def test_weights_are_in_memory_of_their_own(tensors_of, folder_of, written):
     file, folder = written(tensors_of("sd15")), folder_of("sd15")
     vae = load(resolved(file, folder), "vae", torch.float16)
     with open(file, "r+b") as stream:
@@ -142,19 +142,19 @@ def test_weights_stand_in_memory_of_their_own(tensors_of, folder_of, written):
     [("unet", torch.float32), ("text_encoder", torch.float16)],
     ids=["unet-fp32", "text_encoder-fp16"],
 )
-def test_weights_begin_where_torch_s_own_do_wherever_they_lie_in_the_file(name, dtype, folder_of, tmp_path):
+def test_weights_begin_where_torch_s_own_do_wherever_they_are_in_the_file(name, dtype, folder_of, tmp_path):
     """A matrix product on a CPU may round otherwise elsewhere, and one base would train two adapters."""
     stored = folder_of("sd15", dtype=dtype) / name
     copy = shutil.copytree(stored, tmp_path / name)
     (file,) = copy.glob("*.safetensors")
-    lies_elsewhere = []
+    unaligned = []
     for pad in ("", "8 bytes "):
         save_file(load_file(file), file, {"format": "pt", "pad": pad})
         begin = 8 + int.from_bytes(file.read_bytes()[:8], "little")
-        lies_elsewhere.append(begin % 64 != 0)
+        unaligned.append(begin % 64 != 0)
         model = diffusers_folder.FolderPart(name, copy, None).load(dtype, CPU)
         assert all(parameter.data_ptr() % 64 == 0 for parameter in model.parameters())
-    assert any(lies_elsewhere)
+    assert any(unaligned)
 
 
 def test_parameters_and_buffers_come_to_the_device(file_of, folder_of, monkeypatch):
@@ -205,12 +205,12 @@ def test_loading_takes_the_memory_of_the_weights_once(folder_of, written):
 
 @pytest.mark.parametrize(("architecture", "count"), [("sd15", 1131), ("sdxl", 2515)])
 def test_the_published_files_in_full_size(architecture, count, folder_of, written):
-    beside = {f"{TEXT[architecture]}embeddings.position_ids": hole(1, 77, dtype=torch.int64)}
-    beside |= {f"{OPEN}logit_scale": hole(dtype=torch.float32)} if architecture == "sdxl" else {}
-    tensors = published(architecture) | beside
+    extra = {f"{TEXT[architecture]}embeddings.position_ids": hole(1, 77, dtype=torch.int64)}
+    extra |= {f"{OPEN}logit_scale": hole(dtype=torch.float32)} if architecture == "sdxl" else {}
+    tensors = published(architecture) | extra
     assert len(tensors) == count
     base = resolved(written(tensors), folder_of(architecture))
-    assert base.ignored.keys() == beside.keys() and all(base.ignored.values())
+    assert base.ignored.keys() == extra.keys() and all(base.ignored.values())
     for name, part in base.parts.items():
         real, kind = real_model(architecture, name), model_class(name)
         assert list(part.places) == [path for path, _ in real.named_parameters()]

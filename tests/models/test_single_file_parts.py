@@ -9,7 +9,7 @@ import torch
 from base_files import MODELS, OPEN, TEXT, UNET, VAE, assert_same, hole, load, refusal, resolved
 from safetensors.torch import load_file
 
-from sushi_research.fingerprints import FileMemo
+from sushi_research.fingerprints import HashCache
 from sushi_research.models import loading
 
 pytestmark = pytest.mark.slow
@@ -19,11 +19,11 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def hashes(tmp_path):
-    memo = FileMemo(tmp_path / "files.json")
-    return lambda base, memo=memo: {name: base.hash(name, memo) for name in base.parts}
+    hash_cache = HashCache(tmp_path / "files.json")
+    return lambda base, hash_cache=hash_cache: {name: base.hash(name, hash_cache) for name in base.parts}
 
 
-def test_a_hash_is_of_a_component_s_tensors_wherever_they_lie(tensors_of, folder_of, written, hashes):
+def test_a_hash_is_of_a_component_s_tensors_wherever_they_are(tensors_of, folder_of, written, hashes):
     tensors, folder = tensors_of("sdxl"), folder_of("sdxl")
     found = hashes(resolved(written(tensors, "first.safetensors"), folder))
     assert len(set(found.values())) == len(found)
@@ -56,7 +56,7 @@ def test_a_hash_changes_with_its_component(tensors_of, folder_of, tmp_path, writ
     assert {name for name in before if after[name] != same[name]} == set(MODELS["sdxl"].TEXT_ENCODERS)
 
 
-def test_a_file_that_is_in_the_memo_is_not_read_again(tensors_of, folder_of, tmp_path, written, hashes):
+def test_a_file_that_is_in_the_hash_cache_is_not_read_again(tensors_of, folder_of, tmp_path, written, hashes):
     file, folder = written(tensors_of("sd15")), folder_of("sd15")
     os.utime(file, (1, 1))
     before = hashes(resolved(file, folder))
@@ -65,7 +65,7 @@ def test_a_file_that_is_in_the_memo_is_not_read_again(tensors_of, folder_of, tmp
         stream.write(bytes(1000))
     os.utime(file, (1, 1))
     assert hashes(resolved(file, folder)) == before
-    assert hashes(resolved(file, folder), FileMemo(tmp_path / "none.json")) != before
+    assert hashes(resolved(file, folder), HashCache(tmp_path / "none.json")) != before
 
 
 # --- A VAE and text encoders from elsewhere ---

@@ -115,7 +115,7 @@ class Trainer:
         assert checkpoint is not None
         return checkpoint
 
-    def masters(self, name: str) -> dict[str, torch.Tensor]:
+    def master_weights(self, name: str) -> dict[str, torch.Tensor]:
         """The fp32 adapter of the run's last checkpoint."""
         return self.checkpoint(name).load()["adapter"]
 

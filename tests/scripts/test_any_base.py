@@ -18,7 +18,7 @@ from safetensors import safe_open
 from script_runs import Trainer, assert_equal, script
 from single_files import narrow_base, write_single_file
 
-from sushi_research.config.other_scripts import DrawingConfig
+from sushi_research.config.other_scripts import SamplingConfig
 
 # One worker goes each path once, for all the tests that look at it.
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("any_base")]
@@ -31,7 +31,7 @@ PICTURES = {"sample.enabled": True, "sample.prompts": ["a cat"], "sample.steps":
 
 @pytest.fixture(scope="module")
 def forms(tmp_path_factory) -> dict[str, tuple[Path, dict[str, str]]]:
-    """Each case's base, and the settings beside it; a folder and a file of one name hold the same weights (fp32)."""
+    """Each case's base, and the settings next to it; a folder and a file of one name hold the same weights (fp32)."""
     root = tmp_path_factory.mktemp("forms")
     found: dict[str, tuple[Path, dict[str, str]]] = {}
     for name in ("sd15", "sdxl", "sdxl-v"):
@@ -52,18 +52,25 @@ class Journey:
     """What came of one case: the run, its pictures and the grid, all through the scripts' `main`."""
 
     def __init__(self, case: str, form: tuple[Path, dict[str, str]], photos: Path, root: Path) -> None:
-        base, beside = form
+        base, overrides = form
         self.trainer = Trainer(case.split("-")[0], base, photos, root / "runs", root / "cache")
-        self.changes: dict[str, Any] = {f"model.{key}": value for key, value in beside.items()}
+        self.changes: dict[str, Any] = {f"model.{key}": value for key, value in overrides.items()}
         self.changes |= {"lora.targets": "attention", "loss.snr_gamma": 5.0, **PICTURES}
         assert script("cache_dataset").main(self.trainer.config("mine", self.changes)) == 0
         assert self.trainer.train("mine", self.changes) == 0
         self.run = self.trainer.folder("mine")
-        drawing = {"prompts": ["a cat"], "steps": 2, "width": 64, "height": 64, "strengths": [1.0], "precision": "fp32"}
-        grid = DrawingConfig(
+        sampling = {
+            "prompts": ["a cat"],
+            "steps": 2,
+            "width": 64,
+            "height": 64,
+            "lora_scales": [1.0],
+            "precision": "fp32",
+        }
+        grid = SamplingConfig(
             base=str(base),
-            **beside,
-            **drawing,
+            **overrides,
+            **sampling,
             adapters=[str(self.run / "adapter.safetensors")],
             output=str(root / "grid.png"),
         )
@@ -118,7 +125,7 @@ def test_the_whole_path(paths, case):
 
 
 @pytest.mark.parametrize("name", ["sd15", "sdxl", "sdxl-v"])
-def test_a_single_file_trains_and_draws_as_its_folder_does(paths, name):
+def test_a_single_file_trains_and_samples_as_its_folder_does(paths, name):
     folder, file = paths(f"{name}-folder"), paths(f"{name}-file")
     assert_equal(file.trainer.adapter("mine"), folder.trainer.adapter("mine"))
     assert_equal(file.trainer.metrics("mine"), folder.trainer.metrics("mine"))

@@ -191,7 +191,7 @@ def cut(path: Path) -> None:
 @ONE
 @pytest.mark.parametrize(("store", "damage"), [("latents", flip_bit), ("text_sd15", cut)])
 @pytest.mark.slow
-def test_a_damaged_shard_is_told_and_made_again(mine, encoded, fill, tmp_path, damage, store, caplog):
+def test_a_damaged_shard_is_reported_and_made_again(mine, encoded, fill, tmp_path, damage, store, caplog):
     """Two shards to a store; the damage is in the first one. Nothing that is damaged is used: the run is as it was."""
     photos, later = tmp_path / "photos", tmp_path / "later"
     later.mkdir()
@@ -265,7 +265,7 @@ def test_two_processes_may_fill_one_cache_at_once(mine, encoded, forked, tmp_pat
 @pytest.mark.parametrize("architecture", ["sdxl"])  # which is told each image's size
 @pytest.mark.slow
 def test_a_data_set_is_the_same_however_it_is_given(mine, encoded, tmp_path):
-    """Captions in files beside the images, in a metadata.jsonl, and in the rows of a saved HF data set."""
+    """Captions in files next to the images, in a metadata.jsonl, and in the rows of a saved HF data set."""
     import datasets
 
     photos = tmp_path / "photos"

@@ -43,8 +43,8 @@ def test_the_page(compare, tmp_path, capsys):
     weak = fake_run(tmp_path / "weak", 0.03, rank=2, pictures=True)
     strong = fake_run(tmp_path / "strong", 0.05, rank=8, noise_seed=4, pictures=True)
     text, page, numbers = compare(weak, strong, "--title", "Ranks & <more>")
-    first = text.index("## Verdict")
-    assert text.startswith("# Ranks & <more>\n") and first < text.index("## Held-out loss") < text.index(
+    first = text.index("## Test result")
+    assert text.startswith("# Ranks & <more>\n") and first < text.index("## Validation loss") < text.index(
         "## What differs"
     )
     assert "- strong is better than weak: loss -0.0" in text and "| lora.rank | 2 | 8 |" in text
@@ -55,10 +55,12 @@ def test_the_page(compare, tmp_path, capsys):
         "The same prompts and seeds",
     ):
         assert f"## {heading}" in text
-    assert "the shared pack removed" in text.replace("\n", " ") and "takes two seeds or more in common" in text
+    assert (
+        "the shared validation set removed" in text.replace("\n", " ") and "takes two seeds or more in common" in text
+    )
     # Every picture that the page names is there, and the HTML needs none of them.
     named = re.findall(r"!\[[^]]*\]\(([^)]+)\)", text)
-    assert {"curves.png", "differences.png", "bands.png", "samples.png"} == set(named)
+    assert {"curves.png", "differences.png", "timestep_bins.png", "samples.png"} == set(named)
     assert all((tmp_path / "page" / name).is_file() for name in named)
     assert page.count("data:image/png;base64,") == len(named) and not re.search(r'src="(?!data:)', page)
     assert "<h1>Ranks &amp; &lt;more&gt;</h1>" in page and "<script" not in page
@@ -76,7 +78,7 @@ def test_whatever_is_wrong_is_a_sentence_and_the_page_comes(compare, tmp_path, c
     going = fake_run(tmp_path / "going", rank=4, finished=False)
     (tmp_path / "empty").mkdir()
     text, _, numbers = compare(*good, damaged, going, tmp_path / "empty", tmp_path / "nowhere")
-    told = capsys.readouterr().err
+    printed = capsys.readouterr().err
     for words in (
         "empty holds no run",
         "nowhere is no folder",
@@ -84,9 +86,9 @@ def test_whatever_is_wrong_is_a_sentence_and_the_page_comes(compare, tmp_path, c
         "metrics.jsonl, line 1 is not JSON",
         "going was stopped at step 20",
     ):
-        assert words in told and words in text, words
+        assert words in printed and words in text, words
     assert "good2 is not distinguishable from good1" in text and len(numbers["variants"]) == 4
-    assert "Traceback" not in told
+    assert "Traceback" not in printed
 
 
 def test_a_line_or_picture_that_is_not_what_a_run_writes_is_a_sentence(compare, tmp_path, capsys):
@@ -101,16 +103,16 @@ def test_a_line_or_picture_that_is_not_what_a_run_writes_is_a_sentence(compare, 
     (bare / "run.json").write_text(json.dumps(record))
     lines = [{"step": step, "images_per_second": 8.0} for step in range(1, 21)]  # no memory, no waiting
     (bare / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (whole / "phases.json").write_text('{"training": 12.5, "drawing": "long"}')
+    (whole / "stage_timings.json").write_text('{"training": 12.5, "drawing": "long"}')
     text, _, _ = compare(whole, still, bare)
-    told = capsys.readouterr().err
+    printed = capsys.readouterr().err
     for words in (
         "metrics.jsonl, line 1 does not hold what a run writes",
         "provenance.json does not hold what a run writes",
         "run.json does not hold what a run writes",
         "00-seed0.png is no picture",
     ):
-        assert words in told and words in text, words
+        assert words in printed and words in text, words
     assert "still is not distinguishable from whole" in text and "bare is not distinguishable from whole" in text
     assert "| bare | 8 | - | - |" in text and "| seconds | training |" in text and "| whole | 12.5 |" in text
 
@@ -135,7 +137,7 @@ def test_identical_runs_are_called_so(compare, tmp_path):
     assert numbers["families"]["samples"][0]["identical"] is True
 
 
-def test_one_run_alone_has_a_page_without_a_verdict(compare, tmp_path):
+def test_one_run_alone_has_a_page_without_a_test_result(compare, tmp_path):
     text, _, _ = compare(fake_run(tmp_path / "alone"))
     assert "None: there is nothing to compare it with." in text and "curves.png" in text
 
@@ -202,7 +204,7 @@ def test_records_are_downloaded_the_newest_of_each(tmp_path):
     found, problems = wandb_runs.download("team/project", "g", None, tmp_path / "wandb", api)
     assert [path.name for path in found] == ["one", "two"]
     ranks = [json.loads((path / "run.json").read_text())["identity"]["lora.rank"] for path in found]
-    assert ranks == [0, 1] and "1 runs of team/project have no record and are left out: bare" in problems
+    assert ranks == [0, 1] and "1 runs of team/project have no record and are skipped: bare" in problems
     assert any("W&B's run lost of team/project cannot be read" in problem for problem in problems)
 
 
@@ -272,5 +274,5 @@ def test_the_page_is_logged_offline(tmp_path):
     from sushi_research.reports.run_record import read_record
 
     tables = wandb_runs.tables(compare_runs([read_record(run) for run in runs]))
-    assert tables["verdicts/samples"]["data"][0][:3] == ["r2", "r1", "not distinguishable"]
+    assert tables["test_results/samples"]["data"][0][:3] == ["r2", "r1", "not distinguishable"]
     assert tables["what differs"]["data"] == [["lora.rank", "1", "2"]]

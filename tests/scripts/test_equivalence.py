@@ -70,16 +70,16 @@ def assert_same_samples(found: dict[int, Any], expected: dict[int, Any]) -> None
 
 
 def assert_close(trainer: Trainer, found: str, expected: str, steps: int) -> None:
-    """The masters after `steps` steps are equal up to TOLERANCE, and so is what was logged up to there."""
-    masters = [
+    """The master weights after `steps` steps are equal up to TOLERANCE, and so is what was logged up to there."""
+    master_weights = [
         read_checkpoint(trainer.folder(name) / f"checkpoints/step-{steps:08d}").load()["adapter"]
         for name in (found, expected)
     ]
-    difference = largest_difference(*masters) / RATE
+    difference = largest_difference(*master_weights) / RATE
     assert 0 < difference < TOLERANCE, difference
     logged = [trainer.metrics(name)[:steps] for name in (found, expected)]
     for one, other in zip(*logged, strict=True):
-        # Loss, gradient norm and the losses by timestep quarter; None where a step had no sample of a quarter.
+        # Loss, gradient norm and the losses by timestep bin; None where a step had no sample of a quarter.
         assert {key for key in one if one[key] is None} == {key for key in other if other[key] is None}
         there = [key for key in other if other[key] is not None]
         assert [one[key] for key in there] == pytest.approx([other[key] for key in there], rel=1e-4)
@@ -203,7 +203,7 @@ def test_two_processes(architecture: str, trainer: Trainer, forked: Callable[...
     assert len(trainer.metrics("pieces")) == first
     # Without this, the launcher may have started one process, and the rest would prove nothing.
     assert trainer.plan("pieces")["split"] == {"batch_size": 1, "accumulation": 2, "processes": 2}
-    assert trainer.plan("pieces")["samples_per_step"] == 4
+    assert trainer.plan("pieces")["global_batch_size"] == 4
 
     # One of the two is asked, and it is not the one that writes.
     main, other = both("pieces")

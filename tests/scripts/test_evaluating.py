@@ -25,7 +25,7 @@ ONE = pytest.mark.parametrize("architecture", ["sd15"])
 SDXL = pytest.mark.parametrize("architecture", ["sdxl"])
 
 
-def draw(folder: Path, count: int, seed: int) -> Path:
+def make_pictures(folder: Path, count: int, seed: int) -> Path:
     folder.mkdir(exist_ok=True)
     for number in range(count):
         rng = np.random.default_rng([seed, number])
@@ -38,7 +38,7 @@ def draw(folder: Path, count: int, seed: int) -> Path:
 @pytest.fixture(scope="session")
 def held(tmp_path_factory) -> Path:
     """Three captioned pictures that no run trains on."""
-    return draw(tmp_path_factory.mktemp("held"), 3, 9)
+    return make_pictures(tmp_path_factory.mktemp("held"), 3, 9)
 
 
 def settings_of(held: Path) -> dict:
@@ -47,7 +47,7 @@ def settings_of(held: Path) -> dict:
         "checkpoint.every": 2,
         "evaluation.path": str(held),
         "evaluation.every": 2,
-        "evaluation.draws": 4,
+        "evaluation.noise_samples": 4,
         "evaluation.drift_captions": ["a cat", "a dog"],
     }
 
@@ -100,12 +100,16 @@ def test_what_is_kept_and_logged(trainer, settings, held, with_curves):
     assert lines[-1]["evaluation/loss"] == pytest.approx(np.mean([row["loss"] for row in last]), rel=1e-6)
     assert {row["image"] for row in moved} == {"a cat", "a dog"}
 
-    pack = json.loads((folder / "evaluation_pack.json").read_text())
-    assert sorted(image["name"] for image in pack["images"]) == ["0.png", "1.png", "2.png"]
+    val_set = json.loads((folder / "validation_set.json").read_text())
+    assert sorted(image["name"] for image in val_set["images"]) == ["0.png", "1.png", "2.png"]
     plan = trainer.plan("run")["evaluation"]
-    assert (plan["images"], plan["draws"], plan["evaluations"], plan["drift_captions"]) == (3, 4, 4, 2)
+    assert (plan["images"], plan["noise_samples"], plan["evaluations"], plan["drift_captions"]) == (3, 4, 4, 2)
     [entry] = json.loads((folder / "provenance.json").read_text())
-    assert entry["pack"] == pack["hash"] and entry["split"]["source"] == "path" and entry["split"]["images"] == 3
+    assert (
+        entry["validation_set"] == val_set["hash"]
+        and entry["split"]["source"] == "path"
+        and entry["split"]["images"] == 3
+    )
     assert entry["resolved_config"]["evaluation"]["path"] == str(held)
     assert (folder / "loss.png").is_file()
 
@@ -147,10 +151,10 @@ def test_a_stop_at_the_last_step_comes_too_late_to_leave_the_evaluation_out(trai
 
 @pytest.mark.slow
 @ONE
-def test_another_pack_in_mid_run_drops_what_the_old_one_gave(trainer, settings, tmp_path, capsys):
+def test_another_validation_set_in_mid_run_drops_what_the_old_one_gave(trainer, settings, tmp_path, capsys):
     with at_micro_batch(trainer, 3, 0, stop):
         trainer.train("run", settings)
-    other = draw(tmp_path / "other", 3, 10)
+    other = make_pictures(tmp_path / "other", 3, 10)
     assert trainer.train("run", settings | {"evaluation.path": str(other)}) == 0
     assert "warning: the held-out images are others than before: earlier evaluations are dropped" in (
         capsys.readouterr().out
@@ -161,7 +165,7 @@ def test_another_pack_in_mid_run_drops_what_the_old_one_gave(trainer, settings, 
 
 @pytest.mark.slow
 @ONE
-def test_a_damaged_record_is_told_before_the_run_goes_on(trainer, settings):
+def test_a_damaged_record_is_reported_before_the_run_goes_on(trainer, settings):
     with at_micro_batch(trainer, 3, 0, stop):
         trainer.train("run", settings)
     parquet = trainer.folder("run") / "evaluation.parquet"
@@ -175,7 +179,7 @@ def test_a_damaged_record_is_told_before_the_run_goes_on(trainer, settings):
         parquet.write_bytes(whole)
         assert read.equals(Results(parquet).read()), f"byte {position} changed what was read, unnoticed"
     parquet.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(UserError, match="evaluation.parquet is damaged .*: restore it, or remove it to evaluate anew"):
+    with pytest.raises(UserError, match="evaluation.parquet is damaged .*: restore it, or remove it to evaluate again"):
         trainer.train("run", settings)
     parquet.unlink()
     assert trainer.train("run", settings) == 0
@@ -188,7 +192,7 @@ def test_a_damaged_record_is_told_before_the_run_goes_on(trainer, settings):
 @pytest.fixture(scope="session")
 def many(tmp_path_factory) -> Path:
     """Twelve captioned pictures."""
-    return draw(tmp_path_factory.mktemp("many"), 12, 11)
+    return make_pictures(tmp_path_factory.mktemp("many"), 12, 11)
 
 
 @ONE
@@ -199,7 +203,7 @@ def test_a_share_of_the_data_is_held_out_and_never_trained_on(trainer, many, tmp
     settings = {
         "data.path": str(data),
         "evaluation.held_out": 0.3,
-        "evaluation.draws": 4,
+        "evaluation.noise_samples": 4,
         "evaluation.drift_captions": [],
         "train.steps": 1,
     }
@@ -209,12 +213,12 @@ def test_a_share_of_the_data_is_held_out_and_never_trained_on(trainer, many, tmp
     assert 0 < len(held) < 12 and not set(held) & set(report["used"]) and len(report["used"]) == 12 - len(held)
     assert trainer.plan("first")["images"] == 12 - len(held)
     assert not (trainer.folder("first") / "drift.parquet").exists()
-    first = pyarrow.parquet.read_table(trainer.folder("first") / "evaluation.parquet").schema.metadata[b"pack"]
+    first = pyarrow.parquet.read_table(trainer.folder("first") / "evaluation.parquet").schema.metadata[b"set_hash"]
 
-    # Renamed, and others beside them: what was held out is held out.
+    # Renamed, and others next to them: what was held out is held out.
     for path in sorted(data.iterdir()):
         path.rename(data / f"renamed_{path.name}")
-    for number, path in enumerate(sorted(draw(tmp_path / "more", 4, 12).glob("*.png"))):
+    for number, path in enumerate(sorted(make_pictures(tmp_path / "more", 4, 12).glob("*.png"))):
         shutil.copy(path, data / f"new{number}.png")
         (data / f"new{number}.txt").write_text("one more")
     assert trainer.train("second", settings) == 0
@@ -222,7 +226,9 @@ def test_a_share_of_the_data_is_held_out_and_never_trained_on(trainer, many, tmp
     of_old = [name for name in report["held_out"] if name.startswith("renamed_")]
     assert of_old == [f"renamed_{name}" for name in held]
     if len(report["held_out"]) == len(held):
-        second = pyarrow.parquet.read_table(trainer.folder("second") / "evaluation.parquet").schema.metadata[b"pack"]
+        second = pyarrow.parquet.read_table(trainer.folder("second") / "evaluation.parquet").schema.metadata[
+            b"set_hash"
+        ]
         assert second == first
 
 
@@ -256,19 +262,21 @@ def test_a_copy_that_was_brightened_is_named_in_the_plan(trainer, held, photos, 
     (folder / "copy.txt").write_text("a copy")
     settings = {
         "evaluation.path": str(folder),
-        "evaluation.draws": 4,
+        "evaluation.noise_samples": 4,
         "evaluation.drift_captions": [],
         "train.steps": 1,
     }
     assert trainer.train("run", settings) == 0
     plan = trainer.plan("run")["evaluation"]
-    assert plan["look_alikes"] == ["the held-out copy.png looks like the training image 0.png"] and plan["images"] == 4
+    assert (
+        plan["near_duplicates"] == ["the held-out copy.png looks like the training image 0.png"] and plan["images"] == 4
+    )
 
 
 # --- Adapter files ---
 
 
-def judge(trainer: Trainer, name: str, output: Path, adapters: list[Path], *words: str) -> dict:
+def evaluate_adapters(trainer: Trainer, name: str, output: Path, adapters: list[Path], *words: str) -> dict:
     config = SCRIPT.read(
         [
             trainer.architecture,
@@ -292,15 +300,18 @@ def test_a_file_is_measured_as_its_run_was(trainer, settings, tmp_path, capsys):
     mine = trainer.folder("run") / "adapter.safetensors"
     foreign = tmp_path / "foreign.safetensors"
     # peft's names have no alpha: the scale of 1/2 goes into the weights.
-    masters = trainer.masters("run")
+    master_weights = trainer.master_weights("run")
     save_file(
-        {f"unet.{key}": (value * 0.5 if "lora_B" in key else value).contiguous() for key, value in masters.items()},
+        {
+            f"unet.{key}": (value * 0.5 if "lora_B" in key else value).contiguous()
+            for key, value in master_weights.items()
+        },
         foreign,
     )
     output = tmp_path / "evaluations"
-    strengths = ["--strengths=[0.5, 1.0]", "--sample.enabled=true", "--sample.steps=2"]
-    found = judge(trainer, "run", output, [mine, foreign], *strengths)
-    assert list(found) == ["base", "run-strength-0.5", "run", "foreign-strength-0.5", "foreign"]
+    lora_scales = ["--lora_scales=[0.5, 1.0]", "--sample.enabled=true", "--sample.steps=2"]
+    found = evaluate_adapters(trainer, "run", output, [mine, foreign], *lora_scales)
+    assert list(found) == ["base", "run-scale-0.5", "run", "foreign-scale-0.5", "foreign"]
     of_run, of_drift = tables(trainer.folder("run"))
     for name, step in (("base", 0), ("run", 5)):
         losses, moved = tables(output / name)
@@ -309,11 +320,11 @@ def test_a_file_is_measured_as_its_run_was(trainer, settings, tmp_path, capsys):
         assert [row["loss"] for row in moved] == [row["loss"] for row in of_drift if row["step"] == step]
     # The scale of 1/2 is exact in floating point, so where it is applied changes no bit.
     assert tables(output / "foreign") == tables(output / "run")
-    assert 0 < found["run-strength-0.5"]["evaluation/drift"] < found["run"]["evaluation/drift"]
+    assert 0 < found["run-scale-0.5"]["evaluation/drift"] < found["run"]["evaluation/drift"]
     [entry] = json.loads((output / "foreign/provenance.json").read_text())
-    assert entry["adapter"]["file"] == "foreign.safetensors" and entry["adapter"]["strength"] == 1.0
+    assert entry["adapter"]["file"] == "foreign.safetensors" and entry["adapter"]["lora_scale"] == 1.0
     assert [path.name for path in (output / "run/samples/step-00000001").iterdir()]
-    assert (output / "grid.png").is_file() and (output / "strengths.png").is_file()
+    assert (output / "grid.png").is_file() and (output / "lora_scales.png").is_file()
     assert "| run | " in capsys.readouterr().out
 
 
@@ -323,7 +334,7 @@ def test_two_processes_measure_what_one_does(trainer, settings, forked, tmp_path
     """Three images and two captions among two processes: every loss and every drift, bit for bit."""
     assert trainer.train("run", settings | {"train.steps": 2, "evaluation.every": None, "optimizer.lr": 0.02}) == 0
     adapter = trainer.folder("run") / "adapter.safetensors"
-    one = judge(trainer, "run", tmp_path / "one", [adapter])
+    one = evaluate_adapters(trainer, "run", tmp_path / "one", [adapter])
     words = ["sdxl", "--config", trainer.folder("run") / "config.yaml", f"--adapters={json.dumps([str(adapter)])}"]
     words += ["--output", tmp_path / "two"]
     both = [forked("scripts/evaluate.py", *words, **place) for place in ranks(2, free_port())]
@@ -347,10 +358,12 @@ def test_an_adapter_of_the_text_encoder_is_heard(trainer, settings, tmp_path):
         f"{prefix}.lora_A.weight": torch.randn(2, 32, generator=generator),
         f"{prefix}.lora_B.weight": torch.randn(32, 2, generator=generator),
     }
-    unet = {f"unet.{key}": torch.zeros_like(value) for key, value in trainer.masters("run").items()}
+    unet = {f"unet.{key}": torch.zeros_like(value) for key, value in trainer.master_weights("run").items()}
     save_file(unet | pair, tmp_path / "text.safetensors")
     save_file(unet, tmp_path / "nothing.safetensors")
-    found = judge(trainer, "run", tmp_path / "out", [tmp_path / "text.safetensors", tmp_path / "nothing.safetensors"])
+    found = evaluate_adapters(
+        trainer, "run", tmp_path / "out", [tmp_path / "text.safetensors", tmp_path / "nothing.safetensors"]
+    )
     assert found["text"]["evaluation/drift"] > 0 == found["nothing"]["evaluation/drift"]
     assert found["text"]["evaluation/loss_over_base"] != 0 == found["nothing"]["evaluation/loss_over_base"]
     assert load_file(tmp_path / "text.safetensors").keys() > load_file(tmp_path / "nothing.safetensors").keys()
@@ -358,10 +371,10 @@ def test_an_adapter_of_the_text_encoder_is_heard(trainer, settings, tmp_path):
 
 @ONE
 @pytest.mark.slow
-def test_without_anything_held_out_all_images_are_the_pack(trainer, held, tmp_path, bases):
+def test_without_anything_held_out_all_images_are_the_validation_set(trainer, held, tmp_path, bases):
     words = ["sd15", "--data.path", str(held), "--model.base", str(bases["sd15"]), "--train.steps", "1"]
     words += ["--data.resolution", "64", "--data.bucket_step", "32", "--cache.folder", str(tmp_path / "cache")]
-    words += ["--evaluation.drift_captions", "[]", "--evaluation.draws", "4", "--sample.enabled", "false"]
+    words += ["--evaluation.drift_captions", "[]", "--evaluation.noise_samples", "4", "--sample.enabled", "false"]
     assert SCRIPT.main(SCRIPT.read([*words, "--output", str(tmp_path / "out")])) == 0
     assert len(tables_of_losses := pyarrow.parquet.read_table(tmp_path / "out/base/evaluation.parquet")) == 3 * 4
     assert len(set(tables_of_losses["image"].to_pylist())) == 3

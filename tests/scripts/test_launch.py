@@ -96,10 +96,10 @@ def test_the_demo(tmp_path):
     [offline] = (run / "wandb").glob("offline-run-*")
     assert (offline / f"run-{record['wandb_id']}.wandb").stat().st_size > 0
     plan = json.loads((run / "plan.json").read_text())
-    assert plan["left_out"] == [] and plan["captions_cut"] == {} and plan["images"] == 48
+    assert plan["skipped"] == [] and plan["captions_cut"] == {} and plan["images"] == 48
     assert plan["split"]["processes"] == 1
-    seconds = json.loads((run / "phases.json").read_text())
-    assert list(seconds) == ["planning", "caching", "loading", "drawing", "training", "saving"]
+    seconds = json.loads((run / "stage_timings.json").read_text())
+    assert list(seconds) == ["planning", "caching", "loading", "sampling", "training", "saving"]
     assert all(value >= 0 for value in seconds.values()) and seconds["training"] > 0
 
 

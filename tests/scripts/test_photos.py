@@ -67,7 +67,7 @@ def test_from_photographs_to_pictures(trainer: Trainer, bases, photos, tmp_path,
     plan = trainer.plan("photos")
     # Worked out by hand: coins are 384x303, nearer to a square than to 160x96; the rocket is upright at 640x427.
     assert plan["buckets"] == {"160x96": 3, "128x128": 5}
-    assert (plan["images"], plan["left_out"], plan["captions_cut"], plan["steps"]) == (8, [], {}, 4)
+    assert (plan["images"], plan["skipped"], plan["captions_cut"], plan["steps"]) == (8, [], {}, 4)
     report = json.loads((trainer.folder("photos") / "data_report.json").read_text())
     assert report["used"] == sorted(path.name for path in photos.iterdir() if path.suffix != ".txt")
 
@@ -79,9 +79,11 @@ def test_from_photographs_to_pictures(trainer: Trainer, bases, photos, tmp_path,
         with Image.open(trainer.folder("photos") / name) as picture:
             assert np.asarray(picture.convert("L")).std() > 0, name
 
-    base, untouched, drawn = predictions(bases["sdxl"], trainer.folder("photos") / "adapter.safetensors")
+    base, untouched, generated = predictions(bases["sdxl"], trainer.folder("photos") / "adapter.safetensors")
     assert torch.equal(untouched, base), "at strength 0 it is the base, bit for bit"
-    assert drawn.isfinite().all() and not torch.allclose(drawn, base, atol=1e-3), "at strength 1 it is something else"
+    assert generated.isfinite().all() and not torch.allclose(generated, base, atol=1e-3), (
+        "at strength 1 it is something else"
+    )
 
 
 def predictions(base: Path, adapter: Path) -> tuple[torch.Tensor, ...]:
@@ -93,7 +95,7 @@ def predictions(base: Path, adapter: Path) -> tuple[torch.Tensor, ...]:
     # Loading an adapter freezes the UNet, and torch takes other kernels for weights that want a gradient.
     pipeline.unet.requires_grad_(False)
 
-    def draw() -> torch.Tensor:
+    def generate() -> torch.Tensor:
         return pipeline(
             "a tabby cat",
             generator=torch.Generator().manual_seed(0),
@@ -103,9 +105,9 @@ def predictions(base: Path, adapter: Path) -> tuple[torch.Tensor, ...]:
             output_type="latent",
         ).images
 
-    found = [draw()]
+    found = [generate()]
     pipeline.load_lora_weights(adapter, adapter_name="trained")
-    for strength in (0.0, 1.0):
-        pipeline.set_adapters(["trained"], [strength])
-        found.append(draw())
+    for lora_scale in (0.0, 1.0):
+        pipeline.set_adapters(["trained"], [lora_scale])
+        found.append(generate())
     return tuple(found)

@@ -103,17 +103,17 @@ class Reference:
             tensor.requires_grad_()
 
     def step(self, epoch: int) -> tuple[float, dict[int, float]]:
-        """The loss of a step, and the mean squared errors by timestep quarter; the gradients are left in `lora`."""
+        """The loss of a step, and the mean squared errors by timestep bin; the gradients are left in `lora`."""
         for tensor in self.lora.values():
             tensor.grad = None
-        total, quarters = torch.zeros(()), defaultdict(list)
+        total, timestep_bins = torch.zeros(()), defaultdict(list)
         for picture in PICTURES:
             for instance in range(picture.repeats):
                 timestep, error, weight = self.sample(picture, epoch, instance)
                 total = total + weight * error / GROUP
-                quarters[timestep // 250].append(error.item())
+                timestep_bins[timestep // 250].append(error.item())
         total.backward()
-        return total.item(), {quarter: float(np.mean(errors)) for quarter, errors in quarters.items()}
+        return total.item(), {timestep_bin: float(np.mean(errors)) for timestep_bin, errors in timestep_bins.items()}
 
     def sample(self, picture: Picture, epoch: int, instance: int) -> tuple[int, torch.Tensor, float]:
         """A sample's timestep, the mean squared error of its predicted noise, and the weight of that."""
@@ -261,10 +261,12 @@ def test_loss_and_gradients_equal_a_plain_reference(
     # differs by from the same in float64. Whatever is wrong in data, noise or weights shows in the second digit.
     reference = Reference(architecture, base, pictures, **same)
     for step, line in enumerate(trainer.metrics("run")):
-        loss, quarters = reference.step(epoch=step)
+        loss, timestep_bins = reference.step(epoch=step)
         assert line["loss"] == pytest.approx(loss, rel=2e-6)
-        logged = {quarter: line[f"loss_quarter/{quarter}"] for quarter in range(4)}
-        assert {quarter: mean for quarter, mean in logged.items() if mean} == pytest.approx(quarters, rel=2e-6)
+        logged = {timestep_bin: line[f"loss_by_timestep/{timestep_bin}"] for timestep_bin in range(4)}
+        assert {timestep_bin: mean for timestep_bin, mean in logged.items() if mean} == pytest.approx(
+            timestep_bins, rel=2e-6
+        )
         norm = sum(tensor.grad.square().sum().item() for tensor in reference.lora.values()) ** 0.5
         assert line["grad_norm"] == pytest.approx(norm, rel=1e-5)
         clip = 1.0
@@ -279,8 +281,8 @@ def test_loss_and_gradients_equal_a_plain_reference(
             assert (largest == 0) == (step == 0 and "lora_A" in name)
             with torch.no_grad():
                 tensor -= RATE * expected
-    assert list(trainer.masters("run")) == list(reference.lora)
-    assert largest_difference(trainer.masters("run"), reference.lora) < 2e-6
+    assert list(trainer.master_weights("run")) == list(reference.lora)
+    assert largest_difference(trainer.master_weights("run"), reference.lora) < 2e-6
 
 
 # Of four steps of AdamW at a rate that shows in the loss, recorded on a CPU with the versions in constraints.txt.

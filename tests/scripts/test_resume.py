@@ -158,7 +158,7 @@ def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["sdxl"])
-def test_drawing_pictures_changes_no_training(architecture: str, trainer: Trainer) -> None:
+def test_sampling_changes_no_training(architecture: str, trainer: Trainer) -> None:
     """Dropout is the one draw that torch makes itself, from the generator that drawing pictures could disturb."""
     settings = {**EVERYTHING, "train.steps": 3}
     pictures = {"sample.enabled": True, "sample.every": 1, "sample.steps": 2, "sample.prompts": ["a plate"]}
@@ -167,9 +167,9 @@ def test_drawing_pictures_changes_no_training(architecture: str, trainer: Traine
         assert trainer.train("with", {**settings, **pictures}) == 128 + signal.SIGTERM
     assert trainer.train("with", {**settings, **pictures}) == 0
     assert_same_result(trainer, "with", "without")
-    drawn = {path.name for path in (trainer.folder("with") / "samples").glob("step-*.png")}
+    generated = {path.name for path in (trainer.folder("with") / "samples").glob("step-*.png")}
     # A run that was asked to stop draws nothing more; the one that continues makes up for the picture of step 2.
-    assert drawn == {f"step-{step:08d}.png" for step in range(4)}
+    assert generated == {f"step-{step:08d}.png" for step in range(4)}
     assert not (trainer.folder("without") / "samples").exists()
 
 
@@ -194,10 +194,10 @@ def test_what_a_finished_run_does_when_it_is_run_again(
 
     for changes, named in [
         ({"lora.rank": 8}, "lora.rank was 4, is now 8"),
-        ({"train.batch_size": 3}, "samples_per_step .* was 4, is now 3"),
+        ({"train.batch_size": 3}, "global_batch_size .* was 4, is now 3"),
         ({"train.steps": 5, "train.precision": "bf16"}, 'precision .* was "fp32", is now "bf16"'),
     ]:
-        with pytest.raises(UserError, match=f"the run run was begun with other settings: {named}; "):
+        with pytest.raises(UserError, match=f"the run run was started with other settings: {named}; "):
             trainer.train("run", {**settings, **changes})
         assert files_of(trainer.folder("run")) == before
 
@@ -208,7 +208,7 @@ def test_what_a_finished_run_does_when_it_is_run_again(
     assert trainer.train("scratch", {**settings, "train.steps": 5}) == 0
     assert [line["step"] for line in trainer.metrics("run")] == [1, 2, 3, 4, 5]
     assert trainer.metrics("run")[:3] == trainer.metrics("scratch")[:3]
-    assert largest_difference(trainer.masters("run"), trainer.masters("scratch")) < TOLERANCE * RATE
+    assert largest_difference(trainer.master_weights("run"), trainer.master_weights("scratch")) < TOLERANCE * RATE
 
 
 @pytest.mark.slow

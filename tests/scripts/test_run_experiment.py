@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 from script_runs import ROOT, TARGETS, assert_equal, load_script, script
-from test_evaluating import draw
+from test_evaluating import make_pictures
 
 from sushi_research.config.command_line import load_config
 from sushi_research.experiments.experiment import Experiment, plan
@@ -20,7 +20,7 @@ SCRIPT = script("run_experiment")
 @pytest.fixture
 def file(bases, photos, caches, tmp_path) -> Path:
     """An experiment of two variants and two seeds on the tiny base."""
-    held = draw(tmp_path / "held", 8, 21)
+    held = make_pictures(tmp_path / "held", 8, 21)
     content = {
         "title": "Two ranks",
         "script": "scripts/train_sd15_lora.py",
@@ -36,7 +36,7 @@ def file(bases, photos, caches, tmp_path) -> Path:
         "lora": {"alpha": 2.0, "targets": TARGETS},
         "train": {"steps": 2, "batch_size": 4, "precision": "fp32"},
         "optimizer": {"name": "adamw", "lr": 0.01},
-        "evaluation": {"path": str(held), "every": None, "draws": 4, "drift_captions": []},
+        "evaluation": {"path": str(held), "every": None, "noise_samples": 4, "drift_captions": []},
         "sample": {"enabled": False},
         "tracking": {"wandb": "off"},
     }
@@ -105,8 +105,8 @@ def test_a_failure_is_named_and_the_others_go_on_then_only_it_is_run_again(file,
     assert SCRIPT.main(read(file)) == 1
     assert [name for name, _ in first.ran] == ["small-seed0", "large-seed0", "small-seed1", "large-seed1"]
     assert {environment["WANDB_RUN_GROUP"] for _, environment in first.ran} == {"runs"}
-    told = capfd.readouterr()
-    assert "error: 1 of 4 runs failed: large-seed0; see above why" in told.err
+    printed = capfd.readouterr()
+    assert "error: 1 of 4 runs failed: large-seed0; see above why" in printed.err
     variants = json.loads((tmp_path / "runs/comparison/comparison.json").read_text())["variants"]
     assert [variant["seeds"] for variant in variants] == [[0, 1], [1]]
 

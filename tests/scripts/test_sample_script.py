@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from script_runs import Trainer, script
 
 from sushi_research.config.command_line import run_main
-from sushi_research.config.other_scripts import DrawingConfig
+from sushi_research.config.other_scripts import SamplingConfig
 
 # One worker trains the adapters, for all the tests that look at them.
 pytestmark = pytest.mark.xdist_group("sample_script")
@@ -45,12 +45,12 @@ def adapters(tmp_path_factory, bases, photos, caches) -> Callable[[str], Path]:
 
 
 @pytest.fixture
-def draw(architecture, bases, tmp_path) -> Callable[..., dict[str, np.ndarray]]:
+def generate(architecture, bases, tmp_path) -> Callable[..., dict[str, np.ndarray]]:
     """Draws a grid of small pictures in two steps; gives the single pictures by name."""
 
     def run(output: str = "grid.png", **changes: Any) -> dict[str, np.ndarray]:
         settings = {"base": str(bases[architecture]), "prompts": ["a cat"], "steps": 2, "width": 64, "height": 48}
-        assert SCRIPT.main(DrawingConfig(**settings | changes, output=str(tmp_path / output))) == 0
+        assert SCRIPT.main(SamplingConfig(**settings | changes, output=str(tmp_path / output))) == 0
         singles = (tmp_path / output).with_suffix("")
         return {path.name: np.asarray(Image.open(path)) for path in sorted(singles.iterdir())}
 
@@ -65,7 +65,7 @@ def refusal(architecture, bases, tmp_path, capsys) -> Callable[..., str]:
         settings = {"base": str(bases[architecture]), "prompts": ["a cat"], "output": str(tmp_path / "grid.png")}
         capsys.readouterr()
         with pytest.raises(SystemExit) as ended:
-            run_main(SCRIPT.main, DrawingConfig(**settings | changes))
+            run_main(SCRIPT.main, SamplingConfig(**settings | changes))
         assert ended.value.code == 2
         printed = capsys.readouterr().err
         assert printed.startswith("error: ") and printed.endswith("\n") and printed.count("\n") == 1, printed
@@ -75,11 +75,11 @@ def refusal(architecture, bases, tmp_path, capsys) -> Callable[..., str]:
 
 
 @pytest.mark.slow
-def test_rows_and_columns(draw, adapters, architecture, tmp_path, capsys):
+def test_rows_and_columns(generate, adapters, architecture, tmp_path, capsys):
     adapter = adapters(architecture)
     settings = {"prompts": ["a cat", "a dog"], "seeds": [0, 1]}
-    pictures = draw(adapters=[str(adapter)], strengths=[0.5, 1.0], **settings)
-    # Rows are prompts, each with its seeds; columns the base and the strengths.
+    pictures = generate(adapters=[str(adapter)], lora_scales=[0.5, 1.0], **settings)
+    # Rows are prompts, each with its seeds; columns the base and the LoRA scales.
     assert list(pictures) == [f"{row:02d}-{column:02d}.png" for row in range(4) for column in range(3)]
     assert all(picture.shape == (48, 64, 3) for picture in pictures.values())
     assert len({picture.tobytes() for picture in pictures.values()}) == 12, "no two are alike"
@@ -87,48 +87,48 @@ def test_rows_and_columns(draw, adapters, architecture, tmp_path, capsys):
         assert grid.width > 4 * 3 * 64 and grid.height > 4 * 3 * 48, "small pictures are shown larger"
     assert f"written: {tmp_path / 'grid.png'}" in capsys.readouterr().out
 
-    alone = draw("alone.png", **settings)
+    alone = generate("alone.png", **settings)
     assert list(alone) == [f"{row:02d}-00.png" for row in range(4)]
     for name, picture in alone.items():
         assert np.array_equal(pictures[name], picture), "the base is the base, with adapters loaded or not"
 
-    one = draw("one.png", adapters=[str(adapter)], strengths=[1.0], prompts=["a dog"], seeds=[1])
-    assert np.array_equal(pictures["03-02.png"], one["00-01.png"]), "each strength alone"
+    one = generate("one.png", adapters=[str(adapter)], lora_scales=[1.0], prompts=["a dog"], seeds=[1])
+    assert np.array_equal(pictures["03-02.png"], one["00-01.png"]), "each LoRA scale alone"
 
 
 @ONE
 @pytest.mark.slow
-def test_several_adapters_are_shown_each_alone(draw, adapters, tmp_path, monkeypatch):
+def test_several_adapters_are_shown_each_alone(generate, adapters, tmp_path, monkeypatch):
     first = adapters("sd15")
     second = tmp_path / "half.safetensors"
     save_file({key: tensor / 2 if "lora_up" in key else tensor for key, tensor in load_file(first).items()}, second)
     grids = []
     monkeypatch.setattr(SCRIPT.pictures, "grid", lambda *arguments: grids.append(arguments) or Image.new("RGB", (1, 1)))
-    both = draw(adapters=[str(first), str(second)], strengths=[1.0])
+    both = generate(adapters=[str(first), str(second)], lora_scales=[1.0])
     assert grids[0][2] == ["base", "mine 1", "half 1"], "a run's adapter is called by its run"
-    one = draw("one.png", adapters=[str(second)], strengths=[1.0])
+    one = generate("one.png", adapters=[str(second)], lora_scales=[1.0])
     assert np.array_equal(both["00-02.png"], one["00-01.png"])
-    # Half of what B adds is the adapter at half its strength, exactly: powers of two.
-    half = draw("strength.png", adapters=[str(first)], strengths=[0.5])
+    # Half of what B adds is the adapter at half its LoRA scale, exactly: powers of two.
+    half = generate("strength.png", adapters=[str(first)], lora_scales=[0.5])
     assert np.array_equal(both["00-02.png"], half["00-01.png"])
     assert not np.array_equal(both["00-01.png"], both["00-02.png"])
 
 
 @pytest.mark.slow
-def test_it_draws_as_the_training_does(draw, adapters, architecture):
+def test_it_samples_as_the_training_does(generate, adapters, architecture):
     """The pictures of a run, before and after it, are what the script draws: the same prompt, seed and scheduler.
 
     Within a few grey levels, because the training's text comes from an fp16 cache and the file holds the adapter in fp16;
     what the adapter changes is ten times as much and more.
     """
     adapter = adapters(architecture)
-    drawn = draw(adapters=[str(adapter)], strengths=[1.0])
+    generated = generate(adapters=[str(adapter)], lora_scales=[1.0])
     pictures = []
     for column, step in enumerate((0, 2)):
         with Image.open(adapter.parent / f"samples/step-{step:08d}/00-seed0.png") as picture:
             pictures.append(np.asarray(picture).astype(int))
-        distance = np.abs(pictures[column] - drawn[f"00-{column:02d}.png"]).mean()
-        assert distance < 0.1 * np.abs(drawn["00-00.png"].astype(int) - drawn["00-01.png"]).mean()
+        distance = np.abs(pictures[column] - generated[f"00-{column:02d}.png"]).mean()
+        assert distance < 0.1 * np.abs(generated["00-00.png"].astype(int) - generated["00-01.png"]).mean()
 
 
 @pytest.mark.slow
@@ -142,7 +142,7 @@ def test_an_adapter_of_the_other_architecture(refusal, adapters, architecture):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["sdxl"])
-def test_half_an_adapter_is_not_drawn(refusal, adapters, tmp_path):
+def test_half_an_adapter_is_refused(refusal, adapters, tmp_path):
     """Of a file with the names of both conventions diffusers takes some and leaves the others, without a word."""
     tensors = load_file(adapters("sdxl"))
     sgm, own = "lora_unet_input_blocks_4_1_", "lora_unet_down_blocks_1_attentions_0_"
@@ -169,7 +169,7 @@ def test_files_that_are_no_adapter(refusal, adapters, tmp_path):
 
 
 @ONE
-def test_a_place_that_cannot_be_written_is_told_before_anything_is_drawn(refusal, tmp_path, monkeypatch):
+def test_a_place_that_cannot_be_written_is_reported_before_anything_is_generated(refusal, tmp_path, monkeypatch):
     monkeypatch.setattr(SCRIPT, "load_pipeline", lambda *_: pytest.fail("the base was loaded"))
     (tmp_path / "file").write_text("")
     assert "file/grid: Not a directory" in refusal(output=str(tmp_path / "file/grid.png"))
@@ -187,13 +187,13 @@ def test_a_base_that_is_none_of_ours(refusal, bases, tmp_path):
 
 @ONE
 @pytest.mark.slow
-def test_clip_skip_is_that_of_the_training(draw, trainer):
+def test_clip_skip_is_that_of_the_training(generate, trainer):
     changes = {"enabled": True, "prompts": ["a cat"], "steps": 2, "width": 64, "height": 48, "every": None}
     changes = {f"sample.{key}": value for key, value in changes.items()} | {"train.steps": 1, "model.clip_skip": 2}
     assert trainer.train("skips", changes) == 0
     with Image.open(trainer.folder("skips") / "samples/step-00000000/00-seed0.png") as picture:
         trained = np.asarray(picture).astype(int)
-    usual, skipping = draw("1.png")["00-00.png"], draw("2.png", clip_skip=2)["00-00.png"]
+    usual, skipping = generate("1.png")["00-00.png"], generate("2.png", clip_skip=2)["00-00.png"]
     # The text of the training comes from an fp16 cache.
     assert np.abs(trained - skipping).mean() < 0.1 * np.abs(trained - usual).mean()
 
@@ -205,10 +205,10 @@ def test_sdxl_has_no_clip_skip(refusal):
 
 @ONE
 @pytest.mark.slow
-def test_an_adapter_of_the_text_encoder_changes_the_text(draw, tmp_path):
+def test_an_adapter_of_the_text_encoder_changes_the_text(generate, tmp_path):
     name = "lora_te_text_model_encoder_layers_1_mlp_fc1"
     down, up = torch.linspace(-1, 1, 64).view(2, 32), torch.ones(64, 2)
     pair = {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up}
     save_file(pair, tmp_path / "text.safetensors")
-    drawn = draw(adapters=[str(tmp_path / "text.safetensors")], strengths=[1.0])
-    assert (drawn["00-00.png"] != drawn["00-01.png"]).any()
+    generated = generate(adapters=[str(tmp_path / "text.safetensors")], lora_scales=[1.0])
+    assert (generated["00-00.png"] != generated["00-01.png"]).any()

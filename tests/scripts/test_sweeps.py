@@ -10,7 +10,7 @@ import yaml
 from script_runs import CONFIGS, ROOT
 
 from sushi_research.config.command_line import load_config
-from sushi_research.runs.run_folder import open_run, sweep_run_id
+from sushi_research.runs.run_folder import open_run_folder, sweep_run_id
 from sushi_research.training.run import tracking
 
 SWEEPS = sorted((ROOT / "configs/sweeps").glob("*.yaml"))
@@ -63,11 +63,11 @@ def test_under_an_agent_the_run_has_the_agents_id(monkeypatch, tmp_path: Path):
     monkeypatch.setenv("WANDB_RUN_ID", "from-a-shell")
     monkeypatch.delenv("WANDB_SWEEP_ID", raising=False)
     assert sweep_run_id() is None
-    with open_run(tmp_path, "plain") as run:
-        assert run.mark_begun({}, 1)["wandb_id"] != "from-a-shell"
+    with open_run_folder(tmp_path, "plain") as run:
+        assert run.mark_started({}, 1)["wandb_id"] != "from-a-shell"
     monkeypatch.setenv("WANDB_SWEEP_ID", "s1")
-    with open_run(tmp_path, "swept") as run:
-        assert run.mark_begun({}, 1)["wandb_id"] == "from-a-shell"
+    with open_run_folder(tmp_path, "swept") as run:
+        assert run.mark_started({}, 1)["wandb_id"] == "from-a-shell"
 
 
 @pytest.mark.parametrize("architecture", ["sd15"])

@@ -126,12 +126,12 @@ def test_bad_files_stop_the_run_before_anything_is_encoded(trainer, refusal, fla
 
 @ONE
 @pytest.mark.slow
-def test_bad_files_may_be_left_out_by_name(trainer, flawed, capsys):
+def test_bad_files_may_be_skipped_by_name(trainer, flawed, capsys):
     assert trainer.train("skip", {**SHORT, "data.path": str(flawed), "data.on_bad_file": "skip"}) == 0
     plan = trainer.plan("skip")
-    assert plan["images"] == 2 and {left["name"] for left in plan["left_out"]} == set(BAD_FILES)
+    assert plan["images"] == 2 and {left["name"] for left in plan["skipped"]} == set(BAD_FILES)
     printed = capsys.readouterr().out
-    assert "left out     5:" in printed
+    assert "skipped      5:" in printed
     for name, reason in BAD_FILES.items():
         assert f"{name}: {reason}" in printed
     report = json.loads((trainer.folder("skip") / "data_report.json").read_text())
@@ -270,7 +270,7 @@ UNUSABLE = {
 
 
 @ONE
-def test_what_cannot_be_trained_is_told_before_anything_is_encoded(refusal, tmp_path):
+def test_what_cannot_be_trained_is_reported_before_anything_is_encoded(refusal, tmp_path):
     for words, changes in UNUSABLE.items():
         with case(words):
             assert words in refusal({**changes, "cache.folder": str(tmp_path / "cache")})
@@ -295,7 +295,11 @@ def test_a_run_with_other_settings_is_left_as_it_is(trainer, refusal, photos, fl
     assert {"adapter.safetensors", "metrics.jsonl", "run.json", "data_report.json", "loss.png"} < before.keys()
 
     sentence = refusal({**SHORT, "lora.rank": 8, "optimizer.lr": 1e-4}, name="mine")
-    for words in ("the run mine was begun with other settings", "lora.rank was 4, is now 8", "optimizer.lr was 0.001"):
+    for words in (
+        "the run mine was started with other settings",
+        "lora.rank was 4, is now 8",
+        "optimizer.lr was 0.001",
+    ):
         assert words in sentence
     fewer = tmp_path / "fewer"
     fewer.mkdir()
@@ -316,8 +320,8 @@ def test_two_processes_on_one_run_folder(trainer, refusal):
     """The other process holds the lock as a training does, for as long as it lives."""
     holder = f"""
 import pathlib
-from sushi_research.runs.run_folder import open_run
-with open_run(pathlib.Path({str(trainer.runs)!r}), "refused"):
+from sushi_research.runs.run_folder import open_run_folder
+with open_run_folder(pathlib.Path({str(trainer.runs)!r}), "refused"):
     input()
 """
     other = subprocess.Popen([sys.executable, "-c", holder], stdin=subprocess.PIPE, cwd=ROOT)
@@ -577,7 +581,7 @@ def test_a_dry_run_prints_the_plan_and_writes_no_run_folder(trainer, capsys, tmp
         "step": "8 samples = batch 4 x accumulation 2 x processes 1; micro-batches 67% full",
         "length": "3 optimizer steps = 24 samples = 3.43 epochs; each image 3.4 times",
         "adapter": f"{modules} modules, ",
-        "precision": "float32 weights and activations, float32 adapter masters",
+        "precision": "float32 weights and activations, float32 adapter master weights",
         "cache": "7 of 7 image entries to encode (7 KiB in all), 8 of 8 captions",
         "evaluation": "none: --evaluation.held_out 0.1, or --evaluation.path",
     }
@@ -588,14 +592,14 @@ def test_a_dry_run_prints_the_plan_and_writes_no_run_folder(trainer, capsys, tmp
 
 @pytest.mark.parametrize("architecture", ["sdxl"])
 @pytest.mark.slow
-def test_out_of_memory_beside_the_training_has_advice_of_its_own(trainer, tmp_path, monkeypatch):
+def test_out_of_memory_next_to_the_training_has_advice_of_its_own(trainer, tmp_path, monkeypatch):
     def out_of_memory(*arguments, **options):
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
     with monkeypatch.context() as patch:
-        patch.setattr("sushi_research.sampling.pipeline.draw_latents", out_of_memory)
+        patch.setattr("sushi_research.sampling.pipeline.generate_latents", out_of_memory)
         with pytest.raises(UserError, match=r"while drawing the samples of step 0: .*--sample\.enabled false"):
-            trainer.train("drawing", {"sample.enabled": True, "sample.prompts": ["a plate"]})
+            trainer.train("sampling", {"sample.enabled": True, "sample.prompts": ["a plate"]})
     with monkeypatch.context() as patch:
         patch.setattr("sushi_research.caches.encoding.encode_image", out_of_memory)
         with pytest.raises(UserError, match=r"while encoding the images: .*--data\.resolution"):

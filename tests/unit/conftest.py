@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from sushi_research import models
-from sushi_research.caches.caches import open_caches, open_memo
+from sushi_research.caches.caches import open_caches, open_hash_cache
 from sushi_research.caches.inputs import Inputs, fill_caches
 from sushi_research.data.training_data import read_data
 from sushi_research.evaluation import validation_set
@@ -24,20 +24,20 @@ class Setting:
         self.model, accelerator = models.load(architecture), Accelerator(cpu=True)
         config = Trainer(architecture, base, photos, root / "runs", root / "cache").config("evaluation")
         job = Job(config, self.model, accelerator, "fp32")
-        memo = open_memo(config)
+        hash_cache = open_hash_cache(config)
         self.base = find_base(config, self.model)
-        data = read_data(job, memo)
+        data = read_data(job, hash_cache)
         self.items = data.items
-        self.caches = open_caches(job, self.base, memo)
-        fill_caches(job, Inputs(config, self.base, data, self.caches, memo))
+        self.caches = open_caches(job, self.base, hash_cache)
+        fill_caches(job, Inputs(config, self.base, data, self.caches, hash_cache))
         self.unet = loading.load_unet(self.base, torch.float32, torch.device("cpu")).train()
 
-    def pack(self, draws=4, prediction=Prediction(), base_hash="base"):  # noqa: B008
-        return validation_set.make_pack(self.items, draws, self.caches, prediction, base_hash)
+    def validation_set(self, noise_samples=4, prediction=Prediction(), base_hash="base"):  # noqa: B008
+        return validation_set.make_validation_set(self.items, noise_samples, self.caches, prediction, base_hash)
 
-    def losses(self, pack, prediction=Prediction(), **options):  # noqa: B008
+    def losses(self, val_set, prediction=Prediction(), **options):  # noqa: B008
         return validation_set.losses(
-            pack, self.model, self.unet, self.caches, prediction, device=torch.device("cpu"), **options
+            val_set, self.model, self.unet, self.caches, prediction, device=torch.device("cpu"), **options
         )
 
 

@@ -28,7 +28,7 @@ def schedule(request):
 
 
 @pytest.fixture
-def drawn():
+def latents_and_noise():
     """(latents, noise), a sample for each of TIMESTEPS."""
     generator = torch.Generator().manual_seed(0)
     return tuple(torch.randn(5, 4, 8, 6, generator=generator) for _ in range(2))
@@ -40,7 +40,7 @@ def test_schedule_equals_diffusers_bit_for_bit(schedule):
     assert torch.equal(abar, reference.alphas_cumprod)
 
 
-def test_where_the_schedules_begin_and_end():
+def test_where_the_schedules_start_and_end():
     plain, zero = diffusion.alphas_cumprod(), diffusion.alphas_cumprod(zero_terminal_snr=True)
     assert plain[999].item() == pytest.approx(0.0046601, abs=1e-7)  # the known end of Stable Diffusion's schedule
     assert zero[999].item() == 0.0
@@ -49,26 +49,28 @@ def test_where_the_schedules_begin_and_end():
     assert (zero[1:] < plain[1:]).all() and (zero[1:] < zero[:-1]).all()
 
 
-def test_noising_equals_diffusers_bit_for_bit(schedule, drawn):
+def test_noising_equals_diffusers_bit_for_bit(schedule, latents_and_noise):
     abar, reference = schedule
-    assert torch.equal(diffusion.add_noise(*drawn, TIMESTEPS, abar), reference.add_noise(*drawn, TIMESTEPS))
+    assert torch.equal(
+        diffusion.add_noise(*latents_and_noise, TIMESTEPS, abar), reference.add_noise(*latents_and_noise, TIMESTEPS)
+    )
 
 
-def test_the_target_of_epsilon_is_the_noise(schedule, drawn):
-    latents, noise = drawn
+def test_the_target_of_epsilon_is_the_noise(schedule, latents_and_noise):
+    latents, noise = latents_and_noise
     assert diffusion.target(latents, noise, TIMESTEPS, schedule[0], "epsilon") is noise
 
 
-def test_the_target_of_v_equals_diffusers_bit_for_bit(schedule, drawn):
+def test_the_target_of_v_equals_diffusers_bit_for_bit(schedule, latents_and_noise):
     abar, reference = schedule
-    ours = diffusion.target(*drawn, TIMESTEPS, abar, "v_prediction")
-    assert torch.equal(ours, reference.get_velocity(*drawn, TIMESTEPS))
+    ours = diffusion.target(*latents_and_noise, TIMESTEPS, abar, "v_prediction")
+    assert torch.equal(ours, reference.get_velocity(*latents_and_noise, TIMESTEPS))
 
 
-def test_v_and_the_noisy_latents_hold_latents_and_noise(schedule, drawn):
+def test_v_and_the_noisy_latents_hold_latents_and_noise(schedule, latents_and_noise):
     """(x_t, v) is (x0, eps) turned by an angle; turned back: x0 = a x_t - s v and eps = s x_t + a v, a^2 + s^2 = 1."""
     abar, _ = schedule
-    latents, noise = drawn
+    latents, noise = latents_and_noise
     noisy = diffusion.add_noise(latents, noise, TIMESTEPS, abar)
     v = diffusion.target(latents, noise, TIMESTEPS, abar, "v_prediction")
     a, s = (part.sqrt().view(-1, 1, 1, 1) for part in (abar[TIMESTEPS], 1 - abar[TIMESTEPS]))
@@ -76,18 +78,18 @@ def test_v_and_the_noisy_latents_hold_latents_and_noise(schedule, drawn):
     torch.testing.assert_close(s * noisy + a * v, noise, rtol=0, atol=2e-6)
 
 
-def test_at_zero_terminal_snr_v_is_the_picture_and_x_the_noise(drawn):
+def test_at_zero_terminal_snr_v_is_the_picture_and_x_the_noise(latents_and_noise):
     abar = diffusion.alphas_cumprod(zero_terminal_snr=True)
     last = torch.full((5,), 999)
-    assert torch.equal(diffusion.add_noise(*drawn, last, abar), drawn[1])
-    assert torch.equal(diffusion.target(*drawn, last, abar, "v_prediction"), -drawn[0])
+    assert torch.equal(diffusion.add_noise(*latents_and_noise, last, abar), latents_and_noise[1])
+    assert torch.equal(diffusion.target(*latents_and_noise, last, abar, "v_prediction"), -latents_and_noise[0])
 
 
 @pytest.mark.parametrize("unknown", ["v", "sample", ""])
-def test_an_unknown_prediction_type_is_refused(drawn, unknown):
+def test_an_unknown_prediction_type_is_refused(latents_and_noise, unknown):
     abar = diffusion.alphas_cumprod()
     with pytest.raises(AssertionError, match="no target"):
-        diffusion.target(*drawn, TIMESTEPS, abar, unknown)
+        diffusion.target(*latents_and_noise, TIMESTEPS, abar, unknown)
     with pytest.raises(AssertionError, match="no loss weight"):
         diffusion.min_snr_weight(TIMESTEPS, abar, 5.0, unknown)
 
@@ -157,5 +159,5 @@ def test_mse_per_sample_is_taken_in_float32():
     assert torch.allclose(loss, torch.stack([value**2, (value - 1) ** 2]), rtol=1e-6)  # 16,384 equal addends
 
 
-def test_quarters():
-    assert diffusion.timestep_quarter(torch.tensor([0, 249, 250, 500, 749, 750, 999])).tolist() == [0, 0, 1, 2, 2, 3, 3]
+def test_timestep_bins():
+    assert diffusion.timestep_bin(torch.tensor([0, 249, 250, 500, 749, 750, 999])).tolist() == [0, 0, 1, 2, 2, 3, 3]

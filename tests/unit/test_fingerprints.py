@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sushi_research import fingerprints
-from sushi_research.fingerprints import FileMemo, content_hash, file_hash, file_state, folder_hash
+from sushi_research.fingerprints import HashCache, content_hash, file_hash, file_state, folder_hash
 
 
 def write(path: Path, data: bytes, age: float = 3600.0) -> Path:
@@ -22,8 +22,8 @@ def write(path: Path, data: bytes, age: float = 3600.0) -> Path:
 
 
 @pytest.fixture
-def memo(tmp_path):
-    return FileMemo(tmp_path / "cache" / "files.json")
+def hash_cache(tmp_path):
+    return HashCache(tmp_path / "cache" / "files.json")
 
 
 @pytest.fixture
@@ -45,96 +45,96 @@ def test_content_hash_is_blake2b_with_16_bytes():
     assert content_hash(b"abc") == "cf4ab791c62b8d2b2109c90275287816"
 
 
-def test_file_hash_is_the_content_hash_also_beyond_one_read(tmp_path, memo):
+def test_file_hash_is_the_content_hash_also_beyond_one_read(tmp_path, hash_cache):
     data = bytes(range(256)) * 5000  # more than hashlib.file_digest's buffer of 256 KiB
-    assert file_hash(write(tmp_path / "a", data), memo) == content_hash(data)
+    assert file_hash(write(tmp_path / "a", data), hash_cache) == content_hash(data)
 
 
-def test_an_unchanged_file_is_read_once_in_this_run_and_the_next(tmp_path, memo, reads):
+def test_an_unchanged_file_is_read_once_in_this_run_and_the_next(tmp_path, hash_cache, reads):
     path = write(tmp_path / "a", b"one")
-    first = file_hash(path, memo)
-    assert file_hash(path, memo) == first
-    memo.save()
-    assert file_hash(path, FileMemo(memo.path)) == first
+    first = file_hash(path, hash_cache)
+    assert file_hash(path, hash_cache) == first
+    hash_cache.save()
+    assert file_hash(path, HashCache(hash_cache.path)) == first
     assert reads == ["a"]
 
 
-def test_the_memo_knows_a_file_by_its_absolute_path(tmp_path, memo, reads, monkeypatch):
+def test_the_hash_cache_knows_a_file_by_its_absolute_path(tmp_path, hash_cache, reads, monkeypatch):
     write(tmp_path / "a", b"one")
-    file_hash(tmp_path / "a", memo)
+    file_hash(tmp_path / "a", hash_cache)
     monkeypatch.chdir(tmp_path)
-    file_hash(Path("a"), memo)
+    file_hash(Path("a"), hash_cache)
     assert reads == ["a"]
     write(tmp_path / "sub" / "a", b"two")
     monkeypatch.chdir(tmp_path / "sub")
-    assert file_hash(Path("a"), memo) == content_hash(b"two")
+    assert file_hash(Path("a"), hash_cache) == content_hash(b"two")
 
 
-def test_another_size_with_the_same_time_is_read_again(tmp_path, memo):
+def test_another_size_with_the_same_time_is_read_again(tmp_path, hash_cache):
     path = write(tmp_path / "a", b"one")
-    file_hash(path, memo)
+    file_hash(path, hash_cache)
     before = path.stat()
     path.write_bytes(b"longer")
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
-    assert file_hash(path, memo) == content_hash(b"longer")
+    assert file_hash(path, hash_cache) == content_hash(b"longer")
 
 
-def test_another_time_with_the_same_size_is_read_again(tmp_path, memo):
+def test_another_time_with_the_same_size_is_read_again(tmp_path, hash_cache):
     path = write(tmp_path / "a", b"one")
-    file_hash(path, memo)
+    file_hash(path, hash_cache)
     before = path.stat()
     path.write_bytes(b"two")
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
-    assert file_hash(path, memo) == content_hash(b"two")
+    assert file_hash(path, hash_cache) == content_hash(b"two")
 
 
-def test_a_file_hashed_right_after_it_was_written_is_not_trusted(tmp_path, memo):
+def test_a_file_hashed_right_after_it_was_written_is_not_trusted(tmp_path, hash_cache):
     path = write(tmp_path / "a", b"one", age=0.5)
     before = path.stat()
-    assert file_hash(path, memo) == content_hash(b"one")
+    assert file_hash(path, hash_cache) == content_hash(b"one")
     # The same size, within the granularity of the file system's clock: nothing but the bytes tells.
     path.write_bytes(b"two")
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
-    assert file_hash(path, memo) == content_hash(b"two")
+    assert file_hash(path, hash_cache) == content_hash(b"two")
 
 
-def test_two_seconds_of_age_are_counted_from_before_the_reading(tmp_path, memo):
+def test_two_seconds_of_age_are_counted_from_before_the_reading(tmp_path, hash_cache):
     path = write(tmp_path / "a", b"one")
     mtime = path.stat().st_mtime_ns
     racy = fingerprints.FileState(size=3, mtime_ns=mtime, seen_ns=mtime + fingerprints.RACY_NS)
-    memo.put(path, {"hash": "x"}, racy)
-    assert memo.get(path) is None
+    hash_cache.put(path, {"hash": "x"}, racy)
+    assert hash_cache.get(path) is None
     settled = fingerprints.FileState(size=3, mtime_ns=mtime, seen_ns=mtime + fingerprints.RACY_NS + 1)
-    memo.put(path, {"hash": "x"}, settled)
-    assert memo.get(path) == {"hash": "x"}
-    memo.put(path, {"hash": "y"}, racy)  # what was noted before must not survive either
-    assert memo.get(path) is None
+    hash_cache.put(path, {"hash": "x"}, settled)
+    assert hash_cache.get(path) == {"hash": "x"}
+    hash_cache.put(path, {"hash": "y"}, racy)  # what was noted before must not survive either
+    assert hash_cache.get(path) is None
 
 
-def test_a_file_that_changes_while_it_is_read_is_read_again(tmp_path, memo):
+def test_a_file_that_changes_while_it_is_read_is_read_again(tmp_path, hash_cache):
     path = write(tmp_path / "a", b"one")
     state = file_state(path)
     write(path, b"two", age=1800)
-    memo.put(path, {"hash": content_hash(b"one")}, state)
-    assert memo.get(path) is None
+    hash_cache.put(path, {"hash": content_hash(b"one")}, state)
+    assert hash_cache.get(path) is None
 
 
-def test_facts_of_others_are_kept_and_not_shared(tmp_path, memo):
+def test_facts_of_others_are_kept_and_not_shared(tmp_path, hash_cache):
     path = write(tmp_path / "a", b"one")
-    memo.put(path, {"width": 8}, file_state(path))
-    file_hash(path, memo)
-    assert memo.get(path) == {"width": 8, "hash": content_hash(b"one")}
-    memo.get(path)["width"] = 9
-    assert memo.get(path)["width"] == 8
+    hash_cache.put(path, {"width": 8}, file_state(path))
+    file_hash(path, hash_cache)
+    assert hash_cache.get(path) == {"width": 8, "hash": content_hash(b"one")}
+    hash_cache.get(path)["width"] = 9
+    assert hash_cache.get(path)["width"] == 8
 
 
-def test_a_missing_file_has_no_facts(tmp_path, memo):
+def test_a_missing_file_has_no_facts(tmp_path, hash_cache):
     path = write(tmp_path / "a", b"one")
-    file_hash(path, memo)
+    file_hash(path, hash_cache)
     path.unlink()
-    assert memo.get(path) is None
+    assert hash_cache.get(path) is None
     with pytest.raises(FileNotFoundError):
-        file_hash(path, memo)
+        file_hash(path, hash_cache)
 
 
 @pytest.mark.parametrize(
@@ -144,54 +144,54 @@ def test_a_missing_file_has_no_facts(tmp_path, memo):
         b"{",
         b"[]",
         b"\xff\xfe",
-        json.dumps({"version": fingerprints.MEMO_VERSION, "files": []}).encode(),
-        json.dumps({"version": fingerprints.MEMO_VERSION, "files": {"PATH": 1}}).encode(),
-        json.dumps({"version": fingerprints.MEMO_VERSION, "files": {"PATH": {"size": 3}}}).encode(),
+        json.dumps({"version": fingerprints.HASH_CACHE_VERSION, "files": []}).encode(),
+        json.dumps({"version": fingerprints.HASH_CACHE_VERSION, "files": {"PATH": 1}}).encode(),
+        json.dumps({"version": fingerprints.HASH_CACHE_VERSION, "files": {"PATH": {"size": 3}}}).encode(),
         # Size and time are the file's own, so that nothing but the facts is wrong.
-        json.dumps({"version": fingerprints.MEMO_VERSION, "files": {"PATH": "NO FACTS"}}).encode(),
-        json.dumps({"version": fingerprints.MEMO_VERSION + 1, "files": {"PATH": "SOUND"}}).encode(),
+        json.dumps({"version": fingerprints.HASH_CACHE_VERSION, "files": {"PATH": "NO FACTS"}}).encode(),
+        json.dumps({"version": fingerprints.HASH_CACHE_VERSION + 1, "files": {"PATH": "SOUND"}}).encode(),
     ],
 )
-def test_a_damaged_or_foreign_memo_starts_afresh(tmp_path, memo, content):
+def test_a_damaged_or_foreign_hash_cache_starts_again(tmp_path, hash_cache, content):
     path = write(tmp_path / "a", b"one")
     sound = {"size": 3, "mtime_ns": path.stat().st_mtime_ns, "facts": {"hash": "wrong"}}
     content = content.replace(b'"SOUND"', json.dumps(sound).encode())
     content = content.replace(b'"NO FACTS"', json.dumps(sound | {"facts": 1}).encode())
     content = content.replace(b"PATH", str(path).encode())
-    write(memo.path, content)
-    fresh = FileMemo(memo.path)
+    write(hash_cache.path, content)
+    fresh = HashCache(hash_cache.path)
     assert file_hash(path, fresh) == content_hash(b"one")
     fresh.save()
-    assert FileMemo(memo.path).get(path) == {"hash": content_hash(b"one")}
+    assert HashCache(hash_cache.path).get(path) == {"hash": content_hash(b"one")}
 
 
 def test_a_folder_that_cannot_be_written_is_no_error(tmp_path):
     write(tmp_path / "file", b"")
-    memo = FileMemo(tmp_path / "file" / "files.json")  # a folder cannot be made where a file is
-    assert file_hash(write(tmp_path / "a", b"one"), memo) == content_hash(b"one")
-    memo.save()
+    hash_cache = HashCache(tmp_path / "file" / "files.json")  # a folder cannot be made where a file is
+    assert file_hash(write(tmp_path / "a", b"one"), hash_cache) == content_hash(b"one")
+    hash_cache.save()
 
 
-def test_a_failed_save_leaves_the_old_memo_and_nothing_else(tmp_path, memo, monkeypatch):
+def test_a_failed_save_leaves_the_old_hash_cache_and_nothing_else(tmp_path, hash_cache, monkeypatch):
     path = write(tmp_path / "a", b"one")
-    file_hash(path, memo)
-    memo.save()
-    before = memo.path.read_bytes()
+    file_hash(path, hash_cache)
+    hash_cache.save()
+    before = hash_cache.path.read_bytes()
 
     def refuse(source, target):
         raise OSError("no space left")
 
     monkeypatch.setattr(os, "replace", refuse)
-    file_hash(write(tmp_path / "b", b"two"), memo)
-    memo.save()
-    assert memo.path.read_bytes() == before
-    assert os.listdir(memo.path.parent) == [memo.path.name]
+    file_hash(write(tmp_path / "b", b"two"), hash_cache)
+    hash_cache.save()
+    assert hash_cache.path.read_bytes() == before
+    assert os.listdir(hash_cache.path.parent) == [hash_cache.path.name]
 
 
-def test_folder_hash_depends_on_names_and_contents_only(tmp_path, memo):
+def test_folder_hash_depends_on_names_and_contents_only(tmp_path, hash_cache):
     def component(root, **files):
         paths = [write(tmp_path / root / name.replace("__", "/"), data) for name, data in files.items()]
-        return folder_hash(paths, memo)
+        return folder_hash(paths, hash_cache)
 
     one = component("one", config=b"{}", weights=b"1234", sub__weights=b"5")
     assert component("two/deeper", sub__weights=b"5", weights=b"1234", config=b"{}") == one
@@ -214,7 +214,7 @@ def test_what_another_process_noted_meanwhile_is_taken_up(tmp_path):
     file = tmp_path / "file"
     file.write_bytes(b"x")
     os.utime(file, (1, 1))
-    mine, other = FileMemo(tmp_path / "memo.json"), FileMemo(tmp_path / "memo.json")
+    mine, other = HashCache(tmp_path / "hashes.json"), HashCache(tmp_path / "hashes.json")
     other.put(file, {"hash": "h"}, file_state(file))
     other.save()
     assert mine.get(file) is None

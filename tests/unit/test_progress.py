@@ -1,21 +1,21 @@
-"""Seconds by phase."""
+"""Seconds by stage."""
 
 from __future__ import annotations
 
-from sushi_research.progress import Phases
+from sushi_research.progress import StageTimings
 
 
-def test_a_phase_that_is_entered_again_adds_up() -> None:
+def test_a_stage_that_is_entered_again_adds_up() -> None:
     now = 10.0
-    phases = Phases("planning", clock=lambda: now)
+    timings = StageTimings("planning", clock=lambda: now)
     now = 11.5
-    phases.enter("training")
+    timings.enter("training")
     now = 14.0
-    phases.enter("drawing")
+    timings.enter("sampling")
     now = 15.0
-    phases.enter("training")
+    timings.enter("training")
     now = 15.25
-    assert phases.seconds() == {"planning": 1.5, "training": 2.75, "drawing": 1.0}
+    assert timings.seconds() == {"planning": 1.5, "training": 2.75, "sampling": 1.0}
     now = 16.25
-    assert phases.seconds()["training"] == 3.75, "the phase goes on after it was asked"
-    assert list(phases.seconds()) == ["planning", "training", "drawing"]
+    assert timings.seconds()["training"] == 3.75, "the stage goes on after it was asked"
+    assert list(timings.seconds()) == ["planning", "training", "sampling"]

@@ -23,11 +23,11 @@ def test_same_key_same_draw_whatever_was_drawn_before():
 
 
 def test_each_part_of_the_key_matters():
-    draws = [
+    values = [
         randomness.uniform(*arguments)
         for arguments in [(0, "a"), (1, "a"), (0, "b"), (0, "a", 1), (0, "a", "1"), (0, "a", 1, 2), (0, "a", 12)]
     ]
-    assert len(set(draws)) == len(draws)
+    assert len(set(values)) == len(values)
 
 
 def test_a_larger_batch_does_not_move_a_sample():

@@ -268,7 +268,7 @@ def test_verify_refuses_a_cut_file(tmp_path):
 
 
 def test_verify_notices_modules_that_diffusers_drops(tmp_path, monkeypatch):
-    # With SDXL's own naming beside diffusers' in one file, diffusers drops the former without a word.
+    # With SDXL's own naming next to diffusers' in one file, diffusers drops the former without a word.
     right = formats.kohya_unet_names
 
     def mixed(architecture, paths, layers_per_block):

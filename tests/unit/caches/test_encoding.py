@@ -51,7 +51,7 @@ def vae(bases):
 
 def test_a_key_has_all_that_decides_the_pixels(items):
     item = next(each for each in items if each.sample.width == 97)
-    place = item.placement
+    geometry = item.geometry
     keys = [
         encode.latent_key(item, flip, vae, dtype)
         for flip in (False, True)
@@ -68,7 +68,7 @@ def test_a_key_has_all_that_decides_the_pixels(items):
         {"height": 32},
         {"width": 32},
     ):
-        changed = replace(item, placement=replace(place, **change))
+        changed = replace(item, geometry=replace(geometry, **change))
         keys.append(encode.latent_key(changed, False, "v1", torch.float32))
     assert len(set(keys)) == 15
     # Neither the file's name, nor its caption, nor which repetition it is.
@@ -103,7 +103,7 @@ def test_an_entry_is_the_vaes_posterior_of_the_pixels(items, store, vae):
     for item in items:
         for flip in (False, True):
             key = encode.latent_key(item, flip, "v", torch.float32)
-            pixels = images.resize_and_crop(images.decode(item.sample.read()), item.placement, flip)
+            pixels = images.resize_and_crop(images.decode(item.sample.read()), item.geometry, flip)
             with torch.no_grad():
                 picture = torch.tensor(pixels).permute(2, 0, 1)[None].float() / 127.5 - 1
                 posterior = vae.encode(picture).latent_dist

@@ -473,7 +473,7 @@ def test_a_mistake_in_a_file_gets_its_sentence(layer: Any) -> None:
         assert problem("--config", layer(text), *REQUIRED) == sentence, text
 
 
-def test_a_value_that_a_later_layer_replaces_is_not_judged(layer: Any) -> None:
+def test_a_value_that_a_later_layer_replaces_is_not_evaluated(layer: Any) -> None:
     assert load("--config", layer("lora: {rank: 0}"), *REQUIRED, "--lora.rank", "4").lora.rank == 4
 
 
@@ -491,7 +491,7 @@ def test_several_problems_are_listed_one_line_each(layer: Any) -> None:
 def test_missing_keys_are_named_with_the_way_to_give_them() -> None:
     assert problem("--train.steps", "1", "--model.base", "b") == (
         "data.path is missing: give --data.path VALUE, or path under data: in a file "
-        "(Training images: a folder with captions beside them, an HF dataset folder, or a hub dataset id)"
+        "(Training images: a folder with captions next to them, an HF dataset folder, or a hub dataset id)"
     )
     lines = problem("--lora.rank", "8").splitlines()
     assert [line.split()[0] for line in lines[1:]] == ["model.base", "data.path", "train.steps"]

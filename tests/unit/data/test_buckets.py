@@ -2,7 +2,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from sushi_research.data.buckets import BucketRule, Placement, TooSmall, bucket_shapes, place
+from sushi_research.data.buckets import BucketRule, CropGeometry, TooSmall, bucket_shapes, crop_geometry
 from sushi_research.errors import UserError
 
 SDXL = BucketRule(resolution=1024, min_side=512, max_side=2048)
@@ -10,16 +10,16 @@ SD15 = BucketRule(resolution=512, min_side=256, max_side=1024)
 LARGER = BucketRule(resolution=512, min_side=256, max_side=1024, upscale=True)
 
 
-def transposed(placement: Placement) -> Placement:
-    return Placement(
-        original_height=placement.original_width,
-        original_width=placement.original_height,
-        resized_height=placement.resized_width,
-        resized_width=placement.resized_height,
-        crop_top=placement.crop_left,
-        crop_left=placement.crop_top,
-        height=placement.width,
-        width=placement.height,
+def transposed(geometry: CropGeometry) -> CropGeometry:
+    return CropGeometry(
+        original_height=geometry.original_width,
+        original_width=geometry.original_height,
+        resized_height=geometry.resized_width,
+        resized_width=geometry.resized_height,
+        crop_top=geometry.crop_left,
+        crop_left=geometry.crop_top,
+        height=geometry.width,
+        width=geometry.height,
     )
 
 
@@ -43,9 +43,9 @@ sides = st.integers(1, 5000)
 # Both sides fit here, and it is the height that sets the scale.
 @example(223, 286, BucketRule(resolution=191, min_side=1, max_side=216, step=1))
 @given(sides, sides, rules())
-def test_a_placement_keeps_every_promise(width, height, rule):
+def test_a_crop_geometry_keeps_every_promise(width, height, rule):
     try:
-        p = place(width, height, rule)
+        p = crop_geometry(width, height, rule)
     except TooSmall:
         assert not rule.upscale
         return
@@ -69,19 +69,19 @@ def test_a_placement_keeps_every_promise(width, height, rule):
 
 
 @given(sides, sides, rules())
-def test_a_transposed_image_has_the_transposed_placement(width, height, rule):
+def test_a_transposed_image_has_the_transposed_crop_geometry(width, height, rule):
     try:
-        expected = transposed(place(width, height, rule))
+        expected = transposed(crop_geometry(width, height, rule))
     except TooSmall:
         with pytest.raises(TooSmall):
-            place(height, width, rule)
+            crop_geometry(height, width, rule)
         return
-    assert place(height, width, rule) == expected
+    assert crop_geometry(height, width, rule) == expected
 
 
 @given(sides, sides)
 def test_with_upscaling_the_bucket_is_the_closest_by_log_aspect(width, height):
-    p = place(width, height, LARGER)
+    p = crop_geometry(width, height, LARGER)
     assert (p.width, p.height) in bucket_shapes(LARGER)
 
     def distance(w, h):  # the exponential of the distance, times a constant; exact in integers up to the division
@@ -93,7 +93,7 @@ def test_with_upscaling_the_bucket_is_the_closest_by_log_aspect(width, height):
 @given(st.integers(256, 5000), st.integers(256, 5000))
 def test_only_images_below_the_smallest_bucket_are_refused_at_ordinary_aspects(width, height):
     if max(width, height) <= 2 * min(width, height):
-        place(width, height, SD15)
+        crop_geometry(width, height, SD15)
 
 
 def test_the_shapes_at_512_are_those_of_kohya():
@@ -123,8 +123,8 @@ def test_a_square_is_a_shape_even_when_the_resolution_is_no_multiple_of_the_step
         ((6000, 600), (2048, 512), (5120, 512), (1536, 0)),
     ],
 )
-def test_placements_computed_by_hand(size, bucket, resized, crop):
-    p = place(*size, SDXL)
+def test_crop_geometries_computed_by_hand(size, bucket, resized, crop):
+    p = crop_geometry(*size, SDXL)
     assert (p.width, p.height) == bucket
     assert (p.resized_width, p.resized_height) == resized
     assert (p.crop_left, p.crop_top) == crop
@@ -134,23 +134,23 @@ def test_of_two_shapes_as_close_the_larger_is_taken():
     rule = BucketRule(resolution=256, min_side=64, max_side=1024, upscale=True)
     # 1:6 is as far from 1:4 (128x512) as from 1:9 (64x576).
     assert {(128, 512), (64, 576)} <= set(bucket_shapes(rule))
-    assert (place(8, 48, rule).width, place(8, 48, rule).height) == (128, 512)
-    assert (place(48, 8, rule).width, place(48, 8, rule).height) == (512, 128)
+    assert (crop_geometry(8, 48, rule).width, crop_geometry(8, 48, rule).height) == (128, 512)
+    assert (crop_geometry(48, 8, rule).width, crop_geometry(48, 8, rule).height) == (512, 128)
 
 
 def test_a_small_image_is_refused_with_its_size_or_enlarged():
     with pytest.raises(TooSmall) as caught:
-        place(300, 200, SD15)
+        crop_geometry(300, 200, SD15)
     assert caught.value.reason == str(caught.value)
     assert "300x200" in caught.value.reason and "256x192" in caught.value.reason and "256" in caught.value.reason
-    p = place(300, 200, LARGER)
+    p = crop_geometry(300, 200, LARGER)
     assert (p.width, p.height, p.resized_width, p.resized_height) == (640, 384, 640, 427)
 
 
 def test_the_smallest_image_that_is_not_too_small():
-    assert (place(256, 256, SD15).width, place(256, 256, SD15).height) == (256, 256)
+    assert (crop_geometry(256, 256, SD15).width, crop_geometry(256, 256, SD15).height) == (256, 256)
     with pytest.raises(TooSmall):
-        place(256, 255, SD15)
+        crop_geometry(256, 255, SD15)
 
 
 def test_a_rule_without_shapes_is_refused():
@@ -159,7 +159,7 @@ def test_a_rule_without_shapes_is_refused():
 
 
 def test_time_ids_hold_the_true_sizes_and_the_crop_mirrored_when_flipped():
-    p = place(4001, 3000, SDXL)
+    p = crop_geometry(4001, 3000, SDXL)
     assert (p.resized_width, p.width, p.crop_left) == (1195, 1152, 21)
     assert p.time_ids(flip=False, convention="image") == (3000, 4001, 0, 21, 896, 1152)
     # 43 columns are cut off: 21 on the left, 22 on the right, which is left in the mirrored picture.
@@ -168,4 +168,4 @@ def test_time_ids_hold_the_true_sizes_and_the_crop_mirrored_when_flipped():
 
 @pytest.mark.parametrize("flip", [False, True])
 def test_time_ids_by_the_bucket_hold_its_size_alone(flip):
-    assert place(3000, 4000, SDXL).time_ids(flip, "bucket") == (1152, 896, 0, 0, 1152, 896)
+    assert crop_geometry(3000, 4000, SDXL).time_ids(flip, "bucket") == (1152, 896, 0, 0, 1152, 896)

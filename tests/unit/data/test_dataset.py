@@ -13,7 +13,7 @@ from PIL import Image
 from sushi_research.data import dataset
 from sushi_research.data.dataset import Problem, Sample, Scan, require_clean, write_report
 from sushi_research.errors import UserError
-from sushi_research.fingerprints import FileMemo, content_hash, file_hash
+from sushi_research.fingerprints import HashCache, content_hash, file_hash
 
 
 def picture(colour: int, format: str = "PNG", size: tuple[int, int] = (12, 8), mode: str = "RGB", **options) -> bytes:
@@ -60,15 +60,15 @@ def root(tmp_path):
 
 
 @pytest.fixture
-def memo(tmp_path):
-    return FileMemo(tmp_path / "cache" / "files.json")
+def hash_cache(tmp_path):
+    return HashCache(tmp_path / "cache" / "files.json")
 
 
 @pytest.fixture
-def scan(memo):
+def scan(hash_cache):
     def run(path, **changes):
         arguments = {"split": "train", "image_column": "image", "caption_column": "text", "revision": None}
-        return dataset.scan(path, **(arguments | {"memo": memo, "show_progress": False} | changes))
+        return dataset.scan(path, **(arguments | {"hash_cache": hash_cache, "show_progress": False} | changes))
 
     return run
 
@@ -445,32 +445,32 @@ def test_the_same_image_with_the_same_caption_is_kept_and_noted(root, scan):
     assert result.notes == ["a.png, sub/b.png: the same image with the same caption; all are used"]
 
 
-# --- the memo ---
+# --- the hash cache ---
 
 
-def test_a_second_scan_reads_no_pixels_and_finds_the_same(root, scan, memo, decodes):
+def test_a_second_scan_reads_no_pixels_and_finds_the_same(root, scan, hash_cache, decodes):
     write(root, a_png=picture(1), a_txt="x", b_png=picture(2), b_txt="y")
     first = scan(root)
     assert len(decodes) == 2
-    second = scan(root, memo=FileMemo(memo.path))
+    second = scan(root, hash_cache=HashCache(hash_cache.path))
     assert len(decodes) == 2
     assert second == first
 
 
-def test_a_hash_alone_does_not_pass_for_a_check(root, scan, memo, decodes):
+def test_a_hash_alone_does_not_pass_for_a_check(root, scan, hash_cache, decodes):
     write(root, a_png=picture(1), a_txt="x")
-    file_hash(root / "a.png", memo)
+    file_hash(root / "a.png", hash_cache)
     assert len(scan(root).samples) == len(decodes) == 1
 
 
 def test_the_check_shows_its_progress_when_asked(root, scan, capsys):
     write(root, a_png=picture(1), a_txt="x")
-    scan(root, memo=FileMemo(root / "none.json"))
+    scan(root, hash_cache=HashCache(root / "none.json"))
     assert capsys.readouterr().err == ""
-    scan(root, memo=FileMemo(root / "none2.json"), show_progress=True)
+    scan(root, hash_cache=HashCache(root / "none2.json"), show_progress=True)
     shown = capsys.readouterr().err
     assert "checking images" in shown and "1/1" in shown
-    scan(root, memo=FileMemo(root / "none2.json"), show_progress=True)
+    scan(root, hash_cache=HashCache(root / "none2.json"), show_progress=True)
     assert capsys.readouterr().err == ""  # there was nothing to check
 
 
@@ -492,7 +492,7 @@ def test_a_bad_image_is_looked_at_each_time(root, scan, decodes):
     assert sorted(decodes) == sorted([b"bad", picture(2), b"bad"])
 
 
-def test_a_check_that_is_interrupted_keeps_what_it_did(root, scan, memo, decodes, monkeypatch):
+def test_a_check_that_is_interrupted_keeps_what_it_did(root, scan, hash_cache, decodes, monkeypatch):
     write(root, a_png=picture(1), a_txt="x", b_png=picture(2), b_txt="y")
     monkeypatch.setattr(os, "cpu_count", lambda: 1)
     counting = dataset.decode
@@ -505,7 +505,7 @@ def test_a_check_that_is_interrupted_keeps_what_it_did(root, scan, memo, decodes
     monkeypatch.setattr(dataset, "decode", interrupted)
     with pytest.raises(KeyboardInterrupt):
         scan(root)
-    assert FileMemo(memo.path).get(root / "a.png")["hash"] == content_hash(picture(1))
+    assert HashCache(hash_cache.path).get(root / "a.png")["hash"] == content_hash(picture(1))
 
 
 # --- an HF data set ---
@@ -581,7 +581,7 @@ def test_a_folder_of_arrow_files(root, tmp_path, scan):
     assert len(scan(root).samples) == 3
 
 
-def test_images_beside_a_table_are_what_is_meant(root, scan):
+def test_images_next_to_a_table_are_what_is_meant(root, scan):
     write(root, a_png=picture(1), a_txt="x")
     table().to_parquet(str(root / "old.parquet"))
     result = scan(root)

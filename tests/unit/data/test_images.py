@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageFile
 
 from sushi_research.data import images
-from sushi_research.data.buckets import BucketRule, Placement, place
+from sushi_research.data.buckets import BucketRule, CropGeometry, crop_geometry
 from sushi_research.data.images import BadImage, decode, resize_and_crop
 
 WHITE, BLACK, RED = (255, 255, 255), (0, 0, 0), (255, 0, 0)
@@ -281,7 +281,7 @@ def test_the_settings_hold_until_the_last_thread_is_done(monkeypatch):
 
 def test_resize_and_crop_is_lanczos_then_the_cut_then_the_mirror():
     image = noise(100, 60)
-    placement = Placement(
+    geometry = CropGeometry(
         original_height=60,
         original_width=100,
         resized_height=32,
@@ -292,21 +292,21 @@ def test_resize_and_crop_is_lanczos_then_the_cut_then_the_mirror():
         width=48,
     )
     whole = np.asarray(image.resize((53, 32), Image.Resampling.LANCZOS))
-    pixels = resize_and_crop(image, placement, flip=False)
+    pixels = resize_and_crop(image, geometry, flip=False)
     assert pixels.dtype == np.uint8 and pixels.shape == (32, 48, 3)
     assert np.array_equal(pixels, whole[:, 2:50])
-    mirrored = resize_and_crop(image, placement, flip=True)
+    mirrored = resize_and_crop(image, geometry, flip=True)
     assert np.array_equal(mirrored, whole[:, 2:50][:, ::-1])
     assert mirrored.flags["C_CONTIGUOUS"] and mirrored.flags["WRITEABLE"]
 
 
 def test_an_image_of_its_buckets_size_is_not_touched():
     image = noise(64, 64)
-    placement = place(64, 64, BucketRule(resolution=64, min_side=64, max_side=64))
-    assert np.array_equal(resize_and_crop(image, placement, flip=False), np.asarray(image))
+    geometry = crop_geometry(64, 64, BucketRule(resolution=64, min_side=64, max_side=64))
+    assert np.array_equal(resize_and_crop(image, geometry, flip=False), np.asarray(image))
 
 
-def test_a_placement_of_another_image_is_refused():
-    placement = place(64, 64, BucketRule(resolution=64, min_side=64, max_side=64))
+def test_a_crop_geometry_of_another_image_is_refused():
+    geometry = crop_geometry(64, 64, BucketRule(resolution=64, min_side=64, max_side=64))
     with pytest.raises(AssertionError):
-        resize_and_crop(noise(64, 48), placement, flip=False)
+        resize_and_crop(noise(64, 48), geometry, flip=False)

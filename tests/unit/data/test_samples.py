@@ -71,6 +71,6 @@ def test_the_hash_sees_what_is_trained_on(change):
     assert dataset_hash(after) != dataset_hash(before)
 
 
-def test_the_hash_sees_the_placement():
+def test_the_hash_sees_the_crop_geometry():
     wide = BucketRule(resolution=64, step=16, min_side=32, max_side=128)
     assert dataset_hash(make_items(SAMPLES, wide)[0]) != dataset_hash(make_items(SAMPLES, RULE)[0])

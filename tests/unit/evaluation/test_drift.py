@@ -14,28 +14,30 @@ from sushi_research.evaluation import drift, validation_set
 CAPTIONS = ("picture 0 of a", "picture 1 of b", "picture 2 of a")
 
 
-def pack_of(here, captions=CAPTIONS, base_hash="base", side=64, dtype=torch.float32):
-    return drift.make_pack(captions, here.caches.text_key, here.model, here.base, base_hash, side=side, dtype=dtype)
+def drift_set_of(here, captions=CAPTIONS, base_hash="base", side=64, dtype=torch.float32):
+    return drift.make_drift_set(
+        captions, here.caches.text_key, here.model, here.base, base_hash, side=side, dtype=dtype
+    )
 
 
-def drawn(here, pack, folder):
+def generated(here, drift_set, folder):
     store = Store.open(folder, drift.TENSORS, repair=True)
     unet = copy.deepcopy(here.unet).eval()
     for rank in range(2):
-        drift.draw_missing(pack, store, here.caches.text, here.model, here.base, unet, rank=rank, world=2)
+        drift.generate_missing(drift_set, store, here.caches.text, here.model, here.base, unet, rank=rank, world=2)
         store.refresh()
     return store
 
 
 @pytest.fixture(scope="module")
-def drawings(setting, tmp_path_factory):
+def generated_latents(setting, tmp_path_factory):
     """The drawings of the captions by an architecture's base, made once."""
     root = tmp_path_factory.mktemp("drawings")
-    return functools.cache(lambda name: drawn(setting(name), pack_of(setting(name)), root / name))
+    return functools.cache(lambda name: generated(setting(name), drift_set_of(setting(name)), root / name))
 
 
-def measure_of(here, pack, store, **share):
-    return drift.Drift(pack, store, here.caches.text, here.model, here.base, device=torch.device("cpu"), **share)
+def measure_of(here, drift_set, store, **share):
+    return drift.Drift(drift_set, store, here.caches.text, here.model, here.base, device=torch.device("cpu"), **share)
 
 
 def moved(unet):
@@ -49,37 +51,37 @@ def moved(unet):
 
 
 @pytest.mark.slow
-def test_the_drift_equals_a_plain_reference(architecture, setting, drawings):
+def test_the_drift_equals_a_plain_reference(architecture, setting, generated_latents):
     """Written out one draw at a time; batches of four round otherwise."""
     here = setting(architecture)
-    pack, store = pack_of(here), drawings(architecture)
-    measure = measure_of(here, pack, store)
+    drift_set, store = drift_set_of(here), generated_latents(architecture)
+    measure = measure_of(here, drift_set, store)
     measure.remember_base(here.unet)
     assert (measure.measure(here.unet) == 0).all(), "the base has not moved"
     other = moved(here.unet)
     found = measure.measure(other)
-    assert found.shape == (3, drift.DRAWS) and found.dtype == np.float32 and (found > 0).all()
+    assert found.shape == (3, drift.NOISE_SAMPLES) and found.dtype == np.float32 and (found > 0).all()
 
     abar = diffusion.alphas_cumprod()
     for index, caption in enumerate(CAPTIONS):
-        x0 = store.get(pack.keys[index])["latents"].float()[None]
+        x0 = store.get(drift_set.keys[index])["latents"].float()[None]
         text = {name: value[None] for name, value in here.caches.text(caption).items()}
         sizes = torch.tensor([[64, 64, 0, 0, 64, 64]], dtype=torch.float32)
-        for draw, t in enumerate(torch.from_numpy(validation_set.timesteps(caption, drift.DRAWS))):
-            noise = validation_set.noise(caption, draw, (4, 8, 8))[None]
+        for number, t in enumerate(torch.from_numpy(validation_set.timesteps(caption, drift.NOISE_SAMPLES))):
+            noise = validation_set.noise(caption, number, (4, 8, 8))[None]
             noised = abar[t].sqrt() * x0 + (1 - abar[t]).sqrt() * noise
             with torch.no_grad():
                 one, two = (here.model.predict(unet, noised, t[None], text, sizes) for unet in (here.unet, other))
-            assert found[index, draw] == pytest.approx((one - two).square().mean().item(), rel=1e-4)
+            assert found[index, number] == pytest.approx((one - two).square().mean().item(), rel=1e-4)
 
 
-def test_the_number_of_processes_changes_no_bit(setting, drawings):
+def test_the_number_of_processes_changes_no_bit(setting, generated_latents):
     here = setting("sd15")
-    pack, store = pack_of(here), drawings("sd15")
+    drift_set, store = drift_set_of(here), generated_latents("sd15")
     other = moved(here.unet)
     shares = []
     for rank, world in ((0, 1), (0, 2), (1, 2)):
-        measure = measure_of(here, pack, store, rank=rank, world=world)
+        measure = measure_of(here, drift_set, store, rank=rank, world=world)
         assert not measure.knows_base
         measure.remember_base(here.unet)
         shares.append(measure.measure(other))
@@ -87,29 +89,29 @@ def test_the_number_of_processes_changes_no_bit(setting, drawings):
     assert (shares[1][1] == 0).all() and (shares[2][[0, 2]] == 0).all()
 
 
-def test_a_caption_is_drawn_once(setting, drawings, tmp_path):
+def test_a_caption_is_sampled_once(setting, generated_latents, tmp_path):
     here = setting("sd15")
-    store = drawings("sd15")
-    before = {key: store.get(key)["latents"] for key in pack_of(here).keys}
+    store = generated_latents("sd15")
+    before = {key: store.get(key)["latents"] for key in drift_set_of(here).keys}
     assert len(before) == 3 and all(value.shape == (4, 8, 8) for value in before.values())
-    drift.draw_missing(pack_of(here), store, here.caches.text, here.model, here.base, None)  # needs no UNet
-    again = drawn(here, pack_of(here, CAPTIONS[1::-1]), tmp_path / "again")
-    for key in pack_of(here).keys[:2]:
+    drift.generate_missing(drift_set_of(here), store, here.caches.text, here.model, here.base, None)  # needs no UNet
+    again = generated(here, drift_set_of(here, CAPTIONS[1::-1]), tmp_path / "again")
+    for key in drift_set_of(here).keys[:2]:
         assert torch.equal(before[key], again.get(key)["latents"]), "neither order nor company changes a drawing"
 
 
-def test_the_pack_is_bound_to_what_decides_a_drawing(setting):
+def test_the_validation_set_is_bound_to_what_decides_a_sample(setting):
     here = setting("sd15")
-    packs = [
-        pack_of(here),
-        pack_of(here, CAPTIONS[:2]),
-        pack_of(here, base_hash="another"),
-        pack_of(here, side=96),
-        pack_of(here, dtype=torch.bfloat16),
+    drift_sets = [
+        drift_set_of(here),
+        drift_set_of(here, CAPTIONS[:2]),
+        drift_set_of(here, base_hash="another"),
+        drift_set_of(here, side=96),
+        drift_set_of(here, dtype=torch.bfloat16),
     ]
-    assert pack_of(here) == packs[0] and len({pack.hash for pack in packs}) == 5
-    assert packs[1].keys == packs[0].keys[:2]
-    assert not set(packs[0].keys) & {key for pack in packs[2:] for key in pack.keys}
+    assert drift_set_of(here) == drift_sets[0] and len({drift_set.hash for drift_set in drift_sets}) == 5
+    assert drift_sets[1].keys == drift_sets[0].keys[:2]
+    assert not set(drift_sets[0].keys) & {key for drift_set in drift_sets[2:] for key in drift_set.keys}
 
 
 def test_the_summary_is_over_captions():

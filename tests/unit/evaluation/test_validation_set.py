@@ -1,4 +1,4 @@
-"""The evaluation pack is the same for every run, and the loss on it is the plain one, whoever computes which part."""
+"""The validation set is the same for every run, and the loss on it is the plain one, whoever computes which part."""
 
 from dataclasses import replace
 
@@ -29,7 +29,7 @@ def test_timesteps_are_one_in_each_part_of_the_schedule():
     assert many.min() == 0 and many.max() == 999
 
 
-def test_noise_differs_between_images_and_draws_and_is_normal():
+def test_noise_differs_between_images_and_samples_and_is_normal():
     one = validation_set.noise("a", 0, (4, 16, 16))
     assert torch.equal(one, validation_set.noise("a", 0, (4, 16, 16)))
     assert not torch.equal(one, validation_set.noise("a", 1, (4, 16, 16)))
@@ -41,9 +41,9 @@ def test_noise_differs_between_images_and_draws_and_is_normal():
 def test_losses_equal_a_plain_reference(architecture, setting, prediction):
     """Written out with diffusers' scheduler, one draw at a time. Batches of four round otherwise: a few units in the 6th digit."""
     here = setting(architecture)
-    pack = here.pack(prediction=prediction)
-    found = here.losses(pack, prediction)
-    assert found.shape == (len(pack.items), 4) and found.dtype == np.float32
+    val_set = here.validation_set(prediction=prediction)
+    found = here.losses(val_set, prediction)
+    assert found.shape == (len(val_set.items), 4) and found.dtype == np.float32
     schedule = DDPMScheduler(
         beta_schedule="scaled_linear",
         beta_start=0.00085,
@@ -52,16 +52,16 @@ def test_losses_equal_a_plain_reference(architecture, setting, prediction):
         rescale_betas_zero_snr=prediction.zero_terminal_snr,
     )
     vae = loading.load_vae(here.base, torch.float32, CPU)
-    for index in (0, len(pack.items) - 1):
-        item = pack.items[index]
+    for index in (0, len(val_set.items) - 1):
+        item = val_set.items[index]
         row = here.caches.latents.get(here.caches.latent_key(item, False))
         x0 = row["mean"].float()[None] * vae.config.scaling_factor
         hidden = {name: value[None] for name, value in here.caches.text(item.sample.caption).items()}
-        place = item.placement
-        sizes = torch.tensor([place.time_ids(False, "image")], dtype=torch.float32)
-        for draw in range(4):
-            t = torch.from_numpy(pack.timesteps()[index, draw : draw + 1])
-            eps = validation_set.noise(item.sample.image_hash, draw, tuple(x0.shape[1:]))[None]
+        geometry = item.geometry
+        sizes = torch.tensor([geometry.time_ids(False, "image")], dtype=torch.float32)
+        for number in range(4):
+            t = torch.from_numpy(val_set.timesteps()[index, number : number + 1])
+            eps = validation_set.noise(item.sample.image_hash, number, tuple(x0.shape[1:]))[None]
             added = {"text_embeds": hidden["pooled"].float(), "time_ids": sizes} if architecture == "sdxl" else None
             with torch.no_grad():
                 predicted = here.unet(
@@ -71,60 +71,68 @@ def test_losses_equal_a_plain_reference(architecture, setting, prediction):
                     added_cond_kwargs=added,
                 ).sample
             goal = eps if prediction.type == "epsilon" else schedule.get_velocity(x0, eps, t)
-            assert found[index, draw] == pytest.approx((predicted - goal).square().mean().item(), rel=2e-5)
+            assert found[index, number] == pytest.approx((predicted - goal).square().mean().item(), rel=2e-5)
 
 
 def test_the_number_of_processes_changes_no_bit(setting):
     here = setting("sd15")
-    pack, alone = here.pack(draws=8), None
-    alone = here.losses(pack)
+    val_set, alone = here.validation_set(noise_samples=8), None
+    alone = here.losses(val_set)
     assert here.unet.training, "the UNet is left as it came"
     for world in (2, 3):
-        shares = [here.losses(pack, rank=rank, world=world) for rank in range(world)]
+        shares = [here.losses(val_set, rank=rank, world=world) for rank in range(world)]
         assert np.array_equal(sum(shares), alone)
         assert all((share == 0).any() for share in shares)
 
 
-def test_the_pack_is_bound_to_what_it_is_made_of(setting):
+def test_the_validation_set_is_bound_to_what_it_is_made_of(setting):
     here = setting("sd15")
-    pack = here.pack()
-    assert pack == here.pack() and len(pack.items) == len({item.sample.image_hash for item in here.items})
-    again = here.pack(4)
-    assert again.hash == pack.hash
-    shuffled = validation_set.make_pack(reversed(here.items), 4, here.caches, Prediction(), "base")
-    assert shuffled.hash == pack.hash and shuffled.items == pack.items
-    others = [here.pack(draws=8), here.pack(prediction=V_ZERO), here.pack(base_hash="another")]
-    fewer = validation_set.make_pack(here.items[1:], 4, here.caches, Prediction(), "base")
+    val_set = here.validation_set()
+    assert val_set == here.validation_set() and len(val_set.items) == len(
+        {item.sample.image_hash for item in here.items}
+    )
+    again = here.validation_set(4)
+    assert again.hash == val_set.hash
+    shuffled = validation_set.make_validation_set(reversed(here.items), 4, here.caches, Prediction(), "base")
+    assert shuffled.hash == val_set.hash and shuffled.items == val_set.items
+    others = [
+        here.validation_set(noise_samples=8),
+        here.validation_set(prediction=V_ZERO),
+        here.validation_set(base_hash="another"),
+    ]
+    fewer = validation_set.make_validation_set(here.items[1:], 4, here.caches, Prediction(), "base")
     item = here.items[0]
     named = replace(item, sample=replace(item.sample, caption="another"))
-    renamed = validation_set.make_pack([named, *here.items[1:]], 4, here.caches, Prediction(), "base")
-    assert len({pack.hash, fewer.hash, renamed.hash, *(other.hash for other in others)}) == 6
+    renamed = validation_set.make_validation_set([named, *here.items[1:]], 4, here.caches, Prediction(), "base")
+    assert len({val_set.hash, fewer.hash, renamed.hash, *(other.hash for other in others)}) == 6
 
 
 def test_results_are_kept_step_by_step(setting, tmp_path):
     here = setting("sd15")
-    pack, results = here.pack(), Results(tmp_path / "evaluation.parquet")
-    assert results.read() is None and results.steps() == [] and results.loss_at(pack, 0) is None
-    shape, rng = (len(pack.items), pack.draws), np.random.default_rng(0)
+    val_set, results = here.validation_set(), Results(tmp_path / "evaluation.parquet")
+    assert results.read() is None and results.steps() == [] and results.loss_at(val_set, 0) is None
+    shape, rng = (len(val_set.items), val_set.noise_samples), np.random.default_rng(0)
     base, *later = (rng.random(shape).astype(np.float32) for _ in range(4))
     for step, loss in ((0, base), (20, later[0]), (10, later[1])):
-        results.append(pack, step, loss, base)
-    results.append(pack, 20, later[2], base)  # again: replaced
+        results.append(val_set, step, loss, base)
+    results.append(val_set, 20, later[2], base)  # again: replaced
     assert results.steps() == [0, 10, 20]
     for step, loss in ((0, base), (10, later[1]), (20, later[2])):
-        assert np.array_equal(results.loss_at(pack, step), loss)
+        assert np.array_equal(results.loss_at(val_set, step), loss)
     rows = results.read().to_pylist()
     first = rows[0]
-    assert first["image"] == pack.items[0].sample.image_hash and first["timestep"] == pack.timesteps()[0, 0]
+    assert first["image"] == val_set.items[0].sample.image_hash and first["timestep"] == val_set.timesteps()[0, 0]
     assert first["loss"] == first["base_loss"] == base[0, 0] and len(rows) == 3 * base.size
     results.cut_back(10)
     assert results.steps() == [0, 10]
-    assert results.loss_at(here.pack(draws=8), 10) is None, "another pack has no losses here"
-    results.append(here.pack(draws=8), 0, np.ones((shape[0], 8)), np.ones((shape[0], 8)))
-    assert results.steps() == [0], "what another pack gave cannot stand beside it"
+    assert results.loss_at(here.validation_set(noise_samples=8), 10) is None, (
+        "another validation set has no losses here"
+    )
+    results.append(here.validation_set(noise_samples=8), 0, np.ones((shape[0], 8)), np.ones((shape[0], 8)))
+    assert results.steps() == [0], "what another validation set gave cannot stand next to it"
 
 
-def test_a_damaged_file_is_told(tmp_path):
+def test_a_damaged_file_is_reported(tmp_path):
     (tmp_path / "evaluation.parquet").write_bytes(b"PAR1 and no more")
     with pytest.raises(UserError, match="evaluation.parquet is damaged"):
         Results(tmp_path / "evaluation.parquet").read()
@@ -138,6 +146,11 @@ def test_the_summary_is_over_images():
     assert values["evaluation/loss"] == 3.0 and values["evaluation/loss_se"] == pytest.approx(1.0)
     assert values["evaluation/loss_over_base"] == -0.75
     assert values["evaluation/loss_over_base_se"] == pytest.approx(0.25)
-    assert [values[f"evaluation/band_over_base/{band}"] for band in range(4)] == [-1.5, 0.0, 0.0, -1.5]
+    assert [values[f"evaluation/loss_over_base_by_timestep/{timestep_bin}"] for timestep_bin in range(4)] == [
+        -1.5,
+        0.0,
+        0.0,
+        -1.5,
+    ]
     alone = validation_set.summary(loss[:1], base[:1], times[:1])
     assert "evaluation/loss_se" not in alone and alone["evaluation/loss"] == 2.0

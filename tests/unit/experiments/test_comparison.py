@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from fake_runs import DRAWS, IMAGES, FakePack, fake_run
+from fake_runs import IMAGES, NOISE_SAMPLES, FakeValidationSet, fake_run
 
 from sushi_research.errors import UserError
 from sushi_research.experiments.comparison import compare, removed_by_seeds, variants_of
@@ -75,7 +75,7 @@ def test_seeds_are_pooled_and_paired(tmp_path):
         ("rank-8", (0, 1, 2)),
     ]
     [pair] = found.samples
-    assert pair.same_seeds and pair.losses[0].shape == (3, IMAGES, DRAWS)
+    assert pair.same_seeds and pair.losses[0].shape == (3, IMAGES, NOISE_SAMPLES)
     assert pair.outcome.difference.seeds == (3, 3) and pair.outcome.difference.scope == "both variants, any seed"
     assert removed_by_seeds(pair) > 0.95
 
@@ -92,7 +92,7 @@ def test_runs_of_one_variant_are_compared_by_themselves(tmp_path):
     assert compare(runs).differing == {"train.seed": ["0", "1", "2"]}
 
 
-def test_names_that_are_alike_are_told_apart(tmp_path):
+def test_names_that_are_alike_are_distinguished(tmp_path):
     runs = records(fake_run(tmp_path / "one/run", rank=1), fake_run(tmp_path / "two/run", rank=2))
     assert [variant.label for variant in variants_of(runs)[0]] == ["one/run", "two/run"]
 
@@ -110,19 +110,19 @@ def test_runs_of_other_lengths_meet_at_the_last_common_point(tmp_path):
 
 def test_what_cannot_be_paired_says_why(tmp_path):
     one = fake_run(tmp_path / "one", rank=1)
-    elsewhere = fake_run(tmp_path / "elsewhere", rank=2, pack=FakePack(hash="another"))
+    elsewhere = fake_run(tmp_path / "elsewhere", rank=2, val_set=FakeValidationSet(hash="another"))
     few = [
-        fake_run(tmp_path / f"few{rank}", rank=rank, pack=FakePack(names=tuple("abcdefg"), hash="few"))
+        fake_run(tmp_path / f"few{rank}", rank=rank, val_set=FakeValidationSet(names=tuple("abcdefg"), hash="few"))
         for rank in (3, 4)
     ]
     bare = fake_run(tmp_path / "bare", rank=5)
     (bare / "evaluation.parquet").unlink()
     found = compare(records(one, elsewhere, *few, bare))
-    told = outcomes(found.samples)
-    assert told["elsewhere", "one"] == "they were measured on different packs"
-    assert told["few4", "few3"] == "7 held-out images are too few for a verdict, which needs 8"
-    assert told["bare", "one"] == "a run has no evaluation"
-    assert any("not all runs have the same evaluation pack" in warning for warning in found.warnings)
+    by_pair = outcomes(found.samples)
+    assert by_pair["elsewhere", "one"] == "they were measured on different validation sets"
+    assert by_pair["few4", "few3"] == "7 held-out images are too few for a test result, which needs 8"
+    assert by_pair["bare", "one"] == "a run has no evaluation"
+    assert any("not all runs have the same validation set" in warning for warning in found.warnings)
     assert any("bare has no evaluation: train with --evaluation.held_out" in problem for problem in found.problems)
 
 
@@ -157,11 +157,11 @@ def test_what_makes_runs_less_comparable_is_said(tmp_path, changes, words):
     assert any(words in warning for warning in found.warnings), found.warnings
 
 
-def test_losses_that_are_not_finite_are_left_out(tmp_path):
+def test_losses_that_are_not_finite_are_skipped(tmp_path):
     good, bad = fake_run(tmp_path / "good", rank=1), fake_run(tmp_path / "bad", float("nan"), rank=2)
     found = compare(records(good, bad))
     assert outcomes(found.samples) == {("bad", "good"): "a run has no evaluation"}
-    assert any("bad has held-out losses that are not finite: it diverged" in problem for problem in found.problems)
+    assert any("bad has validation losses that are not finite: it diverged" in problem for problem in found.problems)
 
 
 def test_nothing_to_compare_is_an_error():
@@ -172,7 +172,9 @@ def test_nothing_to_compare_is_an_error():
 def test_the_drift_is_a_family_of_its_own(tmp_path):
     from sushi_research.evaluation.results import Results
 
-    captions = FakePack(names=tuple(f"caption {number}" for number in range(10)), draws=4, hash="drift")
+    captions = FakeValidationSet(
+        names=tuple(f"caption {number}" for number in range(10)), noise_samples=4, hash="drift"
+    )
     for rank, level in ((1, 0.01), (2, 0.03)):
         folder = fake_run(tmp_path / f"r{rank}", rank=rank, noise_seed=rank)
         rng = np.random.default_rng(rank)
@@ -184,7 +186,7 @@ def test_the_drift_is_a_family_of_its_own(tmp_path):
     }
 
 
-def test_too_many_pairs_are_told_and_not_refused(tmp_path, monkeypatch):
+def test_too_many_pairs_are_reported_and_not_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("sushi_research.experiments.comparison.MAX_PAIRS", 2)
     runs = records(*(fake_run(tmp_path / f"r{rank}", rank=rank, noise_seed=rank) for rank in range(3)))
     notes = {pair.note for pair in compare(runs).samples}

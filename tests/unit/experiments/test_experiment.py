@@ -104,7 +104,7 @@ def test_a_mistake_is_one_sentence(experiment, text, words):
 def record(run, finished, **changes):
     """A run folder as the training leaves it."""
     run.folder.mkdir(parents=True)
-    stored = identity.run_identity(config_to_dict(run.config), {"samples_per_step": 1}) | changes
+    stored = identity.run_identity(config_to_dict(run.config), {"global_batch_size": 1}) | changes
     content = {"format": 1, "steps": 4, "finished_at": finished, "wandb_id": "w", "identity": stored}
     (run.folder / "run.json").write_text(json.dumps(content))
 

@@ -23,7 +23,7 @@ def page(tmp_path: Path) -> list[Block]:
         Block("heading", "heading"),
         Block("text", "text"),
         Block("list", items=["item"]),
-        Block("verdict", items=["better|better: evidence"]),
+        Block("result", items=["better|better: evidence"]),
         Block("warning", items=["warned"]),
         Block("table", rows=[["head", "h2"], ["cell|bar", "<&>"]]),
         Block("picture", "alternative", path=tmp_path / "wide.png"),

@@ -5,7 +5,7 @@ import json
 
 import numpy as np
 import pytest
-from fake_runs import DRAWS, IMAGES, FakePack, base_loss, fake_run, losses
+from fake_runs import IMAGES, NOISE_SAMPLES, FakeValidationSet, base_loss, fake_run, losses
 
 from sushi_research.errors import UserError
 from sushi_research.reports.run_record import find_records, read_record
@@ -15,10 +15,12 @@ def test_a_run_is_read(tmp_path):
     run = read_record(fake_run(tmp_path / "run", 0.05, seed=3))
     assert (run.name, run.state, run.seed, run.last_step, run.problems) == ("run", "finished", 3, 20, [])
     curve = run.evaluation
-    assert curve.steps == (0, 10, 20) and curve.loss.shape == (3, IMAGES, DRAWS) and curve.pack == "pack"
-    assert np.array_equal(curve.base, base_loss(FakePack()).astype(np.float32))
+    assert (
+        curve.steps == (0, 10, 20) and curve.loss.shape == (3, IMAGES, NOISE_SAMPLES) and curve.set_hash == "set-hash"
+    )
+    assert np.array_equal(curve.base, base_loss(FakeValidationSet()).astype(np.float32))
     assert np.array_equal(curve.loss[0], curve.base)
-    assert np.array_equal(curve.loss[2], losses(FakePack(), 0.05, 3).astype(np.float32))
+    assert np.array_equal(curve.loss[2], losses(FakeValidationSet(), 0.05, 3).astype(np.float32))
     assert list(curve.samples) == [0, 40, 80] and list(curve.seconds) == [0, 5, 10]
     assert run.settings["train.batch_size"] == 1 and run.identity["lora.rank"] == 8
 

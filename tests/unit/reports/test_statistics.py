@@ -1,7 +1,7 @@
-"""Differences, intervals and verdicts: closed forms, invariances, and how often they are right on simulated losses.
+"""Differences, intervals and test results: closed forms, invariances, and how often they are right on simulated losses.
 
-The tables of docs/experiments.md: `pytest -s -m slow tests/unit/test_verdict.py`, with TRIALS and FAMILIES ten times as large.
-"""
+The tables of docs/experiments.md: `pytest -s -m slow tests/unit/reports/test_statistics.py`, with TRIALS and FAMILIES ten times as
+large."""
 
 import math
 
@@ -17,7 +17,7 @@ from sushi_research.reports.statistics import (
     holm,
     interpolate,
     paired_difference,
-    verdicts,
+    paired_test_results,
 )
 
 TRIALS, FAMILIES = 1_000, 40
@@ -79,7 +79,7 @@ def test_one_run_each_by_hand():
     apart = stats.sem(a.mean(1)) ** 2 + stats.sem(b.mean(1)) ** 2
     assert found.variance_reduction == pytest.approx(apart / stats.sem(per_image) ** 2)
     assert (found.low + found.high) / 2 == pytest.approx(found.value)
-    assert (found.images, found.draws, found.seeds, found.pairs) == (8, 4, (1, 1), 1)
+    assert (found.images, found.noise_samples, found.seeds, found.pairs) == (8, 4, (1, 1), 1)
     half = (found.high - found.low) / 2
     assert found.smallest_detectable == pytest.approx(half + stats.t.ppf(0.8, 7) * found.standard_error, rel=1e-5)
     # Clustering by image: eight times the same draw leaves everything as it is.
@@ -143,7 +143,7 @@ def test_deterministic_whatever_the_order_of_images_and_mirrored_when_exchanged(
 
 
 def test_the_same_losses_are_not_distinguishable():
-    (found,) = verdicts([paired_difference(losses(8, 4), losses(8, 4))])
+    (found,) = paired_test_results([paired_difference(losses(8, 4), losses(8, 4))])
     d = found.difference
     assert (found.outcome, d.value, d.low, d.high, d.p_value) == ("not distinguishable", 0, 0, 0, 1)
 
@@ -154,13 +154,13 @@ def test_holm_by_hand():
     assert holm([]).tolist() == []
 
 
-def test_verdict_and_interval_never_contradict(fewer_resamples):
+def test_result_and_interval_never_contradict(fewer_resamples):
     rng = np.random.default_rng(0)
     shifts = np.linspace(-0.6, 0.6, 41)
     pairs = [paired_difference(a := losses(12, 4), a + rng.normal(s, 0.5, (12, 4)), pairs=41) for s in shifts]
     for d in pairs:
         assert (d.p_value <= 0.05) == (d.low > 0 or d.high < 0)
-    found = verdicts(pairs)
+    found = paired_test_results(pairs)
     assert {v.outcome for v in found} == {"better", "worse", "not distinguishable"}
     for v in found:
         assert v.adjusted_p >= v.difference.p_value
@@ -169,19 +169,19 @@ def test_verdict_and_interval_never_contradict(fewer_resamples):
     # A pair that was told apart on its own need not be among others.
     assert any(v.outcome == "not distinguishable" and v.difference.p_value <= 0.05 for v in found)
     with pytest.raises(UserError, match="among 41 pairs was put among 40"):
-        verdicts(pairs[1:])
+        paired_test_results(pairs[1:])
 
 
 def test_sentence():
     a = losses(16, 4)
     d = paired_difference(a, a - 0.5 + 0.1 * losses(16, 4, seed=1))
-    (found,) = verdicts([d])
+    (found,) = paired_test_results([d])
     assert found.sentence("rank 8", "rank 4") == (
         f"rank 8 is better than rank 4: loss {d.value:+.3g} ({d.relative:+.2%}), 95 % interval {d.low:+.3g} to "
         f"{d.high:+.3g}, p = 1e-05; detectable from {d.smallest_detectable:.2g} on; "
-        "16 images x 4 draws, 1 run against 1; it is about these two runs, not other seeds."
+        "16 images x 4 noise samples, 1 run against 1; it is about these two runs, not other seeds."
     )
-    many = verdicts([paired_difference(a, a + losses(16, 4, seed=s) - 2, pairs=2) for s in (1, 2)])
+    many = paired_test_results([paired_difference(a, a + losses(16, 4, seed=s) - 2, pairs=2) for s in (1, 2)])
     assert "is not distinguishable from x" in many[0].sentence("y", "x") and "among 2 pairs" in many[0].sentence(
         "y", "x"
     )
@@ -194,7 +194,7 @@ def test_sentence():
         (losses(8), losses(8), {}, "neither"),
         (losses(8, 0), losses(8, 0), {}, "neither"),
         (np.where(losses(8, 4) > 3, np.nan, 1.0), losses(8, 4), {}, "not finite"),
-        (losses(7, 4), losses(7, 4), {}, "8 held-out images or more, and the pack has 7"),
+        (losses(7, 4), losses(7, 4), {}, "8 held-out images or more, and the validation set has 7"),
         (losses(8, 4), losses(8, 4), {"pairs": 5001}, "5001 pairs"),
         (losses(2, 8, 4), losses(3, 8, 4), {"same_seeds": True}, "2 and 3 runs"),
     ],
@@ -255,7 +255,10 @@ def test_equal_variants_with_three_seeds_are_not_distinguishable(seed, image, bo
     rng, trials = np.random.default_rng(1), 800
     a, b = (variant(rng, (trials, 3, 16), seed, image, both) for _ in "ab")
     wrong = np.mean(
-        [verdicts([paired_difference(*pair)])[0].outcome != "not distinguishable" for pair in zip(a, b, strict=True)]
+        [
+            paired_test_results([paired_difference(*pair)])[0].outcome != "not distinguishable"
+            for pair in zip(a, b, strict=True)
+        ]
     )
     # 5 % is nominal and an upper limit; three deviations of 800 trials above it.
     assert least <= wrong < 0.05 + 3 * math.sqrt(0.05 * 0.95 / trials)

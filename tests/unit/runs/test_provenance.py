@@ -72,7 +72,7 @@ def entry(**changed):
         "config_hash": "c",
         "dataset_hash": "d",
         "split": {"source": None},
-        "pack": None,
+        "validation_set": None,
         "recipe": "r",
         "base_hashes": {"unet": "u"},
         "precision": "fp32",
@@ -90,7 +90,7 @@ def test_each_start_adds_an_entry(tmp_path):
     first, second = json.loads(path.read_text())
     assert (first["step"], second["step"]) == (0, 120) and provenance.last_entry(path) == second
     assert (first["config"], first["dataset"], first["base"], first["world"]) == ("c", "d", {"unet": "u"}, 2)
-    assert (first["recipe"], first["pack"], first["precision"]) == ("r", None, "fp32")
+    assert (first["recipe"], first["validation_set"], first["precision"]) == ("r", None, "fp32")
     assert first["resolved_config"] == {"train": {"seed": 1}} and "resolved_config" not in provenance.facts(first)
     assert first["device"] and first["code"]["version"] and first["date"].endswith("+00:00")
     assert first["machine"]["cpus"] >= 1 and first["machine"]["memory_gib"] > 0

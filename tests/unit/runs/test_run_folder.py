@@ -17,17 +17,17 @@ from sushi_research.runs.identity import (
     ABSENT,
     MAY_CHANGE,
     SAME_CONTENT,
-    Difference,
+    ChangedSetting,
     compare_identity,
     default_name,
     depends_on_length,
     require_same_run,
     run_identity,
 )
-from sushi_research.runs.run_folder import decide, open_run
+from sushi_research.runs.run_folder import decide, open_run_folder
 
 FACTS = {
-    "samples_per_step": 4,
+    "global_batch_size": 4,
     "precision": "bf16",
     "data": "d" * 32,
     "base_model": {"unet": "a" * 32, "vae": "b" * 32},
@@ -132,12 +132,12 @@ def test_what_may_change_is_no_difference():
 
 def test_every_difference_is_found():
     stored = identity(optimizer={"kwargs": {"eps": 1e-8}})
-    current = identity(FACTS | {"samples_per_step": 8}, lora={"rank": 32}, train={"steps": 100, "seed": 1})
+    current = identity(FACTS | {"global_batch_size": 8}, lora={"rank": 32}, train={"steps": 100, "seed": 1})
     assert compare_identity(stored, current) == [
-        Difference("facts.samples_per_step", 4, 8),
-        Difference("lora.rank", 16, 32),
-        Difference("optimizer.kwargs.eps", 1e-8, ABSENT),
-        Difference("train.seed", 0, 1),
+        ChangedSetting("facts.global_batch_size", 4, 8),
+        ChangedSetting("lora.rank", 16, 32),
+        ChangedSetting("optimizer.kwargs.eps", 1e-8, ABSENT),
+        ChangedSetting("train.seed", 0, 1),
     ]
 
 
@@ -161,16 +161,16 @@ def test_a_place_may_change_while_its_content_does_not():
 
 def test_without_the_facts_a_place_decides():
     stored, current = ({"data.path": path} for path in ("photos", "elsewhere"))
-    assert compare_identity(stored, current) == [Difference("data.path", "photos", "elsewhere")]
+    assert compare_identity(stored, current) == [ChangedSetting("data.path", "photos", "elsewhere")]
 
 
 def test_the_refusal_names_every_key_and_both_values():
     with pytest.raises(UserError) as caught:
-        require_same_run("trial", identity(), identity(FACTS | {"samples_per_step": 8}, lora={"rank": 32}))
+        require_same_run("trial", identity(), identity(FACTS | {"global_batch_size": 8}, lora={"rank": 32}))
     assert str(caught.value) == (
-        "the run trial was begun with other settings: samples_per_step (train.batch_size x train.accumulation x "
+        "the run trial was started with other settings: global_batch_size (train.batch_size x train.accumulation x "
         "processes) was 4, is now 8; lora.rank was 16, is now 32; give this one another --run.name, or restore what "
-        "it was begun with to continue"
+        "it was started with to continue"
     )
     require_same_run("trial", identity(), identity())
 
@@ -203,7 +203,7 @@ def test_the_same_command_gives_the_same_name():
 
 
 def test_what_is_found_in_the_files_does_not_change_the_name():
-    settings_only = {fact: FACTS[fact] for fact in ("samples_per_step", "precision")}
+    settings_only = {fact: FACTS[fact] for fact in ("global_batch_size", "precision")}
     assert name(facts=settings_only) == name()
 
 
@@ -211,7 +211,7 @@ def test_another_experiment_gets_another_name():
     names = {
         name(),
         name(lora={"rank": 32}),
-        name(facts=FACTS | {"samples_per_step": 8}),
+        name(facts=FACTS | {"global_batch_size": 8}),
         name(facts=FACTS | {"precision": "fp32"}),
         name(model={"base": "another"}),
         name("elsewhere/photos"),
@@ -244,19 +244,19 @@ def checkpoint(step, **sections):
     return SimpleNamespace(step=step, facts={"identity": identity(**sections)})
 
 
-def test_a_new_run_begins():
-    start = decide("trial", None, None, identity(), 100)
-    assert start == ("begin", "beginning the run trial", [])
+def test_a_new_run_starts():
+    decision = decide("trial", None, None, identity(), 100)
+    assert decision == ("start", "starting the run trial", [])
 
 
-def test_a_run_without_a_checkpoint_begins_afresh_whatever_it_was():
-    start = decide("trial", record(lora={"rank": 64}), None, identity(), 100)
-    assert start.action == "begin" and "afresh" in start.sentence
+def test_a_run_without_a_checkpoint_starts_again_whatever_it_was():
+    decision = decide("trial", record(lora={"rank": 64}), None, identity(), 100)
+    assert decision.action == "start" and "afresh" in decision.sentence
 
 
 def test_a_run_continues():
-    start = decide("trial", record(), checkpoint(40), identity(), 100)
-    assert start == ("continue", "continuing the run trial from step 40 of 100", [])
+    decision = decide("trial", record(), checkpoint(40), identity(), 100)
+    assert decision == ("continue", "continuing the run trial from step 40 of 100", [])
 
 
 def test_a_run_that_was_killed_after_its_last_step_continues_to_write_its_adapter():
@@ -275,9 +275,9 @@ def test_another_identity_is_refused(where):
 @pytest.mark.parametrize("steps", [50, 100])
 @pytest.mark.parametrize("found", [checkpoint(100), None])
 def test_a_finished_run_has_nothing_to_do(steps, found):
-    start = decide("trial", record(finished_at=100), found, identity(), steps)
-    assert start.action == "nothing"
-    assert "finished, at step 100" in start.sentence and "another --run.name" in start.sentence
+    decision = decide("trial", record(finished_at=100), found, identity(), steps)
+    assert decision.action == "nothing"
+    assert "finished, at step 100" in decision.sentence and "another --run.name" in decision.sentence
 
 
 def test_a_finished_run_of_another_identity_is_refused():
@@ -286,8 +286,8 @@ def test_a_finished_run_of_another_identity_is_refused():
 
 
 def test_a_finished_run_goes_on_when_it_grows():
-    start = decide("trial", record(finished_at=100), checkpoint(100), identity(), 150)
-    assert start == ("continue", "continuing the run trial from step 100 of 150", [])
+    decision = decide("trial", record(finished_at=100), checkpoint(100), identity(), 150)
+    assert decision == ("continue", "continuing the run trial from step 100 of 150", [])
 
 
 def test_a_finished_run_cannot_grow_without_its_checkpoints():
@@ -296,7 +296,7 @@ def test_a_finished_run_cannot_grow_without_its_checkpoints():
 
 
 def test_a_run_cannot_end_before_its_checkpoint():
-    with pytest.raises(UserError, match="stands at step 80, past its end at step 50"):
+    with pytest.raises(UserError, match="is at step 80, past its end at step 50"):
         decide("trial", record(), checkpoint(80), identity(), 50)
 
 
@@ -305,10 +305,10 @@ def test_checkpoints_without_a_record_are_refused():
         decide("trial", None, checkpoint(80), identity(), 100)
 
 
-def test_another_length_under_a_schedule_that_depends_on_it_is_told():
+def test_another_length_under_a_schedule_that_depends_on_it_is_reported():
     cosine = {"schedule": {"name": "cosine"}}
-    start = decide("trial", record(**cosine), checkpoint(40, **cosine), identity(**cosine), 200)
-    (warning,) = start.warnings
+    decision = decide("trial", record(**cosine), checkpoint(40, **cosine), identity(**cosine), 200)
+    (warning,) = decision.warnings
     assert "from 100 to 200 steps" in warning and "cosine" in warning and "step 40" in warning
     assert decide("trial", record(**cosine), checkpoint(40, **cosine), identity(**cosine), 100).warnings == []
 
@@ -317,19 +317,19 @@ def test_another_length_under_a_schedule_that_depends_on_it_is_told():
 
 
 def test_the_record_of_a_run_through_its_life(tmp_path):
-    with open_run(tmp_path / "runs", "trial") as run:
+    with open_run_folder(tmp_path / "runs", "trial") as run:
         assert run.record() is None
-        begun = run.mark_begun(identity(), 100)
-        assert begun == run.record()
-        assert (begun["steps"], begun["finished_at"], begun["identity"]) == (100, None, identity())
-        assert run.mark_finished(100) == begun | {"finished_at": 100}
-        assert run.mark_continued(150) == begun | {"steps": 150} == run.record()
-        assert run.mark_begun(identity(), 100)["wandb_id"] != begun["wandb_id"]
+        started = run.mark_started(identity(), 100)
+        assert started == run.record()
+        assert (started["steps"], started["finished_at"], started["identity"]) == (100, None, identity())
+        assert run.mark_finished(100) == started | {"finished_at": 100}
+        assert run.mark_continued(150) == started | {"steps": 150} == run.record()
+        assert run.mark_started(identity(), 100)["wandb_id"] != started["wandb_id"]
     assert json.loads((tmp_path / "runs" / "trial" / "run.json").read_text())["steps"] == 100
 
 
-def test_a_record_that_cannot_be_read_is_told(tmp_path):
-    with open_run(tmp_path, "trial") as run:
+def test_a_record_that_cannot_be_read_is_reported(tmp_path):
+    with open_run_folder(tmp_path, "trial") as run:
         run.run.write_text("{")
         with pytest.raises(UserError, match="run.json is not JSON"):
             run.record()
@@ -340,28 +340,28 @@ def test_a_record_that_cannot_be_read_is_told(tmp_path):
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX locks")
 def test_a_run_is_open_once_at_a_time(tmp_path):
-    first = open_run(tmp_path, "trial")
+    first = open_run_folder(tmp_path, "trial")
     with pytest.raises(UserError, match=f"in use by process {os.getpid()} on "):
-        open_run(tmp_path, "trial")
+        open_run_folder(tmp_path, "trial")
     first.close()
-    open_run(tmp_path, "trial").close()
+    open_run_folder(tmp_path, "trial").close()
 
 
-def test_a_file_system_without_locks_is_told(tmp_path, monkeypatch, caplog):
+def test_a_file_system_without_locks_is_reported(tmp_path, monkeypatch, caplog):
     fcntl = pytest.importorskip("fcntl")
 
     def refuse(*arguments):
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    open_run(tmp_path, "trial").close()
+    open_run_folder(tmp_path, "trial").close()
     assert "cannot be locked (No locks available): do not launch this run twice" in caplog.text
 
 
-def test_a_folder_that_cannot_be_made_is_told(tmp_path):
+def test_a_folder_that_cannot_be_made_is_reported(tmp_path):
     (tmp_path / "runs").write_text("a file")
     with pytest.raises(UserError, match="cannot make the run folder .*runs.trial"):
-        open_run(tmp_path / "runs", "trial")
+        open_run_folder(tmp_path / "runs", "trial")
 
 
 # --- files ---

@@ -62,7 +62,7 @@ def test_cutting_back_a_file_that_is_not_there(metrics):
     assert not metrics.path.exists()
 
 
-def test_damage_before_the_end_is_told(metrics):
+def test_damage_before_the_end_is_reported(metrics):
     metrics.path.write_text('{"step": 1}\n{"st\n{"step": 3}\n')
     with pytest.raises(UserError, match="metrics.jsonl, line 2 is not JSON"):
         metrics.cut_back(1)
@@ -70,7 +70,7 @@ def test_damage_before_the_end_is_told(metrics):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_a_full_disk_is_told():
+def test_a_full_disk_is_reported():
     with pytest.raises(UserError, match="cannot write /dev/full: No space left on device"):
         MetricsFile(Path("/dev/full")).append({"step": 1})
 
@@ -215,7 +215,7 @@ def test_a_tracker_that_fails_is_named_and_dropped(metrics, caplog):
     assert [record["step"] for record in metrics.read()] == [1, 2]
     assert run.trackers == [good] and len(good.calls) == 2
     (record,) = caplog.records
-    assert record.getMessage().startswith("wandb failed and is left out from here on")
+    assert record.getMessage().startswith("wandb failed and is skipped from here on")
 
 
 def test_a_tracker_that_cannot_finish_is_no_error(caplog):

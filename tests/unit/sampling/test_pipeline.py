@@ -12,7 +12,7 @@ from PIL import Image
 from sushi_research import diffusion
 from sushi_research.models import loading, sd15, sdxl
 from sushi_research.models.prediction import Prediction
-from sushi_research.sampling.pipeline import decode, draw_latents, sampling_scheduler, unconditional
+from sushi_research.sampling.pipeline import decode, generate_latents, sampling_scheduler, unconditional
 
 CPU = torch.device("cpu")
 MODELS = {"sd15": sd15, "sdxl": sdxl}
@@ -121,15 +121,15 @@ def test_noise_predicted_from_noise_alone_is_refused():
 
 
 @PREDICTIONS
-def test_drawing_takes_what_the_base_predicts(prediction, model, base, unet, encode, monkeypatch):
+def test_sampling_takes_what_the_base_predicts(prediction, model, base, unet, encode, monkeypatch):
     """One step from the last timestep, where only the base's own kind of prediction leads to the picture."""
     x0 = torch.randn(1, 4, 6, 8, generator=torch.Generator().manual_seed(1))
     predict = oracle(x0, prediction)
     monkeypatch.setattr(unet, "forward", lambda noisy, timestep, **_: (predict(noisy, timestep),))
     said = SimpleNamespace(prediction=prediction, scheduler=CONFIG | {"timestep_spacing": "trailing"})
     text = encode("a cat")
-    [drawn] = draw_latents(model, said, unet, [text], text, seeds=[0], **SETTINGS | {"steps": 1})
-    torch.testing.assert_close(drawn, x0, rtol=0, atol=2e-3)
+    [generated] = generate_latents(model, said, unet, [text], text, seeds=[0], **SETTINGS | {"steps": 1})
+    torch.testing.assert_close(generated, x0, rtol=0, atol=2e-3)
 
 
 @pytest.fixture
@@ -163,7 +163,7 @@ def reference(base, unet):
     pipeline.scheduler = EulerDiscreteScheduler.from_pretrained(base.source, subfolder="scheduler")
     pipeline.set_progress_bar_config(disable=True)
 
-    def draw(prompt, seed, negative_prompt, output_type, guidance=SETTINGS["guidance"]):
+    def generate(prompt, seed, negative_prompt, output_type, guidance=SETTINGS["guidance"]):
         return pipeline(
             prompt,
             negative_prompt=negative_prompt,
@@ -175,7 +175,7 @@ def reference(base, unet):
             output_type=output_type,
         ).images
 
-    return draw
+    return generate
 
 
 @pytest.mark.parametrize("negative_prompt", ["blurry", None])
@@ -185,18 +185,18 @@ def test_equal_to_the_pipeline(base, model, unet, encode, reference, negative_pr
     if negative_prompt is None:
         negative = unconditional(negative, force_zeros=model.NAME == "sdxl")
     texts = [encode(prompt) for prompt in PROMPTS]
-    drawn = draw_latents(model, base, unet, texts, negative, seeds=SEEDS, **SETTINGS)
+    generated = generate_latents(model, base, unet, texts, negative, seeds=SEEDS, **SETTINGS)
     expected = [reference(prompt, seed, negative_prompt, "latent") for prompt in PROMPTS for seed in SEEDS]
-    assert len(drawn) == 4
-    for found, right in zip(drawn, expected, strict=True):
+    assert len(generated) == 4
+    for found, right in zip(generated, expected, strict=True):
         assert found.shape == (1, 4, 6, 8)
         assert torch.equal(found, right)
-    assert not torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
+    assert not torch.equal(generated[0], generated[1]) and not torch.equal(generated[0], generated[2])
 
 
 def test_decoding_equals_the_pipeline(base, model, unet, encode, reference):
     negative = unconditional(encode(""), force_zeros=model.NAME == "sdxl")
-    latents = draw_latents(model, base, unet, [encode("a cat")], negative, seeds=[3], **SETTINGS)
+    latents = generate_latents(model, base, unet, [encode("a cat")], negative, seeds=[3], **SETTINGS)
     [picture] = decode(loading.load_vae(base, torch.float32, CPU), latents, model.SCALING_FACTOR)
     [right] = reference("a cat", 3, None, "pil")
     assert isinstance(picture, Image.Image) and picture.size == (64, 48)
@@ -207,7 +207,7 @@ def test_without_guidance_the_negative_does_not_matter(base, model, unet, encode
     settings = SETTINGS | {"guidance": 1.0}
     text = [encode("a cat")]
     one, other = (
-        draw_latents(model, base, unet, text, encode(negative), seeds=[0], **settings)[0]
+        generate_latents(model, base, unet, text, encode(negative), seeds=[0], **settings)[0]
         for negative in ("blurry", "dark")
     )
     assert torch.equal(one, other)
@@ -226,11 +226,11 @@ def test_the_unet_and_torchs_generator_are_left_as_they_were(base, model, unet, 
     seen = []
     unet.register_forward_pre_hook(lambda module, _: seen.append(module.training))
     state = torch.get_rng_state()
-    draw_latents(model, base, unet, [encode("a")], encode(""), seeds=[0], **SETTINGS)
+    generate_latents(model, base, unet, [encode("a")], encode(""), seeds=[0], **SETTINGS)
     assert seen == [False] * SETTINGS["steps"], "no dropout in a picture"
     assert unet.training
     assert torch.equal(torch.get_rng_state(), state)
     unet.register_forward_pre_hook(lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        draw_latents(model, base, unet, [encode("a")], encode(""), seeds=[0], **SETTINGS)
+        generate_latents(model, base, unet, [encode("a")], encode(""), seeds=[0], **SETTINGS)
     assert unet.training, "after a failure too"

@@ -39,7 +39,7 @@ class Texts:
 
 
 @pytest.fixture
-def draw(architecture, base_folder, run, monkeypatch):
+def generate(architecture, base_folder, run, monkeypatch):
     """Draws pictures of 32 x 48 in two steps; gives the pictures that the sampling made, in their order."""
     model, config_class = MODELS[architecture]
     base = loading.resolve_base(str(base_folder))
@@ -47,7 +47,7 @@ def draw(architecture, base_folder, run, monkeypatch):
     decode = pipeline.decode
     monkeypatch.setattr(pipeline, "decode", lambda *arguments: made.append(decode(*arguments)) or made[-1])
 
-    def run_draw(step, prompts, is_main_process=True, **sample):
+    def run_generate(step, prompts, is_main_process=True, **sample):
         sample = {"steps": 2, "width": 32, "height": 48, **sample}
         config = config_class(
             model={"base": str(base_folder)}, data={"path": "x", "resolution": 64}, train={"steps": 1}, sample=sample
@@ -56,11 +56,11 @@ def draw(architecture, base_folder, run, monkeypatch):
             is_main_process=is_main_process, device=CPU, trackers=[], wait_for_everyone=lambda: None
         )
         inputs = SimpleNamespace(base=base, caches=caches, prompts=prompts)
-        sample_grids.draw(Job(config, model, accelerator, "fp32", run), inputs, unet, step)
+        sample_grids.generate(Job(config, model, accelerator, "fp32", run), inputs, unet, step)
         return made[-1] if made else []
 
-    run_draw.asked = caches.asked
-    return run_draw
+    run_generate.asked = caches.asked
+    return run_generate
 
 
 def names(folder: Path) -> list[str]:
@@ -68,41 +68,41 @@ def names(folder: Path) -> list[str]:
 
 
 @pytest.mark.slow
-def test_each_prompt_and_seed_has_its_picture(draw, run):
-    drawn = draw(5, ["a cat", "\u9ba8 nigiri"], seeds=[3, 8])
+def test_each_prompt_and_seed_has_its_picture(generate, run):
+    generated = generate(5, ["a cat", "\u9ba8 nigiri"], seeds=[3, 8])
     singles = ["00-seed3.png", "00-seed8.png", "01-seed3.png", "01-seed8.png"]
     assert names(run.samples) == ["progress.png", "step-00000005.png", *(f"step-00000005/{name}" for name in singles)]
     labels = ["a cat (seed 3)", "a cat (seed 8)", "\u9ba8 nigiri (seed 3)", "\u9ba8 nigiri (seed 8)"]
-    for name, picture, label in zip(singles, drawn, labels, strict=True):
+    for name, picture, label in zip(singles, generated, labels, strict=True):
         with Image.open(run.samples / "step-00000005" / name) as saved:
             assert saved.size == (32, 48)
             assert np.array_equal(np.asarray(saved), np.asarray(picture))
             assert saved.info["prompt"] == label
-    with Image.open(run.samples / "step-00000005.png") as sheet:
-        expected = plots.grid([[picture] for picture in drawn], labels, ["step 5"])
-        assert np.array_equal(np.asarray(sheet), np.asarray(expected))
+    with Image.open(run.samples / "step-00000005.png") as image:
+        expected = plots.grid([[picture] for picture in generated], labels, ["step 5"])
+        assert np.array_equal(np.asarray(image), np.asarray(expected))
 
 
 @pytest.mark.slow
-def test_the_negative_is_what_the_base_wants(draw, architecture, monkeypatch):
+def test_the_negative_is_what_the_base_wants(generate, architecture, monkeypatch):
     """Without a negative prompt SDXL steers away from zeros, SD1.5 from the empty caption; with one, from that."""
     seen = []
-    real = pipeline.draw_latents
+    real = pipeline.generate_latents
 
     def watch(model, base, unet, texts, negative, **options):
         seen.append(negative)
         return real(model, base, unet, texts, negative, **options)
 
-    monkeypatch.setattr(pipeline, "draw_latents", watch)
-    draw(1, ["a cat"])
-    draw(2, ["a cat"], negative_prompt="blurry")
-    assert draw.asked == ["", "a cat", "blurry", "a cat"]
+    monkeypatch.setattr(pipeline, "generate_latents", watch)
+    generate(1, ["a cat"])
+    generate(2, ["a cat"], negative_prompt="blurry")
+    assert generate.asked == ["", "a cat", "blurry", "a cat"]
     assert [bool(negative["hidden"].any()) for negative in seen] == [architecture == "sd15", True]
 
 
-def test_no_pictures_where_none_are_wanted(draw, run):
-    draw(1, ["a cat"], enabled=False)
-    draw(1, ["a cat"], is_main_process=False)
+def test_no_pictures_where_none_are_wanted(generate, run):
+    generate(1, ["a cat"], enabled=False)
+    generate(1, ["a cat"], is_main_process=False)
     assert not run.samples.exists()
 
 
@@ -114,9 +114,9 @@ def save_picture(folder: Path, step: int, name: str, label: str, grey: int) -> N
     Image.new("RGB", (200, 100), (grey, grey, 0)).save(path, pnginfo=info)
 
 
-def columns(sheet: Image.Image) -> list[int]:
+def columns(image: Image.Image) -> list[int]:
     """The greys of the pictures of the first row of a grid, from left to right."""
-    row = np.asarray(sheet)[plots.MARGIN + 60]
+    row = np.asarray(image)[plots.MARGIN + 60]
     greys = [int(red) for red, green, blue in row if red == green and blue == 0 and red > 0]
     return list(dict.fromkeys(greys))
 
@@ -148,7 +148,7 @@ def test_progress_leaves_out_steps_that_drew_something_else(tmp_path):
 def test_pictures_of_steps_that_are_done_again_go(tmp_path):
     for step in (0, 10, 20):
         save_picture(tmp_path, step, "00-seed0.png", "a cat", 10)
-        (tmp_path / f"step-{step:08d}.png").write_bytes(b"sheet")
+        (tmp_path / f"step-{step:08d}.png").write_bytes(b"grid")
     (tmp_path / "step-00000099 my favourite").mkdir()
     sample_grids.cut_back(tmp_path, 10)
     kept = ["step-00000000.png", "step-00000000/00-seed0.png", "step-00000010.png", "step-00000010/00-seed0.png"]

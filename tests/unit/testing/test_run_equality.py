@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from fake_runs import FakePack, base_loss, fake_run
+from fake_runs import FakeValidationSet, base_loss, fake_run
 from safetensors.torch import save_file
 
 from sushi_research.evaluation.results import Results
@@ -59,9 +59,9 @@ def one_line_fewer(other):
 
 
 def one_loss(other):
-    loss = base_loss(FakePack())
+    loss = base_loss(FakeValidationSet())
     loss[3, 3] += 1e-6
-    Results(other / "evaluation.parquet").append(FakePack(), 0, loss, base_loss(FakePack()))
+    Results(other / "evaluation.parquet").append(FakeValidationSet(), 0, loss, base_loss(FakeValidationSet()))
 
 
 def no_results(other):

@@ -105,7 +105,7 @@ def test_a_batch_is_what_the_caches_hold(loader, items):
                     assert torch.equal(getattr(batch, tensor)[index], expected)
                 assert (batch.text["hidden"][index] == number).all() and batch.text["hidden"].shape[1:] == (77, 3)
                 assert (batch.text["pooled"][index] == number).all()
-                assert batch.time_ids[index].tolist() == list(item.placement.time_ids(flip, "image"))
+                assert batch.time_ids[index].tolist() == list(item.geometry.time_ids(flip, "image"))
                 seen += 1
             assert batch.time_ids.dtype == torch.float32
     assert seen == 24
@@ -125,7 +125,7 @@ def test_the_split_into_batches_and_processes_changes_no_sample(loader):
     assert_same(parts[0] | parts[1], whole)
 
 
-def test_what_is_drawn_ahead_is_the_same_noise(loader):
+def test_what_is_prefetched_is_the_same_noise(loader):
     ahead = loader(ahead=("noise",))
     assert_same(rows(ahead, range(3)), rows(loader(), range(3)))
     batch = next(ahead.step(3))
@@ -133,7 +133,7 @@ def test_what_is_drawn_ahead_is_the_same_noise(loader):
     assert torch.equal(batch.normal("posterior"), batch.normal("posterior")), "drawn when asked, and the same again"
 
 
-def test_draws_are_the_documented_streams(loader):
+def test_noise_comes_from_the_documented_streams(loader):
     batch = next(loader().step(0))
     shape = tuple(batch.mean.shape[1:])
     noise = [randomness.normal(SEED, "noise", *key, shape=shape) for key in batch.keys]
@@ -145,8 +145,8 @@ def test_draws_are_the_documented_streams(loader):
 
 def test_repetitions_of_a_picture_have_noise_of_their_own(loader):
     found = rows(loader(group=6), range(1))
-    twins = [values["noise"] for (_, (_, image, _)), values in found.items() if image == "03"]
-    assert len(twins) == 2 and not torch.equal(*twins)
+    repeats = [values["noise"] for (_, (_, image, _)), values in found.items() if image == "03"]
+    assert len(repeats) == 2 and not torch.equal(*repeats)
 
 
 def test_any_step_may_be_asked_for(loader):
@@ -161,10 +161,10 @@ def test_any_step_may_be_asked_for(loader):
 def test_flips(items):
     assert not any(is_flipped(SEED, 0.0, epoch, item) for epoch in range(20) for item in items)
     assert all(is_flipped(SEED, 1.0, epoch, item) for epoch in range(20) for item in items)
-    drawn = [[is_flipped(SEED, 0.3, epoch, item) for item in items] for epoch in range(100)]
+    flips = [[is_flipped(SEED, 0.3, epoch, item) for item in items] for epoch in range(100)]
     # 600 draws of fixed streams: five standard deviations are 0.094.
-    assert abs(np.mean(drawn) - 0.3) < 0.094
-    assert len({tuple(epoch) for epoch in drawn[:20]}) > 5, "drawn anew each epoch"
+    assert abs(np.mean(flips) - 0.3) < 0.094
+    assert len({tuple(epoch) for epoch in flips[:20]}) > 5, "drawn again each epoch"
 
 
 def test_waiting_is_counted_until_it_is_taken(loader, monkeypatch):

@@ -24,11 +24,11 @@ MODELS = {"sd15": (sd15, SD15Training), "sdxl": (sdxl, SDXLTraining)}
 
 
 @pytest.mark.parametrize(
-    ("steps", "epochs", "items", "group", "expected"),
+    ("steps", "epochs", "items", "global_batch_size", "expected"),
     [(7, None, 100, 4, 7), (None, 1, 8, 4, 2), (None, 1, 9, 4, 3), (None, 3, 9, 4, 7), (None, 1, 1, 64, 1)],
 )
-def test_the_number_of_steps(steps, epochs, items, group, expected):
-    assert plan.steps_of(steps, epochs, items, group) == expected
+def test_the_number_of_steps(steps, epochs, items, global_batch_size, expected):
+    assert plan.steps_of(steps, epochs, items, global_batch_size) == expected
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def make(bases, architecture, tmp_path):
     def run(
         changes: dict[str, dict] | None = None,
         flips: tuple[bool, ...] = (False,),
-        left_out: int = 0,
+        skipped: int = 0,
         processes: int = 1,
     ):
         model, config_class = MODELS[architecture]
@@ -68,10 +68,10 @@ def make(bases, architecture, tmp_path):
             if key not in caches.latents:
                 writer.add(key, {"mean": torch.zeros(4, 8, 8).half(), "std": torch.zeros(4, 8, 8).half()}, {})
         printed = []
-        scan = Scan("photos", problems=[Problem(f"bad_{n}.png", "the file is empty") for n in range(left_out)])
+        scan = Scan("photos", problems=[Problem(f"bad_{n}.png", "the file is empty") for n in range(skipped)])
         accelerator = SimpleNamespace(num_processes=processes, print=printed.append)
         job = Job(config, model, accelerator, "fp32")
-        result = plan.make_plan(job, Inputs(config, base, Data(items, scan), caches, memo=None))
+        result = plan.make_plan(job, Inputs(config, base, Data(items, scan), caches, hash_cache=None))
         assert len(printed) == 1
         return result.to_json(), printed[0]
 
@@ -85,10 +85,10 @@ def test_the_numbers(make, architecture):
         "images": 5,
         "items_per_epoch": 7,
         "buckets": {"96x32": 4, "64x64": 3},
-        "left_out": [],
+        "skipped": [],
         # 100 bytes, a start and an end token; 77 are kept.
         "captions_cut": {"y" * 100: 25},
-        "samples_per_step": 4,
+        "global_batch_size": 4,
         "split": {"batch_size": 2, "accumulation": 2, "processes": 1},
         "steps": 4,
         "samples": 16,
@@ -129,16 +129,16 @@ def test_both_mirror_images_are_counted(make):
 @ONE
 def test_processes_share_a_step(make):
     found, text = make(processes=2)
-    assert found["samples_per_step"] == 4 and found["split"]["processes"] == 2
+    assert found["global_batch_size"] == 4 and found["split"]["processes"] == 2
     assert "step         4 samples = batch 2 x accumulation 1 x processes 2" in text
 
 
 @ONE
-def test_what_was_left_out_is_named(make):
-    found, text = make(left_out=13)
-    assert len(found["left_out"]) == 13
-    assert found["left_out"][0] == {"name": "bad_0.png", "reason": "the file is empty"}
-    assert "left out     13:" in text and "bad_9.png: the file is empty" in text
+def test_what_was_skipped_is_named(make):
+    found, text = make(skipped=13)
+    assert len(found["skipped"]) == 13
+    assert found["skipped"][0] == {"name": "bad_0.png", "reason": "the file is empty"}
+    assert "skipped      13:" in text and "bad_9.png: the file is empty" in text
     assert "bad_10.png" not in text and "and 3 more, see plan.json" in text
 
 
@@ -169,7 +169,7 @@ def test_the_adapter_is_counted_without_its_weights(bases, architecture):
         ),
     ],
 )
-def test_what_cannot_be_trained_is_told_by_the_plan(make, changes, message):
+def test_what_cannot_be_trained_is_reported_by_the_plan(make, changes, message):
     with pytest.raises(UserError, match=message):
         make(changes)
 

@@ -1,4 +1,4 @@
-"""Which precision a run has, which dtype each tensor has, and that the masters are what an fp32 reference makes them."""
+"""Which precision a run has, which dtype each tensor has, and that the master weights are what an fp32 reference makes them."""
 
 import io
 
@@ -51,7 +51,7 @@ def test_the_policy_in_words():
         "frozen UNet weights": "bfloat16",
         "activations": "bfloat16",
         "adapter, working copy": "bfloat16",
-        "adapter, masters": "float32",
+        "adapter, master weights": "float32",
         "adapter gradients, summed": "float32",
         "optimizer state": "uint8, float32 for tensors below 4,096 numbers",
         "loss": "float32",
@@ -80,8 +80,8 @@ def test_every_tensor_of_a_step_has_its_dtype(architecture, precision):
     torch.manual_seed(0)
     unet = UNet2DConditionModel.from_config(NARROW_UNETS[architecture]).to(policy.weights)
     lora.attach(unet, targets="kohya_conv", rank=64, alpha=1.0, dropout=0.1, init="default", seed=0)
-    masters = MasterWeights(lora.adapter_parameters(unet), policy.adapter)
-    optimizer = optim.build_optimizer("adamw8bit", masters.parameters(), 1e-4, {})
+    master_weights = MasterWeights(lora.adapter_parameters(unet), policy.adapter)
+    optimizer = optim.build_optimizer("adamw8bit", master_weights.parameters(), 1e-4, {})
     scaler = make_scaler(precision, CPU)
     seen = set()
     for module in unet.modules():
@@ -92,22 +92,22 @@ def test_every_tensor_of_a_step_has_its_dtype(architecture, precision):
     scaler.scale(loss).backward()
     assert loss.dtype == policy.loss
     assert {parameter.grad.dtype for parameter in working} == {policy.adapter}
-    masters.accumulate()
+    master_weights.accumulate()
     scaler.unscale_(optimizer)
     scaler.step(optimizer)
     scaler.update()
-    masters.refresh()
+    master_weights.refresh()
 
     # The sinusoidal embedding of the timestep (and of SDXL's sizes) is made in fp32; modules that return a tuple have none.
     assert seen - {None} - {torch.float32} <= {policy.activations} and policy.activations in seen
     tensors = [module for module in unet.modules() if isinstance(module, nn.Linear | nn.Conv2d)]
     assert {module.weight.dtype for module in tensors} == {policy.weights} == {policy.adapter}
-    assert {parameter.dtype for parameter in masters.parameters()} == {policy.masters}
-    assert {parameter.grad.dtype for parameter in masters.parameters()} == {policy.gradients}
-    for parameter in masters.parameters():
+    assert {parameter.dtype for parameter in master_weights.parameters()} == {policy.master_weights}
+    assert {parameter.grad.dtype for parameter in master_weights.parameters()} == {policy.gradients}
+    for parameter in master_weights.parameters():
         state = optimizer.state[parameter]
         assert state["state1"].dtype == (torch.uint8 if parameter.numel() >= 4096 else torch.float32)
-    sizes = {parameter.numel() >= 4096 for parameter in masters.parameters()}
+    sizes = {parameter.numel() >= 4096 for parameter in master_weights.parameters()}
     assert sizes == {True, False}  # both kinds of optimizer state were there to be looked at
 
 
@@ -126,7 +126,7 @@ def test_only_the_embeddings_of_numbers_are_fp32():
     assert fp32 == ["time_proj", "add_time_proj"]
 
 
-# --- masters ---
+# --- master weights ---
 
 
 class Net(nn.Module):
@@ -148,11 +148,11 @@ def batches(steps, micro_batches):
 
 @pytest.mark.parametrize("name", ["adamw", "adamw8bit"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_masters_follow_an_fp32_reference_bit_for_bit(dtype, name):
+def test_master_weights_follow_an_fp32_reference_bit_for_bit(dtype, name):
     steps, micro_batches = 8, 3
     net = Net()
-    masters = MasterWeights(dict(net.named_parameters()), dtype)
-    optimizer = optim.build_optimizer(name, masters.parameters(), 1e-3, {})
+    master_weights = MasterWeights(dict(net.named_parameters()), dtype)
+    optimizer = optim.build_optimizer(name, master_weights.parameters(), 1e-3, {})
 
     # The reference: one fp32 tensor per weight, gradients cast one by one, a model made afresh from them for every batch.
     reference = [parameter.detach().clone().requires_grad_() for parameter in Net().parameters()]
@@ -163,11 +163,11 @@ def test_masters_follow_an_fp32_reference_bit_for_bit(dtype, name):
             group["lr"] = 1e-3 * (step + 1)
         for x in data:
             net(x.to(dtype)).float().square().sum().backward()
-            masters.accumulate()
-        norm = nn.utils.clip_grad_norm_(masters.parameters(), 1.0)
+            master_weights.accumulate()
+        norm = nn.utils.clip_grad_norm_(master_weights.parameters(), 1.0)
         optimizer.step()
-        masters.refresh()
-        masters.zero_grad()
+        master_weights.refresh()
+        master_weights.zero_grad()
 
         sums = [torch.zeros_like(weight) for weight in reference]
         for x in data:
@@ -181,56 +181,58 @@ def test_masters_follow_an_fp32_reference_bit_for_bit(dtype, name):
         reference_optimizer.step()
 
         assert torch.equal(norm, reference_norm) and norm > 1  # clipping was at work
-        for master, weight, working in zip(masters.parameters(), reference, net.parameters(), strict=True):
-            assert torch.equal(master, weight)
+        for master_weight, weight, working in zip(
+            master_weights.parameters(), reference, net.parameters(), strict=True
+        ):
+            assert torch.equal(master_weight, weight)
             assert working.dtype == dtype and torch.equal(working, weight.to(dtype))
     assert not any(torch.equal(weight, start) for weight, start in zip(reference, Net().parameters(), strict=True))
 
 
 def test_gradients_add_up_in_fp32():
     weight = nn.Parameter(torch.zeros(2))
-    masters = MasterWeights({"w": weight}, torch.bfloat16)
+    master_weights = MasterWeights({"w": weight}, torch.bfloat16)
     for value in (1.0, 2**-9, 2**-9):
         weight.grad = torch.full((2,), value, dtype=torch.bfloat16)
-        masters.accumulate()
+        master_weights.accumulate()
     assert weight.grad is None
     # bf16 has 8 bits: 1 + 2**-9 is 1 there, and the two small ones would be lost.
-    assert masters.parameters()[0].grad.tolist() == [1 + 2**-8] * 2
-    masters.zero_grad()
-    assert masters.parameters()[0].grad.tolist() == [0.0] * 2
+    assert master_weights.parameters()[0].grad.tolist() == [1 + 2**-8] * 2
+    master_weights.zero_grad()
+    assert master_weights.parameters()[0].grad.tolist() == [0.0] * 2
 
 
-def test_a_small_step_moves_the_master_even_where_the_copy_stays():
+def test_a_small_step_moves_the_master_weight_even_where_the_copy_stays():
     weight = nn.Parameter(torch.ones(2))
-    masters = MasterWeights({"w": weight}, torch.bfloat16)
+    master_weights = MasterWeights({"w": weight}, torch.bfloat16)
     for _ in range(3):
-        masters.parameters()[0].data += 2**-9
-        masters.refresh()
-    assert masters.parameters()[0].tolist() == [1 + 3 * 2**-9] * 2
+        master_weights.parameters()[0].data += 2**-9
+        master_weights.refresh()
+    assert master_weights.parameters()[0].tolist() == [1 + 3 * 2**-9] * 2
     assert weight.tolist() == [1 + 2**-7] * 2  # the nearest bf16
 
 
 def test_a_parameter_without_a_gradient_is_named():
     net = Net()
-    masters = MasterWeights(dict(net.named_parameters()), torch.float32)
+    master_weights = MasterWeights(dict(net.named_parameters()), torch.float32)
     net.first(torch.ones(1, 24)).sum().backward()
     with pytest.raises(AssertionError, match=r"second\.weight got no gradient"):
-        masters.accumulate()
+        master_weights.accumulate()
 
 
 def test_state_goes_out_and_back():
     net, other = Net(), Net()
-    masters, others = (
+    master_weights, others = (
         MasterWeights(dict(net.named_parameters()), torch.bfloat16),
         MasterWeights(dict(other.named_parameters()), torch.bfloat16),
     )
-    for parameter in masters.parameters():
+    for parameter in master_weights.parameters():
         parameter.data.mul_(1.001)
-    state = masters.named_state()
+    state = master_weights.named_state()
     assert list(state) == ["first.weight", "second.weight"]
     assert all(type(tensor) is torch.Tensor and tensor.dtype == torch.float32 for tensor in state.values())
     others.load(state)
-    masters.parameters()[0].data.zero_()  # the state is a copy
+    master_weights.parameters()[0].data.zero_()  # the state is a copy
     for name, parameter in other.named_parameters():
         assert torch.equal(parameter, state[name].to(torch.bfloat16))
     assert all(torch.equal(a, b) for a, b in zip(others.parameters(), state.values(), strict=True))
@@ -239,28 +241,28 @@ def test_state_goes_out_and_back():
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_the_working_copy_is_not_the_masters(dtype):
+def test_the_working_copy_is_not_the_master_weights(dtype):
     net = Net()
-    masters = MasterWeights(dict(net.named_parameters()), dtype)
-    masters.parameters()[0].data.zero_()
+    master_weights = MasterWeights(dict(net.named_parameters()), dtype)
+    master_weights.parameters()[0].data.zero_()
     assert net.first.weight.any()
-    masters.refresh()
+    master_weights.refresh()
     assert not net.first.weight.any()
 
 
 def test_parting_the_tensors_from_their_buffers_is_noticed():
     net = Net()
-    masters = MasterWeights(dict(net.named_parameters()), torch.bfloat16)
+    master_weights = MasterWeights(dict(net.named_parameters()), torch.bfloat16)
     net(torch.ones(1, 24, dtype=torch.bfloat16)).sum().backward()
     net.to(torch.float16)
     with pytest.raises(AssertionError, match="moved after MasterWeights was made"):
-        masters.refresh()
+        master_weights.refresh()
     net = Net()
-    masters = MasterWeights(dict(net.named_parameters()), torch.float32)
-    optim.build_optimizer("adamw", masters.parameters(), 1e-3, {}).zero_grad()
+    master_weights = MasterWeights(dict(net.named_parameters()), torch.float32)
+    optim.build_optimizer("adamw", master_weights.parameters(), 1e-3, {}).zero_grad()
     net(torch.ones(1, 24)).sum().backward()
     with pytest.raises(AssertionError, match="use MasterWeights.zero_grad"):
-        masters.accumulate()
+        master_weights.accumulate()
 
 
 # --- one reduction over the processes ---
@@ -271,20 +273,20 @@ def test_two_processes_reduce_gradients_and_extras_in_one_message():
     processes = []
     for x in data:
         net = Net()
-        masters = MasterWeights(dict(net.named_parameters()), torch.float32)
+        master_weights = MasterWeights(dict(net.named_parameters()), torch.float32)
         net(x).square().sum().backward()
-        masters.accumulate()
-        processes.append(masters)
-    gradients = [[parameter.grad.clone() for parameter in masters.parameters()] for masters in processes]
+        master_weights.accumulate()
+        processes.append(master_weights)
+    gradients = [[parameter.grad.clone() for parameter in master_weights.parameters()] for master_weights in processes]
     messages = []
-    for masters, extras in zip(processes, ([1.0, 10.0, 0.5], [2.0, 20.0, 0.25]), strict=True):
-        masters.reduce(lambda vector: messages.append(vector.clone()) or vector, torch.tensor(extras))
+    for master_weights, extras in zip(processes, ([1.0, 10.0, 0.5], [2.0, 20.0, 0.25]), strict=True):
+        master_weights.reduce(lambda vector: messages.append(vector.clone()) or vector, torch.tensor(extras))
     assert [message.shape for message in messages] == [(24 * 40 + 40 * 8 + 3,)] * 2
 
-    for masters in processes:
-        total = masters.reduce(lambda vector: messages[0] + messages[1], torch.zeros(3))
+    for master_weights in processes:
+        total = master_weights.reduce(lambda vector: messages[0] + messages[1], torch.zeros(3))
         assert total.tolist() == [3.0, 30.0, 0.75]
-        for parameter, first, second in zip(masters.parameters(), *gradients, strict=True):
+        for parameter, first, second in zip(master_weights.parameters(), *gradients, strict=True):
             assert torch.equal(parameter.grad, first + second)
     # A later step is not disturbed by what the extras point to.
     assert total.untyped_storage().nbytes() == 3 * 4
@@ -292,13 +294,15 @@ def test_two_processes_reduce_gradients_and_extras_in_one_message():
 
 def test_one_process_reduces_nothing():
     net = Net()
-    masters = MasterWeights(dict(net.named_parameters()), torch.float32)
+    master_weights = MasterWeights(dict(net.named_parameters()), torch.float32)
     net(torch.ones(1, 24)).sum().backward()
-    masters.accumulate()
-    before = [parameter.grad.clone() for parameter in masters.parameters()]
+    master_weights.accumulate()
+    before = [parameter.grad.clone() for parameter in master_weights.parameters()]
     extras = torch.tensor([1.0])
-    assert masters.reduce(None, extras) is extras
-    assert all(torch.equal(parameter.grad, old) for parameter, old in zip(masters.parameters(), before, strict=True))
+    assert master_weights.reduce(None, extras) is extras
+    assert all(
+        torch.equal(parameter.grad, old) for parameter, old in zip(master_weights.parameters(), before, strict=True)
+    )
 
 
 # --- the loss scaler ---
@@ -308,8 +312,8 @@ def test_one_process_reduces_nothing():
 @pytest.mark.parametrize("bad", [float("inf"), float("nan")])
 def test_an_fp16_step_with_an_infinity_changes_nothing_but_the_scale(name, bad):
     net = Net()
-    masters = MasterWeights(dict(net.named_parameters()), torch.float16)
-    optimizer = optim.build_optimizer(name, masters.parameters(), 1e-3, {"weight_decay": 0.1})
+    master_weights = MasterWeights(dict(net.named_parameters()), torch.float16)
+    optimizer = optim.build_optimizer(name, master_weights.parameters(), 1e-3, {"weight_decay": 0.1})
     scaler = make_scaler("fp16", CPU)
 
     def step(poison):
@@ -317,16 +321,16 @@ def test_an_fp16_step_with_an_infinity_changes_nothing_but_the_scale(name, bad):
         scaler.scale(loss).backward()
         if poison is not None:
             net.second.weight.grad[0, 0] = poison
-        masters.accumulate()
+        master_weights.accumulate()
         scaler.unscale_(optimizer)
         scaler.step(optimizer)
         scaler.update()
-        masters.refresh()
-        masters.zero_grad()
+        master_weights.refresh()
+        master_weights.zero_grad()
 
     def snapshot():
         buffer = io.BytesIO()
-        torch.save([masters.named_state(), optimizer.state_dict(), dict(net.state_dict())], buffer)
+        torch.save([master_weights.named_state(), optimizer.state_dict(), dict(net.state_dict())], buffer)
         return buffer.getvalue()
 
     step(None)
@@ -343,12 +347,12 @@ def test_scaling_cancels():
     gradients = []
     for scaler in (make_scaler("fp16", CPU), make_scaler("bf16", CPU)):
         net = Net()
-        masters = MasterWeights(dict(net.named_parameters()), torch.float32)
-        optimizer = optim.build_optimizer("adamw", masters.parameters(), 1e-3, {})
+        master_weights = MasterWeights(dict(net.named_parameters()), torch.float32)
+        optimizer = optim.build_optimizer("adamw", master_weights.parameters(), 1e-3, {})
         scaler.scale(net(torch.ones(1, 24)).square().mean()).backward()
-        masters.accumulate()
+        master_weights.accumulate()
         scaler.unscale_(optimizer)
-        gradients.append([parameter.grad.clone() for parameter in masters.parameters()])
+        gradients.append([parameter.grad.clone() for parameter in master_weights.parameters()])
     assert all(
         torch.equal(scaled, plain) for scaled, plain in zip(*gradients, strict=True)
     )  # the scale is a power of 2

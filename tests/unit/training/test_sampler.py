@@ -12,19 +12,19 @@ buckets_strategy = st.lists(st.sampled_from("abcdefg"), min_size=1, max_size=40)
 
 
 def stream(sampler: Sampler, length: int):
-    steps = -(-length // sampler.samples_per_step)
-    return [draw for step in range(steps) for draw in sampler.step(step)][:length]
+    steps = -(-length // sampler.global_batch_size)
+    return [sample for step in range(steps) for sample in sampler.step(step)][:length]
 
 
 @settings(max_examples=150, deadline=None)
-@given(buckets=buckets_strategy, group=st.integers(1, 50), seed=st.integers(0, 5))
-def test_every_epoch_holds_every_sample_once(buckets, group, seed):
+@given(buckets=buckets_strategy, global_batch_size=st.integers(1, 50), seed=st.integers(0, 5))
+def test_every_epoch_holds_every_sample_once(buckets, global_batch_size, seed):
     n = len(buckets)
-    draws = stream(Sampler(buckets, group, seed), 4 * n)
+    samples = stream(Sampler(buckets, global_batch_size, seed), 4 * n)
     for epoch in range(4):
-        part = draws[epoch * n : (epoch + 1) * n]
-        assert sorted(draw.index for draw in part) == list(range(n))
-        assert {draw.epoch for draw in part} == {epoch}
+        part = samples[epoch * n : (epoch + 1) * n]
+        assert sorted(sample.index for sample in part) == list(range(n))
+        assert {sample.epoch for sample in part} == {epoch}
 
 
 @settings(max_examples=150, deadline=None)
@@ -45,7 +45,7 @@ def test_processes_share_exactly_the_step_in_same_bucket_micro_batches(buckets, 
     for share in shares:
         for micro in share:
             assert 1 <= len(micro) <= batch
-            assert len({buckets[draw.index] for draw in micro}) == 1
+            assert len({buckets[sample.index] for sample in micro}) == 1
 
 
 def test_the_split_of_g_does_not_change_the_step():
@@ -53,7 +53,7 @@ def test_the_split_of_g_does_not_change_the_step():
     assert Sampler(buckets, 4, 0).step(3) == Sampler(buckets, 2 * 2, 0).step(3)
     whole = Sampler(buckets, 4, 0)
     for step in range(6):
-        split = [draw for micro in whole.micro_batches(step, 2) for draw in micro]
+        split = [sample for micro in whole.micro_batches(step, 2) for sample in micro]
         assert Counter(split) == Counter(whole.step(step))
 
 
@@ -74,12 +74,12 @@ def test_epochs_differ_and_seeds_differ():
 
 def test_a_step_larger_than_the_data_spans_epochs():
     sampler = Sampler(("a", "b", "a"), 8, 0)
-    assert Counter(draw.epoch for draw in sampler.step(0)) == {0: 3, 1: 3, 2: 2}
-    assert Counter(draw.epoch for draw in sampler.step(1)) == {2: 1, 3: 3, 4: 3, 5: 1}
+    assert Counter(sample.epoch for sample in sampler.step(0)) == {0: 3, 1: 3, 2: 2}
+    assert Counter(sample.epoch for sample in sampler.step(1)) == {2: 1, 3: 3, 4: 3, 5: 1}
 
 
 @pytest.mark.parametrize("buckets", [("a",) * 64, tuple("abcd" * 16)])
 def test_the_order_is_shuffled_not_sorted(buckets):
-    first = [draw.index for draw in stream(Sampler(buckets, 4, 0), 64)]
+    first = [sample.index for sample in stream(Sampler(buckets, 4, 0), 64)]
     displaced = sum(abs(position - index) for position, index in enumerate(first)) / 64
     assert displaced > 10  # a uniform permutation of 64 moves an element by 21.3 on average

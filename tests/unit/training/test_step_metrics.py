@@ -47,7 +47,7 @@ def test_the_numbers_of_a_step():
     values = metrics.values(PLAN, 6, 1e-4, 0.5)
     # The loss is what was minimised, weights included; the quarters are means of the plain losses.
     assert values["loss"] == (1 + 3 + 5) / 4 + 7 / 8
-    assert [values[f"loss_quarter/{quarter}"] for quarter in range(4)] == [1.0, 7.0, None, 4.0]
+    assert [values[f"loss_by_timestep/{timestep_bin}"] for timestep_bin in range(4)] == [1.0, 7.0, None, 4.0]
     assert (values["lr"], values["grad_norm"]) == (1e-4, 0.5)
     assert (values["samples_seen"], values["epoch"]) == (24, 2.4)
     assert values["images_per_second"] > 0 and values["data_wait_share"] == 0.0 and values["peak_memory_gib"] > 0
@@ -62,7 +62,7 @@ def test_sums_over_the_processes():
         assert reduction == "sum"
         sent.append(flat.clone())
         total = 3 * flat
-        # What the others add beside the sums: a stop request, and their own peaks of memory.
+        # What the others add next to the sums: a stop request, and their own peaks of memory.
         total[-15 + 9] = 1
         total[-3:] = torch.tensor([0.25, flat[-2], 99.0])
         return total
@@ -76,7 +76,7 @@ def test_sums_over_the_processes():
     assert torch.equal(working.parameters()[0].grad, torch.full((2, 3), 6.0))
     values = metrics.values(PLAN, 1, 1e-4, 0.5)
     assert values["loss"] == 3 * ((1 + 3 + 5) / 4 + 7 / 8)
-    assert [values[f"loss_quarter/{quarter}"] for quarter in range(4)] == [1.0, 7.0, None, 4.0]
+    assert [values[f"loss_by_timestep/{timestep_bin}"] for timestep_bin in range(4)] == [1.0, 7.0, None, 4.0]
     assert values["data_wait_share"] > 0
     assert values["peak_memory_gib"] == 99.0
 

@@ -1,4 +1,4 @@
-"""The short fault drill: every kind of fault once, on a real script; the long one is `make drill N=100`."""
+"""The short fault injection: every kind of fault once, on a real script; the long one is `make chaos N=100`."""
 
 import dataclasses
 
@@ -13,11 +13,11 @@ SETUP = "sd15-1"
 
 @pytest.fixture(scope="module")
 def drilled(tmp_path_factory):
-    """One trial of each kind: the exit status, the table, and the folder that is kept, with the uninterrupted run."""
+    """One test of each kind: the exit status, the table, and the folder that is kept, with the uninterrupted run."""
     from testing import fault_injection
 
     folder = tmp_path_factory.mktemp("drill")
-    words = ["--trials", "10", "--setup", SETUP, "--output", str(folder / "table.md"), "--keep", str(folder / "kept")]
+    words = ["--tests", "10", "--setup", SETUP, "--output", str(folder / "table.md"), "--keep", str(folder / "kept")]
     status = fault_injection.main(fault_injection.parse(words))
     return status, (folder / "table.md").read_text(), folder / "kept"
 
@@ -36,7 +36,7 @@ def test_an_unknown_setup_is_one_sentence():
         fault_injection.main(fault_injection.parse(["--setup", "sd3-1"]))
 
 
-def test_a_run_that_differs_is_told(drilled, tmp_path, monkeypatch, capsys):
+def test_a_run_that_differs_is_reported(drilled, tmp_path, monkeypatch, capsys):
     from testing import fault_injection, faults
     from testing.launches import Setup
 
@@ -47,17 +47,17 @@ def test_a_run_that_differs_is_told(drilled, tmp_path, monkeypatch, capsys):
         def settings(self):
             return super().settings | {"train.seed": 1}
 
-    def another_run(trial, stage, reference, place, rng):
-        trial.setup = AnotherSeed(*dataclasses.astuple(trial.setup))
-        faults.finish(trial, stage, reference, place)
+    def another_run(test, launcher, reference, place, rng):
+        test.setup = AnotherSeed(*dataclasses.astuple(test.setup))
+        faults.finish(test, launcher, reference, place)
 
     place = drilled[2] / "reference" / SETUP
     reference = faults.Reference(place / "runs/run", place / "cache", seconds=1.0, writes=1)
     monkeypatch.setattr(fault_injection, "make_reference", lambda *_: reference)
     monkeypatch.setitem(faults.FAULTS, "killed", another_run)
-    words = ["--trials", "1", "--kind", "killed", "--setup", SETUP, "--keep", str(tmp_path / "kept")]
+    words = ["--tests", "1", "--kind", "killed", "--setup", SETUP, "--keep", str(tmp_path / "kept")]
     assert fault_injection.main(fault_injection.parse(words)) == 1
-    told = capsys.readouterr()
-    assert "| all | 0 of 1 | 0 of 1 |" in told.out
-    assert f"1 of 1 trials differ; all of it is in {tmp_path / 'kept'}" in told.err
-    assert "differs: run: the adapter" in told.err and (tmp_path / "kept/trial-000/runs/run").is_dir()
+    printed = capsys.readouterr()
+    assert "| all | 0 of 1 | 0 of 1 |" in printed.out
+    assert f"1 of 1 tests differ; all of it is in {tmp_path / 'kept'}" in printed.err
+    assert "differs: run: the adapter" in printed.err and (tmp_path / "kept/test-000/runs/run").is_dir()
