@@ -66,7 +66,7 @@ test: .venv/.dev  ## every test that needs no GPU (at most twelve minutes on two
 test-fast: .venv/.dev  ## the tests of every commit (at most two minutes on two cores)
 	$(ONE_THREAD) $(PYTEST) -m "not gpu and not slow"
 
-mutants: .venv/.dev  ## plant twenty faults, one at a time: does a test catch each? (docs/testing.md)
+mutants: .venv/.dev  ## plant faults, one at a time: does a test catch each? (docs/testing.md)
 	$(ONE_THREAD) $(BIN)/python -m testing.mutants --write docs/testing.md
 
 lint: .venv/.dev  ## style, and which package may import which
