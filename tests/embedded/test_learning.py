@@ -110,11 +110,13 @@ def test_the_recorded_training_learned_the_concept_and_kept_the_rest() -> None:
 @FULL
 def test_the_concept_is_learned_and_the_rest_kept(full_run, monkeypatch) -> None:
     checker = checker_of(STAR)
-    with monkeypatch.context() as patch:
-        # The base draws 0 % of the concept and 100 % of the rest (docs/demo.md): eight of each show that.
-        patch.setattr("demo.measure.CONCEPT_PROMPTS", 8)
-        patch.setattr("demo.measure.KNOWN_PROMPTS", 8)
-        before = measure(BASES / "sdxl", None, STAR, checker)
+    # The base draws 0 % of the concept and 100 % of the rest (docs/demo.md), which eight of each show. With the adapter, one
+    # of 32 is wrong of either, so sixteen of each are far above the thresholds.
+    for name in ("CONCEPT_PROMPTS", "KNOWN_PROMPTS"):
+        monkeypatch.setattr(f"demo.measure.{name}", 8)
+    before = measure(BASES / "sdxl", None, STAR, checker)
+    for name in ("CONCEPT_PROMPTS", "KNOWN_PROMPTS"):
+        monkeypatch.setattr(f"demo.measure.{name}", 16)
     after = measure(BASES / "sdxl", full_run / "adapter.safetensors", STAR, checker)
     fall, error = after.loss.fall_from(before.loss)
     assert fall > LOSS_MARGIN and fall > 5 * error, "more than chance among the pictures, and among the seeds"
