@@ -1,10 +1,10 @@
-"""Fills the caches of a training config without training: on another machine, overnight, or before forty variants share them.
+"""Fills the caches of a training config without training, for instance before several variants share them.
 
     accelerate launch scripts/cache_dataset.py sdxl --config configs/sdxl_lora.yaml --data.path photos
     accelerate launch scripts/cache_dataset.py sd15 --config configs/sd15_lora.yaml --data.path photos --dry-run
 
-It takes the options of the training script of that architecture and encodes what that script would find missing; running it
-again encodes what is new. With several processes each encodes its share.
+It takes the options of that architecture's training script and encodes what that script would find missing. Running it again
+encodes what is new. With several processes, each encodes its share.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from sushi_research.config import TrainingConfig
 from sushi_research.config.command_line import read_architecture, run_main
 
 INTRO = """\
-This fills the caches of a training config, without training. To begin:
+This fills the caches of a training config without training. To begin:
   the plan:       accelerate launch scripts/cache_dataset.py sdxl --config configs/sdxl_lora.yaml --data.path photos --dry-run
   the work:       accelerate launch scripts/cache_dataset.py sdxl --config configs/sdxl_lora.yaml --data.path photos
   for SD1.5:      accelerate launch scripts/cache_dataset.py sd15 --config configs/sd15_lora.yaml --data.path photos
@@ -24,7 +24,7 @@ This fills the caches of a training config, without training. To begin:
 
 
 def read(arguments: list[str]) -> TrainingConfig:
-    """The config of the command line, whose first word is the architecture."""
+    """Reads the config from the command line, whose first word is the architecture."""
     classes = models.config_classes()
     return read_architecture(classes, arguments, script="scripts/cache_dataset.py", intro=INTRO, example="sdxl")
 

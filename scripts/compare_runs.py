@@ -1,11 +1,11 @@
-"""Says which of several runs is really better, and writes the page that shows it.
+"""Compares runs, tests which differences between them are significant, and writes a page with the results.
 
     python scripts/compare_runs.py runs/A runs/B                     # two runs
     python scripts/compare_runs.py runs/experiments/rank             # all runs in a folder; seeds of a variant are pooled
     python scripts/compare_runs.py runs/A evaluations/other          # a run and an adapter file that scripts/evaluate.py measured
-    python scripts/compare_runs.py --wandb-runs TEAM/PROJECT --group rank      # runs in W&B, by its API
+    python scripts/compare_runs.py --wandb-runs TEAM/PROJECT --group rank      # runs in W&B, read with its API
 
-Runs are compared on the same held-out images with the same noise; the method is in docs/experiments.md.
+Runs are compared on the same held-out images with the same noise. docs/experiments.md describes the method.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from collections.abc import Sequence
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """The command line. Light: --help and a mistyped option wait for nothing."""
+    """Parses the command line before any heavy import, so that --help and a mistyped option answer at once."""
     parser = argparse.ArgumentParser(
-        description="Says which of several runs is really better, and writes the page that shows it.",
+        description="Compares runs, tests which differences are significant, and writes a page with the results.",
         allow_abbrev=False,
     )
     add = parser.add_argument
@@ -26,22 +26,26 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         "runs",
         nargs="*",
         metavar="RUN",
-        help="the folder of a run, of an evaluated adapter file, or one that holds such folders",
+        help="the folder of a run or of an evaluated adapter file, or a folder that contains such folders",
     )
     add("--wandb-runs", metavar="ENTITY/PROJECT", help="compare runs of this W&B project too")
-    add("--group", help="of that project only the runs of this group")
-    add("--sweep", metavar="ID", help="of that project only the runs of this sweep")
-    add("--reference", metavar="NAME", help="compare each variant with this one only; fewer pairs, more is found")
-    add("--output", metavar="FOLDER", help="where the page goes (default: comparisons/ and the first run's name)")
+    add("--group", help="only the runs of this group of that project")
+    add("--sweep", metavar="ID", help="only the runs of this sweep of that project")
+    add(
+        "--reference",
+        metavar="NAME",
+        help="compare each variant only with this one; fewer pairs find smaller differences",
+    )
+    add("--output", metavar="FOLDER", help="folder for the page (default: comparisons/ and the first run's name)")
     add("--title", help="the page's title")
     add(
         "--wandb",
         choices=("auto", "online", "offline", "off"),
         default="auto",
-        help="whether the page is logged to W&B",
+        help="whether to log the page to W&B",
     )
-    add("--project", default="sushi-research", help="the W&B project that it is logged to (default: sushi-research)")
-    add("--entity", help="its user or team (default: yours)")
+    add("--project", default="sushi-research", help="the W&B project to log the page to (default: sushi-research)")
+    add("--entity", help="the user or team of that project (default: yours)")
     found = parser.parse_args(arguments)
     if not found.runs and not found.wandb_runs:
         parser.error("give the folders of two runs or more, or --wandb-runs ENTITY/PROJECT")
@@ -66,7 +70,7 @@ from sushi_research.reports.run_record import find_records, read_record
 
 
 def main(arguments: argparse.Namespace) -> int:
-    """Reads the runs, compares them, writes the page and says what it says; returns 0."""
+    """Reads the runs, compares them, writes the page and prints the test results; returns 0."""
     folders, problems = folders_of(arguments)
     output = Path(
         arguments.output or f"comparisons/{(Path(arguments.runs[0]).resolve().name if arguments.runs else 'wandb')}"
@@ -77,8 +81,8 @@ def main(arguments: argparse.Namespace) -> int:
         raise disk_error(f"--output: cannot make the folder {output}", error) from error
     if arguments.wandb_runs:
         try:
-            there = output / "wandb"
-            downloaded = wandb_runs.download(arguments.wandb_runs, arguments.group, arguments.sweep, there)
+            folder = output / "wandb"
+            downloaded = wandb_runs.download(arguments.wandb_runs, arguments.group, arguments.sweep, folder)
             folders, problems = folders + downloaded[0], problems + downloaded[1]
         except UserError as error:
             problems.append(str(error))
@@ -92,10 +96,10 @@ def main(arguments: argparse.Namespace) -> int:
     comparison.problems[:0] = problems
     title = arguments.title or f"Comparison of {len(records)} run{'s' if len(records) > 1 else ''}"
     known = len(comparison.problems)
-    pictures = write_plots(comparison, output)
+    plot_files = write_plots(comparison, output)
     for problem in comparison.problems[known:]:
         print(f"warning: {problem}", file=sys.stderr)
-    blocks = page_content.blocks(comparison, title, pictures)
+    blocks = page_content.blocks(comparison, title, plot_files)
     write_atomic(output / "comparison.md", page.to_markdown(blocks).encode())
     write_atomic(output / "comparison.html", page.to_html(blocks).encode())
     write_json(output / "comparison.json", page_content.numbers(comparison))
@@ -106,7 +110,7 @@ def main(arguments: argparse.Namespace) -> int:
 
 
 def folders_of(arguments: argparse.Namespace) -> tuple[list[Path], list[str]]:
-    """The run folders that the command line names, each once, and a sentence for each that is none."""
+    """The run folders that the command line names, without duplicates, and an error message for each name that is none."""
     found: dict[Path, Path] = {}
     problems = []
     for name in arguments.runs:
@@ -118,22 +122,22 @@ def folders_of(arguments: argparse.Namespace) -> tuple[list[Path], list[str]]:
 
 
 def write_plots(comparison: Comparison, output: Path) -> dict[str, Path]:
-    """Draws what there is to draw; the pictures' paths by name."""
+    """Draws those plots for which there is data; returns their paths by name."""
     paths = {name: output / f"{name}.png" for name in ("curves", "differences", "matrix", "timestep_bins", "samples")}
     for path in paths.values():
         path.unlink(missing_ok=True)
-    there = {
+    drawn = {
         "curves": plots.validation_curves(comparison, paths["curves"]),
         "differences": plots.differences(comparison.samples, paths["differences"], "at equal samples seen"),
         "matrix": len(comparison.variants) > 3 and plots.matrix(comparison, paths["matrix"]),
         "timestep_bins": plots.timestep_bins(comparison, paths["timestep_bins"]),
         "samples": plots.samples(comparison, paths["samples"]),
     }
-    return {name: path for name, path in paths.items() if there[name]}
+    return {name: path for name, path in paths.items() if drawn[name]}
 
 
 def say(comparison: Comparison, output: Path) -> None:
-    """The test results and the paths, for the terminal."""
+    """Prints the test results and the paths of the pages."""
     tested = [pair for pair in comparison.samples if pair.outcome is not None]
     for pair in tested[:10]:
         print(page_content.sentence(pair))

@@ -1,11 +1,12 @@
-"""Evaluates adapter files, of any trainer, and their base, on the validation set that a training is evaluated on.
+"""Evaluates adapter files of any trainer, and their base, on the validation set that training runs are evaluated on.
 
     python scripts/evaluate.py sdxl --config runs/NAME/config.yaml --adapters '[other.safetensors]'
     python scripts/evaluate.py sdxl --config configs/sdxl_lora.yaml --data.path held_out --adapters '[a.safetensors]'
 
-It takes the options of the training script of that architecture, and three of its own. Where they hold nothing out, all images
-of `data.path` are the validation set. Per adapter and LoRA scale: the loss on every image and draw, its difference from the base,
-the drift, and pictures on the sample prompts. scripts/compare_runs.py reads the folders that it writes, next to those of runs.
+It takes the options of that architecture's training script, and three of its own. If the options hold out no images, all images
+of `data.path` are the validation set. For each adapter and LoRA scale it measures the loss for every image and noise sample, the
+loss difference from the base, and the drift, and it generates images for the sample prompts. scripts/compare_runs.py reads the
+folders it writes, together with those of runs.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ This evaluates adapter files on held-out images. To begin:
 
 
 def read(arguments: list[str]) -> AdapterEvaluation:
-    """The config of the command line, whose first word is the architecture."""
+    """Reads the config from the command line, whose first word is the architecture."""
     classes = {name: evaluation_config(kind) for name, kind in models.config_classes().items()}
     return read_architecture(classes, arguments, script="scripts/evaluate.py", intro=INTRO, example="sdxl")
 
@@ -53,7 +54,7 @@ from sushi_research.training import evaluating, identity_facts, run
 
 
 def main(config: AdapterEvaluation) -> int:
-    """Evaluates what `config` names; returns 0."""
+    """Evaluates the base and the adapters of `config`; returns 0."""
     model = models.load(models.name_of(config))
     job = run.start_job(config, model)
     accelerator = job.accelerator
@@ -84,19 +85,22 @@ def main(config: AdapterEvaluation) -> int:
         measure.remember_base(unet)
     results: list[adapter_files.Result] = []
 
-    def settle(name: str, lora_scale: float, encoded: Any, facts: dict[str, Any] | None) -> None:
-        """Measures the UNet as it stands, draws from it, and writes one folder; `encoded` encodes a caption, None = the cache."""
+    def evaluate_one(name: str, lora_scale: float, encoded: Any, facts: dict[str, Any] | None) -> None:
+        """Measures the UNet in its current state, generates samples, and writes one folder.
+
+        `encoded` encodes a caption; None reads the cache.
+        """
         loss = validation_set.losses(val_set, model, unet, caches, base.prediction, text=encoded, **share)
-        moved = measure.measure(unet, encoded) if measure else None
+        drift = measure.measure(unet, encoded) if measure else None
         if accelerator.is_main_process:
             rows = sample_grids.rows_of(config, inputs.prompts)
             images = sample_grids.generate_images(job, inputs, unet, encoded) if config.sample.enabled else []
-            result = adapter_files.Result(name, lora_scale, loss, base_loss, moved, rows, images)
+            result = adapter_files.Result(name, lora_scale, loss, base_loss, drift, rows, images)
             adapter_files.write(Path(config.output), result, val_set, measure, entry | {"adapter": facts})
             results.append(result)
         accelerator.wait_for_everyone()
 
-    settle("base", 0.0, None, None)
+    evaluate_one("base", 0.0, None, None)
     for number, path in enumerate(config.adapters):
         [(adapter, _)] = load_adapters(pipeline, [path])
         changes_text = adapts_text(path)
@@ -104,7 +108,7 @@ def main(config: AdapterEvaluation) -> int:
             pipeline.set_adapters([adapter], [lora_scale])
             encoded = encoder(model, text, caches) if changes_text else None
             facts = adapter_files.adapter_facts(Path(path), lora_scale, changes_text)
-            settle(names[number, lora_scale], lora_scale, encoded, facts)
+            evaluate_one(names[number, lora_scale], lora_scale, encoded, facts)
         pipeline.unload_lora_weights()
     if accelerator.is_main_process:
         print(adapter_files.finish(Path(config.output), results, val_set))
@@ -112,7 +116,7 @@ def main(config: AdapterEvaluation) -> int:
 
 
 def held_out_data(job: Job, hash_cache: HashCache) -> Data:
-    """The data as a training would read it; where that holds nothing out, all of it is held out."""
+    """Reads the data as a training script does; if no images are held out, all of them are."""
     data = read_data(job, hash_cache)
     if data.held_out:
         return data
@@ -121,7 +125,10 @@ def held_out_data(job: Job, hash_cache: HashCache) -> Data:
 
 
 def encoder(model: ModuleType, text: Any, caches: Caches) -> Any:
-    """Encodes captions by the text encoders as an adapter has changed them, each once; stored as the cache stores them."""
+    """A function that encodes captions with text encoders that an adapter has changed, each caption once.
+
+    Like the cache, it stores fp16 on the CPU.
+    """
     known: dict[str, dict[str, torch.Tensor]] = {}
 
     def encode(caption: str) -> dict[str, torch.Tensor]:

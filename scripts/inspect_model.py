@@ -1,10 +1,10 @@
-"""Tells what a model is, before anything is trained on it: architecture, what it predicts, components, what lacks, hash.
+"""Shows what a model is before you train on it: architecture, prediction type, components, what is missing, hash.
 
     python scripts/inspect_model.py ponyDiffusionV6XL.safetensors
     python scripts/inspect_model.py stabilityai/stable-diffusion-xl-base-1.0
 
-It takes a .safetensors file, a folder in diffusers format, or a hub id of either. Only a file's header is read, but for the
-hash, which comes last.
+It takes a .safetensors file, a folder in diffusers format, or a hub id of either. Of a file it reads only the header; the hash,
+which comes last, reads everything.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ WIDTH = 21
 
 
 def main(config: argparse.Namespace) -> int:
-    """Prints what `config.model` is, line by line as it is found out; returns 0."""
-    # diffusers imports it, and it tells of a kernel that is not used here.
+    """Prints the facts about `config.model`, each line as soon as it is known; returns 0."""
+    # diffusers imports bitsandbytes, which warns about a missing kernel that is not used here.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     path, _ = hub.locate_base(config.model, None, "the model")
     for title, text in inspection.describe(path, config.model):

@@ -1,10 +1,10 @@
-"""Trains the variants of an experiment, each with several seeds, and ends in the page that compares them.
+"""Trains the variants of an experiment, each with several seeds, and writes a page that compares them.
 
     make experiment EXP=configs/experiments/rank.yaml
-    python scripts/run_experiment.py --config configs/experiments/rank.yaml --dry-run     # which runs there are
+    python scripts/run_experiment.py --config configs/experiments/rank.yaml --dry-run     # list the runs
 
-Running it again skips what is done, continues what was cut, and tries again what failed. The runs share their caches. The same
-key on the command line changes the experiment: `--seeds '[0, 1]'`.
+Running it again skips finished runs, resumes interrupted ones, and retries failed ones. The runs share their caches. Keys of the
+experiment file can be overridden on the command line: `--seeds '[0, 1]'`.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from sushi_research.config.command_line import read_command_line, run_main
 from sushi_research.experiments.experiment import Experiment
 
 INTRO = """\
-This trains variants of a run with several seeds, and compares them. To begin:
+This trains variants of a run with several seeds and compares them. To begin:
   the runs:         python scripts/run_experiment.py --config configs/experiments/rank.yaml --dry-run
   the experiment:   python scripts/run_experiment.py --config configs/experiments/rank.yaml
-  by make:          make experiment EXP=configs/experiments/rank.yaml
+  with make:        make experiment EXP=configs/experiments/rank.yaml
   every option:     python scripts/run_experiment.py --help"""
 
 if __name__ == "__main__":
@@ -41,7 +41,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def main(experiment: Experiment) -> int:
-    """Runs what is not done, then compares; returns 0, 1 where a run failed, or 128 + the signal that stopped it."""
+    """Runs what is not finished, then compares; returns 0, 1 if a run failed, or 128 + the signal that stopped it."""
     planned = plan(experiment)
     states = [(run, state_of(run)) for run in planned]
     print(f"{experiment.title}: {len(planned)} runs in {experiment.folder}\n{describe(states)}", flush=True)
@@ -61,7 +61,7 @@ def main(experiment: Experiment) -> int:
             if status:
                 failed.append(run.name)
                 print(
-                    f"{run.name} failed (exit status {status}); going on with the others", file=sys.stderr, flush=True
+                    f"{run.name} failed (exit status {status}); continuing with the others", file=sys.stderr, flush=True
                 )
             else:
                 spent.append(time.monotonic() - started)
@@ -69,21 +69,22 @@ def main(experiment: Experiment) -> int:
     status = write_comparison(experiment, done) if done else 1
     if failed:
         print(
-            f"error: {len(failed)} of {len(planned)} runs failed: {', '.join(failed)}; see above why", file=sys.stderr
+            f"error: {len(failed)} of {len(planned)} runs failed: {', '.join(failed)}; the reasons are above",
+            file=sys.stderr,
         )
     return 1 if failed else status
 
 
 def launch(experiment: Experiment, run: Planned) -> list[str]:
     """The command of a run, as a user would type it."""
-    # Beside this Python: the virtual environment need not be activated.
+    # From the folder of this Python, so that the virtual environment need not be activated.
     accelerate = Path(sys.executable).with_name("accelerate")
     program = [str(accelerate)] if accelerate.exists() else ["accelerate"]
     return [*program, "launch", *experiment.launch, str(ROOT / experiment.script), *run.arguments]
 
 
 def write_comparison(experiment: Experiment, runs: Sequence[Planned]) -> int:
-    """Writes the comparison page of the runs; returns the status of the script that does it."""
+    """Writes the comparison page of the runs; returns the exit status of compare_runs.py."""
     command = [sys.executable, str(ROOT / "scripts/compare_runs.py"), *(str(run.folder) for run in runs)]
     command += ["--output", f"{experiment.folder}/comparison", "--title", experiment.title]
     command += ["--wandb", runs[0].config.tracking.wandb, "--project", runs[0].config.tracking.project]
@@ -94,9 +95,9 @@ def write_comparison(experiment: Experiment, runs: Sequence[Planned]) -> int:
 
 
 class Interruption:
-    """While it is entered, SIGINT and SIGTERM go to the script that is running, which saves at its next step boundary.
+    """A context manager that forwards SIGINT and SIGTERM to the running script, which saves at its next step boundary.
 
-    `signal` is the first that came, 0 where none did.
+    `signal` is the first signal received, 0 if there was none.
     """
 
     def __init__(self) -> None:
@@ -112,11 +113,11 @@ class Interruption:
             signal.signal(number, handler)
 
     def run(self, command: Sequence[str], environment: dict[str, str]) -> int:
-        """Runs a command to its end and returns its status. UserError where it cannot be started."""
+        """Runs a command and returns its exit status. Raises UserError if it cannot be started."""
         if self.signal:
             return 1
         try:
-            # In a session of its own: Ctrl-C would kill the launcher, and with it the chance to wait for the script.
+            # In its own session: otherwise Ctrl-C would kill the launcher, and we could not wait for the script.
             self._process = subprocess.Popen(command, env={**os.environ, **environment}, start_new_session=True)
         except OSError as error:
             raise UserError(
@@ -129,14 +130,14 @@ class Interruption:
         if self._process is None:
             return
         with contextlib.suppress(psutil.Error):
-            # Past the launcher of one process, which would not hand it on.
+            # Directly to the children: the launcher of a single process would not forward the signal.
             for script in psutil.Process(self._process.pid).children() or [psutil.Process(self._process.pid)]:
                 with contextlib.suppress(psutil.Error):
                     script.send_signal(signal.SIGTERM)
 
 
 def minutes(seconds: float) -> str:
-    """A duration as a person says it."""
+    """A duration as text, in seconds or minutes."""
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 
 

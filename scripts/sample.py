@@ -1,9 +1,9 @@
-"""Draws one grid from a base and adapters at several LoRA scales: what did the adapter change, and how strong should it be?
+"""Generates a grid of images from a base and adapters at several LoRA scales, to see what an adapter changes at which scale.
 
     python scripts/sample.py --base stabilityai/stable-diffusion-xl-base-1.0 --variant fp16 \\
         --adapters '[runs/mine/adapter.safetensors]' --lora_scales '[0.5, 0.8, 1.0]' --prompts '[a photo of sks dog]'
 
-Rows are prompts and seeds; columns are the base, then each adapter alone at each LoRA scale. The same seed starts from the same
+Rows are prompts and seeds; columns are the base, then each adapter by itself at each LoRA scale. A seed gives the same initial
 noise in every column.
 """
 
@@ -14,7 +14,7 @@ from sushi_research.config.command_line import read_command_line, run_main
 from sushi_research.config.other_scripts import SamplingConfig
 
 INTRO = """\
-This draws a grid of pictures from a base and adapters. To begin:
+This generates a grid of images from a base and adapters. To begin:
   the base alone:   python scripts/sample.py --base BASE --prompts '[a cat]'
   with an adapter:  python scripts/sample.py --base BASE --prompts '[a cat]' --adapters '[runs/NAME/adapter.safetensors]'
   its LoRA scale:   ... --lora_scales '[0.25, 0.5, 0.75, 1.0]' --seeds '[0, 1]'
@@ -41,7 +41,7 @@ from sushi_research.training import run
 
 
 def main(config: SamplingConfig) -> int:
-    """Draws the grid that `config` describes; returns 0."""
+    """Generates the grid that `config` describes; returns 0."""
     run.quiet_libraries()
     output = Path(config.output)
     singles = make_folders(output)
@@ -70,15 +70,15 @@ def main(config: SamplingConfig) -> int:
     ]
     rows = [(prompt, seed) for prompt in config.prompts for seed in config.seeds]
     latents = []
-    bar = progress(total=len(rows) * len(columns), description="generating images", unit="picture")
+    bar = progress(total=len(rows) * len(columns), description="generating images", unit="image")
     for _, name, lora_scale in columns:
         if name is not None:
             pipeline.enable_lora()
             pipeline.set_adapters([name], [lora_scale])
         elif names:
             pipeline.disable_lora()
-        # In each column again: an adapter of another trainer may change the text encoders. And not by the pipeline, whose
-        # clip_skip does not work with transformers 5.
+        # Encoded again for each column, because an adapter of another trainer may change the text encoders. We do not leave
+        # it to the pipeline, whose clip_skip does not work with transformers 5.
         negative, _ = model.encode_caption(text, config.negative_prompt, **settings)
         if not config.negative_prompt:
             negative = unconditional(negative, base.force_zeros)
@@ -102,16 +102,16 @@ def main(config: SamplingConfig) -> int:
     generated = decode(vae, latents, model.SCALING_FACTOR)
     cells = [generated[row :: len(rows)] for row in range(len(rows))]
     for row, cell_row in enumerate(cells):
-        for column, picture in enumerate(cell_row):
-            picture.save(singles / f"{row:02d}-{column:02d}.png")
+        for column, image in enumerate(cell_row):
+            image.save(singles / f"{row:02d}-{column:02d}.png")
     labels = [prompt if len(config.seeds) == 1 else f"{prompt} (seed {seed})" for prompt, seed in rows]
     plots.grid(cells, labels, [label for label, _, _ in columns]).save(output)
-    print(f"written: {output}, and each picture in {singles}/")
+    print(f"written: {output}, and each image in {singles}/")
     return 0
 
 
 def make_folders(output: Path) -> Path:
-    """Makes the folder of the single pictures, next to the grid, and returns it; UserError where that cannot be."""
+    """Creates the folder of the single images next to the grid and returns it; UserError if that fails."""
     if output.suffix.lower() not in (".png", ".jpg", ".webp"):
         raise UserError(f"output is {output}: give a file that ends in .png, .jpg or .webp.")
     singles = output.with_suffix("")
@@ -123,7 +123,7 @@ def make_folders(output: Path) -> Path:
 
 
 def text_settings(config: SamplingConfig, model: ModuleType) -> dict[str, int]:
-    """How a prompt is encoded; UserError where the base has no such choice."""
+    """Options for encoding a prompt; UserError if clip_skip is set and the base has no such option."""
     if "clip_skip" in model.TEXT_SETTINGS:
         return {"clip_skip": config.clip_skip}
     if config.clip_skip != 1:

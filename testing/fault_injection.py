@@ -1,12 +1,12 @@
-"""Kills and harms runs of the real training scripts, starts the same command again, and compares with the uninterrupted run.
+"""Kills or damages runs of the real training scripts, starts the same command again, and compares with an uninterrupted run.
 
     make chaos N=100
-    python -m testing.fault_injection --tests 100                   # every kind of fault in every setup, in turn
+    python -m testing.fault_injection --tests 100                   # all kinds of faults and all setups in turn
     python -m testing.fault_injection --kind killed --tests 20      # one kind
-    python -m testing.fault_injection --only 37                      # one test again, as it was
+    python -m testing.fault_injection --only 37                      # repeat one test
 
-Adapter, every logged value, every evaluated loss and the last checkpoint must be equal bit for bit. Ends with a table; exit status
-1 where anything differs. Linux; a full disk and a read-only one are a tmpfs, which only root may mount.
+The adapter, all logged values, all evaluated losses and the last checkpoint must be equal bit for bit. Prints a table; the exit
+status is 1 if anything differs. Linux only. A full or read-only disk is a tmpfs, which only root may mount.
 """
 
 from __future__ import annotations
@@ -30,24 +30,24 @@ KINDS = {
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """The command line. Light: --help waits for nothing."""
+    """Parses the command line before any heavy import, so that --help answers at once."""
     parser = argparse.ArgumentParser(
-        description="Kills and harms runs, continues them, and compares with the uninterrupted ones.",
+        description="Kills or damages runs, resumes them, and compares them with uninterrupted ones.",
         epilog="kinds: " + "; ".join(f"{name}: {what}" for name, what in KINDS.items()) + ".",
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--tests", type=int, default=100, help="how many (default: 100); kinds and setups take turns")
-    add("--seed", type=int, default=0, help="of what is random in a test (default: 0)")
-    add("--kind", action="append", choices=KINDS, help="repeatable; default: all")
-    add("--setup", action="append", help="repeatable: sd15-1, sdxl-2, sd15-1-plain and so on; default: all")
-    add("--only", type=int, metavar="TEST", help="this test alone, by its number")
+    add("--tests", type=int, default=100, help="number of tests (default: 100); kinds and setups take turns")
+    add("--seed", type=int, default=0, help="seed of the random choices in a test (default: 0)")
+    add("--kind", action="append", choices=KINDS, help="kind of fault; repeatable; default: all")
+    add("--setup", action="append", help="sd15-1, sdxl-2, sd15-1-plain and so on; repeatable; default: all")
+    add("--only", type=int, metavar="TEST", help="run only the test with this number")
     add(
         "--keep",
         metavar="FOLDER",
-        help="work there and keep it (default: a temporary folder, kept where something differs)",
+        help="work in this folder and keep it (default: a temporary folder, kept only if something differs)",
     )
-    add("--output", metavar="FILE", help="write the table there too")
+    add("--output", metavar="FILE", help="also write the table to this file")
     found = parser.parse_args(arguments)
     if found.tests < 1:
         parser.error("--tests is at least 1")
@@ -75,7 +75,7 @@ assert list(FAULTS) == list(KINDS)
 
 
 def main(arguments: argparse.Namespace) -> int:
-    """Runs the tests and prints the table; returns 1 where anything differs."""
+    """Runs the tests and prints the table; returns 1 if anything differs."""
     unknown = [name for name in arguments.setup or [] if name not in SETUPS]
     if unknown:
         raise UserError(f"--setup {unknown[0]} is unknown: choose from {', '.join(SETUPS)}.")
@@ -88,7 +88,7 @@ def main(arguments: argparse.Namespace) -> int:
     tests = []
     for number in progress(numbers, description="injecting faults", unit="test"):
         kind = kinds[number % len(kinds)]
-        # A kind meets the setups in turn.
+        # Each kind goes through the setups in turn.
         test = FaultTest(number, kind, setups[sum(divmod(number, len(kinds))) % len(setups)])
         if test.setup.name not in references:
             references[test.setup.name] = make_reference(launcher, test.setup, folder / "reference" / test.setup.name)
@@ -110,14 +110,14 @@ def main(arguments: argparse.Namespace) -> int:
         print(f"test {test.number} ({test.kind}, {test.setup.name}): {'; '.join(test.events)}", file=sys.stderr)
         print(f"  differs: {'; '.join(test.wrong[:3])}", file=sys.stderr)
     if wrong:
-        print(f"{len(wrong)} of {len(tests)} tests differ; all of it is in {folder}", file=sys.stderr)
+        print(f"{len(wrong)} of {len(tests)} tests differ; their files are in {folder}", file=sys.stderr)
     elif not arguments.keep:
         shutil.rmtree(folder)
     return int(bool(wrong))
 
 
 def make_reference(launcher: Launcher, setup: Setup, place: Path) -> Reference:
-    """The uninterrupted run; checks that it is what the setup says."""
+    """Makes the uninterrupted run and checks that it has the properties of the setup."""
     started = time.monotonic()
     launch = launcher.start(setup, place / "runs", place / "cache", count=place / "writes")
     assert launch.wait() == [0] * setup.world, f"the uninterrupted run failed: {launch.text()[-2000:]}"
@@ -127,23 +127,23 @@ def make_reference(launcher: Launcher, setup: Setup, place: Path) -> Reference:
 
 
 def require_setup(run: Path, setup: Setup) -> None:
-    """AssertionError unless the run had that many processes, the steps, and states in 8 bits where they are asked for."""
+    """Asserts that the run had the setup's number of processes, all steps, and 8-bit optimizer states if asked for."""
     import torch
 
     from sushi_research.runs.checkpoint import latest_checkpoint
 
     checkpoint = latest_checkpoint(run / "checkpoints")
     assert checkpoint.facts["world"] == setup.world and checkpoint.step == STEPS
-    # bitsandbytes keeps its states one level further down than torch.
+    # bitsandbytes nests its states one level deeper than torch.
     states = [
         state.get("__bnb_optimizer_quant_state__", state) for state in checkpoint.load()["optimizer"]["state"].values()
     ]
     in_8_bits = any(getattr(value, "dtype", None) == torch.uint8 for state in states for value in state.values())
-    assert in_8_bits is setup.harsh, "the optimizer's states are not what the setup says"
+    assert in_8_bits is setup.harsh, "the optimizer states have not the dtype of the setup"
 
 
 def table(tests: Sequence[FaultTest]) -> str:
-    """Markdown: kinds as rows, setups as columns, "equal of all" in the cells, and what was done beneath."""
+    """A Markdown table: kinds as rows, setups as columns, "equal of all" in the cells; notes below."""
     setups = [name for name in SETUPS if any(test.setup.name == name for test in tests)]
     lines = ["| fault | " + " | ".join(setups) + " | all |", "|---|" + "---:|" * (len(setups) + 1)]
     for kind in KINDS:

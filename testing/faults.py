@@ -1,4 +1,4 @@
-"""The faults of fault injection: each starts a run, does it harm, starts the same command again and compares with the
+"""The faults of fault injection: each starts a run, damages it, starts the same command again and compares with the
 uninterrupted run."""
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from testing.run_equality import differences
 
 @dataclass
 class Reference:
-    """The uninterrupted run of a setup: its folder and cache, how long it took, how often it synced and renamed."""
+    """The uninterrupted run of a setup: its folder and cache, its duration, and how often it synced and renamed files."""
 
     run: Path
     cache: Path
@@ -28,7 +28,7 @@ class Reference:
 
 @dataclass
 class FaultTest:
-    """What was done in a test, in words, and what differs from the reference; `skipped`: why it could not be done."""
+    """One test. `events`: what was done; `wrong`: what differs from the reference; `skipped`: why it could not be run."""
 
     number: int
     kind: str
@@ -39,11 +39,11 @@ class FaultTest:
 
 
 def finish(test: FaultTest, launcher: Launcher, reference: Reference, place: Path, name: str = "run") -> None:
-    """Starts the command again, undisturbed, and compares."""
+    """Starts the command again without a fault, and compares."""
     launch = launcher.start(test.setup, place / "runs", place / "cache", name)
     statuses = launch.wait()
     if statuses != [0] * test.setup.world:
-        test.wrong.append(f"the command again ended with {statuses}: {launch.text()[-300:]}")
+        test.wrong.append(f"the resumed run ended with {statuses}: {launch.text()[-300:]}")
         return
     test.wrong += differences(place / "runs" / name, reference.run)
 
@@ -79,7 +79,7 @@ def _signalled(
 ) -> None:
     launch = stop_at(test, launcher, place, int(rng.integers(1, STEPS)), number, rng)
     statuses = set(launch.wait())
-    # Within a step it goes on to the step's end; one that had just ended its last step is simply done.
+    # A run stops at the end of its current step. One that had just finished its last step exits with 0.
     if not statuses <= {128 + number, 128 + signal.SIGTERM, 0}:
         test.wrong.append(f"stopped with {statuses}: {launch.text()[-300:]}")
     test.events.append(f"stopped at step {last_step(place / 'runs/run')}")
@@ -89,7 +89,7 @@ def _signalled(
 def stop_at(
     test: FaultTest, launcher: Launcher, place: Path, step: int, number: int, rng: np.random.Generator
 ) -> Launch:
-    """A launch to which a signal was sent when it had logged a step, to one of its processes."""
+    """A launch of which one process was sent the signal `number` once the run had logged `step`."""
     launch = launcher.start(test.setup, place / "runs", place / "cache")
     while last_step(place / "runs/run") < step and all(process.is_alive() for process in launch.processes):
         time.sleep(0.005)
@@ -108,7 +108,7 @@ def sigint(*arguments: object) -> None:
 
 
 def refused(test: FaultTest, launch: Launch, what: str) -> None:
-    """What a run that the disk refuses must say: one sentence, status 2, no traceback."""
+    """Checks a run whose disk is full or limited: one sentence, status 2, no traceback."""
     status, text = launch.wait()[0], launch.text()
     sentences = [line for line in text.splitlines() if line.startswith("error: ")]
     test.events.append(f"{what}: status {status}{f', {sentences[0][:70]}' if sentences else ''}")
@@ -127,7 +127,7 @@ def file_limit(
         for path in folder.rglob("*")
         if path.is_file()
     ]
-    # Below it the log itself could not grow, which is no disk's fault.
+    # With a smaller limit the test's own log could not grow.
     limit = int(rng.integers(40_000, max(sizes)))
     refused(test, launcher.start(test.setup, place / "runs", place / "cache", file_limit=limit), f"limit {limit}")
     finish(test, launcher, reference, place)
@@ -154,7 +154,7 @@ def full_disk(test: FaultTest, launcher: Launcher, reference: Reference, place: 
 
 
 def damage(path: Path, rng: np.random.Generator) -> str:
-    """Cuts or deletes a file, or flips one bit of it; says which."""
+    """Truncates or deletes a file, or flips one bit of it; returns what was done."""
     how = ("cut", "deleted", "flipped")[rng.integers(3)]
     data = bytearray(path.read_bytes())
     if how == "deleted":
@@ -168,8 +168,8 @@ def damage(path: Path, rng: np.random.Generator) -> str:
 
 
 def _stopped(test: FaultTest, launcher: Launcher, place: Path, rng: np.random.Generator) -> None:
-    """A run that was stopped when it had two checkpoints or more."""
-    # A run that had come to its end before the signal did is begun again: what is done is not continued.
+    """A run that was stopped after it had written two checkpoints or more."""
+    # If the run ended before the signal came, start over: a finished run is not resumed.
     while 0 in stop_at(test, launcher, place, int(rng.integers(3, STEPS)), signal.SIGTERM, rng).wait():
         shutil.rmtree(place)
     test.events.append(f"stopped at step {last_step(place / 'runs/run')}")
@@ -206,7 +206,7 @@ def two_runs(test: FaultTest, launcher: Launcher, reference: Reference, place: P
 
 
 def read_only(test: FaultTest, launcher: Launcher, reference: Reference, place: Path, rng: np.random.Generator) -> None:
-    # To root a file without write permission is none: a file system that is mounted read-only is.
+    # Root ignores missing write permission, but not a file system that is mounted read-only.
     if not mount_tmpfs(place / "cache", "size=100m"):
         test.skipped = "no tmpfs may be mounted here"
         return

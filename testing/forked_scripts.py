@@ -1,8 +1,8 @@
-"""Scripts as a user starts them, in processes that are forked from a server which has imported the libraries.
+"""Runs scripts as a user does, in processes forked from a server that has already imported the libraries.
 
-A new interpreter spends ten seconds on imports. A forked process runs `python SCRIPT WORDS...` at once: it has its own process
-id, signals, exit status, standard output and standard error. What depends on the interpreter's start (which modules a script
-imports, `accelerate launch`) needs a true launch.
+A new interpreter spends ten seconds on imports. A forked process runs `python SCRIPT WORDS...` immediately. It has its own process
+id, signals, exit status, standard output and standard error. Tests that depend on starting the interpreter (which modules a
+script imports, `accelerate launch`) must launch the script for real.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-# A process that takes longer hangs.
+# Seconds. A process that takes longer is considered hung.
 PATIENCE = 300.0
 
 
 class ForkedScript:
-    """A script that runs in a process of its own; what it prints goes to the files `out` and `err` of `folder`."""
+    """A script that runs in its own process; its output goes to the files `out` and `err` in `folder`."""
 
     def __init__(
         self, script: str, words: Sequence[str], folder: Path, environment: Mapping[str, str] | None = None
     ) -> None:
-        """Starts `script` (relative to the repository) with `words` there; `environment` is added to this process's."""
+        """Starts `script` (relative to the repository) with the arguments `words`; `environment` is added to this process's."""
         folder.mkdir(parents=True, exist_ok=True)
         self._files = folder / "out", folder / "err"
         for file in self._files:
@@ -40,11 +40,11 @@ class ForkedScript:
         self.pid = self._process.pid
 
     def poll(self) -> int | None:
-        """The exit status (minus the signal that ended it), or None while it runs."""
+        """The exit status (negative signal number if a signal ended it), or None while it runs."""
         return self._process.exitcode
 
     def wait(self) -> int:
-        """The exit status, when it has ended. TimeoutError: it hangs, and was killed."""
+        """Waits for the end and returns the exit status. Kills a script that hangs and raises TimeoutError."""
         self._process.join(PATIENCE)
         if self._process.exitcode is None:
             self.kill()
@@ -52,7 +52,7 @@ class ForkedScript:
         return self._process.exitcode
 
     def wait_for(self, file: Path, text: str = "") -> None:
-        """Returns when `file` is there and holds `text`; AssertionError if the script ends before."""
+        """Returns when `file` exists and contains `text`; AssertionError if the script ends before that."""
         while not (file.exists() and text in file.read_text(errors="replace")):
             assert self.poll() is None, self.err
             time.sleep(0.005)
@@ -61,7 +61,7 @@ class ForkedScript:
         os.kill(self.pid, number)
 
     def kill(self) -> None:
-        """SIGKILL, if it runs."""
+        """Sends SIGKILL if the script is running."""
         if self.poll() is None:
             self.send_signal(signal.SIGKILL)
         self._process.join()
@@ -76,7 +76,7 @@ class ForkedScript:
 
 
 def server() -> multiprocessing.context.ForkServerContext:
-    """The context whose processes come from the fork server; there is one server for each process that asks."""
+    """The multiprocessing context of the fork server; each process that calls this has one server."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["testing.process"])
     return context
@@ -97,14 +97,14 @@ def ranks(world: int, port: int) -> list[dict[str, str]]:
 
 
 def free_port() -> int:
-    """A port that nobody listens on."""
+    """A port that is not in use."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return found.getsockname()[1]
 
 
 def become_a_program(out: Path, err: Path) -> None:
-    """Standard output and standard error go to files, and Ctrl-C interrupts: a fork server's children ignore it."""
+    """Redirects standard output and standard error to files and restores Ctrl-C, which a fork server's children ignore."""
     for number, file in ((1, out), (2, err)):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644), number)
     sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1) for number in (1, 2))
@@ -115,7 +115,7 @@ def become_a_program(out: Path, err: Path) -> None:
 
 
 def _run(root: Path, script: str, words: Sequence[str], out: Path, err: Path, environment: Mapping[str, str]) -> None:
-    """The body of a process that runs `python script words...` in the folder `root`, with no more than `environment`."""
+    """Target of the process: runs `python script words...` in the folder `root`, with `environment` alone."""
     os.chdir(root)
     os.environ.clear()
     os.environ.update(environment)

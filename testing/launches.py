@@ -1,5 +1,4 @@
-"""Where a fault injection happens: tiny bases and pictures, the setups, and launches of the real scripts as processes to be
-harmed."""
+"""The environment of fault injection: tiny bases and images, the setups, and launches of the real scripts as processes."""
 
 from __future__ import annotations
 
@@ -25,12 +24,12 @@ from testing.tiny_base import save_tiny_base
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS = 4
-# A process that hangs is a fault too.
+# Seconds. A process that takes longer counts as hung, which is a failure.
 PATIENCE = 300.0
 COMMON = {
     "data.resolution": 64,
     "data.bucket_step": 32,
-    # Few modules: a start's time goes into making them, and every module is saved and restored alike.
+    # Few modules: creating them takes most of the start-up time, and all are saved and restored in the same way.
     "lora.targets": ["attn2.to_k"],
     "train.steps": STEPS,
     "checkpoint.every": 2,
@@ -41,7 +40,7 @@ COMMON = {
     "sample.enabled": False,
     "tracking.wandb": "off",
 }
-# All that a step may depend on: 8-bit states (at a rank whose tensors are large enough for them), bf16, draws of every kind.
+# Everything that a step can depend on: 8-bit states (at a rank whose tensors are large enough), bf16, random numbers of every kind.
 HARSH = {
     "train.precision": "bf16",
     "optimizer.name": "adamw8bit",
@@ -59,7 +58,7 @@ PLAIN = {"train.precision": "fp32", "optimizer.name": "adamw", "lora.rank": 4, "
 
 @dataclass(frozen=True)
 class Setup:
-    """An architecture, a number of processes, and the settings of the run; a step is four samples, in pieces of up to two."""
+    """An architecture, a number of processes, and the run's settings. A step has four samples, in micro-batches of up to two."""
 
     architecture: str
     world: int
@@ -86,14 +85,17 @@ SETUPS = {
 
 @dataclass
 class Launch:
-    """The processes of one start of a run."""
+    """The processes of one launch of a run."""
 
     processes: list[BaseProcess]
     log: Path
     started: float = field(default_factory=time.monotonic)
 
     def wait(self, seconds: float = PATIENCE) -> list[int]:
-        """The exit statuses, when all have ended: as under a launcher, the rest is ended when one fails (after a second)."""
+        """Waits until all processes have ended and returns their exit statuses.
+
+        As under a launcher, the other processes are killed (after a second) when one fails.
+        """
         end = self.started + seconds
         while any(process.is_alive() for process in self.processes):
             failed = any(process.exitcode not in (None, 0) for process in self.processes)
@@ -110,7 +112,7 @@ class Launch:
         return [process.exitcode for process in self.processes]
 
     def kill(self, first: int = 0) -> None:
-        """SIGKILL to all, beginning with process `first`."""
+        """Sends SIGKILL to all processes, starting with process `first`."""
         order = self.processes[first:] + self.processes[:first]
         for process in order:
             process.kill()
@@ -118,12 +120,12 @@ class Launch:
             process.join()
 
     def text(self) -> str:
-        """What was printed."""
+        """The output so far."""
         return self.log.read_text(errors="replace") if self.log.exists() else ""
 
 
 class Launcher:
-    """The tests' folder with its bases and pictures, and the fork server that its processes come from."""
+    """The tests' folder with its bases and images, and the fork server that creates the processes."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -132,7 +134,10 @@ class Launcher:
             _make_pictures(folder / name, count, seed)
 
     def start(self, setup: Setup, runs: Path, cache: Path, name: str = "run", **wrong: Any) -> Launch:
-        """Starts the script of a setup; `wrong` are fields of `Order`, for the main process alone where they kill or count."""
+        """Starts the script of a setup.
+
+        `wrong` are fields of `Order`; `die_at` and `count` apply to the main process only.
+        """
         runs.mkdir(parents=True, exist_ok=True)
         base = self.folder / f"base_{setup.architecture}"
         if not base.exists():
@@ -162,7 +167,7 @@ class Launcher:
 
 
 def last_step(run: Path) -> int:
-    """The last step that is logged, 0 before the first."""
+    """The last logged step, 0 before the first."""
     try:
         text = (run / "metrics.jsonl").read_text()
     except OSError:
@@ -171,8 +176,10 @@ def last_step(run: Path) -> int:
 
 
 def mount_tmpfs(folder: Path, options: str) -> bool:
-    """Puts a file system in memory at `folder`, or gives the one there other options ("size=100000", "ro"); False where this is
-    not permitted."""
+    """Mounts a tmpfs at `folder`, or remounts the existing one with other options ("size=100000", "ro").
+
+    Returns False if this is not permitted.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     again = "remount," if os.path.ismount(folder) else ""
     try:
@@ -189,7 +196,7 @@ def unmount(folder: Path) -> None:
 
 
 def _make_pictures(folder: Path, count: int, seed: int) -> None:
-    """Small pictures of three shapes with captions."""
+    """Writes small images of three shapes with captions."""
     folder.mkdir(parents=True)
     for number in range(count):
         rng = randomness.key(seed, "fault-injection-picture", number)

@@ -1,13 +1,13 @@
-"""Plants the faults of mutants.yaml one at a time and runs the tests that should catch them.
+"""Inserts the faults of mutants.yaml one at a time and runs the tests that should catch them.
 
     make mutants
     python -m testing.mutants --list
     python -m testing.mutants --only alpha_dropped noise_reused
     python -m testing.mutants --baseline --write docs/testing.md
 
-Every fault gets a fresh copy of the working tree (tracked files and new ones, as they are on the disk) in a temporary folder.
-It is caught when a test fails there. A test file that cannot be imported, a test that is not there, or tests that take too
-long are an error, not a catch. Exit status: 0 if all faults were caught, 1 if not, 2 for a mistake in the list or the command.
+Every fault gets a fresh copy of the working tree (tracked and new files in their current state) in a temporary folder. It is
+caught when a test fails there. A test file that cannot be imported, a missing test, or tests that take too long count as an
+error, not as a catch. Exit status: 0 if all faults were caught, 1 if not, 2 for a mistake in the list or the command.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ from sushi_research.progress import progress
 ROOT = Path(__file__).parents[1]
 LIST = ROOT / "testing/mutants.yaml"
 BEGIN, END = "<!-- mutants -->", "<!-- end mutants -->"
-# Seconds: for the tests of one fault, and for all tests on the clean copy.
+# Timeouts in seconds: for the tests of one fault, and for all tests on the clean copy.
 PATIENCE, BASELINE_PATIENCE = 600, 3600
 BASELINE = "clean copy"
-# In pytest's summary. A test has `::` in its name; a file that cannot be imported has none.
+# Matches pytest's summary. A test has `::` in its name; a file that cannot be imported does not.
 _FAILED = re.compile(r"^(?:FAILED|ERROR) (.+?::.+?)(?: - .*)?$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
 class Mutant:
-    """One fault: `old` stands exactly once in `file` and becomes `new`. `tests` are test files or test ids, at least one."""
+    """One fault: `old` occurs exactly once in `file` and is replaced by `new`. `tests`: test files or ids, at least one."""
 
     name: str
     what: str
@@ -59,7 +59,7 @@ class Mutant:
 
 @dataclass(frozen=True)
 class Outcome:
-    """`word`: caught, survived, error, or passed (the clean copy). `detail`: the test that caught it, or what went wrong."""
+    """`word`: caught, survived, error, or, for the clean copy, passed or failed. `detail`: the test that failed, or the error."""
 
     name: str
     word: str
@@ -68,7 +68,7 @@ class Outcome:
 
 
 def read_mutants(path: Path, root: Path) -> list[Mutant]:
-    """The list at `path`. UserError for an entry that is not complete, or does not fit the files below `root`."""
+    """Reads the list at `path`. UserError if an entry is incomplete or does not match the files below `root`."""
     names = [field.name for field in fields(Mutant)]
     mutants = []
     for number, entry in enumerate(yaml.safe_load(path.read_text(encoding="utf-8")) or [], 1):
@@ -88,15 +88,15 @@ def read_mutants(path: Path, root: Path) -> list[Mutant]:
 
 
 def planted(mutant: Mutant, root: Path) -> str:
-    """The text of the mutant's file with the fault in it. UserError where `old` does not stand there exactly once."""
+    """The text of the mutant's file with the fault. UserError if `old` does not occur in the file exactly once."""
     path = root / mutant.file
     if not path.is_file():
-        raise UserError(f"the fault {mutant.name} belongs in {mutant.file}, which is not there: correct its path.")
+        raise UserError(f"the fault {mutant.name} belongs in {mutant.file}, which does not exist: correct its path.")
     text = path.read_text(encoding="utf-8")
     count = text.count(mutant.old)
     if count != 1:
         raise UserError(
-            f"the fault {mutant.name} replaces a text that stands {count} times in {mutant.file}, not once: correct it."
+            f"the fault {mutant.name} replaces a text that occurs {count} times in {mutant.file}, not once: correct it."
         )
     changed = text.replace(mutant.old, mutant.new)
     try:
@@ -120,7 +120,7 @@ def copy_tree(root: Path, target: Path) -> None:
 
 
 class Runner:
-    """Runs tests on copies of the working tree `root`, each in a process group of its own, which ends with it."""
+    """Runs tests on copies of the working tree `root`, each in its own process group, which is killed afterwards."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -128,13 +128,13 @@ class Runner:
         self._stopped = False
 
     def stop(self) -> None:
-        """Ends what runs, and lets nothing new begin."""
+        """Kills running tests and starts no new ones."""
         self._stopped = True
         for process in list(self._running):
             _kill_group(process)
 
     def check(self, name: str, mutant: Mutant | None, tests: Sequence[str]) -> Outcome:
-        """The outcome of `tests` on a fresh copy, with the fault `mutant` in it; None for the clean copy."""
+        """The outcome of `tests` on a fresh copy with the fault `mutant`; None is the clean copy."""
         started = time.monotonic()
         with tempfile.TemporaryDirectory(prefix="mutant-", ignore_cleanup_errors=True) as temporary:
             folder = Path(temporary).resolve()
@@ -147,9 +147,9 @@ class Runner:
         return Outcome(name, word, detail, time.monotonic() - started)
 
     def _pytest(self, folder: Path, tests: Sequence[str], patience: float) -> tuple[str, str]:
-        """Runs pytest in `folder/copy`; its temporary files are in `folder` too, and go with it."""
+        """Runs pytest in `folder/copy`; its temporary files are in `folder` too, and are deleted with it."""
         (folder / "tmp").mkdir()
-        # PYTHONPATH comes before the installed package, also for what the tests launch.
+        # PYTHONPATH takes precedence over the installed package, also in processes that the tests launch.
         places = {"PYTHONPATH": str(folder / "copy"), "TMPDIR": str(folder / "tmp")}
         options = {"cwd": folder / "copy", "env": os.environ | places | {"OMP_NUM_THREADS": "1"}}
         command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
@@ -166,17 +166,17 @@ class Runner:
                 process.wait()
                 self._running.discard(process)
             output.seek(0)
-            return judge(process.returncode, output.read())
+            return interpret(process.returncode, output.read())
 
 
 def _kill_group(process: subprocess.Popen[bytes]) -> None:
-    """Kills the process and what it left behind."""
+    """Kills the process and its remaining children."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
 
 
-def judge(status: int, output: str) -> tuple[str, str]:
-    """What pytest's exit status and output say: (caught, the test), (survived, "") or (error, why)."""
+def interpret(status: int, output: str) -> tuple[str, str]:
+    """Interprets pytest's exit status and output: (caught, the test), (survived, "") or (error, the reason)."""
     if status == 0:
         return "survived", ""
     failed = _FAILED.search(output)
@@ -187,7 +187,7 @@ def judge(status: int, output: str) -> tuple[str, str]:
 
 
 def table(mutants: Sequence[Mutant], outcomes: Sequence[Outcome], path: Path) -> str:
-    """The results as Markdown, in the order of the list; with the hash of the list that they belong to."""
+    """The results as a Markdown table in the order of the list, and the hash of that list."""
     found = {outcome.name: outcome for outcome in outcomes}
     lines = ["| name | place | what | caught by | seconds |", "|---|---|---|---|---:|"]
     for mutant in mutants:
@@ -201,15 +201,15 @@ def table(mutants: Sequence[Mutant], outcomes: Sequence[Outcome], path: Path) ->
 
 
 def summary(outcomes: Sequence[Outcome]) -> str:
-    """How many faults were caught, in one line."""
+    """One line that says how many faults were caught."""
     faults = [outcome for outcome in outcomes if outcome.name != BASELINE]
     caught = sum(outcome.word == "caught" for outcome in faults)
     others = [f"{outcome.name} ({outcome.word})" for outcome in outcomes if outcome.word not in ("caught", "passed")]
-    return f"{caught} of {len(faults)} faults caught" + (f"; not right: {', '.join(others)}." if others else ".")
+    return f"{caught} of {len(faults)} faults caught" + (f"; not as expected: {', '.join(others)}." if others else ".")
 
 
 def around_table(path: Path) -> tuple[str, str]:
-    """What stands before and after the table's place in the page. UserError where the two marks are not there."""
+    """The parts of the page before and after the table. UserError if the two marks are missing."""
     page = path.read_text(encoding="utf-8") if path.is_file() else ""
     before, begin, rest = page.partition(BEGIN)
     _, end, after = rest.partition(END)
@@ -221,13 +221,13 @@ def around_table(path: Path) -> tuple[str, str]:
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m testing.mutants", description="Plants small faults and runs the tests that should catch them."
+        prog="python -m testing.mutants", description="Inserts small faults and runs the tests that should catch them."
     )
     add = parser.add_argument
-    add("--only", nargs="+", metavar="NAME", help="these faults alone")
-    add("--jobs", type=int, default=2, help="how many at a time (default: 2)")
-    add("--list", action="store_true", help="check the list, print it, and run nothing")
-    add("--baseline", action="store_true", help="run all the tests on a clean copy too")
+    add("--only", nargs="+", metavar="NAME", help="test only these faults")
+    add("--jobs", type=int, default=2, help="number of faults tested in parallel (default: 2)")
+    add("--list", action="store_true", help="check and print the list, and run no tests")
+    add("--baseline", action="store_true", help="also run all the tests on a clean copy")
     add("--write", type=Path, metavar="FILE", help="write the table between the marks in this page")
     found = parser.parse_args(arguments)
     if found.jobs < 1:
@@ -261,7 +261,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def run_all(mutants: Sequence[Mutant], jobs: int, baseline: bool) -> list[Outcome]:
-    """Checks all faults, `jobs` at a time, and prints a line for each as it is done."""
+    """Tests all faults, `jobs` in parallel, and prints a line for each when it is done."""
     work: list[tuple[str, Mutant | None, Sequence[str]]] = [(each.name, each, each.tests) for each in mutants]
     if baseline:
         work.insert(0, (BASELINE, None, list(dict.fromkeys(test for each in mutants for test in each.tests))))
@@ -281,7 +281,7 @@ def run_all(mutants: Sequence[Mutant], jobs: int, baseline: bool) -> list[Outcom
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that what runs is ended too
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that running tests are killed too
     try:
         sys.exit(main(sys.argv[1:]))
     except UserError as error:

@@ -1,7 +1,7 @@
-"""One process of a fault injection: a training script's `main`, with something that will go wrong in it.
+"""One process of fault injection: a training script's `main` with an injected fault.
 
-It is imported by the fork server that the tests' processes come from: what is loaded here is loaded once, so a process that
-runs the real script is there in a fraction of a second, and is a process of its own that can be killed.
+The fork server that creates the tests' processes imports this module, so the libraries below are loaded only once. A process that
+runs the real script then starts in a fraction of a second, and is a separate process that can be killed.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-# Loaded for the fork server's sake, all that a run will import.
+# Preloaded for the fork server: everything that a run imports.
 import bitsandbytes  # noqa: F401
 import datasets  # noqa: F401
 import matplotlib.figure  # noqa: F401
@@ -38,10 +38,10 @@ from testing.forked_scripts import become_a_program
 
 @dataclass(frozen=True)
 class Order:
-    """What a process runs: the script and its settings by dotted key, its place among the processes, and what goes wrong.
+    """What a process runs: the script, its settings by dotted key, its environment, and the injected fault.
 
-    `die_at`: SIGKILL to itself right before its n-th sync or rename of a file, counted from 1. `file_limit`: no file may grow
-    beyond so many bytes. `count`: where it writes how often it synced and renamed.
+    `die_at`: it sends itself SIGKILL right before its n-th sync or rename of a file, counted from 1. `file_limit`: maximum size of
+    a file in bytes. `count`: the file to which it writes how often it synced and renamed.
     """
 
     script: Path
@@ -55,7 +55,7 @@ class Order:
 
 
 def run(order: Order) -> None:
-    """The process's body: it ends with the script's own exit status, or where it is killed."""
+    """Target of the process; it ends with the script's own exit status unless it is killed."""
     os.environ.update(order.environment, ACCELERATE_USE_CPU="true", HF_HUB_OFFLINE="1")
     become_a_program(order.log, order.log)
     writes = _watch_writes(order.die_at)
@@ -77,7 +77,7 @@ def load(script: Path) -> Any:
 
 
 def configure(architecture: str, settings: dict[str, Any]) -> Any:
-    """The config of settings by dotted key."""
+    """The config made from settings by dotted key."""
     nested: dict[str, Any] = {}
     for key, value in settings.items():
         section, _, name = key.partition(".")
@@ -86,7 +86,7 @@ def configure(architecture: str, settings: dict[str, Any]) -> Any:
 
 
 def _watch_writes(die_at: int) -> list[str]:
-    """Counts what makes a file last (fsync, replace, rename), and ends the process right before one of them."""
+    """Records calls of fsync, replace and rename, and kills the process right before call number `die_at` (0: never)."""
     seen: list[str] = []
 
     def watch(name: str) -> Any:

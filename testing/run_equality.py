@@ -1,4 +1,4 @@
-"""Whether two run folders hold the same result: adapter, every logged value, every evaluated loss, and the last checkpoint."""
+"""Compares the results in two run folders: adapter, logged values, evaluated losses, and the last checkpoint."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-# What a run measures of the clock and the machine, rather than computes.
+# Metrics that depend on the clock or the machine.
 MEASURED = frozenset({"images_per_second", "data_wait_share", "peak_memory_gib"})
 TABLES = ("evaluation.parquet", "drift.parquet")
 
 
 def differences(found: Path, expected: Path) -> list[str]:
-    """What differs between two finished runs, a sentence each, bit for bit; empty where they are equal.
+    """The differences between two finished runs, compared bit for bit; a sentence each, empty if they are equal.
 
-    Compared are the adapter's tensors and dtypes, all lines of metrics.jsonl but for `MEASURED`, all rows of the results, the
-    step and the state of the last checkpoint, what run.json says but for the W&B id, and the pixels of the sample pictures.
+    It compares the adapter's tensors and dtypes, all lines of metrics.jsonl without `MEASURED`, all rows of the results, the
+    step and the state of the last checkpoint, run.json without the W&B id, and the pixels of the sample images.
     """
     return [f"{found.name}: {difference}" for difference in _differences(found, expected)]
 
@@ -71,7 +71,7 @@ def _pictures(run: Path) -> dict[str, bytes]:
 
 
 def _nested(found: Any, expected: Any, where: str) -> Iterator[str]:
-    """The first difference of each branch of two nests of dicts, lists, tensors and plain values."""
+    """The first difference between two nested structures of dicts, lists, tensors and plain values."""
     import torch
 
     if type(found) is not type(expected):
@@ -96,7 +96,7 @@ def _nested(found: Any, expected: Any, where: str) -> Iterator[str]:
                 yield difference
                 return
     elif isinstance(expected, torch.Tensor):
-        # By bits: NaN equals itself, and 0 does not equal -0.
+        # Compares bits: NaN equals itself, and 0 does not equal -0.
         same = found.dtype == expected.dtype and found.shape == expected.shape
         if not same or not torch.equal(
             *(tensor.contiguous().reshape(-1).view(torch.uint8) for tensor in (found, expected))

@@ -1,7 +1,7 @@
-"""Tiny bases with random weights: every block, attention and encoder of the real ones, a few channels wide.
+"""Tiny bases with random weights: every kind of block, attention and encoder of the real ones, a few channels wide.
 
-They let the whole path run anywhere in seconds, without a download: the demo and the tests are made of them. What differs
-from the real models: widths, the number of layers, transformer blocks per attention, and a tokenizer that knows bytes only.
+With them, the tests and benchmarks train in seconds on any machine, without a download. They differ from the real models in
+the widths, the number of layers, the transformer blocks per attention, and a tokenizer that has only bytes.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-# The noise schedule that every Stable Diffusion was trained on.
+# The noise schedule of all Stable Diffusion models.
 SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
 
 
 def save_tiny_base(folder: Path, architecture: str, *, seed: int = 0, sample_size: int = 8) -> Path:
     """Builds a tiny base of `architecture` and writes it in diffusers format; returns the folder.
 
-    Its pipeline is built by `testing/tiny_<architecture>.py`.
+    `testing/tiny_<architecture>.py` builds its pipeline.
     """
     import torch
 
@@ -46,7 +46,7 @@ def vae(sample_size: int, scaling_factor: float) -> Any:
 
 
 def text_encoder(width: int, projection: int | None) -> Any:
-    """A CLIP text encoder of three layers; with a `projection` it is of the kind that gives a pooled output."""
+    """A CLIP text encoder of three layers; with a `projection` it also returns a projected pooled output."""
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     config = CLIPTextConfig(
@@ -58,7 +58,7 @@ def text_encoder(width: int, projection: int | None) -> Any:
         projection_dim=projection or width,
         # The second encoder's activation differs in the real model too.
         hidden_act="quick_gelu" if projection is None else "gelu",
-        # The published configs carry 2 here, which makes transformers pool at the largest id: the end token.
+        # As in the published configs. With 2, transformers pools at the largest id, which is the end token.
         bos_token_id=0,
         eos_token_id=2,
         pad_token_id=1,
@@ -67,7 +67,7 @@ def text_encoder(width: int, projection: int | None) -> Any:
 
 
 def tokenizer(folder: Path, pad: str) -> Any:
-    """A CLIPTokenizer over single bytes (no merges): any caption tokenises, one token per byte."""
+    """A CLIPTokenizer over single bytes (no merges): any caption can be tokenised, one token per byte."""
     from transformers import CLIPTokenizer
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 
@@ -80,7 +80,7 @@ def tokenizer(folder: Path, pad: str) -> Any:
 
 
 def main(arguments: list[str]) -> None:
-    """`python -m testing.tiny_base ARCHITECTURE FOLDER`: makes a base there unless it is there already."""
+    """`python -m testing.tiny_base ARCHITECTURE FOLDER`: writes a base to FOLDER unless there is one already."""
     from sushi_research.training.run import quiet_libraries
 
     architecture, folder = arguments

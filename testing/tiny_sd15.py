@@ -9,7 +9,7 @@ from testing import tiny_base
 
 
 def pipeline(folder: Path, sample_size: int) -> Any:
-    """The pipeline with random weights; its tokenizer is written below `folder`."""
+    """The pipeline with random weights; its tokenizer is written to `folder`."""
     from diffusers import PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 
     return StableDiffusionPipeline(

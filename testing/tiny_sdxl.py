@@ -9,7 +9,7 @@ from testing import tiny_base
 
 
 def pipeline(folder: Path, sample_size: int) -> Any:
-    """The pipeline with random weights; its tokenizers are written below `folder`."""
+    """The pipeline with random weights; its tokenizers are written to `folder`."""
     from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
 
     return StableDiffusionXLPipeline(

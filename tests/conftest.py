@@ -1,4 +1,4 @@
-"""Shared fixtures: tiny bases made once per test run, and a folder of real image files."""
+"""Shared fixtures: tiny bases, made once per test run, and a folder of image files."""
 
 import os
 
@@ -7,7 +7,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # No test may reach a model hub or W&B, whatever the machine is logged in to.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "offline"
-# The launcher's choice must not leak from the shell into tests of the config's choice.
+# The launcher's precision must not leak from the shell into tests of the config's precision.
 os.environ.pop("ACCELERATE_MIXED_PRECISION", None)
 
 from pathlib import Path  # noqa: E402
@@ -15,17 +15,18 @@ from pathlib import Path  # noqa: E402
 import pytest  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
-# The same examples in every run, and no clock: a red test is a change of the code. HYPOTHESIS_PROFILE=default searches again.
+# The same examples in every run and no deadline, so a test fails only if the code changed. HYPOTHESIS_PROFILE=default
+# searches for new examples.
 settings.register_profile("fixed", derandomize=True, deadline=None, database=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
 
 from sushi_research.models import ARCHITECTURES  # noqa: E402
 
-# What shared code is tested on. What every architecture must fulfil is in models/test_conformance.py.
+# Shared code is tested with these architectures. models/test_conformance.py tests every architecture.
 EXAMPLES = ("sd15", "sdxl")
 
-# About how many CPU seconds the longest piece of a file takes that one worker runs alone: a group, or a single test.
-# The longest go first, so that no worker is left with one at the end. Files that are not listed take a few seconds.
+# About how many CPU seconds the longest part of a file takes that one worker must run: a group, or a single test.
+# The longest parts run first, so that none of them is left for one worker at the end. Unlisted files take a few seconds.
 SECONDS = {
     "embedded/test_learning.py": 150,
     "faults/test_fault_injection.py": 60,
@@ -42,7 +43,7 @@ SECONDS = {
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Longest first; the order within a file stays as it is."""
+    """Sorts the longest tests first; the order within a file does not change."""
     tests = Path(__file__).parent
 
     def seconds(item: pytest.Item) -> float:
@@ -54,7 +55,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def bases(tmp_path_factory) -> dict[str, Path]:
-    """Tiny bases in diffusers format, by architecture. Tests must not write into them; `copy_base` is for that."""
+    """Tiny bases in diffusers format, by architecture. Tests must not write into them; use `copy_base` for that."""
     from testing.tiny_base import save_tiny_base
 
     folder = tmp_path_factory.mktemp("bases")

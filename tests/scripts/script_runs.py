@@ -1,4 +1,4 @@
-"""Running the training scripts from tests: loading them, small configs, and what a run left behind."""
+"""Runs training scripts in tests: loads the scripts, makes small configs, and reads what a run wrote."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted((ROOT / "scripts").glob("train_*_lora.py"))
 CONFIGS: dict[str, type[TrainingConfig]] = models.config_classes()
 
-# What a run measures rather than computes.
+# Metrics that depend on the clock or the machine.
 TIMINGS = {"images_per_second", "data_wait_share", "peak_memory_gib"}
 
-# Few modules unless a test gives others: most of a small run's time goes into making them. A gradient in each depends on the
-# image and on the caption alike.
+# The default targets of a run. They are few, because creating modules takes most of a small run's time. Their gradients depend
+# on both the image and the caption.
 TARGETS = ["attn2.to_k"]
-# A run's learning rate unless a test gives another: what a step of Adam moves a weight by.
+# The default learning rate of a run, which is about how far a step of Adam moves a weight.
 RATE = 1e-3
-# By how much of RATE a weight may differ, after some ten steps of AdamW in fp32, when the sums of the steps' gradients
-# were made in another order. The sums differ in the seventh digit, but Adam divides a gradient by its own size: where
-# that is near zero, the digits that differ are the first ones.
-# Seen: 0.0015 (SD1.5) and 0.009 (SDXL). A lost sample or another noise turns the steps of some weights: 1 and more.
+# The allowed difference of a weight, in units of RATE, after about ten steps of AdamW in fp32 with gradients summed in another
+# order. The sums differ in the seventh digit, but Adam divides a gradient by its own size: for a gradient near zero, even the
+# first digits differ.
+# Observed: 0.0015 (SD1.5) and 0.009 (SDXL). A lost sample or other noise changes the sign of some steps: 1 and more.
 TOLERANCE = 0.05
 
 
 @functools.cache
 def script(name: str) -> ModuleType:
-    """A script as a module, which is executed when something of it is first asked for: not while tests are collected.
+    """A script as a module. It is executed on first access to one of its names, not while tests are collected.
 
-    Scripts are no package, and nothing but a test and the benchmark loads them.
+    `scripts/` is not a package; only tests and the benchmark load scripts as modules.
     """
     spec = importlib.util.spec_from_file_location(name, ROOT / f"scripts/{name}.py")
     spec.loader = importlib.util.LazyLoader(spec.loader)
@@ -55,7 +55,7 @@ def load_script(architecture: str) -> ModuleType:
 
 
 class Trainer:
-    """Runs one architecture's script in this process: many short runs on one tiny base, one data set and one cache."""
+    """Runs one architecture's script in this process: many short runs with one tiny base, one data set and one cache."""
 
     def __init__(self, architecture: str, base: Path, photos: Path, runs: Path, cache: Path) -> None:
         self.architecture, self.script = architecture, load_script(architecture)
@@ -101,16 +101,16 @@ class Trainer:
         return load_file(self.folder(name) / "adapter.safetensors")
 
     def plan(self, name: str) -> dict[str, Any]:
-        """What plan.json holds."""
+        """The content of plan.json."""
         return json.loads((self.folder(name) / "plan.json").read_text())
 
     def metrics(self, name: str) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl without what depends on the clock and the machine."""
+        """The lines of metrics.jsonl without the metrics that depend on the clock and the machine."""
         lines = (self.folder(name) / "metrics.jsonl").read_text().splitlines()
         return [{key: value for key, value in json.loads(line).items() if key not in TIMINGS} for line in lines]
 
     def checkpoint(self, name: str) -> Checkpoint:
-        """The newest whole checkpoint of the run, which has one."""
+        """The newest complete checkpoint of the run; asserts that there is one."""
         checkpoint = latest_checkpoint(self.folder(name) / "checkpoints")
         assert checkpoint is not None
         return checkpoint
@@ -121,7 +121,7 @@ class Trainer:
 
 
 class RecordingSGD(torch.optim.SGD):
-    """Plain SGD that keeps what it is given: `gradients[step][i]`, as `optimizer.name: script_runs.RecordingSGD`."""
+    """Plain SGD that records its gradients as `gradients[step][i]`; use `optimizer.name: script_runs.RecordingSGD`."""
 
     gradients: list[list[torch.Tensor]] = []
 

@@ -106,7 +106,7 @@ def test_a_failure_is_named_and_the_others_go_on_then_only_it_is_run_again(file,
     assert [name for name, _ in first.ran] == ["small-seed0", "large-seed0", "small-seed1", "large-seed1"]
     assert {environment["WANDB_RUN_GROUP"] for _, environment in first.ran} == {"runs"}
     printed = capfd.readouterr()
-    assert "error: 1 of 4 runs failed: large-seed0; see above why" in printed.err
+    assert "error: 1 of 4 runs failed: large-seed0; the reasons are above" in printed.err
     variants = json.loads((tmp_path / "runs/comparison/comparison.json").read_text())["variants"]
     assert [variant["seeds"] for variant in variants] == [[0, 1], [1]]
 

@@ -1,4 +1,4 @@
-"""What the tests of evaluating share: a base with its UNet and filled caches, made once for all of them."""
+"""Fixture for the tests of evaluation: a base with its UNet and filled caches, made once per architecture."""
 
 import pytest
 import torch
