@@ -1,7 +1,7 @@
-"""The architectures that are trained here: one light table for tools, and the modules that it names.
+"""The supported architectures: one table for tools, and the modules that it names.
 
-Importing this package imports neither torch nor any module of the table. A training script names its module itself
-(`from sushi_research.models import sdxl as model`); tools that serve every architecture go by the table.
+Importing this package imports neither torch nor any module in the table. A training script imports its module directly
+(`from sushi_research.models import sdxl as model`); tools that serve every architecture use the table.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 
 
 class Architecture(NamedTuple):
-    """One architecture; the names of its modules and of its script follow from its own name."""
+    """One architecture. The names of its modules and of its script are derived from `name`."""
 
     name: str
-    label: str  # what a user calls it
-    title: str  # the same in full, with its article
+    label: str  # short name for users
+    title: str  # full name with its article
     config: str  # dotted path of the config class of its training script
 
     @property
@@ -30,12 +30,12 @@ class Architecture(NamedTuple):
         return f"{__name__}.{self.name}"
 
     def config_class(self) -> Any:
-        """The config class of its training script, without torch."""
+        """The config class of its training script. Does not import torch."""
         module, _, name = self.config.rpartition(".")
         return getattr(importlib.import_module(module), name)
 
     def formats(self) -> ModuleType:
-        """How it is recognised and stored (`models/formats/`), without torch."""
+        """Its module in `models/formats/`: how it is recognised and stored. Does not import torch."""
         return importlib.import_module(f"{__name__}.formats.{self.name}")
 
 
@@ -59,11 +59,11 @@ def config_classes() -> dict[str, Any]:
 
 
 def name_of(config: Any) -> str:
-    """The architecture whose training script has a config of this class, or of one that adds to it."""
+    """The architecture whose training script uses this config's class or a parent class of it."""
     return next(name for name, kind in config_classes().items() if isinstance(config, kind))
 
 
 def labels(joint: str = " or ") -> str:
-    """What is trained here, for messages: "SD1.5 or SDXL"."""
+    """The supported architectures as text for messages: "SD1.5 or SDXL"."""
     *most, last = (each.label for each in ARCHITECTURES.values())
     return joint.join([", ".join(most), last] if most else [last])

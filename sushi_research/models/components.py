@@ -1,4 +1,4 @@
-"""The components of a base: their classes in diffusers and transformers, empty models of them, and their weights looked at."""
+"""The components of a base: their classes in diffusers and transformers, building them empty, and checks of their weights."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from typing import Any
 
 from sushi_research.errors import UserError, first_line
 
-# The class of each; text_encoder_2 must be the one with the projection: without it there is no pooled output.
+# The class of each component. text_encoder_2 needs the class with the projection, which computes the pooled output.
 CLASSES = {
     "unet": "UNet2DConditionModel",
     "vae": "AutoencoderKL",
     "text_encoder": "CLIPTextModel",
     "text_encoder_2": "CLIPTextModelWithProjection",
 }
-# What each is called before a user.
+# The name of each component in messages.
 TITLES = {"unet": "UNet", "vae": "VAE", "text_encoder": "text encoder", "text_encoder_2": "second text encoder"}
 
 
-# Counts of modules, and more of them than any Stable Diffusion has: a config must not make us build for hours.
+# Upper bounds on layer counts, above those of any Stable Diffusion: a damaged config must not make us build for hours.
 LIMITS = {"layers_per_block": 4, "transformer_layers_per_block": 16, "num_hidden_layers": 64}
 
 
@@ -40,8 +40,10 @@ def model_class(name: str) -> Any:
 
 
 def build_empty(name: str, config: Mapping[str, Any]) -> Any:
-    """The model of `config` with its parameters on the meta device and its buffers real; ValueError for a config that
-    describes no model."""
+    """Builds the model of `config` with its parameters on the meta device and real buffers.
+
+    ValueError if no model can be built from the config.
+    """
     from accelerate import init_empty_weights
 
     require_bounded(config)
@@ -52,19 +54,20 @@ def build_empty(name: str, config: Mapping[str, Any]) -> Any:
                 kind(kind.config_class(**config)) if name.startswith("text_encoder") else kind.from_config(dict(config))
             )
     except Exception as error:
-        # A width that its groups do not divide, a list where a number belongs: each library has its own error for it.
+        # For example a width not divisible by its groups, or a list instead of a number. Each library raises its own error.
         raise ValueError(first_line(error)) from error
 
 
-# What torch's own allocations begin at, and what the CPU's fastest kernels ask for.
+# Alignment in bytes of torch's own CPU allocations; the fastest CPU kernels need it.
 ALIGNMENT = 64
 
 
 def align(model: Any) -> None:
-    """Copies each weight on the CPU that begins elsewhere than torch's own tensors do.
+    """Copies each CPU weight that is not aligned as torch aligns its own tensors.
 
-    A tensor of a mapped safetensors file begins where its header ended, and a CPU's matrix product may round otherwise there:
-    without this the same weights in another file would train another adapter. The copy lasts when the file is replaced, too.
+    The alignment of a tensor in a memory-mapped safetensors file depends on the header's length, and a CPU matrix product may
+    round differently for unaligned data. Without this, the same weights in another file would train a different adapter. The
+    copy also stays valid when the file is replaced.
     """
     for parameter in model.parameters():
         if parameter.device.type == "cpu" and parameter.data_ptr() % ALIGNMENT:
@@ -72,9 +75,9 @@ def align(model: Any) -> None:
 
 
 def require_finite(value: Any, key: str, where: str, stored: Any = None) -> None:
-    """UserError, naming the tensor, for weights with NaN or infinity in them: what is trained on them is lost.
+    """UserError, naming the tensor `key`, for weights that contain NaN or infinity.
 
-    `stored` is the tensor as the file has it, where that is at hand: a sound one may be too large for fp16.
+    `stored` is the tensor before the cast to the dtype of `value`, if known: finite values may overflow in fp16.
     """
     if _is_finite(value):
         return
@@ -90,5 +93,6 @@ def require_finite(value: Any, key: str, where: str, stored: Any = None) -> None
 def _is_finite(value: Any) -> bool:
     import torch
 
-    # Whatever is not finite shows in the sum, which takes one pass and no memory. Only where it overflows is each looked at.
+    # Any non-finite value makes the sum non-finite; that is one pass without extra memory. A finite tensor may also overflow
+    # in the sum, so only then is each value checked.
     return bool(value.sum(dtype=torch.float32).isfinite()) or bool(value.isfinite().all())

@@ -1,9 +1,9 @@
-"""Which architecture a base is: from the names and shapes in a single file's header, or from a diffusers folder's configs.
+"""Detects a base's architecture: from the names and shapes in a single file's header, or from a diffusers folder's configs.
 
-What each architecture looks like, and which near relatives only look like it, stands in its module of `models/formats/`; here
-is what is none of them. Everything else is refused by name, with what to do. Decided from the UNet and what feeds it, never by
-trying to load, nor by a file's size: the presence of a config key means nothing (every UNet config has `addition_embed_type`),
-and a second text encoder does not either (the SDXL refiner has one).
+The detection rules of each architecture, and of related models that resemble it, are in its module in `models/formats/`. This
+module recognises other kinds of files. Every unsupported model is refused by its name, with advice. The decision uses the UNet
+and its conditioning, never a trial load or the file size. Two things are no evidence: the mere presence of a config key (every
+UNet config has `addition_embed_type`), and a second text encoder (the SDXL refiner has one too).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ CHOOSE = f"choose an {labels()} base"
 
 
 class Kind(NamedTuple):
-    """A kind of file that is no base of ours: a pattern that the name of one of its tensors has, what it is, what to do."""
+    """An unsupported kind of file: a pattern that one of its tensor names matches, its name, and advice to the user."""
 
     pattern: str
     name: str
@@ -30,8 +30,8 @@ class Kind(NamedTuple):
 
 NOT_TRAINED = f"this suite trains the UNets of {labels(' and ')}: {CHOOSE}"
 VIDEO = "a video model (Stable Video Diffusion or AnimateDiff)"
-LCM = "a latent consistency model (its UNet is told the guidance scale)"
-# Read from the top. The UNet prefix is off; the patterns are searched from a name's beginning.
+LCM = "a latent consistency model (its UNet takes the guidance scale as an input)"
+# The first match counts. Patterns match from the start of a tensor name, after the UNet prefix is removed.
 KINDS = (
     Kind(
         r"lora_(unet|te\d?)_|(.*\.)?(\w+_)?(lora_(down|up|A|B)\b|lora\.(down|up)\b|lora_linear_layer|hada_w1|lokr_w|oft_)",
@@ -71,7 +71,7 @@ FIRST = "input_blocks.0.0.weight"
 
 
 def of_file(header: Header) -> str:
-    """The architecture of a base in a single file; UserError with its name and what to do for anything else."""
+    """The architecture of a base in a single file; UserError, with the kind of file and advice, if it is not supported."""
     shapes = {UNET_PREFIX.sub("", key): tensor.shape for key, tensor in header.tensors.items()}
     for kind in KINDS:
         pattern = re.compile(kind.pattern)
@@ -97,7 +97,7 @@ def of_file(header: Header) -> str:
 
 
 def _chosen(matches: Mapping[str, Match], where: str, unknown: str) -> str:
-    """The architecture that takes a base for its own; UserError with the name of the near relative that it is instead."""
+    """The architecture whose rule accepts the base; UserError if there is none, with the related model's name if one matches."""
     for name, match in matches.items():
         if match is True:
             return name
@@ -106,11 +106,11 @@ def _chosen(matches: Mapping[str, Match], where: str, unknown: str) -> str:
 
 
 def _without_unet(shapes: Mapping[str, tuple[int, ...]]) -> str:
-    """What a file without a UNet in Stability's layout is, and what to do with it."""
+    """The kind of a file without a UNet in Stability's layout, with advice."""
     if "conv_in.weight" in shapes and any(key.startswith("down_blocks.0.resnets.") for key in shapes):
         return (
-            "a UNet alone, by diffusers' names: put it into the unet folder of a model in diffusers format and give that "
-            "folder as the base"
+            "a UNet alone, with diffusers' tensor names: put it into the unet folder of a model in diffusers format and give "
+            "that folder as the base"
         )
     if any(
         re.match(r"(first_stage_model\.)?(en|de)coder\.(conv_in|(down|mid|up)(_blocks?)?)\.", key) for key in shapes
@@ -134,9 +134,9 @@ def _by_inputs(channels: int) -> str | None:
 
 
 def of_configs(configs: Mapping[str, Mapping[str, Any] | None], pipeline: str, where: str) -> str:
-    """The architecture of a base in diffusers format, by its components' configs; UserError for anything else.
+    """The architecture of a base in diffusers format, from its components' configs; UserError if it is not supported.
 
-    `pipeline` is the `_class_name` of its model_index.json. A text encoder that is not there may be None.
+    `pipeline` is the `_class_name` in model_index.json. The config of a missing component is None.
     """
     unet = configs.get("unet")
     if unet is None:
@@ -154,8 +154,11 @@ def of_configs(configs: Mapping[str, Mapping[str, Any] | None], pipeline: str, w
 
 
 def require_fit(architecture: str, configs: Mapping[str, Mapping[str, Any]], where: str) -> None:
-    """UserError unless the UNet takes what the text encoders give: their widths side by side, and, where it takes them, the
-    pooled output of the last one with the six numbers of a picture's sizes."""
+    """UserError unless the UNet's input widths match the text encoders' outputs.
+
+    The hidden states' widths add up to the cross-attention width. For SDXL, the pooled output of the last encoder and the six
+    embedded time_ids add up to the width of the added embedding.
+    """
     each = ARCHITECTURES[architecture]
     unet, encoders = configs["unet"], [configs[name] for name in each.formats().TEXT_ENCODERS]
     width = sum(number(config, "hidden_size", 512) for config in encoders)
@@ -172,6 +175,6 @@ def require_fit(architecture: str, configs: Mapping[str, Mapping[str, Any]], whe
 
 
 def require(found: str, architecture: str, where: str) -> None:
-    """Refuses a base of another architecture than the script's, in a sentence that says which script to use."""
+    """UserError, naming the right script, for a base of another architecture than the script's."""
     if found != architecture:
         raise UserError(f"{where} is {ARCHITECTURES[found].title} base: train it with {ARCHITECTURES[found].script}.")

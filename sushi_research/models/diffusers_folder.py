@@ -13,18 +13,18 @@ from sushi_research.files import readable
 from sushi_research.fingerprints import HashCache, folder_hash
 from sushi_research.models.components import align, model_class, require_bounded, require_finite
 
-# The file name of a component's weights, without its ending.
+# File name of a component's weights, without its extension.
 WEIGHTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"}
 TEXT_WEIGHTS = "model"
 
 
 def stem(name: str) -> str:
-    """The file name of the weights of the component `name`, without variant and ending."""
+    """File name of the weights of the component `name`, without variant and extension."""
     return WEIGHTS.get(name, TEXT_WEIGHTS)
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """A config file of a base, None where it is not there; UserError where it is no JSON object."""
+    """Reads a config file of a base. None if it does not exist; UserError if it is not a JSON object."""
     if not path.is_file():
         return None
     try:
@@ -50,7 +50,7 @@ class FolderPart:
 
     @property
     def config(self) -> dict[str, Any]:
-        """What config.json holds; UserError where there is none."""
+        """The contents of config.json; UserError if it does not exist."""
         config = read_json(self.folder / "config.json")
         if config is None:
             raise UserError(f"{self.folder} has no config.json: download the model again.")
@@ -58,7 +58,7 @@ class FolderPart:
 
     @property
     def files(self) -> list[Path]:
-        """The weight files, one or its shards; UserError where they are not whole."""
+        """The weight file or its shards; UserError if any is missing."""
         return weight_files(self.folder, stem(self.name), self.variant)
 
     def hash(self, hash_cache: HashCache, extra: Iterable[Path] = ()) -> str:
@@ -67,8 +67,10 @@ class FolderPart:
 
     @readable()
     def load(self, dtype: Any, device: Any) -> Any:
-        """The model with every weight in `dtype` on `device`, in evaluation mode. UserError unless all weights are there,
-        fit, and are finite."""
+        """The model with every weight in `dtype` on `device`, in evaluation mode.
+
+        UserError if a weight is missing, does not match the config, or is not finite.
+        """
         assert self.files
         try:
             require_bounded(self.config)
@@ -80,7 +82,7 @@ class FolderPart:
                 self.folder, variant=self.variant, use_safetensors=True, output_loading_info=True, **{dtype_name: dtype}
             )
         except Exception as error:
-            # Whatever a loader raises here comes from the user's files: a half-downloaded, damaged or mismatched component.
+            # Any error of the loader here is caused by the user's files: an incomplete, damaged or mismatched component.
             raise UserError(
                 f"{self.folder} could not be loaded ({first_line(error)}): download the model again."
             ) from error
@@ -99,7 +101,7 @@ class FolderPart:
 
 
 def weight_files(folder: Path, stem: str, variant: str | None) -> list[Path]:
-    """The safetensors files of a component, one or its shards; UserError names what is missing. Pickles are never read."""
+    """The safetensors file of a component, or its shards. UserError names what is missing; pickles are never read."""
     middle = f".{variant}" if variant else ""
     single = folder / f"{stem}{middle}.safetensors"
     if single.is_file():

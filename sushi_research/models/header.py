@@ -1,7 +1,7 @@
-"""The header of a .safetensors file: its tensors, the place of their bytes, and its metadata. The rest of the file is not read.
+"""Reads the header of a .safetensors file: tensors, byte offsets and metadata. The rest of the file is not read.
 
-safetensors itself checks the file. Two things are checked here besides: the header's size, because it is parsed as a whole, and
-doubled names, of which safetensors 0.8 keeps the second where both have the same offsets.
+safetensors checks the file itself. Two checks are added here: the header's size, because the header is parsed as a whole, and
+duplicate names, because safetensors 0.8 silently keeps the second entry if both have the same offsets.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from typing import Any
 from sushi_research.errors import UserError
 
 PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl", ".pickle")
-# Parsing can take 40 times the header's size in memory. The headers of checkpoints are below 1 MiB; that of a LoRA which
-# carries the tags of its images has some MiB.
+# Parsing can take 40 times the header's size in memory. Checkpoint headers are below 1 MiB; the header of a LoRA file that
+# stores the tags of its training images can have a few MiB.
 MAX_HEADER = 16 * 2**20
 AGAIN = "download it again."
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """One tensor of a file: safetensors' name of its dtype, its shape, and the offsets of its bytes in the file."""
+    """One tensor of a file: dtype as safetensors names it, shape, and byte offsets from the start of the file."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -35,7 +35,7 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says about itself, with the tensors in the order of their bytes."""
+    """A file's header. `tensors` are in the order of their offsets."""
 
     path: Path
     tensors: dict[str, Tensor]
@@ -43,11 +43,11 @@ class Header:
 
 
 class _Defect(Exception):
-    """What is wrong with a file and what to do: the rest of a sentence that begins with the file's path."""
+    """A problem with a file, with advice: the rest of a sentence that begins with the file's path."""
 
 
 def require_safetensors(path: Path) -> None:
-    """Refuses, by the name alone, a file that is no .safetensors file; a pickle is never opened."""
+    """UserError unless the file name ends in .safetensors. The file is not opened, as it may be a pickle."""
     suffix = path.suffix.lower()
     if suffix in PICKLES:
         raise UserError(
@@ -55,14 +55,11 @@ def require_safetensors(path: Path) -> None:
             "take the model's .safetensors file."
         )
     if suffix != ".safetensors":
-        raise UserError(f"{_plain(path)} is no .safetensors file: take the model's .safetensors file.")
+        raise UserError(f"{_plain(path)} is not a .safetensors file: take the model's .safetensors file.")
 
 
 def read_header(path: Path) -> Header:
-    """The header of a .safetensors file whose parts all fit together; UserError names what does not.
-
-    Whether the tensors' numbers are sound is not looked at.
-    """
+    """Reads and checks the header of a .safetensors file; UserError names the problem. The tensors' values are not checked."""
     require_safetensors(path)
     try:
         raw, size = _read(path)
@@ -75,7 +72,7 @@ def read_header(path: Path) -> Header:
         name: Tensor(entry["dtype"], tuple(entry["shape"]), *(start + offset for offset in entry["data_offsets"]))
         for name, entry in stored.items()
     }
-    # An empty tensor comes before the one whose bytes begin at the same place.
+    # An empty tensor comes before the tensor that begins at the same offset.
     return Header(path, dict(sorted(tensors.items(), key=lambda item: (item[1].begin, item[1].end))), metadata)
 
 
@@ -91,7 +88,7 @@ def _read(path: Path) -> tuple[bytes, int]:
             size = os.fstat(file.fileno()).st_size
             length = int.from_bytes(file.read(8), "little")
             if length == 0 or 8 + length > size:
-                raise _Defect(f"is cut short or is no safetensors file: {AGAIN}")
+                raise _Defect(f"is cut short or is not a safetensors file: {AGAIN}")
             if length > MAX_HEADER:
                 raise _Defect(
                     f"has a header of {length:,} bytes, more than the {MAX_HEADER:,} that are read: "
@@ -106,7 +103,7 @@ def _read(path: Path) -> tuple[bytes, int]:
 
 
 def _checked(path: Path, raw: bytes, size: int) -> dict[str, Any]:
-    """The header's JSON, after safetensors' own check of the file and a search for doubled names."""
+    """Parses the header's JSON after safetensors' own check of the file, and checks for duplicate names."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -119,9 +116,9 @@ def _checked(path: Path, raw: bytes, size: int) -> dict[str, Any]:
     if error and "not fully covered" not in error:
         raise _Defect(f"is damaged ({error}): {AGAIN}")
     try:
-        stored = json.loads(raw, object_pairs_hook=_without_doubles)
+        stored = json.loads(raw, object_pairs_hook=_reject_duplicates)
         end = max((entry["data_offsets"][1] for name, entry in stored.items() if name != "__metadata__"), default=0)
-    except (ValueError, TypeError) as found:  # a number of 5,000 digits, a list in place of an object
+    except (ValueError, TypeError) as found:  # e.g. a number of 5,000 digits, or a list instead of an object
         raise _Defect(f"is damaged (its header is not as safetensors writes it: {_plain(found)}): {AGAIN}") from None
     surplus = size - 8 - len(raw) - end
     if surplus < 0:
@@ -131,7 +128,7 @@ def _checked(path: Path, raw: bytes, size: int) -> dict[str, Any]:
     return stored
 
 
-def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _reject_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     fields = dict(pairs)
     if len(fields) < len(pairs):
         twice, _ = Counter(name for name, _ in pairs).most_common(1)[0]
@@ -140,7 +137,7 @@ def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _plain(value: object) -> str:
-    """A text of a file, or its path, on one printable line and, but for a path, cut short: a name can be megabytes."""
+    """A text from a file, or its path, as one printable line. Texts are shortened, because a name can have megabytes."""
     text = str(value)
     text = text if text.isprintable() else repr(text)[1:-1]
     return text if isinstance(value, Path) or len(text) < 200 else f"{text[:150]}..."

@@ -1,4 +1,4 @@
-"""Where a base, a VAE, text encoders or tokenizers lie: a folder, a file, or the Hugging Face hub through its cache."""
+"""Locates a base, VAE, text encoders or tokenizers: a folder, a file, or a Hugging Face hub id (through the hub's cache)."""
 
 from __future__ import annotations
 
@@ -14,18 +14,24 @@ CONFIGS = ["model_index.json", "config.json", "*/config.json", "scheduler/*.json
 
 
 def locate_base(source: str, revision: str | None, key: str = "model.base") -> tuple[Path, str | None]:
-    """(folder or file, commit of a hub id) of a base. Of a hub id in diffusers format only the configs are fetched: what
-    will be refused is not downloaded first. `key` is what the user calls it."""
+    """(folder or file, commit if it is a hub id) of a base. `key` is the config key that names it.
+
+    For a hub id in diffusers format only the configs are fetched, so that an unsupported model is refused before its weights
+    are downloaded.
+    """
     return _find(source, revision, key, CONFIGS)
 
 
 def fetch_weights(source: str, commit: str, variant: str | None, names: Iterable[str]) -> None:
-    """Fetches the weights of the components `names` of a hub id, next to the configs that are there already."""
+    """Fetches the weights of the components `names` of a hub id, next to the configs already fetched."""
     _snapshot(source, commit, _weights([f"{name}/" for name in names], (variant,)), "model.base")
 
 
 def find_component(source: str, revision: str | None, folders: Sequence[str], key: str) -> tuple[Path, str | None]:
-    """(folder or file, commit of a hub id) of what `key` names; of a hub id the weights in `folders`, fp16 ones too."""
+    """(folder or file, commit if it is a hub id) of the model that `key` names.
+
+    For a hub id, fetches the configs and the weights in `folders`, in full precision and fp16.
+    """
     return _find(source, revision, key, [*CONFIGS, *_weights(folders, (None, "fp16"))])
 
 
@@ -38,7 +44,7 @@ def locate_tokenizers(source: str) -> Path:
 
 
 def _weights(folders: Iterable[str], variants: Iterable[str | None]) -> list[str]:
-    """The patterns of safetensors weights, whole or in shards, and of the index without which nobody reads the shards."""
+    """File patterns of safetensors weights, single or sharded, and of the index that loading shards requires."""
     variants, patterns = list(variants), []
     for folder in folders:
         for name in sorted({*WEIGHTS.values(), TEXT_WEIGHTS}):
@@ -53,7 +59,7 @@ def _find(source: str, revision: str | None, key: str, patterns: list[str]) -> t
     try:
         path = Path(source).expanduser()
         here = path.is_dir() or path.is_file()
-    except (OSError, RuntimeError, ValueError):  # too long, of a user who is not there, with a zero in it
+    except (OSError, RuntimeError, ValueError):  # too long, an unknown user's home, or with a null character
         path, here = Path(source), False
     if here:
         if revision is not None:
@@ -96,7 +102,7 @@ def _file(source: str, file: str, revision: str | None, key: str) -> tuple[Path,
 
 
 def _unreachable(source: str, key: str, error: Exception) -> UserError:
-    # The hub's errors, those of its network library and those of the disk have no parent in common.
+    # The errors of the hub, its network library and the disk have no common base class.
     return UserError(
         f"{key}: {source} is not on this machine and could not be fetched from the hub ({type(error).__name__}: "
         f"{first_line(error)}): check the name, the revision, the connection, the space on the disk, and `hf auth login` for a "

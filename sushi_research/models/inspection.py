@@ -1,4 +1,4 @@
-"""What a model is, told without training it: the lines of `scripts/inspect_model.py`. No weights are read but for the hash."""
+"""Describes a model file or folder: the output of `scripts/inspect_model.py`. Weights are read only to hash them."""
 
 from __future__ import annotations
 
@@ -17,17 +17,18 @@ from sushi_research.models.header import Header, Tensor, read_header
 from sushi_research.models.single_file import SingleFile
 from sushi_research.progress import progress
 
-# How many keys of one sort are named.
+# Number of keys of one kind that are listed.
 SHOWN = 8
 
-# A title and what is said under it.
+# (title, text).
 Line = tuple[str, str]
 
 
 def describe(path: Path, source: str) -> Iterator[Line]:
-    """The lines about a `.safetensors` file or a folder in diffusers format, the quick ones first; `source` is its name.
+    """The lines about a `.safetensors` file or a folder in diffusers format, fast ones first.
 
-    UserError where `path` is neither, or the file is damaged; a model that is not trained here is described all the same.
+    `source` is the model as the user named it. An unsupported single file is described too. UserError if `path` is neither, if
+    the file is damaged, or if a folder's model is not supported.
     """
     if path.is_dir():
         yield from _describe_folder(path, source)
@@ -54,7 +55,7 @@ def _components(single: SingleFile, source: str) -> Iterator[Line]:
     parts, missing, options, damaged = {}, [], [], False
     for name, title in TITLES.items():
         if name in single:
-            # The UNet's input does not tell which part of it is the pooled text: the second text encoder's width does.
+            # The UNet's shapes do not show the width of the pooled embedding; the second text encoder's do.
             second = parts.get("text_encoder_2") or ("text_encoder_2" in single and single.part("text_encoder_2"))
             try:
                 part = single.part(name, number(second.config, "projection_dim", 512) if second else None)
@@ -118,7 +119,7 @@ def _prediction(evidence: list[prediction.Evidence]) -> str:
 
 
 def _weights(tensors: Iterable[Tensor]) -> str:
-    """Number of tensors and values, and how many tensors there are of each dtype."""
+    """Number of tensors and values, and the number of tensors of each dtype."""
     tensors = list(tensors)
     values = sum(math.prod(tensor.shape) for tensor in tensors)
     dtypes = Counter(tensor.dtype for tensor in tensors)
@@ -132,7 +133,7 @@ def _some(keys: list[str]) -> str:
 
 
 def _sha256(path: Path) -> str:
-    """The hash by which Civitai and A1111 know a file: its first ten digits are their "AutoV2"."""
+    """The hash that Civitai and A1111 use: its first ten digits are their "AutoV2"."""
     digest = hashlib.sha256()
     bar = progress(total=path.stat().st_size, description="hashing", unit="B", scale=True, leave=False)
     try:

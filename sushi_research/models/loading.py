@@ -1,5 +1,4 @@
-"""A base, found and identified: in diffusers format or a single file, with what is taken from elsewhere in its place; and
-each component loaded once, in the dtype of its use."""
+"""Resolves a base model (diffusers format or single file, with optional replacement components) and loads its components."""
 
 from __future__ import annotations
 
@@ -25,10 +24,10 @@ from sushi_research.models.tokenizers import Tokenizer
 
 @dataclass(frozen=True)
 class Base:
-    """A base whose files are on this machine, of an architecture that is trained here.
+    """A base of a supported architecture whose files are on this machine.
 
-    `source` is as the user named it, `revision` the commit of a hub id. `scheduler` is the config that it is drawn with;
-    `ignored` holds the keys of a single file that nothing uses, each with its reason.
+    `source` is the base as the user named it, `revision` the commit of a hub id. `scheduler` is the scheduler config for
+    sampling. `ignored` maps the unused keys of a single file to the reason why they are not needed.
     """
 
     source: str
@@ -48,14 +47,14 @@ class Base:
 
     @readable()
     def hash(self, name: str, hash_cache: HashCache) -> str:
-        """Hash of a component's config and weights: what cached results of that component are bound to."""
-        # What a text encoder gives depends on its tokenizer just as much.
+        """Hash of a component's config and weights. It is part of the keys of cached results."""
+        # A text encoder's output also depends on its tokenizer.
         extra = self.tokenizers[name].files if name in self.tokenizers else []
         return self.parts[name].hash(hash_cache, extra)
 
     @readable()
     def load_tokenizer(self, text_encoder: str) -> Any:
-        """The `CLIPTokenizer` of `text_encoder` or `text_encoder_2`; UserError where it is not whole or not the encoder's."""
+        """The `CLIPTokenizer` of `text_encoder` or `text_encoder_2`; UserError if incomplete or of another vocabulary size."""
         tokenizer, wanted = self.tokenizers[text_encoder].load(), self.config(text_encoder).get("vocab_size", 49408)
         if len(tokenizer) != wanted:
             raise UserError(
@@ -81,10 +80,10 @@ def resolve_base(
 ) -> Base:
     """Finds and identifies a base: a folder in diffusers format, a `.safetensors` file, or a hub id of either.
 
-    `vae` and `text_encoders` name where those are taken from instead (a folder, a file, a hub id), `tokenizers` a folder or
-    hub id with CLIP's vocabulary; the last two say what the base predicts where it does not say so itself. `variant="fp16"`
-    takes a folder's half-precision files. `only` is the one architecture that will do. UserError for everything else, and for
-    what is not whole, fitting and trained here.
+    `vae` and `text_encoders` name replacement components (a folder, a file or a hub id). `tokenizers` is a folder or hub id
+    with CLIP's vocabulary. `prediction_type` and `zero_terminal_snr` supply what the base does not state. `variant="fp16"`
+    selects a folder's half-precision files. `only` is the required architecture. UserError for another architecture, an
+    unsupported model, and missing or mismatched components.
     """
     path, commit = hub.locate_base(source, revision)
     opened = (
@@ -101,7 +100,7 @@ def resolve_base(
         found, text_folder = sources.other_text_encoders(text_encoders, architecture)
         others |= found
     parts: dict[str, Part] = dict(others)
-    # The UNet comes last: a single file does not tell which part of its input is the pooled text.
+    # The UNet comes last: its config in a single file needs the pooled width, which only the second text encoder shows.
     for name in ("vae", *ARCHITECTURES[architecture].formats().TEXT_ENCODERS, "unet"):
         if name not in others:
             parts[name] = opened.part(name, parts)
@@ -124,7 +123,7 @@ def resolve_base(
 
 
 def find_base(config: TrainingConfig, model: ModuleType) -> Base:
-    """The base that the config names, refused unless it is of the model module's architecture."""
+    """Resolves the base that the config names; UserError unless it has the model module's architecture."""
     base = resolve_base(
         config.model.base,
         revision=config.model.revision,
@@ -144,10 +143,10 @@ def find_base(config: TrainingConfig, model: ModuleType) -> Base:
 def find_tokenizers(
     architecture: str, asked: str | None, text_folder: Path | None, base_folder: Path | None
 ) -> dict[str, Tokenizer]:
-    """The tokenizers: asked for, next to the text encoders, or from wherever CLIP's vocabulary is at hand."""
+    """The tokenizers: from `asked`, from the model in diffusers format that the text encoders come from, or any CLIP copy."""
     if asked is not None:
         return tokenizers.for_single_file(architecture, hub.locate_tokenizers(asked))
-    # Text encoders may come without their tokenizers, a base in diffusers format does not.
+    # Replacement text encoders may come without tokenizers; a base in diffusers format always has them.
     if text_folder and not tokenizers.has_vocabulary(text_folder / tokenizers.folder_of("text_encoder")):
         text_folder = None
     folder = text_folder or base_folder
@@ -162,7 +161,7 @@ def find_tokenizers(
 def load_unet(base: Base, dtype: torch.dtype, device: torch.device, attention: str = "sdpa") -> Any:
     """The frozen UNet (`UNet2DConditionModel`), every weight in `dtype` on `device`.
 
-    `attention` is "sdpa", PyTorch's own kernels and diffusers' default, or "xformers".
+    `attention` is "sdpa" (PyTorch's kernels, diffusers' default) or "xformers".
     """
     unet = base.parts["unet"].load(dtype, device).requires_grad_(False)
     if attention == "xformers":
@@ -170,7 +169,7 @@ def load_unet(base: Base, dtype: torch.dtype, device: torch.device, attention: s
         try:
             unet.enable_xformers_memory_efficient_attention()
         except Exception as error:
-            # Kernels built for another torch, a GPU that they do not know: each raises a kind of its own.
+            # For example kernels built for another torch version, or an unknown GPU. The error types differ.
             raise UserError(
                 f"xformers does not run here ({first_line(error)}): leave train.attention at sdpa."
             ) from error
@@ -196,23 +195,23 @@ def load_text_encoder(
 ) -> tuple[Any, Any]:
     """(tokenizer, frozen text encoder) of `text_encoder` or `text_encoder_2`.
 
-    float32 for the cache, because its output is computed once: the cache then serves every training precision.
+    The default float32 is for the cache: embeddings are computed once and serve every training precision.
     """
     return base.load_tokenizer(name), base.parts[name].load(dtype, device).requires_grad_(False)
 
 
 def vae_dtype(base: Base, device: torch.device) -> torch.dtype:
-    """float32, unless the VAE's own config says `force_upcast: false` (it is safe in fp16) and there is a GPU to gain by it.
+    """float16 on a GPU if the VAE's config has `force_upcast: false` (safe in fp16), else float32.
 
-    The key must be in the file: diffusers' default is true, and SD1.5's config does not name it. SDXL's original VAE
-    overflows in fp16, which shows as black pictures and NaN losses; a single file does not tell which VAE it holds.
+    A missing key means float32: diffusers' default is true, and SD1.5's config does not set it. SDXL's original VAE overflows
+    in fp16, which causes black images and NaN losses; a single file does not tell which VAE it holds.
     """
     safe = base.config("vae").get("force_upcast") is False
     return torch.float16 if safe and device.type == "cuda" else torch.float32
 
 
 def require_vae(base: Base, scaling_factor: float) -> None:
-    """Refuses a VAE made for another architecture: its latents would be strangers to the UNet."""
+    """UserError for a VAE of another architecture: the UNet was not trained on its latents."""
     config = base.config("vae")
     found = config.get("scaling_factor", 0.18215)  # AutoencoderKL's default; SD1.5's config does not name it
     if found != scaling_factor or config.get("latent_channels", 4) != 4:

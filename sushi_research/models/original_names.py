@@ -1,9 +1,9 @@
-"""Where a parameter of the diffusers and transformers models lies in a checkpoint of Stability's original layout.
+"""Maps parameter names of the diffusers and transformers models to names in Stability's original checkpoint layout.
 
-Every name here stands below its component's prefix in the file: `model.diffusion_model.` for the UNet, `first_stage_model.`
-for the VAE, `cond_stage_model.transformer.` for the text encoder of SD1.5, `conditioner.embedders.0.transformer.` and
-`conditioner.embedders.1.model.` for the two of SDXL. The maps are one to one, but for OpenCLIP's `in_proj`, which three
-parameters share. A path that is not one of these models' is a KeyError.
+All names are relative to the component's prefix in the file: `model.diffusion_model.` for the UNet, `first_stage_model.` for
+the VAE, `cond_stage_model.transformer.` for the text encoder of SD1.5, `conditioner.embedders.0.transformer.` and
+`conditioner.embedders.1.model.` for the two of SDXL. The maps are one to one, except for OpenCLIP's `in_proj`, which three
+parameters share. An unknown path raises KeyError.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _UNET_RESNET = {
 _UNET_PLACE = re.compile(
     r"(?:(down|up)_blocks\.(\d+)|(mid)_block)\.(attentions|resnets|downsamplers|upsamplers)\.(\d+)\.(.+)"
 )
-# An attention's inner names are the same in both layouts.
+# The names inside an attention block are the same in both layouts.
 _UNET_ATTENTION = re.compile(
     r"norm|proj_in|proj_out"
     r"|transformer_blocks\.\d+\.(norm[123]|attn[12]\.(to_q|to_k|to_v|to_out\.0)|ff\.net\.(0\.proj|2))"
@@ -75,20 +75,20 @@ _OPEN_CLIP_ENDS = {
 
 @dataclass(frozen=True)
 class Place:
-    """Where a parameter lies in the original layout, below its component's prefix."""
+    """The tensor that holds a parameter in the original layout; `name` is relative to the component's prefix."""
 
     name: str
-    # 0, 1 or 2: the parameter is that third of the tensor's rows.
+    # 0, 1 or 2 if the parameter is one third of the tensor's rows.
     third: int | None = None
-    # The tensor is [in, out], the parameter [out, in].
+    # Whether the tensor is [in, out] and the parameter [out, in].
     transposed: bool = False
 
 
 def unet_name(path: str, *, layers_per_block: int = 2, plain_up_blocks: Collection[int] = ()) -> str:
-    """diffusers' path of a parameter of the UNet, or of a module that holds some -> Stability's.
+    """diffusers' path of a UNet parameter, or of a module with parameters -> Stability's.
 
-    Stability numbers its blocks by layers, so the map depends on `layers_per_block`. `plain_up_blocks` are the up blocks
-    without attention (the first one in SD1.5): their upsampler moves up by one.
+    Stability numbers its blocks by layers, so the map depends on `layers_per_block`. `plain_up_blocks` are the indices of the
+    up blocks without attention (the first one in SD1.5); the index of their upsampler is lower by one.
     """
     module, end = _split(path)
     if module in _UNET_ENDS:
@@ -120,10 +120,10 @@ def unet_name(path: str, *, layers_per_block: int = 2, plain_up_blocks: Collecti
 
 
 def vae_name(path: str, *, levels: int) -> str:
-    """AutoencoderKL's path of a parameter -> Stability's. `levels` are the entries of `block_out_channels`.
+    """AutoencoderKL's path of a parameter -> Stability's. `levels` is the length of `block_out_channels`.
 
-    The decoder's levels count the other way there. The middle attention's q, k, v and proj_out are 1x1 convolutions
-    there: their weights have the shape [C, C, 1, 1].
+    Stability numbers the decoder's levels in reverse order. Its q, k, v and proj_out of the middle attention are 1x1
+    convolutions with weights of shape [C, C, 1, 1].
     """
     module, end = _split(path)
     if module in _VAE_ENDS:
@@ -144,7 +144,7 @@ def vae_name(path: str, *, levels: int) -> str:
 
 
 def clip_name(path: str) -> str:
-    """CLIPTextModel's path of a parameter, with or without `text_model.` -> the name in the file, always with it."""
+    """CLIPTextModel's path of a parameter, with or without `text_model.` -> the name in the file, always with `text_model.`."""
     inner = path.removeprefix("text_model.")
     module, end = _split(inner)
     layer = _CLIP_LAYER.fullmatch(module)
@@ -172,6 +172,6 @@ def open_clip_place(path: str) -> Place:
 
 
 def _split(path: str) -> tuple[str, str]:
-    """("conv_in", ".weight") of "conv_in.weight", ("conv_in", "") of "conv_in"."""
+    """("conv_in", ".weight") for "conv_in.weight", ("conv_in", "") for "conv_in"."""
     module, dot, last = path.rpartition(".")
     return (module, dot + last) if last in ("weight", "bias") else (path, "")

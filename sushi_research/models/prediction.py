@@ -1,7 +1,7 @@
-"""What a base predicts, and whether its noise schedule ends in pure noise: read from what the base carries, or said by the user.
+"""Determines a base's prediction type and whether it has zero terminal SNR, from its files or the user's options.
 
-A base trained with v-prediction that is taken for one that predicts the noise is ruined by training, without an error. So
-every piece of evidence is collected with the place where it was found, and two that contradict each other stop the run.
+Training a v-prediction base as an epsilon base ruins it without any error. So all evidence is collected together with its
+source, and contradictory evidence is an error.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 from sushi_research.errors import UserError
 
 PredictionType = Literal["epsilon", "v_prediction"]
-# What trainers and merging tools write into a file's metadata.
+# Values that trainers and merging tools write into a file's metadata.
 _METADATA_TYPES = {
     **dict.fromkeys(("epsilon", "eps"), "epsilon"),
     **dict.fromkeys(("v", "v_prediction", "v-prediction", "velocity"), "v_prediction"),
@@ -23,20 +23,20 @@ _METADATA_TYPES = {
 
 @dataclass(frozen=True)
 class Prediction:
-    """`type` is what the UNet predicts; `zero_terminal_snr` says that the last timestep is noise alone (arXiv 2305.08891)."""
+    """`type` is what the UNet predicts; `zero_terminal_snr`: whether the last timestep is pure noise (arXiv 2305.08891)."""
 
     type: PredictionType = "epsilon"
     zero_terminal_snr: bool = False
 
     def describe(self) -> str:
-        """The two as a person reads them: "v_prediction, zero-terminal SNR"."""
+        """Both as text: "v_prediction, zero-terminal SNR"."""
         return f"{self.type}, zero-terminal SNR" if self.zero_terminal_snr else self.type
 
 
 class Evidence(NamedTuple):
-    """One statement about a base and where it was found: the type or the zero-terminal SNR, whichever is not None.
+    """One piece of evidence and its source: the type or the zero-terminal SNR, whichever is not None.
 
-    A weak one gives way to the option prediction_type: metadata is copied from file to file by merging tools.
+    The option prediction_type overrides `weak` evidence, such as metadata, which merging tools copy from file to file.
     """
 
     where: str
@@ -46,20 +46,22 @@ class Evidence(NamedTuple):
 
 
 def from_scheduler(config: Mapping[str, Any], where: str) -> list[Evidence]:
-    """The evidence of a `scheduler_config.json`; a key that is not there says what diffusers takes for it."""
+    """The evidence in a `scheduler_config.json`; a missing key means diffusers' default."""
     zero = config.get("rescale_betas_zero_snr") in (True, "true")
     return [Evidence(where, str(config.get("prediction_type", "epsilon")), zero)]
 
 
 def from_single_file(names: Collection[str], where: str) -> list[Evidence]:
-    """The evidence of a single file: the empty tensors `v_pred` and `ztsnr` that tell ComfyUI, Forge and kohya. None of
-    them says nothing: most files that predict the noise carry no marker."""
+    """The evidence in a single file's tensor names: the empty tensors `v_pred` and `ztsnr` that ComfyUI, Forge and kohya read.
+
+    No marker is no evidence: most epsilon models have none.
+    """
     markers = {"v_pred": {"type": "v_prediction"}, "ztsnr": {"zero_terminal_snr": True}}
     return [Evidence(f"the key {name} in {where}", **said) for name, said in markers.items() if name in names]
 
 
 def from_metadata(metadata: Mapping[str, str], where: str) -> list[Evidence]:
-    """The evidence of a single file's metadata: `modelspec.prediction_type` as kohya writes it, `predict_key` as ComfyUI."""
+    """The evidence in a single file's metadata: kohya's `modelspec.prediction_type` and ComfyUI's `modelspec.predict_key`."""
     keys = ("modelspec.prediction_type", "modelspec.predict_key")
     said = {key: _METADATA_TYPES.get(metadata.get(key, "").strip().lower()) for key in keys}
     said["ss_v_parameterization"] = "v_prediction" if metadata.get("ss_v_parameterization") == "True" else None
@@ -67,10 +69,10 @@ def from_metadata(metadata: Mapping[str, str], where: str) -> list[Evidence]:
 
 
 def decide(evidence: Sequence[Evidence], asked_type: str | None = None, asked_zero: bool | None = None) -> Prediction:
-    """The prediction that all evidence agrees on, with what the user asked for; nothing said is epsilon, as SD1.5 and SDXL.
+    """The prediction that all evidence and the user's options agree on; epsilon without any, as in SD1.5 and SDXL.
 
-    UserError for two statements that contradict each other, for a type that is neither, and for zero-terminal SNR with
-    epsilon: the noise of pure noise is known, so there is nothing to learn or to draw from there.
+    UserError for contradictory evidence, for an unsupported type, and for epsilon with zero-terminal SNR: where the input is
+    pure noise, predicting the noise is trivial and gives no information about the image.
     """
     said = [each for each in evidence if asked_type is None or not each.weak]
     said += [
@@ -85,14 +87,14 @@ def decide(evidence: Sequence[Evidence], asked_type: str | None = None, asked_ze
         )
     if zero and kind == "epsilon":
         raise UserError(
-            f"zero-terminal SNR ({zero_where}) does not go with epsilon ({kind_where}): pure noise holds nothing that epsilon "
-            "could tell, so set prediction_type to v_prediction if that is what the base was trained with."
+            f"zero-terminal SNR ({zero_where}) cannot be used with epsilon ({kind_where}), which has nothing to predict in pure "
+            "noise: set prediction_type to v_prediction if that is what the base was trained with."
         )
     return Prediction(kind, zero)
 
 
 def _agreed(said: Sequence[Evidence], field: str, title: str) -> tuple[Any, str] | None:
-    """The one value of a field that is stated, and where; None where nothing is; UserError shows the first two that differ."""
+    """(value, source) of a field; None if no evidence states it. UserError names two sources that contradict each other."""
     stated = [(value, each.where) for each in said if (value := getattr(each, field)) is not None]
     for value, where in stated[1:]:
         if value != stated[0][0]:

@@ -1,4 +1,4 @@
-"""Stable Diffusion 1.5: what is true of it, whoever trains it. The reference page is docs/models/sd15.md."""
+"""Stable Diffusion 1.5: its constants, text encoding and UNet call. The reference page is docs/models/sd15.md."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ SCALING_FACTOR = 0.18215
 TEXT_TENSORS = ("hidden",)
 # The keys of the config's model section that decide how a caption is encoded.
 TEXT_SETTINGS = ("clip_skip",)
-# The class of diffusers that draws with it.
+# The diffusers pipeline class that samples from it.
 PIPELINE = "StableDiffusionPipeline"
-# The arguments of its pipeline class that neither training nor drawing has a use for.
+# Arguments of the pipeline class that neither training nor sampling needs.
 PIPELINE_WITHOUT = {
     "safety_checker": None,
     "feature_extractor": None,
@@ -46,17 +46,17 @@ def text_shapes(base: loading.Base) -> dict[str, tuple[int, ...]]:
 
 
 def load_text(base: loading.Base, device: torch.device, dtype: torch.dtype = torch.float32) -> Text:
-    """Loads what encodes captions, in float32 for the cache; free it when done."""
+    """Loads the tokenizer and text encoder, by default in float32 for the cache; free them when done."""
     return Text(*loading.load_text_encoder(base, "text_encoder", device, dtype))
 
 
 def pipeline_text(base: loading.Base, text: Text) -> dict[str, Any]:
-    """The arguments of its pipeline class that encode text."""
+    """The text-encoding arguments of its pipeline class."""
     return {"tokenizer": text.tokenizer, "text_encoder": text.encoder}
 
 
 def encode_caption(text: Text, caption: str, *, clip_skip: int = 1) -> tuple[dict[str, torch.Tensor], int]:
-    """({"hidden": [77, 768] fp32}, tokens cut) of one caption."""
+    """({"hidden": [77, 768] fp32}, number of tokens cut off) of one caption."""
     tokens = conditioning.tokenize(text.tokenizer, [caption])
     hidden = conditioning.encode_one(text.encoder, tokens.ids, clip_skip)
     return {"hidden": hidden[0]}, tokens.cut[0]
@@ -71,7 +71,7 @@ def predict(
 ) -> torch.Tensor:
     """The UNet's prediction [B, 4, H/8, W/8] in its own dtype; `text["hidden"]` [B, 77, 768].
 
-    SD1.5 is told no sizes: `time_ids` is there so that both architectures are called alike.
+    SD1.5 has no size conditioning; `time_ids` is ignored and exists so that both architectures have the same signature.
     """
     hidden = text["hidden"].to(unet.dtype)
     return unet(noisy.to(unet.dtype), timesteps, encoder_hidden_states=hidden, return_dict=False)[0]

@@ -1,4 +1,4 @@
-"""SDXL base: what is true of it, whoever trains it. The reference page is docs/models/sdxl.md."""
+"""SDXL base: its constants, text encoding and UNet call. The reference page is docs/models/sdxl.md."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ SCALING_FACTOR = 0.13025
 TEXT_TENSORS = ("hidden", "pooled")
 # The keys of the config's model section that decide how a caption is encoded.
 TEXT_SETTINGS = ("text_encoder_1_layer",)
-# The class of diffusers that draws with it.
+# The diffusers pipeline class that samples from it.
 PIPELINE = "StableDiffusionXLPipeline"
-# The arguments of its pipeline class that neither training nor drawing has a use for.
+# Arguments of the pipeline class that neither training nor sampling needs.
 PIPELINE_WITHOUT = {"feature_extractor": None, "image_encoder": None}
 # The usual guidance scale.
 GUIDANCE = 5.0
@@ -44,7 +44,7 @@ def text_shapes(base: loading.Base) -> dict[str, tuple[int, ...]]:
 
 
 def load_text(base: loading.Base, device: torch.device, dtype: torch.dtype = torch.float32) -> Text:
-    """Loads what encodes captions, in float32 for the cache; free it when done."""
+    """Loads the tokenizers and text encoders, by default in float32 for the cache; free them when done."""
     return Text(
         *loading.load_text_encoder(base, "text_encoder", device, dtype),
         *loading.load_text_encoder(base, "text_encoder_2", device, dtype),
@@ -52,7 +52,7 @@ def load_text(base: loading.Base, device: torch.device, dtype: torch.dtype = tor
 
 
 def pipeline_text(base: loading.Base, text: Text) -> dict[str, Any]:
-    """The arguments of its pipeline class that encode text."""
+    """The text-encoding arguments of its pipeline class."""
     return {
         "tokenizer": text.tokenizer_1,
         "text_encoder": text.encoder_1,
@@ -65,7 +65,7 @@ def pipeline_text(base: loading.Base, text: Text) -> dict[str, Any]:
 def encode_caption(
     text: Text, caption: str, *, text_encoder_1_layer: str = "penultimate"
 ) -> tuple[dict[str, torch.Tensor], int]:
-    """({"hidden": [77, 2048] fp32, "pooled": [1280] fp32}, tokens cut) of one caption."""
+    """({"hidden": [77, 2048] fp32, "pooled": [1280] fp32}, number of tokens cut off) of one caption."""
     first = conditioning.tokenize(text.tokenizer_1, [caption])
     second = conditioning.tokenize(text.tokenizer_2, [caption])
     hidden, pooled = conditioning.encode_two(

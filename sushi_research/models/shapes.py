@@ -1,5 +1,8 @@
-"""The configs of a single file's components: widths, depths and vocabulary from the tensors' shapes, the rest from
-`models/formats/`. For the published SD1.5 and SDXL they equal the configs of the repositories (tested at full size)."""
+"""Derives the configs of a single file's components: widths, depths and vocabulary from tensor shapes, the rest from
+`models/formats/`.
+
+For the published SD1.5 and SDXL the result equals the configs of the repositories (tested at full size).
+"""
 
 from __future__ import annotations
 
@@ -10,23 +13,24 @@ from typing import Any
 from sushi_research.errors import UserError
 from sushi_research.models import ARCHITECTURES
 
-# Tensor name, below its component's prefix, -> shape.
+# Tensor name, without its component's prefix -> shape.
 Shapes = Mapping[str, tuple[int, ...]]
-# The deepest part, SDXL's second text encoder, has 32. A file must not make us build a model as large as it pleases.
+# Upper bounds, so that a damaged file cannot make us build a huge model. The deepest component, SDXL's second text encoder,
+# has 32 layers.
 MOST_LEVELS, MOST_LAYERS = 8, 64
-# Of every CLIP; the model keeps a list of them in memory, so a file may not name another number.
+# The same for every CLIP. The model allocates position ids of this length, so other lengths are refused.
 POSITIONS = 77
 
 
 def published(architecture: str) -> dict[str, Any]:
-    """What no shape tells of an architecture: `PUBLISHED` of its formats module. Not to be written to."""
+    """The facts of an architecture that no tensor shape shows: `PUBLISHED` of its formats module. Read-only."""
     return ARCHITECTURES[architecture].formats().PUBLISHED
 
 
 def size(shapes: Shapes, name: str, axis: int = 0) -> int:
-    """One side of a tensor; UserError where there is no such tensor or side.
+    """One dimension of a tensor; UserError if there is no such tensor or axis, or if the tensor is empty.
 
-    A tensor without values may claim any side, so it has none: the others' sides are bounded by the file's length.
+    The shape of a non-empty tensor is bounded by the file's length; an empty one could claim any dimension.
     """
     shape = shapes.get(name, ())
     if axis >= len(shape) or min(shape) < 1:
@@ -36,8 +40,11 @@ def size(shapes: Shapes, name: str, axis: int = 0) -> int:
 
 
 def unet_config(architecture: str, shapes: Shapes, pooled: int | None) -> dict[str, Any]:
-    """The config of a UNet in Stability's layout; `pooled` is the width of SDXL's pooled text, None for SD1.5 or where
-    no text encoder is at hand (the published one is taken then)."""
+    """The config of a UNet in Stability's layout.
+
+    `pooled` is the width of SDXL's pooled text embedding. It is None for SD1.5, or if no text encoder is known; then the
+    published width is used.
+    """
     facts = dict(published(architecture)["unet"])
     widths, layers, depths = _levels(shapes)
     if len(widths) != len(facts["down_block_types"]):
@@ -59,7 +66,7 @@ def unet_config(architecture: str, shapes: Shapes, pooled: int | None) -> dict[s
 
 
 def _levels(shapes: Shapes) -> tuple[list[int], int, list[int]]:
-    """(width of each level, layers per level, transformer blocks of each level's attention, 1 where it has none)."""
+    """(width of each level, layers per level, transformer blocks of each level's attention; 1 for a level without)."""
     levels: list[list[int]] = [[]]
     depths: list[int] = [1]
     number = 1
@@ -101,7 +108,7 @@ def vae_config(architecture: str, shapes: Shapes) -> dict[str, Any]:
 
 
 def clip_config(architecture: str, shapes: Shapes) -> dict[str, Any]:
-    """The config of a CLIP text encoder by its names in transformers, from `text_model.` on."""
+    """The config of a CLIP text encoder with transformers' tensor names, which begin with `text_model.`."""
     layers = _count(shapes, r"text_model\.encoder\.layers\.(\d+)\.")
     width = size(shapes, "text_model.embeddings.token_embedding.weight", 1)
     return _clip(
@@ -116,7 +123,7 @@ def clip_config(architecture: str, shapes: Shapes) -> dict[str, Any]:
 
 
 def open_clip_config(architecture: str, shapes: Shapes) -> dict[str, Any]:
-    """The config of SDXL's second text encoder by its names in OpenCLIP."""
+    """The config of SDXL's second text encoder with OpenCLIP's tensor names."""
     return _clip(
         published(architecture)["text_encoder_2"],
         width=size(shapes, "token_embedding.weight", 1),
@@ -124,7 +131,7 @@ def open_clip_config(architecture: str, shapes: Shapes) -> dict[str, Any]:
         vocabulary=size(shapes, "token_embedding.weight"),
         positions=size(shapes, "positional_embedding"),
         inner=size(shapes, "transformer.resblocks.0.mlp.c_fc.weight"),
-        # A linear layer's weight, as some tools keep it, is the other way round.
+        # Some tools store it as a linear layer's weight, which is transposed.
         projection=size(shapes, "text_projection", 1)
         if "text_projection" in shapes
         else size(shapes, "text_projection.weight"),
@@ -145,7 +152,7 @@ def _clip(
         "projection_dim": projection,
         "vocab_size": vocabulary,
         "max_position_embeddings": positions,
-        # As the published configs have them; with 2, transformers pools at the largest id, which is the end token.
+        # As in the published configs. For eos_token_id 2, transformers pools at the largest token id, which is the end token.
         "bos_token_id": 0,
         "eos_token_id": 2,
         "pad_token_id": 1,
@@ -153,7 +160,7 @@ def _clip(
 
 
 def _count(shapes: Shapes, pattern: str) -> int:
-    """How many different numbers the pattern's group has among the names."""
+    """Number of distinct values of the pattern's group among the tensor names."""
     search = re.compile(pattern)
     count = len({match[1] for match in map(search.match, shapes) if match})
     if count > MOST_LAYERS:

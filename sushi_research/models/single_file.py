@@ -1,8 +1,8 @@
-"""A checkpoint in one `.safetensors` file, in the layout of Stability's code: its components, each key of it accounted for.
+"""Reads a checkpoint in one `.safetensors` file, in the layout of Stability's code.
 
-diffusers' `from_single_file` reads the same layout, but it leaves out what it does not know, without a word, and needs the
-configs from the hub. Here every parameter of a component has its place in the file, the tensors are read one by one into
-the dtype and device of their use, and what is left over is on a list or an error.
+diffusers' `from_single_file` reads the same layout, but it silently skips unknown keys and needs configs from the hub. Here
+every parameter of a component must be in the file, tensors are loaded one by one into their final dtype and device, and every
+remaining key must be on the list `IGNORED`; any other key is an error.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from sushi_research.models.header import Header, Tensor
 from sushi_research.models.original_names import Place, clip_name, open_clip_place, unet_name, vae_name
 from sushi_research.progress import progress
 
-# Keys that no component has and nobody needs, each with its reason.
+# Patterns of keys that are not needed -> the reason.
 IGNORED = {
     r".*\.embeddings\.position_ids": "the numbers 0 to 76",
     r"(cond_stage_model|conditioner\.embedders\.\d)\.((transformer|model)\.)?logit_scale": "CLIP's contrastive "
@@ -33,8 +33,8 @@ IGNORED = {
     r"betas|((sqrt|log)_)?(one_minus_)?alphas_cumprod(_prev)?|sqrt_recipm?1?_alphas_cumprod|posterior_variance|"
     r"posterior_log_variance_clipped|posterior_mean_coef[12]|logvar|lvlb_weights|denoiser\.(log_)?sigmas": "the noise "
     "schedule, which is known",
-    r"scale_factor|embedding_manager\..*": "left over from training with Stability's first code",
-    r"((first_stage_model\.)?loss|first_stage_model\.model_ema)\..*": "what the VAE was trained with",
+    r"scale_factor|embedding_manager\..*": "remains of training with Stability's first code",
+    r"((first_stage_model\.)?loss|first_stage_model\.model_ema)\..*": "used only to train the VAE",
     r"(cond_stage_model|conditioner\.embedders\.0)\.(transformer\.)?text_projection(\.weight)?": "CLIP ViT-L's projection, "
     "which neither SD1.5 nor SDXL uses",
     r"v_pred|ztsnr": "a marker: what the model predicts",
@@ -43,7 +43,7 @@ DTYPES = ("F16", "BF16", "F32", "F64")
 
 
 class SingleFile:
-    """An opened single file of a known architecture; only its header has been read."""
+    """A single file of a known architecture, of which only the header has been read."""
 
     def __init__(self, header: Header, architecture: str) -> None:
         self.header, self.architecture = header, architecture
@@ -57,9 +57,9 @@ class SingleFile:
         return name in self._prefixes
 
     def part(self, name: str, pooled: int | None = None) -> FilePart:
-        """The component `name`, which the file holds; `pooled` as in `shapes.unet_config`.
+        """The component `name`, which must be in the file; `pooled` as in `shapes.unet_config`.
 
-        UserError where its tensors are not of the architecture's form.
+        UserError if its tensors do not have the architecture's structure.
         """
         prefix = self._prefixes[name]
         below = {
@@ -84,9 +84,9 @@ class SingleFile:
         return FilePart(name, self.header, prefix, config)
 
     def leftovers(self, parts: Iterable[FilePart]) -> tuple[dict[str, str], list[str]]:
-        """(key -> reason of those on the list of what nobody needs, unknown keys) next to what `parts` use.
+        """The keys that `parts` do not use: (ignored key -> reason, unknown keys).
 
-        Components of the file that are not among `parts`, because others stand in for them, are passed over.
+        Keys of the file's components that are not in `parts`, because they were replaced, are skipped.
         """
         parts = list(parts)
         used = {tensor for part in parts for tensor in part.tensors}
@@ -106,7 +106,7 @@ class SingleFile:
 
 @dataclass(frozen=True, eq=False)
 class FilePart:
-    """A component in a single file: `config` as diffusers and transformers write it, weights below `prefix`."""
+    """A component in a single file: its `config` in diffusers' or transformers' form, its tensor names begin with `prefix`."""
 
     name: str
     header: Header
@@ -119,14 +119,14 @@ class FilePart:
 
     @functools.cached_property
     def places(self) -> dict[str, Place]:
-        """Where each parameter of the model lies: its name -> the place of the whole tensor's name.
+        """Parameter name -> its place in the file, where `Place.name` is the full tensor name.
 
-        UserError names the first parameter that is missing, of another shape, or of a dtype that is not read.
+        UserError names the first tensor that is missing or has the wrong shape or an unsupported dtype.
         """
         try:
             model = build_empty(self.name, self.config)
         except ValueError as error:
-            raise UserError(f"{self.where} has sizes that make no model ({error}): download the file again.") from None
+            raise UserError(f"{self.where} has inconsistent sizes ({error}): download the file again.") from None
         parameters = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
         find = self._finder()
         places, missing = {}, []
@@ -143,8 +143,8 @@ class FilePart:
                 )
             if tensor.dtype not in DTYPES:
                 raise UserError(
-                    f"{self.where} holds {tensor.dtype} weights ({place.name}), and F16, BF16 and F32 are read: use the "
-                    "model's fp16 file."
+                    f"{self.where} holds {tensor.dtype} weights ({place.name}), but only F16, BF16 and F32 can be read: use "
+                    "the model's fp16 file."
                 )
             places[parameter] = place
         if missing:
@@ -153,7 +153,7 @@ class FilePart:
         return places
 
     def _finder(self) -> Callable[[str], Place]:
-        """From a parameter's name in the model to its place in this file."""
+        """A function: parameter name in the model -> its place in this file."""
         if self.name == "text_encoder_2":
             inner = open_clip_place
         elif self.name == "text_encoder":
@@ -169,7 +169,7 @@ class FilePart:
         def find(name: str) -> Place:
             place = inner(name)
             linear = f"{self.prefix}{place.name}.weight"
-            if place.transposed and linear in self.header.tensors:  # as some tools keep it
+            if place.transposed and linear in self.header.tensors:  # some tools store it so
                 return Place(linear)
             return Place(self.prefix + place.name, place.third, place.transposed)
 
@@ -181,7 +181,7 @@ class FilePart:
         return {place.name: self.header.tensors[place.name] for place in self.places.values()}
 
     def hash(self, hash_cache: HashCache, extra: Iterable[Path] = ()) -> str:
-        """Hash of the config, the bytes of this component's tensors wherever they lie, and the files `extra`."""
+        """Hash of the config, this component's tensors (independent of their offsets), and the files `extra`."""
         key, path = f"{self.name} at {self.prefix}", self.header.path
         facts = hash_cache.get(path) or {}
         if key not in facts:
@@ -210,8 +210,8 @@ class FilePart:
     def load(self, dtype: Any, device: Any) -> Any:
         """The model with every weight in `dtype` on `device`, in evaluation mode.
 
-        Tensor by tensor from the mapped file: in memory there is one copy of the weights, and the tensor in hand.
-        UserError for one with values that are not finite.
+        Tensors are read one by one from the memory-mapped file, so memory holds one copy of the weights plus one tensor.
+        UserError for values that are not finite.
         """
         from safetensors import SafetensorError, safe_open
         from torch import nn
@@ -230,13 +230,13 @@ class FilePart:
                     setattr(model.get_submodule(module), leaf, nn.Parameter(value, requires_grad=False))
         except (OSError, SafetensorError) as error:
             raise UserError(f"{self.where} could not be read ({error}): download the file again.") from error
-        return model.to(device).eval()  # what is left: the buffers that no file holds
+        return model.to(device).eval()  # moves the buffers, which are not in the file
 
 
 def fits(found: tuple[int, ...], wanted: tuple[int, ...], place: Place) -> bool:
     """Whether a tensor of the shape `found` holds, at `place`, a parameter of the shape `wanted`.
 
-    A 1x1 convolution and a linear layer are one thing: the VAE's attention was the former and is now the latter.
+    A 1x1 convolution counts as a linear layer: older VAEs have such convolutions in the attention, diffusers linear layers.
     """
     if place.third is not None:
         wanted = (3 * wanted[0], *wanted[1:])
@@ -252,8 +252,7 @@ def _bare(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def read(file: Any, place: Place, shape: tuple[int, ...]) -> Any:
-    """The parameter of the shape `shape` that lies at `place` in a `safe_open` file: a view of the mapped file where the
-    library gives one."""
+    """The parameter of shape `shape` at `place` in a `safe_open` file; a view of the mapped file if the library gives one."""
     if place.third is not None:
         rows = shape[0]
         return file.get_slice(place.name)[place.third * rows : (place.third + 1) * rows].view(shape)

@@ -1,5 +1,4 @@
-"""What stands on the disk, opened and accounted for: a folder in diffusers format, a component of a single file, a VAE or text
-encoders from elsewhere."""
+"""Opens a base (diffusers folder or single file) and replacement VAEs and text encoders, without loading weights."""
 
 from __future__ import annotations
 
@@ -22,9 +21,9 @@ Part = FolderPart | FilePart
 
 @dataclass(frozen=True)
 class Opened:
-    """A base as it lies on the disk: what it says of itself, and `part(name, others)`, its component of that name.
+    """An opened base: its facts, and `part(name, others)`, which returns its component of that name.
 
-    `others` are the components found before: the width of the pooled text is needed for a single file's UNet.
+    `others` are the components found before: a single file's UNet needs the width of the pooled text embedding.
     """
 
     architecture: str
@@ -36,9 +35,9 @@ class Opened:
 
 
 def open_folder(folder: Path, variant: str | None, prediction_type: str | None = None) -> Opened:
-    """A base in diffusers format, by its configs. UserError for what is not trained here.
+    """Opens a base in diffusers format by reading its configs. UserError if it is not supported.
 
-    `prediction_type` is what the user says: without a scheduler config nothing else tells it.
+    `prediction_type` is the user's option; it is required if there is no scheduler config.
     """
     pipeline = read_json(folder / "model_index.json")
     if pipeline is None:
@@ -78,13 +77,13 @@ def open_folder(folder: Path, variant: str | None, prediction_type: str | None =
 
 
 def _known(scheduler: dict[str, Any], architecture: str, path: Path) -> dict[str, Any]:
-    """The scheduler config, refused where its noise schedule is not the architecture's: training would use that one."""
+    """The scheduler config; UserError if its noise schedule is not the architecture's, which training uses."""
     known = published(architecture)["scheduler"]
     for key in ("beta_schedule", "beta_start", "beta_end", "num_train_timesteps"):
         if scheduler.get(key, known[key]) != known[key]:
             raise UserError(
-                f"{path} has {key} {scheduler[key]}, and {ARCHITECTURES[architecture].title} base has {known[key]}: its noise "
-                f"schedule is another one, so {detect.CHOOSE}, or correct the file."
+                f"{path} has {key} {scheduler[key]}, but {ARCHITECTURES[architecture].title} base has {known[key]}, so its noise "
+                f"schedule differs: {detect.CHOOSE}, or correct the file."
             )
     if scheduler.get("timestep_spacing", "leading") not in ("leading", "linspace", "trailing"):
         raise UserError(
@@ -95,7 +94,7 @@ def _known(scheduler: dict[str, Any], architecture: str, path: Path) -> dict[str
 
 
 def open_file(header: Header) -> Opened:
-    """A base in a single file, by its header. UserError for what is not trained here."""
+    """Opens a base in a single file by its header. UserError if it is not supported."""
     path = header.path
     architecture = detect.of_file(header)
     single, facts = SingleFile(header, architecture), published(architecture)
@@ -124,8 +123,10 @@ def open_file(header: Header) -> Opened:
 
 
 def require_nothing_left(single: SingleFile, parts: Mapping[str, Part], below: str = "") -> dict[str, str]:
-    """The ignored keys of the file, with reasons, next to those of `parts` that lie in it; UserError for a key (of those
-    below the prefix `below`) that belongs to nothing."""
+    """Key -> reason of the keys of the file that `parts` do not use and that are not needed.
+
+    UserError for any other unused key that starts with `below`.
+    """
     mine = [part for part in parts.values() if isinstance(part, FilePart) and part.header is single.header]
     ignored, unknown = single.leftovers(mine)
     unknown = [key for key in unknown if key.startswith(below)]
@@ -133,14 +134,14 @@ def require_nothing_left(single: SingleFile, parts: Mapping[str, Part], below: s
         more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
         raise UserError(
             f"{single.header.path} holds {unknown[0]!r}{more}, which no component of {ARCHITECTURES[single.architecture].title} "
-            "base has: it is of a model that this suite does not know, so use another file of the model (scripts/inspect_model.py "
-            "lists the keys)."
+            "base has: this suite does not know such a model, so use another file of the model (scripts/inspect_model.py lists "
+            "the keys)."
         )
     return ignored
 
 
 def other_vae(source: str, revision: str | None, architecture: str) -> tuple[Part, str]:
-    """(the VAE that stands in for the base's own, what it is recorded as)."""
+    """(the VAE that replaces the base's own, its name in records: the source, with the commit if it is a hub id)."""
     path, commit = hub.find_component(source, revision, ("", "vae/"), "model.vae")
     named = source if commit is None else f"{source}@{commit}"
     if path.is_file():
@@ -156,13 +157,13 @@ def other_vae(source: str, revision: str | None, architecture: str) -> tuple[Par
     folder = path / "vae" if (path / "vae" / "config.json").is_file() else path
     if not (folder / "config.json").is_file():
         raise UserError(
-            f"model.vae: {source} has no VAE in diffusers format (no config.json): give a folder or hub id that has, or a file."
+            f"model.vae: {source} has no VAE in diffusers format (no config.json): give a folder or hub id that has one, or a file."
         )
     return FolderPart("vae", folder, _only_half(folder, WEIGHTS["vae"])), named
 
 
 def other_text_encoders(source: str, architecture: str) -> tuple[dict[str, Part], Path | None]:
-    """(the text encoders that stand in for the base's own, the folder in diffusers format that they come from)."""
+    """(the text encoders that replace the base's own, the folder in diffusers format that they come from, if any)."""
     path, _ = hub.find_component(source, None, ("text_encoder/", "text_encoder_2/"), "model.text_encoders")
     single = None if path.is_dir() else SingleFile(read_header(path), architecture)
     parts: dict[str, Part] = {}
@@ -175,13 +176,15 @@ def other_text_encoders(source: str, architecture: str) -> tuple[dict[str, Part]
         else:
             raise UserError(
                 f"model.text_encoders: {source} holds no {TITLES[name]} of {ARCHITECTURES[architecture].title} base: name a "
-                "checkpoint or a model in diffusers format that has."
+                "checkpoint or a model in diffusers format that has one."
             )
     return parts, None if single else path
 
 
 def _only_half(folder: Path, stem: str) -> str | None:
-    """ "fp16" where a component has half-precision weights only. model.variant speaks of the base: what stands in for one of
-    its parts is taken as it is there, in full precision where there is a choice."""
+    """ "fp16" if a replacement component has only half-precision weights, else None (full precision).
+
+    model.variant applies to the base alone.
+    """
     full, half = (folder / f"{stem}{middle}.safetensors" for middle in ("", ".fp16"))
     return "fp16" if half.is_file() and not full.is_file() else None

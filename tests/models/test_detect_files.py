@@ -347,7 +347,7 @@ FILES = {
     },
     "an IP-Adapter": {"SD1.5": "image_proj.proj.weight ip_adapter.1.to_k_ip.weight", "plus": "image_proj.latents"},
     "a textual inversion embedding": {"SD1.5": "emb_params", "SDXL": "clip_g clip_l"},
-    "a UNet alone, by diffusers' names: put it into the unet folder": {
+    "a UNet alone, with diffusers' tensor names: put it into the unet folder": {
         "SD1.5": lambda: ours("unet sd15"),
         "SDXL": lambda: ours("unet sdxl"),
     },

@@ -110,7 +110,7 @@ def test_a_pickle_is_refused_and_never_opened(tmp_path, write, monkeypatch):
         assert re.search(f"model{suffix} is a pickle .* run code .* .safetensors file", refusal(path))
         assert not opened
     for name in ("model", "model.gguf", "model.safetensors.part", "model.safetensors.index.json", "."):
-        with pytest.raises(UserError, match=r"no \.safetensors file"):
+        with pytest.raises(UserError, match=r"not a \.safetensors file"):
             require_safetensors(Path(name))
 
 

@@ -232,7 +232,7 @@ def test_a_repository_that_is_not_cached_or_by_half_names_the_option(half, archi
 def test_a_half_cached_vocabulary_names_its_folder(half, file, vocabulary, cache):
     root = cache(CLIP, {half: vocabulary / half})
     message = refusal(loading.resolve_base, file)
-    assert str(root) in message and "by half" in message and "--model.tokenizers" in message
+    assert str(root) in message and "incomplete" in message and "--model.tokenizers" in message
 
 
 @ONE

@@ -1,5 +1,5 @@
-"""How each architecture is recognised and stored, one module each: detection rules, the layout of single files, the published
-configs, the names in adapter files. Nothing here imports torch."""
+"""How each architecture is recognised and stored, one module each: detection rules, the layout of single files, published
+configs, and names in adapter files. Nothing here imports torch."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from typing import Any, NamedTuple
 
 from sushi_research.errors import UserError
 
-# What a rule says: True where the base is of its architecture, False where it is not, or the name of a near relative that
-# only looks like it. A relative is refused by that name, unless another architecture takes the base for its own.
+# The result of a detection rule: True if the base has the architecture, False if not, or the name of a related unsupported
+# model. The base is refused by that name, unless another architecture's rule returns True.
 Match = bool | str
 
-# A component in a single file: the prefixes that it may have there, and a tensor below the prefix that shows that it is there.
+# A component in a single file: its possible prefixes, and a tensor (without the prefix) that shows that it is present.
 Place = tuple[tuple[str, ...], str]
 PLACES: dict[str, Place] = {
     "unet": (("model.diffusion_model.", "diffusion_model.", ""), "input_blocks.0.0.weight"),
     "vae": (("first_stage_model.", ""), "decoder.conv_in.weight"),
 }
 
-# The noise schedule that every Stable Diffusion was trained on, and the spacing of timesteps that their repositories name.
+# The noise schedule that every Stable Diffusion was trained on, and the timestep spacing that their repositories set.
 SCHEDULER: dict[str, Any] = {
     "beta_schedule": "scaled_linear",
     "beta_start": 0.00085,
@@ -31,19 +31,19 @@ SCHEDULER: dict[str, Any] = {
 
 
 class FileUNet(NamedTuple):
-    """What the names and shapes of a single file tell of its UNet and of the text that feeds it."""
+    """Facts about a single file's UNet and its conditioning, from tensor names and shapes."""
 
-    context: int  # width of the text
-    linear: bool  # the attention's projections are linear layers
-    added: int | None  # width of what is added to the time embedding, None where nothing is
-    open_clip: bool  # the only text encoder is OpenCLIP's
+    context: int  # width of the text embedding
+    linear: bool  # whether the attention's projections are linear layers
+    added: int | None  # input width of the embedding that is added to the time embedding; None without one
+    open_clip: bool  # whether the only text encoder is OpenCLIP's
 
 
 def number(config: Mapping[str, Any], key: str, default: int) -> int:
-    """A whole number of a config, `default` where it is not there (diffusers' and transformers' own); UserError otherwise."""
+    """An integer from a config; `default` (the library's own) if the key is missing, UserError for another type."""
     value = config.get(key)
     if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
         raise UserError(
-            f"a config.json of the base has {value!r:.60} as its {key}, where a number belongs: download it again."
+            f"a config.json of the base has {value!r:.60} as its {key}, but that must be an integer: download it again."
         )
     return default if value is None else value

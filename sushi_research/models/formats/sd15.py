@@ -17,12 +17,12 @@ SINGLE_FILE: dict[str, Place] = {
     ),
 }
 
-# What no tensor's shape tells, from the configs of stable-diffusion-v1-5/stable-diffusion-v1-5. A single file brings its own
-# widths, depths and vocabulary; models/shapes.py reads them from its header and adds them to these.
+# Config values that no tensor shape shows, from the configs of stable-diffusion-v1-5/stable-diffusion-v1-5. models/shapes.py
+# adds the widths, depths and vocabulary size that it reads from a single file's header.
 PUBLISHED: dict[str, Any] = {
     "unet": {
         "act_fn": "silu",
-        "attention_head_dim": 8,  # by its old meaning in diffusers: eight heads at every width
+        "attention_head_dim": 8,  # in diffusers' old meaning: eight heads at every width
         "down_block_types": ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
         "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"],
         "in_channels": 4,
@@ -34,17 +34,17 @@ PUBLISHED: dict[str, Any] = {
     "scheduler": SCHEDULER,  # the repository's is PNDM; only the noise schedule and the spacing are used
     "pad_tokens": {"text_encoder": "<|endoftext|>"},
     "force_zeros_for_empty_prompt": False,
-    # Where the tokenizer may be in the hub's cache.
+    # Repositories whose tokenizer is used if it is in the hub's cache.
     "repositories": ["stable-diffusion-v1-5/stable-diffusion-v1-5", "runwayml/stable-diffusion-v1-5"],
 }
 
-# Adapter files. A1111 and others tell the base from the first two; kohya's trainers write them, by what the base predicts.
+# Adapter files. A1111 and others identify the base by the first two. kohya's trainers write them, by prediction type.
 BASE_VERSION = {"epsilon": "sd_v1", "v_prediction": "sd_v1_v"}
 MODELSPEC_ARCHITECTURE = "stable-diffusion-v1/lora"
 MODELSPEC_IMPLEMENTATION = "diffusers"
 # Modules are named after diffusers' blocks, not Stability's.
 STABILITY_NAMES = False
-# The class of diffusers whose pipelines load the file.
+# The diffusers class whose pipelines load the file.
 ADAPTER_LOADER = "StableDiffusionLoraLoaderMixin"
 
 

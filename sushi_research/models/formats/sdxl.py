@@ -18,14 +18,14 @@ SINGLE_FILE: dict[str, Place] = {
     "text_encoder_2": (("conditioner.embedders.1.model.",), "token_embedding.weight"),
 }
 
-# What no tensor's shape tells, from the configs of stabilityai/stable-diffusion-xl-base-1.0. A single file brings its own
-# widths, depths and vocabulary; models/shapes.py reads them from its header and adds them to these.
+# Config values that no tensor shape shows, from the configs of stabilityai/stable-diffusion-xl-base-1.0. models/shapes.py adds
+# the widths, depths and vocabulary size that it reads from a single file's header.
 PUBLISHED: dict[str, Any] = {
     "unet": {
         "act_fn": "silu",
         "addition_embed_type": "text_time",
         "addition_time_embed_dim": 256,
-        "head_width": 64,  # heads grow with the width: 5, 10, 20
+        "head_width": 64,  # the number of heads grows with the width: 5, 10, 20
         "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
         "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
         "use_linear_projection": True,
@@ -34,7 +34,7 @@ PUBLISHED: dict[str, Any] = {
         "sample_size": 128,
     },
     "vae": {
-        "force_upcast": True,  # the original overflows in fp16, and a single file does not say which one it holds
+        "force_upcast": True,  # SDXL's original VAE overflows in fp16, and a single file does not say which VAE it holds
         "sample_size": 1024,
         "scaling_factor": 0.13025,
     },
@@ -43,17 +43,17 @@ PUBLISHED: dict[str, Any] = {
     "scheduler": SCHEDULER,
     "pad_tokens": {"text_encoder": "<|endoftext|>", "text_encoder_2": "!"},
     "force_zeros_for_empty_prompt": True,
-    # Where the tokenizer may be in the hub's cache.
+    # Repositories whose tokenizer is used if it is in the hub's cache.
     "repositories": ["stabilityai/stable-diffusion-xl-base-1.0"],
 }
 
-# Adapter files. A1111 and others tell the base from the first two; kohya's trainers know one name whatever the base predicts.
+# Adapter files. A1111 and others identify the base by the first two. kohya's trainers have one name for all prediction types.
 BASE_VERSION = {"epsilon": "sdxl_base_v1-0", "v_prediction": "sdxl_base_v1-0"}
 MODELSPEC_ARCHITECTURE = "stable-diffusion-xl-v1-base/lora"
 MODELSPEC_IMPLEMENTATION = "https://github.com/Stability-AI/generative-models"
 # Modules are named after the blocks of Stability's code (`input_blocks.4.1`).
 STABILITY_NAMES = True
-# The class of diffusers whose pipelines load the file.
+# The diffusers class whose pipelines load the file.
 ADAPTER_LOADER = "StableDiffusionXLLoraLoaderMixin"
 
 
