@@ -1,9 +1,9 @@
-"""The adapter file: kohya's layout, which diffusers, ComfyUI, A1111, Forge and InvokeAI all load completely.
+"""Writes, reads and verifies adapter files in kohya's layout, which diffusers, ComfyUI, A1111, Forge and InvokeAI load completely.
 
 Per module: `<name>.lora_down.weight` [rank, in] or [rank, in, k, k], `<name>.lora_up.weight` [out, rank] or
-[out, rank, 1, 1], and `<name>.alpha`, a scalar (readers scale by alpha / rank, and by 1 where it is missing). SD1.5
-modules are named after diffusers' blocks, SDXL modules after the blocks of Stability's code (`input_blocks.4.1`), as in
-kohya's sd-scripts: with the other naming each, some of those programs fail or silently drop modules.
+[out, rank, 1, 1], and `<name>.alpha`, a scalar (readers scale by alpha / rank, or by 1 if it is missing). As in kohya's
+sd-scripts, SD1.5 modules are named after diffusers' blocks and SDXL modules after the blocks of Stability's code
+(`input_blocks.4.1`). With any other naming, some of those programs fail or silently drop modules.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ from sushi_research.models.prediction import Prediction
 PREFIX = "lora_unet_"
 DOWN, UP, ALPHA = ".lora_down.weight", ".lora_up.weight", ".alpha"
 
-# diffusers' names -> the model specification's.
+# diffusers' names -> the names in the modelspec metadata.
 PREDICTION_TYPES = {"epsilon": "epsilon", "v_prediction": "v"}
 
 
 class AdapterFileError(RuntimeError):
-    """A file that was just written does not load as the adapter that it was written from."""
+    """A written adapter file does not load as the trained adapter."""
 
 
 def kohya_unet_names(architecture: str, module_paths: Iterable[str], layers_per_block: int = 2) -> dict[str, str]:
-    """Module path -> its name in the file of an adapter for `architecture`; one to one. The paths are those of adapter.py.
+    """Module path (as in lora.py) -> its name in an adapter file for `architecture`; one to one.
 
-    `layers_per_block` is the UNet config's: Stability counts blocks by layers. The published SDXL has two; diffusers reads
-    files of UNets with one, too.
+    `layers_per_block` is the UNet config's, because Stability numbers blocks by layers. The published SDXL has two; diffusers
+    also reads files for UNets with one.
     """
     # diffusers' `_maybe_map_sgm_blocks_to_diffusers` is the inverse of Stability's names.
     stability = functools.partial(unet_name, layers_per_block=layers_per_block)
@@ -69,9 +69,9 @@ def adapter_metadata(
 ) -> dict[str, str]:
     """The file's metadata: kohya's `ss_*` keys and the `modelspec.*` keys (version 1.0.1) that programs read.
 
-    `base` is the base model's public name, `prediction` what it predicts, `trained` the Unix times of start and end. Everything
-    becomes a string, which is all that the format holds; what the config does not set is skipped. Our hashes have keys of our
-    own: `ss_sd_model_hash` would be taken for A1111's hash of a checkpoint file.
+    `base` is the base model's public name, `trained` the Unix times of start and end. All values become strings, as the format
+    requires; values that the config does not set are skipped. Our hashes have `sushi_research.*` keys, because programs would
+    read `ss_sd_model_hash` as A1111's hash of a checkpoint file.
     """
     formats = ARCHITECTURES[architecture].formats()
     lora, resolution, targets = config.lora, config.data.resolution, resolve_targets(config.lora.targets)
@@ -97,7 +97,7 @@ def adapter_metadata(
         "ss_optimizer": config.optimizer.name,
         "ss_min_snr_gamma": config.loss.snr_gamma,
         "ss_noise_offset": config.loss.noise_offset or None,
-        "ss_clip_skip": getattr(config.model, "clip_skip", None),  # where the architecture has one
+        "ss_clip_skip": getattr(config.model, "clip_skip", None),  # only SD1.5 has this setting
         "ss_zero_terminal_snr": prediction.zero_terminal_snr,
         "ss_training_started_at": trained[0],
         "ss_training_finished_at": trained[1],
@@ -125,23 +125,23 @@ def save_adapter(
     dtype: torch.dtype,
     metadata: Mapping[str, str],
 ) -> None:
-    """Writes the adapter of `unet` with the tensors of `state` (fp32, by the names of adapter.py), cast to `dtype`.
+    """Writes the adapter of `unet` with the tensors of `state` (fp32, named as in lora.py), cast to `dtype`.
 
-    Equal arguments give equal bytes. The file appears whole or not at all. Two hashes are added to the metadata, both
-    over the tensors' bytes: `sshs_model_hash`, which is what A1111 computes, and `modelspec.hash_sha256`.
-    UserError when a tensor does not fit into `dtype`, or the disk refuses.
+    Equal arguments give equal bytes. The file is written atomically. Two hashes of the tensors' bytes are added to the
+    metadata: `sshs_model_hash`, as A1111 computes it, and `modelspec.hash_sha256`. UserError if a value overflows in `dtype`
+    or the file cannot be written.
     """
     import safetensors.torch
 
     modules = adapter_modules(unet)
     names = kohya_unet_names(architecture, modules, unet.config.layers_per_block)
-    assert len(state) == 2 * len(names), "the state is not that of this adapter"
+    assert len(state) == 2 * len(names), "the state does not belong to this adapter"
     assert all(isinstance(value, str) for value in metadata.values()), "safetensors metadata holds strings only"
     tensors = {}
     for module_path, name in names.items():
         tensors[name + DOWN] = _cast(state, f"{module_path}.lora_A.weight", dtype)
         tensors[name + UP] = _cast(state, f"{module_path}.lora_B.weight", dtype)
-        # fp32 whatever the file's dtype: readers take it as a number, and the scale should be exact.
+        # Always fp32: readers use it as a number, and the scale should be exact.
         tensors[name + ALPHA] = torch.tensor(float(modules[module_path].lora_alpha[ADAPTER]))
     data = safetensors.torch.save(tensors)
     body = data[8 + int.from_bytes(data[:8], "little") :]
@@ -153,18 +153,17 @@ def save_adapter(
 def read_kohya(
     path: Path, module_paths: Iterable[str], *, architecture: str, layers_per_block: int = 2
 ) -> dict[str, tuple[torch.Tensor, torch.Tensor, float]]:
-    """Module path -> (down, up, alpha) of the modules that the file adapts, out of `module_paths`.
+    """Module path -> (down, up, alpha) of the modules in the file.
 
-    `module_paths` are all that could be in it: `adaptable_paths(unet)`. A missing alpha is the rank (a scale of 1), as
-    every reader takes it. UserError when the file cannot be read, or with the name of the first key that belongs to
-    none of the modules, or of the first module that is not complete.
+    `module_paths` are all modules that may be in it: `adaptable_paths(unet)`. A missing alpha means the rank (a scale of 1),
+    as in every reader. UserError if the file cannot be read, if a module is incomplete, or if a key belongs to no module.
     """
     import safetensors.torch
 
     try:
         tensors = safetensors.torch.load_file(path)
     except (OSError, safetensors.SafetensorError) as error:
-        raise UserError(f"{path} is not a whole safetensors file ({error}): write or download it again.") from None
+        raise UserError(f"{path} is not a complete safetensors file ({error}): write or download it again.") from None
     modules = {}
     for module_path, name in kohya_unet_names(architecture, module_paths, layers_per_block).items():
         parts = [tensors.pop(name + suffix, None) for suffix in (DOWN, UP, ALPHA)]
@@ -185,11 +184,11 @@ def read_kohya(
 def verify_saved(
     path: Path, unet: nn.Module, *, architecture: str, state: Mapping[str, torch.Tensor], dtype: torch.dtype
 ) -> None:
-    """Reloads a file that `save_adapter` wrote as diffusers' pipelines do, and compares it with the trained adapter.
+    """Reloads a file written by `save_adapter` as diffusers' pipelines do, and compares it with the trained adapter.
 
-    It needs no base weights and takes about 1.5 s for SDXL. AdapterFileError names the first difference: a key that is
-    not one of ours, a module that diffusers drops or adds, a matrix that is not bit for bit the trained one cast to
-    `dtype`, or another scale. diffusers itself reports none of these.
+    It needs no base weights and takes about 1.5 s for SDXL. AdapterFileError names the first difference: an unexpected or
+    missing key, a module that diffusers drops or adds, a matrix that is not bit for bit the trained one cast to `dtype`, or a
+    wrong scale. diffusers itself reports none of these.
     """
     from diffusers import loaders
     from safetensors import SafetensorError, safe_open
@@ -202,7 +201,7 @@ def verify_saved(
     except (OSError, SafetensorError) as error:
         raise AdapterFileError(f"{path} cannot be read back ({error})") from None
     _require_same(path, "the key", keys, [name + suffix for name in names.values() for suffix in (DOWN, UP, ALPHA)])
-    # As the pipelines' load_lora_weights: only SDXL's passes the UNet's config, which turns on the renaming of blocks.
+    # As in the pipelines' load_lora_weights: only SDXL's passes the UNet's config, which enables the renaming of blocks.
     formats = ARCHITECTURES[architecture].formats()
     loader = getattr(loaders, formats.ADAPTER_LOADER)
     config = {"unet_config": unet.config} if formats.STABILITY_NAMES else {}
@@ -215,7 +214,7 @@ def verify_saved(
         for matrix, module in (("lora_A", layer.lora_A[ADAPTER]), ("lora_B", layer.lora_B[ADAPTER])):
             expected = state[f"{module_path}.{matrix}.weight"].detach().to("cpu", dtype)
             if module.weight.dtype != dtype or not torch.equal(module.weight, expected):
-                raise AdapterFileError(f"{path}: {matrix} of {module_path} is not what was trained")
+                raise AdapterFileError(f"{path}: {matrix} of {module_path} differs from the trained matrix")
         rank = trained[module_path].r[ADAPTER]
         scale = torch.tensor(float(trained[module_path].lora_alpha[ADAPTER])).item() / rank
         if layer.scaling[ADAPTER] != scale:
@@ -223,13 +222,13 @@ def verify_saved(
 
 
 def _weightless_unet(config: Mapping[str, Any], dtype: torch.dtype) -> nn.Module:
-    """A UNet that costs no memory: every parameter is one CPU number, expanded to the parameter's shape."""
+    """A UNet without memory for weights: every parameter is one CPU number expanded to the parameter's shape."""
     from diffusers import UNet2DConditionModel
 
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(config)
-    # Left on the meta device it would swallow the file: peft moves what it loads to the device and dtype of the layer
-    # that it belongs to. For the same reason the numbers have the file's dtype, so that loading casts nothing.
+    # peft moves loaded matrices to the device and dtype of their layer. On the meta device they would lose their values, and
+    # with another dtype they would be cast; hence real CPU numbers of the file's dtype.
     number = torch.zeros((), dtype=dtype)
     for module in unet.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
@@ -246,18 +245,18 @@ def _require_same(path: Path, what: str, found: Iterable[str], expected: Iterabl
 
 
 def _cast(state: Mapping[str, torch.Tensor], name: str, dtype: torch.dtype) -> torch.Tensor:
-    """The tensor on the CPU in `dtype`; UserError where that loses it (fp16 ends at 65,504)."""
+    """The tensor on the CPU in `dtype`; UserError if a value overflows (fp16's maximum is 65,504)."""
     tensor = state[name].detach().to("cpu", dtype).contiguous()
     if not torch.isfinite(tensor).all():
         raise UserError(
-            f"the adapter's {name} has values that {str(dtype).removeprefix('torch.')} cannot hold: look at the loss "
-            "curve, for it has most likely diverged, or set lora.save_dtype to float32."
+            f"the adapter's {name} has values that {str(dtype).removeprefix('torch.')} cannot hold: check whether the loss "
+            "diverged, which is most likely, or set lora.save_dtype to float32."
         )
     return tensor
 
 
 def _header(data: bytes, metadata: Mapping[str, str]) -> bytes:
-    """The header of serialised safetensors with `metadata` in it, sorted: the library writes it in a random order."""
+    """The header of serialised safetensors with `metadata` added in sorted order; the library's own order is random."""
     entries = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     text = json.dumps(
         {"__metadata__": dict(sorted(metadata.items()))} | entries, separators=(",", ":"), ensure_ascii=False

@@ -1,4 +1,4 @@
-"""Adapter files of any trainer on a base, by diffusers' own loaders, and a refusal of what loads by half."""
+"""Loads adapter files of any trainer onto a base with diffusers' loaders; refuses files that load only in part."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from sushi_research.errors import UserError
 from sushi_research.models import loading
 from sushi_research.sampling.pipeline import sampling_scheduler
 
-# How the two matrices of a pair are called: by kohya and most others, by peft, by diffusers before peft.
+# Key suffixes of the two matrices: of kohya and most others, of peft, of diffusers before it used peft.
 DOWN = (".lora_down.weight", ".lora_A.weight", ".lora.down.weight")
 UP = (".lora_up.weight", ".lora_B.weight", ".lora.up.weight")
-# What the keys of the text encoders' part begin with: kohya's, and peft's or diffusers'.
+# Key prefixes of text-encoder layers: kohya's, and peft's and diffusers'.
 TEXT = ("lora_te", "text_encoder")
 
 
@@ -39,13 +39,13 @@ def load_pipeline(base: loading.Base, model: ModuleType, text: Any, dtype: torch
 
 
 def load_adapters(pipeline: Any, paths: Sequence[str]) -> list[tuple[str, str]]:
-    """(name in the pipeline, label) of each adapter file; UserError for one that does not fit the base, all of it."""
+    """Loads the adapter files; returns (name in the pipeline, label) of each. UserError if one does not fit the base fully."""
     import diffusers.utils.logging
     from safetensors import safe_open
 
-    # diffusers logs what it raises too, a line for every weight that does not fit.
+    # diffusers logs a line for every weight that does not fit, in addition to raising an error.
     diffusers.utils.logging.set_verbosity(logging.CRITICAL)
-    # Several adapters side by side are what is wanted here; peft warns of them.
+    # peft warns when several adapters are loaded, which is intended here.
     warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")
     names = []
     for number, path in enumerate(paths):
@@ -57,7 +57,7 @@ def load_adapters(pipeline: Any, paths: Sequence[str]) -> list[tuple[str, str]]:
                 keys = set(file.keys())
             pipeline.load_lora_weights(path, adapter_name=name)
         except Exception as error:
-            # safetensors and diffusers raise many kinds here; all of them mean that the file is no adapter for this base.
+            # safetensors and diffusers raise many error types here; all mean that the file is not an adapter for this base.
             reason = textwrap.shorten(str(error) or type(error).__name__, 160, placeholder=" ...")
             raise UserError(
                 f"the adapter {path} does not fit the base: was it trained for another one, or cut short? ({reason})"
@@ -68,12 +68,12 @@ def load_adapters(pipeline: Any, paths: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def label_of(file: Path) -> str:
-    """What an adapter file is called in a table. A run's file is called adapter.safetensors: its folder tells more."""
+    """Label of an adapter file in tables: its stem, or its folder's name for a run's adapter.safetensors."""
     return file.resolve().parent.name if file.stem == "adapter" else file.stem
 
 
 def adapts_text(path: str) -> bool:
-    """Whether an adapter file changes the text encoders too, so that cached embeddings are not what it sees."""
+    """Whether an adapter file also changes the text encoders, so that cached text embeddings cannot be used."""
     from safetensors import safe_open
 
     with safe_open(path, "pt") as file:
@@ -81,14 +81,14 @@ def adapts_text(path: str) -> bool:
 
 
 def require_whole(pipeline: Any, name: str, path: str, keys: set[str]) -> None:
-    """Refuses an adapter file of which diffusers left something out: that picture would not be the adapter's."""
+    """UserError if diffusers skipped a part of the adapter file: samples would not show the whole adapter."""
     from peft.tuners.lora import LoraLayer
 
     downs = {key for key in keys if key.endswith(DOWN)}
     others = {key for key in keys - downs if not key.endswith((*UP, ".alpha"))}
     if others:
         raise UserError(
-            f"the adapter {path} holds more than low-rank pairs ({min(others)}), which cannot be drawn here."
+            f"the adapter {path} holds tensors that are not LoRA pairs ({min(others)}), which cannot be loaded here."
         )
     parts = [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]
     layers = [layer for part in parts for layer in part.modules() if isinstance(layer, LoraLayer)]

@@ -1,9 +1,9 @@
-"""The adapter: a pair of low-rank matrices next to each chosen layer of the frozen UNet (LoRA, arXiv 2106.09685).
+"""LoRA adapter: a pair of low-rank matrices next to each chosen layer of the frozen UNet (arXiv 2106.09685).
 
     y = W x + (alpha / rank) * B A x,    A: [rank, in] starts random, B: [out, rank] starts at zero
 
-Names used throughout: the path of a module is its path in the UNet without the adapter, for example
-`mid_block.attentions.0.proj_in`; its two tensors are `<path>.lora_A.weight` and `<path>.lora_B.weight`.
+A module's path is its path in the UNet without the adapter, for example `mid_block.attentions.0.proj_in`. Its two tensors are
+`<path>.lora_A.weight` and `<path>.lora_B.weight`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from peft.tuners.lora import LoraLayer
 
 ADAPTER = "default"
-# The UNet's parts that adapter files have names for; conv_in, conv_out and the embeddings are outside of them.
+# The parts of the UNet that adapter files can name; conv_in, conv_out and the embeddings are not among them.
 BLOCKS = ("down_blocks.", "mid_block.", "up_blocks.")
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
@@ -40,7 +40,7 @@ PRESETS: dict[str, tuple[str, ...]] = {
 
 
 def resolve_targets(targets: str | Sequence[str]) -> list[str]:
-    """Endings of module paths: those of a preset by its name, or the given ones. UserError for an unknown preset."""
+    """The module path suffixes to adapt: those of a preset, or the given list. UserError for an unknown preset."""
     if not isinstance(targets, str):
         return list(targets)
     if targets not in PRESETS:
@@ -61,32 +61,31 @@ def attach(
     init: Literal["default", "gaussian"],
     seed: int,
 ) -> None:
-    """Freezes the UNet and adds the trainable adapter to it: fp32 matrices on the device of the layer they belong to.
+    """Freezes the UNet and adds the trainable adapter: fp32 matrices on the device of their layer.
 
-    The layers are peft's, added by diffusers' `add_adapter`. The start of A is distributed as in peft (`default`:
-    uniform in +-1/sqrt(fan in), which is kaiming_uniform with a = sqrt(5); `gaussian`: normal with deviation 1/rank),
-    but it is a function of the seed and the module's path alone.
-    UserError for a target that fits no layer, or one that cannot have an adapter.
+    The layers are peft's, added by diffusers' `add_adapter`. A is initialised with peft's distributions (`default`: uniform in
+    +-1/sqrt(fan in), which is kaiming_uniform with a = sqrt(5); `gaussian`: normal with standard deviation 1/rank), but depends
+    only on the seed and the module's path. UserError for a target that matches no layer, or one that cannot have an adapter.
     """
     from peft import LoraConfig
 
     endings = resolve_targets(targets)
     _require_layers(unet, endings)
     config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=endings)
-    # peft freezes what is not adapter. It draws a start of its own from the process-wide generator, which is replaced
-    # below and leaves no trace.
+    # peft freezes all other parameters. It also initialises A from the global generator: those values are replaced below, and
+    # the generator's state is restored.
     with torch.random.fork_rng(devices=[]):
         unet.add_adapter(config, adapter_name=ADAPTER)
     for path, layer in adapter_modules(unet).items():
         device = layer.get_base_layer().weight.device
         down, up = layer.lora_A[ADAPTER], layer.lora_B[ADAPTER]
-        # On a bf16 UNet peft makes bf16 matrices; the start must be drawn and kept in fp32.
+        # On a bf16 UNet peft creates bf16 matrices; the initial values must be fp32.
         down.weight = nn.Parameter(initial_down(seed, path, tuple(down.weight.shape), init).to(device))
         up.weight = nn.Parameter(torch.zeros(up.weight.shape, device=device))
 
 
 def initial_down(seed: int, path: str, shape: tuple[int, ...], init: str) -> torch.Tensor:
-    """The start of A of one module, fp32; `shape` is [rank, in] or, for a convolution, [rank, in, k, k]."""
+    """The initial A of one module, fp32; `shape` is [rank, in] or, for a convolution, [rank, in, k, k]."""
     assert init in ("default", "gaussian"), init
     generator = randomness.key(seed, "adapter-init", path)
     if init == "gaussian":
@@ -98,7 +97,7 @@ def initial_down(seed: int, path: str, shape: tuple[int, ...], init: str) -> tor
 
 
 def adapter_modules(unet: nn.Module) -> dict[str, LoraLayer]:
-    """The layers that have an adapter, by path, in the order of the UNet's modules."""
+    """Path -> layer with an adapter, in the order of the UNet's modules."""
     from peft.tuners.lora import LoraLayer
 
     return {path: module for path, module in unet.named_modules() if isinstance(module, LoraLayer)}
@@ -115,7 +114,7 @@ def adapter_parameters(unet: nn.Module) -> dict[str, nn.Parameter]:
 
 @contextlib.contextmanager
 def without_adapter(unet: nn.Module) -> Iterator[None]:
-    """Within it the UNet is the base, bit for bit; afterwards the adapter is as it was, trainable and with its gradients."""
+    """Context in which the UNet is the base, bit for bit. On exit the adapter is active again, with its gradients kept."""
     if not adapter_modules(unet):
         yield
         return
@@ -127,12 +126,12 @@ def without_adapter(unet: nn.Module) -> Iterator[None]:
 
 
 def count_parameters(unet: nn.Module) -> int:
-    """How many numbers the adapter has. Works on the meta device too."""
+    """Number of parameters of the adapter. Works on the meta device too."""
     return sum(parameter.numel() for parameter in adapter_parameters(unet).values())
 
 
 def adaptable_paths(unet: nn.Module) -> list[str]:
-    """Paths of the layers that can have an adapter, in a UNet that has none yet: all that `kohya_conv` names."""
+    """Paths of the layers that can have an adapter, in a UNet without one: all layers of the preset `kohya_conv`."""
     return [
         path
         for path, module in unet.named_modules()
@@ -141,7 +140,7 @@ def adaptable_paths(unet: nn.Module) -> list[str]:
 
 
 def _require_layers(unet: nn.Module, endings: Sequence[str]) -> None:
-    """UserError when an ending fits nothing, or something that cannot have an adapter (matching as peft does)."""
+    """UserError if a suffix matches no module, or one that cannot have an adapter. Matches as peft does."""
     adaptable = set(adaptable_paths(unet))
     paths = [path for path, _ in unet.named_modules()]
     for ending in endings:

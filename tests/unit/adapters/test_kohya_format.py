@@ -245,8 +245,8 @@ def double_alphas(tensors):
 @pytest.mark.parametrize(
     ("damage", "sentence"),
     [
-        (flip_a_bit, rf"lora_B of {ONE_PATH} is not what was trained"),
-        (change_a, rf"lora_A of {ONE_PATH} is not what was trained"),
+        (flip_a_bit, rf"lora_B of {ONE_PATH} differs from the trained matrix"),
+        (change_a, rf"lora_A of {ONE_PATH} differs from the trained matrix"),
         (drop_a_key, rf"the key {ONE}\.alpha is missing"),
         (add_a_key, r"the key lora_te1_text_model_encoder_layers_0_mlp_fc1\.alpha should not be there"),
         (double_alphas, r"the scale of down_blocks\S+ is 1\.5, not 0\.75"),
@@ -293,7 +293,7 @@ def test_verify_notices_swapped_names(architecture, tmp_path, monkeypatch):
 
     monkeypatch.setattr(formats, "kohya_unet_names", swapped)
     path, unet, arguments = saved(tmp_path, architecture, ["attn1.to_q", "attn1.to_k"])
-    with pytest.raises(formats.AdapterFileError, match="lora_A of .* is not what was trained"):
+    with pytest.raises(formats.AdapterFileError, match="lora_A of .* differs from the trained matrix"):
         formats.verify_saved(path, unet, **arguments)
 
 
@@ -487,5 +487,5 @@ def test_reading_refuses_the_other_architecture_and_broken_files(tmp_path):
         formats.read_kohya(path, all_paths("sdxl"), architecture="sdxl")
     path.write_bytes(path.read_bytes()[:-1])
     for broken in (path, tmp_path / "absent.safetensors"):
-        with pytest.raises(UserError, match="is not a whole safetensors file"):
+        with pytest.raises(UserError, match="is not a complete safetensors file"):
             formats.read_kohya(broken, all_paths("sd15"), architecture="sd15")
