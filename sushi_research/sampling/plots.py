@@ -1,4 +1,4 @@
-"""What people would rather look at than read: labelled grids of samples, and the curves of a run."""
+"""Image output of a run: labelled sample grids, training curves, and LoRA scale sweeps."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 
 MARGIN = 8
-# Small pictures are shown larger, so that a grid of them can be looked at.
+# Smaller images are enlarged to this width in pixels.
 SMALLEST_CELL = 160
 
 
 def grid(rows: Sequence[Sequence[Image.Image]], row_labels: Sequence[str], column_labels: Sequence[str]) -> Image.Image:
-    """One picture of many: every row with its label at the left, every column with its label on top.
+    """A grid of images, with row labels on the left and column labels on top.
 
-    Cells are as large as the largest picture (at least 160 pixels wide); a picture keeps its aspect.
+    Cells are as large as the largest image (at least 160 pixels wide). Images keep their aspect ratio.
     """
     assert len(rows) == len(row_labels) and all(len(row) == len(column_labels) for row in rows)
-    widest = max(picture.width for row in rows for picture in row)
+    widest = max(image.width for row in rows for image in row)
     scale = max(1, -(-SMALLEST_CELL // widest))
     cell_width = widest * scale
-    cell_height = max(picture.height for row in rows for picture in row) * scale
+    cell_height = max(image.height for row in rows for image in row) * scale
     font = ImageFont.load_default(size=max(12, cell_width // 14))
     line = font.size * 5 // 4
     label_width = max(cell_width, 10 * font.size)
@@ -39,16 +39,18 @@ def grid(rows: Sequence[Sequence[Image.Image]], row_labels: Sequence[str], colum
         upper = top + number * (cell_height + MARGIN)
         lines = textwrap.wrap(label, characters)[: max(1, cell_height // line)]
         draw.multiline_text((MARGIN, upper), "\n".join(lines), fill="black", font=font)
-        for column, picture in enumerate(row):
+        for column, image in enumerate(row):
             left = label_width + MARGIN + column * (cell_width + MARGIN)
             resample = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS
-            canvas.paste(picture.resize((picture.width * scale, picture.height * scale), resample), (left, upper))
+            canvas.paste(image.resize((image.width * scale, image.height * scale), resample), (left, upper))
     return canvas
 
 
 def training_curves(records: Sequence[dict[str, Any]], path: Path, title: str) -> None:
-    """Draws a run's curves from its metrics: loss (raw and smoothed), loss by timestep bin, learning rate, grad norm; and
-    where it was evaluated, the validation loss over the base's and the drift, with bands of two standard errors."""
+    """Plots a run's metrics: loss (raw and smoothed), loss by timestep bin, learning rate and gradient norm.
+
+    If the run was evaluated, also the validation loss minus the base's and the drift, with bands of two standard errors.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -89,9 +91,9 @@ def training_curves(records: Sequence[dict[str, Any]], path: Path, title: str) -
 
 
 def lora_scale_sweep(points: Sequence[tuple[float, dict[str, float]]], path: Path) -> None:
-    """Draws a sweep: validation loss over the base's, and drift, over an adapter's LoRA scale; bars are two standard errors.
+    """Plots validation loss minus the base's, and drift, against the LoRA scale; bars are two standard errors.
 
-    `points` are (LoRA scale, numbers) of one or several adapters; the base is the point at 0.
+    `points` are (LoRA scale, metrics) of one or several adapters; the base is the point at 0.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -114,7 +116,7 @@ def lora_scale_sweep(points: Sequence[tuple[float, dict[str, float]]], path: Pat
 
 
 def _with_band(axes: Any, records: Sequence[dict[str, Any]], name: str) -> None:
-    """A curve of evaluations, with twice their standard error (where there is one) on both sides."""
+    """Plots a curve of evaluations with a band of two standard errors (if they are known)."""
     steps, values = [record["step"] for record in records], [record[name] for record in records]
     errors = [2 * record.get(f"{name}_se", 0.0) for record in records]
     axes.axhline(0, color="grey", linewidth=0.8)
@@ -124,13 +126,13 @@ def _with_band(axes: Any, records: Sequence[dict[str, Any]], name: str) -> None:
 
 
 def _points(records: Sequence[dict[str, Any]], name: str) -> tuple[list[int], list[float]]:
-    """The steps that have a value of `name`, and the values: a step may have no sample in a quarter, or no finite norm."""
+    """(steps, values) of `name`, without steps that have none: a timestep bin may be empty, or a norm not finite."""
     found = [(record["step"], record[name]) for record in records if record[name] is not None]
     return [step for step, _ in found], [value for _, value in found]
 
 
 def smooth(values: Sequence[float], factor: float = 0.95) -> list[float]:
-    """Exponential moving average without the bias of its start (Adam's correction): each value weighs its own past only."""
+    """Exponential moving average with Adam's bias correction at the start."""
     smoothed, average = [], 0.0
     for count, value in enumerate(values, start=1):
         average = factor * average + (1 - factor) * value

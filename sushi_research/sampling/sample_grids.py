@@ -1,8 +1,8 @@
-"""The pictures of a run: the same prompts and seeds at step 0, on the way and at the end, in one grid.
+"""Sample grids of a run: images of the same prompts and seeds at step 0, during training and at the end.
 
-samples/step-00000250/00-seed0.png    one picture
-samples/step-00000250.png             the step's pictures
-samples/progress.png                  every prompt and seed as a row, the steps as columns
+samples/step-00000250/00-seed0.png    one image
+samples/step-00000250.png             all images of the step
+samples/progress.png                  one row per prompt and seed, one column per step
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from sushi_research.sampling import pipeline, plots
 
 _STEP = re.compile(r"step-(\d{8,})")
 MOST_COLUMNS = 8
-# Under this name a picture's file says what was drawn.
+# Key of the PNG text entry that holds the image's prompt.
 LABEL = "prompt"
 
 
 def generate(job: Job, inputs: Inputs, unet: Any, step: int) -> None:
-    """Draws every prompt with every seed from the UNet as it stands at `step`; the main process draws, the others wait.
+    """Generates and saves images of every prompt and seed with the UNet at `step`. The main process works, the others wait.
 
-    Nothing is drawn where the step's pictures are there already: a run that continues makes up for what was cut off.
-    Randomness comes from the seeds alone and the training's own streams are not touched, so drawing changes no result.
+    If the step's grid exists already, nothing is done; a resumed run thus generates only what is missing. Only the configured
+    seeds determine the noise, and no training random state is used, so sampling does not change the training.
     """
     config, run, accelerator = job.config, job.run, job.accelerator
     folder = run.samples / f"step-{step:08d}"
@@ -46,13 +46,14 @@ def generate(job: Job, inputs: Inputs, unet: Any, step: int) -> None:
             images = generate_images(job, inputs, unet)
         except torch.OutOfMemoryError as error:
             raise UserError(
-                f"out of memory while drawing the samples of step {step}: draw smaller ones with --sample.width and "
-                "--sample.height, or none with --sample.enabled false (scripts/sample.py draws from the finished adapter)."
+                f"out of memory while generating the samples of step {step}: make them smaller with --sample.width and "
+                "--sample.height, or turn them off with --sample.enabled false (scripts/sample.py samples from the finished "
+                "adapter)."
             ) from error
         rows = rows_of(config, inputs.prompts)
         write_pictures(folder, rows, images)
         labels = [label for _, label in rows]
-        plots.grid([[picture] for picture in images], labels, [f"step {step}"]).save(grid_path)
+        plots.grid([[image] for image in images], labels, [f"step {step}"]).save(grid_path)
         progress_grid(run.samples, rows).save(run.samples / "progress.png")
         tracking.log_images(accelerator, "samples", [folder / name for name, _ in rows], labels, step)
         tracking.log_images(accelerator, "progress", [run.samples / "progress.png"], [f"up to step {step}"], step)
@@ -62,9 +63,9 @@ def generate(job: Job, inputs: Inputs, unet: Any, step: int) -> None:
 def generate_images(
     job: Job, inputs: Inputs, unet: Any, text: Callable[[str], dict[str, torch.Tensor]] | None = None
 ) -> list[Image.Image]:
-    """The pictures of every prompt and seed of the config, in the order of `rows_of`.
+    """Images of every prompt and seed of the config, in the order of `rows_of`.
 
-    `text` encodes a prompt where the cached embedding is not the right one, as for an adapter of the text encoders.
+    `text` encodes a prompt in place of the cached embeddings, for an adapter that changes the text encoders.
     """
     config, base, model = job.config, inputs.base, job.model
     text = text or inputs.caches.text
@@ -91,18 +92,18 @@ def generate_images(
 
 
 def write_pictures(folder: Path, rows: Sequence[tuple[str, str]], images: Sequence[Image.Image]) -> None:
-    """Saves pictures under the names of `rows_of`, each with its label in it."""
+    """Saves images under the names of `rows_of`, with their labels as PNG text."""
     folder.mkdir(parents=True, exist_ok=True)
-    for (name, label), picture in zip(rows, images, strict=True):
-        described = PngInfo()
-        described.add_text(LABEL, label)
-        picture.save(folder / name, pnginfo=described)
+    for (name, label), image in zip(rows, images, strict=True):
+        info = PngInfo()
+        info.add_text(LABEL, label)
+        image.save(folder / name, pnginfo=info)
 
 
 def progress_grid(folder: Path, rows: Sequence[tuple[str, str]]) -> Image.Image:
-    """The grid of all steps drawn so far: `rows` are (file name, label); at most eight steps, the first and last among them.
+    """The grid of all steps so far; `rows` are (file name, label). Shows at most eight steps, including the first and last.
 
-    Steps at which other prompts were drawn are skipped: prompts may change when a run continues.
+    Steps with other prompts are skipped: prompts may change when a run is resumed.
     """
     steps = [
         step
@@ -116,21 +117,21 @@ def progress_grid(folder: Path, rows: Sequence[tuple[str, str]]) -> Image.Image:
     for name, _ in rows:
         cells.append([])
         for step in steps:
-            with Image.open(folder / f"step-{step:08d}" / name) as picture:
-                cells[-1].append(picture.convert("RGB"))
+            with Image.open(folder / f"step-{step:08d}" / name) as image:
+                cells[-1].append(image.convert("RGB"))
     return plots.grid(cells, [label for _, label in rows], [f"step {step}" for step in steps])
 
 
 def _shows(path: Path, label: str) -> bool:
-    """Whether there is a picture of this prompt."""
+    """Whether the file exists and has this label."""
     if not path.is_file():
         return False
-    with Image.open(path) as picture:
-        return picture.info.get(LABEL) == label
+    with Image.open(path) as image:
+        return image.info.get(LABEL) == label
 
 
 def cut_back(folder: Path, step: int) -> None:
-    """Removes pictures of steps after `step`, where the run goes on."""
+    """Removes images of steps after `step`, from which the run resumes."""
     for later in _steps(folder):
         if later > step:
             shutil.rmtree(folder / f"step-{later:08d}")
@@ -145,7 +146,7 @@ def _steps(folder: Path) -> list[int]:
 
 
 def rows_of(config: TrainingConfig, prompts: Sequence[str]) -> list[tuple[str, str]]:
-    """(file name, label) of each picture, prompts outermost, as `pipeline.generate_latents` orders them."""
+    """(file name, label) of each image, in the order of `pipeline.generate_latents`."""
     seeds = config.sample.seeds
     return [
         (f"{number:02d}-seed{seed}.png", prompt if len(seeds) == 1 else f"{prompt} (seed {seed})")
