@@ -1,7 +1,7 @@
-"""What the UNet is told about a picture: tokens, text embeddings of one or two encoders, pooled output, time_ids.
+"""The UNet's conditioning: tokens, text embeddings of one or two encoders, pooled embedding, time_ids.
 
-Equal bit for bit to the `encode_prompt` of diffusers' StableDiffusionPipeline and StableDiffusionXLPipeline (tested).
-B captions, 77 tokens each, D the width of an encoder: 768 for CLIP ViT-L, 1280 for OpenCLIP ViT-bigG.
+Bit for bit equal to `encode_prompt` of diffusers' StableDiffusionPipeline and StableDiffusionXLPipeline (tested). Shapes:
+B captions of 77 tokens; D is the width of an encoder, 768 for CLIP ViT-L and 1280 for OpenCLIP ViT-bigG.
 """
 
 from __future__ import annotations
@@ -15,32 +15,32 @@ import torch
 
 @dataclass(frozen=True)
 class Tokens:
-    """`ids` [B, 77] int64, padded with the tokenizer's own pad token; `cut[b]` is how many tokens of caption b were lost."""
+    """`ids` [B, 77] int64, padded with the tokenizer's pad token; `cut[b]` is the number of tokens cut off caption b."""
 
     ids: torch.Tensor
     cut: tuple[int, ...]
 
 
 def tokenize(tokenizer: Any, captions: Sequence[str]) -> Tokens:
-    """Tokens of the captions, cut to the tokenizer's 77 positions (start and end token included).
+    """Tokenises captions and truncates them to 77 tokens (including start and end token).
 
-    The pad tokens differ: SD1.5's tokenizer and SDXL's first pad with the end token, SDXL's second with `!` (id 0).
+    The pad tokens differ: SD1.5's tokenizer and SDXL's first one pad with the end token, SDXL's second one with `!` (id 0).
     """
     length = tokenizer.model_max_length
     ids = tokenizer(
         list(captions), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
     ).input_ids
-    # verbose=False: the tokenizer's own warning about long input would repeat what the caller reports by caption.
+    # verbose=False: the caller reports long captions itself.
     full = tokenizer(list(captions), padding=False, truncation=False, verbose=False).input_ids
     return Tokens(ids, tuple(max(0, len(row) - length) for row in full))
 
 
 @torch.no_grad()
 def encode_one(text_encoder: Any, ids: torch.Tensor, clip_skip: int = 1) -> torch.Tensor:
-    """SD1.5's text embedding, [B, 77, D], of ids [B, 77].
+    """SD1.5's text embedding [B, 77, D] of ids [B, 77].
 
-    `clip_skip` counts as kohya and A1111 count: 1 is the last layer, 2 the last but one; the final layer norm is applied
-    to either. (diffusers' pipelines call our 2 `clip_skip=1`, and our 1 `clip_skip=None`.)
+    `clip_skip` counts as in kohya and A1111: 1 is the last layer, 2 the second to last. The final layer norm is always
+    applied. (In diffusers' pipelines, our 1 is `clip_skip=None` and our 2 is `clip_skip=1`.)
     """
     output = text_encoder(ids.to(text_encoder.device), output_hidden_states=True)
     if clip_skip == 1:
@@ -56,10 +56,10 @@ def encode_two(
     ids_2: torch.Tensor,
     text_encoder_1_layer: Literal["penultimate", "last"] = "penultimate",
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """SDXL's text embedding [B, 77, D1 + D2] and pooled embedding [B, projection] of ids [B, 77] for either tokenizer.
+    """SDXL's text embedding [B, 77, D1 + D2] and pooled embedding [B, projection] of each tokenizer's ids [B, 77].
 
-    Both encoders give their penultimate layer, without a final layer norm: what SDXL was trained on. `"last"` takes the
-    first encoder's normalised last layer instead, the recipe of the founding document; see docs/models/sdxl.md.
+    Both encoders return their penultimate layer without the final layer norm, as in SDXL's training. `"last"` uses the first
+    encoder's normalised last layer instead; see docs/models/sdxl.md.
     """
     first = text_encoder_1(ids_1.to(text_encoder_1.device), output_hidden_states=True)
     second = text_encoder_2(ids_2.to(text_encoder_2.device), output_hidden_states=True)
@@ -68,7 +68,7 @@ def encode_two(
 
 
 def concatenate(hidden_1: torch.Tensor, hidden_2: torch.Tensor) -> torch.Tensor:
-    """The two encoders' embeddings side by side: [B, 77, D1] and [B, 77, D2] to [B, 77, D1 + D2] (768 + 1280 = 2048)."""
+    """Concatenates two encoders' embeddings: [B, 77, D1] and [B, 77, D2] to [B, 77, D1 + D2] (768 + 1280 = 2048)."""
     assert hidden_1.shape[:2] == hidden_2.shape[:2], (hidden_1.shape, hidden_2.shape)
     return torch.cat([hidden_1, hidden_2], dim=-1)
 
@@ -82,5 +82,5 @@ def time_ids(rows: Sequence[tuple[int, int, int, int, int, int]]) -> torch.Tenso
 
 
 def _inner(text_encoder: Any) -> Any:
-    # transformers 5.6 flattened CLIPTextModel: its layers stand at the top, those of older versions under `text_model`.
+    # transformers 5.6 flattened CLIPTextModel: older versions have the layers under `text_model`.
     return getattr(text_encoder, "text_model", text_encoder)

@@ -15,7 +15,7 @@ NUM_TIMESTEPS = 1000
 
 @dataclass(frozen=True)
 class Objective:
-    """What is learned, the same at every step: abar [T] float32 on the device, the target, the weights and what is random."""
+    """The training objective, constant during a run. `abar` is [T] float32 on the device."""
 
     abar: torch.Tensor
     prediction_type: str
@@ -33,9 +33,10 @@ def alphas_cumprod(
 ) -> torch.Tensor:
     """abar_t, [T] float32, of Stable Diffusion's `scaled_linear` schedule: the square roots of beta are equally spaced.
 
-    Equal bit for bit to diffusers' `DDPMScheduler(beta_schedule="scaled_linear", ...).alphas_cumprod`, with
-    `rescale_betas_zero_snr` for `zero_terminal_snr`. SD1.5 and SDXL were both trained on it, whichever scheduler their
-    repositories ship for sampling; some later bases on the one that ends at abar = 0, in noise alone.
+    Bit for bit equal to diffusers' `DDPMScheduler(beta_schedule="scaled_linear", ...).alphas_cumprod`, with
+    `rescale_betas_zero_snr` for `zero_terminal_snr`. SD1.5 and SDXL were both trained on this schedule, although their
+    repositories contain other schedulers for sampling. Some later bases were trained on the zero-terminal-SNR variant, which
+    ends at abar = 0 (pure noise).
     """
     betas = torch.linspace(beta_start**0.5, beta_end**0.5, num_timesteps, dtype=torch.float32) ** 2
     abar = torch.cumprod(1.0 - betas, dim=0)
@@ -43,11 +44,11 @@ def alphas_cumprod(
 
 
 def _end_in_noise(abar: torch.Tensor) -> torch.Tensor:
-    """abar [T] moved and stretched so that it begins where it did and ends at exactly 0 (arXiv 2305.08891, algorithm 1)."""
+    """Shifts and scales sqrt(abar) [T] so that abar keeps its first value and ends at exactly 0 (arXiv 2305.08891, alg. 1)."""
     root = abar.sqrt()
     first, last = root[0], root[-1]
     abar = ((root - last) * (first / (first - last))) ** 2
-    # To the betas and back: diffusers keeps the schedule as betas, and the detour rounds the last bits.
+    # Converts to betas and back as diffusers does, because the conversion changes the last bits.
     betas = 1.0 - torch.cat([abar[:1], abar[1:] / abar[:-1]])
     return torch.cumprod(1.0 - betas, dim=0)
 
@@ -61,7 +62,8 @@ def add_noise(latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tenso
 def offset_noise(noise: torch.Tensor, offset: torch.Tensor, strength: float) -> torch.Tensor:
     """Noise offset (Guttenberg 2023): adds `strength` x one normal value per sample and channel, offset [B, C].
 
-    Lets a model learn pictures much darker or brighter than average. The result is the noise that is added and predicted.
+    Helps a model learn images that are much darker or brighter than average. The result is both added to the latents and used
+    as the noise in the target.
     """
     return noise + strength * offset[:, :, None, None]
 
@@ -69,10 +71,10 @@ def offset_noise(noise: torch.Tensor, offset: torch.Tensor, strength: float) -> 
 def target(
     latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor, abar: torch.Tensor, prediction_type: str
 ) -> torch.Tensor:
-    """What the UNet should predict, [B, C, H, W], from x0 and eps of that shape, timesteps [B] int64, abar [T].
+    """The UNet's target [B, C, H, W] from x0 and eps of the same shape, timesteps [B] int64, abar [T].
 
     "epsilon": eps itself. "v_prediction": v = sqrt(abar_t) eps - sqrt(1 - abar_t) x0 (Salimans & Ho 2022, arXiv 2202.00512,
-    section 4), equal bit for bit to diffusers' `DDPMScheduler.get_velocity`.
+    section 4), bit for bit equal to diffusers' `DDPMScheduler.get_velocity`.
     """
     if prediction_type == "epsilon":
         return noise
@@ -82,7 +84,7 @@ def target(
 
 
 def posterior_sample(mean: torch.Tensor, std: torch.Tensor, noise: torch.Tensor, scaling_factor: float) -> torch.Tensor:
-    """A fresh sample of the VAE posterior, scaled for the UNet; [B, C, H, W] fp32.
+    """A sample of the VAE posterior, scaled for the UNet; [B, C, H, W] fp32.
 
     Matches diffusers' `DiagonalGaussianDistribution.sample()` times the VAE's `scaling_factor`.
     """
@@ -100,14 +102,15 @@ def min_snr_weight(
 ) -> torch.Tensor:
     """Min-SNR-gamma loss weight, [B] float32 (Hang et al. 2023, arXiv 2303.09556); ones for `gamma=None`.
 
-    "epsilon": min(snr, gamma) / snr. "v_prediction": min(snr, gamma) / (snr + 1), which is 0 where the SNR is. The SNR is
-    that of `abar`, so for a zero-terminal schedule the rescaled one; kohya takes it before the rescaling.
+    "epsilon": min(snr, gamma) / snr. "v_prediction": min(snr, gamma) / (snr + 1), which is 0 where the SNR is 0. The SNR is that
+    of `abar`, so for a zero-terminal-SNR schedule it is the rescaled one; kohya uses the SNR before rescaling.
     """
     if gamma is None:
         return torch.ones(timesteps.shape, dtype=torch.float32, device=timesteps.device)
     ratio = snr(timesteps, abar)
     if prediction_type == "epsilon":
-        # 0/0 at SNR 0. Such a base is refused when it is read; to look into abar here would make every step wait for the GPU.
+        # 0/0 at SNR 0, but epsilon bases with zero terminal SNR are refused when they are read. Checking abar here would
+        # synchronise with the GPU at every step.
         return ratio.clamp(max=gamma) / ratio
     assert prediction_type == "v_prediction", f"no loss weight for the prediction type {prediction_type}"
     return ratio.clamp(max=gamma) / (ratio + 1.0)
@@ -119,5 +122,5 @@ def mse_per_sample(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tens
 
 
 def timestep_bin(timesteps: torch.Tensor) -> torch.Tensor:
-    """Which quarter of the schedule a timestep lies in, [B] int64: 0 (least noise) to 3 (most)."""
+    """The timestep bin (quarter of the schedule) of each timestep, [B] int64: 0 (least noise) to 3 (most)."""
     return timesteps * 4 // NUM_TIMESTEPS

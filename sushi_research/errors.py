@@ -1,4 +1,4 @@
-"""The one exception that means "the user can mend this", and the hints that its sentences often need."""
+"""UserError, the exception for mistakes that the user can correct, and helpers for its messages."""
 
 import difflib
 import re
@@ -6,10 +6,10 @@ from collections.abc import Iterable
 
 
 class UserError(ValueError):
-    """A mistake that the user can mend: its message is one sentence that says what is wrong, where, and what to do.
+    """A mistake that the user can correct. The message is one sentence: what is wrong, where, and what to do.
 
-    Scripts print the message without a traceback and exit with status 2. What a file or a path brings into the sentence
-    cannot break it: control characters are escaped, and a word of more than 300 letters is cut in its middle.
+    Scripts print the message without a traceback and exit with status 2. Text from files and paths is made safe: control
+    characters are escaped, and words of 300 letters or more are shortened.
     """
 
     def __init__(self, message: str) -> None:
@@ -18,18 +18,18 @@ class UserError(ValueError):
 
 
 class UserErrors(UserError):
-    """Several mistakes at once, a line each."""
+    """Several mistakes, one per line."""
 
     def __init__(self, messages: Iterable[str]) -> None:
         ValueError.__init__(self, "\n".join(messages))
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """` (did you mean x?)` for the known name that is closest to a mistyped one; nothing where none is close."""
+    """` (did you mean x?)` with the known name closest to a mistyped one; "" if none is close."""
     close = difflib.get_close_matches(name, list(known), n=1)
     return f" (did you mean {close[0]}?)" if close else ""
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or its type where it has none: what fits into a sentence of our own."""
+    """The first line of an error's message, or its type if the message is empty; for use in our own messages."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

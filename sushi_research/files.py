@@ -1,4 +1,4 @@
-"""Files that are either whole or not there: written beside, synced, renamed."""
+"""Atomic file writes: write a temporary file next to the target, sync it, rename it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sushi_research.errors import UserError
 
 @contextlib.contextmanager
 def readable() -> Iterator[None]:
-    """Around the reading of a user's files, or as a decorator: what the system refuses becomes a UserError."""
+    """Context manager or decorator for reading a user's files: turns an OSError into a UserError."""
     try:
         yield
     except OSError as error:
@@ -25,10 +25,9 @@ def readable() -> Iterator[None]:
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Replace the file at `path` with `data`; a kill at any moment leaves the old bytes or the new.
+    """Replace the file at `path` with `data`. If the process is killed, the file has either the old or the new bytes.
 
-    The folder must exist. Raises UserError when the disk is full or the folder not writable; the old file
-    stays.
+    The folder must exist. Raises UserError, and keeps the old file, if the disk is full or the folder is not writable.
     """
     temporary = hidden_name(path)
     try:
@@ -41,12 +40,12 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write `content` as readable, strict JSON, atomically.
+    """Write `content` atomically as indented, strict JSON.
 
-    NaN and infinity raise ValueError: they are not JSON. File names that are not valid Unicode survive.
+    NaN and infinity raise ValueError, because they are not JSON. File names that are not valid Unicode are preserved.
     """
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    # A name with undecodable bytes holds lone surrogates; backslashreplace writes them as JSON's own \udcXX.
+    # Undecodable bytes in a name are lone surrogates in Python; backslashreplace writes them as JSON's escape \udcXX.
     write_atomic(path, text.encode("utf-8", "backslashreplace"))
 
 
@@ -66,15 +65,13 @@ def fsync_file(file: Any) -> None:
 def fsync_folder(folder: Path) -> None:
     """Wait until the names in `folder` (files created, renamed, removed) are on the disk. Raises OSError.
 
-    Windows cannot open a folder for this; there the rename alone has to do.
+    Does nothing on Windows, which cannot open a folder for this.
     """
     if os.name == "nt":
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        with contextlib.suppress(
-            OSError
-        ):  # some network mounts refuse it; the names are then as safe as they make them
+        with contextlib.suppress(OSError):  # some network file systems do not support it
             os.fsync(descriptor)
     finally:
         os.close(descriptor)
@@ -86,7 +83,7 @@ def hidden_name(path: Path) -> Path:
 
 
 def disk_error(what: str, error: OSError) -> UserError:
-    """The sentence for a write that the disk refused: `what` failed, why, and what to do."""
+    """The UserError for a failed write: `what` failed, the reason, and what to do."""
     return UserError(
         f"{what}: {error.strerror or error}; free some space or make the folder writable, "
         "then run the same command again: what was written before is intact"

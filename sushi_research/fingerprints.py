@@ -1,4 +1,4 @@
-"""Which bytes a file holds: content hashes, remembered between runs for as long as the file stays as it is."""
+"""Content hashes of files, cached between runs until the file changes."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from typing import Any
 from sushi_research.errors import UserError
 from sushi_research.files import write_atomic
 
-# Raise it when what is noted changes, or what `images.decode` accepts: a hash cache of another version is not read.
+# Increment it when the stored facts change, or what `images.decode` accepts. A hash cache of another version is ignored.
 HASH_CACHE_VERSION = 2
-# A file written this shortly before it was read could be written again without its modification time moving on
-# (FAT keeps two seconds, ext4 some milliseconds). git knows the same trap as "racy" index entries.
+# If a file was modified less than this before it was read, it could change again with the same modification time (the
+# resolution is two seconds on FAT, some milliseconds on ext4). Compare git's "racy" index entries.
 RACY_NS = 2_000_000_000
 
 
@@ -27,7 +27,7 @@ def content_hash(data: bytes) -> str:
 
 @dataclass(frozen=True)
 class FileState:
-    """What tells one version of a file from another (bytes, nanoseconds), and when that was looked up."""
+    """Size in bytes and modification time of a file, and when they were read; times in nanoseconds."""
 
     size: int
     mtime_ns: int
@@ -35,16 +35,16 @@ class FileState:
 
 
 def file_state(path: Path) -> FileState:
-    """The state of a file, to be taken before it is read. Raises OSError when there is no such file."""
+    """The state of a file; call it before reading the file. Raises OSError if there is no such file."""
     seen_ns = time.time_ns()
     status = os.stat(path)
     return FileState(size=status.st_size, mtime_ns=status.st_mtime_ns, seen_ns=seen_ns)
 
 
 class HashCache:
-    """Facts about files in one JSON file, believed only while a file's size and modification time stay equal.
+    """Facts about files in one JSON file, each valid while the file's size and modification time are unchanged.
 
-    A damaged hash cache, or one of another version, is started afresh: all that it holds can be found out again.
+    A damaged cache, or one of another version, is ignored: everything in it can be computed again.
     """
 
     def __init__(self, path: Path) -> None:
@@ -53,7 +53,7 @@ class HashCache:
         self.load()
 
     def load(self) -> None:
-        """Read the hash cache file, which another process may have written since; what it does not hold is kept."""
+        """Read the cache file, which another process may have written since, and merge it into the entries."""
         try:
             stored = json.loads(self.path.read_bytes())
         except (OSError, ValueError):
@@ -62,7 +62,7 @@ class HashCache:
             self._entries |= stored["files"]
 
     def get(self, path: Path) -> dict[str, Any] | None:
-        """The facts noted about this file, or None when there are none or the file has changed since."""
+        """The facts stored about this file; None if there are none or the file has changed since."""
         entry = self._entries.get(os.path.abspath(path))
         if entry is None:
             return None
@@ -74,10 +74,10 @@ class HashCache:
         return dict(entry["facts"]) if unchanged else None
 
     def put(self, path: Path, facts: dict[str, Any], state: FileState) -> None:
-        """Note JSON `facts`, read from the file after `state` was taken, in place of what was noted before.
+        """Store JSON `facts` about a file that was read after `state` was taken; replaces earlier facts.
 
-        Nothing is noted about a file that was modified less than RACY_NS before `state` was taken. A change
-        during the reading needs no care: the file's modification time is no longer the one in `state` then.
+        Nothing is stored about a file that was modified less than RACY_NS before `state` was taken. If the file changed while it
+        was read, its modification time differs from that in `state`, so the facts are not used.
         """
         key = os.path.abspath(path)
         if state.seen_ns - state.mtime_ns <= RACY_NS:
@@ -86,7 +86,7 @@ class HashCache:
             self._entries[key] = {"size": state.size, "mtime_ns": state.mtime_ns, "facts": dict(facts)}
 
     def save(self) -> None:
-        """Write the hash cache, whole or not at all; where nothing can be written, later runs look again."""
+        """Write the cache atomically. If it cannot be written, later runs compute the facts again."""
         content = json.dumps({"version": HASH_CACHE_VERSION, "files": self._entries})
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -96,7 +96,7 @@ class HashCache:
 
 
 def _is_sound(stored: Any) -> bool:
-    """Whether the contents of a hash cache file have the form that this version writes."""
+    """Whether the contents of a cache file have the structure that this version writes."""
     return (
         isinstance(stored, dict)
         and stored.get("version") == HASH_CACHE_VERSION
@@ -111,10 +111,7 @@ def _is_sound(stored: Any) -> bool:
 
 
 def file_hash(path: Path, hash_cache: HashCache) -> str:
-    """`content_hash` of a file's bytes, read in small pieces, or from the hash cache when the file is unchanged.
-
-    Raises OSError when the file cannot be read.
-    """
+    """`content_hash` of a file's bytes, from the hash cache if the file is unchanged. Raises OSError if it cannot be read."""
     facts = hash_cache.get(path) or {}
     if "hash" not in facts:
         state = file_state(path)
@@ -126,9 +123,9 @@ def file_hash(path: Path, hash_cache: HashCache) -> str:
 
 
 def folder_hash(paths: list[Path], hash_cache: HashCache) -> str:
-    """One hash for a model component's files: their contents, and their names below their common folder.
+    """One hash of a model component's files: their contents, and their names relative to their common folder.
 
-    The order of `paths` and the place of the folder do not matter. Raises OSError as `file_hash` does.
+    It depends neither on the order of `paths` nor on the folder's location. Raises OSError as `file_hash` does.
     """
     assert paths, "a component has at least one file"
     root = os.path.commonpath([os.path.abspath(path.parent) for path in paths])

@@ -1,9 +1,9 @@
-"""Which tensor has which dtype, and what keeps fp32 where it is needed.
+"""The dtype of every tensor of a training step.
 
-The frozen UNet and its activations are in the compute dtype. The adapter exists twice: fp32 master weights, which the
-optimizer steps, and a working copy in the compute dtype, which the UNet computes with and which is refreshed once per
-step. The gradients of every micro-batch are added up in fp32. With a bf16 adapter alone, a large share of A's entries
-would never move: an Adam step at lr 1e-4 is less than half of bf16's spacing there. The loss is computed in fp32.
+The frozen UNet and its activations have the compute dtype. The adapter exists twice: as fp32 master weights, which the
+optimizer updates, and as a working copy in the compute dtype, which the UNet uses and which is refreshed once per step.
+Gradients of micro-batches are summed in fp32, and the loss is computed in fp32. A bf16 adapter without master weights would
+never change many entries of A: an Adam step at lr 1e-4 is less than half the spacing of bf16 numbers of that size.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ COMPUTE_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.f
 def resolve_precision(configured: str, launcher: str | None, device: torch.device) -> str:
     """`"bf16"`, `"fp16"` or `"fp32"`.
 
-    `launcher` is the environment's ACCELERATE_MIXED_PRECISION. Its bf16 and fp16 win; `no` is also what the launcher
-    exports when the user said nothing, so then `configured` decides (bf16, fp16, fp32 or auto). auto is bf16 on a GPU
-    that computes in it, fp16 on an older GPU, fp32 on a CPU. UserError for the launcher's fp8.
+    `launcher` is the environment variable ACCELERATE_MIXED_PRECISION. Its bf16 and fp16 take precedence. `no` is also the
+    launcher's default, so then `configured` decides (bf16, fp16, fp32 or auto). auto is bf16 on a GPU that supports it, fp16
+    on an older GPU, fp32 on a CPU. UserError for the launcher's fp8.
     """
     if launcher not in (None, "no", "bf16", "fp16"):
         raise UserError(
-            f"the launcher's mixed precision is {launcher}, which this suite does not train in: "
+            f"the launcher's mixed precision is {launcher}, which this suite does not support: "
             "launch with --mixed_precision bf16, fp16 or no."
         )
     if launcher in ("bf16", "fp16"):
@@ -35,13 +35,13 @@ def resolve_precision(configured: str, launcher: str | None, device: torch.devic
         return configured
     if device.type != "cuda":
         return "fp32"
-    # An emulated bf16 (GPUs before Ampere) costs more than it saves.
+    # GPUs before Ampere only emulate bf16, which is slower than it is worth.
     return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
 
 
 @dataclass(frozen=True)
 class DtypePolicy:
-    """The dtype of every tensor of a training step. `optimizer_state` is words, because a class may mix dtypes."""
+    """The dtype of every tensor of a training step. `optimizer_state` is text, because an optimizer may mix dtypes."""
 
     weights: torch.dtype
     activations: torch.dtype
@@ -54,7 +54,7 @@ class DtypePolicy:
     text_encoder: torch.dtype
 
     def describe(self) -> dict[str, str]:
-        """What -> dtype, in the order and words of the plan's print-out."""
+        """Description -> dtype, as the plan prints them."""
         names = {
             "frozen UNet weights": self.weights,
             "activations": self.activations,
@@ -70,7 +70,7 @@ class DtypePolicy:
 
 
 def dtype_policy(precision: str, *, optimizer: str, vae: torch.dtype) -> DtypePolicy:
-    """The policy of a resolved precision. `optimizer` is its config name; `vae` the dtype that `models` loads it in."""
+    """The policy of a resolved precision. `optimizer` is its name in the config; `vae` is the VAE's dtype."""
     compute = COMPUTE_DTYPES[precision]
     states = {"adamw8bit": "uint8, float32 for tensors below 4,096 numbers", "adamw": "float32"}
     return DtypePolicy(
@@ -87,10 +87,10 @@ def dtype_policy(precision: str, *, optimizer: str, vae: torch.dtype) -> DtypePo
 
 
 def make_scaler(precision: str, device: torch.device) -> torch.amp.GradScaler:
-    """The loss scaler: at work for fp16, whose gradients underflow without it; passes everything through otherwise.
+    """The loss scaler: active for fp16, whose gradients underflow without it, and a no-op otherwise.
 
-    Scale the loss; `unscale_(optimizer)` after `MasterWeights.reduce`, so that all processes find the same infinities in the
-    fp32 gradients; then `step(optimizer)` leaves out a step with an infinity, touching neither master weights nor optimizer
-    state, and `update()` halves the scale. `state_dict()` holds plain numbers.
+    Usage: scale the loss. Call `unscale_(optimizer)` after `MasterWeights.reduce`, so that all processes find the same infinities
+    in the fp32 gradients. Then `step(optimizer)` skips a step with an infinity, leaving master weights and optimizer state
+    unchanged, and `update()` halves the scale. `state_dict()` holds plain numbers.
     """
     return torch.amp.GradScaler(device.type, enabled=precision == "fp16")

@@ -1,4 +1,4 @@
-"""Progress bars for long work, and the seconds that each stage of a run took."""
+"""Progress bars for long work, and timings of the stages of a run."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def progress(
 ) -> tqdm:
     """A tqdm bar on stderr with a rate and an ETA.
 
-    `initial` counts what an earlier run did; `disable` says nothing; `leave=False` wipes it when it is done;
-    `scale` writes counts as 1.2G, for bytes.
+    `initial` is the count done by an earlier run; `disable` hides the bar; `leave=False` removes it when it is done; `scale`
+    shows counts as 1.2G, for bytes.
     """
     return tqdm(
         iterable,
@@ -34,7 +34,7 @@ def progress(
         unit=unit if scale else f" {unit}",
         unit_scale=scale,
         unit_divisor=1024 if scale else 1000,
-        # Where several processes do the same, the first one tells of it: torch's launcher numbers them.
+        # Of several processes only the first one shows the bar; torch's launcher sets RANK.
         disable=disable or os.environ.get("RANK", "0") != "0",
         leave=leave,
         dynamic_ncols=True,
@@ -44,7 +44,7 @@ def progress(
 
 
 class StageTimings:
-    """Counts wall-clock seconds for the stage entered last; a stage may be entered again."""
+    """Measures wall-clock seconds per stage; a stage may be entered several times."""
 
     def __init__(self, first: str, clock: Callable[[], float] = time.perf_counter) -> None:
         self._clock = clock

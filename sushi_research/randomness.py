@@ -1,9 +1,9 @@
-"""Everything random, as a pure function of what it is for.
+"""Random numbers as pure functions of seed and purpose.
 
-A generator is never shared and never advances from one use to the next: each draw has its own counter-based stream
-(Philox, Salmon et al. 2011) keyed by a hash of (scheme, seed, purpose, parts). So nothing about randomness has to be
-saved in a checkpoint, and a resumed run, a run on four processes and a run with gradient accumulation see the same
-samples with the same noise. Draws are made on the CPU, because CUDA streams differ between devices.
+Generators are never shared or reused: each use has its own counter-based stream (Philox, Salmon et al. 2011), keyed by a hash
+of (scheme, seed, purpose, parts). So checkpoints need no random state, and a resumed run, a run on four processes and a run
+with gradient accumulation see the same samples with the same noise. Numbers are generated on the CPU, because CUDA generators
+differ between devices.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ import hashlib
 
 import numpy as np
 
-# Raise it when any draw changes meaning: runs of different schemes do not share noise and do not resume each other.
+# Increment it when any random number changes. Runs of different schemes have different noise and cannot resume each other.
 SCHEME = 1
 
 
 def key(seed: int, purpose: str, *parts: int | str) -> np.random.Generator:
     """The generator for one purpose, for example `key(seed, "noise", epoch, image_hash, instance)`.
 
-    `parts` are ints and strings; they enter the hash with their type, so `1` and `"1"` are different keys.
+    `parts` are ints and strings. The hash includes their types, so `1` and `"1"` are different keys.
     """
     text = repr((SCHEME, int(seed), purpose, *parts))
     digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
@@ -42,5 +42,5 @@ def uniform(seed: int, purpose: str, *parts: int | str) -> float:
 
 
 def torch_seed(seed: int, purpose: str, *parts: int | str) -> int:
-    """A 63-bit seed for torch's generator, where a library draws from it itself (dropout inside an adapter layer)."""
+    """A 63-bit seed for torch's generator, for code in libraries that uses it (dropout in an adapter layer)."""
     return integer(seed, purpose, *parts, high=2**63)

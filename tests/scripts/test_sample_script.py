@@ -155,7 +155,7 @@ def test_half_an_adapter_is_refused(refusal, adapters, tmp_path):
 
     key = next(iter(tensors)).partition(".")[0] + ".dora_scale"
     save_file(tensors | {key: torch.ones(3)}, tmp_path / "dora.safetensors")
-    assert f"more than low-rank pairs ({key})" in refusal(adapters=[str(tmp_path / "dora.safetensors")])
+    assert f"tensors that are not LoRA pairs ({key})" in refusal(adapters=[str(tmp_path / "dora.safetensors")])
 
 
 @ONE

@@ -232,7 +232,7 @@ UNTRAINABLE = {
     "download the model again": lambda base: shutil.rmtree(base / "vae"),
     "has no tokenizer folder": lambda base: shutil.rmtree(base / "tokenizer"),
     "tokenizer could not be loaded": lambda base: cut_in_half(base / "tokenizer/tokenizer.json"),
-    "and CLIP's has 77": lambda base: (base / "tokenizer/tokenizer_config.json").unlink(),
+    "but CLIP takes 77": lambda base: (base / "tokenizer/tokenizer_config.json").unlink(),
     "has no scheduler/scheduler_config.json": lambda base: shutil.rmtree(base / "scheduler"),
     "unet could not be loaded": lambda base: cut_in_half(base / "unet/diffusion_pytorch_model.safetensors"),
     "text_encoder could not be loaded": lambda base: cut_in_half(base / "text_encoder/model.safetensors"),
@@ -598,7 +598,7 @@ def test_out_of_memory_next_to_the_training_has_advice_of_its_own(trainer, tmp_p
 
     with monkeypatch.context() as patch:
         patch.setattr("sushi_research.sampling.pipeline.generate_latents", out_of_memory)
-        with pytest.raises(UserError, match=r"while drawing the samples of step 0: .*--sample\.enabled false"):
+        with pytest.raises(UserError, match=r"while generating the samples of step 0: .*--sample\.enabled false"):
             trainer.train("sampling", {"sample.enabled": True, "sample.prompts": ["a plate"]})
     with monkeypatch.context() as patch:
         patch.setattr("sushi_research.caches.encoding.encode_image", out_of_memory)
