@@ -1,4 +1,4 @@
-"""The config of a training. What all architectures share is in training.py; each has a file for what differs."""
+"""Training configs. The sections that all architectures share are in training.py; one file per architecture has the rest."""
 
 from sushi_research.config.sd15 import SD15Training
 from sushi_research.config.sdxl import SDXLTraining

@@ -1,12 +1,13 @@
-"""The command line: YAML layers in their order, then dotted overrides, checked as a whole before anything heavy loads.
+"""The command line: YAML files, applied in order, then dotted overrides. All of it is validated before any heavy import.
 
     python scripts/train_sdxl_lora.py --config configs/sdxl_lora.yaml --config configs/overlays/8gb.yaml --lora.rank 32
 
-Ours, because argparse and jsonargparse take an abbreviation (`--lora.ran`) for a key and name no nearest key in their
-errors; jsonargparse also lets a duplicate YAML key pass and makes a string of `--optimizer.kwargs.eps 1e-8`.
+We parse it ourselves because argparse and jsonargparse accept abbreviated keys (`--lora.ran`) and do not suggest the
+nearest key in their errors. jsonargparse also accepts duplicate YAML keys and reads `--optimizer.kwargs.eps 1e-8` as a
+string.
 
-Layers merge key by key; any other value, a list too, replaces the earlier one. In a free-form mapping such as
-`optimizer.kwargs` null takes an earlier entry away, and null for the mapping takes them all (as in RFC 7396).
+Mappings are merged key by key. Any other value, including a list, replaces the earlier one. In a free-form mapping such
+as `optimizer.kwargs`, null removes an earlier entry, and null for the whole mapping removes all entries (as in RFC 7396).
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ COMMAND_LINE = "on the command line"
 
 
 class Setting(NamedTuple):
-    """A value that a layer gives to a key, and where: "in configs/x.yaml" or "on the command line"."""
+    """The value of a key and its source: "in configs/x.yaml" or "on the command line"."""
 
     value: Any
     source: str
@@ -41,16 +42,16 @@ class Setting(NamedTuple):
 def read_command_line(
     config_class: type[Config], *, script: str, intro: str, argv: Sequence[str] | None = None
 ) -> Config:
-    """The config of the process's command line, as `load_config`; a UserError is printed and ends in status 2.
+    """`load_config` for the command line of this process. A UserError is printed, and the exit status is 2.
 
-    A script calls it before it imports anything heavy, so that --help and a mistyped key are answered at once.
+    Scripts call this before any heavy import, so that --help and a mistyped key are answered at once.
     """
-    # All processes of a launch find the same error here: the first says it for them.
+    # All processes of a launch find the same error here, so only rank 0 prints it.
     try:
         with _plain_errors(silent=os.environ.get("RANK", "0") != "0"):
             return load_config(config_class, sys.argv[1:] if argv is None else argv, script=script, intro=intro)
     except BrokenPipeError:
-        # `--help | head`: who read the output has seen enough. Python would complain again when it closes the pipe.
+        # `--help | head`: the reader closed the pipe. Without this Python fails again when it flushes stdout at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(141) from None
 
@@ -58,7 +59,7 @@ def read_command_line(
 def read_architecture(
     classes: Mapping[str, type[Config]], arguments: Sequence[str], *, script: str, intro: str, example: str
 ) -> Config:
-    """As `read_command_line`, where the first word is the architecture (a key of `classes`); help without one is `example`'s."""
+    """`read_command_line` with the architecture (a key of `classes`) as the first word. --help alone describes `example`."""
     architecture, rest = (arguments[0], arguments[1:]) if arguments else (example, [])
     if architecture in ("-h", "--help"):
         architecture, rest = example, ["--help"]
@@ -97,10 +98,10 @@ def _plain_errors(silent: bool = False) -> Iterator[None]:
 
 
 def load_config(config_class: type[Config], argv: Sequence[str], *, script: str, intro: str) -> Config:
-    """The config that `argv` describes: the files after `--config` in their order, then the overrides.
+    """The config that `argv` describes: the files after `--config`, in order, then the overrides.
 
-    Without arguments it prints `intro` (five lines that say how to begin); `--help` and `--print_config` print too; all
-    three end in SystemExit(0). Raises UserError with every problem found, one line each.
+    Prints `intro` (five lines on how to begin) if there are no arguments. This, `--help` and `--print_config` end in
+    SystemExit(0). Raises UserError with every problem found, one per line.
     """
     assert len(intro.strip().splitlines()) == 5, "the introduction has five lines"
     if not argv:
@@ -133,17 +134,17 @@ def load_config(config_class: type[Config], argv: Sequence[str], *, script: str,
 
 
 def config_to_dict(config: BaseModel) -> dict[str, Any]:
-    """The config as nested dicts of plain JSON types, in the order of its sections (for trackers and hashes)."""
+    """The config as nested dicts of JSON types, in section order (for trackers and hashes)."""
     return config.model_dump(mode="json")
 
 
 def config_to_yaml(config: BaseModel) -> str:
-    """The config as YAML that `--config` reads back to an equal config."""
+    """The config as YAML. `--config` reads it back as an equal config."""
     return dump_yaml(config_to_dict(config))
 
 
 def _parse(argv: Sequence[str], keys: Keys) -> tuple[list[str], list[tuple[str, str]], bool, list[str]]:
-    """`argv` taken apart: config files, (dotted name, text) overrides, whether to print the config, problems."""
+    """Splits `argv` into config files, (dotted name, text) overrides, whether to print the config, and problems."""
     files: list[str] = []
     overrides: list[tuple[str, str]] = []
     problems: list[str] = []
@@ -159,7 +160,7 @@ def _parse(argv: Sequence[str], keys: Keys) -> tuple[list[str], list[tuple[str, 
         elif name in ("dry_run", "dry-run"):
             overrides.append(("dry_run", text if equals else "true"))
         else:
-            # A word that begins with two hyphens is the next setting; as a value it needs the form with `=`.
+            # A word that begins with two hyphens is the next setting. To use one as a value, write --key=--value.
             has_value = bool(equals or (words and not words[0].startswith("--")))
             value = text if equals or not has_value else words.pop(0)
             is_entry = is_free(name.rpartition(".")[0], keys)
@@ -175,7 +176,7 @@ def _parse(argv: Sequence[str], keys: Keys) -> tuple[list[str], list[tuple[str, 
 
 
 def _value(name: str, text: str, keys: Keys) -> Any:
-    """The value of an override. A key that holds text takes it as it stands; any other is read as YAML."""
+    """The value of an override: the text itself for a key of type string, otherwise the text parsed as YAML."""
     types = options(keys.leaves.get(name, {}))
     if all(option.get("type") in ("string", "null") for option in types):
         return None if text == "null" and {"type": "null"} in types else text
@@ -185,7 +186,7 @@ def _value(name: str, text: str, keys: Keys) -> Any:
 def _flatten(
     layer: dict[Any, Any], source: str, keys: Keys, problems: list[str], prefix: str = ""
 ) -> Iterator[tuple[str, Any]]:
-    """(dotted name, value) of each key, and entry of a free-form mapping, in a layer; the rest are problems."""
+    """Yields (dotted name, value) of each key and free-form entry in a layer. Appends anything else to `problems`."""
     for name, value in layer.items():
         path = f"{prefix}{name}"
         is_mapping = path in keys.sections or is_free(path, keys)
@@ -209,7 +210,7 @@ def _flatten(
 
 
 def _lay(leaves: Iterable[tuple[str, Any]], source: str, keys: Keys, settings: dict[str, Setting]) -> None:
-    """Lay one layer over `settings`. Null clears a free-form mapping, or an entry of one."""
+    """Merges one layer into `settings`. Null removes a free-form mapping, or an entry of one."""
     for path, value in leaves:
         if value is None and is_free(path, keys):
             for entry in [key for key in settings if key.startswith(f"{path}.")]:
@@ -221,7 +222,7 @@ def _lay(leaves: Iterable[tuple[str, Any]], source: str, keys: Keys, settings: d
 
 
 def _validate(config_class: type[Config], keys: Keys, settings: dict[str, Setting], problems: list[str]) -> Config:
-    """The config; UserError with every problem, those of the layers first."""
+    """Validates the settings. Raises UserError with all problems: first those in `problems`, then those of the values."""
     nested: dict[str, Any] = {}
     for section in keys.sections:
         _put(nested, section, {})
@@ -230,7 +231,7 @@ def _validate(config_class: type[Config], keys: Keys, settings: dict[str, Settin
     try:
         config = config_class.model_validate(nested)
     except ValidationError as error:
-        # A value that fits none of several types has an error for each: one sentence is enough.
+        # For a value that may have several types pydantic reports one error per type. We need one sentence.
         problems = [*problems, *dict.fromkeys(_sentence(each, keys, settings) for each in error.errors())]
     if len(problems) > 1:
         indented = (f"  {problem}" for problem in problems)
@@ -241,7 +242,7 @@ def _validate(config_class: type[Config], keys: Keys, settings: dict[str, Settin
 
 
 def _put(nested: dict[str, Any], path: str, value: Any) -> None:
-    """Set the value at a dotted name of nested dicts."""
+    """Sets the value at a dotted name in nested dicts."""
     *parents, name = path.split(".")
     for parent in parents:
         nested = nested.setdefault(parent, {})
@@ -249,7 +250,7 @@ def _put(nested: dict[str, Any], path: str, value: Any) -> None:
 
 
 def _sentence(error: Any, keys: Keys, settings: dict[str, Setting]) -> str:
-    """One pydantic error in our words, with the key, its value, what is allowed, and where the value comes from."""
+    """A pydantic error as one sentence: the key, its value, the allowed values, and the source of the value."""
     if error["type"] == "value_error":
         return _with_sources(str(error["ctx"]["error"]), keys, settings)
     parts = [str(part) for part in error["loc"]]
@@ -269,7 +270,7 @@ def _sentence(error: Any, keys: Keys, settings: dict[str, Setting]) -> str:
 
 
 def _with_sources(sentence: str, keys: Keys, settings: dict[str, Setting]) -> str:
-    """The sentence with the source of each key's value, or "default", after the key's first mention."""
+    """Inserts the source of each key's value (or "default") after the key's first mention in the sentence."""
     seen: set[str] = set()
 
     def add_source(match: re.Match[str]) -> str:
@@ -283,7 +284,7 @@ def _with_sources(sentence: str, keys: Keys, settings: dict[str, Setting]) -> st
 
 
 def _unknown(path: str, source: str, keys: Keys) -> str:
-    """The sentence for a key that does not exist, with its new name, the nearest names, or all that could be meant."""
+    """The error for an unknown key. Suggests its new name, the nearest names, or all keys of its section."""
     hyphens = "--" if source == COMMAND_LINE else ""
     renamed = RENAMED.get(path.replace("-", "_"))
     if renamed in keys.leaves:
@@ -300,10 +301,10 @@ def _unknown(path: str, source: str, keys: Keys) -> str:
 
 
 def _nearest(path: str, candidates: list[str], keys: Keys) -> list[str]:
-    """At most three names whose last part is spelt most like `path`'s, of its own section if two are equally near.
+    """At most three candidates whose last part is most similar to that of `path`; a tie goes to the same section.
 
-    A path without a section may also stand for a whole name (`lora_rank`). Failing both, a key whose description begins
-    with its words (`learning_rate`).
+    A path without a dot is also compared with whole names (`lora_rank`). If nothing is similar, returns keys whose
+    description begins with the words of the path (`learning_rate`).
     """
     section, dot, last = path.rpartition(".")
 

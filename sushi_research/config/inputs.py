@@ -1,4 +1,4 @@
-"""What a run starts from: the base model, the images with their captions, and where they are cached once encoded."""
+"""Config sections of a run's inputs: the base model, the images with captions, and the cache of encoded data."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ from pydantic import Field, model_validator
 from sushi_research.config.section import Section, Text
 
 HUB = "folder in the diffusers format, .safetensors file, or hub id (owner/name, owner/name/file.safetensors)"
-NULL_REVISION = "null = main; a commit hash makes the run repeatable for good"
+NULL_REVISION = "null = main; a commit hash pins the exact files"
 TOKENIZERS = (
-    "Folder or hub id with CLIP's vocabulary (vocab.json, merges.txt; a model in diffusers format has it); null = the base's "
-    "own, and for a single file the hub's cache, or the hub"
+    "Folder or hub id with CLIP's vocabulary (vocab.json and merges.txt, as in any model in diffusers format); null = from the "
+    "base model; for a single file, from the local hub cache or the hub"
 )
 PREDICTION = (
-    "What the base predicts; null = what it says of itself (its scheduler config, the key v_pred of a single file), else "
-    "epsilon. Saying otherwise than the base is an error"
+    "What the base model predicts; null = as the base declares (scheduler config, or the key v_pred of a single file), "
+    "otherwise epsilon. A value that contradicts the base is an error"
 )
 ZERO_TERMINAL_SNR = (
-    "Whether the base's noise ends in pure noise; null = what it says of itself (its scheduler config, the key ztsnr)"
+    "Whether the base was trained with a zero-terminal-SNR schedule; null = as the base declares (scheduler config, or the "
+    "key ztsnr of a single file)"
 )
 
 
@@ -28,11 +29,13 @@ class ModelSection(Section):
 
     base: Text = Field(description=f"Base model: {HUB}")
     revision: Text | None = Field(None, description=f"Branch, tag or commit of a hub id; {NULL_REVISION}")
-    variant: Literal["fp16"] | None = Field(None, description="Load the repository's fp16 files: half the download")
-    vae: Text | None = Field(None, description=f"Another VAE in place of the base model's own: {HUB}")
-    vae_revision: Text | None = Field(None, description="As model.revision, for model.vae")
+    variant: Literal["fp16"] | None = Field(
+        None, description="Load the repository's fp16 files, which halves the download"
+    )
+    vae: Text | None = Field(None, description=f"VAE to use instead of the base model's own: {HUB}")
+    vae_revision: Text | None = Field(None, description="Branch, tag or commit of model.vae, like model.revision")
     text_encoders: Text | None = Field(
-        None, description=f"Text encoders in place of the base model's own, or for a file that has none: {HUB}"
+        None, description=f"Text encoders to use instead of the base model's own, or for a file that has none: {HUB}"
     )
     tokenizers: Text | None = Field(None, description=TOKENIZERS)
     prediction_type: Literal["epsilon", "v_prediction"] | None = Field(None, description=PREDICTION)
@@ -53,16 +56,17 @@ class DataSection(Section):
     )
     revision: Text | None = Field(None, description=f"Branch, tag or commit of a hub dataset; {NULL_REVISION}")
     split: Text = Field("train", description="Split of an HF dataset")
-    image_column: Text = Field("image", description="Column of an HF dataset with the images")
-    caption_column: Text = Field("text", description="Column of an HF dataset or a metadata.jsonl with the captions")
-    resolution: int = Field(description="Buckets keep about this area: resolution x resolution pixels", ge=8)
-    bucket_step: int = Field(64, ge=8, multiple_of=8, description="Sides of buckets are multiples of this many pixels")
+    image_column: Text = Field("image", description="Image column of an HF dataset")
+    caption_column: Text = Field("text", description="Caption column of an HF dataset or a metadata.jsonl")
+    resolution: int = Field(description="Buckets have about this area: resolution x resolution pixels", ge=8)
+    bucket_step: int = Field(64, ge=8, multiple_of=8, description="Bucket sides are multiples of this many pixels")
     bucket_min_side: int | None = Field(None, ge=8, description="Shortest side of a bucket; null = resolution / 2")
     bucket_max_side: int | None = Field(None, ge=8, description="Longest side of a bucket; null = resolution * 2")
-    upscale: bool = Field(False, description="Enlarge images that are smaller than their bucket")
-    flip: float = Field(0.0, ge=0, le=1, description="Probability of mirroring an image, drawn again each epoch")
+    upscale: bool = Field(False, description="Upscale images that are smaller than their bucket")
+    flip: float = Field(0.0, ge=0, le=1, description="Probability of mirroring an image; each epoch samples again")
     on_bad_file: Literal["stop", "skip"] = Field(
-        "stop", description="After naming the files that cannot be used: stop before training, or train without them"
+        "stop",
+        description="What to do about files that cannot be used (they are listed): stop before training, or skip them",
     )
 
     @model_validator(mode="after")
@@ -88,4 +92,4 @@ class DataSection(Section):
 class CacheSection(Section):
     """Where encoded images and captions are kept."""
 
-    folder: Text = Field("cache", description="Folder of the caches; runs share it")
+    folder: Text = Field("cache", description="Cache folder; several runs can share it")

@@ -1,4 +1,4 @@
-"""The keys of a config class, by dotted name, and how they are described: the text of `--help` and of the errors."""
+"""The keys of a config class by dotted name, and their descriptions for `--help` and error messages."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 from sushi_research.config.yaml12 import show
 
 FLAGS = {
-    "config": "A YAML file of settings; give it again to lay another file over it",
-    "print_config": "Print the resolved settings as YAML, which --config reads back, and stop",
-    "help": "Print this and stop (also -h)",
+    "config": "YAML file with settings; repeat it to override with further files",
+    "print_config": "Print the resolved settings as YAML (--config can read it) and exit",
+    "help": "Print this text and exit (also -h)",
 }
 _TYPES = {
     "null": "null",
@@ -31,14 +31,14 @@ _LIMITS = {
 
 
 class Keys(NamedTuple):
-    """What a config class has: the JSON schema of each key and the description of each section, by dotted name."""
+    """The JSON schema of each key and the description of each section, by dotted name."""
 
     leaves: dict[str, dict[str, Any]]
     sections: dict[str, str]
 
 
 def keys_of(schema: dict[str, Any]) -> Keys:
-    """The keys that a config class has, from its JSON schema."""
+    """The keys of a config class, from its JSON schema."""
     keys = Keys({}, {})
 
     def walk(node: dict[str, Any], prefix: str) -> None:
@@ -55,7 +55,7 @@ def keys_of(schema: dict[str, Any]) -> Keys:
 
 
 def help_text(keys: Keys, script: str) -> str:
-    """The text of `--help`: every key by section, with what it takes and its default, as wide as the terminal."""
+    """The text of `--help`: all keys by section, with allowed values and defaults, wrapped to the terminal width."""
     width = min(max(shutil.get_terminal_size((100, 24)).columns, 50), 120)
     lines = textwrap.wrap(
         f"usage: {script} --config FILE [--config FILE ...] [--section.key VALUE ...]", width, subsequent_indent="  "
@@ -78,7 +78,7 @@ def help_text(keys: Keys, script: str) -> str:
 
 
 def allowed(schema: dict[str, Any]) -> str:
-    """What a key takes, in words, from its JSON schema."""
+    """The allowed values of a key as text, from its JSON schema."""
     if "allowed" in schema:
         return schema["allowed"]
     if "anyOf" in schema:
@@ -96,7 +96,7 @@ def allowed(schema: dict[str, Any]) -> str:
 
 
 def options(schema: dict[str, Any]) -> list[dict[str, Any]]:
-    """The types that a key may have, as JSON schemas."""
+    """The allowed types of a key, as JSON schemas."""
     return schema.get("anyOf", [schema])
 
 
@@ -106,7 +106,7 @@ def is_free(path: str, keys: Keys) -> bool:
 
 
 def children(section: str, keys: Keys) -> list[str]:
-    """The names of a section's keys, without the section; "" stands for the keys outside sections."""
+    """The names of a section's keys, without the section name; "" means the top-level keys."""
     return [name.rpartition(".")[2] for name in keys.leaves if name.rpartition(".")[0] == section]
 
 

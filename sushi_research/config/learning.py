@@ -1,4 +1,4 @@
-"""How a run learns: the adapter, the length and size of its steps, the optimizer, its schedule and the loss."""
+"""Config sections of the training itself: adapter, run length, step size, optimizer, schedule and loss."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ class LoraSection(Section):
     targets: TargetPreset | Annotated[list[Text], Field(min_length=1)] = Field(
         "attention",
         description="UNet modules that get an adapter: attention = to_q, to_k, to_v, to_out.0; attention_ff adds the "
-        "feed-forward layers; kohya adds proj_in and proj_out, and kohya_conv the layers of the resnets, downsamplers "
-        "and upsamplers, as that trainer does; or a list of name endings",
-        json_schema_extra={"allowed": "attention, attention_ff, kohya, kohya_conv, or a list of name endings"},
+        "feed-forward layers; kohya also adds proj_in and proj_out; kohya_conv also adds the layers of the resnets, "
+        "downsamplers and upsamplers (both as in kohya's sd-scripts); or a list of module name suffixes",
+        json_schema_extra={"allowed": "attention, attention_ff, kohya, kohya_conv, or a list of name suffixes"},
     )
-    rank: int = Field(16, ge=1, description="Rank of the two matrices of each adapter module")
+    rank: int = Field(16, ge=1, description="Rank of the two matrices in each adapter module")
     alpha: float = Field(
-        16.0, gt=0, description="The adapter's output is scaled by alpha / rank; it does not follow a change of rank"
+        16.0, gt=0, description="The adapter's output is scaled by alpha / rank. Changing rank does not change alpha"
     )
-    dropout: float = Field(0.0, ge=0, lt=1, description="Probability of dropping an input of the adapter in training")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout probability on the adapter's input while training")
     init: Literal["default", "gaussian"] = Field(
         "default",
-        description="How the first matrix starts: default = Kaiming uniform, gaussian = deviation 1 / rank; "
-        "the second starts at zero, so that training starts from the base model exactly",
+        description="Initialization of the first matrix: default = Kaiming uniform, gaussian = standard deviation "
+        "1 / rank. The second matrix starts at zero, so training starts exactly at the base model",
     )
     save_dtype: Literal["float16", "bfloat16", "float32"] = Field("float16", description="Dtype of the adapter file")
 
@@ -41,28 +41,34 @@ class LoraSection(Section):
 
 
 class TrainSection(Section):
-    """The length of the run, the size of a step, and its arithmetic."""
+    """Run length, step size, precision and kernels."""
 
     steps: int | None = Field(None, ge=1, description="Optimizer steps of the run; set this or train.epochs")
     epochs: int | None = Field(None, ge=1, description="Passes over the data; set this or train.steps")
-    batch_size: int = Field(1, ge=1, description="Samples per device and forward pass")
+    batch_size: int = Field(1, ge=1, description="Samples per device and forward pass (micro-batch)")
     accumulation: int = Field(
-        1, ge=1, description="Forward passes per step: a step is batch_size x accumulation x processes samples"
+        1,
+        ge=1,
+        description="Gradient accumulation: micro-batches per step. A step has batch_size x accumulation x processes samples",
     )
-    seed: Seed = Field(0, description="Fixes the data's order, the noise, the timesteps and the adapter's start")
+    seed: Seed = Field(
+        0, description="Seed of the data order, the noise, the timesteps and the adapter's initialization"
+    )
     precision: Literal["auto", "bf16", "fp16", "fp32"] = Field(
         "auto",
-        description="Dtype of the frozen weights and activations; auto = the best that the device has (bf16 on a "
-        "recent GPU, fp32 on a CPU); a launcher's --mixed_precision bf16 or fp16 wins",
+        description="Dtype of the frozen weights and activations; auto = the best that the device supports (bf16 on a "
+        "recent GPU, fp32 on a CPU), unless accelerate launch sets --mixed_precision bf16 or fp16",
     )
     gradient_checkpointing: bool = Field(
-        False, description="Recompute activations in the backward pass: far less memory for about a third more work"
+        False, description="Recompute activations in the backward pass: far less memory, about a third more compute"
     )
     attention: Literal["sdpa", "xformers"] = Field(
         "sdpa", description="Attention kernels: PyTorch's own, or xformers (an extra to install; needs a GPU)"
     )
-    max_grad_norm: float | None = Field(1.0, gt=0, description="Clip the gradients' overall norm to this; null = never")
-    deterministic: bool = Field(False, description="Use only deterministic kernels: repeatable bit for bit, slower")
+    max_grad_norm: float | None = Field(
+        1.0, gt=0, description="Clip the global gradient norm to this; null = no clipping"
+    )
+    deterministic: bool = Field(False, description="Use deterministic kernels only: bit-for-bit repeatable, but slower")
 
     @model_validator(mode="after")
     def _one_length(self) -> TrainSection:
@@ -85,7 +91,7 @@ class OptimizerSection(Section):
     lr: float = Field(1e-4, gt=0, description="Learning rate, before the schedule's factor")
     kwargs: dict[Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$")], Scalar | list[Scalar]] = Field(
         {},
-        description="Further arguments of the optimizer by name; in a layer, null takes an earlier layer's entry away",
+        description="Further optimizer arguments by name; null removes an entry that an earlier file set",
         json_schema_extra={"allowed": "an argument name with a number, text, true, false or a list of these"},
     )
 
@@ -101,14 +107,14 @@ class ScheduleSection(Section):
     """The learning rate over the run."""
 
     name: Literal["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"] = Field(
-        "constant", description="Shape, by the names of diffusers' get_scheduler"
+        "constant", description="Schedule, named as in diffusers' get_scheduler"
     )
     warmup: Annotated[int, Field(ge=0)] | Annotated[float, Field(ge=0, lt=1)] = Field(
         0,
-        description="Rise from zero over this many steps, or over this fraction of the run",
+        description="Warm-up: rise from zero over this many steps, or over this fraction of the run",
         json_schema_extra={"allowed": "a whole number of steps (at least 0) or a fraction (at least 0, below 1)"},
     )
-    cycles: int = Field(1, ge=1, description="Number of cosines, for cosine_with_restarts")
+    cycles: int = Field(1, ge=1, description="Number of cosine cycles, for cosine_with_restarts")
     power: float = Field(1.0, gt=0, description="Exponent, for polynomial")
 
     @model_validator(mode="after")
@@ -131,11 +137,15 @@ class ScheduleSection(Section):
 
 
 class LossSection(Section):
-    """The loss: mean squared error of the predicted noise, in fp32."""
+    """The loss: mean squared error of the prediction, in fp32."""
 
     snr_gamma: float | None = Field(
-        None, gt=0, description="Min-SNR weighting: cap of the signal-to-noise ratio (5 in the paper); null = off"
+        None,
+        gt=0,
+        description="Gamma of min-SNR weighting: the cap on the signal-to-noise ratio (5 in the paper); null = off",
     )
     noise_offset: float = Field(
-        0.0, ge=0, description="Strength of a constant offset per image and channel in the noise; 0 = off"
+        0.0,
+        ge=0,
+        description="Strength of the constant offset that is added to the noise of each image and channel; 0 = off",
     )

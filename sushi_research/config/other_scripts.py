@@ -1,4 +1,4 @@
-"""What can be configured of `scripts/sample.py` and `scripts/evaluate.py`."""
+"""The configs of `scripts/sample.py` and `scripts/evaluate.py`."""
 
 from __future__ import annotations
 
@@ -13,56 +13,59 @@ from sushi_research.config.training import TrainingConfig
 
 
 class SamplingConfig(Section):
-    """A grid of pictures: prompts and seeds as rows; the base, and each adapter at each LoRA scale, as columns."""
+    """A grid of sample images. Rows: prompts and seeds. Columns: the base, and each adapter at each LoRA scale."""
 
-    base: Text = Field(description=f"Base model, of any architecture that is trained here: {HUB}")
+    base: Text = Field(description=f"Base model of any supported architecture: {HUB}")
     revision: Text | None = Field(None, description=f"Branch, tag or commit of a hub id; {NULL_REVISION}")
     variant: Literal["fp16"] | None = Field(None, description="Load the repository's fp16 files")
-    vae: Text | None = Field(None, description=f"Another VAE in place of the base model's own: {HUB}")
-    text_encoders: Text | None = Field(None, description=f"Text encoders in place of the base model's own: {HUB}")
+    vae: Text | None = Field(None, description=f"VAE to use instead of the base model's own: {HUB}")
+    text_encoders: Text | None = Field(None, description=f"Text encoders to use instead of the base model's own: {HUB}")
     tokenizers: Text | None = Field(None, description=TOKENIZERS)
     prediction_type: Literal["epsilon", "v_prediction"] | None = Field(None, description=PREDICTION)
     zero_terminal_snr: bool | None = Field(None, description=ZERO_TERMINAL_SNR)
-    clip_skip: int = Field(1, ge=1, le=11, description="SD1.5: which CLIP layer conditions; 2 for anime models")
-    adapters: list[Text] = Field([], description="Adapter files (.safetensors), of any trainer; each is shown alone")
+    clip_skip: int = Field(
+        1, ge=1, le=11, description="SD1.5 only: CLIP layer to condition on, counted from the last; 2 for anime models"
+    )
+    adapters: list[Text] = Field([], description="Adapter files (.safetensors) from any trainer; each is applied alone")
     lora_scales: Annotated[list[float], Field(min_length=1)] = Field(
         [0.5, 1.0], description="LoRA scales of each adapter; the base alone is always the first column"
     )
-    prompts: Annotated[list[Text], Field(min_length=1)] = Field(description="Prompts, one row each")
-    negative_prompt: str = Field("", description="What to steer away from")
+    prompts: Annotated[list[Text], Field(min_length=1)] = Field(description="Prompts")
+    negative_prompt: str = Field("", description="Negative prompt")
     seeds: Annotated[list[Seed], Field(min_length=1)] = Field([0], description="One row per prompt and seed")
     steps: int = Field(25, ge=1, description="Denoising steps (Euler)")
     guidance: float | None = Field(None, ge=1, description="Guidance scale; null = 7 for SD1.5, 5 for SDXL; 1 = none")
-    width: int | None = Field(None, ge=8, multiple_of=8, description="Width in pixels; null = the base's own")
-    height: int | None = Field(None, ge=8, multiple_of=8, description="Height in pixels; null = the base's own")
+    width: int | None = Field(None, ge=8, multiple_of=8, description="Width in pixels; null = the base's native size")
+    height: int | None = Field(None, ge=8, multiple_of=8, description="Height in pixels; null = the base's native size")
     precision: Literal["auto", "bf16", "fp16", "fp32"] = Field(
         "auto", description="Dtype of the base; see train.precision"
     )
     output: Text = Field(
-        "samples/grid.png", description="Where the grid goes; single pictures go into a folder next to it"
+        "samples/grid.png", description="File for the grid; the single images go into a folder next to it"
     )
 
     @model_validator(mode="after")
     def _columns_are_distinct(self) -> SamplingConfig:
         if 0 in self.lora_scales:
-            raise ValueError("lora_scales has a 0: the base alone is always drawn, so leave it out")
+            raise ValueError("lora_scales has a 0: the base alone is always sampled, so remove it")
         for name in ("lora_scales", "adapters", "seeds"):
             if len(set(getattr(self, name))) < len(getattr(self, name)):
-                raise ValueError(f"{name} has an entry twice: it would draw the same pictures again")
+                raise ValueError(f"{name} has an entry twice: it would generate the same images again")
         return self
 
 
 class AdapterEvaluation(Section):
-    """The adapter files that are evaluated, and where the results go."""
+    """The adapter files to evaluate, and the folder of the results."""
 
     adapters: list[Text] = Field(
-        [], description="Adapter files (.safetensors), of any trainer; the base is always evaluated"
+        [], description="Adapter files (.safetensors) from any trainer; the base is always evaluated too"
     )
     lora_scales: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1)] = Field(
-        [1.0], description="LoRA scales of each adapter; several make a sweep, drawn as a curve and a grid of pictures"
+        [1.0],
+        description="LoRA scales of each adapter; with several, the results include a curve and a sample grid over the scale",
     )
     output: Text = Field(
-        "evaluations", description="Folder of the results: one folder in it for the base and each adapter"
+        "evaluations", description="Folder of the results, with a subfolder for the base and for each adapter"
     )
 
     @model_validator(mode="after")
@@ -75,7 +78,7 @@ class AdapterEvaluation(Section):
 
 @functools.cache
 def evaluation_config(training: type[TrainingConfig]) -> type[AdapterEvaluation]:
-    """The config class of an evaluation: that of a training, `SDXLTraining` say, and what `AdapterEvaluation` adds."""
+    """The config class of an evaluation: the keys of a training config (such as `SDXLTraining`) and of `AdapterEvaluation`."""
     return create_model(
         f"{training.__name__}Evaluation", __base__=(AdapterEvaluation, training), __doc__=AdapterEvaluation.__doc__
     )

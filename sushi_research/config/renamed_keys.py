@@ -1,4 +1,4 @@
-"""Config keys that had another name: a config or a command that still uses the old name is answered with the new one."""
+"""Renamed config keys. The error for an old key gives the new name."""
 
 # Old dotted name -> new dotted name.
 RENAMED = {

@@ -1,4 +1,4 @@
-"""What the config of an SD1.5 training has in place of the shared sections."""
+"""The config sections that are specific to SD1.5 training."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ class SD15ModelSection(ModelSection):
     """The frozen base model: Stable Diffusion 1.5."""
 
     clip_skip: int = Field(
-        1, ge=1, le=11, description="Which CLIP layer conditions: 1 = the last, 2 = the last but one (anime models)"
+        1, ge=1, le=11, description="CLIP layer to condition on: 1 = the last, 2 = the second to last (anime models)"
     )
 
 
 class SD15DataSection(DataSection):
     """The training images and their captions."""
 
-    resolution: int = Field(512, ge=8, description="Buckets keep about this area: resolution x resolution pixels")
+    resolution: int = Field(512, ge=8, description="Buckets have about this area: resolution x resolution pixels")
 
 
 class SD15SampleSection(SampleSection):
-    """Pictures drawn while training."""
+    """Sample images, generated while training."""
 
     guidance: float = Field(7.0, ge=1, description="Classifier-free guidance scale; 1 = none")
 

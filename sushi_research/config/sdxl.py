@@ -1,4 +1,4 @@
-"""What the config of an SDXL training has in place of the shared sections."""
+"""The config sections that are specific to SDXL training."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ class SDXLModelSection(ModelSection):
 
     text_encoder_1_layer: Literal["penultimate", "last"] = Field(
         "penultimate",
-        description="Layer of text encoder 1: penultimate is what SDXL was trained with and what every other program "
-        "uses; last (after the final layer norm) repeats this project's founding recipe",
+        description="Layer of text encoder 1: penultimate, as SDXL was trained and as other programs use it, or last (after "
+        "the final layer norm), as in this project's original recipe",
     )
 
 
 class SDXLDataSection(DataSection):
     """The training images and their captions."""
 
-    resolution: int = Field(1024, ge=8, description="Buckets keep about this area: resolution x resolution pixels")
+    resolution: int = Field(1024, ge=8, description="Buckets have about this area: resolution x resolution pixels")
     time_ids: Literal["image", "bucket"] = Field(
         "image",
-        description="Sizes that SDXL is told: image = each image's true size and crop, as SDXL was trained; bucket = "
-        "the bucket's size and no crop, which repeats this project's founding recipe",
+        description="Size conditioning (SDXL's time_ids): image = each image's true size and crop, as SDXL was trained; "
+        "bucket = the bucket's size and no crop, as in this project's original recipe",
     )
 
 

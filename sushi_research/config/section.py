@@ -1,4 +1,4 @@
-"""What every section of a config has in common, and the kinds of values that several have."""
+"""The base class of all config sections, and shared value types."""
 
 from __future__ import annotations
 
@@ -12,6 +12,6 @@ Scalar = bool | int | float | str
 
 
 class Section(BaseModel):
-    """What holds for every section: frozen, strict, no unknown keys, no infinities."""
+    """Base class of every section: frozen, strict types, no unknown keys, no NaN or infinity."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)

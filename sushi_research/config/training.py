@@ -1,4 +1,4 @@
-"""The config of a training: the sections that every training script shares."""
+"""The training config: the sections that all training scripts share."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sushi_research.config.section import Section
 
 
 class TrainingConfig(Section):
-    """The sections that every training script shares."""
+    """The sections that all training scripts share."""
 
     model: ModelSection
     data: DataSection
@@ -33,13 +33,13 @@ class TrainingConfig(Section):
     tracking: TrackingSection = Field(default_factory=TrackingSection)
     run: RunSection = Field(default_factory=RunSection)
     dry_run: bool = Field(
-        False, description="Print the plan and stop before anything is encoded or trained; --dry-run alone is enough"
+        False, description="Print the plan and exit before anything is encoded or trained; --dry-run needs no value"
     )
 
     @model_validator(mode="after")
     def _warmup_ends_within_the_run(self) -> TrainingConfig:
         warmup, steps = self.schedule.warmup, self.train.steps
-        # A fraction is below 1 and so below any number of steps.
+        # A fractional warm-up is below 1, so it always passes.
         if steps is not None and warmup >= steps:
             raise ValueError(
                 f"schedule.warmup is {warmup} steps, but train.steps is {steps}: "

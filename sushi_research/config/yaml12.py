@@ -1,4 +1,4 @@
-"""YAML as a config wants it: numbers are numbers, a key stands once, and every error says where it is."""
+"""YAML 1.2 scalars for config files: 1e-4 is a number, duplicate keys are errors, and every error gives its position."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import yaml
 
 from sushi_research.errors import UserError, UserErrors
 
-# YAML 1.2's core schema in place of PyYAML's 1.1, which reads 1e-4 as text, off and no as false, 1:30 as 90 and
-# 2024-01-31 as a date. The dumper shares the table, so that it quotes just what the loader would misread.
+# YAML 1.2's core schema. PyYAML implements 1.1, which reads 1e-4 as text, off and no as false, 1:30 as 90 and
+# 2024-01-31 as a date. The dumper uses the same table, so it quotes exactly the strings that the loader would misread.
 _SCALARS = {
     "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
     "bool": (r"true|True|TRUE|false|False|FALSE", list("tTfF")),
@@ -49,9 +49,9 @@ _Dumper.add_representer(str, _represent_text)
 
 
 def read_yaml(path: str) -> dict[str, Any]:
-    """The mapping in a YAML file; {} for an empty one.
+    """The mapping in a YAML file; {} for an empty file.
 
-    Raises UserError when the file cannot be read, is not UTF-8 or YAML, gives a key twice, or holds no mapping.
+    Raises UserError if the file cannot be read, is not UTF-8 or YAML, has a duplicate key, or is not a mapping.
     """
     try:
         text = Path(path).read_bytes().decode()
@@ -72,11 +72,11 @@ def read_yaml(path: str) -> dict[str, Any]:
 
 
 def parse_yaml(text: str, place: str) -> Any:
-    """The value of a YAML text; `place` names it in the UserError that a syntax error or a duplicate key raises."""
+    """Parses YAML text. A syntax error or a duplicate key raises UserError, in which `place` names the text."""
     try:
         loader = _Loader(text)
         node = loader.get_single_node()
-        # Before the construction, which writes the entries of merge keys (`<<`) into the nodes.
+        # Must run before construct_document, which copies the entries of merge keys (`<<`) into the nodes.
         duplicates = list(_duplicates(node, "", set()))
         value = None if node is None else loader.construct_document(node)
     except (yaml.YAMLError, ValueError) as error:
@@ -89,7 +89,7 @@ def parse_yaml(text: str, place: str) -> Any:
 
 
 def _duplicates(node: yaml.Node | None, prefix: str, seen: set[int]) -> Iterator[str]:
-    """A sentence for each key that stands twice in one mapping; `seen` ends the recursion of a YAML alias."""
+    """Yields a sentence for each duplicate key of a mapping. `seen` stops the recursion at YAML aliases."""
     if not isinstance(node, yaml.CollectionNode) or id(node) in seen:
         return
     seen.add(id(node))
@@ -101,21 +101,21 @@ def _duplicates(node: yaml.Node | None, prefix: str, seen: set[int]) -> Iterator
     for key, value in node.value:
         name, line = f"{prefix}{key.value}", key.start_mark.line + 1
         if name in lines:
-            yield f"line {line}: {name} stands already on line {lines[name]}: keep one"
+            yield f"line {line}: {name} is already on line {lines[name]}: keep one"
         lines[name] = line
         yield from _duplicates(value, f"{name}.", seen)
 
 
 def dump_yaml(content: Any) -> str:
-    """`content` as YAML that `read_yaml` reads back to an equal value, in its own order."""
+    """`content` as YAML in its own key order. `read_yaml` reads it back as an equal value."""
     return yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=10**6)
 
 
 def show(value: Any) -> str:
-    """A value on one line, as YAML would have it."""
+    """A value on one line in YAML syntax, at most 80 characters."""
     try:
         text = json.dumps(value, ensure_ascii=False, default=str)
     except ValueError:
-        # A YAML alias inside its own anchor makes a list that holds itself.
+        # A YAML alias inside its own anchor creates a list that contains itself.
         text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,4 +1,4 @@
-"""Conditioning equals the diffusers pipelines' own, bit for bit; the founding recipe is another option, by name."""
+"""Conditioning equals the diffusers pipelines' own, bit for bit; the original recipe is a separate option."""
 
 import diffusers
 import pytest

@@ -190,7 +190,7 @@ CONTRADICTIONS: list[tuple[dict[str, Any], str]] = [
         {"schedule": {"name": "linear", "power": 2.0}},
         "schedule.power is 2.0, but schedule.name is linear: only polynomial has a power",
     ),
-    ({"sample": {"seeds": [3, 3]}}, "sample.seeds has a seed twice: it would draw the same pictures again"),
+    ({"sample": {"seeds": [3, 3]}}, "sample.seeds has a seed twice: it would generate the same images again"),
     (
         {"schedule": {"name": "linear", "warmup": 10}},
         "schedule.warmup is 10 steps, but train.steps is 10: "

@@ -183,13 +183,13 @@ def test_a_byte_order_mark_and_other_scripts_are_read(layer: Any) -> None:
 
 
 BAD_LAYERS: list[tuple[str | bytes, str]] = [
-    ("lora:\n  rank: 1\n  alpha: 2\n  rank: 3\n", ", line 4: lora.rank stands already on line 2: keep one"),
-    ("lora: {}\nlora: {}\n", ", line 2: lora stands already on line 1: keep one"),
-    ("a:\n- {b: 1, b: 2}\n", ", line 2: a.b stands already on line 2: keep one"),
-    ("a: &a {b: *a, c: 1, c: 2}", ", line 1: a.c stands already on line 1: keep one"),
+    ("lora:\n  rank: 1\n  alpha: 2\n  rank: 3\n", ", line 4: lora.rank is already on line 2: keep one"),
+    ("lora: {}\nlora: {}\n", ", line 2: lora is already on line 1: keep one"),
+    ("a:\n- {b: 1, b: 2}\n", ", line 2: a.b is already on line 2: keep one"),
+    ("a: &a {b: *a, c: 1, c: 2}", ", line 1: a.c is already on line 1: keep one"),
     (
         "a: 1\na: 2\nb: 1\nb: 2\n",
-        ", line 2: a stands already on line 1: keep one\na.yaml, line 4: b stands already on line 3: keep one",
+        ", line 2: a is already on line 1: keep one\na.yaml, line 4: b is already on line 3: keep one",
     ),
     (
         "lora:\n  rank: 1\n bad: 2\n",
@@ -329,7 +329,7 @@ lora is null on the command line: it is a section, with the keys targets, rank, 
 --lora.targets "[to_q", line 1, column 6: not valid YAML: expected ',' or ']', but got '<stream end>'
 
 --optimizer.kwargs '{a: 1, a: 2}'
---optimizer.kwargs "{a: 1, a: 2}", line 1: a stands already on line 1: keep one
+--optimizer.kwargs "{a: 1, a: 2}", line 1: a is already on line 1: keep one
 
 --optimizer.kwargs 5
 optimizer.kwargs is 5 on the command line: must be a mapping, each entry
@@ -365,7 +365,7 @@ lora.init is "pissa" on the command line: must be default or gaussian
 
 --lora.targets atention
 lora.targets is "atention" on the command line: must be attention, attention_ff, kohya, kohya_conv,
-or a list of name endings
+or a list of name suffixes
 
 --data.bucket_step 60
 data.bucket_step is 60 on the command line: must be a whole number (at least 8, a multiple of 8)
@@ -443,7 +443,7 @@ model: {revision: 1234}
 model.revision is 1234 in a.yaml: must be text (not empty) or null; put it in quotes
 
 lora: {targets: &a [*a]}
-lora.targets is [[...]] in a.yaml: must be attention, attention_ff, kohya, kohya_conv, or a list of name endings
+lora.targets is [[...]] in a.yaml: must be attention, attention_ff, kohya, kohya_conv, or a list of name suffixes
 
 optimizer: {kwargs: {a-b: 1}}
 optimizer.kwargs.a-b is 1 in a.yaml: must be an argument name with a number, text, true, false or a list of these
