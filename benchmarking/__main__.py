@@ -1,11 +1,11 @@
-"""Times two variants of a training step against each other, prints what it found and writes it as JSON.
+"""Times two variants of a training step against each other, prints the result and writes it as JSON.
 
     python -m benchmarking                                       # caches and adapter, on a tiny SDXL base
     python -m benchmarking --pair caches --model sd15
     python -m benchmarking --profile full --base FOLDER --model sdxl --device cuda
-    python -m benchmarking --table benchmarks/results/*.json     # results as the rows of docs/performance.md
+    python -m benchmarking --table benchmarks/results/*.json     # print results as the rows of docs/performance.md
 
-The pairs are in benchmarking/variants.py, the protocol is in docs/performance.md.
+The pairs are in benchmarking/variants.py; docs/performance.md describes the protocol.
 """
 
 from __future__ import annotations
@@ -17,58 +17,60 @@ from collections.abc import Sequence
 
 from sushi_research import models
 
-# What each pair asks; A and B are built in benchmark_pairs.py, which is too heavy for --help.
+# The question of each pair. benchmarking/variants.py builds A and B, but importing it takes too long for --help.
 QUESTIONS = {
-    "caches": "what do the caches save a step? A decodes and encodes its pictures and captions, B reads the caches",
-    "adapter": "what does the adapter's dtype cost? A is fp32 with peft's casts in every layer, B our bf16 working copy",
-    "same": "how well does this machine measure? A and B are the same variant, so the interval should hold 1",
+    "caches": "how much time do the caches save per step? A decodes and encodes its images and captions, B reads the caches",
+    "adapter": "what does the adapter's dtype cost? A is fp32 with peft's casts in every layer, B is our bf16 working copy",
+    "same": "how precise are timings on this machine? A and B are the same variant, so the interval should contain 1",
 }
 RESULTS = "benchmarks/results"
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """The command line. Light: --help and a mistyped option do not wait for torch."""
+    """Parses the command line before torch is imported, so that --help and a mistyped option answer at once."""
     parser = argparse.ArgumentParser(
         description="Times two variants of a training step against each other.",
         epilog="pairs: " + "; ".join(f"{name}: {question}" for name, question in QUESTIONS.items()) + ".",
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--pair", action="append", choices=QUESTIONS, help="repeatable; default: caches and adapter")
-    add("--model", action="append", choices=tuple(models.ARCHITECTURES), help="repeatable; default: sdxl")
-    profile_help = "tiny: a base with random weights, made for the occasion; full: --base, at its own resolution"
+    add("--pair", action="append", choices=QUESTIONS, help="pair to time; repeatable; default: caches and adapter")
+    add("--model", action="append", choices=tuple(models.ARCHITECTURES), help="architecture; repeatable; default: sdxl")
+    profile_help = "tiny: a temporary base with random weights; full: --base, at its default resolution"
     add("--profile", choices=("tiny", "full"), default="tiny", help=profile_help)
     add("--base", metavar="FOLDER", help="a base in the diffusers format, for --profile full")
-    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: cuda where there is one")
-    add("--batch-size", type=int, default=1, help="samples of a step (default: 1)")
-    add("--rounds", type=int, default=15, help="rounds that count, an odd number from 9 on (default: 15)")
-    add("--warmup", type=int, default=2, help="rounds before them that do not (default: 2)")
-    add("--block-seconds", type=float, default=0.15, help="length of a block; a round has four (default: 0.15)")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: cuda if available")
+    add("--batch-size", type=int, default=1, help="samples per step (default: 1)")
+    add("--rounds", type=int, default=15, help="rounds that count: an odd number, at least 9 (default: 15)")
+    add("--warmup", type=int, default=2, help="rounds before these that do not count (default: 2)")
+    add(
+        "--block-seconds", type=float, default=0.15, help="length of a block, of which a round has four (default: 0.15)"
+    )
     add(
         "--limit",
         type=float,
         default=120.0,
-        help="seconds that the rounds may take in all (default: 120)",
+        help="maximum seconds for all rounds together (default: 120)",
     )
-    pressure_help = "leave out a round in which tasks waited for a CPU for more than this share of it (default: 0.5)"
+    pressure_help = "skip a round if tasks waited for a CPU for more than this share of it (default: 0.5)"
     add("--max-pressure", type=float, default=0.5, help=pressure_help)
-    add("--results", metavar="FOLDER", default=RESULTS, help=f"where the JSON goes (default: {RESULTS})")
-    add("--table", nargs="+", metavar="FILE", help="print these results as a Markdown table, and do nothing else")
+    add("--results", metavar="FOLDER", default=RESULTS, help=f"folder for the JSON files (default: {RESULTS})")
+    add("--table", nargs="+", metavar="FILE", help="only print these results as a Markdown table")
     found = parser.parse_args(arguments)
     if found.rounds < 9 or found.rounds % 2 == 0:
-        parser.error("--rounds is an odd number from 9 on: the interval is made for those")
+        parser.error("--rounds must be an odd number, at least 9: the interval is computed for those only")
     if found.batch_size < 1 or found.warmup < 0 or found.block_seconds < 0:
-        parser.error("--batch-size is at least 1, --warmup and --block-seconds are at least 0")
+        parser.error("--batch-size must be at least 1, --warmup and --block-seconds at least 0")
     if (found.profile == "full") != (found.base is not None):
         parser.error("--profile full and --base FOLDER go together: give both or neither")
     found.pair, found.model = found.pair or ["caches", "adapter"], found.model or ["sdxl"]
     if found.base is not None and len(found.model) > 1:
-        parser.error("--base is of one architecture: give --model once")
+        parser.error("--base has one architecture: give --model once")
     return found
 
 
 if __name__ == "__main__":
-    # Before the imports below: a pool of threads on a shared machine costs more than it gives, and varies wildly.
+    # Before the imports below: on a shared machine a thread pool is slower than one thread, and its times vary widely.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     ARGUMENTS = parse(sys.argv[1:])
 
@@ -111,13 +113,13 @@ from sushi_research.training.sampler import Sampler
 from testing.tiny_base import save_tiny_base
 
 ROOT = Path(sushi_research.__file__).parents[1]
-PICTURES = 8
+IMAGES = 8
 PARITY_STEPS = 4
 assert list(PAIRS) == list(QUESTIONS)
 
 
 def main(arguments: argparse.Namespace) -> int:
-    """Runs the pairs for each architecture, prints what they found, and writes one file per result."""
+    """Times the pairs for each architecture, prints the results, and writes one file per result."""
     if arguments.table:
         print(paired_timing.TABLE_HEAD)
         for file in map(Path, arguments.table):
@@ -125,7 +127,7 @@ def main(arguments: argparse.Namespace) -> int:
         return 0
     run.quiet_libraries()
     if arguments.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda, but torch finds no CUDA device: leave it out, or install torch for CUDA.")
+        raise UserError("--device cuda, but torch finds no CUDA device: omit the option, or install torch for CUDA.")
     for architecture in arguments.model:
         with tempfile.TemporaryDirectory(prefix="benchmark-") as folder, ExitStack() as finish:
             bench = prepare(arguments, architecture, Path(folder), finish)
@@ -137,17 +139,17 @@ def main(arguments: argparse.Namespace) -> int:
 
 
 def prepare(arguments: argparse.Namespace, architecture: str, folder: Path, finish: ExitStack) -> Bench:
-    """The base, eight pictures with captions, and full caches of them, below `folder`."""
+    """Makes the base, eight images with captions, and complete caches of them in `folder`."""
     model, config_class = models.load(architecture), models.ARCHITECTURES[architecture].config_class()
     data_section = config_class.model_fields["data"].annotation
     resolution = 128 if arguments.profile == "tiny" else data_section.model_fields["resolution"].default
     base = arguments.base or str(save_tiny_base(folder / "base", architecture, sample_size=resolution // 8))
-    make_pictures(folder / "pictures", resolution * 3 // 2)
+    make_images(folder / "images", resolution * 3 // 2)
     config = config_class(
         model={"base": base},
-        data={"path": str(folder / "pictures"), "resolution": resolution},
+        data={"path": str(folder / "images"), "resolution": resolution},
         cache={"folder": str(folder / "cache")},
-        # One optimizer for every variant, of the kind that needs no library of its own.
+        # The same optimizer for every variant; it needs no extra library.
         optimizer={"name": "adamw"},
         train={"steps": 1, "batch_size": arguments.batch_size},
     )
@@ -171,7 +173,7 @@ def prepare(arguments: argparse.Namespace, architecture: str, folder: Path, fini
 
 
 def load_script(architecture: str) -> ModuleType:
-    """The training script as a module: what is timed is the step that trains, as it stands, not a copy of it."""
+    """The training script as a module, so that its own `training_step` is timed, not a copy of it."""
     path = ROOT / f"scripts/train_{architecture}_lora.py"
     spec = importlib.util.spec_from_file_location(path.stem, path)
     script = importlib.util.module_from_spec(spec)
@@ -179,10 +181,10 @@ def load_script(architecture: str) -> ModuleType:
     return script
 
 
-def make_pictures(folder: Path, side: int) -> None:
-    """Square JPEG files with soft shapes and grain, so that they take about as long to decode as photographs do."""
+def make_images(folder: Path, side: int) -> None:
+    """Writes square JPEG files with soft shapes and grain, which take about as long to decode as photographs."""
     folder.mkdir()
-    for number in range(PICTURES):
+    for number in range(IMAGES):
         rng = randomness.key(0, "benchmark-picture", number)
         shapes = Image.fromarray(rng.integers(0, 256, (6, 6, 3), dtype=np.uint8)).resize(
             (side, side), Image.Resampling.BICUBIC
@@ -194,7 +196,7 @@ def make_pictures(folder: Path, side: int) -> None:
 
 
 def run_pair(arguments: argparse.Namespace, bench: Bench, name: str) -> dict[str, Any]:
-    """Builds both variants, compares their losses, times them in alternation, counts; returns the result file's content."""
+    """Builds both variants, compares their losses, times them alternately, counts ops; returns the result file's content."""
     pair = PAIRS[name]
     if pair.precision != "auto":
         bench = replace(bench, job=replace(bench.job, precision=pair.precision))
@@ -208,7 +210,7 @@ def run_pair(arguments: argparse.Namespace, bench: Bench, name: str) -> dict[str
         losses[variant] = [steps[variant](index).item() for index in range(PARITY_STEPS)]
         held[variant] = torch.cuda.memory_allocated() - before if cuda else 0
     if not np.isfinite([losses["a"], losses["b"]]).all():
-        raise UserError(f"the pair {name} gives a loss that is not finite: there is no point in timing it.")
+        raise UserError(f"the pair {name} gives a loss that is not finite, so it is not timed.")
     index, a, b = PARITY_STEPS, steps["a"], steps["b"]
     calls = paired_timing.calls_per_block(a, b, arguments.block_seconds, first=index, synchronize=synchronize)
     index += 2
@@ -231,8 +233,8 @@ def run_pair(arguments: argparse.Namespace, bench: Bench, name: str) -> dict[str
     kept = [done for done in rounds if done.status == "kept"]
     if len(kept) < arguments.rounds:
         raise UserError(
-            f"only {len(kept)} of {len(rounds)} rounds could be kept within {arguments.limit:g} seconds: run it again when less "
-            "else is running, or raise --limit, or --max-pressure."
+            f"only {len(kept)} of {len(rounds)} rounds could be kept within {arguments.limit:g} seconds: run it again when "
+            "the machine is less busy, or raise --limit or --max-pressure."
         )
     counts, memory = {}, {}
     for variant, step in steps.items():
@@ -284,7 +286,7 @@ def run_pair(arguments: argparse.Namespace, bench: Bench, name: str) -> dict[str
 
 
 def memory_of_a_step(step: Step, index: int) -> int:
-    """The most bytes that a step allocates on the GPU beyond what stands there before it."""
+    """The peak of the bytes that a step allocates on the GPU, beyond those allocated before it."""
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
@@ -302,7 +304,7 @@ def code_state() -> dict[str, Any]:
 
 
 def write_result(folder: Path, result: dict[str, Any]) -> Path:
-    """Writes a new file, named by what was measured and the commit; earlier results stay as they are."""
+    """Writes a new file, named after the measurement and the commit; never overwrites earlier results."""
     folder.mkdir(parents=True, exist_ok=True)
     code = result["code"]
     state = (

@@ -1,8 +1,8 @@
-"""Which of two variants of a step is faster: alternating rounds, the median of paired ratios, an interval, a sign test.
+"""Times two variants of a step: alternating rounds, the median of paired ratios, its interval, a sign test.
 
-Wall-clock on a shared machine drifts by far more than the differences worth finding, so A and B are never timed one after
-the other. A round is four blocks, ABBA or BAAB, its order drawn by lot: what drifts evenly through a round adds the same
-to both, and what a round's ratio still carries is as often in favour of A as of B. Nothing here knows what a step does.
+On a shared machine, wall-clock times drift by far more than the differences of interest, so A and B are timed alternately. A
+round consists of four blocks, ABBA or BAAB in random order. A linear drift within a round affects A and B equally, and any
+remaining bias favours A as often as B. This module does not depend on what a step does.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ Step = Callable[[int], Any]
 
 @dataclass(frozen=True)
 class Round:
-    """One round: its order, the mean seconds of a call of either variant, and how busy the machine was meanwhile.
+    """One round: its order, the mean seconds per call of each variant, and how busy the machine was.
 
-    `a` and `b` are by the clock on the wall, `a_cpu` and `b_cpu` are the CPU time that this process spent. `load` is the
-    machine's load average over the last minute; `pressure` the share of the round in which some task waited for a CPU;
-    either is None where the system does not tell. `status`: only "kept" rounds count; "warm-up" is dropped by plan,
-    "busy" for its pressure, for both variants alike.
+    `a` and `b` are wall-clock times, `a_cpu` and `b_cpu` the CPU time of this process. `load` is the machine's load average over
+    the last minute, `pressure` the share of the round in which some task waited for a CPU; either is None if the system does
+    not report it. `status`: only "kept" rounds count; "warm-up" rounds come first, "busy" ones had too much pressure. A round
+    is dropped for both variants.
     """
 
     order: str
@@ -49,7 +49,7 @@ class Round:
 class TimingComparison:
     """`ratio`: the median over rounds of A's time / B's; `low` to `high` is its 95 % interval.
 
-    `p_value`: how often two equal variants would give rounds as one-sided as these, or more so.
+    `p_value`: the probability that two equal variants give rounds at least as one-sided as these.
     """
 
     ratio: float
@@ -60,7 +60,7 @@ class TimingComparison:
 
 
 def cpu_waited() -> float | None:
-    """Seconds since the start of the machine in which some task waited for a CPU; None where Linux does not count them."""
+    """Seconds since boot in which some task waited for a CPU; None if the kernel does not count them."""
     try:
         text = PRESSURE.read_text()
     except OSError:
@@ -82,7 +82,10 @@ def calls_per_block(
     synchronize: Callable[[], None] = lambda: None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> int:
-    """How many calls make a block of the faster variant last about `seconds`; both have run before. Calls each twice."""
+    """The number of calls with which a block of the faster variant takes about `seconds`.
+
+    Calls each variant twice; both must have run before.
+    """
     each = []
     for step in (a, b):
         synchronize()
@@ -96,7 +99,7 @@ def calls_per_block(
 
 @dataclass(frozen=True)
 class Clocks:
-    """What a timing reads: wall and CPU seconds, seconds in which a task waited for a CPU, the load average."""
+    """The clocks of a timing: wall and CPU seconds, seconds in which a task waited for a CPU, the load average."""
 
     wall: Callable[[], float] = time.perf_counter
     cpu: Callable[[], float] = time.process_time
@@ -118,25 +121,25 @@ def alternate(
     synchronize: Callable[[], None] = lambda: None,
     clocks: Clocks = Clocks(),  # noqa: B008  frozen
 ) -> Iterator[Round]:
-    """Rounds as they are done: `warmup` of them, then until `rounds` are kept, or `limit` seconds have passed.
+    """Yields rounds as they are done: first `warmup` rounds, then until `rounds` are kept or `limit` seconds have passed.
 
-    A step is called with an index, from `first` on; in every round both variants get the same ones. `calls` is the number
-    of calls in each of a round's four blocks. A round during which the pressure was above `max_pressure` is not kept.
-    `synchronize` waits for the device; it is called at both ends of a block and never within.
+    A step is called with an index, starting at `first`; in every round both variants get the same indices. `calls` is the number
+    of calls in each of a round's four blocks. A round with a pressure above `max_pressure` is not kept. `synchronize` waits for
+    the device; it is called only at the start and the end of a block.
     """
     clock, cpu_clock, waited = clocks.wall, clocks.cpu, clocks.waited
     lot, steps = Random(seed), {"A": a, "B": b}
     kept = tried = 0
     deadline = clock() + limit
     gc.collect()
-    gc.freeze()  # what is there already is not looked through before every block
+    gc.freeze()  # so that gc.collect() before each block does not scan existing objects
     try:
         while kept < rounds and clock() < deadline:
             order = lot.choice(ORDERS)
             started, waited_before = clock(), waited()
             seconds, cpu, index = dict.fromkeys("AB", 0.0), dict.fromkeys("AB", 0.0), dict.fromkeys("AB", first)
             for name in order:
-                gc.collect()  # one variant does not pay for what the other left behind
+                gc.collect()  # so that garbage of one variant does not slow down the other
                 synchronize()
                 start, cpu_start = clock(), cpu_clock()
                 for _ in range(calls):
@@ -159,7 +162,7 @@ def alternate(
 
 
 def compare_timings(a: Sequence[float], b: Sequence[float]) -> TimingComparison:
-    """Compares the seconds of A and B in the rounds that were kept, paired by round: an odd number, at least MIN_ROUNDS."""
+    """Compares the seconds of A and B in the kept rounds, paired by round; their number is odd and at least MIN_ROUNDS."""
     assert len(a) == len(b) >= MIN_ROUNDS
     ratios = [one / other for one, other in zip(a, b, strict=True)]
     low, high = bootstrap_interval(ratios)
@@ -167,12 +170,12 @@ def compare_timings(a: Sequence[float], b: Sequence[float]) -> TimingComparison:
 
 
 def bootstrap_interval(ratios: Sequence[float], level: float = 0.95) -> tuple[float, float]:
-    """The percentile bootstrap interval of the median of an odd number n of ratios, exactly (Efron 1979, section 3).
+    """The exact percentile bootstrap interval of the median of an odd number n of ratios (Efron 1979, section 3).
 
-    The median of n ratios drawn with replacement is at most the k-th smallest ratio when more than half of the draws are:
-    with probability P(Binomial(n, k/n) > n/2). So nothing has to be drawn. For 9 ratios the interval is from the second
-    smallest to the second largest, which holds the true median with probability 1 - 20/512 = 96.1 % whatever the
-    distribution of the ratios; for 15 it is from the fourth to the twelfth, 96.5 %.
+    The median of n ratios sampled with replacement is at most the k-th smallest ratio if more than half of the samples are.
+    This has the probability P(Binomial(n, k/n) > n/2), so no resampling is needed. For 9 ratios the interval goes from the
+    second smallest to the second largest, and contains the true median with probability 1 - 20/512 = 96.1 % for any
+    distribution of the ratios. For 15 it goes from the fourth to the twelfth, with 96.5 %.
     """
     n, ordered = len(ratios), sorted(ratios)
     assert n % 2 == 1
@@ -185,7 +188,7 @@ def bootstrap_interval(ratios: Sequence[float], level: float = 0.95) -> tuple[fl
 
 
 def sign_test(ratios: Sequence[float]) -> float:
-    """The two-sided p-value of as many ratios on one side of 1 when both sides are equally likely; ties are skipped.
+    """The two-sided p-value of the sign test against a median ratio of 1; ties are skipped.
 
     Equal to `scipy.stats.binomtest(above, above + below).pvalue`.
     """
@@ -196,20 +199,20 @@ def sign_test(ratios: Sequence[float]) -> float:
 
 
 def sentence(result: Mapping[str, Any]) -> str:
-    """What a result file says, as a person reads it."""
+    """A result file as readable text."""
     found, cpu, names, each = result["time"], result["cpu_time"], result["variants"], result["seconds_per_step"]
-    busy = f", {result['discarded']} more left out because the machine was busy" if result["discarded"] else ""
+    busy = f", {result['discarded']} more skipped because the machine was busy" if result["discarded"] else ""
     lines = [
-        f"{result['model']}: {names['a']} a step takes {found['ratio']:.2f} times as long as {names['b']} "
+        f"{result['model']}: a step {names['a']} takes {found['ratio']:.2f} times as long as one {names['b']} "
         f"(95 %: {found['low']:.2f}-{found['high']:.2f}, {found['rounds']} rounds{busy}; "
         f"sign test p = {found['p_value']:.2g})",
         f"  by CPU time: {cpu['ratio']:.2f} times (95 %: {cpu['low']:.2f}-{cpu['high']:.2f})",
     ]
     if found["low"] <= 1 <= found["high"]:
-        lines.append("  1 is inside the first interval: by the clock, no difference has been shown")
+        lines.append("  the first interval contains 1: in wall-clock time, no difference has been shown")
     machine = result["machine"]
     lines.append(
-        f"  on this machine only: {each['a'] * 1e3:.4g} ms and {each['b'] * 1e3:.4g} ms a step of "
+        f"  on this machine: {each['a'] * 1e3:.4g} ms and {each['b'] * 1e3:.4g} ms per step with batch size "
         f"{result['config']['batch_size']} ({machine['device']}, {machine['cpus']} CPUs, {machine['threads']} thread(s))"
     )
     counts, parity = result["counts"], result["parity"]
@@ -219,8 +222,8 @@ def sentence(result: Mapping[str, Any]) -> str:
         f"{counts['b']['saved_bytes']:,} bytes"
     )
     lines.append(
-        f"  the losses of the first {parity['steps']} steps differ by at most {parity['largest_relative_difference']:.1g} "
-        "of their size"
+        f"  the losses of the first {parity['steps']} steps have a relative difference of at most "
+        f"{parity['largest_relative_difference']:.1g}"
     )
     if result["memory"] is not None:
         memory = {name: f"{bytes_ / 2**30:.2f} GiB" for name, bytes_ in result["memory"].items()}

@@ -1,7 +1,7 @@
-"""What benchmarks compare: pairs of variants of a training step, built on the step of the training scripts.
+"""The pairs of variants of a training step that benchmarks compare, built on the `training_step` of the training scripts.
 
-To add a pair: write a function that builds each variant (it gets the bench and a UNet with its adapter, and returns the
-step), and put the two into PAIRS; benchmarking/__main__.py times whatever stands there.
+To add a pair, write a function that builds each variant (it gets the bench and a UNet with its adapter, and returns the step), and
+add the pair to PAIRS; benchmarking/__main__.py times all pairs in it.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from sushi_research.training.loader import Batch, Loader
 from sushi_research.training.master_weights import MasterWeights
 from sushi_research.training.sampler import Sampler, StepSample
 
-# A step takes its index, which decides its samples, and returns its loss (a tensor on the device).
+# A step takes its index, which determines its samples, and returns its loss (a tensor on the device).
 Step = Callable[[int], torch.Tensor]
 
 
 @dataclass(frozen=True)
 class Bench:
-    """What the variants of one architecture share. `finish` closes what a variant opened."""
+    """What the variants of one architecture share. `finish` closes resources that a variant opened."""
 
     job: Job
     script: ModuleType
@@ -57,18 +57,18 @@ class Bench:
 
 
 class LossSum:
-    """In place of the script's StepMetrics: adds up the loss on the device, and waits for nothing."""
+    """Replaces the script's StepMetrics: sums the loss on the device without synchronising."""
 
     def __init__(self, device: torch.device) -> None:
         self.loss = torch.zeros((), device=device)
 
     def add(self, loss: torch.Tensor, losses: torch.Tensor, bins: torch.Tensor) -> None:
-        """As StepMetrics.add; only the loss is kept."""
+        """Like StepMetrics.add, but keeps only the loss."""
         self.loss += loss.detach()
 
 
 def make_unet(bench: Bench) -> torch.nn.Module:
-    """The frozen UNet in the compute dtype with the adapter in fp32, as the training script makes it."""
+    """The frozen UNet in the compute dtype with an fp32 adapter, as the training script makes it."""
     unet, lora = loading.load_unet(bench.base, bench.job.compute_dtype, bench.device), bench.config.lora
     attach(
         unet,
@@ -83,7 +83,7 @@ def make_unet(bench: Bench) -> torch.nn.Module:
 
 
 def make_objective(bench: Bench) -> diffusion.Objective:
-    """What is learned, as the training script makes it of the config and the base."""
+    """The training objective, made from the config and the base as in the training script."""
     config, prediction = bench.config, bench.base.prediction
     return diffusion.Objective(
         abar=diffusion.alphas_cumprod(zero_terminal_snr=prediction.zero_terminal_snr).to(bench.device),
@@ -117,7 +117,7 @@ def with_master_weights(bench: Bench, unet: torch.nn.Module, batches: Callable[[
 
 
 def as_peft(bench: Bench, unet: torch.nn.Module, batches: Callable[[int], Any]) -> Step:
-    """The same step on adapters as peft's `get_peft_model` makes them on a bf16 UNet: in fp32, with casts in each layer."""
+    """The same step with adapters as peft's `get_peft_model` makes them on a bf16 UNet: fp32, with casts in each layer."""
     config, objective, scaler = bench.config, make_objective(bench), bench.job.scaler
     parameters = list(adapter_parameters(unet).values())
     optimizer = optim.build_optimizer(config.optimizer.name, parameters, config.optimizer.lr, {})
@@ -137,15 +137,15 @@ def as_peft(bench: Bench, unet: torch.nn.Module, batches: Callable[[int], Any]) 
 
 
 def with_caches(bench: Bench, unet: torch.nn.Module) -> Step:
-    """Reads its batches from the caches, with the loader of the training script."""
-    # No noise is drawn ahead: both variants draw it within the step, and differ in the caches alone.
+    """Reads the batches from the caches with the training script's loader."""
+    # No noise is prefetched: both variants sample it within the step, so they differ only in the caches.
     loader = make_loader(bench, ahead=())
     bench.finish.callback(loader.close)
     return with_master_weights(bench, unet, loader.step)
 
 
 def make_loader(bench: Bench, ahead: Sequence[str]) -> Loader:
-    """The training script's loader, in a single process."""
+    """The training script's loader for a single process."""
     size = bench.config.train.batch_size
     return Loader(
         bench.items, bench.sampler, bench.caches, batch_size=size, rank=0, world=1, device=bench.device, ahead=ahead
@@ -153,7 +153,7 @@ def make_loader(bench: Bench, ahead: Sequence[str]) -> Loader:
 
 
 def without_caches(bench: Bench, unet: torch.nn.Module) -> Step:
-    """Makes the same batches from the picture files and captions, within the step."""
+    """Makes the same batches from the image files and captions within the step."""
     vae = loading.load_vae(bench.base, bench.caches.vae_dtype, bench.device)
     text = bench.model.load_text(bench.base, bench.device)
 
@@ -166,15 +166,15 @@ def without_caches(bench: Bench, unet: torch.nn.Module) -> Step:
 
 @torch.no_grad()
 def encode_batch(bench: Bench, vae: Any, text: Any, samples: Sequence[StepSample]) -> Batch:
-    """The batch that the loader reads for these draws (without flips), encoded here and now.
+    """The batch that the loader reads for these samples (without flips), but encoded here.
 
-    The pictures go through the VAE together; the caches encode each alone, which for more than one moves last bits.
+    The VAE encodes the images together. The caches encode each alone, so with more than one image the last bits differ.
     """
     items = [bench.items[sample.index] for sample in samples]
     pixels = [images.resize_and_crop(images.decode(item.sample.load()), item.geometry, False) for item in items]
-    # In this memory layout the VAE gives the very bits that the caches hold; another layout moves the last ones.
-    pictures = torch.stack([torch.tensor(picture).permute(2, 0, 1) for picture in pixels]).to(bench.device)
-    posterior = vae.encode(pictures.to(vae.dtype) / 127.5 - 1.0).latent_dist
+    # With this memory layout the VAE gives the same bits as in the caches; with another one the last bits differ.
+    stacked = torch.stack([torch.tensor(image).permute(2, 0, 1) for image in pixels]).to(bench.device)
+    posterior = vae.encode(stacked.to(vae.dtype) / 127.5 - 1.0).latent_dist
     rows = [bench.model.encode_caption(text, i.sample.caption, **bench.caches.text_settings)[0] for i in items]
     return Batch(
         mean=posterior.mean.half(),
@@ -190,7 +190,7 @@ def encode_batch(bench: Bench, vae: Any, text: Any, samples: Sequence[StepSample
 
 
 def in_memory(bench: Bench) -> Callable[[int], list[Batch]]:
-    """Batches read once, before the timing, and used over and over: for pairs that are not about data."""
+    """Batches read once before the timing and then reused, for pairs that do not test the data pipeline."""
     loader = make_loader(bench, ahead=("posterior", "noise"))
     ready = [list(loader.step(index)) for index in range(len(bench.items))]
     loader.close()
@@ -199,7 +199,7 @@ def in_memory(bench: Bench) -> Callable[[int], list[Batch]]:
 
 @dataclass(frozen=True)
 class VariantPair:
-    """Two variants, each with the words that stand for it in "A a step takes 1.5 times as long as B", and the precision."""
+    """Two variants, the words for each in "a step A takes 1.5 times as long as one B", and the precision."""
 
     a: str
     build_a: Callable[[Bench, torch.nn.Module], Step]
@@ -209,7 +209,7 @@ class VariantPair:
 
 
 PAIRS = {
-    "caches": VariantPair("without caches", without_caches, "with them", with_caches),
+    "caches": VariantPair("without caches", without_caches, "with caches", with_caches),
     "adapter": VariantPair(
         "with fp32 adapters as peft makes them",
         lambda bench, unet: as_peft(bench, unet, in_memory(bench)),
@@ -218,9 +218,9 @@ PAIRS = {
         precision="bf16",
     ),
     "same": VariantPair(
-        "in the first of two equal variants",
+        "of the first of two equal variants",
         lambda bench, unet: with_master_weights(bench, unet, in_memory(bench)),
-        "in the second",
+        "of the second",
         lambda bench, unet: with_master_weights(bench, unet, in_memory(bench)),
     ),
 }

@@ -212,7 +212,7 @@ def result(**changes):
         "pair": "caches",
         "model": "sdxl",
         "profile": "tiny",
-        "variants": {"a": "without caches", "b": "with them"},
+        "variants": {"a": "without caches", "b": "with caches"},
         "time": comparison,
         "cpu_time": comparison | {"ratio": 1.7, "low": 1.6, "high": 1.8},
         "seconds_per_step": {"a": 0.1731, "b": 0.1},
@@ -228,17 +228,17 @@ def result(**changes):
     } | changes
 
 
-def test_the_closing_lines_say_it_in_words():
+def test_the_result_as_text():
     first, by_cpu, *rest = paired_timing.sentence(result()).splitlines()
     assert first == (
-        "sdxl: without caches a step takes 1.73 times as long as with them (95 %: 1.69-1.78, 9 rounds; sign test p = 0.0039)"
+        "sdxl: a step without caches takes 1.73 times as long as one with caches (95 %: 1.69-1.78, 9 rounds; sign test p = 0.0039)"
     )
     assert by_cpu == "  by CPU time: 1.70 times (95 %: 1.60-1.80)"
     assert not any("no difference" in line for line in rest)
     assert any("173.1 ms and 100 ms" in line and "some CPU" in line for line in rest)
     assert not any("GiB" in line for line in rest)
     busy = paired_timing.sentence(result(discarded=3, memory={"a": 2**31, "b": 2**30}))
-    assert "9 rounds, 3 more left out because the machine was busy" in busy
+    assert "9 rounds, 3 more skipped because the machine was busy" in busy
     assert "peak memory 2.00 GiB and 1.00 GiB" in busy
     equal = result()["time"] | {"low": 0.98}
     assert "no difference has been shown" in paired_timing.sentence(result(time=equal))
