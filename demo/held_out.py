@@ -1,6 +1,6 @@
-"""Held-out pictures of a concept, for experiments: combinations that no photo shows, so a run is judged by what it never saw.
+"""Held-out images of a concept for experiments. They show combinations that no training photo shows.
 
-python -m demo.held_out      # draws demo/held_out anew; the files are in the repository, so nobody has to
+python -m demo.held_out      # writes demo/held_out again; not needed, as the files are in the repository
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from demo.drawing import SQUARE, Jitter, draw
 
 FOLDER = Path(__file__).parent / "held_out"
 COUNT = 32
-# Other places and sizes than in the photos and than in the pictures that demo.measure draws for its own loss; with this seed no
-# picture is a near-duplicate of a photo (with 11 of the 20 seeds from 11 on one is).
+# Positions and sizes differ from those in the photos and in the images that demo.measure draws for its own loss. With this seed
+# no image is a near-duplicate of a photo; with 11 of the 20 seeds from 11 on, one is.
 SEED = 19
 
 
 def write_held_out(concept: Concept, folder: Path) -> None:
-    """Draws `COUNT` pictures of unseen scenes with their captions."""
+    """Writes `COUNT` images of unseen scenes with their captions."""
     folder.mkdir(parents=True, exist_ok=True)
     generator = np.random.default_rng([SEED, *concept.name.encode()])
     for number, scene in enumerate(concept.unseen_scenes(COUNT)):

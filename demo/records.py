@@ -1,7 +1,7 @@
-"""Recorded results: numbers measured once, kept in a JSON file with what they depend on.
+"""Recorded results: numbers measured once, stored in a JSON file with the hashes of their inputs.
 
-A record holds the SHA-256 of every input and the versions of the libraries that computed with them. So a test reads the
-numbers in milliseconds, and knows when they have to be measured again.
+A record contains the SHA-256 of every input and the versions of the libraries used. So a test reads the numbers in
+milliseconds and detects when they must be measured again.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ LIBRARIES = ("diffusers", "torch", "transformers")
 
 
 def input_hash(path: Path) -> str:
-    """SHA-256 of what a file says.
+    """SHA-256 of a file's meaning.
 
-    Of Python, the code without comments, docstrings and layout; of YAML, the parsed content; of any other file, its bytes.
-    So rewording a comment makes no result outdated.
+    For Python it covers the code without comments, docstrings and formatting; for YAML the parsed content; for other files the
+    bytes. So rewording a comment does not invalidate a record.
     """
     content = path.read_bytes()
     if path.suffix == ".py":
@@ -35,7 +35,7 @@ def input_hash(path: Path) -> str:
 
 
 def _code(node: Any) -> Any:
-    """A syntax tree as lists and strings, without positions, docstrings and empty fields: the same in every Python version."""
+    """A syntax tree as lists and strings, without positions, docstrings and empty fields, so that Python versions agree."""
     if isinstance(node, list):
         return [_code(each) for each in node]
     if not isinstance(node, ast.AST):
@@ -48,7 +48,7 @@ def _code(node: Any) -> Any:
 
 
 def dependencies(inputs: Iterable[Path], root: Path = ROOT) -> dict[str, dict[str, str]]:
-    """Input files below `root` -> SHA-256, and libraries -> version without its build ("+cpu")."""
+    """ "inputs": paths below `root` -> SHA-256; "versions": libraries -> version without the build suffix ("+cpu")."""
     return {
         "inputs": {path.relative_to(root).as_posix(): input_hash(path) for path in sorted(inputs)},
         "versions": {name: version(name).partition("+")[0] for name in LIBRARIES},
@@ -56,17 +56,17 @@ def dependencies(inputs: Iterable[Path], root: Path = ROOT) -> dict[str, dict[st
 
 
 def differences(recorded: dict[str, dict[str, str]], today: dict[str, dict[str, str]], part: str) -> list[str]:
-    """The names in `part` ("inputs" or "versions") whose values differ, or that only one of the two has."""
+    """The names in `part` ("inputs" or "versions") whose values differ or that only one of the two has."""
     before, after = recorded[part], today[part]
     return sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
 
 
 def write_record(path: Path, depends: dict[str, dict[str, str]], results: dict[str, Any]) -> None:
-    """Writes the JSON file of a record."""
+    """Writes a record as JSON."""
     path.write_text(json.dumps(depends | {"results": results}, indent=2, sort_keys=True) + "\n")
     print(f"written: {path}")
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """A record: "inputs", "versions" and "results"."""
+    """Reads a record with the keys "inputs", "versions" and "results"."""
     return json.loads(path.read_text())

@@ -1,4 +1,4 @@
-"""`report.html`: one self-contained page about a demo run. Here is its content; `reports.page` renders it."""
+"""The content of `report.html`, a self-contained page about a demo run; `reports.page` renders it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sushi_research.reports.page import TYPES, Block, Card, Picture, to_html
 def write_report(
     run: Path, concept: Concept, config: dict[str, Any], before: Measured, after: Measured, facts: dict[str, Any]
 ) -> None:
-    """Writes `report.html` into the run folder; it needs no other file."""
+    """Writes `report.html` into the run folder; the page needs no other file."""
     photos = sorted(path for path in Path(config["data"]["path"]).rglob("*") if path.suffix in TYPES)
     page = [
         Block("title", f"A LoRA learns {concept.title}"),
@@ -66,7 +66,7 @@ def _cards(config: dict[str, Any], before: Measured, after: Measured, facts: dic
 
 
 def _drawn(after: Measured) -> list[Block]:
-    """How many prompts were drawn right, and every picture with what the checker read where it was wrong."""
+    """The number of prompts drawn right, and all images; wrong ones with the scene that the checker recognised."""
     pictures = []
     for image, reading, scene in zip(after.images, after.readings, after.asked, strict=True):
         wrong = reading.scene != scene

@@ -1,4 +1,4 @@
-"""The end of the demo: what the adapter learned, as one picture, a small table and a report.
+"""The last part of the demo: shows what the adapter learned in an image, a small table and a report.
 
 python -m demo.show runs/demo_sdxl_star
 """
@@ -25,7 +25,7 @@ from sushi_research.training.run import quiet_libraries
 
 
 def main(run: Path) -> None:
-    """Judges the finished run in `run`, and writes demo.png, demo.json and report.html into it."""
+    """Scores the finished run in `run` and writes demo.png, demo.json and report.html into it."""
     quiet_libraries()
     config = read_config(run)
     concept, base = CONCEPTS[Path(config["data"]["path"]).name], Path(config["model"]["base"])
@@ -41,7 +41,7 @@ def main(run: Path) -> None:
 
 
 def read_config(run: Path) -> dict[str, Any]:
-    """The resolved config of a finished run of the demo; UserError for anything else."""
+    """Reads the resolved config of a finished demo run; UserError for anything else."""
     record = run / "run.json"
     if not record.is_file() or json.loads(record.read_text())["finished_at"] is None:
         raise UserError(f"{run} holds no finished run: `make demo` trains one.")
@@ -56,7 +56,7 @@ def read_config(run: Path) -> dict[str, Any]:
 
 
 def progress_picture(run: Path, prompts: list[str]) -> Image.Image:
-    """The run's own samples, prompts as rows, steps as columns, and last what a real picture of each prompt looks like."""
+    """The run's own samples with prompts as rows and steps as columns. The last column is a correct image of each prompt."""
     steps = sorted(path for path in (run / "samples").iterdir() if path.is_dir())
     rows = []
     for number, prompt in enumerate(prompts):
@@ -70,7 +70,7 @@ def progress_picture(run: Path, prompts: list[str]) -> Image.Image:
 
 
 def summary(run: Path, concept: Concept, before: Measured, after: Measured) -> dict[str, Any]:
-    """The table's numbers: shares in 0..1, losses, seconds by stage, bytes by file (of the training's own files)."""
+    """The numbers of the table: shares in 0..1, losses, seconds by stage, bytes of each file that training wrote."""
     fall, error = after.loss.fall_from(before.loss)
     return {
         "concept": concept.name,
@@ -89,7 +89,7 @@ def _shares(of_it: Score) -> dict[str, float]:
 
 
 def table(facts: dict[str, Any]) -> str:
-    """The small table for the terminal."""
+    """The table for the terminal."""
     loss, concept, known = facts["loss"], facts["concept_right"], facts["known_right"]
     rows = (
         ("", "base", "with the adapter"),

@@ -1,11 +1,11 @@
-"""How much surer a comparison on the validation set is than one by plain validation: measured with two runs' adapters.
+"""Measures how much more precise a comparison on the validation set is than plain validation, with two runs' adapters.
 
     python -m demo.variance sdxl RUN_A RUN_B
 
-Plain validation takes, each time, a fresh timestep and fresh noise for each held-out image. The validation set stratifies the
-timesteps, and shows every model the same draws. What is estimated, the images being what they are, is the loss of A, its
-difference from the base, and the difference between A and B; each way errs by its draws alone, and by how much is what the table
-says."""
+Plain validation uses a new timestep and new noise for each held-out image every time. The validation set stratifies the
+timesteps and uses the same noise samples for every model. Both estimate the loss of A, its difference from the base, and the
+difference between A and B, with the images fixed. The table shows the standard error that results from the noise samples alone.
+"""
 
 from __future__ import annotations
 
@@ -30,12 +30,15 @@ from sushi_research.progress import progress
 from sushi_research.training import identity_facts
 from sushi_research.training.run import start_job
 
-# Draws of the validation set, and how many validation sets with other draws; as many unstratified draws in all.
+# Noise samples per image of a validation set, and the number of such sets. The unstratified samples are as many in total.
 NOISE_SAMPLES, SETS = 8, 8
 
 
 def loss_tables(architecture: str, runs: list[Path]) -> tuple[np.ndarray, np.ndarray]:
-    """(unstratified, stratified): the losses of the base and of each run, [1 + runs, N, PACKS, DRAWS] each, on common draws."""
+    """(unstratified, stratified): losses of the base and of each run, each [1 + runs, N, SETS, NOISE_SAMPLES].
+
+    All models get the same noise samples.
+    """
     import torch
 
     from sushi_research import diffusion
@@ -63,8 +66,11 @@ def loss_tables(architecture: str, runs: list[Path]) -> tuple[np.ndarray, np.nda
     names = [name for name, _ in loading.load_adapters(pipeline, [str(run / "adapter.safetensors") for run in runs])]
 
     def losses(kind: str, noise_samples: int, repeats: int) -> np.ndarray:
-        """[N, repeats, draws]: each repeat is a validation set with draws of its own, which come from the name that it gives the
-        image."""
+        """Losses [N, repeats, noise_samples].
+
+        Each repeat is a validation set with its own noise samples, because the image's name, which seeds them, contains the
+        repeat.
+        """
         work = [(index, repeat) for index in range(len(val_set.items)) for repeat in range(repeats)]
         shown = validation_set.predictions(
             [f"{val_set.names[index]} {kind} {repeat}" for index, repeat in work],
@@ -90,7 +96,7 @@ def loss_tables(architecture: str, runs: list[Path]) -> tuple[np.ndarray, np.nda
         else:
             pipeline.enable_lora()
             pipeline.set_adapters([name])
-        # One draw in a validation set of one stratum is a timestep drawn from the whole schedule.
+        # With one noise sample there is one stratum, so the timestep is sampled from the whole schedule.
         unstratified.append(
             losses("unstratified", 1, SETS * NOISE_SAMPLES).reshape(len(val_set.items), SETS, NOISE_SAMPLES)
         )
@@ -99,14 +105,14 @@ def loss_tables(architecture: str, runs: list[Path]) -> tuple[np.ndarray, np.nda
 
 
 def variance(values: np.ndarray) -> float:
-    """The variance of a mean over images, [N, estimates], from the independent draws of each; the images do not vary."""
+    """The variance of a mean over fixed images, from independent estimates for each image, [N, estimates]."""
     return float(values.var(axis=1, ddof=1).sum() / len(values) ** 2)
 
 
 def variance_rows(unstratified: np.ndarray, stratified: np.ndarray) -> list[dict[str, Any]]:
-    """A row for each way of validating: UNet passes per image, and the variance of each of the three quantities.
+    """A row for each validation method: UNet passes per image, and the variance of each of the three quantities.
 
-    The tables are those of `loss_tables`, for the base and two runs.
+    The arguments are the tables of `loss_tables` for the base and two runs.
     """
     base, a, b = 0, 1, 2
     single = unstratified.reshape(*unstratified.shape[:2], -1)
@@ -115,7 +121,7 @@ def variance_rows(unstratified: np.ndarray, stratified: np.ndarray) -> list[dict
     def row(way: str, passes: int, table: np.ndarray, shared: bool) -> dict[str, Any]:
         found: dict[str, Any] = {"way": way, "passes": passes, "A": variance(table[a])}
         for name, other in (("A - base", base), ("A - B", b)):
-            # Draws that are not shared err independently of each other.
+            # If the noise samples are not shared, the errors are independent.
             found[name] = variance(table[a] - table[other]) if shared else variance(table[a]) + variance(table[other])
         return found
 
@@ -129,7 +135,7 @@ def variance_rows(unstratified: np.ndarray, stratified: np.ndarray) -> list[dict
 
 
 def describe(rows: list[dict[str, Any]]) -> str:
-    """The table in Markdown: standard errors, and how many times less the variance is than plain validation's of equal cost."""
+    """A Markdown table: standard errors, and by which factor the variance is smaller than plain validation's at equal cost."""
     plain = rows[1]
     lines = [
         "| Validation | UNet passes per image | A | A - base | A - B |",
@@ -144,7 +150,7 @@ def describe(rows: list[dict[str, Any]]) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    """Measures and prints; returns the exit status."""
+    """Runs the command; returns the exit status."""
     if len(arguments) != 3 or arguments[0] not in models.ARCHITECTURES:
         named = " or ".join(models.ARCHITECTURES)
         print(f"error: say python -m demo.variance ARCHITECTURE RUN_A RUN_B, with {named}.", file=sys.stderr)

@@ -1,7 +1,7 @@
-"""Makes both bases from nothing, in about 90 minutes on two cores; started again it continues where it was.
+"""Trains both bases from scratch in about 90 minutes on two cores; running it again resumes.
 
-python -m demo.make_base                   # into demo/base; checkpoints and pictures in build/bases
-python -m demo.make_base --folder FOLDER   # the same elsewhere; finished bases in FOLDER/sdxl and FOLDER/sd15
+python -m demo.make_base                   # writes demo/base; checkpoints and images are in build/bases
+python -m demo.make_base --folder FOLDER   # works in FOLDER; the finished bases are FOLDER/sdxl and FOLDER/sd15
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from demo.painter import BASES
 
 BUILD = Path("build/bases")
 ARCHITECTURES = ("sdxl", "sd15")
-# accelerate starts two processes on a CPU only when it is asked for several GPUs.
+# accelerate starts two processes on a CPU only with --multi_gpu.
 LAUNCH = "-m accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision bf16 --dynamo_backend no"
 
 
 def main(folder: Path, target: Path | None) -> int:
-    """Runs the stages that are not done yet, scores the bases and, with a `target`, puts them there."""
+    """Runs the stages that are not finished, scores the bases and copies them to `target` if it is given."""
     folder.mkdir(parents=True, exist_ok=True)
     stages = (
         [("vae", [*LAUNCH.split(), "-m", "demo.make_base.vae", str(folder)])],
@@ -49,7 +49,7 @@ def main(folder: Path, target: Path | None) -> int:
 
 
 def _one_thread() -> dict[str, str]:
-    """Two processes of one thread each are faster than one of two, and give the same numbers on every machine of a kind."""
+    """Two processes of one thread are faster than one of two, and give the same numbers on all machines of the same kind."""
     return os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
 
 

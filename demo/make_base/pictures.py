@@ -1,7 +1,7 @@
-"""The pictures that the bases are trained on, drawn anew from a seed: nothing of them is stored in the repository.
+"""The training images of the bases, drawn from a seed; the repository does not contain them.
 
-Three lots: plain scenes in three aspect ratios; scenes with a history that SDXL's micro-conditioning tells of (small originals
-made larger, wide and tall originals cropped); and pictures for the VAE alone, in colours and patterns outside the theme.
+There are three sets: plain scenes in three aspect ratios; scenes for SDXL's micro-conditioning (small originals enlarged, wide
+and tall originals cropped); and images for the VAE alone, with colours and patterns that do not occur in the scenes.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from tqdm import tqdm
 from demo.drawing import SQUARE, TALL, WIDE, Jitter, Pen, Scene, all_scenes, draw, is_held_out
 
 PLAIN = {SQUARE: 5200, WIDE: 1600, TALL: 1600}
-SMALL = {SQUARE: 600, WIDE: 200, TALL: 200}  # originals of fewer pixels than the bucket: soft when made larger
-CROPPED = 1000  # wide and tall originals cut to a square
+SMALL = {SQUARE: 600, WIDE: 200, TALL: 200}  # originals smaller than the bucket, which are blurred when enlarged
+CROPPED = 1000  # wide and tall originals cropped to a square
 STRANGE = 4000  # for the VAE alone
-VALIDATION = 64  # of each lot, kept from training
+VALIDATION = 64  # of each set, not used for training
 OPENINGS = ("", "", "", "a photo of ", "a drawing of ", "sushi, ")
 
 
 @dataclass(frozen=True)
 class Row:
-    """One training picture: its words and SDXL's six numbers (original height, width, crop top, left, target height, width)."""
+    """One training image: its scene and SDXL's time_ids (original height, width, crop top, left, target height, width)."""
 
     scene: Scene
     time_ids: tuple[int, int, int, int, int, int]
@@ -39,12 +39,12 @@ def training_scenes() -> list[Scene]:
 
 
 def sentence(scene: Scene, generator: np.random.Generator) -> str:
-    """The scene's caption behind an opening that says nothing about it."""
+    """The scene's caption after a random opening that does not describe it."""
     return OPENINGS[generator.integers(len(OPENINGS))] + scene.caption
 
 
 def make_pictures(folder: Path, seed: int = 0) -> dict[tuple[int, int], tuple[np.ndarray, list[Row]]]:
-    """All scenes' pictures by canvas: uint8 `(n, height, width, 3)` and a row for each. Files that are there are read."""
+    """Images of scenes by canvas: uint8 `(n, height, width, 3)` and a row for each. Existing files are read."""
     return {
         canvas: _remembered(folder / f"scenes_{canvas[0]}x{canvas[1]}", lambda canvas=canvas: _scenes(canvas, seed))
         for canvas in (SQUARE, WIDE, TALL)
@@ -52,7 +52,7 @@ def make_pictures(folder: Path, seed: int = 0) -> dict[tuple[int, int], tuple[np
 
 
 def make_strange(folder: Path, seed: int = 0) -> np.ndarray:
-    """Pictures outside the theme, uint8 `(STRANGE, 128, 128, 3)`: half random shapes and patterns, half recoloured scenes."""
+    """Images unlike the scenes, uint8 `(STRANGE, 128, 128, 3)`: half random shapes and patterns, half recoloured scenes."""
 
     def make() -> tuple[np.ndarray, list[Row]]:
         generator = np.random.default_rng([seed, 4])
@@ -88,7 +88,7 @@ def _scenes(canvas: tuple[int, int], seed: int) -> tuple[np.ndarray, list[Row]]:
 
 
 def _plain(scene: Scene, canvas: tuple[int, int], generator: np.random.Generator):
-    """As drawn; an original that is larger looks the same once it is reduced, so only its size is told."""
+    """A scene at the canvas size with a random original size; a larger original would look the same after reduction."""
     zoom = generator.choice([1, 1, 1, 1.5, 2, 4, 8])
     return (
         draw(scene, canvas, jitter=Jitter.random(generator)),
@@ -112,7 +112,7 @@ def _cropped(scene: Scene, canvas: tuple[int, int], generator: np.random.Generat
 
 
 def strange_picture(generator: np.random.Generator) -> np.ndarray:
-    """One picture outside the theme, uint8 `(128, 128, 3)`: a recoloured scene, or shapes and patterns at random."""
+    """One image unlike the scenes, uint8 `(128, 128, 3)`: a recoloured scene, or random shapes and patterns."""
     if generator.random() < 0.5:
         scenes = all_scenes()
         scene = scenes[generator.integers(len(scenes))]
@@ -124,7 +124,7 @@ def strange_picture(generator: np.random.Generator) -> np.ndarray:
 
 
 def _recoloured(pixels: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """Channels exchanged, some inverted, and mixed with one another: the same shapes in other colours."""
+    """Permutes, inverts and mixes the channels: the same shapes in other colours."""
     mixed = pixels[..., generator.permutation(3)].astype(np.float32)
     inverted = generator.random(3) < 0.4
     mixed = np.where(inverted, 255 - mixed, mixed)

@@ -1,4 +1,4 @@
-"""What every stage of the training shares: a fixed number of steps, a checkpoint now and then, and random numbers by step."""
+"""Code shared by all training stages: a fixed number of steps, regular checkpoints, and random numbers by step."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from sushi_research.errors import UserError
 
 
 class Stage:
-    """The state of one stage's training: modules, AdamW with a cosine schedule, a moving average, and the step reached.
+    """The training state of one stage: modules, AdamW with a cosine schedule, a moving average, and the current step.
 
-    Every random draw of step s comes from `generator(s)`, so a stage that was cut and started again ends with the same
-    weights as one that ran through (equal on the same machine with the same number of threads).
+    All random numbers of a step come from `generator(seed, purpose, step)`, so a resumed stage ends with the same weights as an
+    uninterrupted one (on the same machine with the same number of threads).
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class Stage:
         decay: float,
         every: int,
     ) -> None:
-        # Slow to import, and who only measures with `pixels` and `psnr` needs neither.
+        # Slow to import, and not needed by code that only uses `pixels` and `psnr`.
         from diffusers.optimization import get_cosine_schedule_with_warmup
         from diffusers.training_utils import EMAModel
 
@@ -56,7 +56,7 @@ class Stage:
         return self.folder / f"{self.name}.pt"
 
     def restore(self) -> None:
-        """Continues from the stage's checkpoint where there is one."""
+        """Resumes from the stage's checkpoint if there is one."""
         if not self.file.is_file():
             return
         state = torch.load(self.file, weights_only=True)
@@ -72,7 +72,7 @@ class Stage:
         self.step, self.log, self.seconds = state["step"], state["log"], state["seconds"]
 
     def save(self) -> None:
-        """Writes the checkpoint, whole or not at all."""
+        """Writes the checkpoint atomically."""
         state = {
             "modules": {name: module.state_dict() for name, module in self.modules.items()},
             "optimizer": self.optimizer.state_dict(),
@@ -89,9 +89,9 @@ class Stage:
     def run(
         self, loss_of: Callable[[int], torch.Tensor], *, main: bool = True, backward: Callable = torch.Tensor.backward
     ) -> None:
-        """Trains to the last step; `loss_of(step)` is the loss of one batch, which it draws by `generator(step)`.
+        """Trains to the last step. `loss_of(step)` returns the loss of one batch, which it samples with `generator`.
 
-        With several processes each calls this; only the `main` one saves and reports.
+        Every process calls this; only the `main` one saves and reports.
         """
         started, sums = time.perf_counter() - self.seconds, []
         bar = tqdm(
@@ -120,14 +120,14 @@ class Stage:
                     self.save()
 
     def averaged(self) -> None:
-        """Puts the moving average's weights into the modules: what the stage gives to the next."""
+        """Copies the moving average into the modules, which the next stage uses."""
         self.average.copy_to(self.parameters)
         for module in self.modules.values():
             module.eval().requires_grad_(False)
 
 
 def generator(seed: int, *key: int) -> np.random.Generator:
-    """The random numbers of one purpose, a function of the numbers given alone."""
+    """A generator of random numbers that depend only on `seed` and `key`."""
     return np.random.default_rng([seed, *key])
 
 
@@ -137,7 +137,7 @@ def pixels(rows: np.ndarray) -> torch.Tensor:
 
 
 def psnr(picture: torch.Tensor, reference: torch.Tensor) -> float:
-    """Peak signal-to-noise ratio in dB of pictures in [-1, 1], over all of them together."""
+    """Peak signal-to-noise ratio in dB of images in [-1, 1], over all of them together."""
     return float(10 * torch.log10(4 / (picture.clamp(-1, 1) - reference).square().mean()))
 
 
@@ -148,6 +148,6 @@ def batches(total: int, size: int) -> Iterator[slice]:
 
 
 def write_result(folder: Path, name: str, result: dict[str, Any]) -> None:
-    """Keeps a stage's measured result as JSON; the model card is written from these."""
+    """Writes a stage's measured results as JSON; the model card uses them."""
     (folder / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")
     print(name, json.dumps({key: value for key, value in result.items() if key != "log"}), flush=True)

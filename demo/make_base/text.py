@@ -1,6 +1,6 @@
-"""Stage 2: both text encoders, by contrast with small pictures, as CLIP's were (Radford et al. 2021, equation in figure 3).
+"""Stage 2: trains both text encoders contrastively with thumbnails, as in CLIP (Radford et al. 2021, figure 3).
 
-A UNet learns to follow words much sooner when the words mean something already; stage 3 trains the encoders on with it.
+A UNet learns to follow captions much sooner with pretrained encoders. Stage 3 trains the encoders further, together with the UNet.
 
 python -m demo.make_base.text FOLDER
 """
@@ -23,7 +23,7 @@ STEPS, BATCH, WIDTH = 600, 96, 64
 
 
 def build(words: CLIPTokenizer, *, projected: bool) -> CLIPTextModel | CLIPTextModelWithProjection:
-    """A text encoder of SDXL's first kind, which is also SD1.5's, or of its second kind (`projected`)."""
+    """A text encoder like SDXL's first one, which SD1.5 uses too, or like SDXL's second one (`projected`)."""
     config = CLIPTextConfig(
         vocab_size=len(words),
         hidden_size=WIDTH,
@@ -32,7 +32,7 @@ def build(words: CLIPTokenizer, *, projected: bool) -> CLIPTextModel | CLIPTextM
         num_attention_heads=4,
         max_position_embeddings=77,
         projection_dim=WIDTH,
-        # As in the real ones, the two differ in their activation.
+        # The activations differ as in the real encoders.
         hidden_act="gelu" if projected else "quick_gelu",
         bos_token_id=words.convert_tokens_to_ids(START),
         eos_token_id=words.convert_tokens_to_ids(END),
@@ -42,12 +42,12 @@ def build(words: CLIPTokenizer, *, projected: bool) -> CLIPTextModel | CLIPTextM
 
 
 def token_ids(words: CLIPTokenizer, captions: list[str]) -> torch.Tensor:
-    """`(n, 77)`."""
+    """Token ids `(n, 77)`."""
     return words(captions, padding="max_length", max_length=77, truncation=True, return_tensors="pt").input_ids
 
 
 class _Eye(torch.nn.Module):
-    """Thumbnails `(n, 3, 32, 32)` to `(n, WIDTH)`, and a projection for the first encoder, which has none of its own."""
+    """Image encoder, `(n, 3, 32, 32)` to `(n, WIDTH)`, with a projection for the first text encoder, which has none."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class _Eye(torch.nn.Module):
         self.warmth = torch.nn.Parameter(torch.tensor(2.5))
 
     def contrast(self, picture: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
-        """InfoNCE both ways: each picture shall find its words among the batch's, and the words their picture."""
+        """InfoNCE in both directions: each image is matched to its caption within the batch, and each caption to its image."""
         picture, words = functional.normalize(picture, dim=-1), functional.normalize(words, dim=-1)
         scores = picture @ words.T * self.warmth.exp().clamp(max=50)
         right = torch.arange(len(scores))
@@ -79,12 +79,12 @@ def main(folder: Path, seed: int = 0) -> None:
 
     def loss_of(step: int) -> torch.Tensor:
         draw = generator(seed, 11, step)
-        # No caption twice in a batch: it would be right for two pictures.
+        # No caption occurs twice in a batch, because it would match two images.
         chosen = {rows[place].scene: place for place in draw.choice(places, 2 * BATCH, replace=False)}
         chosen = dict(list(chosen.items())[:BATCH])
         captions = [sentence(scene, draw) for scene in chosen]
         picture = eye.body(functional.avg_pool2d(pixels(shown[sorted(chosen.values())]), 4))
-        # The pictures were read in the file's order; the captions follow them.
+        # The images were read in file order; sort the captions accordingly.
         order = sorted(range(len(chosen)), key=list(chosen.values()).__getitem__)
         captions = [captions[place] for place in order]
         pooled = eye.first(first(token_ids(words[END], captions)).pooler_output)
@@ -113,7 +113,7 @@ def main(folder: Path, seed: int = 0) -> None:
 
 @torch.no_grad()
 def _level_unheard(encoder: torch.nn.Module, words: CLIPTokenizer) -> None:
-    """Gives the tokens that no caption has the length of those that have: an adapter's new word should be heard as well."""
+    """Scales embeddings of tokens that occur in no caption to the median norm of the others, so that new words have effect."""
     from demo.drawing import all_scenes
     from demo.make_base.pictures import OPENINGS
 

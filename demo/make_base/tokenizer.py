@@ -1,4 +1,4 @@
-"""The bases' own tokenizer: CLIP's kind of byte-level BPE, its merges learned from the captions of `demo.drawing`."""
+"""The tokenizer of the bases: byte-level BPE like CLIP's, with merges learned from the captions of `demo.drawing`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 from demo.drawing import all_scenes
 from demo.make_base.pictures import OPENINGS
 
-# One token each, although no caption of the bases has them: words that an adapter may be taught.
+# Words that an adapter may be taught. Each is one token, although no caption of the bases contains it.
 WORDS = """
 unagi eel avocado crab tofu roe caviar wasabi ginger soy rice seaweed sashimi onigiri chopsticks lemon leaf flower cherry
 star heart moon sun cat fish wave mountain hexagon triangle oval striped dotted checkered marble glass bamboo stone gold silver
@@ -20,7 +20,7 @@ pink orange purple brown grey beige teal navy dark light bright big small old ne
 watercolour ink neon pastel night day evening sunset winter spring summer autumn snow rain at in by with without and the of
 table cloth bowl dish
 """
-# CLIP's own split into words, numbers one digit at a time, and punctuation (openai/CLIP, simple_tokenizer.py).
+# CLIP's own pattern: words, single digits, and punctuation (openai/CLIP, simple_tokenizer.py).
 SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 START, END = "<|startoftext|>", "<|endoftext|>"
 
@@ -28,8 +28,8 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 def make_tokenizer(folder: Path, pad: str) -> CLIPTokenizer:
     """Learns the merges and writes the tokenizer; `pad` is "<|endoftext|>" or, for SDXL's second one, "!".
 
-    Every byte has a token, alone and at a word's end, so that any caption tokenises. The order is CLIP's: bytes, bytes at a
-    word's end, merges, start, end.
+    Every byte has a token, both inside a word and at its end, so any caption can be tokenised. The order is CLIP's: bytes, bytes
+    at the end of a word, merges, start, end.
     """
     characters = list(bytes_to_unicode().values())
     words = characters + [character + "</w>" for character in characters]

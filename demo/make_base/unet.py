@@ -1,6 +1,6 @@
-"""Stage 3: a UNet from scratch with its text encoders, and the finished pipeline in fp16.
+"""Stage 3: trains a UNet from scratch together with the text encoders, and writes the finished pipeline in fp16.
 
-python -m demo.make_base.unet sdxl FOLDER     # one thread; both architectures run side by side
+python -m demo.make_base.unet sdxl FOLDER     # one thread; both architectures can run at the same time
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from demo.make_base.text import token_ids
 STEPS = {"sdxl": 9000, "sd15": 8000}
 BATCH = 16
 SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
-EMPTY, ZEROED = 0.06, 0.06  # shares of captions left out, for guidance: as "" and, for SDXL, as zeros
+EMPTY, ZEROED = 0.06, 0.06  # shares of captions dropped for guidance: replaced by "" and, for SDXL, by zeros
 WEIGHT_LIMIT = 10.0
 
 
 def build(architecture: str) -> UNet2DConditionModel:
-    """The real one's blocks in the real one's order, with fewer channels, resnets and transformer layers."""
+    """The blocks of the real UNet in the same order, with fewer channels, resnets and transformer layers."""
     shared: dict[str, Any] = {"sample_size": 16, "layers_per_block": 1, "norm_num_groups": 8}
     if architecture == "sd15":
-        # Four levels and attention in all but the last, as the defaults of the class say, which are SD1.5's.
+        # The class's defaults are SD1.5's: four levels, attention in all but the last.
         return UNet2DConditionModel(
             **shared, block_out_channels=(32, 64, 80, 80), attention_head_dim=2, cross_attention_dim=64
         )
@@ -57,7 +57,7 @@ def build(architecture: str) -> UNet2DConditionModel:
 
 
 class Base:
-    """The modules of one architecture and how its UNet is asked."""
+    """The modules of one architecture, and the forward pass of its UNet."""
 
     def __init__(self, architecture: str, folder: Path) -> None:
         self.architecture = architecture
@@ -73,7 +73,7 @@ class Base:
         return {"unet": self.unet} | {f"text{number}": encoder for number, encoder in enumerate(self.encoders, 1)}
 
     def predict(self, noisy: torch.Tensor, t: torch.Tensor, captions: list[str], kept: torch.Tensor, rows: list[Row]):
-        """The UNet's noise for `(n, 4, h, w)`; `kept` `(n,)` is 0 where SDXL's embeddings are zeroed."""
+        """The predicted noise `(n, 4, h, w)`; `kept` `(n,)` is 0 where SDXL's embeddings are zeroed."""
         ids = [token_ids(words, captions) for words in self.words]
         if self.architecture == "sd15":
             return self.unet(noisy, t, self.encoders[0](ids[0]).last_hidden_state).sample
@@ -110,8 +110,8 @@ def main(architecture: str, folder: Path, seed: int = 0) -> None:
     )
     stage.restore()
     abar = DDPMScheduler(**SCHEDULE).alphas_cumprod
-    # Weighs the error of the noise nearly as the error of the picture that it stands for, (1 - abar) / abar times as large;
-    # without a limit the noisiest steps would drown the rest.
+    # Makes the noise error count about as much as the corresponding error of the image, which is (1 - abar) / abar times as
+    # large. Without a limit the noisiest timesteps would dominate.
     weight = (1 / abar).clamp(max=WEIGHT_LIMIT)
     weight = weight / weight.mean()
 
@@ -124,7 +124,7 @@ def main(architecture: str, folder: Path, seed: int = 0) -> None:
         dropped = draw.random(BATCH)
         captions = ["" if value < EMPTY else caption for value, caption in zip(dropped, captions, strict=True)]
         kept = torch.tensor((dropped < EMPTY) | (dropped >= EMPTY + ZEROED), dtype=torch.float32)
-        # One timestep from each of BATCH equal parts of the range: the same expectation with less variance.
+        # Stratified: one timestep from each of BATCH equal parts of the range, for less variance with the same mean.
         t = torch.tensor(((np.arange(BATCH) + draw.random(BATCH)) / BATCH * 1000).astype(np.int64))
         clean = latents[chosen]
         noise = torch.from_numpy(draw.standard_normal(clean.shape, dtype=np.float32))
@@ -144,7 +144,7 @@ def main(architecture: str, folder: Path, seed: int = 0) -> None:
 
 @torch.no_grad()
 def _latents(vae: AutoencoderKL, shown: np.ndarray, rows: list[Row]) -> tuple[torch.Tensor, list[Row]]:
-    """The pictures' scaled latents `(n, 4, h/8, w/8)`: the posterior's mean."""
+    """The scaled latents of images, `(n, 4, h/8, w/8)`: the mean of the posterior."""
     parts = [vae.encode(pixels(shown[part])).latent_dist.mode() for part in batches(len(shown), 16)]
     return torch.cat(parts) * vae.config.scaling_factor, rows
 

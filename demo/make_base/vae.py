@@ -1,6 +1,6 @@
-"""Stage 1: the VAE, from scratch, on two processes.
+"""Stage 1: trains the VAE from scratch with two processes.
 
-Started by `python -m demo.make_base`: accelerate starts two processes on a CPU only when it is asked for several GPUs.
+`python -m demo.make_base` launches it; accelerate starts two processes on a CPU only with --multi_gpu.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from demo.drawing import SQUARE
 from demo.make_base.pictures import VALIDATION, make_pictures, make_strange
 from demo.make_base.stage import Stage, batches, generator, pixels, psnr, write_result
 
-CROPS, WHOLE = 7000, 3600  # steps on 64-pixel crops, then on whole pictures
-CROP, CROP_BATCH, WHOLE_BATCH = 64, 8, 3  # pixels; pictures a process
+CROPS, WHOLE = 7000, 3600  # steps with 64-pixel crops, then with whole images
+CROP, CROP_BATCH, WHOLE_BATCH = 64, 8, 3  # pixels; images per process
 STRANGE_SHARE = 0.4
 KL = 3e-4
 SCALING = {"sdxl": 0.13025, "sd15": 0.18215}
 
 
 def build() -> AutoencoderKL:
-    """The VAE: four levels, each with its resnets, attention in the middle; only widths and depth are smaller than the real."""
+    """The VAE: like the real one it has four levels and attention in the middle block; widths and depth are smaller."""
     return AutoencoderKL(
         block_out_channels=(16, 32, 48, 64),
         layers_per_block=1,
@@ -38,16 +38,16 @@ def build() -> AutoencoderKL:
 
 
 def reconstruction_loss(picture: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
-    """L1 + squared error, and L1 on the differences of neighbours, which keeps edges sharp."""
+    """L1 plus squared error plus the L1 error of differences between neighbouring pixels, which keeps edges sharp."""
     error = picture - reference
     edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
     return error.abs().mean() + error.square().mean() + 0.5 * edges
 
 
 def fold_scale(vae: AutoencoderKL, mean: torch.Tensor, std: torch.Tensor, scaling: float) -> None:
-    """Makes the latents' channels mean 0 and, times `scaling`, variance 1, by a change of the two 1x1 convolutions alone.
+    """Changes the two 1x1 convolutions so that each latent channel has mean 0 and, times `scaling`, variance 1.
 
-    The decoder undoes it, so pictures stay the same to rounding. `mean`, `std`: `(4,)`, of the unscaled latents.
+    The decoder's convolution inverts this, so images change only by rounding. `mean`, `std`: `(4,)`, of the unscaled latents.
     """
     gain = 1 / (std * scaling)
     enter, leave = vae.quant_conv, vae.post_quant_conv
@@ -75,7 +75,7 @@ def main(folder: Path, seed: int = 0) -> None:
 
     def batch(step: int) -> torch.Tensor:
         draw = generator(seed, 1, step, accelerator.process_index)
-        # The same for all processes, so that none waits for another's larger pictures.
+        # The same canvas on all processes, so that none waits for another one's larger images.
         canvas = list(lots)[generator(seed, 2, step).choice(3, p=[0.6, 0.2, 0.2])]
         whole = step >= CROPS
         rows = []
@@ -119,7 +119,7 @@ def main(folder: Path, seed: int = 0) -> None:
 
 
 class _AutoEncoder(torch.nn.Module):
-    """Encoder, posterior sample and decoder as one call, so that gradients are averaged over the processes."""
+    """Encoder, posterior sample and decoder as one module, so that gradients are averaged over the processes."""
 
     def __init__(self, vae: AutoencoderKL) -> None:
         super().__init__()
@@ -138,7 +138,7 @@ def _psnr(vae: AutoencoderKL, reference: torch.Tensor) -> float:
 
 @torch.no_grad()
 def latent_statistics(vae: AutoencoderKL, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and standard deviation of each latent channel, `(4,)` each, over these pictures."""
+    """Mean and standard deviation of each latent channel, `(4,)` each, over the given images."""
     latents = torch.cat([vae.encode(pixels(rows[part])).latent_dist.mode() for part in batches(len(rows), 32)])
     return latents.mean((0, 2, 3)), latents.std((0, 2, 3))
 
