@@ -1,5 +1,5 @@
-"""What scripts/evaluate.py found: a folder for the base and each adapter at each LoRA scale, which compare_runs.py reads like a
-run's; and the sweep over LoRA scales as a table, a curve and a grid of pictures."""
+"""Writes the results of scripts/evaluate.py: one folder for the base and for each adapter at each LoRA scale, which
+compare_runs.py reads like a run folder; and the sweep over LoRA scales as a table, a plot and an image grid."""
 
 from __future__ import annotations
 
@@ -19,17 +19,16 @@ from sushi_research.evaluation.drift import Drift
 from sushi_research.evaluation.results import Results
 from sushi_research.files import disk_error, write_atomic, write_json
 from sushi_research.fingerprints import content_hash
-from sushi_research.sampling import plots as pictures
-from sushi_research.sampling import sample_grids
+from sushi_research.sampling import plots, sample_grids
 
-# The step under which an adapter file's results stand; the base's stand under 0.
+# The step under which an adapter file's results are stored; the base's are stored under 0.
 STEP = 1
 
 
 @dataclass(frozen=True)
 class Result:
-    """One evaluated state: losses and the base's [N, noise samples], drift [captions, noise samples] or None, pictures in rows'
-    order."""
+    """One evaluated state: its losses and the base's [N, noise samples], drift [captions, noise samples] or None, and images in
+    the order of `rows`."""
 
     name: str
     lora_scale: float
@@ -41,16 +40,16 @@ class Result:
 
 
 def folder_names(paths: Sequence[str], lora_scales: Sequence[float]) -> dict[tuple[int, float], str]:
-    """(number of the file, LoRA scale) -> its folder's name: the file's, with a number where two are called alike.
+    """(number of the file, LoRA scale) -> folder name: the file's label, with the number appended if labels are equal.
 
-    UserError for a file that is not there: told before anything is loaded.
+    UserError for a missing file, before anything is loaded.
     """
     for path in paths:
         if not Path(path).is_file():
             raise UserError(f"the adapter {path} is not there: give the path of a .safetensors file.")
     labels = [label_of(Path(path)) for path in paths]
-    often = Counter([*labels, "base"])
-    names = [f"{label}-{number}" if often[label] > 1 else label for number, label in enumerate(labels)]
+    counts = Counter([*labels, "base"])
+    names = [f"{label}-{number}" if counts[label] > 1 else label for number, label in enumerate(labels)]
     return {
         (number, lora_scale): name if lora_scale == 1 else f"{name}-scale-{lora_scale:g}"
         for number, name in enumerate(names)
@@ -59,7 +58,7 @@ def folder_names(paths: Sequence[str], lora_scales: Sequence[float]) -> dict[tup
 
 
 def adapter_facts(path: Path, lora_scale: float, changes_text: bool) -> dict[str, Any]:
-    """What provenance.json says of an adapter file: its name, the hash of its bytes, and how it was applied."""
+    """The entry of an adapter file in provenance.json: its name, the hash of its bytes, and how it was applied."""
     return {
         "file": path.name,
         "hash": content_hash(path.read_bytes()),
@@ -71,7 +70,7 @@ def adapter_facts(path: Path, lora_scale: float, changes_text: bool) -> dict[str
 def write(
     output: Path, result: Result, val_set: validation_set.ValidationSet, measure: Drift | None, entry: dict[str, Any]
 ) -> None:
-    """Writes the result's folder below `output`, again; UserError where the disk refuses."""
+    """Writes the result's folder in `output`, replacing earlier results; UserError if it cannot be written."""
     folder, step = output / result.name, 0 if entry["adapter"] is None else STEP
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -89,7 +88,7 @@ def write(
 
 
 def finish(output: Path, results: Sequence[Result], val_set: validation_set.ValidationSet) -> str:
-    """Writes evaluation.json, the curve over LoRA scales and the grid; returns the table and the paths for the terminal."""
+    """Writes evaluation.json, the plot over LoRA scales and the grid; returns the table and the paths for the terminal."""
     numbers = {result.name: _numbers(result, val_set) for result in results}
     write_json(output / "evaluation.json", {"validation_set": val_set.hash, "results": numbers})
     written = {"numbers": output / "evaluation.json"}
@@ -97,11 +96,11 @@ def finish(output: Path, results: Sequence[Result], val_set: validation_set.Vali
     if results[0].pictures:
         cells = [[result.pictures[row] for result in results] for row in range(len(rows))]
         written["pictures"] = output / "grid.png"
-        grid = pictures.grid(cells, [label for _, label in rows], [result.name for result in results])
+        grid = plots.grid(cells, [label for _, label in rows], [result.name for result in results])
         grid.save(written["pictures"])
     if len({result.lora_scale for result in results}) > 2:
         written["sweep"] = output / "lora_scales.png"
-        pictures.lora_scale_sweep([(result.lora_scale, numbers[result.name]) for result in results], written["sweep"])
+        plots.lora_scale_sweep([(result.lora_scale, numbers[result.name]) for result in results], written["sweep"])
     table = _table(numbers)
     write_atomic(output / "evaluation.md", (table + "\n").encode())
     paths = "\n".join(f"  {what:<9} {path}" for what, path in written.items())
@@ -115,7 +114,7 @@ def _numbers(result: Result, val_set: validation_set.ValidationSet) -> dict[str,
 
 
 def _table(numbers: dict[str, dict[str, float]]) -> str:
-    """Markdown; errors are standard errors over images (over captions for the drift)."""
+    """The results as a Markdown table; errors are standard errors over images (over captions for the drift)."""
     lines = ["| | validation loss | over the base | drift |", "|---|---:|---:|---:|"]
     for name, found in numbers.items():
         cells = [

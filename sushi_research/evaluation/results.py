@@ -1,4 +1,4 @@
-"""evaluation.parquet and drift.parquet: what was measured at each evaluated step, a row for every image and draw."""
+"""evaluation.parquet and drift.parquet: the results at each evaluated step, one row per image and noise sample."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from sushi_research.files import write_atomic
 if TYPE_CHECKING:
     import pyarrow
 
-# Raise it when the columns change, or what they mean.
+# Increment it when the columns or their meaning change.
 FORMAT = 1
-# A test between two runs needs this many images: the coverage of its intervals was measured from here on, and with fewer images
-# too many resamples hold one image only.
+# Fewest images for a test between two runs: the coverage of its intervals was measured for this number and above, and with
+# fewer images too many bootstrap resamples contain one image only.
 MIN_IMAGES = 8
 COLUMNS = ("step", "image", "noise_sample", "timestep", "loss", "base_loss")
 
 
 class Measured(Protocol):
-    """What the rows are about: N names (an image's hash, a caption), `noise_samples` timesteps of each, and the hash of it all."""
+    """The set that results belong to: N names (image hashes or captions), `noise_samples` timesteps of each, and the set's hash."""
 
     names: tuple[str, ...]
     noise_samples: int
@@ -35,19 +35,19 @@ class Measured(Protocol):
 
 
 class Results:
-    """One row for every step, image and draw, with the base's loss on the same draw next to it; a step is whole or not there."""
+    """One row per step, image and noise sample, with the base's loss on the same noise. A step is complete or absent."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def read(self) -> pyarrow.Table | None:
-        """All rows, None where nothing was evaluated yet; UserError where the file is damaged, by its checksums too."""
+        """All rows; None if nothing was evaluated yet. UserError if the file is damaged, which its checksums show too."""
         import pyarrow.parquet
 
         if not self.path.exists():
             return None
         try:
-            # Not read_table: it makes columns of folders that are called "lora.rank=4".
+            # Not read_table: it turns folder names such as "lora.rank=4" into columns.
             with pyarrow.parquet.ParquetFile(self.path, page_checksum_verification=True) as file:
                 table = file.read()
         except (OSError, pyarrow.ArrowException) as error:
@@ -64,7 +64,7 @@ class Results:
         return [] if table is None else sorted(set(table["step"].to_pylist()))
 
     def loss_at(self, measured: Measured, step: int, column: str = "loss") -> np.ndarray | None:
-        """[N, noise samples] of a step, None where it was not evaluated on this set."""
+        """[N, noise samples] of a step; None if it was not evaluated on this set."""
         import pyarrow.compute as compute
 
         table = self.read()
@@ -75,13 +75,13 @@ class Results:
         return rows[column].to_numpy().reshape(shape) if rows.num_rows == shape[0] * shape[1] else None
 
     def base_loss(self, measured: Measured) -> np.ndarray | None:
-        """[N, noise samples]: the base's losses, which stand at every step; None where nothing was evaluated on this set."""
+        """[N, noise samples]: the base's losses, which every step repeats; None if nothing was evaluated on this set."""
         steps = self.steps()
         return self.loss_at(measured, steps[0], "base_loss") if steps else None
 
     def append(self, measured: Measured, step: int, loss: np.ndarray, base: np.ndarray) -> None:
-        """Adds a step's losses and the base's, [N, noise samples] each; what there was of that step, or of another set, is
-        replaced."""
+        """Adds a step's losses and the base's, [N, noise samples] each. Overwrites earlier results of the step; discards rows of
+        a different set."""
         import pyarrow
         import pyarrow.compute as compute
 
@@ -103,7 +103,7 @@ class Results:
         self._write(table)
 
     def cut_back(self, step: int) -> None:
-        """Removes what was evaluated after `step`, where the run goes on; -1 removes everything."""
+        """Removes results after `step`, from which the run resumes; -1 removes everything."""
         import pyarrow.compute as compute
 
         if step < 0:
@@ -114,7 +114,7 @@ class Results:
             self._write(table.filter(compute.less_equal(table["step"], step)))
 
     def is_of_another(self, measured: Measured) -> bool:
-        """Whether what was measured so far was measured on another set."""
+        """Whether the stored results belong to another set."""
         table = self.read()
         return table is not None and table.schema.metadata[b"set_hash"] != measured.hash.encode()
 

@@ -1,8 +1,8 @@
-"""The validation set: held-out images at fixed timesteps with fixed noise, and a model's plain loss on every one of them.
+"""The validation set: held-out images at fixed timesteps with fixed noise, and a model's unweighted loss on each of them.
 
-The validation set is the same for every run that sees the same images: its timesteps and noise are functions of the image alone,
-not of the run's seed, its training options or its processes. So two runs differ by what they learned, image by image, draw by draw.
-The loss is the mean squared error to what the base predicts: no weighting, no offset, no dropout, no flip.
+The validation set is the same for every run with the same held-out images: timesteps and noise depend on the image alone, not on
+the run's seed, options or number of processes. So the losses of two runs can be compared pairwise, by image and noise sample. The
+loss is the mean squared error to the target of the base's prediction type, without weighting, noise offset, dropout or flips.
 """
 
 from __future__ import annotations
@@ -24,19 +24,17 @@ from sushi_research.progress import progress
 if TYPE_CHECKING:
     from sushi_research.caches.caches import Caches
 
-# Raise it when a validation set of the same images comes to mean something else: validation sets of different schemes are not
-# compared.
+# Increment it when the meaning of a validation set changes. Results of different schemes are not compared.
 SCHEME = 1
-# Every run shares it: a validation set that followed the run's seed would not be one validation set.
+# The same for all runs, so that they share one validation set.
 SEED = 0
-# Draws of one image that go through the UNet together. Another number rounds otherwise in the last bits, so it is no option.
+# UNet batch size: noise samples of one image. It is not an option, because another size changes the last bits of the losses.
 CHUNK = 4
 
 
 @dataclass(frozen=True)
 class ValidationSet:
-    """The frozen set: N items in an order of content alone, `noise_samples` timesteps with noise for each, and the hash of it
-    all."""
+    """N items, sorted by content; `noise_samples` timesteps with noise for each; and a hash of everything that determines it."""
 
     items: tuple[Item, ...]
     noise_samples: int
@@ -45,7 +43,7 @@ class ValidationSet:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What each image's timesteps and noise are functions of: its content hash, N of them."""
+        """The N images' content hashes, which determine their timesteps and noise."""
         return tuple(item.sample.image_hash for item in self.items)
 
     def timesteps(self) -> np.ndarray:
@@ -53,7 +51,7 @@ class ValidationSet:
         return np.stack([timesteps(name, self.noise_samples) for name in self.names])
 
     def describe(self) -> dict[str, Any]:
-        """What validation_set.json holds."""
+        """The contents of validation_set.json."""
         images = [
             {
                 "name": item.sample.name,
@@ -68,7 +66,7 @@ class ValidationSet:
 
 @dataclass(frozen=True)
 class Example:
-    """One image as the UNet is shown it: scaled latents [4, h, w] fp32, text by name, six sizes."""
+    """UNet inputs for one image: scaled latents [4, h, w] fp32, text embeddings by name, six values of SDXL's time_ids."""
 
     latents: torch.Tensor
     text: dict[str, torch.Tensor]
@@ -83,10 +81,10 @@ def make_validation_set(
     base_hash: str,
     time_ids: str = "image",
 ) -> ValidationSet:
-    """The validation set of the items' distinct images; `noise_samples` timesteps each, a multiple of 4 so that every timestep bin
-    has as many.
+    """The validation set of the distinct (image, caption) pairs among `items`.
 
-    Its hash binds the pictures and captions as they are encoded, the base's UNet and all that fixes the draws.
+    `noise_samples` is a multiple of 4, so that each timestep bin has the same number. The hash covers the images and captions as
+    they are encoded, the base's UNet, and everything that determines timesteps and noise.
     """
     assert noise_samples % 4 == 0 and noise_samples > 0, noise_samples
     distinct = {(item.sample.image_hash, item.sample.caption): item for item in items}
@@ -107,16 +105,17 @@ def make_validation_set(
 
 
 def timesteps(image_hash: str, noise_samples: int) -> np.ndarray:
-    """[draws] int64, stratified: one timestep drawn uniformly from each of `noise_samples` equal parts of the schedule.
+    """[noise samples] int64: one timestep sampled uniformly from each of `noise_samples` equal parts of the schedule.
 
-    Stratified sampling (Kahn & Marshall 1953): the mean over an image's draws is that of uniform timesteps, with less variance.
+    Stratified sampling (Kahn & Marshall 1953): an image's mean loss has the same expectation as with uniform timesteps, and a
+    lower variance.
     """
     within = randomness.key(SEED, "evaluation-timestep", image_hash, noise_samples).random(noise_samples)
     return ((np.arange(noise_samples) + within) * diffusion.NUM_TIMESTEPS / noise_samples).astype(np.int64)
 
 
 def noise(image_hash: str, number: int, shape: tuple[int, ...]) -> torch.Tensor:
-    """The noise of one draw, fp32."""
+    """The noise of noise sample `number`, fp32."""
     return torch.from_numpy(randomness.normal(SEED, "evaluation-noise", image_hash, number, shape=shape))
 
 
@@ -127,7 +126,7 @@ def example(
     caches: Caches,
     text: Callable[[str], dict[str, torch.Tensor]],
 ) -> Example:
-    """One image of the validation set from the caches: the mean of its latents, unflipped."""
+    """One image of the validation set from the caches: the mean of the VAE posterior, not flipped."""
     item = val_set.items[index]
     row = caches.latents.get(caches.latent_key(item, False))
     sizes = item.geometry.time_ids(False, val_set.time_ids)
@@ -147,14 +146,13 @@ def losses(
     world: int = 1,
     reduce: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> np.ndarray:
-    """The loss of every image and draw, [N, noise samples] float32, whole on every process.
+    """The loss of every image and noise sample, [N, noise samples] float32, complete on every process.
 
-    Each process computes whole images, always in the same chunks, and `reduce` sums the rest's zeros: the result does not
-    depend on how many there are. `text` encodes a caption where the caches' embedding is not the right one: for an adapter
-    of the text encoders.
+    Each process computes whole images in chunks of the same size and leaves zeros for the others; `reduce` sums over processes.
+    So the result does not depend on the number of processes. `text` encodes a caption in place of the cached embeddings, for an
+    adapter that changes the text encoders.
     """
     encoded = text or caches.text
-
     found = torch.zeros(len(val_set.items), val_set.noise_samples)
     shown = predictions(
         val_set.names,
@@ -188,9 +186,9 @@ def predictions(
     world: int,
     what: str,
 ) -> Iterator[tuple[int, slice, torch.Tensor, torch.Tensor]]:
-    """(index, draws, the UNet's predictions, the targets) of this process's share, chunk by chunk; tensors [<= 4, 4, h, w].
+    """Yields (index, slice of noise samples, predictions, targets) of this process's share; tensors [<= 4, 4, h, w].
 
-    The UNet predicts in eval mode, without dropout, and is left in the mode in which it came.
+    The UNet predicts in eval mode, without dropout; its mode is restored afterwards.
     """
     abar = diffusion.alphas_cumprod(zero_terminal_snr=prediction.zero_terminal_snr).to(device)
     was_training = unet.training
@@ -221,10 +219,10 @@ def predictions(
 
 
 def summary(loss: np.ndarray, base: np.ndarray, times: np.ndarray) -> dict[str, float]:
-    """What is logged of an evaluation: means over images (each the mean of its draws) with standard errors over images.
+    """The logged metrics of an evaluation: means over images (each the mean of its noise samples), with standard errors.
 
-    `loss`, `base` and `times` are [N, noise samples]. `over_base` is the mean of the paired differences; timestep bins are the
-    quarters of the schedule, 0 (least noise) to 3, each of which has as many draws of every image.
+    `loss`, `base` and `times` are [N, noise samples]. `over_base` is the mean of the paired differences. Timestep bins are the
+    quarters of the schedule, from 0 (least noise) to 3, each with the same number of noise samples per image.
     """
     difference = loss.astype(np.float64) - base
     values = mean_with_error("evaluation/loss", loss) | mean_with_error("evaluation/loss_over_base", difference)
@@ -236,7 +234,7 @@ def summary(loss: np.ndarray, base: np.ndarray, times: np.ndarray) -> dict[str, 
 
 
 def mean_with_error(name: str, values: np.ndarray) -> dict[str, float]:
-    """The mean over images of [N, noise samples] and its standard error over images; NaN marks draws that do not count."""
+    """The mean over images of [N, noise samples] and its standard error over images; NaN marks values to ignore."""
     means = np.nanmean(values.astype(np.float64), axis=1)
     found = {name: float(means.mean())}
     if len(means) > 1:
