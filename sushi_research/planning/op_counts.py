@@ -1,21 +1,20 @@
-"""What a step asks of the device, counted: whole numbers that no busy machine can blur.
+"""Counts the operations of a training step: exact numbers that do not depend on the machine's load.
 
-The rule of counting. PyTorch's dispatcher is watched below autograd, so forward pass, backward pass and optimizer are
-all seen, each kernel call as the operator that is dispatched (`aten.mm`, `aten._to_copy`). An **op** is every such
-call that computes or moves data. Not counted:
+PyTorch's dispatcher is observed below autograd, so forward pass, backward pass and optimizer are all counted, each kernel call
+as the dispatched operator (`aten.mm`, `aten._to_copy`). An **op** is every such call that computes or moves data. Not counted:
 
-- views: operators whose result is, by their schema, an alias of an argument that they do not write to (`t`, `view`,
-  `transpose`, `detach`, `split`, `slice`), and `_unsafe_view`, a view whose schema does not say so;
-- bare allocation: `empty` and its relatives; a buffer that is filled (`zeros`, `ones_like`, `arange`) counts;
-- what is not of the tensor library: the namespaces `prim` and `profiler`.
+- views: operators whose result, by their schema, is an alias of an argument that they do not write to (`t`, `view`,
+  `transpose`, `detach`, `split`, `slice`), and `_unsafe_view`, a view whose schema does not declare it;
+- bare allocation: `empty` and its variants; allocating and filling a buffer (`zeros`, `ones_like`, `arange`) is counted;
+- operators outside the tensor library: the namespaces `prim` and `profiler`.
 
-A **dtype copy** is an op that does nothing but write tensors in another dtype: `_to_copy`, `copy_` and `_foreach_copy_`
-whose source and result differ in dtype. A conversion inside another kernel (bf16 + fp32) is no op of its own.
+A **dtype copy** is an op that only writes tensors in another dtype: `_to_copy`, `copy_` and `_foreach_copy_` whose source and
+result differ in dtype. A conversion inside another kernel (bf16 + fp32) is not an op of its own.
 
-**Saved bytes** are the storages that autograd keeps between forward and backward pass: each once and whole, also where
-only a part of it is saved. The model's own parameters, which are there anyway, are skipped.
+**Saved bytes** are the storages that autograd keeps between forward and backward pass. Each storage is counted once and in full,
+even if only a part of it is saved. The model's parameters, which are in memory anyway, are skipped.
 
-The counts hold for the backend that they are counted on: attention is one fused op where a fused kernel is taken.
+The counts are specific to the backend: for example, attention is one op if a fused kernel is used.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ _NAMESPACES = {"prim", "profiler"}
 
 @dataclass(frozen=True)
 class Counts:
-    """Ops of a step, how many of them are dtype copies, and the bytes saved for its backward pass."""
+    """Ops of a step, the number of dtype copies among them, and the bytes saved for its backward pass."""
 
     ops: int
     dtype_copies: int
@@ -49,12 +48,12 @@ class Counts:
 
 
 def count(step: Callable[[], Any], parameters: Iterable[torch.Tensor]) -> Counts:
-    """Runs `step` once and counts by the rule above; `parameters` are the model's, left out of the saved bytes.
+    """Runs `step` once and counts as described above; the model's `parameters` are excluded from the saved bytes.
 
-    Run the step once before: the first one also makes the optimizer's state.
+    Run the step once before, because the first step also creates the optimizer's state.
     """
     known = {parameter.untyped_storage().data_ptr() for parameter in parameters}
-    # The storages are kept until the end, or a freed one's address would come again and count as the same.
+    # Keep the storages until the end: a freed storage's address could be reused and counted as the same storage.
     saved: dict[int, torch.UntypedStorage] = {}
 
     def save(tensor: torch.Tensor) -> torch.Tensor:
@@ -69,7 +68,7 @@ def count(step: Callable[[], Any], parameters: Iterable[torch.Tensor]) -> Counts
 
 
 class _Counter(TorchDispatchMode):
-    """Counts ops while it is active (torch's interface for seeing them is this base class)."""
+    """Counts ops while it is active. The base class is torch's interface for observing them."""
 
     def __init__(self) -> None:
         super().__init__()
