@@ -1,4 +1,4 @@
-"""A page made of blocks, written as Markdown or as one self-contained HTML file."""
+"""A report page as a list of blocks, written as Markdown or as one self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ Kind = Literal[
 
 @dataclass(frozen=True)
 class Picture:
-    """One of several small pictures: a file, or an image in memory, with its caption. A marked one is framed in red."""
+    """A small image (a file or in memory) with its caption; `marked` draws a red frame."""
 
     source: Path | Image.Image
     caption: str
@@ -62,7 +62,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Card:
-    """A number that the page shows in large print, with its name above and a detail below."""
+    """A number in large print, with its name above and a detail below."""
 
     name: str
     value: str
@@ -71,12 +71,12 @@ class Card:
 
 @dataclass
 class Block:
-    """A piece of the page. Each kind reads the fields named for it.
+    """A block of the page. Each kind uses these fields:
 
-    - title, heading, lead (a paragraph under the title), text: `text`.
-    - list, warning: `items`. test result: `items`, each "better|statement: evidence", or with "worse" or "none" in front.
-    - table: `rows`, the head first.
-    - picture: the image file `path` in full width, `text` its alternative text.
+    - title, heading, lead (a paragraph below the title), text: `text`.
+    - list, warning: `items`. result: `items`, each "better|statement: evidence", or with "worse" or "none" instead of "better".
+    - table: `rows`, the header first.
+    - picture: the image file `path` at full width, with alternative text `text`.
     - pictures: `pictures` in a grid, with captions. cards: `cards`.
     - times: `seconds` by name, as one bar with a legend.
     - details: the preformatted `items`, folded under the summary `text`.
@@ -93,12 +93,12 @@ class Block:
 
 
 def to_markdown(page: Sequence[Block]) -> str:
-    """The page as Markdown. Image files are linked by name, so they must be in the page's folder; other images are embedded."""
+    """The page as Markdown. Image files are linked by name and must be in the page's folder; images in memory are embedded."""
     return "\n\n".join(map(_markdown, page)) + "\n"
 
 
 def to_html(page: Sequence[Block], title: str | None = None) -> str:
-    """The page as one HTML file with its pictures embedded. `title` is for the browser's tab; default: the first block's text."""
+    """The page as one HTML file with embedded images. `title` is for the browser's tab; default: the first block's text."""
     head = (
         '<meta charset="utf-8"><meta name="viewport" content="width=device-width">'
         f"<title>{html.escape(title or page[0].text)}</title><style>{STYLE}</style>"
@@ -155,7 +155,7 @@ def _html(block: Block) -> str:
         case "result":
             results = [item.partition("|") for item in block.items]
             items = "".join(f'<li class="{kind}">{_emphasised(words)}</li>' for kind, _, words in results)
-            return f'<ul class="test result">{items}</ul>'
+            return f'<ul class="result">{items}</ul>'
         case "table":
             head, *rows = [[html.escape(cell) for cell in row] for row in block.rows]
             lines = "".join(f"<tr><td>{'</td><td>'.join(row)}</td></tr>" for row in rows)
@@ -177,7 +177,7 @@ def _lines(items: Iterable[str]) -> str:
 
 
 def _emphasised(sentence: str) -> str:
-    """A sentence with its statement, up to the first colon, in bold; its evidence follows."""
+    """HTML of a sentence with its statement (the part before the first colon) in bold."""
     statement, colon, evidence = sentence.partition(": ")
     return f"<b>{html.escape(statement)}</b>{colon}{html.escape(evidence)}"
 
@@ -210,7 +210,7 @@ def _link(source: Path | Image.Image) -> str:
 
 
 def _embedded(source: Path | Image.Image) -> str:
-    """A data URI: of a file its own bytes, of an image in memory a PNG."""
+    """A data URI with a file's bytes, or with an image in memory as PNG."""
     if isinstance(source, Path):
         kind, data = TYPES[source.suffix.lower()], source.read_bytes()
     else:

@@ -1,5 +1,5 @@
-"""A run folder, or the folder of an evaluated adapter file, read with care: what is damaged or missing is a sentence, and the
-rest is still there. For comparing; nothing is written, and nothing heavy is loaded."""
+"""Reads a run folder, or the folder of an evaluated adapter file, for comparisons. Each damaged or missing file becomes a warning,
+and the rest is used. Nothing is written; torch is not imported."""
 
 from __future__ import annotations
 
@@ -26,9 +26,10 @@ except ImportError:  # Windows
 
 @dataclass(frozen=True)
 class Curve:
-    """What was measured at T steps on N images (or captions) with K noise samples: `loss` [T, N, K], the base's `base` [N, K].
+    """Results at T steps on N images (or captions) with K noise samples: `loss` [T, N, K], the base's loss `base` [N, K].
 
-    `samples` and `seconds` [T]: samples seen, and seconds of training alone, up to each step; None for an adapter file.
+    `samples` and `seconds` [T]: samples seen and training time (without evaluation etc.) up to each step; None for an adapter
+    file.
     """
 
     set_hash: str
@@ -49,7 +50,7 @@ class Curve:
 class RunRecord:
     """One run. `state`: "finished", "still going", "stopped", "unknown" (damaged), or "file" for an evaluated adapter file.
 
-    `settings` are the config's, flat; `identity` what fixes what is learned; `entry` how it was last started.
+    `settings` is the flattened config; `identity` is everything that determines the result; `entry` describes the last start.
     """
 
     path: Path
@@ -75,7 +76,7 @@ class RunRecord:
 
     @property
     def trained(self) -> list[dict[str, Any]]:
-        """The lines of `metrics` that optimizer steps wrote."""
+        """The lines of `metrics` written by optimizer steps."""
         return [record for record in self.metrics if "images_per_second" in record]
 
     @property
@@ -84,19 +85,19 @@ class RunRecord:
 
 
 def is_record(folder: Path) -> bool:
-    """Whether a folder is a run's, or that of an evaluated adapter file."""
+    """Whether a folder is a run folder or the folder of an evaluated adapter file."""
     return (folder / "run.json").is_file() or (
         (folder / "provenance.json").is_file() and (folder / "evaluation.parquet").is_file()
     )
 
 
 def find_records(path: Path) -> list[Path]:
-    """The run folder at `path`, or all run folders in it; UserError where there is none."""
+    """The run folder `path`, or all run folders in it; UserError if there is none."""
     if is_record(path):
         return [path]
     found = sorted(folder for folder in path.iterdir() if is_record(folder)) if path.is_dir() else []
     if not found:
-        what = "holds no run" if path.is_dir() else "is no folder"
+        what = "holds no run" if path.is_dir() else "is not a folder"
         raise UserError(
             f"{path} {what} (a run's folder has a run.json): give the folder of a run, or one that holds runs."
         )
@@ -104,7 +105,7 @@ def find_records(path: Path) -> list[Path]:
 
 
 def read_record(path: Path) -> RunRecord:
-    """Everything that can be read of a run; what cannot is in its `problems`, a sentence each."""
+    """Reads all readable parts of a run; each problem becomes a sentence in `problems`."""
     run = RunRecord(path, path.resolve().name, "file")
 
     def attempt(what: Callable[[], Any], otherwise: Any) -> Any:
@@ -113,14 +114,14 @@ def read_record(path: Path) -> RunRecord:
         except UserError as error:
             run.problems.append(str(error))
         except (OSError, KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-            run.problems.append(f"{path}: {type(error).__name__} while it was read ({error}); that part is skipped")
+            run.problems.append(f"{path}: {type(error).__name__} while reading it ({error}); that part is skipped")
         return otherwise
 
     run.entries = attempt(lambda: _entries(path / "provenance.json"), [])
     if (path / "run.json").is_file():
         record = attempt(lambda: _json(path / "run.json"), {})
         run.identity = attempt(lambda: _mapping(path / "run.json", record.get("identity") or {}), {})
-        # A run.json that cannot be read says nothing about the end.
+        # If run.json cannot be read, it is not known whether the run has finished.
         run.state = ("finished" if record.get("finished_at") is not None else "stopped") if record else "unknown"
         if _is_locked(path / ".lock"):
             run.state = "still going"
@@ -137,18 +138,18 @@ def read_record(path: Path) -> RunRecord:
     run.drift = attempt(lambda: _curve(run, path / "drift.parquet"), None)
     if run.evaluation is None and not any("evaluation.parquet" in problem for problem in run.problems):
         run.problems.append(
-            f"{path} has no evaluation: train with --evaluation.held_out or --evaluation.path, or measure its adapter with "
+            f"{path} has no evaluation: train with --evaluation.held_out or --evaluation.path, or evaluate its adapter with "
             "scripts/evaluate.py"
         )
     elif run.evaluation is not None and not np.isfinite(run.evaluation.loss).all():
         run.problems.append(
-            f"{path} has validation losses that are not finite: it diverged, and is left out of the test results"
+            f"{path} has validation losses that are not finite: it diverged and is excluded from the test results"
         )
         run.evaluation = None
     if run.state == "still going":
-        run.problems.append(f"{path} is still going, at step {run.last_step}: it is used as far as it has come")
+        run.problems.append(f"{path} is still going, at step {run.last_step}: its results so far are used")
     elif run.state == "stopped":
-        run.problems.append(f"{path} was stopped at step {run.last_step}: it is used as far as it has come")
+        run.problems.append(f"{path} was stopped at step {run.last_step}: its results so far are used")
     return run
 
 
@@ -169,7 +170,7 @@ def _mapping(path: Path, found: Any) -> dict[str, Any]:
 
 
 def _entries(path: Path) -> list[dict[str, Any]]:
-    """The starts in provenance.json, whose parts are looked into without asking again."""
+    """The entries of provenance.json, one per start. Checks that their parts are mappings, which later code relies on."""
     found = provenance.entries(path)
     for entry in found:
         for part in ("code", "base", "libraries", "resolved_config"):
@@ -178,7 +179,7 @@ def _entries(path: Path) -> list[dict[str, Any]]:
 
 
 def _metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl, each with a step; a step's speed is above 0."""
+    """The lines of metrics.jsonl; UserError if one has no step, or a speed that is not positive."""
     found = MetricsFile(path).read()
     for number, line in enumerate(found, 1):
         speed = line.get("images_per_second", 1.0) if isinstance(line, dict) else None
@@ -192,7 +193,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _is_locked(path: Path) -> bool:
-    """Whether a process trains in this folder. Only looks."""
+    """Whether a training process holds the lock. Does not keep the lock itself."""
     if fcntl is None or not path.is_file():
         return False
     with open(path, encoding="utf-8") as file:
@@ -206,7 +207,7 @@ def _is_locked(path: Path) -> bool:
 
 
 def _curve(run: RunRecord, path: Path) -> Curve | None:
-    """A parquet file of results as arrays; None where there is none."""
+    """The results in a parquet file as arrays; None if there are none."""
     table = Results(path).read()
     if table is None or table.num_rows == 0:
         return None
@@ -215,9 +216,11 @@ def _curve(run: RunRecord, path: Path) -> Curve | None:
     rows = table.num_rows // len(distinct)
     images = table["image"].to_pylist()
     names = tuple(images[:rows:noise_samples])
-    whole = [(steps == step).sum() == rows == len(names) * noise_samples for step in distinct]
-    if not all(whole) or images != [name for name in names for _ in range(noise_samples)] * len(distinct):
-        raise UserError(f"{path} does not have the same images and draws at every step: restore it; it is skipped")
+    complete = [(steps == step).sum() == rows == len(names) * noise_samples for step in distinct]
+    if not all(complete) or images != [name for name in names for _ in range(noise_samples)] * len(distinct):
+        raise UserError(
+            f"{path} does not have the same images and noise samples at every step: restore it; it is skipped"
+        )
     shape = (len(distinct), len(names), noise_samples)
     loss, base, times = (table[name].to_numpy().reshape(shape) for name in ("loss", "base_loss", "timestep"))
     samples = seconds = None
@@ -228,7 +231,7 @@ def _curve(run: RunRecord, path: Path) -> Curve | None:
 
 
 def _axes(run: RunRecord, steps: list[int]) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """Samples seen and seconds of training up to each step: from what each step logged, without evaluating, drawing, saving."""
+    """(samples seen, training seconds) up to each step, from the logged speeds; excludes evaluating, sampling and saving."""
     global_batch_size = run.plan.get("global_batch_size") or run.identity.get("facts.global_batch_size")
     if global_batch_size is None:
         return None, None

@@ -1,23 +1,24 @@
-"""Which of two variants has the lower validation loss: paired differences, their intervals, and a test result that holds up.
+"""Tests which of two variants has the lower validation loss: paired differences, their intervals, and test results.
 
-Every run is evaluated on the same validation set of N images x K noise samples (timestep and noise), so losses subtract pair by
-pair. Images are the independent units: the draws of one image are averaged first, each image weighs the same. A variant has S
-runs, which differ in their training seed. A loss array is [N, K] for one run or [S, N, K]; its unit is that of the loss.
+All runs are evaluated on the same validation set of N images x K noise samples (timestep and noise), so losses are subtracted pair
+by pair. Images are the independent units: the noise samples of an image are averaged first, and each image has the same weight. A
+variant has S runs, which differ in their training seed. A loss array is [N, K] for one run or [S, N, K].
 
-The procedure (docs/experiments.md has its measured coverage, and that of what it was chosen over):
+The procedure (docs/experiments.md has its measured coverage, and that of the alternatives):
 
-- Images: the symmetric bootstrap-t (Hall 1988, J. R. Statist. Soc. B 50, 35), images resampled whole (Cameron, Gelbach &
+- Images: the symmetric bootstrap-t (Hall 1988, J. R. Statist. Soc. B 50, 35), which resamples whole images (Cameron, Gelbach &
   Miller 2008, Rev. Econ. Stat. 90, 414). With g_i the difference of image i and D their mean, V_I = var(g) / N and
   T* = (D* - D) / sqrt(V_I*) over resamples.
-- Seeds are random effects, taken as normal: V_S = s_A^2 / S_A + s_B^2 / S_B, of the runs' mean losses, with the degrees of
-  freedom of Welch (1947, Biometrika 34, 28), nu_S.
-- Both: D is compared with U* = sqrt(V_I) T* + sqrt(V_S) t*, t* from Student's t with nu_S: the solution of Behrens and
-  Fisher (Robinson 1976, Ann. Statist. 4, 963) with the bootstrap's T* for one of its t. Where images and seeds interact,
-  both V hold it, which errs to the safe side: taking it out once (two-way clustering), or Satterthwaite's t, finds
-  differences that are none where many pairs push the level into the tails.
-- Pairs: Holm (1979, Scand. J. Statist. 6, 65).
+- Seeds are normal random effects: V_S = s_A^2 / S_A + s_B^2 / S_B, from the runs' mean losses, with the degrees of freedom
+  nu_S of Welch (1947, Biometrika 34, 28).
+- Both: D is compared with U* = sqrt(V_I) T* + sqrt(V_S) t*, with t* from Student's t with nu_S degrees of freedom: the
+  Behrens-Fisher solution (Robinson 1976, Ann. Statist. 4, 963) with the bootstrap's T* in place of one t. An interaction of
+  images and seeds is counted in both V, which is conservative. Subtracting it once (two-way clustering), or Satterthwaite's t,
+  gives false positives with many pairs, whose correction moves the level into the tails.
+- Many pairs: Holm's correction (1979, Scand. J. Statist. 6, 65).
 
-The interval is D -+ the 95 % quantile of |U*|, the p-value the share of |U*| that reach |D|: 0 is outside exactly if p <= 0.05.
+The interval is D -+ the 95 % quantile of |U*|. The p-value is the share of |U*| >= |D|, so 0 is outside the interval exactly if
+p <= 0.05.
 """
 
 from __future__ import annotations
@@ -34,18 +35,18 @@ from sushi_research.errors import UserError
 from sushi_research.evaluation.results import MIN_IMAGES
 
 LEVEL, POWER = 0.05, 0.8
-# The smallest p-value is 1 / (RESAMPLES + 1): times MAX_PAIRS that is LEVEL, and among more pairs nothing could be found.
+# The smallest p-value is 1 / (RESAMPLES + 1). Times MAX_PAIRS that is LEVEL: with more pairs no difference could be significant.
 RESAMPLES, MAX_PAIRS = 99_999, 5_000
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Mean loss of a candidate minus that of a reference; negative where the candidate is better.
+    """Mean loss of a candidate minus that of a reference; negative if the candidate is better.
 
-    `relative` divides by the reference's mean loss. `low` and `high` are the 95 % interval of this pair alone, `p_value`
-    belongs to it. `degrees`: Satterthwaite's degrees of freedom of `standard_error`. `smallest_detectable`: see
-    `paired_difference`. `variance_reduction`: how many times as many images would be needed, for the same standard error
-    over images, had the two been evaluated on images of their own. `seeds`: runs of the reference and of the candidate.
+    `relative` is divided by the reference's mean loss. `low`, `high` (95 % interval) and `p_value` are for this pair alone.
+    `degrees`: Satterthwaite's degrees of freedom of `standard_error`. `smallest_detectable`: see `paired_difference`.
+    `variance_reduction`: factor of images that would be needed for the same standard error over images if the two had been
+    evaluated on different images. `seeds`: number of runs of the reference and of the candidate.
     """
 
     value: float
@@ -64,7 +65,7 @@ class Difference:
 
     @property
     def scope(self) -> str:
-        """What the interval and the test result speak about, beyond the images of the validation set."""
+        """The population, beyond the images of the validation set, that the interval and test result apply to."""
         if self.seeds == (1, 1):
             return "these two runs, not other seeds"
         if 1 in self.seeds:
@@ -81,7 +82,7 @@ class PairedTestResult:
     difference: Difference
 
     def sentence(self, candidate: str, reference: str) -> str:
-        """The test result in one line of plain English."""
+        """The test result as one line of text."""
         d = self.difference
         link = "from" if self.outcome == "not distinguishable" else "than"
         among = f" alone, {self.adjusted_p:.2g} among {d.pairs} pairs" if d.pairs > 1 else ""
@@ -109,21 +110,21 @@ def clustered_mean(losses: np.ndarray) -> tuple[float, float]:
 def paired_difference(
     reference: np.ndarray, candidate: np.ndarray, *, same_seeds: bool = False, pairs: int = 1
 ) -> Difference:
-    """Candidate minus reference on one validation set: [N, K] or [S, N, K] each, the numbers of runs S may differ.
+    """Candidate minus reference on one validation set: [N, K] or [S, N, K] each; the numbers of runs S may differ.
 
-    It generalises to new images like those of the validation set, at the validation set's timesteps, and to new training seeds of
-    a variant that has two runs or more; of a variant with one run it speaks about that run (`Difference.scope`).
+    The result generalises to new images like those of the validation set, at the same timesteps. It generalises to new training
+    seeds of a variant with two or more runs; for a variant with one run it is about that run (`Difference.scope`).
 
-    `same_seeds`: run s of both was trained with the same seed, hence on the same samples and noise. Then the runs are
-    subtracted before their variance is taken, which has S - 1 degrees of freedom in place of up to 2 (S - 1). To be decided
-    by the plan of the experiment, not by which one comes out smaller.
+    `same_seeds`: run s of both variants was trained with the same seed, hence on the same samples and noise. Then the runs are
+    subtracted before their variance is computed, which has S - 1 degrees of freedom instead of up to 2 (S - 1). The experiment's
+    plan must decide this in advance, not which variance turns out smaller.
 
-    `pairs`: how many comparisons this one is among. `smallest_detectable` is the difference that Holm's first step, at level
-    0.05 / pairs, finds with power 0.8: c + t(0.8, nu) SE, c the quantile of |U*| at that level (Bloom 1995,
-    Evaluation Review 19, 547, with c for his critical t times SE), SE = sqrt(V_I + V_S), nu Satterthwaite's.
+    `pairs`: number of comparisons in the family. `smallest_detectable` is the difference that Holm's first step, at level
+    0.05 / pairs, finds with power 0.8: c + t(0.8, nu) SE, where c is the quantile of |U*| at that level (Bloom 1995, Evaluation
+    Review 19, 547, with c for his critical t times SE), SE = sqrt(V_I + V_S), and nu is Satterthwaite's.
 
-    Deterministic, independent of the order of images, and with both exchanged the exact mirror image. `UserError`: arrays
-    of other shapes, losses that are not finite, fewer than 8 images, more than 5,000 pairs.
+    Deterministic, independent of the order of images, and exactly antisymmetric in the two variants. UserError: shapes that do
+    not match, losses that are not finite, fewer than 8 images, more than 5,000 pairs.
     """
     a, b = _cells(reference), _cells(candidate)
     if np.shape(reference)[-2:] != np.shape(candidate)[-2:]:
@@ -131,15 +132,15 @@ def paired_difference(
         raise UserError(f"Losses of shape {shapes} do not pair: evaluate both on the same validation set.")
     n = a.shape[1]
     if n < MIN_IMAGES:
-        raise UserError(f"A comparison needs {MIN_IMAGES} held-out images or more, and the validation set has {n}.")
+        raise UserError(f"A comparison needs {MIN_IMAGES} held-out images or more, but the validation set has {n}.")
     if not 1 <= pairs <= MAX_PAIRS:
-        raise UserError(f"{pairs} pairs cannot be told apart, between 1 and {MAX_PAIRS} can: compare fewer variants.")
+        raise UserError(f"{pairs} pairs cannot be tested, only between 1 and {MAX_PAIRS}: compare fewer variants.")
     if same_seeds and len(a) != len(b):
         raise UserError(f"Variants with {len(a)} and {len(b)} runs do not have the same seeds.")
 
     per_image = b.mean(0) - a.mean(0)
     value = _mean(per_image)
-    # Sorted, and turned so that the mean is positive: neither the order of images nor that of A and B changes a resample.
+    # Sorted and with a positive mean, so that resamples depend neither on the order of images nor on that of A and B.
     centred = np.sort(per_image if value >= 0 else -per_image) - abs(value)
     of_images = _variance_of_mean(per_image)
     of_seeds, seed_degrees = _seed_variance([b - a] if same_seeds else [a, b])
@@ -173,7 +174,7 @@ def paired_difference(
 def holm(p_values: Sequence[float]) -> np.ndarray:
     """Adjusted p-values [m] of Holm (1979): rejecting those <= level keeps the family-wise error at the level.
 
-    The j-th smallest becomes the largest of min(1, (m - i + 1) p_(i)) over i <= j; nothing is assumed on dependence.
+    The j-th smallest becomes the largest of min(1, (m - i + 1) p_(i)) over i <= j. The tests may be dependent.
     """
     p = np.asarray(p_values, dtype=np.float64)
     order, adjusted = np.argsort(p, kind="stable"), np.empty_like(p)
@@ -182,14 +183,14 @@ def holm(p_values: Sequence[float]) -> np.ndarray:
 
 
 def paired_test_results(differences: Sequence[Difference]) -> list[PairedTestResult]:
-    """The test result of each pair of a family, after Holm's correction for their number.
+    """The test result of each pair of a family, with Holm's correction.
 
-    `UserError` where they were computed for a family of another size.
+    UserError if a difference was computed for a family of another size.
     """
     for d in differences:
         if d.pairs != len(differences):
             raise UserError(
-                f"A difference among {d.pairs} pairs was put among {len(differences)}: give all, with `pairs`."
+                f"A difference computed for {d.pairs} pairs is in a family of {len(differences)}: give all, with `pairs`."
             )
     return [
         PairedTestResult(("better" if d.value < 0 else "worse") if p <= LEVEL else "not distinguishable", float(p), d)
@@ -198,27 +199,27 @@ def paired_test_results(differences: Sequence[Difference]) -> list[PairedTestRes
 
 
 def common_points(*runs: Sequence[float]) -> np.ndarray:
-    """Where curves can be compared: all evaluation points (samples seen, or seconds) of the runs that every run spans, [P]."""
+    """Points at which curves can be compared, [P]: all evaluation points (samples or seconds) within the range of every run."""
     low, high = max(min(points) for points in runs), min(max(points) for points in runs)
     if low > high:
-        raise UserError(f"The curves have no stretch in common: one begins at {low:g}, another has ended at {high:g}.")
+        raise UserError(f"The curves do not overlap: one begins at {low:g}, another ends at {high:g}.")
     points = np.unique(np.concatenate([np.asarray(points, dtype=np.float64) for points in runs]))
     return points[(points >= low) & (points <= high)]
 
 
 def interpolate(points: Sequence[float], losses: np.ndarray, at: Sequence[float]) -> np.ndarray:
-    """Losses [T, N, K] of a run evaluated at increasing `points` [T], linearly between them: [P, N, K] at `at` [P].
+    """Linear interpolation of losses [T, N, K], evaluated at increasing `points` [T], to [P, N, K] at `at` [P].
 
-    The same weights for every (image, draw), so pairs stay pairs: differences of interpolated losses are interpolated
-    differences. A falling convex curve lies below its chords, so between evaluations this errs towards a higher loss.
-    `UserError` for points that do not increase, and outside them: nothing is extrapolated.
+    The weights are the same for every image and noise sample, so pairs stay pairs: differences of interpolated losses are
+    interpolated differences. A falling convex curve is below its chords, so interpolated losses tend to be too high. UserError
+    for points that do not increase and for `at` outside them: nothing is extrapolated.
     """
     x, values, at = np.asarray(points, np.float64), np.asarray(losses, np.float64), np.asarray(at, np.float64)
     if x.shape != values.shape[:1] or not len(x) or not np.all(np.diff(x) > 0):
         raise UserError(f"A curve needs increasing points, one per evaluation: {len(x)} for losses of {values.shape}.")
     if len(at) and not (x[0] <= at.min() and at.max() <= x[-1]):
-        raise UserError(f"A run evaluated from {x[0]:g} to {x[-1]:g} says nothing at {at.min():g} to {at.max():g}.")
-    # At an evaluation the weight of its neighbour, the earlier one, is exactly 0.
+        raise UserError(f"A run evaluated from {x[0]:g} to {x[-1]:g} has no loss at {at.min():g} to {at.max():g}.")
+    # At an evaluated point the weight of the earlier neighbour is exactly 0.
     right = np.searchsorted(x, at, side="left")
     left = np.maximum(right - 1, 0)
     share = ((at - x[left]) / np.where(right > left, x[right] - x[left], 1.0))[:, None, None]
@@ -228,9 +229,9 @@ def interpolate(points: Sequence[float], losses: np.ndarray, at: Sequence[float]
 def t_quantile(p: float, degrees: float) -> float:
     """The quantile of Student's t at 0.5 <= p < 1, for real degrees >= 1, to six digits for p up to 0.999.
 
-    With t = sqrt(nu) tan(angle) the density is proportional to cos(angle)^(nu - 1); its integral, by the trapezoid rule.
+    With t = sqrt(nu) tan(angle) the density is proportional to cos(angle)^(nu - 1), integrated by the trapezoid rule.
     """
-    # Beyond ten standard deviations of the angle nothing is left, so a large nu does not thin out the grid.
+    # The grid ends at ten standard deviations of the angle, so that it stays fine for a large nu.
     angle = np.linspace(0.0, min(math.pi / 2, 10 / math.sqrt(degrees)), 10_001)
     density = np.cos(angle).clip(0) ** (degrees - 1)
     integral = np.concatenate([[0.0], np.cumsum(density[1:] + density[:-1])])
@@ -238,8 +239,8 @@ def t_quantile(p: float, degrees: float) -> float:
 
 
 def _cells(losses: np.ndarray) -> np.ndarray:
-    """[N, K] or [S, N, K] as means over draws, [S, N] float64."""
-    # Contiguous, so that the rounding of a sum over draws does not depend on how the caller's array lies in memory.
+    """[N, K] or [S, N, K] -> means over noise samples, [S, N] float64."""
+    # Contiguous, so that rounding does not depend on the memory layout of the caller's array.
     values = np.ascontiguousarray(losses, dtype=np.float64)
     if values.ndim not in (2, 3) or 0 in values.shape:
         raise UserError(
@@ -253,7 +254,7 @@ def _cells(losses: np.ndarray) -> np.ndarray:
 
 
 def _mean(values: np.ndarray) -> float:
-    """The mean of [N]; exactly rounded sum, so independent of the order."""
+    """The mean of [N]; the sum is rounded exactly, hence independent of the order."""
     return math.fsum(values) / len(values)
 
 
@@ -263,7 +264,7 @@ def _variance_of_mean(values: np.ndarray) -> float:
 
 
 def _seed_variance(parts: Sequence[np.ndarray]) -> tuple[float, float]:
-    """Variance of the mean over seeds, summed over parts [S, N], and its degrees of freedom; a part of one seed adds none."""
+    """(variance of the mean over seeds, summed over parts [S, N]; its degrees of freedom). A part with one seed adds none."""
     several = [np.array([_mean(run) for run in part]) for part in parts if len(part) > 1]
     variances = [_variance_of_mean(runs) for runs in several]
     return sum(variances), _satterthwaite(variances, [len(runs) - 1 for runs in several])
@@ -277,18 +278,18 @@ def _satterthwaite(variances: Sequence[float], degrees: Sequence[float]) -> floa
 
 @lru_cache(maxsize=2)
 def _counts(images: int, resamples: int) -> np.ndarray:
-    """How often each image occurs in each resample, [resamples, images] uint8: rows are multinomial with equal chances."""
+    """Count of each image in each resample, [resamples, images] uint8: rows are multinomial with equal probabilities."""
     rng = randomness.key(0, "resampled images", images)
-    # In uint8 a count of 256 would be lost; an image occurs that often in less than one resample of 10^500.
+    # uint8 would overflow at 256; an image occurs that often in less than one of 10^500 resamples.
     return rng.multinomial(images, np.full(images, 1 / images), size=resamples).astype(np.uint8)
 
 
 def _resampled_t(centred: np.ndarray) -> np.ndarray:
-    """T* [RESAMPLES] of deviations [N]: mean of a resample over its standard error; infinite for one image repeated."""
+    """T* [RESAMPLES] of deviations [N]: a resample's mean over its standard error; infinite if it has one image only."""
     n = len(centred)
     if not centred.any():
         return np.zeros(RESAMPLES)
-    # Scaled, so that no square under- or overflows.
+    # Scaled so that squares neither underflow nor overflow.
     values = centred / np.abs(centred).max()
     powers = np.stack([values, values**2], axis=1)
     counts = _counts(n, RESAMPLES)
@@ -300,5 +301,5 @@ def _resampled_t(centred: np.ndarray) -> np.ndarray:
 
 
 def _students_t(degrees: float) -> np.ndarray:
-    """[RESAMPLES] draws of Student's t."""
+    """[RESAMPLES] samples of Student's t."""
     return randomness.key(0, "seed effects").standard_t(degrees, size=RESAMPLES)

@@ -94,7 +94,7 @@ def test_folders_of_runs_are_found(tmp_path):
     one, two = fake_run(tmp_path / "runs/one"), fake_run(tmp_path / "runs/two")
     (tmp_path / "runs/notes").mkdir()
     assert find_records(tmp_path / "runs") == [one, two] and find_records(one) == [one]
-    for path, words in ((tmp_path, "holds no run"), (tmp_path / "nowhere", "is no folder")):
+    for path, words in ((tmp_path, "holds no run"), (tmp_path / "nowhere", "is not a folder")):
         with pytest.raises(UserError, match=words):
             find_records(path)
 

@@ -168,7 +168,7 @@ def test_result_and_interval_never_contradict(fewer_resamples):
         assert v.outcome != "worse" or v.difference.low > 0
     # A pair that was told apart on its own need not be among others.
     assert any(v.outcome == "not distinguishable" and v.difference.p_value <= 0.05 for v in found)
-    with pytest.raises(UserError, match="among 41 pairs was put among 40"):
+    with pytest.raises(UserError, match="computed for 41 pairs is in a family of 40"):
         paired_test_results(pairs[1:])
 
 
@@ -194,7 +194,7 @@ def test_sentence():
         (losses(8), losses(8), {}, "neither"),
         (losses(8, 0), losses(8, 0), {}, "neither"),
         (np.where(losses(8, 4) > 3, np.nan, 1.0), losses(8, 4), {}, "not finite"),
-        (losses(7, 4), losses(7, 4), {}, "8 held-out images or more, and the validation set has 7"),
+        (losses(7, 4), losses(7, 4), {}, "8 held-out images or more, but the validation set has 7"),
         (losses(8, 4), losses(8, 4), {"pairs": 5001}, "5001 pairs"),
         (losses(2, 8, 4), losses(3, 8, 4), {"same_seeds": True}, "2 and 3 runs"),
     ],
@@ -230,7 +230,7 @@ def test_curves_meet_at_common_points_and_pairs_stay_pairs():
     ):
         with pytest.raises(UserError, match=message):
             interpolate(points, a, at)
-    with pytest.raises(UserError, match="no stretch in common"):
+    with pytest.raises(UserError, match="do not overlap"):
         common_points([0, 1], [2, 3])
 
 
