@@ -1,8 +1,8 @@
-"""Runs compared: variants and their seeds, what differs between them, and a test result for each pair.
+"""Compares runs: groups them into variants, finds the settings that differ, and tests each pair.
 
-A variant is the runs whose identity is equal but for the seed. The test result is taken at the last point that both of a pair have
-in common, in samples seen or in seconds of training; the two axes are two families, each corrected for its number of pairs. It
-is chosen by this rule, not by looking. The statistics are statistics.py's.
+A variant is the set of runs whose identity is equal except for the seed. A pair is tested at the last point that both variants
+reached, in samples seen or in seconds of training. This rule is fixed in advance. The two axes are two families, each corrected for
+its number of pairs. The statistics are in reports/statistics.py.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from sushi_research.reports.run_record import Curve, RunRecord
 from sushi_research.reports.statistics import MAX_PAIRS, Difference, PairedTestResult
 
 SEED = "train.seed"
-# Settings that say where something lies or how it is shown; they make no variant.
+# Settings of locations and output, which do not distinguish variants.
 PLACES = ("run.", "cache.", "tracking.", "sample.", "checkpoint.", "dry_run", "adapters", "lora_scales", "output")
 PLACES += tuple(f"evaluation.{key}" for key in ("path", "split", "every", "noise_samples", "drift_captions"))
 
 
 @dataclass(frozen=True)
 class Variant:
-    """Runs that differ in their seed alone, in the order of their seeds."""
+    """Runs that differ only in their seed, sorted by seed."""
 
     label: str
     runs: tuple[RunRecord, ...]
@@ -45,8 +45,10 @@ class Variant:
 
 @dataclass
 class Pair:
-    """A candidate against a reference. `outcome` is a PairedTestResult, or None with the reason in `note`; `at` is the common
-    point."""
+    """A candidate and a reference. `outcome` is a PairedTestResult, or None with the reason in `note`; `at` is the common point.
+
+    `losses` are those of the reference and of the candidate.
+    """
 
     candidate: Variant
     reference: Variant
@@ -60,7 +62,7 @@ class Pair:
 
 @dataclass
 class Comparison:
-    """All that the page says. `by_run`: the runs were of one variant, and each is compared by itself."""
+    """The contents of the comparison page. `by_run`: all runs belong to one variant and are compared one by one."""
 
     variants: list[Variant]
     by_run: bool
@@ -73,9 +75,9 @@ class Comparison:
 
 
 def compare(records: Sequence[RunRecord], reference: str | None = None) -> Comparison:
-    """Compares runs. UserError where nothing is left to compare, or no variant is called `reference`."""
+    """Compares runs. UserError if there are none, or if no variant is called `reference`."""
     if not records:
-        raise UserError("no run is left to compare: give the folders of two runs or more.")
+        raise UserError("there is no run to compare: give the folders of two runs or more.")
     variants, by_run = variants_of(records)
     pairs = list(_pairs(variants, reference))
     problems = [problem for record in records for problem in record.problems]
@@ -90,11 +92,11 @@ def compare(records: Sequence[RunRecord], reference: str | None = None) -> Compa
 
 
 def variants_of(records: Sequence[RunRecord]) -> tuple[list[Variant], bool]:
-    """The variants, in the order given, and whether each run stands by itself because all are of one variant."""
+    """(variants in the given order, whether each run is treated as a variant because all belong to one variant)."""
     groups: dict[str, list[RunRecord]] = {}
     for record in records:
         settings = {key: value for key, value in record.identity.items() if key != SEED}
-        # A file has no identity: it is a variant of its own.
+        # An adapter file has no identity, so it is a variant of its own.
         key = repr(sorted(settings.items())) if settings else str(record.path)
         groups.setdefault(key, []).append(record)
     by_run = len(groups) == 1 and len(records) > 1
@@ -112,8 +114,10 @@ def variants_of(records: Sequence[RunRecord]) -> tuple[list[Variant], bool]:
 
 
 def differing(variants: Sequence[Variant]) -> dict[str, list[Any]]:
-    """The settings and facts that differ between trained variants, with each variant's value; None where it has none, empty
-    for an adapter file, of whose training nothing is known. The seeds are a difference too."""
+    """Settings and facts that differ between trained variants -> each variant's value, including the seeds.
+
+    The value is None if the variant does not have the key, and "" for an adapter file, whose training settings are unknown.
+    """
     shown = [{**variant.runs[0].settings, **variant.runs[0].identity} for variant in variants]
     for each, variant in zip(shown, variants, strict=True):
         each[SEED] = ", ".join(str(seed) for seed in variant.seeds)
@@ -127,45 +131,34 @@ def differing(variants: Sequence[Variant]) -> dict[str, list[Any]]:
 
 
 def warnings_of(records: Sequence[RunRecord]) -> list[str]:
-    """What makes runs less comparable than they look, a sentence each."""
-    found = []
-    _warn(
-        found,
-        records,
-        "validation set",
-        lambda r: r.evaluation and r.evaluation.set_hash,
-        "no test result between them",
-    )
-    _warn(found, records, "base", lambda r: (r.entry.get("base") or {}).get("unet"), "their losses start elsewhere")
-    _warn(
-        found, records, "code", lambda r: (r.entry.get("code") or {}).get("commit"), "the difference may be the code's"
-    )
-    _warn(found, records, "precision", lambda r: r.entry.get("precision"), "rounding differs")
-    _warn(found, records, "random scheme", lambda r: r.entry.get("random_scheme"), "they share no noise")
-    _warn(found, records, "device", lambda r: r.entry.get("device"), "do not read wall time as the variant's")
-    _warn(
-        found, records, "number of processes", lambda r: r.entry.get("world"), "do not read wall time as the variant's"
-    )
+    """Warnings about differences that limit the comparability of the runs, one sentence each."""
+    found: list[str] = []
+    timing, rounding = "their training times are not comparable", "rounding may differ"
+    checks: list[tuple[str, Callable[[RunRecord], Any], str]] = [
+        ("validation set", lambda r: r.evaluation and r.evaluation.set_hash, "no test result between them"),
+        ("base", lambda r: (r.entry.get("base") or {}).get("unet"), "their losses start at different values"),
+        ("code", lambda r: (r.entry.get("code") or {}).get("commit"), "the code may cause the difference"),
+        ("precision", lambda r: r.entry.get("precision"), "rounding differs"),
+        ("random scheme", lambda r: r.entry.get("random_scheme"), "their noise differs"),
+        ("device", lambda r: r.entry.get("device"), timing),
+        ("number of processes", lambda r: r.entry.get("world"), timing),
+    ]
     for library in ("torch", "diffusers", "peft", "bitsandbytes"):
-        _warn(
-            found,
-            records,
-            library,
-            lambda r, of=library: (r.entry.get("libraries") or {}).get(of),
-            "rounding may differ",
-        )
+        checks.append((library, lambda r, of=library: (r.entry.get("libraries") or {}).get(of), rounding))
+    for what, value, consequence in checks:
+        _warn(found, records, what, value, consequence)
     dirty = [record.name for record in records if (record.entry.get("code") or {}).get("dirty")]
     if dirty:
-        found.append(f"the code had uncommitted changes in {_some(dirty)}: what was run is not on record")
+        found.append(f"the code had uncommitted changes in {_some(dirty)}: the exact code is not recorded")
     for record in records:
         commits = {(entry.get("code") or {}).get("commit") for entry in record.entries}
         if len(commits) > 1:
-            found.append(f"{record.name} was continued on other code than it was begun on")
+            found.append(f"{record.name} was resumed with other code than it was started with")
     return found
 
 
 def _warn(
-    found: list[str], records: Sequence[RunRecord], what: str, value: Callable[[RunRecord], Any], so: str
+    found: list[str], records: Sequence[RunRecord], what: str, value: Callable[[RunRecord], Any], consequence: str
 ) -> None:
     groups: dict[str, list[str]] = {}
     for record in records:
@@ -173,7 +166,7 @@ def _warn(
             groups.setdefault(str(known), []).append(record.name)
     if len(groups) > 1:
         values = "; ".join(f"{known[:12]}: {_some(names)}" for known, names in groups.items())
-        found.append(f"not all runs have the same {what} ({values}): {so}")
+        found.append(f"not all runs have the same {what} ({values}): {consequence}")
 
 
 def _some(names: Sequence[str]) -> str:
@@ -181,7 +174,7 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _pairs(variants: Sequence[Variant], reference: str | None) -> Iterator[tuple[Variant, Variant]]:
-    """(candidate, reference): each against the one named, or every later one against every earlier one."""
+    """(candidate, reference): each variant with the named reference, or every later variant with every earlier one."""
     if reference is None:
         for earlier, later in itertools.combinations(variants, 2):
             yield later, earlier
@@ -197,30 +190,28 @@ def _pairs(variants: Sequence[Variant], reference: str | None) -> Iterator[tuple
 
 
 def _family(pairs: Sequence[tuple[Variant, Variant]], losses_of: Callable[[Variant, Variant], Pair]) -> list[Pair]:
-    """The pairs with their test results, corrected for the number of those that can be compared."""
+    """The pairs with their test results, corrected for the number of pairs that can be compared."""
     found = [losses_of(candidate, reference) for candidate, reference in pairs]
-    asked = [pair for pair in found if pair.losses is not None]
-    if len(asked) > MAX_PAIRS:
-        for pair in asked:
-            pair.losses, pair.note = (
-                None,
-                f"{len(asked)} pairs are too many to tell any apart: name one with --reference",
-            )
+    comparable = [pair for pair in found if pair.losses is not None]
+    count = len(comparable)
+    if count > MAX_PAIRS:
+        for pair in comparable:
+            pair.losses, pair.note = None, f"{count} pairs are too many to test: name one with --reference"
         return found
     differences: list[Difference] = []
-    for pair in asked:
+    for pair in comparable:
         of_reference, of_candidate = pair.losses
         differences.append(
-            statistics.paired_difference(of_reference, of_candidate, same_seeds=pair.same_seeds, pairs=len(asked))
+            statistics.paired_difference(of_reference, of_candidate, same_seeds=pair.same_seeds, pairs=count)
         )
         pair.identical = of_reference.shape == of_candidate.shape and bool((of_reference == of_candidate).all())
-    for pair, outcome in zip(asked, statistics.paired_test_results(differences), strict=True):
+    for pair, outcome in zip(comparable, statistics.paired_test_results(differences), strict=True):
         pair.outcome = outcome
     return found
 
 
 def _at_common_point(candidate: Variant, reference: Variant, axis: str) -> Pair:
-    """The pair's losses at the last point of the axis that all their runs reach; interpolated between evaluations."""
+    """The pair with its losses at the last point of the axis that all runs reach, interpolated between evaluations."""
     pair = Pair(candidate, reference, same_seeds=_same_seeds(candidate, reference))
     curves = _curves(pair, [run.evaluation for run in (*candidate.runs, *reference.runs)])
     if curves is None:
@@ -233,7 +224,7 @@ def _at_common_point(candidate: Variant, reference: Variant, axis: str) -> Pair:
         return pair
     axes = [curve.axis(axis) for curve in curves]
     if any(points is None for points in axes):
-        pair.note = f"the {axis} of a run are not on record"
+        pair.note = f"the {axis} of a run are not recorded"
         return pair
     at = float(min(points[-1] for points in axes))
     if at <= 0 or at < max(points[0] for points in axes):
@@ -250,7 +241,7 @@ def _at_common_point(candidate: Variant, reference: Variant, axis: str) -> Pair:
 
 
 def _at_the_end(candidate: Variant, reference: Variant) -> Pair:
-    """The drift of both at their last evaluations; captions in the place of images."""
+    """The pair with the drift at the last evaluations as its losses; captions take the place of images."""
     pair = Pair(candidate, reference, same_seeds=_same_seeds(candidate, reference))
     if (
         _curves(pair, [run.drift for run in (*candidate.runs, *reference.runs)], "drift measured", "captions")
@@ -263,7 +254,7 @@ def _at_the_end(candidate: Variant, reference: Variant) -> Pair:
 def _curves(
     pair: Pair, curves: Sequence[Curve | None], what: str = "evaluation", units: str = "held-out images"
 ) -> list[Curve] | None:
-    """The curves, where they can be compared; else None, with the reason in the pair."""
+    """The curves if they can be compared; else None, with the reason in `pair.note`."""
     known = [curve for curve in curves if curve is not None]
     if len(known) < len(curves):
         pair.note = f"a run has no {what}"
@@ -279,23 +270,24 @@ def _curves(
 
 
 def _last(variant: Variant, kind: str) -> np.ndarray:
-    """[S, N, K] of the runs' last evaluations."""
+    """Losses [S, N, K] of the runs' last evaluations."""
     return np.stack([getattr(run, kind).loss[-1].astype(np.float64) for run in variant.runs])
 
 
 def _same_seeds(candidate: Variant, reference: Variant) -> bool:
-    """Whether both have the same seeds, two or more, each once; then their runs are paired. Decided by the plan alone."""
+    """Whether both have the same two or more distinct seeds, so that runs are paired. Does not depend on the results."""
     seeds = candidate.seeds
     return len(seeds) > 1 and seeds == reference.seeds and None not in seeds and len(set(seeds)) == len(seeds)
 
 
 def removed_by_seeds(pair: Pair) -> float | None:
-    """The share of the variance between runs that pairing by seed removed; None with fewer than two seeds in common.
+    """The share of the variance between runs that pairing by seed removed; None with fewer than two common seeds.
 
-    1 - var(difference of runs of one seed) / (var(reference's runs) + var(candidate's)). Negative: pairing added variance.
+    1 - var(difference of runs with the same seed) / (var(reference's runs) + var(candidate's runs)). Negative if pairing added
+    variance.
     """
     if not pair.same_seeds or pair.losses is None:
         return None
     reference, candidate = (losses.mean((1, 2)) for losses in pair.losses)
-    apart = reference.var(ddof=1) + candidate.var(ddof=1)
-    return float(1 - (candidate - reference).var(ddof=1) / apart) if apart > 0 else None
+    unpaired = reference.var(ddof=1) + candidate.var(ddof=1)
+    return float(1 - (candidate - reference).var(ddof=1) / unpaired) if unpaired > 0 else None

@@ -1,4 +1,4 @@
-"""An experiment: variants of a training, each with several seeds, as a file says, and which of its runs are done."""
+"""Experiment files: variants of a training, each with several seeds; and the state of the experiment's runs."""
 
 from __future__ import annotations
 
@@ -21,39 +21,41 @@ from sushi_research.runs.run_folder import RunFolder
 
 CLASSES: dict[str, type[TrainingConfig]] = {each.script: each.config_class() for each in models.ARCHITECTURES.values()}
 ONE_PROCESS = ["--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-# What names the runs and tells them apart is the experiment's own.
+# Settings that the experiment sets itself for each run.
 OWN = ("train.seed", "run.name", "run.folder", "dry_run")
 NESTED = "as in a config file, nested by section"
 
 
 class Experiment(Section):
-    """Variants of a training and the seeds that each is trained with."""
+    """Variants of a training and the seeds that each variant is trained with."""
 
     title: Text = Field(description="Title of the comparison page")
-    script: Literal[tuple(CLASSES)] = Field(description="What trains")
+    script: Literal[tuple(CLASSES)] = Field(description="Training script")
     configs: Annotated[list[Text], Field(min_length=1)] = Field(
-        description="Config files that all runs share, in order"
+        description="Config files of all runs; later files override earlier ones"
     )
     settings: dict[str, Any] = Field(
-        {}, description=f"Settings over them that all runs share, {NESTED}", json_schema_extra={"allowed": "a section"}
+        {},
+        description=f"Settings of all runs, which override the config files, {NESTED}",
+        json_schema_extra={"allowed": "a section"},
     )
     variants: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$")], Any] = Field(
         {}, description=f"Name of each variant and its settings, {NESTED}", json_schema_extra={"allowed": "settings"}
     )
     grid: dict[str, Any] = Field(
         {},
-        description=f"In place of variants: lists of values, {NESTED}; each combination is a variant",
+        description=f"Instead of variants: lists of values, {NESTED}; each combination is a variant",
         json_schema_extra={"allowed": "a section with lists of values"},
     )
     seeds: Annotated[list[Seed], Field(min_length=1)] = Field(
-        [0, 1, 2], description="Training seeds of each variant; a test result about variants takes two or more"
+        [0, 1, 2], description="Training seeds of each variant; a test between variants needs two or more"
     )
     reference: Text | None = Field(
-        None, description="Variant that each other is compared with; null = all pairs, of which less can be found"
+        None, description="Variant that all others are compared with; null = all pairs, which has less power"
     )
     folder: Text = Field(description="Folder of the runs and the page")
     launch: list[Text] = Field(ONE_PROCESS, description="Arguments of accelerate launch")
-    dry_run: bool = Field(False, description="Say which runs there are and how they stand, and run none")
+    dry_run: bool = Field(False, description="List the runs and their states without training")
 
     @model_validator(mode="after")
     def _variants_are_given(self) -> Experiment:
@@ -61,18 +63,20 @@ class Experiment(Section):
             raise ValueError("variants and grid are both set or both empty: give one of the two")
         for name, settings in [*self.variants.items(), ("settings", self.settings), ("grid", self.grid)]:
             if not isinstance(settings, dict):
-                raise ValueError(f"{name} is no mapping of settings: nest them by section, as in {{lora: {{rank: 8}}}}")
+                raise ValueError(
+                    f"{name} is not a mapping of settings: nest them by section, as in {{lora: {{rank: 8}}}}"
+                )
         if len(set(self.seeds)) < len(self.seeds):
-            raise ValueError("seeds has one twice: it would be the same run")
+            raise ValueError("seeds has a duplicate: it would be the same run")
         own = [key for part in (self.settings, self.grid, *self.variants.values()) for key in identity.flatten(part)]
         if taken := [key for key in own if key in OWN]:
-            raise ValueError(f"{taken[0]} is set by the experiment itself: take it out")
+            raise ValueError(f"{taken[0]} is set by the experiment itself: remove it")
         return self
 
 
 @dataclass(frozen=True)
 class Planned:
-    """One run of an experiment: `arguments` are those of the training script."""
+    """One run of an experiment. `arguments` are the training script's."""
 
     name: str
     variant: str
@@ -86,11 +90,11 @@ class Planned:
 
 
 def plan(experiment: Experiment) -> list[Planned]:
-    """The runs, seed by seed so that a cut experiment has every variant; UserError for a config that is not right."""
+    """The runs, seed by seed, so that an unfinished experiment has every variant. UserError for an invalid config."""
     variants = dict(variants_of(experiment))
     if experiment.reference is not None and experiment.reference not in variants:
         raise UserError(
-            f"reference is {experiment.reference}, and the variants are {', '.join(variants)}: name one of them."
+            f"reference is {experiment.reference}, but the variants are {', '.join(variants)}: name one of them."
         )
     planned = []
     for seed, (variant, settings) in itertools.product(experiment.seeds, variants.items()):
@@ -110,7 +114,7 @@ def plan(experiment: Experiment) -> list[Planned]:
 
 
 def variants_of(experiment: Experiment) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(name, flat settings) of each variant: as given, or of every combination of the grid, named by its values."""
+    """(name, flattened settings) of each variant: as given, or every combination of the grid, named after its values."""
     for name, settings in experiment.variants.items():
         yield name, identity.flatten(settings)
     axes = identity.flatten(experiment.grid)
@@ -124,18 +128,18 @@ def variants_of(experiment: Experiment) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _in_a_name(value: Any) -> str:
-    """A value as a part of a folder's name."""
+    """A value as part of a folder name."""
     text = value if isinstance(value, str) else json.dumps(value)
     return "".join(character if character.isalnum() or character in ".-" else "-" for character in text).strip("-")
 
 
 def written(value: Any) -> str:
-    """A value as the command line takes it: text as it stands, anything else as JSON, which is YAML."""
+    """A value in the form of the command line: text unchanged, anything else as JSON, which is valid YAML."""
     return value if isinstance(value, str) else json.dumps(value)
 
 
 def state_of(run: Planned) -> str:
-    """ "done", "to continue" or "to do"; UserError where the folder holds a run that was made with other settings."""
+    """ "done", "to continue" or "to do"; UserError if the folder holds a run with other settings."""
     folder = RunFolder(run.folder, None)
     record = folder.record()
     if record is None:
@@ -156,6 +160,6 @@ def state_of(run: Planned) -> str:
 
 
 def describe(states: Sequence[tuple[Planned, str]]) -> str:
-    """The runs and how they stand, a line each."""
+    """The runs and their states, one per line."""
     width = max(len(run.name) for run, _ in states)
     return "\n".join(f"  {run.name:<{width}}  {state}" for run, state in states)

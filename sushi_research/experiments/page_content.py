@@ -1,4 +1,4 @@
-"""The page of a comparison: the test result in words, then pictures, then what stands behind it."""
+"""The contents of a comparison page: test results as sentences, then plots, then tables of details."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MOST_PAIRS = 60
 
 
 def blocks(comparison: Comparison, title: str, pictures: dict[str, Path]) -> list[Block]:
-    """The page, in order. `drawn` are the pictures that there are, by their names in comparison_plots."""
+    """The blocks of the page, in order. `pictures` are the existing image files, by the function's name in plots.py."""
     page = [Block("title", title)]
     page += _test_results(comparison)
     if comparison.warnings or comparison.problems:
@@ -36,12 +36,15 @@ def blocks(comparison: Comparison, title: str, pictures: dict[str, Path]) -> lis
     page += [*tables.stage_timings(comparison), Block("text", _SPEED)]
     if "samples" in pictures:
         page += _picture(
-            pictures, "samples", "The same prompts and seeds", "The first run of each variant, as last drawn."
+            pictures,
+            "samples",
+            "The same prompts and seeds",
+            "The first run of each variant, at its last sampled step.",
         )
     else:
         page += [
-            Block("heading", "Pictures"),
-            Block("text", "No two of these have pictures of the same prompts and seeds."),
+            Block("heading", "Samples"),
+            Block("text", "No two variants have images of the same prompts and seeds."),
         ]
     page += [Block("heading", "Runs"), Block("table", rows=tables.runs(comparison)), Block("text", _METHOD)]
     return page
@@ -49,26 +52,22 @@ def blocks(comparison: Comparison, title: str, pictures: dict[str, Path]) -> lis
 
 _CURVES = (
     "Mean over the held-out images of the loss minus the base's on the same noise; below 0 is better than the base. Bands are 95 % "
-    "intervals over images (Student's t) of the mean of a variant's runs: they say how well the validation set knows these runs. "
-    "Two bands "
-    "in the upper row that overlap may still differ, because runs are compared image by image: that is the lower row."
+    "intervals over images (Student's t) of the mean of a variant's runs; they do not include the variation between seeds. "
+    "Variants whose bands overlap in the upper row may still differ, because runs are compared image by image, as in the lower row."
 )
 _DIFFERENCES = (
-    "Paired, image by image and draw by draw. Bars are 95 % intervals of a pair alone, bootstrapped over images; a filled point is "
-    "one where the test result, which counts the number of pairs, is better or worse."
+    "Paired by image and noise sample. Bars are 95 % intervals of a single pair, bootstrapped over images. A point is filled "
+    "if the test result, which is corrected for the number of pairs, is better or worse."
 )
-_TIMESTEP_BINS = (
-    "Quarters of the schedule, least noise first; 95 % intervals over images. No test result is taken here."
-)
+_TIMESTEP_BINS = "Quarters of the schedule, least noise first; 95 % intervals over images. No tests are done here."
 _SPEED = (
-    "Images per second is the median over training steps. Training time leaves out evaluating, drawing and saving. Memory is the "
-    "most that any process held (of its GPU, or in all on a CPU)."
+    "Images per second is the median over training steps. Training time excludes evaluating, sampling and saving. Memory is the "
+    "largest peak of any process (GPU memory, or total memory on a CPU)."
 )
 _METHOD = (
-    "The method, its measured coverage and its sources: docs/experiments.md. A test result is at the last point that both of a "
-    "pair "
-    "reached, fixed by this rule and not by looking; between evaluations losses are interpolated. The two axes are two families, "
-    "each corrected for its own number of pairs (Holm). Runs are paired by seed where both variants have the same two or more."
+    "The method, its measured coverage and its sources are in docs/experiments.md. A pair is tested at the last point that both "
+    "variants reached; this rule is fixed in advance. Losses are interpolated between evaluations. The two axes are two families, "
+    "each corrected for its own number of pairs (Holm). Runs are paired by seed if both variants have the same two or more seeds."
 )
 
 
@@ -79,7 +78,7 @@ def _test_results(comparison: Comparison) -> list[Block]:
         found.append(
             Block(
                 "text",
-                "All of these are runs of one variant: they are compared run by run, and nothing here is about variants.",
+                "All of these are runs of one variant: they are compared run by run, so no result is about variants.",
             )
         )
     if not tested:
@@ -92,7 +91,7 @@ def _test_results(comparison: Comparison) -> list[Block]:
     decided = sum(pair.outcome.outcome != "not distinguishable" for pair in tested)
     if len(tested) > 6:
         found.append(
-            Block("text", f"{decided} of {len(tested)} pairs can be told apart, at a family-wise error of 5 %.")
+            Block("text", f"{decided} of {len(tested)} pairs are distinguishable, at a family-wise error of 5 %.")
         )
     best = _best(comparison, tested)
     if best:
@@ -104,7 +103,7 @@ def _test_results(comparison: Comparison) -> list[Block]:
 
 
 def _by_interest(pairs: Sequence[Pair]) -> list[Pair]:
-    """Told apart first, the largest difference for its error first."""
+    """The pairs sorted: distinguishable pairs first, then by p-value."""
     return sorted(pairs, key=lambda p: (_kind(p) == "none", p.outcome.adjusted_p, p.outcome.difference.p_value))
 
 
@@ -113,7 +112,7 @@ def _kind(pair: Pair) -> str:
 
 
 def _best(comparison: Comparison, tested: Sequence[Pair]) -> str:
-    """Names the variant that beats all others, if one does."""
+    """A sentence that names the variant that is better than all others; "" if there is none."""
     wins: dict[str, int] = {}
     for pair in tested:
         winner = {"better": pair.candidate, "worse": pair.reference}.get(pair.outcome.outcome)
@@ -125,14 +124,13 @@ def _best(comparison: Comparison, tested: Sequence[Pair]) -> str:
 
 
 def sentence(pair: Pair) -> str:
-    """A pair's test result in words."""
+    """A pair's test result as a sentence."""
     if pair.identical:
         runs, images, noise_samples = pair.losses[0].shape
         count = f"{runs} x " if runs > 1 else ""
         return (
             f"{pair.candidate.label} and {pair.reference.label} are identical on every one of {count}{images} x {noise_samples} "
-            f"losses: "
-            "bit for bit the same."
+            "losses: bit for bit the same."
         )
     return pair.outcome.sentence(pair.candidate.label, pair.reference.label)
 
@@ -159,7 +157,7 @@ def _family(pairs: Sequence[Pair], heading: str, axis: str) -> list[Block]:
             found.append(
                 Block(
                     "text",
-                    f"{len(tested) - MOST_PAIRS} more pairs are in comparison.json, none told apart more clearly.",
+                    f"{len(tested) - MOST_PAIRS} more pairs are in comparison.json, none with a clearer difference.",
                 )
             )
     reasons: dict[str, list[str]] = {}
@@ -200,8 +198,8 @@ def _drift(comparison: Comparison) -> list[Block]:
             rows.append([variant.label, f"{mean:.3g}", f"{error:.2g}"])
     text = (
         "How far predictions moved from the base's on captions that were not trained on, at the last evaluation: the mean squared "
-        "difference, in the unit of the loss. Less is not always better, but drift without a gain is loss of what the base knew. "
-        "The pairs below are a third family; better means less drift."
+        "difference, in the unit of the loss. Less is not always better, but drift without a gain means that the base's knowledge "
+        "was lost. The pairs below are a third family; better means less drift."
     )
     found = [Block("heading", "Drift from the base"), Block("table", rows=rows), Block("text", text)]
     return found + _family(comparison.drift, "Drift, pair by pair", "samples")[1:]
@@ -216,7 +214,7 @@ def _noise(comparison: Comparison) -> list[Block]:
     items = []
     if finite:
         items.append(
-            "All were measured on the same images with the same noise. Had each had images of its own, "
+            "All runs were evaluated on the same images with the same noise. With different images for each, "
             f"{median(finite):.3g} times as many would be needed for the same error (the median of {len(finite)} pairs): the "
             f"shared validation set removed {1 - 1 / median(finite):.2%} of the variance."
         )
@@ -227,14 +225,12 @@ def _noise(comparison: Comparison) -> list[Block]:
             f"{median(by_seed):.0%} of the variance between runs (the median of {len(by_seed)} pairs; below 0 it added some)."
         )
     else:
-        items.append(
-            "How much variance shared training seeds removed cannot be told: it takes two seeds or more in common."
-        )
-    return [Block("heading", "What sharing noise was worth"), Block("list", items=items)]
+        items.append("How much variance shared training seeds removed is unknown: that needs two or more common seeds.")
+    return [Block("heading", "Variance removed by shared noise"), Block("list", items=items)]
 
 
 def numbers(comparison: Comparison) -> dict[str, Any]:
-    """Everything of the page that is a number, as JSON values."""
+    """All numbers of the page, as JSON values."""
     families = {"samples": comparison.samples, "seconds": comparison.seconds, "drift": comparison.drift}
     return {
         "variants": [_variant(variant) for variant in comparison.variants],

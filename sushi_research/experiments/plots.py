@@ -1,4 +1,4 @@
-"""The pictures of a comparison: curves with intervals, differences with intervals, pairs as a matrix, bands, grids of samples."""
+"""Plots of a comparison: curves and differences with intervals, all pairs as a matrix, timestep bins, and sample grids."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sushi_research.reports.run_record import Curve, RunRecord
 from sushi_research.reports.statistics import clustered_mean, interpolate, t_quantile
 from sushi_research.sampling import plots
 
-# Okabe and Ito's colours (2008), made to be told apart by colour-blind people too; then the same with other lines.
+# The colours of Okabe and Ito (2008), distinguishable for colour-blind people; then the same colours with other line styles.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8A8A00")
 STYLES = ("-", "--", ":", "-.")
 AXES = {"samples": "samples seen", "seconds": "seconds of training"}
@@ -40,11 +40,11 @@ def _line_style(number: int) -> dict[str, Any]:
 def points(
     variant: Variant, axis: str, reference: Variant | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-    """(x, mean, half-width of the 95 % interval) of a variant's validation loss, its runs averaged, over the base's or a
-    reference's.
+    """(x, mean, half-width of the 95 % interval) of a variant's validation loss minus the base's or a reference's.
 
-    The interval is Student's, over images: it is about these runs. The evaluations that all runs have are taken, interpolated
-    where they lie elsewhere (seconds). None where the axis is not known or the validation sets are not one.
+    The mean is over the variant's runs. The interval is Student's t over images, so it is about these runs. The points are the
+    evaluations within the range of all runs, interpolated for runs evaluated at other points (as with seconds). None if the axis
+    is not known or the validation sets differ.
     """
     sides = [[run.evaluation for run in side.runs if run.evaluation] for side in (variant, reference) if side]
     curves = [curve for side in sides for curve in side]
@@ -68,10 +68,12 @@ def points(
 
 
 def validation_curves(comparison: Comparison, path: Path) -> bool:
-    """Validation loss over the base's, and below it over the reference's (the first variant's where none is named): over samples
-    seen and over seconds of training. Whether there is any."""
+    """Plots validation loss against samples seen and seconds of training; returns whether there was anything to plot.
+
+    The upper row is the loss minus the base's, the lower row minus the reference's (by default the first variant's).
+    """
     variants = comparison.variants
-    # The one that was asked for, else the first of all.
+    # The named reference, else the first variant.
     first = next((pair.reference for pair in comparison.samples), None)
     if first and all(points(v, "samples", first) is None for v in variants if v is not first):
         first = None  # adapter files have no curves
@@ -109,7 +111,7 @@ def _curve(axes: Any, found: tuple[np.ndarray, np.ndarray, np.ndarray], label: s
 
 
 def _level(axes: Any, variant: Variant, number: int) -> int:
-    """An adapter file has no curve: a line at its loss."""
+    """Plots a horizontal line at an adapter file's loss, as it has no curve."""
     curve = variant.runs[0].evaluation
     mean, _ = clustered_mean(curve.loss[-1] - curve.base)
     axes.axhline(mean, label=variant.label, linewidth=1.2, **_line_style(number))
@@ -117,17 +119,20 @@ def _level(axes: Any, variant: Variant, number: int) -> int:
 
 
 def differences(pairs: Sequence[Pair], path: Path, title: str) -> bool:
-    """The pairs' differences with their 95 % intervals, filled where the test result is one; at most 30, whether there is any."""
+    """Plots differences of up to 30 pairs with 95 % intervals; returns whether there are any.
+
+    Filled points are better or worse by the test result.
+    """
     tested = [pair for pair in pairs if pair.outcome is not None][:30]
     if not tested:
         return False
     figure, (axes,) = _figure(10, 1.2 + 0.36 * len(tested))
     for row, pair in enumerate(tested):
         d = pair.outcome.difference
-        known = pair.outcome.outcome != "not distinguishable"
+        decided = pair.outcome.outcome != "not distinguishable"
         colour = {"better": "#009E73", "worse": "#D55E00"}.get(pair.outcome.outcome, "#777777")
         axes.plot([d.low, d.high], [row, row], color=colour, linewidth=2)
-        axes.plot(d.value, row, "o", color=colour, markerfacecolor=colour if known else "white", markersize=7)
+        axes.plot(d.value, row, "o", color=colour, markerfacecolor=colour if decided else "white", markersize=7)
     axes.set_yticks(
         range(len(tested)), [f"{pair.candidate.label} - {pair.reference.label}" for pair in tested], fontsize=8
     )
@@ -141,7 +146,8 @@ def differences(pairs: Sequence[Pair], path: Path, title: str) -> bool:
 
 
 def matrix(comparison: Comparison, path: Path) -> bool:
-    """Every pair as a cell: the row's variant better (green), worse (orange) or not told apart from the column's."""
+    """Plots each pair as a cell: the row's variant is better (green) or worse (orange) than the column's, or not
+    distinguishable (grey). Returns whether there are any."""
     variants = comparison.variants
     place = {variant.label: number for number, variant in enumerate(variants)}
     values = np.full((len(variants), len(variants)), np.nan)
@@ -160,13 +166,13 @@ def matrix(comparison: Comparison, path: Path) -> bool:
     labels = [variant.label for variant in variants]
     axes.set_xticks(range(len(labels)), labels, rotation=90, fontsize=7)
     axes.set_yticks(range(len(labels)), labels, fontsize=7)
-    axes.set_title("the row's variant is better (green), worse (orange), not told apart (grey)", fontsize=9)
+    axes.set_title("the row's variant is better (green), worse (orange), not distinguishable (grey)", fontsize=9)
     figure.savefig(path, dpi=110)
     return True
 
 
 def timestep_bins(comparison: Comparison, path: Path) -> bool:
-    """Validation loss over the base's by timestep bin, at the last evaluation, with 95 % intervals over images."""
+    """Plots validation loss minus the base's by timestep bin, at the last evaluation, with 95 % intervals over images."""
     figure, (axes,) = _figure(9, 4.2)
     plotted, count = 0, max(1, len(comparison.variants))
     for number, variant in enumerate(comparison.variants):
@@ -191,7 +197,7 @@ def timestep_bins(comparison: Comparison, path: Path) -> bool:
 
 
 def bin_means(run_curves: Sequence[Curve]) -> tuple[np.ndarray, np.ndarray]:
-    """(means [4], half-widths [4]) over the base at the last evaluation, by quarter of the schedule, runs averaged."""
+    """(means [4], half-widths [4]) of the loss minus the base's at the last evaluation, by timestep bin, averaged over runs."""
     over_base = np.stack([curve.loss[-1].astype(np.float64) - curve.base for curve in run_curves]).mean(0)
     bins = run_curves[0].timesteps.astype(int) * 4 // 1000
     found = []
@@ -204,44 +210,45 @@ def bin_means(run_curves: Sequence[Curve]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def samples(comparison: Comparison, path: Path) -> bool:
-    """The same prompts and seeds by the base and by each variant's first run, at its last drawn step; whether there are any."""
+    """Saves a grid of samples of the base and of each variant's first run at its last sampled step, for common prompts and seeds.
+
+    Returns whether there are any.
+    """
     columns: dict[str, dict[str, Path]] = {}
     for variant in comparison.variants[:12]:
-        first, last = _sample_pictures(variant.runs[0], comparison.problems)
+        first, last = _sample_images(variant.runs[0], comparison.problems)
         if last:
             columns.setdefault("base", first)
             columns[variant.label] = last
     if len(columns) < 2:
         return False
-    # The base's pictures are those of a run's first step; where none was drawn there, it has no column.
-    columns = {name: pictures for name, pictures in columns.items() if pictures}
-    common = [
-        label for label in next(iter(columns.values())) if all(label in pictures for pictures in columns.values())
-    ]
+    # The base's images are a run's samples at step 0; without those the base has no column.
+    columns = {name: images for name, images in columns.items() if images}
+    common = [label for label in next(iter(columns.values())) if all(label in images for images in columns.values())]
     if not common:
         return False
     cells = []
     for label in common[:12]:
         cells.append([])
-        for pictures in columns.values():
-            with Image.open(pictures[label]) as picture:
-                cells[-1].append(picture.convert("RGB"))
+        for images in columns.values():
+            with Image.open(images[label]) as image:
+                cells[-1].append(image.convert("RGB"))
     plots.grid(cells, common[:12], list(columns)).save(path)
     return True
 
 
-def _sample_pictures(run: RunRecord, problems: list[str]) -> tuple[dict[str, Path], dict[str, Path]]:
-    """(label -> picture) at step 0 and at the last drawn step; labels hold the prompt and, with several seeds, the seed."""
+def _sample_images(run: RunRecord, problems: list[str]) -> tuple[dict[str, Path], dict[str, Path]]:
+    """(label -> image file) at step 0 and at the last sampled step; labels contain the prompt and, with several seeds, the seed."""
     steps = sorted(folder for folder in (run.path / "samples").glob("step-*") if folder.is_dir())
     found = []
     for step in (steps[:1] if steps and int(steps[0].name[5:]) == 0 else [], steps[-1:]):
         labels = {}
         for file in sorted(path for folder in step for path in folder.glob("*.png")):
             try:
-                with Image.open(file) as picture:
-                    picture.load()
-                    labels[f"{picture.info.get(LABEL, file.stem)} [{file.stem[3:]}]"] = file
-            except (OSError, SyntaxError) as error:  # Pillow's, of a damaged PNG
-                problems.append(f"{file} is no picture ({error}): it is skipped")
+                with Image.open(file) as image:
+                    image.load()
+                    labels[f"{image.info.get(LABEL, file.stem)} [{file.stem[3:]}]"] = file
+            except (OSError, SyntaxError) as error:  # Pillow's errors for a damaged PNG
+                problems.append(f"{file} is not an image ({error}): it is skipped")
         found.append(labels)
     return found[0], found[1]

@@ -1,4 +1,4 @@
-"""The tables of a comparison's page that take no test result: settings, speed and memory, seconds by stage, and the runs."""
+"""The tables of a comparison page without test results: settings, speed and memory, seconds by stage, and the runs."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from sushi_research.reports.statistics import clustered_mean
 
 def settings(comparison: Comparison) -> list[Block]:
     if not comparison.differing:
-        return [Block("text", "No setting that is on record.")]
+        return [Block("text", "No recorded setting.")]
     head = ["", *(variant.label for variant in comparison.variants)]
     rows = [[key, *map(_value, values)] for key, values in comparison.differing.items()]
-    # Many variants are read downwards, few across.
+    # More than six variants become rows, not columns.
     if len(comparison.variants) > 6:
         return [Block("table", rows=[list(row) for row in zip(head, *rows, strict=True)])]
     return [Block("table", rows=[head, *rows])]
@@ -55,13 +55,13 @@ def speed(comparison: Comparison) -> list[list[str]]:
 
 
 def _of(reduce: Callable[[list[float]], float], lines: Sequence[dict[str, Any]], key: str, form: str) -> str:
-    """A number of the steps that logged it, "-" where none did."""
+    """`reduce` over the lines that have a value of `key`, formatted; "-" if none has."""
     known = [line[key] for line in lines if isinstance(line.get(key), int | float)]
     return format(reduce(known), form) if known else "-"
 
 
 def stage_timings(comparison: Comparison) -> list[Block]:
-    """Seconds by phase, the median of a variant's runs; nothing where no run has got to its end."""
+    """Seconds by stage, the median of a variant's runs; no blocks if no run has finished."""
     timed: dict[str, dict[str, float]] = {}
     for variant in comparison.variants:
         runs = [run.stage_timings for run in variant.runs if run.stage_timings]
@@ -85,7 +85,7 @@ def runs(comparison: Comparison) -> list[list[str]]:
 
 
 def run_row(run: Any) -> list[str]:
-    """A run's cells: name, seed, state, last evaluated step, losses with standard errors, commit."""
+    """A run's row: name, seed, state, last evaluated step, losses with standard errors, commit."""
     loss = over = "-"
     step = str(run.last_step)
     if (curve := run.evaluation) is not None:

@@ -1,7 +1,7 @@
-"""Runs in W&B: their records brought back into folders for comparing, and the page of a comparison logged there.
+"""Runs in W&B: downloads their records for comparisons, and logs the comparison page.
 
-A training logs an artifact of type "record" at its end: the files of its run folder that tell how it went
-(`RunFolder.record_files`). W&B's offline folders hold nothing that can be read back; there the run folder itself is the record.
+A finished training logs an artifact of type "record": the files of its run folder that describe its course and results
+(`RunFolder.record_files`). W&B's offline folders cannot be read back; use the run folder itself instead.
 """
 
 from __future__ import annotations
@@ -25,11 +25,10 @@ RECORD = "record"
 def download(
     path: str, group: str | None, sweep: str | None, folder: Path, api: Any = None
 ) -> tuple[list[Path], list[str]]:
-    """The records of a project's runs, of one group or sweep if that is given, each in `folder/<run id>/<run name>`, and a
-    sentence for those that have none or cannot be read.
+    """Downloads the records of a project's runs to `folder/<run id>/<run name>`; returns (their folders, warnings).
 
-    `path` is ENTITY/PROJECT. UserError, one sentence, where W&B is out of reach, knows no such project, or holds no record.
-    `api` is a `wandb.Api`, made here where it is None.
+    `path` is ENTITY/PROJECT; `group` and `sweep` restrict the runs. A run without a readable record becomes a warning. UserError if
+    W&B cannot be reached, the project does not exist, or there is no record. `api` is a `wandb.Api`; None creates one.
     """
     if path.count("/") != 1 or not all(path.split("/")):
         raise UserError(f"--wandb-runs is {path}: give ENTITY/PROJECT, as in the address of the project's page.")
@@ -42,19 +41,19 @@ def download(
             api = wandb.Api()
         runs = list(api.runs(path, filters=filters))
     except Exception as error:
-        # W&B raises its own kinds, those of the network library, and ValueError for what is not there.
+        # W&B raises its own errors, those of the network library, and ValueError for a missing project.
         raise UserError(
             f"W&B's {path} cannot be read ({first_line(error)}): check its name, `wandb login`, and the network."
         ) from None
     for run in progress(runs, description="downloading records", unit="run"):
         try:
-            # Versions come newest first or last, by W&B's own choice.
+            # The order of versions is not specified.
             records = [artifact for artifact in run.logged_artifacts() if artifact.type == RECORD]
             if not records:
                 without.append(run.name)
                 continue
             newest = max(records, key=lambda artifact: int(artifact.version.removeprefix("v")))
-            # A run's name is free text: it must not lead out of the folder.
+            # A run's name is free text, so it must not escape from the folder.
             place = folder / run.id / (re.sub(r"[^\w.-]+", "-", run.name).strip(".") or run.id)
             newest.download(root=str(place))
             found.append(place)
@@ -64,8 +63,8 @@ def download(
         where = f"{path}{f', group {group}' if group else ''}{f', sweep {sweep}' if sweep else ''}"
         if problems:
             raise UserError(f"nothing of W&B's {where} could be downloaded: {problems[0]}.")
-        content = f"{len(without)} runs and none has finished with a record" if without else "no run"
-        raise UserError(f"W&B's {where} holds {content}: nothing of it can be compared.")
+        content = f"{len(without)} runs and none has a record" if without else "no run"
+        raise UserError(f"W&B's {where} holds {content}: there is nothing to compare.")
     if without:
         names = ", ".join(without[:5])
         problems.append(f"{len(without)} runs of {path} have no record and are skipped: {names}")
@@ -73,9 +72,9 @@ def download(
 
 
 def log_page(arguments: argparse.Namespace, comparison: Comparison, title: str, output: Path) -> str:
-    """Logs the page to W&B as a run of job type "comparison": tables, pictures and the HTML. Returns a sentence, "" when off.
+    """Logs the page to W&B as a run of job type "comparison": tables, images and the HTML. Returns a message, "" when off.
 
-    Nothing here fails a comparison: what W&B does not take is said. UserError where `--wandb online` cannot be had.
+    An error while logging only gives a warning in the message. UserError if `--wandb online` is not possible.
     """
     trackers = resolve_trackers(arguments.wandb, False)
     if trackers.wandb_mode is None:
@@ -83,7 +82,7 @@ def log_page(arguments: argparse.Namespace, comparison: Comparison, title: str, 
     try:
         _log(arguments, trackers.wandb_mode, comparison, title, output)
     except Exception as error:
-        return f"warning: the page could not be logged to W&B ({first_line(error)}); it is in {output} all the same"
+        return f"warning: the page could not be logged to W&B ({first_line(error)}); it is in {output}"
     return trackers.notice
 
 
@@ -108,7 +107,7 @@ def _log(arguments: argparse.Namespace, mode: str, comparison: Comparison, title
 
 
 def tables(comparison: Comparison) -> dict[str, dict[str, Any]]:
-    """`columns` and `data` of the tables: the test results of each family, and what differs between the variants."""
+    """`columns` and `data` of the tables: the test results of each family, and the settings that differ."""
     columns = [
         "candidate",
         "reference",

@@ -55,9 +55,7 @@ def test_the_page(compare, tmp_path, capsys):
         "The same prompts and seeds",
     ):
         assert f"## {heading}" in text
-    assert (
-        "the shared validation set removed" in text.replace("\n", " ") and "takes two seeds or more in common" in text
-    )
+    assert "the shared validation set removed" in text.replace("\n", " ") and "needs two or more common seeds" in text
     # Every picture that the page names is there, and the HTML needs none of them.
     named = re.findall(r"!\[[^]]*\]\(([^)]+)\)", text)
     assert {"curves.png", "differences.png", "timestep_bins.png", "samples.png"} == set(named)
@@ -81,7 +79,7 @@ def test_whatever_is_wrong_is_a_sentence_and_the_page_comes(compare, tmp_path, c
     printed = capsys.readouterr().err
     for words in (
         "empty holds no run",
-        "nowhere is no folder",
+        "nowhere is not a folder",
         "evaluation.parquet is damaged",
         "metrics.jsonl, line 1 is not JSON",
         "going was stopped at step 20",
@@ -110,7 +108,7 @@ def test_a_line_or_picture_that_is_not_what_a_run_writes_is_a_sentence(compare, 
         "metrics.jsonl, line 1 does not hold what a run writes",
         "provenance.json does not hold what a run writes",
         "run.json does not hold what a run writes",
-        "00-seed0.png is no picture",
+        "00-seed0.png is not an image",
     ):
         assert words in printed and words in text, words
     assert "still is not distinguishable from whole" in text and "bare is not distinguishable from whole" in text
@@ -121,7 +119,7 @@ def test_nothing_left_is_an_error(tmp_path, capsys):
     arguments = SCRIPT.parse([str(tmp_path / "nowhere"), "--output", str(tmp_path / "page"), "--wandb", "off"])
     with pytest.raises(SystemExit) as ended:
         run_main(SCRIPT.main, arguments)
-    assert ended.value.code == 2 and "error: no run is left to compare" in capsys.readouterr().err
+    assert ended.value.code == 2 and "error: there is no run to compare" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("words", [[], ["--group", "x", "run"], ["run", "--wandb", "maybe"], ["run", "--outpt", "x"]])

@@ -165,7 +165,7 @@ def test_losses_that_are_not_finite_are_skipped(tmp_path):
 
 
 def test_nothing_to_compare_is_an_error():
-    with pytest.raises(UserError, match="no run is left to compare"):
+    with pytest.raises(UserError, match="there is no run to compare"):
         compare([])
 
 
@@ -190,5 +190,5 @@ def test_too_many_pairs_are_reported_and_not_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("sushi_research.experiments.comparison.MAX_PAIRS", 2)
     runs = records(*(fake_run(tmp_path / f"r{rank}", rank=rank, noise_seed=rank) for rank in range(3)))
     notes = {pair.note for pair in compare(runs).samples}
-    assert notes == {"3 pairs are too many to tell any apart: name one with --reference"}
+    assert notes == {"3 pairs are too many to test: name one with --reference"}
     assert all(pair.outcome is not None for pair in compare(runs, "r0").samples)

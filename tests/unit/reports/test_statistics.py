@@ -226,7 +226,7 @@ def test_curves_meet_at_common_points_and_pairs_stay_pairs():
     for points, at, message in (
         [[0, 1, 1], [0], "increasing"],
         [[0, 1], [0], "increasing"],
-        [samples, [201], "says nothing"],
+        [samples, [201], "has no loss"],
     ):
         with pytest.raises(UserError, match=message):
             interpolate(points, a, at)
