@@ -4,8 +4,8 @@
     accelerate launch scripts/train_sdxl_lora.py --config configs/sdxl_lora.yaml --data.path photos
 
 Running the same command again continues the run. `--help` lists every option; docs/models/sdxl.md is the reference.
-B is the samples of a micro-batch; G those of a step: batch size x accumulation x processes. What stands between
-`--- shared ---` marks is word for word the same in every training script (tests/scripts/test_alignment.py).
+B is the number of samples in a micro-batch. G is the global batch size: batch size x accumulation x processes. The code
+between `--- shared ---` marks is identical in all training scripts (tests/scripts/test_alignment.py checks it).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ This trains an SDXL LoRA on your captioned images. To begin:
   every option:   python scripts/train_sdxl_lora.py --help"""
 
 if __name__ == "__main__":
-    # Before the imports below: --help and errors in the config do not wait for torch.
+    # Before the imports below, so that --help and config errors do not wait for torch.
     CONFIG = read_command_line(SDXLTraining, script="scripts/train_sdxl_lora.py", intro=INTRO)
 
 # --- shared: imports ---
@@ -75,7 +75,7 @@ def training_step(
 
 
 def main(config: SDXLTraining) -> int:
-    """Runs the training that `config` describes; returns the exit status: 0, or 128 + the signal that stopped it."""
+    """Runs the training. Returns the exit status: 0, or 128 + the signal number if a signal stopped it."""
     # --- shared: main ---
     job = run.start_job(config, model)
     with run.open_run(job) as job:
@@ -89,7 +89,7 @@ def main(config: SDXLTraining) -> int:
 
 
 def train(job: Job) -> int:
-    """The order of events; `job.run` is None for a dry run, which ends after the plan."""
+    """The training from start to finish. `job.run` is None for a dry run, which ends after the plan."""
     # --- shared: base, data, plan ---
     config, stop, timings = job.config, StopRequest(), StageTimings("planning")
     hash_cache = open_hash_cache(config)
@@ -102,7 +102,7 @@ def train(job: Job) -> int:
         return 0
     # --- end shared ---
 
-    # --- shared: begin or continue, fill the caches ---
+    # --- shared: start or resume, fill the caches ---
     run_state = resume.start_or_resume(job, inputs, plan)
     if run_state.nothing_to_do:
         return 0
@@ -111,7 +111,7 @@ def train(job: Job) -> int:
     # --- end shared ---
 
     # --- shared: the adapter on the frozen UNet ---
-    # Weights and activations in the compute dtype; the adapter's master weights, the sum of its gradients and the loss in fp32.
+    # Weights and activations are in the compute dtype. The adapter's master weights, its gradient sum and the loss are in fp32.
     timings.enter("loading")
     unet = loading.load_unet(base, job.compute_dtype, job.device, config.train.attention)
     lora.attach(
@@ -170,7 +170,7 @@ def train(job: Job) -> int:
     bar = progress(total=plan.steps, initial=step, description="training", unit="step", disable=not job.is_main)
     with stop, contextlib.closing(loader), bar:
         while True:
-            # What is due before the next step. What is on record already is skipped, so a resumed run makes up for what is missing.
+            # Save, evaluate and sample before the next step. Recorded results are skipped, so a resumed run adds what is missing.
             last = step == plan.steps
             if step > run_state.step and (last or stopping or is_due(step, config.checkpoint.every)):
                 timings.enter("saving")
@@ -187,11 +187,11 @@ def train(job: Job) -> int:
             if last or stopping:
                 break
 
-            # One optimizer step: the gradients of G samples, clipped, applied.
+            # One optimizer step: accumulate the gradients of G samples, clip them, apply them.
             timings.enter("training")
             metrics.start()
             for batch in loader.step(step):
-                if objective.dropout:  # the one thing that torch draws itself
+                if objective.dropout:  # the only random numbers from torch's global generator
                     batch.seed_torch("dropout", step)
                 training_step(job, unet, batch, step, objective, metrics)
                 metrics.note(batch.names)

@@ -1,4 +1,4 @@
-"""What makes a run that run: hashes of its data and base, its validation set, and the provenance entry of a start."""
+"""The facts that identify a run (hashes of its data and base), its validation set, and its provenance entry."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from sushi_research.runs.job import Job
 
 
 def validation_set_of(job: Job, inputs: Inputs, base_hash: str) -> ValidationSet | None:
-    """The validation set of the run's held-out images, None where it has none; nothing needs to be encoded for it."""
+    """The validation set of the run's held-out images, or None without any. Does not need encoded data."""
     config, data = job.config, inputs.data
     if not data.held_out:
         return None
-    # SD1.5 is told no sizes; a convention that cannot matter must not part two validation sets.
+    # SD1.5 has no size conditioning. Use a fixed value, because this setting must not change its validation set.
     convention = getattr(config.data, "time_ids", "image")
     noise_samples = config.evaluation.noise_samples
     return validation_set.make_validation_set(
@@ -34,11 +34,13 @@ def validation_set_of(job: Job, inputs: Inputs, base_hash: str) -> ValidationSet
 
 
 def hashes_of(job: Job, inputs: Inputs) -> dict[str, Any]:
-    """Hashes of what is trained on ("data") and of the base's components ("base_model")."""
-    of_base = {name: inputs.base.hash(name, inputs.hash_cache) for name in ("unet", "vae", *job.model.TEXT_ENCODERS)}
+    """Hashes of the training data ("data") and of the base model's components ("base_model")."""
+    base_hashes = {
+        name: inputs.base.hash(name, inputs.hash_cache) for name in ("unet", "vae", *job.model.TEXT_ENCODERS)
+    }
     if job.is_main:
         inputs.hash_cache.save()
-    return {"data": dataset_hash(inputs.data.items), "base_model": of_base}
+    return {"data": dataset_hash(inputs.data.items), "base_model": base_hashes}
 
 
 def provenance_of(
@@ -48,7 +50,7 @@ def provenance_of(
     val_set: ValidationSet | None,
     settings: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
-    """The provenance entry of this start; `settings` is the run's identity, None where nothing is trained."""
+    """The provenance entry of this launch. `settings` is the run's identity, or None if nothing is trained."""
     config, base = job.config, inputs.base
     entry = provenance.collect(
         config=config_to_dict(config),
@@ -68,7 +70,7 @@ def provenance_of(
 
 
 def _split(config: TrainingConfig, data: Data) -> dict[str, Any]:
-    """Where the held-out images come from, how many there are, and the hash of which."""
+    """Source, number and hash of the held-out images."""
     held_out, separate = config.evaluation.held_out, config.evaluation.path is not None
     return {
         "source": "held_out" if held_out else "path" if separate else None,
@@ -79,7 +81,7 @@ def _split(config: TrainingConfig, data: Data) -> dict[str, Any]:
 
 
 def _recipe(config: TrainingConfig, caches: Caches) -> str:
-    """Hash of how pictures and captions become what is trained and evaluated on; what they are does not enter."""
+    """Hash of how images and captions are processed for training and evaluation. Their content is not part of it."""
     return entry_key(
         encode=encoding.RECIPE,
         evaluation=validation_set.SCHEME,

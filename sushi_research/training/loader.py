@@ -1,4 +1,4 @@
-"""From the caches to micro-batches on the device, one step ahead of the training in a background thread."""
+"""Loads micro-batches from the caches to the device, prefetching the next step in a background thread."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ from sushi_research.training.sampler import Sampler, StepSample
 
 @dataclass(frozen=True)
 class Batch:
-    """A micro-batch: B samples of one bucket. What the caches hold, and random draws that are functions of the sample.
+    """A micro-batch: B samples of one bucket, from the caches, with random numbers that depend only on seed and sample.
 
-    `mean`, `std` [B, 4, h, w] of the VAE posterior; `text` by name, [B, ...]; `time_ids` [B, 6] fp32; `names` of the files.
+    `mean`, `std` of the VAE posterior, each [B, 4, h, w]; `text` embeddings by name, [B, ...]; `time_ids` [B, 6] fp32; `names`
+    of the files; `keys` (epoch, image hash, instance) for randomness; `prefetched` noise by purpose.
     """
 
     mean: torch.Tensor
@@ -38,13 +39,13 @@ class Batch:
         return len(self.keys)
 
     def normal(self, purpose: str, shape: tuple[int, ...] | None = None) -> torch.Tensor:
-        """Standard normal noise [B, *shape] fp32 (default: the latents' shape), each sample's own stream (design rule 4)."""
+        """Standard normal noise [B, *shape] fp32 (default: the latents' shape), one stream per sample (design rule 4)."""
         if shape is None and purpose in self.prefetched:
             return self.prefetched[purpose]
         return _to(self.device, _normal(self.seed, purpose, self.keys, shape or tuple(self.mean.shape[1:])))
 
     def seed_torch(self, purpose: str, step: int) -> None:
-        """Seeds torch's own generator, for what a library draws from it: dropout inside an adapter layer."""
+        """Seeds torch's global generator, which libraries use: dropout inside an adapter layer."""
         torch.manual_seed(randomness.torch_seed(self.seed, purpose, step, *self.keys[0]))
 
     def integers(self, purpose: str, high: int) -> torch.Tensor:
@@ -54,7 +55,7 @@ class Batch:
 
 
 def _to(device: torch.device, tensor: torch.Tensor) -> torch.Tensor:
-    # From pinned memory, so that the copy does not wait for all that the GPU still has to do.
+    # With pinned memory the copy is asynchronous: it does not wait for the kernels queued on the GPU.
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
@@ -68,9 +69,9 @@ def is_flipped(seed: int, probability: float, epoch: int, item: Item) -> bool:
 
 
 class Loader:
-    """Micro-batches of this process, step by step, read and drawn one step ahead.
+    """The micro-batches of this process, step by step. The next step is prepared in a background thread.
 
-    `ahead` names the noises of the latents' shape to draw in the background.
+    `ahead` lists the purposes for which noise in the latents' shape is generated in the background too.
     """
 
     def __init__(
@@ -92,14 +93,14 @@ class Loader:
         self.batch_size, self.rank, self.world, self.device = batch_size, rank, world, device
         self.flip, self.time_ids, self.ahead = flip, time_ids, tuple(ahead)
         self._waited = 0.0
-        # A new thread's current GPU is the first one, whose memory every process would then take for pinning.
-        # (`device` itself may lack an index, which set_device refuses; the main thread's current GPU is the process's own.)
+        # A new thread's current GPU is GPU 0, so pinning memory in it would make every process allocate on GPU 0.
+        # We set the main thread's current GPU instead. (`device` may lack an index, which set_device does not accept.)
         own_gpu = (torch.cuda.set_device, (torch.cuda.current_device(),)) if device.type == "cuda" else (None, ())
         self._pool = ThreadPoolExecutor(1, "loader", *own_gpu)
         self._next: tuple[int, Future[list[Batch]]] | None = None
 
     def step(self, step: int) -> Iterator[Batch]:
-        """The micro-batches of step `step` (from 0) on the device; the next step is prepared meanwhile."""
+        """The micro-batches of step `step` (from 0) on the device. Starts preparing the next step."""
         start = time.perf_counter()
         if self._next is None or self._next[0] != step:
             self._next = (step, self._pool.submit(self._prepare, step))
@@ -109,7 +110,7 @@ class Loader:
         yield from batches
 
     def take_waited(self) -> float:
-        """The seconds that training waited for data since the last call."""
+        """Seconds that training waited for data since the last call."""
         waited, self._waited = self._waited, 0.0
         return waited
 

@@ -1,4 +1,4 @@
-"""The fp32 master weights of an adapter, their gradients, and the working copy that the UNet computes with."""
+"""The fp32 master weights of an adapter, their gradients, and the copy in the compute dtype that the UNet uses."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from torch import nn
 class MasterWeights:
     """The fp32 master weights of an adapter with their gradients, and the working copy in the UNet.
 
-    A step is: `accumulate()` after each backward pass, `reduce()` once, then whatever unscales and clips the gradients
-    of `parameters()`, the optimizer's step, `refresh()` and `zero_grad()`. Gradients are zeroed here and never by the
-    optimizer, because they are views.
+    One step: call `accumulate()` after each backward pass and `reduce()` once, unscale and clip the gradients of
+    `parameters()`, step the optimizer, then call `refresh()` and `zero_grad()`. Do not let the optimizer zero the
+    gradients: they are views.
 
-    Values, gradients and working copy are one flat buffer each, of which every tensor is a view: so a sum, a refresh or
-    a reduction is one kernel or one message instead of one per tensor (1,120 for SDXL's attention). The views of the
-    real models stay aligned for fast kernels, since all of their layers have multiples of 64 channels.
+    Values, gradients and working copy are one flat buffer each, and every tensor is a view into it. A sum, a refresh or
+    a reduction is then one kernel or one message instead of one per tensor (1,120 for SDXL's attention). The views of
+    real models stay aligned for fast kernels, because all of their layers have multiples of 64 channels.
     """
 
     def __init__(self, working: Mapping[str, nn.Parameter], dtype: torch.dtype) -> None:
-        """`working`: the fp32 tensors of `adapter_parameters(unet)`, on their final device; they become `dtype`."""
+        """`working`: the fp32 tensors of `adapter_parameters(unet)`, on their final device. They are converted to `dtype`."""
         assert working and all(parameter.dtype == torch.float32 for parameter in working.values())
         self._names = list(working)
         self._working = list(working.values())
@@ -36,24 +36,24 @@ class MasterWeights:
             parameter.grad = None
 
     def parameters(self) -> list[nn.Parameter]:
-        """The master weights, in the order of the UNet's modules: what the optimizer takes."""
+        """The master weights, in the order of the UNet's modules, for the optimizer."""
         return self._master_weights
 
     @torch.no_grad()
     def accumulate(self) -> None:
-        """Adds the working copy's gradients to the master weights' in fp32, and clears them."""
+        """Adds the working copy's gradients to those of the master weights in fp32, and clears them."""
         self._check_views()
         gradients = []
         for name, parameter in zip(self._names, self._working, strict=True):
             assert parameter.grad is not None, f"{name} got no gradient"
             gradients.append(parameter.grad.reshape(-1))
             parameter.grad = None
-        # The sum of fp32 and a lower dtype is computed in fp32, to which the lower one converts exactly.
+        # torch computes the sum of fp32 and a lower dtype in fp32; the conversion to fp32 is exact.
         self._gradient += torch.cat(gradients)
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Rounds the master weights into the working copy."""
+        """Copies the master weights to the working copy, rounded to its dtype."""
         self._check_views()
         self._copy.copy_(self._values)
 
@@ -63,9 +63,9 @@ class MasterWeights:
 
     @torch.no_grad()
     def reduce(self, reduce_fn: Callable[[torch.Tensor], torch.Tensor] | None, extras: torch.Tensor) -> torch.Tensor:
-        """Sums the gradients and `extras` (an fp32 vector) over the processes in one message; returns the extras' sums.
+        """Sums the gradients and `extras` (an fp32 vector) over the processes in one message. Returns the summed extras.
 
-        `reduce_fn` takes a vector and returns its sum over the processes; None stands for a single process.
+        `reduce_fn` takes a vector and returns its sum over the processes; None means a single process.
         """
         assert extras.dtype == torch.float32 and extras.ndim == 1
         if reduce_fn is None:
@@ -76,12 +76,12 @@ class MasterWeights:
 
     @torch.no_grad()
     def named_state(self) -> dict[str, torch.Tensor]:
-        """A copy of the master weights by name, fp32: what checkpoints and adapter files hold."""
+        """An fp32 copy of the master weights by name, for checkpoints and adapter files."""
         return {name: master.detach().clone() for name, master in zip(self._names, self._master_weights, strict=True)}
 
     @torch.no_grad()
     def load(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Sets the master weights to the tensors of `named_state()`, and refreshes the working copy."""
+        """Sets the master weights to tensors from `named_state()` and refreshes the working copy."""
         assert list(state) == self._names, "the state is not that of this adapter"
         for master, tensor in zip(self._master_weights, state.values(), strict=True):
             assert tensor.dtype == torch.float32 and tensor.shape == master.shape
@@ -93,7 +93,7 @@ class MasterWeights:
         return [piece.view(parameter.shape) for piece, parameter in zip(pieces, self._working, strict=True)]
 
     def _check_views(self) -> None:
-        """Moving the UNet, or letting the optimizer drop gradients, would part the tensors from their buffers."""
+        """Asserts that the tensors are still views: moving the UNet or dropping gradients would detach them from the buffers."""
         gradient, buffers = self._master_weights[0].grad, (self._values, self._gradient, self._copy)
         assert gradient is not None, "an adapter gradient was removed: use MasterWeights.zero_grad"
         for tensor, buffer in zip((self._master_weights[0], gradient, self._working[0]), buffers, strict=True):

@@ -1,4 +1,4 @@
-"""The optimizer by name, and the learning rate as a function of the optimizer step."""
+"""Builds the optimizer by name, and the learning rate as a function of the optimizer step."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """The optimizer `adamw8bit`, `adamw` or `module.Class`, with the further arguments `kwargs`.
 
-    AdamW takes its fused kernel on CUDA and its foreach loop elsewhere. AdamW8bit keeps the state of tensors of fewer
-    than 4,096 numbers in fp32. UserError for a name that is no optimizer, for an argument that it does not have (with
-    the nearest that it has), and for values that it refuses.
+    AdamW uses its fused kernel on CUDA and the foreach implementation elsewhere. AdamW8bit keeps fp32 state for tensors
+    with fewer than 4,096 elements.
+
+    Raises UserError for an unknown optimizer, for an unknown argument (naming the nearest one), and for invalid values.
     """
     optimizer_class = _optimizer_class(name)
     parameters = list(parameters)
@@ -52,20 +53,21 @@ def build_optimizer(
 def make_schedule(
     name: str, *, lr: float, total_steps: int, warmup: int | float, cycles: int = 1, power: float = 1.0
 ) -> Callable[[int], float]:
-    """The learning rate of optimizer step 0, 1, ..., total_steps - 1, by the names of diffusers' `get_scheduler`.
+    """The learning rate as a function of the optimizer step (0 to total_steps - 1), with the schedules of diffusers.
 
-    It equals what that scheduler gives when it is stepped once per optimizer step, but it has no state: nothing has to
-    be saved, and the number of processes does not matter (accelerate advances a prepared scheduler once per process).
-    `warmup` is a number of steps (int) or a fraction of the run (float below 1, rounded up to steps); constant has
-    none. `cycles` is for cosine_with_restarts, `power` for polynomial. UserError for an unknown name, or values that do
-    not go with the schedule.
+    The values equal those of diffusers' `get_scheduler` when it is stepped once per optimizer step. But the function has
+    no state: there is nothing to save, and the number of processes does not matter (accelerate steps a prepared
+    scheduler once per process). `warmup` is a number of steps (int) or a fraction of the run (float below 1, rounded up
+    to whole steps); it must be 0 for constant. `cycles` is for cosine_with_restarts, `power` for polynomial.
+
+    Raises UserError for an unknown name or invalid values.
     """
     from diffusers.optimization import get_scheduler
 
     if name not in SCHEDULES:
         raise UserError(f"{name} is not a schedule{nearest(name, SCHEDULES)}: choose from {', '.join(SCHEDULES)}.")
     warmup_steps = math.ceil(warmup * total_steps) if isinstance(warmup, float) else warmup
-    assert name != "constant" or warmup_steps == 0, "get_scheduler would leave the warm-up out without a word"
+    assert name != "constant" or warmup_steps == 0, "get_scheduler would silently ignore the warm-up"
     if not 0 <= warmup_steps < total_steps:
         raise UserError(f"a warm-up of {warmup_steps} steps does not end within the {total_steps} steps of the run.")
     try:
@@ -84,7 +86,7 @@ def make_schedule(
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> float:
-    """Sets the rate of every parameter group and returns it."""
+    """Sets the learning rate of every parameter group and returns it."""
     for group in optimizer.param_groups:
         group["lr"] = rate
     return rate

@@ -1,4 +1,4 @@
-"""The plan: what a run will do, in numbers, before it does it."""
+"""The plan of a run: what it will do, in numbers, computed before it starts."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from sushi_research.runs.job import Job
 from sushi_research.training import optim
 from sushi_research.training.sampler import Sampler
 
-# Lines of a list that are printed; plan.json has them all.
-SHOWN_PROBLEMS, SHOWN_LOOK_ALIKES = 10, 5
+# How many entries of a list are printed; plan.json has all of them.
+SHOWN_PROBLEMS, SHOWN_NEAR_DUPLICATES = 10, 5
 
 
 @dataclass(frozen=True)
 class CachePlan:
-    """How many entries a cache needs, how many it lacks, and the bytes of all."""
+    """How many entries of a cache are needed, how many of them are missing, and the bytes of all needed entries."""
 
     needed: int
     missing: int
@@ -61,15 +61,15 @@ class EvaluationPlan:
             f"evaluation   {self.images} images ({self.source}) x {self.noise_samples} noise samples, and the drift on "
             f"{self.drift_captions} captions, {self.evaluations} times{few}"
         ]
-        lines += [f"             warning: {sentence}" for sentence in self.near_duplicates[:SHOWN_LOOK_ALIKES]]
-        if len(self.near_duplicates) > SHOWN_LOOK_ALIKES:
-            lines.append(f"             and {len(self.near_duplicates) - SHOWN_LOOK_ALIKES} more, see plan.json")
+        lines += [f"             warning: {sentence}" for sentence in self.near_duplicates[:SHOWN_NEAR_DUPLICATES]]
+        if len(self.near_duplicates) > SHOWN_NEAR_DUPLICATES:
+            lines.append(f"             and {len(self.near_duplicates) - SHOWN_NEAR_DUPLICATES} more, see plan.json")
         return lines
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run will do. `unused` holds the keys of a single file that nothing needs, with the reason of each."""
+    """What a run will do. `unused` maps keys of a single-file base that no component needs to the reason."""
 
     architecture: str
     base: str
@@ -99,7 +99,7 @@ class Plan:
 
     @property
     def split(self) -> dict[str, int]:
-        """How the global batch size comes about."""
+        """The factors of the global batch size."""
         return {"batch_size": self.batch_size, "accumulation": self.accumulation, "processes": self.processes}
 
     @property
@@ -115,7 +115,7 @@ class Plan:
         return round(self.samples / self.images, 1)
 
     def to_json(self) -> dict[str, Any]:
-        """What plan.json holds."""
+        """The content of plan.json."""
         return {
             "architecture": self.architecture,
             "base": {
@@ -144,7 +144,7 @@ class Plan:
         }
 
     def describe(self) -> str:
-        """The plan as a person reads it."""
+        """The plan as text for the terminal."""
         dtypes = self.dtypes.describe()
         buckets = ", ".join(f"{name} ({count})" for name, count in self.buckets.items())
         unused = f"; {len(self.unused)} keys of it are not needed (see plan.json)" if self.unused else ""
@@ -166,7 +166,7 @@ class Plan:
             self.evaluation.describe()
             if self.evaluation
             else [
-                "evaluation   none: --evaluation.held_out 0.1, or --evaluation.path with held-out images, tells what is learned"
+                "evaluation   none: --evaluation.held_out 0.1, or --evaluation.path with held-out images, measures what is learned"
             ]
         )
         if self.captions_cut:
@@ -183,26 +183,26 @@ class Plan:
 
 
 def is_due(step: int, every: int | None) -> bool:
-    """Whether what is done every so many steps is done at `step`; never where `every` is None or 0."""
+    """Whether `step` is a multiple of `every`; always False if `every` is None or 0."""
     return bool(every) and step % every == 0
 
 
 def steps_of(steps: int | None, epochs: int | None, items: int, global_batch_size: int) -> int:
-    """The optimizer steps of a run: given, or the whole steps that show every item at least `epochs` times."""
+    """The optimizer steps of a run: `steps`, or the fewest steps that use every item at least `epochs` times."""
     return steps if steps is not None else -(-epochs * items // global_batch_size)
 
 
 def make_plan(job: Job, inputs: Inputs) -> Plan:
-    """The plan of the job; the main process prints it.
+    """Makes the plan of the job. The main process prints it.
 
-    UserError for an optimizer or a schedule that cannot be built, and for adapter targets that fit nothing.
+    Raises UserError for an optimizer or schedule that cannot be built, and for adapter targets that match no module.
     """
     config, base, data, caches = job.config, inputs.base, inputs.data, inputs.caches
     items, global_batch_size = data.items, job.global_batch_size
     steps = steps_of(config.train.steps, config.train.epochs, len(items), global_batch_size)
     require_trainable(config, steps)
     sampler = Sampler(tuple(item.bucket for item in items), global_batch_size, config.train.seed)
-    # One epoch shows the fill of them all: epochs differ in their order and in where their tail falls.
+    # One epoch is representative: epochs differ only in their order and in the position of their tail.
     epoch_steps = range(min(steps, max(1, len(items) // global_batch_size)))
     micro_batches = sum(len(sampler.micro_batches(step, config.train.batch_size)) for step in epoch_steps)
     entries = {caches.latent_key(item, flip): item.bucket for item in items for flip in caches.flips}
@@ -231,7 +231,7 @@ def make_plan(job: Job, inputs: Inputs) -> Plan:
         image_cache=CachePlan(
             needed=len(entries),
             missing=len(caches.missing_latents(data)),
-            # Mean and standard deviation, 4 channels at an eighth of each side, 2 bytes a value.
+            # Mean and standard deviation, 4 channels, 1/8 of each side, 2 bytes per value.
             bytes=sum(2 * 4 * (height // 8) * (width // 8) * 2 for height, width in entries.values()),
         ),
         caption_cache=CachePlan(
@@ -245,7 +245,7 @@ def make_plan(job: Job, inputs: Inputs) -> Plan:
 
 
 def plan_evaluation(config: TrainingConfig, inputs: Inputs, steps: int) -> EvaluationPlan | None:
-    """What the run is evaluated on and how often; None where it is not."""
+    """What the run is evaluated on and how often; None without held-out images."""
     data, every = inputs.data, config.evaluation.every
     if not data.held_out:
         return None
@@ -260,11 +260,10 @@ def plan_evaluation(config: TrainingConfig, inputs: Inputs, steps: int) -> Evalu
 
 
 def require_trainable(config: TrainingConfig, steps: int) -> None:
-    """Builds an optimizer and a schedule for a look, and looks for xformers and W&B where they are asked for: a mistake in
-    them is told now, not when everything is encoded.
+    """Fail fast: checks the optimizer, the schedule, xformers and W&B before anything is encoded.
 
-    UserError as `optim.build_optimizer`, `optim.make_schedule`, `loading.require_xformers` and `tracking.resolve_trackers`
-    raise it.
+    Raises the UserErrors of `optim.build_optimizer`, `optim.make_schedule`, `loading.require_xformers` and
+    `tracking.resolve_trackers`.
     """
     if config.train.attention == "xformers":
         loading.require_xformers()
@@ -282,7 +281,7 @@ def require_trainable(config: TrainingConfig, steps: int) -> None:
 
 
 def captions_cut(base: loading.Base, model: ModuleType, items: Iterable[Item]) -> dict[str, int]:
-    """How many tokens beyond 77 each caption loses, for those that lose any."""
+    """The number of tokens beyond 77 that are cut from each caption, for captions that are too long."""
     captions = sorted({item.sample.caption for item in items})
     cut: dict[str, int] = {}
     for name in model.TEXT_ENCODERS:
@@ -294,7 +293,10 @@ def captions_cut(base: loading.Base, model: ModuleType, items: Iterable[Item]) -
 
 
 def count_adapter(base: loading.Base, targets: str | Sequence[str], rank: int) -> tuple[int, int]:
-    """(modules, trainable parameters) of an adapter: attached for a look to the base's UNet without its weights."""
+    """(modules, trainable parameters) of an adapter, counted on the base's UNet without weights.
+
+    Raises UserError if the config of the base does not describe a UNet.
+    """
     try:
         unet = build_empty("unet", base.config("unet"))
     except ValueError as error:

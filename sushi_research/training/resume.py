@@ -1,6 +1,6 @@
-"""How a run begins or continues: what it is, where it stands, and the files that say so.
+"""Starts or resumes a run: determines its identity and step, and updates the files that describe it.
 
-The policy is run_folder's (`decide`); here its question is put, its answer said, and the run folder made to fit.
+`run_folder.decide` has the policy. This module calls it, prints the decision, and brings the run folder in line with it.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from sushi_research.training.plan import Plan
 
 @dataclass(frozen=True)
 class RunState:
-    """Where a run stands: nothing to do, or the step to begin at with the state of the checkpoint that it continues from.
+    """The state of a run at launch: whether there is nothing to do, and the step and checkpoint to continue from.
 
-    `validation_set` is what it is evaluated on, None where it is not; `provenance` is the entry of this start.
+    `validation_set` is None if the run is not evaluated. `provenance` is the entry of this launch.
     """
 
     nothing_to_do: bool
@@ -46,11 +46,12 @@ class RunState:
 
 
 def start_or_resume(job: Job, inputs: Inputs, plan: Plan) -> RunState:
-    """Decides whether the run begins, continues or is finished (run_folder.decide), prints it, and writes what describes it:
-    config.yaml, plan.json, data_report.json, validation_set.json, provenance.json; what was logged and evaluated is cut back to
-    the checkpoint. Warns of what changed in code, libraries and machine since the run was last started.
+    """Decides whether the run starts, continues or is finished (run_folder.decide), and prints the decision.
 
-    Raises UserError, leaving everything as it was, when the run folder holds a run with another identity.
+    Then writes config.yaml, plan.json, data_report.json, validation_set.json and provenance.json, and drops metrics, results
+    and samples from after the checkpoint. Warns about changes in code, libraries and machine since the last launch.
+
+    Raises UserError, without changing any file, if the run folder holds a run with another identity.
     """
     config, run, base, accelerator = job.config, job.run, inputs.base, job.accelerator
     hashes = hashes_of(job, inputs)
@@ -77,7 +78,7 @@ def start_or_resume(job: Job, inputs: Inputs, plan: Plan) -> RunState:
             if decision.action == "continue":
                 warnings += provenance.changes(provenance.last_entry(run.provenance), entry)
                 if val_set and Results(run.evaluation).is_of_another(val_set):
-                    warnings.append("the held-out images are others than before: earlier evaluations are dropped")
+                    warnings.append("the held-out images have changed: earlier evaluations are dropped")
         except UserError as found:
             error = found
         else:
@@ -122,9 +123,9 @@ def _describe_run(job: Job, state: RunState, data: Data, plan: Plan) -> None:
 
 
 def agree(error: UserError | None, accelerator: Accelerator) -> None:
-    """Ends all processes when the main one met a user's mistake: it raises and says it, the others end in silence.
+    """Ends all processes if the main process has a UserError: it raises the error, the others exit silently with status 2.
 
-    Without this they would wait for it in vain, and end in a traceback of the network library.
+    Otherwise the others would wait for the main process until they fail with a traceback of the network library.
     """
     failed = broadcast_object_list([error is not None])[0]
     if error is not None:

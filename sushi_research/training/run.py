@@ -1,6 +1,6 @@
-"""What every training script does around its step: start, the run folder, saving, trackers, finishing.
+"""What every training script does around its training step: start, run folder, trackers, adapter file, finish.
 
-The order of events is the script's; each function here is one of them. `resume.py` has how a run begins or continues.
+The scripts call these functions in order. `resume.py` starts or resumes a run.
 """
 
 from __future__ import annotations
@@ -39,45 +39,45 @@ from sushi_research.training.state import TrainState
 
 
 def start_job(config: TrainingConfig, model: ModuleType) -> Job:
-    """The job of a command: its processes, and the precision that config, launcher and device come to. No run folder yet.
+    """The job of a command: its processes, and the precision that follows from config, launcher and device. No run folder yet.
 
-    The Accelerator's own mixed precision stays off: design rule 6, the script owns dtypes and the loss scaler.
+    The Accelerator's own mixed precision stays off: the script handles dtypes and the loss scaler (design rule 6).
     """
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     quiet_libraries()
     launcher = os.environ.get("ACCELERATE_MIXED_PRECISION")
-    # cpu=True: without it two processes on a machine without a GPU do not see each other. The time that processes wait for
-    # each other is ten minutes otherwise: less than one of them may decode, download, encode or draw.
-    patience = InitProcessGroupKwargs(timeout=timedelta(hours=12))
-    accelerator = Accelerator(mixed_precision="no", cpu=not torch.cuda.is_available(), kwargs_handlers=[patience])
-    # fp32 means fp32: cuDNN's convolutions would round their inputs to 10 bits (TF32), those of the VAE too.
+    # Without cpu=True two processes on a machine without a GPU would not form a process group. The default timeout of ten
+    # minutes is shorter than one process may take to decode, download, encode or generate.
+    timeout = InitProcessGroupKwargs(timeout=timedelta(hours=12))
+    accelerator = Accelerator(mixed_precision="no", cpu=not torch.cuda.is_available(), kwargs_handlers=[timeout])
+    # Full fp32: by default cuDNN's convolutions, including the VAE's, round their inputs to 10 mantissa bits (TF32).
     torch.backends.cudnn.allow_tf32 = False
     if not accelerator.is_main_process:
-        logging.getLogger().setLevel(logging.ERROR)  # what all processes see, the main process says
+        logging.getLogger().setLevel(logging.ERROR)  # the main process reports what all processes see
     precision = resolve_precision(config.train.precision, launcher, accelerator.device)
     if config.train.deterministic:
-        # cuBLAS reads this when it is first used; without it the deterministic algorithms are refused.
+        # cuBLAS reads this at its first use. Without it, torch refuses to run cuBLAS deterministically.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(config.train.deterministic)
     return Job(config, model, accelerator, precision)
 
 
 def quiet_libraries() -> None:
-    """Keeps the libraries' own bars and notes off the terminal; their errors still come through."""
+    """Hides the libraries' progress bars and notices. Their errors are still shown."""
     import diffusers.utils.logging
     import transformers.utils.logging
 
     for library in (diffusers.utils.logging, transformers.utils.logging):
         library.disable_progress_bar()
         library.set_verbosity_error()
-    # It announces at WARNING that an optional kernel for 4-bit inference on a CPU is not installed.
+    # It warns that an optional kernel for 4-bit inference on a CPU is not installed.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(diffusers|transformers|huggingface_hub)\.")
 
 
 @contextlib.contextmanager
 def open_run(job: Job) -> Iterator[Job]:
-    """The job with the run folder of its config, locked by the main process; as it is for a dry run, which writes nothing."""
+    """The job with its run folder, which the main process locks. A dry run has no run folder and writes nothing."""
     config = job.config
     if config.dry_run:
         yield job
@@ -97,21 +97,21 @@ def open_run(job: Job) -> Iterator[Job]:
             yield replace(job, run=run)
         finally:
             if job.is_main and [path.name for path in run.path.iterdir()] == [".lock"]:
-                shutil.rmtree(run.path, ignore_errors=True)  # refused before anything was written: no run was begun
+                shutil.rmtree(run.path, ignore_errors=True)  # the run was refused before anything was written
 
 
 def out_of_memory(config: TrainingConfig, error: Exception) -> UserError:
-    """What to lower, and in which order, after an out-of-memory error."""
+    """An out-of-memory error with advice: which settings to lower, in which order."""
     advice = []
     if not config.train.gradient_checkpointing:
-        advice.append("--train.gradient_checkpointing true (far less memory for a third more work)")
+        advice.append("--train.gradient_checkpointing true (far less memory, a third more compute)")
     samples_per_process, batch_size = config.train.batch_size * config.train.accumulation, config.train.batch_size
     if batch_size > 1:
-        # At most half, and so that the samples of a step stay as they are.
+        # At most half, and a divisor, so that the global batch size does not change.
         smaller = max(size for size in range(1, batch_size // 2 + 1) if samples_per_process % size == 0)
         advice.append(
-            f"--train.batch_size {smaller} --train.accumulation {samples_per_process // smaller} (the same training, in smaller "
-            f"pieces)"
+            f"--train.batch_size {smaller} --train.accumulation {samples_per_process // smaller} (the same training with smaller "
+            f"micro-batches)"
         )
     if config.optimizer.name != "adamw8bit":
         advice.append("--optimizer.name adamw8bit")
@@ -125,7 +125,7 @@ def out_of_memory(config: TrainingConfig, error: Exception) -> UserError:
 
 
 def open_trackers(job: Job, run_state: RunState) -> tracking.MetricsFile:
-    """Starts W&B and TensorBoard as the config says, and returns the metrics file."""
+    """Starts W&B and TensorBoard as configured. Returns the metrics file."""
     config, run = job.config, job.run
     assert run is not None
     if job.is_main:
@@ -136,7 +136,7 @@ def open_trackers(job: Job, run_state: RunState) -> tracking.MetricsFile:
             job.accelerator,
             trackers,
             folder=run.path,
-            # Another agent's run has another id; W&B takes no other under a sweep.
+            # Under a sweep, W&B accepts only the run id of the sweep agent.
             run_id=run_folder.sweep_run_id() or record["wandb_id"],
             name=run.name,
             config=config_to_dict(config) | {"provenance": provenance.facts(run_state.provenance)},
@@ -152,7 +152,7 @@ def open_trackers(job: Job, run_state: RunState) -> tracking.MetricsFile:
 def write_adapter(
     job: Job, inputs: Inputs, plan: Plan, run_state: RunState, state: TrainState, unet: torch.nn.Module
 ) -> None:
-    """Writes adapter.safetensors, and reads it back as diffusers does: a file that differs from what was trained is an error."""
+    """Writes adapter.safetensors, reads it back as diffusers does, and raises if it differs from the trained weights."""
     if job.is_main:
         config, run, architecture = job.config, job.run, job.model.NAME
         metadata = kohya_format.adapter_metadata(
@@ -178,13 +178,13 @@ def write_adapter(
 
 
 def _published_name(source: str) -> str:
-    """A hub id as it is, of a folder or file its name alone: an adapter goes out into the world, the user's folders do not."""
+    """A hub id unchanged; for a local path only the last part, because adapters are published and the user's paths are not."""
     path = Path(source).expanduser()
     return os.path.basename(os.path.abspath(path)) if path.exists() else source
 
 
 def finish(job: Job, log: tracking.MetricsFile, step: int, timings: StageTimings) -> None:
-    """Plots the curves, hands the results to the trackers, marks the run finished, and prints what was written."""
+    """Plots the curves, sends the results to the trackers, marks the run as finished, and prints what was written."""
     if not job.is_main:
         return
     config, run, accelerator = job.config, job.run, job.accelerator
@@ -195,13 +195,13 @@ def finish(job: Job, log: tracking.MetricsFile, step: int, timings: StageTimings
     seconds = {name: round(value, 2) for name, value in timings.seconds().items()}
     write_json(run.stage_timings, seconds)
     run.mark_finished(step)
-    # All that scripts/compare_runs.py reads, so that it can compare runs of several machines.
+    # Everything that scripts/compare_runs.py reads, so that it can compare runs from several machines.
     tracking.log_artifact(accelerator, "record", run.record_files(), root=run.path)
     written = {"adapter": run.adapter, "curves": curves, "metrics": run.metrics}
     if run.evaluation.exists():
         written["held-out"] = run.evaluation
     if config.sample.enabled:
-        written["pictures"] = run.samples / "progress.png"
+        written["samples"] = run.samples / "progress.png"
     if any((run.path / "wandb").glob("offline-run-*")):
         written["W&B"] = f"{run.path}/wandb (offline; `wandb sync {run.path}/wandb/offline-run-*` uploads it)"
     print(f"\nfinished; seconds: {', '.join(f'{name} {value:.0f}' for name, value in seconds.items())}; written:")
@@ -209,6 +209,6 @@ def finish(job: Job, log: tracking.MetricsFile, step: int, timings: StageTimings
         print(f"  {what:<9} {path}")
     print(
         "next: put the adapter into your program's LoRA folder (ComfyUI, A1111, Forge, InvokeAI; diffusers: "
-        "load_lora_weights), or draw a grid with scripts/sample.py",
+        "load_lora_weights), or generate a sample grid with scripts/sample.py",
         flush=True,
     )

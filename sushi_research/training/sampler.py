@@ -1,9 +1,9 @@
-"""Which samples a step sees: exactly G of them, in same-bucket micro-batches (design rule 7).
+"""Chooses the samples of a step: exactly G (the global batch size), in micro-batches of one bucket each (design rule 7).
 
-The training data is one endless stream: the order of epoch 0, then that of epoch 1, and so on, cut into steps of G.
-The order of an epoch is a pure function of (seed, epoch, G, buckets): every sample stands in it exactly once, and it is
-arranged so that as many steps as possible hold a single bucket. Only the tail of an epoch shares a step with the next.
-Neither the number of processes nor the split of G into batch and accumulation enters, so neither changes what is learned.
+The training data is an endless stream: epoch 0, then epoch 1, and so on, cut into steps of G samples. The order within an
+epoch is a pure function of (seed, epoch, G, buckets). It contains every sample exactly once and is arranged so that as many
+steps as possible have a single bucket. Only the tail of an epoch shares a step with the next epoch. The order does not depend
+on the number of processes or on how G is split into batch size and accumulation, so neither changes what is learned.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from sushi_research.randomness import key
 
 @dataclass(frozen=True)
 class StepSample:
-    """One sample of one step: `index` into the list of samples, and the epoch it is drawn for."""
+    """One sample of one step: its `index` in the list of samples, and its epoch."""
 
     index: int
     epoch: int
@@ -27,9 +27,9 @@ class StepSample:
 
 @dataclass(frozen=True)
 class Sampler:
-    """The endless stream over samples whose buckets are given, one hashable per sample.
+    """The endless stream of samples. `buckets` has one hashable per sample.
 
-    The caller sorts the samples by content, so that renaming a file moves nothing.
+    The caller must sort the samples by content, so that renaming a file does not change the order.
     """
 
     buckets: tuple[Hashable, ...]
@@ -40,14 +40,14 @@ class Sampler:
         assert self.buckets and self.global_batch_size >= 1
 
     def step(self, step: int) -> list[StepSample]:
-        """The G draws of step `step` (from 0), bucket by bucket where the epoch's order has them so."""
+        """The G samples of step `step` (from 0), in stream order."""
         n, g = len(self.buckets), self.global_batch_size
-        places = [divmod(position, n) for position in range(step * g, (step + 1) * g)]
-        orders = {epoch: _epoch_order(self.buckets, g, self.seed, epoch) for epoch in {epoch for epoch, _ in places}}
-        return [StepSample(int(orders[epoch][offset]), epoch) for epoch, offset in places]
+        positions = [divmod(position, n) for position in range(step * g, (step + 1) * g)]
+        orders = {epoch: _epoch_order(self.buckets, g, self.seed, epoch) for epoch in {epoch for epoch, _ in positions}}
+        return [StepSample(int(orders[epoch][offset]), epoch) for epoch, offset in positions]
 
     def micro_batches(self, step: int, batch_size: int) -> list[list[StepSample]]:
-        """The step's draws as same-bucket micro-batches of at most `batch_size`; buckets in order of first appearance."""
+        """The step's samples in same-bucket micro-batches of at most `batch_size`; buckets in order of first appearance."""
         by_bucket: dict[Hashable, list[StepSample]] = {}
         for sample in self.step(step):
             by_bucket.setdefault(self.buckets[sample.index], []).append(sample)
@@ -58,7 +58,7 @@ class Sampler:
         ]
 
     def share(self, step: int, batch_size: int, rank: int, world: int) -> list[list[StepSample]]:
-        """The micro-batches of the step that process `rank` of `world` runs: largest first, to the least loaded process."""
+        """The micro-batches of process `rank` of `world`. Each micro-batch, largest first, goes to the least loaded process."""
         loads = [0] * world
         mine = []
         for micro_batch in sorted(self.micro_batches(step, batch_size), key=len, reverse=True):
@@ -71,12 +71,12 @@ class Sampler:
 
 @lru_cache(maxsize=4)
 def _epoch_order(buckets: tuple[Hashable, ...], global_batch_size: int, seed: int, epoch: int) -> np.ndarray:
-    """A permutation of range(N), arranged for steps of `group`.
+    """A permutation of range(N), arranged for steps of `global_batch_size` samples.
 
-    Each bucket, shuffled, is cut into full groups; what is left over of every bucket goes into a pool, bucket by bucket.
-    The epoch starts in the middle of a step when its predecessors did not end on one: `head` samples of the pool fill
-    that step. The pool's other samples are cut into groups and shuffled among the full ones; the last, partial group is
-    the tail. Head and tail follow from the counts alone, so no epoch has to know another's order.
+    Each bucket is shuffled and cut into full groups of `global_batch_size`; the remaining samples of all buckets form a
+    pool. If the previous epochs end in the middle of a step, the first `head` samples of the pool complete that step. The
+    rest of the pool is cut into groups, which are shuffled together with the full ones. The last, partial group is the
+    tail. Head and tail lengths depend only on the counts, so no epoch needs the order of another.
     """
     n = len(buckets)
     rng = key(seed, "order", epoch)
@@ -89,7 +89,7 @@ def _epoch_order(buckets: tuple[Hashable, ...], global_batch_size: int, seed: in
         whole = len(indices) - len(indices) % global_batch_size
         full += [indices[start : start + global_batch_size] for start in range(0, whole, global_batch_size)]
         pool += indices[whole:]
-    # The pool of a lucky data set can be smaller than the step that must be completed: break up full groups for it.
+    # The pool can be smaller than `head` (buckets that divide evenly): then break up full groups.
     while len(pool) < head:
         pool += full.pop()
     rest = pool[head:]

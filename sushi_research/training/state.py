@@ -1,4 +1,4 @@
-"""What a training step changes: the master weights, the optimizer and the loss scaler; saved and loaded as one."""
+"""The state that a training step changes: master weights, optimizer and loss scaler, saved and loaded together."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from sushi_research.training.resume import RunState
 
 @dataclass(frozen=True)
 class TrainState:
-    """All that the next step depends on, besides what is a function of the config and the step's number."""
+    """Everything that the next step depends on, apart from the config and the step number."""
 
     master_weights: MasterWeights
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
 
     def load(self, checkpoint: Checkpoint | None) -> None:
-        """Sets all three to the checkpoint's state; None, where a run begins, changes nothing."""
+        """Restores all three from the checkpoint. Does nothing for None (a new run)."""
         if checkpoint is None:
             return
         state = checkpoint.load()
@@ -32,7 +32,7 @@ class TrainState:
         self.scaler.load_state_dict(state["scaler"])
 
     def save(self, job: Job, run_state: RunState, plan: Plan, step: int) -> None:
-        """Saves the checkpoint of `step`, after the logged metrics. The main process writes, the others wait."""
+        """Syncs the logged metrics to disk, then saves the checkpoint of `step`. The main process writes, the others wait."""
         assert job.run is not None
         if job.is_main:
             MetricsFile(job.run.metrics).sync()

@@ -1,4 +1,4 @@
-"""The numbers of one optimizer step: summed over its micro-batches and over the processes, then logged."""
+"""The metrics of one optimizer step, summed over its micro-batches and over the processes."""
 
 from __future__ import annotations
 
@@ -16,35 +16,35 @@ from sushi_research.training.master_weights import MasterWeights
 from sushi_research.training.plan import Plan
 
 _WHAT_TO_DO = (
-    "the last checkpoint is whole; look at the files, or begin under another --run.name with a lower optimizer.lr, or with "
-    "train.precision bf16 or fp32."
+    "the last checkpoint is intact; check the files, or start a new run (another --run.name) with a lower optimizer.lr, or "
+    "with train.precision bf16 or fp32."
 )
 
 
 class StepMetrics:
-    """Sums over the micro-batches of a step, then over the processes; one object per run, `start()` at each step.
+    """Sums over the micro-batches of a step, then over the processes. One object per run; call `start()` at each step.
 
-    `add` alone is called inside the training step. It writes into buffers that keep their addresses for the whole run, so that
-    a recorded step (CUDA graph) finds them again. The sums travel with the gradients, in the step's one reduction.
+    Only `add` is called inside the training step. It writes into buffers with a fixed address, as a CUDA graph of the step
+    requires. The sums are reduced together with the gradients, in the single reduction of the step.
     """
 
     def __init__(self, job: Job) -> None:
-        # The loss; sum and number of the samples' plain losses by timestep bin; stop requests; seconds waited; seconds; one slot
-        # per rank for peak memory: we can only all-reduce a sum.
+        # [0] loss; [1:5] sum and [5:9] count of the unweighted losses by timestep bin; [9] stop requests; [10] seconds waited for
+        # data; [11] seconds; [12:] one slot per rank for peak memory: we can only all-reduce a sum.
         self._sums = torch.zeros(12 + job.world, device=job.device)
-        # The plain losses of the micro-batch added last.
+        # The unweighted losses of the last micro-batch.
         self._losses = torch.zeros(job.config.train.batch_size, device=job.device)
         self._job = job
         self.start()
 
     def start(self) -> None:
-        """Begins a step: all sums are 0."""
+        """Begins a step: sets all sums to 0."""
         self._sums.zero_()
         self._micro_batches: list[tuple[tuple[str, ...], torch.Tensor]] = []
         self._started = time.perf_counter()
 
     def add(self, loss: torch.Tensor, losses: torch.Tensor, bins: torch.Tensor) -> None:
-        """A micro-batch: its share of the loss, its samples' plain losses [B] fp32, and their timestep bins [B] int64."""
+        """Adds a micro-batch: its part of the loss, its unweighted losses [B] fp32, and their timestep bins [B] int64."""
         losses = losses.detach()
         self._losses[: len(losses)].copy_(losses)
         self._sums[0] += loss.detach()
@@ -52,23 +52,23 @@ class StepMetrics:
         self._sums[5:9].index_add_(0, bins, torch.ones_like(losses))
 
     def note(self, names: tuple[str, ...]) -> None:
-        """The files of the micro-batch added last; `require_finite` names them."""
+        """Records the file names of the last micro-batch, for the error of `require_finite`."""
         self._micro_batches.append((names, self._losses[: len(names)].clone()))
 
     def reduce(self, master_weights: MasterWeights, *, stop: int, waited: float) -> bool:
-        """Sums the gradients and these numbers over the processes, once. True if any process was asked to stop."""
+        """Sums the gradients and these metrics over the processes, once per step. True if any process was asked to stop."""
         job, accelerator = self._job, self._job.accelerator
         self._sums[9] = stop
         self._sums[10] = waited
         self._sums[11] = time.perf_counter() - self._started
         self._sums[12 + job.rank] = peak_memory_gib(self._sums.device)
         sum_over = None if job.world == 1 else lambda flat: accelerator.reduce(flat, "sum")
-        # .tolist() waits for the device, so that a NaN or a stop is seen before the optimizer's step.
+        # .tolist() synchronizes with the device, so a NaN or a stop request is seen before the optimizer's step.
         self._totals = master_weights.reduce(sum_over, self._sums).tolist()
         return self._totals[9] > 0
 
     def require_finite(self, step: int) -> None:
-        """Stops the run at a NaN or infinite loss, before it reaches the adapter, naming the files of the micro-batch."""
+        """Raises UserError for a NaN or infinite loss, before it reaches the adapter. Names the files of the micro-batch."""
         if torch.isfinite(torch.tensor(self._totals[:5])).all():
             return
         bad = dict.fromkeys(
@@ -78,10 +78,10 @@ class StepMetrics:
         raise UserError(f"the loss at step {step} is not finite, {where}: {_WHAT_TO_DO}")
 
     def values(self, plan: Plan, step: int, learning_rate: float, norm: float) -> dict[str, Any]:
-        """The step's log line. Losses are over all processes; `loss` is what was minimised, those by bin are plain MSE.
+        """The metrics to log. Losses are over all processes: `loss` is the minimised loss, the losses by bin are plain MSE.
 
-        `norm` is that of the gradients before clipping. UserError, before anything is saved, where it is not finite: the adapter
-        is spoilt then. In fp16 alone it is not, because the loss scaler skipped the step.
+        `norm` is the gradient norm before clipping. Raises UserError, before anything is saved, if it is not finite: the
+        adapter is then corrupted. In fp16 it is not, because the loss scaler skips the step.
         """
         is_finite = math.isfinite(norm)
         if not is_finite and self._job.precision != "fp16":
@@ -93,7 +93,7 @@ class StepMetrics:
             "loss": self._totals[0],
             **{f"loss_by_timestep/{q}": total / count if count else None for q, (total, count) in enumerate(bins)},
             "lr": learning_rate,
-            # fp16: a step whose gradients overflowed has no norm.
+            # In fp16, a step with overflowed gradients has no norm.
             "grad_norm": norm if is_finite else None,
             "epoch": step * samples / plan.items_per_epoch,
             "samples_seen": step * samples,
@@ -104,12 +104,12 @@ class StepMetrics:
 
 
 def peak_memory_gib(device: torch.device) -> float:
-    """The most memory that this process held: of its GPU's allocator, or of the process where there is no GPU."""
+    """The peak memory of this process in GiB: of the GPU allocator, or the resident memory of the process without a GPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated() / 2**30
     if sys.platform == "win32":
         return psutil.Process().memory_info().peak_wset / 2**30
-    import resource  # not there on Windows
+    import resource  # not available on Windows
 
     # Kilobytes on Linux, bytes on macOS.
     unit = 1 if sys.platform == "darwin" else 2**10

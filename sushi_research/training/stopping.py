@@ -1,7 +1,7 @@
-"""Stopping at a step boundary: on SIGINT, on SIGTERM, and when the launcher is gone.
+"""Stops at a step boundary on SIGINT, on SIGTERM, and when the launcher has ended.
 
-A training loop asks `poll()` once per step and takes the maximum over the processes, so that all of them stop
-at the same step, save, and leave. A signal thus never interrupts a save, and a second one changes nothing.
+The training loop calls `poll()` once per step and sums the result over the processes, so all of them stop at the same
+step, save and exit. A signal never interrupts a save, and a second signal has no effect.
 """
 
 from __future__ import annotations
@@ -13,18 +13,17 @@ import threading
 from collections.abc import Mapping
 from types import FrameType
 
-# What `accelerate launch` sets for every script that it starts, on one process or many
-# (accelerate/utils/launch.py), and what nobody sets by hand.
+# `accelerate launch` sets this for every script that it starts, with one process or many (accelerate/utils/launch.py).
+# Nobody sets it by hand.
 _LAUNCHER_VARIABLE = "ACCELERATE_DYNAMO_MODE"
 
 
 class StopRequest:
-    """While it is entered, SIGINT and SIGTERM ask for a stop instead of ending the process.
+    """A context manager in which SIGINT and SIGTERM request a stop instead of ending the process.
 
-    `reason` is None, or what asked first: "SIGINT", "SIGTERM" or "the launcher ended". `signals` counts the
-    signals. Signals that were ignored before (nohup, a shell's background job) stay ignored. Outside the main
-    thread, where Python allows no handlers, only the launcher is watched. `announce` says on stderr that a stop
-    is on its way.
+    `reason` is None or the first cause: "SIGINT", "SIGTERM" or "the launcher ended". `signals` counts the signals.
+    Signals that were already ignored (nohup, a shell's background job) stay ignored. Outside the main thread Python
+    allows no signal handlers, so only the launcher is watched. With `announce`, a request is reported on stderr.
     """
 
     def __init__(self, announce: bool = True, environment: Mapping[str, str] = os.environ) -> None:
@@ -47,25 +46,25 @@ class StopRequest:
         self._before.clear()
 
     def poll(self) -> int:
-        """1 when this process should stop, else 0. Costs a system call."""
+        """1 if this process should stop, else 0. Costs one system call."""
         if self.reason is None and self.launcher_died():
             self._ask("the launcher ended")
         return int(self.reason is not None)
 
     @property
     def exit_status(self) -> int:
-        """What a process that stopped on request ends with: 128 + the signal, as shells and job schedulers read it.
+        """The exit status after a requested stop: 128 + the signal number, the convention of shells and job schedulers.
 
-        Where another process was asked, or the launcher ended, it is that of SIGTERM.
+        If another process got the signal, or the launcher ended, it is that of SIGTERM.
         """
         return 128 + (signal.SIGINT if self.reason == "SIGINT" else signal.SIGTERM)
 
     def launcher_died(self) -> bool:
-        """Whether `accelerate launch` started this process and is gone: another process has become the parent.
+        """Whether `accelerate launch` started this process and has ended: another process has become the parent.
 
-        The launcher does not pass SIGTERM on to a single process, which would otherwise train on unnoticed. A
-        script that was started by hand never stops because its shell has ended. Windows does not tell; there
-        it is False.
+        The launcher does not forward SIGTERM to a single process, which would otherwise continue training unnoticed. A
+        script that was started by hand does not stop when its shell ends. Always False on Windows, where the parent id
+        does not change.
         """
         return self._parent is not None and os.getppid() != self._parent
 
@@ -77,7 +76,7 @@ class StopRequest:
     def _ask(self, reason: str) -> None:
         self.reason = reason
         if self._announce:
-            # Straight to the descriptor: a handler may run in the midst of another print, where print() would
-            # raise. Standard error may be gone with the terminal.
+            # os.write, because the handler may interrupt another print, where print() would raise. The write fails
+            # with OSError if the terminal has been closed.
             with contextlib.suppress(OSError):
                 os.write(2, f"\n{reason}: stopping at the next step boundary, with a checkpoint\n".encode())
