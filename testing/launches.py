@@ -23,7 +23,7 @@ from testing.process import Order
 from testing.tiny_base import save_tiny_base
 
 ROOT = Path(__file__).resolve().parents[1]
-STEPS = 4
+STEPS = 6
 # Seconds. A process that takes longer counts as hung, which is a failure.
 PATIENCE = 300.0
 COMMON = {
@@ -34,7 +34,7 @@ COMMON = {
     "train.steps": STEPS,
     "checkpoint.every": 2,
     "checkpoint.keep": 2,
-    "evaluation.every": 2,
+    "evaluation.every": 3,
     "evaluation.noise_samples": 4,
     "evaluation.drift_captions": ["a cat"],
     "sample.enabled": False,

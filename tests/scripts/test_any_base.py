@@ -55,7 +55,7 @@ class Journey:
         base, overrides = form
         self.trainer = Trainer(case.split("-")[0], base, photos, root / "runs", root / "cache")
         self.changes: dict[str, Any] = {f"model.{key}": value for key, value in overrides.items()}
-        self.changes |= {"lora.targets": "attention", "loss.snr_gamma": 5.0, **PICTURES}
+        self.changes |= {"loss.snr_gamma": 5.0, **PICTURES}
         assert script("cache_dataset").main(self.trainer.config("mine", self.changes)) == 0
         assert self.trainer.train("mine", self.changes) == 0
         self.run = self.trainer.folder("mine")
