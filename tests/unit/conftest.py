@@ -1,44 +1,55 @@
 """Fixture for the tests of evaluation: a base with its UNet and filled caches, made once per architecture."""
 
-import pytest
-import torch
+from __future__ import annotations
 
-from sushi_research import models
-from sushi_research.caches.caches import open_caches, open_hash_cache
-from sushi_research.caches.inputs import Inputs, fill_caches
-from sushi_research.data.training_data import read_data
-from sushi_research.evaluation import validation_set
-from sushi_research.models import loading
-from sushi_research.models.loading import find_base
-from sushi_research.models.prediction import Prediction
-from sushi_research.runs.job import Job
+from pathlib import Path
+from typing import Any
+
+import pytest
 
 
 class Setting:
     """A base, its UNet, filled caches and the items of the photos, of one architecture."""
 
-    def __init__(self, architecture, base, photos, root):
+    def __init__(self, architecture: str, base: Path, photos: Path, root: Path) -> None:
+        import torch
         from accelerate import Accelerator
         from script_runs import Trainer
+
+        from sushi_research import models
+        from sushi_research.caches.caches import open_caches, open_hash_cache
+        from sushi_research.caches.inputs import Inputs, fill_caches
+        from sushi_research.data.training_data import read_data
+        from sushi_research.models import loading
+        from sushi_research.runs.job import Job
 
         self.model, accelerator = models.load(architecture), Accelerator(cpu=True)
         config = Trainer(architecture, base, photos, root / "runs", root / "cache").config("evaluation")
         job = Job(config, self.model, accelerator, "fp32")
         hash_cache = open_hash_cache(config)
-        self.base = find_base(config, self.model)
+        self.base = loading.find_base(config, self.model)
         data = read_data(job, hash_cache)
         self.items = data.items
         self.caches = open_caches(job, self.base, hash_cache)
         fill_caches(job, Inputs(config, self.base, data, self.caches, hash_cache))
         self.unet = loading.load_unet(self.base, torch.float32, torch.device("cpu")).train()
 
-    def validation_set(self, noise_samples=4, prediction=Prediction(), base_hash="base"):  # noqa: B008
-        return validation_set.make_validation_set(self.items, noise_samples, self.caches, prediction, base_hash)
+    def validation_set(self, noise_samples: int = 4, prediction: Any = None, base_hash: str = "base") -> Any:
+        from sushi_research.evaluation import validation_set
+        from sushi_research.models.prediction import Prediction
 
-    def losses(self, val_set, prediction=Prediction(), **options):  # noqa: B008
-        return validation_set.losses(
-            val_set, self.model, self.unet, self.caches, prediction, device=torch.device("cpu"), **options
+        return validation_set.make_validation_set(
+            self.items, noise_samples, self.caches, prediction or Prediction(), base_hash
         )
+
+    def losses(self, val_set: Any, prediction: Any = None, **options: Any) -> Any:
+        import torch
+
+        from sushi_research.evaluation import validation_set
+        from sushi_research.models.prediction import Prediction
+
+        prediction, device = prediction or Prediction(), torch.device("cpu")
+        return validation_set.losses(val_set, self.model, self.unet, self.caches, prediction, device=device, **options)
 
 
 @pytest.fixture(scope="session")

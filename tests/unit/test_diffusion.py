@@ -2,9 +2,6 @@
 
 import pytest
 import torch
-from diffusers import DDPMScheduler
-from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
-from diffusers.training_utils import compute_snr
 
 from sushi_research import diffusion
 
@@ -12,6 +9,8 @@ TIMESTEPS = torch.tensor([0, 1, 500, 998, 999])
 
 
 def scheduler(zero_terminal_snr):
+    from diffusers import DDPMScheduler
+
     return DDPMScheduler(
         beta_schedule="scaled_linear",
         beta_start=0.00085,
@@ -85,16 +84,18 @@ def test_at_zero_terminal_snr_v_is_the_picture_and_x_the_noise(latents_and_noise
     assert torch.equal(diffusion.target(*latents_and_noise, last, abar, "v_prediction"), -latents_and_noise[0])
 
 
-@pytest.mark.parametrize("unknown", ["v", "sample", ""])
-def test_an_unknown_prediction_type_is_refused(latents_and_noise, unknown):
+def test_an_unknown_prediction_type_is_refused(latents_and_noise):
     abar = diffusion.alphas_cumprod()
-    with pytest.raises(AssertionError, match="no target"):
-        diffusion.target(*latents_and_noise, TIMESTEPS, abar, unknown)
-    with pytest.raises(AssertionError, match="no loss weight"):
-        diffusion.min_snr_weight(TIMESTEPS, abar, 5.0, unknown)
+    for unknown in ("v", "sample", ""):
+        with pytest.raises(AssertionError, match="no target"):
+            diffusion.target(*latents_and_noise, TIMESTEPS, abar, unknown)
+        with pytest.raises(AssertionError, match="no loss weight"):
+            diffusion.min_snr_weight(TIMESTEPS, abar, 5.0, unknown)
 
 
 def test_posterior_sample_equals_diffusers():
+    from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+
     moments = torch.randn(2, 8, 6, 5)
     distribution = DiagonalGaussianDistribution(moments)
     generator = torch.Generator().manual_seed(3)
@@ -106,14 +107,21 @@ def test_posterior_sample_equals_diffusers():
 ALL = torch.arange(1000)
 
 
+def compute_snr(reference):
+    """diffusers' signal-to-noise ratio at each timestep."""
+    from diffusers.training_utils import compute_snr
+
+    return compute_snr(reference, ALL)
+
+
 def test_snr_equals_diffusers(schedule):
     abar, reference = schedule
     # diffusers squares a quotient of square roots: the same number with two more roundings.
-    assert torch.allclose(diffusion.snr(ALL, abar), compute_snr(reference, ALL), rtol=1e-5, atol=0)
+    assert torch.allclose(diffusion.snr(ALL, abar), compute_snr(reference), rtol=1e-5, atol=0)
 
 
 def test_min_snr_of_epsilon_is_the_closed_form():
-    expected = compute_snr(scheduler(False), ALL)
+    expected = compute_snr(scheduler(False))
     weight = diffusion.min_snr_weight(ALL, diffusion.alphas_cumprod(), 5.0, "epsilon")
     assert torch.allclose(weight, expected.clamp(max=5.0) / expected, rtol=1e-5, atol=0)
     assert weight[999] == 1.0 and weight[0] < 0.01 and (weight <= 1.0).all()
@@ -122,7 +130,7 @@ def test_min_snr_of_epsilon_is_the_closed_form():
 @pytest.mark.parametrize("gamma", [1.0, 5.0])
 def test_min_snr_of_v_is_the_closed_form_and_finite(schedule, gamma):
     abar, reference = schedule
-    expected = compute_snr(reference, ALL)
+    expected = compute_snr(reference)
     weight = diffusion.min_snr_weight(ALL, abar, gamma, "v_prediction")
     assert torch.isfinite(weight).all()
     # As diffusers' training scripts have it: min(snr, gamma) / (snr + 1).

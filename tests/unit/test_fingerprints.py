@@ -137,32 +137,31 @@ def test_a_missing_file_has_no_facts(tmp_path, hash_cache):
         file_hash(path, hash_cache)
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"",
-        b"{",
-        b"[]",
-        b"\xff\xfe",
-        json.dumps({"version": fingerprints.HASH_CACHE_VERSION, "files": []}).encode(),
-        json.dumps({"version": fingerprints.HASH_CACHE_VERSION, "files": {"PATH": 1}}).encode(),
-        json.dumps({"version": fingerprints.HASH_CACHE_VERSION, "files": {"PATH": {"size": 3}}}).encode(),
-        # Size and time are the file's own, so that nothing but the facts is wrong.
-        json.dumps({"version": fingerprints.HASH_CACHE_VERSION, "files": {"PATH": "NO FACTS"}}).encode(),
-        json.dumps({"version": fingerprints.HASH_CACHE_VERSION + 1, "files": {"PATH": "SOUND"}}).encode(),
-    ],
-)
-def test_a_damaged_or_foreign_hash_cache_starts_again(tmp_path, hash_cache, content):
+SOUND = {"size": 3, "mtime_ns": "MTIME", "facts": {"hash": "wrong"}}
+DAMAGED = [
+    b"",
+    b"{",
+    b"[]",
+    b"\xff\xfe",
+    {"version": fingerprints.HASH_CACHE_VERSION, "files": []},
+    {"version": fingerprints.HASH_CACHE_VERSION, "files": {"PATH": 1}},
+    {"version": fingerprints.HASH_CACHE_VERSION, "files": {"PATH": {"size": 3}}},
+    # Size and time are the file's own, so that nothing but the facts is wrong.
+    {"version": fingerprints.HASH_CACHE_VERSION, "files": {"PATH": SOUND | {"facts": 1}}},
+    {"version": fingerprints.HASH_CACHE_VERSION + 1, "files": {"PATH": SOUND}},
+]
+
+
+def test_a_damaged_or_foreign_hash_cache_starts_again(tmp_path, hash_cache):
     path = write(tmp_path / "a", b"one")
-    sound = {"size": 3, "mtime_ns": path.stat().st_mtime_ns, "facts": {"hash": "wrong"}}
-    content = content.replace(b'"SOUND"', json.dumps(sound).encode())
-    content = content.replace(b'"NO FACTS"', json.dumps(sound | {"facts": 1}).encode())
-    content = content.replace(b"PATH", str(path).encode())
-    write(hash_cache.path, content)
-    fresh = HashCache(hash_cache.path)
-    assert file_hash(path, fresh) == content_hash(b"one")
-    fresh.save()
-    assert HashCache(hash_cache.path).get(path) == {"hash": content_hash(b"one")}
+    for damaged in DAMAGED:
+        content = damaged if isinstance(damaged, bytes) else json.dumps(damaged).encode()
+        content = content.replace(b'"MTIME"', str(path.stat().st_mtime_ns).encode())
+        write(hash_cache.path, content.replace(b"PATH", str(path).encode()))
+        fresh = HashCache(hash_cache.path)
+        assert file_hash(path, fresh) == content_hash(b"one"), damaged
+        fresh.save()
+        assert HashCache(hash_cache.path).get(path) == {"hash": content_hash(b"one")}, damaged
 
 
 def test_a_folder_that_cannot_be_written_is_no_error(tmp_path):

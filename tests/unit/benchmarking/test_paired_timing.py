@@ -90,6 +90,12 @@ def test_equal_variants_are_seldom_called_different():
     assert small == outside
 
 
+@pytest.fixture(autouse=True)
+def no_collection(monkeypatch):
+    """Rounds collect garbage before every block, which takes a tenth of a second where torch is loaded."""
+    monkeypatch.setattr(gc, "collect", lambda: 0)
+
+
 class Machine:
     """A clock that only steps move, and the pressure that the rounds are to see."""
 

@@ -76,13 +76,16 @@ def test_entry_key_depends_on_every_part_and_not_on_their_order() -> None:
     assert len({key, *others}) == 6
 
 
-@pytest.mark.parametrize(
-    ("value", "error"),
-    [(float("nan"), ValueError), (float("inf"), ValueError), (Path("a"), TypeError), ({1, 2}, TypeError)],
-)
-def test_entry_key_refuses_what_has_no_one_spelling(value: object, error: type[Exception]) -> None:
-    with pytest.raises(error):
-        entry_key(value=value)
+def test_entry_key_refuses_what_has_no_one_spelling() -> None:
+    for value, error in (
+        (float("nan"), ValueError),
+        (float("inf"), ValueError),
+        (Path("a"), TypeError),
+        ({1, 2}, TypeError),
+    ):
+        with pytest.raises(error):
+            entry_key(value=value)
+            pytest.fail(f"{value!r} was accepted")
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -292,10 +295,9 @@ def test_an_interrupt_while_a_shard_is_written_loses_nothing(tmp_path: Path, mon
     assert not list(tmp_path.glob(".*"))
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_values_that_are_not_finite_are_refused(tmp_path: Path, value: float) -> None:
+def test_values_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     store = open_latents(tmp_path)
-    bad = {"mean": torch.tensor([1.0, value]), "std": torch.zeros(1)}
+    bad = {"mean": torch.tensor([1.0, float("nan")]), "std": torch.zeros(1)}
     with pytest.raises(AssertionError, match="mean of the entry bad is not finite"), store.writer() as writer:
         writer.add(entry_key(number=0), row(0), {"number": 0})
         writer.add("bad", bad, {})

@@ -108,26 +108,25 @@ def test_a_square_is_a_shape_even_when_the_resolution_is_no_multiple_of_the_step
     assert (960, 960) in bucket_shapes(BucketRule(resolution=1000, min_side=512, max_side=1536))
 
 
-@pytest.mark.parametrize(
-    ("size", "bucket", "resized", "crop"),
-    [
-        ((1024, 1024), (1024, 1024), (1024, 1024), (0, 0)),
-        ((4000, 3000), (1152, 896), (1195, 896), (21, 0)),
-        ((3000, 4000), (896, 1152), (896, 1195), (0, 21)),
-        ((1500, 1024), (1216, 832), (1219, 832), (1, 0)),
-        # Enlarging by 1024/1020 is still enlarging: the image's own size, rounded down.
-        ((1030, 1020), (1024, 960), (1024, 1014), (0, 27)),
-        ((700, 700), (640, 640), (640, 640), (0, 0)),
-        ((1000, 520), (960, 512), (985, 512), (12, 0)),
-        # Far from every bucket's aspect: the ends are cut off.
-        ((6000, 600), (2048, 512), (5120, 512), (1536, 0)),
-    ],
-)
-def test_crop_geometries_computed_by_hand(size, bucket, resized, crop):
-    p = crop_geometry(*size, SDXL)
-    assert (p.width, p.height) == bucket
-    assert (p.resized_width, p.resized_height) == resized
-    assert (p.crop_left, p.crop_top) == crop
+BY_HAND = [
+    ((1024, 1024), (1024, 1024), (1024, 1024), (0, 0)),
+    ((4000, 3000), (1152, 896), (1195, 896), (21, 0)),
+    ((3000, 4000), (896, 1152), (896, 1195), (0, 21)),
+    ((1500, 1024), (1216, 832), (1219, 832), (1, 0)),
+    # Enlarging by 1024/1020 is still enlarging: the image's own size, rounded down.
+    ((1030, 1020), (1024, 960), (1024, 1014), (0, 27)),
+    ((700, 700), (640, 640), (640, 640), (0, 0)),
+    ((1000, 520), (960, 512), (985, 512), (12, 0)),
+    # Far from every bucket's aspect: the ends are cut off.
+    ((6000, 600), (2048, 512), (5120, 512), (1536, 0)),
+]
+
+
+def test_crop_geometries_computed_by_hand():
+    for size, *expected in BY_HAND:
+        p = crop_geometry(*size, SDXL)
+        found = [(p.width, p.height), (p.resized_width, p.resized_height), (p.crop_left, p.crop_top)]
+        assert found == expected, size
 
 
 def test_of_two_shapes_as_close_the_larger_is_taken():
@@ -166,6 +165,6 @@ def test_time_ids_hold_the_true_sizes_and_the_crop_mirrored_when_flipped():
     assert p.time_ids(flip=True, convention="image") == (3000, 4001, 0, 22, 896, 1152)
 
 
-@pytest.mark.parametrize("flip", [False, True])
-def test_time_ids_by_the_bucket_hold_its_size_alone(flip):
-    assert crop_geometry(3000, 4000, SDXL).time_ids(flip, "bucket") == (1152, 896, 0, 0, 1152, 896)
+def test_time_ids_by_the_bucket_hold_its_size_alone():
+    for flip in (False, True):
+        assert crop_geometry(3000, 4000, SDXL).time_ids(flip, "bucket") == (1152, 896, 0, 0, 1152, 896), flip

@@ -5,7 +5,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from diffusers import DDPMScheduler
 
 from sushi_research.errors import UserError
 from sushi_research.evaluation import validation_set
@@ -40,6 +39,8 @@ def test_noise_differs_between_images_and_samples_and_is_normal():
 @pytest.mark.parametrize("prediction", [Prediction(), V_ZERO], ids=["epsilon", "v"])
 def test_losses_equal_a_plain_reference(architecture, setting, prediction):
     """Written out with diffusers' scheduler, one draw at a time. Batches of four round otherwise: a few units in the 6th digit."""
+    from diffusers import DDPMScheduler
+
     here = setting(architecture)
     # Eight noise samples, the default of the config, go through the UNet in two chunks.
     val_set = here.validation_set(8, prediction=prediction)

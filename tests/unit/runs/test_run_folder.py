@@ -175,18 +175,18 @@ def test_the_refusal_names_every_key_and_both_values():
     require_same_run("trial", identity(), identity())
 
 
-@pytest.mark.parametrize(
-    "schedule, depends",
-    [
-        ({"name": "constant"}, False),
-        ({"name": "constant_with_warmup", "warmup": 10}, False),
-        ({"name": "constant_with_warmup", "warmup": 0.1}, True),
-        ({"name": "linear"}, True),
-        ({"name": "cosine"}, True),
-    ],
-)
-def test_which_schedules_depend_on_the_length(schedule, depends):
-    assert depends_on_length(identity(schedule=schedule)) is depends
+SCHEDULES = [
+    ({"name": "constant"}, False),
+    ({"name": "constant_with_warmup", "warmup": 10}, False),
+    ({"name": "constant_with_warmup", "warmup": 0.1}, True),
+    ({"name": "linear"}, True),
+    ({"name": "cosine"}, True),
+]
+
+
+def test_which_schedules_depend_on_the_length():
+    for schedule, depends in SCHEDULES:
+        assert depends_on_length(identity(schedule=schedule)) is depends, schedule
 
 
 # --- the name ---
@@ -219,18 +219,18 @@ def test_another_experiment_gets_another_name():
     assert len(names) == 6
 
 
-@pytest.mark.parametrize(
-    "path, slug",
-    [
-        ("My Photos (2)/", "my-photos-2"),
-        ("user/naruto-blip", "naruto-blip"),
-        ("/data/\u5199\u771f", "data"),
-        ("x" * 99, "x" * 40),
-    ],
-)
-def test_the_folder_in_the_name(path, slug):
-    assert name(path).rpartition("-")[0] == f"sdxl-{slug}"
-    config(run={"name": name(path)})  # is accepted as --run.name
+SLUGS = [
+    ("My Photos (2)/", "my-photos-2"),
+    ("user/naruto-blip", "naruto-blip"),
+    ("/data/\u5199\u771f", "data"),
+    ("x" * 99, "x" * 40),
+]
+
+
+def test_the_folder_in_the_name():
+    for path, slug in SLUGS:
+        assert name(path).rpartition("-")[0] == f"sdxl-{slug}"
+        config(run={"name": name(path)})  # is accepted as --run.name
 
 
 # --- what running again does ---
@@ -272,12 +272,11 @@ def test_another_identity_is_refused(where):
         decide("trial", stored, found, identity(), 100)
 
 
-@pytest.mark.parametrize("steps", [50, 100])
-@pytest.mark.parametrize("found", [checkpoint(100), None])
-def test_a_finished_run_has_nothing_to_do(steps, found):
-    decision = decide("trial", record(finished_at=100), found, identity(), steps)
-    assert decision.action == "nothing"
-    assert "finished, at step 100" in decision.sentence and "another --run.name" in decision.sentence
+def test_a_finished_run_has_nothing_to_do():
+    for steps, found in ((50, None), (50, checkpoint(100)), (100, None), (100, checkpoint(100))):
+        decision = decide("trial", record(finished_at=100), found, identity(), steps)
+        assert decision.action == "nothing", (steps, found)
+        assert "finished, at step 100" in decision.sentence and "another --run.name" in decision.sentence
 
 
 def test_a_finished_run_of_another_identity_is_refused():

@@ -11,7 +11,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import wandb
 from PIL import Image
 
 from sushi_research.errors import UserError
@@ -35,15 +34,17 @@ def test_one_line_per_step(metrics):
     assert metrics.read() == [{"step": 1, "loss": 0.1}, {"step": 2, "loss": 1e-8, "loss/quarter_1": None}]
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_what_is_not_a_number_is_never_written(metrics, value):
+def test_what_is_not_a_number_is_never_written(metrics):
     metrics.append({"step": 1})
-    with pytest.raises(ValueError):
-        metrics.append({"step": 2, "loss": value})
+    for value in (math.nan, math.inf):
+        with pytest.raises(ValueError):
+            metrics.append({"step": 2, "loss": value})
     assert metrics.read() == [{"step": 1}]
 
 
-@pytest.mark.parametrize("torn", ["", '{"step": 4, "lo', '{"step": 4}', "\0\0\0"])
+@pytest.mark.parametrize(
+    "torn", ["", '{"step": 4, "lo', '{"step": 4}', "\0\0\0"], ids=["whole", "cut", "without a newline", "zeros"]
+)
 def test_cutting_back(metrics, torn):
     for step in (0, 1, 2, 3):
         metrics.append({"step": step, "loss": 0.1 + step})
@@ -80,13 +81,14 @@ def test_a_full_disk_is_reported():
 
 @pytest.fixture
 def machine(monkeypatch):
-    """A machine with W&B in the given state, as W&B itself reports it."""
+    """A machine with W&B in the given state, as W&B itself reports it; `login` is its answer, or a message of refusal."""
+    import wandb
 
     def prepare(mode="online", login=False):
         def answer(prompt, verify):
             assert (prompt, verify) == (False, False)
-            if isinstance(login, Exception):
-                raise login
+            if isinstance(login, str):
+                raise wandb.errors.AuthenticationError(login)
             return login
 
         monkeypatch.setattr(wandb, "setup", lambda: SimpleNamespace(settings=SimpleNamespace(mode=mode)))
@@ -95,32 +97,33 @@ def machine(monkeypatch):
     return prepare
 
 
-BAD_KEY = wandb.errors.AuthenticationError("API key must have 40+ characters")
+BAD_KEY = "API key must have 40+ characters"
 
 
-@pytest.mark.parametrize(
-    "setting, mode, login, expected",
-    [
-        ("auto", "online", True, "online"),
-        ("auto", "online", False, "offline"),
-        ("auto", "online", BAD_KEY, "offline"),
-        ("auto", "offline", True, "offline"),
-        ("auto", "dryrun", True, "offline"),
-        ("auto", "disabled", True, None),
-        ("online", "online", True, "online"),
-        ("offline", "online", True, "offline"),
-        ("offline", "disabled", True, "offline"),
-        ("off", "online", True, None),
-    ],
-)
-def test_how_wandb_runs(machine, setting, mode, login, expected):
-    machine(mode, login)
-    trackers = resolve_trackers(setting, tensorboard=True)
-    assert trackers.wandb_mode == expected
-    assert trackers.names == (["wandb", "tensorboard"] if expected else ["tensorboard"])
-    assert trackers.may_fall_back is (setting == "auto")
-    assert trackers.notice.startswith(f"W&B: {expected or 'off'}") and "\n" not in trackers.notice
-    assert resolve_trackers(setting, tensorboard=False).names == (["wandb"] if expected else [])
+WANDB_MODES = [
+    ("auto", "online", True, "online"),
+    ("auto", "online", False, "offline"),
+    ("auto", "online", BAD_KEY, "offline"),
+    ("auto", "offline", True, "offline"),
+    ("auto", "dryrun", True, "offline"),
+    ("auto", "disabled", True, None),
+    ("online", "online", True, "online"),
+    ("offline", "online", True, "offline"),
+    ("offline", "disabled", True, "offline"),
+    ("off", "online", True, None),
+]
+
+
+def test_how_wandb_runs(machine):
+    for setting, mode, login, expected in WANDB_MODES:
+        case = (setting, mode, login)
+        machine(mode, login)
+        trackers = resolve_trackers(setting, tensorboard=True)
+        assert trackers.wandb_mode == expected, case
+        assert trackers.names == (["wandb", "tensorboard"] if expected else ["tensorboard"]), case
+        assert trackers.may_fall_back is (setting == "auto"), case
+        assert trackers.notice.startswith(f"W&B: {expected or 'off'}") and "\n" not in trackers.notice, case
+        assert resolve_trackers(setting, tensorboard=False).names == (["wandb"] if expected else []), case
 
 
 def test_the_notice_says_why_it_is_offline(machine):
@@ -132,19 +135,16 @@ def test_the_notice_says_why_it_is_offline(machine):
     assert "WANDB_MODE" in resolve_trackers("auto", False).notice
 
 
-@pytest.mark.parametrize(
-    "mode, login, message",
-    [
+def test_online_that_cannot_be_had_is_refused(machine):
+    for mode, login, message in (
         ("online", False, "not logged in"),
         ("online", BAD_KEY, "credentials cannot be used: API key must"),
         ("offline", True, "WANDB_MODE is offline"),
         ("disabled", True, "WANDB_MODE is disabled"),
-    ],
-)
-def test_online_that_cannot_be_had_is_refused(machine, mode, login, message):
-    machine(mode, login)
-    with pytest.raises(UserError, match=message):
-        resolve_trackers("online", False)
+    ):
+        machine(mode, login)
+        with pytest.raises(UserError, match=message):
+            resolve_trackers("online", False)
 
 
 @pytest.mark.parametrize("stdin", ["terminal", "closed"])
@@ -251,6 +251,8 @@ def start(run, folder, trackers, step, config=None):
 
 
 def test_a_server_that_cannot_be_reached(tmp_path, monkeypatch, caplog):
+    import wandb
+
     modes = []
 
     def unreachable(project, mode, options):
@@ -272,6 +274,7 @@ def test_a_server_that_cannot_be_reached(tmp_path, monkeypatch, caplog):
 
 def test_a_run_and_its_continuation_in_the_real_trackers(tmp_path, monkeypatch):
     """Offline W&B and TensorBoard: a run logs three steps, dies, and is continued from step 2."""
+    import wandb
     from accelerate import Accelerator
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
