@@ -1,9 +1,10 @@
-"""Checkpoints: the state of a run at a step, whole or not there, and checked before it is used.
+"""Checkpoints: the state of a run at a step. They are written atomically and verified before use.
 
     checkpoints/step-00000120/state.pt        torch.save of plain tensors, dicts, lists and scalars
-    checkpoints/step-00000120/manifest.json   format, step, facts, each file's size and checksum, its own too
+    checkpoints/step-00000120/manifest.json   format, step, facts, size and checksum of each file, own checksum
 
-A writer works in a hidden folder beside, syncs it, renames it. Hidden folders are what killed writers left.
+A writer fills a hidden folder next to the checkpoint, syncs it and renames it. A hidden folder that remains was left by a
+killed writer.
 """
 
 from __future__ import annotations
@@ -34,33 +35,33 @@ _HIDDEN = re.compile(r"\.step-\d{8,}\.[0-9a-f]{8}\.tmp")
 
 
 class DamagedCheckpoint(Exception):
-    """A checkpoint whose bytes are not those that were written; the message says what is wrong with it."""
+    """The bytes of a checkpoint are not those that were written. The message says what is wrong."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint whose files were all found and checked."""
+    """A checkpoint whose files have all been verified."""
 
     path: Path
     step: int
     facts: dict[str, Any]
 
     def load(self) -> dict[str, Any]:
-        """The saved state, tensors on the CPU; nothing but tensors and plain values can come out of it."""
+        """The saved state, with tensors on the CPU. Loads only tensors and plain values (`weights_only`)."""
         return torch.load(self.path / STATE, map_location="cpu", weights_only=True)
 
 
 def save_checkpoint(folder: Path, step: int, state: dict[str, Any], facts: dict[str, Any], keep: int) -> Path:
-    """Save `state` as the checkpoint of `step`, keep the newest `keep` in `folder`, return the path.
+    """Saves `state` as the checkpoint of `step`, keeps the newest `keep` checkpoints in `folder`, returns the path.
 
-    `state` holds tensors, dicts, lists, tuples, numbers, strings, booleans and None, to any depth. `facts`
-    goes into the manifest as JSON: samples_seen, epoch, world, identity. One process writes.
+    `state` may contain tensors, dicts, lists, tuples, numbers, strings, booleans and None, at any depth. `facts`
+    (samples_seen, epoch, world, identity) is stored in the manifest as JSON. Only one process may call this.
 
-    A whole checkpoint of this step that is there already stays: resuming is exact, so it holds the same, and
-    replacing a folder cannot be done in one motion. A damaged one is replaced. Checkpoints of later steps are
-    removed: they were damaged when the run was continued from an earlier one, or it would stand at theirs.
+    An intact checkpoint of this step is kept: resuming is exact, so its content is the same, and a folder cannot be
+    replaced atomically. A damaged one is replaced. Checkpoints of later steps are removed: they must be damaged,
+    because otherwise the run would have continued from them.
 
-    Raises UserError when the disk refuses; the earlier checkpoints are then untouched.
+    Raises UserError if writing fails. Earlier checkpoints are then untouched.
     """
     assert keep >= 1, keep
     _assert_plain(state, "state")
@@ -83,12 +84,12 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], facts: dict[
 
 
 def latest_checkpoint(folder: Path) -> Checkpoint | None:
-    """The newest whole checkpoint in `folder`, every byte checked; None where none was ever finished.
+    """The newest intact checkpoint in `folder`, with every byte verified. None if no checkpoint was ever finished.
 
-    Each newer one that is damaged is named in one warning, with what is used instead. What killed writers
-    left is removed, so only the holder of the run's lock may call this; others use `read_checkpoint`.
+    Logs a warning for each newer checkpoint that is damaged, with the one used instead. Also removes the hidden folders
+    of killed writers, so only the process with the run's lock may call this. Others use `read_checkpoint`.
 
-    Raises UserError when checkpoints are there and all are damaged: starting afresh is the user's decision.
+    Raises UserError if there are checkpoints but all are damaged: starting over is the user's decision.
     """
     if not folder.is_dir():
         return None
@@ -118,9 +119,9 @@ def latest_checkpoint(folder: Path) -> Checkpoint | None:
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """The checkpoint in the folder `path`, every byte of it checked.
+    """The checkpoint in the folder `path`, with every byte verified.
 
-    Raises DamagedCheckpoint, or UserError for a file that may not be read or a format of another version.
+    Raises DamagedCheckpoint, or UserError for a file without read permission or another format version.
     """
     manifest = _read_manifest(path)
     for name, expected in manifest["files"].items():
@@ -135,7 +136,7 @@ def _write(folder: Path, step: int, state: dict[str, Any], facts: dict[str, Any]
         try:
             torch.save(state, file)
         except RuntimeError as error:
-            # When a write fails, torch goes on to close its archive, fails over that, and hides the first error.
+            # After a failed write torch closes its archive. That fails too and hides the first error.
             if isinstance(error.__context__, OSError):
                 raise error.__context__ from None
             raise
@@ -148,7 +149,7 @@ def _write(folder: Path, step: int, state: dict[str, Any], facts: dict[str, Any]
 
 
 def _prune(folder: Path, step: int, keep: int) -> None:
-    """Remove all but the newest `keep` checkpoints up to `step`; looks at sizes, not at checksums."""
+    """Removes all but the newest `keep` checkpoints up to `step`. Checks file sizes but not checksums."""
     kept = 0
     for other in sorted(_steps(folder), reverse=True):
         path = folder / f"step-{other:08d}"
@@ -162,7 +163,7 @@ def _prune(folder: Path, step: int, keep: int) -> None:
 
 
 def _remove(path: Path) -> None:
-    """Hide, then delete: a kill in between leaves a hidden folder, never half a checkpoint under its name."""
+    """Renames to a hidden folder, then deletes it, so that a kill never leaves a partial checkpoint under its name."""
     hidden = hidden_name(path)
     os.rename(path, hidden)
     fsync_folder(path.parent)
@@ -175,7 +176,7 @@ def _steps(folder: Path) -> list[int]:
 
 
 def _is_intact(path: Path) -> bool:
-    """Whether every byte is what was written."""
+    """Whether every byte is as it was written."""
     try:
         read_checkpoint(path)
     except DamagedCheckpoint:
@@ -184,7 +185,7 @@ def _is_intact(path: Path) -> bool:
 
 
 def _looks_whole(path: Path) -> bool:
-    """Whether the manifest is right and every file has its size; reads no file but the manifest."""
+    """Whether the manifest is valid and every file has the right size. Reads only the manifest."""
     try:
         for name, expected in _read_manifest(path)["files"].items():
             _check_size(path / name, expected["bytes"])
@@ -221,7 +222,7 @@ def _check_size(path: Path, expected: int) -> None:
 
 
 def _manifest_digest(manifest: dict[str, Any]) -> str:
-    """Checksum of the manifest without its own checksum, over one canonical spelling."""
+    """Checksum of the manifest without its own checksum, over its canonical JSON."""
     content = {key: value for key, value in manifest.items() if key != "blake2b"}
     return _blake2b(json.dumps(content, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
@@ -241,7 +242,7 @@ def _blake2b(data: bytes = b"") -> Any:
 
 
 def _assert_plain(value: Any, where: str) -> None:
-    """Only what `torch.load(weights_only=True)` gives back as it was."""
+    """Asserts that `torch.load(weights_only=True)` restores the value unchanged."""
     if type(value) in (dict, OrderedDict):
         for key, item in value.items():
             assert type(key) in (str, int), f"{where}: the key {key!r} is neither a string nor an integer"

@@ -1,7 +1,7 @@
-"""What makes a run that run: every setting and every fact that fixes what is learned.
+"""The identity of a run: every setting and every fact that determines what is learned.
 
-`MAY_CHANGE` lists the settings that are skipped, each with its reason. `SAME_CONTENT` lists those that only
-say where something lies. Every other setting is part of the identity, a new one too.
+`MAY_CHANGE` lists the settings that are not part of it, each with its reason. `SAME_CONTENT` lists settings that only
+give a location. Every other setting is part of the identity, including any that is added later.
 """
 
 from __future__ import annotations
@@ -20,30 +20,30 @@ from sushi_research.errors import UserError
 MAY_CHANGE = {
     "train.steps": "the length of the run; with a schedule that depends on it, a warning says so",
     "train.epochs": "the length of the run; with a schedule that depends on it, a warning says so",
-    "train.batch_size": "the samples per step decide: batch_size x accumulation x processes",
-    "train.accumulation": "the samples per step decide: batch_size x accumulation x processes",
-    "train.precision": "the dtype that it comes to on this machine decides",
-    "model.prediction_type": "what the base comes to predict decides",
-    "model.zero_terminal_snr": "what the base comes to predict decides",
-    "train.gradient_checkpointing": "the same activations, computed twice instead of kept",
-    "train.attention": "other kernels for the same result, up to rounding",
-    "train.deterministic": "other kernels for the same result, up to rounding",
-    "lora.save_dtype": "the dtype of the file that is written, not of the training",
-    "data.on_bad_file": "the images and captions in use decide",
-    "cache.folder": "a cache holds the same wherever it lies",
+    "train.batch_size": "covered by global_batch_size: batch_size x accumulation x processes",
+    "train.accumulation": "covered by global_batch_size: batch_size x accumulation x processes",
+    "train.precision": "covered by the resolved dtype on this machine",
+    "model.prediction_type": "covered by the resolved prediction of the base",
+    "model.zero_terminal_snr": "covered by the resolved prediction of the base",
+    "train.gradient_checkpointing": "the same activations, recomputed instead of stored",
+    "train.attention": "different kernels, same result up to rounding",
+    "train.deterministic": "different kernels, same result up to rounding",
+    "lora.save_dtype": "the dtype of the adapter file, not of the training",
+    "data.on_bad_file": "covered by the hash of the images and captions in use",
+    "cache.folder": "the content of a cache does not depend on its location",
     "checkpoint.*": "when to save, not what is learned",
-    "sample.*": "pictures do not touch the training",
-    "evaluation.path": "evaluating does not touch the training",
-    "evaluation.split": "evaluating does not touch the training",
-    "evaluation.every": "evaluating does not touch the training",
-    "evaluation.noise_samples": "evaluating does not touch the training",
-    "evaluation.drift_captions": "evaluating does not touch the training",
-    "tracking.*": "where the numbers go",
-    "run.*": "where the run folder lies",
+    "sample.*": "sampling does not affect the training",
+    "evaluation.path": "evaluation does not affect the training",
+    "evaluation.split": "evaluation does not affect the training",
+    "evaluation.every": "evaluation does not affect the training",
+    "evaluation.noise_samples": "evaluation does not affect the training",
+    "evaluation.drift_captions": "evaluation does not affect the training",
+    "tracking.*": "where the metrics are sent",
+    "run.*": "where the run folder is",
     "dry_run": "a dry run trains nothing",
 }
 
-# Settings that may change as long as a fact, a hash of what was found there, does not.
+# Settings that may change as long as this fact, a hash of the content found there, stays the same.
 SAME_CONTENT = {
     "model.base": "base_model",
     "model.revision": "base_model",
@@ -60,24 +60,24 @@ SAME_CONTENT = {
     "evaluation.held_out": "data",
 }
 
-# What is part of the identity besides settings.
+# The facts that are part of the identity in addition to settings.
 FACTS = {
     "global_batch_size": "train.batch_size x train.accumulation x processes",
-    "precision": "dtype of the frozen weights, from train.precision, the launcher and the device",
+    "precision": "dtype of the frozen weights, resolved from train.precision, the launcher and the device",
     "data": "hash over every image, caption and repeat count",
     "base_model": "hashes of the base model's weights",
-    "prediction": "what the base predicts, where it is not the noise on the usual schedule",
-    "random_scheme": "version of the way random numbers are drawn",
-    "vae_dtype": "dtype that the VAE encodes in on this device",
-    "dropout_split": "batch_size, accumulation and processes, where lora.dropout draws its masks per micro-batch",
+    "prediction": "prediction type and schedule of the base, if not epsilon on the standard schedule",
+    "random_scheme": "version of the random number scheme",
+    "vae_dtype": "dtype in which the VAE encodes on this device",
+    "dropout_split": "batch_size, accumulation and processes, if lora.dropout is on (its masks depend on the micro-batch)",
 }
-_FACTS_IN_NAME = ("global_batch_size", "precision")  # known before anything is read
+_FACTS_IN_NAME = ("global_batch_size", "precision")  # known before any file is read
 
 ABSENT = "(not there)"
 
 
 class ChangedSetting(NamedTuple):
-    """A key of two identities with both values; ABSENT where one of them has no such key."""
+    """A key that differs between two identities, with both values; ABSENT for an identity without the key."""
 
     key: str
     was: Any
@@ -85,11 +85,10 @@ class ChangedSetting(NamedTuple):
 
 
 def run_identity(config: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
-    """Every setting and fact that fixes what is learned, flat: `{"lora.rank": 16, "facts.data": "3f..", ...}`.
+    """Every setting and fact that determines what is learned, flat: `{"lora.rank": 16, "facts.data": "3f..", ...}`.
 
-    `config` is the nested dict of the resolved config, in JSON values. `facts` has keys of FACTS and JSON
-    values; a dict is flattened too (`facts.base_model.unet`). For the name alone, global_batch_size and
-    precision are enough.
+    `config` is the resolved config as a nested dict of JSON values. `facts` has keys of FACTS and JSON values; nested
+    dicts are flattened too (`facts.base_model.unet`). For `default_name`, global_batch_size and precision are enough.
     """
     assert facts.keys() <= FACTS.keys(), facts.keys() - FACTS.keys()
     settings = {key: value for key, value in flatten(config).items() if not _may_change(key)}
@@ -99,9 +98,9 @@ def run_identity(config: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any
 def default_name(architecture: str, data_path: str, identity: dict[str, Any]) -> str:
     """`<architecture>-<data folder>-<8 hex digits of the identity>`.
 
-    So the same command names the same run and continues it, and another hyperparameter names another run.
-    Hashes of the data and the base model stay out: a run whose images changed under it is refused, not
-    silently begun again.
+    The same command thus gives the same name and continues the run; a changed hyperparameter gives a new name. Hashes of
+    the data and the base model are not part of the name, so a run whose images changed is refused instead of silently
+    started again under another name.
     """
     named = {key: value for key, value in identity.items() if not key.startswith("facts.")}
     named |= {f"facts.{fact}": identity[f"facts.{fact}"] for fact in _FACTS_IN_NAME}
@@ -116,7 +115,7 @@ def default_name(architecture: str, data_path: str, identity: dict[str, Any]) ->
 
 
 def compare_identity(stored: dict[str, Any], current: dict[str, Any]) -> list[ChangedSetting]:
-    """The keys in which two identities differ, sorted; another place of the same content is no difference."""
+    """The keys in which two identities differ, sorted. A new location of the same content is not a difference."""
     differences = []
     for key in sorted(stored.keys() | current.keys()):
         was, now = stored.get(key, ABSENT), current.get(key, ABSENT)
@@ -127,19 +126,19 @@ def compare_identity(stored: dict[str, Any], current: dict[str, Any]) -> list[Ch
 
 
 def require_same_run(name: str, stored: dict[str, Any], current: dict[str, Any]) -> None:
-    """Raises UserError, naming every key that differs and both values, unless the identities are of one run."""
+    """Raises UserError, with every differing key and both values, unless the identities are equal."""
     differences = compare_identity(stored, current)
     if differences:
         changes = "; ".join(f"{_title(key)} was {_show(was)}, is now {_show(now)}" for key, was, now in differences)
         raise UserError(
             f"the run {name} was started with other settings: {changes}; "
-            "give this one another --run.name, or restore what it was started with to continue"
+            "give another --run.name, or restore the earlier settings to continue"
         )
 
 
 def depends_on_length(identity: dict[str, Any]) -> bool:
-    """Whether the learning rate at a step depends on the number of steps: all but the constant schedules, and a
-    warm-up that is a fraction of the run."""
+    """Whether the learning rate at a step depends on the run length: true for all schedules but the constant ones, and
+    for a warm-up that is a fraction of the run."""
     name, warmup = identity["schedule.name"], identity["schedule.warmup"]
     if name == "constant_with_warmup":
         return isinstance(warmup, float) and warmup > 0
@@ -151,7 +150,7 @@ def _may_change(key: str) -> bool:
 
 
 def _fact(identity: dict[str, Any], key: str) -> dict[str, Any]:
-    """The values of the fact that stands for the setting `key`."""
+    """The values of the fact that replaces the setting `key`."""
     prefix = f"facts.{SAME_CONTENT[key]}."
     return {other: value for other, value in identity.items() if f"{other}.".startswith(prefix)}
 
@@ -168,7 +167,7 @@ def flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _title(key: str) -> str:
-    """The key as the user knows it; a fact with what it means."""
+    """The key as the user knows it; a fact is followed by its description."""
     if not key.startswith("facts."):
         return key
     name = key.removeprefix("facts.")

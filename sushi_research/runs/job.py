@@ -1,4 +1,4 @@
-"""One command at work: what it was asked for, by which processes, in which precision, and where it writes."""
+"""The job of one command: its config, model module, processes, precision and run folder."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from sushi_research.runs.run_folder import RunFolder
 
 @dataclass(frozen=True)
 class Job:
-    """What every part of a command needs to know, and nothing changes after the start.
+    """What every part of a command needs. It does not change after the start.
 
-    `model` is the model module of the architecture; `precision` is resolved ("bf16", "fp16" or "fp32"); `run` is None where no
+    `model` is the model module of the architecture; `precision` is resolved ("bf16", "fp16" or "fp32"); `run` is None if no
     run is trained (dry run, caches, evaluation of files); `started` is in seconds since the epoch.
     """
 
@@ -64,7 +64,7 @@ class Job:
         return make_scaler(self.precision, self.device)
 
     def sharing(self) -> dict[str, Any]:
-        """How the processes share work, as the keyword arguments of `validation_set.losses` and `Drift`."""
+        """The keyword arguments of `validation_set.losses` and `Drift` for sharing work between processes."""
         reduce: Callable[[torch.Tensor], torch.Tensor] | None = None
         if self.world > 1:
             reduce = lambda found: self.accelerator.reduce(found, "sum")  # noqa: E731

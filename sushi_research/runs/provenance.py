@@ -1,4 +1,4 @@
-"""Where a result comes from: code, library versions, machine and inputs, one entry per start of the run."""
+"""Provenance of a run: code, library versions, machine and inputs, with one entry per launch."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ LIBRARIES = (
     "pillow",
     "wandb",
 )
-# Those that compute what is learned.
+# The libraries that affect what is learned.
 ARITHMETIC = ("torch", "diffusers", "transformers", "peft", "bitsandbytes", "numpy", "accelerate")
 
 
@@ -48,11 +48,11 @@ def collect(
     device: str,
     world: int,
 ) -> dict[str, Any]:
-    """What a start of the run is made of, as JSON values.
+    """The provenance entry of a launch, as JSON values.
 
-    `config` is the resolved one, `config_hash` that of the run's identity (None where nothing is trained); `split` says what is
-    held out, `validation_set` is the hash of the validation set, `recipe` of how data is encoded; `base_hashes` by component,
-    `device` as the process trains on it ("cpu", "cuda:0"), `world` the number of processes.
+    `config` is the resolved config; `config_hash` is the hash of the run's identity (None if nothing is trained); `split`
+    describes the held-out images; `validation_set` is the hash of the validation set, `recipe` that of how data is processed;
+    `base_hashes` is by component; `device` is that of this process ("cpu", "cuda:0"); `world` is the number of processes.
     """
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -76,7 +76,7 @@ def collect(
 
 
 def machine(device: str) -> dict[str, Any]:
-    """Cores, and memory in GiB: the machine's, and its GPU's where there is one."""
+    """CPU cores, memory in GiB, and GPU memory in GiB (None without a GPU)."""
     gpu = None
     if device.startswith("cuda"):
         import torch
@@ -87,12 +87,12 @@ def machine(device: str) -> dict[str, Any]:
 
 
 def facts(entry: dict[str, Any]) -> dict[str, Any]:
-    """An entry without the config, which stands next to it in W&B."""
+    """An entry without the config, which W&B stores separately."""
     return {key: value for key, value in entry.items() if key != "resolved_config"}
 
 
 def entries(path: Path) -> list[dict[str, Any]]:
-    """The entries of a provenance.json, none where there is no file. UserError where it is damaged."""
+    """The entries of a provenance.json; empty if there is no file. Raises UserError if it is damaged."""
     if not path.exists():
         return []
     try:
@@ -100,23 +100,23 @@ def entries(path: Path) -> list[dict[str, Any]]:
     except (ValueError, OSError) as error:
         raise UserError(f"{path} is not JSON ({error}): restore or remove it, then run the command again") from error
     if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
-        raise UserError(f"{path} is no list of starts: restore or remove it, then run the command again")
+        raise UserError(f"{path} is not a list of entries: restore or remove it, then run the command again")
     return found
 
 
 def last_entry(path: Path) -> dict[str, Any] | None:
-    """How the run was last started; None where that is not on record."""
+    """The entry of the last launch, or None."""
     found = entries(path)
     return found[-1] if found else None
 
 
 def add_entry(path: Path, entry: dict[str, Any]) -> None:
-    """Append `entry` to the list in provenance.json: a run that goes on keeps what its earlier starts were made of."""
+    """Appends `entry` to the list in provenance.json. A resumed run keeps the entries of its earlier launches."""
     write_json(path, [*entries(path), entry])
 
 
 def changes(before: dict[str, Any] | None, now: dict[str, Any]) -> list[str]:
-    """A sentence for each thing outside the config that differs between two starts and may change the last bits, or more."""
+    """A sentence for each difference between two launches, outside the config, that may change the numerical result."""
     if before is None:
         return []
     found = []
@@ -124,7 +124,7 @@ def changes(before: dict[str, Any] | None, now: dict[str, Any]) -> list[str]:
     if (was.get("version"), was.get("commit")) != (code["version"], code["commit"]):
         found.append(f"the code was {_code(was)} and is {_code(code)}")
     elif was.get("dirty") or code["dirty"]:
-        found.append(f"the code differs from its commit {_code(code)}, in what way is not on record")
+        found.append(f"the code has uncommitted changes ({_code(code)}), which are not recorded")
     libraries = before.get("libraries") or {}
     moved = [
         f"{name} {libraries.get(name)} -> {version}"
@@ -132,7 +132,7 @@ def changes(before: dict[str, Any] | None, now: dict[str, Any]) -> list[str]:
         if name in ARITHMETIC and libraries.get(name) != version
     ]
     if moved:
-        found.append(f"other library versions: {', '.join(moved)}")
+        found.append(f"library versions have changed: {', '.join(moved)}")
     for key, what in (("device", "the device"), ("world", "the number of processes")):
         if before.get(key) != now[key]:
             found.append(f"{what} was {before.get(key)} and is {now[key]}")
@@ -144,10 +144,10 @@ def _code(code: dict[str, Any]) -> str:
 
 
 def git_state(root: Path = Path(sushi_research.__file__).parents[1]) -> dict[str, Any]:
-    """`{"commit": ..., "dirty": ...}` of the checkout that this code runs from; None for both where it is none.
+    """`{"commit": ..., "dirty": ...}` of the checkout that this code runs from; both None if there is no checkout.
 
-    Dirty means that a tracked file differs from the commit. A repository that merely encloses `root`, as when
-    the package is installed into a virtual environment inside another project, is not this code's.
+    Dirty means that a tracked file differs from the commit. A repository that merely contains `root` does not count, for
+    example that of another project with the virtual environment in which this package is installed.
     """
     top = _git(root, "rev-parse", "--show-toplevel")
     if top is None or Path(top).resolve() != root.resolve():
@@ -157,7 +157,7 @@ def git_state(root: Path = Path(sushi_research.__file__).parents[1]) -> dict[str
 
 
 def library_versions() -> dict[str, str | None]:
-    """Installed versions by name, read without importing anything; None for what is not installed."""
+    """Installed versions by name, without importing the libraries; None if not installed."""
     found: dict[str, str | None] = {}
     for name in LIBRARIES:
         try:
@@ -168,7 +168,7 @@ def library_versions() -> dict[str, str | None]:
 
 
 def device_name(device: str) -> str:
-    """The name of the GPU, or of the CPU, that `device` means."""
+    """The model name of the GPU or CPU of `device`."""
     if device != "cpu":
         import torch
 
@@ -184,8 +184,8 @@ def device_name(device: str) -> str:
 
 
 def _git(root: Path, *arguments: str) -> str | None:
-    """What git prints; None where git is not installed or refuses."""
-    # Within a hook of another repository these point there.
+    """The output of git; None if git is not installed or fails."""
+    # In a git hook of another repository these variables point to that repository.
     elsewhere = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")
     environment = {key: value for key, value in os.environ.items() if key not in elsewhere}
     command = ["git", "-C", str(root), *arguments]

@@ -1,13 +1,13 @@
-"""The run folder: its files, who may write in them, and what running the same command again does.
+"""The run folder: its files, its lock, and what happens when the same command is run again.
 
-Decided in `decide`:
+`decide` implements this policy:
 
-- no checkpoint yet: nothing was learned, so the run begins, afresh if it had been tried;
-- the same identity: it continues from the newest whole checkpoint;
-- another identity: refused with every key that differs, for half a run with other settings is no experiment;
-- finished: nothing is done, and the command says so, unless train.steps or train.epochs has grown; then it
-  goes on from its last checkpoint. With a schedule whose shape depends on the length a warning says that the
-  earlier steps were taken at other learning rates than those of a run of the new length.
+- no checkpoint yet: the run starts from the beginning, even if it was launched before;
+- same identity: the run continues from the newest intact checkpoint;
+- other identity: an error that names every differing key, because a run must not change its settings midway;
+- finished: nothing is done, and a message says so. If train.steps or train.epochs was raised, the run continues from
+  its last checkpoint. If the schedule depends on the run length, a warning says that the earlier steps used learning
+  rates of the old length.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ FORMAT = 1
 
 
 class Decision(NamedTuple):
-    """What a launched command does in its run folder, in one sentence, and what else the user should know."""
+    """What a command does with its run folder: the action, a sentence for the user, and warnings."""
 
     action: Literal["start", "continue", "nothing"]
     sentence: str
@@ -52,10 +52,10 @@ def decide(
     identity: dict[str, Any],
     steps: int,
 ) -> Decision:
-    """What running the command does, by the policy at the top of this file.
+    """Decides what the command does, by the policy at the top of this file.
 
-    `record` is what run.json holds, `checkpoint` the newest whole one, `steps` the run's length in optimizer
-    steps. Raises UserError where the run cannot go on as asked.
+    `record` is the content of run.json, `checkpoint` the newest intact one, `steps` the run length in optimizer steps.
+    Raises UserError if the run cannot continue as requested.
     """
     if checkpoint is None:
         if record is None:
@@ -87,14 +87,14 @@ def decide(
     warnings = []
     if steps != record["steps"] and depends_on_length(identity):
         warnings.append(
-            f"the length changes from {record['steps']} to {steps} steps, on which the learning rate depends "
-            f"(schedule.name {identity['schedule.name']}): up to step {checkpoint.step} it was that of the old length"
+            f"the length changes from {record['steps']} to {steps} steps, and the learning rate depends on it "
+            f"(schedule.name {identity['schedule.name']}): up to step {checkpoint.step} it followed the old length"
         )
     return Decision("continue", f"continuing the run {name} from step {checkpoint.step} of {steps}", warnings)
 
 
 class RunFolder:
-    """The paths and the record of one run. The process that opened it as the writer alone writes in it."""
+    """The paths and the record of one run. Only the process that opened it as the writer may write to it."""
 
     def __init__(self, path: Path, lock: IO[str] | None) -> None:
         self.path = path
@@ -121,20 +121,20 @@ class RunFolder:
         self.close()
 
     def close(self) -> None:
-        """Give the lock back. The end of the process, however it comes, does the same."""
+        """Releases the lock. It is also released when the process ends, for whatever reason."""
         if self._lock is not None:
             self._lock.close()
 
     def record_files(self) -> list[Path]:
-        """What there is of the files that tell how the run went, the pictures of its first and last drawn step among them."""
+        """The existing files that record the run, including the sample images of its first and last sampled step."""
         files = [self.run, self.config, self.plan, self.provenance, self.metrics, self.stage_timings]
         files += [self.validation_set, self.evaluation, self.drift]
         steps = sorted(path for path in self.samples.glob("step-*") if path.is_dir())
-        pictures = [picture for step in {*steps[:1], *steps[-1:]} for picture in sorted(step.glob("*.png"))]
-        return [path for path in files if path.exists()] + sorted(pictures)
+        images = [image for step in {*steps[:1], *steps[-1:]} for image in sorted(step.glob("*.png"))]
+        return [path for path in files if path.exists()] + sorted(images)
 
     def record(self) -> dict[str, Any] | None:
-        """What run.json holds: format, identity, steps, finished_at, wandb_id; None before the run began."""
+        """The content of run.json: format, identity, steps, finished_at, wandb_id. None if the run has not started."""
         try:
             record = json.loads(self.run.read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -149,12 +149,12 @@ class RunFolder:
         return record
 
     def mark_started(self, identity: dict[str, Any], steps: int) -> dict[str, Any]:
-        """Record that a run begins, with a W&B id of its own; returns the record."""
+        """Records that the run starts, with a new W&B id. Returns the record."""
         record = {
             "format": FORMAT,
             "steps": steps,
             "finished_at": None,
-            # A sweep's agent has made the run in W&B already, and told its id.
+            # A sweep agent has already created the run in W&B and set its id.
             "wandb_id": sweep_run_id() or secrets.token_hex(4),
             "identity": identity,
         }
@@ -162,32 +162,32 @@ class RunFolder:
         return record
 
     def mark_continued(self, steps: int) -> dict[str, Any]:
-        """Record that the run goes on, to `steps` steps in all; returns the record."""
+        """Records that the run continues, with a total of `steps` steps. Returns the record."""
         return self._update({"steps": steps, "finished_at": None})
 
     def mark_finished(self, step: int) -> dict[str, Any]:
-        """Record that the run is done at `step`: the last act, when its adapter is written and checked."""
+        """Records that the run is finished at `step`. Call it last, after the adapter is written and verified."""
         return self._update({"finished_at": step})
 
     def _update(self, changes: dict[str, Any]) -> dict[str, Any]:
         record = self.record()
-        assert record is not None, "the run never began"
+        assert record is not None, "the run has not started"
         record |= changes
         write_json(self.run, record)
         return record
 
 
 def sweep_run_id() -> str | None:
-    """The W&B id of this run where the agent of a sweep started it (wandb_agent.py sets both variables), else None."""
+    """The W&B id of this run if a sweep agent started it (wandb_agent.py sets both variables), else None."""
     return os.environ.get("WANDB_RUN_ID") if "WANDB_SWEEP_ID" in os.environ else None
 
 
 def open_run_folder(folder: Path, name: str, writer: bool = True) -> RunFolder:
-    """The run folder `folder/name`, made where it is missing.
+    """The run folder `folder/name`, created if it is missing.
 
-    The writer, the main process, takes a lock that ends with its process; the run's other processes open with
-    `writer=False`. Raises UserError when the same run is open elsewhere, as when its command is launched
-    twice. Windows has no such lock; a network mount that has none gets a warning.
+    The writer (the main process) takes a lock, which is released when the process ends. The other processes of the run
+    use `writer=False`. Raises UserError if the same run is open elsewhere, for example because its command was launched
+    twice. Windows has no such lock; on a network mount without locks a warning is logged.
     """
     path = folder / name
     if not writer:

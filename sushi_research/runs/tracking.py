@@ -1,13 +1,11 @@
-"""Where the numbers go: metrics.jsonl, which is the record, and W&B and TensorBoard, which show it.
+"""Logs metrics to metrics.jsonl, which is the record, and to W&B and TensorBoard, which display it.
 
-The same keys everywhere, over the optimizer step. W&B has a step of its own that starts at 0 again when a run
-is continued, so `step` is logged as a value and made the axis of every chart; a continued run then continues
-its curves. In TensorBoard `step` is the axis as it is, and what an earlier process logged past the checkpoint
-is purged.
+All use the same keys, by optimizer step. W&B's own step starts at 0 again when a run is continued, so `step` is logged
+as a value and used as the x axis of every chart; a continued run then continues its curves. In TensorBoard `step` is
+the axis already, and entries that an earlier process logged past the checkpoint are purged.
 
-Nothing here stops a training run: a tracker that fails is named and dropped, metrics.jsonl goes on. Only a
-disk that refuses metrics.jsonl itself is an error. All of it is the main process's work; elsewhere these
-functions do nothing.
+Tracker failures do not stop a training run: a failing tracker is reported and dropped, and metrics.jsonl continues. Only a
+failure to write metrics.jsonl is an error. The functions do nothing outside the main process.
 """
 
 from __future__ import annotations
@@ -36,8 +34,11 @@ class MetricsFile:
         self.path = path
 
     def append(self, values: Values) -> None:
-        """Write one line. NaN and infinity raise ValueError (a loss that is neither stopped the run before); None is
-        "no value", as for a part of the loss that had no sample. Raises UserError when the disk is full."""
+        """Appends one line. None means "no value", for example for a timestep bin without samples.
+
+        Raises ValueError for NaN and infinity (a run stops earlier at such a loss), and UserError if the file cannot be
+        written.
+        """
         line = json.dumps(values, allow_nan=False) + "\n"
         try:
             with open(self.path, "ab") as file:
@@ -46,16 +47,16 @@ class MetricsFile:
             raise disk_error(f"cannot write {self.path}", error) from error
 
     def sync(self) -> None:
-        """Wait until all lines are on the disk: before a checkpoint is saved, so that no step up to it is missing."""
+        """Syncs all lines to disk. Called before a checkpoint is saved, so that no step up to it is missing."""
         if self.path.exists():
             with open(self.path, "ab") as file:
                 fsync_file(file)
 
     def read(self) -> list[dict[str, Any]]:
-        """All lines. A last line that was cut off while it was written is skipped; any other damage is a UserError."""
+        """All lines. An incomplete last line is skipped; any other damage raises UserError."""
         if not self.path.exists():
             return []
-        *lines, torn = self.path.read_bytes().split(b"\n")  # what follows the last newline was never finished
+        *lines, torn = self.path.read_bytes().split(b"\n")  # after the last newline: an unfinished line, or nothing
         records = []
         for number, line in enumerate(lines, 1):
             try:
@@ -67,9 +68,9 @@ class MetricsFile:
         return records
 
     def cut_back(self, step: int, *, without: str | None = None) -> None:
-        """Drop what was logged after `step`, where the run goes on, and a torn last line; -1 drops everything.
+        """Drops the lines after `step`, from which the run continues, and an incomplete last line; -1 drops all lines.
 
-        Lines that have the key `without` are dropped too.
+        Lines with the key `without` are dropped too.
         """
         if self.path.exists():
             kept = [record for record in self.read() if record["step"] <= step and without not in record]
@@ -77,20 +78,20 @@ class MetricsFile:
 
 
 class Trackers(NamedTuple):
-    """Which of accelerate's trackers a run uses, how W&B runs, and one sentence about it for the terminal."""
+    """The trackers of a run (accelerate's names), the mode of W&B, and a notice for the terminal."""
 
     names: list[str]
     wandb_mode: str | None  # online, offline, or None without W&B
-    may_fall_back: bool  # from online to offline, when W&B cannot be reached and nobody asked for online
+    may_fall_back: bool  # from online to offline, if W&B cannot be reached and online was not requested
     notice: str
 
 
 def resolve_trackers(wandb_setting: str, tensorboard: bool) -> Trackers:
-    """What `tracking.wandb` (auto, online, offline or off) and `tracking.tensorboard` come to here.
+    """Resolves `tracking.wandb` (auto, online, offline or off) and `tracking.tensorboard` on this machine.
 
-    `auto` follows WANDB_MODE (or W&B's settings file) where that says offline or disabled; otherwise it is
-    online when W&B finds credentials (WANDB_API_KEY, netrc, settings), else offline. Never asks anything, and
-    without credentials never touches the network. Raises UserError where `online` cannot be had.
+    `auto` follows WANDB_MODE (or W&B's settings file) if that is offline or disabled. Otherwise it is online if W&B
+    finds credentials (WANDB_API_KEY, netrc, settings), else offline. Never prompts, and does not use the network without
+    credentials. Raises UserError if `online` is not possible.
     """
     mode, notice = _wandb_mode(wandb_setting)
     names = (["wandb"] if mode else []) + (["tensorboard"] if tensorboard else [])
@@ -133,15 +134,14 @@ def start_trackers(
     tags: Sequence[str],
     step: int,
 ) -> None:
-    """Start accelerate's trackers, with their files in `folder/wandb` and `folder/tensorboard`.
+    """Starts accelerate's trackers, with their files in `folder/wandb` and `folder/tensorboard`.
 
-    `run_id` names the run in W&B for good, so that a continued run adds to it; `wandb sync` joins the pieces
-    of an offline one. `config` is what the run is shown with: the config as a nested dict and nothing of the
-    environment. `step` is the checkpoint's, 0 at the beginning. Raises UserError when W&B was to be online
-    and cannot be reached.
+    `run_id` is the permanent W&B id of the run, so that a continued run adds to it; `wandb sync` joins the parts of an
+    offline run. `config` is the config as a nested dict, without anything from the environment. `step` is that of the
+    checkpoint, 0 for a new run. Raises UserError if W&B must be online and cannot be reached.
 
-    The trackers are made here, and not by `Accelerator(log_with=...)`, because the run folder is known only
-    after the Accelerator is.
+    The trackers are created here, not by `Accelerator(log_with=...)`, because the run folder becomes known only after
+    the Accelerator exists.
     """
     if not accelerator.is_main_process:
         return
@@ -165,8 +165,7 @@ def start_trackers(
 
         tensorboard = TensorBoardTracker("tensorboard", folder, purge_step=step + 1)
         tensorboard.start()
-        # As text: accelerate's own hyperparameter record takes flat values only, and adds a run at each
-        # start.
+        # As text, because accelerate's hyperparameter record takes only flat values and adds a run at each launch.
         tensorboard.writer.add_text("config", f"```\n{json.dumps(config, indent=2)}\n```", global_step=0)
         accelerator.trackers.append(tensorboard)
 
@@ -175,8 +174,8 @@ def _start_wandb(project: str, mode: str, options: dict[str, Any]) -> Any:
     import wandb
     from accelerate.tracking import WandBTracker
 
-    # No code and no diff of the user's working tree: they may hold anything; provenance.json has the commit.
-    # Offline it has nothing to say that the notice does not, and what it says of `wandb online` would mislead.
+    # Do not upload code or a diff of the user's working tree, which may be private; provenance.json has the commit.
+    # Silent if offline: our notice says the same, and W&B's hint about `wandb online` would be misleading.
     settings = wandb.Settings(save_code=False, disable_code=True, silent=mode == "offline")
     tracker = WandBTracker(project, mode=mode, resume="allow", settings=settings, **options)
     tracker.start()
@@ -186,10 +185,9 @@ def _start_wandb(project: str, mode: str, options: dict[str, Any]) -> Any:
 
 
 def log(accelerator: Accelerator, metrics: MetricsFile, values: Values, step: int) -> None:
-    """Log `values` of one optimizer step to metrics.jsonl and every tracker, under the same keys.
+    """Logs `values` of one optimizer step to metrics.jsonl and every tracker, under the same keys.
 
-    None, for "no value", is null in metrics.jsonl and left out elsewhere. Raises as `MetricsFile.append`
-    does.
+    None means "no value": null in metrics.jsonl, omitted elsewhere. Raises the errors of `MetricsFile.append`.
     """
     if not accelerator.is_main_process:
         return
@@ -207,7 +205,7 @@ def log(accelerator: Accelerator, metrics: MetricsFile, values: Values, step: in
 
 
 def log_images(accelerator: Accelerator, key: str, paths: Sequence[Path], captions: Sequence[str], step: int) -> None:
-    """Show picture files of one optimizer step, each with its caption, in every tracker."""
+    """Logs image files of one optimizer step, each with its caption, to every tracker."""
 
     def send(tracker: Any) -> None:
         if tracker.name == "wandb":
@@ -230,9 +228,9 @@ def log_images(accelerator: Accelerator, key: str, paths: Sequence[Path], captio
 
 
 def log_artifact(accelerator: Accelerator, kind: str, paths: Sequence[Path], root: Path | None = None) -> None:
-    """Store files in W&B as one artifact `<kind>-<run id>`, a new version each time. TensorBoard has no such thing.
+    """Stores files in W&B as a new version of the artifact `<kind>-<run id>`. TensorBoard has no artifacts.
 
-    Their names there are those below `root`, or their last parts alone.
+    Files are named by their path relative to `root`, or without `root` by their file name.
     """
 
     def send(tracker: Any) -> None:
@@ -241,7 +239,7 @@ def log_artifact(accelerator: Accelerator, kind: str, paths: Sequence[Path], roo
 
             artifact = wandb.Artifact(f"{kind}-{tracker.run.id}", type=kind)
             for path in paths:
-                # Uploaded from where it lies: W&B would otherwise keep copies in the user's home folder.
+                # Upload the file in place: by default W&B keeps copies in the user's home folder.
                 name = path.name if root is None else path.relative_to(root).as_posix()
                 artifact.add_file(str(path), name=name, policy="immutable", skip_cache=True)
             tracker.run.log_artifact(artifact)
@@ -251,7 +249,7 @@ def log_artifact(accelerator: Accelerator, kind: str, paths: Sequence[Path], roo
 
 
 def end_trackers(accelerator: Accelerator) -> None:
-    """Let every tracker finish: W&B uploads what is left. Call it last; nothing that it meets is an error any more."""
+    """Finishes every tracker; W&B uploads what remains. Call it last. Failures are logged, not raised."""
     _each_tracker(accelerator, lambda tracker: tracker.finish())
     accelerator.trackers.clear()
 
@@ -260,6 +258,6 @@ def _each_tracker(accelerator: Accelerator, send: Callable[[Any], None]) -> None
     for tracker in list(accelerator.trackers):
         try:
             send(tracker)
-        except Exception as error:  # a tracker may fail in any way; the training must not
+        except Exception as error:  # a failing tracker must not stop the training
             logger.warning("%s failed and is skipped from here on (metrics.jsonl goes on): %s", tracker.name, error)
             accelerator.trackers.remove(tracker)

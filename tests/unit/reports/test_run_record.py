@@ -42,7 +42,7 @@ def garble(path):
         ("provenance.json", garble, "provenance.json is not JSON", True),
         ("plan.json", lambda path: path.unlink(), "plan.json is missing", True),
         ("config.yaml", lambda path: path.write_text("a: [1"), "config.yaml", True),
-        ("provenance.json", lambda path: path.write_text("[3]"), "provenance.json is no list of starts", True),
+        ("provenance.json", lambda path: path.write_text("[3]"), "provenance.json is not a list of entries", True),
     ],
 )
 def test_damage_is_one_sentence_and_the_rest_is_there(tmp_path, name, harm, words, curve):

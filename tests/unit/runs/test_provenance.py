@@ -105,7 +105,7 @@ def test_what_changed_between_two_starts_is_said():
     now = entry(code=code | {"commit": "b" * 40, "dirty": True}, libraries=libraries, world=1, device="another")
     code_changed, torch_changed, device, world = provenance.changes(before, now)
     assert code_changed.startswith("the code was aaaaaaaaaa and is bbbbbbbbbb with changes; the result may differ")
-    assert f"other library versions: torch {before['libraries']['torch']} -> 1.0;" in torch_changed
+    assert f"library versions have changed: torch {before['libraries']['torch']} -> 1.0;" in torch_changed
     assert "the device was" in device and "the number of processes was 2 and is 1" in world
     (dirty,) = provenance.changes(before, entry(code=code | {"dirty": True}))
     assert "differs from its commit aaaaaaaaaa" in dirty
