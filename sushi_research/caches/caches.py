@@ -1,4 +1,4 @@
-"""A run's caches: the two stores opened, and what they lack encoded."""
+"""A run's caches: the stores of VAE posteriors (latents) and text embeddings."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from sushi_research.runs.job import Job
 
 
 def open_hash_cache(config: TrainingConfig) -> HashCache:
-    """The cache of file hashes next to the caches: a file is read and hashed once, until its size or time changes."""
+    """The cache of file hashes, next to the other caches. A file is hashed again only if its size or time changes."""
     return HashCache(Path(config.cache.folder) / "files.json")
 
 
 @dataclass(frozen=True)
 class Caches:
-    """The open stores, and what an entry is bound to."""
+    """The open stores, and the hashes and settings that are part of every entry's key."""
 
     latents: Store
     texts: Store
@@ -45,7 +45,7 @@ class Caches:
         return encoding.text_key(caption, self.encoder_hashes, self.text_settings)
 
     def missing_latents(self, data: Data) -> list[tuple[str, Item, bool]]:
-        """What the store lacks: the training items, mirrored where they are flipped, and the held-out ones as they are."""
+        """(key, item, flip) of the missing entries: training items (mirrored too if flipped), and held-out items unmirrored."""
         find = functools.partial(encoding.missing_latents, self.latents, vae_hash=self.vae_hash, dtype=self.vae_dtype)
         missing = [*find(data.items, flips=self.flips), *find(data.held_out, flips=(False,))]
         return sorted(missing, key=lambda entry: entry[0])
@@ -58,7 +58,7 @@ class Caches:
 
 
 def open_caches(job: Job, base: loading.Base, hash_cache: HashCache) -> Caches:
-    """Opens and verifies both stores. The main process goes first: it sets damaged shards aside, to be made again."""
+    """Opens and verifies both stores. The main process goes first: it sets damaged shards aside, to be encoded again."""
     config, model = job.config, job.model
     folder = Path(config.cache.folder)
     with job.accelerator.main_process_first():
@@ -77,13 +77,13 @@ def open_caches(job: Job, base: loading.Base, hash_cache: HashCache) -> Caches:
         vae_dtype=loading.vae_dtype(base, job.device),
         encoder_hashes=encoder_hashes,
         text_settings={name: getattr(config.model, name) for name in model.TEXT_SETTINGS},
-        # A probability of 1 still wants a fixed picture: the mirrored one alone.
+        # With probability 1 only the mirrored image is needed.
         flips={0.0: (False,), 1.0: (True,)}.get(config.data.flip, (False, True)),
     )
 
 
 def free_memory() -> None:
-    """Gives back what a freed model held."""
+    """Releases the memory of deleted models, on the GPU too."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -1,8 +1,8 @@
-"""Filling the caches: pictures to VAE posteriors, captions to text embeddings; only what is missing is computed.
+"""Fills the caches: images to VAE posteriors, captions to text embeddings. Only missing entries are computed.
 
-Every picture and every caption is encoded alone: a VAE run on a batch of four gives other last bits (0.4 % of the fp16
-values), and what is stored must not depend on what was missing next to it. Storage is fp16; computation is fp32 unless the
-VAE declares itself safe in fp16 (`loading.vae_dtype`).
+Images and captions are encoded one at a time: with a batch of four the VAE changes the last bits of 0.4 % of the fp16 values,
+and an entry must not depend on which others were missing with it. Entries are stored in fp16. The VAE computes in fp32 unless
+its config declares it safe in fp16 (`loading.vae_dtype`).
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from sushi_research.errors import UserError
 from sushi_research.progress import progress
 
 LATENT_TENSORS = ("mean", "std")
-# Raise it when decoding, resizing or what is stored changes: entries of another recipe are never read.
+# Increase this if decoding, resizing or the stored content changes. It is part of every key, so old entries are not read.
 RECIPE = 1
 
 
 def latent_key(item: Item, flip: bool, vae_hash: str, dtype: torch.dtype) -> str:
-    """The key of a picture's posterior: its bytes, the VAE's weights, and all that decides which pixels the VAE sees."""
+    """The key of an image's posterior: image bytes, VAE weights and dtype, and everything that determines the VAE's input."""
     geometry = item.geometry
     return entry_key(
         recipe=RECIPE,
@@ -40,14 +40,14 @@ def latent_key(item: Item, flip: bool, vae_hash: str, dtype: torch.dtype) -> str
 
 
 def text_key(caption: str, encoder_hashes: Sequence[str], settings: dict[str, Any]) -> str:
-    """The key of a caption's embedding: its text, the encoders' weights (tokenizers too), and which layer is taken."""
+    """The key of a caption's embedding: its text, the hashes of encoders and tokenizers, and settings such as the layer."""
     return entry_key(recipe=RECIPE, caption=caption, encoders=list(encoder_hashes), settings=settings)
 
 
 def missing_latents(
     store: Store, items: Iterable[Item], flips: Sequence[bool], vae_hash: str, dtype: torch.dtype
 ) -> list[tuple[str, Item, bool]]:
-    """(key, item, flip) of every posterior that the store lacks, each key once, in an order of content alone."""
+    """(key, item, flip) of every posterior that the store lacks, each key once, sorted by key."""
     wanted: dict[str, tuple[str, Item, bool]] = {}
     for item in items:
         for flip in flips:
@@ -60,7 +60,7 @@ def missing_latents(
 def encode_latents(
     store: Store, missing: Sequence[tuple[str, Item, bool]], vae: Any, *, rank: int = 0, world: int = 1
 ) -> None:
-    """Encodes this process's share of `missing` and appends it to the store."""
+    """Encodes this process's share of `missing` and adds it to the store. Raises UserError if a posterior is not finite."""
     mine = [entry for entry in missing if _owner(entry[0], world) == rank]
     bar = progress(mine, description="encoding images", unit="image", disable=rank > 0)
     with store.writer() as writer:
@@ -77,18 +77,18 @@ def encode_latents(
 
 
 def _owner(key: str, world: int) -> int:
-    """The process that makes an entry. The key decides: another run that fills the same cache meanwhile shifts nothing."""
+    """The process that computes an entry. It depends only on the key, so a concurrent run does not change the assignment."""
     return int(key, 16) % world
 
 
 @torch.no_grad()
 def encode_image(vae: Any, pixels: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-    """(mean, std) of the VAE's posterior, each [4, H/8, W/8] float16 on the CPU, of one picture [H, W, 3] uint8.
+    """(mean, std) of the VAE's posterior, each [4, H/8, W/8] float16 on the CPU, of one image [H, W, 3] uint8.
 
-    Unscaled: the scaling factor is applied after a sample is drawn, as `AutoencoderKL.encode(...).latent_dist` leaves it.
+    Unscaled, as in `AutoencoderKL.encode(...).latent_dist`: the scaling factor is applied after sampling.
     """
-    picture = torch.tensor(pixels).to(vae.device).permute(2, 0, 1)[None].to(vae.dtype) / 127.5 - 1.0
-    posterior = vae.encode(picture).latent_dist
+    image = torch.tensor(pixels).to(vae.device).permute(2, 0, 1)[None].to(vae.dtype) / 127.5 - 1.0
+    posterior = vae.encode(image).latent_dist
     return posterior.mean[0].half().cpu(), posterior.std[0].half().cpu()
 
 
@@ -108,7 +108,10 @@ def encode_captions(
     rank: int = 0,
     world: int = 1,
 ) -> None:
-    """Encodes this process's share of `missing` with the model module's `encode_caption` and appends it, in fp16."""
+    """Encodes this process's share of `missing` and adds it in fp16. Raises UserError if an embedding is not finite.
+
+    `encode_caption` returns the tensors by name and the number of tokens that were cut.
+    """
     mine = [entry for entry in missing if _owner(entry[0], world) == rank]
     with store.writer() as writer:
         for key, caption in progress(mine, description="encoding captions", unit="caption", disable=rank > 0):

@@ -1,4 +1,4 @@
-"""What a command works on: the base model, the data with its captions, and their caches, filled."""
+"""The inputs of a command: base model, data and caches."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sushi_research.runs.job import Job
 
 @dataclass(frozen=True)
 class Inputs:
-    """The base, the data, the caches, and the cache of file hashes."""
+    """The base model, the data, their caches, and the cache of file hashes."""
 
     config: TrainingConfig
     base: loading.Base
@@ -34,14 +34,15 @@ class Inputs:
 
     @cached_property
     def captions(self) -> list[str]:
-        """Every distinct text to encode: captions, prompts, what the evaluation needs, and the empty one."""
+        """Every distinct text to encode: captions, prompts, drift captions, and the empty text."""
         return captions_of(self.config, self.data, self.prompts)
 
 
 def fill_caches(job: Job, inputs: Inputs) -> tuple[int, int]:
-    """Encodes what is missing, shared by all processes; returns how many (images, captions) were missing.
+    """Encodes missing entries, shared by all processes. Returns how many (images, captions) were missing.
 
-    Each encoder is loaded only if it has work, and freed when done: while training, none is in memory.
+    Each encoder is loaded only if it is needed and freed afterwards, so none is in memory while training. Raises UserError
+    if the device runs out of memory, or if new entries cannot be read back.
     """
     base, data, caches, model = inputs.base, inputs.data, inputs.caches, job.model
     rank, world = job.rank, job.world
@@ -65,7 +66,7 @@ def fill_caches(job: Job, inputs: Inputs) -> tuple[int, int]:
         except torch.OutOfMemoryError as error:
             raise UserError(
                 "out of memory while encoding the images: close other programs that use the device, lower --data.resolution, "
-                "or fill the caches on a larger one (scripts/cache_dataset.py); what was encoded is kept."
+                "or fill the caches on a larger device (scripts/cache_dataset.py); what is already encoded is kept."
             ) from error
         del vae
         free_memory()

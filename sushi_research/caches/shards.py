@@ -1,12 +1,12 @@
-"""The files of a cache store: shards, each an Arrow file and a manifest that can tell whether that file is whole.
+"""The files of a cache store: shards, each an Arrow file and a manifest for verifying it.
 
-`shard-<checksum>.arrow` is an Arrow file as `datasets` writes it. Beside it, `shard-<checksum>.json` states the format
+`shard-<checksum>.arrow` is an Arrow file as `datasets` writes it. Its manifest, `shard-<checksum>.json`, has the format
 version, the tensors of a row, the number of rows, size, checksum, library versions, and a seal: the checksum of the
-manifest's own content. A shard is never changed and has the checksum of its bytes as its name, so writers need no
-lock: they meet in one file only when they write the same bytes. Both files are written aside, synced and renamed, the
-manifest last: what has no manifest is not part of the store.
+manifest's own content. A shard never changes and is named after the checksum of its bytes. So writers need no lock: two
+writers use the same file name only for the same bytes. Both files are written under temporary names, synced and renamed,
+the manifest last. An Arrow file without a manifest is not part of the store.
 
-Arrow itself notices neither a flipped bit nor a file that ends where a record batch ends; `open_shard` notices both.
+Arrow itself does not detect a flipped bit, or a file that is truncated after a record batch. `open_shard` detects both.
 """
 
 from __future__ import annotations
@@ -38,19 +38,19 @@ FORMAT_VERSION = 1
 
 _DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "int64": torch.int64}
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
-_ROWS_PER_BATCH = 32  # bounds the copies that Arrow makes while a shard is written
+_ROWS_PER_BATCH = 32  # bounds the memory for Arrow's copies while a shard is written
 _ASIDE = re.compile(r"\.writing-(?P<host>[0-9a-f]{32})-(?P<pid>\d+)-[0-9a-f]{32}\.(arrow|json)")
 _LEFTOVER_SECONDS = 6 * 3600  # no writer takes this long over one shard
 
 
 class Damage(Exception):
-    """A shard is not what its manifest says; the message is the reason."""
+    """A shard does not match its manifest. The message is the reason."""
 
 
 def make_row(key: str, tensors: dict[str, torch.Tensor], metadata: dict[str, Any]) -> dict[str, Any]:
     """The columns of one row: the key, the metadata as JSON, and the bytes, shape and dtype of each tensor.
 
-    Raw bytes, because `Array3D` is read ten times slower and gives float16 back as float32.
+    Raw bytes, because `Array3D` is ten times slower to read and returns float16 as float32.
     """
     row: dict[str, Any] = {"key": key, "metadata": canonical_json(metadata)}
     for name, tensor in tensors.items():
@@ -63,7 +63,7 @@ def make_row(key: str, tensors: dict[str, torch.Tensor], metadata: dict[str, Any
 
 
 def read_tensor(shard: Dataset, name: str, row: int) -> torch.Tensor:
-    """One tensor of one row, bit for bit as it was given to `make_row`; a copy on the CPU."""
+    """One tensor of one row, as a copy on the CPU. Bit-identical to the tensor given to `make_row`."""
     column = shard.data.column
     shape = column(f"{name}_shape")[row].as_py()
     dtype = _DTYPES[column(f"{name}_dtype")[row].as_py()]
@@ -75,7 +75,7 @@ def read_tensor(shard: Dataset, name: str, row: int) -> torch.Tensor:
 
 
 def write_shard(folder: Path, tensors: tuple[str, ...], rows: list[dict[str, Any]]) -> Path:
-    """Write rows of `make_row` as one shard and return the path of its manifest; OSError leaves nothing that counts."""
+    """Writes rows of `make_row` as one shard. Returns the path of its manifest. After an OSError no shard was added."""
     from datasets import Features, List, Value
     from datasets.arrow_writer import ArrowWriter
 
@@ -114,10 +114,10 @@ def write_shard(folder: Path, tensors: tuple[str, ...], rows: list[dict[str, Any
 
 
 def open_shard(manifest_path: Path, tensors: tuple[str, ...]) -> Dataset:
-    """Map one shard into memory after comparing all of it with its manifest.
+    """Memory-maps one shard after verifying all of it against its manifest.
 
-    Raises Damage where the two disagree, and UserError when the shard is whole but of another format or with other
-    tensors, or when it may not be read.
+    Raises Damage if they do not match, and UserError if an intact shard has another format or other tensors, or if it
+    cannot be read.
     """
     from datasets import Dataset
 
@@ -146,15 +146,15 @@ def open_shard(manifest_path: Path, tensors: tuple[str, ...]) -> Dataset:
 
 
 def set_aside(manifest_path: Path) -> None:
-    """Rename both files of a damaged shard to `*.damaged`, where the folder allows it."""
-    # The manifest first: if this is cut short, what remains has no manifest and is not part of the store.
+    """Renames both files of a damaged shard to `*.damaged`, if the folder is writable."""
+    # The manifest first: if this is interrupted, the Arrow file has no manifest and is not part of the store.
     for path in (manifest_path, manifest_path.with_suffix(".arrow")):
-        with contextlib.suppress(OSError):  # one of the two may be the file that is missing
+        with contextlib.suppress(OSError):  # one of the two files may be missing
             os.replace(path, f"{path}.damaged")
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove the unfinished files of writers that are dead, and old shards that were left without a manifest."""
+    """Removes unfinished files of dead writers, and old Arrow files without a manifest."""
     import psutil
 
     for path in folder.iterdir():
@@ -167,7 +167,7 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def canonical_json(value: Any) -> str:
-    """JSON in one spelling. Raises TypeError for what JSON does not have, ValueError for a float that is not finite."""
+    """Canonical JSON. Raises TypeError for a value that is not JSON, ValueError for a float that is not finite."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
@@ -208,6 +208,6 @@ def _require_format(manifest: dict[str, Any], tensors: tuple[str, ...], folder: 
 
 
 def _host() -> str:
-    """The space in which a process id means something: a machine, or a container, even of the machine's name."""
+    """Hash of the scope in which a process id is unique: the host and its pid namespace (a container may share the host name)."""
     namespace = Path("/proc/self/ns/pid")
     return json_hash([socket.gethostname(), os.readlink(namespace) if namespace.exists() else ""])

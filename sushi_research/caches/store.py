@@ -1,8 +1,8 @@
-"""The cache store: rows of named tensors on disk, which several processes and several runs may fill at once.
+"""The cache store: rows of named tensors on disk. Several processes and several runs may fill it at the same time.
 
-A store is a folder of shards (see `cache_shards`), to which shards are only ever added. Every opening compares every
-shard with its manifest. A damaged one is skipped, and so its entries are made again: whoever fills the store asks
-`key in store` and adds what is not there. A store knows nothing of models; a key binds an entry to all that made it.
+A store is a folder of shards (see `shards.py`). Shards are only added, never changed. Opening a store verifies every
+shard against its manifest. Damaged shards are skipped, so their entries are computed again: writers check `key in store`
+and add what is missing. A store does not know about models; the key is a hash of everything that determines an entry.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _logger = logging.getLogger(__name__)
 
 
 def entry_key(**recipe: Any) -> str:
-    """The name of an entry: the hash of all that decides its value, as 32 hex digits.
+    """The key of an entry: the hash of everything that determines its value, as 32 hex digits.
 
     `recipe` holds JSON values; a tuple counts as a list, and the order of dictionary keys does not matter.
 
@@ -46,9 +46,9 @@ def entry_key(**recipe: Any) -> str:
 
 
 class Store:
-    """The rows of one kind (latents, say) in one folder. Make one with `Store.open`.
+    """The rows of one kind (such as latents) in one folder. Create it with `Store.open`.
 
-    `damaged` lists the shards that were found damaged since then, as (name, reason).
+    `damaged` lists the shards that were found damaged since opening, as (name, reason).
     """
 
     def __init__(self, folder: Path, tensors: tuple[str, ...], repair: bool) -> None:
@@ -61,12 +61,12 @@ class Store:
 
     @classmethod
     def open(cls, folder: Path, tensors: tuple[str, ...], *, repair: bool) -> Store:
-        """Open the store in `folder`, which is made if it is missing, and check every shard in it.
+        """Opens the store in `folder`, creating it if it is missing, and verifies every shard.
 
-        `tensors` names the tensors of a row. `repair` is for the main process alone: it renames damaged shards to
-        `*.damaged`, where it may, and removes what killed writers left behind.
+        `tensors` names the tensors of a row. `repair` is for the main process only: it renames damaged shards to
+        `*.damaged`, if the folder is writable, and removes unfinished files of killed writers.
 
-        Raises UserError when the folder cannot be used, or holds rows of another format or with other tensors.
+        Raises UserError if the folder cannot be used, or has rows of another format or with other tensors.
         """
         store = cls(folder, tensors, repair)
         try:
@@ -82,21 +82,21 @@ class Store:
         return store
 
     def refresh(self) -> None:
-        """Take up the shards that other processes have finished since; those in use are not checked again."""
+        """Adds shards that other processes have finished meanwhile. Known shards are not verified again."""
         sizes = {
             path: _size(path.with_suffix(".arrow"))
             for path in sorted(self.folder.iterdir())
             if path.match("shard-*.json") and path.stem not in self._shards
         }
         total = sum(sizes.values())
-        hidden = not self._repair or total < 1e9  # a gigabyte is checked in a second or two
+        hidden = not self._repair or total < 1e9  # checking a gigabyte takes a second or two
         with progress(total=total // 10**6, description="checking the cache", unit="MB", disable=hidden) as bar:
             for path, size in sizes.items():
                 self._take_up(path)
                 bar.update(size // 10**6)
 
     def _take_up(self, manifest: Path) -> None:
-        """Add one shard to the index, or leave it out if it is damaged."""
+        """Adds one shard to the index, or skips it if it is damaged."""
         name = manifest.stem
         try:
             shard = open_shard(manifest, self.tensors)
@@ -110,7 +110,7 @@ class Store:
             return
         self._shards[name] = shard
         for row, key in enumerate(shard.data.column("key").to_pylist()):
-            # Two runs at once may both have made an entry. The first shard by name wins, in every process.
+            # Two concurrent runs may both have added an entry. Every process uses the first shard by name.
             if key not in self._index or name < self._index[key][0]:
                 self._index[key] = (name, row)
 
@@ -126,16 +126,16 @@ class Store:
         return sum(_size(self.folder / f"{name}.arrow") for name in self._shards)
 
     def get(self, key: str) -> dict[str, torch.Tensor]:
-        """The tensors of one row, by name: copies on the CPU, the caller's to change. KeyError if it is missing."""
+        """The tensors of one row by name, as copies on the CPU. Raises KeyError if it is missing."""
         shard, row = self._find(key)
         return {name: read_tensor(shard, name, row) for name in self.tensors}
 
     def get_many(self, keys: list[str]) -> list[dict[str, torch.Tensor]]:
-        """The rows of `keys`, in that order; a key may come twice. KeyError if a row is missing."""
+        """The rows of `keys`, in that order; duplicates are allowed. Raises KeyError if a row is missing."""
         return [self.get(key) for key in keys]
 
     def metadata(self, key: str) -> dict[str, Any]:
-        """The metadata that the row was added with. KeyError if there is no such row."""
+        """The metadata of a row. Raises KeyError if it is missing."""
         shard, row = self._find(key)
         return json.loads(shard.data.column("metadata")[row].as_py())
 
@@ -148,15 +148,15 @@ class Store:
     def writer(
         self, *, max_shard_bytes: int = 256 * 2**20, max_rows: int = 100_000, max_seconds: float = 60.0
     ) -> Writer:
-        """A context manager that adds rows. It writes a shard at the end, and before that whenever a limit is reached.
+        """A context manager for adding rows. It writes a shard whenever a limit is reached, and at the end.
 
-        `max_seconds` is the time that a killed process may lose.
+        `max_seconds` limits how much work is lost if the process is killed.
         """
         return Writer(self, max_shard_bytes, max_rows, max_seconds)
 
 
 class Writer:
-    """Adds rows to a store. In whatever way its with-block ends, the rows added so far are written."""
+    """Adds rows to a store. The rows added so far are also written if the with-block ends with an exception."""
 
     def __init__(self, store: Store, max_shard_bytes: int, max_rows: int, max_seconds: float) -> None:
         self._store = store
@@ -174,9 +174,9 @@ class Writer:
         self.flush()
 
     def add(self, key: str, tensors: dict[str, torch.Tensor], metadata: dict[str, Any]) -> None:
-        """Add a row: finite tensors of any shape (float16, bfloat16, float32 or int64) and metadata of JSON values.
+        """Adds a row: finite tensors of any shape (float16, bfloat16, float32 or int64) and metadata of JSON values.
 
-        Raises UserError when a shard was due and cannot be written.
+        Raises UserError if a limit is reached and the shard cannot be written.
         """
         assert key not in self._rows and key not in self._store, f"the entry {key} is added twice"
         assert set(tensors) == set(self._store.tensors), f"tensors {sorted(tensors)}, not {self._store.tensors}"
@@ -187,7 +187,7 @@ class Writer:
             self.flush()
 
     def flush(self) -> None:
-        """Write the rows added since the last shard as a new one, if any. UserError when that cannot be done."""
+        """Writes the rows added since the last shard, if any, as a new shard. Raises UserError if that fails."""
         self._written_at = time.monotonic()
         if not self._rows:
             return
@@ -195,10 +195,10 @@ class Writer:
             manifest = write_shard(self._store.folder, self._store.tensors, list(self._rows.values()))
         except OSError as error:
             message = self._cannot_write(error)
-            self._clear()  # or the end of the with-block would try, and fail, once more
+            self._clear()  # otherwise the end of the with-block would try, and fail, again
             raise UserError(message) from error
-        self._clear()  # not sooner: an interrupt while writing leaves the rows to the end of the with-block
-        self._store._take_up(manifest)  # read back and checked like any other
+        self._clear()  # not earlier: if writing is interrupted, the end of the with-block writes the rows
+        self._store._take_up(manifest)  # read it back and verify it
 
     def _clear(self) -> None:
         self._rows, self._bytes = {}, 0

@@ -1,4 +1,4 @@
-"""Aspect-ratio buckets: the shape an image is trained at, and the way it gets there. Whole numbers throughout."""
+"""Aspect-ratio buckets: the shape at which an image is trained, and how it is resized and cropped. Integer arithmetic only."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sushi_research.errors import UserError
 
 
 class TooSmall(ValueError):
-    """An image that fills no bucket without being enlarged; `reason` says so in a few words."""
+    """An image that is too small for any bucket without upscaling; `reason` says why."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -21,10 +21,10 @@ class TooSmall(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class BucketRule:
-    """Which bucket shapes there are, in pixels, and whether an image may be enlarged to fill one.
+    """Defines the bucket shapes, in pixels, and whether an image may be upscaled to fill one.
 
     The area is at most resolution squared; both sides are multiples of `step` from `min_side` to `max_side`.
-    Raises UserError when there is no such shape.
+    Raises UserError if there is no such shape.
     """
 
     resolution: int
@@ -45,7 +45,7 @@ class BucketRule:
 
 @dataclass(frozen=True)
 class CropGeometry:
-    """How one image gets into its bucket, in pixels: it is resized, then height x width are cut out of it."""
+    """How an image is fitted to its bucket, in pixels: it is resized, then cropped to height x width."""
 
     original_height: int
     original_width: int
@@ -59,8 +59,8 @@ class CropGeometry:
     def time_ids(self, flip: bool, convention: Literal["image", "bucket"]) -> tuple[int, int, int, int, int, int]:
         """SDXL's size conditioning: (original h, original w, crop top, crop left, target h, target w).
 
-        "image" holds the true values, as diffusers' train_text_to_image_lora_sdxl.py and kohya's train_util.py
-        do; in a mirrored image the crop is as far from the left as it was from the right. "bucket" holds the
+        "image" gives the true values, as diffusers' train_text_to_image_lora_sdxl.py and kohya's train_util.py
+        do. For a mirrored image, crop left is the distance from the right edge before mirroring. "bucket" gives the
         bucket's size twice and no crop.
         """
         if convention == "bucket":
@@ -72,9 +72,9 @@ class CropGeometry:
 
 @functools.lru_cache
 def bucket_shapes(rule: BucketRule) -> tuple[tuple[int, int], ...]:
-    """All shapes (width, height) that images share, sorted, as kohya's `make_bucket_resolutions` lists them.
+    """All bucket shapes (width, height), sorted, as in kohya's `make_bucket_resolutions`.
 
-    For every width the largest height and the transposed shape; and the largest square.
+    For every width: the shape with the largest height, and its transpose. Also the largest square.
     """
     largest = rule.max_side // rule.step * rule.step
     shapes = set()
@@ -89,14 +89,14 @@ def bucket_shapes(rule: BucketRule) -> tuple[tuple[int, int], ...]:
 
 
 def crop_geometry(width: int, height: int, rule: BucketRule) -> CropGeometry:
-    """The bucket of an image of this size and its way there: scaled to cover the bucket, cut in the middle.
+    """The bucket and crop geometry of an image of this size: scaled to cover the bucket, then cropped at the center.
 
-    The bucket is the one whose aspect ratio is closest by its logarithm; of two, the larger, then the squarer,
-    so that a transposed image gets the transposed crop geometry. Where that would enlarge the image and `upscale`
-    is off, it gets a bucket of its own: its size, brought down to the rule's area and largest side where it is
-    beyond them, with both sides rounded down to multiples of `step`.
+    Chooses the bucket with the closest log aspect ratio. A tie goes to the larger bucket, then to the squarer one, so
+    that a transposed image gets the transposed geometry. If that would upscale the image and `upscale` is off, the
+    image gets its own bucket: its size, reduced to the rule's area and largest side if necessary, with both sides
+    rounded down to multiples of `step`.
 
-    Raises TooSmall when a side of that own bucket is below `min_side`.
+    Raises TooSmall if a side of that bucket is below `min_side`.
     """
     assert width > 0 and height > 0, (width, height)
     target_width, target_height = min(bucket_shapes(rule), key=lambda shape: _distance(width, height, shape))
@@ -124,17 +124,17 @@ def crop_geometry(width: int, height: int, rule: BucketRule) -> CropGeometry:
 
 
 def _distance(width: int, height: int, shape: tuple[int, int]) -> tuple[Fraction, int, int]:
-    """Orders shapes by closeness to an image: the exponential of |log aspect - log aspect| is a fraction."""
+    """Sort key of a shape by closeness to an image: exp(|difference of log aspect ratios|) as an exact fraction; then ties."""
     one, other = width * shape[1], height * shape[0]
     return Fraction(max(one, other), min(one, other)), -shape[0] * shape[1], max(shape)
 
 
 def _own_side(side: int, other: int, rule: BucketRule) -> int:
-    """`side` of a side x other image within the rule's area and largest side, down to a multiple of `step`."""
+    """`side` of a side x other image, limited to the rule's area and largest side, rounded down to a multiple of `step`."""
     limited = min(side, rule.max_side, isqrt(rule.resolution**2 * side // other))
     return limited // rule.step * rule.step
 
 
 def _rounded(numerator: int, denominator: int) -> int:
-    """numerator / denominator to the nearest integer, halves up."""
+    """numerator / denominator, rounded to the nearest integer, halves up."""
     return (2 * numerator + denominator) // (2 * denominator)

@@ -1,4 +1,4 @@
-"""The user's images and captions: found, checked, and every file accounted for."""
+"""Finds and checks the user's images and captions, and reports on every file."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def scan(
     hash_cache: HashCache,
     show_progress: bool,
 ) -> Scan:
-    """Find the images and captions at `path`, and decode every image once (files that `hash_cache` knows: not again).
+    """Finds the images and captions at `path`, and decodes every image once (except files that `hash_cache` knows).
 
-    `path` is a folder of images, an HF data set's folder (`save_to_disk`, or parquet or arrow files) or a hub id.
-    In a folder of images, the caption of x.jpg is in x.txt, x.caption, or a metadata.jsonl as HF's imagefolder
-    has it (`file_name` and `text`, or `caption_column`). The images below a folder 10_cats count ten times, as in
-    kohya's sd-scripts, up to 999 times: 2024_trip is an ordinary folder. A row with several captions has the first.
+    `path` is a folder of images, the folder of an HF dataset (`save_to_disk`, or parquet or arrow files) or a hub id. In a
+    folder of images, the caption of x.jpg is in x.txt, x.caption, or a metadata.jsonl as in HF's imagefolder
+    (`file_name` and `text`, or `caption_column`). Images below a folder 10_cats are repeated ten times, as in kohya's
+    sd-scripts. The maximum is 999, so 2024_trip is an ordinary folder. Of several captions in a row, the first is used.
 
-    Raises UserError when there is nothing at `path` to train on; single files are named in the scan's problems.
+    Raises UserError if there is nothing to train on at `path`. Problems with single files are listed in the scan.
     """
     folder = Path(path).expanduser().absolute()
     if not folder.is_dir():
@@ -74,9 +74,9 @@ def scan(
 
 
 def write_report(scan: Scan, path: Path) -> None:
-    """Write data_report.json: every file by name, used or with the reason why not.
+    """Writes data_report.json: every file by name, either as used or with the reason why it is not.
 
-    Makes the folder when there is none. Raises OSError when that fails, UserError when the file cannot be written.
+    Creates the folder if necessary. Raises OSError if that fails, UserError if the file cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     report = {
@@ -97,7 +97,7 @@ def write_report(scan: Scan, path: Path) -> None:
 
 
 def require_clean(scan: Scan, on_bad_file: Literal["stop", "skip"], report_path: Path | None) -> None:
-    """Raises UserError when there are problems and they are to stop the run, or when nothing is left to train on."""
+    """Raises UserError if there are problems and `on_bad_file` is "stop", or if no usable image remains."""
     problems = scan.problems
     names = ", ".join(f"{problem.name} ({problem.reason})" for problem in problems[:3])
     names += f" and {len(problems) - 3} more" if len(problems) > 3 else ""
@@ -107,12 +107,12 @@ def require_clean(scan: Scan, on_bad_file: Literal["stop", "skip"], report_path:
     if problems and on_bad_file == "stop":
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         raise UserError(
-            f"{count} in {scan.source}: {names}{report}; mend them, or leave them out with --data.on_bad_file skip."
+            f"{count} in {scan.source}: {names}{report}; fix them, or skip them with --data.on_bad_file skip."
         )
 
 
 def _check(result: Scan, images: list[FoundImage], hash_cache: HashCache, show_progress: bool) -> None:
-    """Decode what the hash cache does not know, in as many threads as there are cores, and sort all into the scan."""
+    """Decodes the images that are not in the hash cache, one thread per core, and adds all to the scan's samples or problems."""
     known: list[Any] = [hash_cache.get(image.path) if image.path is not None else None for image in images]
     unknown = [index for index, facts in enumerate(known) if facts is None or "width" not in facts]
     pool = ThreadPoolExecutor(os.cpu_count())
@@ -129,7 +129,7 @@ def _check(result: Scan, images: list[FoundImage], hash_cache: HashCache, show_p
             known[index] = facts
             if state is not None:
                 hash_cache.put(images[index].path, facts, state)
-    finally:  # an interrupted check goes on where it stopped
+    finally:  # so that an interrupted check can continue where it stopped
         pool.shutdown(cancel_futures=True)
         hash_cache.save()
     for image, facts in zip(images, known, strict=True):
@@ -145,7 +145,7 @@ def _check(result: Scan, images: list[FoundImage], hash_cache: HashCache, show_p
 
 
 def _inspect(image: FoundImage) -> tuple[dict[str, Any] | str, FileState | None]:
-    """An image's hash, size and fingerprint with the state of its file before the reading; or why it cannot be used, and None."""
+    """(hash, size and fingerprint of an image; state of its file before reading), or (reason why it is unusable, None)."""
     state = None
     try:
         if image.path is not None:

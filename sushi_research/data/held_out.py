@@ -1,5 +1,4 @@
-"""Which images a run is evaluated on: a share of its own data that it then does not train on, or a folder of their own;
-and the captions on which its drift is measured."""
+"""Held-out images (a fraction of the data that is not trained on, or a separate folder), and the captions for drift."""
 
 from __future__ import annotations
 
@@ -12,7 +11,7 @@ from sushi_research.data.buckets import BucketRule
 from sushi_research.data.samples import Item, Sample, Scan, make_items
 from sushi_research.errors import UserError
 
-# Everyday things, near to what most adapters are trained on (people, animals, places, paintings) and of no one style.
+# Everyday subjects, similar to what most adapters are trained on (people, animals, places, paintings), in various styles.
 DRIFT_CAPTIONS = (
     "a photo of a woman reading a newspaper at a kitchen table",
     "a portrait of an old man with a grey beard, oil painting",
@@ -34,10 +33,10 @@ DRIFT_CAPTIONS = (
 
 
 def hold_out(scan: Scan, fraction: float) -> list[Sample]:
-    """Takes the held-out samples out of the scan's, names them in its `held_out`, and returns them.
+    """Removes the held-out samples from the scan, lists their names in `scan.held_out`, and returns them.
 
-    By content alone (`near_duplicates.held_out`), so files that are added or renamed move nothing, and copies stay on one side.
-    UserError where there is nothing to train on or nothing to evaluate on.
+    The choice depends only on content (`near_duplicates.held_out`): adding or renaming files does not change it, and
+    near-duplicates stay on one side. Raises UserError if no image or every image would be held out.
     """
     groups = near_duplicates.near_duplicate_groups({sample.image_hash: sample.fingerprint for sample in scan.samples})
     chosen = near_duplicates.held_out(groups, fraction)
@@ -47,7 +46,7 @@ def hold_out(scan: Scan, fraction: float) -> list[Sample]:
         what = "none of them" if not held else "all of them"
         raise UserError(
             f"evaluation.held_out is {fraction:g}, which of the {len(groups)} distinct images in {scan.source} holds out {what}: "
-            "choose another share, or give held-out images of their own with --evaluation.path."
+            "choose another fraction, or give separate held-out images with --evaluation.path."
         )
     scan.samples = kept
     scan.held_out = sorted(sample.name for sample in held)
@@ -55,9 +54,9 @@ def hold_out(scan: Scan, fraction: float) -> list[Sample]:
 
 
 def read_separate(config: TrainingConfig, training: Scan, read: Callable[..., Scan]) -> tuple[list[Sample], list[str]]:
-    """The samples of `evaluation.path`, and a sentence for each that looks like a training image.
+    """The samples of `evaluation.path`, and a sentence for each that is a near-duplicate of a training image.
 
-    `read(path, **settings)` scans a data path. UserError for a picture that is trained on too, or a file that cannot be used.
+    `read(path, **settings)` scans a data path. Raises UserError for an image that is also trained on, or an unusable file.
     """
     same = config.evaluation.path == config.data.path
     scan = read(
@@ -75,14 +74,14 @@ def read_separate(config: TrainingConfig, training: Scan, read: Callable[..., Sc
     if copies:
         more = f" and {len(copies) - 3} more" if len(copies) > 3 else ""
         raise UserError(
-            f"evaluation.path: {scan.source} holds pictures that are trained on too, {', '.join(copies[:3])}{more}: take them out "
-            "of one of the two, or let evaluation.held_out choose."
+            f"evaluation.path: {scan.source} has images that are also trained on, {', '.join(copies[:3])}{more}: remove them "
+            "from one of the two, or use evaluation.held_out instead."
         )
-    return scan.samples, _resemblances(scan.samples, training.samples)
+    return scan.samples, _near_duplicate_warnings(scan.samples, training.samples)
 
 
-def _resemblances(held: Sequence[Sample], trained: Sequence[Sample]) -> list[str]:
-    """A sentence for each held-out sample that is a near-duplicate of a training image; it is evaluated on all the same."""
+def _near_duplicate_warnings(held: Sequence[Sample], trained: Sequence[Sample]) -> list[str]:
+    """A sentence for each held-out sample that is a near-duplicate of a training image. Such samples are still used."""
     names = {sample.image_hash: sample.name for sample in trained}
     fingerprints = {sample.image_hash: sample.fingerprint for sample in [*trained, *held]}
     original = {}
@@ -97,5 +96,5 @@ def _resemblances(held: Sequence[Sample], trained: Sequence[Sample]) -> list[str
 
 
 def held_out_items(samples: Sequence[Sample], rule: BucketRule) -> tuple[list[Item], list[dataset.Problem]]:
-    """The samples placed in buckets, each once whatever its repeats, and those that are too small for any."""
+    """The items of the held-out samples, each once regardless of repeats, and a problem for each that is too small."""
     return make_items([replace(sample, repeats=1) for sample in samples], rule)

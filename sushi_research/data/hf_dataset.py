@@ -14,7 +14,10 @@ from sushi_research.errors import UserError
 
 
 def find_in_table(result: Scan, rows: Any, split: str, image_column: str, caption_column: str) -> list[FoundImage]:
-    """The rows of a `datasets.Dataset`; their images stay undecoded."""
+    """The images and captions of a `datasets.Dataset`, without decoding the images.
+
+    Raises UserError if a column is missing or the image column has no images.
+    """
     import datasets
 
     columns = ", ".join(rows.column_names)
@@ -43,7 +46,7 @@ def find_in_table(result: Scan, rows: Any, split: str, image_column: str, captio
 
 
 def _read_cell(cells: Any, column: str, index: int) -> bytes:
-    """The bytes of a row's image file. Raises BadImage where there is none, OSError where it cannot be read."""
+    """The bytes of a row's image file. Raises BadImage if there is none, OSError if it cannot be read."""
     cell = cells[index][column]
     if cell is None or (cell["bytes"] is None and cell["path"] is None):
         raise BadImage("the row has no image")
@@ -51,12 +54,12 @@ def _read_cell(cells: Any, column: str, index: int) -> bytes:
 
 
 def load_saved(folder: Path, split: str) -> Any:
-    """The split of what `save_to_disk` wrote; a single `Dataset` is the split that it came from, or else "train"."""
+    """A split of a dataset from `save_to_disk`. A single `Dataset` counts as the split it came from, or "train" if unknown."""
     import datasets
 
     try:
         saved = datasets.load_from_disk(str(folder))
-    except (OSError, ValueError, LookupError, TypeError) as error:  # all that damaged folders were seen to raise
+    except (OSError, ValueError, LookupError, TypeError) as error:  # everything that damaged folders were seen to raise
         raise UserError(f"the data set in {folder} cannot be read ({_first_line(error)}): save it again.") from error
     if isinstance(saved, datasets.Dataset):
         own = str(saved.split or "train")
@@ -67,7 +70,7 @@ def load_saved(folder: Path, split: str) -> Any:
 
 
 def load_table(source: str, split: str, revision: str | None) -> Any:
-    """A split of a data set on the hub, or of a folder with parquet or arrow files."""
+    """A split of a hub dataset, or of a folder with parquet or arrow files. Raises UserError if it cannot be loaded."""
     import datasets
 
     try:
@@ -84,7 +87,7 @@ def _first_line(error: Exception) -> str:
 
 
 def require_hub_id(text: str, path: Path) -> None:
-    """Raises UserError unless `text`, which is no folder, can only be meant as a hub id."""
+    """Raises UserError unless `text`, which is not a folder, is clearly meant as a hub id."""
     if path.exists():
         raise UserError(f"data.path: {text} is a file: give a folder of images, or a hub id such as org/name.")
     if not path.parent.is_dir() and re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", text):

@@ -1,4 +1,4 @@
-"""Images and captions in a folder: sidecar files, metadata.jsonl, and kohya's repeat folders."""
+"""Finds images and captions in a folder: caption files, metadata.jsonl, and kohya's repeat folders."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ IMAGES = {".jpg", ".jpeg", ".png", ".webp"}
 CAPTIONS = {".txt", ".caption"}
 METADATA = "metadata.jsonl"
 TABLES = {".parquet", ".arrow"}
-# Pictures that people have in their folders, and that must not be passed over in silence.
+# Other image formats. They are reported as problems instead of being silently ignored.
 UNSUPPORTED = set(".arw .avif .bmp .cr2 .dng .gif .heic .heif .jfif .jp2 .jxl .nef .psd .svg .tga .tif .tiff".split())
 
 
 def find_in_folder(result: Scan, root: Path, caption_column: str) -> tuple[list[FoundImage], bool]:
-    """The images below a folder with their captions, and whether there are tables of an HF data set as well."""
+    """The images below a folder with their captions, and whether there are also files of an HF dataset."""
     images: dict[str, Path] = {}
     sidecars: dict[str, dict[str, Path]] = defaultdict(dict)
     metadata: dict[str, Path] = {}
@@ -76,10 +76,10 @@ def find_in_folder(result: Scan, root: Path, caption_column: str) -> tuple[list[
 
 
 def _walk(result: Scan, root: Path) -> Iterator[tuple[str, Path]]:
-    """Every visible file below a folder by its name (relative, with /) and path; a folder reached twice counts once."""
+    """Yields (name, path) of every file that is not hidden; the name is relative, with /. Follows links, each folder once."""
 
     def name_of(path: str | Path) -> str:
-        # Bytes in a name that are no UTF-8 are shown as \udcXX, which every terminal and file can hold.
+        # Bytes that are not UTF-8 are written as \udcXX, which every terminal and file can represent.
         name = Path(path).relative_to(root).as_posix()
         return name.encode("utf-8", "backslashreplace").decode()
 
@@ -108,7 +108,7 @@ def _read_text(path: Path) -> str:
 def _metadata(
     result: Scan, name: str, path: Path, images: set[str], caption_column: str
 ) -> Iterator[tuple[str, str, str]]:
-    """(image, where it says so, caption) of each sound line of a metadata.jsonl; the others become problems."""
+    """Yields (image, source, caption) of each valid line of a metadata.jsonl. Invalid lines become problems."""
 
     def problem(where: str, reason: str) -> None:
         result.problems.append(Problem(where, reason))
@@ -145,7 +145,7 @@ def _metadata(
 
 
 def _caption_problem(name: str, captions: dict[str, str]) -> str | None:
-    """Why an image has no caption that can be used, from its captions by their source; None when it has one."""
+    """The reason why an image has no usable caption, or None if it has one. `captions` is by source."""
     if not captions:
         stem = posixpath.splitext(name)[0]
         return f"no caption: there is no {stem}.txt, {stem}.caption or entry in a {METADATA}"
@@ -157,7 +157,7 @@ def _caption_problem(name: str, captions: dict[str, str]) -> str | None:
 
 
 def _repeats(name: str) -> tuple[str, int]:
-    """The nearest folder above an image that is named like 10_cats, and its number; ("", 1) without such a folder."""
+    """(folder, repeats) of the nearest parent folder named like 10_cats, or ("", 1) without one."""
     for folder in map(str, PurePosixPath(name).parents):
         match = re.match(r"(\d{1,3})_.", posixpath.basename(folder))
         if match:

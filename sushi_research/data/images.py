@@ -1,4 +1,4 @@
-"""From the bytes of an image file to the pixels that the VAE sees."""
+"""Decodes, resizes and crops images: from file bytes to the pixels that the VAE encodes."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from sushi_research.data.buckets import CropGeometry
 
-# Where Pillow, as it comes, raises an error instead of its warning (twice its MAX_IMAGE_PIXELS): 13,377 x 13,377.
+# Pillow's default limit for an error (twice its MAX_IMAGE_PIXELS): 13,377 x 13,377.
 MAX_PIXELS = 178_956_970
-# What image data sets hold. Pillow reads more formats, some (EPS) by starting other programs.
+# The formats used in image datasets. Pillow supports more, some of them (EPS) by starting other programs.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 
 
 class BadImage(ValueError):
-    """An image that cannot be used; `reason` says why in a few words."""
+    """An image that cannot be used; `reason` says why."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -27,12 +27,12 @@ class BadImage(ValueError):
 
 
 def decode(data: bytes) -> Image.Image:
-    """The picture in the bytes of an image file: 8-bit RGB, upright (by its EXIF), opaque (over white).
+    """Decodes an image file to 8-bit RGB, with its EXIF rotation applied, composited over white if transparent.
 
-    16-bit grey is scaled to 8 bits; CMYK, palettes and so on are converted; of a phone's multi-picture JPEG the
-    main picture is taken. All pixels are decoded. Safe to call from several threads at once.
+    16-bit grey is scaled to 8 bits; CMYK, palettes and other modes are converted. Of a phone's multi-picture JPEG (MPO),
+    the main image is used. All pixels are decoded. Thread-safe.
 
-    Raises BadImage for anything but one whole picture of at most MAX_PIXELS (judged by its header alone).
+    Raises BadImage for anything but a single intact image of at most MAX_PIXELS (according to its header).
     """
     if not data:
         raise BadImage("the file is empty")
@@ -42,7 +42,7 @@ def decode(data: bytes) -> Image.Image:
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise BadImage(f"decompression bomb: {width}x{height} pixels is over the limit of {MAX_PIXELS} pixels")
-            # Formats that hold one picture have no n_frames. The further frames of an MPO are previews.
+            # Single-image formats have no n_frames. The other frames of an MPO are previews.
             frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
             if frames > 1:
                 raise BadImage(f"animated or many pages ({frames} frames): use a still image")
@@ -52,13 +52,13 @@ def decode(data: bytes) -> Image.Image:
             raise
         except UnidentifiedImageError:
             raise BadImage("not an image that Pillow can read as JPEG, PNG, WebP, BMP, GIF or TIFF") from None
-        except Exception as error:  # on damaged bytes Pillow's decoders raise nearly every kind of exception
+        except Exception as error:  # Pillow's decoders raise nearly any exception on damaged bytes
             kind = "truncated" if "truncated" in str(error).lower() else "damaged"
             raise BadImage(f"{kind}: {str(error) or type(error).__name__}") from error
 
 
 def resize_and_crop(image: Image.Image, geometry: CropGeometry, flip: bool) -> np.ndarray:
-    """A decoded image at its bucket's size, uint8 [height, width, 3]: Lanczos, cut, then mirrored if `flip`."""
+    """A decoded image at its bucket's size, uint8 [height, width, 3]: resized (Lanczos), cropped, mirrored if `flip`."""
     assert image.mode == "RGB", image.mode
     assert image.size == (geometry.original_width, geometry.original_height), (image.size, geometry)
     size = (geometry.resized_width, geometry.resized_height)
@@ -69,7 +69,7 @@ def resize_and_crop(image: Image.Image, geometry: CropGeometry, flip: bool) -> n
 
 
 def _opaque_rgb(image: Image.Image) -> Image.Image:
-    """An image of any mode as RGB over white; decodes it where that is still to be done."""
+    """An image of any mode as RGB, composited over white. Decodes the image if necessary."""
     if image.mode == "F":
         raise BadImage("floating-point pixels: save it with 8 bits per channel")
     if image.mode.startswith("I"):
@@ -82,10 +82,10 @@ def _opaque_rgb(image: Image.Image) -> Image.Image:
 
 
 def _eight_bit_grey(image: Image.Image) -> Image.Image:
-    """A 16-bit grey image as L, or as LA where one grey value stands for transparent.
+    """A 16-bit grey image as L, or as LA if one grey value is marked as transparent.
 
-    Each value becomes round(value * 255 / 65535), the PNG specification's sample depth rescaling; Pillow's own
-    `convert` cuts at 255 instead.
+    Each value becomes round(value * 255 / 65535), the PNG specification's sample depth rescaling. Pillow's `convert`
+    would clip at 255.
     """
     values = np.asarray(image).astype(np.int32)
     if values.min() < 0 or values.max() > 65535:
@@ -104,9 +104,9 @@ _settings_before: tuple[bool, int | None] = (False, None)
 
 @contextmanager
 def _strict_pillow() -> Iterator[None]:
-    """While any thread is inside, Pillow refuses truncated files and leaves the size limit (and warnings) to us.
+    """Makes Pillow reject truncated files and disables its own size limit and warning.
 
-    These settings are process-wide in Pillow: the first thread in changes them, the last one out puts them back.
+    These settings of Pillow are process-wide: the first thread to enter changes them, the last one to leave restores them.
     """
     global _users, _settings_before
     with _lock:

@@ -1,15 +1,17 @@
-"""Which images are held out of training: by content alone, with near-duplicates on one side.
+"""Finds near-duplicates, and chooses the held-out images by content, with near-duplicates on one side.
 
-A near-duplicate is a resized, recompressed, brightened, slightly cropped or mirrored copy; turned and upside-down ones are
-not found. A picture's fingerprint is its miniature, and two are compared by tangent distance (Simard, LeCun and Denker 1993):
-how much of one is left over when all is taken away that contrast, a shift or a zoom could make of the other.
+A near-duplicate is a resized, recompressed, brightened, slightly cropped or mirrored copy. Rotated or vertically flipped copies
+are not found. An image's fingerprint is a thumbnail. Two thumbnails are compared by tangent distance (Simard, LeCun and Denker
+1993): the part of one that remains after projecting out the changes that contrast, a shift or a zoom of the other can cause.
 
-Measured on 185 photos (158 of them google/dreambooth's, of 30 subjects), 300 synthetic ones and 200 of the demo's 624 scenes,
-with copies that had all of this done to them at once: 2-5 % of width and height cut off, resized 0.5-2 x, light and contrast within
-10 %, JPEG of quality 30-90, half of them mirrored. Found were 97.8, 99.7 and 100 %; with one change that is not a cut, every
-copy but 1 % of the scenes at 10 % more light and contrast, which burns out white; with 5 % cut off every side, 80, 57 and 40 %.
-Hashes of 64 bits are blind to what tells drawings of one style apart: at a radius of 10, which finds 94 and 96 % of the photos'
-copies, they chain 624 (dHash) and 594 (pHash) of the scenes into one group; here the largest has 10.
+Measured on 185 photos (158 from google/dreambooth, of 30 subjects), 300 synthetic photos and 200 of the demo's 624 scenes. The
+copies had several changes at once: 2-5 % of width and height cropped, resized by 0.5-2, brightness and contrast within 10 %,
+JPEG quality 30-90, half of them mirrored. 97.8, 99.7 and 100 % were found. With a single change other than a crop, every copy
+was found, except 1 % of the scenes at +10 % brightness and contrast, which clips to white. With 5 % cropped from every side,
+80, 57 and 40 % were found.
+
+64-bit hashes do not separate drawings of one style: at a radius of 10, which finds 94 % (dHash) and 96 % (pHash) of the photo
+copies, they merge 624 and 594 of the scenes into one group. Here the largest group has 10.
 """
 
 from __future__ import annotations
@@ -22,49 +24,49 @@ from PIL import Image
 from sushi_research import randomness
 from sushi_research.errors import UserError
 
-# Pixels. A finer miniature tells more apart, but a cut must stay small against a pixel for the first order to do.
+# Thumbnail side in pixels. A finer one separates more images, but the first-order model needs crops well below a pixel.
 SIDE = 8
-# The share of a miniature's variance that may be left over. Of the 17,020 pairs of photos 7 are nearer: six of one cartoon
-# figure on white and one real copy. At 0.08 one copy in 60 of photos is missed more; at 0.12 photos of faces begin to merge.
+# The fraction of a thumbnail's variance that may remain. Of the 17,020 pairs of photos 7 are below it: six of one cartoon
+# figure on white and one real copy. At 0.08 one more in 60 copies of photos is missed; at 0.12 photos of faces start to merge.
 RADIUS = 0.1
-# JPEG's luma and chroma, the chroma doubled: drawings often differ in a colour alone (half as many scenes are near so).
+# JPEG's luma and chroma, with chroma doubled, because drawings often differ only in colour (this halves the near scenes).
 LUMA_CHROMA = np.array([[0.299, 0.587, 0.114], [-0.3374, -0.6626, 1.0], [1.0, -0.8374, -0.1626]])
-# Images compared with all others at once: 250 MB and 12 s for 10,000 images on one busy core.
+# Images compared with all others at a time: 250 MB and 12 s for 10,000 images on one busy core.
 BLOCK = 64
-# Every run shares it: a split that followed the run's seed would train one run on what another is judged by.
+# The same for all runs: with a split by the run's seed, one run would train on the validation images of another.
 SEED = 0
 
 
 def fingerprint(pixels: np.ndarray) -> int:
-    """What near-duplicates have nearly in common, of an RGB picture [height, width, 3] uint8 of any size.
+    """The fingerprint of an RGB image [height, width, 3] uint8 of any size. Near-duplicates have similar fingerprints.
 
-    The int's bytes, big-endian, are the picture shrunk to [SIDE, SIDE, 3] by averaging, whatever its shape.
+    The int's bytes, big-endian, are the thumbnail: the image averaged to [SIDE, SIDE, 3], ignoring its aspect ratio.
     """
     assert pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.shape[2] == 3, (pixels.dtype, pixels.shape)
-    miniature = Image.fromarray(pixels).resize((SIDE, SIDE), Image.Resampling.BOX)
-    return int.from_bytes(miniature.tobytes(), "big")
+    thumbnail = Image.fromarray(pixels).resize((SIDE, SIDE), Image.Resampling.BOX)
+    return int.from_bytes(thumbnail.tobytes(), "big")
 
 
 def near_duplicate_groups(fingerprints: Mapping[str, int]) -> list[list[str]]:
-    """The images, given as content hash and `fingerprint`, in groups: copies of copies are together, most are alone.
+    """Groups images, given as content hash -> `fingerprint`. Copies of copies share a group; most images are alone.
 
-    Every image is in exactly one group; groups and their members are sorted, whatever the order given. All pairs are
-    compared, in bounded memory. A picture of a single colour is no copy of anything.
+    Every image is in exactly one group. Groups and their members are sorted, so the input order does not matter. All
+    pairs are compared, in bounded memory. An image of a single colour is never a near-duplicate.
     """
     hashes = sorted(fingerprints)
-    miniatures, mirrored, planes = _tangent_planes([fingerprints[image_hash] for image_hash in hashes])
+    thumbnails, mirrored, planes = _tangent_planes([fingerprints[image_hash] for image_hash in hashes])
     label = np.arange(len(hashes))
     for start in range(0, len(hashes), BLOCK):
         block = slice(start, start + BLOCK)
-        for turned in (miniatures, mirrored):
-            # Earlier columns had this block among their own columns.
-            near = _is_near(planes[block], turned[start:])
+        for candidates in (thumbnails, mirrored):
+            # Pairs with earlier images were compared in earlier blocks.
+            near = _is_near(planes[block], candidates[start:])
             for row, found in enumerate(near, start):
                 others = start + np.flatnonzero(found)
                 others = others[label[others] != label[row]]
-                # The other direction, as a near-flat picture is near to much that is not near to it. Mirroring is its
-                # own inverse: a against b mirrored leaves over what a mirrored against b does.
-                others = others[_is_near(planes[others], turned[row : row + 1])[:, 0]]
+                # Check the other direction too: a nearly flat image is near to many that are not near to it. Mirroring is
+                # its own inverse, so comparing a with b mirrored equals comparing a mirrored with b.
+                others = others[_is_near(planes[others], candidates[row : row + 1])[:, 0]]
                 label[np.isin(label, label[others])] = label[row]
     groups: dict[int, list[str]] = {}
     for image_hash, group in zip(hashes, label.tolist(), strict=True):
@@ -73,48 +75,48 @@ def near_duplicate_groups(fingerprints: Mapping[str, int]) -> list[list[str]]:
 
 
 def held_out(groups: Iterable[Iterable[str]], fraction: float) -> frozenset[str]:
-    """The hashes of the images that are held out, of all images in groups (those of `near_duplicate_groups`).
+    """The hashes of the held-out images, chosen by group (`near_duplicate_groups`).
 
-    Each group has a number, uniform in [0, 1), made from its smallest hash, and is held out where that is below
-    `fraction`: each image is with that probability, however large its group. So names, order and unrelated images do
-    not matter, and a larger fraction holds out the same images and more. What can move between two runs is a group
-    whose smallest hash changed: by a near-duplicate that was added or removed, or that joins two groups into one.
+    Each group has a uniform random number in [0, 1) that is keyed on its smallest hash. The group is held out if the number
+    is below `fraction`, so each image has that probability regardless of the size of its group. Names, order and unrelated
+    images do not matter, and a larger fraction holds out a superset. A group can only change sides if its smallest hash
+    changes: when a near-duplicate is added or removed, or joins two groups.
 
-    Raises UserError when `fraction` is not within 0 to 1.
+    Raises UserError if `fraction` is not between 0 and 1.
     """
     if not 0 <= fraction <= 1:
-        raise UserError(f"The held-out fraction is {fraction}: give a share of the images between 0 and 1.")
-    # Not the smallest of the members' own numbers: a large group would be held out more often than a single image.
+        raise UserError(f"The held-out fraction is {fraction}: give a fraction of the images between 0 and 1.")
+    # One number per group. With the smallest of the members' numbers, large groups would be held out more often.
     members = [sorted(group) for group in groups]
     chosen = (group for group in members if randomness.uniform(SEED, "held out", group[0]) < fraction)
     return frozenset(image_hash for group in chosen for image_hash in group)
 
 
 def _tangent_planes(fingerprints: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """N miniatures about their mean colour and the same mirrored, [N, D] float64, D = 3 SIDE^2, and planes [N, 4, D].
+    """(thumbnails, mirrored thumbnails, tangent planes): [N, D], [N, D] and [N, 4, D] float64, D = 3 SIDE^2.
 
-    A plane's rows are orthonormal, or zero where a picture has less structure. They span the miniature itself (so
-    contrast costs nothing, as light costs nothing about the mean) and its first-order changes under a shift along
-    either axis and a zoom, which is what a crop amounts to.
+    The mean colour is subtracted from each thumbnail, so brightness does not count. The rows of a plane are orthonormal, or
+    zero for an image with less structure. They span the thumbnail itself (so contrast does not count) and its first-order
+    changes under a shift along either axis and a zoom, which together approximate a crop.
     """
     size = len(fingerprints)
     data = b"".join(value.to_bytes(3 * SIDE**2, "big") for value in fingerprints)
     pixels = np.frombuffer(data, np.uint8).reshape(size, SIDE, SIDE, 3).astype(np.float64)
     pixels = (pixels - pixels.mean(axis=(1, 2), keepdims=True)) @ LUMA_CHROMA.T
     down, right = np.gradient(pixels, axis=(1, 2))
-    place = np.arange(SIDE) - (SIDE - 1) / 2
-    zoom = down * place[:, None, None] + right * place[:, None]
+    position = np.arange(SIDE) - (SIDE - 1) / 2
+    zoom = down * position[:, None, None] + right * position[:, None]
     changes = np.stack([pixels, down, right, zoom], axis=1)
     changes -= changes.mean(axis=(2, 3), keepdims=True)
     _, lengths, planes = np.linalg.svd(changes.reshape(size, 4, 3 * SIDE**2), full_matrices=False)
-    # Directions of no length but rounding are not the picture's.
+    # Drop directions whose length is only rounding error.
     planes *= (lengths > 1e-9 * lengths[:, :1])[:, :, None]
     return pixels.reshape(size, 3 * SIDE**2), pixels[:, :, ::-1].reshape(size, 3 * SIDE**2), planes
 
 
-def _is_near(planes: np.ndarray, miniatures: np.ndarray) -> np.ndarray:
-    """Whether each of M miniatures [M, D] lies within RADIUS of each of N planes [N, 4, D]: bool [N, M]."""
-    along = planes.reshape(-1, planes.shape[-1]) @ miniatures.T
+def _is_near(planes: np.ndarray, thumbnails: np.ndarray) -> np.ndarray:
+    """Whether each of M thumbnails [M, D] is within RADIUS of each of N planes [N, 4, D]: bool [N, M]."""
+    along = planes.reshape(-1, planes.shape[-1]) @ thumbnails.T
     np.square(along, out=along)
-    variance = np.square(miniatures).sum(axis=1)
-    return variance - along.reshape(*planes.shape[:2], len(miniatures)).sum(axis=1) < RADIUS * variance
+    variance = np.square(thumbnails).sum(axis=1)
+    return variance - along.reshape(*planes.shape[:2], len(thumbnails)).sum(axis=1) < RADIUS * variance

@@ -1,4 +1,4 @@
-"""One image with its caption, what is wrong with others, all that a data path holds, and the items of an epoch."""
+"""The types of the data: samples, problems, the scan of a data path, and the items of an epoch."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from sushi_research.fingerprints import content_hash
 
 @dataclass(frozen=True)
 class Sample:
-    """One image with its caption. `name` is its path below the data folder, or `train[12]`: a row of a data set.
+    """One image with its caption. `name` is its path below the data folder, or a dataset row such as `train[12]`.
 
-    Width and height, in pixels, are those after the EXIF rotation. An epoch shows the image `repeats` times. `fingerprint`
-    is what near-duplicates have nearly in common (`near_duplicates.fingerprint`); 0, a black picture's, is no copy of anything.
+    Width and height, in pixels, are after the EXIF rotation. An epoch uses the image `repeats` times. `fingerprint` is for
+    finding near-duplicates (`near_duplicates.fingerprint`); 0, that of a black image, matches nothing.
     """
 
     name: str
@@ -31,12 +31,12 @@ class Sample:
     fingerprint: int = field(default=0, repr=False, compare=False)
 
     def read(self) -> bytes:
-        """The image file's bytes. Raises UserError when they are not those that were checked."""
+        """The bytes of the image file. Raises UserError if they cannot be read or have changed since the check."""
         try:
             data = self.load()
         except OSError as error:
             reason = error.strerror or error
-            raise UserError(f"{self.name} could be read before and cannot now ({reason}): put it back.") from error
+            raise UserError(f"{self.name} could be read before but not now ({reason}): restore it.") from error
         if content_hash(data) != self.image_hash:
             raise UserError(f"{self.name} was changed after it was checked: run the same command again.")
         return data
@@ -52,10 +52,10 @@ class Problem:
 
 @dataclass
 class Scan:
-    """What a data path holds. Samples are sorted by content, so that renaming files changes nothing downstream.
+    """The content of a data path. Samples are sorted by content, so that renaming files changes nothing downstream.
 
-    `notes` are things to know that stop nothing; `ignored` counts files that are neither image nor caption; `held_out` are
-    the names of the samples that were taken out of `samples` to evaluate on.
+    `notes` are remarks that do not stop a run; `ignored` counts files that are neither image nor caption; `held_out` has
+    the names of the samples that were moved out of `samples` for evaluation.
     """
 
     source: str
@@ -68,7 +68,7 @@ class Scan:
 
 @dataclass(frozen=True)
 class FoundImage:
-    """An image before its check. Where there is no usable caption, that problem is on record already."""
+    """An image before its check. If it has no usable caption, that problem is already recorded."""
 
     name: str
     caption: str | None
@@ -79,7 +79,7 @@ class FoundImage:
 
 @dataclass(frozen=True)
 class Item:
-    """One element of an epoch. `instance` tells repetitions of the same picture apart, so each has noise of its own."""
+    """One element of an epoch. `instance` numbers the repetitions of an image, so that each gets its own noise."""
 
     sample: Sample
     geometry: CropGeometry
@@ -92,12 +92,12 @@ class Item:
 
     @property
     def identity(self) -> tuple[str, int]:
-        """What randomness is keyed on: the picture's content and the instance, never a name or a position."""
+        """The key for randomness: the image's content hash and the instance, never a name or a position."""
         return self.sample.image_hash, self.instance
 
 
 def make_items(samples: Sequence[Sample], rule: BucketRule) -> tuple[list[Item], list[Problem]]:
-    """The items of an epoch, in an order that depends on content alone, and the samples too small for any bucket."""
+    """The items of an epoch, in an order that depends only on content, and a problem for each sample that is too small."""
     items, problems, seen = [], [], Counter()
     for sample in sorted(samples, key=lambda sample: (sample.image_hash, sample.caption, sample.name)):
         try:
@@ -112,7 +112,7 @@ def make_items(samples: Sequence[Sample], rule: BucketRule) -> tuple[list[Item],
 
 
 def dataset_hash(items: Sequence[Item]) -> str:
-    """Hash of what is trained on: pictures, captions, repetitions and crop geometries; file names do not enter."""
+    """Hash of the training data: images, captions, repetitions and crop geometries, but not file names."""
     digest = hashlib.blake2b(digest_size=16)
     for item in items:
         digest.update(repr((item.identity, item.sample.caption, item.geometry)).encode())

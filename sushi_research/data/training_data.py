@@ -1,4 +1,4 @@
-"""From a config to the items that are trained on and held out, and the texts that are encoded for them."""
+"""Reads the data of a config: training items, held-out items, and the texts to encode."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from sushi_research.runs.job import Job
 
 @dataclass(frozen=True)
 class Data:
-    """What is trained on: the items of an epoch, and the scan that tells what was used, what was not, and why.
+    """The items of an epoch, and the scan that says which files are used, which are not, and why.
 
-    `held_out` is what is evaluated on and never trained on; `near_duplicates` says which of it resembles a training image.
+    `held_out` items are for evaluation only. `near_duplicates` has a sentence for each that resembles a training image.
     """
 
     items: list[Item]
@@ -29,9 +29,9 @@ class Data:
 
 
 def read_data(job: Job, hash_cache: HashCache) -> Data:
-    """Scans the data, places every image in its bucket, and accounts for every file in the run's data_report.json.
+    """Scans the data, assigns every image to its bucket, and reports unusable files.
 
-    Raises UserError, before anything else happens, when a file cannot be used and `data.on_bad_file` is "stop".
+    Raises UserError if a file cannot be used and `data.on_bad_file` is "stop". A new run then gets a data_report.json.
     """
     config, run, accelerator = job.config, job.run, job.accelerator
     read = functools.partial(
@@ -41,7 +41,7 @@ def read_data(job: Job, hash_cache: HashCache) -> Data:
         hash_cache=hash_cache,
         show_progress=accelerator.is_main_process,
     )
-    # The main process reads the files, the others then find them in the hash cache.
+    # The main process reads the files first. The others then find them in the hash cache.
     with accelerator.main_process_first():
         hash_cache.load()
         scan = read(config.data.path, split=config.data.split, revision=config.data.revision)
@@ -58,7 +58,7 @@ def read_data(job: Job, hash_cache: HashCache) -> Data:
     skipped = {problem.name for problem in too_small}
     scan.samples = [sample for sample in scan.samples if sample.name not in skipped]
     scan.problems = sorted([*scan.problems, *too_small], key=lambda problem: (problem.name, problem.reason))
-    # Written here only for a refusal; the report of a run that has begun is not touched by one that may not go on.
+    # Write the report now in case require_clean raises, but do not overwrite that of a run that has already started.
     report = run.data_report if run and run.record() is None else None
     if accelerator.is_main_process and report is not None:
         dataset.write_report(scan, report)
@@ -67,7 +67,7 @@ def read_data(job: Job, hash_cache: HashCache) -> Data:
 
 
 def bucket_rule(config: TrainingConfig) -> BucketRule:
-    """Which bucket an image goes to, as the config has it."""
+    """The bucket rule of a config."""
     return BucketRule(
         resolution=config.data.resolution,
         step=config.data.bucket_step,
@@ -78,21 +78,20 @@ def bucket_rule(config: TrainingConfig) -> BucketRule:
 
 
 def prompts_of(config: TrainingConfig, items: Sequence[Item]) -> list[str]:
-    """The prompts of the sample pictures: the config's, or the first three distinct captions of the data."""
+    """The prompts for sample images: those of the config, or else the first three distinct captions."""
     if not config.sample.enabled:
         return []
     return list(config.sample.prompts) or list(dict.fromkeys(item.sample.caption for item in items))[:3]
 
 
 def captions_of(config: TrainingConfig, data: Data, prompts: Sequence[str]) -> list[str]:
-    """Every distinct text that is encoded: the data's captions, the empty one, what the sample pictures and the evaluation
-    need."""
+    """Every distinct text to encode: captions, drift captions, the empty text, and the prompts of sample images."""
     captions = {item.sample.caption for item in [*data.items, *data.held_out]}
     return sorted({"", config.sample.negative_prompt, *prompts, *captions, *drift_captions(config, data)})
 
 
 def drift_captions(config: TrainingConfig, data: Data) -> list[str]:
-    """The captions on which the drift from the base is measured, in their order: none that is trained on."""
+    """The captions for measuring the drift from the base, in order, without captions that are trained on."""
     if not data.held_out:
         return []
     asked = config.evaluation.drift_captions

@@ -241,7 +241,7 @@ def test_what_cannot_be_held_out_is_one_sentence(trainer, photos):
         ),
         (
             {"evaluation.path": str(photos)},
-            r"holds pictures that are trained on too, .*\.png \(trained on as .*take them out",
+            r"has images that are also trained on, .*\.png \(trained on as .*remove them",
         ),
         ({"evaluation.path": "nowhere"}, r"nowhere"),
     ):

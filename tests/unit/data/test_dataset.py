@@ -754,7 +754,7 @@ def test_problems_stop_the_run_unless_they_are_to_be_skipped():
         require_clean(scan, "stop", Path("run/data_report.json"))
     assert str(caught.value) == (
         "5 problems in photos: 0.png (the file is empty), 1.png (the file is empty), 2.png (the file is empty) and 2 more; "
-        "the whole list is in run/data_report.json; mend them, or leave them out with --data.on_bad_file skip."
+        "the whole list is in run/data_report.json; fix them, or skip them with --data.on_bad_file skip."
     )
     require_clean(scan, "skip", None)
     require_clean(Scan("photos", samples=[sample("a.png")], notes=["a note"]), "stop", None)
