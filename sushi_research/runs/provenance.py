@@ -124,7 +124,7 @@ def changes(before: dict[str, Any] | None, now: dict[str, Any]) -> list[str]:
     if (was.get("version"), was.get("commit")) != (code["version"], code["commit"]):
         found.append(f"the code was {_code(was)} and is {_code(code)}")
     elif was.get("dirty") or code["dirty"]:
-        found.append(f"the code has uncommitted changes ({_code(code)}), which are not recorded")
+        found.append(f"the code differs from its commit {_code(code)}, and the changes are not recorded")
     libraries = before.get("libraries") or {}
     moved = [
         f"{name} {libraries.get(name)} -> {version}"

@@ -758,7 +758,7 @@ def test_problems_stop_the_run_unless_they_are_to_be_skipped():
     )
     require_clean(scan, "skip", None)
     require_clean(Scan("photos", samples=[sample("a.png")], notes=["a note"]), "stop", None)
-    with pytest.raises(UserError, match=r"^1 problem in photos: 0\.png \(the file is empty\); mend"):
+    with pytest.raises(UserError, match=r"^1 problem in photos: 0\.png \(the file is empty\); fix"):
         require_clean(Scan("photos", samples=[sample("a.png")], problems=broken(1)), "stop", None)
 
 

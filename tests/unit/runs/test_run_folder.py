@@ -169,8 +169,8 @@ def test_the_refusal_names_every_key_and_both_values():
         require_same_run("trial", identity(), identity(FACTS | {"global_batch_size": 8}, lora={"rank": 32}))
     assert str(caught.value) == (
         "the run trial was started with other settings: global_batch_size (train.batch_size x train.accumulation x "
-        "processes) was 4, is now 8; lora.rank was 16, is now 32; give this one another --run.name, or restore what "
-        "it was started with to continue"
+        "processes) was 4, is now 8; lora.rank was 16, is now 32; give another --run.name, or restore the earlier "
+        "settings to continue"
     )
     require_same_run("trial", identity(), identity())
 
