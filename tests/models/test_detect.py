@@ -51,7 +51,7 @@ def test_the_other_scripts_architecture_names_the_script():
         ("sdxl", "unet", {"cross_attention_dim": 96}, "do not fit together"),
         ("sdxl", "vae", {"latents_mean": [0, 0, 0, 0]}, "Playground v2.5"),
         ("sdxl", "scheduler", {"prediction_type": "sample"}, "predicts sample"),
-        ("sd15", "scheduler", {"beta_end": 0.02}, "noise schedule is another one"),
+        ("sd15", "scheduler", {"beta_end": 0.02}, "noise schedule differs"),
     ],
 )
 def test_refused_by_name(bases, tmp_path, architecture_, component, changes, named):

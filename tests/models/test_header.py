@@ -156,7 +156,10 @@ def spans(**of: tuple[int, int]) -> dict:
 
 # Kind of defect -> (what is said of it, whole files (bytes) or headers, which two bytes of data follow).
 DEFECTS = {
-    "cut within the header": ("is cut short or is no", [b"", b"1234567", bytes(8), b"\xff" * 99, packed("{}")[:-1]]),
+    "cut within the header": (
+        "is cut short or is not a safetensors",
+        [b"", b"1234567", bytes(8), b"\xff" * 99, packed("{}")[:-1]],
+    ),
     "no JSON": ("is damaged (invalid", [packed(header) for header in NO_JSON]),
     "a deep entry": ("recursion limit", ['{"a":' * 5000]),
     "a name twice": (

@@ -119,7 +119,7 @@ def test_nothing_left_is_an_error(tmp_path, capsys):
     arguments = SCRIPT.parse([str(tmp_path / "nowhere"), "--output", str(tmp_path / "page"), "--wandb", "off"])
     with pytest.raises(SystemExit) as ended:
         run_main(SCRIPT.main, arguments)
-    assert ended.value.code == 2 and "error: there is no run to compare" in capsys.readouterr().err
+    assert ended.value.code == 2 and "error: no run is left to compare" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("words", [[], ["--group", "x", "run"], ["run", "--wandb", "maybe"], ["run", "--outpt", "x"]])

@@ -75,7 +75,9 @@ def test_any_damage_to_any_file_leaves_a_record(tmp_path):
 def test_a_run_that_is_going_or_was_stopped_is_used_so_far(tmp_path):
     folder = fake_run(tmp_path / "run", finished=False)
     assert read_record(folder).state == "stopped"
-    assert any("was stopped at step 20: it is used as far" in problem for problem in read_record(folder).problems)
+    assert any(
+        "was stopped at step 20: its results so far are used" in problem for problem in read_record(folder).problems
+    )
     with open(folder / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         run = read_record(folder)
