@@ -103,7 +103,7 @@ def test_several_adapters_are_shown_each_alone(generate, adapters, tmp_path, mon
     second = tmp_path / "half.safetensors"
     save_file({key: tensor / 2 if "lora_up" in key else tensor for key, tensor in load_file(first).items()}, second)
     grids = []
-    monkeypatch.setattr(SCRIPT.pictures, "grid", lambda *arguments: grids.append(arguments) or Image.new("RGB", (1, 1)))
+    monkeypatch.setattr(SCRIPT.plots, "grid", lambda *arguments: grids.append(arguments) or Image.new("RGB", (1, 1)))
     both = generate(adapters=[str(first), str(second)], lora_scales=[1.0])
     assert grids[0][2] == ["base", "mine 1", "half 1"], "a run's adapter is called by its run"
     one = generate("one.png", adapters=[str(second)], lora_scales=[1.0])
