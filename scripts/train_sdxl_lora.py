@@ -5,7 +5,8 @@
 
 Running the same command again continues the run. `--help` lists every option; docs/models/sdxl.md is the reference.
 B is the number of samples in a micro-batch. G is the global batch size: batch size x accumulation x processes. The code
-between `--- shared ---` marks is identical in all training scripts (tests/scripts/test_alignment.py checks it).
+between `--- shared ---` marks is identical in all training scripts (tests/scripts/test_alignment.py checks it). What differs
+is the config class, the model module, the arguments of `model.predict`, and SDXL's time_ids in the loader.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ def training_step(
 
 
 def main(config: SDXLTraining) -> int:
-    """Runs the training. Returns the exit status: 0, or 128 + the signal number if a signal stopped it."""
+    """Runs the training. Returns the exit status: 0, or 128 + the signal number if a signal stopped it early."""
     # --- shared: main ---
     job = run.start_job(config, model)
     with run.open_run(job) as job:
@@ -156,7 +157,7 @@ def train(job: Job) -> int:
     )
 
     # --- shared: the loop ---
-    log = run.open_trackers(job, run_state)
+    metrics_file = run.open_trackers(job, run_state)
     metrics = StepMetrics(job)
     objective = diffusion.Objective(
         abar=diffusion.alphas_cumprod(zero_terminal_snr=base.prediction.zero_terminal_snr).to(job.device),
@@ -166,22 +167,23 @@ def train(job: Job) -> int:
         dropout=config.lora.dropout,
     )
     evaluator = evaluating.prepare(job, inputs, run_state, unet)
-    step, stopping = run_state.step, False
+    step, resumed_at, stopping = run_state.step, run_state.step, False
     bar = progress(total=plan.steps, initial=step, description="training", unit="step", disable=not job.is_main)
     with stop, contextlib.closing(loader), bar:
         while True:
-            # Save, evaluate and sample before the next step. Recorded results are skipped, so a resumed run adds what is missing.
-            last = step == plan.steps
-            if step > run_state.step and (last or stopping or is_due(step, config.checkpoint.every)):
+            # Save, evaluate and sample before the next step. `evaluate` and `generate` skip what the run has already, so a resumed
+            # run adds what is missing. A run that was stopped has a checkpoint of its last step and no adapter file.
+            first, last = step == 0, step == plan.steps
+            if step > resumed_at and (last or stopping or is_due(step, config.checkpoint.every)):
                 timings.enter("saving")
                 state.save(job, run_state, plan, step)
-            if last:
+            if last:  # before evaluating and sampling, which may run out of memory
                 timings.enter("saving")
                 run.write_adapter(job, inputs, plan, run_state, state, unet)
-            if evaluator and (last or not stopping):
+            if evaluator and (first or last or (not stopping and is_due(step, config.evaluation.every))):
                 timings.enter("evaluating")
-                evaluating.evaluate(job, evaluator, unet, step, plan.steps, log)
-            if last or (not stopping and (step == 0 or is_due(step, config.sample.every))):
+                evaluating.evaluate(job, evaluator, unet, step, metrics_file)
+            if first or last or (not stopping and is_due(step, config.sample.every)):
                 timings.enter("sampling")
                 sample_grids.generate(job, inputs, unet, step)
             if last or stopping:
@@ -194,10 +196,11 @@ def train(job: Job) -> int:
                 if objective.dropout:  # the only random numbers from torch's global generator
                     batch.seed_torch("dropout", step)
                 training_step(job, unet, batch, step, objective, metrics)
-                metrics.note(batch.names)
-                master_weights.accumulate()
-            stopping = metrics.reduce(master_weights, stop=stop.poll(), waited=loader.take_waited())
-            metrics.require_finite(step + 1)
+                metrics.record_names(batch.names)
+                master_weights.accumulate()  # adds the working copy's gradients to the fp32 sum, and clears them
+            # One message between the processes: the gradients, the metrics, and whether any process was asked to stop.
+            stopping = metrics.sum_over_processes(master_weights, stop=stop.poll(), waited=loader.take_waited())
+            metrics.require_finite_loss(step + 1)
             rate = optim.set_learning_rate(optimizer, learning_rate(step))
             job.scaler.unscale_(optimizer)
             norm = torch.nn.utils.clip_grad_norm_(
@@ -205,11 +208,11 @@ def train(job: Job) -> int:
             )
             job.scaler.step(optimizer)
             job.scaler.update()
-            master_weights.refresh()
+            master_weights.refresh()  # rounds them into the working copy that the UNet computes with
             master_weights.zero_grad()
             step += 1
             values = metrics.values(plan, step, rate, norm.item())
-            tracking.log(job.accelerator, log, values, step)
+            tracking.log(job.accelerator, metrics_file, values, step)
             bar.set_postfix(loss=f"{values['loss']:.4f}", refresh=False)
             bar.update()
     # --- end shared ---
@@ -218,7 +221,7 @@ def train(job: Job) -> int:
     if step < plan.steps:
         job.accelerator.print(f"stopped at step {step} of {plan.steps}; the same command again continues from here")
         return stop.exit_status
-    run.finish(job, log, step, timings)
+    run.finish(job, metrics_file, step, timings)
     # --- end shared ---
     return 0
 

@@ -78,17 +78,14 @@ def open_generated(folder: Path, model: ModuleType, accelerator: Accelerator) ->
         return Store.open(folder / f"generated_{model.NAME}", drift.TENSORS, repair=accelerator.is_main_process)
 
 
-def evaluate(job: Job, evaluator: Evaluator, unet: Any, step: int, steps: int, log: tracking.MetricsFile) -> None:
-    """Evaluates the UNet if `step` is the first, the last, or a multiple of `evaluation.every`.
+def evaluate(job: Job, evaluator: Evaluator, unet: Any, step: int, metrics_file: tracking.MetricsFile) -> None:
+    """Evaluates the UNet as it is at `step`: the validation loss and the drift, logged and recorded.
 
     Results that are already recorded are kept, so a resumed run measures only what is missing. Evaluation does not touch the
     adapter, its gradients or any random stream, so it does not change the training.
 
     Raises UserError if the device runs out of memory.
     """
-    every = job.config.evaluation.every
-    if not (step in (0, steps) or (every is not None and step % every == 0)):
-        return
     try:
         values = _loss(job, evaluator, unet, step) | _drift(job, evaluator, unet, step)
     except torch.OutOfMemoryError as error:
@@ -96,8 +93,10 @@ def evaluate(job: Job, evaluator: Evaluator, unet: Any, step: int, steps: int, l
             f"out of memory while evaluating at step {step}: close other programs that use the device, or train without "
             "(--evaluation.held_out 0 or no --evaluation.path) and measure the finished adapter with scripts/evaluate.py."
         ) from error
-    if job.is_main and not any(record["step"] == step and "evaluation/loss" in record for record in log.read()):
-        tracking.log(job.accelerator, log, values, step)
+    if job.is_main and not any(
+        record["step"] == step and "evaluation/loss" in record for record in metrics_file.read()
+    ):
+        tracking.log(job.accelerator, metrics_file, values, step)
         tqdm.write(f"step {step}: {describe(values)}")
 
 

@@ -183,13 +183,13 @@ def _published_name(source: str) -> str:
     return os.path.basename(os.path.abspath(path)) if path.exists() else source
 
 
-def finish(job: Job, log: tracking.MetricsFile, step: int, timings: StageTimings) -> None:
+def finish(job: Job, metrics_file: tracking.MetricsFile, step: int, timings: StageTimings) -> None:
     """Plots the curves, sends the results to the trackers, marks the run as finished, and prints what was written."""
     if not job.is_main:
         return
     config, run, accelerator = job.config, job.run, job.accelerator
     curves = run.path / "loss.png"
-    plots.training_curves(log.read(), curves, run.name)
+    plots.training_curves(metrics_file.read(), curves, run.name)
     tracking.log_images(accelerator, "curves", [curves], [run.name], step)
     tracking.log_artifact(accelerator, "adapter", [run.adapter, run.config, run.provenance])
     seconds = {name: round(value, 2) for name, value in timings.seconds().items()}

@@ -51,11 +51,11 @@ class StepMetrics:
         self._sums[1:5].index_add_(0, bins, losses)
         self._sums[5:9].index_add_(0, bins, torch.ones_like(losses))
 
-    def note(self, names: tuple[str, ...]) -> None:
-        """Records the file names of the last micro-batch, for the error of `require_finite`."""
+    def record_names(self, names: tuple[str, ...]) -> None:
+        """Records the file names of the last micro-batch, for the error of `require_finite_loss`."""
         self._micro_batches.append((names, self._losses[: len(names)].clone()))
 
-    def reduce(self, master_weights: MasterWeights, *, stop: int, waited: float) -> bool:
+    def sum_over_processes(self, master_weights: MasterWeights, *, stop: int, waited: float) -> bool:
         """Sums the gradients and these metrics over the processes, once per step. True if any process was asked to stop."""
         job, accelerator = self._job, self._job.accelerator
         self._sums[9] = stop
@@ -67,7 +67,7 @@ class StepMetrics:
         self._totals = master_weights.reduce(sum_over, self._sums).tolist()
         return self._totals[9] > 0
 
-    def require_finite(self, step: int) -> None:
+    def require_finite_loss(self, step: int) -> None:
         """Raises UserError for a NaN or infinite loss, before it reaches the adapter. Names the files of the micro-batch."""
         if torch.isfinite(torch.tensor(self._totals[:5])).all():
             return

@@ -31,7 +31,7 @@ def master_weights() -> MasterWeights:
 def micro_batch(metrics: StepMetrics, losses: list[float], bins: list[int], names: tuple[str, ...], share: float = 1.0):
     losses = torch.tensor(losses)
     metrics.add(losses.sum() * share / 4, losses, torch.tensor(bins))
-    metrics.note(names)
+    metrics.record_names(names)
 
 
 def two_micro_batches(**options) -> StepMetrics:
@@ -43,7 +43,7 @@ def two_micro_batches(**options) -> StepMetrics:
 
 def test_the_numbers_of_a_step():
     metrics = two_micro_batches()
-    assert metrics.reduce(master_weights(), stop=0, waited=0.0) is False
+    assert metrics.sum_over_processes(master_weights(), stop=0, waited=0.0) is False
     values = metrics.values(PLAN, 6, 1e-4, 0.5)
     # The loss is what was minimised, weights included; the quarters are means of the plain losses.
     assert values["loss"] == (1 + 3 + 5) / 4 + 7 / 8
@@ -70,7 +70,7 @@ def test_sums_over_the_processes():
     metrics = two_micro_batches(world=3, rank=1, reduce=reduce)
     working = master_weights()
     working.parameters()[0].grad.fill_(2.0)
-    assert metrics.reduce(working, stop=0, waited=0.25) is True
+    assert metrics.sum_over_processes(working, stop=0, waited=0.25) is True
     assert len(sent) == 1, "a step has one message"
     assert sent[0][-3] == sent[0][-1] == 0 < sent[0][-2], "a process fills its own place"
     assert torch.equal(working.parameters()[0].grad, torch.full((2, 3), 6.0))
@@ -85,17 +85,17 @@ def test_sums_over_the_processes():
 def test_a_loss_that_is_not_finite_names_the_step_and_the_files_once(bad):
     metrics = two_micro_batches()
     micro_batch(metrics, [1.0, bad, 1.0], [2, 2, 2], ("e.png", "f.png", "e.png"))
-    metrics.reduce(master_weights(), stop=0, waited=0.0)
+    metrics.sum_over_processes(master_weights(), stop=0, waited=0.0)
     with pytest.raises(UserError, match=r"the loss at step 9 is not finite, with e\.png, f\.png: ") as caught:
-        metrics.require_finite(9)
+        metrics.require_finite_loss(9)
     assert "\n" not in str(caught.value)
 
 
 def test_a_loss_that_is_not_finite_elsewhere_stops_this_process_too():
     metrics = two_micro_batches(world=2, reduce=lambda flat, _: flat + float("nan"))
-    metrics.reduce(master_weights(), stop=0, waited=0.0)
+    metrics.sum_over_processes(master_weights(), stop=0, waited=0.0)
     with pytest.raises(UserError, match="not finite, in another process: "):
-        metrics.require_finite(9)
+        metrics.require_finite_loss(9)
 
 
 def test_a_step_begins_at_zero_in_the_same_buffers():
@@ -103,25 +103,25 @@ def test_a_step_begins_at_zero_in_the_same_buffers():
     before = [metrics._sums.data_ptr(), metrics._losses.data_ptr()]
     metrics.start()
     micro_batch(metrics, [2.0], [1], ("e.png",))
-    metrics.reduce(master_weights(), stop=0, waited=0.0)
+    metrics.sum_over_processes(master_weights(), stop=0, waited=0.0)
     assert metrics.values(PLAN, 1, 1e-4, 0.5)["loss"] == 0.5
     assert [metrics._sums.data_ptr(), metrics._losses.data_ptr()] == before
 
 
 def test_a_finite_loss_passes():
     metrics = two_micro_batches()
-    metrics.reduce(master_weights(), stop=0, waited=0.0)
-    metrics.require_finite(9)
+    metrics.sum_over_processes(master_weights(), stop=0, waited=0.0)
+    metrics.require_finite_loss(9)
 
 
 @pytest.mark.parametrize("norm", [float("nan"), float("inf")])
 def test_a_gradient_that_is_not_finite_stops_all_but_fp16(norm):
     metrics = two_micro_batches()
-    metrics.reduce(master_weights(), stop=0, waited=0.0)
+    metrics.sum_over_processes(master_weights(), stop=0, waited=0.0)
     with pytest.raises(UserError, match="the gradient at step 9 is not finite: "):
         metrics.values(PLAN, 9, 1e-4, norm)
     in_fp16 = two_micro_batches(precision="fp16")
-    in_fp16.reduce(master_weights(), stop=0, waited=0.0)
+    in_fp16.sum_over_processes(master_weights(), stop=0, waited=0.0)
     assert in_fp16.values(PLAN, 9, 1e-4, norm)["grad_norm"] is None
 
 
