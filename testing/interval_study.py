@@ -43,7 +43,7 @@ METHODS = ("t", "percentile", "BCa", "bootstrap-t, equal tails", "bootstrap-t, s
 SEEDS = ((1, 0.0), (2, 0.3), (2, 1.0), (3, 0.3), (3, 1.0), (5, 1.0))
 # Distribution, runs of each variant, standard deviation of the seed effect, pairs.
 POWER = (("normal", 1, 0.0, 1), ("skewed", 1, 0.0, 10), ("normal", 3, 0.3, 1))
-BATCH = 500  # tests simulated at once
+BATCH = 500  # trials simulated at once
 VARIANTS = 40
 
 
@@ -64,7 +64,7 @@ def effects(rng: np.random.Generator, kind: str, shape: tuple[int, ...]) -> np.n
 
 
 def differences(rng: np.random.Generator, kind: str, shape: tuple[int, int, int]) -> np.ndarray:
-    """[tests, N, K] clustered differences of mean 0: half of the variance is common to the K values of an image."""
+    """[trials, N, K] clustered differences of mean 0: half of the variance is common to the K values of an image."""
     return effects(rng, kind, shape[:-1])[..., None] + effects(rng, kind, shape)
 
 
@@ -91,12 +91,12 @@ def resamples(count: int) -> Iterator[None]:
 
 
 def intervals(d: np.ndarray) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Lower and upper ends of 95 % intervals for the mean of [tests, N] values, by each of METHODS."""
+    """Lower and upper ends of 95 % intervals for the mean of [trials, N] values, by each of METHODS."""
     n, count = d.shape[1], statistics.RESAMPLES
     mean, error = d.mean(1), stats.sem(d, axis=1)
     centred = d - mean[:, None]
     counts = statistics._counts(n, count).astype(float).T
-    # Means and t of [tests, resamples].
+    # Means and t of [trials, resamples].
     means = centred @ counts / n
     with np.errstate(divide="ignore", invalid="ignore"):
         t = np.nan_to_num(means / np.sqrt((centred**2 @ counts / n - means**2).clip(0) / (n - 1)))
@@ -120,15 +120,15 @@ def intervals(d: np.ndarray) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     return dict(zip(METHODS, ends, strict=True))
 
 
-def coverage(tests: int, advance: Callable[[], Any]) -> list[dict[str, Any]]:
+def coverage(trials: int, advance: Callable[[], Any]) -> list[dict[str, Any]]:
     """Percent of simulated 95 % intervals that hold the true mean: a row for each of KINDS and IMAGES, a key for each method."""
     rng, rows = np.random.default_rng(0), []
     with resamples(9_999):
         for kind in KINDS:
             for images in IMAGES:
                 hits: dict[str, list[float]] = {method: [] for method in METHODS}
-                for _ in range(0, tests, BATCH):
-                    d = differences(rng, kind, (min(BATCH, tests), images, 8)).mean(2)
+                for _ in range(0, trials, BATCH):
+                    d = differences(rng, kind, (min(BATCH, trials), images, 8)).mean(2)
                     for method, (low, high) in intervals(d).items():
                         hits[method].append(float(np.mean((low <= 0) & (high >= 0))))
                     advance()
@@ -183,16 +183,16 @@ def equal_variants(families: int, advance: Callable[[], Any]) -> list[dict[str, 
     return rows
 
 
-def power(tests: int, advance: Callable[[], Any]) -> list[dict[str, Any]]:
-    """Percent of tests that find a planted difference of the mean `smallest_detectable`, nominally 80."""
+def power(trials: int, advance: Callable[[], Any]) -> list[dict[str, Any]]:
+    """Percent of trials that find a planted difference of the mean `smallest_detectable`, nominally 80."""
     rows = []
     with resamples(3_999):
         for kind, runs, seed, pairs in POWER:
             rng = np.random.default_rng(2)
-            shape = (tests, runs, 32)
+            shape = (trials, runs, 32)
             a, b = (variant(rng, shape, seed=seed, image=1.0, both=0.0, kind=kind) for _ in "ab")
             found = [paired_difference(x, y, pairs=pairs) for x, y in zip(a, b, strict=True)]
-            # It is an estimate, because the standard error is one: planted is its mean over the tests.
+            # It is an estimate, because the standard error is one: planted is its mean over the trials.
             planted = float(np.mean([d.smallest_detectable for d in found]))
             again = [paired_difference(x, y - planted, pairs=pairs) for x, y in zip(a, b, strict=True)]
             share = np.mean([d.p_value * pairs <= 0.05 and d.value < 0 for d in again])
@@ -207,17 +207,17 @@ def input_hashes() -> dict[str, str]:
     return {name: hashlib.sha256((ROOT / name).read_bytes()).hexdigest() for name in INPUTS}
 
 
-def study(tests: int, families: int, *, show_progress: bool = True) -> dict[str, Any]:
-    """All three simulations. `tests`: for the coverage, a multiple of 500 or fewer than that; the power takes a tenth."""
-    batches = len(KINDS) * len(IMAGES) * math.ceil(tests / BATCH)
+def study(trials: int, families: int, *, show_progress: bool = True) -> dict[str, Any]:
+    """All three simulations. `trials`: for the coverage, a multiple of 500 or fewer than that; the power takes a tenth."""
+    batches = len(KINDS) * len(IMAGES) * math.ceil(trials / BATCH)
     with progress(total=batches, description="coverage", unit="batches", disable=not show_progress) as bar:
-        covered = coverage(tests, bar.update)
+        covered = coverage(trials, bar.update)
     total = families * len(SEEDS)
     with progress(total=total, description="equal variants", unit="families", disable=not show_progress) as bar:
         equal = equal_variants(families, bar.update)
     with progress(total=len(POWER), description="power", unit="rows", disable=not show_progress) as bar:
-        powers = power(max(tests // 10, 1), bar.update)
-    settings = {"tests": tests, "families": families, "power tests": max(tests // 10, 1)}
+        powers = power(max(trials // 10, 1), bar.update)
+    settings = {"trials": trials, "families": families, "power trials": max(trials // 10, 1)}
     return {
         "inputs": input_hashes(),
         "settings": settings,
@@ -249,7 +249,7 @@ def main(arguments: list[str] | None = None) -> None:
     if parser.parse_args(arguments).tables:
         result = json.loads(RESULT.read_text(encoding="utf-8"))
     else:
-        result = study(tests=10_000, families=400)
+        result = study(trials=10_000, families=400)
         write_json(RESULT, result)
         print(f"written: {RESULT.relative_to(ROOT)}; put these rows into docs/experiments.md")
     print("\n".join(table_rows(result)))

@@ -59,5 +59,5 @@ def test_a_run_that_differs_is_reported(drilled, tmp_path, monkeypatch, capsys):
     assert fault_injection.main(fault_injection.parse(words)) == 1
     printed = capsys.readouterr()
     assert "| all | 0 of 1 | 0 of 1 |" in printed.out
-    assert f"1 of 1 tests differ; all of it is in {tmp_path / 'kept'}" in printed.err
+    assert f"1 of 1 tests differ; their files are in {tmp_path / 'kept'}" in printed.err
     assert "differs: run: the adapter" in printed.err and (tmp_path / "kept/test-000/runs/run").is_dir()

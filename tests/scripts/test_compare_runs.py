@@ -101,7 +101,7 @@ def test_a_line_or_picture_that_is_not_what_a_run_writes_is_a_sentence(compare, 
     (bare / "run.json").write_text(json.dumps(record))
     lines = [{"step": step, "images_per_second": 8.0} for step in range(1, 21)]  # no memory, no waiting
     (bare / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (whole / "stage_timings.json").write_text('{"training": 12.5, "drawing": "long"}')
+    (whole / "stage_timings.json").write_text('{"training": 12.5, "sampling": "long"}')
     text, _, _ = compare(whole, still, bare)
     printed = capsys.readouterr().err
     for words in (
@@ -223,7 +223,7 @@ def test_nothing_could_be_downloaded(tmp_path):
     ("api", "path", "words"),
     [
         (fake_api(), "project", "--wandb-runs is project: give ENTITY/PROJECT"),
-        (fake_api(), "team/project", "W&B's team/project, group g holds no run: nothing"),
+        (fake_api(), "team/project", "W&B's team/project, group g holds no run: there is nothing"),
         (
             fake_api(error=ValueError("Could not find project")),
             "team/project",

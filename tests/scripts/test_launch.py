@@ -56,7 +56,8 @@ def test_the_plan_of_the_other_demo(tmp_path, forked):
     )
     assert process.wait() == 0, process.err
     plan = dict(line.split(maxsplit=1) for line in process.out.splitlines())
-    assert plan["base"].startswith(": sd15") and plan["images"].startswith("48 ") and "left" not in plan
+    assert plan["base"].startswith("demo/base/sd15: sd15, predicts") and plan["images"].startswith("48 ")
+    assert "skipped" not in plan
     assert "captions" not in plan, "none is cut"
 
 

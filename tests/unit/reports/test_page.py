@@ -34,7 +34,7 @@ def page(tmp_path: Path) -> list[Block]:
                 Picture(Image.new("RGB", (3, 2)), "from memory", marked=True),
             ],
         ),
-        Block("times", seconds={"caching": 1.5, "drawing": 2.5}),
+        Block("times", seconds={"caching": 1.5, "sampling": 2.5}),
         Block("details", "folded", items=["code <&>"]),
     ]
 
@@ -62,7 +62,7 @@ def test_markdown_links_files_and_embeds_images_in_memory(page: list[Block]) -> 
         ("from <a file>", "photo.jpg"),
         ("from memory", "data:image"),
     ]
-    assert "4 s in all: caching 1.5 s, drawing 2.5 s" in text
+    assert "4 s in all: caching 1.5 s, sampling 2.5 s" in text
     assert "<summary>folded</summary>\n\n```\ncode <&>\n```" in text
 
 
