@@ -131,7 +131,7 @@ class Launcher:
         self.folder = folder
         self._context = server()
         for name, count, seed in (("photos", 7, 0), ("held", 4, 1)):
-            _make_pictures(folder / name, count, seed)
+            _make_images(folder / name, count, seed)
 
     def start(self, setup: Setup, runs: Path, cache: Path, name: str = "run", **wrong: Any) -> Launch:
         """Starts the script of a setup.
@@ -195,7 +195,7 @@ def unmount(folder: Path) -> None:
     subprocess.run(["umount", str(folder)], capture_output=True)
 
 
-def _make_pictures(folder: Path, count: int, seed: int) -> None:
+def _make_images(folder: Path, count: int, seed: int) -> None:
     """Writes small images of three shapes with captions."""
     folder.mkdir(parents=True)
     for number in range(count):

@@ -45,7 +45,7 @@ def _differences(found: Path, expected: Path) -> Iterator[str]:
     elif checkpoints[0] is not None:
         yield from _nested(checkpoints[0].step, checkpoints[1].step, "the last checkpoint's step")
         yield from _nested(checkpoints[0].load(), checkpoints[1].load(), "the last checkpoint")
-    yield from _nested(_pictures(found), _pictures(expected), "samples")
+    yield from _nested(_images(found), _images(expected), "samples")
 
 
 def _lines(run: Path) -> list[dict[str, Any]]:
@@ -60,13 +60,13 @@ def _rows(path: Path) -> list[dict[str, Any]] | None:
     return None if table is None else table.to_pylist()
 
 
-def _pictures(run: Path) -> dict[str, bytes]:
+def _images(run: Path) -> dict[str, bytes]:
     from PIL import Image
 
     found = {}
     for path in sorted((run / "samples").glob("step-*/*.png")):
-        with Image.open(path) as picture:
-            found[str(path.relative_to(run))] = picture.tobytes()
+        with Image.open(path) as image:
+            found[str(path.relative_to(run))] = image.tobytes()
     return found
 
 
