@@ -229,7 +229,6 @@ def test_a_storm_of_signals_does_not_disturb_a_save(tmp_path):
 
 
 @POSIX
-@pytest.mark.slow
 def test_one_run_folder_takes_one_process(tmp_path):
     script = """
         import sys
