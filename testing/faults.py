@@ -171,8 +171,12 @@ def _stopped(test: FaultTest, launcher: Launcher, place: Path, rng: np.random.Ge
     """A run that was stopped after it had written two checkpoints or more."""
     # If the run ended before the signal came, start over: a finished run is not resumed. The signal comes two steps before the
     # end at the latest, so that this is rare on a busy machine too.
-    while 0 in stop_at(test, launcher, place, int(rng.integers(3, STEPS - 1)), signal.SIGTERM, rng).wait():
+    for _ in range(5):
+        if 0 not in stop_at(test, launcher, place, int(rng.integers(3, STEPS - 1)), signal.SIGTERM, rng).wait():
+            break
         shutil.rmtree(place)
+    else:
+        raise AssertionError("five runs in a row ended before they were stopped")
     test.events.append(f"stopped at step {last_step(place / 'runs/run')}")
 
 
