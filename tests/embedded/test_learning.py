@@ -1,4 +1,4 @@
-"""Learning is seen, not supposed: the real scripts train, and loss, pixels and plain diffusers judge.
+"""Learning is seen, not supposed: the real scripts train, and the checks are loss, pixels and plain diffusers.
 
 Every run trains SDXL's demo in full, with its own recipe. SD1.5's is trained here for a few steps only, and its loss and
 pictures are checked weakly. SD1.5's full training is run by hand (`make acceptance`): demo/learned.json keeps what it

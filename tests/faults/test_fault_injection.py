@@ -12,18 +12,18 @@ SETUP = "sd15-1"
 
 
 @pytest.fixture(scope="module")
-def drilled(tmp_path_factory):
+def injected(tmp_path_factory):
     """One test of each kind: the exit status, the table, and the folder that is kept, with the uninterrupted run."""
     from testing import fault_injection
 
-    folder = tmp_path_factory.mktemp("drill")
+    folder = tmp_path_factory.mktemp("faults")
     words = ["--tests", "10", "--setup", SETUP, "--output", str(folder / "table.md"), "--keep", str(folder / "kept")]
     status = fault_injection.main(fault_injection.parse(words))
     return status, (folder / "table.md").read_text(), folder / "kept"
 
 
-def test_every_kind_of_fault_ends_as_if_nothing_had_happened(drilled):
-    status, table, _ = drilled
+def test_every_kind_of_fault_ends_as_if_nothing_had_happened(injected):
+    status, table, _ = injected
     assert status == 0, table
     rows = [line for line in table.splitlines() if line.startswith("| ") and (" of " in line or line.endswith("- |"))]
     assert len(rows) == 11 and " 0 of 1 " not in table
@@ -36,7 +36,7 @@ def test_an_unknown_setup_is_one_sentence():
         fault_injection.main(fault_injection.parse(["--setup", "sd3-1"]))
 
 
-def test_a_run_that_differs_is_reported(drilled, tmp_path, monkeypatch, capsys):
+def test_a_run_that_differs_is_reported(injected, tmp_path, monkeypatch, capsys):
     from testing import fault_injection, faults
     from testing.launches import Setup
 
@@ -51,7 +51,7 @@ def test_a_run_that_differs_is_reported(drilled, tmp_path, monkeypatch, capsys):
         test.setup = AnotherSeed(*dataclasses.astuple(test.setup))
         faults.finish(test, launcher, reference, place)
 
-    place = drilled[2] / "reference" / SETUP
+    place = injected[2] / "reference" / SETUP
     reference = faults.Reference(place / "runs/run", place / "cache", seconds=1.0, writes=1)
     monkeypatch.setattr(fault_injection, "make_reference", lambda *_: reference)
     monkeypatch.setitem(faults.FAULTS, "killed", another_run)

@@ -1,4 +1,4 @@
-"""Where parameters lie in Stability's layout; diffusers' own converters, which go the other way, are the judge."""
+"""Where parameters lie in Stability's layout; diffusers' own converters, which go the other way, are the reference."""
 
 import functools
 import importlib

@@ -248,7 +248,7 @@ def test_the_fraction_is_met_whatever_the_size_of_groups():
 
 
 def test_the_split_of_known_hashes_is_what_it_was():
-    # Another split would train on what earlier adapters were judged by.
+    # Another split would train on what earlier adapters were evaluated on.
     assert [number for number in range(20) if held_out([[name(number)]], FRACTION)] == [0, 4, 6, 8, 10, 12, 15]
 
 
