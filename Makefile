@@ -46,7 +46,7 @@ demo: .venv/.installed  ## train a LoRA of a new concept on a tiny trained base,
 bases: .venv/.installed  ## train the demo's two bases again from scratch (about 90 minutes; resumes if interrupted)
 	$(BIN)/python -m demo.make_base
 
-scores: .venv/.installed  ## score the images of the two bases and record the scores in demo/base/scores.json (about five minutes)
+scores: .venv/.installed  ## score the images of the two bases and record the scores in demo/base/scores.json (about four minutes on one core)
 	$(ONE_THREAD) $(BIN)/python -m demo.make_base.scores
 
 acceptance:  ## run the whole SD1.5 demo and record its scores in demo/learned.json (about five minutes)
@@ -66,7 +66,7 @@ test: .venv/.dev  ## every test that needs no GPU (at most twelve minutes on two
 test-fast: .venv/.dev  ## the tests to run before every commit (at most two minutes on two cores)
 	$(ONE_THREAD) $(PYTEST) -m "not gpu and not slow"
 
-mutants: .venv/.dev  ## insert twenty faults, one at a time, and check that the tests catch each (docs/testing.md)
+mutants: .venv/.dev  ## insert the faults of testing/mutants.yaml, one at a time, and check that the tests catch each (docs/testing.md)
 	$(ONE_THREAD) $(BIN)/python -m testing.mutants --write docs/testing.md
 
 lint: .venv/.dev  ## check the style and which package may import which

@@ -127,9 +127,9 @@ def variance_rows(unstratified: np.ndarray, stratified: np.ndarray) -> list[dict
 
     return [
         row("plain: one fresh timestep and noise", 1, single, False),
-        row("plain, more draws", NOISE_SAMPLES, several, False),
+        row("plain, eight noise samples", NOISE_SAMPLES, several, False),
         row("stratified timesteps, fresh noise", NOISE_SAMPLES, strata, False),
-        row("shared draws, not stratified", NOISE_SAMPLES, several, True),
+        row("shared noise samples, not stratified", NOISE_SAMPLES, several, True),
         row("the validation set: shared and stratified", NOISE_SAMPLES, strata, True),
     ]
 
@@ -167,7 +167,7 @@ def main(arguments: list[str]) -> int:
         return 2
     difference = (tables[1][1] - tables[1][2]).mean()
     print(
-        f"{tables[0].shape[1]} images; A - B is {difference:+.2g}. Standard error by the draws alone (variance against"
+        f"{tables[0].shape[1]} images; A - B is {difference:+.2g}. Standard error from the noise samples alone (variance against"
     )
     print("plain validation at equal cost):\n")
     print(describe(variance_rows(*tables)))

@@ -57,7 +57,7 @@ from sushi_research.models import sd15 as model  # isort: skip
 def training_step(
     job: Job, unet: torch.nn.Module, batch: Batch, step: int, objective: diffusion.Objective, metrics: StepMetrics
 ) -> None:
-    """One micro-batch of B samples: draw, noise, predict, compare, weigh, and add to the gradients of the step."""
+    """One micro-batch of B samples: add noise, predict, compute the weighted loss, add its gradients to the step's."""
     timesteps = batch.integers("timestep", diffusion.NUM_TIMESTEPS)  # [B]
     noise = batch.normal("noise")  # [B, 4, H/8, W/8] fp32
     if objective.noise_offset:

@@ -5,7 +5,7 @@
     python -m testing.fault_injection --kind killed --tests 20      # one kind
     python -m testing.fault_injection --only 37                      # repeat one test
 
-The adapter, all logged values, all evaluated losses and the last checkpoint must be equal bit for bit. Prints a table; the exit
+The adapter, metrics (but speed, memory), evaluated losses and last checkpoint must be equal bit for bit. Prints a table; the exit
 status is 1 if anything differs. Linux only. A full or read-only disk is a tmpfs, which only root may mount.
 """
 

@@ -1,4 +1,4 @@
-"""Finds near-duplicates, and chooses the held-out images by content, with near-duplicates on one side.
+"""Finds near-duplicates, and chooses the held-out images by content, keeping near-duplicates together.
 
 A near-duplicate is a resized, recompressed, brightened, slightly cropped or mirrored copy. Rotated or vertically flipped copies
 are not found. An image's fingerprint is a thumbnail. Two thumbnails are compared by tangent distance (Simard, LeCun and Denker

@@ -81,7 +81,7 @@ class StepMetrics:
         """The metrics to log. Losses are over all processes: `loss` is the minimised loss, the losses by bin are plain MSE.
 
         `norm` is the gradient norm before clipping. Raises UserError, before anything is saved, if it is not finite: the
-        adapter is then corrupted. In fp16 it is not, because the loss scaler skips the step.
+        adapter is then corrupted. In fp16 no error is raised: the loss scaler has skipped the step.
         """
         is_finite = math.isfinite(norm)
         if not is_finite and self._job.precision != "fp16":

@@ -28,9 +28,9 @@ def test_the_variance_of_each_way_is_that_of_its_parts():
     own = 2 * 0.01
     expected = {
         "plain: one fresh timestep and noise": (1.01, 2 * 1.01, 1),
-        "plain, more draws": (1.01, 2 * 1.01, NOISE_SAMPLES),
+        "plain, eight noise samples": (1.01, 2 * 1.01, NOISE_SAMPLES),
         "stratified timesteps, fresh noise": (0.51, 2 * 0.51, NOISE_SAMPLES),
-        "shared draws, not stratified": (1.01, own, NOISE_SAMPLES),
+        "shared noise samples, not stratified": (1.01, own, NOISE_SAMPLES),
         "the validation set: shared and stratified": (0.51, own, NOISE_SAMPLES),
     }
     assert rows.keys() == expected.keys()
