@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any
 
@@ -96,14 +96,16 @@ def make_objective(bench: Bench) -> diffusion.Objective:
 
 def with_master_weights(bench: Bench, unet: torch.nn.Module, batches: Callable[[int], Any]) -> Step:
     """The step of the training script: fp32 master weights, a working copy in the compute dtype."""
-    config, objective, scaler = bench.config, make_objective(bench), bench.job.scaler
+    # A job of its own: the loss scaler belongs to one variant.
+    config, objective, job = bench.config, make_objective(bench), replace(bench.job)
+    scaler = job.scaler
     master_weights = MasterWeights(adapter_parameters(unet), bench.job.compute_dtype)
     optimizer = optim.build_optimizer(config.optimizer.name, master_weights.parameters(), config.optimizer.lr, {})
 
     def step(index: int) -> torch.Tensor:
         metrics = LossSum(bench.device)
         for batch in batches(index):
-            bench.script.training_step(bench.job, unet, batch, index, objective, metrics)
+            bench.script.training_step(job, unet, batch, index, objective, metrics)
             master_weights.accumulate()
         scaler.unscale_(optimizer)
         torch.nn.utils.clip_grad_norm_(master_weights.parameters(), config.train.max_grad_norm)
@@ -118,14 +120,16 @@ def with_master_weights(bench: Bench, unet: torch.nn.Module, batches: Callable[[
 
 def as_peft(bench: Bench, unet: torch.nn.Module, batches: Callable[[int], Any]) -> Step:
     """The same step with adapters as peft's `get_peft_model` makes them on a bf16 UNet: fp32, with casts in each layer."""
-    config, objective, scaler = bench.config, make_objective(bench), bench.job.scaler
+    # A job of its own: the loss scaler belongs to one variant.
+    config, objective, job = bench.config, make_objective(bench), replace(bench.job)
+    scaler = job.scaler
     parameters = list(adapter_parameters(unet).values())
     optimizer = optim.build_optimizer(config.optimizer.name, parameters, config.optimizer.lr, {})
 
     def step(index: int) -> torch.Tensor:
         metrics = LossSum(bench.device)
         for batch in batches(index):
-            bench.script.training_step(bench.job, unet, batch, index, objective, metrics)
+            bench.script.training_step(job, unet, batch, index, objective, metrics)
         scaler.unscale_(optimizer)
         torch.nn.utils.clip_grad_norm_(parameters, config.train.max_grad_norm)
         scaler.step(optimizer)

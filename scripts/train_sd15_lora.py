@@ -168,7 +168,7 @@ def train(job: Job) -> int:
     evaluator = evaluating.prepare(job, inputs, run_state, unet)
     step, resumed_at, stopping = run_state.step, run_state.step, False
     bar = progress(total=plan.steps, initial=step, description="training", unit="step", disable=not job.is_main)
-    with stop, contextlib.closing(loader), bar:
+    with contextlib.ExitStack() as signals, contextlib.closing(loader), bar:
         while True:
             # Save, evaluate and sample before the next step. `evaluate` and `generate` skip what the run has already, so a resumed
             # run adds what is missing. A run that was stopped has a checkpoint of its last step and no adapter file.
@@ -176,8 +176,10 @@ def train(job: Job) -> int:
             if step > resumed_at and (last or stopping or is_due(step, config.checkpoint.every)):
                 timings.enter("saving")
                 state.save(job, run_state, plan, step)
-            if last:  # before evaluating and sampling, which may run out of memory
+            if last:
+                signals.close()  # from here on Ctrl-C ends the command at once
                 timings.enter("saving")
+                # Before evaluating and sampling, which may run out of memory.
                 run.write_adapter(job, inputs, plan, run_state, state, unet)
             if evaluator and (first or last or (not stopping and is_due(step, config.evaluation.every))):
                 timings.enter("evaluating")
@@ -189,6 +191,8 @@ def train(job: Job) -> int:
                 break
 
             # One optimizer step: accumulate the gradients of G samples, clip them, apply them.
+            if step == resumed_at:
+                signals.enter_context(stop)  # from the first step on Ctrl-C stops after the step, with a checkpoint
             timings.enter("training")
             metrics.start()
             for batch in loader.step(step):

@@ -13,6 +13,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from sushi_research.evaluation.results import Results
+from sushi_research.runs.run_folder import FORMAT
 
 IMAGES, NOISE_SAMPLES, GLOBAL_BATCH_SIZE = 12, 8, 4
 
@@ -63,7 +64,7 @@ def fake_run(
         "facts.global_batch_size": GLOBAL_BATCH_SIZE,
         "facts.base_model.unet": "unet",
     }
-    record = {"format": 1, "steps": steps[-1], "finished_at": steps[-1] if finished else None, "wandb_id": "w"}
+    record = {"format": FORMAT, "steps": steps[-1], "finished_at": steps[-1] if finished else None, "wandb_id": "w"}
     (folder / "run.json").write_text(json.dumps(record | {"identity": identity}))
     (folder / "plan.json").write_text(json.dumps({"global_batch_size": GLOBAL_BATCH_SIZE}))
     settings = {"lora": {"rank": rank}, "train": {"seed": seed, "batch_size": 1}, "run": {"name": folder.name}}

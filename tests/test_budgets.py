@@ -296,12 +296,12 @@ def test_a_result_file_holds_everything(tmp_path, capsys, monkeypatch):
 
 
 MISTAKES = [
-    (["--rounds", "7"], "--rounds is an odd number from 9 on"),
-    (["--rounds", "10"], "--rounds is an odd number from 9 on"),
+    (["--rounds", "7"], "--rounds must be an odd number, at least 9"),
+    (["--rounds", "10"], "--rounds must be an odd number, at least 9"),
     (["--profile", "full"], "--profile full and --base FOLDER go together"),
     (["--base", "x"], "--profile full and --base FOLDER go together"),
     (["--profile", "full", "--base", "x", "--model", "sd15", "--model", "sdxl"], "give --model once"),
-    (["--batch-size", "0"], "--batch-size is at least 1"),
+    (["--batch-size", "0"], "--batch-size must be at least 1"),
     (["--pairs", "caches"], "unrecognized arguments"),
     (["--round", "9"], "unrecognized arguments"),
     (["--pair", "cache"], "invalid choice: 'cache'"),

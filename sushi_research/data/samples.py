@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 
 from sushi_research.data.buckets import BucketRule, CropGeometry, TooSmall, crop_geometry
@@ -115,5 +115,5 @@ def dataset_hash(items: Sequence[Item]) -> str:
     """Hash of the training data: images, captions, repetitions and crop geometries, but not file names."""
     digest = hashlib.blake2b(digest_size=16)
     for item in items:
-        digest.update(repr((item.identity, item.sample.caption, item.geometry)).encode())
+        digest.update(repr((item.identity, item.sample.caption, astuple(item.geometry))).encode())
     return digest.hexdigest()

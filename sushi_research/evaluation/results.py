@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import pyarrow
 
 # Increment it when the columns or their meaning change.
-FORMAT = 1
+FORMAT = 2
 # Fewest images for a test between two runs: the coverage of its intervals was measured for this number and above, and with
 # fewer images too many bootstrap resamples contain one image only.
 MIN_IMAGES = 8

@@ -59,8 +59,9 @@ def config_classes() -> dict[str, Any]:
 
 
 def name_of(config: Any) -> str:
-    """The architecture whose training script uses this config's class or a parent class of it."""
-    return next(name for name, kind in config_classes().items() if isinstance(config, kind))
+    """The architecture whose training script uses this config's class, or the nearest class that it derives from."""
+    names = {kind: name for name, kind in config_classes().items()}
+    return next(names[kind] for kind in type(config).__mro__ if kind in names)
 
 
 def labels(joint: str = " or ") -> str:

@@ -171,7 +171,7 @@ def _title(key: str) -> str:
     if not key.startswith("facts."):
         return key
     name = key.removeprefix("facts.")
-    return f"{name} ({FACTS[name.split('.')[0]]})"
+    return f"{name} ({FACTS.get(name.split('.')[0], 'a fact of another version')})"
 
 
 def _show(value: Any) -> str:

@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1
+# Increment it when the meaning of run.json or of an identity's facts changes.
+FORMAT = 2
 
 
 class Decision(NamedTuple):

@@ -83,7 +83,7 @@ def test_the_demo(tmp_path):
     for what, name in {
         "adapter": "adapter.safetensors",
         "curves": "loss.png",
-        "pictures": "samples/progress.png",
+        "samples": "samples/progress.png",
     }.items():
         assert f"{what:<9} {run / name}" in out
         assert (run / name).is_file()

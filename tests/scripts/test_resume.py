@@ -237,3 +237,14 @@ def test_with_dropout_a_run_keeps_its_micro_batches(architecture: str, trainer: 
     with pytest.raises(UserError, match="dropout_split"):
         trainer.train("run", {**settings, "train.steps": 2, "train.batch_size": 4, "train.accumulation": 1})
     assert trainer.train("run", {**settings, "train.steps": 2}) == 0
+
+
+@pytest.mark.parametrize("architecture", ["sd15"])
+def test_a_signal_before_the_first_step_ends_the_command_at_once(
+    architecture: str, trainer: Trainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first evaluation and samples may take long, and nothing has been learned that a checkpoint could keep."""
+    monkeypatch.setattr(trainer.script.sample_grids, "generate", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train("run", {"train.steps": 2})
+    assert not any((trainer.runs / "run" / "checkpoints").glob("*")), "no step was taken"

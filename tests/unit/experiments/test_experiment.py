@@ -8,6 +8,7 @@ from sushi_research.config.command_line import config_to_dict, load_config
 from sushi_research.errors import UserError
 from sushi_research.experiments.experiment import Experiment, plan, state_of
 from sushi_research.runs import identity
+from sushi_research.runs.run_folder import FORMAT
 
 INTRO = "1\n2\n3\n4\n5"
 
@@ -105,7 +106,7 @@ def record(run, finished, **changes):
     """A run folder as the training leaves it."""
     run.folder.mkdir(parents=True)
     stored = identity.run_identity(config_to_dict(run.config), {"global_batch_size": 1}) | changes
-    content = {"format": 1, "steps": 4, "finished_at": finished, "wandb_id": "w", "identity": stored}
+    content = {"format": FORMAT, "steps": 4, "finished_at": finished, "wandb_id": "w", "identity": stored}
     (run.folder / "run.json").write_text(json.dumps(content))
 
 

@@ -332,8 +332,8 @@ def test_a_record_that_cannot_be_read_is_reported(tmp_path):
         run.run.write_text("{")
         with pytest.raises(UserError, match="run.json is not JSON"):
             run.record()
-        run.run.write_text('{"format": 2}')
-        with pytest.raises(UserError, match="has format 2, this version reads format 1"):
+        run.run.write_text('{"format": 1}')
+        with pytest.raises(UserError, match="has format 1, this version reads format 2"):
             run.record()
 
 
