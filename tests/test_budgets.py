@@ -274,7 +274,7 @@ def test_a_result_file_holds_everything(tmp_path, capsys, monkeypatch):
     files = sorted(tmp_path.iterdir())
     assert [file.name.split("_")[:3] for file in files] == [["caches", "sd15", "tiny"], ["same", "sd15", "tiny"]]
     printed = capsys.readouterr().out
-    assert "sd15: without caches a step takes" in printed and all(str(file) in printed for file in files)
+    assert "sd15: a step without caches takes" in printed and all(str(file) in printed for file in files)
     result = json.loads(files[0].read_text())
     assert [done["status"] for done in result["rounds"]] == ["warm-up"] + ["kept"] * 9
     assert result["time"]["rounds"] == result["cpu_time"]["rounds"] == 9
