@@ -245,6 +245,11 @@ def test_a_signal_before_the_first_step_ends_the_command_at_once(
 ) -> None:
     """The first evaluation and samples may take long, and nothing has been learned that a checkpoint could keep."""
     monkeypatch.setattr(trainer.script.sample_grids, "generate", lambda *_: os.kill(os.getpid(), signal.SIGINT))
-    with pytest.raises(KeyboardInterrupt):
-        trainer.train("run", {"train.steps": 2})
+    # Where the tests run in the background, SIGINT is ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            trainer.train("run", {"train.steps": 2})
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert not any((trainer.runs / "run" / "checkpoints").glob("*")), "no step was taken"
