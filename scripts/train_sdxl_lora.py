@@ -194,6 +194,7 @@ def train(job: Job) -> int:
             # One optimizer step: accumulate the gradients of G samples, clip them, apply them.
             if step == resumed_at:
                 signals.enter_context(stop)  # from the first step on Ctrl-C stops after the step, with a checkpoint
+                bar.unpause()  # the first evaluation and samples do not count in its rate
             timings.enter("training")
             metrics.start()
             for batch in loader.step(step):

@@ -40,7 +40,6 @@ class Tokenizer:
 
         assert self.files
         given = {} if self.pad is None else {"pad_token": self.pad, "model_max_length": 77}
-        wrong = None
         try:
             tokenizer = transformers.CLIPTokenizer.from_pretrained(self.folder, **given)
             merges = _merges(self.folder / "merges.txt")
@@ -51,6 +50,7 @@ class Tokenizer:
             ) from error
         # The vocabulary has 256 bytes, 256 bytes at the end of a word, one token per merge, and two special tokens.
         # transformers accepts a truncated list of merges, which would silently change the tokens of captions.
+        wrong = None
         if merges is not None and tokenizer.vocab_size != 512 + merges + 2:
             wrong = f"has {tokenizer.vocab_size} tokens and {merges} merges, which do not fit together"
         elif tokenizer.model_max_length != 77:

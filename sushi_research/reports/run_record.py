@@ -134,9 +134,11 @@ def read_record(path: Path) -> RunRecord:
         run.settings = attempt(lambda: flatten(read_yaml(str(path / "config.yaml"))), {})
     elif run.entry:
         run.settings = flatten(run.entry.get("resolved_config") or {})
+    known_problems = len(run.problems)
     run.evaluation = attempt(lambda: _curve(run, path / "evaluation.parquet"), None)
+    is_damaged = len(run.problems) > known_problems
     run.drift = attempt(lambda: _curve(run, path / "drift.parquet"), None)
-    if run.evaluation is None and not any("evaluation.parquet" in problem for problem in run.problems):
+    if run.evaluation is None and not is_damaged:
         run.problems.append(
             f"{path} has no evaluation: train with --evaluation.held_out or --evaluation.path, or evaluate its adapter with "
             "scripts/evaluate.py"

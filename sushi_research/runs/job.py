@@ -55,7 +55,7 @@ class Job:
 
     @property
     def global_batch_size(self) -> int:
-        """G of design rule 7: the samples of one optimizer step, over all processes."""
+        """G of rule 7 in CONTRIBUTING.md: the samples of one optimizer step, over all processes."""
         return self.config.train.batch_size * self.config.train.accumulation * self.world
 
     @cached_property

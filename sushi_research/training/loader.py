@@ -39,7 +39,7 @@ class Batch:
         return len(self.keys)
 
     def normal(self, purpose: str, shape: tuple[int, ...] | None = None) -> torch.Tensor:
-        """Standard normal noise [B, *shape] fp32 (default: the latents' shape), one stream per sample (design rule 4)."""
+        """Standard normal noise [B, *shape] fp32 (default: the latents' shape), one stream per sample (rule 4, CONTRIBUTING.md)."""
         if shape is None and purpose in self.prefetched:
             return self.prefetched[purpose]
         return _to(self.device, _normal(self.seed, purpose, self.keys, shape or tuple(self.mean.shape[1:])))

@@ -41,7 +41,7 @@ from sushi_research.training.state import TrainState
 def start_job(config: TrainingConfig, model: ModuleType) -> Job:
     """The job of a command: its processes, and the precision that follows from config, launcher and device. No run folder yet.
 
-    The Accelerator's own mixed precision stays off: the script handles dtypes and the loss scaler (design rule 6).
+    The Accelerator's own mixed precision stays off: the script handles dtypes and the loss scaler (rule 6, CONTRIBUTING.md).
     """
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     quiet_libraries()

@@ -1,4 +1,4 @@
-"""Chooses the samples of a step: exactly G (the global batch size), in micro-batches of one bucket each (design rule 7).
+"""Chooses the samples of a step: exactly G (the global batch size), in micro-batches of one bucket each (rule 7, CONTRIBUTING.md).
 
 The training data is an endless stream: epoch 0, then epoch 1, and so on, cut into steps of G samples. The order within an
 epoch is a pure function of (seed, epoch, G, buckets). It contains every sample exactly once and is arranged so that as many

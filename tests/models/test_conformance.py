@@ -181,7 +181,7 @@ def test_the_adapter_file_names_its_base(name, prediction):
 def test_its_script_trains(name, bases, photos, tmp_path, monkeypatch):
     """Two steps on the tiny base, from the images to an adapter file that fits it."""
     row = models.ARCHITECTURES[name]
-    if not (ROOT / row.script).is_file():
+    if not (ROOT / row.script).is_file() and not (ROOT / f"configs/{name}_lora.yaml").is_file():
         pytest.skip(f"{row.script} is still to be written")
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     config = row.config_class()(
