@@ -1,16 +1,48 @@
-"""Atomic file writes: write a temporary file next to the target, sync it, rename it."""
+"""Atomic file writes: write a temporary file next to the target, sync it, rename it.
+
+A process may guard a folder, such as its run folder: every write below it then first checks that it is still the same folder.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sushi_research.errors import UserError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+# The checks of the folders that this process guards.
+_guards: dict[Path, Callable[[], None]] = {}
+
+
+def guard(folder: Path, check: Callable[[], None]) -> None:
+    """From now on, `check` is called before every write below `folder`. It raises UserError if the folder is another one now."""
+    _guards[folder.absolute()] = check
+
+
+def unguard(folder: Path, check: Callable[[], None]) -> None:
+    """Ends a guard that `check` was given for."""
+    if _guards.get(folder.absolute()) == check:
+        del _guards[folder.absolute()]
+
+
+def require_same_folder(path: Path) -> None:
+    """UserError if `path` is in a guarded folder that is another one now.
+
+    Call it before a write, a removal or a new folder that this module does not make.
+    """
+    path = path.absolute()
+    for folder, check in list(_guards.items()):
+        if path.is_relative_to(folder):
+            check()
 
 
 @contextlib.contextmanager
@@ -32,11 +64,35 @@ def write_atomic(path: Path, data: bytes) -> None:
     temporary = hidden_name(path)
     try:
         write_synced(temporary, data)
+        require_same_folder(path)
         os.replace(temporary, path)
         fsync_folder(path.parent)
-    except OSError as error:
+    except UserError:
         temporary.unlink(missing_ok=True)
+        raise
+    except OSError as error:
+        with contextlib.suppress(OSError):  # for example where the folder is gone
+            temporary.unlink(missing_ok=True)
+        require_same_folder(path)
         raise disk_error(f"cannot write {path}", error) from error
+
+
+def append(path: Path, data: bytes) -> None:
+    """Adds `data` to the end of a file, which is created if it is missing. Raises UserError if that fails."""
+    require_same_folder(path)
+    try:
+        with open(path, "ab") as file:
+            file.write(data)
+    except OSError as error:
+        require_same_folder(path)
+        raise disk_error(f"cannot write {path}", error) from error
+
+
+def write_image(path: Path, image: Image, **options: Any) -> None:
+    """Writes a PIL image atomically, in the format of the file's suffix; `options` are those of `Image.save`."""
+    data = io.BytesIO()
+    image.save(data, path.suffix.lstrip("."), **options)
+    write_atomic(path, data.getvalue())
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -51,6 +107,7 @@ def write_json(path: Path, content: Any) -> None:
 
 def write_synced(path: Path, data: bytes) -> None:
     """Create the new file `path` with `data` and wait until the bytes are on the disk. Raises OSError."""
+    require_same_folder(path)
     with open(path, "xb") as file:
         file.write(data)
         fsync_file(file)

@@ -84,7 +84,7 @@ def write_shard(folder: Path, tensors: tuple[str, ...], rows: list[dict[str, Any
         features[name] = Value("large_binary")
         features[f"{name}_shape"] = List(Value("int32"))
         features[f"{name}_dtype"] = Value("string")
-    aside = folder / f".writing-{_host()}-{os.getpid()}-{uuid.uuid4().hex}.arrow"
+    aside = aside_name(folder).with_suffix(".arrow")
     try:
         with aside.open("xb+") as file:
             writer = ArrowWriter(features=features, stream=file, writer_batch_size=_ROWS_PER_BATCH)
@@ -111,6 +111,11 @@ def write_shard(folder: Path, tensors: tuple[str, ...], rows: list[dict[str, Any
         for suffix in (".arrow", ".json"):
             aside.with_suffix(suffix).unlink(missing_ok=True)
     return shard.with_suffix(".json")
+
+
+def aside_name(folder: Path) -> Path:
+    """A free name for a file that is not complete yet: `remove_leftovers` removes it if this process is killed."""
+    return folder / f".writing-{_host()}-{os.getpid()}-{uuid.uuid4().hex}.json"
 
 
 def open_shard(manifest_path: Path, tensors: tuple[str, ...]) -> Dataset:

@@ -3,6 +3,9 @@
 A store is a folder of shards (see `shards.py`). Shards are only added, never changed. Opening a store verifies every
 shard against its manifest. Damaged shards are skipped, so their entries are computed again: writers check `key in store`
 and add what is missing. A store does not know about models; the key is a hash of everything that determines an entry.
+
+Two machines may both make an entry, with values that differ in their last bits. Which of the two is read never changes: the
+first that any reader saw (see `order.py`). If that shard is lost or damaged, its entries are made again, as all lost entries are.
 """
 
 from __future__ import annotations
@@ -16,8 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from sushi_research.caches import order
 from sushi_research.caches.shards import (
     Damage,
+    aside_name,
     json_hash,
     make_row,
     open_shard,
@@ -81,22 +86,24 @@ class Store:
             ) from error
         return store
 
-    def refresh(self) -> None:
-        """Adds shards that other processes have finished meanwhile. Known shards are not verified again."""
-        sizes = {
-            path: _size(path.with_suffix(".arrow"))
-            for path in sorted(self.folder.iterdir())
-            if path.match("shard-*.json") and path.stem not in self._shards
-        }
+    def refresh(self) -> set[str]:
+        """Adds shards that other processes have finished meanwhile; returns the new keys. Known shards are not verified again."""
+        found = {path.stem for path in self.folder.iterdir() if path.match("shard-*.json")}
+        new = [name for name in order.in_order(self.folder, found, aside_name(self.folder)) if name not in self._shards]
+        manifests = [self.folder / f"{name}.json" for name in new]
+        # A listed shard may be gone. One that is listed and was not found above has just come.
+        sizes = {path: _size(path.with_suffix(".arrow")) for path in manifests if path.exists()}
+        keys: set[str] = set()
         total = sum(sizes.values())
         hidden = not self._repair or total < 1e9  # checking a gigabyte takes a second or two
         with progress(total=total // 10**6, description="checking the cache", unit="MB", disable=hidden) as bar:
             for path, size in sizes.items():
-                self._take_up(path)
+                keys |= self._take_up(path)
                 bar.update(size // 10**6)
+        return keys
 
-    def _take_up(self, manifest: Path) -> None:
-        """Adds one shard to the index, or skips it if it is damaged."""
+    def _take_up(self, manifest: Path) -> set[str]:
+        """Adds one shard to the index and returns its new keys, or skips it if it is damaged."""
         name = manifest.stem
         try:
             shard = open_shard(manifest, self.tensors)
@@ -107,12 +114,13 @@ class Store:
                 _logger.warning("%s is damaged (%s): it is skipped and its entries are made again", path, damage)
             if self._repair:
                 set_aside(manifest)
-            return
+            return set()
         self._shards[name] = shard
-        for row, key in enumerate(shard.data.column("key").to_pylist()):
-            # Two concurrent runs may both have added an entry. Every process uses the first shard by name.
-            if key not in self._index or name < self._index[key][0]:
-                self._index[key] = (name, row)
+        # An entry that is known already stays: shards are taken up in their order.
+        new = {key: (name, row) for row, key in enumerate(shard.data.column("key").to_pylist())}
+        new = {key: place for key, place in new.items() if key not in self._index}
+        self._index |= new
+        return set(new)
 
     def __contains__(self, key: str) -> bool:
         return key in self._index
@@ -164,6 +172,7 @@ class Writer:
         self._max_rows = max_rows
         self._max_seconds = max_seconds
         self._rows: dict[str, dict[str, Any]] = {}
+        self._made_by_others: set[str] = set()
         self._bytes = 0
         self._written_at = time.monotonic()
 
@@ -176,8 +185,11 @@ class Writer:
     def add(self, key: str, tensors: dict[str, torch.Tensor], metadata: dict[str, Any]) -> None:
         """Adds a row: finite tensors of any shape (float16, bfloat16, float32 or int64) and metadata of JSON values.
 
-        Raises UserError if a limit is reached and the shard cannot be written.
+        Does nothing if another process has added the entry since this writer was made. Raises UserError if a limit is reached and
+        the shard cannot be written.
         """
+        if key in self._made_by_others:
+            return
         assert key not in self._rows and key not in self._store, f"the entry {key} is added twice"
         assert set(tensors) == set(self._store.tensors), f"tensors {sorted(tensors)}, not {self._store.tensors}"
         self._rows[key] = make_row(key, tensors, metadata)
@@ -192,13 +204,15 @@ class Writer:
         if not self._rows:
             return
         try:
-            manifest = write_shard(self._store.folder, self._store.tensors, list(self._rows.values()))
+            write_shard(self._store.folder, self._store.tensors, list(self._rows.values()))
         except OSError as error:
             message = self._cannot_write(error)
             self._clear()  # otherwise the end of the with-block would try, and fail, again
             raise UserError(message) from error
+        mine = set(self._rows)
         self._clear()  # not earlier: if writing is interrupted, the end of the with-block writes the rows
-        self._store._take_up(manifest)  # read it back and verify it
+        # Reads the shard back and verifies it, after the shards of others that come before it in the order.
+        self._made_by_others |= self._store.refresh() - mine
 
     def _clear(self) -> None:
         self._rows, self._bytes = {}, 0

@@ -16,7 +16,7 @@ from sushi_research.data.images import BadImage, decode
 from sushi_research.data.near_duplicates import fingerprint
 from sushi_research.data.samples import FoundImage, Problem, Sample, Scan
 from sushi_research.errors import UserError
-from sushi_research.files import write_json
+from sushi_research.files import require_same_folder, write_json
 from sushi_research.fingerprints import FileState, HashCache, content_hash, file_state
 from sushi_research.progress import progress
 
@@ -78,6 +78,7 @@ def write_report(scan: Scan, path: Path) -> None:
 
     Creates the folder if necessary. Raises OSError if that fails, UserError if the file cannot be written.
     """
+    require_same_folder(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     report = {
         "source": scan.source,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from sushi_research.errors import UserError, first_line
-from sushi_research.files import write_atomic
+from sushi_research.files import require_same_folder, write_atomic
 
 if TYPE_CHECKING:
     import pyarrow
@@ -107,6 +107,7 @@ class Results:
         import pyarrow.compute as compute
 
         if step < 0:
+            require_same_folder(self.path)
             self.path.unlink(missing_ok=True)
             return
         table = self.read()

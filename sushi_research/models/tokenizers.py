@@ -5,6 +5,8 @@ All encoders of SD1.5 and SDXL share this vocabulary. Their tokenizers differ on
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,14 +37,19 @@ class Tokenizer:
         return files
 
     def load(self) -> Any:
-        """The `CLIPTokenizer`; UserError if its files are incomplete or inconsistent."""
+        """The `CLIPTokenizer` of exactly `files`; UserError if they are incomplete or inconsistent."""
         import transformers
 
-        assert self.files
+        files = self.files
         given = {} if self.pad is None else {"pad_token": self.pad, "model_max_length": 77}
         try:
-            tokenizer = transformers.CLIPTokenizer.from_pretrained(self.folder, **given)
-            merges = _merges(self.folder / "merges.txt")
+            # A copy of the files that are hashed: in their own folder the library would read others too, for example those that
+            # `fast_tokenizer_files` names, or a tokenizer.model.
+            with tempfile.TemporaryDirectory() as copy:
+                for path in files:
+                    shutil.copyfile(path, Path(copy, path.name))
+                tokenizer = transformers.CLIPTokenizer.from_pretrained(copy, **given)
+                merges = _merges(Path(copy, "merges.txt"))
         except Exception as error:
             # transformers raises many error types here, all caused by the user's files.
             raise UserError(

@@ -15,13 +15,9 @@ from sushi_research.config.yaml12 import read_yaml
 from sushi_research.errors import UserError
 from sushi_research.evaluation.results import Results
 from sushi_research.runs import provenance
+from sushi_research.runs.folder_lock import is_locked
 from sushi_research.runs.identity import flatten
 from sushi_research.runs.tracking import MetricsFile
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
 
 
 @dataclass(frozen=True)
@@ -123,7 +119,7 @@ def read_record(path: Path) -> RunRecord:
         run.identity = attempt(lambda: _mapping(path / "run.json", record.get("identity") or {}), {})
         # If run.json cannot be read, it is not known whether the run has finished.
         run.state = ("finished" if record.get("finished_at") is not None else "stopped") if record else "unknown"
-        if _is_locked(path / ".lock"):
+        if is_locked(path):
             run.state = "still going"
         run.plan = attempt(lambda: _json(path / "plan.json"), {})
         run.stage_timings = (
@@ -192,20 +188,6 @@ def _metrics(path: Path) -> list[dict[str, Any]]:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _is_locked(path: Path) -> bool:
-    """Whether a training process holds the lock. Does not keep the lock itself."""
-    if fcntl is None or not path.is_file():
-        return False
-    with open(path, encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        except OSError:
-            return False
-    return False
 
 
 def _curve(run: RunRecord, path: Path) -> Curve | None:

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from sushi_research.errors import UserError
-from sushi_research.files import disk_error, fsync_file, fsync_folder, hidden_name, write_synced
+from sushi_research.files import disk_error, fsync_file, fsync_folder, hidden_name, require_same_folder, write_synced
 
 logger = logging.getLogger(__name__)
 
@@ -67,17 +67,20 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], facts: dict[
     _assert_plain(state, "state")
     path = folder / f"step-{step:08d}"
     temporary = hidden_name(path)
+    require_same_folder(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not _is_intact(path):
             temporary.mkdir()
             _write(temporary, step, state, facts)
+            require_same_folder(path)
             if path.exists():
                 _remove(path)
             os.rename(temporary, path)
             fsync_folder(folder)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
+        require_same_folder(folder)
         raise disk_error(f"cannot save the checkpoint {path}", error) from error
     _prune(folder, step, keep)
     return path
@@ -95,6 +98,7 @@ def latest_checkpoint(folder: Path) -> Checkpoint | None:
         return None
     for entry in sorted(folder.iterdir()):
         if _HIDDEN.fullmatch(entry.name):
+            require_same_folder(entry)
             try:
                 shutil.rmtree(entry)
             except OSError as error:
@@ -165,6 +169,7 @@ def _prune(folder: Path, step: int, keep: int) -> None:
 def _remove(path: Path) -> None:
     """Renames to a hidden folder, then deletes it, so that a kill never leaves a partial checkpoint under its name."""
     hidden = hidden_name(path)
+    require_same_folder(path)
     os.rename(path, hidden)
     fsync_folder(path.parent)
     shutil.rmtree(hidden)

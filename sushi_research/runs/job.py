@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import ModuleType
@@ -11,8 +12,10 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 
 from sushi_research.config import TrainingConfig
+from sushi_research.errors import UserError
 from sushi_research.precision import COMPUTE_DTYPES, make_scaler
 from sushi_research.runs.run_folder import RunFolder
 
@@ -63,9 +66,34 @@ class Job:
         """The loss scaler of the precision. It lives as long as the job; TrainState saves and loads it."""
         return make_scaler(self.precision, self.device)
 
+    @contextlib.contextmanager
+    def main_process_writes(self) -> Iterator[None]:
+        """A block in which only the main process does something, and which all processes leave together.
+
+        If it ends with a UserError in the main process, all processes end (`agree`).
+        """
+        error = None
+        try:
+            yield
+        except UserError as found:
+            error = found
+        agree(error, self.accelerator)
+
     def sharing(self) -> dict[str, Any]:
         """The keyword arguments of `validation_set.losses` and `Drift` for sharing work between processes."""
         reduce: Callable[[torch.Tensor], torch.Tensor] | None = None
         if self.world > 1:
             reduce = lambda found: self.accelerator.reduce(found, "sum")  # noqa: E731
         return {"device": self.device, "rank": self.rank, "world": self.world, "reduce": reduce}
+
+
+def agree(error: UserError | None, accelerator: Accelerator) -> None:
+    """Ends all processes if the main process has a UserError: it raises the error, the others exit silently with status 2.
+
+    Otherwise the others would wait for the main process until they fail with a traceback of the network library.
+    """
+    failed = broadcast_object_list([error is not None])[0]
+    if error is not None:
+        raise error
+    if failed:
+        raise SystemExit(2)

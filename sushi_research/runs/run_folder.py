@@ -13,26 +13,19 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import secrets
-import socket
+import shutil
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Literal, NamedTuple
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from sushi_research.errors import UserError
-from sushi_research.files import disk_error, write_json
+from sushi_research.files import write_json
+from sushi_research.runs.folder_lock import NOTE, FolderLock
 from sushi_research.runs.identity import depends_on_length, require_same_run
 
 if TYPE_CHECKING:
     from sushi_research.runs.checkpoint import Checkpoint
-
-logger = logging.getLogger(__name__)
 
 # Increment it when the meaning of run.json or of an identity's facts changes.
 FORMAT = 2
@@ -97,7 +90,7 @@ def decide(
 class RunFolder:
     """The paths and the record of one run. Only the process that opened it as the writer may write to it."""
 
-    def __init__(self, path: Path, lock: IO[str] | None) -> None:
+    def __init__(self, path: Path, lock: FolderLock | None) -> None:
         self.path = path
         self.name = path.name
         self.config = path / "config.yaml"
@@ -122,9 +115,23 @@ class RunFolder:
         self.close()
 
     def close(self) -> None:
-        """Releases the lock. It is also released when the process ends, for whatever reason."""
+        """Releases the lock."""
         if self._lock is not None:
             self._lock.close()
+
+    def lost(self) -> UserError | None:
+        """The error of a run whose folder was moved, deleted or replaced; None if it is there, or without the lock."""
+        try:
+            if self._lock is not None:
+                self._lock.require_same()
+        except UserError as error:
+            return error
+        return None
+
+    def remove_if_empty(self) -> None:
+        """Removes the folder if the run was refused before anything was written into it. Only with the lock."""
+        if self._lock is not None and self.lost() is None and {path.name for path in self.path.iterdir()} <= {NOTE}:
+            shutil.rmtree(self.path, ignore_errors=True)
 
     def record_files(self) -> list[Path]:
         """The existing files that record the run, including the sample images of its first and last sampled step."""
@@ -186,34 +193,11 @@ def sweep_run_id() -> str | None:
 def open_run_folder(folder: Path, name: str, writer: bool = True) -> RunFolder:
     """The run folder `folder/name`, created if it is missing.
 
-    The writer (the main process) takes a lock, which is released when the process ends. The other processes of the run
-    use `writer=False`. Raises UserError if the same run is open elsewhere, for example because its command was launched
-    twice. Windows has no such lock; on a network mount without locks a warning is logged.
+    The writer (the main process) locks it (`FolderLock`), until it closes it or ends. The other processes of the run use
+    `writer=False`. Raises UserError if the same run is open elsewhere, for example because its command was launched twice.
     """
     path = folder / name
-    if not writer:
-        return RunFolder(path, None)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        lock = open(path / ".lock", "a+", encoding="utf-8")
-    except OSError as error:
-        raise disk_error(f"cannot make the run folder {path}", error) from error
-    if fcntl is not None:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
-            holder = lock.read() or "another process"
-            lock.close()
-            raise UserError(
-                f"the run {path} is in use by {holder}: wait for it or stop it, or give another --run.name"
-            ) from None
-        except OSError as error:
-            logger.warning("%s cannot be locked (%s): do not launch this run twice", path, error.strerror)
-    lock.truncate(0)
-    lock.write(f"process {os.getpid()} on {socket.gethostname()}")
-    lock.flush()
-    return RunFolder(path, lock)
+    return RunFolder(path, FolderLock(path) if writer else None)
 
 
 def _nothing_to_do(name: str, step: int) -> Decision:

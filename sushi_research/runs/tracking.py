@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sushi_research.errors import UserError
-from sushi_research.files import disk_error, fsync_file, write_atomic
+from sushi_research.files import append, fsync_file, require_same_folder, write_atomic
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -39,15 +39,11 @@ class MetricsFile:
         Raises ValueError for NaN and infinity (a run stops earlier at such a loss), and UserError if the file cannot be
         written.
         """
-        line = json.dumps(values, allow_nan=False) + "\n"
-        try:
-            with open(self.path, "ab") as file:
-                file.write(line.encode())
-        except OSError as error:
-            raise disk_error(f"cannot write {self.path}", error) from error
+        append(self.path, (json.dumps(values, allow_nan=False) + "\n").encode())
 
     def sync(self) -> None:
         """Syncs all lines to disk. Called before a checkpoint is saved, so that no step up to it is missing."""
+        require_same_folder(self.path)
         if self.path.exists():
             with open(self.path, "ab") as file:
                 fsync_file(file)
@@ -145,6 +141,7 @@ def start_trackers(
     """
     if not accelerator.is_main_process:
         return
+    require_same_folder(folder)
     if "wandb" in trackers.names:
         import wandb
 

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image, ImageDraw, ImageFont
+
+from sushi_research.files import write_atomic
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 MARGIN = 8
 # Smaller images are enlarged to this width in pixels.
@@ -87,7 +93,7 @@ def training_curves(records: Sequence[dict[str, Any]], path: Path, title: str) -
     for each in axes:
         each.set_xlabel("optimizer step")
         each.grid(alpha=0.3)
-    figure.savefig(path, dpi=110)
+    _write(figure, path)
 
 
 def lora_scale_sweep(points: Sequence[tuple[float, dict[str, float]]], path: Path) -> None:
@@ -112,7 +118,13 @@ def lora_scale_sweep(points: Sequence[tuple[float, dict[str, float]]], path: Pat
         axes.set_title(title)
         axes.set_xlabel("LoRA scale")
         axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=110)
+    _write(figure, path)
+
+
+def _write(figure: Figure, path: Path) -> None:
+    data = io.BytesIO()
+    figure.savefig(data, dpi=110)
+    write_atomic(path, data.getvalue())
 
 
 def _with_band(axes: Any, records: Sequence[dict[str, Any]], name: str) -> None:

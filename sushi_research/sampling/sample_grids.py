@@ -21,6 +21,7 @@ from sushi_research.caches.caches import free_memory
 from sushi_research.caches.inputs import Inputs
 from sushi_research.config import TrainingConfig
 from sushi_research.errors import UserError
+from sushi_research.files import require_same_folder, write_image
 from sushi_research.models import loading
 from sushi_research.runs import tracking
 from sushi_research.runs.job import Job
@@ -41,23 +42,23 @@ def generate(job: Job, inputs: Inputs, unet: Any, step: int) -> None:
     config, run, accelerator = job.config, job.run, job.accelerator
     folder = run.samples / f"step-{step:08d}"
     grid_path = folder.with_suffix(".png")  # written last
-    if accelerator.is_main_process and config.sample.enabled and not grid_path.exists():
-        try:
-            images = generate_images(job, inputs, unet)
-        except torch.OutOfMemoryError as error:
-            raise UserError(
-                f"out of memory while generating the samples of step {step}: make them smaller with --sample.width and "
-                "--sample.height, or turn them off with --sample.enabled false (scripts/sample.py samples from the finished "
-                "adapter)."
-            ) from error
-        rows = rows_of(config, inputs.prompts)
-        write_pictures(folder, rows, images)
-        labels = [label for _, label in rows]
-        plots.grid([[image] for image in images], labels, [f"step {step}"]).save(grid_path)
-        progress_grid(run.samples, rows).save(run.samples / "progress.png")
-        tracking.log_images(accelerator, "samples", [folder / name for name, _ in rows], labels, step)
-        tracking.log_images(accelerator, "progress", [run.samples / "progress.png"], [f"up to step {step}"], step)
-    accelerator.wait_for_everyone()
+    with job.main_process_writes():
+        if job.is_main and config.sample.enabled and not grid_path.exists():
+            try:
+                images = generate_images(job, inputs, unet)
+            except torch.OutOfMemoryError as error:
+                raise UserError(
+                    f"out of memory while generating the samples of step {step}: make them smaller with --sample.width and "
+                    "--sample.height, or turn them off with --sample.enabled false (scripts/sample.py samples from the finished "
+                    "adapter)."
+                ) from error
+            rows = rows_of(config, inputs.prompts)
+            write_pictures(folder, rows, images)
+            labels = [label for _, label in rows]
+            write_image(grid_path, plots.grid([[image] for image in images], labels, [f"step {step}"]))
+            write_image(run.samples / "progress.png", progress_grid(run.samples, rows))
+            tracking.log_images(accelerator, "samples", [folder / name for name, _ in rows], labels, step)
+            tracking.log_images(accelerator, "progress", [run.samples / "progress.png"], [f"up to step {step}"], step)
 
 
 def generate_images(
@@ -93,11 +94,12 @@ def generate_images(
 
 def write_pictures(folder: Path, rows: Sequence[tuple[str, str]], images: Sequence[Image.Image]) -> None:
     """Saves images under the names of `rows_of`, with their labels as PNG text."""
+    require_same_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
     for (name, label), image in zip(rows, images, strict=True):
         info = PngInfo()
         info.add_text(LABEL, label)
-        image.save(folder / name, pnginfo=info)
+        write_image(folder / name, image, pnginfo=info)
 
 
 def progress_grid(folder: Path, rows: Sequence[tuple[str, str]]) -> Image.Image:
@@ -132,6 +134,7 @@ def _shows(path: Path, label: str) -> bool:
 
 def cut_back(folder: Path, step: int) -> None:
     """Removes images of steps after `step`, from which the run resumes."""
+    require_same_folder(folder)
     for later in _steps(folder):
         if later > step:
             shutil.rmtree(folder / f"step-{later:08d}")

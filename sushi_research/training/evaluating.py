@@ -93,11 +93,12 @@ def evaluate(job: Job, evaluator: Evaluator, unet: Any, step: int, metrics_file:
             f"out of memory while evaluating at step {step}: close other programs that use the device, or train without "
             "(--evaluation.held_out 0 or no --evaluation.path) and measure the finished adapter with scripts/evaluate.py."
         ) from error
-    if job.is_main and not any(
-        record["step"] == step and "evaluation/loss" in record for record in metrics_file.read()
-    ):
-        tracking.log(job.accelerator, metrics_file, values, step)
-        tqdm.write(f"step {step}: {describe(values)}")
+    with job.main_process_writes():
+        if job.is_main and not any(
+            record["step"] == step and "evaluation/loss" in record for record in metrics_file.read()
+        ):
+            tracking.log(job.accelerator, metrics_file, values, step)
+            tqdm.write(f"step {step}: {describe(values)}")
 
 
 def describe(values: dict[str, float]) -> str:
@@ -127,8 +128,9 @@ def _loss(job: Job, evaluator: Evaluator, unet: Any, step: int) -> dict[str, flo
             evaluator.base_loss = measure()
     if loss is None:
         loss = measure()
-        if job.is_main:
-            results.append(val_set, step, loss, evaluator.base_loss)
+        with job.main_process_writes():
+            if job.is_main:
+                results.append(val_set, step, loss, evaluator.base_loss)
     return validation_set.summary(loss, evaluator.base_loss, val_set.timesteps())
 
 
@@ -142,8 +144,9 @@ def _drift(job: Job, evaluator: Evaluator, unet: Any, step: int) -> dict[str, fl
             with without_adapter(unet):
                 measure.remember_base(unet)
         found = measure.measure(unet)
-        if job.is_main:
-            results.append(measure.drift_set, step, found, np.zeros_like(found))
+        with job.main_process_writes():
+            if job.is_main:
+                results.append(measure.drift_set, step, found, np.zeros_like(found))
     return drift.summary(found)
 
 

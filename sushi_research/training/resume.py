@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from sushi_research import randomness
@@ -23,7 +22,7 @@ from sushi_research.files import write_atomic, write_json
 from sushi_research.models.prediction import Prediction
 from sushi_research.runs import identity, provenance, run_folder, tracking
 from sushi_research.runs.checkpoint import Checkpoint, latest_checkpoint, read_checkpoint
-from sushi_research.runs.job import Job
+from sushi_research.runs.job import Job, agree
 from sushi_research.sampling import sample_grids
 from sushi_research.training.identity_facts import hashes_of, provenance_of, validation_set_of
 from sushi_research.training.plan import Plan
@@ -91,8 +90,10 @@ def start_or_resume(job: Job, inputs: Inputs, plan: Plan) -> RunState:
     checkpoint = read_checkpoint(run.checkpoints / name) if name and action == "continue" else None
     step = checkpoint.step if checkpoint else 0
     state = RunState(action == "nothing", step, checkpoint, settings, hashes, val_set, entry | {"step": step})
-    if accelerator.is_main_process and not state.nothing_to_do:
-        _describe_run(job, state, inputs.data, plan)
+    if not state.nothing_to_do:
+        with job.main_process_writes():
+            if job.is_main:
+                _describe_run(job, state, inputs.data, plan)
     return state
 
 
@@ -120,15 +121,3 @@ def _describe_run(job: Job, state: RunState, data: Data, plan: Plan) -> None:
         run.mark_started(state.identity, plan.steps)
     else:
         run.mark_continued(plan.steps)
-
-
-def agree(error: UserError | None, accelerator: Accelerator) -> None:
-    """Ends all processes if the main process has a UserError: it raises the error, the others exit silently with status 2.
-
-    Otherwise the others would wait for the main process until they fail with a traceback of the network library.
-    """
-    failed = broadcast_object_list([error is not None])[0]
-    if error is not None:
-        raise error
-    if failed:
-        raise SystemExit(2)

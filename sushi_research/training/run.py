@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import shutil
 import time
 import warnings
 from collections.abc import Iterator
@@ -31,10 +30,10 @@ from sushi_research.files import write_json
 from sushi_research.precision import resolve_precision
 from sushi_research.progress import StageTimings
 from sushi_research.runs import identity, provenance, run_folder, tracking
-from sushi_research.runs.job import Job
+from sushi_research.runs.job import Job, agree
 from sushi_research.sampling import plots
 from sushi_research.training.plan import Plan
-from sushi_research.training.resume import RunState, agree
+from sushi_research.training.resume import RunState
 from sushi_research.training.state import TrainState
 
 
@@ -96,8 +95,7 @@ def open_run(job: Job) -> Iterator[Job]:
         try:
             yield replace(job, run=run)
         finally:
-            if job.is_main and [path.name for path in run.path.iterdir()] == [".lock"]:
-                shutil.rmtree(run.path, ignore_errors=True)  # the run was refused before anything was written
+            run.remove_if_empty()
 
 
 def out_of_memory(config: TrainingConfig, error: Exception) -> UserError:
@@ -128,24 +126,25 @@ def open_trackers(job: Job, run_state: RunState) -> tracking.MetricsFile:
     """Starts W&B and TensorBoard as configured. Returns the metrics file."""
     config, run = job.config, job.run
     assert run is not None
-    if job.is_main:
-        trackers = tracking.resolve_trackers(config.tracking.wandb, config.tracking.tensorboard)
-        print(trackers.notice, flush=True)
-        record = run.record()
-        tracking.start_trackers(
-            job.accelerator,
-            trackers,
-            folder=run.path,
-            # Under a sweep, W&B accepts only the run id of the sweep agent.
-            run_id=run_folder.sweep_run_id() or record["wandb_id"],
-            name=run.name,
-            config=config_to_dict(config) | {"provenance": provenance.facts(run_state.provenance)},
-            project=config.tracking.project,
-            entity=config.tracking.entity,
-            tags=config.tracking.tags,
-            step=run_state.step,
-        )
-        tracking.log_artifact(job.accelerator, "plan", [run.config, run.plan])
+    with job.main_process_writes():
+        if job.is_main:
+            trackers = tracking.resolve_trackers(config.tracking.wandb, config.tracking.tensorboard)
+            print(trackers.notice, flush=True)
+            record = run.record()
+            tracking.start_trackers(
+                job.accelerator,
+                trackers,
+                folder=run.path,
+                # Under a sweep, W&B accepts only the run id of the sweep agent.
+                run_id=run_folder.sweep_run_id() or record["wandb_id"],
+                name=run.name,
+                config=config_to_dict(config) | {"provenance": provenance.facts(run_state.provenance)},
+                project=config.tracking.project,
+                entity=config.tracking.entity,
+                tags=config.tracking.tags,
+                step=run_state.step,
+            )
+            tracking.log_artifact(job.accelerator, "plan", [run.config, run.plan])
     return tracking.MetricsFile(run.metrics)
 
 
@@ -153,28 +152,28 @@ def write_adapter(
     job: Job, inputs: Inputs, plan: Plan, run_state: RunState, state: TrainState, unet: torch.nn.Module
 ) -> None:
     """Writes adapter.safetensors, reads it back as diffusers does, and raises if it differs from the trained weights."""
-    if job.is_main:
-        config, run, architecture = job.config, job.run, job.model.NAME
-        metadata = kohya_format.adapter_metadata(
-            config,
-            architecture=architecture,
-            name=run.name,
-            base=_published_name(inputs.base.source),
-            base_hash=run_state.hashes["base_model"]["unet"],
-            dataset_hash=run_state.hashes["data"],
-            config_hash=entry_key(identity=run_state.identity),
-            images=plan.images,
-            steps=plan.steps,
-            epochs=int(plan.epochs),
-            prediction=inputs.base.prediction,
-            trained=(job.started, time.time()),
-        )
-        tensors, dtype = state.master_weights.named_state(), getattr(torch, config.lora.save_dtype)
-        kohya_format.save_adapter(
-            run.adapter, unet, architecture=architecture, state=tensors, dtype=dtype, metadata=metadata
-        )
-        kohya_format.verify_saved(run.adapter, unet, architecture=architecture, state=tensors, dtype=dtype)
-    job.accelerator.wait_for_everyone()
+    with job.main_process_writes():
+        if job.is_main:
+            config, run, architecture = job.config, job.run, job.model.NAME
+            metadata = kohya_format.adapter_metadata(
+                config,
+                architecture=architecture,
+                name=run.name,
+                base=_published_name(inputs.base.source),
+                base_hash=run_state.hashes["base_model"]["unet"],
+                dataset_hash=run_state.hashes["data"],
+                config_hash=entry_key(identity=run_state.identity),
+                images=plan.images,
+                steps=plan.steps,
+                epochs=int(plan.epochs),
+                prediction=inputs.base.prediction,
+                trained=(job.started, time.time()),
+            )
+            tensors, dtype = state.master_weights.named_state(), getattr(torch, config.lora.save_dtype)
+            kohya_format.save_adapter(
+                run.adapter, unet, architecture=architecture, state=tensors, dtype=dtype, metadata=metadata
+            )
+            kohya_format.verify_saved(run.adapter, unet, architecture=architecture, state=tensors, dtype=dtype)
 
 
 def _published_name(source: str) -> str:

@@ -34,18 +34,18 @@ class TrainState:
     def save(self, job: Job, run_state: RunState, plan: Plan, step: int) -> None:
         """Syncs the logged metrics to disk, then saves the checkpoint of `step`. The main process writes, the others wait."""
         assert job.run is not None
-        if job.is_main:
-            MetricsFile(job.run.metrics).sync()
-            state = {
-                "adapter": self.master_weights.named_state(),
-                "optimizer": self.optimizer.state_dict(),
-                "scaler": self.scaler.state_dict(),
-            }
-            facts = {
-                "samples_seen": step * plan.global_batch_size,
-                "epoch": step * plan.global_batch_size / plan.items_per_epoch,
-                "world": job.world,
-                "identity": run_state.identity,
-            }
-            save_checkpoint(job.run.checkpoints, step, state, facts, job.config.checkpoint.keep)
-        job.accelerator.wait_for_everyone()
+        with job.main_process_writes():
+            if job.is_main:
+                MetricsFile(job.run.metrics).sync()
+                state = {
+                    "adapter": self.master_weights.named_state(),
+                    "optimizer": self.optimizer.state_dict(),
+                    "scaler": self.scaler.state_dict(),
+                }
+                facts = {
+                    "samples_seen": step * plan.global_batch_size,
+                    "epoch": step * plan.global_batch_size / plan.items_per_epoch,
+                    "world": job.world,
+                    "identity": run_state.identity,
+                }
+                save_checkpoint(job.run.checkpoints, step, state, facts, job.config.checkpoint.keep)

@@ -30,8 +30,9 @@ class StepMetrics:
 
     def __init__(self, job: Job) -> None:
         # [0] loss; [1:5] sum and [5:9] count of the unweighted losses by timestep bin; [9] stop requests; [10] seconds waited for
-        # data; [11] seconds; [12:] one slot per rank for peak memory: we can only all-reduce a sum.
-        self._sums = torch.zeros(12 + job.world, device=job.device)
+        # data; [11] seconds; [12] whether the main process has lost its run folder; [13:] one slot per rank for peak memory: we can
+        # only all-reduce a sum.
+        self._sums = torch.zeros(13 + job.world, device=job.device)
         # The unweighted losses of the last micro-batch.
         self._losses = torch.zeros(job.config.train.batch_size, device=job.device)
         self._job = job
@@ -56,15 +57,22 @@ class StepMetrics:
         self._micro_batches.append((names, self._losses[: len(names)].clone()))
 
     def sum_over_processes(self, master_weights: MasterWeights, *, stop: int, waited: float) -> bool:
-        """Sums the gradients and these metrics over the processes, once per step. True if any process was asked to stop."""
+        """Sums the gradients and these metrics over the processes, once per step. True if any process was asked to stop.
+
+        If the run folder was moved, deleted or replaced, all processes end: the main process with a UserError.
+        """
         job, accelerator = self._job, self._job.accelerator
         self._sums[9] = stop
         self._sums[10] = waited
         self._sums[11] = time.perf_counter() - self._started
-        self._sums[12 + job.rank] = peak_memory_gib(self._sums.device)
+        lost = job.run.lost() if job.run else None
+        self._sums[12] = lost is not None
+        self._sums[13 + job.rank] = peak_memory_gib(self._sums.device)
         sum_over = None if job.world == 1 else lambda flat: accelerator.reduce(flat, "sum")
         # .tolist() synchronizes with the device, so a NaN or a stop request is seen before the optimizer's step.
         self._totals = master_weights.reduce(sum_over, self._sums).tolist()
+        if self._totals[12] > 0:
+            raise lost or SystemExit(2)
         return self._totals[9] > 0
 
     def require_finite_loss(self, step: int) -> None:
@@ -99,7 +107,7 @@ class StepMetrics:
             "samples_seen": step * samples,
             "images_per_second": samples / seconds,
             "data_wait_share": self._totals[10] / max(self._totals[11], 1e-9),
-            "peak_memory_gib": max(self._totals[12:]),
+            "peak_memory_gib": max(self._totals[13:]),
         }
 
 

@@ -348,8 +348,9 @@ def test_a_process_killed_between_any_two_steps(tmp_path: Path) -> None:
         assert fill(folder).damaged == []
         assert assert_whole(open_store(folder)) == list(range(ROWS))
         killed += 1
-    # Per shard: sync both files, then rename and sync the folder for each. The last process was not killed.
-    assert killed == 6 * ROWS // ROWS_PER_SHARD
+    # Per shard: sync both files, then rename and sync the folder for each, and sync the list of shards and the folder. The last
+    # process was not killed.
+    assert killed == 8 * ROWS // ROWS_PER_SHARD
     assert found == {0, 2, 4, 6, 8}
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import pickle
+import shutil
 import warnings
 from pathlib import Path
 
 import pytest
 import torch
 
+from sushi_research.caches import order as cache_order
 from sushi_research.caches import shards as cache_shards
 from sushi_research.caches import store as cache
 from sushi_research.caches.store import Store, entry_key
@@ -187,7 +190,7 @@ def test_the_same_rows_make_the_same_files(tmp_path: Path) -> None:
     fill(tmp_path / "a", range(70))
     fill(tmp_path / "b", range(70))
     files = sorted(path.name for path in (tmp_path / "a").iterdir())
-    assert len(files) == 2
+    assert len(files) == 3
     for name in files:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
@@ -211,20 +214,102 @@ def test_two_stores_that_wrote_the_same_rows_at_once(tmp_path: Path) -> None:
     assert len(open_latents(tmp_path)) == 1
 
 
-@pytest.mark.parametrize("order", [(1, 2), (2, 1)])
-def test_of_a_key_in_two_shards_every_store_reads_the_same(tmp_path: Path, order: tuple[int, int]) -> None:
-    """Entries that two runs made are equal unless their devices round differently; then all processes must agree."""
-    stores = [open_latents(tmp_path), open_latents(tmp_path)]
-    for store, number in zip(stores, order, strict=True):
-        with store.writer() as writer:
+def shard_of(folder: Path, number: int) -> list[Path]:
+    """The two files of a shard with the key "a" and a value of its own, as another machine would copy them into a folder."""
+    with open_latents(folder).writer() as writer:
+        writer.add("a", row(number), {"number": number})
+    return sorted(folder.glob("shard-*"))
+
+
+@pytest.mark.parametrize("numbers", [(1, 2), (2, 1)], ids=["smaller name first", "smaller name last"])
+def test_which_of_two_values_is_read_never_changes(tmp_path: Path, numbers: tuple[int, int]) -> None:
+    """Two machines made one entry. A reader from before, between and after, and a later one, read what the first one read."""
+    folder = tmp_path / "cache"
+    before = open_latents(folder)
+    shards = [shard_of(tmp_path / str(number), number) for number in numbers]
+    for path in shards[0]:
+        shutil.copy(path, folder)
+    between = open_latents(folder)
+    read = [between.metadata("a")["number"]]
+    for path in shards[1]:
+        shutil.copy(path, folder)
+    after = open_latents(folder, repair=False)
+    for store in (before, between, after):
+        store.refresh()
+    read += [store.metadata("a")["number"] for store in (before, between, after, open_latents(folder))]
+    assert read == [numbers[0]] * 5
+    assert torch.equal(after.get("a")["mean"], row(numbers[0])["mean"])
+    # Without the first one, the other counts.
+    for path in shards[0]:
+        (folder / path.name).unlink()
+    assert open_latents(folder).metadata("a")["number"] == numbers[1]
+
+
+@pytest.mark.parametrize("numbers", [(1, 2), (2, 1)])
+def test_two_stores_that_made_one_entry_agree_from_the_start(tmp_path: Path, numbers: tuple[int, int]) -> None:
+    stores, read = [open_latents(tmp_path), open_latents(tmp_path)], []
+    for store, number in zip(stores, numbers, strict=True):
+        with store.writer(max_rows=1) as writer:
             writer.add("a", row(number), {"number": number})
+            read.append(store.metadata("a")["number"])
     for store in stores:
         store.refresh()
-    winner = open_latents(tmp_path).metadata("a")
-    assert [store.metadata("a") for store in stores] == [winner, winner]
-    manifests = {path.stem: path for path in tmp_path.glob("*.json")}
-    manifests[min(manifests)].unlink()  # the first by name was the one that counted
-    assert open_latents(tmp_path).metadata("a") != winner
+    assert read + [store.metadata("a")["number"] for store in (*stores, open_latents(tmp_path))] == [numbers[0]] * 5
+
+
+def test_a_writer_leaves_out_what_another_has_made_meanwhile(tmp_path: Path) -> None:
+    mine, other = open_latents(tmp_path), open_latents(tmp_path)
+    with mine.writer(max_rows=1) as writer:
+        with other.writer() as others:
+            others.add("b", row(2), {"number": 2})
+        writer.add("a", row(1), {"number": 1})
+        writer.add("b", row(3), {"number": 3})
+    assert len(shard_names(tmp_path)) == 2 and mine.metadata("b") == {"number": 2}
+
+
+def test_the_order_of_shards_without_a_list_that_can_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A read-only folder: nothing is an error, and what a store has read stays for as long as it is open."""
+    shards = [shard_of(tmp_path / str(number), number) for number in (1, 2)]
+    folder = tmp_path / "cache"
+    folder.mkdir()
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(cache_order, "_create", refuse)
+    late, early = sorted(shards, key=lambda paths: paths[0].name, reverse=True)
+    for path in late:
+        shutil.copy(path, folder)
+    store = open_latents(folder)
+    value = store.metadata("a")
+    for path in early:
+        shutil.copy(path, folder)
+    store.refresh()
+    assert store.metadata("a") == value
+
+
+def test_readers_that_come_at_once_make_one_order(tmp_path: Path) -> None:
+    names = [[f"shard-{process}-{number}" for number in range(20)] for process in range(3)]
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=list_one_by_one, args=(tmp_path, part)) for part in names]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    listed = cache_order.in_order(tmp_path, [], tmp_path / "temporary")
+    assert sorted(listed) == sorted(sum(names, []))
+    for part in names:
+        assert [name for name in listed if name in part] == part
+
+
+def list_one_by_one(folder: Path, names: list[str]) -> None:
+    known: list[str] = []
+    for name in names:
+        found = cache_order.in_order(folder, [name], folder / f"temporary-{name}")
+        assert found[: len(known)] == known, "what was listed stays where it was"
+        known = found
 
 
 def test_refresh_takes_up_what_others_wrote_and_checks_it_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,5 @@
 """A run folder is read as far as it is whole; the rest is a sentence."""
 
-import fcntl
 import json
 
 import numpy as np
@@ -9,6 +8,7 @@ from fake_runs import IMAGES, NOISE_SAMPLES, FakeValidationSet, base_loss, fake_
 
 from sushi_research.errors import UserError
 from sushi_research.reports.run_record import find_records, read_record
+from sushi_research.runs.run_folder import open_run_folder
 
 
 def test_a_run_is_read(tmp_path):
@@ -78,8 +78,7 @@ def test_a_run_that_is_going_or_was_stopped_is_used_so_far(tmp_path):
     assert any(
         "was stopped at step 20: its results so far are used" in problem for problem in read_record(folder).problems
     )
-    with open(folder / ".lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with open_run_folder(folder.parent, folder.name):
         run = read_record(folder)
         assert run.state == "still going" and run.evaluation.steps == (0, 10, 20)
         assert any("is still going, at step 20" in problem for problem in run.problems)

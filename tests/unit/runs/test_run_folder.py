@@ -354,7 +354,7 @@ def test_a_file_system_without_locks_is_reported(tmp_path, monkeypatch, caplog):
 
     monkeypatch.setattr(fcntl, "flock", refuse)
     open_run_folder(tmp_path, "trial").close()
-    assert "cannot be locked (No locks available): do not launch this run twice" in caplog.text
+    assert "trial cannot be locked: do not launch this run twice" in caplog.text
 
 
 def test_a_folder_that_cannot_be_made_is_reported(tmp_path):

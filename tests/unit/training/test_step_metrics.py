@@ -1,5 +1,6 @@
 """A step's numbers: sums over micro-batches and processes, and what stops a run."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -54,6 +55,18 @@ def test_the_numbers_of_a_step():
     assert len(values) == 12
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_run_folder_that_is_lost_ends_all_processes_at_the_same_step(rank):
+    """The main process says it in the one message of the step: it ends with the sentence, the others without a word."""
+    error = UserError("lost")
+    run = SimpleNamespace(lost=lambda: error if rank == 0 else None)
+    both = job(world=2, rank=rank, reduce=lambda flat, _: flat + (flat * 0).index_fill(0, torch.tensor([-3]), rank))
+    metrics = StepMetrics(replace(both, run=run))
+    with pytest.raises(UserError if rank == 0 else SystemExit) as ended:
+        metrics.sum_over_processes(master_weights(), stop=0, waited=0.0)
+    assert ended.value is error if rank == 0 else ended.value.code == 2
+
+
 def test_sums_over_the_processes():
     """A process of three, the others with the same losses; one of the others has been asked to stop."""
     sent = []
@@ -63,7 +76,7 @@ def test_sums_over_the_processes():
         sent.append(flat.clone())
         total = 3 * flat
         # What the others add next to the sums: a stop request, and their own peaks of memory.
-        total[-15 + 9] = 1
+        total[-16 + 9] = 1
         total[-3:] = torch.tensor([0.25, flat[-2], 99.0])
         return total
 
