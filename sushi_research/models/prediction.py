@@ -47,7 +47,7 @@ class Evidence(NamedTuple):
 
 def from_scheduler(config: Mapping[str, Any], where: str) -> list[Evidence]:
     """The evidence in a `scheduler_config.json`; a missing key means diffusers' default."""
-    zero = config.get("rescale_betas_zero_snr") in (True, "true")
+    zero = bool(config.get("rescale_betas_zero_snr", False))  # schedulers.py refuses what is not true, false or null
     return [Evidence(where, str(config.get("prediction_type", "epsilon")), zero)]
 
 

@@ -117,6 +117,14 @@ class FilePart:
     def where(self) -> str:
         return f"the {TITLES[self.name]} in {self.header.path}"
 
+    @property
+    def config_where(self) -> str:
+        return self.where
+
+    def require_weights(self) -> None:
+        """UserError unless the file holds every parameter, in its shape."""
+        assert self.places
+
     @functools.cached_property
     def places(self) -> dict[str, Place]:
         """Parameter name -> its place in the file, where `Place.name` is the full tensor name.
