@@ -11,7 +11,6 @@ from typing import Any
 from sushi_research.errors import UserError, first_line
 from sushi_research.files import readable
 from sushi_research.fingerprints import HashCache, folder_hash
-from sushi_research.models import folder_weights
 from sushi_research.models.components import align, model_class, require_bounded, require_finite
 
 # File name of a component's weights, without its extension.
@@ -65,10 +64,6 @@ class FolderPart:
     def files(self) -> list[Path]:
         """The weight file or its shards; UserError if any is missing."""
         return weight_files(self.folder, stem(self.name), self.variant)
-
-    def require_weights(self) -> None:
-        """UserError unless the headers of the weight files hold every parameter of the model, in its shape."""
-        folder_weights.require_fit(self.name, self.folder, self.config, self.files)
 
     def hash(self, hash_cache: HashCache, extra: Iterable[Path] = ()) -> str:
         """Hash of the config, the weights, and the files `extra`."""

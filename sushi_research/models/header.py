@@ -21,8 +21,6 @@ PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl", ".pickle")
 # stores the tags of its training images can have a few MiB.
 MAX_HEADER = 16 * 2**20
 AGAIN = "download it again."
-# How the text file begins that a git clone without git-lfs has in place of a large file.
-POINTER = b"version https://git-lfs"
 
 
 @dataclass(frozen=True)
@@ -88,12 +86,7 @@ def _read(path: Path) -> tuple[bytes, int]:
             raise _Defect("is a pipe or a device: give the .safetensors file itself.")
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
-            begin = file.read(8)
-            length = int.from_bytes(begin, "little")
-            if (begin + file.peek(32)[:32]).startswith(POINTER):
-                raise _Defect("is a git-lfs pointer, not the weights: run `git lfs pull` in its repository.")
-            if begin.lstrip()[:1] == b"<" and length > size:
-                raise _Defect(f"is a web page or another text, not a safetensors file: {AGAIN}")
+            length = int.from_bytes(file.read(8), "little")
             if length == 0 or 8 + length > size:
                 raise _Defect(f"is cut short or is not a safetensors file: {AGAIN}")
             if length > MAX_HEADER:
