@@ -14,9 +14,9 @@ from sushi_research.errors import UserError
 from sushi_research.files import write_atomic
 
 # Increment it when the stored facts change, or what `images.decode` accepts. A hash cache of another version is ignored.
-HASH_CACHE_VERSION = 2
-# If a file was modified less than this before it was read, it could change again with the same modification time (the
-# resolution is two seconds on FAT, some milliseconds on ext4). Compare git's "racy" index entries.
+HASH_CACHE_VERSION = 3
+# If a file was changed less than this before it was read, it could change again with the same times (the resolution is two
+# seconds on FAT, some milliseconds on ext4). Compare git's "racy" index entries.
 RACY_NS = 2_000_000_000
 
 
@@ -27,22 +27,40 @@ def content_hash(data: bytes) -> str:
 
 @dataclass(frozen=True)
 class FileState:
-    """Size in bytes and modification time of a file, and when they were read; times in nanoseconds."""
+    """Everything that differs if a file was replaced or changed, and when it was read; times in nanoseconds.
+
+    Size and modification time are not enough: archives, `cp -p` and `touch -d` set the time, and all SDXL VAEs are equally
+    large. Programs cannot set the change time, and another file has another inode. On Windows the change time is the time of
+    creation. The device is not included: a network mount may get another number each time it is mounted.
+    """
 
     size: int
     mtime_ns: int
+    ctime_ns: int
+    inode: int
     seen_ns: int
+
+    @property
+    def key(self) -> list[int]:
+        """What must be equal for the file to count as unchanged."""
+        return [self.size, self.mtime_ns, self.ctime_ns, self.inode]
 
 
 def file_state(path: Path) -> FileState:
     """The state of a file; call it before reading the file. Raises OSError if there is no such file."""
     seen_ns = time.time_ns()
     status = os.stat(path)
-    return FileState(size=status.st_size, mtime_ns=status.st_mtime_ns, seen_ns=seen_ns)
+    return FileState(
+        size=status.st_size,
+        mtime_ns=status.st_mtime_ns,
+        ctime_ns=status.st_ctime_ns,
+        inode=status.st_ino,
+        seen_ns=seen_ns,
+    )
 
 
 class HashCache:
-    """Facts about files in one JSON file, each valid while the file's size and modification time are unchanged.
+    """Facts about files in one JSON file, each valid while the file's size, times and inode are unchanged.
 
     A damaged cache, or one of another version, is ignored: everything in it can be computed again.
     """
@@ -67,23 +85,22 @@ class HashCache:
         if entry is None:
             return None
         try:
-            status = os.stat(path)
+            unchanged = entry["state"] == file_state(path).key
         except OSError:
             return None
-        unchanged = (entry["size"], entry["mtime_ns"]) == (status.st_size, status.st_mtime_ns)
         return dict(entry["facts"]) if unchanged else None
 
     def put(self, path: Path, facts: dict[str, Any], state: FileState) -> None:
         """Store JSON `facts` about a file that was read after `state` was taken; replaces earlier facts.
 
-        Nothing is stored about a file that was modified less than RACY_NS before `state` was taken. If the file changed while it
-        was read, its modification time differs from that in `state`, so the facts are not used.
+        Nothing is stored about a file that was changed less than RACY_NS before `state` was taken. If the file changed while it
+        was read, its state differs from `state`, so the facts are not used.
         """
         key = os.path.abspath(path)
-        if state.seen_ns - state.mtime_ns <= RACY_NS:
+        if state.seen_ns - max(state.mtime_ns, state.ctime_ns) <= RACY_NS:
             self._entries.pop(key, None)
         else:
-            self._entries[key] = {"size": state.size, "mtime_ns": state.mtime_ns, "facts": dict(facts)}
+            self._entries[key] = {"state": state.key, "facts": dict(facts)}
 
     def save(self) -> None:
         """Write the cache atomically. If it cannot be written, later runs compute the facts again."""
@@ -102,9 +119,7 @@ def _is_sound(stored: Any) -> bool:
         and stored.get("version") == HASH_CACHE_VERSION
         and isinstance(stored.get("files"), dict)
         and all(
-            isinstance(entry, dict)
-            and entry.keys() == {"size", "mtime_ns", "facts"}
-            and isinstance(entry["facts"], dict)
+            isinstance(entry, dict) and entry.keys() == {"state", "facts"} and isinstance(entry["facts"], dict)
             for entry in stored["files"].values()
         )
     )
@@ -112,9 +127,9 @@ def _is_sound(stored: Any) -> bool:
 
 def file_hash(path: Path, hash_cache: HashCache) -> str:
     """`content_hash` of a file's bytes, from the hash cache if the file is unchanged. Raises OSError if it cannot be read."""
+    state = file_state(path)  # before the cache is asked: what is added to its facts must be about the same file
     facts = hash_cache.get(path) or {}
     if "hash" not in facts:
-        state = file_state(path)
         with open(path, "rb") as file:
             digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16))
         facts["hash"] = digest.hexdigest()

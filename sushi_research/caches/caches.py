@@ -22,7 +22,7 @@ from sushi_research.runs.job import Job
 
 
 def open_hash_cache(config: TrainingConfig) -> HashCache:
-    """The cache of file hashes, next to the other caches. A file is hashed again only if its size or time changes."""
+    """The cache of file hashes, next to the other caches. A file is hashed again only if it was changed or replaced."""
     return HashCache(Path(config.cache.folder) / "files.json")
 
 

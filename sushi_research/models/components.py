@@ -58,22 +58,6 @@ def build_empty(name: str, config: Mapping[str, Any]) -> Any:
         raise ValueError(first_line(error)) from error
 
 
-# Alignment in bytes of torch's own CPU allocations; the fastest CPU kernels need it.
-ALIGNMENT = 64
-
-
-def align(model: Any) -> None:
-    """Copies each CPU weight that is not aligned as torch aligns its own tensors.
-
-    The alignment of a tensor in a memory-mapped safetensors file depends on the header's length, and a CPU matrix product may
-    round differently for unaligned data. Without this, the same weights in another file would train a different adapter. The
-    copy also stays valid when the file is replaced.
-    """
-    for parameter in model.parameters():
-        if parameter.device.type == "cpu" and parameter.data_ptr() % ALIGNMENT:
-            parameter.data = parameter.data.clone()
-
-
 def require_finite(value: Any, key: str, where: str, stored: Any = None) -> None:
     """UserError, naming the tensor `key`, for weights that contain NaN or infinity.
 

@@ -1,17 +1,24 @@
-"""A base in diffusers format: the files of each component, their hash, and loading by diffusers and transformers."""
+"""A base in diffusers format: the configs and files of each component, their hash, and loading."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sushi_research.errors import UserError, first_line
+from sushi_research.errors import UserError
 from sushi_research.files import readable
 from sushi_research.fingerprints import HashCache, folder_hash
-from sushi_research.models.components import align, model_class, require_bounded, require_finite
+from sushi_research.models.components import build_empty, require_bounded
+from sushi_research.models.folder_weights import (
+    index_file,
+    keys_by_file,
+    load_weights,
+    read_json,
+    require_nothing_else,
+    weight_files,
+)
 
 # File name of a component's weights, without its extension.
 WEIGHTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"}
@@ -21,19 +28,6 @@ TEXT_WEIGHTS = "model"
 def stem(name: str) -> str:
     """File name of the weights of the component `name`, without variant and extension."""
     return WEIGHTS.get(name, TEXT_WEIGHTS)
-
-
-def read_json(path: Path) -> dict[str, Any] | None:
-    """Reads a config file of a base. None if it does not exist; UserError if it is not a JSON object."""
-    if not path.is_file():
-        return None
-    try:
-        config = json.loads(path.read_text())
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not valid JSON ({first_line(error)}): download the model again.") from None
-    if not isinstance(config, dict):
-        raise UserError(f"{path} does not hold a model's config: download the model again.")
-    return config
 
 
 @dataclass(frozen=True)
@@ -62,62 +56,43 @@ class FolderPart:
 
     @property
     def files(self) -> list[Path]:
-        """The weight file or its shards; UserError if any is missing."""
+        """The weight file or its shards, exactly those that `load` reads; UserError if any is missing."""
+        require_nothing_else(self.folder)
         return weight_files(self.folder, stem(self.name), self.variant)
+
+    @property
+    def inputs(self) -> list[Path]:
+        """Every file that determines the component: its config and its weights."""
+        return [self.folder / "config.json", *self.files]
 
     def hash(self, hash_cache: HashCache, extra: Iterable[Path] = ()) -> str:
         """Hash of the config, the weights, and the files `extra`."""
-        return folder_hash([self.folder / "config.json", *self.files, *extra], hash_cache)
+        return folder_hash([*self.inputs, *extra], hash_cache)
+
+    def require_weights(self) -> None:
+        """UserError unless the headers of the weight files hold every parameter of the model, in its shape."""
+        self._read_headers()
+
+    def _read_headers(self) -> tuple[Any, dict[Path, dict[str, str]]]:
+        """(the model of the config, without weights, and the keys of each file by `keys_by_file`)."""
+        files, config = self.files, self.config
+        try:
+            require_bounded(config)
+        except ValueError as error:
+            raise UserError(f"{self.folder}/config.json is damaged ({error}): download the model again.") from None
+        try:
+            model = build_empty(self.name, config)
+        except ValueError as error:
+            raise UserError(f"{self.folder} could not be loaded ({error}): download the model again.") from error
+        index = index_file(self.folder, stem(self.name), self.variant)
+        return model, keys_by_file(model, self.folder, files, index)
 
     @readable()
     def load(self, dtype: Any, device: Any) -> Any:
-        """The model with every weight in `dtype` on `device`, in evaluation mode.
+        """The model with every weight in `dtype` on `device`, in evaluation mode, from exactly `files`, which are also hashed.
 
         UserError if a weight is missing, does not match the config, or is not finite.
         """
-        assert self.files
-        try:
-            require_bounded(self.config)
-        except ValueError as error:
-            raise UserError(f"{self.folder}/config.json is damaged ({error}): download the model again.") from None
-        dtype_name = "dtype" if self.name.startswith("text_encoder") else "torch_dtype"
-        try:
-            model, report = model_class(self.name).from_pretrained(
-                self.folder, variant=self.variant, use_safetensors=True, output_loading_info=True, **{dtype_name: dtype}
-            )
-        except Exception as error:
-            # Any error of the loader here is caused by the user's files: an incomplete, damaged or mismatched component.
-            raise UserError(
-                f"{self.folder} could not be loaded ({first_line(error)}): download the model again."
-            ) from error
-        lost = sorted([*report["missing_keys"], *report["unexpected_keys"], *map(str, report["mismatched_keys"])])
-        lost = [key for key in lost if not key.endswith("position_ids")]
-        if lost:
-            raise UserError(
-                f"the weights in {self.folder} do not fit its config.json ({len(lost)} keys, the first {lost[0]}): "
-                "download the model again."
-            )
-        model.to(device)
-        align(model)
-        for key, parameter in model.named_parameters():
-            require_finite(parameter, key, self.where)
-        return model.eval()
-
-
-def weight_files(folder: Path, stem: str, variant: str | None) -> list[Path]:
-    """The safetensors file of a component, or its shards. UserError names what is missing; pickles are never read."""
-    middle = f".{variant}" if variant else ""
-    single = folder / f"{stem}{middle}.safetensors"
-    if single.is_file():
-        return [single]
-    shards = sorted(path for path in folder.glob(f"{stem}{middle}-*-of-*.safetensors") if path.is_file())
-    if shards and f"{len(shards):05d}" == shards[0].stem.rsplit("-of-", 1)[1]:
-        return shards
-    if shards:
-        raise UserError(f"{folder} has {len(shards)} of the weight shards its files name: download the model again.")
-    if not variant and (folder / f"{stem}.fp16.safetensors").is_file():
-        raise UserError(f"{folder} holds fp16 weights only: add --model.variant fp16.")
-    raise UserError(
-        f"{folder} has no {single.name}: download the model again"
-        + (", or set model.variant to null." if variant else " (pickled .bin weights are not read).")
-    )
+        model, keys = self._read_headers()
+        load_weights(model, keys, self.folder, dtype, device)
+        return model.to(device).eval()  # moves the buffers, which are not in the files

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
-from dataclasses import dataclass
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from sushi_research.config import TrainingConfig
 from sushi_research.errors import UserError, first_line
 from sushi_research.files import readable
-from sushi_research.fingerprints import HashCache
+from sushi_research.fingerprints import HashCache, file_state
 from sushi_research.models import ARCHITECTURES, detect, hub, prediction, settings, sources, tokenizers
 from sushi_research.models.components import CLASSES
 from sushi_research.models.header import read_header
@@ -24,11 +25,20 @@ from sushi_research.models.tokenizers import Tokenizer
 
 
 @dataclass(frozen=True)
+class Hashed:
+    """A component's hash, and the state of each of its files from before they were hashed (`FileState.key` by path)."""
+
+    digest: str
+    states: Mapping[Path, list[int]]
+
+
+@dataclass(frozen=True)
 class Base:
     """A base of a supported architecture whose files are on this machine.
 
     `source` is the base as the user named it, `revision` the commit of a hub id. `scheduler` is the scheduler config for
-    sampling. `ignored` maps the unused keys of a single file to the reason why they are not needed.
+    sampling. `ignored` maps the unused keys of a single file to the reason why they are not needed. `hashed` has the components
+    that were hashed so far: what is loaded must be what was hashed.
     """
 
     source: str
@@ -41,6 +51,7 @@ class Base:
     parts: Mapping[str, Part]
     tokenizers: Mapping[str, Tokenizer]
     ignored: Mapping[str, str]
+    hashed: dict[str, Hashed] = field(default_factory=dict, repr=False, compare=False)
 
     def config(self, name: str) -> dict[str, Any]:
         """The config of a component: "unet", "vae", "text_encoder" or "text_encoder_2"."""
@@ -49,9 +60,33 @@ class Base:
     @readable()
     def hash(self, name: str, hash_cache: HashCache) -> str:
         """Hash of a component's config and weights. It is part of the keys of cached results."""
+        states = self._states(name)
         # A text encoder's output also depends on its tokenizer.
         extra = self.tokenizers[name].files if name in self.tokenizers else []
-        return self.parts[name].hash(hash_cache, extra)
+        digest = self.parts[name].hash(hash_cache, extra)
+        self.hashed[name] = Hashed(digest, states)
+        return digest
+
+    def _states(self, name: str) -> dict[Path, list[int]]:
+        files = [*self.parts[name].inputs, *(self.tokenizers[name].files if name in self.tokenizers else [])]
+        return {path: file_state(path).key for path in files}
+
+    @readable()
+    def load(self, name: str, load: Callable[[], Any]) -> Any:
+        """What `load` returns, which reads the component `name`; UserError if its files are not those that were hashed any more.
+
+        Files that were only touched since are hashed and loaded once more.
+        """
+        while True:
+            loaded, known = load(), self.hashed.get(name)
+            # After loading: a file can be replaced at any time before. A component that was never hashed is not on record.
+            if known is None or self._states(name) == known.states:
+                return loaded
+            if self.hash(name, HashCache(Path(os.devnull))) != known.digest:
+                raise UserError(
+                    f"the files of {self.parts[name].where} were replaced after this command had hashed them: run the same command "
+                    "again."
+                )
 
     @readable()
     def load_tokenizer(self, text_encoder: str) -> Any:
@@ -190,7 +225,7 @@ def load_unet(base: Base, dtype: torch.dtype, device: torch.device, attention: s
 
     `attention` is "sdpa" (PyTorch's kernels, diffusers' default) or "xformers".
     """
-    unet = base.parts["unet"].load(dtype, device).requires_grad_(False)
+    unet = base.load("unet", lambda: base.parts["unet"].load(dtype, device)).requires_grad_(False)
     if attention == "xformers":
         require_xformers()
         try:
@@ -214,7 +249,7 @@ def require_xformers() -> None:
 
 def load_vae(base: Base, dtype: torch.dtype, device: torch.device) -> Any:
     """The frozen VAE (`AutoencoderKL`) in `dtype` on `device`."""
-    return base.parts["vae"].load(dtype, device).requires_grad_(False)
+    return base.load("vae", lambda: base.parts["vae"].load(dtype, device)).requires_grad_(False)
 
 
 def load_text_encoder(
@@ -224,7 +259,8 @@ def load_text_encoder(
 
     The default float32 is for the cache: embeddings are computed once and serve every training precision.
     """
-    return base.load_tokenizer(name), base.parts[name].load(dtype, device).requires_grad_(False)
+    tokenizer, encoder = base.load(name, lambda: (base.load_tokenizer(name), base.parts[name].load(dtype, device)))
+    return tokenizer, encoder.requires_grad_(False)
 
 
 def vae_dtype(base: Base, device: torch.device) -> torch.dtype:

@@ -20,7 +20,7 @@ from sushi_research.errors import UserError
 from sushi_research.fingerprints import HashCache, content_hash, file_state, folder_hash
 from sushi_research.models import ARCHITECTURES, shapes
 from sushi_research.models.components import TITLES, build_empty, require_finite
-from sushi_research.models.header import Header, Tensor
+from sushi_research.models.header import DTYPES, Header, Tensor, read_header
 from sushi_research.models.original_names import Place, clip_name, open_clip_place, unet_name, vae_name
 from sushi_research.progress import progress
 
@@ -39,7 +39,6 @@ IGNORED = {
     "which neither SD1.5 nor SDXL uses",
     r"v_pred|ztsnr": "a marker: what the model predicts",
 }
-DTYPES = ("F16", "BF16", "F32", "F64")
 
 
 class SingleFile:
@@ -188,12 +187,22 @@ class FilePart:
         """The file's tensors that the component uses."""
         return {place.name: self.header.tensors[place.name] for place in self.places.values()}
 
+    @property
+    def inputs(self) -> list[Path]:
+        """The file that determines the component."""
+        return [self.header.path]
+
     def hash(self, hash_cache: HashCache, extra: Iterable[Path] = ()) -> str:
-        """Hash of the config, this component's tensors (independent of their offsets), and the files `extra`."""
+        """Hash of the config, this component's tensors (independent of their offsets), and the files `extra`.
+
+        UserError if the file is no longer the one whose header was read.
+        """
         key, path = f"{self.name} at {self.prefix}", self.header.path
+        state = file_state(path)
+        if read_header(path) != self.header:
+            raise UserError(f"{path} was replaced while it was read: run the same command again.")
         facts = hash_cache.get(path) or {}
         if key not in facts:
-            state = file_state(path)
             facts[key] = self._digest()
             hash_cache.put(path, facts, state)
         others = [folder_hash(list(extra), hash_cache)] if list(extra) else []

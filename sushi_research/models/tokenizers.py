@@ -5,12 +5,14 @@ All encoders of SD1.5 and SDXL share this vocabulary. Their tokenizers differ on
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sushi_research.errors import UserError, first_line
-from sushi_research.models.diffusers_folder import read_json
+from sushi_research.models.folder_weights import read_json
 from sushi_research.models.settings import ANY, NUMBER, one_of, require_settings
 from sushi_research.models.shapes import published
 
@@ -64,22 +66,22 @@ class Tokenizer:
         return files
 
     def load(self) -> Any:
-        """The `CLIPTokenizer`; UserError if its files are incomplete or inconsistent."""
+        """The `CLIPTokenizer` of exactly `files`; UserError if they are incomplete or inconsistent."""
         import transformers
 
-        assert self.files
-        require_settings(
-            read_json(self.folder / "tokenizer_config.json") or {},
-            SETTINGS,
-            {},
-            str(self.folder / "tokenizer_config.json"),
-            "take CLIP's tokenizer (model.tokenizers)",
-        )
+        files, where = self.files, str(self.folder / "tokenizer_config.json")
+        said = read_json(self.folder / "tokenizer_config.json") or {}
+        require_settings(said, SETTINGS, {}, where, "take CLIP's tokenizer (model.tokenizers)")
         given = {} if self.pad is None else {"pad_token": self.pad, "model_max_length": 77}
         try:
-            tokenizer = transformers.CLIPTokenizer.from_pretrained(self.folder, **given)
-            merges = _merges(self.folder / "merges.txt")
-            differs = _differs(tokenizer, self.folder / "tokenizer.json")
+            # A copy of the files that are hashed: in their own folder the library would read others too, for example those that
+            # `fast_tokenizer_files` names, or a tokenizer.model.
+            with tempfile.TemporaryDirectory() as copy:
+                for path in files:
+                    shutil.copyfile(path, Path(copy, path.name))
+                tokenizer = transformers.CLIPTokenizer.from_pretrained(copy, **given)
+                merges = _merges(Path(copy, "merges.txt"))
+                differs = _differs(tokenizer, Path(copy, "tokenizer.json"))
         except Exception as error:
             # transformers raises many error types here, all caused by the user's files.
             raise UserError(

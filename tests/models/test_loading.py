@@ -47,7 +47,7 @@ def test_sharded_weights_load_and_a_missing_shard_is_named(bases, copy_base):
     sharded = loading.load_unet(loading.resolve_base(str(folder)), torch.float32, CPU)
     assert all(torch.equal(sharded.state_dict()[name], tensor) for name, tensor in whole.state_dict().items())
     shards[0].unlink()
-    with pytest.raises(UserError, match="of the weight shards its files name"):
+    with pytest.raises(UserError, match="1 of the weight shards that its index names"):
         loading.load_unet(loading.resolve_base(str(folder)), torch.float32, CPU)
 
 

@@ -9,8 +9,10 @@ import torch
 from base_files import MODELS, OPEN, TEXT, UNET, VAE, assert_same, hole, load, refusal, resolved
 from safetensors.torch import load_file
 
+from sushi_research import fingerprints
 from sushi_research.fingerprints import HashCache
 from sushi_research.models import loading
+from sushi_research.models.single_file import FilePart
 
 pytestmark = pytest.mark.slow
 
@@ -56,16 +58,21 @@ def test_a_hash_changes_with_its_component(tensors_of, folder_of, tmp_path, writ
     assert {name for name in before if after[name] != same[name]} == set(MODELS["sdxl"].TEXT_ENCODERS)
 
 
-def test_a_file_that_is_in_the_hash_cache_is_not_read_again(tensors_of, folder_of, tmp_path, written, hashes):
+def test_a_file_that_is_in_the_hash_cache_is_read_again_only_if_it_was_changed(
+    tensors_of, folder_of, tmp_path, written, hashes, monkeypatch
+):
     file, folder = written(tensors_of("sd15")), folder_of("sd15")
+    monkeypatch.setattr(fingerprints, "RACY_NS", 0)
     os.utime(file, (1, 1))
     before = hashes(resolved(file, folder))
+    digests, digest = [], FilePart._digest
+    monkeypatch.setattr(FilePart, "_digest", lambda part: digests.append(part.name) or digest(part))
+    assert hashes(resolved(file, folder)) == before and digests == []
     with open(file, "r+b") as stream:
         stream.seek(-1000, os.SEEK_END)
         stream.write(bytes(1000))
-    os.utime(file, (1, 1))
-    assert hashes(resolved(file, folder)) == before
-    assert hashes(resolved(file, folder), HashCache(tmp_path / "none.json")) != before
+    os.utime(file, (1, 1))  # size and date are as they were
+    assert hashes(resolved(file, folder)) != before and len(digests) == len(before)
 
 
 # --- A VAE and text encoders from elsewhere ---

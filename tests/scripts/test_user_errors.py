@@ -237,9 +237,9 @@ UNTRAINABLE = {
     "unet/diffusion_pytorch_model.safetensors is cut short": lambda base: cut_in_half(
         base / "unet/diffusion_pytorch_model.safetensors"
     ),
-    "text_encoder/model.safetensors is ": lambda base: (
-        base / "text_encoder/model.safetensors"
-    ).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 492265168\n"),
+    "text_encoder/model.safetensors is ": lambda base: (base / "text_encoder/model.safetensors").write_text(
+        "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 492265168\n"
+    ),
     "vae/diffusion_pytorch_model.safetensors is ": lambda base: (
         base / "vae/diffusion_pytorch_model.safetensors"
     ).write_text("<!DOCTYPE html><html><body>Access denied</body></html>"),

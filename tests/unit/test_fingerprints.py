@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,12 @@ def write(path: Path, data: bytes, age: float = 3600.0) -> Path:
     moment = time.time_ns() - int(age * 1e9)
     os.utime(path, ns=(moment, moment))
     return path
+
+
+@pytest.fixture(autouse=True)
+def settled(monkeypatch):
+    """No file counts as just changed: a test cannot give a file an old change time."""
+    monkeypatch.setattr(fingerprints, "RACY_NS", 0)
 
 
 @pytest.fixture
@@ -88,8 +95,34 @@ def test_another_time_with_the_same_size_is_read_again(tmp_path, hash_cache):
     assert file_hash(path, hash_cache) == content_hash(b"two")
 
 
-def test_a_file_hashed_right_after_it_was_written_is_not_trusted(tmp_path, hash_cache):
-    path = write(tmp_path / "a", b"one", age=0.5)
+@pytest.mark.parametrize("how", ["in place", "another file", "a link to another file"])
+def test_another_file_of_the_same_size_and_date_is_read_again(tmp_path, hash_cache, how):
+    """All SDXL VAEs have one size, and `cp -p`, archives and `touch -d` set the date."""
+    path = write(tmp_path / "a", b"one")
+    assert file_hash(path, hash_cache) == content_hash(b"one")
+    date = path.stat().st_mtime_ns
+    time.sleep(0.02)  # the change time of a file has a resolution of a few milliseconds
+    if how == "in place":
+        path.write_bytes(b"two")
+    else:
+        other = write(tmp_path / "b", b"two")
+        os.replace(other, path) if how == "another file" else (path.unlink(), path.symlink_to(other))
+    os.utime(path, ns=(date, date))
+    assert path.stat().st_mtime_ns == date
+    assert file_hash(path, hash_cache) == content_hash(b"two")
+
+
+def test_a_file_that_was_only_touched_is_hashed_once_more(tmp_path, hash_cache, reads):
+    path = write(tmp_path / "a", b"one")
+    first = file_hash(path, hash_cache)
+    time.sleep(0.02)
+    path.chmod(0o600)
+    assert [file_hash(path, hash_cache), file_hash(path, hash_cache)] == [first, first] and reads == ["a", "a"]
+
+
+def test_a_file_hashed_right_after_it_was_changed_is_not_trusted(tmp_path, hash_cache, monkeypatch):
+    monkeypatch.undo()  # RACY_NS
+    path = write(tmp_path / "a", b"one")  # an old date, and a change time of now
     before = path.stat()
     assert file_hash(path, hash_cache) == content_hash(b"one")
     # The same size, within the granularity of the file system's clock: nothing but the bytes tells.
@@ -98,14 +131,17 @@ def test_a_file_hashed_right_after_it_was_written_is_not_trusted(tmp_path, hash_
     assert file_hash(path, hash_cache) == content_hash(b"two")
 
 
-def test_two_seconds_of_age_are_counted_from_before_the_reading(tmp_path, hash_cache):
+@pytest.mark.parametrize("what", ["mtime_ns", "ctime_ns"])
+def test_two_seconds_of_age_are_counted_from_before_the_reading(tmp_path, hash_cache, monkeypatch, what):
+    monkeypatch.undo()
     path = write(tmp_path / "a", b"one")
-    mtime = path.stat().st_mtime_ns
-    racy = fingerprints.FileState(size=3, mtime_ns=mtime, seen_ns=mtime + fingerprints.RACY_NS)
+    state = file_state(path)
+    old = replace(state, **{"mtime_ns": 0, "ctime_ns": 0, what: 1})
+    monkeypatch.setattr(fingerprints, "file_state", lambda path: old)
+    racy, old_enough = (replace(old, seen_ns=1 + fingerprints.RACY_NS + age) for age in (0, 1))
     hash_cache.put(path, {"hash": "x"}, racy)
     assert hash_cache.get(path) is None
-    settled = fingerprints.FileState(size=3, mtime_ns=mtime, seen_ns=mtime + fingerprints.RACY_NS + 1)
-    hash_cache.put(path, {"hash": "x"}, settled)
+    hash_cache.put(path, {"hash": "x"}, old_enough)
     assert hash_cache.get(path) == {"hash": "x"}
     hash_cache.put(path, {"hash": "y"}, racy)  # what was noted before must not survive either
     assert hash_cache.get(path) is None
@@ -137,7 +173,7 @@ def test_a_missing_file_has_no_facts(tmp_path, hash_cache):
         file_hash(path, hash_cache)
 
 
-SOUND = {"size": 3, "mtime_ns": "MTIME", "facts": {"hash": "wrong"}}
+SOUND = {"state": "STATE", "facts": {"hash": "wrong"}}
 DAMAGED = [
     b"",
     b"{",
@@ -145,8 +181,8 @@ DAMAGED = [
     b"\xff\xfe",
     {"version": fingerprints.HASH_CACHE_VERSION, "files": []},
     {"version": fingerprints.HASH_CACHE_VERSION, "files": {"PATH": 1}},
-    {"version": fingerprints.HASH_CACHE_VERSION, "files": {"PATH": {"size": 3}}},
-    # Size and time are the file's own, so that nothing but the facts is wrong.
+    {"version": fingerprints.HASH_CACHE_VERSION, "files": {"PATH": {"state": "STATE"}}},
+    # The state is the file's own, so that nothing but the facts is wrong.
     {"version": fingerprints.HASH_CACHE_VERSION, "files": {"PATH": SOUND | {"facts": 1}}},
     {"version": fingerprints.HASH_CACHE_VERSION + 1, "files": {"PATH": SOUND}},
 ]
@@ -156,7 +192,7 @@ def test_a_damaged_or_foreign_hash_cache_starts_again(tmp_path, hash_cache):
     path = write(tmp_path / "a", b"one")
     for damaged in DAMAGED:
         content = damaged if isinstance(damaged, bytes) else json.dumps(damaged).encode()
-        content = content.replace(b'"MTIME"', str(path.stat().st_mtime_ns).encode())
+        content = content.replace(b'"STATE"', json.dumps(file_state(path).key).encode())
         write(hash_cache.path, content.replace(b"PATH", str(path).encode()))
         fresh = HashCache(hash_cache.path)
         assert file_hash(path, fresh) == content_hash(b"one"), damaged
