@@ -159,17 +159,9 @@ def resolve_base(
     if text_encoders is not None:
         found, text_folder = sources.other_text_encoders(text_encoders, architecture)
         others |= found
-    parts: dict[str, Part] = dict(others)
-    # The UNet comes last: its config in a single file needs the pooled width, which only the second text encoder shows.
-    for name in ("vae", *ARCHITECTURES[architecture].formats().TEXT_ENCODERS, "unet"):
-        if name not in others:
-            parts[name] = opened.part(name, parts)
-    for name, part in parts.items():
-        settings.require(name, part.config, architecture, part.config_where)
+    parts, ignored = complete_parts(opened, others, str(path))
     if commit is not None and opened.single is None:
         hub.fetch_weights(source, commit, variant, parts.keys() - others.keys())
-    ignored = sources.require_nothing_left(opened.single, parts) if opened.single else {}
-    detect.require_fit(architecture, {name: part.config for name, part in parts.items()}, str(path))
     return Base(
         source=source,
         revision=commit,
@@ -182,6 +174,25 @@ def resolve_base(
         tokenizers=find_tokenizers(architecture, tokenizers, text_folder, None if opened.single else path),
         ignored=ignored,
     )
+
+
+def complete_parts(
+    opened: sources.Opened, others: Mapping[str, Part], where: str
+) -> tuple[dict[str, Part], dict[str, str]]:
+    """(the components of a base, of which `others` replace its own; its unused keys with the reasons). Reads no weights.
+
+    UserError for a missing component, for a setting or a key that is not supported, and for components that do not fit together.
+    """
+    parts, architecture = dict(others), opened.architecture
+    # The UNet comes last: its config in a single file needs the pooled width, which only the second text encoder shows.
+    for name in ("vae", *ARCHITECTURES[architecture].formats().TEXT_ENCODERS, "unet"):
+        if name not in others:
+            parts[name] = opened.part(name, parts)
+    for name, part in parts.items():
+        settings.require(name, part.config, architecture, part.config_where)
+    ignored = sources.require_nothing_left(opened.single, parts) if opened.single else {}
+    detect.require_fit(architecture, {name: part.config for name, part in parts.items()}, where)
+    return parts, ignored
 
 
 def find_base(config: TrainingConfig, model: ModuleType) -> Base:

@@ -149,7 +149,7 @@ def other_vae(source: str, revision: str | None, architecture: str) -> tuple[Par
         raise UserError(
             f"model.vae: {source} has no VAE in diffusers format (no config.json): give a folder or hub id that has one, or a file."
         )
-    return FolderPart("vae", folder, _only_half(folder, WEIGHTS["vae"])), named
+    return FolderPart("vae", folder, only_half(folder, WEIGHTS["vae"])), named
 
 
 def other_text_encoders(source: str, architecture: str) -> tuple[dict[str, Part], Path | None]:
@@ -162,7 +162,7 @@ def other_text_encoders(source: str, architecture: str) -> tuple[dict[str, Part]
             parts[name] = single.part(name)
             require_nothing_left(single, parts, below=parts[name].prefix)
         elif single is None and (path / name / "config.json").is_file():
-            parts[name] = FolderPart(name, path / name, _only_half(path / name, "model"))
+            parts[name] = FolderPart(name, path / name, only_half(path / name, "model"))
         else:
             raise UserError(
                 f"model.text_encoders: {source} holds no {TITLES[name]} of {ARCHITECTURES[architecture].title} base: name a "
@@ -171,7 +171,7 @@ def other_text_encoders(source: str, architecture: str) -> tuple[dict[str, Part]
     return parts, None if single else path
 
 
-def _only_half(folder: Path, stem: str) -> str | None:
+def only_half(folder: Path, stem: str) -> str | None:
     """ "fp16" if a replacement component has only half-precision weights, else None (full precision).
 
     model.variant applies to the base alone.
