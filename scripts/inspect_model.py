@@ -4,7 +4,8 @@
     python scripts/inspect_model.py stabilityai/stable-diffusion-xl-base-1.0
 
 It takes a .safetensors file, a folder in diffusers format, or a hub id of either. Of a file it reads only the header; the hash,
-which comes last, reads everything.
+which comes last, reads everything. The exit status is 0 if the model can be trained on as it is, and its last line but the hash
+is then the command; else it is 2, and a sentence says what is wrong or what has to be given with it.
 """
 
 from __future__ import annotations
@@ -26,12 +27,16 @@ WIDTH = 21
 
 
 def main(config: argparse.Namespace) -> int:
-    """Prints the facts about `config.model`, each line as soon as it is known; returns 0."""
+    """Prints the facts about `config.model`, each line as soon as it is known; returns 0 if it can be trained on as it is.
+
+    UserError, after the facts, says why it cannot.
+    """
     # diffusers imports bitsandbytes, which warns about a missing kernel that is not used here.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     path, _ = hub.locate_base(config.model, None, "the model")
     for title, text in inspection.describe(path, config.model):
-        lines = textwrap.wrap(text, 120 - WIDTH, break_on_hyphens=False) or [""]
+        wrapped = [] if title == inspection.COMMAND else textwrap.wrap(text, 120 - WIDTH, break_on_hyphens=False)
+        lines = wrapped or [text]
         print(f"{title:<{WIDTH}}" + f"\n{'':<{WIDTH}}".join(lines), flush=True)
     return 0
 

@@ -56,9 +56,9 @@ def main(config: SamplingConfig) -> int:
         prediction_type=config.prediction_type,
         zero_terminal_snr=config.zero_terminal_snr,
     )
+    base.require_loadable()
     model = models.load(base.architecture)
     settings = text_settings(config, model)
-    loading.require_vae(base, model.SCALING_FACTOR)
     precision = resolve_precision(config.precision, os.environ.get("ACCELERATE_MIXED_PRECISION"), device)
     text = model.load_text(base, device, COMPUTE_DTYPES[precision])
     pipeline = load_pipeline(base, model, text, COMPUTE_DTYPES[precision], device)

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from sushi_research.adapters.loading import label_of
+from sushi_research.config.suggestions import word
 from sushi_research.errors import UserError
 from sushi_research.evaluation import drift, validation_set
 from sushi_research.evaluation.drift import Drift
@@ -104,7 +105,7 @@ def finish(output: Path, results: Sequence[Result], val_set: validation_set.Vali
     table = _table(numbers)
     write_atomic(output / "evaluation.md", (table + "\n").encode())
     paths = "\n".join(f"  {what:<9} {path}" for what, path in written.items())
-    return f"{table}\n\n{paths}\n  compare with runs: python scripts/compare_runs.py RUN {output}/NAME"
+    return f"{table}\n\n{paths}\n  compare with runs: python scripts/compare_runs.py RUN {word(str(output))}/NAME"
 
 
 def _numbers(result: Result, val_set: validation_set.ValidationSet) -> dict[str, float]:

@@ -43,6 +43,10 @@ class FolderPart:
         return str(self.folder)
 
     @property
+    def config_where(self) -> str:
+        return str(self.folder / "config.json")
+
+    @property
     def config(self) -> dict[str, Any]:
         """The contents of config.json; UserError if it does not exist."""
         config = read_json(self.folder / "config.json")
@@ -53,7 +57,7 @@ class FolderPart:
     @property
     def files(self) -> list[Path]:
         """The weight file or its shards, exactly those that `load` reads; UserError if any is missing."""
-        require_nothing_else(self.folder, self.config)
+        require_nothing_else(self.folder)
         return weight_files(self.folder, stem(self.name), self.variant)
 
     @property
@@ -65,12 +69,12 @@ class FolderPart:
         """Hash of the config, the weights, and the files `extra`."""
         return folder_hash([*self.inputs, *extra], hash_cache)
 
-    @readable()
-    def load(self, dtype: Any, device: Any) -> Any:
-        """The model with every weight in `dtype` on `device`, in evaluation mode, from exactly `files`, which are also hashed.
+    def require_weights(self) -> None:
+        """UserError unless the headers of the weight files hold every parameter of the model, in its shape."""
+        self._read_headers()
 
-        UserError if a weight is missing, does not match the config, or is not finite.
-        """
+    def _read_headers(self) -> tuple[Any, dict[Path, dict[str, str]]]:
+        """(the model of the config, without weights, and the keys of each file by `keys_by_file`)."""
         files, config = self.files, self.config
         try:
             require_bounded(config)
@@ -81,5 +85,14 @@ class FolderPart:
         except ValueError as error:
             raise UserError(f"{self.folder} could not be loaded ({error}): download the model again.") from error
         index = index_file(self.folder, stem(self.name), self.variant)
-        load_weights(model, keys_by_file(model, self.folder, files, index), self.folder, dtype, device)
+        return model, keys_by_file(model, self.folder, files, index)
+
+    @readable()
+    def load(self, dtype: Any, device: Any) -> Any:
+        """The model with every weight in `dtype` on `device`, in evaluation mode, from exactly `files`, which are also hashed.
+
+        UserError if a weight is missing, does not match the config, or is not finite.
+        """
+        model, keys = self._read_headers()
+        load_weights(model, keys, self.folder, dtype, device)
         return model.to(device).eval()  # moves the buffers, which are not in the files

@@ -15,11 +15,9 @@ from typing import Any
 
 from sushi_research.errors import UserError, first_line
 from sushi_research.models.components import require_finite
-from sushi_research.models.header import read_header
+from sushi_research.models.header import DTYPES, read_header
 from sushi_research.progress import progress
 
-# Keys of a component's config.json that make the libraries load other files, or load them in another way.
-OTHER_FILES = ("transformers_weights", "configuration_files", "quantization_config")
 # Attention layers in VAEs that were saved before diffusers renamed them.
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
@@ -37,13 +35,11 @@ def read_json(path: Path) -> dict[str, Any] | None:
     return config
 
 
-def require_nothing_else(folder: Path, config: Mapping[str, Any]) -> None:
-    """UserError if something else than the usual weight files would determine the component."""
-    for key in OTHER_FILES:
-        if config.get(key):
-            raise UserError(
-                f"{folder}/config.json sets {key}, which is not supported: take a copy of the model with plain safetensors weights."
-            )
+def require_nothing_else(folder: Path) -> None:
+    """UserError if something else than the usual weight files would determine the component.
+
+    Keys of config.json that name other files are refused with every unknown setting (`settings.require`).
+    """
     if (folder / "adapter_config.json").is_file():
         raise UserError(
             f"{folder} has an adapter next to its weights (adapter_config.json), which is not supported: merge it into the "
@@ -118,7 +114,8 @@ def keys_by_file(
 ) -> dict[Path, dict[str, str]]:
     """File -> {key in it: name of the model's parameter}, from the headers alone. `index` is that of shards.
 
-    UserError unless every parameter of the model is in exactly one place, with its shape, and there is nothing else.
+    UserError unless every parameter of the model is in exactly one place, with its shape and in a dtype that can be read, and
+    there is nothing else.
     """
     shapes = {_plain(name): (name, tuple(parameter.shape)) for name, parameter in model.named_parameters()}
     found: dict[Path, dict[str, str]] = {}
@@ -134,6 +131,11 @@ def keys_by_file(
             if name is None or shape != tensor.shape or _plain(key) not in missing:
                 wrong.append(key)
                 continue
+            if tensor.dtype not in DTYPES:
+                raise UserError(
+                    f"{folder} holds {tensor.dtype} weights ({key}), but only F16, BF16 and F32 can be read: use the model's fp16 "
+                    "files."
+                )
             missing.remove(_plain(key))
             found[file][key] = name
     if indexed:
@@ -150,7 +152,7 @@ def keys_by_file(
 def load_weights(model: Any, keys: Mapping[Path, Mapping[str, str]], folder: Path, dtype: Any, device: Any) -> None:
     """Replaces every parameter of `model` by a copy of its tensor, in `dtype` on `device`; `keys` are those of `keys_by_file`.
 
-    UserError if a tensor is not of a floating-point type, or is not finite.
+    UserError if a tensor is not finite.
     """
     from safetensors import SafetensorError, safe_open
     from torch import nn
@@ -162,11 +164,6 @@ def load_weights(model: Any, keys: Mapping[Path, Mapping[str, str]], folder: Pat
                 with safe_open(file, "pt") as opened:
                     for key, parameter in found.items():
                         stored = opened.get_tensor(key)
-                        if not stored.is_floating_point():
-                            raise UserError(
-                                f"{folder} holds {str(stored.dtype).removeprefix('torch.')} weights ({key}), but only "
-                                "floating-point weights can be read: use the model's fp16 files."
-                            )
                         # A copy, because a tensor of the mapped file would change with the file. It also begins where torch's own
                         # tensors do: a CPU matrix product may round differently for data that is not aligned.
                         value = stored.to(device, dtype, copy=True).contiguous()

@@ -21,6 +21,8 @@ PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl", ".pickle")
 # stores the tags of its training images can have a few MiB.
 MAX_HEADER = 16 * 2**20
 AGAIN = "download it again."
+# The dtypes of weights that can be read, as safetensors names them.
+DTYPES = ("F16", "BF16", "F32", "F64")
 
 
 @dataclass(frozen=True)

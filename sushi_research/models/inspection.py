@@ -1,4 +1,7 @@
-"""Describes a model file or folder: the output of `scripts/inspect_model.py`. Weights are read only to hash them."""
+"""Describes a base in a file or folder: the output of `scripts/inspect_model.py`. Weights are read only to hash them.
+
+At its end it refuses what training would refuse as `model.base`, with the same sentence.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,11 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from sushi_research.config.suggestions import setting
 from sushi_research.errors import UserError, first_line
-from sushi_research.models import ARCHITECTURES, prediction, sources
+from sushi_research.models import ARCHITECTURES, loading, prediction, sources
 from sushi_research.models.components import TITLES
-from sushi_research.models.diffusers_folder import FolderPart
+from sushi_research.models.diffusers_folder import WEIGHTS, FolderPart
 from sushi_research.models.formats import number
 from sushi_research.models.header import Header, Tensor, read_header
 from sushi_research.models.single_file import SingleFile
@@ -22,13 +26,15 @@ SHOWN = 8
 
 # (title, text).
 Line = tuple[str, str]
+# The title of the command to train on the base. It is printed as it is, because a line break would split it.
+COMMAND = "train on it"
 
 
 def describe(path: Path, source: str) -> Iterator[Line]:
     """The lines about a `.safetensors` file or a folder in diffusers format, fast ones first.
 
-    `source` is the model as the user named it. An unsupported single file is described too. UserError if `path` is neither, if
-    the file is damaged, or if a folder's model is not supported.
+    `source` is the model as the user named it. A file that cannot be a base by itself is described too. UserError, after the
+    lines, if `path` cannot be used as `model.base` without further options.
     """
     if path.is_dir():
         yield from _describe_folder(path, source)
@@ -39,20 +45,30 @@ def describe(path: Path, source: str) -> Iterator[Line]:
 def _describe_file(header: Header, source: str) -> Iterator[Line]:
     count = len(header.tensors)
     yield "file", f"{header.path.name}, {header.path.stat().st_size / 2**30:.2f} GiB, {count:,} tensors"
+    refusal = None
     try:
         opened = sources.open_file(header)
-    except UserError as refusal:
+    except UserError as error:
+        refusal = error
         yield "it is", str(refusal).removeprefix(f"{header.path} is ")
         yield "weights", _weights(header.tensors.values())
     else:
         yield "it is", f"{ARCHITECTURES[opened.architecture].title} base"
         yield "predicts", _prediction(opened.evidence).replace(f" in {header.path}", "")
-        yield from _components(opened.single, source)
+        yield from _components(opened.single)
+        try:
+            prediction.decide(opened.evidence)
+            loading.complete_parts(opened, {}, str(header.path))
+            yield COMMAND, _command(opened.architecture, source)
+        except UserError as error:
+            refusal = error
     yield "sha256", _sha256(header.path)
+    if refusal:
+        raise refusal
 
 
-def _components(single: SingleFile, source: str) -> Iterator[Line]:
-    parts, missing, options, damaged = {}, [], [], False
+def _components(single: SingleFile) -> Iterator[Line]:
+    parts, missing = {}, []
     for name, title in TITLES.items():
         if name in single:
             # The UNet's shapes do not show the width of the pooled embedding; the second text encoder's do.
@@ -62,51 +78,51 @@ def _components(single: SingleFile, source: str) -> Iterator[Line]:
                 text = _weights(part.tensors.values())
                 parts[name] = part
             except UserError as error:
-                text, damaged = str(error), True
+                text = str(error)
             yield title, text
         elif name in ARCHITECTURES[single.architecture].formats().TEXT_ENCODERS or name == "vae":
             option = "--model.vae" if name == "vae" else "--model.text_encoders"
             missing.append(f"{title} (give {option})")
-            options += [] if option in options else [option, "..."]
     yield "missing", ", ".join(missing) or "nothing"
     ignored, unknown = single.leftovers(parts.values())
     for reason in dict.fromkeys(ignored.values()):
         yield "not used", f"{_some([key for key in ignored if ignored[key] == reason])}: {reason}"
     yield "unknown", f"{_some(unknown)}: this suite does not know such a model" if unknown else "nothing"
-    if not unknown and not damaged:
-        yield "train on it", " ".join([_command(single.architecture, source), *options])
 
 
 def _describe_folder(folder: Path, source: str) -> Iterator[Line]:
     yield "folder", str(folder)
-    opened = sources.open_folder(folder, None, prediction_type="epsilon")
+    variant = sources.only_half(folder / "unet", WEIGHTS["unet"])
+    opened = sources.open_folder(folder, variant, prediction_type="epsilon")
     yield "it is", f"{ARCHITECTURES[opened.architecture].title} base in diffusers format"
     yield "predicts", _prediction(opened.evidence) if opened.evidence else "unknown (no scheduler_config.json)"
-    missing = []
+    refusal, missing = None, []
+    try:
+        # As training does; of a hub id this fetches the weights.
+        loading.resolve_base(source, variant=variant).require_loadable()
+    except UserError as error:
+        refusal = error
     for name in ("unet", "vae", *ARCHITECTURES[opened.architecture].formats().TEXT_ENCODERS):
         try:
             yield TITLES[name], _files(opened.part(name, {}))
         except UserError as error:
             missing.append(str(error))
     yield "missing", " ".join(missing) or "nothing"
-    yield "train on it", _command(opened.architecture, source)
+    if refusal:
+        raise refusal
+    yield COMMAND, _command(opened.architecture, source, variant)
 
 
-def _command(architecture: str, source: str) -> str:
-    script = ARCHITECTURES[architecture].script
-    return (
-        f"accelerate launch {script} --config configs/{architecture}_lora.yaml --model.base {source} --data.path photos"
-    )
+def _command(architecture: str, source: str, variant: str | None = None) -> str:
+    options = [setting("model.base", source), *([setting("model.variant", variant)] if variant else [])]
+    script = f"accelerate launch {ARCHITECTURES[architecture].script} --config configs/{architecture}_lora.yaml"
+    return f"{script} {' '.join(options)} --data.path photos"
 
 
 def _files(part: sources.Part) -> str:
     assert isinstance(part, FolderPart)
-    half = (
-        part.folder.is_dir() and not list(part.folder.glob("*[!6].safetensors")) and any(part.folder.glob("*.fp16.*"))
-    )
-    files = (FolderPart(part.name, part.folder, "fp16") if half else part).files
-    tensors = [tensor for file in files for tensor in read_header(file).tensors.values()]
-    return f"{_weights(tensors)}; sha256 {', '.join(_sha256(file)[:12] for file in files)}"
+    tensors = [tensor for file in part.files for tensor in read_header(file).tensors.values()]
+    return f"{_weights(tensors)}; sha256 {', '.join(_sha256(file)[:12] for file in part.files)}"
 
 
 def _prediction(evidence: list[prediction.Evidence]) -> str:

@@ -16,7 +16,8 @@ from sushi_research.config import TrainingConfig
 from sushi_research.errors import UserError, first_line
 from sushi_research.files import readable
 from sushi_research.fingerprints import HashCache, file_state
-from sushi_research.models import ARCHITECTURES, detect, hub, prediction, sources, tokenizers
+from sushi_research.models import ARCHITECTURES, detect, hub, prediction, settings, sources, tokenizers
+from sushi_research.models.components import CLASSES
 from sushi_research.models.header import read_header
 from sushi_research.models.prediction import Prediction
 from sushi_research.models.sources import Part
@@ -89,14 +90,38 @@ class Base:
 
     @readable()
     def load_tokenizer(self, text_encoder: str) -> Any:
-        """The `CLIPTokenizer` of `text_encoder` or `text_encoder_2`; UserError if incomplete or of another vocabulary size."""
+        """The `CLIPTokenizer` of `text_encoder` or `text_encoder_2`; UserError if incomplete or of another vocabulary."""
         tokenizer, wanted = self.tokenizers[text_encoder].load(), self.config(text_encoder).get("vocab_size", 49408)
         if len(tokenizer) != wanted:
             raise UserError(
                 f"the tokenizer in {self.tokenizers[text_encoder].folder} has {len(tokenizer)} tokens and "
                 f"{self.parts[text_encoder].where} has {wanted}: take the tokenizer that belongs to it (model.tokenizers)."
             )
+        if CLASSES[text_encoder].endswith("WithProjection"):
+            self._require_pooled_at_end(text_encoder, tokenizer)
         return tokenizer
+
+    @readable()
+    def require_loadable(self) -> None:
+        """UserError unless the headers of all weights and the tokenizers are whole: what a run reads much later, opened first."""
+        for part in self.parts.values():
+            part.require_weights()
+        for name in self.tokenizers:
+            self.load_tokenizer(name)
+
+    def _require_pooled_at_end(self, name: str, tokenizer: Any) -> None:
+        """UserError unless transformers takes the pooled output at the caption's end token.
+
+        It does so at the largest id for an `eos_token_id` of 2, else at the first `eos_token_id`; without one, at the start token.
+        """
+        stated, end = self.config(name).get("eos_token_id", 49407), tokenizer.eos_token_id
+        largest = stated == 2 and not isinstance(stated, float) and end == len(tokenizer) - 1
+        if not (largest or (type(stated) is int and stated == end != 2)):
+            raise UserError(
+                f"{self.parts[name].where} has eos_token_id {stated!r:.60}, but its tokenizer ends a caption with the id {end}, so "
+                "the pooled output would not be taken at a caption's end: correct the number in its config.json, or take the "
+                "tokenizer that belongs to it (model.tokenizers)."
+            )
 
 
 @readable()
@@ -134,15 +159,9 @@ def resolve_base(
     if text_encoders is not None:
         found, text_folder = sources.other_text_encoders(text_encoders, architecture)
         others |= found
-    parts: dict[str, Part] = dict(others)
-    # The UNet comes last: its config in a single file needs the pooled width, which only the second text encoder shows.
-    for name in ("vae", *ARCHITECTURES[architecture].formats().TEXT_ENCODERS, "unet"):
-        if name not in others:
-            parts[name] = opened.part(name, parts)
+    parts, ignored = complete_parts(opened, others, str(path))
     if commit is not None and opened.single is None:
         hub.fetch_weights(source, commit, variant, parts.keys() - others.keys())
-    ignored = sources.require_nothing_left(opened.single, parts) if opened.single else {}
-    detect.require_fit(architecture, {name: part.config for name, part in parts.items()}, str(path))
     return Base(
         source=source,
         revision=commit,
@@ -157,8 +176,27 @@ def resolve_base(
     )
 
 
+def complete_parts(
+    opened: sources.Opened, others: Mapping[str, Part], where: str
+) -> tuple[dict[str, Part], dict[str, str]]:
+    """(the components of a base, of which `others` replace its own; its unused keys with the reasons). Reads no weights.
+
+    UserError for a missing component, for a setting or a key that is not supported, and for components that do not fit together.
+    """
+    parts, architecture = dict(others), opened.architecture
+    # The UNet comes last: its config in a single file needs the pooled width, which only the second text encoder shows.
+    for name in ("vae", *ARCHITECTURES[architecture].formats().TEXT_ENCODERS, "unet"):
+        if name not in others:
+            parts[name] = opened.part(name, parts)
+    for name, part in parts.items():
+        settings.require(name, part.config, architecture, part.config_where)
+    ignored = sources.require_nothing_left(opened.single, parts) if opened.single else {}
+    detect.require_fit(architecture, {name: part.config for name, part in parts.items()}, where)
+    return parts, ignored
+
+
 def find_base(config: TrainingConfig, model: ModuleType) -> Base:
-    """Resolves the base that the config names; UserError unless it has the model module's architecture."""
+    """Resolves the base that the config names; UserError unless it has the model module's architecture and can be loaded."""
     base = resolve_base(
         config.model.base,
         revision=config.model.revision,
@@ -171,7 +209,7 @@ def find_base(config: TrainingConfig, model: ModuleType) -> Base:
         zero_terminal_snr=config.model.zero_terminal_snr,
         only=model.NAME,
     )
-    require_vae(base, model.SCALING_FACTOR)
+    base.require_loadable()
     return base
 
 
@@ -244,14 +282,3 @@ def vae_dtype(base: Base, device: torch.device) -> torch.dtype:
     """
     safe = base.config("vae").get("force_upcast") is False
     return torch.float16 if safe and device.type == "cuda" else torch.float32
-
-
-def require_vae(base: Base, scaling_factor: float) -> None:
-    """UserError for a VAE of another architecture: the UNet was not trained on its latents."""
-    config = base.config("vae")
-    found = config.get("scaling_factor", 0.18215)  # AutoencoderKL's default; SD1.5's config does not name it
-    if found != scaling_factor or config.get("latent_channels", 4) != 4:
-        raise UserError(
-            f"the VAE in {base.parts['vae'].where} has scaling factor {found} and the architecture's is {scaling_factor}: it "
-            "belongs to another model, so choose one made for this base (or leave model.vae out)."
-        )

@@ -36,7 +36,7 @@ class Prediction:
 class Evidence(NamedTuple):
     """One piece of evidence and its source: the type or the zero-terminal SNR, whichever is not None.
 
-    The option prediction_type overrides `weak` evidence, such as metadata, which merging tools copy from file to file.
+    The option overrides `weak` evidence of the same fact, such as metadata, which merging tools copy from file to file.
     """
 
     where: str
@@ -47,7 +47,7 @@ class Evidence(NamedTuple):
 
 def from_scheduler(config: Mapping[str, Any], where: str) -> list[Evidence]:
     """The evidence in a `scheduler_config.json`; a missing key means diffusers' default."""
-    zero = config.get("rescale_betas_zero_snr") in (True, "true")
+    zero = bool(config.get("rescale_betas_zero_snr", False))  # schedulers.py refuses what is not true, false or null
     return [Evidence(where, str(config.get("prediction_type", "epsilon")), zero)]
 
 
@@ -61,11 +61,21 @@ def from_single_file(names: Collection[str], where: str) -> list[Evidence]:
 
 
 def from_metadata(metadata: Mapping[str, str], where: str) -> list[Evidence]:
-    """The evidence in a single file's metadata: kohya's `modelspec.prediction_type` and ComfyUI's `modelspec.predict_key`."""
-    keys = ("modelspec.prediction_type", "modelspec.predict_key")
-    said = {key: _METADATA_TYPES.get(metadata.get(key, "").strip().lower()) for key in keys}
-    said["ss_v_parameterization"] = "v_prediction" if metadata.get("ss_v_parameterization") == "True" else None
-    return [Evidence(f"{key} in the metadata of {where}", kind, weak=True) for key, kind in said.items() if kind]
+    """The evidence in a single file's metadata, as kohya and ComfyUI write it. "none" and an empty text are no evidence."""
+    said: dict[str, Evidence] = {}
+    for key in ("modelspec.prediction_type", "modelspec.predict_key"):
+        text = metadata.get(key, "").strip().lower()
+        if text not in ("", "none", "null"):
+            said[key] = Evidence(
+                f"{key} in the metadata of {where}", _METADATA_TYPES.get(text, ascii(text)[1:-1][:60]), weak=True
+            )
+    for key, fact in (
+        ("ss_v_parameterization", {"type": "v_prediction"}),
+        ("ss_zero_terminal_snr", {"zero_terminal_snr": True}),
+    ):
+        if metadata.get(key, "").strip().lower() == "true":
+            said[key] = Evidence(f"{key} in the metadata of {where}", **fact, weak=True)
+    return list(said.values())
 
 
 def decide(evidence: Sequence[Evidence], asked_type: str | None = None, asked_zero: bool | None = None) -> Prediction:
@@ -74,7 +84,11 @@ def decide(evidence: Sequence[Evidence], asked_type: str | None = None, asked_ze
     UserError for contradictory evidence, for an unsupported type, and for epsilon with zero-terminal SNR: where the input is
     pure noise, predicting the noise is trivial and gives no information about the image.
     """
-    said = [each for each in evidence if asked_type is None or not each.weak]
+
+    def overridden(each: Evidence) -> bool:
+        return each.weak and (asked_type if each.type else asked_zero) is not None
+
+    said = [each for each in evidence if not overridden(each)]
     said += [
         Evidence("the option prediction_type", asked_type),
         Evidence("the option zero_terminal_snr", None, asked_zero),

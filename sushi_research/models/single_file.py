@@ -20,7 +20,7 @@ from sushi_research.errors import UserError
 from sushi_research.fingerprints import HashCache, content_hash, file_state, folder_hash
 from sushi_research.models import ARCHITECTURES, shapes
 from sushi_research.models.components import TITLES, build_empty, require_finite
-from sushi_research.models.header import Header, Tensor, read_header
+from sushi_research.models.header import DTYPES, Header, Tensor, read_header
 from sushi_research.models.original_names import Place, clip_name, open_clip_place, unet_name, vae_name
 from sushi_research.progress import progress
 
@@ -39,7 +39,6 @@ IGNORED = {
     "which neither SD1.5 nor SDXL uses",
     r"v_pred|ztsnr": "a marker: what the model predicts",
 }
-DTYPES = ("F16", "BF16", "F32", "F64")
 
 
 class SingleFile:
@@ -116,6 +115,14 @@ class FilePart:
     @property
     def where(self) -> str:
         return f"the {TITLES[self.name]} in {self.header.path}"
+
+    @property
+    def config_where(self) -> str:
+        return self.where
+
+    def require_weights(self) -> None:
+        """UserError unless the file holds every parameter, in its shape."""
+        assert self.places
 
     @functools.cached_property
     def places(self) -> dict[str, Place]:

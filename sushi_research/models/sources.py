@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from sushi_research.errors import UserError
-from sushi_research.models import ARCHITECTURES, detect, hub, prediction
-from sushi_research.models.components import TITLES
+from sushi_research.models import ARCHITECTURES, detect, hub, prediction, schedulers, settings
+from sushi_research.models.components import CLASSES, TITLES
 from sushi_research.models.diffusers_folder import WEIGHTS, FolderPart, read_json
 from sushi_research.models.formats import number
 from sushi_research.models.header import Header, read_header
@@ -45,10 +45,12 @@ def open_folder(folder: Path, variant: str | None, prediction_type: str | None =
             f"{folder} is not a model in diffusers format (it has no model_index.json): "
             "give model.base a folder made by save_pretrained, a .safetensors file, or a hub id."
         )
-    if not isinstance(pipeline.get("_class_name"), str):
-        raise UserError(f"{folder}/model_index.json is damaged (no _class_name): download the model again.")
+    index = folder / "model_index.json"
+    if "_class_name" not in pipeline:
+        raise UserError(f"{index} is damaged (no _class_name): download the model again.")
     configs = {name: read_json(folder / name / "config.json") for name in TITLES}
-    architecture = detect.of_configs(configs, pipeline["_class_name"], str(folder))
+    architecture = detect.of_configs(configs, str(pipeline["_class_name"]), str(folder))
+    schedulers.require_pipeline(pipeline, index)
     path = folder / "scheduler" / "scheduler_config.json"
     scheduler = read_json(path)
     if scheduler is None and prediction_type is None:
@@ -64,33 +66,21 @@ def open_folder(folder: Path, variant: str | None, prediction_type: str | None =
                 f"{folder} has no {TITLES[name]} (no {name}/config.json): download the model again, or take it from another "
                 f"model with {option}."
             )
+        schedulers.require_class(pipeline, name, settings.TEXT_CLASSES if "text" in name else (CLASSES[name],), index)
         return FolderPart(name, folder / name, variant)
 
+    facts = published(architecture)
+    if scheduler is not None:
+        schedulers.require_scheduler(scheduler, architecture, pipeline, path)
     return Opened(
         architecture=architecture,
         evidence=[] if scheduler is None else prediction.from_scheduler(scheduler, str(path)),
-        scheduler=published(architecture)["scheduler"] if scheduler is None else _known(scheduler, architecture, path),
-        force_zeros=bool(pipeline.get("force_zeros_for_empty_prompt", False)),
+        scheduler=facts["scheduler"] if scheduler is None else scheduler,
+        # Without it, the pipelines' own default, which is the published value.
+        force_zeros=pipeline.get("force_zeros_for_empty_prompt", facts["force_zeros_for_empty_prompt"]),
         part=part,
         single=None,
     )
-
-
-def _known(scheduler: dict[str, Any], architecture: str, path: Path) -> dict[str, Any]:
-    """The scheduler config; UserError if its noise schedule is not the architecture's, which training uses."""
-    known = published(architecture)["scheduler"]
-    for key in ("beta_schedule", "beta_start", "beta_end", "num_train_timesteps"):
-        if scheduler.get(key, known[key]) != known[key]:
-            raise UserError(
-                f"{path} has {key} {scheduler[key]}, but {ARCHITECTURES[architecture].title} base has {known[key]}, so its noise "
-                f"schedule differs: {detect.CHOOSE}, or correct the file."
-            )
-    if scheduler.get("timestep_spacing", "leading") not in ("leading", "linspace", "trailing"):
-        raise UserError(
-            f"{path} has timestep_spacing {scheduler['timestep_spacing']}, which is none of leading, linspace and trailing: "
-            "correct the file, or download the model again."
-        )
-    return scheduler
 
 
 def open_file(header: Header) -> Opened:
@@ -159,7 +149,7 @@ def other_vae(source: str, revision: str | None, architecture: str) -> tuple[Par
         raise UserError(
             f"model.vae: {source} has no VAE in diffusers format (no config.json): give a folder or hub id that has one, or a file."
         )
-    return FolderPart("vae", folder, _only_half(folder, WEIGHTS["vae"])), named
+    return FolderPart("vae", folder, only_half(folder, WEIGHTS["vae"])), named
 
 
 def other_text_encoders(source: str, architecture: str) -> tuple[dict[str, Part], Path | None]:
@@ -172,7 +162,7 @@ def other_text_encoders(source: str, architecture: str) -> tuple[dict[str, Part]
             parts[name] = single.part(name)
             require_nothing_left(single, parts, below=parts[name].prefix)
         elif single is None and (path / name / "config.json").is_file():
-            parts[name] = FolderPart(name, path / name, _only_half(path / name, "model"))
+            parts[name] = FolderPart(name, path / name, only_half(path / name, "model"))
         else:
             raise UserError(
                 f"model.text_encoders: {source} holds no {TITLES[name]} of {ARCHITECTURES[architecture].title} base: name a "
@@ -181,7 +171,7 @@ def other_text_encoders(source: str, architecture: str) -> tuple[dict[str, Part]
     return parts, None if single else path
 
 
-def _only_half(folder: Path, stem: str) -> str | None:
+def only_half(folder: Path, stem: str) -> str | None:
     """ "fp16" if a replacement component has only half-precision weights, else None (full precision).
 
     model.variant applies to the base alone.

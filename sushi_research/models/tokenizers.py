@@ -12,12 +12,41 @@ from pathlib import Path
 from typing import Any
 
 from sushi_research.errors import UserError, first_line
+from sushi_research.models.folder_weights import read_json
+from sushi_research.models.settings import ANY, NUMBER, one_of, require_settings
 from sushi_research.models.shapes import published
 
 # CLIP's vocabulary (MIT licence), fetched if there is no other copy.
 VOCABULARY = "openai/clip-vit-large-patch14"
 PAIR = ("vocab.json", "merges.txt")
 FILES = (*PAIR, "added_tokens.json", "special_tokens_map.json", "tokenizer.json", "tokenizer_config.json")
+# What tokenizer_config.json may say. transformers ignores some of these settings, so a value that means another text must not pass.
+SIDE = one_of("right", None, because=" (CLIP's text begins at the first position)")
+SETTINGS = {
+    "tokenizer_class": one_of("CLIPTokenizer", "CLIPTokenizerFast", None),
+    "padding_side": SIDE,
+    "truncation_side": SIDE,
+    "model_max_length": NUMBER,
+    "do_lower_case": one_of(True, None),
+    "add_prefix_space": one_of(False),
+    "add_bos_token": one_of(True, None),
+    "add_eos_token": one_of(True, None),
+    "split_special_tokens": one_of(False),
+    "errors": ANY,  # decoding
+    # The tokens are compared after loading.
+    **dict.fromkeys(("bos_token", "eos_token", "unk_token", "pad_token", "mask_token", "sep_token", "cls_token"), ANY),
+    **dict.fromkeys(("added_tokens_decoder", "extra_special_tokens", "additional_special_tokens"), ANY),
+    # What a call gets if it does not say it; ours say it.
+    **dict.fromkeys(
+        ("max_length", "stride", "truncation", "truncation_strategy", "padding", "pad_to_multiple_of"), ANY
+    ),
+    # Where the files come from, and settings for decoding and for other kinds of input.
+    **dict.fromkeys(("name_or_path", "special_tokens_map_file", "tokenizer_file", "backend", "is_local"), ANY),
+    **dict.fromkeys(("local_files_only", "processor_class", "clean_up_tokenization_spaces", "model_input_names"), ANY),
+    **dict.fromkeys(("pad_token_type_id", "pad_token_type", "legacy", "use_fast", "trim_offsets"), ANY),
+}
+# Texts whose tokens show each step: Unicode form, spaces, lower case, splitting, and the two special tokens.
+PROBES = ("", "A PHOTO of the caf\u00e9, cafe\u0301's  12\n\tcats:3 can't ($5)")
 OFFER = "give --model.tokenizers a folder with CLIP's vocab.json and merges.txt, or any SD1.5 or SDXL model in diffusers format"
 
 
@@ -40,7 +69,9 @@ class Tokenizer:
         """The `CLIPTokenizer` of exactly `files`; UserError if they are incomplete or inconsistent."""
         import transformers
 
-        files = self.files
+        files, where = self.files, str(self.folder / "tokenizer_config.json")
+        said = read_json(self.folder / "tokenizer_config.json") or {}
+        require_settings(said, SETTINGS, {}, where, "take CLIP's tokenizer (model.tokenizers)")
         given = {} if self.pad is None else {"pad_token": self.pad, "model_max_length": 77}
         try:
             # A copy of the files that are hashed: in their own folder the library would read others too, for example those that
@@ -50,6 +81,7 @@ class Tokenizer:
                     shutil.copyfile(path, Path(copy, path.name))
                 tokenizer = transformers.CLIPTokenizer.from_pretrained(copy, **given)
                 merges = _merges(Path(copy, "merges.txt"))
+                differs = _differs(tokenizer, Path(copy, "tokenizer.json"))
         except Exception as error:
             # transformers raises many error types here, all caused by the user's files.
             raise UserError(
@@ -61,10 +93,46 @@ class Tokenizer:
         if merges is not None and tokenizer.vocab_size != 512 + merges + 2:
             wrong = f"has {tokenizer.vocab_size} tokens and {merges} merges, which do not fit together"
         elif tokenizer.model_max_length != 77:
-            wrong = f"takes {tokenizer.model_max_length} tokens, but CLIP takes 77 (tokenizer_config.json)"
+            wrong = f"takes {tokenizer.model_max_length!r} tokens, but CLIP takes 77 (tokenizer_config.json)"
+        else:
+            wrong = differs or _unusual(tokenizer)
         if wrong:
-            raise UserError(f"{self.folder} {wrong}: download the model again.")
+            raise UserError(
+                f"{self.folder} {wrong}: download the model again, or take CLIP's tokenizer (model.tokenizers)."
+            )
         return tokenizer
+
+
+def _unusual(tokenizer: Any) -> str | None:
+    """How a loaded tokenizer treats the ends of a text in another way than CLIP's; None if it does not."""
+    for side in ("padding_side", "truncation_side"):  # tokenizer.json can set them too
+        if getattr(tokenizer, side) != "right":
+            return f"has the {side} {getattr(tokenizer, side)}, but CLIP's text begins at the first position"
+    if tokenizer.pad_token is None:
+        return "has no pad token"
+    for name, wanted in (("bos_token", "<|startoftext|>"), ("eos_token", "<|endoftext|>")):
+        if getattr(tokenizer, name) != wanted:
+            return f"has the {name} {getattr(tokenizer, name)!r}, but CLIP's is {wanted}"
+    return None
+
+
+def _differs(tokenizer: Any, file: Path) -> str | None:
+    """How a tokenizer.json makes other tokens than `tokenizer`, which was loaded from it; None if it does not.
+
+    transformers takes the vocabulary and the merges from the file and silently replaces the rest by CLIP's own steps.
+    """
+    import tokenizers
+
+    if not file.is_file():
+        return None
+    stated = tokenizers.Tokenizer.from_file(str(file))
+    stated.no_truncation()
+    stated.no_padding()
+    if getattr(stated.model, "dropout", None):
+        return "drops merges at random (dropout in tokenizer.json)"
+    if any(stated.encode(text).ids != tokenizer(text).input_ids for text in PROBES):
+        return "has a tokenizer.json that splits text in another way than CLIP's tokenizer"
+    return None
 
 
 def _merges(file: Path) -> int | None:

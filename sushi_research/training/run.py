@@ -25,6 +25,7 @@ from sushi_research.caches.inputs import Inputs
 from sushi_research.caches.store import entry_key
 from sushi_research.config import TrainingConfig
 from sushi_research.config.command_line import config_to_dict
+from sushi_research.config.suggestions import word
 from sushi_research.errors import UserError
 from sushi_research.files import write_json
 from sushi_research.precision import resolve_precision
@@ -202,7 +203,9 @@ def finish(job: Job, metrics_file: tracking.MetricsFile, step: int, timings: Sta
     if config.sample.enabled:
         written["samples"] = run.samples / "progress.png"
     if any((run.path / "wandb").glob("offline-run-*")):
-        written["W&B"] = f"{run.path}/wandb (offline; `wandb sync {run.path}/wandb/offline-run-*` uploads it)"
+        written["W&B"] = (
+            f"{run.path}/wandb (offline; `wandb sync {word(str(run.path))}/wandb/offline-run-*` uploads it)"
+        )
     print(f"\nfinished; seconds: {', '.join(f'{name} {value:.0f}' for name, value in seconds.items())}; written:")
     for what, path in written.items():
         print(f"  {what:<9} {path}")

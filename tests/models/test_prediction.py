@@ -100,6 +100,16 @@ FILES = [
     ((), {"ss_v_parameterization": "True"}, {}, V),
     ((), {"modelspec.prediction_type": "edm"}, {}, ("the base predicts edm", SPEC)),
     ((), {"modelspec.prediction_type": "edm"}, V_ASKED, V),
+    ((), {"modelspec.prediction_type": "x0\u3042"}, {}, ("the base predicts x0\\u3042", SPEC)),
+    ((), {"modelspec.predict_key": "score"}, EPS_ASKED, EPSILON),
+    ((), V_DATA | {"ss_zero_terminal_snr": "True"}, {}, ZERO),
+    ((), V_DATA | {"ss_zero_terminal_snr": "True"}, PLAIN_ASKED, V),
+    (
+        (),
+        {"ss_zero_terminal_snr": "true"},
+        {},
+        ("zero-terminal SNR (ss_zero_terminal_snr", "epsilon (nothing says otherwise)"),
+    ),
     ((), EPS_DATA | V_COMFY, {}, (f"epsilon by {SPEC}", f"v_prediction by {KEY}")),
     (("v_pred",), EPS_DATA, {}, (f"v_prediction by {V_PRED}", f"epsilon by {SPEC}")),
     (("ztsnr",), V_DATA, {}, ZERO),
@@ -156,7 +166,7 @@ def test_names_like_the_markers_are_none(architecture, of_file):
 
 
 def test_metadata_without_a_type_says_nothing():
-    for value in ("", "none", "None", "\u3042\n"):
+    for value in ("", "none", "None", "\n"):
         assert from_metadata(dict.fromkeys(("modelspec.prediction_type", "modelspec.predict_key"), value), "it") == []
 
 

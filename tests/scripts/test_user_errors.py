@@ -209,7 +209,7 @@ def test_a_base_of_another_architecture_names_the_right_script(trainer, refusal,
 def test_a_vae_of_another_architecture(trainer, refusal, bases):
     other = {"sd15": "sdxl", "sdxl": "sd15"}[trainer.architecture]
     sentence = refusal({"model.vae": str(bases[other])})
-    assert f"the VAE in {bases[other]}/vae has scaling factor" in sentence and "belongs to another model" in sentence
+    assert f"{bases[other]}/vae/config.json has scaling_factor" in sentence and "choose a VAE of an" in sentence
 
 
 @ONE
@@ -234,8 +234,19 @@ UNTRAINABLE = {
     "tokenizer could not be loaded": lambda base: cut_in_half(base / "tokenizer/tokenizer.json"),
     "but CLIP takes 77": lambda base: (base / "tokenizer/tokenizer_config.json").unlink(),
     "has no scheduler/scheduler_config.json": lambda base: shutil.rmtree(base / "scheduler"),
-    "unet could not be loaded": lambda base: cut_in_half(base / "unet/diffusion_pytorch_model.safetensors"),
-    "text_encoder could not be loaded": lambda base: cut_in_half(base / "text_encoder/model.safetensors"),
+    "unet/diffusion_pytorch_model.safetensors is cut short": lambda base: cut_in_half(
+        base / "unet/diffusion_pytorch_model.safetensors"
+    ),
+    "text_encoder/model.safetensors is ": lambda base: (base / "text_encoder/model.safetensors").write_text(
+        "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 492265168\n"
+    ),
+    "vae/diffusion_pytorch_model.safetensors is ": lambda base: (
+        base / "vae/diffusion_pytorch_model.safetensors"
+    ).write_text("<!DOCTYPE html><html><body>Access denied</body></html>"),
+    "pickled .bin weights are not read": lambda base: (base / "text_encoder/model.safetensors").rename(
+        base / "text_encoder/pytorch_model.bin"
+    ),
+    "do not fit its config.json": lambda base: change_json(base / "text_encoder/config.json", num_hidden_layers=4),
     "unet/config.json is not valid JSON": lambda base: cut_in_half(base / "unet/config.json"),
 }
 
@@ -247,7 +258,8 @@ def test_a_base_that_cannot_be_trained(trainer, refusal, edited_base, tmp_path):
         with case(words):
             sentence = refusal({"model.base": edited_base(change), "cache.folder": str(tmp_path / "cache")})
             assert words in sentence and str(tmp_path / "base") in sentence
-            assert not (trainer.folder("refused") / "checkpoints").exists()
+            # Refused with the plan, before anything is encoded, so --dry-run refuses it too.
+            assert not shards(tmp_path / "cache") and not trainer.folder("refused").exists()
 
 
 # --- The adapter and the optimizer ---

@@ -1,0 +1,108 @@
+"""Checks the settings in a base's scheduler config and model_index.json: which schedulers' models this suite trains, and how.
+
+Training uses the noise schedule and the prediction type; sampling always uses the Euler scheduler, with the keys of the config
+that it knows. The settings of other samplers (solver_order, clip_sample, skip_prk_steps and so on) belong to steps that are not
+taken here, so they may have any value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sushi_research.errors import UserError
+from sushi_research.models import ARCHITECTURES, detect
+from sushi_research.models.settings import (
+    ANY,
+    BOOLEAN,
+    SWITCH,
+    Rule,
+    one_of,
+    require_settings,
+    shown,
+    signature_defaults,
+)
+from sushi_research.models.shapes import published
+
+# Schedulers of models that predict the noise or v on Stable Diffusion's discrete noise schedule. Others belong to models that
+# learned something else: flow matching, EDM's continuous noise levels, consistency (LCM, TCD), a cascade (unCLIP).
+FAMILY = (
+    *("DDPMScheduler", "DDPMParallelScheduler", "DDIMScheduler", "DDIMParallelScheduler", "PNDMScheduler"),
+    *("LMSDiscreteScheduler", "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "HeunDiscreteScheduler"),
+    *("KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "DPMSolverMultistepScheduler"),
+    *("DPMSolverSinglestepScheduler", "DPMSolverSDEScheduler", "DEISMultistepScheduler", "UniPCMultistepScheduler"),
+    "SASolverScheduler",
+)
+SCHEDULE_KEYS = ("beta_schedule", "beta_start", "beta_end", "num_train_timesteps")
+SIGMAS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
+RULES = {
+    "_class_name": Rule(lambda found: found in FAMILY, "schedulers that predict the noise or v on discrete timesteps"),
+    "_use_default_values": one_of(None, []),
+    "prediction_type": Rule(lambda found: isinstance(found, str), "a text"),  # its value is evidence, see prediction.py
+    "predict_epsilon": one_of(True),  # in early configs, in place of prediction_type
+    "trained_betas": one_of(None),
+    "rescale_betas_zero_snr": SWITCH,
+    # What the Euler scheduler takes from the config:
+    "timestep_spacing": one_of("leading", "linspace", "trailing"),
+    "timestep_type": one_of("discrete", because=" (a continuous one belongs to EDM's noise levels)"),
+    "steps_offset": one_of(0, 1),
+    "interpolation_type": one_of("linear", "log_linear"),
+    "final_sigmas_type": one_of("zero", "sigma_min"),
+    **dict.fromkeys(SIGMAS, SWITCH),
+    **dict.fromkeys(("sigma_min", "sigma_max"), one_of(None)),
+    "use_flow_sigmas": one_of(False, because=" (a flow-matching model learns another target)"),
+    "tensor_format": ANY,  # in early configs: "pt"
+}
+PIPELINES = (
+    *("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline"),
+    *("StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline"),
+)
+
+
+def require_scheduler(config: Mapping[str, Any], architecture: str, pipeline: Mapping[str, Any], path: Path) -> None:
+    """UserError, naming the setting, unless the base learned on the noise schedule that training uses.
+
+    `pipeline` is the content of model_index.json, whose scheduler class counts too. A missing key has its class's default.
+    """
+    import diffusers
+
+    advice, known = detect.CHOOSE, published(architecture)["scheduler"]
+    named = pipeline.get("scheduler")
+    named = named[1] if isinstance(named, list) and len(named) == 2 else None
+    if named is not None:
+        rule = {"scheduler": RULES["_class_name"]}
+        require_settings({"scheduler": named}, rule, {}, str(path.parents[1] / "model_index.json"), advice)
+    rules = RULES | {
+        key: one_of(known[key], because=f" ({ARCHITECTURES[architecture].label}'s noise schedule)")
+        for key in SCHEDULE_KEYS
+    }
+    kind = config.get("_class_name", named or "EulerDiscreteScheduler")
+    defaults = signature_defaults(getattr(diffusers, kind)) if kind in FAMILY else {}
+    for other in FAMILY:
+        rules |= {key: ANY for key in signature_defaults(getattr(diffusers, other)) if key not in rules}
+    require_settings(config, rules, defaults, str(path), advice)
+    if sum(config.get(key) is True for key in SIGMAS) > 1:
+        raise UserError(f"{path} sets more than one of {', '.join(SIGMAS)}: correct the file.")
+
+
+def require_pipeline(pipeline: Mapping[str, Any], path: Path) -> None:
+    """UserError unless model_index.json names a pipeline of this suite's architectures and its settings have their types."""
+    rules = {
+        "_class_name": Rule(lambda found: found in PIPELINES, " or ".join(PIPELINES)),
+        "force_zeros_for_empty_prompt": BOOLEAN,
+    }
+    require_settings(
+        {key: value for key, value in pipeline.items() if key in rules}, rules, {}, str(path), detect.CHOOSE
+    )
+
+
+def require_class(pipeline: Mapping[str, Any], name: str, classes: tuple[str, ...], path: Path) -> None:
+    """UserError if model_index.json names another class for the component `name`, such as AutoencoderTiny for the VAE."""
+    entry = pipeline.get(name)
+    found = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
+    if found is not None and found not in classes:
+        raise UserError(
+            f"{path} has {shown(found)} as the {name}, but this suite takes only {' or '.join(classes)}: {detect.CHOOSE}, or "
+            "replace the component."
+        )
