@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from sushi_research.config.section import Section, Seed, Text
+from sushi_research.config.section import SamplingSteps, Section, Seed, Text
 
 
 class CheckpointSection(Section):
@@ -26,7 +26,7 @@ class SampleSection(Section):
     prompts: list[str] = Field([], description="Prompts; an empty list = the first three distinct captions of the data")
     negative_prompt: str = Field("", description="Negative prompt")
     seeds: Annotated[list[Seed], Field(min_length=1)] = Field([0], description="One image per prompt and seed")
-    steps: int = Field(25, ge=1, description="Denoising steps per image")
+    steps: SamplingSteps = Field(25, description="Denoising steps per image")
     guidance: float = Field(5.0, ge=1, description="Classifier-free guidance scale; 1 = none")
     width: int | None = Field(None, ge=8, multiple_of=8, description="Width in pixels; null = data.resolution")
     height: int | None = Field(None, ge=8, multiple_of=8, description="Height in pixels; null = data.resolution")
