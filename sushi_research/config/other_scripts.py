@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, create_model, model_validator
 
 from sushi_research.config.inputs import HUB, NULL_REVISION, PREDICTION, TOKENIZERS, ZERO_TERMINAL_SNR
-from sushi_research.config.section import SamplingSteps, Section, Seed, Text
+from sushi_research.config.section import SamplingSteps, Section, Seed, Text, require_text
 from sushi_research.config.training import TrainingConfig
 
 
@@ -51,6 +51,11 @@ class SamplingConfig(Section):
         for name in ("lora_scales", "adapters", "seeds"):
             if len(set(getattr(self, name))) < len(getattr(self, name)):
                 raise ValueError(f"{name} has an entry twice: it would generate the same images again")
+        return self
+
+    @model_validator(mode="after")
+    def _prompts_are_text(self) -> SamplingConfig:
+        require_text({"prompts": self.prompts, "negative_prompt": [self.negative_prompt]})
         return self
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from sushi_research.config.section import SamplingSteps, Section, Seed, Text
+from sushi_research.config.section import SamplingSteps, Section, Seed, Text, require_text
 
 
 class CheckpointSection(Section):
@@ -35,6 +35,11 @@ class SampleSection(Section):
     def _seeds_are_distinct(self) -> SampleSection:
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError("sample.seeds has a seed twice: it would generate the same images again")
+        return self
+
+    @model_validator(mode="after")
+    def _prompts_are_text(self) -> SampleSection:
+        require_text({"sample.prompts": self.prompts, "sample.negative_prompt": [self.negative_prompt]})
         return self
 
 
@@ -73,6 +78,11 @@ class EvaluationSection(Section):
             raise ValueError(
                 "evaluation.split is set but evaluation.path is not: set evaluation.path, or remove the split"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _captions_are_text(self) -> EvaluationSection:
+        require_text({"evaluation.drift_captions": self.drift_captions or []})
         return self
 
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from sushi_research import caption_text
 from sushi_research.data.hf_dataset import find_in_table, load_saved, load_table, require_hub_id
 from sushi_research.data.image_folder import find_in_folder
 from sushi_research.data.images import BadImage, decode
@@ -36,7 +37,8 @@ def scan(
     `path` is a folder of images, the folder of an HF dataset (`save_to_disk`, or parquet or arrow files) or a hub id. In a
     folder of images, the caption of x.jpg is in x.txt, x.caption, or a metadata.jsonl as in HF's imagefolder
     (`file_name` and `text`, or `caption_column`). Images below a folder 10_cats are repeated ten times, as in kohya's
-    sd-scripts. The maximum is 999, so 2024_trip is an ordinary folder. Of several captions in a row, the first is used.
+    sd-scripts. The maximum is 999, so 2024_trip is an ordinary folder. Of several captions in a row, or several lines in a caption,
+    the first is used, and a note says so.
 
     Raises UserError if there is nothing to train on at `path`. Problems with single files are listed in the scan.
     """
@@ -62,6 +64,7 @@ def scan(
     _check(result, images, hash_cache, show_progress)
     result.samples.sort(key=lambda sample: (sample.image_hash, sample.caption, sample.name))
     result.problems.sort(key=lambda problem: (problem.name, problem.reason))
+    result.notes += caption_text.note_replaced(sorted((sample.name, sample.caption) for sample in result.samples))
     copies = defaultdict(list)
     for sample in result.samples:
         copies[sample.image_hash, sample.caption].append(sample.name)
