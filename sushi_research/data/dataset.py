@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +14,7 @@ import numpy as np
 from sushi_research import caption_text
 from sushi_research.data.hf_dataset import find_in_table, load_saved, load_table, require_hub_id
 from sushi_research.data.image_folder import find_in_folder
-from sushi_research.data.images import BadImage, decode
+from sushi_research.data.images import BadImage, decode_and_describe
 from sushi_research.data.near_duplicates import fingerprint
 from sushi_research.data.samples import FoundImage, Problem, Sample, Scan
 from sushi_research.errors import UserError
@@ -135,6 +136,7 @@ def _check(result: Scan, images: list[FoundImage], hash_cache: HashCache, show_p
     finally:  # so that an interrupted check can continue where it stopped
         pool.shutdown(cancel_futures=True)
         hash_cache.save()
+    used: dict[str, dict[str, Any]] = {}
     for image, facts in zip(images, known, strict=True):
         if isinstance(facts, str):
             result.problems.append(Problem(image.name, facts))
@@ -142,13 +144,37 @@ def _check(result: Scan, images: list[FoundImage], hash_cache: HashCache, show_p
             size = (facts["width"], facts["height"])
             image_fingerprint = int(facts["fingerprint"], 16)
             sample = Sample(
-                image.name, facts["hash"], image.caption, *size, image.repeats, image.load, image_fingerprint
+                image.name,
+                facts["hash"],
+                image.caption,
+                *size,
+                image.repeats,
+                image.load,
+                image_fingerprint,
+                bool(facts["converted_from"]),
             )
             result.samples.append(sample)
+            used[image.name] = facts
+    result.notes += _colour_notes(used)
+
+
+def _colour_notes(used: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Notes on what was done to the colours of the used images, given their facts by name."""
+    kinds = defaultdict(list)
+    for name, facts in used.items():
+        if facts["converted_from"]:
+            kinds[f"converted to sRGB from {facts['converted_from']}"].append(name)
+        if facts["transparent"]:
+            kinds["transparent, and laid over white"].append(name)
+    notes = [
+        f"{len(names)} {'image is' if len(names) == 1 else 'images are'} {kind} (first: {min(names)})"
+        for kind, names in sorted(kinds.items())
+    ]
+    return notes + [f"{name}: {facts['ignored']}" for name, facts in sorted(used.items()) if facts["ignored"]]
 
 
 def _inspect(image: FoundImage) -> tuple[dict[str, Any] | str, FileState | None]:
-    """(hash, size and fingerprint of an image; state of its file before reading), or (reason why it is unusable, None)."""
+    """(facts about an image; state of its file before reading), or (reason why it is unusable, None)."""
     state = None
     try:
         if image.path is not None:
@@ -156,15 +182,17 @@ def _inspect(image: FoundImage) -> tuple[dict[str, Any] | str, FileState | None]
                 return "not a file: a broken link?", None
             state = file_state(image.path)
         data = image.load()
-        image = decode(data)
+        decoded = decode_and_describe(data)
     except BadImage as error:
         return error.reason, None
     except OSError as error:
         return f"cannot be read: {error.strerror or error}", None
-    image_fingerprint = f"{fingerprint(np.asarray(image)):x}"
     return {
         "hash": content_hash(data),
-        "width": image.width,
-        "height": image.height,
-        "fingerprint": image_fingerprint,
+        "width": decoded.image.width,
+        "height": decoded.image.height,
+        "fingerprint": f"{fingerprint(np.asarray(decoded.image)):x}",
+        "converted_from": decoded.converted_from,
+        "transparent": decoded.transparent,
+        "ignored": decoded.ignored,
     }, state

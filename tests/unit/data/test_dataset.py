@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from sushi_research.data import dataset
+from sushi_research.data.colour import SRGB, matrix_profile
 from sushi_research.data.dataset import Problem, Sample, Scan, require_clean, write_report
 from sushi_research.errors import UserError
 from sushi_research.fingerprints import HashCache, content_hash, file_hash
@@ -77,13 +78,13 @@ def scan(hash_cache):
 def decodes(monkeypatch):
     """The bytes of every image that is decoded."""
     seen = []
-    real = dataset.decode
+    real = dataset.decode_and_describe
 
     def counting(data):
         seen.append(data)
         return real(data)
 
-    monkeypatch.setattr(dataset, "decode", counting)
+    monkeypatch.setattr(dataset, "decode_and_describe", counting)
     return seen
 
 
@@ -556,17 +557,37 @@ def test_a_bad_image_is_looked_at_each_time(root, scan, decodes):
 def test_a_check_that_is_interrupted_keeps_what_it_did(root, scan, hash_cache, decodes, monkeypatch):
     write(root, a_png=picture(1), a_txt="x", b_png=picture(2), b_txt="y")
     monkeypatch.setattr(os, "cpu_count", lambda: 1)
-    counting = dataset.decode
+    counting = dataset.decode_and_describe
 
     def interrupted(data):
         if data == picture(2):
             raise KeyboardInterrupt
         return counting(data)
 
-    monkeypatch.setattr(dataset, "decode", interrupted)
+    monkeypatch.setattr(dataset, "decode_and_describe", interrupted)
     with pytest.raises(KeyboardInterrupt):
         scan(root)
     assert HashCache(hash_cache.path).get(root / "a.png")["hash"] == content_hash(picture(1))
+
+
+# --- colours ---
+
+
+def test_what_is_done_to_colours_is_counted_and_files_whose_colours_are_uncertain_are_named(root, scan, decodes):
+    linear = {"icc_profile": matrix_profile(SRGB, 1.0)}
+    write(root, a_png=picture(1, **linear), b_png=picture(2, **linear), c_png=picture(3, mode="RGBA"))
+    write(root, d_jpg=picture(4, "JPEG", mode="CMYK"), e_png=picture(5, icc_profile=b"broken"), f_png=picture(6))
+    write(root, **{f"{letter}_txt": "x" for letter in "abcdef"})
+    for count in (6, 6):  # the second time from the hash cache
+        result = scan(root)
+        assert result.notes == [
+            "2 images are converted to sRGB from the colour profile without a name (first: a.png)",
+            "1 image is transparent, and laid over white (first: c.png)",
+            "d.jpg: CMYK without a colour profile: converted by a plain formula",
+            "e.png: a colour profile that cannot be read: the colours are taken for sRGB",
+        ]
+        assert {sample.name for sample in result.samples if sample.converted} == {"a.png", "b.png"}
+        assert result.problems == [] and len(decodes) == count
 
 
 # --- an HF data set ---
