@@ -36,7 +36,7 @@ from sushi_research.models import loading
 from sushi_research.precision import COMPUTE_DTYPES, resolve_precision
 from sushi_research.progress import progress
 from sushi_research.sampling import plots
-from sushi_research.sampling.pipeline import decode, embeddings, unconditional
+from sushi_research.sampling.pipeline import decode, embeddings, sampling_scheduler, unconditional
 from sushi_research.training import run
 
 
@@ -62,6 +62,7 @@ def main(config: SamplingConfig) -> int:
     precision = resolve_precision(config.precision, os.environ.get("ACCELERATE_MIXED_PRECISION"), device)
     text = model.load_text(base, device, COMPUTE_DTYPES[precision])
     pipeline = load_pipeline(base, model, text, COMPUTE_DTYPES[precision], device)
+    pipeline.scheduler = sampling_scheduler(base.scheduler, base.prediction, config.steps)
     names = load_adapters(pipeline, config.adapters)
 
     columns = [("base", None, 0.0)]

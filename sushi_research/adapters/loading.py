@@ -14,7 +14,6 @@ import torch
 
 from sushi_research.errors import UserError
 from sushi_research.models import loading
-from sushi_research.sampling.pipeline import sampling_scheduler
 
 # Key suffixes of the two matrices: of kohya and most others, of peft, of diffusers before it used peft.
 DOWN = (".lora_down.weight", ".lora_A.weight", ".lora.down.weight")
@@ -24,13 +23,13 @@ TEXT = ("lora_te", "text_encoder")
 
 
 def load_pipeline(base: loading.Base, model: ModuleType, text: Any, dtype: torch.dtype, device: torch.device) -> Any:
-    """diffusers' pipeline of the base without its VAE, with the Euler scheduler that the training's samples use."""
+    """diffusers' pipeline of the base without its VAE and scheduler; for sampling, set `scheduler` (`sampling_scheduler`)."""
     import diffusers
 
     pipeline = getattr(diffusers, model.PIPELINE)(
         unet=loading.load_unet(base, dtype, device).eval(),
         vae=None,
-        scheduler=sampling_scheduler(base.scheduler, base.prediction),
+        scheduler=None,
         **model.pipeline_text(base, text),
         **model.PIPELINE_WITHOUT,
     )

@@ -25,7 +25,10 @@ RECIPE = 1
 
 
 def latent_key(item: Item, flip: bool, vae_hash: str, dtype: torch.dtype) -> str:
-    """The key of an image's posterior: image bytes, VAE weights and dtype, and everything that determines the VAE's input."""
+    """The key of an image's posterior: image bytes, VAE weights and dtype, and everything that determines the VAE's input.
+
+    The colour recipe is part of it only if the image is converted, so that the entries of other images remain valid.
+    """
     geometry = item.geometry
     return entry_key(
         recipe=RECIPE,
@@ -36,6 +39,7 @@ def latent_key(item: Item, flip: bool, vae_hash: str, dtype: torch.dtype) -> str
         crop=[geometry.crop_top, geometry.crop_left],
         size=[geometry.height, geometry.width],
         flip=flip,
+        **item.sample.colour_recipe,
     )
 
 

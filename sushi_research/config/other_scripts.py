@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, create_model, model_validator
 
 from sushi_research.config.inputs import HUB, NULL_REVISION, PREDICTION, TOKENIZERS, ZERO_TERMINAL_SNR
-from sushi_research.config.section import Section, Seed, Text
+from sushi_research.config.section import SamplingSteps, Section, Seed, Text, require_text
 from sushi_research.config.training import TrainingConfig
 
 
@@ -33,7 +33,7 @@ class SamplingConfig(Section):
     prompts: Annotated[list[Text], Field(min_length=1)] = Field(description="Prompts")
     negative_prompt: str = Field("", description="Negative prompt")
     seeds: Annotated[list[Seed], Field(min_length=1)] = Field([0], description="One row per prompt and seed")
-    steps: int = Field(25, ge=1, description="Denoising steps (Euler)")
+    steps: SamplingSteps = Field(25, description="Denoising steps (Euler)")
     guidance: float | None = Field(None, ge=1, description="Guidance scale; null = 7 for SD1.5, 5 for SDXL; 1 = none")
     width: int | None = Field(None, ge=8, multiple_of=8, description="Width in pixels; null = the base's native size")
     height: int | None = Field(None, ge=8, multiple_of=8, description="Height in pixels; null = the base's native size")
@@ -51,6 +51,11 @@ class SamplingConfig(Section):
         for name in ("lora_scales", "adapters", "seeds"):
             if len(set(getattr(self, name))) < len(getattr(self, name)):
                 raise ValueError(f"{name} has an entry twice: it would generate the same images again")
+        return self
+
+    @model_validator(mode="after")
+    def _prompts_are_text(self) -> SamplingConfig:
+        require_text({"prompts": self.prompts, "negative_prompt": [self.negative_prompt]})
         return self
 
 

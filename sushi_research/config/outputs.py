@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from sushi_research.config.section import Section, Seed, Text
+from sushi_research.config.section import SamplingSteps, Section, Seed, Text, require_text
 
 
 class CheckpointSection(Section):
@@ -26,7 +26,7 @@ class SampleSection(Section):
     prompts: list[str] = Field([], description="Prompts; an empty list = the first three distinct captions of the data")
     negative_prompt: str = Field("", description="Negative prompt")
     seeds: Annotated[list[Seed], Field(min_length=1)] = Field([0], description="One image per prompt and seed")
-    steps: int = Field(25, ge=1, description="Denoising steps per image")
+    steps: SamplingSteps = Field(25, description="Denoising steps per image")
     guidance: float = Field(5.0, ge=1, description="Classifier-free guidance scale; 1 = none")
     width: int | None = Field(None, ge=8, multiple_of=8, description="Width in pixels; null = data.resolution")
     height: int | None = Field(None, ge=8, multiple_of=8, description="Height in pixels; null = data.resolution")
@@ -35,6 +35,11 @@ class SampleSection(Section):
     def _seeds_are_distinct(self) -> SampleSection:
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError("sample.seeds has a seed twice: it would generate the same images again")
+        return self
+
+    @model_validator(mode="after")
+    def _prompts_are_text(self) -> SampleSection:
+        require_text({"sample.prompts": self.prompts, "sample.negative_prompt": [self.negative_prompt]})
         return self
 
 
@@ -73,6 +78,11 @@ class EvaluationSection(Section):
             raise ValueError(
                 "evaluation.split is set but evaluation.path is not: set evaluation.path, or remove the split"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _captions_are_text(self) -> EvaluationSection:
+        require_text({"evaluation.drift_captions": self.drift_captions or []})
         return self
 
 

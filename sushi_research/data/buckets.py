@@ -59,9 +59,11 @@ class CropGeometry:
     def time_ids(self, flip: bool, convention: Literal["image", "bucket"]) -> tuple[int, int, int, int, int, int]:
         """SDXL's size conditioning: (original h, original w, crop top, crop left, target h, target w).
 
-        "image" gives the true values, as diffusers' train_text_to_image_lora_sdxl.py and kohya's train_util.py
-        do. For a mirrored image, crop left is the distance from the right edge before mirroring. "bucket" gives the
-        bucket's size twice and no crop.
+        "image" gives the true values, as diffusers' train_text_to_image_lora_sdxl.py does. For a mirrored image, crop left
+        is the distance from the right edge before mirroring. kohya's train_util.py gives the same original and target sizes,
+        but other crop values: `BucketManager.get_crop_ltrb` fits the whole image into the bucket and gives the width of the
+        empty margin, which is on the axis that is not cropped (200x150 into 128x128: top 16, left 0; the pixels are cropped
+        at top 0, left 21). "bucket" gives the bucket's size twice and no crop.
         """
         if convention == "bucket":
             return (self.height, self.width, 0, 0, self.height, self.width)

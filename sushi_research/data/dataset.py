@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
+from sushi_research import caption_text
 from sushi_research.data.hf_dataset import find_in_table, load_saved, load_table, require_hub_id
 from sushi_research.data.image_folder import find_in_folder
-from sushi_research.data.images import BadImage, decode
+from sushi_research.data.images import BadImage, decode_and_describe
 from sushi_research.data.near_duplicates import fingerprint
 from sushi_research.data.samples import FoundImage, Problem, Sample, Scan
 from sushi_research.errors import UserError
@@ -36,7 +38,8 @@ def scan(
     `path` is a folder of images, the folder of an HF dataset (`save_to_disk`, or parquet or arrow files) or a hub id. In a
     folder of images, the caption of x.jpg is in x.txt, x.caption, or a metadata.jsonl as in HF's imagefolder
     (`file_name` and `text`, or `caption_column`). Images below a folder 10_cats are repeated ten times, as in kohya's
-    sd-scripts. The maximum is 999, so 2024_trip is an ordinary folder. Of several captions in a row, the first is used.
+    sd-scripts. The maximum is 999, so 2024_trip is an ordinary folder. Of several captions in a row, or several lines in a caption,
+    the first is used, and a note says so.
 
     Raises UserError if there is nothing to train on at `path`. Problems with single files are listed in the scan.
     """
@@ -62,6 +65,7 @@ def scan(
     _check(result, images, hash_cache, show_progress)
     result.samples.sort(key=lambda sample: (sample.image_hash, sample.caption, sample.name))
     result.problems.sort(key=lambda problem: (problem.name, problem.reason))
+    result.notes += caption_text.note_replaced(sorted((sample.name, sample.caption) for sample in result.samples))
     copies = defaultdict(list)
     for sample in result.samples:
         copies[sample.image_hash, sample.caption].append(sample.name)
@@ -133,6 +137,7 @@ def _check(result: Scan, images: list[FoundImage], hash_cache: HashCache, show_p
     finally:  # so that an interrupted check can continue where it stopped
         pool.shutdown(cancel_futures=True)
         hash_cache.save()
+    used: dict[str, dict[str, Any]] = {}
     for image, facts in zip(images, known, strict=True):
         if isinstance(facts, str):
             result.problems.append(Problem(image.name, facts))
@@ -140,13 +145,37 @@ def _check(result: Scan, images: list[FoundImage], hash_cache: HashCache, show_p
             size = (facts["width"], facts["height"])
             image_fingerprint = int(facts["fingerprint"], 16)
             sample = Sample(
-                image.name, facts["hash"], image.caption, *size, image.repeats, image.load, image_fingerprint
+                image.name,
+                facts["hash"],
+                image.caption,
+                *size,
+                image.repeats,
+                image.load,
+                image_fingerprint,
+                bool(facts["converted_from"]),
             )
             result.samples.append(sample)
+            used[image.name] = facts
+    result.notes += _colour_notes(used)
+
+
+def _colour_notes(used: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Notes on what was done to the colours of the used images, given their facts by name."""
+    kinds = defaultdict(list)
+    for name, facts in used.items():
+        if facts["converted_from"]:
+            kinds[f"converted to sRGB from {facts['converted_from']}"].append(name)
+        if facts["transparent"]:
+            kinds["transparent, and laid over white"].append(name)
+    notes = [
+        f"{len(names)} {'image is' if len(names) == 1 else 'images are'} {kind} (first: {min(names)})"
+        for kind, names in sorted(kinds.items())
+    ]
+    return notes + [f"{name}: {facts['ignored']}" for name, facts in sorted(used.items()) if facts["ignored"]]
 
 
 def _inspect(image: FoundImage) -> tuple[dict[str, Any] | str, FileState | None]:
-    """(hash, size and fingerprint of an image; state of its file before reading), or (reason why it is unusable, None)."""
+    """(facts about an image; state of its file before reading), or (reason why it is unusable, None)."""
     state = None
     try:
         if image.path is not None:
@@ -154,15 +183,17 @@ def _inspect(image: FoundImage) -> tuple[dict[str, Any] | str, FileState | None]
                 return "not a file: a broken link?", None
             state = file_state(image.path)
         data = image.load()
-        image = decode(data)
+        decoded = decode_and_describe(data)
     except BadImage as error:
         return error.reason, None
     except OSError as error:
         return f"cannot be read: {error.strerror or error}", None
-    image_fingerprint = f"{fingerprint(np.asarray(image)):x}"
     return {
         "hash": content_hash(data),
-        "width": image.width,
-        "height": image.height,
-        "fingerprint": image_fingerprint,
+        "width": decoded.image.width,
+        "height": decoded.image.height,
+        "fingerprint": f"{fingerprint(np.asarray(decoded.image)):x}",
+        "converted_from": decoded.converted_from,
+        "transparent": decoded.transparent,
+        "ignored": decoded.ignored,
     }, state

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from sushi_research import caption_text
 from sushi_research.data.images import BadImage
 from sushi_research.data.samples import FoundImage, Problem, Scan
 from sushi_research.errors import UserError
@@ -29,19 +30,27 @@ def find_in_table(result: Scan, rows: Any, split: str, image_column: str, captio
     except (TypeError, ValueError, NotImplementedError):
         message = f"the column {image_column} of {result.source} holds no images: set data.image_column to one of"
         raise UserError(f"{message} {columns}.") from None
-    images, several = [], 0
+    images, several, long = [], 0, []
     for index, caption in enumerate(rows[caption_column][:]):
         name = f"{split}[{index}]"
         if isinstance(caption, list) and caption:
             several += len(caption) > 1
             caption = caption[0]
-        caption = caption.strip() if isinstance(caption, str) else None
-        if not caption:
-            reason = "no caption" if caption is None else "its caption is empty"
+        reason, text = "no caption", ""
+        if isinstance(caption, str):
+            try:
+                text, lines = caption_text.first_line(caption)
+                reason = "its caption is empty"
+                long += [name] if lines > 1 else []
+            except caption_text.NotText as error:
+                reason = f"its caption {error.reason}"
+        if not text:
             result.problems.append(Problem(name, f"{reason}: column {caption_column}"))
-        images.append(FoundImage(name, caption or None, 1, None, partial(_read_cell, cells, image_column, index)))
+        images.append(FoundImage(name, text or None, 1, None, partial(_read_cell, cells, image_column, index)))
     if several:
         result.notes.append(f"{several} rows have several captions: the first is used")
+    if long:
+        result.notes.append(f"{len(long)} rows have a caption of several lines: the first is used ({long[0]})")
     return images
 
 

@@ -10,6 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
+from sushi_research import caption_text
 from sushi_research.data.samples import FoundImage, Problem, Scan
 
 IMAGES = {".jpg", ".jpeg", ".png", ".webp"}
@@ -44,15 +45,27 @@ def find_in_folder(result: Scan, root: Path, caption_column: str) -> tuple[list[
             has_tables = has_tables or suffix in TABLES
     captions: dict[str, dict[str, str]] = defaultdict(dict)
     unreadable: dict[str, str] = {}
+    several: dict[str, int] = {}  # the number of lines of a caption, by source
     for name in images:
         for sidecar, path in sidecars.get(posixpath.splitext(name)[0], {}).items():
             try:
-                captions[name][sidecar] = _read_text(path).strip()
-            except (OSError, UnicodeDecodeError):
-                unreadable[name] = f"its caption cannot be read as UTF-8 text: {sidecar}"
+                caption, lines = caption_text.first_line(caption_text.decode(path.read_bytes()))
+            except OSError as error:
+                unreadable[name] = f"its caption cannot be read ({error.strerror or error}): {sidecar}"
+            except caption_text.NotText as error:
+                unreadable[name] = f"its caption {error.reason}: {sidecar}"
+            else:
+                captions[name][sidecar] = caption
+                several[sidecar] = lines
     for name, path in metadata.items():
-        for image, source, caption in _metadata(result, name, path, set(images), caption_column):
+        for image, source, caption, lines in _metadata(result, name, path, set(images), caption_column):
             captions[image][source] = caption
+            several[source] = lines
+    result.notes += [
+        f"{source}: a caption of {lines} lines, of which only the first is used"
+        for source, lines in several.items()
+        if lines > 1
+    ]
     for stem in sidecars.keys() - stems:
         result.notes += [f"{name}: a caption without an image" for name in sidecars[stem]]
     found, folders = [], Counter()
@@ -101,22 +114,21 @@ def _walk(result: Scan, root: Path) -> Iterator[tuple[str, Path]]:
             yield name_of(path), path
 
 
-def _read_text(path: Path) -> str:
-    return path.read_bytes().decode("utf-8-sig")
-
-
 def _metadata(
     result: Scan, name: str, path: Path, images: set[str], caption_column: str
-) -> Iterator[tuple[str, str, str]]:
-    """Yields (image, source, caption) of each valid line of a metadata.jsonl. Invalid lines become problems."""
+) -> Iterator[tuple[str, str, str, int]]:
+    """Yields (image, source, caption, number of its lines) of each valid line of a metadata.jsonl. Others become problems."""
 
     def problem(where: str, reason: str) -> None:
         result.problems.append(Problem(where, reason))
 
     try:
-        lines = _read_text(path).split("\n")
-    except (OSError, UnicodeDecodeError):
-        problem(name, "cannot be read as UTF-8 text")
+        lines = caption_text.decode(path.read_bytes()).split("\n")
+    except OSError as error:
+        problem(name, f"cannot be read: {error.strerror or error}")
+        return
+    except caption_text.NotText as error:
+        problem(name, error.reason)
         return
     first: dict[str, int] = {}
     for number, line in enumerate(lines, start=1):
@@ -141,7 +153,12 @@ def _metadata(
         else:
             if first.setdefault(image, number) != number:
                 problem(source, f"a second entry for {image}: the first is line {first[image]}")
-            yield image, source, caption.strip()
+            try:
+                first_line, count = caption_text.first_line(caption)
+            except caption_text.NotText as error:
+                problem(source, f"the caption of {image} {error.reason}")
+                continue
+            yield image, source, first_line, count
 
 
 def _caption_problem(name: str, captions: dict[str, str]) -> str | None:

@@ -6,14 +6,19 @@ import io
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, PngImagePlugin, UnidentifiedImageError
 
+from sushi_research.data import colour, png
 from sushi_research.data.buckets import CropGeometry
 
 # Pillow's default limit for an error (twice its MAX_IMAGE_PIXELS): 13,377 x 13,377.
 MAX_PIXELS = 178_956_970
+# The decompressed size of a PNG's colour profile, EXIF or XMP, in bytes. Pillow's own limit for such a chunk is 1 MiB, and for the
+# sum of EXIF and XMP 64 MiB.
+MAX_METADATA = 64 << 20
 # The formats used in image datasets. Pillow supports more, some of them (EPS) by starting other programs.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 
@@ -26,11 +31,31 @@ class BadImage(ValueError):
         self.reason = reason
 
 
-def decode(data: bytes) -> Image.Image:
-    """Decodes an image file to 8-bit RGB, with its EXIF rotation applied, composited over white if transparent.
+@dataclass(frozen=True)
+class Decoded:
+    """A decoded RGB image, and what was done to its colours.
 
-    16-bit grey is scaled to 8 bits; CMYK, palettes and other modes are converted. Of a phone's multi-picture JPEG (MPO),
-    the main image is used. All pixels are decoded. Thread-safe.
+    `converted_from` says which colours were converted to sRGB; "" if the values are those of the file. `transparent`: whether
+    it was composited over white. `ignored` says which colour information of the file was not used, or "".
+    """
+
+    image: Image.Image
+    converted_from: str = ""
+    transparent: bool = False
+    ignored: str = ""
+
+
+def decode(data: bytes) -> Image.Image:
+    """The image of `decode_and_describe`."""
+    return decode_and_describe(data).image
+
+
+def decode_and_describe(data: bytes) -> Decoded:
+    """Decodes an image file to 8-bit sRGB, with its EXIF rotation applied, composited over white if transparent.
+
+    Colours are converted by the ICC profile, or a PNG's own colour information (`colour.to_srgb`). 16-bit grey is scaled to
+    8 bits; CMYK, palettes and other modes are converted. Of a phone's multi-picture JPEG (MPO), the main image is used. All
+    pixels are decoded; a PNG's text is not. Thread-safe.
 
     Raises BadImage for anything but a single intact image of at most MAX_PIXELS (according to its header).
     """
@@ -38,7 +63,7 @@ def decode(data: bytes) -> Image.Image:
         raise BadImage("the file is empty")
     with _strict_pillow():
         try:
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
+            image = Image.open(io.BytesIO(png.without_text(data)), formats=FORMATS)
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise BadImage(f"decompression bomb: {width}x{height} pixels is over the limit of {MAX_PIXELS} pixels")
@@ -47,12 +72,18 @@ def decode(data: bytes) -> Image.Image:
             if frames > 1:
                 raise BadImage(f"animated or many pages ({frames} frames): use a still image")
             ImageOps.exif_transpose(image, in_place=True)
-            return _opaque_rgb(image)
+            return _opaque_srgb(image, png.colour_code(data))
         except (BadImage, MemoryError):
             raise
+        except colour.NoConversion as error:
+            raise BadImage(error.reason) from None
         except UnidentifiedImageError:
             raise BadImage("not an image that Pillow can read as JPEG, PNG, WebP, BMP, GIF or TIFF") from None
         except Exception as error:  # Pillow's decoders raise nearly any exception on damaged bytes
+            if "MAX_TEXT" in str(error):
+                raise BadImage(
+                    f"its metadata or colour profile is over {MAX_METADATA >> 20} MiB: save it again"
+                ) from None
             kind = "truncated" if "truncated" in str(error).lower() else "damaged"
             raise BadImage(f"{kind}: {str(error) or type(error).__name__}") from error
 
@@ -68,17 +99,33 @@ def resize_and_crop(image: Image.Image, geometry: CropGeometry, flip: bool) -> n
     return np.ascontiguousarray(pixels[:, ::-1] if flip else pixels)
 
 
-def _opaque_rgb(image: Image.Image) -> Image.Image:
-    """An image of any mode as RGB, composited over white. Decodes the image if necessary."""
+def _opaque_srgb(image: Image.Image, colour_code: tuple[int, int, int, int] | None) -> Decoded:
+    """An image of any mode in sRGB, composited over white. Decodes the image if necessary."""
+    image.load()  # a PNG's EXIF and others' profiles may stand behind the pixels
+    info = image.info
     if image.mode == "F":
         raise BadImage("floating-point pixels: save it with 8 bits per channel")
     if image.mode.startswith("I"):
         image = _eight_bit_grey(image)
+    alpha, mode = None, image.mode
     if image.has_transparency_data:
-        white = Image.new("RGBA", image.size, "white")
-        white.alpha_composite(image.convert("RGBA"))
-        image = white
-    return image.convert("RGB")
+        image = image.convert("RGBA")
+        alpha = image.getchannel("A")
+        image = image.getchannel("R") if mode in ("L", "LA", "La", "1") else image.convert("RGB")
+    elif mode not in ("L", "RGB", "CMYK", "LAB"):
+        image = image.convert("L" if mode == "1" else "RGB")
+    image.info = info
+    profile = (info["icc_profile"] or b"") if "icc_profile" in info else None  # Pillow gives None for a damaged one
+    rgb, converted_from, ignored = colour.to_srgb(image, profile, colour_code)
+    # DCF's mark of Adobe RGB, which cameras write with or without a profile.
+    if profile is None and not ignored and b"R03\0" in info.get("exif", b""):
+        ignored = "marked as Adobe RGB (EXIF), without a colour profile: the colours are taken for sRGB"
+    if alpha is None or alpha.getextrema()[0] == 255:
+        return Decoded(rgb, converted_from, False, ignored)
+    rgb.putalpha(alpha)
+    white = Image.new("RGBA", rgb.size, "white")
+    white.alpha_composite(rgb)
+    return Decoded(white.convert("RGB"), converted_from, True, ignored)
 
 
 def _eight_bit_grey(image: Image.Image) -> Image.Image:
@@ -99,20 +146,20 @@ def _eight_bit_grey(image: Image.Image) -> Image.Image:
 
 _lock = threading.Lock()
 _users = 0
-_settings_before: tuple[bool, int | None] = (False, None)
+_settings_before: tuple[bool, int | None, int] = (False, None, 0)
 
 
 @contextmanager
 def _strict_pillow() -> Iterator[None]:
-    """Makes Pillow reject truncated files and disables its own size limit and warning.
+    """Makes Pillow reject truncated files, disables its own size limit and warning, and allows metadata of MAX_METADATA.
 
     These settings of Pillow are process-wide: the first thread to enter changes them, the last one to leave restores them.
     """
     global _users, _settings_before
     with _lock:
         if _users == 0:
-            _settings_before = (ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS)
-            ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS = False, None
+            _settings_before = _settings()
+            _set(False, None, MAX_METADATA)
         _users += 1
     try:
         yield
@@ -120,4 +167,12 @@ def _strict_pillow() -> Iterator[None]:
         with _lock:
             _users -= 1
             if _users == 0:
-                ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS = _settings_before
+                _set(*_settings_before)
+
+
+def _settings() -> tuple[bool, int | None, int]:
+    return ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK
+
+
+def _set(truncated: bool, pixels: int | None, metadata: int) -> None:
+    ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK = truncated, pixels, metadata

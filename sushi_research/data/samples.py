@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass, field
 from pathlib import Path
 
+from sushi_research.data import colour
 from sushi_research.data.buckets import BucketRule, CropGeometry, TooSmall, crop_geometry
 from sushi_research.errors import UserError
 from sushi_research.fingerprints import content_hash
@@ -18,7 +19,8 @@ class Sample:
     """One image with its caption. `name` is its path below the data folder, or a dataset row such as `train[12]`.
 
     Width and height, in pixels, are after the EXIF rotation. An epoch uses the image `repeats` times. `fingerprint` is for
-    finding near-duplicates (`near_duplicates.fingerprint`); 0, that of a black image, matches nothing.
+    finding near-duplicates (`near_duplicates.fingerprint`); 0, that of a black image, matches nothing. `converted`: whether
+    the colours are converted to sRGB (`colour.to_srgb`).
     """
 
     name: str
@@ -29,6 +31,12 @@ class Sample:
     repeats: int
     load: Callable[[], bytes] = field(repr=False, compare=False)
     fingerprint: int = field(default=0, repr=False, compare=False)
+    converted: bool = False
+
+    @property
+    def colour_recipe(self) -> dict[str, int]:
+        """What must be part of a key of the pixels: nothing, if they are those of the file."""
+        return {"colour": colour.RECIPE} if self.converted else {}
 
     def read(self) -> bytes:
         """The bytes of the image file. Raises UserError if they cannot be read or have changed since the check."""
@@ -112,8 +120,9 @@ def make_items(samples: Sequence[Sample], rule: BucketRule) -> tuple[list[Item],
 
 
 def dataset_hash(items: Sequence[Item]) -> str:
-    """Hash of the training data: images, captions, repetitions and crop geometries, but not file names."""
+    """Hash of the training data: images as they are decoded, captions, repetitions and crop geometries, but not file names."""
     digest = hashlib.blake2b(digest_size=16)
     for item in items:
-        digest.update(repr((item.identity, item.sample.caption, astuple(item.geometry))).encode())
+        recipe = item.sample.colour_recipe
+        digest.update(repr((item.identity, item.sample.caption, astuple(item.geometry), *recipe.items())).encode())
     return digest.hexdigest()

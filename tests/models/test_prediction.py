@@ -272,7 +272,7 @@ def predicting(predicted, of_file):
 def test_training_and_sampling_follow_the_base(predicted, architecture, of_file):
     base = predicting(predicted, of_file)
     assert base.prediction == predicted
-    scheduler = pipeline.sampling_scheduler(base.scheduler, base.prediction)
+    scheduler = pipeline.sampling_scheduler(base.scheduler, base.prediction, 20)
     assert scheduler.config.prediction_type == predicted.type
     assert scheduler.config.rescale_betas_zero_snr is predicted.zero_terminal_snr
     abar = diffusion.alphas_cumprod(zero_terminal_snr=base.prediction.zero_terminal_snr)
@@ -298,7 +298,7 @@ def test_pictures_are_generated_with_the_base_s_prediction(predicted, architectu
     size = {"steps": 1, "guidance": 1.0, "height": 64, "width": 64}
     with pytest.raises(Enough):
         pipeline.generate_latents(MODELS[architecture], base, None, [{}], {}, seeds=[0], **size)
-    assert given == [base.scheduler, predicted]
+    assert given == [base.scheduler, predicted, 1]
 
 
 def test_the_description_of_each():

@@ -192,6 +192,19 @@ CONTRADICTIONS: list[tuple[dict[str, Any], str]] = [
     ),
     ({"sample": {"seeds": [3, 3]}}, "sample.seeds has a seed twice: it would generate the same images again"),
     (
+        {"sample": {"prompts": ["a cat", "a\0dog"]}},
+        "sample.prompts has 'a\\x00dog', which is not text (the control character U+0000): remove that character",
+    ),
+    (
+        {"sample": {"negative_prompt": "\x1b"}},
+        "sample.negative_prompt has '\\x1b', which is not text (the control character U+001B): remove that character",
+    ),
+    (
+        {"evaluation": {"drift_captions": ["\ufffd"]}},
+        "evaluation.drift_captions has '\ufffd', which is not text (the mark of a lost character: U+FFFD): remove that "
+        "character",
+    ),
+    (
         {"schedule": {"name": "linear", "warmup": 10}},
         "schedule.warmup is 10 steps, but train.steps is 10: "
         "the warm-up must end within the run (a fraction such as 0.05 always does)",

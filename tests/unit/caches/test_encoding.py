@@ -70,7 +70,9 @@ def test_a_key_has_all_that_decides_the_pixels(items):
     ):
         changed = replace(item, geometry=replace(geometry, **change))
         keys.append(encode.latent_key(changed, False, "v1", torch.float32))
-    assert len(set(keys)) == 15
+    converted = replace(item, sample=replace(item.sample, converted=True))
+    keys.append(encode.latent_key(converted, False, "v1", torch.float32))
+    assert len(set(keys)) == 16
     # Neither the file's name, nor its caption, nor which repetition it is.
     same = replace(item, instance=7, sample=replace(item.sample, name="x.png", caption="other", repeats=9))
     assert encode.latent_key(same, False, "v1", torch.float32) == keys[0]

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from sushi_research.data import dataset
+from sushi_research.data.colour import SRGB, matrix_profile
 from sushi_research.data.dataset import Problem, Sample, Scan, require_clean, write_report
 from sushi_research.errors import UserError
 from sushi_research.fingerprints import HashCache, content_hash, file_hash
@@ -77,13 +78,13 @@ def scan(hash_cache):
 def decodes(monkeypatch):
     """The bytes of every image that is decoded."""
     seen = []
-    real = dataset.decode
+    real = dataset.decode_and_describe
 
     def counting(data):
         seen.append(data)
         return real(data)
 
-    monkeypatch.setattr(dataset, "decode", counting)
+    monkeypatch.setattr(dataset, "decode_and_describe", counting)
     return seen
 
 
@@ -203,7 +204,7 @@ def test_lines_of_metadata_that_are_not_sound_are_named(root, scan):
 
 
 def test_metadata_that_is_not_utf8(root, scan):
-    write(root, a_png=picture(1), a_txt="x", metadata_jsonl=b"\xff\xfe")
+    write(root, a_png=picture(1), a_txt="x", metadata_jsonl=b"\xff\xff")
     result = scan(root)
     assert problems(result) == {"metadata.jsonl": "cannot be read as UTF-8 text"}
     assert captions(result) == {"a.png": "x"}
@@ -213,7 +214,12 @@ BAD_CAPTIONS: list[tuple[dict[str, bytes | str], str]] = [
     ({}, "no caption: there is no sub/a.txt, sub/a.caption or entry in a metadata.jsonl"),
     ({"sub__a_txt": " \n"}, "its caption is empty: sub/a.txt"),
     ({"sub__a_txt": "", "sub__a_caption": ""}, "its caption is empty: sub/a.txt and sub/a.caption"),
-    ({"sub__a_txt": b"\xff\xfea\0"}, "its caption cannot be read as UTF-8 text: sub/a.txt"),
+    ({"sub__a_txt": b"\xff\xffa\0"}, "its caption cannot be read as UTF-8 text: sub/a.txt"),
+    ({"sub__a_txt": picture(1)}, "its caption cannot be read as UTF-8 text: sub/a.txt"),
+    ({"sub__a_txt": b"\0" * 40}, "its caption is not text (the control character U+0000): sub/a.txt"),
+    ({"sub__a_txt": "one".encode("utf-16-le")}, "its caption is not text (the control character U+0000): sub/a.txt"),
+    ({"sub__a_txt": "\x1b[31mone"}, "its caption is not text (the control character U+001B): sub/a.txt"),
+    ({"sub__a_txt": "caf\ufffd"}, "its caption is not text (the mark of a lost character: U+FFFD): sub/a.txt"),
     ({"sub__a_txt": "one", "sub__a_caption": "two"}, "captions that differ: sub/a.caption and sub/a.txt"),
     ({"sub__a_txt": "one", "sub__a_caption": ""}, "captions that differ: sub/a.caption and sub/a.txt"),
     (
@@ -239,6 +245,62 @@ def test_captions_that_cannot_be_used(root, scan):
         assert set(found) == {"sub/a.png"}, reason
         assert sorted(found["sub/a.png"].split()) == sorted(reason.split())  # the order of the sources is free
         assert captions(result) == {"ok.png": "fine"}, reason
+
+
+def test_captions_in_utf16_and_utf32_with_a_byte_order_mark_are_read(root, scan):
+    for encoding in ("utf-16", "utf-32"):
+        entry = lines({"file_name": "b.png", "text": "寿司"})
+        files = {"a_txt": "a h\u00e9ron\r\n".encode(encoding), "metadata_jsonl": entry.encode(encoding)}
+        result = scan(write(root, a_png=picture(1), b_png=picture(2), **files))
+        assert (captions(result), result.problems) == ({"a.png": "a h\u00e9ron", "b.png": "寿司"}, []), encoding
+
+
+def test_captions_of_metadata_that_are_not_text_are_named_by_line(root, scan):
+    write(root, a_png=picture(1), a_txt="fine", b_png=picture(2), b_txt="fine", c_png=picture(3), c_txt="fine")
+    texts = {"a.png": "salmon \ud83c", "b.png": "\0", "c.png": "\ufffe"}
+    write(root, metadata_jsonl=lines(*({"file_name": name, "text": text} for name, text in texts.items())))
+    result = scan(root)
+    assert problems(result) == {
+        "metadata.jsonl line 1": "the caption of a.png is not text (half of a surrogate pair: U+D83C)",
+        "metadata.jsonl line 2": "the caption of b.png is not text (the control character U+0000)",
+        "metadata.jsonl line 3": "the caption of c.png is not text (the noncharacter U+FFFE)",
+    }
+    write_report(result, root / "data_report.json")
+
+
+def test_of_a_caption_of_several_lines_the_first_is_used_and_a_note_says_so(root, scan):
+    write(
+        root,
+        a_png=picture(1),
+        a_txt="\n one \r\n\ntwo\rthree\n",
+        b_png=picture(2),
+        b_txt="one\tline\n\n",
+        c_png=picture(3),
+    )
+    write(root, metadata_jsonl=lines({"file_name": "c.png", "text": "uno\ndos"}))
+    result = scan(root)
+    assert captions(result) == {"a.png": "one", "b.png": "one\tline", "c.png": "uno"}
+    assert result.problems == []
+    assert result.notes == [
+        "a.txt: a caption of 3 lines, of which only the first is used",
+        "metadata.jsonl line 1: a caption of 2 lines, of which only the first is used",
+    ]
+
+
+def test_characters_that_clips_tokenizer_replaced_are_counted(root, scan):
+    write(
+        root,
+        a_png=picture(1),
+        a_txt="a cat\u2019s \u201cbowl\u201d",
+        b_png=picture(2),
+        b_txt="\ufb01sh &amp; ch\uff49ps",
+    )
+    write(root, c_png=picture(3), c_txt="caf\u00e9 寿司 \U0001f363, AT&T - 'plain' & \"quotes\"")
+    (note,) = scan(root).notes
+    assert note.startswith("2 captions have characters that CLIP's original tokenizer replaced (")
+    for found in ("U+2019 right single quotation mark", "U+FB01 latin small ligature fi", "U+FF49 fullwidth", "&amp;"):
+        assert (found in note) == (found != "&amp;"), note
+    assert " and 1 more; first in " in note and note.isascii()
 
 
 def test_the_same_caption_twice_is_no_conflict(root, scan):
@@ -495,17 +557,37 @@ def test_a_bad_image_is_looked_at_each_time(root, scan, decodes):
 def test_a_check_that_is_interrupted_keeps_what_it_did(root, scan, hash_cache, decodes, monkeypatch):
     write(root, a_png=picture(1), a_txt="x", b_png=picture(2), b_txt="y")
     monkeypatch.setattr(os, "cpu_count", lambda: 1)
-    counting = dataset.decode
+    counting = dataset.decode_and_describe
 
     def interrupted(data):
         if data == picture(2):
             raise KeyboardInterrupt
         return counting(data)
 
-    monkeypatch.setattr(dataset, "decode", interrupted)
+    monkeypatch.setattr(dataset, "decode_and_describe", interrupted)
     with pytest.raises(KeyboardInterrupt):
         scan(root)
     assert HashCache(hash_cache.path).get(root / "a.png")["hash"] == content_hash(picture(1))
+
+
+# --- colours ---
+
+
+def test_what_is_done_to_colours_is_counted_and_files_whose_colours_are_uncertain_are_named(root, scan, decodes):
+    linear = {"icc_profile": matrix_profile(SRGB, 1.0)}
+    write(root, a_png=picture(1, **linear), b_png=picture(2, **linear), c_png=picture(3, mode="RGBA"))
+    write(root, d_jpg=picture(4, "JPEG", mode="CMYK"), e_png=picture(5, icc_profile=b"broken"), f_png=picture(6))
+    write(root, **{f"{letter}_txt": "x" for letter in "abcdef"})
+    for count in (6, 6):  # the second time from the hash cache
+        result = scan(root)
+        assert result.notes == [
+            "2 images are converted to sRGB from the colour profile without a name (first: a.png)",
+            "1 image is transparent, and laid over white (first: c.png)",
+            "d.jpg: CMYK without a colour profile: converted by a plain formula",
+            "e.png: a colour profile that cannot be read: the colours are taken for sRGB",
+        ]
+        assert {sample.name for sample in result.samples if sample.converted} == {"a.png", "b.png"}
+        assert result.problems == [] and len(decodes) == count
 
 
 # --- an HF data set ---
@@ -597,6 +679,11 @@ def test_columns_are_named_when_one_is_missing(root, scan):
 
 
 def test_a_column_of_numbers_holds_no_images(root, scan):
+    table((1, 2, 3), ("one\ntwo\n", "\x85", "fine")).save_to_disk(str(root / "long"))
+    result = scan(root / "long")
+    assert captions(result) == {"train[0]": "one", "train[2]": "fine"}
+    assert problems(result) == {"train[1]": "its caption is not text (the control character U+0085): column text"}
+    assert result.notes == ["1 rows have a caption of several lines: the first is used (train[0])"]
     table(likes=[1, 2, 3]).save_to_disk(str(root))
     with pytest.raises(UserError, match="the column likes of .* holds no images"):
         scan(root, image_column="likes")
@@ -631,6 +718,11 @@ def test_captions_of_rows(root, scan):
     assert captions(result) == {"train[0]": "one", "train[1]": "two"}
     assert problems(result) == {"train[2]": "no caption: column text"}
     assert result.notes == ["1 rows have several captions: the first is used"]
+    table((1, 2, 3), ("one\ntwo\n", "\x85", "fine")).save_to_disk(str(root / "long"))
+    result = scan(root / "long")
+    assert captions(result) == {"train[0]": "one", "train[2]": "fine"}
+    assert problems(result) == {"train[1]": "its caption is not text (the control character U+0085): column text"}
+    assert result.notes == ["1 rows have a caption of several lines: the first is used (train[0])"]
     table(likes=[1, 2, 3]).save_to_disk(str(root / "numbers"))
     assert len(scan(root / "numbers", caption_column="likes").problems) == 3
 

@@ -62,7 +62,7 @@ def test_a_sample_too_small_for_any_bucket_is_a_problem_with_its_name():
 
 @pytest.mark.parametrize(
     "change",
-    [{"image_hash": "44"}, {"caption": "a fish"}, {"repeats": 2}, {"width": 100}],
+    [{"image_hash": "44"}, {"caption": "a fish"}, {"repeats": 2}, {"width": 100}, {"converted": True}],
     ids=lambda change: [*change][0],
 )
 def test_the_hash_sees_what_is_trained_on(change):

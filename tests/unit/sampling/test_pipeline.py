@@ -1,5 +1,6 @@
 """Pictures from cached text equal those of diffusers' own pipeline, called as anybody would call it."""
 
+import functools
 import itertools
 import json
 from types import SimpleNamespace
@@ -8,8 +9,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pydantic import ValidationError
 
 from sushi_research import diffusion
+from sushi_research.config.other_scripts import SamplingConfig
+from sushi_research.config.outputs import SampleSection
+from sushi_research.errors import UserError
 from sushi_research.models import loading, sd15, sdxl
 from sushi_research.models.prediction import Prediction
 from sushi_research.sampling.pipeline import decode, generate_latents, sampling_scheduler, unconditional
@@ -53,7 +58,7 @@ def errors(taken_for, prediction, dtype=torch.float32, steps=20):
     """The largest error of each step's guess at x0, and of the result, when the oracle's `prediction` is `taken_for` another."""
     generator = torch.Generator().manual_seed(0)
     x0, noise = (torch.randn(2, 4, 8, 8, generator=generator) for _ in range(2))
-    scheduler, predict = sampling_scheduler(CONFIG, taken_for), oracle(x0, prediction)
+    scheduler, predict = sampling_scheduler(CONFIG, taken_for, steps), oracle(x0, prediction)
     scheduler.set_timesteps(steps)
     latents, found = (noise * scheduler.init_noise_sigma).to(dtype), []
     for timestep in scheduler.timesteps:
@@ -94,7 +99,7 @@ def test_the_scheduler_is_the_base_s_with_what_it_predicts(prediction):
 def assert_scheduler(prediction, spacing):
     config = CONFIG | {"timestep_spacing": spacing, "prediction_type": "sample", "rescale_betas_zero_snr": True}
     kept = dict(config)
-    made = sampling_scheduler(config, prediction)
+    made = sampling_scheduler(config, prediction, 20)
     assert config == kept
     assert (made.config.prediction_type, made.config.rescale_betas_zero_snr) == (
         prediction.type,
@@ -102,7 +107,6 @@ def assert_scheduler(prediction, spacing):
     )
     assert made.config.timestep_spacing == ("trailing" if prediction.zero_terminal_snr else spacing)
     assert (made.config.beta_start, made.config.steps_offset) == (0.00085, 1)
-    made.set_timesteps(20)
     if prediction.zero_terminal_snr:
         assert made.timesteps[0] == 999 and made.init_noise_sigma == pytest.approx(4096, rel=1e-6)
 
@@ -112,16 +116,42 @@ def test_the_scheduler_of_a_base_that_predicts_the_noise_is_diffusers_own(base_f
 
     right = EulerDiscreteScheduler.from_pretrained(base_folder / "scheduler")
     config = json.loads((base_folder / "scheduler/scheduler_config.json").read_text())
-    made = sampling_scheduler(config, EPSILON)
-    for scheduler in (made, right):
-        scheduler.set_timesteps(20)
+    made = sampling_scheduler(config, EPSILON, 20)
+    right.set_timesteps(20)
     assert torch.equal(made.timesteps, right.timesteps) and torch.equal(made.sigmas, right.sigmas)
     assert made.init_noise_sigma == right.init_noise_sigma
 
 
+COUNTS = [*range(1, 130), *range(130, 1000, 13), 333, 334, 499, 500, 501, 600, 999, 1000]
+
+
+@pytest.mark.parametrize("settings", [{}, {"timestep_spacing": "trailing"}, {"final_sigmas_type": "sigma_min"}])
+@pytest.mark.parametrize("prediction", [EPSILON, ZERO], ids=Prediction.describe)
+def test_any_number_of_steps_begins_at_the_end_of_the_schedule(prediction, settings):
+    for steps in COUNTS:
+        timesteps = sampling_scheduler(CONFIG | settings, prediction, steps).timesteps
+        assert len(timesteps) == steps
+        assert 999 >= timesteps[0] >= (999 if prediction.zero_terminal_snr else 900), steps
+        assert timesteps[-1] >= 0 and (timesteps.diff() < 0).all(), steps
+
+
+def test_usual_numbers_of_steps_keep_the_base_s_spacing():
+    for steps in range(10, 112):
+        assert sampling_scheduler(CONFIG, EPSILON, steps).config.timestep_spacing == "leading", steps
+
+
+def test_more_steps_than_timesteps_are_refused_here_and_in_every_config():
+    with pytest.raises(UserError, match="cannot be sampled in 1001 steps: choose another number"):
+        sampling_scheduler(CONFIG, EPSILON, diffusion.NUM_TIMESTEPS + 1)
+    for config in (SampleSection, functools.partial(SamplingConfig, base="x", prompts=["a cat"])):
+        assert config(steps=diffusion.NUM_TIMESTEPS).steps == 1000
+        with pytest.raises(ValidationError, match="less than or equal to 1000"):
+            config(steps=diffusion.NUM_TIMESTEPS + 1)
+
+
 def test_noise_predicted_from_noise_alone_is_refused():
     with pytest.raises(AssertionError):
-        sampling_scheduler(CONFIG, Prediction("epsilon", zero_terminal_snr=True))
+        sampling_scheduler(CONFIG, Prediction("epsilon", zero_terminal_snr=True), 20)
 
 
 @PREDICTIONS
@@ -166,7 +196,10 @@ def reference(base, unet):
     # The frozen UNet, as pictures are drawn from while training: for weights that want a gradient torch takes other
     # kernels, also under no_grad, and the last bits differ.
     pipeline = DiffusionPipeline.from_pretrained(base.source, unet=unet)
-    pipeline.scheduler = EulerDiscreteScheduler.from_pretrained(base.source, subfolder="scheduler")
+    # The base's own spacing does not fit three steps.
+    pipeline.scheduler = EulerDiscreteScheduler.from_pretrained(
+        base.source, subfolder="scheduler", timestep_spacing="trailing"
+    )
     pipeline.set_progress_bar_config(disable=True)
 
     def generate(prompt, seed, negative_prompt, output_type, guidance=SETTINGS["guidance"]):
