@@ -34,12 +34,12 @@ from sushi_research.adapters.loading import load_adapters, load_pipeline
 from sushi_research.errors import UserError
 from sushi_research.files import disk_error
 from sushi_research.models import loading
+from sushi_research.models.truncation import texts_cut
 from sushi_research.precision import COMPUTE_DTYPES, resolve_precision
 from sushi_research.progress import progress
 from sushi_research.sampling import plots
 from sushi_research.sampling.pipeline import decode, embeddings, unconditional
 from sushi_research.training import run
-from sushi_research.training.plan import texts_cut
 
 
 def main(config: SamplingConfig) -> int:

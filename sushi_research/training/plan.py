@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from types import ModuleType
 from typing import Any
 
 import torch
 
-from sushi_research import conditioning
 from sushi_research.adapters import lora
 from sushi_research.caches.inputs import Inputs
 from sushi_research.config import TrainingConfig
@@ -23,6 +21,7 @@ from sushi_research.evaluation.results import MIN_IMAGES
 from sushi_research.models import loading
 from sushi_research.models.components import build_empty
 from sushi_research.models.prediction import Prediction
+from sushi_research.models.truncation import texts_cut
 from sushi_research.precision import DtypePolicy, dtype_policy
 from sushi_research.runs import tracking
 from sushi_research.runs.job import Job
@@ -290,18 +289,6 @@ def require_trainable(config: TrainingConfig, steps: int) -> None:
         cycles=schedule.cycles,
         power=schedule.power,
     )
-
-
-def texts_cut(base: loading.Base, model: ModuleType, texts: Iterable[str]) -> dict[str, int]:
-    """The number of tokens beyond 77 that are cut from each text, for texts that are too long."""
-    texts = sorted(texts)
-    cut: dict[str, int] = {}
-    for name in model.TEXT_ENCODERS:
-        tokens = conditioning.tokenize(base.load_tokenizer(name), texts) if texts else conditioning.Tokens(None, ())
-        for text, lost in zip(texts, tokens.cut, strict=True):
-            if lost:
-                cut[text] = max(lost, cut.get(text, 0))
-    return cut
 
 
 def count_adapter(base: loading.Base, targets: str | Sequence[str], rank: int) -> tuple[int, int]:
