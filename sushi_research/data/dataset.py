@@ -45,13 +45,14 @@ def scan(
     sd-scripts. The maximum is 999, so 2024_trip is an ordinary folder. Of several captions in a row, the first is used.
 
     What this program wrote below the folder is skipped and noted: folders of runs, caches, evaluations and comparisons, which
-    `own_outputs` recognizes, and those in `outputs` (path -> what it is), which may not exist yet.
+    `own_outputs` recognizes, and those in `outputs` (path -> what it is), which may not exist yet. `key` is the setting that
+    `path` is the value of, for messages.
 
     Raises UserError if there is nothing to train on at `path`. Problems with single files are listed in the scan.
     """
     folder = Path(path).expanduser().absolute()
     if not folder.is_dir():
-        require_hub_id(str(path), folder)
+        require_hub_id(str(path), folder, key)
         result = Scan(source=str(path) if revision is None else f"{path}@{revision}")
         images = find_in_table(result, open_hub(str(path), split, revision), split, image_column, caption_column)
     else:
@@ -63,7 +64,7 @@ def scan(
             images, has_tables = find_in_folder(result, folder, caption_column, outputs or {})
         if is_saved or (has_tables and not images):
             if not is_saved:
-                require_apart(folder, result.skipped, outputs or {})
+                require_apart(key, folder, result.skipped, outputs or {})
             table = open_saved(folder, split) if is_saved else open_folder(folder, split)
             result = Scan(source=str(folder))
             note_links(result, folder, table.files)

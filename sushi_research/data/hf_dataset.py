@@ -52,12 +52,12 @@ def _read(cells: Any, index: int, column: str, folders: tuple[Path, ...]) -> byt
     return read_image(cells[index][column], folders)
 
 
-def require_hub_id(text: str, path: Path) -> None:
-    """Raises UserError unless `text`, which is not a folder, is clearly meant as a hub id."""
+def require_hub_id(text: str, path: Path, key: str) -> None:
+    """Raises UserError unless `text`, which is not a folder and the value of `key`, is clearly meant as a hub id."""
     if path.exists():
-        raise UserError(f"data.path: {text} is a file: give a folder of images, or a hub id such as org/name.")
+        raise UserError(f"{key}: {text} is a file: give a folder of images, or a hub id such as org/name.")
     if not path.parent.is_dir() and re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", text):
         return
     siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
     near = "".join(f" (there is {path.parent / name})" for name in difflib.get_close_matches(path.name, siblings, n=1))
-    raise UserError(f"data.path: there is no {text}{near}: give a folder of images, or a hub id such as org/name.")
+    raise UserError(f"{key}: there is no {text}{near}: give a folder of images, or a hub id such as org/name.")

@@ -52,14 +52,14 @@ def own_pictures(folder: Path, folders: Collection[str], files: Collection[str])
     return ours & set(files)
 
 
-def require_apart(folder: Path, skipped: Collection[str], outputs: Mapping[Path, str]) -> None:
+def require_apart(key: str, folder: Path, skipped: Collection[str], outputs: Mapping[Path, str]) -> None:
     """Raises UserError if a folder of tables holds what this program wrote: `datasets` would take its files for tables too."""
     inside = [str(path) for path in outputs if path.resolve().is_relative_to(folder.resolve())]
     if inside or skipped:
         found = inside[0] if inside else next(iter(skipped))
         raise UserError(
-            f"data.path: {folder} holds tables, and inside it is {found}, whose files would be taken for tables too: "
-            "give run.folder and cache.folder other places, or data.path the folder of the tables alone."
+            f"{key}: {folder} holds tables, and inside it is {found}, whose files would be taken for tables too: "
+            f"give run.folder and cache.folder other places, or {key} the folder of the tables alone."
         )
 
 

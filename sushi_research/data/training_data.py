@@ -62,15 +62,18 @@ def read_data(job: Job, hash_cache: HashCache) -> Data:
         show_progress=accelerator.is_main_process,
         outputs={Path(config.cache.folder): "the cache folder", run_folder: "the run folder"},
     )
-    data, evaluation, separate = config.data, config.evaluation, None
+    separate = None
     # The main process reads the files first. The others then find them in the hash cache.
     with accelerator.main_process_first():
         hash_cache.load()
-        scan = read(data.path, split=data.split, revision=data.revision)
-        if evaluation.path is not None:
-            revision = data.revision if evaluation.path == data.path else None
+        scan = read(config.data.path, split=config.data.split, revision=config.data.revision)
+        if config.evaluation.path is not None:
+            revision = config.data.revision if config.evaluation.path == config.data.path else None
             separate = read(
-                evaluation.path, split=evaluation.split or data.split, revision=revision, key="evaluation.path"
+                config.evaluation.path,
+                split=config.evaluation.split or config.data.split,
+                revision=revision,
+                key="evaluation.path",
             )
     rule = bucket_rule(config)
     scans = [scan, separate] if separate else [scan]
@@ -81,10 +84,10 @@ def read_data(job: Job, hash_cache: HashCache) -> Data:
     if accelerator.is_main_process and report is not None and any(each.problems for each in scans):
         dataset.write_report(scan, report, separate)
     for each in scans:
-        dataset.require_clean(each, data.on_bad_file, report)
+        dataset.require_clean(each, config.data.on_bad_file, report)
     held, near_duplicates = [], []
-    if evaluation.held_out:
-        held = hold_out(scan, evaluation.held_out)
+    if config.evaluation.held_out:
+        held = hold_out(scan, config.evaluation.held_out)
     elif separate:
         held, near_duplicates = separate.samples, require_separate(separate, scan)
     items, _ = make_items(scan.samples, rule)
