@@ -34,6 +34,7 @@ if __name__ == "__main__":
 
 from sushi_research.caches.caches import open_caches, open_hash_cache
 from sushi_research.caches.inputs import Inputs, fill_caches
+from sushi_research.data import findings
 from sushi_research.data.training_data import read_data
 from sushi_research.models.loading import find_base
 from sushi_research.training import run
@@ -50,6 +51,8 @@ def main(config: TrainingConfig) -> int:
     inputs = Inputs(config, base, data, caches, hash_cache)
     images_missing, captions_missing = len(caches.missing_latents(data)), len(caches.missing_captions(inputs.captions))
     job.accelerator.print(f"{images_missing} image entries and {captions_missing} captions to encode")
+    for line in findings.lines(data.problems, data.notes):
+        job.accelerator.print(line)
     if config.dry_run:
         return 0
     fill_caches(job, inputs)

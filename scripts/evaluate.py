@@ -44,6 +44,7 @@ import torch
 from sushi_research.adapters.loading import adapts_text, load_adapters, load_pipeline
 from sushi_research.caches.caches import Caches, open_caches, open_hash_cache
 from sushi_research.caches.inputs import Inputs, fill_caches
+from sushi_research.data import findings
 from sushi_research.data.training_data import Data, read_data
 from sushi_research.evaluation import adapter_files, validation_set
 from sushi_research.fingerprints import HashCache
@@ -58,7 +59,7 @@ def main(config: AdapterEvaluation) -> int:
     model = models.load(models.name_of(config))
     job = run.start_job(config, model)
     accelerator = job.accelerator
-    names = adapter_files.folder_names(config.adapters, config.lora_scales)
+    names = adapter_files.folder_names(config.adapters, config.lora_scales, Path(config.output))
     hash_cache = open_hash_cache(config)
     base = find_base(config, model)
     data = held_out_data(job, hash_cache)
@@ -71,6 +72,8 @@ def main(config: AdapterEvaluation) -> int:
     accelerator.print(
         f"{len(val_set.items)} held-out images x {val_set.noise_samples} noise samples: validation set {val_set.hash}"
     )
+    for line in findings.lines(data.problems, data.notes):
+        accelerator.print(line)
     if config.dry_run:
         return 0
     fill_caches(job, inputs)

@@ -29,10 +29,12 @@ from types import ModuleType
 
 import torch
 
+from sushi_research.adapters.labels import labels_of
 from sushi_research.adapters.loading import load_adapters, load_pipeline
 from sushi_research.errors import UserError
 from sushi_research.files import disk_error
 from sushi_research.models import loading
+from sushi_research.models.truncation import texts_cut
 from sushi_research.precision import COMPUTE_DTYPES, resolve_precision
 from sushi_research.progress import progress
 from sushi_research.sampling import plots
@@ -63,7 +65,11 @@ def main(config: SamplingConfig) -> int:
     text = model.load_text(base, device, COMPUTE_DTYPES[precision])
     pipeline = load_pipeline(base, model, text, COMPUTE_DTYPES[precision], device)
     pipeline.scheduler = sampling_scheduler(base.scheduler, base.prediction, config.steps)
-    names = load_adapters(pipeline, config.adapters)
+    loaded = load_adapters(pipeline, config.adapters)
+    unique = labels_of([Path(path) for path in config.adapters], reserved=["base"])
+    names = [(name, label) for (name, _), label in zip(loaded, unique, strict=True)]
+    for prompt, lost in texts_cut(base, model, {*config.prompts, config.negative_prompt}).items():
+        print(f"warning: the prompt is longer than 77 tokens, the last {lost} are cut: {prompt}")
 
     columns = [("base", None, 0.0)]
     columns += [
@@ -102,6 +108,8 @@ def main(config: SamplingConfig) -> int:
     vae = loading.load_vae(base, loading.vae_dtype(base, device), device)
     generated = decode(vae, latents, model.SCALING_FACTOR)
     cells = [generated[row :: len(rows)] for row in range(len(rows))]
+    for path in singles.glob("[0-9][0-9]-[0-9][0-9].png"):
+        path.unlink()  # of an earlier, larger grid
     for row, cell_row in enumerate(cells):
         for column, image in enumerate(cell_row):
             image.save(singles / f"{row:02d}-{column:02d}.png")

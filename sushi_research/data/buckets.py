@@ -56,6 +56,11 @@ class CropGeometry:
     height: int
     width: int
 
+    @property
+    def cut_away(self) -> float:
+        """The fraction of the resized image that is cropped away."""
+        return 1 - self.height * self.width / (self.resized_height * self.resized_width)
+
     def time_ids(self, flip: bool, convention: Literal["image", "bucket"]) -> tuple[int, int, int, int, int, int]:
         """SDXL's size conditioning: (original h, original w, crop top, crop left, target h, target w).
 

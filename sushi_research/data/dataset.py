@@ -12,11 +12,14 @@ from typing import Any, Literal
 import numpy as np
 
 from sushi_research import caption_text
-from sushi_research.data.hf_dataset import find_in_table, load_saved, load_table, require_hub_id
+from sushi_research.data.hf_dataset import find_in_table, require_hub_id
 from sushi_research.data.image_folder import find_in_folder
 from sushi_research.data.images import BadImage, decode_and_describe
 from sushi_research.data.near_duplicates import fingerprint
+from sushi_research.data.own_outputs import require_apart
 from sushi_research.data.samples import FoundImage, Problem, Sample, Scan
+from sushi_research.data.tables import open_folder, open_hub, open_saved
+from sushi_research.data.walk import note_links
 from sushi_research.errors import UserError
 from sushi_research.files import require_same_folder, write_json
 from sushi_research.fingerprints import FileState, HashCache, content_hash, file_state
@@ -32,6 +35,8 @@ def scan(
     revision: str | None,
     hash_cache: HashCache,
     show_progress: bool,
+    outputs: Mapping[Path, str] | None = None,
+    key: str = "data.path",
 ) -> Scan:
     """Finds the images and captions at `path`, and decodes every image once (except files that `hash_cache` knows).
 
@@ -41,27 +46,35 @@ def scan(
     sd-scripts. The maximum is 999, so 2024_trip is an ordinary folder. Of several captions in a row, or several lines in a caption,
     the first is used, and a note says so.
 
+    What this program wrote below the folder is skipped and noted: folders of runs, caches, evaluations and comparisons, which
+    `own_outputs` recognizes, and those in `outputs` (path -> what it is), which may not exist yet. `key` is the setting that
+    `path` is the value of, for messages.
+
     Raises UserError if there is nothing to train on at `path`. Problems with single files are listed in the scan.
     """
     folder = Path(path).expanduser().absolute()
     if not folder.is_dir():
-        require_hub_id(str(path), folder)
+        require_hub_id(str(path), folder, key)
         result = Scan(source=str(path) if revision is None else f"{path}@{revision}")
-        images = find_in_table(result, load_table(str(path), split, revision), split, image_column, caption_column)
+        images = find_in_table(result, open_hub(str(path), split, revision), split, image_column, caption_column)
     else:
         if revision is not None:
             raise UserError(f"data.revision is set, but {path} is a folder, which has no revisions: leave it out.")
         result, has_tables = Scan(source=str(folder)), False
         is_saved = (folder / "state.json").exists() or (folder / "dataset_dict.json").exists()
         if not is_saved:
-            images, has_tables = find_in_folder(result, folder, caption_column)
+            images, has_tables = find_in_folder(result, folder, caption_column, outputs or {})
         if is_saved or (has_tables and not images):
+            if not is_saved:
+                require_apart(key, folder, result.skipped, outputs or {})
+            table = open_saved(folder, split) if is_saved else open_folder(folder, split)
             result = Scan(source=str(folder))
-            rows = load_saved(folder, split) if is_saved else load_table(str(folder), split, None)
-            images = find_in_table(result, rows, split, image_column, caption_column)
+            note_links(result, folder, table.files)
+            images = find_in_table(result, table, split, image_column, caption_column)
     if not images:
-        other = f" ({result.problems[0].name}: {result.problems[0].reason})" if result.problems else ""
-        raise UserError(f"data.path: {path} holds no jpg, png or webp image{other}.")
+        others = [f"{problem.name}: {problem.reason}" for problem in result.problems] + result.skipped
+        other = f" ({others[0]})" if others else ""
+        raise UserError(f"{key}: {path} holds no jpg, png or webp image{other}.")
     _check(result, images, hash_cache, show_progress)
     result.samples.sort(key=lambda sample: (sample.image_hash, sample.caption, sample.name))
     result.problems.sort(key=lambda problem: (problem.name, problem.reason))
@@ -77,14 +90,19 @@ def scan(
     return result
 
 
-def write_report(scan: Scan, path: Path) -> None:
+def write_report(scan: Scan, path: Path, evaluation: Scan | None = None) -> None:
     """Writes data_report.json: every file by name, either as used or with the reason why it is not.
 
-    Creates the folder if necessary. Raises OSError if that fails, UserError if the file cannot be written.
+    `evaluation` is the scan of evaluation.path, whose names are its own. Creates the folder if necessary. Raises OSError if that
+    fails, UserError if the file cannot be written.
     """
     require_same_folder(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    report = {
+    write_json(path, _report(scan) | {"evaluation": _report(evaluation) if evaluation else None})
+
+
+def _report(scan: Scan) -> dict[str, Any]:
+    return {
         "source": scan.source,
         "counts": {
             "used": len(scan.samples),
@@ -98,7 +116,6 @@ def write_report(scan: Scan, path: Path) -> None:
         "used": sorted(sample.name for sample in scan.samples),
         "held_out": scan.held_out,
     }
-    write_json(path, report)
 
 
 def require_clean(scan: Scan, on_bad_file: Literal["stop", "skip"], report_path: Path | None) -> None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
-from sushi_research.config import TrainingConfig
-from sushi_research.data import dataset, near_duplicates
+from sushi_research.data import near_duplicates
 from sushi_research.data.buckets import BucketRule
 from sushi_research.data.samples import Item, Sample, Scan, make_items
 from sushi_research.errors import UserError
@@ -35,8 +34,8 @@ DRIFT_CAPTIONS = (
 def hold_out(scan: Scan, fraction: float) -> list[Sample]:
     """Removes the held-out samples from the scan, lists their names in `scan.held_out`, and returns them.
 
-    The choice depends only on content (`near_duplicates.held_out`): adding or renaming files does not change it, and
-    near-duplicates stay on one side. Raises UserError if no image or every image would be held out.
+    The choice depends only on content (`near_duplicates.held_out`), not on names, and near-duplicates stay on one side. Raises
+    UserError if no image or every image would be held out.
     """
     groups = near_duplicates.near_duplicate_groups({sample.image_hash: sample.fingerprint for sample in scan.samples})
     chosen = near_duplicates.held_out(groups, fraction)
@@ -53,31 +52,24 @@ def hold_out(scan: Scan, fraction: float) -> list[Sample]:
     return held
 
 
-def read_separate(config: TrainingConfig, training: Scan, read: Callable[..., Scan]) -> tuple[list[Sample], list[str]]:
-    """The samples of `evaluation.path`, and a sentence for each that is a near-duplicate of a training image.
+def require_separate(evaluation: Scan, training: Scan) -> list[str]:
+    """A sentence for each image of `evaluation.path` that is a near-duplicate of a training image.
 
-    `read(path, **settings)` scans a data path. Raises UserError for an image that is also trained on, or an unusable file.
+    Raises UserError for an image that is also trained on.
     """
-    same = config.evaluation.path == config.data.path
-    scan = read(
-        config.evaluation.path,
-        split=config.evaluation.split or config.data.split,
-        revision=config.data.revision if same else None,
-    )
-    dataset.require_clean(scan, config.data.on_bad_file, None)
     names = {sample.image_hash: sample.name for sample in training.samples}
     copies = [
         f"{sample.name} (trained on as {names[sample.image_hash]})"
-        for sample in scan.samples
+        for sample in evaluation.samples
         if sample.image_hash in names
     ]
     if copies:
         more = f" and {len(copies) - 3} more" if len(copies) > 3 else ""
         raise UserError(
-            f"evaluation.path: {scan.source} has images that are also trained on, {', '.join(copies[:3])}{more}: remove them "
-            "from one of the two, or use evaluation.held_out instead."
+            f"evaluation.path: {evaluation.source} has images that are also trained on, {', '.join(copies[:3])}{more}: remove "
+            "them from one of the two, or use evaluation.held_out instead."
         )
-    return scan.samples, _near_duplicate_warnings(scan.samples, training.samples)
+    return _near_duplicate_warnings(evaluation.samples, training.samples)
 
 
 def _near_duplicate_warnings(held: Sequence[Sample], trained: Sequence[Sample]) -> list[str]:
@@ -95,6 +87,8 @@ def _near_duplicate_warnings(held: Sequence[Sample], trained: Sequence[Sample]) 
     ]
 
 
-def held_out_items(samples: Sequence[Sample], rule: BucketRule) -> tuple[list[Item], list[dataset.Problem]]:
-    """The items of the held-out samples, each once regardless of repeats, and a problem for each that is too small."""
-    return make_items([replace(sample, repeats=1) for sample in samples], rule)
+def held_out_items(samples: Sequence[Sample], rule: BucketRule) -> list[Item]:
+    """The items of the held-out samples, each once regardless of repeats. All samples must fit a bucket."""
+    items, too_small = make_items([replace(sample, repeats=1) for sample in samples], rule)
+    assert not too_small, too_small
+    return items

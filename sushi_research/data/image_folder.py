@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import posixpath
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
 from sushi_research import caption_text
 from sushi_research.data.samples import FoundImage, Problem, Scan
+from sushi_research.data.walk import walk
 
 IMAGES = {".jpg", ".jpeg", ".png", ".webp"}
 CAPTIONS = {".txt", ".caption"}
@@ -21,13 +21,18 @@ TABLES = {".parquet", ".arrow"}
 UNSUPPORTED = set(".arw .avif .bmp .cr2 .dng .gif .heic .heif .jfif .jp2 .jxl .nef .psd .svg .tga .tif .tiff".split())
 
 
-def find_in_folder(result: Scan, root: Path, caption_column: str) -> tuple[list[FoundImage], bool]:
-    """The images below a folder with their captions, and whether there are also files of an HF dataset."""
+def find_in_folder(
+    result: Scan, root: Path, caption_column: str, outputs: Mapping[Path, str]
+) -> tuple[list[FoundImage], bool]:
+    """The images below a folder with their captions, and whether there are also files of an HF dataset.
+
+    Folders that runs wrote, and those in `outputs` (path -> what it is), are skipped and noted.
+    """
     images: dict[str, Path] = {}
     sidecars: dict[str, dict[str, Path]] = defaultdict(dict)
     metadata: dict[str, Path] = {}
     stems, has_tables = set(), False
-    for name, path in _walk(result, root):
+    for name, path in walk(result, root, outputs):
         stem, suffix = posixpath.splitext(name)
         suffix = suffix.lower()
         if suffix in IMAGES | UNSUPPORTED:
@@ -80,38 +85,12 @@ def find_in_folder(result: Scan, root: Path, caption_column: str) -> tuple[list[
         caption = next(iter(captions[name].values())) if reason is None else None
         found.append(FoundImage(name, caption, repeats, path, path.read_bytes))
     result.notes += [
-        f"{folder}: {count} images, each shown {repeats} times per epoch"
+        f"{folder}: {count} images, each shown {repeats} times per epoch because of the number in the folder's name"
         for (folder, repeats), count in folders.items()
         if repeats > 1
     ]
     result.notes.sort()
     return found, has_tables
-
-
-def _walk(result: Scan, root: Path) -> Iterator[tuple[str, Path]]:
-    """Yields (name, path) of every file that is not hidden; the name is relative, with /. Follows links, each folder once."""
-
-    def name_of(path: str | Path) -> str:
-        # Bytes that are not UTF-8 are written as \udcXX, which every terminal and file can represent.
-        name = Path(path).relative_to(root).as_posix()
-        return name.encode("utf-8", "backslashreplace").decode()
-
-    def note_unreadable(error: OSError) -> None:
-        result.problems.append(Problem(name_of(error.filename), f"cannot be read: {error.strerror}"))
-
-    seen: dict[tuple[int, int], str] = {}
-    for folder, folders, files in os.walk(root, onerror=note_unreadable, followlinks=True):
-        status = os.stat(folder)
-        first = seen.setdefault((status.st_dev, status.st_ino), name_of(folder))
-        if first != name_of(folder):
-            result.notes.append(f"{name_of(folder)}: the same folder as {first}, read once")
-            folders.clear()
-            continue
-        result.ignored += sum(name.startswith(".") for name in folders + files)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for file in sorted(name for name in files if not name.startswith(".")):
-            path = Path(folder, file)
-            yield name_of(path), path
 
 
 def _metadata(

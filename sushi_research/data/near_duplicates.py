@@ -75,12 +75,13 @@ def near_duplicate_groups(fingerprints: Mapping[str, int]) -> list[list[str]]:
 
 
 def held_out(groups: Iterable[Iterable[str]], fraction: float) -> frozenset[str]:
-    """The hashes of the held-out images, chosen by group (`near_duplicate_groups`).
+    """The hashes of the held-out images, chosen by group (`near_duplicate_groups`): round(fraction x images), or as near as
+    whole groups get to that, but one group at least unless it is 0.
 
-    Each group has a uniform random number in [0, 1) that is keyed on its smallest hash. The group is held out if the number
-    is below `fraction`, so each image has that probability regardless of the size of its group. Names, order and unrelated
-    images do not matter, and a larger fraction holds out a superset. A group can only change sides if its smallest hash
-    changes: when a near-duplicate is added or removed, or joins two groups.
+    They are the first groups of a fixed order: by size, then by a random number that is keyed on the smallest hash of each. So a
+    larger fraction holds out a superset, and added images only move those where the held-out ones end. Names and the order of the
+    input do not matter. Images without near-duplicates come first, because a test over the images of a validation set takes them
+    as independent, and because they add up to any number.
 
     Raises UserError if `fraction` is not between 0 and 1.
     """
@@ -88,8 +89,15 @@ def held_out(groups: Iterable[Iterable[str]], fraction: float) -> frozenset[str]
         raise UserError(f"The held-out fraction is {fraction}: give a fraction of the images between 0 and 1.")
     # One number per group. With the smallest of the members' numbers, large groups would be held out more often.
     members = [sorted(group) for group in groups]
-    chosen = (group for group in members if randomness.uniform(SEED, "held out", group[0]) < fraction)
-    return frozenset(image_hash for group in chosen for image_hash in group)
+    members.sort(key=lambda group: (len(group), randomness.uniform(SEED, "held out", group[0]), group[0]))
+    missing = wanted = round(fraction * sum(map(len, members)))
+    chosen: list[str] = []
+    for group in members:
+        if abs(missing - len(group)) >= missing and (chosen or not wanted):
+            break
+        chosen += group
+        missing -= len(group)
+    return frozenset(chosen)
 
 
 def _tangent_planes(fingerprints: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

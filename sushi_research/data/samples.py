@@ -62,14 +62,16 @@ class Problem:
 class Scan:
     """The content of a data path. Samples are sorted by content, so that renaming files changes nothing downstream.
 
-    `notes` are remarks that do not stop a run; `ignored` counts files that are neither image nor caption; `held_out` has
-    the names of the samples that were moved out of `samples` for evaluation.
+    `notes` are remarks that do not stop a run; `skipped` are those about folders and pictures that this program wrote;
+    `ignored` counts files that are neither image nor caption; `held_out` has the names of the samples that were moved out of
+    `samples` for evaluation.
     """
 
     source: str
     samples: list[Sample] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
     ignored: int = 0
     held_out: list[str] = field(default_factory=list)
 

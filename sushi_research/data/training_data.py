@@ -5,14 +5,18 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from sushi_research.config import TrainingConfig
-from sushi_research.data import dataset
+from sushi_research.data import dataset, findings
 from sushi_research.data.buckets import BucketRule
-from sushi_research.data.held_out import DRIFT_CAPTIONS, held_out_items, hold_out, read_separate
-from sushi_research.data.samples import Item, make_items
+from sushi_research.data.held_out import DRIFT_CAPTIONS, held_out_items, hold_out, require_separate
+from sushi_research.data.samples import Item, Problem, Scan, make_items
 from sushi_research.fingerprints import HashCache
 from sushi_research.runs.job import Job
+
+# An image that loses this fraction of its area is noted: neighbouring buckets differ less, so its shape is outside of them all.
+LARGE_CROP = 0.2
 
 
 @dataclass(frozen=True)
@@ -20,12 +24,27 @@ class Data:
     """The items of an epoch, and the scan that says which files are used, which are not, and why.
 
     `held_out` items are for evaluation only. `near_duplicates` has a sentence for each that resembles a training image.
+    `evaluation_scan` is the scan of `evaluation.path`; it has names of its own.
     """
 
     items: list[Item]
-    scan: dataset.Scan
+    scan: Scan
     held_out: list[Item] = field(default_factory=list)
     near_duplicates: list[str] = field(default_factory=list)
+    evaluation_scan: Scan | None = None
+
+    @property
+    def problems(self) -> list[Problem]:
+        """What cannot be used in either folder. Names of `evaluation.path` say so."""
+        others = self.evaluation_scan.problems if self.evaluation_scan else []
+        return [*self.scan.problems, *(Problem(f"evaluation.path: {each.name}", each.reason) for each in others)]
+
+    @property
+    def notes(self) -> list[str]:
+        """The notes on both folders, as `findings.summary` shortens them."""
+        notes = findings.summary(self.scan)
+        others = findings.summary(self.evaluation_scan) if self.evaluation_scan else []
+        return [*notes, *(f"evaluation.path: {note}" for note in others)]
 
 
 def read_data(job: Job, hash_cache: HashCache) -> Data:
@@ -34,36 +53,59 @@ def read_data(job: Job, hash_cache: HashCache) -> Data:
     Raises UserError if a file cannot be used and `data.on_bad_file` is "stop". A new run then gets a data_report.json.
     """
     config, run, accelerator = job.config, job.run, job.accelerator
+    run_folder = run.path if run else Path(config.run.folder) / (config.run.name or "a run")
     read = functools.partial(
         dataset.scan,
         image_column=config.data.image_column,
         caption_column=config.data.caption_column,
         hash_cache=hash_cache,
         show_progress=accelerator.is_main_process,
+        outputs={Path(config.cache.folder): "the cache folder", run_folder: "the run folder"},
     )
+    separate = None
     # The main process reads the files first. The others then find them in the hash cache.
     with accelerator.main_process_first():
         hash_cache.load()
         scan = read(config.data.path, split=config.data.split, revision=config.data.revision)
+        if config.evaluation.path is not None:
+            revision = config.data.revision if config.evaluation.path == config.data.path else None
+            separate = read(
+                config.evaluation.path,
+                split=config.evaluation.split or config.data.split,
+                revision=revision,
+                key="evaluation.path",
+            )
     rule = bucket_rule(config)
+    scans = [scan, separate] if separate else [scan]
+    for each in scans:
+        drop_too_small(each, rule)
+    # Write the report now in case require_clean raises, but do not overwrite that of a run that has already started.
+    report = run.data_report if run and run.record() is None else None
+    if accelerator.is_main_process and report is not None and any(each.problems for each in scans):
+        dataset.write_report(scan, report, separate)
+    for each in scans:
+        dataset.require_clean(each, config.data.on_bad_file, report)
     held, near_duplicates = [], []
     if config.evaluation.held_out:
         held = hold_out(scan, config.evaluation.held_out)
-    elif config.evaluation.path is not None:
-        with accelerator.main_process_first():
-            held, near_duplicates = read_separate(config, scan, read)
+    elif separate:
+        held, near_duplicates = separate.samples, require_separate(separate, scan)
+    items, _ = make_items(scan.samples, rule)
+    return Data(items, scan, held_out_items(held, rule), near_duplicates, separate)
+
+
+def drop_too_small(scan: Scan, rule: BucketRule) -> None:
+    """Makes a problem of each sample that fits no bucket, and a note on each that loses much to its bucket's crop."""
     items, too_small = make_items(scan.samples, rule)
-    held_items, held_too_small = held_out_items(held, rule)
-    too_small += held_too_small
-    skipped = {problem.name for problem in too_small}
-    scan.samples = [sample for sample in scan.samples if sample.name not in skipped]
+    dropped = {problem.name for problem in too_small}
+    scan.samples = [sample for sample in scan.samples if sample.name not in dropped]
     scan.problems = sorted([*scan.problems, *too_small], key=lambda problem: (problem.name, problem.reason))
-    # Write the report now in case require_clean raises, but do not overwrite that of a run that has already started.
-    report = run.data_report if run and run.record() is None else None
-    if accelerator.is_main_process and report is not None:
-        dataset.write_report(scan, report)
-    dataset.require_clean(scan, config.data.on_bad_file, report)
-    return Data(items, scan, held_items, near_duplicates)
+    geometries = {item.sample.name: item.geometry for item in items}
+    scan.notes += [
+        f"{name}: {geometry.cut_away:.0%} of it is cut away to fit its bucket, {geometry.width}x{geometry.height}"
+        for name, geometry in sorted(geometries.items())
+        if geometry.cut_away >= LARGE_CROP
+    ]
 
 
 def bucket_rule(config: TrainingConfig) -> BucketRule:
@@ -87,7 +129,12 @@ def prompts_of(config: TrainingConfig, items: Sequence[Item]) -> list[str]:
 def captions_of(config: TrainingConfig, data: Data, prompts: Sequence[str]) -> list[str]:
     """Every distinct text to encode: captions, drift captions, the empty text, and the prompts of sample images."""
     captions = {item.sample.caption for item in [*data.items, *data.held_out]}
-    return sorted({"", config.sample.negative_prompt, *prompts, *captions, *drift_captions(config, data)})
+    return sorted({"", *captions, *prompt_texts(config, data, prompts)})
+
+
+def prompt_texts(config: TrainingConfig, data: Data, prompts: Sequence[str]) -> set[str]:
+    """The texts that images are generated from: prompts, the negative prompt, and drift captions."""
+    return {config.sample.negative_prompt, *prompts, *drift_captions(config, data)}
 
 
 def drift_captions(config: TrainingConfig, data: Data) -> list[str]:

@@ -3,7 +3,7 @@ compare_runs.py reads like a run folder; and the sweep over LoRA scales as a tab
 
 from __future__ import annotations
 
-from collections import Counter
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from sushi_research.adapters.labels import file_name_key, labels_of
 from sushi_research.adapters.loading import label_of
 from sushi_research.config.suggestions import word
 from sushi_research.errors import UserError
@@ -24,6 +25,8 @@ from sushi_research.sampling import plots, sample_grids
 
 # The step under which an adapter file's results are stored; the base's are stored under 0.
 STEP = 1
+# Names that no adapter's folder may have: what else is in `output`.
+RESERVED = ("base", "evaluation.json", "evaluation.md", "grid.png", "lora_scales.png")
 
 
 @dataclass(frozen=True)
@@ -40,22 +43,54 @@ class Result:
     pictures: Sequence[Image.Image]
 
 
-def folder_names(paths: Sequence[str], lora_scales: Sequence[float]) -> dict[tuple[int, float], str]:
-    """(number of the file, LoRA scale) -> folder name: the file's label, with the number appended if labels are equal.
+def folder_names(
+    paths: Sequence[str], lora_scales: Sequence[float], output: Path | None = None
+) -> dict[tuple[int, float], str]:
+    """(number of the file, LoRA scale) -> folder name in `output`: the file's label (`labels_of`) and the LoRA scale if not 1.
 
-    UserError for a missing file, before anything is loaded.
+    No two of them are one folder, and none is that of another adapter which was evaluated into `output` earlier. UserError for a
+    missing file, before anything is loaded.
     """
     for path in paths:
         if not Path(path).is_file():
             raise UserError(f"the adapter {path} is not there: give the path of a .safetensors file.")
-    labels = [label_of(Path(path)) for path in paths]
-    counts = Counter([*labels, "base"])
-    names = [f"{label}-{number}" if counts[label] > 1 else label for number, label in enumerate(labels)]
+    suffixes = {scale: "" if scale == 1 else f"-scale-{_short(scale)}" for scale in lora_scales}
+
+    labels: list[str] = []
+    taken = [*RESERVED]
+
+    def is_free(label: str, digest: str) -> bool:
+        names = [f"{label}{suffix}" for suffix in suffixes.values()]
+        others = {file_name_key(name) for name in taken}
+        return not any(
+            file_name_key(name) in others or (output and _holds(output / name) not in (None, digest)) for name in names
+        )
+
+    for path in paths:
+        # A scale makes a label into another name, which may be the label of another file.
+        others = [label_of(Path(other)) for other in paths if other != path]
+        [label] = labels_of([Path(path)], [*taken, *others], is_free)
+        labels.append(label)
+        taken += [f"{label}{suffix}" for suffix in ("", *suffixes.values())]
     return {
-        (number, lora_scale): name if lora_scale == 1 else f"{name}-scale-{lora_scale:g}"
-        for number, name in enumerate(names)
-        for lora_scale in lora_scales
+        (number, scale): f"{label}{suffix}" for number, label in enumerate(labels) for scale, suffix in suffixes.items()
     }
+
+
+def _short(scale: float) -> str:
+    """A LoRA scale without needless digits; different scales are different texts."""
+    return f"{scale:g}" if float(f"{scale:g}") == scale else repr(scale)
+
+
+def _holds(folder: Path) -> str | None:
+    """The hash of the adapter file whose evaluation a folder holds, "" for anything else, None if it is free."""
+    if not (folder / "provenance.json").exists():
+        return None if not folder.exists() or folder.is_dir() else ""
+    try:
+        [*_, entry] = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
+        return entry["adapter"]["hash"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return ""
 
 
 def adapter_facts(path: Path, lora_scale: float, changes_text: bool) -> dict[str, Any]:

@@ -91,7 +91,14 @@ class Planned:
 
 def plan(experiment: Experiment) -> list[Planned]:
     """The runs, seed by seed, so that an unfinished experiment has every variant. UserError for an invalid config."""
-    variants = dict(variants_of(experiment))
+    named = list(variants_of(experiment))
+    keys = [name.casefold() for name, _ in named]
+    if twice := [name for name, _ in named if keys.count(name.casefold()) > 1]:
+        raise UserError(
+            f"two variants would share the folder {twice[0]} (characters other than letters and digits become - in the names of a "
+            "grid, and some file systems ignore case): give the variants names of their own under variants."
+        )
+    variants = dict(named)
     if experiment.reference is not None and experiment.reference not in variants:
         raise UserError(
             f"reference is {experiment.reference}, but the variants are {', '.join(variants)}: name one of them."

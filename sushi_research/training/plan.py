@@ -4,32 +4,32 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from types import ModuleType
 from typing import Any
 
 import torch
 
-from sushi_research import conditioning
 from sushi_research.adapters import lora
 from sushi_research.caches.inputs import Inputs
 from sushi_research.config import TrainingConfig
-from sushi_research.data.samples import Item, Problem
-from sushi_research.data.training_data import drift_captions
+from sushi_research.data import findings
+from sushi_research.data.samples import Problem
+from sushi_research.data.training_data import Data, drift_captions, prompt_texts
 from sushi_research.errors import UserError
 from sushi_research.evaluation.results import MIN_IMAGES
 from sushi_research.models import loading
 from sushi_research.models.components import build_empty
 from sushi_research.models.prediction import Prediction
+from sushi_research.models.truncation import texts_cut
 from sushi_research.precision import DtypePolicy, dtype_policy
 from sushi_research.runs import tracking
 from sushi_research.runs.job import Job
 from sushi_research.training import optim
 from sushi_research.training.sampler import Sampler
 
-# How many entries of a list are printed; plan.json has all of them.
-SHOWN_PROBLEMS, SHOWN_NEAR_DUPLICATES = 10, 5
+# How many of them are printed; plan.json has all.
+SHOWN_NEAR_DUPLICATES = 5
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,9 @@ class Plan:
     items_per_epoch: int
     buckets: Mapping[str, int]
     problems: tuple[Problem, ...]
+    notes: tuple[str, ...]
     captions_cut: Mapping[str, int]
+    prompts_cut: Mapping[str, int]
     evaluation: EvaluationPlan | None
     batch_size: int
     accumulation: int
@@ -129,6 +131,7 @@ class Plan:
             "buckets": dict(self.buckets),
             "skipped": [{"name": problem.name, "reason": problem.reason} for problem in self.problems],
             "captions_cut": dict(self.captions_cut),
+            "prompts_cut": dict(self.prompts_cut),
             "evaluation": asdict(self.evaluation) if self.evaluation else None,
             "global_batch_size": self.global_batch_size,
             "split": self.split,
@@ -169,16 +172,13 @@ class Plan:
                 "evaluation   none: --evaluation.held_out 0.1, or --evaluation.path with held-out images, measures what is learned"
             ]
         )
-        if self.captions_cut:
-            worst = max(self.captions_cut.values())
-            lines.append(
-                f"captions     {len(self.captions_cut)} longer than 77 tokens are cut (the longest loses {worst}); see plan.json"
-            )
-        if self.problems:
-            lines.append(f"skipped      {len(self.problems)}:")
-            lines += [f"             {problem.name}: {problem.reason}" for problem in self.problems[:SHOWN_PROBLEMS]]
-            if len(self.problems) > SHOWN_PROBLEMS:
-                lines.append(f"             and {len(self.problems) - SHOWN_PROBLEMS} more, see plan.json")
+        for what, cut in (("captions", self.captions_cut), ("prompts", self.prompts_cut)):
+            if cut:
+                worst = max(cut.values())
+                lines.append(
+                    f"{what:<13}{len(cut)} longer than 77 tokens are cut (the longest loses {worst}); see plan.json"
+                )
+        lines += findings.lines(self.problems, self.notes)
         return "\n".join(lines)
 
 
@@ -208,6 +208,7 @@ def make_plan(job: Job, inputs: Inputs) -> Plan:
     entries = {caches.latent_key(item, flip): item.bucket for item in items for flip in caches.flips}
     entries |= {caches.latent_key(item, False): item.bucket for item in data.held_out}
     modules, parameters = count_adapter(base, config.lora.targets, config.lora.rank)
+    captions = {item.sample.caption for item in [*items, *data.held_out]}
     text_bytes = 2 * sum(math.prod(shape) for shape in job.model.text_shapes(base).values())
     plan = Plan(
         architecture=job.model.NAME,
@@ -217,8 +218,10 @@ def make_plan(job: Job, inputs: Inputs) -> Plan:
         images=len({item.sample.name for item in items}),
         items_per_epoch=len(items),
         buckets={f"{w}x{h}": count for (h, w), count in sorted(Counter(item.bucket for item in items).items())},
-        problems=tuple(data.scan.problems),
-        captions_cut=captions_cut(base, job.model, [*items, *data.held_out]),
+        problems=tuple(data.problems),
+        notes=tuple(data.notes),
+        captions_cut=texts_cut(base, job.model, captions),
+        prompts_cut=texts_cut(base, job.model, prompt_texts(config, data, inputs.prompts) - captions),
         evaluation=plan_evaluation(config, inputs, steps),
         batch_size=config.train.batch_size,
         accumulation=config.train.accumulation,
@@ -251,12 +254,20 @@ def plan_evaluation(config: TrainingConfig, inputs: Inputs, steps: int) -> Evalu
         return None
     return EvaluationPlan(
         images=len({(item.sample.image_hash, item.sample.caption) for item in data.held_out}),
-        source=config.evaluation.path or f"held out of {config.data.path}",
+        source=config.evaluation.path or _held_out_of(config, data),
         noise_samples=config.evaluation.noise_samples,
         evaluations=2 + ((steps - 1) // every if every else 0),
         drift_captions=len(drift_captions(config, data)),
         near_duplicates=tuple(data.near_duplicates),
     )
+
+
+def _held_out_of(config: TrainingConfig, data: Data) -> str:
+    """What was asked for, and what was held out: images that resemble each other stay together."""
+    got = len({item.sample.image_hash for item in data.held_out})
+    total = got + len({item.sample.image_hash for item in data.items})
+    share = config.evaluation.held_out
+    return f"held out of {config.data.path}: asked for {share:g} of {total} distinct images, {round(share * total)}; got {got}"
 
 
 def require_trainable(config: TrainingConfig, steps: int) -> None:
@@ -278,18 +289,6 @@ def require_trainable(config: TrainingConfig, steps: int) -> None:
         cycles=schedule.cycles,
         power=schedule.power,
     )
-
-
-def captions_cut(base: loading.Base, model: ModuleType, items: Iterable[Item]) -> dict[str, int]:
-    """The number of tokens beyond 77 that are cut from each caption, for captions that are too long."""
-    captions = sorted({item.sample.caption for item in items})
-    cut: dict[str, int] = {}
-    for name in model.TEXT_ENCODERS:
-        tokens = conditioning.tokenize(base.load_tokenizer(name), captions)
-        for caption, lost in zip(captions, tokens.cut, strict=True):
-            if lost:
-                cut[caption] = max(lost, cut.get(caption, 0))
-    return cut
 
 
 def count_adapter(base: loading.Base, targets: str | Sequence[str], rank: int) -> tuple[int, int]:

@@ -102,7 +102,7 @@ def _describe_run(job: Job, state: RunState, data: Data, plan: Plan) -> None:
     assert run is not None
     write_atomic(run.config, config_to_yaml(job.config).encode())
     write_json(run.plan, plan.to_json())
-    dataset.write_report(data.scan, run.data_report)
+    dataset.write_report(data.scan, run.data_report, data.evaluation_scan)
     if state.validation_set:
         write_json(run.validation_set, state.validation_set.describe())
     provenance.add_entry(run.provenance, state.provenance)

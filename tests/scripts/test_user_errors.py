@@ -584,7 +584,8 @@ def test_a_dry_run_prints_the_plan_and_writes_no_run_folder(trainer, capsys, tmp
     assert trainer.script.main(config) == 0
     assert not trainer.runs.exists() or not list(trainer.runs.glob("dry*"))
     assert not shards(tmp_path / "cache")
-    printed = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    lines = capsys.readouterr().out.splitlines()
+    printed = dict(line.split(maxsplit=1) for line in lines if not line.startswith(" "))
     modules = {"sd15": 128, "sdxl": 136}[trainer.architecture]
     expected = {
         "base": f": {trainer.architecture}, predicts epsilon",
@@ -596,6 +597,7 @@ def test_a_dry_run_prints_the_plan_and_writes_no_run_folder(trainer, capsys, tmp
         "precision": "float32 weights and activations, float32 adapter master weights",
         "cache": "7 of 7 image entries to encode (7 KiB in all), 8 of 8 captions",
         "evaluation": "none: --evaluation.held_out 0.1, or --evaluation.path",
+        "notes": "1.jpg: 33% of it is cut away to fit its bucket, 64x64",
     }
     assert printed.keys() == expected.keys()
     for key, words in expected.items():

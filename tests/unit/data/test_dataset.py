@@ -443,7 +443,9 @@ def test_repeats_are_noted_by_folder_and_the_data_folder_itself_does_not_count(t
     )
     result = scan(root)
     assert {sample.name: sample.repeats for sample in result.samples} == {"10_cats/a.png": 10, "b.png": 1}
-    assert result.notes == ["10_cats: 1 images, each shown 10 times per epoch"]
+    assert result.notes == [
+        "10_cats: 1 images, each shown 10 times per epoch because of the number in the folder's name"
+    ]
 
 
 def test_no_repeats_leave_an_image_out_by_name(root, scan):
@@ -461,7 +463,11 @@ def test_links_are_followed_and_loops_end(root, tmp_path, scan):
     (tmp_path / "elsewhere" / "back").symlink_to(root)
     result = scan(root)
     assert captions(result) == {"a.png": "x", "other/b.png": "y"}
-    assert result.notes == ["loop: the same folder as ., read once", "other/back: the same folder as ., read once"]
+    assert result.notes == [
+        f"2 files outside of this folder, read through links: other/b.png is {tmp_path / 'elsewhere' / 'b.png'}",
+        "loop: the same folder as ., read once",
+        "other/back: the same folder as ., read once",
+    ]
 
 
 def test_a_folder_that_cannot_be_listed_is_named(root, scan, monkeypatch):
@@ -590,6 +596,74 @@ def test_what_is_done_to_colours_is_counted_and_files_whose_colours_are_uncertai
         assert result.problems == [] and len(decodes) == count
 
 
+# --- what this program wrote ---
+
+
+def run_files(folder: Path) -> None:
+    write(folder, run_json="{}", config_yaml="", samples__progress_png=picture(7), samples__progress_txt="x")
+    write(folder, wandb__x_png=picture(8), evaluation_parquet=b"")
+
+
+def test_what_this_program_wrote_is_skipped_and_named(root, tmp_path, scan):
+    write(root, photos__a_png=picture(1), photos__a_txt="a cat", photos__run_json="{}")
+    run_files(root / "runs" / "first")
+    run_files(tmp_path / "elsewhere")
+    (root / "linked").symlink_to(tmp_path / "elsewhere")
+    write(root, begun__x_png=picture(2))
+    (root / "begun" / ".lock").write_text("process 12 on there")
+    write(root, kept__files_json="{}", kept__latents__b_arrow=b"", kept__x_png=picture(2))
+    write(root, cache__x_png=picture(2))
+    write(root, results__evaluation_json="{}", results__grid_png=picture(3), results__mine_png=picture(4))
+    write(root, results__mine_txt="mine", results__base__provenance_json="[]", results__base__evaluation_parquet=b"")
+    write(root, results__base__samples__x_png=picture(3))
+    write(root, page__comparison_json="{}", page__curves_png=picture(5), page__wandb__run__x_png=picture(6))
+    (root / "page" / "wandb" / "run").rename(root / "page" / "wandb" / "run-1")
+    (root / "drawn").mkdir()
+    write(root, drawn__grid_png=picture(9))
+    (root / "drawn" / "grid").mkdir()
+    (root / "drawn" / "grid" / "00-01.png").write_bytes(picture(9))
+    result = scan(root, outputs={root / "cache": "the cache folder"})
+    assert captions(result) == {"photos/a.png": "a cat", "results/mine.png": "mine"}
+    assert result.problems == []
+    assert (
+        sorted(result.skipped)
+        == sorted(set(result.notes))
+        == [
+            "begun: a run folder, skipped",
+            "cache: the cache folder, skipped",
+            "drawn/grid.png: a picture of this program, skipped",
+            "drawn/grid: the images of a grid, skipped",
+            "kept: a cache folder, skipped",
+            "linked: a run folder, skipped",
+            "page/curves.png: a picture of this program, skipped",
+            "page/wandb: a folder of W&B, skipped",
+            "results/base: the evaluation of an adapter file, skipped",
+            "results/grid.png: a picture of this program, skipped",
+            "runs/first: a run folder, skipped",
+        ]
+    )
+
+
+def test_a_run_folder_that_is_asked_for_is_read(root, scan):
+    run_files(root)
+    assert captions(scan(root / "samples")) == {"progress.png": "x"}
+    result = scan(root, outputs={root: "the run folder"})
+    assert captions(result) == {"samples/progress.png": "x"} and result.skipped == []
+    with pytest.raises(UserError, match=r"holds no jpg, png or webp image \(photos: a run folder, skipped\)"):
+        scan(root.parent)
+
+
+def test_tables_and_runs_do_not_share_a_folder(root, scan):
+    write_table(root / "data.parquet", {"image": [{"bytes": picture(1), "path": None}], "text": ["x"]})
+    assert len(scan(root, outputs={root.parent / "runs": "the run folder"}).samples) == 1
+    for outputs in ({root / "runs" / "new": "the run folder"}, {}):
+        with pytest.raises(
+            UserError, match="holds tables, and inside it is .*runs.*: give run.folder and cache.folder"
+        ):
+            scan(root, outputs=outputs)
+        run_files(root / "runs" / "old")
+
+
 # --- an HF data set ---
 
 
@@ -689,20 +763,94 @@ def test_a_column_of_numbers_holds_no_images(root, scan):
         scan(root, image_column="likes")
 
 
-def test_columns_of_plain_bytes_and_of_paths(root, tmp_path, scan):
+def test_columns_of_plain_bytes_and_of_paths(root, scan):
     import datasets
 
-    write(tmp_path, one_png=picture(1))
     texts = {"text": ["a", "b"]}
-    paths = [str(tmp_path / "one.png"), str(tmp_path / "gone.png")]
-    datasets.Dataset.from_dict({"image": paths, **texts}).save_to_disk(str(root / "paths"))
+    paths = {"image": [str(root / "paths" / "one.png"), "gone.png", "one.png"], "text": ["a", "b", "c"]}
+    datasets.Dataset.from_dict(paths).save_to_disk(str(root / "paths"))
+    write(root / "paths", one_png=picture(1))
     result = scan(root / "paths")
-    assert captions(result) == {"train[0]": "a"}
+    assert captions(result) == {"train[0]": "a", "train[2]": "c"}
     assert problems(result) == {"train[1]": "cannot be read: No such file or directory"}
     datasets.Dataset.from_dict({"image": [picture(1), None], **texts}).save_to_disk(str(root / "bytes"))
     result = scan(root / "bytes")
     assert captions(result) == {"train[0]": "a"}
     assert problems(result) == {"train[1]": "the row has no image"}
+
+
+def write_table(path: Path, rows: dict) -> None:
+    import datasets
+    import pyarrow.parquet
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Not datasets.Image, which drops the bytes of a cell whose path is a file here.
+    image = {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}
+    features = datasets.Features({"image": image, "text": datasets.Value("string")})
+    pyarrow.parquet.write_table(datasets.Dataset.from_dict(rows, features=features).data.table, path)
+
+
+def test_rows_name_no_file_outside_of_the_data_set(root, tmp_path, scan, monkeypatch):
+    """A data set that was downloaded must not be able to carry a private picture away."""
+    private = write(tmp_path / "private", passport_png=picture(9)) / "passport.png"
+    monkeypatch.chdir(tmp_path)
+    (root / "set").mkdir(parents=True)
+    (root / "set" / ".link").symlink_to(tmp_path / "private")
+    names = [str(private), "../../private/passport.png", "private/passport.png", ".link/passport.png"]
+    names += [f"file://{private}", "https://example.org/x.png", f"zip://x.png::{private}", "a\0b.png", "."]
+    cells = [{"bytes": picture(1), "path": str(private)}, *({"bytes": None, "path": name} for name in names)]
+    write_table(root / "set" / "train.parquet", {"image": cells, "text": ["x"] * len(cells)})
+    result = scan(root / "set")
+    assert captions(result) == {"train[0]": "x"}, "bytes in the row are the image, whatever its path"
+    found = problems(result)
+    assert found.keys() == {f"train[{row}]" for row in range(1, len(cells))}
+    for row in (1, 2, 4):
+        assert f"its image {names[row - 1]} is outside of the data set and is not read" in found[f"train[{row}]"]
+    assert found["train[3]"] == "cannot be read: No such file or directory", "not the working folder's"
+
+
+def test_images_of_a_hub_data_set_are_where_it_was_downloaded_to(tmp_path, scan, monkeypatch):
+    import datasets
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    blob = write(tmp_path / "hub/datasets--org--name/blobs", a_png=picture(1)) / "a.png"
+    other = write(tmp_path / "hub/datasets--org--private/blobs", b_png=picture(2)) / "b.png"
+    (blob.parents[1] / "snapshots").mkdir()
+    (blob.parents[1] / "snapshots" / "a.png").symlink_to(blob)
+    paths = [str(blob.parents[1] / "snapshots" / "a.png"), str(other)]
+    rows = datasets.Dataset.from_dict({"image": paths, "text": ["a", "b"]})
+    monkeypatch.setattr(datasets, "load_dataset", lambda *arguments, **options: rows)
+    result = scan("org/name")
+    assert captions(result) == {"train[0]": "a"} and list(problems(result)) == ["train[1]"]
+
+
+def test_data_sets_name_no_files_elsewhere(root, tmp_path, scan):
+    table().save_to_disk(str(tmp_path / "private"))
+    table().to_parquet(str(tmp_path / "private" / "train.parquet"))
+    absolute = str(tmp_path / "private" / "train.parquet")
+    for source in ("../private/*.parquet", absolute, "https://example.org/x.parquet"):
+        card = f"---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: {source}\n---\n"
+        write(root, README_md=card)
+        table((5,), ("own",)).to_parquet(str(root / "own.parquet"))
+        with pytest.raises(UserError, match=r"names .*\.parquet in its README\.md, which is outside of the folder"):
+            scan(root)
+    table().save_to_disk(str(root / "saved"))
+    state = json.loads((root / "saved" / "state.json").read_text())
+    state["_data_files"] = [{"filename": "../../private/data-00000-of-00001.arrow"}]
+    (root / "saved" / "state.json").write_text(json.dumps(state))
+    with pytest.raises(UserError, match=r"names \.\./\.\./private/data-.* in its state\.json, which is outside"):
+        scan(root / "saved")
+    write(root, split__dataset_dict_json=json.dumps({"splits": ["train", str(tmp_path / "private")]}))
+    with pytest.raises(UserError, match=r"names /.*private in its dataset_dict\.json, which is outside"):
+        scan(root / "split")
+
+
+def test_a_table_that_was_replaced_on_the_same_date_gives_its_new_rows(root, scan):
+    for caption in ("one", "two"):  # of one size and date, as `cp -p` leaves them
+        write_table(root / "train.parquet", {"image": [{"bytes": picture(1), "path": None}], "text": [caption]})
+        os.utime(root / "train.parquet", (1_500_000_000, 1_500_000_000))
+        assert captions(scan(root)) == {"train[0]": caption}
 
 
 def test_captions_of_rows(root, scan):
@@ -836,6 +984,7 @@ def test_the_report_names_every_file(root, scan, tmp_path):
         "notes": ["c.txt: a caption without an image"],
         "used": ["a.png"],
         "held_out": [],
+        "evaluation": None,
     }
     assert os.listdir(path.parent) == [path.name]
 

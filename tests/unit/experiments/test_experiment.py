@@ -90,6 +90,8 @@ seeds: [0]
         ),
         ("variants: {a: {train: {seed: 3}}}", "train.seed .*is set by the experiment itself: remove it"),
         ("variants: {a: 3}", "a is not a mapping of settings: nest them by section"),
+        ("variants: {Plain: {}, plain: {lora: {rank: 2}}}", "two variants would share the folder Plain "),
+        ("grid: {lora: {targets: [[to_q], [to.q], [to/q]]}}", "two variants would share the folder targets-"),
         ("grid: {lora: {rank: 3}}", r"grid: lora.rank is 3: give a list of the values to try"),
         ("variants: {a: {}}\nreference: b", "reference is b, but the variants are a: name one of them"),
         ("variants: {a: {}}\nseeds: [1, 1]", "seeds has a duplicate"),

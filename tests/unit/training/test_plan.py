@@ -39,6 +39,7 @@ def make(bases, architecture, tmp_path):
         changes: dict[str, dict] | None = None,
         flips: tuple[bool, ...] = (False,),
         skipped: int = 0,
+        notes: tuple[str, ...] = (),
         processes: int = 1,
     ):
         model, config_class = MODELS[architecture]
@@ -68,7 +69,9 @@ def make(bases, architecture, tmp_path):
             if key not in caches.latents:
                 writer.add(key, {"mean": torch.zeros(4, 8, 8).half(), "std": torch.zeros(4, 8, 8).half()}, {})
         printed = []
-        scan = Scan("photos", problems=[Problem(f"bad_{n}.png", "the file is empty") for n in range(skipped)])
+        scan = Scan(
+            "photos", problems=[Problem(f"bad_{n}.png", "the file is empty") for n in range(skipped)], notes=list(notes)
+        )
         accelerator = SimpleNamespace(num_processes=processes, print=printed.append)
         job = Job(config, model, accelerator, "fp32")
         result = plan.make_plan(job, Inputs(config, base, Data(items, scan), caches, hash_cache=None))
@@ -113,6 +116,13 @@ def test_the_numbers(make, architecture):
 
 
 @ONE
+def test_prompts_that_are_cut_are_counted_apart_from_captions(make):
+    found, text = make({"sample": {"prompts": ["p" * 80, "y" * 100], "negative_prompt": "n" * 99}})
+    assert found["prompts_cut"] == {"p" * 80: 5, "n" * 99: 24} and found["captions_cut"] == {"y" * 100: 25}
+    assert "prompts      2 longer than 77 tokens are cut (the longest loses 24); see plan.json" in text
+
+
+@ONE
 def test_the_fill_of_micro_batches(make):
     # A batch of 5: the first epoch's one whole step holds 5 samples of both buckets, so it takes two micro-batches.
     found, text = make({"train": {"batch_size": 5}})
@@ -134,8 +144,9 @@ def test_processes_share_a_step(make):
 
 
 @ONE
-def test_what_was_skipped_is_named(make):
-    found, text = make(skipped=13)
+def test_what_was_skipped_or_noted_is_named(make):
+    found, text = make(skipped=13, notes=("b.txt: a caption without an image",))
+    assert "notes        b.txt: a caption without an image" in text
     assert len(found["skipped"]) == 13
     assert found["skipped"][0] == {"name": "bad_0.png", "reason": "the file is empty"}
     assert "skipped      13:" in text and "bad_9.png: the file is empty" in text

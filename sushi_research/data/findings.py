@@ -1,0 +1,38 @@
+"""What was found in the data besides usable images, as lines for the terminal. data_report.json has all of it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from sushi_research.data.samples import Problem, Scan
+
+# How many notes of one kind, and how many problems, are shown.
+SHOWN_NOTES, SHOWN_PROBLEMS = 3, 10
+
+
+def lines(problems: Sequence[Problem], notes: Sequence[str]) -> list[str]:
+    """The problems of files that are skipped, and the notes as `summary` returns them, as lines of a plan."""
+    found = [f"skipped      {len(problems)}:"] if problems else []
+    found += [f"{'':<13}{problem.name}: {problem.reason}" for problem in problems[:SHOWN_PROBLEMS]]
+    if len(problems) > SHOWN_PROBLEMS:
+        found.append(f"{'':<13}and {len(problems) - SHOWN_PROBLEMS} more, see plan.json")
+    return found + [f"{'' if number else 'notes':<13}{note}" for number, note in enumerate(notes)]
+
+
+def summary(scan: Scan) -> list[str]:
+    """The notes of a scan, at most SHOWN_NOTES of each kind, with the number of the others; then how much was ignored.
+
+    A note is `NAME: sentence` or a sentence. Notes are of one kind if their sentences differ only in numbers.
+    """
+    kinds: dict[str, list[str]] = {}
+    for note in scan.notes:
+        kinds.setdefault(re.sub(r"[0-9]+", "0", note.rpartition(": ")[2]), []).append(note)
+    found = []
+    for notes in kinds.values():
+        found += notes[:SHOWN_NOTES]
+        if len(notes) > SHOWN_NOTES:
+            found.append(f"and {len(notes) - SHOWN_NOTES} more like the last, see data_report.json")
+    if scan.ignored:
+        found.append(f"{scan.ignored} {'other file' if scan.ignored == 1 else 'other files'} (not images or captions)")
+    return found

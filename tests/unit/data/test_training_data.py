@@ -1,0 +1,120 @@
+"""Reading the data of a config: two folders with names of their own, and what is said of each."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sushi_research.config import SD15Training
+from sushi_research.data.training_data import read_data
+from sushi_research.errors import UserError
+from sushi_research.fingerprints import HashCache
+from sushi_research.runs.job import Job
+from sushi_research.runs.run_folder import open_run_folder
+
+
+def picture(path: Path, seed: int, size: tuple[int, int] = (64, 64)) -> None:
+    """A picture that resembles no other, with a caption."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 255, (8, 8, 3), dtype=np.uint8)
+    Image.fromarray(pixels).resize(size, Image.Resampling.NEAREST).save(path)
+    path.with_suffix(".txt").write_text(f"picture {seed}")
+
+
+@pytest.fixture
+def read(tmp_path):
+    """Reads `photos`, with other settings by section, as a new run; returns the data, and the run's report or None."""
+
+    def run(on_bad_file: str = "stop", **evaluation):
+        sections = {
+            "model": {"base": "x"},
+            "train": {"steps": 1},
+            "cache": {"folder": str(tmp_path / "photos" / "cache")},
+        }
+        sections["data"] = {
+            "path": str(tmp_path / "photos"),
+            "resolution": 64,
+            "bucket_step": 32,
+            "on_bad_file": on_bad_file,
+        }
+        config = SD15Training(
+            **sections, evaluation=evaluation, run={"folder": str(tmp_path / "photos" / "runs"), "name": "a"}
+        )
+        accelerator = SimpleNamespace(main_process_first=contextlib.nullcontext, is_main_process=True)
+        with open_run_folder(Path(config.run.folder), "a") as run_folder:
+            report = run_folder.data_report
+            report.unlink(missing_ok=True)
+            picture(run_folder.samples / "own.png", 99)
+            job = Job(config, SimpleNamespace(NAME="sd15"), accelerator, "fp32", run_folder)
+            try:
+                return read_data(job, HashCache(tmp_path / "files.json"))
+            finally:
+                run.report = json.loads(report.read_text()) if report.exists() else None
+
+    return run
+
+
+def names(items) -> list[str]:
+    return sorted({item.sample.name for item in items})
+
+
+def test_a_name_in_one_folder_says_nothing_of_the_other(read, tmp_path):
+    for number, name in enumerate(("a", "b", "c")):
+        picture(tmp_path / "photos" / f"{name}.png", number)
+        picture(tmp_path / "held" / f"{name}.png", 10 + number)
+    picture(tmp_path / "held" / "a.png", 10, size=(20, 20))
+    (tmp_path / "held" / "b.png").write_bytes(b"")
+    (tmp_path / "held" / "orphan.txt").write_text("x")
+    held = str(tmp_path / "held")
+    with pytest.raises(UserError, match=rf"^2 problems in {held}: a\.png \(20x20 .*, b\.png \(the file is empty\)"):
+        read(path=held)
+    for data in (None, read(on_bad_file="skip", path=held)):
+        assert read.report["used"] == ["a.png", "b.png", "c.png"] and read.report["problems"] == []
+        other = read.report["evaluation"]
+        assert (other["source"], other["used"]) == (held, ["c.png"])
+        assert [problem["name"] for problem in other["problems"]] == ["a.png", "b.png"]
+        assert other["notes"] == ["orphan.txt: a caption without an image"]
+        if data:
+            assert (names(data.items), names(data.held_out)) == (["a.png", "b.png", "c.png"], ["c.png"])
+            assert [problem.name for problem in data.problems] == ["evaluation.path: a.png", "evaluation.path: b.png"]
+            assert data.notes[-1] == "evaluation.path: orphan.txt: a caption without an image"
+
+
+def test_too_small_an_image_for_training_leaves_its_namesake_in_the_validation_set(read, tmp_path):
+    picture(tmp_path / "photos" / "a.png", 0, size=(20, 20))
+    picture(tmp_path / "photos" / "b.png", 1)
+    picture(tmp_path / "held" / "a.png", 2)
+    data = read(on_bad_file="skip", path=str(tmp_path / "held"))
+    assert (names(data.items), names(data.held_out)) == (["b.png"], ["a.png"])
+    with pytest.raises(UserError, match="evaluation.path: .* holds no jpg"):
+        (tmp_path / "none").mkdir()
+        read(path=str(tmp_path / "none"))
+
+
+def test_the_share_is_of_the_images_that_can_be_used(read, tmp_path):
+    for number in range(20):
+        picture(tmp_path / "photos" / f"{number:02d}.png", number)
+    for number in range(20, 30):
+        picture(tmp_path / "photos" / f"{number}.png", number, size=(20, 20))
+    data = read(on_bad_file="skip", held_out=0.2)
+    assert (len(names(data.items)), len(names(data.held_out)), len(data.scan.problems)) == (16, 4, 10)
+
+
+def test_own_folders_and_large_crops_are_noted(read, tmp_path):
+    picture(tmp_path / "photos" / "wide.png", 0, size=(640, 64))
+    picture(tmp_path / "photos" / "square.png", 1)
+    (tmp_path / "photos" / "cache").mkdir()
+    picture(tmp_path / "photos" / "cache" / "x.png", 2)
+    data = read()
+    assert names(data.items) == ["square.png", "wide.png"]
+    assert data.notes == [
+        "cache: the cache folder, skipped",
+        "runs/a: the run folder, skipped",
+        "wide.png: 60% of it is cut away to fit its bucket, 128x32",
+    ]
