@@ -1,4 +1,5 @@
-"""Shows what a model is before you train on it: architecture, prediction type, components, what is missing, hash.
+"""Shows what a model is before you train on it (architecture, prediction type, components, what is missing, hash), and what an
+adapter file holds (modules, ranks, scales).
 
     python scripts/inspect_model.py ponyDiffusionV6XL.safetensors
     python scripts/inspect_model.py stabilityai/stable-diffusion-xl-base-1.0
@@ -19,6 +20,7 @@ if __name__ == "__main__":
 import logging
 import textwrap
 
+from sushi_research.adapters import description, reading
 from sushi_research.config.command_line import run_main
 from sushi_research.models import hub, inspection
 
@@ -30,7 +32,9 @@ def main(config: argparse.Namespace) -> int:
     # diffusers imports bitsandbytes, which warns about a missing kernel that is not used here.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     path, _ = hub.locate_base(config.model, None, "the model")
-    for title, text in inspection.describe(path, config.model):
+    adapter = path.is_file() and reading.is_adapter(path)
+    lines = description.describe(path) if adapter else inspection.describe(path, config.model)
+    for title, text in lines:
         lines = textwrap.wrap(text, 120 - WIDTH, break_on_hyphens=False) or [""]
         print(f"{title:<{WIDTH}}" + f"\n{'':<{WIDTH}}".join(lines), flush=True)
     return 0

@@ -30,6 +30,7 @@ from types import ModuleType
 import torch
 
 from sushi_research.adapters.loading import load_adapters, load_pipeline
+from sushi_research.adapters.reading import read_adapter
 from sushi_research.errors import UserError
 from sushi_research.files import disk_error
 from sushi_research.models import loading
@@ -45,6 +46,8 @@ def main(config: SamplingConfig) -> int:
     run.quiet_libraries()
     output = Path(config.output)
     singles = make_folders(output)
+    for path in config.adapters:  # fail fast: the base is not loaded yet
+        read_adapter(path)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     base = loading.resolve_base(
         config.base,

@@ -13,7 +13,6 @@ import numpy as np
 from PIL import Image
 
 from sushi_research.adapters.loading import label_of
-from sushi_research.errors import UserError
 from sushi_research.evaluation import drift, validation_set
 from sushi_research.evaluation.drift import Drift
 from sushi_research.evaluation.results import Results
@@ -40,13 +39,7 @@ class Result:
 
 
 def folder_names(paths: Sequence[str], lora_scales: Sequence[float]) -> dict[tuple[int, float], str]:
-    """(number of the file, LoRA scale) -> folder name: the file's label, with the number appended if labels are equal.
-
-    UserError for a missing file, before anything is loaded.
-    """
-    for path in paths:
-        if not Path(path).is_file():
-            raise UserError(f"the adapter {path} is not there: give the path of a .safetensors file.")
+    """(number of the file, LoRA scale) -> folder name: the file's label, with the number appended if labels are equal."""
     labels = [label_of(Path(path)) for path in paths]
     counts = Counter([*labels, "base"])
     names = [f"{label}-{number}" if counts[label] > 1 else label for number, label in enumerate(labels)]
