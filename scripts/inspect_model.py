@@ -4,8 +4,8 @@ adapter file holds (modules, ranks, scales).
     python scripts/inspect_model.py ponyDiffusionV6XL.safetensors
     python scripts/inspect_model.py stabilityai/stable-diffusion-xl-base-1.0
 
-It takes a .safetensors file, a folder in diffusers format, or a hub id of either. Of a file it reads only the header; the hash,
-which comes last, reads everything.
+It takes a .safetensors file, a folder in diffusers format, or a hub id of either. Of a base it reads only the header; the hash,
+which comes last, reads everything. Of an adapter it checks every value.
 """
 
 from __future__ import annotations

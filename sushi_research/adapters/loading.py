@@ -93,8 +93,9 @@ def _cast(tensor: torch.Tensor, dtype: torch.dtype, pair: Pair, path: str) -> to
     """The matrix in the dtype of the component; UserError if a value overflows (fp16's maximum is 65,504)."""
     cast = tensor.to(dtype)
     if not torch.isfinite(cast).all():
+        advice = "set precision to bf16 or fp32" if dtype == torch.float16 else "take another copy of the adapter"
         raise UserError(
             f"{path} has values up to {tensor.double().abs().max():.3g} in {pair.name}, which "
-            f"{str(dtype).removeprefix('torch.')} cannot hold: set precision to bf16 or fp32."
+            f"{str(dtype).removeprefix('torch.')} cannot hold: {advice}."
         )
     return cast

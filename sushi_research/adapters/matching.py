@@ -113,7 +113,9 @@ def _names(pipeline: Any, architecture: Architecture, component: str, paths: Ite
     """Every name that a file can have for the layers of a component -> the layer's path."""
     paths = list(paths)
     names = {}
-    for prefix in (prefix for prefix, owner in COMPONENTS.items() if owner == component):
+    # kohya numbers the text encoders only where there are two, so a number tells the architectures apart.
+    strange = ("lora_te_",) if len(architecture.formats().TEXT_ENCODERS) > 1 else ("lora_te1_", "lora_te2_")
+    for prefix in (each for each, owner in COMPONENTS.items() if owner == component and each not in strange):
         for path in paths:
             # transformers 5 dropped `text_model.` from the paths of CLIPTextModel, but not from those with a projection.
             short = path.removeprefix("text_model.")

@@ -22,6 +22,11 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "layer_replication": (None, []),
     "trainable_token_indices": (None, [], {}),
     "alora_invocation_tokens": (None, []),
+    "target_parameters": (None, []),
+    "use_bdlora": (None, False),
+    "arrow_config": (None,),
+    "kasa_config": (None,),
+    "fan_in_fan_out": (None, False),
     # Others (pissa, olora, corda, loftq) change the base's weights too.
     "init_lora_weights": (None, True, False, "gaussian", "eva", "orthogonal"),
 }
