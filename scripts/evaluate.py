@@ -41,7 +41,8 @@ from typing import Any
 
 import torch
 
-from sushi_research.adapters.loading import adapts_text, load_adapters, load_pipeline
+from sushi_research.adapters.loading import load_adapters, load_pipeline, matches_of
+from sushi_research.adapters.reading import adapts_text, read_adapter
 from sushi_research.caches.caches import Caches, open_caches, open_hash_cache
 from sushi_research.caches.inputs import Inputs, fill_caches
 from sushi_research.data import findings
@@ -59,6 +60,8 @@ def main(config: AdapterEvaluation) -> int:
     model = models.load(models.name_of(config))
     job = run.start_job(config, model)
     accelerator = job.accelerator
+    for path in config.adapters:  # fail fast: nothing is loaded or encoded yet
+        read_adapter(path)
     names = adapter_files.folder_names(config.adapters, config.lora_scales, Path(config.output))
     hash_cache = open_hash_cache(config)
     base = find_base(config, model)
@@ -79,6 +82,8 @@ def main(config: AdapterEvaluation) -> int:
     fill_caches(job, inputs)
     text = model.load_text(base, accelerator.device)
     pipeline = load_pipeline(base, model, text, job.compute_dtype, job.device)
+    for path in config.adapters:  # nothing is measured yet
+        matches_of(pipeline, path)
     unet = pipeline.unet
     measure = evaluating.open_drift(job, inputs, base_hash, unet)
 

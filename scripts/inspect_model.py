@@ -1,11 +1,13 @@
-"""Shows what a model is before you train on it: architecture, prediction type, components, what is missing, hash.
+"""Shows what a model is before you train on it (architecture, prediction type, components, what is missing, hash), and what an
+adapter file holds (modules, ranks, scales).
 
     python scripts/inspect_model.py ponyDiffusionV6XL.safetensors
     python scripts/inspect_model.py stabilityai/stable-diffusion-xl-base-1.0
 
-It takes a .safetensors file, a folder in diffusers format, or a hub id of either. Of a file it reads only the header; the hash,
-which comes last, reads everything. The exit status is 0 if the model can be trained on as it is, and its last line but the hash
-is then the command; else it is 2, and a sentence says what is wrong or what has to be given with it.
+It takes a .safetensors file, a folder in diffusers format, or a hub id of either. Of a base it reads only the header; the hash,
+which comes last, reads everything. Of an adapter it checks every value. The exit status is 0 if the file can be used: the model
+trained on as it is (the last line but the hash is then the command), the adapter evaluated and sampled. Else it is 2, and a
+sentence says what is wrong or what has to be given with it.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ if __name__ == "__main__":
 import logging
 import textwrap
 
+from sushi_research.adapters import description, reading
 from sushi_research.config.command_line import run_main
 from sushi_research.models import hub, inspection
 
@@ -27,14 +30,15 @@ WIDTH = 21
 
 
 def main(config: argparse.Namespace) -> int:
-    """Prints the facts about `config.model`, each line as soon as it is known; returns 0 if it can be trained on as it is.
+    """Prints the facts about `config.model`, each line as soon as it is known; returns 0 if it can be used.
 
     UserError, after the facts, says why it cannot.
     """
     # diffusers imports bitsandbytes, which warns about a missing kernel that is not used here.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     path, _ = hub.locate_base(config.model, None, "the model")
-    for title, text in inspection.describe(path, config.model):
+    adapter = path.is_file() and reading.is_adapter(path)
+    for title, text in description.describe(path) if adapter else inspection.describe(path, config.model):
         wrapped = [] if title == inspection.COMMAND else textwrap.wrap(text, 120 - WIDTH, break_on_hyphens=False)
         lines = wrapped or [text]
         print(f"{title:<{WIDTH}}" + f"\n{'':<{WIDTH}}".join(lines), flush=True)

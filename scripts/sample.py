@@ -31,6 +31,7 @@ import torch
 
 from sushi_research.adapters.labels import labels_of
 from sushi_research.adapters.loading import load_adapters, load_pipeline
+from sushi_research.adapters.reading import read_adapter
 from sushi_research.errors import UserError
 from sushi_research.files import disk_error
 from sushi_research.models import loading
@@ -47,6 +48,8 @@ def main(config: SamplingConfig) -> int:
     run.quiet_libraries()
     output = Path(config.output)
     singles = make_folders(output)
+    for path in config.adapters:  # fail fast: the base is not loaded yet
+        read_adapter(path)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     base = loading.resolve_base(
         config.base,

@@ -1,4 +1,4 @@
-"""Writes, reads and verifies adapter files in kohya's layout, which diffusers, ComfyUI, A1111, Forge and InvokeAI load completely.
+"""Writes and verifies adapter files in kohya's layout, which diffusers, ComfyUI, A1111, Forge and InvokeAI load completely.
 
 Per module: `<name>.lora_down.weight` [rank, in] or [rank, in, k, k], `<name>.lora_up.weight` [out, rank] or
 [out, rank, 1, 1], and `<name>.alpha`, a scalar (readers scale by alpha / rank, or by 1 if it is missing). As in kohya's
@@ -148,37 +148,6 @@ def save_adapter(
     digest = hashlib.sha256(body).hexdigest()
     hashes = {"sshs_model_hash": digest, "modelspec.hash_sha256": f"0x{digest}"}
     write_atomic(path, _header(data, {**metadata, **hashes}) + body)
-
-
-def read_kohya(
-    path: Path, module_paths: Iterable[str], *, architecture: str, layers_per_block: int = 2
-) -> dict[str, tuple[torch.Tensor, torch.Tensor, float]]:
-    """Module path -> (down, up, alpha) of the modules in the file.
-
-    `module_paths` are all modules that may be in it: `adaptable_paths(unet)`. A missing alpha means the rank (a scale of 1),
-    as in every reader. UserError if the file cannot be read, if a module is incomplete, or if a key belongs to no module.
-    """
-    import safetensors.torch
-
-    try:
-        tensors = safetensors.torch.load_file(path)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise UserError(f"{path} is not a complete safetensors file ({error}): write or download it again.") from None
-    modules = {}
-    for module_path, name in kohya_unet_names(architecture, module_paths, layers_per_block).items():
-        parts = [tensors.pop(name + suffix, None) for suffix in (DOWN, UP, ALPHA)]
-        if all(part is None for part in parts):
-            continue
-        down, up, alpha = parts
-        if down is None or up is None or down.shape[0] != up.shape[1]:
-            raise UserError(f"{path} holds no matching pair of matrices for {name}: write or download it again.")
-        modules[module_path] = (down, up, float(down.shape[0] if alpha is None else alpha.item()))
-    if tensors:
-        raise UserError(
-            f"{path} holds {min(tensors)}, which is no module of an {architecture} UNet in kohya's naming: "
-            "use an adapter that was trained for this architecture, without text encoders."
-        )
-    return modules
 
 
 def verify_saved(

@@ -1,9 +1,9 @@
-"""Loads adapter files of any trainer onto a base with diffusers' loaders; refuses files that load only in part."""
+"""Loads adapter files of any trainer onto a base: every module at the scale that its file says, or not at all."""
 
 from __future__ import annotations
 
 import logging
-import textwrap
+import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,14 +12,10 @@ from typing import Any
 
 import torch
 
+from sushi_research.adapters.matching import Matches, match_modules, require_loaded
+from sushi_research.adapters.reading import Pair, read_adapter
 from sushi_research.errors import UserError
 from sushi_research.models import loading
-
-# Key suffixes of the two matrices: of kohya and most others, of peft, of diffusers before it used peft.
-DOWN = (".lora_down.weight", ".lora_A.weight", ".lora.down.weight")
-UP = (".lora_up.weight", ".lora_B.weight", ".lora.up.weight")
-# Key prefixes of text-encoder layers: kohya's, and peft's and diffusers'.
-TEXT = ("lora_te", "text_encoder")
 
 
 def load_pipeline(base: loading.Base, model: ModuleType, text: Any, dtype: torch.dtype, device: torch.device) -> Any:
@@ -38,32 +34,31 @@ def load_pipeline(base: loading.Base, model: ModuleType, text: Any, dtype: torch
 
 
 def load_adapters(pipeline: Any, paths: Sequence[str]) -> list[tuple[str, str]]:
-    """Loads the adapter files; returns (name in the pipeline, label) of each. UserError if one does not fit the base fully."""
-    import diffusers.utils.logging
-    from safetensors import safe_open
+    """Loads the adapter files; returns (name in the pipeline, label) of each.
 
-    # diffusers logs a line for every weight that does not fit, in addition to raising an error.
+    The pairs go to diffusers and transformers by their layers' paths, because their own readers give modules whose rank or alpha
+    differs from the others a wrong scale. UserError if a file cannot be read or does not fit the base fully.
+    """
+    import diffusers.utils.logging
+
+    # diffusers logs a line for a component without adapter layers, which is no fault.
     diffusers.utils.logging.set_verbosity(logging.CRITICAL)
     # peft warns when several adapters are loaded, which is intended here.
     warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")
     names = []
     for number, path in enumerate(paths):
-        if not Path(path).is_file():
-            raise UserError(f"the adapter {path} is not there: give the path of a .safetensors file.")
         name = f"adapter_{number}"
-        try:
-            with safe_open(path, "pt") as file:
-                keys = set(file.keys())
-            pipeline.load_lora_weights(path, adapter_name=name)
-        except Exception as error:
-            # safetensors and diffusers raise many error types here; all mean that the file is not an adapter for this base.
-            reason = textwrap.shorten(str(error) or type(error).__name__, 160, placeholder=" ...")
-            raise UserError(
-                f"the adapter {path} does not fit the base: was it trained for another one, or cut short? ({reason})"
-            ) from error
-        require_whole(pipeline, name, path, keys)
+        matches = matches_of(pipeline, path)
+        for component, pairs in matches.items():
+            _load(getattr(pipeline, component), name, pairs, path)
+        require_loaded(pipeline, name, matches, path)
         names.append((name, label_of(Path(path))))
     return names
+
+
+def matches_of(pipeline: Any, path: str | Path) -> Matches:
+    """Reads an adapter file and matches it with the base, without loading it; UserError as for `load_adapters`."""
+    return match_modules(read_adapter(path), pipeline)
 
 
 def label_of(file: Path) -> str:
@@ -71,28 +66,35 @@ def label_of(file: Path) -> str:
     return file.resolve().parent.name if file.stem == "adapter" else file.stem
 
 
-def adapts_text(path: str) -> bool:
-    """Whether an adapter file also changes the text encoders, so that cached text embeddings cannot be used."""
-    from safetensors import safe_open
+def _load(component: Any, name: str, pairs: dict[str, Pair], path: str) -> None:
+    """Adds the pairs to the layers of one component of the pipeline, and sets their scales."""
+    from diffusers import UNet2DConditionModel
+    from peft import LoraConfig
 
-    with safe_open(path, "pt") as file:
-        return any(key.startswith(TEXT) for key in file.keys())
+    state = {}
+    for where, pair in pairs.items():
+        state[f"{where}.lora_A.weight"] = _cast(pair.down, component.dtype, pair, path)
+        state[f"{where}.lora_B.weight"] = _cast(pair.up, component.dtype, pair, path)
+    if isinstance(component, UNet2DConditionModel):
+        component.load_lora_adapter(state, prefix=None, adapter_name=name)
+    else:
+        ranks = {f"^{re.escape(where)}": pair.rank for where, pair in pairs.items()}
+        config = LoraConfig(r=max(ranks.values()), target_modules=list(pairs), rank_pattern=ranks)
+        component.load_adapter(adapter_name=name, adapter_state_dict=state, peft_config=config)
+    for where, pair in pairs.items():
+        layer = component.get_submodule(where)
+        # The LoRA scale that is set later multiplies alpha / rank.
+        layer.lora_alpha[name] = pair.alpha
+        layer.set_scale(name, 1.0)
 
 
-def require_whole(pipeline: Any, name: str, path: str, keys: set[str]) -> None:
-    """UserError if diffusers skipped a part of the adapter file: samples would not show the whole adapter."""
-    from peft.tuners.lora import LoraLayer
-
-    downs = {key for key in keys if key.endswith(DOWN)}
-    others = {key for key in keys - downs if not key.endswith((*UP, ".alpha"))}
-    if others:
+def _cast(tensor: torch.Tensor, dtype: torch.dtype, pair: Pair, path: str) -> torch.Tensor:
+    """The matrix in the dtype of the component; UserError if a value overflows (fp16's maximum is 65,504)."""
+    cast = tensor.to(dtype)
+    if not torch.isfinite(cast).all():
+        advice = "set precision to bf16 or fp32" if dtype == torch.float16 else "take another copy of the adapter"
         raise UserError(
-            f"the adapter {path} holds tensors that are not LoRA pairs ({min(others)}), which cannot be loaded here."
+            f"{path} has values up to {tensor.double().abs().max():.3g} in {pair.name}, which "
+            f"{str(dtype).removeprefix('torch.')} cannot hold: {advice}."
         )
-    parts = [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]
-    layers = [layer for part in parts for layer in part.modules() if isinstance(layer, LoraLayer)]
-    used = sum(name in layer.lora_A for layer in layers)
-    if used != len(downs):
-        raise UserError(
-            f"the adapter {path} has {len(downs)} modules, of which {used} fit the base: was it trained for another one?"
-        )
+    return cast

@@ -15,7 +15,6 @@ from PIL import Image
 from sushi_research.adapters.labels import file_name_key, labels_of
 from sushi_research.adapters.loading import label_of
 from sushi_research.config.suggestions import word
-from sushi_research.errors import UserError
 from sushi_research.evaluation import drift, validation_set
 from sushi_research.evaluation.drift import Drift
 from sushi_research.evaluation.results import Results
@@ -48,12 +47,8 @@ def folder_names(
 ) -> dict[tuple[int, float], str]:
     """(number of the file, LoRA scale) -> folder name in `output`: the file's label (`labels_of`) and the LoRA scale if not 1.
 
-    No two of them are one folder, and none is that of another adapter which was evaluated into `output` earlier. UserError for a
-    missing file, before anything is loaded.
+    No two of them are one folder, and none is that of another adapter which was evaluated into `output` earlier.
     """
-    for path in paths:
-        if not Path(path).is_file():
-            raise UserError(f"the adapter {path} is not there: give the path of a .safetensors file.")
     suffixes = {scale: "" if scale == 1 else f"-scale-{_short(scale)}" for scale in lora_scales}
 
     labels: list[str] = []

@@ -9,7 +9,7 @@ UNet config has `addition_embed_type`), and a second text encoder (the SDXL refi
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 from sushi_research.errors import UserError
@@ -105,19 +105,34 @@ def _chosen(matches: Mapping[str, Match], where: str, unknown: str) -> str:
     raise UserError(f"{where} is {relative}; {NOT_TRAINED}.")
 
 
+def component_alone(names: Collection[str]) -> str | None:
+    """Which component without a base a file's tensor names belong to; None if they show none."""
+    if "conv_in.weight" in names and any(name.startswith("down_blocks.0.resnets.") for name in names):
+        return "a UNet alone"
+    if any(
+        re.match(r"(first_stage_model\.)?(en|de)coder\.(conv_in|(down|mid|up)(_blocks?)?)\.", name) for name in names
+    ):
+        return "a VAE alone"
+    if any(re.match(r"(text_model\.)?encoder\.layers\.0\.|.*resblocks\.0\.attn\.", name) for name in names):
+        return "a text encoder alone"
+    return None
+
+
+# What follows the name of such a component in a refusal.
+ALONE = {
+    "a UNet alone": (
+        ", with diffusers' tensor names: put it into the unet folder of a model in diffusers format and give "
+        "that folder as the base"
+    ),
+    "a VAE alone": ": give it to model.vae, and a base to model.base",
+    "a text encoder alone": f": {CHOOSE}",
+}
+
+
 def _without_unet(shapes: Mapping[str, tuple[int, ...]]) -> str:
     """The kind of a file without a UNet in Stability's layout, with advice."""
-    if "conv_in.weight" in shapes and any(key.startswith("down_blocks.0.resnets.") for key in shapes):
-        return (
-            "a UNet alone, with diffusers' tensor names: put it into the unet folder of a model in diffusers format and give "
-            "that folder as the base"
-        )
-    if any(
-        re.match(r"(first_stage_model\.)?(en|de)coder\.(conv_in|(down|mid|up)(_blocks?)?)\.", key) for key in shapes
-    ):
-        return "a VAE alone: give it to model.vae, and a base to model.base"
-    if any(re.match(r"(text_model\.)?encoder\.layers\.0\.|.*resblocks\.0\.attn\.", key) for key in shapes):
-        return f"a text encoder alone: {CHOOSE}"
+    if alone := component_alone(shapes):
+        return alone + ALONE[alone]
     if not shapes:
         return "empty (no tensors): download it again"
     first = min(shapes)

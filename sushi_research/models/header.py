@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 from collections import Counter
 from dataclasses import dataclass
@@ -62,8 +63,9 @@ def require_safetensors(path: Path) -> None:
 
 def read_header(path: Path) -> Header:
     """Reads and checks the header of a .safetensors file; UserError names the problem. The tensors' values are not checked."""
-    require_safetensors(path)
     try:
+        _require_file(path)
+        require_safetensors(path)
         raw, size = _read(path)
         stored = _checked(path, raw, size)
     except _Defect as defect:
@@ -78,30 +80,61 @@ def read_header(path: Path) -> Header:
     return Header(path, dict(sorted(tensors.items(), key=lambda item: (item[1].begin, item[1].end))), metadata)
 
 
+def _require_file(path: Path) -> None:
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        raise _Defect("does not exist: check the path.") from None
+    except (OSError, ValueError) as error:
+        raise _unreadable(error) from None
+    if stat.S_ISDIR(mode):
+        raise _Defect("is a folder: give the .safetensors file itself.")
+    if not stat.S_ISREG(mode):  # opening a pipe would wait for a writer
+        raise _Defect("is a pipe or a device: give the .safetensors file itself.")
+
+
 def _read(path: Path) -> tuple[bytes, int]:
     """The bytes of the header, and the size of the file."""
     try:
-        mode = os.stat(path).st_mode
-        if stat.S_ISDIR(mode):
-            raise _Defect("is a folder: give the .safetensors file itself.")
-        if not stat.S_ISREG(mode):  # opening a pipe would wait for a writer
-            raise _Defect("is a pipe or a device: give the .safetensors file itself.")
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
             length = int.from_bytes(file.read(8), "little")
             if length == 0 or 8 + length > size:
-                raise _Defect(f"is cut short or is not a safetensors file: {AGAIN}")
+                file.seek(0)
+                raise _Defect(_no_header(file.read(256), size, length))
             if length > MAX_HEADER:
                 raise _Defect(
                     f"has a header of {length:,} bytes, more than the {MAX_HEADER:,} that are read: "
                     "take a copy of the model with less metadata."
                 )
             return file.read(length), size
-    except FileNotFoundError:
-        raise _Defect("does not exist: check the path.") from None
-    except (OSError, ValueError) as error:  # ValueError: a null character in the path
-        reason = getattr(error, "strerror", None) or error
-        raise _Defect(f"cannot be read ({reason}): check the path and its permissions.") from None
+    except (OSError, ValueError) as error:
+        raise _unreadable(error) from None
+
+
+def _unreadable(error: Exception) -> _Defect:
+    reason = getattr(error, "strerror", None) or error  # a ValueError is of a null character in the path
+    return _Defect(f"cannot be read ({reason}): check the path and its permissions.")
+
+
+def _no_header(start: bytes, size: int, length: int) -> str:
+    """What a file is whose first eight bytes are not the length of a header within it; `start` is its first 256 bytes."""
+    text = start.lstrip().lower()
+    if size == 0:
+        return f"is empty (0 bytes): {AGAIN}"
+    if text.startswith(b"version https://git-lfs"):
+        return "is a git-lfs pointer, not the file itself: run `git lfs pull`, or download the file."
+    if text.startswith((b"<!doctype html", b"<html")):
+        return "is a web page (HTML), not the file itself: download the file."
+    if start[8:9] == b"{":
+        return f"is cut short (its header has {length:,} bytes, and the file {size:,}): {AGAIN}"
+    if start.startswith(b"PK\x03\x04"):
+        return "is a zip archive, as PyTorch's pickles are, and not a safetensors file: take the model's .safetensors file."
+    if re.match(rb"\x80[\x02-\x05]", start):
+        return (
+            "is a pickle under another name, which can run code when it is loaded: take the model's .safetensors file."
+        )
+    return f"is not a safetensors file (it begins with {start[:16]!r}): {AGAIN}"
 
 
 def _checked(path: Path, raw: bytes, size: int) -> dict[str, Any]:

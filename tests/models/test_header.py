@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import pickle
 import re
 import subprocess
 import sys
@@ -156,10 +157,22 @@ def spans(**of: tuple[int, int]) -> dict:
 
 # Kind of defect -> (what is said of it, whole files (bytes) or headers, which two bytes of data follow).
 DEFECTS = {
-    "cut within the header": (
-        "is cut short or is not a safetensors",
-        [b"", b"1234567", bytes(8), b"\xff" * 99, packed("{}")[:-1]],
+    "empty": ("is empty (0 bytes)", [b""]),
+    "cut within the header": ("is cut short (its header has", [packed("{}")[:-1], packed({"a": entry()})[:30]]),
+    "no length of a header": (
+        "is not a safetensors file (it begins with",
+        [b"1234567", bytes(8), b"\xff" * 99, b"Entry not found"],
     ),
+    "a git-lfs pointer": (
+        "is a git-lfs pointer, not the file itself",
+        [b"version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 1234\n"],
+    ),
+    "a web page": ("is a web page (HTML)", [b"\n<!DOCTYPE html><html></html>", b"<html><body></body></html>"]),
+    "a pickle": (
+        "is a pickle under another name",
+        [pickle.dumps({"a": list(range(9))}, protocol) for protocol in (2, 4)],
+    ),
+    "a zip archive": ("is a zip archive, as PyTorch's pickles are", [b"PK\x03\x04" + bytes(99)]),
     "no JSON": ("is damaged (invalid", [packed(header) for header in NO_JSON]),
     "a deep entry": ("recursion limit", ['{"a":' * 5000]),
     "a name twice": (
@@ -211,7 +224,7 @@ def test_the_memory_is_bounded(write):
     tracemalloc.start()
     for length in (MAX_HEADER + 1, 9 * 10**9, 2**40, 2**64 - 1):
         os.truncate(path := write(length.to_bytes(8, "little")), 10**10)
-        assert ("less metadata" if length < 10**10 else "cut short") in refusal(path)
+        assert ("less metadata" if length < 10**10 else "is not a safetensors") in refusal(path)
     size = 10**10 - 1000
     os.truncate(path := write(packed(json.dumps(spans(a=(0, size))).ljust(1000 - 8))), 10**10)
     assert read_header(path) == Header(path, {"a": Tensor("U8", (size,), 1000, 10**10)}, {})

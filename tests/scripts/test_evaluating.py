@@ -309,10 +309,22 @@ def test_a_file_is_measured_as_its_run_was(trainer, settings, tmp_path, capsys):
         },
         foreign,
     )
+    # The same in every second module with twice the alpha and half of the matrix, and elsewhere with zeros for a higher rank.
+    uneven, tensors = tmp_path / "uneven.safetensors", load_file(mine)
+    for number, name in enumerate(sorted({key.partition(".")[0] for key in tensors})):
+        down, up, alpha = (f"{name}.{part}" for part in ("lora_down.weight", "lora_up.weight", "alpha"))
+        tensors[alpha] *= 2
+        if number % 2:
+            tensors[up] /= 2
+        else:
+            tensors[down] = torch.cat([tensors[down], torch.zeros_like(tensors[down])])
+            tensors[up] = torch.cat([tensors[up], torch.ones_like(tensors[up])], dim=1)
+    save_file(tensors, uneven)
     output = tmp_path / "evaluations"
     lora_scales = ["--lora_scales=[0.5, 1.0]", "--sample.enabled=true", "--sample.steps=2"]
-    found = evaluate_adapters(trainer, "run", output, [mine, foreign], *lora_scales)
-    assert list(found) == ["base", "run-scale-0.5", "run", "foreign-scale-0.5", "foreign"]
+    found = evaluate_adapters(trainer, "run", output, [mine, foreign, uneven], *lora_scales)
+    names = ["base", "run-scale-0.5", "run", "foreign-scale-0.5", "foreign", "uneven-scale-0.5", "uneven"]
+    assert list(found) == names
     of_run, of_drift = tables(trainer.folder("run"))
     for name, step in (("base", 0), ("run", 5)):
         losses, moved = tables(output / name)
@@ -321,6 +333,9 @@ def test_a_file_is_measured_as_its_run_was(trainer, settings, tmp_path, capsys):
         assert [row["loss"] for row in moved] == [row["loss"] for row in of_drift if row["step"] == step]
     # The scale of 1/2 is exact in floating point, so where it is applied changes no bit.
     assert tables(output / "foreign") == tables(output / "run")
+    # Zeros for a higher rank may change the order of a sum, so the last digits: 1e-6 is 8 roundings of fp32.
+    for key in ("evaluation/loss", "evaluation/drift"):
+        assert found["uneven"][key] == pytest.approx(found["run"][key], rel=1e-6)
     assert 0 < found["run-scale-0.5"]["evaluation/drift"] < found["run"]["evaluation/drift"]
     [entry] = json.loads((output / "foreign/provenance.json").read_text())
     assert entry["adapter"]["file"] == "foreign.safetensors" and entry["adapter"]["lora_scale"] == 1.0

@@ -219,7 +219,7 @@ def test_a_base_that_is_not_there(refusal, tmp_path):
     for base, words in {
         f"{tmp_path}/nowhere": f"model.base: {tmp_path}/nowhere is neither a folder nor a file on this machine, nor a hub id",
         "owner/not-here": "owner/not-here is not on this machine and could not be fetched from the hub",
-        f"{tmp_path}/base.safetensors": "base.safetensors is cut short",
+        f"{tmp_path}/base.safetensors": "base.safetensors is empty",
         f"{tmp_path}/base.ckpt": "base.ckpt",
         f"{tmp_path}": "is not a model in diffusers format (it has no model_index.json)",
     }.items():

@@ -15,6 +15,7 @@ from safetensors import safe_open
 
 from sushi_research.adapters import kohya_format as formats
 from sushi_research.adapters import lora
+from sushi_research.adapters.reading import read_adapter
 from sushi_research.config import SD15Training, SDXLTraining
 from sushi_research.errors import UserError
 from sushi_research.models.prediction import Prediction, from_metadata
@@ -141,10 +142,10 @@ def test_one_layer_per_block(tmp_path):
     path, arguments = tmp_path / "adapter.safetensors", {"architecture": "sdxl", "state": state, "dtype": torch.float32}
     formats.save_adapter(path, unet, metadata={}, **arguments)
     formats.verify_saved(path, unet, **arguments)
-    paths = lora.adapter_modules(unet)
-    read = formats.read_kohya(path, paths, architecture="sdxl", layers_per_block=1)
-    assert read.keys() == paths.keys()
-    assert all(torch.equal(down, state[f"{name}.lora_A.weight"]) for name, (down, _, _) in read.items())
+    names = formats.kohya_unet_names("sdxl", lora.adapter_modules(unet), 1)
+    read = {pair.name: pair for pair in read_adapter(path).pairs}
+    assert read.keys() == set(names.values())
+    assert all(torch.equal(read[name].down, state[f"{where}.lora_A.weight"]) for where, name in names.items())
 
 
 # --- what diffusers makes of the file ---
@@ -435,60 +436,14 @@ def test_metadata_of_convolutions_and_options():
     assert formats.adapter_metadata(config(SD15Training), architecture="sd15", **FACTS)["ss_clip_skip"] == "1"
 
 
-# --- reading ---
-
-
 @pytest.mark.parametrize("architecture", UNETS)
-def test_reading_gives_back_what_was_saved(architecture, tmp_path):
+def test_every_module_is_saved_verified_and_read(architecture, tmp_path):
     path, unet, arguments = saved(tmp_path, architecture, "kohya_conv", "float32")
     formats.verify_saved(path, unet, **arguments)
-    modules = formats.read_kohya(path, all_paths(architecture), architecture=architecture)
-    assert 2 * len(modules) == len(arguments["state"])
-    for module_path, (down, up, alpha) in modules.items():
-        assert torch.equal(down, arguments["state"][f"{module_path}.lora_A.weight"])
-        assert torch.equal(up, arguments["state"][f"{module_path}.lora_B.weight"])
-        assert alpha == ALPHA
-
-
-def test_a_missing_alpha_is_the_rank(tmp_path):
-    path, _, _ = saved_attention(tmp_path)
-    rewrite(path, drop_a_key)
-    modules = formats.read_kohya(path, all_paths("sd15"), architecture="sd15")
-    alphas = {module_path: alpha for module_path, (_, _, alpha) in modules.items()}
-    assert alphas.pop("mid_block.attentions.0.transformer_blocks.0.attn1.to_q") == float(RANK)
-    assert set(alphas.values()) == {ALPHA}
-
-
-def without_up(tensors):
-    del tensors[f"{ONE}.lora_up.weight"]
-
-
-def of_two_ranks(tensors):
-    key = f"{ONE}.lora_up.weight"
-    tensors[key] = tensors[key][:, :2].contiguous()
-
-
-@pytest.mark.parametrize(
-    ("damage", "sentence"),
-    [
-        (add_a_key, r"holds lora_te1_text_model_encoder_layers_0_mlp_fc1\.alpha, which is no module of an sd15 UNet"),
-        (without_up, rf"holds no matching pair of matrices for {ONE}:"),
-        (of_two_ranks, rf"holds no matching pair of matrices for {ONE}:"),
-    ],
-    ids=lambda value: getattr(value, "__name__", ""),
-)
-def test_reading_names_what_does_not_fit(damage, sentence, tmp_path):
-    path, _, _ = saved_attention(tmp_path)
-    rewrite(path, damage)
-    with pytest.raises(UserError, match=sentence):
-        formats.read_kohya(path, all_paths("sd15"), architecture="sd15")
-
-
-def test_reading_refuses_the_other_architecture_and_broken_files(tmp_path):
-    path, _, _ = saved_attention(tmp_path)
-    with pytest.raises(UserError, match="is no module of an sdxl UNet"):
-        formats.read_kohya(path, all_paths("sdxl"), architecture="sdxl")
-    path.write_bytes(path.read_bytes()[:-1])
-    for broken in (path, tmp_path / "absent.safetensors"):
-        with pytest.raises(UserError, match="is not a complete safetensors file"):
-            formats.read_kohya(broken, all_paths("sd15"), architecture="sd15")
+    names = formats.kohya_unet_names(architecture, all_paths(architecture))
+    pairs = {pair.name: pair for pair in read_adapter(path).pairs}
+    assert 2 * len(pairs) == len(arguments["state"]) and pairs.keys() == set(names.values())
+    for module_path, name in names.items():
+        assert torch.equal(pairs[name].down, arguments["state"][f"{module_path}.lora_A.weight"])
+        assert torch.equal(pairs[name].up, arguments["state"][f"{module_path}.lora_B.weight"])
+        assert (pairs[name].alpha, pairs[name].rank) == (ALPHA, RANK)

@@ -1,0 +1,40 @@
+"""Describes an adapter file for `scripts/inspect_model.py`: modules, ranks, scales, dtypes, hash."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from sushi_research.adapters.reading import component_of, read_adapter
+from sushi_research.models.components import TITLES
+
+# The metadata in which trainers name the kind of base.
+BASES = ("ss_base_model_version", "modelspec.architecture")
+
+
+def describe(path: Path) -> Iterator[tuple[str, str]]:
+    """(title, text) of each line about an adapter file. UserError for a file that cannot be used."""
+    adapter = read_adapter(path)
+    pairs, header = adapter.pairs, adapter.header
+    yield "file", f"{_printable(path.name)}, {path.stat().st_size / 2**20:.1f} MiB, {len(header.tensors):,} tensors"
+    yield "it is", "a LoRA (adapter) file: give it to scripts/sample.py or scripts/evaluate.py with --adapters"
+    said = [f"{key} = {_printable(header.metadata[key]):.100}" for key in BASES if key in header.metadata]
+    yield "trained on", ", ".join(said) or "unknown (its metadata does not say it)"
+    yield "modules", _counts(TITLES[component_of(pair.name)] for pair in pairs)
+    yield "rank", _counts(str(pair.rank) for pair in pairs)
+    yield "scale (alpha / rank)", _counts(f"{pair.scale:g}" for pair in pairs)
+    yield "dtypes", _counts(tensor.dtype for tensor in header.tensors.values())
+    with open(path, "rb") as file:
+        yield "sha256", hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _printable(text: str) -> str:
+    """A text from a file, without control characters."""
+    return text if text.isprintable() else ascii(text)[1:-1]
+
+
+def _counts(values: Iterable[str]) -> str:
+    """Each distinct value, the most frequent first, with the number of times that it occurs: "4 (128), 2 (8)"."""
+    return ", ".join(f"{value} ({count:,})" for value, count in Counter(values).most_common())

@@ -1,0 +1,103 @@
+"""peft's settings in the metadata of an adapter file that diffusers wrote: ranks and alphas by module, under one JSON key."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from sushi_research.errors import UserError
+from sushi_research.models.header import Header
+
+KEY = "lora_adapter_metadata"
+# Settings that change what is computed in another way than a low-rank pair with a scale, and their values that do not.
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "peft_type": (None, "LORA"),
+    "use_dora": (None, False),
+    "lora_bias": (None, False),
+    "bias": (None, "none"),
+    "use_qalora": (None, False),
+    "modules_to_save": (None, []),
+    "layer_replication": (None, []),
+    "trainable_token_indices": (None, [], {}),
+    "alora_invocation_tokens": (None, []),
+    "target_parameters": (None, []),
+    "use_bdlora": (None, False),
+    "arrow_config": (None,),
+    "kasa_config": (None,),
+    "fan_in_fan_out": (None, False),
+    # Others (pissa, olora, corda, loftq) change the base's weights too.
+    "init_lora_weights": (None, True, False, "gaussian", "eva", "orthogonal"),
+}
+
+# Component -> the entries of peft's LoraConfig.
+Settings = dict[str, dict[str, Any]]
+
+
+def read(header: Header) -> Settings | None:
+    """The settings by component; None without any. UserError if they cannot be read, or need more than low-rank pairs."""
+    text = header.metadata.get(KEY)
+    if text is None:
+        return None
+    try:
+        entries = json.loads(text)
+    except (ValueError, RecursionError):
+        entries = None
+    if not isinstance(entries, dict):
+        raise UserError(f"{header.path}: the metadata {KEY} is not a JSON object: take another copy of the adapter.")
+    settings: Settings = {}
+    for key, value in entries.items():
+        component, _, name = key.partition(".")
+        settings.setdefault(component, {})[name] = value
+        # `==` alone would take 0 for False and 1 for True.
+        if name in NEUTRAL and not any(value == each and type(value) is type(each) for each in NEUTRAL[name]):
+            raise UserError(
+                f"{header.path} was saved with {key} = {value!r:.60}, and only plain low-rank pairs can be used here: "
+                "give a LoRA file without that setting."
+            )
+    return settings
+
+
+def alpha_of(settings: Settings, path: Path, name: str, rank: int) -> float:
+    """The alpha that the settings give a module, so that the scale is alpha / rank. UserError if they do not fit the module.
+
+    As in peft: patterns are regular expressions for the end of a module's path, and with `use_rslora` the scale is
+    alpha / sqrt(rank) (arXiv 2312.03732).
+    """
+    component, _, module = name.partition(".")
+    chosen = settings.get(component)
+    if chosen is None:
+        raise UserError(f"{path}: its metadata {KEY} says nothing about {name}: take another copy of the adapter.")
+    stored_rank = _number(path, chosen, component, "r", "rank_pattern", module)
+    if stored_rank != rank:
+        raise UserError(
+            f"{path}: its metadata {KEY} gives {name} the rank {stored_rank:g}, but its matrices have rank {rank}: "
+            "take another copy of the adapter."
+        )
+    alpha = _number(path, chosen, component, "lora_alpha", "alpha_pattern", module)
+    rslora = chosen.get("use_rslora") or False
+    if not isinstance(rslora, bool):
+        raise UserError(
+            f"{path}: its metadata {KEY} has use_rslora = {rslora!r:.60}: take another copy of the adapter."
+        )
+    return alpha * math.sqrt(rank) if rslora else alpha
+
+
+def _number(path: Path, chosen: dict[str, Any], component: str, key: str, pattern_key: str, module: str) -> float:
+    """The value of `key` for a module: of the first pattern that its path matches, or the general one."""
+    import re
+
+    from peft.utils.other import get_pattern_key
+
+    patterns = chosen.get(pattern_key) or {}
+    try:
+        value = patterns.get(get_pattern_key(patterns.keys(), module), chosen.get(key))
+    except (AttributeError, TypeError, re.error):
+        value = None
+    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+        raise UserError(
+            f"{path}: its metadata {KEY} has no usable {component}.{key} or {component}.{pattern_key} for {module}: "
+            "take another copy of the adapter."
+        )
+    return float(value)

@@ -1,0 +1,425 @@
+"""Adapter files of any trainer: every layer gets what the file says, in every naming, or the file is refused in one sentence."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+
+import pytest
+import torch
+from peft.tuners.lora import LoraLayer
+from safetensors.torch import load_file, save_file
+
+from sushi_research import models
+from sushi_research.adapters import description, loading, reading
+from sushi_research.adapters.matching import require_loaded
+from sushi_research.errors import UserError
+from sushi_research.models.loading import resolve_base
+from sushi_research.models.original_names import unet_name
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def pipelines(bases):
+    """The pipeline of each tiny base in fp32."""
+    made = {}
+    for architecture, folder in bases.items():
+        base, model = resolve_base(str(folder)), models.load(architecture)
+        made[architecture] = loading.load_pipeline(base, model, model.load_text(base, CPU), torch.float32, CPU)
+    return made
+
+
+@pytest.fixture
+def pipeline(pipelines, architecture):
+    yield pipelines[architecture]
+    pipelines[architecture].unload_lora_weights()
+
+
+def layers_of(pipeline):
+    """(component, path) -> linear or convolutional layer of the UNet and the text encoders."""
+    return {
+        (component, path): layer
+        for component in ("unet", "text_encoder", "text_encoder_2")
+        if getattr(pipeline, component, None) is not None
+        for path, layer in getattr(pipeline, component).named_modules()
+        if isinstance(layer, torch.nn.Linear | torch.nn.Conv2d)
+    }
+
+
+def make_pairs(pipeline, seed=0):
+    """(component, path) -> (down, up, alpha or None): ranks 1 to 4, and alphas of all kinds, by turns."""
+    generator = torch.Generator().manual_seed(seed)
+    pairs = {}
+    for number, (where, layer) in enumerate(layers_of(pipeline).items()):
+        out, *into = layer.weight.shape
+        rank = 1 + number % 4
+        down = torch.randn(rank, *into, generator=generator)
+        up = torch.randn(out, rank, *([1, 1] if len(into) == 3 else []), generator=generator)
+        pairs[where] = down, up, (None, 1.0, rank, -0.75, 12.5)[number // 5 % 5]
+    return pairs
+
+
+def kohya(component, path, architecture):
+    if component == "unet":
+        return "lora_unet_" + (unet_name(path) if architecture == "sdxl" else path).replace(".", "_")
+    prefix = "lora_te_" if architecture == "sd15" else {"text_encoder": "lora_te1_"}.get(component, "lora_te2_")
+    path = path if path.startswith(("text_model.", "text_projection")) else f"text_model.{path}"
+    return prefix + path.replace(".", "_")
+
+
+def dotted(component, path, _):
+    return f"{component}.{path}"
+
+
+def spaced(component, path, _):
+    """diffusers' blocks in kohya's spelling, which other programs write for SDXL too."""
+    path = path if component == "unet" else f"text_model.{path.removeprefix('text_model.')}"
+    return ("lora_unet_" + path.replace(".", "_")) if component == "unet" else f"{component}.{path}"
+
+
+# Naming -> (module's name, endings of the matrices).
+NAMINGS = {
+    "kohya": (kohya, "lora_down.weight", "lora_up.weight"),
+    "peft": (dotted, "lora_A.weight", "lora_B.weight"),
+    "diffusers": (dotted, "lora.down.weight", "lora.up.weight"),
+    "linear layer": (dotted, "lora_linear_layer.down.weight", "lora_linear_layer.up.weight"),
+    "mixed": (spaced, "lora_down.weight", "lora_up.weight"),
+}
+
+
+def in_naming(naming, pairs, architecture):
+    name, down_end, up_end = NAMINGS[naming]
+    tensors = {}
+    for (component, path), (down, up, alpha) in pairs.items():
+        module = name(component, path, architecture)
+        tensors |= {f"{module}.{down_end}": down.contiguous(), f"{module}.{up_end}": up.contiguous()}
+        if alpha is not None:
+            shape = [] if len(tensors) % 2 else [1]
+            tensors[f"{module}.alpha"] = torch.full(shape, alpha, dtype=torch.int64 if alpha == int(alpha) else None)
+    return tensors
+
+
+def scale_of(down, alpha):
+    return 1.0 if alpha is None else alpha / down.shape[0]
+
+
+def assert_loaded(pipeline, name, pairs, lora_scale=1.0):
+    """Every layer's difference from the base is scale x up @ down of its pair, bit for bit, and no other layer has one."""
+    found = {
+        (component, path): layer
+        for component in ("unet", "text_encoder", "text_encoder_2")
+        if getattr(pipeline, component, None) is not None
+        for path, layer in getattr(pipeline, component).named_modules()
+        if isinstance(layer, LoraLayer) and name in layer.lora_A
+    }
+    assert found.keys() == pairs.keys()
+    for where, (down, up, alpha) in pairs.items():
+        layer = found[where]
+        assert torch.equal(layer.lora_A[name].weight, down) and torch.equal(layer.lora_B[name].weight, up)
+        assert layer.scaling[name] == lora_scale * scale_of(down, alpha)
+        product = (up.flatten(1) @ down.flatten(1)).view(up.shape[0], *down.shape[1:]) * layer.scaling[name]
+        # peft multiplies the matrices of a convolution of kernel k > 1 as a convolution, which sums in another order.
+        torch.testing.assert_close(layer.get_delta_weight(name), product, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("naming", NAMINGS)
+def test_every_layer_gets_its_own_rank_and_alpha(pipeline, architecture, naming, tmp_path):
+    # The namings take turns with the layers, which saves time.
+    places = range(list(NAMINGS).index(naming), 10**4, len(NAMINGS))
+    pairs = {where: pair for place, (where, pair) in enumerate(make_pairs(pipeline).items()) if place in places}
+    save_file(in_naming(naming, pairs, architecture), tmp_path / "adapter.safetensors")
+    [(name, _)] = loading.load_adapters(pipeline, [str(tmp_path / "adapter.safetensors")])
+    assert_loaded(pipeline, name, pairs)
+    pipeline.set_adapters([name], [0.5])
+    assert_loaded(pipeline, name, pairs, 0.5)
+
+
+def old_name(key):
+    """diffusers' names from before it used peft."""
+    for inner, old in (("to_q", "to_q"), ("to_k", "to_k"), ("to_v", "to_v"), ("to_out.0", "to_out")):
+        key = key.replace(f".{inner}.lora.", f".processor.{old}_lora.")
+    for inner in "q", "k", "v", "out":
+        key = key.replace(f"self_attn.{inner}_proj.lora.", f"self_attn.to_{inner}_lora.")
+    return key
+
+
+def test_the_oldest_names(pipeline, architecture, tmp_path):
+    pairs = {where: (down, up, None) for where, (down, up, _) in make_pairs(pipeline).items() if "attn" in where[1]}
+    tensors = {old_name(key): value for key, value in in_naming("diffusers", pairs, architecture).items()}
+    assert {".processor.to_out_lora.", "self_attn.to_out_lora."} <= {
+        part for key in tensors for part in (".processor.to_out_lora.", "self_attn.to_out_lora.") if part in key
+    }
+    save_file(tensors, tmp_path / "adapter.safetensors")
+    [(name, _)] = loading.load_adapters(pipeline, [str(tmp_path / "adapter.safetensors")])
+    assert_loaded(pipeline, name, pairs)
+
+
+def test_several_adapters_keep_their_scales(pipeline, architecture, tmp_path):
+    first = {where: pair for where, pair in make_pairs(pipeline).items() if "mid_block" in where[1]}
+    second = {where: pair for where, pair in make_pairs(pipeline, seed=1).items() if where[0] == "text_encoder"}
+    paths = [str(tmp_path / name) for name in ("first.safetensors", "second.safetensors")]
+    for path, pairs in zip(paths, (first, second), strict=True):
+        save_file(in_naming("kohya", pairs, architecture), path)
+    assert reading.adapts_text(paths[1])
+    (one, _), (two, _) = loading.load_adapters(pipeline, paths)
+    assert_loaded(pipeline, one, first)
+    pipeline.set_adapters([two], [2.0])
+    assert_loaded(pipeline, two, second, 2.0)
+    assert_loaded(pipeline, one, first)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16, torch.float8_e4m3fn])
+@pytest.mark.parametrize("architecture", ["sd15"])
+def test_every_float_is_read_as_its_value(pipeline, architecture, dtype, tmp_path):
+    pairs = {
+        where: (down.to(dtype), up.to(dtype), alpha)
+        for where, (down, up, alpha) in make_pairs(pipeline).items()
+        if "mid_block" in where[1]
+    }
+    save_file(in_naming("kohya", pairs, architecture), tmp_path / "adapter.safetensors")
+    [(name, _)] = loading.load_adapters(pipeline, [str(tmp_path / "adapter.safetensors")])
+    assert_loaded(
+        pipeline, name, {where: (down.float(), up.float(), alpha) for where, (down, up, alpha) in pairs.items()}
+    )
+
+
+SETTINGS = {"r": 3, "lora_alpha": 6, "peft_type": "LORA", "bias": "none", "use_dora": False, "init_lora_weights": True}
+
+
+def written_by_diffusers(pipeline, path, **settings):
+    """A file of the mid block's pairs with rank 3, and 2 for `to_q`, and peft's settings in its metadata."""
+    pairs = {
+        where: (down[:1].repeat(rank, *[1] * (down.dim() - 1)), up[:, :1].repeat(1, rank, *[1] * (up.dim() - 2)), None)
+        for where, (down, up, _) in make_pairs(pipeline).items()
+        if where[1].startswith("mid_block")
+        for rank in (2 if where[1].endswith("to_q") else 3,)
+    }
+    entries = SETTINGS | {"rank_pattern": {"to_q": 2}, "target_modules": [path for _, path in pairs]} | settings
+    metadata = {"lora_adapter_metadata": json.dumps({f"unet.{key}": value for key, value in entries.items()})}
+    save_file(in_naming("peft", pairs, "sdxl"), path, metadata)
+    return pairs
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+def test_the_settings_of_peft_give_the_scale(pipeline, rslora, tmp_path):
+    path = tmp_path / "adapter.safetensors"
+    pairs = written_by_diffusers(pipeline, path, alpha_pattern={"attn1.to_q": 5.0}, use_rslora=rslora)
+    [(name, _)] = loading.load_adapters(pipeline, [str(path)])
+    # diffusers' own reader of its own file agrees.
+    pipeline.load_lora_weights(str(path), adapter_name="theirs")
+    for _, where in pairs:
+        layer = pipeline.unet.get_submodule(where)
+        rank = 2 if where.endswith("to_q") else 3
+        alpha = 5.0 if where.endswith("attn1.to_q") else 6.0
+        assert layer.scaling[name] == pytest.approx(alpha / (math.sqrt(rank) if rslora else rank), rel=1e-12)
+        assert layer.scaling["theirs"] == pytest.approx(layer.scaling[name], rel=1e-12)
+
+
+def refusal(pipeline, path):
+    with pytest.raises(UserError) as caught:
+        loading.load_adapters(pipeline, [str(path)])
+    sentence = str(caught.value)
+    assert sentence.startswith(str(path)) and sentence.endswith(".") and "\n" not in sentence and len(sentence) < 700
+    assert not any(isinstance(layer, LoraLayer) for layer in pipeline.unet.modules()), "nothing was loaded"
+    return sentence.removeprefix(str(path))
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"use_dora": True}, "unet.use_dora = True"),
+        ({"init_lora_weights": "pissa"}, "unet.init_lora_weights = 'pissa'"),
+        ({"bias": "lora_only"}, "unet.bias = 'lora_only'"),
+        ({"r": 4}, "the rank 4, but its matrices have rank 3"),
+        ({"lora_alpha": None}, "no usable unet.lora_alpha"),
+        ({"lora_alpha": float("nan")}, "no usable unet.lora_alpha"),
+        ({"alpha_pattern": {"(": 1}}, "no usable unet.lora_alpha or unet.alpha_pattern"),
+        ({"use_rslora": "yes"}, "use_rslora = 'yes'"),
+    ],
+)
+@pytest.mark.parametrize("architecture", ["sdxl"])
+def test_settings_that_need_more_than_pairs(pipeline, settings, said, tmp_path):
+    path = tmp_path / "adapter.safetensors"
+    written_by_diffusers(pipeline, path, **settings)
+    assert said in refusal(pipeline, path)
+
+
+ONE = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
+DOWN, UP, ALPHA = f"{ONE}.lora_down.weight", f"{ONE}.lora_up.weight", f"{ONE}.alpha"
+NAN, INFINITY = float("nan"), float("inf")
+
+
+def with_value(tensor, value):
+    tensor = tensor.clone()
+    tensor.view(-1)[3] = value
+    return tensor
+
+
+# What is wrong -> (changes of a file's tensors, None to remove one; what is said).
+DEFECTS = {
+    "NaN": (lambda t: {UP: with_value(t[UP], NAN)}, rf"holds NaN in {UP} \(1 of 64 values"),
+    "infinity": (lambda t: {DOWN: with_value(t[DOWN], -INFINITY)}, rf"holds infinity in {DOWN} \(1 of 64 values"),
+    "alpha NaN": (lambda t: {ALPHA: torch.tensor(NAN)}, rf"holds NaN in {ALPHA}"),
+    "alpha infinite": (lambda t: {ALPHA: torch.tensor(INFINITY)}, rf"holds infinity in {ALPHA}"),
+    "alpha 0": (lambda t: {ALPHA: torch.tensor(0.0)}, rf"gives {ONE} the alpha 0"),
+    "alphas": (lambda t: {ALPHA: torch.ones(2)}, rf"holds {ALPHA} with 2 values"),
+    "no alpha": (lambda t: {ALPHA: torch.ones(0)}, rf"holds {ALPHA} with 0 values"),
+    "alpha alone": (lambda t: {DOWN: None, UP: None}, rf"holds {ALPHA} without the down matrix"),
+    "down alone": (lambda t: {UP: None}, r"alpha without the up matrix"),
+    "up alone": (lambda t: {DOWN: None}, r"alpha without the down matrix"),
+    "integers": (lambda t: {UP: t[UP].to(torch.int8)}, rf"holds {UP} in I8, and matrices are read in"),
+    "complex": (lambda t: {UP: t[UP].to(torch.complex64)}, rf"holds {UP} in C64"),
+    "two ranks": (
+        lambda t: {DOWN: t[DOWN][:1].contiguous()},
+        rf"matrices of {ONE} .* rank is 1 in one and 2 in the other",
+    ),
+    "rank 0": (
+        lambda t: {DOWN: t[DOWN][:0], UP: t[UP][:, :0]},
+        rf"matrices of {ONE} have the shapes \[0, 32\] and \[32, 0\]",
+    ),
+    "vectors": (lambda t: {DOWN: t[DOWN][0]}, r"which are not those of a LoRA"),
+    "other width": (lambda t: {DOWN: torch.ones(2, 9)}, rf"matrices of {ONE} are \[2, 9\] and .* needs \[2, 32\]"),
+    "a convolution's": (
+        lambda t: {DOWN: t[DOWN][..., None, None], UP: t[UP][..., None, None]},
+        r"this base needs \[2, 32\]",
+    ),
+    "unknown key": (
+        lambda t: {f"{ONE}.gate": torch.ones(1)},
+        rf"holds {ONE}\.gate, which is not part of a low-rank pair",
+    ),
+    "unknown module": (
+        lambda t: {DOWN.replace("to_q", "to_x"): t[DOWN], UP.replace("to_q", "to_x"): t[UP]},
+        r"holds \d+ modules, of which 1 are not in this SD1.5 base \(lora_unet_\S+_to_x\)",
+    ),
+    "second encoder": (
+        lambda t: {f"lora_te2_x.lora_{way}.weight": torch.ones(2, 2) for way in ("down", "up")},
+        r"1 are not in this SD1.5 base \(lora_te2_x\)",
+    ),
+    "SDXL's encoder": (
+        lambda t: {
+            f"lora_te1_text_model_encoder_layers_0_self_attn_q_proj.lora_{way}.weight": torch.ones(*shape)
+            for way, shape in (("down", (2, 32)), ("up", (32, 2)))
+        },
+        r"1 are not in this SD1.5 base \(lora_te1_text_model",
+    ),
+    "prefix": (
+        lambda t: {f"base_model.model.x.lora_{way}.weight": torch.ones(2, 2) for way in "AB"},
+        r"holds base_model\.model\.x\.lora_A\.weight, which is not part of a low-rank pair in kohya's",
+    ),
+    "a module twice": (
+        lambda t: {
+            f"unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q.lora_{way}.weight": t[key]
+            for way, key in (("A", DOWN), ("B", UP))
+        },
+        rf"holds {ONE} and unet\.mid_block\S+, which are the same module",
+    ),
+    "a matrix twice": (
+        lambda t: {f"{ONE}.lora_A.weight": t[DOWN]},
+        rf"holds \S+ and {ONE}\S+, which are the same matrix",
+    ),
+    "DoRA": (lambda t: {f"{ONE}.dora_scale": torch.ones(3)}, rf"holds a DoRA \({ONE}\.dora_scale\)"),
+    "Tucker": (lambda t: {f"{ONE}.lora_mid.weight": torch.ones(3)}, r"holds a LoCon with Tucker decomposition"),
+    "bias": (lambda t: {f"{ONE}.lora_B.bias": torch.ones(3)}, r"holds a LoRA with biases"),
+    "diff": (lambda t: {f"{ONE}.diff_b": torch.ones(3)}, r"holds full differences of weights"),
+    "embedding": (lambda t: {"bundle_emb.x.string_to_param.*": torch.ones(3)}, r"holds a textual inversion embedding"),
+}
+
+
+@pytest.fixture(scope="module")
+def sound(pipelines):
+    """The tensors of an adapter file for SD1.5 with rank 2 and alpha 1 in every module of the mid block's attention."""
+    pairs = {
+        where: (torch.ones(2, *down.shape[1:]), torch.ones(up.shape[0], 2, *up.shape[2:]), 1.0)
+        for where, (down, up, _) in make_pairs(pipelines["sd15"]).items()
+        if "mid_block.attentions" in where[1]
+    }
+    return in_naming("kohya", pairs, "sd15")
+
+
+@pytest.mark.parametrize("defect", DEFECTS)
+@pytest.mark.parametrize("architecture", ["sd15"])
+def test_defects(pipeline, sound, defect, tmp_path):
+    change, said = DEFECTS[defect]
+    tensors = {key: value.clone() for key, value in (sound | change(sound)).items() if value is not None}
+    save_file(tensors, tmp_path / "adapter.safetensors")
+    sentence = refusal(pipeline, tmp_path / "adapter.safetensors")
+    assert re.search(said, sentence), sentence
+
+
+# Files without any low-rank pair: the name of a tensor, and what is said.
+OTHERS = {
+    f"{ONE}.hada_w1_a": "holds a LoHa (LyCORIS)",
+    f"{ONE}.lokr_w1": "holds a LoKr (LyCORIS)",
+    f"{ONE}.oft_blocks": "holds an OFT",
+    f"{ONE}.oft_diag": "holds an OFT",
+    f"{ONE}.a1.weight": "holds a GLoRA (LyCORIS)",
+    f"{ONE}.on_input": "holds an IA3",
+    f"{ONE}.diff": "holds full differences of weights",
+    "emb_params": "holds a textual inversion embedding",
+    "clip_g": "holds a textual inversion embedding",
+    "control_model.x": "is a ControlNet, not an adapter",
+    "model.diffusion_model.input_blocks.0.0.weight": "is a whole model (a checkpoint), not an adapter",
+    "first_stage_model.encoder.conv_in.weight": "is a VAE alone, not an adapter",
+    "text_model.encoder.layers.0.mlp.fc1.weight": "is a text encoder alone, not an adapter",
+    "foo": "is of an unknown kind (its tensors: foo and 0 more), not an adapter",
+}
+
+
+@pytest.mark.parametrize("architecture", ["sd15"])
+def test_files_of_another_kind(pipeline, tmp_path):
+    path = tmp_path / "adapter.safetensors"
+    for key, said in OTHERS.items():
+        save_file({key: torch.ones(2, 2)}, path)
+        assert said in refusal(pipeline, path)
+    save_file({}, path)
+    assert "holds no tensors" in refusal(pipeline, path)
+
+
+@pytest.mark.parametrize("architecture", ["sd15"])
+def test_values_that_the_base_s_dtype_cannot_hold(pipeline, sound, tmp_path):
+    save_file(sound | {UP: with_value(sound[UP], 70_000.0)}, tmp_path / "adapter.safetensors")
+    pipeline.unet.half()
+    try:
+        assert "has values up to 7e+04 in" in refusal(pipeline, tmp_path / "adapter.safetensors")
+    finally:
+        pipeline.unet.float()
+
+
+@pytest.mark.parametrize("architecture", ["sd15"])
+def test_what_diffusers_loads_by_itself_is_checked(pipeline, sound, tmp_path):
+    """The check that the demo's painter makes: diffusers' reader is right for one alpha and one rank, and wrong for two."""
+    path = tmp_path / "adapter.safetensors"
+    some = {key: value for key, value in sound.items() if key != ALPHA}
+    for tensors, said in (
+        (sound, None),
+        (some, rf"alpha / rank = 2 / 2 in {ONE}, and diffusers loads it with the scale 0.5"),
+    ):
+        save_file(tensors, path)
+        matches = loading.matches_of(pipeline, path)
+        pipeline.load_lora_weights(str(path), adapter_name="theirs")
+        if said is None:
+            require_loaded(pipeline, "theirs", matches, path)
+            del matches["unet"][next(iter(matches["unet"]))]
+            with pytest.raises(UserError, match="does not hold the module mid_block"):
+                require_loaded(pipeline, "theirs", matches, path)
+            layer = pipeline.unet.get_submodule("mid_block.attentions.0.proj_in")
+            layer.lora_B["theirs"].weight.data[0, 0] += 1
+            with pytest.raises(UserError, match="other matrices for lora_unet_mid_block_attentions_0_proj_in"):
+                require_loaded(pipeline, "theirs", loading.matches_of(pipeline, path), path)
+        else:
+            with pytest.raises(UserError, match=said):
+                require_loaded(pipeline, "theirs", matches, path)
+        pipeline.unload_lora_weights()
+
+
+def test_what_inspection_shows(sound, tmp_path):
+    path = tmp_path / "adapter.safetensors"
+    save_file(sound, path, {"ss_base_model_version": "sd_v1"})
+    assert load_file(path).keys() == sound.keys() and reading.is_adapter(path)
+    lines = dict(description.describe(path))
+    count = len(sound) // 3
+    assert lines["modules"] == f"UNet ({count})" and lines["rank"] == f"2 ({count})"
+    assert lines["scale (alpha / rank)"] == f"0.5 ({count})"
+    assert lines["trained on"] == "ss_base_model_version = sd_v1"
