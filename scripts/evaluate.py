@@ -56,7 +56,7 @@ from sushi_research.training import evaluating, identity_facts, run
 def main(config: AdapterEvaluation) -> int:
     """Evaluates the base and the adapters of `config`; returns 0."""
     model = models.load(models.name_of(config))
-    job = run.start_job(config, model)
+    job = run.start_job(config, model, __file__)
     accelerator = job.accelerator
     names = adapter_files.folder_names(config.adapters, config.lora_scales)
     hash_cache = open_hash_cache(config)

@@ -17,6 +17,7 @@ import logging
 import os
 import secrets
 import socket
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -52,10 +53,12 @@ def decide(
     checkpoint: Checkpoint | None,
     identity: dict[str, Any],
     steps: int,
+    defaults: Mapping[str, Any] | None = None,
 ) -> Decision:
     """Decides what the command does, by the policy at the top of this file.
 
-    `record` is the content of run.json, `checkpoint` the newest intact one, `steps` the run length in optimizer steps.
+    `record` is the content of run.json, `checkpoint` the newest intact one, `steps` the run length in optimizer steps,
+    `defaults` the default of each setting, for those that an older run.json does not have.
     Raises UserError if the run cannot continue as requested.
     """
     if checkpoint is None:
@@ -64,7 +67,7 @@ def decide(
         if record["finished_at"] is None:
             sentence = f"starting the run {name} afresh: its earlier start saved no checkpoint"
             return Decision("start", sentence, [])
-        require_same_run(name, record["identity"], identity)
+        require_same_run(name, record["identity"], identity, defaults)
         if steps > record["finished_at"]:
             raise UserError(
                 f"the run {name} finished at step {record['finished_at']} and its checkpoints are gone, "
@@ -76,8 +79,8 @@ def decide(
         raise UserError(
             f"the run {name} has checkpoints but no run.json: restore that file, or give another --run.name"
         )
-    require_same_run(name, record["identity"], identity)
-    require_same_run(name, checkpoint.facts["identity"], identity)
+    require_same_run(name, record["identity"], identity, defaults)
+    require_same_run(name, checkpoint.facts["identity"], identity, defaults)
     if record["finished_at"] is not None and steps <= record["finished_at"]:
         return _nothing_to_do(name, record["finished_at"])
     if checkpoint.step > steps:
@@ -142,11 +145,10 @@ class RunFolder:
             return None
         except ValueError as error:
             raise UserError(f"{self.run} is not JSON ({error}): restore it, or give another --run.name") from error
-        if record["format"] != FORMAT:
-            raise UserError(
-                f"{self.run} has format {record['format']}, this version reads format {FORMAT}: "
-                "continue with the version that wrote it, or give another --run.name"
-            )
+        if problem := format_problem(self.run, record):
+            raise UserError(f"{problem}, or give another --run.name")
+        if not _is_whole(record):
+            raise UserError(f"{self.run} does not hold what a run writes: restore it, or give another --run.name")
         return record
 
     def mark_started(self, identity: dict[str, Any], steps: int) -> dict[str, Any]:
@@ -162,9 +164,12 @@ class RunFolder:
         write_json(self.run, record)
         return record
 
-    def mark_continued(self, steps: int) -> dict[str, Any]:
-        """Records that the run continues, with a total of `steps` steps. Returns the record."""
-        return self._update({"steps": steps, "finished_at": None})
+    def mark_continued(self, steps: int, identity: dict[str, Any]) -> dict[str, Any]:
+        """Records that the run continues, with a total of `steps` steps. Returns the record.
+
+        `identity` is the current one. It also has the settings that the version that began the run did not know.
+        """
+        return self._update({"steps": steps, "finished_at": None, "identity": identity})
 
     def mark_finished(self, step: int) -> dict[str, Any]:
         """Records that the run is finished at `step`. Call it last, after the adapter is written and verified."""
@@ -176,6 +181,23 @@ class RunFolder:
         record |= changes
         write_json(self.run, record)
         return record
+
+
+def format_problem(path: Path, record: Any) -> str | None:
+    """Why the content of a run.json is not one that this version reads, and what to do; None if it is."""
+    if not isinstance(record, dict):
+        return f"{path} does not hold what a run writes: restore it"
+    if type(record.get("format")) is int and record["format"] == FORMAT:
+        return None
+    found = f"format {json.dumps(record['format'])}" if "format" in record else "no format"
+    return f"{path} has {found}, this version reads format {FORMAT}: use the version that wrote it"
+
+
+def _is_whole(record: dict[str, Any]) -> bool:
+    """Whether a run.json has all parts that a run writes."""
+    finished = record.get("finished_at", "")
+    is_identity = isinstance(record.get("identity"), dict) and isinstance(record.get("wandb_id"), str)
+    return is_identity and type(record.get("steps")) is int and (finished is None or type(finished) is int)
 
 
 def sweep_run_id() -> str | None:

@@ -14,6 +14,7 @@ from accelerate.utils import broadcast_object_list
 from sushi_research import randomness
 from sushi_research.caches.inputs import Inputs
 from sushi_research.config.command_line import config_to_dict, config_to_yaml
+from sushi_research.config.keys import default_values
 from sushi_research.data import dataset
 from sushi_research.data.training_data import Data
 from sushi_research.errors import UserError
@@ -49,7 +50,7 @@ def start_or_resume(job: Job, inputs: Inputs, plan: Plan) -> RunState:
     """Decides whether the run starts, continues or is finished (run_folder.decide), and prints the decision.
 
     Then writes config.yaml, plan.json, data_report.json, validation_set.json and provenance.json, and drops metrics, results
-    and samples from after the checkpoint. Warns about changes in code, libraries and machine since the last launch.
+    and samples from after the checkpoint. Warns about changes in code, libraries and machine since the launch that saved it.
 
     Raises UserError, without changing any file, if the run folder holds a run with another identity.
     """
@@ -73,10 +74,17 @@ def start_or_resume(job: Job, inputs: Inputs, plan: Plan) -> RunState:
     if accelerator.is_main_process:
         try:
             checkpoint = latest_checkpoint(run.checkpoints)
-            decision = run_folder.decide(run.name, run.record(), checkpoint, settings, plan.steps)
+            defaults = default_values(type(config))
+            record, at_its_end = run.record(), checkpoint is not None and checkpoint.step == plan.steps
+            if record is not None and at_its_end and not run.adapter.is_file():
+                record["finished_at"] = (
+                    None  # its adapter file was removed, and is written again from the last checkpoint
+                )
+            decision = run_folder.decide(run.name, record, checkpoint, settings, plan.steps, defaults)
             warnings = list(decision.warnings)
             if decision.action == "continue":
-                warnings += provenance.changes(provenance.last_entry(run.provenance), entry)
+                earlier = provenance.launches(provenance.entries(run.provenance), checkpoint.step)
+                warnings += provenance.changes(earlier[-1] if earlier else None, entry)
                 if val_set and Results(run.evaluation).is_of_another(val_set):
                     warnings.append("the held-out images have changed: earlier evaluations are dropped")
         except UserError as found:
@@ -119,7 +127,7 @@ def _describe_run(job: Job, state: RunState, data: Data, plan: Plan) -> None:
     if state.checkpoint is None:
         run.mark_started(state.identity, plan.steps)
     else:
-        run.mark_continued(plan.steps)
+        run.mark_continued(plan.steps, state.identity)
 
 
 def agree(error: UserError | None, accelerator: Accelerator) -> None:
