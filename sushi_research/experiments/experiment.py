@@ -159,12 +159,12 @@ def state_of(run: Planned) -> str:
     record = folder.record()
     if record is None:
         return "to do"
-    defaults = default_values(type(run.config))
     settings = identity.run_identity(config_to_dict(run.config), {})
-    stored = {key: value for key, value in record["identity"].items() if not key.startswith("facts.")}
-    differences = identity.compare_identity(stored, settings, defaults)
+    stored = identity.in_this_version(record["identity"], default_values(type(run.config)))
+    stored = {key: value for key, value in stored.items() if not key.startswith("facts.")}
+    differences = identity.compare_identity(stored, settings)
     if differences:
-        changes = "; ".join(identity.describe(change, defaults) for change in differences)
+        changes = "; ".join(identity.describe(change) for change in differences)
         raise UserError(
             f"{run.folder} was made with other settings than the experiment has now ({changes}): give the experiment another "
             "folder, or remove that run."
@@ -182,7 +182,7 @@ def _steps(run: Planned, folder: RunFolder) -> int | None:
     try:
         plan = json.loads(folder.plan.read_text(encoding="utf-8"))
         return steps_of(None, train.epochs, plan["items_per_epoch"], plan["global_batch_size"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError):
         return None
 
 
@@ -190,10 +190,14 @@ def _same_facts(run: Planned, folder: RunFolder) -> bool:
     """Whether the settings that are not part of the identity, because a fact takes their place, leave these facts as they were."""
     if not folder.config.is_file():
         return True
-    was, now = (identity.flatten(config) for config in (read_yaml(str(folder.config)), config_to_dict(run.config)))
+    try:
+        was = identity.flatten(read_yaml(str(folder.config)))
+    except UserError:
+        return False
+    now = identity.flatten(config_to_dict(run.config))
     split = ("train.batch_size", "train.accumulation")
-    products = [math.prod(settings.get(key, 1) for key in split) for settings in (was, now)]
-    return products[0] == products[1] and all(was.get(key) == now[key] for key in COVERED)
+    products = {str(math.prod(settings.get(key, 1) for key in split)) for settings in (was, now)}
+    return len(products) == 1 and all(was.get(key) == now[key] for key in COVERED)
 
 
 def note_on_code(run: Planned) -> str:
@@ -204,7 +208,7 @@ def note_on_code(run: Planned) -> str:
         ]
     except UserError as error:
         return f"its code is unknown ({error})"
-    if not all(map(code.is_recorded, trained)):
+    if not trained or not all(map(code.is_recorded, trained)):
         return "its code was not recorded"
     optimizer = run.config.optimizer.name
     now = code.code_of(run.script, [optimizer] if "." in optimizer else [])

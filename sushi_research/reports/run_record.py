@@ -140,8 +140,9 @@ def read_record(path: Path) -> RunRecord:
     elif run.entry:
         run.settings = flatten(run.entry.get("resolved_config") or {})
     if run.identity:
-        architecture = run.plan.get("architecture")
-        run.identity, run.settings = settings_in_this_version(run.identity, run.settings, architecture)
+        as_read = (run.identity, run.settings)
+        complete = attempt(lambda: settings_in_this_version(*as_read, run.plan.get("architecture")), as_read)
+        run.identity, run.settings = complete
     known_problems = len(run.problems)
     run.evaluation = attempt(lambda: _curve(run, path / "evaluation.parquet"), None)
     is_damaged = len(run.problems) > known_problems

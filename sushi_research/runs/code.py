@@ -7,22 +7,20 @@ neither on the config nor on what the process has imported so far. A module that
 
 from __future__ import annotations
 
-import ast
-import functools
 import importlib
 import json
 import os
 import sys
 import sysconfig
-import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import sushi_research
 from sushi_research.files import readable
 from sushi_research.fingerprints import content_hash
+from sushi_research.runs.syntax_tree import Import, parsed
 
 PACKAGE = "sushi_research"
 # Libraries whose installed version is recorded, which says what their code is.
@@ -40,8 +38,6 @@ LIBRARIES = (
     "wandb",
 )
 SCRIPT = "script"  # the key of the script, whose file name is not part of its code
-# Fields of syntax nodes that do not affect what the code does, or that differ between versions of Python.
-_WITHOUT_EFFECT = {"ctx", "kind", "type_comment", "type_ignores"}
 _LIBRARY_FOLDERS = {
     Path(found).resolve()
     for key in ("stdlib", "platstdlib", "purelib", "platlib")
@@ -62,7 +58,7 @@ def code_of(script: str | Path, classes: Iterable[str] = ()) -> dict[str, Any]:
     """
     path = Path(script).resolve()
     importlib.invalidate_caches()
-    digest, imports = _parsed(_bytes(path))
+    digest, imports = parsed(_bytes(path))
     files = {SCRIPT: digest} | _Modules(path.parent).closure(_names(imports, "", True))
     found: dict[str, str] = {}
     for module in (name.rpartition(".")[0] for name in classes):
@@ -78,14 +74,15 @@ def code_of(script: str | Path, classes: Iterable[str] = ()) -> dict[str, Any]:
 
 def is_recorded(code: Mapping[str, Any]) -> bool:
     """Whether the code of a provenance entry has hashes. Versions from before they were recorded have only the commit."""
-    return isinstance(code.get("hash"), str) and isinstance(code.get("files"), dict)
+    tables = (code.get("files"), code.get("named", {}))
+    return isinstance(code.get("hash"), str) and all(isinstance(table, dict) for table in tables)
 
 
 def full_hash(code: Mapping[str, Any]) -> str | None:
     """One hash of all files of a code, those of named classes included; None if it is not recorded."""
     if not is_recorded(code):
         return None
-    named = code.get("named") or {}
+    named = _named(code)
     return content_hash(json.dumps([code["hash"], named], sort_keys=True).encode()) if named else code["hash"]
 
 
@@ -110,19 +107,11 @@ def listed(files: Sequence[str]) -> str:
 
 
 def _named(code: Mapping[str, Any]) -> dict[str, str]:
-    return code.get("named") or {}
+    return code.get("named", {})
 
 
 def _differ(one: Mapping[str, Any], other: Mapping[str, Any], part: str, name: str) -> bool:
     return one[part].get(name) != other[part].get(name)
-
-
-class _Import(NamedTuple):
-    """An import in a syntax tree: `from <level dots><module> import <names>`. A name may contain a *."""
-
-    level: int
-    module: str
-    names: tuple[str, ...]
 
 
 class _Modules:
@@ -155,7 +144,7 @@ class _Modules:
             if spec is None or not spec.origin or not os.path.isfile(spec.origin):
                 continue
             is_package = spec.submodule_search_locations is not None
-            digest, imports = _parsed(_bytes(Path(spec.origin)))
+            digest, imports = parsed(_bytes(Path(spec.origin)))
             ending = "/__init__" if is_package else ""
             found[name.replace(".", "/") + ending + Path(spec.origin).suffix] = digest
             waiting += _names(imports, name, is_package)
@@ -198,7 +187,7 @@ def _is_library(spec: ModuleSpec) -> bool:
     )
 
 
-def _names(imports: Sequence[_Import], module: str, is_package: bool) -> Iterator[str]:
+def _names(imports: Sequence[Import], module: str, is_package: bool) -> Iterator[str]:
     """The absolute names of all modules that `imports` in `module` may mean. Some of them name a class, not a module."""
     package = module if is_package else module.rpartition(".")[0]
     for found in imports:
@@ -211,97 +200,3 @@ def _names(imports: Sequence[_Import], module: str, is_package: bool) -> Iterato
 def _bytes(path: Path) -> bytes:
     with readable():
         return path.read_bytes()
-
-
-@functools.lru_cache(maxsize=1024)
-def _parsed(source: bytes) -> tuple[str, tuple[_Import, ...]]:
-    """(hash, imports) of a source file. What is not Python source is hashed byte by byte."""
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            tree = ast.parse(source)
-    except (SyntaxError, ValueError):
-        return content_hash(source), ()
-    imports: list[_Import] = []
-    text = _canonical(tree, imports)
-    return content_hash(text.encode()), tuple(imports)
-
-
-def _canonical(tree: ast.AST, imports: list[_Import]) -> str:
-    """A syntax tree as text, without what has no effect; its imports are added to `imports`.
-
-    `ast.dump` will not do: its text differs between versions of Python, which add fields. So empty fields are left out.
-    """
-    parts: list[str] = []
-    stack: list[Any] = [tree]
-    while stack:
-        node = stack.pop()
-        if isinstance(node, str):
-            parts.append(node)
-            continue
-        imports += _imports_of(node)
-        parts.append(f"({type(node).__name__}")
-        after: list[Any] = []
-        for name, value in ast.iter_fields(node):
-            if isinstance(value, list):
-                value = _effective(value)
-            if value is None or value == [] or name in _WITHOUT_EFFECT:
-                continue
-            after.append(f" {name}=")
-            if isinstance(value, list):
-                after += ["[", *(item if isinstance(item, ast.AST) else _plain(item) for item in value), "]"]
-            else:
-                after.append(value if isinstance(value, ast.AST) else _plain(value))
-        stack += [")", *reversed(after)]
-    return "".join(parts)
-
-
-def _plain(value: Any) -> str:
-    # Decimal digits of huge integers are refused by Python, and `repr` depends on its Unicode version.
-    return f"{hex(value) if type(value) is int else ascii(value)},"
-
-
-def _effective(items: list[Any]) -> list[Any]:
-    """The items of a list without statements that do nothing when they run: docstrings, `pass`, imports for type checkers only,
-    and the assignment of `__version__`."""
-    found = []
-    for item in items:
-        if isinstance(item, ast.Pass) or (isinstance(item, ast.Expr) and isinstance(item.value, ast.Constant)):
-            continue
-        if isinstance(item, ast.If) and _name_of(item.test) == "TYPE_CHECKING":
-            found += _effective(item.orelse)
-        elif not (isinstance(item, ast.Assign) and [_name_of(target) for target in item.targets] == ["__version__"]):
-            found.append(item)
-    return found
-
-
-def _imports_of(node: ast.AST) -> list[_Import]:
-    if isinstance(node, ast.Import):
-        return [_Import(0, alias.name, ()) for alias in node.names]
-    if isinstance(node, ast.ImportFrom):
-        return [_Import(node.level, node.module or "", tuple(alias.name for alias in node.names if alias.name != "*"))]
-    if isinstance(node, ast.Call) and node.args and _name_of(node.func) in ("import_module", "__import__"):
-        name = _literal(node.args[0])
-        level = len(name) - len(name.lstrip("."))
-        return [_Import(level, name.lstrip("."), ())] if name else []
-    return []
-
-
-def _literal(node: ast.AST) -> str:
-    """A string as it is written in the source. In an f-string `{__name__}` is kept, and any other value is a *; "" if unknown."""
-    if isinstance(node, ast.Constant) and isinstance(node.value, str):
-        return node.value
-    if not isinstance(node, ast.JoinedStr):
-        return ""
-    parts = []
-    for part in node.values:
-        if isinstance(part, ast.FormattedValue):
-            parts.append("__name__" if _name_of(part.value) == "__name__" else "*")
-        else:
-            parts.append(str(part.value))
-    name = "".join(parts)
-    return name if "*" not in name.removesuffix(".*") else ""
-
-
-def _name_of(node: ast.AST) -> str | None:
-    """The last part of a name or an attribute: `TYPE_CHECKING` for `typing.TYPE_CHECKING`."""
-    return node.id if isinstance(node, ast.Name) else node.attr if isinstance(node, ast.Attribute) else None

@@ -136,15 +136,8 @@ def in_this_version(stored: dict[str, Any], defaults: Mapping[str, Any]) -> dict
     return {key: value for key, value in (_flat(defaults) | found).items() if not _may_change(key)}
 
 
-def compare_identity(
-    stored: dict[str, Any], current: dict[str, Any], defaults: Mapping[str, Any] | None = None
-) -> list[ChangedSetting]:
-    """The keys in which two identities differ, sorted. A new location of the same content is not a difference.
-
-    `stored` may be of an older version: see `in_this_version`, which also has `defaults`.
-    """
-    if defaults is not None:
-        stored = in_this_version(stored, defaults)
+def compare_identity(stored: dict[str, Any], current: dict[str, Any]) -> list[ChangedSetting]:
+    """The keys in which two identities differ, sorted. A new location of the same content is not a difference."""
     differences = []
     for key in sorted(stored.keys() | current.keys()):
         was, now = stored.get(key, ABSENT), current.get(key, ABSENT)
@@ -154,23 +147,22 @@ def compare_identity(
     return differences
 
 
-def require_same_run(
-    name: str, stored: dict[str, Any], current: dict[str, Any], defaults: Mapping[str, Any] | None = None
-) -> None:
+def require_same_run(name: str, stored: dict[str, Any], current: dict[str, Any]) -> None:
     """Raises UserError, with every differing key and both values, unless the identities are equal."""
-    differences = compare_identity(stored, current, defaults)
+    differences = compare_identity(stored, current)
     if differences:
-        changes = "; ".join(describe(change, defaults) for change in differences)
+        changes = "; ".join(describe(change) for change in differences)
         raise UserError(
             f"the run {name} was started with other settings: {changes}; "
             "give another --run.name, or restore the earlier settings to continue"
         )
 
 
-def describe(change: ChangedSetting, defaults: Mapping[str, Any] | None = None) -> str:
+def describe(change: ChangedSetting) -> str:
     """A differing key with both values: "lora.rank was 16, is now 8"."""
     key, was, now = change
-    if now == ABSENT and defaults is not None and not key.startswith("facts.") and not _is_entry(key, defaults):
+    is_entry = key.count(".") > 1  # of a free-form mapping, such as optimizer.kwargs, which every version has
+    if now == ABSENT and not key.startswith("facts.") and not is_entry:
         return f"{key} was {_show(was)}, and this version has no such setting"
     return f"{_title(key)} was {_show(was)}, is now {_show(now)}"
 
@@ -191,11 +183,6 @@ def _may_change(key: str) -> bool:
 def _flat(defaults: Mapping[str, Any]) -> dict[str, Any]:
     """The defaults as an identity has them: a free-form mapping by its entries."""
     return {key: value for name, value in defaults.items() for key, value in flatten({name: value}).items()}
-
-
-def _is_entry(key: str, defaults: Mapping[str, Any]) -> bool:
-    """Whether the key is an entry of a free-form mapping, which any version has."""
-    return isinstance(defaults.get(key.rpartition(".")[0]), dict)
 
 
 def _fact(identity: dict[str, Any], key: str) -> dict[str, Any]:

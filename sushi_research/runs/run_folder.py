@@ -5,9 +5,9 @@
 - no checkpoint yet: the run starts from the beginning, even if it was launched before;
 - same identity: the run continues from the newest intact checkpoint;
 - other identity: an error that names every differing key, because a run must not change its settings midway;
-- finished: nothing is done, and a message says so. If train.steps or train.epochs was raised, the run continues from
-  its last checkpoint. If the schedule depends on the run length, a warning says that the earlier steps used learning
-  rates of the old length.
+- finished: nothing is done, and a message says so. If train.steps or train.epochs was raised, or the adapter file was
+  removed (resume.py), the run continues from its last checkpoint. If the schedule depends on the run length, a warning
+  says that the earlier steps used learning rates of the old length.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import logging
 import os
 import secrets
 import socket
-from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -53,12 +52,11 @@ def decide(
     checkpoint: Checkpoint | None,
     identity: dict[str, Any],
     steps: int,
-    defaults: Mapping[str, Any] | None = None,
 ) -> Decision:
     """Decides what the command does, by the policy at the top of this file.
 
-    `record` is the content of run.json, `checkpoint` the newest intact one, `steps` the run length in optimizer steps,
-    `defaults` the default of each setting, for those that an older run.json does not have.
+    `record` is the content of run.json, `checkpoint` the newest intact one, `steps` the run length in optimizer steps.
+    Both have their identities in the keys of this version (identity.in_this_version).
     Raises UserError if the run cannot continue as requested.
     """
     if checkpoint is None:
@@ -67,7 +65,7 @@ def decide(
         if record["finished_at"] is None:
             sentence = f"starting the run {name} afresh: its earlier start saved no checkpoint"
             return Decision("start", sentence, [])
-        require_same_run(name, record["identity"], identity, defaults)
+        require_same_run(name, record["identity"], identity)
         if steps > record["finished_at"]:
             raise UserError(
                 f"the run {name} finished at step {record['finished_at']} and its checkpoints are gone, "
@@ -79,8 +77,8 @@ def decide(
         raise UserError(
             f"the run {name} has checkpoints but no run.json: restore that file, or give another --run.name"
         )
-    require_same_run(name, record["identity"], identity, defaults)
-    require_same_run(name, checkpoint.facts["identity"], identity, defaults)
+    require_same_run(name, record["identity"], identity)
+    require_same_run(name, checkpoint.facts["identity"], identity)
     if record["finished_at"] is not None and steps <= record["finished_at"]:
         return _nothing_to_do(name, record["finished_at"])
     if checkpoint.step > steps:

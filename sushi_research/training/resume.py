@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from accelerate import Accelerator
@@ -25,6 +26,7 @@ from sushi_research.models.prediction import Prediction
 from sushi_research.runs import identity, provenance, run_folder, tracking
 from sushi_research.runs.checkpoint import Checkpoint, latest_checkpoint, read_checkpoint
 from sushi_research.runs.job import Job
+from sushi_research.runs.run_folder import RunFolder
 from sushi_research.sampling import sample_grids
 from sushi_research.training.identity_facts import hashes_of, provenance_of, validation_set_of
 from sushi_research.training.plan import Plan
@@ -73,14 +75,8 @@ def start_or_resume(job: Job, inputs: Inputs, plan: Plan) -> RunState:
     error = None
     if accelerator.is_main_process:
         try:
-            checkpoint = latest_checkpoint(run.checkpoints)
-            defaults = default_values(type(config))
-            record, at_its_end = run.record(), checkpoint is not None and checkpoint.step == plan.steps
-            if record is not None and at_its_end and not run.adapter.is_file():
-                record["finished_at"] = (
-                    None  # its adapter file was removed, and is written again from the last checkpoint
-                )
-            decision = run_folder.decide(run.name, record, checkpoint, settings, plan.steps, defaults)
+            record, checkpoint = _stored(run, default_values(type(config)), plan.steps)
+            decision = run_folder.decide(run.name, record, checkpoint, settings, plan.steps)
             warnings = list(decision.warnings)
             if decision.action == "continue":
                 earlier = provenance.launches(provenance.entries(run.provenance), checkpoint.step)
@@ -102,6 +98,19 @@ def start_or_resume(job: Job, inputs: Inputs, plan: Plan) -> RunState:
     if accelerator.is_main_process and not state.nothing_to_do:
         _describe_run(job, state, inputs.data, plan)
     return state
+
+
+def _stored(run: RunFolder, defaults: Mapping[str, Any], steps: int) -> tuple[dict[str, Any] | None, Checkpoint | None]:
+    """(run.json, newest intact checkpoint) of the run folder, with their identities in the keys of this version."""
+    checkpoint, record = latest_checkpoint(run.checkpoints), run.record()
+    if record is not None:
+        record["identity"] = identity.in_this_version(record["identity"], defaults)
+        if checkpoint is not None and checkpoint.step == steps and not run.adapter.is_file():
+            record["finished_at"] = None  # the adapter file was removed, and is written again from the last checkpoint
+    if checkpoint is not None:
+        facts = {"identity": identity.in_this_version(checkpoint.facts["identity"], defaults)}
+        checkpoint = replace(checkpoint, facts=checkpoint.facts | facts)
+    return record, checkpoint
 
 
 def _describe_run(job: Job, state: RunState, data: Data, plan: Plan) -> None:

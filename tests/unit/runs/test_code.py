@@ -13,6 +13,7 @@ import sushi_research
 from sushi_research.errors import UserError
 from sushi_research.runs import code
 from sushi_research.runs.code import changed_files, code_of, full_hash
+from sushi_research.runs.syntax_tree import parsed
 
 SCRIPTS = Path(__file__).parents[3] / "scripts"
 SCRIPT = '''\
@@ -180,13 +181,13 @@ def test_the_hash_is_that_of_every_version_of_python(project, monkeypatch):
     """It is stored in run folders. A later Python adds fields to the syntax tree, which are empty where they are not used."""
     found = code_of(project())["files"]["script"]
     assert found == "5ec4e3aa90e1059c14ea1dae9d5d1048"
-    code._parsed.cache_clear()
+    parsed.cache_clear()
     for kind in (ast.FunctionDef, ast.Call, ast.Constant):
         monkeypatch.setattr(kind, "_fields", (*kind._fields, "later", "later_list"))
         monkeypatch.setattr(kind, "later", None, raising=False)
         monkeypatch.setattr(kind, "later_list", [], raising=False)
     assert code_of(project())["files"]["script"] == found
-    code._parsed.cache_clear()
+    parsed.cache_clear()
 
 
 def test_what_is_not_python_is_hashed_by_its_bytes(project):

@@ -54,15 +54,16 @@ def test_the_defaults_are_those_of_a_config_that_sets_nothing(config_class):
 def test_a_key_that_a_later_version_adds_has_its_default():
     old, at_default, changed = identity(), identity(LaterTraining), identity(LaterTraining, loss={"huber": 0.1})
     assert "loss.huber" not in old and "loss.huber" in at_default
-    require_same_run("trial", old, at_default, LATER)
+    require_same_run("trial", in_this_version(old, LATER), at_default)
     with pytest.raises(UserError, match=r"settings: loss.huber was null, is now 0.1; "):
-        require_same_run("trial", old, changed, LATER)
+        require_same_run("trial", in_this_version(old, LATER), changed)
     # The run, and its checkpoint, are continued.
+    old = in_this_version(old, LATER)
     record = {"identity": old, "steps": 100, "finished_at": None}
     checkpoint = SimpleNamespace(step=40, facts={"identity": old})
-    assert decide("trial", record, checkpoint, at_default, 100, LATER).action == "continue"
+    assert decide("trial", record, checkpoint, at_default, 100).action == "continue"
     with pytest.raises(UserError, match="loss.huber was null, is now 0.1"):
-        decide("trial", record, checkpoint, changed, 100, LATER)
+        decide("trial", record, checkpoint, changed, 100)
 
 
 def test_a_key_that_this_version_does_not_have_is_refused_by_name():
@@ -71,7 +72,7 @@ def test_a_key_that_this_version_does_not_have_is_refused_by_name():
         with pytest.raises(
             UserError, match=r"loss.huber was \S+, and this version has no such setting; optimizer.kwargs"
         ) as at:
-            require_same_run("trial", newer | {"loss.huber": value}, identity(), NOW)
+            require_same_run("trial", in_this_version(newer | {"loss.huber": value}, NOW), identity())
         assert "optimizer.kwargs.eps was 1e-08, is now (not there)" in str(at.value), "any version has that mapping"
 
 
@@ -79,18 +80,18 @@ def test_a_renamed_key_and_one_that_may_change_by_now(monkeypatch):
     monkeypatch.setitem(RENAMED, "lora.width", "lora.rank")
     old = {key: value for key, value in identity().items() if key != "lora.rank"}
     old |= {"lora.width": 32, "train.attention": "xformers"}
-    assert [change[:] for change in compare_identity(old, identity(), NOW)] == [("lora.rank", 32, 16)]
+    assert [change[:] for change in compare_identity(in_this_version(old, NOW), identity())] == [("lora.rank", 32, 16)]
     assert in_this_version(old, NOW)["lora.rank"] == 32
-    require_same_run("trial", old, identity(lora={"rank": 32}), NOW)
+    require_same_run("trial", in_this_version(old, NOW), identity(lora={"rank": 32}))
 
 
 def test_a_fact_that_only_one_has_is_refused_by_name():
     """Nothing says what the other version would have found."""
     old, new = identity(), identity()
     with pytest.raises(UserError, match=r"samples_per_step \(a fact of another version\) was 4, is now \(not there\)"):
-        require_same_run("trial", old | {"facts.samples_per_step": 4}, new, NOW)
+        require_same_run("trial", in_this_version(old | {"facts.samples_per_step": 4}, NOW), new)
     with pytest.raises(UserError, match=r"random_scheme \(version of .*\) was \(not there\), is now 1"):
-        require_same_run("trial", old, identity(facts=FACTS | {"random_scheme": 1}), NOW)
+        require_same_run("trial", in_this_version(old, NOW), identity(facts=FACTS | {"random_scheme": 1}))
 
 
 def test_the_name_of_a_run_does_not_change_with_a_new_key():
