@@ -50,7 +50,7 @@ def loss_tables(architecture: str, runs: list[Path]) -> tuple[np.ndarray, np.nda
         )
     except ValidationError as error:
         raise UserError(f"{runs[0]} is no {architecture} run of this version ({first_line(error)}).") from None
-    job = start_job(config, model)
+    job = start_job(config, model, __file__)
     hash_cache = open_hash_cache(config)
     base = find_base(config, model)
     data = read_data(job, hash_cache)

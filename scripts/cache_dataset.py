@@ -43,7 +43,7 @@ from sushi_research.training import run
 def main(config: TrainingConfig) -> int:
     """Encodes what is missing for `config`; returns 0."""
     model = models.load(models.name_of(config))
-    job = run.start_job(config, model)
+    job = run.start_job(config, model, __file__)
     hash_cache = open_hash_cache(config)
     base = find_base(config, model)
     data = read_data(job, hash_cache)

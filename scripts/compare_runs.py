@@ -36,6 +36,11 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         metavar="NAME",
         help="compare each variant only with this one; fewer pairs find smaller differences",
     )
+    add(
+        "--pool-code",
+        action="store_true",
+        help="pool the seeds of a variant even if they were trained with different code; the page says so",
+    )
     add("--output", metavar="FOLDER", help="folder for the page (default: comparisons/ and the first run's name)")
     add("--title", help="the page's title")
     add(
@@ -92,7 +97,7 @@ def main(arguments: argparse.Namespace) -> int:
         print(f"warning: {problem}", file=sys.stderr)
     if not records:
         raise UserError("no run is left to compare: see the warnings above.")
-    comparison = compare(records, arguments.reference)
+    comparison = compare(records, arguments.reference, arguments.pool_code)
     comparison.problems[:0] = problems
     title = arguments.title or f"Comparison of {len(records)} run{'s' if len(records) > 1 else ''}"
     known = len(comparison.problems)

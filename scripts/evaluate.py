@@ -58,7 +58,7 @@ from sushi_research.training import evaluating, identity_facts, run
 def main(config: AdapterEvaluation) -> int:
     """Evaluates the base and the adapters of `config`; returns 0."""
     model = models.load(models.name_of(config))
-    job = run.start_job(config, model)
+    job = run.start_job(config, model, __file__)
     accelerator = job.accelerator
     for path in config.adapters:  # fail fast: nothing is loaded or encoded yet
         read_adapter(path)

@@ -80,7 +80,7 @@ def launch(experiment: Experiment, run: Planned) -> list[str]:
     # From the folder of this Python, so that the virtual environment need not be activated.
     accelerate = Path(sys.executable).with_name("accelerate")
     program = [str(accelerate)] if accelerate.exists() else ["accelerate"]
-    return [*program, "launch", *experiment.launch, str(ROOT / experiment.script), *run.arguments]
+    return [*program, "launch", *experiment.launch, str(run.script), *run.arguments]
 
 
 def write_comparison(experiment: Experiment, runs: Sequence[Planned]) -> int:
@@ -88,6 +88,8 @@ def write_comparison(experiment: Experiment, runs: Sequence[Planned]) -> int:
     command = [sys.executable, str(ROOT / "scripts/compare_runs.py"), *(str(run.folder) for run in runs)]
     command += ["--output", f"{experiment.folder}/comparison", "--title", experiment.title]
     command += ["--wandb", runs[0].config.tracking.wandb, "--project", runs[0].config.tracking.project]
+    if experiment.pool_code:
+        command += ["--pool-code"]
     if experiment.reference is not None:
         command += ["--reference", experiment.reference]
     print(f"\n--- comparing {len(runs)} runs ---", flush=True)

@@ -78,7 +78,7 @@ def training_step(
 def main(config: SDXLTraining) -> int:
     """Runs the training. Returns the exit status: 0, or 128 + the signal number if a signal stopped it early."""
     # --- shared: main ---
-    job = run.start_job(config, model)
+    job = run.start_job(config, model, __file__)
     with run.open_run(job) as job:
         try:
             return train(job)

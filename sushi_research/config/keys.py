@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
+
+from pydantic import BaseModel
 
 from sushi_research.config.yaml12 import show
 
@@ -52,6 +56,13 @@ def keys_of(schema: dict[str, Any]) -> Keys:
 
     walk(schema, "")
     return keys
+
+
+@functools.cache
+def default_values(config_class: type[BaseModel]) -> Mapping[str, Any]:
+    """The default of each key of a config class, as JSON values by dotted name. Required keys have none."""
+    leaves = keys_of(config_class.model_json_schema()).leaves
+    return MappingProxyType({name: leaf["default"] for name, leaf in leaves.items() if "default" in leaf})
 
 
 def help_text(keys: Keys, script: str) -> str:

@@ -1,8 +1,8 @@
 """Compares runs: groups them into variants, finds the settings that differ, and tests each pair.
 
-A variant is the set of runs whose identity is equal except for the seed. A pair is tested at the last point that both variants
-reached, in samples seen or in seconds of training. This rule is fixed in advance. The two axes are two families, each corrected for
-its number of pairs. The statistics are in reports/statistics.py.
+A variant is the set of runs whose identity is equal except for the seed, and whose code is equal (code_variants.py). A pair is
+tested at the last point that both variants reached, in samples seen or in seconds of training. This rule is fixed in advance. The
+two axes are two families, each corrected for its number of pairs. The statistics are in reports/statistics.py.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import numpy as np
 
 from sushi_research.errors import UserError
 from sushi_research.evaluation.results import MIN_IMAGES
+from sushi_research.experiments import code_variants, repetitions
 from sushi_research.reports import statistics
 from sushi_research.reports.run_record import Curve, RunRecord
 from sushi_research.reports.statistics import MAX_PAIRS, Difference, PairedTestResult
@@ -74,11 +75,14 @@ class Comparison:
     problems: list[str] = field(default_factory=list)
 
 
-def compare(records: Sequence[RunRecord], reference: str | None = None) -> Comparison:
-    """Compares runs. UserError if there are none, or if no variant is called `reference`."""
+def compare(records: Sequence[RunRecord], reference: str | None = None, pool_code: bool = False) -> Comparison:
+    """Compares runs. UserError if there are none, or if no variant is called `reference`.
+
+    `pool_code`: runs of one variant may have been trained with different code.
+    """
     if not records:
         raise UserError("there is no run to compare: give the folders of two runs or more.")
-    variants, by_run = variants_of(records)
+    variants, by_run = variants_of(records, pool_code)
     pairs = list(_pairs(variants, reference))
     problems = [problem for record in records for problem in record.problems]
     families = {
@@ -86,23 +90,23 @@ def compare(records: Sequence[RunRecord], reference: str | None = None) -> Compa
         "seconds": _family(pairs, lambda a, b: _at_common_point(a, b, "seconds")),
         "drift": _family(pairs, _at_the_end),
     }
-    return Comparison(
-        variants, by_run, differing(variants), warnings=warnings_of(records), problems=problems, **families
-    )
+    warnings = [*warnings_of(records), *code_variants.warnings(records, pool_code), *repetitions.warnings(records)]
+    return Comparison(variants, by_run, differing(variants), warnings=warnings, problems=problems, **families)
 
 
-def variants_of(records: Sequence[RunRecord]) -> tuple[list[Variant], bool]:
+def variants_of(records: Sequence[RunRecord], pool_code: bool = False) -> tuple[list[Variant], bool]:
     """(variants in the given order, whether each run is treated as a variant because all belong to one variant)."""
     groups: dict[str, list[RunRecord]] = {}
     for record in records:
         settings = {key: value for key, value in record.identity.items() if key != SEED}
+        code = None if pool_code else code_variants.history(record)
         # An adapter file has no identity, so it is a variant of its own.
-        key = repr(sorted(settings.items())) if settings else str(record.path)
+        key = repr((sorted(settings.items()), code)) if settings else str(record.path)
         groups.setdefault(key, []).append(record)
     by_run = len(groups) == 1 and len(records) > 1
     parts = [[record] for record in records] if by_run else list(groups.values())
     parts = [sorted(part, key=lambda run: (run.seed is None, run.seed, run.name)) for part in parts]
-    bare = [{re.sub(r"[-_]seed[-_]?\d+$", "", run.name) for run in part} for part in parts]
+    bare = [{_without_seed(run.name) for run in part} for part in parts]
     labels = [part[0].name if by_run or len(names) > 1 else min(names) for part, names in zip(parts, bare, strict=True)]
     if len(set(labels)) < len(labels):
         labels = [part[0].name for part in parts]
@@ -123,11 +127,16 @@ def differing(variants: Sequence[Variant]) -> dict[str, list[Any]]:
         each[SEED] = ", ".join(str(seed) for seed in variant.seeds)
     trained = [each for each, variant in zip(shown, variants, strict=True) if not variant.is_file]
     keys = sorted({key for each in trained for key in each if not key.startswith(PLACES)})
-    return {
+    found = {
         key: ["" if variant.is_file else each.get(key) for each, variant in zip(shown, variants, strict=True)]
         for key in keys
         if any(each.get(key) != trained[0].get(key) for each in trained)
     }
+    return found | code_variants.differing([v.runs for v in variants], [v.is_file for v in variants])
+
+
+def _without_seed(name: str) -> str:
+    return re.sub(r"[-_]seed[-_]?\d+$", "", name)
 
 
 def warnings_of(records: Sequence[RunRecord]) -> list[str]:
@@ -137,7 +146,6 @@ def warnings_of(records: Sequence[RunRecord]) -> list[str]:
     checks: list[tuple[str, Callable[[RunRecord], Any], str]] = [
         ("validation set", lambda r: r.evaluation and r.evaluation.set_hash, "no test result between them"),
         ("base", lambda r: (r.entry.get("base") or {}).get("unet"), "their losses start at different values"),
-        ("code", lambda r: (r.entry.get("code") or {}).get("commit"), "the code may cause the difference"),
         ("precision", lambda r: r.entry.get("precision"), "rounding differs"),
         ("random scheme", lambda r: r.entry.get("random_scheme"), "their noise differs"),
         ("device", lambda r: r.entry.get("device"), timing),
@@ -147,13 +155,6 @@ def warnings_of(records: Sequence[RunRecord]) -> list[str]:
         checks.append((library, lambda r, of=library: (r.entry.get("libraries") or {}).get(of), rounding))
     for what, value, consequence in checks:
         _warn(found, records, what, value, consequence)
-    dirty = [record.name for record in records if (record.entry.get("code") or {}).get("dirty")]
-    if dirty:
-        found.append(f"the code had uncommitted changes in {_some(dirty)}: the exact code is not recorded")
-    for record in records:
-        commits = {(entry.get("code") or {}).get("commit") for entry in record.entries}
-        if len(commits) > 1:
-            found.append(f"{record.name} was resumed with other code than it was started with")
     return found
 
 
@@ -174,19 +175,26 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _pairs(variants: Sequence[Variant], reference: str | None) -> Iterator[tuple[Variant, Variant]]:
-    """(candidate, reference): each variant with the named reference, or every later variant with every earlier one."""
+    """(candidate, reference): each variant with the named reference, or every later variant with every earlier one.
+
+    If runs of the reference were trained with different code, each of their variants is a reference.
+    """
     if reference is None:
         for earlier, later in itertools.combinations(variants, 2):
             yield later, earlier
         return
-    chosen = [variant for variant in variants if reference in (variant.label, *(run.name for run in variant.runs))]
+    chosen = [variant for variant in variants if reference in (variant.label, *(run.name for run in variant.runs))][:1]
+    chosen = chosen or [
+        variant for variant in variants if {_without_seed(run.name) for run in variant.runs} == {reference}
+    ]
     if not chosen:
         raise UserError(
             f"no variant is called {reference}: choose from {', '.join(variant.label for variant in variants)}."
         )
-    for variant in variants:
-        if variant is not chosen[0]:
-            yield variant, chosen[0]
+    for number, each in enumerate(chosen):
+        for variant in variants:
+            if all(variant is not earlier for earlier in chosen[: number + 1]):
+                yield variant, each
 
 
 def _family(pairs: Sequence[tuple[Variant, Variant]], losses_of: Callable[[Variant, Variant], Pair]) -> list[Pair]:

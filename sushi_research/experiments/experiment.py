@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
-from sushi_research import models
 from sushi_research.config import TrainingConfig
 from sushi_research.config.command_line import config_to_dict, load_config
+from sushi_research.config.keys import default_values
 from sushi_research.config.section import Section, Seed, Text
+from sushi_research.config.yaml12 import read_yaml
 from sushi_research.errors import UserError
-from sushi_research.runs import identity
+from sushi_research.experiments.script import config_class_of, find_script
+from sushi_research.runs import code, identity, provenance
 from sushi_research.runs.run_folder import RunFolder
+from sushi_research.training.length import steps_of
 
-CLASSES: dict[str, type[TrainingConfig]] = {each.script: each.config_class() for each in models.ARCHITECTURES.values()}
 ONE_PROCESS = ["--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
 # Settings that the experiment sets itself for each run.
 OWN = ("train.seed", "run.name", "run.folder", "dry_run")
+# Settings whose resolved value is a fact of the run's identity.
+COVERED = ("train.precision", "model.prediction_type", "model.zero_terminal_snr")
 NESTED = "as in a config file, nested by section"
 
 
@@ -30,7 +35,10 @@ class Experiment(Section):
     """Variants of a training and the seeds that each variant is trained with."""
 
     title: Text = Field(description="Title of the comparison page")
-    script: Literal[tuple(CLASSES)] = Field(description="Training script")
+    script: Text = Field(
+        description="Training script: any that reads its command line with the config class of an architecture, such as a copy of "
+        "scripts/train_sdxl_lora.py with another loss"
+    )
     configs: Annotated[list[Text], Field(min_length=1)] = Field(
         description="Config files of all runs; later files override earlier ones"
     )
@@ -52,6 +60,9 @@ class Experiment(Section):
     )
     reference: Text | None = Field(
         None, description="Variant that all others are compared with; null = all pairs, which has less power"
+    )
+    pool_code: bool = Field(
+        False, description="Compare runs that were trained with different code as one variant; the page then says so"
     )
     folder: Text = Field(description="Folder of the runs and the page")
     launch: list[Text] = Field(ONE_PROCESS, description="Arguments of accelerate launch")
@@ -78,6 +89,7 @@ class Experiment(Section):
 class Planned:
     """One run of an experiment. `arguments` are the training script's."""
 
+    script: Path
     name: str
     variant: str
     seed: int
@@ -103,7 +115,8 @@ def plan(experiment: Experiment) -> list[Planned]:
         raise UserError(
             f"reference is {experiment.reference}, but the variants are {', '.join(variants)}: name one of them."
         )
-    planned = []
+    script, planned = find_script(experiment.script), []
+    config_class = config_class_of(script)
     for seed, (variant, settings) in itertools.product(experiment.seeds, variants.items()):
         name = f"{variant}-seed{seed}"
         flat = identity.flatten(experiment.settings) | settings
@@ -111,12 +124,10 @@ def plan(experiment: Experiment) -> list[Planned]:
         arguments = [word for config in experiment.configs for word in ("--config", config)]
         arguments += [f"--{key}={written(value)}" for key, value in flat.items()]
         try:
-            config = load_config(
-                CLASSES[experiment.script], arguments, script=experiment.script, intro="\n".join("12345")
-            )
+            config = load_config(config_class, arguments, script=experiment.script, intro="\n".join("12345"))
         except UserError as error:
             raise UserError(f"the variant {variant}: {str(error).strip()}") from None
-        planned.append(Planned(name, variant, seed, arguments, config))
+        planned.append(Planned(script, name, variant, seed, arguments, config))
     return planned
 
 
@@ -146,27 +157,77 @@ def written(value: Any) -> str:
 
 
 def state_of(run: Planned) -> str:
-    """ "done", "to continue" or "to do"; UserError if the folder holds a run with other settings."""
+    """What launching the run will do: "done" (nothing), "to continue" or "to do".
+
+    UserError if the folder holds a run with other settings. What only the training reads (data, base) is not looked at: where the
+    settings alone do not tell whether a finished run is this one, it is "to continue", and the training decides.
+    """
     folder = RunFolder(run.folder, None)
     record = folder.record()
     if record is None:
         return "to do"
     settings = identity.run_identity(config_to_dict(run.config), {})
-    stored = {key: value for key, value in record["identity"].items() if not key.startswith("facts.")}
+    stored = identity.in_this_version(record["identity"], default_values(type(run.config)))
+    stored = {key: value for key, value in stored.items() if not key.startswith("facts.")}
     differences = identity.compare_identity(stored, settings)
     if differences:
-        changes = "; ".join(f"{key} was {written(was)}, is now {written(now)}" for key, was, now in differences)
+        changes = "; ".join(identity.describe(change) for change in differences)
         raise UserError(
             f"{run.folder} was made with other settings than the experiment has now ({changes}): give the experiment another "
             "folder, or remove that run."
         )
-    steps = run.config.train.steps
-    finished = record["finished_at"]
-    longer = finished is not None and steps is not None and steps > finished
-    return "done" if finished is not None and folder.adapter.is_file() and not longer else "to continue"
+    finished, steps = record["finished_at"], _steps(run, folder)
+    is_done = finished is not None and steps is not None and steps <= finished
+    return "done" if is_done and folder.adapter.is_file() and _same_facts(run, folder) else "to continue"
+
+
+def _steps(run: Planned, folder: RunFolder) -> int | None:
+    """The length of the run in optimizer steps by its present settings; None if that takes facts that the folder does not have."""
+    train = run.config.train
+    if train.steps is not None:
+        return train.steps
+    try:
+        plan = json.loads(folder.plan.read_text(encoding="utf-8"))
+        return steps_of(None, train.epochs, plan["items_per_epoch"], plan["global_batch_size"])
+    except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError):
+        return None
+
+
+def _same_facts(run: Planned, folder: RunFolder) -> bool:
+    """Whether the settings that are not part of the identity, because a fact takes their place, leave these facts as they were."""
+    if not folder.config.is_file():
+        return True
+    try:
+        was = identity.flatten(read_yaml(str(folder.config)))
+    except UserError:
+        return False
+    now = identity.flatten(config_to_dict(run.config))
+    split = ("train.batch_size", "train.accumulation")
+    products = {str(math.prod(settings.get(key, 1) for key in split)) for settings in (was, now)}
+    return len(products) == 1 and all(was.get(key) == now[key] for key in COVERED)
+
+
+def note_on_code(run: Planned) -> str:
+    """In which files the code of a run that has begun differs from that of the script now; "" if in none."""
+    try:
+        trained = [
+            entry.get("code") or {} for entry in provenance.launches(provenance.entries(run.folder / "provenance.json"))
+        ]
+    except UserError as error:
+        return f"its code is unknown ({error})"
+    if not trained or not all(map(code.is_recorded, trained)):
+        return "its code was not recorded"
+    optimizer = run.config.optimizer.name
+    now = code.code_of(run.script, [optimizer] if "." in optimizer else [])
+    files = dict.fromkeys(file for was in trained for file in code.changed_files(was, now))
+    return f"with other code than the script has now: {code.listed(list(files))}" if files else ""
 
 
 def describe(states: Sequence[tuple[Planned, str]]) -> str:
-    """The runs and their states, one per line."""
+    """The runs and their states, one per line, with what has changed in the code of those that have begun."""
     width = max(len(run.name) for run, _ in states)
-    return "\n".join(f"  {run.name:<{width}}  {state}" for run, state in states)
+    lines = []
+    for run, state in states:
+        note = note_on_code(run) if state != "to do" else ""
+        lines.append(f"  {run.name:<{width}}  {state}{', ' if note else ''}{note}")
+    return "\n".join(lines)

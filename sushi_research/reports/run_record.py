@@ -14,9 +14,11 @@ import numpy as np
 from sushi_research.config.yaml12 import read_yaml
 from sushi_research.errors import UserError
 from sushi_research.evaluation.results import Results
+from sushi_research.reports.older_versions import settings_in_this_version
 from sushi_research.runs import provenance
 from sushi_research.runs.folder_lock import is_locked
 from sushi_research.runs.identity import flatten
+from sushi_research.runs.run_folder import format_problem
 from sushi_research.runs.tracking import MetricsFile
 
 
@@ -116,6 +118,9 @@ def read_record(path: Path) -> RunRecord:
     run.entries = attempt(lambda: _entries(path / "provenance.json"), [])
     if (path / "run.json").is_file():
         record = attempt(lambda: _json(path / "run.json"), {})
+        if record and (problem := format_problem(path / "run.json", record)):
+            run.state, run.problems = "unknown", [f"{problem}; it is skipped"]
+            return run
         run.identity = attempt(lambda: _mapping(path / "run.json", record.get("identity") or {}), {})
         # If run.json cannot be read, it is not known whether the run has finished.
         run.state = ("finished" if record.get("finished_at") is not None else "stopped") if record else "unknown"
@@ -130,6 +135,10 @@ def read_record(path: Path) -> RunRecord:
         run.settings = attempt(lambda: flatten(read_yaml(str(path / "config.yaml"))), {})
     elif run.entry:
         run.settings = flatten(run.entry.get("resolved_config") or {})
+    if run.identity:
+        as_read = (run.identity, run.settings)
+        complete = attempt(lambda: settings_in_this_version(*as_read, run.plan.get("architecture")), as_read)
+        run.identity, run.settings = complete
     known_problems = len(run.problems)
     run.evaluation = attempt(lambda: _curve(run, path / "evaluation.parquet"), None)
     is_damaged = len(run.problems) > known_problems

@@ -2,6 +2,14 @@
 
 `MAY_CHANGE` lists the settings that are not part of it, each with its reason. `SAME_CONTENT` lists settings that only
 give a location. Every other setting is part of the identity, including any that is added later.
+
+Identities of other versions are compared by these rules:
+
+- A setting that the older version did not have has its default: the default of a new key must be what the suite did before.
+- A setting that was renamed counts under its new name (config/renamed_keys.py), and one that may change by now does not count.
+- A setting that this version does not have is a difference, because it cannot be applied.
+- A fact that only one of the two has is a difference, because nothing says what the other would have found. So a new fact must be
+  recorded only where it applies, as `prediction` and `dropout_split` are, or it stops the older runs.
 """
 
 from __future__ import annotations
@@ -12,8 +20,10 @@ import json
 import os
 import posixpath
 import re
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from sushi_research.config.renamed_keys import RENAMED
 from sushi_research.errors import UserError
 
 # Settings that may change when a run continues.
@@ -95,23 +105,35 @@ def run_identity(config: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any
     return settings | flatten({"facts": facts})
 
 
-def default_name(architecture: str, data_path: str, identity: dict[str, Any]) -> str:
-    """`<architecture>-<data folder>-<8 hex digits of the identity>`.
+def default_name(
+    architecture: str, data_path: str, identity: dict[str, Any], defaults: Mapping[str, Any] | None = None
+) -> str:
+    """`<architecture>-<data folder>-<8 hex digits>`, a hash of the settings that are not at their default in `defaults`.
 
-    The same command thus gives the same name and continues the run; a changed hyperparameter gives a new name. Hashes of
-    the data and the base model are not part of the name, so a run whose images changed is refused instead of silently
-    started again under another name.
+    The same command thus gives the same name and continues the run; a changed hyperparameter gives a new name, and a key that a
+    later version adds does not. Hashes of the data and the base model are not part of the name, so a run whose images changed is
+    refused instead of silently started again under another name.
     """
-    named = {key: value for key, value in identity.items() if not key.startswith("facts.")}
+    at_default = {key for key, value in (defaults or {}).items() if identity.get(key, ABSENT) == value}
+    named = {key: value for key, value in identity.items() if not key.startswith("facts.") and key not in at_default}
     named |= {f"facts.{fact}": identity[f"facts.{fact}"] for fact in _FACTS_IN_NAME}
     for key in ("data.path", "model.base", "model.vae", "model.text_encoders", "model.tokenizers"):
-        if named[key] is not None:  # "photos", "photos/" and "./photos" are one folder
+        if named.get(key) is not None:  # "photos", "photos/" and "./photos" are one folder
             named[key] = posixpath.normpath(named[key])
     text = json.dumps(named, sort_keys=True, allow_nan=False)
     digest = hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
     folder = os.path.basename(os.path.abspath(data_path)).lower()
     slug = re.sub(r"[^a-z0-9]+", "-", folder).strip("-")[:40].rstrip("-")
     return f"{architecture}-{slug or 'data'}-{digest}"
+
+
+def in_this_version(stored: dict[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """An identity that an older version may have stored, in the keys of this one (the rules at the top of this file).
+
+    `defaults` is the default of each setting (`keys.default_values` of the config class).
+    """
+    found = {RENAMED.get(key, key): value for key, value in stored.items()}
+    return {key: value for key, value in (_flat(defaults) | found).items() if not _may_change(key)}
 
 
 def compare_identity(stored: dict[str, Any], current: dict[str, Any]) -> list[ChangedSetting]:
@@ -129,11 +151,20 @@ def require_same_run(name: str, stored: dict[str, Any], current: dict[str, Any])
     """Raises UserError, with every differing key and both values, unless the identities are equal."""
     differences = compare_identity(stored, current)
     if differences:
-        changes = "; ".join(f"{_title(key)} was {_show(was)}, is now {_show(now)}" for key, was, now in differences)
+        changes = "; ".join(describe(change) for change in differences)
         raise UserError(
             f"the run {name} was started with other settings: {changes}; "
             "give another --run.name, or restore the earlier settings to continue"
         )
+
+
+def describe(change: ChangedSetting) -> str:
+    """A differing key with both values: "lora.rank was 16, is now 8"."""
+    key, was, now = change
+    is_entry = key.count(".") > 1  # of a free-form mapping, such as optimizer.kwargs, which every version has
+    if now == ABSENT and not key.startswith("facts.") and not is_entry:
+        return f"{key} was {_show(was)}, and this version has no such setting"
+    return f"{_title(key)} was {_show(was)}, is now {_show(now)}"
 
 
 def depends_on_length(identity: dict[str, Any]) -> bool:
@@ -147,6 +178,11 @@ def depends_on_length(identity: dict[str, Any]) -> bool:
 
 def _may_change(key: str) -> bool:
     return any(fnmatch.fnmatchcase(key, pattern) for pattern in MAY_CHANGE)
+
+
+def _flat(defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """The defaults as an identity has them: a free-form mapping by its entries."""
+    return {key: value for name, value in defaults.items() for key, value in flatten({name: value}).items()}
 
 
 def _fact(identity: dict[str, Any], key: str) -> dict[str, Any]:

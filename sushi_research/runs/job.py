@@ -25,7 +25,8 @@ class Job:
     """What every part of a command needs. It does not change after the start.
 
     `model` is the model module of the architecture; `precision` is resolved ("bf16", "fp16" or "fp32"); `run` is None if no
-    run is trained (dry run, caches, evaluation of files); `started` is in seconds since the epoch.
+    run is trained (dry run, caches, evaluation of files); `started` is in seconds since the epoch; `code` is that of
+    `code.code_of`, which only the main process has.
     """
 
     config: TrainingConfig
@@ -34,6 +35,7 @@ class Job:
     precision: str
     run: RunFolder | None = None
     started: float = field(default_factory=time.time)
+    code: dict[str, Any] = field(default_factory=dict)
 
     @property
     def device(self) -> torch.device:

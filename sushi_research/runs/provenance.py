@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import subprocess
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,20 +18,8 @@ import sushi_research
 from sushi_research.errors import UserError
 from sushi_research.files import write_json
 from sushi_research.randomness import SCHEME
+from sushi_research.runs.code import LIBRARIES, changed_files, is_recorded, listed
 
-LIBRARIES = (
-    "torch",
-    "accelerate",
-    "diffusers",
-    "transformers",
-    "peft",
-    "bitsandbytes",
-    "datasets",
-    "safetensors",
-    "numpy",
-    "pillow",
-    "wandb",
-)
 # The libraries that affect what is learned.
 ARITHMETIC = ("torch", "diffusers", "transformers", "peft", "bitsandbytes", "numpy", "accelerate")
 
@@ -47,12 +36,14 @@ def collect(
     precision: str,
     device: str,
     world: int,
+    code: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The provenance entry of a launch, as JSON values.
 
     `config` is the resolved config; `config_hash` is the hash of the run's identity (None if nothing is trained); `split`
     describes the held-out images; `validation_set` is the hash of the validation set, `recipe` that of how data is processed;
-    `base_hashes` is by component; `device` is that of this process ("cpu", "cuda:0"); `world` is the number of processes.
+    `base_hashes` is by component; `device` is that of this process ("cpu", "cuda:0"); `world` is the number of processes;
+    `code` is that of `code.code_of`.
     """
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -63,7 +54,7 @@ def collect(
         "recipe": recipe,
         "base": base_hashes,
         "random_scheme": SCHEME,
-        "code": {"version": sushi_research.__version__, **git_state()},
+        "code": {"version": sushi_research.__version__, **git_state(), **(code or {})},
         "python": platform.python_version(),
         "libraries": library_versions(),
         "platform": platform.platform(),
@@ -76,19 +67,22 @@ def collect(
 
 
 def machine(device: str) -> dict[str, Any]:
-    """CPU cores, memory in GiB, and GPU memory in GiB (None without a GPU)."""
+    """CPU cores, torch's threads (a CPU rounds differently with another number), memory in GiB, and GPU memory in GiB (None
+    without a GPU)."""
+    import torch
+
     gpu = None
     if device.startswith("cuda"):
-        import torch
-
         gpu = round(torch.cuda.get_device_properties(device).total_memory / 2**30, 1)
     memory = round(psutil.virtual_memory().total / 2**30, 1)
-    return {"cpus": os.cpu_count(), "memory_gib": memory, "gpu_memory_gib": gpu}
+    threads = torch.get_num_threads()
+    return {"cpus": os.cpu_count(), "threads": threads, "memory_gib": memory, "gpu_memory_gib": gpu}
 
 
 def facts(entry: dict[str, Any]) -> dict[str, Any]:
-    """An entry without the config, which W&B stores separately."""
-    return {key: value for key, value in entry.items() if key != "resolved_config"}
+    """An entry for W&B's config: without the config, which W&B stores separately, and without the table of code files."""
+    found = {key: value for key, value in entry.items() if key != "resolved_config"}
+    return found | {"code": {key: value for key, value in entry["code"].items() if key not in ("files", "named")}}
 
 
 def entries(path: Path) -> list[dict[str, Any]]:
@@ -104,15 +98,23 @@ def entries(path: Path) -> list[dict[str, Any]]:
     return found
 
 
-def last_entry(path: Path) -> dict[str, Any] | None:
-    """The entry of the last launch, or None."""
-    found = entries(path)
-    return found[-1] if found else None
-
-
 def add_entry(path: Path, entry: dict[str, Any]) -> None:
     """Appends `entry` to the list in provenance.json. A resumed run keeps the entries of its earlier launches."""
     write_json(path, [*entries(path), entry])
+
+
+def launches(found: Sequence[dict[str, Any]], step: int | None = None) -> list[dict[str, Any]]:
+    """The entries of those launches that contributed to the run as it is at `step`, or at its end.
+
+    A launch that went on from an earlier step than a launch before it, or from the same one, replaced that launch's steps. An
+    entry without a step counts.
+    """
+    kept: list[dict[str, Any]] = []
+    for entry in [*found, *([] if step is None else [{"step": step}])]:
+        while kept and isinstance(entry.get("step"), int) and kept[-1].get("step", -1) >= entry["step"]:
+            kept.pop()
+        kept.append(entry)
+    return kept if step is None else kept[:-1]
 
 
 def changes(before: dict[str, Any] | None, now: dict[str, Any]) -> list[str]:
@@ -121,7 +123,10 @@ def changes(before: dict[str, Any] | None, now: dict[str, Any]) -> list[str]:
         return []
     found = []
     was, code = before.get("code") or {}, now["code"]
-    if (was.get("version"), was.get("commit")) != (code["version"], code["commit"]):
+    if is_recorded(was) and is_recorded(code):
+        if files := changed_files(was, code):
+            found.append(f"the code has changed in {listed(files)}")
+    elif (was.get("version"), was.get("commit")) != (code["version"], code["commit"]):
         found.append(f"the code was {_code(was)} and is {_code(code)}")
     elif was.get("dirty") or code["dirty"]:
         found.append(f"the code differs from its commit {_code(code)}, and the changes are not recorded")

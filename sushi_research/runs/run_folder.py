@@ -5,9 +5,9 @@
 - no checkpoint yet: the run starts from the beginning, even if it was launched before;
 - same identity: the run continues from the newest intact checkpoint;
 - other identity: an error that names every differing key, because a run must not change its settings midway;
-- finished: nothing is done, and a message says so. If train.steps or train.epochs was raised, the run continues from
-  its last checkpoint. If the schedule depends on the run length, a warning says that the earlier steps used learning
-  rates of the old length.
+- finished: nothing is done, and a message says so. If train.steps or train.epochs was raised, or the adapter file was
+  removed (resume.py), the run continues from its last checkpoint. If the schedule depends on the run length, a warning
+  says that the earlier steps used learning rates of the old length.
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ def decide(
     """Decides what the command does, by the policy at the top of this file.
 
     `record` is the content of run.json, `checkpoint` the newest intact one, `steps` the run length in optimizer steps.
+    Both have their identities in the keys of this version (identity.in_this_version).
     Raises UserError if the run cannot continue as requested.
     """
     if checkpoint is None:
@@ -149,11 +150,10 @@ class RunFolder:
             return None
         except ValueError as error:
             raise UserError(f"{self.run} is not JSON ({error}): restore it, or give another --run.name") from error
-        if record["format"] != FORMAT:
-            raise UserError(
-                f"{self.run} has format {record['format']}, this version reads format {FORMAT}: "
-                "continue with the version that wrote it, or give another --run.name"
-            )
+        if problem := format_problem(self.run, record):
+            raise UserError(f"{problem}, or give another --run.name")
+        if not _is_whole(record):
+            raise UserError(f"{self.run} does not hold what a run writes: restore it, or give another --run.name")
         return record
 
     def mark_started(self, identity: dict[str, Any], steps: int) -> dict[str, Any]:
@@ -169,9 +169,12 @@ class RunFolder:
         write_json(self.run, record)
         return record
 
-    def mark_continued(self, steps: int) -> dict[str, Any]:
-        """Records that the run continues, with a total of `steps` steps. Returns the record."""
-        return self._update({"steps": steps, "finished_at": None})
+    def mark_continued(self, steps: int, identity: dict[str, Any]) -> dict[str, Any]:
+        """Records that the run continues, with a total of `steps` steps. Returns the record.
+
+        `identity` is the current one. It also has the settings that the version that began the run did not know.
+        """
+        return self._update({"steps": steps, "finished_at": None, "identity": identity})
 
     def mark_finished(self, step: int) -> dict[str, Any]:
         """Records that the run is finished at `step`. Call it last, after the adapter is written and verified."""
@@ -183,6 +186,23 @@ class RunFolder:
         record |= changes
         write_json(self.run, record)
         return record
+
+
+def format_problem(path: Path, record: Any) -> str | None:
+    """Why the content of a run.json is not one that this version reads, and what to do; None if it is."""
+    if not isinstance(record, dict):
+        return f"{path} does not hold what a run writes: restore it"
+    if type(record.get("format")) is int and record["format"] == FORMAT:
+        return None
+    found = f"format {json.dumps(record['format'])}" if "format" in record else "no format"
+    return f"{path} has {found}, this version reads format {FORMAT}: use the version that wrote it"
+
+
+def _is_whole(record: dict[str, Any]) -> bool:
+    """Whether a run.json has all parts that a run writes."""
+    finished = record.get("finished_at", "")
+    is_identity = isinstance(record.get("identity"), dict) and isinstance(record.get("wandb_id"), str)
+    return is_identity and type(record.get("steps")) is int and (finished is None or type(finished) is int)
 
 
 def sweep_run_id() -> str | None:

@@ -63,6 +63,7 @@ def provenance_of(
         precision=job.precision,
         device=str(job.device),
         world=job.world,
+        code=job.code,
     )
     entry["base_source"] = {"base": base.source, "revision": base.revision, "vae": base.vae_source}
     entry["prediction"] = asdict(base.prediction)

@@ -26,6 +26,7 @@ from sushi_research.precision import DtypePolicy, dtype_policy
 from sushi_research.runs import tracking
 from sushi_research.runs.job import Job
 from sushi_research.training import optim
+from sushi_research.training.length import steps_of
 from sushi_research.training.sampler import Sampler
 
 # How many of them are printed; plan.json has all.
@@ -185,11 +186,6 @@ class Plan:
 def is_due(step: int, every: int | None) -> bool:
     """Whether `step` is a multiple of `every`; always False if `every` is None or 0."""
     return bool(every) and step % every == 0
-
-
-def steps_of(steps: int | None, epochs: int | None, items: int, global_batch_size: int) -> int:
-    """The optimizer steps of a run: `steps`, or the fewest steps that use every item at least `epochs` times."""
-    return steps if steps is not None else -(-epochs * items // global_batch_size)
 
 
 def make_plan(job: Job, inputs: Inputs) -> Plan:

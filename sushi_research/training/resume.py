@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from accelerate.utils import broadcast_object_list
@@ -13,6 +14,7 @@ from accelerate.utils import broadcast_object_list
 from sushi_research import randomness
 from sushi_research.caches.inputs import Inputs
 from sushi_research.config.command_line import config_to_dict, config_to_yaml
+from sushi_research.config.keys import default_values
 from sushi_research.data import dataset
 from sushi_research.data.training_data import Data
 from sushi_research.errors import UserError
@@ -23,6 +25,7 @@ from sushi_research.models.prediction import Prediction
 from sushi_research.runs import identity, provenance, run_folder, tracking
 from sushi_research.runs.checkpoint import Checkpoint, latest_checkpoint, read_checkpoint
 from sushi_research.runs.job import Job, agree
+from sushi_research.runs.run_folder import RunFolder
 from sushi_research.sampling import sample_grids
 from sushi_research.training.identity_facts import hashes_of, provenance_of, validation_set_of
 from sushi_research.training.plan import Plan
@@ -48,7 +51,7 @@ def start_or_resume(job: Job, inputs: Inputs, plan: Plan) -> RunState:
     """Decides whether the run starts, continues or is finished (run_folder.decide), and prints the decision.
 
     Then writes config.yaml, plan.json, data_report.json, validation_set.json and provenance.json, and drops metrics, results
-    and samples from after the checkpoint. Warns about changes in code, libraries and machine since the last launch.
+    and samples from after the checkpoint. Warns about changes in code, libraries and machine since the launch that saved it.
 
     Raises UserError, without changing any file, if the run folder holds a run with another identity.
     """
@@ -71,11 +74,12 @@ def start_or_resume(job: Job, inputs: Inputs, plan: Plan) -> RunState:
     error = None
     if accelerator.is_main_process:
         try:
-            checkpoint = latest_checkpoint(run.checkpoints)
-            decision = run_folder.decide(run.name, run.record(), checkpoint, settings, plan.steps)
+            record, checkpoint = _stored(run, default_values(type(config)), plan.steps)
+            decision = run_folder.decide(run.name, record, checkpoint, settings, plan.steps)
             warnings = list(decision.warnings)
             if decision.action == "continue":
-                warnings += provenance.changes(provenance.last_entry(run.provenance), entry)
+                earlier = provenance.launches(provenance.entries(run.provenance), checkpoint.step)
+                warnings += provenance.changes(earlier[-1] if earlier else None, entry)
                 if val_set and Results(run.evaluation).is_of_another(val_set):
                     warnings.append("the held-out images have changed: earlier evaluations are dropped")
         except UserError as found:
@@ -95,6 +99,19 @@ def start_or_resume(job: Job, inputs: Inputs, plan: Plan) -> RunState:
             if job.is_main:
                 _describe_run(job, state, inputs.data, plan)
     return state
+
+
+def _stored(run: RunFolder, defaults: Mapping[str, Any], steps: int) -> tuple[dict[str, Any] | None, Checkpoint | None]:
+    """(run.json, newest intact checkpoint) of the run folder, with their identities in the keys of this version."""
+    checkpoint, record = latest_checkpoint(run.checkpoints), run.record()
+    if record is not None:
+        record["identity"] = identity.in_this_version(record["identity"], defaults)
+        if checkpoint is not None and checkpoint.step == steps and not run.adapter.is_file():
+            record["finished_at"] = None  # the adapter file was removed, and is written again from the last checkpoint
+    if checkpoint is not None:
+        facts = {"identity": identity.in_this_version(checkpoint.facts["identity"], defaults)}
+        checkpoint = replace(checkpoint, facts=checkpoint.facts | facts)
+    return record, checkpoint
 
 
 def _describe_run(job: Job, state: RunState, data: Data, plan: Plan) -> None:
@@ -120,4 +137,4 @@ def _describe_run(job: Job, state: RunState, data: Data, plan: Plan) -> None:
     if state.checkpoint is None:
         run.mark_started(state.identity, plan.steps)
     else:
-        run.mark_continued(plan.steps)
+        run.mark_continued(plan.steps, state.identity)

@@ -25,12 +25,14 @@ from sushi_research.caches.inputs import Inputs
 from sushi_research.caches.store import entry_key
 from sushi_research.config import TrainingConfig
 from sushi_research.config.command_line import config_to_dict
+from sushi_research.config.keys import default_values
 from sushi_research.config.suggestions import word
 from sushi_research.errors import UserError
 from sushi_research.files import write_json
 from sushi_research.precision import resolve_precision
 from sushi_research.progress import StageTimings
 from sushi_research.runs import identity, provenance, run_folder, tracking
+from sushi_research.runs.code import code_of
 from sushi_research.runs.job import Job, agree
 from sushi_research.sampling import plots
 from sushi_research.training.plan import Plan
@@ -38,9 +40,10 @@ from sushi_research.training.resume import RunState
 from sushi_research.training.state import TrainState
 
 
-def start_job(config: TrainingConfig, model: ModuleType) -> Job:
+def start_job(config: TrainingConfig, model: ModuleType, script: str) -> Job:
     """The job of a command: its processes, and the precision that follows from config, launcher and device. No run folder yet.
 
+    `script` is the `__file__` of the running script. Its code is hashed here, before a user may edit it while the run goes on.
     The Accelerator's own mixed precision stays off: the script handles dtypes and the loss scaler (rule 6, CONTRIBUTING.md).
     """
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
@@ -59,7 +62,9 @@ def start_job(config: TrainingConfig, model: ModuleType) -> Job:
         # cuBLAS reads this at its first use. Without it, torch refuses to run cuBLAS deterministically.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(config.train.deterministic)
-    return Job(config, model, accelerator, precision)
+    optimizer = [config.optimizer.name] if "." in config.optimizer.name else []
+    code = code_of(script, optimizer) if accelerator.is_main_process else {}
+    return Job(config, model, accelerator, precision, code=code)
 
 
 def quiet_libraries() -> None:
@@ -84,7 +89,8 @@ def open_run(job: Job) -> Iterator[Job]:
         return
     facts = {"global_batch_size": job.global_batch_size, "precision": job.precision}
     settings = identity.run_identity(config_to_dict(config), facts)
-    name = config.run.name or identity.default_name(job.model.NAME, config.data.path, settings)
+    defaults = default_values(type(config))
+    name = config.run.name or identity.default_name(job.model.NAME, config.data.path, settings, defaults)
     with contextlib.ExitStack() as stack:
         error = None
         try:

@@ -69,6 +69,20 @@ def test_the_page(compare, tmp_path, capsys):
     assert "strong is better than weak" in said and "comparison.html" in said
 
 
+def test_runs_of_other_code_are_pooled_on_demand_and_the_page_says_so(compare, tmp_path):
+    folders = []
+    for seed, digest in ((0, "a"), (1, "b")):
+        code = {"commit": None, "dirty": None, "script": "mine.py", "hash": digest, "files": {"script": digest}}
+        folders.append(fake_run(tmp_path / f"r-seed{seed}", seed=seed, entry={"code": code}))
+    folders.append(fake_run(tmp_path / "other-seed0", rank=2, noise_seed=3))
+    text, _, numbers = compare(*folders)
+    assert [variant["label"] for variant in numbers["variants"]] == ["r-seed0", "r-seed1", "other-seed0"]
+    assert "- the code of r-seed1 differs from that of r-seed0 in mine.py" in text and "| code | mine.py a |" in text
+    text, _, numbers = compare(*folders, "--pool-code")
+    assert [variant["label"] for variant in numbers["variants"]] == ["r", "other"]
+    assert "pooled although their code differs, because --pool-code asks for it" in text
+
+
 def test_whatever_is_wrong_is_a_sentence_and_the_page_comes(compare, tmp_path, capsys):
     good = [fake_run(tmp_path / f"good{rank}", rank=rank, noise_seed=rank) for rank in (1, 2)]
     damaged = fake_run(tmp_path / "damaged", rank=3)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -126,6 +127,17 @@ def test_a_failure_is_named_and_the_others_go_on_then_only_it_is_run_again(file,
     third = InProcess(load_script("sd15"))
     third.install(monkeypatch)
     assert SCRIPT.main(read(file)) == 0 and third.ran == []
+
+
+def test_the_comparison_is_told_to_pool_code(file, tmp_path, monkeypatch):
+    words = []
+    monkeypatch.setattr(
+        SCRIPT.subprocess, "run", lambda command: words.append(command) or SimpleNamespace(returncode=0)
+    )
+    for arguments in ([], ["--pool_code", "true"]):
+        experiment = read(file, *arguments)
+        assert SCRIPT.write_comparison(experiment, plan(experiment)) == 0
+    assert ["--pool-code" in command for command in words] == [False, True]
 
 
 def test_the_worked_examples_are_right(monkeypatch):

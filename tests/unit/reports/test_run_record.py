@@ -72,6 +72,36 @@ def test_any_damage_to_any_file_leaves_a_record(tmp_path):
         path.write_bytes(data)
 
 
+@pytest.mark.parametrize("change", [{"format": 1}, {"format": "2"}, {"format": None}, {}])
+def test_a_run_of_another_format_is_refused_in_one_sentence(tmp_path, change):
+    folder = fake_run(tmp_path / "run")
+    record = json.loads((folder / "run.json").read_text())
+    del record["format"]
+    (folder / "run.json").write_text(json.dumps(record | change))
+    (folder / "evaluation.parquet").write_bytes(b"of another format too")
+    run = read_record(folder)
+    [problem] = run.problems
+    found = f"format {json.dumps(change['format'])}" if change else "no format"
+    assert f"run.json has {found}, this version reads format 2: use the version that wrote it" in problem
+    assert run.evaluation is None and run.identity == {}
+
+
+def test_a_setting_that_an_older_version_did_not_have_has_its_default(tmp_path):
+    runs = []
+    for name, settings in {"old": {}, "new": {"loss.snr_gamma": None}, "changed": {"loss.snr_gamma": 5.0}}.items():
+        folder = fake_run(tmp_path / name)
+        record = json.loads((folder / "run.json").read_text())
+        (folder / "run.json").write_text(json.dumps(record | {"identity": record["identity"] | settings}))
+        (folder / "plan.json").write_text(json.dumps({"global_batch_size": 4, "architecture": "sd15"}))
+        runs.append(read_record(folder))
+    old, new, changed = runs
+    assert old.identity == new.identity != changed.identity
+    assert old.identity["loss.snr_gamma"] is None and old.settings["train.attention"] == "sdpa"
+    assert "model.clip_skip" in old.identity, "of the architecture that plan.json names"
+    (tmp_path / "old/plan.json").write_text('{"architecture": []}')
+    assert read_record(tmp_path / "old").identity["lora.rank"] == 8
+
+
 def test_a_run_that_is_going_or_was_stopped_is_used_so_far(tmp_path):
     folder = fake_run(tmp_path / "run", finished=False)
     assert read_record(folder).state == "stopped"

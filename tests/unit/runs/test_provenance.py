@@ -84,16 +84,16 @@ def entry(**changed):
 
 def test_each_start_adds_an_entry(tmp_path):
     path = tmp_path / "provenance.json"
-    assert provenance.last_entry(path) is None
+    assert provenance.entries(path) == []
     for step in (0, 120):
         provenance.add_entry(path, entry(step=step))
     first, second = json.loads(path.read_text())
-    assert (first["step"], second["step"]) == (0, 120) and provenance.last_entry(path) == second
+    assert (first["step"], second["step"]) == (0, 120) and provenance.entries(path) == [first, second]
     assert (first["config"], first["dataset"], first["base"], first["world"]) == ("c", "d", {"unet": "u"}, 2)
     assert (first["recipe"], first["validation_set"], first["precision"]) == ("r", None, "fp32")
     assert first["resolved_config"] == {"train": {"seed": 1}} and "resolved_config" not in provenance.facts(first)
     assert first["device"] and first["code"]["version"] and first["date"].endswith("+00:00")
-    assert first["machine"]["cpus"] >= 1 and first["machine"]["memory_gib"] > 0
+    assert first["machine"]["cpus"] >= 1 and first["machine"]["threads"] >= 1 and first["machine"]["memory_gib"] > 0
     assert first["machine"]["gpu_memory_gib"] is None
 
 
@@ -109,6 +109,37 @@ def test_what_changed_between_two_starts_is_said():
     assert "the device was" in device and "the number of processes was 2 and is 1" in world
     (dirty,) = provenance.changes(before, entry(code=code | {"dirty": True}))
     assert "differs from its commit aaaaaaaaaa" in dirty
+
+
+def recorded(**files):
+    return {"version": "1", "commit": "a", "dirty": True, "script": "train.py", "hash": str(files), "files": files}
+
+
+def test_recorded_code_is_compared_by_its_files():
+    """The commit and uncommitted changes say nothing then: a comment may be all that changed."""
+    before = entry(code=recorded(script="1", **{"losses.py": "2"}))
+    same = recorded(script="1", **{"losses.py": "2"}) | {"commit": "b", "script": "mine.py"}
+    assert provenance.changes(before, entry(code=same)) == []
+    (sentence,) = provenance.changes(before, entry(code=recorded(script="1", **{"losses.py": "3", "more.py": "4"})))
+    assert sentence == ("the code has changed in losses.py, more.py; the result may differ from an uninterrupted run's")
+    (unknown,) = provenance.changes(entry(code={"version": "0", "commit": "a", "dirty": False}), before)
+    assert unknown.startswith("the code was a and is a with changes")
+
+
+def test_the_launches_that_made_a_run():
+    """A launch counts if steps of it are left: not one that saved no checkpoint, nor one whose checkpoints were damaged."""
+    for steps, at, kept in [
+        ([0, 120], None, [0, 1]),
+        ([0, 0, 120], None, [1, 2]),  # began again
+        ([0, 120, 120], None, [0, 2]),  # killed before a checkpoint
+        ([0, 120, 80], None, [0, 2]),  # went on from an earlier one
+        ([0, 120], 120, [0]),
+        ([0, 120], 200, [0, 1]),
+        ([0], 0, []),
+        ([None, None], None, [0, 1]),  # what no training wrote
+    ]:
+        entries = [{"number": number} | ({} if step is None else {"step": step}) for number, step in enumerate(steps)]
+        assert [each["number"] for each in provenance.launches(entries, at)] == kept, (steps, at)
 
 
 def test_a_damaged_file_is_not_overwritten(tmp_path):

@@ -322,7 +322,8 @@ def test_the_record_of_a_run_through_its_life(tmp_path):
         assert started == run.record()
         assert (started["steps"], started["finished_at"], started["identity"]) == (100, None, identity())
         assert run.mark_finished(100) == started | {"finished_at": 100}
-        assert run.mark_continued(150) == started | {"steps": 150} == run.record()
+        now = identity(lora={"rank": 8})
+        assert run.mark_continued(150, now) == started | {"steps": 150, "identity": now} == run.record()
         assert run.mark_started(identity(), 100)["wandb_id"] != started["wandb_id"]
     assert json.loads((tmp_path / "runs" / "trial" / "run.json").read_text())["steps"] == 100
 
@@ -332,9 +333,27 @@ def test_a_record_that_cannot_be_read_is_reported(tmp_path):
         run.run.write_text("{")
         with pytest.raises(UserError, match="run.json is not JSON"):
             run.record()
-        run.run.write_text('{"format": 1}')
-        with pytest.raises(UserError, match="has format 1, this version reads format 2"):
-            run.record()
+        whole = {"steps": 4, "finished_at": None, "wandb_id": "w", "identity": {}}
+        for content, words in [
+            (
+                whole | {"format": 1},
+                "has format 1, this version reads format 2: use the version that wrote it, or give",
+            ),
+            (whole | {"format": 3}, "has format 3, this version reads format 2"),
+            (whole, "has no format, this version reads format 2"),
+            (whole | {"format": "2"}, 'has format "2", this version reads format 2'),
+            (whole | {"format": True}, "has format true"),
+            (whole | {"format": [2, {"a": 1}]}, r'has format \[2, {"a": 1}\]'),
+            ([1], "does not hold what a run writes: restore it, or give another --run.name"),
+            (None, "does not hold what a run writes"),
+            (whole | {"format": 2, "identity": None}, "does not hold what a run writes"),
+            (whole | {"format": 2, "finished_at": "4"}, "does not hold what a run writes"),
+            ({"format": 2}, "does not hold what a run writes"),
+        ]:
+            run.run.write_text(json.dumps(content))
+            with pytest.raises(UserError, match=words) as caught:
+                run.record()
+            assert "\n" not in str(caught.value)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX locks")

@@ -1,0 +1,115 @@
+"""The hash of a source file's syntax tree, and the imports in it."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import warnings
+from typing import Any, NamedTuple
+
+from sushi_research.fingerprints import content_hash
+
+# Fields of syntax nodes that do not affect what the code does, or that differ between versions of Python.
+WITHOUT_EFFECT = {"ctx", "kind", "type_comment", "type_ignores"}
+
+
+class Import(NamedTuple):
+    """An import in a syntax tree: `from <level dots><module> import <names>`. A name may contain a *."""
+
+    level: int
+    module: str
+    names: tuple[str, ...]
+
+
+@functools.lru_cache(maxsize=1024)
+def parsed(source: bytes) -> tuple[str, tuple[Import, ...]]:
+    """(hash, imports) of a source file. What is not Python source is hashed byte by byte."""
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            tree = ast.parse(source)
+    except (SyntaxError, ValueError):
+        return content_hash(source), ()
+    imports: list[Import] = []
+    text = _canonical(tree, imports)
+    return content_hash(text.encode()), tuple(imports)
+
+
+def _canonical(tree: ast.AST, imports: list[Import]) -> str:
+    """A syntax tree as text, without what has no effect; its imports are added to `imports`.
+
+    `ast.dump` will not do: its text differs between versions of Python, which add fields. So empty fields are left out.
+    """
+    parts: list[str] = []
+    stack: list[Any] = [tree]
+    while stack:
+        node = stack.pop()
+        if isinstance(node, str):
+            parts.append(node)
+            continue
+        imports += _imports_of(node)
+        parts.append(f"({type(node).__name__}")
+        after: list[Any] = []
+        for name, value in ast.iter_fields(node):
+            if isinstance(value, list):
+                value = _effective(value)
+            if value is None or value == [] or name in WITHOUT_EFFECT:
+                continue
+            after.append(f" {name}=")
+            if isinstance(value, list):
+                after += ["[", *(item if isinstance(item, ast.AST) else _plain(item) for item in value), "]"]
+            else:
+                after.append(value if isinstance(value, ast.AST) else _plain(value))
+        stack += [")", *reversed(after)]
+    return "".join(parts)
+
+
+def _plain(value: Any) -> str:
+    # Decimal digits of huge integers are refused by Python, and `repr` depends on its Unicode version.
+    return f"{hex(value) if type(value) is int else ascii(value)},"
+
+
+def _effective(items: list[Any]) -> list[Any]:
+    """The items of a list without statements that do nothing when they run: docstrings, `pass`, imports for type checkers only,
+    and the assignment of `__version__`."""
+    found = []
+    for item in items:
+        if isinstance(item, ast.Pass) or (isinstance(item, ast.Expr) and isinstance(item.value, ast.Constant)):
+            continue
+        if isinstance(item, ast.If) and _name_of(item.test) == "TYPE_CHECKING":
+            found += _effective(item.orelse)
+        elif not (isinstance(item, ast.Assign) and [_name_of(target) for target in item.targets] == ["__version__"]):
+            found.append(item)
+    return found
+
+
+def _imports_of(node: ast.AST) -> list[Import]:
+    if isinstance(node, ast.Import):
+        return [Import(0, alias.name, ()) for alias in node.names]
+    if isinstance(node, ast.ImportFrom):
+        return [Import(node.level, node.module or "", tuple(alias.name for alias in node.names if alias.name != "*"))]
+    if isinstance(node, ast.Call) and node.args and _name_of(node.func) in ("import_module", "__import__"):
+        name = _literal(node.args[0])
+        level = len(name) - len(name.lstrip("."))
+        return [Import(level, name.lstrip("."), ())] if name else []
+    return []
+
+
+def _literal(node: ast.AST) -> str:
+    """A string as it is written in the source. In an f-string `{__name__}` is kept, and any other value is a *; "" if unknown."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return node.value
+    if not isinstance(node, ast.JoinedStr):
+        return ""
+    parts = []
+    for part in node.values:
+        if isinstance(part, ast.FormattedValue):
+            parts.append("__name__" if _name_of(part.value) == "__name__" else "*")
+        else:
+            parts.append(str(part.value))
+    name = "".join(parts)
+    return name if "*" not in name.removesuffix(".*") else ""
+
+
+def _name_of(node: ast.AST) -> str | None:
+    """The last part of a name or an attribute: `TYPE_CHECKING` for `typing.TYPE_CHECKING`."""
+    return node.id if isinstance(node, ast.Name) else node.attr if isinstance(node, ast.Attribute) else None
