@@ -156,7 +156,7 @@ def test_another_validation_set_in_mid_run_drops_what_the_old_one_gave(trainer, 
         trainer.train("run", settings)
     other = make_pictures(tmp_path / "other", 3, 10)
     assert trainer.train("run", settings | {"evaluation.path": str(other)}) == 0
-    assert "warning: the held-out images have changed: earlier evaluations are dropped" in (capsys.readouterr().out)
+    assert "warning: the held-out images have changed: earlier validation losses are dropped" in capsys.readouterr().out
     assert [line["step"] for line in evaluations(trainer, "run")] == [4, 5]
     assert Results(trainer.folder("run") / "evaluation.parquet").steps() == [4, 5]
 
