@@ -135,3 +135,37 @@ def test_peak_memory_is_that_of_the_device_in_use(monkeypatch):
     # What Python and torch take at least, and less than any machine that runs the tests has.
     assert 0.05 < step_metrics.peak_memory_gib(torch.device("cpu")) < 64
     assert step_metrics.peak_memory_gib(torch.device("cuda")) == 3
+
+
+def test_the_time_of_a_gpu_is_between_the_events_of_a_step_without_waiting_for_data(monkeypatch):
+    """No event is read before the norm is, which waits for the end of the step."""
+    order = []
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            order.append("record")
+
+        def elapsed_time(self, other):
+            order.append("read")
+            return 1500.0
+
+    class Norm:
+        def __float__(self):
+            order.append("wait")
+            return 0.5
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch, "zeros", lambda *size, device=None, zeros=torch.zeros: zeros(*size))
+    on_gpu = job()
+    on_gpu.accelerator.device = torch.device("cuda")
+    metrics = StepMetrics(on_gpu)
+    order.clear()
+    metrics.start()
+    micro_batch(metrics, [1.0, 3.0, 5.0], [0, 3, 3], ("a.png", "b.png", "c.png"))
+    metrics.sum_over_processes(master_weights(), stop=0, waited=0.25)
+    values = metrics.values(PLAN, 1, 1e-4, Norm())
+    assert order == ["record", "record", "wait", "read"]
+    assert values["gpu_seconds"] == 1.25 and "cpu_seconds" not in values
