@@ -17,6 +17,7 @@ from test_resume import Killed, at_micro_batch, kill, stop
 
 from sushi_research.errors import UserError
 from sushi_research.evaluation.results import Results
+from sushi_research.reports.run_record import read_record
 from testing.forked_scripts import free_port, ranks
 
 SCRIPT = script("evaluate")
@@ -96,6 +97,9 @@ def test_what_is_kept_and_logged(trainer, settings, held, with_curves):
     assert all((row["loss"] == 0) is (row["step"] == 0) for row in moved)
     lines = evaluations(trainer, "run")
     assert [line["step"] for line in lines] == [0, 2, 4, 5]
+    record = read_record(folder)
+    assert record.problems == [] and record.evaluation.times.clock == "CPU time"
+    assert (np.diff(record.evaluation.seconds) > 0).all() and (np.diff(record.evaluation.times.wall_seconds) > 0).all()
     last = [row for row in losses if row["step"] == 5]
     assert lines[-1]["evaluation/loss"] == pytest.approx(np.mean([row["loss"] for row in last]), rel=1e-6)
     assert {row["image"] for row in moved} == {"a cat", "a dog"}
