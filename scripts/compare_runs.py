@@ -5,7 +5,7 @@
     python scripts/compare_runs.py runs/A evaluations/other          # a run and an adapter file that scripts/evaluate.py measured
     python scripts/compare_runs.py --wandb-runs TEAM/PROJECT --group rank      # runs in W&B, read with its API
 
-Runs are compared on the same held-out images with the same noise. docs/experiments.md describes the method.
+Runs are compared on the same validation images with the same noise. docs/experiments.md describes the method.
 """
 
 from __future__ import annotations

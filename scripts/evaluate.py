@@ -4,9 +4,10 @@
     python scripts/evaluate.py sdxl --config configs/sdxl_lora.yaml --data.path held_out --adapters '[a.safetensors]'
 
 It takes the options of that architecture's training script, and three of its own. If the options hold out no images, all images
-of `data.path` are the validation set. For each adapter and LoRA scale it measures the loss for every image and noise sample, the
-loss difference from the base, and the drift, and it generates images for the sample prompts. scripts/compare_runs.py reads the
-folders it writes, together with those of runs.
+of `data.path` are the validation set. A file that was trained on some of them is refused; one that does not say what it was trained
+on is measured, with a note. For each adapter and LoRA scale it measures the loss for every image and noise sample, the loss
+difference from the base, and the drift, and it generates images for the sample prompts. scripts/compare_runs.py reads the folders
+it writes, together with those of runs.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from sushi_research.config.command_line import read_architecture, run_main
 from sushi_research.config.other_scripts import AdapterEvaluation, evaluation_config
 
 INTRO = """\
-This evaluates adapter files on held-out images. To begin:
+This evaluates adapter files on images that they were not trained on. To begin:
   next to a run:    python scripts/evaluate.py sdxl --config runs/NAME/config.yaml --adapters '[other.safetensors]'
   by themselves:    python scripts/evaluate.py sdxl --config configs/sdxl_lora.yaml --data.path FOLDER --adapters '[a.safetensors]'
   every LoRA scale: ... --lora_scales '[0.25, 0.5, 0.75, 1.0, 1.25]'
@@ -46,8 +47,10 @@ from sushi_research.adapters.reading import adapts_text, read_adapter
 from sushi_research.caches.caches import Caches, open_caches, open_hash_cache
 from sushi_research.caches.inputs import Inputs, fill_caches
 from sushi_research.data import findings
+from sushi_research.data.samples import dataset_hash
 from sushi_research.data.training_data import Data, read_data
 from sushi_research.evaluation import adapter_files, validation_set
+from sushi_research.evaluation.unseen import describe, require_unseen
 from sushi_research.fingerprints import HashCache
 from sushi_research.models.loading import find_base
 from sushi_research.runs.job import Job
@@ -65,18 +68,25 @@ def main(config: AdapterEvaluation) -> int:
     names = adapter_files.folder_names(config.adapters, config.lora_scales, Path(config.output))
     hash_cache = open_hash_cache(config)
     base = find_base(config, model)
-    data = held_out_data(job, hash_cache)
+    data = validation_data(job, hash_cache)
+    source = config.evaluation.path or config.data.path
+    samples = [item.sample for item in data.held_out]
+    unseen = require_unseen(config.adapters, samples, source, lambda: hash_of_source(job, hash_cache))
     caches = open_caches(job, base, hash_cache)
     inputs = Inputs(config, base, data, caches, hash_cache)
     hashes = identity_facts.hashes_of(job, inputs)
     base_hash = hashes["base_model"]["unet"]
     val_set = identity_facts.validation_set_of(job, inputs, base_hash)
     entry = identity_facts.provenance_of(job, inputs, hashes, val_set, None)
+    share_of_data = f" (evaluation.held_out {config.evaluation.held_out:g})" if config.evaluation.held_out else ""
     accelerator.print(
-        f"{len(val_set.items)} held-out images x {val_set.noise_samples} noise samples: validation set {val_set.hash}"
+        f"{len(set(val_set.names))} images of {source}{share_of_data} x {val_set.noise_samples} noise samples: "
+        f"validation set {val_set.hash}"
     )
     for line in findings.lines(data.problems, data.notes):
         accelerator.print(line)
+    if unseen:
+        accelerator.print(describe(unseen))
     if config.dry_run:
         return 0
     fill_caches(job, inputs)
@@ -115,7 +125,7 @@ def main(config: AdapterEvaluation) -> int:
         for lora_scale in config.lora_scales:
             pipeline.set_adapters([adapter], [lora_scale])
             encoded = encoder(model, text, caches) if changes_text else None
-            facts = adapter_files.adapter_facts(Path(path), lora_scale, changes_text)
+            facts = adapter_files.adapter_facts(Path(path), lora_scale, changes_text, unseen[path])
             evaluate_one(names[number, lora_scale], lora_scale, encoded, facts)
         pipeline.unload_lora_weights()
     if accelerator.is_main_process:
@@ -123,13 +133,26 @@ def main(config: AdapterEvaluation) -> int:
     return 0
 
 
-def held_out_data(job: Job, hash_cache: HashCache) -> Data:
-    """Reads the data as a training script does; if no images are held out, all of them are."""
+def validation_data(job: Job, hash_cache: HashCache) -> Data:
+    """Reads the data as a training script does; if the options hold out no images, all are in `held_out` and none in `items`."""
     data = read_data(job, hash_cache)
     if data.held_out:
         return data
     distinct = {(item.sample.image_hash, item.sample.caption): item for item in data.items}
     return replace(data, items=[], held_out=list(distinct.values()))
+
+
+def hash_of_source(job: Job, hash_cache: HashCache) -> str:
+    """The dataset hash of a run that trains on all images there are where the validation images are from."""
+    config = job.config
+    data, evaluation = config.data, config.evaluation
+    if evaluation.path is not None:
+        revision = data.revision if evaluation.path == data.path else None
+        changes = {"path": evaluation.path, "split": evaluation.split or data.split, "revision": revision}
+        data = data.model_copy(update=changes)
+    nothing = evaluation.model_copy(update={"held_out": 0.0, "path": None})
+    plain = config.model_copy(update={"data": data, "evaluation": nothing})
+    return dataset_hash(read_data(replace(job, config=plain), hash_cache).items)
 
 
 def encoder(model: ModuleType, text: Any, caches: Caches) -> Any:

@@ -215,7 +215,7 @@ def train(job: Job) -> int:
             master_weights.refresh()  # rounds them into the working copy that the UNet computes with
             master_weights.zero_grad()
             step += 1
-            values = metrics.values(plan, step, rate, norm.item())
+            values = metrics.values(plan, step, rate, norm)
             tracking.log(job.accelerator, metrics_file, values, step)
             bar.set_postfix(loss=f"{values['loss']:.4f}", refresh=False)
             bar.update()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 # Metrics that depend on the clock or the machine.
-MEASURED = frozenset({"images_per_second", "data_wait_share", "peak_memory_gib"})
+MEASURED = frozenset({"images_per_second", "gpu_seconds", "cpu_seconds", "data_wait_share", "peak_memory_gib"})
 TABLES = ("evaluation.parquet", "drift.parquet")
 
 

@@ -48,6 +48,7 @@ def fake_run(
     *,
     seed: int = 0,
     noise_seed: int | None = None,
+    noise: float = 0.002,
     steps: tuple[int, ...] = (0, 10, 20),
     rank: int = 8,
     val_set: FakeValidationSet = FakeValidationSet(),  # noqa: B008
@@ -55,8 +56,9 @@ def fake_run(
     finished: bool = True,
     entry: dict[str, Any] | None = None,
     pictures: bool = False,
+    times: dict[str, float] | None = None,
 ) -> Path:
-    """A finished run whose loss falls linearly to `gain` below the base's."""
+    """A finished run whose loss falls linearly to `gain` below the base's. `times` are further keys of a step's line."""
     folder.mkdir(parents=True)
     identity = {
         "train.seed": seed,
@@ -81,11 +83,12 @@ def fake_run(
     (folder / "provenance.json").write_text(json.dumps([known | (entry or {})]))
     lines = [
         {"step": step, "loss": 0.1, "images_per_second": rate, "data_wait_share": 0.01, "peak_memory_gib": 1.5}
+        | (times or {})
         for step in range(1, steps[-1] + 1)
     ]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     results, base = Results(folder / "evaluation.parquet"), base_loss(val_set)
-    last = losses(val_set, gain, seed if noise_seed is None else noise_seed)
+    last = losses(val_set, gain, seed if noise_seed is None else noise_seed, noise)
     for step in steps:
         share = step / steps[-1]
         results.append(val_set, step, (1 - share) * base + share * last, base)

@@ -88,13 +88,17 @@ def _holds(folder: Path) -> str | None:
         return ""
 
 
-def adapter_facts(path: Path, lora_scale: float, changes_text: bool) -> dict[str, Any]:
-    """The entry of an adapter file in provenance.json: its name, the hash of its bytes, and how it was applied."""
+def adapter_facts(path: Path, lora_scale: float, changes_text: bool, unseen: bool) -> dict[str, Any]:
+    """The entry of an adapter file in provenance.json: its name, the hash of its bytes, and how it was applied.
+
+    `unseen`: whether it is known that the file was trained on none of the validation images.
+    """
     return {
         "file": path.name,
         "hash": content_hash(path.read_bytes()),
         "lora_scale": lora_scale,
         "adapts_text_encoders": changes_text,
+        "validation_images_unseen": unseen,
     }
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from sushi_research.errors import UserError, first_line
+from sushi_research.evaluation.result_arrays import COLUMNS, ResultArrays, arrays_of, refused, row_names
 from sushi_research.files import require_same_folder, write_atomic
 
 if TYPE_CHECKING:
@@ -19,7 +20,6 @@ FORMAT = 2
 # Fewest images for a test between two runs: the coverage of its intervals was measured for this number and above, and with
 # fewer images too many bootstrap resamples contain one image only.
 MIN_IMAGES = 8
-COLUMNS = ("step", "image", "noise_sample", "timestep", "loss", "base_loss")
 
 
 class Measured(Protocol):
@@ -41,43 +41,51 @@ class Results:
         self.path = path
 
     def read(self) -> pyarrow.Table | None:
-        """All rows; None if nothing was evaluated yet. UserError if the file is damaged, which its checksums show too."""
-        import pyarrow.parquet
+        """All rows, equal rows once; None if nothing was evaluated yet. UserError as `arrays`."""
+        table = self._table()
+        arrays = None if table is None else arrays_of(self.path, table)
+        return table if arrays is None else table.take(arrays.rows)
 
-        if not self.path.exists():
-            return None
-        try:
-            # Not read_table: it turns folder names such as "lora.rank=4" into columns.
-            with pyarrow.parquet.ParquetFile(self.path, page_checksum_verification=True) as file:
-                table = file.read()
-        except (OSError, pyarrow.ArrowException) as error:
-            raise UserError(
-                f"{self.path} is damaged ({first_line(error)}): restore it, or remove it to evaluate again."
-            ) from None
-        if table.column_names != list(COLUMNS) or b"set_hash" not in (table.schema.metadata or {}):
-            raise UserError(f"{self.path} does not hold what this version writes: restore it, or remove it.")
-        return table
+    def arrays(self) -> ResultArrays | None:
+        """All results by step, name and noise sample; None if there are none.
+
+        UserError if the file is damaged, which its checksums show too, or if its rows are not those of complete steps
+        (`arrays_of`).
+        """
+        table = self._table()
+        return None if table is None else arrays_of(self.path, table)
+
+    def set_hash(self) -> str | None:
+        """The hash of the set that the results belong to; None if nothing was evaluated yet."""
+        table = self._table()
+        return None if table is None else table.schema.metadata[b"set_hash"].decode(errors="replace")
 
     def steps(self) -> list[int]:
         """The steps that were evaluated."""
-        table = self.read()
-        return [] if table is None else sorted(set(table["step"].to_pylist()))
+        arrays = self.arrays()
+        return [] if arrays is None else list(arrays.steps)
 
-    def loss_at(self, measured: Measured, step: int, column: str = "loss") -> np.ndarray | None:
-        """[N, noise samples] of a step; None if it was not evaluated on this set."""
-        import pyarrow.compute as compute
-
-        table = self.read()
-        if table is None or table.schema.metadata[b"set_hash"] != measured.hash.encode():
+    def loss_at(self, measured: Measured, step: int) -> np.ndarray | None:
+        """[N, noise samples] of a step, in the order of `measured.names`; None if it was not evaluated on this set."""
+        arrays = self._of(measured)
+        if arrays is None or step not in arrays.steps:
             return None
-        rows = table.filter(compute.equal(table["step"], step))
-        shape = (len(measured.names), measured.noise_samples)
-        return rows[column].to_numpy().reshape(shape) if rows.num_rows == shape[0] * shape[1] else None
+        return arrays.loss[arrays.steps.index(step)][self._order(arrays, measured)]
 
     def base_loss(self, measured: Measured) -> np.ndarray | None:
         """[N, noise samples]: the base's losses, which every step repeats; None if nothing was evaluated on this set."""
-        steps = self.steps()
-        return self.loss_at(measured, steps[0], "base_loss") if steps else None
+        arrays = self._of(measured)
+        return None if arrays is None else arrays.base[self._order(arrays, measured)]
+
+    def _of(self, measured: Measured) -> ResultArrays | None:
+        return self.arrays() if self.set_hash() == measured.hash else None
+
+    def _order(self, arrays: ResultArrays, measured: Measured) -> list[int]:
+        """The places of the measured names in the arrays."""
+        wanted, places = row_names(measured.names), {name: place for place, name in enumerate(arrays.names)}
+        if places.keys() != set(wanted) or arrays.base.shape[1] != measured.noise_samples:
+            raise refused(self.path, "does not hold the images and noise samples of its validation set")
+        return [places[name] for name in wanted]
 
     def append(self, measured: Measured, step: int, loss: np.ndarray, base: np.ndarray) -> None:
         """Adds a step's losses and the base's, [N, noise samples] each. Overwrites earlier results of the step; discards rows of
@@ -89,15 +97,22 @@ class Results:
         table = pyarrow.table(
             {
                 "step": np.full(count, step, np.int32),
-                "image": np.repeat(measured.names, measured.noise_samples),
+                "image": np.repeat(row_names(measured.names), measured.noise_samples),
                 "noise_sample": np.tile(np.arange(measured.noise_samples, dtype=np.int16), len(measured.names)),
                 "timestep": measured.timesteps().astype(np.int16).ravel(),
                 "loss": loss.astype(np.float32).ravel(),
                 "base_loss": base.astype(np.float32).ravel(),
             }
-        ).replace_schema_metadata({"set_hash": measured.hash, "scheme": str(FORMAT)})
+        ).replace_schema_metadata(
+            {
+                "set_hash": measured.hash,
+                "scheme": str(FORMAT),
+                "names": str(len(measured.names)),
+                "noise_samples": str(measured.noise_samples),
+            }
+        )
         before = self.read()
-        if before is not None and before.schema.metadata[b"set_hash"] == measured.hash.encode():
+        if before is not None and not self.is_of_another(measured):
             kept = before.filter(compute.not_equal(before["step"], step))
             table = pyarrow.concat_tables([kept, table]).sort_by([("step", "ascending")])
         self._write(table)
@@ -116,8 +131,25 @@ class Results:
 
     def is_of_another(self, measured: Measured) -> bool:
         """Whether the stored results belong to another set."""
-        table = self.read()
-        return table is not None and table.schema.metadata[b"set_hash"] != measured.hash.encode()
+        return self.set_hash() not in (None, measured.hash)
+
+    def _table(self) -> pyarrow.Table | None:
+        import pyarrow.parquet
+
+        if not self.path.exists():
+            return None
+        try:
+            # Not read_table: it turns folder names such as "lora.rank=4" into columns.
+            with pyarrow.parquet.ParquetFile(self.path, page_checksum_verification=True) as file:
+                table = file.read()
+        except (OSError, pyarrow.ArrowException) as error:
+            raise refused(self.path, f"is damaged ({first_line(error)})") from None
+        if table.column_names != list(COLUMNS) or b"set_hash" not in (table.schema.metadata or {}):
+            raise UserError(f"{self.path} does not hold what this version writes: restore it, or remove it.")
+        try:
+            return table.cast(_schema().with_metadata(table.schema.metadata))
+        except pyarrow.ArrowException:
+            raise UserError(f"{self.path} does not hold what this version writes: restore it, or remove it.") from None
 
     def _write(self, table: pyarrow.Table) -> None:
         import pyarrow.parquet
@@ -125,3 +157,10 @@ class Results:
         data = io.BytesIO()
         pyarrow.parquet.write_table(table, data, write_page_checksum=True)
         write_atomic(self.path, data.getvalue())
+
+
+def _schema() -> pyarrow.Schema:
+    import pyarrow
+
+    types = (pyarrow.int32(), pyarrow.string(), pyarrow.int16(), pyarrow.int16(), pyarrow.float32(), pyarrow.float32())
+    return pyarrow.schema(list(zip(COLUMNS, types, strict=True)))

@@ -1,8 +1,9 @@
 """Compares runs: groups them into variants, finds the settings that differ, and tests each pair.
 
-A variant is the set of runs whose identity is equal except for the seed, and whose code is equal (code_variants.py). A pair is
-tested at the last point that both variants reached, in samples seen or in seconds of training. This rule is fixed in advance. The
-two axes are two families, each corrected for its number of pairs. The statistics are in reports/statistics.py.
+A variant is the set of runs whose identity is equal except for the seed, and whose code is equal (code_variants.py). Runs of one
+seed count as one (seeds.py). A pair is tested at the last point that both variants reached, in samples seen or in seconds of
+training (clocks.py). This rule is fixed in advance. The two axes are two families, each corrected for its number of pairs. The
+statistics are in reports/statistics.py.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ import numpy as np
 from sushi_research.errors import UserError
 from sushi_research.evaluation.results import MIN_IMAGES
 from sushi_research.experiments import code_variants, repetitions
+from sushi_research.experiments.clocks import clocks_of, wall_seconds_at
+from sushi_research.experiments.evaluated_files import notes_on_files
+from sushi_research.experiments.seeds import by_seed, notes_on_seeds, per_seed, runs_that_count
 from sushi_research.reports import statistics
 from sushi_research.reports.run_record import Curve, RunRecord
 from sushi_research.reports.statistics import MAX_PAIRS, Difference, PairedTestResult
@@ -48,12 +52,15 @@ class Variant:
 class Pair:
     """A candidate and a reference. `outcome` is a PairedTestResult, or None with the reason in `note`; `at` is the common point.
 
-    `losses` are those of the reference and of the candidate.
+    `losses` are those of the reference and of the candidate, [distinct seeds, N, K] each. At equal training time, `clock` is what
+    measured it, and `wall_seconds` the wall-clock seconds of the two at that point.
     """
 
     candidate: Variant
     reference: Variant
     at: float | None = None
+    clock: str = ""
+    wall_seconds: tuple[float, float] | None = None
     losses: tuple[np.ndarray, np.ndarray] | None = None
     same_seeds: bool = False
     note: str = ""
@@ -82,6 +89,7 @@ def compare(records: Sequence[RunRecord], reference: str | None = None, pool_cod
     """
     if not records:
         raise UserError("there is no run to compare: give the folders of two runs or more.")
+    records = [record.with_sorted_names() for record in records]
     variants, by_run = variants_of(records, pool_code)
     pairs = list(_pairs(variants, reference))
     problems = [problem for record in records for problem in record.problems]
@@ -91,6 +99,8 @@ def compare(records: Sequence[RunRecord], reference: str | None = None, pool_cod
         "drift": _family(pairs, _at_the_end),
     }
     warnings = [*warnings_of(records), *code_variants.warnings(records, pool_code), *repetitions.warnings(records)]
+    warnings += notes_on_files(records)
+    warnings += [note for variant in variants for note in notes_on_seeds(variant.runs, variant.label)]
     return Comparison(variants, by_run, differing(variants), warnings=warnings, problems=problems, **families)
 
 
@@ -221,7 +231,7 @@ def _family(pairs: Sequence[tuple[Variant, Variant]], losses_of: Callable[[Varia
 def _at_common_point(candidate: Variant, reference: Variant, axis: str) -> Pair:
     """The pair with its losses at the last point of the axis that all runs reach, interpolated between evaluations."""
     pair = Pair(candidate, reference, same_seeds=_same_seeds(candidate, reference))
-    curves = _curves(pair, [run.evaluation for run in (*candidate.runs, *reference.runs)])
+    curves = _curves(pair, [run.evaluation for run in runs_that_count(candidate.runs, reference.runs)])
     if curves is None:
         return pair
     if candidate.is_file or reference.is_file:
@@ -230,37 +240,46 @@ def _at_common_point(candidate: Variant, reference: Variant, axis: str) -> Pair:
         else:
             pair.losses = _last(reference, "evaluation"), _last(candidate, "evaluation")
         return pair
+    if axis == "seconds" and len(clocks := clocks_of(curves)) > 1:
+        pair.note = f"their training times are by different clocks ({' and '.join(clocks)})"
+        return pair
     axes = [curve.axis(axis) for curve in curves]
     if any(points is None for points in axes):
         pair.note = f"the {axis} of a run are not recorded"
+        return pair
+    if any((np.diff(points) <= 0).any() for points in axes):
+        pair.note = f"the {axis} of a run do not increase from evaluation to evaluation"
         return pair
     at = float(min(points[-1] for points in axes))
     if at <= 0 or at < max(points[0] for points in axes):
         pair.note = "they have no evaluated point in common after the first"
         return pair
     pair.at = at
-    pair.losses = tuple(
-        np.stack(
-            [statistics.interpolate(run.evaluation.axis(axis), run.evaluation.loss, [at])[0] for run in variant.runs]
-        )
-        for variant in (reference, candidate)
-    )
+    sides = (reference, candidate)
+
+    def losses_of(run: RunRecord) -> np.ndarray:
+        return statistics.interpolate(run.evaluation.axis(axis), run.evaluation.loss, [at])[0]
+
+    pair.losses = tuple(per_seed(variant.runs, losses_of) for variant in sides)
+    if axis == "seconds":
+        pair.clock, pair.wall_seconds = clocks[0], tuple(wall_seconds_at(variant.runs, at) for variant in sides)
     return pair
 
 
 def _at_the_end(candidate: Variant, reference: Variant) -> Pair:
     """The pair with the drift at the last evaluations as its losses; captions take the place of images."""
     pair = Pair(candidate, reference, same_seeds=_same_seeds(candidate, reference))
-    if (
-        _curves(pair, [run.drift for run in (*candidate.runs, *reference.runs)], "drift measured", "captions")
-        is not None
-    ):
+    runs = runs_that_count(candidate.runs, reference.runs)
+    behind = [run for run in runs if run.drift and run.evaluation and run.drift.steps[-1] != run.evaluation.steps[-1]]
+    if behind:
+        pair.note = f"{behind[0].name} has no drift at its last evaluation, only at step {behind[0].drift.steps[-1]}"
+    elif _curves(pair, [run.drift for run in runs], "drift measured", "captions") is not None:
         pair.losses = _last(reference, "drift"), _last(candidate, "drift")
     return pair
 
 
 def _curves(
-    pair: Pair, curves: Sequence[Curve | None], what: str = "evaluation", units: str = "held-out images"
+    pair: Pair, curves: Sequence[Curve | None], what: str = "evaluation", units: str = ""
 ) -> list[Curve] | None:
     """The curves if they can be compared; else None, with the reason in `pair.note`."""
     known = [curve for curve in curves if curve is not None]
@@ -268,7 +287,11 @@ def _curves(
         pair.note = f"a run has no {what}"
     elif len({curve.set_hash for curve in known}) > 1:
         pair.note = "they were measured on different validation sets"
+    elif len({curve.measured_on for curve in known}) > 1:
+        pair.note = "their files differ in images, noise samples or timesteps, although they name one validation set"
     elif len(known[0].names) < MIN_IMAGES:
+        # A run's images are held out; whether those of an evaluated file are is not always known.
+        units = units or ("images" if pair.candidate.is_file or pair.reference.is_file else "held-out images")
         pair.note = f"{len(known[0].names)} {units} are too few for a test result, which needs {MIN_IMAGES}"
     elif not all(np.isfinite(curve.loss).all() for curve in known):
         pair.note = "a run's losses are not finite"
@@ -278,14 +301,14 @@ def _curves(
 
 
 def _last(variant: Variant, kind: str) -> np.ndarray:
-    """Losses [S, N, K] of the runs' last evaluations."""
-    return np.stack([getattr(run, kind).loss[-1].astype(np.float64) for run in variant.runs])
+    """Losses [distinct seeds, N, K] of the runs' last evaluations."""
+    return per_seed(variant.runs, lambda run: getattr(run, kind).loss[-1])
 
 
 def _same_seeds(candidate: Variant, reference: Variant) -> bool:
-    """Whether both have the same two or more distinct seeds, so that runs are paired. Does not depend on the results."""
-    seeds = candidate.seeds
-    return len(seeds) > 1 and seeds == reference.seeds and None not in seeds and len(set(seeds)) == len(seeds)
+    """Whether both have the same two or more distinct seeds, so that seeds are paired. Does not depend on the results."""
+    seeds = list(by_seed(candidate.runs))
+    return len(seeds) > 1 and seeds == list(by_seed(reference.runs))
 
 
 def removed_by_seeds(pair: Pair) -> float | None:

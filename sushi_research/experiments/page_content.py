@@ -10,9 +10,12 @@ from typing import Any
 import numpy as np
 
 from sushi_research.experiments import tables
+from sushi_research.experiments.clocks import clocks_of
 from sushi_research.experiments.comparison import Comparison, Pair, Variant, removed_by_seeds
+from sushi_research.experiments.seeds import by_seed, per_seed
 from sushi_research.reports.page import Block
 from sushi_research.reports.statistics import Difference, clustered_mean
+from sushi_research.reports.training_log import WALL
 
 MOST_PAIRS = 60
 
@@ -50,9 +53,12 @@ def blocks(comparison: Comparison, title: str, pictures: dict[str, Path]) -> lis
     return page
 
 
+_MEANING = (
+    '"Better" means a lower validation loss. It does not mean better pictures: compare the samples before you choose.'
+)
 _CURVES = (
-    "Mean over the held-out images of the loss minus the base's on the same noise; below 0 is better than the base. Bands are 95 % "
-    "intervals over images (Student's t) of the mean of a variant's runs; they do not include the variation between seeds. "
+    "Mean over the validation images of the loss minus the base's on the same noise; below 0 is better than the base. Bands are 95 "
+    "% intervals over images (Student's t) of the mean over a variant's seeds; they do not include the variation between seeds. "
     "Variants whose bands overlap in the upper row may still differ, because runs are compared image by image, as in the lower row."
 )
 _DIFFERENCES = (
@@ -61,19 +67,21 @@ _DIFFERENCES = (
 )
 _TIMESTEP_BINS = "Quarters of the schedule, least noise first; 95 % intervals over images. No tests are done here."
 _SPEED = (
-    "Images per second is the median over training steps. Training time excludes evaluating, sampling and saving. Memory is the "
+    "Images per second, by the wall clock, is the median over training steps. Training times exclude evaluating, sampling and "
+    "saving. GPU and CPU time also exclude waiting for data, and other load on the machine hardly changes them. Memory is the "
     "largest peak of any process (GPU memory, or total memory on a CPU)."
 )
 _METHOD = (
     "The method, its measured coverage and its sources are in docs/experiments.md. A pair is tested at the last point that both "
     "variants reached; this rule is fixed in advance. Losses are interpolated between evaluations. The two axes are two families, "
-    "each corrected for its own number of pairs (Holm). Runs are paired by seed if both variants have the same two or more seeds."
+    "each corrected for its own number of pairs (Holm). Runs of one seed are averaged and count as one. Seeds are paired if both "
+    "variants have the same two or more."
 )
 
 
 def _test_results(comparison: Comparison) -> list[Block]:
     tested = [pair for pair in comparison.samples if pair.outcome is not None]
-    found = [Block("heading", "Test result")]
+    found = [Block("heading", "Test result"), Block("text", _MEANING)]
     if comparison.by_run:
         found.append(
             Block(
@@ -147,9 +155,11 @@ def _family(pairs: Sequence[Pair], heading: str, axis: str) -> list[Block]:
         return []
     tested = _by_interest([pair for pair in pairs if pair.outcome is not None])
     found = [Block("heading", heading)]
+    if tested and axis == "seconds":
+        found.append(Block("text", _clock(tested)))
     if tested:
         head = ["candidate - reference", f"at {axis}", "difference", "relative", "95 % interval", "p", "p among pairs"]
-        rows = [head + ["result", "detectable from", "runs"]]
+        rows = [head + ["result", "detectable from", "seeds", *(["wall clock, s"] if axis == "seconds" else [])]]
         for pair in tested[:MOST_PAIRS]:
             rows.append(_row(pair, axis))
         found.append(Block("table", rows=rows))
@@ -170,6 +180,14 @@ def _family(pairs: Sequence[Pair], heading: str, axis: str) -> list[Block]:
     return [*found, Block("list", items=items)] if items else found
 
 
+def _clock(tested: Sequence[Pair]) -> str:
+    clocks = sorted({pair.clock for pair in tested})
+    text = f"Training time is {' or '.join(clocks)}, without evaluating, sampling and saving; a pair has one clock."
+    if WALL in clocks:
+        text += " Runs that recorded no GPU or CPU time are compared by the wall clock, which other load on the machine changes."
+    return f"{text} The last column is the wall clock at that point, of the candidate and of the reference."
+
+
 def _row(pair: Pair, axis: str) -> list[str]:
     d: Difference = pair.outcome.difference
     at = "last" if pair.at is None else f"{pair.at:.0f}" if axis == "samples" else f"{pair.at:.1f}"
@@ -184,6 +202,7 @@ def _row(pair: Pair, axis: str) -> list[str]:
         "identical" if pair.identical else pair.outcome.outcome,
         f"{d.smallest_detectable:.2g}",
         f"{d.seeds[1]} / {d.seeds[0]}" + (", same seeds" if pair.same_seeds else ""),
+        *([f"{pair.wall_seconds[1]:.1f} / {pair.wall_seconds[0]:.1f}"] if pair.wall_seconds else []),
     ]
 
 
@@ -193,8 +212,8 @@ def _drift(comparison: Comparison) -> list[Block]:
         return []
     rows = [["", "drift from the base", "standard error over captions"]]
     for variant in known:
-        if len({run.drift.set_hash for run in variant.runs}) == 1:
-            mean, error = clustered_mean(np.stack([run.drift.loss[-1] for run in variant.runs]))
+        if len({run.drift.measured_on for run in variant.runs}) == 1:
+            mean, error = clustered_mean(per_seed(variant.runs, lambda run: run.drift.loss[-1]))
             rows.append([variant.label, f"{mean:.3g}", f"{error:.2g}"])
     text = (
         "How far predictions moved from the base's on captions that were not trained on, at the last evaluation: the mean squared "
@@ -243,7 +262,9 @@ def numbers(comparison: Comparison) -> dict[str, Any]:
 
 
 def _variant(variant: Variant) -> dict[str, Any]:
-    return {"label": variant.label, "runs": [str(run.path) for run in variant.runs], "seeds": list(variant.seeds)}
+    curves = [run.evaluation for run in variant.runs if run.evaluation]
+    found = {"label": variant.label, "runs": [str(run.path) for run in variant.runs], "seeds": list(variant.seeds)}
+    return found | {"distinct_seeds": len(by_seed(variant.runs)), "clocks": clocks_of(curves)}
 
 
 def _pair(pair: Pair) -> dict[str, Any]:
@@ -256,4 +277,7 @@ def _pair(pair: Pair) -> dict[str, Any]:
         name: value if not isinstance(value, float) or np.isfinite(value) else None for name, value in values.items()
     }
     found |= {"outcome": pair.outcome.outcome, "adjusted_p": pair.outcome.adjusted_p, "identical": pair.identical}
+    if pair.wall_seconds is not None:
+        reference, candidate = pair.wall_seconds
+        found |= {"clock": pair.clock, "wall_seconds": {"candidate": candidate, "reference": reference}}
     return found | {"same_seeds": pair.same_seeds, "removed_by_seeds": removed_by_seeds(pair), "difference": finite}

@@ -9,15 +9,16 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from sushi_research.experiments.clocks import time_axis
 from sushi_research.experiments.comparison import Comparison, Pair, Variant
-from sushi_research.reports.run_record import Curve, RunRecord
+from sushi_research.experiments.seeds import per_seed, runs_that_count
+from sushi_research.reports.run_record import RunRecord
 from sushi_research.reports.statistics import clustered_mean, interpolate, t_quantile
 from sushi_research.sampling import plots
 
 # The colours of Okabe and Ito (2008), distinguishable for colour-blind people; then the same colours with other line styles.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8A8A00")
 STYLES = ("-", "--", ":", "-.")
-AXES = {"samples": "samples seen", "seconds": "seconds of training"}
 LABEL = "prompt"
 
 
@@ -42,25 +43,30 @@ def points(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
     """(x, mean, half-width of the 95 % interval) of a variant's validation loss minus the base's or a reference's.
 
-    The mean is over the variant's runs. The interval is Student's t over images, so it is about these runs. The points are the
+    The mean is over the variant's seeds. The interval is Student's t over images, so it is about these runs. The points are the
     evaluations within the range of all runs, interpolated for runs evaluated at other points (as with seconds). None if the axis
     is not known or the validation sets differ.
     """
-    sides = [[run.evaluation for run in side.runs if run.evaluation] for side in (variant, reference) if side]
-    curves = [curve for side in sides for curve in side]
+    sides = [[run for run in runs_that_count(side.runs) if run.evaluation] for side in (variant, reference) if side]
+    curves = [run.evaluation for side in sides for run in side]
     if (
         not all(sides)
-        or any(curve.axis(axis) is None for curve in curves)
-        or len({curve.set_hash for curve in curves}) > 1
+        or any(curve.axis(axis) is None or (np.diff(curve.axis(axis)) <= 0).any() for curve in curves)
+        or len({curve.measured_on for curve in curves}) > 1
     ):
         return None
-    longest = max(sides[0], key=lambda curve: curve.axis(axis)[-1])
+    longest = max((run.evaluation for run in sides[0]), key=lambda curve: curve.axis(axis)[-1])
     low, high = (max(c.axis(axis)[0] for c in curves), min(c.axis(axis)[-1] for c in curves))
     if low > high:
         return None
     at = longest.axis(axis)
     at = np.unique(np.append(at[(at >= low) & (at <= high)], high))
-    means = [np.mean([interpolate(c.axis(axis), c.loss - c.base, at) for c in side], axis=0) for side in sides]
+
+    def over_base(run: RunRecord) -> np.ndarray:
+        curve = run.evaluation
+        return interpolate(curve.axis(axis), curve.loss - curve.base, at)
+
+    means = [per_seed(side, over_base).mean(0) for side in sides]
     over = means[0] - means[1] if reference else means[0]
     mean, error = np.array([clustered_mean(loss) for loss in over]).T
     images = len(curves[0].names)
@@ -78,10 +84,13 @@ def validation_curves(comparison: Comparison, path: Path) -> bool:
     if first and all(points(v, "samples", first) is None for v in variants if v is not first):
         first = None  # adapter files have no curves
     rows = 2 if first else 1
+    curves = [run.evaluation for variant in variants for run in variant.runs if run.evaluation]
+    axes_shown = [("samples", "samples seen"), time_axis(curves)]
     figure, panels = _figure(12, 4.6 * rows, rows, 2)
     plotted = 0
     for number, axes in enumerate(panels):
-        axis, reference = list(AXES)[number % 2], first if number > 1 else None
+        axis, label = axes_shown[number % 2]
+        reference = first if number > 1 else None
         for place, variant in enumerate(variants):
             found = points(variant, axis, reference) if variant is not reference else None
             if found is not None:
@@ -91,7 +100,7 @@ def validation_curves(comparison: Comparison, path: Path) -> bool:
                 plotted += _level(axes, variant, place)
         line = _line_style(variants.index(first)) if reference else {"color": "grey"}
         axes.axhline(0, linewidth=1.5 if reference else 0.8, **line)
-        axes.set_xlabel(AXES[axis])
+        axes.set_xlabel(label)
         axes.set_ylabel("validation loss, over " + (f"{reference.label}'s" if reference else "the base's"))
         axes.grid(alpha=0.3)
     if len(variants) <= 12:
@@ -176,10 +185,10 @@ def timestep_bins(comparison: Comparison, path: Path) -> bool:
     figure, (axes,) = _figure(9, 4.2)
     plotted, count = 0, max(1, len(comparison.variants))
     for number, variant in enumerate(comparison.variants):
-        run_curves = [run.evaluation for run in variant.runs if run.evaluation is not None]
-        if not run_curves or len({curve.set_hash for curve in run_curves}) > 1:
+        runs = [run for run in runs_that_count(variant.runs) if run.evaluation is not None]
+        if not runs or len({run.evaluation.measured_on for run in runs}) > 1:
             continue
-        mean, half = bin_means(run_curves)
+        mean, half = bin_means(runs)
         x = np.arange(4) + (number - (count - 1) / 2) * 0.7 / count
         axes.errorbar(
             x, mean, half, fmt="o", capsize=2, markersize=4, label=variant.label, color=_line_style(number)["color"]
@@ -196,10 +205,10 @@ def timestep_bins(comparison: Comparison, path: Path) -> bool:
     return plotted > 0
 
 
-def bin_means(run_curves: Sequence[Curve]) -> tuple[np.ndarray, np.ndarray]:
-    """(means [4], half-widths [4]) of the loss minus the base's at the last evaluation, by timestep bin, averaged over runs."""
-    over_base = np.stack([curve.loss[-1].astype(np.float64) - curve.base for curve in run_curves]).mean(0)
-    bins = run_curves[0].timesteps.astype(int) * 4 // 1000
+def bin_means(runs: Sequence[RunRecord]) -> tuple[np.ndarray, np.ndarray]:
+    """(means [4], half-widths [4]) of the loss minus the base's at the last evaluation, by timestep bin, averaged over seeds."""
+    over_base = per_seed(runs, lambda run: run.evaluation.loss[-1].astype(np.float64) - run.evaluation.base).mean(0)
+    bins = runs[0].evaluation.timesteps.astype(int) * 4 // 1000
     found = []
     for timestep_bin in range(4):
         images = np.nanmean(np.where(bins == timestep_bin, over_base, np.nan), axis=1)

@@ -15,7 +15,7 @@ from sushi_research.reports.run_record import Curve, RunRecord
 from sushi_research.runs import identity, provenance
 
 # Metrics that the clock and the machine determine.
-NOT_LEARNED = ("images_per_second", "data_wait_share", "peak_memory_gib")
+NOT_LEARNED = ("images_per_second", "gpu_seconds", "cpu_seconds", "data_wait_share", "peak_memory_gib")
 # Settings that are not part of the identity and change rounding.
 ROUNDING = (
     "train.batch_size",

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from sushi_research.experiments.clocks import clocks_of
 from sushi_research.experiments.comparison import Comparison
 from sushi_research.reports.page import Block
 from sushi_research.reports.statistics import clustered_mean
@@ -30,22 +31,24 @@ def _value(value: Any) -> str:
 
 
 def speed(comparison: Comparison) -> list[list[str]]:
-    rows = [["", "images/s", "waiting for data", "memory, GiB", "training, s", "device", "processes", "precision"]]
+    head = ["", "images/s", "waiting for data", "memory, GiB", "training, s", "by", "wall clock, s"]
+    rows = [[*head, "device", "processes", "precision"]]
     for variant in comparison.variants:
         trained = [record for run in variant.runs for record in run.trained]
         if not trained:
             continue
         entry = variant.runs[0].entry
-        seconds = [
-            run.evaluation.seconds[-1] for run in variant.runs if run.evaluation and run.evaluation.seconds is not None
-        ]
+        curves = [run.evaluation for run in variant.runs if run.evaluation and run.evaluation.seconds is not None]
+        clocks = clocks_of(curves)
         rows.append(
             [
                 variant.label,
                 f"{median(record['images_per_second'] for record in trained):.3g}",
                 _of(median, trained, "data_wait_share", ".1%"),
                 _of(max, trained, "peak_memory_gib", ".2f"),
-                f"{median(seconds):.1f}" if seconds else "-",
+                f"{median(curve.seconds[-1] for curve in curves):.1f}" if len(clocks) == 1 else "-",
+                " and ".join(clocks) or "-",
+                f"{median(curve.times.wall_seconds[-1] for curve in curves):.1f}" if curves else "-",
                 str(entry.get("device", "-")),
                 str(entry.get("world", "-")),
                 str(entry.get("precision", "-")),

@@ -4,8 +4,8 @@ and the rest is used. Nothing is written; torch is not imported."""
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +13,23 @@ import numpy as np
 
 from sushi_research.config.yaml12 import read_yaml
 from sushi_research.errors import UserError
+from sushi_research.evaluation.result_arrays import image_of
 from sushi_research.evaluation.results import Results
+from sushi_research.reports import training_log
 from sushi_research.reports.older_versions import settings_in_this_version
+from sushi_research.reports.training_log import TrainingTimes
 from sushi_research.runs import provenance
 from sushi_research.runs.folder_lock import is_locked
 from sushi_research.runs.identity import flatten
 from sushi_research.runs.run_folder import format_problem
-from sushi_research.runs.tracking import MetricsFile
 
 
 @dataclass(frozen=True)
 class Curve:
     """Results at T steps on N images (or captions) with K noise samples: `loss` [T, N, K], the base's loss `base` [N, K].
 
-    `samples` and `seconds` [T]: samples seen and training time (without evaluation etc.) up to each step; None for an adapter
-    file.
+    An image with several captions is one image: its losses are averaged over them. `samples` [T] are the samples seen up to each
+    step, None for an adapter file; `times` are the training times.
     """
 
     set_hash: str
@@ -37,11 +39,29 @@ class Curve:
     loss: np.ndarray
     base: np.ndarray
     samples: np.ndarray | None = None
-    seconds: np.ndarray | None = None
+    times: TrainingTimes = TrainingTimes()  # noqa: RUF009
+
+    @property
+    def seconds(self) -> np.ndarray | None:
+        """Seconds of training [T] by the clock `times.clock`."""
+        return self.times.seconds
+
+    @property
+    def measured_on(self) -> tuple[Any, ...]:
+        """What must be equal for losses to be paired: the set, and its images and timesteps in their order."""
+        return self.set_hash, self.names, self.timesteps.shape, self.timesteps.tobytes()
 
     def axis(self, name: str) -> np.ndarray | None:
-        """`samples` or `seconds`."""
-        return {"samples": self.samples, "seconds": self.seconds}[name]
+        """`samples`, `seconds` or `wall_seconds`."""
+        return {"samples": self.samples, "seconds": self.seconds, "wall_seconds": self.times.wall_seconds}[name]
+
+    def with_sorted_names(self) -> Curve:
+        """The same with sorted names."""
+        order = sorted(range(len(self.names)), key=self.names.__getitem__)
+        names = tuple(self.names[place] for place in order)
+        return replace(
+            self, names=names, timesteps=self.timesteps[order], loss=self.loss[:, order], base=self.base[order]
+        )
 
 
 @dataclass
@@ -75,11 +95,17 @@ class RunRecord:
     @property
     def trained(self) -> list[dict[str, Any]]:
         """The lines of `metrics` written by optimizer steps."""
-        return [record for record in self.metrics if "images_per_second" in record]
+        return training_log.trained(self.metrics)
 
     @property
     def last_step(self) -> int:
-        return max((record["step"] for record in self.metrics), default=0)
+        of_evaluation = self.evaluation.steps[-1:] if self.evaluation else ()
+        return max((*(record["step"] for record in self.metrics), *of_evaluation), default=0)
+
+    def with_sorted_names(self) -> RunRecord:
+        """The same with both results sorted by image and caption, so that runs pair whatever the order of rows in their files."""
+        evaluation, drift = (curve and curve.with_sorted_names() for curve in (self.evaluation, self.drift))
+        return replace(self, evaluation=evaluation, drift=drift)
 
 
 def is_record(folder: Path) -> bool:
@@ -130,7 +156,8 @@ def read_record(path: Path) -> RunRecord:
         run.stage_timings = (
             attempt(lambda: _json(path / "stage_timings.json"), {}) if (path / "stage_timings.json").is_file() else {}
         )
-        run.metrics = attempt(lambda: _metrics(path / "metrics.jsonl"), [])
+        finished_at = record.get("finished_at") if run.state == "finished" else None
+        run.metrics = attempt(lambda: training_log.read_log(path / "metrics.jsonl", finished_at), [])
     if (path / "config.yaml").is_file():
         run.settings = attempt(lambda: flatten(read_yaml(str(path / "config.yaml"))), {})
     elif run.entry:
@@ -140,9 +167,9 @@ def read_record(path: Path) -> RunRecord:
         complete = attempt(lambda: settings_in_this_version(*as_read, run.plan.get("architecture")), as_read)
         run.identity, run.settings = complete
     known_problems = len(run.problems)
-    run.evaluation = attempt(lambda: _curve(run, path / "evaluation.parquet"), None)
+    run.evaluation = attempt(lambda: _curve(run, path / "evaluation.parquet", "evaluation/loss"), None)
     is_damaged = len(run.problems) > known_problems
-    run.drift = attempt(lambda: _curve(run, path / "drift.parquet"), None)
+    run.drift = attempt(lambda: _curve(run, path / "drift.parquet", "evaluation/drift"), None)
     if run.evaluation is None and not is_damaged:
         run.problems.append(
             f"{path} has no evaluation: train with --evaluation.held_out or --evaluation.path, or evaluate its adapter with "
@@ -185,52 +212,42 @@ def _entries(path: Path) -> list[dict[str, Any]]:
     return found
 
 
-def _metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl; UserError if one has no step, or a speed that is not positive."""
-    found = MetricsFile(path).read()
-    for number, line in enumerate(found, 1):
-        speed = line.get("images_per_second", 1.0) if isinstance(line, dict) else None
-        if not (_is_number(speed) and speed > 0 and _is_number(line.get("step"))):
-            raise UserError(f"{path}, line {number} does not hold what a run writes: remove it; the file is skipped")
-    return found
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _curve(run: RunRecord, path: Path) -> Curve | None:
-    """The results in a parquet file as arrays; None if there are none."""
-    table = Results(path).read()
-    if table is None or table.num_rows == 0:
+def _curve(run: RunRecord, path: Path, logged: str) -> Curve | None:
+    """The results in a parquet file as arrays; None if there are none. `logged` is the key of their mean in metrics.jsonl."""
+    results = Results(path)
+    found = results.arrays()
+    if found is None:
         return None
-    steps, noise_samples = table["step"].to_numpy(), int(table["noise_sample"].to_numpy().max()) + 1
-    distinct = sorted(set(steps.tolist()))
-    rows = table.num_rows // len(distinct)
-    images = table["image"].to_pylist()
-    names = tuple(images[:rows:noise_samples])
-    complete = [(steps == step).sum() == rows == len(names) * noise_samples for step in distinct]
-    if not all(complete) or images != [name for name in names for _ in range(noise_samples)] * len(distinct):
-        raise UserError(
-            f"{path} does not have the same images and noise samples at every step: restore it; it is skipped"
-        )
-    shape = (len(distinct), len(names), noise_samples)
-    loss, base, times = (table[name].to_numpy().reshape(shape) for name in ("loss", "base_loss", "timestep"))
-    samples = seconds = None
+    if found.repeated:
+        run.problems.append(f"{path} holds rows several times ({found.repeated} too many): each counts once")
+    missing = sorted({line["step"] for line in run.metrics if logged in line} - set(found.steps))
+    if missing:
+        steps = ", ".join(map(str, missing[:5]))
+        run.problems.append(f"{path} has no results of step {steps}, which metrics.jsonl has: the other steps are used")
+    places: dict[str, list[int]] = {}
+    for place, name in enumerate(found.names):
+        places.setdefault(image_of(name), []).append(place)
+    loss, base, times = found.loss, found.base, found.timesteps
+    if len(places) < len(found.names):
+        loss = np.stack([loss[:, several].mean(1, dtype=np.float64) for several in places.values()], axis=1)
+        base = np.stack([base[several].mean(0, dtype=np.float64) for several in places.values()])
+        times = np.stack([times[several[0]] for several in places.values()])
+    samples, spent = None, TrainingTimes()
     if run.state != "file":
-        samples, seconds = _axes(run, distinct)
-    set_hash = table.schema.metadata[b"set_hash"].decode()
-    return Curve(set_hash, names, times[0], tuple(distinct), loss, base[0], samples, seconds)
+        samples, spent = _axes(run, found.steps)
+    return Curve(results.set_hash() or "", tuple(places), times, found.steps, loss, base, samples, spent)
 
 
-def _axes(run: RunRecord, steps: list[int]) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """(samples seen, training seconds) up to each step, from the logged speeds; excludes evaluating, sampling and saving."""
+def _axes(run: RunRecord, steps: Sequence[int]) -> tuple[np.ndarray | None, TrainingTimes]:
+    """(samples seen, training times) up to each step."""
     global_batch_size = run.plan.get("global_batch_size") or run.identity.get("facts.global_batch_size")
     if global_batch_size is None:
-        return None, None
-    samples = np.array([step * global_batch_size for step in steps], dtype=np.float64)
-    at = np.array([record["step"] for record in run.trained])
-    spent = np.cumsum([global_batch_size / record["images_per_second"] for record in run.trained])
-    if not len(at) or steps[-1] > at[-1]:
-        return samples, None
-    return samples, np.array([spent[at <= step][-1] if step else 0.0 for step in steps])
+        return None, TrainingTimes()
+    samples, times = np.array([step * global_batch_size for step in steps], dtype=np.float64), TrainingTimes()
+    if run.metrics:
+        try:
+            times = training_log.training_times(run.path / "metrics.jsonl", run.metrics, steps, global_batch_size)
+        except UserError as error:
+            if str(error) not in run.problems:  # evaluation and drift are read alike
+                run.problems.append(str(error))
+    return samples, times

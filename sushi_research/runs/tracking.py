@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -63,13 +63,19 @@ class MetricsFile:
                 ) from error
         return records
 
-    def cut_back(self, step: int, *, without: str | None = None) -> None:
+    def cut_back(self, step: int, *, evaluated: Mapping[str, Collection[int]] | None = None) -> None:
         """Drops the lines after `step`, from which the run continues, and an incomplete last line; -1 drops all lines.
 
-        Lines with the key `without` are dropped too.
+        `evaluated`: key prefix -> the only steps at which keys with that prefix are kept. A line without any other key is dropped.
         """
+
+        def without_lost(record: dict[str, Any]) -> dict[str, Any]:
+            lost = tuple(prefix for prefix, steps in (evaluated or {}).items() if record["step"] not in steps)
+            left = {key: value for key, value in record.items() if not key.startswith(lost)}
+            return left if left.keys() != {"step"} else {}
+
         if self.path.exists():
-            kept = [record for record in self.read() if record["step"] <= step and without not in record]
+            kept = [without_lost(record) for record in self.read() if record["step"] <= step and without_lost(record)]
             write_atomic(self.path, "".join(json.dumps(record, allow_nan=False) + "\n" for record in kept).encode())
 
 

@@ -61,7 +61,7 @@ def training_curves(records: Sequence[dict[str, Any]], path: Path, title: str) -
     from matplotlib.figure import Figure
 
     trained = [record for record in records if "loss" in record]
-    evaluated = [record for record in records if "evaluation/loss" in record]
+    evaluated = [record for record in records if "evaluation/loss" in record or "evaluation/drift" in record]
     steps = [record["step"] for record in trained]
     figure = Figure(figsize=(10, 10.5 if evaluated else 7), layout="constrained")
     FigureCanvasAgg(figure)

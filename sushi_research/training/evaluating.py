@@ -20,7 +20,6 @@ from tqdm import tqdm
 from sushi_research.adapters.lora import without_adapter
 from sushi_research.caches.inputs import Inputs
 from sushi_research.caches.store import Store
-from sushi_research.data.training_data import drift_captions
 from sushi_research.errors import UserError
 from sushi_research.evaluation import drift, validation_set
 from sushi_research.evaluation.drift import Drift
@@ -28,6 +27,7 @@ from sushi_research.evaluation.results import Measured, Results
 from sushi_research.evaluation.validation_set import ValidationSet
 from sushi_research.runs import tracking
 from sushi_research.runs.job import Job
+from sushi_research.training.identity_facts import drift_set_of
 from sushi_research.training.resume import RunState
 
 
@@ -57,14 +57,11 @@ def prepare(job: Job, inputs: Inputs, run_state: RunState, unet: Any) -> Evaluat
 
 def open_drift(job: Job, inputs: Inputs, base_hash: str, unet: Any) -> Drift | None:
     """The drift measurement, or None without drift captions. The base generates the images that the store lacks."""
-    config, model, base, caches = job.config, job.model, inputs.base, inputs.caches
-    captions = drift_captions(config, inputs.data)
-    if not captions:
+    model, base, caches = job.model, inputs.base, inputs.caches
+    drift_set = drift_set_of(job, inputs, base_hash)
+    if drift_set is None:
         return None
-    drift_set = drift.make_drift_set(
-        captions, caches.text_key, model, base, base_hash, side=config.data.resolution, dtype=job.compute_dtype
-    )
-    store = open_generated(Path(config.cache.folder), model, job.accelerator)
+    store = open_generated(Path(job.config.cache.folder), model, job.accelerator)
     with without_adapter(unet):
         drift.generate_missing(drift_set, store, caches.text, model, base, unet, rank=job.rank, world=job.world)
     job.accelerator.wait_for_everyone()
@@ -81,8 +78,8 @@ def open_generated(folder: Path, model: ModuleType, accelerator: Accelerator) ->
 def evaluate(job: Job, evaluator: Evaluator, unet: Any, step: int, metrics_file: tracking.MetricsFile) -> None:
     """Evaluates the UNet as it is at `step`: the validation loss and the drift, logged and recorded.
 
-    Results that are already recorded are kept, so a resumed run measures only what is missing. Evaluation does not touch the
-    adapter, its gradients or any random stream, so it does not change the training.
+    Results that are already recorded are kept, so a resumed run measures and logs only what is missing. Evaluation does not touch
+    the adapter, its gradients or any random stream, so it does not change the training.
 
     Raises UserError if the device runs out of memory.
     """
@@ -94,11 +91,12 @@ def evaluate(job: Job, evaluator: Evaluator, unet: Any, step: int, metrics_file:
             "(--evaluation.held_out 0 or no --evaluation.path) and measure the finished adapter with scripts/evaluate.py."
         ) from error
     with job.main_process_writes():
-        if job.is_main and not any(
-            record["step"] == step and "evaluation/loss" in record for record in metrics_file.read()
-        ):
-            tracking.log(job.accelerator, metrics_file, values, step)
-            tqdm.write(f"step {step}: {describe(values)}")
+        if job.is_main:
+            logged = {key for record in metrics_file.read() if record["step"] == step for key in record}
+            missing = {key: value for key, value in values.items() if key not in logged}
+            if missing:
+                tracking.log(job.accelerator, metrics_file, missing, step)
+                tqdm.write(f"step {step}: {describe(values)}")
 
 
 def describe(values: dict[str, float]) -> str:

@@ -13,8 +13,9 @@ from sushi_research.caches.store import entry_key
 from sushi_research.config import TrainingConfig
 from sushi_research.config.command_line import config_to_dict
 from sushi_research.data.samples import dataset_hash
-from sushi_research.data.training_data import Data, bucket_rule
+from sushi_research.data.training_data import Data, bucket_rule, drift_captions
 from sushi_research.evaluation import drift, validation_set
+from sushi_research.evaluation.drift import DriftSet
 from sushi_research.evaluation.validation_set import ValidationSet
 from sushi_research.runs import provenance
 from sushi_research.runs.job import Job
@@ -30,6 +31,22 @@ def validation_set_of(job: Job, inputs: Inputs, base_hash: str) -> ValidationSet
     noise_samples = config.evaluation.noise_samples
     return validation_set.make_validation_set(
         data.held_out, noise_samples, inputs.caches, inputs.base.prediction, base_hash, convention
+    )
+
+
+def drift_set_of(job: Job, inputs: Inputs, base_hash: str) -> DriftSet | None:
+    """The drift set of the run, or None without drift captions. Does not need encoded data."""
+    captions = drift_captions(job.config, inputs.data)
+    if not captions:
+        return None
+    return drift.make_drift_set(
+        captions,
+        inputs.caches.text_key,
+        job.model,
+        inputs.base,
+        base_hash,
+        side=job.config.data.resolution,
+        dtype=job.compute_dtype,
     )
 
 

@@ -18,16 +18,17 @@ from sushi_research.config.keys import default_values
 from sushi_research.data import dataset
 from sushi_research.data.training_data import Data
 from sushi_research.errors import UserError
-from sushi_research.evaluation.results import Results
+from sushi_research.evaluation.drift import DriftSet
 from sushi_research.evaluation.validation_set import ValidationSet
 from sushi_research.files import write_atomic, write_json
 from sushi_research.models.prediction import Prediction
-from sushi_research.runs import identity, provenance, run_folder, tracking
+from sushi_research.runs import identity, provenance, run_folder
 from sushi_research.runs.checkpoint import Checkpoint, latest_checkpoint, read_checkpoint
 from sushi_research.runs.job import Job, agree
 from sushi_research.runs.run_folder import RunFolder
 from sushi_research.sampling import sample_grids
-from sushi_research.training.identity_facts import hashes_of, provenance_of, validation_set_of
+from sushi_research.training import evaluation_records
+from sushi_research.training.identity_facts import drift_set_of, hashes_of, provenance_of, validation_set_of
 from sushi_research.training.plan import Plan
 
 
@@ -35,7 +36,8 @@ from sushi_research.training.plan import Plan
 class RunState:
     """The state of a run at launch: whether there is nothing to do, and the step and checkpoint to continue from.
 
-    `validation_set` is None if the run is not evaluated. `provenance` is the entry of this launch.
+    `validation_set` is None if the run is not evaluated, `drift_set` if its drift is not measured. `provenance` is the entry of
+    this launch.
     """
 
     nothing_to_do: bool
@@ -44,6 +46,7 @@ class RunState:
     identity: dict[str, Any]
     hashes: dict[str, Any]
     validation_set: ValidationSet | None
+    drift_set: DriftSet | None
     provenance: dict[str, Any]
 
 
@@ -51,7 +54,8 @@ def start_or_resume(job: Job, inputs: Inputs, plan: Plan) -> RunState:
     """Decides whether the run starts, continues or is finished (run_folder.decide), and prints the decision.
 
     Then writes config.yaml, plan.json, data_report.json, validation_set.json and provenance.json, and drops metrics, results
-    and samples from after the checkpoint. Warns about changes in code, libraries and machine since the launch that saved it.
+    and samples from after the checkpoint, and results of another validation set or drift set. Warns about that, and about changes
+    in code, libraries and machine since the launch that saved it.
 
     Raises UserError, without changing any file, if the run folder holds a run with another identity.
     """
@@ -69,6 +73,7 @@ def start_or_resume(job: Job, inputs: Inputs, plan: Plan) -> RunState:
         facts["prediction"] = asdict(base.prediction)
     settings = identity.run_identity(config_to_dict(config), facts)
     val_set = validation_set_of(job, inputs, hashes["base_model"]["unet"])
+    drift_set = drift_set_of(job, inputs, hashes["base_model"]["unet"])
     entry = provenance_of(job, inputs, hashes, val_set, settings)
     outcome: list[Any] = [None]
     error = None
@@ -80,8 +85,8 @@ def start_or_resume(job: Job, inputs: Inputs, plan: Plan) -> RunState:
             if decision.action == "continue":
                 earlier = provenance.launches(provenance.entries(run.provenance), checkpoint.step)
                 warnings += provenance.changes(earlier[-1] if earlier else None, entry)
-                if val_set and Results(run.evaluation).is_of_another(val_set):
-                    warnings.append("the held-out images have changed: earlier evaluations are dropped")
+            if decision.action != "start":
+                warnings += evaluation_records.changes(run, val_set, drift_set, decision.action == "nothing")
         except UserError as found:
             error = found
         else:
@@ -93,7 +98,9 @@ def start_or_resume(job: Job, inputs: Inputs, plan: Plan) -> RunState:
     action, name = broadcast_object_list(outcome)[0]
     checkpoint = read_checkpoint(run.checkpoints / name) if name and action == "continue" else None
     step = checkpoint.step if checkpoint else 0
-    state = RunState(action == "nothing", step, checkpoint, settings, hashes, val_set, entry | {"step": step})
+    state = RunState(
+        action == "nothing", step, checkpoint, settings, hashes, val_set, drift_set, entry | {"step": step}
+    )
     if not state.nothing_to_do:
         with job.main_process_writes():
             if job.is_main:
@@ -124,15 +131,7 @@ def _describe_run(job: Job, state: RunState, data: Data, plan: Plan) -> None:
         write_json(run.validation_set, state.validation_set.describe())
     provenance.add_entry(run.provenance, state.provenance)
     kept = state.step if state.checkpoint else -1
-    metrics, results = tracking.MetricsFile(run.metrics), Results(run.evaluation)
-    other_set = (
-        state.checkpoint is not None
-        and state.validation_set is not None
-        and results.is_of_another(state.validation_set)
-    )
-    metrics.cut_back(kept, without="evaluation/loss" if other_set else None)
-    results.cut_back(-1 if other_set else kept)
-    Results(run.drift).cut_back(-1 if other_set else kept)
+    evaluation_records.cut_back(run, state.validation_set, state.drift_set, kept)
     sample_grids.cut_back(run.samples, kept)
     if state.checkpoint is None:
         run.mark_started(state.identity, plan.steps)

@@ -20,7 +20,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 
-from sushi_research.adapters import kohya_format
+from sushi_research.adapters import kohya_format, trained_images
 from sushi_research.caches.inputs import Inputs
 from sushi_research.caches.store import entry_key
 from sushi_research.config import TrainingConfig
@@ -176,6 +176,7 @@ def write_adapter(
                 prediction=inputs.base.prediction,
                 trained=(job.started, time.time()),
             )
+            metadata |= trained_images.metadata_of({item.sample.image_hash for item in inputs.data.items})
             tensors, dtype = state.master_weights.named_state(), getattr(torch, config.lora.save_dtype)
             kohya_format.save_adapter(
                 run.adapter, unet, architecture=architecture, state=tensors, dtype=dtype, metadata=metadata

@@ -30,19 +30,25 @@ class StepMetrics:
 
     def __init__(self, job: Job) -> None:
         # [0] loss; [1:5] sum and [5:9] count of the unweighted losses by timestep bin; [9] stop requests; [10] seconds waited for
-        # data; [11] seconds; [12] whether the main process has lost its run folder; [13:] one slot per rank for peak memory: we can
-        # only all-reduce a sum.
-        self._sums = torch.zeros(13 + job.world, device=job.device)
+        # data; [11] seconds; [12] whether the main process has lost its run folder; [13:] two slots per rank, for peak memory and
+        # CPU seconds: we can only all-reduce a sum.
+        self._sums = torch.zeros(13 + 2 * job.world, device=job.device)
         # The unweighted losses of the last micro-batch.
         self._losses = torch.zeros(job.config.train.batch_size, device=job.device)
         self._job = job
+        # The time that training takes is the device's, which other load on the machine hardly changes. It is read where the step
+        # waits for the GPU anyway.
+        on_gpu = job.device.type == "cuda"
+        self._events = [torch.cuda.Event(enable_timing=True) for _ in range(2)] if on_gpu else []
         self.start()
 
     def start(self) -> None:
         """Begins a step: sets all sums to 0."""
         self._sums.zero_()
         self._micro_batches: list[tuple[tuple[str, ...], torch.Tensor]] = []
-        self._started = time.perf_counter()
+        self._started, self._cpu_started = time.perf_counter(), time.process_time()
+        if self._events:
+            self._events[0].record()
 
     def add(self, loss: torch.Tensor, losses: torch.Tensor, bins: torch.Tensor) -> None:
         """Adds a micro-batch: its part of the loss, its unweighted losses [B] fp32, and their timestep bins [B] int64."""
@@ -67,7 +73,9 @@ class StepMetrics:
         self._sums[11] = time.perf_counter() - self._started
         lost = job.run.lost() if job.run else None
         self._sums[12] = lost is not None
-        self._sums[13 + job.rank] = peak_memory_gib(self._sums.device)
+        self._sums[13 + 2 * job.rank] = peak_memory_gib(self._sums.device)
+        self._sums[14 + 2 * job.rank] = time.process_time() - self._cpu_started
+        self._waited, self._cpu_reduced = waited, time.process_time()
         sum_over = None if job.world == 1 else lambda flat: accelerator.reduce(flat, "sum")
         # .tolist() synchronizes with the device, so a NaN or a stop request is seen before the optimizer's step.
         self._totals = master_weights.reduce(sum_over, self._sums).tolist()
@@ -85,12 +93,16 @@ class StepMetrics:
         where = f"with {', '.join(bad)}" if bad else "in another process"
         raise UserError(f"the loss at step {step} is not finite, {where}: {_WHAT_TO_DO}")
 
-    def values(self, plan: Plan, step: int, learning_rate: float, norm: float) -> dict[str, Any]:
+    def values(self, plan: Plan, step: int, learning_rate: float, norm: torch.Tensor | float) -> dict[str, Any]:
         """The metrics to log. Losses are over all processes: `loss` is the minimised loss, the losses by bin are plain MSE.
 
-        `norm` is the gradient norm before clipping. Raises UserError, before anything is saved, if it is not finite: the
-        adapter is then corrupted. In fp16 no error is raised: the loss scaler has skipped the step.
+        `norm` is the gradient norm before clipping, still on the device: reading it waits for the end of the step. Raises
+        UserError, before anything is saved, if it is not finite: the adapter is then corrupted. In fp16 no error is raised: the
+        loss scaler has skipped the step.
         """
+        if self._events:
+            self._events[1].record()
+        norm = float(norm)
         is_finite = math.isfinite(norm)
         if not is_finite and self._job.precision != "fp16":
             raise UserError(f"the gradient at step {step} is not finite: {_WHAT_TO_DO}")
@@ -106,9 +118,21 @@ class StepMetrics:
             "epoch": step * samples / plan.items_per_epoch,
             "samples_seen": step * samples,
             "images_per_second": samples / seconds,
+            **self._device_seconds(),
             "data_wait_share": self._totals[10] / max(self._totals[11], 1e-9),
-            "peak_memory_gib": max(self._totals[13:]),
+            "peak_memory_gib": max(self._totals[13::2]),
         }
+
+    def _device_seconds(self) -> dict[str, float]:
+        """The step's time on the device: `gpu_seconds`, from its first to its last kernel, or else `cpu_seconds` of all threads.
+
+        Of several processes it is that of the slowest. GPUs wait for each other in the reduction, so this process's time is that of
+        all. CPU time until the reduction is the largest of all processes; after it all do the same.
+        """
+        if not self._events:
+            return {"cpu_seconds": max(self._totals[14::2]) + time.process_time() - self._cpu_reduced}
+        # The step began with an idle GPU and with waiting for data.
+        return {"gpu_seconds": max(self._events[0].elapsed_time(self._events[1]) / 1000 - self._waited, 0.0)}
 
 
 def peak_memory_gib(device: torch.device) -> float:

@@ -1,5 +1,6 @@
 """What only a GPU can show: the precision that auto comes to, real fp16, and a resumed run that is exact there too."""
 
+import json
 import os
 import signal
 
@@ -46,6 +47,8 @@ def test_resume_is_exact_with_deterministic_kernels(gpu_trainer, monkeypatch):
     assert gpu_trainer.train("parts", changes) == 0
     assert_equal(gpu_trainer.master_weights("parts"), gpu_trainer.master_weights("whole"))
     assert gpu_trainer.metrics("parts") == gpu_trainer.metrics("whole")
+    lines = map(json.loads, (gpu_trainer.folder("parts") / "metrics.jsonl").read_text().splitlines())
+    assert all(line["gpu_seconds"] > 0 for line in lines)
 
 
 def test_gradient_checkpointing_costs_less_memory(gpu_trainer):

@@ -22,7 +22,7 @@ SCRIPTS = sorted((ROOT / "scripts").glob("train_*_lora.py"))
 CONFIGS: dict[str, type[TrainingConfig]] = models.config_classes()
 
 # Metrics that depend on the clock or the machine.
-TIMINGS = {"images_per_second", "data_wait_share", "peak_memory_gib"}
+TIMINGS = {"images_per_second", "gpu_seconds", "cpu_seconds", "data_wait_share", "peak_memory_gib"}
 
 # The default targets of a run. They are few, because creating modules takes most of a small run's time. Their gradients depend
 # on both the image and the caption.

@@ -145,6 +145,21 @@ def test_a_mistyped_command_line_is_refused(capsys):
             assert ended.value.code == 2 and "error: " in capsys.readouterr().err
 
 
+def test_the_page_says_what_better_means_and_which_clock_was_used(compare, tmp_path, monkeypatch):
+    monkeypatch.setattr(SCRIPT, "write_plots", lambda *_: {})
+    times = {"times": {"cpu_seconds": 0.5}}
+    runs = [fake_run(tmp_path / name, rank=rank, noise_seed=rank, **times) for rank, name in enumerate("ab")]
+    text, page, numbers = compare(*runs)
+    assert (
+        '"Better" means a lower validation loss. It does not mean better pictures' in text and "better pictures" in page
+    )
+    assert "Training time is CPU time" in text and "| wall clock, s |" in text and "| 10.0 / 10.0 |" in text
+    [pair] = numbers["families"]["seconds"]
+    assert (pair["clock"], pair["at"], pair["wall_seconds"]["candidate"]) == ("CPU time", 10.0, 10.0)
+    text, _, _ = compare(*(fake_run(tmp_path / f"old{rank}", rank=rank, noise_seed=rank) for rank in range(2)))
+    assert "Runs that recorded no GPU or CPU time are compared by the wall clock" in text
+
+
 def test_identical_runs_are_called_so(compare, tmp_path):
     text, _, numbers = compare(fake_run(tmp_path / "a", rank=1), fake_run(tmp_path / "b", rank=2))
     assert "b and a are identical on every one of 12 x 8 losses: bit for bit the same." in text

@@ -17,6 +17,7 @@ from test_resume import Killed, at_micro_batch, kill, stop
 
 from sushi_research.errors import UserError
 from sushi_research.evaluation.results import Results
+from sushi_research.reports.run_record import read_record
 from testing.forked_scripts import free_port, ranks
 
 SCRIPT = script("evaluate")
@@ -96,6 +97,9 @@ def test_what_is_kept_and_logged(trainer, settings, held, with_curves):
     assert all((row["loss"] == 0) is (row["step"] == 0) for row in moved)
     lines = evaluations(trainer, "run")
     assert [line["step"] for line in lines] == [0, 2, 4, 5]
+    record = read_record(folder)
+    assert record.problems == [] and record.evaluation.times.clock == "CPU time"
+    assert (np.diff(record.evaluation.seconds) > 0).all() and (np.diff(record.evaluation.times.wall_seconds) > 0).all()
     last = [row for row in losses if row["step"] == 5]
     assert lines[-1]["evaluation/loss"] == pytest.approx(np.mean([row["loss"] for row in last]), rel=1e-6)
     assert {row["image"] for row in moved} == {"a cat", "a dog"}
@@ -156,9 +160,29 @@ def test_another_validation_set_in_mid_run_drops_what_the_old_one_gave(trainer, 
         trainer.train("run", settings)
     other = make_pictures(tmp_path / "other", 3, 10)
     assert trainer.train("run", settings | {"evaluation.path": str(other)}) == 0
-    assert "warning: the held-out images have changed: earlier evaluations are dropped" in (capsys.readouterr().out)
+    assert "warning: the held-out images have changed: earlier validation losses are dropped" in capsys.readouterr().out
     assert [line["step"] for line in evaluations(trainer, "run")] == [4, 5]
     assert Results(trainer.folder("run") / "evaluation.parquet").steps() == [4, 5]
+
+
+@pytest.mark.slow
+@ONE
+def test_other_drift_captions_and_noise_samples_drop_their_own_results_alone(trainer, settings, capsys):
+    with at_micro_batch(trainer, 2, 0, stop):
+        trainer.train("run", settings)
+    settings = settings | {"evaluation.drift_captions": ["a cat", "a bird"]}
+    with at_micro_batch(trainer, 4, 0, stop):
+        trainer.train("run", settings)
+    said = capsys.readouterr().out
+    assert "warning: the captions for the drift have changed: earlier drift values are dropped" in said
+    assert "held-out images" not in said and "validation losses are dropped" not in said
+    assert trainer.train("run", settings | {"evaluation.noise_samples": 8}) == 0
+    said = capsys.readouterr().out
+    assert "warning: evaluation.noise_samples was 4 and is 8: earlier validation losses are dropped" in said
+    assert "drift values are dropped" not in said
+    folder, lines = trainer.folder("run"), trainer.metrics("run")
+    for name, key, steps in (("evaluation", "evaluation/loss", [4, 5]), ("drift", "evaluation/drift", [2, 4, 5])):
+        assert Results(folder / f"{name}.parquet").steps() == [line["step"] for line in lines if key in line] == steps
 
 
 @pytest.mark.slow
@@ -195,7 +219,7 @@ def many(tmp_path_factory) -> Path:
 
 @ONE
 @pytest.mark.slow
-def test_a_share_of_the_data_is_held_out_and_never_trained_on(trainer, many, tmp_path):
+def test_a_share_of_the_data_is_held_out_and_never_trained_on(trainer, many, tmp_path, capsys):
     data = tmp_path / "data"
     shutil.copytree(many, data)
     settings = {
@@ -231,6 +255,30 @@ def test_a_share_of_the_data_is_held_out_and_never_trained_on(trainer, many, tmp
     assert trainer.train("third", settings) == 0
     third = pyarrow.parquet.read_table(trainer.folder("third") / "evaluation.parquet").schema.metadata[b"set_hash"]
     assert third == first
+    refuse_trained_images(trainer, data, held, tmp_path, capsys)
+
+
+def refuse_trained_images(trainer: Trainer, data: Path, held: list[str], tmp_path: Path, capsys) -> None:
+    """The run "first" trained on all images of `data` but `held`; other options do not hide that."""
+    words = ["sd15", "--config", str(trainer.folder("first") / "config.yaml"), "--dry-run"]
+    words.append(f"--adapters={json.dumps([str(trainer.folder('first') / 'adapter.safetensors')])}")
+    whole, seen = ["--evaluation.held_out", "0"], 12 - len(held)
+    # Kohya's folder of repeats, another resolution and other captions.
+    for path in sorted(data.iterdir()):
+        copy = tmp_path / "photos/3_photos" / path.name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(path.read_bytes() if path.suffix == ".png" else b"another caption")
+    other = ["--data.path", str(tmp_path / "photos"), "--data.resolution", "32", *whole]
+    for more in (whole, other, ["--evaluation.held_out", "0.9"]):
+        with pytest.raises(UserError, match="adapter.safetensors was trained on .* of the .* images of "):
+            SCRIPT.main(SCRIPT.read([*words, *more]))
+    with pytest.raises(UserError, match=f"was trained on {seen} of the 12 images of {data} "):
+        SCRIPT.main(SCRIPT.read([*words, *whole]))
+    capsys.readouterr()
+    assert SCRIPT.main(SCRIPT.read(words)) == 0
+    said = capsys.readouterr().out
+    assert f"images of {data} (evaluation.held_out 0.3) x 4 noise samples" in said
+    assert "trained on none of them" in said and "held-out" not in said
 
 
 @ONE
@@ -387,12 +435,13 @@ def test_an_adapter_of_the_text_encoder_is_heard(trainer, settings, tmp_path):
 
 @ONE
 @pytest.mark.slow
-def test_without_anything_held_out_all_images_are_the_validation_set(trainer, held, tmp_path, bases):
+def test_without_anything_held_out_all_images_are_the_validation_set(trainer, held, tmp_path, bases, capsys):
     words = ["sd15", "--data.path", str(held), "--model.base", str(bases["sd15"]), "--train.steps", "1"]
     words += ["--data.resolution", "64", "--data.bucket_step", "32", "--cache.folder", str(tmp_path / "cache")]
     words += ["--evaluation.drift_captions", "[]", "--evaluation.noise_samples", "4", "--sample.enabled", "false"]
     assert SCRIPT.main(SCRIPT.read([*words, "--output", str(tmp_path / "out")])) == 0
     assert len(tables_of_losses := pyarrow.parquet.read_table(tmp_path / "out/base/evaluation.parquet")) == 3 * 4
     assert len(set(tables_of_losses["image"].to_pylist())) == 3
+    assert f"3 images of {held} x 4 noise samples" in capsys.readouterr().out
     with pytest.raises(UserError, match="the adapter nowhere.safetensors is not there"):
         SCRIPT.main(SCRIPT.read([*words, "--adapters", "[nowhere.safetensors]"]))

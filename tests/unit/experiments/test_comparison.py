@@ -192,3 +192,70 @@ def test_too_many_pairs_are_reported_and_not_refused(tmp_path, monkeypatch):
     notes = {pair.note for pair in compare(runs).samples}
     assert notes == {"3 pairs are too many to test: name one with --reference"}
     assert all(pair.outcome is not None for pair in compare(runs, "r0").samples)
+
+
+def test_files_with_another_order_of_images_pair(tmp_path):
+    """The same results with the rows of one run reversed give the same test result."""
+    import pyarrow.parquet
+
+    runs = [
+        fake_run(tmp_path / name, gain, rank=rank) for rank, (name, gain) in enumerate({"a": 0.03, "b": 0.05}.items())
+    ]
+    [once] = compare(records(*runs)).samples
+    path = runs[1] / "evaluation.parquet"
+    table = pyarrow.parquet.ParquetFile(path).read()
+    pyarrow.parquet.write_table(table.take(list(range(table.num_rows))[::-1]), path)
+    found = compare(records(*runs))
+    assert found.samples[0].outcome == once.outcome and found.problems == []
+    # Equal numbers of other images under one hash are not paired.
+    pyarrow.parquet.write_table(
+        table.set_column(1, "image", [[f"other{name}" for name in table["image"].to_pylist()]]), path
+    )
+    assert "their files differ in images" in compare(records(*runs)).samples[0].note
+
+
+@pytest.mark.parametrize(
+    ("slow", "fast", "expected"),
+    [
+        # Equal CPU time; the wall clock of one was doubled by other load.
+        ({"rate": 4.0, "times": {"cpu_seconds": 0.4}}, {"rate": 8.0, "times": {"cpu_seconds": 0.4}}, ("CPU time", 8.0)),
+        ({"rate": 4.0, "times": {"gpu_seconds": 0.2}}, {"rate": 8.0, "times": {"gpu_seconds": 0.4}}, ("GPU time", 4.0)),
+        ({"rate": 4.0}, {"rate": 8.0}, ("wall clock", 10.0)),
+        (
+            {"times": {"gpu_seconds": 0.2}},
+            {"times": {"cpu_seconds": 0.2}},
+            "by different clocks (CPU time and GPU time)",
+        ),
+        ({"times": {"cpu_seconds": 0.2}}, {}, "by different clocks (CPU time and wall clock)"),
+    ],
+)
+def test_time_is_that_of_one_clock(tmp_path, slow, fast, expected):
+    one, two = fake_run(tmp_path / "one", 0.03, rank=1, **slow), fake_run(tmp_path / "two", 0.05, rank=2, **fast)
+    [pair] = compare(records(one, two)).seconds
+    if isinstance(expected, str):
+        assert pair.outcome is None and expected in pair.note
+        return
+    assert (pair.clock, pair.at) == (expected[0], pytest.approx(expected[1])) and pair.outcome is not None
+    # At equal CPU time the reference took 20 seconds by the wall clock, the candidate 10.
+    if pair.clock == "CPU time":
+        assert pair.wall_seconds == (pytest.approx(20), pytest.approx(10))
+
+
+def test_a_drift_that_was_not_measured_at_the_end_is_not_compared(tmp_path):
+    from sushi_research.evaluation.results import Results
+
+    captions = FakeValidationSet(names=tuple(f"caption {number}" for number in range(10)), noise_samples=4, hash="d")
+    for rank, step in ((1, 20), (2, 10)):
+        folder = fake_run(tmp_path / f"r{rank}", rank=rank, noise_seed=rank)
+        Results(folder / "drift.parquet").append(captions, step, np.full((10, 4), rank), np.zeros((10, 4)))
+    found = compare(records(tmp_path / "r1", tmp_path / "r2"))
+    assert outcomes(found.drift) == {("r2", "r1"): "r2 has no drift at its last evaluation, only at step 10"}
+
+
+def test_what_is_not_known_about_an_adapter_file_is_said(tmp_path):
+    for number, facts in enumerate(({"validation_images_unseen": True}, {"validation_images_unseen": False}, {}, None)):
+        folder = fake_run(tmp_path / f"file{number}", noise_seed=number, entry={"adapter": facts})
+        (folder / "run.json").unlink()
+    found = compare(records(*(tmp_path / f"file{number}" for number in range(4))))
+    [warning] = [warning for warning in found.warnings if "trained on the validation images" in warning]
+    assert warning.startswith("it is not known whether file1, file2 was trained on")

@@ -140,3 +140,36 @@ def test_results_with_other_images_at_a_step_are_refused(tmp_path):
     run = read_record(folder)
     assert run.evaluation is None and any("does not have the same images" in problem for problem in run.problems)
     assert json.loads((folder / "run.json").read_text())["finished_at"] == 20
+
+
+def test_what_a_file_lost_is_said(tmp_path):
+    """Rows of a whole step that metrics.jsonl tells of; lines of metrics.jsonl; and a clock that changed."""
+    folder = fake_run(tmp_path / "run")
+    log = folder / "metrics.jsonl"
+    lines = log.read_text().splitlines(keepends=True)
+    log.write_text("".join([*lines[:15], '{"step": 15, "evaluation/loss": 1}\n', *lines[15:]]))
+    run = read_record(folder)
+    assert run.problems == [
+        f"{folder}/evaluation.parquet has no results of step 15, which metrics.jsonl has: the other steps are used"
+    ]
+    assert run.evaluation.steps == (0, 10, 20)
+    log.write_text("".join([*lines[:3], *lines[9:]]))
+    run = read_record(folder)
+    [problem] = run.problems
+    assert f"{log}, line 4 is about step 10 after step 3, so steps are missing" in problem
+    assert run.evaluation.seconds is None and run.metrics == [] and run.last_step == 20
+    log.write_text("".join([*lines[:3], *(line.replace("{", '{"cpu_seconds": 0.1, ') for line in lines[3:])]))
+    run = read_record(folder)
+    assert "records the wall clock only up to step 3 and CPU time from then on" in run.problems[0]
+    assert run.evaluation.seconds is None and list(run.evaluation.samples) == [0, 40, 80]
+
+
+def test_an_image_with_several_captions_counts_once(tmp_path):
+    names = tuple(f"{number:032x}" for number in range(4))
+    twice = FakeValidationSet(names=names + names[:2])
+    once = read_record(fake_run(tmp_path / "once", val_set=FakeValidationSet(names=names))).evaluation
+    curve = read_record(fake_run(tmp_path / "twice", val_set=twice)).evaluation
+    assert curve.names == names == once.names and curve.loss.shape == once.loss.shape
+    assert np.array_equal(curve.loss[:, 2:].astype(np.float32)[0], base_loss(twice).astype(np.float32)[2:4])
+    both = base_loss(twice).astype(np.float32)
+    assert np.allclose(curve.loss[0, 0], (both[0] + both[4]) / 2, atol=1e-7)

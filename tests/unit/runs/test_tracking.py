@@ -58,6 +58,17 @@ def test_cutting_back(metrics, torn):
     assert metrics.path.read_bytes() == b""
 
 
+def test_cutting_back_keeps_the_evaluations_of_the_given_steps_alone(metrics):
+    for line in (
+        {"step": 0, "a/loss": 1, "a/drift": 2},
+        {"step": 1, "loss": 3},
+        {"step": 1, "a/loss": 4, "a/drift": 5},
+    ):
+        metrics.append(line)
+    metrics.cut_back(1, evaluated={"a/loss": [1], "a/drift": []})
+    assert metrics.read() == [{"step": 1, "loss": 3}, {"step": 1, "a/loss": 4}]
+
+
 def test_cutting_back_a_file_that_is_not_there(metrics):
     metrics.cut_back(3)
     assert not metrics.path.exists()

@@ -52,7 +52,7 @@ def test_the_numbers_of_a_step():
     assert (values["lr"], values["grad_norm"]) == (1e-4, 0.5)
     assert (values["samples_seen"], values["epoch"]) == (24, 2.4)
     assert values["images_per_second"] > 0 and values["data_wait_share"] == 0.0 and values["peak_memory_gib"] > 0
-    assert len(values) == 12
+    assert values["cpu_seconds"] > 0 and len(values) == 13
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -60,7 +60,7 @@ def test_a_run_folder_that_is_lost_ends_all_processes_at_the_same_step(rank):
     """The main process says it in the one message of the step: it ends with the sentence, the others without a word."""
     error = UserError("lost")
     run = SimpleNamespace(lost=lambda: error if rank == 0 else None)
-    both = job(world=2, rank=rank, reduce=lambda flat, _: flat + (flat * 0).index_fill(0, torch.tensor([-3]), rank))
+    both = job(world=2, rank=rank, reduce=lambda flat, _: flat + (flat * 0).index_fill(0, torch.tensor([-5]), rank))
     metrics = StepMetrics(replace(both, run=run))
     with pytest.raises(UserError if rank == 0 else SystemExit) as ended:
         metrics.sum_over_processes(master_weights(), stop=0, waited=0.0)
@@ -76,8 +76,8 @@ def test_sums_over_the_processes():
         sent.append(flat.clone())
         total = 3 * flat
         # What the others add next to the sums: a stop request, and their own peaks of memory.
-        total[-16 + 9] = 1
-        total[-3:] = torch.tensor([0.25, flat[-2], 99.0])
+        total[-19 + 9] = 1
+        total[-6:] = torch.tensor([0.25, 7.0, *flat[-4:-2], 99.0, 5.0])
         return total
 
     metrics = two_micro_batches(world=3, rank=1, reduce=reduce)
@@ -85,13 +85,16 @@ def test_sums_over_the_processes():
     working.parameters()[0].grad.fill_(2.0)
     assert metrics.sum_over_processes(working, stop=0, waited=0.25) is True
     assert len(sent) == 1, "a step has one message"
-    assert sent[0][-3] == sent[0][-1] == 0 < sent[0][-2], "a process fills its own place"
+    assert not sent[0][-6:-4].any() and not sent[0][-2:].any() and sent[0][-4:-2].all(), (
+        "a process fills its own places"
+    )
     assert torch.equal(working.parameters()[0].grad, torch.full((2, 3), 6.0))
     values = metrics.values(PLAN, 1, 1e-4, 0.5)
     assert values["loss"] == 3 * ((1 + 3 + 5) / 4 + 7 / 8)
     assert [values[f"loss_by_timestep/{timestep_bin}"] for timestep_bin in range(4)] == [1.0, 7.0, None, 4.0]
     assert values["data_wait_share"] > 0
     assert values["peak_memory_gib"] == 99.0
+    assert 7.0 <= values["cpu_seconds"] < 8.0, "that of the slowest process, and what this one did after the reduction"
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -145,3 +148,37 @@ def test_peak_memory_is_that_of_the_device_in_use(monkeypatch):
     # What Python and torch take at least, and less than any machine that runs the tests has.
     assert 0.05 < step_metrics.peak_memory_gib(torch.device("cpu")) < 64
     assert step_metrics.peak_memory_gib(torch.device("cuda")) == 3
+
+
+def test_the_time_of_a_gpu_is_between_the_events_of_a_step_without_waiting_for_data(monkeypatch):
+    """No event is read before the norm is, which waits for the end of the step."""
+    order = []
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            order.append("record")
+
+        def elapsed_time(self, other):
+            order.append("read")
+            return 1500.0
+
+    class Norm:
+        def __float__(self):
+            order.append("wait")
+            return 0.5
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch, "zeros", lambda *size, device=None, zeros=torch.zeros: zeros(*size))
+    on_gpu = job()
+    on_gpu.accelerator.device = torch.device("cuda")
+    metrics = StepMetrics(on_gpu)
+    order.clear()
+    metrics.start()
+    micro_batch(metrics, [1.0, 3.0, 5.0], [0, 3, 3], ("a.png", "b.png", "c.png"))
+    metrics.sum_over_processes(master_weights(), stop=0, waited=0.25)
+    values = metrics.values(PLAN, 1, 1e-4, Norm())
+    assert order == ["record", "record", "wait", "read"]
+    assert values["gpu_seconds"] == 1.25 and "cpu_seconds" not in values

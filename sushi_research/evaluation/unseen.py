@@ -1,0 +1,45 @@
+"""Whether adapter files were trained on the images that they are about to be measured on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from sushi_research.adapters.trained_images import trained_on
+from sushi_research.data.samples import Sample
+from sushi_research.errors import UserError
+
+ADVICE = "give images that it has not seen (--data.path or --evaluation.path), or the config.yaml of its run if that held some out"
+
+
+def require_unseen(
+    adapters: Sequence[str], samples: Sequence[Sample], source: str, source_hash: Callable[[], str]
+) -> dict[str, bool]:
+    """Adapter -> whether it is known that it was trained on none of `samples`.
+
+    `source` is where the samples are from, and `source_hash` gives the dataset hash of all that is there, for files that record
+    no images. UserError for a file that was trained on some of them.
+    """
+    names = {sample.image_hash: sample.name for sample in samples}
+    known = {}
+    for adapter in adapters:
+        file = trained_on(Path(adapter))
+        seen = file.seen(names.keys())
+        if seen:
+            some = sorted(names[image] for image in seen)
+            more = f" and {len(some) - 3} more" if len(some) > 3 else ""
+            raise UserError(
+                f"the adapter {adapter} was trained on {len(some)} of the {len(names)} images of {source} "
+                f"({', '.join(some[:3])}{more}): {ADVICE}."
+            )
+        if seen is None and file.dataset_hash is not None and file.dataset_hash == source_hash():
+            raise UserError(f"the adapter {adapter} was trained on the images of {source}: {ADVICE}.")
+        known[adapter] = seen is not None
+    return known
+
+
+def describe(known: dict[str, bool]) -> str:
+    """What is known about each adapter, one per line; "" without adapters."""
+    yes = "trained on none of them, by the image hashes in the file"
+    no = "not known whether it was trained on them, because the file does not say"
+    return "\n".join(f"  {adapter}: {yes if unseen else no}" for adapter, unseen in known.items())

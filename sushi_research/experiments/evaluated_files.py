@@ -1,0 +1,22 @@
+"""What a comparison must say about adapter files that scripts/evaluate.py measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sushi_research.reports.run_record import RunRecord
+
+
+def notes_on_files(records: Sequence[RunRecord]) -> list[str]:
+    """A sentence if there are files for which it is not known that they were trained on none of the validation images."""
+    names = []
+    for record in records:
+        adapter = record.entry.get("adapter")
+        if record.state == "file" and isinstance(adapter, dict) and adapter.get("validation_images_unseen") is not True:
+            names.append(record.name)
+    if not names:
+        return []
+    some = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+    return [
+        f"it is not known whether {some} was trained on the validation images, which lowers a loss without a better result"
+    ]

@@ -1,0 +1,101 @@
+"""metrics.jsonl as a comparison needs it: every step once and in order, and how much training time had passed at each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sushi_research.errors import UserError
+from sushi_research.runs.tracking import MetricsFile
+
+# Key of a line -> the clock that measured its training time. Older runs recorded the wall clock only (in images_per_second).
+CLOCKS = {"gpu_seconds": "GPU time", "cpu_seconds": "CPU time"}
+WALL = "wall clock"
+
+
+@dataclass(frozen=True)
+class TrainingTimes:
+    """Seconds of training up to each of T steps, without evaluating, sampling and saving: `seconds` by `clock`, and `wall_seconds`.
+
+    None for what is not known. `clock` is a value of CLOCKS, or WALL.
+    """
+
+    clock: str | None = None
+    seconds: np.ndarray | None = None
+    wall_seconds: np.ndarray | None = None
+
+
+def read_log(path: Path, finished_at: int | None) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl.
+
+    UserError, which names the file: a line that a run does not write, or steps that are missing, repeated or out of order.
+    `finished_at` is the last step of a finished run, else None.
+    """
+    lines = MetricsFile(path).read()
+    expected, last = 1, 0
+    for number, line in enumerate(lines, 1):
+        if not _is_line(line):
+            raise UserError(f"{path}, line {number} does not hold what a run writes: remove it; the file is skipped")
+        step, is_trained = line["step"], "images_per_second" in line
+        if step < last or (is_trained and step != expected):
+            after = f"after step {last}" if last else "at the beginning"
+            raise UserError(
+                f"{path}, line {number} is about step {step} {after}, so steps are missing, repeated or out of order: restore the "
+                "file; it is skipped"
+            )
+        last, expected = step, expected + is_trained
+    if finished_at is not None and expected - 1 != finished_at:
+        raise UserError(
+            f"{path} ends at step {expected - 1}, but the run finished at step {finished_at}: restore the file; it is skipped"
+        )
+    return lines
+
+
+def trained(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The lines written by optimizer steps; the others are evaluations."""
+    return [line for line in lines if "images_per_second" in line]
+
+
+def training_times(
+    path: Path, lines: Sequence[dict[str, Any]], steps: Sequence[int], global_batch_size: int
+) -> TrainingTimes:
+    """The training times at `steps`, from the lines of `path`.
+
+    UserError if the lines end before the last of the steps, or if the clock changes between them.
+    """
+    of_steps = trained(lines)[: steps[-1]]
+    if len(of_steps) < steps[-1]:
+        raise UserError(
+            f"{path} ends at step {len(of_steps)}, before the last evaluation at step {steps[-1]}: its training time is not used"
+        )
+    wall = [global_batch_size / line["images_per_second"] for line in of_steps]
+    keys = [next((key for key in CLOCKS if key in line), None) for line in of_steps or trained(lines)]
+    if len(set(keys)) > 1:
+        changed = next(step for step, key in enumerate(keys, 1) if key != keys[0])
+        before, after = (CLOCKS.get(keys[step], f"the {WALL} only") for step in (0, changed - 1))
+        raise UserError(
+            f"{path} records {before} up to step {changed - 1} and {after} from then on: its training time is not used"
+        )
+    key = keys[0] if keys else None
+    spent = wall if key is None else [line[key] for line in of_steps]
+    return TrainingTimes(CLOCKS.get(key, WALL), _up_to(spent, steps), _up_to(wall, steps))
+
+
+def _up_to(seconds: Sequence[float], steps: Sequence[int]) -> np.ndarray:
+    return np.concatenate([[0.0], np.cumsum(seconds)])[list(steps)]
+
+
+def _is_line(line: Any) -> bool:
+    if not isinstance(line, dict) or type(line.get("step")) is not int or line["step"] < 0:
+        return False
+    # A step's device time is 0 if the clock is coarser than the step.
+    speed, times = line.get("images_per_second", 1.0), [line.get(key, 0.0) for key in CLOCKS]
+    return _is_number(speed) and speed > 0 and all(_is_number(time) and time >= 0 for time in times)
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) < 1e300  # false for NaN too

@@ -1,0 +1,45 @@
+"""An adapter file knows the images that it was trained on, and a file that does not know says so."""
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from sushi_research.adapters import trained_images
+from sushi_research.adapters.trained_images import metadata_of, trained_on
+from sushi_research.data.samples import Sample
+from sushi_research.errors import UserError
+from sushi_research.evaluation.unseen import describe, require_unseen
+
+HASHES = [f"{number:032x}"[::-1] for number in range(8)]
+
+
+def adapter(path, **metadata):
+    save_file({"a": torch.zeros(1)}, path, metadata=metadata or None)
+    return str(path)
+
+
+def samples(*numbers):
+    return [Sample(f"{number}.png", HASHES[number], "a caption", 64, 64, 1, bytes) for number in numbers]
+
+
+def test_images_come_back_and_too_many_are_not_written(tmp_path, monkeypatch):
+    path = adapter(tmp_path / "a.safetensors", **metadata_of(HASHES[:4] + HASHES[:2]))
+    file = trained_on(path)
+    assert file.seen(HASHES[2:6]) == set(HASHES[2:4]) and file.dataset_hash is None
+    monkeypatch.setattr(trained_images, "MAX_IMAGES", 3)
+    assert metadata_of(HASHES[:4]) == {}
+
+
+def test_a_file_that_saw_some_of_the_images_is_refused(tmp_path):
+    new = adapter(tmp_path / "new.safetensors", **metadata_of(HASHES[:6]))
+    old = adapter(tmp_path / "old.safetensors", **{trained_images.DATASET_KEY: "d" * 32})
+    other = adapter(tmp_path / "other.safetensors")
+    unseen = require_unseen([new, old, other], samples(6, 7), "photos", lambda: "e" * 32)
+    assert unseen == {new: True, old: False, other: False}
+    assert f"{new}: trained on none of them" in describe(unseen) and f"{other}: not known whether" in describe(unseen)
+    with pytest.raises(
+        UserError, match=r"new.safetensors was trained on 1 of the 2 images of photos \(5.png\): give images"
+    ):
+        require_unseen([other, new], samples(5, 6), "photos", lambda: "e" * 32)
+    with pytest.raises(UserError, match="old.safetensors was trained on the images of photos: give images"):
+        require_unseen([old], samples(6, 7), "photos", lambda: "d" * 32)

@@ -1,0 +1,81 @@
+"""A continued run keeps the results of its present validation set and drift set, each for itself, and says what it drops."""
+
+import json
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+from fake_runs import FakeValidationSet
+
+from sushi_research.evaluation.results import Results
+from sushi_research.runs.run_folder import RunFolder
+from sushi_research.runs.tracking import MetricsFile
+from sushi_research.training import evaluation_records
+
+
+@dataclass(frozen=True)
+class ValidationSet(FakeValidationSet):
+    """Two images with a caption each."""
+
+    names: tuple[str, ...] = ("image0", "image1")
+    noise_samples: int = 4
+    captions: tuple[str, ...] = ("a", "b")
+
+    def describe(self):
+        images = [{"hash": name, "caption": text} for name, text in zip(self.names, self.captions, strict=True)]
+        return {"hash": self.hash, "noise_samples": self.noise_samples, "images": images}
+
+
+VALIDATION, DRIFT = ValidationSet(), FakeValidationSet(names=("a cat", "a dog"), noise_samples=4, hash="drift")
+OTHER, OTHER_DRIFT = replace(VALIDATION, hash="other"), replace(DRIFT, hash="other")
+LOSSES, DRIFTS = "earlier validation losses are dropped", "earlier drift values are dropped"
+
+
+@pytest.fixture
+def run(tmp_path):
+    found = RunFolder(tmp_path, None)
+    found.validation_set.write_text(json.dumps(VALIDATION.describe()))
+    means = {"evaluation/loss": 1.0, "evaluation/loss_over_base": 0.0, "evaluation/drift": 1.0}
+    for step in (0, 2, 4):
+        for path, measured in ((found.evaluation, VALIDATION), (found.drift, DRIFT)):
+            Results(path).append(measured, step, np.ones((2, 4)), np.ones((2, 4)))
+        MetricsFile(found.metrics).append({"step": step} | means)
+    return found
+
+
+def kept(run):
+    """Steps of the losses, of their means in metrics.jsonl, of the drift, of its means."""
+    lines, keys = MetricsFile(run.metrics).read(), ("evaluation/loss_over_base", "evaluation/drift")
+    loss, drift = ([line["step"] for line in lines if key in line] for key in keys)
+    return Results(run.evaluation).steps(), loss, Results(run.drift).steps(), drift
+
+
+@pytest.mark.parametrize(
+    ("val_set", "drift_set", "said", "losses", "drift"),
+    [
+        (VALIDATION, DRIFT, [], [0, 2], [0, 2]),
+        # Switched off: what was measured stays.
+        (None, None, [], [0, 2], [0, 2]),
+        (VALIDATION, None, [], [0, 2], [0, 2]),
+        (VALIDATION, replace(OTHER_DRIFT, names=("x",)), [f"the captions for the drift have changed: {DRIFTS}"], [0, 2], []),
+        (VALIDATION, OTHER_DRIFT, [f"the drift set has changed: {DRIFTS}"], [0, 2], []),
+        (replace(OTHER, noise_samples=8), DRIFT, [f"evaluation.noise_samples was 4 and is 8: {LOSSES}"], [], [0, 2]),
+        (replace(OTHER, names=("image0", "x")), None, [f"the held-out images have changed: {LOSSES}"], [], [0, 2]),
+        (replace(OTHER, captions=("a", "x")), DRIFT, [f"the captions of the held-out images have changed: {LOSSES}"], [], [0, 2]),
+        (OTHER, OTHER_DRIFT, [f"the validation set has changed: {LOSSES}", f"the drift set has changed: {DRIFTS}"], [], []),
+    ],
+)  # fmt: skip
+def test_what_is_of_another_set_is_dropped_and_nothing_else(run, val_set, drift_set, said, losses, drift):
+    assert evaluation_records.changes(run, val_set, drift_set, is_finished=False) == said
+    finished = evaluation_records.changes(run, val_set, drift_set, is_finished=True)
+    assert len(finished) == len(said) and all("the run is finished" in sentence for sentence in finished)
+    evaluation_records.cut_back(run, val_set, drift_set, 2)
+    assert kept(run) == (losses, losses, drift, drift)
+
+
+def test_means_of_results_that_were_removed_are_dropped(run):
+    run.evaluation.unlink()
+    evaluation_records.cut_back(run, OTHER, DRIFT, 4)
+    assert kept(run) == ([], [], [0, 2, 4], [0, 2, 4])
+    evaluation_records.cut_back(run, VALIDATION, DRIFT, -1)
+    assert kept(run) == ([], [], [], []) and run.metrics.read_bytes() == b""
