@@ -60,7 +60,7 @@ def warnings(records: Sequence[RunRecord], pooled: bool = False) -> list[str]:
     if unknown and recorded:
         names = _some(unknown)
         found.append(f"no code is recorded for {names}, which an earlier version of this suite trained: {CONSEQUENCE}")
-    found += _by_commit(unknown)
+    found += _by_commit([run for run in records if run.entries and history(run) is None])
     if pooled and len({history(run) for run in trained}) > 1:
         found.append("runs with equal settings are pooled although their code differs, because --pool-code asks for it")
     return found

@@ -111,7 +111,9 @@ def launches(found: Sequence[dict[str, Any]], step: int | None = None) -> list[d
     """
     kept: list[dict[str, Any]] = []
     for entry in [*found, *([] if step is None else [{"step": step}])]:
-        while kept and isinstance(entry.get("step"), int) and kept[-1].get("step", -1) >= entry["step"]:
+        while kept and all(isinstance(each.get("step"), int) for each in (entry, kept[-1])):
+            if kept[-1]["step"] < entry["step"]:
+                break
             kept.pop()
         kept.append(entry)
     return kept if step is None else kept[:-1]

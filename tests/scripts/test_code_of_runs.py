@@ -49,7 +49,7 @@ COMMENT = ("            step += 1\n", "            step += 1  # the next one\n")
 
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["sd15"])
-def test_a_copied_script_with_another_loss_is_another_variant(trainer, copy, capfd, tmp_path):
+def test_a_copied_script_with_another_loss_is_another_variant(architecture, trainer, copy, capfd, tmp_path):
     settings = {"train.steps": 1, "optimizer.name": "script_runs.RecordingSGD"}
     assert trainer.train("plain-seed0", settings) == 0
     copy.use("same.py", "import contextlib\n", "import contextlib\n\n# What is below is as it was.\n")
@@ -101,7 +101,7 @@ class LaterTraining(SD15Training):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["sd15"])
-def test_a_later_version_with_one_more_key_continues_the_run(trainer, capfd, monkeypatch):
+def test_a_later_version_with_one_more_key_continues_the_run(architecture, trainer, capfd, monkeypatch):
     def later(name, changes, **loss):
         sections = trainer.config(name, changes).model_dump(exclude={"loss"})
         return trainer.script.main(LaterTraining(**sections, loss=loss))
