@@ -63,16 +63,12 @@ PIPELINES = (
 def require_scheduler(config: Mapping[str, Any], architecture: str, pipeline: Mapping[str, Any], path: Path) -> None:
     """UserError, naming the setting, unless the base learned on the noise schedule that training uses.
 
-    `pipeline` is the content of model_index.json, whose scheduler class counts too. A missing key has its class's default.
+    `pipeline` is the content of model_index.json. A missing key has the default of the scheduler's class.
     """
     import diffusers
 
     advice, known = detect.CHOOSE, published(architecture)["scheduler"]
-    named = pipeline.get("scheduler")
-    named = named[1] if isinstance(named, list) and len(named) == 2 else None
-    if named is not None:
-        rule = {"scheduler": RULES["_class_name"]}
-        require_settings({"scheduler": named}, rule, {}, str(path.parents[1] / "model_index.json"), advice)
+    named = _class_of(pipeline, "scheduler")
     rules = RULES | {
         key: one_of(known[key], because=f" ({ARCHITECTURES[architecture].label}'s noise schedule)")
         for key in SCHEDULE_KEYS
@@ -91,18 +87,24 @@ def require_pipeline(pipeline: Mapping[str, Any], path: Path) -> None:
     rules = {
         "_class_name": Rule(lambda found: found in PIPELINES, " or ".join(PIPELINES)),
         "force_zeros_for_empty_prompt": BOOLEAN,
+        "scheduler": RULES["_class_name"],
     }
-    require_settings(
-        {key: value for key, value in pipeline.items() if key in rules}, rules, {}, str(path), detect.CHOOSE
-    )
+    said = {key: value for key, value in pipeline.items() if key in rules and key != "scheduler"}
+    named = _class_of(pipeline, "scheduler")
+    require_settings(said | ({"scheduler": named} if named is not None else {}), rules, {}, str(path), detect.CHOOSE)
 
 
 def require_class(pipeline: Mapping[str, Any], name: str, classes: tuple[str, ...], path: Path) -> None:
     """UserError if model_index.json names another class for the component `name`, such as AutoencoderTiny for the VAE."""
-    entry = pipeline.get(name)
-    found = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
+    found = _class_of(pipeline, name)
     if found is not None and found not in classes:
         raise UserError(
             f"{path} has {shown(found)} as the {name}, but this suite takes only {' or '.join(classes)}: {detect.CHOOSE}, or "
             "replace the component."
         )
+
+
+def _class_of(pipeline: Mapping[str, Any], name: str) -> Any:
+    """The class that model_index.json names for a component, in the form [library, class]; None if it names none."""
+    entry = pipeline.get(name)
+    return entry[1] if isinstance(entry, list) and len(entry) == 2 else None

@@ -139,10 +139,6 @@ def test_the_scheduler_s_settings():
         without = {name: value for name, value in PNDM.items() if name != key}
         with pytest.raises(UserError, match=f"has no {key}, which means"):
             schedulers.require_scheduler(without, "sdxl", {}, path)
-    with pytest.raises(UserError, match=r"model_index.json has scheduler FlowMatchEulerDiscreteScheduler"):
-        schedulers.require_scheduler(
-            SCHEDULE, "sdxl", {"scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"]}, path
-        )
 
 
 def change(file: Path, **changes):
@@ -186,6 +182,7 @@ def test_what_model_index_says(folder, bases):
         {"_class_name": "LatentConsistencyModelPipeline"},
         {"_class_name": ["my_pipeline", "MyPipeline"]},
         {"vae": ["diffusers", "AutoencoderTiny"]},
+        {"scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"]},
     ):
         with case(changes):
             shutil.copy(bases["sdxl"] / "model_index.json", index)
