@@ -487,7 +487,11 @@ def test_the_vae_of_a_single_file_is_never_used_in_fp16(architecture, file_of, f
 
 @SDXL_ONLY
 def test_a_vae_folder_is_used_in_fp16_only_if_it_says_false(file_of, folder, edited):
-    for said in (False, True, None, 0, "false", []):
+    for said in (False, True, None):
         vae = edited(vae={"force_upcast": said}) / "vae"
         expected = {torch.float16 if said is False else torch.float32}
         assert vae_dtypes(file_of("sdxl"), folder, vae=vae, tokenizers=folder) == expected, said
+    for said in (0, "false", []):
+        vae = edited(vae={"force_upcast": said}) / "vae"
+        with pytest.raises(UserError, match="has force_upcast .*, but this suite takes only true, false or null"):
+            vae_dtypes(file_of("sdxl"), folder, vae=vae, tokenizers=folder)

@@ -129,6 +129,7 @@ def test_lab_pixels_are_converted():
         (saved(plain("CMYK", (0, 255, 255, 0)), "JPEG", icc_profile=SRGB), "a colour profile for RGB on CMYK pixels"),
         (saved(plain("CMYK", (0, 255, 255, 0)), "JPEG"), "CMYK without a colour profile"),
     ],
+    ids=["no-profile", "cut", "not-compressed", "lab", "grey", "rgb-on-cmyk", "cmyk"],
 )
 def test_colour_information_that_cannot_be_used_is_named(data, ignored):
     decoded = decode_and_describe(data)
