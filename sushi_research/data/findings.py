@@ -16,7 +16,7 @@ def lines(problems: Sequence[Problem], notes: Sequence[str]) -> list[str]:
     found = [f"skipped      {len(problems)}:"] if problems else []
     found += [f"{'':<13}{problem.name}: {problem.reason}" for problem in problems[:SHOWN_PROBLEMS]]
     if len(problems) > SHOWN_PROBLEMS:
-        found.append(f"{'':<13}and {len(problems) - SHOWN_PROBLEMS} more, see plan.json")
+        found.append(f"{'':<13}and {len(problems) - SHOWN_PROBLEMS} more (a run lists all in plan.json)")
     return found + [f"{'' if number else 'notes':<13}{note}" for number, note in enumerate(notes)]
 
 
@@ -32,7 +32,7 @@ def summary(scan: Scan) -> list[str]:
     for notes in kinds.values():
         found += notes[:SHOWN_NOTES]
         if len(notes) > SHOWN_NOTES:
-            found.append(f"and {len(notes) - SHOWN_NOTES} more like the last, see data_report.json")
+            found.append(f"and {len(notes) - SHOWN_NOTES} more like the last (a run lists all in data_report.json)")
     if scan.ignored:
         found.append(f"{scan.ignored} {'other file' if scan.ignored == 1 else 'other files'} (not images or captions)")
     return found

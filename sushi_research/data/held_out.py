@@ -43,6 +43,8 @@ def hold_out(scan: Scan, fraction: float) -> list[Sample]:
     held = [sample for sample in scan.samples if sample.image_hash in chosen]
     if not held or not kept:
         what = "none of them" if not held else "all of them"
+        if len(groups) < len({sample.image_hash for sample in scan.samples}):
+            what += " (images that resemble each other stay together and count as one)"
         raise UserError(
             f"evaluation.held_out is {fraction:g}, which of the {len(groups)} distinct images in {scan.source} holds out {what}: "
             "choose another fraction, or give separate held-out images with --evaluation.path."
