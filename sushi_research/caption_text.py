@@ -71,7 +71,8 @@ def problem(text: str) -> str | None:
 def first_line(text: str) -> tuple[str, int]:
     """(first line that is not blank, without spaces around it; number of such lines); ("", 0) if all are blank.
 
-    A line of nothing but spaces and invisible characters, such as a second byte order mark, is blank. Raises NotText if `text` is not text.
+    A line of nothing but spaces and invisible characters, such as a second byte order mark, is blank. Raises NotText if `text` is
+    not text.
     """
     reason = problem(text)
     if reason is not None:
