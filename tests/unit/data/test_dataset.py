@@ -301,7 +301,7 @@ def test_characters_that_clips_tokenizer_replaced_are_counted(root, scan):
         b_png=picture(2),
         b_txt="\ufb01sh &amp; ch\uff49ps",
     )
-    write(root, c_png=picture(3), c_txt="caf\u00e9 寿司 \U0001f363, AT&T - 'plain' & \"quotes\"")
+    write(root, c_png=picture(3), c_txt="caf\u00e9\u3000寿司\u2028\U0001f363, AT&T - 'plain' & \"quotes\"")
     (note,) = scan(root).notes
     assert note.startswith("2 captions have characters that CLIP's original tokenizer replaced (")
     for found in ("U+2019 right single quotation mark", "U+FB01 latin small ligature fi", "U+FF49 fullwidth", "&amp;"):
