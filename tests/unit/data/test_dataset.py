@@ -272,6 +272,8 @@ def test_captions_of_metadata_that_are_not_text_are_named_by_line(root, scan):
         "metadata.jsonl line 3": "the caption of c.png is not text (the noncharacter U+FFFE)",
     }
     write_report(result, root / "data_report.json")
+    (root / "a.txt").unlink()
+    assert problems(scan(root))["a.png"] == "no caption but that of metadata.jsonl line 1, which is not text"
 
 
 def test_of_a_caption_of_several_lines_the_first_is_used_and_a_note_says_so(root, scan):
