@@ -120,7 +120,7 @@ def main(config: AdapterEvaluation) -> int:
 
     evaluate_one("base", 0.0, None, None)
     for number, path in enumerate(config.adapters):
-        [(adapter, _)] = load_adapters(pipeline, [path])
+        [adapter] = load_adapters(pipeline, [path])
         changes_text = adapts_text(path)
         for lora_scale in config.lora_scales:
             pipeline.set_adapters([adapter], [lora_scale])

@@ -68,9 +68,8 @@ def main(config: SamplingConfig) -> int:
     text = model.load_text(base, device, COMPUTE_DTYPES[precision])
     pipeline = load_pipeline(base, model, text, COMPUTE_DTYPES[precision], device)
     pipeline.scheduler = sampling_scheduler(base.scheduler, base.prediction, config.steps)
-    loaded = load_adapters(pipeline, config.adapters)
-    unique = labels_of([Path(path) for path in config.adapters], reserved=["base"])
-    names = [(name, label) for (name, _), label in zip(loaded, unique, strict=True)]
+    labels = labels_of([Path(path) for path in config.adapters], reserved=["base"])
+    names = list(zip(load_adapters(pipeline, config.adapters), labels, strict=True))
     for prompt, lost in texts_cut(base, model, {*config.prompts, config.negative_prompt}).items():
         print(f"warning: the prompt is longer than 77 tokens, the last {lost} are cut: {prompt}")
 
@@ -116,8 +115,8 @@ def main(config: SamplingConfig) -> int:
     for row, cell_row in enumerate(cells):
         for column, image in enumerate(cell_row):
             image.save(singles / f"{row:02d}-{column:02d}.png")
-    labels = [prompt if len(config.seeds) == 1 else f"{prompt} (seed {seed})" for prompt, seed in rows]
-    plots.grid(cells, labels, [label for label, _, _ in columns]).save(output)
+    row_labels = [prompt if len(config.seeds) == 1 else f"{prompt} (seed {seed})" for prompt, seed in rows]
+    plots.grid(cells, row_labels, [label for label, _, _ in columns]).save(output)
     print(f"written: {output}, and each image in {singles}/")
     return 0
 

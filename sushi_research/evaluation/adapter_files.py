@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from sushi_research.adapters.labels import file_name_key, labels_of
-from sushi_research.adapters.loading import label_of
+from sushi_research.adapters.labels import file_name_key, label_of, labels_of
 from sushi_research.config.suggestions import word
 from sushi_research.evaluation import drift, validation_set
 from sushi_research.evaluation.drift import Drift
