@@ -33,7 +33,7 @@ from sushi_research.adapters.labels import labels_of
 from sushi_research.adapters.loading import load_adapters, load_pipeline
 from sushi_research.adapters.reading import read_adapter
 from sushi_research.errors import UserError
-from sushi_research.files import disk_error
+from sushi_research.files import disk_error, write_image
 from sushi_research.models import loading
 from sushi_research.models.truncation import texts_cut
 from sushi_research.precision import COMPUTE_DTYPES, resolve_precision
@@ -114,9 +114,9 @@ def main(config: SamplingConfig) -> int:
         path.unlink()  # of an earlier, larger grid
     for row, cell_row in enumerate(cells):
         for column, image in enumerate(cell_row):
-            image.save(singles / f"{row:02d}-{column:02d}.png")
+            write_image(singles / f"{row:02d}-{column:02d}.png", image)
     row_labels = [prompt if len(config.seeds) == 1 else f"{prompt} (seed {seed})" for prompt, seed in rows]
-    plots.grid(cells, row_labels, [label for label, _, _ in columns]).save(output)
+    write_image(output, plots.grid(cells, row_labels, [label for label, _, _ in columns]))
     print(f"written: {output}, and each image in {singles}/")
     return 0
 
