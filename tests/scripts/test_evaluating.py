@@ -285,10 +285,10 @@ def refuse_trained_images(trainer: Trainer, data: Path, held: list[str], tmp_pat
 @pytest.mark.slow
 def test_what_cannot_be_held_out_is_one_sentence(trainer, photos):
     for changes, message in (
-        ({"evaluation.held_out": 1e-9}, r"held_out is 1e-09, which of the 7 distinct images .* holds out none of them"),
+        ({"evaluation.held_out": 1e-9}, r"held_out is 1e-09, which holds out none of the 7 distinct images in "),
         (
             {"evaluation.held_out": 0.999999},
-            r"holds out all of them: choose another fraction, or give .* --evaluation\.path",
+            r"holds out all of the 7 distinct images in .*: choose another fraction, or give .* --evaluation\.path",
         ),
         (
             {"evaluation.path": str(photos)},
