@@ -234,8 +234,10 @@ UNTRAINABLE = {
     "tokenizer could not be loaded": lambda base: cut_in_half(base / "tokenizer/tokenizer.json"),
     "but CLIP takes 77": lambda base: (base / "tokenizer/tokenizer_config.json").unlink(),
     "has no scheduler/scheduler_config.json": lambda base: shutil.rmtree(base / "scheduler"),
-    "unet could not be loaded": lambda base: cut_in_half(base / "unet/diffusion_pytorch_model.safetensors"),
-    "text_encoder could not be loaded": lambda base: cut_in_half(base / "text_encoder/model.safetensors"),
+    "unet/diffusion_pytorch_model.safetensors is cut short": lambda base: cut_in_half(
+        base / "unet/diffusion_pytorch_model.safetensors"
+    ),
+    "text_encoder/model.safetensors is cut short": lambda base: cut_in_half(base / "text_encoder/model.safetensors"),
     "unet/config.json is not valid JSON": lambda base: cut_in_half(base / "unet/config.json"),
 }
 
