@@ -95,8 +95,8 @@ def plan(experiment: Experiment) -> list[Planned]:
     keys = [name.casefold() for name, _ in named]
     if twice := [name for name, _ in named if keys.count(name.casefold()) > 1]:
         raise UserError(
-            f"two variants would share the folder {twice[0]} (other characters than letters and digits become - in the names of a grid, and some "
-            "file systems ignore case): give the variants names of their own under variants."
+            f"two variants would share the folder {twice[0]} (other characters than letters and digits become - in the names of a "
+            "grid, and some file systems ignore case): give the variants names of their own under variants."
         )
     variants = dict(named)
     if experiment.reference is not None and experiment.reference not in variants:
