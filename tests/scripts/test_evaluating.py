@@ -443,5 +443,5 @@ def test_without_anything_held_out_all_images_are_the_validation_set(trainer, he
     assert len(tables_of_losses := pyarrow.parquet.read_table(tmp_path / "out/base/evaluation.parquet")) == 3 * 4
     assert len(set(tables_of_losses["image"].to_pylist())) == 3
     assert f"3 images of {held} x 4 noise samples" in capsys.readouterr().out
-    with pytest.raises(UserError, match="the adapter nowhere.safetensors is not there"):
+    with pytest.raises(UserError, match="nowhere.safetensors does not exist: check the path"):
         SCRIPT.main(SCRIPT.read([*words, "--adapters", "[nowhere.safetensors]"]))
