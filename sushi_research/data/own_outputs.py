@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ PAGES = {
     "comparison.json": {"curves", "differences", "matrix", "timestep_bins", "samples"},
     "evaluation.json": {"grid", "lora_scales"},
 }
+GRID = "the images of a grid"
 PICTURES = (".png", ".jpg", ".webp")
 # scripts/sample.py writes each image of grid.png as grid/ROW-COLUMN.png.
 _CELL = re.compile(r"\d{2,}-\d{2,}\.png")
@@ -35,7 +37,7 @@ def kind_of(folder: Path, names: Collection[str]) -> str | None:
     visible = {name for name in names if not name.startswith(".")}
     if visible and all(_CELL.fullmatch(name) for name in visible):
         if any(folder.with_name(folder.name + suffix).is_file() for suffix in PICTURES):
-            return "the images of a grid"
+            return GRID
     return None
 
 
@@ -44,10 +46,7 @@ def own_pictures(folder: Path, folders: Collection[str], files: Collection[str])
     ours = {f"{stem}.png" for page, stems in PAGES.items() if page in files for stem in stems}
     for name in folders:
         grids = {f"{name}{suffix}" for suffix in PICTURES} & set(files)
-        if (
-            grids
-            and kind_of(folder / name, [path.name for path in (folder / name).iterdir()]) == "the images of a grid"
-        ):
+        if grids and kind_of(folder / name, _entries(folder / name)) == GRID:
             ours |= grids
     return ours & set(files)
 
@@ -61,6 +60,14 @@ def require_apart(key: str, folder: Path, skipped: Collection[str], outputs: Map
             f"{key}: {folder} holds tables, and inside it is {found}, whose files would be taken for tables too: "
             f"give run.folder and cache.folder other places, or {key} the folder of the tables alone."
         )
+
+
+def _entries(folder: Path) -> list[str]:
+    """The names in a folder; none if it cannot be read, which the walk reports."""
+    try:
+        return os.listdir(folder)
+    except OSError:
+        return []
 
 
 def _starts_with(path: Path, text: bytes) -> bool:

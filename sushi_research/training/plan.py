@@ -57,14 +57,18 @@ class EvaluationPlan:
     near_duplicates: tuple[str, ...]
 
     def describe(self) -> list[str]:
-        few = f"; a test result between runs needs {MIN_IMAGES} images or more" if self.images < MIN_IMAGES else ""
         lines = [
-            f"evaluation   {self.images} images ({self.source}) x {self.noise_samples} noise samples, and the drift on "
-            f"{self.drift_captions} captions, {self.evaluations} times{few}"
+            f"evaluation   {self.images} {'image' if self.images == 1 else 'images'} x {self.noise_samples} noise samples, and "
+            f"the drift on {self.drift_captions} captions, {self.evaluations} times",
+            f"             images: {self.source}",
         ]
+        if self.images < MIN_IMAGES:
+            lines.append(f"             a test result between runs needs {MIN_IMAGES} images or more")
         lines += [f"             warning: {sentence}" for sentence in self.near_duplicates[:SHOWN_NEAR_DUPLICATES]]
         if len(self.near_duplicates) > SHOWN_NEAR_DUPLICATES:
-            lines.append(f"             and {len(self.near_duplicates) - SHOWN_NEAR_DUPLICATES} more, see plan.json")
+            lines.append(
+                f"             and {len(self.near_duplicates) - SHOWN_NEAR_DUPLICATES} more (a run's plan.json lists all)"
+            )
         return lines
 
 
@@ -151,7 +155,7 @@ class Plan:
         """The plan as text for the terminal."""
         dtypes = self.dtypes.describe()
         buckets = ", ".join(f"{name} ({count})" for name, count in self.buckets.items())
-        unused = f"; {len(self.unused)} keys of it are not needed (see plan.json)" if self.unused else ""
+        unused = f"; {len(self.unused)} keys of it are not needed (a run's plan.json lists them)" if self.unused else ""
         lines = [
             f"base         {self.base}: {self.architecture}, predicts {self.prediction.describe()}{unused}",
             f"images       {self.images} ({self.items_per_epoch} per epoch with repeats)",
@@ -177,7 +181,7 @@ class Plan:
             if cut:
                 worst = max(cut.values())
                 lines.append(
-                    f"{what:<13}{len(cut)} longer than 77 tokens are cut (the longest loses {worst}); see plan.json"
+                    f"{what:<13}{len(cut)} longer than 77 tokens are cut (the longest loses {worst}); a run's plan.json lists them"
                 )
         lines += findings.lines(self.problems, self.notes)
         return "\n".join(lines)
@@ -263,7 +267,8 @@ def _held_out_of(config: TrainingConfig, data: Data) -> str:
     got = len({item.sample.image_hash for item in data.held_out})
     total = got + len({item.sample.image_hash for item in data.items})
     share = config.evaluation.held_out
-    return f"held out of {config.data.path}: asked for {share:g} of {total} distinct images, {round(share * total)}; got {got}"
+    asked = f"asked for {share:g} of {total} distinct images, which is {round(share * total)}"
+    return f"held out of {config.data.path} ({asked}; got {got})"
 
 
 def require_trainable(config: TrainingConfig, steps: int) -> None:
