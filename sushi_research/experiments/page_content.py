@@ -11,8 +11,9 @@ import numpy as np
 
 from sushi_research.experiments import tables
 from sushi_research.experiments.clocks import clocks_of
-from sushi_research.experiments.comparison import Comparison, Pair, Variant, removed_by_seeds
+from sushi_research.experiments.comparison import Comparison, Pair, removed_by_seeds
 from sushi_research.experiments.seeds import by_seed, per_seed
+from sushi_research.experiments.variants import Variant
 from sushi_research.reports.page import Block
 from sushi_research.reports.statistics import Difference, clustered_mean
 from sushi_research.reports.training_log import WALL
