@@ -82,8 +82,20 @@ def quiet_libraries() -> None:
 
 @contextlib.contextmanager
 def open_run(job: Job) -> Iterator[Job]:
-    """The job with its run folder, which the main process locks. A dry run has no run folder and writes nothing."""
+    """The job with its run folder, which the main process locks. A dry run has no run folder and writes nothing.
+
+    Raises UserError if the run folder cannot be opened, or is that of the data, whose images would be mixed with the run's.
+    """
     config = job.config
+    for key, path in (("data.path", config.data.path), ("evaluation.path", config.evaluation.path)):
+        if (
+            config.run.name
+            and path
+            and _is_one_folder(Path(path).expanduser(), Path(config.run.folder, config.run.name))
+        ):
+            raise UserError(
+                f"run.folder and run.name give the folder of {key}, {path}: give the run a folder of its own."
+            )
     if config.dry_run:
         yield job
         return
@@ -103,6 +115,10 @@ def open_run(job: Job) -> Iterator[Job]:
             yield replace(job, run=run)
         finally:
             run.remove_if_empty()
+
+
+def _is_one_folder(one: Path, other: Path) -> bool:
+    return one.is_dir() and os.path.realpath(one) == os.path.realpath(other)
 
 
 def out_of_memory(config: TrainingConfig, error: Exception) -> UserError:

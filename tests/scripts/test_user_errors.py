@@ -149,6 +149,18 @@ def test_leaving_out_every_file_is_refused(refusal, tmp_path):
 
 
 @ONE
+@pytest.mark.parametrize("key", ["data.path", "evaluation.path"])
+def test_a_run_does_not_write_among_the_images(refusal, tmp_path, key):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    save_picture(folder / "a.png")
+    (tmp_path / "link").symlink_to(folder)
+    sentence = refusal({key: f"{tmp_path}/link"}, name="mine")
+    assert f"run.folder and run.name give the folder of {key}" in sentence
+    assert sorted(path.name for path in folder.iterdir()) == ["a.png", "a.txt"]
+
+
+@ONE
 def test_a_data_folder_that_is_not_there_or_holds_no_image(refusal, photos, tmp_path):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "notes.txt").write_text("no picture")

@@ -602,7 +602,7 @@ def test_what_is_done_to_colours_is_counted_and_files_whose_colours_are_uncertai
 
 
 def run_files(folder: Path) -> None:
-    write(folder, run_json="{}", config_yaml="", samples__progress_png=picture(7), samples__progress_txt="x")
+    write(folder, run_json='{"format": 2}', config_yaml="", samples__progress_png=picture(7), samples__progress_txt="x")
     write(folder, wandb__x_png=picture(8), evaluation_parquet=b"")
 
 
@@ -613,17 +613,19 @@ def test_what_this_program_wrote_is_skipped_and_named(root, tmp_path, scan):
     (root / "linked").symlink_to(tmp_path / "elsewhere")
     write(root, begun__x_png=picture(2))
     (root / "begun" / ".lock").write_text("process 12 on there")
-    write(root, kept__files_json="{}", kept__latents__b_arrow=b"", kept__x_png=picture(2))
+    write(root, kept__files_json='{"version": 3, "files": {}}', kept__latents__b_arrow=b"", kept__x_png=picture(2))
     write(root, cache__x_png=picture(2))
-    write(root, results__evaluation_json="{}", results__grid_png=picture(3), results__mine_png=picture(4))
+    write(root, results__evaluation_json='{"results": {}}', results__grid_png=picture(3), results__mine_png=picture(4))
     write(root, results__mine_txt="mine", results__base__provenance_json="[]", results__base__evaluation_parquet=b"")
     write(root, results__base__samples__x_png=picture(3))
-    write(root, page__comparison_json="{}", page__curves_png=picture(5), page__wandb__run__x_png=picture(6))
-    (root / "page" / "wandb" / "run").rename(root / "page" / "wandb" / "run-1")
+    write(
+        root, page__comparison_json='{"variants": []}', page__curves_png=picture(5), page__wandb__run__x_png=picture(6)
+    )
+    (root / "page" / "wandb" / "run").rename(root / "page" / "wandb" / "run-20260102_030405-abc")
     (root / "drawn").mkdir()
     write(root, drawn__grid_png=picture(9))
     (root / "drawn" / "grid").mkdir()
-    (root / "drawn" / "grid" / "00-01.png").write_bytes(picture(9))
+    (root / "drawn" / "grid" / "00-00.png").write_bytes(picture(9))
     result = scan(root, outputs={root / "cache": "the cache folder"})
     assert captions(result) == {"photos/a.png": "a cat", "results/mine.png": "mine"}
     assert result.problems == []
@@ -660,6 +662,29 @@ def test_an_unreadable_folder_next_to_an_image_of_its_name_is_a_problem(root, sc
     result = scan(root)
     assert captions(result) == {"a.png": "a cat"}
     assert problems(result) == {"a": "cannot be read: Permission denied"}
+
+
+def test_folders_of_other_programs_are_read(root, scan):
+    names = [
+        "runs/a",
+        "samples/a",
+        "cache/a",
+        "wandb/run-1",
+        "other/a",
+        "own/text_1",
+        "pages/grid",
+        "2024/07-01",
+        "2024",
+    ]
+    for number, name in enumerate(names):
+        path = root / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(picture(number))
+    write(root, other__run_json='{"loss": 1}', other__config_yaml="", own__files_json="[]", pages__evaluation_json="{}")
+    write(root, metadata_jsonl=lines(*({"file_name": f"{name}.png", "text": "x"} for name in names)))
+    result = scan(root)
+    assert sorted(captions(result)) == sorted(f"{name}.png" for name in names)
+    assert result.problems == [] and result.notes == []
 
 
 def test_a_run_folder_that_is_asked_for_is_read(root, scan):
