@@ -8,6 +8,8 @@ import re
 import unicodedata
 from collections.abc import Iterable
 
+from sushi_research.errors import some
+
 # Longest first: the mark of UTF-32 begins with that of UTF-16.
 _MARKS = {
     codecs.BOM_UTF32_LE: "utf-32",
@@ -97,10 +99,10 @@ def note_replaced(captions: Iterable[tuple[str, str]]) -> list[str]:
             found |= dict.fromkeys(replaced)
     if not names:
         return []
-    listed = ", ".join(list(found)[:_SHOWN]) + (f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else "")
     count = "1 caption has" if len(names) == 1 else f"{len(names)} captions have"
+    shown = some(list(found), _SHOWN)
     return [
-        f"{count} characters that CLIP's original tokenizer replaced ({listed}; first in {names[0]}): they are encoded as they "
+        f"{count} characters that CLIP's original tokenizer replaced ({shown}; first in {names[0]}): they are encoded as they "
         "are; write plain quotes and letters, as ftfy.fix_text and html.unescape do"
     ]
 

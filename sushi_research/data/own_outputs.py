@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -14,6 +15,7 @@ PAGES = {
     "comparison.json": {"curves", "differences", "matrix", "timestep_bins", "samples"},
     "evaluation.json": {"grid", "lora_scales"},
 }
+GRID = "the images of a grid"
 PICTURES = (".png", ".jpg", ".webp")
 # Other programs have files of these names too, so one of these keys must be in them.
 KEYS = {
@@ -46,7 +48,7 @@ def kind_of(folder: Path, names: Collection[str]) -> str | None:
     visible = {name for name in names if not name.startswith(".")}
     if "00-00.png" in visible and all(_CELL.fullmatch(name) for name in visible):
         if any(folder.with_name(folder.name + suffix).is_file() for suffix in PICTURES):
-            return "the images of a grid"
+            return GRID
     return None
 
 
@@ -55,10 +57,7 @@ def own_pictures(folder: Path, folders: Collection[str], files: Collection[str])
     ours = {f"{stem}.png" for page, stems in PAGES.items() if _is_ours(folder, page, files) for stem in stems}
     for name in folders:
         grids = {f"{name}{suffix}" for suffix in PICTURES} & set(files)
-        if (
-            grids
-            and kind_of(folder / name, [path.name for path in (folder / name).iterdir()]) == "the images of a grid"
-        ):
+        if grids and kind_of(folder / name, _entries(folder / name)) == GRID:
             ours |= grids
     return ours & set(files)
 
@@ -72,6 +71,14 @@ def require_apart(key: str, folder: Path, skipped: Collection[str], outputs: Map
             f"{key}: {folder} holds tables, and inside it is {found}, whose files would be taken for tables too: "
             f"give run.folder and cache.folder other places, or {key} the folder of the tables alone."
         )
+
+
+def _entries(folder: Path) -> list[str]:
+    """The names in a folder; none if it cannot be read, which the walk reports."""
+    try:
+        return os.listdir(folder)
+    except OSError:
+        return []
 
 
 def _is_ours(folder: Path, name: str, names: Collection[str]) -> bool:

@@ -1,51 +1,33 @@
 """Compares runs: groups them into variants, finds the settings that differ, and tests each pair.
 
-A variant is the set of runs whose identity is equal except for the seed, and whose code is equal (code_variants.py). Runs of one
-seed count as one (seeds.py). A pair is tested at the last point that both variants reached, in samples seen or in seconds of
-training (clocks.py). This rule is fixed in advance. The two axes are two families, each corrected for its number of pairs. The
-statistics are in reports/statistics.py.
+Runs of one seed count as one (seeds.py). A pair of variants (variants.py) is tested at the last point that both reached, in
+samples seen or in seconds of training (clocks.py). This rule is fixed in advance. The two axes are two families, each corrected
+for its number of pairs. The statistics are in reports/statistics.py.
 """
 
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from sushi_research.errors import UserError
+from sushi_research.errors import UserError, some
 from sushi_research.evaluation.results import MIN_IMAGES
 from sushi_research.experiments import code_variants, repetitions
 from sushi_research.experiments.clocks import clocks_of, wall_seconds_at
 from sushi_research.experiments.evaluated_files import notes_on_files
 from sushi_research.experiments.seeds import by_seed, notes_on_seeds, per_seed, runs_that_count
+from sushi_research.experiments.variants import SEED, Variant, variants_called, variants_of
 from sushi_research.reports import statistics
 from sushi_research.reports.run_record import Curve, RunRecord
 from sushi_research.reports.statistics import MAX_PAIRS, Difference, PairedTestResult
 
-SEED = "train.seed"
 # Settings of locations and output, which do not distinguish variants.
 PLACES = ("run.", "cache.", "tracking.", "sample.", "checkpoint.", "dry_run", "adapters", "lora_scales", "output")
 PLACES += tuple(f"evaluation.{key}" for key in ("path", "split", "every", "noise_samples", "drift_captions"))
-
-
-@dataclass(frozen=True)
-class Variant:
-    """Runs that differ only in their seed, sorted by seed."""
-
-    label: str
-    runs: tuple[RunRecord, ...]
-
-    @property
-    def seeds(self) -> tuple[int | None, ...]:
-        return tuple(run.seed for run in self.runs)
-
-    @property
-    def is_file(self) -> bool:
-        return all(run.state == "file" for run in self.runs)
 
 
 @dataclass
@@ -104,29 +86,6 @@ def compare(records: Sequence[RunRecord], reference: str | None = None, pool_cod
     return Comparison(variants, by_run, differing(variants), warnings=warnings, problems=problems, **families)
 
 
-def variants_of(records: Sequence[RunRecord], pool_code: bool = False) -> tuple[list[Variant], bool]:
-    """(variants in the given order, whether each run is treated as a variant because all belong to one variant)."""
-    groups: dict[str, list[RunRecord]] = {}
-    for record in records:
-        settings = {key: value for key, value in record.identity.items() if key != SEED}
-        code = None if pool_code else code_variants.history(record)
-        # An adapter file has no identity, so it is a variant of its own.
-        key = repr((sorted(settings.items()), code)) if settings else str(record.path)
-        groups.setdefault(key, []).append(record)
-    by_run = len(groups) == 1 and len(records) > 1
-    parts = [[record] for record in records] if by_run else list(groups.values())
-    parts = [sorted(part, key=lambda run: (run.seed is None, run.seed, run.name)) for part in parts]
-    bare = [{_without_seed(run.name) for run in part} for part in parts]
-    labels = [part[0].name if by_run or len(names) > 1 else min(names) for part, names in zip(parts, bare, strict=True)]
-    if len(set(labels)) < len(labels):
-        labels = [part[0].name for part in parts]
-    if len(set(labels)) < len(labels):
-        labels = [f"{part[0].path.resolve().parent.name}/{part[0].name}" for part in parts]
-    if len(set(labels)) < len(labels):
-        labels = [str(part[0].path) for part in parts]
-    return [Variant(label, tuple(part)) for label, part in zip(labels, parts, strict=True)], by_run
-
-
 def differing(variants: Sequence[Variant]) -> dict[str, list[Any]]:
     """Settings and facts that differ between trained variants -> each variant's value, including the seeds.
 
@@ -143,10 +102,6 @@ def differing(variants: Sequence[Variant]) -> dict[str, list[Any]]:
         if any(each.get(key) != trained[0].get(key) for each in trained)
     }
     return found | code_variants.differing([v.runs for v in variants], [v.is_file for v in variants])
-
-
-def _without_seed(name: str) -> str:
-    return re.sub(r"[-_]seed[-_]?\d+$", "", name)
 
 
 def warnings_of(records: Sequence[RunRecord]) -> list[str]:
@@ -176,12 +131,8 @@ def _warn(
         if (known := value(record)) is not None:
             groups.setdefault(str(known), []).append(record.name)
     if len(groups) > 1:
-        values = "; ".join(f"{known[:12]}: {_some(names)}" for known, names in groups.items())
+        values = "; ".join(f"{known[:12]}: {some(names)}" for known, names in groups.items())
         found.append(f"not all runs have the same {what} ({values}): {consequence}")
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
 def _pairs(variants: Sequence[Variant], reference: str | None) -> Iterator[tuple[Variant, Variant]]:
@@ -193,14 +144,7 @@ def _pairs(variants: Sequence[Variant], reference: str | None) -> Iterator[tuple
         for earlier, later in itertools.combinations(variants, 2):
             yield later, earlier
         return
-    chosen = [variant for variant in variants if reference in (variant.label, *(run.name for run in variant.runs))][:1]
-    chosen = chosen or [
-        variant for variant in variants if {_without_seed(run.name) for run in variant.runs} == {reference}
-    ]
-    if not chosen:
-        raise UserError(
-            f"no variant is called {reference}: choose from {', '.join(variant.label for variant in variants)}."
-        )
+    chosen = variants_called(reference, variants)
     for number, each in enumerate(chosen):
         for variant in variants:
             if all(variant is not earlier for earlier in chosen[: number + 1]):

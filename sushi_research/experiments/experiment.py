@@ -220,7 +220,10 @@ def note_on_code(run: Planned) -> str:
     optimizer = run.config.optimizer.name
     now = code.code_of(run.script, [optimizer] if "." in optimizer else [])
     files = dict.fromkeys(file for was in trained for file in code.changed_files(was, now))
-    return f"with other code than the script has now: {code.listed(list(files))}" if files else ""
+    # A module on a path that only the running script adds is not found from here. If an import was removed, another file tells.
+    missing = {file for was in trained for file in was["files"]} - now["files"].keys()
+    files = [file for file in files if file not in missing]
+    return f"with other code than the script has now: {code.listed(files)}" if files else ""
 
 
 def describe(states: Sequence[tuple[Planned, str]]) -> str:

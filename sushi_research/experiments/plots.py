@@ -10,8 +10,9 @@ import numpy as np
 from PIL import Image
 
 from sushi_research.experiments.clocks import time_axis
-from sushi_research.experiments.comparison import Comparison, Pair, Variant
+from sushi_research.experiments.comparison import Comparison, Pair
 from sushi_research.experiments.seeds import per_seed, runs_that_count
+from sushi_research.experiments.variants import Variant
 from sushi_research.reports.run_record import RunRecord
 from sushi_research.reports.statistics import clustered_mean, interpolate, t_quantile
 from sushi_research.sampling import plots

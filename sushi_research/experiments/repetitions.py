@@ -46,7 +46,7 @@ def warnings(records: Sequence[RunRecord]) -> list[str]:
 
 def _key(run: RunRecord) -> str | None:
     """Everything that determines the result of a run on a CPU; None for a run of which that is not known, or on a GPU."""
-    if not run.identity or not run.entries or code_variants.history(run) is None:
+    if run.seed is None or not run.entries or code_variants.history(run) is None:
         return None
     # A continued run equals one that was never stopped, so a launch counts only if it changed something.
     changes: list[tuple[int, str]] = []

@@ -13,7 +13,7 @@ import numpy as np
 
 from sushi_research.config.yaml12 import read_yaml
 from sushi_research.errors import UserError
-from sushi_research.evaluation.result_arrays import image_of
+from sushi_research.evaluation.result_arrays import ResultArrays, image_of, refused
 from sushi_research.evaluation.results import Results
 from sushi_research.reports import training_log
 from sushi_research.reports.older_versions import settings_in_this_version
@@ -68,12 +68,14 @@ class Curve:
 class RunRecord:
     """One run. `state`: "finished", "still going", "stopped", "unknown" (damaged), or "file" for an evaluated adapter file.
 
-    `settings` is the flattened config; `identity` is everything that determines the result; `entry` describes the last start.
+    `finished_at` is the last step of a finished run, else None. `settings` is the flattened config; `identity` is everything that
+    determines the result; `entry` describes the last start.
     """
 
     path: Path
     name: str
     state: str
+    finished_at: int | None = None
     identity: dict[str, Any] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     plan: dict[str, Any] = field(default_factory=dict)
@@ -156,8 +158,8 @@ def read_record(path: Path) -> RunRecord:
         run.stage_timings = (
             attempt(lambda: _json(path / "stage_timings.json"), {}) if (path / "stage_timings.json").is_file() else {}
         )
-        finished_at = record.get("finished_at") if run.state == "finished" else None
-        run.metrics = attempt(lambda: training_log.read_log(path / "metrics.jsonl", finished_at), [])
+        run.finished_at = record.get("finished_at") if run.state == "finished" else None
+        run.metrics = attempt(lambda: training_log.read_log(path / "metrics.jsonl", run.finished_at), [])
     if (path / "config.yaml").is_file():
         run.settings = attempt(lambda: flatten(read_yaml(str(path / "config.yaml"))), {})
     elif run.entry:
@@ -220,10 +222,7 @@ def _curve(run: RunRecord, path: Path, logged: str) -> Curve | None:
         return None
     if found.repeated:
         run.problems.append(f"{path} holds rows several times ({found.repeated} too many): each counts once")
-    missing = sorted({line["step"] for line in run.metrics if logged in line} - set(found.steps))
-    if missing:
-        steps = ", ".join(map(str, missing[:5]))
-        run.problems.append(f"{path} has no results of step {steps}, which metrics.jsonl has: the other steps are used")
+    run.problems += _compared_with_the_log(run, path, found, logged)
     places: dict[str, list[int]] = {}
     for place, name in enumerate(found.names):
         places.setdefault(image_of(name), []).append(place)
@@ -236,6 +235,36 @@ def _curve(run: RunRecord, path: Path, logged: str) -> Curve | None:
     if run.state != "file":
         samples, spent = _axes(run, found.steps)
     return Curve(results.set_hash() or "", tuple(places), times, found.steps, loss, base, samples, spent)
+
+
+def _compared_with_the_log(run: RunRecord, path: Path, found: ResultArrays, logged: str) -> list[str]:
+    """A sentence for the steps that only one of `path` and metrics.jsonl has. `logged` is the key of the mean in metrics.jsonl.
+
+    UserError if the results of a step are not those that were logged, or are of a step after the end of the run.
+    """
+    means = {line["step"]: line[logged] for line in run.metrics if logged in line}
+    for step, loss in zip(found.steps, found.loss, strict=True):
+        mean = means.get(step)
+        # The same float32 values; only the order of the sum may differ.
+        if isinstance(mean, float) and np.isfinite(loss).all():
+            if not np.isclose(loss.mean(dtype=np.float64), mean, rtol=1e-6, atol=1e-12):
+                raise refused(path, f"does not have the results of step {step} that metrics.jsonl tells of")
+    said, last = [], found.steps[-1]
+    if run.finished_at is not None and last > run.finished_at:
+        raise refused(path, f"has results of step {last}, but the run finished at step {run.finished_at}")
+    if run.finished_at is not None and last < run.finished_at and not means:
+        said.append(f"{path} ends at step {last}, but the run finished at step {run.finished_at}")
+    if missing := sorted(means.keys() - set(found.steps)):
+        steps = ", ".join(map(str, missing[:5]))
+        said.append(f"{path} has no results of step {steps}, which metrics.jsonl has: the other steps are used")
+    # A run that was killed, or is still going, may not have logged its last results yet.
+    logged_until = max((line["step"] for line in run.trained), default=0) - (run.finished_at is None)
+    if means and (more := [step for step in found.steps if step not in means and step <= logged_until]):
+        steps = ", ".join(map(str, more[:5]))
+        said.append(
+            f"{path} has results of step {steps}, which metrics.jsonl does not have: they are used all the same"
+        )
+    return said
 
 
 def _axes(run: RunRecord, steps: Sequence[int]) -> tuple[np.ndarray | None, TrainingTimes]:

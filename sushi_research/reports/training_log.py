@@ -32,11 +32,14 @@ class TrainingTimes:
 def read_log(path: Path, finished_at: int | None) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl.
 
-    UserError, which names the file: a line that a run does not write, or steps that are missing, repeated or out of order.
+    UserError, which names the file: a line that a run does not write, steps that are missing, repeated or out of order, or a line
+    of another step (`samples_seen` tells).
     `finished_at` is the last step of a finished run, else None.
     """
+    if finished_at is not None and not path.exists():
+        raise UserError(f"{path} is missing: restore the file; it is skipped")
     lines = MetricsFile(path).read()
-    expected, last = 1, 0
+    expected, last, per_step = 1, 0, None
     for number, line in enumerate(lines, 1):
         if not _is_line(line):
             raise UserError(f"{path}, line {number} does not hold what a run writes: remove it; the file is skipped")
@@ -47,6 +50,14 @@ def read_log(path: Path, finished_at: int | None) -> list[dict[str, Any]]:
                 f"{path}, line {number} is about step {step} {after}, so steps are missing, repeated or out of order: restore the "
                 "file; it is skipped"
             )
+        seen = line.get("samples_seen") if is_trained else None
+        if seen is not None:
+            per_step = seen if step == 1 else per_step
+            if per_step is not None and seen != step * per_step:
+                raise UserError(
+                    f"{path}, line {number} is about step {step}, but its samples_seen is not that of this step: restore the file; "
+                    "it is skipped"
+                )
         last, expected = step, expected + is_trained
     if finished_at is not None and expected - 1 != finished_at:
         raise UserError(
@@ -93,7 +104,7 @@ def _is_line(line: Any) -> bool:
     if not isinstance(line, dict) or type(line.get("step")) is not int or line["step"] < 0:
         return False
     # A step's device time is 0 if the clock is coarser than the step.
-    speed, times = line.get("images_per_second", 1.0), [line.get(key, 0.0) for key in CLOCKS]
+    speed, times = line.get("images_per_second", 1.0), [line.get(key, 0.0) for key in (*CLOCKS, "samples_seen")]
     return _is_number(speed) and speed > 0 and all(_is_number(time) and time >= 0 for time in times)
 
 

@@ -2,7 +2,7 @@
 
 The modules are found by following `import` statements in the syntax trees, those within functions included. So the code depends
 neither on the config nor on what the process has imported so far. A module that only a computed name leads to (a path given to
-`runpy`, a name built at run time) is not found; `import_module` with the name written out is.
+`runpy`, a name built at run time) is not found; `import_module` with a name that the same file writes out is.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import sushi_research
+from sushi_research.errors import some
 from sushi_research.files import readable
 from sushi_research.fingerprints import content_hash
 from sushi_research.runs.syntax_tree import Import, parsed
@@ -59,11 +60,13 @@ def code_of(script: str | Path, classes: Iterable[str] = ()) -> dict[str, Any]:
     path = Path(script).resolve()
     importlib.invalidate_caches()
     digest, imports = parsed(_bytes(path))
-    files = {SCRIPT: digest} | _Modules(path.parent).closure(_names(imports, "", True))
+    # With `python -m` a script may import from the folders above its own: `from ..losses import mse`.
+    folders = path.parents[: max([each.level for each in imports], default=0) or 1]
+    files = {SCRIPT: digest} | _Modules(folders).closure(_names(imports, "", True))
     found: dict[str, str] = {}
     for module in (name.rpartition(".")[0] for name in classes):
         installed = {module.partition(".")[0]} - set(LIBRARIES)
-        found |= _Modules(path.parent, installed).closure([module])
+        found |= _Modules(folders, installed).closure([module])
     return {
         "script": path.name,
         "hash": content_hash(json.dumps(files, sort_keys=True).encode()),
@@ -103,7 +106,7 @@ def shared_files_changed(one: Mapping[str, Any], other: Mapping[str, Any]) -> li
 
 def listed(files: Sequence[str]) -> str:
     """The names of files for a message: all, or the first six."""
-    return ", ".join(files[:6]) + (f" and {len(files) - 6} more" if len(files) > 6 else "")
+    return some(files, 6)
 
 
 def _named(code: Mapping[str, Any]) -> dict[str, str]:
@@ -115,16 +118,16 @@ def _differ(one: Mapping[str, Any], other: Mapping[str, Any], part: str, name: s
 
 
 class _Modules:
-    """Finds the source of modules as Python would if it ran a script of `folder`, without importing anything.
+    """Finds the source of modules as Python would if it ran a script of the first of `folders`, without importing anything.
 
     `installed` are installed packages whose source counts all the same, because their versions are not recorded.
     """
 
-    def __init__(self, folder: Path, installed: Collection[str] = ()) -> None:
+    def __init__(self, folders: Sequence[Path], installed: Collection[str] = ()) -> None:
         main = getattr(sys.modules.get("__main__"), "__file__", None)
         own = os.path.dirname(os.path.abspath(main)) if main else None
         # Python puts the folder of the running script first. It does not count for another script.
-        self._path = [str(folder), *(entry for entry in sys.path if os.path.abspath(entry) != own)]
+        self._path = [*map(str, folders), *(entry for entry in sys.path if os.path.abspath(entry) != own)]
         self._specs: dict[str, ModuleSpec | None] = {PACKAGE: sushi_research.__spec__}
         self._installed = installed
 
@@ -194,7 +197,7 @@ def _names(imports: Sequence[Import], module: str, is_package: bool) -> Iterator
         above = package.split(".")[: -(found.level - 1) or None] if found.level else []
         base = ".".join([*filter(None, above), *filter(None, [found.module.replace("__name__", module)])])
         yield base
-        yield from (f"{base}.{name}" for name in found.names if base)
+        yield from (f"{base}.{name}".lstrip(".") for name in found.names)
 
 
 def _bytes(path: Path) -> bytes:

@@ -11,6 +11,7 @@ from sushi_research.fingerprints import content_hash
 
 # Fields of syntax nodes that do not affect what the code does, or that differ between versions of Python.
 WITHOUT_EFFECT = {"ctx", "kind", "type_comment", "type_ignores"}
+IMPORTERS = ("import_module", "__import__")  # functions that import the module of a name
 
 
 class Import(NamedTuple):
@@ -30,11 +31,29 @@ def parsed(source: bytes) -> tuple[str, tuple[Import, ...]]:
     except (SyntaxError, ValueError):
         return content_hash(source), ()
     imports: list[Import] = []
-    text = _canonical(tree, imports)
+    text = _canonical(tree, imports, _Meanings.of(tree))
     return content_hash(text.encode()), tuple(imports)
 
 
-def _canonical(tree: ast.AST, imports: list[Import]) -> str:
+class _Meanings(NamedTuple):
+    """What names stand for in a source file: the functions that import a module, and texts (`NAME = "losses"`)."""
+
+    importers: frozenset[str]
+    texts: dict[str, str]
+
+    @classmethod
+    def of(cls, tree: ast.AST) -> _Meanings:
+        importers, texts = set(IMPORTERS), {}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom):
+                importers |= {alias.asname for alias in node.names if alias.asname and alias.name in IMPORTERS}
+            elif isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant):
+                if isinstance(node.value.value, str):
+                    texts |= {target.id: node.value.value for target in node.targets if isinstance(target, ast.Name)}
+        return cls(frozenset(importers), texts)
+
+
+def _canonical(tree: ast.AST, imports: list[Import], meanings: _Meanings) -> str:
     """A syntax tree as text, without what has no effect; its imports are added to `imports`.
 
     `ast.dump` will not do: its text differs between versions of Python, which add fields. So empty fields are left out.
@@ -46,7 +65,7 @@ def _canonical(tree: ast.AST, imports: list[Import]) -> str:
         if isinstance(node, str):
             parts.append(node)
             continue
-        imports += _imports_of(node)
+        imports += _imports_of(node, meanings)
         parts.append(f"({type(node).__name__}")
         after: list[Any] = []
         for name, value in ast.iter_fields(node):
@@ -82,22 +101,32 @@ def _effective(items: list[Any]) -> list[Any]:
     return found
 
 
-def _imports_of(node: ast.AST) -> list[Import]:
+def _imports_of(node: ast.AST, meanings: _Meanings) -> list[Import]:
     if isinstance(node, ast.Import):
         return [Import(0, alias.name, ()) for alias in node.names]
     if isinstance(node, ast.ImportFrom):
         return [Import(node.level, node.module or "", tuple(alias.name for alias in node.names if alias.name != "*"))]
-    if isinstance(node, ast.Call) and node.args and _name_of(node.func) in ("import_module", "__import__"):
-        name = _literal(node.args[0])
+    if isinstance(node, ast.Call) and _name_of(node.func) in meanings.importers:
+        name = _literal(_argument(node, 0, "name"), meanings)
         level = len(name) - len(name.lstrip("."))
+        package = _literal(_argument(node, 1, "package"), meanings) if level == 1 else ""
+        if package:  # else it is relative to the package of the source file
+            return [Import(0, f"{package}{name}", ())]
         return [Import(level, name.lstrip("."), ())] if name else []
     return []
 
 
-def _literal(node: ast.AST) -> str:
+def _argument(call: ast.Call, place: int, name: str) -> ast.AST | None:
+    named = [keyword.value for keyword in call.keywords if keyword.arg == name]
+    return (call.args[place : place + 1] or named or [None])[0]
+
+
+def _literal(node: ast.AST | None, meanings: _Meanings) -> str:
     """A string as it is written in the source. In an f-string `{__name__}` is kept, and any other value is a *; "" if unknown."""
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
         return node.value
+    if isinstance(node, ast.Name):
+        return meanings.texts.get(node.id, "")
     if not isinstance(node, ast.JoinedStr):
         return ""
     parts = []

@@ -110,7 +110,7 @@ def open_run(job: Job) -> Iterator[Job]:
             stack.enter_context(run)
         except UserError as found:
             error = found
-        agree(error, job.accelerator)
+        agree(error)
         try:
             yield replace(job, run=run)
         finally:
@@ -222,7 +222,7 @@ def finish(job: Job, metrics_file: tracking.MetricsFile, step: int, timings: Sta
     tracking.log_artifact(accelerator, "record", run.record_files(), root=run.path)
     written = {"adapter": run.adapter, "curves": curves, "metrics": run.metrics}
     if run.evaluation.exists():
-        written["held-out"] = run.evaluation
+        written["evaluation"] = run.evaluation
     if config.sample.enabled:
         written["samples"] = run.samples / "progress.png"
     if any((run.path / "wandb").glob("offline-run-*")):
@@ -231,7 +231,7 @@ def finish(job: Job, metrics_file: tracking.MetricsFile, step: int, timings: Sta
         )
     print(f"\nfinished; seconds: {', '.join(f'{name} {value:.0f}' for name, value in seconds.items())}; written:")
     for what, path in written.items():
-        print(f"  {what:<9} {path}")
+        print(f"  {what:<10} {path}")
     print(
         "next: put the adapter into your program's LoRA folder (ComfyUI, A1111, Forge, InvokeAI; diffusers: "
         "load_lora_weights), or generate a sample grid with scripts/sample.py",

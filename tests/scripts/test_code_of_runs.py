@@ -14,7 +14,8 @@ from sushi_research import models
 from sushi_research.config import SD15Training
 from sushi_research.config.learning import LossSection
 from sushi_research.errors import UserError
-from sushi_research.experiments.comparison import compare, variants_of
+from sushi_research.experiments.comparison import compare
+from sushi_research.experiments.variants import variants_of
 from sushi_research.reports.run_record import read_record
 from sushi_research.runs.provenance import entries
 

@@ -259,6 +259,7 @@ UNTRAINABLE = {
         base / "text_encoder/pytorch_model.bin"
     ),
     "do not fit its config.json": lambda base: change_json(base / "text_encoder/config.json", num_hidden_layers=4),
+    "text_encoder/model.safetensors is cut short": lambda base: cut_in_half(base / "text_encoder/model.safetensors"),
     "unet/config.json is not valid JSON": lambda base: cut_in_half(base / "unet/config.json"),
 }
 

@@ -187,10 +187,12 @@ def test_lines_of_metadata_that_are_not_sound_are_named(root, scan):
             "[1]",
             {"file_name": "b.png", "text": 3},
             {"file_name": "../photos/b.png", "text": "outside"},
+            "[" * 100_000,
         ),
     )
     found = problems(scan(root))
     assert found.pop("metadata.jsonl line 2").startswith("not JSON: ")
+    assert found.pop("metadata.jsonl line 9").startswith("not JSON: "), "nested too deeply"
     assert found == {
         "metadata.jsonl line 3": "gone.png is not among the jpg, png and webp images here",
         "metadata.jsonl line 4": "a second entry for a.png: the first is line 1",
@@ -658,6 +660,22 @@ def test_what_this_program_wrote_is_skipped_and_named(root, tmp_path, scan):
     )
 
 
+def test_an_unreadable_folder_next_to_an_image_of_its_name_is_a_problem(root, scan, monkeypatch):
+    write(root, a_png=picture(1), a_txt="a cat", a__b_png=picture(2))
+    real = os.scandir
+
+    def refusing(folder):
+        if str(folder) == str(root / "a"):
+            raise PermissionError(13, "Permission denied", str(folder))
+        return real(folder)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    monkeypatch.setattr(os, "listdir", refusing)
+    result = scan(root)
+    assert captions(result) == {"a.png": "a cat"}
+    assert problems(result) == {"a": "cannot be read: Permission denied"}
+
+
 def test_folders_of_other_programs_are_read(root, scan):
     names = [
         "runs/a",
@@ -794,7 +812,7 @@ def test_a_column_of_numbers_holds_no_images(root, scan):
     result = scan(root / "long")
     assert captions(result) == {"train[0]": "one", "train[2]": "fine"}
     assert problems(result) == {"train[1]": "its caption is not text (the control character U+0085): column text"}
-    assert result.notes == ["1 rows have a caption of several lines: the first is used (train[0])"]
+    assert result.notes == ["1 row has a caption of several lines, of which only the first is used (first: train[0])"]
     table(likes=[1, 2, 3]).save_to_disk(str(root))
     with pytest.raises(UserError, match="the column likes of .* holds no images"):
         scan(root, image_column="likes")
@@ -902,12 +920,12 @@ def test_captions_of_rows(root, scan):
     result = scan(root / "lists")
     assert captions(result) == {"train[0]": "one", "train[1]": "two"}
     assert problems(result) == {"train[2]": "no caption: column text"}
-    assert result.notes == ["1 rows have several captions: the first is used"]
+    assert result.notes == ["1 row has several captions, of which only the first is used"]
     table((1, 2, 3), ("one\ntwo\n", "\x85", "fine")).save_to_disk(str(root / "long"))
     result = scan(root / "long")
     assert captions(result) == {"train[0]": "one", "train[2]": "fine"}
     assert problems(result) == {"train[1]": "its caption is not text (the control character U+0085): column text"}
-    assert result.notes == ["1 rows have a caption of several lines: the first is used (train[0])"]
+    assert result.notes == ["1 row has a caption of several lines, of which only the first is used (first: train[0])"]
     table(likes=[1, 2, 3]).save_to_disk(str(root / "numbers"))
     assert len(scan(root / "numbers", caption_column="likes").problems) == 3
 

@@ -46,5 +46,5 @@ def test_equal_files_count_as_often_as_they_are_there():
 
 
 def test_nothing_to_train_on_is_refused():
-    with pytest.raises(UserError, match=r"of the 1 distinct images in photos holds out .* \(images that resemble"):
+    with pytest.raises(UserError, match=r"holds out .* of the 1 distinct images in photos \(images that resemble"):
         hold_out(scan_with_copies(1), 0.5)

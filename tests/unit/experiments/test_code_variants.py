@@ -6,7 +6,8 @@ import pytest
 from cases import case
 from fake_runs import fake_run
 
-from sushi_research.experiments.comparison import compare, variants_of
+from sushi_research.experiments.comparison import compare
+from sushi_research.experiments.variants import variants_of
 from sushi_research.reports import statistics
 from sushi_research.reports.run_record import read_record
 
@@ -67,8 +68,17 @@ def test_runs_of_other_code_are_other_variants_and_the_files_are_named(runs):
 
     pooled = compare(records, pool_code=True)
     assert pooled.by_run, "all are one variant then"
-    assert any("pooled although their code differs, because --pool-code" in warning for warning in pooled.warnings)
+    assert any(
+        "pooled as one variant although their code differs, because --pool-code" in warning
+        for warning in pooled.warnings
+    )
     assert any("train.py / mine.py" in warning for warning in pooled.warnings)
+
+    [other] = runs(("rank4-seed0", 0, PLAIN))
+    other.identity["lora.rank"] = 4
+    for reference in ("plain", "huber"):
+        [pair] = compare([*records, other], reference, pool_code=True).samples
+        assert pair.candidate.label == "rank4" and pair.reference.seeds == (0, 0, 1, 1), reference
 
 
 def test_the_same_code_under_another_name_is_the_same(runs):
@@ -114,7 +124,10 @@ def test_code_that_is_not_recorded_is_not_pooled_with_code_that_is(runs):
     assert sorted(variant.seeds for variant in variants_of(records)[0]) == [(0, 2), (1,), (3,)]
     warnings = compare(records).warnings
     assert any("no code is recorded for a-seed0, a-seed2, which an earlier version" in text for text in warnings)
-    assert any("a-seed3 was continued at step 9, and no code is recorded before or after" in text for text in warnings)
+    assert any(
+        "a-seed3 was continued at step 9, and its code before or after that step is not recorded" in text
+        for text in warnings
+    )
 
 
 def test_evaluated_files_are_compared_by_the_modules_that_both_have(runs, tmp_path):
@@ -170,5 +183,9 @@ def test_equal_runs_with_other_results_are_a_warning(tmp_path):
             assert said(pair(name, second=entry)) == []
     assert said(pair("gpu", CPU | gpu, CPU | gpu)) == []
     other_seed = pair("seed")
+    unknown = pair("unknown seed")
+    for record in unknown:
+        del record.identity["train.seed"]
+    assert said(unknown) == [], "nothing says that their seeds are equal"
     other_seed[1].identity["train.seed"] = 5
     assert said(other_seed) == []

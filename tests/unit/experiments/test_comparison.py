@@ -5,7 +5,8 @@ import pytest
 from fake_runs import IMAGES, NOISE_SAMPLES, FakeValidationSet, fake_run
 
 from sushi_research.errors import UserError
-from sushi_research.experiments.comparison import compare, removed_by_seeds, variants_of
+from sushi_research.experiments.comparison import compare, removed_by_seeds
+from sushi_research.experiments.variants import variants_of
 from sushi_research.reports import statistics
 from sushi_research.reports.run_record import read_record
 

@@ -197,6 +197,10 @@ def test_a_run_that_was_done_with_other_code_is_listed_so(experiment, tmp_path):
     (tmp_path / "my_losses.py").write_text("scale = 2\n")
     assert describe([(run, "done")]) == "  a-seed0  done, with other code than the script has now: my_losses.py"
     assert describe([(run, "to do")]) == "  a-seed0  to do"
+    found_by_the_script = code.code_of(script)
+    found_by_the_script["files"]["on_a_path_that_it_adds.py"] = "f" * 32
+    entries.write_text(json.dumps([{"step": 0, "code": found_by_the_script}]))
+    assert describe([(run, "done")]) == "  a-seed0  done"
     entries.write_text(json.dumps([{"step": 0, "code": {"commit": "c"}}]))
     assert describe([(run, "done")]) == "  a-seed0  done, its code was not recorded"
 

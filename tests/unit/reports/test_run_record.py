@@ -149,7 +149,7 @@ def test_what_a_file_lost_is_said(tmp_path):
     lines = log.read_text().splitlines(keepends=True)
     log.write_text("".join([*lines[:15], '{"step": 15, "evaluation/loss": 1}\n', *lines[15:]]))
     run = read_record(folder)
-    assert run.problems == [
+    assert run.problems[:1] == [
         f"{folder}/evaluation.parquet has no results of step 15, which metrics.jsonl has: the other steps are used"
     ]
     assert run.evaluation.steps == (0, 10, 20)
@@ -162,6 +162,47 @@ def test_what_a_file_lost_is_said(tmp_path):
     run = read_record(folder)
     assert "records the wall clock only up to step 3 and CPU time from then on" in run.problems[0]
     assert run.evaluation.seconds is None and list(run.evaluation.samples) == [0, 40, 80]
+
+
+def test_results_of_other_steps_or_of_another_run_are_said(tmp_path):
+    """The two files of a run tell of the same steps and means, and end where the run ended."""
+    run, other = fake_run(tmp_path / "run", steps=(0, 5, 10, 20)), fake_run(tmp_path / "other", 0.06)
+    folders = {path.parent.name: path for path in tmp_path.glob("*/evaluation.parquet")}
+    log, whole = run / "metrics.jsonl", read_record(run)
+    means = dict(zip(whole.evaluation.steps, whole.evaluation.loss.mean((1, 2), dtype=np.float64), strict=True))
+    lines = log.read_text().splitlines(keepends=True)
+    for step in (20, 10, 5, 0):
+        lines.insert(step, json.dumps({"step": step, "evaluation/loss": means[step]}) + "\n")
+    log.write_text("".join(lines))
+    assert read_record(run).problems == []
+
+    log.write_text("".join([*lines[:6], *lines[7:]]))
+    found = read_record(run)
+    assert found.problems == [
+        f"{folders['run']} has results of step 5, which metrics.jsonl does not have: they are used all the same"
+    ]
+    assert np.array_equal(found.evaluation.loss, whole.evaluation.loss)
+    record = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(record | {"finished_at": None}))
+    log.write_text("".join(lines[:-1]))
+    assert len(read_record(run).problems) == 1, "a run that was killed before it logged what it had just measured"
+
+    def problem(path, finished_at):
+        (path / "run.json").write_text(json.dumps(record | {"finished_at": finished_at}))
+        return read_record(path)
+
+    log.write_text("".join(lines))
+    folders["other"].replace(folders["run"])
+    found = problem(run, 20)
+    assert found.evaluation is None and "not have the results of step 10 that metrics.jsonl" in found.problems[0]
+    later = fake_run(tmp_path / "later", steps=(0, 10, 30))
+    (later / "metrics.jsonl").write_text("".join((other / "metrics.jsonl").read_text()))
+    found = problem(later, 20)
+    assert found.evaluation is None and "has results of step 30, but the run finished at step 20" in found.problems[0]
+    earlier = fake_run(tmp_path / "earlier", steps=(0, 10))
+    (earlier / "metrics.jsonl").write_text((other / "metrics.jsonl").read_text())
+    found = problem(earlier, 20)
+    assert found.evaluation.steps == (0, 10) and "ends at step 10, but the run finished at" in found.problems[0]
 
 
 def test_an_image_with_several_captions_counts_once(tmp_path):

@@ -15,7 +15,7 @@ def lines_of(**times):
     """Eight steps with an evaluation before them and after the fourth; twice as slow by the wall clock from the fifth on."""
     found = [{"step": 0, "evaluation/loss": 1.0}]
     for step in STEPS:
-        found.append({"step": step, "images_per_second": 8.0 if step < 5 else 4.0} | times)
+        found.append({"step": step, "samples_seen": 4 * step, "images_per_second": 8.0 if step < 5 else 4.0} | times)
         if step == 4:
             found.append({"step": 4, "evaluation/loss": 1.0})
     return found
@@ -45,6 +45,7 @@ def test_a_whole_file_gives_its_times(tmp_path):
         lambda lines: lines[::-1],
         lambda lines: [*lines[:6], *lines[7:], lines[0]],
         lambda lines: lines[:-1],
+        lambda lines: [*lines[:3], lines[4] | {"step": 3}, *lines[4:]],
         lambda lines: [lines[0], {"step": 1.0, "images_per_second": 8.0}, *lines[2:]],
         lambda lines: [lines[0], {"step": 1, "images_per_second": float("nan")}, *lines[2:]],
         lambda lines: [lines[0], {"step": 1, "images_per_second": 8.0, "gpu_seconds": -1}, *lines[2:]],
@@ -57,6 +58,12 @@ def test_lines_lost_doubled_reordered_or_wrong_are_one_sentence(tmp_path, change
     ) as caught:
         read_log(path, 8)
     assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_is_said_to_be_missing(tmp_path):
+    with pytest.raises(UserError, match="metrics.jsonl is missing"):
+        read_log(tmp_path / "metrics.jsonl", 8)
+    assert read_log(tmp_path / "metrics.jsonl", None) == [], "a run that has just begun"
 
 
 def test_times_that_do_not_reach_or_change_their_clock_are_not_used(tmp_path):

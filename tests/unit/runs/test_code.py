@@ -123,6 +123,32 @@ def test_a_changed_module_is_named(project):
     assert changed_files(one, fewer) == ["extra.py", "lazily.py"]
 
 
+def test_every_way_to_write_an_import_is_followed(project):
+    nested = {"losses/__init__.py": "", "losses/huber.py": "delta = 1\n"}
+    for number, script in enumerate(
+        [
+            "import losses.huber as h",
+            "from losses import huber as h",
+            "from .losses import huber",
+            "from . import losses\nfrom losses.huber import *",
+            "from ..shared import of_all",
+            "from importlib import import_module\nimport_module(name='losses.huber')",
+            "from importlib import import_module as load\nNAME = 'losses.huber'\nload(NAME)",
+            "import importlib as i\ni.import_module('.huber', 'losses')",
+            "import importlib as i\ni.import_module('.huber', package='losses')",
+        ]
+    ):
+        with case(script):
+            codes = []
+            for value in (1, 2):
+                above = f"{number}-{value}"
+                project(f"x = {value}\n", name="of_all.py", folder=f"{above}/shared")
+                changed = nested | {"losses/huber.py": f"delta = {value}\n"}
+                codes.append(code_of(project(script, folder=f"{above}/mine", **changed)))
+            expected = "shared/of_all.py" if "shared" in script else "losses/huber.py"
+            assert changed_files(*codes) == [expected] and codes[0]["hash"] != codes[1]["hash"]
+
+
 def test_a_class_that_the_config_names_counts_and_does_not_change_the_hash_of_the_rest(project, tmp_path, monkeypatch):
     own = {"optimizers.py": "import losses\nfrom base_of_all import Base\nclass Mine(Base): pass\n"}
     installed = tmp_path / "site-packages"
