@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sushi_research.reports.run_record import RunRecord
-from sushi_research.runs import code, provenance
+from sushi_research.runs import code
 
 CONSEQUENCE = "the code may cause the difference"
 NOT_RECORDED = "not recorded"
@@ -138,7 +138,7 @@ def _codes(run: RunRecord) -> list[dict[str, Any]]:
 def _stretches(run: RunRecord) -> list[tuple[int, dict[str, Any]]]:
     """(first step, code) of each stretch of steps that was trained with one code."""
     found: list[tuple[int, dict[str, Any]]] = []
-    for entry in provenance.launches(run.entries):
+    for entry in run.launches:
         each = entry.get("code") or {}
         step = entry.get("step")
         if not found or code.full_hash(found[-1][1]) != code.full_hash(each):

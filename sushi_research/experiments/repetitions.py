@@ -50,7 +50,7 @@ def _key(run: RunRecord) -> str | None:
         return None
     # A continued run equals one that was never stopped, so a launch counts only if it changed something.
     changes: list[tuple[int, str]] = []
-    for entry in provenance.launches(run.entries):
+    for entry in run.launches:
         if (conditions := _conditions(run, entry)) is None:
             return None
         if not changes or changes[-1][1] != conditions:

@@ -116,6 +116,16 @@ def test_a_run_that_was_continued_with_other_code_is_a_variant_of_its_own(runs):
     assert sorted(labels(records, pool_code=True).values()) != groups
 
 
+def test_a_launch_that_trained_no_step_does_not_count(runs):
+    """Its adapter file was lost, and written again from the last checkpoint with other code; or it was killed at once."""
+    records = runs(("a-seed0", 0, PLAIN), ("a-seed1", 1, [PLAIN | {"step": 0}, HUBER | {"step": 20}]))
+    assert len(records[1].entries) == 2 and labels(records, pool_code=True) == labels(records)
+    records[1].finished_at = None
+    assert variants_of(records)[1] and compare(records).warnings == []
+    records[1].metrics = []
+    assert not variants_of(records)[1], "how far it got is not known"
+
+
 def test_code_that_is_not_recorded_is_not_pooled_with_code_that_is(runs):
     old = {"code": {"commit": "c" * 40, "dirty": False}}
     records = runs(
