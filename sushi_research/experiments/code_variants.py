@@ -62,9 +62,7 @@ def warnings(records: Sequence[RunRecord], pooled: bool = False) -> list[str]:
         found.append(f"no code is recorded for {names}, which an earlier version of this suite trained: {CONSEQUENCE}")
     found += _by_commit([run for run in records if run.entries and history(run) is None])
     if pooled and len({history(run) for run in trained}) > 1:
-        found.append(
-            "runs with equal settings are pooled as one variant although their code differs, because --pool-code asks for it"
-        )
+        found.append("runs with equal settings are pooled although their code differs, because --pool-code asks for it")
     return found
 
 

@@ -68,10 +68,7 @@ def test_runs_of_other_code_are_other_variants_and_the_files_are_named(runs):
 
     pooled = compare(records, pool_code=True)
     assert pooled.by_run, "all are one variant then"
-    assert any(
-        "pooled as one variant although their code differs, because --pool-code" in warning
-        for warning in pooled.warnings
-    )
+    assert any("pooled although their code differs, because --pool-code" in warning for warning in pooled.warnings)
     assert any("train.py / mine.py" in warning for warning in pooled.warnings)
 
     [other] = runs(("rank4-seed0", 0, PLAIN))
