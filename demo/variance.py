@@ -63,7 +63,7 @@ def loss_tables(architecture: str, runs: list[Path]) -> tuple[np.ndarray, np.nda
     fill_caches(job, inputs)
     text = model.load_text(base, job.device)
     pipeline = loading.load_pipeline(base, model, text, job.compute_dtype, job.device)
-    names = [name for name, _ in loading.load_adapters(pipeline, [str(run / "adapter.safetensors") for run in runs])]
+    names = loading.load_adapters(pipeline, [str(run / "adapter.safetensors") for run in runs])
 
     def losses(kind: str, noise_samples: int, repeats: int) -> np.ndarray:
         """Losses [N, repeats, noise_samples].

@@ -149,7 +149,7 @@ def say(comparison: Comparison, output: Path) -> None:
     if len(tested) > 10:
         print(f"... and {len(tested) - 10} more pairs, on the page")
     if not tested:
-        print("no test result: the page says why")
+        print(f"no test result: {page_content.why_none(comparison)}")
     for warning in comparison.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     print(f"  page      {output / 'comparison.html'} (open it in a browser)\n  markdown  {output / 'comparison.md'}")

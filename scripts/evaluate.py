@@ -110,17 +110,17 @@ def main(config: AdapterEvaluation) -> int:
         """
         loss = validation_set.losses(val_set, model, unet, caches, base.prediction, text=encoded, **share)
         drift = measure.measure(unet, encoded) if measure else None
-        if accelerator.is_main_process:
-            rows = sample_grids.rows_of(config, inputs.prompts)
-            images = sample_grids.generate_images(job, inputs, unet, encoded) if config.sample.enabled else []
-            result = adapter_files.Result(name, lora_scale, loss, base_loss, drift, rows, images)
-            adapter_files.write(Path(config.output), result, val_set, measure, entry | {"adapter": facts})
-            results.append(result)
-        accelerator.wait_for_everyone()
+        with job.main_process_writes():
+            if job.is_main:
+                rows = sample_grids.rows_of(config, inputs.prompts)
+                images = sample_grids.generate_images(job, inputs, unet, encoded) if config.sample.enabled else []
+                result = adapter_files.Result(name, lora_scale, loss, base_loss, drift, rows, images)
+                adapter_files.write(Path(config.output), result, val_set, measure, entry | {"adapter": facts})
+                results.append(result)
 
     evaluate_one("base", 0.0, None, None)
     for number, path in enumerate(config.adapters):
-        [(adapter, _)] = load_adapters(pipeline, [path])
+        [adapter] = load_adapters(pipeline, [path])
         changes_text = adapts_text(path)
         for lora_scale in config.lora_scales:
             pipeline.set_adapters([adapter], [lora_scale])

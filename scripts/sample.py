@@ -33,7 +33,7 @@ from sushi_research.adapters.labels import labels_of
 from sushi_research.adapters.loading import load_adapters, load_pipeline
 from sushi_research.adapters.reading import read_adapter
 from sushi_research.errors import UserError
-from sushi_research.files import disk_error
+from sushi_research.files import disk_error, write_image
 from sushi_research.models import loading
 from sushi_research.models.truncation import texts_cut
 from sushi_research.precision import COMPUTE_DTYPES, resolve_precision
@@ -68,9 +68,8 @@ def main(config: SamplingConfig) -> int:
     text = model.load_text(base, device, COMPUTE_DTYPES[precision])
     pipeline = load_pipeline(base, model, text, COMPUTE_DTYPES[precision], device)
     pipeline.scheduler = sampling_scheduler(base.scheduler, base.prediction, config.steps)
-    loaded = load_adapters(pipeline, config.adapters)
-    unique = labels_of([Path(path) for path in config.adapters], reserved=["base"])
-    names = [(name, label) for (name, _), label in zip(loaded, unique, strict=True)]
+    labels = labels_of([Path(path) for path in config.adapters], reserved=["base"])
+    names = list(zip(load_adapters(pipeline, config.adapters), labels, strict=True))
     for prompt, lost in texts_cut(base, model, {*config.prompts, config.negative_prompt}).items():
         print(f"warning: the prompt is longer than 77 tokens, the last {lost} are cut: {prompt}")
 
@@ -115,9 +114,9 @@ def main(config: SamplingConfig) -> int:
         path.unlink()  # of an earlier, larger grid
     for row, cell_row in enumerate(cells):
         for column, image in enumerate(cell_row):
-            image.save(singles / f"{row:02d}-{column:02d}.png")
-    labels = [prompt if len(config.seeds) == 1 else f"{prompt} (seed {seed})" for prompt, seed in rows]
-    plots.grid(cells, labels, [label for label, _, _ in columns]).save(output)
+            write_image(singles / f"{row:02d}-{column:02d}.png", image)
+    row_labels = [prompt if len(config.seeds) == 1 else f"{prompt} (seed {seed})" for prompt, seed in rows]
+    write_image(output, plots.grid(cells, row_labels, [label for label, _, _ in columns]))
     print(f"written: {output}, and each image in {singles}/")
     return 0
 

@@ -8,6 +8,8 @@ import re
 import unicodedata
 from collections.abc import Iterable
 
+from sushi_research.errors import some
+
 # Longest first: the mark of UTF-32 begins with that of UTF-16.
 _MARKS = {
     codecs.BOM_UTF32_LE: "utf-32",
@@ -71,13 +73,18 @@ def problem(text: str) -> str | None:
 def first_line(text: str) -> tuple[str, int]:
     """(first line that is not blank, without spaces around it; number of such lines); ("", 0) if all are blank.
 
-    Raises NotText if `text` is not text.
+    A line of nothing but spaces and invisible characters, such as a second byte order mark, is blank. Raises NotText if `text` is
+    not text.
     """
     reason = problem(text)
     if reason is not None:
         raise NotText(reason)
-    lines = [stripped for line in _LINE_END.split(text) if (stripped := line.strip())]
+    lines = [line.strip() for line in _LINE_END.split(text) if any(map(_is_visible, line))]
     return (lines[0], len(lines)) if lines else ("", 0)
+
+
+def _is_visible(char: str) -> bool:
+    return not char.isspace() and unicodedata.category(char) != "Cf"
 
 
 def note_replaced(captions: Iterable[tuple[str, str]]) -> list[str]:
@@ -94,10 +101,10 @@ def note_replaced(captions: Iterable[tuple[str, str]]) -> list[str]:
             found |= dict.fromkeys(replaced)
     if not names:
         return []
-    listed = ", ".join(list(found)[:_SHOWN]) + (f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else "")
     count = "1 caption has" if len(names) == 1 else f"{len(names)} captions have"
+    shown = some(list(found), _SHOWN)
     return [
-        f"{count} characters that CLIP's original tokenizer replaced ({listed}; first in {names[0]}): they are encoded as they "
+        f"{count} characters that CLIP's original tokenizer replaced ({shown}; first in {names[0]}): they are encoded as they "
         "are; write plain quotes and letters, as ftfy.fix_text and html.unescape do"
     ]
 

@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class UserError(ValueError):
@@ -13,8 +13,7 @@ class UserError(ValueError):
     """
 
     def __init__(self, message: str) -> None:
-        printable = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in message)
-        super().__init__(re.sub(r"\S{300,}", lambda word: f"{word[0][:200]}...{word[0][-60:]}", printable))
+        super().__init__(re.sub(r"\S{300,}", lambda word: f"{word[0][:200]}...{word[0][-60:]}", printable(message)))
 
 
 class UserErrors(UserError):
@@ -22,6 +21,16 @@ class UserErrors(UserError):
 
     def __init__(self, messages: Iterable[str]) -> None:
         ValueError.__init__(self, "\n".join(messages))
+
+
+def printable(text: str) -> str:
+    """`text` on one line that every terminal can show: control characters and halves of surrogate pairs are escaped."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+def some(names: Sequence[str], most: int = 4) -> str:
+    """The first `most` names, and the number of the others: "a, b and 3 more"."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from sushi_research.errors import UserError
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
+    from PIL import Image
 
 # The checks of the folders that this process guards.
 _guards: dict[Path, Callable[[], None]] = {}
@@ -88,10 +88,12 @@ def append(path: Path, data: bytes) -> None:
         raise disk_error(f"cannot write {path}", error) from error
 
 
-def write_image(path: Path, image: Image, **options: Any) -> None:
+def write_image(path: Path, image: Image.Image, **options: Any) -> None:
     """Writes a PIL image atomically, in the format of the file's suffix; `options` are those of `Image.save`."""
+    from PIL import Image
+
     data = io.BytesIO()
-    image.save(data, path.suffix.lstrip("."), **options)
+    image.save(data, Image.registered_extensions()[path.suffix.lower()], **options)
     write_atomic(path, data.getvalue())
 
 

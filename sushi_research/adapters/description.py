@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from sushi_research.adapters.reading import component_of, read_adapter
+from sushi_research.errors import printable
 from sushi_research.models.components import TITLES
 
 # The metadata in which trainers name the kind of base.
@@ -18,9 +19,9 @@ def describe(path: Path) -> Iterator[tuple[str, str]]:
     """(title, text) of each line about an adapter file. UserError for a file that cannot be used."""
     adapter = read_adapter(path)
     pairs, header = adapter.pairs, adapter.header
-    yield "file", f"{_printable(path.name)}, {path.stat().st_size / 2**20:.1f} MiB, {len(header.tensors):,} tensors"
+    yield "file", f"{printable(path.name)}, {path.stat().st_size / 2**20:.1f} MiB, {len(header.tensors):,} tensors"
     yield "it is", "a LoRA (adapter) file: give it to scripts/sample.py or scripts/evaluate.py with --adapters"
-    said = [f"{key} = {_printable(header.metadata[key]):.100}" for key in BASES if key in header.metadata]
+    said = [f"{key} = {printable(header.metadata[key]):.100}" for key in BASES if key in header.metadata]
     yield "trained on", ", ".join(said) or "unknown (its metadata does not say it)"
     yield "modules", _counts(TITLES[component_of(pair.name)] for pair in pairs)
     yield "rank", _counts(str(pair.rank) for pair in pairs)
@@ -28,11 +29,6 @@ def describe(path: Path) -> Iterator[tuple[str, str]]:
     yield "dtypes", _counts(tensor.dtype for tensor in header.tensors.values())
     with open(path, "rb") as file:
         yield "sha256", hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _printable(text: str) -> str:
-    """A text from a file, without control characters."""
-    return text if text.isprintable() else ascii(text)[1:-1]
 
 
 def _counts(values: Iterable[str]) -> str:

@@ -7,8 +7,12 @@ from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
-from sushi_research.adapters.loading import label_of
 from sushi_research.fingerprints import content_hash
+
+
+def label_of(file: Path) -> str:
+    """Label of an adapter file in tables: its stem, or its folder's name for a run's adapter.safetensors."""
+    return file.resolve().parent.name if file.stem == "adapter" else file.stem
 
 
 def labels_of(

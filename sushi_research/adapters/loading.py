@@ -33,8 +33,8 @@ def load_pipeline(base: loading.Base, model: ModuleType, text: Any, dtype: torch
     return pipeline
 
 
-def load_adapters(pipeline: Any, paths: Sequence[str]) -> list[tuple[str, str]]:
-    """Loads the adapter files; returns (name in the pipeline, label) of each.
+def load_adapters(pipeline: Any, paths: Sequence[str]) -> list[str]:
+    """Loads the adapter files; returns the name of each in the pipeline.
 
     The pairs go to diffusers and transformers by their layers' paths, because their own readers give modules whose rank or alpha
     differs from the others a wrong scale. UserError if a file cannot be read or does not fit the base fully.
@@ -52,18 +52,13 @@ def load_adapters(pipeline: Any, paths: Sequence[str]) -> list[tuple[str, str]]:
         for component, pairs in matches.items():
             _load(getattr(pipeline, component), name, pairs, path)
         require_loaded(pipeline, name, matches, path)
-        names.append((name, label_of(Path(path))))
+        names.append(name)
     return names
 
 
 def matches_of(pipeline: Any, path: str | Path) -> Matches:
     """Reads an adapter file and matches it with the base, without loading it; UserError as for `load_adapters`."""
     return match_modules(read_adapter(path), pipeline)
-
-
-def label_of(file: Path) -> str:
-    """Label of an adapter file in tables: its stem, or its folder's name for a run's adapter.safetensors."""
-    return file.resolve().parent.name if file.stem == "adapter" else file.stem
 
 
 def _load(component: Any, name: str, pairs: dict[str, Pair], path: str) -> None:

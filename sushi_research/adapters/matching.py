@@ -59,11 +59,8 @@ def require_loaded(pipeline: Any, name: str, matches: Matches, path: str | Path)
         loaded = {where: layer for where, layer in _adapted(getattr(pipeline, component, None)) if name in layer.lora_A}
         expected = matches.get(component, {})
         if different := sorted(loaded.keys() ^ expected.keys()):
-            verb = "does not hold" if different[0] in loaded else "holds"
-            raise UserError(
-                f"{path} {verb} the module {different[0]} of the {component}, and diffusers loads the opposite: "
-                "this file cannot be used."
-            )
+            fault = "changes a layer that the file does not name" if different[0] in loaded else "does not load a layer"
+            raise UserError(f"{path}: diffusers {fault} ({different[0]} of the {component}): this file cannot be used.")
         for where, pair in expected.items():
             layer = loaded[where]
             scale = layer.scaling[name]

@@ -9,6 +9,9 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
+from sushi_research.errors import UserError
+from sushi_research.models.header import read_header
+
 KEY = "sushi_research.images"
 DATASET_KEY = "sushi_research.dataset_hash"
 # 48 bits: among 10,000 images one of 100 others is found by chance in 1 of 280 million cases.
@@ -42,12 +45,9 @@ def metadata_of(image_hashes: Collection[str]) -> dict[str, str]:
 
 def trained_on(path: Path) -> TrainedOn:
     """What the adapter file at `path` says. A file that cannot be read says nothing; loading it gives the error."""
-    from safetensors import SafetensorError, safe_open
-
     try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-    except (OSError, SafetensorError):
+        metadata = read_header(Path(path)).metadata
+    except UserError:
         metadata = {}
     text = metadata.get(KEY)
     images = None if text is None else frozenset(text[at : at + DIGITS] for at in range(0, len(text), DIGITS))

@@ -20,7 +20,7 @@ from sushi_research.data.own_outputs import require_apart
 from sushi_research.data.samples import FoundImage, Problem, Sample, Scan
 from sushi_research.data.tables import open_folder, open_hub, open_saved
 from sushi_research.data.walk import note_links
-from sushi_research.errors import UserError
+from sushi_research.errors import UserError, some
 from sushi_research.files import require_same_folder, write_json
 from sushi_research.fingerprints import FileState, HashCache, content_hash, file_state
 from sushi_research.progress import progress
@@ -83,7 +83,7 @@ def scan(
     for sample in result.samples:
         copies[sample.image_hash, sample.caption].append(sample.name)
     result.notes += [
-        f"{', '.join(names)}: the same image with the same caption; all are used"
+        f"{some(names, 3)}: the same image with the same caption; all are used"
         for names in copies.values()
         if len(names) > 1
     ]
@@ -121,8 +121,7 @@ def _report(scan: Scan) -> dict[str, Any]:
 def require_clean(scan: Scan, on_bad_file: Literal["stop", "skip"], report_path: Path | None) -> None:
     """Raises UserError if there are problems and `on_bad_file` is "stop", or if no usable image remains."""
     problems = scan.problems
-    names = ", ".join(f"{problem.name} ({problem.reason})" for problem in problems[:3])
-    names += f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+    names = some([f"{problem.name} ({problem.reason})" for problem in problems], 3)
     report = f"; the whole list is in {report_path}" if report_path is not None else ""
     if not scan.samples:
         raise UserError(f"no image in {scan.source} can be used: {names}{report}.")

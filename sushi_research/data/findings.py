@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 
 from sushi_research.data.samples import Problem, Scan
+from sushi_research.errors import printable
 
 # How many notes of one kind, and how many problems, are shown.
 SHOWN_NOTES, SHOWN_PROBLEMS = 3, 10
@@ -14,10 +15,10 @@ SHOWN_NOTES, SHOWN_PROBLEMS = 3, 10
 def lines(problems: Sequence[Problem], notes: Sequence[str]) -> list[str]:
     """The problems of files that are skipped, and the notes as `summary` returns them, as lines of a plan."""
     found = [f"skipped      {len(problems)}:"] if problems else []
-    found += [f"{'':<13}{problem.name}: {problem.reason}" for problem in problems[:SHOWN_PROBLEMS]]
+    found += [f"{'':<13}{printable(f'{problem.name}: {problem.reason}')}" for problem in problems[:SHOWN_PROBLEMS]]
     if len(problems) > SHOWN_PROBLEMS:
-        found.append(f"{'':<13}and {len(problems) - SHOWN_PROBLEMS} more, see plan.json")
-    return found + [f"{'' if number else 'notes':<13}{note}" for number, note in enumerate(notes)]
+        found.append(f"{'':<13}and {len(problems) - SHOWN_PROBLEMS} more (a run's plan.json lists all)")
+    return found + [f"{'' if number else 'notes':<13}{printable(note)}" for number, note in enumerate(notes)]
 
 
 def summary(scan: Scan) -> list[str]:
@@ -32,7 +33,8 @@ def summary(scan: Scan) -> list[str]:
     for notes in kinds.values():
         found += notes[:SHOWN_NOTES]
         if len(notes) > SHOWN_NOTES:
-            found.append(f"and {len(notes) - SHOWN_NOTES} more like the last, see data_report.json")
+            found.append(f"and {len(notes) - SHOWN_NOTES} more like the last (a run's data_report.json lists all)")
     if scan.ignored:
-        found.append(f"{scan.ignored} {'other file' if scan.ignored == 1 else 'other files'} (not images or captions)")
+        what = "1 other file is" if scan.ignored == 1 else f"{scan.ignored} other files are"
+        found.append(f"{what} ignored (neither images nor captions)")
     return found

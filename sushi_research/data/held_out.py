@@ -8,7 +8,7 @@ from dataclasses import replace
 from sushi_research.data import near_duplicates
 from sushi_research.data.buckets import BucketRule
 from sushi_research.data.samples import Item, Sample, Scan, make_items
-from sushi_research.errors import UserError
+from sushi_research.errors import UserError, some
 
 # Everyday subjects, similar to what most adapters are trained on (people, animals, places, paintings), in various styles.
 DRIFT_CAPTIONS = (
@@ -42,10 +42,11 @@ def hold_out(scan: Scan, fraction: float) -> list[Sample]:
     kept = [sample for sample in scan.samples if sample.image_hash not in chosen]
     held = [sample for sample in scan.samples if sample.image_hash in chosen]
     if not held or not kept:
-        what = "none of them" if not held else "all of them"
+        alike = len(groups) < len({sample.image_hash for sample in scan.samples})
+        together = " (images that resemble each other stay together and count as one)" if alike else ""
         raise UserError(
-            f"evaluation.held_out is {fraction:g}, which of the {len(groups)} distinct images in {scan.source} holds out {what}: "
-            "choose another fraction, or give separate held-out images with --evaluation.path."
+            f"evaluation.held_out is {fraction:g}, which holds out {'all' if held else 'none'} of the {len(groups)} distinct "
+            f"images in {scan.source}{together}: choose another fraction, or give separate held-out images with --evaluation.path."
         )
     scan.samples = kept
     scan.held_out = sorted(sample.name for sample in held)
@@ -64,9 +65,8 @@ def require_separate(evaluation: Scan, training: Scan) -> list[str]:
         if sample.image_hash in names
     ]
     if copies:
-        more = f" and {len(copies) - 3} more" if len(copies) > 3 else ""
         raise UserError(
-            f"evaluation.path: {evaluation.source} has images that are also trained on, {', '.join(copies[:3])}{more}: remove "
+            f"evaluation.path: {evaluation.source} has images that are also trained on, {some(copies, 3)}: remove "
             "them from one of the two, or use evaluation.held_out instead."
         )
     return _near_duplicate_warnings(evaluation.samples, training.samples)

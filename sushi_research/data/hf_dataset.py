@@ -51,9 +51,11 @@ def find_in_table(result: Scan, table: Table, split: str, image_column: str, cap
             FoundImage(name, text or None, 1, None, partial(_read, cells, index, image_column, table.folders))
         )
     if several:
-        result.notes.append(f"{several} rows have several captions: the first is used")
+        have = "1 row has" if several == 1 else f"{several} rows have"
+        result.notes.append(f"{have} several captions, of which only the first is used")
     if long:
-        result.notes.append(f"{len(long)} rows have a caption of several lines: the first is used ({long[0]})")
+        have = "1 row has" if len(long) == 1 else f"{len(long)} rows have"
+        result.notes.append(f"{have} a caption of several lines, of which only the first is used (first: {long[0]})")
     return images
 
 

@@ -116,7 +116,7 @@ def _metadata(
             continue
         try:
             entry = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             problem(source, f"not JSON: {error}")
             continue
         if not isinstance(entry, dict) or not isinstance(entry.get("file_name"), str):

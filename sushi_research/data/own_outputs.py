@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -13,41 +15,49 @@ PAGES = {
     "comparison.json": {"curves", "differences", "matrix", "timestep_bins", "samples"},
     "evaluation.json": {"grid", "lora_scales"},
 }
+GRID = "the images of a grid"
 PICTURES = (".png", ".jpg", ".webp")
-# scripts/sample.py writes each image of grid.png as grid/ROW-COLUMN.png.
+# Other programs have files of these names too, so one of these keys must be in them.
+KEYS = {
+    "run.json": ("format", "identity"),
+    "files.json": ("version", "files"),
+    "comparison.json": ("variants", "families"),
+    "evaluation.json": ("validation_set", "results"),
+}
+# scripts/sample.py writes each image of grid.png as grid/ROW-COLUMN.png, from 00-00.png on.
 _CELL = re.compile(r"\d{2,}-\d{2,}\.png")
+_WANDB_RUN = re.compile(r"(offline-)?run-\d{8}_\d{6}-.+")
 
 
 def kind_of(folder: Path, names: Collection[str]) -> str | None:
     """What a folder with these entries is, if this program wrote it; else None."""
     names = set(names)
-    if "run.json" in names and names & {".lock", "config.yaml", "plan.json", "provenance.json"}:
+    if names & {".lock", "config.yaml", "plan.json", "provenance.json"} and _is_ours(folder, "run.json", names):
         return "a run folder"
     if ".lock" in names and _starts_with(folder / ".lock", b"process "):
         return "a run folder"
     if {"provenance.json", "evaluation.parquet"} <= names:
         return "the evaluation of an adapter file"
     stores = any(name == "latents" or name.startswith(("text_", "generated_")) for name in names)
-    if ("files.json" in names and stores) or any(re.fullmatch(r"shard-[0-9a-f]{32,}\.arrow", name) for name in names):
+    if (stores and _is_ours(folder, "files.json", names)) or any(
+        re.fullmatch(r"shard-[0-9a-f]{32,}\.arrow", name) for name in names
+    ):
         return "a cache folder"
-    if folder.name == "wandb" and any(name.startswith(("run-", "offline-run-")) for name in names):
+    if folder.name == "wandb" and any(_WANDB_RUN.fullmatch(name) for name in names):
         return "a folder of W&B"
     visible = {name for name in names if not name.startswith(".")}
-    if visible and all(_CELL.fullmatch(name) for name in visible):
+    if "00-00.png" in visible and all(_CELL.fullmatch(name) for name in visible):
         if any(folder.with_name(folder.name + suffix).is_file() for suffix in PICTURES):
-            return "the images of a grid"
+            return GRID
     return None
 
 
 def own_pictures(folder: Path, folders: Collection[str], files: Collection[str]) -> set[str]:
     """Those files of a folder that are plots and grids of this program."""
-    ours = {f"{stem}.png" for page, stems in PAGES.items() if page in files for stem in stems}
+    ours = {f"{stem}.png" for page, stems in PAGES.items() if _is_ours(folder, page, files) for stem in stems}
     for name in folders:
         grids = {f"{name}{suffix}" for suffix in PICTURES} & set(files)
-        if (
-            grids
-            and kind_of(folder / name, [path.name for path in (folder / name).iterdir()]) == "the images of a grid"
-        ):
+        if grids and kind_of(folder / name, _entries(folder / name)) == GRID:
             ours |= grids
     return ours & set(files)
 
@@ -61,6 +71,25 @@ def require_apart(key: str, folder: Path, skipped: Collection[str], outputs: Map
             f"{key}: {folder} holds tables, and inside it is {found}, whose files would be taken for tables too: "
             f"give run.folder and cache.folder other places, or {key} the folder of the tables alone."
         )
+
+
+def _entries(folder: Path) -> list[str]:
+    """The names in a folder; none if it cannot be read, which the walk reports."""
+    try:
+        return os.listdir(folder)
+    except OSError:
+        return []
+
+
+def _is_ours(folder: Path, name: str, names: Collection[str]) -> bool:
+    """Whether a file of one of the names in KEYS is there and has what this program writes into it."""
+    if name not in names:
+        return False
+    try:
+        content = json.loads((folder / name).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(content, dict) and any(key in content for key in KEYS[name])
 
 
 def _starts_with(path: Path, text: bytes) -> bool:

@@ -37,7 +37,7 @@ def walk(result: Scan, root: Path, outputs: Mapping[Path, str]) -> Iterator[tupl
             continue
         pictures = own_pictures(Path(folder), folders, files)
         result.skipped += [
-            f"{name_of(Path(folder, file), root)}: a picture of this program, skipped" for file in pictures
+            f"{name_of(Path(folder, file), root)}: a picture of this program, skipped" for file in sorted(pictures)
         ]
         result.ignored += sum(entry.startswith(".") for entry in folders + files)
         folders[:] = sorted(entry for entry in folders if not entry.startswith("."))

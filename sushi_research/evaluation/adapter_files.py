@@ -12,13 +12,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from sushi_research.adapters.labels import file_name_key, labels_of
-from sushi_research.adapters.loading import label_of
+from sushi_research.adapters.labels import file_name_key, label_of, labels_of
 from sushi_research.config.suggestions import word
 from sushi_research.evaluation import drift, validation_set
 from sushi_research.evaluation.drift import Drift
 from sushi_research.evaluation.results import Results
-from sushi_research.files import disk_error, write_atomic, write_json
+from sushi_research.files import disk_error, write_atomic, write_image, write_json
 from sushi_research.fingerprints import content_hash
 from sushi_research.sampling import plots, sample_grids
 
@@ -132,7 +131,7 @@ def finish(output: Path, results: Sequence[Result], val_set: validation_set.Vali
         cells = [[result.pictures[row] for result in results] for row in range(len(rows))]
         written["pictures"] = output / "grid.png"
         grid = plots.grid(cells, [label for _, label in rows], [result.name for result in results])
-        grid.save(written["pictures"])
+        write_image(written["pictures"], grid)
     if len({result.lora_scale for result in results}) > 2:
         written["sweep"] = output / "lora_scales.png"
         plots.lora_scale_sweep([(result.lora_scale, numbers[result.name]) for result in results], written["sweep"])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sushi_research.adapters.trained_images import trained_on
 from sushi_research.data.samples import Sample
-from sushi_research.errors import UserError
+from sushi_research.errors import UserError, some
 
 ADVICE = "give images that it has not seen (--data.path or --evaluation.path), or the config.yaml of its run if that held some out"
 
@@ -26,11 +26,9 @@ def require_unseen(
         file = trained_on(Path(adapter))
         seen = file.seen(names.keys())
         if seen:
-            some = sorted(names[image] for image in seen)
-            more = f" and {len(some) - 3} more" if len(some) > 3 else ""
             raise UserError(
-                f"the adapter {adapter} was trained on {len(some)} of the {len(names)} images of {source} "
-                f"({', '.join(some[:3])}{more}): {ADVICE}."
+                f"the adapter {adapter} was trained on {len(seen)} of the {len(names)} images of {source} "
+                f"({some(sorted(names[image] for image in seen), 3)}): {ADVICE}."
             )
         if seen is None and file.dataset_hash is not None and file.dataset_hash == source_hash():
             raise UserError(f"the adapter {adapter} was trained on the images of {source}: {ADVICE}.")

@@ -9,6 +9,7 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
+from sushi_research.errors import some
 from sushi_research.reports.run_record import RunRecord
 from sushi_research.runs import code
 
@@ -106,7 +107,9 @@ def _continued(run: RunRecord) -> list[str]:
             files = code.listed(code.changed_files(before, after))
             found.append(f"{run.name} was continued at step {step} with other code than it began with ({files})")
         else:
-            found.append(f"{run.name} was continued at step {step}, and no code is recorded before or after")
+            found.append(
+                f"{run.name} was continued at step {step}, and its code before or after that step is not recorded"
+            )
     return found
 
 
@@ -145,5 +148,4 @@ def _stretches(run: RunRecord) -> list[tuple[int, dict[str, Any]]]:
 
 
 def _some(runs: Sequence[RunRecord]) -> str:
-    names = [run.name for run in runs]
-    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+    return some([run.name for run in runs])

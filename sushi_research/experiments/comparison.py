@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from sushi_research.errors import UserError
+from sushi_research.errors import UserError, some
 from sushi_research.evaluation.results import MIN_IMAGES
 from sushi_research.experiments import code_variants, repetitions
 from sushi_research.experiments.clocks import clocks_of, wall_seconds_at
@@ -131,12 +131,8 @@ def _warn(
         if (known := value(record)) is not None:
             groups.setdefault(str(known), []).append(record.name)
     if len(groups) > 1:
-        values = "; ".join(f"{known[:12]}: {_some(names)}" for known, names in groups.items())
+        values = "; ".join(f"{known[:12]}: {some(names)}" for known, names in groups.items())
         found.append(f"not all runs have the same {what} ({values}): {consequence}")
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
 def _pairs(variants: Sequence[Variant], reference: str | None) -> Iterator[tuple[Variant, Variant]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from sushi_research.errors import some
 from sushi_research.reports.run_record import RunRecord
 
 
@@ -16,7 +17,6 @@ def notes_on_files(records: Sequence[RunRecord]) -> list[str]:
             names.append(record.name)
     if not names:
         return []
-    some = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
     return [
-        f"it is not known whether {some} was trained on the validation images, which lowers a loss without a better result"
+        f"it is not known whether {some(names)} was trained on the validation images, which lowers a loss without a better result"
     ]

@@ -91,10 +91,7 @@ def _test_results(comparison: Comparison) -> list[Block]:
             )
         )
     if not tested:
-        reasons = sorted({pair.note for pair in comparison.samples if pair.note})
-        if len(comparison.variants) == 1:
-            reasons = ["there is nothing to compare it with"]
-        found.append(Block("text", f"None: {'; '.join(reasons) or 'there are no pairs'}."))
+        found.append(Block("text", f"None: {why_none(comparison)}."))
         return found
     ordered = _by_interest(tested)
     decided = sum(pair.outcome.outcome != "not distinguishable" for pair in tested)
@@ -109,6 +106,13 @@ def _test_results(comparison: Comparison) -> list[Block]:
     if len(ordered) > 8:
         found.append(Block("text", f"The other {len(ordered) - 8} are in the table below."))
     return found
+
+
+def why_none(comparison: Comparison) -> str:
+    """Why no pair has a test result at equal samples seen."""
+    if len(comparison.variants) == 1:
+        return "there is nothing to compare it with"
+    return "; ".join(sorted({pair.note for pair in comparison.samples if pair.note})) or "there are no pairs"
 
 
 def _by_interest(pairs: Sequence[Pair]) -> list[Pair]:

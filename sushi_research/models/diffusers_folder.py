@@ -10,7 +10,7 @@ from typing import Any
 from sushi_research.errors import UserError
 from sushi_research.files import readable
 from sushi_research.fingerprints import HashCache, folder_hash
-from sushi_research.models.components import build_empty, require_bounded
+from sushi_research.models.components import TITLES, build_empty
 from sushi_research.models.folder_weights import (
     index_file,
     keys_by_file,
@@ -77,10 +77,6 @@ class FolderPart:
         """(the model of the config, without weights, and the keys of each file by `keys_by_file`)."""
         files, config = self.files, self.config
         try:
-            require_bounded(config)
-        except ValueError as error:
-            raise UserError(f"{self.folder}/config.json is damaged ({error}): download the model again.") from None
-        try:
             model = build_empty(self.name, config)
         except ValueError as error:
             raise UserError(f"{self.folder} could not be loaded ({error}): download the model again.") from error
@@ -94,5 +90,5 @@ class FolderPart:
         UserError if a weight is missing, does not match the config, or is not finite.
         """
         model, keys = self._read_headers()
-        load_weights(model, keys, self.folder, dtype, device)
+        load_weights(model, keys, self.folder, TITLES[self.name], dtype, device)
         return model.to(device).eval()  # moves the buffers, which are not in the files

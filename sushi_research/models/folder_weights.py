@@ -27,7 +27,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        config = json.loads(path.read_text())
+        config = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid JSON ({first_line(error)}): download the model again.") from None
     if not isinstance(config, dict):
@@ -52,8 +52,7 @@ def weight_files(folder: Path, stem: str, variant: str | None) -> list[Path]:
 
     UserError names what is missing or ambiguous; pickles are never read.
     """
-    middle = f".{variant}" if variant else ""
-    single = folder / f"{stem}{middle}.safetensors"
+    single = folder / _single_name(stem, variant)
     indexes = [path for name in _index_names(stem, variant) if (path := folder / name).is_file()]
     found = [path.name for path in ([single] if single.is_file() else []) + indexes]
     if len(found) > 1:
@@ -72,21 +71,30 @@ def weight_files(folder: Path, stem: str, variant: str | None) -> list[Path]:
                 "model again."
             )
         return shards
+    if not variant and has_weights(folder, stem, "fp16"):
+        raise UserError(f"{folder} holds fp16 weights only: add --model.variant fp16.")
     if any(folder.glob(f"{stem}*-*-of-*.safetensors")):
         raise UserError(
             f"{folder} has weight shards without their index ({_index_names(stem, variant)[0]}): download the model again."
         )
-    if not variant and (folder / f"{stem}.fp16.safetensors").is_file():
-        raise UserError(f"{folder} holds fp16 weights only: add --model.variant fp16.")
     raise UserError(
         f"{folder} has no {single.name}: download the model again"
         + (", or set model.variant to null." if variant else " (pickled .bin weights are not read).")
     )
 
 
+def has_weights(folder: Path, stem: str, variant: str | None) -> bool:
+    """Whether a component's folder has a weight file or an index of shards of the variant. Whether it is whole is not checked."""
+    return any((folder / name).is_file() for name in (_single_name(stem, variant), *_index_names(stem, variant)))
+
+
 def index_file(folder: Path, stem: str, variant: str | None) -> Path | None:
     """The index of a component's shards, or None."""
     return next((path for name in _index_names(stem, variant) if (path := folder / name).is_file()), None)
+
+
+def _single_name(stem: str, variant: str | None) -> str:
+    return f"{stem}.{variant}.safetensors" if variant else f"{stem}.safetensors"
 
 
 def _index_names(stem: str, variant: str | None) -> list[str]:
@@ -133,8 +141,8 @@ def keys_by_file(
                 continue
             if tensor.dtype not in DTYPES:
                 raise UserError(
-                    f"{folder} holds {tensor.dtype} weights ({key}), but only F16, BF16 and F32 can be read: use the model's fp16 "
-                    "files."
+                    f"{folder} holds {tensor.dtype} weights ({key}), but only {', '.join(DTYPES)} can be read: use the "
+                    "model's fp16 files."
                 )
             missing.remove(_plain(key))
             found[file][key] = name
@@ -149,9 +157,12 @@ def keys_by_file(
     return found
 
 
-def load_weights(model: Any, keys: Mapping[Path, Mapping[str, str]], folder: Path, dtype: Any, device: Any) -> None:
-    """Replaces every parameter of `model` by a copy of its tensor, in `dtype` on `device`; `keys` are those of `keys_by_file`.
+def load_weights(
+    model: Any, keys: Mapping[Path, Mapping[str, str]], folder: Path, title: str, dtype: Any, device: Any
+) -> None:
+    """Replaces every parameter of `model` by a copy of its tensor, in `dtype` on `device`.
 
+    `keys` are those of `keys_by_file`; `title` is the component's name for the progress bar.
     UserError if a tensor is not finite.
     """
     from safetensors import SafetensorError, safe_open
@@ -159,7 +170,7 @@ def load_weights(model: Any, keys: Mapping[Path, Mapping[str, str]], folder: Pat
 
     total = sum(len(found) for found in keys.values())
     try:
-        with progress(total=total, description=f"loading the {folder.name}", unit="tensor", leave=False) as bar:
+        with progress(total=total, description=f"loading the {title}", unit="tensor", leave=False) as bar:
             for file, found in keys.items():
                 with safe_open(file, "pt") as opened:
                     for key, parameter in found.items():

@@ -34,10 +34,14 @@ FAMILY = (
     *("DPMSolverSinglestepScheduler", "DPMSolverSDEScheduler", "DEISMultistepScheduler", "UniPCMultistepScheduler"),
     "SASolverScheduler",
 )
+# Their keys stay in a config when diffusers makes a scheduler of another class from it.
+CARRIED = ("LCMScheduler", "TCDScheduler")
 SCHEDULE_KEYS = ("beta_schedule", "beta_start", "beta_end", "num_train_timesteps")
 SIGMAS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
 RULES = {
-    "_class_name": Rule(lambda found: found in FAMILY, "schedulers that predict the noise or v on discrete timesteps"),
+    "_class_name": Rule(
+        lambda found: found in FAMILY, "schedulers of models that predict the noise or v on discrete timesteps"
+    ),
     "_use_default_values": one_of(None, []),
     "prediction_type": Rule(lambda found: isinstance(found, str), "a text"),  # its value is evidence, see prediction.py
     "predict_epsilon": one_of(True),  # in early configs, in place of prediction_type
@@ -53,6 +57,7 @@ RULES = {
     **dict.fromkeys(("sigma_min", "sigma_max"), one_of(None)),
     "use_flow_sigmas": one_of(False, because=" (a flow-matching model learns another target)"),
     "tensor_format": ANY,  # in early configs: "pt"
+    "noise_sampler_seed": ANY,  # DPMSolverSDEScheduler's, whose arguments diffusers shows only where torchsde is installed
 }
 PIPELINES = (
     *("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline"),
@@ -75,7 +80,7 @@ def require_scheduler(config: Mapping[str, Any], architecture: str, pipeline: Ma
     }
     kind = config.get("_class_name", named or "EulerDiscreteScheduler")
     defaults = signature_defaults(getattr(diffusers, kind)) if kind in FAMILY else {}
-    for other in FAMILY:
+    for other in (*FAMILY, *CARRIED):
         rules |= {key: ANY for key in signature_defaults(getattr(diffusers, other)) if key not in rules}
     require_settings(config, rules, defaults, str(path), advice)
     if sum(config.get(key) is True for key in SIGMAS) > 1:

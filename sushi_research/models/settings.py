@@ -61,6 +61,7 @@ ANY = Rule(lambda value: True, "anything")
 
 UNET = {
     "_class_name": one_of(CLASSES["unet"]),
+    "_use_default_values": one_of(None, []),  # the settings that diffusers would not take from the file
     "in_channels": one_of(4),
     "out_channels": one_of(4),
     **dict.fromkeys(("block_out_channels", "layers_per_block", "norm_num_groups", "cross_attention_dim"), SIZE),
@@ -83,6 +84,7 @@ UNET = {
 }
 VAE = {
     "_class_name": one_of(CLASSES["vae"]),
+    "_use_default_values": one_of(None, []),
     "in_channels": one_of(3),
     "out_channels": one_of(3),
     "latent_channels": one_of(4),
@@ -113,6 +115,13 @@ TEXT = {
     **dict.fromkeys(("bos_token_id", "pad_token_id"), ANY),  # the ids are the tokenizer's
     "eos_token_id": ANY,  # where it has an effect, `Base.load_tokenizer` compares it with the tokenizer's
     **dict.fromkeys(("dtype", "torch_dtype", "transformers_version", "gradient_checkpointing"), ANY),
+    **dict.fromkeys(
+        ("id2label", "label2id", "problem_type", "tokenizer_class"), ANY
+    ),  # for classifiers, and for AutoTokenizer
+    # For models that generate text. transformers 4 could write all of them into any model's config.
+    **dict.fromkeys(("max_length", "min_length", "num_beams", "num_beam_groups", "num_return_sequences"), ANY),
+    **dict.fromkeys(("temperature", "top_k", "top_p", "typical_p", "repetition_penalty", "length_penalty"), ANY),
+    **dict.fromkeys(("do_sample", "early_stopping", "use_cache", "tie_word_embeddings"), ANY),
 }
 # The settings that tell the architectures apart, with the libraries' defaults. Each must have the published value.
 OWN = {"unet": {"addition_embed_type": None, "use_linear_projection": False}, "vae": {"scaling_factor": 0.18215}}
@@ -152,10 +161,12 @@ def require_settings(
     """
     for key in (*rules, *sorted(config.keys() - rules.keys())):
         rule = rules.get(key)
+        if rule is None and key.startswith("_"):
+            continue
         if rule is None and key in defaults:
             rule = one_of(defaults[key])
         if rule is None:
-            if key.startswith("_") or config[key] in (None, False, [], {}):
+            if config[key] in (None, False, [], {}):
                 continue
             raise UserError(
                 f"{where} has the setting {shown(key)} ({shown(config[key])}), which this suite does not know: {advice}, or "

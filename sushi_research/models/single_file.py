@@ -122,7 +122,7 @@ class FilePart:
 
     def require_weights(self) -> None:
         """UserError unless the file holds every parameter, in its shape."""
-        assert self.places
+        _ = self.places  # looks for each of them
 
     @functools.cached_property
     def places(self) -> dict[str, Place]:
@@ -150,7 +150,7 @@ class FilePart:
                 )
             if tensor.dtype not in DTYPES:
                 raise UserError(
-                    f"{self.where} holds {tensor.dtype} weights ({place.name}), but only F16, BF16 and F32 can be read: use "
+                    f"{self.where} holds {tensor.dtype} weights ({place.name}), but only {', '.join(DTYPES)} can be read: use "
                     "the model's fp16 file."
                 )
             places[parameter] = place

@@ -10,7 +10,8 @@ from typing import Any
 from sushi_research.errors import UserError
 from sushi_research.models import ARCHITECTURES, detect, hub, prediction, schedulers, settings
 from sushi_research.models.components import CLASSES, TITLES
-from sushi_research.models.diffusers_folder import WEIGHTS, FolderPart, read_json
+from sushi_research.models.diffusers_folder import WEIGHTS, FolderPart
+from sushi_research.models.folder_weights import has_weights, read_json
 from sushi_research.models.formats import number
 from sushi_research.models.header import Header, read_header
 from sushi_research.models.shapes import published
@@ -176,5 +177,4 @@ def only_half(folder: Path, stem: str) -> str | None:
 
     model.variant applies to the base alone.
     """
-    full, half = (folder / f"{stem}{middle}.safetensors" for middle in ("", ".fp16"))
-    return "fp16" if half.is_file() and not full.is_file() else None
+    return "fp16" if has_weights(folder, stem, "fp16") and not has_weights(folder, stem, None) else None

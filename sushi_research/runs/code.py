@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import sushi_research
+from sushi_research.errors import some
 from sushi_research.files import readable
 from sushi_research.fingerprints import content_hash
 from sushi_research.runs.syntax_tree import Import, parsed
@@ -105,7 +106,7 @@ def shared_files_changed(one: Mapping[str, Any], other: Mapping[str, Any]) -> li
 
 def listed(files: Sequence[str]) -> str:
     """The names of files for a message: all, or the first six."""
-    return ", ".join(files[:6]) + (f" and {len(files) - 6} more" if len(files) > 6 else "")
+    return some(files, 6)
 
 
 def _named(code: Mapping[str, Any]) -> dict[str, str]:

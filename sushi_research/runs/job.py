@@ -79,7 +79,7 @@ class Job:
             yield
         except UserError as found:
             error = found
-        agree(error, self.accelerator)
+        agree(error)
 
     def sharing(self) -> dict[str, Any]:
         """The keyword arguments of `validation_set.losses` and `Drift` for sharing work between processes."""
@@ -89,7 +89,7 @@ class Job:
         return {"device": self.device, "rank": self.rank, "world": self.world, "reduce": reduce}
 
 
-def agree(error: UserError | None, accelerator: Accelerator) -> None:
+def agree(error: UserError | None) -> None:
     """Ends all processes if the main process has a UserError: it raises the error, the others exit silently with status 2.
 
     Otherwise the others would wait for the main process until they fail with a traceback of the network library.

@@ -131,7 +131,7 @@ def changes(before: dict[str, Any] | None, now: dict[str, Any]) -> list[str]:
     elif (was.get("version"), was.get("commit")) != (code["version"], code["commit"]):
         found.append(f"the code was {_code(was)} and is {_code(code)}")
     elif was.get("dirty") or code["dirty"]:
-        found.append(f"the code differs from its commit {_code(code)}, and the changes are not recorded")
+        found.append(f"the code differs from its commit {str(code['commit'])[:10]}, and the changes are not recorded")
     libraries = before.get("libraries") or {}
     moved = [
         f"{name} {libraries.get(name)} -> {version}"

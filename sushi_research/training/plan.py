@@ -15,9 +15,8 @@ from sushi_research.caches.inputs import Inputs
 from sushi_research.config import TrainingConfig
 from sushi_research.data import findings
 from sushi_research.data.samples import Problem
-from sushi_research.data.training_data import Data, drift_captions, prompt_texts
+from sushi_research.data.training_data import prompt_texts
 from sushi_research.errors import UserError
-from sushi_research.evaluation.results import MIN_IMAGES
 from sushi_research.models import loading
 from sushi_research.models.components import build_empty
 from sushi_research.models.prediction import Prediction
@@ -26,11 +25,9 @@ from sushi_research.precision import DtypePolicy, dtype_policy
 from sushi_research.runs import tracking
 from sushi_research.runs.job import Job
 from sushi_research.training import optim
+from sushi_research.training.evaluation_plan import EvaluationPlan, plan_evaluation
 from sushi_research.training.length import steps_of
 from sushi_research.training.sampler import Sampler
-
-# How many of them are printed; plan.json has all.
-SHOWN_NEAR_DUPLICATES = 5
 
 
 @dataclass(frozen=True)
@@ -43,29 +40,6 @@ class CachePlan:
 
     def describe(self, what: str, verb: str = "") -> str:
         return f"{self.missing} of {self.needed} {what}{verb} ({_size(self.bytes)}{' in all' if verb else ''})"
-
-
-@dataclass(frozen=True)
-class EvaluationPlan:
-    """What the run is evaluated on, and how often."""
-
-    images: int
-    source: str
-    noise_samples: int
-    evaluations: int
-    drift_captions: int
-    near_duplicates: tuple[str, ...]
-
-    def describe(self) -> list[str]:
-        few = f"; a test result between runs needs {MIN_IMAGES} images or more" if self.images < MIN_IMAGES else ""
-        lines = [
-            f"evaluation   {self.images} images ({self.source}) x {self.noise_samples} noise samples, and the drift on "
-            f"{self.drift_captions} captions, {self.evaluations} times{few}"
-        ]
-        lines += [f"             warning: {sentence}" for sentence in self.near_duplicates[:SHOWN_NEAR_DUPLICATES]]
-        if len(self.near_duplicates) > SHOWN_NEAR_DUPLICATES:
-            lines.append(f"             and {len(self.near_duplicates) - SHOWN_NEAR_DUPLICATES} more, see plan.json")
-        return lines
 
 
 @dataclass(frozen=True)
@@ -151,7 +125,7 @@ class Plan:
         """The plan as text for the terminal."""
         dtypes = self.dtypes.describe()
         buckets = ", ".join(f"{name} ({count})" for name, count in self.buckets.items())
-        unused = f"; {len(self.unused)} keys of it are not needed (see plan.json)" if self.unused else ""
+        unused = f"; {len(self.unused)} keys of it are not needed (a run's plan.json lists them)" if self.unused else ""
         lines = [
             f"base         {self.base}: {self.architecture}, predicts {self.prediction.describe()}{unused}",
             f"images       {self.images} ({self.items_per_epoch} per epoch with repeats)",
@@ -177,7 +151,7 @@ class Plan:
             if cut:
                 worst = max(cut.values())
                 lines.append(
-                    f"{what:<13}{len(cut)} longer than 77 tokens are cut (the longest loses {worst}); see plan.json"
+                    f"{what:<13}{len(cut)} longer than 77 tokens are cut (the longest loses {worst}); a run's plan.json lists them"
                 )
         lines += findings.lines(self.problems, self.notes)
         return "\n".join(lines)
@@ -241,29 +215,6 @@ def make_plan(job: Job, inputs: Inputs) -> Plan:
     )
     job.accelerator.print(plan.describe())
     return plan
-
-
-def plan_evaluation(config: TrainingConfig, inputs: Inputs, steps: int) -> EvaluationPlan | None:
-    """What the run is evaluated on and how often; None without held-out images."""
-    data, every = inputs.data, config.evaluation.every
-    if not data.held_out:
-        return None
-    return EvaluationPlan(
-        images=len({(item.sample.image_hash, item.sample.caption) for item in data.held_out}),
-        source=config.evaluation.path or _held_out_of(config, data),
-        noise_samples=config.evaluation.noise_samples,
-        evaluations=2 + ((steps - 1) // every if every else 0),
-        drift_captions=len(drift_captions(config, data)),
-        near_duplicates=tuple(data.near_duplicates),
-    )
-
-
-def _held_out_of(config: TrainingConfig, data: Data) -> str:
-    """What was asked for, and what was held out: images that resemble each other stay together."""
-    got = len({item.sample.image_hash for item in data.held_out})
-    total = got + len({item.sample.image_hash for item in data.items})
-    share = config.evaluation.held_out
-    return f"held out of {config.data.path}: asked for {share:g} of {total} distinct images, {round(share * total)}; got {got}"
 
 
 def require_trainable(config: TrainingConfig, steps: int) -> None:

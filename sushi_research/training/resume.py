@@ -94,7 +94,7 @@ def start_or_resume(job: Job, inputs: Inputs, plan: Plan) -> RunState:
             for warning in warnings:
                 print(f"warning: {warning}", flush=True)
             outcome = [(decision.action, checkpoint.path.name if checkpoint else None)]
-    agree(error, accelerator)
+    agree(error)
     action, name = broadcast_object_list(outcome)[0]
     checkpoint = read_checkpoint(run.checkpoints / name) if name and action == "continue" else None
     step = checkpoint.step if checkpoint else 0

@@ -82,8 +82,20 @@ def quiet_libraries() -> None:
 
 @contextlib.contextmanager
 def open_run(job: Job) -> Iterator[Job]:
-    """The job with its run folder, which the main process locks. A dry run has no run folder and writes nothing."""
+    """The job with its run folder, which the main process locks. A dry run has no run folder and writes nothing.
+
+    Raises UserError if the run folder cannot be opened, or is that of the data, whose images would be mixed with the run's.
+    """
     config = job.config
+    for key, path in (("data.path", config.data.path), ("evaluation.path", config.evaluation.path)):
+        if (
+            config.run.name
+            and path
+            and _is_one_folder(Path(path).expanduser(), Path(config.run.folder, config.run.name))
+        ):
+            raise UserError(
+                f"run.folder and run.name give the folder of {key}, {path}: give the run a folder of its own."
+            )
     if config.dry_run:
         yield job
         return
@@ -98,11 +110,15 @@ def open_run(job: Job) -> Iterator[Job]:
             stack.enter_context(run)
         except UserError as found:
             error = found
-        agree(error, job.accelerator)
+        agree(error)
         try:
             yield replace(job, run=run)
         finally:
             run.remove_if_empty()
+
+
+def _is_one_folder(one: Path, other: Path) -> bool:
+    return one.is_dir() and os.path.realpath(one) == os.path.realpath(other)
 
 
 def out_of_memory(config: TrainingConfig, error: Exception) -> UserError:
@@ -206,7 +222,7 @@ def finish(job: Job, metrics_file: tracking.MetricsFile, step: int, timings: Sta
     tracking.log_artifact(accelerator, "record", run.record_files(), root=run.path)
     written = {"adapter": run.adapter, "curves": curves, "metrics": run.metrics}
     if run.evaluation.exists():
-        written["held-out"] = run.evaluation
+        written["evaluation"] = run.evaluation
     if config.sample.enabled:
         written["samples"] = run.samples / "progress.png"
     if any((run.path / "wandb").glob("offline-run-*")):
@@ -215,7 +231,7 @@ def finish(job: Job, metrics_file: tracking.MetricsFile, step: int, timings: Sta
         )
     print(f"\nfinished; seconds: {', '.join(f'{name} {value:.0f}' for name, value in seconds.items())}; written:")
     for what, path in written.items():
-        print(f"  {what:<9} {path}")
+        print(f"  {what:<10} {path}")
     print(
         "next: put the adapter into your program's LoRA folder (ComfyUI, A1111, Forge, InvokeAI; diffusers: "
         "load_lora_weights), or generate a sample grid with scripts/sample.py",

@@ -69,6 +69,17 @@ def test_shards_that_the_index_does_not_name_are_neither_hashed_nor_loaded(folde
         base.hash("vae", hash_cache)
 
 
+def test_shards_of_fp16_weights_are_recognised(folder):
+    shard(folder / "vae").unlink()
+    for path in list((folder / "vae").glob("diffusion_pytorch_model*")):
+        name = path.name.replace("model-0000", "model.fp16-0000").replace("index", "index.fp16")
+        path.write_bytes(path.read_bytes().replace(b"model-0000", b"model.fp16-0000"))
+        path.rename(path.with_name(name))
+    with pytest.raises(UserError, match="vae holds fp16 weights only: add --model.variant fp16"):
+        loading.resolve_base(str(folder)).require_loadable()
+    loading.resolve_base(str(folder), vae=str(folder / "vae")).require_loadable()
+
+
 def test_a_config_or_an_adapter_that_would_change_the_weights_is_refused(folder):
     config = folder / "text_encoder" / "config.json"
     usual = config.read_text()

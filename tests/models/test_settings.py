@@ -33,7 +33,17 @@ HARMLESS = {
     ],
     "vae": [{"force_upcast": False, "latents_mean": None, "shift_factor": None, "use_quant_conv": True}],
     "text_encoder": [
-        {"dropout": 0.1, "attention_dropout": 0.1, "torch_dtype": "float16", "architectures": ["CLIPTextModel"]}
+        {"dropout": 0.1, "attention_dropout": 0.1, "torch_dtype": "float16", "architectures": ["CLIPTextModel"]},
+        # The configs of the published SD1.5 and of most models derived from it name where they were loaded from.
+        {"_name_or_path": "openai/clip-vit-large-patch14", "_attn_implementation_autoset": True},
+        # transformers 4, when it wrote every setting.
+        {
+            "id2label": {"0": "LABEL_0", "1": "LABEL_1"},
+            "max_length": 20,
+            "top_k": 50,
+            "temperature": 1.0,
+            "is_decoder": False,
+        },
     ],
 }
 REFUSED = {
@@ -55,6 +65,7 @@ REFUSED = {
         *(
             {"_class_name": "UNetMotionModel"},
             {"quantization_config": {"load_in_8bit": True}},
+            {"_use_default_values": ["use_linear_projection"]},
             {"down_block_types": ["Other"]},
         ),
     ],
@@ -103,6 +114,8 @@ def test_a_setting_that_means_something_else_is_refused_by_its_name():
 ACCEPTED_SCHEDULES = [
     *({}, {"rescale_betas_zero_snr": None}, {"use_karras_sigmas": True}, {"timestep_spacing": "trailing"}),
     *({"_class_name": "DPMSolverMultistepScheduler", "algorithm_type": "sde-dpmsolver++"}, {"clip_sample": True}),
+    # diffusers keeps the keys of the scheduler that another one was made from.
+    {"_class_name": "EulerDiscreteScheduler", "original_inference_steps": 50, "timestep_scaling": 10.0},
 ]
 REFUSED_SCHEDULES = [
     *(

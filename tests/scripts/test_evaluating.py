@@ -285,10 +285,10 @@ def refuse_trained_images(trainer: Trainer, data: Path, held: list[str], tmp_pat
 @pytest.mark.slow
 def test_what_cannot_be_held_out_is_one_sentence(trainer, photos):
     for changes, message in (
-        ({"evaluation.held_out": 1e-9}, r"held_out is 1e-09, which of the 7 distinct images .* holds out none of them"),
+        ({"evaluation.held_out": 1e-9}, r"held_out is 1e-09, which holds out none of the 7 distinct images in "),
         (
             {"evaluation.held_out": 0.999999},
-            r"holds out all of them: choose another fraction, or give .* --evaluation\.path",
+            r"holds out all of the 7 distinct images in .*: choose another fraction, or give .* --evaluation\.path",
         ),
         (
             {"evaluation.path": str(photos)},
@@ -443,5 +443,5 @@ def test_without_anything_held_out_all_images_are_the_validation_set(trainer, he
     assert len(tables_of_losses := pyarrow.parquet.read_table(tmp_path / "out/base/evaluation.parquet")) == 3 * 4
     assert len(set(tables_of_losses["image"].to_pylist())) == 3
     assert f"3 images of {held} x 4 noise samples" in capsys.readouterr().out
-    with pytest.raises(UserError, match="the adapter nowhere.safetensors is not there"):
+    with pytest.raises(UserError, match="nowhere.safetensors does not exist: check the path"):
         SCRIPT.main(SCRIPT.read([*words, "--adapters", "[nowhere.safetensors]"]))

@@ -67,7 +67,7 @@ def refusal(architecture, bases, tmp_path, capsys) -> Callable[..., str]:
         with pytest.raises(SystemExit) as ended:
             run_main(SCRIPT.main, SamplingConfig(**settings | changes))
         assert ended.value.code == 2
-        printed = capsys.readouterr().err
+        printed = capsys.readouterr().err.rpartition("\r")[2]  # after the bars of loading
         assert printed.startswith("error: ") and printed.endswith("\n") and printed.count("\n") == 1, printed
         return printed.strip()
 

@@ -149,6 +149,18 @@ def test_leaving_out_every_file_is_refused(refusal, tmp_path):
 
 
 @ONE
+@pytest.mark.parametrize("key", ["data.path", "evaluation.path"])
+def test_a_run_does_not_write_among_the_images(refusal, tmp_path, key):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    save_picture(folder / "a.png")
+    (tmp_path / "link").symlink_to(folder)
+    sentence = refusal({key: f"{tmp_path}/link"}, name="mine")
+    assert f"run.folder and run.name give the folder of {key}" in sentence
+    assert sorted(path.name for path in folder.iterdir()) == ["a.png", "a.txt"]
+
+
+@ONE
 def test_a_data_folder_that_is_not_there_or_holds_no_image(refusal, photos, tmp_path):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "notes.txt").write_text("no picture")
@@ -247,6 +259,7 @@ UNTRAINABLE = {
         base / "text_encoder/pytorch_model.bin"
     ),
     "do not fit its config.json": lambda base: change_json(base / "text_encoder/config.json", num_hidden_layers=4),
+    "text_encoder/model.safetensors is cut short": lambda base: cut_in_half(base / "text_encoder/model.safetensors"),
     "unet/config.json is not valid JSON": lambda base: cut_in_half(base / "unet/config.json"),
 }
 

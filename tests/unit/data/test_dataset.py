@@ -187,10 +187,12 @@ def test_lines_of_metadata_that_are_not_sound_are_named(root, scan):
             "[1]",
             {"file_name": "b.png", "text": 3},
             {"file_name": "../photos/b.png", "text": "outside"},
+            "[" * 100_000,
         ),
     )
     found = problems(scan(root))
     assert found.pop("metadata.jsonl line 2").startswith("not JSON: ")
+    assert found.pop("metadata.jsonl line 9").startswith("not JSON: "), "nested too deeply"
     assert found == {
         "metadata.jsonl line 3": "gone.png is not among the jpg, png and webp images here",
         "metadata.jsonl line 4": "a second entry for a.png: the first is line 1",
@@ -201,6 +203,11 @@ def test_lines_of_metadata_that_are_not_sound_are_named(root, scan):
         "b.png": "no caption: there is no b.txt, b.caption or entry in a metadata.jsonl",
         "c.gif": ".gif is not supported: convert it to png",
     }
+
+
+def test_metadata_of_deep_json_is_named(root, scan):
+    result = scan(write(root, a_png=picture(1), a_txt="x", metadata_jsonl="[" * 100_000))
+    assert list(problems(result)) == ["metadata.jsonl line 1"] and captions(result) == {"a.png": "x"}
 
 
 def test_metadata_that_is_not_utf8(root, scan):
@@ -214,6 +221,7 @@ BAD_CAPTIONS: list[tuple[dict[str, bytes | str], str]] = [
     ({}, "no caption: there is no sub/a.txt, sub/a.caption or entry in a metadata.jsonl"),
     ({"sub__a_txt": " \n"}, "its caption is empty: sub/a.txt"),
     ({"sub__a_txt": "", "sub__a_caption": ""}, "its caption is empty: sub/a.txt and sub/a.caption"),
+    ({"sub__a_txt": "\ufeff\ufeff\n\u200b"}, "its caption is empty: sub/a.txt"),
     ({"sub__a_txt": b"\xff\xffa\0"}, "its caption cannot be read as UTF-8 text: sub/a.txt"),
     ({"sub__a_txt": picture(1)}, "its caption cannot be read as UTF-8 text: sub/a.txt"),
     ({"sub__a_txt": b"\0" * 40}, "its caption is not text (the control character U+0000): sub/a.txt"),
@@ -511,6 +519,10 @@ def test_the_same_image_with_the_same_caption_is_kept_and_noted(root, scan):
     result = scan(root)
     assert len(result.samples) == 3
     assert result.notes == ["a.png, sub/b.png: the same image with the same caption; all are used"]
+    for number in range(5):
+        write(root, **{f"z{number}_png": picture(1), f"z{number}_txt": "x"})
+    names = "a.png, sub/b.png, z0.png and 4 more"
+    assert scan(root).notes == [f"{names}: the same image with the same caption; all are used"]
 
 
 # --- the hash cache ---
@@ -600,7 +612,7 @@ def test_what_is_done_to_colours_is_counted_and_files_whose_colours_are_uncertai
 
 
 def run_files(folder: Path) -> None:
-    write(folder, run_json="{}", config_yaml="", samples__progress_png=picture(7), samples__progress_txt="x")
+    write(folder, run_json='{"format": 2}', config_yaml="", samples__progress_png=picture(7), samples__progress_txt="x")
     write(folder, wandb__x_png=picture(8), evaluation_parquet=b"")
 
 
@@ -611,17 +623,19 @@ def test_what_this_program_wrote_is_skipped_and_named(root, tmp_path, scan):
     (root / "linked").symlink_to(tmp_path / "elsewhere")
     write(root, begun__x_png=picture(2))
     (root / "begun" / ".lock").write_text("process 12 on there")
-    write(root, kept__files_json="{}", kept__latents__b_arrow=b"", kept__x_png=picture(2))
+    write(root, kept__files_json='{"version": 3, "files": {}}', kept__latents__b_arrow=b"", kept__x_png=picture(2))
     write(root, cache__x_png=picture(2))
-    write(root, results__evaluation_json="{}", results__grid_png=picture(3), results__mine_png=picture(4))
+    write(root, results__evaluation_json='{"results": {}}', results__grid_png=picture(3), results__mine_png=picture(4))
     write(root, results__mine_txt="mine", results__base__provenance_json="[]", results__base__evaluation_parquet=b"")
     write(root, results__base__samples__x_png=picture(3))
-    write(root, page__comparison_json="{}", page__curves_png=picture(5), page__wandb__run__x_png=picture(6))
-    (root / "page" / "wandb" / "run").rename(root / "page" / "wandb" / "run-1")
+    write(
+        root, page__comparison_json='{"variants": []}', page__curves_png=picture(5), page__wandb__run__x_png=picture(6)
+    )
+    (root / "page" / "wandb" / "run").rename(root / "page" / "wandb" / "run-20260102_030405-abc")
     (root / "drawn").mkdir()
     write(root, drawn__grid_png=picture(9))
     (root / "drawn" / "grid").mkdir()
-    (root / "drawn" / "grid" / "00-01.png").write_bytes(picture(9))
+    (root / "drawn" / "grid" / "00-00.png").write_bytes(picture(9))
     result = scan(root, outputs={root / "cache": "the cache folder"})
     assert captions(result) == {"photos/a.png": "a cat", "results/mine.png": "mine"}
     assert result.problems == []
@@ -642,6 +656,45 @@ def test_what_this_program_wrote_is_skipped_and_named(root, tmp_path, scan):
             "runs/first: a run folder, skipped",
         ]
     )
+
+
+def test_an_unreadable_folder_next_to_an_image_of_its_name_is_a_problem(root, scan, monkeypatch):
+    write(root, a_png=picture(1), a_txt="a cat", a__b_png=picture(2))
+    real = os.scandir
+
+    def refusing(folder):
+        if str(folder) == str(root / "a"):
+            raise PermissionError(13, "Permission denied", str(folder))
+        return real(folder)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    monkeypatch.setattr(os, "listdir", refusing)
+    result = scan(root)
+    assert captions(result) == {"a.png": "a cat"}
+    assert problems(result) == {"a": "cannot be read: Permission denied"}
+
+
+def test_folders_of_other_programs_are_read(root, scan):
+    names = [
+        "runs/a",
+        "samples/a",
+        "cache/a",
+        "wandb/run-1",
+        "other/a",
+        "own/text_1",
+        "pages/grid",
+        "2024/07-01",
+        "2024",
+    ]
+    for number, name in enumerate(names):
+        path = root / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(picture(number))
+    write(root, other__run_json='{"loss": 1}', other__config_yaml="", own__files_json="[]", pages__evaluation_json="{}")
+    write(root, metadata_jsonl=lines(*({"file_name": f"{name}.png", "text": "x"} for name in names)))
+    result = scan(root)
+    assert sorted(captions(result)) == sorted(f"{name}.png" for name in names)
+    assert result.problems == [] and result.notes == []
 
 
 def test_a_run_folder_that_is_asked_for_is_read(root, scan):
@@ -757,7 +810,7 @@ def test_a_column_of_numbers_holds_no_images(root, scan):
     result = scan(root / "long")
     assert captions(result) == {"train[0]": "one", "train[2]": "fine"}
     assert problems(result) == {"train[1]": "its caption is not text (the control character U+0085): column text"}
-    assert result.notes == ["1 rows have a caption of several lines: the first is used (train[0])"]
+    assert result.notes == ["1 row has a caption of several lines, of which only the first is used (first: train[0])"]
     table(likes=[1, 2, 3]).save_to_disk(str(root))
     with pytest.raises(UserError, match="the column likes of .* holds no images"):
         scan(root, image_column="likes")
@@ -865,12 +918,12 @@ def test_captions_of_rows(root, scan):
     result = scan(root / "lists")
     assert captions(result) == {"train[0]": "one", "train[1]": "two"}
     assert problems(result) == {"train[2]": "no caption: column text"}
-    assert result.notes == ["1 rows have several captions: the first is used"]
+    assert result.notes == ["1 row has several captions, of which only the first is used"]
     table((1, 2, 3), ("one\ntwo\n", "\x85", "fine")).save_to_disk(str(root / "long"))
     result = scan(root / "long")
     assert captions(result) == {"train[0]": "one", "train[2]": "fine"}
     assert problems(result) == {"train[1]": "its caption is not text (the control character U+0085): column text"}
-    assert result.notes == ["1 rows have a caption of several lines: the first is used (train[0])"]
+    assert result.notes == ["1 row has a caption of several lines, of which only the first is used (first: train[0])"]
     table(likes=[1, 2, 3]).save_to_disk(str(root / "numbers"))
     assert len(scan(root / "numbers", caption_column="likes").problems) == 3
 

@@ -9,9 +9,9 @@ def test_a_frequent_note_does_not_hide_the_others():
     repeats = ["02_side: 7 images, each shown 2 times per epoch", "03_back: 1 images, each shown 3 times per epoch"]
     assert summary(Scan("photos", notes=[*orphans, *repeats], ignored=2)) == [
         *orphans[:3],
-        "and 97 more like the last, see data_report.json",
+        "and 97 more like the last (a run's data_report.json lists all)",
         *repeats,
-        "2 other files (not images or captions)",
+        "2 other files are ignored (neither images nor captions)",
     ]
 
 
@@ -21,8 +21,16 @@ def test_the_lines_of_the_terminal():
     assert found[:2] == ["skipped      12:", "             0.png: the file is empty"]
     assert found[10:] == [
         "             9.png: the file is empty",
-        "             and 2 more, see plan.json",
+        "             and 2 more (a run's plan.json lists all)",
         "notes        one",
         "             two",
     ]
     assert lines([], []) == []
+
+
+def test_names_that_a_terminal_cannot_show_are_escaped():
+    found = lines([Problem("metadata.jsonl line 1", "\ud800.png is not among the images")], ["\x1b[2J: no image"])
+    assert found[1:] == [
+        "             metadata.jsonl line 1: \\ud800.png is not among the images",
+        "notes        \\x1b[2J: no image",
+    ]

@@ -110,7 +110,7 @@ def test_the_numbers(make, architecture):
         "step         4 samples = batch 2 x accumulation 2 x processes 1; micro-batches 100% full",
         "length       4 optimizer steps = 16 samples = 2.29 epochs; each image 3.2 times",
         "cache        4 of 5 image entries to encode (4 KiB in all), 6 of 6 captions",
-        "captions     1 longer than 77 tokens are cut (the longest loses 25); see plan.json",
+        "captions     1 longer than 77 tokens are cut (the longest loses 25); a run's plan.json lists them",
     ):
         assert part in text, text
 
@@ -119,7 +119,7 @@ def test_the_numbers(make, architecture):
 def test_prompts_that_are_cut_are_counted_apart_from_captions(make):
     found, text = make({"sample": {"prompts": ["p" * 80, "y" * 100], "negative_prompt": "n" * 99}})
     assert found["prompts_cut"] == {"p" * 80: 5, "n" * 99: 24} and found["captions_cut"] == {"y" * 100: 25}
-    assert "prompts      2 longer than 77 tokens are cut (the longest loses 24); see plan.json" in text
+    assert "prompts      2 longer than 77 tokens are cut (the longest loses 24); a run's plan.json lists them" in text
 
 
 @ONE
@@ -150,7 +150,7 @@ def test_what_was_skipped_or_noted_is_named(make):
     assert len(found["skipped"]) == 13
     assert found["skipped"][0] == {"name": "bad_0.png", "reason": "the file is empty"}
     assert "skipped      13:" in text and "bad_9.png: the file is empty" in text
-    assert "bad_10.png" not in text and "and 3 more, see plan.json" in text
+    assert "bad_10.png" not in text and "and 3 more (a run's plan.json lists all)" in text
 
 
 @pytest.mark.slow

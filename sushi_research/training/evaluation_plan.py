@@ -1,0 +1,64 @@
+"""The part of a run's plan about evaluation: on which images, how often, and which of them resemble training images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sushi_research.caches.inputs import Inputs
+from sushi_research.config import TrainingConfig
+from sushi_research.data.training_data import Data, drift_captions
+from sushi_research.evaluation.results import MIN_IMAGES
+
+# How many of them are printed; plan.json has all.
+SHOWN_NEAR_DUPLICATES = 5
+
+
+@dataclass(frozen=True)
+class EvaluationPlan:
+    """What the run is evaluated on, and how often."""
+
+    images: int
+    source: str
+    noise_samples: int
+    evaluations: int
+    drift_captions: int
+    near_duplicates: tuple[str, ...]
+
+    def describe(self) -> list[str]:
+        lines = [
+            f"evaluation   {self.images} {'image' if self.images == 1 else 'images'} x {self.noise_samples} noise samples, and "
+            f"the drift on {self.drift_captions} captions, {self.evaluations} times",
+            f"             images: {self.source}",
+        ]
+        if self.images < MIN_IMAGES:
+            lines.append(f"             a test result between runs needs {MIN_IMAGES} images or more")
+        lines += [f"             warning: {sentence}" for sentence in self.near_duplicates[:SHOWN_NEAR_DUPLICATES]]
+        if len(self.near_duplicates) > SHOWN_NEAR_DUPLICATES:
+            lines.append(
+                f"             and {len(self.near_duplicates) - SHOWN_NEAR_DUPLICATES} more (a run's plan.json lists all)"
+            )
+        return lines
+
+
+def plan_evaluation(config: TrainingConfig, inputs: Inputs, steps: int) -> EvaluationPlan | None:
+    """What the run is evaluated on and how often; None without held-out images."""
+    data, every = inputs.data, config.evaluation.every
+    if not data.held_out:
+        return None
+    return EvaluationPlan(
+        images=len({(item.sample.image_hash, item.sample.caption) for item in data.held_out}),
+        source=config.evaluation.path or _held_out_of(config, data),
+        noise_samples=config.evaluation.noise_samples,
+        evaluations=2 + ((steps - 1) // every if every else 0),
+        drift_captions=len(drift_captions(config, data)),
+        near_duplicates=tuple(data.near_duplicates),
+    )
+
+
+def _held_out_of(config: TrainingConfig, data: Data) -> str:
+    """What was asked for, and what was held out: images that resemble each other stay together."""
+    got = len({item.sample.image_hash for item in data.held_out})
+    total = got + len({item.sample.image_hash for item in data.items})
+    share = config.evaluation.held_out
+    asked = f"asked for {share:g} of {total} distinct images, which is {round(share * total)}"
+    return f"held out of {config.data.path} ({asked}; got {got})"

@@ -1,0 +1,29 @@
+"""What the plan says about the images that a run is evaluated on."""
+
+from types import SimpleNamespace
+
+from sushi_research.config import SD15Training
+from sushi_research.data.samples import Item, Sample
+from sushi_research.data.training_data import Data
+from sushi_research.training.evaluation_plan import plan_evaluation
+
+
+def items(first: int, count: int) -> list[Item]:
+    samples = [Sample(f"{n}.png", f"{n:032x}", f"photo {n}", 64, 64, 1, bytes) for n in range(first, first + count)]
+    return [Item(sample, None, 0) for sample in samples]
+
+
+def test_it_says_how_many_images_were_asked_for_and_how_many_are_held_out():
+    config = SD15Training.model_validate(
+        {"model": {"base": "b"}, "data": {"path": "photos"}, "train": {"steps": 9}, "evaluation": {"held_out": 0.25}}
+    )
+    data = Data(items(0, 17), None, items(17, 3), [f"{n}.png resembles another" for n in range(7)])
+    found = plan_evaluation(config, SimpleNamespace(data=data), 500)
+    assert found.describe() == [
+        "evaluation   3 images x 8 noise samples, and the drift on 16 captions, 3 times",
+        "             images: held out of photos (asked for 0.25 of 20 distinct images, which is 5; got 3)",
+        "             a test result between runs needs 8 images or more",
+        *(f"             warning: {n}.png resembles another" for n in range(5)),
+        "             and 2 more (a run's plan.json lists all)",
+    ]
+    assert plan_evaluation(config, SimpleNamespace(data=Data(items(0, 3), None)), 500) is None
