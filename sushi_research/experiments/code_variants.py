@@ -105,7 +105,9 @@ def _continued(run: RunRecord) -> list[str]:
     for (_, before), (step, after) in itertools.pairwise(stretches):
         if code.is_recorded(before) and code.is_recorded(after):
             files = code.listed(code.changed_files(before, after))
-            found.append(f"{run.name} was continued at step {step} with other code than it began with ({files})")
+            is_back = code.full_hash(after) == code.full_hash(stretches[0][1])
+            which = "the code that it began with again" if is_back else "other code than it began with"
+            found.append(f"{run.name} was continued at step {step} with {which} ({files})")
         else:
             found.append(
                 f"{run.name} was continued at step {step}, and its code before or after that step is not recorded"

@@ -111,6 +111,8 @@ def test_a_run_that_was_continued_with_other_code_is_a_variant_of_its_own(runs):
         "a-seed1 was continued at step 10 with other code than it began with (train.py / mine.py): it is a variant of its own"
     ]
     assert sorted(labels(records, pool_code=True).values()) != groups
+    [back] = runs(("b-seed0", 0, [*changed, PLAIN | {"step": 15}]))
+    assert "b-seed0 was continued at step 15 with the code that it began with again" in compare([back]).warnings[1]
 
 
 def test_a_launch_that_trained_no_step_does_not_count(runs):
