@@ -147,6 +147,11 @@ def compare_identity(stored: dict[str, Any], current: dict[str, Any]) -> list[Ch
     return differences
 
 
+def without_locations(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """An identity without the settings that give only a location of content whose hash it has."""
+    return {key: value for key, value in identity.items() if key not in SAME_CONTENT or not _fact(identity, key)}
+
+
 def require_same_run(name: str, stored: dict[str, Any], current: dict[str, Any]) -> None:
     """Raises UserError, with every differing key and both values, unless the identities are equal."""
     differences = compare_identity(stored, current)
@@ -185,7 +190,7 @@ def _flat(defaults: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for name, value in defaults.items() for key, value in flatten({name: value}).items()}
 
 
-def _fact(identity: dict[str, Any], key: str) -> dict[str, Any]:
+def _fact(identity: Mapping[str, Any], key: str) -> dict[str, Any]:
     """The values of the fact that replaces the setting `key`."""
     prefix = f"facts.{SAME_CONTENT[key]}."
     return {other: value for other, value in identity.items() if f"{other}.".startswith(prefix)}

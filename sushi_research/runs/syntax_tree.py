@@ -15,7 +15,8 @@ IMPORTERS = ("import_module", "__import__")  # functions that import the module 
 
 
 class Import(NamedTuple):
-    """An import in a syntax tree: `from <level dots><module> import <names>`. A name may contain a *."""
+    """An import in a syntax tree: `from <level dots><module> import <names>`. A name may be or contain a *: any module of the
+    package, because `__all__` may name it."""
 
     level: int
     module: str
@@ -105,7 +106,7 @@ def _imports_of(node: ast.AST, meanings: _Meanings) -> list[Import]:
     if isinstance(node, ast.Import):
         return [Import(0, alias.name, ()) for alias in node.names]
     if isinstance(node, ast.ImportFrom):
-        return [Import(node.level, node.module or "", tuple(alias.name for alias in node.names if alias.name != "*"))]
+        return [Import(node.level, node.module or "", tuple(alias.name for alias in node.names))]
     if isinstance(node, ast.Call) and _name_of(node.func) in meanings.importers:
         name = _literal(_argument(node, 0, "name"), meanings)
         level = len(name) - len(name.lstrip("."))

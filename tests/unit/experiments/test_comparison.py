@@ -260,3 +260,12 @@ def test_what_is_not_known_about_an_adapter_file_is_said(tmp_path):
     found = compare(records(*(tmp_path / f"file{number}" for number in range(4))))
     [warning] = [warning for warning in found.warnings if "trained on the validation images" in warning]
     assert warning.startswith("it is not known whether file1, file2 was trained on")
+
+
+def test_the_place_of_the_same_data_does_not_make_a_variant(tmp_path):
+    records = [read_record(fake_run(tmp_path / f"a-seed{seed}", seed=seed)) for seed in range(3)]
+    for record, path, content in zip(records, ("photos", "/mnt/photos", "photos"), ("1", "1", "2"), strict=True):
+        record.identity |= {"data.path": path, "facts.data": content}
+    assert [variant.seeds for variant in variants_of(records)[0]] == [(0, 1), (2,)]
+    del records[1].identity["facts.data"]
+    assert len(variants_of(records)[0]) == 3, "without the hash, nothing says that it is the same"

@@ -130,6 +130,7 @@ def test_every_way_to_write_an_import_is_followed(project):
             "import losses.huber as h",
             "from losses import huber as h",
             "from .losses import huber",
+            "from losses import *",
             "from . import losses\nfrom losses.huber import *",
             "from ..shared import of_all",
             "from importlib import import_module\nimport_module(name='losses.huber')",
