@@ -73,13 +73,18 @@ def problem(text: str) -> str | None:
 def first_line(text: str) -> tuple[str, int]:
     """(first line that is not blank, without spaces around it; number of such lines); ("", 0) if all are blank.
 
-    Raises NotText if `text` is not text.
+    A line of nothing but spaces and invisible characters, such as a second byte order mark, is blank. Raises NotText if `text` is
+    not text.
     """
     reason = problem(text)
     if reason is not None:
         raise NotText(reason)
-    lines = [stripped for line in _LINE_END.split(text) if (stripped := line.strip())]
+    lines = [line.strip() for line in _LINE_END.split(text) if any(map(_is_visible, line))]
     return (lines[0], len(lines)) if lines else ("", 0)
+
+
+def _is_visible(char: str) -> bool:
+    return not char.isspace() and unicodedata.category(char) != "Cf"
 
 
 def note_replaced(captions: Iterable[tuple[str, str]]) -> list[str]:

@@ -38,6 +38,8 @@ _EXPONENTS = {**dict.fromkeys((1, 2, 6, 13, 14, 15)), 4: 2.2, 5: 2.8, 8: 1.0}
 _HDR = {16: "PQ", 18: "HLG"}
 # libpng takes a gamma within 5 % for equal. Many programs write 1/2.2 and rounded primaries for sRGB.
 _GAMMA, _GAMMA_TOLERANCE, _PRIMARY_TOLERANCE = 1 / 2.2, 0.05, 0.01
+# libpng ignores a gamma outside of these as impossible.
+_GAMMA_MIN, _GAMMA_MAX = 16e-5, 6250
 
 
 class NoConversion(ValueError):
@@ -148,7 +150,7 @@ def _png_profile(
     if has_profile or "srgb" in info:
         return None, ""
     gamma, points = info.get("gamma"), info.get("chromaticity")
-    if gamma is None or gamma <= 0 or abs(gamma / _GAMMA - 1) <= _GAMMA_TOLERANCE:
+    if gamma is None or not _GAMMA_MIN <= gamma <= _GAMMA_MAX or abs(gamma / _GAMMA - 1) <= _GAMMA_TOLERANCE:
         gamma = None
     if points is None or not _are_primaries(points) or max(map(abs, np.subtract(points, SRGB))) <= _PRIMARY_TOLERANCE:
         points = None

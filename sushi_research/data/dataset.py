@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
@@ -83,7 +83,7 @@ def scan(
     for sample in result.samples:
         copies[sample.image_hash, sample.caption].append(sample.name)
     result.notes += [
-        f"{', '.join(names)}: the same image with the same caption; all are used"
+        f"{some(names, 3)}: the same image with the same caption; all are used"
         for names in copies.values()
         if len(names) > 1
     ]

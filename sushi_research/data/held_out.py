@@ -42,9 +42,11 @@ def hold_out(scan: Scan, fraction: float) -> list[Sample]:
     kept = [sample for sample in scan.samples if sample.image_hash not in chosen]
     held = [sample for sample in scan.samples if sample.image_hash in chosen]
     if not held or not kept:
+        alike = len(groups) < len({sample.image_hash for sample in scan.samples})
+        together = " (images that resemble each other stay together and count as one)" if alike else ""
         raise UserError(
             f"evaluation.held_out is {fraction:g}, which holds out {'all' if held else 'none'} of the {len(groups)} distinct "
-            f"images in {scan.source}: choose another fraction, or give separate held-out images with --evaluation.path."
+            f"images in {scan.source}{together}: choose another fraction, or give separate held-out images with --evaluation.path."
         )
     scan.samples = kept
     scan.held_out = sorted(sample.name for sample in held)

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageFile, ImageOps, PngImagePlugin, UnidentifiedImageError
@@ -71,6 +72,8 @@ def decode_and_describe(data: bytes) -> Decoded:
             frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
             if frames > 1:
                 raise BadImage(f"animated or many pages ({frames} frames): use a still image")
+            if image.format == "PNG" and "transparency" in image.info:
+                image.info["transparency"] = _in_eight_bits(image.info["transparency"], image.mode, depth=data[24])
             ImageOps.exif_transpose(image, in_place=True)
             return _opaque_srgb(image, png.colour_code(data))
         except (BadImage, MemoryError):
@@ -126,6 +129,15 @@ def _opaque_srgb(image: Image.Image, colour_code: tuple[int, int, int, int] | No
     white = Image.new("RGBA", rgb.size, "white")
     white.alpha_composite(rgb)
     return Decoded(white.convert("RGB"), converted_from, True, ignored)
+
+
+def _in_eight_bits(transparent: Any, mode: str, depth: int) -> Any:
+    """A PNG's transparent colour on the scale of the pixels. Pillow scales those of 2, 4 and 16 bits to 8, but not this value."""
+    if mode == "L":
+        return transparent * 255 // ((1 << depth) - 1)
+    if mode == "RGB" and depth == 16:
+        return tuple(value >> 8 for value in transparent)
+    return transparent
 
 
 def _eight_bit_grey(image: Image.Image) -> Image.Image:

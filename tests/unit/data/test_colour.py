@@ -158,6 +158,8 @@ def test_a_png_without_a_profile_is_converted_by_its_own_chunks():
     assert "(gAMA)" in decode_and_describe(with_chunk(b"gAMA", gamma)).converted_from
     for same in (
         with_chunk(b"gAMA", struct.pack(">I", 45455), with_chunk(b"cHRM", of_srgb)),
+        with_chunk(b"gAMA", struct.pack(">I", 1)),
+        with_chunk(b"gAMA", b"\xff" * 4),
         with_chunk(b"gAMA", bytes(4), with_chunk(b"cHRM", bytes(32))),
         with_chunk(b"gAMA", gamma, with_chunk(b"sRGB", b"\0")),
         with_chunk(b"gAMA", gamma, saved(plain(), icc_profile=SRGB)),

@@ -205,6 +205,11 @@ def test_lines_of_metadata_that_are_not_sound_are_named(root, scan):
     }
 
 
+def test_metadata_of_deep_json_is_named(root, scan):
+    result = scan(write(root, a_png=picture(1), a_txt="x", metadata_jsonl="[" * 100_000))
+    assert list(problems(result)) == ["metadata.jsonl line 1"] and captions(result) == {"a.png": "x"}
+
+
 def test_metadata_that_is_not_utf8(root, scan):
     write(root, a_png=picture(1), a_txt="x", metadata_jsonl=b"\xff\xff")
     result = scan(root)
@@ -216,6 +221,7 @@ BAD_CAPTIONS: list[tuple[dict[str, bytes | str], str]] = [
     ({}, "no caption: there is no sub/a.txt, sub/a.caption or entry in a metadata.jsonl"),
     ({"sub__a_txt": " \n"}, "its caption is empty: sub/a.txt"),
     ({"sub__a_txt": "", "sub__a_caption": ""}, "its caption is empty: sub/a.txt and sub/a.caption"),
+    ({"sub__a_txt": "\ufeff\ufeff\n\u200b"}, "its caption is empty: sub/a.txt"),
     ({"sub__a_txt": b"\xff\xffa\0"}, "its caption cannot be read as UTF-8 text: sub/a.txt"),
     ({"sub__a_txt": picture(1)}, "its caption cannot be read as UTF-8 text: sub/a.txt"),
     ({"sub__a_txt": b"\0" * 40}, "its caption is not text (the control character U+0000): sub/a.txt"),
@@ -513,6 +519,10 @@ def test_the_same_image_with_the_same_caption_is_kept_and_noted(root, scan):
     result = scan(root)
     assert len(result.samples) == 3
     assert result.notes == ["a.png, sub/b.png: the same image with the same caption; all are used"]
+    for number in range(5):
+        write(root, **{f"z{number}_png": picture(1), f"z{number}_txt": "x"})
+    names = "a.png, sub/b.png, z0.png and 4 more"
+    assert scan(root).notes == [f"{names}: the same image with the same caption; all are used"]
 
 
 # --- the hash cache ---

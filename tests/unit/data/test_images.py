@@ -93,6 +93,12 @@ def test_palettes_with_and_without_transparency():
 def test_a_colour_that_stands_for_transparent():
     assert pixels_of(png(2, 1, 8, 0, bytes([5, 7]), struct.pack(">H", 5))) == [WHITE, (7, 7, 7)]
     assert pixels_of(png(2, 1, 8, 2, bytes([*RED, *BLACK]), struct.pack(">HHH", 255, 0, 0))) == [WHITE, BLACK]
+    for depth, row in ((1, 0x80), (2, 0x40), (4, 0x10)):  # the values 1 and 0
+        assert pixels_of(png(2, 1, depth, 0, bytes([row]), struct.pack(">H", 1))) == [WHITE, BLACK], depth
+        one = 255 // (2**depth - 1)
+        assert pixels_of(png(2, 1, depth, 0, bytes([row]), struct.pack(">H", 0))) == [(one, one, one), WHITE], depth
+    deep = struct.pack(">6H", 0x1234, 0xC8, 0, 0xC800, 0x6400, 0)
+    assert pixels_of(png(2, 1, 16, 2, deep, struct.pack(">HHH", 0x1234, 0xC8, 0))) == [WHITE, (200, 100, 0)]
 
 
 def test_16_bit_grey_is_scaled_and_not_cut():
