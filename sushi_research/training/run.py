@@ -210,6 +210,7 @@ def finish(job: Job, metrics_file: tracking.MetricsFile, step: int, timings: Sta
     """Plots the curves, sends the results to the trackers, marks the run as finished, and prints what was written."""
     if not job.is_main:
         return
+    timings.enter("saving")
     config, run, accelerator = job.config, job.run, job.accelerator
     curves = run.path / "loss.png"
     plots.training_curves(metrics_file.read(), curves, run.name)
