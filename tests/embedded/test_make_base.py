@@ -185,7 +185,9 @@ def test_the_stages_after_the_vae_make_a_pipeline(architecture, monkeypatch, tmp
         monkeypatch.setattr(module, "BATCH", 4)
     monkeypatch.setattr(text, "STEPS", 2)
     monkeypatch.setattr(unet, "STEPS", {architecture: 2})
-    vae.build().save_pretrained(tmp_path / f"vae_{architecture}")
+    untrained = vae.build()
+    untrained.register_to_config(scaling_factor=vae.SCALING[architecture])
+    untrained.save_pretrained(tmp_path / f"vae_{architecture}")
     threads = torch.get_num_threads()
     try:
         text.main(tmp_path)

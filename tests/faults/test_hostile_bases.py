@@ -131,12 +131,20 @@ CONTENTS = {
     "a header of 2^63 bytes": (2**63).to_bytes(8, "little") + b"{}",
 }
 
+ADVICE = {
+    "a page": "is a web page (HTML), not the file itself: download the file",
+    "a git-lfs pointer": "run `git lfs pull`, or download the file",
+    "a zip, as pickles are": "take the model's .safetensors file",
+    "an old pickle": "take the model's .safetensors file",
+}
+
 
 def test_a_file_that_is_something_else(file, resolve):
     for name, content in CONTENTS.items():
         with case(name):
             file.write_bytes(content)
-            assert "download it again" in refusal(resolve, file)
+            what_to_do = ADVICE.get(name, "download it again")
+            assert what_to_do in refusal(resolve, file)
 
 
 def test_a_pickle_is_not_opened(tmp_path, monkeypatch, resolve):
