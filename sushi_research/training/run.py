@@ -223,7 +223,7 @@ def finish(job: Job, metrics_file: tracking.MetricsFile, step: int, timings: Sta
     tracking.log_artifact(accelerator, "record", run.record_files(), root=run.path)
     written = {"adapter": run.adapter, "curves": curves, "metrics": run.metrics}
     if run.evaluation.exists():
-        written["evaluation"] = run.evaluation
+        written["losses"] = run.evaluation
     if config.sample.enabled:
         written["samples"] = run.samples / "progress.png"
     if any((run.path / "wandb").glob("offline-run-*")):
@@ -232,7 +232,7 @@ def finish(job: Job, metrics_file: tracking.MetricsFile, step: int, timings: Sta
         )
     print(f"\nfinished; seconds: {', '.join(f'{name} {value:.0f}' for name, value in seconds.items())}; written:")
     for what, path in written.items():
-        print(f"  {what:<10} {path}")
+        print(f"  {what:<9} {path}")
     print(
         "next: put the adapter into your program's LoRA folder (ComfyUI, A1111, Forge, InvokeAI; diffusers: "
         "load_lora_weights), or generate a sample grid with scripts/sample.py",
