@@ -133,7 +133,7 @@ def in_this_version(stored: dict[str, Any], defaults: Mapping[str, Any]) -> dict
     `defaults` is the default of each setting (`keys.default_values` of the config class).
     """
     found = {RENAMED.get(key, key): value for key, value in stored.items()}
-    return {key: value for key, value in (_flat(defaults) | found).items() if not _may_change(key)}
+    return {key: value for key, value in (flat_defaults(defaults) | found).items() if not _may_change(key)}
 
 
 def compare_identity(stored: dict[str, Any], current: dict[str, Any]) -> list[ChangedSetting]:
@@ -185,7 +185,7 @@ def _may_change(key: str) -> bool:
     return any(fnmatch.fnmatchcase(key, pattern) for pattern in MAY_CHANGE)
 
 
-def _flat(defaults: Mapping[str, Any]) -> dict[str, Any]:
+def flat_defaults(defaults: Mapping[str, Any]) -> dict[str, Any]:
     """The defaults as an identity has them: a free-form mapping by its entries."""
     return {key: value for name, value in defaults.items() for key, value in flatten({name: value}).items()}
 
