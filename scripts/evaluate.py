@@ -110,6 +110,7 @@ def main(config: AdapterEvaluation) -> int:
         """
         loss = validation_set.losses(val_set, model, unet, caches, base.prediction, text=encoded, **share)
         drift = measure.measure(unet, encoded) if measure else None
+        adapter_files.require_finite(name, lora_scale, [loss, drift])
         if accelerator.is_main_process:
             rows = sample_grids.rows_of(config, inputs.prompts)
             images = sample_grids.generate_images(job, inputs, unet, encoded) if config.sample.enabled else []
