@@ -199,6 +199,8 @@ def test_what_model_index_says(folder, bases):
     assert loading.resolve_base(str(folder)).force_zeros
     change(index, REMOVED="force_zeros_for_empty_prompt")
     assert loading.resolve_base(str(folder)).force_zeros, "the default of diffusers' SDXL pipeline"
+    change(index, _class_name="StableDiffusionXLPAGPipeline")  # the same components, another way to sample
+    loading.resolve_base(str(folder))
     for changes in (
         {"force_zeros_for_empty_prompt": "False"},
         {"_class_name": "LatentConsistencyModelPipeline"},
