@@ -24,12 +24,10 @@ _NOT_TEXT = re.compile(f"[\0-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\
 _LINE_END = re.compile("\r\n|\r|\n")
 # What `ftfy.fix_text` replaces by default, of what the tokenizer of transformers does not (both normalize to NFC): curled quotes,
 # Latin ligatures, half-width and full-width forms, and some invisible characters. It also repairs text that was decoded
-# wrongly, which needs its statistics.
+# wrongly, which needs its statistics. Wide spaces and Unicode's line separators become one space in both.
 _QUOTES = "\u02bc\u2018-\u201b\u201c-\u201f"
 _LIGATURES = "\u0132\u0133\u0149\u01c4-\u01cc\u01f1-\u01f3\ufb00-\ufb06"
-_WIDTHS = "\u3000" + "".join(
-    chr(code) for code in range(0xFF01, 0xFFF0) if unicodedata.normalize("NFKC", chr(code)) != chr(code)
-)
+_WIDTHS = "".join(chr(code) for code in range(0xFF01, 0xFFF0) if unicodedata.normalize("NFKC", chr(code)) != chr(code))
 _INVISIBLE = "\u206a-\u206f\ufeff\ufff9-\ufffb"
 _REPLACED = re.compile(f"[{_QUOTES}{_LIGATURES}{_WIDTHS}{_INVISIBLE}]")
 # How many different characters a note lists.

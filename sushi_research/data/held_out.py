@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -34,15 +35,17 @@ DRIFT_CAPTIONS = (
 def hold_out(scan: Scan, fraction: float) -> list[Sample]:
     """Removes the held-out samples from the scan, lists their names in `scan.held_out`, and returns them.
 
-    The choice depends only on content (`near_duplicates.held_out`), not on names, and near-duplicates stay on one side. Raises
-    UserError if no image or every image would be held out.
+    The choice depends only on content (`near_duplicates.held_out`), not on names, and copies and near-duplicates stay on one side.
+    Raises UserError if no image or every image would be held out.
     """
     groups = near_duplicates.near_duplicate_groups({sample.image_hash: sample.fingerprint for sample in scan.samples})
-    chosen = near_duplicates.held_out(groups, fraction)
+    copies = Counter(sample.image_hash for sample in scan.samples)
+    counted = [[image for image in group for _ in range(copies[image])] for group in groups]
+    chosen = near_duplicates.held_out(counted, fraction)
     kept = [sample for sample in scan.samples if sample.image_hash not in chosen]
     held = [sample for sample in scan.samples if sample.image_hash in chosen]
     if not held or not kept:
-        alike = len(groups) < len({sample.image_hash for sample in scan.samples})
+        alike = len(groups) < len(scan.samples)
         together = " (images that resemble each other stay together and count as one)" if alike else ""
         raise UserError(
             f"evaluation.held_out is {fraction:g}, which holds out {'all' if held else 'none'} of the {len(groups)} distinct "

@@ -50,6 +50,7 @@ def find_in_folder(
             has_tables = has_tables or suffix in TABLES
     captions: dict[str, dict[str, str]] = defaultdict(dict)
     unreadable: dict[str, str] = {}
+    not_text: dict[str, str] = {}  # the line of a metadata.jsonl, by image
     several: dict[str, int] = {}  # the number of lines of a caption, by source
     for name in images:
         for sidecar, path in sidecars.get(posixpath.splitext(name)[0], {}).items():
@@ -63,9 +64,12 @@ def find_in_folder(
                 captions[name][sidecar] = caption
                 several[sidecar] = lines
     for name, path in metadata.items():
-        for image, source, caption, lines in _metadata(result, name, path, set(images), caption_column):
-            captions[image][source] = caption
-            several[source] = lines
+        for image, source, text in _metadata(result, name, path, set(images), caption_column):
+            try:
+                captions[image][source], several[source] = caption_text.first_line(text)
+            except caption_text.NotText as error:
+                result.problems.append(Problem(source, f"the caption of {image} {error.reason}"))
+                not_text[image] = source
     result.notes += [
         f"{source}: a caption of {lines} lines, of which only the first is used"
         for source, lines in several.items()
@@ -77,7 +81,7 @@ def find_in_folder(
     for name, path in images.items():
         repeat_folder, repeats = _repeats(name)
         folders[repeat_folder, repeats] += 1
-        reason = unreadable.get(name) or _caption_problem(name, captions[name])
+        reason = unreadable.get(name) or _caption_problem(name, captions[name], not_text.get(name))
         if repeats == 0:
             reason = f"its folder asks for no repeats: {repeat_folder}"
         if reason is not None:
@@ -95,8 +99,8 @@ def find_in_folder(
 
 def _metadata(
     result: Scan, name: str, path: Path, images: set[str], caption_column: str
-) -> Iterator[tuple[str, str, str, int]]:
-    """Yields (image, source, caption, number of its lines) of each valid line of a metadata.jsonl. Others become problems."""
+) -> Iterator[tuple[str, str, str]]:
+    """Yields (image, source, caption) of each valid line of a metadata.jsonl. Others become problems."""
 
     def problem(where: str, reason: str) -> None:
         result.problems.append(Problem(where, reason))
@@ -132,16 +136,16 @@ def _metadata(
         else:
             if first.setdefault(image, number) != number:
                 problem(source, f"a second entry for {image}: the first is line {first[image]}")
-            try:
-                first_line, count = caption_text.first_line(caption)
-            except caption_text.NotText as error:
-                problem(source, f"the caption of {image} {error.reason}")
-                continue
-            yield image, source, first_line, count
+            yield image, source, caption
 
 
-def _caption_problem(name: str, captions: dict[str, str]) -> str | None:
-    """The reason why an image has no usable caption, or None if it has one. `captions` is by source."""
+def _caption_problem(name: str, captions: dict[str, str], not_text: str | None) -> str | None:
+    """The reason why an image has no usable caption, or None if it has one.
+
+    `captions` is by source; `not_text` is the source of another that is not text.
+    """
+    if not captions and not_text:
+        return f"no caption but that of {not_text}, which is not text"
     if not captions:
         stem = posixpath.splitext(name)[0]
         return f"no caption: there is no {stem}.txt, {stem}.caption or entry in a {METADATA}"

@@ -76,7 +76,8 @@ def near_duplicate_groups(fingerprints: Mapping[str, int]) -> list[list[str]]:
 
 def held_out(groups: Iterable[Iterable[str]], fraction: float) -> frozenset[str]:
     """The hashes of the held-out images, chosen by group (`near_duplicate_groups`): round(fraction x images), or as near as
-    whole groups get to that, but one group at least unless it is 0.
+    whole groups get to that, but one group at least unless it is 0. A hash that stands in its group several times is that of as
+    many copies.
 
     They are the first groups of a fixed order: by size, then by a random number that is keyed on the smallest hash of each. So a
     larger fraction holds out a superset, and added images only move those where the held-out ones end. Names and the order of the

@@ -24,8 +24,8 @@ from sushi_research.sampling import plots, sample_grids
 
 # The step under which an adapter file's results are stored; the base's are stored under 0.
 STEP = 1
-# Names that no adapter's folder may have: what else is in `output`.
-RESERVED = ("base", "evaluation.json", "evaluation.md", "grid.png", "lora_scales.png")
+# Names that no adapter's folder may have: what else is in `output`, and those that lead out of it.
+RESERVED = ("base", "evaluation.json", "evaluation.md", "grid.png", "lora_scales.png", ".", "..")
 
 
 @dataclass(frozen=True)

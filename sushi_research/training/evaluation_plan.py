@@ -58,8 +58,8 @@ def plan_evaluation(config: TrainingConfig, inputs: Inputs, steps: int) -> Evalu
 
 def _held_out_of(config: TrainingConfig, data: Data) -> str:
     """What was asked for, and what was held out: images that resemble each other stay together."""
-    got = len({item.sample.image_hash for item in data.held_out})
-    total = got + len({item.sample.image_hash for item in data.items})
+    got = len({item.sample.name for item in data.held_out})
+    total = got + len({item.sample.name for item in data.items})
     share = config.evaluation.held_out
-    asked = f"asked for {share:g} of {total} distinct images, which is {round(share * total)}"
+    asked = f"asked for {share:g} of {total} images, which is {round(share * total)}"
     return f"held out of {config.data.path} ({asked}; got {got})"

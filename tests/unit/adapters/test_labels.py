@@ -40,6 +40,7 @@ def on_any_disk(name: str) -> str:
         ("x/caf\u00e9", "y/cafe\u0301"),
         ("x/cat", "y/cat."),
         ("base", "Base", "evaluation.json", "grid.png"),
+        (".", ".."),
         ("a", "b/a", f"a-{mark('a')}"),
         ("a-scale-0.5", "a"),
         ("a", "a-scale-0.5"),
@@ -50,7 +51,7 @@ def test_no_two_files_share_a_folder(file, names, tmp_path):
     for order in itertools.permutations(paths):
         found = folder_names(order, [1.0, 0.5, 0.50000001])
         assert len({on_any_disk(name) for name in found.values()}) == 3 * len(paths), found
-        taken = {"base", "evaluation.json", "evaluation.md", "grid.png", "lora_scales.png"}
+        taken = {"base", "evaluation.json", "evaluation.md", "grid.png", "lora_scales.png", ""}
         assert not taken & {on_any_disk(name) for name in found.values()}
     assert len(set(labels_of([tmp_path / f"{name}.safetensors" for name in names]))) == len(names)
 

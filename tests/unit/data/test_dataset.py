@@ -274,6 +274,8 @@ def test_captions_of_metadata_that_are_not_text_are_named_by_line(root, scan):
         "metadata.jsonl line 3": "the caption of c.png is not text (the noncharacter U+FFFE)",
     }
     write_report(result, root / "data_report.json")
+    (root / "a.txt").unlink()
+    assert problems(scan(root))["a.png"] == "no caption but that of metadata.jsonl line 1, which is not text"
 
 
 def test_of_a_caption_of_several_lines_the_first_is_used_and_a_note_says_so(root, scan):
@@ -303,7 +305,7 @@ def test_characters_that_clips_tokenizer_replaced_are_counted(root, scan):
         b_png=picture(2),
         b_txt="\ufb01sh &amp; ch\uff49ps",
     )
-    write(root, c_png=picture(3), c_txt="caf\u00e9 寿司 \U0001f363, AT&T - 'plain' & \"quotes\"")
+    write(root, c_png=picture(3), c_txt="caf\u00e9\u3000寿司\u2028\U0001f363, AT&T - 'plain' & \"quotes\"")
     (note,) = scan(root).notes
     assert note.startswith("2 captions have characters that CLIP's original tokenizer replaced (")
     for found in ("U+2019 right single quotation mark", "U+FB01 latin small ligature fi", "U+FF49 fullwidth", "&amp;"):

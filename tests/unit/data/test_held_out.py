@@ -1,5 +1,7 @@
 """Holding images out of the training data: copies of one image are never on both sides."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -31,6 +33,16 @@ def test_near_duplicates_are_held_out_together(fraction):
     assert scan.held_out == sorted(held)
     for number in range(12):
         assert (f"{number}" in held) == (f"{number} copy" in held), number
+
+
+def test_equal_files_count_as_often_as_they_are_there():
+    scan = Scan("photos", scan_with_copies(20).samples[::2])
+    first = min(scan.samples, key=lambda found: found.name)
+    for number in range(20):
+        scan.samples.append(replace(first, name=f"again {number}", caption="another"))
+    held = hold_out(scan, 0.2)
+    assert len(held) == 8 and len(scan.samples) == 32
+    assert not any(found.image_hash == first.image_hash for found in held)
 
 
 def test_nothing_to_train_on_is_refused():

@@ -21,7 +21,7 @@ def test_it_says_how_many_images_were_asked_for_and_how_many_are_held_out():
     found = plan_evaluation(config, SimpleNamespace(data=data), 500)
     assert found.describe() == [
         "evaluation   3 images x 8 noise samples, and the drift on 16 captions, 3 times",
-        "             images: held out of photos (asked for 0.25 of 20 distinct images, which is 5; got 3)",
+        "             images: held out of photos (asked for 0.25 of 20 images, which is 5; got 3)",
         "             a test result between runs needs 8 images or more",
         *(f"             warning: {n}.png resembles another" for n in range(5)),
         "             and 2 more (a run's plan.json lists all)",
