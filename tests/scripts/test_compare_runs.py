@@ -80,7 +80,7 @@ def test_runs_of_other_code_are_pooled_on_demand_and_the_page_says_so(compare, t
     assert "- the code of r-seed1 differs from that of r-seed0 in mine.py" in text and "| code | mine.py a |" in text
     text, _, numbers = compare(*folders, "--pool-code")
     assert [variant["label"] for variant in numbers["variants"]] == ["r", "other"]
-    assert "pooled as one variant although their code differs, because --pool-code asks for it" in text
+    assert "pooled although their code differs, because --pool-code asks for it" in text
 
 
 def test_whatever_is_wrong_is_a_sentence_and_the_page_comes(compare, tmp_path, capsys):
