@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import re
 import warnings
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ from sushi_research.fingerprints import content_hash
 
 # Fields of syntax nodes that do not affect what the code does, or that differ between versions of Python.
 WITHOUT_EFFECT = {"ctx", "kind", "type_comment", "type_ignores"}
+_FILE = re.compile(r"[^\W\d]\w*\.py")
 IMPORTERS = ("import_module", "__import__")  # functions that import the module of a name
 
 
@@ -114,6 +116,8 @@ def _imports_of(node: ast.AST, meanings: _Meanings) -> list[Import]:
         if package:  # else it is relative to the package of the source file
             return [Import(0, f"{package}{name}", ())]
         return [Import(level, name.lstrip("."), ())] if name else []
+    if isinstance(node, ast.Constant) and isinstance(node.value, str) and _FILE.fullmatch(node.value):
+        return [Import(1, node.value.removesuffix(".py"), ())]  # a file beside this one, for `runpy` or `exec`
     return []
 
 
