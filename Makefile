@@ -55,7 +55,7 @@ acceptance:  ## run the whole SD1.5 demo and record its scores in demo/learned.j
 
 experiment: .venv/.installed  ## train variants with several seeds and compare them (EXP=configs/experiments/rank.yaml)
 	@test -f "$(EXP)" || { echo "error: EXP is missing or no such file exists: make experiment EXP=configs/experiments/rank.yaml" >&2; exit 2; }
-	$(ONE_THREAD) $(BIN)/python scripts/run_experiment.py --config $(EXP)
+	$(ONE_THREAD) $(BIN)/python scripts/run_experiment.py --config "$(EXP)"
 
 chaos: .venv/.installed  ## fault injection: kill or damage runs N times, and compare them with uninterrupted ones (N=100)
 	$(ONE_THREAD) $(BIN)/python -m testing.fault_injection --tests $(N)

@@ -112,6 +112,7 @@ def main(config: AdapterEvaluation) -> int:
         drift = measure.measure(unet, encoded) if measure else None
         with job.main_process_writes():
             if job.is_main:
+                adapter_files.require_finite(name, lora_scale, [loss, drift])
                 rows = sample_grids.rows_of(config, inputs.prompts)
                 images = sample_grids.generate_images(job, inputs, unet, encoded) if config.sample.enabled else []
                 result = adapter_files.Result(name, lora_scale, loss, base_loss, drift, rows, images)

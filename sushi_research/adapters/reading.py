@@ -23,6 +23,7 @@ import torch
 from sushi_research.adapters import peft_settings
 from sushi_research.adapters.kinds import other_kind, without_pairs
 from sushi_research.errors import UserError
+from sushi_research.models import labels
 from sushi_research.models.header import Header, Tensor, read_header
 
 # How a module's name begins -> the component of the pipeline that it belongs to.
@@ -44,6 +45,10 @@ _ENDS = {f".{ending}": part for part, endings in _PARTS.items() for ending in en
 # diffusers' spelling from before it used peft: `attn1.processor.to_q_lora.down.weight`, and in text encoders
 # `self_attn.to_q_lora.down.weight` for `self_attn.q_proj`.
 _OLD = re.compile(r"\.to_(q|k|v|out)_lora\.(down|up)\.weight$")
+# Modules of transformers (FLUX, Stable Diffusion 3 and others), whose adapters kohya's trainers name in the same way.
+_TRANSFORMER = re.compile(
+    r"(lora_unet_|unet\.)((double|single|joint)_blocks|(single_)?transformer_blocks|blocks|layers)[_.]\d"
+)
 
 FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
 INTEGERS = ("I8", "I16", "I32", "I64", "U8", "U16", "U32", "U64")
@@ -132,7 +137,7 @@ def _modules(header: Header) -> dict[str, dict[str, str]]:
     """Module -> part -> the tensor's name, sorted by module; UserError unless all tensors are complete pairs of real numbers."""
     path, keys = header.path, sorted(header.tensors)
     if not keys:
-        raise UserError(f"{path} holds no tensors: take another copy of the adapter.")
+        raise UserError(f"{path} is empty (no tensors): download it again.")  # as inspection says it of a base
     for key in keys:
         if kind := other_kind(key):
             raise UserError(
@@ -140,13 +145,18 @@ def _modules(header: Header) -> dict[str, dict[str, str]]:
             )
     found = {key: _part(key) for key in keys}
     if not any(found.values()):
-        raise UserError(f"{path} is {without_pairs(header)}, not an adapter: give a LoRA file.")
+        raise UserError(f"{path} is {without_pairs(header)}, not a LoRA: give a LoRA file.")
     modules: dict[str, dict[str, str]] = {}
     for key, part in found.items():
         if part is None or component_of(part[0]) is None:
             raise UserError(
                 f"{path} holds {_shown(key)}, which is not part of a low-rank pair in kohya's, peft's or diffusers' naming "
                 f"(module names that begin with {', '.join(COMPONENTS)}): give a file in one of these."
+            )
+        if _TRANSFORMER.match(part[0]):
+            raise UserError(
+                f"{path} holds {_shown(key)}, which is no module of the UNet of {labels(' or of ')}: give an adapter for one of "
+                "these."
             )
         parts = modules.setdefault(part[0], {})
         if part[1] in parts:

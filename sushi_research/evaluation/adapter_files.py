@@ -14,6 +14,7 @@ from PIL import Image
 
 from sushi_research.adapters.labels import file_name_key, label_of, labels_of
 from sushi_research.config.suggestions import word
+from sushi_research.errors import UserError
 from sushi_research.evaluation import drift, validation_set
 from sushi_research.evaluation.drift import Drift
 from sushi_research.evaluation.results import Results
@@ -99,6 +100,18 @@ def adapter_facts(path: Path, lora_scale: float, changes_text: bool, unseen: boo
         "adapts_text_encoders": changes_text,
         "validation_images_unseen": unseen,
     }
+
+
+def require_finite(name: str, lora_scale: float, measured: Sequence[np.ndarray | None]) -> None:
+    """UserError if a measured value is NaN or infinite: what cannot be compared is not written."""
+    if all(values is None or np.isfinite(values).all() for values in measured):
+        return
+    if name == "base":
+        raise UserError("the base gives values that are not finite (NaN or infinity): take another copy of the model.")
+    raise UserError(
+        f"{name} gives values that are not finite (NaN or infinity) at the LoRA scale {lora_scale:g}, and the base alone does not: "
+        "evaluate another copy of the adapter, one from earlier in its training, or smaller lora_scales."
+    )
 
 
 def write(

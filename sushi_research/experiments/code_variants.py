@@ -11,7 +11,7 @@ from typing import Any
 
 from sushi_research.errors import some
 from sushi_research.reports.run_record import RunRecord
-from sushi_research.runs import code, provenance
+from sushi_research.runs import code
 
 CONSEQUENCE = "the code may cause the difference"
 NOT_RECORDED = "not recorded"
@@ -63,9 +63,7 @@ def warnings(records: Sequence[RunRecord], pooled: bool = False) -> list[str]:
         found.append(f"no code is recorded for {names}, which an earlier version of this suite trained: {CONSEQUENCE}")
     found += _by_commit([run for run in records if run.entries and history(run) is None])
     if pooled and len({history(run) for run in trained}) > 1:
-        found.append(
-            "runs with equal settings are pooled as one variant although their code differs, because --pool-code asks for it"
-        )
+        found.append("runs with equal settings are pooled although their code differs, because --pool-code asks for it")
     return found
 
 
@@ -107,7 +105,9 @@ def _continued(run: RunRecord) -> list[str]:
     for (_, before), (step, after) in itertools.pairwise(stretches):
         if code.is_recorded(before) and code.is_recorded(after):
             files = code.listed(code.changed_files(before, after))
-            found.append(f"{run.name} was continued at step {step} with other code than it began with ({files})")
+            is_back = code.full_hash(after) == code.full_hash(stretches[0][1])
+            which = "the code that it began with again" if is_back else "other code than it began with"
+            found.append(f"{run.name} was continued at step {step} with {which} ({files})")
         else:
             found.append(
                 f"{run.name} was continued at step {step}, and its code before or after that step is not recorded"
@@ -141,7 +141,7 @@ def _codes(run: RunRecord) -> list[dict[str, Any]]:
 def _stretches(run: RunRecord) -> list[tuple[int, dict[str, Any]]]:
     """(first step, code) of each stretch of steps that was trained with one code."""
     found: list[tuple[int, dict[str, Any]]] = []
-    for entry in provenance.launches(run.entries):
+    for entry in run.launches:
         each = entry.get("code") or {}
         step = entry.get("step")
         if not found or code.full_hash(found[-1][1]) != code.full_hash(each):

@@ -18,7 +18,7 @@ from sushi_research.errors import UserError, some
 from sushi_research.evaluation.results import MIN_IMAGES
 from sushi_research.experiments import code_variants, repetitions
 from sushi_research.experiments.clocks import clocks_of, wall_seconds_at
-from sushi_research.experiments.evaluated_files import notes_on_files
+from sushi_research.experiments.evaluated_files import notes_on_files, with_distinct_names
 from sushi_research.experiments.seeds import by_seed, notes_on_seeds, per_seed, runs_that_count
 from sushi_research.experiments.variants import SEED, Variant, variants_called, variants_of
 from sushi_research.reports import statistics
@@ -71,7 +71,7 @@ def compare(records: Sequence[RunRecord], reference: str | None = None, pool_cod
     """
     if not records:
         raise UserError("there is no run to compare: give the folders of two runs or more.")
-    records = [record.with_sorted_names() for record in records]
+    records = with_distinct_names([record.with_sorted_names() for record in records])
     variants, by_run = variants_of(records, pool_code)
     pairs = list(_pairs(variants, reference))
     problems = [problem for record in records for problem in record.problems]

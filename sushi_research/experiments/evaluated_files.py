@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 from sushi_research.errors import some
 from sushi_research.reports.run_record import RunRecord
+
+
+def with_distinct_names(records: Sequence[RunRecord]) -> list[RunRecord]:
+    """The records, with the folder above in the name of each file that is called like another record.
+
+    The evaluation of a run's adapter file is called like the run.
+    """
+    counts = Counter(record.name for record in records)
+    return [
+        replace(record, name=f"{record.path.resolve().parent.name}/{record.name}")
+        if record.state == "file" and counts[record.name] > 1
+        else record
+        for record in records
+    ]
 
 
 def notes_on_files(records: Sequence[RunRecord]) -> list[str]:

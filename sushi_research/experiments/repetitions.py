@@ -50,12 +50,14 @@ def _key(run: RunRecord) -> str | None:
         return None
     # A continued run equals one that was never stopped, so a launch counts only if it changed something.
     changes: list[tuple[int, str]] = []
-    for entry in provenance.launches(run.entries):
+    for entry in run.launches:
         if (conditions := _conditions(run, entry)) is None:
             return None
         if not changes or changes[-1][1] != conditions:
             changes.append((entry.get("step") or 0, conditions))
-    return json.dumps([sorted(run.identity.items()), code_variants.history(run), changes], sort_keys=True)
+    return json.dumps(
+        [sorted(identity.without_locations(run.identity).items()), code_variants.history(run), changes], sort_keys=True
+    )
 
 
 def _conditions(run: RunRecord, entry: dict[str, Any]) -> str | None:

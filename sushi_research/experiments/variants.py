@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from sushi_research.errors import UserError
 from sushi_research.experiments import code_variants
 from sushi_research.reports.run_record import RunRecord
+from sushi_research.runs.identity import without_locations
 
 SEED = "train.seed"
 
@@ -33,7 +34,7 @@ def variants_of(records: Sequence[RunRecord], pool_code: bool = False) -> tuple[
     """(variants in the given order, whether each run is treated as a variant because all belong to one variant)."""
     groups: dict[str, list[RunRecord]] = {}
     for record in records:
-        settings = {key: value for key, value in record.identity.items() if key != SEED}
+        settings = {key: value for key, value in without_locations(record.identity).items() if key != SEED}
         code = None if pool_code else code_variants.history(record)
         # An adapter file has no identity, so it is a variant of its own.
         key = repr((sorted(settings.items()), code)) if settings else str(record.path)

@@ -8,6 +8,7 @@ UNet config has `addition_embed_type`), and a second text encoder (the SDXL refi
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
@@ -156,6 +157,12 @@ def of_configs(configs: Mapping[str, Mapping[str, Any] | None], pipeline: str, w
     unet = configs.get("unet")
     if unet is None:
         raise UserError(f"{where} holds a {pipeline} without a UNet; {NOT_TRAINED}.")
+    linear = unet.get("use_linear_projection")
+    if linear not in (None, True, False):  # any text would count as true
+        raise UserError(
+            f"the UNet's config in {where} has use_linear_projection {json.dumps(linear)}, but this suite takes only true or "
+            "false: correct the file."
+        )
     refusal = VIDEO if "Video" in pipeline or "AnimateDiff" in pipeline else _by_inputs(number(unet, "in_channels", 4))
     if not refusal and ("ControlNet" in pipeline or "Inpaint" in pipeline):
         refusal = f"made for {pipeline}"

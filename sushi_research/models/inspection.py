@@ -44,7 +44,9 @@ def describe(path: Path, source: str) -> Iterator[Line]:
 
 def _describe_file(header: Header, source: str) -> Iterator[Line]:
     count = len(header.tensors)
-    yield "file", f"{header.path.name}, {header.path.stat().st_size / 2**30:.2f} GiB, {count:,} tensors"
+    size = header.path.stat().st_size
+    shown = f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
+    yield "file", f"{header.path.name}, {shown}, {count:,} tensors"
     refusal = None
     try:
         opened = sources.open_file(header)

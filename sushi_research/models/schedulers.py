@@ -63,6 +63,12 @@ PIPELINES = (
     *("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline"),
     *("StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline"),
 )
+# Pipelines of the same components that sample in another way.
+SAMPLING_ONLY = (
+    *("StableDiffusionPAGPipeline", "StableDiffusionPAGImg2ImgPipeline", "StableDiffusionKDiffusionPipeline"),
+    *("StableDiffusionXLPAGPipeline", "StableDiffusionXLPAGImg2ImgPipeline", "StableDiffusionXLKDiffusionPipeline"),
+    "StableDiffusionPipelineSafe",
+)
 
 
 def require_scheduler(config: Mapping[str, Any], architecture: str, pipeline: Mapping[str, Any], path: Path) -> None:
@@ -90,7 +96,7 @@ def require_scheduler(config: Mapping[str, Any], architecture: str, pipeline: Ma
 def require_pipeline(pipeline: Mapping[str, Any], path: Path) -> None:
     """UserError unless model_index.json names a pipeline of this suite's architectures and its settings have their types."""
     rules = {
-        "_class_name": Rule(lambda found: found in PIPELINES, " or ".join(PIPELINES)),
+        "_class_name": Rule(lambda found: found in (*PIPELINES, *SAMPLING_ONLY), " or ".join(PIPELINES)),
         "force_zeros_for_empty_prompt": BOOLEAN,
         "scheduler": RULES["_class_name"],
     }

@@ -113,7 +113,9 @@ TEXT = {
     **dict.fromkeys(("attention_dropout", "dropout"), NUMBER),  # a text encoder is always in evaluation mode
     **dict.fromkeys(("initializer_factor", "initializer_range"), ANY),  # for weights that are trained from nothing
     **dict.fromkeys(("bos_token_id", "pad_token_id"), ANY),  # the ids are the tokenizer's
-    "eos_token_id": ANY,  # where it has an effect, `Base.load_tokenizer` compares it with the tokenizer's
+    # Without it transformers cannot compute a pooled output. Where that is used, `Base.load_tokenizer` compares the ids.
+    "eos_token_id": Rule(lambda value: type(value) is int, "an integer"),
+    "output_hidden_states": SWITCH,  # our calls say it
     **dict.fromkeys(("dtype", "torch_dtype", "transformers_version", "gradient_checkpointing"), ANY),
     **dict.fromkeys(
         ("id2label", "label2id", "problem_type", "tokenizer_class"), ANY

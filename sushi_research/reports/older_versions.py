@@ -20,10 +20,7 @@ def settings_in_this_version(
     """
     defaults = _defaults(architecture)
     renamed = {RENAMED.get(key, key): value for key, value in settings.items()}
-    flat = {
-        key: value for name, default in defaults.items() for key, value in identity.flatten({name: default}).items()
-    }
-    return identity.in_this_version(stored_identity, defaults), flat | renamed
+    return identity.in_this_version(stored_identity, defaults), identity.flat_defaults(defaults) | renamed
 
 
 def _defaults(architecture: Any) -> Mapping[str, Any]:

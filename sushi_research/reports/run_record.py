@@ -91,6 +91,14 @@ class RunRecord:
         return self.entries[-1] if self.entries else {}
 
     @property
+    def launches(self) -> list[dict[str, Any]]:
+        """The entries of the launches that trained a step of the run as it is. One that only wrote a lost adapter file again, or
+        was stopped before its first step, is not among them."""
+        trained = self.trained
+        step = self.finished_at or (trained[-1]["step"] if trained else None)
+        return provenance.launches(self.entries, step)
+
+    @property
     def seed(self) -> int | None:
         return self.identity.get("train.seed")
 
@@ -219,6 +227,10 @@ def _curve(run: RunRecord, path: Path, logged: str) -> Curve | None:
     results = Results(path)
     found = results.arrays()
     if found is None:
+        if any(logged in line for line in run.metrics):
+            raise UserError(
+                f"{path} has no results, although metrics.jsonl tells of some: restore it; that part is skipped"
+            )
         return None
     if found.repeated:
         run.problems.append(f"{path} holds rows several times ({found.repeated} too many): each counts once")

@@ -47,7 +47,11 @@ class Checkpoint:
     facts: dict[str, Any]
 
     def load(self) -> dict[str, Any]:
-        """The saved state, with tensors on the CPU. Loads only tensors and plain values (`weights_only`)."""
+        """The saved state, with tensors on the CPU. Loads only tensors and plain values (`weights_only`).
+
+        UserError if the run folder is another one now: caching may have taken hours since the checkpoint was verified.
+        """
+        require_same_folder(self.path)
         return torch.load(self.path / STATE, map_location="cpu", weights_only=True)
 
 

@@ -1,8 +1,9 @@
 """The code of a run: a hash of the syntax tree of the training script and of every module of ours or the user's that it imports.
 
 The modules are found by following `import` statements in the syntax trees, those within functions included. So the code depends
-neither on the config nor on what the process has imported so far. A module that only a computed name leads to (a path given to
-`runpy`, a name built at run time) is not found; `import_module` with a name that the same file writes out is.
+neither on the config nor on what the process has imported so far. `import_module` with a name that the same file writes out is
+followed, and so is the name of a file beside the script (`runpy.run_path("losses.py")`). A name or path that is put together at run
+time is not.
 """
 
 from __future__ import annotations

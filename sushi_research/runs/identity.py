@@ -133,7 +133,7 @@ def in_this_version(stored: dict[str, Any], defaults: Mapping[str, Any]) -> dict
     `defaults` is the default of each setting (`keys.default_values` of the config class).
     """
     found = {RENAMED.get(key, key): value for key, value in stored.items()}
-    return {key: value for key, value in (_flat(defaults) | found).items() if not _may_change(key)}
+    return {key: value for key, value in (flat_defaults(defaults) | found).items() if not _may_change(key)}
 
 
 def compare_identity(stored: dict[str, Any], current: dict[str, Any]) -> list[ChangedSetting]:
@@ -145,6 +145,11 @@ def compare_identity(stored: dict[str, Any], current: dict[str, Any]) -> list[Ch
         if was != now and not same_content:
             differences.append(ChangedSetting(key, was, now))
     return differences
+
+
+def without_locations(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """An identity without the settings that give only a location of content whose hash it has."""
+    return {key: value for key, value in identity.items() if key not in SAME_CONTENT or not _fact(identity, key)}
 
 
 def require_same_run(name: str, stored: dict[str, Any], current: dict[str, Any]) -> None:
@@ -180,12 +185,12 @@ def _may_change(key: str) -> bool:
     return any(fnmatch.fnmatchcase(key, pattern) for pattern in MAY_CHANGE)
 
 
-def _flat(defaults: Mapping[str, Any]) -> dict[str, Any]:
+def flat_defaults(defaults: Mapping[str, Any]) -> dict[str, Any]:
     """The defaults as an identity has them: a free-form mapping by its entries."""
     return {key: value for name, value in defaults.items() for key, value in flatten({name: value}).items()}
 
 
-def _fact(identity: dict[str, Any], key: str) -> dict[str, Any]:
+def _fact(identity: Mapping[str, Any], key: str) -> dict[str, Any]:
     """The values of the fact that replaces the setting `key`."""
     prefix = f"facts.{SAME_CONTENT[key]}."
     return {other: value for other, value in identity.items() if f"{other}.".startswith(prefix)}

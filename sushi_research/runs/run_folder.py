@@ -143,7 +143,12 @@ class RunFolder:
         return [path for path in files if path.exists()] + sorted(images)
 
     def record(self) -> dict[str, Any] | None:
-        """The content of run.json: format, identity, steps, finished_at, wandb_id. None if the run has not started."""
+        """The content of run.json: format, identity, steps, finished_at, wandb_id. None if the run has not started.
+
+        UserError if the file is damaged or of another version, or, with the lock, if the folder is another one now.
+        """
+        if self._lock is not None:
+            self._lock.require_same()
         try:
             record = json.loads(self.run.read_text(encoding="utf-8"))
         except FileNotFoundError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import re
 import warnings
 from typing import Any, NamedTuple
 
@@ -11,11 +12,13 @@ from sushi_research.fingerprints import content_hash
 
 # Fields of syntax nodes that do not affect what the code does, or that differ between versions of Python.
 WITHOUT_EFFECT = {"ctx", "kind", "type_comment", "type_ignores"}
+_FILE = re.compile(r"[^\W\d]\w*\.py")
 IMPORTERS = ("import_module", "__import__")  # functions that import the module of a name
 
 
 class Import(NamedTuple):
-    """An import in a syntax tree: `from <level dots><module> import <names>`. A name may contain a *."""
+    """An import in a syntax tree: `from <level dots><module> import <names>`. A name may be or contain a *: any module of the
+    package, because `__all__` may name it."""
 
     level: int
     module: str
@@ -105,7 +108,7 @@ def _imports_of(node: ast.AST, meanings: _Meanings) -> list[Import]:
     if isinstance(node, ast.Import):
         return [Import(0, alias.name, ()) for alias in node.names]
     if isinstance(node, ast.ImportFrom):
-        return [Import(node.level, node.module or "", tuple(alias.name for alias in node.names if alias.name != "*"))]
+        return [Import(node.level, node.module or "", tuple(alias.name for alias in node.names))]
     if isinstance(node, ast.Call) and _name_of(node.func) in meanings.importers:
         name = _literal(_argument(node, 0, "name"), meanings)
         level = len(name) - len(name.lstrip("."))
@@ -113,6 +116,8 @@ def _imports_of(node: ast.AST, meanings: _Meanings) -> list[Import]:
         if package:  # else it is relative to the package of the source file
             return [Import(0, f"{package}{name}", ())]
         return [Import(level, name.lstrip("."), ())] if name else []
+    if isinstance(node, ast.Constant) and isinstance(node.value, str) and _FILE.fullmatch(node.value):
+        return [Import(1, node.value.removesuffix(".py"), ())]  # a file beside this one, for `runpy` or `exec`
     return []
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 from sushi_research.errors import UserError
 from sushi_research.models import loading
 from sushi_research.models.prediction import Prediction
+from sushi_research.models.tokenizers import folder_of
 from sushi_research.progress import progress
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ def generate_latents(
     import diffusers
 
     scheduler = sampling_scheduler(base.scheduler, base.prediction, steps)
-    encoders = {name: None for text_encoder in model.TEXT_ENCODERS for name in (text_encoder, _tokenizer(text_encoder))}
+    encoders = {name: None for text_encoder in model.TEXT_ENCODERS for name in (text_encoder, folder_of(text_encoder))}
     parts = {"unet": unet, "vae": None, "scheduler": scheduler, **encoders, **model.PIPELINE_WITHOUT}
     pipeline = getattr(diffusers, model.PIPELINE)(**parts)
     pipeline.set_progress_bar_config(disable=True)
@@ -107,10 +108,6 @@ def generate_latents(
     finally:
         unet.train(was_training)
     return latents
-
-
-def _tokenizer(text_encoder: str) -> str:
-    return text_encoder.replace("text_encoder", "tokenizer")
 
 
 def embeddings(text: dict[str, torch.Tensor], negative: dict[str, torch.Tensor], unet: Any) -> dict[str, torch.Tensor]:

@@ -25,9 +25,10 @@ class EvaluationPlan:
     near_duplicates: tuple[str, ...]
 
     def describe(self) -> list[str]:
+        images = "1 image" if self.images == 1 else f"{self.images} images"
+        drift = f", and the drift on {self.drift_captions} captions" if self.drift_captions else ""
         lines = [
-            f"evaluation   {self.images} {'image' if self.images == 1 else 'images'} x {self.noise_samples} noise samples, and "
-            f"the drift on {self.drift_captions} captions, {self.evaluations} times",
+            f"evaluation   {images} x {self.noise_samples} noise samples{drift}, {self.evaluations} times",
             f"             images: {self.source}",
         ]
         if self.images < MIN_IMAGES:

@@ -210,6 +210,7 @@ def finish(job: Job, metrics_file: tracking.MetricsFile, step: int, timings: Sta
     """Plots the curves, sends the results to the trackers, marks the run as finished, and prints what was written."""
     if not job.is_main:
         return
+    timings.enter("saving")
     config, run, accelerator = job.config, job.run, job.accelerator
     curves = run.path / "loss.png"
     plots.training_curves(metrics_file.read(), curves, run.name)
@@ -222,7 +223,7 @@ def finish(job: Job, metrics_file: tracking.MetricsFile, step: int, timings: Sta
     tracking.log_artifact(accelerator, "record", run.record_files(), root=run.path)
     written = {"adapter": run.adapter, "curves": curves, "metrics": run.metrics}
     if run.evaluation.exists():
-        written["evaluation"] = run.evaluation
+        written["losses"] = run.evaluation
     if config.sample.enabled:
         written["samples"] = run.samples / "progress.png"
     if any((run.path / "wandb").glob("offline-run-*")):
@@ -231,7 +232,7 @@ def finish(job: Job, metrics_file: tracking.MetricsFile, step: int, timings: Sta
         )
     print(f"\nfinished; seconds: {', '.join(f'{name} {value:.0f}' for name, value in seconds.items())}; written:")
     for what, path in written.items():
-        print(f"  {what:<10} {path}")
+        print(f"  {what:<9} {path}")
     print(
         "next: put the adapter into your program's LoRA folder (ComfyUI, A1111, Forge, InvokeAI; diffusers: "
         "load_lora_weights), or generate a sample grid with scripts/sample.py",

@@ -181,6 +181,15 @@ def test_a_component_is_checked_wherever_it_comes_from(folder, bases):
     assert "latents_std" in refused(bases["sdxl"], vae=str(folder / "vae"))
     assert "latents_std" in refused(folder)
     loading.resolve_base(str(folder), vae=str(bases["sdxl"]))  # a VAE that is replaced is not asked
+    for value in (None, [2], "2"):
+        with case(value):  # transformers would fail while it encodes
+            change(folder / "text_encoder/config.json", eos_token_id=value)
+            assert "eos_token_id" in refused(bases["sdxl"], text_encoders=str(folder))
+    change(folder / "text_encoder/config.json", eos_token_id=0)  # the pooled output of the first encoder is not used
+    loading.resolve_base(str(bases["sdxl"]), text_encoders=str(folder))
+    unet = shutil.copytree(bases["sd15"], folder.parent / "sd15") / "unet/config.json"
+    change(unet, use_linear_projection="False")
+    assert 'use_linear_projection "False"' in refused(unet.parents[1])
     change(folder / "text_encoder_2/config.json", hidden_act="relu")
     assert "hidden_act" in refused(bases["sdxl"], text_encoders=str(folder))
 
@@ -190,6 +199,8 @@ def test_what_model_index_says(folder, bases):
     assert loading.resolve_base(str(folder)).force_zeros
     change(index, REMOVED="force_zeros_for_empty_prompt")
     assert loading.resolve_base(str(folder)).force_zeros, "the default of diffusers' SDXL pipeline"
+    change(index, _class_name="StableDiffusionXLPAGPipeline")  # the same components, another way to sample
+    loading.resolve_base(str(folder))
     for changes in (
         {"force_zeros_for_empty_prompt": "False"},
         {"_class_name": "LatentConsistencyModelPipeline"},

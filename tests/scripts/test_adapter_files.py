@@ -6,6 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save, save_file
@@ -13,6 +14,8 @@ from script_runs import script
 
 from sushi_research.config.command_line import run_main
 from sushi_research.config.other_scripts import SamplingConfig
+from sushi_research.errors import UserError
+from sushi_research.evaluation import adapter_files
 from testing.tiny_base import save_tiny_base
 
 PAIR = {"lora_unet_x.lora_down.weight": torch.ones(2, 4), "lora_unet_x.lora_up.weight": torch.ones(4, 2)}
@@ -26,6 +29,10 @@ FILES = {
     "loha.safetensors": (save({"lora_unet_x.hada_w1_a": torch.ones(2, 2)}), "holds a LoHa (LyCORIS)"),
     "embedding.safetensors": (save({"emb_params": torch.ones(2, 2)}), "holds a textual inversion embedding"),
     "up.safetensors": (save(dict(list(PAIR.items())[1:])), "without the down matrix"),
+    "flux.safetensors": (
+        save({key.replace("_x.", "_single_blocks_0_linear1."): tensor for key, tensor in PAIR.items()}),
+        "which is no module of the UNet of SD1.5 or of SDXL",
+    ),
     "empty.safetensors": (b"", "is empty (0 bytes)"),
     "cut.safetensors": (SOUND[:-5], "is cut short (5 bytes are missing)"),
     "header.safetensors": (SOUND[:50], "is cut short (its header has"),
@@ -88,4 +95,16 @@ def test_a_base_given_as_an_adapter(refusal, tmp_path):
     unet = save_tiny_base(tmp_path / "base", "sd15") / "unet/diffusion_pytorch_model.safetensors"
     settings = {"base": "nowhere", "prompts": ["a cat"], "output": str(tmp_path / "grid.png")}
     said = refusal(script("sample").main, SamplingConfig(**settings, adapters=[str(unet)]), unet)
-    assert said == "is a UNet alone, not an adapter: give a LoRA file."
+    assert said == "is a UNet alone, not a LoRA: give a LoRA file."
+
+
+def test_losses_that_are_not_finite_are_not_written():
+    finite, infinite = np.zeros((2, 4)), np.full((2, 4), np.inf)
+    adapter_files.require_finite("mine", 1.0, [finite, None])
+    for measured in ([infinite, None], [finite, np.full((2, 4), np.nan)]):
+        with pytest.raises(
+            UserError, match="^mine gives values that are not finite .* at the LoRA scale 2, and the base"
+        ):
+            adapter_files.require_finite("mine", 2.0, measured)
+        with pytest.raises(UserError, match="^the base gives values"):
+            adapter_files.require_finite("base", 0.0, measured)

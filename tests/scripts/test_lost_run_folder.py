@@ -62,6 +62,23 @@ def test_the_run_stops_at_the_next_step(trainer, monkeypatch, tmp_path, how):
 
 
 @ONE
+@pytest.mark.parametrize("is_continued", [False, True])
+def test_the_run_stops_where_it_was_lost_while_the_caches_were_filled(trainer, monkeypatch, is_continued):
+    """What it then reads, its W&B id and its checkpoint, would be missing or of the run that is there now."""
+    folder, fill_caches = trainer.folder("lost"), trainer.script.fill_caches
+    if is_continued:
+        trainer.train("lost", {"train.steps": 1})
+
+    def lose(job, inputs):
+        fill_caches(job, inputs)
+        shutil.rmtree(folder)
+
+    monkeypatch.setattr(trainer.script, "fill_caches", lose)
+    with pytest.raises(UserError, match="the run folder .*lost was moved, deleted or replaced"):
+        trainer.train("lost", {"train.steps": 2})
+
+
+@ONE
 def test_every_write_checks_first_that_the_folder_is_the_same(trainer, monkeypatch, with_curves):
     """Also a later write that somebody adds: the check comes before each file that is opened for writing, renamed or removed."""
     folder, checked, unchecked, on = str(trainer.folder("watched")), [False], [], [True]

@@ -293,6 +293,12 @@ DEFECTS = {
         lambda t: {DOWN.replace("to_q", "to_x"): t[DOWN], UP.replace("to_q", "to_x"): t[UP]},
         r"holds \d+ modules, of which 1 are not in this SD1.5 base \(lora_unet_\S+_to_x\)",
     ),
+    "FLUX's": (
+        lambda t: {
+            f"lora_unet_double_blocks_0_img_attn_qkv.lora_{way}.weight": torch.ones(2, 2) for way in ("down", "up")
+        },
+        r"holds lora_unet_double_blocks_0_\S+, which is no module of the UNet of SD1.5 or of SDXL",
+    ),
     "second encoder": (
         lambda t: {f"lora_te2_x.lora_{way}.weight": torch.ones(2, 2) for way in ("down", "up")},
         r"1 are not in this SD1.5 base \(lora_te2_x\)",
@@ -359,11 +365,11 @@ OTHERS = {
     f"{ONE}.diff": "holds full differences of weights",
     "emb_params": "holds a textual inversion embedding",
     "clip_g": "holds a textual inversion embedding",
-    "control_model.x": "is a ControlNet, not an adapter",
-    "model.diffusion_model.input_blocks.0.0.weight": "is a whole model (a checkpoint), not an adapter",
-    "first_stage_model.encoder.conv_in.weight": "is a VAE alone, not an adapter",
-    "text_model.encoder.layers.0.mlp.fc1.weight": "is a text encoder alone, not an adapter",
-    "foo": "is of an unknown kind (its tensors: foo and 0 more), not an adapter",
+    "control_model.x": "is a ControlNet, not a LoRA",
+    "model.diffusion_model.input_blocks.0.0.weight": "is a whole model (a checkpoint), not a LoRA",
+    "first_stage_model.encoder.conv_in.weight": "is a VAE alone, not a LoRA",
+    "text_model.encoder.layers.0.mlp.fc1.weight": "is a text encoder alone, not a LoRA",
+    "foo": "is of an unknown kind (its tensors: foo and 0 more), not a LoRA",
 }
 
 
@@ -374,7 +380,7 @@ def test_files_of_another_kind(pipeline, tmp_path):
         save_file({key: torch.ones(2, 2)}, path)
         assert said in refusal(pipeline, path)
     save_file({}, path)
-    assert "holds no tensors" in refusal(pipeline, path)
+    assert "is empty (no tensors): download it again" in refusal(pipeline, path)
 
 
 @pytest.mark.parametrize("architecture", ["sd15"])

@@ -68,10 +68,7 @@ def test_runs_of_other_code_are_other_variants_and_the_files_are_named(runs):
 
     pooled = compare(records, pool_code=True)
     assert pooled.by_run, "all are one variant then"
-    assert any(
-        "pooled as one variant although their code differs, because --pool-code" in warning
-        for warning in pooled.warnings
-    )
+    assert any("pooled although their code differs, because --pool-code" in warning for warning in pooled.warnings)
     assert any("train.py / mine.py" in warning for warning in pooled.warnings)
 
     [other] = runs(("rank4-seed0", 0, PLAIN))
@@ -114,6 +111,18 @@ def test_a_run_that_was_continued_with_other_code_is_a_variant_of_its_own(runs):
         "a-seed1 was continued at step 10 with other code than it began with (train.py / mine.py): it is a variant of its own"
     ]
     assert sorted(labels(records, pool_code=True).values()) != groups
+    [back] = runs(("b-seed0", 0, [*changed, PLAIN | {"step": 15}]))
+    assert "b-seed0 was continued at step 15 with the code that it began with again" in compare([back]).warnings[1]
+
+
+def test_a_launch_that_trained_no_step_does_not_count(runs):
+    """Its adapter file was lost, and written again from the last checkpoint with other code; or it was killed at once."""
+    records = runs(("a-seed0", 0, PLAIN), ("a-seed1", 1, [PLAIN | {"step": 0}, HUBER | {"step": 20}]))
+    assert len(records[1].entries) == 2 and labels(records, pool_code=True) == labels(records)
+    records[1].finished_at = None
+    assert variants_of(records)[1] and compare(records).warnings == []
+    records[1].metrics = []
+    assert not variants_of(records)[1], "how far it got is not known"
 
 
 def test_code_that_is_not_recorded_is_not_pooled_with_code_that_is(runs):

@@ -253,6 +253,18 @@ def test_a_drift_that_was_not_measured_at_the_end_is_not_compared(tmp_path):
     assert outcomes(found.drift) == {("r2", "r1"): "r2 has no drift at its last evaluation, only at step 10"}
 
 
+def test_the_evaluation_of_a_file_that_is_called_like_its_run_is_told_from_it(tmp_path):
+    other = FakeValidationSet(hash="another set")
+    folders = [fake_run(tmp_path / "runs/mine"), fake_run(tmp_path / "evaluations/mine", val_set=other)]
+    for name in ("run.json", "metrics.jsonl", "plan.json", "config.yaml"):
+        (folders[1] / name).unlink()
+    found = compare([read_record(folder) for folder in folders], reference="mine")
+    assert [variant.label for variant in found.variants] == ["mine", "evaluations/mine"]
+    assert any("set-hash: mine; another set: evaluations/mine)" in warning for warning in found.warnings), (
+        found.warnings
+    )
+
+
 def test_what_is_not_known_about_an_adapter_file_is_said(tmp_path):
     for number, facts in enumerate(({"validation_images_unseen": True}, {"validation_images_unseen": False}, {}, None)):
         folder = fake_run(tmp_path / f"file{number}", noise_seed=number, entry={"adapter": facts})
@@ -260,3 +272,12 @@ def test_what_is_not_known_about_an_adapter_file_is_said(tmp_path):
     found = compare(records(*(tmp_path / f"file{number}" for number in range(4))))
     [warning] = [warning for warning in found.warnings if "trained on the validation images" in warning]
     assert warning.startswith("it is not known whether file1, file2 was trained on")
+
+
+def test_the_place_of_the_same_data_does_not_make_a_variant(tmp_path):
+    records = [read_record(fake_run(tmp_path / f"a-seed{seed}", seed=seed)) for seed in range(3)]
+    for record, path, content in zip(records, ("photos", "/mnt/photos", "photos"), ("1", "1", "2"), strict=True):
+        record.identity |= {"data.path": path, "facts.data": content}
+    assert [variant.seeds for variant in variants_of(records)[0]] == [(0, 1), (2,)]
+    del records[1].identity["facts.data"]
+    assert len(variants_of(records)[0]) == 3, "without the hash, nothing says that it is the same"

@@ -192,6 +192,10 @@ def test_results_of_other_steps_or_of_another_run_are_said(tmp_path):
         return read_record(path)
 
     log.write_text("".join(lines))
+    folders["run"].unlink()
+    assert problem(run, 20).problems == [
+        f"{folders['run']} has no results, although metrics.jsonl tells of some: restore it; that part is skipped"
+    ]
     folders["other"].replace(folders["run"])
     found = problem(run, 20)
     assert found.evaluation is None and "not have the results of step 10 that metrics.jsonl" in found.problems[0]

@@ -130,12 +130,14 @@ def test_every_way_to_write_an_import_is_followed(project):
             "import losses.huber as h",
             "from losses import huber as h",
             "from .losses import huber",
+            "from losses import *",
             "from . import losses\nfrom losses.huber import *",
             "from ..shared import of_all",
             "from importlib import import_module\nimport_module(name='losses.huber')",
             "from importlib import import_module as load\nNAME = 'losses.huber'\nload(NAME)",
             "import importlib as i\ni.import_module('.huber', 'losses')",
             "import importlib as i\ni.import_module('.huber', package='losses')",
+            "import runpy\nrunpy.run_path('huber.py')",
         ]
     ):
         with case(script):
@@ -143,9 +145,10 @@ def test_every_way_to_write_an_import_is_followed(project):
             for value in (1, 2):
                 above = f"{number}-{value}"
                 project(f"x = {value}\n", name="of_all.py", folder=f"{above}/shared")
-                changed = nested | {"losses/huber.py": f"delta = {value}\n"}
+                changed = nested | {file: f"delta = {value}\n" for file in ("losses/huber.py", "huber.py")}
                 codes.append(code_of(project(script, folder=f"{above}/mine", **changed)))
-            expected = "shared/of_all.py" if "shared" in script else "losses/huber.py"
+            places = {"shared": "shared/of_all.py", "runpy": "huber.py"}
+            expected = next((file for word, file in places.items() if word in script), "losses/huber.py")
             assert changed_files(*codes) == [expected] and codes[0]["hash"] != codes[1]["hash"]
 
 
