@@ -33,6 +33,7 @@ from sushi_research.adapters.labels import labels_of
 from sushi_research.adapters.loading import load_adapters, load_pipeline
 from sushi_research.adapters.reading import read_adapter
 from sushi_research.errors import UserError
+from sushi_research.evaluation.adapter_files import require_finite
 from sushi_research.files import disk_error, write_image
 from sushi_research.models import loading
 from sushi_research.models.truncation import texts_cut
@@ -74,37 +75,36 @@ def main(config: SamplingConfig) -> int:
         print(f"warning: the prompt is longer than 77 tokens, the last {lost} are cut: {prompt}")
 
     columns = [("base", None, 0.0)]
-    columns += [
-        (f"{label} {lora_scale:g}", name, lora_scale) for name, label in names for lora_scale in config.lora_scales
-    ]
+    columns += [(label, name, lora_scale) for name, label in names for lora_scale in config.lora_scales]
     rows = [(prompt, seed) for prompt in config.prompts for seed in config.seeds]
     latents = []
-    bar = progress(total=len(rows) * len(columns), description="generating images", unit="image")
-    for _, name, lora_scale in columns:
-        if name is not None:
-            pipeline.enable_lora()
-            pipeline.set_adapters([name], [lora_scale])
-        elif names:
-            pipeline.disable_lora()
-        # Encoded again for each column, because an adapter of another trainer may change the text encoders. We do not leave
-        # it to the pipeline, whose clip_skip does not work with transformers 5.
-        negative, _ = model.encode_caption(text, config.negative_prompt, **settings)
-        if not config.negative_prompt:
-            negative = unconditional(negative, base.force_zeros)
-        prompts = {prompt: model.encode_caption(text, prompt, **settings)[0] for prompt in config.prompts}
-        for prompt, seed in rows:
-            generated = pipeline(
-                **embeddings(prompts[prompt], negative, pipeline.unet),
-                generator=torch.Generator("cpu").manual_seed(seed),
-                num_inference_steps=config.steps,
-                guidance_scale=config.guidance or model.GUIDANCE,
-                width=config.width,
-                height=config.height,
-                output_type="latent",
-            )
-            latents.append(generated.images)
-            bar.update()
-    bar.close()
+    work = progress(total=len(rows) * len(columns), description="generating images", unit="image", leave=False)
+    with work as bar:
+        for label, name, lora_scale in columns:
+            if name is not None:
+                pipeline.enable_lora()
+                pipeline.set_adapters([name], [lora_scale])
+            elif names:
+                pipeline.disable_lora()
+            # Encoded again for each column, because an adapter of another trainer may change the text encoders. We do not leave
+            # it to the pipeline, whose clip_skip does not work with transformers 5.
+            negative, _ = model.encode_caption(text, config.negative_prompt, **settings)
+            if not config.negative_prompt:
+                negative = unconditional(negative, base.force_zeros)
+            prompts = {prompt: model.encode_caption(text, prompt, **settings)[0] for prompt in config.prompts}
+            for prompt, seed in rows:
+                generated = pipeline(
+                    **embeddings(prompts[prompt], negative, pipeline.unet),
+                    generator=torch.Generator("cpu").manual_seed(seed),
+                    num_inference_steps=config.steps,
+                    guidance_scale=config.guidance or model.GUIDANCE,
+                    width=config.width,
+                    height=config.height,
+                    output_type="latent",
+                )
+                require_finite(label, lora_scale, [generated.images.float().cpu().numpy()])
+                latents.append(generated.images)
+                bar.update()
     del pipeline
 
     vae = loading.load_vae(base, loading.vae_dtype(base, device), device)
@@ -116,7 +116,8 @@ def main(config: SamplingConfig) -> int:
         for column, image in enumerate(cell_row):
             write_image(singles / f"{row:02d}-{column:02d}.png", image)
     row_labels = [prompt if len(config.seeds) == 1 else f"{prompt} (seed {seed})" for prompt, seed in rows]
-    write_image(output, plots.grid(cells, row_labels, [label for label, _, _ in columns]))
+    column_labels = [label if name is None else f"{label} {lora_scale:g}" for label, name, lora_scale in columns]
+    write_image(output, plots.grid(cells, row_labels, column_labels))
     print(f"written: {output}, and each image in {singles}/")
     return 0
 

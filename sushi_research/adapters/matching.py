@@ -32,7 +32,7 @@ def match_modules(adapter: Adapter, pipeline: Any) -> Matches:
     strange = [name for name, layer in found.items() if layer is None]
     if strange:
         raise UserError(
-            f"{path} holds {len(found):,} modules, of which {len(strange):,} are not in this {architecture.label} base "
+            f"{path}: {len(strange):,} of {len(found):,} modules not found in this {architecture.label} base "
             f"({strange[0]:.200}{' and others' if len(strange) > 1 else ''}): give an adapter for this architecture."
         )
     matches: Matches = {}

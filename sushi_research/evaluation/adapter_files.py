@@ -110,7 +110,7 @@ def require_finite(name: str, lora_scale: float, measured: Sequence[np.ndarray |
         raise UserError("the base gives values that are not finite (NaN or infinity): take another copy of the model.")
     raise UserError(
         f"{name} gives values that are not finite (NaN or infinity) at the LoRA scale {lora_scale:g}, and the base alone does not: "
-        "evaluate another copy of the adapter, one from earlier in its training, or smaller lora_scales."
+        "take another copy of the adapter, one from earlier in its training, or smaller lora_scales."
     )
 
 

@@ -291,7 +291,7 @@ DEFECTS = {
     ),
     "unknown module": (
         lambda t: {DOWN.replace("to_q", "to_x"): t[DOWN], UP.replace("to_q", "to_x"): t[UP]},
-        r"holds \d+ modules, of which 1 are not in this SD1.5 base \(lora_unet_\S+_to_x\)",
+        r": 1 of \d+ modules not found in this SD1.5 base \(lora_unet_\S+_to_x\)",
     ),
     "FLUX's": (
         lambda t: {
