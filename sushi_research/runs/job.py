@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list
 
 from sushi_research.config import TrainingConfig
@@ -95,7 +95,7 @@ def agree(error: UserError | None) -> None:
     Otherwise the others would wait for the main process until they fail with a traceback of the network library.
     """
     failed = broadcast_object_list([error is not None])[0]
+    if failed and not PartialState().is_main_process:
+        raise SystemExit(2)  # also for an error of its own, which the main process has too
     if error is not None:
         raise error
-    if failed:
-        raise SystemExit(2)

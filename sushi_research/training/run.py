@@ -87,15 +87,7 @@ def open_run(job: Job) -> Iterator[Job]:
     Raises UserError if the run folder cannot be opened, or is that of the data, whose images would be mixed with the run's.
     """
     config = job.config
-    for key, path in (("data.path", config.data.path), ("evaluation.path", config.evaluation.path)):
-        if (
-            config.run.name
-            and path
-            and _is_one_folder(Path(path).expanduser(), Path(config.run.folder, config.run.name))
-        ):
-            raise UserError(
-                f"run.folder and run.name give the folder of {key}, {path}: give the run a folder of its own."
-            )
+    agree(_shares_folder(config))
     if config.dry_run:
         yield job
         return
@@ -117,8 +109,17 @@ def open_run(job: Job) -> Iterator[Job]:
             run.remove_if_empty()
 
 
-def _is_one_folder(one: Path, other: Path) -> bool:
-    return one.is_dir() and os.path.realpath(one) == os.path.realpath(other)
+def _shares_folder(config: TrainingConfig) -> UserError | None:
+    """An error if the run's folder is that of the images."""
+    for key, path in (("data.path", config.data.path), ("evaluation.path", config.evaluation.path)):
+        if not config.run.name or not path:
+            continue
+        data = Path(path).expanduser()
+        if data.is_dir() and os.path.realpath(data) == os.path.realpath(Path(config.run.folder, config.run.name)):
+            return UserError(
+                f"run.folder and run.name give the folder of {key}, {path}: give the run a folder of its own."
+            )
+    return None
 
 
 def out_of_memory(config: TrainingConfig, error: Exception) -> UserError:
