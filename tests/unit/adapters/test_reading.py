@@ -301,14 +301,14 @@ DEFECTS = {
     ),
     "second encoder": (
         lambda t: {f"lora_te2_x.lora_{way}.weight": torch.ones(2, 2) for way in ("down", "up")},
-        r"1 are not in this SD1.5 base \(lora_te2_x\)",
+        r"1 of 13 modules not found in this SD1.5 base \(lora_te2_x\)",
     ),
     "SDXL's encoder": (
         lambda t: {
             f"lora_te1_text_model_encoder_layers_0_self_attn_q_proj.lora_{way}.weight": torch.ones(*shape)
             for way, shape in (("down", (2, 32)), ("up", (32, 2)))
         },
-        r"1 are not in this SD1.5 base \(lora_te1_text_model",
+        r"1 of 13 modules not found in this SD1.5 base \(lora_te1_text_model",
     ),
     "prefix": (
         lambda t: {f"base_model.model.x.lora_{way}.weight": torch.ones(2, 2) for way in "AB"},
