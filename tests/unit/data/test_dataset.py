@@ -480,16 +480,24 @@ def test_links_are_followed_and_loops_end(root, tmp_path, scan):
     ]
 
 
+def refuse_to_list(folder, monkeypatch):
+    """Listing `folder` fails. Permissions do not stop the root user, who often runs tests."""
+
+    def refusing(real):
+        def listing(path):
+            if Path(path) == folder:
+                raise PermissionError(13, "Permission denied", str(path))
+            return real(path)
+
+        return listing
+
+    for name in ("scandir", "listdir"):
+        monkeypatch.setattr(os, name, refusing(getattr(os, name)))
+
+
 def test_a_folder_that_cannot_be_listed_is_named(root, scan, monkeypatch):
     write(root, a_png=picture(1), a_txt="x", sub__b_png=picture(2))
-    real = os.scandir
-
-    def refuse(path):
-        if Path(path).name == "sub":
-            raise PermissionError(13, "Permission denied", str(path))
-        return real(path)
-
-    monkeypatch.setattr(os, "scandir", refuse)
+    refuse_to_list(root / "sub", monkeypatch)
     assert problems(scan(root)) == {"sub": "cannot be read: Permission denied"}
 
 
@@ -662,15 +670,7 @@ def test_what_this_program_wrote_is_skipped_and_named(root, tmp_path, scan):
 
 def test_an_unreadable_folder_next_to_an_image_of_its_name_is_a_problem(root, scan, monkeypatch):
     write(root, a_png=picture(1), a_txt="a cat", a__b_png=picture(2))
-    real = os.scandir
-
-    def refusing(folder):
-        if str(folder) == str(root / "a"):
-            raise PermissionError(13, "Permission denied", str(folder))
-        return real(folder)
-
-    monkeypatch.setattr(os, "scandir", refusing)
-    monkeypatch.setattr(os, "listdir", refusing)
+    refuse_to_list(root / "a", monkeypatch)
     result = scan(root)
     assert captions(result) == {"a.png": "a cat"}
     assert problems(result) == {"a": "cannot be read: Permission denied"}
