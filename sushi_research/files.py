@@ -70,51 +70,58 @@ def readable() -> Iterator[None]:
         ) from error
 
 
+class UnreadableFile(UserError):
+    """A user's file that cannot be read. `reason` completes a sentence that begins with the file's name."""
+
+    def __init__(self, path: Path, reason: str, advice: str = "check the path and the permissions") -> None:
+        super().__init__(f"{path} {reason}: {advice}")
+        self.reason = reason
+
+
 def open_regular(path: Path) -> BinaryIO:
-    """Opens a user's file for reading. Raises UserError if that fails or it is not a regular file; never waits for a FIFO."""
+    """Opens a user's file for reading. Raises UnreadableFile if that fails or it is not a regular file; never waits for a FIFO."""
     try:
         # A special file is not even opened: that can wait for a writer, or move a tape.
         _require_regular(path, os.stat(path))
         file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0)))
-        try:
-            _require_regular(path, os.fstat(file.fileno()))
-        except UserError:
-            file.close()
-            raise
+    except FileNotFoundError:
+        raise UnreadableFile(path, "does not exist", "check the path") from None
+    except OSError as error:
+        raise UnreadableFile(path, f"cannot be read ({error.strerror or error})") from error
     except UserError:
         raise
-    except FileNotFoundError:
-        raise UserError(f"there is no file {path}: check the path") from None
-    except OSError as error:
-        raise _unreadable(path, error) from error
-    except ValueError:  # Python's answer to a zero byte in a path
-        raise UserError(f"{path} is not a path, because it contains a zero byte: correct it") from None
+    except ValueError:
+        raise UnreadableFile(path, "is not a path, because it contains a zero byte", "correct it") from None
+    try:
+        _require_regular(path, os.fstat(file.fileno()))
+    except UserError:
+        file.close()
+        raise
     return file
 
 
 def read_regular(path: Path, most: int = MOST_BYTES) -> bytes:
     """The bytes of a user's file.
 
-    Raises UserError if the file is missing, not readable, not a regular file, or larger than `most` bytes. It neither waits for
-    a FIFO nor reads an endless file, such as some below /proc, whose size is said to be 0.
+    Raises UnreadableFile if the file is missing, not readable, not a regular file, or larger than `most` bytes. It neither waits
+    for a FIFO nor reads an endless file, such as some below /proc, whose size is said to be 0.
     """
     with open_regular(path) as file:
         try:
             size = os.fstat(file.fileno()).st_size
-            data = b""
+            data: bytes | None = b""
             if size <= most:
                 data = file.read(size + 1)
                 if data is not None and len(data) > size:  # it has grown, or its size is not known
-                    data += file.read(most + 1 - size) or b""
+                    data += file.read(most + 1 - len(data)) or b""
         except OSError as error:
-            raise _unreadable(path, error) from error
+            raise UnreadableFile(path, f"cannot be read ({error.strerror or error})") from error
     if data is None:
-        raise UserError(f"{path} gives no bytes, because it waits for another program: give a file that is complete")
+        raise UnreadableFile(path, "gives no bytes, because it waits for another program", "give a complete file")
     if max(size, len(data)) > most:
         length = f" (it has {size:,})" if size > most else ""
-        raise UserError(
-            f"{path} is larger than {most:,} bytes{length}, the most that is read here: check that it is the right file"
-        )
+        advice = "check that it is the right file"
+        raise UnreadableFile(path, f"is larger than {most:,} bytes{length}, the most that is read here", advice)
     return data
 
 
@@ -149,11 +156,7 @@ def _depth(value: Any) -> int:
 def _require_regular(path: Path, found: os.stat_result) -> None:
     if not stat.S_ISREG(found.st_mode):
         kind = _KINDS.get(stat.S_IFMT(found.st_mode), "a special file")
-        raise UserError(f"{path} is {kind}, and a regular file is needed here: check the path")
-
-
-def _unreadable(path: Path, error: OSError) -> UserError:
-    return UserError(f"{path} cannot be read ({error.strerror or error}): check the path and the permissions")
+        raise UnreadableFile(path, f"is {kind}, and a regular file is needed here", "check the path")
 
 
 def write_atomic(path: Path, data: bytes) -> None:
