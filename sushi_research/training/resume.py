@@ -27,6 +27,7 @@ from sushi_research.runs.checkpoint import Checkpoint, latest_checkpoint, read_c
 from sushi_research.runs.job import Job, agree
 from sushi_research.runs.run_folder import RunFolder
 from sushi_research.sampling import sample_grids
+from sushi_research.terminal import say
 from sushi_research.training import evaluation_records
 from sushi_research.training.identity_facts import drift_set_of, hashes_of, provenance_of, validation_set_of
 from sushi_research.training.plan import Plan
@@ -90,9 +91,9 @@ def start_or_resume(job: Job, inputs: Inputs, plan: Plan) -> RunState:
         except UserError as found:
             error = found
         else:
-            print(decision.sentence, flush=True)
+            say(decision.sentence)
             for warning in warnings:
-                print(f"warning: {warning}", flush=True)
+                say(f"warning: {warning}")
             outcome = [(decision.action, checkpoint.path.name if checkpoint else None)]
     agree(error)
     action, name = broadcast_object_list(outcome)[0]
