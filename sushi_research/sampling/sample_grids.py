@@ -62,7 +62,7 @@ def generate(job: Job, inputs: Inputs, unet: Any, step: int) -> None:
 
 
 def has_samples(samples: Path, step: int, rows: Sequence[tuple[str, str]]) -> bool:
-    """Whether the images of a step were made: it has a grid, or all images of which `complete_grids` makes one. True for no rows."""
+    """Whether the images of a step were made: its grid, or all images for `complete_grids` to make it of. True for no rows."""
     return not rows or _grid_path(samples, step).exists() or _is_whole(_folder(samples, step), rows)
 
 
