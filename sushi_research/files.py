@@ -197,6 +197,20 @@ def writing(what: str, path: Path) -> Iterator[None]:
         raise disk_error(f"cannot {what} {path}", error) from error
 
 
+@contextlib.contextmanager
+def system_errors() -> Iterator[None]:
+    """Context manager or decorator around a whole command: any other OSError about a file becomes a UserError.
+
+    Errors without a file name are not about files: those of a closed stdout, or of the network.
+    """
+    try:
+        yield
+    except OSError as error:
+        if not isinstance(error.filename, str | bytes | os.PathLike):
+            raise
+        raise disk_error(f"cannot use {os.fsdecode(error.filename)}", error) from error
+
+
 def write_atomic(path: Path, data: bytes) -> None:
     """Replace the file at `path` with `data`. If the process is killed, the file has either the old or the new bytes.
 
