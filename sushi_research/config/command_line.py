@@ -30,6 +30,8 @@ from sushi_research.errors import UserError, UserErrors
 Config = TypeVar("Config", bound=BaseModel)
 
 COMMAND_LINE = "on the command line"
+# Problems that are listed. A file of another program can have thousands of unknown keys, and the nearest key takes a millisecond.
+_MOST_PROBLEMS = 20
 
 
 class Setting(NamedTuple):
@@ -165,7 +167,7 @@ def _parse(argv: Sequence[str], keys: Keys) -> tuple[list[str], list[tuple[str, 
             value = text if equals or not has_value else words.pop(0)
             is_entry = is_free(name.rpartition(".")[0], keys)
             if not (name == "config" or name in keys.leaves or name in keys.sections or is_entry):
-                problems.append(_unknown(name, COMMAND_LINE, keys))
+                problems.append(_unknown(name, COMMAND_LINE, keys, len(problems) < _MOST_PROBLEMS))
             elif not has_value:
                 problems.append(f"--{name} needs a value: --{name}=VALUE")
             elif name == "config":
@@ -180,7 +182,9 @@ def _value(name: str, text: str, keys: Keys) -> Any:
     types = options(keys.leaves.get(name, {}))
     if all(option.get("type") in ("string", "null") for option in types):
         return None if text == "null" and {"type": "null"} in types else text
-    return parse_yaml(text, f"--{name} {show(text)}")
+    value = parse_yaml(text, f"--{name} {show(text)}")
+    # YAML reads an empty text as null. From an unset variable of a shell it must not switch something off.
+    return text if value is None and text not in ("null", "~") else value
 
 
 def _flatten(
@@ -206,7 +210,7 @@ def _flatten(
         elif path in keys.leaves or is_free(prefix[:-1], keys):
             yield path, value
         else:
-            problems.append(_unknown(path, source, keys))
+            problems.append(_unknown(path, source, keys, len(problems) < _MOST_PROBLEMS))
 
 
 def _lay(leaves: Iterable[tuple[str, Any]], source: str, keys: Keys, settings: dict[str, Setting]) -> None:
@@ -231,11 +235,17 @@ def _validate(config_class: type[Config], keys: Keys, settings: dict[str, Settin
     try:
         config = config_class.model_validate(nested)
     except ValidationError as error:
-        # For a value that may have several types pydantic reports one error per type. We need one sentence.
-        problems = [*problems, *dict.fromkeys(_sentence(each, keys, settings) for each in error.errors())]
+        # pydantic reports one error per type that a value may have, and one per entry of a list. We need one sentence per value.
+        errors: dict[str, Any] = {}
+        for each in error.errors():
+            errors.setdefault(_place(each, keys), each)
+        problems = [*problems, *(_sentence(each, keys, settings) for each in errors.values())]
     if len(problems) > 1:
-        indented = (f"  {problem}" for problem in problems)
-        raise UserErrors([f"{len(problems)} problems in the configuration:", *indented])
+        indented = [f"  {problem}" for problem in problems[:_MOST_PROBLEMS]]
+        more = len(problems) - len(indented)
+        raise UserErrors(
+            [f"{len(problems)} problems in the configuration:", *indented, *([f"  and {more} more"] if more else [])]
+        )
     if problems:
         raise UserError(problems[0])
     return config
@@ -249,21 +259,29 @@ def _put(nested: dict[str, Any], path: str, value: Any) -> None:
     nested[name] = value
 
 
+def _place(error: Any, keys: Keys) -> str:
+    """What a pydantic error is about: the dotted name of a key, or of an entry of a free-form mapping; or a section's own check."""
+    parts = [str(part) for part in error["loc"]]
+    depth = next((n for n in range(len(parts), 0, -1) if ".".join(parts[:n]) in keys.leaves), None)
+    if depth is None:
+        return error["msg"]
+    return ".".join(parts[: depth + is_free(".".join(parts[:depth]), keys)])
+
+
 def _sentence(error: Any, keys: Keys, settings: dict[str, Setting]) -> str:
     """A pydantic error as one sentence: the key, its value, the allowed values, and the source of the value."""
-    if error["type"] == "value_error":
+    path = _place(error, keys)
+    is_check = error["type"] == "value_error"
+    if is_check and path not in settings:
         return _with_sources(str(error["ctx"]["error"]), keys, settings)
-    parts = [str(part) for part in error["loc"]]
-    depth = next(n for n in range(len(parts), 0, -1) if ".".join(parts[:n]) in keys.leaves)
-    path = ".".join(parts[:depth])
-    schema = keys.leaves[path]
+    schema = keys.leaves[path if path in keys.leaves else path.rpartition(".")[0]]
     if error["type"] == "missing":
         section, _, name = path.rpartition(".")
         in_file = f"{name} under {section}: in a file" if section else f"{name} in a file"
         return f"{path} is missing: give --{path} VALUE, or {in_file} ({schema['description']})"
-    if is_free(path, keys):
-        path = ".".join(parts[: depth + 1])
     value, source = settings[path]
+    if is_check:
+        return f"{path} is {show(value)} {source}: {error['ctx']['error']}"
     wants_text = any(option.get("type") == "string" for option in options(schema))
     hint = "; put it in quotes" if wants_text and isinstance(value, int | float) else ""
     return f"{path} is {show(value)} {source}: must be {allowed(schema)}{hint}"
@@ -283,8 +301,10 @@ def _with_sources(sentence: str, keys: Keys, settings: dict[str, Setting]) -> st
     return re.sub(r"[a-z]\w*(\.\w+)+", add_source, sentence)
 
 
-def _unknown(path: str, source: str, keys: Keys) -> str:
+def _unknown(path: str, source: str, keys: Keys, suggest: bool) -> str:
     """The error for an unknown key. Suggests its new name, the nearest names, or all keys of its section."""
+    if not suggest or len(path) > 100:  # comparing takes time with the square of the length
+        return f"unknown key {path} {source}: --help lists every key"
     hyphens = "--" if source == COMMAND_LINE else ""
     renamed = RENAMED.get(path.replace("-", "_"))
     if renamed in keys.leaves:
