@@ -49,8 +49,10 @@ from sushi_research.caches.inputs import Inputs, fill_caches
 from sushi_research.data import findings
 from sushi_research.data.samples import dataset_hash
 from sushi_research.data.training_data import Data, read_data
+from sushi_research.errors import UserError
 from sushi_research.evaluation import adapter_files, validation_set
 from sushi_research.evaluation.unseen import describe, require_unseen
+from sushi_research.files import system_errors
 from sushi_research.fingerprints import HashCache
 from sushi_research.models.loading import find_base
 from sushi_research.runs.job import Job
@@ -59,27 +61,28 @@ from sushi_research.terminal import say
 from sushi_research.training import evaluating, identity_facts, run
 
 
+@system_errors()
 def main(config: AdapterEvaluation) -> int:
     """Evaluates the base and the adapters of `config`; returns 0."""
     job = run.start_job(config, models.load(models.name_of(config)), __file__)
-    results: list[adapter_files.Result] = []
+    written: list[str] = []
 
     def kept() -> str:
         if config.dry_run:
             return "a dry run keeps nothing; the same command again starts over"
         states = 1 + len(config.adapters) * len(config.lora_scales)
         return (
-            f"what is encoded is kept in {config.cache.folder}, and {len(results)} of {states} results in {config.output}; "
+            f"what is encoded is kept in {config.cache.folder}, and {len(written)} of {states} results in {config.output}; "
             "the same command again measures all of them"
         )
 
     with stopping.doing(lambda: job.timings.current, kept):
-        evaluate(job, results)
+        evaluate(job, written)
     return 0
 
 
-def evaluate(job: Job, results: list[adapter_files.Result]) -> None:
-    """Evaluates the base and each adapter at each LoRA scale, and appends each to `results` when its folder is written."""
+def evaluate(job: Job, written: list[str]) -> None:
+    """Evaluates the base and each adapter at each LoRA scale, and appends the name of each folder that it has written."""
     config, model = job.config, job.model
     for path in config.adapters:  # fail fast: nothing is loaded or encoded yet
         read_adapter(path)
@@ -120,6 +123,7 @@ def evaluate(job: Job, results: list[adapter_files.Result]) -> None:
     base_loss = validation_set.losses(val_set, model, unet, caches, base.prediction, **share)
     if measure:
         measure.remember_base(unet)
+    results: list[adapter_files.Result] = []
 
     def evaluate_one(name: str, lora_scale: float, encoded: Any, facts: dict[str, Any] | None) -> None:
         """Measures the UNet in its current state, generates samples, and writes one folder.
@@ -134,8 +138,13 @@ def evaluate(job: Job, results: list[adapter_files.Result]) -> None:
                 rows = sample_grids.rows_of(config, inputs.prompts)
                 images = sample_grids.generate_images(job, inputs, unet, encoded) if config.sample.enabled else []
                 result = adapter_files.Result(name, lora_scale, loss, base_loss, drift, rows, images)
-                adapter_files.write(Path(config.output), result, val_set, measure, entry | {"adapter": facts})
                 results.append(result)
+                try:
+                    adapter_files.write(Path(config.output), result, val_set, measure, entry | {"adapter": facts})
+                except UserError:
+                    say(*adapter_files.table(results, val_set).split("\n"))  # what was measured is not lost
+                    raise
+                written.append(name)
 
     evaluate_one("base", 0.0, None, None)
     for number, path in enumerate(config.adapters):
@@ -149,6 +158,7 @@ def evaluate(job: Job, results: list[adapter_files.Result]) -> None:
         pipeline.unload_lora_weights()
     if job.is_main:
         job.timings.enter("saving")
+        say(*adapter_files.table(results, val_set).split("\n"), "")  # before anything is written
         say(*adapter_files.finish(Path(config.output), results, val_set).split("\n"))
 
 
