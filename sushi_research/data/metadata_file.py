@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import io
+import itertools
 import json
 import posixpath
 from collections.abc import Collection, Iterator, Sequence
@@ -13,6 +15,8 @@ from typing import Any
 from sushi_research import caption_text
 from sushi_research.data.names import Names
 from sushi_research.data.samples import Problem
+from sushi_research.errors import UserError
+from sushi_research.files import UnreadableFile, open_regular, parse_json
 
 METADATA = "metadata.jsonl"
 # Names of HF's imagefolder and misspelt ones; they are not read, which is said where captions are missing.
@@ -20,6 +24,10 @@ UNREAD = {"metadata.csv", "metadata.parquet", "metadata.json", METADATA}
 # A similar name is looked for that many times, among that many images: it takes up to a tenth of a second.
 _SEARCHED, _AMONG = 10, 200
 _SHOWN = 200  # letters of a name
+# Letters of a line: some captions, each of several thousand, and other columns.
+_MOST_LETTERS = 2**20
+# Another kind of file may have millions of lines, each of which would be a problem.
+_MOST_BAD = 100
 FORMS = "differ only in their Unicode form"
 
 
@@ -53,43 +61,71 @@ class Miss:
 
 
 def read(name: str, path: Path, images: Names, caption_column: str) -> Iterator[Entry | Unusable | Miss | Problem]:
-    """Each line of the metadata file `name` that is not blank, as what it is."""
-    try:
-        lines = caption_text.decode(path.read_bytes()).split("\n")
-    except OSError as error:
-        yield Problem(name, f"cannot be read: {error.strerror or error}")
-        return
-    except caption_text.NotText as error:
-        yield Problem(name, error.reason)
-        return
+    """Each line of the metadata file `name` that is not blank, as what it is. Stops where nothing but unusable lines is found."""
     first: dict[str, int] = {}
-    for number, line in enumerate(lines, start=1):
-        source = f"{name} line {number}"
-        if not line.strip():
-            continue
-        try:
-            entry = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            yield Problem(source, f"not JSON: {error}")
-            continue
-        written = entry.get("file_name") if isinstance(entry, dict) else None
-        if not isinstance(written, str) or not written.strip():
-            yield Problem(source, "no file_name")
-            continue
-        written = written.encode(
-            "utf-8", "backslashreplace"
-        ).decode()  # as `walk.name_of` writes bytes that are not UTF-8
-        folder = posixpath.dirname(name)
-        found = images.matching(posixpath.normpath(posixpath.join(folder, written)))
-        if not found:
-            yield Miss(source, written, folder)
-        elif len(found) > 1:
-            reason = f"{shown(written)} fits {len(found)} images whose names {FORMS}: rename one of them"
-            yield Unusable(found, source, reason, f"no caption: {source} fits another image too")
-        else:
-            if first.setdefault(found[0], number) != number:
-                yield Problem(source, f"a second entry for {found[0]}: the first is line {first[found[0]]}")
-            yield _entry(found[0], source, entry, caption_column)
+    good, bad = 0, 0
+    try:
+        for number, line in _lines(path):
+            source = f"{name} line {number}"
+            if len(line) > _MOST_LETTERS:
+                written, entry = f"is longer than {_MOST_LETTERS:,} letters: remove it", None
+            else:
+                written, entry = _parse(line)
+            if entry is None:
+                bad += 1
+                if bad == _MOST_BAD and not good:
+                    yield Problem(name, f"none of the first {bad:,} lines is an entry, and the others are not read")
+                    return
+                yield Problem(source, written)
+                continue
+            good += 1
+            folder = posixpath.dirname(name)
+            found = images.matching(posixpath.normpath(posixpath.join(folder, written)))
+            if not found:
+                yield Miss(source, written, folder)
+            elif len(found) > 1:
+                reason = f"{shown(written)} fits {len(found)} images whose names {FORMS}: rename one of them"
+                yield Unusable(found, source, reason, f"no caption: {source} fits another image too")
+            else:
+                if first.setdefault(found[0], number) != number:
+                    yield Problem(source, f"a second entry for {found[0]}: the first is line {first[found[0]]}")
+                yield _entry(found[0], source, entry, caption_column)
+    except UnreadableFile as error:
+        yield Problem(name, error.reason)
+    except UnicodeDecodeError:
+        yield Problem(name, caption_text.UNDECODABLE)
+    except OSError as error:
+        yield Problem(name, f"cannot be read ({error.strerror or error})")
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """(number, text) of each line that is not blank, one in memory at a time; of one that is too long, its beginning."""
+    with open_regular(path) as file:
+        start = file.read(4)
+        file.seek(0)
+        text = io.TextIOWrapper(file, caption_text.encoding_of(start), newline="\n")
+        for number in itertools.count(1):
+            line = rest = text.readline(_MOST_LETTERS + 1)
+            while len(rest) > _MOST_LETTERS and not rest.endswith("\n"):
+                rest = text.readline(_MOST_LETTERS + 1)
+            if not line:
+                return
+            if not line.isspace():
+                yield number, line.rstrip("\r\n")
+
+
+def _parse(line: str) -> tuple[str, dict[str, Any] | None]:
+    """(file_name, entry) of a line; (reason, None) if it is no entry."""
+    try:
+        entry = parse_json(line, "it")
+    except UserError as error:
+        return str(error).removeprefix("it "), None
+    written = entry.get("file_name") if isinstance(entry, dict) else None
+    if not isinstance(written, str) or not written.strip():
+        return "no file_name", None
+    return written.encode(
+        "utf-8", "backslashreplace"
+    ).decode(), entry  # as `walk.name_of` writes bytes that are not UTF-8
 
 
 def _entry(image: str, source: str, entry: dict[str, Any], caption_column: str) -> Entry | Unusable:

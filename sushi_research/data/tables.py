@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
-from sushi_research.data.images import BadImage
+from sushi_research.data.images import MAX_BYTES, BadImage
 from sushi_research.data.names import in_any_form
 from sushi_research.errors import UserError, first_line
 from sushi_research.fingerprints import HashCache, folder_hash
@@ -96,6 +96,8 @@ def read_image(cell: dict[str, Any] | None, folders: tuple[Path, ...]) -> bytes:
         )
     if path.exists() and not path.is_file():
         raise BadImage(f"its image {name} is not a file")
+    if path.stat().st_size > MAX_BYTES:
+        raise BadImage(f"its image {name} has more than {MAX_BYTES:,} bytes")
     return path.read_bytes()
 
 

@@ -191,8 +191,8 @@ def test_lines_of_metadata_that_are_not_sound_are_named(root, scan):
         ),
     )
     found = problems(scan(root))
-    assert found.pop("metadata.jsonl line 2").startswith("not JSON: ")
-    assert found.pop("metadata.jsonl line 9").startswith("not JSON: "), "nested too deeply"
+    assert found.pop("metadata.jsonl line 2").startswith("is not valid JSON (")
+    assert found.pop("metadata.jsonl line 9") == "is nested more than 100 deep: correct it"
     rule = "is not among the jpg, png and webp images here; file_name counts from the folder of its metadata.jsonl"
     assert found == {
         "metadata.jsonl line 3": f"gone.png {rule}",

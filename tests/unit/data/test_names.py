@@ -140,6 +140,23 @@ def test_metadata_that_is_not_read_is_named(tmp_path):
     assert find(tmp_path)[1]["a.png"].endswith("(metadata.csv is not read: write a metadata.jsonl)")
 
 
+def test_metadata_of_another_kind_of_file_is_one_short_story(tmp_path):
+    picture(tmp_path / "a.png")
+    (tmp_path / "metadata.jsonl").write_text("x\n" * 100_000)
+    problems = find(tmp_path)[1]
+    assert (
+        len(problems) == 101
+        and problems["metadata.jsonl"] == "none of the first 100 lines is an entry, and the others are not read"
+    )
+    (tmp_path / "metadata.jsonl").write_text("[" * 2**21 + "\n" + json.dumps({"file_name": "a.png", "text": "salmon"}))
+    captions, problems, _ = find(tmp_path)
+    assert captions == {"a.png": "salmon"}
+    assert problems == {"metadata.jsonl line 1": "is longer than 1,048,576 letters: remove it"}
+    (tmp_path / "metadata.jsonl").unlink()
+    os.mkfifo(tmp_path / "metadata.jsonl")
+    assert find(tmp_path)[1]["metadata.jsonl"].startswith("is a FIFO")
+
+
 def test_the_image_of_a_row_is_found_in_any_form_and_nowhere_else(tmp_path):
     own, other = tmp_path / "set", tmp_path / "other"
     for folder in (own / DECOMPOSED, other):
