@@ -64,7 +64,7 @@ import time
 from pathlib import Path
 
 from sushi_research import randomness
-from sushi_research.config.command_line import run_main
+from sushi_research.config.process import run_main
 from sushi_research.errors import UserError
 from sushi_research.progress import progress
 from sushi_research.runs import provenance

@@ -127,6 +127,13 @@ def latest_checkpoint(folder: Path) -> Checkpoint | None:
     return None
 
 
+def newest_step(folder: Path) -> int | None:
+    """The step of the newest checkpoint in `folder` that looks whole (only file sizes are checked), or None."""
+    if not folder.is_dir():
+        return None
+    return max((step for step in _steps(folder) if _looks_whole(folder / f"step-{step:08d}")), default=None)
+
+
 def read_checkpoint(path: Path) -> Checkpoint:
     """The checkpoint in the folder `path`, with every byte verified.
 

@@ -16,7 +16,7 @@ from sushi_research.config import TrainingConfig
 from sushi_research.data import findings
 from sushi_research.data.samples import Problem
 from sushi_research.data.training_data import prompt_texts
-from sushi_research.errors import UserError
+from sushi_research.errors import UserError, printable
 from sushi_research.models import loading
 from sushi_research.models.components import build_empty
 from sushi_research.models.prediction import Prediction
@@ -154,7 +154,7 @@ class Plan:
                     f"{what:<13}{len(cut)} longer than 77 tokens are cut (the longest loses {worst}); a run's plan.json lists them"
                 )
         lines += findings.lines(self.problems, self.notes)
-        return "\n".join(lines)
+        return "\n".join(printable(line) for line in lines)
 
 
 def is_due(step: int, every: int | None) -> bool:
@@ -213,7 +213,7 @@ def make_plan(job: Job, inputs: Inputs) -> Plan:
             bytes=text_bytes * len(inputs.captions),
         ),
     )
-    job.accelerator.print(plan.describe())
+    job.say(*plan.describe().split("\n"))
     return plan
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -33,19 +35,35 @@ class TrainState:
 
     def save(self, job: Job, run_state: RunState, plan: Plan, step: int) -> None:
         """Syncs the logged metrics to disk, then saves the checkpoint of `step`. The main process writes, the others wait."""
-        assert job.run is not None
         with job.main_process_writes():
             if job.is_main:
-                MetricsFile(job.run.metrics).sync()
-                state = {
-                    "adapter": self.master_weights.named_state(),
-                    "optimizer": self.optimizer.state_dict(),
-                    "scaler": self.scaler.state_dict(),
-                }
-                facts = {
-                    "samples_seen": step * plan.global_batch_size,
-                    "epoch": step * plan.global_batch_size / plan.items_per_epoch,
-                    "world": job.world,
-                    "identity": run_state.identity,
-                }
-                save_checkpoint(job.run.checkpoints, step, state, facts, job.config.checkpoint.keep)
+                self._write(job, run_state, plan, step)
+
+    @contextlib.contextmanager
+    def saved_if_interrupted(self, job: Job, run_state: RunState, plan: Plan, step: int) -> Iterator[None]:
+        """A block between two steps that is no part of the training: if it ends with an error or a stop, `step` is saved.
+
+        The other processes are not waited for, because they may have ended.
+        """
+        try:
+            yield
+        except BaseException:
+            if job.is_main and step > run_state.step:
+                self._write(job, run_state, plan, step)
+            raise
+
+    def _write(self, job: Job, run_state: RunState, plan: Plan, step: int) -> None:
+        assert job.run is not None
+        MetricsFile(job.run.metrics).sync()
+        state = {
+            "adapter": self.master_weights.named_state(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+        }
+        facts = {
+            "samples_seen": step * plan.global_batch_size,
+            "epoch": step * plan.global_batch_size / plan.items_per_epoch,
+            "world": job.world,
+            "identity": run_state.identity,
+        }
+        save_checkpoint(job.run.checkpoints, step, state, facts, job.config.checkpoint.keep)
