@@ -180,13 +180,16 @@ def train(job: Job) -> int:
                 signals.close()  # from here on Ctrl-C ends the command at once
                 timings.enter("saving")
                 # Before evaluating and sampling, which may run out of memory.
-                run.write_adapter(job, inputs, plan, run_state, state, unet)
+                with state.averaged_weights():
+                    run.write_adapter(job, inputs, plan, run_state, state, unet)
             if evaluator and (first or last or (not stopping and is_due(step, config.evaluation.every))):
                 timings.enter("evaluating")
-                evaluating.evaluate(job, evaluator, unet, step, metrics_file)
+                with state.averaged_weights():
+                    evaluating.evaluate(job, evaluator, unet, step, metrics_file)
             if first or last or (not stopping and is_due(step, config.sample.every)):
                 timings.enter("sampling")
-                sample_grids.generate(job, inputs, unet, step)
+                with state.averaged_weights():
+                    sample_grids.generate(job, inputs, unet, step)
             if last or stopping:
                 break
 
@@ -210,12 +213,11 @@ def train(job: Job) -> int:
             norm = torch.nn.utils.clip_grad_norm_(
                 master_weights.parameters(), config.train.max_grad_norm or float("inf")
             )
-            job.scaler.step(optimizer)
-            job.scaler.update()
+            state.step_optimizer(step + 1, plan.steps)  # fp16 skips a step whose gradients overflowed
             master_weights.refresh()  # rounds them into the working copy that the UNet computes with
             master_weights.zero_grad()
             step += 1
-            values = metrics.values(plan, step, rate, norm)
+            values = metrics.values(plan, step, rate, norm) | state.metrics()
             tracking.log(job.accelerator, metrics_file, values, step)
             bar.set_postfix(loss=f"{values['loss']:.4f}", refresh=False)
             bar.update()
@@ -225,7 +227,7 @@ def train(job: Job) -> int:
     if step < plan.steps:
         job.accelerator.print(f"stopped at step {step} of {plan.steps}; the same command again continues from here")
         return stop.exit_status
-    run.finish(job, metrics_file, step, timings)
+    run.finish(job, state, metrics_file, step, timings)
     # --- end shared ---
     return 0
 
