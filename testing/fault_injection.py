@@ -67,9 +67,9 @@ from sushi_research import randomness
 from sushi_research.config.command_line import run_main
 from sushi_research.errors import UserError
 from sushi_research.progress import progress
-from sushi_research.runs import provenance
 from testing.faults import FAULTS, FaultTest, Reference
 from testing.launches import SETUPS, STEPS, Launcher, Setup
+from testing.result_pages import circumstances
 
 assert list(FAULTS) == list(KINDS)
 
@@ -153,10 +153,7 @@ def table(tests: Sequence[FaultTest]) -> str:
             lines.append(f"| {kind}: {KINDS[kind]} | {' | '.join(cells)} | {_cell(of_kind)} |")
     columns = [_cell([test for test in tests if test.setup.name == name]) for name in setups]
     lines.append(f"| all | {' | '.join(columns)} | {_cell(tests)} |")
-    libraries = provenance.library_versions()
-    versions = ", ".join(f"{name} {libraries[name]}" for name in ("torch", "diffusers", "peft", "bitsandbytes"))
-    date = time.strftime("%Y-%m-%d", time.gmtime())
-    note = f"Equal bit for bit, of tests done. {os.cpu_count()} CPU cores, {versions}, {date}."
+    note = f"Equal bit for bit, of tests done. {circumstances(('torch', 'diffusers', 'peft', 'bitsandbytes'))}"
     kills = [event for test in tests for event in test.events if event.startswith("killed")]
     steps = [int(event.partition("step ")[2].split()[0].rstrip(",")) for event in kills]
     if steps:
