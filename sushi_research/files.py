@@ -1,4 +1,4 @@
-"""Atomic file writes: write a temporary file next to the target, sync it, rename it.
+"""Reads users' files within bounds. Writes files atomically: a temporary file next to the target, synced, then renamed.
 
 A process may guard a folder, such as its run folder: every write below it then first checks that it is still the same folder.
 """
@@ -10,14 +10,28 @@ import io
 import json
 import os
 import secrets
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-from sushi_research.errors import UserError
+from sushi_research.errors import UserError, first_line
 
 if TYPE_CHECKING:
     from PIL import Image
+
+# Configs, indexes and records are below 1 MiB; the largest tokenizer.json on the Hub is about 35 MiB.
+MOST_BYTES = 64 * 2**20
+# Nothing that the suite reads is nested more than about ten deep; Python's own functions fail from about 1000.
+MOST_NESTED = 100
+
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
 
 # The checks of the folders that this process guards.
 _guards: dict[Path, Callable[[], None]] = {}
@@ -54,6 +68,95 @@ def readable() -> Iterator[None]:
         raise UserError(
             f"{error.filename} cannot be read ({error.strerror or error}): check the path and the permissions."
         ) from error
+
+
+class UnreadableFile(UserError):
+    """A user's file that cannot be read. `reason` completes a sentence that begins with the file's name."""
+
+    def __init__(self, path: Path, reason: str, advice: str = "check the path and the permissions") -> None:
+        super().__init__(f"{path} {reason}: {advice}")
+        self.reason = reason
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Opens a user's file for reading. Raises UnreadableFile if that fails or it is not a regular file; never waits for a FIFO."""
+    try:
+        # A special file is not even opened: that can wait for a writer, or move a tape.
+        _require_regular(path, os.stat(path))
+        file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0)))
+    except FileNotFoundError:
+        raise UnreadableFile(path, "does not exist", "check the path") from None
+    except OSError as error:
+        raise UnreadableFile(path, f"cannot be read ({error.strerror or error})") from error
+    except UserError:
+        raise
+    except ValueError:
+        raise UnreadableFile(path, "is not a path, because it contains a zero byte", "correct it") from None
+    try:
+        _require_regular(path, os.fstat(file.fileno()))
+    except UserError:
+        file.close()
+        raise
+    return file
+
+
+def read_regular(path: Path, most: int = MOST_BYTES) -> bytes:
+    """The bytes of a user's file.
+
+    Raises UnreadableFile if the file is missing, not readable, not a regular file, or larger than `most` bytes. It neither waits
+    for a FIFO nor reads an endless file, such as some below /proc, whose size is said to be 0.
+    """
+    with open_regular(path) as file:
+        try:
+            size = os.fstat(file.fileno()).st_size
+            data: bytes | None = b""
+            if size <= most:
+                data = file.read(size + 1)
+                if data is not None and len(data) > size:  # it has grown, or its size is not known
+                    data += file.read(most + 1 - len(data)) or b""
+        except OSError as error:
+            raise UnreadableFile(path, f"cannot be read ({error.strerror or error})") from error
+    if data is None:
+        raise UnreadableFile(path, "gives no bytes, because it waits for another program", "give a complete file")
+    if max(size, len(data)) > most:
+        length = f" (it has {size:,})" if size > most else ""
+        advice = "check that it is the right file"
+        raise UnreadableFile(path, f"is larger than {most:,} bytes{length}, the most that is read here", advice)
+    return data
+
+
+def parse_json(text: str | bytes, where: str, remedy: str = "correct it") -> Any:
+    """The value in JSON text. Texts in it can have halves of surrogate pairs, as names that are not valid Unicode do.
+
+    Raises UserError if it is not valid JSON, is nested more than 100 deep or has a number of more than 4300 digits. The
+    sentence begins with `where` (the file, and the line if it has several) and ends with `remedy`.
+    """
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        raise UserError(f"{where} is nested more than {MOST_NESTED} deep: {remedy}") from None
+    except ValueError as error:
+        reason = "it is not UTF-8 text" if isinstance(error, UnicodeError) else first_line(error)
+        raise UserError(f"{where} is not valid JSON ({reason}): {remedy}") from None
+    opening = ("[", "{") if isinstance(text, str) else (b"[", b"{")
+    if sum(map(text.count, opening)) > MOST_NESTED and _depth(value) > MOST_NESTED:  # type: ignore[arg-type]
+        raise UserError(f"{where} is nested more than {MOST_NESTED} deep: {remedy}")
+    return value
+
+
+def _depth(value: Any) -> int:
+    """How deep lists and mappings are nested in `value`, counted to one more than MOST_NESTED."""
+    depth, level = 0, [value]
+    while depth <= MOST_NESTED and (level := [item for item in level if isinstance(item, list | dict)]):
+        depth += 1
+        level = [child for item in level for child in (item.values() if isinstance(item, dict) else item)]
+    return depth
+
+
+def _require_regular(path: Path, found: os.stat_result) -> None:
+    if not stat.S_ISREG(found.st_mode):
+        kind = _KINDS.get(stat.S_IFMT(found.st_mode), "a special file")
+        raise UnreadableFile(path, f"is {kind}, and a regular file is needed here", "check the path")
 
 
 def write_atomic(path: Path, data: bytes) -> None:

@@ -155,14 +155,17 @@ def _parse(argv: Sequence[str], keys: Keys) -> tuple[list[str], list[tuple[str, 
         name, equals, text = word[2:].partition("=")
         if not word.startswith("--") or not name:
             problems.append(f"unexpected word {show(word)} {COMMAND_LINE}: a setting is written --section.key value")
-        elif name in ("print_config", "print-config") and not equals:
+            continue
+        # A word that begins with two hyphens is the next setting. To use one as a value, write --key=--value.
+        has_value = bool(equals or (words and not words[0].startswith("--")))
+        value = text if equals or not has_value else words.pop(0)
+        if name.replace("-", "_") in ("print_config", "help"):
+            if has_value:
+                problems.append(f"--{name} takes no value, and {show(value)} follows it {COMMAND_LINE}: remove that")
             print_config = True
         elif name in ("dry_run", "dry-run"):
-            overrides.append(("dry_run", text if equals else "true"))
+            overrides.append(("dry_run", value if has_value else "true"))
         else:
-            # A word that begins with two hyphens is the next setting. To use one as a value, write --key=--value.
-            has_value = bool(equals or (words and not words[0].startswith("--")))
-            value = text if equals or not has_value else words.pop(0)
             is_entry = is_free(name.rpartition(".")[0], keys)
             if not (name == "config" or name in keys.leaves or name in keys.sections or is_entry):
                 problems.append(_unknown(name, COMMAND_LINE, keys))

@@ -109,9 +109,11 @@ def test_an_override_gives_its_value() -> None:
 
 
 def test_dry_run_is_a_flag() -> None:
-    for word in ("--dry-run", "--dry_run", "--dry_run=true", "--dry-run=true"):
-        assert load(*REQUIRED, word, "--lora.rank", "8").dry_run is True, word
-    assert load(*REQUIRED, "--dry-run=false").dry_run is load(*REQUIRED).dry_run is False
+    for words in ("--dry-run", "--dry_run", "--dry_run=true", "--dry-run=true", "--dry_run true", "--dry-run True"):
+        assert load(*REQUIRED, *words.split(), "--lora.rank", "8").dry_run is True, words
+        assert load(*words.split(), *REQUIRED).dry_run is load(*REQUIRED, *words.split()).dry_run is True, words
+    for words in ("", "--dry-run=false", "--dry_run false"):
+        assert load(*REQUIRED, *words.split()).dry_run is False, words
 
 
 def test_dry_run_may_stand_in_a_file(layer: Any) -> None:
@@ -316,8 +318,20 @@ unexpected word "--" on the command line: a setting is written --section.key val
 -lora.rank
 unexpected word "-lora.rank" on the command line: a setting is written --section.key value
 
---dry-run true
-unexpected word "true" on the command line: a setting is written --section.key value
+--dry-run yes
+dry_run is "yes" on the command line: must be true or false
+
+--dry_run=
+dry_run is null on the command line: must be true or false
+
+--print_config true
+--print_config takes no value, and "true" follows it on the command line: remove that
+
+--print-config=false
+--print-config takes no value, and "false" follows it on the command line: remove that
+
+--help=true
+--help takes no value, and "true" follows it on the command line: remove that
 
 --lora 8
 lora is 8 on the command line: it is a section, with the keys targets, rank, alpha, dropout, init, save_dtype
