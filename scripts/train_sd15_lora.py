@@ -181,10 +181,12 @@ def train(job: Job) -> int:
             if last:
                 timings.enter("saving")
                 # Before evaluating and sampling, which may run out of memory.
-                run.write_adapter(job, inputs, plan, run_state, state, unet)
+                with state.averaged_weights():
+                    run.write_adapter(job, inputs, plan, run_state, state, unet)
             if stopping:
                 break
-            with state.saved_if_interrupted(job, run_state, plan, step), stop.at_once():
+            # The averaged weights are those of schedule-free optimizers; of all others they are the weights themselves.
+            with state.saved_if_interrupted(job, run_state, plan, step), state.averaged_weights(), stop.at_once():
                 if evaluator and (first or last or is_due(step, config.evaluation.every)):
                     timings.enter("evaluating")
                     evaluating.evaluate(job, evaluator, unet, step, metrics_file)
@@ -214,12 +216,11 @@ def train(job: Job) -> int:
             norm = torch.nn.utils.clip_grad_norm_(
                 master_weights.parameters(), config.train.max_grad_norm or float("inf")
             )
-            job.scaler.step(optimizer)
-            job.scaler.update()
+            state.step_optimizer(step + 1, plan.steps)  # fp16 skips a step whose gradients overflowed
             master_weights.refresh()  # rounds them into the working copy that the UNet computes with
             master_weights.zero_grad()
             step += 1
-            values = metrics.values(plan, step, rate, norm)
+            values = metrics.values(plan, step, rate, norm) | state.metrics()
             tracking.log(job.accelerator, metrics_file, values, step)
             bar.set_postfix(loss=f"{values['loss']:.4f}", refresh=False)
             bar.update()
@@ -229,7 +230,7 @@ def train(job: Job) -> int:
     if stopping:
         job.say(f"stopped at step {step} of {plan.steps}; the same command again continues from here")
         return stop.exit_status
-    run.finish(job, metrics_file, step)
+    run.finish(job, state, metrics_file, step)
     # --- end shared ---
     return 0
 

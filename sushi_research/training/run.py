@@ -21,7 +21,7 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 
 from sushi_research import stopping
-from sushi_research.adapters import kohya_format, trained_images
+from sushi_research.adapters import kohya_format, lora, trained_images
 from sushi_research.caches.inputs import Inputs
 from sushi_research.caches.store import entry_key
 from sushi_research.config import TrainingConfig
@@ -211,8 +211,11 @@ def _published_name(source: str) -> str:
     return os.path.basename(os.path.abspath(path)) if path.exists() else source
 
 
-def finish(job: Job, metrics_file: tracking.MetricsFile, step: int) -> None:
-    """Plots the curves, sends the results to the trackers, marks the run as finished, and prints what was written."""
+def finish(job: Job, state: TrainState, metrics_file: tracking.MetricsFile, step: int) -> None:
+    """Plots the curves, sends the results to the trackers, marks the run as finished, and prints what was written.
+
+    Warns if the adapter file does not change the base, which happens if the steps were too small or too few.
+    """
     if not job.is_main:
         return
     job.timings.enter("saving")
@@ -237,9 +240,18 @@ def finish(job: Job, metrics_file: tracking.MetricsFile, step: int) -> None:
             f"{run.path}/wandb (offline; `wandb sync {word(str(run.path))}/wandb/offline-run-*` uploads it)"
         )
     written = {what: path for what, path in written.items() if not isinstance(path, Path) or path.exists()}
-    say("", f"finished; seconds: {', '.join(f'{name} {value:.0f}' for name, value in seconds.items())}; written:")
+    skipped = f"; fp16 skipped {state.skipped_steps} of {step} steps" if state.skipped_steps else ""
+    say(
+        "",
+        f"finished{skipped}; seconds: {', '.join(f'{name} {value:.0f}' for name, value in seconds.items())}; written:",
+    )
     for what, path in written.items():
         say(f"  {what:<9} {path}")
+    if lora.is_zero(state.master_weights.named_state(), getattr(torch, config.lora.save_dtype)):
+        say(
+            f"warning: every second matrix of the adapter is zero in {config.lora.save_dtype}, as at the start, so it does not "
+            "change the base: train for more steps or with a larger optimizer.lr"
+        )
     say(
         "next: put the adapter into your program's LoRA folder (ComfyUI, A1111, Forge, InvokeAI; diffusers: "
         "load_lora_weights), or generate a sample grid with scripts/sample.py"

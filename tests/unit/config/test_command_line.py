@@ -207,7 +207,7 @@ BAD_LAYERS: list[tuple[str | bytes, str]] = [
         ", line 1, column 4: not valid YAML: could not determine a constructor for the tag "
         "'tag:yaml.org,2002:python/name:os.system'",
     ),
-    ("a: !!int x\n", ": not valid YAML: invalid literal for int() with base 10: 'x'"),
+    ("a: !!int x\n", ', line 1, column 4: not valid YAML: "x" cannot be read as int'),
     ("a: 1\n---\nb: 2\n", ", line 2, column 1: not valid YAML: but found another document"),
     ("- 1\n- 2\n", " holds [1, 2]: a config file is a mapping such as lora: {rank: 8}"),
     ("rank", ' holds "rank": a config file is a mapping such as lora: {rank: 8}'),
