@@ -213,9 +213,10 @@ def finish(job: Job, metrics_file: tracking.MetricsFile, step: int, timings: Sta
         return
     timings.enter("saving")
     config, run, accelerator = job.config, job.run, job.accelerator
-    curves = run.path / "loss.png"
-    plots.training_curves(metrics_file.read(), curves, run.name)
-    tracking.log_images(accelerator, "curves", [curves], [run.name], step)
+    curves = run.curves
+    with plots.optional("the run ends without its curves, and the same command again draws them"):
+        plots.training_curves(metrics_file.read(), curves, run.name)
+        tracking.log_images(accelerator, "curves", [curves], [run.name], step)
     tracking.log_artifact(accelerator, "adapter", [run.adapter, run.config, run.provenance])
     seconds = {name: round(value, 2) for name, value in timings.seconds().items()}
     write_json(run.stage_timings, seconds)
@@ -231,6 +232,7 @@ def finish(job: Job, metrics_file: tracking.MetricsFile, step: int, timings: Sta
         written["W&B"] = (
             f"{run.path}/wandb (offline; `wandb sync {word(str(run.path))}/wandb/offline-run-*` uploads it)"
         )
+    written = {what: path for what, path in written.items() if not isinstance(path, Path) or path.exists()}
     print(f"\nfinished; seconds: {', '.join(f'{name} {value:.0f}' for name, value in seconds.items())}; written:")
     for what, path in written.items():
         print(f"  {what:<9} {path}")
