@@ -36,10 +36,12 @@ from sushi_research.caches.caches import open_caches, open_hash_cache
 from sushi_research.caches.inputs import Inputs, fill_caches
 from sushi_research.data import findings
 from sushi_research.data.training_data import read_data
+from sushi_research.files import system_errors
 from sushi_research.models.loading import find_base
 from sushi_research.training import run
 
 
+@system_errors()
 def main(config: TrainingConfig) -> int:
     """Encodes what is missing for `config`; returns 0."""
     model = models.load(models.name_of(config))

@@ -49,8 +49,10 @@ from sushi_research.caches.inputs import Inputs, fill_caches
 from sushi_research.data import findings
 from sushi_research.data.samples import dataset_hash
 from sushi_research.data.training_data import Data, read_data
+from sushi_research.errors import UserError
 from sushi_research.evaluation import adapter_files, validation_set
 from sushi_research.evaluation.unseen import describe, require_unseen
+from sushi_research.files import system_errors
 from sushi_research.fingerprints import HashCache
 from sushi_research.models.loading import find_base
 from sushi_research.runs.job import Job
@@ -58,6 +60,7 @@ from sushi_research.sampling import sample_grids
 from sushi_research.training import evaluating, identity_facts, run
 
 
+@system_errors()
 def main(config: AdapterEvaluation) -> int:
     """Evaluates the base and the adapters of `config`; returns 0."""
     model = models.load(models.name_of(config))
@@ -116,8 +119,12 @@ def main(config: AdapterEvaluation) -> int:
                 rows = sample_grids.rows_of(config, inputs.prompts)
                 images = sample_grids.generate_images(job, inputs, unet, encoded) if config.sample.enabled else []
                 result = adapter_files.Result(name, lora_scale, loss, base_loss, drift, rows, images)
-                adapter_files.write(Path(config.output), result, val_set, measure, entry | {"adapter": facts})
                 results.append(result)
+                try:
+                    adapter_files.write(Path(config.output), result, val_set, measure, entry | {"adapter": facts})
+                except UserError:
+                    print(adapter_files.table(results, val_set))  # what was measured is not lost
+                    raise
 
     evaluate_one("base", 0.0, None, None)
     for number, path in enumerate(config.adapters):
@@ -130,6 +137,7 @@ def main(config: AdapterEvaluation) -> int:
             evaluate_one(names[number, lora_scale], lora_scale, encoded, facts)
         pipeline.unload_lora_weights()
     if accelerator.is_main_process:
+        print(adapter_files.table(results, val_set), end="\n\n", flush=True)  # before anything is written
         print(adapter_files.finish(Path(config.output), results, val_set))
     return 0
 

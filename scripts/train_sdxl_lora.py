@@ -35,6 +35,7 @@ from sushi_research.adapters import lora
 from sushi_research.caches.caches import open_caches, open_hash_cache
 from sushi_research.caches.inputs import Inputs, fill_caches
 from sushi_research.data.training_data import read_data
+from sushi_research.files import system_errors
 from sushi_research.models import loading
 from sushi_research.models.loading import find_base
 from sushi_research.progress import StageTimings, progress
@@ -75,6 +76,7 @@ def training_step(
     metrics.add(loss, losses, diffusion.timestep_bin(timesteps))
 
 
+@system_errors()
 def main(config: SDXLTraining) -> int:
     """Runs the training. Returns the exit status: 0, or 128 + the signal number if a signal stopped it early."""
     # --- shared: main ---

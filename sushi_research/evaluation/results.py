@@ -10,7 +10,7 @@ import numpy as np
 
 from sushi_research.errors import UserError, first_line
 from sushi_research.evaluation.result_arrays import COLUMNS, ResultArrays, arrays_of, refused, row_names
-from sushi_research.files import require_same_folder, write_atomic
+from sushi_research.files import remove, write_atomic
 
 if TYPE_CHECKING:
     import pyarrow
@@ -122,8 +122,7 @@ class Results:
         import pyarrow.compute as compute
 
         if step < 0:
-            require_same_folder(self.path)
-            self.path.unlink(missing_ok=True)
+            remove(self.path)
             return
         table = self.read()
         if table is not None:

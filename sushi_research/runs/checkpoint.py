@@ -23,7 +23,8 @@ from typing import Any
 import torch
 
 from sushi_research.errors import UserError
-from sushi_research.files import disk_error, fsync_file, fsync_folder, hidden_name, require_same_folder, write_synced
+from sushi_research.files import disk_error, fsync_file, fsync_folder, require_same_folder, write_synced
+from sushi_research.temporaries import hidden_name
 
 logger = logging.getLogger(__name__)
 

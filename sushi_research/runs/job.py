@@ -16,6 +16,7 @@ from accelerate.utils import broadcast_object_list
 
 from sushi_research.config import TrainingConfig
 from sushi_research.errors import UserError
+from sushi_research.files import system_errors
 from sushi_research.precision import COMPUTE_DTYPES, make_scaler
 from sushi_research.runs.run_folder import RunFolder
 
@@ -72,11 +73,12 @@ class Job:
     def main_process_writes(self) -> Iterator[None]:
         """A block in which only the main process does something, and which all processes leave together.
 
-        If it ends with a UserError in the main process, all processes end (`agree`).
+        If it ends with a UserError in the main process, or with an OSError about a file, all processes end (`agree`).
         """
         error = None
         try:
-            yield
+            with system_errors():
+                yield
         except UserError as found:
             error = found
         agree(error)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sushi_research.errors import UserError
-from sushi_research.files import append, fsync_file, require_same_folder, write_atomic
+from sushi_research.files import append, require_same_folder, sync, write_atomic
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -43,10 +43,7 @@ class MetricsFile:
 
     def sync(self) -> None:
         """Syncs all lines to disk. Called before a checkpoint is saved, so that no step up to it is missing."""
-        require_same_folder(self.path)
-        if self.path.exists():
-            with open(self.path, "ab") as file:
-                fsync_file(file)
+        sync(self.path)
 
     def read(self) -> list[dict[str, Any]]:
         """All lines. An incomplete last line is skipped; any other damage raises UserError."""

@@ -8,7 +8,6 @@ samples/progress.png                  one row per prompt and seed, one column pe
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from sushi_research.caches.caches import free_memory
 from sushi_research.caches.inputs import Inputs
 from sushi_research.config import TrainingConfig
 from sushi_research.errors import UserError
-from sushi_research.files import require_same_folder, write_image
+from sushi_research.files import make_folder, remove, write_image
 from sushi_research.models import loading
 from sushi_research.runs import tracking
 from sushi_research.runs.job import Job
@@ -37,13 +36,12 @@ def generate(job: Job, inputs: Inputs, unet: Any, step: int) -> None:
     """Generates and saves images of every prompt and seed with the UNet at `step`. The main process works, the others wait.
 
     If the step's grid exists already, nothing is done; a resumed run thus generates only what is missing. Only the configured
-    seeds determine the noise, and no training random state is used, so sampling does not change the training.
+    seeds determine the noise, and no training random state is used, so sampling does not change the training. If the images
+    cannot be written, for example because the disk is full, a warning says so, and the training goes on without them.
     """
     config, run, accelerator = job.config, job.run, job.accelerator
-    folder = run.samples / f"step-{step:08d}"
-    grid_path = folder.with_suffix(".png")  # written last
     with job.main_process_writes():
-        if job.is_main and config.sample.enabled and not grid_path.exists():
+        if job.is_main and config.sample.enabled and not _grid_path(run.samples, step).exists():
             try:
                 images = generate_images(job, inputs, unet)
             except torch.OutOfMemoryError as error:
@@ -52,13 +50,44 @@ def generate(job: Job, inputs: Inputs, unet: Any, step: int) -> None:
                     "--sample.height, or turn them off with --sample.enabled false (scripts/sample.py samples from the finished "
                     "adapter)."
                 ) from error
-            rows = rows_of(config, inputs.prompts)
-            write_pictures(folder, rows, images)
-            labels = [label for _, label in rows]
-            write_image(grid_path, plots.grid([[image] for image in images], labels, [f"step {step}"]))
-            write_image(run.samples / "progress.png", progress_grid(run.samples, rows))
-            tracking.log_images(accelerator, "samples", [folder / name for name, _ in rows], labels, step)
-            tracking.log_images(accelerator, "progress", [run.samples / "progress.png"], [f"up to step {step}"], step)
+            rows, folder = rows_of(config, inputs.prompts), _folder(run.samples, step)
+            with plots.optional(f"the run goes on without the samples of step {step}"):
+                write_pictures(folder, rows, images)
+                _write_grids(run.samples, rows, step, images)
+                labels = [label for _, label in rows]
+                tracking.log_images(accelerator, "samples", [folder / name for name, _ in rows], labels, step)
+                tracking.log_images(
+                    accelerator, "progress", [run.samples / "progress.png"], [f"up to step {step}"], step
+                )
+
+
+def has_samples(samples: Path, step: int, rows: Sequence[tuple[str, str]]) -> bool:
+    """Whether the images of a step were made: its grid, or all images for `complete_grids` to make it of. True for no rows."""
+    return not rows or _grid_path(samples, step).exists() or _is_whole(_folder(samples, step), rows)
+
+
+def _folder(samples: Path, step: int) -> Path:
+    """The folder of the single images of a step."""
+    return samples / f"step-{step:08d}"
+
+
+def _grid_path(samples: Path, step: int) -> Path:
+    """The grid of a step. It is written last, so the step's images are complete if it exists."""
+    return samples / f"step-{step:08d}.png"
+
+
+def complete_grids(samples: Path, rows: Sequence[tuple[str, str]]) -> None:
+    """Writes the grids that are missing of those steps whose images are all there: writing them failed, or was interrupted."""
+    for step in _steps(samples) if rows else ():
+        if not _grid_path(samples, step).exists() and _is_whole(_folder(samples, step), rows):
+            _write_grids(samples, rows, step, _images(_folder(samples, step), rows))
+
+
+def _write_grids(samples: Path, rows: Sequence[tuple[str, str]], step: int, images: Sequence[Image.Image]) -> None:
+    """Writes progress.png, then the grid of `step`, which shows that the step's images are complete."""
+    write_image(samples / "progress.png", progress_grid(samples, rows))
+    grid = plots.grid([[image] for image in images], [label for _, label in rows], [f"step {step}"])
+    write_image(_grid_path(samples, step), grid)
 
 
 def generate_images(
@@ -94,8 +123,7 @@ def generate_images(
 
 def write_pictures(folder: Path, rows: Sequence[tuple[str, str]], images: Sequence[Image.Image]) -> None:
     """Saves images under the names of `rows_of`, with their labels as PNG text."""
-    require_same_folder(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     for (name, label), image in zip(rows, images, strict=True):
         info = PngInfo()
         info.add_text(LABEL, label)
@@ -105,40 +133,45 @@ def write_pictures(folder: Path, rows: Sequence[tuple[str, str]], images: Sequen
 def progress_grid(folder: Path, rows: Sequence[tuple[str, str]]) -> Image.Image:
     """The grid of all steps so far; `rows` are (file name, label). Shows at most eight steps, including the first and last.
 
-    Steps with other prompts are skipped: prompts may change when a run is resumed.
+    Steps with other prompts are skipped: prompts may change when a run is resumed. So are steps without all of their images.
     """
-    steps = [
-        step
-        for step in _steps(folder)
-        if all(_shows(folder / f"step-{step:08d}" / name, label) for name, label in rows)
-    ]
+    steps = [step for step in _steps(folder) if _is_whole(_folder(folder, step), rows)]
     if len(steps) > MOST_COLUMNS:
         spaced = {round(i * (len(steps) - 1) / (MOST_COLUMNS - 1)) for i in range(MOST_COLUMNS)}
         steps = [steps[index] for index in sorted(spaced)]
-    cells = []
+    columns = [_images(_folder(folder, step), rows) for step in steps]
+    return plots.grid(
+        list(zip(*columns, strict=True)), [label for _, label in rows], [f"step {step}" for step in steps]
+    )
+
+
+def _is_whole(folder: Path, rows: Sequence[tuple[str, str]]) -> bool:
+    """Whether all images of a step are there, undamaged and of these prompts."""
+    for name, label in rows:
+        try:
+            with Image.open(folder / name) as image:
+                if image.info.get(LABEL) != label:
+                    return False
+                image.verify()  # the checksums
+        except (OSError, SyntaxError):  # Pillow's errors for a damaged PNG
+            return False
+    return True
+
+
+def _images(folder: Path, rows: Sequence[tuple[str, str]]) -> list[Image.Image]:
+    images = []
     for name, _ in rows:
-        cells.append([])
-        for step in steps:
-            with Image.open(folder / f"step-{step:08d}" / name) as image:
-                cells[-1].append(image.convert("RGB"))
-    return plots.grid(cells, [label for _, label in rows], [f"step {step}" for step in steps])
-
-
-def _shows(path: Path, label: str) -> bool:
-    """Whether the file exists and has this label."""
-    if not path.is_file():
-        return False
-    with Image.open(path) as image:
-        return image.info.get(LABEL) == label
+        with Image.open(folder / name) as image:
+            images.append(image.convert("RGB"))
+    return images
 
 
 def cut_back(folder: Path, step: int) -> None:
     """Removes images of steps after `step`, from which the run resumes."""
-    require_same_folder(folder)
     for later in _steps(folder):
         if later > step:
-            shutil.rmtree(folder / f"step-{later:08d}")
-            (folder / f"step-{later:08d}.png").unlink(missing_ok=True)
+            remove(_folder(folder, later))
+            remove(_grid_path(folder, later))
 
 
 def _steps(folder: Path) -> list[int]:

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -25,8 +24,8 @@ from sushi_research.models.prediction import Prediction
 from sushi_research.runs import identity, provenance, run_folder
 from sushi_research.runs.checkpoint import Checkpoint, latest_checkpoint, read_checkpoint
 from sushi_research.runs.job import Job, agree
-from sushi_research.runs.run_folder import RunFolder
-from sushi_research.sampling import sample_grids
+from sushi_research.runs.tracking import MetricsFile
+from sushi_research.sampling import plots, sample_grids
 from sushi_research.training import evaluation_records
 from sushi_research.training.identity_facts import drift_set_of, hashes_of, provenance_of, validation_set_of
 from sushi_research.training.plan import Plan
@@ -79,7 +78,7 @@ def start_or_resume(job: Job, inputs: Inputs, plan: Plan) -> RunState:
     error = None
     if accelerator.is_main_process:
         try:
-            record, checkpoint = _stored(run, default_values(type(config)), plan.steps)
+            record, checkpoint = _stored(job, inputs, plan.steps)
             decision = run_folder.decide(run.name, record, checkpoint, settings, plan.steps)
             warnings = list(decision.warnings)
             if decision.action == "continue":
@@ -90,6 +89,8 @@ def start_or_resume(job: Job, inputs: Inputs, plan: Plan) -> RunState:
         except UserError as found:
             error = found
         else:
+            if decision.action != "start":
+                _complete_pictures(job, inputs, is_finished=decision.action == "nothing")
             print(decision.sentence, flush=True)
             for warning in warnings:
                 print(f"warning: {warning}", flush=True)
@@ -108,13 +109,26 @@ def start_or_resume(job: Job, inputs: Inputs, plan: Plan) -> RunState:
     return state
 
 
-def _stored(run: RunFolder, defaults: Mapping[str, Any], steps: int) -> tuple[dict[str, Any] | None, Checkpoint | None]:
+def _complete_pictures(job: Job, inputs: Inputs, is_finished: bool) -> None:
+    """Makes those missing pictures of the run that need no model: grids of existing images, and a finished run's curves."""
+    run, rows = job.run, sample_grids.rows_of(job.config, inputs.prompts)
+    with plots.optional("the run is still without it"):
+        sample_grids.complete_grids(run.samples, rows)
+        if is_finished and not run.curves.exists():
+            plots.training_curves(MetricsFile(run.metrics).read(), run.curves, run.name)
+
+
+def _stored(job: Job, inputs: Inputs, steps: int) -> tuple[dict[str, Any] | None, Checkpoint | None]:
     """(run.json, newest intact checkpoint) of the run folder, with their identities in the keys of this version."""
+    run, defaults = job.run, default_values(type(job.config))
     checkpoint, record = latest_checkpoint(run.checkpoints), run.record()
     if record is not None:
         record["identity"] = identity.in_this_version(record["identity"], defaults)
-        if checkpoint is not None and checkpoint.step == steps and not run.adapter.is_file():
-            record["finished_at"] = None  # the adapter file was removed, and is written again from the last checkpoint
+        rows = sample_grids.rows_of(job.config, inputs.prompts)
+        has_all = run.adapter.is_file() and sample_grids.has_samples(run.samples, steps, rows)
+        if checkpoint is not None and checkpoint.step == steps and not has_all:
+            # The adapter file or the last samples were removed, or could not be written: they are made from the last checkpoint.
+            record["finished_at"] = None
     if checkpoint is not None:
         facts = {"identity": identity.in_this_version(checkpoint.facts["identity"], defaults)}
         checkpoint = replace(checkpoint, facts=checkpoint.facts | facts)

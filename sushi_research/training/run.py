@@ -216,9 +216,10 @@ def finish(job: Job, state: TrainState, metrics_file: tracking.MetricsFile, step
         return
     timings.enter("saving")
     config, run, accelerator = job.config, job.run, job.accelerator
-    curves = run.path / "loss.png"
-    plots.training_curves(metrics_file.read(), curves, run.name)
-    tracking.log_images(accelerator, "curves", [curves], [run.name], step)
+    curves = run.curves
+    with plots.optional("the run ends without its curves, and the same command again draws them"):
+        plots.training_curves(metrics_file.read(), curves, run.name)
+        tracking.log_images(accelerator, "curves", [curves], [run.name], step)
     tracking.log_artifact(accelerator, "adapter", [run.adapter, run.config, run.provenance])
     seconds = {name: round(value, 2) for name, value in timings.seconds().items()}
     write_json(run.stage_timings, seconds)
@@ -234,20 +235,26 @@ def finish(job: Job, state: TrainState, metrics_file: tracking.MetricsFile, step
         written["W&B"] = (
             f"{run.path}/wandb (offline; `wandb sync {word(str(run.path))}/wandb/offline-run-*` uploads it)"
         )
-    skipped = f"; fp16 skipped {state.skipped_steps} of {step} steps" if state.skipped_steps else ""
-    print(
-        f"\nfinished{skipped}; seconds: {', '.join(f'{name} {value:.0f}' for name, value in seconds.items())}; written:"
-    )
+    written = {what: path for what, path in written.items() if not isinstance(path, Path) or path.exists()}
+    print(f"\nfinished; seconds: {', '.join(f'{name} {value:.0f}' for name, value in seconds.items())}; written:")
     for what, path in written.items():
         print(f"  {what:<9} {path}")
-    if lora.is_zero(state.master_weights.named_state(), getattr(torch, config.lora.save_dtype)):
-        print(
-            f"warning: every second matrix of the adapter is zero in {config.lora.save_dtype}, as at the start, so it does not "
-            "change the base: train for more steps or with a larger optimizer.lr",
-            flush=True,
-        )
+    for warning in _warnings(job, state, step):
+        print(f"warning: {warning}", flush=True)
     print(
         "next: put the adapter into your program's LoRA folder (ComfyUI, A1111, Forge, InvokeAI; diffusers: "
         "load_lora_weights), or generate a sample grid with scripts/sample.py",
         flush=True,
     )
+
+
+def _warnings(job: Job, state: TrainState, step: int) -> Iterator[str]:
+    """What a finished run may have gone wrong in without an error."""
+    if state.skipped_steps:
+        yield f"fp16 skipped {state.skipped_steps} of {step} steps, because their gradients overflowed"
+    dtype = job.config.lora.save_dtype
+    if lora.is_zero(state.master_weights.named_state(), getattr(torch, dtype)):
+        yield (
+            f"every second matrix of the adapter is zero in {dtype}, as at the start, so the adapter does not change the base: train "
+            "for more steps or with a larger optimizer.lr"
+        )
