@@ -240,19 +240,24 @@ def finish(job: Job, state: TrainState, metrics_file: tracking.MetricsFile, step
             f"{run.path}/wandb (offline; `wandb sync {word(str(run.path))}/wandb/offline-run-*` uploads it)"
         )
     written = {what: path for what, path in written.items() if not isinstance(path, Path) or path.exists()}
-    skipped = f"; fp16 skipped {state.skipped_steps} of {step} steps" if state.skipped_steps else ""
-    say(
-        "",
-        f"finished{skipped}; seconds: {', '.join(f'{name} {value:.0f}' for name, value in seconds.items())}; written:",
-    )
+    say("", f"finished; seconds: {', '.join(f'{name} {value:.0f}' for name, value in seconds.items())}; written:")
     for what, path in written.items():
         say(f"  {what:<9} {path}")
-    if lora.is_zero(state.master_weights.named_state(), getattr(torch, config.lora.save_dtype)):
-        say(
-            f"warning: every second matrix of the adapter is zero in {config.lora.save_dtype}, as at the start, so it does not "
-            "change the base: train for more steps or with a larger optimizer.lr"
-        )
+    for warning in _warnings(job, state, step):
+        say(f"warning: {warning}")
     say(
         "next: put the adapter into your program's LoRA folder (ComfyUI, A1111, Forge, InvokeAI; diffusers: "
         "load_lora_weights), or generate a sample grid with scripts/sample.py"
     )
+
+
+def _warnings(job: Job, state: TrainState, step: int) -> Iterator[str]:
+    """What a finished run may have gone wrong in without an error."""
+    if state.skipped_steps:
+        yield f"fp16 skipped {state.skipped_steps} of {step} steps, because their gradients overflowed"
+    dtype = job.config.lora.save_dtype
+    if lora.is_zero(state.master_weights.named_state(), getattr(torch, dtype)):
+        yield (
+            f"every second matrix of the adapter is zero in {dtype}, as at the start, so the adapter does not change the base: train "
+            "for more steps or with a larger optimizer.lr"
+        )
