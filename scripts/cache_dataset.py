@@ -39,6 +39,7 @@ from sushi_research.data.training_data import read_data
 from sushi_research.files import system_errors
 from sushi_research.models.loading import find_base
 from sushi_research.training import run
+from sushi_research.training.disk_plan import require_room_for_cache
 
 
 @system_errors()
@@ -55,6 +56,7 @@ def main(config: TrainingConfig) -> int:
     job.accelerator.print(f"{images_missing} image entries and {captions_missing} captions to encode")
     for line in findings.lines(data.problems, data.notes):
         job.accelerator.print(line)
+    require_room_for_cache(job, inputs)
     if config.dry_run:
         return 0
     fill_caches(job, inputs)

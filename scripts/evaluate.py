@@ -58,6 +58,7 @@ from sushi_research.models.loading import find_base
 from sushi_research.runs.job import Job
 from sushi_research.sampling import sample_grids
 from sushi_research.training import evaluating, identity_facts, run
+from sushi_research.training.disk_plan import require_room_for_cache
 
 
 @system_errors()
@@ -90,6 +91,7 @@ def main(config: AdapterEvaluation) -> int:
         accelerator.print(line)
     if unseen:
         accelerator.print(describe(unseen))
+    require_room_for_cache(job, inputs)
     if config.dry_run:
         return 0
     fill_caches(job, inputs)

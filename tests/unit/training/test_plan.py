@@ -72,7 +72,7 @@ def make(bases, architecture, tmp_path):
         scan = Scan(
             "photos", problems=[Problem(f"bad_{n}.png", "the file is empty") for n in range(skipped)], notes=list(notes)
         )
-        accelerator = SimpleNamespace(num_processes=processes, print=printed.append)
+        accelerator = SimpleNamespace(num_processes=processes, is_main_process=True, print=printed.append)
         job = Job(config, model, accelerator, "fp32")
         result = plan.make_plan(job, Inputs(config, base, Data(items, scan), caches, hash_cache=None))
         assert len(printed) == 1
