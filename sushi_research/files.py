@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 # Configs, indexes and records are below 1 MiB; the largest tokenizer.json on the Hub is about 35 MiB.
 MOST_BYTES = 64 * 2**20
+# The longest path and name of a file in bytes (PATH_MAX less its zero byte, and NAME_MAX, of Linux; no other system has more).
+MOST_PATH = 4095
+MOST_NAME = 255
 # Nothing that the suite reads is nested more than about ten deep; Python's own functions fail from about 1000.
 MOST_NESTED = 100
 
@@ -72,6 +75,27 @@ def readable() -> Iterator[None]:
         raise UserError(
             f"{error.filename} cannot be read ({error.strerror or error}): check the path and the permissions."
         ) from error
+
+
+def expand_path(text: str) -> str:
+    """A path as the user gives it, with `~` or `~name` at its start replaced by that home folder.
+
+    Raises UserError, in words that can follow the name of a setting, if no system has such a path, or for an unknown user.
+    """
+    if not text:
+        raise UserError("it is empty, and a path is needed")
+    if "\0" in text:
+        raise UserError("it contains a zero byte, which no path can: remove it")
+    expanded = os.path.expanduser(text)
+    if text.startswith("~") and expanded == text:
+        user = text[1:].partition(os.sep)[0]
+        raise UserError(
+            f"it names the home folder of {user or 'a user'}, which this machine does not know: write out the path"
+        )
+    longest = max(len(os.fsencode(part)) for part in expanded.split(os.sep))
+    if len(os.fsencode(expanded)) > MOST_PATH or longest > MOST_NAME:
+        raise UserError(f"it has {len(text):,} letters, which is too long for a path: shorten it")
+    return expanded
 
 
 class UnreadableFile(UserError):

@@ -21,8 +21,10 @@ from sushi_research.config.keys import default_values
 from sushi_research.errors import UserError
 from sushi_research.files import system_errors
 from sushi_research.precision import COMPUTE_DTYPES, make_scaler
+from sushi_research.progress import StageTimings
 from sushi_research.runs import identity
 from sushi_research.runs.run_folder import RunFolder
+from sushi_research.terminal import say
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class Job:
     run: RunFolder | None = None
     started: float = field(default_factory=time.time)
     code: dict[str, Any] = field(default_factory=dict)
+    timings: StageTimings = field(default_factory=lambda: StageTimings("planning"))
 
     @property
     def device(self) -> torch.device:
@@ -82,6 +85,11 @@ class Job:
     def scaler(self) -> torch.amp.GradScaler:
         """The loss scaler of the precision. It lives as long as the job; TrainState saves and loads it."""
         return make_scaler(self.precision, self.device)
+
+    def say(self, *lines: str) -> None:
+        """Prints lines in the main process (`terminal.say`)."""
+        if self.is_main:
+            say(*lines)
 
     @contextlib.contextmanager
     def main_process_writes(self) -> Iterator[None]:

@@ -102,7 +102,7 @@ def generate_images(
     negative = text(config.sample.negative_prompt)
     if not config.sample.negative_prompt:
         negative = pipeline.unconditional(negative, base.force_zeros)
-    latents = pipeline.generate_latents(
+    generated = pipeline.generate_latents(
         model,
         base,
         unet,
@@ -114,6 +114,7 @@ def generate_images(
         height=config.sample.height or config.data.resolution,
         width=config.sample.width or config.data.resolution,
     )
+    latents = list(generated)
     vae = loading.load_vae(base, inputs.caches.vae_dtype, job.device)
     images = pipeline.decode(vae, latents, model.SCALING_FACTOR)
     del vae

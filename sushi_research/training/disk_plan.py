@@ -15,7 +15,7 @@ from sushi_research.caches.inputs import Inputs
 from sushi_research.errors import UserError
 from sushi_research.runs.job import Job, agree
 
-# Bytes of optimizer state per trained parameter, at least: AdamW's two averages in fp32, AdamW8bit's in uint8. Others may have none.
+# Bytes of optimizer state per trained parameter, at least: two averages, in fp32 or in uint8. Others may keep none.
 STATE_BYTES = {"adamw": 8, "adamw8bit": 2}
 # A pixel of a PNG of a photograph, a line of metrics.jsonl, and a row of evaluation.parquet: estimates.
 PIXEL_BYTES, METRICS_BYTES, RESULT_BYTES = 2, 700, 40
@@ -149,7 +149,7 @@ def require_room(job: Job, plan: DiskPlan, rooms: Sequence[Room]) -> None:
         if room.free < room.least:
             error = error or UserError(f"too little space: {sentence}.")
         else:
-            job.accelerator.print(f"warning: {sentence}")
+            job.say(f"warning: {sentence}")
     agree(error)
 
 

@@ -26,6 +26,7 @@ from sushi_research.runs.checkpoint import Checkpoint, latest_checkpoint, read_c
 from sushi_research.runs.job import Job, agree
 from sushi_research.runs.tracking import MetricsFile
 from sushi_research.sampling import plots, sample_grids
+from sushi_research.terminal import say
 from sushi_research.training import evaluation_records
 from sushi_research.training.identity_facts import drift_set_of, hashes_of, provenance_of, validation_set_of
 from sushi_research.training.plan import Plan
@@ -91,9 +92,9 @@ def start_or_resume(job: Job, inputs: Inputs, plan: Plan) -> RunState:
         else:
             if decision.action != "start":
                 _complete_pictures(job, inputs, is_finished=decision.action == "nothing")
-            print(decision.sentence, flush=True)
+            say(decision.sentence)
             for warning in warnings:
-                print(f"warning: {warning}", flush=True)
+                say(f"warning: {warning}")
             outcome = [(decision.action, checkpoint.path.name if checkpoint else None)]
     agree(error)
     action, name = broadcast_object_list(outcome)[0]

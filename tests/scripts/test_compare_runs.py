@@ -12,7 +12,7 @@ from cases import case
 from fake_runs import fake_run
 from script_runs import script
 
-from sushi_research.config.command_line import run_main
+from sushi_research.config.process import run_main
 from sushi_research.errors import UserError
 from sushi_research.experiments import wandb_runs
 from sushi_research.reports import statistics
