@@ -26,12 +26,11 @@ from sushi_research.caches.inputs import Inputs
 from sushi_research.caches.store import entry_key
 from sushi_research.config import TrainingConfig
 from sushi_research.config.command_line import config_to_dict
-from sushi_research.config.keys import default_values
 from sushi_research.config.suggestions import word
 from sushi_research.errors import UserError
 from sushi_research.files import write_json
 from sushi_research.precision import resolve_precision
-from sushi_research.runs import identity, provenance, run_folder, tracking
+from sushi_research.runs import provenance, run_folder, tracking
 from sushi_research.runs.code import code_of
 from sushi_research.runs.job import Job, agree
 from sushi_research.sampling import plots
@@ -93,14 +92,10 @@ def open_run(job: Job) -> Iterator[Job]:
         with stopping.doing("planning", lambda: what_is_kept(job)):
             yield job
         return
-    facts = {"global_batch_size": job.global_batch_size, "precision": job.precision}
-    settings = identity.run_identity(config_to_dict(config), facts)
-    defaults = default_values(type(config))
-    name = config.run.name or identity.default_name(job.model.NAME, config.data.path, settings, defaults)
     with contextlib.ExitStack() as stack:
         error = None
         try:
-            run = run_folder.open_run_folder(Path(config.run.folder), name, writer=job.is_main)
+            run = run_folder.open_run_folder(job.run_path.parent, job.run_path.name, writer=job.is_main)
             stack.enter_context(run)
         except UserError as found:
             error = found
@@ -258,6 +253,6 @@ def _warnings(job: Job, state: TrainState, step: int) -> Iterator[str]:
     dtype = job.config.lora.save_dtype
     if lora.is_zero(state.master_weights.named_state(), getattr(torch, dtype)):
         yield (
-            f"every second matrix of the adapter is zero in {dtype}, as at the start, so the adapter does not change the base: train "
-            "for more steps or with a larger optimizer.lr"
+            f"every second matrix of the adapter is zero in {dtype}, as at the start, so the adapter does not change the base: "
+            "train for more steps or with a larger optimizer.lr"
         )
