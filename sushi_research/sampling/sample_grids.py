@@ -7,6 +7,8 @@ samples/progress.png                  one row per prompt and seed, one column pe
 
 from __future__ import annotations
 
+import logging
+import os
 import re
 import shutil
 from collections.abc import Callable, Sequence
@@ -21,11 +23,13 @@ from sushi_research.caches.caches import free_memory
 from sushi_research.caches.inputs import Inputs
 from sushi_research.config import TrainingConfig
 from sushi_research.errors import UserError
-from sushi_research.files import require_same_folder, write_image
+from sushi_research.files import kind_of, require_same_folder, write_image
 from sushi_research.models import loading
 from sushi_research.runs import tracking
 from sushi_research.runs.job import Job
 from sushi_research.sampling import pipeline, plots
+
+logger = logging.getLogger(__name__)
 
 _STEP = re.compile(r"step-(\d{8,})")
 MOST_COLUMNS = 8
@@ -36,14 +40,14 @@ LABEL = "prompt"
 def generate(job: Job, inputs: Inputs, unet: Any, step: int) -> None:
     """Generates and saves images of every prompt and seed with the UNet at `step`. The main process works, the others wait.
 
-    If the step's grid exists already, nothing is done; a resumed run thus generates only what is missing. Only the configured
+    If the step's pictures are whole, nothing is done; a resumed run thus generates only what is missing. Only the configured
     seeds determine the noise, and no training random state is used, so sampling does not change the training.
     """
     config, run, accelerator = job.config, job.run, job.accelerator
     folder = run.samples / f"step-{step:08d}"
     grid_path = folder.with_suffix(".png")  # written last
     with job.main_process_writes():
-        if job.is_main and config.sample.enabled and not grid_path.exists():
+        if job.is_main and config.sample.enabled and damaged(run.samples, step):
             try:
                 images = generate_images(job, inputs, unet)
             except torch.OutOfMemoryError as error:
@@ -125,11 +129,32 @@ def progress_grid(folder: Path, rows: Sequence[tuple[str, str]]) -> Image.Image:
 
 
 def _shows(path: Path, label: str) -> bool:
-    """Whether the file exists and has this label."""
-    if not path.is_file():
+    """Whether the file exists and has this label. A damaged one is named in a warning."""
+    if not os.path.lexists(path):
+        return False
+    if problem := picture_problem(path):
+        logger.warning("%s %s: its step is left out of progress.png", path, problem)
         return False
     with Image.open(path) as image:
         return image.info.get(LABEL) == label
+
+
+def damaged(folder: Path, step: int) -> dict[Path, str]:
+    """What is wrong with each picture of a step and its grids that is missing or damaged, as a sentence."""
+    pictures = [folder / f"step-{step:08d}.png", folder / "progress.png", *(folder / f"step-{step:08d}").glob("*.png")]
+    return {path: f"{path} {problem}" for path in sorted(pictures) if (problem := picture_problem(path))}
+
+
+def picture_problem(path: Path) -> str | None:
+    """What is wrong with a PNG file, as the rest of a sentence; None if it is whole, by the checksums in it."""
+    if not path.is_file():
+        return "is missing" if not os.path.lexists(path) else f"is {kind_of(path)}"
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            image.verify()
+    except Exception:  # Pillow raises nearly any exception on damaged bytes
+        return "is empty" if path.stat().st_size == 0 else "is damaged"
+    return None
 
 
 def cut_back(folder: Path, step: int) -> None:

@@ -34,10 +34,13 @@ from sushi_research.progress import StageTimings
 from sushi_research.runs import identity, provenance, run_folder, tracking
 from sushi_research.runs.code import code_of
 from sushi_research.runs.job import Job, agree
+from sushi_research.runs.metrics_file import MetricsFile
 from sushi_research.sampling import plots
 from sushi_research.training.plan import Plan
 from sushi_research.training.resume import RunState
 from sushi_research.training.state import TrainState
+
+logger = logging.getLogger(__name__)
 
 
 def start_job(config: TrainingConfig, model: ModuleType, script: str) -> Job:
@@ -146,10 +149,11 @@ def out_of_memory(config: TrainingConfig, error: Exception) -> UserError:
     return UserError(f"out of memory ({str(error).splitlines()[0]}): {steps}.")
 
 
-def open_trackers(job: Job, run_state: RunState) -> tracking.MetricsFile:
+def open_trackers(job: Job, run_state: RunState) -> MetricsFile:
     """Starts W&B and TensorBoard as configured. Returns the metrics file."""
     config, run = job.config, job.run
     assert run is not None
+    metrics_file = MetricsFile(run.metrics)
     with job.main_process_writes():
         if job.is_main:
             trackers = tracking.resolve_trackers(config.tracking.wandb, config.tracking.tensorboard)
@@ -169,7 +173,10 @@ def open_trackers(job: Job, run_state: RunState) -> tracking.MetricsFile:
                 step=run_state.step,
             )
             tracking.log_artifact(job.accelerator, "plan", [run.config, run.plan])
-    return tracking.MetricsFile(run.metrics)
+            # Caching may have taken hours since the file was cut back.
+            if lost := metrics_file.mark_missing(run_state.step):
+                logger.warning(lost)
+    return metrics_file
 
 
 def write_adapter(
@@ -207,22 +214,21 @@ def _published_name(source: str) -> str:
     return os.path.basename(os.path.abspath(path)) if path.exists() else source
 
 
-def finish(job: Job, metrics_file: tracking.MetricsFile, step: int, timings: StageTimings) -> None:
+def finish(job: Job, metrics_file: MetricsFile, step: int, timings: StageTimings) -> None:
     """Plots the curves, sends the results to the trackers, marks the run as finished, and prints what was written."""
     if not job.is_main:
         return
     timings.enter("saving")
     config, run, accelerator = job.config, job.run, job.accelerator
-    curves = run.path / "loss.png"
-    plots.training_curves(metrics_file.read(), curves, run.name)
-    tracking.log_images(accelerator, "curves", [curves], [run.name], step)
+    plots.training_curves(metrics_file.read(), run.curves, run.name)
+    tracking.log_images(accelerator, "curves", [run.curves], [run.name], step)
     tracking.log_artifact(accelerator, "adapter", [run.adapter, run.config, run.provenance])
     seconds = {name: round(value, 2) for name, value in timings.seconds().items()}
     write_json(run.stage_timings, seconds)
     run.mark_finished(step)
     # Everything that scripts/compare_runs.py reads, so that it can compare runs from several machines.
     tracking.log_artifact(accelerator, "record", run.record_files(), root=run.path)
-    written = {"adapter": run.adapter, "curves": curves, "metrics": run.metrics}
+    written = {"adapter": run.adapter, "curves": run.curves, "metrics": run.metrics}
     if run.evaluation.exists():
         written["losses"] = run.evaluation
     if config.sample.enabled:

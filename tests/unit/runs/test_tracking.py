@@ -15,7 +15,8 @@ from PIL import Image
 
 from sushi_research.errors import UserError
 from sushi_research.runs import tracking
-from sushi_research.runs.tracking import MetricsFile, Trackers, resolve_trackers
+from sushi_research.runs.metrics_file import MetricsFile
+from sushi_research.runs.tracking import Trackers, resolve_trackers
 
 # --- metrics.jsonl ---
 
