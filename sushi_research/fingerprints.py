@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sushi_research.errors import UserError
-from sushi_research.files import write_atomic
+from sushi_research.files import make_folder, write_atomic
 
 # Increment it when the stored facts change, or what `images.decode` accepts. A hash cache of another version is ignored.
 HASH_CACHE_VERSION = 3
@@ -106,9 +106,9 @@ class HashCache:
         """Write the cache atomically. If it cannot be written, later runs compute the facts again."""
         content = json.dumps({"version": HASH_CACHE_VERSION, "files": self._entries})
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(self.path.parent)
             write_atomic(self.path, content.encode())
-        except (OSError, UserError):
+        except UserError:
             pass
 
 

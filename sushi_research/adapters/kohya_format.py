@@ -22,7 +22,7 @@ from torch import nn
 from sushi_research.adapters.lora import ADAPTER, CONVOLUTIONS, adapter_modules, resolve_targets
 from sushi_research.config import TrainingConfig
 from sushi_research.errors import UserError
-from sushi_research.files import write_atomic
+from sushi_research.files import disk_error, write_atomic
 from sushi_research.models import ARCHITECTURES
 from sushi_research.models.header import read_header
 from sushi_research.models.original_names import unet_name
@@ -186,7 +186,9 @@ def verify_saved(
     try:
         with safe_open(path, "pt") as file:
             keys = list(file.keys())
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
+        raise disk_error(f"cannot read back {path}", error) from error
+    except SafetensorError as error:
         raise AdapterFileError(f"{path} cannot be read back ({error})") from None
     _require_same(path, "the key", keys, [name + suffix for name in names.values() for suffix in (DOWN, UP, ALPHA)])
     # As in the pipelines' load_lora_weights: only SDXL's passes the UNet's config, which enables the renaming of blocks.

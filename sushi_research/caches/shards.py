@@ -214,5 +214,7 @@ def _require_format(manifest: dict[str, Any], tensors: tuple[str, ...], folder: 
 
 def _host() -> str:
     """Hash of the scope in which a process id is unique: the host and its pid namespace (a container may share the host name)."""
-    namespace = Path("/proc/self/ns/pid")
-    return json_hash([socket.gethostname(), os.readlink(namespace) if namespace.exists() else ""])
+    namespace = ""
+    with contextlib.suppress(OSError):  # Linux only
+        namespace = os.readlink("/proc/self/ns/pid")
+    return json_hash([socket.gethostname(), namespace])

@@ -12,7 +12,7 @@ import numpy as np
 
 from sushi_research.errors import first_line
 from sushi_research.evaluation.result_arrays import COLUMNS, ResultArrays, arrays_of, refused, row_names
-from sushi_research.files import UnreadableFile, read_regular, require_same_folder, write_atomic
+from sushi_research.files import UnreadableFile, read_regular, remove, write_atomic
 
 if TYPE_CHECKING:
     import pyarrow
@@ -132,8 +132,7 @@ class Results:
         import pyarrow.compute as compute
 
         if step < 0:
-            require_same_folder(self.path)
-            self.path.unlink(missing_ok=True)
+            remove(self.path)
             return
         table = self.read()
         if table is not None:

@@ -5,8 +5,10 @@ All encoders of SD1.5 and SDXL share this vocabulary. Their tokenizers differ on
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import tempfile
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,20 +75,16 @@ class Tokenizer:
         said = read_json(self.folder / "tokenizer_config.json") or {}
         require_settings(said, SETTINGS, {}, where, "take CLIP's tokenizer (model.tokenizers)")
         given = {} if self.pad is None else {"pad_token": self.pad, "model_max_length": 77}
-        try:
-            # A copy of the files that are hashed: in their own folder the library would read others too, for example those that
-            # `fast_tokenizer_files` names, or a tokenizer.model.
-            with tempfile.TemporaryDirectory() as copy:
-                for path in files:
-                    shutil.copyfile(path, Path(copy, path.name))
+        with self._copy(files) as copy:
+            try:
                 tokenizer = transformers.CLIPTokenizer.from_pretrained(copy, **given)
                 merges = _merges(Path(copy, "merges.txt"))
                 differs = _differs(tokenizer, Path(copy, "tokenizer.json"))
-        except Exception as error:
-            # transformers raises many error types here, all caused by the user's files.
-            raise UserError(
-                f"{self.folder} could not be loaded ({first_line(error)}): download the model again."
-            ) from error
+            except Exception as error:
+                # transformers raises many error types here, all caused by the user's files.
+                raise UserError(
+                    f"{self.folder} could not be loaded ({first_line(error)}): download the model again."
+                ) from error
         # The vocabulary has 256 bytes, 256 bytes at the end of a word, one token per merge, and two special tokens.
         # transformers accepts a truncated list of merges, which would silently change the tokens of captions.
         wrong = None
@@ -101,6 +99,25 @@ class Tokenizer:
                 f"{self.folder} {wrong}: download the model again, or take CLIP's tokenizer (model.tokenizers)."
             )
         return tokenizer
+
+    @contextlib.contextmanager
+    def _copy(self, files: Sequence[Path]) -> Iterator[str]:
+        """A temporary folder with a copy of the files that are hashed.
+
+        In their own folder the library would read others too, for example those that `fast_tokenizer_files` names, or a
+        tokenizer.model.
+        """
+        with contextlib.ExitStack() as stack:
+            try:
+                copy = stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
+                for path in files:
+                    shutil.copyfile(path, Path(copy, path.name))
+            except OSError as error:
+                raise UserError(
+                    f"{self.folder} cannot be copied to a temporary folder ({error}): make it readable, and check the space for "
+                    "temporary files or set TMPDIR to another folder."
+                ) from error
+            yield copy
 
 
 def _unusual(tokenizer: Any) -> str | None:

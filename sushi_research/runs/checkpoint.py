@@ -29,7 +29,6 @@ from sushi_research.files import (
     disk_error,
     fsync_file,
     fsync_folder,
-    hidden_name,
     kind_of,
     parse_json,
     read_regular,
@@ -37,6 +36,7 @@ from sushi_research.files import (
     write_synced,
 )
 from sushi_research.runs import records
+from sushi_research.temporaries import hidden_name
 
 logger = logging.getLogger(__name__)
 
@@ -94,7 +94,7 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], facts: dict[
     Raises UserError if writing fails. Earlier checkpoints are then untouched.
     """
     assert keep >= 1, keep
-    _assert_plain(state, "state")
+    assert_plain(state, "state")
     path = folder / f"step-{step:08d}"
     temporary = hidden_name(path)
     require_same_folder(folder)
@@ -150,6 +150,13 @@ def latest_checkpoint(folder: Path) -> Checkpoint | None:
             f"delete {folder} to start this run afresh, or give another --run.name"
         )
     return None
+
+
+def newest_step(folder: Path) -> int | None:
+    """The step of the newest checkpoint in `folder` that looks whole (only file sizes are checked), or None."""
+    if not folder.is_dir():
+        return None
+    return max((step for step in _steps(folder) if _looks_whole(folder / f"step-{step:08d}")), default=None)
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -290,15 +297,15 @@ def _blake2b(data: bytes = b"") -> Any:
     return hashlib.blake2b(data, digest_size=16)
 
 
-def _assert_plain(value: Any, where: str) -> None:
+def assert_plain(value: Any, where: str) -> None:
     """Asserts that `torch.load(weights_only=True)` restores the value unchanged."""
     if type(value) in (dict, OrderedDict):
         for key, item in value.items():
             assert type(key) in (str, int), f"{where}: the key {key!r} is neither a string nor an integer"
-            _assert_plain(item, f"{where}[{key!r}]")
+            assert_plain(item, f"{where}[{key!r}]")
     elif type(value) in (list, tuple):
         for index, item in enumerate(value):
-            _assert_plain(item, f"{where}[{index}]")
+            assert_plain(item, f"{where}[{index}]")
     else:
         plain = (torch.Tensor, bool, int, float, str, type(None))
         assert type(value) in plain, f"{where} is a {type(value).__name__}, not a tensor or a plain value"

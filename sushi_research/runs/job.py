@@ -16,8 +16,11 @@ from accelerate.utils import broadcast_object_list
 
 from sushi_research.config import TrainingConfig
 from sushi_research.errors import UserError
+from sushi_research.files import system_errors
 from sushi_research.precision import COMPUTE_DTYPES, make_scaler
+from sushi_research.progress import StageTimings
 from sushi_research.runs.run_folder import RunFolder
+from sushi_research.terminal import say
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,7 @@ class Job:
     run: RunFolder | None = None
     started: float = field(default_factory=time.time)
     code: dict[str, Any] = field(default_factory=dict)
+    timings: StageTimings = field(default_factory=lambda: StageTimings("planning"))
 
     @property
     def device(self) -> torch.device:
@@ -68,15 +72,21 @@ class Job:
         """The loss scaler of the precision. It lives as long as the job; TrainState saves and loads it."""
         return make_scaler(self.precision, self.device)
 
+    def say(self, *lines: str) -> None:
+        """Prints lines in the main process (`terminal.say`)."""
+        if self.is_main:
+            say(*lines)
+
     @contextlib.contextmanager
     def main_process_writes(self) -> Iterator[None]:
         """A block in which only the main process does something, and which all processes leave together.
 
-        If it ends with a UserError in the main process, all processes end (`agree`).
+        If it ends with a UserError in the main process, or with an OSError about a file, all processes end (`agree`).
         """
         error = None
         try:
-            yield
+            with system_errors():
+                yield
         except UserError as found:
             error = found
         agree(error)

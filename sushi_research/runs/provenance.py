@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import subprocess
@@ -174,7 +175,7 @@ def device_name(device: str) -> str:
             return torch.cuda.get_device_name(device)
         return device
     cpuinfo = Path("/proc/cpuinfo")  # platform.processor() is empty on most Linux systems
-    if cpuinfo.exists():
+    with contextlib.suppress(OSError):  # Linux only
         for line in cpuinfo.read_text().splitlines():
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
@@ -182,13 +183,13 @@ def device_name(device: str) -> str:
 
 
 def _git(root: Path, *arguments: str) -> str | None:
-    """The output of git; None if git is not installed or fails."""
+    """The output of git; None if git is not installed, cannot be started or fails."""
     # In a git hook of another repository these variables point to that repository.
     elsewhere = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")
     environment = {key: value for key, value in os.environ.items() if key not in elsewhere}
     command = ["git", "-C", str(root), *arguments]
     try:
         done = subprocess.run(command, capture_output=True, text=True, env=environment, stdin=subprocess.DEVNULL)
-    except FileNotFoundError:
+    except OSError:
         return None
     return done.stdout.strip() if done.returncode == 0 else None

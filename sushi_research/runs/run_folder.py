@@ -25,6 +25,7 @@ from sushi_research.files import kind_of, write_json
 from sushi_research.runs import records
 from sushi_research.runs.folder_lock import NOTE, FolderLock
 from sushi_research.runs.identity import depends_on_length, require_same_run
+from sushi_research.temporaries import remove_leftovers
 
 if TYPE_CHECKING:
     from sushi_research.runs.checkpoint import Checkpoint
@@ -118,6 +119,7 @@ class RunFolder:
         self.samples = path / "samples"
         self.checkpoints = path / "checkpoints"
         self.adapter = path / "adapter.safetensors"
+        self.curves = path / "loss.png"
         self.stage_timings = path / "stage_timings.json"
         self.provenance = path / "provenance.json"
         self.run = path / "run.json"
@@ -143,6 +145,11 @@ class RunFolder:
         except UserError as error:
             return error
         return None
+
+    def remove_leftovers(self) -> None:
+        """Removes the temporary files of killed writers (those of checkpoints: `latest_checkpoint`). Only with the lock."""
+        for folder in (self.path, self.samples, *self.samples.glob("step-*")):
+            remove_leftovers(folder)
 
     def remove_if_empty(self) -> None:
         """Removes the folder if the run was refused before anything was written into it. Only with the lock."""
@@ -249,6 +256,7 @@ def open_run_folder(folder: Path, name: str, writer: bool = True) -> RunFolder:
     if writer:
         try:
             run.require_kinds()
+            run.remove_leftovers()
         except UserError:
             run.close()
             raise

@@ -2,24 +2,39 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import logging
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-from sushi_research.files import write_atomic
+from sushi_research.files import CannotWrite, write_atomic
 from sushi_research.runs import metrics_gaps
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+logger = logging.getLogger(__name__)
+
 MARGIN = 8
 # Smaller images are enlarged to this width in pixels.
 SMALLEST_CELL = 160
+
+
+@contextlib.contextmanager
+def optional(consequence: str) -> Iterator[None]:
+    """A block that writes pictures. If one cannot be written, the block ends with a warning that says so, and the `consequence`."""
+    try:
+        yield
+    except CannotWrite as error:
+        logger.warning("%s: %s", error.reason, consequence)
+    except OSError as error:  # for example matplotlib's cache of fonts, or a picture that cannot be read again
+        logger.warning("%s: %s", error, consequence)
 
 
 def grid(rows: Sequence[Sequence[Image.Image]], row_labels: Sequence[str], column_labels: Sequence[str]) -> Image.Image:
@@ -95,7 +110,7 @@ def training_curves(records: Sequence[dict[str, Any]], path: Path, title: str) -
     for each in axes:
         each.set_xlabel("optimizer step")
         each.grid(alpha=0.3)
-    _write(figure, path)
+    write_figure(figure, path)
 
 
 def lora_scale_sweep(points: Sequence[tuple[float, dict[str, float]]], path: Path) -> None:
@@ -120,10 +135,11 @@ def lora_scale_sweep(points: Sequence[tuple[float, dict[str, float]]], path: Pat
         axes.set_title(title)
         axes.set_xlabel("LoRA scale")
         axes.grid(alpha=0.3)
-    _write(figure, path)
+    write_figure(figure, path)
 
 
-def _write(figure: Figure, path: Path) -> None:
+def write_figure(figure: Figure, path: Path) -> None:
+    """Writes a matplotlib figure atomically as PNG. UserError if that fails."""
     data = io.BytesIO()
     figure.savefig(data, dpi=110)
     write_atomic(path, data.getvalue())

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -97,6 +98,30 @@ class MasterWeights:
         for master, tensor in zip(self._master_weights, state.values(), strict=True):
             master.copy_(tensor)
         self.refresh()
+
+    @contextlib.contextmanager
+    def preserved(self) -> Iterator[None]:
+        """A block that may change the master weights. They and the working copy are restored at its end, bit for bit."""
+        values = self._values.clone()
+        try:
+            yield
+        finally:
+            self._values.copy_(values)
+            self.refresh()
+
+    def are_views(self) -> bool:
+        """Whether all values and gradients are still views of the buffers. An optimizer may have replaced one."""
+        tensors = zip(self._master_weights, self._views(self._values), self._views(self._gradient), strict=True)
+        return all(
+            master.data_ptr() == value.data_ptr()
+            and master.grad is not None
+            and master.grad.data_ptr() == gradient.data_ptr()
+            for master, value, gradient in tensors
+        )
+
+    def holds_gradient(self, tensor: torch.Tensor) -> bool:
+        """Whether a tensor shares its memory with the gradients, which `zero_grad` overwrites."""
+        return tensor.untyped_storage().data_ptr() == self._gradient.untyped_storage().data_ptr()
 
     def _views(self, buffer: torch.Tensor) -> list[torch.Tensor]:
         pieces = buffer.split([parameter.numel() for parameter in self._working])

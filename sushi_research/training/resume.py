@@ -25,6 +25,7 @@ from sushi_research.runs.job import Job, agree
 from sushi_research.runs.metrics_file import MetricsFile
 from sushi_research.runs.run_folder import RunFolder
 from sushi_research.sampling import sample_grids
+from sushi_research.terminal import say
 from sushi_research.training import evaluation_records, run_outputs
 from sushi_research.training.identity_facts import drift_set_of, hashes_of, provenance_of, validation_set_of
 from sushi_research.training.plan import Plan
@@ -78,7 +79,7 @@ def start_or_resume(job: Job, inputs: Inputs, plan: Plan) -> RunState:
     if accelerator.is_main_process:
         try:
             record, checkpoint = _stored(run, default_values(type(config)))
-            lost = run_outputs.lost(job, record, plan.steps, val_set, drift_set)
+            lost = run_outputs.lost(job, inputs, record, plan.steps, val_set, drift_set)
             if checkpoint is not None and lost:
                 record["finished_at"] = None  # they are made again from the last checkpoint
             elif run.adapter in lost:
@@ -98,6 +99,9 @@ def start_or_resume(job: Job, inputs: Inputs, plan: Plan) -> RunState:
                 warnings += evaluation_records.changes(run, val_set, drift_set, decision.action == "nothing")
                 damaged = run_outputs.damaged_descriptions(run, val_set)
                 warnings += [f"{sentence}: it is written again" for sentence in damaged.values()]
+                warnings += run_outputs.complete_pictures(
+                    job, inputs, checkpoint.step if decision.action == "continue" else None
+                )
             if decision.action == "nothing":
                 warnings += run_outputs.make_again(job, inputs, plan, val_set, damaged)
             elif decision.action == "continue":
@@ -105,9 +109,9 @@ def start_or_resume(job: Job, inputs: Inputs, plan: Plan) -> RunState:
         except UserError as found:
             error = found
         else:
-            print(decision.sentence, flush=True)
-            for warning in warnings:
-                print(f"warning: {warning}", flush=True)
+            say(decision.sentence)
+            for warning in dict.fromkeys(warnings):
+                say(f"warning: {warning}")
             outcome = [(decision.action, checkpoint.path.name if checkpoint else None)]
     agree(error)
     action, name = broadcast_object_list(outcome)[0]
@@ -143,7 +147,7 @@ def _describe_run(job: Job, state: RunState, inputs: Inputs, plan: Plan) -> None
     evaluation_records.cut_back(run, state.validation_set, state.drift_set, kept)
     sample_grids.cut_back(run.samples, kept)
     if lost := MetricsFile(run.metrics).mark_missing(state.step):
-        print(f"warning: {lost}", flush=True)
+        say(f"warning: {lost}")
     if state.checkpoint is None:
         run.mark_started(state.identity, plan.steps)
     else:

@@ -20,7 +20,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 
-from sushi_research.adapters import kohya_format, trained_images
+from sushi_research import stopping
+from sushi_research.adapters import kohya_format, lora, trained_images
 from sushi_research.caches.inputs import Inputs
 from sushi_research.caches.store import entry_key
 from sushi_research.config import TrainingConfig
@@ -30,12 +31,13 @@ from sushi_research.config.suggestions import word
 from sushi_research.errors import UserError
 from sushi_research.files import write_json
 from sushi_research.precision import resolve_precision
-from sushi_research.progress import StageTimings
 from sushi_research.runs import identity, provenance, run_folder, tracking
 from sushi_research.runs.code import code_of
 from sushi_research.runs.job import Job, agree
 from sushi_research.runs.metrics_file import MetricsFile
 from sushi_research.sampling import plots
+from sushi_research.terminal import say
+from sushi_research.training.kept import what_is_kept
 from sushi_research.training.plan import Plan
 from sushi_research.training.resume import RunState
 from sushi_research.training.state import TrainState
@@ -49,7 +51,6 @@ def start_job(config: TrainingConfig, model: ModuleType, script: str) -> Job:
     `script` is the `__file__` of the running script. Its code is hashed here, before a user may edit it while the run goes on.
     The Accelerator's own mixed precision stays off: the script handles dtypes and the loss scaler (rule 6, CONTRIBUTING.md).
     """
-    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     quiet_libraries()
     launcher = os.environ.get("ACCELERATE_MIXED_PRECISION")
     # Without cpu=True two processes on a machine without a GPU would not form a process group. The default timeout of ten
@@ -92,7 +93,8 @@ def open_run(job: Job) -> Iterator[Job]:
     config = job.config
     agree(_shares_folder(config))
     if config.dry_run:
-        yield job
+        with stopping.doing("planning", lambda: what_is_kept(job)):
+            yield job
         return
     facts = {"global_batch_size": job.global_batch_size, "precision": job.precision}
     settings = identity.run_identity(config_to_dict(config), facts)
@@ -107,7 +109,9 @@ def open_run(job: Job) -> Iterator[Job]:
             error = found
         agree(error)
         try:
-            yield replace(job, run=run)
+            opened = replace(job, run=run)
+            with stopping.doing(lambda: job.timings.current, lambda: what_is_kept(opened)):
+                yield opened
         finally:
             run.remove_if_empty()
 
@@ -157,7 +161,7 @@ def open_trackers(job: Job, run_state: RunState) -> MetricsFile:
     with job.main_process_writes():
         if job.is_main:
             trackers = tracking.resolve_trackers(config.tracking.wandb, config.tracking.tensorboard)
-            print(trackers.notice, flush=True)
+            say(trackers.notice)
             record = run.record()
             tracking.start_trackers(
                 job.accelerator,
@@ -214,16 +218,21 @@ def _published_name(source: str) -> str:
     return os.path.basename(os.path.abspath(path)) if path.exists() else source
 
 
-def finish(job: Job, metrics_file: MetricsFile, step: int, timings: StageTimings) -> None:
-    """Plots the curves, sends the results to the trackers, marks the run as finished, and prints what was written."""
+def finish(job: Job, state: TrainState, metrics_file: MetricsFile, step: int) -> None:
+    """Plots the curves, sends the results to the trackers, marks the run as finished, and prints what was written.
+
+    Warns if the adapter file does not change the base, which happens if the steps were too small or too few.
+    """
     if not job.is_main:
         return
-    timings.enter("saving")
+    job.timings.enter("saving")
     config, run, accelerator = job.config, job.run, job.accelerator
-    plots.training_curves(metrics_file.read(), run.curves, run.name)
-    tracking.log_images(accelerator, "curves", [run.curves], [run.name], step)
+    curves = run.curves
+    with plots.optional("the run ends without its curves, and the same command again draws them"):
+        plots.training_curves(metrics_file.read(), curves, run.name)
+        tracking.log_images(accelerator, "curves", [curves], [run.name], step)
     tracking.log_artifact(accelerator, "adapter", [run.adapter, run.config, run.provenance])
-    seconds = {name: round(value, 2) for name, value in timings.seconds().items()}
+    seconds = {name: round(value, 2) for name, value in job.timings.seconds().items()}
     write_json(run.stage_timings, seconds)
     run.mark_finished(step)
     # Everything that scripts/compare_runs.py reads, so that it can compare runs from several machines.
@@ -237,11 +246,20 @@ def finish(job: Job, metrics_file: MetricsFile, step: int, timings: StageTimings
         written["W&B"] = (
             f"{run.path}/wandb (offline; `wandb sync {word(str(run.path))}/wandb/offline-run-*` uploads it)"
         )
-    print(f"\nfinished; seconds: {', '.join(f'{name} {value:.0f}' for name, value in seconds.items())}; written:")
+    written = {what: path for what, path in written.items() if not isinstance(path, Path) or path.exists()}
+    skipped = f"; fp16 skipped {state.skipped_steps} of {step} steps" if state.skipped_steps else ""
+    say(
+        "",
+        f"finished{skipped}; seconds: {', '.join(f'{name} {value:.0f}' for name, value in seconds.items())}; written:",
+    )
     for what, path in written.items():
-        print(f"  {what:<9} {path}")
-    print(
+        say(f"  {what:<9} {path}")
+    if lora.is_zero(state.master_weights.named_state(), getattr(torch, config.lora.save_dtype)):
+        say(
+            f"warning: every second matrix of the adapter is zero in {config.lora.save_dtype}, as at the start, so it does not "
+            "change the base: train for more steps or with a larger optimizer.lr"
+        )
+    say(
         "next: put the adapter into your program's LoRA folder (ComfyUI, A1111, Forge, InvokeAI; diffusers: "
-        "load_lora_weights), or generate a sample grid with scripts/sample.py",
-        flush=True,
+        "load_lora_weights), or generate a sample grid with scripts/sample.py"
     )

@@ -57,6 +57,7 @@ def damaged_descriptions(run: RunFolder, val_set: ValidationSet | None) -> dict[
 
 def lost(
     job: Job,
+    inputs: Inputs,
     record: dict[str, Any] | None,
     steps: int,
     val_set: ValidationSet | None,
@@ -81,7 +82,20 @@ def lost(
         except UserError:
             pass  # evaluation_records.changes says it
     if config.sample.enabled:
-        found |= sample_grids.damaged(run.samples, steps)
+        found |= sample_grids.lost(run.samples, steps, sample_grids.rows_of(config, inputs.prompts))
+    return found
+
+
+def complete_pictures(job: Job, inputs: Inputs, next_step: int | None) -> list[str]:
+    """Makes those pictures again that need no model, the grids of images; returns a sentence for each damaged picture.
+
+    `next_step` is the step at which the run goes on, None for a finished run.
+    """
+    run, found = job.run, []
+    assert run is not None
+    with plots.optional("the run is still without it"):
+        rows = sample_grids.rows_of(job.config, inputs.prompts) if job.config.sample.enabled else []
+        found = sample_grids.complete_grids(run.samples, rows, next_step)
     return found
 
 
@@ -102,17 +116,13 @@ def make_again(
         )
     try:
         found.append(metrics.mark_missing(plan.steps))
-        if problem := _problem(run.curves, lambda: _require_picture(run.curves)):
-            plots.training_curves(metrics.read(), run.curves, run.name)
-            found.append(f"{problem}: it is drawn again")
+        if problem := sample_grids.picture_problem(run.curves):
+            with plots.optional("the run is still without it"):
+                plots.training_curves(metrics.read(), run.curves, run.name)
+                found.append(f"{run.curves} {problem}: it is drawn again")
     except UserError as error:
         found.append(str(error))
     return [sentence for sentence in found if sentence]
-
-
-def _require_picture(path: Path) -> None:
-    if problem := sample_grids.picture_problem(path):
-        raise UserError(f"{path} {problem}")
 
 
 def _problem(path: Path, read: Callable[[], Any], remedy: str = "") -> str:

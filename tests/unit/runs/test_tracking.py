@@ -77,7 +77,7 @@ def test_cutting_back_a_file_that_is_not_there(metrics):
 
 def test_damage_before_the_end_is_reported(metrics):
     metrics.path.write_text('{"step": 1}\n{"st\n{"step": 3}\n')
-    with pytest.raises(UserError, match="metrics.jsonl, line 2 is not JSON"):
+    with pytest.raises(UserError, match="metrics.jsonl, line 2 is not valid JSON"):
         metrics.cut_back(1)
     assert metrics.path.read_text() == '{"step": 1}\n{"st\n{"step": 3}\n'
 

@@ -9,7 +9,7 @@ import threading
 
 import pytest
 
-from sushi_research.training.stopping import StopRequest
+from sushi_research.stopping import StopRequest
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="POSIX signals and parents")
 LAUNCHED = {"ACCELERATE_DYNAMO_MODE": "default"}
@@ -77,7 +77,7 @@ def test_outside_the_main_thread_it_does_no_harm():
 def test_a_standard_error_that_is_gone_does_no_harm():
     script = """
         import os, signal
-        from sushi_research.training.stopping import StopRequest
+        from sushi_research.stopping import StopRequest
 
         with StopRequest() as stop:
             os.close(2)
@@ -92,7 +92,7 @@ def orphan(environment):
     """What a script polls, before and after its parent has ended."""
     script = """
         import os, sys, time
-        from sushi_research.training.stopping import StopRequest
+        from sushi_research.stopping import StopRequest
 
         with StopRequest() as stop:
             parent = os.getppid()
