@@ -40,6 +40,7 @@ from sushi_research.files import system_errors
 from sushi_research.models.loading import find_base
 from sushi_research.runs.job import Job
 from sushi_research.training import run
+from sushi_research.training.disk_plan import require_room_for_cache
 
 
 @system_errors()
@@ -63,6 +64,7 @@ def fill(job: Job) -> None:
     job.say(f"{images_missing} image entries and {captions_missing} captions to encode")
     for line in findings.lines(data.problems, data.notes):
         job.say(line)
+    require_room_for_cache(job, inputs)
     if config.dry_run:
         return
     fill_caches(job, inputs)

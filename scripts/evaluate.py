@@ -59,6 +59,7 @@ from sushi_research.runs.job import Job
 from sushi_research.sampling import sample_grids
 from sushi_research.terminal import say
 from sushi_research.training import evaluating, identity_facts, run
+from sushi_research.training.disk_plan import require_room_for_cache
 
 
 @system_errors()
@@ -108,6 +109,7 @@ def evaluate(job: Job, written: list[str]) -> None:
         job.say(line)
     if unseen:
         job.say(describe(unseen))
+    require_room_for_cache(job, inputs)
     if config.dry_run:
         return
     fill_caches(job, inputs)
