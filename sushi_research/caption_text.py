@@ -35,6 +35,7 @@ _REPLACED = re.compile(f"[{_QUOTES}{_LIGATURES}{_WIDTHS}{_INVISIBLE}]")
 MOST_LETTERS = 65_536
 # Such a text in UTF-32, with its byte order mark.
 MOST_BYTES = 4 * MOST_LETTERS + 4
+UNDECODABLE = "cannot be read as UTF-8 text"
 # How many different characters a note lists.
 _SHOWN = 5
 
@@ -49,11 +50,15 @@ class NotText(ValueError):
 
 def decode(data: bytes) -> str:
     """The text of a file in UTF-8, or in UTF-16 or UTF-32 with a byte order mark. Raises NotText for any other bytes."""
-    encoding = next((encoding for mark, encoding in _MARKS.items() if data.startswith(mark)), "utf-8")
     try:
-        return data.decode(encoding)
+        return data.decode(encoding_of(data))
     except UnicodeDecodeError:
-        raise NotText("cannot be read as UTF-8 text") from None
+        raise NotText(UNDECODABLE) from None
+
+
+def encoding_of(start: bytes) -> str:
+    """The encoding of a file that begins with these bytes, by its byte order mark; UTF-8 without one."""
+    return next((encoding for mark, encoding in _MARKS.items() if start.startswith(mark)), "utf-8")
 
 
 def problem(text: str) -> str | None:

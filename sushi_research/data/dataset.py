@@ -14,7 +14,7 @@ import numpy as np
 from sushi_research import caption_text
 from sushi_research.data.hf_dataset import find_in_table, require_hub_id
 from sushi_research.data.image_folder import find_in_folder
-from sushi_research.data.images import BadImage, decode_and_describe
+from sushi_research.data.images import MAX_BYTES, BadImage, decode_and_describe
 from sushi_research.data.near_duplicates import fingerprint
 from sushi_research.data.own_outputs import require_apart
 from sushi_research.data.samples import FoundImage, Problem, Sample, Scan
@@ -197,6 +197,8 @@ def _inspect(image: FoundImage) -> tuple[dict[str, Any] | str, FileState | None]
             if not image.path.is_file():
                 return "not a file: a broken link?", None
             state = file_state(image.path)
+            if state.size > MAX_BYTES:
+                return f"it has {state.size:,} bytes, and at most {MAX_BYTES:,} are read", None
         data = image.load()
         decoded = decode_and_describe(data)
     except BadImage as error:
