@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from sushi_research.errors import UserError
-from sushi_research.files import make_folder, write_atomic
+from sushi_research.files import make_folder, parse_json, read_regular, write_atomic
 
 # Increment it when the stored facts change, or what `images.decode` accepts. A hash cache of another version is ignored.
 HASH_CACHE_VERSION = 3
+MOST_BYTES = 2**31
 # If a file was changed less than this before it was read, it could change again with the same times (the resolution is two
 # seconds on FAT, some milliseconds on ext4). Compare git's "racy" index entries.
 RACY_NS = 2_000_000_000
@@ -73,8 +74,8 @@ class HashCache:
     def load(self) -> None:
         """Read the cache file, which another process may have written since, and merge it into the entries."""
         try:
-            stored = json.loads(self.path.read_bytes())
-        except (OSError, ValueError):
+            stored = parse_json(read_regular(self.path, MOST_BYTES), str(self.path))
+        except UserError:
             return
         if _is_sound(stored):
             self._entries |= stored["files"]
