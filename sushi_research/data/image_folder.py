@@ -104,7 +104,9 @@ class _Captions:
         for name in self.of:
             for source, path in own.get(posixpath.splitext(name)[0], {}).items():
                 try:
-                    caption, lines = caption_text.first_line(caption_text.decode(read_regular(path, caption_text.MOST_BYTES)))
+                    caption, lines = caption_text.first_line(
+                        caption_text.decode(read_regular(path, caption_text.MOST_BYTES))
+                    )
                 except UnreadableFile as error:
                     self._unreadable[name] = f"its caption {error.reason}: {source}"
                 except caption_text.NotText as error:
