@@ -9,9 +9,9 @@ noise in every column.
 
 from __future__ import annotations
 
-from sushi_research import models
-from sushi_research.config.command_line import read_command_line, run_main
+from sushi_research import models, stopping
 from sushi_research.config.other_scripts import SamplingConfig
+from sushi_research.config.process import read_command_line, run_main
 
 INTRO = """\
 This generates a grid of images from a base and adapters. To begin:
@@ -43,12 +43,20 @@ from sushi_research.precision import COMPUTE_DTYPES, resolve_precision
 from sushi_research.progress import progress
 from sushi_research.sampling import plots
 from sushi_research.sampling.pipeline import decode, embeddings, sampling_scheduler, unconditional
+from sushi_research.terminal import say
 from sushi_research.training import run
 
 
 @system_errors()
 def main(config: SamplingConfig) -> int:
     """Generates the grid that `config` describes; returns 0."""
+    with stopping.doing("sampling", f"{config.output} is not written; the same command again starts over"):
+        sample(config)
+    return 0
+
+
+def sample(config: SamplingConfig) -> None:
+    """Generates the grid and writes it, with the single images next to it."""
     run.quiet_libraries()
     output = Path(config.output)
     singles = make_folders(output)
@@ -75,7 +83,7 @@ def main(config: SamplingConfig) -> int:
     labels = labels_of([Path(path) for path in config.adapters], reserved=["base"])
     names = list(zip(load_adapters(pipeline, config.adapters), labels, strict=True))
     for prompt, lost in texts_cut(base, model, {*config.prompts, config.negative_prompt}).items():
-        print(f"warning: the prompt is longer than 77 tokens, the last {lost} are cut: {prompt}")
+        say(f"warning: the prompt is longer than 77 tokens, the last {lost} are cut: {prompt}")
 
     columns = [("base", None, 0.0)]
     columns += [(label, name, lora_scale) for name, label in names for lora_scale in config.lora_scales]
@@ -122,8 +130,7 @@ def main(config: SamplingConfig) -> int:
     column_labels = [label if name is None else f"{label} {lora_scale:g}" for label, name, lora_scale in columns]
     pictures[output] = plots.grid(cells, row_labels, column_labels)
     write_all(pictures, singles)
-    print(f"written: {output}, and each image in {singles}/")
-    return 0
+    say(f"written: {output}, and each image in {singles}/")
 
 
 def write_all(pictures: Mapping[Path, Image.Image], singles: Path) -> None:

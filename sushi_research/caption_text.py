@@ -30,12 +30,12 @@ _LIGATURES = "\u0132\u0133\u0149\u01c4-\u01cc\u01f1-\u01f3\ufb00-\ufb06"
 _WIDTHS = "".join(chr(code) for code in range(0xFF01, 0xFFF0) if unicodedata.normalize("NFKC", chr(code)) != chr(code))
 _INVISIBLE = "\u206a-\u206f\ufeff\ufff9-\ufffb"
 _REPLACED = re.compile(f"[{_QUOTES}{_LIGATURES}{_WIDTHS}{_INVISIBLE}]")
-UNDECODABLE = "cannot be read as UTF-8 text"
 # CLIP reads 77 tokens, about 400 letters. The longest captions of the models that write them have some thousand letters, and a file
 # can hold several. Tokenizing 10 million letters takes minutes and gigabytes.
 MOST_LETTERS = 65_536
 # Such a text in UTF-32, with its byte order mark.
 MOST_BYTES = 4 * MOST_LETTERS + 4
+UNDECODABLE = "cannot be read as UTF-8 text"
 # How many different characters a note lists.
 _SHOWN = 5
 

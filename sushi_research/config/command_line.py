@@ -12,10 +12,7 @@ as `optimizer.kwargs`, null removes an earlier entry, and null for the whole map
 
 from __future__ import annotations
 
-import os
-import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -26,64 +23,6 @@ from sushi_research.config.yaml12 import dump_yaml, parse_yaml, read_yaml, show
 from sushi_research.errors import UserError, UserErrors
 
 Config = TypeVar("Config", bound=BaseModel)
-
-
-def read_command_line(
-    config_class: type[Config], *, script: str, intro: str, argv: Sequence[str] | None = None
-) -> Config:
-    """`load_config` for the command line of this process. A UserError is printed, and the exit status is 2.
-
-    Scripts call this before any heavy import, so that --help and a mistyped key are answered at once.
-    """
-    # All processes of a launch find the same error here, so only rank 0 prints it.
-    try:
-        with _plain_errors(silent=os.environ.get("RANK", "0") != "0"):
-            return load_config(config_class, sys.argv[1:] if argv is None else argv, script=script, intro=intro)
-    except BrokenPipeError:
-        # `--help | head`: the reader closed the pipe. Without this Python fails again when it flushes stdout at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(141) from None
-
-
-def read_architecture(
-    classes: Mapping[str, type[Config]], arguments: Sequence[str], *, script: str, intro: str, example: str
-) -> Config:
-    """`read_command_line` with the architecture (a key of `classes`) as the first word. --help alone describes `example`."""
-    architecture, rest = (arguments[0], arguments[1:]) if arguments else (example, [])
-    if architecture in ("-h", "--help"):
-        architecture, rest = example, ["--help"]
-    if architecture not in classes:
-        print(
-            f"error: {architecture} is not an architecture: begin with {' or '.join(classes)}, then the options of that training "
-            "script.",
-            file=sys.stderr,
-        )
-        raise SystemExit(2)
-    return read_command_line(classes[architecture], script=f"{script} {architecture}", intro=intro, argv=rest)
-
-
-def run_main(main: Callable[[Config], int | None], config: Config) -> None:
-    """Call `main(config)` and end the process with the status that it returns, if that is not 0.
-
-    A UserError is printed without a traceback and ends in status 2; Ctrl-C ends in status 130.
-    """
-    with _plain_errors():
-        status = main(config)
-    if status:
-        raise SystemExit(status)
-
-
-@contextmanager
-def _plain_errors(silent: bool = False) -> Iterator[None]:
-    try:
-        yield
-    except UserError as error:
-        if not silent:
-            print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        raise SystemExit(130) from None
 
 
 def load_config(config_class: type[Config], argv: Sequence[str], *, script: str, intro: str) -> Config:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from sushi_research.adapters.labels import file_name_key, label_of, labels_of
 from sushi_research.config.suggestions import word
-from sushi_research.errors import UserError
+from sushi_research.errors import UserError, printable
 from sushi_research.evaluation import drift, validation_set
 from sushi_research.evaluation.drift import Drift
 from sushi_research.evaluation.results import Results
@@ -179,4 +179,4 @@ def table(results: Sequence[Result], val_set: validation_set.ValidationSet) -> s
             )
         ]
         lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    return "\n".join(printable(line) for line in lines)

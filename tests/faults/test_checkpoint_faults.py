@@ -198,7 +198,7 @@ def test_a_storm_of_signals_does_not_disturb_a_save(tmp_path):
         from pathlib import Path
         import torch
         from sushi_research.runs.checkpoint import save_checkpoint
-        from sushi_research.training.stopping import StopRequest
+        from sushi_research.stopping import StopRequest
 
         with StopRequest() as stop:
             print("training", flush=True)

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict
 
 from sushi_research.config import SD15Training, SDXLTraining
-from sushi_research.config.command_line import config_to_dict, config_to_yaml, load_config, read_command_line, run_main
+from sushi_research.config.command_line import config_to_dict, config_to_yaml, load_config
+from sushi_research.config.process import read_command_line, run_main
 from sushi_research.config.yaml12 import read_yaml
 from sushi_research.errors import UserError
 from sushi_research.models import config_classes
@@ -206,7 +207,7 @@ BAD_LAYERS: list[tuple[str | bytes, str]] = [
         ", line 1, column 4: not valid YAML: could not determine a constructor for the tag "
         "'tag:yaml.org,2002:python/name:os.system'",
     ),
-    ("a: !!int x\n", ": not valid YAML: invalid literal for int() with base 10: 'x'"),
+    ("a: !!int x\n", ', line 1, column 4: not valid YAML: "x" cannot be read as int'),
     ("a: 1\n---\nb: 2\n", ", line 2, column 1: not valid YAML: but found another document"),
     ("- 1\n- 2\n", " holds [1, 2]: a config file is a mapping such as lora: {rank: 8}"),
     ("rank", ' holds "rank": a config file is a mapping such as lora: {rank: 8}'),
@@ -650,7 +651,11 @@ def test_a_user_error_ends_in_status_2_and_ctrl_c_in_130(capsys: pytest.CaptureF
         "",
         "error: unknown key rank on the command line: did you mean --lora.rank?\n",
     )
-    assert status(fail(KeyboardInterrupt()), *REQUIRED) == (130, "", "interrupted\n")
+    assert status(fail(KeyboardInterrupt()), *REQUIRED) == (
+        130,
+        "",
+        "SIGINT while working: nothing is kept; the same command again starts over\n",
+    )
     with pytest.raises(ZeroDivisionError):
         run_script(lambda config: 1 / 0, SDXLTraining, argv=REQUIRED)
 
@@ -659,7 +664,7 @@ def test_nothing_heavy_is_imported() -> None:
     commands = [[], ["--help"], [*REQUIRED, "--print_config"], REQUIRED, ["--lora.ran", "8"]]
     code = (
         "import sys\n"
-        "from sushi_research.config.command_line import read_command_line, run_main\n"
+        "from sushi_research.config.process import read_command_line, run_main\n"
         "from sushi_research.config import SDXLTraining\n"
         "heavy = {'torch', 'numpy', 'diffusers', 'transformers', 'peft', 'datasets', 'accelerate', 'wandb', 'PIL'}\n"
         f"for words in {commands!r}:\n"
