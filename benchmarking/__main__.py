@@ -97,7 +97,7 @@ from benchmarking.variants import PAIRS, Bench, Step, make_unet
 from sushi_research import randomness
 from sushi_research.caches.caches import open_caches, open_hash_cache
 from sushi_research.caches.inputs import Inputs, fill_caches
-from sushi_research.config.command_line import run_main
+from sushi_research.config.process import run_main
 from sushi_research.data.training_data import read_data
 from sushi_research.errors import UserError
 from sushi_research.files import write_json

@@ -63,7 +63,7 @@ import time
 from pathlib import Path
 
 from sushi_research import randomness
-from sushi_research.config.command_line import run_main
+from sushi_research.config.process import run_main
 from sushi_research.errors import UserError
 from testing.faults import FAULTS, FaultTest, Reference, report_wrong, run_tests
 from testing.launches import SETUPS, STEPS, Launcher, Setup

@@ -35,7 +35,7 @@ from peft import LoraConfig  # noqa: F401
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer  # noqa: F401
 
 from sushi_research import models
-from sushi_research.config.command_line import run_main
+from sushi_research.config.process import run_main
 from sushi_research.training import evaluating, resume  # noqa: F401
 from sushi_research.training import run as training_run  # noqa: F401
 from testing.forked_scripts import become_a_program

@@ -10,10 +10,12 @@ first that any reader saw (see `order.py`). If that shard is lost or damaged, it
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import logging
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +38,8 @@ from sushi_research.progress import progress
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 _logger = logging.getLogger(__name__)
 
@@ -74,20 +78,22 @@ class Store:
         Raises UserError if the folder cannot be used, or has rows of another format or with other tensors.
         """
         store = cls(folder, tensors, repair)
-        try:
+        with _usable(folder):
             folder.mkdir(parents=True, exist_ok=True)
             store.refresh()
             if repair:
                 remove_leftovers(folder)
-        except OSError as error:
-            raise UserError(
-                f"the cache folder {folder} cannot be used ({error.strerror}): "
-                "give this user access to it or choose another one"
-            ) from error
         return store
 
     def refresh(self) -> set[str]:
-        """Adds shards that other processes have finished meanwhile; returns the new keys. Known shards are not verified again."""
+        """Adds shards that other processes have finished meanwhile; returns the new keys. Known shards are not verified again.
+
+        Raises UserError if the folder cannot be used.
+        """
+        with _usable(self.folder):
+            return self._refresh()
+
+    def _refresh(self) -> set[str]:
         found = {path.stem for path in self.folder.iterdir() if path.match("shard-*.json")}
         new = [name for name in order.in_order(self.folder, found, aside_name(self.folder)) if name not in self._shards]
         manifests = [self.folder / f"{name}.json" for name in new]
@@ -218,12 +224,24 @@ class Writer:
         self._rows, self._bytes = {}, 0
 
     def _cannot_write(self, error: OSError) -> str:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        advice = "free some space there" if full else "make that folder writable"
+        advice = {errno.EIO: "check that disk"} | dict.fromkeys(_FULL, "free some space there")
+        advice = advice.get(error.errno, "make that folder writable")
         return (
             f"{len(self._rows)} new entries ({self._bytes / 2**20:.1f} MiB) cannot be written to the cache folder "
             f"{self._store.folder} ({error.strerror}): {advice} or choose another folder; earlier entries are kept"
         )
+
+
+@contextlib.contextmanager
+def _usable(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        advice = {errno.EIO: "check its disk"} | dict.fromkeys(_FULL, "free some space there")
+        advice = advice.get(error.errno, "give this user access to it")
+        raise UserError(
+            f"the cache folder {folder} cannot be used ({error.strerror}): {advice} or choose another one"
+        ) from error
 
 
 def _size(path: Path) -> int:

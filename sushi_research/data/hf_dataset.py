@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sushi_research import caption_text
+from sushi_research.data.names import composed
 from sushi_research.data.samples import FoundImage, Problem, Scan
 from sushi_research.data.tables import Table, read_image
 from sushi_research.errors import UserError
@@ -70,5 +71,7 @@ def require_hub_id(text: str, path: Path, key: str) -> None:
     if not path.parent.is_dir() and re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", text):
         return
     siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-    near = "".join(f" (there is {path.parent / name})" for name in difflib.get_close_matches(path.name, siblings, n=1))
+    same = [name for name in siblings if composed(name) == composed(path.name)]
+    found = same or difflib.get_close_matches(path.name, siblings, n=1)
+    near = f" (there is {path.parent / found[0]}{', in another Unicode form' if same else ''})" if found else ""
     raise UserError(f"{key}: there is no {text}{near}: give a folder of images, or a hub id such as org/name.")

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
-from sushi_research.data.images import BadImage
+from sushi_research.data.images import MAX_BYTES, BadImage
+from sushi_research.data.names import in_any_form
 from sushi_research.errors import UserError, first_line
 from sushi_research.fingerprints import HashCache, folder_hash
 
@@ -87,7 +88,7 @@ def read_image(cell: dict[str, Any] | None, folders: tuple[Path, ...]) -> bytes:
     name = cell["path"]
     if "://" in name or "\0" in name:
         raise BadImage(f"its image is {name}, which is not a file: store the image itself in the row")
-    path = Path(os.path.realpath(folders[0] / name))
+    path = Path(os.path.realpath(in_any_form(folders[0], name)))
     if not any(path.is_relative_to(os.path.realpath(folder)) for folder in folders):
         raise BadImage(
             f"its image {name} is outside of the data set and is not read: store the image itself in the row, "
@@ -95,6 +96,8 @@ def read_image(cell: dict[str, Any] | None, folders: tuple[Path, ...]) -> bytes:
         )
     if path.exists() and not path.is_file():
         raise BadImage(f"its image {name} is not a file")
+    if path.stat().st_size > MAX_BYTES:
+        raise BadImage(f"its image {name} has more than {MAX_BYTES:,} bytes")
     return path.read_bytes()
 
 
