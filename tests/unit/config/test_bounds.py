@@ -9,7 +9,7 @@ import pytest
 
 from sushi_research.config import SD15Training, SDXLTraining
 from sushi_research.config.command_line import load_config
-from sushi_research.config.keys import allowed, keys_of, options
+from sushi_research.config.keys import keys_of
 from sushi_research.config.other_scripts import SamplingConfig, evaluation_config
 from sushi_research.config.yaml12 import parse_yaml, read_yaml
 from sushi_research.errors import UserError
@@ -37,16 +37,32 @@ def refusal(config_class: type, given: dict[str, str]) -> str:
     return ""
 
 
-def test_every_number_has_an_upper_bound_that_counts() -> None:
-    for config_class in CLASSES:
+def numbers(schema: Any) -> Iterator[dict[str, Any]]:
+    """Every schema of a number within a schema."""
+    for part in schema.values() if isinstance(schema, dict) else schema:
+        if isinstance(part, dict | list):
+            yield from numbers(part)
+    if isinstance(schema, dict) and schema.get("type") in ("integer", "number"):
+        yield schema
+
+
+def test_every_number_has_bounds() -> None:
+    for config_class in (*CLASSES, evaluation_config(SDXLTraining)):
         for name, schema in keys_of(config_class.model_json_schema()).leaves.items():
-            kinds = [kind for option in options(schema) for kind in (option, option.get("items", {}))]
-            if not {"integer", "number"} & {kind.get("type") for kind in kinds}:
-                continue
-            for number in ("1" + "0" * 400, "1" + "0" * 12, "1e300", ".inf", "-1e300"):
-                value = f"[{number}]" if options(schema)[0].get("type") == "array" else number
-                sentence = refusal(config_class, {f"--{name}": value})
-                assert sentence.startswith(f"{name} is ") and allowed(schema) in sentence, (name, number, sentence)
+            if name == "optimizer.kwargs":
+                continue  # the optimizer's own
+            for number in numbers(schema):
+                assert {"maximum", "exclusiveMaximum"} & number.keys(), (name, number)
+                assert {"minimum", "exclusiveMinimum"} & number.keys(), (name, number)
+
+
+def test_a_number_beyond_its_bound_is_refused() -> None:
+    for key, number in {
+        "lora.rank": str(2**40), "lora.alpha": "1e300", "train.batch_size": "1" + "0" * 400, "optimizer.lr": "1e300",
+        "sample.width": str(2**31), "sample.steps": "1001", "train.seed": str(2**63), "schedule.warmup": str(2**40),
+        "loss.snr_gamma": "-1e300", "train.steps": "1e3",
+    }.items():  # fmt: skip
+        assert refusal(SDXLTraining, {f"--{key}": number}).startswith(f"{key} is "), key
 
 
 def test_the_bounds_leave_room_for_what_is_meant() -> None:
@@ -61,7 +77,7 @@ def test_the_bounds_leave_room_for_what_is_meant() -> None:
 
 def test_an_empty_value_does_not_switch_a_setting_off() -> None:
     for key in ("train.max_grad_norm", "loss.snr_gamma", "checkpoint.every", "lora.rank"):
-        for empty in ("", " ", "# none"):
+        for empty in ("", "# none"):
             assert refusal(SDXLTraining, {f"--{key}": empty}).startswith(f'{key} is "{empty}" on the command line')
 
 
@@ -122,11 +138,6 @@ def test_every_path_is_checked_and_its_home_folder_expanded(monkeypatch: pytest.
         assert config == (["/home/me/a"] if is_list else "/home/me/a"), key
 
 
-def test_the_evaluation_has_the_same_bounds() -> None:
-    schema = keys_of(evaluation_config(SDXLTraining).model_json_schema()).leaves["lora_scales"]
-    assert "at most 1000" in allowed(schema)
-
-
 WIDE = ", ".join(["x"] * 20)
 DEEP_YAML = {
     "flow lists": "a: " + "[" * 10_000,
@@ -171,6 +182,6 @@ def test_a_config_that_is_no_small_file_is_refused(tmp_path: Path) -> None:
 
 def test_a_file_of_another_program_gets_a_short_answer(tmp_path: Path) -> None:
     file = tmp_path / "a.yaml"
-    file.write_text("".join(f"learning_rate_{number}: 1\n" for number in range(5_000)) + "k" * 5_000 + ": 1\n")
+    file.write_text("".join(f"learning_rate_{number}: 1\n" for number in range(5_000)) + "k" * 1_000 + ": 1\n")
     lines = refusal(SDXLTraining, {"--config": str(file)}).splitlines()
     assert lines[0] == "5001 problems in the configuration:" and lines[-1] == "  and 4981 more" and len(lines) == 22
