@@ -255,6 +255,6 @@ def _warnings(job: Job, state: TrainState, step: int) -> Iterator[str]:
     dtype = job.config.lora.save_dtype
     if lora.is_zero(state.master_weights.named_state(), getattr(torch, dtype)):
         yield (
-            f"every second matrix of the adapter is zero in {dtype}, as at the start, so the adapter does not change the base: train "
-            "for more steps or with a larger optimizer.lr"
+            f"every second matrix of the adapter is zero in {dtype}, as at the start, so the adapter does not change the base: "
+            "train for more steps or with a larger optimizer.lr"
         )
