@@ -151,7 +151,7 @@ def make_configs(folder: Path) -> None:
 def read_config(folder: Path, name: str) -> object:
     base = [] if name.startswith("configs-") else ["--config", "configs/demo_sdxl.yaml"]
     return _load(
-        [*base, "--config", str(folder / name), "--data.path", "photos", "--train.steps", "9"], sd15="sd15" in name
+        [*base, "--config", str(folder / name), "--data.path", "photos", "--train.steps", "900"], sd15="sd15" in name
     )
 
 
@@ -171,7 +171,7 @@ def make_command_lines(folder: Path) -> None:
     lines = {
         "a": "--config configs/sdxl_lora.yaml --data.path photos --lora.rank 16 --optimizer.lr=1e-4 --dry_run true",
         "b": "--config configs/demo_sdxl.yaml --optimizer.kwargs {eps:1e-8} --sample.prompts [one,two] --dry-run",
-        "c": "--data.path x --config configs/sdxl_lora.yaml --config configs/overlays/8gb.yaml --run.name x --train.steps 7 --print_config",
+        "c": "--data.path x --config configs/sdxl_lora.yaml --run.name x --train.steps 700 --print_config",
     }
     for name, line in lines.items():
         (folder / f"{name}.words").write_text(line.replace(" ", "\n"))
@@ -290,7 +290,7 @@ def read_base(folder: Path, name: str) -> object:
     from sushi_research.models.inspection import describe
     from sushi_research.models.loading import resolve_base
 
-    list(describe(folder / "base", "base"))
+    list(describe(folder / "base", str(folder / "base")))
     base = resolve_base(str(folder / "base"))
     return [tokenizer.load() for tokenizer in base.tokenizers.values()]
 
