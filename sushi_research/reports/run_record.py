@@ -155,12 +155,13 @@ def read_record(path: Path) -> RunRecord:
 
     run.entries = attempt(lambda: provenance.entries(path / "provenance.json", SKIPPED), [])
     if os.path.lexists(path / "run.json"):
-        record = attempt(lambda: records.read_json(path / "run.json", SKIPPED), None)
-        if record is not None and (problem := format_problem(path / "run.json", record)):
+        content = attempt(lambda: records.read_json(path / "run.json", SKIPPED), ...)
+        if problem := format_problem(path / "run.json", content):
             run.state, run.problems = "unknown", [f"{problem}; it is skipped"]
             return run
-        if record is not None:
-            record = attempt(lambda: records.fitting(record, records.RunRecord, str(path / "run.json"), SKIPPED), None)
+        record = None
+        if content is not ...:
+            record = attempt(lambda: records.fitting(content, records.RunRecord, str(path / "run.json"), SKIPPED), None)
         run.identity = record["identity"] if record else {}
         # If run.json cannot be read, it is not known whether the run has finished.
         run.state = ("finished" if record["finished_at"] is not None else "stopped") if record else "unknown"
