@@ -153,14 +153,15 @@ def read_regular(path: Path, most: int = MOST_BYTES) -> bytes:
     return data
 
 
-def parse_json(text: str | bytes, where: str, remedy: str = "correct it") -> Any:
+def parse_json(text: str | bytes, where: str, remedy: str = "correct it", *, unique_keys: bool = False) -> Any:
     """The value in JSON text. Texts in it can have halves of surrogate pairs, as names that are not valid Unicode do.
 
-    Raises UserError if it is not valid JSON, is nested more than 100 deep or has a number of more than 4300 digits. The
-    sentence begins with `where` (the file, and the line if it has several) and ends with `remedy`.
+    Raises UserError if it is not valid JSON, is nested more than 100 deep or has a number of more than 4300 digits, or with
+    `unique_keys` if a key occurs twice. The sentence begins with `where` (the file, and the line if it has several) and ends with
+    `remedy`.
     """
     try:
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=_unique if unique_keys else None)
     except RecursionError:
         raise UserError(f"{where} is nested more than {MOST_NESTED} deep: {remedy}") from None
     except ValueError as error:
@@ -170,6 +171,13 @@ def parse_json(text: str | bytes, where: str, remedy: str = "correct it") -> Any
     if sum(map(text.count, opening)) > MOST_NESTED and _depth(value) > MOST_NESTED:  # type: ignore[arg-type]
         raise UserError(f"{where} is nested more than {MOST_NESTED} deep: {remedy}")
     return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key occurs twice")
+    return found
 
 
 def _depth(value: Any) -> int:
@@ -183,8 +191,19 @@ def _depth(value: Any) -> int:
 
 def _require_regular(path: Path, found: os.stat_result) -> None:
     if not stat.S_ISREG(found.st_mode):
-        kind = _KINDS.get(stat.S_IFMT(found.st_mode), "a special file")
-        raise UnreadableFile(path, f"is {kind}, and a regular file is needed here", "check the path")
+        raise UnreadableFile(path, f"is {_kind(found)}, and a regular file is needed here", "check the path")
+
+
+def kind_of(path: Path) -> str:
+    """What is at `path`, for a message: "a file", "a folder", "a FIFO", "a broken link"."""
+    try:
+        return _kind(os.stat(path))
+    except OSError:
+        return "a broken link" if path.is_symlink() else "missing"
+
+
+def _kind(found: os.stat_result) -> str:
+    return "a file" if stat.S_ISREG(found.st_mode) else _KINDS.get(stat.S_IFMT(found.st_mode), "a special file")
 
 
 class CannotWrite(UserError):

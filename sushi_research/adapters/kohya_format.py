@@ -24,6 +24,7 @@ from sushi_research.config import TrainingConfig
 from sushi_research.errors import UserError
 from sushi_research.files import disk_error, write_atomic
 from sushi_research.models import ARCHITECTURES
+from sushi_research.models.header import read_header
 from sushi_research.models.original_names import unet_name
 from sushi_research.models.prediction import Prediction
 
@@ -148,6 +149,24 @@ def save_adapter(
     digest = hashlib.sha256(body).hexdigest()
     hashes = {"sshs_model_hash": digest, "modelspec.hash_sha256": f"0x{digest}"}
     write_atomic(path, _header(data, {**metadata, **hashes}) + body)
+
+
+def require_whole(path: Path) -> None:
+    """UserError unless an adapter file has the tensors' bytes that `save_adapter` wrote, by the hash in its metadata.
+
+    Other programs may edit the metadata. If they removed the hash, only the header is checked.
+    """
+    try:
+        header = read_header(path)
+    except UserError:
+        header = None
+    if header is None or not header.tensors:
+        raise UserError(f"{path} is damaged")
+    expected = header.metadata.get("sshs_model_hash")
+    with open(path, "rb") as file:
+        file.seek(8 + int.from_bytes(file.read(8), "little"))
+        if expected is not None and hashlib.file_digest(file, "sha256").hexdigest() != expected:
+            raise UserError(f"{path} is damaged (its tensors are not those that were written)")
 
 
 def verify_saved(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
 
 from sushi_research.errors import UserError
+from sushi_research.files import parse_json
 from sushi_research.models.header import Header
 
 KEY = "lora_adapter_metadata"
@@ -40,10 +40,7 @@ def read(header: Header) -> Settings | None:
     text = header.metadata.get(KEY)
     if text is None:
         return None
-    try:
-        entries = json.loads(text)
-    except (ValueError, RecursionError):
-        entries = None
+    entries = parse_json(text, f"{header.path}: the metadata {KEY}", "take another copy of the adapter.")
     if not isinstance(entries, dict):
         raise UserError(f"{header.path}: the metadata {KEY} is not a JSON object: take another copy of the adapter.")
     settings: Settings = {}

@@ -29,7 +29,7 @@ import numpy as np
 import torch
 
 from sushi_research.errors import UserError
-from sushi_research.files import fsync_file, fsync_folder
+from sushi_research.files import fsync_file, fsync_folder, parse_json
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -130,6 +130,7 @@ def open_shard(manifest_path: Path, tensors: tuple[str, ...]) -> Dataset:
     try:
         manifest = _read_manifest(manifest_path)
         _require_format(manifest, tensors, path.parent)
+        _require_file(path)
         size = path.stat().st_size
         if size != manifest["bytes"]:
             raise Damage(f"it has {size} bytes and should have {manifest['bytes']}")
@@ -190,13 +191,19 @@ def _checksum(file: BinaryIO) -> str:
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
+    _require_file(path)
     try:
-        manifest = json.loads(path.read_bytes())
+        manifest = parse_json(path.read_bytes(), "its manifest")
     except ValueError as error:
         raise Damage("its manifest cannot be read") from error
     if not isinstance(manifest, dict) or manifest.pop("seal", None) != json_hash(manifest):
         raise Damage("its manifest is not what was written")
     return manifest
+
+
+def _require_file(path: Path) -> None:
+    if path.exists() and not path.is_file():  # opening a FIFO would wait for a writer
+        raise Damage(f"{path.name} is not a file")
 
 
 def _require_format(manifest: dict[str, Any], tensors: tuple[str, ...], folder: Path) -> None:

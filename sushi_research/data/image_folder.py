@@ -18,8 +18,6 @@ from sushi_research.errors import some
 from sushi_research.files import UnreadableFile, read_regular
 
 TABLES = {".parquet", ".arrow"}
-# Of a caption file: the longest captions of the models that write them have some thousand letters.
-_MOST_BYTES = 2**18
 
 
 def find_in_folder(
@@ -106,7 +104,9 @@ class _Captions:
         for name in self.of:
             for source, path in own.get(posixpath.splitext(name)[0], {}).items():
                 try:
-                    caption, lines = caption_text.first_line(caption_text.decode(read_regular(path, _MOST_BYTES)))
+                    caption, lines = caption_text.first_line(
+                        caption_text.decode(read_regular(path, caption_text.MOST_BYTES))
+                    )
                 except UnreadableFile as error:
                     self._unreadable[name] = f"its caption {error.reason}: {source}"
                 except caption_text.NotText as error:

@@ -7,6 +7,7 @@ samples/progress.png                  one row per prompt and seed, one column pe
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ from sushi_research.caches.caches import free_memory
 from sushi_research.caches.inputs import Inputs
 from sushi_research.config import TrainingConfig
 from sushi_research.errors import UserError
-from sushi_research.files import make_folder, remove, write_image
+from sushi_research.files import kind_of, make_folder, remove, write_image
 from sushi_research.models import loading
 from sushi_research.runs import tracking
 from sushi_research.runs.job import Job
@@ -30,18 +31,19 @@ _STEP = re.compile(r"step-(\d{8,})")
 MOST_COLUMNS = 8
 # Key of the PNG text entry that holds the image's prompt.
 LABEL = "prompt"
+MISSING = "is missing"
 
 
 def generate(job: Job, inputs: Inputs, unet: Any, step: int) -> None:
     """Generates and saves images of every prompt and seed with the UNet at `step`. The main process works, the others wait.
 
-    If the step's grid exists already, nothing is done; a resumed run thus generates only what is missing. Only the configured
+    If the step's pictures are whole, nothing is done; a resumed run thus generates only what is missing. Only the configured
     seeds determine the noise, and no training random state is used, so sampling does not change the training. If the images
     cannot be written, for example because the disk is full, a warning says so, and the training goes on without them.
     """
     config, run, accelerator = job.config, job.run, job.accelerator
     with job.main_process_writes():
-        if job.is_main and config.sample.enabled and not _grid_path(run.samples, step).exists():
+        if job.is_main and config.sample.enabled and _problems(run.samples, step):
             try:
                 images = generate_images(job, inputs, unet)
             except torch.OutOfMemoryError as error:
@@ -61,9 +63,18 @@ def generate(job: Job, inputs: Inputs, unet: Any, step: int) -> None:
                 )
 
 
-def has_samples(samples: Path, step: int, rows: Sequence[tuple[str, str]]) -> bool:
-    """Whether the images of a step were made: its grid, or all images for `complete_grids` to make it of. True for no rows."""
-    return not rows or _grid_path(samples, step).exists() or _is_whole(_folder(samples, step), rows)
+def lost(samples: Path, step: int, rows: Sequence[tuple[str, str]]) -> dict[Path, str]:
+    """What is wrong with each picture of a step that is missing or damaged, as a sentence; {} if `complete_grids` can make them.
+
+    Images of other prompts count, because prompts may change when a run is resumed. {} for no rows.
+    """
+    return {} if not rows or _is_whole(_folder(samples, step), rows) else _problems(samples, step)
+
+
+def _problems(samples: Path, step: int) -> dict[Path, str]:
+    """What is wrong with the grid of a step and with each of the step's images."""
+    pictures = [_grid_path(samples, step), *sorted(_folder(samples, step).glob("*.png"))]
+    return {path: f"{path} {problem}" for path in pictures if (problem := picture_problem(path))}
 
 
 def _folder(samples: Path, step: int) -> Path:
@@ -76,11 +87,28 @@ def _grid_path(samples: Path, step: int) -> Path:
     return samples / f"step-{step:08d}.png"
 
 
-def complete_grids(samples: Path, rows: Sequence[tuple[str, str]]) -> None:
-    """Writes the grids that are missing of those steps whose images are all there: writing them failed, or was interrupted."""
+def complete_grids(samples: Path, rows: Sequence[tuple[str, str]], next_step: int | None = None) -> list[str]:
+    """Writes the grids that are missing or damaged of those steps whose images are whole.
+
+    A missing one could not be written, or was interrupted. `next_step` is the step at which the run goes on: its images are made
+    again, and later ones removed. Returns a sentence for each damaged picture.
+    """
+    found = []
     for step in _steps(samples) if rows else ():
-        if not _grid_path(samples, step).exists() and _is_whole(_folder(samples, step), rows):
-            _write_grids(samples, rows, step, _images(_folder(samples, step), rows))
+        problems, folder = _problems(samples, step), _folder(samples, step)
+        outcome = "its step is left out of progress.png"
+        if problems and _is_whole(folder, rows):
+            _write_grids(samples, rows, step, _images(folder, rows))
+            outcome = "it is made again"
+        elif next_step is not None and step >= next_step:
+            outcome = "it is made again" if step == next_step else ""
+        found += [f"{problem}: {outcome}" for problem in problems.values() if outcome and not problem.endswith(MISSING)]
+    progress = samples / "progress.png"
+    whole = [step for step in _steps(samples) if rows and _is_whole(_folder(samples, step), rows)]
+    if whole and (problem := picture_problem(progress)):
+        write_image(progress, progress_grid(samples, rows))
+        found.append(f"{progress} {problem}: it is made again")
+    return found
 
 
 def _write_grids(samples: Path, rows: Sequence[tuple[str, str]], step: int, images: Sequence[Image.Image]) -> None:
@@ -149,13 +177,11 @@ def progress_grid(folder: Path, rows: Sequence[tuple[str, str]]) -> Image.Image:
 def _is_whole(folder: Path, rows: Sequence[tuple[str, str]]) -> bool:
     """Whether all images of a step are there, undamaged and of these prompts."""
     for name, label in rows:
-        try:
-            with Image.open(folder / name) as image:
-                if image.info.get(LABEL) != label:
-                    return False
-                image.verify()  # the checksums
-        except (OSError, SyntaxError):  # Pillow's errors for a damaged PNG
+        if picture_problem(folder / name):
             return False
+        with Image.open(folder / name) as image:
+            if image.info.get(LABEL) != label:
+                return False
     return True
 
 
@@ -165,6 +191,18 @@ def _images(folder: Path, rows: Sequence[tuple[str, str]]) -> list[Image.Image]:
         with Image.open(folder / name) as image:
             images.append(image.convert("RGB"))
     return images
+
+
+def picture_problem(path: Path) -> str | None:
+    """What is wrong with a PNG file, as the rest of a sentence; None if it is whole, by the checksums in it."""
+    if not path.is_file():
+        return MISSING if not os.path.lexists(path) else f"is {kind_of(path)}"
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            image.verify()
+    except Exception:  # Pillow raises nearly any exception on damaged bytes
+        return "is empty" if path.stat().st_size == 0 else "is damaged"
+    return None
 
 
 def cut_back(folder: Path, step: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -80,12 +81,21 @@ class MasterWeights:
         """An fp32 copy of the master weights by name, for checkpoints and adapter files."""
         return {name: master.detach().clone() for name, master in zip(self._names, self._master_weights, strict=True)}
 
+    def problem_of(self, state: Mapping[str, Any]) -> str | None:
+        """How `state` differs from what `named_state()` gives; None if it has the same names, shapes and dtype."""
+        if list(state) != self._names:
+            return f"it has other adapter tensors: {len(state)} instead of {len(self._names)}, or under other names"
+        for (name, tensor), master in zip(state.items(), self._master_weights, strict=True):
+            if not isinstance(tensor, torch.Tensor) or tensor.dtype != torch.float32 or tensor.shape != master.shape:
+                return f"its {name} is not float32 of {list(master.shape)}"
+        return None
+
     @torch.no_grad()
     def load(self, state: Mapping[str, torch.Tensor]) -> None:
         """Sets the master weights to tensors from `named_state()` and refreshes the working copy."""
-        assert list(state) == self._names, "the state is not that of this adapter"
+        problem = self.problem_of(state)
+        assert problem is None, f"the state is not that of this adapter: {problem}"
         for master, tensor in zip(self._master_weights, state.values(), strict=True):
-            assert tensor.dtype == torch.float32 and tensor.shape == master.shape
             master.copy_(tensor)
         self.refresh()
 

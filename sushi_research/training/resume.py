@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -12,22 +13,20 @@ from accelerate.utils import broadcast_object_list
 
 from sushi_research import randomness
 from sushi_research.caches.inputs import Inputs
-from sushi_research.config.command_line import config_to_dict, config_to_yaml
+from sushi_research.config.command_line import config_to_dict
 from sushi_research.config.keys import default_values
-from sushi_research.data import dataset
-from sushi_research.data.training_data import Data
 from sushi_research.errors import UserError
 from sushi_research.evaluation.drift import DriftSet
 from sushi_research.evaluation.validation_set import ValidationSet
-from sushi_research.files import write_atomic, write_json
 from sushi_research.models.prediction import Prediction
 from sushi_research.runs import identity, provenance, run_folder
 from sushi_research.runs.checkpoint import Checkpoint, latest_checkpoint, read_checkpoint
 from sushi_research.runs.job import Job, agree
-from sushi_research.runs.tracking import MetricsFile
-from sushi_research.sampling import plots, sample_grids
+from sushi_research.runs.metrics_file import MetricsFile
+from sushi_research.runs.run_folder import RunFolder
+from sushi_research.sampling import sample_grids
 from sushi_research.terminal import say
-from sushi_research.training import evaluation_records
+from sushi_research.training import evaluation_records, run_outputs
 from sushi_research.training.identity_facts import drift_set_of, hashes_of, provenance_of, validation_set_of
 from sushi_research.training.plan import Plan
 
@@ -79,21 +78,39 @@ def start_or_resume(job: Job, inputs: Inputs, plan: Plan) -> RunState:
     error = None
     if accelerator.is_main_process:
         try:
-            record, checkpoint = _stored(job, inputs, plan.steps)
-            decision = run_folder.decide(run.name, record, checkpoint, settings, plan.steps)
-            warnings = list(decision.warnings)
+            record, checkpoint = _stored(run, default_values(type(config)))
+            lost = run_outputs.lost(job, inputs, record, plan.steps, val_set, drift_set)
+            if checkpoint is not None and lost:
+                record["finished_at"] = None  # they are made again from the last checkpoint
+            elif run.adapter in lost:
+                raise UserError(
+                    f"{lost[run.adapter]}, and the run {run.name}, which is finished, has no checkpoint to write it again from: "
+                    "restore that file, or remove run.json and that file to train again, or give another --run.name"
+                )
+            decision = run_folder.decide(run.name, record, checkpoint, settings, plan.steps, run.adapter.is_file())
+            outcome_of_lost = (
+                "it is made again" if checkpoint is not None else "no checkpoint is left to make it again from"
+            )
+            warnings = [f"{sentence}: {outcome_of_lost}" for sentence in lost.values()] + decision.warnings
             if decision.action == "continue":
                 earlier = provenance.launches(provenance.entries(run.provenance), checkpoint.step)
                 warnings += provenance.changes(earlier[-1] if earlier else None, entry)
             if decision.action != "start":
                 warnings += evaluation_records.changes(run, val_set, drift_set, decision.action == "nothing")
+                damaged = run_outputs.damaged_descriptions(run, val_set)
+                warnings += [f"{sentence}: it is written again" for sentence in damaged.values()]
+                warnings += run_outputs.complete_pictures(
+                    job, inputs, checkpoint.step if decision.action == "continue" else None
+                )
+            if decision.action == "nothing":
+                warnings += run_outputs.make_again(job, inputs, plan, val_set, damaged)
+            elif decision.action == "continue":
+                MetricsFile(run.metrics).read()  # a damaged file is an error before anything is written
         except UserError as found:
             error = found
         else:
-            if decision.action != "start":
-                _complete_pictures(job, inputs, is_finished=decision.action == "nothing")
             say(decision.sentence)
-            for warning in warnings:
+            for warning in dict.fromkeys(warnings):
                 say(f"warning: {warning}")
             outcome = [(decision.action, checkpoint.path.name if checkpoint else None)]
     agree(error)
@@ -106,48 +123,31 @@ def start_or_resume(job: Job, inputs: Inputs, plan: Plan) -> RunState:
     if not state.nothing_to_do:
         with job.main_process_writes():
             if job.is_main:
-                _describe_run(job, state, inputs.data, plan)
+                _describe_run(job, state, inputs, plan)
     return state
 
 
-def _complete_pictures(job: Job, inputs: Inputs, is_finished: bool) -> None:
-    """Makes those missing pictures of the run that need no model: grids of existing images, and a finished run's curves."""
-    run, rows = job.run, sample_grids.rows_of(job.config, inputs.prompts)
-    with plots.optional("the run is still without it"):
-        sample_grids.complete_grids(run.samples, rows)
-        if is_finished and not run.curves.exists():
-            plots.training_curves(MetricsFile(run.metrics).read(), run.curves, run.name)
-
-
-def _stored(job: Job, inputs: Inputs, steps: int) -> tuple[dict[str, Any] | None, Checkpoint | None]:
+def _stored(run: RunFolder, defaults: Mapping[str, Any]) -> tuple[dict[str, Any] | None, Checkpoint | None]:
     """(run.json, newest intact checkpoint) of the run folder, with their identities in the keys of this version."""
-    run, defaults = job.run, default_values(type(job.config))
     checkpoint, record = latest_checkpoint(run.checkpoints), run.record()
     if record is not None:
         record["identity"] = identity.in_this_version(record["identity"], defaults)
-        rows = sample_grids.rows_of(job.config, inputs.prompts)
-        has_all = run.adapter.is_file() and sample_grids.has_samples(run.samples, steps, rows)
-        if checkpoint is not None and checkpoint.step == steps and not has_all:
-            # The adapter file or the last samples were removed, or could not be written: they are made from the last checkpoint.
-            record["finished_at"] = None
     if checkpoint is not None:
         facts = {"identity": identity.in_this_version(checkpoint.facts["identity"], defaults)}
         checkpoint = replace(checkpoint, facts=checkpoint.facts | facts)
     return record, checkpoint
 
 
-def _describe_run(job: Job, state: RunState, data: Data, plan: Plan) -> None:
+def _describe_run(job: Job, state: RunState, inputs: Inputs, plan: Plan) -> None:
     run = job.run
     assert run is not None
-    write_atomic(run.config, config_to_yaml(job.config).encode())
-    write_json(run.plan, plan.to_json())
-    dataset.write_report(data.scan, run.data_report, data.evaluation_scan)
-    if state.validation_set:
-        write_json(run.validation_set, state.validation_set.describe())
+    run_outputs.write_descriptions(job, inputs, plan, state.validation_set)
     provenance.add_entry(run.provenance, state.provenance)
     kept = state.step if state.checkpoint else -1
     evaluation_records.cut_back(run, state.validation_set, state.drift_set, kept)
     sample_grids.cut_back(run.samples, kept)
+    if lost := MetricsFile(run.metrics).mark_missing(state.step):
+        say(f"warning: {lost}")
     if state.checkpoint is None:
         run.mark_started(state.identity, plan.steps)
     else:

@@ -33,12 +33,15 @@ from sushi_research.precision import resolve_precision
 from sushi_research.runs import provenance, run_folder, tracking
 from sushi_research.runs.code import code_of
 from sushi_research.runs.job import Job, agree
+from sushi_research.runs.metrics_file import MetricsFile
 from sushi_research.sampling import plots
 from sushi_research.terminal import say
 from sushi_research.training.kept import what_is_kept
 from sushi_research.training.plan import Plan
 from sushi_research.training.resume import RunState
 from sushi_research.training.state import TrainState
+
+logger = logging.getLogger(__name__)
 
 
 def start_job(config: TrainingConfig, model: ModuleType, script: str) -> Job:
@@ -145,10 +148,11 @@ def out_of_memory(config: TrainingConfig, error: Exception) -> UserError:
     return UserError(f"out of memory ({str(error).splitlines()[0]}): {steps}.")
 
 
-def open_trackers(job: Job, run_state: RunState) -> tracking.MetricsFile:
+def open_trackers(job: Job, run_state: RunState) -> MetricsFile:
     """Starts W&B and TensorBoard as configured. Returns the metrics file."""
     config, run = job.config, job.run
     assert run is not None
+    metrics_file = MetricsFile(run.metrics)
     with job.main_process_writes():
         if job.is_main:
             trackers = tracking.resolve_trackers(config.tracking.wandb, config.tracking.tensorboard)
@@ -168,7 +172,10 @@ def open_trackers(job: Job, run_state: RunState) -> tracking.MetricsFile:
                 step=run_state.step,
             )
             tracking.log_artifact(job.accelerator, "plan", [run.config, run.plan])
-    return tracking.MetricsFile(run.metrics)
+            # Caching may have taken hours since the file was cut back.
+            if lost := metrics_file.mark_missing(run_state.step):
+                logger.warning(lost)
+    return metrics_file
 
 
 def write_adapter(
@@ -206,7 +213,7 @@ def _published_name(source: str) -> str:
     return os.path.basename(os.path.abspath(path)) if path.exists() else source
 
 
-def finish(job: Job, state: TrainState, metrics_file: tracking.MetricsFile, step: int) -> None:
+def finish(job: Job, state: TrainState, metrics_file: MetricsFile, step: int) -> None:
     """Plots the curves, sends the results to the trackers, marks the run as finished, and prints what was written.
 
     Warns if the adapter file does not change the base, which happens if the steps were too small or too few.
@@ -225,7 +232,7 @@ def finish(job: Job, state: TrainState, metrics_file: tracking.MetricsFile, step
     run.mark_finished(step)
     # Everything that scripts/compare_runs.py reads, so that it can compare runs from several machines.
     tracking.log_artifact(accelerator, "record", run.record_files(), root=run.path)
-    written = {"adapter": run.adapter, "curves": curves, "metrics": run.metrics}
+    written = {"adapter": run.adapter, "curves": run.curves, "metrics": run.metrics}
     if run.evaluation.exists():
         written["losses"] = run.evaluation
     if config.sample.enabled:
@@ -235,19 +242,24 @@ def finish(job: Job, state: TrainState, metrics_file: tracking.MetricsFile, step
             f"{run.path}/wandb (offline; `wandb sync {word(str(run.path))}/wandb/offline-run-*` uploads it)"
         )
     written = {what: path for what, path in written.items() if not isinstance(path, Path) or path.exists()}
-    skipped = f"; fp16 skipped {state.skipped_steps} of {step} steps" if state.skipped_steps else ""
-    say(
-        "",
-        f"finished{skipped}; seconds: {', '.join(f'{name} {value:.0f}' for name, value in seconds.items())}; written:",
-    )
+    say("", f"finished; seconds: {', '.join(f'{name} {value:.0f}' for name, value in seconds.items())}; written:")
     for what, path in written.items():
         say(f"  {what:<9} {path}")
-    if lora.is_zero(state.master_weights.named_state(), getattr(torch, config.lora.save_dtype)):
-        say(
-            f"warning: every second matrix of the adapter is zero in {config.lora.save_dtype}, as at the start, so it does not "
-            "change the base: train for more steps or with a larger optimizer.lr"
-        )
+    for warning in _warnings(job, state, step):
+        say(f"warning: {warning}")
     say(
         "next: put the adapter into your program's LoRA folder (ComfyUI, A1111, Forge, InvokeAI; diffusers: "
         "load_lora_weights), or generate a sample grid with scripts/sample.py"
     )
+
+
+def _warnings(job: Job, state: TrainState, step: int) -> Iterator[str]:
+    """What a finished run may have gone wrong in without an error."""
+    if state.skipped_steps:
+        yield f"fp16 skipped {state.skipped_steps} of {step} steps, because their gradients overflowed"
+    dtype = job.config.lora.save_dtype
+    if lora.is_zero(state.master_weights.named_state(), getattr(torch, dtype)):
+        yield (
+            f"every second matrix of the adapter is zero in {dtype}, as at the start, so the adapter does not change the base: "
+            "train for more steps or with a larger optimizer.lr"
+        )

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 import torch
 
-from sushi_research.errors import UserError
+from sushi_research.errors import UserError, first_line
 from sushi_research.runs.checkpoint import Checkpoint, save_checkpoint
 from sushi_research.runs.job import Job
-from sushi_research.runs.tracking import MetricsFile
+from sushi_research.runs.metrics_file import MetricsFile
 from sushi_research.training import optim
 from sushi_research.training.master_weights import MasterWeights
 from sushi_research.training.plan import Plan
@@ -71,13 +71,24 @@ class TrainState:
         return optim.averaged_weights(self.optimizer, self.master_weights)
 
     def load(self, checkpoint: Checkpoint | None) -> None:
-        """Restores all three from the checkpoint. Does nothing for None (a new run)."""
+        """Restores all three from the checkpoint. Does nothing for None (a new run).
+
+        UserError if the checkpoint holds another state, such as that of another adapter or optimizer.
+        """
         if checkpoint is None:
             return
         state = checkpoint.load()
+        parts = ("adapter", "optimizer", "scaler")
+        if not isinstance(state, dict) or not all(isinstance(state.get(part), dict) for part in parts):
+            raise checkpoint.foreign(f"it lacks one of {', '.join(parts)}")
+        if problem := self.master_weights.problem_of(state["adapter"]):
+            raise checkpoint.foreign(problem)
         self.master_weights.load(state["adapter"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
+        try:
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.scaler.load_state_dict(state["scaler"])
+        except Exception as error:  # each optimizer has errors of its own for a state that is not its own
+            raise checkpoint.foreign(f"{type(error).__name__}: {first_line(error)}") from error
         self.skipped_steps = state.get("skipped_steps", 0)  # checkpoints of older versions have no count
 
     def save(self, job: Job, run_state: RunState, plan: Plan, step: int) -> None:
