@@ -216,9 +216,10 @@ class CannotWrite(UserError):
 
 def disk_error(what: str, error: OSError) -> CannotWrite:
     """The error for a failed write: `what` failed, the reason, and what to do."""
+    advice = _ADVICE.get(error.errno, "check the path and the disk")
     return CannotWrite(
         f"{what}: {error.strerror or error}",
-        f"{_ADVICE.get(error.errno, 'check the path and the disk')}, then run the same command again: what was written before is intact",
+        f"{advice}, then run the same command again: what was written before is intact",
     )
 
 

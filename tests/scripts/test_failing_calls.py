@@ -1,4 +1,4 @@
-"""One call of the system fails, once: a run says so in one sentence or does without, and the next one ends with the same adapter."""
+"""One call of the system fails, once: a run says so in one sentence or does without, and the next ends with the same adapter."""
 
 import pytest
 from failing_calls import failing
@@ -17,31 +17,22 @@ EVERYTHING = {
     "sample.steps": 1,
     "checkpoint.keep": 1,
 }
-# (kind, number of the call, what the error says; None: the run does without). All calls of each kind were tried once by hand.
-CALLS = [
-    ("truncate", 1, None),  # the note in .lock
-    ("mkdir", 2, "cannot make the run folder|cannot make the folder|cannot use"),
-    ("list", 9, None),
-    ("fsync", 14, "cannot write .*: Input/output error; check the disk"),
-    ("write", 6, "cannot write .*: No space left on device; free some space"),
-    ("create", 12, "Input/output error; check the disk"),
-    ("rename", 9, "cannot write .*: Input/output error"),
-    ("stat", 60, "Input/output error"),
-]
+# Some of all calls (kind, number). Each was tried once by hand; this run goes on where the one before ended.
+CALLS = [("truncate", 1), ("list", 5), ("fsync", 12), ("write", 3), ("create", 8), ("rename", 9), ("stat", 60)]
 
 
 @ONE
-def test_a_run_with_a_failing_call_can_be_finished(trainer, with_curves, tmp_path):
+def test_a_run_with_failing_calls_can_be_finished(trainer, with_curves):
     trainer.train("whole", EVERYTHING)
-    run = trainer.folder("run")
-    for kind, number, message in CALLS:
-        fault = failing(kind, number, run)
-        error = None
+    sentences = []
+    for kind, number in CALLS:
+        fault = failing(kind, number, trainer.folder("run"))
         try:
             with fault():
                 trainer.train("run", EVERYTHING)
-        except UserError as found:
-            error = str(found)
+        except UserError as error:
+            sentences.append(str(error))
         assert fault.path, f"{kind}: there are only {fault.count} calls"
     trainer.train("run", EVERYTHING)
     assert_equal(trainer.adapter("run"), trainer.adapter("whole"))
+    assert len(sentences) >= 4 and all("\n" not in sentence for sentence in sentences), sentences
