@@ -98,7 +98,7 @@ def read_judged(work: Path, setup: str, killed: int) -> Judged:
         (json.loads(path.read_text()) for path in work.glob("pt_*/result.json")), key=lambda it: it["order"]
     )
     rows = rejudge(work)
-    if not rows or rows[0].verdict != "PASS":
+    if not records or records[0]["order"] != 0 or rows[0].verdict != "PASS":
         raise UserError(f"ckpt-chaos found that two runs of {setup} without a kill differ, or failed: see {work}.")
     planned, expected = _events(work / "reference", killed), fingerprint(work / "reference/out/run")
     points = []

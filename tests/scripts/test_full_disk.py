@@ -51,12 +51,11 @@ def test_a_run_goes_on_without_its_pictures_and_makes_the_last_ones_later(traine
     adapter = trainer.adapter("full")
     assert trainer.train("full", PICTURES) == 0
     written = {str(path.relative_to(folder)) for path in folder.rglob("*.png")}
-    assert written == {
-        "loss.png",
-        "samples/progress.png",
-        "samples/step-00000002.png",
-        "samples/step-00000002/00-seed0.png",
-    }
+    samples = [f"samples/step-{step:08d}{ending}" for step in (0, 2) for ending in (".png", "/00-seed0.png")]
+    assert written == {"loss.png", "samples/progress.png", *samples}
+    trainer.train("room", PICTURES)
+    for name in written - {"loss.png"}:  # its title is the run's name
+        assert (folder / name).read_bytes() == (trainer.folder("room") / name).read_bytes(), name
     assert all((trainer.adapter("full")[name] == adapter[name]).all() for name in adapter)
     capsys.readouterr()
     assert trainer.train("full", PICTURES) == 0 and "there is nothing to do" in capsys.readouterr().out
