@@ -193,7 +193,7 @@ def train(job: Job) -> int:
                     evaluating.evaluate(job, evaluator, unet, step, metrics_file)
                 if first or last or is_due(step, config.sample.every):
                     timings.enter("sampling")
-                    sample_grids.generate(job, inputs, unet, step)
+                    sample_grids.generate(job, inputs, unet, step, lora.without_adapter)
             if last:
                 break
 
