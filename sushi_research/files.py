@@ -77,24 +77,24 @@ def readable() -> Iterator[None]:
         ) from error
 
 
-def expand_path(text: str) -> str:
+def expand_path(text: str, *, key: str = "") -> str:
     """A path as the user gives it, with `~` or `~name` at its start replaced by that home folder.
 
-    Raises UserError, in words that can follow the name of a setting, if no system has such a path, or for an unknown user.
+    Raises UserError if no system has such a path, or for an unknown user. The sentence begins with `key`, the name of the
+    setting, and the path; without a key it can follow them.
     """
+    problem, expanded = None, os.path.expanduser(text)
     if not text:
-        raise UserError("it is empty, and a path is needed")
-    if "\0" in text:
-        raise UserError("it contains a zero byte, which no path can: remove it")
-    expanded = os.path.expanduser(text)
-    if text.startswith("~") and expanded == text:
-        user = text[1:].partition(os.sep)[0]
-        raise UserError(
-            f"it names the home folder of {user or 'a user'}, which this machine does not know: write out the path"
-        )
-    longest = max(len(os.fsencode(part)) for part in expanded.split(os.sep))
-    if len(os.fsencode(expanded)) > MOST_PATH or longest > MOST_NAME:
-        raise UserError(f"it has {len(text):,} letters, which is too long for a path: shorten it")
+        problem = "it is empty, and a path is needed"
+    elif "\0" in text:
+        problem = "it contains a zero byte, which no path can: remove it"
+    elif text.startswith("~") and expanded == text:
+        user = text[1:].partition(os.sep)[0] or "a user"
+        problem = f"it names the home folder of {user}, whom this machine does not know: write out the path"
+    elif len(os.fsencode(expanded)) > MOST_PATH or max(map(len, os.fsencode(expanded).split(b"/"))) > MOST_NAME:
+        problem = f"it has {len(text):,} letters, which is too long for a path: shorten it"
+    if problem:
+        raise UserError(f"{key} is {text}: {problem}" if key and text else f"{key}: {problem}" if key else problem)
     return expanded
 
 

@@ -12,7 +12,7 @@ from sushi_research import caption_text
 from sushi_research.data.names import composed
 from sushi_research.data.samples import FoundImage, Problem, Scan
 from sushi_research.data.tables import Table, read_image
-from sushi_research.errors import UserError
+from sushi_research.errors import UserError, first_line
 
 
 def find_in_table(result: Scan, table: Table, split: str, image_column: str, caption_column: str) -> list[FoundImage]:
@@ -33,7 +33,7 @@ def find_in_table(result: Scan, table: Table, split: str, image_column: str, cap
         message = f"the column {image_column} of {result.source} holds no images: set data.image_column to one of"
         raise UserError(f"{message} {columns}.") from None
     images, several, long = [], 0, []
-    for index, caption in enumerate(rows[caption_column][:]):
+    for index, caption in enumerate(_texts(rows, caption_column, result.source)):
         name = f"{split}[{index}]"
         if isinstance(caption, list) and caption:
             several += len(caption) > 1
@@ -58,6 +58,15 @@ def find_in_table(result: Scan, table: Table, split: str, image_column: str, cap
         have = "1 row has" if len(long) == 1 else f"{len(long)} rows have"
         result.notes.append(f"{have} a caption of several lines, of which only the first is used (first: {long[0]})")
     return images
+
+
+def _texts(rows: Any, column: str, source: str) -> list[Any]:
+    """The values of a column as they are stored: what is no text, such as an image, is not decoded."""
+    try:
+        rows.data.table.validate(full=True)  # parquet does not check that texts are UTF-8
+        return rows.with_format("arrow")[column][:].to_pylist()
+    except (ValueError, TypeError, OverflowError, NotImplementedError) as error:
+        raise UserError(f"{source} is damaged ({first_line(error)}): make it again, or download it again.") from None
 
 
 def _read(cells: Any, index: int, column: str, folders: tuple[Path, ...]) -> bytes:

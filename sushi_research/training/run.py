@@ -116,8 +116,7 @@ def _shares_folder(config: TrainingConfig) -> UserError | None:
     for key, path in (("data.path", config.data.path), ("evaluation.path", config.evaluation.path)):
         if not config.run.name or not path:
             continue
-        data = Path(path).expanduser()
-        if data.is_dir() and os.path.realpath(data) == os.path.realpath(Path(config.run.folder, config.run.name)):
+        if os.path.isdir(path) and os.path.realpath(path) == os.path.realpath(Path(config.run.folder, config.run.name)):
             return UserError(
                 f"run.folder and run.name give the folder of {key}, {path}: give the run a folder of its own."
             )
@@ -209,8 +208,7 @@ def write_adapter(
 
 def _published_name(source: str) -> str:
     """A hub id unchanged; for a local path only the last part, because adapters are published and the user's paths are not."""
-    path = Path(source).expanduser()
-    return os.path.basename(os.path.abspath(path)) if path.exists() else source
+    return os.path.basename(os.path.abspath(source)) if os.path.exists(source) else source
 
 
 def finish(job: Job, state: TrainState, metrics_file: MetricsFile, step: int) -> None:
