@@ -108,7 +108,10 @@ def main(config: SamplingConfig) -> int:
     del pipeline
 
     vae = loading.load_vae(base, loading.vae_dtype(base, device), device)
-    generated = decode(vae, latents, model.SCALING_FACTOR)
+    texts = [
+        f"{label} {lora_scale:g}: {prompt} (seed {seed})" for label, _, lora_scale in columns for prompt, seed in rows
+    ]
+    generated = decode(vae, latents, model.SCALING_FACTOR, texts)
     cells = [generated[row :: len(rows)] for row in range(len(rows))]
     for path in singles.glob("[0-9][0-9]-[0-9][0-9].png"):
         path.unlink()  # of an earlier, larger grid

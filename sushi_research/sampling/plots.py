@@ -88,7 +88,7 @@ def training_curves(records: Sequence[dict[str, Any]], path: Path, title: str) -
         "evaluation/drift": "drift from the base",
     }
     for each, (name, what) in zip(held_out, titles.items(), strict=False):
-        _with_band(each, [record for record in evaluated if name in record], name)
+        _with_band(each, [record for record in evaluated if record.get(name) is not None], name)
         each.set_title(what)
     for each in axes:
         each.set_xlabel("optimizer step")
