@@ -37,9 +37,11 @@ from sushi_research.caches.inputs import Inputs, fill_caches
 from sushi_research.data import findings
 from sushi_research.data.training_data import read_data
 from sushi_research.models.loading import find_base
+from sushi_research.runs.launch import one_report
 from sushi_research.training import run
 
 
+@one_report()
 def main(config: TrainingConfig) -> int:
     """Encodes what is missing for `config`; returns 0."""
     model = models.load(models.name_of(config))

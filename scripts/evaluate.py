@@ -54,10 +54,12 @@ from sushi_research.evaluation.unseen import describe, require_unseen
 from sushi_research.fingerprints import HashCache
 from sushi_research.models.loading import find_base
 from sushi_research.runs.job import Job
+from sushi_research.runs.launch import one_report
 from sushi_research.sampling import sample_grids
 from sushi_research.training import evaluating, identity_facts, run
 
 
+@one_report()
 def main(config: AdapterEvaluation) -> int:
     """Evaluates the base and the adapters of `config`; returns 0."""
     model = models.load(models.name_of(config))
