@@ -20,6 +20,7 @@ from demo.drawing import Scene, draw
 from demo.measure import Measured, checker_of, measure
 from demo.report import write_report
 from sushi_research.errors import UserError
+from sushi_research.files import write_image, write_json
 from sushi_research.sampling import plots
 from sushi_research.training.run import quiet_libraries
 
@@ -32,10 +33,10 @@ def main(run: Path) -> None:
     checker = checker_of(concept)
     before = measure(base, None, concept, checker)
     after = measure(base, run / "adapter.safetensors", concept, checker)
-    progress_picture(run, config["sample"]["prompts"]).save(run / "demo.png")
+    write_image(run / "demo.png", progress_picture(run, config["sample"]["prompts"]))
     facts = summary(run, concept, before, after)
     write_report(run, concept, config, before, after, facts)
-    (run / "demo.json").write_text(json.dumps(facts, indent=2) + "\n")
+    write_json(run / "demo.json", facts)
     print(table(facts))
     print(f"\n  picture  {run / 'demo.png'}\n  report   {run / 'report.html'} (open it in a browser)")
 

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import sys
 
-from sushi_research import models
+from sushi_research import models, stopping
 from sushi_research.config import TrainingConfig
-from sushi_research.config.command_line import read_architecture, run_main
+from sushi_research.config.process import read_architecture, run_main
 
 INTRO = """\
 This fills the caches of a training config without training. To begin:
@@ -36,33 +36,44 @@ from sushi_research.caches.caches import open_caches, open_hash_cache
 from sushi_research.caches.inputs import Inputs, fill_caches
 from sushi_research.data import findings
 from sushi_research.data.training_data import read_data
+from sushi_research.files import system_errors
 from sushi_research.models.loading import find_base
+from sushi_research.runs.job import Job
 from sushi_research.runs.launch import one_report
 from sushi_research.training import run
+from sushi_research.training.disk_plan import require_room_for_cache
 
 
 @one_report()
+@system_errors()
 def main(config: TrainingConfig) -> int:
     """Encodes what is missing for `config`; returns 0."""
-    model = models.load(models.name_of(config))
-    job = run.start_job(config, model, __file__)
+    job = run.start_job(config, models.load(models.name_of(config)), __file__)
+    with stopping.doing("planning", "nothing is encoded yet; the same command again starts over"):
+        fill(job)
+    return 0
+
+
+def fill(job: Job) -> None:
+    """Prints what is missing, and encodes it if this is no dry run."""
+    config = job.config
     hash_cache = open_hash_cache(config)
-    base = find_base(config, model)
+    base = find_base(config, job.model)
     data = read_data(job, hash_cache)
     caches = open_caches(job, base, hash_cache)
     inputs = Inputs(config, base, data, caches, hash_cache)
     images_missing, captions_missing = len(caches.missing_latents(data)), len(caches.missing_captions(inputs.captions))
-    job.accelerator.print(f"{images_missing} image entries and {captions_missing} captions to encode")
+    job.say(f"{images_missing} image entries and {captions_missing} captions to encode")
     for line in findings.lines(data.problems, data.notes):
-        job.accelerator.print(line)
+        job.say(line)
+    require_room_for_cache(job, inputs)
     if config.dry_run:
-        return 0
+        return
     fill_caches(job, inputs)
     total = (caches.latents.size_bytes + caches.texts.size_bytes) / 2**20
-    job.accelerator.print(
+    job.say(
         f"done: {config.cache.folder} holds {len(caches.latents)} image entries and {len(caches.texts)} captions, {total:.1f} MiB"
     )
-    return 0
 
 
 if __name__ == "__main__":

@@ -14,6 +14,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from sushi_research.config.process import begin, run_main
+
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Parses the command line before any heavy import, so that --help and a mistyped option answer at once."""
@@ -60,30 +62,37 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
+    begin()
     ARGUMENTS = parse(sys.argv[1:])
 
 from pathlib import Path
 
-from sushi_research.config.command_line import run_main
+from sushi_research import stopping
 from sushi_research.errors import UserError
 from sushi_research.experiments import page_content, plots, wandb_runs
 from sushi_research.experiments.comparison import Comparison, compare
-from sushi_research.files import disk_error, write_atomic, write_json
+from sushi_research.files import CannotWrite, expand_path, make_folder, remove, system_errors, write_atomic, write_json
 from sushi_research.progress import progress
 from sushi_research.reports import page
 from sushi_research.reports.run_record import find_records, read_record
+from sushi_research.terminal import say
 
 
+@system_errors()
 def main(arguments: argparse.Namespace) -> int:
     """Reads the runs, compares them, writes the page and prints the test results; returns 0."""
+    with stopping.doing("comparing", "the page is not complete; the same command again makes it"):
+        write_comparison(arguments)
+    return 0
+
+
+def write_comparison(arguments: argparse.Namespace) -> None:
+    """Reads the runs, compares them, writes the page and prints the test results."""
+    arguments.runs = [expand_path(name, key="RUN") for name in arguments.runs]
     folders, problems = folders_of(arguments)
-    output = Path(
-        arguments.output or f"comparisons/{(Path(arguments.runs[0]).resolve().name if arguments.runs else 'wandb')}"
-    )
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise disk_error(f"--output: cannot make the folder {output}", error) from error
+    default = f"comparisons/{Path(arguments.runs[0]).resolve().name if arguments.runs else 'wandb'}"
+    output = Path(default if arguments.output is None else expand_path(arguments.output, key="--output"))
+    make_folder(output)
     if arguments.wandb_runs:
         try:
             folder = output / "wandb"
@@ -94,24 +103,25 @@ def main(arguments: argparse.Namespace) -> int:
     bar = progress(folders, description="reading runs", unit="run", disable=len(folders) < 10)
     records = [read_record(folder) for folder in bar]
     for problem in [*problems, *(problem for record in records for problem in record.problems)]:
-        print(f"warning: {problem}", file=sys.stderr)
+        say(f"warning: {problem}", file=sys.stderr)
     if not records:
         raise UserError("no run is left to compare: see the warnings above.")
     comparison = compare(records, arguments.reference, arguments.pool_code)
     comparison.problems[:0] = problems
+    say_results(comparison)  # before anything is written: a full disk loses no result
     title = arguments.title or f"Comparison of {len(records)} run{'s' if len(records) > 1 else ''}"
     known = len(comparison.problems)
     plot_files = write_plots(comparison, output)
     for problem in comparison.problems[known:]:
-        print(f"warning: {problem}", file=sys.stderr)
+        say(f"warning: {problem}", file=sys.stderr)
     blocks = page_content.blocks(comparison, title, plot_files)
     write_atomic(output / "comparison.md", page.to_markdown(blocks).encode())
     write_atomic(output / "comparison.html", page.to_html(blocks).encode())
     write_json(output / "comparison.json", page_content.numbers(comparison))
-    say(comparison, output)
-    if note := wandb_runs.log_page(arguments, comparison, title, output):
-        print(note)
-    return 0
+    say(f"  page      {output / 'comparison.html'} (open it in a browser)", f"  markdown  {output / 'comparison.md'}")
+    with stopping.doing("sending the page to W&B", f"the page is written, in {output}"):
+        if note := wandb_runs.log_page(arguments, comparison, title, output):
+            say(note)
 
 
 def folders_of(arguments: argparse.Namespace) -> tuple[list[Path], list[str]]:
@@ -127,32 +137,37 @@ def folders_of(arguments: argparse.Namespace) -> tuple[list[Path], list[str]]:
 
 
 def write_plots(comparison: Comparison, output: Path) -> dict[str, Path]:
-    """Draws those plots for which there is data; returns their paths by name."""
-    paths = {name: output / f"{name}.png" for name in ("curves", "differences", "matrix", "timestep_bins", "samples")}
-    for path in paths.values():
-        path.unlink(missing_ok=True)
-    drawn = {
-        "curves": plots.validation_curves(comparison, paths["curves"]),
-        "differences": plots.differences(comparison.samples, paths["differences"], "at equal samples seen"),
-        "matrix": len(comparison.variants) > 3 and plots.matrix(comparison, paths["matrix"]),
-        "timestep_bins": plots.timestep_bins(comparison, paths["timestep_bins"]),
-        "samples": plots.samples(comparison, paths["samples"]),
+    """Draws those plots for which there is data; returns their paths by name. A plot that cannot be written becomes a problem."""
+    draw = {
+        "curves": lambda path: plots.validation_curves(comparison, path),
+        "differences": lambda path: plots.differences(comparison.samples, path, "at equal samples seen"),
+        "matrix": lambda path: len(comparison.variants) > 3 and plots.matrix(comparison, path),
+        "timestep_bins": lambda path: plots.timestep_bins(comparison, path),
+        "samples": lambda path: plots.samples(comparison, path),
     }
-    return {name: path for name, path in paths.items() if drawn[name]}
+    drawn = {}
+    for name, function in draw.items():
+        path = output / f"{name}.png"
+        remove(path)
+        try:
+            if function(path):
+                drawn[name] = path
+        except CannotWrite as error:
+            comparison.problems.append(f"{error.reason}: the page is without it")
+    return drawn
 
 
-def say(comparison: Comparison, output: Path) -> None:
-    """Prints the test results and the paths of the pages."""
+def say_results(comparison: Comparison) -> None:
+    """Prints the test results."""
     tested = [pair for pair in comparison.samples if pair.outcome is not None]
     for pair in tested[:10]:
-        print(page_content.sentence(pair))
+        say(page_content.sentence(pair))
     if len(tested) > 10:
-        print(f"... and {len(tested) - 10} more pairs, on the page")
+        say(f"... and {len(tested) - 10} more pairs, on the page")
     if not tested:
-        print(f"no test result: {page_content.why_none(comparison)}")
+        say(f"no test result: {page_content.why_none(comparison)}")
     for warning in comparison.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
-    print(f"  page      {output / 'comparison.html'} (open it in a browser)\n  markdown  {output / 'comparison.md'}")
+        say(f"warning: {warning}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import sys
 
-from sushi_research import models
-from sushi_research.config.command_line import read_architecture, run_main
+from sushi_research import models, stopping
 from sushi_research.config.other_scripts import AdapterEvaluation, evaluation_config
+from sushi_research.config.process import read_architecture, run_main
 
 INTRO = """\
 This evaluates adapter files on images that they were not trained on. To begin:
@@ -49,22 +49,44 @@ from sushi_research.caches.inputs import Inputs, fill_caches
 from sushi_research.data import findings
 from sushi_research.data.samples import dataset_hash
 from sushi_research.data.training_data import Data, read_data
+from sushi_research.errors import UserError
 from sushi_research.evaluation import adapter_files, validation_set
 from sushi_research.evaluation.unseen import describe, require_unseen
+from sushi_research.files import system_errors
 from sushi_research.fingerprints import HashCache
 from sushi_research.models.loading import find_base
 from sushi_research.runs.job import Job
 from sushi_research.runs.launch import one_report
 from sushi_research.sampling import sample_grids
+from sushi_research.terminal import say
 from sushi_research.training import evaluating, identity_facts, run
+from sushi_research.training.disk_plan import require_room_for_cache
 
 
 @one_report()
+@system_errors()
 def main(config: AdapterEvaluation) -> int:
     """Evaluates the base and the adapters of `config`; returns 0."""
-    model = models.load(models.name_of(config))
-    job = run.start_job(config, model, __file__)
-    accelerator = job.accelerator
+    job = run.start_job(config, models.load(models.name_of(config)), __file__)
+    written: list[str] = []
+
+    def kept() -> str:
+        if config.dry_run:
+            return "a dry run keeps nothing; the same command again starts over"
+        states = 1 + len(config.adapters) * len(config.lora_scales)
+        return (
+            f"what is encoded is kept in {config.cache.folder}, and {len(written)} of {states} results in {config.output}; "
+            "the same command again measures all of them"
+        )
+
+    with stopping.doing(lambda: job.timings.current, kept):
+        evaluate(job, written)
+    return 0
+
+
+def evaluate(job: Job, written: list[str]) -> None:
+    """Evaluates the base and each adapter at each LoRA scale, and appends the name of each folder that it has written."""
+    config, model = job.config, job.model
     for path in config.adapters:  # fail fast: nothing is loaded or encoded yet
         read_adapter(path)
     names = adapter_files.folder_names(config.adapters, config.lora_scales, Path(config.output))
@@ -81,18 +103,20 @@ def main(config: AdapterEvaluation) -> int:
     val_set = identity_facts.validation_set_of(job, inputs, base_hash)
     entry = identity_facts.provenance_of(job, inputs, hashes, val_set, None)
     share_of_data = f" (evaluation.held_out {config.evaluation.held_out:g})" if config.evaluation.held_out else ""
-    accelerator.print(
+    job.say(
         f"{len(set(val_set.names))} images of {source}{share_of_data} x {val_set.noise_samples} noise samples: "
         f"validation set {val_set.hash}"
     )
     for line in findings.lines(data.problems, data.notes):
-        accelerator.print(line)
+        job.say(line)
     if unseen:
-        accelerator.print(describe(unseen))
+        job.say(describe(unseen))
+    require_room_for_cache(job, inputs)
     if config.dry_run:
-        return 0
+        return
     fill_caches(job, inputs)
-    text = model.load_text(base, accelerator.device)
+    job.timings.enter("evaluating")
+    text = model.load_text(base, job.device)
     pipeline = load_pipeline(base, model, text, job.compute_dtype, job.device)
     for path in config.adapters:  # nothing is measured yet
         matches_of(pipeline, path)
@@ -118,8 +142,13 @@ def main(config: AdapterEvaluation) -> int:
                 rows = sample_grids.rows_of(config, inputs.prompts)
                 images = sample_grids.generate_images(job, inputs, unet, encoded) if config.sample.enabled else []
                 result = adapter_files.Result(name, lora_scale, loss, base_loss, drift, rows, images)
-                adapter_files.write(Path(config.output), result, val_set, measure, entry | {"adapter": facts})
                 results.append(result)
+                try:
+                    adapter_files.write(Path(config.output), result, val_set, measure, entry | {"adapter": facts})
+                except UserError:
+                    say(*adapter_files.table(results, val_set).split("\n"))  # what was measured is not lost
+                    raise
+                written.append(name)
 
     evaluate_one("base", 0.0, None, None)
     for number, path in enumerate(config.adapters):
@@ -131,9 +160,10 @@ def main(config: AdapterEvaluation) -> int:
             facts = adapter_files.adapter_facts(Path(path), lora_scale, changes_text, unseen[path])
             evaluate_one(names[number, lora_scale], lora_scale, encoded, facts)
         pipeline.unload_lora_weights()
-    if accelerator.is_main_process:
-        print(adapter_files.finish(Path(config.output), results, val_set))
-    return 0
+    if job.is_main:
+        job.timings.enter("saving")
+        say(*adapter_files.table(results, val_set).split("\n"), "")  # before anything is written
+        say(*adapter_files.finish(Path(config.output), results, val_set).split("\n"))
 
 
 def validation_data(job: Job, hash_cache: HashCache) -> Data:

@@ -14,7 +14,10 @@ from __future__ import annotations
 
 import argparse
 
+from sushi_research.config.process import begin, run_main
+
 if __name__ == "__main__":
+    begin()
     PARSER = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     PARSER.add_argument("model", help="a .safetensors file, a folder in diffusers format, or a hub id")
     CONFIG = PARSER.parse_args()
@@ -22,9 +25,10 @@ if __name__ == "__main__":
 import logging
 import textwrap
 
+from sushi_research import stopping
 from sushi_research.adapters import description, reading
-from sushi_research.config.command_line import run_main
 from sushi_research.models import hub, inspection
+from sushi_research.terminal import say
 
 WIDTH = 21
 
@@ -34,15 +38,21 @@ def main(config: argparse.Namespace) -> int:
 
     UserError, after the facts, says why it cannot.
     """
+    with stopping.doing("reading the model", "nothing is written; the same command again starts over"):
+        show(config.model)
+    return 0
+
+
+def show(model: str) -> None:
+    """Prints the facts about a model."""
     # diffusers imports bitsandbytes, which warns about a missing kernel that is not used here.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    path, _ = hub.locate_base(config.model, None, "the model")
+    path, _ = hub.locate_base(model, None, "the model")
     adapter = path.is_file() and reading.is_adapter(path)
-    for title, text in description.describe(path) if adapter else inspection.describe(path, config.model):
+    for title, text in description.describe(path) if adapter else inspection.describe(path, model):
         wrapped = [] if title == inspection.COMMAND else textwrap.wrap(text, 120 - WIDTH, break_on_hyphens=False)
         lines = wrapped or [text]
-        print(f"{title:<{WIDTH}}" + f"\n{'':<{WIDTH}}".join(lines), flush=True)
-    return 0
+        say(*(f"{'' if number else title:<{WIDTH}}{line}" for number, line in enumerate(lines)))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ experiment file can be overridden on the command line: `--seeds '[0, 1]'`.
 
 from __future__ import annotations
 
-from sushi_research.config.command_line import read_command_line, run_main
+from sushi_research.config.process import read_command_line, run_main
 from sushi_research.experiments.experiment import Experiment
 
 INTRO = """\
@@ -34,17 +34,20 @@ from pathlib import Path
 
 import psutil
 
+from sushi_research import stopping
 from sushi_research.errors import UserError
 from sushi_research.experiments.experiment import Planned, describe, plan, state_of
+from sushi_research.terminal import say
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 def main(experiment: Experiment) -> int:
     """Runs what is not finished, then compares; returns 0, 1 if a run failed, or 128 + the signal that stopped it."""
-    planned = plan(experiment)
-    states = [(run, state_of(run)) for run in planned]
-    print(f"{experiment.title}: {len(planned)} runs in {experiment.folder}\n{describe(states)}", flush=True)
+    with stopping.doing("planning", "no run was started; the same command again begins"):
+        planned = plan(experiment)
+        states = [(run, state_of(run)) for run in planned]
+        say(f"{experiment.title}: {len(planned)} runs in {experiment.folder}", *describe(states).split("\n"))
     if experiment.dry_run:
         return 0
     todo = [(run, state) for run, state in states if state != "done"]
@@ -52,23 +55,22 @@ def main(experiment: Experiment) -> int:
     with Interruption() as interruption:
         for number, (run, state) in enumerate(todo, 1):
             left = f", about {minutes(sum(spent) / len(spent) * (len(todo) - number + 1))} left" if spent else ""
-            print(f"\n--- run {number} of {len(todo)}: {run.name} ({state}){left} ---", flush=True)
+            say("", f"--- run {number} of {len(todo)}: {run.name} ({state}){left} ---")
             started = time.monotonic()
             status = interruption.run(launch(experiment, run), {"WANDB_RUN_GROUP": Path(experiment.folder).name})
             if interruption.signal:
-                print(f"stopped in {run.name}; the same command again continues from here", flush=True)
+                say(f"stopped in {run.name}; the same command again continues from here")
                 return 128 + interruption.signal
             if status:
                 failed.append(run.name)
-                print(
-                    f"{run.name} failed (exit status {status}); continuing with the others", file=sys.stderr, flush=True
-                )
+                say(f"{run.name} failed (exit status {status}); continuing with the others", file=sys.stderr)
             else:
                 spent.append(time.monotonic() - started)
     done = [run for run in planned if run.name not in failed]
-    status = write_comparison(experiment, done) if done else 1
+    with stopping.doing("comparing", "all runs are kept; the same command again compares them"):
+        status = write_comparison(experiment, done) if done else 1
     if failed:
-        print(
+        say(
             f"error: {len(failed)} of {len(planned)} runs failed: {', '.join(failed)}; the reasons are above",
             file=sys.stderr,
         )
@@ -92,12 +94,12 @@ def write_comparison(experiment: Experiment, runs: Sequence[Planned]) -> int:
         command += ["--pool-code"]
     if experiment.reference is not None:
         command += ["--reference", experiment.reference]
-    print(f"\n--- comparing {len(runs)} runs ---", flush=True)
+    say("", f"--- comparing {len(runs)} runs ---")
     return subprocess.run(command).returncode
 
 
 class Interruption:
-    """A context manager that forwards SIGINT and SIGTERM to the running script, which saves at its next step boundary.
+    """A context manager that forwards signals to the running script as SIGTERM, at which it saves and stops.
 
     `signal` is the first signal received, 0 if there was none.
     """
@@ -105,14 +107,14 @@ class Interruption:
     def __init__(self) -> None:
         self.signal = 0
         self._process: subprocess.Popen[bytes] | None = None
+        self._block = stopping.on_signals(self._pass_on)
 
     def __enter__(self) -> Interruption:
-        self._before = {number: signal.signal(number, self._pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+        self._block.__enter__()
         return self
 
     def __exit__(self, *error: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        self._block.__exit__(None, None, None)
 
     def run(self, command: Sequence[str], environment: dict[str, str]) -> int:
         """Runs a command and returns its exit status. Raises UserError if it cannot be started."""
@@ -127,7 +129,7 @@ class Interruption:
             ) from None
         return self._process.wait()
 
-    def _pass_on(self, number: int, frame: object) -> None:
+    def _pass_on(self, number: int) -> None:
         self.signal = self.signal or number
         if self._process is None:
             return

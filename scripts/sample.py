@@ -9,9 +9,9 @@ noise in every column.
 
 from __future__ import annotations
 
-from sushi_research import models
-from sushi_research.config.command_line import read_command_line, run_main
+from sushi_research import models, stopping
 from sushi_research.config.other_scripts import SamplingConfig
+from sushi_research.config.process import read_command_line, run_main
 
 INTRO = """\
 This generates a grid of images from a base and adapters. To begin:
@@ -24,28 +24,39 @@ if __name__ == "__main__":
     CONFIG = read_command_line(SamplingConfig, script="scripts/sample.py", intro=INTRO)
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 
 import torch
+from PIL import Image
 
 from sushi_research.adapters.labels import labels_of
 from sushi_research.adapters.loading import load_adapters, load_pipeline
 from sushi_research.adapters.reading import read_adapter
 from sushi_research.errors import UserError
 from sushi_research.evaluation.adapter_files import require_finite
-from sushi_research.files import disk_error, write_image
+from sushi_research.files import CannotWrite, make_folder, remove, system_errors, write_image
 from sushi_research.models import loading
 from sushi_research.models.truncation import texts_cut
 from sushi_research.precision import COMPUTE_DTYPES, resolve_precision
 from sushi_research.progress import progress
 from sushi_research.sampling import plots
 from sushi_research.sampling.pipeline import decode, embeddings, sampling_scheduler, unconditional
+from sushi_research.terminal import say
 from sushi_research.training import run
 
 
+@system_errors()
 def main(config: SamplingConfig) -> int:
     """Generates the grid that `config` describes; returns 0."""
+    with stopping.doing("sampling", f"{config.output} is not written; the same command again starts over"):
+        sample(config)
+    return 0
+
+
+def sample(config: SamplingConfig) -> None:
+    """Generates the grid and writes it, with the single images next to it."""
     run.quiet_libraries()
     output = Path(config.output)
     singles = make_folders(output)
@@ -72,7 +83,7 @@ def main(config: SamplingConfig) -> int:
     labels = labels_of([Path(path) for path in config.adapters], reserved=["base"])
     names = list(zip(load_adapters(pipeline, config.adapters), labels, strict=True))
     for prompt, lost in texts_cut(base, model, {*config.prompts, config.negative_prompt}).items():
-        print(f"warning: the prompt is longer than 77 tokens, the last {lost} are cut: {prompt}")
+        say(f"warning: the prompt is longer than 77 tokens, the last {lost} are cut: {prompt}")
 
     columns = [("base", None, 0.0)]
     columns += [(label, name, lora_scale) for name, label in names for lora_scale in config.lora_scales]
@@ -113,16 +124,35 @@ def main(config: SamplingConfig) -> int:
     ]
     generated = decode(vae, latents, model.SCALING_FACTOR, texts)
     cells = [generated[row :: len(rows)] for row in range(len(rows))]
-    for path in singles.glob("[0-9][0-9]-[0-9][0-9].png"):
-        path.unlink()  # of an earlier, larger grid
-    for row, cell_row in enumerate(cells):
-        for column, image in enumerate(cell_row):
-            write_image(singles / f"{row:02d}-{column:02d}.png", image)
+    pictures = {
+        singles / f"{row:02d}-{column:02d}.png": image
+        for row, cell_row in enumerate(cells)
+        for column, image in enumerate(cell_row)
+    }
     row_labels = [prompt if len(config.seeds) == 1 else f"{prompt} (seed {seed})" for prompt, seed in rows]
     column_labels = [label if name is None else f"{label} {lora_scale:g}" for label, name, lora_scale in columns]
-    write_image(output, plots.grid(cells, row_labels, column_labels))
-    print(f"written: {output}, and each image in {singles}/")
-    return 0
+    pictures[output] = plots.grid(cells, row_labels, column_labels)
+    write_all(pictures, singles)
+    say(f"written: {output}, and each image in {singles}/")
+
+
+def write_all(pictures: Mapping[Path, Image.Image], singles: Path) -> None:
+    """Writes the images by path, and removes those that an earlier, larger grid left in the folder `singles`.
+
+    If some cannot be written, the others are written all the same, and then UserError names the first.
+    """
+    failed = []
+    for path, image in pictures.items():
+        try:
+            write_image(path, image)
+        except CannotWrite as error:
+            failed.append(error)
+    for path in singles.glob("[0-9][0-9]-[0-9][0-9].png"):
+        if path not in pictures:
+            remove(path)
+    if failed:
+        written = f"{len(pictures) - len(failed)} of {len(pictures)} images are written"
+        raise UserError(f"{failed[0]} ({written})")
 
 
 def make_folders(output: Path) -> Path:
@@ -130,10 +160,7 @@ def make_folders(output: Path) -> Path:
     if output.suffix.lower() not in (".png", ".jpg", ".webp"):
         raise UserError(f"output is {output}: give a file that ends in .png, .jpg or .webp.")
     singles = output.with_suffix("")
-    try:
-        singles.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise disk_error(f"output: cannot make the folder {singles}", error) from error
+    make_folder(singles)
     return singles
 
 

@@ -12,7 +12,7 @@ is the config class, the model module, the arguments of `model.predict`, and SDX
 from __future__ import annotations
 
 from sushi_research.config import SD15Training
-from sushi_research.config.command_line import read_command_line, run_main
+from sushi_research.config.process import read_command_line, run_main
 
 INTRO = """\
 This trains an SD1.5 LoRA on your captioned images. To begin:
@@ -35,13 +35,15 @@ from sushi_research.adapters import lora
 from sushi_research.caches.caches import open_caches, open_hash_cache
 from sushi_research.caches.inputs import Inputs, fill_caches
 from sushi_research.data.training_data import read_data
+from sushi_research.files import system_errors
 from sushi_research.models import loading
 from sushi_research.models.loading import find_base
-from sushi_research.progress import StageTimings, progress
+from sushi_research.progress import progress
 from sushi_research.runs import tracking
 from sushi_research.runs.job import Job
 from sushi_research.runs.launch import one_report
 from sushi_research.sampling import sample_grids
+from sushi_research.stopping import StopRequest
 from sushi_research.training import evaluating, optim, resume, run
 from sushi_research.training.loader import Batch, Loader
 from sushi_research.training.master_weights import MasterWeights
@@ -49,7 +51,6 @@ from sushi_research.training.plan import is_due, make_plan
 from sushi_research.training.sampler import Sampler
 from sushi_research.training.state import TrainState
 from sushi_research.training.step_metrics import StepMetrics
-from sushi_research.training.stopping import StopRequest
 
 # --- end shared ---
 from sushi_research.models import sd15 as model  # isort: skip
@@ -77,6 +78,7 @@ def training_step(
 
 
 @one_report()
+@system_errors()
 def main(config: SD15Training) -> int:
     """Runs the training. Returns the exit status: 0, or 128 + the signal number if a signal stopped it early."""
     # --- shared: main ---
@@ -94,7 +96,7 @@ def main(config: SD15Training) -> int:
 def train(job: Job) -> int:
     """The training from start to finish. `job.run` is None for a dry run, which ends after the plan."""
     # --- shared: base, data, plan ---
-    config, stop, timings = job.config, StopRequest(), StageTimings("planning")
+    config, stop, timings = job.config, StopRequest(), job.timings
     hash_cache = open_hash_cache(config)
     base = find_base(config, model)
     data = read_data(job, hash_cache)
@@ -173,28 +175,32 @@ def train(job: Job) -> int:
     with contextlib.ExitStack() as signals, contextlib.closing(loader), bar:
         while True:
             # Save, evaluate and sample before the next step. `evaluate` and `generate` skip what the run has already, so a resumed
-            # run adds what is missing. A run that was stopped has a checkpoint of its last step and no adapter file.
+            # run adds what is missing. A stop interrupts both, and the run then has a checkpoint of its last step.
             first, last = step == 0, step == plan.steps
             if step > resumed_at and (last or stopping or is_due(step, config.checkpoint.every)):
                 timings.enter("saving")
                 state.save(job, run_state, plan, step)
             if last:
-                signals.close()  # from here on Ctrl-C ends the command at once
                 timings.enter("saving")
                 # Before evaluating and sampling, which may run out of memory.
-                run.write_adapter(job, inputs, plan, run_state, state, unet)
-            if evaluator and (first or last or (not stopping and is_due(step, config.evaluation.every))):
-                timings.enter("evaluating")
-                evaluating.evaluate(job, evaluator, unet, step, metrics_file)
-            if first or last or (not stopping and is_due(step, config.sample.every)):
-                timings.enter("sampling")
-                sample_grids.generate(job, inputs, unet, step)
-            if last or stopping:
+                with state.averaged_weights():
+                    run.write_adapter(job, inputs, plan, run_state, state, unet)
+            if stopping:
+                break
+            # The averaged weights are those of schedule-free optimizers; of all others they are the weights themselves.
+            with state.saved_if_interrupted(job, run_state, plan, step), state.averaged_weights(), stop.at_once():
+                if evaluator and (first or last or is_due(step, config.evaluation.every)):
+                    timings.enter("evaluating")
+                    evaluating.evaluate(job, evaluator, unet, step, metrics_file)
+                if first or last or is_due(step, config.sample.every):
+                    timings.enter("sampling")
+                    sample_grids.generate(job, inputs, unet, step)
+            if last:
                 break
 
             # One optimizer step: accumulate the gradients of G samples, clip them, apply them.
             if step == resumed_at:
-                signals.enter_context(stop)  # from the first step on Ctrl-C stops after the step, with a checkpoint
+                signals.enter_context(stop)  # from the first step on a signal stops after the step, with a checkpoint
                 bar.unpause()  # the first evaluation and samples do not count in its rate
             timings.enter("training")
             metrics.start()
@@ -212,22 +218,21 @@ def train(job: Job) -> int:
             norm = torch.nn.utils.clip_grad_norm_(
                 master_weights.parameters(), config.train.max_grad_norm or float("inf")
             )
-            job.scaler.step(optimizer)
-            job.scaler.update()
+            state.step_optimizer(step + 1, plan.steps)  # fp16 skips a step whose gradients overflowed
             master_weights.refresh()  # rounds them into the working copy that the UNet computes with
             master_weights.zero_grad()
             step += 1
-            values = metrics.values(plan, step, rate, norm)
+            values = metrics.values(plan, step, rate, norm) | state.metrics()
             tracking.log(job.accelerator, metrics_file, values, step)
             bar.set_postfix(loss=f"{values['loss']:.4f}", refresh=False)
             bar.update()
     # --- end shared ---
 
     # --- shared: finish ---
-    if step < plan.steps:
-        job.accelerator.print(f"stopped at step {step} of {plan.steps}; the same command again continues from here")
+    if stopping:
+        job.say(f"stopped at step {step} of {plan.steps}; the same command again continues from here")
         return stop.exit_status
-    run.finish(job, metrics_file, step, timings)
+    run.finish(job, state, metrics_file, step)
     # --- end shared ---
     return 0
 

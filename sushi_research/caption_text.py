@@ -30,6 +30,12 @@ _LIGATURES = "\u0132\u0133\u0149\u01c4-\u01cc\u01f1-\u01f3\ufb00-\ufb06"
 _WIDTHS = "".join(chr(code) for code in range(0xFF01, 0xFFF0) if unicodedata.normalize("NFKC", chr(code)) != chr(code))
 _INVISIBLE = "\u206a-\u206f\ufeff\ufff9-\ufffb"
 _REPLACED = re.compile(f"[{_QUOTES}{_LIGATURES}{_WIDTHS}{_INVISIBLE}]")
+# CLIP reads 77 tokens, about 400 letters. The longest captions of the models that write them have some thousand letters, and a file
+# can hold several. Tokenizing 10 million letters takes minutes and gigabytes.
+MOST_LETTERS = 65_536
+# Such a text in UTF-32, with its byte order mark.
+MOST_BYTES = 4 * MOST_LETTERS + 4
+UNDECODABLE = "cannot be read as UTF-8 text"
 # How many different characters a note lists.
 _SHOWN = 5
 
@@ -44,15 +50,21 @@ class NotText(ValueError):
 
 def decode(data: bytes) -> str:
     """The text of a file in UTF-8, or in UTF-16 or UTF-32 with a byte order mark. Raises NotText for any other bytes."""
-    encoding = next((encoding for mark, encoding in _MARKS.items() if data.startswith(mark)), "utf-8")
     try:
-        return data.decode(encoding)
+        return data.decode(encoding_of(data))
     except UnicodeDecodeError:
-        raise NotText("cannot be read as UTF-8 text") from None
+        raise NotText(UNDECODABLE) from None
+
+
+def encoding_of(start: bytes) -> str:
+    """The encoding of a file that begins with these bytes, by its byte order mark; UTF-8 without one."""
+    return next((encoding for mark, encoding in _MARKS.items() if start.startswith(mark)), "utf-8")
 
 
 def problem(text: str) -> str | None:
-    """Why `text` is not text, naming its first wrong character; None if it is. Any line breaks and tabs are text."""
+    """Why `text` is not the text of a caption, naming its first wrong character; None if it is. Line breaks and tabs are text."""
+    if len(text) > MOST_LETTERS:
+        return f"has {len(text):,} letters, and at most {MOST_LETTERS:,} are read"
     found = _NOT_TEXT.search(text)
     if found is None:
         return None

@@ -20,12 +20,17 @@ class UserErrors(UserError):
     """Several mistakes, one per line."""
 
     def __init__(self, messages: Iterable[str]) -> None:
-        ValueError.__init__(self, "\n".join(messages))
+        ValueError.__init__(self, "\n".join(printable(message) for message in messages))
 
 
 def printable(text: str) -> str:
     """`text` on one line that every terminal can show: control characters and halves of surrogate pairs are escaped."""
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+def printable_lines(text: str) -> str:
+    """`printable` for each line of a text: its line breaks stay."""
+    return "\n".join(printable(line) for line in text.split("\n"))
 
 
 def some(names: Sequence[str], most: int = 4) -> str:

@@ -1,27 +1,34 @@
 """Reads users' files within bounds. Writes files atomically: a temporary file next to the target, synced, then renamed.
 
+A failed write is a `CannotWrite`, which names the path and the reason.
+
 A process may guard a folder, such as its run folder: every write below it then first checks that it is still the same folder.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import json
 import os
-import secrets
+import shutil
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from sushi_research.errors import UserError, first_line
+from sushi_research.temporaries import temporary_file
 
 if TYPE_CHECKING:
     from PIL import Image
 
 # Configs, indexes and records are below 1 MiB; the largest tokenizer.json on the Hub is about 35 MiB.
 MOST_BYTES = 64 * 2**20
+# The longest path and name of a file in bytes (PATH_MAX less its zero byte, and NAME_MAX, of Linux; no other system has more).
+MOST_PATH = 4095
+MOST_NAME = 255
 # Nothing that the suite reads is nested more than about ten deep; Python's own functions fail from about 1000.
 MOST_NESTED = 100
 
@@ -68,6 +75,27 @@ def readable() -> Iterator[None]:
         raise UserError(
             f"{error.filename} cannot be read ({error.strerror or error}): check the path and the permissions."
         ) from error
+
+
+def expand_path(text: str, *, key: str = "") -> str:
+    """A path as the user gives it, with `~` or `~name` at its start replaced by that home folder.
+
+    Raises UserError if no system has such a path, or for an unknown user. The sentence begins with `key`, the name of the
+    setting, and the path; without a key it can follow them.
+    """
+    problem, expanded = None, os.path.expanduser(text)
+    if not text:
+        problem = "it is empty, and a path is needed"
+    elif "\0" in text:
+        problem = "it contains a zero byte, which no path can: remove it"
+    elif text.startswith("~") and expanded == text:
+        user = text[1:].partition(os.sep)[0] or "a user"
+        problem = f"it names the home folder of {user}, whom this machine does not know: write out the path"
+    elif len(os.fsencode(expanded)) > MOST_PATH or max(map(len, os.fsencode(expanded).split(b"/"))) > MOST_NAME:
+        problem = f"it has {len(text):,} letters, which is too long for a path: shorten it"
+    if problem:
+        raise UserError(f"{key} is {text}: {problem}" if key and text else f"{key}: {problem}" if key else problem)
+    return expanded
 
 
 class UnreadableFile(UserError):
@@ -125,14 +153,15 @@ def read_regular(path: Path, most: int = MOST_BYTES) -> bytes:
     return data
 
 
-def parse_json(text: str | bytes, where: str, remedy: str = "correct it") -> Any:
+def parse_json(text: str | bytes, where: str, remedy: str = "correct it", *, unique_keys: bool = False) -> Any:
     """The value in JSON text. Texts in it can have halves of surrogate pairs, as names that are not valid Unicode do.
 
-    Raises UserError if it is not valid JSON, is nested more than 100 deep or has a number of more than 4300 digits. The
-    sentence begins with `where` (the file, and the line if it has several) and ends with `remedy`.
+    Raises UserError if it is not valid JSON, is nested more than 100 deep or has a number of more than 4300 digits, or with
+    `unique_keys` if a key occurs twice. The sentence begins with `where` (the file, and the line if it has several) and ends with
+    `remedy`.
     """
     try:
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=_unique if unique_keys else None)
     except RecursionError:
         raise UserError(f"{where} is nested more than {MOST_NESTED} deep: {remedy}") from None
     except ValueError as error:
@@ -142,6 +171,13 @@ def parse_json(text: str | bytes, where: str, remedy: str = "correct it") -> Any
     if sum(map(text.count, opening)) > MOST_NESTED and _depth(value) > MOST_NESTED:  # type: ignore[arg-type]
         raise UserError(f"{where} is nested more than {MOST_NESTED} deep: {remedy}")
     return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key occurs twice")
+    return found
 
 
 def _depth(value: Any) -> int:
@@ -155,40 +191,111 @@ def _depth(value: Any) -> int:
 
 def _require_regular(path: Path, found: os.stat_result) -> None:
     if not stat.S_ISREG(found.st_mode):
-        kind = _KINDS.get(stat.S_IFMT(found.st_mode), "a special file")
-        raise UnreadableFile(path, f"is {kind}, and a regular file is needed here", "check the path")
+        raise UnreadableFile(path, f"is {_kind(found)}, and a regular file is needed here", "check the path")
+
+
+def kind_of(path: Path) -> str:
+    """What is at `path`, for a message: "a file", "a folder", "a FIFO", "a broken link"."""
+    try:
+        return _kind(os.stat(path))
+    except OSError:
+        return "a broken link" if path.is_symlink() else "missing"
+
+
+def _kind(found: os.stat_result) -> str:
+    return "a file" if stat.S_ISREG(found.st_mode) else _KINDS.get(stat.S_IFMT(found.st_mode), "a special file")
+
+
+class CannotWrite(UserError):
+    """A write that failed. `reason` is the message without the advice: what failed, and why."""
+
+    def __init__(self, reason: str, advice: str) -> None:
+        super().__init__(f"{reason}; {advice}")
+        self.reason = reason
+
+
+def disk_error(what: str, error: OSError) -> CannotWrite:
+    """The error for a failed write: `what` failed, the reason, and what to do."""
+    return CannotWrite(
+        f"{what}: {error.strerror or error}",
+        f"{_ADVICE.get(error.errno, 'check the disk')}, then run the same command again: what was written before is intact",
+    )
+
+
+_ADVICE = dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free some space")
+_ADVICE |= dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "make the folder writable")
+_ADVICE |= {errno.EFBIG: "raise the limit on the size of a file (ulimit -f, or that of the file system)"}
+_ADVICE |= dict.fromkeys((errno.EMFILE, errno.ENFILE), "raise the limit on open files (ulimit -n)")
+
+
+@contextlib.contextmanager
+def writing(what: str, path: Path) -> Iterator[None]:
+    """A block that changes `path`: the check of `require_same_folder` before it, and CannotWrite ("cannot <what> <path>") for an
+    OSError in it."""
+    require_same_folder(path)
+    try:
+        yield
+    except OSError as error:
+        require_same_folder(path)  # if the folder is gone, that is the reason
+        raise disk_error(f"cannot {what} {path}", error) from error
+
+
+@contextlib.contextmanager
+def system_errors() -> Iterator[None]:
+    """Context manager or decorator around a whole command: any other OSError about a file becomes a UserError.
+
+    Errors without a file name are not about files: those of a closed stdout, or of the network.
+    """
+    try:
+        yield
+    except OSError as error:
+        if not isinstance(error.filename, str | bytes | os.PathLike):
+            raise
+        raise disk_error(f"cannot use {os.fsdecode(error.filename)}", error) from error
 
 
 def write_atomic(path: Path, data: bytes) -> None:
     """Replace the file at `path` with `data`. If the process is killed, the file has either the old or the new bytes.
 
-    The folder must exist. Raises UserError, and keeps the old file, if the disk is full or the folder is not writable.
+    The folder must exist. Raises CannotWrite, and leaves no temporary file, if the disk is full or the folder is not writable.
     """
-    temporary = hidden_name(path)
-    try:
-        write_synced(temporary, data)
-        require_same_folder(path)
-        os.replace(temporary, path)
+    with writing("write", path):
+        with temporary_file(path) as (file, temporary):
+            file.write(data)
+            fsync_file(file)
+            require_same_folder(path)
+            if os.name == "nt":
+                file.close()  # an open file cannot be renamed there
+            os.replace(temporary, path)
         fsync_folder(path.parent)
-    except UserError:
-        temporary.unlink(missing_ok=True)
-        raise
-    except OSError as error:
-        with contextlib.suppress(OSError):  # for example where the folder is gone
-            temporary.unlink(missing_ok=True)
-        require_same_folder(path)
-        raise disk_error(f"cannot write {path}", error) from error
 
 
 def append(path: Path, data: bytes) -> None:
-    """Adds `data` to the end of a file, which is created if it is missing. Raises UserError if that fails."""
-    require_same_folder(path)
-    try:
-        with open(path, "ab") as file:
-            file.write(data)
-    except OSError as error:
-        require_same_folder(path)
-        raise disk_error(f"cannot write {path}", error) from error
+    """Adds `data` to the end of a file, which is created if it is missing. Raises CannotWrite if that fails."""
+    with writing("write", path), open(path, "ab") as file:
+        file.write(data)
+
+
+def sync(path: Path) -> None:
+    """Waits until everything that was appended to the file at `path` is on the disk; nothing if there is no file. CannotWrite if
+    that fails."""
+    with writing("write", path), contextlib.suppress(FileNotFoundError), open(path, "r+b") as file:
+        os.fsync(file.fileno())
+
+
+def make_folder(path: Path) -> None:
+    """Creates a folder and those above it, if they are missing. Raises CannotWrite if that fails."""
+    with writing("make the folder", path):
+        path.mkdir(parents=True, exist_ok=True)
+
+
+def remove(path: Path) -> None:
+    """Removes a file, or a folder with all that is in it, if it is there. Raises CannotWrite if that fails."""
+    with writing("remove", path), contextlib.suppress(FileNotFoundError):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def write_image(path: Path, image: Image.Image, **options: Any) -> None:
@@ -227,26 +334,19 @@ def fsync_file(file: Any) -> None:
 def fsync_folder(folder: Path) -> None:
     """Wait until the names in `folder` (files created, renamed, removed) are on the disk. Raises OSError.
 
-    Does nothing on Windows, which cannot open a folder for this.
+    Does nothing where folders cannot be synced: on Windows, without read permission, and on file systems that refuse it (as
+    PostgreSQL's fsync_fname_ext). Any other error means that the disk failed.
     """
     if os.name == "nt":
         return
-    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        with contextlib.suppress(OSError):  # some network file systems do not support it
-            os.fsync(descriptor)
+        descriptor = os.open(folder, os.O_RDONLY)
+    except PermissionError:
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.ENOSYS):
+            raise
     finally:
         os.close(descriptor)
-
-
-def hidden_name(path: Path) -> Path:
-    """A new hidden name next to `path`, on the same file system: `.<name>.<8 random hex digits>.tmp`."""
-    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-
-
-def disk_error(what: str, error: OSError) -> UserError:
-    """The UserError for a failed write: `what` failed, the reason, and what to do."""
-    return UserError(
-        f"{what}: {error.strerror or error}; free some space or make the folder writable, "
-        "then run the same command again: what was written before is intact"
-    )

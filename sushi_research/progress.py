@@ -51,6 +51,11 @@ class StageTimings:
         self._seconds = {first: 0.0}
         self._now, self._since = first, clock()
 
+    @property
+    def current(self) -> str:
+        """The name of the current stage."""
+        return self._now
+
     def enter(self, name: str) -> None:
         """Ends the current stage and begins or resumes the stage `name`."""
         self._settle()

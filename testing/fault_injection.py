@@ -58,18 +58,16 @@ if __name__ == "__main__":
     ARGUMENTS = parse(sys.argv[1:])
 
 import os
-import shutil
 import tempfile
 import time
 from pathlib import Path
 
 from sushi_research import randomness
-from sushi_research.config.command_line import run_main
+from sushi_research.config.process import run_main
 from sushi_research.errors import UserError
-from sushi_research.progress import progress
-from sushi_research.runs import provenance
-from testing.faults import FAULTS, FaultTest, Reference
+from testing.faults import FAULTS, FaultTest, Reference, report_wrong, run_tests
 from testing.launches import SETUPS, STEPS, Launcher, Setup
+from testing.result_pages import circumstances
 
 assert list(FAULTS) == list(KINDS)
 
@@ -85,35 +83,25 @@ def main(arguments: argparse.Namespace) -> int:
     launcher, references = Launcher(folder), {}
     kinds, setups = arguments.kind or list(KINDS), [SETUPS[name] for name in arguments.setup or SETUPS]
     numbers = range(arguments.tests) if arguments.only is None else [arguments.only]
-    tests = []
-    for number in progress(numbers, description="injecting faults", unit="test"):
-        kind = kinds[number % len(kinds)]
-        # Each kind goes through the setups in turn.
-        test = FaultTest(number, kind, setups[sum(divmod(number, len(kinds))) % len(setups)])
-        if test.setup.name not in references:
-            references[test.setup.name] = make_reference(launcher, test.setup, folder / "reference" / test.setup.name)
-        tests.append(test)
-        place = folder / f"test-{number:03d}"
-        rng = randomness.key(arguments.seed, "fault-injection", number)
-        try:
-            FAULTS[kind](test, launcher, references[test.setup.name], place, rng)
-        except (TimeoutError, AssertionError) as error:
-            test.wrong.append(f"{type(error).__name__}: {error}")
-        if not test.wrong:
-            shutil.rmtree(place, ignore_errors=True)
+    # Each kind goes through the setups in turn.
+    tests = [
+        FaultTest(number, kinds[number % len(kinds)], setups[sum(divmod(number, len(kinds))) % len(setups)])
+        for number in numbers
+    ]
+
+    def inject(test: FaultTest, place: Path) -> None:
+        name = test.setup.name
+        if name not in references:
+            references[name] = make_reference(launcher, test.setup, folder / "reference" / name)
+        rng = randomness.key(arguments.seed, "fault-injection", test.number)
+        FAULTS[test.kind](test, launcher, references[name], place, rng)
+
+    run_tests(tests, inject, folder)
     text = table(tests)
     print(text)
     if arguments.output:
         Path(arguments.output).write_text(text + "\n")
-    wrong = [test for test in tests if test.wrong]
-    for test in wrong:
-        print(f"test {test.number} ({test.kind}, {test.setup.name}): {'; '.join(test.events)}", file=sys.stderr)
-        print(f"  differs: {'; '.join(test.wrong[:3])}", file=sys.stderr)
-    if wrong:
-        print(f"{len(wrong)} of {len(tests)} tests differ; their files are in {folder}", file=sys.stderr)
-    elif not arguments.keep:
-        shutil.rmtree(folder)
-    return int(bool(wrong))
+    return report_wrong(tests, folder, keep=bool(arguments.keep))
 
 
 def make_reference(launcher: Launcher, setup: Setup, place: Path) -> Reference:
@@ -153,10 +141,7 @@ def table(tests: Sequence[FaultTest]) -> str:
             lines.append(f"| {kind}: {KINDS[kind]} | {' | '.join(cells)} | {_cell(of_kind)} |")
     columns = [_cell([test for test in tests if test.setup.name == name]) for name in setups]
     lines.append(f"| all | {' | '.join(columns)} | {_cell(tests)} |")
-    libraries = provenance.library_versions()
-    versions = ", ".join(f"{name} {libraries[name]}" for name in ("torch", "diffusers", "peft", "bitsandbytes"))
-    date = time.strftime("%Y-%m-%d", time.gmtime())
-    note = f"Equal bit for bit, of tests done. {os.cpu_count()} CPU cores, {versions}, {date}."
+    note = f"Equal bit for bit, of tests done. {circumstances(('torch', 'diffusers', 'peft', 'bitsandbytes'))}"
     kills = [event for test in tests for event in test.events if event.startswith("killed")]
     steps = [int(event.partition("step ")[2].split()[0].rstrip(",")) for event in kills]
     if steps:

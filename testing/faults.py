@@ -6,12 +6,15 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import sys
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+from sushi_research.progress import progress
 from testing.launches import STEPS, Launch, Launcher, Setup, last_step, mount_tmpfs, unmount
 from testing.run_equality import differences
 
@@ -28,14 +31,41 @@ class Reference:
 
 @dataclass
 class FaultTest:
-    """One test. `events`: what was done; `wrong`: what differs from the reference; `skipped`: why it could not be run."""
+    """One test. `events`: what was done; `wrong`: what differs from the reference; `skipped`: why it could not be run;
+    `status`: the exit status of the run whose disk failed."""
 
     number: int
     kind: str
     setup: Setup
+    status: int | None = None
     events: list[str] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
     skipped: str = ""
+
+
+def run_tests(tests: Sequence[FaultTest], inject: Callable[[FaultTest, Path], None], folder: Path) -> None:
+    """Calls `inject(test, place)` for each test, with a bar. Removes the files of those in which nothing is wrong."""
+    for test in progress(tests, description="injecting faults", unit="test"):
+        place = folder / f"test-{test.number:03d}"
+        try:
+            inject(test, place)
+        except (TimeoutError, AssertionError) as error:
+            test.wrong.append(f"{type(error).__name__}: {error}")
+        if not test.wrong:
+            shutil.rmtree(place, ignore_errors=True)
+
+
+def report_wrong(tests: Sequence[FaultTest], folder: Path, keep: bool) -> int:
+    """Prints what went wrong and returns the exit status. Removes the folder of the tests if nothing did, unless `keep`."""
+    wrong = [test for test in tests if test.wrong]
+    for test in wrong:
+        print(f"test {test.number} ({test.kind}, {test.setup.name}): {'; '.join(test.events)}", file=sys.stderr)
+        print(f"  differs: {'; '.join(test.wrong[:3])}", file=sys.stderr)
+    if wrong:
+        print(f"{len(wrong)} of {len(tests)} tests differ; their files are in {folder}", file=sys.stderr)
+    elif not keep:
+        shutil.rmtree(folder)
+    return int(bool(wrong))
 
 
 def finish(test: FaultTest, launcher: Launcher, reference: Reference, place: Path, name: str = "run") -> None:
@@ -110,11 +140,11 @@ def sigint(*arguments: object) -> None:
 def refused(test: FaultTest, launch: Launch, what: str) -> None:
     """Checks a run whose disk is full or limited: one sentence, status 2, no traceback."""
     status, text = launch.wait()[0], launch.text()
+    test.status = status
     sentences = [line for line in text.splitlines() if line.startswith("error: ")]
     test.events.append(f"{what}: status {status}{f', {sentences[0][:70]}' if sentences else ''}")
-    if status == 0:
-        return
-    if status != 2 or len(sentences) != 1 or ("Traceback" in text and test.setup.world == 1):
+    traceback = "Traceback" in text and test.setup.world == 1
+    if (status != 0 and (status != 2 or len(sentences) != 1)) or traceback:
         test.wrong.append(f"{what} ended with {status} and said {text[-400:]!r}")
 
 

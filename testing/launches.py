@@ -133,27 +133,30 @@ class Launcher:
         for name, count, seed in (("photos", 7, 0), ("held", 4, 1)):
             _make_images(folder / name, count, seed)
 
+    def settings(self, setup: Setup, runs: Path | str, cache: Path | str, name: str = "run") -> dict[str, Any]:
+        """The settings of a run, with its paths. Makes the tiny base if it is missing."""
+        base = self.folder / f"base_{setup.architecture}"
+        if not base.exists():
+            save_tiny_base(base, setup.architecture)
+        return setup.settings | {
+            "model.base": str(base),
+            "data.path": str(self.folder / "photos"),
+            "evaluation.path": str(self.folder / "held"),
+            "cache.folder": str(cache),
+            "run.folder": str(runs),
+            "run.name": name,
+        }
+
     def start(self, setup: Setup, runs: Path, cache: Path, name: str = "run", **wrong: Any) -> Launch:
         """Starts the script of a setup.
 
         `wrong` are fields of `Order`; `die_at` and `count` apply to the main process only.
         """
         runs.mkdir(parents=True, exist_ok=True)
-        base = self.folder / f"base_{setup.architecture}"
-        if not base.exists():
-            save_tiny_base(base, setup.architecture)
         order = Order(
-            script=ROOT / f"scripts/train_{setup.architecture}_lora.py",
+            script=ROOT / script_of(setup),
             architecture=setup.architecture,
-            settings=setup.settings
-            | {
-                "model.base": str(base),
-                "data.path": str(self.folder / "photos"),
-                "evaluation.path": str(self.folder / "held"),
-                "cache.folder": str(cache),
-                "run.folder": str(runs),
-                "run.name": name,
-            },
+            settings=self.settings(setup, runs, cache, name),
             **{"log": runs.parent / f"{name}.log"} | wrong,
         )
         processes = []
@@ -164,6 +167,11 @@ class Launcher:
         for process in processes:
             process.start()
         return Launch(processes, order.log)
+
+
+def script_of(setup: Setup) -> str:
+    """The training script of a setup, relative to the repository."""
+    return f"scripts/train_{setup.architecture}_lora.py"
 
 
 def last_step(run: Path) -> int:

@@ -32,12 +32,12 @@ from pathlib import Path
 import yaml
 
 from sushi_research.errors import UserError, nearest
-from sushi_research.files import write_atomic
 from sushi_research.progress import progress
+from testing.result_pages import around_table, write_table
 
 ROOT = Path(__file__).parents[1]
 LIST = ROOT / "testing/mutants.yaml"
-BEGIN, END = "<!-- mutants -->", "<!-- end mutants -->"
+TABLE = "mutants"  # the name of the table in its page
 # Timeouts in seconds: for the tests of one fault, and for all tests on the clean copy.
 PATIENCE, BASELINE_PATIENCE = 600, 3600
 BASELINE = "clean copy"
@@ -208,16 +208,6 @@ def summary(outcomes: Sequence[Outcome]) -> str:
     return f"{caught} of {len(faults)} faults caught" + (f"; not as expected: {', '.join(others)}." if others else ".")
 
 
-def around_table(path: Path) -> tuple[str, str]:
-    """The parts of the page before and after the table. UserError if the two marks are missing."""
-    page = path.read_text(encoding="utf-8") if path.is_file() else ""
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise UserError(f"{path} has no marks {BEGIN} and {END} for the table: add them.")
-    return before + BEGIN, END + after
-
-
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
@@ -251,12 +241,11 @@ def main(arguments: Sequence[str]) -> int:
             print(f"{mutant.name}: {mutant.what}\n    {mutant.file}\n    {' '.join(mutant.tests)}")
         return 0
     if options.write:
-        around_table(options.write)  # a page without marks is refused before the work, not after it
+        around_table(options.write, TABLE)  # a page without marks is refused before the work, not after it
     outcomes = run_all(mutants, options.jobs, options.baseline)
     print(summary(outcomes))
     if options.write:
-        before, after = around_table(options.write)
-        write_atomic(options.write, f"{before}\n{table(mutants, outcomes, LIST)}\n{after}".encode())
+        write_table(options.write, TABLE, table(mutants, outcomes, LIST))
     return int(any(outcome.word not in ("caught", "passed") for outcome in outcomes))
 
 

@@ -6,10 +6,15 @@ runs the real script then starts in a fraction of a second, and is a separate pr
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
+import itertools
 import os
 import resource
+import secrets
 import signal
+import time
+import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,7 +35,7 @@ from peft import LoraConfig  # noqa: F401
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer  # noqa: F401
 
 from sushi_research import models
-from sushi_research.config.command_line import run_main
+from sushi_research.config.process import run_main
 from sushi_research.training import evaluating, resume  # noqa: F401
 from sushi_research.training import run as training_run  # noqa: F401
 from testing.forked_scripts import become_a_program
@@ -41,7 +46,8 @@ class Order:
     """What a process runs: the script, its settings by dotted key, its environment, and the injected fault.
 
     `die_at`: it sends itself SIGKILL right before its n-th sync or rename of a file, counted from 1. `file_limit`: maximum size of
-    a file in bytes. `count`: the file to which it writes how often it synced and renamed.
+    a file in bytes. `count`: the file to which it writes how often it synced and renamed. `traced`: it waits until strace has
+    attached, and the names of its temporary files are not random.
     """
 
     script: Path
@@ -52,6 +58,7 @@ class Order:
     die_at: int = 0
     file_limit: int = 0
     count: Path | None = None
+    traced: bool = False
 
 
 def run(order: Order) -> None:
@@ -61,6 +68,9 @@ def run(order: Order) -> None:
     writes = _watch_writes(order.die_at)
     if order.file_limit:
         resource.setrlimit(resource.RLIMIT_FSIZE, (order.file_limit, order.file_limit))
+    if order.traced:
+        _number_names()
+        _wait_for_strace()
     try:
         run_main(load(order.script).main, configure(order.architecture, order.settings))
     finally:
@@ -83,6 +93,24 @@ def configure(architecture: str, settings: dict[str, Any]) -> Any:
         section, _, name = key.partition(".")
         nested.setdefault(section, {})[name] = value
     return models.ARCHITECTURES[architecture].config_class()(**nested)
+
+
+def _number_names() -> None:
+    """Makes the random parts of temporary names numbers that count up, so that two runs use the same names."""
+    numbers = itertools.count(1)
+    secrets.token_hex = lambda count=32: f"{next(numbers):0{2 * count}x}"
+    uuid.uuid4 = lambda: uuid.UUID(int=next(numbers))
+
+
+def _wait_for_strace() -> None:
+    """Waits until a tracer has attached to this process; ends the process after a minute without one."""
+    # Where a process may trace only its children (ptrace_scope 1), it must be allowed to trace this one: PR_SET_PTRACER, any.
+    ctypes.CDLL(None).prctl(0x59616D61, ctypes.c_ulong(-1), 0, 0, 0)
+    until = time.monotonic() + 60
+    while "TracerPid:\t0\n" in Path("/proc/self/status").read_text():
+        if time.monotonic() > until:
+            raise SystemExit("no tracer has attached")
+        time.sleep(0.01)
 
 
 def _watch_writes(die_at: int) -> list[str]:

@@ -33,34 +33,41 @@ def _differences(found: Path, expected: Path) -> Iterator[str]:
     yield from _nested(
         load_file(found / "adapter.safetensors"), load_file(expected / "adapter.safetensors"), "the adapter"
     )
-    records = [json.loads((folder / "run.json").read_text()) for folder in (found, expected)]
-    one, other = ({key: value for key, value in record.items() if key != "wandb_id"} for record in records)
-    yield from _nested(one, other, "run.json")
-    yield from _nested(_lines(found), _lines(expected), "metrics.jsonl")
+    yield from _nested(record(found), record(expected), "run.json")
+    yield from _nested(lines(found), lines(expected), "metrics.jsonl")
     for name in TABLES:
-        yield from _nested(_rows(found / name), _rows(expected / name), name)
+        yield from _nested(rows(found / name), rows(expected / name), name)
     checkpoints = [latest_checkpoint(folder / "checkpoints") for folder in (found, expected)]
     if (checkpoints[0] is None) != (checkpoints[1] is None):
         yield "one has a checkpoint and the other has none"
     elif checkpoints[0] is not None:
         yield from _nested(checkpoints[0].step, checkpoints[1].step, "the last checkpoint's step")
         yield from _nested(checkpoints[0].load(), checkpoints[1].load(), "the last checkpoint")
-    yield from _nested(_images(found), _images(expected), "samples")
+    yield from _nested(images(found), images(expected), "samples")
 
 
-def _lines(run: Path) -> list[dict[str, Any]]:
-    lines = (run / "metrics.jsonl").read_text().splitlines()
-    return [{key: value for key, value in json.loads(line).items() if key not in MEASURED} for line in lines]
+def record(run: Path) -> dict[str, Any]:
+    """run.json without the W&B id, which is random."""
+    found = json.loads((run / "run.json").read_text())
+    return {key: value for key, value in found.items() if key != "wandb_id"}
 
 
-def _rows(path: Path) -> list[dict[str, Any]] | None:
+def lines(run: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl without `MEASURED`."""
+    found = (run / "metrics.jsonl").read_text().splitlines()
+    return [{key: value for key, value in json.loads(line).items() if key not in MEASURED} for line in found]
+
+
+def rows(path: Path) -> list[dict[str, Any]] | None:
+    """The rows of a table of results; None if there is no such file."""
     from sushi_research.evaluation.results import Results
 
     table = Results(path).read()
     return None if table is None else table.to_pylist()
 
 
-def _images(run: Path) -> dict[str, bytes]:
+def images(run: Path) -> dict[str, bytes]:
+    """The pixels of the sample images, by their path in the run folder."""
     from PIL import Image
 
     found = {}

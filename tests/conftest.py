@@ -1,6 +1,7 @@
 """Shared fixtures: tiny bases, made once per test run, and a folder of image files."""
 
 import os
+import signal
 
 # Before torch is imported: two threads on a busy two-core machine make a tiny step twenty times slower.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -20,6 +21,7 @@ from hypothesis import settings  # noqa: E402
 settings.register_profile("fixed", derandomize=True, deadline=None, database=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
 
+from sushi_research import stopping  # noqa: E402
 from sushi_research.models import ARCHITECTURES  # noqa: E402
 
 # Shared code is tested with these architectures. models/test_conformance.py tests every architecture.
@@ -51,6 +53,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return SECONDS.get(path, SECONDS.get(path.partition("/")[0], 1))
 
     items.sort(key=seconds, reverse=True)
+
+
+@pytest.fixture(autouse=True)
+def signal_handlers():
+    """A script sets its signal handlers for the rest of its process (`process.begin`); a test must not."""
+    before = {number: signal.getsignal(number) for number in stopping.SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")

@@ -22,8 +22,9 @@ from torch import nn
 from sushi_research.adapters.lora import ADAPTER, CONVOLUTIONS, adapter_modules, resolve_targets
 from sushi_research.config import TrainingConfig
 from sushi_research.errors import UserError
-from sushi_research.files import write_atomic
+from sushi_research.files import disk_error, write_atomic
 from sushi_research.models import ARCHITECTURES
+from sushi_research.models.header import read_header
 from sushi_research.models.original_names import unet_name
 from sushi_research.models.prediction import Prediction
 
@@ -150,6 +151,24 @@ def save_adapter(
     write_atomic(path, _header(data, {**metadata, **hashes}) + body)
 
 
+def require_whole(path: Path) -> None:
+    """UserError unless an adapter file has the tensors' bytes that `save_adapter` wrote, by the hash in its metadata.
+
+    Other programs may edit the metadata. If they removed the hash, only the header is checked.
+    """
+    try:
+        header = read_header(path)
+    except UserError:
+        header = None
+    if header is None or not header.tensors:
+        raise UserError(f"{path} is damaged")
+    expected = header.metadata.get("sshs_model_hash")
+    with open(path, "rb") as file:
+        file.seek(8 + int.from_bytes(file.read(8), "little"))
+        if expected is not None and hashlib.file_digest(file, "sha256").hexdigest() != expected:
+            raise UserError(f"{path} is damaged (its tensors are not those that were written)")
+
+
 def verify_saved(
     path: Path, unet: nn.Module, *, architecture: str, state: Mapping[str, torch.Tensor], dtype: torch.dtype
 ) -> None:
@@ -167,7 +186,9 @@ def verify_saved(
     try:
         with safe_open(path, "pt") as file:
             keys = list(file.keys())
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
+        raise disk_error(f"cannot read back {path}", error) from error
+    except SafetensorError as error:
         raise AdapterFileError(f"{path} cannot be read back ({error})") from None
     _require_same(path, "the key", keys, [name + suffix for name in names.values() for suffix in (DOWN, UP, ALPHA)])
     # As in the pipelines' load_lora_weights: only SDXL's passes the UNet's config, which enables the renaming of blocks.

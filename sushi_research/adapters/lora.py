@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -128,6 +128,11 @@ def without_adapter(unet: nn.Module) -> Iterator[None]:
 def count_parameters(unet: nn.Module) -> int:
     """Number of parameters of the adapter. Works on the meta device too."""
     return sum(parameter.numel() for parameter in adapter_parameters(unet).values())
+
+
+def is_zero(tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> bool:
+    """Whether every B is zero in `dtype`, so that the adapter changes nothing. `tensors` are as `adapter_parameters` names them."""
+    return not any(tensor.to(dtype).any() for name, tensor in tensors.items() if name.endswith(".lora_B.weight"))
 
 
 def adaptable_paths(unet: nn.Module) -> list[str]:

@@ -7,6 +7,7 @@ from functools import cached_property
 
 import torch
 
+from sushi_research import stopping
 from sushi_research.caches import encoding
 from sushi_research.caches.caches import Caches, free_memory
 from sushi_research.config import TrainingConfig
@@ -41,9 +42,15 @@ class Inputs:
 def fill_caches(job: Job, inputs: Inputs) -> tuple[int, int]:
     """Encodes missing entries, shared by all processes. Returns how many (images, captions) were missing.
 
-    Each encoder is loaded only if it is needed and freed afterwards, so none is in memory while training. Raises UserError
-    if the device runs out of memory, or if new entries cannot be read back.
+    Each encoder is loaded only if it is needed and freed afterwards, so none is in memory while training. What is encoded when it
+    is stopped is kept. Raises UserError if the device runs out of memory, or if new entries cannot be read back.
     """
+    kept = f"what is encoded is kept in {inputs.config.cache.folder}; the same command again continues"
+    with stopping.doing("caching", kept):
+        return _fill(job, inputs)
+
+
+def _fill(job: Job, inputs: Inputs) -> tuple[int, int]:
     base, data, caches, model = inputs.base, inputs.data, inputs.caches, job.model
     rank, world = job.rank, job.world
     missing_captions = caches.missing_captions(inputs.captions)

@@ -10,18 +10,21 @@ first that any reader saw (see `order.py`). If that shard is lost or damaged, it
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import logging
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from sushi_research.caches import order
 from sushi_research.caches.shards import (
     Damage,
+    Shard,
     aside_name,
     json_hash,
     make_row,
@@ -34,8 +37,7 @@ from sushi_research.caches.shards import (
 from sushi_research.errors import UserError
 from sushi_research.progress import progress
 
-if TYPE_CHECKING:
-    from datasets import Dataset
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 _logger = logging.getLogger(__name__)
 
@@ -61,7 +63,7 @@ class Store:
         self.tensors = tensors
         self.damaged: list[tuple[str, str]] = []
         self._repair = repair
-        self._shards: dict[str, Dataset] = {}
+        self._shards: dict[str, Shard] = {}
         self._index: dict[str, tuple[str, int]] = {}  # key -> (shard name, row)
 
     @classmethod
@@ -74,20 +76,22 @@ class Store:
         Raises UserError if the folder cannot be used, or has rows of another format or with other tensors.
         """
         store = cls(folder, tensors, repair)
-        try:
+        with _usable(folder):
             folder.mkdir(parents=True, exist_ok=True)
             store.refresh()
             if repair:
                 remove_leftovers(folder)
-        except OSError as error:
-            raise UserError(
-                f"the cache folder {folder} cannot be used ({error.strerror}): "
-                "give this user access to it or choose another one"
-            ) from error
         return store
 
     def refresh(self) -> set[str]:
-        """Adds shards that other processes have finished meanwhile; returns the new keys. Known shards are not verified again."""
+        """Adds shards that other processes have finished meanwhile; returns the new keys. Known shards are not verified again.
+
+        Raises UserError if the folder cannot be used.
+        """
+        with _usable(self.folder):
+            return self._refresh()
+
+    def _refresh(self) -> set[str]:
         found = {path.stem for path in self.folder.iterdir() if path.match("shard-*.json")}
         new = [name for name in order.in_order(self.folder, found, aside_name(self.folder)) if name not in self._shards]
         manifests = [self.folder / f"{name}.json" for name in new]
@@ -117,7 +121,7 @@ class Store:
             return set()
         self._shards[name] = shard
         # An entry that is known already stays: shards are taken up in their order.
-        new = {key: (name, row) for row, key in enumerate(shard.data.column("key").to_pylist())}
+        new = {key: (name, row) for row, key in enumerate(shard.column("key").to_pylist())}
         new = {key: place for key, place in new.items() if key not in self._index}
         self._index |= new
         return set(new)
@@ -134,7 +138,10 @@ class Store:
         return sum(_size(self.folder / f"{name}.arrow") for name in self._shards)
 
     def get(self, key: str) -> dict[str, torch.Tensor]:
-        """The tensors of one row by name, as copies on the CPU. Raises KeyError if it is missing."""
+        """The tensors of one row by name, as copies on the CPU.
+
+        Raises KeyError if it is missing, and UserError if its file was changed since it was verified.
+        """
         shard, row = self._find(key)
         return {name: read_tensor(shard, name, row) for name in self.tensors}
 
@@ -145,9 +152,9 @@ class Store:
     def metadata(self, key: str) -> dict[str, Any]:
         """The metadata of a row. Raises KeyError if it is missing."""
         shard, row = self._find(key)
-        return json.loads(shard.data.column("metadata")[row].as_py())
+        return json.loads(shard.column("metadata")[row].as_py())
 
-    def _find(self, key: str) -> tuple[Dataset, int]:
+    def _find(self, key: str) -> tuple[Shard, int]:
         if key not in self._index:
             raise KeyError(f"the cache {self.folder} has no entry {key}")
         name, row = self._index[key]
@@ -218,12 +225,24 @@ class Writer:
         self._rows, self._bytes = {}, 0
 
     def _cannot_write(self, error: OSError) -> str:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        advice = "free some space there" if full else "make that folder writable"
+        advice = {errno.EIO: "check that disk"} | dict.fromkeys(_FULL, "free some space there")
+        advice = advice.get(error.errno, "make that folder writable")
         return (
             f"{len(self._rows)} new entries ({self._bytes / 2**20:.1f} MiB) cannot be written to the cache folder "
             f"{self._store.folder} ({error.strerror}): {advice} or choose another folder; earlier entries are kept"
         )
+
+
+@contextlib.contextmanager
+def _usable(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        advice = {errno.EIO: "check its disk"} | dict.fromkeys(_FULL, "free some space there")
+        advice = advice.get(error.errno, "give this user access to it")
+        raise UserError(
+            f"the cache folder {folder} cannot be used ({error.strerror}): {advice} or choose another one"
+        ) from error
 
 
 def _size(path: Path) -> int:

@@ -12,89 +12,17 @@ as `optimizer.kwargs`, null removes an earlier entry, and null for the whole map
 
 from __future__ import annotations
 
-import os
-import re
-import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from difflib import SequenceMatcher
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from sushi_research.config.keys import FLAGS, Keys, allowed, children, help_text, is_free, keys_of, listed, options
-from sushi_research.config.renamed_keys import RENAMED
+from sushi_research.config.keys import Keys, allowed, children, help_text, is_free, keys_of, listed, options
+from sushi_research.config.mistakes import COMMAND_LINE, MOST_PROBLEMS, Setting, place, sentence, unknown
 from sushi_research.config.yaml12 import dump_yaml, parse_yaml, read_yaml, show
 from sushi_research.errors import UserError, UserErrors
 
 Config = TypeVar("Config", bound=BaseModel)
-
-COMMAND_LINE = "on the command line"
-
-
-class Setting(NamedTuple):
-    """The value of a key and its source: "in configs/x.yaml" or "on the command line"."""
-
-    value: Any
-    source: str
-
-
-def read_command_line(
-    config_class: type[Config], *, script: str, intro: str, argv: Sequence[str] | None = None
-) -> Config:
-    """`load_config` for the command line of this process. A UserError is printed, and the exit status is 2.
-
-    Scripts call this before any heavy import, so that --help and a mistyped key are answered at once.
-    """
-    # All processes of a launch find the same error here, so only rank 0 prints it.
-    try:
-        with _plain_errors(silent=os.environ.get("RANK", "0") != "0"):
-            return load_config(config_class, sys.argv[1:] if argv is None else argv, script=script, intro=intro)
-    except BrokenPipeError:
-        # `--help | head`: the reader closed the pipe. Without this Python fails again when it flushes stdout at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(141) from None
-
-
-def read_architecture(
-    classes: Mapping[str, type[Config]], arguments: Sequence[str], *, script: str, intro: str, example: str
-) -> Config:
-    """`read_command_line` with the architecture (a key of `classes`) as the first word. --help alone describes `example`."""
-    architecture, rest = (arguments[0], arguments[1:]) if arguments else (example, [])
-    if architecture in ("-h", "--help"):
-        architecture, rest = example, ["--help"]
-    if architecture not in classes:
-        print(
-            f"error: {architecture} is not an architecture: begin with {' or '.join(classes)}, then the options of that training "
-            "script.",
-            file=sys.stderr,
-        )
-        raise SystemExit(2)
-    return read_command_line(classes[architecture], script=f"{script} {architecture}", intro=intro, argv=rest)
-
-
-def run_main(main: Callable[[Config], int | None], config: Config) -> None:
-    """Call `main(config)` and end the process with the status that it returns, if that is not 0.
-
-    A UserError is printed without a traceback and ends in status 2; Ctrl-C ends in status 130.
-    """
-    with _plain_errors():
-        status = main(config)
-    if status:
-        raise SystemExit(status)
-
-
-@contextmanager
-def _plain_errors(silent: bool = False) -> Iterator[None]:
-    try:
-        yield
-    except UserError as error:
-        if not silent:
-            print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        raise SystemExit(130) from None
 
 
 def load_config(config_class: type[Config], argv: Sequence[str], *, script: str, intro: str) -> Config:
@@ -168,7 +96,7 @@ def _parse(argv: Sequence[str], keys: Keys) -> tuple[list[str], list[tuple[str, 
         else:
             is_entry = is_free(name.rpartition(".")[0], keys)
             if not (name == "config" or name in keys.leaves or name in keys.sections or is_entry):
-                problems.append(_unknown(name, COMMAND_LINE, keys))
+                problems.append(unknown(name, COMMAND_LINE, keys, len(problems) < MOST_PROBLEMS))
             elif not has_value:
                 problems.append(f"--{name} needs a value: --{name}=VALUE")
             elif name == "config":
@@ -183,7 +111,9 @@ def _value(name: str, text: str, keys: Keys) -> Any:
     types = options(keys.leaves.get(name, {}))
     if all(option.get("type") in ("string", "null") for option in types):
         return None if text == "null" and {"type": "null"} in types else text
-    return parse_yaml(text, f"--{name} {show(text)}")
+    value = parse_yaml(text, f"--{name} {show(text)}")
+    # YAML reads an empty text as null. From an unset variable of a shell it must not switch something off.
+    return text if value is None and text not in ("null", "~") else value
 
 
 def _flatten(
@@ -209,7 +139,7 @@ def _flatten(
         elif path in keys.leaves or is_free(prefix[:-1], keys):
             yield path, value
         else:
-            problems.append(_unknown(path, source, keys))
+            problems.append(unknown(path, source, keys, len(problems) < MOST_PROBLEMS))
 
 
 def _lay(leaves: Iterable[tuple[str, Any]], source: str, keys: Keys, settings: dict[str, Setting]) -> None:
@@ -234,11 +164,17 @@ def _validate(config_class: type[Config], keys: Keys, settings: dict[str, Settin
     try:
         config = config_class.model_validate(nested)
     except ValidationError as error:
-        # For a value that may have several types pydantic reports one error per type. We need one sentence.
-        problems = [*problems, *dict.fromkeys(_sentence(each, keys, settings) for each in error.errors())]
+        # pydantic reports one error per type that a value may have, and one per entry of a list. We need one sentence per value.
+        errors: dict[str, Any] = {}
+        for each in error.errors():
+            errors.setdefault(place(each, keys), each)
+        problems = [*problems, *(sentence(each, keys, settings) for each in errors.values())]
     if len(problems) > 1:
-        indented = (f"  {problem}" for problem in problems)
-        raise UserErrors([f"{len(problems)} problems in the configuration:", *indented])
+        indented = [f"  {problem}" for problem in problems[:MOST_PROBLEMS]]
+        more = len(problems) - len(indented)
+        raise UserErrors(
+            [f"{len(problems)} problems in the configuration:", *indented, *([f"  and {more} more"] if more else [])]
+        )
     if problems:
         raise UserError(problems[0])
     return config
@@ -250,74 +186,3 @@ def _put(nested: dict[str, Any], path: str, value: Any) -> None:
     for parent in parents:
         nested = nested.setdefault(parent, {})
     nested[name] = value
-
-
-def _sentence(error: Any, keys: Keys, settings: dict[str, Setting]) -> str:
-    """A pydantic error as one sentence: the key, its value, the allowed values, and the source of the value."""
-    if error["type"] == "value_error":
-        return _with_sources(str(error["ctx"]["error"]), keys, settings)
-    parts = [str(part) for part in error["loc"]]
-    depth = next(n for n in range(len(parts), 0, -1) if ".".join(parts[:n]) in keys.leaves)
-    path = ".".join(parts[:depth])
-    schema = keys.leaves[path]
-    if error["type"] == "missing":
-        section, _, name = path.rpartition(".")
-        in_file = f"{name} under {section}: in a file" if section else f"{name} in a file"
-        return f"{path} is missing: give --{path} VALUE, or {in_file} ({schema['description']})"
-    if is_free(path, keys):
-        path = ".".join(parts[: depth + 1])
-    value, source = settings[path]
-    wants_text = any(option.get("type") == "string" for option in options(schema))
-    hint = "; put it in quotes" if wants_text and isinstance(value, int | float) else ""
-    return f"{path} is {show(value)} {source}: must be {allowed(schema)}{hint}"
-
-
-def _with_sources(sentence: str, keys: Keys, settings: dict[str, Setting]) -> str:
-    """Inserts the source of each key's value (or "default") after the key's first mention in the sentence."""
-    seen: set[str] = set()
-
-    def add_source(match: re.Match[str]) -> str:
-        name = match[0]
-        if name in seen or (name not in settings and name not in keys.leaves):
-            return name
-        seen.add(name)
-        return f"{name} ({settings[name].source if name in settings else 'default'})"
-
-    return re.sub(r"[a-z]\w*(\.\w+)+", add_source, sentence)
-
-
-def _unknown(path: str, source: str, keys: Keys) -> str:
-    """The error for an unknown key. Suggests its new name, the nearest names, or all keys of its section."""
-    hyphens = "--" if source == COMMAND_LINE else ""
-    renamed = RENAMED.get(path.replace("-", "_"))
-    if renamed in keys.leaves:
-        return f"unknown key {path} {source}: it is now called {hyphens}{renamed}"
-    candidates = [*keys.leaves, *keys.sections, *(FLAGS if hyphens else ())]
-    if near := _nearest(path.replace("-", "_"), candidates, keys):
-        return f"unknown key {path} {source}: did you mean {' or '.join(hyphens + name for name in near)}?"
-    section = path.partition(".")[0]
-    if section in keys.sections:
-        return f"unknown key {path} {source}: the keys of {section} are {listed(children(section, keys))}"
-    if not keys.sections:
-        return f"unknown key {path} {source}: the keys are {listed(keys.leaves)}"
-    return f"unknown key {path} {source}: the sections are {listed(keys.sections)} (--help lists every key)"
-
-
-def _nearest(path: str, candidates: list[str], keys: Keys) -> list[str]:
-    """At most three candidates whose last part is most similar to that of `path`; a tie goes to the same section.
-
-    A path without a dot is also compared with whole names (`lora_rank`). If nothing is similar, returns keys whose
-    description begins with the words of the path (`learning_rate`).
-    """
-    section, dot, last = path.rpartition(".")
-
-    def likeness(name: str) -> tuple[float, bool]:
-        name_section, _, name_last = name.rpartition(".")
-        whole = 0.0 if dot else SequenceMatcher(None, path, name).ratio()
-        return max(whole, SequenceMatcher(None, last, name_last).ratio()), section == name_section
-
-    best = max(likeness(name) for name in candidates)
-    if best[0] >= 0.7:
-        return [name for name in candidates if likeness(name) == best][:3]
-    words = last.replace("_", " ")
-    return [name for name, leaf in keys.leaves.items() if leaf["description"].lower().startswith(f"{words},")][:3]

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from sushi_research.config.section import Section, Text
+from sushi_research.config.section import Location, Section, Side, Text
 
 HUB = "folder in the diffusers format, .safetensors file, or hub id (owner/name, owner/name/file.safetensors)"
 NULL_REVISION = "null = main; a commit hash pins the exact files"
@@ -27,17 +27,17 @@ ZERO_TERMINAL_SNR = (
 class ModelSection(Section):
     """The frozen base model."""
 
-    base: Text = Field(description=f"Base model: {HUB}")
+    base: Location = Field(description=f"Base model: {HUB}")
     revision: Text | None = Field(None, description=f"Branch, tag or commit of a hub id; {NULL_REVISION}")
     variant: Literal["fp16"] | None = Field(
         None, description="Load the repository's fp16 files, which halves the download"
     )
-    vae: Text | None = Field(None, description=f"VAE to use instead of the base model's own: {HUB}")
+    vae: Location | None = Field(None, description=f"VAE to use instead of the base model's own: {HUB}")
     vae_revision: Text | None = Field(None, description="Branch, tag or commit of model.vae, like model.revision")
-    text_encoders: Text | None = Field(
+    text_encoders: Location | None = Field(
         None, description=f"Text encoders to use instead of the base model's own, or for a file that has none: {HUB}"
     )
-    tokenizers: Text | None = Field(None, description=TOKENIZERS)
+    tokenizers: Location | None = Field(None, description=TOKENIZERS)
     prediction_type: Literal["epsilon", "v_prediction"] | None = Field(None, description=PREDICTION)
     zero_terminal_snr: bool | None = Field(None, description=ZERO_TERMINAL_SNR)
 
@@ -51,17 +51,21 @@ class ModelSection(Section):
 class DataSection(Section):
     """The training images and their captions."""
 
-    path: Text = Field(
+    path: Location = Field(
         description="Training images: a folder with captions next to them, an HF dataset folder, or a hub dataset id"
     )
     revision: Text | None = Field(None, description=f"Branch, tag or commit of a hub dataset; {NULL_REVISION}")
     split: Text = Field("train", description="Split of an HF dataset")
     image_column: Text = Field("image", description="Image column of an HF dataset")
     caption_column: Text = Field("text", description="Caption column of an HF dataset or a metadata.jsonl")
-    resolution: int = Field(description="Buckets have about this area: resolution x resolution pixels", ge=8)
-    bucket_step: int = Field(64, ge=8, multiple_of=8, description="Bucket sides are multiples of this many pixels")
-    bucket_min_side: int | None = Field(None, ge=8, description="Shortest side of a bucket; null = resolution / 2")
-    bucket_max_side: int | None = Field(None, ge=8, description="Longest side of a bucket; null = resolution * 2")
+    resolution: Side = Field(description="Buckets have about this area: resolution x resolution pixels")
+    bucket_step: int = Field(
+        64, ge=8, le=1024, multiple_of=8, description="Bucket sides are multiples of this many pixels"
+    )
+    bucket_min_side: Side | None = Field(None, description="Shortest side of a bucket; null = resolution / 2")
+    bucket_max_side: int | None = Field(
+        None, ge=8, le=16384, description="Longest side of a bucket; null = resolution * 2"
+    )
     upscale: bool = Field(False, description="Upscale images that are smaller than their bucket")
     flip: float = Field(0.0, ge=0, le=1, description="Probability of mirroring an image; each epoch samples again")
     on_bad_file: Literal["stop", "skip"] = Field(
@@ -92,4 +96,4 @@ class DataSection(Section):
 class CacheSection(Section):
     """Where encoded images and captions are kept."""
 
-    folder: Text = Field("cache", description="Cache folder; several runs can share it")
+    folder: Location = Field("cache", description="Cache folder; several runs can share it")

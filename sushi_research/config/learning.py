@@ -6,7 +6,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from sushi_research.config.section import Scalar, Section, Seed, Text
+from sushi_research.config.section import MOST_STEPS, Bounded, Scalar, Section, Seed, Steps, Text
+
+# Of one step on one process. Its samples are chosen at once; the largest published trainings of these models use some thousand.
+MOST_SAMPLES = 65_536
 
 TargetPreset = Literal["attention", "attention_ff", "kohya", "kohya_conv"]
 
@@ -14,16 +17,19 @@ TargetPreset = Literal["attention", "attention_ff", "kohya", "kohya_conv"]
 class LoraSection(Section):
     """The adapter."""
 
-    targets: TargetPreset | Annotated[list[Text], Field(min_length=1)] = Field(
+    targets: TargetPreset | Annotated[list[Text], Field(min_length=1), Bounded] = Field(
         "attention",
         description="UNet modules that get an adapter: attention = to_q, to_k, to_v, to_out.0; attention_ff adds the "
         "feed-forward layers; kohya also adds proj_in and proj_out; kohya_conv also adds the layers of the resnets, "
         "downsamplers and upsamplers (both as in kohya's sd-scripts); or a list of module name suffixes",
         json_schema_extra={"allowed": "attention, attention_ff, kohya, kohya_conv, or a list of name suffixes"},
     )
-    rank: int = Field(16, ge=1, description="Rank of the two matrices in each adapter module")
+    rank: int = Field(16, ge=1, le=4096, description="Rank of the two matrices in each adapter module")
     alpha: float = Field(
-        16.0, gt=0, description="The adapter's output is scaled by alpha / rank. Changing rank does not change alpha"
+        16.0,
+        ge=1e-6,
+        le=1e6,
+        description="The adapter's output is scaled by alpha / rank. Changing rank does not change alpha",
     )
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout probability on the adapter's input while training")
     init: Literal["default", "gaussian"] = Field(
@@ -43,12 +49,13 @@ class LoraSection(Section):
 class TrainSection(Section):
     """Run length, step size, precision and kernels."""
 
-    steps: int | None = Field(None, ge=1, description="Optimizer steps of the run; set this or train.epochs")
-    epochs: int | None = Field(None, ge=1, description="Passes over the data; set this or train.steps")
-    batch_size: int = Field(1, ge=1, description="Samples per device and forward pass (micro-batch)")
+    steps: Steps | None = Field(None, description="Optimizer steps of the run; set this or train.epochs")
+    epochs: int | None = Field(None, ge=1, le=1_000_000, description="Passes over the data; set this or train.steps")
+    batch_size: int = Field(1, ge=1, le=4096, description="Samples per device and forward pass (micro-batch)")
     accumulation: int = Field(
         1,
         ge=1,
+        le=4096,
         description="Gradient accumulation: micro-batches per step. A step has batch_size x accumulation x processes samples",
     )
     seed: Seed = Field(
@@ -66,7 +73,7 @@ class TrainSection(Section):
         "sdpa", description="Attention kernels: PyTorch's own, or xformers (an extra to install; needs a GPU)"
     )
     max_grad_norm: float | None = Field(
-        1.0, gt=0, description="Clip the global gradient norm to this; null = no clipping"
+        1.0, gt=0, le=1e9, description="Clip the global gradient norm to this; null = no clipping"
     )
     deterministic: bool = Field(False, description="Use deterministic kernels only: bit-for-bit repeatable, but slower")
 
@@ -78,18 +85,30 @@ class TrainSection(Section):
             raise ValueError("train.steps and train.epochs are both set: keep one and set the other to null")
         return self
 
+    @model_validator(mode="after")
+    def _a_step_ends(self) -> TrainSection:
+        samples = self.batch_size * self.accumulation
+        if samples > MOST_SAMPLES:
+            raise ValueError(
+                f"train.batch_size x train.accumulation is {samples:,} samples per step, and at most {MOST_SAMPLES:,} "
+                "are possible: lower one of them"
+            )
+        return self
+
 
 class OptimizerSection(Section):
     """The optimizer."""
 
     name: str = Field(
         "adamw8bit",
+        max_length=300,
         pattern=r"^(adamw8bit|adamw|[A-Za-z_]\w*(\.[A-Za-z_]\w*)+)$",
         description="adamw8bit (bitsandbytes), adamw (torch), or any class by its import path",
         json_schema_extra={"allowed": "adamw8bit, adamw or an import path such as torch.optim.SGD"},
     )
-    lr: float = Field(1e-4, gt=0, description="Learning rate, before the schedule's factor")
-    kwargs: dict[Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$")], Scalar | list[Scalar]] = Field(
+    # A weight in fp32 is not changed by less than 1e-12, unless it is below 1e-5 itself.
+    lr: float = Field(1e-4, ge=1e-12, le=1000, description="Learning rate, before the schedule's factor")
+    kwargs: dict[Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$")], Scalar | Annotated[list[Scalar], Bounded]] = Field(
         {},
         description="Further optimizer arguments by name; null removes an entry that an earlier file set",
         json_schema_extra={"allowed": "an argument name with a number, text, true, false or a list of these"},
@@ -109,13 +128,13 @@ class ScheduleSection(Section):
     name: Literal["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"] = Field(
         "constant", description="Schedule, named as in diffusers' get_scheduler"
     )
-    warmup: Annotated[int, Field(ge=0)] | Annotated[float, Field(ge=0, lt=1)] = Field(
+    warmup: Annotated[int, Field(ge=0, le=MOST_STEPS)] | Annotated[float, Field(ge=0, lt=1)] = Field(
         0,
         description="Warm-up: rise from zero over this many steps, or over this fraction of the run",
         json_schema_extra={"allowed": "a whole number of steps (at least 0) or a fraction (at least 0, below 1)"},
     )
-    cycles: int = Field(1, ge=1, description="Number of cosine cycles, for cosine_with_restarts")
-    power: float = Field(1.0, gt=0, description="Exponent, for polynomial")
+    cycles: int = Field(1, ge=1, le=100_000, description="Number of cosine cycles, for cosine_with_restarts")
+    power: float = Field(1.0, gt=0, le=100, description="Exponent, for polynomial")
 
     @model_validator(mode="after")
     def _every_key_has_an_effect(self) -> ScheduleSection:
@@ -141,11 +160,13 @@ class LossSection(Section):
 
     snr_gamma: float | None = Field(
         None,
-        gt=0,
+        ge=0.001,
+        le=10_000,
         description="Gamma of min-SNR weighting: the cap on the signal-to-noise ratio (5 in the paper); null = off",
     )
     noise_offset: float = Field(
         0.0,
         ge=0,
+        le=10,
         description="Strength of the constant offset that is added to the noise of each image and channel; 0 = off",
     )

@@ -8,39 +8,56 @@ from typing import Annotated, Literal
 from pydantic import Field, create_model, model_validator
 
 from sushi_research.config.inputs import HUB, NULL_REVISION, PREDICTION, TOKENIZERS, ZERO_TERMINAL_SNR
-from sushi_research.config.section import SamplingSteps, Section, Seed, Text, require_text
+from sushi_research.config.section import (
+    Bounded,
+    Guidance,
+    ImageSide,
+    Location,
+    SamplingSteps,
+    Section,
+    Seed,
+    Text,
+    require_few_images,
+    require_text,
+)
 from sushi_research.config.training import TrainingConfig
 
 
 class SamplingConfig(Section):
     """A grid of sample images. Rows: prompts and seeds. Columns: the base, and each adapter at each LoRA scale."""
 
-    base: Text = Field(description=f"Base model of any supported architecture: {HUB}")
+    base: Location = Field(description=f"Base model of any supported architecture: {HUB}")
     revision: Text | None = Field(None, description=f"Branch, tag or commit of a hub id; {NULL_REVISION}")
     variant: Literal["fp16"] | None = Field(None, description="Load the repository's fp16 files")
-    vae: Text | None = Field(None, description=f"VAE to use instead of the base model's own: {HUB}")
-    text_encoders: Text | None = Field(None, description=f"Text encoders to use instead of the base model's own: {HUB}")
-    tokenizers: Text | None = Field(None, description=TOKENIZERS)
+    vae: Location | None = Field(None, description=f"VAE to use instead of the base model's own: {HUB}")
+    text_encoders: Location | None = Field(
+        None, description=f"Text encoders to use instead of the base model's own: {HUB}"
+    )
+    tokenizers: Location | None = Field(None, description=TOKENIZERS)
     prediction_type: Literal["epsilon", "v_prediction"] | None = Field(None, description=PREDICTION)
     zero_terminal_snr: bool | None = Field(None, description=ZERO_TERMINAL_SNR)
     clip_skip: int = Field(
         1, ge=1, le=11, description="SD1.5 only: CLIP layer to condition on, counted from the last; 2 for anime models"
     )
-    adapters: list[Text] = Field([], description="Adapter files (.safetensors) from any trainer; each is applied alone")
-    lora_scales: Annotated[list[float], Field(min_length=1)] = Field(
+    adapters: Annotated[list[Location], Bounded] = Field(
+        [], description="Adapter files (.safetensors) from any trainer; each is applied alone"
+    )
+    lora_scales: Annotated[list[Annotated[float, Field(ge=-1000, le=1000)]], Field(min_length=1), Bounded] = Field(
         [0.5, 1.0], description="LoRA scales of each adapter; the base alone is always the first column"
     )
-    prompts: Annotated[list[Text], Field(min_length=1)] = Field(description="Prompts")
+    prompts: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1), Bounded] = Field(
+        description="Prompts"
+    )
     negative_prompt: str = Field("", description="Negative prompt")
-    seeds: Annotated[list[Seed], Field(min_length=1)] = Field([0], description="One row per prompt and seed")
+    seeds: Annotated[list[Seed], Field(min_length=1), Bounded] = Field([0], description="One row per prompt and seed")
     steps: SamplingSteps = Field(25, description="Denoising steps (Euler)")
-    guidance: float | None = Field(None, ge=1, description="Guidance scale; null = 7 for SD1.5, 5 for SDXL; 1 = none")
-    width: int | None = Field(None, ge=8, multiple_of=8, description="Width in pixels; null = the base's native size")
-    height: int | None = Field(None, ge=8, multiple_of=8, description="Height in pixels; null = the base's native size")
+    guidance: Guidance | None = Field(None, description="Guidance scale; null = 7 for SD1.5, 5 for SDXL; 1 = none")
+    width: ImageSide | None = Field(None, description="Width in pixels; null = the base's native size")
+    height: ImageSide | None = Field(None, description="Height in pixels; null = the base's native size")
     precision: Literal["auto", "bf16", "fp16", "fp32"] = Field(
         "auto", description="Dtype of the base; see train.precision"
     )
-    output: Text = Field(
+    output: Location = Field(
         "samples/grid.png", description="File for the grid; the single images go into a folder next to it"
     )
 
@@ -51,6 +68,8 @@ class SamplingConfig(Section):
         for name in ("lora_scales", "adapters", "seeds"):
             if len(set(getattr(self, name))) < len(getattr(self, name)):
                 raise ValueError(f"{name} has an entry twice: it would generate the same images again")
+        columns = 1 + len(self.adapters) * len(self.lora_scales)
+        require_few_images(len(self.prompts) * len(self.seeds), columns, "prompts, seeds, adapters and lora_scales")
         return self
 
     @model_validator(mode="after")
@@ -62,14 +81,14 @@ class SamplingConfig(Section):
 class AdapterEvaluation(Section):
     """The adapter files to evaluate, and the folder of the results."""
 
-    adapters: list[Text] = Field(
+    adapters: Annotated[list[Location], Bounded] = Field(
         [], description="Adapter files (.safetensors) from any trainer; the base is always evaluated too"
     )
-    lora_scales: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1)] = Field(
+    lora_scales: Annotated[list[Annotated[float, Field(gt=0, le=1000)]], Field(min_length=1), Bounded] = Field(
         [1.0],
         description="LoRA scales of each adapter; with several, the results include a curve and a sample grid over the scale",
     )
-    output: Text = Field(
+    output: Location = Field(
         "evaluations", description="Folder of the results, with a subfolder for the base and for each adapter"
     )
 

@@ -6,35 +6,48 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from sushi_research.config.section import SamplingSteps, Section, Seed, Text, require_text
+from sushi_research.config.section import (
+    Bounded,
+    Guidance,
+    ImageSide,
+    Location,
+    SamplingSteps,
+    Section,
+    Seed,
+    Steps,
+    Text,
+    require_few_images,
+    require_text,
+)
 
 
 class CheckpointSection(Section):
     """Checkpoints, from which a run can resume."""
 
-    every: int | None = Field(500, ge=1, description="Steps between checkpoints; null = only at the end")
-    keep: int = Field(2, ge=1, description="How many of the latest checkpoints to keep")
+    every: Steps | None = Field(500, description="Steps between checkpoints; null = only at the end")
+    keep: Steps = Field(2, description="How many of the latest checkpoints to keep")
 
 
 class SampleSection(Section):
     """Sample images, generated while training."""
 
     enabled: bool = Field(True, description="Generate sample images before, during and after training")
-    every: int | None = Field(
-        250, ge=1, description="Steps between sample grids; null = only before and after training"
+    every: Steps | None = Field(250, description="Steps between sample grids; null = only before and after training")
+    prompts: Annotated[list[str], Bounded] = Field(
+        [], description="Prompts; an empty list = the first three distinct captions of the data"
     )
-    prompts: list[str] = Field([], description="Prompts; an empty list = the first three distinct captions of the data")
     negative_prompt: str = Field("", description="Negative prompt")
-    seeds: Annotated[list[Seed], Field(min_length=1)] = Field([0], description="One image per prompt and seed")
+    seeds: Annotated[list[Seed], Field(min_length=1), Bounded] = Field([0], description="One image per prompt and seed")
     steps: SamplingSteps = Field(25, description="Denoising steps per image")
-    guidance: float = Field(5.0, ge=1, description="Classifier-free guidance scale; 1 = none")
-    width: int | None = Field(None, ge=8, multiple_of=8, description="Width in pixels; null = data.resolution")
-    height: int | None = Field(None, ge=8, multiple_of=8, description="Height in pixels; null = data.resolution")
+    guidance: Guidance = Field(5.0, description="Classifier-free guidance scale; 1 = none")
+    width: ImageSide | None = Field(None, description="Width in pixels; null = data.resolution")
+    height: ImageSide | None = Field(None, description="Height in pixels; null = data.resolution")
 
     @model_validator(mode="after")
     def _seeds_are_distinct(self) -> SampleSection:
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError("sample.seeds has a seed twice: it would generate the same images again")
+        require_few_images(len(self.prompts), len(self.seeds), "sample.prompts and sample.seeds")
         return self
 
     @model_validator(mode="after")
@@ -53,18 +66,19 @@ class EvaluationSection(Section):
         description="Fraction of the training images to hold out; 0 = none. The choice depends on image content only, and "
         "near-duplicates stay together",
     )
-    path: Text | None = Field(
+    path: Location | None = Field(
         None, description="Separate held-out images, instead of evaluation.held_out: a folder or an HF dataset"
     )
     split: Text | None = Field(None, description="Split of evaluation.path if it is an HF dataset; null = data.split")
-    every: int | None = Field(250, ge=1, description="Steps between evaluations; null = only before and after training")
+    every: Steps | None = Field(250, description="Steps between evaluations; null = only before and after training")
     noise_samples: int = Field(
         8,
         ge=4,
+        le=4096,
         multiple_of=4,
         description="Noise samples (timestep and noise) per image, a multiple of 4; more of them reduce the standard error",
     )
-    drift_captions: list[Text] | None = Field(
+    drift_captions: Annotated[list[Annotated[str, Field(min_length=1)]], Bounded] | None = Field(
         None,
         description="Captions that are unrelated to the training data, for measuring the drift from the base; null = 16 "
         "built-in everyday captions, empty list = no drift",
@@ -95,16 +109,17 @@ class TrackingSection(Section):
     tensorboard: bool = Field(False, description="Also write TensorBoard files")
     project: Text = Field("sushi-research", description="Project name in W&B")
     entity: Text | None = Field(None, description="User or team in W&B; null = your default")
-    tags: list[Text] = Field([], description="Tags of the run in W&B")
+    tags: Annotated[list[Text], Bounded] = Field([], description="Tags of the run in W&B")
 
 
 class RunSection(Section):
     """The run folder."""
 
-    folder: Text = Field("runs", description="Folder that holds the run folders")
+    folder: Location = Field("runs", description="Folder that holds the run folders")
     name: str | None = Field(
         None,
+        max_length=200,
         pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$",
         description="Name of the run's folder; null = derived from the config. Reusing a name continues that run",
-        json_schema_extra={"allowed": "letters, digits, '.', '_', '-' (the first no '.' or '-'), or null"},
+        json_schema_extra={"allowed": "at most 200 letters, digits, '.', '_', '-' (the first no '.' or '-'), or null"},
     )

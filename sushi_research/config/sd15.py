@@ -6,6 +6,7 @@ from pydantic import Field
 
 from sushi_research.config.inputs import DataSection, ModelSection
 from sushi_research.config.outputs import SampleSection
+from sushi_research.config.section import Guidance, Side
 from sushi_research.config.training import TrainingConfig
 
 
@@ -20,13 +21,13 @@ class SD15ModelSection(ModelSection):
 class SD15DataSection(DataSection):
     """The training images and their captions."""
 
-    resolution: int = Field(512, ge=8, description="Buckets have about this area: resolution x resolution pixels")
+    resolution: Side = Field(512, description="Buckets have about this area: resolution x resolution pixels")
 
 
 class SD15SampleSection(SampleSection):
     """Sample images, generated while training."""
 
-    guidance: float = Field(7.0, ge=1, description="Classifier-free guidance scale; 1 = none")
+    guidance: Guidance = Field(7.0, description="Classifier-free guidance scale; 1 = none")
 
 
 class SD15Training(TrainingConfig):

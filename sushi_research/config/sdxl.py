@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from sushi_research.config.inputs import DataSection, ModelSection
+from sushi_research.config.section import Side
 from sushi_research.config.training import TrainingConfig
 
 
@@ -23,7 +24,7 @@ class SDXLModelSection(ModelSection):
 class SDXLDataSection(DataSection):
     """The training images and their captions."""
 
-    resolution: int = Field(1024, ge=8, description="Buckets have about this area: resolution x resolution pixels")
+    resolution: Side = Field(1024, description="Buckets have about this area: resolution x resolution pixels")
     time_ids: Literal["image", "bucket"] = Field(
         "image",
         description="Size conditioning (SDXL's time_ids): image = each image's true size and crop, as SDXL was trained; "

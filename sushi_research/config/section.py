@@ -1,19 +1,55 @@
-"""The base class of all config sections, shared value types, and the check of texts."""
+"""The base class of all config sections, shared value types with their bounds, and the check of texts.
+
+Every number, text and list has an upper bound that nobody means to exceed: a larger one is a slip of the keyboard, and would end in
+a traceback or in days of work. Bounds of numbers are part of the schema, so that --help lists them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from sushi_research import caption_text
+from sushi_research.files import expand_path
 
-Text = Annotated[str, Field(min_length=1)]
+# A name, a revision, an argument of a launcher.
+_MOST_LETTERS = 1_000
+# The entries of a list: prompts, seeds, adapters, module names.
+_MOST_ENTRIES = 1_000
+
+
+def _bounded_text(text: str) -> str:
+    if len(text) > _MOST_LETTERS:
+        raise ValueError(f"it has {len(text):,} letters, and at most {_MOST_LETTERS:,} can be used")
+    return text
+
+
+def _bounded_list(entries: list[Any]) -> list[Any]:
+    if len(entries) > _MOST_ENTRIES:
+        raise ValueError(f"it has {len(entries):,} entries, and at most {_MOST_ENTRIES:,} can be used")
+    return entries
+
+
+Text = Annotated[str, Field(min_length=1), AfterValidator(_bounded_text)]
+# A path, with ~ replaced by the home folder; or a hub id, where the key takes one.
+Location = Annotated[str, Field(min_length=1), AfterValidator(expand_path)]
+# For lists: `Annotated[list[Text], Bounded]`.
+Bounded = AfterValidator(_bounded_list)
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
+# Four months at a step per second.
+MOST_STEPS = 10_000_000
+Steps = Annotated[int, Field(ge=1, le=MOST_STEPS)]
 # The schedule of SD1.5 and SDXL has 1000 timesteps (`diffusion.NUM_TIMESTEPS`); diffusers repeats the lowest for more steps.
 SamplingSteps = Annotated[int, Field(ge=1, le=1000)]
-Scalar = bool | int | float | str
+# Usual scales are 1 to 20.
+Guidance = Annotated[float, Field(ge=1, le=100)]
+# At 8192 x 8192 pixels, one activation of the VAE at full size (128 channels, fp32) takes 32 GiB.
+Side = Annotated[int, Field(ge=8, le=8192)]
+ImageSide = Annotated[int, Field(ge=8, le=8192, multiple_of=8)]
+# What torch and numpy take for an integer; floats are finite.
+Scalar = bool | Annotated[int, Field(ge=-(2**63), lt=2**63)] | float | Annotated[str, AfterValidator(_bounded_text)]
 
 
 def require_text(texts: Mapping[str, Iterable[str]]) -> None:
@@ -21,7 +57,15 @@ def require_text(texts: Mapping[str, Iterable[str]]) -> None:
     for name, group in texts.items():
         for text in group:
             if reason := caption_text.problem(text):
-                raise ValueError(f"{name} has {text[:60]!r}, which {reason}: remove that character")
+                advice = "shorten it" if len(text) > caption_text.MOST_LETTERS else "remove that character"
+                raise ValueError(f"{name} has {text[:60]!r}, which {reason}: {advice}")
+
+
+def require_few_images(rows: int, columns: int, keys: str) -> None:
+    """Raises ValueError if a grid has more images than anyone looks at; `keys` says which settings make them."""
+    most = 10_000
+    if rows * columns > most:
+        raise ValueError(f"{keys} give {rows * columns:,} images, and at most {most:,} are generated: take fewer")
 
 
 class Section(BaseModel):

@@ -10,7 +10,13 @@ from typing import Any
 
 import yaml
 
-from sushi_research.errors import UserError, UserErrors
+from sushi_research.errors import UserError, UserErrors, first_line
+from sushi_research.files import MOST_NESTED, expand_path, read_regular
+
+# A config with a thousand prompts has about 200 kB and 2000 values. PyYAML reads 20,000 values in a second or two.
+_MOST_BYTES = 2**20
+_MOST_VALUES = 20_000
+_TOO_MANY = f"it has more than {_MOST_VALUES:,} values, its aliases counted in full"
 
 # YAML 1.2's core schema. PyYAML implements 1.1, which reads 1e-4 as text, off and no as false, 1:30 as 90 and
 # 2024-01-31 as a date. The dumper uses the same table, so it quotes exactly the strings that the loader would misread.
@@ -27,7 +33,30 @@ _SCALARS = {
 
 
 class _Loader(yaml.SafeLoader):
+    """PyYAML's loader for YAML 1.2's scalars, with bounds on the number of values and the depth of their nesting."""
+
     yaml_implicit_resolvers: dict[str, list[Any]] = {}
+    _values = _depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """As in the base class, which calls it again for each level of nesting."""
+        self._values += 1
+        self._depth += 1
+        if self._values > _MOST_VALUES or self._depth > MOST_NESTED:
+            reason = _TOO_MANY if self._values > _MOST_VALUES else f"it is nested more than {MOST_NESTED} deep"
+            raise yaml.MarkedYAMLError(problem=reason, problem_mark=self.peek_event().start_mark)
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """As in the base class, whose functions raise nearly any exception for a text that does not fit its tag."""
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError):
+            what = show(node.value) if isinstance(node, yaml.ScalarNode) else "it"
+            reason = f"{what} cannot be read as {node.tag.rpartition(':')[2]}"
+            raise yaml.MarkedYAMLError(problem=reason, problem_mark=node.start_mark) from None
 
 
 class _Dumper(yaml.SafeDumper):
@@ -53,16 +82,13 @@ def read_yaml(path: str) -> dict[str, Any]:
 
     Raises UserError if the file cannot be read, is not UTF-8 or YAML, has a duplicate key, or is not a mapping.
     """
+    file = Path(expand_path(path, key="--config"))
+    if file.is_dir():
+        raise UserError(f"{path} is a folder: --config takes a YAML file")
     try:
-        text = Path(path).read_bytes().decode()
-    except FileNotFoundError:
-        raise UserError(f"there is no file {path}: check the path after --config") from None
-    except IsADirectoryError:
-        raise UserError(f"{path} is a folder: --config takes a YAML file") from None
+        text = read_regular(file, _MOST_BYTES).decode()
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text (byte {error.start}): save it as UTF-8") from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
     layer = parse_yaml(text, path)
     if layer is None:
         return {}
@@ -72,20 +98,46 @@ def read_yaml(path: str) -> dict[str, Any]:
 
 
 def parse_yaml(text: str, place: str) -> Any:
-    """Parses YAML text. A syntax error or a duplicate key raises UserError, in which `place` names the text."""
+    """Parses YAML text. UserError, in which `place` names the text, for a syntax error, a duplicate key, or too much nesting."""
     try:
         loader = _Loader(text)
         node = loader.get_single_node()
+        if node is not None and _extent(node, {})[0] > _MOST_VALUES:
+            raise yaml.MarkedYAMLError(problem=_TOO_MANY)
         # Must run before construct_document, which copies the entries of merge keys (`<<`) into the nodes.
         duplicates = list(_duplicates(node, "", set()))
         value = None if node is None else loader.construct_document(node)
     except (yaml.YAMLError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise UserError(f"{place}{line}: not valid YAML: {getattr(error, 'problem', None) or error}") from None
+        raise UserError(
+            f"{place}{line}: not valid YAML: {getattr(error, 'problem', None) or first_line(error)}"
+        ) from None
     if duplicates:
         raise UserErrors(f"{place}, {duplicate}" for duplicate in duplicates)
     return value
+
+
+def _extent(node: yaml.Node, known: dict[int, tuple[int, int]]) -> tuple[int, int]:
+    """(number of values, depth) of a node whose aliases are replaced by what they stand for. `known` has those of other nodes.
+
+    Raises YAMLError if that is nested more than MOST_NESTED deep, or has no end because an alias is inside its own anchor.
+    """
+    if id(node) not in known:
+        known[id(node)] = (0, MOST_NESTED)  # until it is known: what contains itself has no end
+        parts = (
+            [node.value]
+            if isinstance(node, yaml.SequenceNode)
+            else node.value
+            if isinstance(node, yaml.MappingNode)
+            else []
+        )
+        found = [_extent(child, known) for part in parts for child in part]
+        known[id(node)] = 1 + sum(values for values, _ in found), 1 + max((depth for _, depth in found), default=0)
+        if known[id(node)][1] > MOST_NESTED:
+            reason = f"with its aliases it is nested more than {MOST_NESTED} deep"
+            raise yaml.MarkedYAMLError(problem=reason, problem_mark=node.start_mark)
+    return known[id(node)]
 
 
 def _duplicates(node: yaml.Node | None, prefix: str, seen: set[int]) -> Iterator[str]:
@@ -99,6 +151,8 @@ def _duplicates(node: yaml.Node | None, prefix: str, seen: set[int]) -> Iterator
         return
     lines: dict[str, int] = {}
     for key, value in node.value:
+        if not isinstance(key, yaml.ScalarNode):
+            continue  # it cannot be constructed
         name, line = f"{prefix}{key.value}", key.start_mark.line + 1
         if name in lines:
             yield f"line {line}: {name} is already on line {lines[name]}: keep one"

@@ -14,14 +14,14 @@ import numpy as np
 from sushi_research import caption_text
 from sushi_research.data.hf_dataset import find_in_table, require_hub_id
 from sushi_research.data.image_folder import find_in_folder
-from sushi_research.data.images import BadImage, decode_and_describe
+from sushi_research.data.images import MAX_BYTES, BadImage, decode_and_describe
 from sushi_research.data.near_duplicates import fingerprint
 from sushi_research.data.own_outputs import require_apart
 from sushi_research.data.samples import FoundImage, Problem, Sample, Scan
 from sushi_research.data.tables import open_folder, open_hub, open_saved
 from sushi_research.data.walk import note_links
 from sushi_research.errors import UserError, some
-from sushi_research.files import require_same_folder, write_json
+from sushi_research.files import make_folder, write_json
 from sushi_research.fingerprints import FileState, HashCache, content_hash, file_state
 from sushi_research.progress import progress
 
@@ -93,11 +93,10 @@ def scan(
 def write_report(scan: Scan, path: Path, evaluation: Scan | None = None) -> None:
     """Writes data_report.json: every file by name, either as used or with the reason why it is not.
 
-    `evaluation` is the scan of evaluation.path, whose names are its own. Creates the folder if necessary. Raises OSError if that
-    fails, UserError if the file cannot be written.
+    `evaluation` is the scan of evaluation.path, whose names are its own. Creates the folder if necessary. Raises UserError if that
+    fails, or if the file cannot be written.
     """
-    require_same_folder(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     write_json(path, _report(scan) | {"evaluation": _report(evaluation) if evaluation else None})
 
 
@@ -198,6 +197,8 @@ def _inspect(image: FoundImage) -> tuple[dict[str, Any] | str, FileState | None]
             if not image.path.is_file():
                 return "not a file: a broken link?", None
             state = file_state(image.path)
+            if state.size > MAX_BYTES:
+                return f"it has {state.size:,} bytes, and at most {MAX_BYTES:,} are read", None
         data = image.load()
         decoded = decode_and_describe(data)
     except BadImage as error:

@@ -6,7 +6,6 @@ import re
 from collections.abc import Sequence
 
 from sushi_research.data.samples import Problem, Scan
-from sushi_research.errors import printable
 
 # How many notes of one kind, and how many problems, are shown.
 SHOWN_NOTES, SHOWN_PROBLEMS = 3, 10
@@ -15,10 +14,10 @@ SHOWN_NOTES, SHOWN_PROBLEMS = 3, 10
 def lines(problems: Sequence[Problem], notes: Sequence[str]) -> list[str]:
     """The problems of files that are skipped, and the notes as `summary` returns them, as lines of a plan."""
     found = [f"skipped      {len(problems)}:"] if problems else []
-    found += [f"{'':<13}{printable(f'{problem.name}: {problem.reason}')}" for problem in problems[:SHOWN_PROBLEMS]]
+    found += [f"{'':<13}{problem.name}: {problem.reason}" for problem in problems[:SHOWN_PROBLEMS]]
     if len(problems) > SHOWN_PROBLEMS:
         found.append(f"{'':<13}and {len(problems) - SHOWN_PROBLEMS} more (a run's plan.json lists all)")
-    return found + [f"{'' if number else 'notes':<13}{printable(note)}" for number, note in enumerate(notes)]
+    return found + [f"{'' if number else 'notes':<13}{note}" for number, note in enumerate(notes)]
 
 
 def summary(scan: Scan) -> list[str]:

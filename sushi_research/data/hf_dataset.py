@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from sushi_research import caption_text
+from sushi_research.data.names import composed
 from sushi_research.data.samples import FoundImage, Problem, Scan
 from sushi_research.data.tables import Table, read_image
-from sushi_research.errors import UserError
+from sushi_research.errors import UserError, first_line
 
 
 def find_in_table(result: Scan, table: Table, split: str, image_column: str, caption_column: str) -> list[FoundImage]:
@@ -32,7 +33,7 @@ def find_in_table(result: Scan, table: Table, split: str, image_column: str, cap
         message = f"the column {image_column} of {result.source} holds no images: set data.image_column to one of"
         raise UserError(f"{message} {columns}.") from None
     images, several, long = [], 0, []
-    for index, caption in enumerate(rows[caption_column][:]):
+    for index, caption in enumerate(_texts(rows, caption_column, result.source)):
         name = f"{split}[{index}]"
         if isinstance(caption, list) and caption:
             several += len(caption) > 1
@@ -59,6 +60,15 @@ def find_in_table(result: Scan, table: Table, split: str, image_column: str, cap
     return images
 
 
+def _texts(rows: Any, column: str, source: str) -> list[Any]:
+    """The values of a column as they are stored: what is no text, such as an image, is not decoded."""
+    try:
+        rows.data.table.validate(full=True)  # parquet does not check that texts are UTF-8
+        return rows.with_format("arrow")[column][:].to_pylist()
+    except (ValueError, TypeError, OverflowError, NotImplementedError) as error:
+        raise UserError(f"{source} is damaged ({first_line(error)}): make it again, or download it again.") from None
+
+
 def _read(cells: Any, index: int, column: str, folders: tuple[Path, ...]) -> bytes:
     return read_image(cells[index][column], folders)
 
@@ -70,5 +80,7 @@ def require_hub_id(text: str, path: Path, key: str) -> None:
     if not path.parent.is_dir() and re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", text):
         return
     siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-    near = "".join(f" (there is {path.parent / name})" for name in difflib.get_close_matches(path.name, siblings, n=1))
+    same = [name for name in siblings if composed(name) == composed(path.name)]
+    found = same or difflib.get_close_matches(path.name, siblings, n=1)
+    near = f" (there is {path.parent / found[0]}{', in another Unicode form' if same else ''})" if found else ""
     raise UserError(f"{key}: there is no {text}{near}: give a folder of images, or a hub id such as org/name.")

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import posixpath
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 
 from sushi_research import caption_text
+from sushi_research.data import metadata_file
+from sushi_research.data.metadata_file import FORMS, METADATA, UNREAD, Entry, Miss, Unusable
+from sushi_research.data.names import CAPTIONS, IMAGES, UNSUPPORTED, Names, composed
 from sushi_research.data.samples import FoundImage, Problem, Scan
 from sushi_research.data.walk import walk
+from sushi_research.errors import some
+from sushi_research.files import UnreadableFile, read_regular
 
-IMAGES = {".jpg", ".jpeg", ".png", ".webp"}
-CAPTIONS = {".txt", ".caption"}
-METADATA = "metadata.jsonl"
 TABLES = {".parquet", ".arrow"}
-# Other image formats. They are reported as problems instead of being silently ignored.
-UNSUPPORTED = set(".arw .avif .bmp .cr2 .dng .gif .heic .heif .jfif .jp2 .jxl .nef .psd .svg .tga .tif .tiff".split())
 
 
 def find_in_folder(
@@ -31,7 +30,7 @@ def find_in_folder(
     images: dict[str, Path] = {}
     sidecars: dict[str, dict[str, Path]] = defaultdict(dict)
     metadata: dict[str, Path] = {}
-    stems, has_tables = set(), False
+    stems, unread, has_tables = set(), [], False
     for name, path in walk(result, root, outputs):
         stem, suffix = posixpath.splitext(name)
         suffix = suffix.lower()
@@ -48,45 +47,26 @@ def find_in_folder(
         else:
             result.ignored += 1
             has_tables = has_tables or suffix in TABLES
-    captions: dict[str, dict[str, str]] = defaultdict(dict)
-    unreadable: dict[str, str] = {}
-    not_text: dict[str, str] = {}  # the line of a metadata.jsonl, by image
-    several: dict[str, int] = {}  # the number of lines of a caption, by source
-    for name in images:
-        for sidecar, path in sidecars.get(posixpath.splitext(name)[0], {}).items():
-            try:
-                caption, lines = caption_text.first_line(caption_text.decode(path.read_bytes()))
-            except OSError as error:
-                unreadable[name] = f"its caption cannot be read ({error.strerror or error}): {sidecar}"
-            except caption_text.NotText as error:
-                unreadable[name] = f"its caption {error.reason}: {sidecar}"
-            else:
-                captions[name][sidecar] = caption
-                several[sidecar] = lines
-    for name, path in metadata.items():
-        for image, source, text in _metadata(result, name, path, set(images), caption_column):
-            try:
-                captions[image][source], several[source] = caption_text.first_line(text)
-            except caption_text.NotText as error:
-                result.problems.append(Problem(source, f"the caption of {image} {error.reason}"))
-                not_text[image] = source
-    result.notes += [
-        f"{source}: a caption of {lines} lines, of which only the first is used"
-        for source, lines in several.items()
-        if lines > 1
-    ]
-    for stem in sidecars.keys() - stems:
-        result.notes += [f"{name}: a caption without an image" for name in sidecars[stem]]
+            unread += [name] if path.name.lower() in UNREAD else []
+    captions = _Captions(images)
+    stray = captions.read_files(result, sidecars, Names(stems))
+    captions.read_metadata(result, metadata, caption_column)
+    result.notes += captions.notes()
+    unread_hint = f" ({unread[0]} is not read: write a {METADATA})" if unread else ""
     found, folders = [], Counter()
     for name, path in images.items():
         repeat_folder, repeats = _repeats(name)
         folders[repeat_folder, repeats] += 1
-        reason = unreadable.get(name) or _caption_problem(name, captions[name], not_text.get(name))
+        reason = captions.problem(name)
+        if not captions.of[name] and reason is None:
+            stem, near = posixpath.splitext(name)[0], stray.near(name, posixpath.dirname(name))
+            reason = f"no caption: there is no {stem}.txt, {stem}.caption or entry in a {METADATA}"
+            reason += f" (there is {near[0]})" if near else unread_hint
         if repeats == 0:
             reason = f"its folder asks for no repeats: {repeat_folder}"
         if reason is not None:
             result.problems.append(Problem(name, reason))
-        caption = next(iter(captions[name].values())) if reason is None else None
+        caption = next(iter(captions.of[name].values())) if reason is None else None
         found.append(FoundImage(name, caption, repeats, path, path.read_bytes))
     result.notes += [
         f"{folder}: {count} images, each shown {repeats} times per epoch because of the number in the folder's name"
@@ -97,63 +77,82 @@ def find_in_folder(
     return found, has_tables
 
 
-def _metadata(
-    result: Scan, name: str, path: Path, images: set[str], caption_column: str
-) -> Iterator[tuple[str, str, str]]:
-    """Yields (image, source, caption) of each valid line of a metadata.jsonl. Others become problems."""
+class _Captions:
+    """The captions of images: `of` an image, by source, and the reasons why an image has none that can be used."""
 
-    def problem(where: str, reason: str) -> None:
-        result.problems.append(Problem(where, reason))
+    def __init__(self, images: Iterable[str]) -> None:
+        self.of: dict[str, dict[str, str]] = {name: {} for name in images}
+        self._unreadable: dict[str, str] = {}
+        self._reasons: dict[str, str] = {}  # for images without any caption
+        self._lines: dict[str, int] = {}  # of the captions, by source
+        self._names = Names(self.of)
 
-    try:
-        lines = caption_text.decode(path.read_bytes()).split("\n")
-    except OSError as error:
-        problem(name, f"cannot be read: {error.strerror or error}")
-        return
-    except caption_text.NotText as error:
-        problem(name, error.reason)
-        return
-    first: dict[str, int] = {}
-    for number, line in enumerate(lines, start=1):
-        source = f"{name} line {number}"
-        if not line.strip():
-            continue
-        try:
-            entry = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            problem(source, f"not JSON: {error}")
-            continue
-        if not isinstance(entry, dict) or not isinstance(entry.get("file_name"), str):
-            problem(source, "no file_name")
-            continue
-        image = posixpath.normpath(posixpath.join(posixpath.dirname(name), entry["file_name"]))
-        caption = entry.get(caption_column, entry.get("text"))
-        if image not in images:
-            problem(source, f"{entry['file_name']} is not among the jpg, png and webp images here")
-        elif not isinstance(caption, str):
-            keys = " nor ".join(dict.fromkeys((caption_column, "text")))
-            problem(source, f"no caption for {image}: {keys} is not a text")
-        else:
-            if first.setdefault(image, number) != number:
-                problem(source, f"a second entry for {image}: the first is line {first[image]}")
-            yield image, source, caption
+    def read_files(self, result: Scan, files: Mapping[str, dict[str, Path]], stems: Names) -> Names:
+        """Reads caption files, given by their stems, for the images of these stems. Returns those that have no image."""
+        own: dict[str, dict[str, Path]] = defaultdict(dict)
+        stray = []
+        for stem, paths in files.items():
+            fitting = stems.matching(stem)
+            if len(fitting) == 1:
+                own[fitting[0]] |= paths
+                continue
+            stray += paths
+            what = f"{len(fitting)} images whose names {FORMS}" if fitting else ""
+            result.notes += [f"{name}: a caption {f'of {what}' if what else 'without an image'}" for name in paths]
+            reason = f"no caption: {some(list(paths))} fits {what}: rename one of them"
+            self._reasons |= {name: reason for name in self.of if posixpath.splitext(name)[0] in fitting}
+        for name in self.of:
+            for source, path in own.get(posixpath.splitext(name)[0], {}).items():
+                try:
+                    caption, lines = caption_text.first_line(
+                        caption_text.decode(read_regular(path, caption_text.MOST_BYTES))
+                    )
+                except UnreadableFile as error:
+                    self._unreadable[name] = f"its caption {error.reason}: {source}"
+                except caption_text.NotText as error:
+                    self._unreadable[name] = f"its caption {error.reason}: {source}"
+                else:
+                    self.of[name][source], self._lines[source] = caption, lines
+        return Names(stray)
 
+    def read_metadata(self, result: Scan, files: Mapping[str, Path], caption_column: str) -> None:
+        """Reads metadata files. What cannot be used is added to the problems."""
+        misses = []
+        for file, path in files.items():
+            for line in metadata_file.read(file, path, self._names, caption_column):
+                if isinstance(line, Entry):
+                    self.of[line.image][line.source], self._lines[line.source] = line.caption, line.lines
+                elif isinstance(line, Miss):
+                    misses.append(line)
+                elif isinstance(line, Unusable):
+                    result.problems.append(Problem(line.source, line.reason))
+                    self._reasons = dict.fromkeys(line.images, line.of_image) | self._reasons
+                else:
+                    result.problems.append(line)
+        without = {name for name, captions in self.of.items() if not captions and self.problem(name) is None}
+        problems, reasons = metadata_file.explain(misses, self._names, without)
+        result.problems += problems
+        self._reasons |= reasons
 
-def _caption_problem(name: str, captions: dict[str, str], not_text: str | None) -> str | None:
-    """The reason why an image has no usable caption, or None if it has one.
+    def problem(self, image: str) -> str | None:
+        """The reason why the captions of an image cannot be used; None if they can, or if nothing is known of any."""
+        captions = self.of[image]
+        if image in self._unreadable or not captions:
+            return self._unreadable.get(image) or self._reasons.get(image)
+        if len(set(captions.values())) > 1:
+            forms = f", names that {FORMS}" if len(set(map(composed, captions))) < len(captions) else ""
+            return f"captions that differ: {' and '.join(captions)}{forms}"
+        if not all(captions.values()):
+            return f"its caption is empty: {' and '.join(captions)}"
+        return None
 
-    `captions` is by source; `not_text` is the source of another that is not text.
-    """
-    if not captions and not_text:
-        return f"no caption but that of {not_text}, which is not text"
-    if not captions:
-        stem = posixpath.splitext(name)[0]
-        return f"no caption: there is no {stem}.txt, {stem}.caption or entry in a {METADATA}"
-    if len(set(captions.values())) > 1:
-        return f"captions that differ: {' and '.join(captions)}"
-    if not all(captions.values()):
-        return f"its caption is empty: {' and '.join(captions)}"
-    return None
+    def notes(self) -> list[str]:
+        """A note on each caption of several lines."""
+        return [
+            f"{source}: a caption of {lines} lines, of which only the first is used"
+            for source, lines in self._lines.items()
+            if lines > 1
+        ]
 
 
 def _repeats(name: str) -> tuple[str, int]:

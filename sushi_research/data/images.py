@@ -17,6 +17,8 @@ from sushi_research.data.buckets import CropGeometry
 
 # Pillow's default limit for an error (twice its MAX_IMAGE_PIXELS): 13,377 x 13,377.
 MAX_PIXELS = 178_956_970
+# Of a file: MAX_PIXELS of 32 bits, uncompressed, take two thirds of that.
+MAX_BYTES = 2**30
 # The decompressed size of a PNG's colour profile, EXIF or XMP, in bytes. Pillow's own limit for such a chunk is 1 MiB, and for the
 # sum of EXIF and XMP 64 MiB.
 MAX_METADATA = 64 << 20

@@ -14,11 +14,11 @@ from PIL import Image
 
 from sushi_research.adapters.labels import file_name_key, label_of, labels_of
 from sushi_research.config.suggestions import word
-from sushi_research.errors import UserError
+from sushi_research.errors import UserError, printable
 from sushi_research.evaluation import drift, validation_set
 from sushi_research.evaluation.drift import Drift
 from sushi_research.evaluation.results import Results
-from sushi_research.files import disk_error, write_atomic, write_image, write_json
+from sushi_research.files import make_folder, remove, write_atomic, write_image, write_json
 from sushi_research.fingerprints import content_hash
 from sushi_research.sampling import plots, sample_grids
 
@@ -117,41 +117,47 @@ def require_finite(name: str, lora_scale: float, measured: Sequence[np.ndarray |
 def write(
     output: Path, result: Result, val_set: validation_set.ValidationSet, measure: Drift | None, entry: dict[str, Any]
 ) -> None:
-    """Writes the result's folder in `output`, replacing earlier results; UserError if it cannot be written."""
+    """Writes the result's folder in `output`, replacing earlier results; UserError if it cannot be written.
+
+    If only the samples cannot be written, that is a warning.
+    """
     folder, step = output / result.name, 0 if entry["adapter"] is None else STEP
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for old in (folder / "evaluation.parquet", folder / "drift.parquet"):
-            old.unlink(missing_ok=True)
-        if result.pictures:
-            sample_grids.write_pictures(folder / f"samples/step-{step:08d}", result.rows, result.pictures)
-    except OSError as error:
-        raise disk_error(f"output: cannot write into {folder}", error) from error
+    make_folder(folder)
+    for old in ("evaluation.parquet", "drift.parquet"):
+        remove(folder / old)
     Results(folder / "evaluation.parquet").append(val_set, step, result.loss, result.base_loss)
     if measure and result.drift is not None:
         Results(folder / "drift.parquet").append(measure.drift_set, step, result.drift, np.zeros_like(result.drift))
     write_json(folder / "validation_set.json", val_set.describe())
     write_json(folder / "provenance.json", [entry])
+    if result.pictures:
+        with plots.optional(f"{result.name} stays without all of its samples"):
+            sample_grids.write_pictures(folder / f"samples/step-{step:08d}", result.rows, result.pictures)
 
 
 def finish(output: Path, results: Sequence[Result], val_set: validation_set.ValidationSet) -> str:
-    """Writes evaluation.json, the plot over LoRA scales and the grid; returns the table and the paths for the terminal."""
+    """Writes evaluation.json and .md, the plot over LoRA scales and the grid; returns the paths for the terminal.
+
+    UserError if the first two cannot be written; for the pictures that is a warning.
+    """
     numbers = {result.name: _numbers(result, val_set) for result in results}
     write_json(output / "evaluation.json", {"validation_set": val_set.hash, "results": numbers})
+    write_atomic(output / "evaluation.md", (table(results, val_set) + "\n").encode())
     written = {"numbers": output / "evaluation.json"}
     rows = results[0].rows
     if results[0].pictures:
         cells = [[result.pictures[row] for result in results] for row in range(len(rows))]
-        written["pictures"] = output / "grid.png"
         grid = plots.grid(cells, [label for _, label in rows], [result.name for result in results])
-        write_image(written["pictures"], grid)
+        with plots.optional("the evaluation stays without its grid"):
+            write_image(output / "grid.png", grid)
+            written["pictures"] = output / "grid.png"
     if len({result.lora_scale for result in results}) > 2:
-        written["sweep"] = output / "lora_scales.png"
-        plots.lora_scale_sweep([(result.lora_scale, numbers[result.name]) for result in results], written["sweep"])
-    table = _table(numbers)
-    write_atomic(output / "evaluation.md", (table + "\n").encode())
+        sweep = output / "lora_scales.png"
+        with plots.optional("the evaluation stays without its plot over LoRA scales"):
+            plots.lora_scale_sweep([(result.lora_scale, numbers[result.name]) for result in results], sweep)
+            written["sweep"] = sweep
     paths = "\n".join(f"  {what:<9} {path}" for what, path in written.items())
-    return f"{table}\n\n{paths}\n  compare with runs: python scripts/compare_runs.py RUN {word(str(output))}/NAME"
+    return f"{paths}\n  compare with runs: python scripts/compare_runs.py RUN {word(str(output))}/NAME"
 
 
 def _numbers(result: Result, val_set: validation_set.ValidationSet) -> dict[str, float | None]:
@@ -160,10 +166,10 @@ def _numbers(result: Result, val_set: validation_set.ValidationSet) -> dict[str,
     return {"lora_scale": result.lora_scale} | found
 
 
-def _table(numbers: dict[str, dict[str, float]]) -> str:
+def table(results: Sequence[Result], val_set: validation_set.ValidationSet) -> str:
     """The results as a Markdown table; errors are standard errors over images (over captions for the drift)."""
     lines = ["| | validation loss | over the base | drift |", "|---|---:|---:|---:|"]
-    for name, found in numbers.items():
+    for name, found in ((result.name, _numbers(result, val_set)) for result in results):
         cells = [
             f"{found[key]:{form}} +- {found.get(f'{key}_se', 0):.2g}" if key in found else ""
             for key, form in (
@@ -173,4 +179,4 @@ def _table(numbers: dict[str, dict[str, float]]) -> str:
             )
         ]
         lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    return "\n".join(printable(line) for line in lines)

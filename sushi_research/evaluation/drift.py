@@ -87,7 +87,10 @@ def generate_missing(
     rank: int = 0,
     world: int = 1,
 ) -> None:
-    """Generates this process's share of the missing images, one caption at a time, with seed 0; `unet` is the base's."""
+    """Generates this process's share of the missing images, one caption at a time, with seed 0; `unet` is the base's.
+
+    What is generated when this is stopped is kept.
+    """
     mine = [number for number in range(rank, len(drift_set.keys), world) if drift_set.keys[number] not in store]
     if not mine:
         return

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import io
+import logging
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from sushi_research.errors import UserError, first_line
+from sushi_research.errors import first_line
 from sushi_research.evaluation.result_arrays import COLUMNS, ResultArrays, arrays_of, refused, row_names
-from sushi_research.files import require_same_folder, write_atomic
+from sushi_research.files import UnreadableFile, read_regular, remove, write_atomic
 
 if TYPE_CHECKING:
     import pyarrow
 
+logger = logging.getLogger(__name__)
+
+# Far above what a run writes: 100 evaluations of 10,000 images with 8 noise samples are about 100 MB.
+MOST_BYTES = 2**31
 # Increment it when the columns or their meaning change.
 FORMAT = 2
 # Fewest images for a test between two runs: the coverage of its intervals was measured for this number and above, and with
@@ -39,6 +45,7 @@ class Results:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._has_rows = False  # whether this object wrote some
 
     def read(self) -> pyarrow.Table | None:
         """All rows, equal rows once; None if nothing was evaluated yet. UserError as `arrays`."""
@@ -112,6 +119,9 @@ class Results:
             }
         )
         before = self.read()
+        if self._has_rows and (before is None or self.is_of_another(measured)):
+            logger.warning("%s was removed or replaced: results of earlier steps are lost", self.path)
+        self._has_rows = True
         if before is not None and not self.is_of_another(measured):
             kept = before.filter(compute.not_equal(before["step"], step))
             table = pyarrow.concat_tables([kept, table]).sort_by([("step", "ascending")])
@@ -122,8 +132,7 @@ class Results:
         import pyarrow.compute as compute
 
         if step < 0:
-            require_same_folder(self.path)
-            self.path.unlink(missing_ok=True)
+            remove(self.path)
             return
         table = self.read()
         if table is not None:
@@ -136,20 +145,25 @@ class Results:
     def _table(self) -> pyarrow.Table | None:
         import pyarrow.parquet
 
-        if not self.path.exists():
+        if not os.path.lexists(self.path):
             return None
         try:
+            data = read_regular(self.path, MOST_BYTES)
+        except UnreadableFile as error:
+            raise refused(self.path, error.reason) from error
+        try:
             # Not read_table: it turns folder names such as "lora.rank=4" into columns.
-            with pyarrow.parquet.ParquetFile(self.path, page_checksum_verification=True) as file:
+            with pyarrow.parquet.ParquetFile(io.BytesIO(data), page_checksum_verification=True) as file:
                 table = file.read()
-        except (OSError, pyarrow.ArrowException) as error:
+            table.validate(full=True)
+        except (OSError, ValueError, MemoryError, pyarrow.ArrowException) as error:
             raise refused(self.path, f"is damaged ({first_line(error)})") from None
         if table.column_names != list(COLUMNS) or b"set_hash" not in (table.schema.metadata or {}):
-            raise UserError(f"{self.path} does not hold what this version writes: restore it, or remove it.")
+            raise refused(self.path, "does not hold what this version writes")
         try:
             return table.cast(_schema().with_metadata(table.schema.metadata))
-        except pyarrow.ArrowException:
-            raise UserError(f"{self.path} does not hold what this version writes: restore it, or remove it.") from None
+        except (ValueError, pyarrow.ArrowException):
+            raise refused(self.path, "does not hold what this version writes") from None
 
     def _write(self, table: pyarrow.Table) -> None:
         import pyarrow.parquet

@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 from sushi_research.config import TrainingConfig
 from sushi_research.config.command_line import config_to_dict, load_config
 from sushi_research.config.keys import default_values
-from sushi_research.config.section import Section, Seed, Text
+from sushi_research.config.section import Bounded, Location, Section, Seed, Text
 from sushi_research.config.yaml12 import read_yaml
 from sushi_research.errors import UserError
 from sushi_research.experiments.script import config_class_of, find_script
@@ -28,6 +28,8 @@ ONE_PROCESS = ["--num_processes", "1", "--num_machines", "1", "--mixed_precision
 OWN = ("train.seed", "run.name", "run.folder", "dry_run")
 # Settings whose resolved value is a fact of the run's identity.
 COVERED = ("train.precision", "model.prediction_type", "model.zero_terminal_snr")
+# Of one experiment. Every run is trained, and its config is read before the first one starts.
+MOST_RUNS = 1000
 NESTED = "as in a config file, nested by section"
 
 
@@ -35,11 +37,11 @@ class Experiment(Section):
     """Variants of a training and the seeds that each variant is trained with."""
 
     title: Text = Field(description="Title of the comparison page")
-    script: Text = Field(
+    script: Location = Field(
         description="Training script: any that reads its command line with the config class of an architecture, such as a copy of "
         "scripts/train_sdxl_lora.py with another loss"
     )
-    configs: Annotated[list[Text], Field(min_length=1)] = Field(
+    configs: Annotated[list[Location], Field(min_length=1), Bounded] = Field(
         description="Config files of all runs; later files override earlier ones"
     )
     settings: dict[str, Any] = Field(
@@ -55,7 +57,7 @@ class Experiment(Section):
         description=f"Instead of variants: lists of values, {NESTED}; each combination is a variant",
         json_schema_extra={"allowed": "a section with lists of values"},
     )
-    seeds: Annotated[list[Seed], Field(min_length=1)] = Field(
+    seeds: Annotated[list[Seed], Field(min_length=1), Bounded] = Field(
         [0, 1, 2], description="Training seeds of each variant; a test between variants needs two or more"
     )
     reference: Text | None = Field(
@@ -64,8 +66,8 @@ class Experiment(Section):
     pool_code: bool = Field(
         False, description="Compare runs that were trained with different code as one variant; the page then says so"
     )
-    folder: Text = Field(description="Folder of the runs and the page")
-    launch: list[Text] = Field(ONE_PROCESS, description="Arguments of accelerate launch")
+    folder: Location = Field(description="Folder of the runs and the page")
+    launch: Annotated[list[Text], Bounded] = Field(ONE_PROCESS, description="Arguments of accelerate launch")
     dry_run: bool = Field(False, description="List the runs and their states without training")
 
     @model_validator(mode="after")
@@ -103,7 +105,11 @@ class Planned:
 
 def plan(experiment: Experiment) -> list[Planned]:
     """The runs, seed by seed, so that an unfinished experiment has every variant. UserError for an invalid config."""
-    named = list(variants_of(experiment))
+    named = list(itertools.islice(variants_of(experiment), MOST_RUNS + 1))
+    if len(named) * len(experiment.seeds) > MOST_RUNS:
+        raise UserError(
+            f"the variants and seeds make more than {MOST_RUNS} runs: take fewer values in grid, variants or seeds."
+        )
     keys = [name.casefold() for name, _ in named]
     if twice := [name for name, _ in named if keys.count(name.casefold()) > 1]:
         raise UserError(

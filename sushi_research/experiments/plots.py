@@ -13,6 +13,7 @@ from sushi_research.experiments.clocks import time_axis
 from sushi_research.experiments.comparison import Comparison, Pair
 from sushi_research.experiments.seeds import per_seed, runs_that_count
 from sushi_research.experiments.variants import Variant
+from sushi_research.files import write_image
 from sushi_research.reports.run_record import RunRecord
 from sushi_research.reports.statistics import clustered_mean, interpolate, t_quantile
 from sushi_research.sampling import plots
@@ -109,7 +110,7 @@ def validation_curves(comparison: Comparison, path: Path) -> bool:
     else:
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=7)
     if plotted:
-        figure.savefig(path, dpi=110)
+        plots.write_figure(figure, path)
     return plotted > 0
 
 
@@ -151,7 +152,7 @@ def differences(pairs: Sequence[Pair], path: Path, title: str) -> bool:
     axes.set_xlabel("difference in validation loss (left: the first named is better)")
     axes.set_title(title, fontsize=10)
     axes.grid(alpha=0.3, axis="x")
-    figure.savefig(path, dpi=110)
+    plots.write_figure(figure, path)
     return True
 
 
@@ -177,7 +178,7 @@ def matrix(comparison: Comparison, path: Path) -> bool:
     axes.set_xticks(range(len(labels)), labels, rotation=90, fontsize=7)
     axes.set_yticks(range(len(labels)), labels, fontsize=7)
     axes.set_title("the row's variant is better (green), worse (orange), not distinguishable (grey)", fontsize=9)
-    figure.savefig(path, dpi=110)
+    plots.write_figure(figure, path)
     return True
 
 
@@ -202,7 +203,7 @@ def timestep_bins(comparison: Comparison, path: Path) -> bool:
     if plotted and count <= 12:
         axes.legend(fontsize=8)
     if plotted:
-        figure.savefig(path, dpi=110)
+        plots.write_figure(figure, path)
     return plotted > 0
 
 
@@ -243,7 +244,7 @@ def samples(comparison: Comparison, path: Path) -> bool:
         for images in columns.values():
             with Image.open(images[label]) as image:
                 cells[-1].append(image.convert("RGB"))
-    plots.grid(cells, common[:12], list(columns)).save(path)
+    write_image(path, plots.grid(cells, common[:12], list(columns)))
     return True
 
 

@@ -5,13 +5,15 @@ All encoders of SD1.5 and SDXL share this vocabulary. Their tokenizers differ on
 
 from __future__ import annotations
 
-import shutil
+import contextlib
 import tempfile
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sushi_research.errors import UserError, first_line
+from sushi_research.files import read_regular
 from sushi_research.models.folder_weights import read_json
 from sushi_research.models.settings import ANY, NUMBER, one_of, require_settings
 from sushi_research.models.shapes import published
@@ -20,6 +22,8 @@ from sushi_research.models.shapes import published
 VOCABULARY = "openai/clip-vit-large-patch14"
 PAIR = ("vocab.json", "merges.txt")
 FILES = (*PAIR, "added_tokens.json", "special_tokens_map.json", "tokenizer.json", "tokenizer_config.json")
+# CLIP's largest file has 2 MB.
+MOST_BYTES = 16 * 2**20
 # What tokenizer_config.json may say. transformers ignores some of these settings, so a value that means another text must not pass.
 SIDE = one_of("right", None, because=" (CLIP's text begins at the first position)")
 SETTINGS = {
@@ -73,20 +77,16 @@ class Tokenizer:
         said = read_json(self.folder / "tokenizer_config.json") or {}
         require_settings(said, SETTINGS, {}, where, "take CLIP's tokenizer (model.tokenizers)")
         given = {} if self.pad is None else {"pad_token": self.pad, "model_max_length": 77}
-        try:
-            # A copy of the files that are hashed: in their own folder the library would read others too, for example those that
-            # `fast_tokenizer_files` names, or a tokenizer.model.
-            with tempfile.TemporaryDirectory() as copy:
-                for path in files:
-                    shutil.copyfile(path, Path(copy, path.name))
+        with self._copy(files) as copy:
+            try:
                 tokenizer = transformers.CLIPTokenizer.from_pretrained(copy, **given)
                 merges = _merges(Path(copy, "merges.txt"))
                 differs = _differs(tokenizer, Path(copy, "tokenizer.json"))
-        except Exception as error:
-            # transformers raises many error types here, all caused by the user's files.
-            raise UserError(
-                f"{self.folder} could not be loaded ({first_line(error)}): download the model again."
-            ) from error
+            except Exception as error:
+                # transformers raises many error types here, all caused by the user's files.
+                raise UserError(
+                    f"{self.folder} could not be loaded ({first_line(error)}): download the model again."
+                ) from error
         # The vocabulary has 256 bytes, 256 bytes at the end of a word, one token per merge, and two special tokens.
         # transformers accepts a truncated list of merges, which would silently change the tokens of captions.
         wrong = None
@@ -101,6 +101,25 @@ class Tokenizer:
                 f"{self.folder} {wrong}: download the model again, or take CLIP's tokenizer (model.tokenizers)."
             )
         return tokenizer
+
+    @contextlib.contextmanager
+    def _copy(self, files: Sequence[Path]) -> Iterator[str]:
+        """A temporary folder with a copy of the files that are hashed.
+
+        In their own folder the library would read others too, for example those that `fast_tokenizer_files` names, or a
+        tokenizer.model.
+        """
+        with contextlib.ExitStack() as stack:
+            try:
+                copy = stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
+                for path in files:
+                    Path(copy, path.name).write_bytes(read_regular(path, MOST_BYTES))
+            except OSError as error:
+                raise UserError(
+                    f"{self.folder} cannot be copied to a temporary folder ({error}): make it readable, and check the space for "
+                    "temporary files or set TMPDIR to another folder."
+                ) from error
+            yield copy
 
 
 def _unusual(tokenizer: Any) -> str | None:

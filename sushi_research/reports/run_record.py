@@ -3,7 +3,7 @@ and the rest is used. Nothing is written; torch is not imported."""
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,17 +11,19 @@ from typing import Any
 
 import numpy as np
 
-from sushi_research.config.yaml12 import read_yaml
 from sushi_research.errors import UserError, some
 from sushi_research.evaluation.result_arrays import ResultArrays, image_of, refused
 from sushi_research.evaluation.results import Results
 from sushi_research.reports import training_log
 from sushi_research.reports.older_versions import settings_in_this_version
 from sushi_research.reports.training_log import TrainingTimes
-from sushi_research.runs import provenance
+from sushi_research.runs import provenance, records
 from sushi_research.runs.folder_lock import is_locked
 from sushi_research.runs.identity import flatten
 from sushi_research.runs.run_folder import format_problem
+
+# What a sentence about a damaged file ends with.
+SKIPPED = "restore it; that part is skipped"
 
 
 @dataclass(frozen=True)
@@ -120,8 +122,8 @@ class RunRecord:
 
 def is_record(folder: Path) -> bool:
     """Whether a folder is a run folder or the folder of an evaluated adapter file."""
-    return (folder / "run.json").is_file() or (
-        (folder / "provenance.json").is_file() and (folder / "evaluation.parquet").is_file()
+    return os.path.lexists(folder / "run.json") or (
+        os.path.lexists(folder / "provenance.json") and os.path.lexists(folder / "evaluation.parquet")
     )
 
 
@@ -151,25 +153,29 @@ def read_record(path: Path) -> RunRecord:
             run.problems.append(f"{path}: {type(error).__name__} while reading it ({error}); that part is skipped")
         return otherwise
 
-    run.entries = attempt(lambda: _entries(path / "provenance.json"), [])
-    if (path / "run.json").is_file():
-        record = attempt(lambda: _json(path / "run.json"), {})
-        if record and (problem := format_problem(path / "run.json", record)):
+    run.entries = attempt(lambda: provenance.entries(path / "provenance.json", SKIPPED), [])
+    if os.path.lexists(path / "run.json"):
+        record = attempt(lambda: records.read_json(path / "run.json", SKIPPED), None)
+        if record is not None and (problem := format_problem(path / "run.json", record)):
             run.state, run.problems = "unknown", [f"{problem}; it is skipped"]
             return run
-        run.identity = attempt(lambda: _mapping(path / "run.json", record.get("identity") or {}), {})
+        if record is not None:
+            record = attempt(lambda: records.fitting(record, records.RunRecord, str(path / "run.json"), SKIPPED), None)
+        run.identity = record["identity"] if record else {}
         # If run.json cannot be read, it is not known whether the run has finished.
-        run.state = ("finished" if record.get("finished_at") is not None else "stopped") if record else "unknown"
+        run.state = ("finished" if record["finished_at"] is not None else "stopped") if record else "unknown"
         if is_locked(path):
             run.state = "still going"
-        run.plan = attempt(lambda: _json(path / "plan.json"), {})
-        run.stage_timings = (
-            attempt(lambda: _json(path / "stage_timings.json"), {}) if (path / "stage_timings.json").is_file() else {}
-        )
-        run.finished_at = record.get("finished_at") if run.state == "finished" else None
+        run.plan = attempt(lambda: records.read_as(path / "plan.json", records.Plan, SKIPPED), {})
+        if os.path.lexists(path / "stage_timings.json"):
+            run.stage_timings = attempt(
+                lambda: records.read_as(path / "stage_timings.json", records.TIMINGS, SKIPPED), {}
+            )
+        run.finished_at = record["finished_at"] if record and run.state == "finished" else None
         run.metrics = attempt(lambda: training_log.read_log(path / "metrics.jsonl", run.finished_at), [])
-    if (path / "config.yaml").is_file():
-        run.settings = attempt(lambda: flatten(read_yaml(str(path / "config.yaml"))), {})
+        run.problems += training_log.notes_on_gaps(path / "metrics.jsonl", run.metrics)
+    if os.path.lexists(path / "config.yaml"):
+        run.settings = attempt(lambda: flatten(records.read_config(path / "config.yaml", SKIPPED)), {})
     elif run.entry:
         run.settings = flatten(run.entry.get("resolved_config") or {})
     if run.identity:
@@ -192,31 +198,6 @@ def read_record(path: Path) -> RunRecord:
     elif run.state == "stopped":
         run.problems.append(f"{path} was stopped at step {run.last_step}: its results so far are used")
     return run
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing: that part is skipped") from None
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}): restore it; that part is skipped") from None
-    return _mapping(path, found)
-
-
-def _mapping(path: Path, found: Any) -> dict[str, Any]:
-    if not isinstance(found, dict):
-        raise UserError(f"{path} does not hold what a run writes: restore it; that part is skipped")
-    return found
-
-
-def _entries(path: Path) -> list[dict[str, Any]]:
-    """The entries of provenance.json, one per start. Checks that their parts are mappings, which later code relies on."""
-    found = provenance.entries(path)
-    for entry in found:
-        for part in ("code", "base", "libraries", "resolved_config"):
-            _mapping(path, entry.get(part) or {})
-    return found
 
 
 def _curve(run: RunRecord, path: Path, logged: str) -> Curve | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from sushi_research.errors import UserError
-from sushi_research.runs.tracking import MetricsFile
+from sushi_research.runs import metrics_gaps
+from sushi_research.runs.metrics_file import MetricsFile
 
 # Key of a line -> the clock that measured its training time. Older runs recorded the wall clock only (in images_per_second).
 CLOCKS = {"gpu_seconds": "GPU time", "cpu_seconds": "CPU time"}
@@ -32,25 +34,26 @@ class TrainingTimes:
 def read_log(path: Path, finished_at: int | None) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl.
 
-    UserError, which names the file: a line that a run does not write, steps that are missing, repeated or out of order, or a line
-    of another step (`samples_seen` tells).
+    UserError, which names the file: a line that a run does not write, steps that are missing without a mark (metrics_gaps.py),
+    repeated or out of order, or a line of another step (`samples_seen` tells).
     `finished_at` is the last step of a finished run, else None.
     """
-    if finished_at is not None and not path.exists():
+    if finished_at is not None and not os.path.lexists(path):
         raise UserError(f"{path} is missing: restore the file; it is skipped")
     lines = MetricsFile(path).read()
-    expected, last, per_step = 1, 0, None
+    expected, per_step = 1, None
     for number, line in enumerate(lines, 1):
-        if not _is_line(line):
-            raise UserError(f"{path}, line {number} does not hold what a run writes: remove it; the file is skipped")
-        step, is_trained = line["step"], "images_per_second" in line
-        if step < last or (is_trained and step != expected):
-            after = f"after step {last}" if last else "at the beginning"
-            raise UserError(
-                f"{path}, line {number} is about step {step} {after}, so steps are missing, repeated or out of order: restore the "
-                "file; it is skipped"
-            )
-        seen = line.get("samples_seen") if is_trained else None
+        step = line["step"]
+        if metrics_gaps.MARK in line:
+            if line[metrics_gaps.MARK] != expected or step < expected:
+                raise UserError(_out_of_order(path, number, step, expected))
+            expected = step + 1
+            continue
+        if "images_per_second" not in line:
+            continue
+        if step != expected:
+            raise UserError(_out_of_order(path, number, step, expected))
+        seen = line.get("samples_seen")
         if seen is not None:
             per_step = seen if step == 1 else per_step
             if per_step is not None and seen != step * per_step:
@@ -58,12 +61,26 @@ def read_log(path: Path, finished_at: int | None) -> list[dict[str, Any]]:
                     f"{path}, line {number} is about step {step}, but its samples_seen is not that of this step: restore the file; "
                     "it is skipped"
                 )
-        last, expected = step, expected + is_trained
+        expected += 1
     if finished_at is not None and expected - 1 != finished_at:
         raise UserError(
             f"{path} ends at step {expected - 1}, but the run finished at step {finished_at}: restore the file; it is skipped"
         )
     return lines
+
+
+def _out_of_order(path: Path, number: int, step: int, expected: int) -> str:
+    after = f"after step {expected - 1}" if expected > 1 else "at the beginning"
+    return (
+        f"{path}, line {number} is about step {step} {after}, so steps are missing, repeated or out of order: restore the file; it "
+        "is skipped"
+    )
+
+
+def notes_on_gaps(path: Path, lines: Sequence[dict[str, Any]]) -> list[str]:
+    """A sentence for the steps that the file is known to have lost."""
+    gaps = metrics_gaps.marked(lines)
+    return [f"{path} has lost the lines of {metrics_gaps.describe(gaps)}: the others are used"] if gaps else []
 
 
 def trained(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -76,8 +93,10 @@ def training_times(
 ) -> TrainingTimes:
     """The training times at `steps`, from the lines of `path`.
 
-    UserError if the lines end before the last of the steps, or if the clock changes between them.
+    UserError if the lines end before the last of the steps or some are missing, or if the clock changes between them.
     """
+    if lost := [gap for gap in metrics_gaps.marked(lines) if gap.start <= steps[-1]]:
+        raise UserError(f"{path} has no lines of {metrics_gaps.describe(lost)}: its training time is not used")
     of_steps = trained(lines)[: steps[-1]]
     if len(of_steps) < steps[-1]:
         raise UserError(
@@ -98,15 +117,3 @@ def training_times(
 
 def _up_to(seconds: Sequence[float], steps: Sequence[int]) -> np.ndarray:
     return np.concatenate([[0.0], np.cumsum(seconds)])[list(steps)]
-
-
-def _is_line(line: Any) -> bool:
-    if not isinstance(line, dict) or type(line.get("step")) is not int or line["step"] < 0:
-        return False
-    # A step's device time is 0 if the clock is coarser than the step.
-    speed, times = line.get("images_per_second", 1.0), [line.get(key, 0.0) for key in (*CLOCKS, "samples_seen")]
-    return _is_number(speed) and speed > 0 and all(_is_number(time) and time >= 0 for time in times)
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and abs(value) < 1e300  # false for NaN too

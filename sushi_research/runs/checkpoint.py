@@ -22,8 +22,21 @@ from typing import Any
 
 import torch
 
-from sushi_research.errors import UserError
-from sushi_research.files import disk_error, fsync_file, fsync_folder, hidden_name, require_same_folder, write_synced
+from sushi_research.errors import UserError, first_line
+from sushi_research.files import (
+    MOST_BYTES,
+    UnreadableFile,
+    disk_error,
+    fsync_file,
+    fsync_folder,
+    kind_of,
+    parse_json,
+    read_regular,
+    require_same_folder,
+    write_synced,
+)
+from sushi_research.runs import records
+from sushi_research.temporaries import hidden_name
 
 logger = logging.getLogger(__name__)
 
@@ -49,10 +62,23 @@ class Checkpoint:
     def load(self) -> dict[str, Any]:
         """The saved state, with tensors on the CPU. Loads only tensors and plain values (`weights_only`).
 
-        UserError if the run folder is another one now: caching may have taken hours since the checkpoint was verified.
+        UserError if the file is no state, or if the run folder is another one now: caching may have taken hours since the
+        checkpoint was verified.
         """
         require_same_folder(self.path)
-        return torch.load(self.path / STATE, map_location="cpu", weights_only=True)
+        try:
+            return torch.load(self.path / STATE, map_location="cpu", weights_only=True)
+        except (
+            Exception
+        ) as error:  # its bytes were verified, so what was saved was no state, or the file has changed since
+            raise self.foreign(first_line(error)) from error
+
+    def foreign(self, reason: str) -> UserError:
+        """The error for a state that is not one of this run, although its bytes are those that were written."""
+        return UserError(
+            f"{self.path / STATE} does not hold the state of this run ({reason}): remove the folder {self.path.name}, then run "
+            "the same command again, which goes on from the checkpoint before it (without one, from the start)"
+        )
 
 
 def save_checkpoint(folder: Path, step: int, state: dict[str, Any], facts: dict[str, Any], keep: int) -> Path:
@@ -68,7 +94,7 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], facts: dict[
     Raises UserError if writing fails. Earlier checkpoints are then untouched.
     """
     assert keep >= 1, keep
-    _assert_plain(state, "state")
+    assert_plain(state, "state")
     path = folder / f"step-{step:08d}"
     temporary = hidden_name(path)
     require_same_folder(folder)
@@ -126,6 +152,13 @@ def latest_checkpoint(folder: Path) -> Checkpoint | None:
     return None
 
 
+def newest_step(folder: Path) -> int | None:
+    """The step of the newest checkpoint in `folder` that looks whole (only file sizes are checked), or None."""
+    if not folder.is_dir():
+        return None
+    return max((step for step in _steps(folder) if _looks_whole(folder / f"step-{step:08d}")), default=None)
+
+
 def read_checkpoint(path: Path) -> Checkpoint:
     """The checkpoint in the folder `path`, with every byte verified.
 
@@ -176,11 +209,14 @@ def _remove(path: Path) -> None:
     require_same_folder(path)
     os.rename(path, hidden)
     fsync_folder(path.parent)
-    shutil.rmtree(hidden)
+    if hidden.is_dir() and not hidden.is_symlink():
+        shutil.rmtree(hidden)
+    else:
+        hidden.unlink()
 
 
 def _steps(folder: Path) -> list[int]:
-    matches = [_NAME.fullmatch(entry.name) for entry in folder.iterdir() if entry.is_dir()]
+    matches = [_NAME.fullmatch(entry.name) for entry in folder.iterdir()]
     return [int(match[1]) for match in matches if match]
 
 
@@ -205,16 +241,27 @@ def _looks_whole(path: Path) -> bool:
 
 def _read_manifest(path: Path) -> dict[str, Any]:
     try:
-        manifest = json.loads((path / MANIFEST).read_bytes())
-        whole = manifest["blake2b"] == _manifest_digest(manifest)
-    except FileNotFoundError:
-        raise DamagedCheckpoint(f"{MANIFEST} is missing") from None
-    except PermissionError as error:
-        raise UserError(f"cannot read {error.filename}: {error.strerror}; make it readable") from error
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise DamagedCheckpoint(f"{MANIFEST} cannot be read: {error}") from error
-    if not whole or path.name != f"step-{manifest['step']:08d}":
+        manifest = parse_json(read_regular(path / MANIFEST, MOST_BYTES), MANIFEST)
+    except UnreadableFile as error:
+        if isinstance(error.__cause__, PermissionError):
+            raise UserError(f"cannot read {path / MANIFEST}: {error.__cause__.strerror}; make it readable") from error
+        raise DamagedCheckpoint(f"{MANIFEST} {error.reason}") from error
+    except UserError as error:
+        raise DamagedCheckpoint(f"{MANIFEST} is not valid JSON") from error
+    if not isinstance(manifest, dict) or "format" not in manifest:
         raise DamagedCheckpoint(f"{MANIFEST} does not hold what was written")
+    if manifest["format"] == FORMAT and (problem := records.problem_of(manifest, records.Manifest)):
+        raise DamagedCheckpoint(f"{MANIFEST} does not hold what was written ({problem})")
+    try:
+        whole = manifest.get("blake2b") == _manifest_digest(manifest)
+    except ValueError:  # NaN
+        whole = False
+    if not whole:
+        raise DamagedCheckpoint(f"{MANIFEST} does not hold what was written")
+    if manifest["format"] == FORMAT and (
+        path.name != f"step-{manifest['step']:08d}" or [*manifest["files"]] != [STATE]
+    ):
+        raise DamagedCheckpoint(f"{MANIFEST} is that of another checkpoint")
     if manifest["format"] != FORMAT:
         raise UserError(
             f"the checkpoint {path} has format {manifest['format']}, this version reads format {FORMAT}; "
@@ -225,7 +272,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
 
 def _check_size(path: Path, expected: int) -> None:
     if not path.is_file():
-        raise DamagedCheckpoint(f"{path.name} is missing")
+        raise DamagedCheckpoint(f"{path.name} is {kind_of(path)}")
     if (size := path.stat().st_size) != expected:
         raise DamagedCheckpoint(f"{path.name} has {size} bytes instead of {expected}")
 
@@ -250,15 +297,15 @@ def _blake2b(data: bytes = b"") -> Any:
     return hashlib.blake2b(data, digest_size=16)
 
 
-def _assert_plain(value: Any, where: str) -> None:
+def assert_plain(value: Any, where: str) -> None:
     """Asserts that `torch.load(weights_only=True)` restores the value unchanged."""
     if type(value) in (dict, OrderedDict):
         for key, item in value.items():
             assert type(key) in (str, int), f"{where}: the key {key!r} is neither a string nor an integer"
-            _assert_plain(item, f"{where}[{key!r}]")
+            assert_plain(item, f"{where}[{key!r}]")
     elif type(value) in (list, tuple):
         for index, item in enumerate(value):
-            _assert_plain(item, f"{where}[{index}]")
+            assert_plain(item, f"{where}[{index}]")
     else:
         plain = (torch.Tensor, bool, int, float, str, type(None))
         assert type(value) in plain, f"{where} is a {type(value).__name__}, not a tensor or a plain value"

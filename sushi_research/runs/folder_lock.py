@@ -6,12 +6,12 @@ that the path still leads to it (`files.require_same_folder`).
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import socket
 import time
 from pathlib import Path
-from typing import IO
 
 try:
     import fcntl
@@ -40,7 +40,7 @@ class FolderLock:
         """
         self.path = path
         self._folder: int | None = None
-        self._note: IO[str] | None = None
+        self._note: int | None = None
         try:
             while True:
                 path.mkdir(parents=True, exist_ok=True)
@@ -74,10 +74,10 @@ class FolderLock:
     def close(self) -> None:
         """Releases the lock. It is also released when the process ends, for whatever reason."""
         unguard(self.path, self.require_same)
-        if self._note is not None:
-            self._note.close()
-        if self._folder is not None:
-            os.close(self._folder)
+        for descriptor in (self._note, self._folder):
+            if descriptor is not None:
+                with contextlib.suppress(OSError):  # it is closed all the same
+                    os.close(descriptor)
         self._note = self._folder = None
 
     def _is_same(self) -> bool:
@@ -90,18 +90,20 @@ class FolderLock:
     def _lock(self) -> None:
         locked = None if self._folder is None else _try_lock(self._folder)
         if locked is not False:
-            self._note = open(self.path / NOTE, "a+", encoding="utf-8")
+            self._note = os.open(self.path / NOTE, os.O_RDWR | os.O_CREAT, 0o666)
         if locked is None and fcntl is not None:
-            locked = _try_lock(self._note.fileno())
+            locked = _try_lock(self._note)
             if locked is None:
                 logger.warning("%s cannot be locked: do not launch this run twice", self.path)
         if locked is False:
             raise UserError(
                 f"the run {self.path} is in use by {_holder(self.path)}: wait for it or stop it, or give another --run.name"
             )
-        self._note.truncate(0)
-        self._note.write(f"process {os.getpid()} on {socket.gethostname()}")
-        self._note.flush()
+        try:
+            os.ftruncate(self._note, 0)
+            os.write(self._note, f"process {os.getpid()} on {socket.gethostname()}".encode())
+        except OSError as error:  # nothing depends on the note
+            logger.warning("cannot write %s: %s", self.path / NOTE, error.strerror or error)
 
 
 def is_locked(path: Path) -> bool:

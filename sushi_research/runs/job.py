@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -15,9 +16,15 @@ from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list
 
 from sushi_research.config import TrainingConfig
+from sushi_research.config.command_line import config_to_dict
+from sushi_research.config.keys import default_values
 from sushi_research.errors import UserError
+from sushi_research.files import system_errors
 from sushi_research.precision import COMPUTE_DTYPES, make_scaler
+from sushi_research.progress import StageTimings
+from sushi_research.runs import identity
 from sushi_research.runs.run_folder import RunFolder
+from sushi_research.terminal import say
 
 
 @dataclass(frozen=True)
@@ -36,6 +43,7 @@ class Job:
     run: RunFolder | None = None
     started: float = field(default_factory=time.time)
     code: dict[str, Any] = field(default_factory=dict)
+    timings: StageTimings = field(default_factory=lambda: StageTimings("planning"))
 
     @property
     def device(self) -> torch.device:
@@ -64,19 +72,35 @@ class Job:
         return self.config.train.batch_size * self.config.train.accumulation * self.world
 
     @cached_property
+    def run_path(self) -> Path:
+        """The path of the run's folder, also for a dry run, which does not make it."""
+        config = self.config
+        facts = {"global_batch_size": self.global_batch_size, "precision": self.precision}
+        settings = identity.run_identity(config_to_dict(config), facts)
+        defaults = default_values(type(config))
+        name = config.run.name or identity.default_name(self.model.NAME, config.data.path, settings, defaults)
+        return Path(config.run.folder, name)
+
+    @cached_property
     def scaler(self) -> torch.amp.GradScaler:
         """The loss scaler of the precision. It lives as long as the job; TrainState saves and loads it."""
         return make_scaler(self.precision, self.device)
+
+    def say(self, *lines: str) -> None:
+        """Prints lines in the main process (`terminal.say`)."""
+        if self.is_main:
+            say(*lines)
 
     @contextlib.contextmanager
     def main_process_writes(self) -> Iterator[None]:
         """A block in which only the main process does something, and which all processes leave together.
 
-        If it ends with a UserError in the main process, all processes end (`agree`).
+        If it ends with a UserError in the main process, or with an OSError about a file, all processes end (`agree`).
         """
         error = None
         try:
-            yield
+            with system_errors():
+                yield
         except UserError as found:
             error = found
         agree(error)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import os
 import platform
 import subprocess
@@ -15,9 +15,9 @@ from typing import Any
 import psutil
 
 import sushi_research
-from sushi_research.errors import UserError
 from sushi_research.files import write_json
 from sushi_research.randomness import SCHEME
+from sushi_research.runs import records
 from sushi_research.runs.code import LIBRARIES, changed_files, is_recorded, listed
 
 # The libraries that affect what is learned.
@@ -85,17 +85,9 @@ def facts(entry: dict[str, Any]) -> dict[str, Any]:
     return found | {"code": {key: value for key, value in entry["code"].items() if key not in ("files", "named")}}
 
 
-def entries(path: Path) -> list[dict[str, Any]]:
-    """The entries of a provenance.json; empty if there is no file. Raises UserError if it is damaged."""
-    if not path.exists():
-        return []
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise UserError(f"{path} is not JSON ({error}): restore or remove it, then run the command again") from error
-    if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
-        raise UserError(f"{path} is not a list of entries: restore or remove it, then run the command again")
-    return found
+def entries(path: Path, remedy: str = "restore or remove it, then run the command again") -> list[dict[str, Any]]:
+    """The entries of a provenance.json; empty if there is no file. UserError, which ends with `remedy`, if it is damaged."""
+    return records.read_as(path, records.ENTRIES, remedy) if os.path.lexists(path) else []
 
 
 def add_entry(path: Path, entry: dict[str, Any]) -> None:
@@ -183,7 +175,7 @@ def device_name(device: str) -> str:
             return torch.cuda.get_device_name(device)
         return device
     cpuinfo = Path("/proc/cpuinfo")  # platform.processor() is empty on most Linux systems
-    if cpuinfo.exists():
+    with contextlib.suppress(OSError):  # Linux only
         for line in cpuinfo.read_text().splitlines():
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
@@ -191,13 +183,13 @@ def device_name(device: str) -> str:
 
 
 def _git(root: Path, *arguments: str) -> str | None:
-    """The output of git; None if git is not installed or fails."""
+    """The output of git; None if git is not installed, cannot be started or fails."""
     # In a git hook of another repository these variables point to that repository.
     elsewhere = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")
     environment = {key: value for key, value in os.environ.items() if key not in elsewhere}
     command = ["git", "-C", str(root), *arguments]
     try:
         done = subprocess.run(command, capture_output=True, text=True, env=environment, stdin=subprocess.DEVNULL)
-    except FileNotFoundError:
+    except OSError:
         return None
     return done.stdout.strip() if done.returncode == 0 else None

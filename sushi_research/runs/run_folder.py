@@ -4,10 +4,11 @@
 
 - no checkpoint yet: the run starts from the beginning, even if it was launched before;
 - same identity: the run continues from the newest intact checkpoint;
+- a checkpoint but no run.json: the run continues, and run.json is made again;
 - other identity: an error that names every differing key, because a run must not change its settings midway;
-- finished: nothing is done, and a message says so. If train.steps or train.epochs was raised, or the adapter file was
-  removed (resume.py), the run continues from its last checkpoint. If the schedule depends on the run length, a warning
-  says that the earlier steps used learning rates of the old length.
+- finished: nothing is done, and a message says so. If train.steps or train.epochs was raised, or the adapter file, the last
+  results or the last pictures are missing or damaged (training/run_outputs.py), the run continues from its last checkpoint.
+  If the schedule depends on the run length, a warning says that the earlier steps used learning rates of the old length.
 """
 
 from __future__ import annotations
@@ -20,9 +21,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from sushi_research.errors import UserError
-from sushi_research.files import write_json
+from sushi_research.files import kind_of, write_json
+from sushi_research.runs import records
 from sushi_research.runs.folder_lock import NOTE, FolderLock
 from sushi_research.runs.identity import depends_on_length, require_same_run
+from sushi_research.temporaries import remove_leftovers
 
 if TYPE_CHECKING:
     from sushi_research.runs.checkpoint import Checkpoint
@@ -45,18 +48,25 @@ def decide(
     checkpoint: Checkpoint | None,
     identity: dict[str, Any],
     steps: int,
+    has_adapter: bool = False,
 ) -> Decision:
     """Decides what the command does, by the policy at the top of this file.
 
-    `record` is the content of run.json, `checkpoint` the newest intact one, `steps` the run length in optimizer steps.
+    `record` is the content of run.json, `checkpoint` the newest intact one, `steps` the run length in optimizer steps;
+    `has_adapter`: whether there is an adapter file.
     Both have their identities in the keys of this version (identity.in_this_version).
     Raises UserError if the run cannot continue as requested.
     """
     if checkpoint is None:
+        if record is None and has_adapter:
+            raise UserError(
+                f"the run {name} has an adapter file but neither a run.json nor a checkpoint: restore run.json, move the adapter "
+                "file away to train again, or give another --run.name"
+            )
         if record is None:
             return Decision("start", f"starting the run {name}", [])
         if record["finished_at"] is None:
-            sentence = f"starting the run {name} afresh: its earlier start saved no checkpoint"
+            sentence = f"starting the run {name} afresh: there is no checkpoint of its earlier start"
             return Decision("start", sentence, [])
         require_same_run(name, record["identity"], identity)
         if steps > record["finished_at"]:
@@ -66,12 +76,18 @@ def decide(
             )
         return _nothing_to_do(name, record["finished_at"])
 
-    if record is None:
-        raise UserError(
-            f"the run {name} has checkpoints but no run.json: restore that file, or give another --run.name"
-        )
-    require_same_run(name, record["identity"], identity)
+    warnings = []
+    if record is not None:
+        require_same_run(name, record["identity"], identity)
     require_same_run(name, checkpoint.facts["identity"], identity)
+    if record is None:
+        warnings.append(f"the run {name} has no run.json: it is made again from the checkpoint, with a new id in W&B")
+        if depends_on_length(identity):
+            warnings[-1] += (
+                f"; the learning rate depends on the run's length (schedule.name {identity['schedule.name']}), which was in that "
+                f"file: up to step {checkpoint.step} it followed that length, if it was not {steps} steps"
+            )
+        record = {"steps": steps, "finished_at": None}
     if record["finished_at"] is not None and steps <= record["finished_at"]:
         return _nothing_to_do(name, record["finished_at"])
     if checkpoint.step > steps:
@@ -79,7 +95,6 @@ def decide(
             f"the run {name} is at step {checkpoint.step}, past its end at step {steps}: "
             "raise train.steps or train.epochs, or give another --run.name"
         )
-    warnings = []
     if steps != record["steps"] and depends_on_length(identity):
         warnings.append(
             f"the length changes from {record['steps']} to {steps} steps, and the learning rate depends on it "
@@ -104,9 +119,11 @@ class RunFolder:
         self.samples = path / "samples"
         self.checkpoints = path / "checkpoints"
         self.adapter = path / "adapter.safetensors"
+        self.curves = path / "loss.png"
         self.stage_timings = path / "stage_timings.json"
         self.provenance = path / "provenance.json"
         self.run = path / "run.json"
+        self.curves = path / "loss.png"
         self._lock = lock
 
     def __enter__(self) -> RunFolder:
@@ -129,10 +146,27 @@ class RunFolder:
             return error
         return None
 
+    def remove_leftovers(self) -> None:
+        """Removes the temporary files of killed writers (those of checkpoints: `latest_checkpoint`). Only with the lock."""
+        for folder in (self.path, self.samples, *self.samples.glob("step-*")):
+            remove_leftovers(folder)
+
     def remove_if_empty(self) -> None:
         """Removes the folder if the run was refused before anything was written into it. Only with the lock."""
         if self._lock is not None and self.lost() is None and {path.name for path in self.path.iterdir()} <= {NOTE}:
             shutil.rmtree(self.path, ignore_errors=True)
+
+    def require_kinds(self) -> None:
+        """UserError if something else is in the place of a file or a folder of a run, such as a folder, a FIFO or a broken link."""
+        files = [self.run, self.config, self.plan, self.provenance, self.metrics, self.stage_timings, self.data_report]
+        files += [self.validation_set, self.evaluation, self.drift, self.adapter, self.curves]
+        wrong = [(path, "a file") for path in files if os.path.lexists(path) and not path.is_file()]
+        folders = [self.samples, self.checkpoints, self.path / "wandb", self.path / "tensorboard"]
+        wrong += [(path, "a folder") for path in folders if os.path.lexists(path) and not path.is_dir()]
+        for path, wanted in wrong:
+            raise UserError(
+                f"{path} is {kind_of(path)}, and a run has {wanted} there: move it away, then run the same command again"
+            )
 
     def record_files(self) -> list[Path]:
         """The existing files that record the run, including the sample images of its first and last sampled step."""
@@ -149,17 +183,16 @@ class RunFolder:
         """
         if self._lock is not None:
             self._lock.require_same()
-        try:
-            record = json.loads(self.run.read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        if not os.path.lexists(self.run):
             return None
-        except ValueError as error:
-            raise UserError(f"{self.run} is not JSON ({error}): restore it, or give another --run.name") from error
+        remedy = (
+            "restore it, or remove it so that the same command goes on from the last checkpoint (or begins, without one), or give "
+            "another --run.name"
+        )
+        record = records.read_json(self.run, remedy)
         if problem := format_problem(self.run, record):
             raise UserError(f"{problem}, or give another --run.name")
-        if not _is_whole(record):
-            raise UserError(f"{self.run} does not hold what a run writes: restore it, or give another --run.name")
-        return record
+        return records.fitting(record, records.RunRecord, str(self.run), remedy)
 
     def mark_started(self, identity: dict[str, Any], steps: int) -> dict[str, Any]:
         """Records that the run starts, with a new W&B id. Returns the record."""
@@ -177,8 +210,11 @@ class RunFolder:
     def mark_continued(self, steps: int, identity: dict[str, Any]) -> dict[str, Any]:
         """Records that the run continues, with a total of `steps` steps. Returns the record.
 
-        `identity` is the current one. It also has the settings that the version that began the run did not know.
+        `identity` is the current one. It also has the settings that the version that began the run did not know. A run.json that is
+        gone is made again, with a new W&B id.
         """
+        if self.record() is None:
+            return self.mark_started(identity, steps)
         return self._update({"steps": steps, "finished_at": None, "identity": identity})
 
     def mark_finished(self, step: int) -> dict[str, Any]:
@@ -194,20 +230,13 @@ class RunFolder:
 
 
 def format_problem(path: Path, record: Any) -> str | None:
-    """Why the content of a run.json is not one that this version reads, and what to do; None if it is."""
-    if not isinstance(record, dict):
-        return f"{path} does not hold what a run writes: restore it"
+    """Why the run.json of another version is not read, and what to do; None for this version's, and for what is no run.json."""
+    if not isinstance(record, dict) or "identity" not in record:
+        return None
     if type(record.get("format")) is int and record["format"] == FORMAT:
         return None
     found = f"format {json.dumps(record['format'])}" if "format" in record else "no format"
     return f"{path} has {found}, this version reads format {FORMAT}: use the version that wrote it"
-
-
-def _is_whole(record: dict[str, Any]) -> bool:
-    """Whether a run.json has all parts that a run writes."""
-    finished = record.get("finished_at", "")
-    is_identity = isinstance(record.get("identity"), dict) and isinstance(record.get("wandb_id"), str)
-    return is_identity and type(record.get("steps")) is int and (finished is None or type(finished) is int)
 
 
 def sweep_run_id() -> str | None:
@@ -219,10 +248,19 @@ def open_run_folder(folder: Path, name: str, writer: bool = True) -> RunFolder:
     """The run folder `folder/name`, created if it is missing.
 
     The writer (the main process) locks it (`FolderLock`), until it closes it or ends. The other processes of the run use
-    `writer=False`. Raises UserError if the same run is open elsewhere, for example because its command was launched twice.
+    `writer=False`. Raises UserError if the same run is open elsewhere, for example because its command was launched twice, or if
+    something else is in the place of one of its files (`require_kinds`).
     """
     path = folder / name
-    return RunFolder(path, FolderLock(path) if writer else None)
+    run = RunFolder(path, FolderLock(path) if writer else None)
+    if writer:
+        try:
+            run.require_kinds()
+            run.remove_leftovers()
+        except UserError:
+            run.close()
+            raise
+    return run
 
 
 def _nothing_to_do(name: str, step: int) -> Decision:

@@ -13,72 +13,19 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sushi_research.errors import UserError, first_line, some
-from sushi_research.files import append, fsync_file, require_same_folder, write_atomic
+from sushi_research.errors import first_line, some
+from sushi_research.files import require_same_folder
 from sushi_research.runs import wandb_run
+from sushi_research.runs.metrics_file import MetricsFile, Values
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 logger = logging.getLogger(__name__)
-
-Values = dict[str, float | int | None]
-
-
-class MetricsFile:
-    """metrics.jsonl: one strict JSON object per logged step, `{"step": 120, "loss": 0.1, ...}`."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def append(self, values: Values) -> None:
-        """Appends one line. None means "no value", for example for a timestep bin without samples.
-
-        Raises ValueError for NaN and infinity (a run stops earlier at such a loss), and UserError if the file cannot be
-        written.
-        """
-        append(self.path, (json.dumps(values, allow_nan=False) + "\n").encode())
-
-    def sync(self) -> None:
-        """Syncs all lines to disk. Called before a checkpoint is saved, so that no step up to it is missing."""
-        require_same_folder(self.path)
-        if self.path.exists():
-            with open(self.path, "ab") as file:
-                fsync_file(file)
-
-    def read(self) -> list[dict[str, Any]]:
-        """All lines. An incomplete last line is skipped; any other damage raises UserError."""
-        if not self.path.exists():
-            return []
-        *lines, torn = self.path.read_bytes().split(b"\n")  # after the last newline: an unfinished line, or nothing
-        records = []
-        for number, line in enumerate(lines, 1):
-            try:
-                records.append(json.loads(line))
-            except ValueError as error:
-                raise UserError(
-                    f"{self.path}, line {number} is not JSON: remove that line, then run the same command again"
-                ) from error
-        return records
-
-    def cut_back(self, step: int, *, evaluated: Mapping[str, Collection[int]] | None = None) -> None:
-        """Drops the lines after `step`, from which the run continues, and an incomplete last line; -1 drops all lines.
-
-        `evaluated`: key prefix -> the only steps at which keys with that prefix are kept. A line without any other key is dropped.
-        """
-
-        def without_lost(record: dict[str, Any]) -> dict[str, Any]:
-            lost = tuple(prefix for prefix, steps in (evaluated or {}).items() if record["step"] not in steps)
-            left = {key: value for key, value in record.items() if not key.startswith(lost)}
-            return left if left.keys() != {"step"} else {}
-
-        if self.path.exists():
-            kept = [without_lost(record) for record in self.read() if record["step"] <= step and without_lost(record)]
-            write_atomic(self.path, "".join(json.dumps(record, allow_nan=False) + "\n" for record in kept).encode())
 
 
 class Trackers(NamedTuple):

@@ -2,22 +2,41 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import logging
+import math
 import textwrap
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-from sushi_research.files import write_atomic
+from sushi_research.errors import printable
+from sushi_research.files import CannotWrite, write_atomic
+from sushi_research.runs import metrics_gaps
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+logger = logging.getLogger(__name__)
+
 MARGIN = 8
 # Smaller images are enlarged to this width in pixels.
 SMALLEST_CELL = 160
+
+
+@contextlib.contextmanager
+def optional(consequence: str) -> Iterator[None]:
+    """A block that writes pictures. If one cannot be written, the block ends with a warning that says so, and the `consequence`."""
+    try:
+        yield
+    except CannotWrite as error:
+        logger.warning("%s: %s", error.reason, consequence)
+    except OSError as error:  # for example matplotlib's cache of fonts, or a picture that cannot be read again
+        logger.warning("%s: %s", error, consequence)
 
 
 def grid(rows: Sequence[Sequence[Image.Image]], row_labels: Sequence[str], column_labels: Sequence[str]) -> Image.Image:
@@ -55,20 +74,20 @@ def grid(rows: Sequence[Sequence[Image.Image]], row_labels: Sequence[str], colum
 def training_curves(records: Sequence[dict[str, Any]], path: Path, title: str) -> None:
     """Plots a run's metrics: loss (raw and smoothed), loss by timestep bin, learning rate and gradient norm.
 
-    If the run was evaluated, also the validation loss minus the base's and the drift, with bands of two standard errors.
+    Curves have a gap where `records` mark that lines are missing (metrics_gaps.py). If the run was evaluated, also the validation
+    loss minus the base's and the drift, with bands of two standard errors.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    trained = [record for record in records if "loss" in record]
+    trained = [record for record in records if metrics_gaps.is_trained(record) or metrics_gaps.MARK in record]
     evaluated = [record for record in records if "evaluation/loss" in record or "evaluation/drift" in record]
-    steps = [record["step"] for record in trained]
     figure = Figure(figsize=(10, 10.5 if evaluated else 7), layout="constrained")
     FigureCanvasAgg(figure)
-    figure.suptitle(title)
+    figure.suptitle(printable(title))
     axes = list(figure.subplots(3 if evaluated else 2, 2).flat)
     loss, timestep_bins, rate, norm, *held_out = axes
-    raw = [record["loss"] for record in trained]
+    steps, raw = _points(trained, "loss")
     loss.plot(steps, raw, color="lightsteelblue", linewidth=0.8, label="each step")
     loss.plot(steps, smooth(raw), color="tab:blue", label="smoothed")
     loss.set_title("loss")
@@ -79,7 +98,7 @@ def training_curves(records: Sequence[dict[str, Any]], path: Path, title: str) -
         timestep_bins.plot(x, smooth(y), label=f"t {250 * timestep_bin}-{250 * timestep_bin + 249}")
     timestep_bins.legend()
     timestep_bins.set_title("loss by timestep, smoothed")
-    rate.plot(steps, [record["lr"] for record in trained])
+    rate.plot(*_points(trained, "lr"))
     rate.set_title("learning rate")
     norm.plot(*_points(trained, "grad_norm"), linewidth=0.8)
     norm.set_title("gradient norm")
@@ -93,7 +112,7 @@ def training_curves(records: Sequence[dict[str, Any]], path: Path, title: str) -
     for each in axes:
         each.set_xlabel("optimizer step")
         each.grid(alpha=0.3)
-    _write(figure, path)
+    write_figure(figure, path)
 
 
 def lora_scale_sweep(points: Sequence[tuple[float, dict[str, float]]], path: Path) -> None:
@@ -118,19 +137,30 @@ def lora_scale_sweep(points: Sequence[tuple[float, dict[str, float]]], path: Pat
         axes.set_title(title)
         axes.set_xlabel("LoRA scale")
         axes.grid(alpha=0.3)
-    _write(figure, path)
+    write_figure(figure, path)
 
 
-def _write(figure: Figure, path: Path) -> None:
+def write_figure(figure: Figure, path: Path) -> None:
+    """Writes a matplotlib figure atomically as PNG. UserError if that fails.
+
+    Names are shown as they are: a "$" in one begins no formula. A letter that the font lacks is a box, without a warning.
+    """
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        if not text.get_text().startswith("$\\mathdefault"):  # the numbers of a logarithmic axis
+            text.set_parse_math(False)
     data = io.BytesIO()
-    figure.savefig(data, dpi=110)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
+        figure.savefig(data, dpi=110)
     write_atomic(path, data.getvalue())
 
 
 def _with_band(axes: Any, records: Sequence[dict[str, Any]], name: str) -> None:
     """Plots a curve of evaluations with a band of two standard errors (if they are known)."""
     steps, values = [record["step"] for record in records], [record[name] for record in records]
-    errors = [2 * record.get(f"{name}_se", 0.0) for record in records]
+    errors = [2 * (record.get(f"{name}_se") or 0.0) for record in records]
     axes.axhline(0, color="grey", linewidth=0.8)
     axes.plot(steps, values, marker="o", markersize=3)
     low, high = zip(*[(v - e, v + e) for v, e in zip(values, errors, strict=True)], strict=True) if values else ((), ())
@@ -138,15 +168,26 @@ def _with_band(axes: Any, records: Sequence[dict[str, Any]], name: str) -> None:
 
 
 def _points(records: Sequence[dict[str, Any]], name: str) -> tuple[list[int], list[float]]:
-    """(steps, values) of `name`, without steps that have none: a timestep bin may be empty, or a norm not finite."""
-    found = [(record["step"], record[name]) for record in records if record[name] is not None]
+    """(steps, values) of `name`, without steps that have none: a timestep bin may be empty, or a norm not finite.
+
+    A mark of missing lines is a NaN, which interrupts a curve.
+    """
+    found = [
+        (record["step"], math.nan if metrics_gaps.MARK in record else record[name])
+        for record in records
+        if metrics_gaps.MARK in record or record.get(name) is not None
+    ]
     return [step for step, _ in found], [value for _, value in found]
 
 
 def smooth(values: Sequence[float], factor: float = 0.95) -> list[float]:
-    """Exponential moving average with Adam's bias correction at the start."""
-    smoothed, average = [], 0.0
-    for count, value in enumerate(values, start=1):
+    """Exponential moving average with Adam's bias correction at the start. A NaN stays one and does not count."""
+    smoothed, average, count = [], 0.0, 0
+    for value in values:
+        if math.isnan(value):
+            smoothed.append(value)
+            continue
+        count += 1
         average = factor * average + (1 - factor) * value
         smoothed.append(average / (1 - factor**count))
     return smoothed

@@ -7,8 +7,8 @@ samples/progress.png                  one row per prompt and seed, one column pe
 
 from __future__ import annotations
 
+import os
 import re
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from sushi_research.caches.caches import free_memory
 from sushi_research.caches.inputs import Inputs
 from sushi_research.config import TrainingConfig
 from sushi_research.errors import UserError
-from sushi_research.files import require_same_folder, write_image
+from sushi_research.files import kind_of, make_folder, remove, write_image
 from sushi_research.models import loading
 from sushi_research.runs import tracking
 from sushi_research.runs.job import Job
@@ -31,19 +31,19 @@ _STEP = re.compile(r"step-(\d{8,})")
 MOST_COLUMNS = 8
 # Key of the PNG text entry that holds the image's prompt.
 LABEL = "prompt"
+MISSING = "is missing"
 
 
 def generate(job: Job, inputs: Inputs, unet: Any, step: int) -> None:
     """Generates and saves images of every prompt and seed with the UNet at `step`. The main process works, the others wait.
 
-    If the step's grid exists already, nothing is done; a resumed run thus generates only what is missing. Only the configured
-    seeds determine the noise, and no training random state is used, so sampling does not change the training.
+    If the step's pictures are whole, nothing is done; a resumed run thus generates only what is missing. Only the configured
+    seeds determine the noise, and no training random state is used, so sampling does not change the training. If the images
+    cannot be written, for example because the disk is full, a warning says so, and the training goes on without them.
     """
     config, run, accelerator = job.config, job.run, job.accelerator
-    folder = run.samples / f"step-{step:08d}"
-    grid_path = folder.with_suffix(".png")  # written last
     with job.main_process_writes():
-        if job.is_main and config.sample.enabled and not grid_path.exists():
+        if job.is_main and config.sample.enabled and _problems(run.samples, step):
             try:
                 images = generate_images(job, inputs, unet)
             except torch.OutOfMemoryError as error:
@@ -52,13 +52,70 @@ def generate(job: Job, inputs: Inputs, unet: Any, step: int) -> None:
                     "--sample.height, or turn them off with --sample.enabled false (scripts/sample.py samples from the finished "
                     "adapter)."
                 ) from error
-            rows = rows_of(config, inputs.prompts)
-            write_pictures(folder, rows, images)
-            labels = [label for _, label in rows]
-            write_image(grid_path, plots.grid([[image] for image in images], labels, [f"step {step}"]))
-            write_image(run.samples / "progress.png", progress_grid(run.samples, rows))
-            tracking.log_images(accelerator, "samples", [folder / name for name, _ in rows], labels, step)
-            tracking.log_images(accelerator, "progress", [run.samples / "progress.png"], [f"up to step {step}"], step)
+            rows, folder = rows_of(config, inputs.prompts), _folder(run.samples, step)
+            with plots.optional(f"the run goes on without the samples of step {step}"):
+                write_pictures(folder, rows, images)
+                _write_grids(run.samples, rows, step, images)
+                labels = [label for _, label in rows]
+                tracking.log_images(accelerator, "samples", [folder / name for name, _ in rows], labels, step)
+                tracking.log_images(
+                    accelerator, "progress", [run.samples / "progress.png"], [f"up to step {step}"], step
+                )
+
+
+def lost(samples: Path, step: int, rows: Sequence[tuple[str, str]]) -> dict[Path, str]:
+    """What is wrong with each picture of a step that is missing or damaged, as a sentence; {} if `complete_grids` can make them.
+
+    Images of other prompts count, because prompts may change when a run is resumed. {} for no rows.
+    """
+    return {} if not rows or _is_whole(_folder(samples, step), rows) else _problems(samples, step)
+
+
+def _problems(samples: Path, step: int) -> dict[Path, str]:
+    """What is wrong with the grid of a step and with each of the step's images."""
+    pictures = [_grid_path(samples, step), *sorted(_folder(samples, step).glob("*.png"))]
+    return {path: f"{path} {problem}" for path in pictures if (problem := picture_problem(path))}
+
+
+def _folder(samples: Path, step: int) -> Path:
+    """The folder of the single images of a step."""
+    return samples / f"step-{step:08d}"
+
+
+def _grid_path(samples: Path, step: int) -> Path:
+    """The grid of a step. It is written last, so the step's images are complete if it exists."""
+    return samples / f"step-{step:08d}.png"
+
+
+def complete_grids(samples: Path, rows: Sequence[tuple[str, str]], next_step: int | None = None) -> list[str]:
+    """Writes the grids that are missing or damaged of those steps whose images are whole.
+
+    A missing one could not be written, or was interrupted. `next_step` is the step at which the run goes on: its images are made
+    again, and later ones removed. Returns a sentence for each damaged picture.
+    """
+    found = []
+    for step in _steps(samples) if rows else ():
+        problems, folder = _problems(samples, step), _folder(samples, step)
+        outcome = "its step is left out of progress.png"
+        if problems and _is_whole(folder, rows):
+            _write_grids(samples, rows, step, _images(folder, rows))
+            outcome = "it is made again"
+        elif next_step is not None and step >= next_step:
+            outcome = "it is made again" if step == next_step else ""
+        found += [f"{problem}: {outcome}" for problem in problems.values() if outcome and not problem.endswith(MISSING)]
+    progress = samples / "progress.png"
+    whole = [step for step in _steps(samples) if rows and _is_whole(_folder(samples, step), rows)]
+    if whole and (problem := picture_problem(progress)):
+        write_image(progress, progress_grid(samples, rows))
+        found.append(f"{progress} {problem}: it is made again")
+    return found
+
+
+def _write_grids(samples: Path, rows: Sequence[tuple[str, str]], step: int, images: Sequence[Image.Image]) -> None:
+    """Writes progress.png, then the grid of `step`, which shows that the step's images are complete."""
+    write_image(samples / "progress.png", progress_grid(samples, rows))
+    grid = plots.grid([[image] for image in images], [label for _, label in rows], [f"step {step}"])
+    write_image(_grid_path(samples, step), grid)
 
 
 def generate_images(
@@ -73,7 +130,7 @@ def generate_images(
     negative = text(config.sample.negative_prompt)
     if not config.sample.negative_prompt:
         negative = pipeline.unconditional(negative, base.force_zeros)
-    latents = pipeline.generate_latents(
+    generated = pipeline.generate_latents(
         model,
         base,
         unet,
@@ -85,6 +142,7 @@ def generate_images(
         height=config.sample.height or config.data.resolution,
         width=config.sample.width or config.data.resolution,
     )
+    latents = list(generated)
     vae = loading.load_vae(base, inputs.caches.vae_dtype, job.device)
     labels = [label for _, label in rows_of(config, inputs.prompts)]
     images = pipeline.decode(vae, latents, model.SCALING_FACTOR, labels)
@@ -95,8 +153,7 @@ def generate_images(
 
 def write_pictures(folder: Path, rows: Sequence[tuple[str, str]], images: Sequence[Image.Image]) -> None:
     """Saves images under the names of `rows_of`, with their labels as PNG text."""
-    require_same_folder(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     for (name, label), image in zip(rows, images, strict=True):
         info = PngInfo()
         info.add_text(LABEL, label)
@@ -106,40 +163,55 @@ def write_pictures(folder: Path, rows: Sequence[tuple[str, str]], images: Sequen
 def progress_grid(folder: Path, rows: Sequence[tuple[str, str]]) -> Image.Image:
     """The grid of all steps so far; `rows` are (file name, label). Shows at most eight steps, including the first and last.
 
-    Steps with other prompts are skipped: prompts may change when a run is resumed.
+    Steps with other prompts are skipped: prompts may change when a run is resumed. So are steps without all of their images.
     """
-    steps = [
-        step
-        for step in _steps(folder)
-        if all(_shows(folder / f"step-{step:08d}" / name, label) for name, label in rows)
-    ]
+    steps = [step for step in _steps(folder) if _is_whole(_folder(folder, step), rows)]
     if len(steps) > MOST_COLUMNS:
         spaced = {round(i * (len(steps) - 1) / (MOST_COLUMNS - 1)) for i in range(MOST_COLUMNS)}
         steps = [steps[index] for index in sorted(spaced)]
-    cells = []
+    columns = [_images(_folder(folder, step), rows) for step in steps]
+    return plots.grid(
+        list(zip(*columns, strict=True)), [label for _, label in rows], [f"step {step}" for step in steps]
+    )
+
+
+def _is_whole(folder: Path, rows: Sequence[tuple[str, str]]) -> bool:
+    """Whether all images of a step are there, undamaged and of these prompts."""
+    for name, label in rows:
+        if picture_problem(folder / name):
+            return False
+        with Image.open(folder / name) as image:
+            if image.info.get(LABEL) != label:
+                return False
+    return True
+
+
+def _images(folder: Path, rows: Sequence[tuple[str, str]]) -> list[Image.Image]:
+    images = []
     for name, _ in rows:
-        cells.append([])
-        for step in steps:
-            with Image.open(folder / f"step-{step:08d}" / name) as image:
-                cells[-1].append(image.convert("RGB"))
-    return plots.grid(cells, [label for _, label in rows], [f"step {step}" for step in steps])
+        with Image.open(folder / name) as image:
+            images.append(image.convert("RGB"))
+    return images
 
 
-def _shows(path: Path, label: str) -> bool:
-    """Whether the file exists and has this label."""
+def picture_problem(path: Path) -> str | None:
+    """What is wrong with a PNG file, as the rest of a sentence; None if it is whole, by the checksums in it."""
     if not path.is_file():
-        return False
-    with Image.open(path) as image:
-        return image.info.get(LABEL) == label
+        return MISSING if not os.path.lexists(path) else f"is {kind_of(path)}"
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            image.verify()
+    except Exception:  # Pillow raises nearly any exception on damaged bytes
+        return "is empty" if path.stat().st_size == 0 else "is damaged"
+    return None
 
 
 def cut_back(folder: Path, step: int) -> None:
     """Removes images of steps after `step`, from which the run resumes."""
-    require_same_folder(folder)
     for later in _steps(folder):
         if later > step:
-            shutil.rmtree(folder / f"step-{later:08d}")
-            (folder / f"step-{later:08d}.png").unlink(missing_ok=True)
+            remove(_folder(folder, later))
+            remove(_grid_path(folder, later))
 
 
 def _steps(folder: Path) -> list[int]:

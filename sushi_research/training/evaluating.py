@@ -29,6 +29,7 @@ from sushi_research.evaluation.results import Measured, Results
 from sushi_research.evaluation.validation_set import ValidationSet
 from sushi_research.runs import tracking
 from sushi_research.runs.job import Job
+from sushi_research.runs.metrics_file import MetricsFile
 from sushi_research.training.identity_facts import drift_set_of
 from sushi_research.training.resume import RunState
 
@@ -79,7 +80,7 @@ def open_generated(folder: Path, model: ModuleType, accelerator: Accelerator) ->
         return Store.open(folder / f"generated_{model.NAME}", drift.TENSORS, repair=accelerator.is_main_process)
 
 
-def evaluate(job: Job, evaluator: Evaluator, unet: Any, step: int, metrics_file: tracking.MetricsFile) -> None:
+def evaluate(job: Job, evaluator: Evaluator, unet: Any, step: int, metrics_file: MetricsFile) -> None:
     """Evaluates the UNet as it is at `step`: the validation loss and the drift, logged and recorded.
 
     Results that are already recorded are kept, so a resumed run measures and logs only what is missing. Evaluation does not touch

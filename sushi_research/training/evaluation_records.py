@@ -15,8 +15,8 @@ from sushi_research.errors import UserError
 from sushi_research.evaluation.drift import DriftSet
 from sushi_research.evaluation.results import Measured, Results
 from sushi_research.evaluation.validation_set import ValidationSet
+from sushi_research.runs.metrics_file import MetricsFile
 from sushi_research.runs.run_folder import RunFolder
-from sushi_research.runs.tracking import MetricsFile
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -79,14 +81,47 @@ class MasterWeights:
         """An fp32 copy of the master weights by name, for checkpoints and adapter files."""
         return {name: master.detach().clone() for name, master in zip(self._names, self._master_weights, strict=True)}
 
+    def problem_of(self, state: Mapping[str, Any]) -> str | None:
+        """How `state` differs from what `named_state()` gives; None if it has the same names, shapes and dtype."""
+        if list(state) != self._names:
+            return f"it has other adapter tensors: {len(state)} instead of {len(self._names)}, or under other names"
+        for (name, tensor), master in zip(state.items(), self._master_weights, strict=True):
+            if not isinstance(tensor, torch.Tensor) or tensor.dtype != torch.float32 or tensor.shape != master.shape:
+                return f"its {name} is not float32 of {list(master.shape)}"
+        return None
+
     @torch.no_grad()
     def load(self, state: Mapping[str, torch.Tensor]) -> None:
         """Sets the master weights to tensors from `named_state()` and refreshes the working copy."""
-        assert list(state) == self._names, "the state is not that of this adapter"
+        problem = self.problem_of(state)
+        assert problem is None, f"the state is not that of this adapter: {problem}"
         for master, tensor in zip(self._master_weights, state.values(), strict=True):
-            assert tensor.dtype == torch.float32 and tensor.shape == master.shape
             master.copy_(tensor)
         self.refresh()
+
+    @contextlib.contextmanager
+    def preserved(self) -> Iterator[None]:
+        """A block that may change the master weights. They and the working copy are restored at its end, bit for bit."""
+        values = self._values.clone()
+        try:
+            yield
+        finally:
+            self._values.copy_(values)
+            self.refresh()
+
+    def are_views(self) -> bool:
+        """Whether all values and gradients are still views of the buffers. An optimizer may have replaced one."""
+        tensors = zip(self._master_weights, self._views(self._values), self._views(self._gradient), strict=True)
+        return all(
+            master.data_ptr() == value.data_ptr()
+            and master.grad is not None
+            and master.grad.data_ptr() == gradient.data_ptr()
+            for master, value, gradient in tensors
+        )
+
+    def holds_gradient(self, tensor: torch.Tensor) -> bool:
+        """Whether a tensor shares its memory with the gradients, which `zero_grad` overwrites."""
+        return tensor.untyped_storage().data_ptr() == self._gradient.untyped_storage().data_ptr()
 
     def _views(self, buffer: torch.Tensor) -> list[torch.Tensor]:
         pieces = buffer.split([parameter.numel() for parameter in self._working])

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import inspect
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
-from sushi_research.errors import UserError, nearest
+from sushi_research.errors import UserError, first_line, nearest
+from sushi_research.training.master_weights import MasterWeights
 
 OPTIMIZERS = {"adamw8bit": "bitsandbytes.optim.AdamW8bit", "adamw": "torch.optim.AdamW"}
 SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial")
@@ -23,16 +25,18 @@ def build_optimizer(
     """The optimizer `adamw8bit`, `adamw` or `module.Class`, with the further arguments `kwargs`.
 
     AdamW uses its fused kernel on CUDA and the foreach implementation elsewhere. AdamW8bit keeps fp32 state for tensors
-    with fewer than 4,096 elements.
+    with fewer than 4,096 elements. An optimizer with `train()` and `eval()` is in training mode.
 
-    Raises UserError for an unknown optimizer, for an unknown argument (naming the nearest one), and for invalid values.
+    Raises UserError for an unknown optimizer, for an unknown argument (naming the nearest one), and for values or tensors that
+    it refuses. `optimizer_check.require_usable` finds what only a step shows.
     """
     optimizer_class = _optimizer_class(name)
     parameters = list(parameters)
-    known = inspect.signature(optimizer_class).parameters
-    if "lr" not in known:
+    known = _arguments(optimizer_class)
+    takes_any = any(argument.kind is argument.VAR_KEYWORD for argument in known.values())
+    if "lr" not in known and not takes_any:
         raise UserError(f"the optimizer {name} takes no lr: choose another one.")
-    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values()):
+    if not takes_any:
         allowed = [argument for argument in known if argument not in ("params", "lr")]
         for argument in kwargs:
             if argument not in allowed:
@@ -45,9 +49,45 @@ def build_optimizer(
         on_cuda = all(parameter.device.type == "cuda" for parameter in parameters)
         arguments["fused" if on_cuda else "foreach"] = True
     try:
-        return optimizer_class(parameters, lr=lr, **arguments)
-    except (TypeError, ValueError, RuntimeError, AssertionError) as error:
-        raise UserError(f"the optimizer {name} refuses its arguments ({error}): correct optimizer.kwargs.") from error
+        optimizer = optimizer_class(parameters, lr=lr, **arguments)
+        if averages_weights(optimizer):
+            optimizer.train()
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # each library raises its own
+        raise UserError(
+            f"the optimizer {name} refuses its arguments ({first_line(error)}): correct optimizer.lr and optimizer.kwargs, or "
+            "choose another optimizer.name or other lora.targets."
+        ) from error
+    return optimizer
+
+
+def averages_weights(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether the optimizer has `train()` and `eval()`, as those of the package schedulefree have.
+
+    In training mode the weights are where gradients are to be computed; `eval()` puts the averaged weights, the result, in
+    their place (arXiv 2405.15682).
+    """
+    return all(callable(getattr(optimizer, name, None)) for name in ("train", "eval"))
+
+
+@contextlib.contextmanager
+def averaged_weights(optimizer: torch.optim.Optimizer, master_weights: MasterWeights) -> Iterator[None]:
+    """A block in which the weights are those to evaluate, sample and export.
+
+    They differ from the trained ones for an optimizer that averages them. At the end of the block the trained ones are restored
+    from a copy, because computing them back from the averages would round them.
+    """
+    if not averages_weights(optimizer):
+        yield
+        return
+    with master_weights.preserved():
+        optimizer.eval()
+        try:
+            master_weights.refresh()
+            yield
+        finally:
+            optimizer.train()
 
 
 def make_schedule(
@@ -86,10 +126,29 @@ def make_schedule(
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> float:
-    """Sets the learning rate of every parameter group and returns it."""
+    """Sets the learning rate of every parameter group. Returns the rate of the next step, with the optimizer's own factor.
+
+    Prodigy and D-Adaptation multiply the rate by their estimate `d` (`step_size_estimate`).
+    """
     for group in optimizer.param_groups:
         group["lr"] = rate
-    return rate
+    estimate = step_size_estimate(optimizer)
+    return rate if estimate is None else rate * estimate
+
+
+def step_size_estimate(optimizer: torch.optim.Optimizer) -> float | None:
+    """The factor of the learning rate that Prodigy (arXiv 2306.06101) and D-Adaptation estimate; None for other optimizers."""
+    estimate = optimizer.param_groups[0].get("d")
+    is_number = type(estimate) in (int, float) or (isinstance(estimate, torch.Tensor) and estimate.numel() == 1)
+    return float(estimate) if is_number else None
+
+
+def _arguments(function: Any) -> Mapping[str, inspect.Parameter]:
+    """The arguments by name. A function without a readable signature may take any."""
+    try:
+        return inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        return {"kwargs": inspect.Parameter("kwargs", inspect.Parameter.VAR_KEYWORD)}
 
 
 def _optimizer_class(name: str) -> type[torch.optim.Optimizer]:
@@ -101,8 +160,10 @@ def _optimizer_class(name: str) -> type[torch.optim.Optimizer]:
         )
     try:
         module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise UserError(f"the optimizer {name} cannot be imported ({error}): install or correct it.") from error
+    except (Exception, SystemExit) as error:  # the module is the user's: running it may raise anything
+        raise UserError(
+            f"the optimizer {name} cannot be imported ({first_line(error)}): install or correct it."
+        ) from error
     found = getattr(module, class_name, None)
     if not (isinstance(found, type) and issubclass(found, torch.optim.Optimizer)):
         classes = [
@@ -111,7 +172,7 @@ def _optimizer_class(name: str) -> type[torch.optim.Optimizer]:
             if isinstance(value, type) and issubclass(value, torch.optim.Optimizer)
         ]
         raise UserError(f"{name} is no torch optimizer class{nearest(class_name, classes)}: correct optimizer.name.")
-    arguments = list(inspect.signature(found.step).parameters.values())[1:]
-    if any(a.default is a.empty and a.kind in (a.POSITIONAL_ONLY, a.POSITIONAL_OR_KEYWORD) for a in arguments):
+    arguments = list(_arguments(found.step).values())[1:]
+    if any(a.default is a.empty and a.kind not in (a.VAR_POSITIONAL, a.VAR_KEYWORD) for a in arguments):
         raise UserError(f"the step of the optimizer {name} needs arguments (as LBFGS does): choose another one.")
     return found

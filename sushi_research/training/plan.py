@@ -8,15 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
-
 from sushi_research.adapters import lora
 from sushi_research.caches.inputs import Inputs
-from sushi_research.config import TrainingConfig
 from sushi_research.data import findings
 from sushi_research.data.samples import Problem
 from sushi_research.data.training_data import prompt_texts
-from sushi_research.errors import UserError
+from sushi_research.errors import UserError, printable
 from sushi_research.models import loading
 from sushi_research.models.components import build_empty
 from sushi_research.models.prediction import Prediction
@@ -24,7 +21,18 @@ from sushi_research.models.truncation import texts_cut
 from sushi_research.precision import DtypePolicy, dtype_policy
 from sushi_research.runs import tracking
 from sushi_research.runs.job import Job
-from sushi_research.training import optim
+from sushi_research.training import optim, optimizer_check
+from sushi_research.training.disk_plan import (
+    DiskPlan,
+    Room,
+    cache_bytes,
+    latent_bytes,
+    plan_run,
+    require_room,
+    rooms_of,
+    size_text,
+    text_bytes,
+)
 from sushi_research.training.evaluation_plan import EvaluationPlan, plan_evaluation
 from sushi_research.training.length import steps_of
 from sushi_research.training.sampler import Sampler
@@ -39,7 +47,7 @@ class CachePlan:
     bytes: int
 
     def describe(self, what: str, verb: str = "") -> str:
-        return f"{self.missing} of {self.needed} {what}{verb} ({_size(self.bytes)}{' in all' if verb else ''})"
+        return f"{self.missing} of {self.needed} {what}{verb} ({size_text(self.bytes)}{' in all' if verb else ''})"
 
 
 @dataclass(frozen=True)
@@ -68,6 +76,8 @@ class Plan:
     dtypes: DtypePolicy
     image_cache: CachePlan
     caption_cache: CachePlan
+    disk: DiskPlan
+    rooms: tuple[Room, ...]
 
     @property
     def global_batch_size(self) -> int:
@@ -119,6 +129,7 @@ class Plan:
             "adapter_modules": self.adapter_modules,
             "dtypes": self.dtypes.describe(),
             "cache": {"images": asdict(self.image_cache), "captions": asdict(self.caption_cache)},
+            "disk": self.disk.to_json(),
         }
 
     def describe(self) -> str:
@@ -139,6 +150,7 @@ class Plan:
             f"master weights, "
             f"optimizer state {dtypes['optimizer state']}, {dtypes['VAE']} VAE",
             f"cache        {self.image_cache.describe('image entries', ' to encode')}, {self.caption_cache.describe('captions')}",
+            f"disk         {self.disk.parts()}; {'; '.join(room.describe() for room in self.rooms)}",
         ]
         lines += (
             self.evaluation.describe()
@@ -154,7 +166,7 @@ class Plan:
                     f"{what:<13}{len(cut)} longer than 77 tokens are cut (the longest loses {worst}); a run's plan.json lists them"
                 )
         lines += findings.lines(self.problems, self.notes)
-        return "\n".join(lines)
+        return "\n".join(printable(line) for line in lines)
 
 
 def is_due(step: int, every: int | None) -> bool:
@@ -165,21 +177,23 @@ def is_due(step: int, every: int | None) -> bool:
 def make_plan(job: Job, inputs: Inputs) -> Plan:
     """Makes the plan of the job. The main process prints it.
 
-    Raises UserError for an optimizer or schedule that cannot be built, and for adapter targets that match no module.
+    Raises UserError for an optimizer or schedule that cannot be used, for adapter targets that match no module, and for a disk that
+    has too little room.
     """
     config, base, data, caches = job.config, inputs.base, inputs.data, inputs.caches
     items, global_batch_size = data.items, job.global_batch_size
     steps = steps_of(config.train.steps, config.train.epochs, len(items), global_batch_size)
-    require_trainable(config, steps)
+    shapes = adapter_shapes(base, config.lora.targets, config.lora.rank)
+    require_trainable(job, steps, shapes)
     sampler = Sampler(tuple(item.bucket for item in items), global_batch_size, config.train.seed)
     # One epoch is representative: epochs differ only in their order and in the position of their tail.
     epoch_steps = range(min(steps, max(1, len(items) // global_batch_size)))
     micro_batches = sum(len(sampler.micro_batches(step, config.train.batch_size)) for step in epoch_steps)
     entries = {caches.latent_key(item, flip): item.bucket for item in items for flip in caches.flips}
     entries |= {caches.latent_key(item, False): item.bucket for item in data.held_out}
-    modules, parameters = count_adapter(base, config.lora.targets, config.lora.rank)
     captions = {item.sample.caption for item in [*items, *data.held_out]}
-    text_bytes = 2 * sum(math.prod(shape) for shape in job.model.text_shapes(base).values())
+    parameters = sum(map(math.prod, shapes.values()))
+    disk = plan_run(job, cache_bytes(job, inputs), steps, parameters)
     plan = Plan(
         architecture=job.model.NAME,
         base=base.source,
@@ -198,37 +212,38 @@ def make_plan(job: Job, inputs: Inputs) -> Plan:
         processes=job.world,
         micro_batch_fill=round(len(epoch_steps) * global_batch_size / (micro_batches * config.train.batch_size), 3),
         steps=steps,
-        adapter_modules=modules,
+        adapter_modules=len(shapes) // 2,
         trainable_parameters=parameters,
         dtypes=dtype_policy(job.precision, optimizer=config.optimizer.name, vae=caches.vae_dtype),
         image_cache=CachePlan(
             needed=len(entries),
             missing=len(caches.missing_latents(data)),
-            # Mean and standard deviation, 4 channels, 1/8 of each side, 2 bytes per value.
-            bytes=sum(2 * 4 * (height // 8) * (width // 8) * 2 for height, width in entries.values()),
+            bytes=sum(latent_bytes(bucket) for bucket in entries.values()),
         ),
         caption_cache=CachePlan(
             needed=len(inputs.captions),
             missing=len(caches.missing_captions(inputs.captions)),
-            bytes=text_bytes * len(inputs.captions),
+            bytes=text_bytes(job, inputs) * len(inputs.captions),
         ),
+        disk=disk,
+        rooms=tuple(rooms_of(job, disk)),
     )
-    job.accelerator.print(plan.describe())
+    job.say(*plan.describe().split("\n"))
+    require_room(job, plan.disk, plan.rooms)
     return plan
 
 
-def require_trainable(config: TrainingConfig, steps: int) -> None:
+def require_trainable(job: Job, steps: int, shapes: Mapping[str, Sequence[int]]) -> None:
     """Fail fast: checks the optimizer, the schedule, xformers and W&B before anything is encoded.
 
-    Raises the UserErrors of `optim.build_optimizer`, `optim.make_schedule`, `loading.require_xformers` and
-    `tracking.resolve_trackers`.
+    `shapes` are those of the adapter's tensors. Raises the UserErrors of `optimizer_check.require_usable`, `optim.make_schedule`,
+    `loading.require_xformers` and `tracking.resolve_trackers`.
     """
+    config, schedule = job.config, job.config.schedule
     if config.train.attention == "xformers":
         loading.require_xformers()
     tracking.resolve_trackers(config.tracking.wandb, config.tracking.tensorboard)
-    parameter, schedule = torch.nn.Parameter(torch.zeros(1)), config.schedule
-    optim.build_optimizer(config.optimizer.name, [parameter], config.optimizer.lr, config.optimizer.kwargs)
-    optim.make_schedule(
+    rate = optim.make_schedule(
         schedule.name,
         lr=config.optimizer.lr,
         total_steps=steps,
@@ -236,10 +251,12 @@ def require_trainable(config: TrainingConfig, steps: int) -> None:
         cycles=schedule.cycles,
         power=schedule.power,
     )
+    spread = [rate(step * steps // optimizer_check.STEPS) for step in range(optimizer_check.STEPS)]
+    optimizer_check.require_usable(config.optimizer, shapes, spread, job.device)
 
 
-def count_adapter(base: loading.Base, targets: str | Sequence[str], rank: int) -> tuple[int, int]:
-    """(modules, trainable parameters) of an adapter, counted on the base's UNet without weights.
+def adapter_shapes(base: loading.Base, targets: str | Sequence[str], rank: int) -> dict[str, tuple[int, ...]]:
+    """The shapes of an adapter's tensors by name, two per module, found on the base's UNet without weights.
 
     Raises UserError if the config of the base does not describe a UNet.
     """
@@ -250,12 +267,4 @@ def count_adapter(base: loading.Base, targets: str | Sequence[str], rank: int) -
             f"the config of {base.parts['unet'].where} describes no UNet ({error}): download the model again."
         ) from error
     lora.attach(unet, targets=targets, rank=rank, alpha=rank, dropout=0.0, init="default", seed=0)
-    return len(lora.adapter_modules(unet)), lora.count_parameters(unet)
-
-
-def _size(count: int) -> str:
-    for unit in ("bytes", "KiB", "MiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}"
-        count /= 1024
-    return f"{count:.1f} GiB"
+    return {name: tuple(parameter.shape) for name, parameter in lora.adapter_parameters(unet).items()}

@@ -13,21 +13,20 @@ from accelerate.utils import broadcast_object_list
 
 from sushi_research import randomness
 from sushi_research.caches.inputs import Inputs
-from sushi_research.config.command_line import config_to_dict, config_to_yaml
+from sushi_research.config.command_line import config_to_dict
 from sushi_research.config.keys import default_values
-from sushi_research.data import dataset
-from sushi_research.data.training_data import Data
 from sushi_research.errors import UserError
 from sushi_research.evaluation.drift import DriftSet
 from sushi_research.evaluation.validation_set import ValidationSet
-from sushi_research.files import write_atomic, write_json
 from sushi_research.models.prediction import Prediction
 from sushi_research.runs import identity, provenance, run_folder
 from sushi_research.runs.checkpoint import Checkpoint, latest_checkpoint, read_checkpoint
 from sushi_research.runs.job import Job, agree
+from sushi_research.runs.metrics_file import MetricsFile
 from sushi_research.runs.run_folder import RunFolder
 from sushi_research.sampling import sample_grids
-from sushi_research.training import evaluation_records
+from sushi_research.terminal import say
+from sushi_research.training import evaluation_records, run_outputs
 from sushi_research.training.identity_facts import drift_set_of, hashes_of, provenance_of, validation_set_of
 from sushi_research.training.plan import Plan
 
@@ -79,20 +78,40 @@ def start_or_resume(job: Job, inputs: Inputs, plan: Plan) -> RunState:
     error = None
     if accelerator.is_main_process:
         try:
-            record, checkpoint = _stored(run, default_values(type(config)), plan.steps)
-            decision = run_folder.decide(run.name, record, checkpoint, settings, plan.steps)
-            warnings = list(decision.warnings)
+            record, checkpoint = _stored(run, default_values(type(config)))
+            lost = run_outputs.lost(job, inputs, record, plan.steps, val_set, drift_set)
+            if checkpoint is not None and lost:
+                record["finished_at"] = None  # they are made again from the last checkpoint
+            elif run.adapter in lost:
+                raise UserError(
+                    f"{lost[run.adapter]}, and the run {run.name}, which is finished, has no checkpoint to write it again from: "
+                    "restore that file, or remove run.json and that file to train again, or give another --run.name"
+                )
+            decision = run_folder.decide(run.name, record, checkpoint, settings, plan.steps, run.adapter.is_file())
+            outcome_of_lost = (
+                "it is made again" if checkpoint is not None else "no checkpoint is left to make it again from"
+            )
+            warnings = [f"{sentence}: {outcome_of_lost}" for sentence in lost.values()] + decision.warnings
             if decision.action == "continue":
                 earlier = provenance.launches(provenance.entries(run.provenance), checkpoint.step)
                 warnings += provenance.changes(earlier[-1] if earlier else None, entry)
             if decision.action != "start":
                 warnings += evaluation_records.changes(run, val_set, drift_set, decision.action == "nothing")
+                damaged = run_outputs.damaged_descriptions(run, val_set)
+                warnings += [f"{sentence}: it is written again" for sentence in damaged.values()]
+                warnings += run_outputs.complete_pictures(
+                    job, inputs, checkpoint.step if decision.action == "continue" else None
+                )
+            if decision.action == "nothing":
+                warnings += run_outputs.make_again(job, inputs, plan, val_set, damaged)
+            elif decision.action == "continue":
+                MetricsFile(run.metrics).read()  # a damaged file is an error before anything is written
         except UserError as found:
             error = found
         else:
-            print(decision.sentence, flush=True)
-            for warning in warnings:
-                print(f"warning: {warning}", flush=True)
+            say(decision.sentence)
+            for warning in dict.fromkeys(warnings):
+                say(f"warning: {warning}")
             outcome = [(decision.action, checkpoint.path.name if checkpoint else None)]
     agree(error)
     action, name = broadcast_object_list(outcome)[0]
@@ -104,35 +123,31 @@ def start_or_resume(job: Job, inputs: Inputs, plan: Plan) -> RunState:
     if not state.nothing_to_do:
         with job.main_process_writes():
             if job.is_main:
-                _describe_run(job, state, inputs.data, plan)
+                _describe_run(job, state, inputs, plan)
     return state
 
 
-def _stored(run: RunFolder, defaults: Mapping[str, Any], steps: int) -> tuple[dict[str, Any] | None, Checkpoint | None]:
+def _stored(run: RunFolder, defaults: Mapping[str, Any]) -> tuple[dict[str, Any] | None, Checkpoint | None]:
     """(run.json, newest intact checkpoint) of the run folder, with their identities in the keys of this version."""
     checkpoint, record = latest_checkpoint(run.checkpoints), run.record()
     if record is not None:
         record["identity"] = identity.in_this_version(record["identity"], defaults)
-        if checkpoint is not None and checkpoint.step == steps and not run.adapter.is_file():
-            record["finished_at"] = None  # the adapter file was removed, and is written again from the last checkpoint
     if checkpoint is not None:
         facts = {"identity": identity.in_this_version(checkpoint.facts["identity"], defaults)}
         checkpoint = replace(checkpoint, facts=checkpoint.facts | facts)
     return record, checkpoint
 
 
-def _describe_run(job: Job, state: RunState, data: Data, plan: Plan) -> None:
+def _describe_run(job: Job, state: RunState, inputs: Inputs, plan: Plan) -> None:
     run = job.run
     assert run is not None
-    write_atomic(run.config, config_to_yaml(job.config).encode())
-    write_json(run.plan, plan.to_json())
-    dataset.write_report(data.scan, run.data_report, data.evaluation_scan)
-    if state.validation_set:
-        write_json(run.validation_set, state.validation_set.describe())
+    run_outputs.write_descriptions(job, inputs, plan, state.validation_set)
     provenance.add_entry(run.provenance, state.provenance)
     kept = state.step if state.checkpoint else -1
     evaluation_records.cut_back(run, state.validation_set, state.drift_set, kept)
     sample_grids.cut_back(run.samples, kept)
+    if lost := MetricsFile(run.metrics).mark_missing(state.step):
+        say(f"warning: {lost}")
     if state.checkpoint is None:
         run.mark_started(state.identity, plan.steps)
     else:

@@ -20,24 +20,28 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 
-from sushi_research.adapters import kohya_format, trained_images
+from sushi_research import stopping
+from sushi_research.adapters import kohya_format, lora, trained_images
 from sushi_research.caches.inputs import Inputs
 from sushi_research.caches.store import entry_key
 from sushi_research.config import TrainingConfig
 from sushi_research.config.command_line import config_to_dict
-from sushi_research.config.keys import default_values
 from sushi_research.config.suggestions import word
 from sushi_research.errors import UserError
 from sushi_research.files import write_json
 from sushi_research.precision import resolve_precision
-from sushi_research.progress import StageTimings
-from sushi_research.runs import identity, launch, provenance, run_folder, tracking
+from sushi_research.runs import launch, provenance, run_folder, tracking
 from sushi_research.runs.code import code_of
 from sushi_research.runs.job import Job, agree
+from sushi_research.runs.metrics_file import MetricsFile
 from sushi_research.sampling import plots
+from sushi_research.terminal import say
+from sushi_research.training.kept import what_is_kept
 from sushi_research.training.plan import Plan
 from sushi_research.training.resume import RunState
 from sushi_research.training.state import TrainState
+
+logger = logging.getLogger(__name__)
 
 
 def start_job(config: TrainingConfig, model: ModuleType, script: str) -> Job:
@@ -46,7 +50,6 @@ def start_job(config: TrainingConfig, model: ModuleType, script: str) -> Job:
     `script` is the `__file__` of the running script. Its code is hashed here, before a user may edit it while the run goes on.
     The Accelerator's own mixed precision stays off: the script handles dtypes and the loss scaler (rule 6, CONTRIBUTING.md).
     """
-    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     launch.require_launch(os.environ)
     quiet_libraries()
     launcher = os.environ.get("ACCELERATE_MIXED_PRECISION")
@@ -91,22 +94,21 @@ def open_run(job: Job) -> Iterator[Job]:
     config = job.config
     agree(_shares_folder(config))
     if config.dry_run:
-        yield job
+        with stopping.doing("planning", lambda: what_is_kept(job)):
+            yield job
         return
-    facts = {"global_batch_size": job.global_batch_size, "precision": job.precision}
-    settings = identity.run_identity(config_to_dict(config), facts)
-    defaults = default_values(type(config))
-    name = config.run.name or identity.default_name(job.model.NAME, config.data.path, settings, defaults)
     with contextlib.ExitStack() as stack:
         error = None
         try:
-            run = run_folder.open_run_folder(Path(config.run.folder), name, writer=job.is_main)
+            run = run_folder.open_run_folder(job.run_path.parent, job.run_path.name, writer=job.is_main)
             stack.enter_context(run)
         except UserError as found:
             error = found
         agree(error)
         try:
-            yield replace(job, run=run)
+            opened = replace(job, run=run)
+            with stopping.doing(lambda: job.timings.current, lambda: what_is_kept(opened)):
+                yield opened
         finally:
             run.remove_if_empty()
 
@@ -116,8 +118,7 @@ def _shares_folder(config: TrainingConfig) -> UserError | None:
     for key, path in (("data.path", config.data.path), ("evaluation.path", config.evaluation.path)):
         if not config.run.name or not path:
             continue
-        data = Path(path).expanduser()
-        if data.is_dir() and os.path.realpath(data) == os.path.realpath(Path(config.run.folder, config.run.name)):
+        if os.path.isdir(path) and os.path.realpath(path) == os.path.realpath(Path(config.run.folder, config.run.name)):
             return UserError(
                 f"run.folder and run.name give the folder of {key}, {path}: give the run a folder of its own."
             )
@@ -148,14 +149,15 @@ def out_of_memory(config: TrainingConfig, error: Exception) -> UserError:
     return UserError(f"out of memory ({str(error).splitlines()[0]}): {steps}.")
 
 
-def open_trackers(job: Job, run_state: RunState) -> tracking.MetricsFile:
+def open_trackers(job: Job, run_state: RunState) -> MetricsFile:
     """Starts W&B and TensorBoard as configured. Returns the metrics file."""
     config, run = job.config, job.run
     assert run is not None
+    metrics_file = MetricsFile(run.metrics)
     with job.main_process_writes():
         if job.is_main:
             trackers = tracking.resolve_trackers(config.tracking.wandb, config.tracking.tensorboard)
-            print(trackers.notice, flush=True)
+            say(trackers.notice)
             record = run.record()
             tracking.start_trackers(
                 job.accelerator,
@@ -171,7 +173,10 @@ def open_trackers(job: Job, run_state: RunState) -> tracking.MetricsFile:
                 step=run_state.step,
             )
             tracking.log_artifact(job.accelerator, "plan", [run.config, run.plan])
-    return tracking.MetricsFile(run.metrics)
+            # Caching may have taken hours since the file was cut back.
+            if lost := metrics_file.mark_missing(run_state.step):
+                logger.warning(lost)
+    return metrics_file
 
 
 def write_adapter(
@@ -205,26 +210,29 @@ def write_adapter(
 
 def _published_name(source: str) -> str:
     """A hub id unchanged; for a local path only the last part, because adapters are published and the user's paths are not."""
-    path = Path(source).expanduser()
-    return os.path.basename(os.path.abspath(path)) if path.exists() else source
+    return os.path.basename(os.path.abspath(source)) if os.path.exists(source) else source
 
 
-def finish(job: Job, metrics_file: tracking.MetricsFile, step: int, timings: StageTimings) -> None:
-    """Plots the curves, sends the results to the trackers, marks the run as finished, and prints what was written."""
+def finish(job: Job, state: TrainState, metrics_file: MetricsFile, step: int) -> None:
+    """Plots the curves, sends the results to the trackers, marks the run as finished, and prints what was written.
+
+    Warns if the adapter file does not change the base, which happens if the steps were too small or too few.
+    """
     if not job.is_main:
         return
-    timings.enter("saving")
+    job.timings.enter("saving")
     config, run, accelerator = job.config, job.run, job.accelerator
-    curves = run.path / "loss.png"
-    plots.training_curves(metrics_file.read(), curves, run.name)
-    tracking.log_images(accelerator, "curves", [curves], [run.name], step)
+    curves = run.curves
+    with plots.optional("the run ends without its curves, and the same command again draws them"):
+        plots.training_curves(metrics_file.read(), curves, run.name)
+        tracking.log_images(accelerator, "curves", [curves], [run.name], step)
     tracking.log_artifact(accelerator, "adapter", [run.adapter, run.config, run.provenance])
-    seconds = {name: round(value, 2) for name, value in timings.seconds().items()}
+    seconds = {name: round(value, 2) for name, value in job.timings.seconds().items()}
     write_json(run.stage_timings, seconds)
     run.mark_finished(step)
     # Everything that scripts/compare_runs.py reads, so that it can compare runs from several machines.
     tracking.log_artifact(accelerator, "record", run.record_files(), root=run.path)
-    written = {"adapter": run.adapter, "curves": curves, "metrics": run.metrics}
+    written = {"adapter": run.adapter, "curves": run.curves, "metrics": run.metrics}
     if run.evaluation.exists():
         written["losses"] = run.evaluation
     if config.sample.enabled:
@@ -233,11 +241,25 @@ def finish(job: Job, metrics_file: tracking.MetricsFile, step: int, timings: Sta
         written["W&B"] = (
             f"{run.path}/wandb (offline; `wandb sync {word(str(run.path))}/wandb/offline-run-*` uploads it)"
         )
-    print(f"\nfinished; seconds: {', '.join(f'{name} {value:.0f}' for name, value in seconds.items())}; written:")
+    written = {what: path for what, path in written.items() if not isinstance(path, Path) or path.exists()}
+    say("", f"finished; seconds: {', '.join(f'{name} {value:.0f}' for name, value in seconds.items())}; written:")
     for what, path in written.items():
-        print(f"  {what:<9} {path}")
-    print(
+        say(f"  {what:<9} {path}")
+    for warning in _warnings(job, state, step):
+        say(f"warning: {warning}")
+    say(
         "next: put the adapter into your program's LoRA folder (ComfyUI, A1111, Forge, InvokeAI; diffusers: "
-        "load_lora_weights), or generate a sample grid with scripts/sample.py",
-        flush=True,
+        "load_lora_weights), or generate a sample grid with scripts/sample.py"
     )
+
+
+def _warnings(job: Job, state: TrainState, step: int) -> Iterator[str]:
+    """What a finished run may have gone wrong in without an error."""
+    if state.skipped_steps:
+        yield f"fp16 skipped {state.skipped_steps} of {step} steps, because their gradients overflowed"
+    dtype = job.config.lora.save_dtype
+    if lora.is_zero(state.master_weights.named_state(), getattr(torch, dtype)):
+        yield (
+            f"every second matrix of the adapter is zero in {dtype}, as at the start, so the adapter does not change the base: "
+            "train for more steps or with a larger optimizer.lr"
+        )

@@ -2,50 +2,127 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 
+from sushi_research.errors import UserError, first_line
 from sushi_research.runs.checkpoint import Checkpoint, save_checkpoint
 from sushi_research.runs.job import Job
-from sushi_research.runs.tracking import MetricsFile
+from sushi_research.runs.metrics_file import MetricsFile
+from sushi_research.training import optim
 from sushi_research.training.master_weights import MasterWeights
 from sushi_research.training.plan import Plan
 from sushi_research.training.resume import RunState
 
+# GradScaler starts at a scale of 2^16 and halves it at each step whose gradients overflow, so a run may skip 16 steps in a row
+# until a scale fits. At 1 the loss is not enlarged any more: gradients that overflow even there do so at every scale that is of
+# use, because below 1 the small gradients are rounded to zero.
+SMALLEST_SCALE = 1.0
 
-@dataclass(frozen=True)
+
+@dataclass
 class TrainState:
-    """Everything that the next step depends on, apart from the config and the step number."""
+    """Everything that the next step depends on, apart from the config and the step number.
+
+    `skipped_steps` counts the steps that the loss scaler has skipped in the whole run; no step depends on it.
+    """
 
     master_weights: MasterWeights
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
+    skipped_steps: int = 0
+
+    def step_optimizer(self, step: int, steps: int) -> None:
+        """One step of the optimizer, the `step`-th of `steps`. In fp16 it is skipped if gradients overflowed (`make_scaler`).
+
+        Raises UserError, without changing the weights, if it was skipped at a loss scale that should not become smaller, or if all
+        steps of the run were skipped, so that nothing was learned. Both follow from what a checkpoint holds.
+        """
+        scale = self.scaler.get_scale()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.scaler.get_scale() >= scale:
+            return
+        self.skipped_steps += 1
+        if scale <= SMALLEST_SCALE:
+            raise UserError(
+                f"the gradients at step {step} overflow fp16 even at a loss scale of {scale:g}, after {self.skipped_steps - 1} "
+                "skipped steps: the last checkpoint is intact; start a new run (another --run.name) with train.precision bf16 or "
+                "fp32, or with a lower optimizer.lr."
+            )
+        if self.skipped_steps == step == steps:
+            raise UserError(
+                f"fp16 skipped all {steps} steps because their gradients overflowed, so the adapter has learned nothing (the loss "
+                f"scale is {scale / 2:g} now): train for more steps, or start a new run (another --run.name) with train.precision "
+                "bf16 or fp32."
+            )
+
+    def metrics(self) -> dict[str, float]:
+        """Metrics to log after a step: `skipped_steps` so far in fp16, and `d` of optimizers that estimate a step size."""
+        found: dict[str, float] = {"skipped_steps": self.skipped_steps} if self.scaler.is_enabled() else {}
+        estimate = optim.step_size_estimate(self.optimizer)
+        return found if estimate is None else found | {"d": estimate}
+
+    def averaged_weights(self) -> contextlib.AbstractContextManager[None]:
+        """A block in which the weights are those to evaluate, sample and export (`optim.averaged_weights`)."""
+        return optim.averaged_weights(self.optimizer, self.master_weights)
 
     def load(self, checkpoint: Checkpoint | None) -> None:
-        """Restores all three from the checkpoint. Does nothing for None (a new run)."""
+        """Restores all three from the checkpoint. Does nothing for None (a new run).
+
+        UserError if the checkpoint holds another state, such as that of another adapter or optimizer.
+        """
         if checkpoint is None:
             return
         state = checkpoint.load()
+        parts = ("adapter", "optimizer", "scaler")
+        if not isinstance(state, dict) or not all(isinstance(state.get(part), dict) for part in parts):
+            raise checkpoint.foreign(f"it lacks one of {', '.join(parts)}")
+        if problem := self.master_weights.problem_of(state["adapter"]):
+            raise checkpoint.foreign(problem)
         self.master_weights.load(state["adapter"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
+        try:
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.scaler.load_state_dict(state["scaler"])
+        except Exception as error:  # each optimizer has errors of its own for a state that is not its own
+            raise checkpoint.foreign(f"{type(error).__name__}: {first_line(error)}") from error
+        self.skipped_steps = state.get("skipped_steps", 0)  # checkpoints of older versions have no count
 
     def save(self, job: Job, run_state: RunState, plan: Plan, step: int) -> None:
         """Syncs the logged metrics to disk, then saves the checkpoint of `step`. The main process writes, the others wait."""
-        assert job.run is not None
         with job.main_process_writes():
             if job.is_main:
-                MetricsFile(job.run.metrics).sync()
-                state = {
-                    "adapter": self.master_weights.named_state(),
-                    "optimizer": self.optimizer.state_dict(),
-                    "scaler": self.scaler.state_dict(),
-                }
-                facts = {
-                    "samples_seen": step * plan.global_batch_size,
-                    "epoch": step * plan.global_batch_size / plan.items_per_epoch,
-                    "world": job.world,
-                    "identity": run_state.identity,
-                }
-                save_checkpoint(job.run.checkpoints, step, state, facts, job.config.checkpoint.keep)
+                self._write(job, run_state, plan, step)
+
+    @contextlib.contextmanager
+    def saved_if_interrupted(self, job: Job, run_state: RunState, plan: Plan, step: int) -> Iterator[None]:
+        """A block between two steps that is no part of the training: if it ends with an error or a stop, `step` is saved.
+
+        The other processes are not waited for, because they may have ended.
+        """
+        try:
+            yield
+        except BaseException:
+            if job.is_main and step > run_state.step:
+                self._write(job, run_state, plan, step)
+            raise
+
+    def _write(self, job: Job, run_state: RunState, plan: Plan, step: int) -> None:
+        assert job.run is not None
+        MetricsFile(job.run.metrics).sync()
+        state = {
+            "adapter": self.master_weights.named_state(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "skipped_steps": self.skipped_steps,
+        }
+        facts = {
+            "samples_seen": step * plan.global_batch_size,
+            "epoch": step * plan.global_batch_size / plan.items_per_epoch,
+            "world": job.world,
+            "identity": run_state.identity,
+        }
+        save_checkpoint(job.run.checkpoints, step, state, facts, job.config.checkpoint.keep)

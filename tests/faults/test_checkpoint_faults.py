@@ -147,12 +147,12 @@ def test_all_damaged_is_the_users_decision(tmp_path):
 def test_a_disk_that_refuses_leaves_the_earlier_checkpoints(tmp_path, monkeypatch):
     save(tmp_path, 10, keep=1)
     for where in ("torch.save", "os.fsync", "os.rename"):
-        for code in (errno.ENOSPC, errno.EACCES):
+        for code, advice in ((errno.ENOSPC, "free some space"), (errno.EACCES, "make the folder writable")):
 
             def refuse(*arguments, code=code, **named):
                 raise OSError(code, os.strerror(code))
 
-            told = f"cannot save the checkpoint .*step-00000020: {os.strerror(code)}; free some"
+            told = f"cannot save the checkpoint .*step-00000020: {os.strerror(code)}; {advice}"
             with case(f"{where}, {os.strerror(code)}"):
                 with monkeypatch.context() as patch:
                     patch.setattr(where, refuse)
@@ -198,7 +198,7 @@ def test_a_storm_of_signals_does_not_disturb_a_save(tmp_path):
         from pathlib import Path
         import torch
         from sushi_research.runs.checkpoint import save_checkpoint
-        from sushi_research.training.stopping import StopRequest
+        from sushi_research.stopping import StopRequest
 
         with StopRequest() as stop:
             print("training", flush=True)

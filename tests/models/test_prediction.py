@@ -297,7 +297,7 @@ def test_pictures_are_generated_with_the_base_s_prediction(predicted, architectu
     monkeypatch.setattr(pipeline, "sampling_scheduler", scheduler)
     size = {"steps": 1, "guidance": 1.0, "height": 64, "width": 64}
     with pytest.raises(Enough):
-        pipeline.generate_latents(MODELS[architecture], base, None, [{}], {}, seeds=[0], **size)
+        list(pipeline.generate_latents(MODELS[architecture], base, None, [{}], {}, seeds=[0], **size))
     assert given == [base.scheduler, predicted, 1]
 
 

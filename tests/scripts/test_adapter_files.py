@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import save, save_file
 from script_runs import script
 
-from sushi_research.config.command_line import run_main
 from sushi_research.config.other_scripts import SamplingConfig
+from sushi_research.config.process import run_main
 from sushi_research.errors import UserError
 from sushi_research.evaluation import adapter_files
 from testing.tiny_base import save_tiny_base

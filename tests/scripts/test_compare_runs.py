@@ -12,7 +12,7 @@ from cases import case
 from fake_runs import fake_run
 from script_runs import script
 
-from sushi_research.config.command_line import run_main
+from sushi_research.config.process import run_main
 from sushi_research.errors import UserError
 from sushi_research.experiments import wandb_runs
 from sushi_research.reports import statistics
@@ -96,7 +96,7 @@ def test_whatever_is_wrong_is_a_sentence_and_the_page_comes(compare, tmp_path, c
         "empty holds no run",
         "nowhere is not a folder",
         "evaluation.parquet is damaged",
-        "metrics.jsonl, line 1 is not JSON",
+        "metrics.jsonl, line 1 is not valid JSON",
         "going was stopped at step 20",
     ):
         assert words in printed and words in text, words

@@ -16,8 +16,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from script_runs import Trainer, script
 
-from sushi_research.config.command_line import run_main
 from sushi_research.config.other_scripts import SamplingConfig
+from sushi_research.config.process import run_main
 
 # One worker trains the adapters, for all the tests that look at them.
 pytestmark = pytest.mark.xdist_group("sample_script")

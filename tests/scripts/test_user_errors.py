@@ -26,7 +26,8 @@ from safetensors.torch import load_file, save_file
 from script_runs import ROOT, Trainer
 
 from sushi_research.config import SDXLTraining
-from sushi_research.config.command_line import config_to_yaml, run_main
+from sushi_research.config.command_line import config_to_yaml
+from sushi_research.config.process import run_main
 from sushi_research.errors import UserError
 from sushi_research.training import run as training
 

@@ -191,16 +191,17 @@ def test_lines_of_metadata_that_are_not_sound_are_named(root, scan):
         ),
     )
     found = problems(scan(root))
-    assert found.pop("metadata.jsonl line 2").startswith("not JSON: ")
-    assert found.pop("metadata.jsonl line 9").startswith("not JSON: "), "nested too deeply"
+    assert found.pop("metadata.jsonl line 2").startswith("is not valid JSON (")
+    assert found.pop("metadata.jsonl line 9") == "is nested more than 100 deep: correct it"
+    rule = "is not among the jpg, png and webp images here; file_name counts from the folder of its metadata.jsonl"
     assert found == {
-        "metadata.jsonl line 3": "gone.png is not among the jpg, png and webp images here",
+        "metadata.jsonl line 3": f"gone.png {rule}",
         "metadata.jsonl line 4": "a second entry for a.png: the first is line 1",
         "metadata.jsonl line 5": "no file_name",
         "metadata.jsonl line 6": "no file_name",
         "metadata.jsonl line 7": "no caption for b.png: text is not a text",
-        "metadata.jsonl line 8": "../photos/b.png is not among the jpg, png and webp images here",
-        "b.png": "no caption: there is no b.txt, b.caption or entry in a metadata.jsonl",
+        "metadata.jsonl line 8": f"../photos/b.png {rule} (did you mean b.png?)",
+        "b.png": "no caption but that of metadata.jsonl line 7, which is not text",
         "c.gif": ".gif is not supported: convert it to png",
     }
 
@@ -945,7 +946,7 @@ def test_data_sets_that_cannot_be_loaded(root, scan):
     write(root, broken__x_parquet=b"no", saved__state_json="{", gone__a_parquet=b"")
     with pytest.raises(UserError, match=r"^the data set .*broken could not be loaded \("):
         scan(root / "broken")
-    with pytest.raises(UserError, match=r"^the data set in .*saved cannot be read \("):
+    with pytest.raises(UserError, match=r"saved/state\.json is not valid JSON \(.*: save the data set again"):
         scan(root / "saved")
     with pytest.raises(
         UserError, match=r"^the data set org-of-nobody/name could not be loaded \(.*connection"

@@ -37,12 +37,17 @@ def garble(path):
     ("name", "harm", "words", "curve"),
     [
         ("evaluation.parquet", cut, "evaluation.parquet is damaged", False),
-        ("metrics.jsonl", garble, "metrics.jsonl, line 1 is not JSON", True),
-        ("run.json", garble, "run.json is not JSON", True),
-        ("provenance.json", garble, "provenance.json is not JSON", True),
+        ("metrics.jsonl", garble, "metrics.jsonl, line 1 is not valid JSON", True),
+        ("run.json", garble, "run.json is not valid JSON", True),
+        ("provenance.json", garble, "provenance.json is not valid JSON", True),
         ("plan.json", lambda path: path.unlink(), "plan.json is missing", True),
         ("config.yaml", lambda path: path.write_text("a: [1"), "config.yaml", True),
-        ("provenance.json", lambda path: path.write_text("[3]"), "provenance.json is not a list of entries", True),
+        (
+            "provenance.json",
+            lambda path: path.write_text("[3]"),
+            "provenance.json does not hold what a run writes",
+            True,
+        ),
     ],
 )
 def test_damage_is_one_sentence_and_the_rest_is_there(tmp_path, name, harm, words, curve):

@@ -147,7 +147,7 @@ def test_one_warning_for_each_damaged_one(tmp_path, caplog):
         assert latest_checkpoint(tmp_path).step == 10
     first, second = (record.getMessage() for record in caplog.records)
     assert first == f"checkpoint {tmp_path}/step-00000030 is damaged (state.pt is missing); using step-00000010 instead"
-    assert second.startswith(f"checkpoint {tmp_path}/step-00000020 is damaged (manifest.json cannot be read")
+    assert second.startswith(f"checkpoint {tmp_path}/step-00000020 is damaged (manifest.json is not valid JSON")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="finds an open file's name under /proc")

@@ -145,6 +145,6 @@ def test_the_launches_that_made_a_run():
 def test_a_damaged_file_is_not_overwritten(tmp_path):
     path = tmp_path / "provenance.json"
     path.write_text("[{")
-    with pytest.raises(UserError, match="provenance.json is not JSON"):
+    with pytest.raises(UserError, match="provenance.json is not valid JSON"):
         provenance.add_entry(path, {})
     assert path.read_text() == "[{"

@@ -299,9 +299,16 @@ def test_a_run_cannot_end_before_its_checkpoint():
         decide("trial", record(), checkpoint(80), identity(), 50)
 
 
-def test_checkpoints_without_a_record_are_refused():
-    with pytest.raises(UserError, match="checkpoints but no run.json"):
-        decide("trial", None, checkpoint(80), identity(), 100)
+def test_a_record_that_is_gone_is_made_again_from_a_checkpoint_of_the_same_settings():
+    action, _, [warning] = decide("trial", None, checkpoint(80), identity(), 100)
+    assert action == "continue" and "no run.json: it is made again from the checkpoint" in warning
+    cosine = {"schedule": {"name": "cosine"}}
+    [warning] = decide("trial", None, checkpoint(80, **cosine), identity(**cosine), 100).warnings
+    assert "up to step 80 it followed that length, if it was not 100 steps" in warning
+    with pytest.raises(UserError, match="lora.rank was 16, is now 8"):
+        decide("trial", None, checkpoint(80), identity(lora={"rank": 8}), 100)
+    with pytest.raises(UserError, match="adapter file but neither a run.json nor a checkpoint"):
+        decide("trial", None, None, identity(), 100, has_adapter=True)
 
 
 def test_another_length_under_a_schedule_that_depends_on_it_is_reported():
@@ -331,7 +338,7 @@ def test_the_record_of_a_run_through_its_life(tmp_path):
 def test_a_record_that_cannot_be_read_is_reported(tmp_path):
     with open_run_folder(tmp_path, "trial") as run:
         run.run.write_text("{")
-        with pytest.raises(UserError, match="run.json is not JSON"):
+        with pytest.raises(UserError, match="run.json is not valid JSON"):
             run.record()
         whole = {"steps": 4, "finished_at": None, "wandb_id": "w", "identity": {}}
         for content, words in [
@@ -344,7 +351,7 @@ def test_a_record_that_cannot_be_read_is_reported(tmp_path):
             (whole | {"format": "2"}, 'has format "2", this version reads format 2'),
             (whole | {"format": True}, "has format true"),
             (whole | {"format": [2, {"a": 1}]}, r'has format \[2, {"a": 1}\]'),
-            ([1], "does not hold what a run writes: restore it, or give another --run.name"),
+            ([1], "does not hold what a run writes .*: restore it, or remove it so that"),
             (None, "does not hold what a run writes"),
             (whole | {"format": 2, "identity": None}, "does not hold what a run writes"),
             (whole | {"format": 2, "finished_at": "4"}, "does not hold what a run writes"),

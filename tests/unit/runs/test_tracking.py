@@ -15,7 +15,8 @@ from PIL import Image
 
 from sushi_research.errors import UserError
 from sushi_research.runs import tracking
-from sushi_research.runs.tracking import MetricsFile, Trackers, resolve_trackers
+from sushi_research.runs.metrics_file import MetricsFile
+from sushi_research.runs.tracking import Trackers, resolve_trackers
 
 # --- metrics.jsonl ---
 
@@ -76,7 +77,7 @@ def test_cutting_back_a_file_that_is_not_there(metrics):
 
 def test_damage_before_the_end_is_reported(metrics):
     metrics.path.write_text('{"step": 1}\n{"st\n{"step": 3}\n')
-    with pytest.raises(UserError, match="metrics.jsonl, line 2 is not JSON"):
+    with pytest.raises(UserError, match="metrics.jsonl, line 2 is not valid JSON"):
         metrics.cut_back(1)
     assert metrics.path.read_text() == '{"step": 1}\n{"st\n{"step": 3}\n'
 

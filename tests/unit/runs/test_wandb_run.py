@@ -10,7 +10,8 @@ import wandb
 
 from sushi_research.errors import UserError
 from sushi_research.runs import tracking, wandb_run
-from sushi_research.runs.tracking import MetricsFile, Trackers
+from sushi_research.runs.metrics_file import MetricsFile
+from sushi_research.runs.tracking import Trackers
 
 
 class Refusing(BaseHTTPRequestHandler):

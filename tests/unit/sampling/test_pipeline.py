@@ -224,7 +224,7 @@ def test_equal_to_the_pipeline(base, model, unet, encode, reference, negative_pr
     if negative_prompt is None:
         negative = unconditional(negative, force_zeros=model.NAME == "sdxl")
     texts = [encode(prompt) for prompt in PROMPTS]
-    generated = generate_latents(model, base, unet, texts, negative, seeds=SEEDS, **SETTINGS)
+    generated = list(generate_latents(model, base, unet, texts, negative, seeds=SEEDS, **SETTINGS))
     expected = [reference(prompt, seed, negative_prompt, "latent") for prompt in PROMPTS for seed in SEEDS]
     assert len(generated) == 4
     for found, right in zip(generated, expected, strict=True):
@@ -235,7 +235,7 @@ def test_equal_to_the_pipeline(base, model, unet, encode, reference, negative_pr
 
 def test_decoding_equals_the_pipeline(base, model, unet, encode, reference):
     negative = unconditional(encode(""), force_zeros=model.NAME == "sdxl")
-    latents = generate_latents(model, base, unet, [encode("a cat")], negative, seeds=[3], **SETTINGS)
+    latents = list(generate_latents(model, base, unet, [encode("a cat")], negative, seeds=[3], **SETTINGS))
     [picture] = decode(loading.load_vae(base, torch.float32, CPU), latents, model.SCALING_FACTOR)
     [right] = reference("a cat", 3, None, "pil")
     assert isinstance(picture, Image.Image) and picture.size == (64, 48)
@@ -246,7 +246,7 @@ def test_without_guidance_the_negative_does_not_matter(base, model, unet, encode
     settings = SETTINGS | {"guidance": 1.0}
     text = [encode("a cat")]
     one, other = (
-        generate_latents(model, base, unet, text, encode(negative), seeds=[0], **settings)[0]
+        next(generate_latents(model, base, unet, text, encode(negative), seeds=[0], **settings))
         for negative in ("blurry", "dark")
     )
     assert torch.equal(one, other)
@@ -265,11 +265,11 @@ def test_the_unet_and_torchs_generator_are_left_as_they_were(base, model, unet, 
     seen = []
     unet.register_forward_pre_hook(lambda module, _: seen.append(module.training))
     state = torch.get_rng_state()
-    generate_latents(model, base, unet, [encode("a")], encode(""), seeds=[0], **SETTINGS)
+    list(generate_latents(model, base, unet, [encode("a")], encode(""), seeds=[0], **SETTINGS))
     assert seen == [False] * SETTINGS["steps"], "no dropout in a picture"
     assert unet.training
     assert torch.equal(torch.get_rng_state(), state)
     unet.register_forward_pre_hook(lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        generate_latents(model, base, unet, [encode("a")], encode(""), seeds=[0], **SETTINGS)
+        list(generate_latents(model, base, unet, [encode("a")], encode(""), seeds=[0], **SETTINGS))
     assert unet.training, "after a failure too"

@@ -8,8 +8,8 @@ import pytest
 from fake_runs import FakeValidationSet
 
 from sushi_research.evaluation.results import Results
+from sushi_research.runs.metrics_file import MetricsFile
 from sushi_research.runs.run_folder import RunFolder
-from sushi_research.runs.tracking import MetricsFile
 from sushi_research.training import evaluation_records
 
 

@@ -9,7 +9,7 @@ import threading
 
 import pytest
 
-from sushi_research.training.stopping import StopRequest
+from sushi_research.stopping import SIGNALS, Stopped, StopRequest, stoppable
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="POSIX signals and parents")
 LAUNCHED = {"ACCELERATE_DYNAMO_MODE": "default"}
@@ -23,7 +23,7 @@ def as_in_the_foreground():
     signal.signal(signal.SIGINT, before)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_asks_for_a_stop_once(number, capfd):
     with StopRequest() as stop:
         assert (stop.poll(), stop.reason) == (0, None)
@@ -33,6 +33,18 @@ def test_a_signal_asks_for_a_stop_once(number, capfd):
         assert (stop.poll(), stop.reason, stop.signals) == (1, number.name, 4)
         assert stop.poll() == 1
     assert capfd.readouterr().err == f"\n{number.name}: stopping at the next step boundary, with a checkpoint\n"
+
+
+def test_between_two_steps_a_signal_stops_at_once():
+    with stoppable(), StopRequest(announce=False) as stop:
+        with pytest.raises(Stopped) as caught, stop.at_once():
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert caught.value.exit_status == 129
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert (stop.poll(), stop.exit_status) == (1, 143), "within a step it is recorded"
+        with pytest.raises(Stopped) as caught, stop.at_once():
+            raise AssertionError("a stop that was requested before does not wait")
+        assert caught.value.exit_status == 143
 
 
 def test_other_processes_of_the_run_ask_quietly(capfd):
@@ -77,7 +89,7 @@ def test_outside_the_main_thread_it_does_no_harm():
 def test_a_standard_error_that_is_gone_does_no_harm():
     script = """
         import os, signal
-        from sushi_research.training.stopping import StopRequest
+        from sushi_research.stopping import StopRequest
 
         with StopRequest() as stop:
             os.close(2)
@@ -92,7 +104,7 @@ def orphan(environment):
     """What a script polls, before and after its parent has ended."""
     script = """
         import os, sys, time
-        from sushi_research.training.stopping import StopRequest
+        from sushi_research.stopping import StopRequest
 
         with StopRequest() as stop:
             parent = os.getppid()

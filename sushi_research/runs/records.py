@@ -1,0 +1,191 @@
+"""The JSON files of a run folder, checked where they are read.
+
+A model names what readers rely on. Further keys are allowed: a file of an older version, or of a later one, may have others. Types
+are strict (true is no number, 3.0 is no step), and numbers are finite and of a size that a run can reach.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+
+from sushi_research.config.yaml12 import read_yaml
+from sushi_research.errors import UserError, first_line
+from sushi_research.files import UnreadableFile, parse_json, read_regular
+
+# Far above what any run writes: a step, and the bytes of a file other than metrics.jsonl.
+MOST = 2**53
+MOST_BYTES = 256 * 2**20
+MOST_METRICS_BYTES = 2**32
+
+Count = Annotated[int, Field(ge=0, le=MOST)]
+Size = Annotated[int, Field(gt=0, le=MOST)]
+Number = Annotated[float, Field(gt=-1e300, lt=1e300)]
+Seconds = Annotated[float, Field(ge=0, lt=1e300)]
+Speed = Annotated[float, Field(gt=0, lt=1e300)]
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class Record(BaseModel):
+    """What all files share: strict types, finite numbers, further keys as they are."""
+
+    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
+
+
+class RunRecord(Record):
+    """run.json of this version's format."""
+
+    steps: Count
+    finished_at: Count | None
+    wandb_id: Annotated[str, Field(min_length=1)]
+    identity: dict[str, Any]
+
+    @model_validator(mode="after")
+    def _has_a_seed(self) -> RunRecord:
+        seed = self.identity.get("train.seed")
+        if seed is not None and type(seed) is not int:
+            raise ValueError("the seed is no integer")
+        return self
+
+
+class Plan(Record):
+    """plan.json."""
+
+    global_batch_size: Size
+    items_per_epoch: Size | None = None
+    steps: Count | None = None
+    architecture: str | None = None
+
+
+class DataReport(Record):
+    """data_report.json."""
+
+    used: list[str]
+    problems: list[dict[str, Any]]
+
+
+class ValidationImage(Record):
+    """An image in validation_set.json."""
+
+    hash: str
+    caption: str
+
+
+class ValidationSetRecord(Record):
+    """validation_set.json."""
+
+    hash: str
+    noise_samples: Size
+    images: list[ValidationImage]
+
+
+class Code(Record):
+    """The code in an entry of provenance.json. Versions from before hashes were recorded have only the commit."""
+
+    commit: str | None = None
+    script: str | None = None
+    hash: str | None = None
+    files: dict[str, str] = {}
+    named: dict[str, str] = {}
+
+
+class Entry(Record):
+    """An entry of provenance.json, one per launch."""
+
+    step: Count | None = None
+    code: Code | None = None
+    libraries: dict[str, str | None] | None = None
+    base: dict[str, str | None] | None = None
+    resolved_config: dict[str, Any] | None = None
+
+
+class Line(Record):
+    """A line of metrics.jsonl: a step, and numbers or null."""
+
+    __pydantic_extra__: dict[str, Number | None]
+    step: Count
+    missing_from: Count = 0
+    images_per_second: Speed = 1.0
+    samples_seen: Seconds = 0.0
+    # A step's device time is 0 if the clock is coarser than the step.
+    gpu_seconds: Seconds = 0.0
+    cpu_seconds: Seconds = 0.0
+
+
+class File(Record):
+    """A file of a checkpoint, in its manifest."""
+
+    bytes: Count
+    blake2b: str
+
+
+class Facts(Record):
+    """The facts in a checkpoint's manifest."""
+
+    identity: dict[str, Any]
+
+
+class Manifest(Record):
+    """manifest.json of a checkpoint."""
+
+    format: int
+    step: Count
+    facts: Facts
+    files: dict[str, File]
+    blake2b: str
+
+
+# provenance.json, and stage_timings.json: seconds by stage.
+ENTRIES = TypeAdapter(list[Entry])
+LINE = TypeAdapter(Line)
+TIMINGS = TypeAdapter(dict[str, Seconds])
+
+
+def read_json(path: Path, remedy: str) -> Any:
+    """The JSON value in a file. UserError if it cannot be read or is not JSON: what is wrong with the file, then `remedy`."""
+    if not os.path.lexists(path):
+        raise UserError(f"{path} is missing: {remedy}")
+    try:
+        return parse_json(read_regular(path, MOST_BYTES), str(path), remedy, unique_keys=True)
+    except UnreadableFile as error:
+        raise UserError(f"{path} {error.reason}: {remedy}") from error
+
+
+def read_as(path: Path, model: type[Record] | TypeAdapter, remedy: str) -> Any:
+    """The content of a file, as JSON values, if `model` fits it. UserError as `read_json` if not."""
+    return fitting(read_json(path, remedy), model, str(path), remedy)
+
+
+def fitting(content: Any, model: type[Record] | TypeAdapter, where: str, remedy: str) -> Any:
+    """`content` itself, if `model` fits it. UserError, which says where it is from, what is wrong and `remedy`, if not."""
+    if problem := problem_of(content, model):
+        raise UserError(f"{where} does not hold what a run writes ({problem}): {remedy}")
+    return content
+
+
+def problem_of(content: Any, model: type[Record] | TypeAdapter) -> str | None:
+    """The first thing in `content` that `model` does not allow; None if it fits."""
+    adapter = model if isinstance(model, TypeAdapter) else TypeAdapter(model)
+    try:
+        adapter.validate_python(content)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        said = first["msg"].removeprefix("Value error, ")
+        said = said if not said.startswith("Input should be ") else f"it {said.removeprefix('Input ')}"
+        return f"{place}: {said}" if place else said
+    return None
+
+
+def read_config(path: Path, remedy: str) -> dict[str, Any]:
+    """config.yaml, as a mapping of sections. UserError, which names the file, if it is not one that a run writes."""
+    try:
+        found = read_yaml(str(path))
+    except UserError as error:
+        raise UserError(f"{first_line(error)}; {remedy}") from error
+    if not all(isinstance(found.get(section), dict) for section in ("lora", "train")):
+        raise UserError(f"{path} does not hold what a run writes (sections are missing): {remedy}")
+    return found

@@ -1,0 +1,210 @@
+"""Checks, before anything is encoded, that an optimizer can train the adapter and resume exactly.
+
+An optimizer may be any class by its import path. What it needs or breaks shows only in its steps, so a few are taken here, on
+tensors of the adapter's shapes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from sushi_research.config.learning import OptimizerSection
+from sushi_research.errors import UserError, first_line
+from sushi_research.runs.checkpoint import assert_plain
+from sushi_research.training import optim
+from sushi_research.training.master_weights import MasterWeights
+
+# As many steps as needed to notice a counter of every fifth or sixth step (Lookahead, Ranger) that is not in the state.
+STEPS = 6
+SAVED = 3
+# 32 MiB per copy of the tensors, of which there are about ten.
+MOST_NUMBERS = 2**23
+
+
+def require_usable(
+    section: OptimizerSection,
+    shapes: Mapping[str, Sequence[int]],
+    rates: Sequence[float],
+    device: torch.device,
+) -> None:
+    """Takes six steps with the optimizer, and takes the last three again from the saved state.
+
+    `shapes` are those of the adapter's tensors by name; `rates` are the learning rates of the steps. The tensors start as an
+    adapter does, and get random gradients of norm 1. Process-wide random generators are left as they were.
+
+    Raises UserError for an optimizer that fails, replaces its tensors, makes weights that are not finite, has a state that a
+    checkpoint cannot hold, takes other steps after a resume, or does not follow the learning rate of a schedule.
+    """
+    assert len(rates) == STEPS
+    shapes, devices = _distinct(shapes), [device] if device.type == "cuda" else []
+    try:
+        # Some classes print their settings, which the real optimizer does once more.
+        with torch.random.fork_rng(devices), contextlib.redirect_stdout(io.StringIO()):
+            _check(section, shapes, rates, device)
+    except (UserError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # each library raises its own
+        raise UserError(
+            f"the optimizer {section.name} fails on tensors of the adapter's shapes ({first_line(error)}): choose another "
+            "optimizer.name, or set the optimizer.kwargs that it needs."
+        ) from error
+
+
+def _check(
+    section: OptimizerSection, shapes: Mapping[str, Sequence[int]], rates: Sequence[float], device: torch.device
+) -> None:
+    name = section.name
+    torch.manual_seed(0)
+    whole = _Trial(section, shapes, device)
+    whole.steps(rates, range(SAVED))
+    saved = whole.save()
+    whole.steps(rates, range(SAVED, STEPS))
+    expected = whole.values()
+    if not expected.isfinite().all():
+        raise UserError(
+            f"the optimizer {name} makes weights that are not finite within {STEPS} steps at optimizer.lr {section.lr:g}: lower "
+            "it, or choose another optimizer.name."
+        )
+
+    torch.manual_seed(1)  # a resumed run has another state of torch's generator
+    resumed = _Trial(section, shapes, device)
+    resumed.restore(saved)
+    with optim.averaged_weights(resumed.optimizer, resumed.master_weights):
+        pass
+    resumed.steps(rates, range(SAVED, STEPS))
+    if not torch.equal(resumed.values(), expected) and _repeats(section, shapes, rates, device, expected):
+        evaluated = " and eval() and train() were called" if optim.averages_weights(whole.optimizer) else ""
+        raise UserError(
+            f"the optimizer {name} takes other steps after its state was saved and loaded{evaluated}, so a run could not be "
+            "resumed: choose another optimizer.name or other optimizer.kwargs."
+        )
+
+    if len(set(rates)) == 1:
+        return
+    slower = _Trial(section, shapes, device)
+    slower.restore(saved)
+    slower.steps([rate / 2 for rate in rates], range(SAVED, STEPS))
+    if torch.equal(slower.values(), expected):
+        raise UserError(
+            f"the optimizer {name} takes the same steps at half the learning rate, so the schedule has no effect: set "
+            "schedule.name constant and schedule.warmup 0, or choose another optimizer.name."
+        )
+
+
+class _Trial:
+    """An optimizer with tensors of the adapter's shapes."""
+
+    def __init__(self, section: OptimizerSection, shapes: Mapping[str, Sequence[int]], device: torch.device) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self._working = {}
+        for name, shape in shapes.items():
+            down = torch.randn(tuple(shape), generator=generator) / math.sqrt(math.prod(shape[1:]))
+            self._working[name] = nn.Parameter((down if _is_down(name) else torch.zeros(tuple(shape))).to(device))
+        self._name = section.name
+        master_weights = MasterWeights(self._working, torch.float32)
+        optimizer = optim.build_optimizer(section.name, master_weights.parameters(), section.lr, section.kwargs)
+        held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        if held != {id(parameter) for parameter in master_weights.parameters()}:
+            raise UserError(
+                f"the optimizer {section.name} does not hold all tensors of the adapter: choose another one."
+            )
+        self.master_weights, self.optimizer = master_weights, optimizer
+
+    def restore(self, saved: Mapping[str, Any]) -> None:
+        """Restores what `save` returned."""
+        self.master_weights.load(saved["adapter"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+
+    def save(self) -> dict[str, Any]:
+        """The state as a checkpoint gives it back."""
+        state = {"adapter": self.master_weights.named_state(), "optimizer": self.optimizer.state_dict()}
+        try:
+            assert_plain(state["optimizer"], "its state")
+        except AssertionError as error:
+            raise UserError(
+                f"the optimizer {self._name} keeps what a checkpoint cannot hold ({first_line(error)}): choose another "
+                "optimizer.name."
+            ) from error
+        file = io.BytesIO()
+        torch.save(state, file)
+        file.seek(0)
+        return torch.load(file, map_location="cpu", weights_only=True)
+
+    def steps(self, rates: Sequence[float], steps: range) -> None:
+        """Takes the steps of these numbers, from 0, as the training loop does."""
+        master_weights, optimizer = self.master_weights, self.optimizer
+        for step in steps:
+            for parameter, gradient in zip(self._working.values(), self._gradients(step), strict=True):
+                parameter.grad = gradient.to(parameter.device)
+            master_weights.accumulate()
+            optim.set_learning_rate(optimizer, rates[step])
+            optimizer.step()
+            if not master_weights.are_views():
+                raise UserError(
+                    f"the optimizer {self._name} replaces the tensors or gradients that it is given instead of changing them, "
+                    "which is not supported: choose another optimizer.name."
+                )
+            if any(map(master_weights.holds_gradient, _tensors(list(optimizer.state.values())))):
+                raise UserError(
+                    f"the optimizer {self._name} keeps a gradient without copying it, and gradients are set to zero after each "
+                    "step: choose another optimizer.name."
+                )
+            master_weights.refresh()
+            master_weights.zero_grad()
+
+    def values(self) -> torch.Tensor:
+        """The weights, as one vector."""
+        return torch.cat([tensor.reshape(-1) for tensor in self.master_weights.named_state().values()])
+
+    def _gradients(self, step: int) -> list[torch.Tensor]:
+        """Random gradients of norm 1 over all tensors. That of A is zero in the first step, because B is."""
+        generator = torch.Generator().manual_seed(step)
+        gradients = [torch.randn(parameter.shape, generator=generator) for parameter in self._working.values()]
+        if step == 0:
+            gradients = [g * (not _is_down(name)) for name, g in zip(self._working, gradients, strict=True)]
+        norm = math.sqrt(sum(float(gradient.square().sum()) for gradient in gradients))
+        return [gradient / norm for gradient in gradients]
+
+
+def _repeats(
+    section: OptimizerSection,
+    shapes: Mapping[str, Sequence[int]],
+    rates: Sequence[float],
+    device: torch.device,
+    expected: torch.Tensor,
+) -> bool:
+    """Whether the same steps give the same bits again. On a GPU, without train.deterministic, they may not."""
+    torch.manual_seed(0)
+    again = _Trial(section, shapes, device)
+    again.steps(rates, range(STEPS))
+    return torch.equal(again.values(), expected)
+
+
+def _distinct(shapes: Mapping[str, Sequence[int]]) -> dict[str, Sequence[int]]:
+    """One tensor of each shape: layers repeat, and an optimizer treats equal shapes equally. The smallest, if all are too many."""
+    by_shape = {(_is_down(name), tuple(shape)): name for name, shape in reversed(shapes.items())}
+    found, numbers = {}, 0
+    for (_, shape), name in sorted(by_shape.items(), key=lambda item: math.prod(item[0][1])):
+        numbers += math.prod(shape)
+        if len(found) >= 2 and numbers > MOST_NUMBERS:
+            break
+        found[name] = shape
+    return found
+
+
+def _is_down(name: str) -> bool:
+    return ".lora_A." in name
+
+
+def _tensors(nest: object) -> list[torch.Tensor]:
+    if isinstance(nest, torch.Tensor):
+        return [nest]
+    items = nest.values() if isinstance(nest, dict) else nest if isinstance(nest, list | tuple) else ()
+    return [tensor for item in items for tensor in _tensors(item)]

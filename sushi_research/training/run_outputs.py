@@ -1,0 +1,136 @@
+"""Files of a run that are made again where they are missing or damaged: what describes the run, and what it makes at its end."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any
+
+from sushi_research.adapters import kohya_format
+from sushi_research.caches.inputs import Inputs
+from sushi_research.config.command_line import config_to_yaml
+from sushi_research.data import dataset
+from sushi_research.errors import UserError
+from sushi_research.evaluation.drift import DriftSet
+from sushi_research.evaluation.validation_set import ValidationSet
+from sushi_research.files import write_atomic, write_json
+from sushi_research.runs import provenance, records
+from sushi_research.runs.job import Job
+from sushi_research.runs.metrics_file import MetricsFile
+from sushi_research.runs.run_folder import RunFolder
+from sushi_research.sampling import plots, sample_grids
+from sushi_research.training import evaluation_records
+from sushi_research.training.plan import Plan
+
+
+def write_descriptions(
+    job: Job, inputs: Inputs, plan: Plan, val_set: ValidationSet | None, only: Collection[Path] | None = None
+) -> None:
+    """Writes config.yaml, plan.json, data_report.json and, if the run is evaluated, validation_set.json; or `only` some of them."""
+    run, data = job.run, inputs.data
+    assert run is not None
+    writers: dict[Path, Callable[[], None]] = {
+        run.config: lambda: write_atomic(run.config, config_to_yaml(job.config).encode()),
+        run.plan: lambda: write_json(run.plan, plan.to_json()),
+        run.data_report: lambda: dataset.write_report(data.scan, run.data_report, data.evaluation_scan),
+    }
+    if val_set:
+        writers[run.validation_set] = lambda: write_json(run.validation_set, val_set.describe())
+    for path, write in writers.items():
+        if only is None or path in only:
+            write()
+
+
+def damaged_descriptions(run: RunFolder, val_set: ValidationSet | None) -> dict[Path, str]:
+    """What is wrong with each of the files of `write_descriptions` that is missing or damaged, as a sentence."""
+    readers: dict[Path, Callable[[], Any]] = {
+        run.config: lambda: records.read_config(run.config, ""),
+        run.plan: lambda: records.read_as(run.plan, records.Plan, ""),
+        run.data_report: lambda: records.read_as(run.data_report, records.DataReport, ""),
+    }
+    # Without results the run may not have been evaluated before.
+    if val_set and (run.validation_set.exists() or run.evaluation.exists()):
+        readers[run.validation_set] = lambda: records.read_as(run.validation_set, records.ValidationSetRecord, "")
+    return {path: problem for path, read in readers.items() if (problem := _problem(path, read))}
+
+
+def lost(
+    job: Job,
+    inputs: Inputs,
+    record: dict[str, Any] | None,
+    steps: int,
+    val_set: ValidationSet | None,
+    drift_set: DriftSet | None,
+) -> dict[Path, str]:
+    """What is wrong with each file of a run's end that a checkpoint gives again, as a sentence; {} if the run is not at its end.
+
+    Damaged results are not among them: they also hold earlier steps, so removing them is the user's decision.
+    """
+    run, config = job.run, job.config
+    assert run is not None
+    if record is None or record["finished_at"] != steps:
+        return {}
+    found = {}
+    if problem := _problem(run.adapter, lambda: kohya_format.require_whole(run.adapter)):
+        found[run.adapter] = problem
+    for kind in evaluation_records.of_run(run, val_set, drift_set):
+        path = kind.results.path
+        try:
+            if kind.measured is not None and not kind.is_of_another and steps not in kind.results.steps():
+                found[path] = f"{path} has no results of step {steps}" if path.exists() else f"{path} is missing"
+        except UserError:
+            pass  # evaluation_records.changes says it
+    if config.sample.enabled:
+        found |= sample_grids.lost(run.samples, steps, sample_grids.rows_of(config, inputs.prompts))
+    return found
+
+
+def complete_pictures(job: Job, inputs: Inputs, next_step: int | None) -> list[str]:
+    """Makes those pictures again that need no model, the grids of images; returns a sentence for each damaged picture.
+
+    `next_step` is the step at which the run goes on, None for a finished run.
+    """
+    run, found = job.run, []
+    assert run is not None
+    with plots.optional("the run is still without it"):
+        rows = sample_grids.rows_of(job.config, inputs.prompts) if job.config.sample.enabled else []
+        found = sample_grids.complete_grids(run.samples, rows, next_step)
+    return found
+
+
+def make_again(
+    job: Job, inputs: Inputs, plan: Plan, val_set: ValidationSet | None, damaged: Collection[Path]
+) -> list[str]:
+    """Writes the `damaged` descriptions of a finished run, and its curves if they are; returns a sentence for each other file that
+    is damaged."""
+    run = job.run
+    assert run is not None
+    write_descriptions(job, inputs, plan, val_set, damaged)
+    found, metrics = [], MetricsFile(run.metrics)
+    found.append(_problem(run.provenance, lambda: provenance.entries(run.provenance)))
+    if os.path.lexists(run.stage_timings):
+        remedy = "restore or remove it"
+        found.append(
+            _problem(run.stage_timings, lambda: records.read_as(run.stage_timings, records.TIMINGS, remedy), remedy)
+        )
+    try:
+        found.append(metrics.mark_missing(plan.steps))
+        if problem := sample_grids.picture_problem(run.curves):
+            with plots.optional("the run is still without it"):
+                plots.training_curves(metrics.read(), run.curves, run.name)
+                found.append(f"{run.curves} {problem}: it is drawn again")
+    except UserError as error:
+        found.append(str(error))
+    return [sentence for sentence in found if sentence]
+
+
+def _problem(path: Path, read: Callable[[], Any], remedy: str = "") -> str:
+    """The sentence of the UserError that reading a file gives; "" if there is none."""
+    if not os.path.lexists(path):
+        return f"{path} is missing"
+    try:
+        read()
+    except UserError as error:
+        return str(error).removesuffix(": ").removesuffix("; ")
+    return ""
