@@ -160,7 +160,8 @@ def generate_images(
     )
     latents = list(generated)
     vae = loading.load_vae(base, inputs.caches.vae_dtype, job.device)
-    images = pipeline.decode(vae, latents, model.SCALING_FACTOR)
+    labels = [label for _, label in rows_of(config, inputs.prompts)]
+    images = pipeline.decode(vae, latents, model.SCALING_FACTOR, labels)
     del vae
     free_memory()
     return images
