@@ -7,7 +7,6 @@ samples/progress.png                  one row per prompt and seed, one column pe
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -22,7 +21,7 @@ from sushi_research.caches.caches import free_memory
 from sushi_research.caches.inputs import Inputs
 from sushi_research.config import TrainingConfig
 from sushi_research.errors import UserError
-from sushi_research.files import kind_of, make_folder, remove, write_image
+from sushi_research.files import make_folder, remove, write_image
 from sushi_research.models import loading
 from sushi_research.runs import tracking
 from sushi_research.runs.job import Job
@@ -32,7 +31,6 @@ _STEP = re.compile(r"step-(\d{8,})")
 MOST_COLUMNS = 8
 # Key of the PNG text entry that holds the image's prompt.
 LABEL = "prompt"
-MISSING = "is missing"
 
 
 def generate(
@@ -90,7 +88,7 @@ def lost(samples: Path, step: int, rows: Sequence[tuple[str, str]]) -> dict[Path
 def _problems(samples: Path, step: int) -> dict[Path, str]:
     """What is wrong with the grid of a step and with each of the step's images."""
     pictures = [_grid_path(samples, step), *sorted(_folder(samples, step).glob("*.png"))]
-    return {path: f"{path} {problem}" for path in pictures if (problem := picture_problem(path))}
+    return {path: f"{path} {problem}" for path in pictures if (problem := plots.picture_problem(path))}
 
 
 def _folder(samples: Path, step: int) -> Path:
@@ -118,10 +116,12 @@ def complete_grids(samples: Path, rows: Sequence[tuple[str, str]], next_step: in
             outcome = "it is made again"
         elif next_step is not None and step >= next_step:
             outcome = "it is made again" if step == next_step else ""
-        found += [f"{problem}: {outcome}" for problem in problems.values() if outcome and not problem.endswith(MISSING)]
+        found += [
+            f"{problem}: {outcome}" for problem in problems.values() if outcome and not problem.endswith(plots.MISSING)
+        ]
     progress = samples / "progress.png"
     whole = [step for step in _steps(samples) if rows and _is_whole(_folder(samples, step), rows)]
-    if whole and (problem := picture_problem(progress)):
+    if whole and (problem := plots.picture_problem(progress)):
         write_image(progress, progress_grid(samples, rows))
         found.append(f"{progress} {problem}: it is made again")
     return found
@@ -160,7 +160,8 @@ def generate_images(
     )
     latents = list(generated)
     vae = loading.load_vae(base, inputs.caches.vae_dtype, job.device)
-    images = pipeline.decode(vae, latents, model.SCALING_FACTOR)
+    labels = [label for _, label in rows_of(config, inputs.prompts)]
+    images = pipeline.decode(vae, latents, model.SCALING_FACTOR, labels)
     del vae
     free_memory()
     return images
@@ -193,7 +194,7 @@ def progress_grid(folder: Path, rows: Sequence[tuple[str, str]]) -> Image.Image:
 def _is_whole(folder: Path, rows: Sequence[tuple[str, str]]) -> bool:
     """Whether all images of a step are there, undamaged and of these prompts."""
     for name, label in rows:
-        if picture_problem(folder / name):
+        if plots.picture_problem(folder / name):
             return False
         with Image.open(folder / name) as image:
             if image.info.get(LABEL) != label:
@@ -207,18 +208,6 @@ def _images(folder: Path, rows: Sequence[tuple[str, str]]) -> list[Image.Image]:
         with Image.open(folder / name) as image:
             images.append(image.convert("RGB"))
     return images
-
-
-def picture_problem(path: Path) -> str | None:
-    """What is wrong with a PNG file, as the rest of a sentence; None if it is whole, by the checksums in it."""
-    if not path.is_file():
-        return MISSING if not os.path.lexists(path) else f"is {kind_of(path)}"
-    try:
-        with Image.open(path, formats=["PNG"]) as image:
-            image.verify()
-    except Exception:  # Pillow raises nearly any exception on damaged bytes
-        return "is empty" if path.stat().st_size == 0 else "is damaged"
-    return None
 
 
 def cut_back(folder: Path, step: int) -> None:
