@@ -197,6 +197,11 @@ def read_record(path: Path) -> RunRecord:
             f"{path} has validation losses that are not finite: it diverged and is excluded from the test results"
         )
         run.evaluation = None
+    elif run.evaluation is not None and not np.isfinite(run.evaluation.base).all():
+        run.problems.append(
+            f"{path / 'evaluation.parquet'} has losses of the base that are not finite: the run is excluded from the test results"
+        )
+        run.evaluation = None
     if run.state == "still going":
         run.problems.append(f"{path} is still going, at step {run.last_step}: its results so far are used")
     elif run.state == "stopped":
