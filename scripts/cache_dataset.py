@@ -39,9 +39,12 @@ from sushi_research.data.training_data import read_data
 from sushi_research.files import system_errors
 from sushi_research.models.loading import find_base
 from sushi_research.runs.job import Job
+from sushi_research.runs.launch import one_report
 from sushi_research.training import run
+from sushi_research.training.disk_plan import require_room_for_cache
 
 
+@one_report()
 @system_errors()
 def main(config: TrainingConfig) -> int:
     """Encodes what is missing for `config`; returns 0."""
@@ -63,6 +66,7 @@ def fill(job: Job) -> None:
     job.say(f"{images_missing} image entries and {captions_missing} captions to encode")
     for line in findings.lines(data.problems, data.notes):
         job.say(line)
+    require_room_for_cache(job, inputs)
     if config.dry_run:
         return
     fill_caches(job, inputs)

@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from sushi_research.errors import UserError
-from sushi_research.files import make_folder, parse_json, read_regular, write_atomic
+from sushi_research.files import make_folder, open_regular, parse_json, read_regular, write_atomic
 
 # Increment it when the stored facts change, or what `images.decode` accepts. A hash cache of another version is ignored.
 HASH_CACHE_VERSION = 3
-MOST_BYTES = 2**31
 # If a file was changed less than this before it was read, it could change again with the same times (the resolution is two
 # seconds on FAT, some milliseconds on ext4). Compare git's "racy" index entries.
 RACY_NS = 2_000_000_000
@@ -74,8 +73,9 @@ class HashCache:
     def load(self) -> None:
         """Read the cache file, which another process may have written since, and merge it into the entries."""
         try:
-            stored = parse_json(read_regular(self.path, MOST_BYTES), str(self.path))
-        except UserError:
+            # An entry has 300 bytes.
+            stored = parse_json(read_regular(self.path, 2**30), "the hash cache")
+        except (OSError, ValueError):
             return
         if _is_sound(stored):
             self._entries |= stored["files"]
@@ -131,9 +131,11 @@ def file_hash(path: Path, hash_cache: HashCache) -> str:
     state = file_state(path)  # before the cache is asked: what is added to its facts must be about the same file
     facts = hash_cache.get(path) or {}
     if "hash" not in facts:
-        with open(path, "rb") as file:
-            digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16))
-        facts["hash"] = digest.hexdigest()
+        if state.size == 0:  # it can be an endless file below /proc
+            facts["hash"] = content_hash(read_regular(path))
+        else:
+            with open_regular(path) as file:
+                facts["hash"] = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
         hash_cache.put(path, facts, state)
     return facts["hash"]
 

@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from sushi_research.files import fsync_file, fsync_folder
+from sushi_research.files import fsync_file, fsync_folder, read_regular
 
 # How long another writer may take for the few bytes of a file that it could not create whole.
 _PATIENCE_SECONDS = 1.0
@@ -26,7 +26,7 @@ def in_order(folder: Path, names: Iterable[str], temporary: Path) -> list[str]:
     """The names of all shards that were ever listed, in order; those of `names` that nobody has listed yet are listed first.
 
     `temporary` is a free name in `folder`. If the list cannot be written, for example in a read-only folder, the order of new names
-    is that of this call, by name. Raises OSError if the list cannot be read.
+    is that of this call, by name. Raises UserError if the list cannot be read.
     """
     while True:
         known, number = _read(folder)
@@ -47,13 +47,13 @@ def _read(folder: Path) -> tuple[dict[str, None], int]:
     names: dict[str, None] = {}
     for number in itertools.count():
         path, until = folder / f"order-{number:08d}.txt", time.monotonic() + _PATIENCE_SECONDS
-        try:
-            text = path.read_bytes()
-            while not text.endswith(b"\n") and time.monotonic() < until:
-                time.sleep(0.02)
-                text = path.read_bytes()
-        except FileNotFoundError:
+        if not path.exists():
             break
+        # A name has 40 bytes.
+        text = read_regular(path, 2**30)
+        while not text.endswith(b"\n") and time.monotonic() < until:
+            time.sleep(0.02)
+            text = read_regular(path, 2**30)
         # What is damaged lists nothing that is there.
         names |= dict.fromkeys(text.decode(errors="replace").splitlines())
     return names, number

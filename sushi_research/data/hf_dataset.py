@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,7 @@ from sushi_research import caption_text
 from sushi_research.data.names import composed
 from sushi_research.data.samples import FoundImage, Problem, Scan
 from sushi_research.data.tables import Table, read_image
-from sushi_research.errors import UserError
+from sushi_research.errors import UserError, first_line
 
 
 def find_in_table(result: Scan, table: Table, split: str, image_column: str, caption_column: str) -> list[FoundImage]:
@@ -33,7 +34,7 @@ def find_in_table(result: Scan, table: Table, split: str, image_column: str, cap
         message = f"the column {image_column} of {result.source} holds no images: set data.image_column to one of"
         raise UserError(f"{message} {columns}.") from None
     images, several, long = [], 0, []
-    for index, caption in enumerate(rows[caption_column][:]):
+    for index, caption in enumerate(_texts(rows, caption_column, result.source)):
         name = f"{split}[{index}]"
         if isinstance(caption, list) and caption:
             several += len(caption) > 1
@@ -60,17 +61,29 @@ def find_in_table(result: Scan, table: Table, split: str, image_column: str, cap
     return images
 
 
+def _texts(rows: Any, column: str, source: str) -> list[Any]:
+    """The values of a column as they are stored: what is no text, such as an image, is not decoded."""
+    try:
+        rows.data.table.validate(full=True)  # parquet does not check that texts are UTF-8
+        return rows.with_format("arrow")[column][:].to_pylist()
+    except (ValueError, TypeError, OverflowError, NotImplementedError) as error:
+        raise UserError(f"{source} is damaged ({first_line(error)}): make it again, or download it again.") from None
+
+
 def _read(cells: Any, index: int, column: str, folders: tuple[Path, ...]) -> bytes:
     return read_image(cells[index][column], folders)
 
 
 def require_hub_id(text: str, path: Path, key: str) -> None:
     """Raises UserError unless `text`, which is not a folder and the value of `key`, is clearly meant as a hub id."""
-    if path.exists():
+    if os.path.exists(path):
         raise UserError(f"{key}: {text} is a file: give a folder of images, or a hub id such as org/name.")
-    if not path.parent.is_dir() and re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", text):
+    if not os.path.isdir(path.parent) and re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", text):
         return
-    siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+    try:
+        siblings = os.listdir(path.parent)
+    except OSError:
+        siblings = []
     same = [name for name in siblings if composed(name) == composed(path.name)]
     found = same or difflib.get_close_matches(path.name, siblings, n=1)
     near = f" (there is {path.parent / found[0]}{', in another Unicode form' if same else ''})" if found else ""

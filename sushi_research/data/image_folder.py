@@ -6,10 +6,12 @@ import posixpath
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 from sushi_research import caption_text
 from sushi_research.data import metadata_file
+from sushi_research.data.images import MAX_BYTES
 from sushi_research.data.metadata_file import FORMS, METADATA, UNREAD, Entry, Miss, Unusable
 from sushi_research.data.names import CAPTIONS, IMAGES, UNSUPPORTED, Names, composed
 from sushi_research.data.samples import FoundImage, Problem, Scan
@@ -18,8 +20,6 @@ from sushi_research.errors import some
 from sushi_research.files import UnreadableFile, read_regular
 
 TABLES = {".parquet", ".arrow"}
-# Of a caption file: the longest captions of the models that write them have some thousand letters.
-_MOST_BYTES = 2**18
 
 
 def find_in_folder(
@@ -69,7 +69,7 @@ def find_in_folder(
         if reason is not None:
             result.problems.append(Problem(name, reason))
         caption = next(iter(captions.of[name].values())) if reason is None else None
-        found.append(FoundImage(name, caption, repeats, path, path.read_bytes))
+        found.append(FoundImage(name, caption, repeats, path, partial(read_regular, path, MAX_BYTES)))
     result.notes += [
         f"{folder}: {count} images, each shown {repeats} times per epoch because of the number in the folder's name"
         for (folder, repeats), count in folders.items()
@@ -106,7 +106,9 @@ class _Captions:
         for name in self.of:
             for source, path in own.get(posixpath.splitext(name)[0], {}).items():
                 try:
-                    caption, lines = caption_text.first_line(caption_text.decode(read_regular(path, _MOST_BYTES)))
+                    caption, lines = caption_text.first_line(
+                        caption_text.decode(read_regular(path, caption_text.MOST_BYTES))
+                    )
                 except UnreadableFile as error:
                     self._unreadable[name] = f"its caption {error.reason}: {source}"
                 except caption_text.NotText as error:

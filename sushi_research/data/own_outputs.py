@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from sushi_research.errors import UserError
+from sushi_research.files import open_regular, parse_json, read_regular
 
 # Images that are written next to other files of the user's choice of folder; each with the file that tells that they are ours.
 PAGES = {
@@ -86,15 +86,15 @@ def _is_ours(folder: Path, name: str, names: Collection[str]) -> bool:
     if name not in names:
         return False
     try:
-        content = json.loads((folder / name).read_bytes())
-    except (OSError, ValueError, RecursionError):
+        content = parse_json(read_regular(folder / name), name)
+    except UserError:
         return False
     return isinstance(content, dict) and any(key in content for key in KEYS[name])
 
 
 def _starts_with(path: Path, text: bytes) -> bool:
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             return file.read(len(text)) == text
-    except OSError:
+    except (OSError, UserError):
         return False

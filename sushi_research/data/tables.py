@@ -7,7 +7,6 @@ folder that is named after the tables' content. A saved folder is read in place,
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -16,10 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
+from sushi_research.config.yaml12 import parse_yaml
 from sushi_research.data.images import MAX_BYTES, BadImage
 from sushi_research.data.names import in_any_form
 from sushi_research.errors import UserError, first_line
+from sushi_research.files import open_regular, parse_json, read_regular
 from sushi_research.fingerprints import HashCache, folder_hash
+
+# Of the YAML text of a card. PyYAML reads it in some seconds.
+_MOST_LETTERS = 2**20
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,8 @@ def open_saved(folder: Path, split: str) -> Table:
 
     with _readable(f"the data set in {folder} cannot be read", "save it again"):
         files = tuple(_saved_files(folder))
+        for file in files:
+            _require_sound(file)
         saved = datasets.load_from_disk(str(folder))
     if isinstance(saved, datasets.Dataset):
         own = str(saved.split or "train")
@@ -50,8 +56,12 @@ def open_folder(folder: Path, split: str) -> Table:
     """A split of the parquet or arrow files in a folder. Raises UserError if it cannot be loaded, or names files elsewhere."""
     import datasets
 
-    with _unloadable(str(folder)):
+    with _readable(f"the data set {folder} could not be loaded", f"check data.split, and the files in {folder}"):
         files = _table_files(folder)
+        for file in files:
+            open_regular(file).close()
+            if file.suffix == ".arrow":
+                _require_sound(file)
         # A hash cache of this call alone: the rows are read anyway, so no modification time has to be trusted.
         hashes = HashCache(Path(os.devnull))
         content = folder_hash(files, hashes)
@@ -68,7 +78,8 @@ def open_hub(name: str, split: str, revision: str | None) -> Table:
     import datasets
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    with _unloadable(name):
+    advice = "check data.path, data.split, data.revision, your connection and `hf auth login`"
+    with _readable(f"the data set {name} could not be loaded", advice):
         rows = datasets.load_dataset(name, split=split, revision=revision)
     # What was downloaded: the files of this repository, and what `datasets` unpacked.
     own = Path(HF_HUB_CACHE) / f"datasets--{name.replace('/', '--')}"
@@ -113,14 +124,21 @@ def _table_files(folder: Path) -> list[Path]:
 
 def _named_in_cards(folder: Path) -> Iterator[tuple[str, str]]:
     """(card, pattern) of each `data_files` and `data_dir` of the two files in which `datasets` looks for them."""
-    import yaml
-    from huggingface_hub import DatasetCard
+    from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
-    if (folder / "README.md").is_file():
-        yield from (("README.md", name) for name in _patterns(DatasetCard.load(folder / "README.md").data.to_dict()))
-    if (folder / ".huggingface.yaml").is_file():
-        content = yaml.safe_load((folder / ".huggingface.yaml").read_text(encoding="utf-8"))
-        yield from ((".huggingface.yaml", name) for name in _patterns(content))
+    for source in ("README.md", ".huggingface.yaml"):
+        if not (folder / source).is_file():
+            continue
+        text = read_regular(folder / source).decode()
+        block = REGEX_YAML_BLOCK.search(text) if source == "README.md" else None
+        # `datasets` parses the same text, and would take minutes over aliases of aliases: what it gets is checked here.
+        text = block[2] if block else "" if source == "README.md" else text
+        if len(text) > _MOST_LETTERS:
+            raise UserError(f"the YAML text of {folder / source} has more than {_MOST_LETTERS:,} letters: shorten it.")
+        content = parse_yaml(text, str(folder / source))
+        if content is not None and not isinstance(content, dict):
+            raise UserError(f"the YAML text of {folder / source} is not a mapping: correct or remove it.")
+        yield from ((source, name) for name in _patterns(content))
 
 
 def _patterns(content: Any, inside: bool = False) -> Iterator[str]:
@@ -139,11 +157,45 @@ def _saved_files(folder: Path) -> Iterator[Path]:
     """The files that `load_from_disk` reads for the rows of a saved Dataset or DatasetDict."""
     parts = [folder]
     if (folder / "dataset_dict.json").exists():
-        splits = json.loads((folder / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
+        splits = _read_json(folder / "dataset_dict.json")["splits"]
         parts = [_own_file(folder, split, "dataset_dict.json") for split in splits]
     for part in parts:
-        for file in json.loads((part / "state.json").read_text(encoding="utf-8"))["_data_files"]:
+        files = _read_json(part / "state.json")["_data_files"]
+        _read_json(part / "dataset_info.json")
+        for file in files:
             yield _own_file(part, file["filename"], "state.json")
+
+
+def _read_json(path: Path) -> Any:
+    return parse_json(read_regular(path), str(path), "save the data set again")
+
+
+def _require_sound(file: Path) -> None:
+    """Raises UserError unless all offsets and texts of an Arrow file are valid.
+
+    Arrow maps such a file into memory and reads it as it is: an offset beyond its end would end the process. The check reads the
+    offsets and texts, not the images.
+    """
+    import pyarrow
+
+    open_regular(file).close()
+    rows, most_rows = 0, 8 * file.stat().st_size
+    try:
+        with pyarrow.memory_map(str(file)) as source:
+            try:
+                batches = pyarrow.ipc.open_stream(source)
+            except (OSError, pyarrow.ArrowInvalid):
+                reader = pyarrow.ipc.open_file(source)
+                batches = (reader.get_batch(number) for number in range(reader.num_record_batches))
+            for batch in batches:
+                rows += batch.num_rows
+                # A column of nothing takes no bytes, whatever number of rows it says it has.
+                if rows > most_rows:
+                    raise ValueError(f"it cannot have {rows:,} rows")
+                batch.validate(full=True)
+    except (OSError, ValueError, TypeError, RuntimeError, LookupError, MemoryError) as error:
+        reason = str(first_line(error)).rstrip(".")
+        raise UserError(f"the table {file} is damaged ({reason}): make it again, or download it again.") from None
 
 
 def _own_file(folder: Path, name: str, source: str) -> Path:
@@ -162,20 +214,18 @@ def _own_file(folder: Path, name: str, source: str) -> Path:
 
 
 @contextmanager
-def _readable(problem: str, advice: str, kinds: tuple[type[Exception], ...] = ()) -> Iterator[None]:
-    """Turns the errors that damaged datasets were seen to raise into a UserError."""
+def _readable(problem: str, advice: str) -> Iterator[None]:
+    """Turns the errors of libraries that read a dataset into a UserError. Damaged ones were seen to raise nearly any exception."""
     try:
         yield
     except UserError:
         raise
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, *kinds) as error:
-        raise UserError(f"{problem} ({first_line(error).rstrip('.')}): {advice}.") from error
+    except Exception as error:
+        raise UserError(f"{problem} ({first_line(_disk_error_in(error) or error).rstrip('.')}): {advice}.") from error
 
 
-def _unloadable(source: str) -> Any:
-    import datasets
-    import yaml
-
-    advice = "check data.path, data.split, data.revision and, for the hub, your connection and `hf auth login`"
-    kinds = (datasets.exceptions.DatasetsError, yaml.YAMLError)
-    return _readable(f"the data set {source} could not be loaded", advice, kinds)
+def _disk_error_in(error: BaseException | None) -> OSError | None:
+    """The error of the system behind an error of `datasets`, which does not name it, for example a full disk; None without one."""
+    while error is not None and not (isinstance(error, OSError) and error.errno):
+        error = error.__cause__
+    return error

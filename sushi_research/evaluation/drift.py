@@ -175,6 +175,7 @@ class Drift:
         )
 
 
-def summary(drift: np.ndarray) -> dict[str, float]:
-    """The logged metrics: the mean of `drift` [captions, noise samples] and its standard error over captions."""
+def summary(drift: np.ndarray) -> dict[str, float | None]:
+    """The logged metrics: the mean of `drift` [captions, noise samples] and its standard error over captions; None if a value is
+    not finite."""
     return validation_set.mean_with_error("evaluation/drift", drift)

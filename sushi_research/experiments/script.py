@@ -13,7 +13,7 @@ import sushi_research
 from sushi_research import models
 from sushi_research.config import TrainingConfig
 from sushi_research.errors import UserError
-from sushi_research.files import readable
+from sushi_research.files import read_regular
 
 ROOT = Path(sushi_research.__file__).parents[1]
 READERS = ("read_command_line", "load_config")  # the functions that take the config class, the first that is called
@@ -38,8 +38,7 @@ def config_class_of(script: Path) -> type[TrainingConfig]:
     UserError if the script is not Python, or if its syntax tree does not tell.
     """
     classes = {kind.__name__: kind for kind in models.config_classes().values()}
-    with readable():
-        source = script.read_bytes()
+    source = read_regular(script)
     try:
         tree = ast.parse(source)
     except (SyntaxError, ValueError) as error:

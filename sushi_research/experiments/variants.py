@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sushi_research.errors import UserError
+from sushi_research.errors import UserError, printable
 from sushi_research.experiments import code_variants
 from sushi_research.reports.run_record import RunRecord
 from sushi_research.runs.identity import without_locations
@@ -50,7 +50,7 @@ def variants_of(records: Sequence[RunRecord], pool_code: bool = False) -> tuple[
         labels = [f"{part[0].path.resolve().parent.name}/{part[0].name}" for part in parts]
     if len(set(labels)) < len(labels):
         labels = [str(part[0].path) for part in parts]
-    return [Variant(label, tuple(part)) for label, part in zip(labels, parts, strict=True)], by_run
+    return [Variant(printable(label), tuple(part)) for label, part in zip(labels, parts, strict=True)], by_run
 
 
 def variants_called(name: str, variants: Sequence[Variant]) -> list[Variant]:

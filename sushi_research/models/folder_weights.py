@@ -7,17 +7,19 @@ are chosen once. They are hashed and loaded, and what is ambiguous is refused.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from sushi_research.errors import UserError, first_line
+from sushi_research.files import parse_json, read_regular
 from sushi_research.models.components import require_finite
 from sushi_research.models.header import DTYPES, read_header
 from sushi_research.progress import progress
 
+# The index of SDXL's shards has 200 kB.
+_MOST_JSON = 16 * 2**20
 # Attention layers in VAEs that were saved before diffusers renamed them.
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
@@ -26,10 +28,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
     """Reads a config file of a base. None if it does not exist; UserError if it is not a JSON object."""
     if not path.is_file():
         return None
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not valid JSON ({first_line(error)}): download the model again.") from None
+    config = parse_json(read_regular(path, _MOST_JSON), str(path), "download the model again.")
     if not isinstance(config, dict):
         raise UserError(f"{path} does not hold a model's config: download the model again.")
     return config

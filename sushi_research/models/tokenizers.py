@@ -6,7 +6,6 @@ All encoders of SD1.5 and SDXL share this vocabulary. Their tokenizers differ on
 from __future__ import annotations
 
 import contextlib
-import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sushi_research.errors import UserError, first_line
+from sushi_research.files import read_regular
 from sushi_research.models.folder_weights import read_json
 from sushi_research.models.settings import ANY, NUMBER, one_of, require_settings
 from sushi_research.models.shapes import published
@@ -22,6 +22,8 @@ from sushi_research.models.shapes import published
 VOCABULARY = "openai/clip-vit-large-patch14"
 PAIR = ("vocab.json", "merges.txt")
 FILES = (*PAIR, "added_tokens.json", "special_tokens_map.json", "tokenizer.json", "tokenizer_config.json")
+# CLIP's largest file has 2 MB.
+MOST_BYTES = 16 * 2**20
 # What tokenizer_config.json may say. transformers ignores some of these settings, so a value that means another text must not pass.
 SIDE = one_of("right", None, because=" (CLIP's text begins at the first position)")
 SETTINGS = {
@@ -111,7 +113,7 @@ class Tokenizer:
             try:
                 copy = stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
                 for path in files:
-                    shutil.copyfile(path, Path(copy, path.name))
+                    Path(copy, path.name).write_bytes(read_regular(path, MOST_BYTES))
             except OSError as error:
                 raise UserError(
                     f"{self.folder} cannot be copied to a temporary folder ({error}): make it readable, and check the space for "

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -15,10 +16,13 @@ from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list
 
 from sushi_research.config import TrainingConfig
+from sushi_research.config.command_line import config_to_dict
+from sushi_research.config.keys import default_values
 from sushi_research.errors import UserError
 from sushi_research.files import system_errors
 from sushi_research.precision import COMPUTE_DTYPES, make_scaler
 from sushi_research.progress import StageTimings
+from sushi_research.runs import identity
 from sushi_research.runs.run_folder import RunFolder
 from sushi_research.terminal import say
 
@@ -66,6 +70,16 @@ class Job:
     def global_batch_size(self) -> int:
         """G of rule 7 in CONTRIBUTING.md: the samples of one optimizer step, over all processes."""
         return self.config.train.batch_size * self.config.train.accumulation * self.world
+
+    @cached_property
+    def run_path(self) -> Path:
+        """The path of the run's folder, also for a dry run, which does not make it."""
+        config = self.config
+        facts = {"global_batch_size": self.global_batch_size, "precision": self.precision}
+        settings = identity.run_identity(config_to_dict(config), facts)
+        defaults = default_values(type(config))
+        name = config.run.name or identity.default_name(self.model.NAME, config.data.path, settings, defaults)
+        return Path(config.run.folder, name)
 
     @cached_property
     def scaler(self) -> torch.amp.GradScaler:

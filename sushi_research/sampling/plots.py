@@ -8,12 +8,14 @@ import logging
 import math
 import os
 import textwrap
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image, ImageDraw, ImageFont
 
+from sushi_research.errors import printable
 from sushi_research.files import CannotWrite, kind_of, write_atomic
 from sushi_research.runs import metrics_gaps
 
@@ -96,7 +98,7 @@ def training_curves(records: Sequence[dict[str, Any]], path: Path, title: str) -
     evaluated = [record for record in records if "evaluation/loss" in record or "evaluation/drift" in record]
     figure = Figure(figsize=(10, 10.5 if evaluated else 7), layout="constrained")
     FigureCanvasAgg(figure)
-    figure.suptitle(title)
+    figure.suptitle(printable(title))
     axes = list(figure.subplots(3 if evaluated else 2, 2).flat)
     loss, timestep_bins, rate, norm, *held_out = axes
     steps, raw = _points(trained, "loss")
@@ -153,9 +155,19 @@ def lora_scale_sweep(points: Sequence[tuple[float, dict[str, float]]], path: Pat
 
 
 def write_figure(figure: Figure, path: Path) -> None:
-    """Writes a matplotlib figure atomically as PNG. UserError if that fails."""
+    """Writes a matplotlib figure atomically as PNG. UserError if that fails.
+
+    Names are shown as they are: a "$" in one begins no formula. A letter that the font lacks is a box, without a warning.
+    """
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        if not text.get_text().startswith("$\\mathdefault"):  # the numbers of a logarithmic axis
+            text.set_parse_math(False)
     data = io.BytesIO()
-    figure.savefig(data, dpi=110)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
+        figure.savefig(data, dpi=110)
     write_atomic(path, data.getvalue())
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -32,33 +33,48 @@ MOST_COLUMNS = 8
 LABEL = "prompt"
 
 
-def generate(job: Job, inputs: Inputs, unet: Any, step: int) -> None:
+def generate(
+    job: Job,
+    inputs: Inputs,
+    unet: Any,
+    step: int,
+    without_adapter: Callable[[Any], AbstractContextManager[None]] | None = None,
+) -> None:
     """Generates and saves images of every prompt and seed with the UNet at `step`. The main process works, the others wait.
 
     If the step's pictures are whole, nothing is done; a resumed run thus generates only what is missing. Only the configured
     seeds determine the noise, and no training random state is used, so sampling does not change the training. If the images
-    cannot be written, for example because the disk is full, a warning says so, and the training goes on without them.
+    cannot be written, for example because the disk is full, a warning says so, and the training goes on without them. If those of
+    step 0 are missing, they are generated after those of `step`, with the UNet in the context of `without_adapter`.
     """
-    config, run, accelerator = job.config, job.run, job.accelerator
     with job.main_process_writes():
-        if job.is_main and config.sample.enabled and _problems(run.samples, step):
-            try:
-                images = generate_images(job, inputs, unet)
-            except torch.OutOfMemoryError as error:
-                raise UserError(
-                    f"out of memory while generating the samples of step {step}: make them smaller with --sample.width and "
-                    "--sample.height, or turn them off with --sample.enabled false (scripts/sample.py samples from the finished "
-                    "adapter)."
-                ) from error
-            rows, folder = rows_of(config, inputs.prompts), _folder(run.samples, step)
-            with plots.optional(f"the run goes on without the samples of step {step}"):
-                write_pictures(folder, rows, images)
-                _write_grids(run.samples, rows, step, images)
-                labels = [label for _, label in rows]
-                tracking.log_images(accelerator, "samples", [folder / name for name, _ in rows], labels, step)
-                tracking.log_images(
-                    accelerator, "progress", [run.samples / "progress.png"], [f"up to step {step}"], step
-                )
+        if not (job.is_main and job.config.sample.enabled and _problems(job.run.samples, step)):
+            return
+        written = _generate_step(job, inputs, unet, step)
+        if written and step > 0 and without_adapter is not None and _problems(job.run.samples, 0):
+            with without_adapter(unet):  # what an adapter does before its first step
+                _generate_step(job, inputs, unet, 0)
+
+
+def _generate_step(job: Job, inputs: Inputs, unet: Any, step: int) -> bool:
+    """Generates, saves and logs the images of a step; returns whether they could be written."""
+    samples, rows = job.run.samples, rows_of(job.config, inputs.prompts)
+    try:
+        images = generate_images(job, inputs, unet)
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"out of memory while generating the samples of step {step}: make them smaller with --sample.width and "
+            "--sample.height, or turn them off with --sample.enabled false (scripts/sample.py samples from the finished "
+            "adapter)."
+        ) from error
+    with plots.optional(f"the run goes on without the samples of step {step}"):
+        write_pictures(_folder(samples, step), rows, images)
+        _write_grids(samples, rows, step, images)
+        labels, files = [label for _, label in rows], [_folder(samples, step) / name for name, _ in rows]
+        tracking.log_images(job.accelerator, "samples", files, labels, step)
+        tracking.log_images(job.accelerator, "progress", [samples / "progress.png"], [f"up to step {step}"], step)
+        return True
+    return False
 
 
 def lost(samples: Path, step: int, rows: Sequence[tuple[str, str]]) -> dict[Path, str]:
@@ -144,7 +160,8 @@ def generate_images(
     )
     latents = list(generated)
     vae = loading.load_vae(base, inputs.caches.vae_dtype, job.device)
-    images = pipeline.decode(vae, latents, model.SCALING_FACTOR)
+    labels = [label for _, label in rows_of(config, inputs.prompts)]
+    images = pipeline.decode(vae, latents, model.SCALING_FACTOR, labels)
     del vae
     free_memory()
     return images

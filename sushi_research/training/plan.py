@@ -22,6 +22,17 @@ from sushi_research.precision import DtypePolicy, dtype_policy
 from sushi_research.runs import tracking
 from sushi_research.runs.job import Job
 from sushi_research.training import optim, optimizer_check
+from sushi_research.training.disk_plan import (
+    DiskPlan,
+    Room,
+    cache_bytes,
+    latent_bytes,
+    plan_run,
+    require_room,
+    rooms_of,
+    size_text,
+    text_bytes,
+)
 from sushi_research.training.evaluation_plan import EvaluationPlan, plan_evaluation
 from sushi_research.training.length import steps_of
 from sushi_research.training.sampler import Sampler
@@ -36,7 +47,7 @@ class CachePlan:
     bytes: int
 
     def describe(self, what: str, verb: str = "") -> str:
-        return f"{self.missing} of {self.needed} {what}{verb} ({_size(self.bytes)}{' in all' if verb else ''})"
+        return f"{self.missing} of {self.needed} {what}{verb} ({size_text(self.bytes)}{' in all' if verb else ''})"
 
 
 @dataclass(frozen=True)
@@ -65,6 +76,8 @@ class Plan:
     dtypes: DtypePolicy
     image_cache: CachePlan
     caption_cache: CachePlan
+    disk: DiskPlan
+    rooms: tuple[Room, ...]
 
     @property
     def global_batch_size(self) -> int:
@@ -116,6 +129,7 @@ class Plan:
             "adapter_modules": self.adapter_modules,
             "dtypes": self.dtypes.describe(),
             "cache": {"images": asdict(self.image_cache), "captions": asdict(self.caption_cache)},
+            "disk": self.disk.to_json(),
         }
 
     def describe(self) -> str:
@@ -136,6 +150,7 @@ class Plan:
             f"master weights, "
             f"optimizer state {dtypes['optimizer state']}, {dtypes['VAE']} VAE",
             f"cache        {self.image_cache.describe('image entries', ' to encode')}, {self.caption_cache.describe('captions')}",
+            f"disk         {self.disk.parts()}; {'; '.join(room.describe() for room in self.rooms)}",
         ]
         lines += (
             self.evaluation.describe()
@@ -162,7 +177,8 @@ def is_due(step: int, every: int | None) -> bool:
 def make_plan(job: Job, inputs: Inputs) -> Plan:
     """Makes the plan of the job. The main process prints it.
 
-    Raises UserError for an optimizer or schedule that cannot be used, and for adapter targets that match no module.
+    Raises UserError for an optimizer or schedule that cannot be used, for adapter targets that match no module, and for a disk that
+    has too little room.
     """
     config, base, data, caches = job.config, inputs.base, inputs.data, inputs.caches
     items, global_batch_size = data.items, job.global_batch_size
@@ -176,7 +192,8 @@ def make_plan(job: Job, inputs: Inputs) -> Plan:
     entries = {caches.latent_key(item, flip): item.bucket for item in items for flip in caches.flips}
     entries |= {caches.latent_key(item, False): item.bucket for item in data.held_out}
     captions = {item.sample.caption for item in [*items, *data.held_out]}
-    text_bytes = 2 * sum(math.prod(shape) for shape in job.model.text_shapes(base).values())
+    parameters = sum(map(math.prod, shapes.values()))
+    disk = plan_run(job, cache_bytes(job, inputs), steps, parameters)
     plan = Plan(
         architecture=job.model.NAME,
         base=base.source,
@@ -196,21 +213,23 @@ def make_plan(job: Job, inputs: Inputs) -> Plan:
         micro_batch_fill=round(len(epoch_steps) * global_batch_size / (micro_batches * config.train.batch_size), 3),
         steps=steps,
         adapter_modules=len(shapes) // 2,
-        trainable_parameters=sum(map(math.prod, shapes.values())),
+        trainable_parameters=parameters,
         dtypes=dtype_policy(job.precision, optimizer=config.optimizer.name, vae=caches.vae_dtype),
         image_cache=CachePlan(
             needed=len(entries),
             missing=len(caches.missing_latents(data)),
-            # Mean and standard deviation, 4 channels, 1/8 of each side, 2 bytes per value.
-            bytes=sum(2 * 4 * (height // 8) * (width // 8) * 2 for height, width in entries.values()),
+            bytes=sum(latent_bytes(bucket) for bucket in entries.values()),
         ),
         caption_cache=CachePlan(
             needed=len(inputs.captions),
             missing=len(caches.missing_captions(inputs.captions)),
-            bytes=text_bytes * len(inputs.captions),
+            bytes=text_bytes(job, inputs) * len(inputs.captions),
         ),
+        disk=disk,
+        rooms=tuple(rooms_of(job, disk)),
     )
     job.say(*plan.describe().split("\n"))
+    require_room(job, plan.disk, plan.rooms)
     return plan
 
 
@@ -249,11 +268,3 @@ def adapter_shapes(base: loading.Base, targets: str | Sequence[str], rank: int) 
         ) from error
     lora.attach(unet, targets=targets, rank=rank, alpha=rank, dropout=0.0, init="default", seed=0)
     return {name: tuple(parameter.shape) for name, parameter in lora.adapter_parameters(unet).items()}
-
-
-def _size(count: int) -> str:
-    for unit in ("bytes", "KiB", "MiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}"
-        count /= 1024
-    return f"{count:.1f} GiB"

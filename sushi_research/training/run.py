@@ -26,12 +26,11 @@ from sushi_research.caches.inputs import Inputs
 from sushi_research.caches.store import entry_key
 from sushi_research.config import TrainingConfig
 from sushi_research.config.command_line import config_to_dict
-from sushi_research.config.keys import default_values
 from sushi_research.config.suggestions import word
 from sushi_research.errors import UserError
 from sushi_research.files import write_json
 from sushi_research.precision import resolve_precision
-from sushi_research.runs import identity, provenance, run_folder, tracking
+from sushi_research.runs import launch, provenance, run_folder, tracking
 from sushi_research.runs.code import code_of
 from sushi_research.runs.job import Job, agree
 from sushi_research.runs.metrics_file import MetricsFile
@@ -51,12 +50,14 @@ def start_job(config: TrainingConfig, model: ModuleType, script: str) -> Job:
     `script` is the `__file__` of the running script. Its code is hashed here, before a user may edit it while the run goes on.
     The Accelerator's own mixed precision stays off: the script handles dtypes and the loss scaler (rule 6, CONTRIBUTING.md).
     """
+    launch.require_launch(os.environ)
     quiet_libraries()
     launcher = os.environ.get("ACCELERATE_MIXED_PRECISION")
     # Without cpu=True two processes on a machine without a GPU would not form a process group. The default timeout of ten
     # minutes is shorter than one process may take to decode, download, encode or generate.
     timeout = InitProcessGroupKwargs(timeout=timedelta(hours=12))
-    accelerator = Accelerator(mixed_precision="no", cpu=not torch.cuda.is_available(), kwargs_handlers=[timeout])
+    with launch.joining():
+        accelerator = Accelerator(mixed_precision="no", cpu=not torch.cuda.is_available(), kwargs_handlers=[timeout])
     # Full fp32: by default cuDNN's convolutions, including the VAE's, round their inputs to 10 mantissa bits (TF32).
     torch.backends.cudnn.allow_tf32 = False
     if not accelerator.is_main_process:
@@ -96,14 +97,10 @@ def open_run(job: Job) -> Iterator[Job]:
         with stopping.doing("planning", lambda: what_is_kept(job)):
             yield job
         return
-    facts = {"global_batch_size": job.global_batch_size, "precision": job.precision}
-    settings = identity.run_identity(config_to_dict(config), facts)
-    defaults = default_values(type(config))
-    name = config.run.name or identity.default_name(job.model.NAME, config.data.path, settings, defaults)
     with contextlib.ExitStack() as stack:
         error = None
         try:
-            run = run_folder.open_run_folder(Path(config.run.folder), name, writer=job.is_main)
+            run = run_folder.open_run_folder(job.run_path.parent, job.run_path.name, writer=job.is_main)
             stack.enter_context(run)
         except UserError as found:
             error = found
@@ -121,8 +118,7 @@ def _shares_folder(config: TrainingConfig) -> UserError | None:
     for key, path in (("data.path", config.data.path), ("evaluation.path", config.evaluation.path)):
         if not config.run.name or not path:
             continue
-        data = Path(path).expanduser()
-        if data.is_dir() and os.path.realpath(data) == os.path.realpath(Path(config.run.folder, config.run.name)):
+        if os.path.isdir(path) and os.path.realpath(path) == os.path.realpath(Path(config.run.folder, config.run.name)):
             return UserError(
                 f"run.folder and run.name give the folder of {key}, {path}: give the run a folder of its own."
             )
@@ -214,8 +210,7 @@ def write_adapter(
 
 def _published_name(source: str) -> str:
     """A hub id unchanged; for a local path only the last part, because adapters are published and the user's paths are not."""
-    path = Path(source).expanduser()
-    return os.path.basename(os.path.abspath(path)) if path.exists() else source
+    return os.path.basename(os.path.abspath(source)) if os.path.exists(source) else source
 
 
 def finish(job: Job, state: TrainState, metrics_file: MetricsFile, step: int) -> None:
@@ -247,19 +242,24 @@ def finish(job: Job, state: TrainState, metrics_file: MetricsFile, step: int) ->
             f"{run.path}/wandb (offline; `wandb sync {word(str(run.path))}/wandb/offline-run-*` uploads it)"
         )
     written = {what: path for what, path in written.items() if not isinstance(path, Path) or path.exists()}
-    skipped = f"; fp16 skipped {state.skipped_steps} of {step} steps" if state.skipped_steps else ""
-    say(
-        "",
-        f"finished{skipped}; seconds: {', '.join(f'{name} {value:.0f}' for name, value in seconds.items())}; written:",
-    )
+    say("", f"finished; seconds: {', '.join(f'{name} {value:.0f}' for name, value in seconds.items())}; written:")
     for what, path in written.items():
         say(f"  {what:<9} {path}")
-    if lora.is_zero(state.master_weights.named_state(), getattr(torch, config.lora.save_dtype)):
-        say(
-            f"warning: every second matrix of the adapter is zero in {config.lora.save_dtype}, as at the start, so it does not "
-            "change the base: train for more steps or with a larger optimizer.lr"
-        )
+    for warning in _warnings(job, state, step):
+        say(f"warning: {warning}")
     say(
         "next: put the adapter into your program's LoRA folder (ComfyUI, A1111, Forge, InvokeAI; diffusers: "
         "load_lora_weights), or generate a sample grid with scripts/sample.py"
     )
+
+
+def _warnings(job: Job, state: TrainState, step: int) -> Iterator[str]:
+    """What a finished run may have gone wrong in without an error."""
+    if state.skipped_steps:
+        yield f"fp16 skipped {state.skipped_steps} of {step} steps, because their gradients overflowed"
+    dtype = job.config.lora.save_dtype
+    if lora.is_zero(state.master_weights.named_state(), getattr(torch, dtype)):
+        yield (
+            f"every second matrix of the adapter is zero in {dtype}, as at the start, so the adapter does not change the base: "
+            "train for more steps or with a larger optimizer.lr"
+        )

@@ -6,10 +6,11 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 
 import pytest
 
-from sushi_research.stopping import StopRequest
+from sushi_research.stopping import SIGNALS, Stopped, StopRequest, stoppable
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="POSIX signals and parents")
 LAUNCHED = {"ACCELERATE_DYNAMO_MODE": "default"}
@@ -23,7 +24,7 @@ def as_in_the_foreground():
     signal.signal(signal.SIGINT, before)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_asks_for_a_stop_once(number, capfd):
     with StopRequest() as stop:
         assert (stop.poll(), stop.reason) == (0, None)
@@ -33,6 +34,18 @@ def test_a_signal_asks_for_a_stop_once(number, capfd):
         assert (stop.poll(), stop.reason, stop.signals) == (1, number.name, 4)
         assert stop.poll() == 1
     assert capfd.readouterr().err == f"\n{number.name}: stopping at the next step boundary, with a checkpoint\n"
+
+
+def test_between_two_steps_a_signal_stops_at_once():
+    with stoppable(), StopRequest(announce=False) as stop:
+        with pytest.raises(Stopped) as caught, stop.at_once():
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert caught.value.exit_status == 129
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert (stop.poll(), stop.exit_status) == (1, 143), "within a step it is recorded"
+        with pytest.raises(Stopped) as caught, stop.at_once():
+            raise AssertionError("a stop that was requested before does not wait")
+        assert caught.value.exit_status == 143
 
 
 def test_other_processes_of_the_run_ask_quietly(capfd):
@@ -128,6 +141,14 @@ def orphan(environment):
 
 def test_a_script_notices_that_its_launcher_is_gone():
     assert orphan(LAUNCHED) == ["0 None\n", "1 the launcher ended\n"]
+
+
+def test_other_work_too_stops_when_the_launcher_is_gone(monkeypatch):
+    monkeypatch.setenv(*next(iter(LAUNCHED.items())))
+    with pytest.raises(Stopped) as caught, stoppable():
+        monkeypatch.setattr(os, "getppid", lambda: -1)
+        time.sleep(60)
+    assert str(caught.value).startswith("the launcher ended while working") and caught.value.exit_status == 143
 
 
 def test_a_script_started_by_hand_outlives_its_shell():

@@ -946,7 +946,7 @@ def test_data_sets_that_cannot_be_loaded(root, scan):
     write(root, broken__x_parquet=b"no", saved__state_json="{", gone__a_parquet=b"")
     with pytest.raises(UserError, match=r"^the data set .*broken could not be loaded \("):
         scan(root / "broken")
-    with pytest.raises(UserError, match=r"^the data set in .*saved cannot be read \("):
+    with pytest.raises(UserError, match=r"saved/state\.json is not valid JSON \(.*: save the data set again"):
         scan(root / "saved")
     with pytest.raises(
         UserError, match=r"^the data set org-of-nobody/name could not be loaded \(.*connection"

@@ -1,0 +1,199 @@
+"""The part of a plan about the disk: how much will be written, and whether there is room for it."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from sushi_research.caches.inputs import Inputs
+from sushi_research.errors import UserError
+from sushi_research.runs.job import Job, agree
+
+# Bytes of optimizer state per trained parameter, at least: two averages, in fp32 or in uint8. Others may keep none.
+STATE_BYTES = {"adamw": 8, "adamw8bit": 2}
+# A pixel of a PNG of a photograph, a line of metrics.jsonl, and a row of evaluation.parquet: estimates.
+PIXEL_BYTES, METRICS_BYTES, RESULT_BYTES = 2, 700, 40
+_CHECKPOINT = re.compile(r"step-(\d{8,})")
+
+
+@dataclass(frozen=True)
+class DiskPlan:
+    """The bytes that will be written in addition to what is there, of files that exist at the same time.
+
+    `checkpoints` is the size of the `checkpoint_count` checkpoints that are added; while one is saved, one more than
+    `checkpoint.keep` exists. These, `cache` and `adapter` are lower bounds. `others` (samples, results, metrics) is an estimate.
+    """
+
+    cache: int
+    checkpoints: int = 0
+    checkpoint_count: int = 0
+    adapter: int = 0
+    others: int = 0
+
+    @property
+    def run(self) -> int:
+        """The lower bound for the run folder."""
+        return self.checkpoints + self.adapter
+
+    def parts(self) -> str:
+        """What is written, in words."""
+        parts = [f"cache {size_text(self.cache)}"] if self.cache else []
+        if self.checkpoints:
+            count = "1 checkpoint" if self.checkpoint_count == 1 else f"{self.checkpoint_count} checkpoints"
+            parts.append(f"{count} {size_text(self.checkpoints)}")
+        parts += [f"adapter {size_text(self.adapter)}"] if self.adapter else []
+        parts += [f"samples and results about {size_text(self.others)}"] if self.others else []
+        return ", ".join(parts) or "nothing"
+
+    def to_json(self) -> dict[str, Any]:
+        """The part of plan.json."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Room:
+    """A file system with the folders on it that are written to: the bytes that it needs at least, about, and has."""
+
+    folders: dict[str, Path]
+    least: int
+    about: int
+    free: int | None
+
+    def describe(self) -> str:
+        free = "unknown space" if self.free is None else size_text(self.free)
+        return f"{free} free on the disk of {' and '.join(str(path) for path in self.folders.values())}"
+
+
+def plan_run(job: Job, cache: int, steps: int, parameters: int) -> DiskPlan:
+    """What a run of `steps` steps with so many trained parameters will write; `cache` is that of `cache_bytes`."""
+    config, folder = job.config, job.run_path
+    saved = sorted(_saved_steps(folder / "checkpoints"))
+    last = min(saved[-1], steps) if saved else 0
+    is_finished = last == steps and (folder / "adapter.safetensors").is_file()
+    saves = _events(config.checkpoint.every, last, steps)
+    count = max(1, min(config.checkpoint.keep + 1 - len(saved), saves)) if saves else 0
+    images = len(config.sample.seeds) * (len(config.sample.prompts) or 3) if config.sample.enabled else 0
+    side = config.data.resolution
+    pixels = images * (config.sample.width or side) * (config.sample.height or side)
+    # Each image, the grid of its step, and its part of progress.png, which shows at most eight steps.
+    pictures = PIXEL_BYTES * pixels * (2 * (_events(config.sample.every, last, steps) + (not saved)) + 8)
+    return DiskPlan(
+        cache=0 if is_finished else cache,
+        checkpoints=count * parameters * (4 + STATE_BYTES.get(config.optimizer.name, 0)),
+        checkpoint_count=count,
+        adapter=0 if is_finished else parameters * (4 if config.lora.save_dtype == "float32" else 2),
+        others=0 if is_finished else pictures + METRICS_BYTES * (steps - last),
+    )
+
+
+def cache_bytes(job: Job, inputs: Inputs) -> int:
+    """The bytes of the cache entries that are missing, without the little that the files need besides."""
+    missing = inputs.caches.missing_latents(inputs.data)
+    latents = sum(latent_bytes(item.bucket) for _, item, _ in missing)
+    return latents + text_bytes(job, inputs) * len(inputs.caches.missing_captions(inputs.captions))
+
+
+def require_room_for_cache(job: Job, inputs: Inputs) -> None:
+    """`require_room` for a command that fills the caches and trains no run."""
+    plan = DiskPlan(cache_bytes(job, inputs))
+    require_room(job, plan, rooms_of(job, plan))
+
+
+def latent_bytes(bucket: tuple[int, int]) -> int:
+    """The bytes of an image entry: mean and standard deviation, 4 channels, 1/8 of each side, 2 bytes per value."""
+    return 2 * 4 * (bucket[0] // 8) * (bucket[1] // 8) * 2
+
+
+def text_bytes(job: Job, inputs: Inputs) -> int:
+    """The bytes of a caption's entry, 2 per value."""
+    return 2 * sum(math.prod(shape) for shape in job.model.text_shapes(inputs.base).values())
+
+
+def rooms_of(job: Job, plan: DiskPlan) -> list[Room]:
+    """The file systems that are written to. A folder that does not exist yet counts as on that of the nearest one above it."""
+    needs = {"cache.folder": (Path(job.config.cache.folder), plan.cache, plan.cache)}
+    if plan != DiskPlan(plan.cache):
+        needs["run.folder"] = (job.run_path, plan.run, plan.run + plan.others)
+    disks: dict[Any, list[str]] = {}
+    for key, (folder, _, _) in needs.items():
+        disks.setdefault(_device(_existing(folder)), []).append(key)
+    found = []
+    for keys in disks.values():
+        folders = {key: needs[key][0] for key in keys}
+        least, about = (sum(needs[key][number] for key in keys) for number in (1, 2))
+        found.append(Room(folders, least, about, _free(_existing(needs[keys[0]][0]))))
+    return found
+
+
+def require_room(job: Job, plan: DiskPlan, rooms: Sequence[Room]) -> None:
+    """UserError if a disk has certainly too little room for what will be written; a warning is printed if it probably has.
+
+    Only the main process looks, and all processes end if it has an error.
+    """
+    error = None
+    for room in rooms if job.is_main else ():
+        if room.free is None or room.free >= room.about:
+            continue
+        keys = " or ".join(f"--{key}" for key in room.folders)
+        advice = f"free {size_text(room.about - room.free)} there, or give {keys} on another disk"
+        if "run.folder" in room.folders and plan.checkpoint_count > 1:
+            advice += ", or lower --checkpoint.keep"
+        needs = f"at least {size_text(room.least)}" if room.free < room.least else f"about {size_text(room.about)}"
+        sentence = f"{room.describe()}, and {needs} will be written there ({plan.parts()}): {advice}"
+        if room.free < room.least:
+            error = error or UserError(f"too little space: {sentence}.")
+        else:
+            job.say(f"warning: {sentence}")
+    agree(error)
+
+
+def size_text(count: float) -> str:
+    """A number of bytes for people: 512 bytes, 3 KiB, 1.5 GiB."""
+    for unit in ("bytes", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}"
+        count /= 1024
+    return f"{count:.1f} GiB"
+
+
+def _events(every: int | None, last: int, steps: int) -> int:
+    """How many steps after `last` are a multiple of `every` or the end."""
+    if last >= steps:
+        return 0
+    return (steps - 1) // every - last // every + 1 if every else 1
+
+
+def _saved_steps(checkpoints: Path) -> Iterator[int]:
+    try:
+        names = os.listdir(checkpoints)
+    except OSError:
+        return
+    yield from (int(match[1]) for match in map(_CHECKPOINT.fullmatch, names) if match)
+
+
+def _existing(folder: Path) -> Path:
+    """The folder, or the nearest one above it that exists."""
+    folder = Path(os.path.abspath(folder))
+    return next(path for path in (folder, *folder.parents) if path == path.parent or os.path.isdir(path))
+
+
+def _device(folder: Path) -> Any:
+    try:
+        return os.stat(folder).st_dev
+    except OSError:
+        return folder
+
+
+def _free(folder: Path) -> int | None:
+    """The free bytes for this user; None if the file system does not say."""
+    try:
+        usage = shutil.disk_usage(folder)
+    except OSError:
+        return None
+    return usage.free if usage.total else None
