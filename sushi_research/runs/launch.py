@@ -150,7 +150,7 @@ def one_report() -> Iterator[None]:
         if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
             raise
         if not _fails_first():
-            raise SystemExit(2 if isinstance(error, UserError) else 1) from None
+            raise SystemExit(2) from None
         if isinstance(error, UserError) or not _is_of_the_network(error):
             raise
         raise UserError(
