@@ -156,7 +156,7 @@ def one_report() -> Iterator[None]:
         if not _has_others() or stopping.cause(error):
             raise
         if not _fails_first():
-            raise SystemExit(2 if isinstance(error, UserError) else 1) from None
+            raise SystemExit(2) from None
         if isinstance(error, UserError) or not _is_of_the_network(error):
             raise
         raise UserError(
