@@ -70,7 +70,7 @@ def _check(
     if not expected.isfinite().all():
         raise UserError(
             f"the optimizer {name} makes weights that are not finite within {STEPS} steps at optimizer.lr {section.lr:g}: lower "
-            "it, or choose another optimizer.name."
+            "it, or choose another optimizer.name or other optimizer.kwargs."
         )
 
     torch.manual_seed(1)  # a resumed run has another state of torch's generator
