@@ -15,6 +15,7 @@ from datetime import timedelta
 
 import torch
 
+from sushi_research import stopping
 from sushi_research.errors import UserError
 
 _TRUE, _FALSE = ("1", "true", "yes", "y", "t", "on"), ("0", "false", "no", "n", "f", "off", "")
@@ -142,21 +143,30 @@ def joining() -> Iterator[None]:
 def one_report() -> Iterator[None]:
     """A block of which several processes report one error: that of the process that fails first. The others end silently.
 
-    A process that fails makes the others fail too, with errors of the network library; or all find the same error.
+    A process that fails makes the others fail too, with errors of the network library; or all find the same error. A stop of the
+    first process, which that one reports (`process.run_main`), counts as its failure.
     """
     try:
         yield
+    except stopping.Stopped:
+        if _has_others() and stopping.is_first():
+            _fails_first()
+        raise
     except Exception as error:
-        if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
+        if not _has_others() or stopping.cause(error):
             raise
         if not _fails_first():
-            raise SystemExit(2 if isinstance(error, UserError) else 1) from None
+            raise SystemExit(2) from None
         if isinstance(error, UserError) or not _is_of_the_network(error):
             raise
         raise UserError(
             "another process ended without a message, perhaps because the machine ran out of memory (see the kernel's log): the "
             "same command again continues from the last checkpoint."
         ) from error
+
+
+def _has_others() -> bool:
+    return torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1
 
 
 def _fails_first() -> bool:

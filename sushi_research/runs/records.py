@@ -183,8 +183,11 @@ def problem_of(content: Any, model: type[Record] | TypeAdapter) -> str | None:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(map(str, first["loc"]))
-        said = first["msg"].removeprefix("Value error, ")
-        said = said if not said.startswith("Input should be ") else f"it {said.removeprefix('Input ')}"
+        said = first["msg"].removeprefix("Value error, ").replace("Input should be", "it should be")
+        if first["type"] in ("model_type", "dict_type"):
+            said = "it should be a JSON object"
+        elif first["type"] == "missing":
+            return f"{place} is missing"
         return f"{place}: {said}" if place else said
     return None if _is_finite(content) else "it has a number that is not finite"
 

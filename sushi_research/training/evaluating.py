@@ -19,6 +19,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from tqdm import tqdm
 
+from sushi_research import stopping
 from sushi_research.adapters.lora import without_adapter
 from sushi_research.caches.inputs import Inputs
 from sushi_research.caches.store import Store
@@ -67,7 +68,7 @@ def open_drift(job: Job, inputs: Inputs, base_hash: str, unet: Any) -> Drift | N
     if drift_set is None:
         return None
     store = open_generated(Path(job.config.cache.folder), model, job.accelerator)
-    with without_adapter(unet):
+    with stopping.doing("generating the base's images for the drift"), without_adapter(unet):
         drift.generate_missing(drift_set, store, caches.text, model, base, unet, rank=job.rank, world=job.world)
     job.accelerator.wait_for_everyone()
     store.refresh()
