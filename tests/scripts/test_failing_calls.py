@@ -17,8 +17,8 @@ EVERYTHING = {
     "sample.steps": 1,
     "checkpoint.keep": 1,
 }
-# (kind, number). Each command goes on where the one before ended; only the last ends without an error.
-CALLS = [("create", 3), ("write", 2), ("fsync", 4), ("rename", 5), ("stat", 60), ("fsync", 20), ("truncate", 1)]
+# (kind, number). Each command goes on where the one before ended; without the note in .lock (truncate) a run goes on.
+CALLS = [("create", 3), ("rename", 5), ("fsync", 20), ("truncate", 1)]
 
 
 @ONE
@@ -35,6 +35,6 @@ def test_a_run_with_failing_calls_can_be_finished(trainer, with_curves):
         assert fault.path, f"{kind}: there are only {fault.count} calls"
     trainer.train("run", EVERYTHING)
     assert_equal(trainer.adapter("run"), trainer.adapter("whole"))
-    assert len(sentences) == 6 and all("\n" not in sentence for sentence in sentences), sentences
-    assert "cannot write" in sentences[0] and "Input/output error; check the disk" in sentences[0]
-    assert "No space left on device; free some space" in sentences[1]
+    assert len(sentences) == 3, sentences
+    for sentence in sentences:
+        assert "\n" not in sentence and "Input/output error; check the disk" in sentence
