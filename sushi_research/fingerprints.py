@@ -14,7 +14,7 @@ from sushi_research.errors import UserError
 from sushi_research.files import make_folder, open_regular, parse_json, read_regular, write_atomic
 
 # Increment it when the stored facts change, or what `images.decode` accepts. A hash cache of another version is ignored.
-HASH_CACHE_VERSION = 3
+HASH_CACHE_VERSION = 4
 # If a file was changed less than this before it was read, it could change again with the same times (the resolution is two
 # seconds on FAT, some milliseconds on ext4). Compare git's "racy" index entries.
 RACY_NS = 2_000_000_000
