@@ -77,10 +77,10 @@ def decode_and_describe(data: bytes) -> Decoded:
                 raise BadImage(f"decompression bomb: {width}x{height} pixels is over the limit of {MAX_PIXELS} pixels")
             if max(width, height) > MAX_SIDE:
                 raise BadImage(f"{width}x{height} pixels, and a side may have at most {MAX_SIDE:,}")
-            # Single-image formats have no n_frames. The other frames of an MPO are previews.
-            frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
-            if frames > 1:
-                raise BadImage(f"animated or many pages ({frames} frames): use a still image")
+            # The other frames of an MPO are previews.
+            if image.format != "MPO" and getattr(image, "is_animated", False):
+                count = f" ({image.n_frames} frames)" if len(data) < 2**20 else ""  # counting millions takes minutes
+                raise BadImage(f"animated or many pages{count}: use a still image")
             if image.format == "PNG" and "transparency" in image.info:
                 image.info["transparency"] = _in_eight_bits(image.info["transparency"], image.mode, depth=data[24])
             ImageOps.exif_transpose(image, in_place=True)
