@@ -5,7 +5,7 @@ ARCH ?= sdxl
 CONCEPT ?= star
 EXP ?=
 N ?= 100
-POINTS ?= 12
+POINTS ?= 10
 DEMO := runs/demo_$(ARCH)_$(CONCEPT)
 BIN := .venv/bin
 # Two threads on a busy two-core machine make a tiny step twenty times slower.
@@ -58,7 +58,7 @@ experiment: .venv/.installed  ## train variants with several seeds and compare t
 	@test -f "$(EXP)" || { echo "error: EXP is missing or no such file exists: make experiment EXP=configs/experiments/rank.yaml" >&2; exit 2; }
 	$(ONE_THREAD) $(BIN)/python scripts/run_experiment.py --config "$(EXP)"
 
-chaos: .venv/.dev  ## kill or damage runs N times and compare them with uninterrupted ones; then ckpt-chaos at POINTS (N=100 POINTS=12)
+chaos: .venv/.dev  ## kill or damage runs N times and compare them with uninterrupted ones; then ckpt-chaos at POINTS (N=100 POINTS=10)
 	$(ONE_THREAD) $(BIN)/python -m testing.fault_injection --tests $(N)
 	$(ONE_THREAD) $(BIN)/python -m testing.file_boundaries --points $(POINTS) --write docs/fault_injection.md
 
