@@ -18,6 +18,7 @@ from sushi_research.config.keys import default_values
 from sushi_research.config.section import Bounded, Location, Section, Seed, Text
 from sushi_research.config.yaml12 import read_yaml
 from sushi_research.errors import UserError
+from sushi_research.files import parse_json, read_regular
 from sushi_research.experiments.script import config_class_of, find_script
 from sushi_research.runs import code, identity, provenance
 from sushi_research.runs.run_folder import RunFolder
@@ -193,9 +194,9 @@ def _steps(run: Planned, folder: RunFolder) -> int | None:
     if train.steps is not None:
         return train.steps
     try:
-        plan = json.loads(folder.plan.read_text(encoding="utf-8"))
+        plan = parse_json(read_regular(folder.plan), "")
         return steps_of(None, train.epochs, plan["items_per_epoch"], plan["global_batch_size"])
-    except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError):
+    except (ValueError, KeyError, TypeError, ZeroDivisionError):
         return None
 
 
