@@ -18,8 +18,8 @@ from sushi_research.config.keys import default_values
 from sushi_research.config.section import Bounded, Location, Section, Seed, Text
 from sushi_research.config.yaml12 import read_yaml
 from sushi_research.errors import UserError
-from sushi_research.files import parse_json, read_regular
 from sushi_research.experiments.script import config_class_of, find_script
+from sushi_research.files import parse_json, read_regular
 from sushi_research.runs import code, identity, provenance
 from sushi_research.runs.run_folder import RunFolder
 from sushi_research.training.length import steps_of
