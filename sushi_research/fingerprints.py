@@ -131,11 +131,8 @@ def file_hash(path: Path, hash_cache: HashCache) -> str:
     state = file_state(path)  # before the cache is asked: what is added to its facts must be about the same file
     facts = hash_cache.get(path) or {}
     if "hash" not in facts:
-        if state.size == 0:  # it can be an endless file below /proc
-            facts["hash"] = content_hash(read_regular(path))
-        else:
-            with open_regular(path) as file:
-                facts["hash"] = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+        with open_regular(path) as file:
+            facts["hash"] = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
         hash_cache.put(path, facts, state)
     return facts["hash"]
 
