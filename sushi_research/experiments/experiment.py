@@ -195,7 +195,7 @@ def _steps(run: Planned, folder: RunFolder) -> int | None:
     try:
         plan = records.read_as(folder.plan, records.Plan, "")
         return steps_of(None, train.epochs, plan["items_per_epoch"], plan["global_batch_size"])
-    except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError):
+    except (ValueError, KeyError, TypeError, ZeroDivisionError):
         return None
 
 
