@@ -5,6 +5,7 @@ ARCH ?= sdxl
 CONCEPT ?= star
 EXP ?=
 N ?= 100
+MINUTES ?= 30
 POINTS ?= 10
 DEMO := runs/demo_$(ARCH)_$(CONCEPT)
 BIN := .venv/bin
@@ -18,7 +19,8 @@ INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --constr
 # The tests run in the order of tests/conftest.py, longest first; xdist's own order puts the largest groups first.
 PYTEST := $(BIN)/python -m pytest -q -n 2 --dist loadgroup --no-loadscope-reorder --durations=10
 
-.PHONY: help setup demo bases scores acceptance experiment chaos faults-io test test-fast mutants lint format bench bench-gpu clean
+.PHONY: help setup demo bases scores acceptance experiment chaos faults-io test test-fast mutants fuzz lint format bench \
+	bench-gpu clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -73,6 +75,9 @@ test-fast: .venv/.dev  ## the tests to run before every commit (at most two minu
 
 mutants: .venv/.dev  ## insert the faults of testing/mutants.yaml, one at a time, and check that the tests catch each (docs/testing.md)
 	$(ONE_THREAD) $(BIN)/python -m testing.mutants --write docs/testing.md
+
+fuzz: .venv/.dev  ## give damaged and hostile files to the readers of users' files (MINUTES=30; docs/testing.md)
+	$(ONE_THREAD) $(BIN)/python -m testing.fuzz --minutes $(MINUTES) --write docs/testing.md
 
 lint: .venv/.dev  ## check the style and which package may import which
 	$(BIN)/lint-imports

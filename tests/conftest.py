@@ -38,6 +38,7 @@ SECONDS = {
     "scripts/test_run_experiment.py": 30,
     "models/test_single_file.py": 25,
     "faults/test_hostile_bases.py": 15,
+    "fuzz/test_fuzz.py": 15,
     "embedded": 15,
     "scripts": 10,
     "models": 5,

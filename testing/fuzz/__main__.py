@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import os
 import selectors
 import signal
@@ -56,33 +57,48 @@ class Count:
         return self.accepted + self.refused + self.failed
 
 
-def run_batch(reader: Reader, seed: int, first: int, last: int, count: Count, step: Callable[[], object]) -> None:
-    """Reads the inputs `first` to `last` - 1 and the corpus if `first` is 0. Starts again after an input that ended the process."""
-    while first < last:
+@dataclass(frozen=True)
+class Span:
+    """The inputs `first` to `last` - 1 of a reader; with 0 begins the corpus."""
+
+    reader: Reader
+    first: int
+    last: int
+
+
+def run_spans(spans: Sequence[Span], seed: int, counts: dict[str, Count], step: Callable[[], object]) -> None:
+    """Reads the inputs in one process, and in another one after each input that ends or holds it. `counts` are by reader."""
+    todo = list(spans)
+    while todo:
         with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
-            words = ["-m", "testing.fuzz.worker", reader.name, str(seed), str(first), str(last), folder]
-            process = subprocess.Popen(
-                [sys.executable, *words], cwd=ROOT, env=_environment(folder), stdout=subprocess.PIPE
-            )
+            listed = json.dumps([[span.reader.name, span.first, span.last] for span in todo])
+            words = [sys.executable, "-m", "testing.fuzz.worker", listed, str(seed), folder]
+            process = subprocess.Popen(words, cwd=ROOT, env=_environment(folder), stdout=subprocess.PIPE)
             try:
-                ended = _follow(process, Path(folder), reader, count, step)
+                ended = _follow(process, Path(folder), todo, counts, step)
             finally:
                 process.kill()
                 process.wait()
         if ended is None:
             return
-        # Inputs of the corpus are not numbered: what comes after one that ends the process is read all the same.
-        first = max(first, int(ended)) + 1 if ended.isdigit() else first or 1
+        index, label = ended
+        span = todo[index]
+        # An input of the corpus has no number: what is after one that ends the process is left out, since it has failed anyway.
+        todo = [Span(span.reader, int(label) + 1 if label.isdigit() else 1, span.last), *todo[index + 1 :]]
 
 
 def _follow(
-    process: subprocess.Popen[bytes], folder: Path, reader: Reader, count: Count, step: Callable[[], object]
-) -> str | None:
-    """Counts the outcomes that a worker writes. Returns the label of the input that ended or held it; None if none did."""
+    process: subprocess.Popen[bytes],
+    folder: Path,
+    spans: Sequence[Span],
+    counts: dict[str, Count],
+    step: Callable[[], object],
+) -> tuple[int, str] | None:
+    """Counts the outcomes that a worker writes. Returns (index of the span, label) of the input that ended or held it, or None."""
     assert process.stdout is not None
     waiting = selectors.DefaultSelector()
     waiting.register(process.stdout, selectors.EVENT_READ)
-    rest, current, since = b"", ("", ""), time.monotonic()
+    rest, index, current, since = b"", -1, ("", ""), time.monotonic()
     while True:
         limit = SECONDS if current[0] else STARTING
         if not waiting.select(max(0.0, since + limit - time.monotonic())):
@@ -101,29 +117,34 @@ def _follow(
         for line in lines:
             kind, *words = line.decode(errors="replace").split("\t")
             since = time.monotonic()
-            if kind == "start":
+            if kind == "reader":
+                index += 1
+            elif kind == "start":
                 current = words[0], words[1]
             elif kind == "end":
                 _, outcome, seconds, detail = words
-                _count(count, outcome, float(seconds))
+                reader = spans[index].reader
+                _count(counts[reader.name], outcome, float(seconds))
                 if outcome == "failed":
-                    _keep(count, reader, current, detail, (folder / "current").read_bytes())
+                    _keep(counts[reader.name], reader, current, detail, (folder / "current").read_bytes())
                 current = ("", "")
                 step()
             elif kind == "broken":
+                name = spans[index].reader.name
                 raise UserError(
-                    f"the reader {reader.name} refuses its own file {words[0]} ({words[1]}): correct the reader."
+                    f"the reader {name} does not accept its own file {words[0]} ({words[1]}): correct the reader."
                 )
             elif kind == "done":
                 return None
     if not current[0]:
         raise UserError(
-            f"the process of the reader {reader.name} {why} before it read anything: run its worker by hand."
+            f"the process of {spans[max(index, 0)].reader.name} {why} before an input: run its worker by hand."
         )
-    _count(count, "failed", time.monotonic() - since)
-    _keep(count, reader, current, why, (folder / "current").read_bytes())
+    reader = spans[index].reader
+    _count(counts[reader.name], "failed", time.monotonic() - since)
+    _keep(counts[reader.name], reader, current, why, (folder / "current").read_bytes())
     step()
-    return current[0]
+    return index, current[0]
 
 
 def _count(count: Count, outcome: str, seconds: float) -> None:
@@ -184,7 +205,7 @@ def run(readers: Sequence[Reader], seed: int, minutes: float | None, inputs: int
         def work(reader: Reader, first: int) -> None:
             if minutes is None or time.monotonic() - start < 60 * minutes:
                 last = min(first + batch, inputs) if minutes is None else first + batch
-                run_batch(reader, seed, first, last, counts[reader.name], bar.update)
+                run_spans([Span(reader, first, last)], seed, counts, bar.update)
                 bar.set_postfix_str(f"{sum(count.failed for count in counts.values())} failed")
 
         first = 0

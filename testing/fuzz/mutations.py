@@ -122,6 +122,17 @@ def _magic(data: bytes, others: Sequence[bytes], random: Random) -> bytes:
     return data[:at] + value + data[at + random.choice((0, len(value))) :]
 
 
+def _length(data: bytes, others: Sequence[bytes], random: Random) -> bytes:
+    """A number that may be a length or an offset, four bytes in a multiple of four that are less than 65,536, becomes another."""
+    words = struct.unpack(f"<{len(data) // 4}i", data[: len(data) // 4 * 4])
+    places = [index for index, word in enumerate(words) if 0 < word < 65536]
+    if not places:
+        return _magic(data, others, random)
+    at = random.choice(places)
+    value = random.choice((-1, 0, 2**31 - 1, -(2**31), words[at] + 1, words[at] - 1, words[at] * 1000 % 2**31, len(data)))
+    return data[: 4 * at] + struct.pack("<i", value) + data[4 * at + 4 :]
+
+
 def _truncate(data: bytes, others: Sequence[bytes], random: Random) -> bytes:
     return data[: random.randrange(len(data) + 1)]
 
@@ -199,7 +210,7 @@ def _structure(data: bytes, others: Sequence[bytes], random: Random) -> bytes:
     return b"\n".join(lines)
 
 
-_BYTES: list[Callable[[bytes, Sequence[bytes], Random], bytes]] = [_flip, _flip, _magic, _truncate, _chunk]
+_BYTES: list[Callable[[bytes, Sequence[bytes], Random], bytes]] = [_flip, _flip, _magic, _length, _length, _truncate, _chunk]
 _TEXT = [_flip, _truncate, _chunk, _number, _insert, _lines, _structure, _structure, _magic]
 
 

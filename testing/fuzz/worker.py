@@ -1,10 +1,11 @@
-"""Runs inputs of one reader in a process of its own: `python -m testing.fuzz.worker READER SEED FIRST LAST FOLDER`.
+"""Runs inputs of readers in a process of its own: `python -m testing.fuzz.worker SPANS SEED FOLDER`.
 
 It writes a line before an input and one after it, so that the process that started it can tell which input ended or held it.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 import shutil
@@ -13,6 +14,7 @@ import time
 import traceback
 from pathlib import Path
 from random import Random
+from typing import TextIO
 
 from sushi_research.errors import UserError, UserErrors
 from testing.fuzz.mutations import mutate
@@ -32,7 +34,9 @@ def originals(reader: Reader, template: Path) -> dict[str, bytes]:
 def make_input(reader: Reader, files: dict[str, bytes], seed: int, number: int) -> tuple[str, bytes]:
     """(name of the file, its bytes) of an input: a function of the reader, the seed and the number."""
     random = Random(f"{reader.name} {seed} {number}")
-    name = random.choice(sorted(files))
+    names = sorted(files)
+    # Most places of a text matter; of a file of bytes only few, such as an offset.
+    name = random.choices(names, [4 if b"\0" in files[name] else 1 for name in names])[0]
     return name, mutate(files[name], list(files.values()), random)
 
 
@@ -90,13 +94,20 @@ def _peak() -> int:
 
 
 def main(arguments: list[str]) -> None:
-    """Runs the inputs FIRST to LAST - 1; first the sound files, which must be accepted."""
-    reader = next(each for each in READERS if each.name == arguments[0])
-    seed, first, last, root = int(arguments[1]), int(arguments[2]), int(arguments[3]), Path(arguments[4])
+    """SPANS is JSON: [reader, first, last] of each span of inputs, `last` excluded."""
+    spans, seed, root = json.loads(arguments[0]), int(arguments[1]), Path(arguments[2])
     out = os.fdopen(os.dup(1), "w", buffering=1)
     silent = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silent, 1)
     os.dup2(silent, 2)
+    for name, first, last in spans:
+        print(f"reader\t{name}", file=out)
+        _read_all(next(each for each in READERS if each.name == name), seed, range(first, last), root, out)
+    print("done", file=out)
+
+
+def _read_all(reader: Reader, seed: int, numbers: range, root: Path, out: TextIO) -> None:
+    """First the sound files, which must be accepted, then the corpus if the numbers begin with 0, then the inputs."""
     template, folder = root / "template", root / "input"
     shutil.rmtree(template, ignore_errors=True)
     template.mkdir(parents=True)
@@ -104,26 +115,20 @@ def main(arguments: list[str]) -> None:
     files = originals(reader, template)
     for name, data in files.items():
         outcome, detail = attempt(reader, template, folder, name, data)
-        if outcome != "accepted" and not detail:
-            outcome, detail = "failed", "sound files are refused"
-        if detail:
-            print(f"broken\t{name}\t{detail}", file=out)
-            return
-    if hasattr(resource, "RLIMIT_AS") and _status("VmSize"):
-        resource.setrlimit(resource.RLIMIT_AS, (_status("VmSize") + ADDRESSES,) * 2)
-    print("ready", file=out)
-    fixed = corpus(reader) if first == 0 else []
-    for number in range(-len(fixed), last - first):
-        label, name, data = (
-            fixed[number] if number < 0 else (str(first + number), *make_input(reader, files, seed, first + number))
-        )
+        if outcome != "accepted":
+            print(f"broken\t{name}\t{detail or 'refused'}", file=out)
+            sys.exit(1)
+    if _status("VmSize"):
+        resource.setrlimit(resource.RLIMIT_AS, (_status("VmSize") + ADDRESSES, resource.RLIM_INFINITY))
+    inputs = [*(corpus(reader) if numbers.start == 0 else []), *((str(number), None, b"") for number in numbers)]
+    for label, name, data in inputs:
+        if name is None:
+            name, data = make_input(reader, files, seed, int(label))
         (root / "current").write_bytes(data)
         print(f"start\t{label}\t{name}", file=out)
         start = time.monotonic()
         outcome, detail = attempt(reader, template, folder, name, data)
-        detail = " ".join(detail.split())
-        print(f"end\t{label}\t{outcome}\t{time.monotonic() - start:.3f}\t{detail}", file=out)
-    print("done", file=out)
+        print(f"end\t{label}\t{outcome}\t{time.monotonic() - start:.3f}\t{' '.join(detail.split())}", file=out)
 
 
 if __name__ == "__main__":
