@@ -216,15 +216,19 @@ class CannotWrite(UserError):
 
 def disk_error(what: str, error: OSError) -> CannotWrite:
     """The error for a failed write: `what` failed, the reason, and what to do."""
+    advice = _ADVICE.get(error.errno, "check the path and the disk")
     return CannotWrite(
         f"{what}: {error.strerror or error}",
-        f"{_ADVICE.get(error.errno, 'check the disk')}, then run the same command again: what was written before is intact",
+        f"{advice}, then run the same command again: what was written before is intact",
     )
 
 
 _ADVICE = dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free some space")
 _ADVICE |= dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "make the folder writable")
-_ADVICE |= {errno.EFBIG: "raise the limit on the size of a file (ulimit -f, or that of the file system)"}
+_ADVICE |= {
+    errno.EFBIG: "raise the limit on the size of a file (ulimit -f, or that of the file system)",
+    errno.EIO: "check the disk",
+}
 _ADVICE |= dict.fromkeys((errno.EMFILE, errno.ENFILE), "raise the limit on open files (ulimit -n)")
 
 

@@ -73,11 +73,6 @@ def cause(error: BaseException) -> Stopped | None:
     return seen
 
 
-def other_processes() -> bool:
-    """Whether a launcher has started several processes for this command."""
-    return os.environ.get("WORLD_SIZE", "1") not in ("", "1")
-
-
 def is_first() -> bool:
     """Whether this is the process of a command that prints. A launcher sets RANK."""
     return os.environ.get("RANK", "0") == "0"

@@ -257,7 +257,7 @@ def open_run_folder(folder: Path, name: str, writer: bool = True) -> RunFolder:
         try:
             run.require_kinds()
             run.remove_leftovers()
-        except UserError:
+        except BaseException:
             run.close()
             raise
     return run

@@ -1,0 +1,311 @@
+"""The readers that are fuzzed: each makes a small folder of real files and reads one of them, which may be damaged."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from sushi_research.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Reader:
+    """`make` writes sound files into a new folder; `read` reads the one of a name, and raises `refuses` if it is no good.
+
+    `files` are patterns of those that are damaged; `memory` is how much more than before the reading may take, in bytes.
+    """
+
+    name: str
+    files: tuple[str, ...]
+    make: Callable[[Path], None]
+    read: Callable[[Path, str], object]
+    refuses: Callable[[], tuple[type[BaseException], ...]] = lambda: ()
+    memory: int = 512 * MIB
+
+
+def make_images(folder: Path) -> None:
+    """PNG, JPEG, WebP and GIF with EXIF, a colour profile and text."""
+    from PIL import Image, ImageCms, PngImagePlugin
+
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    text = PngImagePlugin.PngInfo()
+    text.add_text("workflow", "a" * 100, zip=True)
+    text.add(b"cHRM", b"\0\0\x7a\x26" * 8)
+    text.add(b"gAMA", b"\0\0\xb1\x8f")
+    image = Image.effect_mandelbrot((24, 16), (-2, -1.5, 1, 1.5), 50).convert("RGB")
+    image.save(folder / "a.png", pnginfo=text, exif=exif)
+    image.save(folder / "b.png", icc_profile=profile)
+    image.convert("P").save(folder / "c.png", transparency=0)
+    image.convert("I").convert("I;16").save(folder / "d.png")
+    image.save(folder / "a.jpg", exif=exif, icc_profile=profile)
+    image.convert("CMYK").save(folder / "b.jpg")
+    image.save(folder / "a.webp", exif=exif, icc_profile=profile)
+    image.convert("RGBA").save(folder / "b.webp", lossless=True)
+    image.save(folder / "a.gif")
+
+
+def read_image(folder: Path, name: str) -> object:
+    from sushi_research.data.images import decode_and_describe
+
+    return decode_and_describe((folder / name).read_bytes())
+
+
+def _bad_image() -> tuple[type[BaseException], ...]:
+    from sushi_research.data.images import BadImage
+
+    return (BadImage,)
+
+
+def make_captions(folder: Path) -> None:
+    (folder / "sub").mkdir()
+    for name in ("a", "sub/b", "sub/\u304b\u3099", "c"):
+        (folder / f"{name}.png").write_bytes(b"not read here")
+    (folder / "a.txt").write_text("a salmon nigiri, 2 pieces\nsecond line\n")
+    (folder / "c.caption").write_text("\ufefftuna \u30de\u30b0\u30ed", encoding="utf-16")
+    entries = [{"file_name": "b.png", "text": "two"}, {"file_name": "\u304c.png", "text": "three"}]
+    (folder / "sub/metadata.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+
+
+def read_captions(folder: Path, name: str) -> object:
+    from sushi_research.data.image_folder import find_in_folder
+    from sushi_research.data.samples import Scan
+
+    result = Scan(source=str(folder))
+    images, _ = find_in_folder(result, folder, "text", {})
+    named = {problem.name for problem in result.problems}
+    assert all(image.caption or image.name in named for image in images), "an image without caption or problem"
+    if result.problems:
+        raise UserError("; ".join(f"{problem.name}: {problem.reason}" for problem in result.problems[:3]))
+    return images
+
+
+def _table() -> object:
+    import datasets
+
+    features = datasets.Features({"image": datasets.Image(), "text": datasets.Value("string")})
+    cells = [{"bytes": b"image %d" % number, "path": None} for number in range(3)]
+    return datasets.Dataset.from_dict({"image": cells, "text": ["one", "two", "three"]}, features=features)
+
+
+def make_tables(folder: Path) -> None:
+    import datasets
+    import pyarrow
+    import pyarrow.parquet
+
+    datasets.disable_progress_bars()
+    table = _table()
+    datasets.DatasetDict({"train": table, "test": table}).save_to_disk(str(folder / "saved"))
+    card = "---\nlicense: mit\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: train.*\n---\n# Sushi\n"
+    plain = table.data.table
+    for kind in ("parquet", "arrow", "dictionary"):
+        (folder / kind).mkdir()
+        (folder / kind / "README.md").write_text(card)
+    pyarrow.parquet.write_table(plain, folder / "parquet/train.parquet", compression="snappy")
+    (folder / "parquet/.huggingface.yaml").write_text("configs:\n- config_name: default\n  data_files: train.parquet\n")
+    with (
+        pyarrow.OSFile(str(folder / "arrow/train.arrow"), "wb") as sink,
+        pyarrow.ipc.new_file(sink, plain.schema) as file,
+    ):
+        file.write_table(plain)
+    short = pyarrow.table({"image": plain["image"], "text": plain["text"].dictionary_encode()})
+    with (
+        pyarrow.OSFile(str(folder / "dictionary/train.arrow"), "wb") as sink,
+        pyarrow.ipc.new_stream(sink, short.schema) as file,
+    ):
+        file.write_table(short)
+
+
+def read_table(folder: Path, name: str) -> object:
+    import datasets
+
+    from sushi_research.data.hf_dataset import find_in_table
+    from sushi_research.data.images import BadImage
+    from sushi_research.data.samples import Scan
+    from sushi_research.data.tables import open_folder, open_saved
+
+    top = folder / Path(name).parts[0]
+    datasets.config.HF_DATASETS_CACHE = folder / "copies"
+    table = (open_saved if top.name == "saved" else open_folder)(top, "train")
+    for image in find_in_table(Scan(source=str(top)), table, "train", "image", "text")[:3]:
+        with contextlib.suppress(BadImage, OSError):
+            image.load()
+    return table
+
+
+def make_configs(folder: Path) -> None:
+    for pattern in ("*_lora.yaml", "demo_*.yaml", "demo/*.yaml", "overlays/*.yaml"):
+        for path in sorted((ROOT / "configs").glob(pattern)):
+            shutil.copy(path, folder / f"{path.parent.name}-{path.name}")
+
+
+def read_config(folder: Path, name: str) -> object:
+    base = [] if name.startswith("configs-") else ["--config", "configs/demo_sdxl.yaml"]
+    return _load(
+        [*base, "--config", str(folder / name), "--data.path", "photos", "--train.steps", "900"], sd15="sd15" in name
+    )
+
+
+def make_experiments(folder: Path) -> None:
+    shutil.copy(ROOT / "configs/experiments/rank.yaml", folder)
+
+
+def read_experiment(folder: Path, name: str) -> object:
+    from sushi_research.config.command_line import load_config
+    from sushi_research.experiments.experiment import Experiment, plan
+
+    return plan(load_config(Experiment, ["--config", str(folder / name)], script="x", intro="1\n2\n3\n4\n5"))
+
+
+def make_command_lines(folder: Path) -> None:
+    """One word a line."""
+    lines = {
+        "a": "--config configs/sdxl_lora.yaml --data.path photos --lora.rank 16 --optimizer.lr=1e-4 --dry_run true",
+        "b": "--config configs/demo_sdxl.yaml --optimizer.kwargs {eps:1e-8} --sample.prompts [one,two] --dry-run",
+        "c": "--data.path x --config configs/sdxl_lora.yaml --run.name x --train.steps 700 --print_config",
+    }
+    for name, line in lines.items():
+        (folder / f"{name}.words").write_text(line.replace(" ", "\n"))
+
+
+def read_command_line(folder: Path, name: str) -> object:
+    # No operating system hands over a zero byte; bytes that are not UTF-8 come as halves of surrogate pairs.
+    words = (folder / name).read_bytes().replace(b"\0", b"").decode("utf-8", "surrogateescape").split("\n")
+    return _load(words, sd15=False)
+
+
+def _load(words: list[str], sd15: bool) -> object:
+    from sushi_research.config import SD15Training, SDXLTraining
+    from sushi_research.config.command_line import load_config
+
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
+        return load_config(SD15Training if sd15 else SDXLTraining, words, script="x", intro="1\n2\n3\n4\n5")
+
+
+def make_weights(folder: Path) -> None:
+    """Adapter files in two formats, and the beginning of a base."""
+    import numpy
+    from safetensors.numpy import save_file
+
+    down, up = numpy.ones((4, 8), numpy.float32), numpy.ones((8, 4), numpy.float32)
+    block = "down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_q"
+    kohya = {f"lora_unet_{block}.{key}": value for key, value in (("lora_down.weight", down), ("lora_up.weight", up))}
+    alpha = {f"lora_unet_{block}.alpha": numpy.array(4.0, numpy.float32)}
+    save_file(kohya | alpha, folder / "kohya.safetensors", metadata={"ss_network_dim": "4", "ss_network_args": "{}"})
+    layer = "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
+    save_file({f"{layer}.lora_A.weight": down, f"{layer}.lora_B.weight": up}, folder / "diffusers.safetensors")
+    names = (
+        "model.diffusion_model.input_blocks.0.0.weight",
+        "cond_stage_model.transformer.text_model.embeddings.position_ids",
+    )
+    save_file(
+        dict.fromkeys(names, down) | {"first_stage_model.decoder.conv_in.weight": up}, folder / "base.safetensors"
+    )
+
+
+def read_weights(folder: Path, name: str) -> object:
+    from sushi_research.adapters.reading import read_adapter
+    from sushi_research.models.inspection import describe
+
+    with contextlib.suppress(UserError):
+        list(describe(folder / name, name))
+    return None if name == "base.safetensors" else read_adapter(folder / name)
+
+
+def make_run(folder: Path) -> None:
+    from fake_runs import fake_run  # of the tests
+
+    from sushi_research.runs.checkpoint import save_checkpoint
+
+    fake_run(folder / "run")
+    import torch
+
+    save_checkpoint(folder / "run/checkpoints", 20, {"value": torch.ones(4)}, {"samples_seen": 80}, 2)
+
+
+def read_run(folder: Path, name: str) -> object:
+    from sushi_research.reports.run_record import read_record
+    from sushi_research.runs.checkpoint import latest_checkpoint
+    from sushi_research.runs.metrics_file import MetricsFile
+    from sushi_research.runs.run_folder import open_run_folder
+
+    read_record(folder / "run")
+    run = open_run_folder(folder, "run", writer=False)
+    run.record()
+    MetricsFile(run.path / "metrics.jsonl").read()
+    found = latest_checkpoint(folder / "run/checkpoints")
+    return found.load() if found else None
+
+
+def make_cache(folder: Path) -> None:
+    import torch
+    from PIL import Image
+
+    from sushi_research.caches.store import Store
+    from sushi_research.fingerprints import HashCache, file_state
+
+    with Store.open(folder / "store", ("mean",), repair=True).writer() as writer:
+        for number in range(3):
+            writer.add(f"{number:032x}", {"mean": torch.ones(4, 2, 2)}, {"caption": "tuna"})
+    (folder / "photos").mkdir()
+    Image.new("RGB", (8, 8)).save(folder / "photos/a.png")
+    (folder / "photos/a.txt").write_text("tuna")
+    cache = HashCache(folder / "files.json")
+    cache.put(folder / "photos/a.png", {"hash": "0" * 32}, file_state(folder / "photos/a.png"))
+    cache.save()
+
+
+def read_cache(folder: Path, name: str) -> object:
+    from sushi_research.caches.store import Store
+    from sushi_research.data.dataset import scan
+    from sushi_research.fingerprints import HashCache
+
+    options = {"split": "train", "image_column": "image", "caption_column": "text", "revision": None}
+    cache = HashCache(folder / "files.json")
+    (sample,) = scan(folder / "photos", **options, hash_cache=cache, show_progress=False).samples  # type: ignore[arg-type]
+    sample.read()
+    store = Store.open(folder / "store", ("mean",), repair=True)
+    found = [(store.get(f"{number:032x}"), store.metadata(f"{number:032x}")) for number in range(3) if len(store) == 3]
+    if store.damaged:
+        raise UserError(f"damaged: {store.damaged}")
+    return found
+
+
+def make_base(folder: Path) -> None:
+    from testing.tiny_base import save_tiny_base
+
+    save_tiny_base(folder / "base", "sd15")
+
+
+def read_base(folder: Path, name: str) -> object:
+    from sushi_research.models.inspection import describe
+    from sushi_research.models.loading import resolve_base
+
+    list(describe(folder / "base", str(folder / "base")))
+    base = resolve_base(str(folder / "base"))
+    return [tokenizer.load() for tokenizer in base.tokenizers.values()]
+
+
+TABLES = ("*/train.*", "*/README.md", "*/.huggingface.yaml", "saved/dataset_dict.json", "saved/train/*")
+BASES = ("base/*.json", "base/*/*.json", "base/*/*.txt", "base/vae/*")
+READERS = [
+    Reader("images", ("*",), make_images, read_image, _bad_image, 1536 * MIB),
+    Reader("captions", ("*.txt", "*.caption", "sub/metadata.jsonl"), make_captions, read_captions),
+    Reader("configs", ("*.yaml",), make_configs, read_config),
+    Reader("command lines", ("*.words",), make_command_lines, read_command_line),
+    Reader("experiments", ("*.yaml",), make_experiments, read_experiment),
+    Reader("tables", TABLES, make_tables, read_table),
+    Reader("weights", ("*.safetensors",), make_weights, read_weights),
+    Reader("runs", ("run/*.*", "run/checkpoints/*/*"), make_run, read_run),
+    Reader("caches", ("files.json", "store/*"), make_cache, read_cache),
+    Reader("bases", BASES, make_base, read_base),
+]

@@ -1,0 +1,130 @@
+"""Runs inputs of one reader in a process of its own: `python -m testing.fuzz.worker READER SEED FIRST LAST FOLDER`.
+
+It writes a line before an input and one after it, so that the process that started it can tell which input ended or held it.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import sys
+import time
+import traceback
+from pathlib import Path
+from random import Random
+
+from sushi_research.errors import UserError, UserErrors
+from testing.fuzz.mutations import mutate
+from testing.fuzz.readers import READERS, Reader
+
+# The address space that an input may take beyond what is used before it. Resident memory is bounded by `Reader.memory`.
+ADDRESSES = 6 * 2**30
+CORPUS = Path(__file__).parents[2] / "tests/fuzz/corpus"
+
+
+def originals(reader: Reader, template: Path) -> dict[str, bytes]:
+    """The files of a reader's folder that are damaged, by name."""
+    paths = sorted({path for pattern in reader.files for path in template.glob(pattern) if path.is_file()})
+    return {path.relative_to(template).as_posix(): path.read_bytes() for path in paths}
+
+
+def make_input(reader: Reader, files: dict[str, bytes], seed: int, number: int) -> tuple[str, bytes]:
+    """(name of the file, its bytes) of an input: a function of the reader, the seed and the number."""
+    random = Random(f"{reader.name} {seed} {number}")
+    name = random.choice(sorted(files))
+    return name, mutate(files[name], list(files.values()), random)
+
+
+def corpus(reader: Reader) -> list[tuple[str, str, bytes]]:
+    """(label, name of the file, its bytes) of the inputs that failed once; `--` stands for / in their file names."""
+    folder = CORPUS / reader.name.replace(" ", "_")
+    paths = sorted(folder.iterdir()) if folder.is_dir() else []
+    return [(path.name, path.name.partition("__")[2].replace("--", "/"), path.read_bytes()) for path in paths]
+
+
+def attempt(reader: Reader, template: Path, folder: Path, name: str, data: bytes) -> tuple[str, str]:
+    """("accepted" or "refused", "") after reading one input, or ("failed", why)."""
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(template, folder)
+    (folder / name).write_bytes(data)
+    before = _reset_peak()
+    try:
+        reader.read(folder, name)
+        outcome, detail = "accepted", ""
+    except (UserError, *reader.refuses()) as error:
+        outcome, detail = "refused", ""
+        if not str(error).strip() or ("\n" in str(error) and not isinstance(error, UserErrors)):
+            outcome, detail = "failed", f"not one line: {str(error)[:200]!r}"
+    except BaseException as error:
+        place = traceback.extract_tb(error.__traceback__)
+        own = [frame for frame in place if "sushi_research" in frame.filename] or place
+        where = f"{Path(own[-1].filename).name}:{own[-1].lineno}" if own else ""
+        outcome, detail = "failed", f"{type(error).__name__} at {where}: {str(error)[:200]!r}"
+    grown = _peak() - before
+    if outcome != "failed" and grown > reader.memory:
+        outcome, detail = "failed", f"took {grown / 2**20:.0f} MiB"
+    return outcome, detail
+
+
+def _status(key: str) -> int:
+    """A line of /proc/self/status, in bytes; 0 where there is no such file."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:")), 0)
+
+
+def _reset_peak() -> int:
+    """Forgets the peak of the resident memory; returns what is resident now."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return sys.maxsize  # it cannot be measured here
+    return _status("VmRSS")
+
+
+def _peak() -> int:
+    return _status("VmHWM")
+
+
+def main(arguments: list[str]) -> None:
+    """Runs the inputs FIRST to LAST - 1; first the sound files, which must be accepted."""
+    reader = next(each for each in READERS if each.name == arguments[0])
+    seed, first, last, root = int(arguments[1]), int(arguments[2]), int(arguments[3]), Path(arguments[4])
+    out = os.fdopen(os.dup(1), "w", buffering=1)
+    silent = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(silent, 1)
+    os.dup2(silent, 2)
+    template, folder = root / "template", root / "input"
+    shutil.rmtree(template, ignore_errors=True)
+    template.mkdir(parents=True)
+    reader.make(template)
+    files = originals(reader, template)
+    for name, data in files.items():
+        outcome, detail = attempt(reader, template, folder, name, data)
+        if outcome != "accepted" and not detail:
+            outcome, detail = "failed", "sound files are refused"
+        if detail:
+            print(f"broken\t{name}\t{detail}", file=out)
+            return
+    if hasattr(resource, "RLIMIT_AS") and _status("VmSize"):
+        resource.setrlimit(resource.RLIMIT_AS, (_status("VmSize") + ADDRESSES,) * 2)
+    print("ready", file=out)
+    fixed = corpus(reader) if first == 0 else []
+    for number in range(-len(fixed), last - first):
+        label, name, data = (
+            fixed[number] if number < 0 else (str(first + number), *make_input(reader, files, seed, first + number))
+        )
+        (root / "current").write_bytes(data)
+        print(f"start\t{label}\t{name}", file=out)
+        start = time.monotonic()
+        outcome, detail = attempt(reader, template, folder, name, data)
+        detail = " ".join(detail.split())
+        print(f"end\t{label}\t{outcome}\t{time.monotonic() - start:.3f}\t{detail}", file=out)
+    print("done", file=out)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
