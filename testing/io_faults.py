@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -75,6 +76,8 @@ def main(options: argparse.Namespace) -> int:
             [*lines, "", circumstances(scripts=[f"scripts/train_{name.split('-')[0]}_lora.py" for name in NAMES])]
         )
     except Untraceable as reason:
+        if not options.keep:
+            shutil.rmtree(folder)
         text = f"Skipped: {reason}. {circumstances()}"
     print(text)
     if options.write:
