@@ -93,6 +93,7 @@ class MetricsFile:
                 left["step"] = min(left["step"], step)  # the part of the gap that is kept
             return left if left.keys() != {"step"} and left["step"] <= step else {}
 
+        self._size = None
         if step < 0 and self.path.exists():
             write_atomic(self.path, b"")
         elif self.path.exists():
