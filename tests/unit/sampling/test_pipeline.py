@@ -236,7 +236,7 @@ def test_equal_to_the_pipeline(base, model, unet, encode, reference, negative_pr
 def test_decoding_equals_the_pipeline(base, model, unet, encode, reference):
     negative = unconditional(encode(""), force_zeros=model.NAME == "sdxl")
     latents = list(generate_latents(model, base, unet, [encode("a cat")], negative, seeds=[3], **SETTINGS))
-    [picture] = decode(loading.load_vae(base, torch.float32, CPU), latents, model.SCALING_FACTOR)
+    [picture] = decode(loading.load_vae(base, torch.float32, CPU), latents, model.SCALING_FACTOR, ["a cat"])
     [right] = reference("a cat", 3, None, "pil")
     assert isinstance(picture, Image.Image) and picture.size == (64, 48)
     assert np.array_equal(np.asarray(picture), np.asarray(right))
