@@ -39,7 +39,7 @@ def test_averaged_weights_are_sampled_and_exported_and_change_no_training(
 
     sampled = []
 
-    def generate(job: Any, inputs: Any, unet: torch.nn.Module, step: int) -> None:
+    def generate(job: Any, inputs: Any, unet: torch.nn.Module, *_: Any) -> None:
         sampled.append([parameter.detach().clone() for parameter in lora.adapter_parameters(unet).values()])
 
     monkeypatch.setattr(trainer.script.sample_grids, "generate", generate)
