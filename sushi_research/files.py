@@ -16,7 +16,7 @@ import shutil
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 from sushi_research.errors import UserError, first_line
 from sushi_research.temporaries import temporary_file
@@ -106,7 +106,7 @@ class UnreadableFile(UserError):
         self.reason = reason
 
 
-def open_regular(path: Path) -> BinaryIO:
+def open_regular(path: Path) -> io.BufferedReader:
     """Opens a user's file for reading. Raises UnreadableFile if that fails or it is not a regular file; never waits for a FIFO."""
     try:
         # A special file is not even opened: that can wait for a writer, or move a tape.
@@ -121,7 +121,15 @@ def open_regular(path: Path) -> BinaryIO:
     except ValueError:
         raise UnreadableFile(path, "is not a path, because it contains a zero byte", "correct it") from None
     try:
-        _require_regular(path, os.fstat(file.fileno()))
+        found = os.fstat(file.fileno())
+        _require_regular(path, found)
+        if found.st_size == 0 and file.peek(1):
+            raise UnreadableFile(
+                path, "has content but a size of 0, as files below /proc have", "give a file on a disk"
+            )
+    except OSError as error:
+        file.close()
+        raise UnreadableFile(path, f"cannot be read ({error.strerror or error})") from error
     except UserError:
         file.close()
         raise
@@ -132,7 +140,7 @@ def read_regular(path: Path, most: int = MOST_BYTES) -> bytes:
     """The bytes of a user's file.
 
     Raises UnreadableFile if the file is missing, not readable, not a regular file, or larger than `most` bytes. It neither waits
-    for a FIFO nor reads an endless file, such as some below /proc, whose size is said to be 0.
+    for a FIFO nor reads an endless file.
     """
     with open_regular(path) as file:
         try:
@@ -140,7 +148,7 @@ def read_regular(path: Path, most: int = MOST_BYTES) -> bytes:
             data: bytes | None = b""
             if size <= most:
                 data = file.read(size + 1)
-                if data is not None and len(data) > size:  # it has grown, or its size is not known
+                if data is not None and len(data) > size:  # it has grown
                     data += file.read(most + 1 - len(data)) or b""
         except OSError as error:
             raise UnreadableFile(path, f"cannot be read ({error.strerror or error})") from error

@@ -14,7 +14,7 @@ from sushi_research.errors import UserError
 from sushi_research.files import make_folder, open_regular, parse_json, read_regular, write_atomic
 
 # Increment it when the stored facts change, or what `images.decode` accepts. A hash cache of another version is ignored.
-HASH_CACHE_VERSION = 3
+HASH_CACHE_VERSION = 4
 # If a file was changed less than this before it was read, it could change again with the same times (the resolution is two
 # seconds on FAT, some milliseconds on ext4). Compare git's "racy" index entries.
 RACY_NS = 2_000_000_000
@@ -131,11 +131,8 @@ def file_hash(path: Path, hash_cache: HashCache) -> str:
     state = file_state(path)  # before the cache is asked: what is added to its facts must be about the same file
     facts = hash_cache.get(path) or {}
     if "hash" not in facts:
-        if state.size == 0:  # it can be an endless file below /proc
-            facts["hash"] = content_hash(read_regular(path))
-        else:
-            with open_regular(path) as file:
-                facts["hash"] = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+        with open_regular(path) as file:
+            facts["hash"] = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
         hash_cache.put(path, facts, state)
     return facts["hash"]
 

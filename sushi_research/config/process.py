@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
@@ -16,8 +17,13 @@ Config = TypeVar("Config", bound=BaseModel)
 
 
 def begin() -> None:
-    """Prepares the process of a script: call it before any heavy import. `read_command_line` calls it."""
+    """Prepares the process of a script: call it before any heavy import. `read_command_line` calls it.
+
+    Under `python -W error` or PYTHONWARNINGS=error, warnings are shown and are no errors: they are all of libraries.
+    """
     terminal.prepare()
+    if any(action == "error" for action, *_ in warnings.filters):
+        warnings.filterwarnings("default")
     stopping.end_at_once()
 
 

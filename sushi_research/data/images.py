@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageFile, ImageOps, PngImagePlugin, UnidentifiedImageError
 
-from sushi_research.data import colour, png
+from sushi_research.data import colour, file_parts, png
 from sushi_research.data.buckets import CropGeometry
 
 # Pillow's default limit for an error (twice its MAX_IMAGE_PIXELS): 13,377 x 13,377.
@@ -21,7 +21,10 @@ MAX_PIXELS = 178_956_970
 MAX_BYTES = 2**30
 # The decompressed size of a PNG's colour profile, EXIF or XMP, in bytes. Pillow's own limit for such a chunk is 1 MiB, and for the
 # sum of EXIF and XMP 64 MiB.
-MAX_METADATA = 64 << 20
+# An EXIF of 64 MiB in a PNG's text takes Pillow 1.6 GiB.
+MAX_METADATA = 16 << 20
+# JPEG's own limit. An image of the same area that is one pixel wide takes four times the memory.
+MAX_SIDE = 65_535
 # The formats used in image datasets. Pillow supports more, some of them (EPS) by starting other programs.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 
@@ -64,16 +67,20 @@ def decode_and_describe(data: bytes) -> Decoded:
     """
     if not data:
         raise BadImage("the file is empty")
+    if reason := file_parts.problem(data):
+        raise BadImage(reason)
     with _strict_pillow():
         try:
             image = Image.open(io.BytesIO(png.without_text(data)), formats=FORMATS)
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise BadImage(f"decompression bomb: {width}x{height} pixels is over the limit of {MAX_PIXELS} pixels")
-            # Single-image formats have no n_frames. The other frames of an MPO are previews.
-            frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
-            if frames > 1:
-                raise BadImage(f"animated or many pages ({frames} frames): use a still image")
+            if max(width, height) > MAX_SIDE:
+                raise BadImage(f"{width}x{height} pixels, and a side may have at most {MAX_SIDE:,}")
+            # The other frames of an MPO are previews.
+            if image.format != "MPO" and getattr(image, "is_animated", False):
+                count = f" ({image.n_frames} frames)" if len(data) < 2**20 else ""  # counting millions takes minutes
+                raise BadImage(f"animated or many pages{count}: use a still image")
             if image.format == "PNG" and "transparency" in image.info:
                 image.info["transparency"] = _in_eight_bits(image.info["transparency"], image.mode, depth=data[24])
             ImageOps.exif_transpose(image, in_place=True)

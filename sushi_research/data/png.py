@@ -16,17 +16,22 @@ def without_text(data: bytes) -> bytes:
     Pillow would decompress all of it and refuse more than 1 MiB.
     """
     kept, position, end = [], len(SIGNATURE), 0
-    for kind, start, stop in _chunks(data):
-        if kind in _TEXT and not data.startswith(_KEPT, start):
+    for kind, start, stop in chunks(data):
+        if kind in _TEXT and not is_kept_text(data, kind, start):
             kept.append(data[end:position])
             end = stop + 4  # its checksum
         position = stop + 4
     return b"".join([*kept, data[end:]]) if kept else data
 
 
+def is_kept_text(data: bytes, kind: bytes, start: int) -> bool:
+    """Whether a chunk is text that may hold EXIF or XMP."""
+    return kind in _TEXT and data.startswith(_KEPT, start)
+
+
 def colour_code(data: bytes) -> tuple[int, int, int, int] | None:
     """(primaries, transfer function, matrix, full range) of the cICP chunk, code points of ITU-T H.273; None without one."""
-    for kind, start, stop in _chunks(data):
+    for kind, start, stop in chunks(data):
         if kind == b"IDAT":
             break
         if kind == b"cICP" and stop - start == 4:
@@ -35,7 +40,7 @@ def colour_code(data: bytes) -> tuple[int, int, int, int] | None:
     return None
 
 
-def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+def chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
     """Yields (type, start, end) of the contents of each whole chunk. Nothing for a file that is no PNG."""
     position = len(SIGNATURE)
     while data.startswith(SIGNATURE) and position + 12 <= len(data):

@@ -3,7 +3,6 @@ compare_runs.py reads like a run folder; and the sweep over LoRA scales as a tab
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from sushi_research.evaluation.drift import Drift
 from sushi_research.evaluation.results import Results
 from sushi_research.files import make_folder, remove, write_atomic, write_image, write_json
 from sushi_research.fingerprints import content_hash
+from sushi_research.runs import provenance
 from sushi_research.sampling import plots, sample_grids
 
 # The step under which an adapter file's results are stored; the base's are stored under 0.
@@ -82,7 +82,7 @@ def _holds(folder: Path) -> str | None:
     if not (folder / "provenance.json").exists():
         return None if not folder.exists() or folder.is_dir() else ""
     try:
-        [*_, entry] = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
+        [*_, entry] = provenance.entries(folder / "provenance.json")
         return entry["adapter"]["hash"]
     except (OSError, ValueError, LookupError, TypeError):
         return ""

@@ -19,7 +19,7 @@ from sushi_research.config.section import Bounded, Location, Section, Seed, Text
 from sushi_research.config.yaml12 import read_yaml
 from sushi_research.errors import UserError
 from sushi_research.experiments.script import config_class_of, find_script
-from sushi_research.runs import code, identity, provenance
+from sushi_research.runs import code, identity, provenance, records
 from sushi_research.runs.run_folder import RunFolder
 from sushi_research.training.length import steps_of
 
@@ -193,9 +193,9 @@ def _steps(run: Planned, folder: RunFolder) -> int | None:
     if train.steps is not None:
         return train.steps
     try:
-        plan = json.loads(folder.plan.read_text(encoding="utf-8"))
+        plan = records.read_as(folder.plan, records.Plan, "")
         return steps_of(None, train.epochs, plan["items_per_epoch"], plan["global_batch_size"])
-    except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError):
+    except (ValueError, KeyError, TypeError, ZeroDivisionError):
         return None
 
 

@@ -131,7 +131,12 @@ class WandbRun:
     def __init__(self, project: str, mode: str, options: Mapping[str, Any]) -> None:
         import wandb
 
-        limits = {name: value for name, value in LIMITS.items() if f"WANDB_{name.upper()}" not in os.environ}
+        # Older versions of W&B have no limit for the end.
+        limits = {
+            name: value
+            for name, value in {**LIMITS, "finish_timeout_raises": True}.items()
+            if name in wandb.Settings.model_fields and f"WANDB_{name.upper()}" not in os.environ
+        }
         # Do not upload code or a diff of the user's working tree, which may be private; provenance.json has the commit.
         # Quiet, because otherwise it asks the server for the user's name, twice, and waits ten seconds for the answer. Silent if
         # offline: our notice says the same, and W&B's hint about `wandb online` would be misleading.
@@ -140,7 +145,6 @@ class WandbRun:
             disable_code=True,
             quiet=True,
             silent=mode == "offline",
-            finish_timeout_raises=True,
             **limits,
         )
         self.run = wandb.init(project=project, mode=mode, resume="allow", settings=settings, **options)

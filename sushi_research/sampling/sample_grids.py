@@ -101,11 +101,13 @@ def _grid_path(samples: Path, step: int) -> Path:
     return samples / f"step-{step:08d}.png"
 
 
-def complete_grids(samples: Path, rows: Sequence[tuple[str, str]], next_step: int | None = None) -> list[str]:
+def complete_grids(
+    samples: Path, rows: Sequence[tuple[str, str]], next_step: int | None = None, again: bool = False
+) -> list[str]:
     """Writes the grids that are missing or damaged of those steps whose images are whole.
 
-    A missing one could not be written, or was interrupted. `next_step` is the step at which the run goes on: its images are made
-    again, and later ones removed. Returns a sentence for each damaged picture.
+    A missing one could not be written, or was interrupted. `next_step` is the step at which the run goes on: later images are
+    removed, and if it is `again` a step with samples, its images are made again. Returns a sentence for each damaged picture.
     """
     found = []
     for step in _steps(samples) if rows else ():
@@ -114,11 +116,11 @@ def complete_grids(samples: Path, rows: Sequence[tuple[str, str]], next_step: in
         if problems and _is_whole(folder, rows):
             _write_grids(samples, rows, step, _images(folder, rows))
             outcome = "it is made again"
-        elif next_step is not None and step >= next_step:
-            outcome = "it is made again" if step == next_step else ""
-        found += [
-            f"{problem}: {outcome}" for problem in problems.values() if outcome and not problem.endswith(plots.MISSING)
-        ]
+        elif next_step is not None and step > next_step:
+            continue
+        elif again and step == next_step:
+            outcome = "it is made again"
+        found += [f"{problem}: {outcome}" for problem in problems.values() if not problem.endswith(plots.MISSING)]
     progress = samples / "progress.png"
     whole = [step for step in _steps(samples) if rows and _is_whole(_folder(samples, step), rows)]
     if whole and (problem := plots.picture_problem(progress)):

@@ -6,7 +6,6 @@ exactly those steps that the files hold.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +14,7 @@ from sushi_research.errors import UserError
 from sushi_research.evaluation.drift import DriftSet
 from sushi_research.evaluation.results import Measured, Results
 from sushi_research.evaluation.validation_set import ValidationSet
+from sushi_research.runs import records
 from sushi_research.runs.metrics_file import MetricsFile
 from sushi_research.runs.run_folder import RunFolder
 
@@ -79,10 +79,10 @@ def _validation_change(run: RunFolder, results: Results, val_set: ValidationSet 
     """What distinguishes the validation set of the stored results, as far as validation_set.json describes it."""
     assert val_set is not None
     try:
-        was = json.loads(run.validation_set.read_text(encoding="utf-8"))
+        was = records.read_as(run.validation_set, records.ValidationSetRecord, "")
         described = was["hash"] == results.set_hash()
         before, now = _facts(was), _facts(val_set.describe())
-    except (OSError, ValueError, KeyError, TypeError):
+    except UserError:
         described = False
     if not described:
         return "the validation set has changed"

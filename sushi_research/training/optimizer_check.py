@@ -10,7 +10,6 @@ import contextlib
 import io
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import nn
@@ -70,7 +69,7 @@ def _check(
     if not expected.isfinite().all():
         raise UserError(
             f"the optimizer {name} makes weights that are not finite within {STEPS} steps at optimizer.lr {section.lr:g}: lower "
-            "it, or choose another optimizer.name."
+            "it, or choose another optimizer.name or other optimizer.kwargs."
         )
 
     torch.manual_seed(1)  # a resumed run has another state of torch's generator
@@ -117,13 +116,14 @@ class _Trial:
             )
         self.master_weights, self.optimizer = master_weights, optimizer
 
-    def restore(self, saved: Mapping[str, Any]) -> None:
-        """Restores what `save` returned."""
-        self.master_weights.load(saved["adapter"])
-        self.optimizer.load_state_dict(saved["optimizer"])
+    def restore(self, saved: bytes) -> None:
+        """Restores what `save` returned, as a checkpoint is loaded. An optimizer may go on in the tensors that it is given."""
+        state = torch.load(io.BytesIO(saved), map_location="cpu", weights_only=True)
+        self.master_weights.load(state["adapter"])
+        self.optimizer.load_state_dict(state["optimizer"])
 
-    def save(self) -> dict[str, Any]:
-        """The state as a checkpoint gives it back."""
+    def save(self) -> bytes:
+        """The state as a checkpoint stores it."""
         state = {"adapter": self.master_weights.named_state(), "optimizer": self.optimizer.state_dict()}
         try:
             assert_plain(state["optimizer"], "its state")
@@ -134,8 +134,7 @@ class _Trial:
             ) from error
         file = io.BytesIO()
         torch.save(state, file)
-        file.seek(0)
-        return torch.load(file, map_location="cpu", weights_only=True)
+        return file.getvalue()
 
     def steps(self, rates: Sequence[float], steps: range) -> None:
         """Takes the steps of these numbers, from 0, as the training loop does."""

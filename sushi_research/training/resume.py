@@ -99,9 +99,8 @@ def start_or_resume(job: Job, inputs: Inputs, plan: Plan) -> RunState:
                 warnings += evaluation_records.changes(run, val_set, drift_set, decision.action == "nothing")
                 damaged = run_outputs.damaged_descriptions(run, val_set)
                 warnings += [f"{sentence}: it is written again" for sentence in damaged.values()]
-                warnings += run_outputs.complete_pictures(
-                    job, inputs, checkpoint.step if decision.action == "continue" else None
-                )
+                next_step = checkpoint.step if decision.action == "continue" else None
+                warnings += run_outputs.complete_pictures(job, inputs, plan, next_step)
             if decision.action == "nothing":
                 warnings += run_outputs.make_again(job, inputs, plan, val_set, damaged)
             elif decision.action == "continue":

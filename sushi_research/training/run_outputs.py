@@ -21,7 +21,7 @@ from sushi_research.runs.metrics_file import MetricsFile
 from sushi_research.runs.run_folder import RunFolder
 from sushi_research.sampling import plots, sample_grids
 from sushi_research.training import evaluation_records
-from sushi_research.training.plan import Plan
+from sushi_research.training.plan import Plan, is_due
 
 
 def write_descriptions(
@@ -86,7 +86,7 @@ def lost(
     return found
 
 
-def complete_pictures(job: Job, inputs: Inputs, next_step: int | None) -> list[str]:
+def complete_pictures(job: Job, inputs: Inputs, plan: Plan, next_step: int | None) -> list[str]:
     """Makes those pictures again that need no model, the grids of images; returns a sentence for each damaged picture.
 
     `next_step` is the step at which the run goes on, None for a finished run.
@@ -95,7 +95,8 @@ def complete_pictures(job: Job, inputs: Inputs, next_step: int | None) -> list[s
     assert run is not None
     with plots.optional("the run is still without it"):
         rows = sample_grids.rows_of(job.config, inputs.prompts) if job.config.sample.enabled else []
-        found = sample_grids.complete_grids(run.samples, rows, next_step)
+        again = next_step == plan.steps or is_due(next_step or 0, job.config.sample.every)
+        found = sample_grids.complete_grids(run.samples, rows, next_step, again)
     return found
 
 

@@ -30,7 +30,7 @@ def special_files(folder: Path) -> dict[str, Path]:
         "a zero byte": folder / "a\0b",
     }
     endless = Path("/proc/self/pagemap")  # its size is said to be 0
-    return found | ({"larger than": endless} if endless.exists() else {})
+    return found | ({"a size of 0": endless} if endless.exists() else {})
 
 
 def test_what_is_no_regular_file_is_refused_without_waiting(tmp_path: Path) -> None:

@@ -4,11 +4,13 @@ import os
 import signal
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
 
 from sushi_research import stopping
+from sushi_research.config import process
 from sushi_research.config.process import run_main
 from sushi_research.errors import UserError
 
@@ -106,3 +108,14 @@ def test_while_libraries_are_imported_a_signal_ends_the_script_at_once():
         done = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
         line = f"\n{number.name} while starting: nothing is written yet; run the same command again\n"
         assert (done.returncode, done.stderr) == (128 + number, line)
+
+
+def test_warnings_of_libraries_are_no_errors(monkeypatch):
+    """Under PYTHONWARNINGS=error they are shown."""
+    monkeypatch.setattr(process.terminal, "prepare", lambda: None)
+    monkeypatch.setattr(process.stopping, "end_at_once", lambda: None)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("error")
+        process.begin()
+        warnings.warn("an old way", DeprecationWarning, stacklevel=1)
+    assert [str(warning.message) for warning in caught] == ["an old way"]
