@@ -6,7 +6,7 @@ CONCEPT ?= star
 EXP ?=
 N ?= 100
 MINUTES ?= 30
-POINTS ?= 12
+POINTS ?= 10
 DEMO := runs/demo_$(ARCH)_$(CONCEPT)
 BIN := .venv/bin
 # Two threads on a busy two-core machine make a tiny step twenty times slower.
@@ -19,7 +19,7 @@ INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --constr
 # The tests run in the order of tests/conftest.py, longest first; xdist's own order puts the largest groups first.
 PYTEST := $(BIN)/python -m pytest -q -n 2 --dist loadgroup --no-loadscope-reorder --durations=10
 
-.PHONY: help setup demo bases scores acceptance experiment chaos test test-fast mutants fuzz lint format bench bench-gpu clean
+.PHONY: help setup demo bases scores acceptance experiment chaos faults-io test test-fast mutants fuzz lint format bench bench-gpu clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -59,9 +59,12 @@ experiment: .venv/.installed  ## train variants with several seeds and compare t
 	@test -f "$(EXP)" || { echo "error: EXP is missing or no such file exists: make experiment EXP=configs/experiments/rank.yaml" >&2; exit 2; }
 	$(ONE_THREAD) $(BIN)/python scripts/run_experiment.py --config "$(EXP)"
 
-chaos: .venv/.dev  ## kill or damage runs N times and compare them with uninterrupted ones; then ckpt-chaos at POINTS (N=100 POINTS=12)
+chaos: .venv/.dev  ## kill or damage runs N times and compare them with uninterrupted ones; then ckpt-chaos at POINTS (N=100 POINTS=10)
 	$(ONE_THREAD) $(BIN)/python -m testing.fault_injection --tests $(N)
 	$(ONE_THREAD) $(BIN)/python -m testing.file_boundaries --points $(POINTS) --write docs/fault_injection.md
+
+faults-io: .venv/.dev  ## let N single system calls of runs fail (strace): full disk, broken disk; skipped without strace (N=100)
+	$(ONE_THREAD) $(BIN)/python -m testing.io_faults --tests $(N) --write docs/fault_injection.md
 
 test: .venv/.dev  ## every test that needs no GPU (at most twelve minutes on two cores)
 	$(ONE_THREAD) $(PYTEST) -m "not gpu"

@@ -59,8 +59,11 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     found = parser.parse_args(arguments)
     if found.rounds < 9 or found.rounds % 2 == 0:
         parser.error("--rounds must be an odd number, at least 9: the interval is computed for those only")
-    if found.batch_size < 1 or found.warmup < 0 or found.block_seconds < 0:
-        parser.error("--batch-size must be at least 1, --warmup and --block-seconds at least 0")
+    bounds = {"batch_size": (1, 4096), "rounds": (9, 10_001), "warmup": (0, 10_000)}
+    bounds |= {"block_seconds": (0, 3600), "limit": (0, 1_000_000), "max_pressure": (0, 1)}
+    for name, (least, most) in bounds.items():
+        if not least <= getattr(found, name) <= most:  # NaN is within no bounds
+            parser.error(f"--{name.replace('_', '-')} must be at least {least} and at most {most}")
     if (found.profile == "full") != (found.base is not None):
         parser.error("--profile full and --base FOLDER go together: give both or neither")
     found.pair, found.model = found.pair or ["caches", "adapter"], found.model or ["sdxl"]
@@ -75,7 +78,6 @@ if __name__ == "__main__":
     ARGUMENTS = parse(sys.argv[1:])
 
 import importlib.util
-import json
 import platform
 import tempfile
 from contextlib import ExitStack
@@ -100,7 +102,7 @@ from sushi_research.caches.inputs import Inputs, fill_caches
 from sushi_research.config.process import run_main
 from sushi_research.data.training_data import read_data
 from sushi_research.errors import UserError
-from sushi_research.files import write_json
+from sushi_research.files import parse_json, read_regular, write_json
 from sushi_research.fingerprints import HashCache, folder_hash
 from sushi_research.models.loading import find_base
 from sushi_research.planning import op_counts
@@ -123,7 +125,7 @@ def main(arguments: argparse.Namespace) -> int:
     if arguments.table:
         print(paired_timing.TABLE_HEAD)
         for file in map(Path, arguments.table):
-            print(paired_timing.table_row(json.loads(file.read_text()), file.name))
+            print(paired_timing.table_row(parse_json(read_regular(file), str(file)), file.name))
         return 0
     run.quiet_libraries()
     if arguments.device == "cuda" and not torch.cuda.is_available():

@@ -39,10 +39,12 @@ from sushi_research.data.training_data import read_data
 from sushi_research.files import system_errors
 from sushi_research.models.loading import find_base
 from sushi_research.runs.job import Job
+from sushi_research.runs.launch import one_report
 from sushi_research.training import run
 from sushi_research.training.disk_plan import require_room_for_cache
 
 
+@one_report()
 @system_errors()
 def main(config: TrainingConfig) -> int:
     """Encodes what is missing for `config`; returns 0."""

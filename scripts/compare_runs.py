@@ -71,7 +71,7 @@ from sushi_research import stopping
 from sushi_research.errors import UserError
 from sushi_research.experiments import page_content, plots, wandb_runs
 from sushi_research.experiments.comparison import Comparison, compare
-from sushi_research.files import CannotWrite, make_folder, remove, system_errors, write_atomic, write_json
+from sushi_research.files import CannotWrite, expand_path, make_folder, remove, system_errors, write_atomic, write_json
 from sushi_research.progress import progress
 from sushi_research.reports import page
 from sushi_research.reports.run_record import find_records, read_record
@@ -88,10 +88,10 @@ def main(arguments: argparse.Namespace) -> int:
 
 def write_comparison(arguments: argparse.Namespace) -> None:
     """Reads the runs, compares them, writes the page and prints the test results."""
+    arguments.runs = [expand_path(name, key="RUN") for name in arguments.runs]
     folders, problems = folders_of(arguments)
-    output = Path(
-        arguments.output or f"comparisons/{(Path(arguments.runs[0]).resolve().name if arguments.runs else 'wandb')}"
-    )
+    default = f"comparisons/{Path(arguments.runs[0]).resolve().name if arguments.runs else 'wandb'}"
+    output = Path(default if arguments.output is None else expand_path(arguments.output, key="--output"))
     make_folder(output)
     if arguments.wandb_runs:
         try:

@@ -56,12 +56,14 @@ from sushi_research.files import system_errors
 from sushi_research.fingerprints import HashCache
 from sushi_research.models.loading import find_base
 from sushi_research.runs.job import Job
+from sushi_research.runs.launch import one_report
 from sushi_research.sampling import sample_grids
 from sushi_research.terminal import say
 from sushi_research.training import evaluating, identity_facts, run
 from sushi_research.training.disk_plan import require_room_for_cache
 
 
+@one_report()
 @system_errors()
 def main(config: AdapterEvaluation) -> int:
     """Evaluates the base and the adapters of `config`; returns 0."""

@@ -119,7 +119,10 @@ def sample(config: SamplingConfig) -> None:
     del pipeline
 
     vae = loading.load_vae(base, loading.vae_dtype(base, device), device)
-    generated = decode(vae, latents, model.SCALING_FACTOR)
+    texts = [
+        f"{label} {lora_scale:g}: {prompt} (seed {seed})" for label, _, lora_scale in columns for prompt, seed in rows
+    ]
+    generated = decode(vae, latents, model.SCALING_FACTOR, texts)
     cells = [generated[row :: len(rows)] for row in range(len(rows))]
     pictures = {
         singles / f"{row:02d}-{column:02d}.png": image

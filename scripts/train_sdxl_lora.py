@@ -41,6 +41,7 @@ from sushi_research.models.loading import find_base
 from sushi_research.progress import progress
 from sushi_research.runs import tracking
 from sushi_research.runs.job import Job
+from sushi_research.runs.launch import one_report
 from sushi_research.sampling import sample_grids
 from sushi_research.stopping import StopRequest
 from sushi_research.training import evaluating, optim, resume, run
@@ -76,6 +77,7 @@ def training_step(
     metrics.add(loss, losses, diffusion.timestep_bin(timesteps))
 
 
+@one_report()
 @system_errors()
 def main(config: SDXLTraining) -> int:
     """Runs the training. Returns the exit status: 0, or 128 + the signal number if a signal stopped it early."""
@@ -193,7 +195,7 @@ def train(job: Job) -> int:
                     evaluating.evaluate(job, evaluator, unet, step, metrics_file)
                 if first or last or is_due(step, config.sample.every):
                     timings.enter("sampling")
-                    sample_grids.generate(job, inputs, unet, step)
+                    sample_grids.generate(job, inputs, unet, step, lora.without_adapter)
             if last:
                 break
 

@@ -77,24 +77,24 @@ def readable() -> Iterator[None]:
         ) from error
 
 
-def expand_path(text: str) -> str:
+def expand_path(text: str, *, key: str = "") -> str:
     """A path as the user gives it, with `~` or `~name` at its start replaced by that home folder.
 
-    Raises UserError, in words that can follow the name of a setting, if no system has such a path, or for an unknown user.
+    Raises UserError if no system has such a path, or for an unknown user. The sentence begins with `key`, the name of the
+    setting, and the path; without a key it can follow them.
     """
+    problem, expanded = None, os.path.expanduser(text)
     if not text:
-        raise UserError("it is empty, and a path is needed")
-    if "\0" in text:
-        raise UserError("it contains a zero byte, which no path can: remove it")
-    expanded = os.path.expanduser(text)
-    if text.startswith("~") and expanded == text:
-        user = text[1:].partition(os.sep)[0]
-        raise UserError(
-            f"it names the home folder of {user or 'a user'}, which this machine does not know: write out the path"
-        )
-    longest = max(len(os.fsencode(part)) for part in expanded.split(os.sep))
-    if len(os.fsencode(expanded)) > MOST_PATH or longest > MOST_NAME:
-        raise UserError(f"it has {len(text):,} letters, which is too long for a path: shorten it")
+        problem = "it is empty, and a path is needed"
+    elif "\0" in text:
+        problem = "it contains a zero byte, which no path can: remove it"
+    elif text.startswith("~") and expanded == text:
+        user = text[1:].partition(os.sep)[0] or "a user"
+        problem = f"it names the home folder of {user}, whom this machine does not know: write out the path"
+    elif len(os.fsencode(expanded)) > MOST_PATH or max(map(len, os.fsencode(expanded).split(b"/"))) > MOST_NAME:
+        problem = f"it has {len(text):,} letters, which is too long for a path: shorten it"
+    if problem:
+        raise UserError(f"{key} is {text}: {problem}" if key and text else f"{key}: {problem}" if key else problem)
     return expanded
 
 
@@ -216,15 +216,19 @@ class CannotWrite(UserError):
 
 def disk_error(what: str, error: OSError) -> CannotWrite:
     """The error for a failed write: `what` failed, the reason, and what to do."""
+    advice = _ADVICE.get(error.errno, "check the path and the disk")
     return CannotWrite(
         f"{what}: {error.strerror or error}",
-        f"{_ADVICE.get(error.errno, 'check the disk')}, then run the same command again: what was written before is intact",
+        f"{advice}, then run the same command again: what was written before is intact",
     )
 
 
 _ADVICE = dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free some space")
 _ADVICE |= dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "make the folder writable")
-_ADVICE |= {errno.EFBIG: "raise the limit on the size of a file (ulimit -f, or that of the file system)"}
+_ADVICE |= {
+    errno.EFBIG: "raise the limit on the size of a file (ulimit -f, or that of the file system)",
+    errno.EIO: "check the disk",
+}
 _ADVICE |= dict.fromkeys((errno.EMFILE, errno.ENFILE), "raise the limit on open files (ulimit -n)")
 
 

@@ -21,6 +21,7 @@ SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP"
 # `accelerate launch` sets this for every script that it starts, with one process or many (accelerate/utils/launch.py).
 # Nobody sets it by hand.
 _LAUNCHER_VARIABLE = "ACCELERATE_DYNAMO_MODE"
+_ENDED = "the launcher ended"
 # Ctrl-C in a terminal reaches a process twice: from the terminal and from the launcher. For so many seconds after a signal further
 # ones have no effect, so that they do not interrupt what the first one lets finish.
 _ONE_REQUEST = 5.0
@@ -33,9 +34,10 @@ class Stopped(KeyboardInterrupt):
     KeyboardInterrupt because libraries expect Ctrl-C.
     """
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, reason: str | None = None) -> None:
         super().__init__()
         self.number = number
+        self.reason = reason or signal.Signals(number).name
         self.doing: str | None = None
         self.kept: str | None = None
 
@@ -46,7 +48,7 @@ class Stopped(KeyboardInterrupt):
 
     def __str__(self) -> str:
         kept = self.kept or "nothing is kept; the same command again starts over"
-        return f"{signal.Signals(self.number).name} while {self.doing or 'working'}: {kept}"
+        return f"{self.reason} while {self.doing or 'working'}: {kept}"
 
 
 @contextlib.contextmanager
@@ -69,11 +71,6 @@ def cause(error: BaseException) -> Stopped | None:
     while seen is not None and not isinstance(seen, Stopped):
         seen = seen.__cause__ or seen.__context__
     return seen
-
-
-def other_processes() -> bool:
-    """Whether a launcher has started several processes for this command."""
-    return os.environ.get("WORLD_SIZE", "1") not in ("", "1")
 
 
 def is_first() -> bool:
@@ -134,17 +131,54 @@ def end_at_once() -> None:
                 signal.signal(number, end)
 
 
-def _raise(number: int) -> None:
-    if _Request.is_new():
-        raise Stopped(number)
+class Launcher:
+    """`accelerate launch`, if it started this process.
+
+    It does not forward SIGTERM to a single process, which would otherwise go on unnoticed when the launcher has ended.
+    """
+
+    def __init__(self, environment: Mapping[str, str] = os.environ) -> None:
+        self._parent = os.getppid() if _LAUNCHER_VARIABLE in environment else None
+
+    def has_ended(self) -> bool:
+        """Whether another process has become the parent. Costs one system call.
+
+        A script that was started by hand does not stop when its shell ends. Always False on Windows, where the parent id
+        does not change.
+        """
+        return self._parent is not None and os.getppid() != self._parent
+
+    @contextlib.contextmanager
+    def watched(self) -> Iterator[None]:
+        """Within the block this process gets SIGTERM, within a second, when the launcher has ended."""
+        done = threading.Event()
+
+        def watch() -> None:
+            while not done.wait(1.0):
+                if self.has_ended():
+                    os.kill(os.getpid(), signal.SIGTERM)
+                    return
+
+        if self._parent is not None:
+            threading.Thread(target=watch, name="launcher", daemon=True).start()
+        try:
+            yield
+        finally:
+            done.set()
 
 
 @contextlib.contextmanager
 def stoppable() -> Iterator[None]:
-    """Within the block a signal raises `Stopped`."""
+    """Within the block a signal raises `Stopped`, and so does the end of the launcher."""
     _Request.begun, _Request.at = True, None
-    with on_signals(_raise):
+    launcher = Launcher()
+    with on_signals(lambda number: _raise(number, launcher)), launcher.watched():
         yield
+
+
+def _raise(number: int, launcher: Launcher) -> None:
+    if _Request.is_new():
+        raise Stopped(number, _ENDED if launcher.has_ended() else None)
 
 
 class StopRequest:
@@ -158,7 +192,7 @@ class StopRequest:
         self.reason: str | None = None
         self.signals = 0
         self._announce = announce
-        self._parent = os.getppid() if _LAUNCHER_VARIABLE in environment else None
+        self._launcher = Launcher(environment)
         self._block = contextlib.ExitStack()
 
     def __enter__(self) -> StopRequest:
@@ -172,14 +206,14 @@ class StopRequest:
     def at_once(self) -> Iterator[None]:
         """Within the block a stop does not wait for the next step: it raises `Stopped`, also one that was requested just before."""
         if self.reason is not None:
-            raise Stopped(self.exit_status - 128)
-        with on_signals(_raise):
+            raise Stopped(self.exit_status - 128, self.reason)
+        with on_signals(lambda number: _raise(number, self._launcher)):
             yield
 
     def poll(self) -> int:
         """1 if this process should stop, else 0. Costs one system call."""
-        if self.reason is None and self.launcher_died():
-            self._ask("the launcher ended")
+        if self.reason is None and self._launcher.has_ended():
+            self._ask(_ENDED)
         return int(self.reason is not None)
 
     @property
@@ -190,20 +224,11 @@ class StopRequest:
         """
         return 128 + next((number for number in SIGNALS if number.name == self.reason), signal.SIGTERM)
 
-    def launcher_died(self) -> bool:
-        """Whether `accelerate launch` started this process and has ended: another process has become the parent.
-
-        The launcher does not forward SIGTERM to a single process, which would otherwise continue training unnoticed. A
-        script that was started by hand does not stop when its shell ends. Always False on Windows, where the parent id
-        does not change.
-        """
-        return self._parent is not None and os.getppid() != self._parent
-
     def _on_signal(self, number: int) -> None:
         self.signals += 1
         _Request.is_new()
         if self.reason is None:
-            self._ask(signal.Signals(number).name)
+            self._ask(_ENDED if self._launcher.has_ended() else signal.Signals(number).name)
 
     def _ask(self, reason: str) -> None:
         self.reason = reason

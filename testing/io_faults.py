@@ -61,45 +61,52 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 def main(options: argparse.Namespace) -> int:
     """Runs the command; returns the exit status."""
-    from testing.faults import FaultTest, report_wrong, run_tests
-    from testing.launches import Launcher, script_of
     from testing.result_pages import around_table, circumstances, write_table
-    from testing.system_calls import Untraceable, choose
+    from testing.system_calls import Untraceable
 
     if options.write:
         around_table(options.write, TABLE)  # a page without marks is refused before the work, not after it
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     folder = Path(options.keep or tempfile.mkdtemp(prefix="io-faults-")).resolve()
-    folder.mkdir(parents=True, exist_ok=True)
-    launcher, references, faults = Launcher(folder), {}, []
-    setups = sampling_setups()
-    scripts = [script_of(setup) for setup in setups]
+    status = 0
     try:
-        for number, setup in enumerate(setups):
-            reference, calls = logged_run(launcher, setup, folder / "reference" / setup.name)
-            references[setup.name] = reference
-            share = len(range(number, options.tests, len(setups)))
-            faults += [(setup, fault) for fault in choose(calls, share, number / len(setups))]
+        lines, status = all_faults(options, folder)
+        text = "\n".join(
+            [*lines, "", circumstances(scripts=[f"scripts/train_{name.split('-')[0]}_lora.py" for name in NAMES])]
+        )
     except Untraceable as reason:
-        text = f"Skipped: {reason}. {circumstances(scripts=scripts)}"
-    else:
-        tests = [
-            FaultTest(number, f"{fault.name}, {fault.error}", setup) for number, (setup, fault) in enumerate(faults)
-        ]
-        if options.only is not None:
-            if options.only not in range(len(tests)):
-                raise UserError(f"--only {options.only}: there are tests 0 to {len(tests) - 1}.")
-            tests = [tests[options.only]]
-
-        def inject(test: FaultTest, place: Path) -> None:
-            one_fault(test, faults[test.number][1], launcher, references[test.setup.name], place)
-
-        run_tests(tests, inject, folder)
-        text = "\n".join([*table(tests), "", circumstances(scripts=scripts)])
+        text = f"Skipped: {reason}. {circumstances()}"
     print(text)
     if options.write:
         write_table(options.write, TABLE, text)
-    return report_wrong(tests, folder, keep=bool(options.keep)) if faults else 0
+    return status
+
+
+def all_faults(options: argparse.Namespace, folder: Path) -> tuple[list[str], int]:
+    """Runs the tests in `folder`; returns the lines of the table and the exit status. Raises Untraceable."""
+    from testing.system_calls import choose, find_strace
+
+    find_strace()
+    from testing.faults import FaultTest, report_wrong, run_tests
+    from testing.launches import Launcher
+
+    folder.mkdir(parents=True, exist_ok=True)
+    launcher, references, faults, setups = Launcher(folder), {}, [], sampling_setups()
+    for number, setup in enumerate(setups):
+        references[setup.name], calls = logged_run(launcher, setup, folder / "reference" / setup.name)
+        share = len(range(number, options.tests, len(setups)))
+        faults += [(setup, fault) for fault in choose(calls, share, number / len(setups))]
+    tests = [FaultTest(number, f"{fault.name}, {fault.error}", setup) for number, (setup, fault) in enumerate(faults)]
+    if options.only is not None:
+        if options.only not in range(len(tests)):
+            raise UserError(f"--only {options.only}: there are tests 0 to {len(tests) - 1}.")
+        tests = [tests[options.only]]
+
+    def inject(test: FaultTest, place: Path) -> None:
+        one_fault(test, faults[test.number][1], launcher, references[test.setup.name], place)
+
+    run_tests(tests, inject, folder)
+    return table(tests), report_wrong(tests, folder, keep=bool(options.keep))
 
 
 def sampling_setups() -> list[Any]:

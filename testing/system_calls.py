@@ -112,12 +112,31 @@ def _even(found: list[Fault], count: int, share: float) -> list[Fault]:
     return [found[int((number + share) * stride)] for number in range(max(count, 0))]
 
 
-def attach(pid: int, log: Path, *options: str) -> subprocess.Popen[bytes]:
-    """Starts strace on the process `pid` and its later threads; it ends with the process. Raises Untraceable."""
+def find_strace() -> str:
+    """The path of strace. Raises Untraceable."""
     strace = shutil.which("strace")
     if strace is None:
         raise Untraceable("strace is not installed")
-    command = [strace, "-f", "-qq", "-y", "-s", "0", "-e", "signal=none", "-o", str(log), "-p", str(pid), *options]
+    return strace
+
+
+def attach(pid: int, log: Path, *options: str) -> subprocess.Popen[bytes]:
+    """Starts strace on the process `pid` and its later threads; it ends with the process. Raises Untraceable."""
+    command = [
+        find_strace(),
+        "-f",
+        "-qq",
+        "-y",
+        "-s",
+        "0",
+        "-e",
+        "signal=none",
+        "-o",
+        str(log),
+        "-p",
+        str(pid),
+        *options,
+    ]
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE)
     try:
         process.wait(0.5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -81,13 +82,21 @@ def alpha_of(settings: Settings, path: Path, name: str, rank: int) -> float:
     return alpha * math.sqrt(rank) if rslora else alpha
 
 
+def _is_slow(pattern: str) -> bool:
+    """Whether a regular expression may take longer than the third power of a name's length: many repeats, or repeated groups."""
+    return len(pattern) > 300 or len(re.findall(r"[*+?{]", pattern)) > 3 or re.search(r"\)[*+{]", pattern) is not None
+
+
 def _number(path: Path, chosen: dict[str, Any], component: str, key: str, pattern_key: str, module: str) -> float:
     """The value of `key` for a module: of the first pattern that its path matches, or the general one."""
-    import re
-
     from peft.utils.other import get_pattern_key
 
     patterns = chosen.get(pattern_key) or {}
+    if slow := [key for key in patterns if _is_slow(str(key))]:
+        raise UserError(
+            f"{path}: its metadata {KEY} has {slow[0]!r:.60} in {component}.{pattern_key}, a pattern that can take hours to match: "
+            "take another copy of the adapter."
+        )
     try:
         value = patterns.get(get_pattern_key(patterns.keys(), module), chosen.get(key))
     except (AttributeError, TypeError, re.error):

@@ -16,6 +16,7 @@ import errno
 import hashlib
 import json
 import math
+import mmap
 import os
 import re
 import socket
@@ -23,16 +24,13 @@ import time
 import uuid
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 
 from sushi_research.errors import UserError
-from sushi_research.files import fsync_file, fsync_folder, parse_json
-
-if TYPE_CHECKING:
-    from datasets import Dataset
+from sushi_research.files import UnreadableFile, fsync_file, fsync_folder, kind_of, parse_json, read_regular
 
 FORMAT_VERSION = 1
 
@@ -62,9 +60,45 @@ def make_row(key: str, tensors: dict[str, torch.Tensor], metadata: dict[str, Any
     return row
 
 
-def read_tensor(shard: Dataset, name: str, row: int) -> torch.Tensor:
-    """One tensor of one row, as a copy on the CPU. Bit-identical to the tensor given to `make_row`."""
-    column = shard.data.column
+class Shard:
+    """A shard that is verified and memory-mapped. Every read first checks that its file is as it was then.
+
+    A process that reads a mapping beyond the end of its file is killed (SIGBUS), so a file that another program truncates must be
+    noticed before. One that is removed or replaced stays mapped as it was.
+    """
+
+    def __init__(self, path: Path, file: BinaryIO) -> None:
+        import pyarrow
+
+        self._path, self._stat = path, os.fstat(file.fileno())
+        self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self._table = pyarrow.ipc.open_stream(pyarrow.py_buffer(self._map)).read_all()
+
+    def __len__(self) -> int:
+        return self._table.num_rows
+
+    def column(self, name: str) -> Any:
+        """A column as an Arrow array. UserError if the file has changed since it was verified."""
+        try:
+            now = os.stat(self._path)
+        except OSError:
+            now = self._stat
+        is_same = (now.st_dev, now.st_ino) == (self._stat.st_dev, self._stat.st_ino)
+        is_written = is_same and now.st_mtime_ns != self._stat.st_mtime_ns
+        if is_written or self._map.size() != self._stat.st_size:
+            raise UserError(
+                f"the cache file {self._path} was changed by another program while it was in use: run the same command again, "
+                "which makes its entries again and goes on from the last checkpoint"
+            )
+        return self._table.column(name)
+
+
+def read_tensor(shard: Shard, name: str, row: int) -> torch.Tensor:
+    """One tensor of one row, as a copy on the CPU. Bit-identical to the tensor given to `make_row`.
+
+    UserError if the file has changed since it was verified.
+    """
+    column = shard.column
     shape = column(f"{name}_shape")[row].as_py()
     dtype = _DTYPES[column(f"{name}_dtype")[row].as_py()]
     data = np.frombuffer(column(name)[row].as_buffer(), np.uint8)
@@ -118,26 +152,25 @@ def aside_name(folder: Path) -> Path:
     return folder / f".writing-{_host()}-{os.getpid()}-{uuid.uuid4().hex}.json"
 
 
-def open_shard(manifest_path: Path, tensors: tuple[str, ...]) -> Dataset:
+def open_shard(manifest_path: Path, tensors: tuple[str, ...]) -> Shard:
     """Memory-maps one shard after verifying all of it against its manifest.
 
     Raises Damage if they do not match, and UserError if an intact shard has another format or other tensors, or if it
     cannot be read.
     """
-    from datasets import Dataset
-
     path = manifest_path.with_suffix(".arrow")
     try:
         manifest = _read_manifest(manifest_path)
         _require_format(manifest, tensors, path.parent)
-        _require_file(path)
-        size = path.stat().st_size
-        if size != manifest["bytes"]:
-            raise Damage(f"it has {size} bytes and should have {manifest['bytes']}")
+        if not path.is_file() and path.exists():
+            raise Damage(f"it is {kind_of(path)}")
         with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size != manifest["bytes"]:
+                raise Damage(f"it has {size} bytes and should have {manifest['bytes']}")
             if _checksum(file) != manifest["checksum"]:
                 raise Damage("its bytes are not those that were written")
-        shard = Dataset.from_file(str(path))
+            shard = Shard(path, file)
     except FileNotFoundError as error:
         raise Damage("the file is missing") from error
     except OSError as error:
@@ -191,19 +224,18 @@ def _checksum(file: BinaryIO) -> str:
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
-    _require_file(path)
     try:
-        manifest = parse_json(path.read_bytes(), "its manifest")
-    except ValueError as error:
+        manifest = parse_json(read_regular(path), path.name)
+        whole = isinstance(manifest, dict) and manifest.pop("seal", None) == json_hash(manifest)
+    except UnreadableFile as error:
+        if isinstance(error.__cause__, OSError):
+            raise error.__cause__ from None
+        raise Damage(f"its manifest {error.reason}") from error
+    except ValueError as error:  # no JSON, or NaN
         raise Damage("its manifest cannot be read") from error
-    if not isinstance(manifest, dict) or manifest.pop("seal", None) != json_hash(manifest):
+    if not whole or not {"format", "tensors", "rows", "bytes", "checksum"} <= manifest.keys():
         raise Damage("its manifest is not what was written")
     return manifest
-
-
-def _require_file(path: Path) -> None:
-    if path.exists() and not path.is_file():  # opening a FIFO would wait for a writer
-        raise Damage(f"{path.name} is not a file")
 
 
 def _require_format(manifest: dict[str, Any], tensors: tuple[str, ...], folder: Path) -> None:

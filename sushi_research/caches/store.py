@@ -17,13 +17,14 @@ import logging
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from sushi_research.caches import order
 from sushi_research.caches.shards import (
     Damage,
+    Shard,
     aside_name,
     json_hash,
     make_row,
@@ -35,9 +36,6 @@ from sushi_research.caches.shards import (
 )
 from sushi_research.errors import UserError
 from sushi_research.progress import progress
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -65,7 +63,7 @@ class Store:
         self.tensors = tensors
         self.damaged: list[tuple[str, str]] = []
         self._repair = repair
-        self._shards: dict[str, Dataset] = {}
+        self._shards: dict[str, Shard] = {}
         self._index: dict[str, tuple[str, int]] = {}  # key -> (shard name, row)
 
     @classmethod
@@ -123,7 +121,7 @@ class Store:
             return set()
         self._shards[name] = shard
         # An entry that is known already stays: shards are taken up in their order.
-        new = {key: (name, row) for row, key in enumerate(shard.data.column("key").to_pylist())}
+        new = {key: (name, row) for row, key in enumerate(shard.column("key").to_pylist())}
         new = {key: place for key, place in new.items() if key not in self._index}
         self._index |= new
         return set(new)
@@ -140,7 +138,10 @@ class Store:
         return sum(_size(self.folder / f"{name}.arrow") for name in self._shards)
 
     def get(self, key: str) -> dict[str, torch.Tensor]:
-        """The tensors of one row by name, as copies on the CPU. Raises KeyError if it is missing."""
+        """The tensors of one row by name, as copies on the CPU.
+
+        Raises KeyError if it is missing, and UserError if its file was changed since it was verified.
+        """
         shard, row = self._find(key)
         return {name: read_tensor(shard, name, row) for name in self.tensors}
 
@@ -151,9 +152,9 @@ class Store:
     def metadata(self, key: str) -> dict[str, Any]:
         """The metadata of a row. Raises KeyError if it is missing."""
         shard, row = self._find(key)
-        return json.loads(shard.data.column("metadata")[row].as_py())
+        return json.loads(shard.column("metadata")[row].as_py())
 
-    def _find(self, key: str) -> tuple[Dataset, int]:
+    def _find(self, key: str) -> tuple[Shard, int]:
         if key not in self._index:
             raise KeyError(f"the cache {self.folder} has no entry {key}")
         name, row = self._index[key]

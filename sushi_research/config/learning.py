@@ -6,7 +6,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from sushi_research.config.section import Bounded, Scalar, Section, Seed, Steps, Text
+from sushi_research.config.section import MOST_STEPS, Bounded, Scalar, Section, Seed, Steps, Text
+
+# Of one step on one process. Its samples are chosen at once; the largest published trainings of these models use some thousand.
+MOST_SAMPLES = 65_536
 
 TargetPreset = Literal["attention", "attention_ff", "kohya", "kohya_conv"]
 
@@ -82,6 +85,16 @@ class TrainSection(Section):
             raise ValueError("train.steps and train.epochs are both set: keep one and set the other to null")
         return self
 
+    @model_validator(mode="after")
+    def _a_step_ends(self) -> TrainSection:
+        samples = self.batch_size * self.accumulation
+        if samples > MOST_SAMPLES:
+            raise ValueError(
+                f"train.batch_size x train.accumulation is {samples:,} samples per step, and at most {MOST_SAMPLES:,} "
+                "are possible: lower one of them"
+            )
+        return self
+
 
 class OptimizerSection(Section):
     """The optimizer."""
@@ -115,7 +128,7 @@ class ScheduleSection(Section):
     name: Literal["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"] = Field(
         "constant", description="Schedule, named as in diffusers' get_scheduler"
     )
-    warmup: Annotated[int, Field(ge=0, le=10_000_000)] | Annotated[float, Field(ge=0, lt=1)] = Field(
+    warmup: Annotated[int, Field(ge=0, le=MOST_STEPS)] | Annotated[float, Field(ge=0, lt=1)] = Field(
         0,
         description="Warm-up: rise from zero over this many steps, or over this fraction of the run",
         json_schema_extra={"allowed": "a whole number of steps (at least 0) or a fraction (at least 0, below 1)"},

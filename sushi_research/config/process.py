@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
@@ -14,10 +13,6 @@ from sushi_research.config.command_line import load_config
 from sushi_research.errors import UserError
 
 Config = TypeVar("Config", bound=BaseModel)
-
-# How long a process whose work failed waits for the launcher to stop it. If one process ends, the others fail too, with errors of
-# the network library that do not say why; the launcher looks ten times a second whether one has ended, and stops them.
-_LAUNCHER_SECONDS = 3.0
 
 
 def begin() -> None:
@@ -92,10 +87,6 @@ def _main(main: Callable[[Config], int | None], config: Config) -> int | None:
     except Exception as error:
         if stop := stopping.cause(error):
             raise stop from None
-        if stopping.other_processes():
-            time.sleep(
-                _LAUNCHER_SECONDS
-            )  # raises Stopped if the launcher ends this process because another one has ended
         raise
 
 

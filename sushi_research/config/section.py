@@ -39,7 +39,8 @@ Location = Annotated[str, Field(min_length=1), AfterValidator(expand_path)]
 Bounded = AfterValidator(_bounded_list)
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 # Four months at a step per second.
-Steps = Annotated[int, Field(ge=1, le=10_000_000)]
+MOST_STEPS = 10_000_000
+Steps = Annotated[int, Field(ge=1, le=MOST_STEPS)]
 # The schedule of SD1.5 and SDXL has 1000 timesteps (`diffusion.NUM_TIMESTEPS`); diffusers repeats the lowest for more steps.
 SamplingSteps = Annotated[int, Field(ge=1, le=1000)]
 # Usual scales are 1 to 20.

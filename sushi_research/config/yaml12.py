@@ -82,10 +82,7 @@ def read_yaml(path: str) -> dict[str, Any]:
 
     Raises UserError if the file cannot be read, is not UTF-8 or YAML, has a duplicate key, or is not a mapping.
     """
-    try:
-        file = Path(expand_path(path))
-    except UserError as error:
-        raise UserError(f"--config is {show(path)}: {error}") from None
+    file = Path(expand_path(path, key="--config"))
     if file.is_dir():
         raise UserError(f"{path} is a folder: --config takes a YAML file")
     try:

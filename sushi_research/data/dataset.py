@@ -14,14 +14,14 @@ import numpy as np
 from sushi_research import caption_text
 from sushi_research.data.hf_dataset import find_in_table, require_hub_id
 from sushi_research.data.image_folder import find_in_folder
-from sushi_research.data.images import MAX_BYTES, BadImage, decode_and_describe
+from sushi_research.data.images import BadImage, decode_and_describe
 from sushi_research.data.near_duplicates import fingerprint
 from sushi_research.data.own_outputs import require_apart
 from sushi_research.data.samples import FoundImage, Problem, Sample, Scan
 from sushi_research.data.tables import open_folder, open_hub, open_saved
 from sushi_research.data.walk import note_links
 from sushi_research.errors import UserError, some
-from sushi_research.files import make_folder, write_json
+from sushi_research.files import UnreadableFile, make_folder, write_json
 from sushi_research.fingerprints import FileState, HashCache, content_hash, file_state
 from sushi_research.progress import progress
 
@@ -52,8 +52,8 @@ def scan(
 
     Raises UserError if there is nothing to train on at `path`. Problems with single files are listed in the scan.
     """
-    folder = Path(path).expanduser().absolute()
-    if not folder.is_dir():
+    folder = Path(path).absolute()
+    if not os.path.isdir(folder):
         require_hub_id(str(path), folder, key)
         result = Scan(source=str(path) if revision is None else f"{path}@{revision}")
         images = find_in_table(result, open_hub(str(path), split, revision), split, image_column, caption_column)
@@ -197,11 +197,9 @@ def _inspect(image: FoundImage) -> tuple[dict[str, Any] | str, FileState | None]
             if not image.path.is_file():
                 return "not a file: a broken link?", None
             state = file_state(image.path)
-            if state.size > MAX_BYTES:
-                return f"it has {state.size:,} bytes, and at most {MAX_BYTES:,} are read", None
         data = image.load()
         decoded = decode_and_describe(data)
-    except BadImage as error:
+    except (BadImage, UnreadableFile) as error:
         return error.reason, None
     except OSError as error:
         return f"cannot be read: {error.strerror or error}", None

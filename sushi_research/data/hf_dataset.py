@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from functools import partial
 from pathlib import Path
@@ -75,11 +76,14 @@ def _read(cells: Any, index: int, column: str, folders: tuple[Path, ...]) -> byt
 
 def require_hub_id(text: str, path: Path, key: str) -> None:
     """Raises UserError unless `text`, which is not a folder and the value of `key`, is clearly meant as a hub id."""
-    if path.exists():
+    if os.path.exists(path):
         raise UserError(f"{key}: {text} is a file: give a folder of images, or a hub id such as org/name.")
-    if not path.parent.is_dir() and re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", text):
+    if not os.path.isdir(path.parent) and re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", text):
         return
-    siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+    try:
+        siblings = os.listdir(path.parent)
+    except OSError:
+        siblings = []
     same = [name for name in siblings if composed(name) == composed(path.name)]
     found = same or difflib.get_close_matches(path.name, siblings, n=1)
     near = f" (there is {path.parent / found[0]}{', in another Unicode form' if same else ''})" if found else ""

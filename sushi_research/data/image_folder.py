@@ -6,10 +6,12 @@ import posixpath
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 from sushi_research import caption_text
 from sushi_research.data import metadata_file
+from sushi_research.data.images import MAX_BYTES
 from sushi_research.data.metadata_file import FORMS, METADATA, UNREAD, Entry, Miss, Unusable
 from sushi_research.data.names import CAPTIONS, IMAGES, UNSUPPORTED, Names, composed
 from sushi_research.data.samples import FoundImage, Problem, Scan
@@ -67,7 +69,7 @@ def find_in_folder(
         if reason is not None:
             result.problems.append(Problem(name, reason))
         caption = next(iter(captions.of[name].values())) if reason is None else None
-        found.append(FoundImage(name, caption, repeats, path, path.read_bytes))
+        found.append(FoundImage(name, caption, repeats, path, partial(read_regular, path, MAX_BYTES)))
     result.notes += [
         f"{folder}: {count} images, each shown {repeats} times per epoch because of the number in the folder's name"
         for (folder, repeats), count in folders.items()

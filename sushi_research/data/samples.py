@@ -11,6 +11,7 @@ from pathlib import Path
 from sushi_research.data import colour
 from sushi_research.data.buckets import BucketRule, CropGeometry, TooSmall, crop_geometry
 from sushi_research.errors import UserError
+from sushi_research.files import UnreadableFile
 from sushi_research.fingerprints import content_hash
 
 
@@ -42,8 +43,8 @@ class Sample:
         """The bytes of the image file. Raises UserError if they cannot be read or have changed since the check."""
         try:
             data = self.load()
-        except OSError as error:
-            reason = error.strerror or error
+        except (OSError, UnreadableFile) as error:
+            reason = error.reason if isinstance(error, UnreadableFile) else error.strerror or error
             raise UserError(f"{self.name} could be read before but not now ({reason}): restore it.") from error
         if content_hash(data) != self.image_hash:
             raise UserError(f"{self.name} was changed after it was checked: run the same command again.")

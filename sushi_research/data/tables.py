@@ -221,4 +221,11 @@ def _readable(problem: str, advice: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"{problem} ({first_line(error).rstrip('.')}): {advice}.") from error
+        raise UserError(f"{problem} ({first_line(_disk_error_in(error) or error).rstrip('.')}): {advice}.") from error
+
+
+def _disk_error_in(error: BaseException | None) -> OSError | None:
+    """The error of the system behind an error of `datasets`, which does not name it, for example a full disk; None without one."""
+    while error is not None and not (isinstance(error, OSError) and error.errno):
+        error = error.__cause__
+    return error

@@ -160,7 +160,7 @@ def finish(output: Path, results: Sequence[Result], val_set: validation_set.Vali
     return f"{paths}\n  compare with runs: python scripts/compare_runs.py RUN {word(str(output))}/NAME"
 
 
-def _numbers(result: Result, val_set: validation_set.ValidationSet) -> dict[str, float]:
+def _numbers(result: Result, val_set: validation_set.ValidationSet) -> dict[str, float | None]:
     found = validation_set.summary(result.loss, result.base_loss, val_set.timesteps())
     found = found | (drift.summary(result.drift) if result.drift is not None else {})
     return {"lora_scale": result.lora_scale} | found

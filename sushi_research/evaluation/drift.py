@@ -16,6 +16,7 @@ import torch
 
 from sushi_research import diffusion
 from sushi_research.caches.store import Store, entry_key
+from sushi_research.errors import UserError
 from sushi_research.evaluation import validation_set
 from sushi_research.evaluation.validation_set import Example
 from sushi_research.sampling import pipeline
@@ -108,9 +109,13 @@ def generate_missing(
     )
     with store.writer() as writer:
         for number, latent in zip(mine, latents, strict=True):
-            writer.add(
-                drift_set.keys[number], {"latents": latent[0].half().cpu()}, {"caption": drift_set.names[number]}
-            )
+            caption, stored = drift_set.names[number], latent[0].half().cpu()
+            if not stored.isfinite().all():
+                raise UserError(
+                    f"the base generates an image that is not finite (NaN or infinity) for the drift caption {caption!r}: use "
+                    "train.precision bf16 or fp32, or other evaluation.drift_captions."
+                )
+            writer.add(drift_set.keys[number], {"latents": stored}, {"caption": caption})
 
 
 class Drift:
@@ -175,6 +180,7 @@ class Drift:
         )
 
 
-def summary(drift: np.ndarray) -> dict[str, float]:
-    """The logged metrics: the mean of `drift` [captions, noise samples] and its standard error over captions."""
+def summary(drift: np.ndarray) -> dict[str, float | None]:
+    """The logged metrics: the mean of `drift` [captions, noise samples] and its standard error over captions; None if a value is
+    not finite."""
     return validation_set.mean_with_error("evaluation/drift", drift)

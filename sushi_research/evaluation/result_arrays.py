@@ -15,6 +15,7 @@ from sushi_research.errors import UserError
 if TYPE_CHECKING:
     import pyarrow
 
+NUM_TIMESTEPS = 1000  # that of diffusion.py, which imports torch
 COLUMNS = ("step", "image", "noise_sample", "timestep", "loss", "base_loss")
 _REPEATED = re.compile(r"([0-9a-f]{32})#\d+")
 
@@ -70,6 +71,8 @@ def arrays_of(path: Path, table: pyarrow.Table) -> ResultArrays | None:
     shape = (len(steps), len(names), int(samples.max()) + 1)
     recorded = {key: table.schema.metadata.get(key) for key in (b"names", b"noise_samples")}
     wrong = [known not in (None, str(size).encode()) for known, size in zip(recorded.values(), shape[1:], strict=True)]
+    if columns["timestep"].min() < 0 or columns["timestep"].max() >= NUM_TIMESTEPS:
+        raise refused(path, f"has timesteps outside 0 to {NUM_TIMESTEPS - 1}")
     if any(wrong) or samples.min() < 0 or steps[0] < 0 or table.num_rows < np.prod(shape):
         raise refused(path, "does not have the same images and noise samples at every step, or lost some")
     place_of_name = {name: place for place, name in enumerate(names)}

@@ -160,6 +160,11 @@ class Results:
             raise refused(self.path, f"is damaged ({first_line(error)})") from None
         if table.column_names != list(COLUMNS) or b"set_hash" not in (table.schema.metadata or {}):
             raise refused(self.path, "does not hold what this version writes")
+        kinds = pyarrow.types.is_integer, pyarrow.types.is_floating
+        for field, expected in zip(table.schema, _schema(), strict=True):
+            # Numbers of another size are cast; a truth value, for example, is not.
+            if any(of_kind(expected.type) and not of_kind(field.type) for of_kind in kinds):
+                raise refused(self.path, f"has no {expected.type} column {field.name}")
         try:
             return table.cast(_schema().with_metadata(table.schema.metadata))
         except (ValueError, pyarrow.ArrowException):

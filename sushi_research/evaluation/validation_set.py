@@ -18,6 +18,7 @@ import torch
 from sushi_research import conditioning, diffusion, randomness
 from sushi_research.caches.store import entry_key
 from sushi_research.data.samples import Item
+from sushi_research.errors import some
 from sushi_research.models.prediction import Prediction
 from sushi_research.progress import progress
 
@@ -218,25 +219,41 @@ def predictions(
         unet.train(was_training)
 
 
-def summary(loss: np.ndarray, base: np.ndarray, times: np.ndarray) -> dict[str, float]:
+def summary(loss: np.ndarray, base: np.ndarray, times: np.ndarray) -> dict[str, float | None]:
     """The logged metrics of an evaluation: means over images (each the mean of its noise samples), with standard errors.
 
     `loss`, `base` and `times` are [N, noise samples]. `over_base` is the mean of the paired differences. Timestep bins are the
-    quarters of the schedule, from 0 (least noise) to 3, each with the same number of noise samples per image.
+    quarters of the schedule, from 0 (least noise) to 3, each with the same number of noise samples per image. A mean that includes
+    a loss that is not finite is None.
     """
-    difference = loss.astype(np.float64) - base
+    with np.errstate(invalid="ignore"):  # infinity minus infinity
+        difference = loss.astype(np.float64) - base
     values = mean_with_error("evaluation/loss", loss) | mean_with_error("evaluation/loss_over_base", difference)
     bins = times * 4 // diffusion.NUM_TIMESTEPS
     for timestep_bin in range(4):
-        in_bin = np.where(bins == timestep_bin, difference, np.nan)
-        values |= mean_with_error(f"evaluation/loss_over_base_by_timestep/{timestep_bin}", in_bin)
+        name = f"evaluation/loss_over_base_by_timestep/{timestep_bin}"
+        values |= mean_with_error(name, difference, bins == timestep_bin)
     return values
 
 
-def mean_with_error(name: str, values: np.ndarray) -> dict[str, float]:
-    """The mean over images of [N, noise samples] and its standard error over images; NaN marks values to ignore."""
-    means = np.nanmean(values.astype(np.float64), axis=1)
-    found = {name: float(means.mean())}
+def mean_with_error(name: str, values: np.ndarray, used: np.ndarray | None = None) -> dict[str, float | None]:
+    """The mean over images of [N, noise samples] and its standard error over images, of the values that are `used` (default: all).
+
+    Both are None if one of these values is not finite: without it, the mean would be one over other images and timesteps.
+    """
+    used = np.ones(values.shape, dtype=bool) if used is None else used
+    if not np.isfinite(values[used]).all():
+        return {name: None} | ({f"{name}_se": None} if len(values) > 1 else {})
+    means = np.nanmean(np.where(used, values.astype(np.float64), np.nan), axis=1)
+    found: dict[str, float | None] = {name: float(means.mean())}
     if len(means) > 1:
         found[f"{name}_se"] = float(means.std(ddof=1) / len(means) ** 0.5)
     return found
+
+
+def not_finite(names: Sequence[str], times: np.ndarray, values: np.ndarray) -> str:
+    """The places of values that are not finite: "2 of 64 (cat.png at timestep 981, ...)"; "" if there are none."""
+    places = [
+        f"{names[image]} at timestep {times[image, sample]}" for image, sample in np.argwhere(~np.isfinite(values))
+    ]
+    return f"{len(places)} of {values.size} ({some(places)})" if places else ""

@@ -250,16 +250,16 @@ def samples(comparison: Comparison, path: Path) -> bool:
 
 def _sample_images(run: RunRecord, problems: list[str]) -> tuple[dict[str, Path], dict[str, Path]]:
     """(label -> image file) at step 0 and at the last sampled step; labels contain the prompt and, with several seeds, the seed."""
-    steps = sorted(folder for folder in (run.path / "samples").glob("step-*") if folder.is_dir())
+    folders = (run.path / "samples").glob("step-*")
+    steps = sorted(folder for folder in folders if folder.name[5:].isdecimal() and folder.is_dir())
     found = []
     for step in (steps[:1] if steps and int(steps[0].name[5:]) == 0 else [], steps[-1:]):
         labels = {}
         for file in sorted(path for folder in step for path in folder.glob("*.png")):
-            try:
-                with Image.open(file) as image:
-                    image.load()
-                    labels[f"{image.info.get(LABEL, file.stem)} [{file.stem[3:]}]"] = file
-            except (OSError, SyntaxError) as error:  # Pillow's errors for a damaged PNG
-                problems.append(f"{file} is not an image ({error}): it is skipped")
+            if problem := plots.picture_problem(file):
+                problems.append(f"{file} is not an image (it {problem}): it is skipped")
+                continue
+            with Image.open(file) as image:
+                labels[f"{image.info.get(LABEL, file.stem)} [{file.stem[3:]}]"] = file
         found.append(labels)
     return found[0], found[1]

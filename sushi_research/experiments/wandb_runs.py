@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from sushi_research.errors import UserError, first_line
 from sushi_research.progress import progress
 from sushi_research.runs.tracking import resolve_trackers
+from sushi_research.runs.wandb_run import start_run
 
 if TYPE_CHECKING:
     import argparse
@@ -79,31 +80,32 @@ def log_page(arguments: argparse.Namespace, comparison: Comparison, title: str, 
     trackers = resolve_trackers(arguments.wandb, False)
     if trackers.wandb_mode is None:
         return trackers.notice if arguments.wandb != "off" else ""
+    options = {
+        "entity": arguments.entity,
+        "job_type": "comparison",
+        "name": title,
+        "dir": output,
+        "config": {"runs": [run.name for variant in comparison.variants for run in variant.runs]},
+    }
     try:
-        _log(arguments, trackers.wandb_mode, comparison, title, output)
+        run = start_run(trackers.wandb_mode, trackers.may_fall_back, arguments.project, options)
+        if run is None:
+            return f"W&B: off; the page is in {output}"
+        run.log(_values(comparison, output))
+        run.finish()
+    except UserError:
+        raise
     except Exception as error:
         return f"warning: the page could not be logged to W&B ({first_line(error)}); it is in {output}"
     return trackers.notice
 
 
-def _log(arguments: argparse.Namespace, mode: str, comparison: Comparison, title: str, output: Path) -> None:
+def _values(comparison: Comparison, output: Path) -> dict[str, Any]:
     import wandb
 
-    settings = wandb.Settings(save_code=False, disable_code=True, silent=mode == "offline")
-    with wandb.init(
-        project=arguments.project,
-        entity=arguments.entity,
-        job_type="comparison",
-        name=title,
-        mode=mode,
-        dir=output,
-        settings=settings,
-        config={"runs": [run.name for variant in comparison.variants for run in variant.runs]},
-    ) as run:
-        values: dict[str, Any] = {name: wandb.Table(**table) for name, table in tables(comparison).items()}
-        values |= {path.stem: wandb.Image(str(path)) for path in sorted(output.glob("*.png"))}
-        values["page"] = wandb.Html(str(output / "comparison.html"))
-        run.log(values)
+    values: dict[str, Any] = {name: wandb.Table(**table) for name, table in tables(comparison).items()}
+    values |= {path.stem: wandb.Image(str(path)) for path in sorted(output.glob("*.png"))}
+    return values | {"page": wandb.Html(str(output / "comparison.html"))}
 
 
 def tables(comparison: Comparison) -> dict[str, dict[str, Any]]:

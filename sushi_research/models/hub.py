@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from sushi_research.errors import UserError, first_line
+from sushi_research.files import expand_path
 from sushi_research.models.diffusers_folder import TEXT_WEIGHTS, WEIGHTS
 from sushi_research.models.tokenizers import FILES
 
@@ -56,18 +57,14 @@ def _weights(folders: Iterable[str], variants: Iterable[str | None]) -> list[str
 
 
 def _find(source: str, revision: str | None, key: str, patterns: list[str]) -> tuple[Path, str | None]:
-    try:
-        path = Path(source).expanduser()
-        here = path.is_dir() or path.is_file()
-    except (OSError, RuntimeError, ValueError):  # too long, an unknown user's home, or with a null character
-        path, here = Path(source), False
-    if here:
+    path = Path(expand_path(source, key=key))
+    if os.path.isdir(path) or os.path.isfile(path):
         if revision is not None:
             raise UserError(
                 f"{key}: {source} is on this machine, where there are no revisions: leave the revision out."
             )
         return path, None
-    local = source.startswith((".", "/", "~")) or "\0" in source or os.path.lexists(source)
+    local = source.startswith((".", "/", "~")) or os.path.lexists(source)
     owner, _, rest = source.partition("/")
     name, _, file = rest.partition("/")
     if local or not owner or not name or (file and not file.endswith(".safetensors")):

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from sushi_research.errors import UserError
+from sushi_research.errors import UserError, some
 from sushi_research.evaluation.result_arrays import ResultArrays, image_of, refused
 from sushi_research.evaluation.results import Results
 from sushi_research.reports import training_log
@@ -155,12 +155,13 @@ def read_record(path: Path) -> RunRecord:
 
     run.entries = attempt(lambda: provenance.entries(path / "provenance.json", SKIPPED), [])
     if os.path.lexists(path / "run.json"):
-        record = attempt(lambda: records.read_json(path / "run.json", SKIPPED), None)
-        if record is not None and (problem := format_problem(path / "run.json", record)):
+        content = attempt(lambda: records.read_json(path / "run.json", SKIPPED), ...)
+        if problem := format_problem(path / "run.json", content):
             run.state, run.problems = "unknown", [f"{problem}; it is skipped"]
             return run
-        if record is not None:
-            record = attempt(lambda: records.fitting(record, records.RunRecord, str(path / "run.json"), SKIPPED), None)
+        record = None
+        if content is not ...:
+            record = attempt(lambda: records.fitting(content, records.RunRecord, str(path / "run.json"), SKIPPED), None)
         run.identity = record["identity"] if record else {}
         # If run.json cannot be read, it is not known whether the run has finished.
         run.state = ("finished" if record["finished_at"] is not None else "stopped") if record else "unknown"
@@ -191,11 +192,8 @@ def read_record(path: Path) -> RunRecord:
             f"{path} has no evaluation: train with --evaluation.held_out or --evaluation.path, or evaluate its adapter with "
             "scripts/evaluate.py"
         )
-    elif run.evaluation is not None and not np.isfinite(run.evaluation.loss).all():
-        run.problems.append(
-            f"{path} has validation losses that are not finite: it diverged and is excluded from the test results"
-        )
-        run.evaluation = None
+    run.evaluation = _finite(run, run.evaluation, path / "evaluation.parquet")
+    run.drift = _finite(run, run.drift, path / "drift.parquet")
     if run.state == "still going":
         run.problems.append(f"{path} is still going, at step {run.last_step}: its results so far are used")
     elif run.state == "stopped":
@@ -228,6 +226,16 @@ def _curve(run: RunRecord, path: Path, logged: str) -> Curve | None:
     if run.state != "file":
         samples, spent = _axes(run, found.steps)
     return Curve(results.set_hash() or "", tuple(places), times, found.steps, loss, base, samples, spent)
+
+
+def _finite(run: RunRecord, curve: Curve | None, path: Path) -> Curve | None:
+    """The curve, or None with a problem if a value is not finite. Then all steps are excluded: the earlier ones flatter the run."""
+    if curve is None or (np.isfinite(curve.loss).all() and np.isfinite(curve.base).all()):
+        return curve
+    steps = [step for step, loss in zip(curve.steps, curve.loss, strict=True) if not np.isfinite(loss).all()]
+    where = f"at step {some([str(step) for step in steps])}" if steps else "of the base"
+    run.problems.append(f"{path} has values that are not finite {where}: it is excluded from the test results")
+    return None
 
 
 def _compared_with_the_log(run: RunRecord, path: Path, found: ResultArrays, logged: str) -> list[str]:

@@ -13,10 +13,9 @@ from sushi_research.errors import UserError
 from sushi_research.files import (
     UnreadableFile,
     append,
-    fsync_file,
     parse_json,
     read_regular,
-    require_same_folder,
+    sync,
     write_atomic,
 )
 from sushi_research.runs import metrics_gaps, records
@@ -51,10 +50,7 @@ class MetricsFile:
 
     def sync(self) -> None:
         """Syncs all lines to disk. Called before a checkpoint is saved, so that no step up to it is missing."""
-        require_same_folder(self.path)
-        if self.path.exists():
-            with open(self.path, "ab") as file:
-                fsync_file(file)
+        sync(self.path)
 
     def read(self) -> list[dict[str, Any]]:
         """All lines, by increasing step; the keys of a step are in one line or several. An incomplete last line is skipped.
@@ -97,6 +93,7 @@ class MetricsFile:
                 left["step"] = min(left["step"], step)  # the part of the gap that is kept
             return left if left.keys() != {"step"} and left["step"] <= step else {}
 
+        self._size = None
         if step < 0 and self.path.exists():
             write_atomic(self.path, b"")
         elif self.path.exists():

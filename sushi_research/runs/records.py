@@ -6,11 +6,12 @@ are strict (true is no number, 3.0 is no step), and numbers are finite and of a 
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from sushi_research.config.yaml12 import read_yaml
 from sushi_research.errors import UserError, first_line
@@ -29,6 +30,17 @@ Speed = Annotated[float, Field(gt=0, lt=1e300)]
 Model = TypeVar("Model", bound=BaseModel)
 
 
+def _has_whole_numbers(identity: dict[str, Any]) -> dict[str, Any]:
+    for key in ("train.seed", "facts.global_batch_size"):
+        if identity.get(key) is not None and type(identity[key]) is not int:
+            raise ValueError(f"{key} is not an integer")
+    return identity
+
+
+# It is flat, and reports compute with two of its values.
+Identity = Annotated[dict[str, str | int | float | bool | list[Any] | None], AfterValidator(_has_whole_numbers)]
+
+
 class Record(BaseModel):
     """What all files share: strict types, finite numbers, further keys as they are."""
 
@@ -41,14 +53,7 @@ class RunRecord(Record):
     steps: Count
     finished_at: Count | None
     wandb_id: Annotated[str, Field(min_length=1)]
-    identity: dict[str, Any]
-
-    @model_validator(mode="after")
-    def _has_a_seed(self) -> RunRecord:
-        seed = self.identity.get("train.seed")
-        if seed is not None and type(seed) is not int:
-            raise ValueError("the seed is no integer")
-        return self
+    identity: Identity
 
 
 class Plan(Record):
@@ -96,6 +101,10 @@ class Entry(Record):
     """An entry of provenance.json, one per launch."""
 
     step: Count | None = None
+    world: Size | None = None
+    device: str | None = None
+    precision: str | None = None
+    random_scheme: int | None = None
     code: Code | None = None
     libraries: dict[str, str | None] | None = None
     base: dict[str, str | None] | None = None
@@ -125,7 +134,7 @@ class File(Record):
 class Facts(Record):
     """The facts in a checkpoint's manifest."""
 
-    identity: dict[str, Any]
+    identity: Identity
 
 
 class Manifest(Record):
@@ -141,7 +150,7 @@ class Manifest(Record):
 # provenance.json, and stage_timings.json: seconds by stage.
 ENTRIES = TypeAdapter(list[Entry])
 LINE = TypeAdapter(Line)
-TIMINGS = TypeAdapter(dict[str, Seconds])
+TIMINGS = TypeAdapter(dict[str, Seconds], config=ConfigDict(strict=True, allow_inf_nan=False))
 
 
 def read_json(path: Path, remedy: str) -> Any:
@@ -174,10 +183,22 @@ def problem_of(content: Any, model: type[Record] | TypeAdapter) -> str | None:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(map(str, first["loc"]))
-        said = first["msg"].removeprefix("Value error, ")
-        said = said if not said.startswith("Input should be ") else f"it {said.removeprefix('Input ')}"
+        said = first["msg"].removeprefix("Value error, ").replace("Input should be", "it should be")
+        if first["type"] in ("model_type", "dict_type"):
+            said = "it should be a JSON object"
+        elif first["type"] == "missing":
+            return f"{place} is missing"
         return f"{place}: {said}" if place else said
-    return None
+    return None if _is_finite(content) else "it has a number that is not finite"
+
+
+def _is_finite(content: Any) -> bool:
+    """Whether strict JSON can hold the content."""
+    try:
+        json.dumps(content, allow_nan=False, default=str)
+    except ValueError:
+        return False
+    return True
 
 
 def read_config(path: Path, remedy: str) -> dict[str, Any]:
@@ -188,4 +209,6 @@ def read_config(path: Path, remedy: str) -> dict[str, Any]:
         raise UserError(f"{first_line(error)}; {remedy}") from error
     if not all(isinstance(found.get(section), dict) for section in ("lora", "train")):
         raise UserError(f"{path} does not hold what a run writes (sections are missing): {remedy}")
+    if not _is_finite(found):
+        raise UserError(f"{path} does not hold what a run writes (it has a number that is not finite): {remedy}")
     return found

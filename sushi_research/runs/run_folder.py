@@ -6,9 +6,9 @@
 - same identity: the run continues from the newest intact checkpoint;
 - a checkpoint but no run.json: the run continues, and run.json is made again;
 - other identity: an error that names every differing key, because a run must not change its settings midway;
-- finished: nothing is done, and a message says so. If train.steps or train.epochs was raised, or the adapter file was
-  removed (resume.py), the run continues from its last checkpoint. If the schedule depends on the run length, a warning
-  says that the earlier steps used learning rates of the old length.
+- finished: nothing is done, and a message says so. If train.steps or train.epochs was raised, or the adapter file, the last
+  results or the last pictures are missing or damaged (training/run_outputs.py), the run continues from its last checkpoint.
+  If the schedule depends on the run length, a warning says that the earlier steps used learning rates of the old length.
 """
 
 from __future__ import annotations
@@ -257,7 +257,7 @@ def open_run_folder(folder: Path, name: str, writer: bool = True) -> RunFolder:
         try:
             run.require_kinds()
             run.remove_leftovers()
-        except UserError:
+        except BaseException:
             run.close()
             raise
     return run

@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sushi_research.errors import UserError
+from sushi_research.errors import first_line, some
 from sushi_research.files import require_same_folder
+from sushi_research.runs import wandb_run
 from sushi_research.runs.metrics_file import MetricsFile, Values
 
 if TYPE_CHECKING:
@@ -36,38 +38,13 @@ class Trackers(NamedTuple):
 
 
 def resolve_trackers(wandb_setting: str, tensorboard: bool) -> Trackers:
-    """Resolves `tracking.wandb` (auto, online, offline or off) and `tracking.tensorboard` on this machine.
+    """Resolves `tracking.wandb` (`wandb_run.resolve_mode`) and `tracking.tensorboard` on this machine.
 
-    `auto` follows WANDB_MODE (or W&B's settings file) if that is offline or disabled. Otherwise it is online if W&B
-    finds credentials (WANDB_API_KEY, netrc, settings), else offline. Never prompts, and does not use the network without
-    credentials. Raises UserError if `online` is not possible.
+    Raises UserError if `online` is not possible.
     """
-    mode, notice = _wandb_mode(wandb_setting)
+    mode, notice = wandb_run.resolve_mode(wandb_setting)
     names = (["wandb"] if mode else []) + (["tensorboard"] if tensorboard else [])
     return Trackers(names, mode, wandb_setting == "auto", notice)
-
-
-def _wandb_mode(setting: str) -> tuple[str | None, str]:
-    if setting == "off":
-        return None, "W&B: off"
-    if setting == "offline":
-        return "offline", "W&B: offline"
-    import wandb
-
-    configured = wandb.setup().settings.mode
-    if configured in ("offline", "dryrun", "disabled"):
-        if setting == "online":
-            raise UserError(f"tracking.wandb is online but WANDB_MODE is {configured}: change one of them")
-        return (None, "W&B: off (WANDB_MODE)") if configured == "disabled" else ("offline", "W&B: offline (WANDB_MODE)")
-    try:
-        problem = None if wandb.login(prompt=False, verify=False) else "not logged in"
-    except wandb.errors.AuthenticationError as error:
-        problem = f"the credentials cannot be used: {error}"
-    if problem is None:
-        return "online", "W&B: online"
-    if setting == "online":
-        raise UserError(f"tracking.wandb is online but W&B is not ({problem}): run `wandb login`, or set it to offline")
-    return "offline", f"W&B: offline ({problem}; `wandb login` once, and later runs are online)"
 
 
 def start_trackers(
@@ -96,54 +73,43 @@ def start_trackers(
         return
     require_same_folder(folder)
     if "wandb" in trackers.names:
-        import wandb
-
         assert trackers.wandb_mode is not None
         options = {"id": run_id, "name": name, "config": config, "entity": entity, "tags": list(tags), "dir": folder}
-        try:
-            tracker = _start_wandb(project, trackers.wandb_mode, options)
-        except wandb.errors.Error as error:
-            if not trackers.may_fall_back:
-                raise UserError(
-                    f"W&B cannot be reached ({error}): try again, or set tracking.wandb to offline"
-                ) from error
-            logger.warning("W&B cannot be reached (%s): going on offline", error)
-            tracker = _start_wandb(project, "offline", options)
-        accelerator.trackers.append(tracker)
+        run = wandb_run.start_run(trackers.wandb_mode, trackers.may_fall_back, project, options)
+        accelerator.trackers += [run] if run else []
     if "tensorboard" in trackers.names:
-        from accelerate.tracking import TensorBoardTracker
+        try:
+            accelerator.trackers.append(_start_tensorboard(folder, config, step))
+        except Exception as error:
+            logger.warning(
+                "TensorBoard cannot be started (%s): the run goes on without it, and metrics.jsonl has every number",
+                first_line(error),
+            )
 
-        tensorboard = TensorBoardTracker("tensorboard", folder, purge_step=step + 1)
-        tensorboard.start()
-        # As text, because accelerate's hyperparameter record takes only flat values and adds a run at each launch.
-        tensorboard.writer.add_text("config", f"```\n{json.dumps(config, indent=2)}\n```", global_step=0)
-        accelerator.trackers.append(tensorboard)
 
+def _start_tensorboard(folder: Path, config: dict[str, Any], step: int) -> Any:
+    from accelerate.tracking import TensorBoardTracker
 
-def _start_wandb(project: str, mode: str, options: dict[str, Any]) -> Any:
-    import wandb
-    from accelerate.tracking import WandBTracker
-
-    # Do not upload code or a diff of the user's working tree, which may be private; provenance.json has the commit.
-    # Silent if offline: our notice says the same, and W&B's hint about `wandb online` would be misleading.
-    settings = wandb.Settings(save_code=False, disable_code=True, silent=mode == "offline")
-    tracker = WandBTracker(project, mode=mode, resume="allow", settings=settings, **options)
-    tracker.start()
-    tracker.run.define_metric("step")
-    tracker.run.define_metric("*", step_metric="step")
-    return tracker
+    tensorboard = TensorBoardTracker("tensorboard", folder, purge_step=step + 1)
+    tensorboard.start()
+    # As text, because accelerate's hyperparameter record takes only flat values and adds a run at each launch.
+    tensorboard.writer.add_text("config", f"```\n{json.dumps(config, indent=2)}\n```", global_step=0)
+    return tensorboard
 
 
 def log(accelerator: Accelerator, metrics: MetricsFile, values: Values, step: int) -> None:
     """Logs `values` of one optimizer step to metrics.jsonl and every tracker, under the same keys.
 
-    None means "no value": null in metrics.jsonl, omitted elsewhere. Raises the errors of `MetricsFile.append`.
+    None means "no value": null in metrics.jsonl, omitted elsewhere. NaN and infinity, which JSON does not have, become None, with
+    a warning. Raises the errors of `MetricsFile.append`.
     """
     if not accelerator.is_main_process:
         return
     assert "step" not in values
-    metrics.append({"step": step, **values})
-    numbers = {key: value for key, value in values.items() if value is not None}
+    numbers = {key: value for key, value in values.items() if value is not None and math.isfinite(value)}
+    if lost := [key for key, value in values.items() if value is not None and key not in numbers]:
+        logger.warning("step %d: %s is not finite (NaN or infinity) and is recorded as null", step, some(lost))
+    metrics.append({"step": step, **{key: numbers.get(key) for key in values}})
 
     def send(tracker: Any) -> None:
         if tracker.name == "wandb":
@@ -159,10 +125,7 @@ def log_images(accelerator: Accelerator, key: str, paths: Sequence[Path], captio
 
     def send(tracker: Any) -> None:
         if tracker.name == "wandb":
-            import wandb
-
-            images = [wandb.Image(str(path), caption=text) for path, text in zip(paths, captions, strict=True)]
-            tracker.log({"step": step, key: images})
+            tracker.log_images(key, paths, captions, step)
         else:
             import numpy as np
             from PIL import Image
@@ -185,22 +148,20 @@ def log_artifact(accelerator: Accelerator, kind: str, paths: Sequence[Path], roo
 
     def send(tracker: Any) -> None:
         if tracker.name == "wandb":
-            import wandb
-
-            artifact = wandb.Artifact(f"{kind}-{tracker.run.id}", type=kind)
-            for path in paths:
-                # Upload the file in place: by default W&B keeps copies in the user's home folder.
-                name = path.name if root is None else path.relative_to(root).as_posix()
-                artifact.add_file(str(path), name=name, policy="immutable", skip_cache=True)
-            tracker.run.log_artifact(artifact)
+            names = [path.name if root is None else path.relative_to(root).as_posix() for path in paths]
+            tracker.log_artifact(kind, dict(zip(names, paths, strict=True)))
 
     if accelerator.is_main_process:
         _each_tracker(accelerator, send)
 
 
 def end_trackers(accelerator: Accelerator) -> None:
-    """Finishes every tracker; W&B uploads what remains. Call it last. Failures are logged, not raised."""
-    _each_tracker(accelerator, lambda tracker: tracker.finish())
+    """Finishes every tracker; W&B uploads what remains, within its limits. Call it last. Failures are logged, not raised."""
+    for tracker in list(accelerator.trackers):
+        try:
+            tracker.finish()
+        except Exception as error:
+            logger.warning("%s: %s", tracker.name, first_line(error))
     accelerator.trackers.clear()
 
 
@@ -209,5 +170,11 @@ def _each_tracker(accelerator: Accelerator, send: Callable[[Any], None]) -> None
         try:
             send(tracker)
         except Exception as error:  # a failing tracker must not stop the training
-            logger.warning("%s failed and is skipped from here on (metrics.jsonl goes on): %s", tracker.name, error)
             accelerator.trackers.remove(tracker)
+            rest = tracker.give_up() if tracker.name == "wandb" else ""
+            logger.warning(
+                "%s failed and is skipped from here on (metrics.jsonl goes on%s): %s",
+                tracker.name,
+                rest,
+                first_line(error),
+            )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from PIL import Image
 
-from sushi_research.errors import UserError
+from sushi_research.errors import UserError, some
 from sushi_research.models import loading
 from sushi_research.models.prediction import Prediction
 from sushi_research.models.tokenizers import folder_of
@@ -18,6 +19,8 @@ from sushi_research.progress import progress
 if TYPE_CHECKING:
     from diffusers import EulerDiscreteScheduler
 
+
+logger = logging.getLogger(__name__)
 
 # The share of the schedule within which sampling must begin. "leading" spacing does so for 10 to 111 steps, the usual counts, so
 # these sample as in diffusers.
@@ -126,11 +129,26 @@ def unconditional(text: dict[str, torch.Tensor], force_zeros: bool) -> dict[str,
 
 
 @torch.no_grad()
-def decode(vae: Any, latents: Sequence[torch.Tensor], scaling_factor: float) -> list[Image.Image]:
-    """Decodes latents [1, 4, h, w] to images, one at a time, in the VAE's dtype."""
-    images = []
-    for latent in latents:
+def decode(
+    vae: Any, latents: Sequence[torch.Tensor], scaling_factor: float, labels: Sequence[str]
+) -> list[Image.Image]:
+    """Decodes latents [1, 4, h, w] to images, one at a time, in the VAE's dtype.
+
+    Images with values that are not finite, which come out grey or black, are named in a warning by their `labels`.
+    """
+    images, broken = [], []
+    for label, latent in zip(labels, latents, strict=True):
         decoded = vae.decode(latent.to(vae.device, vae.dtype) / scaling_factor).sample[0].float()
-        pixels = ((decoded / 2 + 0.5).clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+        if not decoded.isfinite().all():
+            broken.append(f"{label[:80]!r} ({'the VAE' if latent.isfinite().all() else 'the UNet'})")
+        pixels = ((decoded.nan_to_num() / 2 + 0.5).clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
         images.append(Image.fromarray(pixels))
+    if broken:
+        logger.warning(
+            "%d of %d images have values that are not finite (NaN or infinity): %s; they are kept as they are, grey or black where "
+            "the values are missing",
+            len(broken),
+            len(images),
+            some(broken),
+        )
     return images

@@ -6,6 +6,7 @@ import contextlib
 import io
 import logging
 import math
+import os
 import textwrap
 import warnings
 from collections.abc import Iterator, Sequence
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image, ImageDraw, ImageFont
 
 from sushi_research.errors import printable
-from sushi_research.files import CannotWrite, write_atomic
+from sushi_research.files import CannotWrite, kind_of, write_atomic
 from sushi_research.runs import metrics_gaps
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ logger = logging.getLogger(__name__)
 MARGIN = 8
 # Smaller images are enlarged to this width in pixels.
 SMALLEST_CELL = 160
+MISSING = "is missing"
 
 
 @contextlib.contextmanager
@@ -37,6 +39,18 @@ def optional(consequence: str) -> Iterator[None]:
         logger.warning("%s: %s", error.reason, consequence)
     except OSError as error:  # for example matplotlib's cache of fonts, or a picture that cannot be read again
         logger.warning("%s: %s", error, consequence)
+
+
+def picture_problem(path: Path) -> str | None:
+    """What is wrong with a PNG file, as the rest of a sentence; None if it is whole, by the checksums in it."""
+    if not path.is_file():
+        return MISSING if not os.path.lexists(path) else f"is {kind_of(path)}"
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            image.verify()
+    except Exception:  # Pillow raises nearly any exception on damaged bytes
+        return "is empty" if path.stat().st_size == 0 else "is damaged"
+    return None
 
 
 def grid(rows: Sequence[Sequence[Image.Image]], row_labels: Sequence[str], column_labels: Sequence[str]) -> Image.Image:

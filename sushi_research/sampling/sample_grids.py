@@ -7,9 +7,9 @@ samples/progress.png                  one row per prompt and seed, one column pe
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from sushi_research.caches.caches import free_memory
 from sushi_research.caches.inputs import Inputs
 from sushi_research.config import TrainingConfig
 from sushi_research.errors import UserError
-from sushi_research.files import kind_of, make_folder, remove, write_image
+from sushi_research.files import make_folder, remove, write_image
 from sushi_research.models import loading
 from sushi_research.runs import tracking
 from sushi_research.runs.job import Job
@@ -31,36 +31,50 @@ _STEP = re.compile(r"step-(\d{8,})")
 MOST_COLUMNS = 8
 # Key of the PNG text entry that holds the image's prompt.
 LABEL = "prompt"
-MISSING = "is missing"
 
 
-def generate(job: Job, inputs: Inputs, unet: Any, step: int) -> None:
+def generate(
+    job: Job,
+    inputs: Inputs,
+    unet: Any,
+    step: int,
+    without_adapter: Callable[[Any], AbstractContextManager[None]] | None = None,
+) -> None:
     """Generates and saves images of every prompt and seed with the UNet at `step`. The main process works, the others wait.
 
     If the step's pictures are whole, nothing is done; a resumed run thus generates only what is missing. Only the configured
     seeds determine the noise, and no training random state is used, so sampling does not change the training. If the images
-    cannot be written, for example because the disk is full, a warning says so, and the training goes on without them.
+    cannot be written, for example because the disk is full, a warning says so, and the training goes on without them. If those of
+    step 0 are missing, they are generated after those of `step`, with the UNet in the context of `without_adapter`.
     """
-    config, run, accelerator = job.config, job.run, job.accelerator
     with job.main_process_writes():
-        if job.is_main and config.sample.enabled and _problems(run.samples, step):
-            try:
-                images = generate_images(job, inputs, unet)
-            except torch.OutOfMemoryError as error:
-                raise UserError(
-                    f"out of memory while generating the samples of step {step}: make them smaller with --sample.width and "
-                    "--sample.height, or turn them off with --sample.enabled false (scripts/sample.py samples from the finished "
-                    "adapter)."
-                ) from error
-            rows, folder = rows_of(config, inputs.prompts), _folder(run.samples, step)
-            with plots.optional(f"the run goes on without the samples of step {step}"):
-                write_pictures(folder, rows, images)
-                _write_grids(run.samples, rows, step, images)
-                labels = [label for _, label in rows]
-                tracking.log_images(accelerator, "samples", [folder / name for name, _ in rows], labels, step)
-                tracking.log_images(
-                    accelerator, "progress", [run.samples / "progress.png"], [f"up to step {step}"], step
-                )
+        if not (job.is_main and job.config.sample.enabled and _problems(job.run.samples, step)):
+            return
+        written = _generate_step(job, inputs, unet, step)
+        if written and step > 0 and without_adapter is not None and _problems(job.run.samples, 0):
+            with without_adapter(unet):  # what an adapter does before its first step
+                _generate_step(job, inputs, unet, 0)
+
+
+def _generate_step(job: Job, inputs: Inputs, unet: Any, step: int) -> bool:
+    """Generates, saves and logs the images of a step; returns whether they could be written."""
+    samples, rows = job.run.samples, rows_of(job.config, inputs.prompts)
+    try:
+        images = generate_images(job, inputs, unet)
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"out of memory while generating the samples of step {step}: make them smaller with --sample.width and "
+            "--sample.height, or turn them off with --sample.enabled false (scripts/sample.py samples from the finished "
+            "adapter)."
+        ) from error
+    with plots.optional(f"the run goes on without the samples of step {step}"):
+        write_pictures(_folder(samples, step), rows, images)
+        _write_grids(samples, rows, step, images)
+        labels, files = [label for _, label in rows], [_folder(samples, step) / name for name, _ in rows]
+        tracking.log_images(job.accelerator, "samples", files, labels, step)
+        tracking.log_images(job.accelerator, "progress", [samples / "progress.png"], [f"up to step {step}"], step)
+        return True
+    return False
 
 
 def lost(samples: Path, step: int, rows: Sequence[tuple[str, str]]) -> dict[Path, str]:
@@ -74,7 +88,7 @@ def lost(samples: Path, step: int, rows: Sequence[tuple[str, str]]) -> dict[Path
 def _problems(samples: Path, step: int) -> dict[Path, str]:
     """What is wrong with the grid of a step and with each of the step's images."""
     pictures = [_grid_path(samples, step), *sorted(_folder(samples, step).glob("*.png"))]
-    return {path: f"{path} {problem}" for path in pictures if (problem := picture_problem(path))}
+    return {path: f"{path} {problem}" for path in pictures if (problem := plots.picture_problem(path))}
 
 
 def _folder(samples: Path, step: int) -> Path:
@@ -102,10 +116,12 @@ def complete_grids(samples: Path, rows: Sequence[tuple[str, str]], next_step: in
             outcome = "it is made again"
         elif next_step is not None and step >= next_step:
             outcome = "it is made again" if step == next_step else ""
-        found += [f"{problem}: {outcome}" for problem in problems.values() if outcome and not problem.endswith(MISSING)]
+        found += [
+            f"{problem}: {outcome}" for problem in problems.values() if outcome and not problem.endswith(plots.MISSING)
+        ]
     progress = samples / "progress.png"
     whole = [step for step in _steps(samples) if rows and _is_whole(_folder(samples, step), rows)]
-    if whole and (problem := picture_problem(progress)):
+    if whole and (problem := plots.picture_problem(progress)):
         write_image(progress, progress_grid(samples, rows))
         found.append(f"{progress} {problem}: it is made again")
     return found
@@ -144,7 +160,8 @@ def generate_images(
     )
     latents = list(generated)
     vae = loading.load_vae(base, inputs.caches.vae_dtype, job.device)
-    images = pipeline.decode(vae, latents, model.SCALING_FACTOR)
+    labels = [label for _, label in rows_of(config, inputs.prompts)]
+    images = pipeline.decode(vae, latents, model.SCALING_FACTOR, labels)
     del vae
     free_memory()
     return images
@@ -177,7 +194,7 @@ def progress_grid(folder: Path, rows: Sequence[tuple[str, str]]) -> Image.Image:
 def _is_whole(folder: Path, rows: Sequence[tuple[str, str]]) -> bool:
     """Whether all images of a step are there, undamaged and of these prompts."""
     for name, label in rows:
-        if picture_problem(folder / name):
+        if plots.picture_problem(folder / name):
             return False
         with Image.open(folder / name) as image:
             if image.info.get(LABEL) != label:
@@ -191,18 +208,6 @@ def _images(folder: Path, rows: Sequence[tuple[str, str]]) -> list[Image.Image]:
         with Image.open(folder / name) as image:
             images.append(image.convert("RGB"))
     return images
-
-
-def picture_problem(path: Path) -> str | None:
-    """What is wrong with a PNG file, as the rest of a sentence; None if it is whole, by the checksums in it."""
-    if not path.is_file():
-        return MISSING if not os.path.lexists(path) else f"is {kind_of(path)}"
-    try:
-        with Image.open(path, formats=["PNG"]) as image:
-            image.verify()
-    except Exception:  # Pillow raises nearly any exception on damaged bytes
-        return "is empty" if path.stat().st_size == 0 else "is damaged"
-    return None
 
 
 def cut_back(folder: Path, step: int) -> None:

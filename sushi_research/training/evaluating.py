@@ -6,6 +6,8 @@ processes share the work, and the result does not depend on their number (valida
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -17,6 +19,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from tqdm import tqdm
 
+from sushi_research import stopping
 from sushi_research.adapters.lora import without_adapter
 from sushi_research.caches.inputs import Inputs
 from sushi_research.caches.store import Store
@@ -30,6 +33,8 @@ from sushi_research.runs.job import Job
 from sushi_research.runs.metrics_file import MetricsFile
 from sushi_research.training.identity_facts import drift_set_of
 from sushi_research.training.resume import RunState
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -63,7 +68,7 @@ def open_drift(job: Job, inputs: Inputs, base_hash: str, unet: Any) -> Drift | N
     if drift_set is None:
         return None
     store = open_generated(Path(job.config.cache.folder), model, job.accelerator)
-    with without_adapter(unet):
+    with stopping.doing("generating the base's images for the drift"), without_adapter(unet):
         drift.generate_missing(drift_set, store, caches.text, model, base, unet, rank=job.rank, world=job.world)
     job.accelerator.wait_for_everyone()
     store.refresh()
@@ -100,10 +105,12 @@ def evaluate(job: Job, evaluator: Evaluator, unet: Any, step: int, metrics_file:
                 tqdm.write(f"step {step}: {describe(values)}")
 
 
-def describe(values: dict[str, float]) -> str:
+def describe(values: Mapping[str, float | None]) -> str:
     """An evaluation as a line of text."""
 
     def with_error(name: str, form: str) -> str:
+        if values[name] is None:
+            return "not finite"
         error = f" +- {values[f'{name}_se']:.2g}" if f"{name}_se" in values else ""
         return f"{values[name]:{form}}{error}"
 
@@ -112,7 +119,7 @@ def describe(values: dict[str, float]) -> str:
     return f"{text}, drift {with_error('evaluation/drift', '.3g')}" if "evaluation/drift" in values else text
 
 
-def _loss(job: Job, evaluator: Evaluator, unet: Any, step: int) -> dict[str, float]:
+def _loss(job: Job, evaluator: Evaluator, unet: Any, step: int) -> dict[str, float | None]:
     val_set, results = evaluator.validation_set, evaluator.results
     loss, base = _recorded(job, results, val_set, step)
     if evaluator.base_loss is None:
@@ -130,10 +137,13 @@ def _loss(job: Job, evaluator: Evaluator, unet: Any, step: int) -> dict[str, flo
         with job.main_process_writes():
             if job.is_main:
                 results.append(val_set, step, loss, evaluator.base_loss)
-    return validation_set.summary(loss, evaluator.base_loss, val_set.timesteps())
+    names, times = [item.sample.name for item in val_set.items], val_set.timesteps()
+    _warn(job, step, "validation losses of the base", validation_set.not_finite(names, times, evaluator.base_loss))
+    _warn(job, step, "validation losses", validation_set.not_finite(names, times, loss))
+    return validation_set.summary(loss, evaluator.base_loss, times)
 
 
-def _drift(job: Job, evaluator: Evaluator, unet: Any, step: int) -> dict[str, float]:
+def _drift(job: Job, evaluator: Evaluator, unet: Any, step: int) -> dict[str, float | None]:
     measure, results = evaluator.drift, evaluator.drift_results
     if measure is None:
         return {}
@@ -146,7 +156,22 @@ def _drift(job: Job, evaluator: Evaluator, unet: Any, step: int) -> dict[str, fl
         with job.main_process_writes():
             if job.is_main:
                 results.append(measure.drift_set, step, found, np.zeros_like(found))
+    places = validation_set.not_finite(measure.drift_set.names, measure.drift_set.timesteps(), found)
+    _warn(job, step, "drift values", places)
     return drift.summary(found)
+
+
+def _warn(job: Job, step: int, what: str, places: str) -> None:
+    """Says which values are not finite, and what becomes of them and of the run."""
+    if places and job.is_main:
+        advice = "; train.precision bf16 or fp32 has no overflow" if job.precision == "fp16" else ""
+        logger.warning(
+            "step %d: %s are not finite (NaN or infinity): %s; a mean over them is recorded as null, and the run goes on%s",
+            step,
+            what,
+            places,
+            advice,
+        )
 
 
 def _recorded(job: Job, results: Results, measured: Measured, step: int) -> tuple[np.ndarray | None, np.ndarray | None]:

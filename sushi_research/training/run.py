@@ -30,7 +30,7 @@ from sushi_research.config.suggestions import word
 from sushi_research.errors import UserError
 from sushi_research.files import write_json
 from sushi_research.precision import resolve_precision
-from sushi_research.runs import provenance, run_folder, tracking
+from sushi_research.runs import launch, provenance, run_folder, tracking
 from sushi_research.runs.code import code_of
 from sushi_research.runs.job import Job, agree
 from sushi_research.runs.metrics_file import MetricsFile
@@ -50,12 +50,14 @@ def start_job(config: TrainingConfig, model: ModuleType, script: str) -> Job:
     `script` is the `__file__` of the running script. Its code is hashed here, before a user may edit it while the run goes on.
     The Accelerator's own mixed precision stays off: the script handles dtypes and the loss scaler (rule 6, CONTRIBUTING.md).
     """
+    launch.require_launch(os.environ)
     quiet_libraries()
     launcher = os.environ.get("ACCELERATE_MIXED_PRECISION")
     # Without cpu=True two processes on a machine without a GPU would not form a process group. The default timeout of ten
     # minutes is shorter than one process may take to decode, download, encode or generate.
     timeout = InitProcessGroupKwargs(timeout=timedelta(hours=12))
-    accelerator = Accelerator(mixed_precision="no", cpu=not torch.cuda.is_available(), kwargs_handlers=[timeout])
+    with launch.joining():
+        accelerator = Accelerator(mixed_precision="no", cpu=not torch.cuda.is_available(), kwargs_handlers=[timeout])
     # Full fp32: by default cuDNN's convolutions, including the VAE's, round their inputs to 10 mantissa bits (TF32).
     torch.backends.cudnn.allow_tf32 = False
     if not accelerator.is_main_process:
@@ -116,8 +118,7 @@ def _shares_folder(config: TrainingConfig) -> UserError | None:
     for key, path in (("data.path", config.data.path), ("evaluation.path", config.evaluation.path)):
         if not config.run.name or not path:
             continue
-        data = Path(path).expanduser()
-        if data.is_dir() and os.path.realpath(data) == os.path.realpath(Path(config.run.folder, config.run.name)):
+        if os.path.isdir(path) and os.path.realpath(path) == os.path.realpath(Path(config.run.folder, config.run.name)):
             return UserError(
                 f"run.folder and run.name give the folder of {key}, {path}: give the run a folder of its own."
             )
@@ -209,8 +210,7 @@ def write_adapter(
 
 def _published_name(source: str) -> str:
     """A hub id unchanged; for a local path only the last part, because adapters are published and the user's paths are not."""
-    path = Path(source).expanduser()
-    return os.path.basename(os.path.abspath(path)) if path.exists() else source
+    return os.path.basename(os.path.abspath(source)) if os.path.exists(source) else source
 
 
 def finish(job: Job, state: TrainState, metrics_file: MetricsFile, step: int) -> None:

@@ -116,7 +116,7 @@ def make_again(
         )
     try:
         found.append(metrics.mark_missing(plan.steps))
-        if problem := sample_grids.picture_problem(run.curves):
+        if problem := plots.picture_problem(run.curves):
             with plots.optional("the run is still without it"):
                 plots.training_curves(metrics.read(), run.curves, run.name)
                 found.append(f"{run.curves} {problem}: it is drawn again")

@@ -124,10 +124,11 @@ def test_a_line_or_picture_that_is_not_what_a_run_writes_is_a_sentence(compare, 
         "provenance.json does not hold what a run writes",
         "run.json does not hold what a run writes",
         "00-seed0.png is not an image",
+        "stage_timings.json does not hold what a run writes",
     ):
         assert words in printed and words in text, words
     assert "still is not distinguishable from whole" in text and "bare is not distinguishable from whole" in text
-    assert "| bare | 8 | - | - |" in text and "| seconds | training |" in text and "| whole | 12.5 |" in text
+    assert "| bare | 8 | - | - |" in text
 
 
 def test_nothing_left_is_an_error(tmp_path, capsys):

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 
 import pytest
 
@@ -140,6 +141,14 @@ def orphan(environment):
 
 def test_a_script_notices_that_its_launcher_is_gone():
     assert orphan(LAUNCHED) == ["0 None\n", "1 the launcher ended\n"]
+
+
+def test_other_work_too_stops_when_the_launcher_is_gone(monkeypatch):
+    monkeypatch.setenv(*next(iter(LAUNCHED.items())))
+    with pytest.raises(Stopped) as caught, stoppable():
+        monkeypatch.setattr(os, "getppid", lambda: -1)
+        time.sleep(60)
+    assert str(caught.value).startswith("the launcher ended while working") and caught.value.exit_status == 143
 
 
 def test_a_script_started_by_hand_outlives_its_shell():

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from sushi_research import terminal
+from sushi_research.errors import UserErrors
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="POSIX descriptors")
 ROOT = Path(__file__).parents[2]
@@ -64,6 +65,10 @@ def test_a_pipe_that_somebody_made_non_blocking_is_waited_for():
 def test_lines_are_escaped_and_their_breaks_stay(capsys):
     terminal.say("plan", "\x1b[31mred\x9b\u202e\nname \x07\r", file=sys.stderr)
     assert capsys.readouterr().err == "plan\n\\x1b[31mred\\x9b\\u202e\\nname \\x07\\r\n"
+
+
+def test_several_mistakes_are_one_line_each():
+    assert str(UserErrors(["2 problems:", "  a\x1b[31m\nb", "  c"])) == "2 problems:\n  a\\x1b[31m\\nb\n  c"
 
 
 def test_log_records_are_escaped():

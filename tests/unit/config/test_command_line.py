@@ -323,7 +323,7 @@ unexpected word "-lora.rank" on the command line: a setting is written --section
 dry_run is "yes" on the command line: must be true or false
 
 --dry_run=
-dry_run is null on the command line: must be true or false
+dry_run is "" on the command line: must be true or false
 
 --print_config true
 --print_config takes no value, and "true" follows it on the command line: remove that

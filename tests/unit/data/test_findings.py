@@ -2,6 +2,7 @@
 
 from sushi_research.data.findings import lines, summary
 from sushi_research.data.samples import Problem, Scan
+from sushi_research.terminal import say
 
 
 def test_a_frequent_note_does_not_hide_the_others():
@@ -28,9 +29,9 @@ def test_the_lines_of_the_terminal():
     assert lines([], []) == []
 
 
-def test_names_that_a_terminal_cannot_show_are_escaped():
-    found = lines([Problem("metadata.jsonl line 1", "\ud800.png is not among the images")], ["\x1b[2J: no image"])
-    assert found[1:] == [
+def test_names_that_a_terminal_cannot_show_are_escaped(capsys):
+    say(*lines([Problem("metadata.jsonl line 1", "\ud800.png is not among the images")], ["\x1b[2J: no image"]))
+    assert capsys.readouterr().out.splitlines()[1:] == [
         "             metadata.jsonl line 1: \\ud800.png is not among the images",
         "notes        \\x1b[2J: no image",
     ]

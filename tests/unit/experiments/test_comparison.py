@@ -162,7 +162,7 @@ def test_losses_that_are_not_finite_are_skipped(tmp_path):
     good, bad = fake_run(tmp_path / "good", rank=1), fake_run(tmp_path / "bad", float("nan"), rank=2)
     found = compare(records(good, bad))
     assert outcomes(found.samples) == {("bad", "good"): "a run has no evaluation"}
-    assert any("bad has validation losses that are not finite: it diverged" in problem for problem in found.problems)
+    assert any("bad/evaluation.parquet has values that are not finite at step" in problem for problem in found.problems)
 
 
 def test_nothing_to_compare_is_an_error():

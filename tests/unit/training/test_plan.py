@@ -183,7 +183,7 @@ def test_what_cannot_be_trained_is_reported_by_the_plan(make, changes, message):
 
 
 def test_sizes_as_a_person_reads_them():
-    assert [plan._size(count) for count in (0, 1023, 1024, 1536 * 1024, 5 * 2**30, 3000 * 2**30)] == [
+    assert [plan.size_text(count) for count in (0, 1023, 1024, 1536 * 1024, 5 * 2**30, 3000 * 2**30)] == [
         "0 bytes",
         "1023 bytes",
         "1 KiB",

@@ -1,0 +1,119 @@
+"""Runs with an optimizer that averages the weights, and runs in fp16 whose gradients overflow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from script_runs import Trainer
+from test_resume import assert_same_result, at_micro_batch, stop
+
+from sushi_research.adapters import lora
+from sushi_research.errors import UserError
+
+ONE = pytest.mark.parametrize("architecture", ["sd15"])  # where the scripts share every word
+BETA = 0.9
+
+
+def in_order(tensors: list[torch.Tensor]) -> torch.Tensor:
+    """All numbers of the tensors, sorted: files name them otherwise than the UNet."""
+    return torch.cat([tensor.flatten() for tensor in tensors]).sort().values
+
+
+@ONE
+def test_averaged_weights_are_sampled_and_exported_and_change_no_training(
+    architecture: str, trainer: Trainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`lerp_` back from the averages would round: a run that samples at each step, and resumes, equals one that never does."""
+    settings = {
+        "train.steps": 4,
+        "optimizer.name": "schedule_free.ScheduleFree",
+        "optimizer.lr": 0.1,
+        "checkpoint.every": None,
+        "lora.save_dtype": "float32",
+    }
+    assert trainer.train("whole", {**settings, "sample.every": None}) == 0
+
+    sampled = []
+
+    def generate(job: Any, inputs: Any, unet: torch.nn.Module, step: int) -> None:
+        sampled.append([parameter.detach().clone() for parameter in lora.adapter_parameters(unet).values()])
+
+    monkeypatch.setattr(trainer.script.sample_grids, "generate", generate)
+    settings["sample.every"] = 1
+    with at_micro_batch(trainer, 2, 0, stop):
+        trainer.train("pieces", settings)
+    assert trainer.train("pieces", settings) == 0
+    assert_same_result(trainer, "pieces", "whole")
+
+    state = trainer.checkpoint("whole").load()
+    averages = [
+        weights.lerp(state["optimizer"]["state"][number]["z"], 1 - 1 / BETA)
+        for number, weights in enumerate(state["adapter"].values())
+    ]
+    assert not torch.equal(in_order(averages), in_order(list(state["adapter"].values())))
+    assert torch.equal(in_order(sampled[-1]), in_order(averages))
+    file = [tensor for name, tensor in trainer.adapter("whole").items() if "lora_" in name and "alpha" not in name]
+    assert torch.equal(in_order(file), in_order(averages))
+
+
+@contextmanager
+def overflowing(trainer: Trainer, is_bad: Callable[[int], bool]) -> Iterator[None]:
+    """The adapter's gradients are NaN in the steps (from 1) for which `is_bad` is true."""
+    original = trainer.script.training_step
+
+    def training_step(job: Any, unet: torch.nn.Module, batch: Any, step: int, *rest: Any) -> None:
+        original(job, unet, batch, step, *rest)
+        if is_bad(step + 1):
+            next(iter(lora.adapter_parameters(unet).values())).grad.fill_(float("nan"))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer.script, "training_step", training_step)
+        yield
+
+
+@ONE
+def test_skipped_steps_are_counted_over_a_resume(
+    architecture: str, trainer: Trainer, capfd: pytest.CaptureFixture[str]
+) -> None:
+    settings = {"train.steps": 4, "train.precision": "fp16", "checkpoint.every": None}
+    with overflowing(trainer, lambda step: step < 3):
+        assert trainer.train("whole", settings) == 0
+        assert "warning: fp16 skipped 2 of 4 steps, because their gradients overflowed\n" in capfd.readouterr().out
+        with at_micro_batch(trainer, 2, 0, stop):
+            trainer.train("pieces", settings)
+        assert trainer.train("pieces", settings) == 0
+    assert [line["skipped_steps"] for line in trainer.metrics("whole")] == [1, 2, 2, 2]
+    assert_same_result(trainer, "pieces", "whole")
+
+
+@ONE
+def test_a_run_that_skips_every_step_does_not_finish(architecture: str, trainer: Trainer) -> None:
+    settings = {"train.steps": 2, "train.precision": "fp16"}
+    for _ in range(2):  # the second time from its checkpoint
+        with overflowing(trainer, lambda step: True), pytest.raises(UserError, match="fp16 skipped all 2 steps"):
+            trainer.train("run", settings)
+        assert trainer.checkpoint("run").step == 1
+        assert not (trainer.folder("run") / "adapter.safetensors").exists()
+
+
+@ONE
+def test_an_adapter_that_does_nothing_is_reported(
+    architecture: str, trainer: Trainer, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """1e-9 is a number in fp32, and zero in the fp16 of the file."""
+    assert trainer.train("run", {"train.steps": 1, "optimizer.lr": 1e-9}) == 0
+    assert (
+        "warning: every second matrix of the adapter is zero in float16, as at the start, so" in capfd.readouterr().out
+    )
+
+
+@ONE
+def test_an_optimizer_that_fails_is_refused_before_anything_is_encoded(architecture: str, trainer: Trainer) -> None:
+    cache = trainer.runs / "a cache of its own"
+    with pytest.raises(UserError, match="SparseAdam does not support dense gradients"):
+        trainer.train("run", {"optimizer.name": "torch.optim.SparseAdam", "cache.folder": str(cache)})
+    assert not list(cache.rglob("shard-*"))

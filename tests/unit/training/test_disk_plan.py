@@ -1,0 +1,112 @@
+"""What a run will write, by hand, and what happens if there is no room for it."""
+
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from sushi_research.config import SD15Training
+from sushi_research.errors import UserError
+from sushi_research.models import sd15
+from sushi_research.runs.job import Job
+from sushi_research.training import disk_plan
+from sushi_research.training.disk_plan import DiskPlan
+
+MIB = 2**20
+
+
+@pytest.fixture
+def job(tmp_path):
+    """A job of ten steps whose run and cache are in a folder."""
+
+    def make(**changes):
+        sections = {
+            "model": {"base": "x"},
+            "data": {"path": "x", "resolution": 64},
+            "train": {"steps": 10},
+            "optimizer": {"name": "adamw"},
+            "checkpoint": {"every": 2, "keep": 2},
+            "sample": {"prompts": ["a", "b"], "every": 5},
+            "run": {"folder": str(tmp_path / "runs"), "name": "trial"},
+            "cache": {"folder": str(tmp_path / "new/cache")},
+        }
+        for section, values in changes.items():
+            sections[section] = sections[section] | values
+        accelerator = SimpleNamespace(num_processes=1, is_main_process=True, device="cpu")
+        return Job(SD15Training(**sections), sd15, accelerator, "fp32")
+
+    return make
+
+
+def test_the_bytes_of_a_new_run(job):
+    found = disk_plan.plan_run(job(), 500, 10, 1000)
+    # Saved at 2, 4, 6, 8 and 10: two are kept, and a third exists while it is saved. Weights and two averages in fp32; the file is
+    # in fp16.
+    assert (found.checkpoint_count, found.checkpoints, found.adapter, found.cache) == (3, 3 * 1000 * 12, 2000, 500)
+    # Two prompts at 0, 5 and 10, and a line for each step.
+    assert found.others == 2 * 2 * 64 * 64 * (2 * 3 + 8) + 7000
+    assert disk_plan.plan_run(job(checkpoint={"every": None}), 0, 10, 1000).checkpoint_count == 1
+    assert disk_plan.plan_run(job(optimizer={"name": "torch.optim.SGD"}), 0, 10, 1000).checkpoints == 3 * 1000 * 4
+    assert disk_plan.plan_run(job(sample={"enabled": False}), 0, 10, 1000).others == 7000
+
+
+def test_what_is_there_does_not_count(job, tmp_path):
+    for step in (4, 6):
+        (tmp_path / f"runs/trial/checkpoints/step-{step:08d}").mkdir(parents=True)
+    found = disk_plan.plan_run(job(), 500, 10, 1000)
+    assert (found.checkpoint_count, found.adapter) == (1, 2000)
+    assert found.others == 2 * 2 * 64 * 64 * (2 * 1 + 8) + 7000 * 4 // 10
+    (tmp_path / "runs/trial/checkpoints/step-00000010").mkdir()
+    assert disk_plan.plan_run(job(), 500, 10, 1000).run == 2000
+    (tmp_path / "runs/trial/adapter.safetensors").touch()
+    assert disk_plan.plan_run(job(), 500, 10, 1000) == DiskPlan(0)
+    assert disk_plan.plan_run(job(), 500, 10, 1000).parts() == "nothing"
+
+
+def with_free(monkeypatch, free, total=10**12):
+    asked = []
+    usage = SimpleNamespace(total=total, used=0, free=free)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: asked.append(Path(path)) or usage)
+    return asked
+
+
+def check(job, plan):
+    disk_plan.require_room(job, plan, disk_plan.rooms_of(job, plan))
+
+
+def test_too_little_room_is_refused(job, monkeypatch, tmp_path, capsys):
+    plan = DiskPlan(cache=4 * MIB, checkpoints=3 * MIB, checkpoint_count=3, adapter=MIB, others=2 * MIB)
+    asked = with_free(monkeypatch, 8 * MIB - 1)
+    with pytest.raises(UserError) as caught:
+        check(job(), plan)
+    assert str(caught.value) == (
+        f"too little space: 8 MiB free on the disk of {tmp_path}/new/cache and {tmp_path}/runs/trial, and at least 8 MiB will be "
+        "written there (cache 4 MiB, 3 checkpoints 3 MiB, adapter 1 MiB, samples and results about 2 MiB): free 2 MiB there, or "
+        "give --cache.folder or --run.folder on another disk, or lower --checkpoint.keep."
+    )
+    assert asked == [tmp_path], "the nearest folder that exists, once for both"
+    with_free(monkeypatch, 8 * MIB)
+    check(job(), plan)
+    assert "warning: 8 MiB free" in capsys.readouterr().out
+    with_free(monkeypatch, 10 * MIB)
+    check(job(), plan)
+    assert capsys.readouterr().out == ""
+
+
+def test_a_file_system_that_does_not_tell_refuses_nothing(job, monkeypatch):
+    with_free(monkeypatch, 0, total=0)
+    check(job(), DiskPlan(MIB))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: (_ for _ in ()).throw(OSError(5, "Input/output error")))
+    check(job(), DiskPlan(MIB))
+
+
+def test_each_disk_is_checked_for_what_is_written_there(job, monkeypatch, tmp_path):
+    monkeypatch.setattr(disk_plan, "_device", lambda folder: "cache" if "new" in str(folder) else "run")
+    (tmp_path / "new").mkdir()
+    monkeypatch.setattr(
+        shutil, "disk_usage", lambda path: SimpleNamespace(total=10**9, free=0 if "new" in str(path) else 10**9)
+    )
+    check(job(), DiskPlan(cache=0, checkpoints=MIB, checkpoint_count=1))
+    with pytest.raises(UserError, match=f"0 bytes free on the disk of {tmp_path}/new/cache, and at least 1 byte"):
+        check(job(), DiskPlan(cache=1, checkpoints=MIB, checkpoint_count=1))

@@ -1,0 +1,203 @@
+"""Optimizers by their import path: those that can train an adapter and resume exactly, and those that cannot."""
+
+import re
+
+import pytest
+import torch
+from schedule_free import ScheduleFree
+from torch import nn
+
+from sushi_research.config.learning import OptimizerSection
+from sushi_research.errors import UserError
+from sushi_research.training.optimizer_check import STEPS, _distinct, require_usable
+
+CPU = torch.device("cpu")
+MATRICES = {"a.lora_A.weight": (4, 12), "a.lora_B.weight": (8, 4)}
+CONVOLUTION = {"b.lora_A.weight": (4, 8, 3, 3), "b.lora_B.weight": (8, 4, 1, 1)}
+
+
+def check(name, *, lr=0.01, rates=None, shapes=MATRICES, **kwargs):
+    rates = [lr * factor for factor in (0, 0.5, 1, 0.75, 0.5, 0.25)] if rates is None else rates
+    require_usable(OptimizerSection(name=name, lr=lr, kwargs=kwargs), shapes, rates, CPU)
+
+
+@pytest.mark.parametrize("name", ["adamw", "adamw8bit", "torch.optim.Muon", "bitsandbytes.optim.Lion8bit"])
+def test_optimizers_that_can_be_used(name, capsys):
+    torch.manual_seed(7)
+    before = torch.random.get_rng_state()
+    check(name)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+class Loud(torch.optim.SGD):
+    def __init__(self, params, lr):
+        print("loud")
+        super().__init__(params, lr=lr)
+
+
+def test_schedule_free_optimizers_and_loud_ones_can_be_used(capsys):
+    check("schedule_free.ScheduleFree")
+    check(f"{__name__}.Loud")
+    assert capsys.readouterr().out == ""
+
+
+class ForgetsItsCount(torch.optim.SGD):
+    """Does something else in every fifth step, and its count is not in its state."""
+
+    count = 0
+
+    def step(self, closure=None):
+        self.count += 1
+        for group in self.param_groups:
+            group["lr"] *= 2 if self.count % 5 == 0 else 1
+        super().step(closure)
+
+
+class Noisy(torch.optim.SGD):
+    """Draws from torch's generator, whose state is not saved."""
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for parameter in self.param_groups[0]["params"]:
+            parameter.add_(torch.randn_like(parameter), alpha=self.param_groups[0]["lr"])
+
+
+class LosesTheMode(ScheduleFree):
+    """Its `eval()` changes a state that `train()` does not change back."""
+
+    def eval(self):
+        super().eval()
+        for parameter in self.param_groups[0]["params"]:
+            self.state[parameter].get("z", torch.zeros(1)).zero_()
+
+
+class Swaps(torch.optim.SGD):
+    def step(self, closure=None):
+        for parameter in self.param_groups[0]["params"]:
+            parameter.data = parameter.data - parameter.grad
+
+
+class DropsGradients(torch.optim.SGD):
+    def step(self, closure=None):
+        super().step(closure)
+        self.zero_grad()
+
+
+class KeepsGradients(torch.optim.SGD):
+    def step(self, closure=None):
+        super().step(closure)
+        for parameter in self.param_groups[0]["params"]:
+            self.state[parameter]["before"] = parameter.grad
+
+
+class KeepsFunctions(torch.optim.SGD):
+    def step(self, closure=None):
+        super().step(closure)
+        self.state[self.param_groups[0]["params"][0]]["how"] = max
+
+
+class Divides(torch.optim.SGD):
+    """The gradient of A is zero in the first step, because B is."""
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for parameter in self.param_groups[0]["params"]:
+            parameter.sub_(parameter.grad / parameter.grad.norm(), alpha=self.param_groups[0]["lr"])
+
+
+class LeavesOut(torch.optim.SGD):
+    def __init__(self, params, lr):
+        super().__init__(list(params)[:1], lr=lr)
+
+
+class NeedsAModel(torch.optim.SGD):
+    def __init__(self, model, lr):
+        super().__init__(model.parameters(), lr=lr)
+
+
+class NeedsKeyword(torch.optim.SGD):
+    def step(self, *, closure):
+        pass
+
+
+class NeedsClosure(torch.optim.SGD):
+    def step(self, closure=None):
+        closure()
+
+
+class NeedsTheGraph(torch.optim.SGD):
+    def step(self, closure=None):
+        torch.autograd.grad(self.param_groups[0]["params"][0].grad.sum(), self.param_groups[0]["params"][0])
+
+
+REFUSED = [
+    ("torch.optim.SparseAdam", {}, "fails on tensors of the adapter's shapes (SparseAdam does not support dense gradients"),
+    ("torch.optim.Muon", {"shapes": CONVOLUTION}, "refuses its arguments (Muon only supports 2D parameters"),
+    ("torch.optim.Rprop", {}, "takes the same steps at half the learning rate, so the schedule has no effect: set schedule"),
+    ("torch.optim.SGD", {"lr": 1e37, "rates": [1e37] * 6, "momentum": 100.0}, "makes weights that are not finite"),
+    ("adamw", {"betas": [0.9]}, "refuses its arguments (tuple index out of range)"),
+    ("adamw", {"differentiable": True}, "fails on tensors of the adapter's shapes"),
+    ("ForgetsItsCount", {}, "takes other steps after its state was saved and loaded, so a run could not be resumed"),
+    ("Noisy", {}, "takes other steps after its state was saved and loaded, so"),
+    ("LosesTheMode", {}, "its state was saved and loaded and eval() and train() were called, so a run could not be resumed"),
+    ("Swaps", {}, "replaces the tensors or gradients"),
+    ("DropsGradients", {}, "replaces the tensors or gradients"),
+    ("KeepsGradients", {}, "keeps a gradient without copying it"),
+    ("KeepsFunctions", {}, "keeps what a checkpoint cannot hold (its state['state'][0]['how'] is a builtin_function"),
+    ("Divides", {}, f"makes weights that are not finite within {STEPS} steps at optimizer.lr 0.01: lower it"),
+    ("LeavesOut", {}, "does not hold all tensors of the adapter"),
+    ("NeedsAModel", {}, "refuses its arguments ('list' object has no attribute 'parameters')"),
+    ("NeedsKeyword", {}, "needs arguments (as LBFGS does)"),
+    ("NeedsClosure", {}, "fails on tensors of the adapter's shapes ('NoneType' object is not callable)"),
+    ("NeedsTheGraph", {}, "fails on tensors of the adapter's shapes (element 0 of tensors does not require grad"),
+]  # fmt: skip
+
+
+def test_optimizers_that_cannot_be_used_are_named():
+    for name, options, sentence in REFUSED:
+        name = name if name.islower() or "." in name else f"{__name__}.{name}"
+        with pytest.raises(UserError, match=re.escape(sentence)) as caught:
+            check(name, **options)
+            pytest.fail(f"{name} was accepted")
+        assert name in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_constant_rate_needs_no_optimizer_that_follows_it():
+    check("torch.optim.Rprop", rates=[0.01] * STEPS)
+
+
+def test_a_module_that_cannot_be_imported_is_named(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "ends_python.py").write_text("import sys\nsys.exit(0)\n")
+    (tmp_path / "broken.py").write_text("class Half(:\n")
+    for module in ("ends_python", "broken"):
+        with pytest.raises(UserError, match=f"the optimizer {module}.Half cannot be imported"):
+            check(f"{module}.Half")
+
+
+def test_one_tensor_of_each_shape_and_the_smallest_where_all_are_too_many():
+    shapes = {
+        f"{layer}.lora_{side}.weight": shape for layer in "abc" for side, shape in {"A": (4, 12), "B": (8, 4)}.items()
+    }
+    assert _distinct(shapes) == {"a.lora_B.weight": (8, 4), "a.lora_A.weight": (4, 12)}
+    wide = shapes | {"d.lora_A.weight": (4096, 4096), "d.lora_B.weight": (4096, 4096)}
+    assert _distinct(wide) == _distinct(shapes)
+    assert _distinct({"d.lora_B.weight": (4096, 4096)}) == {"d.lora_B.weight": (4096, 4096)}
+
+
+def test_an_optimizer_is_tried_as_it_trains():
+    """A starts random and B at zero; the gradients have norm 1 together."""
+    seen = []
+
+    class Recorder(torch.optim.SGD):
+        def step(self, closure=None):
+            (group,) = self.param_groups
+            seen.append([(parameter.detach().clone(), parameter.grad.clone()) for parameter in group["params"]])
+            super().step(closure)
+
+    globals()["Recorder"] = Recorder
+    check(f"{__name__}.Recorder")
+    (b, b_gradient), (a, a_gradient) = seen[0]
+    assert a.any() and not b.any() and not a_gradient.any() and b_gradient.any()
+    for step in seen:
+        assert nn.utils.get_total_norm([gradient for _, gradient in step]).item() == pytest.approx(1)
