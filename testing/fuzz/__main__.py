@@ -126,7 +126,7 @@ def _follow(
                 reader = spans[index].reader
                 _count(counts[reader.name], outcome, float(seconds))
                 if outcome == "failed":
-                    _keep(counts[reader.name], reader, current, detail, (folder / "current").read_bytes())
+                    _keep(counts[reader.name], reader, current, detail, (folder / f"failed-{current[0]}").read_bytes())
                 current = ("", "")
                 step()
             elif kind == "broken":

@@ -129,7 +129,9 @@ def _length(data: bytes, others: Sequence[bytes], random: Random) -> bytes:
     if not places:
         return _magic(data, others, random)
     at = random.choice(places)
-    value = random.choice((-1, 0, 2**31 - 1, -(2**31), words[at] + 1, words[at] - 1, words[at] * 1000 % 2**31, len(data)))
+    value = random.choice(
+        (-1, 0, 2**31 - 1, -(2**31), words[at] + 1, words[at] - 1, words[at] * 1000 % 2**31, len(data))
+    )
     return data[: 4 * at] + struct.pack("<i", value) + data[4 * at + 4 :]
 
 
@@ -210,7 +212,15 @@ def _structure(data: bytes, others: Sequence[bytes], random: Random) -> bytes:
     return b"\n".join(lines)
 
 
-_BYTES: list[Callable[[bytes, Sequence[bytes], Random], bytes]] = [_flip, _flip, _magic, _length, _length, _truncate, _chunk]
+_BYTES: list[Callable[[bytes, Sequence[bytes], Random], bytes]] = [
+    _flip,
+    _flip,
+    _magic,
+    _length,
+    _length,
+    _truncate,
+    _chunk,
+]
 _TEXT = [_flip, _truncate, _chunk, _number, _insert, _lines, _structure, _structure, _magic]
 
 

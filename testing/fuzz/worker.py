@@ -128,6 +128,8 @@ def _read_all(reader: Reader, seed: int, numbers: range, root: Path, out: TextIO
         print(f"start\t{label}\t{name}", file=out)
         start = time.monotonic()
         outcome, detail = attempt(reader, template, folder, name, data)
+        if outcome == "failed":  # not read from "current", which soon has the next input
+            (root / f"failed-{label}").write_bytes(data)
         print(f"end\t{label}\t{outcome}\t{time.monotonic() - start:.3f}\t{' '.join(detail.split())}", file=out)
 
 
