@@ -55,6 +55,7 @@ def changes(run: RunFolder, val_set: ValidationSet | None, drift_set: DriftSet |
     found = []
     for kind in of_run(run, val_set, drift_set):
         try:
+            kind.results.steps()  # a UserError if the rows are not those of complete steps
             if kind.is_of_another:
                 outcome = (
                     ", but the run is finished: its {} stay as they are" if is_finished else ": earlier {} are dropped"
