@@ -14,7 +14,7 @@ from sushi_research.errors import UserError
 from sushi_research.files import make_folder, open_regular, parse_json, read_regular, write_atomic
 
 # Increment it when the stored facts change, or what `images.decode` accepts. A hash cache of another version is ignored.
-HASH_CACHE_VERSION = 4
+HASH_CACHE_VERSION = 5
 # If a file was changed less than this before it was read, it could change again with the same times (the resolution is two
 # seconds on FAT, some milliseconds on ext4). Compare git's "racy" index entries.
 RACY_NS = 2_000_000_000
@@ -105,7 +105,7 @@ class HashCache:
 
     def save(self) -> None:
         """Write the cache atomically. If it cannot be written, later runs compute the facts again."""
-        content = json.dumps({"version": HASH_CACHE_VERSION, "files": self._entries})
+        content = json.dumps({"version": HASH_CACHE_VERSION, "seal": _seal(self._entries), "files": self._entries})
         try:
             make_folder(self.path.parent)
             write_atomic(self.path, content.encode())
@@ -113,16 +113,18 @@ class HashCache:
             pass
 
 
+def _seal(entries: Any) -> str:
+    """The hash of the entries: with it, damage that is still JSON is noticed."""
+    return content_hash(json.dumps(entries).encode())
+
+
 def _is_sound(stored: Any) -> bool:
-    """Whether the contents of a cache file have the structure that this version writes."""
+    """Whether the contents of a cache file are undamaged and of this version."""
     return (
         isinstance(stored, dict)
         and stored.get("version") == HASH_CACHE_VERSION
         and isinstance(stored.get("files"), dict)
-        and all(
-            isinstance(entry, dict) and entry.keys() == {"state", "facts"} and isinstance(entry["facts"], dict)
-            for entry in stored["files"].values()
-        )
+        and stored.get("seal") == _seal(stored["files"])
     )
 
 

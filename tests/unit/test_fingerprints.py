@@ -173,31 +173,35 @@ def test_a_missing_file_has_no_facts(tmp_path, hash_cache):
         file_hash(path, hash_cache)
 
 
-SOUND = {"state": "STATE", "facts": {"hash": "wrong"}}
-DAMAGED = [
-    b"",
-    b"{",
-    b"[]",
-    b"\xff\xfe",
-    {"version": fingerprints.HASH_CACHE_VERSION, "files": []},
-    {"version": fingerprints.HASH_CACHE_VERSION, "files": {"PATH": 1}},
-    {"version": fingerprints.HASH_CACHE_VERSION, "files": {"PATH": {"state": "STATE"}}},
-    # The state is the file's own, so that nothing but the facts is wrong.
-    {"version": fingerprints.HASH_CACHE_VERSION, "files": {"PATH": SOUND | {"facts": 1}}},
-    {"version": fingerprints.HASH_CACHE_VERSION + 1, "files": {"PATH": SOUND}},
-]
+VERSION = fingerprints.HASH_CACHE_VERSION
 
 
-def test_a_damaged_or_foreign_hash_cache_starts_again(tmp_path, hash_cache):
+@pytest.mark.parametrize(
+    "damaged", [b"", b"{", b"[]", b"\xff\xfe", {"version": VERSION, "files": []}, {"version": VERSION, "files": {}}]
+)
+def test_a_damaged_hash_cache_starts_again(tmp_path, hash_cache, damaged):
     path = write(tmp_path / "a", b"one")
-    for damaged in DAMAGED:
-        content = damaged if isinstance(damaged, bytes) else json.dumps(damaged).encode()
-        content = content.replace(b'"STATE"', json.dumps(file_state(path).key).encode())
-        write(hash_cache.path, content.replace(b"PATH", str(path).encode()))
-        fresh = HashCache(hash_cache.path)
-        assert file_hash(path, fresh) == content_hash(b"one"), damaged
-        fresh.save()
-        assert HashCache(hash_cache.path).get(path) == {"hash": content_hash(b"one")}, damaged
+    write(hash_cache.path, damaged if isinstance(damaged, bytes) else json.dumps(damaged).encode())
+    fresh = HashCache(hash_cache.path)
+    assert file_hash(path, fresh) == content_hash(b"one")
+    fresh.save()
+    assert HashCache(hash_cache.path).get(path) == {"hash": content_hash(b"one")}
+
+
+@pytest.mark.parametrize("change", ["a digit of a hash", "the name of a fact", "the version"])
+def test_damage_that_is_still_json_is_not_believed(tmp_path, hash_cache, change):
+    path, content = write(tmp_path / "a", b"one"), content_hash(b"one").encode()
+    file_hash(path, hash_cache)
+    hash_cache.save()
+    data = hash_cache.path.read_bytes()
+    old, new = {
+        "a digit of a hash": (content, b"%x" % (15 - int(content[:1], 16)) + content[1:]),
+        "the name of a fact": (b'"facts"', b'"fact"'),
+        "the version": (b'"version": %d' % VERSION, b'"version": %d' % (VERSION + 1)),
+    }[change]
+    assert data.count(old) == 1
+    hash_cache.path.write_bytes(data.replace(old, new))
+    assert HashCache(hash_cache.path).get(path) is None
 
 
 def test_a_folder_that_cannot_be_written_is_no_error(tmp_path):
