@@ -70,6 +70,7 @@ def test_what_a_start_removes_first_does_not_count(job, tmp_path):
     checkpoints = tmp_path / "runs/trial/checkpoints"
     (checkpoints / ".step-00000006.0123abcd.tmp").mkdir(parents=True)
     (checkpoints / ".step-00000006.0123abcd.tmp/state.pt").write_bytes(bytes(9000))
+    (checkpoints / ".step-00000008.0123abcd.tmp").touch()
     assert disk_plan.plan_run(job(), 500, 10, 1000).checkpoints == 3 * 1000 * 12 - 9000
 
 
