@@ -269,6 +269,6 @@ def _not_recovered(judged: Sequence[Judged]) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    from sushi_research.config.command_line import run_main
+    from sushi_research.config.process import run_main
 
     run_main(main, parse(sys.argv[1:]))

@@ -200,6 +200,6 @@ def table(tests: Sequence[Any]) -> list[str]:
 
 
 if __name__ == "__main__":
-    from sushi_research.config.command_line import run_main
+    from sushi_research.config.process import run_main
 
     run_main(main, parse(sys.argv[1:]))

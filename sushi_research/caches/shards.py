@@ -77,6 +77,9 @@ class Shard:
     def __len__(self) -> int:
         return self._table.num_rows
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _mapped_again, (self._path,)
+
     def column(self, name: str) -> Any:
         """A column as an Arrow array. UserError if the file has changed since it was verified."""
         try:
@@ -91,6 +94,12 @@ class Shard:
                 "which makes its entries again and goes on from the last checkpoint"
             )
         return self._table.column(name)
+
+
+def _mapped_again(path: Path) -> Shard:
+    """A shard that was sent to another process: that process maps the file itself."""
+    with path.open("rb") as file:
+        return Shard(path, file)
 
 
 def read_tensor(shard: Shard, name: str, row: int) -> torch.Tensor:

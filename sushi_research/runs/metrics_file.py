@@ -99,6 +99,7 @@ class MetricsFile:
         elif self.path.exists():
             kept = [left for record in self.read() if (left := without_lost(record))]
             write_atomic(self.path, _text(kept))
+        self._size = None
 
     def mark_missing(self, step: int) -> str:
         """Marks the optimizer steps up to `step` whose lines are missing, and drops an incomplete last line.

@@ -6,7 +6,7 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,14 @@ from typing import Any
 from sushi_research.caches.inputs import Inputs
 from sushi_research.errors import UserError
 from sushi_research.runs.job import Job, agree
+from sushi_research.runs.run_folder import RunFolder
 
 # Bytes of optimizer state per trained parameter, at least: two averages, in fp32 or in uint8. Others may keep none.
 STATE_BYTES = {"adamw": 8, "adamw8bit": 2}
 # A pixel of a PNG of a photograph, a line of metrics.jsonl, and a row of evaluation.parquet: estimates.
 PIXEL_BYTES, METRICS_BYTES, RESULT_BYTES = 2, 700, 40
 _CHECKPOINT = re.compile(r"step-(\d{8,})")
+_UNFINISHED = re.compile(r"\.step-\d{8,}\.[0-9a-f]{8}\.tmp")
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,7 @@ class DiskPlan:
 
     `checkpoints` is the size of the `checkpoint_count` checkpoints that are added; while one is saved, one more than
     `checkpoint.keep` exists. These, `cache` and `adapter` are lower bounds. `others` (samples, results, metrics) is an estimate.
+    `freed` is removed before the adapter is written: one checkpoint, if one more than `checkpoint.keep` existed.
     """
 
     cache: int
@@ -35,11 +38,12 @@ class DiskPlan:
     checkpoint_count: int = 0
     adapter: int = 0
     others: int = 0
+    freed: int = 0
 
     @property
     def run(self) -> int:
         """The lower bound for the run folder."""
-        return self.checkpoints + self.adapter
+        return self.checkpoints + max(0, self.adapter - self.freed)
 
     def parts(self) -> str:
         """What is written, in words."""
@@ -58,12 +62,16 @@ class DiskPlan:
 
 @dataclass(frozen=True)
 class Room:
-    """A file system with the folders on it that are written to: the bytes that it needs at least, about, and has."""
+    """A file system with the folders on it that are written to: the bytes that it needs at least, about, and has.
+
+    `free` is what it says to have for this user; more than `most` it has for nobody. Both are None if it does not say.
+    """
 
     folders: dict[str, Path]
     least: int
     about: int
     free: int | None
+    most: int | None
 
     def describe(self) -> str:
         free = "unknown space" if self.free is None else size_text(self.free)
@@ -73,11 +81,12 @@ class Room:
 def plan_run(job: Job, cache: int, steps: int, parameters: int) -> DiskPlan:
     """What a run of `steps` steps with so many trained parameters will write; `cache` is that of `cache_bytes`."""
     config, folder = job.config, job.run_path
-    saved = sorted(_saved_steps(folder / "checkpoints"))
-    last = min(saved[-1], steps) if saved else 0
+    saved, unfinished = _saved(folder / "checkpoints")
+    last = min(max([_finished_at(folder), *saved]), steps)
     is_finished = last == steps and (folder / "adapter.safetensors").is_file()
     saves = _events(config.checkpoint.every, last, steps)
     count = max(1, min(config.checkpoint.keep + 1 - len(saved), saves)) if saves else 0
+    each = parameters * (4 + STATE_BYTES.get(config.optimizer.name, 0))
     images = len(config.sample.seeds) * (len(config.sample.prompts) or 3) if config.sample.enabled else 0
     side = config.data.resolution
     pixels = images * (config.sample.width or side) * (config.sample.height or side)
@@ -85,10 +94,12 @@ def plan_run(job: Job, cache: int, steps: int, parameters: int) -> DiskPlan:
     pictures = PIXEL_BYTES * pixels * (2 * (_events(config.sample.every, last, steps) + (not saved)) + 8)
     return DiskPlan(
         cache=0 if is_finished else cache,
-        checkpoints=count * parameters * (4 + STATE_BYTES.get(config.optimizer.name, 0)),
+        # What a killed save left is removed first.
+        checkpoints=max(0, count * each - unfinished),
         checkpoint_count=count,
         adapter=0 if is_finished else parameters * (4 if config.lora.save_dtype == "float32" else 2),
         others=0 if is_finished else pictures + METRICS_BYTES * (steps - last),
+        freed=each if saves and len(saved) + saves > config.checkpoint.keep else 0,
     )
 
 
@@ -117,17 +128,25 @@ def text_bytes(job: Job, inputs: Inputs) -> int:
 
 def rooms_of(job: Job, plan: DiskPlan) -> list[Room]:
     """The file systems that are written to. A folder that does not exist yet counts as on that of the nearest one above it."""
-    needs = {"cache.folder": (Path(job.config.cache.folder), plan.cache, plan.cache)}
+    cache, run = Path(job.config.cache.folder), job.run_path
+    needs = {"cache.folder": (cache, plan.cache, plan.cache)}
+    parts = {"cache.folder": [cache, cache / "latents", cache / f"text_{job.model.NAME}"]}
     if plan != DiskPlan(plan.cache):
-        needs["run.folder"] = (job.run_path, plan.run, plan.run + plan.others)
+        needs["run.folder"] = (run, plan.run, plan.run + plan.others)
+        parts["run.folder"] = [run, run / "checkpoints"]
     disks: dict[Any, list[str]] = {}
-    for key, (folder, _, _) in needs.items():
-        disks.setdefault(_device(_existing(folder)), []).append(key)
+    for key in needs:
+        disks.setdefault(frozenset(_device(_existing(part)) for part in parts[key]), []).append(key)
     found = []
-    for keys in disks.values():
+    for devices, keys in disks.items():
         folders = {key: needs[key][0] for key in keys}
         least, about = (sum(needs[key][number] for key in keys) for number in (1, 2))
-        found.append(Room(folders, least, about, _free(_existing(needs[keys[0]][0]))))
+        # A folder whose parts are on several disks is not judged. Two folders of one disk may have quotas of their own.
+        places = {_existing(folder) for folder in folders.values()}
+        spaces = [_space(place) for place in places] if len(devices) == 1 else [None]
+        known = [] if None in spaces else spaces
+        free, most = (max((space[number] for space in known), default=None) for number in (0, 1))
+        found.append(Room(folders, least, about, free, most))
     return found
 
 
@@ -140,13 +159,14 @@ def require_room(job: Job, plan: DiskPlan, rooms: Sequence[Room]) -> None:
     for room in rooms if job.is_main else ():
         if room.free is None or room.free >= room.about:
             continue
+        is_too_little = room.most < room.least
         keys = " or ".join(f"--{key}" for key in room.folders)
         advice = f"free {size_text(room.about - room.free)} there, or give {keys} on another disk"
         if "run.folder" in room.folders and plan.checkpoint_count > 1:
             advice += ", or lower --checkpoint.keep"
-        needs = f"at least {size_text(room.least)}" if room.free < room.least else f"about {size_text(room.about)}"
+        needs = f"at least {size_text(room.least)}" if is_too_little else f"about {size_text(room.about)}"
         sentence = f"{room.describe()}, and {needs} will be written there ({plan.parts()}): {advice}"
-        if room.free < room.least:
+        if is_too_little:
             error = error or UserError(f"too little space: {sentence}.")
         else:
             job.say(f"warning: {sentence}")
@@ -169,12 +189,25 @@ def _events(every: int | None, last: int, steps: int) -> int:
     return (steps - 1) // every - last // every + 1 if every else 1
 
 
-def _saved_steps(checkpoints: Path) -> Iterator[int]:
+def _saved(checkpoints: Path) -> tuple[list[int], int]:
+    """The steps of the checkpoints in a folder, and the bytes that unfinished ones take."""
     try:
         names = os.listdir(checkpoints)
-    except OSError:
-        return
-    yield from (int(match[1]) for match in map(_CHECKPOINT.fullmatch, names) if match)
+        left = [path for name in names if _UNFINISHED.fullmatch(name) for path in (checkpoints / name).iterdir()]
+        return [int(match[1]) for match in map(_CHECKPOINT.fullmatch, names) if match], sum(
+            path.stat().st_size for path in left
+        )
+    except OSError:  # no such folder, or one that the run reports
+        return [], 0
+
+
+def _finished_at(folder: Path) -> int:
+    """The step at which the run finished; 0 if it did not, or if its run.json is damaged, which is reported later."""
+    try:
+        record = RunFolder(folder, None).record()
+    except UserError:
+        return 0
+    return (record and record["finished_at"]) or 0
 
 
 def _existing(folder: Path) -> Path:
@@ -190,10 +223,12 @@ def _device(folder: Path) -> Any:
         return folder
 
 
-def _free(folder: Path) -> int | None:
-    """The free bytes for this user; None if the file system does not say."""
+def _space(folder: Path) -> tuple[int, int] | None:
+    """`free` and `most` of a Room; None if the file system does not say."""
     try:
         usage = shutil.disk_usage(folder)
     except OSError:
         return None
-    return usage.free if usage.total else None
+    # Some file systems reserve blocks for root: ext4 five percent.
+    reserved = usage.total - usage.used - usage.free if hasattr(os, "geteuid") and os.geteuid() == 0 else 0
+    return (usage.free, usage.free + max(0, reserved)) if usage.total else None

@@ -213,6 +213,7 @@ def test_each_damage_has_its_outcome(trainer, monkeypatch, tmp_path, capsys, cap
 
 
 @ONE
+@pytest.mark.slow
 def test_what_the_sentence_says_finishes_the_run(trainer, tmp_path, capsys, monkeypatch):
     """One run, damaged again and again: each time the advice is followed, and at the end it is the run that nothing happened to."""
     trainer.train("whole", LONGER)
@@ -269,6 +270,7 @@ def test_something_else_in_the_place_of_a_file_is_refused(trainer, name, tmp_pat
 
 
 @ONE
+@pytest.mark.slow
 def test_a_checkpoint_with_the_state_of_another_adapter_is_a_sentence(trainer):
     trainer.train("run", {"train.steps": 2})
     folder, state = trainer.folder("run") / "checkpoints", trainer.checkpoint("run").load()

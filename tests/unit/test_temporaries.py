@@ -102,6 +102,21 @@ def test_a_leftover_that_cannot_be_removed_is_reported(tmp_path, monkeypatch, ca
     assert "cannot remove" in caplog.text and (tmp_path / "a.json").read_bytes() == b"new"
 
 
+def test_a_file_of_another_user_stays_without_a_word(tmp_path, monkeypatch, caplog):
+    leave(tmp_path, ".a.json.0123abcd.tmp")
+    real = os.open
+
+    def refuse(path, flags, *mode):
+        if flags & os.O_RDWR:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return real(path, flags, *mode)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", refuse)
+        write_atomic(tmp_path / "a.json", b"new")
+    assert names(tmp_path) == {"a.json", ".a.json.0123abcd.tmp"} and not caplog.records
+
+
 @pytest.mark.parametrize("where", ["os.fsync", "os.replace"])
 def test_an_interrupted_write_leaves_no_temporary_file(tmp_path, monkeypatch, where):
     def interrupt(*arguments):

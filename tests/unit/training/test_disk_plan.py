@@ -1,5 +1,7 @@
 """What a run will write, by hand, and what happens if there is no room for it."""
 
+import json
+import os
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -64,9 +66,33 @@ def test_what_is_there_does_not_count(job, tmp_path):
     assert disk_plan.plan_run(job(), 500, 10, 1000).parts() == "nothing"
 
 
+def test_what_a_start_removes_first_does_not_count(job, tmp_path):
+    checkpoints = tmp_path / "runs/trial/checkpoints"
+    (checkpoints / ".step-00000006.0123abcd.tmp").mkdir(parents=True)
+    (checkpoints / ".step-00000006.0123abcd.tmp/state.pt").write_bytes(bytes(9000))
+    assert disk_plan.plan_run(job(), 500, 10, 1000).checkpoints == 3 * 1000 * 12 - 9000
+
+
+def test_the_adapter_takes_the_room_of_a_checkpoint_that_was_removed(job):
+    # Before the adapter is written, the third checkpoint makes room for it. If all are kept, nothing does.
+    assert disk_plan.plan_run(job(), 0, 10, 1000).run == 3 * 1000 * 12
+    assert disk_plan.plan_run(job(checkpoint={"keep": 5}), 0, 10, 1000).run == 5 * 1000 * 12 + 2000
+
+
+@pytest.mark.parametrize(("finished_at", "adapter"), [(10, 0), (12, 0), (8, 2000)])
+def test_a_finished_run_needs_no_checkpoints_to_be_finished(job, tmp_path, finished_at, adapter):
+    folder = tmp_path / "runs/trial"
+    folder.mkdir(parents=True)
+    record = {"format": 2, "steps": 10, "finished_at": finished_at, "wandb_id": "x", "identity": {}}
+    (folder / "run.json").write_text(json.dumps(record))
+    (folder / "adapter.safetensors").touch()
+    found = disk_plan.plan_run(job(), 500, 10, 1000)
+    assert found.adapter == adapter and (found == DiskPlan(0)) is (not adapter)
+
+
 def with_free(monkeypatch, free, total=10**12):
     asked = []
-    usage = SimpleNamespace(total=total, used=0, free=free)
+    usage = SimpleNamespace(total=total, used=total - free, free=free)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: asked.append(Path(path)) or usage)
     return asked
 
@@ -105,8 +131,35 @@ def test_each_disk_is_checked_for_what_is_written_there(job, monkeypatch, tmp_pa
     monkeypatch.setattr(disk_plan, "_device", lambda folder: "cache" if "new" in str(folder) else "run")
     (tmp_path / "new").mkdir()
     monkeypatch.setattr(
-        shutil, "disk_usage", lambda path: SimpleNamespace(total=10**9, free=0 if "new" in str(path) else 10**9)
+        shutil,
+        "disk_usage",
+        lambda path: shutil._ntuple_diskusage(10**9, *((10**9, 0) if "new" in str(path) else (0, 10**9))),
     )
     check(job(), DiskPlan(cache=0, checkpoints=MIB, checkpoint_count=1))
     with pytest.raises(UserError, match=f"0 bytes free on the disk of {tmp_path}/new/cache, and at least 1 byte"):
         check(job(), DiskPlan(cache=1, checkpoints=MIB, checkpoint_count=1))
+
+
+def test_blocks_that_are_reserved_for_root_are_room_for_root(job, monkeypatch, capsys):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(total=10 * MIB, used=5 * MIB, free=0))
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    check(job(), DiskPlan(5 * MIB))
+    assert "warning: 0 bytes free" in capsys.readouterr().out
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    with pytest.raises(UserError, match="0 bytes free"):
+        check(job(), DiskPlan(5 * MIB))
+
+
+def test_two_quotas_of_one_disk_are_not_one(job, monkeypatch):
+    space = {"cache": (9 * MIB, MIB), "run": (2 * MIB, 8 * MIB)}
+    monkeypatch.setattr(disk_plan, "_existing", lambda folder: "cache" if "cache" in str(folder) else "run")
+    monkeypatch.setattr(disk_plan, "_device", lambda folder: 1)
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: shutil._ntuple_diskusage(10 * MIB, *space[place]))
+    check(job(), DiskPlan(cache=MIB, checkpoints=7 * MIB, checkpoint_count=1))
+
+
+def test_checkpoints_that_a_link_puts_on_another_disk_are_not_judged(job, monkeypatch):
+    with_free(monkeypatch, 0)
+    monkeypatch.setattr(disk_plan, "_existing", lambda folder: folder)
+    monkeypatch.setattr(disk_plan, "_device", lambda folder: folder.name == "checkpoints")
+    check(job(), DiskPlan(cache=0, checkpoints=MIB, checkpoint_count=1))
