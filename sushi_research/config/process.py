@@ -68,7 +68,7 @@ def run_main(main: Callable[[Config], int | None], config: Config) -> None:
     that says what was stopped, what is kept and how to go on; of several processes only the first one prints it.
     """
     terminal.prepare()
-    terminal.tell_losses()
+    terminal.report_lost_streams()
     try:
         with stopping.stoppable():
             status = _main(main, config)
