@@ -18,7 +18,7 @@ import torch
 import torch.distributed.distributed_c10d as c10d
 from accelerate.utils import InitProcessGroupKwargs
 
-from sushi_research import stopping
+from sushi_research import stopping, terminal
 from sushi_research.errors import UserError
 
 # The machines of a launch may start minutes apart. One process may take hours to decode, download, encode or generate.
@@ -209,7 +209,8 @@ def _first_end(number: int) -> tuple[int, int] | None:
     try:
         store = c10d._get_default_store()
         store.set_timeout(timedelta(seconds=3))
-        found = store.compare_set("sushi_research/first_end", "", f"{rank} {number}").decode()
+        with terminal.without_errors_of_c():  # torch prints its C++ stack if that process is gone
+            found = store.compare_set("sushi_research/first_end", "", f"{rank} {number}").decode()
         first, with_number = map(int, found.split())
     except RuntimeError:  # of torch.distributed
         return 0, 0
