@@ -172,12 +172,13 @@ def one_report() -> Iterator[None]:
     """
     try:
         yield
-    except (Exception, stopping.Stopped) as error:
+    except (Exception, KeyboardInterrupt) as error:
         if not _has_others():
             raise
         stop = stopping.cause(error)
-        before = _first_end(stop.number if stop else 0)
-        if stop:
+        interrupted = isinstance(error, KeyboardInterrupt)  # also one from a handler that a library has put in place
+        before = _first_end(stop.number if stop else signal.SIGINT if interrupted else 0)
+        if stop or interrupted:
             raise
         if before is None:
             if isinstance(error, UserError) or not _is_of_the_network(error):
@@ -194,7 +195,7 @@ def one_report() -> Iterator[None]:
         if not _is_of_the_network(error):
             raise
         name = signal.Signals(number).name
-        raise stopping.Stopped(number, f"{name} to process {rank}").instead_of(error) from None
+        raise stopping.Stopped(number, f"{name} to process {rank}") from None
 
 
 def _has_others() -> bool:
