@@ -214,9 +214,12 @@ def bin_means(runs: Sequence[RunRecord]) -> tuple[np.ndarray, np.ndarray]:
     bins = runs[0].evaluation.timesteps.astype(int) * 4 // 1000
     found = []
     for timestep_bin in range(4):
-        images = np.nanmean(np.where(bins == timestep_bin, over_base, np.nan), axis=1)
+        # With fewer noise samples than bins, an image may have none in this one.
+        used = bins == timestep_bin
+        images = np.array([row[those].mean() for row, those in zip(over_base, used, strict=True) if those.any()])
         factor = t_quantile(0.975, len(images) - 1) if len(images) > 1 else np.nan
-        found.append((images.mean(), factor * images.std(ddof=1) / len(images) ** 0.5 if len(images) > 1 else np.nan))
+        half = factor * images.std(ddof=1) / len(images) ** 0.5 if len(images) > 1 else np.nan
+        found.append((images.mean() if len(images) else np.nan, half))
     mean, half = np.array(found).T
     return mean, half
 

@@ -1,6 +1,7 @@
 """A validation set of one image, or drift on one caption: the page has the means, and no standard error."""
 
 import numpy as np
+import pytest
 from fake_runs import FakeValidationSet, fake_run
 
 from sushi_research.evaluation.results import Results
@@ -24,6 +25,18 @@ def test_one_image_and_one_caption_have_no_error(tmp_path):
     assert ["r1", "0.25", "-"] in [row for table in rows for row in table]
     assert "+-" not in str(tables.runs(found))
     assert plots.validation_curves(found, tmp_path / "curves.png")
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_timestep_bin_without_values_is_empty(tmp_path):
+    """One noise sample per image, of which two are in one bin and one is in another."""
+    few = FakeValidationSet(names=("a", "b", "c"), noise_samples=1)
+    run = read_record(fake_run(tmp_path / "run", val_set=few))
+    run.evaluation.timesteps[:] = [[10], [20], [990]]
+    over = (run.evaluation.loss[-1].astype(np.float64) - run.evaluation.base)[:, 0]
+    means, halves = plots.bin_means([run])
+    np.testing.assert_allclose(means, [over[:2].mean(), np.nan, np.nan, over[2]])
+    assert np.isfinite(halves).tolist() == [True, False, False, False]
 
 
 def test_several_images_have_the_clustered_error():
