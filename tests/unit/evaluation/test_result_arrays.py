@@ -63,7 +63,7 @@ def test_order_and_copies_of_rows_change_nothing(results):
         (lambda t: with_value(t, 100, "base_loss", 9.0), "values of base_loss that differ between steps"),
         (lambda t: with_value(t, 3, "loss", None), "a row without a value"),
         (lambda t: with_value(t, 3, "noise_sample", -1), "does not have the same images"),
-        (lambda t: t.set_column(0, "step", pyarrow.array(["a"] * t.num_rows)), "does not hold what this version writes"),
+        (lambda t: t.set_column(0, "step", pyarrow.array(["a"] * t.num_rows)), "has no int32 column step"),
     ],
 )  # fmt: skip
 def test_rows_that_do_not_fit_are_one_sentence(results, change, words):
