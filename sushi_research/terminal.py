@@ -77,7 +77,7 @@ def prepare() -> None:
             handler.setFormatter(_PlainFormatter("%(levelname)s: %(message)s"))
 
 
-def tell_losses() -> None:
+def report_lost_streams() -> None:
     """From now on a stream that is lost is reported on the other one, once."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, _Stream):

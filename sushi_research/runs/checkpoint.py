@@ -68,9 +68,8 @@ class Checkpoint:
         require_same_folder(self.path)
         try:
             return torch.load(self.path / STATE, map_location="cpu", weights_only=True)
-        except (
-            Exception
-        ) as error:  # its bytes were verified, so what was saved was no state, or the file has changed since
+        except Exception as error:
+            # Its bytes were verified, so what was saved was no state, or the file has changed since.
             raise self.foreign(first_line(error)) from error
 
     def foreign(self, reason: str) -> UserError:
