@@ -23,20 +23,10 @@ from typing import Any
 import torch
 
 from sushi_research.errors import UserError, first_line
-from sushi_research.files import (
-    MOST_BYTES,
-    UnreadableFile,
-    disk_error,
-    fsync_file,
-    fsync_folder,
-    kind_of,
-    parse_json,
-    read_regular,
-    require_same_folder,
-    write_synced,
-)
+from sushi_research.files import disk_error, fsync_file, fsync_folder, require_same_folder, write_synced
 from sushi_research.runs import records
 from sushi_research.temporaries import hidden_name
+from sushi_research.user_files import MOST_BYTES, UnreadableFile, kind_of, parse_json, read_regular
 
 logger = logging.getLogger(__name__)
 

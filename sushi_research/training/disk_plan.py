@@ -128,10 +128,11 @@ def text_bytes(job: Job, inputs: Inputs) -> int:
 
 def rooms_of(job: Job, plan: DiskPlan) -> list[Room]:
     """The file systems that are written to. A folder that does not exist yet counts as on that of the nearest one above it."""
-    cache, run = Path(job.config.cache.folder), job.run_path
+    cache = Path(job.config.cache.folder)
     needs = {"cache.folder": (cache, plan.cache, plan.cache)}
     parts = {"cache.folder": [cache, cache / "latents", cache / f"text_{job.model.NAME}"]}
     if plan != DiskPlan(plan.cache):
+        run = job.run_path  # a command that trains no run has none
         needs["run.folder"] = (run, plan.run, plan.run + plan.others)
         parts["run.folder"] = [run, run / "checkpoints"]
     disks: dict[Any, list[str]] = {}

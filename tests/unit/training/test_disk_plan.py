@@ -164,3 +164,9 @@ def test_checkpoints_that_a_link_puts_on_another_disk_are_not_judged(job, monkey
     monkeypatch.setattr(disk_plan, "_existing", lambda folder: folder)
     monkeypatch.setattr(disk_plan, "_device", lambda folder: folder.name == "checkpoints")
     check(job(), DiskPlan(cache=0, checkpoints=MIB, checkpoint_count=1))
+
+
+def test_a_command_that_trains_no_run_needs_none(tmp_path):
+    cache = SimpleNamespace(folder=str(tmp_path / "cache"))
+    [room] = disk_plan.rooms_of(SimpleNamespace(config=SimpleNamespace(cache=cache), model=sd15), DiskPlan(MIB))
+    assert [*room.folders] == ["cache.folder"] and room.least == MIB and room.free
