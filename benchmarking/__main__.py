@@ -103,7 +103,7 @@ from sushi_research.caches.inputs import Inputs, fill_caches
 from sushi_research.config.process import run_main
 from sushi_research.data.training_data import read_data
 from sushi_research.errors import UserError
-from sushi_research.files import parse_json, read_regular, write_json
+from sushi_research.files import write_json
 from sushi_research.fingerprints import HashCache, folder_hash
 from sushi_research.models.loading import find_base
 from sushi_research.planning import op_counts
@@ -113,6 +113,7 @@ from sushi_research.runs import provenance
 from sushi_research.runs.job import Job
 from sushi_research.training import run
 from sushi_research.training.sampler import Sampler
+from sushi_research.user_files import parse_json, read_regular
 from testing.tiny_base import save_tiny_base
 
 ROOT = Path(sushi_research.__file__).parents[1]

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
 from sushi_research.errors import UserError
-from sushi_research.files import parse_json
 from sushi_research.models.header import Header
+from sushi_research.user_files import parse_json
 
 KEY = "lora_adapter_metadata"
 # Settings that change what is computed in another way than a low-rank pair with a scale, and their values that do not.
@@ -91,17 +93,17 @@ def _number(path: Path, chosen: dict[str, Any], component: str, key: str, patter
     """The value of `key` for a module: of the first pattern that its path matches, or the general one."""
     from peft.utils.other import get_pattern_key
 
-    patterns = chosen.get(pattern_key) or {}
-    if slow := [key for key in patterns if _is_slow(str(key))]:
-        raise UserError(
-            f"{path}: its metadata {KEY} has {slow[0]!r:.60} in {component}.{pattern_key}, a pattern that can take hours to match: "
-            "take another copy of the adapter."
-        )
-    try:
-        value = patterns.get(get_pattern_key(patterns.keys(), module), chosen.get(key))
-    except (AttributeError, TypeError, re.error):
-        value = None
-    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+    patterns, value = chosen.get(pattern_key) or {}, None
+    if isinstance(patterns, dict):
+        if slow := [key for key in patterns if _is_slow(key)]:
+            raise UserError(
+                f"{path}: its metadata {KEY} has {slow[0]!r:.60} in {component}.{pattern_key}, a pattern that can take hours to "
+                "match: take another copy of the adapter."
+            )
+        with contextlib.suppress(re.error, OverflowError, RecursionError):
+            value = patterns.get(get_pattern_key(patterns.keys(), module), chosen.get(key))
+    # An integer of JSON can be too large for a float, and math.isfinite raises OverflowError for it.
+    if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) <= sys.float_info.max:
         raise UserError(
             f"{path}: its metadata {KEY} has no usable {component}.{key} or {component}.{pattern_key} for {module}: "
             "take another copy of the adapter."

@@ -30,7 +30,8 @@ import numpy as np
 import torch
 
 from sushi_research.errors import UserError
-from sushi_research.files import UnreadableFile, fsync_file, fsync_folder, kind_of, parse_json, read_regular
+from sushi_research.files import fsync_file, fsync_folder
+from sushi_research.user_files import UnreadableFile, kind_of, parse_json, read_regular
 
 FORMAT_VERSION = 1
 

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from sushi_research.errors import UserError, UserErrors, first_line
-from sushi_research.files import MOST_NESTED, expand_path, read_regular
+from sushi_research.user_files import MOST_NESTED, expand_path, read_regular
 
 # A config with a thousand prompts has about 200 kB and 2000 values. PyYAML reads 20,000 values in a second or two.
 _MOST_BYTES = 2**20
@@ -52,7 +52,10 @@ class _Loader(yaml.SafeLoader):
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         """As in the base class, whose functions raise nearly any exception for a text that does not fit its tag."""
         try:
-            return super().construct_object(node, deep)
+            value = super().construct_object(node, deep)
+            if isinstance(value, int):
+                str(value)  # with a tag, hexadecimal digits are read too, and Python's limit counts only decimal ones
+            return value
         except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError):
             what = show(node.value) if isinstance(node, yaml.ScalarNode) else "it"
             reason = f"{what} cannot be read as {node.tag.rpartition(':')[2]}"

@@ -12,7 +12,8 @@ import numpy as np
 
 from sushi_research.errors import UserError, first_line
 from sushi_research.evaluation.result_arrays import COLUMNS, ResultArrays, arrays_of, refused, row_names
-from sushi_research.files import UnreadableFile, read_regular, remove, write_atomic
+from sushi_research.files import remove, write_atomic
+from sushi_research.user_files import UnreadableFile, read_regular
 
 if TYPE_CHECKING:
     import pyarrow

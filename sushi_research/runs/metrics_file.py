@@ -10,15 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from sushi_research.errors import UserError
-from sushi_research.files import (
-    UnreadableFile,
-    append,
-    open_regular,
-    parse_json,
-    sync,
-    write_atomic,
-)
+from sushi_research.files import append, sync, write_atomic
 from sushi_research.runs import metrics_gaps, records
+from sushi_research.user_files import UnreadableFile, open_regular, parse_json
 
 logger = logging.getLogger(__name__)
 

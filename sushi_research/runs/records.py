@@ -15,7 +15,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, 
 
 from sushi_research.config.yaml12 import read_yaml
 from sushi_research.errors import UserError, first_line
-from sushi_research.files import UnreadableFile, parse_json, read_regular
+from sushi_research.user_files import UnreadableFile, parse_json, read_regular
 
 # Far above what any run writes: a step, and the bytes of a file other than metrics.jsonl.
 MOST = 2**53
