@@ -82,3 +82,11 @@ def test_an_image_with_two_captions_has_two_names(tmp_path):
     assert results.arrays().names == (image, f"{image}#2", other) == tuple(row_names(val_set.names))
     assert np.array_equal(results.loss_at(val_set, 1), loss) and results.loss_at(val_set, 2) is None
     assert [image_of(name) for name in (*results.arrays().names, "a caption#2")] == [image, image, other, "a caption#2"]
+
+
+def test_rows_beyond_number_are_not_read(results, monkeypatch):
+    """The compressed file may be tiny; its table would take all memory."""
+    monkeypatch.setattr("sushi_research.evaluation.results.MOST_ROWS", 191)
+    monkeypatch.setattr(pyarrow.parquet.ParquetFile, "read", lambda *_: pytest.fail("read"))
+    with pytest.raises(UserError, match="evaluation.parquet has 192 rows, and 191 are read: restore it, or remove it"):
+        results.read()
