@@ -11,18 +11,18 @@ import contextlib
 import os
 import signal
 import socket
+import sys
+import threading
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
 
 import torch
 import torch.distributed.distributed_c10d as c10d
-from accelerate.utils import InitProcessGroupKwargs
 
 from sushi_research import stopping, terminal
 from sushi_research.errors import UserError
 
-# The machines of a launch may start minutes apart. One process may take hours to decode, download, encode or generate.
-START, WORK = timedelta(minutes=5), timedelta(hours=12)
+START_SECONDS = 300  # the machines of a launch may start minutes apart
 _TRUE, _FALSE = ("1", "true", "yes", "y", "t", "on"), ("0", "false", "no", "n", "f", "off", "")
 _PARALLEL = "each process has the whole model here"
 # Variable -> (the values that mean "off", the launcher's option, what to do instead).
@@ -140,27 +140,35 @@ def _number(name: str, environment: Mapping[str, str]) -> int:
 
 
 @contextlib.contextmanager
-def joining() -> Iterator[list[InitProcessGroupKwargs]]:
-    """A block in which the processes find each other, with the settings that it yields. A failure of that is a UserError.
+def joining() -> Iterator[None]:
+    """A block in which the processes find each other. A failure of that is a UserError.
 
-    They have `START` for it, so that one whose others never start does not wait for ever, and `WORK` for each later message.
+    It takes `START_SECONDS` at most: a process whose others never start prints the error and ends with status 2. A signal ends it
+    too. Both are so although the process waits in C code, where Python calls no signal handler.
     """
-    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        yield
+        return
+    late = threading.Timer(START_SECONDS, _give_up)
+    late.daemon = True
+    late.start()
     try:
-        with stopping.on_signals(None) if several else contextlib.nullcontext():
-            yield [InitProcessGroupKwargs(timeout=START)]
-            if _has_others():
-                c10d._set_pg_timeout(WORK)
-                c10d._get_default_store().set_timeout(WORK)
+        with stopping.on_signals(None):
+            yield
     except (RuntimeError, ValueError, OSError) as error:  # of accelerate, torch.distributed and CUDA
-        if int(os.environ.get("WORLD_SIZE", "1")) < 2:
-            raise
-        where = ", ".join(f"{name} {os.environ.get(name, 'is not set')}" for name in _RANKS)
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(
-            f"the processes cannot begin together ({where}): {reason}; correct the launch, or choose another "
-            "--main_process_port."
-        ) from error
+        raise UserError(_apart(" ".join(str(error).split())[:300])) from error
+    finally:
+        late.cancel()
+
+
+def _give_up() -> None:
+    terminal.say(f"error: {_apart(f'the others did not come within {START_SECONDS} seconds')}", file=sys.stderr)
+    os._exit(2)
+
+
+def _apart(reason: str) -> str:
+    where = ", ".join(f"{name} {os.environ.get(name, 'is not set')}" for name in _RANKS)
+    return f"the processes cannot begin together ({where}): {reason}; correct the launch, or choose another --main_process_port."
 
 
 @contextlib.contextmanager
