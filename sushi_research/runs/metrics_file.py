@@ -56,6 +56,7 @@ class MetricsFile:
         """
         found: list[dict[str, Any]] = []
         seen: set[str] = set()
+        marked = 0  # the last step of the last mark
         for number, line in enumerate(self._complete_lines(), 1):
             where = f"{self.path}, line {number}"
             record = records.fitting(parse_json(line, where, _REMEDY, unique_keys=True), records.LINE, where, _REMEDY)
@@ -65,8 +66,11 @@ class MetricsFile:
             if record["step"] < last or not seen.isdisjoint(record.keys() - {"step"}):
                 what = f"is about step {record['step']} after step {last}, so it is repeated or out of order"
                 raise UserError(f"{where} {what}: {_REMEDY}")
-            if record.get(metrics_gaps.MARK, 0) > record["step"]:
-                raise UserError(f"{where} marks steps from {record[metrics_gaps.MARK]} to {record['step']}: {_REMEDY}")
+            if (first := record.get(metrics_gaps.MARK)) is not None:
+                if not marked < first <= record["step"]:
+                    what = f"marks steps {first} to {record['step']} as missing, after a mark up to step {marked}"
+                    raise UserError(f"{where} {what}: {_REMEDY}")
+                marked = record["step"]
             seen |= record.keys() - {"step"}
             found.append(record)
         return found

@@ -21,10 +21,11 @@ def test_a_mark_of_steps_far_beyond_the_run_takes_no_time(metrics):
     assert [line["step"] for line in metrics.read()] == [1, 2**53]
 
 
-@pytest.mark.parametrize("mark", [{"step": 3, "missing_from": 4}, {"step": 3, "missing_from": 0}])
-def test_a_mark_without_steps_is_refused(metrics, mark):
-    metrics.append(mark)
-    with pytest.raises(UserError, match="metrics.jsonl, line 1 .* remove that line or the whole file"):
+@pytest.mark.parametrize("first", [6, 0, 3])
+def test_a_mark_without_steps_or_with_those_of_another_is_refused(metrics, first):
+    metrics.append({"step": 3, "missing_from": 2})
+    metrics.append({"step": 5, "missing_from": first})
+    with pytest.raises(UserError, match="metrics.jsonl, line 2 .* remove that line or the whole file"):
         metrics.read()
 
 
