@@ -50,13 +50,6 @@ class Stopped(KeyboardInterrupt):
             f"{self.reason} while {doing or 'working'}: {kept or 'nothing is kept; the same command again starts over'}"
         )
 
-    def instead_of(self, error: BaseException) -> Stopped:
-        """This stop, for an error that it led to: the blocks that the error left were stopped. Returns itself."""
-        for name in ("doing", "kept"):
-            if getattr(self, name, None) is None:
-                setattr(self, name, getattr(error, name, None))
-        return self
-
 
 Text = str | Callable[[], str]
 
@@ -77,16 +70,26 @@ def doing(what: Text, kept: Text | None = None) -> Iterator[None]:
 
 
 def _said(error: BaseException, name: str) -> str | None:
-    found = getattr(error, name, None)
-    return found() if callable(found) else found
+    """What the blocks that `error` left say; or those that an error left at which it was raised, which it then replaced."""
+    for each in _chain(error):
+        if (found := getattr(each, name, None)) is not None:
+            return found() if callable(found) else found
+    return None
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """An error, what led to it, what led to that, and so on."""
+    seen: list[BaseException] = []
+    each: BaseException | None = error
+    while each is not None and each not in seen:
+        yield each
+        seen.append(each)
+        each = each.__cause__ or each.__context__
 
 
 def cause(error: BaseException) -> Stopped | None:
     """The stop that led to `error`, if there was one: an error while the work was left, or of a library that was interrupted."""
-    seen: BaseException | None = error
-    while seen is not None and not isinstance(seen, Stopped):
-        seen = seen.__cause__ or seen.__context__
-    return seen
+    return next((each for each in _chain(error) if isinstance(each, Stopped)), None)
 
 
 def is_first(environment: Mapping[str, str] = os.environ) -> bool:

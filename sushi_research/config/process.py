@@ -90,10 +90,10 @@ def _main(main: Callable[[Config], int | None], config: Config) -> int | None:
     except (UserError, stopping.Stopped):
         raise
     except KeyboardInterrupt as error:  # from a handler that a library has put in place
-        raise (stopping.cause(error) or stopping.Stopped(signal.SIGINT)).instead_of(error) from None
+        raise stopping.cause(error) or stopping.Stopped(signal.SIGINT) from None
     except Exception as error:
         if stop := stopping.cause(error):
-            raise stop.instead_of(error) from None
+            raise stop from None
         raise
 
 

@@ -16,7 +16,6 @@ from sushi_research.user_files import MOST_NESTED, expand_path, read_regular
 # A config with a thousand prompts has about 200 kB and 2000 values. PyYAML reads 20,000 values in a second or two.
 _MOST_BYTES = 2**20
 _MOST_VALUES = 20_000
-_TOO_MANY = f"it has more than {_MOST_VALUES:,} values, its aliases counted in full"
 
 # YAML 1.2's core schema. PyYAML implements 1.1, which reads 1e-4 as text, off and no as false, 1:30 as 90 and
 # 2024-01-31 as a date. The dumper uses the same table, so it quotes exactly the strings that the loader would misread.
@@ -36,14 +35,19 @@ class _Loader(yaml.SafeLoader):
     """PyYAML's loader for YAML 1.2's scalars, with bounds on the number of values and the depth of their nesting."""
 
     yaml_implicit_resolvers: dict[str, list[Any]] = {}
+    most_values = _MOST_VALUES
     _values = _depth = 0
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         """As in the base class, which calls it again for each level of nesting."""
         self._values += 1
         self._depth += 1
-        if self._values > _MOST_VALUES or self._depth > MOST_NESTED:
-            reason = _TOO_MANY if self._values > _MOST_VALUES else f"it is nested more than {MOST_NESTED} deep"
+        if self._values > self.most_values or self._depth > MOST_NESTED:
+            reason = (
+                _too_many(self.most_values)
+                if self._values > self.most_values
+                else f"it is nested more than {MOST_NESTED} deep"
+            )
             raise yaml.MarkedYAMLError(problem=reason, problem_mark=self.peek_event().start_mark)
         node = super().compose_node(parent, index)
         self._depth -= 1
@@ -100,15 +104,20 @@ def read_yaml(path: str) -> dict[str, Any]:
     return layer
 
 
-def parse_yaml(text: str, place: str) -> Any:
-    """Parses YAML text. UserError, in which `place` names the text, for a syntax error, a duplicate key, or too much nesting."""
+def parse_yaml(text: str, place: str, *, unique_keys: bool = True, most_values: int = _MOST_VALUES) -> Any:
+    """Parses YAML text.
+
+    Raises UserError, in which `place` names the text, for a syntax error, too many values, too much nesting, or with `unique_keys`
+    for a duplicate key. Without it the last of them counts.
+    """
     try:
         loader = _Loader(text)
+        loader.most_values = most_values
         node = loader.get_single_node()
-        if node is not None and _extent(node, {})[0] > _MOST_VALUES:
-            raise yaml.MarkedYAMLError(problem=_TOO_MANY)
+        if node is not None and _extent(node, {})[0] > most_values:
+            raise yaml.MarkedYAMLError(problem=_too_many(most_values))
         # Must run before construct_document, which copies the entries of merge keys (`<<`) into the nodes.
-        duplicates = list(_duplicates(node, "", set()))
+        duplicates = list(_duplicates(node, "", set())) if unique_keys else []
         value = None if node is None else loader.construct_document(node)
     except (yaml.YAMLError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
@@ -119,6 +128,10 @@ def parse_yaml(text: str, place: str) -> Any:
     if duplicates:
         raise UserErrors(f"{place}, {duplicate}" for duplicate in duplicates)
     return value
+
+
+def _too_many(most_values: int) -> str:
+    return f"it has more than {most_values:,} values, its aliases counted in full"
 
 
 def _extent(node: yaml.Node, known: dict[int, tuple[int, int]]) -> tuple[int, int]:

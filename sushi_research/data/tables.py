@@ -22,8 +22,9 @@ from sushi_research.errors import UserError, first_line
 from sushi_research.fingerprints import HashCache, folder_hash
 from sushi_research.user_files import open_regular, parse_json, read_regular
 
-# Of the YAML text of a card. PyYAML reads it in some seconds.
-_MOST_LETTERS = 2**20
+# Of the YAML text of a card. It can name all classes of a column: ImageNet-21k has 21,841, as keys and values. PyYAML reads it in
+# some seconds.
+_MOST_LETTERS, _MOST_VALUES = 2**20, 100_000
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,8 @@ def _named_in_cards(folder: Path) -> Iterator[tuple[str, str]]:
         text = block[2] if block else "" if source == "README.md" else text
         if len(text) > _MOST_LETTERS:
             raise UserError(f"the YAML text of {folder / source} has more than {_MOST_LETTERS:,} letters: shorten it.")
-        content = parse_yaml(text, str(folder / source))
+        # `datasets` reads a card that has a key twice, too.
+        content = parse_yaml(text, str(folder / source), unique_keys=False, most_values=_MOST_VALUES)
         if content is not None and not isinstance(content, dict):
             raise UserError(f"the YAML text of {folder / source} is not a mapping: correct or remove it.")
         yield from ((source, name) for name in _patterns(content))

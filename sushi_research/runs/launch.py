@@ -18,7 +18,7 @@ import torch
 import torch.distributed.distributed_c10d as c10d
 from accelerate.utils import InitProcessGroupKwargs
 
-from sushi_research import stopping
+from sushi_research import stopping, terminal
 from sushi_research.errors import UserError
 
 # The machines of a launch may start minutes apart. One process may take hours to decode, download, encode or generate.
@@ -172,12 +172,13 @@ def one_report() -> Iterator[None]:
     """
     try:
         yield
-    except (Exception, stopping.Stopped) as error:
+    except (Exception, KeyboardInterrupt) as error:
         if not _has_others():
             raise
         stop = stopping.cause(error)
-        before = _first_end(stop.number if stop else 0)
-        if stop:
+        interrupted = isinstance(error, KeyboardInterrupt)  # also one from a handler that a library has put in place
+        before = _first_end(stop.number if stop else signal.SIGINT if interrupted else 0)
+        if stop or interrupted:
             raise
         if before is None:
             if isinstance(error, UserError) or not _is_of_the_network(error):
@@ -194,7 +195,7 @@ def one_report() -> Iterator[None]:
         if not _is_of_the_network(error):
             raise
         name = signal.Signals(number).name
-        raise stopping.Stopped(number, f"{name} to process {rank}").instead_of(error) from None
+        raise stopping.Stopped(number, f"{name} to process {rank}") from None
 
 
 def _has_others() -> bool:
@@ -209,7 +210,8 @@ def _first_end(number: int) -> tuple[int, int] | None:
     try:
         store = c10d._get_default_store()
         store.set_timeout(timedelta(seconds=3))
-        found = store.compare_set("sushi_research/first_end", "", f"{rank} {number}").decode()
+        with terminal.without_errors_of_c():  # torch prints its C++ stack if that process is gone
+            found = store.compare_set("sushi_research/first_end", "", f"{rank} {number}").decode()
         first, with_number = map(int, found.split())
     except RuntimeError:  # of torch.distributed
         return 0, 0

@@ -124,7 +124,6 @@ class RunFolder:
         self.stage_timings = path / "stage_timings.json"
         self.provenance = path / "provenance.json"
         self.run = path / "run.json"
-        self.curves = path / "loss.png"
         self._lock = lock
 
     def __enter__(self) -> RunFolder:

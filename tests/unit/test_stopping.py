@@ -78,6 +78,16 @@ def test_what_a_library_makes_of_a_stop_is_that_stop(number, capfd):
     assert capfd.readouterr().err == f"{number.name} while caching: three images are kept\n"
 
 
+def test_a_signal_while_an_error_is_left_says_what_that_one_left():
+    with pytest.raises(Stopped) as caught:
+        try:
+            with doing("caching", "three images are kept"):
+                raise RuntimeError("the other process is gone")
+        except RuntimeError:
+            raise Stopped(signal.SIGTERM)  # noqa: B904 - as the handler does
+    assert str(caught.value) == "SIGTERM while caching: three images are kept"
+
+
 def test_the_handlers_are_given_back():
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     with pytest.raises(RuntimeError), StopRequest():

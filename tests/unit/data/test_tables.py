@@ -119,6 +119,15 @@ def test_cards_that_are_no_good_are_refused_and_run_nothing(tmp_path, card):
     assert "\n" not in str(caught.value) and not ran.exists()
 
 
+def test_a_card_with_a_key_twice_or_the_names_of_many_classes_is_read(tmp_path):
+    """As `datasets` reads them: a config of this suite may have neither."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    table().to_parquet(str(folder / "train.parquet"))
+    (folder / "README.md").write_text(f"---\nlicense: mit\nlicense: mit\nnames: [{'a,' * 20_000}]\n---\nsushi")
+    assert open_folder(folder, "train").rows["text"] == ["one", "two", "three"]
+
+
 @pytest.mark.parametrize("name", ["state.json", "dataset_info.json", "data-00000-of-00001.arrow"])
 def test_no_fifo_is_waited_for(tmp_path, name):
     saved(tmp_path)
