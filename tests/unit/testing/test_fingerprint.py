@@ -24,7 +24,7 @@ def run(tmp_path):
     folder = fake_run(tmp_path / "run", pictures=True)
     write_adapter(folder, METADATA)
     for step in (10, 20):
-        save_checkpoint(folder / "checkpoints", step, {"a": torch.ones(step)}, {"world": 1}, keep=3)
+        save_checkpoint(folder / "checkpoints", step, {"a": torch.ones(step)}, {"world": 1, "identity": {}}, keep=3)
     return folder
 
 
