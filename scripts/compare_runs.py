@@ -71,11 +71,12 @@ from sushi_research import stopping
 from sushi_research.errors import UserError
 from sushi_research.experiments import page_content, plots, wandb_runs
 from sushi_research.experiments.comparison import Comparison, compare
-from sushi_research.files import CannotWrite, expand_path, make_folder, remove, system_errors, write_atomic, write_json
+from sushi_research.files import CannotWrite, make_folder, remove, system_errors, write_atomic, write_json
 from sushi_research.progress import progress
 from sushi_research.reports import page
 from sushi_research.reports.run_record import find_records, read_record
 from sushi_research.terminal import say
+from sushi_research.user_files import expand_path
 
 
 @system_errors()

@@ -75,8 +75,8 @@ def main(config: AdapterEvaluation) -> int:
             return "a dry run keeps nothing; the same command again starts over"
         states = 1 + len(config.adapters) * len(config.lora_scales)
         return (
-            f"what is encoded is kept in {config.cache.folder}, and {len(written)} of {states} results in {config.output}; "
-            "the same command again measures all of them"
+            f"what is encoded is kept in {config.cache.folder}, and {len(written)} of {states} results are written, to "
+            f"{config.output}; the same command again measures all of them"
         )
 
     with stopping.doing(lambda: job.timings.current, kept):

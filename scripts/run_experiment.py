@@ -127,6 +127,8 @@ class Interruption:
             raise UserError(
                 f"{shlex.quote(command[0])} cannot be started ({error.strerror}): is accelerate installed?"
             ) from None
+        if self.signal:  # it came while the process was being created
+            self._pass_on(self.signal)
         return self._process.wait()
 
     def _pass_on(self, number: int) -> None:

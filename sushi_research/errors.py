@@ -2,6 +2,7 @@
 
 import difflib
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 
 
@@ -24,8 +25,17 @@ class UserErrors(UserError):
 
 
 def printable(text: str) -> str:
-    """`text` on one line that every terminal can show: control characters and halves of surrogate pairs are escaped."""
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+    """`text` on one line that every terminal can show.
+
+    Escaped are control characters, line separators, halves of surrogate pairs, and invisible characters, such as those that change
+    the direction of the text. Spaces of every width stay, and so do the joiners of Persian and Indian scripts and of emoji.
+    """
+    return text if text.isprintable() else "".join(map(_shown, text))
+
+
+def _shown(char: str) -> str:
+    harmless = char.isprintable() or unicodedata.category(char) == "Zs" or char in "\u200c\u200d"
+    return char if harmless else char.encode("unicode_escape").decode()
 
 
 def printable_lines(text: str) -> str:

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from sushi_research.errors import UserError
-from sushi_research.files import make_folder, open_regular, parse_json, read_regular, write_atomic
+from sushi_research.files import make_folder, write_atomic
+from sushi_research.user_files import open_regular, parse_json, read_regular
 
 # Increment it when the stored facts change, or what `images.decode` accepts. A hash cache of another version is ignored.
 HASH_CACHE_VERSION = 5

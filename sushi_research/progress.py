@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from tqdm import tqdm
+
+from sushi_research import stopping
 
 
 def progress(
@@ -34,8 +35,7 @@ def progress(
         unit=unit if scale else f" {unit}",
         unit_scale=scale,
         unit_divisor=1024 if scale else 1000,
-        # Of several processes only the first one shows the bar; torch's launcher sets RANK.
-        disable=disable or os.environ.get("RANK", "0") != "0",
+        disable=disable or not stopping.is_first(),  # of several processes only the first one shows the bar
         leave=leave,
         dynamic_ncols=True,
         mininterval=0.5,

@@ -30,16 +30,14 @@ _ONE_REQUEST = 5.0
 class Stopped(KeyboardInterrupt):
     """Raised in the main thread by a signal that asks the command to stop.
 
-    `doing` is what was stopped and `kept` what is kept of it and how to go on, as `doing()` fills them in. It is a
-    KeyboardInterrupt because libraries expect Ctrl-C.
+    Its text says what was stopped, what is kept and how to go on, as the `doing` blocks that it left say. It is a KeyboardInterrupt
+    because libraries expect Ctrl-C.
     """
 
     def __init__(self, number: int, reason: str | None = None) -> None:
         super().__init__()
         self.number = number
         self.reason = reason or signal.Signals(number).name
-        self.doing: str | None = None
-        self.kept: str | None = None
 
     @property
     def exit_status(self) -> int:
@@ -47,35 +45,57 @@ class Stopped(KeyboardInterrupt):
         return 128 + self.number
 
     def __str__(self) -> str:
-        kept = self.kept or "nothing is kept; the same command again starts over"
-        return f"{self.reason} while {self.doing or 'working'}: {kept}"
+        doing, kept = _said(self, "doing"), _said(self, "kept")
+        return (
+            f"{self.reason} while {doing or 'working'}: {kept or 'nothing is kept; the same command again starts over'}"
+        )
+
+
+Text = str | Callable[[], str]
 
 
 @contextlib.contextmanager
-def doing(what: str | Callable[[], str], kept: str | Callable[[], str] | None = None) -> Iterator[None]:
+def doing(what: Text, kept: Text | None = None) -> Iterator[None]:
     """Names the work of this block, for the line that is printed if it is stopped. The innermost name counts.
 
-    `kept` says what of it is kept and how to go on. Functions are called only then.
+    `kept` says what of it is kept and how to go on. Functions are called when the line is printed.
     """
     try:
         yield
-    except Stopped as stop:
-        stop.doing = stop.doing or (what() if callable(what) else what)
-        stop.kept = stop.kept or (kept() if callable(kept) else kept)
+    except BaseException as error:  # an error may turn out to be a stop: of a library, or of another process
+        for name, said in (("doing", what), ("kept", kept)):
+            if getattr(error, name, None) is None:
+                setattr(error, name, said)
         raise
+
+
+def _said(error: BaseException, name: str) -> str | None:
+    """What the blocks that `error` left say; or those that an error left at which it was raised, which it then replaced."""
+    for each in _chain(error):
+        if (found := getattr(each, name, None)) is not None:
+            return found() if callable(found) else found
+    return None
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """An error, what led to it, what led to that, and so on."""
+    seen: list[BaseException] = []
+    each: BaseException | None = error
+    while each is not None and each not in seen:
+        yield each
+        seen.append(each)
+        each = each.__cause__ or each.__context__
 
 
 def cause(error: BaseException) -> Stopped | None:
     """The stop that led to `error`, if there was one: an error while the work was left, or of a library that was interrupted."""
-    seen: BaseException | None = error
-    while seen is not None and not isinstance(seen, Stopped):
-        seen = seen.__cause__ or seen.__context__
-    return seen
+    return next((each for each in _chain(error) if isinstance(each, Stopped)), None)
 
 
-def is_first() -> bool:
-    """Whether this is the process of a command that prints. A launcher sets RANK."""
-    return os.environ.get("RANK", "0") == "0"
+def is_first(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether this is the process of a command that prints. A launcher of several sets RANK and WORLD_SIZE."""
+    rank, world = environment.get("RANK", ""), environment.get("WORLD_SIZE", "")
+    return not (rank.isdecimal() and world.isdecimal() and 0 < int(rank) < int(world))
 
 
 class _Request:
@@ -94,16 +114,20 @@ class _Request:
 
 
 @contextlib.contextmanager
-def on_signals(action: Callable[[int], None]) -> Iterator[None]:
-    """Within the block a signal calls `action`. Outside the main thread Python allows no signal handlers, so nothing changes."""
+def on_signals(action: Callable[[int], None] | None) -> Iterator[None]:
+    """Within the block a signal calls `action`. Outside the main thread Python allows no signal handlers, so nothing changes.
+
+    None: the system ends the process, also while it waits in a library's C code, where Python would call no handler.
+    """
     before: dict[int, signal._HANDLER] = {}
+    instead = signal.SIG_DFL if action is None else lambda number, frame: action(number)
     try:
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
                 handler = signal.getsignal(number)
                 if handler not in (signal.SIG_IGN, None):
                     before[number] = handler
-                    signal.signal(number, lambda received, frame: action(received))
+                    signal.signal(number, instead)
         yield
     finally:
         for number, handler in before.items():
@@ -185,13 +209,12 @@ class StopRequest:
     """A context manager in which a signal requests a stop instead of ending the process.
 
     `reason` is None or the first cause: "SIGINT", "SIGTERM", "SIGHUP" or "the launcher ended". `signals` counts the signals.
-    Outside the main thread only the launcher is watched. With `announce`, a request is reported on stderr.
+    Outside the main thread only the launcher is watched. The first process of a command reports a request on stderr.
     """
 
-    def __init__(self, announce: bool = True, environment: Mapping[str, str] = os.environ) -> None:
+    def __init__(self, environment: Mapping[str, str] = os.environ) -> None:
         self.reason: str | None = None
         self.signals = 0
-        self._announce = announce
         self._launcher = Launcher(environment)
         self._block = contextlib.ExitStack()
 
@@ -232,7 +255,7 @@ class StopRequest:
 
     def _ask(self, reason: str) -> None:
         self.reason = reason
-        if self._announce:
+        if is_first():
             # os.write, because the handler may interrupt another print, where print() would raise. The write fails
             # with OSError if the terminal has been closed.
             with contextlib.suppress(OSError):

@@ -13,6 +13,7 @@ import logging
 import os
 import select
 import sys
+from collections.abc import Iterator
 from typing import Any, TextIO
 
 from sushi_research.errors import printable, printable_lines
@@ -77,11 +78,24 @@ def prepare() -> None:
             handler.setFormatter(_PlainFormatter("%(levelname)s: %(message)s"))
 
 
-def tell_losses() -> None:
+def report_lost_streams() -> None:
     """From now on a stream that is lost is reported on the other one, once."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, _Stream):
             _raw(stream).tells = True
+
+
+@contextlib.contextmanager
+def without_errors_of_c() -> Iterator[None]:
+    """Within the block, what libraries in C write to standard error is dropped."""
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nothing:
+            os.dup2(nothing.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def say(*lines: str, file: TextIO | None = None) -> None:

@@ -104,7 +104,8 @@ def free_port() -> int:
 
 
 def become_a_program(out: Path, err: Path) -> None:
-    """Redirects standard output and standard error to files and restores Ctrl-C, which a fork server's children ignore."""
+    """Redirects standard output and standard error to files, and restores Ctrl-C, which a fork server's children ignore, and
+    SIGHUP, which `nohup` ignores."""
     for number, file in ((1, out), (2, err)):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644), number)
     sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1) for number in (1, 2))
@@ -112,6 +113,7 @@ def become_a_program(out: Path, err: Path) -> None:
 
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def _run(root: Path, script: str, words: Sequence[str], out: Path, err: Path, environment: Mapping[str, str]) -> None:

@@ -69,16 +69,16 @@ def main(options: argparse.Namespace) -> int:
         around_table(options.write, TABLE)  # a page without marks is refused before the work, not after it
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     folder = Path(options.keep or tempfile.mkdtemp(prefix="io-faults-")).resolve()
-    status = 0
     try:
         lines, status = all_faults(options, folder)
-        text = "\n".join(
-            [*lines, "", circumstances(scripts=[f"scripts/train_{name.split('-')[0]}_lora.py" for name in NAMES])]
-        )
     except Untraceable as reason:
         if not options.keep:
             shutil.rmtree(folder)
-        text = f"Skipped: {reason}. {circumstances()}"
+        print(f"Skipped: {reason}. {circumstances()}")  # a table of another machine stays in the page
+        return 0
+    text = "\n".join(
+        [*lines, "", circumstances(scripts=[f"scripts/train_{name.split('-')[0]}_lora.py" for name in NAMES])]
+    )
     print(text)
     if options.write:
         write_table(options.write, TABLE, text)

@@ -31,6 +31,7 @@ from pathlib import Path
 
 import yaml
 
+from sushi_research.config.process import run_main
 from sushi_research.errors import UserError, nearest
 from sushi_research.progress import progress
 from testing.result_pages import around_table, write_table
@@ -270,12 +271,4 @@ def run_all(mutants: Sequence[Mutant], jobs: int, baseline: bool) -> list[Outcom
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that running tests are killed too
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
+    run_main(main, sys.argv[1:])

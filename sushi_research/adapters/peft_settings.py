@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from sushi_research.errors import UserError
-from sushi_research.files import parse_json
 from sushi_research.models.header import Header
+from sushi_research.user_files import parse_json
 
 KEY = "lora_adapter_metadata"
 # Settings that change what is computed in another way than a low-rank pair with a scale, and their values that do not.

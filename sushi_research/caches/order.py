@@ -16,7 +16,8 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from sushi_research.files import fsync_file, fsync_folder, read_regular
+from sushi_research.files import fsync_file, fsync_folder
+from sushi_research.user_files import read_regular
 
 # How long another writer may take for the few bytes of a file that it could not create whole.
 _PATIENCE_SECONDS = 1.0

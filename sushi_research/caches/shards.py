@@ -30,7 +30,8 @@ import numpy as np
 import torch
 
 from sushi_research.errors import UserError
-from sushi_research.files import UnreadableFile, fsync_file, fsync_folder, kind_of, parse_json, read_regular
+from sushi_research.files import fsync_file, fsync_folder
+from sushi_research.user_files import UnreadableFile, kind_of, parse_json, read_regular
 
 FORMAT_VERSION = 1
 
@@ -64,7 +65,8 @@ class Shard:
     """A shard that is verified and memory-mapped. Every read first checks that its file is as it was then.
 
     A process that reads a mapping beyond the end of its file is killed (SIGBUS), so a file that another program truncates must be
-    noticed before. One that is removed or replaced stays mapped as it was.
+    noticed before. One that is removed or replaced stays mapped as it was. If only its time is new (`touch`), its bytes are
+    verified again.
     """
 
     def __init__(self, path: Path, file: BinaryIO) -> None:
@@ -87,12 +89,14 @@ class Shard:
         except OSError:
             now = self._stat
         is_same = (now.st_dev, now.st_ino) == (self._stat.st_dev, self._stat.st_ino)
-        is_written = is_same and now.st_mtime_ns != self._stat.st_mtime_ns
-        if is_written or self._map.size() != self._stat.st_size:
+        is_touched = is_same and now.st_mtime_ns != self._stat.st_mtime_ns
+        if self._map.size() != self._stat.st_size or is_touched and self._path.stem != f"shard-{_digest(self._map)}":
             raise UserError(
                 f"the cache file {self._path} was changed by another program while it was in use: run the same command again, "
                 "which makes its entries again and goes on from the last checkpoint"
             )
+        if is_touched:
+            self._stat = now
         return self._table.column(name)
 
 
@@ -221,7 +225,11 @@ def canonical_json(value: Any) -> str:
 
 def json_hash(value: Any) -> str:
     """The blake2b hash of a JSON value, as 32 hex digits."""
-    return _blake2b(canonical_json(value).encode()).hexdigest()
+    return _digest(canonical_json(value).encode())
+
+
+def _digest(data: bytes | mmap.mmap) -> str:
+    return _blake2b(data).hexdigest()
 
 
 def _blake2b(data: bytes = b"") -> hashlib.blake2b:

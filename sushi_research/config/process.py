@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -67,7 +68,7 @@ def run_main(main: Callable[[Config], int | None], config: Config) -> None:
     that says what was stopped, what is kept and how to go on; of several processes only the first one prints it.
     """
     terminal.prepare()
-    terminal.tell_losses()
+    terminal.report_lost_streams()
     try:
         with stopping.stoppable():
             status = _main(main, config)
@@ -89,7 +90,7 @@ def _main(main: Callable[[Config], int | None], config: Config) -> int | None:
     except (UserError, stopping.Stopped):
         raise
     except KeyboardInterrupt as error:  # from a handler that a library has put in place
-        raise (stopping.cause(error) or stopping.Stopped(2)) from None
+        raise stopping.cause(error) or stopping.Stopped(signal.SIGINT) from None
     except Exception as error:
         if stop := stopping.cause(error):
             raise stop from None

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from sushi_research import caption_text
-from sushi_research.files import expand_path
+from sushi_research.user_files import expand_path
 
 # A name, a revision, an argument of a launcher.
 _MOST_LETTERS = 1_000

@@ -8,7 +8,7 @@ import shlex
 
 def word(text: str) -> str:
     """`text` as one word of a shell's command line; control characters in bash's and zsh's `$'...'` form."""
-    if all(character.isprintable() or character == "\n" for character in text):
+    if text.isprintable():
         return shlex.quote(text)
     plain = (
         chr(byte) if 32 <= byte < 127 and chr(byte) not in "\\'" else f"\\x{byte:02x}" for byte in os.fsencode(text)

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from sushi_research.errors import UserError, UserErrors, first_line
-from sushi_research.files import MOST_NESTED, expand_path, read_regular
+from sushi_research.user_files import MOST_NESTED, expand_path, read_regular
 
 # A config with a thousand prompts has about 200 kB and 2000 values. PyYAML reads 20,000 values in a second or two.
 _MOST_BYTES = 2**20

@@ -21,9 +21,10 @@ from sushi_research.data.samples import FoundImage, Problem, Sample, Scan
 from sushi_research.data.tables import open_folder, open_hub, open_saved
 from sushi_research.data.walk import note_links
 from sushi_research.errors import UserError, some
-from sushi_research.files import UnreadableFile, make_folder, write_json
+from sushi_research.files import make_folder, write_json
 from sushi_research.fingerprints import FileState, HashCache, content_hash, file_state
 from sushi_research.progress import progress
+from sushi_research.user_files import UnreadableFile
 
 
 def scan(

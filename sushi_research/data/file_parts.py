@@ -1,6 +1,6 @@
 """Counts the parts of PNG and JPEG files, before a decoder handles each of them: far too many take minutes or gigabytes.
 
-A sound file has a handful of each. libpng and libjpeg-turbo leave such limits to their callers (libjpeg-turbo: "Two Issues with the
+An ordinary file has a few of each. libpng and libjpeg-turbo leave such limits to their callers (libjpeg-turbo: "Two Issues with the
 JPEG Standard", about scans without end).
 """
 

@@ -17,7 +17,7 @@ from sushi_research.data.names import CAPTIONS, IMAGES, UNSUPPORTED, Names, comp
 from sushi_research.data.samples import FoundImage, Problem, Scan
 from sushi_research.data.walk import walk
 from sushi_research.errors import some
-from sushi_research.files import UnreadableFile, read_regular
+from sushi_research.user_files import UnreadableFile, read_regular
 
 TABLES = {".parquet", ".arrow"}
 

@@ -16,7 +16,7 @@ from sushi_research import caption_text
 from sushi_research.data.names import Names
 from sushi_research.data.samples import Problem
 from sushi_research.errors import UserError
-from sushi_research.files import UnreadableFile, open_regular, parse_json
+from sushi_research.user_files import UnreadableFile, open_regular, parse_json
 
 METADATA = "metadata.jsonl"
 # Names of HF's imagefolder and misspelt ones; they are not read, which is said where captions are missing.

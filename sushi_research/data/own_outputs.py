@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from sushi_research.errors import UserError
-from sushi_research.files import open_regular, parse_json, read_regular
+from sushi_research.user_files import open_regular, parse_json, read_regular
 
 # Images that are written next to other files of the user's choice of folder; each with the file that tells that they are ours.
 PAGES = {

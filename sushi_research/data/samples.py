@@ -11,8 +11,8 @@ from pathlib import Path
 from sushi_research.data import colour
 from sushi_research.data.buckets import BucketRule, CropGeometry, TooSmall, crop_geometry
 from sushi_research.errors import UserError
-from sushi_research.files import UnreadableFile
 from sushi_research.fingerprints import content_hash
+from sushi_research.user_files import UnreadableFile
 
 
 @dataclass(frozen=True)

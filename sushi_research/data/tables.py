@@ -19,8 +19,8 @@ from sushi_research.config.yaml12 import parse_yaml
 from sushi_research.data.images import MAX_BYTES, BadImage
 from sushi_research.data.names import in_any_form
 from sushi_research.errors import UserError, first_line
-from sushi_research.files import open_regular, parse_json, read_regular
 from sushi_research.fingerprints import HashCache, folder_hash
+from sushi_research.user_files import open_regular, parse_json, read_regular
 
 # Of the YAML text of a card. It can name all classes of a column: ImageNet-21k has 21,841, as keys and values. PyYAML reads it in
 # some seconds.

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from sushi_research.errors import first_line
+from sushi_research.errors import UserError, first_line
 from sushi_research.evaluation.result_arrays import COLUMNS, ResultArrays, arrays_of, refused, row_names
-from sushi_research.files import UnreadableFile, read_regular, remove, write_atomic
+from sushi_research.files import remove, write_atomic
+from sushi_research.user_files import UnreadableFile, read_regular
 
 if TYPE_CHECKING:
     import pyarrow
@@ -21,6 +22,8 @@ logger = logging.getLogger(__name__)
 
 # Far above what a run writes: 100 evaluations of 10,000 images with 8 noise samples are about 100 MB.
 MOST_BYTES = 2**31
+# A few bytes can hold a billion equal rows.
+MOST_ROWS = 2**25
 # Increment it when the columns or their meaning change.
 FORMAT = 2
 # Fewest images for a test between two runs: the coverage of its intervals was measured for this number and above, and with
@@ -154,8 +157,12 @@ class Results:
         try:
             # Not read_table: it turns folder names such as "lora.rank=4" into columns.
             with pyarrow.parquet.ParquetFile(io.BytesIO(data), page_checksum_verification=True) as file:
+                if file.metadata.num_rows > MOST_ROWS:
+                    raise refused(self.path, f"has {file.metadata.num_rows:,} rows, and {MOST_ROWS:,} are read")
                 table = file.read()
             table.validate(full=True)
+        except UserError:
+            raise
         except (OSError, ValueError, MemoryError, pyarrow.ArrowException) as error:
             raise refused(self.path, f"is damaged ({first_line(error)})") from None
         if table.column_names != list(COLUMNS) or b"set_hash" not in (table.schema.metadata or {}):

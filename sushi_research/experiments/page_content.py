@@ -12,10 +12,11 @@ import numpy as np
 from sushi_research.experiments import tables
 from sushi_research.experiments.clocks import clocks_of
 from sushi_research.experiments.comparison import Comparison, Pair, removed_by_seeds
+from sushi_research.experiments.means import mean_and_error
 from sushi_research.experiments.seeds import by_seed, per_seed
 from sushi_research.experiments.variants import Variant
 from sushi_research.reports.page import Block
-from sushi_research.reports.statistics import Difference, clustered_mean
+from sushi_research.reports.statistics import Difference
 from sushi_research.reports.training_log import WALL
 
 MOST_PAIRS = 60
@@ -218,8 +219,8 @@ def _drift(comparison: Comparison) -> list[Block]:
     rows = [["", "drift from the base", "standard error over captions"]]
     for variant in known:
         if len({run.drift.measured_on for run in variant.runs}) == 1:
-            mean, error = clustered_mean(per_seed(variant.runs, lambda run: run.drift.loss[-1]))
-            rows.append([variant.label, f"{mean:.3g}", f"{error:.2g}"])
+            mean, error = mean_and_error(per_seed(variant.runs, lambda run: run.drift.loss[-1]))
+            rows.append([variant.label, f"{mean:.3g}", f"{error:.2g}" if np.isfinite(error) else "-"])
     text = (
         "How far predictions moved from the base's on captions that were not trained on, at the last evaluation: the mean squared "
         "difference, in the unit of the loss. Less is not always better, but drift without a gain means that the base's knowledge "

@@ -11,11 +11,12 @@ from PIL import Image
 
 from sushi_research.experiments.clocks import time_axis
 from sushi_research.experiments.comparison import Comparison, Pair
+from sushi_research.experiments.means import mean_and_error
 from sushi_research.experiments.seeds import per_seed, runs_that_count
 from sushi_research.experiments.variants import Variant
 from sushi_research.files import write_image
 from sushi_research.reports.run_record import RunRecord
-from sushi_research.reports.statistics import clustered_mean, interpolate, t_quantile
+from sushi_research.reports.statistics import interpolate, t_quantile
 from sushi_research.sampling import plots
 
 # The colours of Okabe and Ito (2008), distinguishable for colour-blind people; then the same colours with other line styles.
@@ -70,7 +71,7 @@ def points(
 
     means = [per_seed(side, over_base).mean(0) for side in sides]
     over = means[0] - means[1] if reference else means[0]
-    mean, error = np.array([clustered_mean(loss) for loss in over]).T
+    mean, error = np.array([mean_and_error(loss) for loss in over]).T
     images = len(curves[0].names)
     return at, mean, error * (t_quantile(0.975, images - 1) if images > 1 else np.nan)
 
@@ -124,7 +125,7 @@ def _curve(axes: Any, found: tuple[np.ndarray, np.ndarray, np.ndarray], label: s
 def _level(axes: Any, variant: Variant, number: int) -> int:
     """Plots a horizontal line at an adapter file's loss, as it has no curve."""
     curve = variant.runs[0].evaluation
-    mean, _ = clustered_mean(curve.loss[-1] - curve.base)
+    mean, _ = mean_and_error(curve.loss[-1] - curve.base)
     axes.axhline(mean, label=variant.label, linewidth=1.2, **_line_style(number))
     return 1
 
@@ -213,9 +214,12 @@ def bin_means(runs: Sequence[RunRecord]) -> tuple[np.ndarray, np.ndarray]:
     bins = runs[0].evaluation.timesteps.astype(int) * 4 // 1000
     found = []
     for timestep_bin in range(4):
-        images = np.nanmean(np.where(bins == timestep_bin, over_base, np.nan), axis=1)
+        # With fewer noise samples than bins, an image may have none in this one.
+        used = bins == timestep_bin
+        images = np.array([row[those].mean() for row, those in zip(over_base, used, strict=True) if those.any()])
         factor = t_quantile(0.975, len(images) - 1) if len(images) > 1 else np.nan
-        found.append((images.mean(), factor * images.std(ddof=1) / len(images) ** 0.5 if len(images) > 1 else np.nan))
+        half = factor * images.std(ddof=1) / len(images) ** 0.5 if len(images) > 1 else np.nan
+        found.append((images.mean() if len(images) else np.nan, half))
     mean, half = np.array(found).T
     return mean, half
 

@@ -13,7 +13,7 @@ import sushi_research
 from sushi_research import models
 from sushi_research.config import TrainingConfig
 from sushi_research.errors import UserError
-from sushi_research.files import read_regular
+from sushi_research.user_files import read_regular
 
 ROOT = Path(sushi_research.__file__).parents[1]
 READERS = ("read_command_line", "load_config")  # the functions that take the config class, the first that is called

@@ -10,8 +10,8 @@ import numpy as np
 
 from sushi_research.experiments.clocks import clocks_of
 from sushi_research.experiments.comparison import Comparison
+from sushi_research.experiments.means import mean_with_error
 from sushi_research.reports.page import Block
-from sushi_research.reports.statistics import clustered_mean
 
 
 def settings(comparison: Comparison) -> list[Block]:
@@ -92,8 +92,8 @@ def run_row(run: Any) -> list[str]:
     loss = over = "-"
     step = str(run.last_step)
     if (curve := run.evaluation) is not None:
-        loss = "{:.5f} +- {:.2g}".format(*clustered_mean(curve.loss[-1]))
-        over = "{:+.5f} +- {:.2g}".format(*clustered_mean(curve.loss[-1].astype(np.float64) - curve.base))
+        loss = mean_with_error(curve.loss[-1], ".5f")
+        over = mean_with_error(curve.loss[-1].astype(np.float64) - curve.base, "+.5f")
         step = str(curve.steps[-1]) if run.state != "file" else "-"
     commit = str((run.entry.get("code") or {}).get("commit") or "-")[:10]
     return [run.name, str(run.seed if run.seed is not None else "-"), run.state, step, loss, over, commit]

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from sushi_research.errors import UserError
-from sushi_research.files import readable
 from sushi_research.fingerprints import HashCache, folder_hash
 from sushi_research.models.components import TITLES, build_empty
 from sushi_research.models.folder_weights import (
@@ -19,6 +18,7 @@ from sushi_research.models.folder_weights import (
     require_nothing_else,
     weight_files,
 )
+from sushi_research.user_files import readable
 
 # File name of a component's weights, without its extension.
 WEIGHTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"}

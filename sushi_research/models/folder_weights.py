@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from sushi_research.errors import UserError, first_line
-from sushi_research.files import parse_json, read_regular
 from sushi_research.models.components import require_finite
 from sushi_research.models.header import DTYPES, read_header
 from sushi_research.progress import progress
+from sushi_research.user_files import parse_json, read_regular
 
 # The index of SDXL's shards has 200 kB.
 _MOST_JSON = 16 * 2**20

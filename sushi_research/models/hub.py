@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from sushi_research.errors import UserError, first_line
-from sushi_research.files import expand_path
 from sushi_research.models.diffusers_folder import TEXT_WEIGHTS, WEIGHTS
 from sushi_research.models.tokenizers import FILES
+from sushi_research.user_files import expand_path
 
 CONFIGS = ["model_index.json", "config.json", "*/config.json", "scheduler/*.json", "tokenizer*/*"]
 

@@ -14,7 +14,6 @@ import torch
 
 from sushi_research.config import TrainingConfig
 from sushi_research.errors import UserError, first_line
-from sushi_research.files import readable
 from sushi_research.fingerprints import HashCache, file_state
 from sushi_research.models import ARCHITECTURES, detect, hub, prediction, settings, sources, tokenizers
 from sushi_research.models.components import CLASSES
@@ -22,6 +21,7 @@ from sushi_research.models.header import read_header
 from sushi_research.models.prediction import Prediction
 from sushi_research.models.sources import Part
 from sushi_research.models.tokenizers import Tokenizer
+from sushi_research.user_files import readable
 
 
 @dataclass(frozen=True)

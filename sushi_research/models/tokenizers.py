@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from sushi_research.errors import UserError, first_line
-from sushi_research.files import read_regular
 from sushi_research.models.folder_weights import read_json
 from sushi_research.models.settings import ANY, NUMBER, one_of, require_settings
 from sushi_research.models.shapes import published
+from sushi_research.user_files import read_regular
 
 # CLIP's vocabulary (MIT licence), fetched if there is no other copy.
 VOCABULARY = "openai/clip-vit-large-patch14"

@@ -229,7 +229,7 @@ def _curve(run: RunRecord, path: Path, logged: str) -> Curve | None:
 
 
 def _finite(run: RunRecord, curve: Curve | None, path: Path) -> Curve | None:
-    """The curve, or None with a problem if a value is not finite. Then all steps are excluded: the earlier ones flatter the run."""
+    """The curve, or None with a problem if a value is not finite: a curve of its earlier steps alone would look too good."""
     if curve is None or (np.isfinite(curve.loss).all() and np.isfinite(curve.base).all()):
         return curve
     steps = [step for step, loss in zip(curve.steps, curve.loss, strict=True) if not np.isfinite(loss).all()]

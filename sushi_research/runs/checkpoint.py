@@ -23,20 +23,10 @@ from typing import Any
 import torch
 
 from sushi_research.errors import UserError, first_line
-from sushi_research.files import (
-    MOST_BYTES,
-    UnreadableFile,
-    disk_error,
-    fsync_file,
-    fsync_folder,
-    kind_of,
-    parse_json,
-    read_regular,
-    require_same_folder,
-    write_synced,
-)
+from sushi_research.files import disk_error, fsync_file, fsync_folder, require_same_folder, write_synced
 from sushi_research.runs import records
 from sushi_research.temporaries import hidden_name
+from sushi_research.user_files import MOST_BYTES, UnreadableFile, kind_of, parse_json, read_regular
 
 logger = logging.getLogger(__name__)
 
@@ -68,9 +58,8 @@ class Checkpoint:
         require_same_folder(self.path)
         try:
             return torch.load(self.path / STATE, map_location="cpu", weights_only=True)
-        except (
-            Exception
-        ) as error:  # its bytes were verified, so what was saved was no state, or the file has changed since
+        except Exception as error:
+            # Its bytes were verified, so what was saved was no state, or the file has changed since.
             raise self.foreign(first_line(error)) from error
 
     def foreign(self, reason: str) -> UserError:

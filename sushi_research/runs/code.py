@@ -20,9 +20,9 @@ from typing import Any
 
 import sushi_research
 from sushi_research.errors import some
-from sushi_research.files import readable
 from sushi_research.fingerprints import content_hash
 from sushi_research.runs.syntax_tree import Import, parsed
+from sushi_research.user_files import readable
 
 PACKAGE = "sushi_research"
 # Libraries whose installed version is recorded, which says what their code is.

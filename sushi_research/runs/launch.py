@@ -9,15 +9,20 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import socket
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
 
 import torch
+import torch.distributed.distributed_c10d as c10d
+from accelerate.utils import InitProcessGroupKwargs
 
-from sushi_research import stopping
+from sushi_research import stopping, terminal
 from sushi_research.errors import UserError
 
+# The machines of a launch may start minutes apart. One process may take hours to decode, download, encode or generate.
+START, WORK = timedelta(minutes=5), timedelta(hours=12)
 _TRUE, _FALSE = ("1", "true", "yes", "y", "t", "on"), ("0", "false", "no", "n", "f", "off", "")
 _PARALLEL = "each process has the whole model here"
 # Variable -> (the values that mean "off", the launcher's option, what to do instead).
@@ -55,6 +60,12 @@ _UNUSED = {
 _FLAGS = ("ACCELERATE_USE_CPU", "ACCELERATE_DEBUG_MODE", "ACCELERATE_CPU_AFFINITY")
 # What `torchrun` and `accelerate launch` set together for each of several processes.
 _RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+# accelerate reads these as numbers too: those of MPI, on a CPU.
+_NUMBERS = (
+    *("LOCAL_WORLD_SIZE", "PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
+    *("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"),
+    *("MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_LOCAL_RANK", "MV2_COMM_WORLD_LOCAL_SIZE"),
+)
 
 
 def require_launch(environment: Mapping[str, str]) -> None:
@@ -67,8 +78,7 @@ def require_launch(environment: Mapping[str, str]) -> None:
         _require_options(environment)
         _require_ranks(environment)
     except UserError:
-        rank, world = (environment.get(name, "") for name in ("RANK", "WORLD_SIZE"))
-        if rank.isdecimal() and world.isdecimal() and 0 < int(rank) < int(world):
+        if not stopping.is_first(environment):
             raise SystemExit(2) from None
         raise
 
@@ -86,14 +96,9 @@ def _require_options(environment: Mapping[str, str]) -> None:
 
 def _require_ranks(environment: Mapping[str, str]) -> None:
     numbers = {}
-    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", *_NUMBERS):
         if name in environment:
-            try:
-                numbers[name] = int(environment[name])
-            except ValueError:
-                raise UserError(
-                    f"{name} is {environment[name]!r}, which is not a number: unset it, or start with `accelerate launch`."
-                ) from None
+            numbers[name] = _number(name, environment)
     world = numbers.get("WORLD_SIZE", 1)
     if world < 1:
         raise UserError(f"WORLD_SIZE is {world}: unset it, or start with `accelerate launch`.")
@@ -108,6 +113,8 @@ def _require_ranks(environment: Mapping[str, str]) -> None:
             f"{'is' if len(missing) == 1 else 'are'} not set: unset {' and '.join(given)} for one process, or start several with "
             "`accelerate launch`."
         )
+    if "OMP_NUM_THREADS" in environment:
+        _number("OMP_NUM_THREADS", environment)
     for name in ("RANK", "LOCAL_RANK"):
         if numbers[name] >= world:
             raise UserError(f"{name} is {numbers[name]}, but WORLD_SIZE is {world}: start with `accelerate launch`.")
@@ -123,11 +130,28 @@ def _require_ranks(environment: Mapping[str, str]) -> None:
         ) from None
 
 
-@contextlib.contextmanager
-def joining() -> Iterator[None]:
-    """A block in which the processes find each other: a failure of that is a UserError."""
+def _number(name: str, environment: Mapping[str, str]) -> int:
     try:
-        yield
+        return int(environment[name])
+    except ValueError:
+        raise UserError(
+            f"{name} is {environment[name]!r}, which is not a number: unset it, or start with `accelerate launch`."
+        ) from None
+
+
+@contextlib.contextmanager
+def joining() -> Iterator[list[InitProcessGroupKwargs]]:
+    """A block in which the processes find each other, with the settings that it yields. A failure of that is a UserError.
+
+    They have `START` for it, so that one whose others never start does not wait for ever, and `WORK` for each later message.
+    """
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    try:
+        with stopping.on_signals(None) if several else contextlib.nullcontext():
+            yield [InitProcessGroupKwargs(timeout=START)]
+            if _has_others():
+                c10d._set_pg_timeout(WORK)
+                c10d._get_default_store().set_timeout(WORK)
     except (RuntimeError, ValueError, OSError) as error:  # of accelerate, torch.distributed and CUDA
         if int(os.environ.get("WORLD_SIZE", "1")) < 2:
             raise
@@ -141,43 +165,57 @@ def joining() -> Iterator[None]:
 
 @contextlib.contextmanager
 def one_report() -> Iterator[None]:
-    """A block of which several processes report one error: that of the process that fails first. The others end silently.
+    """A block whose end several processes report once: the error of the process that fails first, or the stop of any process.
 
-    A process that fails makes the others fail too, with errors of the network library; or all find the same error. A stop of the
-    first process, which that one reports (`process.run_main`), counts as its failure.
+    A process that fails or is stopped makes the others fail too, with errors of the network library; or all find the same error.
+    They end silently. Only the first process reports a stop (`process.run_main`), also one of another process.
     """
     try:
         yield
-    except stopping.Stopped:
-        if _has_others() and stopping.is_first():
-            _fails_first()
-        raise
-    except Exception as error:
-        if not _has_others() or stopping.cause(error):
+    except (Exception, KeyboardInterrupt) as error:
+        if not _has_others():
             raise
-        if not _fails_first():
+        stop = stopping.cause(error)
+        interrupted = isinstance(error, KeyboardInterrupt)  # also one from a handler that a library has put in place
+        before = _first_end(stop.number if stop else signal.SIGINT if interrupted else 0)
+        if stop or interrupted:
+            raise
+        if before is None:
+            if isinstance(error, UserError) or not _is_of_the_network(error):
+                raise
+            raise UserError(
+                "another process ended without a message, perhaps because the machine ran out of memory (see the kernel's log): "
+                "the same command again continues from the last checkpoint."
+            ) from error
+        rank, number = before
+        if not number:
             raise SystemExit(2) from None
-        if isinstance(error, UserError) or not _is_of_the_network(error):
+        if not stopping.is_first():
+            raise SystemExit(128 + number) from None
+        if not _is_of_the_network(error):
             raise
-        raise UserError(
-            "another process ended without a message, perhaps because the machine ran out of memory (see the kernel's log): the "
-            "same command again continues from the last checkpoint."
-        ) from error
+        name = signal.Signals(number).name
+        raise stopping.Stopped(number, f"{name} to process {rank}") from None
 
 
 def _has_others() -> bool:
     return torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1
 
 
-def _fails_first() -> bool:
-    """Whether no other process has failed before. False too if the process that hosts the record is gone."""
+def _first_end(number: int) -> tuple[int, int] | None:
+    """Records how this process ends: by the signal `number`, or 0 for an error. Returns None if it is the first one to end, else
+    (rank, number) of the first one. (0, 0) if the process that hosts the record is gone.
+    """
+    rank = torch.distributed.get_rank()
     try:
-        store = torch.distributed.distributed_c10d._get_default_store()
-        store.set_timeout(timedelta(seconds=10))
-        rank = str(torch.distributed.get_rank())
-        return store.compare_set("sushi_research/failed", "", rank).decode() == rank
+        store = c10d._get_default_store()
+        store.set_timeout(timedelta(seconds=3))
+        with terminal.without_errors_of_c():  # torch prints its C++ stack if that process is gone
+            found = store.compare_set("sushi_research/first_end", "", f"{rank} {number}").decode()
+        first, with_number = map(int, found.split())
     except RuntimeError:  # of torch.distributed
-        return False
+        return 0, 0
+    return None if first == rank else (first, with_number)
 
 
 def _is_of_the_network(error: Exception) -> bool:

@@ -5,24 +5,21 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from sushi_research.errors import UserError
-from sushi_research.files import (
-    UnreadableFile,
-    append,
-    parse_json,
-    read_regular,
-    sync,
-    write_atomic,
-)
+from sushi_research.files import append, sync, write_atomic
 from sushi_research.runs import metrics_gaps, records
+from sushi_research.user_files import UnreadableFile, open_regular, parse_json
 
 logger = logging.getLogger(__name__)
 
 Values = dict[str, float | int | None]
+# Far above what a run writes into one line.
+MOST_LINE_BYTES = 2**20
+_REMEDY = "remove that line or the whole file, then run the same command again, which marks the steps that are missing"
 
 
 class MetricsFile:
@@ -57,28 +54,38 @@ class MetricsFile:
 
         UserError, which names the line, for anything else than what a run writes.
         """
-        try:
-            data = read_regular(self.path, records.MOST_METRICS_BYTES)
-        except UnreadableFile as error:
-            if not os.path.lexists(self.path):
-                return []
-            raise UserError(f"{self.path} {error.reason}: restore or remove it") from error
-        *lines, _ = data.split(b"\n")  # after the last newline: an unfinished line, or nothing
         found: list[dict[str, Any]] = []
         seen: set[str] = set()
-        remedy = "remove that line or the whole file, then run the same command again, which marks the steps that are missing"
-        for number, line in enumerate(lines, 1):
+        for number, line in enumerate(self._complete_lines(), 1):
             where = f"{self.path}, line {number}"
-            record = records.fitting(parse_json(line, where, remedy, unique_keys=True), records.LINE, where, remedy)
+            record = records.fitting(parse_json(line, where, _REMEDY, unique_keys=True), records.LINE, where, _REMEDY)
             last = found[-1]["step"] if found else 0
             if record["step"] != last:
                 seen = set()
             if record["step"] < last or not seen.isdisjoint(record.keys() - {"step"}):
                 what = f"is about step {record['step']} after step {last}, so it is repeated or out of order"
-                raise UserError(f"{where} {what}: {remedy}")
+                raise UserError(f"{where} {what}: {_REMEDY}")
+            if record.get(metrics_gaps.MARK, 0) > record["step"]:
+                raise UserError(f"{where} marks steps from {record[metrics_gaps.MARK]} to {record['step']}: {_REMEDY}")
             seen |= record.keys() - {"step"}
             found.append(record)
         return found
+
+    def _complete_lines(self) -> Iterator[bytes]:
+        """The lines without their ends, one at a time: whatever the file is, only what a run writes is kept in memory."""
+        try:
+            number = 1
+            with open_regular(self.path) as file:
+                while (line := file.readline(MOST_LINE_BYTES)).endswith(b"\n"):
+                    yield line[:-1]
+                    number += 1
+            if len(line) == MOST_LINE_BYTES:
+                raise UserError(f"{self.path}, line {number} has more than {MOST_LINE_BYTES:,} bytes: {_REMEDY}")
+        except UnreadableFile as error:
+            if os.path.lexists(self.path):
+                raise UserError(f"{self.path} {error.reason}: restore or remove it") from error
+        except OSError as error:
+            raise UserError(f"{self.path} cannot be read ({error.strerror or error}): restore or remove it") from error
 
     def cut_back(self, step: int, *, evaluated: Mapping[str, Collection[int]] | None = None) -> None:
         """Drops the lines after `step`, from which the run continues, and an incomplete last line; -1 drops all lines.

@@ -25,7 +25,8 @@ def marked(lines: Sequence[dict[str, Any]]) -> list[range]:
 
 def unmarked(lines: Sequence[dict[str, Any]], last: int) -> list[range]:
     """The steps from 1 to `last` that have neither the line of an optimizer step nor a mark, as ranges."""
-    known = {line["step"] for line in lines if is_trained(line)}.union(*marked(lines))
+    known = {line["step"] for line in lines if is_trained(line)}
+    known = known.union(*(range(gap.start, min(gap.stop, last + 1)) for gap in marked(lines)))
     found: list[range] = []
     for step in range(1, last + 1):
         if step in known:

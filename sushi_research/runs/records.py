@@ -15,12 +15,11 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, 
 
 from sushi_research.config.yaml12 import read_yaml
 from sushi_research.errors import UserError, first_line
-from sushi_research.files import UnreadableFile, parse_json, read_regular
+from sushi_research.user_files import UnreadableFile, parse_json, read_regular
 
 # Far above what any run writes: a step, and the bytes of a file other than metrics.jsonl.
 MOST = 2**53
 MOST_BYTES = 256 * 2**20
-MOST_METRICS_BYTES = 2**32
 
 Count = Annotated[int, Field(ge=0, le=MOST)]
 Size = Annotated[int, Field(gt=0, le=MOST)]
@@ -116,7 +115,7 @@ class Line(Record):
 
     __pydantic_extra__: dict[str, Number | None]
     step: Count
-    missing_from: Count = 0
+    missing_from: Size = 1
     images_per_second: Speed = 1.0
     samples_seen: Seconds = 0.0
     # A step's device time is 0 if the clock is coarser than the step.

@@ -21,11 +21,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from sushi_research.errors import UserError
-from sushi_research.files import kind_of, write_json
+from sushi_research.files import write_json
 from sushi_research.runs import records
 from sushi_research.runs.folder_lock import NOTE, FolderLock
 from sushi_research.runs.identity import depends_on_length, require_same_run
 from sushi_research.temporaries import remove_leftovers
+from sushi_research.user_files import kind_of
 
 if TYPE_CHECKING:
     from sushi_research.runs.checkpoint import Checkpoint
@@ -123,7 +124,6 @@ class RunFolder:
         self.stage_timings = path / "stage_timings.json"
         self.provenance = path / "provenance.json"
         self.run = path / "run.json"
-        self.curves = path / "loss.png"
         self._lock = lock
 
     def __enter__(self) -> RunFolder:

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image, ImageDraw, ImageFont
 
 from sushi_research.errors import printable
-from sushi_research.files import CannotWrite, kind_of, write_atomic
+from sushi_research.files import CannotWrite, write_atomic
 from sushi_research.runs import metrics_gaps
+from sushi_research.user_files import kind_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

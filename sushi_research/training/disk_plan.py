@@ -128,10 +128,11 @@ def text_bytes(job: Job, inputs: Inputs) -> int:
 
 def rooms_of(job: Job, plan: DiskPlan) -> list[Room]:
     """The file systems that are written to. A folder that does not exist yet counts as on that of the nearest one above it."""
-    cache, run = Path(job.config.cache.folder), job.run_path
+    cache = Path(job.config.cache.folder)
     needs = {"cache.folder": (cache, plan.cache, plan.cache)}
     parts = {"cache.folder": [cache, cache / "latents", cache / f"text_{job.model.NAME}"]}
     if plan != DiskPlan(plan.cache):
+        run = job.run_path  # a command that trains no run has none
         needs["run.folder"] = (run, plan.run, plan.run + plan.others)
         parts["run.folder"] = [run, run / "checkpoints"]
     disks: dict[Any, list[str]] = {}
@@ -193,12 +194,19 @@ def _saved(checkpoints: Path) -> tuple[list[int], int]:
     """The steps of the checkpoints in a folder, and the bytes that unfinished ones take."""
     try:
         names = os.listdir(checkpoints)
-        left = [path for name in names if _UNFINISHED.fullmatch(name) for path in (checkpoints / name).iterdir()]
-        return [int(match[1]) for match in map(_CHECKPOINT.fullmatch, names) if match], sum(
-            path.stat().st_size for path in left
-        )
     except OSError:  # no such folder, or one that the run reports
         return [], 0
+    unfinished = [name for name in names if _UNFINISHED.fullmatch(name)]
+    left = sum(_size(path) for name in unfinished for path in (checkpoints / name).glob("*"))
+    return [int(match[1]) for match in map(_CHECKPOINT.fullmatch, names) if match], left
+
+
+def _size(path: Path) -> int:
+    """The bytes of a file, 0 if it is gone: a dry run can look on while a run saves."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
 
 
 def _finished_at(folder: Path) -> int:

@@ -12,13 +12,11 @@ import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import timedelta
 from pathlib import Path
 from types import ModuleType
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs
 
 from sushi_research import stopping
 from sushi_research.adapters import kohya_format, lora, trained_images
@@ -53,11 +51,9 @@ def start_job(config: TrainingConfig, model: ModuleType, script: str) -> Job:
     launch.require_launch(os.environ)
     quiet_libraries()
     launcher = os.environ.get("ACCELERATE_MIXED_PRECISION")
-    # Without cpu=True two processes on a machine without a GPU would not form a process group. The default timeout of ten
-    # minutes is shorter than one process may take to decode, download, encode or generate.
-    timeout = InitProcessGroupKwargs(timeout=timedelta(hours=12))
-    with launch.joining():
-        accelerator = Accelerator(mixed_precision="no", cpu=not torch.cuda.is_available(), kwargs_handlers=[timeout])
+    with launch.joining() as settings:
+        # Without cpu=True two processes on a machine without a GPU would not form a process group.
+        accelerator = Accelerator(mixed_precision="no", cpu=not torch.cuda.is_available(), kwargs_handlers=settings)
     # Full fp32: by default cuDNN's convolutions, including the VAE's, round their inputs to 10 mantissa bits (TF32).
     torch.backends.cudnn.allow_tf32 = False
     if not accelerator.is_main_process:

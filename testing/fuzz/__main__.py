@@ -27,6 +27,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from sushi_research import stopping
+from sushi_research.config.process import run_main
 from sushi_research.errors import UserError, nearest
 from sushi_research.progress import progress
 from testing.fuzz.readers import READERS, Reader
@@ -249,7 +251,10 @@ def main(arguments: Sequence[str]) -> int:
         around_table(options.write, TABLE)  # a page without marks is refused before the work, not after it
     readers = [reader for reader in READERS if not options.only or reader.name in options.only]
     start = time.monotonic()
-    counts = run(readers, options.seed, options.minutes, options.inputs, options.jobs)
+    with stopping.doing(
+        "fuzzing", "the inputs that failed are kept in tests/fuzz/corpus; the same command again starts over"
+    ):
+        counts = run(readers, options.seed, options.minutes, options.inputs, options.jobs)
     text = table(counts, options.seed, (time.monotonic() - start) / 60)
     print(text)
     if options.write:
@@ -258,11 +263,4 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
+    run_main(main, sys.argv[1:])

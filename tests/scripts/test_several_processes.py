@@ -9,6 +9,7 @@ from testing.forked_scripts import free_port, ranks
 SCRIPT = """
 import os, signal, sys
 import torch.distributed as dist
+from sushi_research import stopping
 from sushi_research.config.process import run_main
 from sushi_research.errors import UserError
 from sushi_research.runs.launch import one_report
@@ -18,21 +19,30 @@ def main(failing):
     dist.init_process_group("gloo")
     if failing in ("all", os.environ["RANK"]):
         raise UserError("a file is missing: restore it.")
-    if failing == "killed" and os.environ["RANK"] == "1":
-        os.kill(os.getpid(), signal.SIGKILL)
-    dist.barrier()
+    with stopping.doing("caching", "three images are kept"):
+        number, _, rank = failing.partition(" to ")
+        if rank == os.environ["RANK"]:
+            os.kill(os.getpid(), getattr(signal, number))
+        dist.barrier()
 
 run_main(main, sys.argv[1])
 """
 
 
-@pytest.mark.parametrize("failing", ["0", "1", "all", "killed"])
+@pytest.mark.parametrize("failing", ["0", "1", "all", "SIGKILL to 1", "SIGHUP to 1", "SIGHUP to 0"])
 def test_one_process_reports(forked, tmp_path, failing):
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
     processes = [forked(str(script), failing, **environment) for environment in ranks(2, free_port())]
     statuses = [process.wait() for process in processes]
-    assert statuses == ([2, -9] if failing == "killed" else [2, 2])
     said = "".join(process.err for process in processes)
-    expected = "another process ended without a message" if failing == "killed" else "a file is missing: restore it."
+    if failing.startswith("SIGHUP"):
+        # The record of who ended is in process 0, unless a launcher keeps it.
+        assert statuses == ([129, 129] if failing == "SIGHUP to 1" else [129, 2])
+        name = "SIGHUP to process 1" if failing == "SIGHUP to 1" else "SIGHUP"
+        assert said.splitlines() == [f"{name} while caching: three images are kept"]
+        return
+    killed = failing == "SIGKILL to 1"
+    assert statuses == ([2, -9] if killed else [2, 2])
+    expected = "another process ended without a message" if killed else "a file is missing: restore it."
     assert said.count("error: ") == 1 and f"error: {expected}" in said and "Traceback" not in said

@@ -22,8 +22,9 @@ pytestmark = [
 
 @pytest.fixture(autouse=True)
 def in_the_foreground():
-    """In a job of a shell's background SIGINT is ignored, and so it would stay."""
+    """In a job of a shell's background SIGINT is ignored, and under nohup SIGHUP, and so they would stay."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture

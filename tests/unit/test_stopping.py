@@ -10,7 +10,8 @@ import time
 
 import pytest
 
-from sushi_research.stopping import SIGNALS, Stopped, StopRequest, stoppable
+from sushi_research.config.process import run_main
+from sushi_research.stopping import SIGNALS, Stopped, StopRequest, doing, stoppable
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="POSIX signals and parents")
 LAUNCHED = {"ACCELERATE_DYNAMO_MODE": "default"}
@@ -18,10 +19,12 @@ LAUNCHED = {"ACCELERATE_DYNAMO_MODE": "default"}
 
 @pytest.fixture(autouse=True)
 def as_in_the_foreground():
-    """In a job of a shell's background SIGINT is ignored, and so it would stay."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    """In a job of a shell's background SIGINT is ignored, and under nohup SIGHUP, and so they would stay."""
+    handlers = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     yield
-    signal.signal(signal.SIGINT, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.mark.parametrize("number", SIGNALS)
@@ -37,7 +40,7 @@ def test_a_signal_asks_for_a_stop_once(number, capfd):
 
 
 def test_between_two_steps_a_signal_stops_at_once():
-    with stoppable(), StopRequest(announce=False) as stop:
+    with stoppable(), StopRequest() as stop:
         with pytest.raises(Stopped) as caught, stop.at_once():
             os.kill(os.getpid(), signal.SIGHUP)
         assert caught.value.exit_status == 129
@@ -48,11 +51,41 @@ def test_between_two_steps_a_signal_stops_at_once():
         assert caught.value.exit_status == 143
 
 
-def test_other_processes_of_the_run_ask_quietly(capfd):
-    with StopRequest(announce=False) as stop:
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert stop.poll() == 1
-    assert capfd.readouterr().err == ""
+def test_other_processes_of_the_run_ask_quietly(capfd, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    for world, printed in (("2", ""), (None, "\nSIGTERM: stopping at the next step boundary, with a checkpoint\n")):
+        # A RANK by itself, as some clusters set it, is no other process.
+        monkeypatch.setenv("WORLD_SIZE", world) if world else monkeypatch.delenv("WORLD_SIZE")
+        with StopRequest() as stop:
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert stop.poll() == 1
+        assert capfd.readouterr().err == printed
+
+
+@pytest.mark.parametrize("number", [None, signal.SIGTERM])
+def test_what_a_library_makes_of_a_stop_is_that_stop(number, capfd):
+    def main(_):
+        with doing("caching", "three images are kept"):
+            try:
+                raise KeyboardInterrupt if number is None else Stopped(number)
+            except Stopped:
+                raise RuntimeError("interrupted")  # noqa: B904 - as a library may do
+
+    with pytest.raises(SystemExit) as ended:
+        run_main(main, None)
+    number = number or signal.SIGINT
+    assert ended.value.code == 128 + number
+    assert capfd.readouterr().err == f"{number.name} while caching: three images are kept\n"
+
+
+def test_a_signal_while_an_error_is_left_says_what_that_one_left():
+    with pytest.raises(Stopped) as caught:
+        try:
+            with doing("caching", "three images are kept"):
+                raise RuntimeError("the other process is gone")
+        except RuntimeError:
+            raise Stopped(signal.SIGTERM)  # noqa: B904 - as the handler does
+    assert str(caught.value) == "SIGTERM while caching: three images are kept"
 
 
 def test_the_handlers_are_given_back():

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from sushi_research import terminal
-from sushi_research.errors import UserErrors
+from sushi_research.errors import UserErrors, printable
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="POSIX descriptors")
 ROOT = Path(__file__).parents[2]
@@ -65,6 +65,12 @@ def test_a_pipe_that_somebody_made_non_blocking_is_waited_for():
 def test_lines_are_escaped_and_their_breaks_stay(capsys):
     terminal.say("plan", "\x1b[31mred\x9b\u202e\nname \x07\r", file=sys.stderr)
     assert capsys.readouterr().err == "plan\n\\x1b[31mred\\x9b\\u202e\\nname \\x07\\r\n"
+
+
+def test_ordinary_text_is_shown_as_it_is():
+    text = "寿司\u3000桜 10\u00a0€ \u202f新\u200c家 👩\u200d🍳 café"
+    assert printable(text) == text
+    assert printable("\u200e\u2066\u2028\ufeff\x85\ud800") == "\\u200e\\u2066\\u2028\\ufeff\\x85\\ud800"
 
 
 def test_several_mistakes_are_one_line_each():

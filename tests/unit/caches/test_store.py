@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import multiprocessing
+import os
 import pickle
 import shutil
 import warnings
@@ -335,6 +336,20 @@ def test_refresh_takes_up_what_others_wrote_and_checks_it_once(tmp_path: Path, m
 
 def write_some(folder: Path, numbers: range) -> None:
     fill(folder, numbers, max_rows=3)
+
+
+def test_a_shard_whose_time_is_new_is_read_and_one_with_other_bytes_is_refused(tmp_path: Path) -> None:
+    """Some clusters remove files that nobody has touched for weeks, so users touch them."""
+    store = fill(tmp_path, range(2))
+    [path] = tmp_path.glob("shard-*.arrow")
+    os.utime(path)
+    assert_rows(store, range(2))
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    os.utime(path, (0, 0))  # whatever the resolution of the file system's clock
+    with pytest.raises(UserError, match="was changed by another program while it was in use"):
+        store.get(entry_key(number=0))
 
 
 def test_processes_fill_one_folder_together(tmp_path: Path) -> None:

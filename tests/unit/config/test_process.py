@@ -96,6 +96,7 @@ def test_what_cannot_be_saved_is_said(ended):
 
 def test_of_several_processes_one_prints(ended, monkeypatch):
     monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
     assert ended(lambda config: send(signal.SIGTERM)) == (143, "")
 
 

@@ -9,6 +9,7 @@ import torch
 
 from sushi_research import diffusion
 from sushi_research.caches.store import Store
+from sushi_research.errors import UserError
 from sushi_research.evaluation import drift, validation_set
 
 CAPTIONS = ("picture 0 of a", "picture 1 of b", "picture 2 of a")
@@ -117,3 +118,14 @@ def test_the_validation_set_is_bound_to_what_decides_a_sample(setting):
 def test_the_summary_is_over_captions():
     found = drift.summary(np.array([[1.0, 3.0], [4.0, 6.0], [7.0, 9.0]]))
     assert found == {"evaluation/drift": 5.0, "evaluation/drift_se": pytest.approx(3 / 3**0.5)}
+
+
+def test_an_image_that_is_not_finite_is_named_and_the_others_are_kept(setting, tmp_path, monkeypatch):
+    """As where fp16 overflows: the base is refused before anything is trained."""
+    here = setting("sd15")
+    drift_set, store = drift_set_of(here), Store.open(tmp_path, drift.TENSORS, repair=True)
+    latents = [torch.zeros(1, 4, 8, 8), torch.full((1, 4, 8, 8), 70_000.0), torch.zeros(1, 4, 8, 8)]
+    monkeypatch.setattr(drift.pipeline, "generate_latents", lambda *_, **__: iter(latents))
+    with pytest.raises(UserError, match="an image that is not finite .* for the drift caption 'picture 1 of b': use "):
+        drift.generate_missing(drift_set, store, here.caches.text, here.model, here.base, None)
+    assert [key in store for key in drift_set.keys] == [True, False, False]

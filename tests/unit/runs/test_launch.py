@@ -69,6 +69,8 @@ def test_an_option_without_effect(options, named):
         ({"WORLD_SIZE": "0"}, "WORLD_SIZE is 0"),
         ({"RANK": "1"}, "RANK is 1, but LOCAL_RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT are not set"),
         ({"LOCAL_RANK": "x"}, "LOCAL_RANK is 'x', which is not a number"),
+        ({"OMPI_COMM_WORLD_SIZE": "x"}, "OMPI_COMM_WORLD_SIZE is 'x', which is not a number"),
+        (PAIR[0] | {"OMP_NUM_THREADS": "x"}, "OMP_NUM_THREADS is 'x', which is not a number"),
         (PAIR[0] | {"RANK": "2"}, "RANK is 2, but WORLD_SIZE is 2"),
         (PAIR[0] | {"MASTER_PORT": "x"}, "MASTER_PORT is 'x'"),
         (

@@ -64,10 +64,8 @@ def test_without_strace_nothing_is_tested(tmp_path, monkeypatch, capsys):
     assert (
         io_faults.main(io_faults.parse(["--tests", "2", "--keep", str(tmp_path / "kept"), "--write", str(page)])) == 0
     )
-    lines = page.read_text().splitlines()
-    assert lines[:2] == ["before", "<!-- io faults -->"] and lines[-2:] == ["<!-- end io faults -->", "after"]
-    assert len(lines) == 5 and lines[2].startswith("Skipped: strace is not installed. ")
-    assert "strace is not installed" in capsys.readouterr().out
+    assert page.read_text().splitlines()[2] == "old", "the results of another machine stay"
+    assert "Skipped: strace is not installed. " in capsys.readouterr().out
 
 
 def test_a_page_without_marks_is_refused_before_the_work(tmp_path):

@@ -70,6 +70,7 @@ def test_what_a_start_removes_first_does_not_count(job, tmp_path):
     checkpoints = tmp_path / "runs/trial/checkpoints"
     (checkpoints / ".step-00000006.0123abcd.tmp").mkdir(parents=True)
     (checkpoints / ".step-00000006.0123abcd.tmp/state.pt").write_bytes(bytes(9000))
+    (checkpoints / ".step-00000008.0123abcd.tmp").touch()
     assert disk_plan.plan_run(job(), 500, 10, 1000).checkpoints == 3 * 1000 * 12 - 9000
 
 
@@ -163,3 +164,9 @@ def test_checkpoints_that_a_link_puts_on_another_disk_are_not_judged(job, monkey
     monkeypatch.setattr(disk_plan, "_existing", lambda folder: folder)
     monkeypatch.setattr(disk_plan, "_device", lambda folder: folder.name == "checkpoints")
     check(job(), DiskPlan(cache=0, checkpoints=MIB, checkpoint_count=1))
+
+
+def test_a_command_that_trains_no_run_needs_none(tmp_path):
+    cache = SimpleNamespace(folder=str(tmp_path / "cache"))
+    [room] = disk_plan.rooms_of(SimpleNamespace(config=SimpleNamespace(cache=cache), model=sd15), DiskPlan(MIB))
+    assert [*room.folders] == ["cache.folder"] and room.least == MIB and room.free

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sushi_research.errors import UserError
-from sushi_research.files import UnreadableFile, expand_path, parse_json, read_regular
+from sushi_research.user_files import UnreadableFile, expand_path, parse_json, read_regular
 
 
 def special_files(folder: Path) -> dict[str, Path]:
