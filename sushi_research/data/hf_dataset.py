@@ -14,6 +14,7 @@ from sushi_research.data.names import composed
 from sushi_research.data.samples import FoundImage, Problem, Scan
 from sushi_research.data.tables import Table, read_image
 from sushi_research.errors import UserError, first_line
+from sushi_research.user_files import kind_of
 
 
 def find_in_table(result: Scan, table: Table, split: str, image_column: str, caption_column: str) -> list[FoundImage]:
@@ -77,7 +78,7 @@ def _read(cells: Any, index: int, column: str, folders: tuple[Path, ...]) -> byt
 def require_hub_id(text: str, path: Path, key: str) -> None:
     """Raises UserError unless `text`, which is not a folder and the value of `key`, is clearly meant as a hub id."""
     if os.path.exists(path):
-        raise UserError(f"{key}: {text} is a file: give a folder of images, or a hub id such as org/name.")
+        raise UserError(f"{key}: {text} is {kind_of(path)}: give a folder of images, or a hub id such as org/name.")
     if not os.path.isdir(path.parent) and re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", text):
         return
     try:

@@ -129,16 +129,17 @@ def _parse(line: str) -> tuple[str, dict[str, Any] | None]:
 
 
 def _entry(image: str, source: str, entry: dict[str, Any], caption_column: str) -> Entry | Unusable:
-    caption = entry.get(caption_column, entry.get("text"))
+    caption, fault = entry.get(caption_column, entry.get("text")), "not text"
     if isinstance(caption, str):
         try:
             return Entry(image, source, *caption_text.first_line(caption))
         except caption_text.NotText as error:
             reason = f"the caption of {image} {error.reason}"
+            fault = "too long" if len(caption) > caption_text.MOST_LETTERS else fault
     else:
         keys = " nor ".join(dict.fromkeys((caption_column, "text")))
         reason = f"no caption for {image}: {keys} is not a text"
-    return Unusable([image], source, reason, f"no caption but that of {source}, which is not text")
+    return Unusable([image], source, reason, f"no caption but that of {source}, which is {fault}")
 
 
 def explain(

@@ -47,13 +47,18 @@ class Names:
         Folders in front of the name, its suffix, case, backslashes, spaces at the ends, percent-encoding and wide letters may
         differ. Files below `folder`, and those with the same suffix, come first.
         """
-        parts = _loose_parts(written)
+        parts = _loose_parts(written)[-self._deepest :]
         tails = [tuple(parts[start:]) for start in range(len(parts))]
         found = next((self._tails[tail] for tail in tails if tail in self._tails), [])
         suffix = posixpath.splitext(written.strip())[1]
         for likely in (lambda name: name.startswith(f"{folder}/"), lambda name: name.endswith(suffix)):
             found = [name for name in found if likely(name)] or found
         return found
+
+    @cached_property
+    def _deepest(self) -> int:
+        """How many parts the names have at most. A line may name a file below 100,000 folders."""
+        return max(map(len, self._tails), default=1)
 
     @cached_property
     def _tails(self) -> dict[tuple[str, ...], list[str]]:

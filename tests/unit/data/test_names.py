@@ -2,6 +2,7 @@
 
 import json
 import os
+import tracemalloc
 from io import BytesIO
 from pathlib import Path
 from unicodedata import normalize
@@ -178,3 +179,22 @@ def test_thousands_of_near_misses_take_no_time(monkeypatch):
         assert images.near(f"elsewhere/{number}/0.PNG", "") == [f"{number}/0.png"]
     assert len(parsed) == 2000
     assert len(images.near("0.png", "")) == 100
+
+
+def test_a_name_below_thousands_of_folders_takes_little_memory():
+    """A hostile line can have 500,000: without a bound their number counts squared."""
+    images = Names(["sub/a.png"])
+    assert images.near("a.png", "") == ["sub/a.png"]
+    tracemalloc.start()
+    try:
+        assert images.near("x/" * 5000 + "sub/a.png", "") == ["sub/a.png"]
+        assert tracemalloc.get_traced_memory()[1] < 10 * 2**20
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_caption_that_is_too_long_is_not_called_no_text(tmp_path):
+    picture(tmp_path / "a.png")
+    _, problems, _ = find(tmp_path, {"a.png": "tuna " * 20_000})
+    assert problems["a.png"] == "no caption but that of metadata.jsonl line 1, which is too long"
+    assert "has 100,000 letters" in problems["metadata.jsonl line 1"]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sushi_research.data.hf_dataset import find_in_table
+from sushi_research.data.hf_dataset import find_in_table, require_hub_id
 from sushi_research.data.samples import Scan
 from sushi_research.data.tables import open_folder, open_saved
 from sushi_research.errors import UserError
@@ -135,3 +135,9 @@ def test_no_fifo_is_waited_for(tmp_path, name):
     os.mkfifo(tmp_path / name)
     with pytest.raises(UserError, match=f"{name} is a FIFO"):
         open_saved(tmp_path, "train")
+
+
+def test_a_fifo_in_the_place_of_a_dataset_is_called_one(tmp_path):
+    os.mkfifo(tmp_path / "photos")
+    with pytest.raises(UserError, match="data.path: .*photos is a FIFO: give a folder of images"):
+        require_hub_id("photos", tmp_path / "photos", "data.path")
