@@ -66,6 +66,7 @@ _NUMBERS = (
     *("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"),
     *("MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_LOCAL_RANK", "MV2_COMM_WORLD_LOCAL_SIZE"),
 )
+_SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 
 
 def require_launch(environment: Mapping[str, str]) -> None:
@@ -146,7 +147,7 @@ def joining() -> Iterator[None]:
     It takes `START_SECONDS` at most: a process whose others never start prints the error and ends with status 2. A signal ends it
     too. Both are so although the process waits in C code, where Python calls no signal handler.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+    if max(int(os.environ.get(name, "1")) for name in _SIZES) < 2:
         yield
         return
     late = threading.Timer(START_SECONDS, _give_up)
@@ -156,6 +157,8 @@ def joining() -> Iterator[None]:
         with stopping.on_signals(None):
             yield
     except (RuntimeError, ValueError, OSError) as error:  # of accelerate, torch.distributed and CUDA
+        if int(os.environ.get("WORLD_SIZE", "1")) < 2:  # accelerate sets it to that of MPI, on a CPU only
+            raise
         raise UserError(_apart(" ".join(str(error).split())[:300])) from error
     finally:
         late.cancel()

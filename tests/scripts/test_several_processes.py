@@ -46,3 +46,37 @@ def test_one_process_reports(forked, tmp_path, failing):
     assert statuses == ([2, -9] if killed else [2, 2])
     expected = "another process ended without a message" if killed else "a file is missing: restore it."
     assert said.count("error: ") == 1 and f"error: {expected}" in said and "Traceback" not in said
+
+
+def test_mpi_s_variables_by_themselves_are_one_sentence(forked, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text("""
+from accelerate import Accelerator
+from sushi_research.config.process import run_main
+from sushi_research.runs import launch
+
+def main(_):
+    with launch.joining():
+        Accelerator(cpu=True)
+
+run_main(main, None)
+""")
+    alone = forked(str(script), PMI_SIZE="2")
+    assert alone.wait() == 2
+    assert alone.err.startswith("error: the processes cannot begin together (") and alone.err.count("\n") == 1
+
+
+def test_a_process_whose_others_never_come_ends(forked, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text("""
+import torch.distributed as dist
+from sushi_research.runs import launch
+
+launch.START_SECONDS = 0.2
+with launch.joining():
+    dist.init_process_group("gloo")
+""")
+    alone = forked(str(script), **ranks(2, free_port())[0])
+    assert alone.wait() == 2
+    assert alone.err.startswith("error: the processes cannot begin together (RANK 0, LOCAL_RANK 0, WORLD_SIZE 2, ")
+    assert "the others did not come within 0.2 seconds" in alone.err and alone.err.count("\n") == 1
