@@ -16,7 +16,6 @@ import errno
 import hashlib
 import json
 import math
-import mmap
 import os
 import re
 import socket
@@ -66,15 +65,14 @@ class Shard:
 
     A process that reads a mapping beyond the end of its file is killed (SIGBUS), so a file that another program truncates must be
     noticed before. One that is removed or replaced stays mapped as it was. If only its time is new (`touch`), its bytes are
-    verified again.
+    verified again. The file is not kept open: a cache may have more shards than a process may open files.
     """
 
-    def __init__(self, path: Path, file: BinaryIO) -> None:
+    def __init__(self, path: Path, verified: os.stat_result) -> None:
         import pyarrow
 
-        self._path, self._stat = path, os.fstat(file.fileno())
-        self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        self._table = pyarrow.ipc.open_stream(pyarrow.py_buffer(self._map)).read_all()
+        self._path, self._stat = path, verified
+        self._table = pyarrow.ipc.open_stream(pyarrow.memory_map(str(path))).read_all()
 
     def __len__(self) -> int:
         return self._table.num_rows
@@ -84,26 +82,35 @@ class Shard:
 
     def column(self, name: str) -> Any:
         """A column as an Arrow array. UserError if the file has changed since it was verified."""
+        return self.table().column(name)
+
+    def table(self) -> Any:
+        """All columns as an Arrow table. UserError if the file has changed since it was verified."""
         try:
             now = os.stat(self._path)
         except OSError:
             now = self._stat
         is_same = (now.st_dev, now.st_ino) == (self._stat.st_dev, self._stat.st_ino)
-        is_touched = is_same and now.st_mtime_ns != self._stat.st_mtime_ns
-        if self._map.size() != self._stat.st_size or is_touched and self._path.stem != f"shard-{_digest(self._map)}":
-            raise UserError(
-                f"the cache file {self._path} was changed by another program while it was in use: run the same command again, "
-                "which makes its entries again and goes on from the last checkpoint"
-            )
-        if is_touched:
+        if is_same and (now.st_size, now.st_mtime_ns) != (self._stat.st_size, self._stat.st_mtime_ns):
+            if now.st_size != self._stat.st_size or self._path.stem != f"shard-{_checksum_of(self._path)}":
+                raise UserError(
+                    f"the cache file {self._path} was changed by another program while it was in use: run the same command again, "
+                    "which makes its entries again and goes on from the last checkpoint"
+                )
             self._stat = now
-        return self._table.column(name)
+        return self._table
 
 
 def _mapped_again(path: Path) -> Shard:
     """A shard that was sent to another process: that process maps the file itself."""
-    with path.open("rb") as file:
-        return Shard(path, file)
+    return Shard(path, os.stat(path))
+
+
+def _checksum_of(path: Path) -> str | None:
+    """The checksum of a file; None if it cannot be read."""
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        return _checksum(file)
+    return None
 
 
 def read_tensor(shard: Shard, name: str, row: int) -> torch.Tensor:
@@ -111,7 +118,7 @@ def read_tensor(shard: Shard, name: str, row: int) -> torch.Tensor:
 
     UserError if the file has changed since it was verified.
     """
-    column = shard.column
+    column = shard.table().column
     shape = column(f"{name}_shape")[row].as_py()
     dtype = _DTYPES[column(f"{name}_dtype")[row].as_py()]
     data = np.frombuffer(column(name)[row].as_buffer(), np.uint8)
@@ -178,12 +185,13 @@ def open_shard(manifest_path: Path, tensors: tuple[str, ...]) -> Shard:
         if not path.is_file() and path.exists():
             raise Damage(f"it is {kind_of(path)}")
         with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
+            found = os.fstat(file.fileno())
+            size = found.st_size
             if size != manifest["bytes"]:
                 raise Damage(f"it has {size} bytes and should have {manifest['bytes']}")
             if _checksum(file) != manifest["checksum"]:
                 raise Damage("its bytes are not those that were written")
-            shard = Shard(path, file)
+            shard = Shard(path, found)
     except FileNotFoundError as error:
         raise Damage("the file is missing") from error
     except OSError as error:
@@ -225,11 +233,7 @@ def canonical_json(value: Any) -> str:
 
 def json_hash(value: Any) -> str:
     """The blake2b hash of a JSON value, as 32 hex digits."""
-    return _digest(canonical_json(value).encode())
-
-
-def _digest(data: bytes | mmap.mmap) -> str:
-    return _blake2b(data).hexdigest()
+    return _blake2b(canonical_json(value).encode()).hexdigest()
 
 
 def _blake2b(data: bytes = b"") -> hashlib.blake2b:

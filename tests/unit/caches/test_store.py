@@ -11,6 +11,7 @@ import shutil
 import warnings
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -336,6 +337,13 @@ def test_refresh_takes_up_what_others_wrote_and_checks_it_once(tmp_path: Path, m
 
 def write_some(folder: Path, numbers: range) -> None:
     fill(folder, numbers, max_rows=3)
+
+
+def test_shards_are_not_kept_open(tmp_path: Path) -> None:
+    """A cache that was filled in many sittings has more shards than a process may have files open."""
+    store = fill(tmp_path, range(3), max_rows=1)
+    assert_rows(store, range(3))
+    assert [file.path for file in psutil.Process().open_files() if file.path.endswith(".arrow")] == []
 
 
 def test_a_shard_whose_time_is_new_is_read_and_one_with_other_bytes_is_refused(tmp_path: Path) -> None:
