@@ -42,6 +42,12 @@ def sentence(error: Any, keys: Keys, settings: dict[str, Setting]) -> str:
         section, _, name = path.rpartition(".")
         in_file = f"{name} under {section}: in a file" if section else f"{name} in a file"
         return f"{path} is missing: give --{path} VALUE, or {in_file} ({schema['description']})"
+    if path not in settings:  # pydantic replaces halves of surrogate pairs in the name of an entry
+        path = next(
+            name
+            for name in settings
+            if name.encode("utf-8", "replace").decode() != name and is_free(name.rpartition(".")[0], keys)
+        )
     value, source = settings[path]
     if is_check:
         return f"{path} is {show(value)} {source}: {error['ctx']['error']}"
