@@ -13,6 +13,7 @@ from test_resume import assert_same_result, at_micro_batch, stop
 
 from sushi_research.adapters import lora
 from sushi_research.errors import UserError
+from sushi_research.stopping import Stopped, stoppable
 
 ONE = pytest.mark.parametrize("architecture", ["sd15"])  # where the scripts share every word
 BETA = 0.9
@@ -27,7 +28,10 @@ def in_order(tensors: list[torch.Tensor]) -> torch.Tensor:
 def test_averaged_weights_are_sampled_and_exported_and_change_no_training(
     architecture: str, trainer: Trainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`lerp_` back from the averages would round: a run that samples at each step, and resumes, equals one that never does."""
+    """`lerp_` back from the averages would round: a run that samples at each step, and resumes, equals one that never does.
+
+    It is stopped in a training step and while sampling, when the weights are the averages.
+    """
     settings = {
         "train.steps": 4,
         "optimizer.name": "schedule_free.ScheduleFree",
@@ -39,13 +43,18 @@ def test_averaged_weights_are_sampled_and_exported_and_change_no_training(
 
     sampled = []
 
-    def generate(job: Any, inputs: Any, unet: torch.nn.Module, *_: Any) -> None:
+    def generate(job: Any, inputs: Any, unet: torch.nn.Module, step: int, *_: Any) -> None:
         sampled.append([parameter.detach().clone() for parameter in lora.adapter_parameters(unet).values()])
+        if step == 3 and trainer.checkpoint("pieces").step < step:
+            stop()
 
     monkeypatch.setattr(trainer.script.sample_grids, "generate", generate)
     settings["sample.every"] = 1
     with at_micro_batch(trainer, 2, 0, stop):
         trainer.train("pieces", settings)
+    with stoppable(), pytest.raises(Stopped):
+        trainer.train("pieces", settings)
+    assert trainer.checkpoint("pieces").step == 3
     assert trainer.train("pieces", settings) == 0
     assert_same_result(trainer, "pieces", "whole")
 

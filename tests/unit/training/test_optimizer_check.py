@@ -1,7 +1,9 @@
 """Optimizers by their import path: those that can train an adapter and resume exactly, and those that cannot."""
 
+import random
 import re
 
+import numpy as np
 import pytest
 import torch
 from schedule_free import ScheduleFree
@@ -22,11 +24,11 @@ def check(name, *, lr=0.01, rates=None, shapes=MATRICES, **kwargs):
 
 
 @pytest.mark.parametrize("name", ["adamw", "adamw8bit", "torch.optim.Muon", "bitsandbytes.optim.Lion8bit"])
-def test_optimizers_that_can_be_used(name, capsys):
-    torch.manual_seed(7)
-    before = torch.random.get_rng_state()
+def test_optimizers_that_can_be_used(name):
+    before = torch.random.get_rng_state(), random.getstate(), str(np.random.get_state())
     check(name)
-    assert torch.equal(torch.random.get_rng_state(), before)
+    assert torch.equal(torch.random.get_rng_state(), before[0])
+    assert (random.getstate(), str(np.random.get_state())) == before[1:]
 
 
 class Loud(torch.optim.SGD):
@@ -35,10 +37,21 @@ class Loud(torch.optim.SGD):
         super().__init__(params, lr=lr)
 
 
-def test_schedule_free_optimizers_and_loud_ones_can_be_used(capsys):
+def test_optimizers_that_average_print_or_wait_can_be_used(capsys):
     check("schedule_free.ScheduleFree")
     check(f"{__name__}.Loud")
+    check(f"{__name__}.Waits")
     assert capsys.readouterr().out == ""
+
+
+class Waits(torch.optim.SGD):
+    """Changes no weight in its first ten steps, as AdaShift does."""
+
+    def step(self, closure=None):
+        (group,) = self.param_groups
+        group["count"] = group.get("count", 0) + 1
+        if group["count"] > 10:
+            super().step(closure)
 
 
 class ForgetsItsCount(torch.optim.SGD):
@@ -54,12 +67,16 @@ class ForgetsItsCount(torch.optim.SGD):
 
 
 class Noisy(torch.optim.SGD):
-    """Draws from torch's generator, whose state is not saved."""
+    """Draws from a generator of the process, whose state is not saved."""
+
+    def __init__(self, params, lr, draw):
+        super().__init__(params, lr=lr)
+        self.draw = {"torch": lambda: torch.rand(1).item(), "numpy": np.random.random, "python": random.random}[draw]
 
     @torch.no_grad()
     def step(self, closure=None):
         for parameter in self.param_groups[0]["params"]:
-            parameter.add_(torch.randn_like(parameter), alpha=self.param_groups[0]["lr"])
+            parameter.add_(self.draw(), alpha=self.param_groups[0]["lr"])
 
 
 class LosesTheMode(ScheduleFree):
@@ -138,7 +155,9 @@ REFUSED = [
     ("adamw", {"betas": [0.9]}, "refuses its arguments (tuple index out of range)"),
     ("adamw", {"differentiable": True}, "fails on tensors of the adapter's shapes"),
     ("ForgetsItsCount", {}, "takes other steps after its state was saved and loaded, so a run could not be resumed"),
-    ("Noisy", {}, "takes other steps after its state was saved and loaded, so"),
+    ("Noisy", {"draw": "torch"}, "takes other steps after its state was saved and loaded, so"),
+    ("Noisy", {"draw": "numpy"}, "takes other steps after its state was saved and loaded, so"),
+    ("Noisy", {"draw": "python"}, "takes other steps after its state was saved and loaded, so"),
     ("LosesTheMode", {}, "its state was saved and loaded and eval() and train() were called, so a run could not be resumed"),
     ("Swaps", {}, "replaces the tensors or gradients"),
     ("DropsGradients", {}, "replaces the tensors or gradients"),
