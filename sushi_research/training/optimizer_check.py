@@ -24,6 +24,8 @@ from sushi_research.training.master_weights import MasterWeights
 
 # As many steps as needed to notice a counter of every fifth or sixth step (Lookahead, Ranger) that is not in the state.
 STEPS = 6
+# Some collect gradients for ten steps before they change a weight (AdaShift).
+PATIENCE = 24
 SAVED = 3
 # 32 MiB per copy of the tensors, of which there are about ten.
 MOST_NUMBERS = 2**23
@@ -87,8 +89,16 @@ def _check(
             "resumed: choose another optimizer.name or other optimizer.kwargs."
         )
 
+    if not whole.learns():
+        whole.steps([*rates, *[max(rates)] * (PATIENCE - STEPS)], range(STEPS, PATIENCE))
+    if not whole.learns():
+        raise UserError(
+            f"the optimizer {name} leaves every second matrix of the adapter at zero in {PATIENCE} steps, as those do that scale a "
+            "step by the weight's norm (LAMB, LARS), so nothing would be learned: choose another optimizer.name."
+        )
+
     if len(set(rates)) == 1 or torch.equal(before, expected):
-        return  # some collect gradients for several steps before they change a weight (AdaShift)
+        return
     slower = _Trial(section, shapes, device)
     slower.restore(saved)
     slower.steps([rate / 2 for rate in rates], range(SAVED, STEPS))
@@ -159,6 +169,10 @@ class _Trial:
                 )
             master_weights.refresh()
             master_weights.zero_grad()
+
+    def learns(self) -> bool:
+        """Whether a second matrix has left zero. Until then the adapter does nothing."""
+        return any(tensor.any() for name, tensor in self.master_weights.named_state().items() if not _is_down(name))
 
     def values(self) -> torch.Tensor:
         """The weights, as one vector."""

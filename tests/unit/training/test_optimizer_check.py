@@ -151,6 +151,7 @@ REFUSED = [
     ("torch.optim.SparseAdam", {}, "fails on tensors of the adapter's shapes (SparseAdam does not support dense gradients"),
     ("torch.optim.Muon", {"shapes": CONVOLUTION}, "refuses its arguments (Muon only supports 2D parameters"),
     ("torch.optim.Rprop", {}, "takes the same steps at half the learning rate, so the schedule has no effect: set schedule"),
+    ("bitsandbytes.optim.LAMB", {}, "leaves every second matrix of the adapter at zero in 24 steps"),
     ("adamw", {"eps": 0.0}, "makes weights that are not finite"),
     ("adamw", {"betas": [0.9]}, "refuses its arguments (tuple index out of range)"),
     ("adamw", {"differentiable": True}, "fails on tensors of the adapter's shapes"),
