@@ -84,7 +84,8 @@ def refusal(call, source, named=None, **options):
     with pytest.raises(UserError) as caught:
         call(source, **options)
     message = str(caught.value)
-    assert message.isprintable() and len(message) < 1000 and message.endswith(".")
+    assert message.isprintable() and len(message) < 1000
+    assert message.endswith((".", ": check the path and the permissions"))
     assert str(named or source) in message
     return message
 
