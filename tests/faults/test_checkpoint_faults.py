@@ -176,10 +176,10 @@ def test_a_write_that_really_stops_in_the_middle(tmp_path):
         from sushi_research.errors import UserError
 
         folder = Path(sys.argv[1])
-        save_checkpoint(folder, 1, {"value": torch.zeros(1000)}, {}, keep=1)
+        save_checkpoint(folder, 1, {"value": torch.zeros(1000)}, {"identity": {}}, keep=1)
         resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
         try:
-            save_checkpoint(folder, 2, {"value": torch.zeros(100_000)}, {}, keep=1)
+            save_checkpoint(folder, 2, {"value": torch.zeros(100_000)}, {"identity": {}}, keep=1)
         except UserError as error:
             print(error)
     """
@@ -207,7 +207,8 @@ def test_a_storm_of_signals_does_not_disturb_a_save(tmp_path):
                 step += 1
             print("saving", flush=True)
             while stop.signals < 30 or step % 10:
-                path = save_checkpoint(Path(sys.argv[1]), step, {"value": torch.zeros(500_000)}, {}, keep=1)
+                state = {"value": torch.zeros(500_000)}
+                path = save_checkpoint(Path(sys.argv[1]), step, state, {"identity": {}}, keep=1)
                 step += 1
             print(path.name, stop.reason, flush=True)
             sys.stdin.readline()

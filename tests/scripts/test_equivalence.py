@@ -198,7 +198,8 @@ def test_two_processes(architecture: str, trainer: Trainer, forked: Callable[...
     finally:
         launched.kill()  # after a failure; the workers notice that their launcher is gone
     first = stopped_at(log.read_text())
-    assert log.read_text().count("SIGTERM: stopping at the next step boundary") == 1
+    # None if the second process was faster, and the first one stops because of it.
+    assert log.read_text().count("SIGTERM: stopping at the next step boundary") <= 1
     assert 2 < first < steps and trainer.checkpoint("pieces").step == first
     assert len(trainer.metrics("pieces")) == first
     # Without this, the launcher may have started one process, and the rest would prove nothing.
@@ -211,7 +212,7 @@ def test_two_processes(architecture: str, trainer: Trainer, forked: Callable[...
     other.send_signal(signal.SIGTERM)
     assert [main.wait(), other.wait()] == [128 + signal.SIGTERM] * 2, main.err
     second = stopped_at(main.out)
-    assert (main.err + other.err).count("SIGTERM: stopping at the next step boundary") == 1
+    assert "stopping at the next step boundary" not in main.err + other.err  # only the first process announces a stop
     assert first + 2 < second < steps and trainer.checkpoint("pieces").step == second
 
     last = both("pieces")

@@ -610,6 +610,7 @@ def test_a_dry_run_prints_the_plan_and_writes_no_run_folder(trainer, capsys, tmp
         "adapter": f"{modules} modules, ",
         "precision": "float32 weights and activations, float32 adapter master weights",
         "cache": "7 of 7 image entries to encode (7 KiB in all), 8 of 8 captions",
+        "disk": "cache ",
         "evaluation": "none: --evaluation.held_out 0.1, or --evaluation.path",
         "notes": "1.jpg: 33% of it is cut away to fit its bucket, 64x64",
     }
