@@ -8,6 +8,8 @@ import time
 from pathlib import Path
 from random import Random
 
+import pytest
+
 from sushi_research.errors import UserError
 from testing.fuzz import __main__ as fuzz
 from testing.fuzz import worker
@@ -29,6 +31,7 @@ INPUTS = {
 }
 
 
+@pytest.mark.slow
 def test_no_input_is_more_than_refused(monkeypatch):
     """The inputs that failed once, then new ones: the same in every run."""
     failed = []
@@ -72,6 +75,7 @@ def _read_badly(folder: Path, name: str) -> None:
         raise UserError("a sentence")
 
 
+@pytest.mark.slow
 def test_every_kind_of_failure_is_found_and_attributed(tmp_path, monkeypatch):
     """A forked worker in place of a new process: it has the reader of this test, and starts at once."""
     reader = Reader(

@@ -196,8 +196,8 @@ def test_loading_takes_the_memory_of_the_weights_once(folder_of, written):
     base = loading.resolve_base(str(folder_of("sdxl")), vae=str(file))
     gc.collect()
     libc = ctypes.CDLL(None)
-    # After many tests glibc takes blocks of up to 32 MiB from its heap and keeps those that are freed. Now it maps each above 128 KiB
-    # and unmaps it at once, so that the peak is the same in every process.
+    # After many tests glibc takes blocks of up to 32 MiB from its heap and keeps those that are freed. Now it maps each above 128
+    # KiB and unmaps it at once, so that the peak is the same in every process.
     libc.mallopt(M_MMAP_THRESHOLD, 2**17)
     libc.malloc_trim(0)
     before = anonymous()

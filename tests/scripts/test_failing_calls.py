@@ -19,6 +19,7 @@ CALLS = [("create", 3), ("rename", 5), ("fsync", 20), ("truncate", 1)]
 
 
 @ONE
+@pytest.mark.slow
 def test_a_run_with_failing_calls_can_be_finished(trainer):
     trainer.train("whole", SETTINGS)
     sentences = []

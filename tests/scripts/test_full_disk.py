@@ -36,6 +36,7 @@ def hidden(folder: Path) -> list[Path]:
 
 
 @ONE
+@pytest.mark.slow
 def test_a_run_goes_on_without_its_pictures_and_makes_them_later(
     trainer, full, with_curves, caplog, capsys, monkeypatch
 ):

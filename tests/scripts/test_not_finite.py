@@ -23,6 +23,7 @@ SETTINGS = {
 
 
 @pytest.mark.parametrize("architecture", ["sd15"])
+@pytest.mark.slow
 def test_a_run_with_values_that_are_not_finite(trainer, monkeypatch, caplog):
     measured, decoded = validation_set.losses, AutoencoderKL.decode
     places = [(0, 1)]

@@ -30,6 +30,7 @@ run_main(main, sys.argv[1])
 
 
 @pytest.mark.parametrize("failing", ["0", "1", "all", "SIGKILL to 1", "SIGHUP to 1", "SIGHUP to 0"])
+@pytest.mark.slow
 def test_one_process_reports(forked, tmp_path, failing):
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)

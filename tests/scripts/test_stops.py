@@ -73,6 +73,7 @@ def test_what_was_encoded_is_kept(trainer: Trainer, stopped, signal_at, tmp_path
     assert len(calls) == 4 + 4, "three of seven were kept"
 
 
+@pytest.mark.slow
 def test_an_evaluation_that_is_stopped_costs_no_step(trainer: Trainer, stopped, signal_at):
     changes = {
         "evaluation.held_out": 0.3,
