@@ -187,14 +187,17 @@ def train(job: Job) -> int:
                     run.write_adapter(job, inputs, plan, run_state, state, unet)
             if stopping:
                 break
-            # The averaged weights are those of schedule-free optimizers; of all others they are the weights themselves.
-            with state.saved_if_interrupted(job, run_state, plan, step), state.averaged_weights(), stop.at_once():
-                if evaluator and (first or last or is_due(step, config.evaluation.every)):
-                    timings.enter("evaluating")
-                    evaluating.evaluate(job, evaluator, unet, step, metrics_file)
-                if first or last or is_due(step, config.sample.every):
-                    timings.enter("sampling")
-                    sample_grids.generate(job, inputs, unet, step, lora.without_adapter)
+            to_evaluate = evaluator and (first or last or is_due(step, config.evaluation.every))
+            to_sample = first or last or is_due(step, config.sample.every)
+            if to_evaluate or to_sample:
+                # The averaged weights are those of schedule-free optimizers; of all others they are the weights themselves.
+                with state.saved_if_interrupted(job, run_state, plan, step), state.averaged_weights(), stop.at_once():
+                    if to_evaluate:
+                        timings.enter("evaluating")
+                        evaluating.evaluate(job, evaluator, unet, step, metrics_file)
+                    if to_sample:
+                        timings.enter("sampling")
+                        sample_grids.generate(job, inputs, unet, step, lora.without_adapter)
             if last:
                 break
 

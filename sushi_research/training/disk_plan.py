@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sushi_research.caches.inputs import Inputs
+from sushi_research.data.samples import Item
 from sushi_research.errors import UserError
 from sushi_research.runs.job import Job, agree
 from sushi_research.runs.run_folder import RunFolder
@@ -103,16 +104,18 @@ def plan_run(job: Job, cache: int, steps: int, parameters: int) -> DiskPlan:
     )
 
 
-def cache_bytes(job: Job, inputs: Inputs) -> int:
-    """The bytes of the cache entries that are missing, without the little that the files need besides."""
-    missing = inputs.caches.missing_latents(inputs.data)
-    latents = sum(latent_bytes(item.bucket) for _, item, _ in missing)
-    return latents + text_bytes(job, inputs) * len(inputs.caches.missing_captions(inputs.captions))
+def cache_bytes(job: Job, inputs: Inputs, latents: Sequence[tuple[str, Item, bool]], captions: int) -> int:
+    """The bytes of missing cache entries, without the little that the files need besides.
+
+    `latents` are those of `Caches.missing_latents`, `captions` is the number of missing captions.
+    """
+    return sum(latent_bytes(item.bucket) for _, item, _ in latents) + text_bytes(job, inputs) * captions
 
 
 def require_room_for_cache(job: Job, inputs: Inputs) -> None:
     """`require_room` for a command that fills the caches and trains no run."""
-    plan = DiskPlan(cache_bytes(job, inputs))
+    latents, captions = inputs.caches.missing_latents(inputs.data), inputs.caches.missing_captions(inputs.captions)
+    plan = DiskPlan(cache_bytes(job, inputs, latents, len(captions)))
     require_room(job, plan, rooms_of(job, plan))
 
 

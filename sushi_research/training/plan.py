@@ -193,7 +193,8 @@ def make_plan(job: Job, inputs: Inputs) -> Plan:
     entries |= {caches.latent_key(item, False): item.bucket for item in data.held_out}
     captions = {item.sample.caption for item in [*items, *data.held_out]}
     parameters = sum(map(math.prod, shapes.values()))
-    disk = plan_run(job, cache_bytes(job, inputs), steps, parameters)
+    missing, missing_captions = caches.missing_latents(data), len(caches.missing_captions(inputs.captions))
+    disk = plan_run(job, cache_bytes(job, inputs, missing, missing_captions), steps, parameters)
     plan = Plan(
         architecture=job.model.NAME,
         base=base.source,
@@ -217,12 +218,12 @@ def make_plan(job: Job, inputs: Inputs) -> Plan:
         dtypes=dtype_policy(job.precision, optimizer=config.optimizer.name, vae=caches.vae_dtype),
         image_cache=CachePlan(
             needed=len(entries),
-            missing=len(caches.missing_latents(data)),
+            missing=len(missing),
             bytes=sum(latent_bytes(bucket) for bucket in entries.values()),
         ),
         caption_cache=CachePlan(
             needed=len(inputs.captions),
-            missing=len(caches.missing_captions(inputs.captions)),
+            missing=missing_captions,
             bytes=text_bytes(job, inputs) * len(inputs.captions),
         ),
         disk=disk,
