@@ -36,9 +36,11 @@ from sushi_research.reports.statistics import Difference
 
 # Before the name of a user's score among the kinds of results.
 SCORE = "score "
+# Settings of evaluations, which do not change what is learned. Whether the images of a path are trained on, facts.data says.
+EVALUATION = ("path", "split", "every", "noise_samples", "drift_captions", "prior_path", "pictures", "keep_best")
 # Settings of locations and output, which do not distinguish variants.
 PLACES = ("run.", "cache.", "tracking.", "sample.", "checkpoint.", "dry_run", "adapters", "lora_scales", "output")
-PLACES += tuple(f"evaluation.{key}" for key in ("path", "split", "every", "noise_samples", "drift_captions"))
+PLACES += tuple(f"evaluation.{key}" for key in EVALUATION)
 
 
 @dataclass

@@ -10,23 +10,26 @@ from typing import Any
 import numpy as np
 
 from sushi_research.errors import UserError, some
+from sushi_research.evaluation.outcomes import log_ratio
 from sushi_research.evaluation.result_arrays import ResultArrays, image_of, refused
 from sushi_research.evaluation.results import Results
 from sushi_research.reports import training_log
 from sushi_research.reports.training_log import TrainingTimes
+from sushi_research.runs.run_folder import RESULT_FILES
 
-# Kind of results -> (file in the run folder, key of its lines in metrics.jsonl). Versions before a kind existed have no such file.
+# Kind of results -> (file in the run folder, key of its mean in metrics.jsonl). Older versions lack all but the first two files.
 KINDS = {
-    "evaluation": ("evaluation.parquet", "evaluation/loss"),
-    "drift": ("drift.parquet", "evaluation/drift"),
-    "base_images": ("base_images.parquet", "evaluation/kept"),
-    "prior": ("prior.parquet", "evaluation/prior"),
-    "trained": ("trained.parquet", "evaluation/trained"),
-    "pictures_learned": ("pictures_learned.parquet", "evaluation/pictures_learned"),
-    "pictures_kept": ("pictures_kept.parquet", "evaluation/pictures_kept"),
+    "evaluation": (RESULT_FILES["validation"], "evaluation/loss"),
+    "drift": (RESULT_FILES["drift"], "evaluation/drift"),
+    "base_images": (RESULT_FILES["base_images"], "evaluation/kept"),
+    "prior": (RESULT_FILES["prior"], "evaluation/prior"),
+    "trained": (RESULT_FILES["trained"], "evaluation/trained"),
+    "pictures_learned": (RESULT_FILES["pictures_learned"], "evaluation/pictures_learned"),
+    "pictures_kept": (RESULT_FILES["pictures_kept"], "evaluation/pictures_kept"),
 }
-# Those whose logged value is the mean of the file's losses, which the file must have; of the others it is a ratio to the base.
-LOGGED_AS_MEAN = ("evaluation", "drift")
+# Those whose logged value is the mean of the losses. Of the others it is the mean of log(loss / base's loss), and of
+# pictures_kept, whose base is 0, the mean distance.
+LOGGED_MEANS = ("evaluation", "drift", "pictures_kept")
 
 
 @dataclass(frozen=True)
@@ -132,9 +135,10 @@ def _compared_with_the_log(path: Path, found: ResultArrays, kind: str, course: C
     means = {line["step"]: line[logged] for line in course.metrics if logged in line}
     for step, loss in zip(found.steps, found.loss, strict=True):
         mean = means.get(step)
-        # The same float32 values; only the order of the sum may differ.
-        if kind in LOGGED_AS_MEAN and isinstance(mean, float) and np.isfinite(loss).all():
-            if not np.isclose(loss.mean(dtype=np.float64), mean, rtol=1e-6, atol=1e-12):
+        # The same float32 values; only the order of the sum may differ. Ratios may cancel out.
+        if isinstance(mean, float) and np.isfinite(loss).all():
+            values, floor = (loss, 1e-12) if kind in LOGGED_MEANS else (log_ratio(loss, found.base), 1e-9)
+            if not np.isclose(values.mean(dtype=np.float64), mean, rtol=1e-6, atol=floor):
                 raise refused(path, f"does not have the results of step {step} that metrics.jsonl tells of")
     said, last = [], found.steps[-1]
     if course.finished_at is not None and last > course.finished_at:

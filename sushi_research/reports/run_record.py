@@ -13,6 +13,7 @@ from sushi_research.errors import UserError
 from sushi_research.reports import training_log
 from sushi_research.reports.curve import KINDS, Course, Curve, read_curve
 from sushi_research.reports.older_versions import settings_in_this_version
+from sushi_research.reports.scores import Score, scores_of_run
 from sushi_research.runs import provenance, records
 from sushi_research.runs.folder_lock import is_locked
 from sushi_research.runs.identity import flatten
@@ -42,7 +43,7 @@ class RunRecord:
     metrics: list[dict[str, Any]] = field(default_factory=list)
     stage_timings: dict[str, float] = field(default_factory=dict)
     curves: dict[str, Curve] = field(default_factory=dict)
-    scores: dict[str, Any] = field(default_factory=dict)
+    scores: dict[str, Score] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
     @property
@@ -161,6 +162,7 @@ def read_record(path: Path) -> RunRecord:
             )
         # What is said of the training times is said once, although each kind of results has them.
         run.problems += [problem for problem in said if problem not in run.problems]
+    run.scores = attempt(lambda: scores_of_run(path, run.finished_at, SKIPPED), {})
     if run.state == "still going":
         run.problems.append(f"{path} is still going, at step {run.last_step}: its results so far are used")
     elif run.state == "stopped":
