@@ -1,4 +1,7 @@
-"""What an adapter learned and what it cost, in numbers: validation loss, concept score, and what was kept of the base's world."""
+"""What an adapter learned and what it cost, in numbers: validation loss, concept score, and what was kept of the base's world.
+
+python -m demo.measure RUN    # scores the adapter of a finished run into RUN/scores.json (demo/scoring.py)
+"""
 
 from __future__ import annotations
 
@@ -111,3 +114,11 @@ def loss_on(pipeline: Any, pictures: Sequence[tuple[Scene, Image.Image]]) -> Los
         predicted = pipeline.unet(noisy, timesteps, context.expand(TIMESTEPS, -1, -1), **arguments).sample
         errors.append((predicted - noise).square().mean().item())
     return Loss(tuple(errors))
+
+
+if __name__ == "__main__":
+    import sys
+
+    from demo import scoring
+
+    scoring.main(sys.argv[1:], (CONCEPT_PROMPTS, KNOWN_PROMPTS), checker_of)

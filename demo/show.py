@@ -11,14 +11,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import yaml
 from PIL import Image
 
 from demo.checker import Score
-from demo.concepts import CONCEPTS, Concept
+from demo.concepts import Concept
 from demo.drawing import Scene, draw
 from demo.measure import Measured, checker_of, measure
 from demo.report import write_report
+from demo.scoring import concept_of, config_of
 from sushi_research.errors import UserError
 from sushi_research.files import write_image, write_json
 from sushi_research.sampling import plots
@@ -29,7 +29,7 @@ def main(run: Path) -> None:
     """Scores the finished run in `run` and writes demo.png, demo.json and report.html into it."""
     quiet_libraries()
     config = read_config(run)
-    concept, base = CONCEPTS[Path(config["data"]["path"]).name], Path(config["model"]["base"])
+    concept, base = concept_of(run, config), Path(config["model"]["base"])
     checker = checker_of(concept)
     before = measure(base, None, concept, checker)
     after = measure(base, run / "adapter.safetensors", concept, checker)
@@ -43,16 +43,10 @@ def main(run: Path) -> None:
 
 def read_config(run: Path) -> dict[str, Any]:
     """Reads the resolved config of a finished demo run; UserError for anything else."""
-    record = run / "run.json"
-    if not record.is_file() or json.loads(record.read_text())["finished_at"] is None:
-        raise UserError(f"{run} holds no finished run: `make demo` trains one.")
-    config = yaml.safe_load((run / "config.yaml").read_text())
-    if (
-        Path(config["data"]["path"]).name not in CONCEPTS
-        or not config["sample"]["prompts"]
-        or not config["sample"]["enabled"]
-    ):
-        raise UserError(f"{run} is no run of the demo: it needs a folder of demo/photos, sample prompts and samples.")
+    config = config_of(run)
+    concept_of(run, config)
+    if not config["sample"]["prompts"] or not config["sample"]["enabled"]:
+        raise UserError(f"{run} is no run of the demo: it needs sample prompts and samples.")
     return config
 
 

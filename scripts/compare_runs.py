@@ -43,6 +43,12 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         action="store_true",
         help="pool the seeds of a variant even if they were trained with different code; the page says so",
     )
+    add(
+        "--step",
+        type=int,
+        metavar="N",
+        help="compare at the evaluation of this step, fixed beforehand (default: the last point that both runs reached)",
+    )
     add("--output", metavar="FOLDER", help="folder for the page (default: comparisons/ and the first run's name)")
     add("--title", help="the page's title")
     add(
@@ -69,8 +75,9 @@ from pathlib import Path
 
 from sushi_research import stopping
 from sushi_research.errors import UserError
-from sushi_research.experiments import page_content, plots, wandb_runs
+from sushi_research.experiments import page_content, picture_grids, plots, wandb_runs
 from sushi_research.experiments.comparison import Comparison, compare
+from sushi_research.experiments.numbers import numbers
 from sushi_research.files import CannotWrite, make_folder, remove, system_errors, write_atomic, write_json
 from sushi_research.progress import progress
 from sushi_research.reports import page
@@ -107,7 +114,7 @@ def write_comparison(arguments: argparse.Namespace) -> None:
         say(f"warning: {problem}", file=sys.stderr)
     if not records:
         raise UserError("no run is left to compare: see the warnings above.")
-    comparison = compare(records, arguments.reference, arguments.pool_code)
+    comparison = compare(records, arguments.reference, arguments.pool_code, arguments.step)
     comparison.problems[:0] = problems
     say_results(comparison)  # before anything is written: a full disk loses no result
     title = arguments.title or f"Comparison of {len(records)} run{'s' if len(records) > 1 else ''}"
@@ -118,7 +125,7 @@ def write_comparison(arguments: argparse.Namespace) -> None:
     blocks = page_content.blocks(comparison, title, plot_files)
     write_atomic(output / "comparison.md", page.to_markdown(blocks).encode())
     write_atomic(output / "comparison.html", page.to_html(blocks).encode())
-    write_json(output / "comparison.json", page_content.numbers(comparison))
+    write_json(output / "comparison.json", numbers(comparison))
     say(f"  page      {output / 'comparison.html'} (open it in a browser)", f"  markdown  {output / 'comparison.md'}")
     with stopping.doing("sending the page to W&B", f"the page is written, in {output}"):
         if note := wandb_runs.log_page(arguments, comparison, title, output):
@@ -140,11 +147,13 @@ def folders_of(arguments: argparse.Namespace) -> tuple[list[Path], list[str]]:
 def write_plots(comparison: Comparison, output: Path) -> dict[str, Path]:
     """Draws those plots for which there is data; returns their paths by name. A plot that cannot be written becomes a problem."""
     draw = {
+        "trade_off": lambda path: plots.trade_off(comparison, path),
         "curves": lambda path: plots.validation_curves(comparison, path),
-        "differences": lambda path: plots.differences(comparison.samples, path, "at equal samples seen"),
+        "differences": lambda path: plots.differences(comparison, path),
         "matrix": lambda path: len(comparison.variants) > 3 and plots.matrix(comparison, path),
         "timestep_bins": lambda path: plots.timestep_bins(comparison, path),
-        "samples": lambda path: plots.samples(comparison, path),
+        "pictures": lambda path: picture_grids.pictures(comparison, path),
+        "samples": lambda path: picture_grids.samples(comparison, path),
     }
     drawn = {}
     for name, function in draw.items():
@@ -159,13 +168,13 @@ def write_plots(comparison: Comparison, output: Path) -> dict[str, Path]:
 
 
 def say_results(comparison: Comparison) -> None:
-    """Prints the test results."""
-    tested = [pair for pair in comparison.samples if pair.outcome is not None]
-    for pair in tested[:10]:
-        say(page_content.sentence(pair))
-    if len(tested) > 10:
-        say(f"... and {len(tested) - 10} more pairs, on the page")
-    if not tested:
+    """Prints the result of each pair in words."""
+    sentences = page_content.sentences(comparison)
+    for sentence in sentences[:10]:
+        say(sentence)
+    if len(sentences) > 10:
+        say(f"... and {len(sentences) - 10} more pairs, on the page")
+    if not sentences:
         say(f"no test result: {page_content.why_none(comparison)}")
     for warning in comparison.warnings:
         say(f"warning: {warning}", file=sys.stderr)

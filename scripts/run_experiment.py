@@ -1,10 +1,10 @@
-"""Trains the variants of an experiment, each with several seeds, and writes a page that compares them.
+"""Trains the variants of an experiment, each with several seeds, has them scored, and writes a page that compares them.
 
     make experiment EXP=configs/experiments/rank.yaml
     python scripts/run_experiment.py --config configs/experiments/rank.yaml --dry-run     # list the runs
 
-Running it again skips finished runs, resumes interrupted ones, and retries failed ones. The runs share their caches. Keys of the
-experiment file can be overridden on the command line: `--seeds '[0, 1]'`.
+Running it again skips finished runs, resumes interrupted ones, and retries failed ones, and the same for their scores. The runs
+share their caches. Keys of the experiment file can be overridden on the command line: `--seeds '[0, 1]'`.
 """
 
 from __future__ import annotations
@@ -28,53 +28,78 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import IO, Any
 
 import psutil
 
 from sushi_research import stopping
 from sushi_research.errors import UserError
-from sushi_research.experiments.experiment import Planned, describe, plan, state_of
+from sushi_research.experiments import scoring
+from sushi_research.experiments.experiment import Planned, describe, plan, scores_state, state_of
+from sushi_research.runs.run_folder import RunFolder
 from sushi_research.terminal import say
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 def main(experiment: Experiment) -> int:
-    """Runs what is not finished, then compares; returns 0, 1 if a run failed, or 128 + the signal that stopped it."""
+    """Trains and scores what is not done, then compares; returns 0, 1 if any of it failed, or 128 + the signal that stopped it."""
     with stopping.doing("planning", "no run was started; the same command again begins"):
         planned = plan(experiment)
         states = [(run, state_of(run)) for run in planned]
-        say(f"{experiment.title}: {len(planned)} runs in {experiment.folder}", *describe(states).split("\n"))
+        scores = {run.name: scores_state(run, state, experiment.score) for run, state in states}
+        say(f"{experiment.title}: {len(planned)} runs in {experiment.folder}", *describe(states, scores).split("\n"))
     if experiment.dry_run:
         return 0
-    todo = [(run, state) for run, state in states if state != "done"]
-    failed, spent = [], []
+    todo = [(run, state) for run, state in states if state != "done" or scores[run.name] == "to score"]
+    untrained = sum(state != "done" for _, state in todo)
+    failed, unscored, spent = [], [], []
     with Interruption() as interruption:
         for number, (run, state) in enumerate(todo, 1):
-            left = f", about {minutes(sum(spent) / len(spent) * (len(todo) - number + 1))} left" if spent else ""
-            say("", f"--- run {number} of {len(todo)}: {run.name} ({state}){left} ---")
-            started = time.monotonic()
-            status = interruption.run(launch(experiment, run), {"WANDB_RUN_GROUP": Path(experiment.folder).name})
+            left = f", about {minutes(sum(spent) / len(spent) * untrained)} left" if spent and untrained else ""
+            doing = scores[run.name] if state == "done" else state
+            say("", f"--- run {number} of {len(todo)}: {run.name} ({doing}){left} ---")
+            started, status = time.monotonic(), 0
+            if state != "done":
+                untrained -= 1
+                status = interruption.run(launch(experiment, run), {"WANDB_RUN_GROUP": Path(experiment.folder).name})
+                if status and not interruption.signal:
+                    failed.append(run.name)
+                    say(f"{run.name} failed (exit status {status}); continuing with the others", file=sys.stderr)
+            if not status and not interruption.signal and not has_scores(experiment, run, interruption):
+                unscored.append(run.name)
             if interruption.signal:
                 say(f"stopped in {run.name}; the same command again continues from here")
                 return 128 + interruption.signal
-            if status:
-                failed.append(run.name)
-                say(f"{run.name} failed (exit status {status}); continuing with the others", file=sys.stderr)
-            else:
+            if state != "done" and not status:
                 spent.append(time.monotonic() - started)
     done = [run for run in planned if run.name not in failed]
     with stopping.doing("comparing", "all runs are kept; the same command again compares them"):
         status = write_comparison(experiment, done) if done else 1
-    if failed:
-        say(
-            f"error: {len(failed)} of {len(planned)} runs failed: {', '.join(failed)}; the reasons are above",
-            file=sys.stderr,
-        )
-    return 1 if failed else status
+    for what, names in (("runs failed", failed), ("runs have no scores", unscored)):
+        if names:
+            reasons = f"{', '.join(names)}; the reasons are above"
+            say(f"error: {len(names)} of {len(planned)} {what}: {reasons}", file=sys.stderr)
+    return 1 if failed or unscored else status
+
+
+def has_scores(experiment: Experiment, run: Planned, interruption: Interruption) -> bool:
+    """Has a finished run scored if that is asked for and not done yet; prints why not if it fails."""
+    folder = RunFolder(run.folder, None)
+    if experiment.score is None or scoring.is_scored(folder, experiment.score):
+        return True
+    say(f"scoring {run.name}")
+    try:
+        scoring.score(folder, experiment.score, interruption.run_and_listen)
+    except UserError as error:
+        if not interruption.signal:
+            say(f"{error}; continuing with the others", file=sys.stderr)
+        return False
+    return True
 
 
 def launch(experiment: Experiment, run: Planned) -> list[str]:
@@ -107,6 +132,7 @@ class Interruption:
     def __init__(self) -> None:
         self.signal = 0
         self._process: subprocess.Popen[bytes] | None = None
+        self._has_launcher = True
         self._block = stopping.on_signals(self._pass_on)
 
     def __enter__(self) -> Interruption:
@@ -117,29 +143,60 @@ class Interruption:
         self._block.__exit__(None, None, None)
 
     def run(self, command: Sequence[str], environment: dict[str, str]) -> int:
-        """Runs a command and returns its exit status. Raises UserError if it cannot be started."""
+        """Runs a training and returns its exit status. Raises UserError if it cannot be started."""
         if self.signal:
             return 1
+        return self._start(command, "is accelerate installed?", env={**os.environ, **environment}).wait()
+
+    def run_and_listen(self, command: Sequence[str]) -> tuple[int, str]:
+        """Runs any command; returns its exit status and the last line of its output. Raises UserError if it cannot be started."""
+        if self.signal:
+            return 1, ""
+        process = self._start(
+            command, "check its path", has_launcher=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        heard: list[bytes] = []
+        # In a thread that is not waited for long: what the command leaves running in the background may keep the pipe open.
+        listener = threading.Thread(target=show, args=(process.stdout, heard), name="output", daemon=True)
+        listener.start()
+        status = process.wait()
+        listener.join(5.0)
+        lines = b"".join(heard).decode(errors="replace").replace("\r", "\n").split("\n")
+        return status, next((line.strip() for line in reversed(lines) if line.strip()), "")
+
+    def _start(
+        self, command: Sequence[str], advice: str, has_launcher: bool = True, **options: Any
+    ) -> subprocess.Popen[bytes]:
+        self._has_launcher = has_launcher
         try:
             # In its own session: otherwise Ctrl-C would kill the launcher, and we could not wait for the script.
-            self._process = subprocess.Popen(command, env={**os.environ, **environment}, start_new_session=True)
-        except OSError as error:
-            raise UserError(
-                f"{shlex.quote(command[0])} cannot be started ({error.strerror}): is accelerate installed?"
-            ) from None
+            self._process = subprocess.Popen(command, start_new_session=True, **options)
+        except (OSError, ValueError) as error:  # ValueError: what no argument can hold, such as a zero byte
+            reason = getattr(error, "strerror", None) or error
+            raise UserError(f"{shlex.quote(command[0])} cannot be started ({reason}): {advice}") from None
         if self.signal:  # it came while the process was being created
             self._pass_on(self.signal)
-        return self._process.wait()
+        return self._process
 
     def _pass_on(self, number: int) -> None:
         self.signal = self.signal or number
         if self._process is None:
             return
         with contextlib.suppress(psutil.Error):
-            # Directly to the children: the launcher of a single process would not forward the signal.
-            for script in psutil.Process(self._process.pid).children() or [psutil.Process(self._process.pid)]:
+            process = psutil.Process(self._process.pid)
+            children = process.children(recursive=not self._has_launcher)
+            # A launcher of a single process would not forward the signal; any other command ends with all that it started.
+            for each in children if self._has_launcher and children else [*children, process]:
                 with contextlib.suppress(psutil.Error):
-                    script.send_signal(signal.SIGTERM)
+                    each.send_signal(signal.SIGTERM)
+
+
+def show(output: IO[bytes], heard: list[bytes]) -> None:
+    """Prints what a command writes, as it comes; `heard` gets the last 4 KiB of it."""
+    while chunk := os.read(output.fileno(), 65536):
+        sys.stdout.buffer.write(chunk)
+        sys.stdout.flush()
+        heard[:] = [b"".join([*heard, chunk])[-4096:]]
 
 
 def minutes(seconds: float) -> str:

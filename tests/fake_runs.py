@@ -36,9 +36,9 @@ def base_loss(val_set: FakeValidationSet) -> np.ndarray:
     return 0.2 + 0.1 * rng.random((len(val_set.names), 1)) + 0.3 * rng.random((1, val_set.noise_samples))
 
 
-def losses(val_set: FakeValidationSet, gain: float, seed: int, noise: float = 0.002) -> np.ndarray:
+def losses(val_set: FakeValidationSet, gain: float, seed: int | list[int], noise: float = 0.002) -> np.ndarray:
     """The base's losses, lower by `gain` on the mean, with an effect of the run on each image."""
-    rng = np.random.default_rng([seed, 1])
+    rng = np.random.default_rng([*np.atleast_1d(seed), 1])
     return base_loss(val_set) - gain + noise * rng.standard_normal((len(val_set.names), 1))
 
 
@@ -57,8 +57,12 @@ def fake_run(
     entry: dict[str, Any] | None = None,
     pictures: bool = False,
     times: dict[str, float] | None = None,
+    kept: float | None = 0.0,
 ) -> Path:
-    """A finished run whose loss falls linearly to `gain` below the base's. `times` are further keys of a step's line."""
+    """A finished run whose loss falls linearly to `gain` below the base's. `times` are further keys of a step's line.
+
+    `kept`: how far its loss on the base's own pictures rises above the base's; None: not measured, as by older versions.
+    """
     folder.mkdir(parents=True)
     identity = {
         "train.seed": seed,
@@ -92,6 +96,13 @@ def fake_run(
     for step in steps:
         share = step / steps[-1]
         results.append(val_set, step, (1 - share) * base + share * last, base)
+    if kept is not None:
+        own = FakeValidationSet(tuple(f"caption {number}" for number in range(IMAGES)), NOISE_SAMPLES, "base-images")
+        results, base = Results(folder / "base_images.parquet"), base_loss(own)
+        last = losses(own, -kept, [seed if noise_seed is None else noise_seed, 2], noise)
+        for step in steps:
+            share = step / steps[-1]
+            results.append(own, step, (1 - share) * base + share * last, base)
     if pictures:
         for step in (0, steps[-1]):
             place = folder / f"samples/step-{step:08d}"

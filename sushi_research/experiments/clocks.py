@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from sushi_research.experiments.seeds import by_seed
-from sushi_research.reports.run_record import Curve, RunRecord
+from sushi_research.reports.curve import Curve
+from sushi_research.reports.run_record import RunRecord
 from sushi_research.reports.training_log import WALL
 
 

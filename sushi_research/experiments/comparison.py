@@ -1,89 +1,118 @@
 """Compares runs: groups them into variants, finds the settings that differ, and tests each pair.
 
-Runs of one seed count as one (seeds.py). A pair of variants (variants.py) is tested at the last point that both reached, in
-samples seen or in seconds of training (clocks.py). This rule is fixed in advance. The two axes are two families, each corrected
-for its number of pairs. The statistics are in reports/statistics.py.
+A pair of variants (variants.py) is compared at the last point that both reached in samples seen, or at a step fixed beforehand
+(pairs.py). All outcomes of all pairs there are one family of tests, and each pair has one result (reports/outcome_tests.py). What
+was learned at equal training time, and the drift, are families of their own. The statistics are in reports/statistics.py.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from sushi_research.errors import UserError, some
-from sushi_research.evaluation.results import MIN_IMAGES
+from sushi_research.evaluation.outcomes import LEARNED_BINS, in_bins, log_ratio
 from sushi_research.experiments import code_variants, repetitions
-from sushi_research.experiments.clocks import clocks_of, wall_seconds_at
 from sushi_research.experiments.evaluated_files import notes_on_files, with_distinct_names
-from sushi_research.experiments.seeds import by_seed, notes_on_seeds, per_seed, runs_that_count
-from sushi_research.experiments.variants import SEED, Variant, variants_called, variants_of
+from sushi_research.experiments.pairs import Pair, Point, compared, pairs_of, scored, with_tests
+from sushi_research.experiments.seeds import notes_on_seeds
+from sushi_research.experiments.variants import SEED, Variant, variants_of
 from sushi_research.reports import statistics
-from sushi_research.reports.run_record import Curve, RunRecord
-from sushi_research.reports.statistics import MAX_PAIRS, Difference, PairedTestResult
+from sushi_research.reports.curve import Curve
+from sushi_research.reports.outcome_tests import (
+    BINS,
+    OUTCOMES,
+    Outcome,
+    OutcomeTest,
+    PairResult,
+    of_score,
+    pair_result,
+)
+from sushi_research.reports.run_record import RunRecord
+from sushi_research.reports.statistics import Difference
 
+# Before the name of a user's score among the kinds of results.
+SCORE = "score "
+# Settings of evaluations, which do not change what is learned. Whether the images of a path are trained on, facts.data says.
+EVALUATION = ("path", "split", "every", "noise_samples", "drift_captions", "prior_path", "pictures", "keep_best")
 # Settings of locations and output, which do not distinguish variants.
 PLACES = ("run.", "cache.", "tracking.", "sample.", "checkpoint.", "dry_run", "adapters", "lora_scales", "output")
-PLACES += tuple(f"evaluation.{key}" for key in ("path", "split", "every", "noise_samples", "drift_captions"))
-
-
-@dataclass
-class Pair:
-    """A candidate and a reference. `outcome` is a PairedTestResult, or None with the reason in `note`; `at` is the common point.
-
-    `losses` are those of the reference and of the candidate, [distinct seeds, N, K] each. At equal training time, `clock` is what
-    measured it, and `wall_seconds` the wall-clock seconds of the two at that point.
-    """
-
-    candidate: Variant
-    reference: Variant
-    at: float | None = None
-    clock: str = ""
-    wall_seconds: tuple[float, float] | None = None
-    losses: tuple[np.ndarray, np.ndarray] | None = None
-    same_seeds: bool = False
-    note: str = ""
-    outcome: PairedTestResult | None = None
-    identical: bool = False
+PLACES += tuple(f"evaluation.{key}" for key in EVALUATION)
 
 
 @dataclass
 class Comparison:
-    """The contents of the comparison page. `by_run`: all runs belong to one variant and are compared one by one."""
+    """The contents of the comparison page. `by_run`: all runs belong to one variant and are compared one by one.
+
+    `outcomes`: by kind of results (or "score " and its name) the pairs with their tests, at one point for all outcomes of a pair;
+    `bins` and `results` are of the same pairs in the same order. `step`: the step that the user fixed. `seconds`: what was learned
+    at equal training time.
+    """
 
     variants: list[Variant]
     by_run: bool
     differing: dict[str, list[Any]]
-    samples: list[Pair]
-    seconds: list[Pair]
-    drift: list[Pair]
+    outcomes: dict[str, list[Pair]] = field(default_factory=dict)
+    bins: list[list[Difference | None]] = field(default_factory=list)
+    results: list[PairResult | None] = field(default_factory=list)
+    seconds: list[Pair] = field(default_factory=list)
+    drift: list[Pair] = field(default_factory=list)
+    step: int | None = None
     warnings: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
+    @property
+    def learned(self) -> list[Pair]:
+        """The pairs with the test of what they learned, by the losses on the held-out images."""
+        return self.outcomes["evaluation"]
 
-def compare(records: Sequence[RunRecord], reference: str | None = None, pool_code: bool = False) -> Comparison:
-    """Compares runs. UserError if there are none, or if no variant is called `reference`.
+    @property
+    def decided(self) -> list[tuple[Pair, PairResult]]:
+        """The pairs that have a result, with it."""
+        return [(pair, result) for pair, result in zip(self.learned, self.results, strict=True) if result is not None]
 
-    `pool_code`: runs of one variant may have been trained with different code.
+
+def compare(
+    records: Sequence[RunRecord], reference: str | None = None, pool_code: bool = False, step: int | None = None
+) -> Comparison:
+    """Compares runs. UserError if there are none, if no variant is called `reference`, or if no run was evaluated at `step`.
+
+    `pool_code`: runs of one variant may have been trained with different code. `step`: compare at the evaluation of this step, not
+    at the last common point.
     """
     if not records:
         raise UserError("there is no run to compare: give the folders of two runs or more.")
     records = with_distinct_names([record.with_sorted_names() for record in records])
     variants, by_run = variants_of(records, pool_code)
-    pairs = list(_pairs(variants, reference))
-    problems = [problem for record in records for problem in record.problems]
-    families = {
-        "samples": _family(pairs, lambda a, b: _at_common_point(a, b, "samples")),
-        "seconds": _family(pairs, lambda a, b: _at_common_point(a, b, "seconds")),
-        "drift": _family(pairs, _at_the_end),
-    }
-    warnings = [*warnings_of(records), *code_variants.warnings(records, pool_code), *repetitions.warnings(records)]
-    warnings += notes_on_files(records)
-    warnings += [note for variant in variants for note in notes_on_seeds(variant.runs, variant.label)]
-    return Comparison(variants, by_run, differing(variants), warnings=warnings, problems=problems, **families)
+    pairs = list(pairs_of(variants, reference))
+    found = Comparison(variants, by_run, differing(variants), step=step)
+    found.problems = [problem for record in records for problem in record.problems]
+    found.problems += _without_step(records, step)
+    _compared_outcomes(found, pairs, step)
+    if step is None:
+        found.seconds = [compared(*pair, "evaluation", Point("seconds")) for pair in pairs]
+        with_tests(found.seconds)
+    found.drift = [compared(*pair, "drift", Point(step=step)) for pair in pairs]
+    with_tests(found.drift)
+    found.warnings = [*warnings_of(records), *code_variants.warnings(records, pool_code)]
+    found.warnings += [*repetitions.warnings(records), *notes_on_files(records)]
+    found.warnings += [note for variant in variants for note in notes_on_seeds(variant.runs, variant.label)]
+    return found
+
+
+def _without_step(records: Sequence[RunRecord], step: int | None) -> list[str]:
+    """A sentence that names the runs that were not evaluated at the step. UserError if no run was."""
+    trained = [run for run in records if run.state != "file" and run.evaluation is not None]
+    without = [run for run in trained if step is not None and step not in run.evaluation.steps]
+    if not without:
+        return []
+    if len(without) == len(trained):
+        steps = some([str(known) for known in sorted({known for run in trained for known in run.evaluation.steps})])
+        raise UserError(f"--step is {step}, and no run was evaluated at that step: choose from {steps}.")
+    return [f"not evaluated at step {step}, so without a test result: {some([run.name for run in without])}"]
 
 
 def differing(variants: Sequence[Variant]) -> dict[str, list[Any]]:
@@ -135,134 +164,73 @@ def _warn(
         found.append(f"not all runs have the same {what} ({values}): {consequence}")
 
 
-def _pairs(variants: Sequence[Variant], reference: str | None) -> Iterator[tuple[Variant, Variant]]:
-    """(candidate, reference): each variant with the named reference, or every later variant with every earlier one.
-
-    If runs of the reference were trained with different code, each of their variants is a reference.
-    """
-    if reference is None:
-        for earlier, later in itertools.combinations(variants, 2):
-            yield later, earlier
-        return
-    chosen = variants_called(reference, variants)
-    for number, each in enumerate(chosen):
-        for variant in variants:
-            if all(variant is not earlier for earlier in chosen[: number + 1]):
-                yield variant, each
+def _outcome(kind: str, variants: Sequence[Variant]) -> Outcome:
+    """The outcome of a kind of results, or of a user's score."""
+    if kind in OUTCOMES:
+        return OUTCOMES[kind]
+    name = kind.removeprefix(SCORE)
+    about = {run.scores[name].about for variant in variants for run in variant.runs if name in run.scores}
+    return of_score(name, about.pop() if len(about) == 1 else None)
 
 
-def _family(pairs: Sequence[tuple[Variant, Variant]], losses_of: Callable[[Variant, Variant], Pair]) -> list[Pair]:
-    """The pairs with their test results, corrected for the number of pairs that can be compared."""
-    found = [losses_of(candidate, reference) for candidate, reference in pairs]
-    comparable = [pair for pair in found if pair.losses is not None]
-    count = len(comparable)
-    if count > MAX_PAIRS:
-        for pair in comparable:
-            pair.losses, pair.note = None, f"{count} pairs are too many to test: name one with --reference"
-        return found
-    differences: list[Difference] = []
-    for pair in comparable:
-        of_reference, of_candidate = pair.losses
-        differences.append(
-            statistics.paired_difference(of_reference, of_candidate, same_seeds=pair.same_seeds, pairs=count)
-        )
-        pair.identical = of_reference.shape == of_candidate.shape and bool((of_reference == of_candidate).all())
-    for pair, outcome in zip(comparable, statistics.paired_test_results(differences), strict=True):
-        pair.outcome = outcome
+def _compared_outcomes(comparison: Comparison, pairs: Sequence[tuple[Variant, Variant]], step: int | None) -> None:
+    """Tests every outcome of every pair at its one point, as one family, and gives each pair its result."""
+    scores = sorted({name for variant in comparison.variants for run in variant.runs for name in run.scores})
+    measured = {kind for variant in comparison.variants for run in variant.runs for kind in run.curves}
+    kinds = ["evaluation", "base_images", *(kind for kind in OUTCOMES if kind in measured)]
+    families: dict[str, list[Pair]] = {kind: [] for kind in dict.fromkeys(kinds)}
+    families |= {SCORE + name: [] for name in scores}
+    for candidate, reference in pairs:
+        learned = compared(candidate, reference, "evaluation", Point(step=step))
+        if learned.values is None:  # the point is that of all losses, even where no test of "learned" is possible
+            whole = compared(candidate, reference, "evaluation", Point(step=step), values=lambda curve: curve.loss)
+            learned.at, learned.mean_losses = whole.at, whole.mean_losses
+        families["evaluation"].append(learned)
+        point = Point(at=learned.at, step=step)
+        for kind in families:
+            if kind in OUTCOMES and kind != "evaluation":
+                families[kind].append(compared(candidate, reference, kind, point))
+            elif kind.startswith(SCORE):
+                families[kind].append(scored(candidate, reference, kind.removeprefix(SCORE), learned, step))
+    with_tests([pair for family in families.values() for pair in family])
+    comparison.outcomes = families
+    comparison.bins = [_bins(pair, step) for pair in families["evaluation"]]
+    for number, pair in enumerate(families["evaluation"]):
+        of_pair = {kind: family[number] for kind, family in families.items()}
+        comparison.results.append(_result(comparison, pair, of_pair, comparison.bins[number]))
+
+
+def _bins(pair: Pair, step: int | None) -> list[Difference | None]:
+    """The difference of a pair in each timestep bin, each with its own interval; None without noise samples."""
+    found: list[Difference | None] = []
+    for number in BINS if pair.outcome is not None else ():
+        if (number,) == LEARNED_BINS:
+            found.append(pair.outcome.difference)  # the same, and the interval does not depend on the number of pairs
+            continue
+
+        def of_bin(curve: Curve, number: int = number) -> np.ndarray | None:
+            return in_bins(log_ratio(curve.loss, curve.base), curve.timesteps, (number,))
+
+        values = compared(pair.candidate, pair.reference, "evaluation", Point(step=step), of_bin).values
+        found.append(values and statistics.paired_difference(*values, same_seeds=pair.same_seeds))
     return found
 
 
-def _at_common_point(candidate: Variant, reference: Variant, axis: str) -> Pair:
-    """The pair with its losses at the last point of the axis that all runs reach, interpolated between evaluations."""
-    pair = Pair(candidate, reference, same_seeds=_same_seeds(candidate, reference))
-    curves = _curves(pair, [run.evaluation for run in runs_that_count(candidate.runs, reference.runs)])
-    if curves is None:
-        return pair
-    if candidate.is_file or reference.is_file:
-        if axis == "seconds":
-            pair.note = "an adapter file has no training time"
-        else:
-            pair.losses = _last(reference, "evaluation"), _last(candidate, "evaluation")
-        return pair
-    if axis == "seconds" and len(clocks := clocks_of(curves)) > 1:
-        pair.note = f"their training times are by different clocks ({' and '.join(clocks)})"
-        return pair
-    axes = [curve.axis(axis) for curve in curves]
-    if any(points is None for points in axes):
-        pair.note = f"the {axis} of a run are not recorded"
-        return pair
-    if any((np.diff(points) <= 0).any() for points in axes):
-        pair.note = f"the {axis} of a run do not increase from evaluation to evaluation"
-        return pair
-    at = float(min(points[-1] for points in axes))
-    if at <= 0 or at < max(points[0] for points in axes):
-        pair.note = "they have no evaluated point in common after the first"
-        return pair
-    pair.at = at
-    sides = (reference, candidate)
-
-    def losses_of(run: RunRecord) -> np.ndarray:
-        return statistics.interpolate(run.evaluation.axis(axis), run.evaluation.loss, [at])[0]
-
-    pair.losses = tuple(per_seed(variant.runs, losses_of) for variant in sides)
-    if axis == "seconds":
-        pair.clock, pair.wall_seconds = clocks[0], tuple(wall_seconds_at(variant.runs, at) for variant in sides)
-    return pair
-
-
-def _at_the_end(candidate: Variant, reference: Variant) -> Pair:
-    """The pair with the drift at the last evaluations as its losses; captions take the place of images."""
-    pair = Pair(candidate, reference, same_seeds=_same_seeds(candidate, reference))
-    runs = runs_that_count(candidate.runs, reference.runs)
-    behind = [run for run in runs if run.drift and run.evaluation and run.drift.steps[-1] != run.evaluation.steps[-1]]
-    if behind:
-        pair.note = f"{behind[0].name} has no drift at its last evaluation, only at step {behind[0].drift.steps[-1]}"
-    elif _curves(pair, [run.drift for run in runs], "drift measured", "captions") is not None:
-        pair.losses = _last(reference, "drift"), _last(candidate, "drift")
-    return pair
-
-
-def _curves(
-    pair: Pair, curves: Sequence[Curve | None], what: str = "evaluation", units: str = ""
-) -> list[Curve] | None:
-    """The curves if they can be compared; else None, with the reason in `pair.note`."""
-    known = [curve for curve in curves if curve is not None]
-    if len(known) < len(curves):
-        pair.note = f"a run has no {what}"
-    elif len({curve.set_hash for curve in known}) > 1:
-        pair.note = "they were measured on different validation sets"
-    elif len({curve.measured_on for curve in known}) > 1:
-        pair.note = "their files differ in images, noise samples or timesteps, although they name one validation set"
-    elif len(known[0].names) < MIN_IMAGES:
-        # A run's images are held out; whether those of an evaluated file are is not always known.
-        units = units or ("images" if pair.candidate.is_file or pair.reference.is_file else "held-out images")
-        pair.note = f"{len(known[0].names)} {units} are too few for a test result, which needs {MIN_IMAGES}"
-    elif not all(np.isfinite(curve.loss).all() for curve in known):
-        pair.note = "a run's losses are not finite"
-    else:
-        return known
-    return None
-
-
-def _last(variant: Variant, kind: str) -> np.ndarray:
-    """Losses [distinct seeds, N, K] of the runs' last evaluations."""
-    return per_seed(variant.runs, lambda run: getattr(run, kind).loss[-1])
-
-
-def _same_seeds(candidate: Variant, reference: Variant) -> bool:
-    """Whether both have the same two or more distinct seeds, so that seeds are paired. Does not depend on the results."""
-    seeds = list(by_seed(candidate.runs))
-    return len(seeds) > 1 and seeds == list(by_seed(reference.runs))
-
-
-def removed_by_seeds(pair: Pair) -> float | None:
-    """The share of the variance between runs that pairing by seed removed; None with fewer than two common seeds.
-
-    1 - var(difference of runs with the same seed) / (var(reference's runs) + var(candidate's runs)). Negative if pairing added
-    variance.
-    """
-    if not pair.same_seeds or pair.losses is None:
+def _result(
+    comparison: Comparison, learned: Pair, of_pair: dict[str, Pair], bins: Sequence[Difference | None]
+) -> PairResult | None:
+    """The result of a pair; None if no outcome of it could be tested."""
+    names = learned.candidate.label, learned.reference.label
+    tests = [
+        OutcomeTest(_outcome(kind, comparison.variants), pair.outcome.difference, pair.outcome.adjusted_p)
+        for kind, pair in of_pair.items()
+        if pair.outcome is not None
+    ]
+    if not tests:
         return None
-    reference, candidate = (losses.mean((1, 2)) for losses in pair.losses)
-    unpaired = reference.var(ddof=1) + candidate.var(ddof=1)
-    return float(1 - (candidate - reference).var(ddof=1) / unpaired) if unpaired > 0 else None
+    missing = {"learned": of_pair["evaluation"].note, "kept": of_pair["base_images"].note}
+    if learned.identical:
+        count = " x ".join(str(size) for size in learned.shape[learned.shape[0] == 1 :])
+        sentence = f"{names[0]} and {names[1]} are identical on every one of {count} losses: bit for bit the same."
+        return PairResult("identical", sentence)
+    return pair_result(names, tests, bins, missing)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from sushi_research.config import TrainingConfig
 from sushi_research.config.command_line import config_to_dict, load_config
@@ -18,6 +18,7 @@ from sushi_research.config.keys import default_values
 from sushi_research.config.section import Bounded, Location, Section, Seed, Text
 from sushi_research.config.yaml12 import read_yaml
 from sushi_research.errors import UserError
+from sushi_research.experiments import scoring
 from sushi_research.experiments.script import config_class_of, find_script
 from sushi_research.runs import code, identity, provenance, records
 from sushi_research.runs.run_folder import RunFolder
@@ -65,6 +66,11 @@ class Experiment(Section):
     )
     pool_code: bool = Field(
         False, description="Compare runs that were trained with different code as one variant; the page then says so"
+    )
+    score: Annotated[Text, AfterValidator(scoring.checked)] | None = Field(
+        None,
+        description=f"Command that writes scores.json into a finished run's folder ({scoring.PLACE}), such as "
+        f"{scoring.EXAMPLE}; it is not run by a shell",
     )
     folder: Location = Field(description="Folder of the runs and the page")
     launch: Annotated[list[Text], Bounded] = Field(ONE_PROCESS, description="Arguments of accelerate launch")
@@ -232,11 +238,21 @@ def note_on_code(run: Planned) -> str:
     return f"with other code than the script has now: {code.listed(files)}" if files else ""
 
 
-def describe(states: Sequence[tuple[Planned, str]]) -> str:
-    """The runs and their states, one per line, with what has changed in the code of those that have begun."""
+def scores_state(run: Planned, state: str, command: str | None) -> str | None:
+    """ "scored" or "to score" by the experiment's command; None without one. A run that is not done is scored when it is."""
+    if command is None:
+        return None
+    return "scored" if state == "done" and scoring.is_scored(RunFolder(run.folder, None), command) else "to score"
+
+
+def describe(states: Sequence[tuple[Planned, str]], scores: Mapping[str, str | None] | None = None) -> str:
+    """The runs and their states, one per line, with what has changed in the code of those that have begun.
+
+    `scores` has the `scores_state` by the run's name.
+    """
     width = max(len(run.name) for run, _ in states)
     lines = []
     for run, state in states:
-        note = note_on_code(run) if state != "to do" else ""
-        lines.append(f"  {run.name:<{width}}  {state}{', ' if note else ''}{note}")
+        parts = (state, (scores or {}).get(run.name), note_on_code(run) if state != "to do" else "")
+        lines.append(f"  {run.name:<{width}}  {', '.join(part for part in parts if part)}")
     return "\n".join(lines)

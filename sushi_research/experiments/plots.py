@@ -1,4 +1,4 @@
-"""Plots of a comparison: curves and differences with intervals, all pairs as a matrix, timestep bins, and sample grids."""
+"""Plots of a comparison: learned against kept, curves and differences with intervals, all pairs as a matrix, timestep bins."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
+from sushi_research.evaluation.outcomes import log_ratio
 from sushi_research.experiments.clocks import time_axis
-from sushi_research.experiments.comparison import Comparison, Pair
+from sushi_research.experiments.comparison import Comparison
 from sushi_research.experiments.means import mean_and_error
+from sushi_research.experiments.pairs import Pair
 from sushi_research.experiments.seeds import per_seed, runs_that_count
 from sushi_research.experiments.variants import Variant
-from sushi_research.files import write_image
+from sushi_research.reports.outcome_tests import OUTCOMES, values_of
 from sushi_research.reports.run_record import RunRecord
 from sushi_research.reports.statistics import interpolate, t_quantile
 from sushi_research.sampling import plots
@@ -22,7 +23,6 @@ from sushi_research.sampling import plots
 # The colours of Okabe and Ito (2008), distinguishable for colour-blind people; then the same colours with other line styles.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8A8A00")
 STYLES = ("-", "--", ":", "-.")
-LABEL = "prompt"
 
 
 def _figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Any, list[Any]]:
@@ -44,7 +44,7 @@ def _line_style(number: int) -> dict[str, Any]:
 def points(
     variant: Variant, axis: str, reference: Variant | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-    """(x, mean, half-width of the 95 % interval) of a variant's validation loss minus the base's or a reference's.
+    """(x, mean, half-width of the 95 % interval) of what a variant learned, minus what a reference learned if one is given.
 
     The mean is over the variant's seeds. The interval is Student's t over images, so it is about these runs. The points are the
     evaluations within the range of all runs, interpolated for runs evaluated at other points (as with seconds). None if the axis
@@ -56,6 +56,7 @@ def points(
         not all(sides)
         or any(curve.axis(axis) is None or (np.diff(curve.axis(axis)) <= 0).any() for curve in curves)
         or len({curve.measured_on for curve in curves}) > 1
+        or any(values_of("evaluation", curve) is None for curve in curves)
     ):
         return None
     longest = max((run.evaluation for run in sides[0]), key=lambda curve: curve.axis(axis)[-1])
@@ -65,11 +66,10 @@ def points(
     at = longest.axis(axis)
     at = np.unique(np.append(at[(at >= low) & (at <= high)], high))
 
-    def over_base(run: RunRecord) -> np.ndarray:
-        curve = run.evaluation
-        return interpolate(curve.axis(axis), curve.loss - curve.base, at)
+    def learned(run: RunRecord) -> np.ndarray:
+        return interpolate(run.evaluation.axis(axis), values_of("evaluation", run.evaluation), at)
 
-    means = [per_seed(side, over_base).mean(0) for side in sides]
+    means = [per_seed(side, learned).mean(0) for side in sides]
     over = means[0] - means[1] if reference else means[0]
     mean, error = np.array([mean_and_error(loss) for loss in over]).T
     images = len(curves[0].names)
@@ -77,13 +77,13 @@ def points(
 
 
 def validation_curves(comparison: Comparison, path: Path) -> bool:
-    """Plots validation loss against samples seen and seconds of training; returns whether there was anything to plot.
+    """Plots what was learned against samples seen and seconds of training; returns whether there was anything to plot.
 
-    The upper row is the loss minus the base's, the lower row minus the reference's (by default the first variant's).
+    The upper row is the log of the loss over the base's, the lower row minus the reference's (by default the first variant's).
     """
     variants = comparison.variants
     # The named reference, else the first variant.
-    first = next((pair.reference for pair in comparison.samples), None)
+    first = next((pair.reference for pair in comparison.learned), None)
     if first and all(points(v, "samples", first) is None for v in variants if v is not first):
         first = None  # adapter files have no curves
     rows = 2 if first else 1
@@ -104,7 +104,7 @@ def validation_curves(comparison: Comparison, path: Path) -> bool:
         line = _line_style(variants.index(first)) if reference else {"color": "grey"}
         axes.axhline(0, linewidth=1.5 if reference else 0.8, **line)
         axes.set_xlabel(label)
-        axes.set_ylabel("validation loss, over " + (f"{reference.label}'s" if reference else "the base's"))
+        axes.set_ylabel(f"learned, minus {reference.label}'s" if reference else "learned: log loss over the base's")
         axes.grid(alpha=0.3)
     if len(variants) <= 12:
         panels[0].legend(fontsize=8)
@@ -123,68 +123,140 @@ def _curve(axes: Any, found: tuple[np.ndarray, np.ndarray, np.ndarray], label: s
 
 
 def _level(axes: Any, variant: Variant, number: int) -> int:
-    """Plots a horizontal line at an adapter file's loss, as it has no curve."""
-    curve = variant.runs[0].evaluation
-    mean, _ = mean_and_error(curve.loss[-1] - curve.base)
+    """Plots a horizontal line at what an adapter file learned, as it has no curve."""
+    values = values_of("evaluation", variant.runs[0].evaluation)
+    if values is None:
+        return 0
+    mean, _ = mean_and_error(values[-1])
     axes.axhline(mean, label=variant.label, linewidth=1.2, **_line_style(number))
     return 1
 
 
-def differences(pairs: Sequence[Pair], path: Path, title: str) -> bool:
-    """Plots differences of up to 30 pairs with 95 % intervals; returns whether there are any.
+def differences(comparison: Comparison, path: Path) -> bool:
+    """Plots differences of up to 30 pairs in what they learned and kept, with 95 % intervals; returns whether there are any.
 
-    Filled points are better or worse by the test result.
+    Filled points are distinguishable by the test result.
     """
-    tested = [pair for pair in pairs if pair.outcome is not None][:30]
-    if not tested:
+    columns = [(OUTCOMES[kind].name, comparison.outcomes[kind]) for kind in ("evaluation", "base_images")]
+    columns = [(name, pairs[:30]) for name, pairs in columns if any(pair.outcome is not None for pair in pairs[:30])]
+    if not columns:
         return False
-    figure, (axes,) = _figure(10, 1.2 + 0.36 * len(tested))
-    for row, pair in enumerate(tested):
-        d = pair.outcome.difference
-        decided = pair.outcome.outcome != "not distinguishable"
-        colour = {"better": "#009E73", "worse": "#D55E00"}.get(pair.outcome.outcome, "#777777")
-        axes.plot([d.low, d.high], [row, row], color=colour, linewidth=2)
-        axes.plot(d.value, row, "o", color=colour, markerfacecolor=colour if decided else "white", markersize=7)
-    axes.set_yticks(
-        range(len(tested)), [f"{pair.candidate.label} - {pair.reference.label}" for pair in tested], fontsize=8
-    )
-    axes.set_ylim(len(tested) - 0.5, -0.5)
-    axes.axvline(0, color="black", linewidth=0.8)
-    axes.set_xlabel("difference in validation loss (left: the first named is better)")
-    axes.set_title(title, fontsize=10)
-    axes.grid(alpha=0.3, axis="x")
+    shown = columns[0][1]
+    figure, panels = _figure(6 + 5 * len(columns), 1.4 + 0.36 * len(shown), 1, len(columns))
+    for axes, (name, pairs) in zip(panels, columns, strict=True):
+        for row, pair in enumerate(pairs):
+            if pair.outcome is not None:
+                _difference(axes, row, pair)
+        labels = [f"{pair.candidate.label} - {pair.reference.label}" for pair in pairs]
+        axes.set_yticks(range(len(pairs)), labels if axes is panels[0] else [], fontsize=8)
+        axes.set_ylim(len(pairs) - 0.5, -0.5)
+        axes.axvline(0, color="black", linewidth=0.8)
+        axes.set_xlabel(f"{name}: difference in log loss (left: the first named {name} more)")
+        axes.grid(alpha=0.3, axis="x")
     plots.write_figure(figure, path)
     return True
 
 
+def _difference(axes: Any, row: int, pair: Pair) -> None:
+    d = pair.outcome.difference
+    decided = pair.outcome.outcome != "not distinguishable"
+    colour = {"better": "#009E73", "worse": "#D55E00"}.get(pair.outcome.outcome, "#777777")
+    axes.plot([d.low, d.high], [row, row], color=colour, linewidth=2)
+    axes.plot(d.value, row, "o", color=colour, markerfacecolor=colour if decided else "white", markersize=7)
+
+
+def trade_off(comparison: Comparison, path: Path) -> bool:
+    """Plots kept against learned: one point for each run and evaluated step, with 95 % intervals over images and captions, joined
+    by lines, and the base at the origin. Returns whether any run has both."""
+    figure, (axes,) = _figure(8.5, 6.5)
+    plotted = 0
+    for number, variant in enumerate(comparison.variants):
+        for run in variant.runs:
+            found = trade_off_points(run)
+            if len(found) == 0:
+                continue
+            _, learned, learned_half, kept, kept_half = found.T
+            style, label = _line_style(number), variant.label if run is variant.runs[0] else None
+            axes.plot(learned, kept, label=label, linewidth=1, **style)
+            # The last point is larger; with many runs only it has its intervals.
+            shown = slice(None) if len(comparison.variants) <= 6 else slice(-1, None)
+            halves = {"xerr": learned_half[shown], "yerr": kept_half[shown]}
+            axes.errorbar(
+                learned[shown], kept[shown], **halves, fmt="o", markersize=3, linewidth=0.7, color=style["color"]
+            )
+            axes.plot(learned[-1], kept[-1], "o", markersize=7, color=style["color"])
+            plotted += 1
+    if not plotted:
+        return False
+    axes.plot(0, 0, "*", markersize=14, color="black", label="base")
+    axes.axhline(0, color="grey", linewidth=0.8)
+    axes.axvline(0, color="grey", linewidth=0.8)
+    # To the right: learned more; upwards: kept more.
+    axes.invert_xaxis()
+    axes.invert_yaxis()
+    axes.set_xlabel("learned: log loss over the base's on held-out images (right: learned more)")
+    axes.set_ylabel("kept: log loss over the base's on its own pictures (down: lost)")
+    axes.grid(alpha=0.3)
+    if len(comparison.variants) <= 12:
+        axes.legend(fontsize=8)
+    else:
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=7)
+    plots.write_figure(figure, path)
+    return True
+
+
+def trade_off_points(run: RunRecord) -> np.ndarray:
+    """[steps, 5] of a run: step, learned and its half-width, kept and its half-width (95 % intervals, Student's t), at the steps
+    that have both. Half-widths of a single image or caption are NaN."""
+    learned, kept = (run.curves[kind] if kind in run.curves else None for kind in ("evaluation", "base_images"))
+    values = [values_of(kind, curve) for kind, curve in (("evaluation", learned), ("base_images", kept)) if curve]
+    if len(values) < 2 or any(each is None for each in values):
+        return np.empty((0, 5))
+    found = []
+    for step in learned.steps:
+        if step in kept.steps:
+            parts = [
+                _with_half(each[curve.steps.index(step)]) for each, curve in zip(values, (learned, kept), strict=True)
+            ]
+            found.append((step, *parts[0], *parts[1]))
+    return np.array(found).reshape(-1, 5)
+
+
+def _with_half(values: np.ndarray) -> tuple[float, float]:
+    """(mean, half-width of the 95 % interval) of [N, K]."""
+    mean, error = mean_and_error(values)
+    return mean, error * t_quantile(0.975, len(values) - 1) if len(values) > 1 else np.nan
+
+
 def matrix(comparison: Comparison, path: Path) -> bool:
-    """Plots each pair as a cell: the row's variant is better (green) or worse (orange) than the column's, or not
-    distinguishable (grey). Returns whether there are any."""
+    """Plots each pair as a cell: the row's variant is better (green) or worse (orange) than the column's, a trade-off (blue), or
+    none of them (grey). Returns whether there are any."""
     variants = comparison.variants
     place = {variant.label: number for number, variant in enumerate(variants)}
     values = np.full((len(variants), len(variants)), np.nan)
-    for pair in comparison.samples:
-        if pair.outcome is not None:
-            value = {"better": 1.0, "worse": -1.0}.get(pair.outcome.outcome, 0.0)
-            row, column = place[pair.candidate.label], place[pair.reference.label]
-            values[row, column], values[column, row] = value, -value
+    for pair, result in comparison.decided:
+        row, column = place[pair.candidate.label], place[pair.reference.label]
+        value = {"worse": 0.0, "better": 2.0, "trade-off": 3.0}.get(result.word, 1.0)
+        values[row, column], values[column, row] = value, {0.0: 2.0, 2.0: 0.0}.get(value, value)
     if np.isnan(values).all():
         return False
     from matplotlib.colors import ListedColormap
 
     side = 2.5 + 0.28 * len(variants)
     figure, (axes,) = _figure(side + 1, side)
-    axes.imshow(values, cmap=ListedColormap(["#D55E00", "#E8E8E8", "#009E73"]), vmin=-1, vmax=1)
+    axes.imshow(values, cmap=ListedColormap(["#D55E00", "#E8E8E8", "#009E73", "#56B4E9"]), vmin=0, vmax=3)
     labels = [variant.label for variant in variants]
     axes.set_xticks(range(len(labels)), labels, rotation=90, fontsize=7)
     axes.set_yticks(range(len(labels)), labels, fontsize=7)
-    axes.set_title("the row's variant is better (green), worse (orange), not distinguishable (grey)", fontsize=9)
+    axes.set_title(
+        "the row's variant is better (green), worse (orange), a trade-off (blue), undecided (grey)", fontsize=9
+    )
     plots.write_figure(figure, path)
     return True
 
 
 def timestep_bins(comparison: Comparison, path: Path) -> bool:
-    """Plots validation loss minus the base's by timestep bin, at the last evaluation, with 95 % intervals over images."""
+    """Plots the log of the loss over the base's by timestep bin, at the last evaluation, with 95 % intervals over images."""
     figure, (axes,) = _figure(9, 4.2)
     plotted, count = 0, max(1, len(comparison.variants))
     for number, variant in enumerate(comparison.variants):
@@ -199,7 +271,7 @@ def timestep_bins(comparison: Comparison, path: Path) -> bool:
         plotted += 1
     axes.axhline(0, color="grey", linewidth=0.8)
     axes.set_xticks(range(4), [f"t {250 * timestep_bin}-{250 * timestep_bin + 249}" for timestep_bin in range(4)])
-    axes.set_ylabel("validation loss, over the base's")
+    axes.set_ylabel("log loss over the base's")
     axes.grid(alpha=0.3, axis="y")
     if plotted and count <= 12:
         axes.legend(fontsize=8)
@@ -209,8 +281,8 @@ def timestep_bins(comparison: Comparison, path: Path) -> bool:
 
 
 def bin_means(runs: Sequence[RunRecord]) -> tuple[np.ndarray, np.ndarray]:
-    """(means [4], half-widths [4]) of the loss minus the base's at the last evaluation, by timestep bin, averaged over seeds."""
-    over_base = per_seed(runs, lambda run: run.evaluation.loss[-1].astype(np.float64) - run.evaluation.base).mean(0)
+    """(means [4], half-widths [4]) of the log loss over the base's at the last evaluation, by timestep bin, over seeds."""
+    over_base = per_seed(runs, lambda run: log_ratio(run.evaluation.loss[-1], run.evaluation.base)).mean(0)
     bins = runs[0].evaluation.timesteps.astype(int) * 4 // 1000
     found = []
     for timestep_bin in range(4):
@@ -222,48 +294,3 @@ def bin_means(runs: Sequence[RunRecord]) -> tuple[np.ndarray, np.ndarray]:
         found.append((images.mean() if len(images) else np.nan, half))
     mean, half = np.array(found).T
     return mean, half
-
-
-def samples(comparison: Comparison, path: Path) -> bool:
-    """Saves a grid of samples of the base and of each variant's first run at its last sampled step, for common prompts and seeds.
-
-    Returns whether there are any.
-    """
-    columns: dict[str, dict[str, Path]] = {}
-    for variant in comparison.variants[:12]:
-        first, last = _sample_images(variant.runs[0], comparison.problems)
-        if last:
-            columns.setdefault("base", first)
-            columns[variant.label] = last
-    if len(columns) < 2:
-        return False
-    # The base's images are a run's samples at step 0; without those the base has no column.
-    columns = {name: images for name, images in columns.items() if images}
-    common = [label for label in next(iter(columns.values())) if all(label in images for images in columns.values())]
-    if not common:
-        return False
-    cells = []
-    for label in common[:12]:
-        cells.append([])
-        for images in columns.values():
-            with Image.open(images[label]) as image:
-                cells[-1].append(image.convert("RGB"))
-    write_image(path, plots.grid(cells, common[:12], list(columns)))
-    return True
-
-
-def _sample_images(run: RunRecord, problems: list[str]) -> tuple[dict[str, Path], dict[str, Path]]:
-    """(label -> image file) at step 0 and at the last sampled step; labels contain the prompt and, with several seeds, the seed."""
-    folders = (run.path / "samples").glob("step-*")
-    steps = sorted(folder for folder in folders if folder.name[5:].isdecimal() and folder.is_dir())
-    found = []
-    for step in (steps[:1] if steps and int(steps[0].name[5:]) == 0 else [], steps[-1:]):
-        labels = {}
-        for file in sorted(path for folder in step for path in folder.glob("*.png")):
-            if problem := plots.picture_problem(file):
-                problems.append(f"{file} is not an image (it {problem}): it is skipped")
-                continue
-            with Image.open(file) as image:
-                labels[f"{image.info.get(LABEL, file.stem)} [{file.stem[3:]}]"] = file
-        found.append(labels)
-    return found[0], found[1]

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from sushi_research.experiments import code_variants
-from sushi_research.reports.run_record import Curve, RunRecord
+from sushi_research.reports.curve import Curve
+from sushi_research.reports.run_record import RunRecord
 from sushi_research.runs import identity, provenance
 
 # Metrics that the clock and the machine determine.

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sushi_research.errors import UserError, first_line
+from sushi_research.experiments.numbers import families_of
 from sushi_research.progress import progress
 from sushi_research.runs.tracking import resolve_trackers
 from sushi_research.runs.wandb_run import start_run
@@ -109,7 +110,7 @@ def _values(comparison: Comparison, output: Path) -> dict[str, Any]:
 
 
 def tables(comparison: Comparison) -> dict[str, dict[str, Any]]:
-    """`columns` and `data` of the tables: the test results of each family, and the settings that differ."""
+    """`columns` and `data` of the tables: the results in words, the tests of each outcome, and the settings that differ."""
     columns = [
         "candidate",
         "reference",
@@ -123,11 +124,14 @@ def tables(comparison: Comparison) -> dict[str, dict[str, Any]]:
         "at",
     ]
     found = {}
-    for name, pairs in {
-        "samples": comparison.samples,
-        "seconds": comparison.seconds,
-        "drift": comparison.drift,
-    }.items():
+    results = [
+        [pair.candidate.label, pair.reference.label, result.word, result.sentence, result.disagreement]
+        for pair, result in comparison.decided
+    ]
+    if results:
+        head = ["candidate", "reference", "result", "sentence", "disagreement"]
+        found["results"] = {"columns": head, "data": results}
+    for name, pairs in families_of(comparison).items():
         data = []
         for pair in pairs:
             row = [pair.candidate.label, pair.reference.label]
@@ -136,7 +140,7 @@ def tables(comparison: Comparison) -> dict[str, dict[str, Any]]:
                 continue
             d = pair.outcome.difference
             numbers = [d.value, d.low, d.high, d.p_value, pair.outcome.adjusted_p, d.smallest_detectable, pair.at]
-            data.append([*row, pair.outcome.outcome, *numbers])
+            data.append([*row, pair.word, *numbers])
         if data:
             found[f"test_results/{name}"] = {"columns": columns, "data": data}
     if comparison.differing:

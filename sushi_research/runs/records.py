@@ -123,6 +123,18 @@ class Line(Record):
     cpu_seconds: Seconds = 0.0
 
 
+class ScoresSource(Record):
+    """scores_source.json: what scores.json was made by (the experiment's command), and from which adapter of which step.
+
+    `complete` is false until the command has ended well.
+    """
+
+    command: str
+    adapter: str
+    step: Count
+    complete: bool
+
+
 class File(Record):
     """A file of a checkpoint, in its manifest."""
 
@@ -152,12 +164,15 @@ LINE = TypeAdapter(Line)
 TIMINGS = TypeAdapter(dict[str, Seconds], config=ConfigDict(strict=True, allow_inf_nan=False))
 
 
-def read_json(path: Path, remedy: str) -> Any:
-    """The JSON value in a file. UserError if it cannot be read or is not JSON: what is wrong with the file, then `remedy`."""
+def read_json(path: Path, remedy: str, most: int = MOST_BYTES) -> Any:
+    """The JSON value in a file of at most `most` bytes.
+
+    UserError if it cannot be read or is not JSON: what is wrong with the file, then `remedy`.
+    """
     if not os.path.lexists(path):
         raise UserError(f"{path} is missing: {remedy}")
     try:
-        return parse_json(read_regular(path, MOST_BYTES), str(path), remedy, unique_keys=True)
+        return parse_json(read_regular(path, most), str(path), remedy, unique_keys=True)
     except UnreadableFile as error:
         raise UserError(f"{path} {error.reason}: {remedy}") from error
 

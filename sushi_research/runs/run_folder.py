@@ -134,6 +134,9 @@ class RunFolder:
         self.curves = path / "loss.png"
         self.stage_timings = path / "stage_timings.json"
         self.provenance = path / "provenance.json"
+        # Of the user's own command (reports/scores.py).
+        self.scores = path / "scores.json"
+        self.scores_source = path / "scores_source.json"
         self.run = path / "run.json"
         self._lock = lock
 
@@ -170,7 +173,14 @@ class RunFolder:
     def require_kinds(self) -> None:
         """UserError if something else is in the place of a file or a folder of a run, such as a folder, a FIFO or a broken link."""
         files = [self.run, self.config, self.plan, self.provenance, self.metrics, self.stage_timings, self.data_report]
-        files += [self.validation_set, *self.results.values(), self.adapter, self.curves]
+        files += [
+            self.validation_set,
+            *self.results.values(),
+            self.adapter,
+            self.curves,
+            self.scores,
+            self.scores_source,
+        ]
         wrong = [(path, "a file") for path in files if os.path.lexists(path) and not path.is_file()]
         folders = [self.samples, self.checkpoints, self.path / "wandb", self.path / "tensorboard"]
         wrong += [(path, "a folder") for path in folders if os.path.lexists(path) and not path.is_dir()]
@@ -182,7 +192,7 @@ class RunFolder:
     def record_files(self) -> list[Path]:
         """The existing files that record the run, including the sample images of its first and last sampled step."""
         files = [self.run, self.config, self.plan, self.provenance, self.metrics, self.stage_timings]
-        files += [self.validation_set, *self.results.values()]
+        files += [self.validation_set, *self.results.values(), self.scores, self.scores_source]
         steps = sorted(path for path in self.samples.glob("step-*") if path.is_dir())
         images = [image for step in {*steps[:1], *steps[-1:]} for image in sorted(step.glob("*.png"))]
         return [path for path in files if path.exists()] + sorted(images)

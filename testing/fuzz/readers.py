@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sushi_research.errors import UserError
+from testing.fuzz import image_files
 
 ROOT = Path(__file__).parents[2]
 MIB = 2**20
@@ -29,117 +30,6 @@ class Reader:
     read: Callable[[Path, str], object]
     refuses: Callable[[], tuple[type[BaseException], ...]] = lambda: ()
     memory: int = 512 * MIB
-
-
-def make_images(folder: Path) -> None:
-    """PNG, JPEG, WebP and GIF with EXIF, a colour profile and text."""
-    from PIL import Image, ImageCms, PngImagePlugin
-
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    text = PngImagePlugin.PngInfo()
-    text.add_text("workflow", "a" * 100, zip=True)
-    text.add(b"cHRM", b"\0\0\x7a\x26" * 8)
-    text.add(b"gAMA", b"\0\0\xb1\x8f")
-    image = Image.effect_mandelbrot((24, 16), (-2, -1.5, 1, 1.5), 50).convert("RGB")
-    image.save(folder / "a.png", pnginfo=text, exif=exif)
-    image.save(folder / "b.png", icc_profile=profile)
-    image.convert("P").save(folder / "c.png", transparency=0)
-    image.convert("I").convert("I;16").save(folder / "d.png")
-    image.save(folder / "a.jpg", exif=exif, icc_profile=profile)
-    image.convert("CMYK").save(folder / "b.jpg")
-    image.save(folder / "a.webp", exif=exif, icc_profile=profile)
-    image.convert("RGBA").save(folder / "b.webp", lossless=True)
-    image.save(folder / "a.gif")
-
-
-def read_image(folder: Path, name: str) -> object:
-    from sushi_research.data.images import decode_and_describe
-
-    return decode_and_describe((folder / name).read_bytes())
-
-
-def _bad_image() -> tuple[type[BaseException], ...]:
-    from sushi_research.data.images import BadImage
-
-    return (BadImage,)
-
-
-def make_captions(folder: Path) -> None:
-    (folder / "sub").mkdir()
-    for name in ("a", "sub/b", "sub/\u304b\u3099", "c"):
-        (folder / f"{name}.png").write_bytes(b"not read here")
-    (folder / "a.txt").write_text("a salmon nigiri, 2 pieces\nsecond line\n")
-    (folder / "c.caption").write_text("\ufefftuna \u30de\u30b0\u30ed", encoding="utf-16")
-    entries = [{"file_name": "b.png", "text": "two"}, {"file_name": "\u304c.png", "text": "three"}]
-    (folder / "sub/metadata.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
-
-
-def read_captions(folder: Path, name: str) -> object:
-    from sushi_research.data.image_folder import find_in_folder
-    from sushi_research.data.samples import Scan
-
-    result = Scan(source=str(folder))
-    images, _ = find_in_folder(result, folder, "text", {})
-    named = {problem.name for problem in result.problems}
-    assert all(image.caption or image.name in named for image in images), "an image without caption or problem"
-    if result.problems:
-        raise UserError("; ".join(f"{problem.name}: {problem.reason}" for problem in result.problems[:3]))
-    return images
-
-
-def _table() -> object:
-    import datasets
-
-    features = datasets.Features({"image": datasets.Image(), "text": datasets.Value("string")})
-    cells = [{"bytes": b"image %d" % number, "path": None} for number in range(3)]
-    return datasets.Dataset.from_dict({"image": cells, "text": ["one", "two", "three"]}, features=features)
-
-
-def make_tables(folder: Path) -> None:
-    import datasets
-    import pyarrow
-    import pyarrow.parquet
-
-    datasets.disable_progress_bars()
-    table = _table()
-    datasets.DatasetDict({"train": table, "test": table}).save_to_disk(str(folder / "saved"))
-    card = "---\nlicense: mit\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: train.*\n---\n# Sushi\n"
-    plain = table.data.table
-    for kind in ("parquet", "arrow", "dictionary"):
-        (folder / kind).mkdir()
-        (folder / kind / "README.md").write_text(card)
-    pyarrow.parquet.write_table(plain, folder / "parquet/train.parquet", compression="snappy")
-    (folder / "parquet/.huggingface.yaml").write_text("configs:\n- config_name: default\n  data_files: train.parquet\n")
-    with (
-        pyarrow.OSFile(str(folder / "arrow/train.arrow"), "wb") as sink,
-        pyarrow.ipc.new_file(sink, plain.schema) as file,
-    ):
-        file.write_table(plain)
-    short = pyarrow.table({"image": plain["image"], "text": plain["text"].dictionary_encode()})
-    with (
-        pyarrow.OSFile(str(folder / "dictionary/train.arrow"), "wb") as sink,
-        pyarrow.ipc.new_stream(sink, short.schema) as file,
-    ):
-        file.write_table(short)
-
-
-def read_table(folder: Path, name: str) -> object:
-    import datasets
-
-    from sushi_research.data.hf_dataset import find_in_table
-    from sushi_research.data.images import BadImage
-    from sushi_research.data.samples import Scan
-    from sushi_research.data.tables import open_folder, open_saved
-
-    top = folder / Path(name).parts[0]
-    datasets.config.HF_DATASETS_CACHE = folder / "copies"
-    table = (open_saved if top.name == "saved" else open_folder)(top, "train")
-    for image in find_in_table(Scan(source=str(top)), table, "train", "image", "text")[:3]:
-        with contextlib.suppress(BadImage, OSError):
-            image.load()
-    return table
 
 
 def make_configs(folder: Path) -> None:
@@ -246,6 +136,28 @@ def read_run(folder: Path, name: str) -> object:
     return found.load() if found else None
 
 
+def make_scores(folder: Path) -> None:
+    """Of a run, with what the command that made them left next to them."""
+    (folder / "run").mkdir()
+    scores = {
+        "concept": {"values": {"one egg maki": 1, "two tuna maki": 0.5}, "better": "lower", "about": "learned"},
+        "sharpness": {"one egg maki": 0.3, "two tuna maki": -4e-3},
+        "votes": 17,
+    }
+    (folder / "run/scores.json").write_text(json.dumps(scores, indent=2))
+    source = {"command": "python judge.py {run}", "adapter": "a" * 64, "step": 20, "complete": True}
+    (folder / "run/scores_source.json").write_text(json.dumps(source))
+
+
+def read_scores(folder: Path, name: str) -> object:
+    from sushi_research.reports.scores import scores_of_run
+
+    found = scores_of_run(folder / "run", 20, "correct it")
+    numbers = [value for score in found.values() for value in score.values.values()]
+    assert numbers and all(isinstance(value, float) and abs(value) < 1e300 for value in numbers)
+    return found
+
+
 def make_cache(folder: Path) -> None:
     import torch
     from PIL import Image
@@ -298,14 +210,20 @@ def read_base(folder: Path, name: str) -> object:
 TABLES = ("*/train.*", "*/README.md", "*/.huggingface.yaml", "saved/dataset_dict.json", "saved/train/*")
 BASES = ("base/*.json", "base/*/*.json", "base/*/*.txt", "base/vae/*")
 READERS = [
-    Reader("images", ("*",), make_images, read_image, _bad_image, 1536 * MIB),
-    Reader("captions", ("*.txt", "*.caption", "sub/metadata.jsonl"), make_captions, read_captions),
+    Reader("images", ("*",), image_files.make_images, image_files.read_image, image_files.bad_image, 1536 * MIB),
+    Reader(
+        "captions",
+        ("*.txt", "*.caption", "sub/metadata.jsonl"),
+        image_files.make_captions,
+        image_files.read_captions,
+    ),
     Reader("configs", ("*.yaml",), make_configs, read_config),
     Reader("command lines", ("*.words",), make_command_lines, read_command_line),
     Reader("experiments", ("*.yaml",), make_experiments, read_experiment),
-    Reader("tables", TABLES, make_tables, read_table),
+    Reader("tables", TABLES, image_files.make_tables, image_files.read_table),
     Reader("weights", ("*.safetensors",), make_weights, read_weights),
     Reader("runs", ("run/*.*", "run/checkpoints/*/*"), make_run, read_run),
+    Reader("scores", ("run/scores*.json",), make_scores, read_scores),
     Reader("caches", ("files.json", "store/*"), make_cache, read_cache),
     Reader("bases", BASES, make_base, read_base),
 ]

@@ -27,6 +27,7 @@ INPUTS = {
     "tables": 60,
     "weights": 200,
     "runs": 100,
+    "scores": 200,
     "caches": 30,
 }
 

@@ -44,14 +44,15 @@ def test_the_page(compare, tmp_path, capsys):
     weak = fake_run(tmp_path / "weak", 0.03, rank=2, pictures=True)
     strong = fake_run(tmp_path / "strong", 0.05, rank=8, noise_seed=4, pictures=True)
     text, page, numbers = compare(weak, strong, "--title", "Ranks & <more>")
-    first = text.index("## Test result")
-    assert text.startswith("# Ranks & <more>\n") and first < text.index("## Validation loss") < text.index(
-        "## What differs"
-    )
-    assert "- strong is better than weak: loss -0.0" in text and "| lora.rank | 2 | 8 |" in text
+    order = ("Test result", "Learned against kept", "Learned", "Differences of the pairs", "What differs")
+    places = [text.index(f"## {heading}\n") for heading in order]
+    assert text.startswith("# Ranks & <more>\n") and places == sorted(places)
+    assert "- strong is better than weak: it learned more (log loss -0.0" in text and "| lora.rank | 2 | 8 |" in text
     for heading in (
-        "At equal samples seen",
-        "At equal training time",
+        "At equal samples seen: learned",
+        "At equal training time: learned",
+        "Learned by timestep",
+        "Kept",
         "Speed and memory",
         "The same prompts and seeds",
     ):
@@ -59,12 +60,13 @@ def test_the_page(compare, tmp_path, capsys):
     assert "the shared validation set removed" in text.replace("\n", " ") and "needs two or more common seeds" in text
     # Every picture that the page names is there, and the HTML needs none of them.
     named = re.findall(r"!\[[^]]*\]\(([^)]+)\)", text)
-    assert {"curves.png", "differences.png", "timestep_bins.png", "samples.png"} == set(named)
+    assert {"trade_off.png", "curves.png", "differences.png", "timestep_bins.png", "samples.png"} == set(named)
     assert all((tmp_path / "page" / name).is_file() for name in named)
     assert page.count("data:image/png;base64,") == len(named) and not re.search(r'src="(?!data:)', page)
     assert "<h1>Ranks &amp; &lt;more&gt;</h1>" in page and "<script" not in page
-    [pair] = numbers["families"]["samples"]
-    assert pair["outcome"] == "better" and pair["difference"]["images"] == 12
+    [pair], [result] = numbers["families"]["learned"], numbers["results"]
+    assert pair["outcome"] == "lower" and pair["difference"]["images"] == 12 and result["result"] == "better"
+    assert result["sides"] == {"learned": "better", "kept": "not worse"} and len(result["learned_by_timestep"]) == 4
     said = capsys.readouterr().out
     assert "strong is better than weak" in said and "comparison.html" in said
 
@@ -151,9 +153,10 @@ def test_the_page_says_what_better_means_and_which_clock_was_used(compare, tmp_p
     times = {"times": {"cpu_seconds": 0.5}}
     runs = [fake_run(tmp_path / name, rank=rank, noise_seed=rank, **times) for rank, name in enumerate("ab")]
     text, page, numbers = compare(*runs)
-    assert (
-        '"Better" means a lower validation loss. It does not mean better pictures' in text and "better pictures" in page
+    words = (
+        "No loss shows what a picture looks like: docs/examples/measure/ says where these outcomes follow the pictures"
     )
+    assert words in text and words in page
     assert "Training time is CPU time" in text and "| wall clock, s |" in text and "| 10.0 / 10.0 |" in text
     [pair] = numbers["families"]["seconds"]
     assert (pair["clock"], pair["at"], pair["wall_seconds"]["candidate"]) == ("CPU time", 10.0, 10.0)
@@ -164,7 +167,7 @@ def test_the_page_says_what_better_means_and_which_clock_was_used(compare, tmp_p
 def test_identical_runs_are_called_so(compare, tmp_path):
     text, _, numbers = compare(fake_run(tmp_path / "a", rank=1), fake_run(tmp_path / "b", rank=2))
     assert "b and a are identical on every one of 12 x 8 losses: bit for bit the same." in text
-    assert numbers["families"]["samples"][0]["identical"] is True
+    assert numbers["families"]["learned"][0]["identical"] is True
 
 
 def test_one_run_alone_has_a_page_without_a_test_result(compare, tmp_path):
@@ -188,7 +191,7 @@ def test_sixteen_variants_with_three_seeds(compare, tmp_path, monkeypatch):
                 tmp_path / f"runs/v{rank:02d}-seed{seed}", gain, seed=seed, rank=rank, noise_seed=100 * rank + seed
             )
     text, page, numbers = compare(tmp_path / "runs")
-    assert len(numbers["families"]["samples"]) == 120 and "matrix.png" in text and len(page) < 8e6
+    assert len(numbers["families"]["learned"]) == 120 and "matrix.png" in text and len(page) < 8e6
     assert "more pairs are in comparison.json" in text and len(text) < 100_000
 
 
@@ -299,5 +302,6 @@ def test_the_page_is_logged_offline(tmp_path):
     from sushi_research.reports.run_record import read_record
 
     tables = wandb_runs.tables(compare_runs([read_record(run) for run in runs]))
-    assert tables["test_results/samples"]["data"][0][:3] == ["r2", "r1", "not distinguishable"]
+    assert tables["test_results/learned"]["data"][0][:3] == ["r2", "r1", "not distinguishable"]
+    assert tables["results"]["data"][0][:3] == ["r2", "r1", "not distinguishable"]
     assert tables["what differs"]["data"] == [["lora.rank", "1", "2"]]

@@ -121,7 +121,7 @@ def test_a_failure_is_named_and_the_others_go_on_then_only_it_is_run_again(file,
     assert SCRIPT.main(read(file)) == 0
     assert [name for name, _ in second.ran] == ["large-seed0"]
     assert (tmp_path / "runs/small-seed0/metrics.jsonl").stat().st_mtime_ns == before
-    [pair] = json.loads((tmp_path / "runs/comparison/comparison.json").read_text())["families"]["samples"]
+    [pair] = json.loads((tmp_path / "runs/comparison/comparison.json").read_text())["families"]["learned"]
     assert pair["same_seeds"] is True and pair["difference"]["seeds"] == [2, 2]
 
     third = InProcess(load_script("sd15"))

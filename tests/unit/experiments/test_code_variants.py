@@ -74,7 +74,7 @@ def test_runs_of_other_code_are_other_variants_and_the_files_are_named(runs):
     [other] = runs(("rank4-seed0", 0, PLAIN))
     other.identity["lora.rank"] = 4
     for reference in ("plain", "huber"):
-        [pair] = compare([*records, other], reference, pool_code=True).samples
+        [pair] = compare([*records, other], reference, pool_code=True).learned
         assert pair.candidate.label == "rank4" and pair.reference.seeds == (0, 0, 1, 1), reference
 
 
@@ -89,7 +89,7 @@ def test_names_stay_distinct_and_a_reference_means_each_of_its_codes(runs):
     records = runs(("a-seed0", 0, PLAIN), ("a-seed1", 1, HUBER), ("b-seed0", 0, PLAIN | {"world": 1}))
     records[2].identity["lora.rank"] = 99
     assert list(labels(records)) == ["a-seed0", "a-seed1", "b-seed0"]
-    pairs = [(pair.candidate.label, pair.reference.label) for pair in compare(records, "a").samples]
+    pairs = [(pair.candidate.label, pair.reference.label) for pair in compare(records, "a").learned]
     assert pairs == [("a-seed1", "a-seed0"), ("b-seed0", "a-seed0"), ("b-seed0", "a-seed1")]
     assert labels(records, pool_code=True) == {"a": (0, 1), "b": (0,)}
 
@@ -175,7 +175,7 @@ def test_equal_runs_with_other_results_are_a_warning(tmp_path):
         line["loss"] += 0.5
     assert "they differ from step 3 (loss 0.1 and 0.6) on" in said(records)[0]
     records = pair("timings")
-    records[1].evaluation = records[0].evaluation
+    records[1].curves = records[0].curves
     for line in records[1].metrics:
         line["images_per_second"] = 1.0
     assert said(records) == []

@@ -2,12 +2,14 @@
 
 import numpy as np
 import pytest
-from fake_runs import IMAGES, NOISE_SAMPLES, FakeValidationSet, fake_run
+from fake_runs import IMAGES, NOISE_SAMPLES, FakeValidationSet, base_loss, fake_run
 
 from sushi_research.errors import UserError
-from sushi_research.experiments.comparison import compare, removed_by_seeds
+from sushi_research.experiments.comparison import compare
+from sushi_research.experiments.pairs import removed_by_seeds
 from sushi_research.experiments.variants import variants_of
 from sushi_research.reports import statistics
+from sushi_research.reports.outcome_tests import values_of
 from sushi_research.reports.run_record import read_record
 
 
@@ -23,44 +25,54 @@ def records(*folders):
 
 
 def outcomes(pairs):
-    return {
-        (pair.candidate.label, pair.reference.label): pair.outcome.outcome if pair.outcome else pair.note
-        for pair in pairs
-    }
+    return {(pair.candidate.label, pair.reference.label): pair.word for pair in pairs}
+
+
+def results(comparison):
+    return {(pair.candidate.label, pair.reference.label): result.word for pair, result in comparison.decided}
+
+
+def learned(gain):
+    """What is planted with a gain, by the mean over images."""
+    base = base_loss(FakeValidationSet())[:, -2:]
+    return float(np.log((base - gain) / base).mean())
 
 
 def test_a_planted_difference_is_found_and_mirrored(tmp_path):
     runs = records(fake_run(tmp_path / "weak", 0.03, rank=2), fake_run(tmp_path / "strong", 0.05, rank=8, noise_seed=5))
     found = compare(runs)
-    assert outcomes(found.samples) == {("strong", "weak"): "better"}
-    assert outcomes(compare(runs[::-1]).samples) == {("weak", "strong"): "worse"}
-    difference = found.samples[0].outcome.difference
-    assert difference.value == pytest.approx(-0.02, abs=0.002) and difference.images == IMAGES
-    assert difference.low <= -0.02 <= difference.high
-    assert found.samples[0].at == 20 * 4 and found.seconds[0].at == pytest.approx(20 * 4 / 8)
+    assert results(found) == {("strong", "weak"): "better"} and outcomes(found.learned) == {("strong", "weak"): "lower"}
+    assert results(compare(runs[::-1])) == {("weak", "strong"): "worse"}
+    difference, planted = found.learned[0].outcome.difference, learned(0.05) - learned(0.03)
+    assert difference.value == pytest.approx(planted, abs=0.005) and difference.images == IMAGES
+    assert difference.low <= planted <= difference.high
+    assert found.learned[0].mean_losses[1] - found.learned[0].mean_losses[0] == pytest.approx(-0.02, abs=0.002)
+    assert found.learned[0].at == 20 * 4 and found.seconds[0].at == pytest.approx(20 * 4 / 8)
     assert found.differing == {"lora.rank": [2, 8]} and found.warnings == [] and found.problems == []
 
 
 def test_without_a_difference_none_is_found(tmp_path):
     runs = [fake_run(tmp_path / f"r{rank}", 0.05, rank=rank, noise_seed=rank) for rank in range(2, 6)]
     found = compare(records(*runs))
-    assert set(outcomes(found.samples).values()) == {"not distinguishable"} and len(found.samples) == 6
-    assert all(pair.outcome.difference.pairs == 6 for pair in found.samples)
+    assert set(results(found).values()) == {"not distinguishable"} and len(found.learned) == 6
+    # What was learned and what was kept of 6 pairs are one family.
+    assert all(pair.outcome.difference.pairs == 12 for pair in found.learned)
 
 
 def test_against_a_reference_there_are_fewer_pairs(tmp_path):
     runs = records(*(fake_run(tmp_path / f"r{rank}", 0.05, rank=rank, noise_seed=rank) for rank in range(2, 6)))
     found = compare(runs, "r3")
-    assert [(p.candidate.label, p.reference.label) for p in found.samples] == [("r2", "r3"), ("r4", "r3"), ("r5", "r3")]
-    assert all(pair.outcome.difference.pairs == 3 for pair in found.samples)
+    assert [(p.candidate.label, p.reference.label) for p in found.learned] == [("r2", "r3"), ("r4", "r3"), ("r5", "r3")]
+    assert all(pair.outcome.difference.pairs == 6 for pair in found.learned)
     with pytest.raises(UserError, match="no variant is called r9: choose from r2, r3, r4, r5"):
         compare(runs, "r9")
 
 
 def test_equal_losses_are_called_identical(tmp_path):
     found = compare(records(fake_run(tmp_path / "a", rank=1), fake_run(tmp_path / "b", rank=2)))
-    [pair] = found.samples
-    assert pair.identical and pair.outcome.outcome == "not distinguishable"
+    [(pair, result)] = found.decided
+    assert pair.identical and pair.word == result.word == "identical"
+    assert result.sentence == "b and a are identical on every one of 12 x 8 losses: bit for bit the same."
 
 
 def test_seeds_are_pooled_and_paired(tmp_path):
@@ -75,15 +87,15 @@ def test_seeds_are_pooled_and_paired(tmp_path):
         ("rank-2", (0, 1, 2)),
         ("rank-8", (0, 1, 2)),
     ]
-    [pair] = found.samples
-    assert pair.same_seeds and pair.losses[0].shape == (3, IMAGES, NOISE_SAMPLES)
+    [pair] = found.learned
+    assert pair.same_seeds and pair.shape == (3, IMAGES, NOISE_SAMPLES)
     assert pair.outcome.difference.seeds == (3, 3) and pair.outcome.difference.scope == "both variants, any seed"
     assert removed_by_seeds(pair) > 0.95
 
     other = fake_run(tmp_path / "other-seed7", 0.03, seed=7, rank=4)
     unpaired = compare(records(*folders, other))
-    assert {pair.same_seeds for pair in unpaired.samples if "other" in pair.candidate.label} == {False}
-    assert all(removed_by_seeds(pair) is None for pair in unpaired.samples if "other" in pair.candidate.label)
+    assert {pair.same_seeds for pair in unpaired.learned if "other" in pair.candidate.label} == {False}
+    assert all(removed_by_seeds(pair) is None for pair in unpaired.learned if "other" in pair.candidate.label)
 
 
 def test_runs_of_one_variant_are_compared_by_themselves(tmp_path):
@@ -103,10 +115,14 @@ def test_runs_of_other_lengths_meet_at_the_last_common_point(tmp_path):
     short = fake_run(tmp_path / "short", 0.02, rank=1)
     long = fake_run(tmp_path / "long", 0.06, rank=2, steps=(0, 15, 40), noise_seed=0, rate=16.0)
     found = compare(records(short, long))
-    [pair], [by_time] = found.samples, found.seconds
-    assert pair.at == 80 and pair.outcome.difference.value == pytest.approx(-(0.06 * 20 / 40 - 0.02), abs=2e-3)
+    [pair], [by_time] = found.learned, found.seconds
+    steps = [read_record(long).evaluation.steps.index(step) for step in (15, 40)]
+    of_long = values_of("evaluation", read_record(long).evaluation)[steps].mean((1, 2))
+    planted = (of_long * [20 / 25, 5 / 25]).sum() - learned(0.02)
+    assert pair.at == 80 and pair.outcome.difference.value == pytest.approx(planted, abs=5e-3)
     # It is twice as fast: in the short one's 10 seconds it has seen all its 160 samples.
-    assert by_time.at == pytest.approx(10) and by_time.outcome.difference.value == pytest.approx(-0.04, abs=2e-3)
+    planted = learned(0.06) - learned(0.02)
+    assert by_time.at == pytest.approx(10) and by_time.outcome.difference.value == pytest.approx(planted, abs=5e-3)
 
 
 def test_what_cannot_be_paired_says_why(tmp_path):
@@ -119,7 +135,7 @@ def test_what_cannot_be_paired_says_why(tmp_path):
     bare = fake_run(tmp_path / "bare", rank=5)
     (bare / "evaluation.parquet").unlink()
     found = compare(records(one, elsewhere, *few, bare))
-    by_pair = outcomes(found.samples)
+    by_pair = outcomes(found.learned)
     assert by_pair["elsewhere", "one"] == "they were measured on different validation sets"
     assert by_pair["few4", "few3"] == "7 held-out images are too few for a test result, which needs 8"
     assert by_pair["bare", "one"] == "a run has no evaluation"
@@ -133,7 +149,7 @@ def test_a_measured_file_is_compared_with_the_last_evaluations(tmp_path):
     for name in ("run.json", "metrics.jsonl", "plan.json", "config.yaml"):
         (file / name).unlink()
     found = compare(records(run, file))
-    assert outcomes(found.samples) == {("file", "run"): "worse"}
+    assert results(found) == {("file", "run"): "worse"}
     assert outcomes(found.seconds) == {("file", "run"): "an adapter file has no training time"}
     assert found.variants[1].is_file and found.differing == {}
 
@@ -161,7 +177,7 @@ def test_what_makes_runs_less_comparable_is_said(tmp_path, changes, words):
 def test_losses_that_are_not_finite_are_skipped(tmp_path):
     good, bad = fake_run(tmp_path / "good", rank=1), fake_run(tmp_path / "bad", float("nan"), rank=2)
     found = compare(records(good, bad))
-    assert outcomes(found.samples) == {("bad", "good"): "a run has no evaluation"}
+    assert outcomes(found.learned) == {("bad", "good"): "a run has no evaluation"}
     assert any("bad/evaluation.parquet has values that are not finite at step" in problem for problem in found.problems)
 
 
@@ -182,17 +198,16 @@ def test_the_drift_is_a_family_of_its_own(tmp_path):
         moved = level * (1 + 0.1 * rng.random((10, 4)))
         Results(folder / "drift.parquet").append(captions, 20, moved, np.zeros((10, 4)))
     found = compare(records(tmp_path / "r1", tmp_path / "r2"))
-    assert outcomes(found.drift) == {("r2", "r1"): "worse"} and outcomes(found.samples) == {
-        ("r2", "r1"): "not distinguishable"
-    }
+    assert outcomes(found.drift) == {("r2", "r1"): "higher"}
+    assert results(found) == {("r2", "r1"): "not distinguishable"}
 
 
 def test_too_many_pairs_are_reported_and_not_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("sushi_research.experiments.comparison.MAX_PAIRS", 2)
+    monkeypatch.setattr("sushi_research.experiments.pairs.MAX_PAIRS", 4)
     runs = records(*(fake_run(tmp_path / f"r{rank}", rank=rank, noise_seed=rank) for rank in range(3)))
-    notes = {pair.note for pair in compare(runs).samples}
-    assert notes == {"3 pairs are too many to test: name one with --reference"}
-    assert all(pair.outcome is not None for pair in compare(runs, "r0").samples)
+    notes = {pair.note for pair in compare(runs).learned}
+    assert notes == {"6 tests are too many: name one variant with --reference"}
+    assert all(pair.outcome is not None for pair in compare(runs, "r0").learned)
 
 
 def test_files_with_another_order_of_images_pair(tmp_path):
@@ -202,17 +217,17 @@ def test_files_with_another_order_of_images_pair(tmp_path):
     runs = [
         fake_run(tmp_path / name, gain, rank=rank) for rank, (name, gain) in enumerate({"a": 0.03, "b": 0.05}.items())
     ]
-    [once] = compare(records(*runs)).samples
+    [once] = compare(records(*runs)).learned
     path = runs[1] / "evaluation.parquet"
     table = pyarrow.parquet.ParquetFile(path).read()
     pyarrow.parquet.write_table(table.take(list(range(table.num_rows))[::-1]), path)
     found = compare(records(*runs))
-    assert found.samples[0].outcome == once.outcome and found.problems == []
+    assert found.learned[0].outcome == once.outcome and found.problems == []
     # Equal numbers of other images under one hash are not paired.
     pyarrow.parquet.write_table(
         table.set_column(1, "image", [[f"other{name}" for name in table["image"].to_pylist()]]), path
     )
-    assert "their files differ in images" in compare(records(*runs)).samples[0].note
+    assert "their files differ in images" in compare(records(*runs)).learned[0].note
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from fake_runs import FakeValidationSet, fake_run
 
+from sushi_research.evaluation.outcomes import log_ratio
 from sushi_research.evaluation.results import Results
 from sushi_research.experiments import page_content, plots, tables
 from sushi_research.experiments.comparison import compare
@@ -22,7 +23,8 @@ def test_one_image_and_one_caption_have_no_error(tmp_path):
         runs.append(read_record(folder))
     found = compare(runs)
     rows = [block.rows for block in page_content.blocks(found, "title", {}) if block.rows]
-    assert ["r1", "0.25", "-"] in [row for table in rows for row in table]
+    drift = {row[0]: row[-1] for table in rows for row in table if "drift, with standard error" in table[0]}
+    assert drift["r1"] == "0.25"
     assert "+-" not in str(tables.runs(found))
     assert plots.validation_curves(found, tmp_path / "curves.png")
 
@@ -33,7 +35,7 @@ def test_a_timestep_bin_without_values_is_empty(tmp_path):
     few = FakeValidationSet(names=("a", "b", "c"), noise_samples=1)
     run = read_record(fake_run(tmp_path / "run", val_set=few))
     run.evaluation.timesteps[:] = [[10], [20], [990]]
-    over = (run.evaluation.loss[-1].astype(np.float64) - run.evaluation.base)[:, 0]
+    over = log_ratio(run.evaluation.loss[-1], run.evaluation.base)[:, 0]
     means, halves = plots.bin_means([run])
     np.testing.assert_allclose(means, [over[:2].mean(), np.nan, np.nan, over[2]])
     assert np.isfinite(halves).tolist() == [True, False, False, False]

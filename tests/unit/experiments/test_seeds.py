@@ -17,7 +17,7 @@ def fewer_resamples(monkeypatch):
 
 
 def compared(folders):
-    [pair] = compare([read_record(folder) for folder in folders], "a").samples
+    [pair] = compare([read_record(folder) for folder in folders], "a").learned
     return pair
 
 
@@ -58,5 +58,5 @@ def test_what_is_averaged_or_left_out_is_said(tmp_path):
     assert any("a0 has 2 runs of seed 3 (a0, a1): their losses are averaged" in warning for warning in found.warnings)
     assert any("a0 has runs of an unknown seed (a2): no test result" in warning for warning in found.warnings)
     assert any("b0 has 2 runs of an unknown seed (b0, b1)" in warning for warning in found.warnings)
-    [pair] = found.samples
+    [pair] = found.learned
     assert pair.outcome.difference.seeds == (1, 1)

@@ -1,0 +1,97 @@
+"""The demo's judge as a command: what it writes for a run, when it does nothing, what it refuses. No base draws anything here."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from fake_runs import fake_run
+
+from demo import scoring
+from demo.checker import Checker
+from demo.concepts import CONCEPTS, known_scenes
+from demo.drawing import Scene, draw
+from demo.painter import BASES
+from sushi_research.reports.scores import Score, read_scores
+
+STAR, UNAGI = CONCEPTS["star"], CONCEPTS["unagi"]
+PROMPTS = (3, 2)
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch) -> Path:
+    """A finished run, whose adapter draws the second picture of each set wrong."""
+    folder = fake_run(tmp_path / "run")
+    (folder / "adapter.safetensors").write_bytes(b"not read here")
+    config(folder)
+    monkeypatch.setattr(scoring, "load_pipeline", lambda base, adapter: (base, adapter))
+    monkeypatch.setattr(scoring, "paint", paint)
+    monkeypatch.setattr(scoring, "quiet_libraries", lambda: None)  # it imports them
+    return folder
+
+
+def config(folder: Path, base: str = str(BASES / "sd15"), data: str = "demo/photos/star") -> None:
+    settings = {"model": {"base": base}, "data": {"path": data}, "lora": {}, "train": {}}
+    (folder / "config.yaml").write_text(yaml.safe_dump(settings))
+
+
+def paint(pipeline, prompts, description):
+    assert pipeline[0] == BASES / "sd15" and pipeline[1].name == "adapter.safetensors"
+    scenes = [Scene.from_caption(prompt) for prompt in prompts]
+    return [draw(scenes[0] if number == 1 else scene) for number, scene in enumerate(scenes)]
+
+
+def checker_of(concept):
+    return Checker([*concept.unseen_scenes(PROMPTS[0]), *known_scenes(PROMPTS[1])])
+
+
+def main(*words: object) -> None:
+    scoring.main([str(word) for word in words], PROMPTS, checker_of)
+
+
+def expected(concept) -> dict[str, Score]:
+    asked, known = concept.unseen_scenes(PROMPTS[0]), known_scenes(PROMPTS[1])
+    return {
+        "concept": Score({asked[0].caption: 1.0, asked[1].caption: 0.0, asked[2].caption: 1.0}, True, "learned"),
+        "kept": Score({known[0].caption: 1.0, known[1].caption: 0.0}, True, "kept"),
+    }
+
+
+def test_each_prompt_of_the_concept_and_of_the_base_s_world_is_scored(run, capsys):
+    main(run)
+    assert read_scores(run / "scores.json") == expected(STAR)
+    assert capsys.readouterr().out == "run: concept 2 of 3 right\nrun: kept 1 of 2 right\n"
+    main(run)
+    assert capsys.readouterr().out == f"{run / 'scores.json'} is up to date\n"
+    main(run, "--concept", "unagi")  # the data may be another folder
+    assert read_scores(run / "scores.json") == expected(UNAGI)
+    capsys.readouterr()
+    later = (run / "scores.json").stat().st_mtime_ns + 10**9
+    os.utime(run / "adapter.safetensors", ns=(later, later))
+    main(run, "--concept", "unagi")
+    assert "concept 2 of 3 right" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("harm", "words"),
+    [
+        (lambda run: (run / "run.json").unlink(), "holds no finished run"),
+        (lambda run: (run / "run.json").write_text("{"), "run.json is not valid JSON"),
+        (lambda run: config(run, data="photos/mine"), "was trained on photos/mine, which is none of demo/photos"),
+        (lambda run: config(run, base="someone/sd15"), "someone/sd15, the base of .*, is not a folder here"),
+        (lambda run: config(run, base=3), "config.yaml has no model.base: restore it"),
+        (lambda run: (run / "config.yaml").unlink(), "config.yaml"),
+    ],
+)
+def test_anything_else_is_one_sentence(run, capsys, harm, words):
+    harm(run)
+    with pytest.raises(SystemExit) as caught:
+        main(run)
+    printed = capsys.readouterr()
+    assert caught.value.code == 2 and printed.out == ""
+    assert printed.err.startswith("error: ") and printed.err.count("\n") == 1
+    assert re.search(words, printed.err)
+    assert not (run / "scores.json").exists()
