@@ -13,15 +13,16 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from PIL import Image
 
 from sushi_research.caches.inputs import Inputs
 from sushi_research.caches.store import Store, entry_key
 from sushi_research.data.samples import Item
-from sushi_research.errors import UserError
+from sushi_research.errors import UserError, some
 from sushi_research.evaluation import picture_distances
 from sushi_research.evaluation.validation_set import ValidationSet
 from sushi_research.runs.job import Job
-from sushi_research.sampling import pipeline
+from sushi_research.sampling import pipeline, sample_grids
 
 # Increment it when the choice of prompts or the way of generating changes.
 SCHEME = 1
@@ -59,14 +60,19 @@ class PictureSet:
         """The N prompts, which are distinct."""
         return tuple(picture.prompt for picture in self.pictures)
 
-    @property
-    def rows(self) -> list[tuple[str, str]]:
-        """(file name, prompt) of each picture."""
-        return [(f"{number:02d}-{self.kind}-seed{SEED}.png", prompt) for number, prompt in enumerate(self.names)]
-
     def timesteps(self) -> np.ndarray:
         """[N, 1] int64, zeros: a picture has no noise level."""
         return np.zeros((len(self.pictures), 1), np.int64)
+
+
+@dataclass(frozen=True)
+class Generated:
+    """The pictures of a set: scaled latents [4, h, w] fp32 of each on the CPU; their distances and the base's, [N, 1] float32."""
+
+    picture_set: PictureSet
+    latents: list[torch.Tensor]
+    distance: np.ndarray
+    base_distance: np.ndarray
 
 
 def learned_set(job: Job, inputs: Inputs, val_set: ValidationSet, base_hash: str) -> PictureSet | None:
@@ -115,20 +121,33 @@ def _picture(
 
 
 def generate(
-    job: Job, inputs: Inputs, unet: Any, picture_set: PictureSet, text: Encode | None = None
-) -> list[torch.Tensor]:
-    """The scaled latents [4, h, w] fp32 of each picture, on the CPU.
+    job: Job, inputs: Inputs, picture_set: PictureSet, store: Store, unet: Any | None, text: Encode | None = None
+) -> Generated:
+    """Generates the pictures with `unet` (None: takes the base's from the store) and measures them.
 
     `text` encodes a prompt in place of the cached embeddings, for an adapter that changes the text encoders.
     """
-    found = dict(_generated(job, inputs, unet, picture_set.pictures, text or inputs.caches.text))
-    return [found[picture] for picture in picture_set.pictures]
+    of_base = [store.get(picture.key)["latents"] for picture in picture_set.pictures]
+    latents = of_base
+    if unet is not None:
+        found = dict(_generated(job, inputs, unet, picture_set.pictures, text or inputs.caches.text))
+        latents = [found[picture] for picture in picture_set.pictures]
+    references = of_base
+    if picture_set.kind == "learned":
+        cached, factor = inputs.caches.latents, job.model.SCALING_FACTOR
+        references = [cached.get(picture.image)["mean"].float() * factor for picture in picture_set.pictures]
+    return Generated(picture_set, latents, _distances(latents, references), _distances(of_base, references))
+
+
+def _distances(latents: Sequence[torch.Tensor], references: Sequence[torch.Tensor]) -> np.ndarray:
+    pairs = zip(latents, references, strict=True)
+    return np.array([[picture_distances.distance(*pair)] for pair in pairs], np.float32)
 
 
 def _generated(
     job: Job, inputs: Inputs, unet: Any, wanted: Sequence[Picture], text: Encode
 ) -> Iterator[tuple[Picture, torch.Tensor]]:
-    """Yields each picture with its latents, as `generate`, those of one size after those of another."""
+    """Yields each picture with its latents, [4, h, w] fp32 on the CPU; those of one size after those of another."""
     sample = job.config.sample
     for height, width in sorted({(picture.height, picture.width) for picture in wanted}):
         of_size = [picture for picture in wanted if (picture.height, picture.width) == (height, width)]
@@ -154,8 +173,9 @@ def generate_missing(job: Job, inputs: Inputs, unet: Any, sets: Sequence[Picture
     What is generated when this is stopped is kept. UserError if a picture is not finite.
     """
     distinct = {picture.key: picture for each in sets for picture in each.pictures}
-    missing = [picture for key, picture in sorted(distinct.items()) if key not in store]
-    mine = missing[job.rank :: job.world]
+    # A share of all, not of the missing ones: another run may have added some since another process looked.
+    share = sorted(distinct)[job.rank :: job.world]
+    mine = [distinct[key] for key in share if key not in store]
     with store.writer() as writer:
         for picture, latents in _generated(job, inputs, unet, mine, inputs.caches.text):
             if not latents.isfinite().all():
@@ -166,21 +186,23 @@ def generate_missing(job: Job, inputs: Inputs, unet: Any, sets: Sequence[Picture
             writer.add(picture.key, {"latents": latents}, {"caption": picture.prompt})
 
 
-def of_base(picture_set: PictureSet, store: Store) -> list[torch.Tensor]:
-    """The latents of the base's pictures."""
-    return [store.get(picture.key)["latents"] for picture in picture_set.pictures]
+def decode(job: Job, inputs: Inputs, generated: Sequence[Generated]) -> list[Image.Image]:
+    """The images of the pictures of all sets, in their order."""
+    latents = [latents[None] for each in generated for latents in each.latents]
+    prompts = [prompt for each in generated for prompt in each.picture_set.names]
+    return sample_grids.decode(job, inputs, latents, prompts)
 
 
-def references(job: Job, inputs: Inputs, picture_set: PictureSet, store: Store) -> list[torch.Tensor]:
-    """The scaled latents [4, h, w] that each picture is compared with: the held-out image's (mean of the VAE posterior), or those
-    of the base's picture."""
-    if picture_set.kind == "kept":
-        return of_base(picture_set, store)
-    latents, factor = inputs.caches.latents, job.model.SCALING_FACTOR
-    return [latents.get(picture.image)["mean"].float() * factor for picture in picture_set.pictures if picture.image]
+def rows_of(sets: Sequence[PictureSet]) -> list[tuple[str, str]]:
+    """(file name, prompt) of each picture of all sets, in their order."""
+    return [
+        (f"{number:02d}-{each.kind}-seed{SEED}.png", prompt)
+        for each in sets
+        for number, prompt in enumerate(each.names)
+    ]
 
 
-def distances(latents: Sequence[torch.Tensor], references: Sequence[torch.Tensor]) -> np.ndarray:
-    """[N, 1] float32: the distance of each picture from its reference."""
-    pairs = zip(latents, references, strict=True)
-    return np.array([[picture_distances.distance(*pair)] for pair in pairs], np.float32)
+def not_finite(picture_set: PictureSet, distance: np.ndarray) -> str:
+    """The prompts of distances that are not finite: "2 of 8 (a cat, ...)"; "" if there are none."""
+    prompts = [picture_set.names[number] for number in np.flatnonzero(~np.isfinite(distance[:, 0]))]
+    return f"{len(prompts)} of {len(distance)} ({some(prompts)})" if prompts else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sushi_research.caches.inputs import Inputs
@@ -23,6 +24,7 @@ class EvaluationPlan:
     evaluations: int
     drift_captions: int
     near_duplicates: tuple[str, ...]
+    pictures: Mapping[str, int]
 
     def describe(self) -> list[str]:
         images = "1 image" if self.images == 1 else f"{self.images} images"
@@ -31,6 +33,13 @@ class EvaluationPlan:
             f"evaluation   {images} x {self.noise_samples} noise samples{drift}, {self.evaluations} times",
             f"             images: {self.source}",
         ]
+        if self.pictures:
+            compared = {
+                "learned": "held-out captions (compared with the images)",
+                "kept": "drift captions (compared with the base's pictures)",
+            }
+            parts = [f"{count} {compared[kind]}" for kind, count in self.pictures.items()]
+            lines.append(f"             pictures of {' and '.join(parts)}, {self.evaluations} times")
         if self.images < MIN_IMAGES:
             lines.append(f"             a test result between runs needs {MIN_IMAGES} images or more")
         lines += [f"             warning: {sentence}" for sentence in self.near_duplicates[:SHOWN_NEAR_DUPLICATES]]
@@ -53,7 +62,18 @@ def plan_evaluation(config: TrainingConfig, inputs: Inputs, steps: int) -> Evalu
         evaluations=2 + ((steps - 1) // every if every else 0),
         drift_captions=len(drift_captions(config, data)),
         near_duplicates=tuple(data.near_duplicates),
+        pictures=_pictures(config, data),
     )
+
+
+def _pictures(config: TrainingConfig, data: Data) -> dict[str, int]:
+    """How many pictures of each kind are generated at an evaluation; fewer than asked for if there are fewer captions."""
+    found = {
+        "learned": len({item.sample.caption for item in data.held_out}),
+        "kept": len(drift_captions(config, data)),
+    }
+    counts = {kind: min(count, config.evaluation.pictures) for kind, count in found.items()}
+    return {kind: count for kind, count in counts.items() if count}
 
 
 def _held_out_of(config: TrainingConfig, data: Data) -> str:

@@ -14,7 +14,7 @@ from sushi_research.config import TrainingConfig
 from sushi_research.config.command_line import config_to_dict
 from sushi_research.data.samples import dataset_hash
 from sushi_research.data.training_data import Data, bucket_rule, drift_captions
-from sushi_research.evaluation import drift, validation_set
+from sushi_research.evaluation import drift, pictures, validation_set
 from sushi_research.evaluation.drift import DriftSet
 from sushi_research.evaluation.measured_sets import MeasuredSets
 from sushi_research.evaluation.validation_set import ValidationSet
@@ -25,9 +25,13 @@ from sushi_research.runs.job import Job
 def measured_sets_of(job: Job, inputs: Inputs, base_hash: str) -> MeasuredSets:
     """The sets that the run is measured on, by its config and data. Does not need encoded data."""
     drift_set = drift_set_of(job, inputs, base_hash)
+    val_set = validation_set_of(job, inputs, base_hash)
+    neutral = drift_captions(job.config, inputs.data)
     return MeasuredSets(
-        validation=validation_set_of(job, inputs, base_hash),
+        validation=val_set,
         drift=drift_set,
+        pictures_learned=pictures.learned_set(job, inputs, val_set, base_hash) if val_set else None,
+        pictures_kept=pictures.kept_set(job, inputs, neutral, base_hash),
     )
 
 

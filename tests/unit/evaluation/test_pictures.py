@@ -1,6 +1,7 @@
-"""Pictures are those of diffusers' pipeline; the base's are generated once; distances are from held-out images and from the base."""
+"""Pictures are those of diffusers' pipeline, the base's are generated once, and distances are those of the latents."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -47,7 +48,10 @@ def of_base(setting, tmp_path_factory):
             job, inputs = job_of(here), replace(here.inputs, caches=Texts(here))
             sets, store = sets_of(here, job), Store.open(tmp_path_factory.mktemp("store"), drift.TENSORS, repair=True)
             here.unet.eval()
-            pictures.generate_missing(job, inputs, here.unet, sets, store)
+            for rank in range(2):
+                share = SimpleNamespace(process_index=rank, num_processes=2)
+                pictures.generate_missing(replace(job, accelerator=share), inputs, here.unet, sets, store)
+                assert len(store) == 2 * (rank + 1)
             made[name] = here, job, inputs, sets, store
         return made[name]
 
@@ -78,21 +82,24 @@ def test_the_pictures_of_the_base_are_those_of_diffusers_pipeline(of_base):
         assert torch.equal(store.get(picture.key)["latents"], expected)
 
 
-def test_the_base_has_no_distance_from_itself_and_another_unet_has_that_of_its_latents(of_base):
+def test_the_base_has_no_distance_from_itself_and_distances_are_those_of_the_latents(of_base, monkeypatch):
     here, job, inputs, sets, store = of_base("sd15")
-    learned, kept = ([*pictures.generate(job, inputs, here.unet, each)] for each in sets)
-    goals = [pictures.references(job, inputs, each, store) for each in sets]
-    assert pictures.distances(kept, goals[1]).tolist() == [[0.0], [0.0]]
-    items = [item for item in here.validation_set().items if item.sample.caption == sets[0].names[1]]
-    latents = here.caches.latents.get(here.caches.latent_key(items[0], False))["mean"].float() * 0.18215
-    found = pictures.distances(learned, goals[0])
-    assert found.shape == (2, 1) and found.dtype == np.float32
+    learned, kept = (pictures.generate(job, inputs, each, store, here.unet) for each in sets)
+    assert kept.distance.tolist() == kept.base_distance.tolist() == [[0.0], [0.0]]
+    assert kept.distance.dtype == np.float32 and np.array_equal(learned.distance, learned.base_distance)
+    [item] = [item for item in here.items if item.sample.caption == learned.picture_set.names[1]]
+    image = here.caches.latents.get(here.caches.latent_key(item, False))["mean"].float() * 0.18215
     # Another order of summation in fp32.
-    assert found[1, 0] == pytest.approx((learned[1] - latents).square().mean().item(), rel=1e-6)
-    off = [latents + 0.5 for latents in kept]
-    assert pictures.distances(off, goals[1]) == pytest.approx(0.25, rel=1e-5)
-    off[0][0, 0, 0] = torch.nan
-    assert np.isnan(pictures.distances(off, goals[1])).tolist() == [[True], [False]]
+    assert learned.distance[1, 0] == pytest.approx((learned.latents[1] - image).square().mean().item(), rel=1e-6)
+
+    off = [latents[None] + 0.5 for latents in kept.latents]
+    off[1][0, 0, 0, 0] = torch.nan
+    monkeypatch.setattr(pictures.pipeline, "generate_latents", lambda *_, **__: iter(off))
+    other = pictures.generate(job, inputs, sets[1], store, here.unet)
+    assert other.distance[0, 0] == pytest.approx(0.25, rel=1e-5) and np.isnan(other.distance[1, 0])
+    assert pictures.not_finite(sets[1], other.distance) == "1 of 2 (a dog)" and not pictures.not_finite(
+        sets[1], kept.distance
+    )
 
 
 def test_prompts_are_the_first_captions_by_content_each_once(setting):
@@ -106,7 +113,7 @@ def test_prompts_are_the_first_captions_by_content_each_once(setting):
     learned = pictures.learned_set(job_of(here, 3), here.inputs, ValidationSet(items, 4, "image", "hash"), "base")
     assert learned.names == ("b", "a", "c") and learned.timesteps().tolist() == [[0], [0], [0]]
     assert [(each.height, each.width) for each in learned.pictures] == [items[n].bucket for n in (0, 1, 3)]
-    assert [row[0] for row in learned.rows] == [f"0{number}-learned-seed0.png" for number in range(3)]
+    assert [name for name, _ in pictures.rows_of([learned])] == [f"0{number}-learned-seed0.png" for number in range(3)]
     kept = pictures.kept_set(job_of(here, 9, width=None), here.inputs, CAPTIONS, "base")
     assert [(each.prompt, each.height, each.width) for each in kept.pictures] == [(text, 64, 64) for text in CAPTIONS]
     assert pictures.kept_set(job_of(here, 0), here.inputs, CAPTIONS, "base") is None
@@ -132,6 +139,8 @@ def test_what_is_there_is_not_generated_again_and_what_is_not_finite_is_refused(
     latents = [torch.zeros(1, 4, 8, 8), torch.full((1, 4, 8, 8), torch.inf)]
     monkeypatch.setattr(pictures.pipeline, "generate_latents", lambda *_, **__: iter(latents))
     empty = Store.open(tmp_path, drift.TENSORS, repair=True)
-    with pytest.raises(UserError, match="a picture that is not finite .* for the prompt 'a (cat|dog)': use train.precision"):
+    with pytest.raises(
+        UserError, match="a picture that is not finite .* for the prompt 'a (cat|dog)': use train.precision"
+    ):
         pictures.generate_missing(job, inputs, None, sets[1:], empty)
     assert len(empty) == 1, "the picture before it is kept"
