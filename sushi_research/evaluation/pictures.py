@@ -56,6 +56,11 @@ class PictureSet:
     noise_samples: int = 1
 
     @property
+    def name(self) -> str:
+        """That of the set in `MeasuredSets`."""
+        return f"pictures_{self.kind}"
+
+    @property
     def names(self) -> tuple[str, ...]:
         """The N prompts, which are distinct."""
         return tuple(picture.prompt for picture in self.pictures)

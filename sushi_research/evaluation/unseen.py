@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from sushi_research.adapters.trained_images import trained_on
@@ -34,6 +34,12 @@ def require_unseen(
             raise UserError(f"the adapter {adapter} was trained on the images of {source}: {ADVICE}.")
         known[adapter] = seen is not None
     return known
+
+
+def may_have_seen(adapter: str, images: Collection[str]) -> bool:
+    """Whether a file was trained on the images with these hashes, or does not say what it was trained on."""
+    seen = trained_on(Path(adapter)).seen(images)
+    return seen is None or len(seen) == len(set(images))
 
 
 def describe(known: dict[str, bool]) -> str:

@@ -5,7 +5,8 @@ pictures/step-00000250/00-learned-seed0.png    one picture, with its prompt as P
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,13 +23,7 @@ from sushi_research.evaluation.pictures import Generated, PictureSet
 from sushi_research.evaluation.results import Results
 from sushi_research.runs import tracking
 from sushi_research.runs.job import Job
-from sushi_research.runs.run_folder import RunFolder
 from sushi_research.sampling import plots, sample_grids
-
-SMALLER = (
-    "make them smaller with --sample.width and --sample.height (those for held-out captions have the size of their images: lower "
-    "--data.resolution), or turn them off with --evaluation.pictures 0"
-)
 
 
 @dataclass(frozen=True)
@@ -39,19 +34,24 @@ class PictureEvaluator:
     results: Mapping[PictureSet, Results]
     store: Store
 
-    @classmethod
-    def of_run(cls, run: RunFolder, inputs: Inputs, sets: Sequence[PictureSet], store: Store) -> PictureEvaluator:
-        files = {"learned": run.pictures_learned, "kept": run.pictures_kept}
-        return cls(inputs, {each: Results(files[each.kind]) for each in sets}, store)
+
+@contextlib.contextmanager
+def advice(what: str) -> Iterator[None]:
+    """A block that raises a UserError with advice if the device runs out of memory while doing `what`."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"out of memory while {what}: make them smaller with --sample.width and --sample.height (those of held-out captions "
+            "have the size of their images: lower --data.resolution), or turn them off with --evaluation.pictures 0."
+        ) from error
 
 
 def add_base(job: Job, inputs: Inputs, sets: Sequence[PictureSet], store: Store, unet: Any) -> None:
     """Adds the base's pictures that the store lacks; the processes share the work. UserError if the device runs out of memory."""
-    try:
-        with stopping.doing("generating the base's pictures"), without_adapter(unet):
-            pictures.generate_missing(job, inputs, unet, sets, store)
-    except torch.OutOfMemoryError as error:
-        raise UserError(f"out of memory while generating the base's pictures: {SMALLER}.") from error
+    what = "generating the base's pictures"
+    with advice(what), stopping.doing(what), without_adapter(unet):
+        pictures.generate_missing(job, inputs, unet, sets, store)
     job.accelerator.wait_for_everyone()
     store.refresh()
 
@@ -65,10 +65,8 @@ def evaluate(job: Job, evaluator: PictureEvaluator, unet: Any, step: int) -> Non
     """
     with job.main_process_writes():
         if job.is_main:
-            try:
+            with advice(f"generating the pictures of step {step}"):
                 _evaluate(job, evaluator, unet, step)
-            except torch.OutOfMemoryError as error:
-                raise UserError(f"out of memory while generating the pictures of step {step}: {SMALLER}.") from error
 
 
 def _evaluate(job: Job, evaluator: PictureEvaluator, unet: Any, step: int) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from sushi_research.caches.inputs import Inputs
 from sushi_research.config import TrainingConfig
 from sushi_research.data.training_data import Data, drift_captions
+from sushi_research.errors import UserError
 from sushi_research.evaluation.results import MIN_IMAGES
 
 # How many of them are printed; plan.json has all.
@@ -24,14 +25,25 @@ class EvaluationPlan:
     evaluations: int
     drift_captions: int
     near_duplicates: tuple[str, ...]
-    pictures: Mapping[str, int]
+    prior_images: int = 0
+    prior_held_out: bool = False
+    training_images: int = 0
+    pictures: Mapping[str, int] = field(default_factory=dict)
 
     def describe(self) -> list[str]:
         images = "1 image" if self.images == 1 else f"{self.images} images"
         drift = f", and the drift on {self.drift_captions} captions" if self.drift_captions else ""
+        kept = ["the base's own images of these captions"] if self.drift_captions else []
+        held_out = ", held out of training" if self.prior_held_out else ""
+        kept += [f"{self.prior_images} prior images{held_out}"] if self.prior_images else []
+        memorised = (
+            f"{self.training_images} training images" if self.training_images else "nothing: no training image is left"
+        )
         lines = [
             f"evaluation   {images} x {self.noise_samples} noise samples{drift}, {self.evaluations} times",
             f"             images: {self.source}",
+            f"             what is kept is measured on {' and '.join(kept) or 'nothing: there is nothing to measure it on'}",
+            f"             what is memorised is measured on {memorised}",
         ]
         if self.pictures:
             compared = {
@@ -51,9 +63,18 @@ class EvaluationPlan:
 
 
 def plan_evaluation(config: TrainingConfig, inputs: Inputs, steps: int) -> EvaluationPlan | None:
-    """What the run is evaluated on and how often; None without held-out images."""
+    """What the run is evaluated on and how often; None without held-out images.
+
+    UserError if something is to be measured or kept by evaluations, and there are none.
+    """
     data, every = inputs.data, config.evaluation.every
     if not data.held_out:
+        for key in ("prior_path", "pictures", "keep_best"):
+            if getattr(config.evaluation, key):
+                raise UserError(
+                    f"evaluation.{key} is set, but there are no held-out images, so nothing is evaluated: set evaluation.held_out "
+                    f"or evaluation.path, or remove evaluation.{key}"
+                )
         return None
     return EvaluationPlan(
         images=len({(item.sample.image_hash, item.sample.caption) for item in data.held_out}),
@@ -62,6 +83,9 @@ def plan_evaluation(config: TrainingConfig, inputs: Inputs, steps: int) -> Evalu
         evaluations=2 + ((steps - 1) // every if every else 0),
         drift_captions=len(drift_captions(config, data)),
         near_duplicates=tuple(data.near_duplicates),
+        prior_images=len(data.prior),
+        prior_held_out=bool(data.prior) and data.prior_scan is None,
+        training_images=len(data.trained),
         pictures=_pictures(config, data),
     )
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from script_runs import Trainer, assert_equal
-from test_evaluating import make_pictures
+from test_evaluating import evaluate_adapters, make_pictures
 from test_resume import at_micro_batch, stop
 
 from sushi_research.errors import UserError
@@ -33,6 +33,7 @@ def settings(tmp_path_factory) -> dict:
         "train.steps": 3,
         "checkpoint.every": 2,
         "optimizer.lr": 0.02,
+        "lora.save_dtype": "float32",
         "evaluation.path": str(make_pictures(tmp_path_factory.mktemp("held"), 3, 9)),
         "evaluation.every": 2,
         "evaluation.noise_samples": 4,
@@ -137,7 +138,7 @@ def test_a_run_goes_on_without_images_that_cannot_be_written_and_with_values_tha
     assert images(folder) == ["step-00000000", "step-00000001", *(f"step-00000001/{name}" for name in FILES)]
     said = "pictures/step-00000000/00-learned-seed0.png: No space left on device: the run goes on without the pictures of step 0"
     assert len([message for message in caplog.messages if message.endswith(said)]) == 2, "step 1 tries again"
-    assert any("step 1: distances of pictures (kept) are not finite" in message for message in caplog.messages)
+    assert any("step 1: pictures of neutral captions are not finite" in message for message in caplog.messages)
     line = [line for line in trainer.metrics("full") if "evaluation/loss" in line][-1]
     assert line["evaluation/pictures_kept"] is line["evaluation/pictures_learned"] is None
     monkeypatch.undo()
@@ -145,6 +146,37 @@ def test_a_run_goes_on_without_images_that_cannot_be_written_and_with_values_tha
     (folder / "pictures/step-00000001" / FILES[2]).unlink()
     assert trainer.train("full", settings | {"train.steps": 1}) == 0
     assert len(images(folder)) == 10
+
+
+@pytest.mark.slow
+def test_an_adapter_file_has_the_pictures_of_its_run(whole, tmp_path):
+    folder, output = whole.folder("whole"), tmp_path / "evaluations"
+    found = evaluate_adapters(whole, "whole", output, [folder / "adapter.safetensors"])
+    for name, step, of_run in (("base", 0, 0), ("whole", 1, 3)):
+        for kind in ("learned", "kept"):
+            mine, its = (Results(path / f"pictures_{kind}.parquet").arrays() for path in (output / name, folder))
+            assert mine.names == its.names and mine.steps == (step,) and np.array_equal(mine.base, its.base)
+            assert np.array_equal(mine.loss[0], its.loss[its.steps.index(of_run)])
+        for file in FILES:
+            paths = (
+                output / name / f"pictures/step-0000000{step}" / file,
+                folder / f"pictures/step-0000000{of_run}" / file,
+            )
+            assert paths[0].read_bytes() == paths[1].read_bytes()
+    assert found["base"]["evaluation/pictures_kept"] == 0 < found["whole"]["evaluation/pictures_kept"]
+    assert "| pictures, learned | pictures, kept |" in (output / "evaluation.md").read_text()
+    # Without held-out images, all images of data.path are the validation set.
+    words = [
+        "--evaluation.held_out=0",
+        "--evaluation.path=null",
+        f"--data.path={make_pictures(tmp_path / 'more', 2, 3)}",
+    ]
+    again = evaluate_adapters(whole, "whole", output, [folder / "adapter.safetensors"], *words)
+    assert Results(output / "whole/pictures_learned.parquet").arrays().names == (
+        "held-out picture 0",
+        "held-out picture 1",
+    )
+    assert again["whole"]["evaluation/pictures_kept"] == found["whole"]["evaluation/pictures_kept"]
 
 
 @pytest.mark.slow
