@@ -1,4 +1,4 @@
-"""The rows of evaluation.parquet or drift.parquet as arrays, matched by their key (step, image, noise sample) in any order."""
+"""The rows of a result file (results.py) as arrays, matched by their key (step, image, noise sample) in any order."""
 
 from __future__ import annotations
 

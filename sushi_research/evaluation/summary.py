@@ -79,5 +79,5 @@ def _memorised(values: Mapping[str, float | None]) -> str:
         return "not finite"
     low, high = (values[f"{name}_{side}"] for side in ("low", "high"))
     assert low is not None and high is not None
-    words = "does not tell its training images from held-out ones" if low <= 0.5 else "recognises its training images"
+    words = "not shown to recognise its training images" if low <= 0.5 else "recognises its training images"
     return f"AUC {values[name]:.2f} ({low:.2f} to {high:.2f}: {words})"
