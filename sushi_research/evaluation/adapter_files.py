@@ -125,11 +125,20 @@ def write(output: Path, result: Result, sets: MeasuredSets, entry: dict[str, Any
         remove(folder / file)
         if name in result.found:
             Results(folder / file).append(getattr(sets, name), step, *result.found[name])
+    remove(folder / "pictures")
     write_json(folder / "validation_set.json", sets.validation.describe())
     write_json(folder / "provenance.json", [entry])
     if result.pictures:
         with plots.optional(f"{result.name} stays without all of its samples"):
             sample_grids.write_pictures(folder / f"samples/step-{step:08d}", result.rows, result.pictures)
+
+
+def write_pictures(output: Path, name: str, rows: Sequence[tuple[str, str]], images: Sequence[Image.Image]) -> None:
+    """Adds the measured pictures (`pictures.rows_of`) to the folder that `write` made. If they cannot be written, that is a
+    warning."""
+    with plots.optional(f"{name} stays without all of its pictures"):
+        step = 0 if name == "base" else STEP
+        sample_grids.write_pictures(sample_grids.step_folder(output / name / "pictures", step), rows, images)
 
 
 def finish(output: Path, results: Sequence[Result], val_set: ValidationSet) -> str:
@@ -170,6 +179,8 @@ COLUMNS = (
     ("evaluation/prior", "kept, prior images", "+.3f"),
     ("evaluation/memorised_auc", "memorised, AUC", ".2f"),
     ("evaluation/drift", "drift", ".3g"),
+    ("evaluation/pictures_learned", "pictures, learned", "+.3f"),
+    ("evaluation/pictures_kept", "pictures, kept", ".3g"),
 )
 
 

@@ -139,6 +139,7 @@ def _describe_run(job: Job, state: RunState, inputs: Inputs, plan: Plan) -> None
     kept = state.step if state.checkpoint else -1
     evaluation_records.cut_back(run, state.sets, kept)
     sample_grids.cut_back(run.samples, kept)
+    sample_grids.cut_back(run.pictures, kept)
     if lost := MetricsFile(run.metrics).mark_missing(state.step):
         say(f"warning: {lost}")
     if state.checkpoint is None:

@@ -239,6 +239,8 @@ def finish(job: Job, state: TrainState, metrics_file: MetricsFile, step: int) ->
         written["losses"] = run.evaluation
     if config.sample.enabled:
         written["samples"] = run.samples / "progress.png"
+    if config.evaluation.pictures:
+        written["pictures"] = run.pictures
     if any((run.path / "wandb").glob("offline-run-*")):
         written["W&B"] = (
             f"{run.path}/wandb (offline; `wandb sync {word(str(run.path))}/wandb/offline-run-*` uploads it)"
