@@ -22,15 +22,19 @@ from sushi_research.reports.statistics import t_quantile
 class StepOutcomes:
     """Mean log ratios (loss over the base's loss) of each unit at T steps, float64; NaN where a step was not measured.
 
-    `learned` [T, N] is over the timestep bins that count, of N held-out images; `kept` [T, C] is of C images that the base drew;
-    `held_out` [T, N] and `trained` [T, M] are over all timesteps, of held-out and training images. None for what is not measured.
+    `learned` [T, N] is over the timestep bins that count, of N held-out images; `kept` [T, C] is of C images that the base drew,
+    `prior` of prior images; `held_out` [T, N] and `trained` [T, M] are over all timesteps, of held-out and training images;
+    `pictures_learned` and `pictures_kept` are of generated pictures. None for what is not measured.
     """
 
     steps: tuple[int, ...]
     learned: np.ndarray
     kept: np.ndarray | None = None
+    prior: np.ndarray | None = None
     held_out: np.ndarray | None = None
     trained: np.ndarray | None = None
+    pictures_learned: np.ndarray | None = None
+    pictures_kept: np.ndarray | None = None
 
 
 @dataclass(frozen=True)

@@ -148,6 +148,14 @@ def newest_step(folder: Path) -> int | None:
     return max((step for step in _steps(folder) if _looks_whole(folder / f"step-{step:08d}")), default=None)
 
 
+def checkpoint_of(folder: Path, step: int) -> Checkpoint | None:
+    """The checkpoint of a step in `folder`, with every byte verified; None if it is missing or damaged."""
+    try:
+        return read_checkpoint(folder / f"step-{step:08d}")
+    except DamagedCheckpoint:
+        return None
+
+
 def read_checkpoint(path: Path) -> Checkpoint:
     """The checkpoint in the folder `path`, with every byte verified.
 

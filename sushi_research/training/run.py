@@ -21,9 +21,8 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 
 from sushi_research import stopping
-from sushi_research.adapters import kohya_format, lora, trained_images
+from sushi_research.adapters import lora
 from sushi_research.caches.inputs import Inputs
-from sushi_research.caches.store import entry_key
 from sushi_research.config import TrainingConfig
 from sushi_research.config.command_line import config_to_dict
 from sushi_research.config.suggestions import word
@@ -36,6 +35,7 @@ from sushi_research.runs.job import Job, agree
 from sushi_research.runs.metrics_file import MetricsFile
 from sushi_research.sampling import plots
 from sushi_research.terminal import say
+from sushi_research.training import adapter_output
 from sushi_research.training.kept import what_is_kept
 from sushi_research.training.plan import Plan
 from sushi_research.training.resume import RunState
@@ -185,32 +185,10 @@ def write_adapter(
     """Writes adapter.safetensors, reads it back as diffusers does, and raises if it differs from the trained weights."""
     with job.main_process_writes():
         if job.is_main:
-            config, run, architecture = job.config, job.run, job.model.NAME
-            metadata = kohya_format.adapter_metadata(
-                config,
-                architecture=architecture,
-                name=run.name,
-                base=_published_name(inputs.base.source),
-                base_hash=run_state.hashes["base_model"]["unet"],
-                dataset_hash=run_state.hashes["data"],
-                config_hash=entry_key(identity=run_state.identity),
-                images=plan.images,
-                steps=plan.steps,
-                epochs=int(plan.epochs),
-                prediction=inputs.base.prediction,
-                trained=(job.started, time.time()),
+            tensors = state.master_weights.named_state()
+            adapter_output.write(
+                job, inputs, plan, run_state, unet, path=job.run.adapter, tensors=tensors, step=plan.steps
             )
-            metadata |= trained_images.metadata_of({item.sample.image_hash for item in inputs.data.items})
-            tensors, dtype = state.master_weights.named_state(), getattr(torch, config.lora.save_dtype)
-            kohya_format.save_adapter(
-                run.adapter, unet, architecture=architecture, state=tensors, dtype=dtype, metadata=metadata
-            )
-            kohya_format.verify_saved(run.adapter, unet, architecture=architecture, state=tensors, dtype=dtype)
-
-
-def _published_name(source: str) -> str:
-    """A hub id unchanged; for a local path only the last part, because adapters are published and the user's paths are not."""
-    return os.path.basename(os.path.abspath(source)) if os.path.exists(source) else source
 
 
 def finish(job: Job, state: TrainState, metrics_file: MetricsFile, step: int) -> None:

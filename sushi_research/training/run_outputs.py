@@ -13,6 +13,7 @@ from sushi_research.config.command_line import config_to_yaml
 from sushi_research.data import dataset
 from sushi_research.errors import UserError
 from sushi_research.evaluation.drift import DriftSet
+from sushi_research.evaluation.results import Results
 from sushi_research.evaluation.validation_set import ValidationSet
 from sushi_research.files import write_atomic, write_json
 from sushi_research.runs import provenance, records
@@ -20,7 +21,7 @@ from sushi_research.runs.job import Job
 from sushi_research.runs.metrics_file import MetricsFile
 from sushi_research.runs.run_folder import RunFolder
 from sushi_research.sampling import plots, sample_grids
-from sushi_research.training import evaluation_records
+from sushi_research.training import best_files, evaluation_records
 from sushi_research.training.plan import Plan, is_due
 
 
@@ -81,9 +82,20 @@ def lost(
                 found[path] = f"{path} has no results of step {steps}" if path.exists() else f"{path} is missing"
         except UserError:
             pass  # evaluation_records.changes says it
+    best = _lost_best(job, val_set)
+    if best and best.can_be_made:
+        found[best.path] = best.problem
     if config.sample.enabled:
         found |= sample_grids.lost(run.samples, steps, sample_grids.rows_of(config, inputs.prompts))
     return found
+
+
+def _lost_best(job: Job, val_set: ValidationSet | None) -> best_files.Lost | None:
+    """The file of the best step, if there should be one and it is lost."""
+    assert job.run is not None
+    if val_set is None or not job.config.evaluation.keep_best or Results(job.run.evaluation).is_of_another(val_set):
+        return None
+    return best_files.lost(job.run)
 
 
 def complete_pictures(job: Job, inputs: Inputs, plan: Plan, next_step: int | None) -> list[str]:
@@ -109,6 +121,8 @@ def make_again(
     assert run is not None
     write_descriptions(job, inputs, plan, val_set, damaged)
     found, metrics = [], MetricsFile(run.metrics)
+    if best := _lost_best(job, val_set):
+        found.append(f"{best.problem}, and no checkpoint of its step is left to make it again from")
     found.append(_problem(run.provenance, lambda: provenance.entries(run.provenance)))
     if os.path.lexists(run.stage_timings):
         remedy = "restore or remove it"
