@@ -83,6 +83,21 @@ class EvaluationSection(Section):
         description="Captions that are unrelated to the training data, for measuring the drift from the base; null = 16 "
         "built-in everyday captions, empty list = no drift",
     )
+    prior_path: Location | None = Field(
+        None,
+        description="Images of what the base knows already (prior, regularisation or class images), for measuring what is kept: "
+        "a folder or an HF dataset. Of a folder below data.path, a quarter of the images, at most 8, are held out of training",
+    )
+    pictures: int = Field(
+        0,
+        ge=0,
+        le=64,
+        description="Pictures to draw and measure at each evaluation: of so many held-out captions, and of as many of "
+        "evaluation.drift_captions, as sample sets steps, guidance and size; 0 = none",
+    )
+    keep_best: bool = Field(
+        False, description="Keep the adapter file of the best evaluation so far, best-STEP.safetensors"
+    )
 
     @model_validator(mode="after")
     def _one_source(self) -> EvaluationSection:
@@ -92,6 +107,22 @@ class EvaluationSection(Section):
             raise ValueError(
                 "evaluation.split is set but evaluation.path is not: set evaluation.path, or remove the split"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _has_held_out_images(self) -> EvaluationSection:
+        if self.held_out > 0 or self.path is not None:
+            return self
+        for key, value in (
+            ("prior_path", self.prior_path),
+            ("pictures", self.pictures),
+            ("keep_best", self.keep_best),
+        ):
+            if value:
+                raise ValueError(
+                    f"evaluation.{key} is set, but there are no held-out images, so nothing is evaluated: set evaluation.held_out "
+                    f"or evaluation.path, or remove evaluation.{key}"
+                )
         return self
 
     @model_validator(mode="after")

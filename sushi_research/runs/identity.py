@@ -48,6 +48,8 @@ MAY_CHANGE = {
     "evaluation.every": "evaluation does not affect the training",
     "evaluation.noise_samples": "evaluation does not affect the training",
     "evaluation.drift_captions": "evaluation does not affect the training",
+    "evaluation.pictures": "evaluation does not affect the training",
+    "evaluation.keep_best": "which files are kept, not what is learned",
     "tracking.*": "where the metrics are sent",
     "run.*": "where the run folder is",
     "dry_run": "a dry run trains nothing",
@@ -68,6 +70,7 @@ SAME_CONTENT = {
     "data.image_column": "data",
     "data.caption_column": "data",
     "evaluation.held_out": "data",
+    "evaluation.prior_path": "data",
 }
 
 # The facts that are part of the identity in addition to settings.

@@ -116,6 +116,11 @@ class RunFolder:
         self.metrics = path / "metrics.jsonl"
         self.evaluation = path / "evaluation.parquet"
         self.drift = path / "drift.parquet"
+        self.base_images = path / "base_images.parquet"
+        self.prior = path / "prior.parquet"
+        self.trained = path / "trained.parquet"
+        self.pictures_learned = path / "pictures_learned.parquet"
+        self.pictures_kept = path / "pictures_kept.parquet"
         self.validation_set = path / "validation_set.json"
         self.samples = path / "samples"
         self.checkpoints = path / "checkpoints"
@@ -136,6 +141,12 @@ class RunFolder:
         """Releases the lock."""
         if self._lock is not None:
             self._lock.close()
+
+    @property
+    def results(self) -> list[Path]:
+        """The result files (evaluation/results.py), one for each set that a run can be measured on."""
+        found = [self.evaluation, self.drift, self.base_images, self.prior, self.trained]
+        return [*found, self.pictures_learned, self.pictures_kept]
 
     def lost(self) -> UserError | None:
         """The error of a run whose folder was moved, deleted or replaced; None if it is there, or without the lock."""
@@ -159,7 +170,7 @@ class RunFolder:
     def require_kinds(self) -> None:
         """UserError if something else is in the place of a file or a folder of a run, such as a folder, a FIFO or a broken link."""
         files = [self.run, self.config, self.plan, self.provenance, self.metrics, self.stage_timings, self.data_report]
-        files += [self.validation_set, self.evaluation, self.drift, self.adapter, self.curves]
+        files += [self.validation_set, *self.results, self.adapter, self.curves]
         wrong = [(path, "a file") for path in files if os.path.lexists(path) and not path.is_file()]
         folders = [self.samples, self.checkpoints, self.path / "wandb", self.path / "tensorboard"]
         wrong += [(path, "a folder") for path in folders if os.path.lexists(path) and not path.is_dir()]
@@ -171,7 +182,7 @@ class RunFolder:
     def record_files(self) -> list[Path]:
         """The existing files that record the run, including the sample images of its first and last sampled step."""
         files = [self.run, self.config, self.plan, self.provenance, self.metrics, self.stage_timings]
-        files += [self.validation_set, self.evaluation, self.drift]
+        files += [self.validation_set, *self.results]
         steps = sorted(path for path in self.samples.glob("step-*") if path.is_dir())
         images = [image for step in {*steps[:1], *steps[-1:]} for image in sorted(step.glob("*.png"))]
         return [path for path in files if path.exists()] + sorted(images)

@@ -82,7 +82,7 @@ class BestAdapter:
                 self.state.load(resumed_from)
 
     def _write(self, outcomes: StepOutcomes, step: int) -> None:
-        val_set, run = self.run_state.validation_set, self.job.run
+        val_set, run = self.run_state.sets.validation, self.job.run
         assert val_set is not None and run is not None
         among = sum(0 < each <= step for each in outcomes.steps)
         adapter_output.write(
@@ -111,7 +111,7 @@ def prepare(
     job: Job, inputs: Inputs, plan: Plan, run_state: RunState, state: TrainState, unet: torch.nn.Module
 ) -> BestAdapter | None:
     """The keeper of the best adapter, with a lost file made again; None if it is not asked for or the run is not evaluated."""
-    if not job.config.evaluation.keep_best or run_state.validation_set is None:
+    if not job.config.evaluation.keep_best or run_state.sets.validation is None:
         return None
     best = BestAdapter(job, inputs, plan, run_state, state, unet)
     best.make_again()

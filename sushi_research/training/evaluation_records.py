@@ -1,17 +1,19 @@
-"""What a continued run keeps of its earlier evaluations: only results of the validation set and the drift set that it uses now.
+"""What a continued run keeps of its earlier evaluations: only results of the sets that it is measured on now.
 
-The two are independent. Each result file carries the hash of its set. metrics.jsonl carries no hash, so it keeps the means of
-exactly those steps that the files hold.
+The kinds of results are independent. Each result file carries the hash of its set. metrics.jsonl carries no hash, so it keeps the
+means of exactly those steps that the files hold.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from sushi_research.errors import UserError
 from sushi_research.evaluation.drift import DriftSet
+from sushi_research.evaluation.measured_sets import MeasuredSets
 from sushi_research.evaluation.results import Measured, Results
 from sushi_research.evaluation.validation_set import ValidationSet
 from sushi_research.runs import records
@@ -20,17 +22,20 @@ from sushi_research.runs.run_folder import RunFolder
 
 
 @dataclass(frozen=True)
-class Kept:
-    """One kind of results of a run: its file, the set that the run is evaluated on now (None: not evaluated), and its metrics.
+class Kind:
+    """One kind of results of a run: its file, the set that the run is measured on now (None: not measured), and its metrics.
 
-    `prefix` is that of its keys in metrics.jsonl; `what` names the results in messages.
+    `prefixes` are those of its keys in metrics.jsonl; `what` names the results in messages, and `reason` says what distinguishes
+    the set from that of the stored results. `is_implied`: whether a run is measured on it without being asked to, so a run of an
+    older version lacks it.
     """
 
     results: Results
     measured: Measured | None
-    prefix: str
+    prefixes: tuple[str, ...]
     what: str
     reason: Callable[[], str]
+    is_implied: bool = False
 
     @property
     def is_of_another(self) -> bool:
@@ -38,22 +43,76 @@ class Kept:
         return self.measured is not None and self.results.is_of_another(self.measured)
 
 
-def of_run(run: RunFolder, val_set: ValidationSet | None, drift_set: DriftSet | None) -> list[Kept]:
-    """Both kinds of results of a run."""
-    losses, drift = Results(run.evaluation), Results(run.drift)
+def of_run(run: RunFolder, sets: MeasuredSets) -> list[Kind]:
+    """All kinds of results of a run, of which `sets` says which are measured now."""
+    losses, drift, prior = Results(run.evaluation), Results(run.drift), Results(run.prior)
+    base_images, trained = Results(run.base_images), Results(run.trained)
+    learned, kept = Results(run.pictures_learned), Results(run.pictures_kept)
+    # The memorised metrics compare the training images with the held-out ones.
+    of_losses = ("evaluation/loss", "evaluation/log_loss", "evaluation/learned", "evaluation/memorised")
+    of_trained = ("evaluation/trained", "evaluation/memorised")
     return [
-        Kept(losses, val_set, "evaluation/loss", "validation losses", lambda: _validation_change(run, losses, val_set)),
-        Kept(drift, drift_set, "evaluation/drift", "drift values", lambda: _drift_change(drift, drift_set)),
+        Kind(
+            losses,
+            sets.validation,
+            of_losses,
+            "validation losses",
+            lambda: _validation_change(run, losses, sets.validation),
+        ),
+        Kind(
+            drift,
+            sets.drift,
+            ("evaluation/drift",),
+            "drift values",
+            lambda: _caption_change(drift, sets.drift, "the drift"),
+        ),
+        Kind(
+            base_images,
+            sets.base_images,
+            ("evaluation/kept",),
+            "losses on the base's images",
+            lambda: _caption_change(base_images, sets.base_images, "the base's images"),
+            is_implied=True,
+        ),
+        Kind(
+            prior,
+            sets.prior,
+            ("evaluation/prior",),
+            "losses on the prior images",
+            lambda: "the prior images have changed",
+        ),
+        Kind(
+            trained,
+            sets.trained,
+            of_trained,
+            "losses on training images",
+            lambda: "the training images that are measured have changed",
+            is_implied=True,
+        ),
+        Kind(
+            learned,
+            sets.pictures_learned,
+            ("evaluation/pictures_learned",),
+            "pictures of held-out captions",
+            lambda: "the pictures of held-out captions are drawn otherwise",
+        ),
+        Kind(
+            kept,
+            sets.pictures_kept,
+            ("evaluation/pictures_kept",),
+            "pictures of neutral captions",
+            lambda: "the pictures of neutral captions are drawn otherwise",
+        ),
     ]
 
 
-def changes(run: RunFolder, val_set: ValidationSet | None, drift_set: DriftSet | None, is_finished: bool) -> list[str]:
-    """A sentence for each kind of results that belongs to another set than the run is evaluated on now.
+def changes(run: RunFolder, sets: MeasuredSets, is_finished: bool) -> list[str]:
+    """A sentence for each kind of results that belongs to another set than the run is measured on now.
 
     UserError if a result file is damaged; a sentence instead if the run is finished, because it is not evaluated again.
     """
     found = []
-    for kind in of_run(run, val_set, drift_set):
+    for kind in of_run(run, sets):
         try:
             kind.results.steps()  # a UserError if the rows are not those of complete steps
             if kind.is_of_another:
@@ -68,12 +127,38 @@ def changes(run: RunFolder, val_set: ValidationSet | None, drift_set: DriftSet |
     return found
 
 
-def cut_back(run: RunFolder, val_set: ValidationSet | None, drift_set: DriftSet | None, step: int) -> None:
+def cut_back(run: RunFolder, sets: MeasuredSets, step: int) -> None:
     """Drops metrics and results after `step`, from which the run continues (-1: all), and all results of another set."""
-    kinds = of_run(run, val_set, drift_set)
-    for kind in kinds:
+    evaluated: dict[str, set[int]] = {}
+    for kind in of_run(run, sets):
         kind.results.cut_back(-1 if step < 0 or kind.is_of_another else step)
-    MetricsFile(run.metrics).cut_back(step, evaluated={kind.prefix: kind.results.steps() for kind in kinds})
+        steps = set(kind.results.steps())
+        for prefix in kind.prefixes:
+            evaluated[prefix] = evaluated.get(prefix, steps) & steps
+    MetricsFile(run.metrics).cut_back(step, evaluated=evaluated)
+
+
+def lost(run: RunFolder, sets: MeasuredSets, step: int) -> dict[Path, str]:
+    """path -> a sentence, for each kind that is measured now and has no results of `step`, the end of a finished run.
+
+    Damaged results are not among them, nor those that were never measured because the run is of an older version.
+    """
+    found = {}
+    for kind in of_run(run, sets):
+        path = kind.results.path
+        try:
+            if kind.measured is None or kind.is_of_another or step in kind.results.steps():
+                continue
+            if kind.is_implied and not path.exists() and not _is_logged(run, kind.prefixes[0]):
+                continue
+            found[path] = f"{path} has no results of step {step}" if path.exists() else f"{path} is missing"
+        except UserError:
+            pass  # `changes` says it
+    return found
+
+
+def _is_logged(run: RunFolder, prefix: str) -> bool:
+    return any(key.startswith(prefix) for line in MetricsFile(run.metrics).read() for key in line)
 
 
 def _validation_change(run: RunFolder, results: Results, val_set: ValidationSet | None) -> str:
@@ -106,10 +191,10 @@ def _facts(described: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _drift_change(results: Results, drift_set: DriftSet | None) -> str:
+def _caption_change(results: Results, drift_set: DriftSet | None, what: str) -> str:
     """What distinguishes the drift set of the stored results, which hold the captions."""
     assert drift_set is not None
     arrays = results.arrays()
     if arrays is not None and set(arrays.names) != set(drift_set.names):
-        return "the captions for the drift have changed"
-    return "the drift set has changed"
+        return f"the captions for {what} have changed"
+    return "the drift set has changed" if what == "the drift" else f"{what} have changed"

@@ -16,9 +16,19 @@ from sushi_research.data.samples import dataset_hash
 from sushi_research.data.training_data import Data, bucket_rule, drift_captions
 from sushi_research.evaluation import drift, validation_set
 from sushi_research.evaluation.drift import DriftSet
+from sushi_research.evaluation.measured_sets import MeasuredSets
 from sushi_research.evaluation.validation_set import ValidationSet
 from sushi_research.runs import provenance
 from sushi_research.runs.job import Job
+
+
+def measured_sets_of(job: Job, inputs: Inputs, base_hash: str) -> MeasuredSets:
+    """The sets that the run is measured on, by its config and data. Does not need encoded data."""
+    drift_set = drift_set_of(job, inputs, base_hash)
+    return MeasuredSets(
+        validation=validation_set_of(job, inputs, base_hash),
+        drift=drift_set,
+    )
 
 
 def validation_set_of(job: Job, inputs: Inputs, base_hash: str) -> ValidationSet | None:

@@ -16,8 +16,7 @@ from sushi_research.caches.inputs import Inputs
 from sushi_research.config.command_line import config_to_dict
 from sushi_research.config.keys import default_values
 from sushi_research.errors import UserError
-from sushi_research.evaluation.drift import DriftSet
-from sushi_research.evaluation.validation_set import ValidationSet
+from sushi_research.evaluation.measured_sets import MeasuredSets
 from sushi_research.models.prediction import Prediction
 from sushi_research.runs import identity, provenance, run_folder
 from sushi_research.runs.checkpoint import Checkpoint, latest_checkpoint, read_checkpoint
@@ -27,7 +26,7 @@ from sushi_research.runs.run_folder import RunFolder
 from sushi_research.sampling import sample_grids
 from sushi_research.terminal import say
 from sushi_research.training import best_files, evaluation_records, run_outputs
-from sushi_research.training.identity_facts import drift_set_of, hashes_of, provenance_of, validation_set_of
+from sushi_research.training.identity_facts import hashes_of, measured_sets_of, provenance_of
 from sushi_research.training.plan import Plan
 
 
@@ -35,8 +34,7 @@ from sushi_research.training.plan import Plan
 class RunState:
     """The state of a run at launch: whether there is nothing to do, and the step and checkpoint to continue from.
 
-    `validation_set` is None if the run is not evaluated, `drift_set` if its drift is not measured. `provenance` is the entry of
-    this launch.
+    `sets` are those that the run is measured on. `provenance` is the entry of this launch.
     """
 
     nothing_to_do: bool
@@ -44,8 +42,7 @@ class RunState:
     checkpoint: Checkpoint | None
     identity: dict[str, Any]
     hashes: dict[str, Any]
-    validation_set: ValidationSet | None
-    drift_set: DriftSet | None
+    sets: MeasuredSets
     provenance: dict[str, Any]
 
 
@@ -53,7 +50,7 @@ def start_or_resume(job: Job, inputs: Inputs, plan: Plan) -> RunState:
     """Decides whether the run starts, continues or is finished (run_folder.decide), and prints the decision.
 
     Then writes config.yaml, plan.json, data_report.json, validation_set.json and provenance.json, and drops metrics, results
-    and samples from after the checkpoint, and results of another validation set or drift set. Warns about that, and about changes
+    and samples from after the checkpoint, and results of sets that it is no longer measured on. Warns about that, and about changes
     in code, libraries and machine since the launch that saved it.
 
     Raises UserError, without changing any file, if the run folder holds a run with another identity.
@@ -71,15 +68,14 @@ def start_or_resume(job: Job, inputs: Inputs, plan: Plan) -> RunState:
     if base.prediction != Prediction():
         facts["prediction"] = asdict(base.prediction)
     settings = identity.run_identity(config_to_dict(config), facts)
-    val_set = validation_set_of(job, inputs, hashes["base_model"]["unet"])
-    drift_set = drift_set_of(job, inputs, hashes["base_model"]["unet"])
-    entry = provenance_of(job, inputs, hashes, val_set, settings)
+    sets = measured_sets_of(job, inputs, hashes["base_model"]["unet"])
+    entry = provenance_of(job, inputs, hashes, sets.validation, settings)
     outcome: list[Any] = [None]
     error = None
     if accelerator.is_main_process:
         try:
             record, checkpoint = _stored(run, default_values(type(config)))
-            lost = run_outputs.lost(job, inputs, record, plan.steps, val_set, drift_set)
+            lost = run_outputs.lost(job, inputs, record, plan.steps, sets)
             if checkpoint is not None and lost:
                 record["finished_at"] = None  # they are made again from the last checkpoint
             elif run.adapter in lost:
@@ -96,13 +92,13 @@ def start_or_resume(job: Job, inputs: Inputs, plan: Plan) -> RunState:
                 earlier = provenance.launches(provenance.entries(run.provenance), checkpoint.step)
                 warnings += provenance.changes(earlier[-1] if earlier else None, entry)
             if decision.action != "start":
-                warnings += evaluation_records.changes(run, val_set, drift_set, decision.action == "nothing")
-                damaged = run_outputs.damaged_descriptions(run, val_set)
+                warnings += evaluation_records.changes(run, sets, decision.action == "nothing")
+                damaged = run_outputs.damaged_descriptions(run, sets.validation)
                 warnings += [f"{sentence}: it is written again" for sentence in damaged.values()]
                 next_step = checkpoint.step if decision.action == "continue" else None
                 warnings += run_outputs.complete_pictures(job, inputs, plan, next_step)
             if decision.action == "nothing":
-                warnings += run_outputs.make_again(job, inputs, plan, val_set, damaged)
+                warnings += run_outputs.make_again(job, inputs, plan, sets.validation, damaged)
             elif decision.action == "continue":
                 MetricsFile(run.metrics).read()  # a damaged file is an error before anything is written
         except UserError as found:
@@ -116,9 +112,7 @@ def start_or_resume(job: Job, inputs: Inputs, plan: Plan) -> RunState:
     action, name = broadcast_object_list(outcome)[0]
     checkpoint = read_checkpoint(run.checkpoints / name) if name and action == "continue" else None
     step = checkpoint.step if checkpoint else 0
-    state = RunState(
-        action == "nothing", step, checkpoint, settings, hashes, val_set, drift_set, entry | {"step": step}
-    )
+    state = RunState(action == "nothing", step, checkpoint, settings, hashes, sets, entry | {"step": step})
     if not state.nothing_to_do:
         with job.main_process_writes():
             if job.is_main:
@@ -140,10 +134,10 @@ def _stored(run: RunFolder, defaults: Mapping[str, Any]) -> tuple[dict[str, Any]
 def _describe_run(job: Job, state: RunState, inputs: Inputs, plan: Plan) -> None:
     run = job.run
     assert run is not None
-    run_outputs.write_descriptions(job, inputs, plan, state.validation_set)
+    run_outputs.write_descriptions(job, inputs, plan, state.sets.validation)
     provenance.add_entry(run.provenance, state.provenance)
     kept = state.step if state.checkpoint else -1
-    evaluation_records.cut_back(run, state.validation_set, state.drift_set, kept)
+    evaluation_records.cut_back(run, state.sets, kept)
     best_files.cut_back(run, kept)
     sample_grids.cut_back(run.samples, kept)
     if lost := MetricsFile(run.metrics).mark_missing(state.step):

@@ -12,7 +12,7 @@ from sushi_research.caches.inputs import Inputs
 from sushi_research.config.command_line import config_to_yaml
 from sushi_research.data import dataset
 from sushi_research.errors import UserError
-from sushi_research.evaluation.drift import DriftSet
+from sushi_research.evaluation.measured_sets import MeasuredSets
 from sushi_research.evaluation.results import Results
 from sushi_research.evaluation.validation_set import ValidationSet
 from sushi_research.files import write_atomic, write_json
@@ -61,8 +61,7 @@ def lost(
     inputs: Inputs,
     record: dict[str, Any] | None,
     steps: int,
-    val_set: ValidationSet | None,
-    drift_set: DriftSet | None,
+    sets: MeasuredSets,
 ) -> dict[Path, str]:
     """What is wrong with each file of a run's end that a checkpoint gives again, as a sentence; {} if the run is not at its end.
 
@@ -75,14 +74,8 @@ def lost(
     found = {}
     if problem := _problem(run.adapter, lambda: kohya_format.require_whole(run.adapter)):
         found[run.adapter] = problem
-    for kind in evaluation_records.of_run(run, val_set, drift_set):
-        path = kind.results.path
-        try:
-            if kind.measured is not None and not kind.is_of_another and steps not in kind.results.steps():
-                found[path] = f"{path} has no results of step {steps}" if path.exists() else f"{path} is missing"
-        except UserError:
-            pass  # evaluation_records.changes says it
-    best = _lost_best(job, val_set)
+    found |= evaluation_records.lost(run, sets, steps)
+    best = _lost_best(job, sets.validation)
     if best and best.can_be_made:
         found[best.path] = best.problem
     if config.sample.enabled:

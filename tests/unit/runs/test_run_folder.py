@@ -80,6 +80,7 @@ def test_the_identity_of_sdxl_is_this_list():
         "data.time_ids",
         "data.upscale",
         "evaluation.held_out",
+        "evaluation.prior_path",
         "lora.alpha",
         "lora.dropout",
         "lora.init",

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from fake_runs import FakeValidationSet
 
+from sushi_research.evaluation.measured_sets import MeasuredSets
 from sushi_research.evaluation.results import Results
 from sushi_research.runs.metrics_file import MetricsFile
 from sushi_research.runs.run_folder import RunFolder
@@ -66,16 +67,43 @@ def kept(run):
     ],
 )  # fmt: skip
 def test_what_is_of_another_set_is_dropped_and_nothing_else(run, val_set, drift_set, said, losses, drift):
-    assert evaluation_records.changes(run, val_set, drift_set, is_finished=False) == said
-    finished = evaluation_records.changes(run, val_set, drift_set, is_finished=True)
+    sets = MeasuredSets(val_set, drift_set)
+    assert evaluation_records.changes(run, sets, is_finished=False) == said
+    finished = evaluation_records.changes(run, sets, is_finished=True)
     assert len(finished) == len(said) and all("the run is finished" in sentence for sentence in finished)
-    evaluation_records.cut_back(run, val_set, drift_set, 2)
+    evaluation_records.cut_back(run, sets, 2)
     assert kept(run) == (losses, losses, drift, drift)
 
 
 def test_means_of_results_that_were_removed_are_dropped(run):
     run.evaluation.unlink()
-    evaluation_records.cut_back(run, OTHER, DRIFT, 4)
+    evaluation_records.cut_back(run, MeasuredSets(OTHER, DRIFT), 4)
     assert kept(run) == ([], [], [0, 2, 4], [0, 2, 4])
-    evaluation_records.cut_back(run, VALIDATION, DRIFT, -1)
+    evaluation_records.cut_back(run, MeasuredSets(VALIDATION, DRIFT), -1)
     assert kept(run) == ([], [], [], []) and run.metrics.read_bytes() == b""
+
+
+def test_memorised_needs_the_losses_on_training_and_on_held_out_images(run):
+    sets = MeasuredSets(VALIDATION, DRIFT, trained=replace(VALIDATION, hash="trained"))
+    for step in (0, 2, 4):
+        Results(run.trained).append(sets.trained, step, np.ones((2, 4)), np.ones((2, 4)))
+    lines = MetricsFile(run.metrics).read()
+    run.metrics.unlink()
+    for line in lines:
+        MetricsFile(run.metrics).append(line | {"evaluation/trained": 0.0, "evaluation/memorised_auc": 0.5})
+    changed = replace(sets, trained=replace(sets.trained, hash="other"))
+    dropped = "the training images that are measured have changed: earlier losses on training images are dropped"
+    assert evaluation_records.changes(run, changed, is_finished=False) == [dropped]
+    evaluation_records.cut_back(run, changed, 4)
+    keys = {key for line in MetricsFile(run.metrics).read() for key in line}
+    assert keys == {"step", "evaluation/loss", "evaluation/loss_over_base", "evaluation/drift"}
+    assert not run.trained.exists() and Results(run.evaluation).steps() == [0, 2, 4]
+
+
+def test_a_finished_run_has_lost_what_it_logged_and_not_what_older_versions_did_not_measure(run):
+    sets = MeasuredSets(VALIDATION, DRIFT, base_images=DRIFT, prior=replace(VALIDATION, hash="prior"))
+    assert evaluation_records.lost(run, sets, 4) == {run.prior: f"{run.prior} is missing"}
+    MetricsFile(run.metrics).append({"step": 4, "evaluation/kept": 0.0})
+    assert evaluation_records.lost(run, sets, 4).keys() == {run.prior, run.base_images}
+    run.drift.unlink()
+    assert run.drift in evaluation_records.lost(run, sets, 4)
