@@ -51,7 +51,7 @@ from sushi_research.data.samples import dataset_hash
 from sushi_research.data.training_data import Data, read_data
 from sushi_research.errors import UserError
 from sushi_research.evaluation import adapter_files, validation_set
-from sushi_research.evaluation.unseen import describe, require_unseen
+from sushi_research.evaluation.unseen import chosen_on, describe, require_unseen
 from sushi_research.files import system_errors
 from sushi_research.fingerprints import HashCache
 from sushi_research.models.loading import find_base
@@ -110,7 +110,7 @@ def evaluate(job: Job, written: list[str]) -> None:
     for line in findings.lines(data.problems, data.notes):
         job.say(line)
     if unseen:
-        job.say(describe(unseen))
+        job.say(describe(unseen), *chosen_on(config.adapters, val_set.hash, val_set.names))
     require_room_for_cache(job, inputs)
     if config.dry_run:
         return
@@ -157,7 +157,7 @@ def evaluate(job: Job, written: list[str]) -> None:
         for lora_scale in config.lora_scales:
             pipeline.set_adapters([adapter], [lora_scale])
             encoded = encoder(model, text, caches) if changes_text else None
-            facts = adapter_files.adapter_facts(Path(path), lora_scale, changes_text, unseen[path])
+            facts = adapter_files.adapter_facts(Path(path), lora_scale, changes_text, unseen[path], val_set)
             evaluate_one(names[number, lora_scale], lora_scale, encoded, facts)
         pipeline.unload_lora_weights()
     if job.is_main:

@@ -18,7 +18,7 @@ from sushi_research.errors import UserError, some
 from sushi_research.evaluation.results import MIN_IMAGES
 from sushi_research.experiments import code_variants, repetitions
 from sushi_research.experiments.clocks import clocks_of, wall_seconds_at
-from sushi_research.experiments.evaluated_files import notes_on_files, with_distinct_names
+from sushi_research.experiments.evaluated_files import notes_on_files, with_distinct_names, without_chosen
 from sushi_research.experiments.seeds import by_seed, notes_on_seeds, per_seed, runs_that_count
 from sushi_research.experiments.variants import SEED, Variant, variants_called, variants_of
 from sushi_research.reports import statistics
@@ -71,6 +71,9 @@ def compare(records: Sequence[RunRecord], reference: str | None = None, pool_cod
     """
     if not records:
         raise UserError("there is no run to compare: give the folders of two runs or more.")
+    records, excluded = without_chosen(records)
+    if not records:
+        raise UserError(f"there is no run to compare: {excluded[0]}.")
     records = with_distinct_names([record.with_sorted_names() for record in records])
     variants, by_run = variants_of(records, pool_code)
     pairs = list(_pairs(variants, reference))
@@ -81,7 +84,7 @@ def compare(records: Sequence[RunRecord], reference: str | None = None, pool_cod
         "drift": _family(pairs, _at_the_end),
     }
     warnings = [*warnings_of(records), *code_variants.warnings(records, pool_code), *repetitions.warnings(records)]
-    warnings += notes_on_files(records)
+    warnings += excluded + notes_on_files(records)
     warnings += [note for variant in variants for note in notes_on_seeds(variant.runs, variant.label)]
     return Comparison(variants, by_run, differing(variants), warnings=warnings, problems=problems, **families)
 

@@ -41,8 +41,8 @@ class StepOutcomes:
 class StepDifference:
     """The criterion at `step` minus that at `other`; negative if `step` is better.
 
-    `standard_error` and the 95 % interval `low` to `high` are over images, noise samples fixed; NaN if there is one image only. They
-    do not allow for the choice of the step.
+    `standard_error` and the 95 % interval `low` to `high` are over images, noise samples fixed; NaN if there is one image only.
+    They do not allow for the choice of the step.
     """
 
     step: int
@@ -148,7 +148,9 @@ def memorises_from(outcomes: StepOutcomes) -> int | None:
 
 def _candidates(steps: Sequence[int], terms: Sequence[np.ndarray]) -> list[int]:
     """The places of the steps after 0 whose values are all finite."""
-    return [place for place, step in enumerate(steps) if step > 0 and all(np.isfinite(term[place]).all() for term in terms)]
+    return [
+        place for place, step in enumerate(steps) if step > 0 and all(np.isfinite(term[place]).all() for term in terms)
+    ]
 
 
 def _difference(steps: Sequence[int], terms: Sequence[np.ndarray], place: int, other: int) -> StepDifference:

@@ -1,4 +1,4 @@
-"""Reads what a run recorded at its evaluations, for its page and for the choice of a step. Nothing is written; torch is not imported."""
+"""Reads what a run recorded at its evaluations, for its page and for the choice of a step. It writes nothing and needs no torch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ KINDS = ("evaluation", "base_images", "prior", "trained", "drift", "pictures_lea
 
 @dataclass
 class RunOutcomes:
-    """The results of a run by kind (KINDS, attributes of RunFolder), those that it has; `problems` are sentences about damaged files.
+    """The results of a run by kind (KINDS, attributes of RunFolder), those that it has; `problems` are about damaged files.
 
     An image with several captions is one image.
     """
