@@ -237,7 +237,7 @@ def train(job: Job) -> int:
 
     # --- shared: finish ---
     if stopping:
-        job.say(f"stopped at step {step} of {plan.steps}; the same command again continues from here")
+        run.stopped(job, plan, step)
         return stop.exit_status
     run.finish(job, state, metrics_file, step)
     # --- end shared ---

@@ -126,6 +126,7 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.adapter = path / "adapter.safetensors"
         self.curves = path / "loss.png"
+        self.report = path / "report.html"
         self.stage_timings = path / "stage_timings.json"
         self.provenance = path / "provenance.json"
         self.run = path / "run.json"
@@ -170,7 +171,7 @@ class RunFolder:
     def require_kinds(self) -> None:
         """UserError if something else is in the place of a file or a folder of a run, such as a folder, a FIFO or a broken link."""
         files = [self.run, self.config, self.plan, self.provenance, self.metrics, self.stage_timings, self.data_report]
-        files += [self.validation_set, *self.results, self.adapter, self.curves]
+        files += [self.validation_set, *self.results, self.adapter, self.curves, self.report]
         wrong = [(path, "a file") for path in files if os.path.lexists(path) and not path.is_file()]
         folders = [self.samples, self.checkpoints, self.path / "wandb", self.path / "tensorboard"]
         wrong += [(path, "a folder") for path in folders if os.path.lexists(path) and not path.is_dir()]

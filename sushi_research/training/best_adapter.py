@@ -51,7 +51,7 @@ class BestAdapter:
             if chosen_step(outcomes) == step and best_files.problem_of(job.run, step):
                 with self._warned(step):
                     self._write(outcomes, step)
-            best_files.remove_superseded(job.run, outcomes)
+            best_files.remove_superseded(job.run)
 
     def make_again(self) -> None:
         """Makes the file of the best step again if it is lost and there is a checkpoint of its step; a warning if there is none.

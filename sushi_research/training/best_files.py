@@ -84,12 +84,16 @@ def cut_back(run: RunFolder, step: int) -> None:
             remove(path)
 
 
-def remove_superseded(run: RunFolder, outcomes: StepOutcomes) -> None:
+def remove_superseded(run: RunFolder) -> None:
     """Removes all files but that of the best step and that of the best step up to the newest checkpoint.
 
     Nothing is removed if the file of the best step could not be written. A file that cannot be removed is a warning.
     """
-    best, newest = chosen_step(outcomes), newest_step(run.checkpoints)
+    try:
+        outcomes, newest = outcomes_of(run), newest_step(run.checkpoints)
+    except UserError:
+        return  # the run's page says it
+    best = chosen_step(outcomes) if outcomes else None
     if best is None or not path_of(run, best).is_file():
         return
     wanted = {best} if newest is None else {best, chosen_step(outcomes, newest)}

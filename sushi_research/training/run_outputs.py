@@ -16,6 +16,7 @@ from sushi_research.evaluation.measured_sets import MeasuredSets
 from sushi_research.evaluation.results import Results
 from sushi_research.evaluation.validation_set import ValidationSet
 from sushi_research.files import write_atomic, write_json
+from sushi_research.reports import run_page
 from sushi_research.runs import provenance, records
 from sushi_research.runs.job import Job
 from sushi_research.runs.metrics_file import MetricsFile
@@ -130,6 +131,10 @@ def make_again(
                 found.append(f"{run.curves} {problem}: it is drawn again")
     except UserError as error:
         found.append(str(error))
+    if run.evaluation.exists() and not run.report.exists():
+        with plots.optional("the run is still without it"):
+            run_page.write(run, f"finished at step {plan.steps}")
+            found.append(f"{run.report} is missing: it is written again")
     return [sentence for sentence in found if sentence]
 
 
