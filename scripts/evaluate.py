@@ -6,8 +6,9 @@
 It takes the options of that architecture's training script, and three of its own. If the options hold out no images, all images
 of `data.path` are the validation set. A file that was trained on some of them is refused; one that does not say what it was trained
 on is measured, with a note. For each adapter and LoRA scale it measures the loss for every image and noise sample, the loss
-difference from the base, and the drift, and it generates images for the sample prompts. scripts/compare_runs.py reads the folders
-it writes, together with those of runs.
+difference from the base, and the drift, and it generates images for the sample prompts. From them it tells what an adapter learned
+and what it kept of the base; and, if the options hold images out of the training data, what it memorised. scripts/compare_runs.py
+reads the folders it writes, together with those of runs.
 """
 
 from __future__ import annotations
@@ -35,11 +36,13 @@ def read(arguments: list[str]) -> AdapterEvaluation:
 if __name__ == "__main__":
     CONFIG = read(sys.argv[1:])
 
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 
 from sushi_research.adapters.loading import load_adapters, load_pipeline, matches_of
@@ -51,7 +54,7 @@ from sushi_research.data.samples import dataset_hash
 from sushi_research.data.training_data import Data, read_data
 from sushi_research.errors import UserError
 from sushi_research.evaluation import adapter_files, validation_set
-from sushi_research.evaluation.unseen import chosen_on, describe, require_unseen
+from sushi_research.evaluation.unseen import chosen_on, describe, may_have_seen, require_unseen
 from sushi_research.files import system_errors
 from sushi_research.fingerprints import HashCache
 from sushi_research.models.loading import find_base
@@ -96,11 +99,15 @@ def evaluate(job: Job, written: list[str]) -> None:
     source = config.evaluation.path or config.data.path
     samples = [item.sample for item in data.held_out]
     unseen = require_unseen(config.adapters, samples, source, lambda: hash_of_source(job, hash_cache))
+    if data.prior:
+        prior = [item.sample for item in data.prior]
+        require_unseen(config.adapters, prior, str(config.evaluation.prior_path), lambda: None)
     caches = open_caches(job, base, hash_cache)
     inputs = Inputs(config, base, data, caches, hash_cache)
     hashes = identity_facts.hashes_of(job, inputs)
     base_hash = hashes["base_model"]["unet"]
-    val_set = identity_facts.validation_set_of(job, inputs, base_hash)
+    sets = identity_facts.measured_sets_of(job, inputs, base_hash)
+    val_set = sets.validation
     entry = identity_facts.provenance_of(job, inputs, hashes, val_set, None)
     share_of_data = f" (evaluation.held_out {config.evaluation.held_out:g})" if config.evaluation.held_out else ""
     job.say(
@@ -111,6 +118,10 @@ def evaluate(job: Job, written: list[str]) -> None:
         job.say(line)
     if unseen:
         job.say(describe(unseen), *chosen_on(config.adapters, val_set.hash, val_set.names))
+    if sets.trained is not None:
+        job.say(
+            f"what is memorised is measured on {len(sets.trained.names)} images of {config.data.path}, as training images"
+        )
     require_room_for_cache(job, inputs)
     if config.dry_run:
         return
@@ -123,42 +134,58 @@ def evaluate(job: Job, written: list[str]) -> None:
     unet = pipeline.unet
     measure = evaluating.open_drift(job, inputs, base_hash, unet)
 
+    image_sets = {name: getattr(sets, name) for name in evaluating.IMAGE_SETS if getattr(sets, name)}
     share = job.sharing()
-    base_loss = validation_set.losses(val_set, model, unet, caches, base.prediction, **share)
+
+    def losses(names: Collection[str], encoded: Any) -> dict[str, np.ndarray]:
+        """The losses on these sets of images; `encoded` encodes a caption, None reads the cache."""
+        return {
+            name: validation_set.losses(image_sets[name], model, unet, caches, base.prediction, text=encoded, **share)
+            for name in names
+        }
+
+    base_losses = losses(image_sets, None)
     if measure:
         measure.remember_base(unet)
+        base_losses |= {"drift": np.zeros_like(measure.base_loss), "base_images": measure.base_loss}
     results: list[adapter_files.Result] = []
 
-    def evaluate_one(name: str, lora_scale: float, encoded: Any, facts: dict[str, Any] | None) -> None:
-        """Measures the UNet in its current state, generates samples, and writes one folder.
+    def evaluate_one(
+        name: str, lora_scale: float, encoded: Any, facts: dict[str, Any] | None, measured: Collection[str]
+    ) -> None:
+        """Measures the UNet in its current state on these sets of images, generates samples, and writes one folder.
 
         `encoded` encodes a caption; None reads the cache.
         """
-        loss = validation_set.losses(val_set, model, unet, caches, base.prediction, text=encoded, **share)
-        drift = measure.measure(unet, encoded) if measure else None
+        loss = losses(measured, encoded)
+        if measure:
+            loss["drift"], loss["base_images"] = measure.measure(unet, encoded)
+        found = {each: (values, base_losses[each]) for each, values in loss.items()}
         with job.main_process_writes():
             if job.is_main:
-                adapter_files.require_finite(name, lora_scale, [loss, drift])
+                adapter_files.require_finite(name, lora_scale, found)
                 rows = sample_grids.rows_of(config, inputs.prompts)
                 images = sample_grids.generate_images(job, inputs, unet, encoded) if config.sample.enabled else []
-                result = adapter_files.Result(name, lora_scale, loss, base_loss, drift, rows, images)
+                result = adapter_files.Result(name, lora_scale, found, rows, images)
                 results.append(result)
                 try:
-                    adapter_files.write(Path(config.output), result, val_set, measure, entry | {"adapter": facts})
+                    adapter_files.write(Path(config.output), result, sets, entry | {"adapter": facts})
                 except UserError:
                     say(*adapter_files.table(results, val_set).split("\n"))  # what was measured is not lost
                     raise
                 written.append(name)
 
-    evaluate_one("base", 0.0, None, None)
+    evaluate_one("base", 0.0, None, None, image_sets)
     for number, path in enumerate(config.adapters):
         [adapter] = load_adapters(pipeline, [path])
         changes_text = adapts_text(path)
+        # What is memorised is not measured of a file that says it was not trained on these images.
+        measured = [name for name in image_sets if name != "trained" or may_have_seen(path, sets.trained.names)]
         for lora_scale in config.lora_scales:
             pipeline.set_adapters([adapter], [lora_scale])
             encoded = encoder(model, text, caches) if changes_text else None
             facts = adapter_files.adapter_facts(Path(path), lora_scale, changes_text, unseen[path], val_set)
-            evaluate_one(names[number, lora_scale], lora_scale, encoded, facts)
+            evaluate_one(names[number, lora_scale], lora_scale, encoded, facts, measured)
         pipeline.unload_lora_weights()
     if job.is_main:
         job.timings.enter("saving")
@@ -183,7 +210,7 @@ def hash_of_source(job: Job, hash_cache: HashCache) -> str:
         revision = data.revision if evaluation.path == data.path else None
         changes = {"path": evaluation.path, "split": evaluation.split or data.split, "revision": revision}
         data = data.model_copy(update=changes)
-    nothing = evaluation.model_copy(update={"held_out": 0.0, "path": None})
+    nothing = evaluation.model_copy(update={"held_out": 0.0, "path": None, "prior_path": None})
     plain = config.model_copy(update={"data": data, "evaluation": nothing})
     return dataset_hash(read_data(replace(job, config=plain), hash_cache).items)
 

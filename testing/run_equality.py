@@ -7,9 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from sushi_research.runs.run_folder import RESULT_FILES
+
 # Metrics that depend on the clock or the machine.
 MEASURED = frozenset({"images_per_second", "gpu_seconds", "cpu_seconds", "data_wait_share", "peak_memory_gib"})
-TABLES = ("evaluation.parquet", "drift.parquet")
+TABLES = tuple(RESULT_FILES.values())
 
 
 def differences(found: Path, expected: Path) -> list[str]:

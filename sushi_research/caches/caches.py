@@ -45,10 +45,10 @@ class Caches:
         return encoding.text_key(caption, self.encoder_hashes, self.text_settings)
 
     def missing_latents(self, data: Data) -> list[tuple[str, Item, bool]]:
-        """(key, item, flip) of the missing entries: training items (mirrored too if flipped), and held-out items unmirrored."""
+        """(key, item, flip) of the missing entries: training items (mirrored too if flipped), and measured items unmirrored."""
         find = functools.partial(encoding.missing_latents, self.latents, vae_hash=self.vae_hash, dtype=self.vae_dtype)
-        missing = [*find(data.items, flips=self.flips), *find(data.held_out, flips=(False,))]
-        return sorted(missing, key=lambda entry: entry[0])
+        missing = [*find(data.items, flips=self.flips), *find(data.measured, flips=(False,))]
+        return [entry for _, entry in sorted({entry[0]: entry for entry in missing}.items())]
 
     def missing_captions(self, captions: Iterable[str]) -> list[tuple[str, str]]:
         return encoding.missing_captions(self.texts, captions, self.encoder_hashes, self.text_settings)

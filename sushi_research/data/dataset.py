@@ -91,14 +91,15 @@ def scan(
     return result
 
 
-def write_report(scan: Scan, path: Path, evaluation: Scan | None = None) -> None:
+def write_report(scan: Scan, path: Path, evaluation: Scan | None = None, prior: Scan | None = None) -> None:
     """Writes data_report.json: every file by name, either as used or with the reason why it is not.
 
-    `evaluation` is the scan of evaluation.path, whose names are its own. Creates the folder if necessary. Raises UserError if that
-    fails, or if the file cannot be written.
+    `evaluation` and `prior` are the scans of evaluation.path and evaluation.prior_path, whose names are their own. Creates the
+    folder if necessary. Raises UserError if that fails, or if the file cannot be written.
     """
     make_folder(path.parent)
-    write_json(path, _report(scan) | {"evaluation": _report(evaluation) if evaluation else None})
+    others = {"evaluation": evaluation, "prior_path": prior}
+    write_json(path, _report(scan) | {key: _report(other) if other else None for key, other in others.items()})
 
 
 def _report(scan: Scan) -> dict[str, Any]:
@@ -110,11 +111,13 @@ def _report(scan: Scan) -> dict[str, Any]:
             "notes": len(scan.notes),
             "ignored": scan.ignored,
             "held_out": len(scan.held_out),
+            "prior": len(scan.prior),
         },
         "problems": [{"name": problem.name, "reason": problem.reason} for problem in scan.problems],
         "notes": scan.notes,
         "used": sorted(sample.name for sample in scan.samples),
         "held_out": scan.held_out,
+        "prior": scan.prior,
     }
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
+from sushi_research import randomness
 from sushi_research.data import near_duplicates
 from sushi_research.data.buckets import BucketRule
+from sushi_research.data.near_duplicates import SEED
 from sushi_research.data.samples import Item, Sample, Scan, make_items
 from sushi_research.errors import UserError, some
 
@@ -56,8 +58,8 @@ def hold_out(scan: Scan, fraction: float) -> list[Sample]:
     return held
 
 
-def require_separate(evaluation: Scan, training: Scan) -> list[str]:
-    """A sentence for each image of `evaluation.path` that is a near-duplicate of a training image.
+def require_separate(evaluation: Scan, training: Scan, key: str = "evaluation.path") -> list[str]:
+    """A sentence for each image of `evaluation`, the scan of the setting `key`, that is a near-duplicate of a training image.
 
     Raises UserError for an image that is also trained on.
     """
@@ -67,16 +69,23 @@ def require_separate(evaluation: Scan, training: Scan) -> list[str]:
         for sample in evaluation.samples
         if sample.image_hash in names
     ]
+    what, instead = {
+        "evaluation.path": ("held-out image", "use evaluation.held_out instead"),
+        "evaluation.prior_path": (
+            "prior image",
+            "give a folder below data.path, some of whose images are then held out",
+        ),
+    }[key]
     if copies:
         raise UserError(
-            f"evaluation.path: {evaluation.source} has images that are also trained on, {some(copies, 3)}: remove "
-            "them from one of the two, or use evaluation.held_out instead."
+            f"{key}: {evaluation.source} has images that are also trained on, {some(copies, 3)}: remove "
+            f"them from one of the two, or {instead}."
         )
-    return _near_duplicate_warnings(evaluation.samples, training.samples)
+    return _near_duplicate_warnings(what, evaluation.samples, training.samples)
 
 
-def _near_duplicate_warnings(held: Sequence[Sample], trained: Sequence[Sample]) -> list[str]:
-    """A sentence for each held-out sample that is a near-duplicate of a training image. Such samples are still used."""
+def _near_duplicate_warnings(what: str, held: Sequence[Sample], trained: Sequence[Sample]) -> list[str]:
+    """A sentence for each sample of `held` that is a near-duplicate of a training image. Such samples are still used."""
     names = {sample.image_hash: sample.name for sample in trained}
     fingerprints = {sample.image_hash: sample.fingerprint for sample in [*trained, *held]}
     original = {}
@@ -84,10 +93,23 @@ def _near_duplicate_warnings(held: Sequence[Sample], trained: Sequence[Sample]) 
         of_training = [names[image] for image in group if image in names]
         original |= {image: min(of_training) for image in group if of_training}
     return [
-        f"the held-out {sample.name} looks like the training image {original[sample.image_hash]}"
+        f"the {what} {sample.name} looks like the training image {original[sample.image_hash]}"
         for sample in held
         if sample.image_hash in original
     ]
+
+
+def trained_items(items: Sequence[Item], count: int, but: Collection[str]) -> list[Item]:
+    """`count` training images, or all if there are fewer, that are measured next to the held-out ones; none of the hashes in `but`.
+
+    The choice depends only on content: the first of a fixed random order of the images. Each is taken once, with its first caption.
+    """
+    first: dict[str, Item] = {}
+    for item in sorted(items, key=lambda item: (item.sample.image_hash, item.sample.caption)):
+        if item.sample.image_hash not in but:
+            first.setdefault(item.sample.image_hash, item)
+    order = sorted(first, key=lambda image: (randomness.uniform(SEED, "measured training image", image), image))
+    return [first[image] for image in order[:count]]
 
 
 def held_out_items(samples: Sequence[Sample], rule: BucketRule) -> list[Item]:

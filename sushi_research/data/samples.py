@@ -64,8 +64,8 @@ class Scan:
     """The content of a data path. Samples are sorted by content, so that renaming files changes nothing downstream.
 
     `notes` are remarks that do not stop a run; `skipped` are those about folders and pictures that this program wrote;
-    `ignored` counts files that are neither image nor caption; `held_out` has the names of the samples that were moved out of
-    `samples` for evaluation.
+    `ignored` counts files that are neither image nor caption; `held_out` and `prior` have the names of the samples that were moved
+    out of `samples` for evaluation, `prior` those of prior images.
     """
 
     source: str
@@ -75,6 +75,7 @@ class Scan:
     skipped: list[str] = field(default_factory=list)
     ignored: int = 0
     held_out: list[str] = field(default_factory=list)
+    prior: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

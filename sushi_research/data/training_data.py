@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sushi_research.config import TrainingConfig
-from sushi_research.data import dataset, findings
+from sushi_research.data import dataset, findings, prior_images
 from sushi_research.data.buckets import BucketRule
-from sushi_research.data.held_out import DRIFT_CAPTIONS, held_out_items, hold_out, require_separate
+from sushi_research.data.held_out import DRIFT_CAPTIONS, held_out_items, hold_out, require_separate, trained_items
+from sushi_research.data.prior_images import PriorImages
 from sushi_research.data.samples import Item, Problem, Scan, make_items
 from sushi_research.fingerprints import HashCache
 from sushi_research.runs.job import Job
@@ -24,7 +25,9 @@ class Data:
     """The items of an epoch, and the scan that says which files are used, which are not, and why.
 
     `held_out` items are for evaluation only. `near_duplicates` has a sentence for each that resembles a training image.
-    `evaluation_scan` is the scan of `evaluation.path`; it has names of its own.
+    `prior` items are images of `evaluation.prior_path` that are not trained on, `trained` those training items that are
+    measured next to the held-out ones. `evaluation_scan` and `prior_scan` are the scans of `evaluation.path` and
+    `evaluation.prior_path`; they have names of their own.
     """
 
     items: list[Item]
@@ -32,19 +35,31 @@ class Data:
     held_out: list[Item] = field(default_factory=list)
     near_duplicates: list[str] = field(default_factory=list)
     evaluation_scan: Scan | None = None
+    prior: list[Item] = field(default_factory=list)
+    trained: list[Item] = field(default_factory=list)
+    prior_scan: Scan | None = None
+
+    @property
+    def measured(self) -> list[Item]:
+        """The items that losses are measured on."""
+        return [*self.held_out, *self.prior, *self.trained]
+
+    @property
+    def _other_scans(self) -> dict[str, Scan]:
+        scans = {"evaluation.path": self.evaluation_scan, "evaluation.prior_path": self.prior_scan}
+        return {key: scan for key, scan in scans.items() if scan}
 
     @property
     def problems(self) -> list[Problem]:
-        """What cannot be used in either folder. Names of `evaluation.path` say so."""
-        others = self.evaluation_scan.problems if self.evaluation_scan else []
-        return [*self.scan.problems, *(Problem(f"evaluation.path: {each.name}", each.reason) for each in others)]
+        """What cannot be used in each folder. Names of the other folders than `data.path` say so."""
+        others = [(key, each) for key, scan in self._other_scans.items() for each in scan.problems]
+        return [*self.scan.problems, *(Problem(f"{key}: {each.name}", each.reason) for key, each in others)]
 
     @property
     def notes(self) -> list[str]:
-        """The notes on both folders, as `findings.summary` shortens them."""
-        notes = findings.summary(self.scan)
-        others = findings.summary(self.evaluation_scan) if self.evaluation_scan else []
-        return [*notes, *(f"evaluation.path: {note}" for note in others)]
+        """The notes on all folders, as `findings.summary` shortens them."""
+        others = [f"{key}: {note}" for key, scan in self._other_scans.items() for note in findings.summary(scan)]
+        return [*findings.summary(self.scan), *others]
 
 
 def read_data(job: Job, hash_cache: HashCache) -> Data:
@@ -62,7 +77,7 @@ def read_data(job: Job, hash_cache: HashCache) -> Data:
         show_progress=accelerator.is_main_process,
         outputs={Path(config.cache.folder): "the cache folder", run_folder: "the run folder"},
     )
-    separate = None
+    separate, prior_scan, prior_path = None, None, config.evaluation.prior_path
     # The main process reads the files first. The others then find them in the hash cache.
     with accelerator.main_process_first():
         hash_cache.load()
@@ -75,14 +90,17 @@ def read_data(job: Job, hash_cache: HashCache) -> Data:
                 revision=revision,
                 key="evaluation.path",
             )
+        if prior_path is not None and not prior_images.below(scan, prior_path):
+            revision = config.data.revision if prior_path == config.data.path else None
+            prior_scan = read(prior_path, split=config.data.split, revision=revision, key="evaluation.prior_path")
     rule = bucket_rule(config)
-    scans = [scan, separate] if separate else [scan]
+    scans = [each for each in (scan, separate, prior_scan) if each]
     for each in scans:
         drop_too_small(each, rule)
     # Write the report now in case require_clean raises, but do not overwrite that of a run that has already started.
     report = run.data_report if run and run.record() is None else None
     if accelerator.is_main_process and report is not None and any(each.problems for each in scans):
-        dataset.write_report(scan, report, separate)
+        dataset.write_report(scan, report, separate, prior_scan)
     for each in scans:
         dataset.require_clean(each, config.data.on_bad_file, report)
     held, near_duplicates = [], []
@@ -90,8 +108,24 @@ def read_data(job: Job, hash_cache: HashCache) -> Data:
         held = hold_out(scan, config.evaluation.held_out)
     elif separate:
         held, near_duplicates = separate.samples, require_separate(separate, scan)
+    prior = PriorImages()
+    if prior_scan:
+        prior_images.require_not_held_out(prior_scan, held)
+        near_duplicates += require_separate(prior_scan, scan, "evaluation.prior_path")
+        prior = PriorImages(prior_scan.samples)
+    elif prior_path is not None:
+        prior = prior_images.hold_out_prior(scan, prior_path, prior_images.below(scan, prior_path))
     items, _ = make_items(scan.samples, rule)
-    return Data(items, scan, held_out_items(held, rule), near_duplicates, separate)
+    return Data(
+        items,
+        scan,
+        held_out_items(held, rule),
+        near_duplicates,
+        separate,
+        held_out_items(prior.samples, rule),
+        trained_items(items, len({sample.image_hash for sample in held}), prior.trained),
+        prior_scan,
+    )
 
 
 def drop_too_small(scan: Scan, rule: BucketRule) -> None:
@@ -128,7 +162,7 @@ def prompts_of(config: TrainingConfig, items: Sequence[Item]) -> list[str]:
 
 def captions_of(config: TrainingConfig, data: Data, prompts: Sequence[str]) -> list[str]:
     """Every distinct text to encode: captions, drift captions, the empty text, and the prompts of sample images."""
-    captions = {item.sample.caption for item in [*data.items, *data.held_out]}
+    captions = {item.sample.caption for item in [*data.items, *data.measured]}
     return sorted({"", *captions, *prompt_texts(config, data, prompts)})
 
 

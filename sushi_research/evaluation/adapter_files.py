@@ -15,12 +15,14 @@ from sushi_research.adapters.chosen_step import chosen_step
 from sushi_research.adapters.labels import file_name_key, label_of, labels_of
 from sushi_research.config.suggestions import word
 from sushi_research.errors import UserError, printable
-from sushi_research.evaluation import drift, validation_set
-from sushi_research.evaluation.drift import Drift
+from sushi_research.evaluation.measured_sets import MeasuredSets
 from sushi_research.evaluation.results import Results
+from sushi_research.evaluation.summary import Losses, summary, with_error
+from sushi_research.evaluation.validation_set import ValidationSet
 from sushi_research.files import make_folder, remove, write_atomic, write_image, write_json
 from sushi_research.fingerprints import content_hash
 from sushi_research.runs import provenance
+from sushi_research.runs.run_folder import RESULT_FILES
 from sushi_research.sampling import plots, sample_grids
 
 # The step under which an adapter file's results are stored; the base's are stored under 0.
@@ -31,14 +33,11 @@ RESERVED = ("base", "evaluation.json", "evaluation.md", "grid.png", "lora_scales
 
 @dataclass(frozen=True)
 class Result:
-    """One evaluated state: its losses and the base's [N, noise samples], drift [captions, noise samples] or None, and images in
-    the order of `rows`."""
+    """One evaluated state: what was measured of it, by the names of `MeasuredSets`, and images in the order of `rows`."""
 
     name: str
     lora_scale: float
-    loss: np.ndarray
-    base_loss: np.ndarray
-    drift: np.ndarray | None
+    found: Losses
     rows: Sequence[tuple[str, str]]
     pictures: Sequence[Image.Image]
 
@@ -90,7 +89,7 @@ def _holds(folder: Path) -> str | None:
 
 
 def adapter_facts(
-    path: Path, lora_scale: float, changes_text: bool, unseen: bool, val_set: validation_set.ValidationSet
+    path: Path, lora_scale: float, changes_text: bool, unseen: bool, val_set: ValidationSet
 ) -> dict[str, Any]:
     """The entry of an adapter file in provenance.json: its name, the hash of its bytes, and how it was applied.
 
@@ -114,9 +113,9 @@ def adapter_facts(
     }
 
 
-def require_finite(name: str, lora_scale: float, measured: Sequence[np.ndarray | None]) -> None:
+def require_finite(name: str, lora_scale: float, found: Losses) -> None:
     """UserError if a measured value is NaN or infinite: what cannot be compared is not written."""
-    if all(values is None or np.isfinite(values).all() for values in measured):
+    if all(np.isfinite(loss).all() for loss, _ in found.values()):
         return
     if name == "base":
         raise UserError("the base gives values that are not finite (NaN or infinity): take another copy of the model.")
@@ -126,28 +125,26 @@ def require_finite(name: str, lora_scale: float, measured: Sequence[np.ndarray |
     )
 
 
-def write(
-    output: Path, result: Result, val_set: validation_set.ValidationSet, measure: Drift | None, entry: dict[str, Any]
-) -> None:
+def write(output: Path, result: Result, sets: MeasuredSets, entry: dict[str, Any]) -> None:
     """Writes the result's folder in `output`, replacing earlier results; UserError if it cannot be written.
 
     If only the samples cannot be written, that is a warning.
     """
+    assert sets.validation is not None
     folder, step = output / result.name, 0 if entry["adapter"] is None else STEP
     make_folder(folder)
-    for old in ("evaluation.parquet", "drift.parquet"):
-        remove(folder / old)
-    Results(folder / "evaluation.parquet").append(val_set, step, result.loss, result.base_loss)
-    if measure and result.drift is not None:
-        Results(folder / "drift.parquet").append(measure.drift_set, step, result.drift, np.zeros_like(result.drift))
-    write_json(folder / "validation_set.json", val_set.describe())
+    for name, file in RESULT_FILES.items():
+        remove(folder / file)
+        if name in result.found:
+            Results(folder / file).append(getattr(sets, name), step, *result.found[name])
+    write_json(folder / "validation_set.json", sets.validation.describe())
     write_json(folder / "provenance.json", [entry])
     if result.pictures:
         with plots.optional(f"{result.name} stays without all of its samples"):
             sample_grids.write_pictures(folder / f"samples/step-{step:08d}", result.rows, result.pictures)
 
 
-def finish(output: Path, results: Sequence[Result], val_set: validation_set.ValidationSet) -> str:
+def finish(output: Path, results: Sequence[Result], val_set: ValidationSet) -> str:
     """Writes evaluation.json and .md, the plot over LoRA scales and the grid; returns the paths for the terminal.
 
     UserError if the first two cannot be written; for the pictures that is a warning.
@@ -172,23 +169,39 @@ def finish(output: Path, results: Sequence[Result], val_set: validation_set.Vali
     return f"{paths}\n  compare with runs: python scripts/compare_runs.py RUN {word(str(output))}/NAME"
 
 
-def _numbers(result: Result, val_set: validation_set.ValidationSet) -> dict[str, float | None]:
-    found = validation_set.summary(result.loss, result.base_loss, val_set.timesteps())
-    found = found | (drift.summary(result.drift) if result.drift is not None else {})
-    return {"lora_scale": result.lora_scale} | found
+def _numbers(result: Result, val_set: ValidationSet) -> dict[str, float | None]:
+    return {"lora_scale": result.lora_scale} | summary(result.found, val_set.timesteps())
 
 
-def table(results: Sequence[Result], val_set: validation_set.ValidationSet) -> str:
-    """The results as a Markdown table; errors are standard errors over images (over captions for the drift)."""
-    lines = ["| | validation loss | over the base | drift |", "|---|---:|---:|---:|"]
-    for name, found in ((result.name, _numbers(result, val_set)) for result in results):
-        cells = [
-            f"{found[key]:{form}} +- {found.get(f'{key}_se', 0):.2g}" if key in found else ""
-            for key, form in (
-                ("evaluation/loss", ".5f"),
-                ("evaluation/loss_over_base", "+.5f"),
-                ("evaluation/drift", ".3g"),
-            )
-        ]
+# What the table shows: the key in evaluation.json, the column, and the format of its values.
+COLUMNS = (
+    ("evaluation/loss", "validation loss", ".5f"),
+    ("evaluation/loss_over_base", "over the base", "+.5f"),
+    ("evaluation/learned", "learned", "+.3f"),
+    ("evaluation/kept", "kept", "+.3f"),
+    ("evaluation/prior", "kept, prior images", "+.3f"),
+    ("evaluation/memorised_auc", "memorised, AUC", ".2f"),
+    ("evaluation/drift", "drift", ".3g"),
+)
+
+
+def table(results: Sequence[Result], val_set: ValidationSet) -> str:
+    """The results as a Markdown table, with the columns of what was measured.
+
+    Errors are standard errors over images (over captions for kept and drift); the AUC has its 95 % interval.
+    """
+    numbers = {result.name: _numbers(result, val_set) for result in results}
+    columns = [column for column in COLUMNS if any(column[0] in found for found in numbers.values())]
+    lines = [f"| | {' | '.join(title for _, title, _ in columns)} |", "|---|" + "---:|" * len(columns)]
+    for name, found in numbers.items():
+        cells = [_cell(found, key, form) for key, _, form in columns]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(printable(line) for line in lines)
+
+
+def _cell(found: dict[str, float | None], key: str, form: str) -> str:
+    if key not in found:
+        return ""
+    if f"{key}_low" in found:
+        return f"{found[key]:{form}} ({found[f'{key}_low']:{form}} to {found[f'{key}_high']:{form}})"
+    return with_error(found, key, form)

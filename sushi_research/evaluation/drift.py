@@ -2,7 +2,8 @@
 
 The base generates one image per caption. The image is noised as in training, and the adapted UNet's prediction is compared with
 the base's on the same input. Drift is the mean squared difference, in the unit of the loss. It is 0 for the base and grows with
-changes outside the trained subject. Unlike the loss it needs no images, and it does not tell good changes from bad.
+changes outside the trained subject. Unlike the loss it needs no images, and it does not tell good changes from bad. The same
+predictions give the loss on the base's own images, which does: it rises above the base's where what the base knew is lost.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch
 from sushi_research import diffusion
 from sushi_research.caches.store import Store, entry_key
 from sushi_research.errors import UserError
-from sushi_research.evaluation import validation_set
+from sushi_research.evaluation import outcomes, validation_set
 from sushi_research.evaluation.validation_set import Example
 from sushi_research.sampling import pipeline
 
@@ -119,7 +120,10 @@ def generate_missing(
 
 
 class Drift:
-    """Compares predictions on the drift set with the base's, which are kept in memory (16 MB for SDXL with 16 captions)."""
+    """Compares predictions on the drift set with the base's, which are kept in memory (16 MB for SDXL with 16 captions).
+
+    `base_loss`, [captions, noise samples] float32, is the base's loss on its own images, known after `remember_base`.
+    """
 
     def __init__(
         self,
@@ -136,26 +140,42 @@ class Drift:
     ) -> None:
         self.drift_set, self.store, self.text, self.model, self.base = drift_set, store, text, model, base
         self.device, self.rank, self.world, self.reduce = device, rank, world, reduce
-        self._of_base: dict[tuple[int, int], torch.Tensor] | None = None
+        self.base_loss: np.ndarray | None = None
+        self._of_base: dict[tuple[int, int], torch.Tensor] = {}
 
     @property
     def knows_base(self) -> bool:
-        return self._of_base is not None
+        return self.base_loss is not None
 
     def remember_base(self, unet: Any) -> None:
-        """Stores the base UNet's predictions; must be called before the first `measure`."""
-        self._of_base = {(index, part.start): p.float().cpu() for index, part, p, _ in self._predictions(unet, None)}
+        """Stores the base UNet's predictions and losses; must be called before the first `measure`."""
+        loss = self._zeros()
+        for index, part, predicted, target in self._predictions(unet, None):
+            self._of_base[index, part.start] = predicted.float().cpu()
+            loss[index, part] = diffusion.mse_per_sample(predicted, target).cpu()
+        self.base_loss = self._complete(loss)
 
-    def measure(self, unet: Any, text: Callable[[str], dict[str, torch.Tensor]] | None = None) -> np.ndarray:
-        """The mean squared difference from the base's prediction, [captions, noise samples] float32, complete on every process.
+    def measure(
+        self, unet: Any, text: Callable[[str], dict[str, torch.Tensor]] | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(mean squared difference from the base's prediction, loss on the base's images), [captions, noise samples] float32 each,
+        complete on every process.
 
         `text` encodes a caption in place of the cached embeddings, for an adapter that changes the text encoders.
         """
-        assert self._of_base is not None, "remember_base comes first"
-        found = torch.zeros(len(self.drift_set.names), self.drift_set.noise_samples)
-        for index, part, predicted, _ in self._predictions(unet, text):
+        assert self.knows_base, "remember_base comes first"
+        moved, loss = self._zeros(), self._zeros()
+        for index, part, predicted, target in self._predictions(unet, text):
             of_base = self._of_base[index, part.start].to(predicted.device)
-            found[index, part] = diffusion.mse_per_sample(predicted, of_base).cpu()
+            moved[index, part] = diffusion.mse_per_sample(predicted, of_base).cpu()
+            loss[index, part] = diffusion.mse_per_sample(predicted, target).cpu()
+        return self._complete(moved), self._complete(loss)
+
+    def _zeros(self) -> torch.Tensor:
+        return torch.zeros(len(self.drift_set.names), self.drift_set.noise_samples)
+
+    def _complete(self, found: torch.Tensor) -> np.ndarray:
+        """The values of all processes, each of which has zeros for the others' captions."""
         whole = found if self.reduce is None else self.reduce(found.to(self.device)).cpu()
         return whole.numpy()
 
@@ -183,4 +203,4 @@ class Drift:
 def summary(drift: np.ndarray) -> dict[str, float | None]:
     """The logged metrics: the mean of `drift` [captions, noise samples] and its standard error over captions; None if a value is
     not finite."""
-    return validation_set.mean_with_error("evaluation/drift", drift)
+    return outcomes.mean_with_error("evaluation/drift", drift)

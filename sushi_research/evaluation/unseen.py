@@ -48,6 +48,12 @@ def chosen_on(adapters: Sequence[str], set_hash: str, image_hashes: Collection[s
     ]
 
 
+def may_have_seen(adapter: str, images: Collection[str]) -> bool:
+    """Whether a file was trained on the images with these hashes, or does not say what it was trained on."""
+    seen = trained_on(Path(adapter)).seen(images)
+    return seen is None or len(seen) == len(set(images))
+
+
 def describe(known: dict[str, bool]) -> str:
     """What is known about each adapter, one per line; "" without adapters."""
     yes = "trained on none of them, by the image hashes in the file"

@@ -19,6 +19,8 @@ from sushi_research import conditioning, diffusion, randomness
 from sushi_research.caches.store import entry_key
 from sushi_research.data.samples import Item
 from sushi_research.errors import some
+from sushi_research.evaluation import outcomes
+from sushi_research.evaluation.outcomes import mean_with_error
 from sushi_research.models.prediction import Prediction
 from sushi_research.progress import progress
 
@@ -229,26 +231,11 @@ def summary(loss: np.ndarray, base: np.ndarray, times: np.ndarray) -> dict[str, 
     with np.errstate(invalid="ignore"):  # infinity minus infinity
         difference = loss.astype(np.float64) - base
     values = mean_with_error("evaluation/loss", loss) | mean_with_error("evaluation/loss_over_base", difference)
-    bins = times * 4 // diffusion.NUM_TIMESTEPS
-    for timestep_bin in range(4):
-        name = f"evaluation/loss_over_base_by_timestep/{timestep_bin}"
-        values |= mean_with_error(name, difference, bins == timestep_bin)
-    return values
-
-
-def mean_with_error(name: str, values: np.ndarray, used: np.ndarray | None = None) -> dict[str, float | None]:
-    """The mean over images of [N, noise samples] and its standard error over images, of the values that are `used` (default: all).
-
-    Both are None if one of these values is not finite: without it, the mean would be one over other images and timesteps.
-    """
-    used = np.ones(values.shape, dtype=bool) if used is None else used
-    if not np.isfinite(values[used]).all():
-        return {name: None} | ({f"{name}_se": None} if len(values) > 1 else {})
-    means = np.nanmean(np.where(used, values.astype(np.float64), np.nan), axis=1)
-    found: dict[str, float | None] = {name: float(means.mean())}
-    if len(means) > 1:
-        found[f"{name}_se"] = float(means.std(ddof=1) / len(means) ** 0.5)
-    return found
+    for timestep_bin in range(outcomes.BINS):
+        chosen = outcomes.in_bins(difference, times, [timestep_bin])
+        assert chosen is not None, "timesteps are stratified"
+        values |= mean_with_error(f"evaluation/loss_over_base_by_timestep/{timestep_bin}", chosen)
+    return values | outcomes.learned_summary(loss, base, times)
 
 
 def not_finite(names: Sequence[str], times: np.ndarray, values: np.ndarray) -> str:

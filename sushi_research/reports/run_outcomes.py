@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 
@@ -15,12 +14,10 @@ from sushi_research.evaluation.results import Results
 from sushi_research.reports.best_step import StepOutcomes
 from sushi_research.runs.run_folder import RunFolder
 
-KINDS = ("evaluation", "base_images", "prior", "trained", "drift", "pictures_learned", "pictures_kept")
-
 
 @dataclass
 class RunOutcomes:
-    """The results of a run by kind (KINDS, attributes of RunFolder), those that it has; `problems` are about damaged files.
+    """The results of a run by their set's name (evaluation/measured_sets.py), those that it has, and sentences about damaged files.
 
     An image with several captions is one image.
     """
@@ -31,14 +28,14 @@ class RunOutcomes:
     @property
     def steps(self) -> tuple[int, ...]:
         """The steps that were evaluated on the held-out images."""
-        return self.arrays["evaluation"].steps if "evaluation" in self.arrays else ()
+        return self.arrays["validation"].steps if "validation" in self.arrays else ()
 
-    def ratios(self, kind: str, bins: Sequence[int] | None = None) -> np.ndarray | None:
+    def ratios(self, measured: str, bins: Sequence[int] | None = None) -> np.ndarray | None:
         """Mean log(loss / base's loss) of each unit at `steps`, [T, N], NaN where it was not measured; None if it never was.
 
         `bins`: over the noise samples of these timestep bins only; None if a bin has none.
         """
-        found = self.arrays.get(kind)
+        found = self.arrays.get(measured)
         if found is None:
             return None
         values: np.ndarray | None = log_ratio(found.loss, found.base)
@@ -46,14 +43,14 @@ class RunOutcomes:
             values = in_bins(values, found.timesteps, bins)
         return None if values is None else at_steps(values.mean(-1), found.steps, self.steps)
 
-    def distances(self, kind: str) -> np.ndarray | None:
+    def distances(self, measured: str) -> np.ndarray | None:
         """Mean loss of each unit at `steps`, as `ratios`, for what has no base to divide by."""
-        found = self.arrays.get(kind)
+        found = self.arrays.get(measured)
         return None if found is None else at_steps(found.loss.mean(-1, dtype=np.float64), found.steps, self.steps)
 
     def of_steps(self) -> StepOutcomes | None:
         """What decides between the steps; None without evaluations, or if a timestep bin that counts has no noise samples."""
-        learned = self.ratios("evaluation", LEARNED_BINS)
+        learned = self.ratios("validation", LEARNED_BINS)
         if learned is None:
             return None
         return StepOutcomes(
@@ -61,25 +58,24 @@ class RunOutcomes:
             learned,
             kept=self.ratios("base_images"),
             prior=self.ratios("prior"),
-            held_out=self.ratios("evaluation"),
+            held_out=self.ratios("validation"),
             trained=self.ratios("trained"),
             pictures_learned=self.ratios("pictures_learned"),
             pictures_kept=self.distances("pictures_kept"),
         )
 
 
-def read(run: RunFolder, kinds: Sequence[str] = KINDS) -> RunOutcomes:
-    """The results of these kinds. A damaged file becomes a sentence in `problems`, and the rest is read."""
+def read(run: RunFolder) -> RunOutcomes:
+    """The results of a run. A damaged file becomes a sentence in `problems`, and the rest is read."""
     outcomes = RunOutcomes({})
-    for kind in kinds:
-        path: Path = getattr(run, kind)
+    for measured, path in run.results.items():
         try:
             found = Results(path).arrays()
         except UserError as error:
             outcomes.problems.append(str(error))
             continue
         if found is not None:
-            outcomes.arrays[kind] = by_image(found)
+            outcomes.arrays[measured] = by_image(found)
     return outcomes
 
 

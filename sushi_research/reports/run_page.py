@@ -93,7 +93,7 @@ def blocks(run: RunFolder, state: str) -> tuple[BestStep | None, list[Block]]:
 
 
 def _measured_on(outcomes: RunOutcomes) -> str:
-    found = outcomes.arrays.get("evaluation")
+    found = outcomes.arrays.get("validation")
     if found is None:
         return "There are no evaluations."
     images = "1 held-out image" if len(found.names) == 1 else f"{len(found.names)} held-out images"
@@ -154,7 +154,7 @@ def _difference(each: StepDifference) -> str:
 
 def _memorised(outcomes: RunOutcomes) -> dict[int, Memorised]:
     """The memorised outcome by step."""
-    held_out, trained = outcomes.ratios("evaluation"), outcomes.ratios("trained")
+    held_out, trained = outcomes.ratios("validation"), outcomes.ratios("trained")
     if held_out is None or trained is None:
         return {}
     found = {step: memorised(*each) for step, *each in zip(outcomes.steps, trained, held_out, strict=True)}
@@ -163,15 +163,15 @@ def _memorised(outcomes: RunOutcomes) -> dict[int, Memorised]:
 
 def _columns(outcomes: RunOutcomes) -> dict[str, StepMeans]:
     """The outcomes that were measured, by key, except memorised."""
-    values = {"learned": outcomes.ratios("evaluation", LEARNED_BINS)}
+    values = {"learned": outcomes.ratios("validation", LEARNED_BINS)}
     values |= {"kept": outcomes.ratios("base_images"), "prior": outcomes.ratios("prior")}
     values |= {"drift": outcomes.distances("drift")}
     values |= {"pictures learned": outcomes.ratios("pictures_learned")}
     values |= {"pictures kept": outcomes.distances("pictures_kept")}
     for timestep_bin in reversed(range(BINS)):
         low, high = (NUM_TIMESTEPS * (timestep_bin + end) // BINS - end for end in (0, 1))
-        values[f"t {low}-{high}"] = outcomes.ratios("evaluation", (timestep_bin,))
-    values["MSE"] = outcomes.distances("evaluation")
+        values[f"t {low}-{high}"] = outcomes.ratios("validation", (timestep_bin,))
+    values["MSE"] = outcomes.distances("validation")
     return {name: means_of(name, each) for name, each in values.items() if each is not None}
 
 

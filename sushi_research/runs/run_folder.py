@@ -33,6 +33,16 @@ if TYPE_CHECKING:
 
 # Increment it when the meaning of run.json or of an identity's facts changes.
 FORMAT = 2
+# The result files (evaluation/results.py): one for each set that a run can be measured on (evaluation/measured_sets.py).
+RESULT_FILES = {
+    "validation": "evaluation.parquet",
+    "drift": "drift.parquet",
+    "base_images": "base_images.parquet",
+    "prior": "prior.parquet",
+    "trained": "trained.parquet",
+    "pictures_learned": "pictures_learned.parquet",
+    "pictures_kept": "pictures_kept.parquet",
+}
 
 
 class Decision(NamedTuple):
@@ -114,13 +124,9 @@ class RunFolder:
         self.plan = path / "plan.json"
         self.data_report = path / "data_report.json"
         self.metrics = path / "metrics.jsonl"
-        self.evaluation = path / "evaluation.parquet"
-        self.drift = path / "drift.parquet"
-        self.base_images = path / "base_images.parquet"
-        self.prior = path / "prior.parquet"
-        self.trained = path / "trained.parquet"
-        self.pictures_learned = path / "pictures_learned.parquet"
-        self.pictures_kept = path / "pictures_kept.parquet"
+        self.results = {measured: path / name for measured, name in RESULT_FILES.items()}
+        self.evaluation = self.results["validation"]
+        self.drift = self.results["drift"]
         self.validation_set = path / "validation_set.json"
         self.samples = path / "samples"
         self.checkpoints = path / "checkpoints"
@@ -142,12 +148,6 @@ class RunFolder:
         """Releases the lock."""
         if self._lock is not None:
             self._lock.close()
-
-    @property
-    def results(self) -> list[Path]:
-        """The result files (evaluation/results.py), one for each set that a run can be measured on."""
-        found = [self.evaluation, self.drift, self.base_images, self.prior, self.trained]
-        return [*found, self.pictures_learned, self.pictures_kept]
 
     def lost(self) -> UserError | None:
         """The error of a run whose folder was moved, deleted or replaced; None if it is there, or without the lock."""
@@ -171,7 +171,7 @@ class RunFolder:
     def require_kinds(self) -> None:
         """UserError if something else is in the place of a file or a folder of a run, such as a folder, a FIFO or a broken link."""
         files = [self.run, self.config, self.plan, self.provenance, self.metrics, self.stage_timings, self.data_report]
-        files += [self.validation_set, *self.results, self.adapter, self.curves, self.report]
+        files += [self.validation_set, *self.results.values(), self.adapter, self.curves, self.report]
         wrong = [(path, "a file") for path in files if os.path.lexists(path) and not path.is_file()]
         folders = [self.samples, self.checkpoints, self.path / "wandb", self.path / "tensorboard"]
         wrong += [(path, "a folder") for path in folders if os.path.lexists(path) and not path.is_dir()]
@@ -183,7 +183,7 @@ class RunFolder:
     def record_files(self) -> list[Path]:
         """The existing files that record the run, including the sample images of its first and last sampled step."""
         files = [self.run, self.config, self.plan, self.provenance, self.metrics, self.stage_timings]
-        files += [self.validation_set, *self.results]
+        files += [self.validation_set, *self.results.values()]
         steps = sorted(path for path in self.samples.glob("step-*") if path.is_dir())
         images = [image for step in {*steps[:1], *steps[-1:]} for image in sorted(step.glob("*.png"))]
         return [path for path in files if path.exists()] + sorted(images)

@@ -1,14 +1,13 @@
-"""Evaluation before, during and after training: the loss on the validation set, and the drift from the base.
+"""Evaluation before, during and after training, on each set of evaluation/measured_sets.py.
 
-evaluation.parquet and drift.parquet hold the full results; metrics.jsonl and the trackers get means with standard errors. All
-processes share the work, and the result does not depend on their number (validation_set.py).
+A result file of each set holds the full results; metrics.jsonl and the trackers get means with standard errors. All processes
+share the work, and the result does not depend on their number (validation_set.py).
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -26,27 +25,29 @@ from sushi_research.caches.store import Store
 from sushi_research.errors import UserError
 from sushi_research.evaluation import drift, validation_set
 from sushi_research.evaluation.drift import Drift
-from sushi_research.evaluation.results import Measured, Results
-from sushi_research.evaluation.validation_set import ValidationSet
+from sushi_research.evaluation.summary import describe, summary
 from sushi_research.runs import tracking
 from sushi_research.runs.job import Job
 from sushi_research.runs.metrics_file import MetricsFile
+from sushi_research.training import evaluation_records
+from sushi_research.training.evaluation_records import Kind
 from sushi_research.training.identity_facts import drift_set_of
 from sushi_research.training.resume import RunState
 
 logger = logging.getLogger(__name__)
 
+# The sets of images with captions, each measured by the loss.
+IMAGE_SETS = ("validation", "prior", "trained")
+
 
 @dataclass
 class Evaluator:
-    """A run's validation set and drift set, their result files, and the base model's losses once they are measured."""
+    """A run's kinds of results by their set's name, and the base model's losses on each set once they are measured."""
 
     inputs: Inputs
-    validation_set: ValidationSet
-    results: Results
+    kinds: dict[str, Kind]
     drift: Drift | None
-    drift_results: Results
-    base_loss: np.ndarray | None = None
+    base_losses: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 def prepare(job: Job, inputs: Inputs, run_state: RunState, unet: Any) -> Evaluator | None:
@@ -58,7 +59,7 @@ def prepare(job: Job, inputs: Inputs, run_state: RunState, unet: Any) -> Evaluat
         return None
     assert job.run is not None
     measure = open_drift(job, inputs, run_state.hashes["base_model"]["unet"], unet)
-    return Evaluator(inputs, run_state.sets.validation, Results(job.run.evaluation), measure, Results(job.run.drift))
+    return Evaluator(inputs, evaluation_records.of_run(job.run, run_state.sets), measure)
 
 
 def open_drift(job: Job, inputs: Inputs, base_hash: str, unet: Any) -> Drift | None:
@@ -82,7 +83,7 @@ def open_generated(folder: Path, model: ModuleType, accelerator: Accelerator) ->
 
 
 def evaluate(job: Job, evaluator: Evaluator, unet: Any, step: int, metrics_file: MetricsFile) -> None:
-    """Evaluates the UNet as it is at `step`: the validation loss and the drift, logged and recorded.
+    """Evaluates the UNet as it is at `step` on each set, logged and recorded.
 
     Results that are already recorded are kept, so a resumed run measures and logs only what is missing. Evaluation does not touch
     the adapter, its gradients or any random stream, so it does not change the training.
@@ -90,12 +91,14 @@ def evaluate(job: Job, evaluator: Evaluator, unet: Any, step: int, metrics_file:
     Raises UserError if the device runs out of memory.
     """
     try:
-        values = _loss(job, evaluator, unet, step) | _drift(job, evaluator, unet, step)
+        found = {name: _loss(job, evaluator, name, unet, step) for name in IMAGE_SETS if evaluator.kinds[name].measured}
+        found |= _drift(job, evaluator, unet, step)
     except torch.OutOfMemoryError as error:
         raise UserError(
             f"out of memory while evaluating at step {step}: close other programs that use the device, or train without "
             "(--evaluation.held_out 0 or no --evaluation.path) and measure the finished adapter with scripts/evaluate.py."
         ) from error
+    values = summary(found, evaluator.kinds["validation"].measured.timesteps())
     with job.main_process_writes():
         if job.is_main:
             logged = {key for record in metrics_file.read() if record["step"] == step for key in record}
@@ -105,64 +108,63 @@ def evaluate(job: Job, evaluator: Evaluator, unet: Any, step: int, metrics_file:
                 tqdm.write(f"step {step}: {describe(values)}")
 
 
-def describe(values: Mapping[str, float | None]) -> str:
-    """An evaluation as a line of text."""
-
-    def with_error(name: str, form: str) -> str:
-        if values[name] is None:
-            return "not finite"
-        error = f" +- {values[f'{name}_se']:.2g}" if f"{name}_se" in values else ""
-        return f"{values[name]:{form}}{error}"
-
-    text = f"validation loss {with_error('evaluation/loss', '.5f')}, over the base "
-    text += with_error("evaluation/loss_over_base", "+.5f")
-    return f"{text}, drift {with_error('evaluation/drift', '.3g')}" if "evaluation/drift" in values else text
-
-
-def _loss(job: Job, evaluator: Evaluator, unet: Any, step: int) -> dict[str, float | None]:
-    val_set, results = evaluator.validation_set, evaluator.results
-    loss, base = _recorded(job, results, val_set, step)
-    if evaluator.base_loss is None:
-        evaluator.base_loss = base
+def _loss(job: Job, evaluator: Evaluator, name: str, unet: Any, step: int) -> tuple[np.ndarray, np.ndarray]:
+    """(losses at the step, the base's losses) on a set of images, recorded."""
+    kind, inputs = evaluator.kinds[name], evaluator.inputs
+    loss, base = _recorded(job, kind, step)
+    if base is not None:
+        evaluator.base_losses.setdefault(name, base)
 
     def measure() -> np.ndarray:
-        inputs = evaluator.inputs
-        return validation_set.losses(val_set, job.model, unet, inputs.caches, inputs.base.prediction, **job.sharing())
+        prediction = inputs.base.prediction
+        return validation_set.losses(kind.measured, job.model, unet, inputs.caches, prediction, **job.sharing())
 
-    if evaluator.base_loss is None:
+    if name not in evaluator.base_losses:
         with without_adapter(unet):
-            evaluator.base_loss = measure()
+            evaluator.base_losses[name] = measure()
+    base = evaluator.base_losses[name]
     if loss is None:
         loss = measure()
-        with job.main_process_writes():
-            if job.is_main:
-                results.append(val_set, step, loss, evaluator.base_loss)
-    names, times = [item.sample.name for item in val_set.items], val_set.timesteps()
-    _warn(job, step, "validation losses of the base", validation_set.not_finite(names, times, evaluator.base_loss))
-    _warn(job, step, "validation losses", validation_set.not_finite(names, times, loss))
-    return validation_set.summary(loss, evaluator.base_loss, times)
+        _record(job, kind, step, loss, base)
+    names = [item.sample.name for item in kind.measured.items]
+    _warn(job, step, f"{kind.what} of the base", names, kind, base)
+    _warn(job, step, kind.what, names, kind, loss)
+    return loss, base
 
 
-def _drift(job: Job, evaluator: Evaluator, unet: Any, step: int) -> dict[str, float | None]:
-    measure, results = evaluator.drift, evaluator.drift_results
+def _drift(job: Job, evaluator: Evaluator, unet: Any, step: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """The drift, and the losses on the base's images, which come from the same predictions; {} without drift captions."""
+    measure = evaluator.drift
     if measure is None:
         return {}
-    found, _ = _recorded(job, results, measure.drift_set, step)
-    if found is None:
+    kinds = {name: evaluator.kinds[name] for name in ("drift", "base_images")}
+    recorded = {name: _recorded(job, kind, step) for name, kind in kinds.items()}
+    found = {name: loss for name, (loss, _) in recorded.items()}
+    base = evaluator.base_losses
+    for name, (_, of_base) in recorded.items():
+        if of_base is not None:
+            base.setdefault(name, of_base)
+    if any(loss is None for loss in found.values()):
         if not measure.knows_base:
             with without_adapter(unet):
                 measure.remember_base(unet)
-        found = measure.measure(unet)
-        with job.main_process_writes():
-            if job.is_main:
-                results.append(measure.drift_set, step, found, np.zeros_like(found))
-    places = validation_set.not_finite(measure.drift_set.names, measure.drift_set.timesteps(), found)
-    _warn(job, step, "drift values", places)
-    return drift.summary(found)
+        assert measure.base_loss is not None
+        base.setdefault("drift", np.zeros_like(measure.base_loss))
+        base.setdefault("base_images", measure.base_loss)
+        for name, loss in zip(kinds, measure.measure(unet), strict=True):
+            if found[name] is None:
+                found[name] = loss
+                _record(job, kinds[name], step, loss, base[name])
+    captions = measure.drift_set.names
+    _warn(job, step, f"{kinds['base_images'].what} of the base", captions, kinds["base_images"], base["base_images"])
+    for name, kind in kinds.items():
+        _warn(job, step, kind.what, captions, kind, found[name])
+    return {name: (loss, base[name]) for name, loss in found.items()}
 
 
-def _warn(job: Job, step: int, what: str, places: str) -> None:
+def _warn(job: Job, step: int, what: str, names: Any, kind: Kind, values: np.ndarray) -> None:
     """Says which values are not finite, and what becomes of them and of the run."""
+    places = validation_set.not_finite(names, kind.measured.timesteps(), values)
     if places and job.is_main:
         advice = "; train.precision bf16 or fp32 has no overflow" if job.precision == "fp16" else ""
         logger.warning(
@@ -174,10 +176,16 @@ def _warn(job: Job, step: int, what: str, places: str) -> None:
         )
 
 
-def _recorded(job: Job, results: Results, measured: Measured, step: int) -> tuple[np.ndarray | None, np.ndarray | None]:
+def _record(job: Job, kind: Kind, step: int, loss: np.ndarray, base: np.ndarray) -> None:
+    with job.main_process_writes():
+        if job.is_main:
+            kind.results.append(kind.measured, step, loss, base)
+
+
+def _recorded(job: Job, kind: Kind, step: int) -> tuple[np.ndarray | None, np.ndarray | None]:
     """(losses at the step, losses of the base) as recorded by the main process; None for each that is not recorded."""
     found = [None, None]
     if job.is_main:
-        found = [results.loss_at(measured, step), results.base_loss(measured)]
+        found = [kind.results.loss_at(kind.measured, step), kind.results.base_loss(kind.measured)]
     loss, base = broadcast_object_list(found)
     return loss, base

@@ -23,13 +23,24 @@ class EvaluationPlan:
     evaluations: int
     drift_captions: int
     near_duplicates: tuple[str, ...]
+    prior_images: int = 0
+    prior_held_out: bool = False
+    training_images: int = 0
 
     def describe(self) -> list[str]:
         images = "1 image" if self.images == 1 else f"{self.images} images"
         drift = f", and the drift on {self.drift_captions} captions" if self.drift_captions else ""
+        kept = ["the base's own images of these captions"] if self.drift_captions else []
+        held_out = ", held out of training" if self.prior_held_out else ""
+        kept += [f"{self.prior_images} prior images{held_out}"] if self.prior_images else []
+        memorised = (
+            f"{self.training_images} training images" if self.training_images else "nothing: no training image is left"
+        )
         lines = [
             f"evaluation   {images} x {self.noise_samples} noise samples{drift}, {self.evaluations} times",
             f"             images: {self.source}",
+            f"             what is kept is measured on {' and '.join(kept) or 'nothing: there is nothing to measure it on'}",
+            f"             what is memorised is measured on {memorised}",
         ]
         if self.images < MIN_IMAGES:
             lines.append(f"             a test result between runs needs {MIN_IMAGES} images or more")
@@ -53,6 +64,9 @@ def plan_evaluation(config: TrainingConfig, inputs: Inputs, steps: int) -> Evalu
         evaluations=2 + ((steps - 1) // every if every else 0),
         drift_captions=len(drift_captions(config, data)),
         near_duplicates=tuple(data.near_duplicates),
+        prior_images=len(data.prior),
+        prior_held_out=bool(data.prior) and data.prior_scan is None,
+        training_images=len(data.trained),
     )
 
 

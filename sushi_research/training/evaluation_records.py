@@ -43,67 +43,55 @@ class Kind:
         return self.measured is not None and self.results.is_of_another(self.measured)
 
 
-def of_run(run: RunFolder, sets: MeasuredSets) -> list[Kind]:
-    """All kinds of results of a run, of which `sets` says which are measured now."""
-    losses, drift, prior = Results(run.evaluation), Results(run.drift), Results(run.prior)
-    base_images, trained = Results(run.base_images), Results(run.trained)
-    learned, kept = Results(run.pictures_learned), Results(run.pictures_kept)
+def of_run(run: RunFolder, sets: MeasuredSets) -> dict[str, Kind]:
+    """All kinds of results of a run, by their set's name in `MeasuredSets`. `sets` says which are measured now."""
+    results = {name: Results(path) for name, path in run.results.items()}
     # The memorised metrics compare the training images with the held-out ones.
     of_losses = ("evaluation/loss", "evaluation/log_loss", "evaluation/learned", "evaluation/memorised")
-    of_trained = ("evaluation/trained", "evaluation/memorised")
-    return [
-        Kind(
-            losses,
-            sets.validation,
+    kinds = [
+        (
+            "validation",
             of_losses,
             "validation losses",
-            lambda: _validation_change(run, losses, sets.validation),
+            lambda: _validation_change(run, results["validation"], sets.validation),
         ),
-        Kind(
-            drift,
-            sets.drift,
-            ("evaluation/drift",),
-            "drift values",
-            lambda: _caption_change(drift, sets.drift, "the drift"),
-        ),
-        Kind(
-            base_images,
-            sets.base_images,
+        ("drift", ("evaluation/drift",), "drift values", lambda: _drift_change(results["drift"], sets.drift)),
+        (
+            "base_images",
             ("evaluation/kept",),
             "losses on the base's images",
-            lambda: _caption_change(base_images, sets.base_images, "the base's images"),
-            is_implied=True,
+            lambda: _drift_change(results["base_images"], sets.base_images),
         ),
-        Kind(
-            prior,
-            sets.prior,
+        (
+            "prior",
             ("evaluation/prior",),
-            "losses on the prior images",
-            lambda: "the prior images have changed",
+            "losses on prior images",
+            lambda: "the prior images or evaluation.noise_samples have changed",
         ),
-        Kind(
-            trained,
-            sets.trained,
-            of_trained,
+        (
+            "trained",
+            ("evaluation/trained", "evaluation/memorised"),
             "losses on training images",
-            lambda: "the training images that are measured have changed",
-            is_implied=True,
+            lambda: "the training images that are measured or evaluation.noise_samples have changed",
         ),
-        Kind(
-            learned,
-            sets.pictures_learned,
+        (
+            "pictures_learned",
             ("evaluation/pictures_learned",),
             "pictures of held-out captions",
             lambda: "the pictures of held-out captions are drawn otherwise",
         ),
-        Kind(
-            kept,
-            sets.pictures_kept,
+        (
+            "pictures_kept",
             ("evaluation/pictures_kept",),
             "pictures of neutral captions",
             lambda: "the pictures of neutral captions are drawn otherwise",
         ),
     ]
+    implied = ("base_images", "trained")
+    return {
+        name: Kind(results[name], getattr(sets, name), prefixes, what, reason, name in implied)
+        for name, prefixes, what, reason in kinds
+    }
 
 
 def changes(run: RunFolder, sets: MeasuredSets, is_finished: bool) -> list[str]:
@@ -112,7 +100,7 @@ def changes(run: RunFolder, sets: MeasuredSets, is_finished: bool) -> list[str]:
     UserError if a result file is damaged; a sentence instead if the run is finished, because it is not evaluated again.
     """
     found = []
-    for kind in of_run(run, sets):
+    for kind in of_run(run, sets).values():
         try:
             kind.results.steps()  # a UserError if the rows are not those of complete steps
             if kind.is_of_another:
@@ -130,7 +118,7 @@ def changes(run: RunFolder, sets: MeasuredSets, is_finished: bool) -> list[str]:
 def cut_back(run: RunFolder, sets: MeasuredSets, step: int) -> None:
     """Drops metrics and results after `step`, from which the run continues (-1: all), and all results of another set."""
     evaluated: dict[str, set[int]] = {}
-    for kind in of_run(run, sets):
+    for kind in of_run(run, sets).values():
         kind.results.cut_back(-1 if step < 0 or kind.is_of_another else step)
         steps = set(kind.results.steps())
         for prefix in kind.prefixes:
@@ -144,7 +132,7 @@ def lost(run: RunFolder, sets: MeasuredSets, step: int) -> dict[Path, str]:
     Damaged results are not among them, nor those that were never measured because the run is of an older version.
     """
     found = {}
-    for kind in of_run(run, sets):
+    for kind in of_run(run, sets).values():
         path = kind.results.path
         try:
             if kind.measured is None or kind.is_of_another or step in kind.results.steps():
@@ -191,10 +179,10 @@ def _facts(described: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _caption_change(results: Results, drift_set: DriftSet | None, what: str) -> str:
+def _drift_change(results: Results, drift_set: DriftSet | None) -> str:
     """What distinguishes the drift set of the stored results, which hold the captions."""
     assert drift_set is not None
     arrays = results.arrays()
     if arrays is not None and set(arrays.names) != set(drift_set.names):
-        return f"the captions for {what} have changed"
-    return "the drift set has changed" if what == "the drift" else f"{what} have changed"
+        return "the captions for the drift have changed"
+    return "the drift set has changed"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -12,7 +12,7 @@ from sushi_research.caches.inputs import Inputs
 from sushi_research.caches.store import entry_key
 from sushi_research.config import TrainingConfig
 from sushi_research.config.command_line import config_to_dict
-from sushi_research.data.samples import dataset_hash
+from sushi_research.data.samples import Item, dataset_hash
 from sushi_research.data.training_data import Data, bucket_rule, drift_captions
 from sushi_research.evaluation import drift, validation_set
 from sushi_research.evaluation.drift import DriftSet
@@ -24,23 +24,31 @@ from sushi_research.runs.job import Job
 
 def measured_sets_of(job: Job, inputs: Inputs, base_hash: str) -> MeasuredSets:
     """The sets that the run is measured on, by its config and data. Does not need encoded data."""
-    drift_set = drift_set_of(job, inputs, base_hash)
+    data, drift_set = inputs.data, drift_set_of(job, inputs, base_hash)
     return MeasuredSets(
-        validation=validation_set_of(job, inputs, base_hash),
+        validation=_image_set(job, inputs, base_hash, data.held_out),
         drift=drift_set,
+        base_images=drift_set,
+        prior=_image_set(job, inputs, base_hash, data.prior),
+        trained=_image_set(job, inputs, base_hash, data.trained),
     )
 
 
 def validation_set_of(job: Job, inputs: Inputs, base_hash: str) -> ValidationSet | None:
     """The validation set of the run's held-out images, or None without any. Does not need encoded data."""
-    config, data = job.config, inputs.data
-    if not data.held_out:
+    return _image_set(job, inputs, base_hash, inputs.data.held_out)
+
+
+def _image_set(job: Job, inputs: Inputs, base_hash: str, items: Sequence[Item]) -> ValidationSet | None:
+    """The items as a set that losses are measured on; None without any."""
+    config = job.config
+    if not items:
         return None
     # SD1.5 has no size conditioning. Use a fixed value, because this setting must not change its validation set.
     convention = getattr(config.data, "time_ids", "image")
     noise_samples = config.evaluation.noise_samples
     return validation_set.make_validation_set(
-        data.held_out, noise_samples, inputs.caches, inputs.base.prediction, base_hash, convention
+        items, noise_samples, inputs.caches, inputs.base.prediction, base_hash, convention
     )
 
 

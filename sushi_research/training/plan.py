@@ -190,8 +190,8 @@ def make_plan(job: Job, inputs: Inputs) -> Plan:
     epoch_steps = range(min(steps, max(1, len(items) // global_batch_size)))
     micro_batches = sum(len(sampler.micro_batches(step, config.train.batch_size)) for step in epoch_steps)
     entries = {caches.latent_key(item, flip): item.bucket for item in items for flip in caches.flips}
-    entries |= {caches.latent_key(item, False): item.bucket for item in data.held_out}
-    captions = {item.sample.caption for item in [*items, *data.held_out]}
+    entries |= {caches.latent_key(item, False): item.bucket for item in data.measured}
+    captions = {item.sample.caption for item in [*items, *data.measured]}
     parameters = sum(map(math.prod, shapes.values()))
     missing, missing_captions = caches.missing_latents(data), len(caches.missing_captions(inputs.captions))
     disk = plan_run(job, cache_bytes(job, inputs, missing, missing_captions), steps, parameters)

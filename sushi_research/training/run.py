@@ -115,7 +115,9 @@ def open_run(job: Job) -> Iterator[Job]:
 
 def _shares_folder(config: TrainingConfig) -> UserError | None:
     """An error if the run's folder is that of the images."""
-    for key, path in (("data.path", config.data.path), ("evaluation.path", config.evaluation.path)):
+    evaluation = config.evaluation
+    paths = {"data.path": config.data.path, "evaluation.path": evaluation.path}
+    for key, path in (paths | {"evaluation.prior_path": evaluation.prior_path}).items():
         if not config.run.name or not path:
             continue
         if os.path.isdir(path) and os.path.realpath(path) == os.path.realpath(Path(config.run.folder, config.run.name)):

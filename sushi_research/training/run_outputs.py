@@ -35,7 +35,9 @@ def write_descriptions(
     writers: dict[Path, Callable[[], None]] = {
         run.config: lambda: write_atomic(run.config, config_to_yaml(job.config).encode()),
         run.plan: lambda: write_json(run.plan, plan.to_json()),
-        run.data_report: lambda: dataset.write_report(data.scan, run.data_report, data.evaluation_scan),
+        run.data_report: lambda: dataset.write_report(
+            data.scan, run.data_report, data.evaluation_scan, data.prior_scan
+        ),
     }
     if val_set:
         writers[run.validation_set] = lambda: write_json(run.validation_set, val_set.describe())

@@ -59,7 +59,9 @@ def settings(held) -> dict:
 
 
 def tables(folder: Path) -> list[list[dict]]:
-    return [pyarrow.parquet.read_table(folder / name).to_pylist() for name in ("evaluation.parquet", "drift.parquet")]
+    """Rows of the losses, of the drift, and of what is measured without being asked for."""
+    names = ("evaluation", "drift", "base_images", "trained")
+    return [pyarrow.parquet.read_table(folder / f"{name}.parquet").to_pylist() for name in names]
 
 
 def evaluations(trainer: Trainer, name: str) -> list[dict]:
@@ -89,14 +91,20 @@ def test_evaluating_changes_nothing(trainer, settings, whole):
 def test_what_is_kept_and_logged(trainer, settings, held, with_curves):
     assert trainer.train("run", settings) == 0
     folder = trainer.folder("run")
-    losses, moved = tables(folder)
+    losses, moved, kept, trained = tables(folder)
     assert sorted({row["step"] for row in losses}) == sorted({row["step"] for row in moved}) == [0, 2, 4, 5]
     assert len(losses) == 4 * 3 * 4 and len(moved) == 4 * 2 * 4
     assert all(row["loss"] == row["base_loss"] for row in losses if row["step"] == 0), "training starts from the base"
     assert any(row["loss"] != row["base_loss"] for row in losses if row["step"] == 5)
     assert all((row["loss"] == 0) is (row["step"] == 0) for row in moved)
+    assert len(kept) == 4 * 2 * 4 and len(trained) == 4 * 3 * 4, "as many training images as held-out ones"
     lines = evaluations(trainer, "run")
     assert [line["step"] for line in lines] == [0, 2, 4, 5]
+    assert (
+        lines[0]["evaluation/kept"] == lines[0]["evaluation/learned"] == 0
+        and lines[0]["evaluation/memorised_auc"] == 0.5
+    )
+    assert lines[-1]["evaluation/kept"] != 0 != lines[-1]["evaluation/trained"] and "evaluation/prior" not in lines[-1]
     record = read_record(folder)
     assert record.problems == [] and record.evaluation.times.clock == "CPU time"
     assert (np.diff(record.evaluation.seconds) > 0).all() and (np.diff(record.evaluation.times.wall_seconds) > 0).all()
@@ -320,7 +328,8 @@ def test_a_copy_that_was_brightened_is_named_in_the_plan(trainer, held, photos, 
     assert trainer.train("run", settings) == 0
     plan = trainer.plan("run")["evaluation"]
     assert (
-        plan["near_duplicates"] == ["the held-out copy.png looks like the training image 0.png"] and plan["images"] == 4
+        plan["near_duplicates"] == ["the held-out image copy.png looks like the training image 0.png"]
+        and plan["images"] == 4
     )
 
 
@@ -375,12 +384,12 @@ def test_a_file_is_measured_as_its_run_was(trainer, settings, tmp_path, capsys):
     found = evaluate_adapters(trainer, "run", output, [mine, foreign, uneven], *lora_scales)
     names = ["base", "run-scale-0.5", "run", "foreign-scale-0.5", "foreign", "uneven-scale-0.5", "uneven"]
     assert list(found) == names
-    of_run, of_drift = tables(trainer.folder("run"))
+    of_run = tables(trainer.folder("run"))
     for name, step in (("base", 0), ("run", 5)):
-        losses, moved = tables(output / name)
-        assert [row["loss"] for row in losses] == [row["loss"] for row in of_run if row["step"] == step]
-        assert [row["base_loss"] for row in losses] == [row["base_loss"] for row in of_run if row["step"] == step]
-        assert [row["loss"] for row in moved] == [row["loss"] for row in of_drift if row["step"] == step]
+        for rows, every in zip(tables(output / name), of_run, strict=True):
+            there = [row for row in every if row["step"] == step]
+            for column in ("loss", "base_loss"):
+                assert [row[column] for row in rows] == [row[column] for row in there]
     # The scale of 1/2 is exact in floating point, so where it is applied changes no bit.
     assert tables(output / "foreign") == tables(output / "run")
     # Zeros for a higher rank may change the order of a sum, so the last digits: 1e-6 is 8 roundings of fp32.
@@ -391,7 +400,8 @@ def test_a_file_is_measured_as_its_run_was(trainer, settings, tmp_path, capsys):
     assert entry["adapter"]["file"] == "foreign.safetensors" and entry["adapter"]["lora_scale"] == 1.0
     assert [path.name for path in (output / "run/samples/step-00000001").iterdir()]
     assert (output / "grid.png").is_file() and (output / "lora_scales.png").is_file()
-    assert "| run | " in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "| learned | kept | memorised, AUC | drift |" in said and "| run | " in said
 
 
 @pytest.mark.slow

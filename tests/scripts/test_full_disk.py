@@ -11,6 +11,7 @@ from script_runs import script
 
 from sushi_research.errors import UserError
 from sushi_research.evaluation import adapter_files
+from sushi_research.evaluation.measured_sets import MeasuredSets
 from sushi_research.evaluation.results import Results
 
 ONE = pytest.mark.parametrize("architecture", ["sd15"])
@@ -106,12 +107,16 @@ def test_an_evaluation_keeps_its_results_without_its_pictures(full, tmp_path, ca
     monkeypatch.setattr(FakeValidationSet, "describe", lambda _: {}, raising=False)
     found = [
         adapter_files.Result(
-            name, scale, losses(val_set, gain, 0), base_loss(val_set), None, [("00-seed0.png", "a cat")], [image]
+            name,
+            scale,
+            {"validation": (losses(val_set, gain, 0), base_loss(val_set))},
+            [("00-seed0.png", "a cat")],
+            [image],
         )
         for name, scale, gain in (("base", 0.0, 0.0), ("one", 0.5, 0.1), ("two", 1.0, 0.2))
     ]
     for result in found:
-        adapter_files.write(tmp_path, result, val_set, None, {"adapter": None})
+        adapter_files.write(tmp_path, result, MeasuredSets(val_set), {"adapter": None})
     adapter_files.finish(tmp_path, found, val_set)
     assert [Results(tmp_path / name / "evaluation.parquet").steps() for name in ("base", "one", "two")] == [[0]] * 3
     assert (tmp_path / "evaluation.md").read_text() == adapter_files.table(found, val_set) + "\n"

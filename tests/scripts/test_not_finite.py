@@ -49,11 +49,17 @@ def test_a_run_with_values_that_are_not_finite(trainer, monkeypatch, caplog):
         )
         bins = [line[f"evaluation/loss_over_base_by_timestep/{number}"] for number in range(4)]
         assert [value is None for value in bins] == [False, True, False, False], "the others are as they were"
-        assert line["evaluation/drift"] >= 0
+        assert line["evaluation/drift"] >= 0 and line["evaluation/kept"] is not None
+        assert (
+            line["evaluation/trained"]
+            is line["evaluation/memorised_auc"]
+            is line["evaluation/memorised_gap_se"]
+            is None
+        )
     [first] = json.loads((trainer.folder("run") / "validation_set.json").read_text())["images"][:1]
     of_images = "1 of 1 images have values that are not finite (NaN or infinity): 'a cat' (the VAE)"
     assert len([message for message in caplog.messages if message.startswith(of_images)]) == 2
-    said = [message for message in caplog.messages if "losses" in message]
+    said = [message for message in caplog.messages if " validation losses" in message]
     assert len(said) == 4, "of the base and the run, at two steps"
     assert all(f" 1 of 16 ({first['name']} at timestep " in message for message in said)
 

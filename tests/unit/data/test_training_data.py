@@ -2,62 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-from pathlib import Path
-from types import SimpleNamespace
-
-import numpy as np
 import pytest
-from PIL import Image
+from drawn_pictures import picture
 
-from sushi_research.config import SD15Training
-from sushi_research.data.training_data import read_data
 from sushi_research.errors import UserError
-from sushi_research.fingerprints import HashCache
-from sushi_research.runs.job import Job
-from sushi_research.runs.run_folder import open_run_folder
-
-
-def picture(path: Path, seed: int, size: tuple[int, int] = (64, 64)) -> None:
-    """A picture that resembles no other, with a caption."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(seed).integers(0, 255, (8, 8, 3), dtype=np.uint8)
-    Image.fromarray(pixels).resize(size, Image.Resampling.NEAREST).save(path)
-    path.with_suffix(".txt").write_text(f"picture {seed}")
-
-
-@pytest.fixture
-def read(tmp_path):
-    """Reads `photos`, with other settings by section, as a new run; returns the data, and the run's report or None."""
-
-    def run(on_bad_file: str = "stop", **evaluation):
-        sections = {
-            "model": {"base": "x"},
-            "train": {"steps": 1},
-            "cache": {"folder": str(tmp_path / "photos" / "cache")},
-        }
-        sections["data"] = {
-            "path": str(tmp_path / "photos"),
-            "resolution": 64,
-            "bucket_step": 32,
-            "on_bad_file": on_bad_file,
-        }
-        config = SD15Training(
-            **sections, evaluation=evaluation, run={"folder": str(tmp_path / "photos" / "runs"), "name": "a"}
-        )
-        accelerator = SimpleNamespace(main_process_first=contextlib.nullcontext, is_main_process=True)
-        with open_run_folder(Path(config.run.folder), "a") as run_folder:
-            report = run_folder.data_report
-            report.unlink(missing_ok=True)
-            picture(run_folder.samples / "own.png", 99)
-            job = Job(config, SimpleNamespace(NAME="sd15"), accelerator, "fp32", run_folder)
-            try:
-                return read_data(job, HashCache(tmp_path / "files.json"))
-            finally:
-                run.report = json.loads(report.read_text()) if report.exists() else None
-
-    return run
 
 
 def names(items) -> list[str]:

@@ -58,9 +58,10 @@ def test_the_drift_equals_a_plain_reference(architecture, setting, generated_lat
     drift_set, store = drift_set_of(here), generated_latents(architecture)
     measure = measure_of(here, drift_set, store)
     measure.remember_base(here.unet)
-    assert (measure.measure(here.unet) == 0).all(), "the base has not moved"
+    moved_by_base, own = measure.measure(here.unet)
+    assert (moved_by_base == 0).all() and np.array_equal(own, measure.base_loss), "the base has not moved"
     other = moved(here.unet)
-    found = measure.measure(other)
+    found, loss = measure.measure(other)
     assert found.shape == (3, drift.NOISE_SAMPLES) and found.dtype == np.float32 and (found > 0).all()
 
     abar = diffusion.alphas_cumprod()
@@ -74,6 +75,9 @@ def test_the_drift_equals_a_plain_reference(architecture, setting, generated_lat
             with torch.no_grad():
                 one, two = (here.model.predict(unet, noised, t[None], text, sizes) for unet in (here.unet, other))
             assert found[index, number] == pytest.approx((one - two).square().mean().item(), rel=1e-4)
+            # The bases of tests predict the noise.
+            for predicted, measured in ((one, measure.base_loss), (two, loss)):
+                assert measured[index, number] == pytest.approx((predicted - noise).square().mean().item(), rel=1e-4)
 
 
 def test_the_number_of_processes_changes_no_bit(setting, generated_latents):
@@ -85,9 +89,9 @@ def test_the_number_of_processes_changes_no_bit(setting, generated_latents):
         measure = measure_of(here, drift_set, store, rank=rank, world=world)
         assert not measure.knows_base
         measure.remember_base(here.unet)
-        shares.append(measure.measure(other))
+        shares.append(np.stack([*measure.measure(other), measure.base_loss]))  # [drift, loss, base's loss]
     assert np.array_equal(shares[0], shares[1] + shares[2])
-    assert (shares[1][1] == 0).all() and (shares[2][[0, 2]] == 0).all()
+    assert (shares[1][:, 1] == 0).all() and (shares[2][:, [0, 2]] == 0).all()
 
 
 def test_a_caption_is_sampled_once(setting, generated_latents, tmp_path):

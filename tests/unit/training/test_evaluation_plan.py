@@ -17,11 +17,14 @@ def test_it_says_how_many_images_were_asked_for_and_how_many_are_held_out():
     config = SD15Training.model_validate(
         {"model": {"base": "b"}, "data": {"path": "photos"}, "train": {"steps": 9}, "evaluation": {"held_out": 0.25}}
     )
-    data = Data(items(0, 17), None, items(17, 3), [f"{n}.png resembles another" for n in range(7)])
+    near = [f"{n}.png resembles another" for n in range(7)]
+    data = Data(items(0, 17), None, items(17, 3), near, prior=items(20, 4), trained=items(0, 3))
     found = plan_evaluation(config, SimpleNamespace(data=data), 500)
     assert found.describe() == [
         "evaluation   3 images x 8 noise samples, and the drift on 16 captions, 3 times",
         "             images: held out of photos (asked for 0.25 of 20 images, which is 5; got 3)",
+        "             what is kept is measured on the base's own images of these captions and 4 prior images, held out of training",
+        "             what is memorised is measured on 3 training images",
         "             a test result between runs needs 8 images or more",
         *(f"             warning: {n}.png resembles another" for n in range(5)),
         "             and 2 more (a run's plan.json lists all)",

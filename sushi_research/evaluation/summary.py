@@ -1,0 +1,75 @@
+"""What is logged and printed of an evaluation: the three outcomes (learned, kept, memorised) and the means that they are from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+
+from sushi_research.evaluation import drift, memorisation, outcomes, validation_set
+
+# The set's name in MeasuredSets -> (loss, base loss), [N, noise samples] each.
+Losses = Mapping[str, tuple[np.ndarray, np.ndarray]]
+
+
+def summary(found: Losses, times: np.ndarray) -> dict[str, float | None]:
+    """The logged metrics of what was measured; `times` are the timesteps of the validation set. A mean that includes a value
+    that is not finite is None."""
+    values = validation_set.summary(*found["validation"], times)
+    if "drift" in found:
+        values |= drift.summary(found["drift"][0])
+    for name, key in (("base_images", "kept"), ("prior", "prior"), ("trained", "trained")):
+        if name in found:
+            values |= outcomes.ratio_summary(f"evaluation/{key}", *found[name])
+    if "trained" in found:
+        values |= memorisation.summary(found["trained"], found["validation"])
+    return values
+
+
+def describe(values: Mapping[str, float | None]) -> str:
+    """An evaluation as a line of text."""
+    parts = [
+        f"validation loss {with_error(values, 'evaluation/loss', '.5f')}, over the base "
+        f"{with_error(values, 'evaluation/loss_over_base', '+.5f')}",
+        f"learned {_ratio(values, 'evaluation/learned')} at the noisiest timesteps",
+    ]
+    if "evaluation/kept" in values:
+        kept = [f"{_ratio(values, 'evaluation/kept')} on the base's own images"]
+        if "evaluation/prior" in values:
+            kept.append(f"{_ratio(values, 'evaluation/prior')} on prior images")
+        parts.append(f"kept {', '.join(kept)}")
+    elif "evaluation/prior" in values:
+        parts.append(f"kept {_ratio(values, 'evaluation/prior')} on prior images")
+    if "evaluation/memorised_auc" in values:
+        parts.append(f"memorised {_memorised(values)}")
+    if "evaluation/drift" in values:
+        parts.append(f"drift {with_error(values, 'evaluation/drift', '.3g')}")
+    return "; ".join(parts)
+
+
+def with_error(values: Mapping[str, float | None], name: str, form: str) -> str:
+    """A mean and its standard error, as text."""
+    if values[name] is None:
+        return "not finite"
+    error = values.get(f"{name}_se")
+    return f"{values[name]:{form}}" + ("" if error is None else f" +- {error:.2g}")
+
+
+def _ratio(values: Mapping[str, float | None], name: str) -> str:
+    value = values[name]
+    if value is None:
+        return "not finite"
+    change = math.expm1(value)
+    words = f"{abs(change):.1%} {'below' if change < 0 else 'above'} the base" if round(change, 3) else "as the base"
+    return f"{with_error(values, name, '+.3f')} ({words})"
+
+
+def _memorised(values: Mapping[str, float | None]) -> str:
+    name = "evaluation/memorised_auc"
+    if values[name] is None:
+        return "not finite"
+    low, high = (values[f"{name}_{side}"] for side in ("low", "high"))
+    assert low is not None and high is not None
+    words = "does not tell its training images from held-out ones" if low <= 0.5 else "recognises its training images"
+    return f"AUC {values[name]:.2f} ({low:.2f} to {high:.2f}: {words})"

@@ -1,0 +1,50 @@
+"""Log ratios of losses: the means that "learned" and "kept" are, by timestep bin, and what makes none."""
+
+import numpy as np
+import pytest
+
+from sushi_research.evaluation import outcomes, summary
+
+TIMES = np.array([[10, 300, 600, 900], [260, 20, 990, 510]])
+
+
+def test_the_log_ratio_is_finite_where_the_losses_are():
+    loss = np.array([[0.2, 0.0, 0.0, np.inf, np.nan]], np.float32)
+    base = np.array([[0.1, 0.0, 1.0, np.inf, 1.0]], np.float32)
+    found = outcomes.log_ratio(loss, base)
+    assert found[0, 0] == pytest.approx(np.log(2), rel=1e-7) and found[0, 1] == 0  # the losses are in fp32
+    assert found[0, 2] == pytest.approx(np.log(np.finfo(np.float32).tiny)) and np.isnan(found[0, 3:]).all()
+    assert found.dtype == np.float64
+
+
+def test_bins_are_chosen_for_each_image_by_itself():
+    values = np.arange(16.0).reshape(2, 2, 4)
+    assert outcomes.in_bins(values, TIMES, [3]).tolist() == [[[3], [6]], [[11], [14]]]
+    assert outcomes.in_bins(values, TIMES, [0, 3]).tolist() == [[[0, 3], [5, 6]], [[8, 11], [13, 14]]]
+
+
+@pytest.mark.parametrize("times", [[[10, 300, 600], [260, 20, 510]], [[10, 300, 800, 900], [260, 20, 990, 510]]])
+def test_a_bin_without_noise_samples_gives_nothing(times):
+    times = np.array(times)
+    ones = np.ones(times.shape)
+    assert outcomes.in_bins(ones, times, [3]) is outcomes.learned(ones, ones, times) is None
+    assert "evaluation/learned" not in outcomes.learned_summary(ones, ones, times)
+
+
+def test_what_is_logged_of_an_evaluation():
+    base = np.array([[0.5, 0.4, 0.2, 0.1], [0.3, 0.6, 0.1, 0.2]])
+    factor = np.array([[1.0, 1.1, 1.2, 0.5], [1.1, 1.0, 0.25, 1.2]])
+    found = {"validation": (base * factor, base), "base_images": (base * 2, base), "trained": (base / 4, base)}
+    values = summary.summary(found, TIMES)
+    bins = [values[f"evaluation/log_loss_over_base_by_timestep/{number}"] for number in range(4)]
+    assert bins == pytest.approx([0, np.log(1.1), np.log(1.2), np.log(0.5 * 0.25) / 2])
+    assert values["evaluation/learned"] == bins[3]
+    assert values["evaluation/learned_se"] == pytest.approx(np.log(2) / 2)  # of -log 2 and -log 4
+    assert values["evaluation/kept"] == pytest.approx(np.log(2))
+    assert values["evaluation/trained"] == pytest.approx(-2 * np.log(2))
+    assert values["evaluation/memorised_auc"] == 1 and "evaluation/prior" not in values
+    said = summary.describe(values)
+    assert (
+        "learned -1.040 +- 0.35 (64.6% below the base)" in said and "kept +0.693 +- 0 (100.0% above the base)" in said
+    )
+    assert "memorised AUC 1.00 (0." in said and said.endswith("recognises its training images)")
