@@ -26,7 +26,7 @@ Found = TypeVar("Found")
 WORDS = """\
 Learned, kept and prior are means of log(loss / the base's loss) on the same image, timestep and noise: 0 is as the base, -0.1 is a
 loss about 10 % lower, +0.1 one about 10 % higher. +- is a standard error over images (or captions).
-Learned: on the held-out images, at the noisiest quarter of the timesteps; lower is more. Each timestep bin is a column too.
+Learned: on the held-out images, at timesteps (t) {learned}; lower is more. Each timestep bin is a column too.
 Kept: on images that the base generated for neutral captions; above 0 something of what the base knew is lost. Prior: the same on
 images of evaluation.prior_path. Drift: the mean squared distance of the predictions from the base's on the neutral captions.
 Memorised: the AUC is how well the losses tell training images from held-out ones (0.5 not at all, 1 every one); the gap is the
@@ -84,7 +84,9 @@ def blocks(run: RunFolder, state: str) -> tuple[BestStep | None, list[Block]]:
         *([Block("table", rows=table)] if table else []),
         *([Block("picture", "Learned against kept, and each outcome over the steps", path=plot)] if plot else []),
         Block("list", items=[sentence for kind, sentence in NOT_MEASURED.items() if kind not in outcomes.arrays]),
-        Block("details", "What the words mean", items=[WORDS]),
+        Block(
+            "details", "What the words mean", items=[WORDS.format(learned=" and ".join(map(_timesteps, LEARNED_BINS)))]
+        ),
         *_pictures(run, problems),
     ]
     if problems:
@@ -124,12 +126,15 @@ def _choice(outcomes: RunOutcomes, best: BestStep | None, memorises: int | None)
         items.append(
             "none|There is no step from which on it only memorises: it went on learning, or the gap did not grow"
         )
-    compared = {
-        "the first evaluation": best.against_first,
-        "the last": best.against_last,
-        "the best of the others": best.against_runner_up,
-    }
-    lines = [f"against {what}, {_difference(each)}" for what, each in compared.items() if each is not None]
+    compared: dict[StepDifference, str] = {}
+    for what, each in (
+        ("the first evaluation", best.against_first),
+        ("the last", best.against_last),
+        ("the best of the others", best.against_runner_up),
+    ):
+        if each is not None:
+            compared[each] = f"{compared[each]} and {what}" if each in compared else what
+    lines = [f"against {what}, {_difference(each)}" for each, what in compared.items()]
     if best.skipped:
         lines.append(f"{_steps(best.skipped)} cannot be chosen: a value that decides is missing or not finite there")
     if count > 1:
@@ -169,10 +174,14 @@ def _columns(outcomes: RunOutcomes) -> dict[str, StepMeans]:
     values |= {"pictures learned": outcomes.ratios("pictures_learned")}
     values |= {"pictures kept": outcomes.distances("pictures_kept")}
     for timestep_bin in reversed(range(BINS)):
-        low, high = (NUM_TIMESTEPS * (timestep_bin + end) // BINS - end for end in (0, 1))
-        values[f"t {low}-{high}"] = outcomes.ratios("validation", (timestep_bin,))
+        values[f"t {_timesteps(timestep_bin)}"] = outcomes.ratios("validation", (timestep_bin,))
     values["MSE"] = outcomes.distances("validation")
     return {name: means_of(name, each) for name, each in values.items() if each is not None}
+
+
+def _timesteps(timestep_bin: int) -> str:
+    """The first and the last timestep of a bin."""
+    return "-".join(str(NUM_TIMESTEPS * (timestep_bin + end) // BINS - end) for end in (0, 1))
 
 
 def _table(outcomes: RunOutcomes, of_memory: dict[int, Memorised], best: BestStep | None) -> list[list[str]]:

@@ -77,7 +77,7 @@ def _against_each_other(axes: Any, steps: Sequence[int], best: int | None, kept:
         if np.isfinite(x + y):
             axes.annotate(str(step), (x, y), textcoords="offset points", xytext=(5, 4), fontsize=8)
             if step == best:
-                axes.plot(x, y, "o", markersize=11, fillstyle="none", color="tab:red", label=f"best: step {step}")
+                axes.plot(x, y, "o", markersize=11, fillstyle="none", color="black", label=f"best: step {step}")
                 axes.legend(fontsize=8)
     axes.axhline(0, color="grey", linewidth=0.8)
     axes.axvline(0, color="grey", linewidth=0.8)
@@ -91,7 +91,7 @@ def _over_steps(axes: Any, steps: Sequence[int], best: int | None, title: str, g
         axes.errorbar(steps, each.mean, _bars(each), marker="o", markersize=3, capsize=2, linewidth=1, label=each.name)
     axes.axhline(0, color="grey", linewidth=0.8)
     if best is not None:
-        axes.axvline(best, color="tab:red", linewidth=0.8)
+        axes.axvline(best, color="black", linewidth=0.8, linestyle="--", label="best step" if len(group) > 1 else None)
     axes.set_title(title, fontsize=10)
     axes.set_xlabel("optimizer step")
     if len(group) > 1:

@@ -21,7 +21,9 @@ def test_the_choice_is_found_on_the_same_images_whatever_the_set_is_called(tmp_p
     save_file({"a": torch.zeros(1)}, path, metadata=chosen_step.metadata_of("f" * 32, HASHES[:3], 250, 4))
     found = chosen_step.chosen_step(path)
     assert found.describe() == f"step 250, the best of 4 evaluations on the validation set {'f' * 32}"
-    assert found.is_of("f" * 32, HASHES[4:]) and found.is_of("other", HASHES[2:]) and not found.is_of("other", HASHES[3:])
+    assert (
+        found.is_of("f" * 32, HASHES[4:]) and found.is_of("other", HASHES[2:]) and not found.is_of("other", HASHES[3:])
+    )
     [sentence] = chosen_on([str(path)], "other", HASHES[2:])
     assert "step 250" in sentence and chosen_on([str(path)], "other", HASHES[3:]) == []
     save_file({"a": torch.zeros(1)}, path)
