@@ -55,7 +55,7 @@ from sushi_research.data.samples import dataset_hash
 from sushi_research.data.training_data import Data, read_data
 from sushi_research.errors import UserError
 from sushi_research.evaluation import adapter_files, pictures, validation_set
-from sushi_research.evaluation.unseen import describe, may_have_seen, require_unseen
+from sushi_research.evaluation.unseen import chosen_on, describe, may_have_seen, require_unseen
 from sushi_research.files import system_errors
 from sushi_research.fingerprints import HashCache
 from sushi_research.models.loading import find_base
@@ -118,7 +118,7 @@ def evaluate(job: Job, written: list[str]) -> None:
     for line in findings.lines(data.problems, data.notes):
         job.say(line)
     if unseen:
-        job.say(describe(unseen))
+        job.say(describe(unseen), *chosen_on(config.adapters, val_set.hash, val_set.names))
     if sets.trained is not None:
         job.say(
             f"what is memorised is measured on {len(sets.trained.names)} images of {config.data.path}, as training images"
@@ -195,7 +195,7 @@ def evaluate(job: Job, written: list[str]) -> None:
         for lora_scale in config.lora_scales:
             pipeline.set_adapters([adapter], [lora_scale])
             encoded = encoder(model, text, caches) if changes_text else None
-            facts = adapter_files.adapter_facts(Path(path), lora_scale, changes_text, unseen[path])
+            facts = adapter_files.adapter_facts(Path(path), lora_scale, changes_text, unseen[path], val_set)
             evaluate_one(names[number, lora_scale], lora_scale, encoded, facts, measured)
         pipeline.unload_lora_weights()
     if job.is_main:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from sushi_research.adapters.chosen_step import chosen_step
 from sushi_research.adapters.labels import file_name_key, label_of, labels_of
 from sushi_research.config.suggestions import word
 from sushi_research.errors import UserError, printable
@@ -87,17 +88,28 @@ def _holds(folder: Path) -> str | None:
         return ""
 
 
-def adapter_facts(path: Path, lora_scale: float, changes_text: bool, unseen: bool) -> dict[str, Any]:
+def adapter_facts(
+    path: Path, lora_scale: float, changes_text: bool, unseen: bool, val_set: ValidationSet
+) -> dict[str, Any]:
     """The entry of an adapter file in provenance.json: its name, the hash of its bytes, and how it was applied.
 
-    `unseen`: whether it is known that the file was trained on none of the validation images.
+    `unseen`: whether it is known that the file was trained on none of the validation images. If its step was chosen
+    (`evaluation.keep_best`), `chosen` says how, and whether on images of `val_set`.
     """
+    chosen = chosen_step(path)
     return {
         "file": path.name,
         "hash": content_hash(path.read_bytes()),
         "lora_scale": lora_scale,
         "adapts_text_encoders": changes_text,
         "validation_images_unseen": unseen,
+        "chosen": chosen
+        and {
+            "step": chosen.step,
+            "among": chosen.among,
+            "validation_set": chosen.validation_set,
+            "on_these_images": chosen.is_of(val_set.hash, val_set.names),
+        },
     }
 
 

@@ -133,6 +133,7 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.adapter = path / "adapter.safetensors"
         self.curves = path / "loss.png"
+        self.report = path / "report.html"
         self.stage_timings = path / "stage_timings.json"
         self.provenance = path / "provenance.json"
         # Of the user's own command (reports/scores.py).
@@ -179,6 +180,7 @@ class RunFolder:
             *self.results.values(),
             self.adapter,
             self.curves,
+            self.report,
             self.scores,
             self.scores_source,
         ]

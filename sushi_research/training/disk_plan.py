@@ -90,6 +90,7 @@ def plan_run(job: Job, cache: int, steps: int, parameters: int) -> DiskPlan:
     saves = _events(config.checkpoint.every, last, steps)
     count = max(1, min(config.checkpoint.keep + 1 - len(saved), saves)) if saves else 0
     each = parameters * (4 + STATE_BYTES.get(config.optimizer.name, 0))
+    files = 2 if config.evaluation.keep_best else 1  # the last adapter, and that of the best step
     images = len(config.sample.seeds) * (len(config.sample.prompts) or 3) if config.sample.enabled else 0
     side = config.data.resolution
     pixels = images * (config.sample.width or side) * (config.sample.height or side)
@@ -100,7 +101,7 @@ def plan_run(job: Job, cache: int, steps: int, parameters: int) -> DiskPlan:
         # What a killed save left is removed first.
         checkpoints=max(0, count * each - unfinished),
         checkpoint_count=count,
-        adapter=0 if is_finished else parameters * (4 if config.lora.save_dtype == "float32" else 2),
+        adapter=0 if is_finished else files * parameters * (4 if config.lora.save_dtype == "float32" else 2),
         others=0
         if is_finished
         else samples + _picture_bytes(config, last, steps, not saved) + METRICS_BYTES * (steps - last),

@@ -29,6 +29,7 @@ class EvaluationPlan:
     prior_held_out: bool = False
     training_images: int = 0
     pictures: Mapping[str, int] = field(default_factory=dict)
+    keep_best: bool = False
 
     def describe(self) -> list[str]:
         images = "1 image" if self.images == 1 else f"{self.images} images"
@@ -52,6 +53,14 @@ class EvaluationPlan:
             }
             parts = [f"{count} {compared[kind]}" for kind, count in self.pictures.items()]
             lines.append(f"             pictures of {' and '.join(parts)}, {self.evaluations} times")
+        if self.keep_best:
+            count = self.evaluations - 1  # step 0 is the base
+            lines.append(
+                f"             the adapter of the best of {count} evaluations is kept, as best-STEP.safetensors"
+                if count > 1
+                else "             evaluation.keep_best has no choice: the only evaluation after step 0 is that of the end "
+                "(evaluation.every gives more)"
+            )
         if self.images < MIN_IMAGES:
             lines.append(f"             a test result between runs needs {MIN_IMAGES} images or more")
         lines += [f"             warning: {sentence}" for sentence in self.near_duplicates[:SHOWN_NEAR_DUPLICATES]]
@@ -87,6 +96,7 @@ def plan_evaluation(config: TrainingConfig, inputs: Inputs, steps: int) -> Evalu
         prior_held_out=bool(data.prior) and data.prior_scan is None,
         training_images=len(data.trained),
         pictures=_pictures(config, data),
+        keep_best=config.evaluation.keep_best,
     )
 
 

@@ -47,3 +47,19 @@ def test_it_says_which_pictures_are_generated():
     )
     with pytest.raises(UserError, match="evaluation.pictures is set, but there are no held-out images"):
         plan_evaluation(config, SimpleNamespace(data=Data(items(0, 3), None)), 500)
+
+
+def test_it_says_what_the_best_adapter_is_chosen_from():
+    def lines_of(every: int | None) -> list[str]:
+        evaluation = {"held_out": 0.25, "keep_best": True, "every": every}
+        settings = {"model": {"base": "b"}, "data": {"path": "photos"}, "evaluation": evaluation}
+        config = SD15Training.model_validate(settings | {"train": {"steps": 9}})
+        data = Data(items(0, 17), None, items(17, 3), [], trained=items(0, 3))
+        return plan_evaluation(config, SimpleNamespace(data=data), 9).describe()
+
+    assert "             the adapter of the best of 3 evaluations is kept, as best-STEP.safetensors" in lines_of(4)
+    assert [
+        line
+        for line in lines_of(None)
+        if "evaluation.keep_best has no choice: the only evaluation after step 0" in line
+    ]
