@@ -1035,12 +1035,14 @@ def test_the_report_names_every_file(root, scan, tmp_path):
     write_report(scan(root), path)
     assert json.loads(path.read_text()) == {
         "source": str(root),
-        "counts": {"used": 1, "problems": 1, "notes": 1, "ignored": 1, "held_out": 0},
+        "counts": {"used": 1, "problems": 1, "notes": 1, "ignored": 1, "held_out": 0, "prior": 0},
         "problems": [{"name": "b.png", "reason": "the file is empty"}],
         "notes": ["c.txt: a caption without an image"],
         "used": ["a.png"],
         "held_out": [],
+        "prior": [],
         "evaluation": None,
+        "prior_path": None,
     }
     assert os.listdir(path.parent) == [path.name]
 
