@@ -124,6 +124,7 @@ def test_what_is_kept_and_logged(trainer, settings, held, with_curves):
     )
     assert entry["resolved_config"]["evaluation"]["path"] == str(held)
     assert (folder / "loss.png").is_file()
+    assert not list(folder.glob("pictures*")), "pictures are off by default"
 
 
 @pytest.mark.slow

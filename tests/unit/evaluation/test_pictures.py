@@ -61,7 +61,7 @@ def of_base(setting, tmp_path_factory):
 def test_the_pictures_of_the_base_are_those_of_diffusers_pipeline(of_base):
     from diffusers import DiffusionPipeline, EulerDiscreteScheduler
 
-    here, job, inputs, (learned, kept), store = of_base("sdxl")
+    here, job, inputs, (learned, kept), store = of_base("sd15")
     pipeline = DiffusionPipeline.from_pretrained(here.base.source, unet=here.unet)
     # The base's own spacing does not fit two steps.
     pipeline.scheduler = EulerDiscreteScheduler.from_pretrained(

@@ -6,8 +6,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 from fake_runs import FakeValidationSet
+from PIL import Image
 
 from sushi_research.evaluation.measured_sets import MeasuredSets
+from sushi_research.evaluation.pictures import Picture, PictureSet, rows_of
 from sushi_research.evaluation.results import Results
 from sushi_research.runs.metrics_file import MetricsFile
 from sushi_research.runs.run_folder import RunFolder
@@ -109,3 +111,30 @@ def test_a_finished_run_has_lost_what_it_logged_and_not_what_older_versions_did_
     assert evaluation_records.lost(run, sets, 4).keys() == {run.results["prior"], run.results["base_images"]}
     run.drift.unlink()
     assert run.drift in evaluation_records.lost(run, sets, 4)
+
+
+def test_images_of_another_set_of_pictures_go_with_its_results_and_lost_ones_are_named(run):
+    learned, kept = (
+        PictureSet(kind, (Picture("a cat", 64, 64, "key"), Picture("a dog", 64, 64, "key")), kind)
+        for kind in ("learned", "kept")
+    )
+    sets = MeasuredSets(VALIDATION, pictures_learned=learned, pictures_kept=kept)
+    for each in (learned, kept):
+        for step in (0, 4):
+            Results(run.results[each.name]).append(each, step, np.ones((2, 1)), np.ones((2, 1)))
+            for name, _ in rows_of([each]):
+                path = run.pictures / f"step-{step:08d}" / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.new("RGB", (8, 8)).save(path)
+    assert evaluation_records.lost(run, sets, 4) == {}
+    lost = run.pictures / "step-00000004/01-kept-seed0.png"
+    lost.write_bytes(lost.read_bytes()[:-20])
+    assert evaluation_records.lost(run, sets, 4) == {lost: f"{lost} is damaged"}
+    changed = replace(sets, pictures_kept=replace(kept, hash="other"))
+    [said] = evaluation_records.changes(run, changed, is_finished=False)
+    assert said.endswith(": earlier pictures of neutral captions are dropped")
+    evaluation_records.cut_back(run, changed, 4)
+    assert sorted(path.name for path in run.pictures.rglob("*.png")) == sorted(
+        name for name, _ in rows_of([learned]) * 2
+    )
+    assert Results(run.results["pictures_learned"]).steps() == [0, 4] and not run.results["pictures_kept"].exists()
