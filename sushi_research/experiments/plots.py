@@ -113,10 +113,10 @@ def validation_curves(comparison: Comparison, path: Path) -> bool:
     return True
 
 
-def _legend(figure: Any, axes: Any, count: int) -> None:
+def _legend(figure: Any, axes: Any, count: int, place: str = "best") -> None:
     """Names the variants, below the figure if there are many."""
     if count <= 12:
-        axes.legend(fontsize=8)
+        axes.legend(fontsize=8, loc=place)
     else:
         figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=7)
 
@@ -203,7 +203,7 @@ def trade_off(comparison: Comparison, path: Path) -> bool:
     axes.set_xlabel("learned: log loss over the base's on held-out images (right: learned more)")
     axes.set_ylabel("kept: log loss over the base's on its own pictures (down: lost)")
     axes.grid(alpha=0.3)
-    _legend(figure, axes, len(comparison.variants))
+    _legend(figure, axes, len(comparison.variants), "lower left")
     plots.write_figure(figure, path)
     return True
 
