@@ -63,7 +63,7 @@ def test_the_page_says_which_step_is_best_and_how_sure_that_is(run):
 
 
 def test_a_run_of_an_older_version_has_a_page_by_what_it_measured(tmp_path):
-    run = RunFolder(fake_run(tmp_path / "old"), None)
+    run = RunFolder(fake_run(tmp_path / "old", kept=None), None)
     assert run_page.write(run, "finished at step 20").step == 20
     text = text_of(run)
     assert "by learned; " in text and "kept is not measured" in text and "memorised is not measured" in text
