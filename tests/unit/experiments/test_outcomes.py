@@ -134,7 +134,7 @@ def test_scores_are_outcomes(tmp_path):
         (folder / "scores.json").write_text(json.dumps(scores))
     found = compared(one, two)
     [(_, result)] = found.decided
-    assert result.word == "better" and "it learned more (score concept" in result.sentence
+    assert result.word == "better" and "it learned more (score concept +0.6, 95 % interval" in result.sentence
     written = text(found)
     assert "| B | 0.845 (10) | 0.8 (2) | 0.8 (1) |" in written
     assert "score votes has 1 unit in common, and a test needs 8: it is only a column" in written
