@@ -172,8 +172,9 @@ def _outcome(kind: str, variants: Sequence[Variant]) -> Outcome:
     if kind in OUTCOMES:
         return OUTCOMES[kind]
     name = kind.removeprefix(SCORE)
-    about = {run.scores[name].about for variant in variants for run in variant.runs if name in run.scores}
-    return of_score(name, about.pop() if len(about) == 1 else None)
+    scores = [run.scores[name] for variant in variants for run in variant.runs if name in run.scores]
+    about = {score.about for score in scores}
+    return of_score(name, about.pop() if len(about) == 1 else None, scores[0].higher_is_better)
 
 
 def _compared_outcomes(comparison: Comparison, pairs: Sequence[tuple[Variant, Variant]], step: int | None) -> None:

@@ -106,13 +106,19 @@ def validation_curves(comparison: Comparison, path: Path) -> bool:
         axes.set_xlabel(label)
         axes.set_ylabel(f"learned, minus {reference.label}'s" if reference else "learned: log loss over the base's")
         axes.grid(alpha=0.3)
-    if len(variants) <= 12:
-        panels[0].legend(fontsize=8)
+    if not plotted:
+        return False
+    _legend(figure, panels[0], len(variants))
+    plots.write_figure(figure, path)
+    return True
+
+
+def _legend(figure: Any, axes: Any, count: int, place: str = "best") -> None:
+    """Names the variants, below the figure if there are many."""
+    if count <= 12:
+        axes.legend(fontsize=8, loc=place)
     else:
-        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=7)
-    if plotted:
-        plots.write_figure(figure, path)
-    return plotted > 0
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=7)
 
 
 def _curve(axes: Any, found: tuple[np.ndarray, np.ndarray, np.ndarray], label: str, number: int, band: bool) -> None:
@@ -197,10 +203,7 @@ def trade_off(comparison: Comparison, path: Path) -> bool:
     axes.set_xlabel("learned: log loss over the base's on held-out images (right: learned more)")
     axes.set_ylabel("kept: log loss over the base's on its own pictures (down: lost)")
     axes.grid(alpha=0.3)
-    if len(comparison.variants) <= 12:
-        axes.legend(fontsize=8)
-    else:
-        figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=7)
+    _legend(figure, axes, len(comparison.variants), "lower left")
     plots.write_figure(figure, path)
     return True
 

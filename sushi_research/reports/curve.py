@@ -11,7 +11,7 @@ import numpy as np
 
 from sushi_research.errors import UserError, some
 from sushi_research.evaluation.outcomes import log_ratio
-from sushi_research.evaluation.result_arrays import ResultArrays, image_of, refused
+from sushi_research.evaluation.result_arrays import ResultArrays, by_image, refused
 from sushi_research.evaluation.results import Results
 from sushi_research.reports import training_log
 from sushi_research.reports.training_log import TrainingTimes
@@ -102,16 +102,10 @@ def read_curve(path: Path, kind: str, course: Course) -> tuple[Curve | None, lis
     if found.repeated:
         problems.append(f"{path} holds rows several times ({found.repeated} too many): each counts once")
     problems += _compared_with_the_log(path, found, kind, course)
-    places: dict[str, list[int]] = {}
-    for place, name in enumerate(found.names):
-        places.setdefault(image_of(name), []).append(place)
-    loss, base, timesteps = found.loss, found.base, found.timesteps
-    if len(places) < len(found.names):
-        loss = np.stack([loss[:, several].mean(1, dtype=np.float64) for several in places.values()], axis=1)
-        base = np.stack([base[several].mean(0, dtype=np.float64) for several in places.values()])
-        timesteps = np.stack([timesteps[several[0]] for several in places.values()])
+    found = by_image(found)
     samples, times, more = _axes(found.steps, course)
-    curve = Curve(results.set_hash() or "", tuple(places), timesteps, found.steps, loss, base, samples, times)
+    results_of = found.names, found.timesteps, found.steps, found.loss, found.base
+    curve = Curve(results.set_hash() or "", *results_of, samples, times)
     if not_finite := _not_finite(curve, path):
         return None, [*problems, *more, not_finite]
     return curve, problems + more

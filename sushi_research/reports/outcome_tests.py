@@ -27,37 +27,35 @@ BINS = range(outcomes.BINS)
 
 @dataclass(frozen=True)
 class Outcome:
-    """A measured quantity, of which less is better. `about`: the side it is evidence of; None: of neither.
+    """A measured quantity, of which less is better; `is_negated` if it was made so by changing its sign.
 
-    `margin`: differences up to it do not count as worse; None: there is none. `leads`: pictures and scores, which lead over losses
-    where they are decided. `unit` names the quantity in a sentence, `units` what is paired.
+    `about`: the side that it is evidence of; None: of neither. `margin`: differences up to it do not count as worse; None: there is
+    none. `unit` names the quantity in a sentence. `leads`: pictures and scores, which lead over losses where they are decided.
     """
 
     name: str
     about: Side | None
     margin: float | None
     unit: str
-    units: str
     leads: bool = False
+    is_negated: bool = False
 
 
 # By the kind of results that it is computed from (reports/curve.py).
 OUTCOMES = {
-    "evaluation": Outcome("learned", "learned", LEARNED_MARGIN, "log loss", "held-out images"),
-    "base_images": Outcome("kept", "kept", KEPT_MARGIN, "log loss on the base's own pictures", "captions"),
-    "prior": Outcome("kept, prior images", "kept", KEPT_MARGIN, "log loss on prior images", "prior images"),
+    "evaluation": Outcome("learned", "learned", LEARNED_MARGIN, "log loss"),
+    "base_images": Outcome("kept", "kept", KEPT_MARGIN, "log loss on the base's own pictures"),
+    "prior": Outcome("kept, prior images", "kept", KEPT_MARGIN, "log loss on prior images"),
     "pictures_learned": Outcome(
-        "pictures, learned", "learned", PICTURES_MARGIN, "log distance from the held-out images", "prompts", True
+        "pictures, learned", "learned", PICTURES_MARGIN, "log distance from the held-out images", True
     ),
-    "pictures_kept": Outcome(
-        "pictures, kept", "kept", PICTURES_MARGIN, "distance from the base's pictures", "prompts", True
-    ),
+    "pictures_kept": Outcome("pictures, kept", "kept", PICTURES_MARGIN, "distance from the base's pictures", True),
 }
 
 
-def of_score(name: str, about: Side | None) -> Outcome:
-    """The outcome of a user's score, with its sign changed if a higher score is better. It has no margin."""
-    return Outcome(f"score {name}", about, None, f"score {name} (less is better)", "units", about is not None)
+def of_score(name: str, about: Side | None, higher_is_better: bool = False) -> Outcome:
+    """The outcome of a user's score. It has no margin."""
+    return Outcome(f"score {name}", about, None, f"score {name}", about is not None, higher_is_better)
 
 
 def values_of(kind: str, curve: Curve) -> np.ndarray | None:
@@ -95,8 +93,8 @@ class OutcomeTest:
         return "not worse" if margin is not None and high < margin else "undecided"
 
     def evidence(self, of_reference: bool = False) -> str:
-        """The numbers, as seen from the candidate or the reference."""
-        value, low, high = self._seen(of_reference)
+        """The numbers, as seen from the candidate or the reference; of a score in its own sign."""
+        value, low, high = self._seen(of_reference != self.outcome.is_negated)
         d = self.difference
         among = f" alone, {self.adjusted_p:.2g} among {d.pairs} tests" if d.pairs > 1 else ""
         return f"{self.outcome.unit} {value:+.3g}, 95 % interval {low:+.3g} to {high:+.3g}, p = {d.p_value:.2g}{among}"

@@ -1,0 +1,207 @@
+"""Runs compared by their outcomes: older runs, a fixed step, pictures, scores, and what cannot be tested."""
+
+import json
+
+import numpy as np
+import pytest
+from fake_runs import FakeValidationSet, fake_run
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from sushi_research.errors import UserError
+from sushi_research.evaluation.results import Results
+from sushi_research.experiments import outcome_sections, page_content, picture_grids, plots
+from sushi_research.experiments.comparison import compare
+from sushi_research.reports import page, statistics
+from sushi_research.reports.run_record import read_record
+
+PROMPTS = tuple(f"prompt {number}" for number in range(10))
+
+
+@pytest.fixture(autouse=True)
+def fewer_resamples(monkeypatch):
+    monkeypatch.setattr(statistics, "RESAMPLES", 999)
+    monkeypatch.setattr(statistics, "MAX_PAIRS", 50)
+
+
+def runs(tmp_path, *, gains=(0.03, 0.05), **settings):
+    """Two runs, A and B."""
+    folders = [
+        fake_run(tmp_path / name, gain, rank=rank, noise_seed=rank, **settings)
+        for rank, (name, gain) in enumerate(zip("AB", gains, strict=True))
+    ]
+    return folders
+
+
+def compared(*folders, **options):
+    return compare([read_record(folder) for folder in folders], **options)
+
+
+def text(comparison, pictures=None):
+    return page.to_markdown(page_content.blocks(comparison, "title", pictures or {}))
+
+
+def measure(folder, kind, level, names=PROMPTS, hash="set", steps=(0, 10, 20)):
+    """Results of one sample per prompt that go to `level` of the base's."""
+    measured, base = FakeValidationSet(names, 1, hash), np.full((len(names), 1), 0.5)
+    noise = 0.002 * np.random.default_rng(len(folder.name) + steps[-1]).standard_normal(base.shape)
+    for step in steps:
+        share = step / steps[-1]
+        Results(folder / f"{kind}.parquet").append(measured, step, base * ((1 - share) + share * (level + noise)), base)
+
+
+def test_of_an_older_run_what_was_learned_is_compared_and_the_run_is_named(tmp_path):
+    old, new = runs(tmp_path)
+    (old / "base_images.parquet").unlink()
+    found = compared(old, new)
+    [(pair, result)] = found.decided
+    assert found.problems == [] and result.word == "undecided" and found.learned[0].outcome is not None
+    assert "B learned more (log loss" in result.sentence
+    assert "what it kept is not known (A has no loss on the base's own pictures)" in result.sentence
+    (new / "base_images.parquet").unlink()
+    assert "older versions did not measure it" in compared(old, new).decided[0][1].sentence
+    assert "B, A have no loss on the base's own pictures" in text(compared(old, new))
+
+
+def test_runs_are_compared_at_a_step_that_was_fixed_beforehand(tmp_path):
+    one, two = runs(tmp_path, gains=(0.03, 0.03))
+    other = fake_run(tmp_path / "other", 0.05, rank=3, noise_seed=3, steps=(0, 10, 15))
+    found = compared(one, two, other, step=20)
+    words = {(pair.candidate.label, pair.reference.label): pair.word for pair in found.learned}
+    assert words["B", "A"] == "not distinguishable" and words["other", "A"] == "other has no evaluation at step 20"
+    assert found.problems == ["not evaluated at step 20, so without a test result: other"] and found.seconds == []
+    assert "## At step 20: learned" in text(found)
+    # At step 10 the run that is shorter has gone two thirds of its way.
+    learned = {
+        (pair.candidate.label, pair.reference.label): pair for pair in compared(one, two, other, step=10).learned
+    }
+    assert learned["other", "A"].mean_losses[1] - learned["other", "A"].mean_losses[0] == pytest.approx(
+        0.03 / 2 - 0.05 * 2 / 3, abs=0.002
+    )
+    with pytest.raises(
+        UserError, match="--step is 7, and no run was evaluated at that step: choose from 0, 10, 15, 20"
+    ):
+        compared(one, two, other, step=7)
+
+
+def test_pictures_that_disagree_with_the_losses_are_said_first_and_lead(tmp_path):
+    one, two = runs(tmp_path)
+    for folder, level in ((one, 0.5), (two, 0.9)):
+        measure(folder, "pictures_learned", level)
+        measure(folder, "pictures_kept", 0.1)
+    found = compared(one, two)
+    [(_, result)] = found.decided
+    assert result.word == "worse" and "A learned more (log distance from the held-out images" in result.sentence
+    written = text(found)
+    first = written.index("- Losses and pictures disagree: by the losses B learned more than A (log loss")
+    assert first < written.index("## Test result") and "## By pictures: distance from the base's pictures" in written
+    [said] = page_content.sentences(found)
+    assert said.startswith("Losses and pictures disagree") and "B is worse than A" in said
+
+
+def test_what_pictures_do_not_share_is_a_sentence(tmp_path):
+    one, two = runs(tmp_path)
+    measure(one, "pictures_learned", 0.5)
+    assert "B - A: B has no pictures of held-out captions" in text(compared(one, two))
+    measure(two, "pictures_learned", 0.5, hash="other")
+    found = compared(one, two)
+    assert "their pictures of held-out captions are of different sets" in text(found)
+    assert found.decided[0][1].word == "better", "the losses are compared all the same"
+    for folder in (one, two):
+        measure(folder, "pictures_kept", 0.5, names=PROMPTS[:5])
+        measure(folder, "prior", 0.9, steps=(0, 10))
+    found = compared(one, two)
+    assert "5 prompts are too few for a test result, which needs 8" in text(found)
+    assert "a run has no loss on prior images around 80 samples, where the pair is compared" in text(found)
+
+
+def test_a_bin_without_noise_samples_is_a_sentence(tmp_path):
+    """Of three noise samples at t 166, 500 and 833 none is in bin 0; of two, at 250 and 750, none in 0 and 2."""
+    found = compared(*runs(tmp_path / "three", val_set=FakeValidationSet(noise_samples=3)))
+    assert found.decided[0][1].word == "better" and "| no noise samples |" in text(found)
+    found = compared(*runs(tmp_path / "one", val_set=FakeValidationSet(noise_samples=1)))
+    note = "a timestep bin that it uses has no noise samples"
+    assert note in found.learned[0].note and found.learned[0].at == 80 and found.learned[0].mean_losses is not None
+    assert note in found.decided[0][1].sentence and found.decided[0][1].words["kept"] == "not worse"
+    assert not plots.validation_curves(found, tmp_path / "curves.png") and note in text(found)
+
+
+def test_scores_are_outcomes(tmp_path):
+    one, two = runs(tmp_path, gains=(0.03, 0.03))
+    for folder, level in ((one, 0.2), (two, 0.8)):
+        values = {prompt: level + 0.01 * number for number, prompt in enumerate(PROMPTS)}
+        scores = {"concept": {"values": values, "about": "learned"}, "votes": level, "few": {"a": level, "b": level}}
+        (folder / "scores.json").write_text(json.dumps(scores))
+    found = compared(one, two)
+    [(_, result)] = found.decided
+    assert result.word == "better" and "it learned more (score concept +0.6, 95 % interval" in result.sentence
+    written = text(found)
+    assert "| B | 0.845 (10) | 0.8 (2) | 0.8 (1) |" in written
+    assert "score votes has 1 unit in common, and a test needs 8: it is only a column" in written
+    # At another point than the end of both runs, a score says nothing.
+    longer = fake_run(tmp_path / "longer", 0.03, rank=5, noise_seed=5, steps=(0, 10, 20, 30))
+    (longer / "scores.json").write_bytes((two / "scores.json").read_bytes())
+    found = compared(one, longer)
+    assert "which end at other points than the pair is compared at" in found.outcomes["score concept"][0].note
+    (two / "scores.json").write_text("{")
+    found = compared(one, two)
+    assert "B has no score concept" in text(found) and "scores.json is not valid JSON" in found.problems[0]
+
+
+def test_what_is_memorised_is_shown_and_decides_nothing(tmp_path):
+    one, two = runs(tmp_path, gains=(0.03, 0.03))
+    before = compared(one, two).results
+    measure(one, "trained", 0.1)
+    found = compared(one, two)
+    assert found.results == before
+    [_, table, _] = outcome_sections.memorised_images(found)
+    assert table.rows[1][:4] == ["A", "20", "1.00", "0.82 to 1.00"] and float(table.rows[1][4]) > 2
+
+
+def test_learned_against_kept_has_a_point_for_each_evaluation(tmp_path):
+    one, two = runs(tmp_path, kept=0.02)
+    found = plots.trade_off_points(read_record(one))
+    assert found[:, 0].tolist() == [0, 10, 20] and found[0, 1:].tolist() == [0, 0, 0, 0]
+    assert (np.diff(found[:, 1]) < 0).all() and (np.diff(found[:, 3]) > 0).all()
+    assert plots.trade_off(compared(one, two), tmp_path / "trade_off.png")
+    for folder in (one, two):
+        (folder / "base_images.parquet").unlink()
+    assert not plots.trade_off(compared(one, two), tmp_path / "none.png")
+
+
+def test_pictures_of_two_runs_are_side_by_side(tmp_path):
+    one, two = runs(tmp_path)
+    for shade, folder in enumerate((one, two)):
+        for number, kind in enumerate(("learned", "kept")):
+            place = folder / "pictures/step-00000020"
+            place.mkdir(parents=True, exist_ok=True)
+            described = PngInfo()
+            described.add_text("prompt", PROMPTS[number])
+            colour = (80 * shade, 90, 90)
+            Image.new("RGB", (16, 16), colour).save(place / f"{number:02d}-{kind}-seed0.png", pnginfo=described)
+    found = compared(one, two)
+    assert picture_grids.pictures(found, tmp_path / "pictures.png") and not picture_grids.samples(
+        found, tmp_path / "s.png"
+    )
+    with Image.open(tmp_path / "pictures.png") as grid:
+        assert {(0, 90, 90), (80, 90, 90)} <= {colour for _, colour in grid.getcolors(1 << 20)}
+    assert found.problems == []
+
+
+def test_a_damaged_file_of_one_outcome_is_a_sentence(tmp_path):
+    one, two = runs(tmp_path)
+    (one / "base_images.parquet").write_bytes(b"PAR1")
+    measure(two, "prior", float("nan"))
+    records = [read_record(folder) for folder in (one, two)]
+    assert ["base_images.parquet is damaged" in problem for problem in records[0].problems] == [True]
+    assert ["prior.parquet has values that are not finite" in problem for problem in records[1].problems] == [True]
+    assert set(records[0].curves) == {"evaluation"} and set(records[1].curves) == {"evaluation", "base_images"}
+    # The means in the log are those of the ratios to the base.
+    (one / "base_images.parquet").write_bytes((two / "base_images.parquet").read_bytes())
+    curve = read_record(one).curves["base_images"]
+    log = (one / "metrics.jsonl").read_text()
+    for mean, known in ((float(np.log(curve.loss / curve.base.astype(float))[-1].mean()), True), (0.5, False)):
+        (one / "metrics.jsonl").write_text(log + json.dumps({"step": 20, "evaluation/kept": mean}) + "\n")
+        found = read_record(one)
+        assert ("base_images" in found.curves) is known
+        assert any("does not have the results of step 20" in problem for problem in found.problems) is not known
