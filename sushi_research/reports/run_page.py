@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
+from PIL import Image
 
 from sushi_research.errors import UserError, printable, some
 from sushi_research.evaluation.memorisation import Memorised, memorised
@@ -19,9 +20,12 @@ from sushi_research.reports.page import Block, to_html
 from sushi_research.reports.run_outcomes import RunOutcomes
 from sushi_research.reports.run_plots import StepMeans, means_of, outcome_plots
 from sushi_research.runs.run_folder import RunFolder
-from sushi_research.sampling import plots
+from sushi_research.sampling import plots, sample_grids
 
 Found = TypeVar("Found")
+
+# Prompts of each kind (held-out and neutral captions) whose pictures are shown.
+MOST_ROWS = 6
 
 WORDS = """\
 Learned, kept and prior are means of log(loss / the base's loss) on the same image, timestep and noise: 0 is as the base, -0.1 is a
@@ -87,6 +91,7 @@ def blocks(run: RunFolder, state: str) -> tuple[BestStep | None, list[Block]]:
         Block(
             "details", "What the words mean", items=[WORDS.format(learned=" and ".join(map(_timesteps, LEARNED_BINS)))]
         ),
+        *attempt(lambda: _drawn(run, outcomes, best), []),
         *_pictures(run, problems),
     ]
     if problems:
@@ -237,6 +242,34 @@ def _memory_means(outcomes: RunOutcomes, of_memory: dict[int, Memorised]) -> lis
         StepMeans("AUC", auc, np.full(len(auc), np.nan), low, high),
         StepMeans("gap, +- 2 standard errors", gap, error, gap - 2 * error, gap + 2 * error),
     ]
+
+
+def _drawn(run: RunFolder, outcomes: RunOutcomes, best: BestStep | None) -> list[Block]:
+    """The pictures of the evaluations: the first prompts as rows; the base, the best and the last step as columns."""
+    steps = sorted({0, *outcomes.steps[-1:], *([best.step] if best else [])})
+    folders = [sample_grids.step_folder(run.pictures, step) for step in steps]
+    folders = [folder for folder in folders if folder.is_dir()]
+    names = [
+        name
+        for kind in ("learned", "kept")
+        for name in sorted(path.name for path in (folders[-1].glob(f"*-{kind}-*.png") if folders else ()))[:MOST_ROWS]
+        if all(plots.picture_problem(folder / name) is None for folder in folders)
+    ]
+    if not names:
+        return []
+    rows, labels = [], []
+    for name in names:
+        images = []
+        for folder in folders:
+            with Image.open(folder / name) as image:
+                images.append(image.convert("RGB"))
+                label = image.info.get(sample_grids.LABEL, name)
+        rows.append(images)
+        labels.append(label)
+    of_steps = [int(folder.name.removeprefix("step-")) for folder in folders]
+    columns = ["base" if step == 0 else f"step {step}" for step in of_steps]
+    text = "Pictures of the same prompts and seeds, prompts as rows"
+    return [Block("heading", "Pictures"), Block("picture", text, path=plots.grid(rows, labels, columns))]
 
 
 def _pictures(run: RunFolder, problems: list[str]) -> list[Block]:

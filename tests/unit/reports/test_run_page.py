@@ -7,6 +7,7 @@ import re
 import numpy as np
 import pytest
 from fake_runs import FakeValidationSet, base_loss, fake_run
+from PIL import Image
 
 from sushi_research.evaluation.results import Results
 from sushi_research.reports import run_page
@@ -73,8 +74,12 @@ def test_a_run_of_an_older_version_has_a_page_by_what_it_measured(tmp_path):
 def test_what_is_damaged_is_a_sentence(run):
     (run.path / RESULT_FILES["base_images"]).write_bytes(b"no parquet")
     (run.path / "loss.png").write_bytes(b"no picture")
+    for step in (0, 20):
+        (run.path / f"pictures/step-{step:08d}").mkdir(parents=True)
+        Image.new("RGB", (16, 16)).save(run.path / f"pictures/step-{step:08d}/00-learned-seed0.png")
     assert run_page.write(run, "finished at step 30").step == 20
     text = text_of(run)
+    assert run.report.read_text().count("<img") == 2, "the outcomes, and the pictures of steps 0 and 20"
     assert "base_images.parquet is damaged" in text and "loss.png is damaged: the page is without it" in text
     run.evaluation.write_bytes(b"")
     assert run_page.write(run, "finished at step 30") is None
