@@ -1,4 +1,4 @@
-"""The content of `report.html`, a self-contained page about a demo run; `reports.page` renders it."""
+"""The content of `demo.html`, a self-contained page about a demo run; `reports.page` renders it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sushi_research.reports.page import TYPES, Block, Card, Picture, to_html
 def write_report(
     run: Path, concept: Concept, config: dict[str, Any], before: Measured, after: Measured, facts: dict[str, Any]
 ) -> None:
-    """Writes `report.html` into the run folder; the page needs no other file."""
+    """Writes `demo.html` into the run folder; the page needs no other file."""
     photos = sorted(path for path in Path(config["data"]["path"]).rglob("*") if path.suffix in TYPES)
     page = [
         Block("title", f"A LoRA learns {concept.title}"),
@@ -40,7 +40,7 @@ def write_report(
         Block("table", rows=[["file", "size"], *([name, _size(size)] for name, size in facts["files"].items())]),
         Block("details", "The run's config", items=[yaml.safe_dump(config, sort_keys=False)]),
     ]
-    write_atomic(run / "report.html", to_html(page, f"{run.name}: {concept.title}").encode())
+    write_atomic(run / "demo.html", to_html(page, f"{run.name}: {concept.title}").encode())
 
 
 def _lead(concept: Concept, config: dict[str, Any], pictures: int) -> str:

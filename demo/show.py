@@ -26,7 +26,7 @@ from sushi_research.training.run import quiet_libraries
 
 
 def main(run: Path) -> None:
-    """Scores the finished run in `run` and writes demo.png, demo.json and report.html into it."""
+    """Scores the finished run in `run` and writes demo.png, demo.json and demo.html into it."""
     quiet_libraries()
     config = read_config(run)
     concept, base = concept_of(run, config), Path(config["model"]["base"])
@@ -38,7 +38,7 @@ def main(run: Path) -> None:
     write_report(run, concept, config, before, after, facts)
     write_json(run / "demo.json", facts)
     print(table(facts))
-    print(f"\n  picture  {run / 'demo.png'}\n  report   {run / 'report.html'} (open it in a browser)")
+    print(f"\n  picture  {run / 'demo.png'}\n  report   {run / 'demo.html'} (open it in a browser)")
 
 
 def read_config(run: Path) -> dict[str, Any]:

@@ -7,8 +7,9 @@ It takes the options of that architecture's training script, and three of its ow
 of `data.path` are the validation set. A file that was trained on some of them is refused; one that does not say what it was trained
 on is measured, with a note. For each adapter and LoRA scale it measures the loss for every image and noise sample, the loss
 difference from the base, and the drift, and it generates images for the sample prompts. From them it tells what an adapter learned
-and what it kept of the base; and, if the options hold images out of the training data, what it memorised. scripts/compare_runs.py
-reads the folders it writes, together with those of runs.
+and what it kept of the base; and, if the options hold images out of the training data, what it memorised. With
+evaluation.pictures it also generates pictures of fixed prompts and measures them. scripts/compare_runs.py reads the folders it
+writes, together with those of runs.
 """
 
 from __future__ import annotations
@@ -53,8 +54,8 @@ from sushi_research.data import findings
 from sushi_research.data.samples import dataset_hash
 from sushi_research.data.training_data import Data, read_data
 from sushi_research.errors import UserError
-from sushi_research.evaluation import adapter_files, validation_set
-from sushi_research.evaluation.unseen import describe, may_have_seen, require_unseen
+from sushi_research.evaluation import adapter_files, pictures, validation_set
+from sushi_research.evaluation.unseen import chosen_on, describe, may_have_seen, require_unseen
 from sushi_research.files import system_errors
 from sushi_research.fingerprints import HashCache
 from sushi_research.models.loading import find_base
@@ -62,7 +63,7 @@ from sushi_research.runs.job import Job
 from sushi_research.runs.launch import one_report
 from sushi_research.sampling import sample_grids
 from sushi_research.terminal import say
-from sushi_research.training import evaluating, identity_facts, run
+from sushi_research.training import evaluating, evaluating_pictures, identity_facts, run
 from sushi_research.training.disk_plan import require_room_for_cache
 
 
@@ -117,7 +118,7 @@ def evaluate(job: Job, written: list[str]) -> None:
     for line in findings.lines(data.problems, data.notes):
         job.say(line)
     if unseen:
-        job.say(describe(unseen))
+        job.say(describe(unseen), *chosen_on(config.adapters, val_set.hash, val_set.names))
     if sets.trained is not None:
         job.say(
             f"what is memorised is measured on {len(sets.trained.names)} images of {config.data.path}, as training images"
@@ -133,6 +134,7 @@ def evaluate(job: Job, written: list[str]) -> None:
         matches_of(pipeline, path)
     unet = pipeline.unet
     measure = evaluating.open_drift(job, inputs, base_hash, unet)
+    store = evaluating.open_pictures(job, inputs, sets, unet)
 
     image_sets = {name: getattr(sets, name) for name in evaluating.IMAGE_SETS if getattr(sets, name)}
     share = job.sharing()
@@ -163,6 +165,13 @@ def evaluate(job: Job, written: list[str]) -> None:
         found = {each: (values, base_losses[each]) for each, values in loss.items()}
         with job.main_process_writes():
             if job.is_main:
+                with evaluating_pictures.advice(f"generating the pictures of {name}"):
+                    of_name = unet if facts else None  # the base's are in the store
+                    generated = [
+                        pictures.generate(job, inputs, each, store, of_name, encoded) for each in sets.pictures
+                    ]
+                    drawn = pictures.decode(job, inputs, generated) if generated else []
+                found |= {each.picture_set.name: (each.distance, each.base_distance) for each in generated}
                 adapter_files.require_finite(name, lora_scale, found)
                 rows = sample_grids.rows_of(config, inputs.prompts)
                 images = sample_grids.generate_images(job, inputs, unet, encoded) if config.sample.enabled else []
@@ -173,6 +182,8 @@ def evaluate(job: Job, written: list[str]) -> None:
                 except UserError:
                     say(*adapter_files.table(results, val_set).split("\n"))  # what was measured is not lost
                     raise
+                if drawn:
+                    adapter_files.write_pictures(Path(config.output), name, pictures.rows_of(sets.pictures), drawn)
                 written.append(name)
 
     evaluate_one("base", 0.0, None, None, image_sets)
@@ -184,7 +195,7 @@ def evaluate(job: Job, written: list[str]) -> None:
         for lora_scale in config.lora_scales:
             pipeline.set_adapters([adapter], [lora_scale])
             encoded = encoder(model, text, caches) if changes_text else None
-            facts = adapter_files.adapter_facts(Path(path), lora_scale, changes_text, unseen[path])
+            facts = adapter_files.adapter_facts(Path(path), lora_scale, changes_text, unseen[path], val_set)
             evaluate_one(names[number, lora_scale], lora_scale, encoded, facts, measured)
         pipeline.unload_lora_weights()
     if job.is_main:

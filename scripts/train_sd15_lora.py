@@ -44,7 +44,7 @@ from sushi_research.runs.job import Job
 from sushi_research.runs.launch import one_report
 from sushi_research.sampling import sample_grids
 from sushi_research.stopping import StopRequest
-from sushi_research.training import evaluating, optim, resume, run
+from sushi_research.training import best_adapter, evaluating, optim, resume, run
 from sushi_research.training.loader import Batch, Loader
 from sushi_research.training.master_weights import MasterWeights
 from sushi_research.training.plan import is_due, make_plan
@@ -170,6 +170,7 @@ def train(job: Job) -> int:
         dropout=config.lora.dropout,
     )
     evaluator = evaluating.prepare(job, inputs, run_state, unet)
+    best = best_adapter.prepare(job, inputs, plan, run_state, state, unet)
     step, resumed_at, stopping = run_state.step, run_state.step, False
     bar = progress(total=plan.steps, initial=step, description="training", unit="step", disable=not job.is_main)
     with contextlib.ExitStack() as signals, contextlib.closing(loader), bar:
@@ -195,6 +196,8 @@ def train(job: Job) -> int:
                     if to_evaluate:
                         timings.enter("evaluating")
                         evaluating.evaluate(job, evaluator, unet, step, metrics_file)
+                        if best:
+                            best.keep(step)
                     if to_sample:
                         timings.enter("sampling")
                         sample_grids.generate(job, inputs, unet, step, lora.without_adapter)
@@ -233,7 +236,7 @@ def train(job: Job) -> int:
 
     # --- shared: finish ---
     if stopping:
-        job.say(f"stopped at step {step} of {plan.steps}; the same command again continues from here")
+        run.stopped(job, plan, step)
         return stop.exit_status
     run.finish(job, state, metrics_file, step)
     # --- end shared ---

@@ -18,7 +18,7 @@ def differences(found: Path, expected: Path) -> list[str]:
     """The differences between two finished runs, compared bit for bit; a sentence each, empty if they are equal.
 
     It compares the adapter's tensors and dtypes, all lines of metrics.jsonl without `MEASURED`, all rows of the results, the
-    step and the state of the last checkpoint, run.json without the W&B id, and the pixels of the sample images.
+    step and the state of the last checkpoint, run.json without the W&B id, and the pixels of samples and pictures.
     """
     return [f"{found.name}: {difference}" for difference in _differences(found, expected)]
 
@@ -45,7 +45,7 @@ def _differences(found: Path, expected: Path) -> Iterator[str]:
     elif checkpoints[0] is not None:
         yield from _nested(checkpoints[0].step, checkpoints[1].step, "the last checkpoint's step")
         yield from _nested(checkpoints[0].load(), checkpoints[1].load(), "the last checkpoint")
-    yield from _nested(images(found), images(expected), "samples")
+    yield from _nested(images(found), images(expected), "images")
 
 
 def record(run: Path) -> dict[str, Any]:
@@ -69,11 +69,11 @@ def rows(path: Path) -> list[dict[str, Any]] | None:
 
 
 def images(run: Path) -> dict[str, bytes]:
-    """The pixels of the sample images, by their path in the run folder."""
+    """The pixels of samples and pictures, by their path in the run folder."""
     from PIL import Image
 
     found = {}
-    for path in sorted((run / "samples").glob("step-*/*.png")):
+    for path in sorted(path for folder in ("samples", "pictures") for path in run.glob(f"{folder}/step-*/*.png")):
         with Image.open(path) as image:
             found[str(path.relative_to(run))] = image.tobytes()
     return found

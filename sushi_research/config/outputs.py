@@ -110,22 +110,6 @@ class EvaluationSection(Section):
         return self
 
     @model_validator(mode="after")
-    def _has_held_out_images(self) -> EvaluationSection:
-        if self.held_out > 0 or self.path is not None:
-            return self
-        for key, value in (
-            ("prior_path", self.prior_path),
-            ("pictures", self.pictures),
-            ("keep_best", self.keep_best),
-        ):
-            if value:
-                raise ValueError(
-                    f"evaluation.{key} is set, but there are no held-out images, so nothing is evaluated: set evaluation.held_out "
-                    f"or evaluation.path, or remove evaluation.{key}"
-                )
-        return self
-
-    @model_validator(mode="after")
     def _captions_are_text(self) -> EvaluationSection:
         require_text({"evaluation.drift_captions": self.drift_captions or []})
         return self

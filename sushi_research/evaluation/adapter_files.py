@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from sushi_research.adapters.chosen_step import chosen_step
 from sushi_research.adapters.labels import file_name_key, label_of, labels_of
 from sushi_research.config.suggestions import word
 from sushi_research.errors import UserError, printable
@@ -87,17 +88,28 @@ def _holds(folder: Path) -> str | None:
         return ""
 
 
-def adapter_facts(path: Path, lora_scale: float, changes_text: bool, unseen: bool) -> dict[str, Any]:
+def adapter_facts(
+    path: Path, lora_scale: float, changes_text: bool, unseen: bool, val_set: ValidationSet
+) -> dict[str, Any]:
     """The entry of an adapter file in provenance.json: its name, the hash of its bytes, and how it was applied.
 
-    `unseen`: whether it is known that the file was trained on none of the validation images.
+    `unseen`: whether it is known that the file was trained on none of the validation images. If its step was chosen
+    (`evaluation.keep_best`), `chosen` says how, and whether on images of `val_set`.
     """
+    chosen = chosen_step(path)
     return {
         "file": path.name,
         "hash": content_hash(path.read_bytes()),
         "lora_scale": lora_scale,
         "adapts_text_encoders": changes_text,
         "validation_images_unseen": unseen,
+        "chosen": chosen
+        and {
+            "step": chosen.step,
+            "among": chosen.among,
+            "validation_set": chosen.validation_set,
+            "on_these_images": chosen.is_of(val_set.hash, val_set.names),
+        },
     }
 
 
@@ -125,11 +137,20 @@ def write(output: Path, result: Result, sets: MeasuredSets, entry: dict[str, Any
         remove(folder / file)
         if name in result.found:
             Results(folder / file).append(getattr(sets, name), step, *result.found[name])
+    remove(folder / "pictures")
     write_json(folder / "validation_set.json", sets.validation.describe())
     write_json(folder / "provenance.json", [entry])
     if result.pictures:
         with plots.optional(f"{result.name} stays without all of its samples"):
             sample_grids.write_pictures(folder / f"samples/step-{step:08d}", result.rows, result.pictures)
+
+
+def write_pictures(output: Path, name: str, rows: Sequence[tuple[str, str]], images: Sequence[Image.Image]) -> None:
+    """Adds the measured pictures (`pictures.rows_of`) to the folder that `write` made. If they cannot be written, that is a
+    warning."""
+    with plots.optional(f"{name} stays without all of its pictures"):
+        step = 0 if name == "base" else STEP
+        sample_grids.write_pictures(sample_grids.step_folder(output / name / "pictures", step), rows, images)
 
 
 def finish(output: Path, results: Sequence[Result], val_set: ValidationSet) -> str:
@@ -170,6 +191,8 @@ COLUMNS = (
     ("evaluation/prior", "kept, prior images", "+.3f"),
     ("evaluation/memorised_auc", "memorised, AUC", ".2f"),
     ("evaluation/drift", "drift", ".3g"),
+    ("evaluation/pictures_learned", "pictures, learned", "+.3f"),
+    ("evaluation/pictures_kept", "pictures, kept", ".3g"),
 )
 
 

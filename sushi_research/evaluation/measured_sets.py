@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sushi_research.evaluation.results import Measured
-
 if TYPE_CHECKING:
     from sushi_research.evaluation.drift import DriftSet
+    from sushi_research.evaluation.pictures import PictureSet
     from sushi_research.evaluation.validation_set import ValidationSet
 
 
@@ -27,5 +26,10 @@ class MeasuredSets:
     base_images: DriftSet | None = None
     prior: ValidationSet | None = None
     trained: ValidationSet | None = None
-    pictures_learned: Measured | None = None
-    pictures_kept: Measured | None = None
+    pictures_learned: PictureSet | None = None
+    pictures_kept: PictureSet | None = None
+
+    @property
+    def pictures(self) -> list[PictureSet]:
+        """The picture sets that there are."""
+        return [each for each in (self.pictures_learned, self.pictures_kept) if each is not None]

@@ -1,10 +1,10 @@
-"""The rows of evaluation.parquet or drift.parquet as arrays, matched by their key (step, image, noise sample) in any order."""
+"""The rows of a result file (results.py) as arrays, matched by their key (step, image, noise sample) in any order."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -51,6 +51,19 @@ def image_of(name: str) -> str:
     """The image's hash in a name that `row_names` made; any other name unchanged."""
     repeated = _REPEATED.fullmatch(name)
     return repeated[1] if repeated else name
+
+
+def by_image(arrays: ResultArrays) -> ResultArrays:
+    """The arrays with one name per image: the losses of an image with several captions are averaged over them, in float64."""
+    places: dict[str, list[int]] = {}
+    for place, name in enumerate(arrays.names):
+        places.setdefault(image_of(name), []).append(place)
+    if len(places) == len(arrays.names):
+        return arrays
+    loss = np.stack([arrays.loss[:, several].mean(1, dtype=np.float64) for several in places.values()], axis=1)
+    base = np.stack([arrays.base[several].mean(0, dtype=np.float64) for several in places.values()])
+    times = np.stack([arrays.timesteps[several[0]] for several in places.values()])
+    return replace(arrays, names=tuple(places), timesteps=times, loss=loss, base=base)
 
 
 def arrays_of(path: Path, table: pyarrow.Table) -> ResultArrays | None:

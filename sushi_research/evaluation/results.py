@@ -1,4 +1,4 @@
-"""evaluation.parquet and drift.parquet: the results at each evaluated step, one row per image and noise sample."""
+"""evaluation.parquet and the other result files: one row per evaluated step, image and noise sample of one measured set."""
 
 from __future__ import annotations
 

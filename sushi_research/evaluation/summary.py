@@ -22,6 +22,10 @@ def summary(found: Losses, times: np.ndarray) -> dict[str, float | None]:
     for name, key in (("base_images", "kept"), ("prior", "prior"), ("trained", "trained")):
         if name in found:
             values |= outcomes.ratio_summary(f"evaluation/{key}", *found[name])
+    if "pictures_learned" in found:
+        values |= outcomes.ratio_summary("evaluation/pictures_learned", *found["pictures_learned"])
+    if "pictures_kept" in found:
+        values |= outcomes.mean_with_error("evaluation/pictures_kept", found["pictures_kept"][0])
     if "trained" in found:
         values |= memorisation.summary(found["trained"], found["validation"])
     return values
@@ -45,6 +49,10 @@ def describe(values: Mapping[str, float | None]) -> str:
         parts.append(f"memorised {_memorised(values)}")
     if "evaluation/drift" in values:
         parts.append(f"drift {with_error(values, 'evaluation/drift', '.3g')}")
+    if "evaluation/pictures_learned" in values:
+        parts.append(f"pictures' distance from held-out images {_ratio(values, 'evaluation/pictures_learned')}")
+    if "evaluation/pictures_kept" in values:
+        parts.append(f"from the base's pictures {with_error(values, 'evaluation/pictures_kept', '.3g')}")
     return "; ".join(parts)
 
 
@@ -71,5 +79,5 @@ def _memorised(values: Mapping[str, float | None]) -> str:
         return "not finite"
     low, high = (values[f"{name}_{side}"] for side in ("low", "high"))
     assert low is not None and high is not None
-    words = "does not tell its training images from held-out ones" if low <= 0.5 else "recognises its training images"
+    words = "not shown to recognise its training images" if low <= 0.5 else "recognises its training images"
     return f"AUC {values[name]:.2f} ({low:.2f} to {high:.2f}: {words})"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
+from sushi_research.adapters.chosen_step import chosen_step
 from sushi_research.adapters.trained_images import trained_on
 from sushi_research.data.samples import Sample
 from sushi_research.errors import UserError, some
@@ -34,6 +35,17 @@ def require_unseen(
             raise UserError(f"the adapter {adapter} was trained on the images of {source}: {ADVICE}.")
         known[adapter] = seen is not None
     return known
+
+
+def chosen_on(adapters: Sequence[str], set_hash: str, image_hashes: Collection[str]) -> list[str]:
+    """A sentence for each adapter whose step was chosen on these images, or on this validation set."""
+    found = {adapter: chosen_step(Path(adapter)) for adapter in adapters}
+    return [
+        f"  {adapter}: {chosen.describe()}, whose images are among these, so its loss on them is too low to be tested: "
+        "compare_runs.py excludes it"
+        for adapter, chosen in found.items()
+        if chosen and chosen.is_of(set_hash, image_hashes)
+    ]
 
 
 def may_have_seen(adapter: str, images: Collection[str]) -> bool:

@@ -16,7 +16,7 @@ import numpy as np
 from sushi_research.errors import UserError, some
 from sushi_research.evaluation.outcomes import LEARNED_BINS, in_bins, log_ratio
 from sushi_research.experiments import code_variants, repetitions
-from sushi_research.experiments.evaluated_files import notes_on_files, with_distinct_names
+from sushi_research.experiments.evaluated_files import notes_on_files, with_distinct_names, without_chosen
 from sushi_research.experiments.pairs import Pair, Point, compared, pairs_of, scored, with_tests
 from sushi_research.experiments.seeds import notes_on_seeds
 from sushi_research.experiments.variants import SEED, Variant, variants_of
@@ -85,6 +85,9 @@ def compare(
     """
     if not records:
         raise UserError("there is no run to compare: give the folders of two runs or more.")
+    records, excluded = without_chosen(records)
+    if not records:
+        raise UserError(f"there is no run to compare: {excluded[0]}.")
     records = with_distinct_names([record.with_sorted_names() for record in records])
     variants, by_run = variants_of(records, pool_code)
     pairs = list(pairs_of(variants, reference))
@@ -98,7 +101,7 @@ def compare(
     found.drift = [compared(*pair, "drift", Point(step=step)) for pair in pairs]
     with_tests(found.drift)
     found.warnings = [*warnings_of(records), *code_variants.warnings(records, pool_code)]
-    found.warnings += [*repetitions.warnings(records), *notes_on_files(records)]
+    found.warnings += [*repetitions.warnings(records), *excluded, *notes_on_files(records)]
     found.warnings += [note for variant in variants for note in notes_on_seeds(variant.runs, variant.label)]
     return found
 

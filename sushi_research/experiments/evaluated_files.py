@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from sushi_research.errors import some
 from sushi_research.reports.run_record import RunRecord
@@ -22,6 +23,32 @@ def with_distinct_names(records: Sequence[RunRecord]) -> list[RunRecord]:
         else record
         for record in records
     ]
+
+
+def without_chosen(records: Sequence[RunRecord]) -> tuple[list[RunRecord], list[str]]:
+    """The records without those files whose step was chosen on images that they were measured on, and a sentence for each of these.
+
+    The best of several steps on some images has a lower loss there than on others, so no test result with it would hold.
+    """
+    kept, found = [], []
+    for record in records:
+        chosen = _chosen(record)
+        if not chosen.get("on_these_images"):
+            kept.append(record)
+            continue
+        found.append(
+            f"{record.path} is excluded: its step {chosen.get('step')} was chosen as the best of {chosen.get('among')} "
+            "evaluations on these validation images, which lowers its loss on them; compare the run's last adapter, or evaluate "
+            "both on images that no step was chosen on"
+        )
+    return kept, found
+
+
+def _chosen(record: RunRecord) -> dict[str, Any]:
+    """How the step of an evaluated file was chosen; {} if it was not."""
+    adapter = record.entry.get("adapter")
+    found = adapter.get("chosen") if record.state == "file" and isinstance(adapter, dict) else None
+    return found if isinstance(found, dict) else {}
 
 
 def notes_on_files(records: Sequence[RunRecord]) -> list[str]:

@@ -76,7 +76,7 @@ class Block:
     - title, heading, lead (a paragraph below the title), text: `text`.
     - list, warning: `items`. result: `items`, each "better|statement: evidence", or with "worse" or "none" instead of "better".
     - table: `rows`, the header first.
-    - picture: the image file `path` at full width, with alternative text `text`.
+    - picture: the image `path`, a file or in memory, at full width, with alternative text `text`.
     - pictures: `pictures` in a grid, with captions. cards: `cards`.
     - times: `seconds` by name, as one bar with a legend.
     - details: the preformatted `items`, folded under the summary `text`.
@@ -86,7 +86,7 @@ class Block:
     text: str = ""
     items: list[str] = field(default_factory=list)
     rows: list[list[str]] = field(default_factory=list)
-    path: Path | None = None
+    path: Path | Image.Image | None = None
     pictures: list[Picture] = field(default_factory=list)
     cards: list[Card] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
@@ -124,7 +124,7 @@ def _markdown(block: Block) -> str:
             lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
             return "\n".join(f"| {' | '.join(line)} |" for line in lines)
         case "picture":
-            return f"![{block.text}]({block.path.name})"
+            return f"![{block.text}]({_link(block.path)})"
         case "pictures":
             return "\n\n".join(f"![{picture.caption}]({_link(picture.source)})" for picture in block.pictures)
         case "cards":

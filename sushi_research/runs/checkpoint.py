@@ -9,6 +9,7 @@ killed writer.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -146,6 +147,13 @@ def newest_step(folder: Path) -> int | None:
     if not folder.is_dir():
         return None
     return max((step for step in _steps(folder) if _looks_whole(folder / f"step-{step:08d}")), default=None)
+
+
+def checkpoint_of(folder: Path, step: int) -> Checkpoint | None:
+    """The checkpoint of a step in `folder` as `read_checkpoint`; None if it is missing or damaged."""
+    with contextlib.suppress(DamagedCheckpoint):
+        return read_checkpoint(folder / f"step-{step:08d}")
+    return None
 
 
 def read_checkpoint(path: Path) -> Checkpoint:

@@ -129,9 +129,11 @@ class RunFolder:
         self.drift = self.results["drift"]
         self.validation_set = path / "validation_set.json"
         self.samples = path / "samples"
+        self.pictures = path / "pictures"
         self.checkpoints = path / "checkpoints"
         self.adapter = path / "adapter.safetensors"
         self.curves = path / "loss.png"
+        self.report = path / "report.html"
         self.stage_timings = path / "stage_timings.json"
         self.provenance = path / "provenance.json"
         # Of the user's own command (reports/scores.py).
@@ -162,7 +164,7 @@ class RunFolder:
 
     def remove_leftovers(self) -> None:
         """Removes the temporary files of killed writers (those of checkpoints: `latest_checkpoint`). Only with the lock."""
-        for folder in (self.path, self.samples, *self.samples.glob("step-*")):
+        for folder in (self.path, self.samples, *self.samples.glob("step-*"), *self.pictures.glob("step-*")):
             remove_leftovers(folder)
 
     def remove_if_empty(self) -> None:
@@ -178,11 +180,12 @@ class RunFolder:
             *self.results.values(),
             self.adapter,
             self.curves,
+            self.report,
             self.scores,
             self.scores_source,
         ]
         wrong = [(path, "a file") for path in files if os.path.lexists(path) and not path.is_file()]
-        folders = [self.samples, self.checkpoints, self.path / "wandb", self.path / "tensorboard"]
+        folders = [self.samples, self.pictures, self.checkpoints, self.path / "wandb", self.path / "tensorboard"]
         wrong += [(path, "a folder") for path in folders if os.path.lexists(path) and not path.is_dir()]
         for path, wanted in wrong:
             raise UserError(
@@ -190,11 +193,13 @@ class RunFolder:
             )
 
     def record_files(self) -> list[Path]:
-        """The existing files that record the run, including the sample images of its first and last sampled step."""
+        """The existing files that record the run, including the samples and pictures of the first and last step that has some."""
         files = [self.run, self.config, self.plan, self.provenance, self.metrics, self.stage_timings]
         files += [self.validation_set, *self.results.values(), self.scores, self.scores_source]
-        steps = sorted(path for path in self.samples.glob("step-*") if path.is_dir())
-        images = [image for step in {*steps[:1], *steps[-1:]} for image in sorted(step.glob("*.png"))]
+        images = []
+        for folder in (self.samples, self.pictures):
+            steps = sorted(path for path in folder.glob("step-*") if path.is_dir())
+            images += [image for step in {*steps[:1], *steps[-1:]} for image in sorted(step.glob("*.png"))]
         return [path for path in files if path.exists()] + sorted(images)
 
     def record(self) -> dict[str, Any] | None:

@@ -155,6 +155,17 @@ def log_artifact(accelerator: Accelerator, kind: str, paths: Sequence[Path], roo
         _each_tracker(accelerator, send)
 
 
+def log_page(accelerator: Accelerator, path: Path, summary: Values, step: int) -> None:
+    """Shows a self-contained HTML page in W&B, with values for the run's summary. TensorBoard has neither."""
+
+    def send(tracker: Any) -> None:
+        if tracker.name == "wandb":
+            tracker.log_page(path, summary, step)
+
+    if accelerator.is_main_process:
+        _each_tracker(accelerator, send)
+
+
 def end_trackers(accelerator: Accelerator) -> None:
     """Finishes every tracker; W&B uploads what remains, within its limits. Call it last. Failures are logged, not raised."""
     for tracker in list(accelerator.trackers):

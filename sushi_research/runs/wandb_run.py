@@ -6,6 +6,7 @@ A network that fails costs a run seconds, not minutes, and never its adapter: ea
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import os
 import time
@@ -163,6 +164,14 @@ class WandbRun:
 
         images = [wandb.Image(str(path), caption=text) for path, text in zip(paths, captions, strict=True)]
         self.log({"step": step, key: images})
+
+    def log_page(self, path: Path, summary: Mapping[str, Any], step: int) -> None:
+        """Logs a self-contained HTML page, and values for the run's summary."""
+        import wandb
+
+        page = wandb.Html(io.StringIO(path.read_text(encoding="utf-8")), inject=False)
+        self.log({"step": step, "report": page})
+        self.run.summary.update(dict(summary))
 
     def log_artifact(self, kind: str, files: Mapping[str, Path]) -> None:
         """Stores files (name -> path) as a new version of the artifact `<kind>-<run id>`, uploaded in the background.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -126,6 +126,13 @@ def unconditional(text: dict[str, torch.Tensor], force_zeros: bool) -> dict[str,
     SDXL's model_index.json sets `force_zeros_for_empty_prompt: true`, which diffusers' pipeline follows too.
     """
     return {name: torch.zeros_like(tensor) for name, tensor in text.items()} if force_zeros else text
+
+
+def negative_of(
+    prompt: str, text: Callable[[str], dict[str, torch.Tensor]], force_zeros: bool
+) -> dict[str, torch.Tensor]:
+    """The embedding of a negative prompt, which may be empty; `text` encodes a prompt."""
+    return text(prompt) if prompt else unconditional(text(""), force_zeros)
 
 
 @torch.no_grad()

@@ -156,7 +156,17 @@ def lora_scale_sweep(points: Sequence[tuple[float, dict[str, float]]], path: Pat
 
 
 def write_figure(figure: Figure, path: Path) -> None:
-    """Writes a matplotlib figure atomically as PNG. UserError if that fails.
+    """Writes a matplotlib figure atomically as PNG (`figure_png`). UserError if that fails."""
+    write_atomic(path, figure_png(figure))
+
+
+def figure_image(figure: Figure) -> Image.Image:
+    """A matplotlib figure as an image (`figure_png`)."""
+    return Image.open(io.BytesIO(figure_png(figure)))
+
+
+def figure_png(figure: Figure) -> bytes:
+    """A matplotlib figure as PNG.
 
     Names are shown as they are: a "$" in one begins no formula. A letter that the font lacks is a box, without a warning.
     """
@@ -169,7 +179,7 @@ def write_figure(figure: Figure, path: Path) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
         figure.savefig(data, dpi=110)
-    write_atomic(path, data.getvalue())
+    return data.getvalue()
 
 
 def _with_band(axes: Any, records: Sequence[dict[str, Any]], name: str) -> None:

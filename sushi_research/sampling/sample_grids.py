@@ -68,9 +68,9 @@ def _generate_step(job: Job, inputs: Inputs, unet: Any, step: int) -> bool:
             "adapter)."
         ) from error
     with plots.optional(f"the run goes on without the samples of step {step}"):
-        write_pictures(_folder(samples, step), rows, images)
+        write_pictures(step_folder(samples, step), rows, images)
         _write_grids(samples, rows, step, images)
-        labels, files = [label for _, label in rows], [_folder(samples, step) / name for name, _ in rows]
+        labels, files = [label for _, label in rows], [step_folder(samples, step) / name for name, _ in rows]
         tracking.log_images(job.accelerator, "samples", files, labels, step)
         tracking.log_images(job.accelerator, "progress", [samples / "progress.png"], [f"up to step {step}"], step)
         return True
@@ -82,16 +82,16 @@ def lost(samples: Path, step: int, rows: Sequence[tuple[str, str]]) -> dict[Path
 
     Images of other prompts count, because prompts may change when a run is resumed. {} for no rows.
     """
-    return {} if not rows or _is_whole(_folder(samples, step), rows) else _problems(samples, step)
+    return {} if not rows or is_whole(step_folder(samples, step), rows) else _problems(samples, step)
 
 
 def _problems(samples: Path, step: int) -> dict[Path, str]:
     """What is wrong with the grid of a step and with each of the step's images."""
-    pictures = [_grid_path(samples, step), *sorted(_folder(samples, step).glob("*.png"))]
+    pictures = [_grid_path(samples, step), *sorted(step_folder(samples, step).glob("*.png"))]
     return {path: f"{path} {problem}" for path in pictures if (problem := plots.picture_problem(path))}
 
 
-def _folder(samples: Path, step: int) -> Path:
+def step_folder(samples: Path, step: int) -> Path:
     """The folder of the single images of a step."""
     return samples / f"step-{step:08d}"
 
@@ -111,9 +111,9 @@ def complete_grids(
     """
     found = []
     for step in _steps(samples) if rows else ():
-        problems, folder = _problems(samples, step), _folder(samples, step)
+        problems, folder = _problems(samples, step), step_folder(samples, step)
         outcome = "its step is left out of progress.png"
-        if problems and _is_whole(folder, rows):
+        if problems and is_whole(folder, rows):
             _write_grids(samples, rows, step, _images(folder, rows))
             outcome = "it is made again"
         elif next_step is not None and step > next_step:
@@ -122,7 +122,7 @@ def complete_grids(
             outcome = "it is made again"
         found += [f"{problem}: {outcome}" for problem in problems.values() if not problem.endswith(plots.MISSING)]
     progress = samples / "progress.png"
-    whole = [step for step in _steps(samples) if rows and _is_whole(_folder(samples, step), rows)]
+    whole = [step for step in _steps(samples) if rows and is_whole(step_folder(samples, step), rows)]
     if whole and (problem := plots.picture_problem(progress)):
         write_image(progress, progress_grid(samples, rows))
         found.append(f"{progress} {problem}: it is made again")
@@ -145,9 +145,7 @@ def generate_images(
     """
     config, base, model = job.config, inputs.base, job.model
     text = text or inputs.caches.text
-    negative = text(config.sample.negative_prompt)
-    if not config.sample.negative_prompt:
-        negative = pipeline.unconditional(negative, base.force_zeros)
+    negative = pipeline.negative_of(config.sample.negative_prompt, text, base.force_zeros)
     generated = pipeline.generate_latents(
         model,
         base,
@@ -160,10 +158,13 @@ def generate_images(
         height=config.sample.height or config.data.resolution,
         width=config.sample.width or config.data.resolution,
     )
-    latents = list(generated)
-    vae = loading.load_vae(base, inputs.caches.vae_dtype, job.device)
-    labels = [label for _, label in rows_of(config, inputs.prompts)]
-    images = pipeline.decode(vae, latents, model.SCALING_FACTOR, labels)
+    return decode(job, inputs, list(generated), [label for _, label in rows_of(config, inputs.prompts)])
+
+
+def decode(job: Job, inputs: Inputs, latents: Sequence[torch.Tensor], labels: Sequence[str]) -> list[Image.Image]:
+    """`pipeline.decode` with the base's VAE, which is in memory only for it."""
+    vae = loading.load_vae(inputs.base, inputs.caches.vae_dtype, job.device)
+    images = pipeline.decode(vae, latents, job.model.SCALING_FACTOR, labels)
     del vae
     free_memory()
     return images
@@ -183,17 +184,17 @@ def progress_grid(folder: Path, rows: Sequence[tuple[str, str]]) -> Image.Image:
 
     Steps with other prompts are skipped: prompts may change when a run is resumed. So are steps without all of their images.
     """
-    steps = [step for step in _steps(folder) if _is_whole(_folder(folder, step), rows)]
+    steps = [step for step in _steps(folder) if is_whole(step_folder(folder, step), rows)]
     if len(steps) > MOST_COLUMNS:
         spaced = {round(i * (len(steps) - 1) / (MOST_COLUMNS - 1)) for i in range(MOST_COLUMNS)}
         steps = [steps[index] for index in sorted(spaced)]
-    columns = [_images(_folder(folder, step), rows) for step in steps]
+    columns = [_images(step_folder(folder, step), rows) for step in steps]
     return plots.grid(
         list(zip(*columns, strict=True)), [label for _, label in rows], [f"step {step}" for step in steps]
     )
 
 
-def _is_whole(folder: Path, rows: Sequence[tuple[str, str]]) -> bool:
+def is_whole(folder: Path, rows: Sequence[tuple[str, str]]) -> bool:
     """Whether all images of a step are there, undamaged and of these prompts."""
     for name, label in rows:
         if plots.picture_problem(folder / name):
@@ -216,7 +217,7 @@ def cut_back(folder: Path, step: int) -> None:
     """Removes images of steps after `step`, from which the run resumes."""
     for later in _steps(folder):
         if later > step:
-            remove(_folder(folder, later))
+            remove(step_folder(folder, later))
             remove(_grid_path(folder, later))
 
 

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from sushi_research.caches.inputs import Inputs
+from sushi_research.config import TrainingConfig
+from sushi_research.data.held_out import DRIFT_CAPTIONS
 from sushi_research.data.samples import Item
 from sushi_research.errors import UserError
 from sushi_research.runs.job import Job, agree
@@ -30,7 +32,7 @@ class DiskPlan:
     """The bytes that will be written in addition to what is there, of files that exist at the same time.
 
     `checkpoints` is the size of the `checkpoint_count` checkpoints that are added; while one is saved, one more than
-    `checkpoint.keep` exists. These, `cache` and `adapter` are lower bounds. `others` (samples, results, metrics) is an estimate.
+    `checkpoint.keep` exists. These, `cache` and `adapter` are lower bounds. `others` (images, results, metrics) is an estimate.
     `freed` is removed before the adapter is written: one checkpoint, if one more than `checkpoint.keep` existed.
     """
 
@@ -88,20 +90,32 @@ def plan_run(job: Job, cache: int, steps: int, parameters: int) -> DiskPlan:
     saves = _events(config.checkpoint.every, last, steps)
     count = max(1, min(config.checkpoint.keep + 1 - len(saved), saves)) if saves else 0
     each = parameters * (4 + STATE_BYTES.get(config.optimizer.name, 0))
+    files = 2 if config.evaluation.keep_best else 1  # the last adapter, and that of the best step
     images = len(config.sample.seeds) * (len(config.sample.prompts) or 3) if config.sample.enabled else 0
     side = config.data.resolution
     pixels = images * (config.sample.width or side) * (config.sample.height or side)
     # Each image, the grid of its step, and its part of progress.png, which shows at most eight steps.
-    pictures = PIXEL_BYTES * pixels * (2 * (_events(config.sample.every, last, steps) + (not saved)) + 8)
+    samples = PIXEL_BYTES * pixels * (2 * (_events(config.sample.every, last, steps) + (not saved)) + 8)
     return DiskPlan(
         cache=0 if is_finished else cache,
         # What a killed save left is removed first.
         checkpoints=max(0, count * each - unfinished),
         checkpoint_count=count,
-        adapter=0 if is_finished else parameters * (4 if config.lora.save_dtype == "float32" else 2),
-        others=0 if is_finished else pictures + METRICS_BYTES * (steps - last),
+        adapter=0 if is_finished else files * parameters * (4 if config.lora.save_dtype == "float32" else 2),
+        others=0
+        if is_finished
+        else samples + _picture_bytes(config, last, steps, not saved) + METRICS_BYTES * (steps - last),
         freed=each if saves and len(saved) + saves > config.checkpoint.keep else 0,
     )
+
+
+def _picture_bytes(config: TrainingConfig, last: int, steps: int, is_new: bool) -> int:
+    """The bytes of the pictures that are measured. Buckets have about data.resolution^2 pixels."""
+    evaluation, side = config.evaluation, config.data.resolution
+    kept = len(DRIFT_CAPTIONS if evaluation.drift_captions is None else evaluation.drift_captions)
+    pixels = evaluation.pictures * side**2
+    pixels += min(evaluation.pictures, kept) * (config.sample.width or side) * (config.sample.height or side)
+    return PIXEL_BYTES * pixels * (_events(evaluation.every, last, steps) + is_new)
 
 
 def cache_bytes(job: Job, inputs: Inputs, latents: Sequence[tuple[str, Item, bool]], captions: int) -> int:

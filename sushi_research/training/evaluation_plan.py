@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from sushi_research.caches.inputs import Inputs
 from sushi_research.config import TrainingConfig
 from sushi_research.data.training_data import Data, drift_captions
+from sushi_research.errors import UserError
 from sushi_research.evaluation.results import MIN_IMAGES
 
 # How many of them are printed; plan.json has all.
@@ -26,6 +28,8 @@ class EvaluationPlan:
     prior_images: int = 0
     prior_held_out: bool = False
     training_images: int = 0
+    pictures: Mapping[str, int] = field(default_factory=dict)
+    keep_best: bool = False
 
     def describe(self) -> list[str]:
         images = "1 image" if self.images == 1 else f"{self.images} images"
@@ -42,6 +46,21 @@ class EvaluationPlan:
             f"             what is kept is measured on {' and '.join(kept) or 'nothing: there is nothing to measure it on'}",
             f"             what is memorised is measured on {memorised}",
         ]
+        if self.pictures:
+            compared = {
+                "learned": "held-out captions (compared with the images)",
+                "kept": "drift captions (compared with the base's pictures)",
+            }
+            parts = [f"{count} {compared[kind]}" for kind, count in self.pictures.items()]
+            lines.append(f"             pictures of {' and '.join(parts)}, {self.evaluations} times")
+        if self.keep_best:
+            count = self.evaluations - 1  # step 0 is the base
+            lines.append(
+                f"             the adapter of the best of {count} evaluations is kept, as best-STEP.safetensors"
+                if count > 1
+                else "             evaluation.keep_best has no choice: the only evaluation after step 0 is that of the end "
+                "(evaluation.every gives more)"
+            )
         if self.images < MIN_IMAGES:
             lines.append(f"             a test result between runs needs {MIN_IMAGES} images or more")
         lines += [f"             warning: {sentence}" for sentence in self.near_duplicates[:SHOWN_NEAR_DUPLICATES]]
@@ -53,9 +72,18 @@ class EvaluationPlan:
 
 
 def plan_evaluation(config: TrainingConfig, inputs: Inputs, steps: int) -> EvaluationPlan | None:
-    """What the run is evaluated on and how often; None without held-out images."""
+    """What the run is evaluated on and how often; None without held-out images.
+
+    UserError if something is to be measured or kept by evaluations, and there are none.
+    """
     data, every = inputs.data, config.evaluation.every
     if not data.held_out:
+        for key in ("prior_path", "pictures", "keep_best"):
+            if getattr(config.evaluation, key):
+                raise UserError(
+                    f"evaluation.{key} is set, but there are no held-out images, so nothing is evaluated: set evaluation.held_out "
+                    f"or evaluation.path, or remove evaluation.{key}"
+                )
         return None
     return EvaluationPlan(
         images=len({(item.sample.image_hash, item.sample.caption) for item in data.held_out}),
@@ -67,7 +95,19 @@ def plan_evaluation(config: TrainingConfig, inputs: Inputs, steps: int) -> Evalu
         prior_images=len(data.prior),
         prior_held_out=bool(data.prior) and data.prior_scan is None,
         training_images=len(data.trained),
+        pictures=_pictures(config, data),
+        keep_best=config.evaluation.keep_best,
     )
+
+
+def _pictures(config: TrainingConfig, data: Data) -> dict[str, int]:
+    """How many pictures of each kind are generated at an evaluation; fewer than asked for if there are fewer captions."""
+    found = {
+        "learned": len({item.sample.caption for item in data.held_out}),
+        "kept": len(drift_captions(config, data)),
+    }
+    counts = {kind: min(count, config.evaluation.pictures) for kind, count in found.items()}
+    return {kind: count for kind, count in counts.items() if count}
 
 
 def _held_out_of(config: TrainingConfig, data: Data) -> str:

@@ -14,11 +14,15 @@ from typing import Any
 from sushi_research.errors import UserError
 from sushi_research.evaluation.drift import DriftSet
 from sushi_research.evaluation.measured_sets import MeasuredSets
+from sushi_research.evaluation.pictures import PictureSet, rows_of
 from sushi_research.evaluation.results import Measured, Results
 from sushi_research.evaluation.validation_set import ValidationSet
+from sushi_research.files import remove
 from sushi_research.runs import records
 from sushi_research.runs.metrics_file import MetricsFile
 from sushi_research.runs.run_folder import RunFolder
+from sushi_research.sampling import plots
+from sushi_research.sampling.sample_grids import step_folder
 
 
 @dataclass(frozen=True)
@@ -119,6 +123,9 @@ def cut_back(run: RunFolder, sets: MeasuredSets, step: int) -> None:
     """Drops metrics and results after `step`, from which the run continues (-1: all), and all results of another set."""
     evaluated: dict[str, set[int]] = {}
     for kind in of_run(run, sets).values():
+        if kind.is_of_another and isinstance(kind.measured, PictureSet):
+            for path in run.pictures.glob(f"step-*/*-{kind.measured.kind}-*.png"):
+                remove(path)
         kind.results.cut_back(-1 if step < 0 or kind.is_of_another else step)
         steps = set(kind.results.steps())
         for prefix in kind.prefixes:
@@ -127,7 +134,7 @@ def cut_back(run: RunFolder, sets: MeasuredSets, step: int) -> None:
 
 
 def lost(run: RunFolder, sets: MeasuredSets, step: int) -> dict[Path, str]:
-    """path -> a sentence, for each kind that is measured now and has no results of `step`, the end of a finished run.
+    """path -> a sentence, for each kind that is measured now and lost results or images of `step`, the end of a finished run.
 
     Damaged results are not among them, nor those that were never measured because the run is of an older version.
     """
@@ -135,7 +142,10 @@ def lost(run: RunFolder, sets: MeasuredSets, step: int) -> dict[Path, str]:
     for kind in of_run(run, sets).values():
         path = kind.results.path
         try:
-            if kind.measured is None or kind.is_of_another or step in kind.results.steps():
+            if kind.measured is None or kind.is_of_another:
+                continue
+            if step in kind.results.steps():
+                found |= _lost_images(run, kind.measured, step)
                 continue
             if kind.is_implied and not path.exists() and not _is_logged(run, kind.prefixes[0]):
                 continue
@@ -143,6 +153,13 @@ def lost(run: RunFolder, sets: MeasuredSets, step: int) -> dict[Path, str]:
         except UserError:
             pass  # `changes` says it
     return found
+
+
+def _lost_images(run: RunFolder, measured: Measured, step: int) -> dict[Path, str]:
+    """path -> a sentence, for each image of a picture set that is missing or damaged."""
+    rows = rows_of([measured]) if isinstance(measured, PictureSet) else []
+    paths = [step_folder(run.pictures, step) / name for name, _ in rows]
+    return {path: f"{path} {problem}" for path in paths if (problem := plots.picture_problem(path))}
 
 
 def _is_logged(run: RunFolder, prefix: str) -> bool:

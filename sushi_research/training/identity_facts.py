@@ -14,7 +14,7 @@ from sushi_research.config import TrainingConfig
 from sushi_research.config.command_line import config_to_dict
 from sushi_research.data.samples import Item, dataset_hash
 from sushi_research.data.training_data import Data, bucket_rule, drift_captions
-from sushi_research.evaluation import drift, validation_set
+from sushi_research.evaluation import drift, pictures, validation_set
 from sushi_research.evaluation.drift import DriftSet
 from sushi_research.evaluation.measured_sets import MeasuredSets
 from sushi_research.evaluation.validation_set import ValidationSet
@@ -25,12 +25,15 @@ from sushi_research.runs.job import Job
 def measured_sets_of(job: Job, inputs: Inputs, base_hash: str) -> MeasuredSets:
     """The sets that the run is measured on, by its config and data. Does not need encoded data."""
     data, drift_set = inputs.data, drift_set_of(job, inputs, base_hash)
+    val_set, neutral = _image_set(job, inputs, base_hash, data.held_out), drift_captions(job.config, data)
     return MeasuredSets(
-        validation=_image_set(job, inputs, base_hash, data.held_out),
+        validation=val_set,
         drift=drift_set,
         base_images=drift_set,
         prior=_image_set(job, inputs, base_hash, data.prior),
         trained=_image_set(job, inputs, base_hash, data.trained),
+        pictures_learned=pictures.learned_set(job, inputs, val_set, base_hash) if val_set else None,
+        pictures_kept=pictures.kept_set(job, inputs, neutral, base_hash),
     )
 
 

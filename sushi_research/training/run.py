@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
@@ -21,21 +20,22 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 
 from sushi_research import stopping
-from sushi_research.adapters import kohya_format, lora, trained_images
+from sushi_research.adapters import lora
 from sushi_research.caches.inputs import Inputs
-from sushi_research.caches.store import entry_key
 from sushi_research.config import TrainingConfig
 from sushi_research.config.command_line import config_to_dict
 from sushi_research.config.suggestions import word
 from sushi_research.errors import UserError
 from sushi_research.files import write_json
 from sushi_research.precision import resolve_precision
+from sushi_research.reports import run_page
 from sushi_research.runs import launch, provenance, run_folder, tracking
 from sushi_research.runs.code import code_of
 from sushi_research.runs.job import Job, agree
 from sushi_research.runs.metrics_file import MetricsFile
 from sushi_research.sampling import plots
 from sushi_research.terminal import say
+from sushi_research.training import adapter_output, best_files
 from sushi_research.training.kept import what_is_kept
 from sushi_research.training.plan import Plan
 from sushi_research.training.resume import RunState
@@ -187,36 +187,14 @@ def write_adapter(
     """Writes adapter.safetensors, reads it back as diffusers does, and raises if it differs from the trained weights."""
     with job.main_process_writes():
         if job.is_main:
-            config, run, architecture = job.config, job.run, job.model.NAME
-            metadata = kohya_format.adapter_metadata(
-                config,
-                architecture=architecture,
-                name=run.name,
-                base=_published_name(inputs.base.source),
-                base_hash=run_state.hashes["base_model"]["unet"],
-                dataset_hash=run_state.hashes["data"],
-                config_hash=entry_key(identity=run_state.identity),
-                images=plan.images,
-                steps=plan.steps,
-                epochs=int(plan.epochs),
-                prediction=inputs.base.prediction,
-                trained=(job.started, time.time()),
+            tensors = state.master_weights.named_state()
+            adapter_output.write(
+                job, inputs, plan, run_state, unet, path=job.run.adapter, tensors=tensors, step=plan.steps
             )
-            metadata |= trained_images.metadata_of({item.sample.image_hash for item in inputs.data.items})
-            tensors, dtype = state.master_weights.named_state(), getattr(torch, config.lora.save_dtype)
-            kohya_format.save_adapter(
-                run.adapter, unet, architecture=architecture, state=tensors, dtype=dtype, metadata=metadata
-            )
-            kohya_format.verify_saved(run.adapter, unet, architecture=architecture, state=tensors, dtype=dtype)
-
-
-def _published_name(source: str) -> str:
-    """A hub id unchanged; for a local path only the last part, because adapters are published and the user's paths are not."""
-    return os.path.basename(os.path.abspath(source)) if os.path.exists(source) else source
 
 
 def finish(job: Job, state: TrainState, metrics_file: MetricsFile, step: int) -> None:
-    """Plots the curves, sends the results to the trackers, marks the run as finished, and prints what was written.
+    """Plots the curves, writes the page, sends both to the trackers, marks the run as finished, and prints what was written.
 
     Warns if the adapter file does not change the base, which happens if the steps were too small or too few.
     """
@@ -228,17 +206,23 @@ def finish(job: Job, state: TrainState, metrics_file: MetricsFile, step: int) ->
     with plots.optional("the run ends without its curves, and the same command again draws them"):
         plots.training_curves(metrics_file.read(), curves, run.name)
         tracking.log_images(accelerator, "curves", [curves], [run.name], step)
-    tracking.log_artifact(accelerator, "adapter", [run.adapter, run.config, run.provenance])
+    write_page(job, step, f"finished at step {step}")
+    best = [path for _, path in best_files.files(run)]
+    tracking.log_artifact(accelerator, "adapter", [run.adapter, *best, run.config, run.provenance])
     seconds = {name: round(value, 2) for name, value in job.timings.seconds().items()}
     write_json(run.stage_timings, seconds)
     run.mark_finished(step)
     # Everything that scripts/compare_runs.py reads, so that it can compare runs from several machines.
     tracking.log_artifact(accelerator, "record", run.record_files(), root=run.path)
     written = {"adapter": run.adapter, "curves": run.curves, "metrics": run.metrics}
+    if best:
+        written["best"] = best[-1]
     if run.evaluation.exists():
-        written["losses"] = run.evaluation
+        written |= {"losses": run.evaluation, "page": run.report}
     if config.sample.enabled:
         written["samples"] = run.samples / "progress.png"
+    if config.evaluation.pictures:
+        written["pictures"] = run.pictures
     if any((run.path / "wandb").glob("offline-run-*")):
         written["W&B"] = (
             f"{run.path}/wandb (offline; `wandb sync {word(str(run.path))}/wandb/offline-run-*` uploads it)"
@@ -255,10 +239,34 @@ def finish(job: Job, state: TrainState, metrics_file: MetricsFile, step: int) ->
     )
 
 
+def stopped(job: Job, plan: Plan, step: int) -> None:
+    """Writes the page of a run that was stopped with a checkpoint of `step`, and prints how it goes on."""
+    if not job.is_main:
+        return
+    assert job.run is not None
+    if job.config.evaluation.keep_best:
+        best_files.remove_superseded(job.run)
+    write_page(job, step, f"stopped at step {step} of {plan.steps}")
+    job.say(f"stopped at step {step} of {plan.steps}; the same command again continues from here")
+
+
+def write_page(job: Job, step: int, state: str) -> None:
+    """Writes the page of a run that was evaluated, and sends it to the trackers. A page that cannot be written is a warning."""
+    run = job.run
+    assert run is not None
+    if not run.evaluation.exists():
+        return
+    with plots.optional("the run is without its page, and the same command again writes it"):
+        best = run_page.write(run, state)
+        tracking.log_page(job.accelerator, run.report, {"best_step": best.step} if best else {}, step)
+
+
 def _warnings(job: Job, state: TrainState, step: int) -> Iterator[str]:
     """What a finished run may have gone wrong in without an error."""
     if state.skipped_steps:
         yield f"fp16 skipped {state.skipped_steps} of {step} steps, because their gradients overflowed"
+    if job.config.evaluation.keep_best and (best := best_files.lost(job.run)):
+        yield f"{best.problem}: the run ends without the adapter of its best step"
     dtype = job.config.lora.save_dtype
     if lora.is_zero(state.master_weights.named_state(), getattr(torch, dtype)):
         yield (

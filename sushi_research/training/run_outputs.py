@@ -13,14 +13,16 @@ from sushi_research.config.command_line import config_to_yaml
 from sushi_research.data import dataset
 from sushi_research.errors import UserError
 from sushi_research.evaluation.measured_sets import MeasuredSets
+from sushi_research.evaluation.results import Results
 from sushi_research.evaluation.validation_set import ValidationSet
 from sushi_research.files import write_atomic, write_json
+from sushi_research.reports import run_page
 from sushi_research.runs import provenance, records
 from sushi_research.runs.job import Job
 from sushi_research.runs.metrics_file import MetricsFile
 from sushi_research.runs.run_folder import RunFolder
 from sushi_research.sampling import plots, sample_grids
-from sushi_research.training import evaluation_records
+from sushi_research.training import best_files, evaluation_records
 from sushi_research.training.plan import Plan, is_due
 
 
@@ -76,9 +78,20 @@ def lost(
     if problem := _problem(run.adapter, lambda: kohya_format.require_whole(run.adapter)):
         found[run.adapter] = problem
     found |= evaluation_records.lost(run, sets, steps)
+    best = _lost_best(job, sets.validation)
+    if best and best.can_be_made:
+        found[best.path] = best.problem
     if config.sample.enabled:
         found |= sample_grids.lost(run.samples, steps, sample_grids.rows_of(config, inputs.prompts))
     return found
+
+
+def _lost_best(job: Job, val_set: ValidationSet | None) -> best_files.Lost | None:
+    """The file of the best step, if there should be one and it is lost."""
+    assert job.run is not None
+    if val_set is None or not job.config.evaluation.keep_best or Results(job.run.evaluation).is_of_another(val_set):
+        return None
+    return best_files.lost(job.run)
 
 
 def complete_pictures(job: Job, inputs: Inputs, plan: Plan, next_step: int | None) -> list[str]:
@@ -104,6 +117,8 @@ def make_again(
     assert run is not None
     write_descriptions(job, inputs, plan, val_set, damaged)
     found, metrics = [], MetricsFile(run.metrics)
+    if best := _lost_best(job, val_set):
+        found.append(f"{best.problem}, and no checkpoint of its step is left to make it again from")
     found.append(_problem(run.provenance, lambda: provenance.entries(run.provenance)))
     if os.path.lexists(run.stage_timings):
         remedy = "restore or remove it"
@@ -118,6 +133,10 @@ def make_again(
                 found.append(f"{run.curves} {problem}: it is drawn again")
     except UserError as error:
         found.append(str(error))
+    if run.evaluation.exists() and not run.report.exists():
+        with plots.optional("the run is still without it"):
+            run_page.write(run, f"finished at step {plan.steps}")
+            found.append(f"{run.report} is missing: it is written again")
     return [sentence for sentence in found if sentence]
 
 

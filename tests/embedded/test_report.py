@@ -38,7 +38,7 @@ def test_the_report_shows_photos_pictures_scores_and_times(tmp_path: Path) -> No
         "train": {"steps": 360},
     }
     write_report(run, concept, config, measured, measured, summary(run, concept, measured, measured))
-    page = (run / "report.html").read_text(encoding="utf-8")
+    page = (run / "demo.html").read_text(encoding="utf-8")
     text = html.unescape(re.sub(r"<[^>]+>", " ", page))
     for words in (
         "360 steps on 16 photos of it and 32 prior images",

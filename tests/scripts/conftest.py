@@ -16,6 +16,7 @@ def without_curves(request, monkeypatch):
     """matplotlib takes as long as the rest of a small run; a test that looks at the curves asks for `with_curves`."""
     if "with_curves" not in request.fixturenames:
         monkeypatch.setattr("sushi_research.sampling.plots.training_curves", lambda *_: None)
+        monkeypatch.setattr("sushi_research.reports.run_page.outcome_plots", lambda *_: None)
 
 
 @pytest.fixture

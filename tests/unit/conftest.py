@@ -25,13 +25,14 @@ class Setting:
 
         self.model, accelerator = models.load(architecture), Accelerator(cpu=True)
         config = Trainer(architecture, base, photos, root / "runs", root / "cache").config("evaluation")
-        job = Job(config, self.model, accelerator, "fp32")
+        self.job = job = Job(config, self.model, accelerator, "fp32")
         hash_cache = open_hash_cache(config)
         self.base = loading.find_base(config, self.model)
         data = read_data(job, hash_cache)
         self.items = data.items
         self.caches = open_caches(job, self.base, hash_cache)
-        fill_caches(job, Inputs(config, self.base, data, self.caches, hash_cache))
+        self.inputs = Inputs(config, self.base, data, self.caches, hash_cache)
+        fill_caches(job, self.inputs)
         self.unet = loading.load_unet(self.base, torch.float32, torch.device("cpu")).train()
 
     def validation_set(self, noise_samples: int = 4, prediction: Any = None, base_hash: str = "base") -> Any:

@@ -115,7 +115,7 @@ def a_pixel(other):
         (no_checkpoint, "one has a checkpoint and the other has none"),
         (not_finished, "run.json, finished_at is a NoneType in place of a int"),
         (no_adapter, "adapter.safetensors is missing"),
-        (a_pixel, "samples, samples/step-00000020/00-seed0.png is"),
+        (a_pixel, "images, samples/step-00000020/00-seed0.png is"),
     ],
 )
 def test_each_difference_is_named(run, other, change, words):

@@ -30,6 +30,7 @@ def job(tmp_path):
             "optimizer": {"name": "adamw"},
             "checkpoint": {"every": 2, "keep": 2},
             "sample": {"prompts": ["a", "b"], "every": 5},
+            "evaluation": {},
             "run": {"folder": str(tmp_path / "runs"), "name": "trial"},
             "cache": {"folder": str(tmp_path / "new/cache")},
         }
@@ -51,6 +52,10 @@ def test_the_bytes_of_a_new_run(job):
     assert disk_plan.plan_run(job(checkpoint={"every": None}), 0, 10, 1000).checkpoint_count == 1
     assert disk_plan.plan_run(job(optimizer={"name": "torch.optim.SGD"}), 0, 10, 1000).checkpoints == 3 * 1000 * 4
     assert disk_plan.plan_run(job(sample={"enabled": False}), 0, 10, 1000).others == 7000
+    # Pictures at 0, 4, 8 and 10: three of held-out captions, two of neutral ones, which are smaller.
+    evaluation = {"held_out": 0.5, "every": 4, "pictures": 3, "drift_captions": ["a", "b"]}
+    changes = {"sample": {"enabled": False, "width": 32}, "evaluation": evaluation}
+    assert disk_plan.plan_run(job(**changes), 0, 10, 1000).others == 2 * 4 * (3 * 64 * 64 + 2 * 32 * 64) + 7000
 
 
 def test_what_is_there_does_not_count(job, tmp_path):

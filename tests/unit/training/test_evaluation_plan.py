@@ -2,9 +2,12 @@
 
 from types import SimpleNamespace
 
+import pytest
+
 from sushi_research.config import SD15Training
 from sushi_research.data.samples import Item, Sample
 from sushi_research.data.training_data import Data
+from sushi_research.errors import UserError
 from sushi_research.training.evaluation_plan import plan_evaluation
 
 
@@ -30,3 +33,33 @@ def test_it_says_how_many_images_were_asked_for_and_how_many_are_held_out():
         "             and 2 more (a run's plan.json lists all)",
     ]
     assert plan_evaluation(config, SimpleNamespace(data=Data(items(0, 3), None)), 500) is None
+
+
+def test_it_says_which_pictures_are_generated():
+    sections = {"model": {"base": "b"}, "data": {"path": "photos"}, "train": {"steps": 9}}
+    evaluation = {"held_out": 0.25, "pictures": 5, "drift_captions": ["a", "b", "photo 3"]}
+    config = SD15Training.model_validate(sections | {"evaluation": evaluation})
+    inputs = SimpleNamespace(data=Data(items(0, 17), None, [*items(17, 3), *items(17, 2)]))
+    [line] = [line for line in plan_evaluation(config, inputs, 500).describe() if "pictures of" in line]
+    assert line == (
+        "             pictures of 3 held-out captions (compared with the images) and 2 drift captions (compared with the base's "
+        "pictures), 3 times"
+    )
+    with pytest.raises(UserError, match="evaluation.pictures is set, but there are no held-out images"):
+        plan_evaluation(config, SimpleNamespace(data=Data(items(0, 3), None)), 500)
+
+
+def test_it_says_what_the_best_adapter_is_chosen_from():
+    def lines_of(every: int | None) -> list[str]:
+        evaluation = {"held_out": 0.25, "keep_best": True, "every": every}
+        settings = {"model": {"base": "b"}, "data": {"path": "photos"}, "evaluation": evaluation}
+        config = SD15Training.model_validate(settings | {"train": {"steps": 9}})
+        data = Data(items(0, 17), None, items(17, 3), [], trained=items(0, 3))
+        return plan_evaluation(config, SimpleNamespace(data=data), 9).describe()
+
+    assert "             the adapter of the best of 3 evaluations is kept, as best-STEP.safetensors" in lines_of(4)
+    assert [
+        line
+        for line in lines_of(None)
+        if "evaluation.keep_best has no choice: the only evaluation after step 0" in line
+    ]

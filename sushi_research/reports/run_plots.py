@@ -1,0 +1,103 @@
+"""The plots of a run's page: learned against kept, and each outcome over the steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from sushi_research.reports.statistics import t_quantile
+from sushi_research.sampling import plots
+
+
+@dataclass(frozen=True)
+class StepMeans:
+    """The mean over `units` of an outcome at T steps, [T] each: NaN where it was not measured or is not finite.
+
+    `low` and `high` are the 95 % interval over units; NaN with one unit only.
+    """
+
+    name: str
+    mean: np.ndarray
+    error: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+
+def means_of(name: str, values: np.ndarray) -> StepMeans:
+    """The means of [T, units], with Student's t over units."""
+    units = values.shape[1]
+    mean = values.mean(1)
+    error = values.std(1, ddof=1) / units**0.5 if units > 1 else np.full(len(values), np.nan)
+    half = error * t_quantile(0.975, units - 1) if units > 1 else error
+    return StepMeans(name, mean, error, mean - half, mean + half)
+
+
+def outcome_plots(
+    steps: Sequence[int], best: int | None, pair: tuple[StepMeans, StepMeans] | None, groups: dict[str, list[StepMeans]]
+) -> Image.Image | None:
+    """Plots the pair (kept, learned) against each other, one point per step, and each group over the steps, with 95 % intervals.
+
+    The `best` step is marked. None if there is nothing to plot.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    shown = {title: [each for each in group if np.isfinite(each.mean).any()] for title, group in groups.items()}
+    draw: list[Callable[[Any], None]] = []
+    if pair and np.isfinite(pair[0].mean + pair[1].mean).any():
+        draw.append(lambda axes: _against_each_other(axes, steps, best, *pair))
+    for title, group in shown.items():
+        if group:
+            draw.append(lambda axes, title=title, group=group: _over_steps(axes, steps, best, title, group))
+    if not draw:
+        return None
+    rows = -(-len(draw) // 2)
+    figure = Figure(figsize=(11, 3.8 * rows))
+    FigureCanvasAgg(figure)
+    figure.subplots_adjust(left=0.08, right=0.98, top=1 - 0.32 / (3.8 * rows), bottom=0.5 / (3.8 * rows), hspace=0.35)
+    panels = list(figure.subplots(rows, 2, squeeze=False).flat)
+    for axes in panels[len(draw) :]:
+        axes.remove()
+    for axes, function in zip(panels, draw, strict=False):
+        function(axes)
+        axes.grid(alpha=0.3)
+    return plots.figure_image(figure)
+
+
+def _against_each_other(axes: Any, steps: Sequence[int], best: int | None, kept: StepMeans, learned: StepMeans) -> None:
+    axes.plot(kept.mean, learned.mean, color="lightgrey", zorder=1)
+    axes.errorbar(
+        kept.mean, learned.mean, _bars(learned), _bars(kept), fmt="o", markersize=4, linewidth=0.8, color="tab:blue"
+    )
+    for step, x, y in zip(steps, kept.mean, learned.mean, strict=True):
+        if np.isfinite(x + y):
+            axes.annotate(str(step), (x, y), textcoords="offset points", xytext=(5, 4), fontsize=8)
+            if step == best:
+                axes.plot(x, y, "o", markersize=11, fillstyle="none", color="black", label=f"best: step {step}")
+                axes.legend(fontsize=8)
+    axes.axhline(0, color="grey", linewidth=0.8)
+    axes.axvline(0, color="grey", linewidth=0.8)
+    axes.set_title("learned against kept, one point per evaluation", fontsize=10)
+    axes.set_xlabel("kept: above 0 is lost")
+    axes.set_ylabel("learned: lower is more")
+
+
+def _over_steps(axes: Any, steps: Sequence[int], best: int | None, title: str, group: Sequence[StepMeans]) -> None:
+    for each in group:
+        axes.errorbar(steps, each.mean, _bars(each), marker="o", markersize=3, capsize=2, linewidth=1, label=each.name)
+    axes.axhline(0, color="grey", linewidth=0.8)
+    if best is not None:
+        axes.axvline(best, color="black", linewidth=0.8, linestyle="--", label="best step" if len(group) > 1 else None)
+    axes.set_title(title, fontsize=10)
+    axes.set_xlabel("optimizer step")
+    if len(group) > 1:
+        axes.legend(fontsize=8)
+
+
+def _bars(means: StepMeans) -> np.ndarray:
+    """[2, T]: how far the interval reaches below and above the mean; 0 where it is not known."""
+    return np.nan_to_num(np.stack([means.mean - means.low, means.high - means.mean])).clip(0)

@@ -1,0 +1,105 @@
+"""The files best-STEP.safetensors of a run: the adapter of its best evaluated step.
+
+As long as a run may go on from a checkpoint before the evaluation that superseded a file, that file stays. So at most two are kept,
+and a run that was stopped and resumed has the same files as one that was not.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from sushi_research.adapters.kohya_format import require_whole
+from sushi_research.errors import UserError
+from sushi_research.files import CannotWrite, remove
+from sushi_research.reports import run_outcomes
+from sushi_research.reports.best_step import StepOutcomes, chosen_step
+from sushi_research.runs.checkpoint import checkpoint_of, newest_step
+from sushi_research.runs.run_folder import RunFolder
+
+logger = logging.getLogger(__name__)
+
+_NAME = re.compile(r"best-(\d{8,})\.safetensors")
+
+
+def path_of(run: RunFolder, step: int) -> Path:
+    """The path of the file of a step."""
+    return run.path / f"best-{step:08d}.safetensors"
+
+
+def files(run: RunFolder) -> Iterator[tuple[int, Path]]:
+    """(step, path) of each file that there is."""
+    for path in sorted(run.path.iterdir()):
+        if match := _NAME.fullmatch(path.name):
+            yield int(match[1]), path
+
+
+def outcomes_of(run: RunFolder) -> StepOutcomes | None:
+    """What decides between the run's evaluated steps. UserError if a file is damaged."""
+    found = run_outcomes.read(run)
+    if found.problems:
+        raise UserError(found.problems[0])
+    return found.of_steps()
+
+
+def problem_of(run: RunFolder, step: int) -> str | None:
+    """What is wrong with the file of a step, as a sentence; None if it is whole."""
+    path = path_of(run, step)
+    try:
+        if path.is_file():
+            require_whole(path)
+    except UserError as error:
+        return str(error)
+    return None if path.is_file() else f"{path} is missing"
+
+
+@dataclass(frozen=True)
+class Lost:
+    """The file of a run's best step that is missing or damaged: a sentence, and whether a checkpoint gives it again."""
+
+    path: Path
+    problem: str
+    can_be_made: bool
+
+
+def lost(run: RunFolder) -> Lost | None:
+    """What is wrong with the file of the best step of a run; None if it is whole, or if no step is best."""
+    try:
+        outcomes = outcomes_of(run)
+    except UserError:
+        return None  # evaluation_records.changes says it
+    step = chosen_step(outcomes) if outcomes else None
+    if step is None or not (problem := problem_of(run, step)):
+        return None
+    return Lost(path_of(run, step), problem, checkpoint_of(run.checkpoints, step) is not None)
+
+
+def cut_back(run: RunFolder, step: int) -> None:
+    """Removes the files of steps after `step`, from which the run resumes; -1 removes all."""
+    for of_step, path in files(run):
+        if of_step > step:
+            remove(path)
+
+
+def remove_superseded(run: RunFolder) -> None:
+    """Removes all files but that of the best step and that of the best step up to the newest checkpoint.
+
+    Nothing is removed if the file of the best step could not be written. A file that cannot be removed is a warning.
+    """
+    try:
+        outcomes, newest = outcomes_of(run), newest_step(run.checkpoints)
+    except UserError:
+        return  # the run's page says it
+    best = chosen_step(outcomes) if outcomes else None
+    if best is None or not path_of(run, best).is_file():
+        return
+    wanted = {best} if newest is None else {best, chosen_step(outcomes, newest)}
+    for step, path in files(run):
+        if step not in wanted:
+            try:
+                remove(path)
+            except CannotWrite as error:
+                logger.warning("%s", error.reason)

@@ -1,0 +1,91 @@
+"""The page of a run: which checkpoint to take, in words and numbers that follow from the run's files."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+from fake_runs import FakeValidationSet, base_loss, fake_run
+
+from sushi_research.evaluation.results import Results
+from sushi_research.reports import run_page
+from sushi_research.runs.run_folder import RESULT_FILES, RunFolder
+
+STEPS = (0, 10, 20, 30)
+HELD_OUT = FakeValidationSet()
+TRAINED = FakeValidationSet(tuple(f"trained{number}" for number in range(12)), hash="trained-hash")
+CAPTIONS = FakeValidationSet(("a cat", "a dog", "a tree"), 4, "caption-hash")
+
+
+def record(folder, name: str, measured: FakeValidationSet, means, spread: float = 0.02) -> None:
+    """Results whose mean log ratio at each step is that of `means`, with a deviation of each unit and step."""
+    base, rng = base_loss(measured), np.random.default_rng([7, *map(ord, name)])
+    for step, mean in zip(STEPS, means, strict=True):
+        deviation = spread * rng.standard_normal((len(measured.names), 1)) * (step > 0)
+        Results(folder / RESULT_FILES[name]).append(
+            measured, step, base * np.exp(mean + deviation - deviation.mean()), base
+        )
+
+
+@pytest.fixture
+def run(tmp_path) -> RunFolder:
+    """Best at step 20; from there on it only memorises."""
+    folder = fake_run(tmp_path / "run", steps=STEPS)
+    (folder / RESULT_FILES["validation"]).unlink()
+    record(folder, "validation", HELD_OUT, (0, -0.5, -0.9, -0.85))
+    record(folder, "trained", TRAINED, (0, -0.5, -1.0, -2.0))
+    record(folder, "base_images", CAPTIONS, (0, 0.01, 0.05, 0.4))
+    return RunFolder(folder, None)
+
+
+def text_of(run: RunFolder) -> str:
+    return re.sub(r"<style>.*?</style>|<[^>]+>", " ", run.report.read_text(encoding="utf-8"), flags=re.S)
+
+
+def test_the_page_says_which_step_is_best_and_how_sure_that_is(run):
+    best = run_page.write(run, "finished at step 30")
+    assert best.step == 20
+    page, text = run.report.read_text(encoding="utf-8"), text_of(run)
+    assert "Finished at step 30. Evaluated at 4 steps on 12 held-out images with 8 noise samples each." in text
+    assert "Step 20 is the best of 3 evaluated steps" in text and "no other evaluated step is within one" in text
+    # learned -0.90 + 0.05 against -0.85 + 0.40
+    last = re.search(r"against the last, step 30: (\S+) \+- \S+ \(95 % interval (\S+) to (\S+)\)", text)
+    assert float(last[1]) == pytest.approx(-0.4, abs=0.002) and float(last[2]) < -0.4 < float(last[3]) < 0
+    assert "From step 20 on it only memorises" in text
+    [header] = re.findall(r"<tr><th>(.*?)</th></tr>", page)
+    columns = header.split("</th><th>")
+    assert columns[:5] == ["step", "learned", "kept", "memorised: AUC", "gap"] and columns[-1] == "MSE"
+    [row] = re.findall(r"<tr><td>20 \(best\)</td>(.*?)</tr>", page)
+    assert [cell.split()[0] for cell in re.findall(r"<td>(.*?)</td>", row)][:2] == ["-0.900", "+0.050"]
+    assert "prior is not measured" in text and "pictures are not measured" in text and "kept is not" not in text
+    assert set(re.findall(r'src="([^"]{5})', page)) == {"data:"} and "better picture" not in text.lower()
+
+
+def test_a_run_of_an_older_version_has_a_page_by_what_it_measured(tmp_path):
+    run = RunFolder(fake_run(tmp_path / "old", kept=None), None)
+    assert run_page.write(run, "finished at step 20").step == 20
+    text = text_of(run)
+    assert "by learned; " in text and "kept is not measured" in text and "memorised is not measured" in text
+    assert "only memorises" not in text
+
+
+def test_what_is_damaged_is_a_sentence(run):
+    (run.path / RESULT_FILES["base_images"]).write_bytes(b"no parquet")
+    (run.path / "loss.png").write_bytes(b"no picture")
+    assert run_page.write(run, "finished at step 30").step == 20
+    text = text_of(run)
+    assert "base_images.parquet is damaged" in text and "loss.png is damaged: the page is without it" in text
+    run.evaluation.write_bytes(b"")
+    assert run_page.write(run, "finished at step 30") is None
+    assert "There are no evaluations." in text_of(run)
+
+
+def test_steps_that_cannot_be_told_apart_or_chosen_are_named(tmp_path):
+    folder = fake_run(tmp_path / "run", steps=STEPS)
+    (folder / RESULT_FILES["validation"]).unlink()
+    record(folder, "validation", HELD_OUT, (0, -0.5, np.nan, -0.5001), spread=0.2)
+    run = RunFolder(folder, None)
+    assert run_page.write(run, "stopped at step 30 of 40").step == 10
+    text = text_of(run)
+    assert "not sure: step 30 is within one standard error of it" in text and "step 20 cannot be chosen" in text
