@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter
 
 from sushi_research.errors import UserError
 from sushi_research.runs import records
@@ -23,6 +23,8 @@ from sushi_research.runs import records
 MOST_BYTES = 16 * 2**20
 MOST_SCORES = 100
 MOST_UNITS = 100_000
+# Sums and squares of such scores are finite too.
+MOST = 1e100
 
 
 @dataclass(frozen=True)
@@ -49,15 +51,20 @@ def _not_empty(unit: str) -> str:
     return unit
 
 
-Values = Annotated[
-    dict[Annotated[str, AfterValidator(_not_empty)], records.Number], Field(min_length=1, max_length=MOST_UNITS)
-]
+def _bounded(value: float) -> float:
+    if not abs(value) < MOST:
+        raise ValueError(f"it should be a finite number below {MOST:.0e}")
+    return value
+
+
+Number = Annotated[float, AfterValidator(_bounded)]
+Values = Annotated[dict[Annotated[str, AfterValidator(_not_empty)], Number], Field(min_length=1, max_length=MOST_UNITS)]
 
 
 class _Content(BaseModel):
     """A score in its long form."""
 
-    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(strict=True, extra="forbid")
 
     values: Values
     better: Literal["higher", "lower"] = "higher"
@@ -65,10 +72,8 @@ class _Content(BaseModel):
 
 
 _NAME = Annotated[str, Field(max_length=100), AfterValidator(_printable)]
-_NAMES = records.TypeAdapter(Annotated[dict[_NAME, Any], Field(min_length=1, max_length=MOST_SCORES)])
-_VALUES, _NUMBER = (
-    records.TypeAdapter(kind, config=ConfigDict(strict=True, allow_inf_nan=False)) for kind in (Values, records.Number)
-)
+_NAMES = TypeAdapter(Annotated[dict[_NAME, Any], Field(min_length=1, max_length=MOST_SCORES)])
+_VALUES, _NUMBER = (TypeAdapter(kind, config=ConfigDict(strict=True)) for kind in (Values, Number))
 
 
 def read_scores(path: Path, remedy: str = "correct the command that wrote it") -> dict[str, Score]:
@@ -99,7 +104,7 @@ def scores_of_run(run: Path, finished_at: int | None, remedy: str) -> dict[str, 
     return read_scores(path, remedy) if os.path.lexists(path) else {}
 
 
-def _form(content: Any) -> type[BaseModel] | records.TypeAdapter:
+def _form(content: Any) -> type[BaseModel] | TypeAdapter:
     """What the content of a score has to fit: the long form, values by unit, or a single number."""
     if not isinstance(content, dict):
         return _NUMBER

@@ -41,6 +41,7 @@ def test_the_long_form_and_both_short_ones(tmp_path):
         ('{"a": null}', r"\(a: it should be a valid number"),
         ('{"a": NaN}', r"\(a: "),
         ('{"a": 1e999}', r"\(a: "),
+        ('{"a": {"one": -1e100}}', r"\(a: one: it should be a finite number below 1e\+100"),
         ('{"a": 1%s}' % ("0" * 400), r"\(a: "),
         ('{"a": {}}', r"\(a: values is missing"),
         ('{"a": {"one": 1, "two": "x"}}', r"\(a: values is missing"),
