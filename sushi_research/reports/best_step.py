@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sushi_research.evaluation.outcomes import KEPT_LIMIT
 from sushi_research.reports.statistics import t_quantile
 
 
@@ -78,12 +79,13 @@ class BestStep:
 def criterion(outcomes: StepOutcomes) -> list[np.ndarray]:
     """What decides between steps, lower is better: terms [T, units] whose means over their units add up.
 
-    The mean of `learned`, plus the mean of `kept` where that is above 0: what was lost counts against what was learned, and a base
-    that is predicted better than before counts for nothing.
+    The mean of `learned`, plus what of the mean of `kept` is above KEPT_LIMIT. The study of measures (docs/examples/measure) compares
+    it with other rules.
     """
     terms = [outcomes.learned]
     if outcomes.kept is not None:
-        terms.append(np.where(outcomes.kept.mean(1, keepdims=True) > 0, outcomes.kept, 0 * outcomes.kept))
+        above = outcomes.kept - KEPT_LIMIT
+        terms.append(np.where(above.mean(1, keepdims=True) > 0, above, 0 * above))  # 0 * NaN stays NaN
     return terms
 
 

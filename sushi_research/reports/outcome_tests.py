@@ -16,7 +16,12 @@ from typing import Literal
 import numpy as np
 
 from sushi_research.evaluation import outcomes
-from sushi_research.evaluation.outcomes import KEPT_MARGIN, LEARNED_MARGIN, PICTURES_MARGIN
+from sushi_research.evaluation.outcomes import (
+    KEPT_MARGIN,
+    LEARNED_MARGIN,
+    PICTURES_KEPT_MARGIN,
+    PICTURES_LEARNED_MARGIN,
+)
 from sushi_research.reports.curve import Curve
 from sushi_research.reports.statistics import LEVEL, Difference
 
@@ -47,9 +52,9 @@ OUTCOMES = {
     "base_images": Outcome("kept", "kept", KEPT_MARGIN, "log loss on the base's own pictures"),
     "prior": Outcome("kept, prior images", "kept", KEPT_MARGIN, "log loss on prior images"),
     "pictures_learned": Outcome(
-        "pictures, learned", "learned", PICTURES_MARGIN, "log distance from the held-out images", True
+        "pictures, learned", "learned", PICTURES_LEARNED_MARGIN, "log distance from the held-out images", True
     ),
-    "pictures_kept": Outcome("pictures, kept", "kept", PICTURES_MARGIN, "distance from the base's pictures", True),
+    "pictures_kept": Outcome("pictures, kept", "kept", PICTURES_KEPT_MARGIN, "distance from the base's pictures", True),
 }
 
 

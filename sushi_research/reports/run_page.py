@@ -11,7 +11,7 @@ from PIL import Image
 
 from sushi_research.errors import UserError, printable, some
 from sushi_research.evaluation.memorisation import Memorised, memorised
-from sushi_research.evaluation.outcomes import BINS, LEARNED_BINS
+from sushi_research.evaluation.outcomes import BINS, KEPT_LIMIT, LEARNED_BINS
 from sushi_research.evaluation.result_arrays import NUM_TIMESTEPS
 from sushi_research.files import write_atomic
 from sushi_research.reports import best_step, run_outcomes
@@ -111,7 +111,7 @@ def _choice(outcomes: RunOutcomes, best: BestStep | None, memorises: int | None)
     """Which step is best, how sure that is, and from when on the run only memorises."""
     if best is None:
         return [Block("text", "There is no evaluation after step 0 with finite values, so no step is best.")]
-    by = "learned" if "base_images" not in outcomes.arrays else "learned, plus what of kept is above 0"
+    by = "learned" if "base_images" not in outcomes.arrays else f"learned, plus what of kept is above {KEPT_LIMIT:g}"
     count = len(best.steps)
     among = "the only one evaluated" if count == 1 else f"the best of {count} evaluated steps"
     sure = "no other evaluated step is within one standard error of it"

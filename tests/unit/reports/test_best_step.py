@@ -49,7 +49,7 @@ def test_the_choice_so_far_does_not_depend_on_later_steps():
 
 def test_what_is_lost_counts_and_what_is_gained_does_not():
     learned = values([0, -1, -1.5, -2, -2.5])
-    assert chosen_step(outcomes(learned, values([0, 0, 0.1, 1, 2], 8))) == 20
+    assert chosen_step(outcomes(learned, values([0, 0, 0.39, 1, 2], 8))) == 20
     assert chosen_step(outcomes(learned, values([0, -9, -1, 0, -1], 8))) == 40
 
 
