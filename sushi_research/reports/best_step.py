@@ -79,8 +79,8 @@ class BestStep:
 def criterion(outcomes: StepOutcomes) -> list[np.ndarray]:
     """What decides between steps, lower is better: terms [T, units] whose means over their units add up.
 
-    The mean of `learned`, plus what of the mean of `kept` is above KEPT_LIMIT. The study of measures (docs/examples/measure) compares
-    it with other rules.
+    The mean of `learned`, plus what of the mean of `kept` is above KEPT_LIMIT. The study of measures (docs/examples/measure)
+    compares it with other rules.
     """
     terms = [outcomes.learned]
     if outcomes.kept is not None:
