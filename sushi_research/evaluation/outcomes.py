@@ -22,8 +22,8 @@ LEARNED_BINS: tuple[int, ...] = (3,)
 # concept they were chosen on, those within the margin differed by two or three of 32 scored pictures in the mean.
 LEARNED_MARGIN, KEPT_MARGIN = 0.05, 0.2
 PICTURES_LEARNED_MARGIN, PICTURES_KEPT_MARGIN = 0.05, 0.02
-# Up to here the base's knowledge counts as whole when a step is chosen: in the same study, nearly every adapter of that concept below
-# it kept 28 of 32 or more.
+# Up to here the base's knowledge counts as whole when a step is chosen: in the same study, nearly every adapter of that concept
+# below it kept 28 of 32 or more.
 KEPT_LIMIT = 0.4
 # In place of a loss of 0: two equal losses have a ratio of 1, and no logarithm is infinite.
 FLOOR = float(np.finfo(np.float32).tiny)
