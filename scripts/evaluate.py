@@ -205,12 +205,20 @@ def evaluate(job: Job, written: list[str]) -> None:
 
 
 def validation_data(job: Job, hash_cache: HashCache) -> Data:
-    """Reads the data as a training script does; if the options hold out no images, all are in `held_out` and none in `items`."""
+    """Reads the data as a training script does; if the options hold out no images, all are in `held_out` and none in `items`, but
+    for prior images, which are all in `prior`."""
     data = read_data(job, hash_cache)
     if data.held_out:
         return data
     distinct = {(item.sample.image_hash, item.sample.caption): item for item in data.items}
-    return replace(data, items=[], held_out=list(distinct.values()))
+    own = {key: item for key, item in distinct.items() if key[0] not in data.prior_trained}
+    if not own:
+        raise UserError(
+            f"{job.config.data.path} has prior images only (evaluation.prior_path), and nothing to measure what is learned on: give "
+            "other images (--data.path or --evaluation.path)."
+        )
+    prior = [*data.prior, *(item for key, item in distinct.items() if key not in own)]
+    return replace(data, items=[], held_out=list(own.values()), prior=prior)
 
 
 def hash_of_source(job: Job, hash_cache: HashCache) -> str:
