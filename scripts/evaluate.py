@@ -102,7 +102,9 @@ def evaluate(job: Job, written: list[str]) -> None:
     unseen = require_unseen(config.adapters, samples, source, lambda: hash_of_source(job, hash_cache))
     if data.prior:
         prior = [item.sample for item in data.prior]
-        require_unseen(config.adapters, prior, str(config.evaluation.prior_path), lambda: None)
+        require_unseen(
+            config.adapters, prior, str(config.evaluation.prior_path), lambda: None, "--evaluation.prior_path"
+        )
     caches = open_caches(job, base, hash_cache)
     inputs = Inputs(config, base, data, caches, hash_cache)
     hashes = identity_facts.hashes_of(job, inputs)
@@ -214,8 +216,8 @@ def validation_data(job: Job, hash_cache: HashCache) -> Data:
     own = {key: item for key, item in distinct.items() if key[0] not in data.prior_trained}
     if not own:
         raise UserError(
-            f"{job.config.data.path} has prior images only (evaluation.prior_path), and nothing to measure what is learned on: give "
-            "other images (--data.path or --evaluation.path)."
+            f"{job.config.data.path} has no images but those of evaluation.prior_path, and what is learned is measured on others: "
+            "give some (--data.path or --evaluation.path)."
         )
     prior = [*data.prior, *(item for key, item in distinct.items() if key not in own)]
     return replace(data, items=[], held_out=list(own.values()), prior=prior)

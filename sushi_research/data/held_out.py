@@ -51,9 +51,11 @@ def hold_out(scan: Scan, fraction: float, prior: Collection[str] = ()) -> list[S
     if not held or not any(sample.image_hash not in prior for sample in kept):
         alike = len(groups) < sum(map(len, counted))
         together = " (images that resemble each other stay together and count as one)" if alike else ""
+        but = " that are no prior images" if prior else ""
         raise UserError(
             f"evaluation.held_out is {fraction:g}, which holds out {'all' if held else 'none'} of the {len(groups)} distinct "
-            f"images in {scan.source}{' that are not prior images' if prior else ''}{together}: choose another fraction, or give separate held-out images with --evaluation.path."
+            f"images in {scan.source}{but}{together}: choose another fraction, or give separate held-out images with "
+            "--evaluation.path."
         )
     scan.samples = kept
     scan.held_out = sorted(sample.name for sample in held)

@@ -26,8 +26,8 @@ class Data:
 
     `held_out` items are for evaluation only. `near_duplicates` has a sentence for each that resembles a training image.
     `prior` items are images of `evaluation.prior_path` that are not trained on, `trained` those training items that are
-    measured next to the held-out ones; `prior_trained` are the hashes of prior images that are trained on. `evaluation_scan` and `prior_scan` are the scans of `evaluation.path` and
-    `evaluation.prior_path`; they have names of their own.
+    measured next to the held-out ones; `prior_trained` are the hashes of prior images that are trained on. `evaluation_scan`
+    and `prior_scan` are the scans of `evaluation.path` and `evaluation.prior_path`; they have names of their own.
     """
 
     items: list[Item]
