@@ -102,7 +102,9 @@ def evaluate(job: Job, written: list[str]) -> None:
     unseen = require_unseen(config.adapters, samples, source, lambda: hash_of_source(job, hash_cache))
     if data.prior:
         prior = [item.sample for item in data.prior]
-        require_unseen(config.adapters, prior, str(config.evaluation.prior_path), lambda: None)
+        require_unseen(
+            config.adapters, prior, str(config.evaluation.prior_path), lambda: None, "--evaluation.prior_path"
+        )
     caches = open_caches(job, base, hash_cache)
     inputs = Inputs(config, base, data, caches, hash_cache)
     hashes = identity_facts.hashes_of(job, inputs)
@@ -205,12 +207,20 @@ def evaluate(job: Job, written: list[str]) -> None:
 
 
 def validation_data(job: Job, hash_cache: HashCache) -> Data:
-    """Reads the data as a training script does; if the options hold out no images, all are in `held_out` and none in `items`."""
+    """Reads the data as a training script does; if the options hold out no images, all are in `held_out` and none in `items`, but
+    for prior images, which are all in `prior`."""
     data = read_data(job, hash_cache)
     if data.held_out:
         return data
     distinct = {(item.sample.image_hash, item.sample.caption): item for item in data.items}
-    return replace(data, items=[], held_out=list(distinct.values()))
+    own = {key: item for key, item in distinct.items() if key[0] not in data.prior_trained}
+    if not own:
+        raise UserError(
+            f"{job.config.data.path} has no images but those of evaluation.prior_path, and what is learned is measured on others: "
+            "give some (--data.path or --evaluation.path)."
+        )
+    prior = [*data.prior, *(item for key, item in distinct.items() if key not in own)]
+    return replace(data, items=[], held_out=list(own.values()), prior=prior)
 
 
 def hash_of_source(job: Job, hash_cache: HashCache) -> str:

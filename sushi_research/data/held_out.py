@@ -34,24 +34,28 @@ DRIFT_CAPTIONS = (
 )
 
 
-def hold_out(scan: Scan, fraction: float) -> list[Sample]:
+def hold_out(scan: Scan, fraction: float, prior: Collection[str] = ()) -> list[Sample]:
     """Removes the held-out samples from the scan, lists their names in `scan.held_out`, and returns them.
 
     The choice depends only on content (`near_duplicates.held_out`), not on names, and copies and near-duplicates stay on one side.
+    Images with the hashes `prior` are neither counted nor held out: held-out images measure what is learned.
     Raises UserError if no image or every image would be held out.
     """
     groups = near_duplicates.near_duplicate_groups({sample.image_hash: sample.fingerprint for sample in scan.samples})
     copies = Counter(sample.image_hash for sample in scan.samples)
+    groups = [group for group in groups if not any(image in prior for image in group)]
     counted = [[image for image in group for _ in range(copies[image])] for group in groups]
     chosen = near_duplicates.held_out(counted, fraction)
     kept = [sample for sample in scan.samples if sample.image_hash not in chosen]
     held = [sample for sample in scan.samples if sample.image_hash in chosen]
-    if not held or not kept:
-        alike = len(groups) < len(scan.samples)
+    if not held or not any(sample.image_hash not in prior for sample in kept):
+        alike = len(groups) < sum(map(len, counted))
         together = " (images that resemble each other stay together and count as one)" if alike else ""
+        but = " that are no prior images" if prior else ""
         raise UserError(
             f"evaluation.held_out is {fraction:g}, which holds out {'all' if held else 'none'} of the {len(groups)} distinct "
-            f"images in {scan.source}{together}: choose another fraction, or give separate held-out images with --evaluation.path."
+            f"images in {scan.source}{but}{together}: choose another fraction, or give separate held-out images with "
+            "--evaluation.path."
         )
     scan.samples = kept
     scan.held_out = sorted(sample.name for sample in held)

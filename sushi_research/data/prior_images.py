@@ -48,15 +48,15 @@ def below(scan: Scan, path: str) -> list[Sample]:
 def hold_out_prior(scan: Scan, path: str, prior: list[Sample]) -> PriorImages:
     """Moves a quarter of the `prior` samples, at most 8, out of the training samples of the scan, and names them in `scan.prior`.
 
-    The choice is by content, as that of held-out images, and near-duplicates stay together.
+    The choice is by content, as that of held-out images, and near-duplicates stay together. A prior image with a copy that is none,
+    or that resembles such an image, stays in training.
     Raises UserError if there are too few, or if all of them would be held out.
     """
     groups = near_duplicates.near_duplicate_groups({sample.image_hash: sample.fingerprint for sample in scan.samples})
     copies, of_prior = Counter(sample.image_hash for sample in prior), {sample.image_hash for sample in prior}
-    # A group with other training images stays in training.
-    counted = [
-        [image for image in group for _ in range(copies[image])] for group in groups if of_prior.issuperset(group)
-    ]
+    names = {sample.name for sample in prior}
+    others = {sample.image_hash for sample in scan.samples if sample.name not in names}
+    counted = [[image for image in group for _ in range(copies[image])] for group in groups if others.isdisjoint(group)]
     number = min(MOST, round(FRACTION * len(prior)))
     chosen: frozenset[str] = frozenset()
     if number and counted:

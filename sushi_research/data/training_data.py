@@ -26,8 +26,8 @@ class Data:
 
     `held_out` items are for evaluation only. `near_duplicates` has a sentence for each that resembles a training image.
     `prior` items are images of `evaluation.prior_path` that are not trained on, `trained` those training items that are
-    measured next to the held-out ones. `evaluation_scan` and `prior_scan` are the scans of `evaluation.path` and
-    `evaluation.prior_path`; they have names of their own.
+    measured next to the held-out ones; `prior_trained` are the hashes of prior images that are trained on. `evaluation_scan`
+    and `prior_scan` are the scans of `evaluation.path` and `evaluation.prior_path`; they have names of their own.
     """
 
     items: list[Item]
@@ -38,6 +38,7 @@ class Data:
     prior: list[Item] = field(default_factory=list)
     trained: list[Item] = field(default_factory=list)
     prior_scan: Scan | None = None
+    prior_trained: frozenset[str] = frozenset()
 
     @property
     def measured(self) -> list[Item]:
@@ -104,8 +105,9 @@ def read_data(job: Job, hash_cache: HashCache) -> Data:
     for each in scans:
         dataset.require_clean(each, config.data.on_bad_file, report)
     held, near_duplicates = [], []
+    inside = [] if prior_path is None or prior_scan else prior_images.below(scan, prior_path)
     if config.evaluation.held_out:
-        held = hold_out(scan, config.evaluation.held_out)
+        held = hold_out(scan, config.evaluation.held_out, {sample.image_hash for sample in inside})
     elif separate:
         held, near_duplicates = separate.samples, require_separate(separate, scan)
     prior = PriorImages()
@@ -114,7 +116,7 @@ def read_data(job: Job, hash_cache: HashCache) -> Data:
         near_duplicates += require_separate(prior_scan, scan, "evaluation.prior_path")
         prior = PriorImages(prior_scan.samples)
     elif prior_path is not None:
-        prior = prior_images.hold_out_prior(scan, prior_path, prior_images.below(scan, prior_path))
+        prior = prior_images.hold_out_prior(scan, prior_path, inside)
     items, _ = make_items(scan.samples, rule)
     return Data(
         items,
@@ -125,6 +127,7 @@ def read_data(job: Job, hash_cache: HashCache) -> Data:
         held_out_items(prior.samples, rule),
         trained_items(items, len({sample.image_hash for sample in held}), prior.trained),
         prior_scan,
+        prior.trained,
     )
 
 

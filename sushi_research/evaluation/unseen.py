@@ -10,18 +10,21 @@ from sushi_research.adapters.trained_images import trained_on
 from sushi_research.data.samples import Sample
 from sushi_research.errors import UserError, some
 
-ADVICE = "give images that it has not seen (--data.path or --evaluation.path), or the config.yaml of its run if that held some out"
-
 
 def require_unseen(
-    adapters: Sequence[str], samples: Sequence[Sample], source: str, source_hash: Callable[[], str]
+    adapters: Sequence[str],
+    samples: Sequence[Sample],
+    source: str,
+    source_hash: Callable[[], str | None],
+    options: str = "--data.path or --evaluation.path",
 ) -> dict[str, bool]:
     """Adapter -> whether it is known that it was trained on none of `samples`.
 
-    `source` is where the samples are from, and `source_hash` gives the dataset hash of all that is there, for files that record
-    no images. UserError for a file that was trained on some of them.
+    `source` is where the samples are from, `options` are those that give others, and `source_hash` gives the dataset hash of all
+    that is there, for files that record no images. UserError for a file that was trained on some of them.
     """
     names = {sample.image_hash: sample.name for sample in samples}
+    advice = f"give images that it has not seen ({options}), or the config.yaml of its run if that held some out"
     known = {}
     for adapter in adapters:
         file = trained_on(Path(adapter))
@@ -29,10 +32,10 @@ def require_unseen(
         if seen:
             raise UserError(
                 f"the adapter {adapter} was trained on {len(seen)} of the {len(names)} images of {source} "
-                f"({some(sorted(names[image] for image in seen), 3)}): {ADVICE}."
+                f"({some(sorted(names[image] for image in seen), 3)}): {advice}."
             )
         if seen is None and file.dataset_hash is not None and file.dataset_hash == source_hash():
-            raise UserError(f"the adapter {adapter} was trained on the images of {source}: {ADVICE}.")
+            raise UserError(f"the adapter {adapter} was trained on the images of {source}: {advice}.")
         known[adapter] = seen is not None
     return known
 

@@ -113,7 +113,7 @@ def _pictures(config: TrainingConfig, data: Data) -> dict[str, int]:
 def _held_out_of(config: TrainingConfig, data: Data) -> str:
     """What was asked for, and what was held out: images that resemble each other stay together."""
     got = len({item.sample.name for item in data.held_out})
-    total = got + len({item.sample.name for item in data.items})
-    share = config.evaluation.held_out
-    asked = f"asked for {share:g} of {total} images, which is {round(share * total)}"
+    total = got + len({item.sample.name for item in data.items if item.sample.image_hash not in data.prior_trained})
+    share, but = config.evaluation.held_out, " without the prior ones" if data.prior_trained else ""
+    asked = f"asked for {share:g} of {total} images{but}, which is {round(share * total)}"
     return f"held out of {config.data.path} ({asked}; got {got})"

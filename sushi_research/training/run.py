@@ -207,7 +207,8 @@ def finish(job: Job, state: TrainState, metrics_file: MetricsFile, step: int) ->
         plots.training_curves(metrics_file.read(), curves, run.name)
         tracking.log_images(accelerator, "curves", [curves], [run.name], step)
     write_page(job, step, f"finished at step {step}")
-    best = [path for _, path in best_files.files(run)]
+    # Without keep_best, a file of an earlier launch may no longer be that of the best step.
+    best = [path for _, path in best_files.files(run)] if config.evaluation.keep_best else []
     tracking.log_artifact(accelerator, "adapter", [run.adapter, *best, run.config, run.provenance])
     seconds = {name: round(value, 2) for name, value in job.timings.seconds().items()}
     write_json(run.stage_timings, seconds)

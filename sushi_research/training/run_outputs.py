@@ -89,9 +89,13 @@ def lost(
 def _lost_best(job: Job, val_set: ValidationSet | None) -> best_files.Lost | None:
     """The file of the best step, if there should be one and it is lost."""
     assert job.run is not None
-    if val_set is None or not job.config.evaluation.keep_best or Results(job.run.evaluation).is_of_another(val_set):
+    if val_set is None or not job.config.evaluation.keep_best:
         return None
-    return best_files.lost(job.run)
+    try:
+        is_of_another = Results(job.run.evaluation).is_of_another(val_set)
+    except UserError:
+        return None  # evaluation_records.changes says it
+    return None if is_of_another else best_files.lost(job.run)
 
 
 def complete_pictures(job: Job, inputs: Inputs, plan: Plan, next_step: int | None) -> list[str]:

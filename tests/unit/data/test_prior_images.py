@@ -72,3 +72,21 @@ def test_prior_images_that_cannot_be_used_are_one_sentence(read, photos, folder,
     with pytest.raises(UserError, match=message) as caught:
         read(path=str(photos / "held"), prior_path=str(photos / folder))
     assert "\n" not in str(caught.value)
+
+
+def test_held_out_images_are_none_of_the_prior_images(read, photos):
+    data = read(held_out=0.5, prior_path=str(photos / "photos/3_prior"))
+    assert len(data.held_out) == 3 and not any("prior" in item.sample.name for item in data.held_out)
+    assert len(data.prior) == 2 and len(data.prior_trained) == 6
+
+
+def test_a_prior_image_with_a_copy_among_the_photos_stays_in_training(read, photos):
+    """Otherwise the copy would be neither trained on nor named as held out."""
+    held, prior = str(photos / "held"), photos / "photos/3_prior"
+    first = read(path=held, prior_path=str(prior))
+    for number, name in enumerate(first.scan.prior):
+        shutil.copy(photos / "photos" / name, photos / f"photos/copy{number}.png")
+        (photos / f"photos/copy{number}.txt").write_text("a caption")
+    data = read(path=held, prior_path=str(prior))
+    assert len({item.sample.name for item in data.items}) + len(data.scan.prior) == 16
+    assert data.prior and not set(data.scan.prior) & set(first.scan.prior)
