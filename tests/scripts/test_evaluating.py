@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet
@@ -15,6 +17,8 @@ from safetensors.torch import load_file, save_file
 from script_runs import Trainer, assert_equal, script
 from test_resume import Killed, at_micro_batch, kill, stop
 
+from sushi_research.data.samples import Item, Sample, Scan
+from sushi_research.data.training_data import Data
 from sushi_research.errors import UserError
 from sushi_research.evaluation.results import Results
 from sushi_research.reports.run_record import read_record
@@ -350,6 +354,22 @@ def evaluate_adapters(trainer: Trainer, name: str, output: Path, adapters: list[
     )
     assert SCRIPT.main(config) == 0
     return json.loads((output / "evaluation.json").read_text())["results"]
+
+
+@pytest.mark.parametrize("architecture", ["sd15"])
+def test_prior_images_are_no_validation_images(architecture, monkeypatch):
+    """Without held-out images all images are measured: those of evaluation.prior_path as prior images only."""
+    samples = [Sample(f"{n}.png", f"{n:032x}", "a photo", 64, 64, 1, bytes) for n in range(5)]
+    photo, *prior = [Item(sample, None, 0) for sample in samples]
+    hashes = frozenset(item.sample.image_hash for item in prior[1:])
+    data = Data([photo, *prior[1:]], Scan("photos"), prior=prior[:1], prior_trained=hashes)
+    monkeypatch.setattr(SCRIPT, "read_data", lambda *_: data)
+    found = SCRIPT.validation_data(None, None)
+    assert (found.items, found.held_out, found.prior) == ([], [photo], prior)
+    data = replace(data, items=prior[1:])
+    config = SimpleNamespace(data=SimpleNamespace(path="photos"))
+    with pytest.raises(UserError, match="photos has no images but those of evaluation.prior_path"):
+        SCRIPT.validation_data(SimpleNamespace(config=config), None)
 
 
 @pytest.mark.slow

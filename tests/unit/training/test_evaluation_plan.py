@@ -1,5 +1,6 @@
 """What the plan says about the images that a run is evaluated on."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -21,11 +22,13 @@ def test_it_says_how_many_images_were_asked_for_and_how_many_are_held_out():
         {"model": {"base": "b"}, "data": {"path": "photos"}, "train": {"steps": 9}, "evaluation": {"held_out": 0.25}}
     )
     near = [f"{n}.png resembles another" for n in range(7)]
-    data = Data(items(0, 17), None, items(17, 3), near, prior=items(20, 4), trained=items(0, 3))
+    of_prior = items(24, 12)
+    data = Data([*items(0, 17), *of_prior], None, items(17, 3), near, prior=items(20, 4), trained=items(0, 3))
+    data = replace(data, prior_trained=frozenset(item.sample.image_hash for item in of_prior))
     found = plan_evaluation(config, SimpleNamespace(data=data), 500)
     assert found.describe() == [
         "evaluation   3 images x 8 noise samples, and the drift on 16 captions, 3 times",
-        "             images: held out of photos (asked for 0.25 of 20 images, which is 5; got 3)",
+        "             images: held out of photos (asked for 0.25 of 20 images without the prior ones, which is 5; got 3)",
         "             what is kept is measured on the base's own images of these captions and 4 prior images, held out of training",
         "             what is memorised is measured on 3 training images",
         "             a test result between runs needs 8 images or more",
