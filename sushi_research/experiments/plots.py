@@ -177,13 +177,15 @@ def trade_off(comparison: Comparison, path: Path) -> bool:
     figure, (axes,) = _figure(8.5, 6.5)
     plotted = 0
     for number, variant in enumerate(comparison.variants):
+        label: str | None = variant.label  # of the first run that is drawn
         for run in variant.runs:
             found = trade_off_points(run)
             if len(found) == 0:
                 continue
             _, learned, learned_half, kept, kept_half = found.T
-            style, label = _line_style(number), variant.label if run is variant.runs[0] else None
+            style = _line_style(number)
             axes.plot(learned, kept, label=label, linewidth=1, **style)
+            label = None
             # The last point is larger; with many runs only it has its intervals.
             shown = slice(None) if len(comparison.variants) <= 6 else slice(-1, None)
             halves = {"xerr": learned_half[shown], "yerr": kept_half[shown]}

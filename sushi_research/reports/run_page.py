@@ -269,7 +269,10 @@ def _drawn(run: RunFolder, outcomes: RunOutcomes, best: BestStep | None) -> list
     of_steps = [int(folder.name.removeprefix("step-")) for folder in folders]
     columns = ["base" if step == 0 else f"step {step}" for step in of_steps]
     text = "Pictures of the same prompts and seeds, prompts as rows"
-    return [Block("heading", "Pictures"), Block("picture", text, path=plots.grid(rows, labels, columns))]
+    return [
+        Block("heading", "Pictures"),
+        Block("picture", text, path=plots.grid(plots.for_page(rows), labels, columns)),
+    ]
 
 
 def _pictures(run: RunFolder, problems: list[str]) -> list[Block]:
@@ -282,7 +285,12 @@ def _pictures(run: RunFolder, problems: list[str]) -> list[Block]:
     for heading, text, path in shown:
         problem = plots.picture_problem(path)
         if problem is None:
-            found += [Block("heading", heading), Block("picture", text, path=path)]
+            source: Path | Image.Image = path
+            if path != run.curves:
+                with Image.open(path) as image:
+                    [[reduced]] = plots.for_page([[image]])
+                source = path if reduced.size == image.size else reduced
+            found += [Block("heading", heading), Block("picture", text, path=source)]
         elif problem != plots.MISSING:
             problems.append(f"{path} {problem}: the page is without it")
     return found
