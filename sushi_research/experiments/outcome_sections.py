@@ -30,6 +30,7 @@ _KEPT = (
 _MEMORISED = (
     "How well losses tell training images from held-out ones, as many of each, at the last evaluation. An AUC of 0.5 does not tell "
     "them apart, 1 recognises every training image. The gap is the mean log loss of held-out images minus that of training images. "
+    "Well below 0.5, the training images are of another kind than the held-out ones, such as prior images that are trained on. "
     "Recognising training images is not copying them: this is no part of the result."
 )
 _BINS = (

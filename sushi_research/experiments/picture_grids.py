@@ -14,7 +14,7 @@ from sushi_research.sampling import plots
 
 LABEL = "prompt"
 # In the labels of pictures of neutral captions; their files are called 00-kept-seed0.png.
-KEPT = "[kept-"
+KEPT = "[kept,"
 
 
 def samples(comparison: Comparison, path: Path) -> bool:
@@ -78,6 +78,6 @@ def _images(run: RunRecord, within: str, problems: list[str]) -> tuple[dict[str,
                 problems.append(f"{file} is not an image (it {problem}): it is skipped")
                 continue
             with Image.open(file) as image:
-                labels[f"{image.info.get(LABEL, file.stem)} [{file.stem[3:]}]"] = file
+                labels[f"{image.info.get(LABEL, file.stem)} [{file.stem[3:].replace('-seed', ', seed ')}]"] = file
         found.append(labels)
     return found[0], found[1]

@@ -104,7 +104,9 @@ def validation_curves(comparison: Comparison, path: Path) -> bool:
         line = _line_style(variants.index(first)) if reference else {"color": "grey"}
         axes.axhline(0, linewidth=1.5 if reference else 0.8, **line)
         axes.set_xlabel(label)
-        axes.set_ylabel(f"learned, minus {reference.label}'s" if reference else "learned: log loss over the base's")
+        axes.set_ylabel(
+            f"learned, minus {reference.label}'s" if reference else "learned: log of the loss over the base's"
+        )
         axes.grid(alpha=0.3)
     if not plotted:
         return False
@@ -196,14 +198,14 @@ def trade_off(comparison: Comparison, path: Path) -> bool:
             plotted += 1
     if not plotted:
         return False
-    axes.plot(0, 0, "*", markersize=14, color="black", label="base")
+    axes.plot(0, 0, "*", markersize=14, color="black", label="base", zorder=3)
     axes.axhline(0, color="grey", linewidth=0.8)
     axes.axvline(0, color="grey", linewidth=0.8)
     # To the right: learned more; upwards: kept more.
     axes.invert_xaxis()
     axes.invert_yaxis()
-    axes.set_xlabel("learned: log loss over the base's on held-out images (right: learned more)")
-    axes.set_ylabel("kept: log loss over the base's on its own pictures (down: lost)")
+    axes.set_xlabel("learned: log of the loss over the base's on held-out images (right: learned more)")
+    axes.set_ylabel("kept: log of the loss over the base's on the base's own pictures (down: lost)")
     axes.grid(alpha=0.3)
     _legend(figure, axes, len(comparison.variants), "lower left")
     plots.write_figure(figure, path)
@@ -276,7 +278,7 @@ def timestep_bins(comparison: Comparison, path: Path) -> bool:
         plotted += 1
     axes.axhline(0, color="grey", linewidth=0.8)
     axes.set_xticks(range(4), [f"t {250 * timestep_bin}-{250 * timestep_bin + 249}" for timestep_bin in range(4)])
-    axes.set_ylabel("log loss over the base's")
+    axes.set_ylabel("log of the loss over the base's")
     axes.grid(alpha=0.3, axis="y")
     if plotted and count <= 12:
         axes.legend(fontsize=8)

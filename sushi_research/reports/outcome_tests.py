@@ -65,9 +65,9 @@ def of_score(name: str, about: Side | None, higher_is_better: bool = False) -> O
 
 
 def values_of(kind: str, curve: Curve) -> np.ndarray | None:
-    """What an outcome compares, [T, N, K'] float64: the log of the loss over the base's; of the pictures of neutral prompts the
-    distance itself, because the base's is 0. None if a timestep bin that the outcome uses has no noise samples."""
-    if kind == "pictures_kept":
+    """What an outcome compares, [T, N, K'] float64: the log of the loss over the base's; of the drift and of the pictures of
+    neutral prompts the distance itself, because the base's is 0. None if a timestep bin that is used has no noise samples."""
+    if kind in ("drift", "pictures_kept"):
         return curve.loss.astype(np.float64)
     if kind == "evaluation":
         return outcomes.learned(curve.loss, curve.base, curve.timesteps)

@@ -47,3 +47,10 @@ def test_what_is_logged_of_an_evaluation():
     assert "learned -1.040 +- 0.35 (64.6% below the base)" in said and "kept +0.693 +- " in said
     assert "(100.0% above the base) on the base's own images" in said
     assert said.endswith("memorised AUC 1.00 (0.39 to 1.00: not shown to recognise its training images)")
+
+
+def test_training_images_of_another_kind_are_said_to_be():
+    base = np.ones((16, 4))
+    values = summary.summary({"validation": (base / 2, base), "trained": (base, base)}, np.tile(TIMES, (8, 1)))
+    assert values["evaluation/memorised_auc"] == 0
+    assert "training images are of another kind" in summary.describe(values)

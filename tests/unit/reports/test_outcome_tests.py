@@ -1,13 +1,14 @@
 """The result of a pair in words, from arrays: better, a trade-off, undecided, withheld, and losses against pictures."""
 
 import itertools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from sushi_research.evaluation.outcomes import KEPT_MARGIN
 from sushi_research.reports import statistics
-from sushi_research.reports.outcome_tests import OUTCOMES, OutcomeTest, of_score, pair_result
+from sushi_research.reports.outcome_tests import OUTCOMES, OutcomeTest, of_score, pair_result, values_of
 
 IMAGES = 16
 # Far within the margins: a difference of 0 is "not worse".
@@ -137,3 +138,9 @@ def test_no_difference_is_rarely_called_better(monkeypatch):
         alone += any(d.p_value <= 0.05 for d in differences)
     # Without the correction a third of the families has a difference.
     assert wrong / families <= 0.05 < 0.25 < alone / families
+
+
+def test_the_drift_is_compared_in_its_own_unit():
+    """Its base is 0, so a log ratio would weigh the smallest drifts most."""
+    curve = SimpleNamespace(loss=np.array([[[0.5, 0.25]]], np.float32), base=np.zeros((1, 2), np.float32))
+    assert values_of("drift", curve).tolist() == [[[0.5, 0.25]]]
