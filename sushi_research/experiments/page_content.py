@@ -64,7 +64,7 @@ _MEANING = (
 _TRADE_OFF = (
     "One point for each run and evaluation, joined in the order of training; the last is larger, and the star is the base. To the "
     "right more was learned, downwards more of the base was lost. Bars are 95 % intervals (Student's t) over held-out images and "
-    "over captions."
+    "over captions. With more than six variants only the last points are marked, with their intervals."
 )
 _CURVES = (
     f"The log of the loss over the base's at {_BINS}, by the mean over the held-out images; below 0 is better than the base. "
@@ -73,15 +73,17 @@ _CURVES = (
     "in the lower row."
 )
 _DIFFERENCES = (
-    "Paired by image (or caption) and noise sample. Bars are 95 % intervals of a single pair, bootstrapped over images. A point is "
+    "Paired by image (or caption) and noise sample; at most the first 30 pairs. "
+    "Bars are 95 % intervals of a single pair, bootstrapped over images. A point is "
     "filled if the difference is distinguishable from 0 after the correction for the number of tests."
 )
 _PICTURES = (
-    "Drawn at the last evaluation with pictures, by the first run of each variant. Prompts marked learned are captions of held-out "
+    "Drawn at the last evaluation with pictures, by the first run of each of at most 12 variants. "
+    "Prompts marked learned are captions of held-out "
     "images, those marked kept are neutral ones."
 )
 _TIMESTEP_BINS = "Quarters of the schedule, least noise first, at the last evaluation; 95 % intervals over images."
-_SAMPLES = "The first run of each variant, at its last sampled step."
+_SAMPLES = "The first run of each of at most 12 variants, at its last sampled step."
 _SPEED = (
     "Images per second, by the wall clock, is the median over training steps. Training times exclude evaluating, sampling and "
     "saving. GPU and CPU time also exclude waiting for data, and other load on the machine hardly changes them. Memory is the "

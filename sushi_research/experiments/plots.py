@@ -120,7 +120,12 @@ def _legend(figure: Any, axes: Any, count: int, place: str = "best") -> None:
     if count <= 12:
         axes.legend(fontsize=8, loc=place)
     else:
-        figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=7)
+        handles, labels = axes.get_legend_handles_labels()
+        for columns in range(6, 0, -1):  # as many as fit
+            legend = figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=7)
+            if columns == 1 or legend.get_window_extent().width <= figure.bbox.width:
+                break
+            legend.remove()
 
 
 def _curve(axes: Any, found: tuple[np.ndarray, np.ndarray, np.ndarray], label: str, number: int, band: bool) -> None:

@@ -252,6 +252,18 @@ def test_learned_against_kept_has_a_point_for_each_evaluation(tmp_path):
     assert not plots.trade_off(compared(one, two), tmp_path / "none.png")
 
 
+@pytest.mark.parametrize("length", [5, 24])
+def test_a_legend_of_many_variants_is_within_the_figure(length):
+    figure, (axes,) = plots._figure(8.5, 6)
+    for number in range(30):
+        axes.plot([0, 1], [0, number], label=f"{number:m>{length}}")
+    plots._legend(figure, axes, 30)
+    figure.canvas.draw()
+    [legend], frame = figure.legends, figure.bbox
+    extent = legend.get_window_extent()
+    assert frame.x0 <= extent.x0 and extent.x1 <= frame.x1
+
+
 def test_pictures_of_two_runs_are_side_by_side(tmp_path):
     one, two = runs(tmp_path)
     for shade, folder in enumerate((one, two)):
