@@ -64,6 +64,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         parser.error("give the folders of two runs or more, or --wandb-runs ENTITY/PROJECT")
     if (found.group or found.sweep) and not found.wandb_runs:
         parser.error("--group and --sweep go with --wandb-runs ENTITY/PROJECT")
+    if found.step is not None and found.step < 1:
+        parser.error(f"--step is {found.step}: give a step of the training, 1 or later")
     return found
 
 

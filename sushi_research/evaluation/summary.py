@@ -83,4 +83,6 @@ def _memorised(values: Mapping[str, float | None]) -> str:
     low, high = (values[f"{name}_{side}"] for side in ("low", "high"))
     assert low is not None and high is not None
     words = "not shown to recognise its training images" if low <= 0.5 else "recognises its training images"
+    if high < 0.5:
+        words = "training images are of another kind than held-out ones, such as prior images"
     return f"AUC {values[name]:.2f} ({low:.2f} to {high:.2f}: {words})"

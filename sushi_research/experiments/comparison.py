@@ -18,7 +18,8 @@ from sushi_research.evaluation.outcomes import LEARNED_BINS, in_bins, log_ratio
 from sushi_research.experiments import code_variants, repetitions
 from sushi_research.experiments.evaluated_files import notes_on_files, with_distinct_names, without_chosen
 from sushi_research.experiments.pairs import Pair, Point, compared, pairs_of, scored, with_tests
-from sushi_research.experiments.seeds import notes_on_seeds
+from sushi_research.experiments.run_ends import last_common
+from sushi_research.experiments.seeds import notes_on_seeds, runs_that_count
 from sushi_research.experiments.variants import SEED, Variant, variants_of
 from sushi_research.reports import statistics
 from sushi_research.reports.curve import Curve
@@ -141,8 +142,16 @@ def warnings_of(records: Sequence[RunRecord]) -> list[str]:
     found: list[str] = []
     timing, rounding = "their training times are not comparable", "rounding may differ"
     checks: list[tuple[str, Callable[[RunRecord], Any], str]] = [
-        ("validation set", lambda r: r.evaluation and r.evaluation.set_hash, "no test result between them"),
-        ("base", lambda r: (r.entry.get("base") or {}).get("unet"), "their losses start at different values"),
+        (
+            "validation set",
+            lambda r: r.evaluation and r.evaluation.set_hash,
+            "no test between them of what was learned",
+        ),
+        (
+            "base",
+            lambda r: (r.entry.get("base") or {}).get("unet"),
+            "what was learned and kept is over the own base of each",
+        ),
         ("precision", lambda r: r.entry.get("precision"), "rounding differs"),
         ("random scheme", lambda r: r.entry.get("random_scheme"), "their noise differs"),
         ("device", lambda r: r.entry.get("device"), timing),
@@ -189,6 +198,8 @@ def _compared_outcomes(comparison: Comparison, pairs: Sequence[tuple[Variant, Va
         if learned.values is None:  # the point is that of all losses, even where no test of "learned" is possible
             whole = compared(candidate, reference, "evaluation", Point(step=step), values=lambda curve: curve.loss)
             learned.at, learned.mean_losses = whole.at, whole.mean_losses
+            if learned.at is None and step is None and not (candidate.is_file or reference.is_file):
+                learned.at = last_common(runs_that_count(candidate.runs, reference.runs))
         families["evaluation"].append(learned)
         point = Point(at=learned.at, step=step)
         for kind in families:
@@ -201,7 +212,7 @@ def _compared_outcomes(comparison: Comparison, pairs: Sequence[tuple[Variant, Va
     comparison.bins = [_bins(pair, step) for pair in families["evaluation"]]
     for number, pair in enumerate(families["evaluation"]):
         of_pair = {kind: family[number] for kind, family in families.items()}
-        comparison.results.append(_result(comparison, pair, of_pair, comparison.bins[number]))
+        comparison.results.append(_result(pair, of_pair, comparison.bins[number]))
 
 
 def _bins(pair: Pair, step: int | None) -> list[Difference | None]:
@@ -220,13 +231,11 @@ def _bins(pair: Pair, step: int | None) -> list[Difference | None]:
     return found
 
 
-def _result(
-    comparison: Comparison, learned: Pair, of_pair: dict[str, Pair], bins: Sequence[Difference | None]
-) -> PairResult | None:
+def _result(learned: Pair, of_pair: dict[str, Pair], bins: Sequence[Difference | None]) -> PairResult | None:
     """The result of a pair; None if no outcome of it could be tested."""
     names = learned.candidate.label, learned.reference.label
     tests = [
-        OutcomeTest(_outcome(kind, comparison.variants), pair.outcome.difference, pair.outcome.adjusted_p)
+        OutcomeTest(_outcome(kind, (pair.candidate, pair.reference)), pair.outcome.difference, pair.outcome.adjusted_p)
         for kind, pair in of_pair.items()
         if pair.outcome is not None
     ]

@@ -60,7 +60,7 @@ def _pair(pair: Pair) -> dict[str, Any]:
     found: dict[str, Any] = {"candidate": pair.candidate.label, "reference": pair.reference.label, "at": pair.at}
     if pair.outcome is None:
         return found | {"note": pair.note}
-    d = pair.outcome.difference
+    d = pair.difference
     values = {name: getattr(d, name) for name in d.__dataclass_fields__}
     finite = {
         name: value if not isinstance(value, float) or np.isfinite(value) else None for name, value in values.items()

@@ -16,10 +16,11 @@ from sushi_research.experiments.seeds import per_seed, runs_that_count
 from sushi_research.reports.outcome_tests import BINS, OUTCOMES, bin_name
 from sushi_research.reports.page import Block
 from sushi_research.reports.run_record import RunRecord
-from sushi_research.reports.statistics import Difference, t_quantile
+from sushi_research.reports.statistics import t_quantile
 from sushi_research.reports.training_log import WALL
 
 MOST_PAIRS = 60
+MOST_REASONS = 10
 _KEPT = (
     "The log of the loss over the base's on pictures that the base itself generated for neutral prompts (and on prior images where "
     "there are some), at the last evaluation; 0 is as the base, above 0 something was lost. The drift is how far predictions moved "
@@ -29,6 +30,7 @@ _KEPT = (
 _MEMORISED = (
     "How well losses tell training images from held-out ones, as many of each, at the last evaluation. An AUC of 0.5 does not tell "
     "them apart, 1 recognises every training image. The gap is the mean log loss of held-out images minus that of training images. "
+    "Well below 0.5, the training images are of another kind than the held-out ones, such as prior images that are trained on. "
     "Recognising training images is not copying them: this is no part of the result."
 )
 _BINS = (
@@ -61,6 +63,8 @@ def family(pairs: Sequence[Pair], heading: str, axis: str = "samples", mse: bool
     items = [
         f"{', '.join(names[:4])}{' and more' if len(names) > 4 else ''}: {note}" for note, names in reasons.items()
     ]
+    if len(items) > MOST_REASONS:
+        items[MOST_REASONS:] = [f"{len(items) - MOST_REASONS} more reasons are in comparison.json"]
     return [*found, Block("list", items=items)] if items else found
 
 
@@ -78,8 +82,9 @@ def _clock(tested: Sequence[Pair]) -> str:
 
 
 def _row(pair: Pair, axis: str, mse: bool) -> list[str]:
-    d: Difference = pair.outcome.difference
-    at = "last" if pair.at is None else f"{pair.at:.0f}" if axis == "samples" else f"{pair.at:.1f}"
+    d = pair.difference
+    last = "last" if pair.step is None else f"step {pair.step}"
+    at = last if pair.at is None else f"{pair.at:.0f}" if axis == "samples" else f"{pair.at:.1f}"
     losses = pair.mean_losses
     relative = f"{losses[1] / losses[0] - 1:+.2%}" if losses and losses[0] else "-"
     return [
@@ -173,8 +178,14 @@ def pictures_and_scores(comparison: Comparison) -> list[Block]:
             rows.append([variant.label, *(_score(variant.runs, name.removeprefix(SCORE)) for name in names)])
         found += [Block("heading", "Scores"), Block("table", rows=rows)]
     for name in names:
-        found += family(comparison.outcomes[name], f"By {name} (less is better, its sign is changed if more is)")
+        found += family(comparison.outcomes[name], f"By {name}{_better(comparison.outcomes[name])}")
     return found
+
+
+def _better(pairs: Sequence[Pair]) -> str:
+    """What is better by a score, for a heading; "" if nothing was tested, or if its runs differ in this."""
+    found = {pair.is_negated for pair in pairs if pair.outcome is not None}
+    return f" ({'higher' if found.pop() else 'lower'} is better)" if len(found) == 1 else ""
 
 
 def _score(runs: Sequence[RunRecord], name: str) -> str:

@@ -15,6 +15,7 @@ from sushi_research.reports.page import Block
 # Kinds of the list of results, for their colour, and the order of the list.
 _KINDS = {"better": "better", "worse": "worse"}
 _ORDER = ("better", "worse", "trade-off", "undecided", "not distinguishable", "identical")
+MOST_SENTENCES = 8
 _BINS = " and ".join(bin_name(number) for number in LEARNED_BINS)
 
 
@@ -53,11 +54,12 @@ def blocks(comparison: Comparison, title: str, pictures: dict[str, Path]) -> lis
 
 _MEANING = (
     f'"Learned" is the log of the loss over the base\'s on held-out images, at {_BINS}. "Kept" is the same on pictures that the '
-    'base itself generated for neutral prompts. "Better" means that one of the two is better and the other is not worse, within '
-    f"a margin of {LEARNED_MARGIN:g} for learned and {KEPT_MARGIN:g} for kept; if one is better and the other worse, it is a "
-    "trade-off. Pictures and scores, where they are measured and decided, lead over the losses. No loss shows what a picture "
-    "looks like: docs/examples/measure/ says where these outcomes follow the pictures, and where they do not. Compare the "
-    "pictures before you choose."
+    'base itself generated for neutral prompts. "Better" means more of one of the two, and not less of the other by more than a '
+    f"margin of {LEARNED_MARGIN:g} for learned and {KEPT_MARGIN:g} for kept; more of one and less of the other is a trade-off. "
+    "Among all outcomes of all pairs the chance of even one wrong difference is at most 5 % (Holm); that an outcome is within its "
+    "margin is said by the 95 % interval of that pair alone. Pictures and scores, where they are measured and decided, lead over "
+    "the losses. No loss shows what a picture looks like: docs/examples/measure/ says where these outcomes follow the pictures, "
+    "and where they do not. Compare the pictures before you choose."
 )
 _TRADE_OFF = (
     "One point for each run and evaluation, joined in the order of training; the last is larger, and the star is the base. To the "
@@ -97,6 +99,9 @@ _METHOD = (
 def _results(comparison: Comparison) -> list[Block]:
     found, decided = [], comparison.decided
     if disagreements := [result.disagreement for _, result in decided if result.disagreement]:
+        if len(disagreements) > MOST_SENTENCES:
+            more = f"so it is with {len(disagreements) - MOST_SENTENCES} more pairs, which are in comparison.json"
+            disagreements[MOST_SENTENCES:] = [more]
         found += [Block("heading", "Losses and pictures disagree"), Block("warning", items=disagreements)]
     found += [Block("heading", "Test result"), Block("text", _MEANING)]
     if comparison.by_run:
@@ -106,15 +111,17 @@ def _results(comparison: Comparison) -> list[Block]:
         return [*found, Block("text", f"None: {why_none(comparison)}.")]
     ordered = sorted(decided, key=_interest)
     if len(decided) > 6:
-        counts = [f"{sum(result.word == word for _, result in decided)} {word}" for word in _ORDER[:-1]]
-        text = f"Of {len(decided)} pairs (at a family-wise error of 5 %): {', '.join(counts)}."
+        counts = [f"{sum(result.word == word for _, result in decided)} {word}" for word in _ORDER]
+        text = f"Of {len(decided)} pairs, each the first named against the second: {', '.join(counts)}."
         found.append(Block("text", text))
     if best := _best(comparison, decided):
         found.append(Block("text", best))
-    items = [f"{_KINDS.get(result.word, 'none')}|{result.sentence}" for _, result in ordered[:8]]
+    items = [f"{_KINDS.get(result.word, 'none')}|{result.sentence}" for _, result in ordered[:MOST_SENTENCES]]
     found.append(Block("result", items=items))
-    if len(ordered) > 8:
-        found.append(Block("text", f"The other {len(ordered) - 8} are in comparison.json, and in the tables below."))
+    if len(ordered) > MOST_SENTENCES:
+        found.append(
+            Block("text", f"The other {len(ordered) - MOST_SENTENCES} are in comparison.json, and in the tables below.")
+        )
     return found
 
 
@@ -134,7 +141,9 @@ def why_none(comparison: Comparison) -> str:
     """Why no pair has a test result."""
     if len(comparison.variants) == 1:
         return "there is nothing to compare it with"
-    return "; ".join(sorted({pair.note for pair in comparison.learned if pair.note})) or "there are no pairs"
+    notes = sorted({pair.note for pair in comparison.learned if pair.note})
+    more = [f"and {len(notes) - 4} more reasons"] if len(notes) > 4 else []
+    return "; ".join([*notes[:4], *more]) or "there are no pairs"
 
 
 def _best(comparison: Comparison, decided: Sequence[tuple[Pair, PairResult]]) -> str:
@@ -146,7 +155,8 @@ def _best(comparison: Comparison, decided: Sequence[tuple[Pair, PairResult]]) ->
             wins[winner.label] = wins.get(winner.label, 0) + 1
     others = len(comparison.variants) - 1
     champions = [label for label, count in wins.items() if count == others > 1]
-    return f"{champions[0]} is better than every other variant." if champions else ""
+    what = "run" if comparison.by_run else "variant"
+    return f"{champions[0]} is better than every other {what}." if champions else ""
 
 
 def _picture(pictures: dict[str, Path], name: str, heading: str, text: str) -> list[Block]:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from sushi_research.errors import some
 from sushi_research.evaluation.results import MIN_IMAGES
 from sushi_research.experiments.clocks import clocks_of, wall_seconds_at
+from sushi_research.experiments.run_ends import ends_at
 from sushi_research.experiments.seeds import by_seed, per_seed, runs_that_count
 from sushi_research.experiments.variants import Variant, variants_called
 from sushi_research.reports import statistics
@@ -26,7 +27,7 @@ from sushi_research.reports.statistics import MAX_PAIRS, Difference, PairedTestR
 # What the units of a kind of results are called, and the kind itself, in sentences.
 CALLED = {
     "evaluation": ("evaluation", "held-out images"),
-    "drift": ("drift measured", "captions"),
+    "drift": ("drift", "captions"),
     "base_images": ("loss on the base's own pictures", "captions"),
     "prior": ("loss on prior images", "prior images"),
     "pictures_learned": ("pictures of held-out captions", "prompts"),
@@ -34,7 +35,7 @@ CALLED = {
 }
 # What must be set for a kind of results that no run of a pair has.
 NOT_MEASURED = {
-    "base_images": ": older versions did not measure it, and evaluation.drift_captions 0 switches it off",
+    "base_images": ": older versions did not measure it, and an empty evaluation.drift_captions switches it off",
     "prior": ": it needs evaluation.prior_path",
     "pictures_learned": ": it needs evaluation.pictures",
     "pictures_kept": ": it needs evaluation.pictures",
@@ -44,16 +45,18 @@ NOT_MEASURED = {
 @dataclass
 class Pair:
     """One outcome of a candidate and a reference. `outcome` is a PairedTestResult, or None with the reason in `note`; `at` is the
-    common point.
+    common point, or `step` the step that the user fixed; both None: the last evaluations.
 
     `values`, of which less is better, are those of the reference and of the candidate, [distinct seeds, N, K] each. `mean_losses`
-    are their mean losses there, of arrays of `shape`. At equal training time, `clock` is what measured it, and `wall_seconds` the
+    are their mean losses there, of arrays of `shape`. `is_negated`: of a score of which more is better, `values` and `outcome` have
+    the opposite sign. At equal training time, `clock` is what measured it, and `wall_seconds` the
     wall-clock seconds of the two at that point.
     """
 
     candidate: Variant
     reference: Variant
     at: float | None = None
+    step: int | None = None
     clock: str = ""
     wall_seconds: tuple[float, float] | None = None
     values: tuple[np.ndarray, np.ndarray] | None = None
@@ -63,6 +66,15 @@ class Pair:
     note: str = ""
     outcome: PairedTestResult | None = None
     identical: bool = False
+    is_negated: bool = False
+
+    @property
+    def difference(self) -> Difference | None:
+        """The difference that was tested, of a score in its own sign; None if nothing was tested."""
+        if self.outcome is None or not self.is_negated:
+            return self.outcome and self.outcome.difference
+        d = self.outcome.difference
+        return replace(d, value=-d.value, low=-d.high, high=-d.low)
 
     @property
     def word(self) -> str:
@@ -70,6 +82,8 @@ class Pair:
         if self.outcome is None:
             return self.note
         words = {"better": "lower", "worse": "higher"}
+        if self.is_negated:
+            words = {"better": "higher", "worse": "lower"}
         return "identical" if self.identical else words.get(self.outcome.outcome, self.outcome.outcome)
 
 
@@ -109,9 +123,19 @@ def with_tests(pairs: Sequence[Pair]) -> None:
     differences: list[Difference] = []
     for pair in comparable:
         reference, candidate = pair.values
-        differences.append(statistics.paired_difference(reference, candidate, same_seeds=pair.same_seeds, pairs=count))
+        found = statistics.paired_difference(reference, candidate, same_seeds=pair.same_seeds, pairs=count)
+        differences.append(_not_too_sure(found))
     for pair, outcome in zip(comparable, statistics.paired_test_results(differences), strict=True):
         pair.outcome = outcome
+
+
+def _not_too_sure(d: Difference) -> Difference:
+    """The difference; if it is the same for every unit, as with a judge that says yes or no, with the p-value of the sign test.
+
+    Resamples of equal differences do not vary, which would make even eight of them certain.
+    """
+    is_constant = d.value != 0 and d.standard_error <= 1e-9 * abs(d.value)
+    return replace(d, p_value=max(d.p_value, 2.0 ** (1 - d.images))) if is_constant else d
 
 
 def compared(
@@ -126,6 +150,7 @@ def compared(
     `values` [T, N, K] of a curve; by default those of the kind's outcome. None: a timestep bin has no noise samples.
     """
     pair = Pair(candidate, reference, same_seeds=_same_seeds(candidate, reference))
+    pair.step = None if candidate.is_file and reference.is_file else point.step
     runs = runs_that_count(candidate.runs, reference.runs)
     curves = _comparable(pair, runs, kind)
     if curves is None:
@@ -175,8 +200,7 @@ def _place(pair: Pair, runs: Sequence[RunRecord], curves: Sequence[Curve], kind:
     elif has_file or kind == "drift":
         for run, curve in zip(runs, curves, strict=True):
             if run.evaluation is not None and run.evaluation.steps[-1] != curve.steps[-1]:
-                thing = "drift" if kind == "drift" else what
-                pair.note = f"{run.name} has no {thing} at its last evaluation, only at step {curve.steps[-1]}"
+                pair.note = f"{run.name} has no {what} at its last evaluation, only at step {curve.steps[-1]}"
                 return None
     elif axis == "seconds" and len(clocks := clocks_of(curves)) > 1:
         pair.note = f"their training times are by different clocks ({' and '.join(clocks)})"
@@ -234,10 +258,10 @@ def _comparable(pair: Pair, runs: Sequence[RunRecord], kind: str) -> list[Curve]
 def scored(candidate: Variant, reference: Variant, name: str, learned: Pair, step: int | None) -> Pair:
     """The pair with its values of a user's score, by the units that all runs have.
 
-    Scores are of finished runs, so they count only where the pair is compared at the end of all its runs: `learned` is compared at
-    the pair's point.
+    Scores are of finished runs, so they count only where the pair is compared at the end of all its runs: `learned` has the pair's
+    point.
     """
-    pair = Pair(candidate, reference, at=learned.at, same_seeds=learned.same_seeds)
+    pair = Pair(candidate, reference, at=learned.at, step=learned.step, same_seeds=learned.same_seeds)
     runs = runs_that_count(candidate.runs, reference.runs)
     if without := [run.name for run in runs if name not in run.scores]:
         pair.note = f"{some(without)} {_has(without)} no score {name}"
@@ -246,7 +270,8 @@ def scored(candidate: Variant, reference: Variant, name: str, learned: Pair, ste
     if len({(score.about, score.higher_is_better) for score in scores.values()}) > 1:
         pair.note = f"their scores {name} differ in what is better or what they are about"
         return pair
-    if any(run.state != "file" and not _ends_at(run, learned.at, step) for run in runs):
+    has_file = candidate.is_file or reference.is_file
+    if any(run.state != "file" and not ends_at(run, learned.at, step, has_file) for run in runs):
         pair.note = f"score {name} is of the finished runs, which end at other points than the pair is compared at"
         return pair
     units = sorted(set.intersection(*(set(score.values) for score in scores.values())))
@@ -254,7 +279,8 @@ def scored(candidate: Variant, reference: Variant, name: str, learned: Pair, ste
         count = f"{len(units)} unit{'' if len(units) == 1 else 's'}"
         pair.note = f"score {name} has {count} in common, and a test needs {MIN_IMAGES}: it is only a column"
         return pair
-    sign = -1.0 if scores[runs[0].path].higher_is_better else 1.0
+    pair.is_negated = scores[runs[0].path].higher_is_better
+    sign = -1.0 if pair.is_negated else 1.0
 
     def of_run(run: RunRecord) -> np.ndarray:
         return sign * np.array([[scores[run.path].values[unit]] for unit in units], dtype=np.float64)
@@ -265,16 +291,6 @@ def scored(candidate: Variant, reference: Variant, name: str, learned: Pair, ste
 
 def _has(names: Sequence[str]) -> str:
     return "has" if len(names) == 1 else "have"
-
-
-def _ends_at(run: RunRecord, at: float | None, step: int | None) -> bool:
-    """Whether a run ends at the point at which its pair is compared."""
-    if step is not None:
-        return run.finished_at == step
-    curve = run.evaluation
-    if curve is None or run.finished_at != curve.steps[-1]:
-        return False
-    return at is None or curve.samples is None or curve.samples[-1] == at
 
 
 def _same_seeds(candidate: Variant, reference: Variant) -> bool:

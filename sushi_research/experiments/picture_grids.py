@@ -14,7 +14,7 @@ from sushi_research.sampling import plots
 
 LABEL = "prompt"
 # In the labels of pictures of neutral captions; their files are called 00-kept-seed0.png.
-KEPT = "[kept-"
+KEPT = "[kept,"
 
 
 def samples(comparison: Comparison, path: Path) -> bool:
@@ -31,27 +31,30 @@ def _side_by_side(comparison: Comparison, folder: str, path: Path) -> bool:
     """Saves a grid of the images of the base and of each variant's first run at its last step that has some, for common prompts and
     seeds. Returns whether there are any.
     """
-    columns: dict[str, dict[str, Path]] = {}
+    names: list[str] = []
+    columns: list[dict[str, Path]] = []
     for variant in comparison.variants[:12]:
         first, last = _images(variant.runs[0], folder, comparison.problems)
-        if last:
-            columns.setdefault("base", first)
-            columns[variant.label] = last
-    if len(columns) < 2:
+        if not last:
+            continue
+        # The base's images are a run's samples at step 0; without those the base has no column. A variant may be called base too.
+        if not columns and first:
+            names, columns = ["base"], [first]
+        names.append(variant.label)
+        columns.append(last)
+    if not columns:
         return False
-    # The base's images are a run's samples at step 0; without those the base has no column.
-    columns = {name: images for name, images in columns.items() if images}
-    common = [label for label in next(iter(columns.values())) if all(label in images for images in columns.values())]
+    common = [label for label in columns[0] if all(label in images for images in columns)]
     if not common:
         return False
     cells = []
     common = _both_kinds(common)
     for label in common:
         cells.append([])
-        for images in columns.values():
+        for images in columns:
             with Image.open(images[label]) as image:
                 cells[-1].append(image.convert("RGB"))
-    write_image(path, plots.grid(cells, common, list(columns)))
+    write_image(path, plots.grid(plots.for_page(cells), common, names))
     return True
 
 
@@ -75,6 +78,6 @@ def _images(run: RunRecord, within: str, problems: list[str]) -> tuple[dict[str,
                 problems.append(f"{file} is not an image (it {problem}): it is skipped")
                 continue
             with Image.open(file) as image:
-                labels[f"{image.info.get(LABEL, file.stem)} [{file.stem[3:]}]"] = file
+                labels[f"{image.info.get(LABEL, file.stem)} [{file.stem[3:].replace('-seed', ', seed ')}]"] = file
         found.append(labels)
     return found[0], found[1]

@@ -104,7 +104,9 @@ def validation_curves(comparison: Comparison, path: Path) -> bool:
         line = _line_style(variants.index(first)) if reference else {"color": "grey"}
         axes.axhline(0, linewidth=1.5 if reference else 0.8, **line)
         axes.set_xlabel(label)
-        axes.set_ylabel(f"learned, minus {reference.label}'s" if reference else "learned: log loss over the base's")
+        axes.set_ylabel(
+            f"learned, minus {reference.label}'s" if reference else "learned: log of the loss over the base's"
+        )
         axes.grid(alpha=0.3)
     if not plotted:
         return False
@@ -177,13 +179,15 @@ def trade_off(comparison: Comparison, path: Path) -> bool:
     figure, (axes,) = _figure(8.5, 6.5)
     plotted = 0
     for number, variant in enumerate(comparison.variants):
+        label: str | None = variant.label  # of the first run that is drawn
         for run in variant.runs:
             found = trade_off_points(run)
             if len(found) == 0:
                 continue
             _, learned, learned_half, kept, kept_half = found.T
-            style, label = _line_style(number), variant.label if run is variant.runs[0] else None
+            style = _line_style(number)
             axes.plot(learned, kept, label=label, linewidth=1, **style)
+            label = None
             # The last point is larger; with many runs only it has its intervals.
             shown = slice(None) if len(comparison.variants) <= 6 else slice(-1, None)
             halves = {"xerr": learned_half[shown], "yerr": kept_half[shown]}
@@ -194,14 +198,14 @@ def trade_off(comparison: Comparison, path: Path) -> bool:
             plotted += 1
     if not plotted:
         return False
-    axes.plot(0, 0, "*", markersize=14, color="black", label="base")
+    axes.plot(0, 0, "*", markersize=14, color="black", label="base", zorder=3)
     axes.axhline(0, color="grey", linewidth=0.8)
     axes.axvline(0, color="grey", linewidth=0.8)
     # To the right: learned more; upwards: kept more.
     axes.invert_xaxis()
     axes.invert_yaxis()
-    axes.set_xlabel("learned: log loss over the base's on held-out images (right: learned more)")
-    axes.set_ylabel("kept: log loss over the base's on its own pictures (down: lost)")
+    axes.set_xlabel("learned: log of the loss over the base's on held-out images (right: learned more)")
+    axes.set_ylabel("kept: log of the loss over the base's on the base's own pictures (down: lost)")
     axes.grid(alpha=0.3)
     _legend(figure, axes, len(comparison.variants), "lower left")
     plots.write_figure(figure, path)
@@ -274,7 +278,7 @@ def timestep_bins(comparison: Comparison, path: Path) -> bool:
         plotted += 1
     axes.axhline(0, color="grey", linewidth=0.8)
     axes.set_xticks(range(4), [f"t {250 * timestep_bin}-{250 * timestep_bin + 249}" for timestep_bin in range(4)])
-    axes.set_ylabel("log loss over the base's")
+    axes.set_ylabel("log of the loss over the base's")
     axes.grid(alpha=0.3, axis="y")
     if plotted and count <= 12:
         axes.legend(fontsize=8)

@@ -138,7 +138,7 @@ def tables(comparison: Comparison) -> dict[str, dict[str, Any]]:
             if pair.outcome is None:
                 data.append([*row, pair.note, *[None] * 7])
                 continue
-            d = pair.outcome.difference
+            d = pair.difference
             numbers = [d.value, d.low, d.high, d.p_value, pair.outcome.adjusted_p, d.smallest_detectable, pair.at]
             data.append([*row, pair.word, *numbers])
         if data:

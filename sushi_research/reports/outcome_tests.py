@@ -2,8 +2,9 @@
 
 A trained adapter has two sides: what it **learned** of its images, and what it **kept** of what the base knew. Each is measured
 by losses over the base's, and, where a run was asked for them, by pictures and by the user's scores, which lead where they are
-decided. All tests of all pairs are one family (Holm), so the chance of even one wrong "better" is at most 5 %, whatever the
-number of outcomes. Where an outcome must not be worse, its interval says so: the 95 % interval ends below the margin.
+decided. All tests of all pairs are one family (Holm), so the chance that even one difference is found that is none is at most
+5 %, whatever the number of outcomes. Where an outcome must not be worse, its interval says so: the 95 % interval of that pair alone
+ends below the margin, which is wrong of a pair at the margin with a chance of 2.5 %, whatever the number of pairs.
 """
 
 from __future__ import annotations
@@ -64,9 +65,9 @@ def of_score(name: str, about: Side | None, higher_is_better: bool = False) -> O
 
 
 def values_of(kind: str, curve: Curve) -> np.ndarray | None:
-    """What an outcome compares, [T, N, K'] float64: the log of the loss over the base's; of the pictures of neutral prompts the
-    distance itself, because the base's is 0. None if a timestep bin that the outcome uses has no noise samples."""
-    if kind == "pictures_kept":
+    """What an outcome compares, [T, N, K'] float64: the log of the loss over the base's; of the drift and of the pictures of
+    neutral prompts the distance itself, because the base's is 0. None if a timestep bin that is used has no noise samples."""
+    if kind in ("drift", "pictures_kept"):
         return curve.loss.astype(np.float64)
     if kind == "evaluation":
         return outcomes.learned(curve.loss, curve.base, curve.timesteps)
@@ -164,14 +165,14 @@ def pair_result(
     if better == (False, True):
         return made("worse", f"{candidate} is worse than {reference}", _told(sides, reference, True))
     if all(better) or any({"better", "worse"} <= set(words) for words in (of_candidate, of_reference)):
-        return made("trade-off", f"trade-off between {candidate} and {reference}", _told(sides, candidate, False))
+        return made("trade-off", f"Trade-off between {candidate} and {reference}", _told(sides, candidate, False))
     withheld = any(side.candidate == "withheld" for side in sides)
     if not withheld and not {"better", "worse"} & {*of_candidate, *of_reference}:
         statement = f"{candidate} is not distinguishable from {reference}"
         return made("not distinguishable", statement, _told(sides, candidate, False))
     flipped = not {"better"} & set(of_candidate) and "better" in of_reference
     told = _told(sides, reference if flipped else candidate, flipped)
-    return made("undecided", f"undecided between {candidate} and {reference}", told)
+    return made("undecided", f"Undecided between {candidate} and {reference}", told)
 
 
 def _is_better(words: Sequence[str]) -> bool:
@@ -187,10 +188,10 @@ def _side(
     decided = [test for test in judged if test.direction]
     opposite = _bins_that_disagree(bins) if side == "learned" and losses else ""
     if decided:
-        disagreement = "" if opposite else _disagreement(side, names, losses, decided)
         if len({test.direction for test in decided}) > 1:
             why = f"{' and '.join(test.outcome.name for test in decided)} disagree"
-            return _SideResult(side, "withheld", "withheld", tuple(decided), why, disagreement)
+            return _SideResult(side, "withheld", "withheld", tuple(decided), why)
+        disagreement = "" if opposite else _disagreement(side, names, losses, decided)
         return _SideResult(side, *_combined(decided), tuple(decided), disagreement=disagreement)
     if opposite:
         return _SideResult(side, "withheld", "withheld", tuple(losses), opposite)

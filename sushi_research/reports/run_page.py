@@ -35,6 +35,8 @@ Kept: on images that the base generated for neutral captions; above 0 something 
 images of evaluation.prior_path. Drift: the mean squared distance of the predictions from the base's on the neutral captions.
 Memorised: the AUC is how well the losses tell training images from held-out ones (0.5 not at all, 1 every one); the gap is the
 held-out images' mean minus the training images'. It says that the adapter recognises its training images, not that it copies them.
+Well below 0.5, the training images are of another kind than the held-out ones, such as prior images that are trained on: then it
+says nothing, unless evaluation.prior_path is their folder.
 Pictures: the distance of generated pictures from the held-out image of their caption (learned), and from the base's own picture of
 the same caption and seed (kept).
 MSE: the plain mean loss on the held-out images. Most of it is from the timesteps with the least noise, so it decides nothing.
@@ -83,7 +85,7 @@ def blocks(run: RunFolder, state: str) -> tuple[BestStep | None, list[Block]]:
         Block("title", printable(run.name)),
         Block("lead", f"{state[:1].upper()}{state[1:]}. {_measured_on(outcomes)}"),
         Block("heading", "Which checkpoint to take"),
-        *_choice(outcomes, best, memorises),
+        *_choice(run, state, outcomes, best, memorises),
         Block("heading", "Outcomes by step"),
         *([Block("table", rows=table)] if table else []),
         *([Block("picture", "Learned against kept, and each outcome over the steps", path=plot)] if plot else []),
@@ -107,41 +109,48 @@ def _measured_on(outcomes: RunOutcomes) -> str:
     return f"Evaluated at {len(found.steps)} steps on {images} with {found.base.shape[1]} noise samples each."
 
 
-def _choice(outcomes: RunOutcomes, best: BestStep | None, memorises: int | None) -> list[Block]:
+def _choice(
+    run: RunFolder, state: str, outcomes: RunOutcomes, best: BestStep | None, memorises: int | None
+) -> list[Block]:
     """Which step is best, how sure that is, and from when on the run only memorises."""
     if best is None:
         return [Block("text", "There is no evaluation after step 0 with finite values, so no step is best.")]
-    by = "learned" if "base_images" not in outcomes.arrays else f"learned, plus what of kept is above {KEPT_LIMIT:g}"
+    by = "learned"
+    if "base_images" in outcomes.arrays:
+        by += f", to which kept is added only as far as it is above {KEPT_LIMIT:g}"
     count = len(best.steps)
     among = "the only one evaluated" if count == 1 else f"the best of {count} evaluated steps"
-    sure = "no other evaluated step is within one standard error of it"
+    sure = "No other evaluated step is within one standard error of it." if count > 1 else ""
     if best.unclear:
         are = "are" if len(best.unclear) > 1 else "is"
-        sure = f"not sure: {_steps(best.unclear)} {are} within one standard error of it"
-    items = [
-        f"{'none' if best.unclear else 'better'}|Step {best.step} is {among}: by {by}; " + (sure if count > 1 else "")
-    ]
-    items[0] = items[0].removesuffix("; ")
+        sure = f"This is not sure: {_steps(best.unclear)} {are} within one standard error of it."
+    words = [f"Step {best.step} is {among}: by {by} (lower is better).", sure, _where(run, state, best.step)]
+    items = [f"{'none' if best.unclear else 'better'}|{' '.join(filter(None, words))}"]
     if memorises is not None:
         items.append(
             f"worse|From step {memorises} on it only memorises: no later step has learned more by more than one standard error, "
-            "and the gap between held-out and training images has grown by more than one"
+            "and the gap between held-out and training images has grown by more than one."
         )
     elif "trained" in outcomes.arrays:
         items.append(
-            "none|There is no step from which on it only memorises: it went on learning, or the gap did not grow"
+            "none|At no step did it begin only to memorise: it went on learning, or the gap between held-out and training images "
+            "did not grow."
         )
     compared: dict[StepDifference, str] = {}
     for what, each in (
-        ("the first evaluation", best.against_first),
+        ("the first evaluated step", best.against_first),
         ("the last", best.against_last),
-        ("the best of the others", best.against_runner_up),
+        ("the next best", best.against_runner_up),
     ):
         if each is not None:
             compared[each] = f"{compared[each]} and {what}" if each in compared else what
-    lines = [f"against {what}, {_difference(each)}" for each, what in compared.items()]
+    lines = [
+        f"Step {best.step} minus step {each.other}, {what}: {_difference(each)}" for each, what in compared.items()
+    ]
     if best.skipped:
-        lines.append(f"{_steps(best.skipped)} cannot be chosen: a value that decides is missing or not finite there")
+        lines.append(
+            f"{_steps(best.skipped).capitalize()} cannot be chosen: a value that decides is missing or not finite there."
+        )
     if count > 1:
         lines.append(
             f"The best of {count} evaluations on one validation set looks better than it is, and the intervals do not allow for "
@@ -150,16 +159,25 @@ def _choice(outcomes: RunOutcomes, best: BestStep | None, memorises: int | None)
     return [Block("result", items=items), Block("list", items=lines)]
 
 
+def _where(run: RunFolder, state: str, step: int) -> str:
+    """The adapter file of the best step."""
+    if run.best_adapter(step).is_file():
+        return f"Its adapter file is {run.best_adapter(step).name}."
+    if state == f"finished at step {step}":
+        return f"Its adapter file is {run.adapter.name}."
+    return "Its adapter file was not kept: that needs evaluation.keep_best."
+
+
 def _steps(steps: Iterable[int]) -> str:
     found = [str(step) for step in steps]
     return f"step{'s' if len(found) > 1 else ''} {some(found, 8)}"
 
 
 def _difference(each: StepDifference) -> str:
-    text = f"step {each.other}: {each.value:+.3f}"
+    text = f"{each.value:+.3f}"
     if np.isfinite(each.standard_error):
-        return f"{text} +- {each.standard_error:.2g} (95 % interval {each.low:+.3f} to {each.high:+.3f})"
-    return f"{text}, without a standard error, which needs two held-out images or more"
+        return f"{text} +- {each.standard_error:.2g} (95 % interval {each.low:+.3f} to {each.high:+.3f})."
+    return f"{text}, without a standard error, which needs two held-out images or more."
 
 
 def _memorised(outcomes: RunOutcomes) -> dict[int, Memorised]:
@@ -191,7 +209,7 @@ def _timesteps(timestep_bin: int) -> str:
 
 def _table(outcomes: RunOutcomes, of_memory: dict[int, Memorised], best: BestStep | None) -> list[list[str]]:
     columns = _columns(outcomes)
-    forms = {"drift": ".3g", "MSE": ".5f"}
+    forms = {"drift": ".3g", "pictures kept": ".3g", "MSE": ".5f"}
     rows = []
     for place, step in enumerate(outcomes.steps):
         row = {"step": f"{step} (best)" if best and step == best.step else str(step)}
@@ -223,25 +241,25 @@ def _plot(outcomes: RunOutcomes, of_memory: dict[int, Memorised], best: BestStep
         "learned, by timestep bin": [each for name, each in columns.items() if name.startswith("t ")],
         "kept": pick(("kept", "prior")),
         "drift": pick(("drift",)),
-        "memorised": _memory_means(outcomes, of_memory),
-        "pictures": pick(("pictures learned", "pictures kept")),
-        "validation loss (MSE)": pick(("MSE",)),
+        **_memory_means(outcomes, of_memory),
+        "pictures: log of the distance from the held-out images, over the base's": pick(("pictures learned",)),
+        "pictures: distance from the base's pictures": pick(("pictures kept",)),
     }
     pair = (columns["kept"], columns["learned"]) if {"kept", "learned"} <= columns.keys() else None
     return outcome_plots(outcomes.steps, best and best.step, pair, groups)
 
 
-def _memory_means(outcomes: RunOutcomes, of_memory: dict[int, Memorised]) -> list[StepMeans]:
+def _memory_means(outcomes: RunOutcomes, of_memory: dict[int, Memorised]) -> dict[str, list[StepMeans]]:
     if not of_memory:
-        return []
+        return {}
     nothing = Memorised(*[np.nan] * 6)
     found = [of_memory.get(step, nothing) for step in outcomes.steps]
     auc, low, high, gap = (np.array([getattr(each, name) for each in found]) for name in ("auc", "low", "high", "gap"))
     error = np.array([np.nan if each.gap_se is None else each.gap_se for each in found])
-    return [
-        StepMeans("AUC", auc, np.full(len(auc), np.nan), low, high),
-        StepMeans("gap, +- 2 standard errors", gap, error, gap - 2 * error, gap + 2 * error),
-    ]
+    return {
+        "memorised: AUC (0.5: not told apart)": [StepMeans("AUC", auc, np.full(len(auc), np.nan), low, high)],
+        "memorised: gap, +- 2 standard errors": [StepMeans("gap", gap, error, gap - 2 * error, gap + 2 * error)],
+    }
 
 
 def _drawn(run: RunFolder, outcomes: RunOutcomes, best: BestStep | None) -> list[Block]:
@@ -268,8 +286,17 @@ def _drawn(run: RunFolder, outcomes: RunOutcomes, best: BestStep | None) -> list
         labels.append(label)
     of_steps = [int(folder.name.removeprefix("step-")) for folder in folders]
     columns = ["base" if step == 0 else f"step {step}" for step in of_steps]
-    text = "Pictures of the same prompts and seeds, prompts as rows"
-    return [Block("heading", "Pictures"), Block("picture", text, path=plots.grid(rows, labels, columns))]
+    kinds = [
+        f"{kind} captions"
+        for key, kind in (("learned", "held-out"), ("kept", "neutral"))
+        if any(f"-{key}-" in n for n in names)
+    ]
+    text = f"Drawn at the evaluations, with the same prompt and seed in a row: {' first, then '.join(kinds)}."
+    return [
+        Block("heading", "Pictures"),
+        Block("text", text),
+        Block("picture", text, path=plots.grid(plots.for_page(rows), labels, columns)),
+    ]
 
 
 def _pictures(run: RunFolder, problems: list[str]) -> list[Block]:
@@ -282,7 +309,12 @@ def _pictures(run: RunFolder, problems: list[str]) -> list[Block]:
     for heading, text, path in shown:
         problem = plots.picture_problem(path)
         if problem is None:
-            found += [Block("heading", heading), Block("picture", text, path=path)]
+            source: Path | Image.Image = path
+            if path != run.curves:
+                with Image.open(path) as image:
+                    [[reduced]] = plots.for_page([[image]])
+                source = path if reduced.size == image.size else reduced
+            found += [Block("heading", heading), Block("picture", text, path=source)]
         elif problem != plots.MISSING:
             problems.append(f"{path} {problem}: the page is without it")
     return found

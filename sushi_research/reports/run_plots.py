@@ -69,27 +69,45 @@ def outcome_plots(
 
 
 def _against_each_other(axes: Any, steps: Sequence[int], best: int | None, kept: StepMeans, learned: StepMeans) -> None:
-    axes.plot(kept.mean, learned.mean, color="lightgrey", zorder=1)
+    """To the right: learned more; upwards: kept more, as on the page of a comparison."""
+    axes.plot(learned.mean, kept.mean, color="lightgrey", zorder=1)
     axes.errorbar(
-        kept.mean, learned.mean, _bars(learned), _bars(kept), fmt="o", markersize=4, linewidth=0.8, color="tab:blue"
+        learned.mean, kept.mean, _bars(kept), _bars(learned), fmt="o", markersize=4, linewidth=0.8, color="tab:blue"
     )
-    for step, x, y in zip(steps, kept.mean, learned.mean, strict=True):
-        if np.isfinite(x + y):
-            axes.annotate(str(step), (x, y), textcoords="offset points", xytext=(5, 4), fontsize=8)
-            if step == best:
-                axes.plot(x, y, "o", markersize=11, fillstyle="none", color="black", label=f"best: step {step}")
-                axes.legend(fontsize=8)
+    for step, x, y in zip(steps, learned.mean, kept.mean, strict=True):
+        if step == best:
+            axes.plot(x, y, "o", markersize=11, fillstyle="none", color="black", label=f"best: step {step}")
+            axes.legend(fontsize=8)
     axes.axhline(0, color="grey", linewidth=0.8)
     axes.axvline(0, color="grey", linewidth=0.8)
-    axes.set_title("learned against kept, one point per evaluation", fontsize=10)
-    axes.set_xlabel("kept: above 0 is lost")
-    axes.set_ylabel("learned: lower is more")
+    axes.margins(0.08)
+    axes.invert_xaxis()
+    axes.invert_yaxis()
+    axes.set_title("learned against kept, one point per evaluated step", fontsize=10)
+    axes.set_xlabel("learned (right: learned more)")
+    axes.set_ylabel("kept (down: lost)")
+    _name_points(axes, steps, np.stack([learned.mean, kept.mean], axis=1))
+
+
+def _name_points(axes: Any, steps: Sequence[int], points: np.ndarray) -> None:
+    """Writes the steps next to their points [T, 2]; one text for points that are next to each other."""
+    near: list[tuple[np.ndarray, list[int]]] = []
+    for number, pixels in enumerate(axes.transData.transform(points)):
+        if np.isfinite(pixels).all():
+            group = next((each for at, each in near if np.abs(pixels - at).max() < 20), None)
+            if group is None:
+                near.append((pixels, [number]))
+            else:
+                group.append(number)
+    for _, group in near:
+        text = ", ".join(str(steps[number]) for number in group[:3]) + (f" .. {steps[group[-1]]}" if group[3:] else "")
+        axes.annotate(text, points[group[0]], textcoords="offset points", xytext=(6, 5), fontsize=8)
 
 
 def _over_steps(axes: Any, steps: Sequence[int], best: int | None, title: str, group: Sequence[StepMeans]) -> None:
     for each in group:
         axes.errorbar(steps, each.mean, _bars(each), marker="o", markersize=3, capsize=2, linewidth=1, label=each.name)
-    axes.axhline(0, color="grey", linewidth=0.8)
+    axes.axhline(0.5 if "AUC" in title else 0, color="grey", linewidth=0.8)
     if best is not None:
         axes.axvline(best, color="black", linewidth=0.8, linestyle="--", label="best step" if len(group) > 1 else None)
     axes.set_title(title, fontsize=10)

@@ -60,6 +60,11 @@ class RunRecord:
         return self.entries[-1] if self.entries else {}
 
     @property
+    def global_batch_size(self) -> int | None:
+        """Samples seen at an optimizer step; None if that is not recorded."""
+        return self.plan.get("global_batch_size") or self.identity.get("facts.global_batch_size")
+
+    @property
     def launches(self) -> list[dict[str, Any]]:
         """The entries of the launches that trained a step of the run as it is. One that only wrote a lost adapter file again, or
         was stopped before its first step, is not among them."""
@@ -175,5 +180,4 @@ def _course(run: RunRecord) -> Course:
     log = run.path / "metrics.jsonl"
     if run.state == "file":
         return Course(log, is_file=True)
-    global_batch_size = run.plan.get("global_batch_size") or run.identity.get("facts.global_batch_size")
-    return Course(log, run.metrics, run.finished_at, global_batch_size)
+    return Course(log, run.metrics, run.finished_at, run.global_batch_size)

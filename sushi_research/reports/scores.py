@@ -23,8 +23,8 @@ from sushi_research.runs import records
 MOST_BYTES = 16 * 2**20
 MOST_SCORES = 100
 MOST_UNITS = 100_000
-# Sums and squares of such scores are finite too.
-MOST = 1e100
+# The fourth powers of such scores and of their differences can be computed with.
+LEAST, MOST = 1e-40, 1e70
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,8 @@ def _not_empty(unit: str) -> str:
 
 
 def _bounded(value: float) -> float:
-    if not abs(value) < MOST:
-        raise ValueError(f"it should be a finite number below {MOST:.0e}")
+    if value and not LEAST < abs(value) < MOST:
+        raise ValueError(f"it should be 0, or a number between {LEAST:.0e} and {MOST:.0e} but for its sign")
     return value
 
 

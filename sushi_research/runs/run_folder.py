@@ -162,6 +162,10 @@ class RunFolder:
             return error
         return None
 
+    def best_adapter(self, step: int) -> Path:
+        """The file that evaluation.keep_best writes of a step."""
+        return self.path / f"best-{step:08d}.safetensors"
+
     def remove_leftovers(self) -> None:
         """Removes the temporary files of killed writers (those of checkpoints: `latest_checkpoint`). Only with the lock."""
         for folder in (self.path, self.samples, *self.samples.glob("step-*"), *self.pictures.glob("step-*")):

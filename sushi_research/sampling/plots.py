@@ -28,6 +28,8 @@ logger = logging.getLogger(__name__)
 MARGIN = 8
 # Smaller images are enlarged to this width in pixels.
 SMALLEST_CELL = 160
+# Of all pictures of a grid on a page, which embeds them: about 4 MB as PNG.
+PAGE_PIXELS = 2_000_000
 MISSING = "is missing"
 
 
@@ -52,6 +54,17 @@ def picture_problem(path: Path) -> str | None:
     except Exception:  # Pillow raises nearly any exception on damaged bytes
         return "is empty" if path.stat().st_size == 0 else "is damaged"
     return None
+
+
+def for_page(rows: Sequence[Sequence[Image.Image]]) -> list[list[Image.Image]]:
+    """The images of a grid on a page, reduced to PAGE_PIXELS in all if they have more, but not below the smallest cell."""
+    images = [image for row in rows for image in row]
+    share = (PAGE_PIXELS / sum(image.width * image.height for image in images)) ** 0.5
+    share = max(share, SMALLEST_CELL / max(image.width for image in images))
+    if share >= 1:
+        return [list(row) for row in rows]
+    size = lambda image: (max(1, int(image.width * share)), max(1, int(image.height * share)))  # noqa: E731
+    return [[image.resize(size(image), Image.Resampling.LANCZOS) for image in row] for row in rows]
 
 
 def grid(rows: Sequence[Sequence[Image.Image]], row_labels: Sequence[str], column_labels: Sequence[str]) -> Image.Image:

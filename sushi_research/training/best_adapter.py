@@ -91,7 +91,7 @@ class BestAdapter:
             self.plan,
             self.run_state,
             self.unet,
-            path=best_files.path_of(run, step),
+            path=run.best_adapter(step),
             tensors=self.state.master_weights.named_state(),
             step=step,
             chosen=metadata.metadata_of(val_set.hash, val_set.names, step, among),

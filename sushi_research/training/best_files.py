@@ -25,11 +25,6 @@ logger = logging.getLogger(__name__)
 _NAME = re.compile(r"best-(\d{8,})\.safetensors")
 
 
-def path_of(run: RunFolder, step: int) -> Path:
-    """The path of the file of a step."""
-    return run.path / f"best-{step:08d}.safetensors"
-
-
 def files(run: RunFolder) -> Iterator[tuple[int, Path]]:
     """(step, path) of each file that there is."""
     for path in sorted(run.path.iterdir()):
@@ -47,7 +42,7 @@ def outcomes_of(run: RunFolder) -> StepOutcomes | None:
 
 def problem_of(run: RunFolder, step: int) -> str | None:
     """What is wrong with the file of a step, as a sentence; None if it is whole."""
-    path = path_of(run, step)
+    path = run.best_adapter(step)
     try:
         if path.is_file():
             require_whole(path)
@@ -74,7 +69,7 @@ def lost(run: RunFolder) -> Lost | None:
     step = chosen_step(outcomes) if outcomes else None
     if step is None or not (problem := problem_of(run, step)):
         return None
-    return Lost(path_of(run, step), problem, checkpoint_of(run.checkpoints, step) is not None)
+    return Lost(run.best_adapter(step), problem, checkpoint_of(run.checkpoints, step) is not None)
 
 
 def cut_back(run: RunFolder, step: int) -> None:
@@ -94,7 +89,7 @@ def remove_superseded(run: RunFolder) -> None:
     except UserError:
         return  # the run's page says it
     best = chosen_step(outcomes) if outcomes else None
-    if best is None or not path_of(run, best).is_file():
+    if best is None or not run.best_adapter(best).is_file():
         return
     wanted = {best} if newest is None else {best, chosen_step(outcomes, newest)}
     for step, path in files(run):

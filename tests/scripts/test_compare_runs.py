@@ -141,7 +141,13 @@ def test_nothing_left_is_an_error(tmp_path, capsys):
 
 
 def test_a_mistyped_command_line_is_refused(capsys):
-    for words in ([], ["--group", "x", "run"], ["run", "--wandb", "maybe"], ["run", "--outpt", "x"]):
+    for words in (
+        [],
+        ["--group", "x", "run"],
+        ["run", "--wandb", "maybe"],
+        ["run", "--outpt", "x"],
+        ["run", "--step", "0"],
+    ):
         with case(words):
             with pytest.raises(SystemExit) as ended:
                 SCRIPT.parse(words)

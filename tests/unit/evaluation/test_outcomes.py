@@ -62,3 +62,11 @@ def test_an_image_with_several_captions_is_one_image_for_what_is_memorised():
     one, other = summary_of([0, 1]), summary_of([0, 0, 0, 1])
     keys = [key for key in one if key.startswith("evaluation/memorised")]
     assert len(keys) == 5 and [one[key] for key in keys] == [other[key] for key in keys]
+
+
+def test_training_images_of_another_kind_are_said_to_be():
+    base, times = np.ones((16, 4)), np.tile(TIMES, (8, 1))
+    val_set = SimpleNamespace(names=[f"image {number}" for number in range(16)], timesteps=lambda: times)
+    values = summary.summary({"validation": (base / 2, base), "trained": (base, base)}, val_set)
+    assert values["evaluation/memorised_auc"] == 0
+    assert "training images are of another kind" in summary.describe(values)

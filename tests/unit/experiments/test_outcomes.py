@@ -1,6 +1,7 @@
 """Runs compared by their outcomes: older runs, a fixed step, pictures, scores, and what cannot be tested."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from sushi_research.errors import UserError
 from sushi_research.evaluation.results import Results
 from sushi_research.experiments import outcome_sections, page_content, picture_grids, plots
 from sushi_research.experiments.comparison import compare
+from sushi_research.experiments.numbers import numbers
 from sushi_research.reports import page, statistics
 from sushi_research.reports.run_record import read_record
 
@@ -70,7 +72,7 @@ def test_runs_are_compared_at_a_step_that_was_fixed_beforehand(tmp_path):
     words = {(pair.candidate.label, pair.reference.label): pair.word for pair in found.learned}
     assert words["B", "A"] == "not distinguishable" and words["other", "A"] == "other has no evaluation at step 20"
     assert found.problems == ["not evaluated at step 20, so without a test result: other"] and found.seconds == []
-    assert "## At step 20: learned" in text(found)
+    assert "## At step 20: learned" in text(found) and "| B - A | step 20 |" in text(found)
     # At step 10 the run that is shorter has gone two thirds of its way.
     learned = {
         (pair.candidate.label, pair.reference.label): pair for pair in compared(one, two, other, step=10).learned
@@ -138,6 +140,10 @@ def test_scores_are_outcomes(tmp_path):
     written = text(found)
     assert "| B | 0.845 (10) | 0.8 (2) | 0.8 (1) |" in written
     assert "score votes has 1 unit in common, and a test needs 8: it is only a column" in written
+    # The tables have it in its own sign too.
+    assert "## By score concept (higher is better)" in written and "| B - A | 80 | +0.6 | +0.6 to +0.6 |" in written
+    [tested] = numbers(found)["families"]["score concept"]
+    assert tested["outcome"] == "higher" and tested["difference"]["low"] == pytest.approx(0.6)
     # At another point than the end of both runs, a score says nothing.
     longer = fake_run(tmp_path / "longer", 0.03, rank=5, noise_seed=5, steps=(0, 10, 20, 30))
     (longer / "scores.json").write_bytes((two / "scores.json").read_bytes())
@@ -146,6 +152,83 @@ def test_scores_are_outcomes(tmp_path):
     (two / "scores.json").write_text("{")
     found = compared(one, two)
     assert "B has no score concept" in text(found) and "scores.json is not valid JSON" in found.problems[0]
+
+
+def score(folder, values, **options):
+    named = dict(zip(PROMPTS, values, strict=False))
+    (folder / "scores.json").write_text(json.dumps({"x": {"values": named, **options}}))
+
+
+@pytest.mark.parametrize("size", [1e69, 1e-39])
+def test_scores_of_any_size_are_tested(tmp_path, size):
+    one, two = runs(tmp_path)
+    for folder, level in ((one, 1), (two, 2)):
+        score(folder, [size * (level + 0.01 * number**level) for number in range(10)])
+    found = compared(one, two).outcomes["score x"][0]
+    assert found.word == "higher" and np.isfinite(found.outcome.difference.smallest_detectable)
+
+
+def test_scores_that_all_differ_by_the_same_are_not_surer_than_the_sign_test(tmp_path, monkeypatch):
+    monkeypatch.setattr(statistics, "RESAMPLES", 9_999)
+    one, two = runs(tmp_path)
+    for folder, level in ((one, 0), (two, 1)):
+        score(folder, [level] * 8, about="learned")
+    found = compared(one, two).outcomes["score x"][0].outcome
+    assert found.difference.p_value == 2.0**-7 and found.adjusted_p == 2 * 2.0**-7
+
+
+def test_scores_of_runs_that_end_elsewhere_are_not_compared_whatever_they_were_evaluated_on(tmp_path):
+    one, two = runs(tmp_path)
+    longer = fake_run(tmp_path / "longer", rank=5, steps=(0, 20, 40), val_set=FakeValidationSet(hash="other"))
+    for level, folder in enumerate((one, two, longer)):
+        score(folder, [level + 0.01 * number**level for number in range(10)])
+    found = compared(one, longer)
+    assert "different validation sets" in found.learned[0].note and found.outcomes["base_images"][0].at == 80
+    assert "which end at other points than the pair is compared at" in found.outcomes["score x"][0].note
+    for folder in (one, two):
+        (folder / "evaluation.parquet").unlink()
+    assert compared(one, two).outcomes["score x"][0].word == "higher"
+
+
+def test_scores_that_disagree_with_each_other_are_followed_by_no_result(tmp_path):
+    one, two = runs(tmp_path)
+    for level, folder in enumerate((one, two)):
+        values = [
+            {prompt: sign * level + 0.01 * number * level for number, prompt in enumerate(PROMPTS)} for sign in (1, -1)
+        ]
+        found = {name: {"values": each, "about": "learned"} for name, each in zip("xy", values, strict=True)}
+        (folder / "scores.json").write_text(json.dumps(found))
+    [(_, result)] = compared(one, two).decided
+    assert result.word == "undecided" and result.disagreement == ""
+    assert "what B learned is withheld, because score x and score y disagree" in result.sentence
+
+
+def test_the_sign_of_a_score_is_that_of_the_runs_of_the_pair(tmp_path):
+    """Other runs may have a score of the same name of which less is better."""
+    one, two = runs(tmp_path)
+    other = fake_run(tmp_path / "other", rank=9, noise_seed=9)
+    for level, (folder, better) in enumerate(((other, "lower"), (one, "higher"), (two, "higher"))):
+        score(folder, [level + 0.01 * number**level for number in range(10)], better=better, about="learned")
+    results = {
+        pair.candidate.label + pair.reference.label: result for pair, result in compared(other, one, two).decided
+    }
+    assert (
+        "B learned more (score x +1.2" in results["BA"].sentence
+        or "it learned more (score x +1.2" in results["BA"].sentence
+    )
+
+
+def test_with_many_pairs_reasons_and_disagreements_are_a_few(tmp_path, monkeypatch):
+    monkeypatch.setattr("sushi_research.reports.outcome_tests.LEVEL", 1.0)
+    folders = [fake_run(tmp_path / f"r{rank}", 0.01 * rank, rank=rank, noise_seed=rank, kept=None) for rank in range(6)]
+    for rank, folder in enumerate(folders):
+        score(folder, [-rank + 0.01 * number**rank / 9**rank for number in range(10)], about="learned")
+    found = compared(*folders)
+    assert sum(bool(result.disagreement) for _, result in found.decided) > 8
+    [warning] = [block for block in page_content.blocks(found, "title", {}) if block.kind == "warning"]
+    assert len(warning.items) == 9 and "more pairs, which are in comparison.json" in warning.items[-1]
+    reasons = outcome_sections.family(found.outcomes["base_images"], "Kept")[-1].items
+    assert len(reasons) == 11 and reasons[-1] == "5 more reasons are in comparison.json"
 
 
 def test_what_is_memorised_is_shown_and_decides_nothing(tmp_path):
@@ -186,6 +269,19 @@ def test_pictures_of_two_runs_are_side_by_side(tmp_path):
     with Image.open(tmp_path / "pictures.png") as grid:
         assert {(0, 90, 90), (80, 90, 90)} <= {colour for _, colour in grid.getcolors(1 << 20)}
     assert found.problems == []
+    # A variant may have the name of the column of the base's pictures.
+    base = one / "pictures/step-00000000"
+    base.mkdir()
+    for path in (one / "pictures/step-00000020").iterdir():
+        with Image.open(path) as image:
+            described = PngInfo()
+            described.add_text("prompt", image.info["prompt"])
+            Image.new("RGB", (16, 16), (160, 90, 90)).save(base / path.name, pnginfo=described)
+    found.variants[0] = replace(found.variants[0], label="base")
+    assert picture_grids.pictures(found, tmp_path / "base.png")
+    with Image.open(tmp_path / "base.png") as grid:
+        colours = {colour for _, colour in grid.getcolors(1 << 20)}
+    assert {(0, 90, 90), (80, 90, 90), (160, 90, 90)} <= colours
 
 
 def test_a_damaged_file_of_one_outcome_is_a_sentence(tmp_path):

@@ -1,13 +1,14 @@
 """The result of a pair in words, from arrays: better, a trade-off, undecided, withheld, and losses against pictures."""
 
 import itertools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from sushi_research.evaluation.outcomes import KEPT_MARGIN
 from sushi_research.reports import statistics
-from sushi_research.reports.outcome_tests import OUTCOMES, OutcomeTest, of_score, pair_result
+from sushi_research.reports.outcome_tests import OUTCOMES, OutcomeTest, of_score, pair_result, values_of
 
 IMAGES = 16
 # Far within the margins: a difference of 0 is "not worse".
@@ -56,8 +57,8 @@ def result(learned=None, kept=None, bins=(), **others):
         ((0.0, -0.3), "better", "A is better than B: it kept more (log loss on the base's own pictures -0.3"),
         ((0.3, 0.0), "worse", "A is worse than B: B learned more (log loss -0.3, 95 % interval -0.3"),
         ((-0.3, 0.02), "better", "and it kept less, but within the margin (log loss on the base's own pictures +0.02"),
-        ((-0.3, 0.3), "trade-off", "trade-off between A and B: A learned more (log loss -0.3"),
-        ((0.3, -0.3), "trade-off", "trade-off between A and B: A kept more (log loss on the base's own pictures -0.3"),
+        ((-0.3, 0.3), "trade-off", "Trade-off between A and B: A learned more (log loss -0.3"),
+        ((0.3, -0.3), "trade-off", "Trade-off between A and B: A kept more (log loss on the base's own pictures -0.3"),
         # Both lower by less than the margin: neither is worse than the other in the sense of the margin.
         ((-0.02, 0.02), "trade-off", "and it kept less, but within the margin"),
         ((-0.3, NEAR_THE_MARGIN), "trade-off", "it kept less, but whether by more than the margin is undecided ("),
@@ -67,7 +68,7 @@ def result(learned=None, kept=None, bins=(), **others):
             "undecided",
             "and whether it kept as much is undecided (log loss on the base's own pictures +0.2,",
         ),
-        ((0.3, None), "undecided", "undecided between A and B: B learned more (log loss -0.3"),
+        ((0.3, None), "undecided", "Undecided between A and B: B learned more (log loss -0.3"),
         ((-0.3, None), "undecided", "and what it kept is not known (B has none); it is about these two runs"),
         ((0.0, 0.0), "not distinguishable", "A is not distinguishable from B: A learned as much, within the margin ("),
         ((0.0, None), "not distinguishable", "and what it kept is not known (B has none)"),
@@ -137,3 +138,9 @@ def test_no_difference_is_rarely_called_better(monkeypatch):
         alone += any(d.p_value <= 0.05 for d in differences)
     # Without the correction a third of the families has a difference.
     assert wrong / families <= 0.05 < 0.25 < alone / families
+
+
+def test_the_drift_is_compared_in_its_own_unit():
+    """Its base is 0, so a log ratio would weigh the smallest drifts most."""
+    curve = SimpleNamespace(loss=np.array([[[0.5, 0.25]]], np.float32), base=np.zeros((1, 2), np.float32))
+    assert values_of("drift", curve).tolist() == [[[0.5, 0.25]]]

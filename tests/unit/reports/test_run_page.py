@@ -49,9 +49,9 @@ def test_the_page_says_which_step_is_best_and_how_sure_that_is(run):
     assert best.step == 20
     page, text = run.report.read_text(encoding="utf-8"), text_of(run)
     assert "Finished at step 30. Evaluated at 4 steps on 12 held-out images with 8 noise samples each." in text
-    assert "Step 20 is the best of 3 evaluated steps" in text and "no other evaluated step is within one" in text
+    assert "Step 20 is the best of 3 evaluated steps" in text and "No other evaluated step is within one" in text
     # learned -0.90 against -0.85 and 0.40 of kept above the limit
-    last = re.search(r"against the last, step 30: (\S+) \+- \S+ \(95 % interval (\S+) to (\S+)\)", text)
+    last = re.search(r"Step 20 minus step 30, the last: (\S+) \+- \S+ \(95 % interval (\S+) to (\S+)\)", text)
     assert float(last[1]) == pytest.approx(-0.45, abs=0.002) and float(last[2]) < -0.45 < float(last[3]) < 0
     assert "From step 20 on it only memorises" in text
     [header] = re.findall(r"<tr><th>(.*?)</th></tr>", page)
@@ -63,11 +63,25 @@ def test_the_page_says_which_step_is_best_and_how_sure_that_is(run):
     assert set(re.findall(r'src="([^"]{5})', page)) == {"data:"} and "better picture" not in text.lower()
 
 
+def test_the_page_names_the_adapter_file_of_the_best_step(run):
+    run_page.write(run, "finished at step 30")
+    assert "Its adapter file was not kept: that needs evaluation.keep_best." in text_of(run)
+    run_page.write(run, "finished at step 20")
+    assert "Its adapter file is adapter.safetensors." in text_of(run)
+    run.best_adapter(20).touch()
+    run_page.write(run, "stopped at step 30 of 40")
+    assert "Its adapter file is best-00000020.safetensors." in text_of(run)
+
+
 def test_a_run_of_an_older_version_has_a_page_by_what_it_measured(tmp_path):
     run = RunFolder(fake_run(tmp_path / "old", kept=None), None)
     assert run_page.write(run, "finished at step 20").step == 20
     text = text_of(run)
-    assert "by learned; " in text and "kept is not measured" in text and "memorised is not measured" in text
+    assert (
+        "by learned (lower is better)." in text
+        and "kept is not measured" in text
+        and "memorised is not measured" in text
+    )
     assert "only memorises" not in text
 
 
@@ -93,4 +107,4 @@ def test_steps_that_cannot_be_told_apart_or_chosen_are_named(tmp_path):
     run = RunFolder(folder, None)
     assert run_page.write(run, "stopped at step 30 of 40").step == 10
     text = text_of(run)
-    assert "not sure: step 30 is within one standard error of it" in text and "step 20 cannot be chosen" in text
+    assert "not sure: step 30 is within one standard error of it" in text and "Step 20 cannot be chosen" in text

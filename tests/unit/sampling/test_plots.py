@@ -55,6 +55,16 @@ def test_pictures_of_other_shapes_keep_theirs():
     assert corner(image, (0, 250, 0))[2] == 100 * 180
 
 
+def test_many_large_pictures_are_reduced_for_a_page():
+    picture = plain((250, 0, 0), (1024, 512))
+    [row] = plots.for_page([[picture] * 9])
+    assert 0.95 * plots.PAGE_PIXELS < sum(image.width * image.height for image in row) <= plots.PAGE_PIXELS
+    assert {image.width / image.height for image in row} == {2.0} and row[0].getpixel((0, 0)) == (250, 0, 0)
+    assert plots.for_page([[picture] * 3]) == [[picture] * 3]
+    rows = plots.for_page([[picture] * 12] * 12)
+    assert plots.grid(rows, [""] * 12, [""] * 12).width < 14 * (plots.SMALLEST_CELL + plots.MARGIN)
+
+
 def test_a_row_without_its_label_is_a_mistake():
     with pytest.raises(AssertionError):
         plots.grid([[plain((0, 0, 0))]], [], ["a"])
