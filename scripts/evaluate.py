@@ -120,7 +120,7 @@ def evaluate(job: Job, written: list[str]) -> None:
     for line in findings.lines(data.problems, data.notes):
         job.say(line)
     if unseen:
-        job.say(describe(unseen), *chosen_on(config.adapters, val_set.hash, val_set.names))
+        job.say(*describe(unseen), *chosen_on(config.adapters, val_set.hash, val_set.names))
     if sets.trained is not None:
         job.say(
             f"what is memorised is measured on {len(sets.trained.names)} images of {config.data.path}, as training images"

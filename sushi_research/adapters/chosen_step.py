@@ -31,7 +31,7 @@ class ChosenStep:
     images: frozenset[str] | None
 
     def describe(self) -> str:
-        return f"step {self.step}, the best of {self.among} evaluations on the validation set {self.validation_set}"
+        return f"step {self.step}, the best of the evaluations up to it ({self.among}) on the validation set {self.validation_set}"
 
     def is_of(self, validation_set: str, image_hashes: Collection[str]) -> bool:
         """Whether it was chosen on this validation set, or on another one with an image of these."""

@@ -63,8 +63,8 @@ class EvaluationSection(Section):
         0.0,
         ge=0,
         lt=1,
-        description="Fraction of the training images to hold out; 0 = none. The choice depends on image content only, and "
-        "near-duplicates stay together",
+        description="Fraction of the training images to hold out, those of evaluation.prior_path aside; 0 = none. The choice "
+        "depends on image content only, and near-duplicates stay together",
     )
     path: Location | None = Field(
         None, description="Separate held-out images, instead of evaluation.held_out: a folder or an HF dataset"

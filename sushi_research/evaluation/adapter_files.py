@@ -179,7 +179,7 @@ def finish(output: Path, results: Sequence[Result], val_set: ValidationSet) -> s
 
 
 def _numbers(result: Result, val_set: ValidationSet) -> dict[str, float | None]:
-    return {"lora_scale": result.lora_scale} | summary(result.found, val_set.timesteps())
+    return {"lora_scale": result.lora_scale} | summary(result.found, val_set)
 
 
 # What the table shows: the key in evaluation.json, the column, and the format of its values.

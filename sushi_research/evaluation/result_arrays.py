@@ -55,15 +55,27 @@ def image_of(name: str) -> str:
 
 def by_image(arrays: ResultArrays) -> ResultArrays:
     """The arrays with one name per image: the losses of an image with several captions are averaged over them, in float64."""
-    places: dict[str, list[int]] = {}
-    for place, name in enumerate(arrays.names):
-        places.setdefault(image_of(name), []).append(place)
+    places = _places_by_image(arrays.names)
     if len(places) == len(arrays.names):
         return arrays
-    loss = np.stack([arrays.loss[:, several].mean(1, dtype=np.float64) for several in places.values()], axis=1)
-    base = np.stack([arrays.base[several].mean(0, dtype=np.float64) for several in places.values()])
+    loss, base = (over_captions(arrays.names, values) for values in (arrays.loss, arrays.base))
     times = np.stack([arrays.timesteps[several[0]] for several in places.values()])
     return replace(arrays, names=tuple(places), timesteps=times, loss=loss, base=base)
+
+
+def over_captions(names: Sequence[str], values: np.ndarray) -> np.ndarray:
+    """[.., N, K] of N names -> [.., images, K]: the mean over the captions of each image, in float64."""
+    places = _places_by_image(names)
+    if len(places) == len(names):
+        return values
+    return np.stack([values[..., several, :].mean(-2, dtype=np.float64) for several in places.values()], axis=-2)
+
+
+def _places_by_image(names: Sequence[str]) -> dict[str, list[int]]:
+    places: dict[str, list[int]] = {}
+    for place, name in enumerate(names):
+        places.setdefault(image_of(name), []).append(place)
+    return places
 
 
 def arrays_of(path: Path, table: pyarrow.Table) -> ResultArrays | None:

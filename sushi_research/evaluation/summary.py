@@ -8,15 +8,16 @@ from collections.abc import Mapping
 import numpy as np
 
 from sushi_research.evaluation import drift, memorisation, outcomes, validation_set
+from sushi_research.evaluation.result_arrays import over_captions
+from sushi_research.evaluation.results import Measured
 
 # The set's name in MeasuredSets -> (loss, base loss), [N, noise samples] each.
 Losses = Mapping[str, tuple[np.ndarray, np.ndarray]]
 
 
-def summary(found: Losses, times: np.ndarray) -> dict[str, float | None]:
-    """The logged metrics of what was measured; `times` are the timesteps of the validation set. A mean that includes a value
-    that is not finite is None."""
-    values = validation_set.summary(*found["validation"], times)
+def summary(found: Losses, val_set: Measured) -> dict[str, float | None]:
+    """The logged metrics of what was measured. A mean that includes a value that is not finite is None."""
+    values = validation_set.summary(*found["validation"], val_set.timesteps())
     if "drift" in found:
         values |= drift.summary(found["drift"][0])
     for name, key in (("base_images", "kept"), ("prior", "prior"), ("trained", "trained")):
@@ -27,7 +28,9 @@ def summary(found: Losses, times: np.ndarray) -> dict[str, float | None]:
     if "pictures_kept" in found:
         values |= outcomes.mean_with_error("evaluation/pictures_kept", found["pictures_kept"][0])
     if "trained" in found:
-        values |= memorisation.summary(found["trained"], found["validation"])
+        # Each training image is measured with one caption, so an image with several captions is one here.
+        loss, base = (over_captions(val_set.names, each) for each in found["validation"])
+        values |= memorisation.summary(found["trained"], (loss, base))
     return values
 
 

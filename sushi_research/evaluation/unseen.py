@@ -57,8 +57,8 @@ def may_have_seen(adapter: str, images: Collection[str]) -> bool:
     return seen is None or len(seen) == len(set(images))
 
 
-def describe(known: dict[str, bool]) -> str:
-    """What is known about each adapter, one per line; "" without adapters."""
+def describe(known: dict[str, bool]) -> list[str]:
+    """What is known about each adapter, a line each."""
     yes = "trained on none of them, by the image hashes in the file"
     no = "not known whether it was trained on them, because the file does not say"
-    return "\n".join(f"  {adapter}: {yes if unseen else no}" for adapter, unseen in known.items())
+    return [f"  {adapter}: {yes if unseen else no}" for adapter, unseen in known.items()]

@@ -37,9 +37,9 @@ def without_chosen(records: Sequence[RunRecord]) -> tuple[list[RunRecord], list[
             kept.append(record)
             continue
         found.append(
-            f"{record.path} is excluded: its step {chosen.get('step')} was chosen as the best of {chosen.get('among')} "
-            "evaluations on these validation images, which lowers its loss on them; compare the run's last adapter, or evaluate "
-            "both on images that no step was chosen on"
+            f"{record.path} is excluded: its step {chosen.get('step')} was chosen as the best of the evaluations "
+            f"up to it ({chosen.get('among')}) on these validation images, which lowers its loss on them; compare the run's last "
+            "adapter, or evaluate both on images that no step was chosen on"
         )
     return kept, found
 

@@ -117,7 +117,7 @@ def evaluate(job: Job, evaluator: Evaluator, unet: Any, step: int, metrics_file:
             f"out of memory while evaluating at step {step}: close other programs that use the device, or train without "
             "(--evaluation.held_out 0 or no --evaluation.path) and measure the finished adapter with scripts/evaluate.py."
         ) from error
-    values = summary(found, evaluator.kinds["validation"].measured.timesteps())
+    values = summary(found, evaluator.kinds["validation"].measured)
     with job.main_process_writes():
         if job.is_main:
             logged = {key for record in metrics_file.read() if record["step"] == step for key in record}

@@ -266,8 +266,11 @@ def _warnings(job: Job, state: TrainState, step: int) -> Iterator[str]:
     """What a finished run may have gone wrong in without an error."""
     if state.skipped_steps:
         yield f"fp16 skipped {state.skipped_steps} of {step} steps, because their gradients overflowed"
-    if job.config.evaluation.keep_best and (best := best_files.lost(job.run)):
-        yield f"{best.problem}: the run ends without the adapter of its best step"
+    if job.config.evaluation.keep_best:
+        if best := best_files.lost(job.run):
+            yield f"{best.problem}: the run ends without the adapter of its best step"
+        elif not any(best_files.files(job.run)):
+            yield "no evaluation after step 0 has finite values, so no step is best and evaluation.keep_best kept no adapter file"
     dtype = job.config.lora.save_dtype
     if lora.is_zero(state.master_weights.named_state(), getattr(torch, dtype)):
         yield (

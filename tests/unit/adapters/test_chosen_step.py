@@ -20,7 +20,7 @@ def test_the_choice_is_found_on_the_same_images_whatever_the_set_is_called(tmp_p
     path = tmp_path / "best.safetensors"
     save_file({"a": torch.zeros(1)}, path, metadata=chosen_step.metadata_of("f" * 32, HASHES[:3], 250, 4))
     found = chosen_step.chosen_step(path)
-    assert found.describe() == f"step 250, the best of 4 evaluations on the validation set {'f' * 32}"
+    assert found.describe() == f"step 250, the best of the evaluations up to it (4) on the validation set {'f' * 32}"
     assert (
         found.is_of("f" * 32, HASHES[4:]) and found.is_of("other", HASHES[2:]) and not found.is_of("other", HASHES[3:])
     )
@@ -41,4 +41,4 @@ def test_a_comparison_excludes_a_file_chosen_on_its_images_and_uses_it_on_others
     comparison = compare([read_record(folder) for folder in folders])
     assert [variant.runs[0].path.name for variant in comparison.variants] == ["run", "elsewhere"]
     [sentence] = [each for each in comparison.warnings if "is excluded" in each]
-    assert f"{folders[1]} is excluded: its step 250 was chosen as the best of 4 evaluations" in sentence
+    assert f"{folders[1]} is excluded: its step 250 was chosen as the best of the evaluations up to it (4) " in sentence

@@ -36,10 +36,13 @@ def test_a_file_that_saw_some_of_the_images_is_refused(tmp_path):
     other = adapter(tmp_path / "other.safetensors")
     unseen = require_unseen([new, old, other], samples(6, 7), "photos", lambda: "e" * 32)
     assert unseen == {new: True, old: False, other: False}
-    assert f"{new}: trained on none of them" in describe(unseen) and f"{other}: not known whether" in describe(unseen)
+    said = dict(zip(unseen, describe(unseen), strict=True))
+    assert f"{new}: trained on none of them" in said[new] and f"{other}: not known whether" in said[other]
     with pytest.raises(
         UserError, match=r"new.safetensors was trained on 1 of the 2 images of photos \(5.png\): give images"
     ):
         require_unseen([other, new], samples(5, 6), "photos", lambda: "e" * 32)
+    with pytest.raises(UserError, match=r"not seen \(--evaluation.prior_path\)"):
+        require_unseen([new], samples(5, 6), "prior", lambda: None, "--evaluation.prior_path")
     with pytest.raises(UserError, match="old.safetensors was trained on the images of photos: give images"):
         require_unseen([old], samples(6, 7), "photos", lambda: "d" * 32)

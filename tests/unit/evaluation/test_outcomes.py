@@ -1,5 +1,7 @@
 """Log ratios of losses: the means that "learned" and "kept" are, by timestep bin, and what makes none."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -35,7 +37,7 @@ def test_what_is_logged_of_an_evaluation():
     base = np.array([[0.5, 0.4, 0.2, 0.1], [0.3, 0.6, 0.1, 0.2]])
     factor = np.array([[1.0, 1.1, 1.2, 0.5], [1.1, 1.0, 0.25, 1.2]])
     found = {"validation": (base * factor, base), "base_images": (base * 2, base), "trained": (base / 4, base)}
-    values = summary.summary(found, TIMES)
+    values = summary.summary(found, SimpleNamespace(names=("a" * 32, "b" * 32), timesteps=lambda: TIMES))
     bins = [values[f"evaluation/log_loss_over_base_by_timestep/{number}"] for number in range(4)]
     assert bins == pytest.approx([0, np.log(1.1), np.log(1.2), np.log(0.5 * 0.25) / 2])
     assert values["evaluation/learned"] == bins[3]
@@ -49,8 +51,22 @@ def test_what_is_logged_of_an_evaluation():
     assert said.endswith("memorised AUC 1.00 (0.39 to 1.00: not shown to recognise its training images)")
 
 
+def test_an_image_with_several_captions_is_one_image_for_what_is_memorised():
+    base, times = np.ones((2, 4)), np.tile([100, 300, 600, 900], (2, 1))
+    held_out, trained = (base * [[1.0], [1.5]], base), (base * [[0.9], [1.2]], base)
+
+    def summary_of(rows: list[int]) -> dict:
+        val_set = SimpleNamespace(names=["ab"[row] for row in rows], timesteps=lambda: times[rows])
+        return summary.summary({"validation": [each[rows] for each in held_out], "trained": trained}, val_set)
+
+    one, other = summary_of([0, 1]), summary_of([0, 0, 0, 1])
+    keys = [key for key in one if key.startswith("evaluation/memorised")]
+    assert len(keys) == 5 and [one[key] for key in keys] == [other[key] for key in keys]
+
+
 def test_training_images_of_another_kind_are_said_to_be():
-    base = np.ones((16, 4))
-    values = summary.summary({"validation": (base / 2, base), "trained": (base, base)}, np.tile(TIMES, (8, 1)))
+    base, times = np.ones((16, 4)), np.tile(TIMES, (8, 1))
+    val_set = SimpleNamespace(names=[f"image {number}" for number in range(16)], timesteps=lambda: times)
+    values = summary.summary({"validation": (base / 2, base), "trained": (base, base)}, val_set)
     assert values["evaluation/memorised_auc"] == 0
     assert "training images are of another kind" in summary.describe(values)
