@@ -174,7 +174,7 @@ def pictures_and_scores(comparison: Comparison) -> list[Block]:
             rows.append([variant.label, *(_score(variant.runs, name.removeprefix(SCORE)) for name in names)])
         found += [Block("heading", "Scores"), Block("table", rows=rows)]
     for name in names:
-        found += family(comparison.outcomes[name], f"By {name} (less is better, its sign is changed if more is)")
+        found += family(comparison.outcomes[name], f"By {name} (below 0: the candidate is better)")
     return found
 
 
