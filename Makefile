@@ -19,7 +19,7 @@ INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --constr
 # The tests run in the order of tests/conftest.py, longest first; xdist's own order puts the largest groups first.
 PYTEST := $(BIN)/python -m pytest -q -n 2 --dist loadgroup --no-loadscope-reorder --durations=10
 
-.PHONY: help setup demo bases scores acceptance experiment chaos faults-io test test-fast mutants fuzz lint format bench \
+.PHONY: help setup demo bases scores measure-study acceptance experiment chaos faults-io test test-fast mutants fuzz lint format bench \
 	bench-gpu clean
 
 help:  ## list the targets
@@ -51,6 +51,9 @@ bases: .venv/.installed  ## train the demo's two bases again from scratch (about
 
 scores: .venv/.installed  ## score the images of the two bases and record the scores in demo/base/scores.json (about four minutes on one core)
 	$(ONE_THREAD) $(BIN)/python -m demo.make_base.scores
+
+measure-study: .venv/.installed  ## how far losses and pictures follow a checker: 106 adapters (docs/examples/measure; about two hours on two cores)
+	$(ONE_THREAD) $(BIN)/python -m demo.study
 
 acceptance:  ## run the whole SD1.5 demo and record its scores in demo/learned.json (about five minutes)
 	$(MAKE) demo ARCH=sd15 CONCEPT=star

@@ -182,7 +182,11 @@ def _is_better(words: Sequence[str]) -> bool:
 def _side(
     side: Side, names: tuple[str, str], tests: Sequence[OutcomeTest], bins: Sequence[Difference | None], missing: str
 ) -> _SideResult:
-    """One side, by the pictures and scores that are decided, else by the losses."""
+    """One side, by the pictures and scores that are decided, else by the pictures, else by the losses.
+
+    Losses decide nothing where pictures are measured: in the study of measures (docs/examples/measure) pictures follow the scores
+    on every concept, and losses on some.
+    """
     about = [test for test in tests if test.outcome.about == side]
     losses, judged = ([test for test in about if test.outcome.leads is leads] for leads in (False, True))
     decided = [test for test in judged if test.direction]
@@ -193,12 +197,13 @@ def _side(
             return _SideResult(side, "withheld", "withheld", tuple(decided), why)
         disagreement = "" if opposite else _disagreement(side, names, losses, decided)
         return _SideResult(side, *_combined(decided), tuple(decided), disagreement=disagreement)
+    if pictures := [test for test in judged if test.outcome.margin is not None]:
+        return _SideResult(side, *_combined(pictures), tuple(pictures))
     if opposite:
         return _SideResult(side, "withheld", "withheld", tuple(losses), opposite)
-    used = losses or [test for test in judged if test.outcome.margin is not None]
-    if not used:
+    if not losses:
         return _SideResult(side, "not measured", "not measured", (), missing)
-    return _SideResult(side, *_combined(used), tuple(used))
+    return _SideResult(side, *_combined(losses), tuple(losses))
 
 
 def _combined(tests: Sequence[OutcomeTest]) -> tuple[str, str]:

@@ -103,8 +103,9 @@ def test_pictures_lead_and_a_disagreement_is_said():
     assert found.word == "worse" and "B learned more (log distance from the held-out images -0.3" in found.sentence
     said = "Losses and pictures disagree: by the losses A learned more than B (log loss -0.3"
     assert found.disagreement.startswith(said) and found.disagreement.endswith("the result follows pictures.")
-    # Where pictures are not decided, losses are the result; where both agree, nothing disagrees.
-    assert result(-0.3, 0.0, pictures_learned=0.0).word == "better"
+    # Losses decide nothing where pictures are measured; where both agree, nothing disagrees.
+    found = result(-0.3, 0.0, pictures_learned=0.0)
+    assert found.word == "not distinguishable" and "log distance from the held-out images" in found.sentence
     assert result(-0.3, 0.0, pictures_learned=-0.3).disagreement == ""
     assert result(0.0, 0.0, pictures_kept=0.3).word == "worse"
     # Where no loss says what was kept, pictures that are not worse do.
