@@ -11,7 +11,7 @@ from demo.study import candidates, choices, plots, results
 from demo.study.analysis import Agreement, agreement, ordered
 from demo.study.recipes import SETTINGS
 from demo.study.results import FOLDER, Measured
-from demo.study.text import LEAD, LIMITS, MEASURES, UNAGI
+from demo.study.text import LEAD, LIMITS, MEASURES, SCATTER, UNAGI
 from demo.study.topping import PATH, SETTING
 from sushi_research.files import write_atomic
 from sushi_research.reports import page
@@ -30,6 +30,7 @@ def write() -> None:
     blocks = [Block("title", "Do the numbers follow the pictures?"), *(Block("text", text) for text in LEAD)]
     blocks += [Block("heading", "What may be claimed"), Block("list", items=claims(studied))]
     blocks += [Block("heading", "Measures against scores"), Block("picture", "Measures against scores", path=scatter)]
+    blocks += [Block("text", SCATTER)]
     blocks += _section(
         "Learned: pairs of adapters in the order of the concept score", table(studied, "learned"), "learned"
     )

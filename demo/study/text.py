@@ -73,3 +73,8 @@ LIMITS = [
     "Some adapters of `unagi` at their last lengths have collapsed (kept 0 or 1): such pairs are easy for every "
     "measure.",
 ]
+SCATTER = (
+    "One point for each adapter, joined in the order of training; a colour is a recipe. Lower values (to the left) "
+    "should go with higher scores. Adapters that have collapsed (losses above the base's, at most 1 of 32 kept) are "
+    "left out: they are far to the right."
+)
