@@ -174,7 +174,7 @@ def evaluate(job: Job, written: list[str]) -> None:
                     ]
                     drawn = pictures.decode(job, inputs, generated) if generated else []
                 found |= {each.picture_set.name: (each.distance, each.base_distance) for each in generated}
-                adapter_files.require_finite(name, lora_scale, found)
+                adapter_files.require_finite(name, lora_scale, (values for values, _ in found.values()))
                 rows = sample_grids.rows_of(config, inputs.prompts)
                 images = sample_grids.generate_images(job, inputs, unet, encoded) if config.sample.enabled else []
                 result = adapter_files.Result(name, lora_scale, found, rows, images)

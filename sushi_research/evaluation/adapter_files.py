@@ -3,7 +3,7 @@ compare_runs.py reads like a run folder; and the sweep over LoRA scales as a tab
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -113,9 +113,9 @@ def adapter_facts(
     }
 
 
-def require_finite(name: str, lora_scale: float, found: Losses) -> None:
+def require_finite(name: str, lora_scale: float, measured: Iterable[np.ndarray]) -> None:
     """UserError if a measured value is NaN or infinite: what cannot be compared is not written."""
-    if all(np.isfinite(loss).all() for loss, _ in found.values()):
+    if all(np.isfinite(values).all() for values in measured):
         return
     if name == "base":
         raise UserError("the base gives values that are not finite (NaN or infinity): take another copy of the model.")
