@@ -159,9 +159,7 @@ def test_the_page_says_what_better_means_and_which_clock_was_used(compare, tmp_p
     times = {"times": {"cpu_seconds": 0.5}}
     runs = [fake_run(tmp_path / name, rank=rank, noise_seed=rank, **times) for rank, name in enumerate("ab")]
     text, page, numbers = compare(*runs)
-    words = (
-        "No loss shows what a picture looks like: docs/examples/measure/ says where these outcomes follow the pictures"
-    )
+    words = "Where pictures of a side are measured, they decide and losses do not"
     assert words in text and words in page
     assert "Training time is CPU time" in text and "| wall clock, s |" in text and "| 10.0 / 10.0 |" in text
     [pair] = numbers["families"]["seconds"]
