@@ -31,7 +31,7 @@ todo = json.loads((here / "todo.json").read_text()).get(run.name)
 if todo == "stop":
     child = subprocess.Popen(["sleep", "60"])
     (here / "child").write_text(str(child.pid))
-    os.kill(os.getppid(), signal.SIGINT)
+    os.kill(os.getppid(), signal.SIGTERM)
     child.wait()
     time.sleep(60)
 if todo == "fail":
@@ -148,7 +148,7 @@ def test_a_command_that_is_not_found(trained, capfd):
 def test_interrupted_while_scoring(trained, capfd):
     """The command ends, with what it has started, and the same experiment goes on with it."""
     trained.todo({"large-seed0": "stop"})
-    assert trained.main() == (128 + signal.SIGINT, ["small-seed0", "large-seed0"])
+    assert trained.main() == (128 + signal.SIGTERM, ["small-seed0", "large-seed0"])
     out, err = capfd.readouterr()
     assert "stopped in large-seed0; the same command again continues from here" in out and err == ""
     assert trained.compared == []
