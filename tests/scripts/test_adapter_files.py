@@ -101,8 +101,8 @@ def test_a_base_given_as_an_adapter(refusal, tmp_path):
 def test_losses_that_are_not_finite_are_not_written():
     finite, infinite = np.zeros((2, 4)), np.full((2, 4), np.inf)
     nothing = np.full((2, 4), np.nan)
-    adapter_files.require_finite("mine", 1.0, {"validation": (finite, finite)})
-    for measured in ({"validation": (infinite, finite)}, {"validation": (finite, finite), "drift": (nothing, finite)}):
+    adapter_files.require_finite("mine", 1.0, [finite])
+    for measured in ([infinite], [finite, nothing]):
         with pytest.raises(
             UserError, match="^mine gives values that are not finite .* at the LoRA scale 2, and the base"
         ):
