@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from sushi_research.evaluation.memorisation import auc
+
 Arrays = Mapping[str, np.ndarray]
 NUM_TIMESTEPS = 1000
 
@@ -80,9 +82,7 @@ KEPT: dict[str, Callable[[Arrays, Arrays], np.ndarray]] = {
 
 def memorised(arrays: Arrays) -> float:
     """How often a photo that was trained on has a lower mean log ratio than a held-out image (AUC: 0.5 = not distinguished)."""
-    trained, held_out = log_ratio(arrays, "photos"), log_ratio(arrays, "held_out")
-    less = (trained[:, None] < held_out[None, :]).mean()
-    return float(less + 0.5 * (trained[:, None] == held_out[None, :]).mean())
+    return auc(log_ratio(arrays, "photos"), log_ratio(arrays, "held_out"))
 
 
 # What the product uses (sushi_research/evaluation/outcomes.py and pictures.py), first the losses.

@@ -12,6 +12,7 @@ from __future__ import annotations
 import io
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,13 @@ from demo.concepts import CONCEPTS, PHOTOS, known_scenes
 from demo.held_out import FOLDER as HELD_OUT
 from demo.measure import CONCEPT_PROMPTS, KNOWN_PROMPTS, checker_of
 from demo.painter import load_pipeline, paint
-from demo.study.recipes import ROOT, SETTINGS, Setting
-from demo.study.train import load_script
+from demo.study.recipes import ROOT, SETTINGS, Setting, photos
+from demo.study.train import config_of, load_script
 from sushi_research.adapters import loading
 from sushi_research.caches.caches import open_caches, open_hash_cache
 from sushi_research.caches.inputs import Inputs, fill_caches
 from sushi_research.data.training_data import read_data
-from sushi_research.evaluation import drift, validation_set
+from sushi_research.evaluation import validation_set
 from sushi_research.files import write_atomic, write_json
 from sushi_research.models.loading import find_base
 from sushi_research.sampling import pipeline, plots
@@ -138,18 +139,15 @@ class Sets:
         text = job.model.load_text(base, job.device)
         self.pipeline = loading.load_pipeline(base, job.model, text, job.compute_dtype, job.device)
         self.captions = [item.sample.caption for item in sets["held_out"].items][:PICTURES]
-        self.neutral = [scene.caption for scene in known_scenes(NEUTRAL, start=NEUTRAL_FROM)]
-        self.drift = evaluating.open_drift(
-            job, any_inputs, identity_facts.hashes_of(job, any_inputs)["base_model"]["unet"], self.pipeline.unet
-        )
-        self.drift.drift_set = drift.DriftSet(**{**vars(self.drift.drift_set), "noise_samples": NOISE_SAMPLES})
+        self.neutral = neutral_captions()
+        base_hash = identity_facts.hashes_of(job, any_inputs)["base_model"]["unet"]
+        self.drift = evaluating.open_drift(job, any_inputs, base_hash, self.pipeline.unet)
+        self.drift.drift_set = replace(self.drift.drift_set, noise_samples=NOISE_SAMPLES)
         self.drift.remember_base(self.pipeline.unet)
         self.weights = copy_of(self.pipeline.unet)
 
     def measure(self) -> dict[str, np.ndarray]:
         """The arrays of the pipeline's UNet as it is."""
-        from sushi_research import diffusion
-
         job, unet = self.job, self.pipeline.unet
         found = {}
         for name, val_set in self.sets.items():
@@ -158,11 +156,7 @@ class Sets:
                 val_set, job.model, unet, caches, self.base.prediction, device=job.device
             )
             found[f"times/{name}"] = val_set.timesteps()
-        names = self.drift.drift_set.names
-        own, moved = np.zeros((2, len(names), NOISE_SAMPLES), np.float32)
-        for index, part, predicted, goal in self.drift._predictions(unet, None):
-            own[index, part] = diffusion.mse_per_sample(predicted, goal)
-            moved[index, part] = diffusion.mse_per_sample(predicted, self.drift._of_base[index, part.start])
+        moved, own = self.drift.measure(unet)
         found |= {"loss/own": own, "times/own": self.drift.drift_set.timesteps(), "drift": moved}
         text, config = self.inputs["held_out"].caches.text, job.config
         negative = pipeline.unconditional(text(""), self.base.force_zeros)
@@ -190,29 +184,21 @@ class Sets:
 
 def open_sets(setting: Setting) -> Sets:
     """The base and every set of images of a setting."""
-    from sushi_research.config.command_line import load_config
-    from sushi_research.experiments.experiment import written
-    from sushi_research.models import ARCHITECTURES
-
     script = load_script(setting.architecture)
-    kind = ARCHITECTURES[setting.architecture].config_class()
-    neutral = [scene.caption for scene in known_scenes(NEUTRAL, start=NEUTRAL_FROM)]
 
     def open_job(source: Path) -> tuple[Any, Inputs]:
-        configs = [ROOT / f"configs/demo_{setting.architecture}.yaml", ROOT / f"configs/demo/{setting.concept}.yaml"]
         settings = {
             "evaluation.path": str(source),
-            "data.path": str(PHOTOS / "night" if setting.concept == "star" else PHOTOS / "star"),
-            "evaluation.drift_captions": neutral,
+            # Not measured; the photos of the concept itself may be the ones in `source`.
+            "data.path": str(PHOTOS / ("night" if setting.concept == "star" else "star")),
+            "evaluation.drift_captions": neutral_captions(),
             "evaluation.noise_samples": NOISE_SAMPLES,
             "cache.folder": str(setting.folder / "measure-cache"),
             "sample.prompts": ["one tuna nigiri on a blue plate"],
             "tracking.wandb": "off",
             "dry_run": True,
         }
-        arguments = [word for config in configs for word in ("--config", str(config))]
-        arguments += [f"--{key}={written(value)}" for key, value in settings.items()]
-        config = load_config(kind, arguments, script=script.__file__, intro="\n".join("12345"))
+        config = config_of(script, setting, settings)
         job = start_job(config, script.model, script.__file__)
         hash_cache = open_hash_cache(config)
         base = find_base(config, job.model)
@@ -224,7 +210,7 @@ def open_sets(setting: Setting) -> Sets:
     opened = {
         "held_out": open_job(HELD_OUT / setting.concept),
         "prior": open_job(HELD_OUT / "prior"),
-        "photos": open_job(photos_alone(setting)),
+        "photos": open_job(photos(setting, "no-prior")),
     }
     sets = {}
     for name, (job, inputs) in opened.items():
@@ -234,17 +220,9 @@ def open_sets(setting: Setting) -> Sets:
     return Sets(job, {name: inputs for name, (_, inputs) in opened.items()}, sets, inputs.base)
 
 
-def photos_alone(setting: Setting) -> Path:
-    """The concept's photos without its prior images."""
-    import shutil
-
-    folder = setting.folder / "photos-alone"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    for path in sorted((PHOTOS / setting.concept).iterdir()):
-        if path.is_file():
-            shutil.copy(path, folder / path.name)
-    return folder
+def neutral_captions() -> list[str]:
+    """Captions of the base's own world that are neither scored nor trained on."""
+    return [scene.caption for scene in known_scenes(NEUTRAL, start=NEUTRAL_FROM)]
 
 
 def main(name: str) -> None:

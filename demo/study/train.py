@@ -41,7 +41,8 @@ def train(setting: Setting, recipe: str) -> None:
             "run.folder": str(setting.folder / "runs"),
             "run.name": recipe,
         }
-        run(script, setting, settings)
+        if status := script.main(config_of(script, setting, settings)):
+            sys.exit(status)
         path = adapter_path(setting, recipe, steps)
         path.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(setting.folder / "runs" / recipe / "adapter.safetensors", path.with_suffix(".part"))
@@ -58,8 +59,8 @@ def load_script(architecture: str) -> Any:
     return module
 
 
-def run(script: Any, setting: Setting, settings: dict[str, Any]) -> None:
-    """Runs the training script's `main` with the demo's config of the concept and `settings`."""
+def config_of(script: Any, setting: Setting, settings: dict[str, Any]) -> Any:
+    """The config of a training script: the demo's of the concept, with `settings` on it."""
     from sushi_research.config.command_line import load_config
     from sushi_research.experiments.experiment import written
     from sushi_research.models import ARCHITECTURES
@@ -68,9 +69,7 @@ def run(script: Any, setting: Setting, settings: dict[str, Any]) -> None:
     arguments = [word for config in configs for word in ("--config", str(config))]
     arguments += [f"--{key}={written(value)}" for key, value in settings.items()]
     kind = ARCHITECTURES[setting.architecture].config_class()
-    status = script.main(load_config(kind, arguments, script=script.__file__, intro="\n".join("12345")))
-    if status:
-        sys.exit(status)
+    return load_config(kind, arguments, script=script.__file__, intro="\n".join("12345"))
 
 
 if __name__ == "__main__":

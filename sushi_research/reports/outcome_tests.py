@@ -1,10 +1,11 @@
 """The result of a pair of variants in words, from the tests of its outcomes.
 
 A trained adapter has two sides: what it **learned** of its images, and what it **kept** of what the base knew. Each is measured
-by losses over the base's, and, where a run was asked for them, by pictures and by the user's scores, which lead where they are
-decided. All tests of all pairs are one family (Holm), so the chance that even one difference is found that is none is at most
-5 %, whatever the number of outcomes. Where an outcome must not be worse, its interval says so: the 95 % interval of that pair alone
-ends below the margin, which is wrong of a pair at the margin with a chance of 2.5 %, whatever the number of pairs.
+by losses over the base's, and, where a run was asked for them, by pictures, which then decide in place of the losses, and by the
+user's scores, which lead where they are decided. All tests of all pairs are one family (Holm), so the chance that even one
+difference is found that is none is at most 5 %, whatever the number of outcomes. Where an outcome must not be worse, its interval
+says so: the 95 % interval of that pair alone ends below the margin, which is wrong of a pair at the margin with a chance of 2.5 %,
+whatever the number of pairs.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class Outcome:
     """A measured quantity, of which less is better; `is_negated` if it was made so by changing its sign.
 
     `about`: the side that it is evidence of; None: of neither. `margin`: differences up to it do not count as worse; None: there is
-    none. `unit` names the quantity in a sentence. `leads`: pictures and scores, which lead over losses where they are decided.
+    none. `unit` names the quantity in a sentence. `leads`: pictures and scores, which lead over losses.
     """
 
     name: str

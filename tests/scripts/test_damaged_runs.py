@@ -11,6 +11,7 @@ import torch
 from sushi_research.errors import UserError
 from sushi_research.runs.checkpoint import latest_checkpoint, save_checkpoint
 from sushi_research.training import resume
+from sushi_research.training.loader import Loader
 
 ONE = pytest.mark.parametrize("architecture", ["sd15"])
 SETTINGS = {
@@ -293,18 +294,19 @@ def test_a_checkpoint_with_the_state_of_another_adapter_is_a_sentence(trainer):
 def test_a_cache_file_truncated_while_training_is_a_sentence(trainer, monkeypatch, tmp_path):
     """Reading the mapped file would kill the process, also in the loader's thread."""
     settings = {"train.steps": 4, "cache.folder": str(tmp_path / "cache")}
-    step = trainer.script.training_step
+    prepare = Loader._prepare
 
-    def truncate(job, unet, batch, index, *rest):
-        if index == 1:
+    def truncate(loader, step):
+        # In the loader's thread: in another one it could fall between the check of a file and its reading.
+        if step == 2:
             for shard in (tmp_path / "cache").rglob("*.arrow"):
                 shard.write_bytes(b"")
-        step(job, unet, batch, index, *rest)
+        return prepare(loader, step)
 
-    monkeypatch.setattr(trainer.script, "training_step", truncate)
+    monkeypatch.setattr(Loader, "_prepare", truncate)
     with pytest.raises(UserError, match=r"the cache file .*\.arrow was changed by another program while it was in use"):
         trainer.train("run", settings)
-    monkeypatch.setattr(trainer.script, "training_step", step)
+    monkeypatch.setattr(Loader, "_prepare", prepare)
     assert trainer.checkpoint("run").step in (1, 2, 3)
     assert trainer.train("run", settings) == 0
     assert [line["step"] for line in trainer.metrics("run")] == [1, 2, 3, 4]
