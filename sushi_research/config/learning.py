@@ -22,7 +22,9 @@ class LoraSection(Section):
         description="UNet modules that get an adapter: attention = to_q, to_k, to_v, to_out.0; attention_ff adds the "
         "feed-forward layers; kohya also adds proj_in and proj_out; kohya_conv also adds the layers of the resnets, "
         "downsamplers and upsamplers (both as in kohya's sd-scripts); or a list of module name suffixes",
-        json_schema_extra={"allowed": "attention, attention_ff, kohya, kohya_conv, or a list of name suffixes"},
+        json_schema_extra={
+            "allowed": "attention, attention_ff, kohya, kohya_conv, or a list of name suffixes such as [to_q, to_k]"
+        },
     )
     rank: int = Field(16, ge=1, le=4096, description="Rank of the two matrices in each adapter module")
     alpha: float = Field(

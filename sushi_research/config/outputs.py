@@ -25,7 +25,7 @@ from sushi_research.config.section import (
 class CheckpointSection(Section):
     """Checkpoints, from which a run can resume."""
 
-    every: Every | None = Field(
+    every: Every = Field(
         500, description="How often to save one: steps, epochs or a fraction of the run; null = only at the end"
     )
     keep: Steps = Field(2, description="How many of the latest checkpoints to keep")
@@ -35,7 +35,7 @@ class SampleSection(Section):
     """Sample images, generated while training."""
 
     enabled: bool = Field(True, description="Generate sample images before, during and after training")
-    every: Every | None = Field(
+    every: Every = Field(
         250,
         description="How often to generate them: steps, epochs or a fraction of the run; null = only before and after training",
     )
@@ -76,7 +76,7 @@ class EvaluationSection(Section):
         None, description="Separate held-out images, instead of evaluation.held_out: a folder or an HF dataset"
     )
     split: Text | None = Field(None, description="Split of evaluation.path if it is an HF dataset; null = data.split")
-    every: Every | None = Field(
+    every: Every = Field(
         250,
         description="How often to evaluate: steps, epochs or a fraction of the run; null = only before and after training",
     )

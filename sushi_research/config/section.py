@@ -47,9 +47,11 @@ Steps = Annotated[int, Field(ge=1, le=MOST_STEPS)]
 _WITH_UNIT = re.compile(r"(\d{1,9}(?:\.\d{0,9})?|\.\d{1,9})\s*(step|epoch)s?", re.IGNORECASE)
 
 
-def _number_or_epochs(value: int | float | str, least: int, allowed: str) -> int | float | str:
+def _number_or_epochs(value: int | float | str | None, least: int, allowed: str) -> int | float | str | None:
     """A part of the run in one spelling: a number of steps (also of "500 steps"), a fraction of the run, or a text such as
     "1 epoch" or "0.5 epochs". ValueError for anything else, and for less than `least` (0 or 1) steps."""
+    if value is None:
+        return None
     if isinstance(value, str):
         match = _WITH_UNIT.fullmatch(value.strip())
         number = Decimal(match[1]).normalize() if match else Decimal(-1)
@@ -62,24 +64,29 @@ def _number_or_epochs(value: int | float | str, least: int, allowed: str) -> int
     return value
 
 
-def _part_of_run(least: int, allowed: str) -> Any:
+def _part_of_run(least: int, allowed: str, *, optional: bool) -> Any:
     """The type of a part of the run that is at least `least` (0 or 1) steps long."""
     fraction = {"minimum" if least == 0 else "exclusiveMinimum": 0, "exclusiveMaximum": 1}
-    numbers = [{"type": "integer", "minimum": least, "maximum": MOST_STEPS}, {"type": "number", **fraction}]
+    types = [{"type": "integer", "minimum": least, "maximum": MOST_STEPS}, {"type": "number", **fraction}]
+    types += [{"type": "string"}, *([{"type": "null"}] if optional else [])]
     return Annotated[
-        int | float | str,
+        (int | float | str | None) if optional else (int | float | str),
         AfterValidator(partial(_number_or_epochs, least=least, allowed=allowed)),
-        WithJsonSchema({"anyOf": [*numbers, {"type": "string"}], "allowed": allowed}),
+        WithJsonSchema({"anyOf": types, "allowed": allowed}),
     ]
 
 
 # `training/length.py` turns both into steps.
 Every = _part_of_run(
     1,
-    'a positive number of steps (500, "500 steps") or of epochs ("1 epoch", "0.5 epochs"), a fraction of the run below 1 (0.1)',
+    'a positive number of steps (500, "500 steps") or of epochs ("1 epoch", "0.5 epochs"), a fraction of the run below 1 (0.1), '
+    "or null",
+    optional=True,
 )
 Warmup = _part_of_run(
-    0, 'a number of steps (0, 50, "50 steps") or of epochs ("1 epoch"), or a fraction of the run below 1 (0.05)'
+    0,
+    'a number of steps (0, 50, "50 steps") or of epochs ("1 epoch"), or a fraction of the run below 1 (0.05)',
+    optional=False,
 )
 # The schedule of SD1.5 and SDXL has 1000 timesteps (`diffusion.NUM_TIMESTEPS`); diffusers repeats the lowest for more steps.
 SamplingSteps = Annotated[int, Field(ge=1, le=1000)]
