@@ -18,7 +18,19 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from sushi_research.config.keys import SCALARS, Keys, allowed, children, help_text, is_free, keys_of, listed, options
+from sushi_research.config import effects
+from sushi_research.config.keys import (
+    SCALARS,
+    Keys,
+    allowed,
+    children,
+    default_values,
+    help_text,
+    is_free,
+    keys_of,
+    listed,
+    options,
+)
 from sushi_research.config.mistakes import COMMAND_LINE, MOST_PROBLEMS, Setting, place, sentence, unknown
 from sushi_research.config.yaml12 import dump_yaml, parse_yaml, read_yaml, show
 from sushi_research.errors import UserError, UserErrors
@@ -58,6 +70,7 @@ def load_config(config_class: type[Config], argv: Sequence[str], *, script: str,
         given.update(key for key, _ in leaves)
         _lay(leaves, (COMMAND_LINE, len(files)), keys, settings)
 
+    effects.drop_earlier(getattr(config_class, "rules", ()), settings, default_values(config_class))
     config = _validate(config_class, keys, settings, problems)
     if print_config:
         print(config_to_yaml(config), end="")

@@ -136,24 +136,6 @@ class ScheduleSection(Section):
     cycles: int = Field(1, ge=1, le=100_000, description="Number of cosine cycles, for cosine_with_restarts")
     power: float = Field(1.0, gt=0, le=100, description="Exponent, for polynomial")
 
-    @model_validator(mode="after")
-    def _every_key_has_an_effect(self) -> ScheduleSection:
-        if self.name == "constant" and self.warmup != 0:
-            raise ValueError(
-                f"schedule.warmup is {self.warmup}, but schedule.name is constant, which has no warm-up: "
-                "use constant_with_warmup, or set the warm-up to 0"
-            )
-        if self.name != "cosine_with_restarts" and self.cycles != 1:
-            raise ValueError(
-                f"schedule.cycles is {self.cycles}, but schedule.name is {self.name}: "
-                "only cosine_with_restarts has cycles"
-            )
-        if self.name != "polynomial" and self.power != 1:
-            raise ValueError(
-                f"schedule.power is {self.power}, but schedule.name is {self.name}: only polynomial has a power"
-            )
-        return self
-
 
 class LossSection(Section):
     """The loss: mean squared error of the prediction, in fp32."""

@@ -112,10 +112,6 @@ class EvaluationSection(Section):
     def _one_source(self) -> EvaluationSection:
         if self.held_out > 0 and self.path is not None:
             raise ValueError("evaluation.held_out and evaluation.path are both set: keep one of them")
-        if self.split is not None and self.path is None:
-            raise ValueError(
-                "evaluation.split is set but evaluation.path is not: set evaluation.path, or remove the split"
-            )
         return self
 
     @model_validator(mode="after")

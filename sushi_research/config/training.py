@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import ClassVar
+
 from pydantic import Field, model_validator
 
+from sushi_research.config import effects
 from sushi_research.config.inputs import CacheSection, DataSection, ModelSection
 from sushi_research.config.learning import LoraSection, LossSection, OptimizerSection, ScheduleSection, TrainSection
 from sushi_research.config.outputs import (
@@ -35,6 +39,13 @@ class TrainingConfig(Section):
     dry_run: bool = Field(
         False, description="Print the plan and exit before anything is encoded or trained; --dry-run needs no value"
     )
+
+    rules: ClassVar[Sequence[effects.Rule]] = effects.TRAINING
+
+    @model_validator(mode="after")
+    def _every_key_has_an_effect(self) -> TrainingConfig:
+        effects.require_effect(self.rules, self)
+        return self
 
     @model_validator(mode="after")
     def _warmup_ends_within_the_run(self) -> TrainingConfig:

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from sushi_research.caches.inputs import Inputs
 from sushi_research.config import TrainingConfig
 from sushi_research.data.training_data import Data, drift_captions
-from sushi_research.errors import UserError
 from sushi_research.evaluation.results import MIN_IMAGES
 from sushi_research.training.length import Interval
 
@@ -73,18 +72,9 @@ class EvaluationPlan:
 
 
 def plan_evaluation(config: TrainingConfig, inputs: Inputs, steps: int, due: Interval) -> EvaluationPlan | None:
-    """What the run is evaluated on and how often, besides before and after training when it is `due`; None without held-out images.
-
-    UserError if something is to be measured or kept by evaluations, and there are none.
-    """
+    """What the run is evaluated on and how often: before and after training, and when it is `due`. None without held-out images."""
     data = inputs.data
     if not data.held_out:
-        for key in ("prior_path", "pictures", "keep_best"):
-            if getattr(config.evaluation, key):
-                raise UserError(
-                    f"evaluation.{key} is set, but there are no held-out images, so nothing is evaluated: set evaluation.held_out "
-                    f"or evaluation.path, or remove evaluation.{key}"
-                )
         return None
     return EvaluationPlan(
         images=len({(item.sample.image_hash, item.sample.caption) for item in data.held_out}),

@@ -109,7 +109,7 @@ OVERRIDES: list[tuple[list[str], str, str, Any]] = [
     (["--sample.prompts", "[]"], "sample", "prompts", []),
     (["--sample.seeds", "3"], "sample", "seeds", [3]),
     (["--evaluation.drift_captions", "null"], "evaluation", "drift_captions", None),
-    (["--evaluation.drift_captions", "a cat"], "evaluation", "drift_captions", ["a cat"]),
+    (["--evaluation.drift_captions", "a cat", "--evaluation.path", "x"], "evaluation", "drift_captions", ["a cat"]),
 ]
 
 
@@ -454,7 +454,7 @@ data.resolution (on the command line) is 1000, not a multiple of data.bucket_ste
 choose 960 or 1024
 
 --model.vae_revision main
-model.vae_revision (on the command line) is set but model.vae (default) is not: set model.vae, or remove the revision
+model.vae_revision (on the command line) has no effect without model.vae (default): set model.vae, or remove it
 
 --optimizer.kwargs.lr 1
 optimizer.kwargs.lr (on the command line) is not for here: set optimizer.lr (default)

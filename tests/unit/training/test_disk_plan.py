@@ -17,6 +17,7 @@ from sushi_research.training.disk_plan import DiskPlan
 from sushi_research.training.length import due_of
 
 MIB = 2**20
+NONE = {"enabled": False, "prompts": [], "every": 250}
 
 
 @pytest.fixture
@@ -57,10 +58,10 @@ def test_the_bytes_of_a_new_run(job):
     assert found.others == 2 * 2 * 64 * 64 * (2 * 3 + 8) + 7000
     assert planned(job(checkpoint={"every": None}), 0).checkpoint_count == 1
     assert planned(job(optimizer={"name": "torch.optim.SGD"}), 0).checkpoints == 3 * 1000 * 4
-    assert planned(job(sample={"enabled": False}), 0).others == 7000
+    assert planned(job(sample=NONE), 0).others == 7000
     # Pictures at 0, 4, 8 and 10: three of held-out captions, two of neutral ones, which are smaller.
     evaluation = {"held_out": 0.5, "every": 4, "pictures": 3, "drift_captions": ["a", "b"]}
-    changes = {"sample": {"enabled": False, "width": 32}, "evaluation": evaluation}
+    changes = {"sample": NONE | {"width": 32}, "evaluation": evaluation}
     assert planned(job(**changes), 0).others == 2 * 4 * (3 * 64 * 64 + 2 * 32 * 64) + 7000
 
 
