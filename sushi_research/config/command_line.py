@@ -82,7 +82,10 @@ def _parse(argv: Sequence[str], keys: Keys) -> tuple[list[str], list[tuple[str, 
         word = words.pop(0)
         name, equals, text = word[2:].partition("=")
         if not word.startswith("--") or not name:
-            problems.append(f"unexpected word {show(word)} {COMMAND_LINE}: a setting is written --section.key value")
+            quotes = ", and a value of several words in quotes" if not word.startswith("-") else ""
+            problems.append(
+                f"unexpected word {show(word)} {COMMAND_LINE}: a setting is written --section.key value{quotes}"
+            )
             continue
         # A word that begins with two hyphens is the next setting. To use one as a value, write --key=--value.
         has_value = bool(equals or (words and not words[0].startswith("--")))

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from sushi_research.config.section import MOST_STEPS, Bounded, Scalar, Section, Seed, Steps, Text
+from sushi_research.config.section import Bounded, Scalar, Section, Seed, Steps, Text, Warmup
 
 # Of one step on one process. Its samples are chosen at once; the largest published trainings of these models use some thousand.
 MOST_SAMPLES = 65_536
@@ -128,10 +128,8 @@ class ScheduleSection(Section):
     name: Literal["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"] = Field(
         "constant", description="Schedule, named as in diffusers' get_scheduler"
     )
-    warmup: Annotated[int, Field(ge=0, le=MOST_STEPS)] | Annotated[float, Field(ge=0, lt=1)] = Field(
-        0,
-        description="Warm-up: rise from zero over this many steps, or over this fraction of the run",
-        json_schema_extra={"allowed": "a whole number of steps (at least 0) or a fraction (at least 0, below 1)"},
+    warmup: Warmup = Field(
+        0, description="Warm-up: rise from zero over so many steps or epochs, or over this fraction of the run"
     )
     cycles: int = Field(1, ge=1, le=100_000, description="Number of cosine cycles, for cosine_with_restarts")
     power: float = Field(1.0, gt=0, le=100, description="Exponent, for polynomial")

@@ -39,8 +39,8 @@ class TrainingConfig(Section):
     @model_validator(mode="after")
     def _warmup_ends_within_the_run(self) -> TrainingConfig:
         warmup, steps = self.schedule.warmup, self.train.steps
-        # A fractional warm-up is below 1, so it always passes.
-        if steps is not None and warmup >= steps:
+        # A fraction of the run always ends within it. Of epochs, the data tell how long they are.
+        if steps is not None and isinstance(warmup, int) and warmup >= steps:
             raise ValueError(
                 f"schedule.warmup is {warmup} steps, but train.steps is {steps}: "
                 "the warm-up must end within the run (a fraction such as 0.05 always does)"

@@ -34,7 +34,7 @@ from sushi_research.training.disk_plan import (
     text_bytes,
 )
 from sushi_research.training.evaluation_plan import EvaluationPlan, plan_evaluation
-from sushi_research.training.length import steps_of
+from sushi_research.training.length import Due, due_of, steps_of, warmup_steps
 from sushi_research.training.sampler import Sampler
 
 
@@ -71,6 +71,8 @@ class Plan:
     processes: int
     micro_batch_fill: float
     steps: int
+    warmup: int
+    due: Due
     adapter_modules: int
     trainable_parameters: int
     dtypes: DtypePolicy
@@ -122,6 +124,7 @@ class Plan:
             "split": self.split,
             "micro_batch_fill": self.micro_batch_fill,
             "steps": self.steps,
+            "warmup_steps": self.warmup,
             "samples": self.samples,
             "epochs": self.epochs,
             "samples_per_image": self.samples_per_image,
@@ -169,11 +172,6 @@ class Plan:
         return "\n".join(printable(line) for line in lines)
 
 
-def is_due(step: int, every: int | None) -> bool:
-    """Whether `step` is a multiple of `every`; always False if `every` is None or 0."""
-    return bool(every) and step % every == 0
-
-
 def make_plan(job: Job, inputs: Inputs) -> Plan:
     """Makes the plan of the job. The main process prints it.
 
@@ -184,7 +182,9 @@ def make_plan(job: Job, inputs: Inputs) -> Plan:
     items, global_batch_size = data.items, job.global_batch_size
     steps = steps_of(config.train.steps, config.train.epochs, len(items), global_batch_size)
     shapes = adapter_shapes(base, config.lora.targets, config.lora.rank)
-    require_trainable(job, steps, shapes)
+    warmup = warmup_steps(config.schedule.warmup, steps, len(items), global_batch_size)
+    due = due_of(config, steps, len(items), global_batch_size)
+    require_trainable(job, steps, warmup, shapes)
     sampler = Sampler(tuple(item.bucket for item in items), global_batch_size, config.train.seed)
     # One epoch is representative: epochs differ only in their order and in the position of their tail.
     epoch_steps = range(min(steps, max(1, len(items) // global_batch_size)))
@@ -194,7 +194,7 @@ def make_plan(job: Job, inputs: Inputs) -> Plan:
     captions = {item.sample.caption for item in [*items, *data.measured]}
     parameters = sum(map(math.prod, shapes.values()))
     missing, missing_captions = caches.missing_latents(data), len(caches.missing_captions(inputs.captions))
-    disk = plan_run(job, cache_bytes(job, inputs, missing, missing_captions), steps, parameters)
+    disk = plan_run(job, cache_bytes(job, inputs, missing, missing_captions), steps, due, parameters)
     plan = Plan(
         architecture=job.model.NAME,
         base=base.source,
@@ -207,12 +207,14 @@ def make_plan(job: Job, inputs: Inputs) -> Plan:
         notes=tuple(data.notes),
         captions_cut=texts_cut(base, job.model, captions),
         prompts_cut=texts_cut(base, job.model, prompt_texts(config, data, inputs.prompts) - captions),
-        evaluation=plan_evaluation(config, inputs, steps),
+        evaluation=plan_evaluation(config, inputs, steps, due.evaluation),
         batch_size=config.train.batch_size,
         accumulation=config.train.accumulation,
         processes=job.world,
         micro_batch_fill=round(len(epoch_steps) * global_batch_size / (micro_batches * config.train.batch_size), 3),
         steps=steps,
+        warmup=warmup,
+        due=due,
         adapter_modules=len(shapes) // 2,
         trainable_parameters=parameters,
         dtypes=dtype_policy(job.precision, optimizer=config.optimizer.name, vae=caches.vae_dtype),
@@ -234,11 +236,11 @@ def make_plan(job: Job, inputs: Inputs) -> Plan:
     return plan
 
 
-def require_trainable(job: Job, steps: int, shapes: Mapping[str, Sequence[int]]) -> None:
+def require_trainable(job: Job, steps: int, warmup: int, shapes: Mapping[str, Sequence[int]]) -> None:
     """Fail fast: checks the optimizer, the schedule, xformers and W&B before anything is encoded.
 
-    `shapes` are those of the adapter's tensors. Raises the UserErrors of `optimizer_check.require_usable`, `optim.make_schedule`,
-    `loading.require_xformers` and `tracking.resolve_trackers`.
+    `warmup` is in steps, `shapes` are those of the adapter's tensors. Raises the UserErrors of `optimizer_check.require_usable`,
+    `optim.make_schedule`, `loading.require_xformers` and `tracking.resolve_trackers`.
     """
     config, schedule = job.config, job.config.schedule
     if config.train.attention == "xformers":
@@ -248,7 +250,7 @@ def require_trainable(job: Job, steps: int, shapes: Mapping[str, Sequence[int]])
         schedule.name,
         lr=config.optimizer.lr,
         total_steps=steps,
-        warmup=schedule.warmup,
+        warmup=warmup,
         cycles=schedule.cycles,
         power=schedule.power,
     )

@@ -284,7 +284,7 @@ UNUSABLE = {
     "No module named 'not_installed'": {"optimizer.name": "not_installed.Prodigy"},
     "no argument weight_decy (did you mean weight_decay?)": {"optimizer.kwargs": {"weight_decy": 0.1}},
     "refuses its arguments": {"optimizer.kwargs": {"betas": [0.9, 2.0]}},
-    "a warm-up of 9 steps does not end within the 2 steps of the run": {
+    "schedule.warmup is 9 steps, and the run has 2: the warm-up must end within the run": {
         "train.steps": None,
         "train.epochs": 1,
         "schedule.name": "constant_with_warmup",

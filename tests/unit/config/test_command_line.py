@@ -311,7 +311,7 @@ optimizer.kwargs.eps is given twice on the command line: keep one
 --config needs a value: --config=VALUE
 
 rank=8
-unexpected word "rank=8" on the command line: a setting is written --section.key value
+unexpected word "rank=8" on the command line: a setting is written --section.key value, and a value of several words in quotes
 
 --
 unexpected word "--" on the command line: a setting is written --section.key value
@@ -399,8 +399,8 @@ a whole number (at least 0, below 4294967296)
 sample.prompts is ["a", 1] on the command line: must be a list whose entries are text
 
 --schedule.warmup 1.5
-schedule.warmup is 1.5 on the command line: must be a whole number of steps (at least 0)
-or a fraction (at least 0, below 1)
+schedule.warmup is 1.5 on the command line: must be a number of steps (0, 50, "50 steps") or of epochs ("1 epoch"),
+or a fraction of the run below 1 (0.05)
 
 --run.name a/b
 run.name is "a/b" on the command line: must be at most 200 letters, digits, '.', '_', '-'
@@ -494,7 +494,8 @@ def test_several_problems_are_listed_one_line_each(layer: Any) -> None:
     words = ["--config", layer("lora: {ran: 8, rank: 0}"), *REQUIRED, "--data.flip", "2", "word"]
     assert problem(*words).splitlines() == [
         "4 problems in the configuration:",
-        '  unexpected word "word" on the command line: a setting is written --section.key value',
+        '  unexpected word "word" on the command line: a setting is written --section.key value, and a value of several words '
+        "in quotes",
         "  unknown key lora.ran in a.yaml: did you mean lora.rank?",
         "  data.flip is 2 on the command line: must be a number (at least 0, at most 1)",
         "  lora.rank is 0 in a.yaml: must be a whole number (at least 1, at most 4096)",
