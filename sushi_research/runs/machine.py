@@ -51,13 +51,13 @@ def why_no_gpu() -> str:
     import torch
 
     if torch.version.cuda is None and torch.version.hip is None:
-        return f"torch {torch.__version__} is a build for CPUs: on a machine with a GPU, install the build for it (pytorch.org)"
+        return f"torch {torch.__version__} is a build for CPUs (on a machine with a GPU, install the build for it: pytorch.org)"
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None and visible.strip() in ("", "-1"):
-        return f"CUDA_VISIBLE_DEVICES is {visible!r}, which hides every GPU: unset it"
+        return f"CUDA_VISIBLE_DEVICES is {visible!r}, which hides every GPU (unset it to use one)"
     return (
-        f"torch {torch.__version__} finds no GPU that it can use: if this machine has one, `nvidia-smi` must show it, and its "
-        "driver must be as new as this torch asks for"
+        f"torch {torch.__version__} finds no GPU (if this machine has one, `nvidia-smi` must show it, and its driver must be new "
+        "enough for this torch)"
     )
 
 
