@@ -18,10 +18,10 @@ from sushi_research.config.command_line import config_to_dict
 from sushi_research.data.image_folder import repeats_of
 from sushi_research.data.samples import Item
 from sushi_research.errors import some
+from sushi_research.files import size_text
 from sushi_research.runs import machine, measured
 from sushi_research.runs.job import Job
 from sushi_research.runs.measured import Measured
-from sushi_research.training.disk_plan import size_text
 from sushi_research.training.length import Due, Interval
 
 # How many prompts, and how many folders of repeats, are printed; plan.json has all.

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from sushi_research import files
 from sushi_research.caches import encoding
 from sushi_research.caches.caches import Caches
 from sushi_research.caches.inputs import Inputs
@@ -17,7 +18,7 @@ from sushi_research.data.training_data import Data
 from sushi_research.errors import UserError
 from sushi_research.models import loading, sd15, sdxl
 from sushi_research.runs.job import Job
-from sushi_research.training import disk_plan, plan
+from sushi_research.training import plan
 
 ONE = pytest.mark.parametrize("architecture", ["sd15"])
 MODELS = {"sd15": (sd15, SD15Training), "sdxl": (sdxl, SDXLTraining)}
@@ -175,7 +176,7 @@ def test_what_cannot_be_trained_is_reported_by_the_plan(make, changes, message):
 
 
 def test_sizes_as_a_person_reads_them():
-    assert [disk_plan.size_text(count) for count in (0, 1023, 1024, 1536 * 1024, 5 * 2**30, 3000 * 2**30)] == [
+    assert [files.size_text(count) for count in (0, 1023, 1024, 1536 * 1024, 5 * 2**30, 3000 * 2**30)] == [
         "0 bytes",
         "1023 bytes",
         "1 KiB",
