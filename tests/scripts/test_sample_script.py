@@ -38,7 +38,7 @@ def adapters(tmp_path_factory, bases, photos, caches) -> Callable[[str], Path]:
                 f"sample.{key}": sample[key] for key in sample
             }
             assert trainer.train("mine", changes) == 0
-            made[architecture] = folder / architecture / "mine" / "adapter.safetensors"
+            made[architecture] = folder / architecture / "mine" / "mine.safetensors"
         return made[architecture]
 
     return adapter
