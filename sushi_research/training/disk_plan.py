@@ -18,6 +18,7 @@ from sushi_research.data.samples import Item
 from sushi_research.errors import UserError
 from sushi_research.runs.job import Job, agree
 from sushi_research.runs.run_folder import RunFolder
+from sushi_research.sampling.prompts import SamplePrompt
 
 # Bytes of optimizer state per trained parameter, at least: two averages, in fp32 or in uint8. Others may keep none.
 STATE_BYTES = {"adamw": 8, "adamw8bit": 2}
@@ -81,8 +82,11 @@ class Room:
         return f"{free} free on the disk of {' and '.join(str(path) for path in self.folders.values())}"
 
 
-def plan_run(job: Job, cache: int, steps: int, parameters: int) -> DiskPlan:
-    """What a run of `steps` steps with so many trained parameters will write; `cache` is that of `cache_bytes`."""
+def plan_run(job: Job, cache: int, steps: int, parameters: int, images: Sequence[SamplePrompt] = ()) -> DiskPlan:
+    """What a run of `steps` steps with so many trained parameters will write; `cache` is that of `cache_bytes`.
+
+    `images` are the sample images of a step.
+    """
     config, folder = job.config, job.run_path
     saved, unfinished = _saved(folder / "checkpoints")
     last = min(max([_finished_at(folder), *saved]), steps)
@@ -91,9 +95,7 @@ def plan_run(job: Job, cache: int, steps: int, parameters: int) -> DiskPlan:
     count = max(1, min(config.checkpoint.keep + 1 - len(saved), saves)) if saves else 0
     each = parameters * (4 + STATE_BYTES.get(config.optimizer.name, 0))
     files = 2 if config.evaluation.keep_best else 1  # the last adapter, and that of the best step
-    images = len(config.sample.seeds) * (len(config.sample.prompts) or 3) if config.sample.enabled else 0
-    side = config.data.resolution
-    pixels = images * (config.sample.width or side) * (config.sample.height or side)
+    pixels = sum(image.width * image.height for image in images)
     # Each image, the grid of its step, and its part of progress.png, which shows at most eight steps.
     samples = PIXEL_BYTES * pixels * (2 * (_events(config.sample.every, last, steps) + (not saved)) + 8)
     return DiskPlan(
@@ -121,15 +123,15 @@ def _picture_bytes(config: TrainingConfig, last: int, steps: int, is_new: bool) 
 def cache_bytes(job: Job, inputs: Inputs, latents: Sequence[tuple[str, Item, bool]], captions: int) -> int:
     """The bytes of missing cache entries, without the little that the files need besides.
 
-    `latents` are those of `Caches.missing_latents`, `captions` is the number of missing captions.
+    `latents` are those of `Caches.missing_latents`, `captions` is the number of missing captions (`Inputs.missing_text_rows`).
     """
     return sum(latent_bytes(item.bucket) for _, item, _ in latents) + text_bytes(job, inputs) * captions
 
 
 def require_room_for_cache(job: Job, inputs: Inputs) -> None:
     """`require_room` for a command that fills the caches and trains no run."""
-    latents, captions = inputs.caches.missing_latents(inputs.data), inputs.caches.missing_captions(inputs.captions)
-    plan = DiskPlan(cache_bytes(job, inputs, latents, len(captions)))
+    latents = inputs.caches.missing_latents(inputs.data)
+    plan = DiskPlan(cache_bytes(job, inputs, latents, inputs.missing_text_rows()))
     require_room(job, plan, rooms_of(job, plan))
 
 

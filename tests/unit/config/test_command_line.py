@@ -396,7 +396,8 @@ sample.seeds is [] on the command line: must be a list, not empty, whose entries
 a whole number (at least 0, below 4294967296)
 
 --sample.prompts '[a, 1]'
-sample.prompts is ["a", 1] on the command line: must be a list whose entries are text
+sample.prompts is ["a", 1] on the command line: must be a list whose entries are text, or a mapping with
+prompt and any of negative_prompt, seed, width, height, steps, guidance, scale
 
 --schedule.warmup 1.5
 schedule.warmup is 1.5 on the command line: must be a whole number of steps (at least 0)

@@ -17,6 +17,8 @@ from sushi_research.training.disk_plan import DiskPlan
 
 MIB = 2**20
 
+IMAGES = [SimpleNamespace(width=64, height=64)] * 2
+
 
 @pytest.fixture
 def job(tmp_path):
@@ -43,7 +45,7 @@ def job(tmp_path):
 
 
 def test_the_bytes_of_a_new_run(job):
-    found = disk_plan.plan_run(job(), 500, 10, 1000)
+    found = disk_plan.plan_run(job(), 500, 10, 1000, IMAGES)
     # Saved at 2, 4, 6, 8 and 10: two are kept, and a third exists while it is saved. Weights and two averages in fp32; the file is
     # in fp16.
     assert (found.checkpoint_count, found.checkpoints, found.adapter, found.cache) == (3, 3 * 1000 * 12, 2000, 500)
@@ -51,7 +53,7 @@ def test_the_bytes_of_a_new_run(job):
     assert found.others == 2 * 2 * 64 * 64 * (2 * 3 + 8) + 7000
     assert disk_plan.plan_run(job(checkpoint={"every": None}), 0, 10, 1000).checkpoint_count == 1
     assert disk_plan.plan_run(job(optimizer={"name": "torch.optim.SGD"}), 0, 10, 1000).checkpoints == 3 * 1000 * 4
-    assert disk_plan.plan_run(job(sample={"enabled": False}), 0, 10, 1000).others == 7000
+    assert disk_plan.plan_run(job(), 0, 10, 1000).others == 7000, "no images"
     # Pictures at 0, 4, 8 and 10: three of held-out captions, two of neutral ones, which are smaller.
     evaluation = {"held_out": 0.5, "every": 4, "pictures": 3, "drift_captions": ["a", "b"]}
     changes = {"sample": {"enabled": False, "width": 32}, "evaluation": evaluation}
@@ -61,7 +63,7 @@ def test_the_bytes_of_a_new_run(job):
 def test_what_is_there_does_not_count(job, tmp_path):
     for step in (4, 6):
         (tmp_path / f"runs/trial/checkpoints/step-{step:08d}").mkdir(parents=True)
-    found = disk_plan.plan_run(job(), 500, 10, 1000)
+    found = disk_plan.plan_run(job(), 500, 10, 1000, IMAGES)
     assert (found.checkpoint_count, found.adapter) == (1, 2000)
     assert found.others == 2 * 2 * 64 * 64 * (2 * 1 + 8) + 7000 * 4 // 10
     (tmp_path / "runs/trial/checkpoints/step-00000010").mkdir()
