@@ -85,7 +85,7 @@ def read_entries(value: Any) -> Any:
         else:
             found.append(entry)
     if problems:
-        raise _errors(problems)
+        raise UserError("; ".join(problems[:MOST_PROBLEMS]))
     return found
 
 
