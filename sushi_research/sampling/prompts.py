@@ -37,15 +37,14 @@ class SamplePrompt:
 
 def of_run(config: TrainingConfig, prompts: Sequence[Prompt]) -> list[SamplePrompt]:
     """The sample images of a run, in their order; UserError if two of them would be the same."""
-    sample, side = config.sample, config.data.resolution
     defaults = {
-        "negative_prompt": sample.negative_prompt,
-        "width": sample.width or side,
-        "height": sample.height or side,
-        "steps": sample.steps,
-        "guidance": sample.guidance,
+        "negative_prompt": config.sample.negative_prompt,
+        "width": config.sample.width or config.data.resolution,
+        "height": config.sample.height or config.data.resolution,
+        "steps": config.sample.steps,
+        "guidance": config.sample.guidance,
     }
-    return expand(prompts, sample.seeds, defaults)
+    return expand(prompts, config.sample.seeds, defaults)
 
 
 def expand(prompts: Sequence[Prompt], seeds: Sequence[int], defaults: Mapping[str, Any]) -> list[SamplePrompt]:
