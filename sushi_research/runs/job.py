@@ -33,7 +33,8 @@ class Job:
 
     `model` is the model module of the architecture; `precision` is resolved ("bf16", "fp16" or "fp32"); `run` is None if no
     run is trained (dry run, caches, evaluation of files); `started` is in seconds since the epoch; `code` is that of
-    `code.code_of`, which only the main process has.
+    `code.code_of`, which only the main process has; `start` is the adapter that lora.start_from names
+    (training/starting_point.StartingPoint), None without.
     """
 
     config: TrainingConfig
@@ -43,6 +44,7 @@ class Job:
     run: RunFolder | None = None
     started: float = field(default_factory=time.time)
     code: dict[str, Any] = field(default_factory=dict)
+    start: Any = None
     timings: StageTimings = field(default_factory=lambda: StageTimings("planning"))
 
     @property
