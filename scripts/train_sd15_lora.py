@@ -129,6 +129,7 @@ def train(job: Job) -> int:
         dropout=config.lora.dropout,
         init=config.lora.init,
         seed=config.train.seed,
+        start=job.start and job.start.pairs,
     )
     unet.train()
     if config.train.gradient_checkpointing:
@@ -200,6 +201,7 @@ def train(job: Job) -> int:
                     if to_sample:
                         timings.enter("sampling")
                         sample_grids.generate(job, inputs, unet, step, lora.without_adapter)
+                        saver.add_picture(step)
             if last:
                 break
 

@@ -35,7 +35,7 @@ from sushi_research.runs.job import Job, agree
 from sushi_research.runs.metrics_file import MetricsFile
 from sushi_research.sampling import plots
 from sushi_research.terminal import say
-from sushi_research.training import best_files
+from sushi_research.training import best_files, starting_point
 from sushi_research.training.kept import what_is_kept
 from sushi_research.training.plan import Plan
 from sushi_research.training.resume import RunState
@@ -44,9 +44,10 @@ from sushi_research.training.state import TrainState
 logger = logging.getLogger(__name__)
 
 
-def start_job(config: TrainingConfig, model: ModuleType, script: str) -> Job:
+def start_job(config: TrainingConfig, model: ModuleType, script: str, *, trains: bool = True) -> Job:
     """The job of a command: its processes, and the precision that follows from config, launcher and device. No run folder yet.
 
+    Of a command that trains, lora.start_from is read, and its rank, alpha and targets become those of the config.
     `script` is the `__file__` of the running script. Its code is hashed here, before a user may edit it while the run goes on.
     The Accelerator's own mixed precision stays off: the script handles dtypes and the loss scaler (rule 6, CONTRIBUTING.md).
     """
@@ -69,7 +70,10 @@ def start_job(config: TrainingConfig, model: ModuleType, script: str) -> Job:
     torch.use_deterministic_algorithms(config.train.deterministic)
     optimizer = [config.optimizer.name] if "." in config.optimizer.name else []
     code = code_of(script, optimizer) if accelerator.is_main_process else {}
-    return Job(config, model, accelerator, precision.name, precision_reason=precision.reason, code=code)
+    start = None
+    if trains and config.lora.start_from is not None:
+        config, start = starting_point.read(config, model)
+    return Job(config, model, accelerator, precision.name, precision_reason=precision.reason, code=code, start=start)
 
 
 def quiet_libraries() -> None:
