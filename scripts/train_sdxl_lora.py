@@ -98,7 +98,7 @@ def main(config: SDXLTraining) -> int:
 def train(job: Job) -> int:
     """The training from start to finish. `job.run` is None for a dry run, which ends after the plan."""
     # --- shared: base, data, plan ---
-    config, stop, timings = job.config, StopRequest(), job.timings
+    config, stop, timings = job.config, StopRequest(note=job.note_stop), job.timings
     hash_cache = open_hash_cache(config)
     base = find_base(config, model)
     data = read_data(job, hash_cache)

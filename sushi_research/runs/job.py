@@ -91,6 +91,11 @@ class Job:
         """The loss scaler of the precision. It lives as long as the job; TrainState saves and loads it."""
         return make_scaler(self.precision, self.device)
 
+    def note_stop(self) -> None:
+        """Notes in the run folder that the run was asked to stop. A dry run has none."""
+        if self.run is not None:
+            self.run.note_stop()
+
     def say(self, *lines: str) -> None:
         """Prints lines in the main process (`terminal.say`)."""
         if self.is_main:

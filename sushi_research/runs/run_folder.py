@@ -158,6 +158,11 @@ class RunFolder:
         if self._lock is not None:
             self._lock.close()
 
+    def note_stop(self) -> None:
+        """Notes for others that the run was asked to stop (`FolderLock.note_stop`). Only with the lock."""
+        if self._lock is not None:
+            self._lock.note_stop()
+
     def lost(self) -> UserError | None:
         """The error of a run whose folder was moved, deleted or replaced; None if it is there, or without the lock."""
         try:
