@@ -16,6 +16,7 @@ from sushi_research.config import TrainingConfig
 from sushi_research.data.held_out import DRIFT_CAPTIONS
 from sushi_research.data.samples import Item
 from sushi_research.errors import UserError
+from sushi_research.files import size_text
 from sushi_research.runs.job import Job, agree
 from sushi_research.runs.run_folder import RunFolder
 from sushi_research.training.length import Due, Interval
@@ -192,15 +193,6 @@ def require_room(job: Job, plan: DiskPlan, rooms: Sequence[Room]) -> None:
         else:
             job.say(f"warning: {sentence}")
     agree(error)
-
-
-def size_text(count: float) -> str:
-    """A number of bytes for people: 512 bytes, 3 KiB, 1.5 GiB."""
-    for unit in ("bytes", "KiB", "MiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}"
-        count /= 1024
-    return f"{count:.1f} GiB"
 
 
 def _events(due: Interval, last: int, steps: int) -> int:

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from sushi_research import files
 from sushi_research.caches import encoding
 from sushi_research.caches.caches import Caches
 from sushi_research.caches.inputs import Inputs
@@ -175,7 +176,7 @@ def test_what_cannot_be_trained_is_reported_by_the_plan(make, changes, message):
 
 
 def test_sizes_as_a_person_reads_them():
-    assert [plan.size_text(count) for count in (0, 1023, 1024, 1536 * 1024, 5 * 2**30, 3000 * 2**30)] == [
+    assert [files.size_text(count) for count in (0, 1023, 1024, 1536 * 1024, 5 * 2**30, 3000 * 2**30)] == [
         "0 bytes",
         "1023 bytes",
         "1 KiB",
