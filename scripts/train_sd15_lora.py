@@ -38,7 +38,6 @@ from sushi_research.data.training_data import read_data
 from sushi_research.files import system_errors
 from sushi_research.models import loading
 from sushi_research.models.loading import find_base
-from sushi_research.progress import progress
 from sushi_research.runs import tracking
 from sushi_research.runs.job import Job
 from sushi_research.runs.launch import one_report
@@ -53,6 +52,7 @@ from sushi_research.training.sampler import Sampler
 from sushi_research.training.saving import Saver
 from sushi_research.training.state import TrainState
 from sushi_research.training.step_metrics import StepMetrics
+from sushi_research.training.training_bar import TrainingBar
 
 # --- end shared ---
 from sushi_research.models import sd15 as model  # isort: skip
@@ -176,8 +176,8 @@ def train(job: Job) -> int:
     writer = AdapterWriter(job, inputs, plan, run_state, state, unet)
     saver, best = Saver(writer), best_adapter.prepare(writer)
     step, resumed_at, stopping = run_state.step, run_state.step, False
-    bar = progress(total=plan.steps, initial=step, description="training", unit="step", disable=not job.is_main)
-    with contextlib.ExitStack() as signals, contextlib.closing(loader), bar:
+    bar = TrainingBar(job, plan, step)
+    with contextlib.ExitStack() as signals, contextlib.closing(loader), contextlib.closing(bar):
         while True:
             # Save, evaluate and sample before the next step. `evaluate` and `generate` skip what the run has already, so a resumed
             # run adds what is missing. A stop interrupts both, and the run then has a checkpoint of its last step.
@@ -231,8 +231,7 @@ def train(job: Job) -> int:
             step += 1
             values = metrics.values(plan, step, rate, norm) | state.metrics()
             tracking.log(job.accelerator, metrics_file, values, step)
-            bar.set_postfix(loss=f"{values['loss']:.4f}", refresh=False)
-            bar.update()
+            bar.update(step, values["loss"])
     # --- end shared ---
 
     # --- shared: finish ---

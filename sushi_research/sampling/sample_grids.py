@@ -100,6 +100,11 @@ def step_folder(samples: Path, step: int) -> Path:
     return samples / f"step-{step:08d}"
 
 
+def latest_grid(samples: Path) -> Path | None:
+    """The grid of the latest step that has one."""
+    return max(samples.glob("step-*.png"), key=lambda path: (len(path.name), path.name), default=None)
+
+
 def _grid_path(samples: Path, step: int) -> Path:
     """The grid of a step. It is written last, so the step's images are complete if it exists."""
     return samples / f"step-{step:08d}.png"
