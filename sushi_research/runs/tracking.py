@@ -155,12 +155,12 @@ def log_artifact(accelerator: Accelerator, kind: str, paths: Sequence[Path], roo
         _each_tracker(accelerator, send)
 
 
-def log_page(accelerator: Accelerator, path: Path, summary: Values, step: int) -> None:
-    """Shows a self-contained HTML page in W&B, with values for the run's summary. TensorBoard has neither."""
+def log_page(accelerator: Accelerator, page: str, summary: Values, step: int) -> None:
+    """Shows a self-contained page, as HTML, in W&B, with values for the run's summary. TensorBoard has neither."""
 
     def send(tracker: Any) -> None:
         if tracker.name == "wandb":
-            tracker.log_page(path, summary, step)
+            tracker.log_page(page, summary, step)
 
     if accelerator.is_main_process:
         _each_tracker(accelerator, send)

@@ -165,12 +165,11 @@ class WandbRun:
         images = [wandb.Image(str(path), caption=text) for path, text in zip(paths, captions, strict=True)]
         self.log({"step": step, key: images})
 
-    def log_page(self, path: Path, summary: Mapping[str, Any], step: int) -> None:
-        """Logs a self-contained HTML page, and values for the run's summary."""
+    def log_page(self, page: str, summary: Mapping[str, Any], step: int) -> None:
+        """Logs a self-contained page, as HTML, and values for the run's summary."""
         import wandb
 
-        page = wandb.Html(io.StringIO(path.read_text(encoding="utf-8")), inject=False)
-        self.log({"step": step, "report": page})
+        self.log({"step": step, "report": wandb.Html(io.StringIO(page), inject=False)})
         self.run.summary.update(dict(summary))
 
     def log_artifact(self, kind: str, files: Mapping[str, Path]) -> None:

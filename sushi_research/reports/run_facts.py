@@ -1,0 +1,178 @@
+"""What a run's page says of the run besides its results: numbers on top, plan, problems, stage timings, provenance, config.
+
+Each function reads one file of the run folder; UserError if that is damaged.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from statistics import median
+from typing import Any
+
+from sushi_research.errors import some
+from sushi_research.reports import training_log
+from sushi_research.reports.page import Block, Card
+from sushi_research.runs import provenance, records
+from sushi_research.runs.run_folder import RunFolder
+
+REMEDY = "the page is without that part"
+# More than so many problems or notes are folded.
+MOST_ITEMS = 12
+
+
+def cards(run: RunFolder, metrics: Sequence[Mapping[str, Any]], plan: Mapping[str, Any], step: int) -> list[Card]:
+    """The numbers on top of the page: progress, images, time, and the adapter file if there is one."""
+    found = []
+    steps, trained = plan.get("steps"), training_log.trained(metrics)
+    if isinstance(steps, int):
+        epochs = trained[-1].get("epoch") if trained else 0.0
+        detail = f"{epochs:.3g} epochs" if isinstance(epochs, int | float) else ""
+        found.append(Card("optimizer steps", f"{step:,} of {steps:,}", detail))
+    if isinstance(plan.get("images"), int):
+        found.append(Card("images", f"{plan['images']:,}", f"{plan.get('global_batch_size')} samples per step"))
+    if trained:
+        samples = plan.get("global_batch_size") or 1
+        seconds = [samples / line["images_per_second"] for line in trained]
+        detail = f"{median(seconds):.3g} s per step"
+        if isinstance(steps, int) and step < steps:
+            detail += f", {_duration((steps - step) * median(seconds))} to go"
+        found.append(Card("time in training steps", _duration(sum(seconds)), detail))
+        if peaks := [line["peak_memory_gib"] for line in trained if line.get("peak_memory_gib")]:
+            found.append(Card("peak memory", f"{max(peaks):.1f} GiB", "of the process that needed most"))
+    if run.adapter.is_file():
+        found.append(Card("adapter", f"{run.adapter.stat().st_size / 2**20:.1f} MiB", run.adapter.name))
+    return found
+
+
+def _duration(seconds: float) -> str:
+    """Seconds in words of two units: "45 s", "3 min 20 s", "2 h 5 min"."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def plan_facts(plan: Mapping[str, Any]) -> list[Block]:
+    """The plan as names and values. What a file of another version does not have is left out."""
+    get = plan.get
+    base = get("base") if isinstance(get("base"), dict) else {}
+    facts: dict[str, Any] = {"base": base.get("source"), "architecture": get("architecture")}
+    if base:
+        facts["predicts"] = str(base.get("prediction_type")) + (
+            ", with a zero-terminal-SNR schedule" if base.get("zero_terminal_snr") else ""
+        )
+    facts["images"] = _words("{images} ({items_per_epoch} per epoch with repeats)", plan)
+    if isinstance(get("buckets"), dict):
+        facts["buckets"] = ", ".join(f"{name} ({count})" for name, count in get("buckets").items())
+    split = _words(" = batch {batch_size} x accumulation {accumulation} x processes {processes}", get("split"))
+    facts["step"] = _words("{global_batch_size} samples", plan) + split
+    facts["length"] = _words(
+        "{steps} optimizer steps = {samples} samples = {epochs} epochs; each image {samples_per_image} times", plan
+    )
+    facts["adapter"] = _words("{adapter_modules} modules, {trainable_parameters:,} trainable parameters", plan)
+    if isinstance(get("dtypes"), dict):
+        facts["precision"] = "; ".join(f"{name} {dtype}" for name, dtype in get("dtypes").items())
+    for what, key in (("captions cut", "captions_cut"), ("prompts cut", "prompts_cut")):
+        if isinstance(get(key), dict) and get(key):
+            facts[what] = f"{len(get(key))} longer than the text encoders read: {some(list(get(key)), 3)}"
+    return [Block("facts", rows=[[name, str(value)] for name, value in facts.items() if value])]
+
+
+def _words(form: str, values: Any) -> str:
+    """`form` with its values; "" if one is missing."""
+    try:
+        return form.format(**values)
+    except (KeyError, TypeError, ValueError):
+        return ""
+
+
+def data_problems(run: RunFolder) -> list[Block]:
+    """The files that are skipped, with the reason, and the notes on the others; [] if there are none."""
+    if not os.path.lexists(run.data_report):
+        return []
+    report = records.read_as(run.data_report, records.DataReport, REMEDY)
+    problems = [f"{each.get('name')}: {each.get('reason')}" for each in report["problems"]]
+    notes = [str(note) for note in report.get("notes") or []]
+    for key, where in (("evaluation", "evaluation.path"), ("prior_path", "evaluation.prior_path")):
+        other = report.get(key)
+        if isinstance(other, dict):
+            found = [each for each in other.get("problems") or [] if isinstance(each, dict)]
+            problems += [f"{where}: {each.get('name')}: {each.get('reason')}" for each in found]
+            notes += [f"{where}: {note}" for note in other.get("notes") or []]
+    found = []
+    if problems:
+        found.append(Block("text", f"{_count(len(problems), 'file')} not used:"))
+        found += _folded(problems, "warning")
+    if notes:
+        found.append(Block("text", f"{_count(len(notes), 'note')} on files that are used:"))
+        found += _folded(notes, "list")
+    return found
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def _folded(items: list[str], kind: Any) -> list[Block]:
+    """The items as a list; those after the first MOST_ITEMS are folded."""
+    found = [Block(kind, items=items[:MOST_ITEMS])]
+    if items[MOST_ITEMS:]:
+        found.append(Block("details", f"{len(items) - MOST_ITEMS} more", items=items[MOST_ITEMS:]))
+    return found
+
+
+def launches(run: RunFolder) -> list[Block]:
+    """Each launch with its device and code, the versions of the libraries, and the hashes of what went in."""
+    entries = provenance.entries(run.provenance, REMEDY)
+    if not entries:
+        return []
+    rows = [["started", "from step", "device", "processes", "precision", "code"]]
+    for entry in entries:
+        code = entry.get("code") or {}
+        commit = str(code.get("commit") or code.get("version") or "-")[:10] + (
+            " + changes" if code.get("dirty") else ""
+        )
+        values = (entry.get("step"), entry.get("device"), entry.get("world"), entry.get("precision"))
+        rows.append([_date(entry.get("date")), *("-" if value is None else str(value) for value in values), commit])
+    last = entries[-1]
+    machine = last.get("machine") or {}
+    facts = [["platform", str(last.get("platform") or "-")], ["python", str(last.get("python") or "-")]]
+    if isinstance(machine, dict):
+        gpu = f", GPU memory {machine['gpu_memory_gib']} GiB" if machine.get("gpu_memory_gib") else ""
+        threads = (
+            f"{machine.get('cpus')} cores, {machine.get('threads')} threads, memory {machine.get('memory_gib')} GiB"
+        )
+        facts.append(["machine", f"{threads}{gpu}"])
+    libraries = last.get("libraries") or {}
+    facts.append(["libraries", ", ".join(f"{name} {version}" for name, version in libraries.items() if version)])
+    hashes = {
+        "data": last.get("dataset"),
+        **{f"base, {name}": value for name, value in (last.get("base") or {}).items()},
+    }
+    facts += [[f"hash of {name}", str(value)] for name, value in hashes.items() if value]
+    return [Block("table", rows=rows), Block("facts", rows=[row for row in facts if row[1]])]
+
+
+def _date(text: Any) -> str:
+    try:
+        return datetime.fromisoformat(text).strftime("%Y-%m-%d %H:%M %Z")
+    except (TypeError, ValueError):
+        return "-"
+
+
+def stage_timings(run: RunFolder) -> list[Block]:
+    """The seconds of each stage of the last launch; [] if they are not known."""
+    if not os.path.lexists(run.stage_timings):
+        return []
+    return [Block("times", seconds=records.read_as(run.stage_timings, records.TIMINGS, REMEDY))]
+
+
+def config(run: RunFolder) -> list[Block]:
+    """config.yaml, folded."""
+    if not os.path.lexists(run.config):
+        return []
+    records.read_config(run.config, REMEDY)  # the file as it is, if it is one
+    return [Block("details", run.config.name, items=run.config.read_text(encoding="utf-8").splitlines())]
