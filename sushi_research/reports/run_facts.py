@@ -16,6 +16,7 @@ from sushi_research.reports import training_log
 from sushi_research.reports.page import Block, Card
 from sushi_research.runs import provenance, records
 from sushi_research.runs.run_folder import RunFolder
+from sushi_research.user_files import read_regular
 
 REMEDY = "the page is without that part"
 # More than so many problems or notes are folded.
@@ -59,11 +60,9 @@ def plan_facts(plan: Mapping[str, Any]) -> list[Block]:
     """The plan as names and values. What a file of another version does not have is left out."""
     get = plan.get
     base = get("base") if isinstance(get("base"), dict) else {}
-    facts: dict[str, Any] = {"base": base.get("source"), "architecture": get("architecture")}
-    if base:
-        facts["predicts"] = str(base.get("prediction_type")) + (
-            ", with a zero-terminal-SNR schedule" if base.get("zero_terminal_snr") else ""
-        )
+    schedule = ", with a zero-terminal-SNR schedule" if base.get("zero_terminal_snr") else ""
+    predicts = f"{get('architecture')}, predicts {base.get('prediction_type')}{schedule}"
+    facts: dict[str, Any] = {"base": f"{base.get('source')}: {predicts}" if base else get("architecture")}
     facts["images"] = _words("{images} ({items_per_epoch} per epoch with repeats)", plan)
     if isinstance(get("buckets"), dict):
         facts["buckets"] = ", ".join(f"{name} ({count})" for name, count in get("buckets").items())
@@ -167,12 +166,15 @@ def stage_timings(run: RunFolder) -> list[Block]:
     """The seconds of each stage of the last launch; [] if they are not known."""
     if not os.path.lexists(run.stage_timings):
         return []
-    return [Block("times", seconds=records.read_as(run.stage_timings, records.TIMINGS, REMEDY))]
+    return [
+        Block("lead", "Of the last launch."),
+        Block("times", seconds=records.read_as(run.stage_timings, records.TIMINGS, REMEDY)),
+    ]
 
 
 def config(run: RunFolder) -> list[Block]:
     """config.yaml, folded."""
     if not os.path.lexists(run.config):
         return []
-    records.read_config(run.config, REMEDY)  # the file as it is, if it is one
-    return [Block("details", run.config.name, items=run.config.read_text(encoding="utf-8").splitlines())]
+    text = read_regular(run.config, records.MOST_BYTES).decode(errors="replace")
+    return [Block("details", run.config.name, items=text.splitlines())]

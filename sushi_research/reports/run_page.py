@@ -108,7 +108,7 @@ def _page(run: RunFolder, state: str, additions: Additions) -> tuple[RunPage, di
         (TRAINING_IMAGES, attempt(lambda: _training_images(run), [])),
         ("Plan", attempt(lambda: run_facts.plan_facts(plan), []) if plan else []),
         ("Problems of the data", attempt(lambda: run_facts.data_problems(run), [])),
-        ("Stage timings of the last launch", attempt(lambda: run_facts.stage_timings(run), [])),
+        ("Stage timings", attempt(lambda: run_facts.stage_timings(run), [])),
         ("Provenance", attempt(lambda: run_facts.launches(run), [])),
         ("Config", attempt(lambda: run_facts.config(run), [])),
     ]
@@ -117,7 +117,7 @@ def _page(run: RunFolder, state: str, additions: Additions) -> tuple[RunPage, di
     going_on = state.startswith("at step")
     until = " It is written again at each sample grid and evaluation." if going_on else ""
     lead = f"{state[:1].upper()}{state[1:]}. This page is of {written}.{until}"
-    cards = [*additions.cards, *attempt(lambda: run_facts.cards(run, metrics, plan, step), [])]
+    cards = attempt(lambda: run_facts.cards(run, metrics, plan, step), [])
     body = [
         block for title, found in parts if found for block in ([Block("heading", title)] if title else []) + [*found]
     ]
@@ -131,7 +131,7 @@ def _page(run: RunFolder, state: str, additions: Additions) -> tuple[RunPage, di
             else []
         ),
         *([Block("text", additions.lead)] if additions.lead else []),
-        *([Block("cards", cards=cards)] if cards else []),
+        *(Block("cards", cards=list(each)) for each in (additions.cards, cards) if each),
         *([Block("warning", items=list(dict.fromkeys(problems)))] if problems else []),
         Block("contents"),
         *body,
