@@ -11,7 +11,6 @@ from datetime import datetime
 from statistics import median
 from typing import Any
 
-from sushi_research.errors import some
 from sushi_research.reports import training_log
 from sushi_research.reports.page import Block, Card
 from sushi_research.runs import provenance, records
@@ -21,6 +20,10 @@ from sushi_research.user_files import read_regular
 REMEDY = "the page is without that part"
 # More than so many problems or notes are folded.
 MOST_ITEMS = 12
+# Keys of data_report.json -> the config's keys of the folders that they are about.
+OTHER_SCANS = {"evaluation": "evaluation.path", "prior_path": "evaluation.prior_path"}
+# The column of the text in a plan's lines.
+INDENT = 13
 
 
 def cards(run: RunFolder, metrics: Sequence[Mapping[str, Any]], plan: Mapping[str, Any], step: int) -> list[Card]:
@@ -57,62 +60,42 @@ def _duration(seconds: float) -> str:
 
 
 def plan_facts(plan: Mapping[str, Any]) -> list[Block]:
-    """The plan as names and values. What a file of another version does not have is left out."""
-    get = plan.get
-    base = get("base") if isinstance(get("base"), dict) else {}
-    schedule = ", with a zero-terminal-SNR schedule" if base.get("zero_terminal_snr") else ""
-    predicts = f"{get('architecture')}, predicts {base.get('prediction_type')}{schedule}"
-    facts: dict[str, Any] = {"base": f"{base.get('source')}: {predicts}" if base else get("architecture")}
-    facts["images"] = _words("{images} ({items_per_epoch} per epoch with repeats)", plan)
-    if isinstance(get("buckets"), dict):
-        facts["buckets"] = ", ".join(f"{name} ({count})" for name, count in get("buckets").items())
-    split = _words(" = batch {batch_size} x accumulation {accumulation} x processes {processes}", get("split"))
-    facts["step"] = _words("{global_batch_size} samples", plan) + split
-    facts["length"] = _words(
-        "{steps} optimizer steps = {samples} samples = {epochs} epochs; each image {samples_per_image} times", plan
-    )
-    facts["adapter"] = _words("{adapter_modules} modules, {trainable_parameters:,} trainable parameters", plan)
-    if isinstance(get("dtypes"), dict):
-        facts["precision"] = "; ".join(f"{name} {dtype}" for name, dtype in get("dtypes").items())
-    for what, key in (("captions cut", "captions_cut"), ("prompts cut", "prompts_cut")):
-        if isinstance(get(key), dict) and get(key):
-            facts[what] = f"{len(get(key))} longer than the text encoders read: {some(list(get(key)), 3)}"
-    return [Block("facts", rows=[[name, str(value)] for name, value in facts.items() if value])]
-
-
-def _words(form: str, values: Any) -> str:
-    """`form` with its values; "" if one is missing."""
-    try:
-        return form.format(**values)
-    except (KeyError, TypeError, ValueError):
-        return ""
+    """The plan as it was printed, without the problems of the data; of a file of an older version, its numbers."""
+    rows: list[list[str]] = []
+    for line in plan.get("text") or []:
+        name, text = line[:INDENT].strip(), line[INDENT:].strip()
+        if name or not rows:
+            rows.append([name, text])
+        else:
+            rows[-1][1] += f"\n{text}"
+    if not rows:
+        rows = [[key, str(value)] for key, value in plan.items() if isinstance(value, str | int | float)]
+    return [Block("facts", rows=[row for row in rows if row[0] not in ("skipped", "notes")])]
 
 
 def data_problems(run: RunFolder) -> list[Block]:
-    """The files that are skipped, with the reason, and the notes on the others; [] if there are none."""
+    """The files that are not used, with the reason, those that lose much to the crop, and other notes; [] if there are none."""
     if not os.path.lexists(run.data_report):
         return []
     report = records.read_as(run.data_report, records.DataReport, REMEDY)
-    problems = [f"{each.get('name')}: {each.get('reason')}" for each in report["problems"]]
-    notes = [str(note) for note in report.get("notes") or []]
-    for key, where in (("evaluation", "evaluation.path"), ("prior_path", "evaluation.prior_path")):
-        other = report.get(key)
-        if isinstance(other, dict):
-            found = [each for each in other.get("problems") or [] if isinstance(each, dict)]
-            problems += [f"{where}: {each.get('name')}: {each.get('reason')}" for each in found]
-            notes += [f"{where}: {note}" for note in other.get("notes") or []]
+    scans = [("", report), *((key, report.get(name)) for name, key in OTHER_SCANS.items())]
+    problems, cropped, notes = [], [], []
+    for key, scan in scans:
+        if isinstance(scan, dict):
+            where = f"{key}: " if key else ""
+            problems += [f"{where}{each['name']}: {each['reason']}" for each in scan["problems"]]
+            cropped += [f"{where}{each['name']}: {each['lost']:.0%}" for each in scan.get("cropped") or []]
+            notes += [f"{where}{note}" for note in scan.get("notes") or []]
     found = []
-    if problems:
-        found.append(Block("text", f"{_count(len(problems), 'file')} not used:"))
-        found += _folded(problems, "warning")
-    if notes:
-        found.append(Block("text", f"{_count(len(notes), 'note')} on files that are used:"))
-        found += _folded(notes, "list")
+    for items, what, kind in (
+        (problems, "file{s} not used", "warning"),
+        (cropped, "image{s} with a large part cut away to fit a bucket", "list"),
+        (notes, "note{s} on files that are used", "list"),
+    ):
+        if items:
+            what = what.format(s="" if len(items) == 1 else "s")
+            found += [Block("text", f"{len(items)} {what}:"), *_folded(items, kind)]
     return found
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _folded(items: list[str], kind: Any) -> list[Block]:

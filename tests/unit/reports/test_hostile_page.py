@@ -117,10 +117,18 @@ def run(tmp_path: Path) -> RunFolder:
         patch.setattr(thumbnails, "dataset_hash", lambda _: "hash")
         thumbnails.write(run, items)
     problems = [{"name": text, "reason": text} for text in HOSTILE]
-    run.data_report.write_text(json.dumps({"used": [], "problems": problems, "notes": HOSTILE}))
+    run.data_report.write_text(
+        json.dumps({"used": [], "problems": problems, "notes": HOSTILE, "prior_path": {"problems": problems}})
+    )
     settings = {"lora": {"rank": 8}, "train": {"seed": 0}, "sample": {"prompts": HOSTILE}}
     run.config.write_text(json.dumps(settings))
-    plan = {"global_batch_size": 4, "steps": 40, "images": 7, "buckets": dict.fromkeys(HOSTILE, 1)}
+    words = [
+        "images       7",
+        "skipped      1:",
+        "             x",
+        *(f"{'samples' * (not n):<13}{text}" for n, text in enumerate(HOSTILE)),
+    ]
+    plan = {"global_batch_size": 4, "steps": 40, "images": 7, "text": words}
     run.plan.write_text(json.dumps(plan))
     return run
 
@@ -144,7 +152,8 @@ def test_hostile_texts_are_text(run, monkeypatch):
     assert set(shown) <= set(page.texts["h3"]), "prompts"
     assert set(shown) <= set(page.texts["figcaption"]), "captions"
     assert {f"{text}: {text}" for text in shown} <= set(page.texts["li"]), "files that are skipped"
-    assert [text in "".join(page.texts["dd"]) for text in shown] == [True] * len(shown), "the plan"
+    plan = dict(zip(page.texts["dt"], page.texts["dd"], strict=True))
+    assert plan["images"] == "7" and plan["samples"].split("\n") == shown and "skipped" not in plan
     assert page.texts["pre"][-1] == run.config.read_text()
 
 
