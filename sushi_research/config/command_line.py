@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from sushi_research.config import other_programs
 from sushi_research.config.keys import Keys, allowed, children, help_text, is_free, keys_of, listed, options
 from sushi_research.config.mistakes import COMMAND_LINE, MOST_PROBLEMS, Setting, place, sentence, unknown
 from sushi_research.config.yaml12 import dump_yaml, parse_yaml, read_yaml, show
@@ -138,6 +139,8 @@ def _flatten(
             problems.append(f"{path} is {show(value)} {source}: must be a mapping, each entry {entry}")
         elif path in keys.leaves or is_free(prefix[:-1], keys):
             yield path, value
+        elif isinstance(value, dict) and other_programs.has_parts(path):
+            yield from _flatten(value, source, keys, problems, f"{path}.")
         else:
             problems.append(unknown(path, source, keys, len(problems) < MOST_PROBLEMS))
 
