@@ -285,7 +285,11 @@ unknown key confg on the command line: did you mean --config?
 unknown key dryrun on the command line: did you mean --dry_run?
 
 --model.clip_skip 2
-unknown key model.clip_skip on the command line: the keys of model are
+unknown key model.clip_skip on the command line: kohya's and diffusers' --clip_skip is not an option here:
+SD1.5 only; SDXL is always conditioned as it was trained, as in kohya's scripts
+
+--model.xyzzy 2
+unknown key model.xyzzy on the command line: the keys of model are
 base, revision, variant, vae, vae_revision, text_encoders, tokenizers, prediction_type, zero_terminal_snr, text_encoder_1_layer
 
 --xyzzy 8
