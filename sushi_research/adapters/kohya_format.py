@@ -11,10 +11,11 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -27,6 +28,9 @@ from sushi_research.models import ARCHITECTURES
 from sushi_research.models.header import read_header
 from sushi_research.models.original_names import unet_name
 from sushi_research.models.prediction import Prediction
+
+if TYPE_CHECKING:
+    from peft.tuners.lora import LoraLayer
 
 PREFIX = "lora_unet_"
 DOWN, UP, ALPHA = ".lora_down.weight", ".lora_up.weight", ".alpha"
@@ -169,6 +173,17 @@ def require_whole(path: Path) -> None:
             raise UserError(f"{path} is damaged (its tensors are not those that were written)")
 
 
+def problem_of(path: Path) -> str | None:
+    """What is wrong with an adapter file that `save_adapter` wrote, as a sentence; None if it is whole."""
+    if not os.path.lexists(path):
+        return f"{path} is missing"
+    try:
+        require_whole(path)
+    except UserError as error:
+        return str(error)
+    return None
+
+
 def verify_saved(
     path: Path, unet: nn.Module, *, architecture: str, state: Mapping[str, torch.Tensor], dtype: torch.dtype
 ) -> None:
@@ -196,9 +211,27 @@ def verify_saved(
     loader = getattr(loaders, formats.ADAPTER_LOADER)
     config = {"unet_config": unet.config} if formats.STABILITY_NAMES else {}
     tensors, alphas = loader.lora_state_dict(str(path), use_safetensors=True, local_files_only=True, **config)
-    bare = _weightless_unet(unet.config, dtype)
-    loader.load_lora_into_unet(tensors, network_alphas=alphas, unet=bare, adapter_name=ADAPTER, low_cpu_mem_usage=True)
-    loaded = adapter_modules(bare)
+    bare = _weightless_unet(unet.to_json_string(), dtype)
+    assert not adapter_modules(bare), "the UNet of an earlier file still has its adapter"
+    try:
+        loader.load_lora_into_unet(
+            tensors, network_alphas=alphas, unet=bare, adapter_name=ADAPTER, low_cpu_mem_usage=True
+        )
+        _require_equal(path, adapter_modules(bare), trained, state, dtype)
+        bare.unload_lora()
+    except BaseException:
+        _weightless_unet.cache_clear()  # what is left in it must not count for the next file
+        raise
+
+
+def _require_equal(
+    path: Path,
+    loaded: Mapping[str, LoraLayer],
+    trained: Mapping[str, LoraLayer],
+    state: Mapping[str, torch.Tensor],
+    dtype: torch.dtype,
+) -> None:
+    """AdapterFileError unless the loaded layers are the trained ones, with the tensors of `state` cast to `dtype`."""
     _require_same(path, "the module", loaded, trained)
     for module_path, layer in loaded.items():
         for matrix, module in (("lora_A", layer.lora_A[ADAPTER]), ("lora_B", layer.lora_B[ADAPTER])):
@@ -211,12 +244,16 @@ def verify_saved(
             raise AdapterFileError(f"{path}: the scale of {module_path} is {layer.scaling[ADAPTER]}, not {scale}")
 
 
-def _weightless_unet(config: Mapping[str, Any], dtype: torch.dtype) -> nn.Module:
-    """A UNet without memory for weights: every parameter is one CPU number expanded to the parameter's shape."""
+@functools.lru_cache(maxsize=1)
+def _weightless_unet(config: str, dtype: torch.dtype) -> nn.Module:
+    """A UNet without memory for weights: every parameter is one CPU number expanded to the parameter's shape.
+
+    `config` is JSON. The last one is kept for the next file, because building it takes half the time of verifying one.
+    """
     from diffusers import UNet2DConditionModel
 
     with torch.device("meta"):
-        unet = UNet2DConditionModel.from_config(config)
+        unet = UNet2DConditionModel.from_config(json.loads(config))
     # peft moves loaded matrices to the device and dtype of their layer. On the meta device they would lose their values, and
     # with another dtype they would be cast; hence real CPU numbers of the file's dtype.
     number = torch.zeros((), dtype=dtype)

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from sushi_research.config.section import (
+    MOST_STEPS,
     Bounded,
     Every,
     Guidance,
@@ -29,6 +30,11 @@ class CheckpointSection(Section):
         500, description="How often to save one: steps, epochs or a fraction of the run; null = only at the end"
     )
     keep: Steps = Field(2, description="How many of the latest checkpoints to keep")
+    keep_adapters: Annotated[int, Field(ge=0, le=MOST_STEPS)] | None = Field(
+        None,
+        description="How many of the latest adapter files of steps on the way to keep, NAME-STEP.safetensors, one for each "
+        "checkpoint; null = all, 0 = write none",
+    )
 
 
 class SampleSection(Section):
@@ -105,7 +111,7 @@ class EvaluationSection(Section):
         "evaluation.drift_captions, as sample sets steps, guidance and size; 0 = none",
     )
     keep_best: bool = Field(
-        False, description="Keep the adapter file of the best evaluation so far, best-STEP.safetensors"
+        False, description="Keep the adapter file of the best evaluation so far, NAME-best-STEP.safetensors"
     )
 
     @model_validator(mode="after")

@@ -1,10 +1,11 @@
-"""Writes an adapter file of a run: the last adapter, or that of the best evaluated step."""
+"""Writes the adapter files of a run: the last one, those of steps on the way, and that of the best evaluated step."""
 
 from __future__ import annotations
 
 import os
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -15,45 +16,48 @@ from sushi_research.caches.store import entry_key
 from sushi_research.runs.job import Job
 from sushi_research.training.plan import Plan
 from sushi_research.training.resume import RunState
+from sushi_research.training.state import TrainState
 
 
-def write(
-    job: Job,
-    inputs: Inputs,
-    plan: Plan,
-    run_state: RunState,
-    unet: torch.nn.Module,
-    *,
-    path: Path,
-    tensors: Mapping[str, torch.Tensor],
-    step: int,
-    chosen: Mapping[str, str] | None = None,
-) -> None:
-    """Writes the adapter of `step` to `path`, reads it back as diffusers does, and raises if it differs from `tensors`.
+@dataclass(frozen=True)
+class AdapterWriter:
+    """What is needed to write an adapter file of a run."""
 
-    `tensors` are fp32 master weights by name; `chosen` is further metadata. Only the main process may call this. UserError if a
-    value overflows in `lora.save_dtype` or the file cannot be written; AdapterFileError if it does not load as it should.
-    """
-    config, architecture = job.config, job.model.NAME
-    assert job.run is not None
-    metadata = kohya_format.adapter_metadata(
-        config,
-        architecture=architecture,
-        name=job.run.name,
-        base=_published_name(inputs.base.source),
-        base_hash=run_state.hashes["base_model"]["unet"],
-        dataset_hash=run_state.hashes["data"],
-        config_hash=entry_key(identity=run_state.identity),
-        images=plan.images,
-        steps=step,
-        epochs=int(round(step * plan.global_batch_size / plan.items_per_epoch, 2)),
-        prediction=inputs.base.prediction,
-        trained=(job.started, time.time()),
-    )
-    metadata |= trained_images.metadata_of({item.sample.image_hash for item in inputs.data.items}) | dict(chosen or {})
-    dtype = getattr(torch, config.lora.save_dtype)
-    kohya_format.save_adapter(path, unet, architecture=architecture, state=tensors, dtype=dtype, metadata=metadata)
-    kohya_format.verify_saved(path, unet, architecture=architecture, state=tensors, dtype=dtype)
+    job: Job
+    inputs: Inputs
+    plan: Plan
+    run_state: RunState
+    state: TrainState
+    unet: torch.nn.Module
+
+    def write(self, path: Path, step: int, chosen: Mapping[str, str] | None = None) -> None:
+        """Writes the master weights of `step` to `path`, reads the file back as diffusers does, and raises if it differs from them.
+
+        `chosen` is further metadata. Only the main process may call this. UserError if a value overflows in `lora.save_dtype` or
+        the file cannot be written; AdapterFileError if it does not load as it should.
+        """
+        config, architecture, plan, run_state = self.job.config, self.job.model.NAME, self.plan, self.run_state
+        assert self.job.run is not None
+        metadata = kohya_format.adapter_metadata(
+            config,
+            architecture=architecture,
+            name=self.job.run.name,
+            base=_published_name(self.inputs.base.source),
+            base_hash=run_state.hashes["base_model"]["unet"],
+            dataset_hash=run_state.hashes["data"],
+            config_hash=entry_key(identity=run_state.identity),
+            images=plan.images,
+            steps=step,
+            epochs=int(round(step * plan.global_batch_size / plan.items_per_epoch, 2)),
+            prediction=self.inputs.base.prediction,
+            trained=(self.job.started, time.time()),
+        )
+        metadata |= trained_images.metadata_of({item.sample.image_hash for item in self.inputs.data.items})
+        metadata |= chosen or {}
+        tensors, dtype = self.state.master_weights.named_state(), getattr(torch, config.lora.save_dtype)
+        file = {"architecture": architecture, "state": tensors, "dtype": dtype}
+        kohya_format.save_adapter(path, self.unet, **file, metadata=metadata)
+        kohya_format.verify_saved(path, self.unet, **file)
 
 
 def _published_name(source: str) -> str:

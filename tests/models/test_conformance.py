@@ -196,4 +196,4 @@ def test_its_script_trains(name, bases, photos, tmp_path, monkeypatch):
         run={"folder": str(tmp_path), "name": "run"},
     )
     assert load_script(name).main(config) == 0
-    assert (tmp_path / "run" / "adapter.safetensors").is_file()
+    assert (tmp_path / "run" / "run.safetensors").is_file()
