@@ -83,7 +83,7 @@ def sample(config: SamplingConfig) -> None:
     settings = text_settings(config, model)
     rows = sample_prompts.expand(prompts, config.seeds, defaults_of(config, base, model))
     schedulers = {image.steps: sampling_scheduler(base.scheduler, base.prediction, image.steps) for image in rows}
-    precision = resolve_precision(config.precision, os.environ.get("ACCELERATE_MIXED_PRECISION"), device)
+    precision = resolve_precision(config.precision, os.environ.get("ACCELERATE_MIXED_PRECISION"), device).name
     text = model.load_text(base, device, COMPUTE_DTYPES[precision])
     pipeline = load_pipeline(base, model, text, COMPUTE_DTYPES[precision], device)
     labels = labels_of([Path(path) for path in config.adapters], reserved=["base"])

@@ -47,7 +47,7 @@ from sushi_research.stopping import StopRequest
 from sushi_research.training import best_adapter, evaluating, optim, resume, run
 from sushi_research.training.loader import Batch, Loader
 from sushi_research.training.master_weights import MasterWeights
-from sushi_research.training.plan import is_due, make_plan
+from sushi_research.training.plan import make_plan
 from sushi_research.training.sampler import Sampler
 from sushi_research.training.state import TrainState
 from sushi_research.training.step_metrics import StepMetrics
@@ -141,7 +141,7 @@ def train(job: Job) -> int:
         config.schedule.name,
         lr=config.optimizer.lr,
         total_steps=plan.steps,
-        warmup=config.schedule.warmup,
+        warmup=plan.warmup,
         cycles=config.schedule.cycles,
         power=config.schedule.power,
     )
@@ -179,7 +179,7 @@ def train(job: Job) -> int:
             # Save, evaluate and sample before the next step. `evaluate` and `generate` skip what the run has already, so a resumed
             # run adds what is missing. A stop interrupts both, and the run then has a checkpoint of its last step.
             first, last = step == 0, step == plan.steps
-            if step > resumed_at and (last or stopping or is_due(step, config.checkpoint.every)):
+            if step > resumed_at and (last or stopping or plan.due.checkpoint.at(step)):
                 timings.enter("saving")
                 state.save(job, run_state, plan, step)
             if last:
@@ -189,8 +189,8 @@ def train(job: Job) -> int:
                     run.write_adapter(job, inputs, plan, run_state, state, unet)
             if stopping:
                 break
-            to_evaluate = evaluator and (first or last or is_due(step, config.evaluation.every))
-            to_sample = first or last or is_due(step, config.sample.every)
+            to_evaluate = evaluator and (first or last or plan.due.evaluation.at(step))
+            to_sample = first or last or plan.due.sample.at(step)
             if to_evaluate or to_sample:
                 # The averaged weights are those of schedule-free optimizers; of all others they are the weights themselves.
                 with state.saved_if_interrupted(job, run_state, plan, step), state.averaged_weights(), stop.at_once():
