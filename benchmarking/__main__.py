@@ -109,7 +109,7 @@ from sushi_research.models.loading import find_base
 from sushi_research.planning import op_counts
 from sushi_research.precision import resolve_precision
 from sushi_research.progress import progress
-from sushi_research.runs import provenance
+from sushi_research.runs import machine, provenance
 from sushi_research.runs.job import Job
 from sushi_research.training import run
 from sushi_research.training.sampler import Sampler
@@ -159,7 +159,7 @@ def prepare(arguments: argparse.Namespace, architecture: str, folder: Path, fini
     )
     accelerator = Accelerator(mixed_precision="no", cpu=arguments.device == "cpu" or not torch.cuda.is_available())
     hash_cache = open_hash_cache(config)
-    job = Job(config, model, accelerator, resolve_precision("auto", None, accelerator.device))
+    job = Job(config, model, accelerator, resolve_precision("auto", None, accelerator.device).name)
     found = find_base(config, model)
     data = read_data(job, hash_cache)
     items = data.items
@@ -276,10 +276,10 @@ def run_pair(arguments: argparse.Namespace, bench: Bench, name: str) -> dict[str
             "max_pressure": arguments.max_pressure,
         },
         "code": code_state(),
-        "libraries": provenance.library_versions(),
+        "libraries": machine.library_versions(),
         "python": platform.python_version(),
         "machine": {
-            "device": provenance.device_name(str(bench.device)),
+            "device": machine.device_name(str(bench.device)),
             "cpus": os.cpu_count(),
             "threads": torch.get_num_threads(),
             "platform": platform.platform(),

@@ -79,7 +79,7 @@ def main(config: AdapterEvaluation) -> int:
 
     def kept() -> str:
         if config.dry_run:
-            return "a dry run keeps nothing; the same command again starts over"
+            return "a dry run evaluates nothing; the same command again starts over"
         states = 1 + len(config.adapters) * len(config.lora_scales)
         return (
             f"what is encoded is kept in {config.cache.folder}, and {len(written)} of {states} results are written, to "

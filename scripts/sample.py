@@ -82,7 +82,7 @@ def sample(config: SamplingConfig) -> None:
     base.require_loadable()
     model = models.load(base.architecture)
     settings = text_settings(config, model)
-    precision = resolve_precision(config.precision, os.environ.get("ACCELERATE_MIXED_PRECISION"), device)
+    precision = resolve_precision(config.precision, os.environ.get("ACCELERATE_MIXED_PRECISION"), device).name
     text = model.load_text(base, device, COMPUTE_DTYPES[precision])
     pipeline = load_pipeline(base, model, text, COMPUTE_DTYPES[precision], device)
     pipeline.scheduler = sampling_scheduler(base.scheduler, base.prediction, config.steps)

@@ -48,7 +48,7 @@ from sushi_research.training import best_adapter, evaluating, optim, resume, run
 from sushi_research.training.adapter_output import AdapterWriter
 from sushi_research.training.loader import Batch, Loader
 from sushi_research.training.master_weights import MasterWeights
-from sushi_research.training.plan import is_due, make_plan
+from sushi_research.training.plan import make_plan
 from sushi_research.training.sampler import Sampler
 from sushi_research.training.saving import Saver
 from sushi_research.training.state import TrainState
@@ -144,7 +144,7 @@ def train(job: Job) -> int:
         config.schedule.name,
         lr=config.optimizer.lr,
         total_steps=plan.steps,
-        warmup=config.schedule.warmup,
+        warmup=plan.warmup,
         cycles=config.schedule.cycles,
         power=config.schedule.power,
     )
@@ -183,14 +183,14 @@ def train(job: Job) -> int:
             # Save, evaluate and sample before the next step. `evaluate` and `generate` skip what the run has already, so a resumed
             # run adds what is missing. A stop interrupts both, and the run then has a checkpoint of its last step.
             first, last = step == 0, step == plan.steps
-            if last or stopping or step == resumed_at or is_due(step, config.checkpoint.every):
+            if last or stopping or step == resumed_at or plan.due.checkpoint.at(step):
                 timings.enter("saving")
                 # The checkpoint and the adapter file, before evaluating and sampling, which may run out of memory.
                 saver.save(step)
             if stopping:
                 break
-            to_evaluate = evaluator and (first or last or is_due(step, config.evaluation.every))
-            to_sample = first or last or is_due(step, config.sample.every)
+            to_evaluate = evaluator and (first or last or plan.due.evaluation.at(step))
+            to_sample = first or last or plan.due.sample.at(step)
             if to_evaluate or to_sample:
                 # The averaged weights are those of schedule-free optimizers; of all others they are the weights themselves.
                 with saver.saved_if_interrupted(step), state.averaged_weights(), stop.at_once():

@@ -172,6 +172,15 @@ def write_synced(path: Path, data: bytes) -> None:
         fsync_file(file)
 
 
+def size_text(count: float) -> str:
+    """A number of bytes for people: 512 bytes, 3 KiB, 1.5 GiB."""
+    for unit in ("bytes", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}"
+        count /= 1024
+    return f"{count:.1f} GiB"
+
+
 def fsync_file(file: Any) -> None:
     """Wait until everything written to the open `file` is on the disk. Raises OSError."""
     file.flush()

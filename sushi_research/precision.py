@@ -9,6 +9,7 @@ never change many entries of A: an Adam step at lr 1e-4 is less than half the sp
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -17,8 +18,15 @@ from sushi_research.errors import UserError
 COMPUTE_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
-def resolve_precision(configured: str, launcher: str | None, device: torch.device) -> str:
-    """`"bf16"`, `"fp16"` or `"fp32"`.
+class ResolvedPrecision(NamedTuple):
+    """ "bf16", "fp16" or "fp32", and why it is that one."""
+
+    name: str
+    reason: str
+
+
+def resolve_precision(configured: str, launcher: str | None, device: torch.device) -> ResolvedPrecision:
+    """The precision of a command, and why.
 
     `launcher` is the environment variable ACCELERATE_MIXED_PRECISION. Its bf16 and fp16 take precedence. `no` is also the
     launcher's default, so then `configured` decides (bf16, fp16, fp32 or auto). auto is bf16 on a GPU that supports it, fp16
@@ -30,13 +38,15 @@ def resolve_precision(configured: str, launcher: str | None, device: torch.devic
             "launch with --mixed_precision bf16, fp16 or no."
         )
     if launcher in ("bf16", "fp16"):
-        return launcher
+        return ResolvedPrecision(launcher, f"the launcher's --mixed_precision {launcher}")
     if configured != "auto":
-        return configured
+        return ResolvedPrecision(configured, f"the config says {configured}")
     if device.type != "cuda":
-        return "fp32"
+        return ResolvedPrecision("fp32", "auto, and this is a CPU")
     # GPUs before Ampere only emulate bf16, which is slower than it is worth.
-    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    if torch.cuda.is_bf16_supported(including_emulation=False):
+        return ResolvedPrecision("bf16", "auto, and this GPU has bf16")
+    return ResolvedPrecision("fp16", "auto, and this GPU has no bf16 of its own")
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ We parse it ourselves because argparse and jsonargparse accept abbreviated keys 
 nearest key in their errors. jsonargparse also accepts duplicate YAML keys and reads `--optimizer.kwargs.eps 1e-8` as a
 string.
 
-Mappings are merged key by key. Any other value, including a list, replaces the earlier one. In a free-form mapping such
+Mappings are merged key by key. Any other value, including a list, replaces the earlier one, and the length of a run replaces one
+in the other unit (train.steps, train.epochs). In a free-form mapping such
 as `optimizer.kwargs`, null removes an earlier entry, and null for the whole mapping removes all entries (as in RFC 7396).
 """
 
@@ -17,12 +18,27 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from sushi_research.config.keys import Keys, allowed, children, help_text, is_free, keys_of, listed, options
+from sushi_research.config import effects
+from sushi_research.config.keys import (
+    SCALARS,
+    Keys,
+    allowed,
+    children,
+    default_values,
+    help_text,
+    is_free,
+    keys_of,
+    listed,
+    options,
+)
 from sushi_research.config.mistakes import COMMAND_LINE, MOST_PROBLEMS, Setting, place, sentence, unknown
 from sushi_research.config.yaml12 import dump_yaml, parse_yaml, read_yaml, show
 from sushi_research.errors import UserError, UserErrors
 
 Config = TypeVar("Config", bound=BaseModel)
+
+# The length of a run is given by one of these.
+INSTEAD = {"train.steps": "train.epochs", "train.epochs": "train.steps"}
 
 
 def load_config(config_class: type[Config], argv: Sequence[str], *, script: str, intro: str) -> Config:
@@ -42,8 +58,8 @@ def load_config(config_class: type[Config], argv: Sequence[str], *, script: str,
     files, overrides, print_config, problems = _parse(argv, keys)
 
     settings: dict[str, Setting] = {}
-    for file in files:
-        _lay(_flatten(read_yaml(file), f"in {file}", keys, problems), f"in {file}", keys, settings)
+    for layer, file in enumerate(files):
+        _lay(_flatten(read_yaml(file), f"in {file}", keys, problems), (f"in {file}", layer), keys, settings)
     given: set[str] = set()
     for name, text in overrides:
         nested = _value(name, text, keys)
@@ -52,8 +68,9 @@ def load_config(config_class: type[Config], argv: Sequence[str], *, script: str,
         leaves = list(_flatten(nested, COMMAND_LINE, keys, problems))
         problems += [f"{key} is given twice {COMMAND_LINE}: keep one" for key, _ in leaves if key in given]
         given.update(key for key, _ in leaves)
-        _lay(leaves, COMMAND_LINE, keys, settings)
+        _lay(leaves, (COMMAND_LINE, len(files)), keys, settings)
 
+    effects.drop_earlier(getattr(config_class, "rules", ()), settings, default_values(config_class))
     config = _validate(config_class, keys, settings, problems)
     if print_config:
         print(config_to_yaml(config), end="")
@@ -82,7 +99,10 @@ def _parse(argv: Sequence[str], keys: Keys) -> tuple[list[str], list[tuple[str, 
         word = words.pop(0)
         name, equals, text = word[2:].partition("=")
         if not word.startswith("--") or not name:
-            problems.append(f"unexpected word {show(word)} {COMMAND_LINE}: a setting is written --section.key value")
+            quotes = ", and a value of several words in quotes" if not word.startswith("-") else ""
+            problems.append(
+                f"unexpected word {show(word)} {COMMAND_LINE}: a setting is written --section.key value{quotes}"
+            )
             continue
         # A word that begins with two hyphens is the next setting. To use one as a value, write --key=--value.
         has_value = bool(equals or (words and not words[0].startswith("--")))
@@ -107,13 +127,41 @@ def _parse(argv: Sequence[str], keys: Keys) -> tuple[list[str], list[tuple[str, 
 
 
 def _value(name: str, text: str, keys: Keys) -> Any:
-    """The value of an override: the text itself for a key of type string, otherwise the text parsed as YAML."""
+    """The value of an override: the text itself for a key of type string, otherwise the text parsed as YAML.
+
+    For a key that takes a list, a text that is none is a list of one: a text as it stands (`mrwhiskers, 1cat`), or a number.
+    """
     types = options(keys.leaves.get(name, {}))
     if all(option.get("type") in ("string", "null") for option in types):
         return None if text == "null" and {"type": "null"} in types else text
+    if all(option.get("type") in ("array", "null") for option in types):
+        return _list(text, f"--{name} {show(text)}", types)
     value = parse_yaml(text, f"--{name} {show(text)}")
     # YAML reads an empty text as null. From an unset variable of a shell it must not switch something off.
     return text if value is None and text not in ("null", "~") else value
+
+
+def _list(text: str, place: str, types: list[dict[str, Any]]) -> Any:
+    """The list that an override gives, None if it is null, or the text itself if it can be neither."""
+    entries = [each for option in types if "items" in option for each in options(option["items"])]
+    is_of_texts = any(entry.get("type") == "string" for entry in entries)
+    start = text.lstrip()[:1]
+    if start == "[" or (start == "{" and any(entry.get("type") not in SCALARS for entry in entries)):
+        try:
+            value = parse_yaml(text, place)
+        except UserError as error:
+            quoted = (
+                f"; a text that begins with {start} goes into a list, in quotes: '[\"...\"]'" if is_of_texts else ""
+            )
+            raise UserError(f"{error}{quoted}") from None
+    elif text == "null" and {"type": "null"} in types:
+        return None
+    elif is_of_texts:
+        value = text
+    else:
+        value = parse_yaml(text, place)
+        value = text if value is None else value
+    return [value] if isinstance(value, dict | int | float) or (is_of_texts and value and value is text) else value
 
 
 def _flatten(
@@ -142,16 +190,22 @@ def _flatten(
             problems.append(unknown(path, source, keys, len(problems) < MOST_PROBLEMS))
 
 
-def _lay(leaves: Iterable[tuple[str, Any]], source: str, keys: Keys, settings: dict[str, Setting]) -> None:
-    """Merges one layer into `settings`. Null removes a free-form mapping, or an entry of one."""
+def _lay(leaves: Iterable[tuple[str, Any]], layer: tuple[str, int], keys: Keys, settings: dict[str, Setting]) -> None:
+    """Merges one layer, given as its source and its number, into `settings`. Null removes a free-form mapping, or an entry of one.
+
+    Of two keys that say the same thing in different ways (`INSTEAD`), the later layer's replaces the other one.
+    """
     for path, value in leaves:
+        other = settings.get(INSTEAD.get(path, ""))
+        if value is not None and other is not None and other.layer < layer[1]:
+            del settings[INSTEAD[path]]
         if value is None and is_free(path, keys):
             for entry in [key for key in settings if key.startswith(f"{path}.")]:
                 del settings[entry]
         elif value is None and is_free(path.rpartition(".")[0], keys):
             settings.pop(path, None)
         else:
-            settings[path] = Setting(value, source)
+            settings[path] = Setting(value, *layer)
 
 
 def _validate(config_class: type[Config], keys: Keys, settings: dict[str, Setting], problems: list[str]) -> Config:

@@ -41,12 +41,6 @@ class ModelSection(Section):
     prediction_type: Literal["epsilon", "v_prediction"] | None = Field(None, description=PREDICTION)
     zero_terminal_snr: bool | None = Field(None, description=ZERO_TERMINAL_SNR)
 
-    @model_validator(mode="after")
-    def _vae_revision_has_a_vae(self) -> ModelSection:
-        if self.vae_revision is not None and self.vae is None:
-            raise ValueError("model.vae_revision is set but model.vae is not: set model.vae, or remove the revision")
-        return self
-
 
 class DataSection(Section):
     """The training images and their captions."""

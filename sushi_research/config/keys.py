@@ -25,6 +25,7 @@ _TYPES = {
     "integer": "a whole number",
     "number": "a number",
 }
+SCALARS = ("string", "integer", "number", "boolean", "null")
 _LIMITS = {
     "minimum": "at least",
     "exclusiveMinimum": "above",
@@ -99,7 +100,9 @@ def allowed(schema: dict[str, Any]) -> str:
     if "enum" in schema:
         return f"{', '.join(schema['enum'][:-1])} or {schema['enum'][-1]}"
     if schema["type"] == "array":
-        return f"a list{', not empty,' if 'minItems' in schema else ''} whose entries are {allowed(schema['items'])}"
+        form = "[a, b]" if any(option.get("type") == "string" for option in options(schema["items"])) else "[1, 2]"
+        not_empty = ", not empty" if "minItems" in schema else ""
+        return f"a list such as {form}{not_empty}, whose entries are {allowed(schema['items'])}"
     limits = [f"{text} {schema[key]}" for key, text in _LIMITS.items() if key in schema]
     if "minLength" in schema:
         limits.append("not empty")

@@ -7,7 +7,6 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from sushi_research.config.section import (
-    MOST_STEPS,
     Bounded,
     Location,
     Scalar,
@@ -15,6 +14,7 @@ from sushi_research.config.section import (
     Seed,
     Steps,
     Text,
+    Warmup,
     require_text,
 )
 
@@ -38,7 +38,9 @@ class LoraSection(Section):
         "feed-forward layers; kohya also adds proj_in and proj_out; kohya_conv also adds the layers of the resnets, "
         "downsamplers and upsamplers (both as in kohya's sd-scripts); or a list of module name suffixes; null = those of "
         "lora.start_from, otherwise the default",
-        json_schema_extra={"allowed": "attention, attention_ff, kohya, kohya_conv, a list of name suffixes, or null"},
+        json_schema_extra={
+            "allowed": "attention, attention_ff, kohya, kohya_conv, a list of name suffixes such as [to_q, to_k], or null"
+        },
     )
     rank: Annotated[int, Field(ge=1, le=4096)] | None = Field(
         16,
@@ -176,31 +178,11 @@ class ScheduleSection(Section):
     name: Literal["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"] = Field(
         "constant", description="Schedule, named as in diffusers' get_scheduler"
     )
-    warmup: Annotated[int, Field(ge=0, le=MOST_STEPS)] | Annotated[float, Field(ge=0, lt=1)] = Field(
-        0,
-        description="Warm-up: rise from zero over this many steps, or over this fraction of the run",
-        json_schema_extra={"allowed": "a whole number of steps (at least 0) or a fraction (at least 0, below 1)"},
+    warmup: Warmup = Field(
+        0, description="Warm-up: rise from zero over so many steps or epochs, or over this fraction of the run"
     )
     cycles: int = Field(1, ge=1, le=100_000, description="Number of cosine cycles, for cosine_with_restarts")
     power: float = Field(1.0, gt=0, le=100, description="Exponent, for polynomial")
-
-    @model_validator(mode="after")
-    def _every_key_has_an_effect(self) -> ScheduleSection:
-        if self.name == "constant" and self.warmup != 0:
-            raise ValueError(
-                f"schedule.warmup is {self.warmup}, but schedule.name is constant, which has no warm-up: "
-                "use constant_with_warmup, or set the warm-up to 0"
-            )
-        if self.name != "cosine_with_restarts" and self.cycles != 1:
-            raise ValueError(
-                f"schedule.cycles is {self.cycles}, but schedule.name is {self.name}: "
-                "only cosine_with_restarts has cycles"
-            )
-        if self.name != "polynomial" and self.power != 1:
-            raise ValueError(
-                f"schedule.power is {self.power}, but schedule.name is {self.name}: only polynomial has a power"
-            )
-        return self
 
 
 class LossSection(Section):

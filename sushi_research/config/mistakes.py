@@ -16,10 +16,11 @@ MOST_PROBLEMS = 20
 
 
 class Setting(NamedTuple):
-    """The value of a key and its source: "in configs/x.yaml" or "on the command line"."""
+    """The value of a key, its source ("in configs/x.yaml" or "on the command line"), and the number of its layer: the last wins."""
 
     value: Any
     source: str
+    layer: int
 
 
 def place(error: Any, keys: Keys) -> str:
@@ -48,7 +49,7 @@ def sentence(error: Any, keys: Keys, settings: dict[str, Setting]) -> str:
             for name in settings
             if name.encode("utf-8", "replace").decode() != name and is_free(name.rpartition(".")[0], keys)
         )
-    value, source = settings[path]
+    value, source, _ = settings[path]
     if is_check:
         return f"{path} is {show(value)} {source}: {error['ctx']['error']}"
     wants_text = any(option.get("type") == "string" for option in options(schema))

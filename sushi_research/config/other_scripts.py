@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import functools
-from typing import Annotated, Literal
+from collections.abc import Sequence
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, create_model, model_validator
 
+from sushi_research.config import effects
 from sushi_research.config.inputs import HUB, NULL_REVISION, PREDICTION, TOKENIZERS, ZERO_TERMINAL_SNR
 from sushi_research.config.section import (
     Bounded,
@@ -69,6 +71,13 @@ class SamplingConfig(Section):
         "samples/grid.png", description="File for the grid; the single images go into a folder next to it"
     )
 
+    rules: ClassVar[Sequence[effects.Rule]] = effects.SAMPLING
+
+    @model_validator(mode="after")
+    def _every_key_has_an_effect(self) -> SamplingConfig:
+        effects.require_effect(self.rules, self)
+        return self
+
     @model_validator(mode="after")
     def _base_is_known(self) -> SamplingConfig:
         given = [key for key in BASE_KEYS[1:] if key in self.model_fields_set]
@@ -110,6 +119,8 @@ class AdapterEvaluation(Section):
     output: Location = Field(
         "evaluations", description="Folder of the results, with a subfolder for the base and for each adapter"
     )
+
+    rules: ClassVar[Sequence[effects.Rule]] = effects.EVALUATION
 
     @model_validator(mode="after")
     def _distinct(self) -> AdapterEvaluation:

@@ -11,6 +11,7 @@ from pydantic import AfterValidator, Field, model_validator
 from sushi_research.config.section import (
     MOST_STEPS,
     Bounded,
+    Every,
     Guidance,
     ImageSide,
     Location,
@@ -44,7 +45,9 @@ def checked_command(command: str) -> str:
 class CheckpointSection(Section):
     """Checkpoints, from which a run can resume."""
 
-    every: Steps | None = Field(500, description="Steps between checkpoints; null = only at the end")
+    every: Every = Field(
+        500, description="How often to save one: steps, epochs or a fraction of the run; null = only at the end"
+    )
     keep: Steps = Field(2, description="How many of the latest checkpoints to keep")
     keep_adapters: Annotated[int, Field(ge=0, le=MOST_STEPS)] | None = Field(
         None,
@@ -63,7 +66,10 @@ class SampleSection(Section):
     """Sample images, generated while training."""
 
     enabled: bool = Field(True, description="Generate sample images before, during and after training")
-    every: Steps | None = Field(250, description="Steps between sample grids; null = only before and after training")
+    every: Every = Field(
+        250,
+        description="How often to generate them: steps, epochs or a fraction of the run; null = only before and after training",
+    )
     prompts: Annotated[list[str], Bounded] = Field(
         [], description="Prompts; an empty list = the first three distinct captions of the data"
     )
@@ -101,7 +107,10 @@ class EvaluationSection(Section):
         None, description="Separate held-out images, instead of evaluation.held_out: a folder or an HF dataset"
     )
     split: Text | None = Field(None, description="Split of evaluation.path if it is an HF dataset; null = data.split")
-    every: Steps | None = Field(250, description="Steps between evaluations; null = only before and after training")
+    every: Every = Field(
+        250,
+        description="How often to evaluate: steps, epochs or a fraction of the run; null = only before and after training",
+    )
     noise_samples: int = Field(
         8,
         ge=4,
@@ -134,10 +143,6 @@ class EvaluationSection(Section):
     def _one_source(self) -> EvaluationSection:
         if self.held_out > 0 and self.path is not None:
             raise ValueError("evaluation.held_out and evaluation.path are both set: keep one of them")
-        if self.split is not None and self.path is None:
-            raise ValueError(
-                "evaluation.split is set but evaluation.path is not: set evaluation.path, or remove the split"
-            )
         return self
 
     @model_validator(mode="after")

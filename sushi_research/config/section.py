@@ -6,10 +6,13 @@ a traceback or in days of work. Bounds of numbers are part of the schema, so tha
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
+from decimal import Decimal
+from functools import partial
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema
 
 from sushi_research import caption_text
 from sushi_research.user_files import expand_path
@@ -41,6 +44,50 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 # Four months at a step per second.
 MOST_STEPS = 10_000_000
 Steps = Annotated[int, Field(ge=1, le=MOST_STEPS)]
+_WITH_UNIT = re.compile(r"(\d{1,9}(?:\.\d{0,9})?|\.\d{1,9})\s*(step|epoch)s?", re.IGNORECASE)
+
+
+def _number_or_epochs(value: int | float | str | None, least: int, allowed: str) -> int | float | str | None:
+    """A part of the run in one spelling: a number of steps (also of "500 steps"), a fraction of the run, or a text such as
+    "1 epoch" or "0.5 epochs". ValueError for anything else, and for less than `least` (0 or 1) steps."""
+    if value is None:
+        return None
+    if isinstance(value, str):
+        match = _WITH_UNIT.fullmatch(value.strip())
+        number = Decimal(match[1]).normalize() if match else Decimal(-1)
+        if match and match[2].lower() == "epoch" and number > 0:
+            return f"{number:f} epoch{'' if number == 1 else 's'}"
+        value = int(number) if number == int(number) else -1  # which is refused
+    fits = 0 <= value < 1 and (value > 0 or least == 0) if isinstance(value, float) else least <= value <= MOST_STEPS
+    if not fits:
+        raise ValueError(f"must be {allowed}")
+    return value
+
+
+def _part_of_run(least: int, allowed: str, *, optional: bool) -> Any:
+    """The type of a part of the run that is at least `least` (0 or 1) steps long."""
+    fraction = {"minimum" if least == 0 else "exclusiveMinimum": 0, "exclusiveMaximum": 1}
+    types = [{"type": "integer", "minimum": least, "maximum": MOST_STEPS}, {"type": "number", **fraction}]
+    types += [{"type": "string"}, *([{"type": "null"}] if optional else [])]
+    return Annotated[
+        (int | float | str | None) if optional else (int | float | str),
+        AfterValidator(partial(_number_or_epochs, least=least, allowed=allowed)),
+        WithJsonSchema({"anyOf": types, "allowed": allowed}),
+    ]
+
+
+# `training/length.py` turns both into steps.
+Every = _part_of_run(
+    1,
+    'a positive number of steps (500, "500 steps") or of epochs ("1 epoch", "0.5 epochs"), a fraction of the run below 1 (0.1), '
+    "or null",
+    optional=True,
+)
+Warmup = _part_of_run(
+    0,
+    'a number of steps (0, 50, "50 steps") or of epochs ("1 epoch"), or a fraction of the run below 1 (0.05)',
+    optional=False,
+)
 # The schedule of SD1.5 and SDXL has 1000 timesteps (`diffusion.NUM_TIMESTEPS`); diffusers repeats the lowest for more steps.
 SamplingSteps = Annotated[int, Field(ge=1, le=1000)]
 # Usual scales are 1 to 20.

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import ClassVar
+
 from pydantic import Field, model_validator
 
+from sushi_research.config import effects
 from sushi_research.config.inputs import CacheSection, DataSection, ModelSection
 from sushi_research.config.learning import LoraSection, LossSection, OptimizerSection, ScheduleSection, TrainSection
 from sushi_research.config.outputs import (
@@ -36,11 +40,18 @@ class TrainingConfig(Section):
         False, description="Print the plan and exit before anything is encoded or trained; --dry-run needs no value"
     )
 
+    rules: ClassVar[Sequence[effects.Rule]] = effects.TRAINING
+
+    @model_validator(mode="after")
+    def _every_key_has_an_effect(self) -> TrainingConfig:
+        effects.require_effect(self.rules, self)
+        return self
+
     @model_validator(mode="after")
     def _warmup_ends_within_the_run(self) -> TrainingConfig:
         warmup, steps = self.schedule.warmup, self.train.steps
-        # A fractional warm-up is below 1, so it always passes.
-        if steps is not None and warmup >= steps:
+        # A fraction of the run always ends within it. Of epochs, the data tell how long they are.
+        if steps is not None and isinstance(warmup, int) and warmup >= steps:
             raise ValueError(
                 f"schedule.warmup is {warmup} steps, but train.steps is {steps}: "
                 "the warm-up must end within the run (a fraction such as 0.05 always does)"

@@ -6,12 +6,14 @@ import os
 from collections import defaultdict
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from sushi_research import caption_text
+from sushi_research.data import findings
 from sushi_research.data.hf_dataset import find_in_table, require_hub_id
 from sushi_research.data.image_folder import find_in_folder
 from sushi_research.data.images import BadImage, decode_and_describe
@@ -95,7 +97,7 @@ def write_report(scan: Scan, path: Path, evaluation: Scan | None = None, prior: 
     """Writes data_report.json: every file by name, either as used or with the reason why it is not.
 
     `evaluation` and `prior` are the scans of evaluation.path and evaluation.prior_path, whose names are their own. Creates the
-    folder if necessary. Raises UserError if that fails, or if the file cannot be written.
+    folder if necessary. Raises CannotWrite if that fails, or if the file cannot be written.
     """
     make_folder(path.parent)
     others = {"evaluation": evaluation, "prior_path": prior}
@@ -108,12 +110,14 @@ def _report(scan: Scan) -> dict[str, Any]:
         "counts": {
             "used": len(scan.samples),
             "problems": len(scan.problems),
+            "cropped": len(scan.cropped),
             "notes": len(scan.notes),
             "ignored": scan.ignored,
             "held_out": len(scan.held_out),
             "prior": len(scan.prior),
         },
         "problems": [{"name": problem.name, "reason": problem.reason} for problem in scan.problems],
+        "cropped": [asdict(crop) for crop in scan.cropped],
         "notes": scan.notes,
         "used": sorted(sample.name for sample in scan.samples),
         "held_out": scan.held_out,
@@ -124,7 +128,7 @@ def _report(scan: Scan) -> dict[str, Any]:
 def require_clean(scan: Scan, on_bad_file: Literal["stop", "skip"], report_path: Path | None) -> None:
     """Raises UserError if there are problems and `on_bad_file` is "stop", or if no usable image remains."""
     problems = scan.problems
-    names = some([f"{problem.name} ({problem.reason})" for problem in problems], 3)
+    names = some([f"{problem.name} ({problem.reason})" for problem in problems], findings.SHOWN_PROBLEMS)
     report = f"; the whole list is in {report_path}" if report_path is not None else ""
     if not scan.samples:
         raise UserError(f"no image in {scan.source} can be used: {names}{report}.")

@@ -6,9 +6,12 @@ import re
 from collections.abc import Sequence
 
 from sushi_research.data.samples import Problem, Scan
+from sushi_research.errors import some
 
-# How many notes of one kind, and how many problems, are shown.
-SHOWN_NOTES, SHOWN_PROBLEMS = 3, 10
+# How many notes of one kind, how many problems and how many cropped images are shown.
+SHOWN_NOTES, SHOWN_PROBLEMS, SHOWN_CROPS = 3, 10, 5
+# An image that loses more of its area is named: neighbouring buckets differ less, so its shape is outside of them all.
+LARGE_CROP = 0.2
 
 
 def lines(problems: Sequence[Problem], notes: Sequence[str]) -> list[str]:
@@ -21,7 +24,7 @@ def lines(problems: Sequence[Problem], notes: Sequence[str]) -> list[str]:
 
 
 def summary(scan: Scan) -> list[str]:
-    """The notes of a scan, at most SHOWN_NOTES of each kind, with the number of the others; then how much was ignored.
+    """The notes of a scan, at most SHOWN_NOTES of each kind, with the number of the others; then what is cropped and ignored.
 
     A note is `NAME: sentence` or a sentence. Notes are of one kind if their sentences differ only in numbers.
     """
@@ -33,6 +36,13 @@ def summary(scan: Scan) -> list[str]:
         found += notes[:SHOWN_NOTES]
         if len(notes) > SHOWN_NOTES:
             found.append(f"and {len(notes) - SHOWN_NOTES} more like the last (a run's data_report.json lists all)")
+    if scan.cropped:
+        count = "1 image loses" if len(scan.cropped) == 1 else f"{len(scan.cropped)} images lose"
+        names = [f"{crop.name} ({crop.lost:.0%}, to {crop.bucket})" for crop in scan.cropped]
+        all_of_them = " (a run's data_report.json lists all)" if len(names) > SHOWN_CROPS else ""
+        found.append(
+            f"{count} more than {LARGE_CROP:.0%} to the crop that fits a bucket: {some(names, SHOWN_CROPS)}{all_of_them}"
+        )
     if scan.ignored:
         what = "1 other file is" if scan.ignored == 1 else f"{scan.ignored} other files are"
         found.append(f"{what} ignored (neither images nor captions)")

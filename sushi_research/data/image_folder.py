@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import posixpath
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -55,10 +55,9 @@ def find_in_folder(
     captions.read_metadata(result, metadata, caption_column)
     result.notes += captions.notes()
     unread_hint = f" ({unread[0]} is not read: write a {METADATA})" if unread else ""
-    found, folders = [], Counter()
+    found = []
     for name, path in images.items():
-        repeat_folder, repeats = _repeats(name)
-        folders[repeat_folder, repeats] += 1
+        repeat_folder, repeats = repeats_of(name)
         reason = captions.problem(name)
         if not captions.of[name] and reason is None:
             stem, near = posixpath.splitext(name)[0], stray.near(name, posixpath.dirname(name))
@@ -70,11 +69,6 @@ def find_in_folder(
             result.problems.append(Problem(name, reason))
         caption = next(iter(captions.of[name].values())) if reason is None else None
         found.append(FoundImage(name, caption, repeats, path, partial(read_regular, path, MAX_BYTES)))
-    result.notes += [
-        f"{folder}: {count} images, each shown {repeats} times per epoch because of the number in the folder's name"
-        for (folder, repeats), count in folders.items()
-        if repeats > 1
-    ]
     result.notes.sort()
     return found, has_tables
 
@@ -157,7 +151,7 @@ class _Captions:
         ]
 
 
-def _repeats(name: str) -> tuple[str, int]:
+def repeats_of(name: str) -> tuple[str, int]:
     """(folder, repeats) of the nearest parent folder named like 10_cats, or ("", 1) without one."""
     for folder in map(str, PurePosixPath(name).parents):
         match = re.match(r"(\d{1,3})_.", posixpath.basename(folder))

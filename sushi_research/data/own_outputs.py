@@ -23,6 +23,8 @@ KEYS = {
     "files.json": ("version", "files"),
     "comparison.json": ("variants", "families"),
     "evaluation.json": ("validation_set", "results"),
+    "plan.json": ("global_batch_size",),
+    "data_report.json": ("counts",),
 }
 # scripts/sample.py writes each image of grid.png as grid/ROW-COLUMN.png, from 00-00.png on.
 _CELL = re.compile(r"\d{2,}-\d{2,}\.png")
@@ -36,6 +38,8 @@ def kind_of(folder: Path, names: Collection[str]) -> str | None:
         return "a run folder"
     if ".lock" in names and _starts_with(folder / ".lock", b"process "):
         return "a run folder"
+    if folder.name == "dry_run" and any(_is_ours(folder, name, names) for name in ("plan.json", "data_report.json")):
+        return "the folder of a dry run"
     if {"provenance.json", "evaluation.parquet"} <= names:
         return "the evaluation of an adapter file"
     stores = any(name == "latents" or name.startswith(("text_", "generated_")) for name in names)

@@ -59,18 +59,29 @@ class Problem:
     reason: str
 
 
+@dataclass(frozen=True)
+class Crop:
+    """An image that loses `lost`, a fraction of its area, to the crop that fits it to its bucket (WIDTHxHEIGHT)."""
+
+    name: str
+    lost: float
+    bucket: str
+
+
 @dataclass
 class Scan:
     """The content of a data path. Samples are sorted by content, so that renaming files changes nothing downstream.
 
-    `notes` are remarks that do not stop a run; `skipped` are those about folders and pictures that this program wrote;
-    `ignored` counts files that are neither image nor caption; `held_out` and `prior` have the names of the samples that were moved
-    out of `samples` for evaluation, `prior` those of prior images.
+    `cropped` are the images that lose much to the crop, the largest loss first; `notes` are remarks that do not stop a run;
+    `skipped` are those about folders and pictures that this program wrote; `ignored` counts files that are neither image nor
+    caption; `held_out` and `prior` have the names of the samples that were moved out of `samples` for evaluation, `prior` those of
+    prior images.
     """
 
     source: str
     samples: list[Sample] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
+    cropped: list[Crop] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
     ignored: int = 0

@@ -10,14 +10,12 @@ from pathlib import Path
 from sushi_research.config import TrainingConfig
 from sushi_research.data import dataset, findings, prior_images
 from sushi_research.data.buckets import BucketRule
+from sushi_research.data.findings import LARGE_CROP
 from sushi_research.data.held_out import DRIFT_CAPTIONS, held_out_items, hold_out, require_separate, trained_items
 from sushi_research.data.prior_images import PriorImages
-from sushi_research.data.samples import Item, Problem, Scan, make_items
+from sushi_research.data.samples import Crop, Item, Problem, Scan, make_items
 from sushi_research.fingerprints import HashCache
 from sushi_research.runs.job import Job
-
-# An image that loses this fraction of its area is noted: neighbouring buckets differ less, so its shape is outside of them all.
-LARGE_CROP = 0.2
 
 
 @dataclass(frozen=True)
@@ -100,8 +98,13 @@ def read_data(job: Job, hash_cache: HashCache) -> Data:
         drop_too_small(each, rule)
     # Write the report now in case require_clean raises, but do not overwrite that of a run that has already started.
     report = run.data_report if run and run.record() is None else None
-    if accelerator.is_main_process and report is not None and any(each.problems for each in scans):
-        dataset.write_report(scan, report, separate, prior_scan)
+    if accelerator.is_main_process and any(each.problems for each in scans):
+        if report is not None:
+            dataset.write_report(scan, report, separate, prior_scan)
+        elif job.dry_run:
+            with job.dry_run.optional():
+                dataset.write_report(scan, job.dry_run.data_report, separate, prior_scan)
+                report = job.dry_run.data_report
     for each in scans:
         dataset.require_clean(each, config.data.on_bad_file, report)
     held, near_duplicates = [], []
@@ -132,17 +135,18 @@ def read_data(job: Job, hash_cache: HashCache) -> Data:
 
 
 def drop_too_small(scan: Scan, rule: BucketRule) -> None:
-    """Makes a problem of each sample that fits no bucket, and a note on each that loses much to its bucket's crop."""
+    """Makes a problem of each sample that fits no bucket, and records which lose much to their bucket's crop."""
     items, too_small = make_items(scan.samples, rule)
     dropped = {problem.name for problem in too_small}
     scan.samples = [sample for sample in scan.samples if sample.name not in dropped]
     scan.problems = sorted([*scan.problems, *too_small], key=lambda problem: (problem.name, problem.reason))
     geometries = {item.sample.name: item.geometry for item in items}
-    scan.notes += [
-        f"{name}: {geometry.cut_away:.0%} of it is cut away to fit its bucket, {geometry.width}x{geometry.height}"
-        for name, geometry in sorted(geometries.items())
-        if geometry.cut_away >= LARGE_CROP
+    crops = [
+        Crop(name, round(geometry.cut_away, 3), f"{geometry.width}x{geometry.height}")
+        for name, geometry in geometries.items()
+        if geometry.cut_away > LARGE_CROP
     ]
+    scan.cropped = sorted(crops, key=lambda crop: (-crop.lost, crop.name))
 
 
 def bucket_rule(config: TrainingConfig) -> BucketRule:

@@ -183,7 +183,7 @@ def describe(change: ChangedSetting) -> str:
 
 def depends_on_length(identity: dict[str, Any]) -> bool:
     """Whether the learning rate at a step depends on the run length: true for all schedules but the constant ones, and
-    for a warm-up that is a fraction of the run."""
+    for a warm-up that is a fraction of the run. Of one in steps or epochs it does not."""
     name, warmup = identity["schedule.name"], identity["schedule.warmup"]
     if name == "constant_with_warmup":
         return isinstance(warmup, float) and warmup > 0

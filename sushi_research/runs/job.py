@@ -23,6 +23,7 @@ from sushi_research.files import system_errors
 from sushi_research.precision import COMPUTE_DTYPES, make_scaler
 from sushi_research.progress import StageTimings
 from sushi_research.runs import identity
+from sushi_research.runs.dry_run import DryRun
 from sushi_research.runs.run_folder import RunFolder
 from sushi_research.terminal import say
 
@@ -31,10 +32,10 @@ from sushi_research.terminal import say
 class Job:
     """What every part of a command needs. It does not change after the start.
 
-    `model` is the model module of the architecture; `precision` is resolved ("bf16", "fp16" or "fp32"); `run` is None if no
-    run is trained (dry run, caches, evaluation of files); `started` is in seconds since the epoch; `code` is that of
-    `code.code_of`, which only the main process has; `start` is the adapter that lora.start_from names
-    (training/starting_point.StartingPoint), None without.
+    `model` is the model module of the architecture; `precision` is resolved ("bf16", "fp16" or "fp32"), for `precision_reason`;
+    `run` is None if no run is trained (dry run, caches, evaluation of files); `started` is in seconds since the epoch; `code` is
+    that of `code.code_of`, which only the main process has. `dry_run` is the folder of a dry run, None for all else. `start` is the
+    adapter that lora.start_from names (training/starting_point.StartingPoint), None without.
     """
 
     config: TrainingConfig
@@ -46,6 +47,8 @@ class Job:
     code: dict[str, Any] = field(default_factory=dict)
     start: Any = None
     timings: StageTimings = field(default_factory=lambda: StageTimings("planning"))
+    precision_reason: str = ""
+    dry_run: DryRun | None = None
 
     @property
     def device(self) -> torch.device:

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import platform
 import subprocess
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
-
-import psutil
 
 import sushi_research
 from sushi_research.files import write_json
 from sushi_research.randomness import SCHEME
-from sushi_research.runs import records
-from sushi_research.runs.code import LIBRARIES, changed_files, is_recorded, listed
+from sushi_research.runs import machine, records
+from sushi_research.runs.code import changed_files, is_recorded, listed
 
 # The libraries that affect what is learned.
 ARITHMETIC = ("torch", "diffusers", "transformers", "peft", "bitsandbytes", "numpy", "accelerate")
@@ -56,27 +52,14 @@ def collect(
         "random_scheme": SCHEME,
         "code": {"version": sushi_research.__version__, **git_state(), **(code or {})},
         "python": platform.python_version(),
-        "libraries": library_versions(),
+        "libraries": machine.library_versions(),
         "platform": platform.platform(),
-        "device": device_name(device),
-        "machine": machine(device),
+        "device": machine.device_name(device),
+        "machine": machine.hardware(device),
         "precision": precision,
         "world": world,
         "resolved_config": config,
     }
-
-
-def machine(device: str) -> dict[str, Any]:
-    """CPU cores, torch's threads (a CPU rounds differently with another number), memory in GiB, and GPU memory in GiB (None
-    without a GPU)."""
-    import torch
-
-    gpu = None
-    if device.startswith("cuda"):
-        gpu = round(torch.cuda.get_device_properties(device).total_memory / 2**30, 1)
-    memory = round(psutil.virtual_memory().total / 2**30, 1)
-    threads = torch.get_num_threads()
-    return {"cpus": os.cpu_count(), "threads": threads, "memory_gib": memory, "gpu_memory_gib": gpu}
 
 
 def facts(entry: dict[str, Any]) -> dict[str, Any]:
@@ -153,33 +136,6 @@ def git_state(root: Path = Path(sushi_research.__file__).parents[1]) -> dict[str
         return {"commit": None, "dirty": None}
     changes = _git(root, "status", "--porcelain", "--untracked-files=no")
     return {"commit": _git(root, "rev-parse", "--verify", "HEAD"), "dirty": None if changes is None else changes != ""}
-
-
-def library_versions() -> dict[str, str | None]:
-    """Installed versions by name, without importing the libraries; None if not installed."""
-    found: dict[str, str | None] = {}
-    for name in LIBRARIES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = None
-    return found
-
-
-def device_name(device: str) -> str:
-    """The model name of the GPU or CPU of `device`."""
-    if device != "cpu":
-        import torch
-
-        if device.startswith("cuda"):
-            return torch.cuda.get_device_name(device)
-        return device
-    cpuinfo = Path("/proc/cpuinfo")  # platform.processor() is empty on most Linux systems
-    with contextlib.suppress(OSError):  # Linux only
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def _git(root: Path, *arguments: str) -> str | None:

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from sushi_research.errors import UserError
 from sushi_research.files import write_json
-from sushi_research.runs import records
+from sushi_research.runs import dry_run, records
 from sushi_research.runs.folder_lock import NOTE, FolderLock
 from sushi_research.runs.identity import depends_on_length, require_same_run
 from sushi_research.temporaries import remove_leftovers
@@ -193,9 +193,15 @@ class RunFolder:
             remove_leftovers(folder)
 
     def remove_if_empty(self) -> None:
-        """Removes the folder if the run was refused before anything was written into it. Only with the lock."""
-        if self._lock is not None and self.lost() is None and {path.name for path in self.path.iterdir()} <= {NOTE}:
+        """Removes the folder if the run was refused before anything was written into it; what a dry run wrote stays. Only with the
+        lock."""
+        if self._lock is None or self.lost() is not None:
+            return
+        names = {path.name for path in self.path.iterdir()}
+        if names <= {NOTE}:
             shutil.rmtree(self.path, ignore_errors=True)
+        elif names == {NOTE, dry_run.FOLDER}:
+            (self.path / NOTE).unlink(missing_ok=True)
 
     def require_kinds(self) -> None:
         """UserError if something else is in the place of a file or a folder of a run, such as a folder, a FIFO or a broken link."""

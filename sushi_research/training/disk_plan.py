@@ -16,8 +16,10 @@ from sushi_research.config import TrainingConfig
 from sushi_research.data.held_out import DRIFT_CAPTIONS
 from sushi_research.data.samples import Item
 from sushi_research.errors import UserError
+from sushi_research.files import size_text
 from sushi_research.runs.job import Job, agree
 from sushi_research.runs.run_folder import RunFolder
+from sushi_research.training.length import Due, Interval
 
 # Bytes of optimizer state per trained parameter, at least: two averages, in fp32 or in uint8. Others may keep none.
 STATE_BYTES = {"adamw": 8, "adamw8bit": 2}
@@ -86,14 +88,14 @@ class Room:
         return f"{free} free on the disk of {' and '.join(str(path) for path in self.folders.values())}"
 
 
-def plan_run(job: Job, cache: int, steps: int, parameters: int) -> DiskPlan:
+def plan_run(job: Job, cache: int, steps: int, due: Due, parameters: int) -> DiskPlan:
     """What a run of `steps` steps with so many trained parameters will write; `cache` is that of `cache_bytes`."""
     config, folder = job.config, job.run_path
     saved, unfinished = _saved(folder / "checkpoints")
     last = min(max([_finished_at(folder), *saved]), steps)
     run = RunFolder(folder, None)
     is_finished = last == steps and run.adapter.is_file()
-    saves = _events(config.checkpoint.every, last, steps)
+    saves = _events(due.checkpoint, last, steps)
     count = max(1, min(config.checkpoint.keep + 1 - len(saved), saves)) if saves else 0
     each = parameters * (4 + STATE_BYTES.get(config.optimizer.name, 0))
     on_the_way, keep = max(0, saves - 1), config.checkpoint.keep_adapters  # the last checkpoint's is the adapter itself
@@ -104,7 +106,7 @@ def plan_run(job: Job, cache: int, steps: int, parameters: int) -> DiskPlan:
     side = config.data.resolution
     pixels = images * (config.sample.width or side) * (config.sample.height or side)
     # Each image, the grid of its step, and its part of progress.png, which shows at most eight steps.
-    samples = PIXEL_BYTES * pixels * (2 * (_events(config.sample.every, last, steps) + (not saved)) + 8)
+    samples = PIXEL_BYTES * pixels * (2 * (_events(due.sample, last, steps) + (not saved)) + 8)
     return DiskPlan(
         cache=0 if is_finished else cache,
         # What a killed save left is removed first.
@@ -114,18 +116,20 @@ def plan_run(job: Job, cache: int, steps: int, parameters: int) -> DiskPlan:
         adapter_count=files,
         others=0
         if is_finished
-        else samples + _picture_bytes(config, last, steps, not saved) + METRICS_BYTES * (steps - last),
+        else samples
+        + _picture_bytes(config, _events(due.evaluation, last, steps) + (not saved))
+        + METRICS_BYTES * (steps - last),
         freed=each if saves and len(saved) + saves > config.checkpoint.keep else 0,
     )
 
 
-def _picture_bytes(config: TrainingConfig, last: int, steps: int, is_new: bool) -> int:
-    """The bytes of the pictures that are measured. Buckets have about data.resolution^2 pixels."""
+def _picture_bytes(config: TrainingConfig, evaluations: int) -> int:
+    """The bytes of the pictures that are measured at so many evaluations. Buckets have about data.resolution^2 pixels."""
     evaluation, side = config.evaluation, config.data.resolution
     kept = len(DRIFT_CAPTIONS if evaluation.drift_captions is None else evaluation.drift_captions)
     pixels = evaluation.pictures * side**2
     pixels += min(evaluation.pictures, kept) * (config.sample.width or side) * (config.sample.height or side)
-    return PIXEL_BYTES * pixels * (_events(evaluation.every, last, steps) + is_new)
+    return PIXEL_BYTES * pixels * evaluations
 
 
 def cache_bytes(job: Job, inputs: Inputs, latents: Sequence[tuple[str, Item, bool]], captions: int) -> int:
@@ -203,20 +207,9 @@ def require_room(job: Job, plan: DiskPlan, rooms: Sequence[Room]) -> None:
     agree(error)
 
 
-def size_text(count: float) -> str:
-    """A number of bytes for people: 512 bytes, 3 KiB, 1.5 GiB."""
-    for unit in ("bytes", "KiB", "MiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}"
-        count /= 1024
-    return f"{count:.1f} GiB"
-
-
-def _events(every: int | None, last: int, steps: int) -> int:
-    """How many steps after `last` are a multiple of `every` or the end."""
-    if last >= steps:
-        return 0
-    return (steps - 1) // every - last // every + 1 if every else 1
+def _events(due: Interval, last: int, steps: int) -> int:
+    """How often something is done after step `last`, at the end of the run too."""
+    return due.count(last, steps - 1) + 1 if last < steps else 0
 
 
 def _saved(checkpoints: Path) -> tuple[list[int], int]:

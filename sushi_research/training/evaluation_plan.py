@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from sushi_research.caches.inputs import Inputs
 from sushi_research.config import TrainingConfig
 from sushi_research.data.training_data import Data, drift_captions
-from sushi_research.errors import UserError
 from sushi_research.evaluation.results import MIN_IMAGES
+from sushi_research.training.length import Interval
 
 # How many of them are printed; plan.json has all.
 SHOWN_NEAR_DUPLICATES = 5
@@ -71,25 +71,16 @@ class EvaluationPlan:
         return lines
 
 
-def plan_evaluation(config: TrainingConfig, inputs: Inputs, steps: int) -> EvaluationPlan | None:
-    """What the run is evaluated on and how often; None without held-out images.
-
-    UserError if something is to be measured or kept by evaluations, and there are none.
-    """
-    data, every = inputs.data, config.evaluation.every
+def plan_evaluation(config: TrainingConfig, inputs: Inputs, steps: int, due: Interval) -> EvaluationPlan | None:
+    """What the run is evaluated on and how often: before and after training, and when it is `due`. None without held-out images."""
+    data = inputs.data
     if not data.held_out:
-        for key in ("prior_path", "pictures", "keep_best"):
-            if getattr(config.evaluation, key):
-                raise UserError(
-                    f"evaluation.{key} is set, but there are no held-out images, so nothing is evaluated: set evaluation.held_out "
-                    f"or evaluation.path, or remove evaluation.{key}"
-                )
         return None
     return EvaluationPlan(
         images=len({(item.sample.image_hash, item.sample.caption) for item in data.held_out}),
         source=config.evaluation.path or _held_out_of(config, data),
         noise_samples=config.evaluation.noise_samples,
-        evaluations=2 + ((steps - 1) // every if every else 0),
+        evaluations=2 + due.count(0, steps - 1),
         drift_captions=len(drift_captions(config, data)),
         near_duplicates=tuple(data.near_duplicates),
         prior_images=len(data.prior),

@@ -10,7 +10,7 @@ from sushi_research.runs.job import Job
 def what_is_kept(job: Job) -> str:
     """What is kept and how to go on, by what is on the disk. Outside the training loop; the loop itself saves its last step."""
     if job.run is None:
-        return "a dry run keeps nothing; the same command again starts over"
+        return "a dry run trains nothing; the same command again starts over"
     try:
         record, step = job.run.record(), newest_step(job.run.checkpoints)
     except UserError as error:

@@ -1,9 +1,72 @@
-"""The length of a run. Imports no torch, so that tools can tell it without waiting."""
+"""The length of a run, and of parts of it, in steps. Imports no torch, so that tools can tell it without waiting."""
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+from fractions import Fraction
+
+from sushi_research.config import TrainingConfig
 from sushi_research.config.section import MOST_STEPS
 from sushi_research.errors import UserError
+
+
+@dataclass(frozen=True)
+class Interval:
+    """The steps between two events, which may be a fraction: an epoch of 7 images is 7/2 steps of 2 samples. None = no events."""
+
+    steps: Fraction | None
+
+    def at(self, step: int) -> bool:
+        """Whether an event is due after `step` steps: whether a multiple of the interval lies within the last of them.
+
+        Event k is thus at the first step at or after k intervals. With the end of epoch k, each sample has been used k times.
+        """
+        return self.steps is not None and step // self.steps > (step - 1) // self.steps
+
+    def count(self, after: int, to: int) -> int:
+        """How many events are due at the steps from `after` + 1 to `to`."""
+        if self.steps is None or to <= after:
+            return 0
+        steps = max(self.steps, Fraction(1))  # there is at most one event at each step
+        return to // steps - after // steps
+
+
+@dataclass(frozen=True)
+class Due:
+    """When a run saves, samples and evaluates besides at its start and end."""
+
+    checkpoint: Interval
+    sample: Interval
+    evaluation: Interval
+
+
+def due_of(config: TrainingConfig, steps: int, items: int, global_batch_size: int) -> Due:
+    """When a run of `steps` steps of `global_batch_size` samples saves, samples and evaluates; an epoch has `items` samples."""
+    given = (config.checkpoint.every, config.sample.every, config.evaluation.every)
+    return Due(*(interval_of(every, steps, items, global_batch_size) for every in given))
+
+
+def interval_of(every: int | float | str | None, steps: int, items: int, global_batch_size: int) -> Interval:
+    """The interval that a config key `every` gives in a run of `steps` steps; an epoch has `items` samples."""
+    return Interval(None if every is None else _exact(every, steps, items, global_batch_size))
+
+
+def warmup_steps(warmup: int | float | str, steps: int, items: int, global_batch_size: int) -> int:
+    """The steps of a run's warm-up, rounded up. A fraction of the run always ends within it.
+
+    UserError if a number of steps or epochs does not.
+    """
+    found = math.ceil(_exact(warmup, steps, items, global_batch_size))
+    if isinstance(warmup, float):
+        return min(found, steps - 1)
+    if found >= steps:
+        unit = f", which is {found} steps" if isinstance(warmup, str) else " steps"
+        raise UserError(
+            f"schedule.warmup is {warmup}{unit}, and the run has {steps}: the warm-up must end within the run, so lower it (a "
+            "fraction such as 0.05 always does) or make the run longer."
+        )
+    return found
 
 
 def steps_of(steps: int | None, epochs: int | None, items: int, global_batch_size: int) -> int:
@@ -20,3 +83,13 @@ def steps_of(steps: int | None, epochs: int | None, items: int, global_batch_siz
             f"{MOST_STEPS:,}: lower it."
         )
     return found
+
+
+def _exact(part: int | float | str, steps: int, items: int, global_batch_size: int) -> Fraction:
+    """A part of a run in steps: a number of steps, a fraction of the run, or a text such as "0.5 epochs".
+
+    A float is taken as the decimal number that it is written as: 0.07 of 100 steps is 7 steps, not a little more.
+    """
+    if isinstance(part, str):
+        return Fraction(part.split()[0]) * items / global_batch_size
+    return Fraction(repr(part)) * steps if isinstance(part, float) else Fraction(part)

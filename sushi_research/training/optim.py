@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import importlib
 import inspect
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -91,14 +90,14 @@ def averaged_weights(optimizer: torch.optim.Optimizer, master_weights: MasterWei
 
 
 def make_schedule(
-    name: str, *, lr: float, total_steps: int, warmup: int | float, cycles: int = 1, power: float = 1.0
+    name: str, *, lr: float, total_steps: int, warmup: int, cycles: int = 1, power: float = 1.0
 ) -> Callable[[int], float]:
     """The learning rate as a function of the optimizer step (0 to total_steps - 1), with the schedules of diffusers.
 
     The values equal those of diffusers' `get_scheduler` when it is stepped once per optimizer step. But the function has
     no state: there is nothing to save, and the number of processes does not matter (accelerate steps a prepared
-    scheduler once per process). `warmup` is a number of steps (int) or a fraction of the run (float below 1, rounded up
-    to whole steps); it must be 0 for constant. `cycles` is for cosine_with_restarts, `power` for polynomial.
+    scheduler once per process). `warmup` is in steps and ends within the run (`length.warmup_steps`); it must be 0 for constant.
+    `cycles` is for cosine_with_restarts, `power` for polynomial.
 
     Raises UserError for an unknown name or invalid values.
     """
@@ -106,15 +105,13 @@ def make_schedule(
 
     if name not in SCHEDULES:
         raise UserError(f"{name} is not a schedule{nearest(name, SCHEDULES)}: choose from {', '.join(SCHEDULES)}.")
-    warmup_steps = math.ceil(warmup * total_steps) if isinstance(warmup, float) else warmup
-    assert name != "constant" or warmup_steps == 0, "get_scheduler would silently ignore the warm-up"
-    if not 0 <= warmup_steps < total_steps:
-        raise UserError(f"a warm-up of {warmup_steps} steps does not end within the {total_steps} steps of the run.")
+    assert name != "constant" or warmup == 0, "get_scheduler would silently ignore the warm-up"
+    assert 0 <= warmup < total_steps, f"a warm-up of {warmup} steps in a run of {total_steps}"
     try:
         scheduler = get_scheduler(
             name,
             torch.optim.SGD([nn.Parameter(torch.zeros(()))], lr=lr),
-            num_warmup_steps=warmup_steps,
+            num_warmup_steps=warmup,
             num_training_steps=total_steps,
             num_cycles=cycles,
             power=power,

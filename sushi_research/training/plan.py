@@ -11,16 +11,18 @@ from typing import Any
 from sushi_research.adapters import lora
 from sushi_research.adapters.reading import Pair
 from sushi_research.caches.inputs import Inputs
-from sushi_research.data import findings
+from sushi_research.data import dataset, findings
 from sushi_research.data.samples import Problem
 from sushi_research.data.training_data import prompt_texts
 from sushi_research.errors import printable
+from sushi_research.files import write_json
 from sushi_research.models import loading
 from sushi_research.models.prediction import Prediction
 from sushi_research.models.truncation import texts_cut
 from sushi_research.precision import DtypePolicy, dtype_policy
 from sushi_research.runs import tracking
 from sushi_research.runs.job import Job
+from sushi_research.runs.measured import Measured
 from sushi_research.training import optim, optimizer_check
 from sushi_research.training.disk_plan import (
     DiskPlan,
@@ -30,24 +32,25 @@ from sushi_research.training.disk_plan import (
     plan_run,
     require_room,
     rooms_of,
-    size_text,
     text_bytes,
 )
 from sushi_research.training.evaluation_plan import EvaluationPlan, plan_evaluation
-from sushi_research.training.length import steps_of
+from sushi_research.training.length import Due, due_of, steps_of, warmup_steps
+from sushi_research.training.plan_parts import (
+    CachePlan,
+    CheckpointPlan,
+    DevicePlan,
+    Repeats,
+    SamplePlan,
+    checkpoints_of,
+    describe_repeats,
+    describe_speed,
+    device_of,
+    repeats_by_folder,
+    samples_of,
+    speed_of,
+)
 from sushi_research.training.sampler import Sampler
-
-
-@dataclass(frozen=True)
-class CachePlan:
-    """How many entries of a cache are needed, how many of them are missing, and the bytes of all needed entries."""
-
-    needed: int
-    missing: int
-    bytes: int
-
-    def describe(self, what: str, verb: str = "") -> str:
-        return f"{self.missing} of {self.needed} {what}{verb} ({size_text(self.bytes)}{' in all' if verb else ''})"
 
 
 @dataclass(frozen=True)
@@ -55,22 +58,28 @@ class Plan:
     """What a run will do. `unused` maps keys of a single-file base that no component needs to the reason."""
 
     architecture: str
+    device: DevicePlan
     base: str
     prediction: Prediction
     unused: Mapping[str, str]
     images: int
     items_per_epoch: int
+    repeats: tuple[Repeats, ...]
     buckets: Mapping[str, int]
     problems: tuple[Problem, ...]
     notes: tuple[str, ...]
     captions_cut: Mapping[str, int]
     prompts_cut: Mapping[str, int]
+    sampling: SamplePlan | None
+    checkpoints: CheckpointPlan
     evaluation: EvaluationPlan | None
     batch_size: int
     accumulation: int
     processes: int
     micro_batch_fill: float
     steps: int
+    warmup: int
+    due: Due
     adapter_modules: int
     trainable_parameters: int
     dtypes: DtypePolicy
@@ -78,6 +87,8 @@ class Plan:
     caption_cache: CachePlan
     disk: DiskPlan
     rooms: tuple[Room, ...]
+    speed: Measured | None
+    run_folder: str
 
     @property
     def global_batch_size(self) -> int:
@@ -105,6 +116,7 @@ class Plan:
         """The content of plan.json."""
         return {
             "architecture": self.architecture,
+            "device": asdict(self.device),
             "base": {
                 "source": self.base,
                 "prediction_type": self.prediction.type,
@@ -113,15 +125,19 @@ class Plan:
             },
             "images": self.images,
             "items_per_epoch": self.items_per_epoch,
+            "repeats": [asdict(each) for each in self.repeats],
             "buckets": dict(self.buckets),
             "skipped": [{"name": problem.name, "reason": problem.reason} for problem in self.problems],
             "captions_cut": dict(self.captions_cut),
             "prompts_cut": dict(self.prompts_cut),
+            "sampling": asdict(self.sampling) if self.sampling else None,
+            "checkpoints": asdict(self.checkpoints),
             "evaluation": asdict(self.evaluation) if self.evaluation else None,
             "global_batch_size": self.global_batch_size,
             "split": self.split,
             "micro_batch_fill": self.micro_batch_fill,
             "steps": self.steps,
+            "warmup_steps": self.warmup,
             "samples": self.samples,
             "epochs": self.epochs,
             "samples_per_image": self.samples_per_image,
@@ -130,27 +146,32 @@ class Plan:
             "dtypes": self.dtypes.describe(),
             "cache": {"images": asdict(self.image_cache), "captions": asdict(self.caption_cache)},
             "disk": self.disk.to_json(),
+            "speed": asdict(self.speed) if self.speed else None,
         }
 
     def describe(self) -> str:
         """The plan as text for the terminal."""
-        dtypes = self.dtypes.describe()
+        dtypes, device = self.dtypes.describe(), self.device
         buckets = ", ".join(f"{name} ({count})" for name, count in self.buckets.items())
         unused = f"; {len(self.unused)} keys of it are not needed (a run's plan.json lists them)" if self.unused else ""
         lines = [
             f"base         {self.base}: {self.architecture}, predicts {self.prediction.describe()}{unused}",
+            f"device       {device.describe()}",
+            f"precision    {device.precision} ({device.precision_reason}): {dtypes['frozen UNet weights']} weights and "
+            f"activations, {dtypes['adapter, master weights']} adapter master weights, "
+            f"optimizer state {dtypes['optimizer state']}, {dtypes['VAE']} VAE",
             f"images       {self.images} ({self.items_per_epoch} per epoch with repeats)",
+            *describe_repeats(self.repeats),
             f"buckets      {len(self.buckets)}: {buckets}",
             f"step         {self.global_batch_size} samples = batch {self.batch_size} x accumulation "
             f"{self.accumulation} x processes {self.processes}; micro-batches {self.micro_batch_fill:.0%} full",
             f"length       {self.steps} optimizer steps = {self.samples} samples = {self.epochs} epochs; "
             f"each image {self.samples_per_image} times",
             f"adapter      {self.adapter_modules} modules, {self.trainable_parameters:,} trainable parameters",
-            f"precision    {dtypes['frozen UNet weights']} weights and activations, {dtypes['adapter, master weights']} adapter "
-            f"master weights, "
-            f"optimizer state {dtypes['optimizer state']}, {dtypes['VAE']} VAE",
             f"cache        {self.image_cache.describe('image entries', ' to encode')}, {self.caption_cache.describe('captions')}",
             f"disk         {self.disk.parts()}; {'; '.join(room.describe() for room in self.rooms)}",
+            *(self.sampling.describe() if self.sampling else ["samples      none: sample.enabled is false"]),
+            *self.checkpoints.describe(),
         ]
         lines += (
             self.evaluation.describe()
@@ -165,17 +186,13 @@ class Plan:
                 lines.append(
                     f"{what:<13}{len(cut)} longer than 77 tokens are cut (the longest loses {worst}); a run's plan.json lists them"
                 )
+        lines.append(describe_speed(self.speed, self.steps, self.global_batch_size, self.run_folder))
         lines += findings.lines(self.problems, self.notes)
         return "\n".join(printable(line) for line in lines)
 
 
-def is_due(step: int, every: int | None) -> bool:
-    """Whether `step` is a multiple of `every`; always False if `every` is None or 0."""
-    return bool(every) and step % every == 0
-
-
 def make_plan(job: Job, inputs: Inputs) -> Plan:
-    """Makes the plan of the job. The main process prints it.
+    """Makes the plan of the job. The main process prints it; of a dry run it also writes plan.json and data_report.json.
 
     Raises UserError for an optimizer or schedule that cannot be used, for adapter targets that match no module, and for a disk that
     has too little room.
@@ -184,7 +201,9 @@ def make_plan(job: Job, inputs: Inputs) -> Plan:
     items, global_batch_size = data.items, job.global_batch_size
     steps = steps_of(config.train.steps, config.train.epochs, len(items), global_batch_size)
     shapes = adapter_shapes(base, config.lora.targets, config.lora.rank, job.start and job.start.pairs)
-    require_trainable(job, steps, shapes)
+    warmup = warmup_steps(config.schedule.warmup, steps, len(items), global_batch_size)
+    due = due_of(config, steps, len(items), global_batch_size)
+    require_trainable(job, steps, warmup, shapes)
     sampler = Sampler(tuple(item.bucket for item in items), global_batch_size, config.train.seed)
     # One epoch is representative: epochs differ only in their order and in the position of their tail.
     epoch_steps = range(min(steps, max(1, len(items) // global_batch_size)))
@@ -194,25 +213,31 @@ def make_plan(job: Job, inputs: Inputs) -> Plan:
     captions = {item.sample.caption for item in [*items, *data.measured]}
     parameters = sum(map(math.prod, shapes.values()))
     missing, missing_captions = caches.missing_latents(data), len(caches.missing_captions(inputs.captions))
-    disk = plan_run(job, cache_bytes(job, inputs, missing, missing_captions), steps, parameters)
+    disk = plan_run(job, cache_bytes(job, inputs, missing, missing_captions), steps, due, parameters)
     plan = Plan(
         architecture=job.model.NAME,
+        device=device_of(job),
         base=base.source,
         prediction=base.prediction,
         unused=base.ignored,
         images=len({item.sample.name for item in items}),
         items_per_epoch=len(items),
+        repeats=repeats_by_folder(items),
         buckets={f"{w}x{h}": count for (h, w), count in sorted(Counter(item.bucket for item in items).items())},
         problems=tuple(data.problems),
         notes=tuple(data.notes),
         captions_cut=texts_cut(base, job.model, captions),
         prompts_cut=texts_cut(base, job.model, prompt_texts(config, data, inputs.prompts) - captions),
-        evaluation=plan_evaluation(config, inputs, steps),
+        sampling=samples_of(job, inputs, steps, due),
+        checkpoints=checkpoints_of(job, steps, due),
+        evaluation=plan_evaluation(config, inputs, steps, due.evaluation),
         batch_size=config.train.batch_size,
         accumulation=config.train.accumulation,
         processes=job.world,
         micro_batch_fill=round(len(epoch_steps) * global_batch_size / (micro_batches * config.train.batch_size), 3),
         steps=steps,
+        warmup=warmup,
+        due=due,
         adapter_modules=len(shapes) // 2,
         trainable_parameters=parameters,
         dtypes=dtype_policy(job.precision, optimizer=config.optimizer.name, vae=caches.vae_dtype),
@@ -228,17 +253,24 @@ def make_plan(job: Job, inputs: Inputs) -> Plan:
         ),
         disk=disk,
         rooms=tuple(rooms_of(job, disk)),
+        speed=speed_of(job, parameters),
+        run_folder=config.run.folder,
     )
     job.say(*plan.describe().split("\n"))
+    if job.dry_run and job.is_main:
+        with job.dry_run.optional():
+            dataset.write_report(data.scan, job.dry_run.data_report, data.evaluation_scan, data.prior_scan)
+            write_json(job.dry_run.plan, plan.to_json())
+            job.say(f"files        {job.dry_run.plan} and data_report.json have all of this")
     require_room(job, plan.disk, plan.rooms)
     return plan
 
 
-def require_trainable(job: Job, steps: int, shapes: Mapping[str, Sequence[int]]) -> None:
+def require_trainable(job: Job, steps: int, warmup: int, shapes: Mapping[str, Sequence[int]]) -> None:
     """Fail fast: checks the optimizer, the schedule, xformers and W&B before anything is encoded.
 
-    `shapes` are those of the adapter's tensors. Raises the UserErrors of `optimizer_check.require_usable`, `optim.make_schedule`,
-    `loading.require_xformers` and `tracking.resolve_trackers`.
+    `warmup` is in steps, `shapes` are those of the adapter's tensors. Raises the UserErrors of `optimizer_check.require_usable`,
+    `optim.make_schedule`, `loading.require_xformers` and `tracking.resolve_trackers`.
     """
     config, schedule = job.config, job.config.schedule
     if config.train.attention == "xformers":
@@ -248,7 +280,7 @@ def require_trainable(job: Job, steps: int, shapes: Mapping[str, Sequence[int]])
         schedule.name,
         lr=config.optimizer.lr,
         total_steps=steps,
-        warmup=schedule.warmup,
+        warmup=warmup,
         cycles=schedule.cycles,
         power=schedule.power,
     )

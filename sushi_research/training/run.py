@@ -30,6 +30,7 @@ from sushi_research.precision import resolve_precision
 from sushi_research.reports import run_page
 from sushi_research.runs import launch, provenance, run_folder, tracking
 from sushi_research.runs.code import code_of
+from sushi_research.runs.dry_run import DryRun
 from sushi_research.runs.job import Job, agree
 from sushi_research.runs.metrics_file import MetricsFile
 from sushi_research.sampling import plots
@@ -72,7 +73,15 @@ def start_job(config: TrainingConfig, model: ModuleType, script: str, *, trains:
     start = None
     if trains and config.lora.start_from is not None:
         config, start = starting_point.read(config, model)
-    return Job(config, model, accelerator, precision, code=code, start=start)
+    return Job(
+        config,
+        model,
+        accelerator,
+        precision.name,
+        precision_reason=precision.reason,
+        code=code,
+        start=start,
+    )
 
 
 def quiet_libraries() -> None:
@@ -90,7 +99,7 @@ def quiet_libraries() -> None:
 
 @contextlib.contextmanager
 def open_run(job: Job) -> Iterator[Job]:
-    """The job with its run folder, which the main process locks. A dry run has no run folder and writes nothing.
+    """The job with its run folder, which the main process locks. A dry run has none, but a folder in it for its plan.
 
     Raises UserError if the run folder cannot be opened, or is that of the data, whose images would be mixed with the run's.
     """
@@ -98,7 +107,7 @@ def open_run(job: Job) -> Iterator[Job]:
     agree(_shares_folder(config))
     if config.dry_run:
         with stopping.doing("planning", lambda: what_is_kept(job)):
-            yield job
+            yield replace(job, dry_run=DryRun(job.run_path))
         return
     with contextlib.ExitStack() as stack:
         error = None

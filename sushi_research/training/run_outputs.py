@@ -23,7 +23,7 @@ from sushi_research.runs.metrics_file import MetricsFile
 from sushi_research.runs.run_folder import RunFolder
 from sushi_research.sampling import plots, sample_grids
 from sushi_research.training import best_files, evaluation_records
-from sushi_research.training.plan import Plan, is_due
+from sushi_research.training.plan import Plan
 
 
 def write_descriptions(
@@ -107,7 +107,7 @@ def complete_pictures(job: Job, inputs: Inputs, plan: Plan, next_step: int | Non
     assert run is not None
     with plots.optional("the run is still without it"):
         rows = sample_grids.rows_of(job.config, inputs.prompts) if job.config.sample.enabled else []
-        again = next_step == plan.steps or is_due(next_step or 0, job.config.sample.every)
+        again = next_step == plan.steps or plan.due.sample.at(next_step or 0)
         found = sample_grids.complete_grids(run.samples, rows, next_step, again)
     return found
 

@@ -39,7 +39,7 @@ def test_averaged_weights_are_sampled_and_exported_and_change_no_training(
         "checkpoint.every": None,
         "lora.save_dtype": "float32",
     }
-    assert trainer.train("whole", {**settings, "sample.every": None}) == 0
+    assert trainer.train("whole", settings) == 0
 
     sampled = []
 
@@ -49,7 +49,7 @@ def test_averaged_weights_are_sampled_and_exported_and_change_no_training(
             stop()
 
     monkeypatch.setattr(trainer.script.sample_grids, "generate", generate)
-    settings["sample.every"] = 1
+    settings |= {"sample.enabled": True, "sample.every": 1}
     with at_micro_batch(trainer, 2, 0, stop):
         trainer.train("pieces", settings)
     with stoppable(), pytest.raises(Stopped):

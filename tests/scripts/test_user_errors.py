@@ -114,7 +114,7 @@ def flawed(tmp_path: Path) -> Path:
 def test_bad_files_stop_the_run_before_anything_is_encoded(trainer, refusal, flawed, tmp_path):
     sentence = refusal({"data.path": str(flawed), "cache.folder": str(tmp_path / "cache")})
     report = trainer.folder("refused") / "data_report.json"
-    for words in ("5 problems in", "bomb.png", "cut.jpg", "and 2 more", str(report), "--data.on_bad_file skip"):
+    for words in ("5 problems in", *BAD_FILES, str(report), "--data.on_bad_file skip"):
         assert words in sentence
     found = json.loads(report.read_text())
     assert {problem["name"] for problem in found["problems"]} == set(BAD_FILES)
@@ -284,7 +284,7 @@ UNUSABLE = {
     "No module named 'not_installed'": {"optimizer.name": "not_installed.Prodigy"},
     "no argument weight_decy (did you mean weight_decay?)": {"optimizer.kwargs": {"weight_decy": 0.1}},
     "refuses its arguments": {"optimizer.kwargs": {"betas": [0.9, 2.0]}},
-    "a warm-up of 9 steps does not end within the 2 steps of the run": {
+    "schedule.warmup is 9 steps, and the run has 2: the warm-up must end within the run": {
         "train.steps": None,
         "train.epochs": 1,
         "schedule.name": "constant_with_warmup",
@@ -592,11 +592,11 @@ def test_a_mistake_as_the_user_sees_it(trainer, bases, flawed, forked, tmp_path)
 # --- Asking for the plan alone ---
 
 
-def test_a_dry_run_prints_the_plan_and_writes_no_run_folder(trainer, capsys, tmp_path):
+def test_a_dry_run_prints_the_plan_and_begins_no_run(trainer, capsys, tmp_path):
     changes = {"train.accumulation": 2, "lora.targets": "attention", "cache.folder": str(tmp_path / "cache")}
     config = trainer.config("dry", changes).model_copy(update={"dry_run": True})
     assert trainer.script.main(config) == 0
-    assert not trainer.runs.exists() or not list(trainer.runs.glob("dry*"))
+    assert content(trainer.folder("dry")).keys() == {"dry_run/plan.json", "dry_run/data_report.json"}
     assert not shards(tmp_path / "cache")
     lines = capsys.readouterr().out.splitlines()
     printed = dict(line.split(maxsplit=1) for line in lines if not line.startswith(" "))
@@ -608,11 +608,16 @@ def test_a_dry_run_prints_the_plan_and_writes_no_run_folder(trainer, capsys, tmp
         "step": "8 samples = batch 4 x accumulation 2 x processes 1; micro-batches 67% full",
         "length": "3 optimizer steps = 24 samples = 3.43 epochs; each image 3.4 times",
         "adapter": f"{modules} modules, ",
-        "precision": "float32 weights and activations, float32 adapter master weights",
+        "precision": "fp32 (the config says fp32): float32 weights and activations, float32 adapter master weights",
         "cache": "7 of 7 image entries to encode (7 KiB in all), 8 of 8 captions",
         "disk": "cache ",
         "evaluation": "none: --evaluation.held_out 0.1, or --evaluation.path",
-        "notes": "1.jpg: 33% of it is cut away to fit its bucket, 64x64",
+        "device": " GiB, ",
+        "samples": "none: sample.enabled is false",
+        "checkpoints": "3: every step; the latest 2 are kept",
+        "speed": "not known: no run in ",
+        "notes": "4 images lose more than 20% to the crop that fits a bucket: 3.png (38%, to 96x32), 1.jpg (33%, to 64x64), ",
+        "files": str(trainer.folder("dry") / "dry_run" / "plan.json"),
     }
     assert printed.keys() == expected.keys()
     for key, words in expected.items():

@@ -69,8 +69,8 @@ def test_the_bounds_leave_room_for_what_is_meant() -> None:
     large = {
         "lora.rank": "4096", "lora.alpha": "1000", "train.batch_size": "256", "train.accumulation": "256",
         "train.steps": "10000000", "checkpoint.keep": "999999", "data.resolution": "2048", "optimizer.lr": "1.0",
-        "sample.width": "4096", "sample.guidance": "30", "evaluation.noise_samples": "1000", "loss.snr_gamma": "1000",
-        "train.max_grad_norm": "1e6", "sample.seeds": str(list(range(1000))),
+        "sample.width": "4096", "sample.guidance": "30", "evaluation.noise_samples": "1000", "evaluation.held_out": "0.9",
+        "loss.snr_gamma": "1000", "train.max_grad_norm": "1e6", "sample.seeds": str(list(range(1000))),
     }  # fmt: skip
     assert refusal(SDXLTraining, {f"--{key}": value for key, value in large.items()}) == ""
 

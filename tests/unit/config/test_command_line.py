@@ -99,7 +99,17 @@ OVERRIDES: list[tuple[list[str], str, str, Any]] = [
     (["--sample.negative_prompt", "blurry: [low], #1"], "sample", "negative_prompt", "blurry: [low], #1"),
     (["--sample.negative_prompt", ""], "sample", "negative_prompt", ""),
     (["--sample.negative_prompt=--a=b"], "sample", "negative_prompt", "--a=b"),
+    (["--sample.every", "1 epoch"], "sample", "every", "1 epoch"),
+    (["--checkpoint.every", "500 steps"], "checkpoint", "every", 500),
     (["--sample.prompts", "['a: b', c]"], "sample", "prompts", ["a: b", "c"]),
+    # For a list, what is none is a list of one: a text as it stands, or a number.
+    (["--sample.prompts", "mrwhiskers, 1cat"], "sample", "prompts", ["mrwhiskers, 1cat"]),
+    (["--sample.prompts", "a: b, {c} # [d]"], "sample", "prompts", ["a: b, {c} # [d]"]),
+    (["--sample.prompts", "2"], "sample", "prompts", ["2"]),
+    (["--sample.prompts", "[]"], "sample", "prompts", []),
+    (["--sample.seeds", "3"], "sample", "seeds", [3]),
+    (["--evaluation.drift_captions", "null"], "evaluation", "drift_captions", None),
+    (["--evaluation.drift_captions", "a cat", "--evaluation.path", "x"], "evaluation", "drift_captions", ["a cat"]),
 ]
 
 
@@ -107,6 +117,24 @@ def test_an_override_gives_its_value() -> None:
     for override, section, key, value in OVERRIDES:
         taken = getattr(getattr(load(*REQUIRED, *override), section), key)
         assert (taken, type(taken)) == (value, type(value)), override
+
+
+def test_of_steps_and_epochs_the_later_layer_wins(layer: Any) -> None:
+    steps, epochs = layer("train: {steps: 9}"), layer("train: {epochs: 3}", "b.yaml")
+
+    def length(*arguments: str) -> tuple[int | None, int | None]:
+        train = load(*REQUIRED[:4], *arguments).train
+        return train.steps, train.epochs
+
+    assert length("--config", steps, "--train.epochs", "2") == (None, 2)
+    assert length("--config", epochs, "--train.steps", "7") == (7, None)
+    assert length("--config", steps, "--config", epochs) == (None, 3)
+    assert length("--config", epochs, "--config", steps) == (9, None)
+    # Null gives no length: the earlier one stays.
+    assert length("--config", steps, "--train.epochs", "null") == (9, None)
+    assert problem("--config", layer("train: {epochs: 3, steps: 4}", "c.yaml"), *REQUIRED[:4]) == (
+        "train.steps (in c.yaml) and train.epochs (in c.yaml) are both set: keep one and set the other to null"
+    )
 
 
 def test_dry_run_is_a_flag() -> None:
@@ -311,7 +339,7 @@ optimizer.kwargs.eps is given twice on the command line: keep one
 --config needs a value: --config=VALUE
 
 rank=8
-unexpected word "rank=8" on the command line: a setting is written --section.key value
+unexpected word "rank=8" on the command line: a setting is written --section.key value, and a value of several words in quotes
 
 --
 unexpected word "--" on the command line: a setting is written --section.key value
@@ -380,7 +408,7 @@ lora.init is "pissa" on the command line: must be default or gaussian
 
 --lora.targets atention
 lora.targets is "atention" on the command line: must be attention, attention_ff, kohya, kohya_conv,
-or a list of name suffixes
+or a list of name suffixes such as [to_q, to_k]
 
 --data.bucket_step 60
 data.bucket_step is 60 on the command line: must be a whole number (at least 8, at most 1024, a multiple of 8)
@@ -392,15 +420,27 @@ model.variant is "fp32" on the command line: must be fp16 or null
 model.vae is "" on the command line: must be text (not empty) or null
 
 --sample.seeds []
-sample.seeds is [] on the command line: must be a list, not empty, whose entries are
+sample.seeds is [] on the command line: must be a list such as [1, 2], not empty, whose entries are
 a whole number (at least 0, below 4294967296)
 
 --sample.prompts '[a, 1]'
-sample.prompts is ["a", 1] on the command line: must be a list whose entries are text
+sample.prompts is ["a", 1] on the command line: must be a list such as [a, b], whose entries are text
+
+--sample.seeds 1,2
+sample.seeds is "1,2" on the command line: must be a list such as [1, 2], not empty, whose entries are
+a whole number (at least 0, below 4294967296)
+
+--sample.prompts '[best] cat'
+--sample.prompts "[best] cat", line 1, column 8: not valid YAML: expected '<document start>', but found '<scalar>';
+a text that begins with [ goes into a list, in quotes: '["..."]'
+
+--sample.every '1 epok'
+sample.every is "1 epok" on the command line: must be a positive number of steps (500, "500 steps") or of epochs
+("1 epoch", "0.5 epochs"), a fraction of the run below 1 (0.1), or null
 
 --schedule.warmup 1.5
-schedule.warmup is 1.5 on the command line: must be a whole number of steps (at least 0)
-or a fraction (at least 0, below 1)
+schedule.warmup is 1.5 on the command line: must be a number of steps (0, 50, "50 steps") or of epochs ("1 epoch"),
+or a fraction of the run below 1 (0.05)
 
 --run.name a/b
 run.name is "a/b" on the command line: must be at most 200 letters, digits, '.', '_', '-'
@@ -414,7 +454,7 @@ data.resolution (on the command line) is 1000, not a multiple of data.bucket_ste
 choose 960 or 1024
 
 --model.vae_revision main
-model.vae_revision (on the command line) is set but model.vae (default) is not: set model.vae, or remove the revision
+model.vae_revision (on the command line) has no effect without model.vae (default): set model.vae, or remove it
 
 --optimizer.kwargs.lr 1
 optimizer.kwargs.lr (on the command line) is not for here: set optimizer.lr (default)
@@ -461,9 +501,6 @@ model.revision is 1234 in a.yaml: must be text (not empty) or null; put it in qu
 optimizer: {kwargs: {a-b: 1}}
 optimizer.kwargs.a-b is 1 in a.yaml: must be an argument name with a number, text, true, false or a list of these
 
-train: {epochs: 3}
-train.steps (on the command line) and train.epochs (in a.yaml) are both set: keep one and set the other to null
-
 schedule: {name: linear, warmup: 10}
 schedule.warmup (in a.yaml) is 10 steps, but train.steps (on the command line) is 10: the warm-up must end
 within the run (a fraction such as 0.05 always does)
@@ -494,7 +531,8 @@ def test_several_problems_are_listed_one_line_each(layer: Any) -> None:
     words = ["--config", layer("lora: {ran: 8, rank: 0}"), *REQUIRED, "--data.flip", "2", "word"]
     assert problem(*words).splitlines() == [
         "4 problems in the configuration:",
-        '  unexpected word "word" on the command line: a setting is written --section.key value',
+        '  unexpected word "word" on the command line: a setting is written --section.key value, and a value of several words '
+        "in quotes",
         "  unknown key lora.ran in a.yaml: did you mean lora.rank?",
         "  data.flip is 2 on the command line: must be a number (at least 0, at most 1)",
         "  lora.rank is 0 in a.yaml: must be a whole number (at least 1, at most 4096)",

@@ -64,5 +64,5 @@ def test_own_folders_and_large_crops_are_noted(read, tmp_path):
     assert data.notes == [
         "cache: the cache folder, skipped",
         "runs/a: the run folder, skipped",
-        "wide.png: 60% of it is cut away to fit its bucket, 128x32",
+        "1 image loses more than 20% to the crop that fits a bucket: wide.png (60%, to 128x32)",
     ]

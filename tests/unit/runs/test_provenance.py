@@ -8,7 +8,7 @@ from importlib.metadata import version
 import pytest
 
 from sushi_research.errors import UserError
-from sushi_research.runs import provenance
+from sushi_research.runs import machine, provenance
 
 needs_git = pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
 
@@ -61,9 +61,9 @@ def test_without_git_or_a_checkout_it_is_unknown(tmp_path, monkeypatch):
 
 
 def test_versions_are_those_installed(monkeypatch):
-    assert provenance.library_versions()["torch"] == version("torch")
-    monkeypatch.setattr(provenance, "LIBRARIES", ("torch", "no-such-library"))
-    assert provenance.library_versions() == {"torch": version("torch"), "no-such-library": None}
+    assert machine.library_versions()["torch"] == version("torch")
+    monkeypatch.setattr(machine, "LIBRARIES", ("torch", "no-such-library"))
+    assert machine.library_versions() == {"torch": version("torch"), "no-such-library": None}
 
 
 def entry(**changed):

@@ -179,6 +179,7 @@ def test_the_refusal_names_every_key_and_both_values():
 SCHEDULES = [
     ({"name": "constant"}, False),
     ({"name": "constant_with_warmup", "warmup": 10}, False),
+    ({"name": "constant_with_warmup", "warmup": "1 epoch"}, False),
     ({"name": "constant_with_warmup", "warmup": 0.1}, True),
     ({"name": "linear"}, True),
     ({"name": "cosine"}, True),

@@ -3,13 +3,13 @@
 from dataclasses import replace
 from types import SimpleNamespace
 
-import pytest
-
 from sushi_research.config import SD15Training
 from sushi_research.data.samples import Item, Sample
 from sushi_research.data.training_data import Data
-from sushi_research.errors import UserError
 from sushi_research.training.evaluation_plan import plan_evaluation
+from sushi_research.training.length import interval_of
+
+EVERY_250 = interval_of(250, 500, 17, 1)
 
 
 def items(first: int, count: int) -> list[Item]:
@@ -25,7 +25,7 @@ def test_it_says_how_many_images_were_asked_for_and_how_many_are_held_out():
     of_prior = items(24, 12)
     data = Data([*items(0, 17), *of_prior], None, items(17, 3), near, prior=items(20, 4), trained=items(0, 3))
     data = replace(data, prior_trained=frozenset(item.sample.image_hash for item in of_prior))
-    found = plan_evaluation(config, SimpleNamespace(data=data), 500)
+    found = plan_evaluation(config, SimpleNamespace(data=data), 500, EVERY_250)
     assert found.describe() == [
         "evaluation   3 images x 8 noise samples, and the drift on 16 captions, 3 times",
         "             images: held out of photos (asked for 0.25 of 20 images without the prior ones, which is 5; got 3)",
@@ -35,7 +35,7 @@ def test_it_says_how_many_images_were_asked_for_and_how_many_are_held_out():
         *(f"             warning: {n}.png resembles another" for n in range(5)),
         "             and 2 more (a run's plan.json lists all)",
     ]
-    assert plan_evaluation(config, SimpleNamespace(data=Data(items(0, 3), None)), 500) is None
+    assert plan_evaluation(config, SimpleNamespace(data=Data(items(0, 3), None)), 500, EVERY_250) is None
 
 
 def test_it_says_which_pictures_are_generated():
@@ -43,22 +43,20 @@ def test_it_says_which_pictures_are_generated():
     evaluation = {"held_out": 0.25, "pictures": 5, "drift_captions": ["a", "b", "photo 3"]}
     config = SD15Training.model_validate(sections | {"evaluation": evaluation})
     inputs = SimpleNamespace(data=Data(items(0, 17), None, [*items(17, 3), *items(17, 2)]))
-    [line] = [line for line in plan_evaluation(config, inputs, 500).describe() if "pictures of" in line]
+    [line] = [line for line in plan_evaluation(config, inputs, 500, EVERY_250).describe() if "pictures of" in line]
     assert line == (
         "             pictures of 3 held-out captions (compared with the images) and 2 drift captions (compared with the base's "
         "pictures), 3 times"
     )
-    with pytest.raises(UserError, match="evaluation.pictures is set, but there are no held-out images"):
-        plan_evaluation(config, SimpleNamespace(data=Data(items(0, 3), None)), 500)
 
 
 def test_it_says_what_the_best_adapter_is_chosen_from():
     def lines_of(every: int | None) -> list[str]:
-        evaluation = {"held_out": 0.25, "keep_best": True, "every": every}
+        evaluation = {"held_out": 0.25, "keep_best": True}
         settings = {"model": {"base": "b"}, "data": {"path": "photos"}, "evaluation": evaluation}
         config = SD15Training.model_validate(settings | {"train": {"steps": 9}})
         data = Data(items(0, 17), None, items(17, 3), [], trained=items(0, 3))
-        return plan_evaluation(config, SimpleNamespace(data=data), 9).describe()
+        return plan_evaluation(config, SimpleNamespace(data=data), 9, interval_of(every, 9, 17, 1)).describe()
 
     assert "             the adapter of the best of 3 evaluations is kept, as best-STEP.safetensors" in lines_of(4)
     assert [

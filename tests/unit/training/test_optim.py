@@ -180,19 +180,9 @@ def test_the_options_have_an_effect():
     assert rates(name="cosine_with_restarts", cycles=3) != rates(name="cosine_with_restarts")
 
 
-def test_a_warmup_may_be_a_fraction():
-    rate = make_schedule("constant_with_warmup", lr=1.0, total_steps=25, warmup=0.1)
-    assert [rate(step) for step in range(4)] == [0.0, 1 / 3, 2 / 3, 1.0]  # 2.5 steps, rounded up
-    steps = make_schedule("constant_with_warmup", lr=1.0, total_steps=25, warmup=3)
-    assert [rate(step) for step in range(25)] == [steps(step) for step in range(25)]
-    assert make_schedule("linear", lr=1.0, total_steps=10, warmup=1)(1) == 1.0  # 1 is a step, not the whole run
-
-
 IMPOSSIBLE = [
     ({"name": "cosinus"}, "cosinus is not a schedule (did you mean cosine?): choose from constant, "),
     ({"name": "piecewise_constant"}, "piecewise_constant is not a schedule"),
-    ({"warmup": 10}, "a warm-up of 10 steps does not end within the 10 steps of the run"),
-    ({"warmup": 0.99}, "a warm-up of 10 steps does not end within the 10 steps of the run"),
     ({"name": "polynomial", "lr": 1e-8}, "the schedule polynomial refuses its values (lr_end"),
 ]
 

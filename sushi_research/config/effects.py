@@ -1,0 +1,171 @@
+"""Keys that have no effect while another key has a certain value, in one table.
+
+A config that gives such a key a value of its own is refused (`require_effect`), because whoever gave it expects an effect. But a
+later layer may switch off what an earlier one has set: with a recipe's `sample.every: 250` and `--sample.enabled false` the former
+goes back to its default (`drop_earlier`). So the config.yaml of a run never has such a key, and reads back as an equal config.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from pydantic import BaseModel
+
+from sushi_research.config.keys import default_values
+from sushi_research.config.mistakes import Setting
+
+
+class Rule(NamedTuple):
+    """While each key in `when` has a value that passes its test, `keys` have no effect. A key that a config lacks has None.
+
+    `because` and `remedy` complete the sentence "lora.rank has no effect BECAUSE: REMEDY, or remove it".
+    """
+
+    keys: tuple[str, ...]
+    when: Mapping[str, Callable[[Any], bool]]
+    because: str
+    remedy: str
+
+
+def _is(*values: Any) -> Callable[[Any], bool]:
+    return lambda value: value in values
+
+
+def _is_other_than(*values: Any) -> Callable[[Any], bool]:
+    return lambda value: value not in values
+
+
+def _has_only_texts(prompts: Any) -> bool:
+    return isinstance(prompts, list) and all(isinstance(prompt, str) for prompt in prompts)
+
+
+_DRAWING = tuple(f"sample.{name}" for name in ("steps", "guidance", "width", "height", "negative_prompt"))
+
+# What holds for evaluate.py too. A rule may rely on what an earlier one has dropped.
+EVERYWHERE = (
+    Rule(
+        ("model.vae_revision",),
+        {"model.vae": _is(None)},
+        "without model.vae",
+        "set model.vae",
+    ),
+    Rule(
+        ("evaluation.split",),
+        {"evaluation.path": _is(None)},
+        "without evaluation.path",
+        "set evaluation.path",
+    ),
+    Rule(
+        ("sample.every", "sample.prompts", "sample.prompts_file", "sample.seeds"),
+        {"sample.enabled": _is(False)},
+        "while sample.enabled is false",
+        "set it to true",
+    ),
+    Rule(
+        _DRAWING,
+        {"sample.enabled": _is(False), "evaluation.pictures": _is(0)},
+        "while sample.enabled is false and evaluation.pictures is 0",
+        "set one of them",
+    ),
+    Rule(
+        ("sample.negative_prompt",),
+        {"sample.guidance": _is(1), "sample.prompts": _has_only_texts, "sample.prompts_file": _is(None)},
+        "while sample.guidance is 1, which is none",
+        "set another guidance",
+    ),
+)
+TRAINING = (
+    Rule(
+        tuple(
+            f"evaluation.{name}"
+            for name in ("every", "noise_samples", "drift_captions", "prior_path", "pictures", "keep_best")
+        ),
+        {"evaluation.held_out": _is(0), "evaluation.path": _is(None)},
+        "because nothing is evaluated: evaluation.held_out is 0 and evaluation.path is null",
+        "set one of these two",
+    ),
+    *EVERYWHERE,
+    Rule(
+        ("schedule.warmup",),
+        {"schedule.name": _is("constant")},
+        "while schedule.name is constant",
+        "choose constant_with_warmup",
+    ),
+    Rule(
+        ("schedule.cycles",),
+        {"schedule.name": _is_other_than("cosine_with_restarts")},
+        "because of schedule.name: only cosine_with_restarts has cycles",
+        "choose that",
+    ),
+    Rule(
+        ("schedule.power",),
+        {"schedule.name": _is_other_than("polynomial")},
+        "because of schedule.name: only polynomial has a power",
+        "choose that",
+    ),
+    Rule(
+        ("lora.init",),
+        {"lora.start_from": _is_other_than(None)},
+        "with lora.start_from, whose values the adapter starts at",
+        "remove lora.start_from",
+    ),
+    Rule(
+        ("lora.trigger_words", "lora.author", "lora.description"),
+        {"lora.metadata": _is("none")},
+        "while lora.metadata is none",
+        "set it to minimal or full",
+    ),
+    Rule(
+        ("tracking.project", "tracking.entity", "tracking.tags"),
+        {"tracking.wandb": _is("off")},
+        "while tracking.wandb is off",
+        "set it to auto",
+    ),
+)
+# The config of sample.py, and what evaluate.py has besides a training config.
+_SCALES = Rule(("lora_scales",), {"adapters": _is([])}, "without adapters", "give some")
+SAMPLING = (
+    _SCALES,
+    Rule(
+        ("negative_prompt",),
+        {"guidance": _is(1), "prompts": _has_only_texts, "prompts_file": _is(None)},
+        "while guidance is 1, which is none",
+        "set another guidance",
+    ),
+)
+EVALUATION = (*EVERYWHERE, _SCALES)
+
+
+def require_effect(rules: Sequence[Rule], config: BaseModel) -> None:
+    """ValueError if a key without effect has another value than its default."""
+    values, defaults = _flat(config.model_dump()), default_values(type(config))
+    for rule in rules:
+        found = [key for key in rule.keys if key in values and values[key] != defaults[key]]
+        if found and _holds(rule, values):
+            keys = f"{', '.join(found[:-1])} and {found[-1]}" if len(found) > 1 else found[0]
+            has, it = ("have", "them") if len(found) > 1 else ("has", "it")
+            raise ValueError(f"{keys} {has} no effect {rule.because}: {rule.remedy}, or remove {it}")
+
+
+def drop_earlier(rules: Sequence[Rule], settings: dict[str, Setting], defaults: Mapping[str, Any]) -> None:
+    """Sets keys without effect to their defaults if the layer that made them ineffective is later than the one that gave them."""
+    for rule in rules:
+        if _holds(rule, {**defaults, **{key: setting.value for key, setting in settings.items()}}):
+            # What has no effect by default never had one: it is refused.
+            layer = max(settings[key].layer if key in settings else -1 for key in rule.when)
+            for key in rule.keys:
+                if key in settings and settings[key].layer < layer:
+                    settings[key] = settings[key]._replace(value=defaults[key], layer=layer)
+
+
+def _flat(sections: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The value of each key in nested sections, by dotted name."""
+    found: dict[str, Any] = {}
+    for name, value in sections.items():
+        found |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return found
+
+
+def _holds(rule: Rule, values: Mapping[str, Any]) -> bool:
+    return all(test(values.get(key)) for key, test in rule.when.items())

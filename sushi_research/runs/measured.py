@@ -1,0 +1,112 @@
+"""How fast this machine trained before, and with how much memory: from the records of runs with the same settings."""
+
+from __future__ import annotations
+
+import os
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sushi_research.errors import UserError
+from sushi_research.runs import provenance, records
+from sushi_research.runs.identity import flatten
+from sushi_research.user_files import open_regular, parse_json
+
+# The settings that decide how long an image takes and how much memory it needs. Those of the base and of lora.targets are in the
+# number of trained parameters too, so that a tiny base of the same architecture does not count.
+SETTINGS = (
+    *("data.resolution", "lora.targets", "lora.rank", "lora.dropout", "optimizer.name"),
+    *("train.gradient_checkpointing", "train.attention", "train.deterministic"),
+)
+# The newest runs that are looked at, the steps of a run that its speed is the median of, and the fewest that are enough.
+MOST_RUNS, MOST_STEPS, LEAST_STEPS = 50, 200, 3
+_LINE_BYTES = 1000  # more than a line of metrics.jsonl has
+_REMEDY = "its speed is not used"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What the steps of `run` took: seconds by the wall clock per image, and the peak memory in GiB (of the GPU, or of the
+    process)."""
+
+    run: str
+    steps: int
+    seconds_per_image: float
+    peak_memory_gib: float
+
+
+def conditions(plan: Mapping[str, Any], entry: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides the speed of a run, from its plan.json and an entry of its provenance.json."""
+    machine, split = entry.get("machine") or {}, plan.get("split") or {}
+    settings = flatten(entry.get("resolved_config") or {})
+    return {
+        "architecture": plan.get("architecture"),
+        "parameters": plan.get("trainable_parameters"),
+        "batch_size": split.get("batch_size"),
+        "processes": split.get("processes"),
+        "precision": entry.get("precision"),
+        "device": entry.get("device"),
+        "threads": machine.get("threads") if machine.get("gpu_memory_gib") is None else None,
+        **{key: settings.get(key) for key in SETTINGS},
+    }
+
+
+def find(folder: Path, wanted: Mapping[str, Any]) -> Measured | None:
+    """The speed of the newest run in `folder`, going on or ended, whose last launch had the `wanted` conditions; None without one.
+
+    A run that cannot be read does not count: this is an estimate, and compare_runs.py reports such a run.
+    """
+    for path in _newest(folder):
+        try:
+            plan = records.read_as(path / "plan.json", records.Plan, _REMEDY)
+            if plan.get("architecture") != wanted["architecture"]:
+                continue
+            entry = provenance.entries(path / "provenance.json", _REMEDY)[-1]
+            if conditions(plan, entry) != wanted:
+                continue
+            lines = _last_lines(path / "metrics.jsonl", entry.get("step") or 0)
+        except (UserError, OSError, IndexError):
+            continue
+        if len(lines) >= LEAST_STEPS:
+            return Measured(
+                str(path),
+                len(lines),
+                1 / statistics.median(line["images_per_second"] for line in lines),
+                max(line["peak_memory_gib"] for line in lines),
+            )
+    return None
+
+
+def _newest(folder: Path) -> Sequence[Path]:
+    """The run folders in `folder` that have metrics, those written last first."""
+    found = []
+    try:
+        names = os.listdir(folder)
+    except OSError:
+        return []
+    for name in names:
+        try:
+            found.append((os.stat(folder / name / "metrics.jsonl").st_mtime, folder / name))
+        except OSError:
+            continue
+    return [path for _, path in sorted(found, reverse=True)[:MOST_RUNS]]
+
+
+def _last_lines(path: Path, after: int) -> list[dict[str, Any]]:
+    """The last lines of steps after step `after` with a speed and a peak memory. The file of a long run is not read as a whole."""
+    with open_regular(path) as file:
+        size = file.seek(0, os.SEEK_END)
+        start = max(0, size - MOST_STEPS * _LINE_BYTES)
+        file.seek(start)
+        parts = file.read().split(b"\n")
+    # The first part may be the end of a line, the last one a line that is being written.
+    whole = parts[1 if start else 0 : -1]
+    found = [parse_json(line, str(path)) for line in whole[-MOST_STEPS:]]
+    keys = ("step", "images_per_second", "peak_memory_gib")
+    return [
+        line
+        for line in found
+        if records.problem_of(line, records.LINE) is None and all(key in line for key in keys) and line["step"] > after
+    ]

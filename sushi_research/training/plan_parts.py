@@ -1,0 +1,206 @@
+"""The parts of a plan that have words of their own: device, samples, checkpoints, repeats, caches and speed.
+
+Each part says itself for the terminal (`describe`) and for plan.json (`dataclasses.asdict`).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import torch
+
+from sushi_research.caches.inputs import Inputs
+from sushi_research.config.command_line import config_to_dict
+from sushi_research.data.image_folder import repeats_of
+from sushi_research.data.samples import Item
+from sushi_research.errors import some
+from sushi_research.files import size_text
+from sushi_research.runs import machine, measured
+from sushi_research.runs.job import Job
+from sushi_research.runs.measured import Measured
+from sushi_research.training.length import Due, Interval
+
+# How many prompts, and how many folders of repeats, are printed; plan.json has all.
+SHOWN_PROMPTS, SHOWN_FOLDERS = 10, 8
+# The column of the text in a plan's lines.
+INDENT = " " * 13
+
+
+@dataclass(frozen=True)
+class DevicePlan:
+    """The device that is trained on and the precision, and why they are these. `memory_gib` is that of the device."""
+
+    name: str
+    memory_gib: float
+    reason: str
+    precision: str
+    precision_reason: str
+
+    def describe(self) -> str:
+        return f"{self.name}, {self.memory_gib:.1f} GiB{f', {self.reason}' if self.reason else ''}"
+
+
+def device_of(job: Job) -> DevicePlan:
+    """The device and the precision of a job."""
+    device = str(job.device)
+    facts = machine.hardware(device)
+    reason = ""
+    if job.device.type != "cuda":
+        # Where there is a GPU, only the launcher asks for the CPU.
+        why = "the launcher's --cpu asks for the CPU" if torch.cuda.is_available() else machine.why_no_gpu()
+        reason = f"{_count(facts['threads'], 'thread')}: {why}"
+    elif job.world > 1:
+        reason = f"that of the first of {job.world} processes"
+    memory = facts["gpu_memory_gib"] or facts["memory_gib"]
+    return DevicePlan(machine.device_name(device), memory, reason, job.precision, job.precision_reason)
+
+
+@dataclass(frozen=True)
+class CachePlan:
+    """How many entries of a cache are needed, how many of them are missing, and the bytes of all needed entries."""
+
+    needed: int
+    missing: int
+    bytes: int
+
+    def describe(self, what: str, verb: str = "") -> str:
+        return f"{self.missing} of {self.needed} {what}{verb} ({size_text(self.bytes)}{' in all' if verb else ''})"
+
+
+@dataclass(frozen=True)
+class Repeats:
+    """How many images of a folder an epoch shows, and how often each. "" is for images in no folder named like 10_cats."""
+
+    folder: str
+    images: int
+    repeats: int
+
+
+def repeats_by_folder(items: Iterable[Item]) -> tuple[Repeats, ...]:
+    """The repeats of the items of an epoch; none if each image is shown once."""
+    samples = {item.sample.name: item.sample for item in items}
+    counts = Counter((repeats_of(sample.name)[0], sample.repeats) for sample in samples.values())
+    if all(repeats == 1 for _, repeats in counts):
+        return ()
+    return tuple(Repeats(folder, images, repeats) for (folder, repeats), images in sorted(counts.items()))
+
+
+def describe_repeats(repeats: tuple[Repeats, ...]) -> list[str]:
+    """The line of a plan, if there is something to say."""
+    parts = [
+        f"{each.folder or 'the others'}: {each.images} image{'s' if each.images > 1 else ''} x {each.repeats}"
+        for each in repeats
+    ]
+    return [f"repeats      {some(parts, SHOWN_FOLDERS)} (the number in a folder's name)"] if parts else []
+
+
+@dataclass(frozen=True)
+class SamplePlan:
+    """The sample grids of a run: `times` of them, each of `prompts` x `seeds`. `often` says when."""
+
+    prompts: tuple[str, ...]
+    seeds: int
+    times: int
+    often: str
+
+    def describe(self) -> list[str]:
+        images = f"{_count(len(self.prompts), 'prompt')} x {_count(self.seeds, 'seed')}"
+        shown = [f"{INDENT}{prompt}" for prompt in self.prompts[:SHOWN_PROMPTS]]
+        if len(self.prompts) > SHOWN_PROMPTS:
+            shown.append(f"{INDENT}and {len(self.prompts) - SHOWN_PROMPTS} more (a run's plan.json lists all)")
+        return [f"samples      {images}, {_count(self.times, 'time')}: {self.often}", *shown]
+
+
+def samples_of(job: Job, inputs: Inputs, steps: int, due: Due) -> SamplePlan | None:
+    """The sample grids of a run; None if it has none."""
+    config = job.config.sample
+    if not config.enabled:
+        return None
+    ends = "before and after training"
+    times = 2 + due.sample.count(0, steps - 1)
+    often = f"{ends}, and {how_often(config.every, due.sample)}" if times > 2 else ends
+    return SamplePlan(tuple(inputs.prompts), len(config.seeds), times, often)
+
+
+@dataclass(frozen=True)
+class CheckpointPlan:
+    """The checkpoints of a run: `times` in all, of which the latest `kept` stay. `often` says when."""
+
+    times: int
+    kept: int
+    often: str
+
+    def describe(self) -> list[str]:
+        kept = "" if self.times <= self.kept else f"; the latest {self.kept} are kept"
+        return [f"checkpoints  {self.times}: {self.often}{kept}"]
+
+
+def checkpoints_of(job: Job, steps: int, due: Due) -> CheckpointPlan:
+    """The checkpoints of a run of `steps` steps."""
+    config = job.config.checkpoint
+    times = 1 + due.checkpoint.count(0, steps - 1)
+    often = "at the end only"
+    if times > 1:
+        often = f"{how_often(config.every, due.checkpoint)}{'' if due.checkpoint.at(steps) else ', and at the end'}"
+    return CheckpointPlan(times, config.keep, often)
+
+
+def how_often(every: int | float | str, interval: Interval) -> str:
+    """A config key `every` in words: "every 250 steps", "every 0.1 of the run (50 steps)", "every 1 epoch (12.5 steps)"."""
+    assert interval.steps is not None
+    if isinstance(every, int) or (isinstance(every, str) and "step" in every):
+        return "every step" if interval.steps == 1 else f"every {_number(interval.steps)} steps"
+    unit = " of the run" if isinstance(every, float) else ""
+    return f"every {every}{unit} ({_number(interval.steps)} steps)"
+
+
+def speed_of(job: Job, parameters: int) -> Measured | None:
+    """What was measured on this machine with the settings of the job, whose adapter has so many parameters.
+
+    Only the main process looks.
+    """
+    if not job.is_main:
+        return None
+    device, split = str(job.device), {"batch_size": job.config.train.batch_size, "processes": job.world}
+    plan = {"architecture": job.model.NAME, "trainable_parameters": parameters, "split": split}
+    entry = {
+        "precision": job.precision,
+        "device": machine.device_name(device),
+        "machine": machine.hardware(device),
+        "resolved_config": config_to_dict(job.config),
+    }
+    return measured.find(Path(job.config.run.folder), measured.conditions(plan, entry))
+
+
+def describe_speed(found: Measured | None, steps: int, global_batch_size: int, folder: str) -> str:
+    """The line of a plan on the time that a run takes, and on its memory."""
+    if found is None:
+        return f"speed        not known: no run in {folder} has trained with these settings on this device"
+    seconds = found.seconds_per_image * global_batch_size
+    return (
+        f"speed        about {seconds:.3g} s per step, {duration_text(seconds * steps)} of training in all (caching, samples and "
+        f"evaluations come on top), {found.peak_memory_gib:.1f} GiB at the peak: as {found.run} took"
+    )
+
+
+def duration_text(seconds: float) -> str:
+    """A duration for people: 12 s, 3 min, 1 h 05 min, 2 d 3 h."""
+    minutes = round(seconds / 60)
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    if minutes < 60:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def _number(steps: Fraction) -> str:
+    return f"{float(steps):.4g}" if steps < 1000 else f"{float(steps):,.0f}"

@@ -1,0 +1,79 @@
+"""A dry run: what it writes, and that it neither begins a run nor disturbs one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from script_runs import Trainer
+
+from sushi_research.data.own_outputs import kind_of
+from sushi_research.errors import UserError
+from sushi_research.runs.run_folder import open_run_folder
+
+pytestmark = pytest.mark.parametrize("architecture", ["sd15"])
+
+
+def dry_run(trainer: Trainer, name: str, changes: dict[str, Any] | None = None) -> Path:
+    """Runs the script with --dry-run; returns the folder of what it wrote."""
+    assert trainer.script.main(trainer.config(name, changes).model_copy(update={"dry_run": True})) == 0
+    return trainer.folder(name) / "dry_run"
+
+
+def files(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def test_it_begins_no_run_and_the_run_that_follows_is_its_next_source_of_the_speed(trainer, capsys):
+    written = dry_run(trainer, "run")
+    assert files(trainer.folder("run")) == {"dry_run/plan.json", "dry_run/data_report.json"}
+    plan = json.loads((written / "plan.json").read_text())
+    assert plan["speed"] is None and plan["checkpoints"] == {"times": 3, "kept": 2, "often": "every step"}
+    assert len(json.loads((written / "data_report.json").read_text())["used"]) == 7
+    assert kind_of(written, ["plan.json", "data_report.json"]) == "the folder of a dry run"
+    assert "speed        not known: no run in" in capsys.readouterr().out
+
+    # What is refused before it begins leaves the plan, and no lock.
+    with pytest.raises(UserError, match="fits no module"):
+        trainer.train("run", {"lora.targets": ["to_z"]})
+    assert files(trainer.folder("run")) == {"dry_run/plan.json", "dry_run/data_report.json"}
+
+    assert trainer.train("run", {"sample.enabled": False}) == 0
+    assert "starting the run run" in capsys.readouterr().out
+    assert json.loads((written / "plan.json").read_text()) == plan, "the run leaves it as it was"
+
+    # The same settings but for the length; the folder is that of a run that is going on.
+    before = files(trainer.folder("run"))
+    with open_run_folder(trainer.runs, "run"):
+        dry_run(trainer, "run", {"train.steps": 3000})
+    assert files(trainer.folder("run")) == before
+    speed = json.loads((written / "plan.json").read_text())["speed"]
+    assert (speed["run"], speed["steps"]) == (str(trainer.folder("run")), 3)
+    lines = [json.loads(line) for line in (trainer.folder("run") / "metrics.jsonl").read_text().splitlines()]
+    assert speed["peak_memory_gib"] == max(line["peak_memory_gib"] for line in lines)
+    [line] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("speed ")]
+    seconds = 4 * speed["seconds_per_image"]
+    assert f"about {seconds:.3g} s per step" in line and f": as {trainer.folder('run')} took" in line
+
+
+def test_all_problems_are_in_its_report(trainer, tmp_path):
+    (tmp_path / "photos").mkdir()
+    for number in range(12):
+        Image.new("RGB", (64, 64)).save(tmp_path / "photos" / f"{number:02}.png")
+    with pytest.raises(UserError) as caught:
+        dry_run(trainer, "bad", {"data.path": str(tmp_path / "photos")})
+    report = trainer.folder("bad") / "dry_run" / "data_report.json"
+    assert files(trainer.folder("bad")) == {"dry_run/data_report.json"}
+    assert "09.png (no caption" in str(caught.value) and f"the whole list is in {report}" in str(caught.value)
+    assert len(json.loads(report.read_text())["problems"]) == 12
+
+
+def test_a_folder_that_cannot_be_written_is_a_warning(trainer, tmp_path, capsys, caplog):
+    (tmp_path / "file").write_text("")
+    dry_run(trainer, "run", {"run.folder": str(tmp_path / "file")})
+    assert "length       3 optimizer steps" in capsys.readouterr().out
+    [warning] = [record.getMessage() for record in caplog.records if record.name.startswith("sushi_research")]
+    assert "cannot make the folder" in warning and warning.endswith("the plan is printed without it")

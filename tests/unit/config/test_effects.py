@@ -1,0 +1,105 @@
+"""A key without effect is refused, unless a later layer has switched off what it is for."""
+
+import pytest
+
+from sushi_research.config import SD15Training
+from sushi_research.config.command_line import config_to_yaml, load_config
+from sushi_research.config.other_scripts import SamplingConfig, evaluation_config
+from sushi_research.errors import UserError
+
+REQUIRED = ["--model.base", "base", "--data.path", "photos", "--train.steps", "10"]
+EVALUATION = evaluation_config(SD15Training)
+
+
+def load(*words, config_class=SD15Training):
+    return load_config(config_class, words, script="s", intro="1\n2\n3\n4\n5")
+
+
+# What makes keys ineffective; a key, its value; and the reason in the sentence.
+REFUSED = [
+    ("", "model.vae_revision", "main", "without model.vae"),
+    ("", "evaluation.split", "test", "without evaluation.path"),
+    ("", "evaluation.every", "7", "because nothing is evaluated"),
+    ("", "evaluation.noise_samples", "16", "because nothing is evaluated"),
+    ("", "evaluation.drift_captions", "[a]", "because nothing is evaluated"),
+    ("", "evaluation.prior_path", "prior", "because nothing is evaluated"),
+    ("", "evaluation.pictures", "4", "because nothing is evaluated"),
+    ("", "evaluation.keep_best", "true", "because nothing is evaluated"),
+    ("sample.enabled=false", "sample.every", "7", "while sample.enabled"),
+    ("sample.enabled=false", "sample.prompts", "[a cat]", "while sample.enabled"),
+    ("sample.enabled=false", "sample.seeds", "[1]", "while sample.enabled"),
+    ("sample.enabled=false", "sample.steps", "7", "while sample.enabled"),
+    ("sample.enabled=false", "sample.guidance", "3", "while sample.enabled"),
+    ("sample.enabled=false", "sample.width", "64", "while sample.enabled"),
+    ("sample.enabled=false", "sample.height", "64", "while sample.enabled"),
+    ("sample.enabled=false", "sample.negative_prompt", "blurry", "while sample.enabled"),
+    ("sample.guidance=1", "sample.negative_prompt", "blurry", "while sample.guidance"),
+    ("schedule.name=constant", "schedule.warmup", "5", "while schedule.name"),
+    ("schedule.name=constant", "schedule.warmup", "1 epoch", "while schedule.name"),
+    ("schedule.name=cosine", "schedule.cycles", "2", "only cosine_with_restarts has cycles"),
+    ("schedule.name=linear", "schedule.power", "2.0", "only polynomial has a power"),
+    ("tracking.wandb=off", "tracking.project", "cats", "while tracking.wandb"),
+    ("tracking.wandb=off", "tracking.entity", "me", "while tracking.wandb"),
+    ("tracking.wandb=off", "tracking.tags", "[a]", "while tracking.wandb"),
+]
+
+
+@pytest.mark.parametrize(("off", "key", "value", "reason"), REFUSED)
+def test_a_key_without_effect_is_refused(off, key, value, reason, tmp_path):
+    """In one layer, and in a later one; what an earlier layer gives goes back to its default."""
+    switch = [f"--{off}"] if off else []
+    setting = f"--{key}={value}"
+    later = tmp_path / "later.yaml"
+    section, _, name = off.partition("=")[0].partition(".")
+    later.write_text(f"{section}: {{{name}: {off.partition('=')[2]}}}\n" if off else "{}")
+    earlier = tmp_path / "earlier.yaml"
+    earlier.write_text("{}: {{{}: {}}}\n".format(*key.split("."), value))
+    for words in ([*switch, setting], ["--config", str(later), setting]):
+        with pytest.raises(UserError, match=rf"^{key} \(on the command line\) has no effect .*{reason}"):
+            load(*REQUIRED, *words)
+    if off:
+        # The earlier key and the switch, which is later.
+        config = load("--config", str(earlier), "--config", str(later), *REQUIRED)
+        assert config == load(*REQUIRED, *switch)
+
+
+def test_what_has_an_effect_is_taken():
+    drawn = ["--sample.enabled=false", "--evaluation.pictures=4", "--sample.steps=7", "--sample.negative_prompt=blurry"]
+    assert load(*REQUIRED, "--evaluation.held_out=0.2", *drawn).sample.steps == 7
+    # evaluate.py evaluates on all images if none are held out.
+    assert load(*REQUIRED, *drawn, "--evaluation.noise_samples=16", config_class=EVALUATION).sample.steps == 7
+    given = ["--schedule.name=cosine_with_restarts", "--schedule.cycles=2", "--schedule.warmup=5"]
+    assert load(*REQUIRED, *given).schedule.cycles == 2
+
+
+def test_a_later_layer_switches_off_with_all_that_belongs_to_it(tmp_path):
+    """The config of the run has no key without effect, so it reads back as it is."""
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "sample: {every: 7, prompts: [a], steps: 9, enabled: false}\n"
+        "evaluation: {held_out: 0.1, every: 7, pictures: 4}\nschedule: {name: linear, warmup: 0.05}\n"
+    )
+    with pytest.raises(
+        UserError, match=r"^sample.every \(in .*recipe.yaml\) and sample.prompts \(in .*\) have no effect"
+    ):
+        load("--config", str(recipe), *REQUIRED)
+    recipe.write_text(recipe.read_text().replace(", enabled: false", ""))
+    off = ["--sample.enabled=false", "--evaluation.held_out=0", "--schedule.name=constant"]
+    config = load("--config", str(recipe), *REQUIRED, *off)
+    # sample.steps had an effect through evaluation.pictures, which was switched off with the evaluation.
+    assert (config.sample.every, config.sample.prompts, config.sample.steps) == (250, [], 25)
+    assert (config.evaluation.every, config.evaluation.pictures, config.schedule.warmup) == (250, 0, 0)
+    written = tmp_path / "config.yaml"
+    written.write_text(config_to_yaml(config))
+    assert load("--config", str(written)) == config
+
+
+def test_the_other_scripts_refuse_too():
+    for words, key in (
+        (["--lora_scales=0.7"], "lora_scales"),
+        (["--guidance=1", "--negative_prompt=blurry"], "negative_prompt"),
+    ):
+        with pytest.raises(UserError, match=rf"^{key} has no effect"):
+            load("--base=base", "--prompts=a", *words, config_class=SamplingConfig)
+    with pytest.raises(UserError, match="^lora_scales has no effect"):
+        load(*REQUIRED, "--lora_scales=0.7", config_class=EVALUATION)
