@@ -73,6 +73,8 @@ def start_job(config: TrainingConfig, model: ModuleType, script: str, *, trains:
     start = None
     if trains and config.lora.start_from is not None:
         config, start = starting_point.read(config, model)
+        if accelerator.is_main_process:
+            say(start.describe())
     return Job(
         config,
         model,

@@ -16,7 +16,6 @@ from sushi_research.adapters import lora
 from sushi_research.adapters.reading import read_adapter
 from sushi_research.errors import UserError
 from sushi_research.evaluation.results import Results
-from sushi_research.runs.identity import ABSENT
 
 ONE = pytest.mark.parametrize("architecture", ["sd15"])
 # What is given here in other tests comes from the file.
@@ -68,10 +67,11 @@ def test_it_starts_at_the_values_of_the_file_and_says_where_it_came_from(first):
     shutil.copy(folder / "first.safetensors", folder.parent / "moved.safetensors")
     moved = starting(folder.parent / "moved.safetensors", **{"optimizer.lr": 1e-4, "train.steps": 2})
     assert first.train("second", moved) == 0
-    with pytest.raises(UserError, match="start_from .* was .*, is now .*lora.start_from|lora.start_from was"):
-        first.train("second", starting(first.folder("third"), **{"optimizer.lr": 1e-4, "train.steps": 3}))
-    with pytest.raises(UserError, match=f"facts.start_from|start_from .* is now {ABSENT[1:-1]}|lora.start_from was"):
-        first.train("second", SHORT | {"optimizer.lr": 1e-4, "train.steps": 3})
+    for other in (starting(first.folder("third")), SHORT):
+        with pytest.raises(
+            UserError, match=r"the run second was started with other settings: .*start_from \(hash of .* was"
+        ):
+            first.train("second", other | {"optimizer.lr": 1e-4, "train.steps": 3})
 
 
 @ONE
@@ -134,11 +134,9 @@ def test_what_cannot_be_started_from_is_refused(first, tmp_path):
     save_file(load_file(file) | pair, tmp_path / "text.safetensors")
     with pytest.raises(UserError, match=f"adapts the text encoders too .{text}., and only the UNet is trained here"):
         first.train("refused", starting(tmp_path / "text.safetensors"))
-    pair = {"unet.conv_in.lora_A.weight": torch.ones(2, 4, 3, 3), "unet.conv_in.lora_B.weight": torch.ones(32, 2, 1, 1)}
-    width = json.loads((first.config("x").model.base and (tmp_path / "none") or tmp_path).name and "32")
-    pair["unet.conv_in.lora_B.weight"] = torch.ones(width, 2, 1, 1)
+    pair = {"unet.conv_in.lora_A.weight": torch.ones(2, 4, 3, 3), "unet.conv_in.lora_B.weight": torch.ones(16, 2, 1, 1)}
     save_file(pair, tmp_path / "strange.safetensors")
-    with pytest.raises(UserError, match="adapts conv_in, which is not trained here|matrices of unet.conv_in are"):
+    with pytest.raises(UserError, match="adapts conv_in, which is not trained here"):
         first.train("refused", starting(tmp_path / "strange.safetensors"))
     assert not first.folder("refused").exists()
     # Rank, alpha and targets that are those of the file are no contradiction: a run's config.yaml has them.
