@@ -256,6 +256,8 @@ def make_plan(job: Job, inputs: Inputs) -> Plan:
         run_folder=config.run.folder,
     )
     job.say(*plan.describe().split("\n"))
+    if command := config.checkpoint.command:  # not a part of the plan, whose file is in the run folder
+        job.say(f"command      after each checkpoint: {command}")
     if job.dry_run and job.is_main:
         with job.dry_run.optional():
             dataset.write_report(data.scan, job.dry_run.data_report, data.evaluation_scan, data.prior_scan)

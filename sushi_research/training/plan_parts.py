@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from sushi_research.adapters import metadata
 from sushi_research.caches.inputs import Inputs
 from sushi_research.config.command_line import config_to_dict
 from sushi_research.data.image_folder import repeats_of
@@ -132,15 +133,29 @@ def samples_of(job: Job, inputs: Inputs, steps: int, due: Due) -> SamplePlan | N
 
 @dataclass(frozen=True)
 class CheckpointPlan:
-    """The checkpoints of a run: `times` in all, of which the latest `kept` stay. `often` says when."""
+    """The checkpoints of a run: `times` in all, of which the latest `kept` stay. `often` says when.
+
+    Each has an adapter file; the latest `kept_adapters` of those on the way stay (None: all). `metadata` says what is in the files.
+    """
 
     times: int
     kept: int
     often: str
+    kept_adapters: int | None
+    metadata: str
 
     def describe(self) -> list[str]:
         kept = "" if self.times <= self.kept else f"; the latest {self.kept} are kept"
-        return [f"checkpoints  {self.times}: {self.often}{kept}"]
+        on_the_way = self.times - 1
+        files = "NAME.safetensors"
+        if on_the_way and self.kept_adapters != 0:
+            files += f", and NAME-STEP.safetensors for {_count(on_the_way, 'checkpoint')} before it"
+            files += "" if self.kept_adapters is None else f", of which the latest {self.kept_adapters} are kept"
+        return [
+            f"checkpoints  {self.times}: {self.often}{kept}",
+            f"adapters     {files}",
+            f"metadata     {self.metadata}",
+        ]
 
 
 def checkpoints_of(job: Job, steps: int, due: Due) -> CheckpointPlan:
@@ -150,7 +165,7 @@ def checkpoints_of(job: Job, steps: int, due: Due) -> CheckpointPlan:
     often = "at the end only"
     if times > 1:
         often = f"{how_often(config.every, due.checkpoint)}{'' if due.checkpoint.at(steps) else ', and at the end'}"
-    return CheckpointPlan(times, config.keep, often)
+    return CheckpointPlan(times, config.keep, often, config.keep_adapters, metadata.describe(job.config))
 
 
 def how_often(every: int | float | str, interval: Interval) -> str:

@@ -70,7 +70,17 @@ def start_job(config: TrainingConfig, model: ModuleType, script: str, *, trains:
     start = None
     if trains and config.lora.start_from is not None:
         config, start = starting_point.read(config, model)
-    return Job(config, model, accelerator, precision.name, precision_reason=precision.reason, code=code, start=start)
+        if accelerator.is_main_process:
+            say(start.describe())
+    return Job(
+        config,
+        model,
+        accelerator,
+        precision.name,
+        precision_reason=precision.reason,
+        code=code,
+        start=start,
+    )
 
 
 def quiet_libraries() -> None:
