@@ -424,7 +424,8 @@ sample.seeds is [] on the command line: must be a list such as [1, 2], not empty
 a whole number (at least 0, below 4294967296)
 
 --sample.prompts '[a, 1]'
-sample.prompts is ["a", 1] on the command line: must be a list such as [a, b], whose entries are text
+sample.prompts is ["a", 1] on the command line: must be a list whose entries are text, or a mapping with
+prompt and any of negative_prompt, seed, width, height, steps, guidance, scale
 
 --sample.seeds 1,2
 sample.seeds is "1,2" on the command line: must be a list such as [1, 2], not empty, whose entries are
