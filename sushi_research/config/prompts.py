@@ -63,7 +63,7 @@ class Prompt(Section):
 
 def schema_extra() -> dict[str, str]:
     """What --help and errors say of a list of prompts."""
-    return {"allowed": f"a list whose entries are {_allowed()}"}
+    return {"allowed": f"a list such as [a, b], whose entries are {_allowed()}"}
 
 
 def _allowed() -> str:

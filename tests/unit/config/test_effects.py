@@ -2,8 +2,9 @@
 
 import pytest
 
-from sushi_research.config import SD15Training
+from sushi_research.config import SD15Training, effects
 from sushi_research.config.command_line import config_to_yaml, load_config
+from sushi_research.config.keys import default_values
 from sushi_research.config.other_scripts import SamplingConfig, evaluation_config
 from sushi_research.errors import UserError
 
@@ -34,6 +35,11 @@ REFUSED = [
     ("sample.enabled=false", "sample.height", "64", "while sample.enabled"),
     ("sample.enabled=false", "sample.negative_prompt", "blurry", "while sample.enabled"),
     ("sample.guidance=1", "sample.negative_prompt", "blurry", "while sample.guidance"),
+    ("sample.enabled=false", "sample.prompts_file", "prompts.txt", "while sample.enabled"),
+    ("lora.start_from=a.safetensors", "lora.init", "gaussian", "with lora.start_from"),
+    ("lora.metadata=none", "lora.trigger_words", "[sks]", "while lora.metadata"),
+    ("lora.metadata=none", "lora.author", "me", "while lora.metadata"),
+    ("lora.metadata=none", "lora.description", "mine", "while lora.metadata"),
     ("schedule.name=constant", "schedule.warmup", "5", "while schedule.name"),
     ("schedule.name=constant", "schedule.warmup", "1 epoch", "while schedule.name"),
     ("schedule.name=cosine", "schedule.cycles", "2", "only cosine_with_restarts has cycles"),
@@ -103,3 +109,10 @@ def test_the_other_scripts_refuse_too():
             load("--base=base", "--prompts=a", *words, config_class=SamplingConfig)
     with pytest.raises(UserError, match="^lora_scales has no effect"):
         load(*REQUIRED, "--lora_scales=0.7", config_class=EVALUATION)
+
+
+def test_every_key_of_the_table_is_a_key():
+    known = {key for config_class in (SD15Training, EVALUATION) for key in default_values(config_class)}
+    known |= {"prompts", *default_values(SamplingConfig)}
+    rules = (*effects.TRAINING, *effects.SAMPLING, *effects.EVALUATION)
+    assert {key for rule in rules for key in (*rule.keys, *rule.when)} <= known
