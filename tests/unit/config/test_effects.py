@@ -34,6 +34,8 @@ REFUSED = [
     ("sample.enabled=false", "sample.width", "64", "while sample.enabled"),
     ("sample.enabled=false", "sample.height", "64", "while sample.enabled"),
     ("sample.enabled=false", "sample.negative_prompt", "blurry", "while sample.enabled"),
+    ("sample.prompts=[{prompt: a, seed: 3}]", "sample.seeds", "[4]", "because each of sample.prompts"),
+    ("sample.prompts=[{prompt: a, steps: 3}]", "sample.steps", "4", "because each of sample.prompts"),
     ("sample.guidance=1", "sample.negative_prompt", "blurry", "while sample.guidance"),
     ("sample.enabled=false", "sample.prompts_file", "prompts.txt", "while sample.enabled"),
     ("lora.start_from=a.safetensors", "lora.init", "gaussian", "with lora.start_from"),
@@ -74,6 +76,8 @@ def test_what_has_an_effect_is_taken():
     assert load(*REQUIRED, "--evaluation.held_out=0.2", *drawn).sample.steps == 7
     # evaluate.py evaluates on all images if none are held out.
     assert load(*REQUIRED, *drawn, "--evaluation.noise_samples=16", config_class=EVALUATION).sample.steps == 7
+    some = ["--sample.prompts=[{prompt: a, seed: 3}, b]", "--sample.seeds=[4]"]
+    assert load(*REQUIRED, *some).sample.seeds == [4]
     given = ["--schedule.name=cosine_with_restarts", "--schedule.cycles=2", "--schedule.warmup=5"]
     assert load(*REQUIRED, *given).schedule.cycles == 2
 
