@@ -421,7 +421,7 @@ lora.init is "pissa" on the command line: must be default or gaussian
 
 --lora.targets atention
 lora.targets is "atention" on the command line: must be attention, attention_ff, kohya, kohya_conv,
-or a list of name suffixes such as [to_q, to_k]
+a list of name suffixes such as [to_q, to_k], or null
 
 --data.bucket_step 60
 data.bucket_step is 60 on the command line: must be a whole number (at least 8, at most 1024, a multiple of 8)
@@ -601,7 +601,7 @@ def test_help_lists_every_key_within_the_width(
             "  --lora.rank  a whole number (at least 1, at most 4096) or null; default: 16\n      Rank of the" in text
         )
         assert "  --data.path  text (not empty); required\n" in text
-        assert "\nlora: The adapter.\n  --lora.targets  attention, attention_ff, " in text
+        assert "\nlora: The adapter.\n  --lora.start_from  " in text
 
 
 def test_the_printed_config_loads_to_an_equal_one(layer: Any, capsys: pytest.CaptureFixture[str]) -> None:
