@@ -34,7 +34,7 @@ def main(run: Path) -> None:
     concept, base = concept_of(run, config), Path(config["model"]["base"])
     checker = checker_of(concept)
     before = measure(base, None, concept, checker)
-    after = measure(base, run / "adapter.safetensors", concept, checker)
+    after = measure(base, RunFolder(run, None).adapter, concept, checker)
     write_image(run / "demo.png", progress_picture(run, config["sample"]["prompts"]))
     facts = summary(run, concept, before, after)
     folder = RunFolder(run, None)

@@ -48,7 +48,7 @@ from sushi_research.training.disk_plan import require_room_for_cache
 @system_errors()
 def main(config: TrainingConfig) -> int:
     """Encodes what is missing for `config`; returns 0."""
-    job = run.start_job(config, models.load(models.name_of(config)), __file__)
+    job = run.start_job(config, models.load(models.name_of(config)), __file__, trains=False)
     with stopping.doing("planning", "nothing is encoded yet; the same command again starts over"):
         fill(job)
     return 0
@@ -62,7 +62,7 @@ def fill(job: Job) -> None:
     data = read_data(job, hash_cache)
     caches = open_caches(job, base, hash_cache)
     inputs = Inputs(config, base, data, caches, hash_cache)
-    images_missing, captions_missing = len(caches.missing_latents(data)), len(caches.missing_captions(inputs.captions))
+    images_missing, captions_missing = len(caches.missing_latents(data)), inputs.missing_text_rows()
     job.say(f"{images_missing} image entries and {captions_missing} captions to encode")
     for line in findings.lines(data.problems, data.notes):
         job.say(line)

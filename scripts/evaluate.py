@@ -22,7 +22,7 @@ from sushi_research.config.process import read_architecture, run_main
 
 INTRO = """\
 This evaluates adapter files on images that they were not trained on. To begin:
-  next to a run:    python scripts/evaluate.py sdxl --config runs/NAME/config.yaml --adapters '[other.safetensors]'
+  a run's steps:    python scripts/evaluate.py sdxl --config runs/NAME/config.yaml --adapters '[runs/NAME@250, runs/NAME]'
   by themselves:    python scripts/evaluate.py sdxl --config configs/sdxl_lora.yaml --data.path FOLDER --adapters '[a.safetensors]'
   every LoRA scale: ... --lora_scales '[0.25, 0.5, 0.75, 1.0, 1.25]'
   every option:     python scripts/evaluate.py sdxl --help"""
@@ -37,6 +37,8 @@ def read(arguments: list[str]) -> AdapterEvaluation:
 if __name__ == "__main__":
     CONFIG = read(sys.argv[1:])
 
+import contextlib
+import functools
 from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
@@ -46,6 +48,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from sushi_research.adapters import run_files
 from sushi_research.adapters.loading import load_adapters, load_pipeline, matches_of
 from sushi_research.adapters.reading import adapts_text, read_adapter
 from sushi_research.caches.caches import Caches, open_caches, open_hash_cache
@@ -62,6 +65,7 @@ from sushi_research.models.loading import find_base
 from sushi_research.runs.job import Job
 from sushi_research.runs.launch import one_report
 from sushi_research.sampling import sample_grids
+from sushi_research.sampling.lora_scale import scaled
 from sushi_research.terminal import say
 from sushi_research.training import evaluating, evaluating_pictures, identity_facts, run
 from sushi_research.training.disk_plan import require_room_for_cache
@@ -71,7 +75,9 @@ from sushi_research.training.disk_plan import require_room_for_cache
 @system_errors()
 def main(config: AdapterEvaluation) -> int:
     """Evaluates the base and the adapters of `config`; returns 0."""
-    job = run.start_job(config, models.load(models.name_of(config)), __file__)
+    model = models.load(models.name_of(config))
+    config = config.model_copy(update={"adapters": [str(run_files.resolve(text)) for text in config.adapters]})
+    job = run.start_job(config, model, __file__, trains=False)
     written: list[str] = []
 
     def kept() -> str:
@@ -176,7 +182,8 @@ def evaluate(job: Job, written: list[str]) -> None:
                 found |= {each.picture_set.name: (each.distance, each.base_distance) for each in generated}
                 adapter_files.require_finite(name, lora_scale, (values for values, _ in found.values()))
                 rows = sample_grids.rows_of(config, inputs.prompts)
-                images = sample_grids.generate_images(job, inputs, unet, encoded) if config.sample.enabled else []
+                prompts = prompt_encoder(model, pipeline, text, caches) if encoded else None
+                images = sample_grids.generate_images(job, inputs, unet, prompts) if config.sample.enabled else []
                 result = adapter_files.Result(name, lora_scale, found, rows, images)
                 results.append(result)
                 try:
@@ -249,6 +256,21 @@ def encoder(model: ModuleType, text: Any, caches: Caches) -> Any:
                 tensors, _ = model.encode_caption(text, caption, **caches.text_settings)
             known[caption] = {name: tensor.half().cpu() for name, tensor in tensors.items()}
         return known[caption]
+
+    return encode
+
+
+def prompt_encoder(model: ModuleType, pipeline: Any, text: Any, caches: Caches) -> Any:
+    """A function that encodes prompts with text encoders that an adapter has changed, at `scale` times the scale that is set."""
+    encoders = [getattr(pipeline, name) for name in model.TEXT_ENCODERS]
+
+    @functools.cache
+    def encode(prompt: str, scale: float) -> dict[str, torch.Tensor]:
+        with torch.no_grad(), contextlib.ExitStack() as scales:
+            for encoder in encoders:
+                scales.enter_context(scaled(encoder, scale))
+            tensors = model.encode_prompt(text, prompt, **caches.text_settings)
+        return {name: tensor.half().cpu() for name, tensor in tensors.items()}
 
     return encode
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from sushi_research.config.prompts import Prompt, read_entries, schema_extra, texts_of
 from sushi_research.config.section import (
+    MOST_STEPS,
     Bounded,
     Every,
     Guidance,
@@ -21,6 +25,23 @@ from sushi_research.config.section import (
     require_text,
 )
 
+COMMAND_PLACES = ("{run}", "{step}", "{checkpoint}", "{adapter}")
+COMMAND_EXAMPLE = "rsync {adapter} server:loras/"
+
+
+def checked_command(command: str) -> str:
+    """`command` itself. ValueError unless it can be split into words and has no other placeholders than those of COMMAND_PLACES."""
+    try:
+        words = shlex.split(command)
+    except ValueError as error:
+        raise ValueError(f"it cannot be split into words ({error}): correct it, as in {COMMAND_EXAMPLE}") from None
+    if not words:
+        raise ValueError(f"it has no words: give a command, as in {COMMAND_EXAMPLE}")
+    if other := next((name for name in re.findall(r"\{\w*\}", command) if name not in COMMAND_PLACES), None):
+        known = ", ".join(COMMAND_PLACES)
+        raise ValueError(f"{other} is not replaced by anything: the placeholders are {known}, as in {COMMAND_EXAMPLE}")
+    return command
+
 
 class CheckpointSection(Section):
     """Checkpoints, from which a run can resume."""
@@ -29,6 +50,17 @@ class CheckpointSection(Section):
         500, description="How often to save one: steps, epochs or a fraction of the run; null = only at the end"
     )
     keep: Steps = Field(2, description="How many of the latest checkpoints to keep")
+    keep_adapters: Annotated[int, Field(ge=0, le=MOST_STEPS)] | None = Field(
+        None,
+        description="How many of the latest adapter files of steps on the way to keep, NAME-STEP.safetensors, one for each "
+        "checkpoint; null = all, 0 = write none",
+    )
+    command: Annotated[Text, AfterValidator(checked_command)] | None = Field(
+        None,
+        exclude=True,  # so that no run folder, tracker or printed config has it, and a stranger's run folder runs nothing
+        description="Command to run after each checkpoint and its adapter file, without a shell; {run}, {step}, {checkpoint} and "
+        "{adapter} are replaced by the run folder, the step and the paths. Its failure is a warning. It is not stored with the run",
+    )
 
 
 class SampleSection(Section):
@@ -39,8 +71,13 @@ class SampleSection(Section):
         250,
         description="How often to generate them: steps, epochs or a fraction of the run; null = only before and after training",
     )
-    prompts: Annotated[list[str], Bounded] = Field(
-        [], description="Prompts; an empty list = the first three distinct captions of the data"
+    prompts: Annotated[list[str | Prompt], BeforeValidator(read_entries), Bounded] = Field(
+        [],
+        description="Prompts; an empty list = the first three distinct captions of the data",
+        json_schema_extra=schema_extra(),
+    )
+    prompts_file: Location | None = Field(
+        None, description="File of prompts: a YAML list of the same, or text with one prompt per line (docs/samples.md)"
     )
     negative_prompt: str = Field("", description="Negative prompt")
     seeds: Annotated[list[Seed], Field(min_length=1), Bounded] = Field([0], description="One image per prompt and seed")
@@ -54,11 +91,13 @@ class SampleSection(Section):
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError("sample.seeds has a seed twice: it would generate the same images again")
         require_few_images(len(self.prompts), len(self.seeds), "sample.prompts and sample.seeds")
+        if self.prompts and self.prompts_file is not None:
+            raise ValueError("sample.prompts and sample.prompts_file are both set: keep one of them")
         return self
 
     @model_validator(mode="after")
     def _prompts_are_text(self) -> SampleSection:
-        require_text({"sample.prompts": self.prompts, "sample.negative_prompt": [self.negative_prompt]})
+        require_text({"sample.prompts": texts_of(self.prompts), "sample.negative_prompt": [self.negative_prompt]})
         return self
 
 
@@ -105,7 +144,7 @@ class EvaluationSection(Section):
         "evaluation.drift_captions, as sample sets steps, guidance and size; 0 = none",
     )
     keep_best: bool = Field(
-        False, description="Keep the adapter file of the best evaluation so far, best-STEP.safetensors"
+        False, description="Keep the adapter file of the best evaluation so far, NAME-best-STEP.safetensors"
     )
 
     @model_validator(mode="after")

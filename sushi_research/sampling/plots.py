@@ -67,27 +67,27 @@ def for_page(rows: Sequence[Sequence[Image.Image]]) -> list[list[Image.Image]]:
 def grid(rows: Sequence[Sequence[Image.Image]], row_labels: Sequence[str], column_labels: Sequence[str]) -> Image.Image:
     """A grid of images, with row labels on the left and column labels on top.
 
-    Cells are as large as the largest image (at least 160 pixels wide). Images keep their aspect ratio.
+    Cells are as wide as the widest image (at least 160 pixels), and as high as the highest of their row. Images keep their size.
     """
     assert len(rows) == len(row_labels) and all(len(row) == len(column_labels) for row in rows)
     widest = max(image.width for row in rows for image in row)
     scale = max(1, -(-SMALLEST_CELL // widest))
     cell_width = widest * scale
-    cell_height = max(image.height for row in rows for image in row) * scale
+    heights = [max(image.height for image in row) * scale for row in rows]
     font = ImageFont.load_default(size=max(12, cell_width // 14))
     line = font.size * 5 // 4
     label_width = max(cell_width, 10 * font.size)
     top = 2 * MARGIN + line
     width = label_width + len(column_labels) * (cell_width + MARGIN) + MARGIN
-    canvas = Image.new("RGB", (width, top + len(rows) * (cell_height + MARGIN)), "white")
+    canvas = Image.new("RGB", (width, top + sum(heights) + len(rows) * MARGIN), "white")
     draw = ImageDraw.Draw(canvas)
     for column, label in enumerate(column_labels):
         left = label_width + MARGIN + column * (cell_width + MARGIN)
         draw.text((left + cell_width / 2, MARGIN), label, fill="black", font=font, anchor="ma")
     characters = max(8, int(label_width / (font.size * 0.55)))
     for number, (row, label) in enumerate(zip(rows, row_labels, strict=True)):
-        upper = top + number * (cell_height + MARGIN)
-        lines = textwrap.wrap(label, characters)[: max(1, cell_height // line)]
+        upper = top + sum(heights[:number]) + number * MARGIN
+        lines = textwrap.wrap(label, characters)[: max(1, heights[number] // line)]
         draw.multiline_text((MARGIN, upper), "\n".join(lines), fill="black", font=font)
         for column, image in enumerate(row):
             left = label_width + MARGIN + column * (cell_width + MARGIN)

@@ -9,20 +9,21 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from sushi_research.adapters import lora
+from sushi_research.adapters.reading import Pair
 from sushi_research.caches.inputs import Inputs
 from sushi_research.data import dataset, findings
 from sushi_research.data.samples import Problem
-from sushi_research.data.training_data import prompt_texts
-from sushi_research.errors import UserError, printable
+from sushi_research.data.training_data import captions_of
+from sushi_research.errors import printable
 from sushi_research.files import write_json
 from sushi_research.models import loading
-from sushi_research.models.components import build_empty
 from sushi_research.models.prediction import Prediction
 from sushi_research.models.truncation import texts_cut
 from sushi_research.precision import DtypePolicy, dtype_policy
 from sushi_research.runs import tracking
 from sushi_research.runs.job import Job
 from sushi_research.runs.measured import Measured
+from sushi_research.sampling import prompts as sample_prompts
 from sushi_research.training import optim, optimizer_check
 from sushi_research.training.disk_plan import (
     DiskPlan,
@@ -69,7 +70,6 @@ class Plan:
     problems: tuple[Problem, ...]
     notes: tuple[str, ...]
     captions_cut: Mapping[str, int]
-    prompts_cut: Mapping[str, int]
     sampling: SamplePlan | None
     checkpoints: CheckpointPlan
     evaluation: EvaluationPlan | None
@@ -129,7 +129,6 @@ class Plan:
             "buckets": dict(self.buckets),
             "skipped": [{"name": problem.name, "reason": problem.reason} for problem in self.problems],
             "captions_cut": dict(self.captions_cut),
-            "prompts_cut": dict(self.prompts_cut),
             "sampling": asdict(self.sampling) if self.sampling else None,
             "checkpoints": asdict(self.checkpoints),
             "evaluation": asdict(self.evaluation) if self.evaluation else None,
@@ -182,12 +181,11 @@ class Plan:
                 "evaluation   none: --evaluation.held_out 0.1, or --evaluation.path with held-out images, measures what is learned"
             ]
         )
-        for what, cut in (("captions", self.captions_cut), ("prompts", self.prompts_cut)):
-            if cut:
-                worst = max(cut.values())
-                lines.append(
-                    f"{what:<13}{len(cut)} longer than 77 tokens are cut (the longest loses {worst}); a run's plan.json lists them"
-                )
+        if self.captions_cut:
+            count, worst = len(self.captions_cut), max(self.captions_cut.values())
+            lines.append(
+                f"captions     {count} longer than 77 tokens are cut (the longest loses {worst}); a run's plan.json lists them"
+            )
         lines.append(describe_speed(self.speed, self.steps, self.global_batch_size, self.run_folder))
         lines += findings.lines(self.problems, self.notes)
         return "\n".join(printable(line) for line in lines)
@@ -202,7 +200,7 @@ def make_plan(job: Job, inputs: Inputs) -> Plan:
     config, base, data, caches = job.config, inputs.base, inputs.data, inputs.caches
     items, global_batch_size = data.items, job.global_batch_size
     steps = steps_of(config.train.steps, config.train.epochs, len(items), global_batch_size)
-    shapes = adapter_shapes(base, config.lora.targets, config.lora.rank)
+    shapes = adapter_shapes(base, config.lora.targets, config.lora.rank, job.start and job.start.pairs)
     warmup = warmup_steps(config.schedule.warmup, steps, len(items), global_batch_size)
     due = due_of(config, steps, len(items), global_batch_size)
     require_trainable(job, steps, warmup, shapes)
@@ -212,10 +210,10 @@ def make_plan(job: Job, inputs: Inputs) -> Plan:
     micro_batches = sum(len(sampler.micro_batches(step, config.train.batch_size)) for step in epoch_steps)
     entries = {caches.latent_key(item, flip): item.bucket for item in items for flip in caches.flips}
     entries |= {caches.latent_key(item, False): item.bucket for item in data.measured}
-    captions = {item.sample.caption for item in [*items, *data.measured]}
     parameters = sum(map(math.prod, shapes.values()))
-    missing, missing_captions = caches.missing_latents(data), len(caches.missing_captions(inputs.captions))
-    disk = plan_run(job, cache_bytes(job, inputs, missing, missing_captions), steps, due, parameters)
+    missing, missing_captions = caches.missing_latents(data), inputs.missing_text_rows()
+    images = sample_prompts.of_run(config, inputs.prompts)
+    disk = plan_run(job, cache_bytes(job, inputs, missing, missing_captions), steps, due, parameters, images)
     plan = Plan(
         architecture=job.model.NAME,
         device=device_of(job),
@@ -228,8 +226,7 @@ def make_plan(job: Job, inputs: Inputs) -> Plan:
         buckets={f"{w}x{h}": count for (h, w), count in sorted(Counter(item.bucket for item in items).items())},
         problems=tuple(data.problems),
         notes=tuple(data.notes),
-        captions_cut=texts_cut(base, job.model, captions),
-        prompts_cut=texts_cut(base, job.model, prompt_texts(config, data, inputs.prompts) - captions),
+        captions_cut=texts_cut(base, job.model, captions_of(config, data)),
         sampling=samples_of(job, inputs, steps, due),
         checkpoints=checkpoints_of(job, steps, due),
         evaluation=plan_evaluation(config, inputs, steps, due.evaluation),
@@ -249,9 +246,9 @@ def make_plan(job: Job, inputs: Inputs) -> Plan:
             bytes=sum(latent_bytes(bucket) for bucket in entries.values()),
         ),
         caption_cache=CachePlan(
-            needed=len(inputs.captions),
+            needed=inputs.text_rows,
             missing=missing_captions,
-            bytes=text_bytes(job, inputs) * len(inputs.captions),
+            bytes=text_bytes(job, inputs) * inputs.text_rows,
         ),
         disk=disk,
         rooms=tuple(rooms_of(job, disk)),
@@ -290,16 +287,13 @@ def require_trainable(job: Job, steps: int, warmup: int, shapes: Mapping[str, Se
     optimizer_check.require_usable(config.optimizer, shapes, spread, job.device)
 
 
-def adapter_shapes(base: loading.Base, targets: str | Sequence[str], rank: int) -> dict[str, tuple[int, ...]]:
+def adapter_shapes(
+    base: loading.Base, targets: str | Sequence[str], rank: int, start: Mapping[str, Pair] | None = None
+) -> dict[str, tuple[int, ...]]:
     """The shapes of an adapter's tensors by name, two per module, found on the base's UNet without weights.
 
-    Raises UserError if the config of the base does not describe a UNet.
+    `start` are the pairs of lora.start_from. Raises UserError if the config of the base does not describe a UNet.
     """
-    try:
-        unet = build_empty("unet", base.config("unet"))
-    except ValueError as error:
-        raise UserError(
-            f"the config of {base.parts['unet'].where} describes no UNet ({error}): download the model again."
-        ) from error
-    lora.attach(unet, targets=targets, rank=rank, alpha=rank, dropout=0.0, init="default", seed=0)
+    unet = loading.empty_unet(base)
+    lora.attach(unet, targets=targets, rank=rank, alpha=rank, dropout=0.0, init="default", seed=0, start=start)
     return {name: tuple(parameter.shape) for name, parameter in lora.adapter_parameters(unet).items()}
