@@ -104,6 +104,7 @@ def _page(run: RunFolder, state: str, additions: Additions) -> tuple[RunPage, di
         ("Samples", samples),
         ("", additions.blocks),
         ("", evaluations),
+        ("Adapter files", attempt(lambda: run_facts.adapter_files(run), [])),
         ("Curves", [Block("panels", pictures=panels)] if panels else []),
         (TRAINING_IMAGES, attempt(lambda: _training_images(run), [])),
         ("Plan", attempt(lambda: run_facts.plan_facts(plan), []) if plan else []),
