@@ -46,10 +46,10 @@ def cards(run: RunFolder, metrics: Sequence[Mapping[str, Any]], plan: Mapping[st
             detail += f", {_duration((steps - step) * median(seconds))} to go"
         found.append(Card("time in training steps", _duration(sum(seconds)), detail))
         if peaks := [line["peak_memory_gib"] for line in trained if line.get("peak_memory_gib")]:
-            found.append(Card("peak memory", f"{max(peaks):.1f} GiB", "of the process that needed most"))
+            found.append(Card("peak memory", f"{max(peaks):.1f} GiB", "of the largest process"))
     if files := _adapter_files(run):
         last, of_step = files[-1]
-        found.append(Card("last adapter file", of_step, last.name))
+        found.append(Card("adapter file", "finished" if last == run.adapter else of_step, last.name))
     return found
 
 

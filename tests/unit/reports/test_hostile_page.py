@@ -172,7 +172,7 @@ def test_the_page_of_a_run_that_goes_on(run):
         "Problems of the data", "Provenance", "Config",
     ]  # fmt: skip
     assert len(set(page.values("id"))) == len(page.texts["h2"]) == len(page.values("href"))
-    assert page.texts["p"][0].startswith("At step 20 of 40. This page is of 20")
+    assert page.texts["p"][0].startswith("At step 20 of 40. Written 20")
     assert "width:50.0%" in page.values("style") and "20 of 40" in page.texts["b"]
     assert ("meta", "name", "viewport") in page.attributes
     assert (
