@@ -21,7 +21,7 @@ def write_report(
     page = [
         Block("title", f"A LoRA learns {concept.title}"),
         Block("lead", _lead(concept, config, len(photos))),
-        Block("cards", cards=_cards(config, before, after, facts)),
+        Block("cards", cards=_cards(run.name, config, before, after, facts)),
         Block("heading", "Before, on the way, after"),
         Block(
             "picture", "Prompts as rows; the base, two steps on the way, the end, a real picture", path=run / "demo.png"
@@ -53,7 +53,7 @@ def _lead(concept: Concept, config: dict[str, Any], pictures: int) -> str:
     )
 
 
-def _cards(config: dict[str, Any], before: Measured, after: Measured, facts: dict[str, Any]) -> list[Card]:
+def _cards(name: str, config: dict[str, Any], before: Measured, after: Measured, facts: dict[str, Any]) -> list[Card]:
     concept = f"{before.concept.share:.0%} → {after.concept.share:.0%}"
     known = f"{before.known.share:.0%} → {after.known.share:.0%}"
     loss = f"{facts['loss']['before']:.3f} → {facts['loss']['after']:.3f}"
@@ -61,7 +61,7 @@ def _cards(config: dict[str, Any], before: Measured, after: Measured, facts: dic
         Card("the concept, drawn right", concept, f"of {after.concept.total} unseen prompts"),
         Card("the rest, drawn right", known, f"of {after.known.total} prompts it knew"),
         Card("loss on unseen pictures", loss, "the same noise before and after"),
-        Card("adapter", _size(facts["files"]["adapter.safetensors"]), f"{config['train']['steps']} steps"),
+        Card("adapter", _size(facts["files"][f"{name}.safetensors"]), f"{config['train']['steps']} steps"),
     ]
 
 

@@ -21,6 +21,7 @@ from demo.report import write_report
 from demo.scoring import concept_of, config_of
 from sushi_research.errors import UserError
 from sushi_research.files import write_image, write_json
+from sushi_research.runs.run_folder import RunFolder
 from sushi_research.sampling import plots
 from sushi_research.training.run import quiet_libraries
 
@@ -32,7 +33,7 @@ def main(run: Path) -> None:
     concept, base = concept_of(run, config), Path(config["model"]["base"])
     checker = checker_of(concept)
     before = measure(base, None, concept, checker)
-    after = measure(base, run / "adapter.safetensors", concept, checker)
+    after = measure(base, RunFolder(run, None).adapter, concept, checker)
     write_image(run / "demo.png", progress_picture(run, config["sample"]["prompts"]))
     facts = summary(run, concept, before, after)
     write_report(run, concept, config, before, after, facts)

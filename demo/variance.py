@@ -27,6 +27,7 @@ from sushi_research.errors import UserError, first_line
 from sushi_research.evaluation import validation_set
 from sushi_research.models.loading import find_base
 from sushi_research.progress import progress
+from sushi_research.runs.run_folder import RunFolder
 from sushi_research.training import identity_facts
 from sushi_research.training.run import start_job
 
@@ -63,7 +64,7 @@ def loss_tables(architecture: str, runs: list[Path]) -> tuple[np.ndarray, np.nda
     fill_caches(job, inputs)
     text = model.load_text(base, job.device)
     pipeline = loading.load_pipeline(base, model, text, job.compute_dtype, job.device)
-    names = loading.load_adapters(pipeline, [str(run / "adapter.safetensors") for run in runs])
+    names = loading.load_adapters(pipeline, [str(RunFolder(run, None).adapter) for run in runs])
 
     def losses(kind: str, noise_samples: int, repeats: int) -> np.ndarray:
         """Losses [N, repeats, noise_samples].
@@ -157,8 +158,8 @@ def main(arguments: list[str]) -> int:
         return 2
     runs = [Path(argument) for argument in arguments[1:]]
     for run in runs:
-        if not (run / "adapter.safetensors").is_file():
-            print(f"error: {run} has no adapter.safetensors: give the folders of two finished runs.", file=sys.stderr)
+        if not (adapter := RunFolder(run, None).adapter).is_file():
+            print(f"error: {run} has no {adapter.name}: give the folders of two finished runs.", file=sys.stderr)
             return 2
     try:
         tables = loss_tables(arguments[0], runs)

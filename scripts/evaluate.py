@@ -22,7 +22,7 @@ from sushi_research.config.process import read_architecture, run_main
 
 INTRO = """\
 This evaluates adapter files on images that they were not trained on. To begin:
-  next to a run:    python scripts/evaluate.py sdxl --config runs/NAME/config.yaml --adapters '[other.safetensors]'
+  a run's steps:    python scripts/evaluate.py sdxl --config runs/NAME/config.yaml --adapters '[runs/NAME@250, runs/NAME]'
   by themselves:    python scripts/evaluate.py sdxl --config configs/sdxl_lora.yaml --data.path FOLDER --adapters '[a.safetensors]'
   every LoRA scale: ... --lora_scales '[0.25, 0.5, 0.75, 1.0, 1.25]'
   every option:     python scripts/evaluate.py sdxl --help"""
@@ -48,6 +48,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from sushi_research.adapters import run_files
 from sushi_research.adapters.loading import load_adapters, load_pipeline, matches_of
 from sushi_research.adapters.reading import adapts_text, read_adapter
 from sushi_research.caches.caches import Caches, open_caches, open_hash_cache
@@ -74,7 +75,9 @@ from sushi_research.training.disk_plan import require_room_for_cache
 @system_errors()
 def main(config: AdapterEvaluation) -> int:
     """Evaluates the base and the adapters of `config`; returns 0."""
-    job = run.start_job(config, models.load(models.name_of(config)), __file__)
+    model = models.load(models.name_of(config))
+    config = config.model_copy(update={"adapters": [str(run_files.resolve(text)) for text in config.adapters]})
+    job = run.start_job(config, model, __file__, trains=False)
     written: list[str] = []
 
     def kept() -> str:

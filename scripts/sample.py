@@ -1,7 +1,8 @@
 """Generates a grid of images from a base and adapters at several LoRA scales, to see what an adapter changes at which scale.
 
+    python scripts/sample.py --adapters '[runs/mycat]' --prompts '[a photo of mycat]'
     python scripts/sample.py --base stabilityai/stable-diffusion-xl-base-1.0 --variant fp16 \\
-        --adapters '[runs/mine/adapter.safetensors]' --lora_scales '[0.5, 0.8, 1.0]' --prompts '[a photo of sks dog]'
+        --adapters '[other.safetensors]' --lora_scales '[0.5, 0.8, 1.0]' --prompts '[a photo of sks dog]'
 
 Rows are prompts and seeds; columns are the base, then each adapter by itself at each LoRA scale. A seed gives the same initial
 noise in every column.
@@ -16,7 +17,7 @@ from sushi_research.config.process import read_command_line, run_main
 INTRO = """\
 This generates a grid of images from a base and adapters. To begin:
   the base alone:   python scripts/sample.py --base BASE --prompts '[a cat]'
-  with an adapter:  python scripts/sample.py --base BASE --prompts '[a cat]' --adapters '[runs/NAME/adapter.safetensors]'
+  of a run:         python scripts/sample.py --prompts '[a cat]' --adapters '[runs/NAME]'
   its LoRA scale:   ... --lora_scales '[0.25, 0.5, 0.75, 1.0]' --seeds '[0, 1]'
   every option:     python scripts/sample.py --help"""
 
@@ -32,7 +33,9 @@ from typing import Any
 
 import torch
 from PIL import Image
+from pydantic import ValidationError
 
+from sushi_research.adapters import run_files
 from sushi_research.adapters.labels import labels_of
 from sushi_research.adapters.loading import load_adapters, load_pipeline
 from sushi_research.adapters.reading import read_adapter
@@ -64,8 +67,10 @@ def sample(config: SamplingConfig) -> None:
     run.quiet_libraries()
     output = Path(config.output)
     singles = make_folders(output)
+    config = with_base_of_runs(config)
+    adapters = [str(run_files.resolve(text)) for text in config.adapters]
     prompts = read_prompts(config.prompts_file, "prompts_file") if config.prompts_file else as_prompts(config.prompts)
-    for path in config.adapters:  # fail fast: the base is not loaded yet
+    for path in adapters:  # fail fast: the base is not loaded yet
         read_adapter(path)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     base = loading.resolve_base(
@@ -73,6 +78,7 @@ def sample(config: SamplingConfig) -> None:
         revision=config.revision,
         variant=config.variant,
         vae=config.vae,
+        vae_revision=config.vae_revision,
         text_encoders=config.text_encoders,
         tokenizers=config.tokenizers,
         prediction_type=config.prediction_type,
@@ -86,8 +92,8 @@ def sample(config: SamplingConfig) -> None:
     precision = resolve_precision(config.precision, os.environ.get("ACCELERATE_MIXED_PRECISION"), device).name
     text = model.load_text(base, device, COMPUTE_DTYPES[precision])
     pipeline = load_pipeline(base, model, text, COMPUTE_DTYPES[precision], device)
-    labels = labels_of([Path(path) for path in config.adapters], reserved=["base"])
-    names = list(zip(load_adapters(pipeline, config.adapters), labels, strict=True))
+    labels = labels_of([Path(path) for path in adapters], reserved=["base"])
+    names = list(zip(load_adapters(pipeline, adapters), labels, strict=True))
 
     columns = [("base", None, 0.0)]
     columns += [(label, name, lora_scale) for name, label in names for lora_scale in config.lora_scales]
@@ -140,6 +146,20 @@ def sample(config: SamplingConfig) -> None:
     pictures[output] = plots.grid(cells, [image.label for image in rows], column_labels)
     write_all(pictures, singles)
     say(f"written: {output}, and each image in {singles}/")
+
+
+def with_base_of_runs(config: SamplingConfig) -> SamplingConfig:
+    """The config with the base of the run folders among the adapters, if it names none. UserError as `run_files.model_settings`."""
+    if config.base is not None:
+        return config
+    given = {name: getattr(config, name) for name in config.model_fields_set - {"base"}}
+    try:
+        return SamplingConfig(**given, **run_files.model_settings(config.adapters))
+    except ValidationError as error:
+        key, message = ".".join(map(str, error.errors()[0]["loc"])), error.errors()[0]["msg"]
+        raise UserError(
+            f"the run's config.yaml has model.{key} of another kind ({message}): restore it, or give --base."
+        ) from error
 
 
 def write_all(pictures: Mapping[Path, Image.Image], singles: Path) -> None:

@@ -38,19 +38,21 @@ from sushi_research.data.training_data import read_data
 from sushi_research.files import system_errors
 from sushi_research.models import loading
 from sushi_research.models.loading import find_base
-from sushi_research.progress import progress
 from sushi_research.runs import tracking
 from sushi_research.runs.job import Job
 from sushi_research.runs.launch import one_report
 from sushi_research.sampling import sample_grids
 from sushi_research.stopping import StopRequest
 from sushi_research.training import best_adapter, evaluating, optim, resume, run
+from sushi_research.training.adapter_output import AdapterWriter
 from sushi_research.training.loader import Batch, Loader
 from sushi_research.training.master_weights import MasterWeights
 from sushi_research.training.plan import make_plan
 from sushi_research.training.sampler import Sampler
+from sushi_research.training.saving import Saver
 from sushi_research.training.state import TrainState
 from sushi_research.training.step_metrics import StepMetrics
+from sushi_research.training.training_bar import TrainingBar
 
 # --- end shared ---
 from sushi_research.models import sdxl as model  # isort: skip
@@ -96,7 +98,7 @@ def main(config: SDXLTraining) -> int:
 def train(job: Job) -> int:
     """The training from start to finish. `job.run` is None for a dry run, which ends after the plan."""
     # --- shared: base, data, plan ---
-    config, stop, timings = job.config, StopRequest(), job.timings
+    config, stop, timings = job.config, StopRequest(note=job.note_stop), job.timings
     hash_cache = open_hash_cache(config)
     base = find_base(config, model)
     data = read_data(job, hash_cache)
@@ -127,6 +129,7 @@ def train(job: Job) -> int:
         dropout=config.lora.dropout,
         init=config.lora.init,
         seed=config.train.seed,
+        start=job.start and job.start.pairs,
     )
     unet.train()
     if config.train.gradient_checkpointing:
@@ -171,29 +174,26 @@ def train(job: Job) -> int:
         dropout=config.lora.dropout,
     )
     evaluator = evaluating.prepare(job, inputs, run_state, unet)
-    best = best_adapter.prepare(job, inputs, plan, run_state, state, unet)
+    writer = AdapterWriter(job, inputs, plan, run_state, state, unet)
+    saver, best = Saver(writer), best_adapter.prepare(writer)
     step, resumed_at, stopping = run_state.step, run_state.step, False
-    bar = progress(total=plan.steps, initial=step, description="training", unit="step", disable=not job.is_main)
-    with contextlib.ExitStack() as signals, contextlib.closing(loader), bar:
+    bar = TrainingBar(job, plan, step)
+    with contextlib.ExitStack() as signals, contextlib.closing(loader), contextlib.closing(bar):
         while True:
             # Save, evaluate and sample before the next step. `evaluate` and `generate` skip what the run has already, so a resumed
             # run adds what is missing. A stop interrupts both, and the run then has a checkpoint of its last step.
             first, last = step == 0, step == plan.steps
-            if step > resumed_at and (last or stopping or plan.due.checkpoint.at(step)):
+            if last or stopping or step == resumed_at or plan.due.checkpoint.at(step):
                 timings.enter("saving")
-                state.save(job, run_state, plan, step)
-            if last:
-                timings.enter("saving")
-                # Before evaluating and sampling, which may run out of memory.
-                with state.averaged_weights():
-                    run.write_adapter(job, inputs, plan, run_state, state, unet)
+                # The checkpoint and the adapter file, before evaluating and sampling, which may run out of memory.
+                saver.save(step)
             if stopping:
                 break
             to_evaluate = evaluator and (first or last or plan.due.evaluation.at(step))
             to_sample = first or last or plan.due.sample.at(step)
             if to_evaluate or to_sample:
                 # The averaged weights are those of schedule-free optimizers; of all others they are the weights themselves.
-                with state.saved_if_interrupted(job, run_state, plan, step), state.averaged_weights(), stop.at_once():
+                with saver.saved_if_interrupted(step), state.averaged_weights(), stop.at_once():
                     if to_evaluate:
                         timings.enter("evaluating")
                         evaluating.evaluate(job, evaluator, unet, step, metrics_file)
@@ -202,6 +202,7 @@ def train(job: Job) -> int:
                     if to_sample:
                         timings.enter("sampling")
                         sample_grids.generate(job, inputs, unet, step, lora.without_adapter)
+                        saver.add_picture(step)
             if last:
                 break
 
@@ -231,8 +232,7 @@ def train(job: Job) -> int:
             step += 1
             values = metrics.values(plan, step, rate, norm) | state.metrics()
             tracking.log(job.accelerator, metrics_file, values, step)
-            bar.set_postfix(loss=f"{values['loss']:.4f}", refresh=False)
-            bar.update()
+            bar.update(step, values["loss"])
     # --- end shared ---
 
     # --- shared: finish ---

@@ -14,9 +14,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from testing.run_equality import TABLES, images, lines, record, rows
+from testing.run_equality import TABLES, adapters, images, lines, record, rows
 
-ADAPTER, METRICS = "adapter.safetensors", "metrics.jsonl"
+METRICS = "metrics.jsonl"
 # The adapter's metadata that say when it was made.
 TIMES = frozenset({"modelspec.date", "ss_training_started_at", "ss_training_finished_at"})
 
@@ -24,8 +24,8 @@ TIMES = frozenset({"modelspec.date", "ss_training_started_at", "ss_training_fini
 def fingerprint(run: Path) -> dict[str, str]:
     """The digests of a run folder by what they are of; what is missing has no entry.
 
-    They cover the tensors and the metadata of the adapter, the state of every checkpoint ("damaged" if it cannot be read), the
-    lines of metrics.jsonl, run.json, the rows of the results, and the pixels of the sample images.
+    They cover the tensors and the metadata of the adapter files, the state of every checkpoint ("damaged" if it cannot be read),
+    the lines of metrics.jsonl, run.json, the rows of the results, and the pixels of the sample images.
     """
     from safetensors import safe_open
     from safetensors.torch import load_file
@@ -33,11 +33,11 @@ def fingerprint(run: Path) -> dict[str, str]:
     from sushi_research.runs.checkpoint import DamagedCheckpoint, read_checkpoint
 
     found: dict[str, Any] = {}
-    if (run / ADAPTER).is_file():
-        with safe_open(run / ADAPTER, "pt") as file:
+    for name, path in adapters(run).items():
+        with safe_open(path, "pt") as file:
             # safetensors returns it in a random order.
-            metadata = {key: value for key, value in sorted(file.metadata().items()) if key not in TIMES}
-        found |= {ADAPTER: load_file(run / ADAPTER), f"{ADAPTER}, metadata": metadata}
+            metadata = {key: value for key, value in sorted((file.metadata() or {}).items()) if key not in TIMES}
+        found |= {name: load_file(path), f"{name}, metadata": metadata}
     for path in sorted(run.glob("checkpoints/step-*")):
         try:
             found[f"checkpoints/{path.name}"] = read_checkpoint(path).load()

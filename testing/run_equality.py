@@ -12,13 +12,15 @@ from sushi_research.runs.run_folder import RESULT_FILES
 # Metrics that depend on the clock or the machine.
 MEASURED = frozenset({"images_per_second", "gpu_seconds", "cpu_seconds", "data_wait_share", "peak_memory_gib"})
 TABLES = tuple(RESULT_FILES.values())
+LAST = "NAME.safetensors"
 
 
 def differences(found: Path, expected: Path) -> list[str]:
     """The differences between two finished runs, compared bit for bit; a sentence each, empty if they are equal.
 
-    It compares the adapter's tensors and dtypes, all lines of metrics.jsonl without `MEASURED`, all rows of the results, the
-    step and the state of the last checkpoint, run.json without the W&B id, and the pixels of samples and pictures.
+    It compares the tensors and dtypes of the adapter files that both have (a run that was stopped has one more), all lines of
+    metrics.jsonl without `MEASURED`, all rows of the results, the step and the state of the last checkpoint, run.json without the
+    W&B id, and the pixels of samples and pictures.
     """
     return [f"{found.name}: {difference}" for difference in _differences(found, expected)]
 
@@ -28,13 +30,16 @@ def _differences(found: Path, expected: Path) -> Iterator[str]:
 
     from sushi_research.runs.checkpoint import latest_checkpoint
 
-    for name in ("adapter.safetensors", "run.json", "metrics.jsonl"):
+    for name in ("run.json", "metrics.jsonl"):
         if (found / name).is_file() != (expected / name).is_file():
             yield f"{name} is {'there' if (found / name).is_file() else 'missing'}"
             return
-    yield from _nested(
-        load_file(found / "adapter.safetensors"), load_file(expected / "adapter.safetensors"), "the adapter"
-    )
+    files, others = adapters(found), adapters(expected)
+    if (LAST in files) != (LAST in others):
+        yield f"{LAST} is {'there' if LAST in files else 'missing'}"
+        return
+    for name in files.keys() & others.keys():
+        yield from _nested(load_file(files[name]), load_file(others[name]), f"the adapter {name}")
     yield from _nested(record(found), record(expected), "run.json")
     yield from _nested(lines(found), lines(expected), "metrics.jsonl")
     for name in TABLES:
@@ -46,6 +51,11 @@ def _differences(found: Path, expected: Path) -> Iterator[str]:
         yield from _nested(checkpoints[0].step, checkpoints[1].step, "the last checkpoint's step")
         yield from _nested(checkpoints[0].load(), checkpoints[1].load(), "the last checkpoint")
     yield from _nested(images(found), images(expected), "images")
+
+
+def adapters(run: Path) -> dict[str, Path]:
+    """The adapter files of a run, by their names without that of the run: NAME.safetensors, NAME-000250.safetensors."""
+    return {path.name.replace(run.name, "NAME", 1): path for path in sorted(run.glob("*.safetensors"))}
 
 
 def record(run: Path) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from demo.study.recipes import ROOT, SETTINGS, Setting, photos, recipes
+from sushi_research.runs.run_folder import RunFolder
 
 
 def adapter_path(setting: Setting, recipe: str, steps: int) -> Path:
@@ -45,7 +46,7 @@ def train(setting: Setting, recipe: str) -> None:
             sys.exit(status)
         path = adapter_path(setting, recipe, steps)
         path.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(setting.folder / "runs" / recipe / "adapter.safetensors", path.with_suffix(".part"))
+        shutil.copy(RunFolder(setting.folder / "runs" / recipe, None).adapter, path.with_suffix(".part"))
         path.with_suffix(".part").rename(path)
 
 

@@ -11,8 +11,8 @@ from sushi_research.fingerprints import content_hash
 
 
 def label_of(file: Path) -> str:
-    """Label of an adapter file in tables: its stem, or its folder's name for a run's adapter.safetensors."""
-    return file.resolve().parent.name if file.stem == "adapter" else file.stem
+    """Label of an adapter file in tables: its name without the suffix."""
+    return file.stem
 
 
 def labels_of(

@@ -20,7 +20,7 @@ class Setting(NamedTuple):
 
     value: Any
     source: str
-    layer: int
+    layer: int = 0
 
 
 def place(error: Any, keys: Keys) -> str:

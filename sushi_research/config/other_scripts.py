@@ -25,14 +25,24 @@ from sushi_research.config.section import (
 )
 from sushi_research.config.training import TrainingConfig
 
+ADAPTERS = "Adapter files (.safetensors) from any trainer, or run folders (runs/mycat, runs/mycat@250 for a step, runs/mycat@best)"
+# The keys of SamplingConfig that a run's config.yaml has too, under model.
+BASE_KEYS = ("base", "revision", "variant", "vae", "vae_revision", "text_encoders", "tokenizers")
+BASE_KEYS += ("prediction_type", "zero_terminal_snr", "clip_skip")
+
 
 class SamplingConfig(Section):
     """A grid of sample images. Rows: prompts and seeds. Columns: the base, and each adapter at each LoRA scale."""
 
-    base: Location = Field(description=f"Base model of any supported architecture: {HUB}")
+    base: Location | None = Field(
+        None,
+        description=f"Base model of any supported architecture: {HUB}; null = the base of the run folders in adapters, with the "
+        "settings below as the runs have them",
+    )
     revision: Text | None = Field(None, description=f"Branch, tag or commit of a hub id; {NULL_REVISION}")
     variant: Literal["fp16"] | None = Field(None, description="Load the repository's fp16 files")
     vae: Location | None = Field(None, description=f"VAE to use instead of the base model's own: {HUB}")
+    vae_revision: Text | None = Field(None, description="Branch, tag or commit of vae, like revision")
     text_encoders: Location | None = Field(
         None, description=f"Text encoders to use instead of the base model's own: {HUB}"
     )
@@ -42,9 +52,7 @@ class SamplingConfig(Section):
     clip_skip: int = Field(
         1, ge=1, le=11, description="SD1.5 only: CLIP layer to condition on, counted from the last; 2 for anime models"
     )
-    adapters: Annotated[list[Location], Bounded] = Field(
-        [], description="Adapter files (.safetensors) from any trainer; each is applied alone"
-    )
+    adapters: Annotated[list[Location], Bounded] = Field([], description=f"{ADAPTERS}; each is applied alone")
     lora_scales: Annotated[list[Annotated[float, Field(ge=-1000, le=1000)]], Field(min_length=1), Bounded] = Field(
         [0.5, 1.0], description="LoRA scales of each adapter; the base alone is always the first column"
     )
@@ -75,6 +83,17 @@ class SamplingConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _base_is_known(self) -> SamplingConfig:
+        given = [key for key in BASE_KEYS[1:] if key in self.model_fields_set]
+        if self.base is None and not self.adapters:
+            raise ValueError("base is missing: give --base VALUE, or a run folder in adapters")
+        if self.base is None and given:
+            raise ValueError(f"{given[0]} is set but base is not: set base too, or remove {given[0]}")
+        if self.vae_revision is not None and self.vae is None:
+            raise ValueError("vae_revision is set but vae is not: set vae, or remove the revision")
+        return self
+
+    @model_validator(mode="after")
     def _columns_are_distinct(self) -> SamplingConfig:
         if 0 in self.lora_scales:
             raise ValueError("lora_scales has a 0: the base alone is always sampled, so remove it")
@@ -98,7 +117,7 @@ class AdapterEvaluation(Section):
     """The adapter files to evaluate, and the folder of the results."""
 
     adapters: Annotated[list[Location], Bounded] = Field(
-        [], description="Adapter files (.safetensors) from any trainer; the base is always evaluated too"
+        [], description=f"{ADAPTERS}; the base is always evaluated too"
     )
     lora_scales: Annotated[list[Annotated[float, Field(gt=0, le=1000)]], Field(min_length=1), Bounded] = Field(
         [1.0],

@@ -161,11 +161,12 @@ def _choice(
 
 def _where(run: RunFolder, state: str, step: int) -> str:
     """The adapter file of the best step."""
-    if run.best_adapter(step).is_file():
-        return f"Its adapter file is {run.best_adapter(step).name}."
+    for path in (run.best_adapter(step), run.step_adapter(step)):
+        if path.is_file():
+            return f"Its adapter file is {path.name}."
     if state == f"finished at step {step}":
         return f"Its adapter file is {run.adapter.name}."
-    return "Its adapter file was not kept: that needs evaluation.keep_best."
+    return "Its adapter file was not kept: that needs evaluation.keep_best, or a checkpoint at that step."
 
 
 def _steps(steps: Iterable[int]) -> str:

@@ -15,8 +15,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -43,6 +45,7 @@ RESULT_FILES = {
     "pictures_learned": "pictures_learned.parquet",
     "pictures_kept": "pictures_kept.parquet",
 }
+_STEP = re.compile(r"-([0-9]{6,18})\.safetensors$")
 
 
 class Decision(NamedTuple):
@@ -119,7 +122,7 @@ class RunFolder:
 
     def __init__(self, path: Path, lock: FolderLock | None) -> None:
         self.path = path
-        self.name = path.name
+        self.name = path.name or os.path.basename(os.path.abspath(path))
         self.config = path / "config.yaml"
         self.plan = path / "plan.json"
         self.data_report = path / "data_report.json"
@@ -131,7 +134,9 @@ class RunFolder:
         self.samples = path / "samples"
         self.pictures = path / "pictures"
         self.checkpoints = path / "checkpoints"
-        self.adapter = path / "adapter.safetensors"
+        self.adapter = path / f"{self.name}.safetensors"
+        # Adapter files of steps after the one from which the run started or went on.
+        self.earlier = path / "earlier"
         self.curves = path / "loss.png"
         self.report = path / "report.html"
         self.stage_timings = path / "stage_timings.json"
@@ -153,6 +158,11 @@ class RunFolder:
         if self._lock is not None:
             self._lock.close()
 
+    def note_stop(self) -> None:
+        """Notes for others that the run was asked to stop (`FolderLock.note_stop`). Only with the lock."""
+        if self._lock is not None:
+            self._lock.note_stop()
+
     def lost(self) -> UserError | None:
         """The error of a run whose folder was moved, deleted or replaced; None if it is there, or without the lock."""
         try:
@@ -164,7 +174,23 @@ class RunFolder:
 
     def best_adapter(self, step: int) -> Path:
         """The file that evaluation.keep_best writes of a step."""
-        return self.path / f"best-{step:08d}.safetensors"
+        return self.path / f"{self.name}-best-{step:06d}.safetensors"
+
+    def step_adapter(self, step: int) -> Path:
+        """The adapter file of a step on the way."""
+        return self.path / f"{self.name}-{step:06d}.safetensors"
+
+    def step_adapters(self) -> dict[int, Path]:
+        """The adapter files of steps on the way that there are, by step in rising order."""
+        return self._files_by_step(self.step_adapter)
+
+    def best_adapters(self) -> dict[int, Path]:
+        """The files of evaluation.keep_best that there are, by step in rising order."""
+        return self._files_by_step(self.best_adapter)
+
+    def _files_by_step(self, file_of: Callable[[int], Path]) -> dict[int, Path]:
+        steps = (int(match[1]) for name in _names(self.path) if (match := _STEP.search(name)))
+        return {step: file_of(step) for step in sorted(set(steps)) if os.path.lexists(file_of(step))}
 
     def remove_leftovers(self) -> None:
         """Removes the temporary files of killed writers (those of checkpoints: `latest_checkpoint`). Only with the lock."""
@@ -193,9 +219,12 @@ class RunFolder:
             self.report,
             self.scores,
             self.scores_source,
+            *self.step_adapters().values(),
+            *self.best_adapters().values(),
         ]
         wrong = [(path, "a file") for path in files if os.path.lexists(path) and not path.is_file()]
-        folders = [self.samples, self.pictures, self.checkpoints, self.path / "wandb", self.path / "tensorboard"]
+        folders = [self.samples, self.pictures, self.checkpoints, self.earlier]
+        folders += [self.path / "wandb", self.path / "tensorboard"]
         wrong += [(path, "a folder") for path in folders if os.path.lexists(path) and not path.is_dir()]
         for path, wanted in wrong:
             raise UserError(
@@ -297,6 +326,11 @@ def open_run_folder(folder: Path, name: str, writer: bool = True) -> RunFolder:
             run.close()
             raise
     return run
+
+
+def _names(folder: Path) -> list[str]:
+    """The names in a folder; none if it is not there."""
+    return os.listdir(folder) if folder.is_dir() else []
 
 
 def _nothing_to_do(name: str, step: int) -> Decision:

@@ -1,59 +1,75 @@
-"""Writes an adapter file of a run: the last adapter, or that of the best evaluated step."""
+"""Writes the adapter files of a run: the last one, those of steps on the way, and that of the best evaluated step."""
 
 from __future__ import annotations
 
 import os
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from sushi_research.adapters import kohya_format, trained_images
+from sushi_research.adapters import kohya_format, metadata, trained_images
 from sushi_research.caches.inputs import Inputs
 from sushi_research.caches.store import entry_key
 from sushi_research.runs.job import Job
+from sushi_research.training import thumbnail
 from sushi_research.training.plan import Plan
 from sushi_research.training.resume import RunState
+from sushi_research.training.state import TrainState
 
 
-def write(
-    job: Job,
-    inputs: Inputs,
-    plan: Plan,
-    run_state: RunState,
-    unet: torch.nn.Module,
-    *,
-    path: Path,
-    tensors: Mapping[str, torch.Tensor],
-    step: int,
-    chosen: Mapping[str, str] | None = None,
-) -> None:
-    """Writes the adapter of `step` to `path`, reads it back as diffusers does, and raises if it differs from `tensors`.
+@dataclass(frozen=True)
+class AdapterWriter:
+    """What is needed to write an adapter file of a run."""
 
-    `tensors` are fp32 master weights by name; `chosen` is further metadata. Only the main process may call this. UserError if a
-    value overflows in `lora.save_dtype` or the file cannot be written; AdapterFileError if it does not load as it should.
-    """
-    config, architecture = job.config, job.model.NAME
-    assert job.run is not None
-    metadata = kohya_format.adapter_metadata(
-        config,
-        architecture=architecture,
-        name=job.run.name,
-        base=_published_name(inputs.base.source),
-        base_hash=run_state.hashes["base_model"]["unet"],
-        dataset_hash=run_state.hashes["data"],
-        config_hash=entry_key(identity=run_state.identity),
-        images=plan.images,
-        steps=step,
-        epochs=int(round(step * plan.global_batch_size / plan.items_per_epoch, 2)),
-        prediction=inputs.base.prediction,
-        trained=(job.started, time.time()),
-    )
-    metadata |= trained_images.metadata_of({item.sample.image_hash for item in inputs.data.items}) | dict(chosen or {})
-    dtype = getattr(torch, config.lora.save_dtype)
-    kohya_format.save_adapter(path, unet, architecture=architecture, state=tensors, dtype=dtype, metadata=metadata)
-    kohya_format.verify_saved(path, unet, architecture=architecture, state=tensors, dtype=dtype)
+    job: Job
+    inputs: Inputs
+    plan: Plan
+    run_state: RunState
+    state: TrainState
+    unet: torch.nn.Module
+
+    def write(self, path: Path, step: int, chosen: Mapping[str, str] | None = None) -> None:
+        """Writes the master weights of `step` to `path`, reads the file back as diffusers does, and raises if it differs from them.
+
+        `chosen` is further metadata. Only the main process may call this. UserError if a value overflows in `lora.save_dtype` or
+        the file cannot be written; AdapterFileError if it does not load as it should.
+        """
+        job, config, architecture = self.job, self.job.config, self.job.model.NAME
+        assert job.run is not None
+        entries = metadata.adapter_metadata(config, self._facts(step))
+        if config.lora.metadata != "none":
+            entries |= trained_images.metadata_of({item.sample.image_hash for item in self.inputs.data.items})
+            entries |= chosen or {}
+            entries |= thumbnail.newest(job, step)
+        tensors, dtype = self.state.master_weights.named_state(), getattr(torch, config.lora.save_dtype)
+        file = {"architecture": architecture, "state": tensors, "dtype": dtype}
+        kohya_format.save_adapter(path, self.unet, **file, metadata=entries or None)
+        kohya_format.verify_saved(path, self.unet, **file)
+
+    def _facts(self, step: int) -> metadata.Facts:
+        """What the metadata says about the adapter of `step`, besides the config."""
+        job, plan, run_state, start = self.job, self.plan, self.run_state, self.job.start
+        lora = job.config.lora
+        return metadata.Facts(
+            architecture=job.model.NAME,
+            name=job.run.name,
+            base=_published_name(self.inputs.base.source),
+            base_hash=run_state.hashes["base_model"]["unet"],
+            dataset_hash=run_state.hashes["data"],
+            config_hash=entry_key(identity=run_state.identity),
+            images=plan.images,
+            steps=step,
+            epochs=int(round(step * plan.global_batch_size / plan.items_per_epoch, 2)),
+            prediction=self.inputs.base.prediction,
+            trained=(job.started, time.time()),
+            samples=list({item.sample.name: item.sample for item in self.inputs.data.items}.values()),
+            started_from=start.chain if start else (),
+            is_uniform=not start
+            or {(each.rank, each.alpha) for each in start.pairs.values()} == {(lora.rank, lora.alpha)},
+        )
 
 
 def _published_name(source: str) -> str:

@@ -11,32 +11,22 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import torch
-
 from sushi_research.adapters import chosen_step as metadata
-from sushi_research.caches.inputs import Inputs
+from sushi_research.adapters.kohya_format import problem_of
 from sushi_research.files import CannotWrite
 from sushi_research.reports.best_step import StepOutcomes, chosen_step
 from sushi_research.runs.checkpoint import checkpoint_of
-from sushi_research.runs.job import Job
-from sushi_research.training import adapter_output, best_files
-from sushi_research.training.plan import Plan
-from sushi_research.training.resume import RunState
-from sushi_research.training.state import TrainState
+from sushi_research.training import best_files
+from sushi_research.training.adapter_output import AdapterWriter
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class BestAdapter:
-    """What is needed to write the adapter of a step."""
+    """Keeps the adapter of the best step."""
 
-    job: Job
-    inputs: Inputs
-    plan: Plan
-    run_state: RunState
-    state: TrainState
-    unet: torch.nn.Module
+    writer: AdapterWriter
 
     def keep(self, step: int) -> None:
         """Writes the adapter if `step`, which was just evaluated, is the best so far, and removes files that it supersedes.
@@ -44,11 +34,11 @@ class BestAdapter:
         Call it where the weights are those that were evaluated. If the file cannot be written, for example because the disk is
         full, a warning says so, and the training goes on without it.
         """
-        job = self.job
+        job = self.writer.job
         with job.main_process_writes():
             if not job.is_main or (outcomes := best_files.outcomes_of(job.run)) is None:
                 return
-            if chosen_step(outcomes) == step and best_files.problem_of(job.run, step):
+            if chosen_step(outcomes) == step and problem_of(job.run.best_adapter(step)):
                 with self._warned(step):
                     self._write(outcomes, step)
             best_files.remove_superseded(job.run)
@@ -58,12 +48,12 @@ class BestAdapter:
 
         The state is that of the checkpoint from which the run goes on, before and after.
         """
-        job, resumed_from = self.job, self.run_state.checkpoint
+        job, resumed_from = self.writer.job, self.writer.run_state.checkpoint
         with job.main_process_writes():
             if not job.is_main or resumed_from is None or (outcomes := best_files.outcomes_of(job.run)) is None:
                 return
             step = chosen_step(outcomes)
-            if step is None or not (problem := best_files.problem_of(job.run, step)):
+            if step is None or not (problem := problem_of(job.run.best_adapter(step))):
                 return
             checkpoint = checkpoint_of(job.run.checkpoints, step)
             if checkpoint is None:
@@ -74,28 +64,20 @@ class BestAdapter:
                     step,
                 )
                 return
+            state = self.writer.state
             try:
-                self.state.load(checkpoint)
-                with self._warned(step), self.state.averaged_weights():
+                state.load(checkpoint)
+                with self._warned(step), state.averaged_weights():
                     self._write(outcomes, step)
             finally:
-                self.state.load(resumed_from)
+                state.load(resumed_from)
 
     def _write(self, outcomes: StepOutcomes, step: int) -> None:
-        val_set, run = self.run_state.sets.validation, self.job.run
+        val_set, run = self.writer.run_state.sets.validation, self.writer.job.run
         assert val_set is not None and run is not None
         among = sum(0 < each <= step for each in outcomes.steps)
-        adapter_output.write(
-            self.job,
-            self.inputs,
-            self.plan,
-            self.run_state,
-            self.unet,
-            path=run.best_adapter(step),
-            tensors=self.state.master_weights.named_state(),
-            step=step,
-            chosen=metadata.metadata_of(val_set.hash, val_set.names, step, among),
-        )
+        chosen = metadata.metadata_of(val_set.hash, val_set.names, step, among)
+        self.writer.write(run.best_adapter(step), step, chosen)
 
     @contextlib.contextmanager
     def _warned(self, step: int) -> Iterator[None]:
@@ -107,12 +89,10 @@ class BestAdapter:
             )
 
 
-def prepare(
-    job: Job, inputs: Inputs, plan: Plan, run_state: RunState, state: TrainState, unet: torch.nn.Module
-) -> BestAdapter | None:
+def prepare(writer: AdapterWriter) -> BestAdapter | None:
     """The keeper of the best adapter, with a lost file made again; None if it is not asked for or the run is not evaluated."""
-    if not job.config.evaluation.keep_best or run_state.sets.validation is None:
+    if not writer.job.config.evaluation.keep_best or writer.run_state.sets.validation is None:
         return None
-    best = BestAdapter(job, inputs, plan, run_state, state, unet)
+    best = BestAdapter(writer)
     best.make_again()
     return best

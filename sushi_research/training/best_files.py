@@ -1,4 +1,4 @@
-"""The files best-STEP.safetensors of a run: the adapter of its best evaluated step.
+"""The files NAME-best-STEP.safetensors of a run: the adapter of its best evaluated step.
 
 As long as a run may go on from a checkpoint before the evaluation that superseded a file, that file stays. So at most two are kept,
 and a run that was stopped and resumed has the same files as one that was not.
@@ -7,12 +7,10 @@ and a run that was stopped and resumed has the same files as one that was not.
 from __future__ import annotations
 
 import logging
-import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from sushi_research.adapters.kohya_format import require_whole
+from sushi_research.adapters.kohya_format import problem_of
 from sushi_research.errors import UserError
 from sushi_research.files import CannotWrite, remove
 from sushi_research.reports import run_outcomes
@@ -22,15 +20,6 @@ from sushi_research.runs.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
 
-_NAME = re.compile(r"best-(\d{8,})\.safetensors")
-
-
-def files(run: RunFolder) -> Iterator[tuple[int, Path]]:
-    """(step, path) of each file that there is."""
-    for path in sorted(run.path.iterdir()):
-        if match := _NAME.fullmatch(path.name):
-            yield int(match[1]), path
-
 
 def outcomes_of(run: RunFolder) -> StepOutcomes | None:
     """What decides between the run's evaluated steps. UserError if a file is damaged."""
@@ -38,17 +27,6 @@ def outcomes_of(run: RunFolder) -> StepOutcomes | None:
     if found.problems:
         raise UserError(found.problems[0])
     return found.of_steps()
-
-
-def problem_of(run: RunFolder, step: int) -> str | None:
-    """What is wrong with the file of a step, as a sentence; None if it is whole."""
-    path = run.best_adapter(step)
-    try:
-        if path.is_file():
-            require_whole(path)
-    except UserError as error:
-        return str(error)
-    return None if path.is_file() else f"{path} is missing"
 
 
 @dataclass(frozen=True)
@@ -67,14 +45,14 @@ def lost(run: RunFolder) -> Lost | None:
     except UserError:
         return None  # evaluation_records.changes says it
     step = chosen_step(outcomes) if outcomes else None
-    if step is None or not (problem := problem_of(run, step)):
+    if step is None or not (problem := problem_of(run.best_adapter(step))):
         return None
     return Lost(run.best_adapter(step), problem, checkpoint_of(run.checkpoints, step) is not None)
 
 
 def cut_back(run: RunFolder, step: int) -> None:
     """Removes the files of steps after `step`, from which the run resumes; -1 removes all."""
-    for of_step, path in files(run):
+    for of_step, path in run.best_adapters().items():
         if of_step > step:
             remove(path)
 
@@ -92,7 +70,7 @@ def remove_superseded(run: RunFolder) -> None:
     if best is None or not run.best_adapter(best).is_file():
         return
     wanted = {best} if newest is None else {best, chosen_step(outcomes, newest)}
-    for step, path in files(run):
+    for step, path in run.best_adapters().items():
         if step not in wanted:
             try:
                 remove(path)

@@ -34,9 +34,10 @@ _UNFINISHED = re.compile(r"\.step-\d{8,}\.[0-9a-f]{8}\.tmp")
 class DiskPlan:
     """The bytes that will be written in addition to what is there, of files that exist at the same time.
 
+    `adapter` is the size of `adapter_count` files: the last adapter, that of the best step, and those of checkpoints.
     `checkpoints` is the size of the `checkpoint_count` checkpoints that are added; while one is saved, one more than
     `checkpoint.keep` exists. These, `cache` and `adapter` are lower bounds. `others` (images, results, metrics) is an estimate.
-    `freed` is removed before the adapter is written: one checkpoint, if one more than `checkpoint.keep` existed.
+    `freed` is removed before the last adapter is written: one checkpoint, if one more than `checkpoint.keep` existed.
     """
 
     cache: int
@@ -45,11 +46,13 @@ class DiskPlan:
     adapter: int = 0
     others: int = 0
     freed: int = 0
+    adapter_count: int = 0
 
     @property
     def run(self) -> int:
         """The lower bound for the run folder."""
-        return self.checkpoints + max(0, self.adapter - self.freed)
+        last = self.adapter // max(1, self.adapter_count)  # the others are there when the last checkpoint is saved
+        return self.checkpoints + max(self.adapter - last, self.adapter - self.freed)
 
     def parts(self) -> str:
         """What is written, in words."""
@@ -57,7 +60,9 @@ class DiskPlan:
         if self.checkpoints:
             count = "1 checkpoint" if self.checkpoint_count == 1 else f"{self.checkpoint_count} checkpoints"
             parts.append(f"{count} {size_text(self.checkpoints)}")
-        parts += [f"adapter {size_text(self.adapter)}"] if self.adapter else []
+        if self.adapter:
+            count = f"{self.adapter_count} adapter files" if self.adapter_count > 1 else "adapter"
+            parts.append(f"{count} {size_text(self.adapter)}")
         parts += [f"samples and results about {size_text(self.others)}"] if self.others else []
         return ", ".join(parts) or "nothing"
 
@@ -94,11 +99,15 @@ def plan_run(
     config, folder = job.config, job.run_path
     saved, unfinished = _saved(folder / "checkpoints")
     last = min(max([_finished_at(folder), *saved]), steps)
-    is_finished = last == steps and (folder / "adapter.safetensors").is_file()
+    run = RunFolder(folder, None)
+    is_finished = last == steps and run.adapter.is_file()
     saves = _events(due.checkpoint, last, steps)
     count = max(1, min(config.checkpoint.keep + 1 - len(saved), saves)) if saves else 0
     each = parameters * (4 + STATE_BYTES.get(config.optimizer.name, 0))
-    files = 2 if config.evaluation.keep_best else 1  # the last adapter, and that of the best step
+    on_the_way, keep = max(0, saves - 1), config.checkpoint.keep_adapters  # the last checkpoint's is the adapter itself
+    if keep is not None:
+        on_the_way = min(on_the_way, max(0, keep - len(run.step_adapters())))
+    files = 0 if is_finished else 1 + config.evaluation.keep_best + on_the_way
     pixels = sum(image.width * image.height for image in images)
     # Each image, the grid of its step, and its part of progress.png, which shows at most eight steps.
     samples = PIXEL_BYTES * pixels * (2 * (_events(due.sample, last, steps) + (not saved)) + 8)
@@ -107,7 +116,8 @@ def plan_run(
         # What a killed save left is removed first.
         checkpoints=max(0, count * each - unfinished),
         checkpoint_count=count,
-        adapter=0 if is_finished else files * parameters * (4 if config.lora.save_dtype == "float32" else 2),
+        adapter=files * parameters * (4 if config.lora.save_dtype == "float32" else 2),
+        adapter_count=files,
         others=0
         if is_finished
         else samples
@@ -190,6 +200,8 @@ def require_room(job: Job, plan: DiskPlan, rooms: Sequence[Room]) -> None:
         advice = f"free {size_text(room.about - room.free)} there, or give {keys} on another disk"
         if "run.folder" in room.folders and plan.checkpoint_count > 1:
             advice += ", or lower --checkpoint.keep"
+        if "run.folder" in room.folders and plan.adapter_count > 2:
+            advice += ", or lower --checkpoint.keep_adapters"
         needs = f"at least {size_text(room.least)}" if is_too_little else f"about {size_text(room.about)}"
         sentence = f"{room.describe()}, and {needs} will be written there ({plan.parts()}): {advice}"
         if is_too_little:

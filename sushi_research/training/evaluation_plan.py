@@ -56,7 +56,7 @@ class EvaluationPlan:
         if self.keep_best:
             count = self.evaluations - 1  # step 0 is the base
             lines.append(
-                f"             the adapter of the best of {count} evaluations is kept, as best-STEP.safetensors"
+                f"             the adapter of the best of {count} evaluations is kept, as NAME-best-STEP.safetensors"
                 if count > 1
                 else "             evaluation.keep_best has no choice: the only evaluation after step 0 is that of the end "
                 "(evaluation.every gives more)"

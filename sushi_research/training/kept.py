@@ -20,5 +20,8 @@ def what_is_kept(job: Job) -> str:
     if record is not None and step == record["steps"] and job.run.adapter.is_file():
         return f"the adapter {job.run.adapter} is written; the same command again adds what is missing"
     if step is not None:
-        return f"the checkpoint of step {step} is kept in {job.run.path}; the same command again continues from there"
+        file = job.run.step_adapter(step)
+        kept = f"the checkpoint of step {step} is kept in {job.run.path}"
+        kept += f", and its adapter file is {file}" if file.is_file() else ""
+        return f"{kept}; the same command again continues from there"
     return f"what is encoded is kept in {job.config.cache.folder}; the same command again continues"

@@ -25,7 +25,7 @@ from sushi_research.runs.metrics_file import MetricsFile
 from sushi_research.runs.run_folder import RunFolder
 from sushi_research.sampling import sample_grids
 from sushi_research.terminal import say
-from sushi_research.training import best_files, evaluation_records, run_outputs
+from sushi_research.training import best_files, evaluation_records, run_outputs, step_files
 from sushi_research.training.identity_facts import hashes_of, measured_sets_of, provenance_of
 from sushi_research.training.plan import Plan
 
@@ -63,6 +63,8 @@ def start_or_resume(job: Job, inputs: Inputs, plan: Plan) -> RunState:
         "random_scheme": randomness.SCHEME,
         "vae_dtype": str(inputs.caches.vae_dtype).removeprefix("torch."),
     }
+    if job.start is not None:
+        facts["start_from"] = job.start.hash
     if config.lora.dropout:
         facts["dropout_split"] = plan.split
     if base.prediction != Prediction():
@@ -139,6 +141,8 @@ def _describe_run(job: Job, state: RunState, inputs: Inputs, plan: Plan) -> None
     kept = state.step if state.checkpoint else -1
     evaluation_records.cut_back(run, state.sets, kept)
     best_files.cut_back(run, kept)
+    for sentence in step_files.set_aside(run, state.step if state.checkpoint else None, plan.steps):
+        say(sentence)
     sample_grids.cut_back(run.samples, kept)
     sample_grids.cut_back(run.pictures, kept)
     if lost := MetricsFile(run.metrics).mark_missing(state.step):

@@ -21,7 +21,6 @@ from accelerate.utils import InitProcessGroupKwargs
 
 from sushi_research import stopping
 from sushi_research.adapters import lora
-from sushi_research.caches.inputs import Inputs
 from sushi_research.config import TrainingConfig
 from sushi_research.config.command_line import config_to_dict
 from sushi_research.config.suggestions import word
@@ -36,7 +35,7 @@ from sushi_research.runs.job import Job, agree
 from sushi_research.runs.metrics_file import MetricsFile
 from sushi_research.sampling import plots
 from sushi_research.terminal import say
-from sushi_research.training import adapter_output, best_files
+from sushi_research.training import best_files, starting_point
 from sushi_research.training.kept import what_is_kept
 from sushi_research.training.plan import Plan
 from sushi_research.training.resume import RunState
@@ -45,9 +44,10 @@ from sushi_research.training.state import TrainState
 logger = logging.getLogger(__name__)
 
 
-def start_job(config: TrainingConfig, model: ModuleType, script: str) -> Job:
+def start_job(config: TrainingConfig, model: ModuleType, script: str, *, trains: bool = True) -> Job:
     """The job of a command: its processes, and the precision that follows from config, launcher and device. No run folder yet.
 
+    Of a command that trains, lora.start_from is read, and its rank, alpha and targets become those of the config.
     `script` is the `__file__` of the running script. Its code is hashed here, before a user may edit it while the run goes on.
     The Accelerator's own mixed precision stays off: the script handles dtypes and the loss scaler (rule 6, CONTRIBUTING.md).
     """
@@ -70,7 +70,10 @@ def start_job(config: TrainingConfig, model: ModuleType, script: str) -> Job:
     torch.use_deterministic_algorithms(config.train.deterministic)
     optimizer = [config.optimizer.name] if "." in config.optimizer.name else []
     code = code_of(script, optimizer) if accelerator.is_main_process else {}
-    return Job(config, model, accelerator, precision.name, precision_reason=precision.reason, code=code)
+    start = None
+    if trains and config.lora.start_from is not None:
+        config, start = starting_point.read(config, model)
+    return Job(config, model, accelerator, precision.name, precision_reason=precision.reason, code=code, start=start)
 
 
 def quiet_libraries() -> None:
@@ -182,18 +185,6 @@ def open_trackers(job: Job, run_state: RunState) -> MetricsFile:
     return metrics_file
 
 
-def write_adapter(
-    job: Job, inputs: Inputs, plan: Plan, run_state: RunState, state: TrainState, unet: torch.nn.Module
-) -> None:
-    """Writes adapter.safetensors, reads it back as diffusers does, and raises if it differs from the trained weights."""
-    with job.main_process_writes():
-        if job.is_main:
-            tensors = state.master_weights.named_state()
-            adapter_output.write(
-                job, inputs, plan, run_state, unet, path=job.run.adapter, tensors=tensors, step=plan.steps
-            )
-
-
 def finish(job: Job, state: TrainState, metrics_file: MetricsFile, step: int) -> None:
     """Plots the curves, writes the page, sends both to the trackers, marks the run as finished, and prints what was written.
 
@@ -209,7 +200,7 @@ def finish(job: Job, state: TrainState, metrics_file: MetricsFile, step: int) ->
         tracking.log_images(accelerator, "curves", [curves], [run.name], step)
     write_page(job, step, f"finished at step {step}")
     # Without keep_best, a file of an earlier launch may no longer be that of the best step.
-    best = [path for _, path in best_files.files(run)] if config.evaluation.keep_best else []
+    best = list(run.best_adapters().values()) if config.evaluation.keep_best else []
     tracking.log_artifact(accelerator, "adapter", [run.adapter, *best, run.config, run.provenance])
     seconds = {name: round(value, 2) for name, value in job.timings.seconds().items()}
     write_json(run.stage_timings, seconds)
@@ -249,7 +240,22 @@ def stopped(job: Job, plan: Plan, step: int) -> None:
     if job.config.evaluation.keep_best:
         best_files.remove_superseded(job.run)
     write_page(job, step, f"stopped at step {step} of {plan.steps}")
-    job.say(f"stopped at step {step} of {plan.steps}; the same command again continues from here")
+    job.say(
+        f"stopped at step {step} of {plan.steps}; the same command again continues from here",
+        _file_of(job, step, plan.steps),
+    )
+
+
+def _file_of(job: Job, step: int, steps: int) -> str:
+    """A line about the adapter file of the step at which the run stopped."""
+    run = job.run
+    assert run is not None
+    path = run.adapter if step == steps else run.step_adapter(step)
+    if path.is_file():
+        return f"its adapter file is {path}"
+    return (
+        f"it has no adapter file (checkpoint.keep_adapters is 0): the same command with --train.steps {step} writes one"
+    )
 
 
 def write_page(job: Job, step: int, state: str) -> None:
@@ -270,7 +276,7 @@ def _warnings(job: Job, state: TrainState, step: int) -> Iterator[str]:
     if job.config.evaluation.keep_best:
         if best := best_files.lost(job.run):
             yield f"{best.problem}: the run ends without the adapter of its best step"
-        elif not any(best_files.files(job.run)):
+        elif not job.run.best_adapters():
             yield "no evaluation after step 0 has finite values, so no step is best and evaluation.keep_best kept no adapter file"
     dtype = job.config.lora.save_dtype
     if lora.is_zero(state.master_weights.named_state(), getattr(torch, dtype)):

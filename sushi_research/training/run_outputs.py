@@ -75,7 +75,7 @@ def lost(
     if record is None or record["finished_at"] != steps:
         return {}
     found = {}
-    if problem := _problem(run.adapter, lambda: kohya_format.require_whole(run.adapter)):
+    if problem := kohya_format.problem_of(run.adapter):
         found[run.adapter] = problem
     found |= evaluation_records.lost(run, sets, steps)
     best = _lost_best(job, sets.validation)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -92,25 +91,7 @@ class TrainState:
         self.skipped_steps = state.get("skipped_steps", 0)  # checkpoints of older versions have no count
 
     def save(self, job: Job, run_state: RunState, plan: Plan, step: int) -> None:
-        """Syncs the logged metrics to disk, then saves the checkpoint of `step`. The main process writes, the others wait."""
-        with job.main_process_writes():
-            if job.is_main:
-                self._write(job, run_state, plan, step)
-
-    @contextlib.contextmanager
-    def saved_if_interrupted(self, job: Job, run_state: RunState, plan: Plan, step: int) -> Iterator[None]:
-        """A block between two steps that is no part of the training: if it ends with an error or a stop, `step` is saved.
-
-        The other processes are not waited for, because they may have ended.
-        """
-        try:
-            yield
-        except BaseException:
-            if job.is_main and step > run_state.step:
-                self._write(job, run_state, plan, step)
-            raise
-
-    def _write(self, job: Job, run_state: RunState, plan: Plan, step: int) -> None:
+        """Syncs the logged metrics to disk, then saves the checkpoint of `step`. Only the main process may call this."""
         assert job.run is not None
         MetricsFile(job.run.metrics).sync()
         state = {

@@ -27,6 +27,7 @@ from demo.measure import checker_of, loss_on, measure, unseen_pictures
 from demo.painter import BASES, load_pipeline, paint
 from demo.records import dependencies, differences, read_record
 from sushi_research.config.command_line import load_config
+from sushi_research.runs.run_folder import RunFolder
 
 # Over three seeds of the demo's own training (docs/demo.md), final losses lay within 0.0013 of one another and concept scores
 # within 0.04; the loss fell by 0.25 and the score rose by 0.97. What is asked here is many times what seeds explain.
@@ -117,7 +118,7 @@ def test_the_concept_is_learned_and_the_rest_kept(full_run, monkeypatch) -> None
     before = measure(BASES / "sdxl", None, STAR, checker)
     for name in ("CONCEPT_PROMPTS", "KNOWN_PROMPTS"):
         monkeypatch.setattr(f"demo.measure.{name}", 16)
-    after = measure(BASES / "sdxl", full_run / "adapter.safetensors", STAR, checker)
+    after = measure(BASES / "sdxl", RunFolder(full_run, None).adapter, STAR, checker)
     fall, error = after.loss.fall_from(before.loss)
     assert fall > LOSS_MARGIN and fall > 5 * error, "more than chance among the pictures, and among the seeds"
     assert before.concept.share == 0, "the base has never seen it"
@@ -128,7 +129,7 @@ def test_the_concept_is_learned_and_the_rest_kept(full_run, monkeypatch) -> None
 @pytest.mark.slow
 @SHORT_GROUP
 def test_a_short_training_lowers_the_loss_and_keeps_the_rest(short_run) -> None:
-    base, trained = load_pipeline(BASES / "sd15"), load_pipeline(BASES / "sd15", short_run / "adapter.safetensors")
+    base, trained = load_pipeline(BASES / "sd15"), load_pipeline(BASES / "sd15", RunFolder(short_run, None).adapter)
     pictures, asked = unseen_pictures(STAR, 8), known_scenes(8)
     fall, error = loss_on(trained, pictures).fall_from(loss_on(base, pictures))
     assert fall > SHORT_LOSS_MARGIN and fall > 5 * error
@@ -143,7 +144,7 @@ def test_lora_scale_zero_is_the_base_bit_for_bit(demo_run) -> None:
     architecture, run = demo_run
     prompts = [scene.caption for scene in STAR.unseen_scenes(2)]
     base = paint(load_pipeline(BASES / architecture), prompts, steps=4, output_type="np")
-    pipeline = load_pipeline(BASES / architecture, run / "adapter.safetensors")
+    pipeline = load_pipeline(BASES / architecture, RunFolder(run, None).adapter)
     with_adapter = paint(pipeline, prompts, steps=4, output_type="np")
     [name] = pipeline.get_list_adapters()["unet"]
     pipeline.set_adapters([name], [0.0])
@@ -174,7 +175,7 @@ def test_the_file_draws_the_same_in_another_process_without_our_code(demo_run, t
     architecture, run = demo_run
     samples = sorted(path for path in (run / "samples").iterdir() if path.is_dir())[-1]
     prompts = show.read_config(run)["sample"]["prompts"]
-    command = [sys.executable, "-c", PLAIN, str(BASES / architecture), str(run / "adapter.safetensors")]
+    command = [sys.executable, "-c", PLAIN, str(BASES / architecture), str(RunFolder(run, None).adapter)]
     ended = subprocess.run([*command, json.dumps(prompts), str(tmp_path)], capture_output=True, text=True, cwd=tmp_path)
     assert ended.returncode == 0, ended.stderr
     for number in range(len(prompts)):
@@ -197,7 +198,7 @@ def test_the_demo_ends_with_a_picture_a_table_and_a_report(full_run, monkeypatch
     for line in ("loss on unseen pictures", "the concept, drawn right", "the rest, drawn right", "time ", "files "):
         assert line in printed
     facts = json.loads((run / "demo.json").read_text())
-    assert set(facts["seconds"]) >= {"caching", "training", "sampling"} and "adapter.safetensors" in facts["files"]
+    assert set(facts["seconds"]) >= {"caching", "training", "sampling"} and f"{run.name}.safetensors" in facts["files"]
     page = (run / "demo.html").read_text(encoding="utf-8")
     sources = re.findall(r"""(?:src|href)=["']?([^"' >]{5})|(url\()""", page)
     shown = STAR.trained + STAR.prior + 4

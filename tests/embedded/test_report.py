@@ -30,7 +30,7 @@ def test_the_report_shows_photos_pictures_scores_and_times(tmp_path: Path) -> No
     )
     for name in ("demo.png", "loss.png"):
         Image.new("RGB", (8, 8)).save(run / name)
-    (run / "adapter.safetensors").write_bytes(bytes(2048))
+    (run / f"{run.name}.safetensors").write_bytes(bytes(2048))
     (run / "stage_timings.json").write_text('{"caching": 1.0, "training": 3.0}')
     config = {
         "model": {"base": "demo/base/sdxl"},

@@ -25,7 +25,7 @@ PROMPTS = (3, 2)
 def run(tmp_path, monkeypatch) -> Path:
     """A finished run, whose adapter draws the second picture of each set wrong."""
     folder = fake_run(tmp_path / "run")
-    (folder / "adapter.safetensors").write_bytes(b"not read here")
+    (folder / "run.safetensors").write_bytes(b"not read here")
     config(folder)
     monkeypatch.setattr(scoring, "load_pipeline", lambda base, adapter: (base, adapter))
     monkeypatch.setattr(scoring, "paint", paint)
@@ -39,7 +39,7 @@ def config(folder: Path, base: str = str(BASES / "sd15"), data: str = "demo/phot
 
 
 def paint(pipeline, prompts, description):
-    assert pipeline[0] == BASES / "sd15" and pipeline[1].name == "adapter.safetensors"
+    assert pipeline[0] == BASES / "sd15" and pipeline[1].name == "run.safetensors"
     scenes = [Scene.from_caption(prompt) for prompt in prompts]
     return [draw(scenes[0] if number == 1 else scene) for number, scene in enumerate(scenes)]
 
@@ -70,7 +70,7 @@ def test_each_prompt_of_the_concept_and_of_the_base_s_world_is_scored(run, capsy
     assert read_scores(run / "scores.json") == expected(UNAGI)
     capsys.readouterr()
     later = (run / "scores.json").stat().st_mtime_ns + 10**9
-    os.utime(run / "adapter.safetensors", ns=(later, later))
+    os.utime(run / "run.safetensors", ns=(later, later))
     main(run, "--concept", "unagi")
     assert "concept 2 of 3 right" in capsys.readouterr().out
 

@@ -76,6 +76,8 @@ class Trainer:
             "optimizer.name": "adamw",
             "optimizer.lr": RATE,
             "checkpoint.every": 1,
+            # Writing and verifying one takes as long as ten steps; tests/scripts/test_step_files.py has them.
+            "checkpoint.keep_adapters": 0,
             "sample.enabled": False,
             "tracking.wandb": "off",
         }
@@ -98,7 +100,7 @@ class Trainer:
 
     def adapter(self, name: str) -> dict[str, torch.Tensor]:
         """The tensors of the run's adapter file."""
-        return load_file(self.folder(name) / "adapter.safetensors")
+        return load_file(self.folder(name) / f"{name}.safetensors")
 
     def plan(self, name: str) -> dict[str, Any]:
         """The content of plan.json."""

@@ -71,7 +71,7 @@ class Journey:
             base=str(base),
             **overrides,
             **sampling,
-            adapters=[str(self.run / "adapter.safetensors")],
+            adapters=[str(self.run / "mine.safetensors")],
             output=str(root / "grid.png"),
         )
         assert script("sample").main(grid) == 0
@@ -83,7 +83,7 @@ class Journey:
         }
 
     def metadata(self) -> dict[str, str]:
-        with safe_open(self.run / "adapter.safetensors", "pt") as file:
+        with safe_open(self.run / "mine.safetensors", "pt") as file:
             return file.metadata()
 
 

@@ -17,7 +17,7 @@ from sushi_research.adapters.chosen_step import chosen_step
 from sushi_research.evaluation.results import Results
 from sushi_research.files import disk_error
 from sushi_research.runs.checkpoint import read_checkpoint
-from sushi_research.training import adapter_output
+from sushi_research.training.adapter_output import AdapterWriter
 
 # A tiny run has no best step of its own. Files are written at steps 1 and 3; checkpoints are at 2 and 4.
 RANKING = {1: 4.0, 2: 4.5, 3: 3.0, 4: 3.5}
@@ -54,19 +54,19 @@ def settings(two_pictures) -> dict:
 
 
 def best_files(trainer: Trainer, name: str) -> list[int]:
-    return sorted(int(path.stem.split("-")[1]) for path in trainer.folder(name).glob("best-*"))
+    return sorted(int(path.stem.rpartition("-")[2]) for path in trainer.folder(name).glob("*-best-*"))
 
 
 def best(trainer: Trainer, name: str, step: int) -> dict:
-    return load_file(trainer.folder(name) / f"best-{step:08d}.safetensors")
+    return load_file(trainer.folder(name) / f"{name}-best-{step:06d}.safetensors")
 
 
 def test_a_run_in_pieces_keeps_what_an_uninterrupted_one_keeps(trainer, settings, ranking, capsys):
     assert trainer.train("whole", settings) == 0
     assert best_files(trainer, "whole") == [3]
     printed = capsys.readouterr().out
-    assert "best-00000003.safetensors" in printed and "report.html" in printed
-    chosen = chosen_step(trainer.folder("whole") / "best-00000003.safetensors")
+    assert "whole-best-000003.safetensors" in printed and "report.html" in printed
+    chosen = chosen_step(trainer.folder("whole") / "whole-best-000003.safetensors")
     assert (chosen.step, chosen.among, len(chosen.images)) == ("3", "3", 2)
     assert chosen.validation_set == Results(trainer.folder("whole") / "evaluation.parquet").set_hash()
 
@@ -84,7 +84,7 @@ def test_a_run_in_pieces_keeps_what_an_uninterrupted_one_keeps(trainer, settings
 
     # Step 2 is the best now, and has a checkpoint: the finished run makes its file again.
     ranking[2] = 0.0
-    file = trainer.folder("whole") / "best-00000002.safetensors"
+    file = trainer.folder("whole") / "whole-best-000002.safetensors"
     assert trainer.train("whole", settings) == 0
     assert f"{file.name} is missing: it is made again" in capsys.readouterr().out
     assert best_files(trainer, "whole") == [2]
@@ -104,15 +104,15 @@ def test_a_full_disk_and_averaged_weights(trainer, settings, ranking, monkeypatc
     """The best file holds the averaged weights, as the last one does; one that cannot be written leaves the one before it."""
     settings |= {"optimizer.name": "schedule_free.ScheduleFree", "train.steps": 2, "optimizer.kwargs": {}}
     ranking[2] = 0.0
-    write = adapter_output.write
+    write = AdapterWriter.write
 
-    def full(*arguments, **options):
-        if options["path"].name == "best-00000002.safetensors":
-            raise disk_error(f"cannot write {options['path']}", OSError(errno.ENOSPC, "No space left on device"))
-        write(*arguments, **options)
+    def full(writer, path, *arguments):
+        if path.name == "run-best-000002.safetensors":
+            raise disk_error(f"cannot write {path}", OSError(errno.ENOSPC, "No space left on device"))
+        write(writer, path, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(adapter_output, "write", full)
+        patch.setattr(AdapterWriter, "write", full)
         assert trainer.train("run", settings) == 0
     assert "No space left on device: the run goes on without the adapter file of step 2" in caplog.text
     assert "the run ends without the adapter of its best step" in capsys.readouterr().out

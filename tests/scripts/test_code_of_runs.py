@@ -124,7 +124,7 @@ def test_a_later_version_with_one_more_key_continues_the_run(architecture, train
 
     # The adapter file is lost: the last checkpoint has it.
     adapter = trainer.adapter("run")
-    (trainer.folder("run") / "adapter.safetensors").unlink()
+    (trainer.folder("run") / "run.safetensors").unlink()
     assert later("run", {"train.steps": 2}) == 0
     assert_equal(trainer.adapter("run"), adapter)
     assert later("run", {"train.steps": 2}) == 0 and "there is nothing to do" in capfd.readouterr().out

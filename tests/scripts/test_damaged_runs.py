@@ -131,7 +131,7 @@ TABLE = [
     *(("data_report.json", harm, AGAIN, NAMED) for harm in (gone, *SHAPES, changed(used=[None]))),
     *(("validation_set.json", harm, AGAIN, NAMED) for harm in (gone, *SHAPES, changed(images=[{"hash": []}]))),
     *(("stage_timings.json", harm, NAMED, None) for harm in (EMPTY, LIST, text('{"a": "b"}'), text('{"a": NaN}'))),
-    *(("adapter.safetensors", harm, AGAIN, None) for harm in (gone, EMPTY, cut, LIST)),
+    *(("run.safetensors", harm, AGAIN, None) for harm in (gone, EMPTY, cut, LIST)),
     *((PICTURE, harm, AGAIN, NAMED) for harm in (EMPTY, cut)),
     *(("samples/step-00000000/00-seed0.png", harm, NAMED, NAMED) for harm in (EMPTY, cut)),
     *(("samples/progress.png", harm, AGAIN, NAMED) for harm in (EMPTY, cut)),
@@ -141,7 +141,7 @@ TABLE = [
     ("checkpoints/step-00000002/state.pt", folder, None, NAMED),
     ("checkpoints/step-00000002/state.pt", cut, None, NAMED),
 ]
-KINDS = ("run.json", "config.yaml", "metrics.jsonl", "evaluation.parquet", "adapter.safetensors", "loss.png", "wandb")
+KINDS = ("run.json", "config.yaml", "metrics.jsonl", "evaluation.parquet", "run.safetensors", "loss.png", "wandb")
 
 
 class Done(Exception):
@@ -226,7 +226,7 @@ def test_what_the_sentence_says_finishes_the_run(trainer, tmp_path, capsys, monk
             trainer.train("run", LONGER)
         assert "remove" in str(refused.value)
         (run / name).unlink()
-    (run / "adapter.safetensors").write_bytes(b"")
+    (run / "run.safetensors").write_bytes(b"")
     (run / PICTURE).write_bytes(b"")
     capsys.readouterr()
     assert trainer.train("run", LONGER) == 0
@@ -244,16 +244,16 @@ def test_what_the_sentence_says_finishes_the_run(trainer, tmp_path, capsys, monk
     for name, weights in trainer.adapter("whole").items():
         assert torch.equal(trainer.adapter("run")[name], weights)
     # A finished run, whose adapter file is damaged: from the last checkpoint, and without one a sentence.
-    before = (run / "adapter.safetensors").read_bytes()
+    before = (run / "run.safetensors").read_bytes()
     broken = bytearray(before)
     broken[-1] ^= 1
-    (run / "adapter.safetensors").write_bytes(broken)
+    (run / "run.safetensors").write_bytes(broken)
     assert trainer.train("run", LONGER) == 0
-    assert "adapter.safetensors is damaged (its tensors are not those" in capsys.readouterr().out
+    assert "run.safetensors is damaged (its tensors are not those" in capsys.readouterr().out
     assert trainer.adapter("run").keys() == trainer.adapter("whole").keys()
-    (run / "adapter.safetensors").write_bytes(broken)
+    (run / "run.safetensors").write_bytes(broken)
     shutil.rmtree(run / "checkpoints")
-    with pytest.raises(UserError, match="adapter.safetensors is damaged .* has no checkpoint to write it again from"):
+    with pytest.raises(UserError, match="run.safetensors is damaged .* has no checkpoint to write it again from"):
         trainer.train("run", LONGER)
 
 

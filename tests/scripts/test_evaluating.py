@@ -162,7 +162,7 @@ def test_a_run_in_pieces_has_the_same_evaluations(trainer, settings, whole):
 def test_after_a_stop_at_the_last_step_the_same_command_adds_the_evaluation(trainer, settings, whole):
     with at_micro_batch(trainer, 5, 0, stop):
         assert trainer.train("late", settings) > 128
-    assert (trainer.folder("late") / "adapter.safetensors").exists()
+    assert (trainer.folder("late") / "late.safetensors").exists()
     assert trainer.train("late", settings) == 0
     assert tables(trainer.folder("late")) == tables(whole.folder("whole"))
     assert trainer.metrics("late") == whole.metrics("whole")
@@ -276,7 +276,7 @@ def test_a_share_of_the_data_is_held_out_and_never_trained_on(trainer, many, tmp
 def refuse_trained_images(trainer: Trainer, data: Path, held: list[str], tmp_path: Path, capsys) -> None:
     """The run "first" trained on all images of `data` but `held`; other options do not hide that."""
     words = ["sd15", "--config", str(trainer.folder("first") / "config.yaml"), "--dry-run"]
-    words.append(f"--adapters={json.dumps([str(trainer.folder('first') / 'adapter.safetensors')])}")
+    words.append(f"--adapters={json.dumps([str(trainer.folder('first') / 'first.safetensors')])}")
     whole, seen = ["--evaluation.held_out", "0"], 12 - len(held)
     # Kohya's folder of repeats, another resolution and other captions.
     for path in sorted(data.iterdir()):
@@ -285,7 +285,7 @@ def refuse_trained_images(trainer: Trainer, data: Path, held: list[str], tmp_pat
         copy.write_bytes(path.read_bytes() if path.suffix == ".png" else b"another caption")
     other = ["--data.path", str(tmp_path / "photos"), "--data.resolution", "32", *whole]
     for more in (whole, other, ["--evaluation.held_out", "0.9"]):
-        with pytest.raises(UserError, match="adapter.safetensors was trained on .* of the .* images of "):
+        with pytest.raises(UserError, match="first.safetensors was trained on .* of the .* images of "):
             SCRIPT.main(SCRIPT.read([*words, *more]))
     with pytest.raises(UserError, match=f"was trained on {seen} of the 12 images of {data} "):
         SCRIPT.main(SCRIPT.read([*words, *whole]))
@@ -378,7 +378,7 @@ def test_a_file_is_measured_as_its_run_was(trainer, settings, tmp_path, capsys):
     """Equal bit for bit where the file holds what was trained (fp32); and in peft's naming, as another trainer writes it."""
     settings = settings | {"lora.save_dtype": "float32", "optimizer.lr": 0.02}
     assert trainer.train("run", settings) == 0
-    mine = trainer.folder("run") / "adapter.safetensors"
+    mine = trainer.folder("run") / "run.safetensors"
     foreign = tmp_path / "foreign.safetensors"
     # peft's names have no alpha: the scale of 1/2 goes into the weights.
     master_weights = trainer.master_weights("run")
@@ -430,7 +430,7 @@ def test_a_file_is_measured_as_its_run_was(trainer, settings, tmp_path, capsys):
 def test_two_processes_measure_what_one_does(trainer, settings, forked, tmp_path):
     """Three images and two captions among two processes: every loss and every drift, bit for bit."""
     assert trainer.train("run", settings | {"train.steps": 2, "evaluation.every": None, "optimizer.lr": 0.02}) == 0
-    adapter = trainer.folder("run") / "adapter.safetensors"
+    adapter = trainer.folder("run") / "run.safetensors"
     one = evaluate_adapters(trainer, "run", tmp_path / "one", [adapter])
     words = ["sdxl", "--config", trainer.folder("run") / "config.yaml", f"--adapters={json.dumps([str(adapter)])}"]
     words += ["--output", tmp_path / "two"]

@@ -105,7 +105,7 @@ def test_a_continued_run_makes_up_for_what_is_missing_as_far_as_the_disk_has_roo
 @pytest.mark.slow
 def test_an_adapter_file_has_the_pictures_of_its_run(whole, tmp_path):
     folder, output = whole.folder("whole"), tmp_path / "evaluations"
-    found = evaluate_adapters(whole, "whole", output, [folder / "adapter.safetensors"])
+    found = evaluate_adapters(whole, "whole", output, [folder / f"{folder.name}.safetensors"])
     for name, step, of_run in (("base", 0, 0), ("whole", 1, 2)):
         for kind in ("learned", "kept"):
             mine, its = (Results(path / f"pictures_{kind}.parquet").arrays() for path in (output / name, folder))

@@ -44,7 +44,7 @@ def test_a_run_goes_on_without_its_pictures_and_makes_them_later(
     full.add(".png")
     assert trainer.train("full", PICTURES) == 0
     folder = trainer.folder("full")
-    assert (folder / "adapter.safetensors").exists() and not list(folder.rglob("*.png")) and not hidden(folder)
+    assert (folder / "full.safetensors").exists() and not list(folder.rglob("*.png")) and not hidden(folder)
     without = "No space left on device: the run goes on without the samples of step"
     assert [record.getMessage().removeprefix(f"cannot write {folder}/") for record in caplog.records] == [
         f"samples/step-00000000/00-seed0.png: {without} 0",

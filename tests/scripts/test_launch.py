@@ -81,7 +81,7 @@ def test_the_demo(tmp_path):
 
     run = tmp_path / "runs" / f"demo_{architecture}_star"
     for what, name in {
-        "adapter": "adapter.safetensors",
+        "adapter": f"{run.name}.safetensors",
         "curves": "loss.png",
         "samples": "samples/progress.png",
     }.items():
@@ -128,7 +128,7 @@ def test_a_launcher_that_is_stopped(trainer: Trainer, tmp_path, capsys):
     assert "Traceback" not in log.read_text()
     step = trainer.checkpoint("stopped").step
     assert [line["step"] for line in trainer.metrics("stopped")] == list(range(1, step + 1))
-    assert not (trainer.folder("stopped") / "adapter.safetensors").exists()
+    assert not (trainer.folder("stopped") / "stopped.safetensors").exists()
     capsys.readouterr()
     assert trainer.train("stopped", {**endless, "train.steps": step + 1}) == 0
     assert f"continuing the run stopped from step {step} of {step + 1}" in capsys.readouterr().out

@@ -32,7 +32,7 @@ def begun_again(folder):
     """Another run in the place of `folder`, of which a writer would find and replace everything."""
     shutil.rmtree(folder)
     folder.mkdir()
-    for name in ("metrics.jsonl", "run.json", "adapter.safetensors", "checkpoints"):
+    for name in ("metrics.jsonl", "run.json", "lost.safetensors", "checkpoints"):
         (folder / name).write_text("of another run")
 
 

@@ -106,7 +106,7 @@ def test_a_run_that_skips_every_step_does_not_finish(architecture: str, trainer:
         with overflowing(trainer, lambda step: True), pytest.raises(UserError, match="fp16 skipped all 2 steps"):
             trainer.train("run", settings)
         assert trainer.checkpoint("run").step == 1
-        assert not (trainer.folder("run") / "adapter.safetensors").exists()
+        assert not (trainer.folder("run") / "run.safetensors").exists()
 
 
 @ONE

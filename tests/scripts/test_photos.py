@@ -79,7 +79,7 @@ def test_from_photographs_to_pictures(trainer: Trainer, bases, photos, tmp_path,
         with Image.open(trainer.folder("photos") / name) as picture:
             assert np.asarray(picture.convert("L")).std() > 0, name
 
-    base, untouched, generated = predictions(bases["sdxl"], trainer.folder("photos") / "adapter.safetensors")
+    base, untouched, generated = predictions(bases["sdxl"], trainer.folder("photos") / "photos.safetensors")
     assert torch.equal(untouched, base), "at strength 0 it is the base, bit for bit"
     assert generated.isfinite().all() and not torch.allclose(generated, base, atol=1e-3), (
         "at strength 1 it is something else"

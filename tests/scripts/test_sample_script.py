@@ -38,7 +38,7 @@ def adapters(tmp_path_factory, bases, photos, caches) -> Callable[[str], Path]:
                 f"sample.{key}": sample[key] for key in sample
             }
             assert trainer.train("mine", changes) == 0
-            made[architecture] = folder / architecture / "mine" / "adapter.safetensors"
+            made[architecture] = folder / architecture / "mine" / "mine.safetensors"
         return made[architecture]
 
     return adapter
@@ -215,3 +215,22 @@ def test_an_adapter_of_the_text_encoder_changes_the_text(generate, tmp_path):
     save_file(pair, tmp_path / "text.safetensors")
     generated = generate(adapters=[str(tmp_path / "text.safetensors")], lora_scales=[1.0])
     assert (generated["00-00.png"] != generated["00-01.png"]).any()
+
+
+@ONE
+@pytest.mark.slow
+def test_a_run_folder_brings_its_base(generate, adapters, bases):
+    """The grid of a run folder is that of its file on its base."""
+    file = adapters("sd15")
+    assert_same(generate("folder.png", base=None, adapters=[str(file.parent)]), generate(adapters=[str(file)]))
+
+
+def assert_same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
+    assert found.keys() == expected.keys() and all(np.array_equal(found[name], expected[name]) for name in expected)
+
+
+@ONE
+def test_a_base_is_named_or_brought(refusal, tmp_path):
+    (tmp_path / "a.safetensors").touch()
+    sentence = refusal(base=None, adapters=[str(tmp_path / "a.safetensors")])
+    assert "base is missing: give --base VALUE, or a run folder among the adapters" in sentence

@@ -81,7 +81,9 @@ class Trained:
         content = {"format": FORMAT, "steps": steps, "finished_at": steps, "wandb_id": "w", "identity": settings}
         (run.folder / "run.json").write_text(json.dumps(content))
         adapter = {"a.lora_up.weight": numpy.ones(1, numpy.float32)}
-        save_file(adapter, run.folder / "adapter.safetensors", metadata={"sshs_model_hash": f"{name} {steps}"})
+        save_file(
+            adapter, run.folder / f"{run.folder.name}.safetensors", metadata={"sshs_model_hash": f"{name} {steps}"}
+        )
         return 0
 
     def read(self, *words: str) -> Experiment:

@@ -99,7 +99,7 @@ def test_before_the_first_and_after_the_last_step(trainer: Trainer, stopped, sig
     line = f"SIGTERM while sampling: what is encoded is kept in {caches}; the same command again continues"
     assert stopped(trainer.script.main, config) == (143, line)
     signal_at(sample_grids, "generate_images", 2, signal.SIGTERM, lambda *_: image)
-    adapter = trainer.folder("ends") / "adapter.safetensors"
+    adapter = trainer.folder("ends") / "ends.safetensors"
     line = f"SIGTERM while sampling: the adapter {adapter} is written; the same command again adds what is missing"
     assert stopped(trainer.script.main, config) == (143, line)
     written = adapter.read_bytes()

@@ -318,7 +318,7 @@ def test_xformers_without_a_gpu(refusal, monkeypatch):
 def test_a_run_with_other_settings_is_left_as_it_is(trainer, refusal, photos, flawed, tmp_path, capsys, with_curves):
     assert trainer.train("mine", SHORT) == 0
     before = content(trainer.folder("mine"))
-    assert {"adapter.safetensors", "metrics.jsonl", "run.json", "data_report.json", "loss.png"} < before.keys()
+    assert {"mine.safetensors", "metrics.jsonl", "run.json", "data_report.json", "loss.png"} < before.keys()
 
     sentence = refusal({**SHORT, "lora.rank": 8, "optimizer.lr": 1e-4}, name="mine")
     for words in (
@@ -399,7 +399,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_step_and_files(trainer, re
     assert names and all(name in sentence for batch in names for name in batch)
     assert trainer.checkpoint("refused").step == 2, "the last checkpoint is whole, and from before"
     assert [line["step"] for line in trainer.metrics("refused")] == [1, 2]
-    assert not (trainer.folder("refused") / "adapter.safetensors").exists()
+    assert not (trainer.folder("refused") / "refused.safetensors").exists()
 
 
 @ONE
@@ -419,7 +419,7 @@ def test_a_gradient_that_is_not_finite_is_not_saved(trainer, refusal, break_step
     break_step(3, lambda prediction: prediction + 0 * (prediction - prediction).sqrt())
     assert "the gradient at step 3 is not finite" in refusal({**SHORT, "train.steps": 3})
     assert trainer.checkpoint("refused").step == 2
-    assert not (trainer.folder("refused") / "adapter.safetensors").exists()
+    assert not (trainer.folder("refused") / "refused.safetensors").exists()
 
 
 def raise_out_of_memory(_: torch.Tensor) -> torch.Tensor:

@@ -9,7 +9,7 @@ from sushi_research.errors import UserError
 from sushi_research.experiments.experiment import Experiment, describe, plan, state_of
 from sushi_research.experiments.script import ROOT, config_class_of
 from sushi_research.runs import code, identity
-from sushi_research.runs.run_folder import FORMAT
+from sushi_research.runs.run_folder import FORMAT, RunFolder
 
 INTRO = "1\n2\n3\n4\n5"
 
@@ -118,7 +118,7 @@ def record(run, finished, **changes):
 def test_states(experiment, tmp_path):
     done, cut, new, lost = plan(experiment("variants: {a: {}}\nseeds: [0, 1, 2, 3]"))
     record(done, 4)
-    (done.folder / "adapter.safetensors").touch()
+    RunFolder(done.folder, None).adapter.touch()
     record(cut, None)
     record(lost, 4)  # finished, and its adapter is gone
     assert [state_of(run) for run in (done, cut, new, lost)] == ["done", "to continue", "to do", "to continue"]
@@ -151,14 +151,14 @@ def test_a_finished_run_is_done_unless_its_settings_ask_for_more(experiment, was
 
     run = planned(was)
     record(run, 7)
-    (run.folder / "adapter.safetensors").touch()
+    RunFolder(run.folder, None).adapter.touch()
     assert state_of(planned(now)) == state
 
 
 def test_a_length_in_epochs_that_cannot_be_told_is_left_to_the_training(experiment):
     [run] = plan(experiment("settings: {train: {steps: null, epochs: 2}}\nvariants: {a: {}}\nseeds: [0]"))
     record(run, 7)
-    (run.folder / "adapter.safetensors").touch()
+    RunFolder(run.folder, None).adapter.touch()
     for content in ("{", "[]", '{"items_per_epoch": 7}'):
         (run.folder / "plan.json").write_text(content)
         assert state_of(run) == "to continue"
@@ -167,7 +167,7 @@ def test_a_length_in_epochs_that_cannot_be_told_is_left_to_the_training(experime
 def test_a_run_that_has_not_a_key_of_this_version_is_this_one(experiment):
     [run] = plan(experiment("variants: {a: {}}\nseeds: [0]"))
     record(run, 4)
-    (run.folder / "adapter.safetensors").touch()
+    RunFolder(run.folder, None).adapter.touch()
     path = run.folder / "run.json"
     content = json.loads(path.read_text())
     del content["identity"]["loss.snr_gamma"], content["identity"]["lora.init"]
@@ -188,7 +188,7 @@ def test_a_run_that_was_done_with_other_code_is_listed_so(experiment, tmp_path):
     (tmp_path / "my_losses.py").write_text("scale = 1\n")
     [run] = plan(experiment("variants: {a: {}}\nseeds: [0]", "--script", str(script)))
     record(run, 4)
-    (run.folder / "adapter.safetensors").touch()
+    RunFolder(run.folder, None).adapter.touch()
     entries = run.folder / "provenance.json"
     entries.write_text(json.dumps([{"step": 0, "code": code.code_of(script)}]))
     assert describe([(run, state_of(run))]) == "  a-seed0  done"

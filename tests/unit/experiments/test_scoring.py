@@ -110,7 +110,7 @@ def test_without_new_scores_a_run_has_none(folder, text, status, words):
 
 def test_an_adapter_that_cannot_be_read_is_one_sentence(folder):
     folder.adapter.write_bytes(b"")
-    with pytest.raises(UserError, match="^run has no scores: .*adapter.safetensors"):
+    with pytest.raises(UserError, match="^run has no scores: .*run.safetensors"):
         score(folder, COMMAND, judge(folder))
 
 

@@ -65,12 +65,14 @@ def test_the_page_says_which_step_is_best_and_how_sure_that_is(run):
 
 def test_the_page_names_the_adapter_file_of_the_best_step(run):
     run_page.write(run, "finished at step 30")
-    assert "Its adapter file was not kept: that needs evaluation.keep_best." in text_of(run)
+    assert "Its adapter file was not kept: that needs evaluation.keep_best, or a checkpoint at that step." in text_of(
+        run
+    )
     run_page.write(run, "finished at step 20")
-    assert "Its adapter file is adapter.safetensors." in text_of(run)
+    assert "Its adapter file is run.safetensors." in text_of(run)
     run.best_adapter(20).touch()
     run_page.write(run, "stopped at step 30 of 40")
-    assert "Its adapter file is best-00000020.safetensors." in text_of(run)
+    assert "Its adapter file is run-best-000020.safetensors." in text_of(run)
 
 
 def test_a_run_of_an_older_version_has_a_page_by_what_it_measured(tmp_path):

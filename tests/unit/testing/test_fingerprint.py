@@ -16,7 +16,7 @@ CHECKPOINTS = {"checkpoints/step-00000010", "checkpoints/step-00000020"}
 
 
 def write_adapter(run, metadata, value=1.0):
-    save_file({"a": torch.tensor([value, 0.0]), "b": torch.ones(2)}, run / "adapter.safetensors", metadata)
+    save_file({"a": torch.tensor([value, 0.0]), "b": torch.ones(2)}, run / f"{run.name}.safetensors", metadata)
 
 
 @pytest.fixture
@@ -30,6 +30,7 @@ def run(tmp_path):
 
 def test_what_depends_on_the_clock_or_the_machine_is_left_out(run, tmp_path):
     other = shutil.copytree(run, tmp_path / "other")
+    (other / "run.safetensors").unlink()
     write_adapter(other, METADATA | {"modelspec.date": "tomorrow", "ss_training_finished_at": "3"})
     lines = (other / "metrics.jsonl").read_text().replace('"images_per_second": 8.0', '"images_per_second": 9.0')
     (other / "metrics.jsonl").write_text(lines)
@@ -40,9 +41,7 @@ def test_what_depends_on_the_clock_or_the_machine_is_left_out(run, tmp_path):
 
 def test_every_result_has_its_digest(run):
     before = fingerprint(run)
-    assert CHECKPOINTS | {"adapter.safetensors", "adapter.safetensors, metadata", "metrics.jsonl", "run.json"} <= set(
-        before
-    )
+    assert CHECKPOINTS | {"NAME.safetensors", "NAME.safetensors, metadata", "metrics.jsonl", "run.json"} <= set(before)
     write_adapter(run, METADATA | {"ss_steps": "21"}, value=1.0 + 2**-23)
     (run / "metrics.jsonl").write_text((run / "metrics.jsonl").read_text().replace('"step": 7,', '"step": 8,'))
     with open(run / "checkpoints/step-00000010/state.pt", "r+b") as file:
@@ -53,7 +52,7 @@ def test_every_result_has_its_digest(run):
     assert after["checkpoints/step-00000010"] == "damaged"
     assert before.keys() - after.keys() == {"checkpoints/step-00000020", "evaluation.parquet"}
     changed = {what for what in after if after[what] != before[what]} - CHECKPOINTS
-    assert changed == {"adapter.safetensors", "adapter.safetensors, metadata", "metrics.jsonl"}
+    assert changed == {"NAME.safetensors", "NAME.safetensors, metadata", "metrics.jsonl"}
 
 
 def test_a_digest_covers_type_shape_and_bits():

@@ -22,14 +22,16 @@ def state(value=1.0):
 @pytest.fixture
 def run(tmp_path):
     folder = fake_run(tmp_path / "run", pictures=True)
-    save_file({"a": torch.tensor([1.0, 0.0]), "b": torch.ones(2, dtype=torch.bfloat16)}, folder / "adapter.safetensors")
+    save_file({"a": torch.tensor([1.0, 0.0]), "b": torch.ones(2, dtype=torch.bfloat16)}, folder / "run.safetensors")
     save_checkpoint(folder / "checkpoints", 20, state(), FACTS, keep=2)
     return folder
 
 
 @pytest.fixture
 def other(run, tmp_path):
-    return shutil.copytree(run, tmp_path / "other")
+    other = shutil.copytree(run, tmp_path / "other")
+    (other / "run.safetensors").rename(other / "other.safetensors")
+    return other
 
 
 def test_equal_but_for_the_clock_and_the_tracker(run, other):
@@ -41,11 +43,11 @@ def test_equal_but_for_the_clock_and_the_tracker(run, other):
 
 
 def minus_zero(other):
-    save_file({"a": torch.tensor([1.0, -0.0]), "b": torch.ones(2, dtype=torch.bfloat16)}, other / "adapter.safetensors")
+    save_file({"a": torch.tensor([1.0, -0.0]), "b": torch.ones(2, dtype=torch.bfloat16)}, other / "other.safetensors")
 
 
 def another_dtype(other):
-    save_file({"a": torch.tensor([1.0, 0.0]), "b": torch.ones(2)}, other / "adapter.safetensors")
+    save_file({"a": torch.tensor([1.0, 0.0]), "b": torch.ones(2)}, other / "other.safetensors")
 
 
 def one_value_logged(other):
@@ -88,7 +90,7 @@ def not_finished(other):
 
 
 def no_adapter(other):
-    (other / "adapter.safetensors").unlink()
+    (other / "other.safetensors").unlink()
 
 
 def a_pixel(other):
@@ -104,8 +106,8 @@ def a_pixel(other):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (minus_zero, "the adapter, a has other values"),
-        (another_dtype, "the adapter, b has other values"),
+        (minus_zero, "the adapter NAME.safetensors, a has other values"),
+        (another_dtype, "the adapter NAME.safetensors, b has other values"),
         (one_value_logged, "metrics.jsonl, entry 6, loss is 0.10000000000000002 in place of 0.1"),
         (one_line_fewer, "metrics.jsonl has 19 entries in place of 20"),
         (one_loss, "evaluation.parquet, entry 27, loss is"),
@@ -114,7 +116,7 @@ def a_pixel(other):
         (another_step, "the last checkpoint's step is 19 in place of 20"),
         (no_checkpoint, "one has a checkpoint and the other has none"),
         (not_finished, "run.json, finished_at is a NoneType in place of a int"),
-        (no_adapter, "adapter.safetensors is missing"),
+        (no_adapter, "NAME.safetensors is missing"),
         (a_pixel, "images, samples/step-00000020/00-seed0.png is"),
     ],
 )

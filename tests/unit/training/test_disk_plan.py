@@ -19,6 +19,8 @@ from sushi_research.training.length import due_of
 MIB = 2**20
 NONE = {"enabled": False, "prompts": [], "every": 250}
 
+IMAGES = [SimpleNamespace(width=64, height=64)] * 2
+
 
 @pytest.fixture
 def job(tmp_path):
@@ -44,37 +46,36 @@ def job(tmp_path):
     return make
 
 
-def planned(job, cache):
+def planned(job, cache, images=IMAGES):
     due = due_of(job.config, steps=10, items=10, global_batch_size=1)
-    images = [SimpleNamespace(width=64, height=64)] * len(job.config.sample.prompts)
     return disk_plan.plan_run(job, cache, 10, due, 1000, images)
 
 
 def test_the_bytes_of_a_new_run(job):
     found = planned(job(), 500)
-    # Saved at 2, 4, 6, 8 and 10: two are kept, and a third exists while it is saved. Weights and two averages in fp32; the file is
-    # in fp16.
-    assert (found.checkpoint_count, found.checkpoints, found.adapter, found.cache) == (3, 3 * 1000 * 12, 2000, 500)
+    # Saved at 2, 4, 6, 8 and 10: two are kept, and a third exists while it is saved. Weights and two averages in fp32; each has an
+    # adapter file in fp16.
+    assert (found.checkpoint_count, found.checkpoints, found.adapter, found.cache) == (3, 3 * 1000 * 12, 5 * 2000, 500)
     # Two prompts at 0, 5 and 10, and a line for each step.
     assert found.others == 2 * 2 * 64 * 64 * (2 * 3 + 8) + 7000
     assert planned(job(checkpoint={"every": None}), 0).checkpoint_count == 1
     assert planned(job(optimizer={"name": "torch.optim.SGD"}), 0).checkpoints == 3 * 1000 * 4
-    assert planned(job(sample=NONE), 0).others == 7000
+    assert planned(job(), 0, ()).others == 7000, "no images"
     # Pictures at 0, 4, 8 and 10: three of held-out captions, two of neutral ones, which are smaller.
     evaluation = {"held_out": 0.5, "every": 4, "pictures": 3, "drift_captions": ["a", "b"]}
     changes = {"sample": NONE | {"width": 32}, "evaluation": evaluation}
-    assert planned(job(**changes), 0).others == 2 * 4 * (3 * 64 * 64 + 2 * 32 * 64) + 7000
+    assert planned(job(**changes), 0, ()).others == 2 * 4 * (3 * 64 * 64 + 2 * 32 * 64) + 7000
 
 
 def test_what_is_there_does_not_count(job, tmp_path):
     for step in (4, 6):
         (tmp_path / f"runs/trial/checkpoints/step-{step:08d}").mkdir(parents=True)
     found = planned(job(), 500)
-    assert (found.checkpoint_count, found.adapter) == (1, 2000)
+    assert (found.checkpoint_count, found.adapter) == (1, 2 * 2000)
     assert found.others == 2 * 2 * 64 * 64 * (2 * 1 + 8) + 7000 * 4 // 10
     (tmp_path / "runs/trial/checkpoints/step-00000010").mkdir()
     assert planned(job(), 500).run == 2000
-    (tmp_path / "runs/trial/adapter.safetensors").touch()
+    (tmp_path / "runs/trial/trial.safetensors").touch()
     assert planned(job(), 500) == DiskPlan(0)
     assert planned(job(), 500).parts() == "nothing"
 
@@ -89,8 +90,11 @@ def test_what_a_start_removes_first_does_not_count(job, tmp_path):
 
 def test_the_adapter_takes_the_room_of_a_checkpoint_that_was_removed(job):
     # Before the adapter is written, the third checkpoint makes room for it. If all are kept, nothing does.
-    assert planned(job(), 0).run == 3 * 1000 * 12
-    assert planned(job(checkpoint={"keep": 5}), 0).run == 5 * 1000 * 12 + 2000
+    assert planned(job(checkpoint={"keep_adapters": 0}), 0).run == 3 * 1000 * 12
+    assert planned(job(checkpoint={"keep": 5, "keep_adapters": 0}), 0).run == 5 * 1000 * 12 + 2000
+    # The files of the four checkpoints before it are there already.
+    assert planned(job(), 0).run == 3 * 1000 * 12 + 4 * 2000
+    assert "3 adapter files 6 KiB" in planned(job(checkpoint={"keep_adapters": 2}), 0).parts()
 
 
 @pytest.mark.parametrize(("finished_at", "adapter"), [(10, 0), (12, 0), (8, 2000)])
@@ -99,7 +103,7 @@ def test_a_finished_run_needs_no_checkpoints_to_be_finished(job, tmp_path, finis
     folder.mkdir(parents=True)
     record = {"format": 2, "steps": 10, "finished_at": finished_at, "wandb_id": "x", "identity": {}}
     (folder / "run.json").write_text(json.dumps(record))
-    (folder / "adapter.safetensors").touch()
+    (folder / "trial.safetensors").touch()
     found = planned(job(), 500)
     assert found.adapter == adapter and (found == DiskPlan(0)) is (not adapter)
 

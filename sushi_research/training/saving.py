@@ -1,0 +1,89 @@
+"""Saves a step of a run: its checkpoint, then the adapter file of that step."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from sushi_research.adapters.kohya_format import problem_of
+from sushi_research.errors import UserError
+from sushi_research.files import CannotWrite
+from sushi_research.training import step_files, thumbnail
+from sushi_research.training.adapter_output import AdapterWriter
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Saver:
+    """Saves the steps of a run. A step that is resumed from has its checkpoint; its adapter file is made again if it is lost."""
+
+    writer: AdapterWriter
+
+    def save(self, step: int) -> None:
+        """Saves the checkpoint of `step` and its adapter file. The main process writes, the others wait. Nothing for step 0."""
+        if step == 0:
+            return
+        job, state = self.writer.job, self.writer.state
+        with job.main_process_writes():
+            if job.is_main and step > self.writer.run_state.step:
+                self._save_checkpoint(step)
+        with state.averaged_weights(), job.main_process_writes():
+            if job.is_main:
+                self._write_adapter(step)
+
+    @contextlib.contextmanager
+    def saved_if_interrupted(self, step: int) -> Iterator[None]:
+        """A block between two steps that is no part of the training: if it ends with an error or a stop, `step` is saved.
+
+        The other processes are not waited for, because they may have ended.
+        """
+        try:
+            yield
+        except BaseException:
+            # The last step was saved before the block.
+            if self.writer.job.is_main and self.writer.run_state.step < step < self.writer.plan.steps:
+                self._save_checkpoint(step)
+                with self.writer.state.averaged_weights():
+                    self._write_adapter(step)
+            raise
+
+    def add_picture(self, step: int) -> None:
+        """Puts the samples of `step`, which were just drawn, into the metadata of its adapter file (`thumbnail.add`)."""
+        job = self.writer.job
+        if job.is_main and step > 0:
+            try:
+                thumbnail.add(job, self._path(step), step)
+            except UserError as error:
+                reason = error.reason if isinstance(error, CannotWrite) else str(error)
+                logger.warning("%s: the run goes on without the picture of step %d in the adapter file", reason, step)
+
+    def _path(self, step: int) -> Path:
+        """The adapter file of a step."""
+        run = self.writer.job.run
+        assert run is not None
+        return run.adapter if step == self.writer.plan.steps else run.step_adapter(step)
+
+    def _save_checkpoint(self, step: int) -> None:
+        writer = self.writer
+        writer.state.save(writer.job, writer.run_state, writer.plan, step)
+
+    def _write_adapter(self, step: int) -> None:
+        """Writes NAME.safetensors at the last step, else the file of the step unless it is there.
+
+        If a file on the way cannot be written, for example because the disk is full, a warning says so, and the training goes on.
+        """
+        run, keep = self.writer.job.run, self.writer.job.config.checkpoint.keep_adapters
+        assert run is not None
+        path = self._path(step)
+        if step == self.writer.plan.steps:
+            self.writer.write(path, step)
+        elif keep != 0 and problem_of(path):
+            try:
+                self.writer.write(path, step)
+            except CannotWrite as error:
+                logger.warning("%s: the run goes on without the adapter file of step %d", error.reason, step)
+            step_files.keep_latest(run, keep)
