@@ -43,7 +43,7 @@ from sushi_research.runs.job import Job
 from sushi_research.runs.launch import one_report
 from sushi_research.sampling import sample_grids
 from sushi_research.stopping import StopRequest
-from sushi_research.training import best_adapter, evaluating, optim, resume, run
+from sushi_research.training import best_adapter, evaluating, optim, page_output, resume, run
 from sushi_research.training.adapter_output import AdapterWriter
 from sushi_research.training.loader import Batch, Loader
 from sushi_research.training.master_weights import MasterWeights
@@ -203,6 +203,8 @@ def train(job: Job) -> int:
                         timings.enter("sampling")
                         sample_grids.generate(job, inputs, unet, step, lora.without_adapter)
                         saver.add_picture(step)
+                if not last:  # `finish` writes the last page
+                    page_output.write(job, inputs, plan, step)
             if last:
                 break
 

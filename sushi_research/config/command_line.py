@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from sushi_research.config import effects
+from sushi_research.config import effects, other_programs
 from sushi_research.config.keys import (
     SCALARS,
     Keys,
@@ -186,6 +186,8 @@ def _flatten(
             problems.append(f"{path} is {show(value)} {source}: must be a mapping, each entry {entry}")
         elif path in keys.leaves or is_free(prefix[:-1], keys):
             yield path, value
+        elif isinstance(value, dict) and other_programs.has_parts(path):
+            yield from _flatten(value, source, keys, problems, f"{path}.")
         else:
             problems.append(unknown(path, source, keys, len(problems) < MOST_PROBLEMS))
 

@@ -139,6 +139,8 @@ class RunFolder:
         self.earlier = path / "earlier"
         self.curves = path / "loss.png"
         self.report = path / "report.html"
+        # The training images on the page, reduced (reports/training_images.py).
+        self.thumbnails = path / "thumbnails.json"
         self.stage_timings = path / "stage_timings.json"
         self.provenance = path / "provenance.json"
         # Of the user's own command (reports/scores.py).
@@ -217,6 +219,7 @@ class RunFolder:
             self.adapter,
             self.curves,
             self.report,
+            self.thumbnails,
             self.scores,
             self.scores_source,
             *self.step_adapters().values(),

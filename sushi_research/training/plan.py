@@ -146,6 +146,8 @@ class Plan:
             "cache": {"images": asdict(self.image_cache), "captions": asdict(self.caption_cache)},
             "disk": self.disk.to_json(),
             "speed": asdict(self.speed) if self.speed else None,
+            # As it was printed, for the run's page.
+            "text": self.describe().split("\n"),
         }
 
     def describe(self) -> str:
