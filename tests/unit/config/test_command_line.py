@@ -781,6 +781,7 @@ def test_the_recipes_and_overlays_say_what_they_are_for() -> None:
         assert overlaid("min_snr").loss.snr_gamma == 5.0
         small = overlaid("8gb")
         assert small.train.gradient_checkpointing and small.train.batch_size * small.train.accumulation == 4
+        assert (small.lora, small.sample, small.optimizer.lr) == (plain.lora, plain.sample, plain.optimizer.lr)
         assert problem(*recipe[:2], config_class=config_class).startswith("data.path is missing")
 
 
