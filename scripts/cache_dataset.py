@@ -48,7 +48,7 @@ from sushi_research.training.disk_plan import require_room_for_cache
 @system_errors()
 def main(config: TrainingConfig) -> int:
     """Encodes what is missing for `config`; returns 0."""
-    job = run.start_job(config, models.load(models.name_of(config)), __file__)
+    job = run.start_job(config, models.load(models.name_of(config)), __file__, trains=False)
     with stopping.doing("planning", "nothing is encoded yet; the same command again starts over"):
         fill(job)
     return 0

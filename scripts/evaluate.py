@@ -77,7 +77,7 @@ def main(config: AdapterEvaluation) -> int:
     """Evaluates the base and the adapters of `config`; returns 0."""
     model = models.load(models.name_of(config))
     config = config.model_copy(update={"adapters": [str(run_files.resolve(text)) for text in config.adapters]})
-    job = run.start_job(config, model, __file__)
+    job = run.start_job(config, model, __file__, trains=False)
     written: list[str] = []
 
     def kept() -> str:

@@ -12,31 +12,27 @@ import functools
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-from sushi_research.adapters.lora import ADAPTER, CONVOLUTIONS, adapter_modules, resolve_targets
-from sushi_research.config import TrainingConfig
+from sushi_research.adapters.lora import ADAPTER, adapter_modules
 from sushi_research.errors import UserError
 from sushi_research.files import disk_error, write_atomic
 from sushi_research.models import ARCHITECTURES
 from sushi_research.models.header import read_header
 from sushi_research.models.original_names import unet_name
-from sushi_research.models.prediction import Prediction
+from sushi_research.user_files import read_regular, readable
 
 if TYPE_CHECKING:
     from peft.tuners.lora import LoraLayer
 
 PREFIX = "lora_unet_"
 DOWN, UP, ALPHA = ".lora_down.weight", ".lora_up.weight", ".alpha"
-
-# diffusers' names -> the names in the modelspec metadata.
-PREDICTION_TYPES = {"epsilon": "epsilon", "v_prediction": "v"}
 
 
 class AdapterFileError(RuntimeError):
@@ -57,70 +53,6 @@ def kohya_unet_names(architecture: str, module_paths: Iterable[str], layers_per_
     return names
 
 
-def adapter_metadata(
-    config: TrainingConfig,
-    *,
-    architecture: str,
-    name: str,
-    base: str,
-    base_hash: str,
-    dataset_hash: str,
-    config_hash: str,
-    images: int,
-    steps: int,
-    epochs: int,
-    prediction: Prediction,
-    trained: tuple[float, float],
-) -> dict[str, str]:
-    """The file's metadata: kohya's `ss_*` keys and the `modelspec.*` keys (version 1.0.1) that programs read.
-
-    `base` is the base model's public name, `trained` the Unix times of start and end. All values become strings, as the format
-    requires; values that the config does not set are skipped. Our hashes have `sushi_research.*` keys, because programs would
-    read `ss_sd_model_hash` as A1111's hash of a checkpoint file.
-    """
-    formats = ARCHITECTURES[architecture].formats()
-    lora, resolution, targets = config.lora, config.data.resolution, resolve_targets(config.lora.targets)
-    network_args = (
-        {"conv_dim": str(lora.rank), "conv_alpha": str(lora.alpha)} if set(targets) & set(CONVOLUTIONS) else {}
-    )
-    entries: dict[str, Any] = {
-        "ss_v2": False,
-        "ss_base_model_version": formats.BASE_VERSION[prediction.type],
-        "ss_network_module": "networks.lora",
-        "ss_network_dim": lora.rank,
-        "ss_network_alpha": lora.alpha,
-        "ss_network_dropout": lora.dropout,
-        "ss_network_args": json.dumps(network_args),
-        "ss_output_name": name,
-        "ss_sd_model_name": base,
-        "ss_resolution": (resolution, resolution),
-        "ss_seed": config.train.seed,
-        "ss_steps": steps,
-        "ss_epoch": epochs,
-        "ss_num_train_images": images,
-        "ss_learning_rate": config.optimizer.lr,
-        "ss_optimizer": config.optimizer.name,
-        "ss_min_snr_gamma": config.loss.snr_gamma,
-        "ss_noise_offset": config.loss.noise_offset or None,
-        "ss_clip_skip": getattr(config.model, "clip_skip", None),  # only SD1.5 has this setting
-        "ss_zero_terminal_snr": prediction.zero_terminal_snr,
-        "ss_training_started_at": trained[0],
-        "ss_training_finished_at": trained[1],
-        "modelspec.sai_model_spec": "1.0.1",
-        "modelspec.architecture": formats.MODELSPEC_ARCHITECTURE,
-        "modelspec.implementation": formats.MODELSPEC_IMPLEMENTATION,
-        "modelspec.title": name,
-        "modelspec.resolution": f"{resolution}x{resolution}",
-        "modelspec.date": datetime.fromtimestamp(int(trained[1]), UTC).isoformat(),
-        "modelspec.prediction_type": PREDICTION_TYPES[prediction.type],
-        "sushi_research.targets": json.dumps(list(targets)),
-        "sushi_research.base_hash": base_hash,
-        "sushi_research.dataset_hash": dataset_hash,
-        "sushi_research.config_hash": config_hash,
-    }
-    return {entry: str(value) for entry, value in entries.items() if value is not None}
-
-
 def save_adapter(
     path: Path,
     unet: nn.Module,
@@ -128,20 +60,20 @@ def save_adapter(
     architecture: str,
     state: Mapping[str, torch.Tensor],
     dtype: torch.dtype,
-    metadata: Mapping[str, str],
+    metadata: Mapping[str, str] | None,
 ) -> None:
     """Writes the adapter of `unet` with the tensors of `state` (fp32, named as in lora.py), cast to `dtype`.
 
     Equal arguments give equal bytes. The file is written atomically. Two hashes of the tensors' bytes are added to the
-    metadata: `sshs_model_hash`, as A1111 computes it, and `modelspec.hash_sha256`. UserError if a value overflows in `dtype`
-    or the file cannot be written.
+    metadata: `sshs_model_hash`, as A1111 computes it, and `modelspec.hash_sha256`; with None the file has no metadata at all.
+    UserError if a value overflows in `dtype` or the file cannot be written.
     """
     import safetensors.torch
 
     modules = adapter_modules(unet)
     names = kohya_unet_names(architecture, modules, unet.config.layers_per_block)
     assert len(state) == 2 * len(names), "the state does not belong to this adapter"
-    assert all(isinstance(value, str) for value in metadata.values()), "safetensors metadata holds strings only"
+    assert all(isinstance(value, str) for value in (metadata or {}).values()), "safetensors metadata holds strings only"
     tensors = {}
     for module_path, name in names.items():
         tensors[name + DOWN] = _cast(state, f"{module_path}.lora_A.weight", dtype)
@@ -150,9 +82,22 @@ def save_adapter(
         tensors[name + ALPHA] = torch.tensor(float(modules[module_path].lora_alpha[ADAPTER]))
     data = safetensors.torch.save(tensors)
     body = data[8 + int.from_bytes(data[:8], "little") :]
-    digest = hashlib.sha256(body).hexdigest()
-    hashes = {"sshs_model_hash": digest, "modelspec.hash_sha256": f"0x{digest}"}
-    write_atomic(path, _header(data, {**metadata, **hashes}) + body)
+    if metadata is not None:
+        digest = hashlib.sha256(body).hexdigest()
+        metadata = {**metadata, "sshs_model_hash": digest, "modelspec.hash_sha256": f"0x{digest}"}
+    write_atomic(path, _header(data, metadata or {}) + body)
+
+
+def add_metadata(path: Path, entries: Mapping[str, str]) -> None:
+    """Adds entries to the metadata of a file that `save_adapter` wrote; its tensors stay as they are.
+
+    UserError if it cannot be read or written.
+    """
+    metadata = read_header(path).metadata
+    if entries.items() <= metadata.items():
+        return
+    data = read_regular(path, sys.maxsize)
+    write_atomic(path, _header(data, {**metadata, **entries}) + data[8 + int.from_bytes(data[:8], "little") :])
 
 
 def require_whole(path: Path) -> None:
@@ -167,10 +112,18 @@ def require_whole(path: Path) -> None:
     if header is None or not header.tensors:
         raise UserError(f"{path} is damaged")
     expected = header.metadata.get("sshs_model_hash")
-    with open(path, "rb") as file:
+    if expected is not None and tensors_hash(path) != expected:
+        raise UserError(f"{path} is damaged (its tensors are not those that were written)")
+
+
+def tensors_hash(path: Path) -> str:
+    """SHA-256 of a safetensors file without its header, as kohya's sd-scripts and A1111 compute it (`sshs_model_hash`).
+
+    UserError if the file cannot be read.
+    """
+    with readable(), open(path, "rb") as file:
         file.seek(8 + int.from_bytes(file.read(8), "little"))
-        if expected is not None and hashlib.file_digest(file, "sha256").hexdigest() != expected:
-            raise UserError(f"{path} is damaged (its tensors are not those that were written)")
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def problem_of(path: Path) -> str | None:
@@ -283,10 +236,11 @@ def _cast(state: Mapping[str, torch.Tensor], name: str, dtype: torch.dtype) -> t
 
 
 def _header(data: bytes, metadata: Mapping[str, str]) -> bytes:
-    """The header of serialised safetensors with `metadata` added in sorted order; the library's own order is random."""
+    """The header of serialised safetensors with this metadata, in sorted order; the library's own order is random."""
     entries = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    text = json.dumps(
-        {"__metadata__": dict(sorted(metadata.items()))} | entries, separators=(",", ":"), ensure_ascii=False
-    ).encode()
+    entries.pop("__metadata__", None)
+    if metadata:
+        entries = {"__metadata__": dict(sorted(metadata.items()))} | entries
+    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)  # the tensors begin at a multiple of 8 bytes
     return len(text).to_bytes(8, "little") + text

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
@@ -18,6 +19,7 @@ import torch
 from torch import nn
 
 from sushi_research import randomness
+from sushi_research.adapters.reading import Pair
 from sushi_research.errors import UserError, nearest
 
 if TYPE_CHECKING:
@@ -60,28 +62,41 @@ def attach(
     dropout: float,
     init: Literal["default", "gaussian"],
     seed: int,
+    start: Mapping[str, Pair] | None = None,
 ) -> None:
     """Freezes the UNet and adds the trainable adapter: fp32 matrices on the device of their layer.
 
     The layers are peft's, added by diffusers' `add_adapter`. A is initialised with peft's distributions (`default`: uniform in
     +-1/sqrt(fan in), which is kaiming_uniform with a = sqrt(5); `gaussian`: normal with standard deviation 1/rank), but depends
-    only on the seed and the module's path. UserError for a target that matches no layer, or one that cannot have an adapter.
+    only on the seed and the module's path. `start` are the pairs to begin with, by module, each with its own rank and alpha, in
+    place of initial values. UserError for a target that matches no layer, or one that cannot have an adapter.
     """
     from peft import LoraConfig
 
     endings = resolve_targets(targets)
     _require_layers(unet, endings)
     config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=endings)
+    for path, pair in (start or {}).items():
+        pattern = f"^{re.escape(path)}"
+        if pair.rank != rank:
+            config.rank_pattern[pattern] = pair.rank
+        if pair.alpha != alpha:
+            config.alpha_pattern[pattern] = pair.alpha
     # peft freezes all other parameters. It also initialises A from the global generator: those values are replaced below, and
     # the generator's state is restored.
     with torch.random.fork_rng(devices=[]):
         unet.add_adapter(config, adapter_name=ADAPTER)
-    for path, layer in adapter_modules(unet).items():
+    modules = adapter_modules(unet)
+    assert start is None or modules.keys() == start.keys(), "the targets are not the modules of the file"
+    for path, layer in modules.items():
         device = layer.get_base_layer().weight.device
         down, up = layer.lora_A[ADAPTER], layer.lora_B[ADAPTER]
         # On a bf16 UNet peft creates bf16 matrices; the initial values must be fp32.
-        down.weight = nn.Parameter(initial_down(seed, path, tuple(down.weight.shape), init).to(device))
-        up.weight = nn.Parameter(torch.zeros(up.weight.shape, device=device))
+        if start is None:
+            first, second = initial_down(seed, path, tuple(down.weight.shape), init), torch.zeros(up.weight.shape)
+        else:
+            first, second = start[path].down.float(), start[path].up.float()
+        down.weight, up.weight = nn.Parameter(first.to(device)), nn.Parameter(second.to(device))
 
 
 def initial_down(seed: int, path: str, shape: tuple[int, ...], init: str) -> torch.Tensor:
@@ -144,19 +159,24 @@ def adaptable_paths(unet: nn.Module) -> list[str]:
     ]
 
 
+def matching(endings: Sequence[str], paths: Sequence[str]) -> set[str]:
+    """Those of the paths that one of the endings names, as peft matches them."""
+    return {path for path in paths if any(path == ending or path.endswith(f".{ending}") for ending in endings)}
+
+
 def _require_layers(unet: nn.Module, endings: Sequence[str]) -> None:
     """UserError if a suffix matches no module, or one that cannot have an adapter. Matches as peft does."""
     adaptable = set(adaptable_paths(unet))
     paths = [path for path, _ in unet.named_modules()]
     for ending in endings:
-        matches = [path for path in paths if path == ending or path.endswith(f".{ending}")]
+        matches = matching([ending], paths)
         if not matches:
             raise UserError(
                 f"the adapter target {ending} fits no module of the UNet"
                 f"{nearest(ending, PRESETS['kohya_conv'])}: correct or remove it."
             )
-        for path in matches:
-            if path not in adaptable:
+        for path in paths:
+            if path in matches and path not in adaptable:
                 raise UserError(
                     f"the adapter target {ending} fits {path}, which cannot have an adapter: choose from "
                     f"{', '.join(PRESETS['kohya_conv'])}, or endings that name fewer modules."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,18 @@ def match_modules(adapter: Adapter, pipeline: Any) -> Matches:
 
     UserError unless every pair has a layer of its own, with matrices of the right shapes.
     """
-    path, architecture = adapter.path, _architecture(pipeline)
-    layers = {component: _layers(pipeline, component) for component in set(COMPONENTS.values())}
-    names = {component: _names(pipeline, architecture, component, layers[component]) for component in layers}
+    components = {component: getattr(pipeline, component, None) for component in set(COMPONENTS.values())}
+    return match_components(adapter, _architecture(pipeline), components)
+
+
+def match_components(
+    adapter: Adapter, architecture: Architecture, components: Mapping[str, nn.Module | None]
+) -> Matches:
+    """`match_modules` with the components by their names in the pipeline; they may have no weights (the meta device)."""
+    path = adapter.path
+    layers = {component: _layers(module) for component, module in components.items()}
+    per_block = components["unet"].config.layers_per_block
+    names = {component: _names(architecture, component, layers[component], per_block) for component in layers}
     found = {pair.name: names[component_of(pair.name)].get(pair.name) for pair in adapter.pairs}
     strange = [name for name, layer in found.items() if layer is None]
     if strange:
@@ -85,11 +94,10 @@ def _architecture(pipeline: Any) -> Architecture:
     )
 
 
-def _layers(pipeline: Any, component: str) -> dict[str, nn.Module]:
+def _layers(module: nn.Module | None) -> dict[str, nn.Module]:
     """Path -> linear or convolutional layer of a component; a layer that has an adapter counts under its own path."""
     from peft.tuners.lora import LoraLayer
 
-    module = getattr(pipeline, component, None)
     layers = {} if module is None else dict(module.named_modules())
     layers = {
         path: layer.get_base_layer() if isinstance(layer, LoraLayer) else layer
@@ -106,7 +114,7 @@ def _adapted(module: nn.Module | None) -> Iterable[tuple[str, Any]]:
     return ((path, layer) for path, layer in layers if isinstance(layer, LoraLayer))
 
 
-def _names(pipeline: Any, architecture: Architecture, component: str, paths: Iterable[str]) -> dict[str, str]:
+def _names(architecture: Architecture, component: str, paths: Iterable[str], layers_per_block: int) -> dict[str, str]:
     """Every name that a file can have for the layers of a component -> the layer's path."""
     paths = list(paths)
     names = {}
@@ -120,7 +128,6 @@ def _names(pipeline: Any, architecture: Architecture, component: str, paths: Ite
                 name = prefix + (spelling if prefix.endswith(".") else spelling.replace(".", "_"))
                 names[name] = path
     if component == "unet":
-        layers_per_block = pipeline.unet.config.layers_per_block
         kohya = kohya_unet_names(architecture.name, paths, layers_per_block)
         names |= {name: path for path, name in kohya.items()}
     return names

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from sushi_research.config.prompts import Prompt, read_entries, schema_extra, texts_of
 from sushi_research.config.section import (
@@ -23,6 +25,23 @@ from sushi_research.config.section import (
     require_text,
 )
 
+COMMAND_PLACES = ("{run}", "{step}", "{checkpoint}", "{adapter}")
+COMMAND_EXAMPLE = "rsync {adapter} server:loras/"
+
+
+def checked_command(command: str) -> str:
+    """`command` itself. ValueError unless it can be split into words and has no other placeholders than those of COMMAND_PLACES."""
+    try:
+        words = shlex.split(command)
+    except ValueError as error:
+        raise ValueError(f"it cannot be split into words ({error}): correct it, as in {COMMAND_EXAMPLE}") from None
+    if not words:
+        raise ValueError(f"it has no words: give a command, as in {COMMAND_EXAMPLE}")
+    if other := next((name for name in re.findall(r"\{\w*\}", command) if name not in COMMAND_PLACES), None):
+        known = ", ".join(COMMAND_PLACES)
+        raise ValueError(f"{other} is not replaced by anything: the placeholders are {known}, as in {COMMAND_EXAMPLE}")
+    return command
+
 
 class CheckpointSection(Section):
     """Checkpoints, from which a run can resume."""
@@ -35,6 +54,12 @@ class CheckpointSection(Section):
         None,
         description="How many of the latest adapter files of steps on the way to keep, NAME-STEP.safetensors, one for each "
         "checkpoint; null = all, 0 = write none",
+    )
+    command: Annotated[Text, AfterValidator(checked_command)] | None = Field(
+        None,
+        exclude=True,  # so that no run folder, tracker or printed config has it, and a stranger's run folder runs nothing
+        description="Command to run after each checkpoint and its adapter file, without a shell; {run}, {step}, {checkpoint} and "
+        "{adapter} are replaced by the run folder, the step and the paths. Its failure is a warning. It is not stored with the run",
     )
 
 

@@ -16,7 +16,7 @@ from sushi_research.config import TrainingConfig
 from sushi_research.errors import UserError, first_line
 from sushi_research.fingerprints import HashCache, file_state
 from sushi_research.models import ARCHITECTURES, detect, hub, prediction, settings, sources, tokenizers
-from sushi_research.models.components import CLASSES
+from sushi_research.models.components import CLASSES, build_empty
 from sushi_research.models.header import read_header
 from sushi_research.models.prediction import Prediction
 from sushi_research.models.sources import Part
@@ -211,6 +211,16 @@ def find_base(config: TrainingConfig, model: ModuleType) -> Base:
     )
     base.require_loadable()
     return base
+
+
+def empty_unet(base: Base) -> Any:
+    """The base's UNet without weights (on the meta device). UserError if the config of the base does not describe a UNet."""
+    try:
+        return build_empty("unet", base.config("unet"))
+    except ValueError as error:
+        raise UserError(
+            f"the config of {base.parts['unet'].where} describes no UNet ({error}): download the model again."
+        ) from error
 
 
 def find_tokenizers(

@@ -1,23 +1,20 @@
-"""Image output of a run: labelled sample grids, training curves, and LoRA scale sweeps."""
+"""Image output of a run: labelled sample grids and LoRA scale sweeps."""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import logging
-import math
 import os
 import textwrap
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from PIL import Image, ImageDraw, ImageFont
 
-from sushi_research.errors import printable
 from sushi_research.files import CannotWrite, write_atomic
-from sushi_research.runs import metrics_gaps
 from sushi_research.user_files import kind_of
 
 if TYPE_CHECKING:
@@ -99,50 +96,6 @@ def grid(rows: Sequence[Sequence[Image.Image]], row_labels: Sequence[str], colum
     return canvas
 
 
-def training_curves(records: Sequence[dict[str, Any]], path: Path, title: str) -> None:
-    """Plots a run's metrics: loss (raw and smoothed), loss by timestep bin, learning rate and gradient norm.
-
-    Curves have a gap where `records` mark that lines are missing (metrics_gaps.py). If the run was evaluated, also the validation
-    loss minus the base's and the drift, with bands of two standard errors.
-    """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    trained = [record for record in records if metrics_gaps.is_trained(record) or metrics_gaps.MARK in record]
-    evaluated = [record for record in records if "evaluation/loss" in record or "evaluation/drift" in record]
-    figure = Figure(figsize=(10, 10.5 if evaluated else 7), layout="constrained")
-    FigureCanvasAgg(figure)
-    figure.suptitle(printable(title))
-    axes = list(figure.subplots(3 if evaluated else 2, 2).flat)
-    loss, timestep_bins, rate, norm, *held_out = axes
-    steps, raw = _points(trained, "loss")
-    loss.plot(steps, raw, color="lightsteelblue", linewidth=0.8, label="each step")
-    loss.plot(steps, smooth(raw), color="tab:blue", label="smoothed")
-    loss.set_title("loss")
-    loss.legend()
-    for timestep_bin in range(4):
-        name = f"loss_by_timestep/{timestep_bin}"
-        x, y = _points(trained, name)
-        timestep_bins.plot(x, smooth(y), label=f"t {250 * timestep_bin}-{250 * timestep_bin + 249}")
-    timestep_bins.legend()
-    timestep_bins.set_title("loss by timestep, smoothed")
-    rate.plot(*_points(trained, "lr"))
-    rate.set_title("learning rate")
-    norm.plot(*_points(trained, "grad_norm"), linewidth=0.8)
-    norm.set_title("gradient norm")
-    titles = {
-        "evaluation/loss_over_base": "validation loss, over the base's",
-        "evaluation/drift": "drift from the base",
-    }
-    for each, (name, what) in zip(held_out, titles.items(), strict=False):
-        _with_band(each, [record for record in evaluated if record.get(name) is not None], name)
-        each.set_title(what)
-    for each in axes:
-        each.set_xlabel("optimizer step")
-        each.grid(alpha=0.3)
-    write_figure(figure, path)
-
-
 def lora_scale_sweep(points: Sequence[tuple[float, dict[str, float]]], path: Path) -> None:
     """Plots validation loss minus the base's, and drift, against the LoRA scale; bars are two standard errors.
 
@@ -193,39 +146,3 @@ def figure_png(figure: Figure) -> bytes:
         warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
         figure.savefig(data, dpi=110)
     return data.getvalue()
-
-
-def _with_band(axes: Any, records: Sequence[dict[str, Any]], name: str) -> None:
-    """Plots a curve of evaluations with a band of two standard errors (if they are known)."""
-    steps, values = [record["step"] for record in records], [record[name] for record in records]
-    errors = [2 * (record.get(f"{name}_se") or 0.0) for record in records]
-    axes.axhline(0, color="grey", linewidth=0.8)
-    axes.plot(steps, values, marker="o", markersize=3)
-    low, high = zip(*[(v - e, v + e) for v, e in zip(values, errors, strict=True)], strict=True) if values else ((), ())
-    axes.fill_between(steps, low, high, alpha=0.2)
-
-
-def _points(records: Sequence[dict[str, Any]], name: str) -> tuple[list[int], list[float]]:
-    """(steps, values) of `name`, without steps that have none: a timestep bin may be empty, or a norm not finite.
-
-    A mark of missing lines is a NaN, which interrupts a curve.
-    """
-    found = [
-        (record["step"], math.nan if metrics_gaps.MARK in record else record[name])
-        for record in records
-        if metrics_gaps.MARK in record or record.get(name) is not None
-    ]
-    return [step for step, _ in found], [value for _, value in found]
-
-
-def smooth(values: Sequence[float], factor: float = 0.95) -> list[float]:
-    """Exponential moving average with Adam's bias correction at the start. A NaN stays one and does not count."""
-    smoothed, average, count = [], 0.0, 0
-    for value in values:
-        if math.isnan(value):
-            smoothed.append(value)
-            continue
-        count += 1
-        average = factor * average + (1 - factor) * value
-        smoothed.append(average / (1 - factor**count))
-    return smoothed

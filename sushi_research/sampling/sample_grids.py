@@ -47,14 +47,16 @@ def generate(
     If the step's pictures are whole, nothing is done; a resumed run thus generates only what is missing. Only the configured
     seeds determine the noise, and no training random state is used, so sampling does not change the training. If the images
     cannot be written, for example because the disk is full, a warning says so, and the training goes on without them. If those of
-    step 0 are missing, they are generated after those of `step`, with the UNet in the context of `without_adapter`.
+    step 0 are missing, they are generated after those of `step`, with the UNet in the context of `without_adapter`, unless the run
+    starts from an adapter file.
     """
     with job.main_process_writes():
         if not (job.is_main and job.config.sample.enabled and _problems(job.run.samples, step)):
             return
         written = _generate_step(job, inputs, unet, step)
-        if written and step > 0 and without_adapter is not None and _problems(job.run.samples, 0):
-            with without_adapter(unet):  # what an adapter does before its first step
+        is_known = without_adapter is not None and job.start is None
+        if written and step > 0 and is_known and _problems(job.run.samples, 0):
+            with without_adapter(unet):  # what a new adapter does before its first step
                 _generate_step(job, inputs, unet, 0)
 
 
@@ -96,6 +98,11 @@ def _problems(samples: Path, step: int) -> dict[Path, str]:
 def step_folder(samples: Path, step: int) -> Path:
     """The folder of the single images of a step."""
     return samples / f"step-{step:08d}"
+
+
+def latest_grid(samples: Path) -> Path | None:
+    """The grid of the latest step that has one."""
+    return max(samples.glob("step-*.png"), key=lambda path: (len(path.name), path.name), default=None)
 
 
 def _grid_path(samples: Path, step: int) -> Path:

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import torch
 
-from sushi_research.adapters import kohya_format, trained_images
+from sushi_research.adapters import kohya_format, metadata, trained_images
 from sushi_research.caches.inputs import Inputs
 from sushi_research.caches.store import entry_key
 from sushi_research.runs.job import Job
+from sushi_research.training import thumbnail
 from sushi_research.training.plan import Plan
 from sushi_research.training.resume import RunState
 from sushi_research.training.state import TrainState
@@ -36,12 +37,25 @@ class AdapterWriter:
         `chosen` is further metadata. Only the main process may call this. UserError if a value overflows in `lora.save_dtype` or
         the file cannot be written; AdapterFileError if it does not load as it should.
         """
-        config, architecture, plan, run_state = self.job.config, self.job.model.NAME, self.plan, self.run_state
-        assert self.job.run is not None
-        metadata = kohya_format.adapter_metadata(
-            config,
-            architecture=architecture,
-            name=self.job.run.name,
+        job, config, architecture = self.job, self.job.config, self.job.model.NAME
+        assert job.run is not None
+        entries = metadata.adapter_metadata(config, self._facts(step))
+        if config.lora.metadata != "none":
+            entries |= trained_images.metadata_of({item.sample.image_hash for item in self.inputs.data.items})
+            entries |= chosen or {}
+            entries |= thumbnail.newest(job, step)
+        tensors, dtype = self.state.master_weights.named_state(), getattr(torch, config.lora.save_dtype)
+        file = {"architecture": architecture, "state": tensors, "dtype": dtype}
+        kohya_format.save_adapter(path, self.unet, **file, metadata=entries or None)
+        kohya_format.verify_saved(path, self.unet, **file)
+
+    def _facts(self, step: int) -> metadata.Facts:
+        """What the metadata says about the adapter of `step`, besides the config."""
+        job, plan, run_state, start = self.job, self.plan, self.run_state, self.job.start
+        lora = job.config.lora
+        return metadata.Facts(
+            architecture=job.model.NAME,
+            name=job.run.name,
             base=_published_name(self.inputs.base.source),
             base_hash=run_state.hashes["base_model"]["unet"],
             dataset_hash=run_state.hashes["data"],
@@ -50,14 +64,12 @@ class AdapterWriter:
             steps=step,
             epochs=int(round(step * plan.global_batch_size / plan.items_per_epoch, 2)),
             prediction=self.inputs.base.prediction,
-            trained=(self.job.started, time.time()),
+            trained=(job.started, time.time()),
+            samples=list({item.sample.name: item.sample for item in self.inputs.data.items}.values()),
+            started_from=start.chain if start else (),
+            is_uniform=not start
+            or {(each.rank, each.alpha) for each in start.pairs.values()} == {(lora.rank, lora.alpha)},
         )
-        metadata |= trained_images.metadata_of({item.sample.image_hash for item in self.inputs.data.items})
-        metadata |= chosen or {}
-        tensors, dtype = self.state.master_weights.named_state(), getattr(torch, config.lora.save_dtype)
-        file = {"architecture": architecture, "state": tensors, "dtype": dtype}
-        kohya_format.save_adapter(path, self.unet, **file, metadata=metadata)
-        kohya_format.verify_saved(path, self.unet, **file)
 
 
 def _published_name(source: str) -> str:

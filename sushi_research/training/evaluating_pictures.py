@@ -77,13 +77,14 @@ def _evaluate(job: Job, evaluator: PictureEvaluator, unet: Any, step: int) -> No
     for each in generated:
         if each.picture_set in missing:
             evaluator.results[each.picture_set].append(each.picture_set, step, each.distance, each.base_distance)
-    if _write(job, evaluator, generated, step) and step > 0 and not _are_written(job, evaluator, 0):
+    written = _write(job, evaluator, generated, step)
+    if written and step > 0 and job.start is None and not _are_written(job, evaluator, 0):
         _write(job, evaluator, _generate(job, evaluator, unet, 0), 0)
 
 
 def _generate(job: Job, evaluator: PictureEvaluator, unet: Any, step: int) -> list[Generated]:
-    """The pictures of a step. Those of step 0 are the base's, because an adapter begins without effect."""
-    of_step = unet if step > 0 else None
+    """The pictures of a step. Those of step 0 are the base's, because a new adapter begins without effect."""
+    of_step = unet if step > 0 or job.start else None
     return [pictures.generate(job, evaluator.inputs, each, evaluator.store, of_step) for each in evaluator.results]
 
 

@@ -9,14 +9,14 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from sushi_research.adapters import lora
+from sushi_research.adapters.reading import Pair
 from sushi_research.caches.inputs import Inputs
 from sushi_research.data import dataset, findings
 from sushi_research.data.samples import Problem
 from sushi_research.data.training_data import captions_of
-from sushi_research.errors import UserError, printable
+from sushi_research.errors import printable
 from sushi_research.files import write_json
 from sushi_research.models import loading
-from sushi_research.models.components import build_empty
 from sushi_research.models.prediction import Prediction
 from sushi_research.models.truncation import texts_cut
 from sushi_research.precision import DtypePolicy, dtype_policy
@@ -146,6 +146,8 @@ class Plan:
             "cache": {"images": asdict(self.image_cache), "captions": asdict(self.caption_cache)},
             "disk": self.disk.to_json(),
             "speed": asdict(self.speed) if self.speed else None,
+            # As it was printed, for the run's page.
+            "text": self.describe().split("\n"),
         }
 
     def describe(self) -> str:
@@ -198,7 +200,7 @@ def make_plan(job: Job, inputs: Inputs) -> Plan:
     config, base, data, caches = job.config, inputs.base, inputs.data, inputs.caches
     items, global_batch_size = data.items, job.global_batch_size
     steps = steps_of(config.train.steps, config.train.epochs, len(items), global_batch_size)
-    shapes = adapter_shapes(base, config.lora.targets, config.lora.rank)
+    shapes = adapter_shapes(base, config.lora.targets, config.lora.rank, job.start and job.start.pairs)
     warmup = warmup_steps(config.schedule.warmup, steps, len(items), global_batch_size)
     due = due_of(config, steps, len(items), global_batch_size)
     require_trainable(job, steps, warmup, shapes)
@@ -285,16 +287,13 @@ def require_trainable(job: Job, steps: int, warmup: int, shapes: Mapping[str, Se
     optimizer_check.require_usable(config.optimizer, shapes, spread, job.device)
 
 
-def adapter_shapes(base: loading.Base, targets: str | Sequence[str], rank: int) -> dict[str, tuple[int, ...]]:
+def adapter_shapes(
+    base: loading.Base, targets: str | Sequence[str], rank: int, start: Mapping[str, Pair] | None = None
+) -> dict[str, tuple[int, ...]]:
     """The shapes of an adapter's tensors by name, two per module, found on the base's UNet without weights.
 
-    Raises UserError if the config of the base does not describe a UNet.
+    `start` are the pairs of lora.start_from. Raises UserError if the config of the base does not describe a UNet.
     """
-    try:
-        unet = build_empty("unet", base.config("unet"))
-    except ValueError as error:
-        raise UserError(
-            f"the config of {base.parts['unet'].where} describes no UNet ({error}): download the model again."
-        ) from error
-    lora.attach(unet, targets=targets, rank=rank, alpha=rank, dropout=0.0, init="default", seed=0)
+    unet = loading.empty_unet(base)
+    lora.attach(unet, targets=targets, rank=rank, alpha=rank, dropout=0.0, init="default", seed=0, start=start)
     return {name: tuple(parameter.shape) for name, parameter in lora.adapter_parameters(unet).items()}

@@ -63,6 +63,8 @@ def start_or_resume(job: Job, inputs: Inputs, plan: Plan) -> RunState:
         "random_scheme": randomness.SCHEME,
         "vae_dtype": str(inputs.caches.vae_dtype).removeprefix("torch."),
     }
+    if job.start is not None:
+        facts["start_from"] = job.start.hash
     if config.lora.dropout:
         facts["dropout_split"] = plan.split
     if base.prediction != Prediction():

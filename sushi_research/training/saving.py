@@ -6,10 +6,12 @@ import contextlib
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from sushi_research.adapters.kohya_format import problem_of
+from sushi_research.errors import UserError
 from sushi_research.files import CannotWrite
-from sushi_research.training import step_files
+from sushi_research.training import step_files, thumbnail
 from sushi_research.training.adapter_output import AdapterWriter
 
 logger = logging.getLogger(__name__)
@@ -49,6 +51,22 @@ class Saver:
                     self._write_adapter(step)
             raise
 
+    def add_picture(self, step: int) -> None:
+        """Puts the samples of `step`, which were just drawn, into the metadata of its adapter file (`thumbnail.add`)."""
+        job = self.writer.job
+        if job.is_main and step > 0:
+            try:
+                thumbnail.add(job, self._path(step), step)
+            except UserError as error:
+                reason = error.reason if isinstance(error, CannotWrite) else str(error)
+                logger.warning("%s: the run goes on without the picture of step %d in the adapter file", reason, step)
+
+    def _path(self, step: int) -> Path:
+        """The adapter file of a step."""
+        run = self.writer.job.run
+        assert run is not None
+        return run.adapter if step == self.writer.plan.steps else run.step_adapter(step)
+
     def _save_checkpoint(self, step: int) -> None:
         writer = self.writer
         writer.state.save(writer.job, writer.run_state, writer.plan, step)
@@ -60,11 +78,12 @@ class Saver:
         """
         run, keep = self.writer.job.run, self.writer.job.config.checkpoint.keep_adapters
         assert run is not None
+        path = self._path(step)
         if step == self.writer.plan.steps:
-            self.writer.write(run.adapter, step)
-        elif keep != 0 and problem_of(run.step_adapter(step)):
+            self.writer.write(path, step)
+        elif keep != 0 and problem_of(path):
             try:
-                self.writer.write(run.step_adapter(step), step)
+                self.writer.write(path, step)
             except CannotWrite as error:
                 logger.warning("%s: the run goes on without the adapter file of step %d", error.reason, step)
             step_files.keep_latest(run, keep)

@@ -15,7 +15,7 @@ import torch
 from script_runs import load_script
 
 from sushi_research import models
-from sushi_research.adapters import kohya_format, lora
+from sushi_research.adapters import kohya_format, lora, metadata
 from sushi_research.caches import encoding
 from sushi_research.config import TrainingConfig
 from sushi_research.models import formats, loading
@@ -78,7 +78,7 @@ def test_the_formats_agree_with_the_model_module(name, model):
     assert set(own.PUBLISHED["pad_tokens"]) == set(own.TEXT_ENCODERS) <= set(own.PUBLISHED)
     assert own.PUBLISHED["vae"]["scaling_factor"] == model.SCALING_FACTOR
     assert own.PUBLISHED["scheduler"].items() >= {"beta_schedule": "scaled_linear", "num_train_timesteps": 1000}.items()
-    assert set(own.BASE_VERSION) == set(kohya_format.PREDICTION_TYPES)
+    assert set(own.BASE_VERSION) == set(metadata.PREDICTION_TYPES)
 
 
 def test_the_tiny_base_is_recognised_and_no_other_takes_it(name, base):
@@ -162,21 +162,9 @@ def test_the_adapter_file_names_its_base(name, prediction):
     config = models.ARCHITECTURES[name].config_class()(
         model={"base": "b"}, data={"path": "d"}, lora={"targets": ["to_q"]}, train={"steps": 1}
     )
-    metadata = kohya_format.adapter_metadata(
-        config,
-        architecture=name,
-        name="n",
-        base="b",
-        base_hash="h",
-        dataset_hash="h",
-        config_hash="h",
-        images=1,
-        steps=1,
-        epochs=1,
-        prediction=Prediction(prediction),
-        trained=(0.0, 1.0),
-    )
-    assert metadata["ss_base_model_version"] and metadata["modelspec.architecture"].endswith("/lora")
+    facts = metadata.Facts(name, "n", "b", "h", "h", "h", 1, 1, 1, Prediction(prediction), (0.0, 1.0))
+    entries = metadata.adapter_metadata(config, facts)
+    assert entries["ss_base_model_version"] and entries["modelspec.architecture"].endswith("/lora")
 
 
 def test_its_script_trains(name, bases, photos, tmp_path, monkeypatch):

@@ -2,7 +2,6 @@
 
 import functools
 import hashlib
-import json
 import re
 import tempfile
 from pathlib import Path
@@ -16,9 +15,7 @@ from safetensors import safe_open
 from sushi_research.adapters import kohya_format as formats
 from sushi_research.adapters import lora
 from sushi_research.adapters.reading import read_adapter
-from sushi_research.config import SD15Training, SDXLTraining
 from sushi_research.errors import UserError
-from sushi_research.models.prediction import Prediction, from_metadata
 
 RANK, ALPHA = 4, 3.0
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -358,82 +355,6 @@ def test_a_tensor_that_does_not_fit_leaves_the_earlier_file(tmp_path):
         formats.save_adapter(path, unet, metadata={}, **arguments)
     assert path.read_bytes() == before
     formats.save_adapter(path, unet, metadata={}, **arguments | {"dtype": torch.bfloat16})
-
-
-FACTS = {
-    "name": "photos",
-    "steps": 100,
-    "epochs": 2,
-    "base": "owner/base",
-    "base_hash": "b" * 32,
-    "dataset_hash": "d" * 32,
-    "config_hash": "c" * 32,
-    "images": 50,
-    "trained": (1_700_000_000.0, 1_700_003_600.5),
-    "prediction": Prediction(),
-}
-
-
-def config(kind=SDXLTraining, targets=("to_q",), **sections):
-    return kind(
-        model={"base": "x"},
-        data={"path": "x", "resolution": 1024},
-        lora={"targets": targets if isinstance(targets, str) else list(targets), "rank": 8, "alpha": 4.0},
-        train={"steps": 100},
-        **sections,
-    )
-
-
-@pytest.mark.parametrize(
-    ("architecture", "expected"),
-    [
-        ("sd15", ("sd_v1", "stable-diffusion-v1/lora", "diffusers")),
-        (
-            "sdxl",
-            ("sdxl_base_v1-0", "stable-diffusion-xl-v1-base/lora", "https://github.com/Stability-AI/generative-models"),
-        ),
-    ],
-)
-def test_metadata_that_programs_read(architecture, expected):
-    metadata = formats.adapter_metadata(config(), architecture=architecture, **FACTS)
-    assert all(type(value) is str for value in metadata.values())
-    # A1111 decides by the first whether the adapter is shown at all; InvokeAI splits the second at its slash.
-    keys = ("ss_base_model_version", "modelspec.architecture", "modelspec.implementation")
-    assert tuple(metadata[key] for key in keys) == expected
-    # What kohya's own tools need to rebuild the network.
-    assert metadata["ss_v2"] == metadata["ss_zero_terminal_snr"] == "False"
-    assert metadata["ss_network_module"] == "networks.lora"
-    assert (metadata["ss_network_dim"], metadata["ss_network_alpha"]) == ("8", "4.0")
-    assert json.loads(metadata["ss_network_args"]) == {}
-    assert metadata["modelspec.sai_model_spec"] == "1.0.1"
-    assert metadata["modelspec.prediction_type"] == "epsilon"
-    assert metadata["modelspec.resolution"] == "1024x1024"
-    assert metadata["modelspec.date"] == "2023-11-14T23:13:20+00:00"
-    assert metadata["modelspec.title"] == metadata["ss_output_name"] == "photos"
-    assert metadata["sushi_research.dataset_hash"] == "d" * 32
-
-
-@pytest.mark.parametrize(
-    ("architecture", "version", "zero_terminal_snr"), [("sd15", "sd_v1_v", False), ("sdxl", "sdxl_base_v1-0", True)]
-)
-def test_metadata_of_a_base_that_predicts_v(architecture, version, zero_terminal_snr):
-    prediction = Prediction("v_prediction", zero_terminal_snr)
-    metadata = formats.adapter_metadata(config(), architecture=architecture, **FACTS | {"prediction": prediction})
-    assert metadata["ss_base_model_version"] == version
-    assert metadata["modelspec.prediction_type"] == "v"
-    assert metadata["ss_zero_terminal_snr"] == str(zero_terminal_snr)
-    # What is written is what a base's own metadata is read by.
-    assert [found.type for found in from_metadata(metadata, "it") if found.type] == ["v_prediction"]
-
-
-def test_metadata_of_convolutions_and_options():
-    sections = {"targets": "kohya_conv", "loss": {"snr_gamma": 5.0}}
-    metadata = formats.adapter_metadata(config(**sections), architecture="sdxl", **FACTS)
-    assert json.loads(metadata["ss_network_args"]) == {"conv_dim": "8", "conv_alpha": "4.0"}
-    assert (metadata["ss_min_snr_gamma"], metadata["ss_output_name"]) == ("5.0", "photos")
-    # What is not set, or the architecture does not have, is skipped.
-    assert not {"ss_noise_offset", "ss_clip_skip"} & metadata.keys()
-    assert formats.adapter_metadata(config(SD15Training), architecture="sd15", **FACTS)["ss_clip_skip"] == "1"
 
 
 @pytest.mark.parametrize("architecture", UNETS)

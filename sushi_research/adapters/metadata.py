@@ -1,0 +1,237 @@
+"""What an adapter file says about itself, in its metadata: for programs that load it, and for later runs and evaluations.
+
+Who reads what (looked up in the programs' code, 2026-11):
+
+- A1111 and Forge: ss_tag_frequency (the words in their LoRA editor), ss_dataset_dirs (the number of images), ss_output_name,
+  ss_sd_model_name, ss_clip_skip, ss_network_module, sshs_model_hash.
+- SwarmUI: modelspec.* (title, author, description, trigger_phrase, thumbnail, date, architecture).
+- ComfyUI Lora-Manager: ss_base_model_version, the first folder of ss_tag_frequency, and the class_tokens of ss_datasets, which it
+  shows as trigger words.
+- kohya's sd-scripts: ss_network_dim, ss_network_alpha, ss_network_args.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import posixpath
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from sushi_research.adapters.lora import CONVOLUTIONS, resolve_targets
+from sushi_research.config import TrainingConfig
+from sushi_research.data.samples import Sample
+from sushi_research.errors import UserError
+from sushi_research.models import ARCHITECTURES
+from sushi_research.models.header import Header
+from sushi_research.models.prediction import Prediction
+from sushi_research.user_files import parse_json
+
+# diffusers' names -> the names in the modelspec metadata.
+PREDICTION_TYPES = {"epsilon": "epsilon", "v_prediction": "v"}
+CHAIN = "sushi_research.started_from"
+THUMBNAIL = "modelspec.thumbnail"
+# Programs read the metadata of all files that they show: of the captions, the most frequent tags of each of the largest folders.
+MOST_TAGS, MOST_FOLDERS = 1_000, 200
+# Of a file that says that it came from more files, the last ones are kept.
+MOST_ANCESTORS = 100
+# With lora.metadata minimal, of the entries of `adapter_metadata`: what a program needs to load the file as it was trained, hashes,
+# and what the user gave by name.
+MINIMAL = (
+    "ss_v2",
+    "ss_base_model_version",
+    "ss_network_module",
+    "ss_network_dim",
+    "ss_network_alpha",
+    "ss_network_args",
+    "ss_output_name",
+    "ss_steps",
+    "ss_datasets",
+    "modelspec.sai_model_spec",
+    "modelspec.architecture",
+    "modelspec.implementation",
+    "modelspec.title",
+    "modelspec.resolution",
+    "modelspec.prediction_type",
+    "modelspec.trigger_phrase",
+    "modelspec.author",
+    "modelspec.description",
+    "sushi_research.targets",
+    "sushi_research.base_hash",
+    "sushi_research.dataset_hash",
+    "sushi_research.config_hash",
+    CHAIN,
+)
+
+
+@dataclass(frozen=True)
+class Ancestor:
+    """A file that a training started from: its name, `kohya_format.tensors_hash`, and the steps that it says it was trained for."""
+
+    name: str
+    hash: str
+    steps: int | None
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is said about a file besides the config.
+
+    `base` is the base model's public name, `trained` the Unix times of start and end, `samples` are the training images,
+    `started_from` the files that it came from in turn. `is_uniform`: whether all modules have the rank and alpha of the config.
+    """
+
+    architecture: str
+    name: str
+    base: str
+    base_hash: str
+    dataset_hash: str
+    config_hash: str
+    images: int
+    steps: int
+    epochs: int
+    prediction: Prediction
+    trained: tuple[float, float]
+    samples: Sequence[Sample] = ()
+    started_from: Sequence[Ancestor] = field(default=())
+    is_uniform: bool = True
+
+
+def adapter_metadata(config: TrainingConfig, facts: Facts) -> dict[str, str]:
+    """The file's metadata, as much of it as `lora.metadata` allows: kohya's `ss_*` keys, the `modelspec.*` keys (version 1.0.1),
+    and ours; the picture is added later (kohya_format.add_metadata).
+
+    All values become strings, as the format requires; values that the config does not set are skipped. Our hashes have
+    `sushi_research.*` keys, because programs would read `ss_sd_model_hash` as A1111's hash of a checkpoint file.
+    """
+    if config.lora.metadata == "none":
+        return {}
+    formats = ARCHITECTURES[facts.architecture].formats()
+    lora, resolution, targets = config.lora, config.data.resolution, resolve_targets(config.lora.targets)
+    network_args = (
+        {"conv_dim": str(lora.rank), "conv_alpha": str(lora.alpha)} if set(targets) & set(CONVOLUTIONS) else {}
+    )
+    words = ", ".join(lora.trigger_words) or None
+    entries: dict[str, Any] = {
+        "ss_v2": False,
+        "ss_base_model_version": formats.BASE_VERSION[facts.prediction.type],
+        "ss_network_module": "networks.lora",
+        # "Dynamic" as kohya's resize_lora.py writes it for a file whose modules differ.
+        "ss_network_dim": lora.rank if facts.is_uniform else "Dynamic",
+        "ss_network_alpha": lora.alpha if facts.is_uniform else "Dynamic",
+        "ss_network_dropout": lora.dropout,
+        "ss_network_args": json.dumps(network_args),
+        "ss_output_name": facts.name,
+        "ss_sd_model_name": facts.base,
+        "ss_resolution": (resolution, resolution),
+        "ss_seed": config.train.seed,
+        "ss_steps": facts.steps,
+        "ss_epoch": facts.epochs,
+        "ss_num_train_images": facts.images,
+        "ss_tag_frequency": json.dumps(tag_frequency(config, facts.samples), ensure_ascii=False),
+        "ss_dataset_dirs": json.dumps(dataset_dirs(config, facts.samples), ensure_ascii=False),
+        "ss_datasets": json.dumps([{"subsets": [{"class_tokens": words}]}], ensure_ascii=False) if words else None,
+        "ss_learning_rate": config.optimizer.lr,
+        "ss_optimizer": config.optimizer.name,
+        "ss_min_snr_gamma": config.loss.snr_gamma,
+        "ss_noise_offset": config.loss.noise_offset or None,
+        "ss_clip_skip": getattr(config.model, "clip_skip", None),  # only SD1.5 has this setting
+        "ss_zero_terminal_snr": facts.prediction.zero_terminal_snr,
+        "ss_training_started_at": facts.trained[0],
+        "ss_training_finished_at": facts.trained[1],
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.architecture": formats.MODELSPEC_ARCHITECTURE,
+        "modelspec.implementation": formats.MODELSPEC_IMPLEMENTATION,
+        "modelspec.title": facts.name,
+        "modelspec.resolution": f"{resolution}x{resolution}",
+        "modelspec.date": datetime.fromtimestamp(int(facts.trained[1]), UTC).isoformat(),
+        "modelspec.prediction_type": PREDICTION_TYPES[facts.prediction.type],
+        "modelspec.trigger_phrase": words,
+        "modelspec.author": lora.author,
+        "modelspec.description": lora.description,
+        "sushi_research.targets": json.dumps(list(targets)),
+        "sushi_research.base_hash": facts.base_hash,
+        "sushi_research.dataset_hash": facts.dataset_hash,
+        "sushi_research.config_hash": facts.config_hash,
+        CHAIN: json.dumps([asdict(each) for each in facts.started_from], ensure_ascii=False)
+        if facts.started_from
+        else None,
+    }
+    kept = entries if lora.metadata == "full" else {key: entries[key] for key in MINIMAL}
+    return {entry: str(value) for entry, value in kept.items() if value is not None}
+
+
+def tag_frequency(config: TrainingConfig, samples: Sequence[Sample]) -> dict[str, dict[str, int]]:
+    """Folder -> tag -> the number of images with it, as kohya's sd-scripts counts: captions are split at commas, in lower case.
+
+    The folder with the most images is the first, because some programs read only that.
+    """
+    found = {}
+    for folder, inside in _folders(config, samples):
+        tags = Counter(tag for sample in inside for tag in map(str.strip, sample.caption.lower().split(",")) if tag)
+        found[folder] = dict(tags.most_common(MOST_TAGS))
+    return found
+
+
+def dataset_dirs(config: TrainingConfig, samples: Sequence[Sample]) -> dict[str, dict[str, int]]:
+    """Folder -> its repeats and its number of images, as kohya's sd-scripts writes them; of different repeats the most frequent."""
+    return {
+        folder: {
+            "n_repeats": Counter(sample.repeats for sample in inside).most_common(1)[0][0],
+            "img_count": len(inside),
+        }
+        for folder, inside in _folders(config, samples)
+    }
+
+
+def _folders(config: TrainingConfig, samples: Sequence[Sample]) -> list[tuple[str, list[Sample]]]:
+    """(name of the folder without those above it, its images), the most images first; two folders of one name count as one."""
+    top = posixpath.basename(config.data.path.replace("\\", "/").rstrip("/")) or "images"
+    folders: dict[str, list[Sample]] = {}
+    for sample in samples:
+        folders.setdefault(posixpath.basename(posixpath.dirname(sample.name.replace("\\", "/"))) or top, []).append(
+            sample
+        )
+    return sorted(folders.items(), key=lambda each: (-len(each[1]), each[0]))[:MOST_FOLDERS]
+
+
+def ancestor_of(header: Header, digest: str) -> tuple[Ancestor, ...]:
+    """The files that led to the one with this header, itself last. `digest` is `kohya_format.tensors_hash` of it.
+
+    What a stranger's file says is taken only where it has the form that we write.
+    """
+    said, chain = header.metadata, []
+    with contextlib.suppress(UserError):
+        found = parse_json(said.get(CHAIN, "[]"), CHAIN)
+        for each in found if isinstance(found, list) else ():
+            if isinstance(each, dict) and each.keys() == {"name", "hash", "steps"} and isinstance(each["hash"], str):
+                steps = each["steps"] if type(each["steps"]) is int else None
+                chain.append(Ancestor(str(each["name"])[:200], each["hash"][:64], steps))
+    name, steps = said.get("ss_output_name") or header.path.stem, said.get("ss_steps", "")
+    known = int(steps) if steps.isascii() and steps.isdecimal() and len(steps) < 10 else None
+    return (*chain[1 - MOST_ANCESTORS :], Ancestor(name[:200], digest, known))
+
+
+def describe(config: TrainingConfig) -> str:
+    """What will be in the adapter files' metadata, for the plan."""
+    lora = config.lora
+    if lora.metadata == "none":
+        return (
+            "none: programs tell the base only by the tensors, and evaluate.py cannot tell which images were trained on"
+        )
+    given: Mapping[str, str | None] = {
+        "trigger words": ", ".join(lora.trigger_words),
+        "author": lora.author,
+        "description": lora.description and f"{lora.description.splitlines()[0]:.60}",
+    }
+    said = "".join(f"; {what} {text}" for what, text in given.items() if text)
+    if lora.metadata == "minimal":
+        return f"minimal: the run's name, the kind of base, rank and alpha, hashes of the images{said}"
+    picture = ", a sample picture" if config.sample.enabled else ""
+    return (
+        f"full: the words of the captions, names of folders and base, settings{picture}, hashes of the images{said} "
+        "(lora.metadata minimal or none leaves these out)"
+    )

@@ -1,0 +1,113 @@
+"""The adapter file that a run starts from (`lora.start_from`): its matrices, and the settings that follow from it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from pydantic import ValidationError
+
+from sushi_research.adapters import lora, run_files
+from sushi_research.adapters.kohya_format import tensors_hash
+from sushi_research.adapters.matching import match_components
+from sushi_research.adapters.metadata import Ancestor, ancestor_of
+from sushi_research.adapters.reading import COMPONENTS, Pair, component_of, read_adapter
+from sushi_research.config import TrainingConfig
+from sushi_research.errors import UserError
+from sushi_research.models import ARCHITECTURES, loading
+
+
+@dataclass(frozen=True)
+class StartingPoint:
+    """What a run starts from: the pairs by module path, the hash of the file's tensors, and the files that it came from in turn,
+    itself last."""
+
+    path: Path
+    hash: str
+    pairs: Mapping[str, Pair]
+    chain: tuple[Ancestor, ...]
+
+
+def read(config: TrainingConfig, model: ModuleType) -> tuple[TrainingConfig, StartingPoint]:
+    """The config with the rank, alpha and targets of the file that `lora.start_from` names, and what is in the file.
+
+    UserError if the file cannot be read, fits the base only in part, adapts what is not trained here, or contradicts the config.
+    """
+    assert config.lora.start_from is not None
+    path = run_files.resolve(config.lora.start_from)
+    adapter = read_adapter(path)
+    if text := [pair.name for pair in adapter.pairs if component_of(pair.name) != "unet"]:
+        raise UserError(
+            f"{path} adapts the text encoders too ({text[0]:.200}), and only the UNet is trained here: start from a file without "
+            "them."
+        )
+    unet = loading.empty_unet(loading.find_base(config, model))
+    components = dict.fromkeys(COMPONENTS.values()) | {"unet": unet}
+    pairs = match_components(adapter, ARCHITECTURES[model.NAME], components)["unet"]
+    adaptable = set(lora.adaptable_paths(unet))
+    if strange := [layer for layer in pairs if layer not in adaptable]:
+        raise UserError(
+            f"{path} adapts {strange[0]}, which is not trained here (only layers of the UNet's blocks are): start from a file "
+            "without it."
+        )
+    settings = _settings(config, path, pairs, [name for name, _ in unet.named_modules()])
+    digest = tensors_hash(path)
+    chain = ancestor_of(adapter.header, digest)
+    return config.model_copy(update={"lora": settings}), StartingPoint(path, digest, pairs, chain)
+
+
+def _settings(config: TrainingConfig, path: Path, pairs: Mapping[str, Pair], modules: Sequence[str]) -> Any:
+    """The section `lora` with the file's rank, alpha and targets. UserError if the config has others, or if none can be had."""
+    (rank, alpha), count = Counter((pair.rank, pair.alpha) for pair in pairs.values()).most_common(1)[0]
+    share = "" if count == len(pairs) else f" (in {count} of {len(pairs)} modules)"
+    given = config.lora
+    # Alphas in a file are often rounded to 16 bits.
+    for key, of_file, differs in (
+        ("rank", rank, given.rank not in (None, rank)),
+        ("alpha", alpha, given.alpha is not None and abs(given.alpha - alpha) > 1e-3 * abs(alpha)),
+    ):
+        if differs:
+            raise UserError(
+                f"lora.{key} is {getattr(given, key):g}, and {path}, from which the run starts, has {key} {of_file:g}{share}: "
+                f"remove lora.{key}, or set it to null."
+            )
+    if given.targets is None:
+        targets = targets_of(pairs, modules)
+    else:
+        targets = given.targets
+        chosen = lora.matching(lora.resolve_targets(targets), modules)
+        if chosen != set(pairs):
+            other = min(chosen ^ set(pairs))
+            raise UserError(
+                f"lora.targets is {targets}, which are {len(chosen)} modules, and {path}, from which the run starts, adapts "
+                f"{len(pairs)} modules ({other} is only in the {'file' if other in pairs else 'targets'}): remove lora.targets, or "
+                "set it to null."
+            )
+    values = given.model_dump() | {"rank": rank, "alpha": alpha, "targets": targets}
+    try:
+        return type(given).model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(
+            f"a run cannot start from {path}: its {first['loc'][0]} is {first['input']!r:.60} ({first['msg']})."
+        ) from error
+
+
+def targets_of(paths: Collection[str], modules: Sequence[str]) -> str | list[str]:
+    """The targets that name exactly these modules: a preset, or a list of the shortest endings. `modules` are all of the UNet."""
+    wanted = set(paths)
+    for preset, endings in lora.PRESETS.items():
+        if lora.matching(endings, modules) == wanted:
+            return preset
+    chosen: list[str] = []
+    for path in paths:
+        if path in lora.matching(chosen, [path]):
+            continue
+        parts = path.split(".")
+        endings = (".".join(parts[-count:]) for count in range(1, len(parts) + 1))
+        chosen.append(next(ending for ending in endings if lora.matching([ending], modules) <= wanted))
+    return chosen
