@@ -1,46 +1,35 @@
-"""The content of `demo.html`, a self-contained page about a demo run; `reports.page` renders it."""
+"""What the demo adds to `report.html`, the page of its run."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from demo.concepts import Concept
+from demo.drawing import Scene, draw
 from demo.measure import Measured
-from sushi_research.files import write_atomic
-from sushi_research.reports.page import TYPES, Block, Card, Picture, to_html
+from sushi_research.reports.page import TYPES, Block, Card, Picture
+from sushi_research.reports.run_page import Additions
 
 
-def write_report(
-    run: Path, concept: Concept, config: dict[str, Any], before: Measured, after: Measured, facts: dict[str, Any]
-) -> None:
-    """Writes `demo.html` into the run folder; the page needs no other file."""
-    photos = sorted(path for path in Path(config["data"]["path"]).rglob("*") if path.suffix in TYPES)
-    page = [
-        Block("title", f"A LoRA learns {concept.title}"),
-        Block("lead", _lead(concept, config, len(photos))),
-        Block("cards", cards=_cards(run.name, config, before, after, facts)),
-        Block("heading", "Before, on the way, after"),
-        Block(
-            "picture", "Prompts as rows; the base, two steps on the way, the end, a real picture", path=run / "demo.png"
-        ),
-        Block("heading", "What it was shown"),
-        Block("pictures", pictures=[Picture(path, path.with_suffix(".txt").read_text().strip()) for path in photos]),
-        Block("heading", "Prompts that no photo shows"),
-        *_drawn(after),
-        Block("heading", "Scores by word"),
-        Block("table", rows=_words(facts)),
-        Block("heading", "Curves"),
-        Block("picture", "Curves of the loss, the learning rate and the gradient norm", path=run / "loss.png"),
-        Block("heading", "Time of this start"),
-        Block("times", seconds=facts["seconds"]),
-        Block("heading", "Files"),
-        Block("table", rows=[["file", "size"], *([name, _size(size)] for name, size in facts["files"].items())]),
-        Block("details", "The run's config", items=[yaml.safe_dump(config, sort_keys=False)]),
-    ]
-    write_atomic(run / "demo.html", to_html(page, f"{run.name}: {concept.title}").encode())
+def additions(
+    concept: Concept, config: dict[str, Any], before: Measured, after: Measured, facts: dict[str, Any]
+) -> Additions:
+    """What the demo adds to the page of its run: the scores on top, a real picture for each prompt, and all scored pictures."""
+    photos = [path for path in Path(config["data"]["path"]).rglob("*") if path.suffix in TYPES]
+    scenes = {prompt: Scene.from_caption(prompt) for prompt in config["sample"]["prompts"]}
+    return Additions(
+        title=f"A LoRA learns {concept.title}",
+        lead=_lead(concept, config, len(photos)),
+        cards=_cards(before, after, facts),
+        references={prompt: draw(scene) for prompt, scene in scenes.items() if scene},
+        blocks=[
+            Block("heading", "Prompts that no photo shows"),
+            *_drawn(after),
+            Block("heading", "Scores by word"),
+            Block("table", rows=_words(facts)),
+        ],
+    )
 
 
 def _lead(concept: Concept, config: dict[str, Any], pictures: int) -> str:
@@ -53,7 +42,7 @@ def _lead(concept: Concept, config: dict[str, Any], pictures: int) -> str:
     )
 
 
-def _cards(name: str, config: dict[str, Any], before: Measured, after: Measured, facts: dict[str, Any]) -> list[Card]:
+def _cards(before: Measured, after: Measured, facts: dict[str, Any]) -> list[Card]:
     concept = f"{before.concept.share:.0%} → {after.concept.share:.0%}"
     known = f"{before.known.share:.0%} → {after.known.share:.0%}"
     loss = f"{facts['loss']['before']:.3f} → {facts['loss']['after']:.3f}"
@@ -61,7 +50,6 @@ def _cards(name: str, config: dict[str, Any], before: Measured, after: Measured,
         Card("the concept, drawn right", concept, f"of {after.concept.total} unseen prompts"),
         Card("the rest, drawn right", known, f"of {after.known.total} prompts it knew"),
         Card("loss on unseen pictures", loss, "the same noise before and after"),
-        Card("adapter", _size(facts["files"][f"{name}.safetensors"]), f"{config['train']['steps']} steps"),
     ]
 
 
@@ -84,7 +72,3 @@ def _words(facts: dict[str, Any]) -> list[list[str]]:
         ["", "concept, base", "with the adapter", "the rest, base", "with the adapter"],
         *([titles.get(word, word), *(f"{column[word]:.0%}" for column in columns)] for word in columns[0]),
     ]
-
-
-def _size(size: int) -> str:
-    return f"{size / 1024:,.1f} KB"

@@ -17,17 +17,18 @@ from demo.checker import Score
 from demo.concepts import Concept
 from demo.drawing import Scene, draw
 from demo.measure import Measured, checker_of, measure
-from demo.report import write_report
+from demo.report import additions
 from demo.scoring import concept_of, config_of
 from sushi_research.errors import UserError
 from sushi_research.files import write_image, write_json
+from sushi_research.reports import run_page
 from sushi_research.runs.run_folder import RunFolder
 from sushi_research.sampling import plots
 from sushi_research.training.run import quiet_libraries
 
 
 def main(run: Path) -> None:
-    """Scores the finished run in `run` and writes demo.png, demo.json and demo.html into it."""
+    """Scores the finished run in `run`, writes demo.png and demo.json into it, and its page again with the scores on top."""
     quiet_libraries()
     config = read_config(run)
     concept, base = concept_of(run, config), Path(config["model"]["base"])
@@ -36,10 +37,12 @@ def main(run: Path) -> None:
     after = measure(base, RunFolder(run, None).adapter, concept, checker)
     write_image(run / "demo.png", progress_picture(run, config["sample"]["prompts"]))
     facts = summary(run, concept, before, after)
-    write_report(run, concept, config, before, after, facts)
+    folder = RunFolder(run, None)
+    added = additions(concept, config, before, after, facts)
+    run_page.write(folder, f"finished at step {folder.record()['finished_at']}", added)
     write_json(run / "demo.json", facts)
     print(table(facts))
-    print(f"\n  picture  {run / 'demo.png'}\n  report   {run / 'demo.html'} (open it in a browser)")
+    print(f"\n  picture  {run / 'demo.png'}\n  report   {run / 'report.html'} (open it in a browser)")
 
 
 def read_config(run: Path) -> dict[str, Any]:

@@ -124,7 +124,7 @@ def write_comparison(arguments: argparse.Namespace) -> None:
     plot_files = write_plots(comparison, output)
     for problem in comparison.problems[known:]:
         say(f"warning: {problem}", file=sys.stderr)
-    blocks = page_content.blocks(comparison, title, plot_files)
+    blocks = page_content.blocks(comparison, title, plot_files, output)
     write_atomic(output / "comparison.md", page.to_markdown(blocks).encode())
     write_atomic(output / "comparison.html", page.to_html(blocks).encode())
     write_json(output / "comparison.json", numbers(comparison))

@@ -37,6 +37,8 @@ def read(arguments: list[str]) -> AdapterEvaluation:
 if __name__ == "__main__":
     CONFIG = read(sys.argv[1:])
 
+import contextlib
+import functools
 from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
@@ -63,6 +65,7 @@ from sushi_research.models.loading import find_base
 from sushi_research.runs.job import Job
 from sushi_research.runs.launch import one_report
 from sushi_research.sampling import sample_grids
+from sushi_research.sampling.lora_scale import scaled
 from sushi_research.terminal import say
 from sushi_research.training import evaluating, evaluating_pictures, identity_facts, run
 from sushi_research.training.disk_plan import require_room_for_cache
@@ -179,7 +182,8 @@ def evaluate(job: Job, written: list[str]) -> None:
                 found |= {each.picture_set.name: (each.distance, each.base_distance) for each in generated}
                 adapter_files.require_finite(name, lora_scale, (values for values, _ in found.values()))
                 rows = sample_grids.rows_of(config, inputs.prompts)
-                images = sample_grids.generate_images(job, inputs, unet, encoded) if config.sample.enabled else []
+                prompts = prompt_encoder(model, pipeline, text, caches) if encoded else None
+                images = sample_grids.generate_images(job, inputs, unet, prompts) if config.sample.enabled else []
                 result = adapter_files.Result(name, lora_scale, found, rows, images)
                 results.append(result)
                 try:
@@ -252,6 +256,21 @@ def encoder(model: ModuleType, text: Any, caches: Caches) -> Any:
                 tensors, _ = model.encode_caption(text, caption, **caches.text_settings)
             known[caption] = {name: tensor.half().cpu() for name, tensor in tensors.items()}
         return known[caption]
+
+    return encode
+
+
+def prompt_encoder(model: ModuleType, pipeline: Any, text: Any, caches: Caches) -> Any:
+    """A function that encodes prompts with text encoders that an adapter has changed, at `scale` times the scale that is set."""
+    encoders = [getattr(pipeline, name) for name in model.TEXT_ENCODERS]
+
+    @functools.cache
+    def encode(prompt: str, scale: float) -> dict[str, torch.Tensor]:
+        with torch.no_grad(), contextlib.ExitStack() as scales:
+            for encoder in encoders:
+                scales.enter_context(scaled(encoder, scale))
+            tensors = model.encode_prompt(text, prompt, **caches.text_settings)
+        return {name: tensor.half().cpu() for name, tensor in tensors.items()}
 
     return encode
 

@@ -24,10 +24,12 @@ This generates a grid of images from a base and adapters. To begin:
 if __name__ == "__main__":
     CONFIG = read_command_line(SamplingConfig, script="scripts/sample.py", intro=INTRO)
 
+import functools
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 from PIL import Image
@@ -37,15 +39,17 @@ from sushi_research.adapters import run_files
 from sushi_research.adapters.labels import labels_of
 from sushi_research.adapters.loading import load_adapters, load_pipeline
 from sushi_research.adapters.reading import read_adapter
+from sushi_research.config.prompts import as_prompts, read_prompts
 from sushi_research.errors import UserError
 from sushi_research.evaluation.adapter_files import require_finite
 from sushi_research.files import CannotWrite, make_folder, remove, system_errors, write_image
 from sushi_research.models import loading
-from sushi_research.models.truncation import texts_cut
+from sushi_research.models.shapes import published
 from sushi_research.precision import COMPUTE_DTYPES, resolve_precision
 from sushi_research.progress import progress
 from sushi_research.sampling import plots
-from sushi_research.sampling.pipeline import decode, embeddings, sampling_scheduler, unconditional
+from sushi_research.sampling import prompts as sample_prompts
+from sushi_research.sampling.pipeline import decode, embeddings, negative_of, sampling_scheduler
 from sushi_research.terminal import say
 from sushi_research.training import run
 
@@ -65,6 +69,7 @@ def sample(config: SamplingConfig) -> None:
     singles = make_folders(output)
     config = with_base_of_runs(config)
     adapters = [str(run_files.resolve(text)) for text in config.adapters]
+    prompts = read_prompts(config.prompts_file, "prompts_file") if config.prompts_file else as_prompts(config.prompts)
     for path in adapters:  # fail fast: the base is not loaded yet
         read_adapter(path)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -82,41 +87,45 @@ def sample(config: SamplingConfig) -> None:
     base.require_loadable()
     model = models.load(base.architecture)
     settings = text_settings(config, model)
+    rows = sample_prompts.expand(prompts, config.seeds, defaults_of(config, base, model))
+    schedulers = {image.steps: sampling_scheduler(base.scheduler, base.prediction, image.steps) for image in rows}
     precision = resolve_precision(config.precision, os.environ.get("ACCELERATE_MIXED_PRECISION"), device).name
     text = model.load_text(base, device, COMPUTE_DTYPES[precision])
     pipeline = load_pipeline(base, model, text, COMPUTE_DTYPES[precision], device)
-    pipeline.scheduler = sampling_scheduler(base.scheduler, base.prediction, config.steps)
     labels = labels_of([Path(path) for path in adapters], reserved=["base"])
     names = list(zip(load_adapters(pipeline, adapters), labels, strict=True))
-    for prompt, lost in texts_cut(base, model, {*config.prompts, config.negative_prompt}).items():
-        say(f"warning: the prompt is longer than 77 tokens, the last {lost} are cut: {prompt}")
 
     columns = [("base", None, 0.0)]
     columns += [(label, name, lora_scale) for name, label in names for lora_scale in config.lora_scales]
-    rows = [(prompt, seed) for prompt in config.prompts for seed in config.seeds]
     latents = []
     work = progress(total=len(rows) * len(columns), description="generating images", unit="image", leave=False)
     with work as bar:
         for label, name, lora_scale in columns:
-            if name is not None:
-                pipeline.enable_lora()
-                pipeline.set_adapters([name], [lora_scale])
-            elif names:
-                pipeline.disable_lora()
             # Encoded again for each column, because an adapter of another trainer may change the text encoders. We do not leave
             # it to the pipeline, whose clip_skip does not work with transformers 5.
-            negative, _ = model.encode_caption(text, config.negative_prompt, **settings)
-            if not config.negative_prompt:
-                negative = unconditional(negative, base.force_zeros)
-            prompts = {prompt: model.encode_caption(text, prompt, **settings)[0] for prompt in config.prompts}
-            for prompt, seed in rows:
+            known: dict[tuple[str, float], dict[str, torch.Tensor]] = {}
+
+            def encode(prompt: str, scale: float, known: Any = known) -> dict[str, torch.Tensor]:
+                if (prompt, scale) not in known:
+                    known[prompt, scale] = model.encode_prompt(text, prompt, **settings)
+                return known[prompt, scale]
+
+            for image in rows:
+                if name is not None:
+                    pipeline.enable_lora()
+                    pipeline.set_adapters([name], [lora_scale * image.scale])
+                elif names:
+                    pipeline.disable_lora()
+                of_image = functools.partial(encode, scale=image.scale)
+                negative = negative_of(image.negative_prompt, of_image, base.force_zeros)
+                pipeline.scheduler = schedulers[image.steps]
                 generated = pipeline(
-                    **embeddings(prompts[prompt], negative, pipeline.unet),
-                    generator=torch.Generator("cpu").manual_seed(seed),
-                    num_inference_steps=config.steps,
-                    guidance_scale=config.guidance or model.GUIDANCE,
-                    width=config.width,
-                    height=config.height,
+                    **embeddings(of_image(image.prompt), negative, pipeline.unet),
+                    generator=torch.Generator("cpu").manual_seed(image.seed),
+                    num_inference_steps=image.steps,
+                    guidance_scale=image.guidance,
+                    width=image.width,
+                    height=image.height,
                     output_type="latent",
                 )
                 require_finite(label, lora_scale, [generated.images.float().cpu().numpy()])
@@ -125,9 +134,7 @@ def sample(config: SamplingConfig) -> None:
     del pipeline
 
     vae = loading.load_vae(base, loading.vae_dtype(base, device), device)
-    texts = [
-        f"{label} {lora_scale:g}: {prompt} (seed {seed})" for label, _, lora_scale in columns for prompt, seed in rows
-    ]
+    texts = [f"{label} {lora_scale:g}: {image.label}" for label, _, lora_scale in columns for image in rows]
     generated = decode(vae, latents, model.SCALING_FACTOR, texts)
     cells = [generated[row :: len(rows)] for row in range(len(rows))]
     pictures = {
@@ -135,9 +142,8 @@ def sample(config: SamplingConfig) -> None:
         for row, cell_row in enumerate(cells)
         for column, image in enumerate(cell_row)
     }
-    row_labels = [prompt if len(config.seeds) == 1 else f"{prompt} (seed {seed})" for prompt, seed in rows]
     column_labels = [label if name is None else f"{label} {lora_scale:g}" for label, name, lora_scale in columns]
-    pictures[output] = plots.grid(cells, row_labels, column_labels)
+    pictures[output] = plots.grid(cells, [image.label for image in rows], column_labels)
     write_all(pictures, singles)
     say(f"written: {output}, and each image in {singles}/")
 
@@ -182,6 +188,19 @@ def make_folders(output: Path) -> Path:
     singles = output.with_suffix("")
     make_folder(singles)
     return singles
+
+
+def defaults_of(config: SamplingConfig, base: loading.Base, model: ModuleType) -> dict[str, Any]:
+    """The settings of images whose prompt has none of its own. Without a size in the config it is the base's native one."""
+    native = base.config("unet").get("sample_size") or published(base.architecture)["unet"]["sample_size"]
+    height, width = native if isinstance(native, list) else (native, native)
+    return {
+        "negative_prompt": config.negative_prompt,
+        "width": config.width or 8 * width,
+        "height": config.height or 8 * height,
+        "steps": config.steps,
+        "guidance": config.guidance or model.GUIDANCE,
+    }
 
 
 def text_settings(config: SamplingConfig, model: ModuleType) -> dict[str, int]:

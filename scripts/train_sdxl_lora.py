@@ -38,13 +38,12 @@ from sushi_research.data.training_data import read_data
 from sushi_research.files import system_errors
 from sushi_research.models import loading
 from sushi_research.models.loading import find_base
-from sushi_research.progress import progress
 from sushi_research.runs import tracking
 from sushi_research.runs.job import Job
 from sushi_research.runs.launch import one_report
 from sushi_research.sampling import sample_grids
 from sushi_research.stopping import StopRequest
-from sushi_research.training import best_adapter, evaluating, optim, resume, run
+from sushi_research.training import best_adapter, evaluating, optim, page_output, resume, run
 from sushi_research.training.adapter_output import AdapterWriter
 from sushi_research.training.loader import Batch, Loader
 from sushi_research.training.master_weights import MasterWeights
@@ -53,6 +52,7 @@ from sushi_research.training.sampler import Sampler
 from sushi_research.training.saving import Saver
 from sushi_research.training.state import TrainState
 from sushi_research.training.step_metrics import StepMetrics
+from sushi_research.training.training_bar import TrainingBar
 
 # --- end shared ---
 from sushi_research.models import sdxl as model  # isort: skip
@@ -98,7 +98,7 @@ def main(config: SDXLTraining) -> int:
 def train(job: Job) -> int:
     """The training from start to finish. `job.run` is None for a dry run, which ends after the plan."""
     # --- shared: base, data, plan ---
-    config, stop, timings = job.config, StopRequest(), job.timings
+    config, stop, timings = job.config, StopRequest(note=job.note_stop), job.timings
     hash_cache = open_hash_cache(config)
     base = find_base(config, model)
     data = read_data(job, hash_cache)
@@ -177,8 +177,8 @@ def train(job: Job) -> int:
     writer = AdapterWriter(job, inputs, plan, run_state, state, unet)
     saver, best = Saver(writer), best_adapter.prepare(writer)
     step, resumed_at, stopping = run_state.step, run_state.step, False
-    bar = progress(total=plan.steps, initial=step, description="training", unit="step", disable=not job.is_main)
-    with contextlib.ExitStack() as signals, contextlib.closing(loader), bar:
+    bar = TrainingBar(job, plan, step)
+    with contextlib.ExitStack() as signals, contextlib.closing(loader), contextlib.closing(bar):
         while True:
             # Save, evaluate and sample before the next step. `evaluate` and `generate` skip what the run has already, so a resumed
             # run adds what is missing. A stop interrupts both, and the run then has a checkpoint of its last step.
@@ -203,6 +203,8 @@ def train(job: Job) -> int:
                         timings.enter("sampling")
                         sample_grids.generate(job, inputs, unet, step, lora.without_adapter)
                         saver.add_picture(step)
+                if not last:  # `finish` writes the last page
+                    page_output.write(job, inputs, plan, step)
             if last:
                 break
 
@@ -232,8 +234,7 @@ def train(job: Job) -> int:
             step += 1
             values = metrics.values(plan, step, rate, norm) | state.metrics()
             tracking.log(job.accelerator, metrics_file, values, step)
-            bar.set_postfix(loss=f"{values['loss']:.4f}", refresh=False)
-            bar.update()
+            bar.update(step, values["loss"])
     # --- end shared ---
 
     # --- shared: finish ---

@@ -2,6 +2,10 @@
 
 Bit for bit equal to `encode_prompt` of diffusers' StableDiffusionPipeline and StableDiffusionXLPipeline (tested). Shapes:
 B captions of 77 tokens; D is the width of an encoder, 768 for CLIP ViT-L and 1280 for OpenCLIP ViT-bigG.
+
+A caption of training is cut after 75 tokens, and its start and end token make 77. A prompt is read in chunks of 75, as ComfyUI
+(`comfy/sd1_clip.py`) and A1111 (`modules/sd_hijack_clip.py`) do: each chunk is encoded by itself with a start and an end token, the
+embeddings are concatenated, and the pooled embedding is that of the first chunk.
 """
 
 from __future__ import annotations
@@ -33,6 +37,21 @@ def tokenize(tokenizer: Any, captions: Sequence[str]) -> Tokens:
     # verbose=False: the caller reports long captions itself.
     full = tokenizer(list(captions), padding=False, truncation=False, verbose=False).input_ids
     return Tokens(ids, tuple(max(0, len(row) - length) for row in full))
+
+
+def tokenize_chunks(tokenizer: Any, prompt: str) -> torch.Tensor:
+    """The ids [N, 77] of a prompt of any length: chunks of 75 tokens, each with its own start and end token, the last one padded.
+
+    A prompt that fits has one chunk, which is equal to that of `tokenize`.
+    """
+    return tokenizer(
+        [prompt],
+        padding="max_length",
+        max_length=tokenizer.model_max_length,
+        truncation=True,
+        return_overflowing_tokens=True,
+        return_tensors="pt",
+    ).input_ids
 
 
 @torch.no_grad()

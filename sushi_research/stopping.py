@@ -209,12 +209,15 @@ class StopRequest:
     """A context manager in which a signal requests a stop instead of ending the process.
 
     `reason` is None or the first cause: "SIGINT", "SIGTERM", "SIGHUP" or "the launcher ended". `signals` counts the signals.
-    Outside the main thread only the launcher is watched. The first process of a command reports a request on stderr.
+    Outside the main thread only the launcher is watched. The first process of a command reports a request on stderr, and also that
+    it goes on saving when the launcher has ended after it: the shell then shows its prompt. `note` is called once, at the request.
     """
 
-    def __init__(self, environment: Mapping[str, str] = os.environ) -> None:
+    def __init__(self, environment: Mapping[str, str] = os.environ, note: Callable[[], None] | None = None) -> None:
         self.reason: str | None = None
         self.signals = 0
+        self._note = note
+        self._asked = self._told = False
         self._launcher = Launcher(environment)
         self._block = contextlib.ExitStack()
 
@@ -230,13 +233,16 @@ class StopRequest:
         """Within the block a stop does not wait for the next step: it raises `Stopped`, also one that was requested just before."""
         if self.reason is not None:
             raise Stopped(self.exit_status - 128, self.reason)
-        with on_signals(lambda number: _raise(number, self._launcher)):
+        with on_signals(self._interrupt):
             yield
 
     def poll(self) -> int:
         """1 if this process should stop, else 0. Costs one system call."""
-        if self.reason is None and self._launcher.has_ended():
-            self._ask(_ENDED)
+        if not self._told and self._launcher.has_ended():
+            if self.reason is None:
+                self._ask(_ENDED)
+            else:
+                self._tell()
         return int(self.reason is not None)
 
     @property
@@ -250,13 +256,43 @@ class StopRequest:
     def _on_signal(self, number: int) -> None:
         self.signals += 1
         _Request.is_new()
-        if self.reason is None:
-            self._ask(_ENDED if self._launcher.has_ended() else signal.Signals(number).name)
+        ended = self._launcher.has_ended()
+        if ended and self._asked:
+            self._tell()
+        elif self.reason is None:
+            self._ask(_ENDED if ended else signal.Signals(number).name)
+
+    def _interrupt(self, number: int) -> None:
+        if _Request.is_new():
+            self._begin()
+            raise Stopped(number, _ENDED if self._launcher.has_ended() else None)
 
     def _ask(self, reason: str) -> None:
         self.reason = reason
-        if is_first():
-            # os.write, because the handler may interrupt another print, where print() would raise. The write fails
-            # with OSError if the terminal has been closed.
-            with contextlib.suppress(OSError):
-                os.write(2, f"\n{reason}: stopping at the next step boundary, with a checkpoint\n".encode())
+        self._told = reason == _ENDED  # the line says it
+        _write(f"{reason}: stopping at the next step boundary, with a checkpoint")
+        self._begin()
+
+    def _begin(self) -> None:
+        if not self._asked and self._note:
+            self._note()
+        self._asked = True
+
+    def _tell(self) -> None:
+        """Says, once, that this process goes on without its launcher."""
+        if not self._told:
+            self._told = True
+            _write(
+                f"the launcher has ended, and this process ({os.getpid()}) still finishes its last step and saves: wait for "
+                "its end"
+            )
+
+
+def _write(line: str) -> None:
+    """Prints a line on stderr in the first process of a command.
+
+    A handler may interrupt another print, where print() would raise. The write fails if the terminal has been closed.
+    """
+    if is_first():
+        with contextlib.suppress(OSError):
+            os.write(2, f"\n{line}\n".encode())

@@ -44,6 +44,10 @@ class Caches:
     def text_key(self, caption: str) -> str:
         return encoding.text_key(caption, self.encoder_hashes, self.text_settings)
 
+    def prompt_key(self, prompt: str) -> str:
+        """The key of a prompt that is read in several chunks; one that fits has the key of the caption with its text."""
+        return encoding.prompt_key(prompt, self.encoder_hashes, self.text_settings)
+
     def missing_latents(self, data: Data) -> list[tuple[str, Item, bool]]:
         """(key, item, flip) of the missing entries: training items (mirrored too if flipped), and measured items unmirrored."""
         find = functools.partial(encoding.missing_latents, self.latents, vae_hash=self.vae_hash, dtype=self.vae_dtype)
@@ -52,6 +56,10 @@ class Caches:
 
     def missing_captions(self, captions: Iterable[str]) -> list[tuple[str, str]]:
         return encoding.missing_captions(self.texts, captions, self.encoder_hashes, self.text_settings)
+
+    def missing_prompts(self, prompts: Iterable[str]) -> list[tuple[str, str]]:
+        """(key, prompt) of the missing entries of long prompts."""
+        return sorted((key, prompt) for prompt in prompts if (key := self.prompt_key(prompt)) not in self.texts)
 
     def text(self, caption: str) -> dict[str, torch.Tensor]:
         return self.texts.get(self.text_key(caption))

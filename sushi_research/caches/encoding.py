@@ -49,6 +49,11 @@ def text_key(caption: str, encoder_hashes: Sequence[str], settings: dict[str, An
     return entry_key(recipe=RECIPE, caption=caption, encoders=list(encoder_hashes), settings=settings)
 
 
+def prompt_key(prompt: str, encoder_hashes: Sequence[str], settings: dict[str, Any]) -> str:
+    """The key of a long prompt's embedding, which is not that of the caption with the same text, because captions are cut."""
+    return entry_key(recipe=RECIPE, chunked=prompt, encoders=list(encoder_hashes), settings=settings)
+
+
 def missing_latents(
     store: Store, items: Iterable[Item], flips: Sequence[bool], vae_hash: str, dtype: torch.dtype
 ) -> list[tuple[str, Item, bool]]:
@@ -112,18 +117,21 @@ def encode_captions(
     *,
     rank: int = 0,
     world: int = 1,
+    what: str = "caption",
 ) -> None:
     """Encodes this process's share of `missing` and adds it in fp16. Raises UserError if an embedding is not finite.
 
-    `encode_caption` returns the tensors by name and the number of tokens that were cut.
+    `encode_caption` returns the tensors by name and the number of tokens that were cut. `what` is what the texts are called.
     """
     mine = [entry for entry in missing if _owner(entry[0], world) == rank]
+    if not mine:
+        return
     with store.writer() as writer:
-        for key, caption in progress(mine, description="encoding captions", unit="caption", disable=rank > 0):
+        for key, caption in progress(mine, description=f"encoding {what}s", unit=what, disable=rank > 0):
             tensors, cut = encode_caption(caption)
             halves = {name: tensor.half().cpu() for name, tensor in tensors.items()}
             if not all(tensor.isfinite().all() for tensor in halves.values()):
                 raise UserError(
-                    f"the text encoder gives values that are not finite for the caption {caption!r}: check its files."
+                    f"the text encoder gives values that are not finite for the {what} {caption!r}: check its files."
                 )
             writer.add(key, halves, {"caption": caption, "tokens_cut": cut})

@@ -7,14 +7,16 @@ from functools import cached_property
 
 import torch
 
-from sushi_research import stopping
+from sushi_research import models, stopping
 from sushi_research.caches import encoding
 from sushi_research.caches.caches import Caches, free_memory
 from sushi_research.config import TrainingConfig
-from sushi_research.data.training_data import Data, captions_of, prompts_of
+from sushi_research.config.prompts import Prompt
+from sushi_research.data.training_data import Data, captions_of, prompt_texts, prompts_of
 from sushi_research.errors import UserError
 from sushi_research.fingerprints import HashCache
 from sushi_research.models import loading
+from sushi_research.models.truncation import chunks_of
 from sushi_research.runs.job import Job
 
 
@@ -29,14 +31,36 @@ class Inputs:
     hash_cache: HashCache
 
     @cached_property
-    def prompts(self) -> list[str]:
-        """The prompts of the sample images."""
+    def prompts(self) -> list[Prompt]:
+        """The prompts of the sample images. UserError if the file that should have them cannot be used."""
         return prompts_of(self.config, self.data.items or self.data.held_out)
 
     @cached_property
+    def long_prompts(self) -> dict[str, int]:
+        """The number of chunks of 75 tokens of each prompt and negative prompt of the sample images that needs more than one."""
+        return chunks_of(self.base, models.load(self.base.architecture), prompt_texts(self.config, self.prompts))
+
+    @cached_property
     def captions(self) -> list[str]:
-        """Every distinct text to encode: captions, prompts, drift captions, and the empty text."""
-        return captions_of(self.config, self.data, self.prompts)
+        """Every distinct text that is encoded as one chunk: captions, drift captions, the empty text, and prompts that fit."""
+        fitting = prompt_texts(self.config, self.prompts) - self.long_prompts.keys()
+        return sorted(captions_of(self.config, self.data) | fitting)
+
+    @property
+    def text_rows(self) -> int:
+        """The entries of the text cache that are needed; a long prompt counts as many as it has chunks."""
+        return len(self.captions) + sum(self.long_prompts.values())
+
+    def missing_text_rows(self) -> int:
+        """Those of `text_rows` that are not in the cache."""
+        missing = self.caches.missing_prompts(self.long_prompts)
+        return len(self.caches.missing_captions(self.captions)) + sum(self.long_prompts[text] for _, text in missing)
+
+    def prompt_text(self, prompt: str) -> dict[str, torch.Tensor]:
+        """The cached embedding of a prompt or negative prompt of the sample images; "hidden" is [77 N, D] for N chunks."""
+        if prompt in self.long_prompts:
+            return self.caches.texts.get(self.caches.prompt_key(prompt))
+        return self.caches.text(prompt)
 
 
 def fill_caches(job: Job, inputs: Inputs) -> tuple[int, int]:
@@ -54,8 +78,9 @@ def _fill(job: Job, inputs: Inputs) -> tuple[int, int]:
     base, data, caches, model = inputs.base, inputs.data, inputs.caches, job.model
     rank, world = job.rank, job.world
     missing_captions = caches.missing_captions(inputs.captions)
+    missing_prompts = caches.missing_prompts(inputs.long_prompts)
     missing_latents = caches.missing_latents(data)
-    if missing_captions:
+    if missing_captions or missing_prompts:
         text = model.load_text(base, job.device)
         encoding.encode_captions(
             caches.texts,
@@ -63,6 +88,14 @@ def _fill(job: Job, inputs: Inputs) -> tuple[int, int]:
             lambda caption: model.encode_caption(text, caption, **caches.text_settings),
             rank=rank,
             world=world,
+        )
+        encoding.encode_captions(
+            caches.texts,
+            missing_prompts,
+            lambda prompt: (model.encode_prompt(text, prompt, **caches.text_settings), 0),
+            rank=rank,
+            world=world,
+            what="prompt",
         )
         del text
         free_memory()
@@ -80,9 +113,13 @@ def _fill(job: Job, inputs: Inputs) -> tuple[int, int]:
     job.accelerator.wait_for_everyone()
     caches.texts.refresh()
     caches.latents.refresh()
-    lost = caches.missing_latents(data) or caches.missing_captions(caption for _, caption in missing_captions)
+    lost = (
+        caches.missing_latents(data)
+        or caches.missing_captions(caption for _, caption in missing_captions)
+        or caches.missing_prompts(prompt for _, prompt in missing_prompts)
+    )
     if lost:
         raise UserError(
             f"{len(lost)} cache entries that were just written cannot be read back: check the disk of {caches.latents.folder}."
         )
-    return len(missing_latents), len(missing_captions)
+    return len(missing_latents), len(missing_captions) + len(missing_prompts)

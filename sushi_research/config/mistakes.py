@@ -6,6 +6,7 @@ import re
 from difflib import SequenceMatcher
 from typing import Any, NamedTuple
 
+from sushi_research.config import other_programs
 from sushi_research.config.keys import FLAGS, Keys, allowed, children, is_free, listed, options
 from sushi_research.config.renamed_keys import RENAMED
 from sushi_research.config.yaml12 import show
@@ -20,7 +21,7 @@ class Setting(NamedTuple):
 
     value: Any
     source: str
-    layer: int
+    layer: int = 0
 
 
 def place(error: Any, keys: Keys) -> str:
@@ -72,16 +73,22 @@ def _with_sources(sentence: str, keys: Keys, settings: dict[str, Setting]) -> st
 
 
 def unknown(path: str, source: str, keys: Keys, suggest: bool) -> str:
-    """The error for an unknown key. Suggests its new name, the nearest names, or all keys of its section."""
+    """The error for an unknown key. Suggests its new name, our name for another program's option, the nearest names,
+    or all keys of its section."""
     if not suggest or len(path) > 100:  # comparing takes time with the square of the length
         return f"unknown key {path} {source}: --help lists every key"
     hyphens = "--" if source == COMMAND_LINE else ""
     renamed = RENAMED.get(path.replace("-", "_"))
     if renamed in keys.leaves:
         return f"unknown key {path} {source}: it is now called {hyphens}{renamed}"
+    if hint := other_programs.hint(path, keys.leaves, hyphens):
+        return f"unknown key {path} {source}: {hint}"
     candidates = [*keys.leaves, *keys.sections, *(FLAGS if hyphens else ())]
     if near := _nearest(path.replace("-", "_"), candidates, keys):
         return f"unknown key {path} {source}: did you mean {' or '.join(hyphens + name for name in near)}?"
+    # In a section of ours: lora.network_dim.
+    if hint := other_programs.hint(path.rpartition(".")[2], keys.leaves, hyphens):
+        return f"unknown key {path} {source}: {hint}"
     section = path.partition(".")[0]
     if section in keys.sections:
         return f"unknown key {path} {source}: the keys of {section} are {listed(children(section, keys))}"

@@ -6,10 +6,11 @@ import functools
 from collections.abc import Sequence
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, create_model, model_validator
+from pydantic import BeforeValidator, Field, create_model, model_validator
 
 from sushi_research.config import effects
 from sushi_research.config.inputs import HUB, NULL_REVISION, PREDICTION, TOKENIZERS, ZERO_TERMINAL_SNR
+from sushi_research.config.prompts import Prompt, read_entries, schema_extra, texts_of
 from sushi_research.config.section import (
     Bounded,
     Guidance,
@@ -55,8 +56,11 @@ class SamplingConfig(Section):
     lora_scales: Annotated[list[Annotated[float, Field(ge=-1000, le=1000)]], Field(min_length=1), Bounded] = Field(
         [0.5, 1.0], description="LoRA scales of each adapter; the base alone is always the first column"
     )
-    prompts: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1), Bounded] = Field(
-        description="Prompts"
+    prompts: Annotated[list[str | Prompt], BeforeValidator(read_entries), Bounded] = Field(
+        [], description="Prompts", json_schema_extra=schema_extra()
+    )
+    prompts_file: Location | None = Field(
+        None, description="File of prompts: a YAML list of the same, or text with one prompt per line (docs/samples.md)"
     )
     negative_prompt: str = Field("", description="Negative prompt")
     seeds: Annotated[list[Seed], Field(min_length=1), Bounded] = Field([0], description="One row per prompt and seed")
@@ -102,7 +106,10 @@ class SamplingConfig(Section):
 
     @model_validator(mode="after")
     def _prompts_are_text(self) -> SamplingConfig:
-        require_text({"prompts": self.prompts, "negative_prompt": [self.negative_prompt]})
+        require_text({"prompts": texts_of(self.prompts), "negative_prompt": [self.negative_prompt]})
+        if bool(self.prompts) == (self.prompts_file is not None):
+            both = "prompts and prompts_file are both set: keep one of them"
+            raise ValueError(both if self.prompts else "no prompts: give --prompts TEXT or --prompts_file FILE")
         return self
 
 

@@ -6,8 +6,9 @@ import re
 import shlex
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from sushi_research.config.prompts import Prompt, read_entries, schema_extra, texts_of
 from sushi_research.config.section import (
     MOST_STEPS,
     Bounded,
@@ -70,8 +71,13 @@ class SampleSection(Section):
         250,
         description="How often to generate them: steps, epochs or a fraction of the run; null = only before and after training",
     )
-    prompts: Annotated[list[str], Bounded] = Field(
-        [], description="Prompts; an empty list = the first three distinct captions of the data"
+    prompts: Annotated[list[str | Prompt], BeforeValidator(read_entries), Bounded] = Field(
+        [],
+        description="Prompts; an empty list = the first three distinct captions of the data",
+        json_schema_extra=schema_extra(),
+    )
+    prompts_file: Location | None = Field(
+        None, description="File of prompts: a YAML list of the same, or text with one prompt per line (docs/samples.md)"
     )
     negative_prompt: str = Field("", description="Negative prompt")
     seeds: Annotated[list[Seed], Field(min_length=1), Bounded] = Field([0], description="One image per prompt and seed")
@@ -85,11 +91,13 @@ class SampleSection(Section):
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError("sample.seeds has a seed twice: it would generate the same images again")
         require_few_images(len(self.prompts), len(self.seeds), "sample.prompts and sample.seeds")
+        if self.prompts and self.prompts_file is not None:
+            raise ValueError("sample.prompts and sample.prompts_file are both set: keep one of them")
         return self
 
     @model_validator(mode="after")
     def _prompts_are_text(self) -> SampleSection:
-        require_text({"sample.prompts": self.prompts, "sample.negative_prompt": [self.negative_prompt]})
+        require_text({"sample.prompts": texts_of(self.prompts), "sample.negative_prompt": [self.negative_prompt]})
         return self
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import warnings
@@ -25,6 +26,9 @@ def begin() -> None:
     terminal.prepare()
     if any(action == "error" for action, *_ in warnings.filters):
         warnings.filterwarnings("default")
+    if not sys.stderr.isatty():
+        # Those of `datasets` rewrite their line with control codes. Ours are lines there (`progress.Lines`).
+        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     stopping.end_at_once()
 
 

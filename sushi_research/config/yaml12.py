@@ -92,6 +92,10 @@ def read_yaml(path: str) -> dict[str, Any]:
     file = Path(expand_path(path, key="--config"))
     if file.is_dir():
         raise UserError(f"{path} is a folder: --config takes a YAML file")
+    if file.suffix.lower() == ".toml":
+        raise UserError(
+            f"{path} is TOML, and a config file here is YAML: write the settings anew under our names (docs/guides/from_kohya.md)"
+        )
     try:
         text = read_regular(file, _MOST_BYTES).decode()
     except UnicodeDecodeError as error:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sushi_research.config import TrainingConfig
+from sushi_research.config.prompts import Prompt, as_prompts, read_prompts, texts_of
 from sushi_research.data import dataset, findings, prior_images
 from sushi_research.data.buckets import BucketRule
 from sushi_research.data.findings import LARGE_CROP
@@ -160,22 +161,32 @@ def bucket_rule(config: TrainingConfig) -> BucketRule:
     )
 
 
-def prompts_of(config: TrainingConfig, items: Sequence[Item]) -> list[str]:
-    """The prompts for sample images: those of the config, or else the first three distinct captions."""
+def prompts_of(config: TrainingConfig, items: Sequence[Item]) -> list[Prompt]:
+    """The prompts for sample images: those of the config or of its file, or else the first three distinct captions.
+
+    Raises UserError if the file cannot be used.
+    """
     if not config.sample.enabled:
         return []
-    return list(config.sample.prompts) or list(dict.fromkeys(item.sample.caption for item in items))[:3]
+    if config.sample.prompts_file is not None:
+        return read_prompts(config.sample.prompts_file, "sample.prompts_file")
+    captions = dict.fromkeys(item.sample.caption for item in items)
+    return as_prompts(config.sample.prompts or list(captions)[:3])
 
 
-def captions_of(config: TrainingConfig, data: Data, prompts: Sequence[str]) -> list[str]:
-    """Every distinct text to encode: captions, drift captions, the empty text, and the prompts of sample images."""
+def captions_of(config: TrainingConfig, data: Data) -> set[str]:
+    """Every distinct text that is encoded as a caption, so cut to 77 tokens: captions, drift captions, and the empty text.
+
+    The negative prompt is one of them if pictures are measured, because these are generated from captions as they were trained.
+    """
     captions = {item.sample.caption for item in [*data.items, *data.measured]}
-    return sorted({"", *captions, *prompt_texts(config, data, prompts)})
+    negative = {config.sample.negative_prompt} if config.evaluation.pictures else set()
+    return {"", *captions, *drift_captions(config, data), *negative}
 
 
-def prompt_texts(config: TrainingConfig, data: Data, prompts: Sequence[str]) -> set[str]:
-    """The texts that images are generated from: prompts, the negative prompt, and drift captions."""
-    return {config.sample.negative_prompt, *prompts, *drift_captions(config, data)}
+def prompt_texts(config: TrainingConfig, prompts: Sequence[Prompt]) -> set[str]:
+    """The texts that sample images are generated from: prompts and negative prompts."""
+    return {config.sample.negative_prompt, *texts_of(prompts)} if prompts else set()
 
 
 def drift_captions(config: TrainingConfig, data: Data) -> list[str]:

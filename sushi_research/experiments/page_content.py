@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import quote
 
 from sushi_research.evaluation.outcomes import KEPT_MARGIN, LEARNED_BINS, LEARNED_MARGIN
 from sushi_research.experiments import outcome_sections, tables
 from sushi_research.experiments.comparison import Comparison
 from sushi_research.experiments.pairs import Pair
 from sushi_research.reports.outcome_tests import PairResult, bin_name
-from sushi_research.reports.page import Block
+from sushi_research.reports.page import Block, Link
+from sushi_research.runs.run_folder import RunFolder
 
 # Kinds of the list of results, for their colour, and the order of the list.
 _KINDS = {"better": "better", "worse": "worse"}
@@ -19,9 +22,10 @@ MOST_SENTENCES = 8
 _BINS = " and ".join(bin_name(number) for number in LEARNED_BINS)
 
 
-def blocks(comparison: Comparison, title: str, pictures: dict[str, Path]) -> list[Block]:
-    """The blocks of the page, in order. `pictures` are the existing image files, by the name of their plot."""
-    page = [Block("title", title)]
+def blocks(comparison: Comparison, title: str, pictures: dict[str, Path], folder: Path = Path()) -> list[Block]:
+    """The blocks of the page, in order. `pictures` are the existing image files, by the name of their plot; `folder` is that of the
+    page, for its links to the runs' pages."""
+    page = [Block("title", title), Block("contents")]
     page += _results(comparison)
     if comparison.warnings or comparison.problems:
         page += [Block("heading", "Read with care"), Block("warning", items=comparison.warnings + comparison.problems)]
@@ -48,7 +52,10 @@ def blocks(comparison: Comparison, title: str, pictures: dict[str, Path]) -> lis
         Block("heading", "Samples"),
         Block("text", "No two variants have images of the same prompts and seeds."),
     ]
-    page += [Block("heading", "Runs"), Block("table", rows=tables.runs(comparison)), Block("text", _METHOD)]
+    page += [Block("heading", "Runs"), Block("table", rows=tables.runs(comparison))]
+    if links := run_pages(comparison, folder):
+        page += [Block("text", "The runs' own pages:"), Block("links", links=links)]
+    page += [Block("text", _METHOD)]
     return page
 
 
@@ -160,6 +167,18 @@ def _best(comparison: Comparison, decided: Sequence[tuple[Pair, PairResult]]) ->
     champions = [label for label, count in wins.items() if count == others > 1]
     what = "run" if comparison.by_run else "variant"
     return f"{champions[0]} is better than every other {what}." if champions else ""
+
+
+def run_pages(comparison: Comparison, folder: Path) -> list[Link]:
+    """Links to those pages of runs that exist, relative to `folder`."""
+    found = []
+    for variant in comparison.variants:
+        for run in variant.runs:
+            page = RunFolder(run.path, None).report
+            if page.is_file():
+                text = run.name if run.name == variant.label else f"{variant.label}: {run.name}"
+                found.append(Link(text, quote(Path(os.path.relpath(page, folder)).as_posix())))
+    return found
 
 
 def _picture(pictures: dict[str, Path], name: str, heading: str, text: str) -> list[Block]:

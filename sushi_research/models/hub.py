@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from sushi_research import progress
 from sushi_research.errors import UserError, first_line
 from sushi_research.models.diffusers_folder import TEXT_WEIGHTS, WEIGHTS
 from sushi_research.models.tokenizers import FILES
@@ -81,7 +82,11 @@ def _snapshot(source: str, revision: str | None, patterns: list[str], key: str) 
     from huggingface_hub import snapshot_download
 
     try:
-        folder = Path(snapshot_download(source, revision=revision, allow_patterns=patterns))
+        folder = Path(
+            snapshot_download(
+                source, revision=revision, allow_patterns=patterns, tqdm_class=progress.bars_of_libraries()
+            )
+        )
     except Exception as error:
         raise _unreachable(source, key, error) from error
     return folder, folder.name
@@ -91,7 +96,7 @@ def _file(source: str, file: str, revision: str | None, key: str) -> tuple[Path,
     from huggingface_hub import hf_hub_download
 
     try:
-        path = Path(hf_hub_download(source, file, revision=revision))
+        path = Path(hf_hub_download(source, file, revision=revision, tqdm_class=progress.bars_of_libraries()))
     except Exception as error:
         raise _unreachable(f"{source}/{file}", key, error) from error
     # .../snapshots/<commit>/<file>

@@ -62,6 +62,13 @@ def encode_caption(text: Text, caption: str, *, clip_skip: int = 1) -> tuple[dic
     return {"hidden": hidden[0]}, tokens.cut[0]
 
 
+def encode_prompt(text: Text, prompt: str, *, clip_skip: int = 1) -> dict[str, torch.Tensor]:
+    """{"hidden": [77 N, 768] fp32} of a prompt in N chunks of 75 tokens; for one that fits, as `encode_caption`."""
+    chunks = conditioning.tokenize_chunks(text.tokenizer, prompt)
+    # One at a time, so that the first chunk is bit for bit the embedding of a caption.
+    return {"hidden": torch.cat([conditioning.encode_one(text.encoder, ids[None], clip_skip)[0] for ids in chunks])}
+
+
 def predict(
     unet: Any,
     noisy: torch.Tensor,

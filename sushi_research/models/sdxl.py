@@ -74,6 +74,21 @@ def encode_caption(
     return {"hidden": hidden[0], "pooled": pooled[0]}, max(first.cut[0], second.cut[0])
 
 
+def encode_prompt(text: Text, prompt: str, *, text_encoder_1_layer: str = "penultimate") -> dict[str, torch.Tensor]:
+    """{"hidden": [77 N, 2048] fp32, "pooled": [1280] fp32} of a prompt in N chunks of 75 tokens; "pooled" is the first chunk's.
+
+    For a prompt that fits, as `encode_caption`.
+    """
+    first = conditioning.tokenize_chunks(text.tokenizer_1, prompt)
+    second = conditioning.tokenize_chunks(text.tokenizer_2, prompt)
+    # One at a time, so that the first chunk is bit for bit the embedding of a caption.
+    encoded = [
+        conditioning.encode_two(text.encoder_1, text.encoder_2, ids_1[None], ids_2[None], text_encoder_1_layer)
+        for ids_1, ids_2 in zip(first, second, strict=True)
+    ]
+    return {"hidden": torch.cat([hidden[0] for hidden, _ in encoded]), "pooled": encoded[0][1][0]}
+
+
 def predict(
     unet: Any, noisy: torch.Tensor, timesteps: torch.Tensor, text: dict[str, torch.Tensor], time_ids: torch.Tensor
 ) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Texts that are longer than the 77 tokens of the text encoders."""
+"""Texts that are longer than the 77 tokens of the text encoders: captions are cut, prompts are read in chunks."""
 
 from __future__ import annotations
 
@@ -20,3 +20,8 @@ def texts_cut(base: loading.Base, model: ModuleType, texts: Iterable[str]) -> di
             if lost:
                 cut[text] = max(lost, cut.get(text, 0))
     return cut
+
+
+def chunks_of(base: loading.Base, model: ModuleType, prompts: Iterable[str]) -> dict[str, int]:
+    """The number of chunks of 75 tokens of each prompt that needs more than one (conditioning.py)."""
+    return {text: 1 + -(-lost // 75) for text, lost in texts_cut(base, model, prompts).items()}

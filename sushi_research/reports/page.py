@@ -1,8 +1,12 @@
-"""A report page as a list of blocks, written as Markdown or as one self-contained HTML file."""
+"""A report page as a list of blocks, written as Markdown or as one self-contained HTML file (page.html.jinja).
+
+Every text is escaped where it is written: captions, file names and configs come from files of strangers.
+"""
 
 from __future__ import annotations
 
 import base64
+import functools
 import html
 import io
 from collections.abc import Iterable, Sequence
@@ -11,53 +15,38 @@ from itertools import cycle
 from pathlib import Path
 from typing import Literal
 
+import jinja2
+import markupsafe
 from PIL import Image
 
-STYLE = """
-:root { --ink: #1e2b28; --soft: #5b6763; --line: #e4dccf; --paper: #fbf8f2; --card: #fff; }
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--paper); color: var(--ink); font: 16px/1.55 system-ui, sans-serif; }
-main { max-width: 1100px; margin: 0 auto; padding: 36px 20px 64px; }
-h1 { font-size: 28px; margin: 0 0 10px; } h2 { font-size: 19px; margin: 36px 0 10px; }
-p, li { max-width: 95ch; } p.lead { color: var(--soft); margin: 0 0 24px; } code { font-size: 14px; }
-img.wide { max-width: 100%; border: 1px solid var(--line); border-radius: 8px; background: #fff; display: block; margin: 12px 0; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; background: var(--card); font-size: 14px; min-width: 60%; }
-th, td { text-align: right; padding: 6px 11px; border: 1px solid var(--line); font-variant-numeric: tabular-nums;
-white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; } th { color: var(--soft); font-weight: 500; }
-ul.result { list-style: none; padding: 0; }
-ul.result li { background: var(--card); border: 1px solid var(--line); border-left: 6px solid #999; border-radius: 6px;
-padding: 9px 14px; margin: 8px 0; }
-ul.result li.better { border-left-color: #009e73; } ul.result li.worse { border-left-color: #d55e00; }
-ul.warning li { color: #8a3c00; }
-.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(220px, 1fr)); gap: 14px; }
-.card { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 16px 18px; }
-.card b { display: block; font-size: 28px; line-height: 1.25; } .card span { color: var(--soft); font-size: 14px; }
-.pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(118px, 1fr)); gap: 12px; }
-figure { margin: 0; font-size: 12px; line-height: 1.35; color: var(--soft); } figure img { width: 100%; border-radius: 6px; }
-figure.marked img { outline: 3px solid #d9534f; }
-.bar { display: flex; height: 26px; border-radius: 6px; overflow: hidden; } .bar i { display: block; }
-.legend { color: var(--soft); font-size: 14px; margin-top: 8px; }
-.legend i { display: inline-block; width: 11px; height: 11px; border-radius: 3px; margin: 0 5px 0 14px; }
-summary { cursor: pointer; color: var(--soft); }
-pre { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 14px; overflow: auto; font-size: 13px; }
-"""
+from sushi_research.errors import printable_lines
+
 COLOURS = ("#36a3c9", "#2b8a5c", "#f0b23a", "#e4573d", "#8648b0", "#98a4a0", "#4a5a90")
 TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".webp": "image/webp"}
 
 Kind = Literal[
-    "title", "heading", "lead", "text", "list", "result", "warning", "table", "picture", "pictures", "cards", "times", "details"
+    "title", "heading", "lead", "text", "contents", "list", "result", "warning", "links", "table", "facts", "picture", "panels",
+    "pictures", "series", "cards", "progress", "times", "details",
 ]  # fmt: skip
+# A file, an image in memory, or the bytes of a PNG or JPEG file.
+Source = Path | Image.Image | bytes
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A small image (a file or in memory) with its caption; `marked` draws a red frame."""
+    """An image with its caption; `marked` draws a red frame."""
 
-    source: Path | Image.Image
+    source: Source
     caption: str
     marked: bool = False
+
+
+@dataclass(frozen=True)
+class Link:
+    """A link to another page: its text, and its address, such as a path relative to this page, quoted as a URL."""
+
+    text: str
+    address: str
 
 
 @dataclass(frozen=True)
@@ -73,12 +62,13 @@ class Card:
 class Block:
     """A block of the page. Each kind uses these fields:
 
-    - title, heading, lead (a paragraph below the title), text: `text`.
+    - title, heading, lead (a paragraph below the title), text: `text`. contents: links to all headings, nothing in Markdown.
     - list, warning: `items`. result: `items`, each "better|statement: evidence", or with "worse" or "none" instead of "better".
-    - table: `rows`, the header first.
-    - picture: the image `path`, a file or in memory, at full width, with alternative text `text`.
-    - pictures: `pictures` in a grid, with captions. cards: `cards`.
-    - times: `seconds` by name, as one bar with a legend.
+    - links: `links`. table: `rows`, the header first. facts: `rows` of a name and a value.
+    - picture: the image `path` at full width, with alternative text `text`.
+    - panels: `pictures` half as wide as the page, with alternative texts. pictures: `pictures` in a grid, with captions.
+    - series: `pictures` next to each other under the small heading `text`. cards: `cards`.
+    - progress: `share` in 0..1 as a bar, with alternative text `text`. times: `seconds` by name, as one bar with a legend.
     - details: the preformatted `items`, folded under the summary `text`.
     """
 
@@ -86,25 +76,38 @@ class Block:
     text: str = ""
     items: list[str] = field(default_factory=list)
     rows: list[list[str]] = field(default_factory=list)
-    path: Path | Image.Image | None = None
+    path: Source | None = None
     pictures: list[Picture] = field(default_factory=list)
     cards: list[Card] = field(default_factory=list)
+    links: list[Link] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
+    share: float = 0.0
 
 
 def to_markdown(page: Sequence[Block]) -> str:
     """The page as Markdown. Image files are linked by name and must be in the page's folder; images in memory are embedded."""
-    return "\n\n".join(map(_markdown, page)) + "\n"
+    return "\n\n".join(text for block in page if (text := _markdown(block))) + "\n"
 
 
 def to_html(page: Sequence[Block], title: str | None = None) -> str:
     """The page as one HTML file with embedded images. `title` is for the browser's tab; default: the first block's text."""
-    head = (
-        '<meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-        f"<title>{html.escape(title or page[0].text)}</title><style>{STYLE}</style>"
+    contents = [(place, block.text) for place, block in enumerate(page, 1) if block.kind == "heading"]
+    return _template().render(title=title or page[0].text, blocks=page, contents=contents)
+
+
+@functools.cache
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        # What changes the direction of the text, or cannot be shown, is written as an escape. A data URI is markup already.
+        finalize=lambda value: printable_lines(str(value)) if not isinstance(value, markupsafe.Markup) else value,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    body = "".join(map(_html, page))
-    return f'<!doctype html><html lang="en"><head>{head}</head><body><main>{body}</main></body></html>\n'
+    environment.filters |= {"embedded": _embedded, "statement": _statement, "shares": _shares, "total": _total}
+    return environment.get_template("page.html.jinja")
 
 
 def _markdown(block: Block) -> str:
@@ -113,8 +116,10 @@ def _markdown(block: Block) -> str:
             return f"# {block.text}"
         case "heading":
             return f"## {block.text}"
-        case "text" | "lead":
+        case "text" | "lead" | "progress":
             return block.text
+        case "contents":
+            return ""
         case "list" | "warning":
             return _lines(block.items)
         case "result":
@@ -123,10 +128,15 @@ def _markdown(block: Block) -> str:
             head, *rows = [[cell.replace("|", "\\|") for cell in row] for row in block.rows]
             lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
             return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        case "facts":
+            return _lines(f"{name}: {value}" for name, value in block.rows)
+        case "links":
+            return _lines(f"[{link.text}]({link.address})" for link in block.links)
         case "picture":
-            return f"![{block.text}]({_link(block.path)})"
-        case "pictures":
-            return "\n\n".join(f"![{picture.caption}]({_link(picture.source)})" for picture in block.pictures)
+            return f"![{block.text}]({_address(block.path)})"
+        case "pictures" | "panels" | "series":
+            images = [f"![{picture.caption}]({_address(picture.source)})" for picture in block.pictures]
+            return "\n\n".join([*([f"### {block.text}"] if block.text else []), *images])
         case "cards":
             return _lines(f"{card.name}: **{card.value}** ({card.detail})" for card in block.cards)
         case "times":
@@ -138,83 +148,42 @@ def _markdown(block: Block) -> str:
             return f"<details><summary>{html.escape(block.text)}</summary>\n\n```\n{text}\n```\n\n</details>"
 
 
-def _html(block: Block) -> str:
-    text = html.escape(block.text)
-    match block.kind:
-        case "title":
-            return f"<h1>{text}</h1>"
-        case "heading":
-            return f"<h2>{text}</h2>"
-        case "text":
-            return f"<p>{text}</p>"
-        case "lead":
-            return f'<p class="lead">{text}</p>'
-        case "list" | "warning":
-            items = "".join(f"<li>{html.escape(item)}</li>" for item in block.items)
-            return f'<ul class="{block.kind}">{items}</ul>'
-        case "result":
-            results = [item.partition("|") for item in block.items]
-            items = "".join(f'<li class="{kind}">{_emphasised(words)}</li>' for kind, _, words in results)
-            return f'<ul class="result">{items}</ul>'
-        case "table":
-            head, *rows = [[html.escape(cell) for cell in row] for row in block.rows]
-            lines = "".join(f"<tr><td>{'</td><td>'.join(row)}</td></tr>" for row in rows)
-            return f'<div class="scroll"><table><tr><th>{"</th><th>".join(head)}</th></tr>{lines}</table></div>'
-        case "picture":
-            return f'<img class="wide" alt="{text}" src="{_embedded(block.path)}">'
-        case "pictures":
-            return f'<div class="pictures">{"".join(map(_figure, block.pictures))}</div>'
-        case "cards":
-            return f'<div class="cards">{"".join(map(_card, block.cards))}</div>'
-        case "times":
-            return _bar(block.seconds)
-        case "details":
-            return f"<details><summary>{text}</summary><pre>{html.escape(chr(10).join(block.items))}</pre></details>"
-
-
 def _lines(items: Iterable[str]) -> str:
     return "\n".join(f"- {item}" for item in items)
 
 
-def _emphasised(sentence: str) -> str:
-    """HTML of a sentence with its statement (the part before the first colon) in bold."""
+def _statement(item: str) -> tuple[str, str, str]:
+    """(kind, statement, evidence) of an item of a result; the statement is the part before the first colon."""
+    kind, _, sentence = item.partition("|")
     statement, colon, evidence = sentence.partition(": ")
-    return f"<b>{html.escape(statement)}</b>{colon}{html.escape(evidence)}"
+    return kind, statement, colon + evidence
 
 
-def _figure(picture: Picture) -> str:
-    mark = ' class="marked"' if picture.marked else ""
-    return f'<figure{mark}><img alt="" src="{_embedded(picture.source)}">{html.escape(picture.caption)}</figure>'
-
-
-def _card(card: Card) -> str:
-    name, value, detail = map(html.escape, (card.name, card.value, card.detail))
-    return f'<div class="card"><span>{name}</span><b>{value}</b><span>{detail}</span></div>'
-
-
-def _bar(seconds: dict[str, float]) -> str:
+def _shares(seconds: dict[str, float]) -> list[tuple[str, str, str, str]]:
+    """(name, seconds, percent of the sum, colour) of each part of a bar. Colours repeat, so that no part is missing."""
     total = sum(seconds.values()) or 1.0
-    parts, legend = "", ""
-    for (name, value), colour in zip(seconds.items(), cycle(COLOURS), strict=False):
-        parts += f'<i style="width:{100 * value / total:.2f}%;background:{colour}"></i>'
-        legend += f'<i style="background:{colour}"></i>{html.escape(name)} {value:.1f} s'
-    return f'<div class="bar">{parts}</div><div class="legend">{_total(seconds)}{legend}</div>'
+    return [
+        (name, f"{value:.1f} s", f"{100 * value / total:.2f}", colour)
+        for (name, value), colour in zip(seconds.items(), cycle(COLOURS), strict=False)
+    ]
 
 
 def _total(seconds: dict[str, float]) -> str:
     return f"{sum(seconds.values()):.0f} s in all:"
 
 
-def _link(source: Path | Image.Image) -> str:
+def _address(source: Source | None) -> str:
     return source.name if isinstance(source, Path) else _embedded(source)
 
 
-def _embedded(source: Path | Image.Image) -> str:
-    """A data URI with a file's bytes, or with an image in memory as PNG."""
+def _embedded(source: Source) -> str:
+    """A data URI with an image file's bytes, or with an image in memory as PNG."""
     if isinstance(source, Path):
         kind, data = TYPES[source.suffix.lower()], source.read_bytes()
+    elif isinstance(source, bytes):
+        kind, data = "image/png" if source.startswith(b"\x89PNG") else "image/jpeg", source
     else:
         stream = io.BytesIO()
-        source.save(stream, "PNG", optimize=True)
+        source.save(stream, "PNG")
         kind, data = "image/png", stream.getvalue()
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"

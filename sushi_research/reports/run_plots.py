@@ -1,4 +1,4 @@
-"""The plots of a run's page: learned against kept, and each outcome over the steps."""
+"""The panels of a run's page about its evaluations: learned against kept, and each outcome over the steps."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from sushi_research.reports.statistics import t_quantile
-from sushi_research.sampling import plots
+from sushi_research.reports.training_curves import panel
 
 
 @dataclass(frozen=True)
@@ -36,36 +35,20 @@ def means_of(name: str, values: np.ndarray) -> StepMeans:
     return StepMeans(name, mean, error, mean - half, mean + half)
 
 
-def outcome_plots(
+def outcome_panels(
     steps: Sequence[int], best: int | None, pair: tuple[StepMeans, StepMeans] | None, groups: dict[str, list[StepMeans]]
-) -> Image.Image | None:
-    """Plots the pair (kept, learned) against each other, one point per step, and each group over the steps, with 95 % intervals.
+) -> dict[str, bytes]:
+    """PNG files by title: the pair (kept, learned) against each other, one point per step, and each group over the steps.
 
-    The `best` step is marked. None if there is nothing to plot.
+    With 95 % intervals; the `best` step is marked. {} if there is nothing to plot.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    shown = {title: [each for each in group if np.isfinite(each.mean).any()] for title, group in groups.items()}
-    draw: list[Callable[[Any], None]] = []
+    draw: dict[str, Callable[[Any], None]] = {}
     if pair and np.isfinite(pair[0].mean + pair[1].mean).any():
-        draw.append(lambda axes: _against_each_other(axes, steps, best, *pair))
-    for title, group in shown.items():
-        if group:
-            draw.append(lambda axes, title=title, group=group: _over_steps(axes, steps, best, title, group))
-    if not draw:
-        return None
-    rows = -(-len(draw) // 2)
-    figure = Figure(figsize=(11, 3.8 * rows))
-    FigureCanvasAgg(figure)
-    figure.subplots_adjust(left=0.08, right=0.98, top=1 - 0.32 / (3.8 * rows), bottom=0.5 / (3.8 * rows), hspace=0.35)
-    panels = list(figure.subplots(rows, 2, squeeze=False).flat)
-    for axes in panels[len(draw) :]:
-        axes.remove()
-    for axes, function in zip(panels, draw, strict=False):
-        function(axes)
-        axes.grid(alpha=0.3)
-    return plots.figure_image(figure)
+        draw["learned against kept, one point per step"] = lambda axes: _against_each_other(axes, steps, best, *pair)
+    for title, group in groups.items():
+        if shown := [each for each in group if np.isfinite(each.mean).any()]:
+            draw[title] = lambda axes, title=title, shown=shown: _over_steps(axes, steps, best, title, shown)
+    return {title: panel(title, function) for title, function in draw.items()}
 
 
 def _against_each_other(axes: Any, steps: Sequence[int], best: int | None, kept: StepMeans, learned: StepMeans) -> None:
@@ -83,9 +66,8 @@ def _against_each_other(axes: Any, steps: Sequence[int], best: int | None, kept:
     axes.margins(0.08)
     axes.invert_xaxis()
     axes.invert_yaxis()
-    axes.set_title("learned against kept, one point per evaluated step", fontsize=10)
-    axes.set_xlabel("learned (right: learned more)")
-    axes.set_ylabel("kept (down: lost)")
+    axes.set_xlabel("learned (right: learned more)", fontsize=9)
+    axes.set_ylabel("kept (down: lost)", fontsize=9)
     _name_points(axes, steps, np.stack([learned.mean, kept.mean], axis=1))
 
 
@@ -110,8 +92,6 @@ def _over_steps(axes: Any, steps: Sequence[int], best: int | None, title: str, g
     axes.axhline(0.5 if "AUC" in title else 0, color="grey", linewidth=0.8)
     if best is not None:
         axes.axvline(best, color="black", linewidth=0.8, linestyle="--", label="best step" if len(group) > 1 else None)
-    axes.set_title(title, fontsize=10)
-    axes.set_xlabel("optimizer step")
     if len(group) > 1:
         axes.legend(fontsize=8)
 

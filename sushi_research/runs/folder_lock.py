@@ -100,10 +100,23 @@ class FolderLock:
                 f"the run {self.path} is in use by {_holder(self.path)}: wait for it or stop it, or give another --run.name"
             )
         try:
-            os.ftruncate(self._note, 0)
-            os.write(self._note, f"process {os.getpid()} on {socket.gethostname()}".encode())
+            self._write_note()
         except OSError as error:  # nothing depends on the note
             logger.warning("cannot write %s: %s", self.path / NOTE, error.strerror or error)
+
+    def note_stop(self) -> None:
+        """Notes in the folder that this process was asked to stop, for whoever runs the command again before it has.
+
+        A signal handler calls it, so it never fails.
+        """
+        if self._note is not None:
+            with contextlib.suppress(OSError):
+                self._write_note(", which was asked to stop and is finishing its last step")
+
+    def _write_note(self, state: str = "") -> None:
+        os.ftruncate(self._note, 0)
+        os.lseek(self._note, 0, os.SEEK_SET)
+        os.write(self._note, f"process {os.getpid()} on {socket.gethostname()}{state}".encode())
 
 
 def is_locked(path: Path) -> bool:

@@ -34,8 +34,8 @@ class Job:
 
     `model` is the model module of the architecture; `precision` is resolved ("bf16", "fp16" or "fp32"), for `precision_reason`;
     `run` is None if no run is trained (dry run, caches, evaluation of files); `started` is in seconds since the epoch; `code` is
-    that of `code.code_of`, which only the main process has. `dry_run` is the folder of a dry run, None for all else. `start` is the
-    adapter that lora.start_from names (training/starting_point.StartingPoint), None without.
+    that of `code.code_of`, which only the main process has. `dry_run` is the folder of a dry run, None for all else.
+    `start` is the adapter that lora.start_from names (training/starting_point.StartingPoint), None without.
     """
 
     config: TrainingConfig
@@ -90,6 +90,11 @@ class Job:
     def scaler(self) -> torch.amp.GradScaler:
         """The loss scaler of the precision. It lives as long as the job; TrainState saves and loads it."""
         return make_scaler(self.precision, self.device)
+
+    def note_stop(self) -> None:
+        """Notes in the run folder that the run was asked to stop. A dry run has none."""
+        if self.run is not None:
+            self.run.note_stop()
 
     def say(self, *lines: str) -> None:
         """Prints lines in the main process (`terminal.say`)."""

@@ -62,6 +62,7 @@ class Plan(Record):
     items_per_epoch: Size | None = None
     steps: Count | None = None
     architecture: str | None = None
+    text: list[str] | None = None
 
 
 class DataReport(Record):

@@ -139,6 +139,8 @@ class RunFolder:
         self.earlier = path / "earlier"
         self.curves = path / "loss.png"
         self.report = path / "report.html"
+        # The training images on the page, reduced (reports/training_images.py).
+        self.thumbnails = path / "thumbnails.json"
         self.stage_timings = path / "stage_timings.json"
         self.provenance = path / "provenance.json"
         # Of the user's own command (reports/scores.py).
@@ -157,6 +159,11 @@ class RunFolder:
         """Releases the lock."""
         if self._lock is not None:
             self._lock.close()
+
+    def note_stop(self) -> None:
+        """Notes for others that the run was asked to stop (`FolderLock.note_stop`). Only with the lock."""
+        if self._lock is not None:
+            self._lock.note_stop()
 
     def lost(self) -> UserError | None:
         """The error of a run whose folder was moved, deleted or replaced; None if it is there, or without the lock."""
@@ -212,6 +219,7 @@ class RunFolder:
             self.adapter,
             self.curves,
             self.report,
+            self.thumbnails,
             self.scores,
             self.scores_source,
             *self.step_adapters().values(),
@@ -253,6 +261,14 @@ class RunFolder:
         if problem := format_problem(self.run, record):
             raise UserError(f"{problem}, or give another --run.name")
         return records.fitting(record, records.RunRecord, str(self.run), remedy)
+
+    def starts_from_file(self) -> bool:
+        """Whether the run starts from an adapter file, so that its step 0 is not the base. False if run.json does not say."""
+        try:
+            record = self.record()
+        except UserError:
+            return False
+        return record is not None and "facts.start_from" in record["identity"]
 
     def mark_started(self, identity: dict[str, Any], steps: int) -> dict[str, Any]:
         """Records that the run starts, with a new W&B id. Returns the record."""

@@ -1,8 +1,8 @@
 """Logs metrics to metrics.jsonl, which is the record, and to W&B and TensorBoard, which display it.
 
-All use the same keys, by optimizer step. W&B's own step starts at 0 again when a run is continued, so `step` is logged
-as a value and used as the x axis of every chart; a continued run then continues its curves. In TensorBoard `step` is
-the axis already, and entries that an earlier process logged past the checkpoint are purged.
+The trackers show the same numbers by optimizer step, in sections (`shown_key`). W&B's own step starts at 0 again when a run is
+continued, so `step` is logged as a value and used as the x axis of every chart; a continued run then continues its curves. In
+TensorBoard `step` is the axis already, and entries that an earlier process logged past the checkpoint are purged.
 
 Tracker failures do not stop a training run: a failing tracker is reported and dropped, and metrics.jsonl continues. Only a
 failure to write metrics.jsonl is an error. The functions do nothing outside the main process.
@@ -26,6 +26,20 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 logger = logging.getLogger(__name__)
+
+# Section of the trackers' panels -> keys of metrics.jsonl, and of pictures, that have no section there.
+SECTIONS = {
+    "training": ("loss", "lr", "grad_norm", "epoch", "samples_seen", "skipped_steps", "d"),
+    "speed": ("images_per_second", "gpu_seconds", "cpu_seconds", "data_wait_share", "peak_memory_gib"),
+    "samples": ("samples", "progress"),
+    "report": ("curves", "report"),
+}
+_SECTION_OF = {key: section for section, keys in SECTIONS.items() for key in keys}
+
+
+def shown_key(key: str) -> str:
+    """The key of metrics.jsonl as W&B and TensorBoard show it: "training/loss" for "loss". They make a section of each prefix."""
+    return f"{_SECTION_OF[key]}/{key}" if key in _SECTION_OF else key
 
 
 class Trackers(NamedTuple):
@@ -98,7 +112,7 @@ def _start_tensorboard(folder: Path, config: dict[str, Any], step: int) -> Any:
 
 
 def log(accelerator: Accelerator, metrics: MetricsFile, values: Values, step: int) -> None:
-    """Logs `values` of one optimizer step to metrics.jsonl and every tracker, under the same keys.
+    """Logs `values` of one optimizer step to metrics.jsonl and, by their `shown_key`, to every tracker.
 
     None means "no value": null in metrics.jsonl, omitted elsewhere. NaN and infinity, which JSON does not have, become None, with
     a warning. Raises the errors of `MetricsFile.append`.
@@ -111,21 +125,24 @@ def log(accelerator: Accelerator, metrics: MetricsFile, values: Values, step: in
         logger.warning("step %d: %s is not finite (NaN or infinity) and is recorded as null", step, some(lost))
     metrics.append({"step": step, **{key: numbers.get(key) for key in values}})
 
+    shown = {shown_key(key): value for key, value in numbers.items()}
+
     def send(tracker: Any) -> None:
         if tracker.name == "wandb":
-            tracker.log({"step": step, **numbers})
+            tracker.log({"step": step, **shown})
         else:
-            tracker.log(numbers, step=step)
+            tracker.log(shown, step=step)
 
     _each_tracker(accelerator, send)
 
 
 def log_images(accelerator: Accelerator, key: str, paths: Sequence[Path], captions: Sequence[str], step: int) -> None:
-    """Logs image files of one optimizer step, each with its caption, to every tracker."""
+    """Logs image files of one optimizer step, each with its caption, to every tracker. W&B gets samples as a table as well."""
+    shown = shown_key(key)
 
     def send(tracker: Any) -> None:
         if tracker.name == "wandb":
-            tracker.log_images(key, paths, captions, step)
+            tracker.log_images(shown, paths, captions, step, table="samples/table" if key == "samples" else None)
         else:
             import numpy as np
             from PIL import Image
@@ -133,8 +150,8 @@ def log_images(accelerator: Accelerator, key: str, paths: Sequence[Path], captio
             for number, (path, text) in enumerate(zip(paths, captions, strict=True)):
                 with Image.open(path) as image:
                     pixels = np.asarray(image.convert("RGB"))
-                tracker.writer.add_image(f"{key}/{number}", pixels, step, dataformats="HWC")
-                tracker.writer.add_text(f"{key}/{number}", text, step)
+                tracker.writer.add_image(f"{shown}/{number}", pixels, step, dataformats="HWC")
+                tracker.writer.add_text(f"{shown}/{number}", text, step)
 
     if accelerator.is_main_process:
         _each_tracker(accelerator, send)
@@ -155,12 +172,12 @@ def log_artifact(accelerator: Accelerator, kind: str, paths: Sequence[Path], roo
         _each_tracker(accelerator, send)
 
 
-def log_page(accelerator: Accelerator, path: Path, summary: Values, step: int) -> None:
-    """Shows a self-contained HTML page in W&B, with values for the run's summary. TensorBoard has neither."""
+def log_page(accelerator: Accelerator, page: str, summary: Values, step: int) -> None:
+    """Shows a self-contained page, as HTML, in W&B, with values for the run's summary. TensorBoard has neither."""
 
     def send(tracker: Any) -> None:
         if tracker.name == "wandb":
-            tracker.log_page(path, summary, step)
+            tracker.log_page(shown_key("report"), page, summary, step)
 
     if accelerator.is_main_process:
         _each_tracker(accelerator, send)

@@ -27,6 +27,10 @@ LIMITS = {"init_timeout": 8.0, "finish_timeout": 20.0}
 # The slowest upload that is waited for at the end, in bytes per second: 2 Mbit/s.
 SLOWEST_UPLOAD = 250_000
 
+# The metrics whose minimum is in a run's summary too. Such a summary is not a number but has two, so a sweep's metric is not among
+# them: W&B's sweeps read a number (configs/sweeps).
+WITH_MINIMUM = ("training/loss", *(f"loss_by_timestep/{timestep_bin}" for timestep_bin in range(4)), "evaluation/loss")
+
 
 def resolve_mode(setting: str) -> tuple[str | None, str]:
     """(online, offline or None without W&B, a notice for the terminal) for `tracking.wandb`: auto, online, offline or off.
@@ -151,6 +155,8 @@ class WandbRun:
         self.run = wandb.init(project=project, mode=mode, resume="allow", settings=settings, **options)
         self.run.define_metric("step")
         self.run.define_metric("*", step_metric="step")
+        for name in WITH_MINIMUM:
+            self.run.define_metric(name, step_metric="step", summary="min,last")
         self._mode = mode
         self._uploads: list[tuple[Any, int]] = []
 
@@ -158,19 +164,27 @@ class WandbRun:
         """Logs values, `step` among them."""
         self.run.log(dict(values))
 
-    def log_images(self, key: str, paths: Sequence[Path], captions: Sequence[str], step: int) -> None:
-        """Logs image files, each with its caption."""
+    def log_images(
+        self, key: str, paths: Sequence[Path], captions: Sequence[str], step: int, table: str | None = None
+    ) -> None:
+        """Logs image files, each with its caption, and as the table `table` of steps, captions and images if it is given."""
         import wandb
 
-        images = [wandb.Image(str(path), caption=text) for path, text in zip(paths, captions, strict=True)]
-        self.log({"step": step, key: images})
+        pairs = list(zip(paths, captions, strict=True))
+        self.log({"step": step, key: [wandb.Image(str(path), caption=text) for path, text in pairs]})
+        if table is None:
+            return
+        rows = [[step, text, wandb.Image(str(path))] for path, text in pairs]
+        try:
+            self.log({"step": step, table: wandb.Table(columns=["step", "caption", "image"], data=rows)})
+        except Exception as error:  # W&B stages a table's images in its data folder, which may not be writable
+            logger.warning("W&B does not take the table of samples of step %d (%s)", step, reason(error))
 
-    def log_page(self, path: Path, summary: Mapping[str, Any], step: int) -> None:
-        """Logs a self-contained HTML page, and values for the run's summary."""
+    def log_page(self, key: str, page: str, summary: Mapping[str, Any], step: int) -> None:
+        """Logs a self-contained page, as HTML, and values for the run's summary."""
         import wandb
 
-        page = wandb.Html(io.StringIO(path.read_text(encoding="utf-8")), inject=False)
-        self.log({"step": step, "report": page})
+        self.log({"step": step, key: wandb.Html(io.StringIO(page), inject=False)})
         self.run.summary.update(dict(summary))
 
     def log_artifact(self, kind: str, files: Mapping[str, Path]) -> None:

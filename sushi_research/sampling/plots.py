@@ -1,23 +1,20 @@
-"""Image output of a run: labelled sample grids, training curves, and LoRA scale sweeps."""
+"""Image output of a run: labelled sample grids and LoRA scale sweeps."""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import logging
-import math
 import os
 import textwrap
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from PIL import Image, ImageDraw, ImageFont
 
-from sushi_research.errors import printable
 from sushi_research.files import CannotWrite, write_atomic
-from sushi_research.runs import metrics_gaps
 from sushi_research.user_files import kind_of
 
 if TYPE_CHECKING:
@@ -70,77 +67,33 @@ def for_page(rows: Sequence[Sequence[Image.Image]]) -> list[list[Image.Image]]:
 def grid(rows: Sequence[Sequence[Image.Image]], row_labels: Sequence[str], column_labels: Sequence[str]) -> Image.Image:
     """A grid of images, with row labels on the left and column labels on top.
 
-    Cells are as large as the largest image (at least 160 pixels wide). Images keep their aspect ratio.
+    Cells are as wide as the widest image (at least 160 pixels), and as high as the highest of their row. Images keep their size.
     """
     assert len(rows) == len(row_labels) and all(len(row) == len(column_labels) for row in rows)
     widest = max(image.width for row in rows for image in row)
     scale = max(1, -(-SMALLEST_CELL // widest))
     cell_width = widest * scale
-    cell_height = max(image.height for row in rows for image in row) * scale
+    heights = [max(image.height for image in row) * scale for row in rows]
     font = ImageFont.load_default(size=max(12, cell_width // 14))
     line = font.size * 5 // 4
     label_width = max(cell_width, 10 * font.size)
     top = 2 * MARGIN + line
     width = label_width + len(column_labels) * (cell_width + MARGIN) + MARGIN
-    canvas = Image.new("RGB", (width, top + len(rows) * (cell_height + MARGIN)), "white")
+    canvas = Image.new("RGB", (width, top + sum(heights) + len(rows) * MARGIN), "white")
     draw = ImageDraw.Draw(canvas)
     for column, label in enumerate(column_labels):
         left = label_width + MARGIN + column * (cell_width + MARGIN)
         draw.text((left + cell_width / 2, MARGIN), label, fill="black", font=font, anchor="ma")
     characters = max(8, int(label_width / (font.size * 0.55)))
     for number, (row, label) in enumerate(zip(rows, row_labels, strict=True)):
-        upper = top + number * (cell_height + MARGIN)
-        lines = textwrap.wrap(label, characters)[: max(1, cell_height // line)]
+        upper = top + sum(heights[:number]) + number * MARGIN
+        lines = textwrap.wrap(label, characters)[: max(1, heights[number] // line)]
         draw.multiline_text((MARGIN, upper), "\n".join(lines), fill="black", font=font)
         for column, image in enumerate(row):
             left = label_width + MARGIN + column * (cell_width + MARGIN)
             resample = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS
             canvas.paste(image.resize((image.width * scale, image.height * scale), resample), (left, upper))
     return canvas
-
-
-def training_curves(records: Sequence[dict[str, Any]], path: Path, title: str) -> None:
-    """Plots a run's metrics: loss (raw and smoothed), loss by timestep bin, learning rate and gradient norm.
-
-    Curves have a gap where `records` mark that lines are missing (metrics_gaps.py). If the run was evaluated, also the validation
-    loss minus the base's and the drift, with bands of two standard errors.
-    """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    trained = [record for record in records if metrics_gaps.is_trained(record) or metrics_gaps.MARK in record]
-    evaluated = [record for record in records if "evaluation/loss" in record or "evaluation/drift" in record]
-    figure = Figure(figsize=(10, 10.5 if evaluated else 7), layout="constrained")
-    FigureCanvasAgg(figure)
-    figure.suptitle(printable(title))
-    axes = list(figure.subplots(3 if evaluated else 2, 2).flat)
-    loss, timestep_bins, rate, norm, *held_out = axes
-    steps, raw = _points(trained, "loss")
-    loss.plot(steps, raw, color="lightsteelblue", linewidth=0.8, label="each step")
-    loss.plot(steps, smooth(raw), color="tab:blue", label="smoothed")
-    loss.set_title("loss")
-    loss.legend()
-    for timestep_bin in range(4):
-        name = f"loss_by_timestep/{timestep_bin}"
-        x, y = _points(trained, name)
-        timestep_bins.plot(x, smooth(y), label=f"t {250 * timestep_bin}-{250 * timestep_bin + 249}")
-    timestep_bins.legend()
-    timestep_bins.set_title("loss by timestep, smoothed")
-    rate.plot(*_points(trained, "lr"))
-    rate.set_title("learning rate")
-    norm.plot(*_points(trained, "grad_norm"), linewidth=0.8)
-    norm.set_title("gradient norm")
-    titles = {
-        "evaluation/loss_over_base": "validation loss, over the base's",
-        "evaluation/drift": "drift from the base",
-    }
-    for each, (name, what) in zip(held_out, titles.items(), strict=False):
-        _with_band(each, [record for record in evaluated if record.get(name) is not None], name)
-        each.set_title(what)
-    for each in axes:
-        each.set_xlabel("optimizer step")
-        each.grid(alpha=0.3)
-    write_figure(figure, path)
 
 
 def lora_scale_sweep(points: Sequence[tuple[float, dict[str, float]]], path: Path) -> None:
@@ -193,39 +146,3 @@ def figure_png(figure: Figure) -> bytes:
         warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
         figure.savefig(data, dpi=110)
     return data.getvalue()
-
-
-def _with_band(axes: Any, records: Sequence[dict[str, Any]], name: str) -> None:
-    """Plots a curve of evaluations with a band of two standard errors (if they are known)."""
-    steps, values = [record["step"] for record in records], [record[name] for record in records]
-    errors = [2 * (record.get(f"{name}_se") or 0.0) for record in records]
-    axes.axhline(0, color="grey", linewidth=0.8)
-    axes.plot(steps, values, marker="o", markersize=3)
-    low, high = zip(*[(v - e, v + e) for v, e in zip(values, errors, strict=True)], strict=True) if values else ((), ())
-    axes.fill_between(steps, low, high, alpha=0.2)
-
-
-def _points(records: Sequence[dict[str, Any]], name: str) -> tuple[list[int], list[float]]:
-    """(steps, values) of `name`, without steps that have none: a timestep bin may be empty, or a norm not finite.
-
-    A mark of missing lines is a NaN, which interrupts a curve.
-    """
-    found = [
-        (record["step"], math.nan if metrics_gaps.MARK in record else record[name])
-        for record in records
-        if metrics_gaps.MARK in record or record.get(name) is not None
-    ]
-    return [step for step, _ in found], [value for _, value in found]
-
-
-def smooth(values: Sequence[float], factor: float = 0.95) -> list[float]:
-    """Exponential moving average with Adam's bias correction at the start. A NaN stays one and does not count."""
-    smoothed, average, count = [], 0.0, 0
-    for value in values:
-        if math.isnan(value):
-            smoothed.append(value)
-            continue
-        count += 1
-        average = factor * average + (1 - factor) * value
-        smoothed.append(average / (1 - factor**count))
-    return smoothed

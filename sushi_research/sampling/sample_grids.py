@@ -7,6 +7,7 @@ samples/progress.png                  one row per prompt and seed, one column pe
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -20,12 +21,13 @@ from PIL.PngImagePlugin import PngInfo
 from sushi_research.caches.caches import free_memory
 from sushi_research.caches.inputs import Inputs
 from sushi_research.config import TrainingConfig
+from sushi_research.config.prompts import Prompt
 from sushi_research.errors import UserError
 from sushi_research.files import make_folder, remove, write_image
 from sushi_research.models import loading
 from sushi_research.runs import tracking
 from sushi_research.runs.job import Job
-from sushi_research.sampling import pipeline, plots
+from sushi_research.sampling import pipeline, plots, prompts
 
 _STEP = re.compile(r"step-(\d{8,})")
 MOST_COLUMNS = 8
@@ -98,6 +100,11 @@ def step_folder(samples: Path, step: int) -> Path:
     return samples / f"step-{step:08d}"
 
 
+def latest_grid(samples: Path) -> Path | None:
+    """The grid of the latest step that has one."""
+    return max(samples.glob("step-*.png"), key=lambda path: (len(path.name), path.name), default=None)
+
+
 def _grid_path(samples: Path, step: int) -> Path:
     """The grid of a step. It is written last, so the step's images are complete if it exists."""
     return samples / f"step-{step:08d}.png"
@@ -139,28 +146,22 @@ def _write_grids(samples: Path, rows: Sequence[tuple[str, str]], step: int, imag
 
 
 def generate_images(
-    job: Job, inputs: Inputs, unet: Any, text: Callable[[str], dict[str, torch.Tensor]] | None = None
+    job: Job, inputs: Inputs, unet: Any, text: Callable[[str, float], dict[str, torch.Tensor]] | None = None
 ) -> list[Image.Image]:
     """Images of every prompt and seed of the config, in the order of `rows_of`.
 
-    `text` encodes a prompt in place of the cached embeddings, for an adapter that changes the text encoders.
+    `text` encodes a prompt for an image of this scale in place of the cached embeddings, for an adapter that changes the text
+    encoders.
     """
-    config, base, model = job.config, inputs.base, job.model
-    text = text or inputs.caches.text
-    negative = pipeline.negative_of(config.sample.negative_prompt, text, base.force_zeros)
-    generated = pipeline.generate_latents(
-        model,
-        base,
-        unet,
-        [text(prompt) for prompt in inputs.prompts],
-        negative,
-        seeds=config.sample.seeds,
-        steps=config.sample.steps,
-        guidance=config.sample.guidance,
-        height=config.sample.height or config.data.resolution,
-        width=config.sample.width or config.data.resolution,
-    )
-    return decode(job, inputs, list(generated), [label for _, label in rows_of(config, inputs.prompts)])
+    images = prompts.of_run(job.config, inputs.prompts)
+    requests = []
+    for image in images:
+        encode = functools.partial(text, scale=image.scale) if text else inputs.prompt_text
+        negative = pipeline.negative_of(image.negative_prompt, encode, inputs.base.force_zeros)
+        sizes = (image.steps, image.guidance, image.height, image.width, image.scale)
+        requests.append(pipeline.Request(encode(image.prompt), negative, image.seed, *sizes))
+    generated = pipeline.generate_each(job.model, inputs.base, unet, requests)
+    return decode(job, inputs, list(generated), [image.label for image in images])
 
 
 def decode(job: Job, inputs: Inputs, latents: Sequence[torch.Tensor], labels: Sequence[str]) -> list[Image.Image]:
@@ -230,11 +231,6 @@ def _steps(folder: Path) -> list[int]:
     return sorted(int(match[1]) for match in found if match)
 
 
-def rows_of(config: TrainingConfig, prompts: Sequence[str]) -> list[tuple[str, str]]:
-    """(file name, label) of each image, in the order of `pipeline.generate_latents`."""
-    seeds = config.sample.seeds
-    return [
-        (f"{number:02d}-seed{seed}.png", prompt if len(seeds) == 1 else f"{prompt} (seed {seed})")
-        for number, prompt in enumerate(prompts)
-        for seed in seeds
-    ]
+def rows_of(config: TrainingConfig, entries: Sequence[Prompt]) -> list[tuple[str, str]]:
+    """(file name, label) of each image of a list of prompts, in the order of `generate_images`."""
+    return [(image.file_name, image.label) for image in prompts.of_run(config, entries)]

@@ -19,6 +19,7 @@ from sushi_research.errors import UserError
 from sushi_research.files import size_text
 from sushi_research.runs.job import Job, agree
 from sushi_research.runs.run_folder import RunFolder
+from sushi_research.sampling.prompts import SamplePrompt
 from sushi_research.training.length import Due, Interval
 
 # Bytes of optimizer state per trained parameter, at least: two averages, in fp32 or in uint8. Others may keep none.
@@ -88,8 +89,13 @@ class Room:
         return f"{free} free on the disk of {' and '.join(str(path) for path in self.folders.values())}"
 
 
-def plan_run(job: Job, cache: int, steps: int, due: Due, parameters: int) -> DiskPlan:
-    """What a run of `steps` steps with so many trained parameters will write; `cache` is that of `cache_bytes`."""
+def plan_run(
+    job: Job, cache: int, steps: int, due: Due, parameters: int, images: Sequence[SamplePrompt] = ()
+) -> DiskPlan:
+    """What a run of `steps` steps with so many trained parameters will write; `cache` is that of `cache_bytes`.
+
+    `images` are the sample images of a step.
+    """
     config, folder = job.config, job.run_path
     saved, unfinished = _saved(folder / "checkpoints")
     last = min(max([_finished_at(folder), *saved]), steps)
@@ -102,9 +108,7 @@ def plan_run(job: Job, cache: int, steps: int, due: Due, parameters: int) -> Dis
     if keep is not None:
         on_the_way = min(on_the_way, max(0, keep - len(run.step_adapters())))
     files = 0 if is_finished else 1 + config.evaluation.keep_best + on_the_way
-    images = len(config.sample.seeds) * (len(config.sample.prompts) or 3) if config.sample.enabled else 0
-    side = config.data.resolution
-    pixels = images * (config.sample.width or side) * (config.sample.height or side)
+    pixels = sum(image.width * image.height for image in images)
     # Each image, the grid of its step, and its part of progress.png, which shows at most eight steps.
     samples = PIXEL_BYTES * pixels * (2 * (_events(due.sample, last, steps) + (not saved)) + 8)
     return DiskPlan(
@@ -135,15 +139,15 @@ def _picture_bytes(config: TrainingConfig, evaluations: int) -> int:
 def cache_bytes(job: Job, inputs: Inputs, latents: Sequence[tuple[str, Item, bool]], captions: int) -> int:
     """The bytes of missing cache entries, without the little that the files need besides.
 
-    `latents` are those of `Caches.missing_latents`, `captions` is the number of missing captions.
+    `latents` are those of `Caches.missing_latents`, `captions` is the number of missing captions (`Inputs.missing_text_rows`).
     """
     return sum(latent_bytes(item.bucket) for _, item, _ in latents) + text_bytes(job, inputs) * captions
 
 
 def require_room_for_cache(job: Job, inputs: Inputs) -> None:
     """`require_room` for a command that fills the caches and trains no run."""
-    latents, captions = inputs.caches.missing_latents(inputs.data), inputs.caches.missing_captions(inputs.captions)
-    plan = DiskPlan(cache_bytes(job, inputs, latents, len(captions)))
+    latents = inputs.caches.missing_latents(inputs.data)
+    plan = DiskPlan(cache_bytes(job, inputs, latents, inputs.missing_text_rows()))
     require_room(job, plan, rooms_of(job, plan))
 
 

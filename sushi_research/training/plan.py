@@ -13,7 +13,7 @@ from sushi_research.adapters.reading import Pair
 from sushi_research.caches.inputs import Inputs
 from sushi_research.data import dataset, findings
 from sushi_research.data.samples import Problem
-from sushi_research.data.training_data import prompt_texts
+from sushi_research.data.training_data import captions_of
 from sushi_research.errors import printable
 from sushi_research.files import write_json
 from sushi_research.models import loading
@@ -23,6 +23,7 @@ from sushi_research.precision import DtypePolicy, dtype_policy
 from sushi_research.runs import tracking
 from sushi_research.runs.job import Job
 from sushi_research.runs.measured import Measured
+from sushi_research.sampling import prompts as sample_prompts
 from sushi_research.training import optim, optimizer_check
 from sushi_research.training.disk_plan import (
     DiskPlan,
@@ -69,7 +70,6 @@ class Plan:
     problems: tuple[Problem, ...]
     notes: tuple[str, ...]
     captions_cut: Mapping[str, int]
-    prompts_cut: Mapping[str, int]
     sampling: SamplePlan | None
     checkpoints: CheckpointPlan
     evaluation: EvaluationPlan | None
@@ -129,7 +129,6 @@ class Plan:
             "buckets": dict(self.buckets),
             "skipped": [{"name": problem.name, "reason": problem.reason} for problem in self.problems],
             "captions_cut": dict(self.captions_cut),
-            "prompts_cut": dict(self.prompts_cut),
             "sampling": asdict(self.sampling) if self.sampling else None,
             "checkpoints": asdict(self.checkpoints),
             "evaluation": asdict(self.evaluation) if self.evaluation else None,
@@ -147,6 +146,8 @@ class Plan:
             "cache": {"images": asdict(self.image_cache), "captions": asdict(self.caption_cache)},
             "disk": self.disk.to_json(),
             "speed": asdict(self.speed) if self.speed else None,
+            # As it was printed, for the run's page.
+            "text": self.describe().split("\n"),
         }
 
     def describe(self) -> str:
@@ -180,12 +181,11 @@ class Plan:
                 "evaluation   none: --evaluation.held_out 0.1, or --evaluation.path with held-out images, measures what is learned"
             ]
         )
-        for what, cut in (("captions", self.captions_cut), ("prompts", self.prompts_cut)):
-            if cut:
-                worst = max(cut.values())
-                lines.append(
-                    f"{what:<13}{len(cut)} longer than 77 tokens are cut (the longest loses {worst}); a run's plan.json lists them"
-                )
+        if self.captions_cut:
+            count, worst = len(self.captions_cut), max(self.captions_cut.values())
+            lines.append(
+                f"captions     {count} longer than 77 tokens are cut (the longest loses {worst}); a run's plan.json lists them"
+            )
         lines.append(describe_speed(self.speed, self.steps, self.global_batch_size, self.run_folder))
         lines += findings.lines(self.problems, self.notes)
         return "\n".join(printable(line) for line in lines)
@@ -210,10 +210,10 @@ def make_plan(job: Job, inputs: Inputs) -> Plan:
     micro_batches = sum(len(sampler.micro_batches(step, config.train.batch_size)) for step in epoch_steps)
     entries = {caches.latent_key(item, flip): item.bucket for item in items for flip in caches.flips}
     entries |= {caches.latent_key(item, False): item.bucket for item in data.measured}
-    captions = {item.sample.caption for item in [*items, *data.measured]}
     parameters = sum(map(math.prod, shapes.values()))
-    missing, missing_captions = caches.missing_latents(data), len(caches.missing_captions(inputs.captions))
-    disk = plan_run(job, cache_bytes(job, inputs, missing, missing_captions), steps, due, parameters)
+    missing, missing_captions = caches.missing_latents(data), inputs.missing_text_rows()
+    images = sample_prompts.of_run(config, inputs.prompts)
+    disk = plan_run(job, cache_bytes(job, inputs, missing, missing_captions), steps, due, parameters, images)
     plan = Plan(
         architecture=job.model.NAME,
         device=device_of(job),
@@ -226,8 +226,7 @@ def make_plan(job: Job, inputs: Inputs) -> Plan:
         buckets={f"{w}x{h}": count for (h, w), count in sorted(Counter(item.bucket for item in items).items())},
         problems=tuple(data.problems),
         notes=tuple(data.notes),
-        captions_cut=texts_cut(base, job.model, captions),
-        prompts_cut=texts_cut(base, job.model, prompt_texts(config, data, inputs.prompts) - captions),
+        captions_cut=texts_cut(base, job.model, captions_of(config, data)),
         sampling=samples_of(job, inputs, steps, due),
         checkpoints=checkpoints_of(job, steps, due),
         evaluation=plan_evaluation(config, inputs, steps, due.evaluation),
@@ -247,9 +246,9 @@ def make_plan(job: Job, inputs: Inputs) -> Plan:
             bytes=sum(latent_bytes(bucket) for bucket in entries.values()),
         ),
         caption_cache=CachePlan(
-            needed=len(inputs.captions),
+            needed=inputs.text_rows,
             missing=missing_captions,
-            bytes=text_bytes(job, inputs) * len(inputs.captions),
+            bytes=text_bytes(job, inputs) * inputs.text_rows,
         ),
         disk=disk,
         rooms=tuple(rooms_of(job, disk)),

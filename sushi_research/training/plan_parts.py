@@ -23,6 +23,7 @@ from sushi_research.files import size_text
 from sushi_research.runs import machine, measured
 from sushi_research.runs.job import Job
 from sushi_research.runs.measured import Measured
+from sushi_research.sampling import prompts as sample_prompts
 from sushi_research.training.length import Due, Interval
 
 # How many prompts, and how many folders of repeats, are printed; plan.json has all.
@@ -101,15 +102,15 @@ def describe_repeats(repeats: tuple[Repeats, ...]) -> list[str]:
 
 @dataclass(frozen=True)
 class SamplePlan:
-    """The sample grids of a run: `times` of them, each of `prompts` x `seeds`. `often` says when."""
+    """The sample grids of a run: `times` of them, each with so many `images` of the `prompts`. `often` says when."""
 
     prompts: tuple[str, ...]
-    seeds: int
+    images: int
     times: int
     often: str
 
     def describe(self) -> list[str]:
-        images = f"{_count(len(self.prompts), 'prompt')} x {_count(self.seeds, 'seed')}"
+        images = f"{_count(self.images, 'image')} of {_count(len(self.prompts), 'prompt')}"
         shown = [f"{INDENT}{prompt}" for prompt in self.prompts[:SHOWN_PROMPTS]]
         if len(self.prompts) > SHOWN_PROMPTS:
             shown.append(f"{INDENT}and {len(self.prompts) - SHOWN_PROMPTS} more (a run's plan.json lists all)")
@@ -124,7 +125,10 @@ def samples_of(job: Job, inputs: Inputs, steps: int, due: Due) -> SamplePlan | N
     ends = "before and after training"
     times = 2 + due.sample.count(0, steps - 1)
     often = f"{ends}, and {how_often(config.every, due.sample)}" if times > 2 else ends
-    return SamplePlan(tuple(inputs.prompts), len(config.seeds), times, often)
+    images = sample_prompts.of_run(job.config, inputs.prompts)
+    one_each = {image.number: image for image in reversed(images)}
+    labels = tuple(one_each[number].prompt_label for number in sorted(one_each))
+    return SamplePlan(labels, len(images), times, often)
 
 
 @dataclass(frozen=True)

@@ -25,17 +25,14 @@ from sushi_research.config import TrainingConfig
 from sushi_research.config.command_line import config_to_dict
 from sushi_research.config.suggestions import word
 from sushi_research.errors import UserError
-from sushi_research.files import write_json
 from sushi_research.precision import resolve_precision
-from sushi_research.reports import run_page
 from sushi_research.runs import launch, provenance, run_folder, tracking
 from sushi_research.runs.code import code_of
 from sushi_research.runs.dry_run import DryRun
 from sushi_research.runs.job import Job, agree
 from sushi_research.runs.metrics_file import MetricsFile
-from sushi_research.sampling import plots
 from sushi_research.terminal import say
-from sushi_research.training import best_files, starting_point
+from sushi_research.training import best_files, page_output, starting_point
 from sushi_research.training.kept import what_is_kept
 from sushi_research.training.plan import Plan
 from sushi_research.training.resume import RunState
@@ -75,15 +72,7 @@ def start_job(config: TrainingConfig, model: ModuleType, script: str, *, trains:
         config, start = starting_point.read(config, model)
         if accelerator.is_main_process:
             say(start.describe())
-    return Job(
-        config,
-        model,
-        accelerator,
-        precision.name,
-        precision_reason=precision.reason,
-        code=code,
-        start=start,
-    )
+    return Job(config, model, accelerator, precision.name, precision_reason=precision.reason, code=code, start=start)
 
 
 def quiet_libraries() -> None:
@@ -196,7 +185,7 @@ def open_trackers(job: Job, run_state: RunState) -> MetricsFile:
 
 
 def finish(job: Job, state: TrainState, metrics_file: MetricsFile, step: int) -> None:
-    """Plots the curves, writes the page, sends both to the trackers, marks the run as finished, and prints what was written.
+    """Writes the page and the curves, sends both to the trackers, marks the run as finished, and prints what was written.
 
     Warns if the adapter file does not change the base, which happens if the steps were too small or too few.
     """
@@ -204,24 +193,19 @@ def finish(job: Job, state: TrainState, metrics_file: MetricsFile, step: int) ->
         return
     job.timings.enter("saving")
     config, run, accelerator = job.config, job.run, job.accelerator
-    curves = run.curves
-    with plots.optional("the run ends without its curves, and the same command again draws them"):
-        plots.training_curves(metrics_file.read(), curves, run.name)
-        tracking.log_images(accelerator, "curves", [curves], [run.name], step)
-    write_page(job, step, f"finished at step {step}")
+    seconds = page_output.write_timings(job)
+    page_output.write_last(job, step, f"finished at step {step}")
     # Without keep_best, a file of an earlier launch may no longer be that of the best step.
     best = list(run.best_adapters().values()) if config.evaluation.keep_best else []
     tracking.log_artifact(accelerator, "adapter", [run.adapter, *best, run.config, run.provenance])
-    seconds = {name: round(value, 2) for name, value in job.timings.seconds().items()}
-    write_json(run.stage_timings, seconds)
     run.mark_finished(step)
     # Everything that scripts/compare_runs.py reads, so that it can compare runs from several machines.
     tracking.log_artifact(accelerator, "record", run.record_files(), root=run.path)
-    written = {"adapter": run.adapter, "curves": run.curves, "metrics": run.metrics}
+    written = {"adapter": run.adapter, "page": run.report, "curves": run.curves, "metrics": run.metrics}
     if best:
         written["best"] = best[-1]
     if run.evaluation.exists():
-        written |= {"losses": run.evaluation, "page": run.report}
+        written["losses"] = run.evaluation
     if config.sample.enabled:
         written["samples"] = run.samples / "progress.png"
     if config.evaluation.pictures:
@@ -243,13 +227,13 @@ def finish(job: Job, state: TrainState, metrics_file: MetricsFile, step: int) ->
 
 
 def stopped(job: Job, plan: Plan, step: int) -> None:
-    """Writes the page of a run that was stopped with a checkpoint of `step`, and prints how it goes on."""
+    """Writes the page and the curves of a run that was stopped with a checkpoint of `step`, and prints how it goes on."""
     if not job.is_main:
         return
     assert job.run is not None
     if job.config.evaluation.keep_best:
         best_files.remove_superseded(job.run)
-    write_page(job, step, f"stopped at step {step} of {plan.steps}")
+    page_output.write_last(job, step, f"stopped at step {step} of {plan.steps}")
     job.say(
         f"stopped at step {step} of {plan.steps}; the same command again continues from here",
         _file_of(job, step, plan.steps),
@@ -266,17 +250,6 @@ def _file_of(job: Job, step: int, steps: int) -> str:
     return (
         f"it has no adapter file (checkpoint.keep_adapters is 0): the same command with --train.steps {step} writes one"
     )
-
-
-def write_page(job: Job, step: int, state: str) -> None:
-    """Writes the page of a run that was evaluated, and sends it to the trackers. A page that cannot be written is a warning."""
-    run = job.run
-    assert run is not None
-    if not run.evaluation.exists():
-        return
-    with plots.optional("the run is without its page, and the same command again writes it"):
-        best = run_page.write(run, state)
-        tracking.log_page(job.accelerator, run.report, {"best_step": best.step} if best else {}, step)
 
 
 def _warnings(job: Job, state: TrainState, step: int) -> Iterator[str]:

@@ -16,7 +16,7 @@ from sushi_research.evaluation.measured_sets import MeasuredSets
 from sushi_research.evaluation.results import Results
 from sushi_research.evaluation.validation_set import ValidationSet
 from sushi_research.files import write_atomic, write_json
-from sushi_research.reports import run_page
+from sushi_research.reports import run_page, thumbnails
 from sushi_research.runs import provenance, records
 from sushi_research.runs.job import Job
 from sushi_research.runs.metrics_file import MetricsFile
@@ -131,16 +131,15 @@ def make_again(
         )
     try:
         found.append(metrics.mark_missing(plan.steps))
-        if problem := plots.picture_problem(run.curves):
-            with plots.optional("the run is still without it"):
-                plots.training_curves(metrics.read(), run.curves, run.name)
-                found.append(f"{run.curves} {problem}: it is drawn again")
+        metrics.read()
     except UserError as error:
         found.append(str(error))
-    if run.evaluation.exists() and not run.report.exists():
+    problems = {run.curves: plots.picture_problem(run.curves), run.report: "" if run.report.exists() else plots.MISSING}
+    if any(problems.values()):
         with plots.optional("the run is still without it"):
+            thumbnails.write(run, inputs.data.items)
             run_page.write(run, f"finished at step {plan.steps}")
-            found.append(f"{run.report} is missing: it is written again")
+            found += [f"{path} {problem}: it is made again" for path, problem in problems.items() if problem]
     return [sentence for sentence in found if sentence]
 
 

@@ -199,10 +199,11 @@ def test_the_demo_ends_with_a_picture_a_table_and_a_report(full_run, monkeypatch
         assert line in printed
     facts = json.loads((run / "demo.json").read_text())
     assert set(facts["seconds"]) >= {"caching", "training", "sampling"} and f"{run.name}.safetensors" in facts["files"]
-    page = (run / "demo.html").read_text(encoding="utf-8")
-    sources = re.findall(r"""(?:src|href)=["']?([^"' >]{5})|(url\()""", page)
-    shown = STAR.trained + STAR.prior + 4
-    assert set(sources) == {("data:", "")} and len(sources) == shown + 2, "it needs no other file"
+    page = (run / "report.html").read_text(encoding="utf-8")
+    sources = re.findall(r"""src=["']?([^"' >]{5})|(url\()""", page)
+    samples = 6 * len([*(run / "samples").glob("step-*.png"), "a real picture"])
+    shown = STAR.trained + STAR.prior + 4 + samples
+    assert set(sources) == {("data:", "")} and len(sources) == shown + 4, "it needs no other file; four curves"
     assert page.count("<figure") == shown
     with Image.open(run / "demo.png") as picture:
         assert picture.width > 5 * 128 and picture.height > 3 * 128

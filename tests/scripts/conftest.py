@@ -15,8 +15,9 @@ def on_the_cpu(monkeypatch):
 def without_curves(request, monkeypatch):
     """matplotlib takes as long as the rest of a small run; a test that looks at the curves asks for `with_curves`."""
     if "with_curves" not in request.fixturenames:
-        monkeypatch.setattr("sushi_research.sampling.plots.training_curves", lambda *_: None)
-        monkeypatch.setattr("sushi_research.reports.run_page.outcome_plots", lambda *_: None)
+        monkeypatch.setattr("sushi_research.reports.training_curves.panel", lambda *_: b"")
+        monkeypatch.setattr("sushi_research.reports.run_plots.panel", lambda *_: b"")
+        monkeypatch.setattr("sushi_research.reports.training_curves.write", lambda *_: None)
 
 
 @pytest.fixture

@@ -43,7 +43,9 @@ def compare(tmp_path):
 def test_the_page(compare, tmp_path, capsys):
     weak = fake_run(tmp_path / "weak", 0.03, rank=2, pictures=True)
     strong = fake_run(tmp_path / "strong", 0.05, rank=8, noise_seed=4, pictures=True)
+    (strong / "report.html").touch()
     text, page, numbers = compare(weak, strong, "--title", "Ranks & <more>")
+    assert "pages:\n\n- [strong](../strong/report.html)\n" in text and 'href="../strong/report.html">strong</a>' in page
     order = ("Test result", "Learned against kept", "Learned", "Differences of the pairs", "What differs")
     places = [text.index(f"## {heading}\n") for heading in order]
     assert text.startswith("# Ranks & <more>\n") and places == sorted(places)

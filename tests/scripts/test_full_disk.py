@@ -49,7 +49,7 @@ def test_a_run_goes_on_without_its_pictures_and_makes_them_later(
     assert [record.getMessage().removeprefix(f"cannot write {folder}/") for record in caplog.records] == [
         f"samples/step-00000000/00-seed0.png: {without} 0",
         f"samples/step-00000002/00-seed0.png: {without} 2",
-        "loss.png: No space left on device: the run ends without its curves, and the same command again draws them",
+        "loss.png: No space left on device: the run is without its page or its curves, and the same command again makes them",
     ]
     full.clear()
     adapter = trainer.adapter("full")

@@ -82,6 +82,7 @@ def test_the_demo(tmp_path):
     run = tmp_path / "runs" / f"demo_{architecture}_star"
     for what, name in {
         "adapter": f"{run.name}.safetensors",
+        "page": "report.html",
         "curves": "loss.png",
         "samples": "samples/progress.png",
     }.items():
@@ -100,7 +101,7 @@ def test_the_demo(tmp_path):
     assert plan["skipped"] == [] and plan["captions_cut"] == {} and plan["images"] == 48
     assert plan["split"]["processes"] == 1
     seconds = json.loads((run / "stage_timings.json").read_text())
-    assert list(seconds) == ["planning", "caching", "loading", "sampling", "training", "saving"]
+    assert list(seconds) == ["planning", "caching", "loading", "sampling", "saving", "training"]
     assert all(value >= 0 for value in seconds.values()) and seconds["training"] > 0
 
 

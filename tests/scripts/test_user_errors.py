@@ -631,7 +631,7 @@ def test_out_of_memory_next_to_the_training_has_advice_of_its_own(trainer, tmp_p
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
     with monkeypatch.context() as patch:
-        patch.setattr("sushi_research.sampling.pipeline.generate_latents", out_of_memory)
+        patch.setattr("sushi_research.sampling.pipeline.generate_each", out_of_memory)
         with pytest.raises(UserError, match=r"while generating the samples of step 0: .*--sample\.enabled false"):
             trainer.train("sampling", {"sample.enabled": True, "sample.prompts": ["a plate"]})
     with monkeypatch.context() as patch:

@@ -273,10 +273,14 @@ unknown key lora.ran on the command line: did you mean --lora.rank?
 unknown key lora.ran on the command line: did you mean --lora.rank?
 
 --rank 8
-unknown key rank on the command line: did you mean --lora.rank?
+unknown key rank on the command line: diffusers' --rank is --lora.rank here
+(16 by default, 4 there; lora.alpha is not the rank by itself: give both)
 
---lora_rank 8
-unknown key lora_rank on the command line: did you mean --lora.rank?
+--ranks 8
+unknown key ranks on the command line: did you mean --lora.rank?
+
+--lora_ranks 8
+unknown key lora_ranks on the command line: did you mean --lora.rank?
 
 --loraa.rank 8
 unknown key loraa.rank on the command line: did you mean --lora.rank?
@@ -285,7 +289,10 @@ unknown key loraa.rank on the command line: did you mean --lora.rank?
 unknown key train.batch-size on the command line: did you mean --train.batch_size?
 
 --train_batch_size 8
-unknown key train_batch_size on the command line: did you mean --train.batch_size?
+unknown key train_batch_size on the command line: kohya's and diffusers' --train_batch_size is --train.batch_size here (per device)
+
+--train_batch_sizes 8
+unknown key train_batch_sizes on the command line: did you mean --train.batch_size?
 
 --steps 8
 unknown key steps on the command line: did you mean --train.steps or --sample.steps?
@@ -294,14 +301,10 @@ unknown key steps on the command line: did you mean --train.steps or --sample.st
 unknown key sample.stepss on the command line: did you mean --sample.steps?
 
 --learning_rate 8
-unknown key learning_rate on the command line: did you mean --optimizer.lr?
+unknown key learning_rate on the command line: kohya's, OneTrainer's and diffusers' --learning_rate is --optimizer.lr here
 
---learning-rate 8
-unknown key learning-rate on the command line: did you mean --optimizer.lr?
-
---resume now
-unknown key resume on the command line: the sections are model, data, cache, lora, train, optimizer, schedule, loss,
-checkpoint, sample, evaluation, tracking, run (--help lists every key)
+--train.learning-rate 8
+unknown key train.learning-rate on the command line: did you mean --optimizer.lr?
 
 --confg a.yaml
 unknown key confg on the command line: did you mean --config?
@@ -310,7 +313,11 @@ unknown key confg on the command line: did you mean --config?
 unknown key dryrun on the command line: did you mean --dry_run?
 
 --model.clip_skip 2
-unknown key model.clip_skip on the command line: the keys of model are
+unknown key model.clip_skip on the command line: kohya's and diffusers' --clip_skip is not an option here:
+SD1.5 only; SDXL is always conditioned as it was trained, as in kohya's scripts
+
+--model.xyzzy 2
+unknown key model.xyzzy on the command line: the keys of model are
 base, revision, variant, vae, vae_revision, text_encoders, tokenizers, prediction_type, zero_terminal_snr, text_encoder_1_layer
 
 --xyzzy 8
@@ -424,7 +431,8 @@ sample.seeds is [] on the command line: must be a list such as [1, 2], not empty
 a whole number (at least 0, below 4294967296)
 
 --sample.prompts '[a, 1]'
-sample.prompts is ["a", 1] on the command line: must be a list such as [a, b], whose entries are text
+sample.prompts is ["a", 1] on the command line: must be a list such as [a, b], whose entries are text, or a mapping with
+prompt and any of negative_prompt, seed, width, height, steps, guidance, scale
 
 --sample.seeds 1,2
 sample.seeds is "1,2" on the command line: must be a list such as [1, 2], not empty, whose entries are
@@ -464,8 +472,8 @@ FILE_MISTAKES = """
 lora: {ran: 8}
 unknown key lora.ran in a.yaml: did you mean lora.rank?
 
-rank: 8
-unknown key rank in a.yaml: did you mean lora.rank?
+rnk: 8
+unknown key rnk in a.yaml: did you mean lora.rank?
 
 lor: {rank: 8}
 unknown key lor in a.yaml: did you mean lora?
@@ -684,10 +692,10 @@ def test_a_user_error_ends_in_status_2_and_ctrl_c_in_130(capsys: pytest.CaptureF
         return caught.value.code, output.out, output.err
 
     assert status(fail(UserError("no images")), *REQUIRED) == (2, "", "error: no images\n")
-    assert status(print, *REQUIRED, "--rank", "8") == (
+    assert status(print, *REQUIRED, "--ranks", "8") == (
         2,
         "",
-        "error: unknown key rank on the command line: did you mean --lora.rank?\n",
+        "error: unknown key ranks on the command line: did you mean --lora.rank?\n",
     )
     assert status(fail(KeyboardInterrupt()), *REQUIRED) == (
         130,

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from sushi_research.reports.page import Block, Card, Picture, to_html, to_markdown
+from sushi_research.reports.page import Block, Card, Link, Picture, to_html, to_markdown
 
 
 @pytest.fixture
@@ -36,13 +36,17 @@ def page(tmp_path: Path) -> list[Block]:
         ),
         Block("times", seconds={"caching": 1.5, "sampling": 2.5}),
         Block("details", "folded", items=["code <&>"]),
+        Block("facts", rows=[["name", "<&>"]]),
+        Block("links", links=[Link("a <run>", "../runs/a%20run/report.html")]),
+        Block("contents"),
     ]
 
 
 def test_html_embeds_its_pictures_and_escapes_its_text(page: list[Block], tmp_path: Path) -> None:
     text = to_html(page, "tab")
     assert "<title>tab</title>" in text and "<title>title</title>" in to_html(page)
-    files = re.findall(r'(?:src|href)="([^"]*)"', text)
+    files = re.findall(r'src="([^"]*)"', text)
+    assert re.findall(r'href="([^"]*)"', text) == ["../runs/a%20run/report.html", "#part-4"]
     assert [file.partition(";")[0] for file in files] == ["data:image/png", "data:image/jpeg", "data:image/png"]
     for name, file in zip(("wide.png", "photo.jpg"), files, strict=False):
         assert base64.b64decode(file.partition(",")[2]) == (tmp_path / name).read_bytes()
@@ -64,6 +68,7 @@ def test_markdown_links_files_and_embeds_images_in_memory(page: list[Block]) -> 
     ]
     assert "4 s in all: caching 1.5 s, sampling 2.5 s" in text
     assert "<summary>folded</summary>\n\n```\ncode <&>\n```" in text
+    assert text.endswith("- name: <&>\n\n- [a <run>](../runs/a%20run/report.html)\n")
 
 
 def test_more_times_than_colours_all_show() -> None:

@@ -45,16 +45,17 @@ def text_of(run: RunFolder) -> str:
 
 
 def test_the_page_says_which_step_is_best_and_how_sure_that_is(run):
-    best = run_page.write(run, "finished at step 30")
+    best = run_page.write(run, "finished at step 30").best
     assert best.step == 20
     page, text = run.report.read_text(encoding="utf-8"), text_of(run)
-    assert "Finished at step 30. Evaluated at 4 steps on 12 held-out images with 8 noise samples each." in text
+    assert "Finished at step 30. This page is of 20" in text
+    assert "Evaluated at 4 steps on 12 held-out images with 8 noise samples each." in text
     assert "Step 20 is the best of 3 evaluated steps" in text and "No other evaluated step is within one" in text
     # learned -0.90 against -0.85 and 0.40 of kept above the limit
     last = re.search(r"Step 20 minus step 30, the last: (\S+) \+- \S+ \(95 % interval (\S+) to (\S+)\)", text)
     assert float(last[1]) == pytest.approx(-0.45, abs=0.002) and float(last[2]) < -0.45 < float(last[3]) < 0
     assert "From step 20 on it only memorises" in text
-    [header] = re.findall(r"<tr><th>(.*?)</th></tr>", page)
+    header, _ = re.findall(r"<tr><th>(.*?)</th></tr>", page)  # the other is of the launches
     columns = header.split("</th><th>")
     assert columns[:5] == ["step", "learned", "kept", "memorised: AUC", "gap"] and columns[-1] == "MSE"
     [row] = re.findall(r"<tr><td>20 \(best\)</td>(.*?)</tr>", page)
@@ -77,7 +78,7 @@ def test_the_page_names_the_adapter_file_of_the_best_step(run):
 
 def test_a_run_of_an_older_version_has_a_page_by_what_it_measured(tmp_path):
     run = RunFolder(fake_run(tmp_path / "old", kept=None), None)
-    assert run_page.write(run, "finished at step 20").step == 20
+    assert run_page.write(run, "finished at step 20").best.step == 20
     text = text_of(run)
     assert (
         "by learned (lower is better)." in text
@@ -89,17 +90,18 @@ def test_a_run_of_an_older_version_has_a_page_by_what_it_measured(tmp_path):
 
 def test_what_is_damaged_is_a_sentence(run):
     (run.path / RESULT_FILES["base_images"]).write_bytes(b"no parquet")
-    (run.path / "loss.png").write_bytes(b"no picture")
+    run.metrics.write_text("no line\n")
+    run.thumbnails.write_text('{"dataset": 1}')
     for step in (0, 20):
         (run.path / f"pictures/step-{step:08d}").mkdir(parents=True)
         Image.new("RGB", (16, 16)).save(run.path / f"pictures/step-{step:08d}/00-learned-seed0.png")
-    assert run_page.write(run, "finished at step 30").step == 20
+    assert run_page.write(run, "finished at step 30").best.step == 20
     text = text_of(run)
-    assert run.report.read_text().count("<img") == 2, "the outcomes, and the pictures of steps 0 and 20"
-    assert "base_images.parquet is damaged" in text and "loss.png is damaged: the page is without it" in text
+    assert "base_images.parquet is damaged" in text and "thumbnails.json does not hold what a run writes" in text
+    assert "metrics.jsonl, line 1 is not valid JSON" in text and "Drawn at the evaluations" in text
     run.evaluation.write_bytes(b"")
-    assert run_page.write(run, "finished at step 30") is None
-    assert "There are no evaluations." in text_of(run)
+    assert run_page.write(run, "finished at step 30").best is None
+    assert "There are no evaluations that can be read." in text_of(run)
 
 
 def test_steps_that_cannot_be_told_apart_or_chosen_are_named(tmp_path):
@@ -107,6 +109,6 @@ def test_steps_that_cannot_be_told_apart_or_chosen_are_named(tmp_path):
     (folder / RESULT_FILES["validation"]).unlink()
     record(folder, "validation", HELD_OUT, (0, -0.5, np.nan, -0.5001), spread=0.2)
     run = RunFolder(folder, None)
-    assert run_page.write(run, "stopped at step 30 of 40").step == 10
+    assert run_page.write(run, "stopped at step 30 of 40").best.step == 10
     text = text_of(run)
     assert "not sure: step 30 is within one standard error of it" in text and "Step 20 cannot be chosen" in text

@@ -216,10 +216,12 @@ def accelerator(*trackers, main=True):
 
 def test_the_same_numbers_go_everywhere(metrics):
     trackers = Recorder("wandb"), Recorder("tensorboard")
-    tracking.log(accelerator(*trackers), metrics, {"loss": 0.5, "loss/quarter_1": None, "epoch": 2}, 7)
-    assert metrics.read() == [{"step": 7, "loss": 0.5, "loss/quarter_1": None, "epoch": 2}]
-    assert trackers[0].calls == [({"step": 7, "loss": 0.5, "epoch": 2}, None)]
-    assert trackers[1].calls == [({"loss": 0.5, "epoch": 2}, 7)]
+    values = {"loss": 0.5, "loss/quarter_1": None, "epoch": 2, "evaluation/loss": 0.25, "cpu_seconds": 3}
+    tracking.log(accelerator(*trackers), metrics, values, 7)
+    assert metrics.read() == [{"step": 7, **values}]
+    shown = {"training/loss": 0.5, "training/epoch": 2, "evaluation/loss": 0.25, "speed/cpu_seconds": 3}
+    assert trackers[0].calls == [({"step": 7, **shown}, None)]
+    assert trackers[1].calls == [(shown, 7)]
 
 
 def test_a_tracker_that_fails_is_named_and_dropped(metrics, caplog):
@@ -304,8 +306,8 @@ def test_a_run_and_its_continuation_in_the_real_trackers(tmp_path, monkeypatch):
     # TensorBoard keeps single precision.
     values = [(event.step, event.value) for event in events.Scalars("loss/mean")]
     assert values == [(1, 1.0), (2, 0.5), (3, 5.0)]
-    assert sorted(events.Tags()["scalars"]) == ["epoch", "loss/mean"]
-    (image,) = events.Images("samples/0")
+    assert sorted(events.Tags()["scalars"]) == ["loss/mean", "training/epoch"]
+    (image,) = events.Images("samples/samples/0")
     assert (image.width, image.height, image.step) == (6, 4, 0)
 
     wandb.teardown()  # W&B's own process writes the files, a little after a run is finished
@@ -314,6 +316,6 @@ def test_a_run_and_its_continuation_in_the_real_trackers(tmp_path, monkeypatch):
     assert b"loss/mean" in logged[0] and b"loss/mean" in logged[1]
     # A metric record of W&B's file format: every metric ("*") has the axis "step".
     assert all(b'\x12\x01*"\x04step' in content for content in logged)
-    assert len(list(first.glob("files/media/images/samples*.png"))) == 1
+    assert len(list(first.glob("files/media/images/samples/samples*.png"))) == 1
     assert not any(b"hunter2" in path.read_bytes() for path in run_folder.rglob("*") if path.is_file())
     assert [json.loads(line)["step"] for line in metrics.path.read_text().splitlines()] == [1, 2, 3]

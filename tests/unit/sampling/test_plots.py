@@ -68,30 +68,3 @@ def test_many_large_pictures_are_reduced_for_a_page():
 def test_a_row_without_its_label_is_a_mistake():
     with pytest.raises(AssertionError):
         plots.grid([[plain((0, 0, 0))]], [], ["a"])
-
-
-def record(step: int, **changes: float | None) -> dict[str, float | None]:
-    timestep_bins = {f"loss_by_timestep/{timestep_bin}": float(timestep_bin) for timestep_bin in range(4)}
-    return {"step": step, "loss": 1.0 / step, "lr": 1e-4, "grad_norm": 0.5, **timestep_bins, **changes}
-
-
-def test_curves_of_a_run_with_holes(tmp_path):
-    """A step may have no sample in a quarter, and no norm; a run may be one step long."""
-    holes = {"loss_by_timestep/2": None, "grad_norm": None}
-    for name, records in {"long": [record(1), record(2, **holes), record(3)], "short": [record(1, **holes)]}.items():
-        plots.training_curves(records, tmp_path / f"{name}.png", name)
-        with Image.open(tmp_path / f"{name}.png") as image:
-            assert image.size == (1100, 770)
-
-
-def test_points_skip_what_has_no_value():
-    records = [record(1), record(2, grad_norm=None), record(3, grad_norm=0.25)]
-    assert plots._points(records, "grad_norm") == ([1, 3], [0.5, 0.25])
-
-
-def test_smoothing_has_no_bias_at_its_start():
-    # Of a constant it is that constant from the first value on: Adam's correction. The tolerance is rounding in float64.
-    assert plots.smooth([3.0] * 50) == pytest.approx([3.0] * 50, rel=1e-12)
-    # By hand, factor 0.5: 4; (0.5 * 2 + 0.5 * 8) / 0.75; (0.5 * 5 + 0.5 * 1) / 0.875.
-    assert plots.smooth([4.0, 8.0, 1.0], factor=0.5) == pytest.approx([4.0, 5 / 0.75, 3 / 0.875], rel=1e-12)
-    assert plots.smooth([]) == []

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from sushi_research.config import SD15Training, SDXLTraining
+from sushi_research.config.prompts import as_prompts
 from sushi_research.models import loading, sd15, sdxl
 from sushi_research.runs.job import Job
 from sushi_research.runs.run_folder import RunFolder
@@ -48,14 +49,15 @@ def generate(architecture, base_folder, run, monkeypatch):
     monkeypatch.setattr(pipeline, "decode", lambda *arguments: made.append(decode(*arguments)) or made[-1])
 
     def run_generate(step, prompts, is_main_process=True, **sample):
-        sample = {"steps": 2, "width": 32, "height": 48, **sample}
+        if sample.get("enabled", True):
+            sample = {"steps": 2, "width": 32, "height": 48, **sample}
         config = config_class(
             model={"base": str(base_folder)}, data={"path": "x", "resolution": 64}, train={"steps": 1}, sample=sample
         )
         accelerator = SimpleNamespace(
             is_main_process=is_main_process, device=CPU, trackers=[], wait_for_everyone=lambda: None
         )
-        inputs = SimpleNamespace(base=base, caches=caches, prompts=prompts)
+        inputs = SimpleNamespace(base=base, caches=caches, prompts=as_prompts(prompts), prompt_text=caches.text)
         sample_grids.generate(Job(config, model, accelerator, "fp32", run), inputs, unet, step)
         return made[-1] if made else []
 
@@ -87,13 +89,13 @@ def test_each_prompt_and_seed_has_its_picture(generate, run):
 def test_the_negative_is_what_the_base_wants(generate, architecture, monkeypatch):
     """Without a negative prompt SDXL steers away from zeros, SD1.5 from the empty caption; with one, from that."""
     seen = []
-    real = pipeline.generate_latents
+    real = pipeline.generate_each
 
-    def watch(model, base, unet, texts, negative, **options):
-        seen.append(negative)
-        return real(model, base, unet, texts, negative, **options)
+    def watch(model, base, unet, requests):
+        seen.extend(request.negative for request in requests)
+        return real(model, base, unet, requests)
 
-    monkeypatch.setattr(pipeline, "generate_latents", watch)
+    monkeypatch.setattr(pipeline, "generate_each", watch)
     generate(1, ["a cat"])
     generate(2, ["a cat"], negative_prompt="blurry")
     assert generate.asked == ["", "a cat", "blurry", "a cat"]

@@ -18,6 +18,7 @@ from sushi_research.training.length import due_of
 
 MIB = 2**20
 NONE = {"enabled": False, "prompts": [], "every": 250}
+IMAGES = [SimpleNamespace(width=64, height=64)] * 2
 
 
 @pytest.fixture
@@ -44,9 +45,9 @@ def job(tmp_path):
     return make
 
 
-def planned(job, cache):
+def planned(job, cache, images=IMAGES):
     due = due_of(job.config, steps=10, items=10, global_batch_size=1)
-    return disk_plan.plan_run(job, cache, 10, due, 1000)
+    return disk_plan.plan_run(job, cache, 10, due, 1000, images)
 
 
 def test_the_bytes_of_a_new_run(job):
@@ -58,11 +59,11 @@ def test_the_bytes_of_a_new_run(job):
     assert found.others == 2 * 2 * 64 * 64 * (2 * 3 + 8) + 7000
     assert planned(job(checkpoint={"every": None}), 0).checkpoint_count == 1
     assert planned(job(optimizer={"name": "torch.optim.SGD"}), 0).checkpoints == 3 * 1000 * 4
-    assert planned(job(sample=NONE), 0).others == 7000
+    assert planned(job(), 0, ()).others == 7000, "no images"
     # Pictures at 0, 4, 8 and 10: three of held-out captions, two of neutral ones, which are smaller.
     evaluation = {"held_out": 0.5, "every": 4, "pictures": 3, "drift_captions": ["a", "b"]}
     changes = {"sample": NONE | {"width": 32}, "evaluation": evaluation}
-    assert planned(job(**changes), 0).others == 2 * 4 * (3 * 64 * 64 + 2 * 32 * 64) + 7000
+    assert planned(job(**changes), 0, ()).others == 2 * 4 * (3 * 64 * 64 + 2 * 32 * 64) + 7000
 
 
 def test_what_is_there_does_not_count(job, tmp_path):

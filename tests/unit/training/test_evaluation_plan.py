@@ -58,7 +58,7 @@ def test_it_says_what_the_best_adapter_is_chosen_from():
         data = Data(items(0, 17), None, items(17, 3), [], trained=items(0, 3))
         return plan_evaluation(config, SimpleNamespace(data=data), 9, interval_of(every, 9, 17, 1)).describe()
 
-    assert "             the adapter of the best of 3 evaluations is kept, as best-STEP.safetensors" in lines_of(4)
+    assert "             the adapter of the best of 3 evaluations is kept, as NAME-best-STEP.safetensors" in lines_of(4)
     assert [
         line
         for line in lines_of(None)

@@ -1,0 +1,118 @@
+"""The options of diffusers' LoRA scripts for SD1.5 and SDXL, and what they are called here.
+
+From train_text_to_image_lora(_sdxl).py, train_dreambooth_lora(_sdxl).py and their advanced variants, at commit 58eb52c
+(2026-08-23). Of each group: the names, our key ("" = there is none), and what a user has to know.
+"""
+
+from __future__ import annotations
+
+TEXT_ENCODERS = "text encoders and new tokens are not trained"
+
+# Part of the table -> its groups.
+OPTIONS: dict[str, list[tuple[str, str, str]]] = {
+    "Base model": [
+        (
+            "pretrained_model_name_or_path",
+            "model.base",
+            "a .safetensors file, a folder in diffusers format, or a hub id",
+        ),
+        ("pretrained_vae_model_name_or_path", "model.vae", ""),
+        ("revision", "model.revision", ""),
+        ("variant", "model.variant", ""),
+        ("tokenizer_name", "model.tokenizers", ""),
+        ("prediction_type", "model.prediction_type", "read from the base where the base says so"),
+        ("clip_skip", "model.clip_skip", "SD1.5 only; 1 is the last layer"),
+    ],
+    "Data": [
+        ("train_data_dir instance_data_dir dataset_name", "data.path", "a folder, an HF dataset's folder, or a hub id"),
+        ("dataset_config_name", "data.path", "a hub dataset without further configs, or its folder"),
+        ("image_column", "data.image_column", ""),
+        ("caption_column", "data.caption_column", ""),
+        ("cache_dir", "cache.folder", "of latents and text embeddings; downloads are in the hub's cache (HF_HOME)"),
+        ("instance_prompt", "", "every image has a caption of its own, in a .txt file next to it"),
+        (
+            "class_data_dir class_prompt num_class_images with_prior_preservation prior_loss_weight prior_generation_precision "
+            "sample_batch_size",
+            "",
+            "put class images with captions in a folder below data.path",
+        ),
+        ("repeats", "", "repeats are the number in a folder's name: 10_name"),
+        ("resolution", "data.resolution", "one number"),
+        ("center_crop", "", "images are cropped at the centre of their bucket, whose shape is near their own"),
+        ("random_flip", "data.flip", "a probability: 0.5"),
+        ("image_interpolation_mode", "", "images are resized with Lanczos"),
+        ("max_train_samples", "", "all images of the folder are used"),
+        ("cache_latents pre_compute_text_embeddings", "", "both are always cached"),
+        (
+            "tokenizer_max_length text_encoder_use_attention_mask class_labels_conditioning",
+            "",
+            "captions have 77 tokens",
+        ),
+    ],
+    "Adapter": [
+        ("rank", "lora.rank", "16 by default, 4 there; lora.alpha is not the rank by itself: give both"),
+        ("lora_dropout", "lora.dropout", ""),
+        ("lora_unet_blocks use_blora", "lora.targets", "a preset, or a list of module name suffixes"),
+        ("use_dora", "", "every adapter is a LoRA; LoHa, LoKr, OFT and DoRA are not trained"),
+        (
+            "train_text_encoder text_encoder_lr adam_weight_decay_text_encoder train_text_encoder_ti train_text_encoder_frac "
+            "train_text_encoder_ti_frac token_abstraction num_new_tokens_per_abstraction",
+            "",
+            TEXT_ENCODERS,
+        ),
+    ],
+    "Length and learning rate": [
+        ("max_train_steps", "train.steps", ""),
+        ("num_train_epochs", "train.epochs", ""),
+        ("train_batch_size", "train.batch_size", "per device"),
+        ("gradient_accumulation_steps", "train.accumulation", ""),
+        ("seed", "train.seed", "0 by default; random there"),
+        ("learning_rate", "optimizer.lr", ""),
+        ("scale_lr", "", "the learning rate is what optimizer.lr says"),
+        ("optimizer", "optimizer.name", "adamw8bit, adamw, or a class by its import path, such as prodigyopt.Prodigy"),
+        ("use_8bit_adam", "optimizer.name", "adamw8bit, which is the default here"),
+        (
+            "adam_beta1 adam_beta2 adam_weight_decay adam_epsilon",
+            "optimizer.kwargs",
+            "betas, weight_decay and eps: --optimizer.kwargs.weight_decay 0.1",
+        ),
+        (
+            "prodigy_beta3 prodigy_decouple prodigy_use_bias_correction prodigy_safeguard_warmup",
+            "optimizer.kwargs",
+            "beta3, decouple, use_bias_correction and safeguard_warmup",
+        ),
+        ("lr_scheduler", "schedule.name", "the same names"),
+        ("lr_warmup_steps", "schedule.warmup", "steps, a fraction of the run, or 1 epoch"),
+        ("lr_num_cycles", "schedule.cycles", ""),
+        ("lr_power", "schedule.power", ""),
+        ("max_grad_norm", "train.max_grad_norm", ""),
+    ],
+    "Loss and noise": [
+        ("snr_gamma", "loss.snr_gamma", ""),
+        ("noise_offset", "loss.noise_offset", ""),
+        ("do_edm_style_training debug_loss", "", "the loss is the mean squared error, with min-SNR weights or none"),
+    ],
+    "Precision, memory and speed": [
+        ("mixed_precision", "train.precision", "fp32 for no; the default auto takes bf16 where the GPU has it"),
+        ("gradient_checkpointing", "train.gradient_checkpointing", ""),
+        ("enable_xformers_memory_efficient_attention", "train.attention", "xformers"),
+        ("allow_tf32 enable_npu_flash_attention", "", "train.precision decides the precision"),
+        ("dataloader_num_workers local_rank", "", "accelerate launch starts the processes; the cache needs no workers"),
+    ],
+    "Output": [
+        ("output_dir", "run.name", "the run's folder below run.folder"),
+        ("output_kohya_format", "", "the file is always .safetensors, in kohya's layout, which diffusers loads too"),
+        ("checkpointing_steps", "checkpoint.every", "each time an adapter file, and a checkpoint to continue from"),
+        ("checkpoints_total_limit", "checkpoint.keep", "2 by default"),
+        ("resume_from_checkpoint", "", "the same command again continues the run, bit for bit"),
+        ("validation_prompt validation_images", "sample.prompts", "a list; by default the first three captions"),
+        ("num_validation_images", "sample.seeds", "one image per prompt and seed"),
+        ("validation_epochs", "sample.every", "in epochs: '1 epoch'"),
+        (
+            "push_to_hub hub_model_id hub_token",
+            "",
+            "nothing is uploaded to the hub; a checkpoint.command of yours can do so",
+        ),
+        ("report_to logging_dir", "tracking.wandb", "or tracking.tensorboard; metrics.jsonl is always written"),
+    ],
+}

@@ -1,0 +1,267 @@
+"""The options of kohya's sd-scripts for LoRAs of SD1.5 and SDXL, and what they are called here.
+
+From the argument parsers of train_network.py and sdxl_train_network.py, and from the dataset config, at commit 48d368f
+(2026-02-16). Of each group: the names, our key ("" = there is none), and what a user has to know.
+"""
+
+from __future__ import annotations
+
+LOSSES = "the loss is the mean squared error, with min-SNR weights or none"
+AS_WRITTEN = "captions are used as they are written; shuffle or drop tags with a tool before the training"
+UPLOADS = "nothing is uploaded to the hub; a checkpoint.command of yours can do so"
+
+# Part of the table -> its groups.
+OPTIONS: dict[str, list[tuple[str, str, str]]] = {
+    "Base model": [
+        (
+            "pretrained_model_name_or_path",
+            "model.base",
+            "a .safetensors file, a folder in diffusers format, or a hub id",
+        ),
+        ("vae", "model.vae", ""),
+        ("no_half_vae", "", "a VAE that overflows in fp16, such as SDXL's own, runs in fp32 by itself"),
+        ("v2", "", "SD2.x is recognised and refused"),
+        ("v_parameterization", "model.prediction_type", "v_prediction; read from the base where the base says so"),
+        ("zero_terminal_snr", "model.zero_terminal_snr", "read from the base where the base says so"),
+        (
+            "clip_skip",
+            "model.clip_skip",
+            "SD1.5 only; SDXL is always conditioned as it was trained, as in kohya's scripts",
+        ),
+        (
+            "tokenizer_cache_dir",
+            "model.tokenizers",
+            "only if the base has none; downloads are in the hub's cache (HF_HOME)",
+        ),
+    ],
+    "Images": [
+        (
+            "train_data_dir image_dir",
+            "data.path",
+            "one folder; folders such as 10_name below it repeat, as in kohya's scripts",
+        ),
+        (
+            "dataset_config",
+            "data.path",
+            "one folder with a folder for each subset; the keys of the file are in this table",
+        ),
+        (
+            "in_json metadata_file",
+            "data.path",
+            "captions come from a metadata.jsonl in the folder, or from caption files",
+        ),
+        ("num_repeats dataset_repeats", "", "repeats are the number in a folder's name: 10_name"),
+        (
+            "reg_data_dir is_reg",
+            "",
+            "put regularisation images with captions in a folder below data.path",
+        ),
+        ("prior_loss_weight", "", "every image counts the same; repeats in folder names set the shares"),
+        ("resolution", "data.resolution", "one number: 1024 for 1024,1024"),
+        ("enable_bucket", "", "buckets are always on"),
+        ("min_bucket_reso", "data.bucket_min_side", ""),
+        ("max_bucket_reso", "data.bucket_max_side", ""),
+        ("bucket_reso_steps", "data.bucket_step", ""),
+        ("bucket_no_upscale", "data.upscale", "false, which is the default here"),
+        ("flip_aug", "data.flip", "a probability: 0.5"),
+        ("color_aug random_crop face_crop_aug_range", "", "the only augmentation is mirroring (data.flip)"),
+        ("resize_interpolation", "", "images are resized with Lanczos"),
+        (
+            "masked_loss alpha_mask conditioning_data_dir",
+            "",
+            "masks are not supported; transparent images are laid over white",
+        ),
+        (
+            "cache_latents cache_latents_to_disk vae_batch_size",
+            "cache.folder",
+            "latents are always cached, once for all runs",
+        ),
+        (
+            "cache_text_encoder_outputs cache_text_encoder_outputs_to_disk text_encoder_batch_size",
+            "cache.folder",
+            "text embeddings are always cached, once for all runs",
+        ),
+        ("cache_info skip_cache_check", "", "cached values are bound to the content of the files, and always checked"),
+        ("debug_dataset", "dry_run", "shows the plan, and lists every problem in data_report.json"),
+        ("dataset_class custom_attributes network_multiplier", "", "a dataset is a folder or an HF dataset"),
+    ],
+    "Captions": [
+        ("caption_extension caption_extention", "", ".txt and .caption are both read"),
+        ("class_tokens", "", "every image needs a caption: the name of a folder is none"),
+        (
+            "shuffle_caption caption_separator keep_tokens keep_tokens_separator secondary_separator enable_wildcard "
+            "token_warmup_min token_warmup_step caption_tag_dropout_rate",
+            "",
+            AS_WRITTEN,
+        ),
+        ("caption_prefix caption_suffix", "", AS_WRITTEN),
+        ("caption_dropout_rate caption_dropout_every_n_epochs", "", "captions are not dropped"),
+        ("max_token_length", "", "captions are cut at 77 tokens, and the plan counts them; sample prompts are not cut"),
+        ("weighted_captions", "", "brackets in captions are text, not weights"),
+    ],
+    "Network": [
+        ("network_dim", "lora.rank", "16 by default, 4 there"),
+        ("network_alpha", "lora.alpha", "16 by default, 1 there: give both, because the scale is alpha / rank"),
+        ("network_module", "", "every adapter is a LoRA (networks.lora); LoHa, LoKr, OFT and DoRA are not trained"),
+        (
+            "network_args",
+            "lora.targets",
+            "kohya adapts the modules of networks.lora, kohya_conv also those of conv_dim",
+        ),
+        ("network_dropout", "lora.dropout", "it acts on the input of the first matrix; there on its output"),
+        (
+            "network_weights",
+            "lora.start_from",
+            "any adapter file, or a run folder; rank, alpha and targets come from it",
+        ),
+        ("dim_from_weights", "", "lora.start_from always takes rank, alpha and targets from the file"),
+        ("base_weights base_weights_multiplier", "", "merge them into the base first, and train on that file"),
+        ("network_train_unet_only", "", "only the UNet is trained, always"),
+        ("network_train_text_encoder_only text_encoder_lr", "", "text encoders are not trained; train the UNet alone"),
+        ("scale_weight_norms", "", "weight norms are not limited"),
+    ],
+    "Length and learning rate": [
+        ("max_train_steps", "train.steps", "optimizer steps, as there; 1600 by default there"),
+        ("max_train_epochs", "train.epochs", ""),
+        ("train_batch_size batch_size", "train.batch_size", "per device"),
+        ("gradient_accumulation_steps", "train.accumulation", ""),
+        ("seed", "train.seed", "0 by default; random there"),
+        ("learning_rate unet_lr", "optimizer.lr", ""),
+        (
+            "optimizer_type",
+            "optimizer.name",
+            "adamw8bit, adamw, or a class by its import path, such as prodigyopt.Prodigy",
+        ),
+        ("use_8bit_adam", "optimizer.name", "adamw8bit, which is the default here"),
+        ("use_lion_optimizer", "optimizer.name", "a class by its import path, such as bitsandbytes.optim.Lion8bit"),
+        ("optimizer_args", "optimizer.kwargs", "one option each: --optimizer.kwargs.weight_decay 0.1"),
+        (
+            "optimizer_schedulefree_wrapper schedulefree_wrapper_args",
+            "optimizer.name",
+            "a schedule-free class by its import path, such as schedulefree.AdamWScheduleFree",
+        ),
+        (
+            "lr_scheduler",
+            "schedule.name",
+            "constant, constant_with_warmup, linear, cosine, cosine_with_restarts or polynomial",
+        ),
+        ("lr_warmup_steps", "schedule.warmup", "steps, a fraction of the run, or 1 epoch"),
+        ("lr_scheduler_num_cycles", "schedule.cycles", ""),
+        ("lr_scheduler_power", "schedule.power", ""),
+        (
+            "lr_scheduler_type lr_scheduler_args lr_decay_steps lr_scheduler_timescale lr_scheduler_min_lr_ratio",
+            "",
+            "the schedules are those of schedule.name",
+        ),
+        ("max_grad_norm", "train.max_grad_norm", "null for 0"),
+    ],
+    "Loss and noise": [
+        ("min_snr_gamma", "loss.snr_gamma", ""),
+        ("noise_offset", "loss.noise_offset", ""),
+        (
+            "noise_offset_random_strength adaptive_noise_scale multires_noise_iterations multires_noise_discount "
+            "ip_noise_gamma ip_noise_gamma_random_strength perlin_noise",
+            "",
+            "loss.noise_offset is the only change to the noise",
+        ),
+        (
+            "loss_type huber_schedule huber_c huber_scale debiased_estimation_loss scale_v_pred_loss_like_noise_pred "
+            "v_pred_like_loss",
+            "",
+            LOSSES,
+        ),
+        (
+            "min_timestep max_timestep weighting_scheme logit_mean logit_std mode_scale",
+            "",
+            "all timesteps are equally likely",
+        ),
+    ],
+    "Precision, memory and speed": [
+        ("mixed_precision", "train.precision", "fp32 for no; the default auto takes bf16 where the GPU has it"),
+        ("full_fp16 full_bf16", "", "the adapter is trained in fp32, whatever the base runs in"),
+        ("fp8_base fp8_base_unet", "", "quantised bases are not supported"),
+        ("gradient_checkpointing", "train.gradient_checkpointing", ""),
+        ("xformers", "train.attention", "xformers"),
+        ("sdpa", "train.attention", "sdpa, which is the default here"),
+        ("mem_eff_attn", "train.attention", "sdpa (the default) or xformers"),
+        ("cpu_offload_checkpointing blocks_to_swap lowram highvram", "", "configs/overlays/8gb.yaml is for small GPUs"),
+        (
+            "max_data_loader_n_workers persistent_data_loader_workers disable_mmap_load_safetensors",
+            "",
+            "there are no workers",
+        ),
+        ("torch_compile dynamo_backend fused_backward_pass", "", "the step is not compiled"),
+        (
+            "deepspeed zero_stage offload_optimizer_device offload_optimizer_nvme_path offload_param_device "
+            "offload_param_nvme_path zero3_init_flag zero3_save_16bit_model fp16_master_weights_and_gradients "
+            "ddp_timeout ddp_gradient_as_bucket_view ddp_static_graph",
+            "",
+            "each process has the whole model (docs/several_processes.md)",
+        ),
+    ],
+    "Output": [
+        ("output_dir", "run.folder", "everything of a run is in run.folder/run.name"),
+        ("output_name", "run.name", "also the name of the adapter file"),
+        ("save_model_as use_safetensors", "", "the file is always .safetensors, in kohya's layout"),
+        ("save_precision", "lora.save_dtype", "float16, bfloat16 or float32"),
+        ("save_every_n_steps", "checkpoint.every", "each time an adapter file, and a checkpoint to continue from"),
+        ("save_every_n_epochs", "checkpoint.every", "in epochs: '2 epochs'"),
+        ("save_n_epoch_ratio", "checkpoint.every", "a fraction of the run: 0.2 for 5"),
+        ("save_last_n_epochs save_last_n_steps", "checkpoint.keep_adapters", "a number of files; all by default"),
+        (
+            "save_last_n_epochs_state save_last_n_steps_state",
+            "checkpoint.keep",
+            "a number of checkpoints; 2 by default",
+        ),
+        ("save_state save_state_on_train_end", "", "a run can always be continued"),
+        (
+            "resume initial_epoch initial_step skip_until_initial_step",
+            "",
+            "the same command again continues the run, bit for bit",
+        ),
+        ("no_metadata", "lora.metadata", "none, or minimal"),
+        ("training_comment metadata_description", "lora.description", ""),
+        ("metadata_author", "lora.author", ""),
+        ("metadata_trigger_phrase", "lora.trigger_words", "a list"),
+        ("metadata_title", "run.name", ""),
+        ("metadata_thumbnail", "lora.metadata", "full puts the newest sample image in"),
+        (
+            "metadata_license metadata_tags metadata_usage_hint metadata_merged_from metadata_preprocessor "
+            "metadata_is_negative_embedding",
+            "",
+            "these are not written; lora.description takes any text",
+        ),
+        (
+            "huggingface_repo_id huggingface_repo_type huggingface_path_in_repo huggingface_token huggingface_repo_visibility "
+            "save_state_to_huggingface resume_from_huggingface async_upload",
+            "",
+            UPLOADS,
+        ),
+    ],
+    "Samples and validation": [
+        ("sample_every_n_steps", "sample.every", ""),
+        ("sample_every_n_epochs", "sample.every", "in epochs: '1 epoch'"),
+        ("sample_at_first", "", "the base is always sampled before the first step, as the first column"),
+        ("sample_prompts", "sample.prompts_file", "the same text file: --w --h --s --l --d --n of a line are read"),
+        ("sample_sampler", "", "samples are made with Euler"),
+        ("validation_split", "evaluation.held_out", "images are chosen by their content"),
+        ("validate_every_n_steps", "evaluation.every", ""),
+        ("validate_every_n_epochs", "evaluation.every", "in epochs: '1 epoch'"),
+        ("validation_seed", "", "images are held out by their content; the noise is fixed for each image"),
+        ("max_validation_steps", "evaluation.noise_samples", "noise samples per image; all held-out images are used"),
+    ],
+    "Logs and config": [
+        (
+            "log_with logging_dir",
+            "tracking.tensorboard",
+            "true; tracking.wandb for W&B; metrics.jsonl is always written",
+        ),
+        ("log_tracker_name", "tracking.project", ""),
+        ("wandb_run_name", "run.name", ""),
+        ("wandb_api_key", "", "log in once with `wandb login`"),
+        ("log_prefix log_config log_tracker_config", "", "the run's config is always logged"),
+        ("console_log_level console_log_file console_log_simple", "", "redirect the output with the shell"),
+        ("config_file", "config", "YAML, with the keys of this program; repeat the option to layer files"),
+        ("output_config", "print_config", ""),
+    ],
+}

@@ -1,0 +1,259 @@
+"""The options of OneTrainer for LoRAs of SD1.5 and SDXL, as its JSON files name them, and what they are called here.
+
+From TrainConfig, ConceptConfig and SampleConfig at commit 23df383 (2026-08-19). Of each group: the names, our key ("" = there is
+none), and what a user has to know. Names with a dot are of a part of the file.
+"""
+
+from __future__ import annotations
+
+LOSSES = "the loss is the mean squared error, with min-SNR weights or none"
+AS_WRITTEN = "captions are used as they are written; shuffle or drop tags with a tool before the training"
+ONLY_UNET = "text encoders are not trained"
+ONLY_LORA = "every adapter is a LoRA; LoHa, LoKr, OFT and DoRA are not trained"
+
+# Part of the table -> its groups.
+OPTIONS: dict[str, list[tuple[str, str, str]]] = {
+    "Base model": [
+        ("base_model_name", "model.base", "a .safetensors file, a folder in diffusers format, or a hub id"),
+        (
+            "model_type",
+            "",
+            "the script says it: train_sd15_lora.py or train_sdxl_lora.py; the base's weights are checked",
+        ),
+        ("training_method peft_type", "", ONLY_LORA),
+        ("vae.model_name", "model.vae", ""),
+        (
+            "unet.model_name text_encoder.model_name text_encoder_2.model_name",
+            "",
+            "model.base has all parts",
+        ),
+        (
+            "unet.weight_dtype vae.weight_dtype text_encoder.weight_dtype text_encoder_2.weight_dtype",
+            "train.precision",
+            "of all parts",
+        ),
+        ("text_encoder_layer_skip", "model.clip_skip", "SD1.5 only; one more: 1 for 0, 2 for 1"),
+        ("text_encoder_2_layer_skip", "", "SDXL is conditioned as it was trained"),
+        ("force_v_prediction", "model.prediction_type", "v_prediction; read from the base where the base says so"),
+        ("force_epsilon_prediction", "model.prediction_type", "epsilon, the default where the base says nothing"),
+        ("rescale_noise_scheduler_to_zero_terminal_snr", "model.zero_terminal_snr", "states how the base was trained"),
+        ("huggingface_cache_dir offline_mode", "", "set HF_HOME and HF_HUB_OFFLINE=1 in the environment"),
+    ],
+    "Images and captions": [
+        ("concepts concept_file_name", "data.path", "one folder, with a folder below it for each concept"),
+        ("path", "data.path", "a concept is a folder below data.path"),
+        ("include_subdirectories", "", "folders below data.path are always read"),
+        (
+            "balancing balancing_strategy repeats",
+            "",
+            "repeats are the number in a folder's name: 10_name (whole numbers)",
+        ),
+        ("loss_weight", "", "every image counts the same; repeats in folder names set the shares"),
+        ("image_variations text_variations", "", "flips are sampled anew in each epoch; latents are cached once"),
+        (
+            "prompt_source prompt_path",
+            "",
+            "a caption is in a .txt or .caption file next to its image, or in metadata.jsonl",
+        ),
+        (
+            "enable_tag_shuffling tag_delimiter keep_tags_count tag_dropout_enable tag_dropout_mode tag_dropout_probability "
+            "tag_dropout_special_tags_mode tag_dropout_special_tags tag_dropout_special_tags_regex caps_randomize_enable "
+            "caps_randomize_mode caps_randomize_probability caps_randomize_lowercase",
+            "",
+            AS_WRITTEN,
+        ),
+        ("resolution", "data.resolution", "one number"),
+        ("resolution_override enable_resolution_override", "data.resolution", "one for all images"),
+        ("aspect_ratio_bucketing", "", "buckets are always on"),
+        ("enable_random_flip", "data.flip", "a probability: 0.5"),
+        (
+            "enable_crop_jitter enable_fixed_flip enable_random_rotate enable_fixed_rotate random_rotate_max_angle "
+            "enable_random_brightness enable_fixed_brightness random_brightness_max_strength enable_random_contrast "
+            "enable_fixed_contrast random_contrast_max_strength enable_random_saturation enable_fixed_saturation "
+            "random_saturation_max_strength enable_random_hue enable_fixed_hue random_hue_max_strength",
+            "",
+            "the only augmentation is mirroring (data.flip)",
+        ),
+        (
+            "masked_training unmasked_probability unmasked_weight normalize_masked_area_loss masked_prior_preservation_weight "
+            "enable_random_circular_mask_shrink enable_random_mask_rotate_crop custom_conditioning_image",
+            "",
+            "masks are not supported",
+        ),
+        ("cache_dir latent_caching", "cache.folder", "always on, once for all runs"),
+        (
+            "clear_cache_before_training only_cache",
+            "",
+            "the cache is bound to the content of the files, and is never stale",
+        ),
+    ],
+    "Adapter": [
+        ("lora_rank", "lora.rank", ""),
+        ("lora_alpha", "lora.alpha", "16 by default, 1 there: give both, because the scale is alpha / rank"),
+        (
+            "lora_model_name",
+            "lora.start_from",
+            "any adapter file, or a run folder; rank, alpha and targets come from it",
+        ),
+        ("lora_weight_dtype", "", "the adapter is trained in fp32; lora.save_dtype is that of the file"),
+        (
+            "layer_filter layer_filter_preset layer_filter_regex",
+            "lora.targets",
+            "kohya for attn-mlp, attention for attn-only, kohya_conv for nearly full; or a list of suffixes",
+        ),
+        (
+            "lora_decompose lora_decompose_norm_epsilon lora_decompose_output_axis oft_block_size oft_block_share oft_scaled "
+            "lokr_dim lokr_decompose_both lokr_decompose_factor lokr_use_tucker lokr_weight_decompose lokr_dora_on_output "
+            "lokr_full_matrix lokr_vec_trick",
+            "",
+            ONLY_LORA,
+        ),
+        (
+            "embedding additional_embeddings bundle_additional_embeddings embedding_learning_rate preserve_embedding_norm "
+            "embedding_weight_dtype",
+            "",
+            "textual inversion is not trained",
+        ),
+    ],
+    "Length and learning rate": [
+        ("epochs", "train.epochs", ""),
+        ("batch_size", "train.batch_size", "per device"),
+        ("gradient_accumulation_steps", "train.accumulation", ""),
+        ("seed", "train.seed", ""),
+        ("learning_rate unet.learning_rate", "optimizer.lr", ""),
+        (
+            "optimizer.optimizer",
+            "optimizer.name",
+            "adamw8bit, adamw, or a class by its import path, such as prodigyopt.Prodigy",
+        ),
+        ("optimizer.beta1 optimizer.beta2", "optimizer.kwargs", "betas: [0.9, 0.999]"),
+        (
+            "optimizer.weight_decay optimizer.eps optimizer.d_coef optimizer.momentum",
+            "optimizer.kwargs",
+            "by the name that the optimizer's class has for it",
+        ),
+        ("optimizer_defaults", "", "the defaults are those of the optimizer's class"),
+        (
+            "learning_rate_scheduler",
+            "schedule.name",
+            "constant, linear, cosine, cosine_with_restarts or polynomial; no REX",
+        ),
+        (
+            "learning_rate_warmup_steps",
+            "schedule.warmup",
+            "optimizer steps (micro-batches there), a fraction of the run, or 1 epoch",
+        ),
+        ("learning_rate_cycles", "schedule.cycles", ""),
+        (
+            "learning_rate_min_factor learning_rate_scaler custom_learning_rate_scheduler scheduler_params",
+            "",
+            "the schedules are those of schedule.name",
+        ),
+        ("clip_grad_norm", "train.max_grad_norm", ""),
+        ("ema ema_decay ema_update_step_interval non_ema_sampling", "", "there is no average of the weights"),
+        (
+            "text_encoder.train text_encoder_2.train text_encoder.learning_rate text_encoder_2.learning_rate "
+            "text_encoder.stop_training_after text_encoder.stop_training_after_unit text_encoder_2.stop_training_after "
+            "text_encoder_2.stop_training_after_unit text_encoder.train_embedding text_encoder_2.train_embedding",
+            "",
+            ONLY_UNET,
+        ),
+        (
+            "unet.train unet.stop_training_after unet.stop_training_after_unit",
+            "",
+            "the UNet is trained to the end of the run",
+        ),
+        ("text_encoder.dropout_probability text_encoder_2.dropout_probability", "", "captions are not dropped"),
+        ("dropout_probability", "lora.dropout", ""),
+    ],
+    "Loss and noise": [
+        ("loss_weight_fn", "loss.snr_gamma", "a number for MIN_SNR_GAMMA, null for CONSTANT; no others"),
+        ("loss_weight_strength", "loss.snr_gamma", "the gamma"),
+        (
+            "mse_strength mae_strength log_cosh_strength huber_strength huber_delta vb_loss_strength loss_scaler",
+            "",
+            LOSSES,
+        ),
+        ("offset_noise_weight", "loss.noise_offset", ""),
+        ("generalized_offset_noise perturbation_noise_weight", "", "loss.noise_offset is the only change to the noise"),
+        (
+            "timestep_distribution min_noising_strength max_noising_strength noising_weight noising_bias timestep_shift "
+            "dynamic_timestep_shifting",
+            "",
+            "all timesteps are equally likely",
+        ),
+        ("force_circular_padding", "", "tiling textures are not supported"),
+    ],
+    "Precision, memory and speed": [
+        ("train_dtype", "train.precision", "bf16, fp16 or fp32; the default auto takes bf16 where the GPU has it"),
+        (
+            "fallback_train_dtype enable_autocast_cache",
+            "",
+            "the adapter is in fp32, the base in train.precision",
+        ),
+        ("unet.gradient_checkpointing", "train.gradient_checkpointing", ""),
+        ("attention_mechanism", "train.attention", "sdpa (the default) or xformers"),
+        (
+            "unet.offload_fraction unet.activation_offloading async_offloading temp_device train_device dataloader_threads",
+            "",
+            "configs/overlays/8gb.yaml is for small GPUs",
+        ),
+        ("compile", "", "the step is not compiled"),
+        ("quantization", "", "quantised bases are not supported"),
+        (
+            "multi_gpu device_indexes gradient_reduce_precision fused_gradient_reduce async_gradient_reduce "
+            "async_gradient_reduce_buffer",
+            "",
+            "accelerate launch starts several processes (docs/several_processes.md)",
+        ),
+    ],
+    "Output": [
+        ("workspace_dir", "run.folder", "everything of a run is in run.folder/run.name"),
+        ("output_model_destination save_filename_prefix", "run.name", "also the name of the adapter file"),
+        ("output_model_format", "", "the file is always .safetensors, in kohya's layout"),
+        ("output_dtype", "lora.save_dtype", "float16, bfloat16 or float32"),
+        ("save_every save_every_unit", "checkpoint.every", "steps, '1 epoch' or a fraction of the run; no minutes"),
+        ("backup_after backup_after_unit", "checkpoint.every", "steps, '1 epoch' or a fraction of the run; no minutes"),
+        (
+            "rolling_backup rolling_backup_count",
+            "checkpoint.keep",
+            "2 by default; adapter files: checkpoint.keep_adapters",
+        ),
+        (
+            "backup_before_save save_skip_first prevent_overwrites",
+            "",
+            "a checkpoint comes with every adapter file",
+        ),
+        ("continue_last_backup", "", "the same command again continues the run, bit for bit"),
+        ("include_train_config", "lora.metadata", "full, minimal or none"),
+    ],
+    "Samples and validation": [
+        (
+            "samples sample_definition_file_name",
+            "sample.prompts_file",
+            "a YAML list; docs/samples.md has the keys of a prompt",
+        ),
+        ("sample_after sample_after_unit", "sample.every", "steps, '1 epoch' or a fraction of the run; no minutes"),
+        ("sample_skip_first", "", "the base is always sampled before the first step, as the first column"),
+        ("prompt", "sample.prompts", ""),
+        ("negative_prompt", "sample.negative_prompt", ""),
+        ("width", "sample.width", ""),
+        ("height", "sample.height", ""),
+        ("random_seed", "sample.seeds", "seeds are fixed, so that grids can be compared"),
+        ("diffusion_steps", "sample.steps", ""),
+        ("cfg_scale", "sample.guidance", ""),
+        ("noise_scheduler", "", "samples are made with Euler"),
+        ("sample_image_format samples_to_tensorboard", "", "samples are PNG files, and go to the trackers that are on"),
+        ("validation", "evaluation.path", "a folder of its own, or evaluation.held_out for a share of the images"),
+        ("validate_after validate_after_unit", "evaluation.every", "steps, '1 epoch' or a fraction of the run"),
+    ],
+    "Logs and the program": [
+        (
+            "tensorboard tensorboard_expose tensorboard_always_on tensorboard_port",
+            "tracking.tensorboard",
+            "true",
+        ),
+        ("debug_mode debug_dir", "dry_run", "shows the plan, and lists every problem in data_report.json"),
+        ("cloud secrets", "", "log in to services in the shell"),
+    ],
+}

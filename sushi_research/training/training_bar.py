@@ -1,0 +1,51 @@
+"""The progress of the training loop: besides steps and time, the epoch, the smoothed loss and where the last samples are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sushi_research.progress import progress
+from sushi_research.runs.job import Job
+from sushi_research.sampling import sample_grids
+from sushi_research.training.plan import Plan
+
+# The weight of each earlier step in the shown loss: about the last 50 steps count. The loss of one step depends on its timesteps.
+SMOOTHING = 0.98
+
+
+class TrainingBar:
+    """The bar of a run that goes on at `step`. Only the main process shows it."""
+
+    def __init__(self, job: Job, plan: Plan, step: int) -> None:
+        assert job.run is not None
+        self._plan = plan
+        self._samples = job.run.samples if job.config.sample.enabled else None
+        self._grid: Path | None = None
+        self._sum, self._weight = 0.0, 0.0
+        self._bar = progress(
+            total=plan.steps, initial=step, description="training", unit="step", disable=not job.is_main
+        )
+
+    def unpause(self) -> None:
+        """What came before the first step does not count in the rate."""
+        self._bar.unpause()
+
+    def update(self, step: int, loss: float) -> None:
+        """Counts the step that led to `step`, with its loss."""
+        if self._bar.disable:
+            return
+        if self._samples and (self._grid is None or self._plan.due.sample.at(step - 1)):
+            self._grid = sample_grids.latest_grid(self._samples)
+        self._bar.set_postfix_str(self._text(step, loss), refresh=False)
+        self._bar.update()
+
+    def close(self) -> None:
+        self._bar.close()
+
+    def _text(self, step: int, loss: float) -> str:
+        # An average over all steps so far whose weights fall by SMOOTHING per step; divided by their sum, it is not pulled to 0.
+        self._sum = SMOOTHING * self._sum + (1 - SMOOTHING) * loss
+        self._weight = SMOOTHING * self._weight + (1 - SMOOTHING)
+        epoch = step * self._plan.global_batch_size / self._plan.items_per_epoch
+        parts = [f"epoch {epoch:.1f} of {self._plan.epochs:.1f}", f"smoothed loss {self._sum / self._weight:.4f}"]
+        return ", ".join([*parts, *([f"samples {self._grid}"] if self._grid else [])])

@@ -1,0 +1,94 @@
+"""Option names of other LoRA trainers are answered with ours."""
+
+import pytest
+
+from sushi_research import models
+from sushi_research.config import SDXLTraining
+from sushi_research.config.command_line import load_config
+from sushi_research.config.keys import FLAGS, keys_of
+from sushi_research.config.other_programs import PROGRAMS, hint, options
+from sushi_research.config.other_scripts import SamplingConfig
+from sushi_research.errors import UserError
+
+LEAVES = {name: keys_of(config.model_json_schema()).leaves for name, config in models.config_classes().items()}
+COMING = {
+    "checkpoint.keep_adapters",
+    "sample.prompts_file",
+    *(f"lora.{name}" for name in ("start_from", "metadata", "trigger_words", "author", "description")),
+}
+REQUIRED = ["--model.base", "b", "--data.path", "p", "--train.steps", "10"]
+
+
+def problem(*words: str, config: type = SDXLTraining) -> str:
+    with pytest.raises(UserError) as caught:
+        load_config(config, words, script="script.py", intro="\n".join("12345"))
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_every_key_of_the_tables_is_there(program):
+    """A key that was renamed or was never there would send a user to another error."""
+    known = {*FLAGS, *(key for leaves in LEAVES.values() for key in leaves)}
+    groups = [group for part in PROGRAMS[program].values() for group in part]
+    assert {key for _, key, _ in groups if key} - known - COMING == set()
+    assert all(key or note for _, key, note in groups), "what is not here says why"
+    names = [name for group, _, _ in groups for name in group.split()]
+    assert len(names) == len(set(names))
+    # No hint for a name that is a key of ours: it would never be given.
+    assert not known & {option.name for option in (each for found in options().values() for each in found)}
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (
+            ["--network_dim", "8"],
+            "unknown key network_dim on the command line: kohya's --network_dim is --lora.rank here (16 by default, 4 there)",
+        ),
+        (
+            ["--Network-Dim=8"],
+            "unknown key Network-Dim on the command line: kohya's --network_dim is --lora.rank here (16 by default, 4 there)",
+        ),
+        (
+            ["--shuffle_caption"],
+            "unknown key shuffle_caption on the command line: kohya's --shuffle_caption is not an option here: captions are used "
+            "as they are written; shuffle or drop tags with a tool before the training",
+        ),
+        (
+            ["--lora.network_dim", "8"],
+            "unknown key lora.network_dim on the command line: kohya's --network_dim is --lora.rank here (16 by default, 4 there)",
+        ),
+    ],
+)
+def test_an_option_on_the_command_line(words, sentence):
+    assert problem(*REQUIRED, *words) == sentence
+
+
+def test_a_file_of_onetrainer(tmp_path):
+    file = tmp_path / "onetrainer.json"
+    file.write_text('{"lora_rank": 16, "unet": {"learning_rate": 1e-4}, "optimizer": {"optimizer": "ADAMW"}}')
+    assert problem("--config", str(file), *REQUIRED).splitlines()[1:] == [
+        f"  unknown key lora_rank in {file}: OneTrainer's lora_rank is lora.rank here",
+        f"  unknown key unet.learning_rate in {file}: OneTrainer's unet.learning_rate is optimizer.lr here",
+        f"  unknown key optimizer.optimizer in {file}: OneTrainer's optimizer.optimizer is optimizer.name here "
+        "(adamw8bit, adamw, or a class by its import path, such as prodigyopt.Prodigy)",
+    ]
+
+
+def test_a_file_of_kohya(tmp_path):
+    file = tmp_path / "kohya.toml"
+    file.write_text("network_dim = 8\n")
+    assert problem("--config", str(file), *REQUIRED) == (
+        f"{file} is TOML, and a config file here is YAML: write the settings anew under our names (docs/guides/from_kohya.md)"
+    )
+
+
+def test_an_option_of_the_other_architecture():
+    assert hint("clip_skip", LEAVES["sd15"]).startswith("kohya's and diffusers' clip_skip is model.clip_skip here")
+    assert hint("clip_skip", LEAVES["sdxl"]).startswith(
+        "kohya's and diffusers' clip_skip is not an option here: SD1.5 only"
+    )
+
+
+def test_other_scripts_give_no_hint():
+    assert "kohya" not in problem("--network_dim", "8", "--base", "b", "--prompts", "[a]", config=SamplingConfig)
