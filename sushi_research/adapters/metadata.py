@@ -114,7 +114,7 @@ def adapter_metadata(config: TrainingConfig, facts: Facts) -> dict[str, str]:
     network_args = (
         {"conv_dim": str(lora.rank), "conv_alpha": str(lora.alpha)} if set(targets) & set(CONVOLUTIONS) else {}
     )
-    words = ", ".join(lora.trigger_words) or None
+    words = ", ".join(config.lora.trigger_words) or None
     entries: dict[str, Any] = {
         "ss_v2": False,
         "ss_base_model_version": formats.BASE_VERSION[facts.prediction.type],
@@ -150,8 +150,8 @@ def adapter_metadata(config: TrainingConfig, facts: Facts) -> dict[str, str]:
         "modelspec.date": datetime.fromtimestamp(int(facts.trained[1]), UTC).isoformat(),
         "modelspec.prediction_type": PREDICTION_TYPES[facts.prediction.type],
         "modelspec.trigger_phrase": words,
-        "modelspec.author": lora.author,
-        "modelspec.description": lora.description,
+        "modelspec.author": config.lora.author,
+        "modelspec.description": config.lora.description,
         "sushi_research.targets": json.dumps(list(targets)),
         "sushi_research.base_hash": facts.base_hash,
         "sushi_research.dataset_hash": facts.dataset_hash,
@@ -189,7 +189,8 @@ def dataset_dirs(config: TrainingConfig, samples: Sequence[Sample]) -> dict[str,
 
 def _folders(config: TrainingConfig, samples: Sequence[Sample]) -> list[tuple[str, list[Sample]]]:
     """(name of the folder without those above it, its images), the most images first; two folders of one name count as one."""
-    top = posixpath.basename(config.data.path.replace("\\", "/").rstrip("/")) or "images"
+    source = config.data.path
+    top = posixpath.basename(source.replace("\\", "/").rstrip("/")) or "images"
     folders: dict[str, list[Sample]] = {}
     for sample in samples:
         folders.setdefault(posixpath.basename(posixpath.dirname(sample.name.replace("\\", "/"))) or top, []).append(
@@ -223,9 +224,9 @@ def describe(config: TrainingConfig) -> str:
             "none: programs tell the base only by the tensors, and evaluate.py cannot tell which images were trained on"
         )
     given: Mapping[str, str | None] = {
-        "trigger words": ", ".join(lora.trigger_words),
-        "author": lora.author,
-        "description": lora.description and f"{lora.description.splitlines()[0]:.60}",
+        "trigger words": ", ".join(config.lora.trigger_words),
+        "author": config.lora.author,
+        "description": (config.lora.description or "").partition("\n")[0][:60],
     }
     said = "".join(f"; {what} {text}" for what, text in given.items() if text)
     if lora.metadata == "minimal":

@@ -237,8 +237,10 @@ def _memory_means(outcomes: RunOutcomes, of_memory: dict[int, Memorised]) -> dic
 
 
 def _drawn(run: RunFolder, outcomes: RunOutcomes, best: BestStep | None) -> list[Block]:
-    """The pictures of the evaluations: the first prompts as rows; the base (or what the run starts from), the best and the last step
-    as columns."""
+    """The pictures of the evaluations: the first prompts as rows; step 0, the best and the last step as columns.
+
+    Step 0 is the base, or the adapter that the run starts from.
+    """
     steps = sorted({0, *outcomes.steps[-1:], *([best.step] if best else [])})
     folders = [sample_grids.step_folder(run.pictures, step) for step in steps]
     folders = [folder for folder in folders if folder.is_dir()]

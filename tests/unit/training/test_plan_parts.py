@@ -46,10 +46,16 @@ def test_the_lines_of_samples_and_checkpoints():
     assert lines[0] == "samples      24 images of 12 prompts, 3 times: before and after"
     assert lines[1] == "             prompt 0" and lines[-1].endswith("and 2 more (a run's plan.json lists all)")
     assert len(lines) == 12
-    assert CheckpointPlan(3, 2, "every 5 steps").describe() == [
+    assert CheckpointPlan(3, 2, "every 5 steps", 1, "full: all").describe() == [
         "checkpoints  3: every 5 steps; the latest 2 are kept",
+        "adapters     NAME.safetensors, and NAME-STEP.safetensors for 2 checkpoints before it, of which the latest 1 are kept",
+        "metadata     full: all",
     ]
-    assert CheckpointPlan(1, 2, "at the end only").describe() == ["checkpoints  1: at the end only"]
+    assert CheckpointPlan(1, 2, "at the end only", None, "none").describe() == [
+        "checkpoints  1: at the end only",
+        "adapters     NAME.safetensors",
+        "metadata     none",
+    ]
 
 
 def test_why_there_is_no_gpu(monkeypatch):
