@@ -199,21 +199,23 @@ def _folders(config: TrainingConfig, samples: Sequence[Sample]) -> list[tuple[st
     return sorted(folders.items(), key=lambda each: (-len(each[1]), each[0]))[:MOST_FOLDERS]
 
 
-def ancestor_of(header: Header, digest: str) -> tuple[Ancestor, ...]:
-    """The files that led to the one with this header, itself last. `digest` is `kohya_format.tensors_hash` of it.
-
-    What a stranger's file says is taken only where it has the form that we write.
-    """
-    said, chain = header.metadata, []
+def started_from(header: Header) -> tuple[Ancestor, ...]:
+    """The files that led to the one with this header, in turn; () if it says nothing of the form that we write."""
+    chain = []
     with contextlib.suppress(UserError):
-        found = parse_json(said.get(CHAIN, "[]"), CHAIN)
+        found = parse_json(header.metadata.get(CHAIN, "[]"), CHAIN)
         for each in found if isinstance(found, list) else ():
             if isinstance(each, dict) and each.keys() == {"name", "hash", "steps"} and isinstance(each["hash"], str):
                 steps = each["steps"] if type(each["steps"]) is int else None
                 chain.append(Ancestor(str(each["name"])[:200], each["hash"][:64], steps))
-    name, steps = said.get("ss_output_name") or header.path.stem, said.get("ss_steps", "")
+    return tuple(chain[-MOST_ANCESTORS:])
+
+
+def ancestors_of(header: Header, digest: str) -> tuple[Ancestor, ...]:
+    """`started_from`, and the file with this header itself. `digest` is `kohya_format.tensors_hash` of it."""
+    name, steps = header.metadata.get("ss_output_name") or header.path.stem, header.metadata.get("ss_steps", "")
     known = int(steps) if steps.isascii() and steps.isdecimal() and len(steps) < 10 else None
-    return (*chain[1 - MOST_ANCESTORS :], Ancestor(name[:200], digest, known))
+    return (*started_from(header)[1 - MOST_ANCESTORS :], Ancestor(name[:200], digest, known))
 
 
 def describe(config: TrainingConfig) -> str:
