@@ -102,19 +102,17 @@ def describe_repeats(repeats: tuple[Repeats, ...]) -> list[str]:
 
 @dataclass(frozen=True)
 class SamplePlan:
-    """The sample grids of a run: `times` of them, each with so many `images` of the `prompts`. `often` says when."""
+    """The sample grids of a run: `times` of them, each with the images that have these labels. `often` says when."""
 
-    prompts: tuple[str, ...]
-    images: int
+    images: tuple[str, ...]
     times: int
     often: str
 
     def describe(self) -> list[str]:
-        images = f"{_count(self.images, 'image')} of {_count(len(self.prompts), 'prompt')}"
-        shown = [f"{INDENT}{prompt}" for prompt in self.prompts[:SHOWN_PROMPTS]]
-        if len(self.prompts) > SHOWN_PROMPTS:
-            shown.append(f"{INDENT}and {len(self.prompts) - SHOWN_PROMPTS} more (a run's plan.json lists all)")
-        return [f"samples      {images}, {_count(self.times, 'time')}: {self.often}", *shown]
+        shown = [f"{INDENT}{label}" for label in self.images[:SHOWN_PROMPTS]]
+        if len(self.images) > SHOWN_PROMPTS:
+            shown.append(f"{INDENT}and {len(self.images) - SHOWN_PROMPTS} more (a run's plan.json lists all)")
+        return [f"samples      {_count(len(self.images), 'image')}, {_count(self.times, 'time')}: {self.often}", *shown]
 
 
 def samples_of(job: Job, inputs: Inputs, steps: int, due: Due) -> SamplePlan | None:
@@ -125,10 +123,7 @@ def samples_of(job: Job, inputs: Inputs, steps: int, due: Due) -> SamplePlan | N
     ends = "before and after training"
     times = 2 + due.sample.count(0, steps - 1)
     often = f"{ends}, and {how_often(config.every, due.sample)}" if times > 2 else ends
-    images = sample_prompts.of_run(job.config, inputs.prompts)
-    one_each = {image.number: image for image in reversed(images)}
-    labels = tuple(one_each[number].prompt_label for number in sorted(one_each))
-    return SamplePlan(labels, len(images), times, often)
+    return SamplePlan(tuple(image.label for image in sample_prompts.of_run(job.config, inputs.prompts)), times, often)
 
 
 @dataclass(frozen=True)
