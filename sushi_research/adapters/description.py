@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from sushi_research.adapters.chosen_step import chosen_step
+from sushi_research.adapters.metadata import started_from
 from sushi_research.adapters.reading import component_of, read_adapter
 from sushi_research.errors import printable
 from sushi_research.models.components import TITLES
@@ -24,6 +25,11 @@ def describe(path: Path) -> Iterator[tuple[str, str]]:
     yield "it is", "a LoRA (adapter) file: give it to scripts/sample.py or scripts/evaluate.py with --adapters"
     said = [f"{key} = {printable(header.metadata[key]):.100}" for key in BASES if key in header.metadata]
     yield "trained on", ", ".join(said) or "unknown (its metadata does not say it)"
+    if chain := started_from(header):
+        yield (
+            "started from",
+            ", then ".join(printable(f"{each.name} ({each.steps or 'unknown'} steps)") for each in chain),
+        )
     if chosen := chosen_step(path):
         yield "chosen", printable(chosen.describe())
     yield "modules", _counts(TITLES[component_of(pair.name)] for pair in pairs)

@@ -114,7 +114,7 @@ def adapter_metadata(config: TrainingConfig, facts: Facts) -> dict[str, str]:
     network_args = (
         {"conv_dim": str(lora.rank), "conv_alpha": str(lora.alpha)} if set(targets) & set(CONVOLUTIONS) else {}
     )
-    words = ", ".join(lora.trigger_words) or None
+    words = ", ".join(config.lora.trigger_words) or None
     entries: dict[str, Any] = {
         "ss_v2": False,
         "ss_base_model_version": formats.BASE_VERSION[facts.prediction.type],
@@ -150,8 +150,8 @@ def adapter_metadata(config: TrainingConfig, facts: Facts) -> dict[str, str]:
         "modelspec.date": datetime.fromtimestamp(int(facts.trained[1]), UTC).isoformat(),
         "modelspec.prediction_type": PREDICTION_TYPES[facts.prediction.type],
         "modelspec.trigger_phrase": words,
-        "modelspec.author": lora.author,
-        "modelspec.description": lora.description,
+        "modelspec.author": config.lora.author,
+        "modelspec.description": config.lora.description,
         "sushi_research.targets": json.dumps(list(targets)),
         "sushi_research.base_hash": facts.base_hash,
         "sushi_research.dataset_hash": facts.dataset_hash,
@@ -189,7 +189,8 @@ def dataset_dirs(config: TrainingConfig, samples: Sequence[Sample]) -> dict[str,
 
 def _folders(config: TrainingConfig, samples: Sequence[Sample]) -> list[tuple[str, list[Sample]]]:
     """(name of the folder without those above it, its images), the most images first; two folders of one name count as one."""
-    top = posixpath.basename(config.data.path.replace("\\", "/").rstrip("/")) or "images"
+    source = config.data.path
+    top = posixpath.basename(source.replace("\\", "/").rstrip("/")) or "images"
     folders: dict[str, list[Sample]] = {}
     for sample in samples:
         folders.setdefault(posixpath.basename(posixpath.dirname(sample.name.replace("\\", "/"))) or top, []).append(
@@ -198,21 +199,23 @@ def _folders(config: TrainingConfig, samples: Sequence[Sample]) -> list[tuple[st
     return sorted(folders.items(), key=lambda each: (-len(each[1]), each[0]))[:MOST_FOLDERS]
 
 
-def ancestor_of(header: Header, digest: str) -> tuple[Ancestor, ...]:
-    """The files that led to the one with this header, itself last. `digest` is `kohya_format.tensors_hash` of it.
-
-    What a stranger's file says is taken only where it has the form that we write.
-    """
-    said, chain = header.metadata, []
+def started_from(header: Header) -> tuple[Ancestor, ...]:
+    """The files that led to the one with this header, in turn; () if it says nothing of the form that we write."""
+    chain = []
     with contextlib.suppress(UserError):
-        found = parse_json(said.get(CHAIN, "[]"), CHAIN)
+        found = parse_json(header.metadata.get(CHAIN, "[]"), CHAIN)
         for each in found if isinstance(found, list) else ():
             if isinstance(each, dict) and each.keys() == {"name", "hash", "steps"} and isinstance(each["hash"], str):
                 steps = each["steps"] if type(each["steps"]) is int else None
                 chain.append(Ancestor(str(each["name"])[:200], each["hash"][:64], steps))
-    name, steps = said.get("ss_output_name") or header.path.stem, said.get("ss_steps", "")
+    return tuple(chain[-MOST_ANCESTORS:])
+
+
+def ancestors_of(header: Header, digest: str) -> tuple[Ancestor, ...]:
+    """`started_from`, and the file with this header itself. `digest` is `kohya_format.tensors_hash` of it."""
+    name, steps = header.metadata.get("ss_output_name") or header.path.stem, header.metadata.get("ss_steps", "")
     known = int(steps) if steps.isascii() and steps.isdecimal() and len(steps) < 10 else None
-    return (*chain[1 - MOST_ANCESTORS :], Ancestor(name[:200], digest, known))
+    return (*started_from(header)[1 - MOST_ANCESTORS :], Ancestor(name[:200], digest, known))
 
 
 def describe(config: TrainingConfig) -> str:
@@ -223,9 +226,9 @@ def describe(config: TrainingConfig) -> str:
             "none: programs tell the base only by the tensors, and evaluate.py cannot tell which images were trained on"
         )
     given: Mapping[str, str | None] = {
-        "trigger words": ", ".join(lora.trigger_words),
-        "author": lora.author,
-        "description": lora.description and f"{lora.description.splitlines()[0]:.60}",
+        "trigger words": ", ".join(config.lora.trigger_words),
+        "author": config.lora.author,
+        "description": (config.lora.description or "").partition("\n")[0][:60],
     }
     said = "".join(f"; {what} {text}" for what, text in given.items() if text)
     if lora.metadata == "minimal":

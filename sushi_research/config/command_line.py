@@ -13,6 +13,7 @@ as `optimizer.kwargs`, null removes an earlier entry, and null for the whole map
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -60,7 +61,9 @@ def load_config(config_class: type[Config], argv: Sequence[str], *, script: str,
 
     settings: dict[str, Setting] = {}
     for layer, file in enumerate(files):
-        _lay(_flatten(read_yaml(file), f"in {file}", keys, problems), (f"in {file}", layer), keys, settings)
+        leaves = list(_flatten(read_yaml(file), f"in {file}", keys, problems))
+        problems += _commands(file, leaves)
+        _lay(leaves, (f"in {file}", layer), keys, settings)
     given: set[str] = set()
     for name, text in overrides:
         nested = _value(name, text, keys)
@@ -87,6 +90,17 @@ def config_to_dict(config: BaseModel) -> dict[str, Any]:
 def config_to_yaml(config: BaseModel) -> str:
     """The config as YAML. `--config` reads it back as an equal config."""
     return dump_yaml(config_to_dict(config))
+
+
+def _commands(file: str, leaves: Iterable[tuple[str, Any]]) -> list[str]:
+    """A problem if the config of a run folder, which may be a stranger's, names a command to run. A run writes none into it."""
+    if not os.path.lexists(os.path.join(os.path.dirname(file), "run.json")):
+        return []
+    return [
+        f"{key} is set in {file}, which is in a run folder, and no command is taken from there: give it as --{key}"
+        for key, value in leaves
+        if key == "checkpoint.command" and value is not None
+    ]
 
 
 def _parse(argv: Sequence[str], keys: Keys) -> tuple[list[str], list[tuple[str, str]], bool, list[str]]:

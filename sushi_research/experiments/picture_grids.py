@@ -37,8 +37,9 @@ def _side_by_side(comparison: Comparison, folder: str, path: Path) -> bool:
         first, last = _images(variant.runs[0], folder, comparison.problems)
         if not last:
             continue
-        # The base's images are a run's samples at step 0; without those the base has no column. A variant may be called base too.
-        if not columns and first:
+        # The base's images are a run's samples at step 0, unless it starts from an adapter file; without those the base has no
+        # column. A variant may be called base too.
+        if not columns and first and "facts.start_from" not in variant.runs[0].identity:
             names, columns = ["base"], [first]
         names.append(variant.label)
         columns.append(last)

@@ -236,10 +236,12 @@ def _memory_means(outcomes: RunOutcomes, of_memory: dict[int, Memorised]) -> dic
 
 
 def _drawn(run: RunFolder, outcomes: RunOutcomes, best: BestStep | None) -> list[Block]:
-    """The pictures of the evaluations: of the first prompts of each kind, those of the base, the best and the last step."""
+    """The pictures of the evaluations: of the first prompts of each kind, those of the base (or of what the run starts from), the
+    best and the last step."""
     steps = sorted({0, *outcomes.steps[-1:], *([best.step] if best else [])})
     folders = {step: sample_grids.step_folder(run.pictures, step) for step in steps}
     folders = {step: folder for step, folder in folders.items() if folder.is_dir()}
+    first = "step 0" if run.starts_from_file() else "base"
     last = folders[max(folders)] if folders else None
     found = []
     for kind, what in (("learned", "held-out"), ("kept", "neutral")):
@@ -248,9 +250,7 @@ def _drawn(run: RunFolder, outcomes: RunOutcomes, best: BestStep | None) -> list
             if any(plots.picture_problem(folder / name) for folder in folders.values()):
                 continue
             shown = [
-                Picture(
-                    thumbnails.of_picture(folder / name, sample_series.SIDES[0]), f"step {step}" if step else "base"
-                )
+                Picture(thumbnails.of_picture(folder / name, sample_series.SIDES[0]), f"step {step}" if step else first)
                 for step, folder in folders.items()
             ]
             found.append(Block("series", f"{sample_series.label_of(last / name)} ({what} caption)", pictures=shown))

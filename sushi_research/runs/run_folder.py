@@ -262,6 +262,14 @@ class RunFolder:
             raise UserError(f"{problem}, or give another --run.name")
         return records.fitting(record, records.RunRecord, str(self.run), remedy)
 
+    def starts_from_file(self) -> bool:
+        """Whether the run starts from an adapter file, so that its step 0 is not the base. False if run.json does not say."""
+        try:
+            record = self.record()
+        except UserError:
+            return False
+        return record is not None and "facts.start_from" in record["identity"]
+
     def mark_started(self, identity: dict[str, Any], steps: int) -> dict[str, Any]:
         """Records that the run starts, with a new W&B id. Returns the record."""
         record = {

@@ -70,15 +70,7 @@ def start_job(config: TrainingConfig, model: ModuleType, script: str, *, trains:
         config, start = starting_point.read(config, model)
         if accelerator.is_main_process:
             say(start.describe())
-    return Job(
-        config,
-        model,
-        accelerator,
-        precision.name,
-        precision_reason=precision.reason,
-        code=code,
-        start=start,
-    )
+    return Job(config, model, accelerator, precision.name, precision_reason=precision.reason, code=code, start=start)
 
 
 def quiet_libraries() -> None:

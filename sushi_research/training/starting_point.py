@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from sushi_research.adapters import lora, run_files
 from sushi_research.adapters.kohya_format import is_uniform, tensors_hash
 from sushi_research.adapters.matching import match_components
-from sushi_research.adapters.metadata import Ancestor, ancestor_of
+from sushi_research.adapters.metadata import Ancestor, ancestors_of
 from sushi_research.adapters.reading import COMPONENTS, Pair, component_of, read_adapter
 from sushi_research.config import TrainingConfig
 from sushi_research.errors import UserError
@@ -71,7 +71,7 @@ def read(config: TrainingConfig, model: ModuleType) -> tuple[TrainingConfig, Sta
         )
     settings = _settings(config, path, pairs, [name for name, _ in unet.named_modules()])
     digest = tensors_hash(path)
-    chain = ancestor_of(adapter.header, digest)
+    chain = ancestors_of(adapter.header, digest)
     return config.model_copy(update={"lora": settings}), StartingPoint(path, digest, pairs, chain)
 
 

@@ -88,3 +88,17 @@ def test_a_command_that_cannot_be_run_is_refused_before_the_training(architectur
         with pytest.raises(UserError) as caught:
             load(command)
         assert words in str(caught.value)
+
+
+def test_the_config_of_a_run_folder_runs_nothing(architecture, tmp_path):
+    config = "model: {base: x}\ndata: {path: x}\ntrain: {steps: 1}\ncheckpoint: {command: 'rm {run}'}\n"
+    (tmp_path / "config.yaml").write_text(config)
+    words = ["--config", str(tmp_path / "config.yaml")]
+
+    def load():
+        return load_config(models.config_classes()[architecture], words, script="s", intro="1\n2\n3\n4\n5")
+
+    assert load().checkpoint.command == "rm {run}", "the user's own file"
+    (tmp_path / "run.json").touch()
+    with pytest.raises(UserError, match="config.yaml, which is in a run folder, and no command is taken from there"):
+        load()

@@ -13,6 +13,7 @@ from script_runs import Trainer, assert_equal
 from test_resume import Killed, at_micro_batch, kill
 
 from sushi_research.adapters import lora
+from sushi_research.adapters.description import describe
 from sushi_research.adapters.reading import read_adapter
 from sushi_research.errors import UserError
 from sushi_research.evaluation.results import Results
@@ -62,6 +63,9 @@ def test_it_starts_at_the_values_of_the_file_and_says_where_it_came_from(first):
     assert [(each["name"], each["steps"]) for each in chain] == [("first", 2), ("second", 1)]
     with safe_open(folder / "first.safetensors", "pt") as file:
         assert chain[0]["hash"] == file.metadata()["sshs_model_hash"]
+
+    described = dict(describe(first.folder("third") / "third.safetensors"))
+    assert described["started from"] == "first (2 steps), then second (1 steps)"
 
     # The run goes on from a file of the same content elsewhere, and from no other.
     shutil.copy(folder / "first.safetensors", folder.parent / "moved.safetensors")

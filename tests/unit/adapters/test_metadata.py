@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from sushi_research.adapters.metadata import MINIMAL, Ancestor, Facts, adapter_metadata, ancestor_of, describe
+from sushi_research.adapters.metadata import MINIMAL, Ancestor, Facts, adapter_metadata, ancestors_of, describe
 from sushi_research.config import SD15Training, SDXLTraining
 from sushi_research.data.samples import Sample
 from sushi_research.models.header import Header
@@ -147,12 +147,12 @@ def test_the_chain_of_files_is_read_as_it_was_written(tmp_path):
     def header(**entries):
         return Header(tmp_path / "mine.safetensors", {}, entries)
 
-    first = ancestor_of(header(ss_output_name="first", ss_steps="100"), "a" * 64)
+    first = ancestors_of(header(ss_output_name="first", ss_steps="100"), "a" * 64)
     assert first == (Ancestor("first", "a" * 64, 100),)
     metadata = described(config(), architecture="sdxl", started_from=first)
-    second = ancestor_of(header(**metadata), "b" * 64)
+    second = ancestors_of(header(**metadata), "b" * 64)
     assert second == (*first, Ancestor("photos", "b" * 64, 100))
     # A stranger's file says what it likes.
     for said in ("{", "[1]", '[{"name": 1}]', "3", '[{"name": [], "hash": 2, "steps": 1}]', "[" * 200 + "]" * 200):
         strange = header(**{"sushi_research.started_from": said, "ss_steps": "1e9"})
-        assert ancestor_of(strange, "c") == (Ancestor("mine", "c", None),)
+        assert ancestors_of(strange, "c") == (Ancestor("mine", "c", None),)
