@@ -88,7 +88,7 @@ def test_the_demo(tmp_path):
     }.items():
         assert f"{what:<9} {run / name}" in out
         assert (run / name).is_file()
-    assert "W&B: offline" in out and "next: " in out
+    assert "W&B: offline" in out and f"wandb sync {run}/wandb/offline-run-*" in out
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2]
     with Image.open(run / "samples/progress.png") as progress:
