@@ -36,9 +36,11 @@ from typing import Any
 import psutil
 import torch
 from packaging.requirements import Requirement
+from pydantic import TypeAdapter, ValidationError
 
 from sushi_research import stopping
-from sushi_research.config.inputs import CacheSection
+from sushi_research.config.inputs import CacheSection, ModelSection
+from sushi_research.config.learning import TrainSection
 from sushi_research.config.outputs import RunSection, TrackingSection
 from sushi_research.config.yaml12 import read_yaml
 from sushi_research.errors import UserError, first_line, some
@@ -55,6 +57,15 @@ OK, NOTE, PROBLEM = "ok", "note", "problem"
 LITTLE_DISK, LITTLE_GPU = 10 * 2**30, 8 * 2**30
 # Seconds for the answer of the hub, and for the size of a folder.
 HUB_SECONDS, FOLDER_SECONDS = 1.5, 0.5
+
+# The keys of a config that are checked here, with their sections.
+SETTINGS = {
+    "model.base": ModelSection,
+    "train.precision": TrainSection,
+    "run.folder": RunSection,
+    "cache.folder": CacheSection,
+    "tracking.wandb": TrackingSection,
+}
 
 Finding = tuple[str, str, str]  # OK, NOTE or PROBLEM; what was checked; what was found
 
@@ -75,17 +86,21 @@ def tell(finding: Finding) -> str:
 
 
 def settings_of(files: list[str]) -> dict[str, Any]:
-    """The settings of the files that are checked here, by dotted key, with their defaults."""
-    settings = {
-        "cache.folder": CacheSection().folder,
-        "run.folder": RunSection().folder,
-        "tracking.wandb": TrackingSection().wandb,
-        "train.precision": "auto",
-        "model.base": None,
-    }
+    """The settings of SETTINGS by dotted key: those of the files, or the defaults. UserError for a value that is not valid."""
+    given: dict[str, Any] = {}
     for file in files:
-        settings |= {key: value for key, value in flatten(read_yaml(file)).items() if key in settings}
-    return settings
+        given |= flatten(read_yaml(file))
+    found = {}
+    for key, section in SETTINGS.items():
+        field = section.model_fields[key.rpartition(".")[2]]
+        found[key] = None if field.is_required() else field.get_default()
+        if key in given:
+            try:
+                found[key] = TypeAdapter(field.rebuild_annotation()).validate_python(given[key])
+            except ValidationError as error:
+                reason = error.errors(include_url=False)[0]["msg"]
+                raise UserError(f"{key} is {given[key]!r} in {some(files)}: {reason}.") from None
+    return found
 
 
 def checks(settings: dict[str, Any], hub: queue.SimpleQueue) -> Iterator[Finding]:
@@ -178,16 +193,14 @@ def driver_shows_gpu() -> bool:
     return listed.stdout.startswith("GPU ")
 
 
-def check_precision(configured: Any, launcher: DefaultLaunch | None) -> Finding:
+def check_precision(configured: str, launcher: DefaultLaunch | None) -> Finding:
     """What train.precision becomes here, with and without the launcher."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        found = resolve_precision(str(configured), os.environ.get("ACCELERATE_MIXED_PRECISION"), device)
+        found = resolve_precision(configured, os.environ.get("ACCELERATE_MIXED_PRECISION"), device)
         text = f"{found.name} ({found.reason})"
         if launcher:
-            launched = resolve_precision(
-                str(configured), launcher.environment.get("ACCELERATE_MIXED_PRECISION"), device
-            )
+            launched = resolve_precision(configured, launcher.environment.get("ACCELERATE_MIXED_PRECISION"), device)
             if launched.name != found.name:
                 return NOTE, "precision", f"{text}; but {launched.name} under `accelerate launch` ({launched.reason})"
     except UserError as error:
@@ -215,7 +228,7 @@ def check_threads(launcher: DefaultLaunch | None) -> Finding:
 def check_folders(settings: dict[str, Any]) -> Iterator[Finding]:
     """The disks of the run and cache folders, and how large the caches are."""
     for key in ("run.folder", "cache.folder"):
-        folder = Path(str(settings[key])).absolute()
+        folder = Path(settings[key]).absolute()
         existing = next(path for path in (folder, *folder.parents) if path.is_dir() or path == path.parent)
         if folder.exists() and not folder.is_dir():
             yield PROBLEM, key, f"{folder} is no folder: move it away, or give --{key} another place"
@@ -252,10 +265,10 @@ def folder_size(folder: Path) -> str:
     return size_text(total)
 
 
-def check_wandb(setting: Any) -> Finding:
+def check_wandb(setting: str) -> Finding:
     """What `tracking.wandb` becomes here."""
     try:
-        mode, notice = wandb_run.resolve_mode(str(setting))
+        mode, notice = wandb_run.resolve_mode(setting)
     except UserError as error:
         return PROBLEM, "W&B", str(error)
     unusable = setting != "off" and mode is None and "because" in notice
@@ -293,7 +306,7 @@ def is_offline() -> bool:
     return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
 
 
-def check_hub(base: Any, answer: queue.SimpleQueue) -> Finding:
+def check_hub(base: str | None, answer: queue.SimpleQueue) -> Finding:
     """Whether models can be fetched, and whether that is necessary for `base`."""
     from huggingface_hub import get_token
 
@@ -309,7 +322,7 @@ def check_hub(base: Any, answer: queue.SimpleQueue) -> Finding:
         if reason is None:
             return OK, "hub", f"reachable; {login}"
         state, text = NOTE, f"it cannot be reached ({reason}): models that are in the hub cache can be used"
-    parts = str(base).split("/") if base and not os.path.exists(str(base)) else []
+    parts = base.split("/") if base and not os.path.exists(base) else []
     if len(parts) >= 2 and not (hub_cache() / f"models--{parts[0]}--{parts[1]}").is_dir():
         return PROBLEM, "hub", f"{text}; model.base {base} is not in the hub cache: fetch it first, with a connection"
     return state, "hub", text

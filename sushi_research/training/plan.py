@@ -256,6 +256,8 @@ def make_plan(job: Job, inputs: Inputs) -> Plan:
         run_folder=config.run.folder,
     )
     job.say(*plan.describe().split("\n"))
+    if config.checkpoint.command:  # it is not stored with the run, so it is not in the plan's text
+        job.say(f"command      after each checkpoint: {config.checkpoint.command}")
     if job.dry_run and job.is_main:
         with job.dry_run.optional():
             dataset.write_report(data.scan, job.dry_run.data_report, data.evaluation_scan, data.prior_scan)

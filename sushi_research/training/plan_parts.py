@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from sushi_research.adapters import metadata
 from sushi_research.caches.inputs import Inputs
 from sushi_research.config.command_line import config_to_dict
 from sushi_research.data.image_folder import repeats_of
@@ -127,15 +128,27 @@ def samples_of(job: Job, inputs: Inputs, steps: int, due: Due) -> SamplePlan | N
 
 @dataclass(frozen=True)
 class CheckpointPlan:
-    """The checkpoints of a run: `times` in all, of which the latest `kept` stay. `often` says when."""
+    """The checkpoints of a run: `times` in all, of which the latest `kept` stay. `often` says when.
+
+    `adapters_kept` is the number of adapter files on the way that stay (None = all); `metadata` says what all adapter files hold.
+    """
 
     times: int
     kept: int
     often: str
+    adapters_kept: int | None
+    metadata: str
 
     def describe(self) -> list[str]:
         kept = "" if self.times <= self.kept else f"; the latest {self.kept} are kept"
-        return [f"checkpoints  {self.times}: {self.often}{kept}"]
+        files = "an adapter file with each, all kept"
+        if self.times == 1 or self.adapters_kept == 0:
+            files = "an adapter file at the end only"
+        elif self.adapters_kept is not None and self.adapters_kept < self.times - 1:
+            files = (
+                f"an adapter file with each, of which the last and the latest {self.adapters_kept} before it are kept"
+            )
+        return [f"checkpoints  {self.times}: {self.often}{kept}; {files}", f"metadata     {self.metadata}"]
 
 
 def checkpoints_of(job: Job, steps: int, due: Due) -> CheckpointPlan:
@@ -145,7 +158,7 @@ def checkpoints_of(job: Job, steps: int, due: Due) -> CheckpointPlan:
     often = "at the end only"
     if times > 1:
         often = f"{how_often(config.every, due.checkpoint)}{'' if due.checkpoint.at(steps) else ', and at the end'}"
-    return CheckpointPlan(times, config.keep, often)
+    return CheckpointPlan(times, config.keep, often, config.keep_adapters, metadata.describe(job.config))
 
 
 def how_often(every: int | float | str, interval: Interval) -> str:

@@ -15,6 +15,8 @@ from accelerate.commands import launch as accelerate_launch
 from accelerate.commands.config import config_args
 from script_runs import script
 
+from sushi_research.errors import UserError
+
 DOCTOR = script("doctor")
 
 
@@ -82,6 +84,11 @@ def test_the_settings_of_a_config(doctor, tmp_path):
     assert "3 MiB in it" in found["cache.folder"][1]
     assert found["W&B"][0] == "problem" and found["hub"][0] == "problem"
     assert "model.base owner/name is not in the hub cache" in found["hub"][1]
+
+
+def test_a_value_that_is_not_valid_is_refused(doctor):
+    with pytest.raises(UserError, match=r"train.precision is 5 in .*config.yaml: Input should be 'auto', 'bf16'"):
+        doctor("train: {precision: 5}")
 
 
 def test_versions_against_the_ranges_and_the_tested_ones(doctor, monkeypatch):

@@ -46,10 +46,17 @@ def test_the_lines_of_samples_and_checkpoints():
     assert lines[0] == "samples      12 images, 3 times: before and after"
     assert lines[1] == "             prompt 0" and lines[-1].endswith("and 2 more (a run's plan.json lists all)")
     assert len(lines) == 12
-    assert CheckpointPlan(3, 2, "every 5 steps").describe() == [
-        "checkpoints  3: every 5 steps; the latest 2 are kept",
+    assert CheckpointPlan(3, 2, "every 5 steps", None, "full: what").describe() == [
+        "checkpoints  3: every 5 steps; the latest 2 are kept; an adapter file with each, all kept",
+        "metadata     full: what",
     ]
-    assert CheckpointPlan(1, 2, "at the end only").describe() == ["checkpoints  1: at the end only"]
+    for times, kept, files in (
+        (1, None, "an adapter file at the end only"),
+        (5, 0, "an adapter file at the end only"),
+        (5, 1, "an adapter file with each, of which the last and the latest 1 before it are kept"),
+        (5, 4, "an adapter file with each, all kept"),
+    ):
+        assert CheckpointPlan(times, 9, "often", kept, "").describe()[0] == f"checkpoints  {times}: often; {files}"
 
 
 def test_why_there_is_no_gpu(monkeypatch):
