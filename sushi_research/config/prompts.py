@@ -63,7 +63,7 @@ class Prompt(Section):
 
 def schema_extra() -> dict[str, str]:
     """What --help and errors say of a list of prompts."""
-    return {"allowed": f"a list whose entries are {_allowed()}"}
+    return {"allowed": f"a list such as [a, b], whose entries are {_allowed()}"}
 
 
 def _allowed() -> str:
@@ -199,10 +199,10 @@ def _from_mapping(entry: dict[Any, Any], source: str) -> Prompt:
     """A prompt from a mapping. Raises UserErrors with one sentence for each mistake; `source` is where it is."""
     keys = keys_of(Prompt.model_json_schema())
     problems = [unknown(str(name), source, keys, True) for name in entry if name not in keys.leaves]
-    settings = {name: Setting(value, source) for name, value in entry.items() if name in keys.leaves}
+    settings = {name: Setting(value, source, 0) for name, value in entry.items() if name in keys.leaves}
     if "prompt" not in settings:
         problems.append(f"prompt is missing {source}: add it, the text of the prompt")
-        settings["prompt"] = Setting("", source)
+        settings["prompt"] = Setting("", source, 0)
     try:
         found = Prompt.model_validate({name: setting.value for name, setting in settings.items()})
     except ValidationError as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sushi_research.config import TrainingConfig
@@ -68,11 +68,8 @@ def expand(prompts: Sequence[Prompt], seeds: Sequence[int], defaults: Mapping[st
                     "remove one, or give it another seed."
                 )
             found[image] = number
-    several_seeds = len({image.seed for image in found}) > 1
-    return [
-        SamplePrompt(**vars(image) | {"number": number, "label": _label(image, defaults, several_seeds)})
-        for image, number in found.items()
-    ]
+    several = len({image.seed for image in found}) > 1
+    return [replace(image, number=number, label=_label(image, defaults, several)) for image, number in found.items()]
 
 
 def _label(image: SamplePrompt, defaults: Mapping[str, Any], several_seeds: bool) -> str:

@@ -130,25 +130,27 @@ def samples_of(job: Job, inputs: Inputs, steps: int, due: Due) -> SamplePlan | N
 class CheckpointPlan:
     """The checkpoints of a run: `times` in all, of which the latest `kept` stay. `often` says when.
 
-    `adapters_kept` is the number of adapter files on the way that stay (None = all); `metadata` says what all adapter files hold.
+    Each has an adapter file; the latest `kept_adapters` of those on the way stay (None: all). `metadata` says what is in the files.
     """
 
     times: int
     kept: int
     often: str
-    adapters_kept: int | None
+    kept_adapters: int | None
     metadata: str
 
     def describe(self) -> list[str]:
         kept = "" if self.times <= self.kept else f"; the latest {self.kept} are kept"
-        files = "an adapter file with each, all kept"
-        if self.times == 1 or self.adapters_kept == 0:
-            files = "an adapter file at the end only"
-        elif self.adapters_kept is not None and self.adapters_kept < self.times - 1:
-            files = (
-                f"an adapter file with each, of which the last and the latest {self.adapters_kept} before it are kept"
-            )
-        return [f"checkpoints  {self.times}: {self.often}{kept}; {files}", f"metadata     {self.metadata}"]
+        on_the_way = self.times - 1
+        files = "NAME.safetensors"
+        if on_the_way and self.kept_adapters != 0:
+            files += f", and NAME-STEP.safetensors for {_count(on_the_way, 'checkpoint')} before it"
+            files += "" if self.kept_adapters is None else f", of which the latest {self.kept_adapters} are kept"
+        return [
+            f"checkpoints  {self.times}: {self.often}{kept}",
+            f"adapters     {files}",
+            f"metadata     {self.metadata}",
+        ]
 
 
 def checkpoints_of(job: Job, steps: int, due: Due) -> CheckpointPlan:

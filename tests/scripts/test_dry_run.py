@@ -33,7 +33,7 @@ def test_it_begins_no_run_and_the_run_that_follows_is_its_next_source_of_the_spe
     plan = json.loads((written / "plan.json").read_text())
     assert plan["speed"] is None
     found = plan["checkpoints"]
-    assert (found["times"], found["kept"], found["often"], found["adapters_kept"]) == (3, 2, "every step", 0)
+    assert (found["times"], found["kept"], found["often"], found["kept_adapters"]) == (3, 2, "every step", 0)
     assert found["metadata"].startswith("full: ")
     assert len(json.loads((written / "data_report.json").read_text())["used"]) == 7
     assert kind_of(written, ["plan.json", "data_report.json"]) == "the folder of a dry run"

@@ -24,7 +24,7 @@ def images(prompts, **sample):
 def test_a_prompt_takes_what_it_does_not_say_from_the_other_settings():
     own = Prompt(prompt="b", negative_prompt="", seed=9, width=96, height=32, steps=3, guidance=1.0, scale=0.5)
     first, second = images(["a", own], negative_prompt="blurry", steps=7, height=128)
-    settings = lambda image: {name: value for name, value in vars(image).items() if name not in ("label", "number")}  # noqa: E731
+    settings = lambda image: {name: value for name, value in vars(image).items() if name in Prompt.model_fields}  # noqa: E731
     assert settings(first) == {
         "prompt": "a",
         "negative_prompt": "blurry",

@@ -49,7 +49,8 @@ def generate(architecture, base_folder, run, monkeypatch):
     monkeypatch.setattr(pipeline, "decode", lambda *arguments: made.append(decode(*arguments)) or made[-1])
 
     def run_generate(step, prompts, is_main_process=True, **sample):
-        sample = {"steps": 2, "width": 32, "height": 48, **sample}
+        if sample.get("enabled", True):
+            sample = {"steps": 2, "width": 32, "height": 48, **sample}
         config = config_class(
             model={"base": str(base_folder)}, data={"path": "x", "resolution": 64}, train={"steps": 1}, sample=sample
         )
