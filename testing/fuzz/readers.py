@@ -81,6 +81,20 @@ def _load(words: list[str], sd15: bool) -> object:
         return load_config(SD15Training if sd15 else SDXLTraining, words, script="x", intro="1\n2\n3\n4\n5")
 
 
+def make_prompts(folder: Path) -> None:
+    (folder / "lines.txt").write_text("# of a user\n\na cat, 1girl --w 64 --h 96 --s 8 --l 6.5 --d 7 --n dark\na dog\n")
+    entry = "{prompt: a dog, negative_prompt: '', seed: 3, width: 64, height: 96, steps: 8, guidance: 6.5, scale: -0.5}"
+    (folder / "list.yaml").write_text(f"- a cat\n- {entry}\n")
+
+
+def read_prompts(folder: Path, name: str) -> object:
+    from sushi_research.config import prompts
+    from sushi_research.sampling.prompts import expand
+
+    defaults = {"negative_prompt": "", "width": 64, "height": 64, "steps": 25, "guidance": 5.0}
+    return expand(prompts.read_prompts(str(folder / name), "sample.prompts_file"), [0, 1], defaults)
+
+
 def make_weights(folder: Path) -> None:
     """Adapter files in two formats, and the beginning of a base."""
     import numpy
@@ -219,6 +233,7 @@ READERS = [
     ),
     Reader("configs", ("*.yaml",), make_configs, read_config),
     Reader("command lines", ("*.words",), make_command_lines, read_command_line),
+    Reader("prompts", ("*.txt", "*.yaml"), make_prompts, read_prompts),
     Reader("experiments", ("*.yaml",), make_experiments, read_experiment),
     Reader("tables", TABLES, image_files.make_tables, image_files.read_table),
     Reader("weights", ("*.safetensors",), make_weights, read_weights),

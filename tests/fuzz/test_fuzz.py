@@ -23,6 +23,7 @@ INPUTS = {
     "captions": 200,
     "configs": 60,
     "command lines": 60,
+    "prompts": 60,
     "experiments": 30,
     "tables": 60,
     "weights": 200,

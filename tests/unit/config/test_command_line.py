@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict
 from sushi_research.config import SD15Training, SDXLTraining
 from sushi_research.config.command_line import config_to_dict, config_to_yaml, load_config
 from sushi_research.config.process import read_command_line, run_main
+from sushi_research.config.prompts import Prompt
 from sushi_research.config.yaml12 import read_yaml
 from sushi_research.errors import UserError
 from sushi_research.models import config_classes
@@ -107,6 +108,7 @@ OVERRIDES: list[tuple[list[str], str, str, Any]] = [
     (["--sample.prompts", "a: b, {c} # [d]"], "sample", "prompts", ["a: b, {c} # [d]"]),
     (["--sample.prompts", "2"], "sample", "prompts", ["2"]),
     (["--sample.prompts", "[]"], "sample", "prompts", []),
+    (["--sample.prompts", "{prompt: a cat, seed: 3}"], "sample", "prompts", [Prompt(prompt="a cat", seed=3)]),
     (["--sample.seeds", "3"], "sample", "seeds", [3]),
     (["--evaluation.drift_captions", "null"], "evaluation", "drift_captions", None),
     (["--evaluation.drift_captions", "a cat", "--evaluation.path", "x"], "evaluation", "drift_captions", ["a cat"]),
@@ -130,6 +132,8 @@ def test_of_steps_and_epochs_the_later_layer_wins(layer: Any) -> None:
     assert length("--config", epochs, "--train.steps", "7") == (7, None)
     assert length("--config", steps, "--config", epochs) == (None, 3)
     assert length("--config", epochs, "--config", steps) == (9, None)
+    prompts = layer("sample: {prompts: [a]}", "p.yaml")
+    assert load("--config", prompts, *REQUIRED, "--sample.prompts_file", "p.txt").sample.prompts == []
     # Null gives no length: the earlier one stays.
     assert length("--config", steps, "--train.epochs", "null") == (9, None)
     assert problem("--config", layer("train: {epochs: 3, steps: 4}", "c.yaml"), *REQUIRED[:4]) == (
@@ -417,7 +421,7 @@ lora.init is "pissa" on the command line: must be default or gaussian
 
 --lora.targets atention
 lora.targets is "atention" on the command line: must be attention, attention_ff, kohya, kohya_conv,
-or a list of name suffixes such as [to_q, to_k]
+a list of name suffixes such as [to_q, to_k], or null
 
 --data.bucket_step 60
 data.bucket_step is 60 on the command line: must be a whole number (at least 8, at most 1024, a multiple of 8)
@@ -597,7 +601,7 @@ def test_help_lists_every_key_within_the_width(
             "  --lora.rank  a whole number (at least 1, at most 4096) or null; default: 16\n      Rank of the" in text
         )
         assert "  --data.path  text (not empty); required\n" in text
-        assert "\nlora: The adapter.\n  --lora.targets  attention, attention_ff, " in text
+        assert "\nlora: The adapter.\n  --lora.start_from  " in text
 
 
 def test_the_printed_config_loads_to_an_equal_one(layer: Any, capsys: pytest.CaptureFixture[str]) -> None:
@@ -777,6 +781,7 @@ def test_the_recipes_and_overlays_say_what_they_are_for() -> None:
         assert overlaid("min_snr").loss.snr_gamma == 5.0
         small = overlaid("8gb")
         assert small.train.gradient_checkpointing and small.train.batch_size * small.train.accumulation == 4
+        assert (small.lora, small.sample, small.optimizer.lr) == (plain.lora, plain.sample, plain.optimizer.lr)
         assert problem(*recipe[:2], config_class=config_class).startswith("data.path is missing")
 
 

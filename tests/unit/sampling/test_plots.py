@@ -55,6 +55,13 @@ def test_pictures_of_other_shapes_keep_theirs():
     assert corner(image, (0, 250, 0))[2] == 100 * 180
 
 
+def test_each_row_is_as_high_as_its_highest_picture():
+    rows = [[plain((250, 0, 0), (200, 300))], [plain((0, 250, 0), (160, 80))], [plain((0, 0, 250))]]
+    image = plots.grid(rows, [""] * 3, [""])
+    tops = [corner(image, colour)[1] for colour in ((250, 0, 0), (0, 250, 0), (0, 0, 250))]
+    assert [top - tops[0] for top in tops] == [0, 308, 308 + 88] and image.height == tops[2] + 108
+
+
 def test_many_large_pictures_are_reduced_for_a_page():
     picture = plain((250, 0, 0), (1024, 512))
     [row] = plots.for_page([[picture] * 9])

@@ -20,6 +20,8 @@ MIB = 2**20
 NONE = {"enabled": False, "prompts": [], "every": 250}
 IMAGES = [SimpleNamespace(width=64, height=64)] * 2
 
+IMAGES = [SimpleNamespace(width=64, height=64)] * 2
+
 
 @pytest.fixture
 def job(tmp_path):
