@@ -19,7 +19,7 @@ INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --constr
 # The tests run in the order of tests/conftest.py, longest first; xdist's own order puts the largest groups first.
 PYTEST := $(BIN)/python -m pytest -q -n 2 --dist loadgroup --no-loadscope-reorder --durations=10
 
-.PHONY: help setup demo bases scores measure-study acceptance experiment chaos faults-io test test-fast mutants fuzz lint format bench \
+.PHONY: help setup demo pages bases scores measure-study acceptance experiment chaos faults-io test test-fast mutants fuzz lint format bench \
 	bench-gpu clean
 
 help:  ## list the targets
@@ -45,6 +45,11 @@ demo: .venv/.installed  ## train a LoRA of a new concept on a tiny trained base,
 	@rm -rf $(DEMO)
 	$(ONE_THREAD) $(LAUNCH) scripts/train_$(ARCH)_lora.py --config configs/demo_$(ARCH).yaml --config configs/demo/$(CONCEPT).yaml --run.name $(notdir $(DEMO))
 	@$(ONE_THREAD) $(BIN)/python -m demo.show $(DEMO)
+	@echo; echo "now your own photos: a folder of pictures with captions (docs/guides/character_lora.md), and on a machine with a GPU"
+	@echo "  accelerate launch scripts/train_$(ARCH)_lora.py --config configs/$(ARCH)_lora.yaml --data.path FOLDER"
+
+pages: .venv/.installed  ## pictures of the demo's page in docs/images, where Chromium is installed (after make demo; ARCH=sd15)
+	@$(BIN)/python -m demo.page_pictures $(DEMO)
 
 bases: .venv/.installed  ## train the demo's two bases again from scratch (about 90 minutes; resumes if interrupted)
 	$(BIN)/python -m demo.make_base

@@ -1,8 +1,8 @@
 """Generates a grid of images from a base and adapters at several LoRA scales, to see what an adapter changes at which scale.
 
-    python scripts/sample.py --adapters '[runs/mycat]' --prompts '[a photo of mycat]'
+    python scripts/sample.py --adapters runs/mycat --prompts 'a photo of mycat'
     python scripts/sample.py --base stabilityai/stable-diffusion-xl-base-1.0 --variant fp16 \\
-        --adapters '[other.safetensors]' --lora_scales '[0.5, 0.8, 1.0]' --prompts '[a photo of sks dog]'
+        --adapters other.safetensors --lora_scales '[0.5, 0.8, 1.0]' --prompts 'a photo of sks dog'
 
 Rows are prompts and seeds; columns are the base, then each adapter by itself at each LoRA scale. A seed gives the same initial
 noise in every column.
@@ -16,8 +16,8 @@ from sushi_research.config.process import read_command_line, run_main
 
 INTRO = """\
 This generates a grid of images from a base and adapters. To begin:
-  the base alone:   python scripts/sample.py --base BASE --prompts '[a cat]'
-  of a run:         python scripts/sample.py --prompts '[a cat]' --adapters '[runs/NAME]'
+  the base alone:   python scripts/sample.py --base BASE --prompts 'a cat'
+  of a run:         python scripts/sample.py --adapters runs/NAME --prompts 'a cat'
   its LoRA scale:   ... --lora_scales '[0.25, 0.5, 0.75, 1.0]' --seeds '[0, 1]'
   every option:     python scripts/sample.py --help"""
 

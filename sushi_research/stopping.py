@@ -24,7 +24,7 @@ _LAUNCHER_VARIABLE = "ACCELERATE_DYNAMO_MODE"
 _ENDED = "the launcher ended"
 # Ctrl-C in a terminal reaches a process twice: from the terminal and from the launcher. For so many seconds after a signal further
 # ones have no effect, so that they do not interrupt what the first one lets finish.
-_ONE_REQUEST = 5.0
+ONE_REQUEST = 5.0
 
 
 class Stopped(KeyboardInterrupt):
@@ -107,7 +107,7 @@ class _Request:
     @classmethod
     def is_new(cls) -> bool:
         now, before = time.monotonic(), cls.at
-        if before is not None and now - before < _ONE_REQUEST:
+        if before is not None and now - before < ONE_REQUEST:
             return False
         cls.at = now
         return True

@@ -14,8 +14,9 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 # Seconds. A process that takes longer is considered hung.
@@ -53,7 +54,11 @@ class ForkedScript:
 
     def wait_for(self, file: Path, text: str = "") -> None:
         """Returns when `file` exists and contains `text`; AssertionError if the script ends before that."""
-        while not (file.exists() and text in file.read_text(errors="replace")):
+        self.wait_until(lambda: file.exists() and text in file.read_text(errors="replace"))
+
+    def wait_until(self, condition: Callable[[], Any]) -> None:
+        """Returns when the condition holds; AssertionError if the script ends before that."""
+        while not condition():
             assert self.poll() is None, self.err
             time.sleep(0.005)
 

@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import sys
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -144,7 +145,8 @@ def verify_saved(
 
     It needs no base weights and takes about 1.5 s for SDXL. AdapterFileError names the first difference: an unexpected or
     missing key, a module that diffusers drops or adds, a matrix that is not bit for bit the trained one cast to `dtype`, or a
-    wrong scale. diffusers itself reports none of these.
+    wrong scale. diffusers itself reports none of these. Where modules differ in rank or alpha (`is_uniform`) diffusers' reader
+    takes wrong scales; other programs read each module's own alpha, so there the alphas in the file are compared.
     """
     from diffusers import loaders
     from safetensors import SafetensorError, safe_open
@@ -154,6 +156,7 @@ def verify_saved(
     try:
         with safe_open(path, "pt") as file:
             keys = list(file.keys())
+            alphas = {key: file.get_tensor(key).item() for key in keys if key.endswith(ALPHA)}
     except OSError as error:
         raise disk_error(f"cannot read back {path}", error) from error
     except SafetensorError as error:
@@ -163,18 +166,29 @@ def verify_saved(
     formats = ARCHITECTURES[architecture].formats()
     loader = getattr(loaders, formats.ADAPTER_LOADER)
     config = {"unet_config": unet.config} if formats.STABILITY_NAMES else {}
-    tensors, alphas = loader.lora_state_dict(str(path), use_safetensors=True, local_files_only=True, **config)
+    tensors, network_alphas = loader.lora_state_dict(str(path), use_safetensors=True, local_files_only=True, **config)
     bare = _weightless_unet(unet.to_json_string(), dtype)
     assert not adapter_modules(bare), "the UNet of an earlier file still has its adapter"
     try:
-        loader.load_lora_into_unet(
-            tensors, network_alphas=alphas, unet=bare, adapter_name=ADAPTER, low_cpu_mem_usage=True
-        )
+        with warnings.catch_warnings(action="ignore", category=RuntimeWarning):  # of peft, about those scales
+            loader.load_lora_into_unet(
+                tensors, network_alphas=network_alphas, unet=bare, adapter_name=ADAPTER, low_cpu_mem_usage=True
+            )
         _require_equal(path, adapter_modules(bare), trained, state, dtype)
         bare.unload_lora()
     except BaseException:
         _weightless_unet.cache_clear()  # what is left in it must not count for the next file
         raise
+    if not is_uniform((layer.r[ADAPTER], layer.lora_alpha[ADAPTER]) for layer in trained.values()):
+        for module_path, layer in trained.items():
+            alpha = torch.tensor(float(layer.lora_alpha[ADAPTER])).item()
+            if alphas[names[module_path] + ALPHA] != alpha:
+                raise AdapterFileError(f"{path}: the alpha of {module_path} is not {alpha}")
+
+
+def is_uniform(settings: Iterable[tuple[int, float]]) -> bool:
+    """Whether all modules of an adapter have one rank and one alpha."""
+    return len(set(settings)) == 1
 
 
 def _require_equal(
@@ -186,6 +200,7 @@ def _require_equal(
 ) -> None:
     """AdapterFileError unless the loaded layers are the trained ones, with the tensors of `state` cast to `dtype`."""
     _require_same(path, "the module", loaded, trained)
+    uniform = is_uniform((layer.r[ADAPTER], layer.lora_alpha[ADAPTER]) for layer in trained.values())
     for module_path, layer in loaded.items():
         for matrix, module in (("lora_A", layer.lora_A[ADAPTER]), ("lora_B", layer.lora_B[ADAPTER])):
             expected = state[f"{module_path}.{matrix}.weight"].detach().to("cpu", dtype)
@@ -193,7 +208,7 @@ def _require_equal(
                 raise AdapterFileError(f"{path}: {matrix} of {module_path} differs from the trained matrix")
         rank = trained[module_path].r[ADAPTER]
         scale = torch.tensor(float(trained[module_path].lora_alpha[ADAPTER])).item() / rank
-        if layer.scaling[ADAPTER] != scale:
+        if uniform and layer.scaling[ADAPTER] != scale:
             raise AdapterFileError(f"{path}: the scale of {module_path} is {layer.scaling[ADAPTER]}, not {scale}")
 
 

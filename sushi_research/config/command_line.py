@@ -6,8 +6,8 @@ We parse it ourselves because argparse and jsonargparse accept abbreviated keys 
 nearest key in their errors. jsonargparse also accepts duplicate YAML keys and reads `--optimizer.kwargs.eps 1e-8` as a
 string.
 
-Mappings are merged key by key. Any other value, including a list, replaces the earlier one, and the length of a run replaces one
-in the other unit (train.steps, train.epochs). In a free-form mapping such
+Mappings are merged key by key. Any other value, including a list, replaces the earlier one, and a key replaces an
+earlier one that says the same thing in another way (train.epochs for train.steps). In a free-form mapping such
 as `optimizer.kwargs`, null removes an earlier entry, and null for the whole mapping removes all entries (as in RFC 7396).
 """
 
@@ -37,8 +37,9 @@ from sushi_research.errors import UserError, UserErrors
 
 Config = TypeVar("Config", bound=BaseModel)
 
-# The length of a run is given by one of these.
-INSTEAD = {"train.steps": "train.epochs", "train.epochs": "train.steps"}
+# Pairs of keys that say the same thing in two ways.
+_PAIRS = (("train.steps", "train.epochs"), ("sample.prompts", "sample.prompts_file"))
+INSTEAD = {one: other for pair in _PAIRS for one, other in (pair, pair[::-1])}
 
 
 def load_config(config_class: type[Config], argv: Sequence[str], *, script: str, intro: str) -> Config:

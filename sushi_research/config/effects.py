@@ -28,6 +28,10 @@ class Rule(NamedTuple):
     remedy: str
 
 
+# Settings of the section that a prompt can have itself.
+_OF_PROMPTS = ("steps", "guidance", "width", "height", "negative_prompt")
+
+
 def _is(*values: Any) -> Callable[[Any], bool]:
     return lambda value: value in values
 
@@ -36,11 +40,32 @@ def _is_other_than(*values: Any) -> Callable[[Any], bool]:
     return lambda value: value not in values
 
 
+def _each_has(name: str) -> Callable[[Any], bool]:
+    """Whether there are prompts and each is a mapping with this setting."""
+    return lambda prompts: bool(
+        isinstance(prompts, list)
+        and prompts
+        and all(isinstance(prompt, dict) and prompt.get(name) is not None for prompt in prompts)
+    )
+
+
+def _own_settings(section: str, otherwise: Mapping[str, Callable[[Any], bool]]) -> tuple[Rule, ...]:
+    """Settings that each prompt has itself; `otherwise` tests that they are not used without prompts."""
+    ruled = {"seeds": ("seed", {})} | {name: (name, otherwise) for name in _OF_PROMPTS}
+    return tuple(
+        Rule(
+            (f"{section}{key}",),
+            {f"{section}prompts": _each_has(own), **tests},
+            f"because each of {section}prompts has a {own} of its own",
+            "take it out there",
+        )
+        for key, (own, tests) in ruled.items()
+    )
+
+
 def _has_only_texts(prompts: Any) -> bool:
     return isinstance(prompts, list) and all(isinstance(prompt, str) for prompt in prompts)
 
-
-_DRAWING = tuple(f"sample.{name}" for name in ("steps", "guidance", "width", "height", "negative_prompt"))
 
 # What holds for evaluate.py too. A rule may rely on what an earlier one has dropped.
 EVERYWHERE = (
@@ -63,7 +88,7 @@ EVERYWHERE = (
         "set it to true",
     ),
     Rule(
-        _DRAWING,
+        tuple(f"sample.{name}" for name in _OF_PROMPTS),
         {"sample.enabled": _is(False), "evaluation.pictures": _is(0)},
         "while sample.enabled is false and evaluation.pictures is 0",
         "set one of them",
@@ -74,6 +99,7 @@ EVERYWHERE = (
         "while sample.guidance is 1, which is none",
         "set another guidance",
     ),
+    *_own_settings("sample.", {"evaluation.pictures": _is(0)}),
 )
 TRAINING = (
     Rule(
@@ -133,6 +159,7 @@ SAMPLING = (
         "while guidance is 1, which is none",
         "set another guidance",
     ),
+    *_own_settings("", {}),
 )
 EVALUATION = (*EVERYWHERE, _SCALES)
 

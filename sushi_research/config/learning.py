@@ -39,8 +39,7 @@ class LoraSection(Section):
         "downsamplers and upsamplers (both as in kohya's sd-scripts); or a list of module name suffixes; null = those of "
         "lora.start_from, otherwise the default",
         json_schema_extra={
-            "allowed": "attention, attention_ff, kohya, kohya_conv, "
-            "a list of name suffixes such as [to_q, to_k], or null"
+            "allowed": "attention, attention_ff, kohya, kohya_conv, a list of name suffixes such as [to_q, to_k], or null"
         },
     )
     rank: Annotated[int, Field(ge=1, le=4096)] | None = Field(

@@ -58,7 +58,7 @@ def scan(
     folder = Path(path).absolute()
     if not os.path.isdir(folder):
         require_hub_id(str(path), folder, key)
-        result = Scan(source=str(path) if revision is None else f"{path}@{revision}")
+        result = Scan(source=str(path) if revision is None else f"{path}@{revision}", is_table=True)
         images = find_in_table(result, open_hub(str(path), split, revision), split, image_column, caption_column)
     else:
         if revision is not None:
@@ -71,7 +71,7 @@ def scan(
             if not is_saved:
                 require_apart(key, folder, result.skipped, outputs or {})
             table = open_saved(folder, split) if is_saved else open_folder(folder, split)
-            result = Scan(source=str(folder))
+            result = Scan(source=str(folder), is_table=True)
             note_links(result, folder, table.files)
             images = find_in_table(result, table, split, image_column, caption_column)
     if not images:

@@ -75,7 +75,7 @@ class Scan:
     `cropped` are the images that lose much to the crop, the largest loss first; `notes` are remarks that do not stop a run;
     `skipped` are those about folders and pictures that this program wrote; `ignored` counts files that are neither image nor
     caption; `held_out` and `prior` have the names of the samples that were moved out of `samples` for evaluation, `prior` those of
-    prior images.
+    prior images. `is_table`: an HF dataset, and no folder of images.
     """
 
     source: str
@@ -87,6 +87,7 @@ class Scan:
     ignored: int = 0
     held_out: list[str] = field(default_factory=list)
     prior: list[str] = field(default_factory=list)
+    is_table: bool = False
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sushi_research.config import TrainingConfig
+from sushi_research.config.keys import default_values
 from sushi_research.config.prompts import Prompt, as_prompts, read_prompts, texts_of
 from sushi_research.data import dataset, findings, prior_images
 from sushi_research.data.buckets import BucketRule
@@ -15,6 +16,7 @@ from sushi_research.data.findings import LARGE_CROP
 from sushi_research.data.held_out import DRIFT_CAPTIONS, held_out_items, hold_out, require_separate, trained_items
 from sushi_research.data.prior_images import PriorImages
 from sushi_research.data.samples import Crop, Item, Problem, Scan, make_items
+from sushi_research.errors import UserError
 from sushi_research.fingerprints import HashCache
 from sushi_research.runs.job import Job
 
@@ -95,6 +97,7 @@ def read_data(job: Job, hash_cache: HashCache) -> Data:
             prior_scan = read(prior_path, split=config.data.split, revision=revision, key="evaluation.prior_path")
     rule = bucket_rule(config)
     scans = [each for each in (scan, separate, prior_scan) if each]
+    _require_effect(config, scans, separate)
     for each in scans:
         drop_too_small(each, rule)
     # Write the report now in case require_clean raises, but do not overwrite that of a run that has already started.
@@ -133,6 +136,23 @@ def read_data(job: Job, hash_cache: HashCache) -> Data:
         prior_scan,
         prior.trained,
     )
+
+
+def _require_effect(config: TrainingConfig, scans: Sequence[Scan], separate: Scan | None) -> None:
+    """UserError if a setting is for HF datasets, and the images are in folders. `effects.py` has what a config alone tells."""
+    defaults, data = default_values(type(config)), config.data
+    given = {}
+    if not any(scan.is_table for scan in scans):
+        given = {"data.split": data.split, "data.image_column": data.image_column}
+    if separate and not separate.is_table:
+        given["evaluation.split"] = config.evaluation.split
+    for key, value in given.items():
+        if value != defaults[key]:
+            sources = " and ".join(scan.source for scan in ([separate] if key == "evaluation.split" else scans) if scan)
+            raise UserError(
+                f"{key} is {value}, which has no effect: {sources} holds image files, and only HF datasets have splits and "
+                f"columns; remove {key}."
+            )
 
 
 def drop_too_small(scan: Scan, rule: BucketRule) -> None:

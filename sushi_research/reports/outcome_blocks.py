@@ -6,13 +6,12 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from sushi_research.errors import some
 from sushi_research.evaluation.memorisation import Memorised, memorised
 from sushi_research.evaluation.outcomes import BINS, KEPT_LIMIT, LEARNED_BINS
 from sushi_research.evaluation.result_arrays import NUM_TIMESTEPS
-from sushi_research.reports import best_step
+from sushi_research.reports import best_step, sample_series, thumbnails
 from sushi_research.reports.best_step import BestStep, StepDifference
 from sushi_research.reports.page import Block, Picture
 from sushi_research.reports.run_outcomes import RunOutcomes
@@ -216,7 +215,7 @@ def _plots(outcomes: RunOutcomes, of_memory: dict[int, Memorised], best: BestSte
         "kept": pick(("kept", "prior")),
         "drift": pick(("drift",)),
         **_memory_means(outcomes, of_memory),
-        "pictures: log of the distance from the held-out images, over the base's": pick(("pictures learned",)),
+        "pictures: log distance from held-out images, over the base's": pick(("pictures learned",)),
         "pictures: distance from the base's pictures": pick(("pictures kept",)),
     }
     pair = (columns["kept"], columns["learned"]) if {"kept", "learned"} <= columns.keys() else None
@@ -237,37 +236,23 @@ def _memory_means(outcomes: RunOutcomes, of_memory: dict[int, Memorised]) -> dic
 
 
 def _drawn(run: RunFolder, outcomes: RunOutcomes, best: BestStep | None) -> list[Block]:
-    """The pictures of the evaluations: the first prompts as rows; the base, the best and the last step as columns."""
+    """The pictures of the evaluations: of the first prompts of each kind, those of the base, the best and the last step."""
     steps = sorted({0, *outcomes.steps[-1:], *([best.step] if best else [])})
-    folders = [sample_grids.step_folder(run.pictures, step) for step in steps]
-    folders = [folder for folder in folders if folder.is_dir()]
-    names = [
-        name
-        for kind in ("learned", "kept")
-        for name in sorted(path.name for path in (folders[-1].glob(f"*-{kind}-*.png") if folders else ()))[:MOST_ROWS]
-        if all(plots.picture_problem(folder / name) is None for folder in folders)
-    ]
-    if not names:
-        return []
-    rows, labels = [], []
-    for name in names:
-        images = []
-        for folder in folders:
-            with Image.open(folder / name) as image:
-                images.append(image.convert("RGB"))
-                label = image.info.get(sample_grids.LABEL, name)
-        rows.append(images)
-        labels.append(label)
-    of_steps = [int(folder.name.removeprefix("step-")) for folder in folders]
-    columns = ["base" if step == 0 else f"step {step}" for step in of_steps]
-    kinds = [
-        f"{kind} captions"
-        for key, kind in (("learned", "held-out"), ("kept", "neutral"))
-        if any(f"-{key}-" in n for n in names)
-    ]
-    text = f"Drawn at the evaluations, with the same prompt and seed in a row: {' first, then '.join(kinds)}."
-    return [
-        Block("heading", "Pictures"),
-        Block("text", text),
-        Block("picture", text, path=plots.grid(plots.for_page(rows), labels, columns)),
-    ]
+    folders = {step: sample_grids.step_folder(run.pictures, step) for step in steps}
+    folders = {step: folder for step, folder in folders.items() if folder.is_dir()}
+    last = folders[max(folders)] if folders else None
+    found = []
+    for kind, what in (("learned", "held-out"), ("kept", "neutral")):
+        names = sorted(path.name for path in last.glob(f"*-{kind}-*.png")) if last else []
+        for name in names[:MOST_ROWS]:
+            if any(plots.picture_problem(folder / name) for folder in folders.values()):
+                continue
+            shown = [
+                Picture(
+                    thumbnails.of_picture(folder / name, sample_series.SIDES[0]), f"step {step}" if step else "base"
+                )
+                for step, folder in folders.items()
+            ]
+            found.append(Block("series", f"{sample_series.label_of(last / name)} ({what} caption)", pictures=shown))
+    text = "Drawn at the evaluations, with the same prompt and seed in a row."
+    return [Block("heading", "Pictures"), Block("lead", text), *found] if found else []

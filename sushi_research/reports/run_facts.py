@@ -8,9 +8,11 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from pathlib import Path
 from statistics import median
 from typing import Any
 
+from sushi_research.files import size_text
 from sushi_research.reports import training_log
 from sushi_research.reports.page import Block, Card
 from sushi_research.runs import provenance, records
@@ -44,9 +46,35 @@ def cards(run: RunFolder, metrics: Sequence[Mapping[str, Any]], plan: Mapping[st
             detail += f", {_duration((steps - step) * median(seconds))} to go"
         found.append(Card("time in training steps", _duration(sum(seconds)), detail))
         if peaks := [line["peak_memory_gib"] for line in trained if line.get("peak_memory_gib")]:
-            found.append(Card("peak memory", f"{max(peaks):.1f} GiB", "of the process that needed most"))
-    if run.adapter.is_file():
-        found.append(Card("adapter", f"{run.adapter.stat().st_size / 2**20:.1f} MiB", run.adapter.name))
+            found.append(Card("peak memory", f"{max(peaks):.1f} GiB", "of the largest process"))
+    if files := _adapter_files(run):
+        last, of_step = files[-1]
+        found.append(Card("adapter file", "finished" if last == run.adapter else of_step, last.name))
+    return found
+
+
+def _adapter_files(run: RunFolder) -> list[tuple[Path, str]]:
+    """(path, of which step) of the run's adapter files, the finished one last."""
+    found = [(path, f"step {step}") for step, path in sorted(run.step_adapters().items())]
+    return found + ([(run.adapter, "the end")] if run.adapter.is_file() else [])
+
+
+def adapter_files(run: RunFolder) -> list[Block]:
+    """The run's adapter files, the last first; those of the best step too. [] if there are none."""
+    best = [(path, f"step {step}, the best evaluated so far") for step, path in sorted(run.best_adapters().items())]
+    files = [*best, *_adapter_files(run)][::-1]
+    if not files:
+        return []
+    rows = [
+        ["file", "of", "size"],
+        *([path.name, step, size_text(path.stat().st_size)] for path, step in files[:MOST_ITEMS]),
+    ]
+    text = "Each is complete: copy one into the LoRA folder of your program, or give it to scripts/sample.py."
+    found = [Block("lead", text), Block("table", rows=rows)]
+    if files[MOST_ITEMS:]:
+        found.append(
+            Block("details", f"{len(files) - MOST_ITEMS} more", items=[path.name for path, _ in files[MOST_ITEMS:]])
+        )
     return found
 
 

@@ -104,6 +104,7 @@ def _page(run: RunFolder, state: str, additions: Additions) -> tuple[RunPage, di
         ("Samples", samples),
         ("", additions.blocks),
         ("", evaluations),
+        ("Adapter files", attempt(lambda: run_facts.adapter_files(run), [])),
         ("Curves", [Block("panels", pictures=panels)] if panels else []),
         (TRAINING_IMAGES, attempt(lambda: _training_images(run), [])),
         ("Plan", attempt(lambda: run_facts.plan_facts(plan), []) if plan else []),
@@ -115,8 +116,8 @@ def _page(run: RunFolder, state: str, additions: Additions) -> tuple[RunPage, di
     written = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
     steps = plan.get("steps")
     going_on = state.startswith("at step")
-    until = " It is written again at each sample grid and evaluation." if going_on else ""
-    lead = f"{state[:1].upper()}{state[1:]}. This page is of {written}.{until}"
+    until = ", and again at each sample grid and evaluation" if going_on else ""
+    lead = f"{state[:1].upper()}{state[1:]}. Written {written}{until}."
     cards = attempt(lambda: run_facts.cards(run, metrics, plan, step), [])
     body = [
         block for title, found in parts if found for block in ([Block("heading", title)] if title else []) + [*found]

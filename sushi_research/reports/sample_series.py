@@ -62,5 +62,10 @@ def _label(path: Path, problems: list[str]) -> str | None:
         if problem != plots.MISSING:
             problems.append(f"{path} {problem}: the page is without it")
         return None
+    return label_of(path)
+
+
+def label_of(path: Path) -> str:
+    """The prompt in a picture's PNG text, or the file's name."""
     with Image.open(path) as image:
-        return image.info.get(sample_grids.LABEL, path.stem)
+        return str(image.info.get(sample_grids.LABEL, path.stem))

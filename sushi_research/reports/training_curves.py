@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -84,7 +85,7 @@ def panel(title: str, draw: Callable[[Any], None]) -> bytes:
     axes = figure.add_axes((0.15, 0.15, 0.82, 0.73))
     axes.set_xlabel("optimizer step", fontsize=9)
     draw(axes)
-    axes.set_title(title, fontsize=10)
+    axes.set_title(textwrap.fill(title, 66), fontsize=10)
     axes.tick_params(labelsize=9)
     axes.grid(alpha=0.3)
     return plots.figure_png(figure)

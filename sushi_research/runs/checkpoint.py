@@ -85,7 +85,7 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], facts: dict[
     """
     assert keep >= 1, keep
     assert_plain(state, "state")
-    path = folder / f"step-{step:08d}"
+    path = checkpoint_path(folder, step)
     temporary = hidden_name(path)
     require_same_folder(folder)
     try:
@@ -104,6 +104,11 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], facts: dict[
         raise disk_error(f"cannot save the checkpoint {path}", error) from error
     _prune(folder, step, keep)
     return path
+
+
+def checkpoint_path(folder: Path, step: int) -> Path:
+    """The folder of the checkpoint of a step."""
+    return folder / f"step-{step:08d}"
 
 
 def latest_checkpoint(folder: Path) -> Checkpoint | None:

@@ -52,7 +52,6 @@ class AdapterWriter:
     def _facts(self, step: int) -> metadata.Facts:
         """What the metadata says about the adapter of `step`, besides the config."""
         job, plan, run_state, start = self.job, self.plan, self.run_state, self.job.start
-        lora = job.config.lora
         return metadata.Facts(
             architecture=job.model.NAME,
             name=job.run.name,
@@ -67,8 +66,7 @@ class AdapterWriter:
             trained=(job.started, time.time()),
             samples=list({item.sample.name: item.sample for item in self.inputs.data.items}.values()),
             started_from=start.chain if start else (),
-            is_uniform=not start
-            or {(each.rank, each.alpha) for each in start.pairs.values()} == {(lora.rank, lora.alpha)},
+            is_uniform=start is None or start.is_uniform,
         )
 
 

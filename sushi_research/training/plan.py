@@ -167,7 +167,7 @@ class Plan:
             f"step         {self.global_batch_size} samples = batch {self.batch_size} x accumulation "
             f"{self.accumulation} x processes {self.processes}; micro-batches {self.micro_batch_fill:.0%} full",
             f"length       {self.steps} optimizer steps = {self.samples} samples = {self.epochs} epochs; "
-            f"each image {self.samples_per_image} times",
+            f"each image {self.samples_per_image} times{f'; warm-up {self.warmup} steps' if self.warmup else ''}",
             f"adapter      {self.adapter_modules} modules, {self.trainable_parameters:,} trainable parameters",
             f"cache        {self.image_cache.describe('image entries', ' to encode')}, {self.caption_cache.describe('captions')}",
             f"disk         {self.disk.parts()}; {'; '.join(room.describe() for room in self.rooms)}",
@@ -256,6 +256,8 @@ def make_plan(job: Job, inputs: Inputs) -> Plan:
         run_folder=config.run.folder,
     )
     job.say(*plan.describe().split("\n"))
+    if command := config.checkpoint.command:  # not a part of the plan, whose file is in the run folder
+        job.say(f"command      after each checkpoint: {command}")
     if job.dry_run and job.is_main:
         with job.dry_run.optional():
             dataset.write_report(data.scan, job.dry_run.data_report, data.evaluation_scan, data.prior_scan)

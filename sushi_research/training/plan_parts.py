@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from sushi_research.adapters import metadata
 from sushi_research.caches.inputs import Inputs
 from sushi_research.config.command_line import config_to_dict
 from sushi_research.data.image_folder import repeats_of
@@ -101,17 +102,19 @@ def describe_repeats(repeats: tuple[Repeats, ...]) -> list[str]:
 
 @dataclass(frozen=True)
 class SamplePlan:
-    """The sample grids of a run: `times` of them, each with the images that have these labels. `often` says when."""
+    """The sample grids of a run: `times` of them, each with so many `images` of the `prompts`. `often` says when."""
 
-    images: tuple[str, ...]
+    prompts: tuple[str, ...]
+    images: int
     times: int
     often: str
 
     def describe(self) -> list[str]:
-        shown = [f"{INDENT}{label}" for label in self.images[:SHOWN_PROMPTS]]
-        if len(self.images) > SHOWN_PROMPTS:
-            shown.append(f"{INDENT}and {len(self.images) - SHOWN_PROMPTS} more (a run's plan.json lists all)")
-        return [f"samples      {_count(len(self.images), 'image')}, {_count(self.times, 'time')}: {self.often}", *shown]
+        images = f"{_count(self.images, 'image')} of {_count(len(self.prompts), 'prompt')}"
+        shown = [f"{INDENT}{prompt}" for prompt in self.prompts[:SHOWN_PROMPTS]]
+        if len(self.prompts) > SHOWN_PROMPTS:
+            shown.append(f"{INDENT}and {len(self.prompts) - SHOWN_PROMPTS} more (a run's plan.json lists all)")
+        return [f"samples      {images}, {_count(self.times, 'time')}: {self.often}", *shown]
 
 
 def samples_of(job: Job, inputs: Inputs, steps: int, due: Due) -> SamplePlan | None:
@@ -122,20 +125,37 @@ def samples_of(job: Job, inputs: Inputs, steps: int, due: Due) -> SamplePlan | N
     ends = "before and after training"
     times = 2 + due.sample.count(0, steps - 1)
     often = f"{ends}, and {how_often(config.every, due.sample)}" if times > 2 else ends
-    return SamplePlan(tuple(image.label for image in sample_prompts.of_run(job.config, inputs.prompts)), times, often)
+    images = sample_prompts.of_run(job.config, inputs.prompts)
+    one_each = {image.number: image for image in reversed(images)}
+    labels = tuple(one_each[number].prompt_label for number in sorted(one_each))
+    return SamplePlan(labels, len(images), times, often)
 
 
 @dataclass(frozen=True)
 class CheckpointPlan:
-    """The checkpoints of a run: `times` in all, of which the latest `kept` stay. `often` says when."""
+    """The checkpoints of a run: `times` in all, of which the latest `kept` stay. `often` says when.
+
+    Each has an adapter file; the latest `kept_adapters` of those on the way stay (None: all). `metadata` says what is in the files.
+    """
 
     times: int
     kept: int
     often: str
+    kept_adapters: int | None
+    metadata: str
 
     def describe(self) -> list[str]:
         kept = "" if self.times <= self.kept else f"; the latest {self.kept} are kept"
-        return [f"checkpoints  {self.times}: {self.often}{kept}"]
+        on_the_way = self.times - 1
+        files = "NAME.safetensors"
+        if on_the_way and self.kept_adapters != 0:
+            files += f", and NAME-STEP.safetensors for {_count(on_the_way, 'checkpoint')} before it"
+            files += "" if self.kept_adapters is None else f", of which the latest {self.kept_adapters} are kept"
+        return [
+            f"checkpoints  {self.times}: {self.often}{kept}",
+            f"adapters     {files}",
+            f"metadata     {self.metadata}",
+        ]
 
 
 def checkpoints_of(job: Job, steps: int, due: Due) -> CheckpointPlan:
@@ -145,7 +165,7 @@ def checkpoints_of(job: Job, steps: int, due: Due) -> CheckpointPlan:
     often = "at the end only"
     if times > 1:
         often = f"{how_often(config.every, due.checkpoint)}{'' if due.checkpoint.at(steps) else ', and at the end'}"
-    return CheckpointPlan(times, config.keep, often)
+    return CheckpointPlan(times, config.keep, often, config.keep_adapters, metadata.describe(job.config))
 
 
 def how_often(every: int | float | str, interval: Interval) -> str:

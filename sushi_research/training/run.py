@@ -20,10 +20,8 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 
 from sushi_research import stopping
-from sushi_research.adapters import lora
 from sushi_research.config import TrainingConfig
 from sushi_research.config.command_line import config_to_dict
-from sushi_research.config.suggestions import word
 from sushi_research.errors import UserError
 from sushi_research.precision import resolve_precision
 from sushi_research.runs import launch, provenance, run_folder, tracking
@@ -32,7 +30,7 @@ from sushi_research.runs.dry_run import DryRun
 from sushi_research.runs.job import Job, agree
 from sushi_research.runs.metrics_file import MetricsFile
 from sushi_research.terminal import say
-from sushi_research.training import best_files, page_output, starting_point
+from sushi_research.training import best_files, page_output, run_end, starting_point
 from sushi_research.training.kept import what_is_kept
 from sushi_research.training.plan import Plan
 from sushi_research.training.resume import RunState
@@ -70,7 +68,17 @@ def start_job(config: TrainingConfig, model: ModuleType, script: str, *, trains:
     start = None
     if trains and config.lora.start_from is not None:
         config, start = starting_point.read(config, model)
-    return Job(config, model, accelerator, precision.name, precision_reason=precision.reason, code=code, start=start)
+        if accelerator.is_main_process:
+            say(start.describe())
+    return Job(
+        config,
+        model,
+        accelerator,
+        precision.name,
+        precision_reason=precision.reason,
+        code=code,
+        start=start,
+    )
 
 
 def quiet_libraries() -> None:
@@ -199,29 +207,7 @@ def finish(job: Job, state: TrainState, metrics_file: MetricsFile, step: int) ->
     run.mark_finished(step)
     # Everything that scripts/compare_runs.py reads, so that it can compare runs from several machines.
     tracking.log_artifact(accelerator, "record", run.record_files(), root=run.path)
-    written = {"adapter": run.adapter, "page": run.report, "curves": run.curves, "metrics": run.metrics}
-    if best:
-        written["best"] = best[-1]
-    if run.evaluation.exists():
-        written["losses"] = run.evaluation
-    if config.sample.enabled:
-        written["samples"] = run.samples / "progress.png"
-    if config.evaluation.pictures:
-        written["pictures"] = run.pictures
-    if any((run.path / "wandb").glob("offline-run-*")):
-        written["W&B"] = (
-            f"{run.path}/wandb (offline; `wandb sync {word(str(run.path))}/wandb/offline-run-*` uploads it)"
-        )
-    written = {what: path for what, path in written.items() if not isinstance(path, Path) or path.exists()}
-    say("", f"finished; seconds: {', '.join(f'{name} {value:.0f}' for name, value in seconds.items())}; written:")
-    for what, path in written.items():
-        say(f"  {what:<9} {path}")
-    for warning in _warnings(job, state, step):
-        say(f"warning: {warning}")
-    say(
-        "next: put the adapter into your program's LoRA folder (ComfyUI, A1111, Forge, InvokeAI; diffusers: "
-        "load_lora_weights), or generate a sample grid with scripts/sample.py"
-    )
+    run_end.tell(job, state, seconds, step)
 
 
 def stopped(job: Job, plan: Plan, step: int) -> None:
@@ -248,20 +234,3 @@ def _file_of(job: Job, step: int, steps: int) -> str:
     return (
         f"it has no adapter file (checkpoint.keep_adapters is 0): the same command with --train.steps {step} writes one"
     )
-
-
-def _warnings(job: Job, state: TrainState, step: int) -> Iterator[str]:
-    """What a finished run may have gone wrong in without an error."""
-    if state.skipped_steps:
-        yield f"fp16 skipped {state.skipped_steps} of {step} steps, because their gradients overflowed"
-    if job.config.evaluation.keep_best:
-        if best := best_files.lost(job.run):
-            yield f"{best.problem}: the run ends without the adapter of its best step"
-        elif not job.run.best_adapters():
-            yield "no evaluation after step 0 has finite values, so no step is best and evaluation.keep_best kept no adapter file"
-    dtype = job.config.lora.save_dtype
-    if lora.is_zero(state.master_weights.named_state(), getattr(torch, dtype)):
-        yield (
-            f"every second matrix of the adapter is zero in {dtype}, as at the start, so the adapter does not change the base: "
-            "train for more steps or with a larger optimizer.lr"
-        )

@@ -1,4 +1,4 @@
-"""Saves a step of a run: its checkpoint, then the adapter file of that step."""
+"""Saves a step of a run: its checkpoint, then the adapter file of that step; then the user's own command."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from pathlib import Path
 from sushi_research.adapters.kohya_format import problem_of
 from sushi_research.errors import UserError
 from sushi_research.files import CannotWrite
-from sushi_research.training import step_files, thumbnail
+from sushi_research.runs.checkpoint import checkpoint_path
+from sushi_research.training import checkpoint_command, step_files, thumbnail
 from sushi_research.training.adapter_output import AdapterWriter
 
 logger = logging.getLogger(__name__)
@@ -28,12 +29,15 @@ class Saver:
         if step == 0:
             return
         job, state = self.writer.job, self.writer.state
+        is_new = step > self.writer.run_state.step
         with job.main_process_writes():
-            if job.is_main and step > self.writer.run_state.step:
+            if job.is_main and is_new:
                 self._save_checkpoint(step)
         with state.averaged_weights(), job.main_process_writes():
             if job.is_main:
                 self._write_adapter(step)
+                if is_new:
+                    self._run_command(step)
 
     @contextlib.contextmanager
     def saved_if_interrupted(self, step: int) -> Iterator[None]:
@@ -49,6 +53,7 @@ class Saver:
                 self._save_checkpoint(step)
                 with self.writer.state.averaged_weights():
                     self._write_adapter(step)
+                self._run_command(step)
             raise
 
     def add_picture(self, step: int) -> None:
@@ -66,6 +71,11 @@ class Saver:
         run = self.writer.job.run
         assert run is not None
         return run.adapter if step == self.writer.plan.steps else run.step_adapter(step)
+
+    def _run_command(self, step: int) -> None:
+        job = self.writer.job
+        assert job.run is not None
+        checkpoint_command.run(job, step, checkpoint_path(job.run.checkpoints, step), self._path(step))
 
     def _save_checkpoint(self, step: int) -> None:
         writer = self.writer

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from sushi_research.adapters import lora, run_files
-from sushi_research.adapters.kohya_format import tensors_hash
+from sushi_research.adapters.kohya_format import is_uniform, tensors_hash
 from sushi_research.adapters.matching import match_components
 from sushi_research.adapters.metadata import Ancestor, ancestor_of
 from sushi_research.adapters.reading import COMPONENTS, Pair, component_of, read_adapter
@@ -30,6 +30,21 @@ class StartingPoint:
     hash: str
     pairs: Mapping[str, Pair]
     chain: tuple[Ancestor, ...]
+
+    @property
+    def is_uniform(self) -> bool:
+        """Whether all modules have one rank and one alpha."""
+        return is_uniform((pair.rank, pair.alpha) for pair in self.pairs.values())
+
+    def describe(self) -> str:
+        """A line for the terminal."""
+        line = f"starting from the adapter {self.path}: {len(self.pairs)} modules"
+        if self.is_uniform:
+            return line
+        return (
+            f"{line}, which differ in rank or alpha; A1111, Forge and ComfyUI read each module's own, as these scripts do, but "
+            "diffusers' load_lora_weights may scale some of them wrongly"
+        )
 
 
 def read(config: TrainingConfig, model: ModuleType) -> tuple[TrainingConfig, StartingPoint]:

@@ -223,7 +223,7 @@ def test_a_damaged_shard_is_reported_and_made_again(mine, encoded, fill, tmp_pat
 @pytest.mark.slow
 @ONE
 def test_killed_while_caching_it_goes_on(mine, encoded, forked, tmp_path):
-    """Killed as soon as the first image is in work: the captions are stored, the images are not."""
+    """Killed as soon as the captions are stored, before the images are."""
     for number in range(60):
         rng = np.random.default_rng(number)
         pixels = rng.integers(0, 256, (128, 128, 3), dtype=np.uint8)
@@ -233,7 +233,7 @@ def test_killed_while_caching_it_goes_on(mine, encoded, forked, tmp_path):
     config = tmp_path / "config.yaml"
     config.write_text(config_to_yaml(mine.config("killed", changes)))
     process = forked("scripts/train_sd15_lora.py", "--config", config)
-    process.wait_for(tmp_path / "forked-0/err", "encoding images")
+    process.wait_until(lambda: shards(tmp_path / "cache", "text_sd15"))
     process.kill()
     assert process.poll() == -signal.SIGKILL
     assert shards(tmp_path / "cache", "text_sd15") and not shards(tmp_path / "cache", "latents")

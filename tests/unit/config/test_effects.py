@@ -2,8 +2,9 @@
 
 import pytest
 
-from sushi_research.config import SD15Training
+from sushi_research.config import SD15Training, effects
 from sushi_research.config.command_line import config_to_yaml, load_config
+from sushi_research.config.keys import default_values
 from sushi_research.config.other_scripts import SamplingConfig, evaluation_config
 from sushi_research.errors import UserError
 
@@ -33,7 +34,14 @@ REFUSED = [
     ("sample.enabled=false", "sample.width", "64", "while sample.enabled"),
     ("sample.enabled=false", "sample.height", "64", "while sample.enabled"),
     ("sample.enabled=false", "sample.negative_prompt", "blurry", "while sample.enabled"),
+    ("sample.prompts=[{prompt: a, seed: 3}]", "sample.seeds", "[4]", "because each of sample.prompts"),
+    ("sample.prompts=[{prompt: a, steps: 3}]", "sample.steps", "4", "because each of sample.prompts"),
     ("sample.guidance=1", "sample.negative_prompt", "blurry", "while sample.guidance"),
+    ("sample.enabled=false", "sample.prompts_file", "prompts.txt", "while sample.enabled"),
+    ("lora.start_from=a.safetensors", "lora.init", "gaussian", "with lora.start_from"),
+    ("lora.metadata=none", "lora.trigger_words", "[sks]", "while lora.metadata"),
+    ("lora.metadata=none", "lora.author", "me", "while lora.metadata"),
+    ("lora.metadata=none", "lora.description", "mine", "while lora.metadata"),
     ("schedule.name=constant", "schedule.warmup", "5", "while schedule.name"),
     ("schedule.name=constant", "schedule.warmup", "1 epoch", "while schedule.name"),
     ("schedule.name=cosine", "schedule.cycles", "2", "only cosine_with_restarts has cycles"),
@@ -68,6 +76,8 @@ def test_what_has_an_effect_is_taken():
     assert load(*REQUIRED, "--evaluation.held_out=0.2", *drawn).sample.steps == 7
     # evaluate.py evaluates on all images if none are held out.
     assert load(*REQUIRED, *drawn, "--evaluation.noise_samples=16", config_class=EVALUATION).sample.steps == 7
+    some = ["--sample.prompts=[{prompt: a, seed: 3}, b]", "--sample.seeds=[4]"]
+    assert load(*REQUIRED, *some).sample.seeds == [4]
     given = ["--schedule.name=cosine_with_restarts", "--schedule.cycles=2", "--schedule.warmup=5"]
     assert load(*REQUIRED, *given).schedule.cycles == 2
 
@@ -103,3 +113,10 @@ def test_the_other_scripts_refuse_too():
             load("--base=base", "--prompts=a", *words, config_class=SamplingConfig)
     with pytest.raises(UserError, match="^lora_scales has no effect"):
         load(*REQUIRED, "--lora_scales=0.7", config_class=EVALUATION)
+
+
+def test_every_key_of_the_table_is_a_key():
+    known = {key for config_class in (SD15Training, EVALUATION) for key in default_values(config_class)}
+    known |= {"prompts", *default_values(SamplingConfig)}
+    rules = (*effects.TRAINING, *effects.SAMPLING, *effects.EVALUATION)
+    assert {key for rule in rules for key in (*rule.keys, *rule.when)} <= known

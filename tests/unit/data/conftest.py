@@ -26,7 +26,7 @@ def settled(monkeypatch):
 def read(tmp_path):
     """Reads `photos`, with other settings by section, as a new run; returns the data, and the run's report or None."""
 
-    def run(on_bad_file: str = "stop", **evaluation):
+    def run(on_bad_file: str = "stop", data: dict[str, str] | None = None, **evaluation):
         sections = {
             "model": {"base": "x"},
             "train": {"steps": 1},
@@ -37,6 +37,7 @@ def read(tmp_path):
             "resolution": 64,
             "bucket_step": 32,
             "on_bad_file": on_bad_file,
+            **(data or {}),
         }
         config = SD15Training(
             **sections, evaluation=evaluation, run={"folder": str(tmp_path / "photos" / "runs"), "name": "a"}

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from sushi_research import progress
 from sushi_research.data import dataset
 from sushi_research.data.colour import SRGB, matrix_profile
 from sushi_research.data.dataset import Problem, Sample, Scan, require_clean, write_report
@@ -550,7 +551,8 @@ def test_a_hash_alone_does_not_pass_for_a_check(root, scan, hash_cache, decodes)
     assert len(scan(root).samples) == len(decodes) == 1
 
 
-def test_the_check_shows_its_progress_when_asked(root, scan, capsys):
+def test_the_check_shows_its_progress_when_asked(root, scan, capsys, monkeypatch):
+    monkeypatch.setattr(progress, "on_terminal", lambda: True)
     write(root, a_png=picture(1), a_txt="x")
     scan(root, hash_cache=HashCache(root / "none.json"))
     assert capsys.readouterr().err == ""

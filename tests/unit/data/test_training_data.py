@@ -66,3 +66,18 @@ def test_own_folders_and_large_crops_are_noted(read, tmp_path):
         "runs/a: the run folder, skipped",
         "1 image loses more than 20% to the crop that fits a bucket: wide.png (60%, to 128x32)",
     ]
+
+
+def test_what_is_for_hf_datasets_is_refused_for_image_files(read, tmp_path):
+    picture(tmp_path / "photos" / "a.png", 0)
+    picture(tmp_path / "held" / "b.png", 1)
+    held = str(tmp_path / "held")
+    for given, evaluation in (
+        ({"split": "test"}, {}),
+        ({"image_column": "picture"}, {"path": held}),
+        ({}, {"path": held, "split": "test"}),
+    ):
+        key = next(iter([f"data.{name}" for name in given]), "evaluation.split")
+        with pytest.raises(UserError, match=rf"^{key} is \w+, which has no effect: .* holds image files"):
+            read(data=given, **evaluation)
+    assert names(read(data={"caption_column": "words"}).items) == ["a.png"]

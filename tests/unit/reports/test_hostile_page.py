@@ -159,14 +159,20 @@ def test_hostile_texts_are_text(run, monkeypatch):
 
 def test_the_page_of_a_run_that_goes_on(run):
     """Every part has its heading; it says how far the run is, and stands alone."""
+    for step in range(1, 15):
+        run.step_adapter(step).write_bytes(bytes(2048))
     run_page.write(run, "at step 20 of 40")
     page = read(run)
+    assert [text for text in page.texts["td"] if text.endswith(".safetensors")] == [
+        f"a run-{step:06d}.safetensors" for step in range(14, 2, -1)
+    ]
+    assert "a run-000002.safetensors\na run-000001.safetensors" in page.texts["pre"] and "step 14" in page.texts["b"]
     assert page.texts["h2"] == [
-        "Samples", "Which checkpoint to take", "Outcomes by step", "Curves", "Training images", "Plan", "Problems of the data",
-        "Provenance", "Config",
+        "Samples", "Which checkpoint to take", "Outcomes by step", "Adapter files", "Curves", "Training images", "Plan",
+        "Problems of the data", "Provenance", "Config",
     ]  # fmt: skip
     assert len(set(page.values("id"))) == len(page.texts["h2"]) == len(page.values("href"))
-    assert page.texts["p"][0].startswith("At step 20 of 40. This page is of 20")
+    assert page.texts["p"][0].startswith("At step 20 of 40. Written 20")
     assert "width:50.0%" in page.values("style") and "20 of 40" in page.texts["b"]
     assert ("meta", "name", "viewport") in page.attributes
     assert (

@@ -48,7 +48,7 @@ def test_the_page_says_which_step_is_best_and_how_sure_that_is(run):
     best = run_page.write(run, "finished at step 30").best
     assert best.step == 20
     page, text = run.report.read_text(encoding="utf-8"), text_of(run)
-    assert "Finished at step 30. This page is of 20" in text
+    assert "Finished at step 30. Written 20" in text
     assert "Evaluated at 4 steps on 12 held-out images with 8 noise samples each." in text
     assert "Step 20 is the best of 3 evaluated steps" in text and "No other evaluated step is within one" in text
     # learned -0.90 against -0.85 and 0.40 of kept above the limit

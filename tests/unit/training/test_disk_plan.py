@@ -18,6 +18,7 @@ from sushi_research.training.length import due_of
 
 MIB = 2**20
 NONE = {"enabled": False, "prompts": [], "every": 250}
+IMAGES = [SimpleNamespace(width=64, height=64)] * 2
 
 IMAGES = [SimpleNamespace(width=64, height=64)] * 2
 

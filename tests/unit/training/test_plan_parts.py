@@ -42,8 +42,8 @@ def test_the_repeats_of_each_folder():
 
 
 def test_the_lines_of_samples_and_checkpoints():
-    lines = SamplePlan(tuple(f"prompt {number}" for number in range(12)), 3, "before and after").describe()
-    assert lines[0] == "samples      12 images, 3 times: before and after"
+    lines = SamplePlan(tuple(f"prompt {number}" for number in range(12)), 24, 3, "before and after").describe()
+    assert lines[0] == "samples      24 images of 12 prompts, 3 times: before and after"
     assert lines[1] == "             prompt 0" and lines[-1].endswith("and 2 more (a run's plan.json lists all)")
     assert len(lines) == 12
     assert CheckpointPlan(3, 2, "every 5 steps").describe() == [

@@ -1,0 +1,71 @@
+"""Pictures of a run's page in docs/images, by headless Chromium: on a desktop and on a phone; and its print, next to the page.
+
+python -m demo.page_pictures runs/demo_sd15_star    # `make pages`
+"""
+
+from __future__ import annotations
+
+import html
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from PIL import Image
+
+from demo.records import ROOT
+from sushi_research.errors import UserError
+from sushi_research.files import write_image
+
+IMAGES = ROOT / "docs/images"
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+# Name -> width and height in CSS pixels, and pixels of the picture for each of them.
+SCREENS = {"report_desktop": (1200, 1500, 1), "report_phone": (390, 1560, 2)}
+# A window of headless Chromium is at least so wide, so a narrower page is a frame in it.
+NARROWEST = 500
+
+
+def main(run: Path) -> int:
+    """Writes the pictures; returns 0, also where there is no Chromium. UserError if the run has no page or Chromium fails."""
+    page = run.resolve() / "report.html"
+    if not page.is_file():
+        raise UserError(f"{run} has no report.html: `make demo ARCH=sd15` trains a run and writes it.")
+    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if browser is None:
+        print(f"no pictures: none of {', '.join(BROWSERS)} is installed")
+        return 0
+    with tempfile.TemporaryDirectory() as folder:
+        for name, (width, height, scale) in SCREENS.items():
+            frame, shot = Path(folder, "frame.html"), Path(folder, "shot.png")
+            address = html.escape(page.as_uri())
+            style = f"width:{width}px;height:{height}px;border:0"
+            frame.write_text(f'<body style="margin:0"><iframe scrolling="no" src="{address}" style="{style}"></iframe>')
+            window = f"--window-size={max(width, NARROWEST)},{height}"
+            _browse(browser, frame, window, f"--force-device-scale-factor={scale}", f"--screenshot={shot}")
+            with Image.open(shot) as image:
+                picture = image.convert("RGB").crop((0, 0, width * scale, height * scale))
+            write_image(IMAGES / f"{name}.png", picture)
+            print(f"written: docs/images/{name}.png")
+    printed = page.with_suffix(".pdf")
+    _browse(browser, page, "--no-pdf-header-footer", f"--print-to-pdf={printed}")
+    print(f"written: {printed}")
+    return 0
+
+
+def _browse(browser: str, page: Path, *options: str) -> None:
+    """Runs headless Chromium on a page. UserError if it ends with an error."""
+    # As root, as in a container, it starts only without its sandbox; the page is our own and loads nothing.
+    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", *options, page.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    if done.returncode:
+        raise UserError(f"{browser} failed with status {done.returncode}: {' '.join(done.stderr.split())[-300:]}")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("error: give the folder of a run that has a page, for example runs/demo_sd15_star.")
+    try:
+        sys.exit(main(Path(sys.argv[1])))
+    except UserError as error:
+        sys.exit(f"error: {error}")

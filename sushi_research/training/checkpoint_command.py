@@ -1,0 +1,93 @@
+"""The user's own command after each checkpoint (`checkpoint.command`). Its failure is a warning, and the run goes on."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from sushi_research import stopping
+from sushi_research.config.outputs import COMMAND_PLACES
+from sushi_research.errors import first_line
+from sushi_research.runs.job import Job
+
+logger = logging.getLogger(__name__)
+
+# Of the command's output, the last part is read for the warning.
+_MOST_OUTPUT = 2_000
+
+
+def run(job: Job, step: int, checkpoint: Path, adapter: Path) -> None:
+    """Runs the command for the checkpoint of `step`, and waits for it. Only the main process may call this.
+
+    A stop that is requested meanwhile lets the command finish: it is a session of its own, which Ctrl-C in a terminal does not
+    reach. A second request ends it.
+    """
+    command = job.config.checkpoint.command
+    if command is None:
+        return
+    assert job.run is not None
+    values = dict(zip(COMMAND_PLACES, map(str, (job.run.path, step, checkpoint, adapter)), strict=True))
+    if problem := _problem(_words(command, values)):
+        logger.warning("step %d: the command %s %s; the run goes on", step, command, problem)
+
+
+def _words(command: str, values: dict[str, str]) -> list[str]:
+    """The command as words: `python` is the Python that runs this, and the placeholders are replaced within words."""
+    first, *rest = shlex.split(command)
+    words = [sys.executable if first == "python" else first, *rest]
+    for place, value in values.items():
+        words = [word.replace(place, value) for word in words]
+    return words
+
+
+def _problem(words: list[str]) -> str | None:
+    """Runs the words as a command; what went wrong, as the rest of a sentence."""
+    if shutil.which(words[0]) is None:
+        return f"was not run: there is no program {words[0]}"
+    # A file, because a pipe would stay open as long as a process that the command leaves in the background.
+    with tempfile.TemporaryFile() as output:
+        try:
+            process = subprocess.Popen(
+                words, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+            )
+        except (OSError, ValueError) as error:
+            return f"was not run: {first_line(error)}"
+        with _second_signal_ends(process):
+            status = process.wait()
+        output.seek(max(0, output.seek(0, os.SEEK_END) - _MOST_OUTPUT))
+        lines = output.read().decode(errors="replace").strip().splitlines()
+    if status == 0:
+        return None
+    how = f"exit status {status}" if status > 0 else f"signal {-status}"
+    return f"failed ({how}); the last that it said: {lines[-1] if lines else 'nothing'}"
+
+
+@contextlib.contextmanager
+def _second_signal_ends(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """A block that waits for the command: a signal requests a stop as before, and one more than a few seconds later ends it too.
+
+    Ctrl-C under a launcher arrives twice at once.
+    """
+    before = {number: signal.getsignal(number) for number in stopping.SIGNALS}
+    first: list[float] = []
+
+    def on_signal(number: int) -> None:
+        handler = before[number]
+        if first and time.monotonic() - first[0] > stopping.ONE_REQUEST:
+            process.terminate()
+        elif callable(handler):
+            first.append(time.monotonic())
+            handler(number, None)
+
+    with stopping.on_signals(on_signal):
+        yield

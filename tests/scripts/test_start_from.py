@@ -1,0 +1,143 @@
+"""`lora.start_from`: a run that starts from an adapter file, of this or of another trainer."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from script_runs import Trainer, assert_equal
+from test_resume import Killed, at_micro_batch, kill
+
+from sushi_research.adapters import lora
+from sushi_research.adapters.reading import read_adapter
+from sushi_research.errors import UserError
+from sushi_research.evaluation.results import Results
+
+ONE = pytest.mark.parametrize("architecture", ["sd15"])
+# What is given here in other tests comes from the file.
+NULL = {"lora.rank": None, "lora.alpha": None, "lora.targets": None}
+SHORT = {"train.steps": 1, "lora.save_dtype": "float32"}
+
+
+@pytest.fixture
+def first(trainer: Trainer) -> Trainer:
+    """The trainer with a finished run, "first", of two steps."""
+    assert trainer.train("first", SHORT | {"train.steps": 2}) == 0
+    return trainer
+
+
+def starting(where: object, **changes: object) -> dict:
+    return SHORT | NULL | {"lora.start_from": str(where)} | changes
+
+
+def weights_at_start(trainer: Trainer, name: str, changes: dict) -> dict[str, torch.Tensor]:
+    """The UNet's adapter as it is at the first training step."""
+    found, real = {}, trainer.script.training_step
+
+    def watch(job, unet, *rest):
+        found.update({key: value.detach().clone() for key, value in lora.adapter_parameters(unet).items()})
+        return real(job, unet, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer.script, "training_step", watch)
+        assert trainer.train(name, changes) == 0
+    return found
+
+
+def test_it_starts_at_the_values_of_the_file_and_says_where_it_came_from(first):
+    folder = first.folder("first")
+    weights = weights_at_start(first, "second", starting(folder, **{"optimizer.lr": 1e-4}))
+    assert_equal(list(weights), list(first.master_weights("first")))
+    for key, tensor in first.master_weights("first").items():
+        assert torch.equal(weights[key], tensor), key
+    config = (first.folder("second") / "config.yaml").read_text()
+    assert "rank: 4" in config and "alpha: 2.0" in config and "attn2.to_k" in config
+    assert first.train("third", starting(first.folder("second"))) == 0
+    with safe_open(first.folder("third") / "third.safetensors", "pt") as file:
+        chain = json.loads(file.metadata()["sushi_research.started_from"])
+    assert [(each["name"], each["steps"]) for each in chain] == [("first", 2), ("second", 1)]
+    with safe_open(folder / "first.safetensors", "pt") as file:
+        assert chain[0]["hash"] == file.metadata()["sshs_model_hash"]
+
+    # The run goes on from a file of the same content elsewhere, and from no other.
+    shutil.copy(folder / "first.safetensors", folder.parent / "moved.safetensors")
+    moved = starting(folder.parent / "moved.safetensors", **{"optimizer.lr": 1e-4, "train.steps": 2})
+    assert first.train("second", moved) == 0
+    for other in (starting(first.folder("third")), SHORT):
+        with pytest.raises(
+            UserError, match=r"the run second was started with other settings: .*start_from \(hash of .* was"
+        ):
+            first.train("second", other | {"optimizer.lr": 1e-4, "train.steps": 3})
+
+
+@ONE
+def test_ranks_and_alphas_of_modules_are_kept(first, tmp_path):
+    """A file of another trainer, in fp16, whose modules have ranks and alphas of their own."""
+    tensors = {key: tensor.half() for key, tensor in load_file(first.folder("first") / "first.safetensors").items()}
+    names = sorted(key.removesuffix(".alpha") for key in tensors if key.endswith(".alpha"))
+    for name in names[:2]:
+        tensors[f"{name}.lora_down.weight"] = tensors[f"{name}.lora_down.weight"][:3].clone()
+        tensors[f"{name}.lora_up.weight"] = tensors[f"{name}.lora_up.weight"][:, :3].clone()
+        tensors[f"{name}.alpha"] = torch.tensor(1.5)
+    del tensors[f"{names[2]}.alpha"]  # then the scale is 1
+    save_file(tensors, tmp_path / "mixed.safetensors")
+    weights = weights_at_start(first, "mixed", starting(tmp_path / "mixed.safetensors"))
+    given = read_adapter(tmp_path / "mixed.safetensors").pairs
+    written = read_adapter(first.folder("mixed") / "mixed.safetensors").pairs
+    assert [(each.name, each.rank, each.alpha) for each in written] == [(p.name, p.rank, p.alpha) for p in given]
+    assert sorted({(p.rank, p.alpha) for p in given}) == [(3, 1.5), (4, 2.0), (4, 4.0)]
+    found = {tuple(tensor.shape) + tuple(tensor.flatten()[:2].tolist()) for tensor in weights.values()}
+    for pair in given:
+        for matrix in (pair.down.float(), pair.up.float()):
+            assert tuple(matrix.shape) + tuple(matrix.flatten()[:2].tolist()) in found
+    with at_micro_batch(first, 2, 0, kill), pytest.raises(Killed):
+        first.train("mixed", starting(tmp_path / "mixed.safetensors", **{"train.steps": 2}))
+    assert first.train("mixed", starting(tmp_path / "mixed.safetensors", **{"train.steps": 2})) == 0
+
+
+@ONE
+def test_step_0_is_the_adapter_of_the_file_and_the_base_is_the_base(first):
+    changes = {"evaluation.held_out": 0.3, "evaluation.noise_samples": 4, "evaluation.drift_captions": []}
+    assert first.train("plain", SHORT | changes) == 0
+    assert first.train("second", starting(first.folder("first"), **changes)) == 0
+    results = {
+        name: Results(first.folder(name) / "evaluation.parquet").read().to_pydict() for name in ("plain", "second")
+    }
+    at_0 = {name: [n for n, step in enumerate(rows["step"]) if step == 0] for name, rows in results.items()}
+    plain, second = (
+        {key: [results[name][key][n] for n in at_0[name]] for key in ("loss", "base_loss")}
+        for name in ("plain", "second")
+    )
+    assert plain["loss"] == plain["base_loss"] == second["base_loss"] != second["loss"]
+
+
+@ONE
+def test_what_cannot_be_started_from_is_refused(first, tmp_path):
+    file = first.folder("first") / "first.safetensors"
+    for changes, words in (
+        (
+            {"lora.rank": 8},
+            "lora.rank is 8, and .*first.safetensors, from which the run starts, has rank 4: remove lora.rank",
+        ),
+        ({"lora.alpha": 4.0}, "lora.alpha is 4, and .* has alpha 2: "),
+        ({"lora.targets": "attention"}, r"lora.targets is attention, which are \d+ modules, and .* adapts \d+ modules"),
+        ({"lora.start_from": f"{file.parent}@7"}, "has no adapter file of step 7; it has the finished one of step 2"),
+    ):
+        with pytest.raises(UserError, match=words):
+            first.train("refused", starting(file) | changes)
+    text = "lora_te_text_model_encoder_layers_0_mlp_fc1"
+    pair = {f"{text}.lora_down.weight": torch.ones(2, 32), f"{text}.lora_up.weight": torch.ones(64, 2)}
+    save_file(load_file(file) | pair, tmp_path / "text.safetensors")
+    with pytest.raises(UserError, match=f"adapts the text encoders too .{text}., and only the UNet is trained here"):
+        first.train("refused", starting(tmp_path / "text.safetensors"))
+    pair = {"unet.conv_in.lora_A.weight": torch.ones(2, 4, 3, 3), "unet.conv_in.lora_B.weight": torch.ones(16, 2, 1, 1)}
+    save_file(pair, tmp_path / "strange.safetensors")
+    with pytest.raises(UserError, match="adapts conv_in, which is not trained here"):
+        first.train("refused", starting(tmp_path / "strange.safetensors"))
+    assert not first.folder("refused").exists()
+    # Rank, alpha and targets that are those of the file are no contradiction: a run's config.yaml has them.
+    assert first.train("agrees", SHORT | {"lora.start_from": str(file)}) == 0
