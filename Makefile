@@ -45,11 +45,10 @@ demo: .venv/.installed  ## train a LoRA of a new concept on a tiny trained base,
 	@rm -rf $(DEMO)
 	$(ONE_THREAD) $(LAUNCH) scripts/train_$(ARCH)_lora.py --config configs/demo_$(ARCH).yaml --config configs/demo/$(CONCEPT).yaml --run.name $(notdir $(DEMO))
 	@$(ONE_THREAD) $(BIN)/python -m demo.show $(DEMO)
-	@echo; echo "now your own photos: a folder of pictures with captions (docs/guides/character_lora.md), and on a machine with a GPU"
-	@echo "  accelerate launch scripts/train_$(ARCH)_lora.py --config configs/$(ARCH)_lora.yaml --data.path FOLDER"
 
-pages: .venv/.installed  ## pictures of the demo's page in docs/images, where Chromium is installed (after make demo; ARCH=sd15)
+pages: .venv/.installed  ## pictures of the demo's page and of a terminal in docs/images, where Chromium is installed (after make demo ARCH=sd15)
 	@$(BIN)/python -m demo.page_pictures $(DEMO)
+	@$(ONE_THREAD) $(BIN)/python -m demo.terminal_picture
 
 bases: .venv/.installed  ## train the demo's two bases again from scratch (about 90 minutes; resumes if interrupted)
 	$(BIN)/python -m demo.make_base

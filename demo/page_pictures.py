@@ -31,26 +31,39 @@ def main(run: Path) -> int:
     page = run.resolve() / "report.html"
     if not page.is_file():
         raise UserError(f"{run} has no report.html: `make demo ARCH=sd15` trains a run and writes it.")
-    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if browser is None:
-        print(f"no pictures: none of {', '.join(BROWSERS)} is installed")
+    if (found := browser()) is None:
         return 0
     with tempfile.TemporaryDirectory() as folder:
         for name, (width, height, scale) in SCREENS.items():
-            frame, shot = Path(folder, "frame.html"), Path(folder, "shot.png")
-            address = html.escape(page.as_uri())
+            frame = Path(folder, "frame.html")
             style = f"width:{width}px;height:{height}px;border:0"
-            frame.write_text(f'<body style="margin:0"><iframe scrolling="no" src="{address}" style="{style}"></iframe>')
-            window = f"--window-size={max(width, NARROWEST)},{height}"
-            _browse(browser, frame, window, f"--force-device-scale-factor={scale}", f"--screenshot={shot}")
-            with Image.open(shot) as image:
-                picture = image.convert("RGB").crop((0, 0, width * scale, height * scale))
-            write_image(IMAGES / f"{name}.png", picture)
-            print(f"written: docs/images/{name}.png")
+            source = html.escape(page.as_uri())
+            frame.write_text(f'<body style="margin:0"><iframe scrolling="no" src="{source}" style="{style}"></iframe>')
+            take(found, frame, IMAGES / f"{name}.png", (width, height, scale))
     printed = page.with_suffix(".pdf")
-    _browse(browser, page, "--no-pdf-header-footer", f"--print-to-pdf={printed}")
+    _browse(found, page, "--no-pdf-header-footer", f"--print-to-pdf={printed}")
     print(f"written: {printed}")
     return 0
+
+
+def browser() -> str | None:
+    """The path of Chromium; None, with a sentence on the terminal, if there is none."""
+    found = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if found is None:
+        print(f"no pictures: none of {', '.join(BROWSERS)} is installed")
+    return found
+
+
+def take(browser: str, page: Path, picture: Path, screen: tuple[int, int, int]) -> None:
+    """Writes a picture of the top of a page. `screen`: width and height in CSS pixels, and pixels of the picture for each."""
+    width, height, scale = screen
+    with tempfile.TemporaryDirectory() as folder:
+        shot = Path(folder, "shot.png")
+        window = f"--window-size={max(width, NARROWEST)},{height}"
+        _browse(browser, page, window, f"--force-device-scale-factor={scale}", f"--screenshot={shot}")
+        with Image.open(shot) as image:
+            write_image(picture, image.convert("RGB").crop((0, 0, width * scale, height * scale)))
+    print(f"written: {picture}")
 
 
 def _browse(browser: str, page: Path, *options: str) -> None:

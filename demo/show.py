@@ -43,6 +43,11 @@ def main(run: Path) -> None:
     write_json(run / "demo.json", facts)
     print(table(facts))
     print(f"\n  picture  {run / 'demo.png'}\n  report   {run / 'report.html'} (open it in a browser)")
+    architecture = json.loads(folder.plan.read_text())["architecture"]
+    print(
+        "\nnow your own photos: a folder of pictures with captions (docs/guides/character_lora.md), and on a machine with a GPU\n"
+        f"  accelerate launch scripts/train_{architecture}_lora.py --config configs/{architecture}_lora.yaml --data.path FOLDER"
+    )
 
 
 def read_config(run: Path) -> dict[str, Any]:

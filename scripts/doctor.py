@@ -21,30 +21,26 @@ if __name__ == "__main__":
     CONFIG = PARSER.parse_args()
 
 import os
-import queue
 import shutil
 import subprocess
-import threading
 import time
-import tomllib
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import psutil
 import torch
-from packaging.requirements import Requirement
+from pydantic import TypeAdapter, ValidationError
 
 from sushi_research import stopping
-from sushi_research.config.inputs import CacheSection
+from sushi_research.config.inputs import CacheSection, ModelSection
+from sushi_research.config.learning import TrainSection
 from sushi_research.config.outputs import RunSection, TrackingSection
 from sushi_research.config.yaml12 import read_yaml
-from sushi_research.errors import UserError, first_line, some
+from sushi_research.errors import UserError, some
 from sushi_research.files import size_text
+from sushi_research.models.hub_access import HubAccess, hub_cache, is_in_cache, is_offline
 from sushi_research.precision import resolve_precision
-from sushi_research.runs import launch, machine, wandb_run
+from sushi_research.runs import installed, launch, machine, wandb_run
 from sushi_research.runs.identity import flatten
 from sushi_research.runs.launch_config import DefaultLaunch, default_launch
 from sushi_research.terminal import say
@@ -53,8 +49,16 @@ ROOT = Path(__file__).resolve().parents[1]
 OK, NOTE, PROBLEM = "ok", "note", "problem"
 # Where a disk or a GPU has less, training may still work, so it is a note.
 LITTLE_DISK, LITTLE_GPU = 10 * 2**30, 8 * 2**30
-# Seconds for the answer of the hub, and for the size of a folder.
-HUB_SECONDS, FOLDER_SECONDS = 1.5, 0.5
+FOLDER_SECONDS = 0.5  # for the size of a folder
+
+# The keys of a config that are checked here, with their sections.
+SETTINGS = {
+    "model.base": ModelSection,
+    "train.precision": TrainSection,
+    "run.folder": RunSection,
+    "cache.folder": CacheSection,
+    "tracking.wandb": TrackingSection,
+}
 
 Finding = tuple[str, str, str]  # OK, NOTE or PROBLEM; what was checked; what was found
 
@@ -63,7 +67,7 @@ def main(config: argparse.Namespace) -> int:
     """Prints a line for each check as soon as it is done. Returns 0, or 2 if one found a problem."""
     with stopping.doing("checking", "nothing is written; the same command again starts over"):
         settings = settings_of(config.config)
-        hub = begin_hub_check()
+        hub = HubAccess()
         found = list(map(tell, checks(settings, hub)))
     return 2 if PROBLEM in found else 0
 
@@ -75,20 +79,24 @@ def tell(finding: Finding) -> str:
 
 
 def settings_of(files: list[str]) -> dict[str, Any]:
-    """The settings of the files that are checked here, by dotted key, with their defaults."""
-    settings = {
-        "cache.folder": CacheSection().folder,
-        "run.folder": RunSection().folder,
-        "tracking.wandb": TrackingSection().wandb,
-        "train.precision": "auto",
-        "model.base": None,
-    }
+    """The settings of SETTINGS by dotted key: those of the files, or the defaults. UserError for a value that is not valid."""
+    given: dict[str, Any] = {}
     for file in files:
-        settings |= {key: value for key, value in flatten(read_yaml(file)).items() if key in settings}
-    return settings
+        given |= flatten(read_yaml(file))
+    found = {}
+    for key, section in SETTINGS.items():
+        field = section.model_fields[key.rpartition(".")[2]]
+        found[key] = None if field.is_required() else field.get_default()
+        if key in given:
+            try:
+                found[key] = TypeAdapter(field.rebuild_annotation()).validate_python(given[key])
+            except ValidationError as error:
+                reason = error.errors(include_url=False)[0]["msg"]
+                raise UserError(f"{key} is {given[key]!r} in {some(files)}: {reason}.") from None
+    return found
 
 
-def checks(settings: dict[str, Any], hub: queue.SimpleQueue) -> Iterator[Finding]:
+def checks(settings: dict[str, Any], hub: HubAccess) -> Iterator[Finding]:
     """All checks, the quick ones first."""
     yield check_versions()
     launcher = None
@@ -106,27 +114,14 @@ def checks(settings: dict[str, Any], hub: queue.SimpleQueue) -> Iterator[Finding
 
 
 def check_versions() -> Finding:
-    """The libraries of pyproject.toml against their ranges, and against the versions of constraints.txt."""
-    needed = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
-    pins = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and not line.startswith("#")]
-    tested = {pin.name: pin.specifier for pin in map(Requirement, pins)}
-    wrong, other = [], []
-    for requirement in map(Requirement, needed):
-        try:
-            installed = version(requirement.name)
-        except PackageNotFoundError:
-            wrong.append(f"{requirement.name} is not installed (needed: {requirement.specifier})")
-            continue
-        if not requirement.specifier.contains(installed, prereleases=True):
-            wrong.append(f"{requirement.name} is {installed} (needed: {requirement.specifier})")
-        elif requirement.name in tested and not tested[requirement.name].contains(installed, prereleases=True):
-            other.append(f"{requirement.name} {installed} (tested: {str(tested[requirement.name]).lstrip('=')})")
+    """The libraries of pyproject.toml, and their tested versions."""
+    found = installed.compare(ROOT)
     install = "`make setup`, or `pip install --constraint constraints.txt --editable .`, installs the tested versions"
-    if wrong:
-        return PROBLEM, "versions", f"{some(wrong)}: {install}"
-    if other:
-        return NOTE, "versions", f"{some(other)}: they should work; {install}"
-    return OK, "versions", f"the {len(needed)} libraries have the versions of constraints.txt"
+    if found.wrong:
+        return PROBLEM, "versions", f"{some(found.wrong)}: {install}"
+    if found.untested:
+        return NOTE, "versions", f"{some(found.untested)}: they should work; {install}"
+    return OK, "versions", f"the {found.needed} libraries have the versions of constraints.txt"
 
 
 def check_launcher(launcher: DefaultLaunch) -> Finding:
@@ -178,16 +173,14 @@ def driver_shows_gpu() -> bool:
     return listed.stdout.startswith("GPU ")
 
 
-def check_precision(configured: Any, launcher: DefaultLaunch | None) -> Finding:
+def check_precision(configured: str, launcher: DefaultLaunch | None) -> Finding:
     """What train.precision becomes here, with and without the launcher."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        found = resolve_precision(str(configured), os.environ.get("ACCELERATE_MIXED_PRECISION"), device)
+        found = resolve_precision(configured, os.environ.get("ACCELERATE_MIXED_PRECISION"), device)
         text = f"{found.name} ({found.reason})"
         if launcher:
-            launched = resolve_precision(
-                str(configured), launcher.environment.get("ACCELERATE_MIXED_PRECISION"), device
-            )
+            launched = resolve_precision(configured, launcher.environment.get("ACCELERATE_MIXED_PRECISION"), device)
             if launched.name != found.name:
                 return NOTE, "precision", f"{text}; but {launched.name} under `accelerate launch` ({launched.reason})"
     except UserError as error:
@@ -215,7 +208,7 @@ def check_threads(launcher: DefaultLaunch | None) -> Finding:
 def check_folders(settings: dict[str, Any]) -> Iterator[Finding]:
     """The disks of the run and cache folders, and how large the caches are."""
     for key in ("run.folder", "cache.folder"):
-        folder = Path(str(settings[key])).absolute()
+        folder = Path(settings[key]).absolute()
         existing = next(path for path in (folder, *folder.parents) if path.is_dir() or path == path.parent)
         if folder.exists() and not folder.is_dir():
             yield PROBLEM, key, f"{folder} is no folder: move it away, or give --{key} another place"
@@ -252,67 +245,31 @@ def folder_size(folder: Path) -> str:
     return size_text(total)
 
 
-def check_wandb(setting: Any) -> Finding:
+def check_wandb(setting: str) -> Finding:
     """What `tracking.wandb` becomes here."""
     try:
-        mode, notice = wandb_run.resolve_mode(str(setting))
+        mode, notice = wandb_run.resolve_mode(setting)
     except UserError as error:
         return PROBLEM, "W&B", str(error)
     unusable = setting != "off" and mode is None and "because" in notice
     return (NOTE if unusable else OK), "W&B", notice.removeprefix("W&B: ")
 
 
-def hub_cache() -> Path:
-    """The folder of the hub's cache, by the hub's own rule."""
-    from huggingface_hub import constants
-
-    return Path(constants.HF_HUB_CACHE)
-
-
-def begin_hub_check() -> queue.SimpleQueue:
-    """Asks the hub in the background. The queue gets None if it answers, else the reason why not."""
-    answer: queue.SimpleQueue = queue.SimpleQueue()
-    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
-
-    def ask() -> None:
-        try:
-            request = urllib.request.Request(endpoint, method="HEAD", headers={"User-Agent": "sushi-research"})
-            urllib.request.urlopen(request, timeout=HUB_SECONDS).close()
-            answer.put(None)
-        except urllib.error.HTTPError as error:
-            answer.put(None if error.code < 500 and error.code != 407 else f"{endpoint} answers {error.code}")
-        except (OSError, ValueError) as error:
-            answer.put(f"{endpoint}: {first_line(getattr(error, 'reason', None) or error)}")
-
-    if not is_offline():
-        threading.Thread(target=ask, daemon=True).start()
-    return answer
-
-
-def is_offline() -> bool:
-    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
-
-
-def check_hub(base: Any, answer: queue.SimpleQueue) -> Finding:
+def check_hub(base: str | None, access: HubAccess) -> Finding:
     """Whether models can be fetched, and whether that is necessary for `base`."""
     from huggingface_hub import get_token
 
-    state, where = OK, "only gated models need it: `hf auth login`"
-    login = "logged in" if get_token() else f"not logged in ({where})"
-    if is_offline():
-        text = "HF_HUB_OFFLINE is set, so nothing is fetched (unset it to fetch models)"
-    else:
-        try:
-            reason = answer.get(timeout=HUB_SECONDS)
-        except queue.Empty:
-            reason = f"no answer within {HUB_SECONDS:g} s"
-        if reason is None:
-            return OK, "hub", f"reachable; {login}"
-        state, text = NOTE, f"it cannot be reached ({reason}): models that are in the hub cache can be used"
-    parts = str(base).split("/") if base and not os.path.exists(str(base)) else []
-    if len(parts) >= 2 and not (hub_cache() / f"models--{parts[0]}--{parts[1]}").is_dir():
-        return PROBLEM, "hub", f"{text}; model.base {base} is not in the hub cache: fetch it first, with a connection"
-    return state, "hub", text
+    problem = access.problem()
+    if problem is None:
+        login = "logged in" if get_token() else "not logged in (only gated models need it: `hf auth login`)"
+        return OK, "hub", f"reachable; {login}"
+    if base and "/" in base and not os.path.exists(base) and not is_in_cache(base):
+        return (
+            PROBLEM,
+            "hub",
+            f"{problem}; model.base {base} is not in the hub cache: fetch it first, with a connection",
+        )
+    return (OK if is_offline() else NOTE), "hub", problem
 
 
 if __name__ == "__main__":

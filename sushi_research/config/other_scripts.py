@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field, create_model, model_validator
 
 from sushi_research.config import effects
 from sushi_research.config.inputs import HUB, NULL_REVISION, PREDICTION, TOKENIZERS, ZERO_TERMINAL_SNR
-from sushi_research.config.prompts import Prompt, read_entries, schema_extra, texts_of
+from sushi_research.config.prompts import Prompt, as_prompts, read_entries, schema_extra, texts_of
 from sushi_research.config.section import (
     Bounded,
     Guidance,
@@ -107,6 +107,8 @@ class SamplingConfig(Section):
     @model_validator(mode="after")
     def _prompts_are_text(self) -> SamplingConfig:
         require_text({"prompts": texts_of(self.prompts), "negative_prompt": [self.negative_prompt]})
+        if any(not prompt.prompt for prompt in as_prompts(self.prompts)):
+            raise ValueError("prompts has an empty prompt: write its text")
         if bool(self.prompts) == (self.prompts_file is not None):
             both = "prompts and prompts_file are both set: keep one of them"
             raise ValueError(both if self.prompts else "no prompts: give --prompts TEXT or --prompts_file FILE")

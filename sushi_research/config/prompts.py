@@ -22,7 +22,7 @@ from sushi_research.config.mistakes import MOST_PROBLEMS, Setting, sentence, unk
 from sushi_research.config.section import Guidance, ImageSide, SamplingSteps, Section, Seed
 from sushi_research.config.yaml12 import parse_yaml, show
 from sushi_research.errors import UserError, UserErrors
-from sushi_research.user_files import expand_path, read_regular
+from sushi_research.user_files import UnreadableFile, expand_path, read_regular
 
 # kohya's option -> our key, and how its text becomes a value.
 LINE_OPTIONS = {
@@ -33,6 +33,7 @@ LINE_OPTIONS = {
     "d": ("seed", int),
     "n": ("negative_prompt", str),
 }
+_LINE_END = re.compile("\r\n|\r|\n")
 _OPTION = re.compile(r"\s--(?=\S)")
 # A thousand prompts have about 200 kB.
 _MOST_BYTES = 2**20
@@ -113,6 +114,8 @@ def read_prompts(path: str, key: str) -> list[Prompt]:
         )
     try:
         text = caption_text.decode(read_regular(file, _MOST_BYTES))
+    except UnreadableFile as error:
+        raise UserError(f"{key}: {error}") from None
     except caption_text.NotText as error:
         raise UserError(f"{path} {error.reason}: save it as UTF-8.") from None
     found, problems = [], []
@@ -146,7 +149,7 @@ def _from_yaml(text: str, path: str) -> Iterator[tuple[str, Any]]:
 
 def _from_lines(text: str, path: str) -> Iterator[tuple[str, Any]]:
     """Yields (source, entry) of each line with a prompt; the entry is a UserError if its options are not understood."""
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(_LINE_END.split(text), 1):
         if line.strip() and not line.lstrip().startswith("#"):
             source = f"in line {number} of {path}"
             try:

@@ -39,7 +39,7 @@ class Measured:
 
 def conditions(plan: Mapping[str, Any], entry: Mapping[str, Any]) -> dict[str, Any]:
     """What decides the speed of a run, from its plan.json and an entry of its provenance.json."""
-    machine, split = entry.get("machine") or {}, plan.get("split") or {}
+    machine, split = _mapping(entry.get("machine")), _mapping(plan.get("split"))
     settings = flatten(entry.get("resolved_config") or {})
     return {
         "architecture": plan.get("architecture"),
@@ -51,6 +51,10 @@ def conditions(plan: Mapping[str, Any], entry: Mapping[str, Any]) -> dict[str, A
         "threads": machine.get("threads") if machine.get("gpu_memory_gib") is None else None,
         **{key: settings.get(key) for key in SETTINGS},
     }
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 def find(folder: Path, wanted: Mapping[str, Any]) -> Measured | None:
@@ -108,5 +112,7 @@ def _last_lines(path: Path, after: int) -> list[dict[str, Any]]:
     return [
         line
         for line in found
-        if records.problem_of(line, records.LINE) is None and all(key in line for key in keys) and line["step"] > after
+        if records.problem_of(line, records.LINE) is None
+        and all(line.get(key) is not None for key in keys)
+        and line["step"] > after
     ]

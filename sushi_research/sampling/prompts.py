@@ -16,7 +16,8 @@ from sushi_research.errors import UserError
 class SamplePrompt:
     """One sample image. `scale` is the LoRA scale, relative to that of the adapter; `height` and `width` are in pixels.
 
-    `number` is that of its prompt in the list, from 0. `label` is the prompt, with what distinguishes the image from others.
+    `number` is that of its prompt in the list, from 0. `label` is the prompt, with what distinguishes the image from others;
+    `prompt_label` is the same without the seed, unless the prompt has a seed of its own.
     """
 
     prompt: str
@@ -29,6 +30,7 @@ class SamplePrompt:
     scale: float = 1.0
     number: int = 0
     label: str = ""
+    prompt_label: str = ""
 
     @property
     def file_name(self) -> str:
@@ -69,12 +71,20 @@ def expand(prompts: Sequence[Prompt], seeds: Sequence[int], defaults: Mapping[st
                 )
             found[image] = number
     several = len({image.seed for image in found}) > 1
-    return [replace(image, number=number, label=_label(image, defaults, several)) for image, number in found.items()]
+    return [
+        replace(
+            image,
+            number=number,
+            label=_label(image, defaults, several),
+            prompt_label=_label(image, defaults, several and prompts[number].seed is not None),
+        )
+        for image, number in found.items()
+    ]
 
 
-def _label(image: SamplePrompt, defaults: Mapping[str, Any], several_seeds: bool) -> str:
-    """The prompt, followed by the seed if there are several, and by every setting that is not the default."""
-    parts = [f"seed {image.seed}"] if several_seeds else []
+def _label(image: SamplePrompt, defaults: Mapping[str, Any], with_seed: bool) -> str:
+    """The prompt, followed by the seed if wanted, and by every setting that is not the default."""
+    parts = [f"seed {image.seed}"] if with_seed else []
     if (image.width, image.height) != (defaults["width"], defaults["height"]):
         parts.append(f"{image.width}x{image.height}")
     numbers = ("steps", "guidance", "scale")

@@ -3,6 +3,9 @@
 from pathlib import Path
 
 import pytest
+from PIL import Image
+
+from sushi_research.files import write_image
 
 
 @pytest.fixture(autouse=True)
@@ -17,7 +20,11 @@ def without_curves(request, monkeypatch):
     if "with_curves" not in request.fixturenames:
         monkeypatch.setattr("sushi_research.reports.training_curves.panel", lambda *_: b"")
         monkeypatch.setattr("sushi_research.reports.run_plots.panel", lambda *_: b"")
-        monkeypatch.setattr("sushi_research.reports.training_curves.write", lambda *_: None)
+        monkeypatch.setattr("sushi_research.reports.training_curves.write", _write_point)
+
+
+def _write_point(drawn, path, title):
+    write_image(path, Image.new("RGB", (1, 1)))
 
 
 @pytest.fixture

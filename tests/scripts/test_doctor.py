@@ -15,6 +15,10 @@ from accelerate.commands import launch as accelerate_launch
 from accelerate.commands.config import config_args
 from script_runs import script
 
+from sushi_research.errors import UserError
+from sushi_research.models.hub_access import HubAccess
+from sushi_research.runs import installed
+
 DOCTOR = script("doctor")
 
 
@@ -84,13 +88,18 @@ def test_the_settings_of_a_config(doctor, tmp_path):
     assert "model.base owner/name is not in the hub cache" in found["hub"][1]
 
 
+def test_a_value_that_is_not_valid_is_refused(doctor):
+    with pytest.raises(UserError, match=r"train.precision is 5 in .*config.yaml: Input should be 'auto', 'bf16'"):
+        doctor("train: {precision: 5}")
+
+
 def test_versions_against_the_ranges_and_the_tested_ones(doctor, monkeypatch):
-    real = DOCTOR.version
-    monkeypatch.setattr(DOCTOR, "version", lambda name: "4.1.0" if name == "datasets" else real(name))
+    real = installed.version
+    monkeypatch.setattr(installed, "version", lambda name: "4.1.0" if name == "datasets" else real(name))
     status, found = doctor()
     assert status == 0, {what: each for what, each in found.items() if each[0] == "problem"}
     assert found["versions"][0] == "note" and "datasets 4.1.0 (tested: 5.2.0)" in found["versions"][1]
-    monkeypatch.setattr(DOCTOR, "version", lambda name: "1.0" if name == "peft" else real(name))
+    monkeypatch.setattr(installed, "version", lambda name: "1.0" if name == "peft" else real(name))
     status, found = doctor()
     assert (status, found["versions"][0]) == (2, "problem") and "peft is 1.0 (needed: <1,>=0.18)" in found["versions"][
         1
@@ -112,12 +121,12 @@ def test_the_hub_is_asked_once_and_not_waited_for(doctor, monkeypatch):
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
         monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        assert DOCTOR.check_hub(None, DOCTOR.begin_hub_check())[:2] == ("ok", "hub")
+        assert DOCTOR.check_hub(None, HubAccess())[:2] == ("ok", "hub")
         server.shutdown()
-    state, _, text = DOCTOR.check_hub(None, DOCTOR.begin_hub_check())
+    state, _, text = DOCTOR.check_hub(None, HubAccess())
     assert state == "note" and "it cannot be reached (http://127.0.0.1:" in text
-    monkeypatch.setattr(DOCTOR, "HUB_SECONDS", 0.05)
-    assert "no answer within 0.05 s" in DOCTOR.check_hub(None, DOCTOR.queue.SimpleQueue())[2]
+    monkeypatch.setattr(HubAccess, "_ask", lambda self: None)
+    assert "no answer within 0.05 s" in DOCTOR.check_hub(None, HubAccess(seconds=0.05))[2]
 
 
 def test_a_gpu_that_torch_does_not_use_is_a_problem(monkeypatch):

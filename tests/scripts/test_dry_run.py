@@ -31,10 +31,18 @@ def test_it_begins_no_run_and_the_run_that_follows_is_its_next_source_of_the_spe
     written = dry_run(trainer, "run")
     assert files(trainer.folder("run")) == {"dry_run/plan.json", "dry_run/data_report.json"}
     plan = json.loads((written / "plan.json").read_text())
-    assert plan["speed"] is None and plan["checkpoints"] == {"times": 3, "kept": 2, "often": "every step"}
+    assert plan["speed"] is None
+    found = plan["checkpoints"]
+    assert (found["times"], found["kept"], found["often"], found["kept_adapters"]) == (3, 2, "every step", 0)
+    assert found["metadata"].startswith("full: ")
     assert len(json.loads((written / "data_report.json").read_text())["used"]) == 7
     assert kind_of(written, ["plan.json", "data_report.json"]) == "the folder of a dry run"
     assert "speed        not known: no run in" in capsys.readouterr().out
+
+    # The command of the user's own is shown, and stored nowhere.
+    dry_run(trainer, "run", {"checkpoint.command": "secret-command {adapter}"})
+    assert "command      after each checkpoint: secret-command {adapter}" in capsys.readouterr().out
+    assert "secret-command" not in (written / "plan.json").read_text()
 
     # What is refused before it begins leaves the plan, and no lock.
     with pytest.raises(UserError, match="fits no module"):

@@ -615,6 +615,8 @@ def test_a_dry_run_prints_the_plan_and_begins_no_run(trainer, capsys, tmp_path):
         "device": " GiB, ",
         "samples": "none: sample.enabled is false",
         "checkpoints": "3: every step; the latest 2 are kept",
+        "adapters": "NAME.safetensors",
+        "metadata": "full: the words of the captions",
         "speed": "not known: no run in ",
         "notes": "4 images lose more than 20% to the crop that fits a bucket: 3.png (38%, to 96x32), 1.jpg (33%, to 64x64), ",
         "files": str(trainer.folder("dry") / "dry_run" / "plan.json"),

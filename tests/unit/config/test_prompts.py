@@ -30,7 +30,7 @@ def test_a_config_with_mappings_reads_back_equal(tmp_path):
 LINES = """\
 \ufeff# kohya's file of sample prompts
 
-a photo of sks dog, on a beach --w 1024 --H 768 --s 28 --l 6.5 --d 7 --n blurry, low-res
+a photo of\u2028sks dog, on a beach --w 1024 --H 768 --s 28 --l 6.5 --d 7 --n blurry, low-res
   a well-lit room, 1girl\t
 """
 
@@ -39,7 +39,7 @@ def test_a_text_file_has_a_prompt_per_line_with_kohyas_options(tmp_path):
     (tmp_path / "prompts.txt").write_text(LINES)
     assert read_prompts(str(tmp_path / "prompts.txt"), "prompts_file") == [
         Prompt(
-            prompt="a photo of sks dog, on a beach",
+            prompt="a photo of\u2028sks dog, on a beach",
             negative_prompt="blurry, low-res",
             seed=7,
             width=1024,
@@ -118,7 +118,7 @@ def test_every_mistake_in_a_file_has_its_sentence(name, tmp_path, monkeypatch):
         with pytest.raises(UserError) as error:
             read_prompts(name, "prompts_file")
         assert str(error.value).split("\n") == sentences, content
-    with pytest.raises(UserError, match=r"^missing\.txt does not exist: check the path$"):
+    with pytest.raises(UserError, match=r"^prompts_file: missing\.txt does not exist: check the path$"):
         read_prompts("missing.txt", "prompts_file")
 
 
@@ -136,6 +136,11 @@ def test_every_mistake_in_a_file_has_its_sentence(name, tmp_path, monkeypatch):
             ["--sample.prompts", "[a]", "--sample.prompts_file", "p.txt"],
             SD15Training,
             "sample.prompts (on the command line) and sample.prompts_file (on the command line) are both set: keep one of them",
+        ),
+        (
+            ["--prompts", "['']"],
+            SamplingConfig,
+            "prompts has an empty prompt: write its text",
         ),
         ([], SamplingConfig, "no prompts: give --prompts TEXT or --prompts_file FILE"),
         (

@@ -19,7 +19,7 @@ def entry(**changed):
     return facts | {"resolved_config": CONFIG} | changed
 
 
-def line(step: int, speed: float, memory: float = 1.0) -> str:
+def line(step: int, speed: float, memory: float | None = 1.0) -> str:
     return json.dumps({"step": step, "loss": 0.1, "images_per_second": speed, "peak_memory_gib": memory}) + "\n"
 
 
@@ -67,6 +67,9 @@ def test_a_long_file_is_read_from_its_end(write, tmp_path):
         {"text": line(1, 1.0) + line(2, 1.0)},
         {"text": "{"},
         {"entries": [{"step": "x"}]},
+        {"entries": [entry(machine="a CPU")]},
+        {"split": [2, 1]},
+        {"text": "".join(line(step, 1.0, None) for step in range(1, 5))},
     ],
 )
 def test_other_conditions_do_not_count(write, tmp_path, changed):

@@ -8,14 +8,14 @@ import torch
 from sushi_research.models import loading
 from sushi_research.sampling import pipeline, vae_tiles
 
-LATENTS = torch.randn(1, 4, 24, 40, generator=torch.Generator().manual_seed(0))
+LATENTS = torch.randn(1, 4, 12, 20, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.fixture
 def vae(bases, monkeypatch):
-    """A VAE whose decoder runs out of memory above `limit` pixels; tiles of 128 and 64 pixels."""
+    """A VAE whose decoder runs out of memory above `limit` pixels; tiles of 64 and 32 pixels."""
     vae = loading.load_vae(loading.resolve_base(str(bases["sd15"])), torch.float32, torch.device("cpu"))
-    monkeypatch.setattr(vae_tiles, "TILES", (128, 64))
+    monkeypatch.setattr(vae_tiles, "TILES", (64, 32))
     vae_tiles._report.cache_clear()
     decode, vae.limit, vae.shapes = vae.decoder.forward, 10**9, []
 
@@ -31,16 +31,16 @@ def vae(bases, monkeypatch):
 
 def test_with_enough_memory_images_are_whole(vae, caplog):
     decoded = vae_tiles.decode_latents(vae, LATENTS)
-    assert vae.shapes == [(192, 320)] and not vae.use_tiling and not caplog.records
+    assert vae.shapes == [(96, 160)] and not vae.use_tiling and not caplog.records
     assert torch.equal(decoded, vae.decode(LATENTS).sample)
 
 
-@pytest.mark.parametrize(("limit", "tile"), [(128 * 128, 128), (64 * 64, 64)])
+@pytest.mark.parametrize(("limit", "tile"), [(64 * 64, 64), (32 * 32, 32)])
 def test_with_too_little_memory_they_are_tiled_as_diffusers_does_it(vae, limit, tile, caplog):
     vae.limit = limit
     with caplog.at_level(logging.WARNING):
         first, second = pipeline.decode(vae, [LATENTS, LATENTS.flip(-1)], 1.0, ["a", "b"])
-    assert first.size == second.size == (320, 192)
+    assert first.size == second.size == (160, 96)
     assert len(caplog.records) == 1 and "decodes it in tiles" in caplog.text
     vae.disable_tiling()
     vae.limit = 10**9
@@ -57,4 +57,4 @@ def test_what_does_not_fit_in_the_smallest_tiles_is_out_of_memory(vae):
     vae.limit = 10
     with pytest.raises(torch.OutOfMemoryError):
         vae_tiles.decode_latents(vae, LATENTS)
-    assert vae.shapes == [(192, 320), (128, 128), (64, 64)]
+    assert vae.shapes == [(96, 160), (64, 64), (32, 32)]

@@ -20,8 +20,6 @@ MIB = 2**20
 NONE = {"enabled": False, "prompts": [], "every": 250}
 IMAGES = [SimpleNamespace(width=64, height=64)] * 2
 
-IMAGES = [SimpleNamespace(width=64, height=64)] * 2
-
 
 @pytest.fixture
 def job(tmp_path):

@@ -46,16 +46,19 @@ def test_the_lines_of_samples_and_checkpoints():
     assert lines[0] == "samples      12 images, 3 times: before and after"
     assert lines[1] == "             prompt 0" and lines[-1].endswith("and 2 more (a run's plan.json lists all)")
     assert len(lines) == 12
-    assert CheckpointPlan(3, 2, "every 5 steps", 1, "full: all").describe() == [
+    assert CheckpointPlan(3, 2, "every 5 steps", None, "full: what").describe() == [
         "checkpoints  3: every 5 steps; the latest 2 are kept",
-        "adapters     NAME.safetensors, and NAME-STEP.safetensors for 2 checkpoints before it, of which the latest 1 are kept",
-        "metadata     full: all",
+        "adapters     NAME.safetensors, and NAME-STEP.safetensors for 2 checkpoints before it",
+        "metadata     full: what",
     ]
-    assert CheckpointPlan(1, 2, "at the end only", None, "none").describe() == [
-        "checkpoints  1: at the end only",
-        "adapters     NAME.safetensors",
-        "metadata     none",
-    ]
+    for times, kept_adapters in ((1, None), (5, 0)):
+        lines = CheckpointPlan(times, 9, "often", kept_adapters, "").describe()
+        assert lines[:2] == [f"checkpoints  {times}: often", "adapters     NAME.safetensors"]
+    assert (
+        CheckpointPlan(5, 9, "often", 1, "")
+        .describe()[1]
+        .endswith("4 checkpoints before it, of which the latest 1 are kept")
+    )
 
 
 def test_why_there_is_no_gpu(monkeypatch):

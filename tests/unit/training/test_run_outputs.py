@@ -8,8 +8,7 @@ from fake_runs import FakeValidationSet
 from sushi_research.evaluation.measured_sets import MeasuredSets
 from sushi_research.evaluation.results import Results
 from sushi_research.runs.run_folder import RunFolder
-from sushi_research.training import run as training_run
-from sushi_research.training import run_outputs
+from sushi_research.training import run_end, run_outputs
 
 
 def test_damaged_results_do_not_hide_what_else_a_run_with_a_best_file_has_lost(tmp_path):
@@ -26,5 +25,5 @@ def test_a_run_without_a_best_step_says_so(tmp_path):
     run, measured = RunFolder(tmp_path, None), FakeValidationSet()
     losses = np.ones((len(measured.names), measured.noise_samples))
     Results(run.evaluation).append(measured, 4, losses * np.nan, losses)
-    said = next(training_run._warnings(SimpleNamespace(run=run, config=config), SimpleNamespace(skipped_steps=0), 4))
+    said = next(run_end._warnings(SimpleNamespace(run=run, config=config), SimpleNamespace(skipped_steps=0), 4))
     assert said.startswith("no evaluation after step 0 has finite values")
