@@ -66,5 +66,7 @@ def _move(source: Path, target: Path) -> Path:
 
 def _free(path: Path) -> Path:
     """`path`, or with a number if that is there already."""
-    numbered = (path.with_name(f"{path.stem}-{number}{path.suffix}") for number in range(2, 10**6))
-    return next(each for each in (path, *numbered) if not os.path.lexists(each))
+    free, number = path, 2
+    while os.path.lexists(free):
+        free, number = path.with_name(f"{path.stem}-{number}{path.suffix}"), number + 1
+    return free

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from script_runs import Trainer, script
+from safetensors.torch import load_file
+from script_runs import Trainer, assert_equal, script
 
 from sushi_research.caches import encoding
 from sushi_research.config.process import run_main
@@ -102,7 +103,7 @@ def test_before_the_first_and_after_the_last_step(trainer: Trainer, stopped, sig
     adapter = trainer.folder("ends") / "ends.safetensors"
     line = f"SIGTERM while sampling: the adapter {adapter} is written; the same command again adds what is missing"
     assert stopped(trainer.script.main, config) == (143, line)
-    written = adapter.read_bytes()
+    written = load_file(adapter)
     assert stopped(trainer.script.main, config)[0] == 0
     assert len(list((trainer.folder("ends") / "samples").glob("step-*.png"))) == 2
-    assert len(adapter.read_bytes()) == len(written)
+    assert_equal(load_file(adapter), written)
