@@ -8,7 +8,6 @@ import signal
 from pathlib import Path
 
 import pytest
-import torch
 from PIL import Image
 from safetensors.torch import load_file
 from script_runs import Trainer, assert_equal
@@ -127,12 +126,3 @@ def test_an_interruption_and_a_full_disk(trainer, monkeypatch, caplog):
     assert trainer.train("run", settings) == 0
     assert "No space left on device: the run goes on without the adapter file of step 3" in caplog.text
     assert files(trainer) == ["run-000002.safetensors", "run.safetensors"]
-
-
-def test_the_file_of_a_step_has_the_averaged_weights(trainer):
-    settings = SETTINGS | {"optimizer.name": "schedule_free.ScheduleFree", "train.steps": 2, "checkpoint.every": 1}
-    assert trainer.train("run", settings) == 0
-    shorter = {**settings, "train.steps": 1}
-    assert trainer.train("short", shorter) == 0
-    one = load_file(trainer.folder("run") / "run-000001.safetensors")
-    assert all(torch.equal(one[name], tensor) for name, tensor in trainer.adapter("short").items())
