@@ -83,15 +83,18 @@ def test_each_checkpoint_has_its_file_also_after_stops_and_longer_lengths(traine
 def test_files_are_kept_removed_or_not_written_as_configured(trainer, capsys):
     assert trainer.train("run", SETTINGS | {"checkpoint.every": 1, "checkpoint.keep_adapters": 2}) == 0
     assert files(trainer) == [f"run{step}.safetensors" for step in ("-000003", "-000004", "")]
+    # The file of an earlier end counts too.
+    assert trainer.train("run", SETTINGS | {"train.steps": 6, "checkpoint.keep_adapters": 2}) == 0
+    assert files(trainer) == [f"run{step}.safetensors" for step in ("-000004", "-000005", "")]
     # A run that is started afresh sets aside what was there.
     shutil.rmtree(trainer.folder("run") / "checkpoints")
     folder = trainer.folder("run")
     (folder / "run.json").write_text(
-        (folder / "run.json").read_text().replace('"finished_at": 5', '"finished_at": null')
+        (folder / "run.json").read_text().replace('"finished_at": 6', '"finished_at": null')
     )
     with at_micro_batch(trainer, 2, 0, stop):
         trainer.train("run", SETTINGS | {"checkpoint.keep_adapters": 0})
-    assert files(trainer) == [f"earlier/run-00000{step}.safetensors" for step in (3, 4, 5)]
+    assert files(trainer) == [f"earlier/run-00000{step}.safetensors" for step in (4, 5, 6)]
     assert "the same command with --train.steps 2 writes one" in capsys.readouterr().out
 
 
