@@ -108,7 +108,7 @@ def test_the_config_of_an_earlier_version_s_run_is_taken(tmp_path):
     """Its 8 GB overlay switched samples off below the settings of a recipe, and config.yaml has both in one layer."""
     recorded = tmp_path / "config.yaml"
     recorded.write_text("sample: {enabled: false, steps: 9, guidance: 7.0, prompts: [a]}\n")
-    with pytest.raises(UserError, match="have no effect"):
+    with pytest.raises(UserError, match="has no effect"):
         load("--config", str(recorded), *REQUIRED)
     (tmp_path / "run.json").write_text("{}")
     assert load("--config", str(recorded), *REQUIRED) == load(*REQUIRED, "--sample.enabled=false")
