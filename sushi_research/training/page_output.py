@@ -24,7 +24,7 @@ def write(job: Job, inputs: Inputs, plan: Plan, step: int) -> None:
         if job.is_main:
             assert job.run is not None
             job.timings.enter("saving")
-            with _optional(f"the run goes on without a page of step {step}"):
+            with optional(f"the run goes on without a page of step {step}"):
                 thumbnails.write(job.run, inputs.data.items)
                 write_timings(job)
                 run_page.write(job.run, f"at step {step} of {plan.steps}")
@@ -39,7 +39,7 @@ def write_last(job: Job, step: int, state: str) -> None:
     """
     run = job.run
     assert run is not None
-    with _optional("the run is without its page or its curves, and the same command again makes them"):
+    with optional("the run is without its page or its curves, and the same command again makes them"):
         write_timings(job)
         page = run_page.write(run, state)
         best = {"best_step": page.best.step} if page.best else {}
@@ -55,7 +55,7 @@ def write_timings(job: Job) -> None:
 
 
 @contextlib.contextmanager
-def _optional(consequence: str) -> Iterator[None]:
+def optional(consequence: str) -> Iterator[None]:
     """`plots.optional`, in which an error of the page's own code is a warning too. Other UserErrors, such as that of a run folder
     that is another one now, end the run."""
     with plots.optional(consequence):

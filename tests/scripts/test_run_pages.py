@@ -63,5 +63,5 @@ def test_a_page_that_fails_stops_nothing(trainer: Trainer, drawn, monkeypatch, c
         "makes them",
     ]
     # A run folder that is another one now still ends the run.
-    with pytest.raises(UserError, match="another one"), page_output._optional("nothing"):
+    with pytest.raises(UserError, match="another one"), page_output.optional("nothing"):
         raise UserError("the folder is another one now")
