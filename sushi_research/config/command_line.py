@@ -169,7 +169,7 @@ def _list(text: str, place: str, types: list[dict[str, Any]]) -> Any:
                 f"; a text that begins with {start} goes into a list, in quotes: '[\"...\"]'" if is_of_texts else ""
             )
             raise UserError(f"{error}{quoted}") from None
-    elif text == "null" and {"type": "null"} in types:
+    elif text == "null":
         return None
     elif is_of_texts:
         value = text

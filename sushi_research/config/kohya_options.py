@@ -43,7 +43,7 @@ OPTIONS: dict[str, list[tuple[str, str, str]]] = {
         (
             "dataset_config",
             "data.path",
-            "one folder with a folder for each subset; the keys of the file are in this table",
+            "one folder with a folder for each subset; docs/guides/from_kohya.md has the keys of the file",
         ),
         (
             "in_json metadata_file",

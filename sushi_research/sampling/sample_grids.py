@@ -100,9 +100,10 @@ def step_folder(samples: Path, step: int) -> Path:
     return samples / f"step-{step:08d}"
 
 
-def latest_grid(samples: Path) -> Path | None:
-    """The grid of the latest step that has one."""
-    return max(samples.glob("step-*.png"), key=lambda path: (len(path.name), path.name), default=None)
+def latest_grid(samples: Path) -> tuple[int, Path] | None:
+    """The latest step that has a grid, and the grid."""
+    found = ((_STEP.fullmatch(path.stem), path) for path in samples.glob("step-*.png"))
+    return max(((int(match[1]), path) for match, path in found if match), default=None)
 
 
 def _grid_path(samples: Path, step: int) -> Path:

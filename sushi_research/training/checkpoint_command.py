@@ -37,7 +37,7 @@ def run(job: Job, step: int, checkpoint: Path, adapter: Path) -> None:
         return
     assert job.run is not None
     values = dict(zip(COMMAND_PLACES, map(str, (job.run.path, step, checkpoint, adapter)), strict=True))
-    if problem := _problem(_words(command, values)):
+    if problem := problem_of(_words(command, values)):
         logger.warning("step %d: the command %s %s; the run goes on", step, command, problem)
 
 
@@ -50,7 +50,7 @@ def _words(command: str, values: dict[str, str]) -> list[str]:
     return words
 
 
-def _problem(words: list[str]) -> str | None:
+def problem_of(words: list[str]) -> str | None:
     """Runs the words as a command; what went wrong, as the rest of a sentence."""
     if shutil.which(words[0]) is None:
         return f"was not run: there is no program {words[0]}"

@@ -102,17 +102,19 @@ def describe_repeats(repeats: tuple[Repeats, ...]) -> list[str]:
 
 @dataclass(frozen=True)
 class SamplePlan:
-    """The sample grids of a run: `times` of them, each with the images that have these labels. `often` says when."""
+    """The sample grids of a run: `times` of them, each with so many images of the prompts with these labels. `often` says when."""
 
-    images: tuple[str, ...]
+    prompts: tuple[str, ...]
+    images: int
     times: int
     often: str
 
     def describe(self) -> list[str]:
-        shown = [f"{INDENT}{label}" for label in self.images[:SHOWN_PROMPTS]]
-        if len(self.images) > SHOWN_PROMPTS:
-            shown.append(f"{INDENT}and {len(self.images) - SHOWN_PROMPTS} more (a run's plan.json lists all)")
-        return [f"samples      {_count(len(self.images), 'image')}, {_count(self.times, 'time')}: {self.often}", *shown]
+        shown = [f"{INDENT}{label}" for label in self.prompts[:SHOWN_PROMPTS]]
+        if len(self.prompts) > SHOWN_PROMPTS:
+            shown.append(f"{INDENT}and {len(self.prompts) - SHOWN_PROMPTS} more (a run's plan.json lists all)")
+        what = f"{_count(self.images, 'image')} of {_count(len(self.prompts), 'prompt')}"
+        return [f"samples      {what}, {_count(self.times, 'time')}: {self.often}", *shown]
 
 
 def samples_of(job: Job, inputs: Inputs, steps: int, due: Due) -> SamplePlan | None:
@@ -123,7 +125,9 @@ def samples_of(job: Job, inputs: Inputs, steps: int, due: Due) -> SamplePlan | N
     ends = "before and after training"
     times = 2 + due.sample.count(0, steps - 1)
     often = f"{ends}, and {how_often(config.every, due.sample)}" if times > 2 else ends
-    return SamplePlan(tuple(image.label for image in sample_prompts.of_run(job.config, inputs.prompts)), times, often)
+    images = sample_prompts.of_run(job.config, inputs.prompts)
+    prompts = {image.number: image.prompt_label for image in images}
+    return SamplePlan(tuple(prompts.values()), len(images), times, often)
 
 
 @dataclass(frozen=True)
@@ -145,7 +149,8 @@ class CheckpointPlan:
         files = "NAME.safetensors"
         if on_the_way and self.kept_adapters != 0:
             files += f", and NAME-STEP.safetensors for {_count(on_the_way, 'checkpoint')} before it"
-            files += "" if self.kept_adapters is None else f", of which the latest {self.kept_adapters} are kept"
+            if self.kept_adapters is not None and self.kept_adapters < on_the_way:
+                files += f", of which the latest {self.kept_adapters} {'is' if self.kept_adapters == 1 else 'are'} kept"
         return [
             f"checkpoints  {self.times}: {self.often}{kept}",
             f"adapters     {files}",

@@ -97,6 +97,8 @@ class Saver:
         path = self._path(step)
         if step == self.writer.plan.steps:
             self.writer.write(path, step)
+            if keep:  # the file of an earlier end has become that of its step
+                step_files.keep_latest(run, keep)
         elif keep != 0 and problem_of(path):
             try:
                 self.writer.write(path, step)

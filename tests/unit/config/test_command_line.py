@@ -111,6 +111,7 @@ OVERRIDES: list[tuple[list[str], str, str, Any]] = [
     (["--sample.prompts", "{prompt: a cat, seed: 3}"], "sample", "prompts", [Prompt(prompt="a cat", seed=3)]),
     (["--sample.seeds", "3"], "sample", "seeds", [3]),
     (["--evaluation.drift_captions", "null"], "evaluation", "drift_captions", None),
+    (["--sample.prompts", '["null"]'], "sample", "prompts", ["null"]),
     (["--evaluation.drift_captions", "a cat", "--evaluation.path", "x"], "evaluation", "drift_captions", ["a cat"]),
 ]
 
@@ -443,6 +444,9 @@ prompt and any of negative_prompt, seed, width, height, steps, guidance, scale
 --sample.seeds 1,2
 sample.seeds is "1,2" on the command line: must be a list such as [1, 2], not empty, whose entries are
 a whole number (at least 0, below 4294967296)
+
+--lora.trigger_words null
+lora.trigger_words is null on the command line: must be a list such as [a, b], whose entries are text (not empty)
 
 --sample.prompts '[best] cat'
 --sample.prompts "[best] cat", line 1, column 8: not valid YAML: expected '<document start>', but found '<scalar>';

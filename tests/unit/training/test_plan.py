@@ -100,7 +100,7 @@ def test_the_numbers(make, architecture):
     for part in (
         "images       5 (7 per epoch with repeats)",
         "step         4 samples = batch 2 x accumulation 2 x processes 1; micro-batches 100% full",
-        "length       4 optimizer steps = 16 samples = 2.29 epochs; each image 3.2 times",
+        "length       4 optimizer steps = 16 samples = 2.29 epochs; each image 3.2 times on average",
         "cache        4 of 5 image entries to encode (4 KiB in all), 8 of 8 captions",
         "captions     1 longer than 77 tokens are cut (the longest loses 25); a run's plan.json lists them",
     ):

@@ -42,8 +42,8 @@ def test_the_repeats_of_each_folder():
 
 
 def test_the_lines_of_samples_and_checkpoints():
-    lines = SamplePlan(tuple(f"prompt {number}" for number in range(12)), 3, "before and after").describe()
-    assert lines[0] == "samples      12 images, 3 times: before and after"
+    lines = SamplePlan(tuple(f"prompt {number}" for number in range(12)), 24, 3, "before and after").describe()
+    assert lines[0] == "samples      24 images of 12 prompts, 3 times: before and after"
     assert lines[1] == "             prompt 0" and lines[-1].endswith("and 2 more (a run's plan.json lists all)")
     assert len(lines) == 12
     assert CheckpointPlan(3, 2, "every 5 steps", None, "full: what").describe() == [
@@ -54,11 +54,12 @@ def test_the_lines_of_samples_and_checkpoints():
     for times, kept_adapters in ((1, None), (5, 0)):
         lines = CheckpointPlan(times, 9, "often", kept_adapters, "").describe()
         assert lines[:2] == [f"checkpoints  {times}: often", "adapters     NAME.safetensors"]
-    assert (
-        CheckpointPlan(5, 9, "often", 1, "")
-        .describe()[1]
-        .endswith("4 checkpoints before it, of which the latest 1 are kept")
-    )
+    for kept_adapters, end in (
+        (3, ", of which the latest 3 are kept"),
+        (1, ", of which the latest 1 is kept"),
+        (4, ""),
+    ):
+        assert CheckpointPlan(5, 9, "often", kept_adapters, "").describe()[1].endswith(f"4 checkpoints before it{end}")
 
 
 def test_why_there_is_no_gpu(monkeypatch):
