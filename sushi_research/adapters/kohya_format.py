@@ -90,15 +90,16 @@ def save_adapter(
 
 
 def add_metadata(path: Path, entries: Mapping[str, str]) -> None:
-    """Adds entries to the metadata of a file that `save_adapter` wrote; its tensors stay as they are.
+    """Adds entries to the metadata of a file that `save_adapter` wrote; its tensors stay as they are, which is checked at the end.
 
-    UserError if it cannot be read or written.
+    UserError if it cannot be read or written, or is damaged.
     """
     metadata = read_header(path).metadata
     if entries.items() <= metadata.items():
         return
     data = read_regular(path, sys.maxsize)
     write_atomic(path, _header(data, {**metadata, **entries}) + data[8 + int.from_bytes(data[:8], "little") :])
+    require_whole(path)
 
 
 def require_whole(path: Path) -> None:

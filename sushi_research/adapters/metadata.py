@@ -36,6 +36,8 @@ CHAIN = "sushi_research.started_from"
 THUMBNAIL = "modelspec.thumbnail"
 # Programs read the metadata of all files that they show: of the captions, the most frequent tags of each of the largest folders.
 MOST_TAGS, MOST_FOLDERS = 1_000, 200
+# Of all of them together: a caption without a comma is one tag, of up to 65,536 letters, and programs refuse headers of many MiB.
+MOST_LETTERS = 500_000
 # Of a file that says that it came from more files, the last ones are kept.
 MOST_ANCESTORS = 100
 # With lora.metadata minimal, of the entries of `adapter_metadata`: what a program needs to load the file as it was trained, hashes,
@@ -167,12 +169,17 @@ def adapter_metadata(config: TrainingConfig, facts: Facts) -> dict[str, str]:
 def tag_frequency(config: TrainingConfig, samples: Sequence[Sample]) -> dict[str, dict[str, int]]:
     """Folder -> tag -> the number of images with it, as kohya's sd-scripts counts: captions are split at commas, in lower case.
 
-    The folder with the most images is the first, because some programs read only that.
+    The folder with the most images is the first, because some programs read only that. Tags for which there is no room
+    (MOST_LETTERS) are left out, the least frequent ones first.
     """
-    found = {}
+    found, room = {}, MOST_LETTERS
     for folder, inside in _folders(config, samples):
         tags = Counter(tag for sample in inside for tag in map(str.strip, sample.caption.lower().split(",")) if tag)
-        found[folder] = dict(tags.most_common(MOST_TAGS))
+        found[folder] = {}
+        for tag, count in tags.most_common(MOST_TAGS):
+            if (room := room - len(tag)) < 0:
+                break
+            found[folder][tag] = count
     return found
 
 

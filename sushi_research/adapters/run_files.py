@@ -46,7 +46,7 @@ def resolve(text: str) -> Path:
         return run.adapter
     elif int(which) in best:
         return best[int(which)]
-    raise UserError(f"{text}: {_missing(run, which)}; {_there(run)}.")
+    raise UserError(f"{text}{_missing(run, which)}; {_there(run)}.")
 
 
 def run_folder_of(text: str) -> RunFolder | None:
@@ -91,10 +91,10 @@ def _parts(text: str) -> tuple[RunFolder | None, str | None]:
 
 def _missing(run: RunFolder, which: str | None) -> str:
     if which is None:
-        return f"the folder {run.path} has no adapter file {run.adapter.name}"
+        return f" is a folder without the adapter file {run.adapter.name}"
     if which == "best":
-        return f"{run.path} has no file of a best step, which evaluation.keep_best keeps"
-    return f"{run.path} has no adapter file of step {int(which)}"
+        return f": {run.path} has no file of a best step, which evaluation.keep_best keeps"
+    return f": {run.path} has no adapter file of step {int(which)}"
 
 
 def _there(run: RunFolder) -> str:
@@ -111,7 +111,7 @@ def _there(run: RunFolder) -> str:
         )
     if files:
         return f"it has {some(files)}: give the path of a file"
-    return f"it has no adapter file: give {FORMS}"
+    return f"there is none in it: give {FORMS}"
 
 
 def _finished_at(run: RunFolder) -> int | None:

@@ -41,7 +41,8 @@ class AdapterWriter:
         assert job.run is not None
         entries = metadata.adapter_metadata(config, self._facts(step))
         if config.lora.metadata != "none":
-            entries |= trained_images.metadata_of({item.sample.image_hash for item in self.inputs.data.items})
+            images = {item.sample.image_hash for item in self.inputs.data.items}
+            entries |= trained_images.metadata_of(images, job.start and job.start.trained_on)
             entries |= chosen or {}
             entries |= thumbnail.newest(job, step)
         tensors, dtype = self.state.master_weights.named_state(), getattr(torch, config.lora.save_dtype)

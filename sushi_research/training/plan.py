@@ -24,7 +24,7 @@ from sushi_research.runs import tracking
 from sushi_research.runs.job import Job
 from sushi_research.runs.measured import Measured
 from sushi_research.sampling import prompts as sample_prompts
-from sushi_research.training import optim, optimizer_check
+from sushi_research.training import optim, optimizer_check, starting_point
 from sushi_research.training.disk_plan import (
     DiskPlan,
     Room,
@@ -195,10 +195,11 @@ class Plan:
 def make_plan(job: Job, inputs: Inputs) -> Plan:
     """Makes the plan of the job. The main process prints it; of a dry run it also writes plan.json and data_report.json.
 
-    Raises UserError for an optimizer or schedule that cannot be used, for adapter targets that match no module, and for a disk that
-    has too little room.
+    Raises UserError for an optimizer or schedule that cannot be used, for adapter targets that match no module, for a file of
+    lora.start_from that was trained on held-out images, and for a disk that has too little room.
     """
     config, base, data, caches = job.config, inputs.base, inputs.data, inputs.caches
+    starting_point.require_usable(job, data)
     items, global_batch_size = data.items, job.global_batch_size
     steps = steps_of(config.train.steps, config.train.epochs, len(items), global_batch_size)
     shapes = adapter_shapes(base, config.lora.targets, config.lora.rank, job.start and job.start.pairs)

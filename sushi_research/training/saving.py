@@ -8,11 +8,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from sushi_research import stopping
 from sushi_research.adapters.kohya_format import problem_of
 from sushi_research.errors import UserError
-from sushi_research.files import CannotWrite
+from sushi_research.files import reason_of
 from sushi_research.runs.checkpoint import checkpoint_path
-from sushi_research.training import checkpoint_command, step_files, thumbnail
+from sushi_research.training import checkpoint_command, page_output, step_files, thumbnail
 from sushi_research.training.adapter_output import AdapterWriter
 
 logger = logging.getLogger(__name__)
@@ -41,30 +42,39 @@ class Saver:
 
     @contextlib.contextmanager
     def saved_if_interrupted(self, step: int) -> Iterator[None]:
-        """A block between two steps that is no part of the training: if it ends with an error or a stop, `step` is saved.
+        """A block between two steps that is no part of the training: if it ends with an error or a stop, `step` is saved, and the
+        run's page says so.
 
         The other processes are not waited for, because they may have ended.
         """
+        job, steps = self.writer.job, self.writer.plan.steps
         try:
             yield
-        except BaseException:
+        except BaseException as error:
+            ended, doing = "stopped" if stopping.cause(error) else "ended with an error", job.timings.current
             # The last step was saved before the block.
-            if self.writer.job.is_main and self.writer.run_state.step < step < self.writer.plan.steps:
+            if job.is_main and self.writer.run_state.step < step < steps:
                 self._save_checkpoint(step)
                 with self.writer.state.averaged_weights():
                     self._write_adapter(step)
                 self._run_command(step)
+            if job.is_main:
+                page_output.write_last(job, step, f"{ended} while {doing} at step {step} of {steps}")
             raise
 
     def add_picture(self, step: int) -> None:
         """Puts the samples of `step`, which were just drawn, into the metadata of its adapter file (`thumbnail.add`)."""
         job = self.writer.job
         if job.is_main and step > 0:
+            path = self._path(step)
             try:
-                thumbnail.add(job, self._path(step), step)
+                thumbnail.add(job, path, step)
             except UserError as error:
-                reason = error.reason if isinstance(error, CannotWrite) else str(error)
-                logger.warning("%s: the run goes on without the picture of step %d in the adapter file", reason, step)
+                if step == self.writer.plan.steps and problem_of(path):
+                    raise  # a finished run has a whole file
+                logger.warning(
+                    "%s: the run goes on without the picture of step %d in the adapter file", reason_of(error), step
+                )
 
     def _path(self, step: int) -> Path:
         """The adapter file of a step."""
@@ -84,7 +94,8 @@ class Saver:
     def _write_adapter(self, step: int) -> None:
         """Writes NAME.safetensors at the last step, else the file of the step unless it is there.
 
-        If a file on the way cannot be written, for example because the disk is full, a warning says so, and the training goes on.
+        If a file on the way cannot be written, for example because the disk is full or fp16 cannot hold a value, a warning says so,
+        and the training goes on.
         """
         run, keep = self.writer.job.run, self.writer.job.config.checkpoint.keep_adapters
         assert run is not None
@@ -96,6 +107,6 @@ class Saver:
         elif keep != 0 and problem_of(path):
             try:
                 self.writer.write(path, step)
-            except CannotWrite as error:
-                logger.warning("%s: the run goes on without the adapter file of step %d", error.reason, step)
+            except UserError as error:
+                logger.warning("%s: the run goes on without the adapter file of step %d", reason_of(error), step)
             step_files.keep_latest(run, keep)

@@ -276,7 +276,7 @@ def test_a_share_of_the_data_is_held_out_and_never_trained_on(trainer, many, tmp
 def refuse_trained_images(trainer: Trainer, data: Path, held: list[str], tmp_path: Path, capsys) -> None:
     """The run "first" trained on all images of `data` but `held`; other options do not hide that."""
     words = ["sd15", "--config", str(trainer.folder("first") / "config.yaml"), "--dry-run"]
-    words.append(f"--adapters={json.dumps([str(trainer.folder('first') / 'first.safetensors')])}")
+    words.append(f"--adapters={json.dumps([str(trainer.folder('first'))])}")
     whole, seen = ["--evaluation.held_out", "0"], 12 - len(held)
     # Kohya's folder of repeats, another resolution and other captions.
     for path in sorted(data.iterdir()):

@@ -138,6 +138,16 @@ def test_what_cannot_be_started_from_is_refused(first, tmp_path):
     save_file(pair, tmp_path / "strange.safetensors")
     with pytest.raises(UserError, match="adapts conv_in, which is not trained here"):
         first.train("refused", starting(tmp_path / "strange.safetensors"))
+    # The file that a run starts from must stay where it is.
+    with pytest.raises(
+        UserError, match="which is in the folder of this run, where files of an earlier launch are moved"
+    ):
+        first.train("first", starting(first.folder("first")))
+    # "first" was trained on images that are held out here.
+    with pytest.raises(
+        UserError, match=r"was trained on \d of the \d images of .* without measuring .--evaluation.held_out 0"
+    ):
+        first.train("refused", starting(file, **EVALUATED | {"evaluation.held_out": 0.6}))
     assert not first.folder("refused").exists()
     # Rank, alpha and targets that are those of the file are no contradiction: a run's config.yaml has them.
     assert first.train("agrees", SHORT | {"lora.start_from": str(file)}) == 0

@@ -13,6 +13,8 @@ from safetensors.torch import load_file
 from script_runs import Trainer, assert_equal
 from test_resume import Killed, at_micro_batch, kill, stop
 
+from sushi_research.adapters import kohya_format
+from sushi_research.errors import UserError
 from sushi_research.files import disk_error
 from sushi_research.runs.checkpoint import read_checkpoint
 from sushi_research.runs.run_folder import RunFolder
@@ -129,3 +131,35 @@ def test_an_interruption_and_a_full_disk(trainer, monkeypatch, caplog):
     assert trainer.train("run", settings) == 0
     assert "No space left on device: the run goes on without the adapter file of step 3" in caplog.text
     assert files(trainer) == ["run-000002.safetensors", "run.safetensors"]
+
+
+def test_values_that_fp16_cannot_hold_cost_a_file_on_the_way_and_not_the_run(trainer, monkeypatch, caplog):
+    settings = SETTINGS | {"lora.save_dtype": "float16", "checkpoint.every": 1, "train.steps": 3}
+    cast = kohya_format._cast
+    calls = []
+
+    def overflowing(state, name, dtype):
+        calls.append(name)
+        return cast({name: state[name] * (1e9 if len(calls) == 1 else 1)}, name, dtype)
+
+    monkeypatch.setattr(kohya_format, "_cast", overflowing)
+    assert trainer.train("run", settings) == 0
+    assert "set lora.save_dtype to float32: the run goes on without the adapter file of step 1" in caplog.text
+    assert files(trainer) == ["run-000002.safetensors", "run.safetensors"]
+
+
+def test_a_picture_that_damages_the_finished_file_ends_the_run(trainer, monkeypatch):
+    settings = SETTINGS | {"train.steps": 1, "sample.enabled": True, "sample.prompts": ["a cat"]}
+    monkeypatch.setattr("sushi_research.sampling.sample_grids.generate_images", lambda *_: [Image.new("RGB", (8, 8))])
+    add = kohya_format.write_atomic
+
+    def write(path, data):
+        is_again = path.exists()
+        add(path, data[:-1] + b"x" if is_again else data)
+
+    monkeypatch.setattr(kohya_format, "write_atomic", write)
+    with pytest.raises(UserError, match="run.safetensors is damaged"):
+        trainer.train("run", settings)
+    monkeypatch.setattr(kohya_format, "write_atomic", add)
+    assert trainer.train("run", settings) == 0
+    assert kohya_format.problem_of(trainer.folder("run") / "run.safetensors") is None

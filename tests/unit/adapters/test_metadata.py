@@ -7,7 +7,7 @@ import pytest
 from sushi_research.adapters.metadata import MINIMAL, Ancestor, Facts, adapter_metadata, ancestors_of, describe
 from sushi_research.config import SD15Training, SDXLTraining
 from sushi_research.data.samples import Sample
-from sushi_research.models.header import Header
+from sushi_research.models.header import MAX_HEADER, Header
 from sushi_research.models.prediction import Prediction, from_metadata
 
 FACTS = {
@@ -112,6 +112,15 @@ def test_the_words_of_the_captions_are_counted_as_kohya_counts_them():
     assert list(counted) == ["5_cat", "photos"], "Lora-Manager reads the first one"
     folders = {"5_cat": {"n_repeats": 5, "img_count": 2}, "photos": {"n_repeats": 1, "img_count": 1}}
     assert json.loads(metadata["ss_dataset_dirs"]) == folders
+
+
+def test_long_captions_leave_a_header_that_programs_read():
+    """A caption is at most 65,536 letters; each of these is one tag."""
+    samples = [sample(f"{number}/{number}.png", f"{number}" + "\\" * 65_000) for number in range(100)]
+    samples += [sample(f"0/{letter}.png", f"a cat, {letter}") for letter in "ab"]
+    metadata = described(config(), architecture="sdxl", samples=samples)
+    assert json.loads(metadata["ss_tag_frequency"])["0"]["a cat"] == 2
+    assert len(json.dumps(metadata)) < MAX_HEADER / 4
 
 
 GIVEN = {"trigger_words": ["mycat", "1cat"], "author": "me", "description": "A cat.\nOf mine."}

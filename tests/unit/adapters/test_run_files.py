@@ -54,10 +54,11 @@ def test_what_is_not_there_is_refused_with_what_is(run, tmp_path):
     other = run.path.rename(tmp_path / "renamed")
     sentence = refusal(str(other))
     assert (
-        "has no adapter file renamed.safetensors; it has my cat-" in sentence and "give the path of a file" in sentence
+        " is a folder without the adapter file renamed.safetensors; it has my cat-" in sentence
+        and "give the path of a file" in sentence
     )
     (tmp_path / "empty").mkdir()
-    assert "it has no adapter file: give an adapter file, a run folder" in refusal(str(tmp_path / "empty"))
+    assert "there is none in it: give an adapter file, a run folder" in refusal(str(tmp_path / "empty"))
 
 
 def test_a_path_is_a_path(tmp_path):
