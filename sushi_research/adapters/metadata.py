@@ -238,6 +238,7 @@ def describe(config: TrainingConfig) -> str:
         "description": (config.lora.description or "").partition("\n")[0][:60],
     }
     said = "".join(f"; {what} {text}" for what, text in given.items() if text)
+    said += "; the names of the files that led to it" if lora.start_from is not None else ""
     if lora.metadata == "minimal":
         return f"minimal: the run's name, the kind of base, rank and alpha, hashes of the images{said}"
     picture = ", a sample picture" if config.sample.enabled else ""
