@@ -202,8 +202,8 @@ def train(job: Job) -> int:
                         timings.enter("sampling")
                         sample_grids.generate(job, inputs, unet, step, lora.without_adapter)
                         saver.add_picture(step)
-                if not last:  # `finish` writes the last page
-                    page_output.write(job, inputs, plan, step)
+            if (to_evaluate or to_sample or step == resumed_at) and not last:  # `finish` writes the last page
+                page_output.write(job, inputs, plan, step)
             if last:
                 break
 

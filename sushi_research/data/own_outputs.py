@@ -12,7 +12,7 @@ from sushi_research.user_files import open_regular, parse_json, read_regular
 
 # Images that are written next to other files of the user's choice of folder; each with the file that tells that they are ours.
 PAGES = {
-    "comparison.json": {"curves", "differences", "matrix", "timestep_bins", "samples"},
+    "comparison.json": {"trade_off", "curves", "differences", "matrix", "timestep_bins", "pictures", "samples"},
     "evaluation.json": {"grid", "lora_scales"},
 }
 GRID = "the images of a grid"

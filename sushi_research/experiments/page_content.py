@@ -177,7 +177,8 @@ def run_pages(comparison: Comparison, folder: Path) -> list[Link]:
             page = RunFolder(run.path, None).report
             if page.is_file():
                 text = run.name if run.name == variant.label else f"{variant.label}: {run.name}"
-                found.append(Link(text, quote(Path(os.path.relpath(page, folder)).as_posix())))
+                path = Path(os.path.relpath(page, folder)).as_posix()
+                found.append(Link(text, quote(os.fsencode(path))))  # a name need not be valid Unicode
     return found
 
 

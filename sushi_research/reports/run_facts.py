@@ -28,12 +28,14 @@ OTHER_SCANS = {"evaluation": "evaluation.path", "prior_path": "evaluation.prior_
 INDENT = 13
 
 
-def cards(run: RunFolder, metrics: Sequence[Mapping[str, Any]], plan: Mapping[str, Any], step: int) -> list[Card]:
-    """The numbers on top of the page: progress, images, time, and the adapter file if there is one."""
+def cards(
+    run: RunFolder, metrics: Sequence[Mapping[str, Any]], plan: Mapping[str, Any], step: int | None
+) -> list[Card]:
+    """The numbers on top of the page: progress, images, time, and the adapter file if there is one. `step` is None if not known."""
     found = []
     steps, trained = plan.get("steps"), training_log.trained(metrics)
-    if isinstance(steps, int):
-        epochs = trained[-1].get("epoch") if trained else 0.0
+    if isinstance(steps, int) and step is not None:
+        epochs = trained[-1].get("epoch") if trained else (None if step else 0.0)
         detail = f"{epochs:.3g} epochs" if isinstance(epochs, int | float) else ""
         found.append(Card("optimizer steps", f"{step:,} of {steps:,}", detail))
     if isinstance(plan.get("images"), int):
@@ -42,7 +44,7 @@ def cards(run: RunFolder, metrics: Sequence[Mapping[str, Any]], plan: Mapping[st
         samples = plan.get("global_batch_size") or 1
         seconds = [samples / line["images_per_second"] for line in trained]
         detail = f"{median(seconds):.3g} s per step"
-        if isinstance(steps, int) and step < steps:
+        if isinstance(steps, int) and step is not None and step < steps:
             detail += f", {_duration((steps - step) * median(seconds))} to go"
         found.append(Card("time in training steps", _duration(sum(seconds)), detail))
         if peaks := [line["peak_memory_gib"] for line in trained if line.get("peak_memory_gib")]:
@@ -55,13 +57,14 @@ def cards(run: RunFolder, metrics: Sequence[Mapping[str, Any]], plan: Mapping[st
 
 def _adapter_files(run: RunFolder) -> list[tuple[Path, str]]:
     """(path, of which step) of the run's adapter files, the finished one last."""
-    found = [(path, f"step {step}") for step, path in sorted(run.step_adapters().items())]
+    found = [(path, f"step {step}") for step, path in sorted(run.step_adapters().items()) if path.is_file()]
     return found + ([(run.adapter, "the end")] if run.adapter.is_file() else [])
 
 
 def adapter_files(run: RunFolder) -> list[Block]:
     """The run's adapter files, the last first; those of the best step too. [] if there are none."""
-    best = [(path, f"step {step}, the best evaluated so far") for step, path in sorted(run.best_adapters().items())]
+    found = sorted(run.best_adapters().items())
+    best = [(path, f"step {step}, the best evaluated so far") for step, path in found if path.is_file()]
     files = [*best, *_adapter_files(run)][::-1]
     if not files:
         return []
@@ -70,12 +73,12 @@ def adapter_files(run: RunFolder) -> list[Block]:
         *([path.name, step, size_text(path.stat().st_size)] for path, step in files[:MOST_ITEMS]),
     ]
     text = "Each is complete: copy one into the LoRA folder of your program, or give it to scripts/sample.py."
-    found = [Block("lead", text), Block("table", rows=rows)]
+    blocks = [Block("lead", text), Block("table", rows=rows)]
     if files[MOST_ITEMS:]:
-        found.append(
+        blocks.append(
             Block("details", f"{len(files) - MOST_ITEMS} more", items=[path.name for path, _ in files[MOST_ITEMS:]])
         )
-    return found
+    return blocks
 
 
 def _duration(seconds: float) -> str:
@@ -109,7 +112,7 @@ def data_problems(run: RunFolder) -> list[Block]:
     scans = [("", report), *((key, report.get(name)) for name, key in OTHER_SCANS.items())]
     problems, cropped, notes = [], [], []
     for key, scan in scans:
-        if isinstance(scan, dict):
+        if scan:
             where = f"{key}: " if key else ""
             problems += [f"{where}{each['name']}: {each['reason']}" for each in scan["problems"]]
             cropped += [f"{where}{each['name']}: {each['lost']:.0%}" for each in scan.get("cropped") or []]
@@ -150,7 +153,7 @@ def launches(run: RunFolder) -> list[Block]:
     last = entries[-1]
     machine = last.get("machine") or {}
     facts = [["platform", str(last.get("platform") or "-")], ["python", str(last.get("python") or "-")]]
-    if isinstance(machine, dict):
+    if isinstance(machine, dict) and machine.get("cpus"):
         gpu = f", GPU memory {machine['gpu_memory_gib']} GiB" if machine.get("gpu_memory_gib") else ""
         threads = (
             f"{machine.get('cpus')} cores, {machine.get('threads')} threads, memory {machine.get('memory_gib')} GiB"

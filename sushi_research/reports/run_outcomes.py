@@ -83,4 +83,7 @@ def at_steps(values: np.ndarray, steps: Sequence[int], wanted: Sequence[int]) ->
     """Values [T, ...] of `steps` as values of the `wanted` steps; NaN for those that are not among them."""
     places = {step: place for place, step in enumerate(steps)}
     missing = np.full(values.shape[1:], np.nan)
-    return np.array([values[places[step]] if step in places else missing for step in wanted])
+    found = [values[places[step]] if step in places else missing for step in wanted]
+    return np.array(found).reshape(
+        len(wanted), *values.shape[1:]
+    )  # also of no steps, if only the held-out images' file is damaged

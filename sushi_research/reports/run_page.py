@@ -19,7 +19,6 @@ from sushi_research.reports import (
     sample_series,
     thumbnails,
     training_curves,
-    training_log,
 )
 from sushi_research.reports.best_step import BestStep
 from sushi_research.reports.page import Block, Card, Picture, Source, to_html
@@ -88,9 +87,11 @@ def _page(run: RunFolder, state: str, additions: Additions) -> tuple[RunPage, di
             problems.append(f"a part of the page is missing ({type(error).__name__}: {error})")
         return otherwise
 
-    metrics = attempt(MetricsFile(run.metrics).read, [])
+    # None if they are damaged: then it is not known how far the run is, and a sentence says why.
+    lines: list[dict[str, Any]] | None = attempt(MetricsFile(run.metrics).read, None)
+    metrics = lines or []
     plan: dict[str, Any] = attempt(lambda: records.read_as(run.plan, records.Plan, run_facts.REMEDY), {})
-    step = max((line["step"] for line in training_log.trained(metrics)), default=0)
+    step = None if lines is None else max((line["step"] for line in metrics), default=0)
     curves = attempt(lambda: training_curves.panels(metrics), {})
     best, evaluations = None, []
     if run.evaluation.exists():
@@ -128,7 +129,7 @@ def _page(run: RunFolder, state: str, additions: Additions) -> tuple[RunPage, di
         Block("lead", lead),
         *(
             [Block("progress", f"step {step} of {steps}", share=min(1.0, step / steps))]
-            if steps and step < steps
+            if steps and step is not None and step < steps
             else []
         ),
         *([Block("text", additions.lead)] if additions.lead else []),
@@ -152,4 +153,7 @@ def _training_images(run: RunFolder) -> list[Block]:
         if count > len(shown)
         else ""
     )
-    return [Block("lead", f"{words}, each with its caption{more}."), Block("pictures", pictures=shown)]
+    return [
+        Block("lead", f"{words}, each with its caption{more}. Tap a long caption to read all of it."),
+        Block("pictures", pictures=shown),
+    ]

@@ -29,24 +29,28 @@ def panels(records: Sequence[dict[str, Any]]) -> dict[str, bytes]:
     """PNG files by title: loss (raw and smoothed), loss by timestep bin, learning rate and gradient norm.
 
     Curves have a gap where `records` mark that lines are missing (metrics_gaps.py). If the run was evaluated, also the validation
-    loss minus the base's and the drift, with bands of two standard errors. {} without an optimizer step and an evaluation.
+    loss minus the base's and the drift, with bands of two standard errors. A panel without a value is left out.
     """
     trained = [record for record in records if metrics_gaps.is_trained(record) or metrics_gaps.MARK in record]
-    draw: dict[str, Callable[[Any], None]] = {}
-    if trained:
-        draw = {
-            "loss": lambda axes: _loss(axes, trained),
-            f"loss by timestep, {_SMOOTHED}": lambda axes: _by_timestep(axes, trained),
-            "learning rate": lambda axes: axes.plot(*thinned(*points(trained, "lr"))),
-            "gradient norm": lambda axes: axes.plot(*thinned(*points(trained, "grad_norm")), linewidth=0.8),
-        }
+    curves: dict[str, tuple[Callable[[Any], None], Sequence[str]]] = {
+        "loss": (lambda axes: _loss(axes, trained), ["loss"]),
+        f"loss by timestep, {_SMOOTHED}": (lambda axes: _by_timestep(axes, trained), _BY_TIMESTEP),
+        "learning rate": (lambda axes: axes.plot(*thinned(*points(trained, "lr"))), ["lr"]),
+        "gradient norm": (
+            lambda axes: axes.plot(*thinned(*points(trained, "grad_norm")), linewidth=0.8),
+            ["grad_norm"],
+        ),
+    }
+    # All lines of a run may be lost, and older versions did not write every value.
+    known = {name for record in trained for name, value in record.items() if value is not None}
+    draw = {title: function for title, (function, names) in curves.items() if not known.isdisjoint(names)}
     evaluated = {
         "validation loss, over the base's": "evaluation/loss_over_base",
         "drift from the base": "evaluation/drift",
     }
     for title, name in evaluated.items():
-        if known := [record for record in records if record.get(name) is not None]:
-            draw[f"{title} (+- 2 standard errors)"] = lambda axes, known=known, name=name: _with_band(axes, known, name)
+        if found := [record for record in records if record.get(name) is not None]:
+            draw[f"{title} (+- 2 standard errors)"] = lambda axes, found=found, name=name: _with_band(axes, found, name)
     return {title: panel(title, function) for title, function in draw.items()}
 
 
@@ -62,6 +66,7 @@ def write(drawn: dict[str, bytes], path: Path, title: str) -> None:
     write_image(path, canvas)
 
 
+_BY_TIMESTEP = [f"loss_by_timestep/{timestep_bin}" for timestep_bin in range(4)]
 _SMOOTHED = f"smoothed (moving average, factor {SMOOTHING:g})"
 
 
@@ -73,8 +78,8 @@ def _loss(axes: Any, records: Sequence[dict[str, Any]]) -> None:
 
 
 def _by_timestep(axes: Any, records: Sequence[dict[str, Any]]) -> None:
-    for timestep_bin in range(4):
-        steps, values = points(records, f"loss_by_timestep/{timestep_bin}")
+    for timestep_bin, name in enumerate(_BY_TIMESTEP):
+        steps, values = points(records, name)
         axes.plot(*thinned(steps, smooth(values)), label=f"t {250 * timestep_bin}-{250 * timestep_bin + 249}")
     axes.legend(fontsize=8, ncols=2)
 

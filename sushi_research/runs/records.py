@@ -65,11 +65,34 @@ class Plan(Record):
     text: list[str] | None = None
 
 
-class DataReport(Record):
+class Problem(Record):
+    """A file that is not used, in data_report.json."""
+
+    name: str
+    reason: str
+
+
+class Cropped(Record):
+    """An image that loses the fraction `lost` to the crop, in data_report.json."""
+
+    name: str
+    lost: Number
+
+
+class ScanRecord(Record):
+    """A scan of a folder in data_report.json. Older versions did not write what is None here."""
+
+    problems: list[Problem]
+    cropped: list[Cropped] | None = None
+    notes: list[str] | None = None
+
+
+class DataReport(ScanRecord):
     """data_report.json."""
 
     used: list[str]
-    problems: list[dict[str, Any]]
+    evaluation: ScanRecord | None = None
+    prior_path: ScanRecord | None = None
 
 
 class ValidationImage(Record):

@@ -24,21 +24,23 @@ def write(job: Job, inputs: Inputs, plan: Plan, step: int) -> None:
         if job.is_main:
             assert job.run is not None
             job.timings.enter("saving")
-            with _optional(f"the run goes on without a page of step {step}"):
+            with optional(f"the run goes on without a page of step {step}"):
                 thumbnails.write(job.run, inputs.data.items)
                 write_timings(job)
                 run_page.write(job.run, f"at step {step} of {plan.steps}")
 
 
 def write_last(job: Job, step: int, state: str) -> None:
-    """Writes the page and the curves at the end of a launch, and sends them to the trackers. What cannot be written is a warning.
+    """Writes the page, the curves and the stage timings at the end of a launch, and sends page and curves to the trackers. What
+    cannot be written is a warning.
 
     `state` is where the run is: "finished at step 500". The trackers get the page without the training images, which the user may
     not want to upload.
     """
     run = job.run
     assert run is not None
-    with _optional("the run is without its page or its curves, and the same command again makes them"):
+    with optional("the run is without its page or its curves, and the same command again makes them"):
+        write_timings(job)
         page = run_page.write(run, state)
         best = {"best_step": page.best.step} if page.best else {}
         tracking.log_page(job.accelerator, page.html(training_images=False), best, step)
@@ -46,16 +48,14 @@ def write_last(job: Job, step: int, state: str) -> None:
             tracking.log_images(job.accelerator, "curves", [run.curves], [run.name], step)
 
 
-def write_timings(job: Job) -> dict[str, float]:
-    """Writes the seconds of each stage of this launch so far, and returns them."""
+def write_timings(job: Job) -> None:
+    """Writes the seconds of each stage of this launch so far."""
     assert job.run is not None
-    seconds = {name: round(value, 2) for name, value in job.timings.seconds().items()}
-    write_json(job.run.stage_timings, seconds)
-    return seconds
+    write_json(job.run.stage_timings, {name: round(value, 2) for name, value in job.timings.seconds().items()})
 
 
 @contextlib.contextmanager
-def _optional(consequence: str) -> Iterator[None]:
+def optional(consequence: str) -> Iterator[None]:
     """`plots.optional`, in which an error of the page's own code is a warning too. Other UserErrors, such as that of a run folder
     that is another one now, end the run."""
     with plots.optional(consequence):

@@ -155,6 +155,7 @@ class Plan:
         dtypes, device = self.dtypes.describe(), self.device
         buckets = ", ".join(f"{name} ({count})" for name, count in self.buckets.items())
         unused = f"; {len(self.unused)} keys of it are not needed (a run's plan.json lists them)" if self.unused else ""
+        warmup = f"; warm-up {self.warmup} step{'s' if self.warmup > 1 else ''}" if self.warmup else ""
         lines = [
             f"base         {self.base}: {self.architecture}, predicts {self.prediction.describe()}{unused}",
             f"device       {device.describe()}",
@@ -167,8 +168,7 @@ class Plan:
             f"step         {self.global_batch_size} samples = batch {self.batch_size} x accumulation "
             f"{self.accumulation} x processes {self.processes}; micro-batches {self.micro_batch_fill:.0%} full",
             f"length       {self.steps} optimizer steps = {self.samples} samples = {self.epochs} epochs; "
-            f"each image {self.samples_per_image} times{' on average' if self.repeats else ''}"
-            f"{f'; warm-up {self.warmup} steps' if self.warmup else ''}",
+            f"each image {self.samples_per_image} times{' on average' if self.repeats else ''}{warmup}",
             f"adapter      {self.adapter_modules} modules, {self.trainable_parameters:,} trainable parameters",
             f"cache        {self.image_cache.describe('image entries', ' to encode')}, {self.caption_cache.describe('captions')}",
             f"disk         {self.disk.parts()}; {'; '.join(room.describe() for room in self.rooms)}",

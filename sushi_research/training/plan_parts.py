@@ -28,6 +28,8 @@ from sushi_research.training.length import Due, Interval
 
 # How many prompts, and how many folders of repeats, are printed; plan.json has all.
 SHOWN_PROMPTS, SHOWN_FOLDERS = 10, 8
+# Letters of a prompt that are shown: about its first two lines.
+SHOWN_LETTERS = 200
 # The column of the text in a plan's lines.
 INDENT = " " * 13
 
@@ -110,7 +112,7 @@ class SamplePlan:
     often: str
 
     def describe(self) -> list[str]:
-        shown = [f"{INDENT}{label}" for label in self.prompts[:SHOWN_PROMPTS]]
+        shown = [INDENT + _beginning(label) for label in self.prompts[:SHOWN_PROMPTS]]
         if len(self.prompts) > SHOWN_PROMPTS:
             shown.append(f"{INDENT}and {len(self.prompts) - SHOWN_PROMPTS} more (a run's plan.json lists all)")
         what = f"{_count(self.images, 'image')} of {_count(len(self.prompts), 'prompt')}"
@@ -215,6 +217,10 @@ def duration_text(seconds: float) -> str:
         return f"{minutes} min"
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
+
+
+def _beginning(text: str) -> str:
+    return text if len(text) <= SHOWN_LETTERS else f"{text[: SHOWN_LETTERS - 3]}..."
 
 
 def _count(number: int, what: str) -> str:

@@ -191,7 +191,6 @@ def finish(job: Job, state: TrainState, metrics_file: MetricsFile, step: int) ->
         return
     job.timings.enter("saving")
     config, run, accelerator = job.config, job.run, job.accelerator
-    seconds = page_output.write_timings(job)
     page_output.write_last(job, step, f"finished at step {step}")
     # Without keep_best, a file of an earlier launch may no longer be that of the best step.
     best = list(run.best_adapters().values()) if config.evaluation.keep_best else []
@@ -199,7 +198,7 @@ def finish(job: Job, state: TrainState, metrics_file: MetricsFile, step: int) ->
     run.mark_finished(step)
     # Everything that scripts/compare_runs.py reads, so that it can compare runs from several machines.
     tracking.log_artifact(accelerator, "record", run.record_files(), root=run.path)
-    run_end.tell(job, state, seconds, step)
+    run_end.tell(job, state, job.timings.seconds(), step)
 
 
 def stopped(job: Job, plan: Plan, step: int) -> None:

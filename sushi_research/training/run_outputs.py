@@ -22,7 +22,7 @@ from sushi_research.runs.job import Job
 from sushi_research.runs.metrics_file import MetricsFile
 from sushi_research.runs.run_folder import RunFolder
 from sushi_research.sampling import plots, sample_grids
-from sushi_research.training import best_files, evaluation_records
+from sushi_research.training import best_files, evaluation_records, page_output
 from sushi_research.training.plan import Plan
 
 
@@ -136,10 +136,14 @@ def make_again(
         found.append(str(error))
     problems = {run.curves: plots.picture_problem(run.curves), run.report: "" if run.report.exists() else plots.MISSING}
     if any(problems.values()):
-        with plots.optional("the run is still without it"):
+        with page_output.optional("the run is still without it"):
             thumbnails.write(run, inputs.data.items)
             run_page.write(run, f"finished at step {plan.steps}")
-            found += [f"{path} {problem}: it is made again" for path, problem in problems.items() if problem]
+            for path, problem in problems.items():
+                # Without any line in metrics.jsonl there are no curves.
+                is_made = path == run.report or not plots.picture_problem(path)
+                outcome = "it is made again" if is_made else f"there are no numbers in {run.metrics} to make it from"
+                found += [f"{path} {problem}: {outcome}"] if problem else []
     return [sentence for sentence in found if sentence]
 
 

@@ -8,11 +8,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from sushi_research import stopping
 from sushi_research.adapters.kohya_format import problem_of
 from sushi_research.errors import UserError
 from sushi_research.files import reason_of
 from sushi_research.runs.checkpoint import checkpoint_path
-from sushi_research.training import checkpoint_command, step_files, thumbnail
+from sushi_research.training import checkpoint_command, page_output, step_files, thumbnail
 from sushi_research.training.adapter_output import AdapterWriter
 
 logger = logging.getLogger(__name__)
@@ -41,19 +42,24 @@ class Saver:
 
     @contextlib.contextmanager
     def saved_if_interrupted(self, step: int) -> Iterator[None]:
-        """A block between two steps that is no part of the training: if it ends with an error or a stop, `step` is saved.
+        """A block between two steps that is no part of the training: if it ends with an error or a stop, `step` is saved, and the
+        run's page says so.
 
         The other processes are not waited for, because they may have ended.
         """
+        job, steps = self.writer.job, self.writer.plan.steps
         try:
             yield
-        except BaseException:
+        except BaseException as error:
+            ended, doing = "stopped" if stopping.cause(error) else "ended with an error", job.timings.current
             # The last step was saved before the block.
-            if self.writer.job.is_main and self.writer.run_state.step < step < self.writer.plan.steps:
+            if job.is_main and self.writer.run_state.step < step < steps:
                 self._save_checkpoint(step)
                 with self.writer.state.averaged_weights():
                     self._write_adapter(step)
                 self._run_command(step)
+            if job.is_main:
+                page_output.write_last(job, step, f"{ended} while {doing} at step {step} of {steps}")
             raise
 
     def add_picture(self, step: int) -> None:

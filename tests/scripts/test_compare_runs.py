@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import time
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ from fake_runs import fake_run
 from script_runs import script
 
 from sushi_research.config.process import run_main
+from sushi_research.data.own_outputs import own_pictures
 from sushi_research.errors import UserError
 from sushi_research.experiments import wandb_runs
 from sushi_research.reports import statistics
@@ -64,6 +66,8 @@ def test_the_page(compare, tmp_path, capsys):
     named = re.findall(r"!\[[^]]*\]\(([^)]+)\)", text)
     assert {"trade_off.png", "curves.png", "differences.png", "timestep_bins.png", "samples.png"} == set(named)
     assert all((tmp_path / "page" / name).is_file() for name in named)
+    # A data folder that the page is in does not train on them.
+    assert own_pictures(tmp_path / "page", [], os.listdir(tmp_path / "page")) == set(named)
     assert page.count("data:image/png;base64,") == len(named) and not re.search(r'src="(?!data:)', page)
     assert "<h1>Ranks &amp; &lt;more&gt;</h1>" in page and "<script" not in page
     [pair], [result] = numbers["families"]["learned"], numbers["results"]

@@ -89,6 +89,7 @@ def test_an_evaluation_that_is_stopped_costs_no_step(trainer: Trainer, stopped, 
     line = f"the checkpoint of step 2 is kept in {folder}; the same command again continues from there"
     assert stopped(trainer.script.main, config) == (130, f"SIGINT while evaluating: {line}")
     assert trainer.checkpoint("middle").step == 2
+    assert "Stopped while evaluating at step 2 of 3." in (folder / "report.html").read_text()
     assert stopped(trainer.script.main, config)[0] == 0
     assert [record["step"] for record in trainer.metrics("middle") if "evaluation/loss" in record] == [0, 2, 3]
 
@@ -99,10 +100,13 @@ def test_before_the_first_and_after_the_last_step(trainer: Trainer, stopped, sig
     signal_at(sample_grids, "generate_images", 1, signal.SIGTERM, lambda *_: image)
     line = f"SIGTERM while sampling: what is encoded is kept in {caches}; the same command again continues"
     assert stopped(trainer.script.main, config) == (143, line)
+    page = trainer.folder("ends") / "report.html"
+    assert "Stopped while sampling at step 0 of 1." in page.read_text()
     signal_at(sample_grids, "generate_images", 2, signal.SIGTERM, lambda *_: image)
     adapter = trainer.folder("ends") / "ends.safetensors"
     line = f"SIGTERM while sampling: the adapter {adapter} is written; the same command again adds what is missing"
     assert stopped(trainer.script.main, config) == (143, line)
+    assert "Stopped while sampling at step 1 of 1." in page.read_text()
     written = load_file(adapter)
     assert stopped(trainer.script.main, config)[0] == 0
     assert len(list((trainer.folder("ends") / "samples").glob("step-*.png"))) == 2

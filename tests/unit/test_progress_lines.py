@@ -110,9 +110,9 @@ def test_the_training_bar_tells_epoch_smoothed_loss_and_samples(tmp_path, monkey
     bar.close()
     weights = [SMOOTHING**age for age in range(6)][::-1]
     mean = sum(weight * loss for weight, loss in zip(weights, losses, strict=True)) / sum(weights)
-    assert shown[0] == "epoch 0.2/5.0, smoothed loss 0.5000, samples of step 0"
+    assert shown[0] == "loss 0.5000, epoch 0.2/5.0, samples of step 0"
     assert shown[3].endswith("samples of step 0")
-    assert shown[5] == f"epoch 1.5/5.0, smoothed loss {mean:.4f}, samples of step 4"
+    assert shown[5] == f"loss {mean:.4f}, epoch 1.5/5.0, samples of step 4"
     # A path would not fit into the bar, so each is told once.
     told = [f"samples of step {step}: {tmp_path}/step-0000000{step}.png" for step in (0, 4)]
     assert capsys.readouterr().out.splitlines() == told

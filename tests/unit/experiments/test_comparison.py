@@ -1,10 +1,13 @@
 """Runs compared: what is planted is found, what is not there is not, and what cannot be compared says why."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from fake_runs import IMAGES, NOISE_SAMPLES, FakeValidationSet, base_loss, fake_run
 
 from sushi_research.errors import UserError
+from sushi_research.experiments import page_content
 from sushi_research.experiments.comparison import compare
 from sushi_research.experiments.pairs import removed_by_seeds
 from sushi_research.experiments.variants import variants_of
@@ -296,3 +299,19 @@ def test_the_place_of_the_same_data_does_not_make_a_variant(tmp_path):
     assert [variant.seeds for variant in variants_of(records)[0]] == [(0, 1), (2,)]
     del records[1].identity["facts.data"]
     assert len(variants_of(records)[0]) == 3, "without the hash, nothing says that it is the same"
+
+
+def test_the_pages_of_runs_are_linked_whatever_they_are_called(tmp_path):
+    """A name that is not valid Unicode is quoted byte by byte, and one with a colon is no other scheme."""
+    names = ["a b", "javascript:alert(1)", "x\udcff"]
+    for name in [*names, "without a page"]:
+        (tmp_path / "runs" / name).mkdir(parents=True)
+    for name in names:
+        (tmp_path / "runs" / name / "report.html").touch()
+    runs = [SimpleNamespace(name=path.name, path=path) for path in sorted((tmp_path / "runs").iterdir())]
+    comparison = SimpleNamespace(variants=[SimpleNamespace(label="rank 8", runs=runs)])
+    assert [(each.text, each.address) for each in page_content.run_pages(comparison, tmp_path / "page")] == [
+        ("rank 8: a b", "../runs/a%20b/report.html"),
+        ("rank 8: javascript:alert(1)", "../runs/javascript%3Aalert%281%29/report.html"),
+        ("rank 8: x\udcff", "../runs/x%FF/report.html"),
+    ]

@@ -209,4 +209,26 @@ def test_many_training_images_are_sixty(run, tmp_path, monkeypatch):
     thumbnails.write(run, items(names[:3]))
     assert len(thumbnails.pictures(run)[0]) == 3
     run_page.write(run, "at step 20 of 40")
-    assert "3 images, each with its caption." in read(run).texts["p"]
+    assert "3 images, each with its caption. Tap a long caption to read all of it." in read(run).texts["p"]
+
+
+def test_what_is_damaged_is_a_sentence_about_that_file(run):
+    """The rest of the page is there, and nothing on it is made up: with damaged metrics it is not known how far the run is."""
+    run.metrics.write_text("{}\n")
+    run.evaluation.write_bytes(b"not a table")
+    run.data_report.write_text(json.dumps({"used": [], "problems": [], "cropped": [{"name": "a.jpg", "lost": "much"}]}))
+    run.step_adapter(10).symlink_to("nowhere")
+    run_page.write(run, "finished at step 20")
+    page = read(run)
+    problems = [text for text in page.texts["li"] if str(run.path) in text]
+    assert [text.split()[1].partition(":")[0] for text in problems] == [
+        "run/evaluation.parquet",
+        "run/metrics.jsonl,",
+        "run/data_report.json",
+    ]
+    assert not any("a part of the page is missing" in text for text in page.texts["li"])
+    assert not any("of 40" in text for text in page.texts["b"]) and "width:0.0%" not in page.values("style")
+    assert (
+        "Which checkpoint to take" in page.texts["h2"]
+        and "There are no evaluations that can be read." in page.texts["p"]
+    )

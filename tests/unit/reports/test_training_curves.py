@@ -52,6 +52,7 @@ def test_a_run_that_is_only_evaluated_has_its_panels():
         "drift from the base",
     ]
     assert training_curves.panels([]) == {}
+    assert training_curves.panels([{"step": 40, "missing_from": 1}]) == {}, "all lines are lost"
 
 
 def test_long_curves_are_thinned_but_keep_their_gaps():

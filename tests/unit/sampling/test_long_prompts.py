@@ -1,4 +1,4 @@
-"""Prompts of more than 75 tokens are read in chunks, as ComfyUI reads them; a shorter negative prompt is repeated."""
+"""Prompts of more than 75 tokens are read in chunks, as ComfyUI and A1111 read them; a shorter negative prompt is repeated."""
 
 from dataclasses import replace
 

@@ -46,6 +46,8 @@ def test_the_lines_of_samples_and_checkpoints():
     assert lines[0] == "samples      24 images of 12 prompts, 3 times: before and after"
     assert lines[1] == "             prompt 0" and lines[-1].endswith("and 2 more (a run's plan.json lists all)")
     assert len(lines) == 12
+    [_, line] = SamplePlan(("x" * 60_000,), 1, 3, "before and after").describe()
+    assert line == f"{' ' * 13}{'x' * 197}...", "a long prompt does not fill the terminal"
     assert CheckpointPlan(3, 2, "every 5 steps", None, "full: what").describe() == [
         "checkpoints  3: every 5 steps; the latest 2 are kept",
         "adapters     NAME.safetensors, and NAME-STEP.safetensors for 2 checkpoints before it",
