@@ -49,6 +49,17 @@ def resolve(text: str) -> Path:
     raise UserError(f"{text}{_missing(run, which)}; {_there(run)}.")
 
 
+def resolve_all(texts: Sequence[str]) -> list[str]:
+    """`resolve` for each. UserError if two are the same file, which would be measured or drawn twice."""
+    found: dict[str, str] = {}
+    for text in texts:
+        path = str(resolve(text))
+        if path in found:
+            raise UserError(f"{found[path]} and {text} are the same adapter file, {path}: give it once.")
+        found[path] = text
+    return list(found)
+
+
 def run_folder_of(text: str) -> RunFolder | None:
     """The run folder that `text` names, None if it is the path of a file."""
     return _parts(text)[0]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sushi_research.adapters.run_files import model_settings, resolve
+from sushi_research.adapters.run_files import model_settings, resolve, resolve_all
 from sushi_research.errors import UserError
 from sushi_research.runs.run_folder import RunFolder
 
@@ -60,6 +60,13 @@ def test_what_is_not_there_is_refused_with_what_is(run, tmp_path):
     )
     (tmp_path / "empty").mkdir()
     assert "there is none in it: give an adapter file, a run folder" in refusal(str(tmp_path / "empty"))
+
+
+def test_one_file_under_two_names_is_refused(run):
+    run.adapter.touch()
+    assert resolve_all([str(run.path), f"{run.path}@100"]) == [str(run.adapter), str(run.step_adapter(100))]
+    with pytest.raises(UserError, match="my cat and .*my cat@400 are the same adapter file"):
+        resolve_all([str(run.path), f"{run.path}@400"])
 
 
 def test_a_link_to_a_run_is_that_run(run, tmp_path):
