@@ -113,8 +113,10 @@ def adapter_metadata(config: TrainingConfig, facts: Facts) -> dict[str, str]:
         return {}
     formats = ARCHITECTURES[facts.architecture].formats()
     lora, resolution, targets = config.lora, config.data.resolution, resolve_targets(config.lora.targets)
+    adapts_convolutions = bool(set(targets) & set(CONVOLUTIONS))
+    # Of a file whose modules differ, these too would be wrong for some.
     network_args = (
-        {"conv_dim": str(lora.rank), "conv_alpha": str(lora.alpha)} if set(targets) & set(CONVOLUTIONS) else {}
+        {"conv_dim": str(lora.rank), "conv_alpha": str(lora.alpha)} if adapts_convolutions and facts.is_uniform else {}
     )
     words = ", ".join(config.lora.trigger_words) or None
     entries: dict[str, Any] = {

@@ -126,7 +126,7 @@ def default_name(
     at_default = {key for key, value in (defaults or {}).items() if identity.get(key, ABSENT) == value}
     named = {key: value for key, value in identity.items() if not key.startswith("facts.") and key not in at_default}
     named |= {f"facts.{fact}": identity[f"facts.{fact}"] for fact in _FACTS_IN_NAME}
-    for key in ("data.path", "model.base", "model.vae", "model.text_encoders", "model.tokenizers"):
+    for key in ("data.path", "model.base", "model.vae", "model.text_encoders", "model.tokenizers", "lora.start_from"):
         if named.get(key) is not None:  # "photos", "photos/" and "./photos" are one folder
             named[key] = posixpath.normpath(named[key])
     text = json.dumps(named, sort_keys=True, allow_nan=False)

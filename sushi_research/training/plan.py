@@ -214,9 +214,9 @@ def make_plan(job: Job, inputs: Inputs) -> Plan:
     entries = {caches.latent_key(item, flip): item.bucket for item in items for flip in caches.flips}
     entries |= {caches.latent_key(item, False): item.bucket for item in data.measured}
     parameters = sum(map(math.prod, shapes.values()))
-    missing, missing_captions = caches.missing_latents(data), inputs.missing_text_rows()
+    missing, missing_chunks = caches.missing_latents(data), inputs.missing_text_chunks()
     images = sample_prompts.of_run(config, inputs.prompts)
-    disk = plan_run(job, cache_bytes(job, inputs, missing, missing_captions), steps, due, parameters, images)
+    disk = plan_run(job, cache_bytes(job, inputs, missing, missing_chunks), steps, due, parameters, images)
     plan = Plan(
         architecture=job.model.NAME,
         device=device_of(job),
@@ -249,9 +249,9 @@ def make_plan(job: Job, inputs: Inputs) -> Plan:
             bytes=sum(latent_bytes(bucket) for bucket in entries.values()),
         ),
         caption_cache=CachePlan(
-            needed=inputs.text_rows,
-            missing=missing_captions,
-            bytes=text_bytes(job, inputs) * inputs.text_rows,
+            needed=len(inputs.text_chunks),
+            missing=len(missing_chunks),
+            bytes=text_bytes(job, inputs) * sum(inputs.text_chunks),
         ),
         disk=disk,
         rooms=tuple(rooms_of(job, disk)),

@@ -178,7 +178,7 @@ def how_often(every: int | float | str, interval: Interval) -> str:
     if isinstance(every, int) or (isinstance(every, str) and "step" in every):
         return "every step" if interval.steps == 1 else f"every {_number(interval.steps)} steps"
     unit = " of the run" if isinstance(every, float) else ""
-    return f"every {every}{unit} ({_number(interval.steps)} steps)"
+    return f"every {every}{unit} ({_number(interval.steps)} step{'' if interval.steps == 1 else 's'})"
 
 
 def there_already(job: Job, steps: int) -> str | None:
