@@ -69,7 +69,7 @@ def sample(config: SamplingConfig) -> None:
     output = Path(config.output)
     singles = make_folders(output)
     config = with_base_of_runs(config)
-    adapters = [str(run_files.resolve(text)) for text in config.adapters]
+    adapters = run_files.resolve_all(config.adapters)
     prompts = read_prompts(config.prompts_file, "prompts_file") if config.prompts_file else as_prompts(config.prompts)
     for path in adapters:  # fail fast: the base is not loaded yet
         read_adapter(path)

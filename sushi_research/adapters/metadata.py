@@ -113,8 +113,10 @@ def adapter_metadata(config: TrainingConfig, facts: Facts) -> dict[str, str]:
         return {}
     formats = ARCHITECTURES[facts.architecture].formats()
     lora, resolution, targets = config.lora, config.data.resolution, resolve_targets(config.lora.targets)
+    adapts_convolutions = bool(set(targets) & set(CONVOLUTIONS))
+    # Of a file whose modules differ, these too would be wrong for some.
     network_args = (
-        {"conv_dim": str(lora.rank), "conv_alpha": str(lora.alpha)} if set(targets) & set(CONVOLUTIONS) else {}
+        {"conv_dim": str(lora.rank), "conv_alpha": str(lora.alpha)} if adapts_convolutions and facts.is_uniform else {}
     )
     words = ", ".join(config.lora.trigger_words) or None
     entries: dict[str, Any] = {
@@ -238,10 +240,11 @@ def describe(config: TrainingConfig) -> str:
         "description": (config.lora.description or "").partition("\n")[0][:60],
     }
     said = "".join(f"; {what} {text}" for what, text in given.items() if text)
+    hashes = f"hashes of the images{' and the names of earlier adapters' if lora.start_from else ''}"
     if lora.metadata == "minimal":
-        return f"minimal: the run's name, the kind of base, rank and alpha, hashes of the images{said}"
+        return f"minimal: the run's name and steps, the kind of base, rank and alpha, {hashes}{said}"
     picture = ", a sample picture" if config.sample.enabled else ""
     return (
-        f"full: the words of the captions, names of folders and base, settings{picture}, hashes of the images{said} "
-        "(lora.metadata minimal or none leaves these out)"
+        f"full: the words of the captions, names of folders and base, settings{picture} (lora.metadata minimal leaves these "
+        f"out), {hashes}{said}"
     )

@@ -58,5 +58,7 @@ def trained_on(path: Path) -> TrainedOn:
     except UserError:
         metadata = {}
     text = metadata.get(KEY)
-    images = None if text is None else frozenset(text[at : at + DIGITS] for at in range(0, len(text), DIGITS))
+    # Without what a stranger's file has at its end: it would shift the images after it in a file that starts from this one.
+    whole = range(0, len(text or "") - DIGITS + 1, DIGITS)
+    images = None if text is None else frozenset(text[at : at + DIGITS] for at in whole)
     return TrainedOn(metadata.get(DATASET_KEY), images, images is not None and OTHERS_KEY not in metadata)

@@ -50,6 +50,7 @@ from sushi_research.training.plan_parts import (
     repeats_by_folder,
     samples_of,
     speed_of,
+    there_already,
 )
 from sushi_research.training.sampler import Sampler
 
@@ -266,6 +267,8 @@ def make_plan(job: Job, inputs: Inputs) -> Plan:
             dataset.write_report(data.scan, job.dry_run.data_report, data.evaluation_scan, data.prior_scan)
             write_json(job.dry_run.plan, plan.to_json())
             job.say(f"files        {job.dry_run.plan} and data_report.json have all of this")
+        if found := there_already(job, steps):
+            job.say(f"run          {found}")
     require_room(job, plan.disk, plan.rooms)
     return plan
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,7 +105,9 @@ class Saver:
             self.writer.write(path, step)
             if keep:  # the file of an earlier end has become that of its step
                 step_files.keep_latest(run, keep)
-        elif keep != 0 and problem_of(path):
+        elif keep != 0 and not self.writer.has_written(path):
+            if os.path.lexists(path):
+                logger.warning("%s is damaged or not the adapter of step %d: it is written again", path, step)
             try:
                 self.writer.write(path, step)
             except UserError as error:

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import torch
 from pydantic import ValidationError
 
 from sushi_research.adapters import lora, run_files
@@ -77,6 +78,10 @@ def read(config: TrainingConfig, model: ModuleType) -> tuple[TrainingConfig, Sta
             f"{path} adapts {strange[0]}, which is not trained here (only layers of the UNet's blocks are): start from a file "
             "without it."
         )
+    if large := [pair.name for pair in pairs.values() if not _fits_fp32(pair)]:
+        raise UserError(
+            f"{path} has values in {large[0]} that fp32, in which adapters are trained, cannot hold: give another file."
+        )
     settings = _settings(config, path, pairs, [name for name, _ in unet.named_modules()])
     digest = tensors_hash(path)
     chain = ancestors_of(adapter.header, digest)
@@ -109,6 +114,11 @@ def require_usable(job: Job, data: Data) -> None:
                 f"note: {start.path} does not say which images it was trained on, so it may know those of {source} that are held "
                 "out: then what is learned looks like more than it is"
             )
+
+
+def _fits_fp32(pair: Pair) -> bool:
+    """Whether the values stay finite; those of F64 may not."""
+    return all(bool(torch.isfinite(matrix.float()).all()) for matrix in (pair.down, pair.up))
 
 
 def _settings(config: TrainingConfig, path: Path, pairs: Mapping[str, Pair], modules: Sequence[str]) -> Any:

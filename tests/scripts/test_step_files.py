@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from script_runs import Trainer, assert_equal
 from test_resume import Killed, at_micro_batch, kill, stop
 
 from sushi_research.adapters import kohya_format
 from sushi_research.errors import UserError
 from sushi_research.files import disk_error
+from sushi_research.models.header import read_header
 from sushi_research.runs.checkpoint import read_checkpoint
 from sushi_research.runs.run_folder import RunFolder
 from sushi_research.training.adapter_output import AdapterWriter
@@ -42,7 +43,7 @@ def assert_is_step(path: Path, step: int) -> None:
     assert found == {tensor.numpy().tobytes() for tensor in weights.values()}
 
 
-def test_each_checkpoint_has_its_file_also_after_stops_and_longer_lengths(trainer, capsys):
+def test_each_checkpoint_has_its_file_also_after_stops_and_longer_lengths(trainer, capsys, caplog):
     run = RunFolder(trainer.folder("run"), None)
     with at_micro_batch(trainer, 3, 0, stop):
         assert trainer.train("run", SETTINGS) == 128 + signal.SIGTERM
@@ -51,9 +52,15 @@ def test_each_checkpoint_has_its_file_also_after_stops_and_longer_lengths(traine
     for step in (2, 3):
         assert_is_step(run.step_adapter(step), step)
 
-    run.step_adapter(3).write_bytes(b"cut")
+    # A file of another step, without its hash, is no file of this one. Made again, it differs in the times alone.
+    before = read_header(run.step_adapter(3)).metadata
+    save_file(load_file(run.step_adapter(2)), run.step_adapter(3))
     assert trainer.train("run", SETTINGS) == 0
+    assert "run-000003.safetensors is damaged or not the adapter of step 3: it is written again" in caplog.text
     assert_is_step(run.step_adapter(3), 3)
+    again = read_header(run.step_adapter(3)).metadata
+    differing = {key for key in before.keys() | again.keys() if before.get(key) != again.get(key)}
+    assert differing <= {"ss_training_started_at", "ss_training_finished_at", "modelspec.date"}
     assert_is_step(run.step_adapter(4), 4)
     assert_is_step(run.adapter, 5)
     assert not run.step_adapter(5).exists(), "the last one has the name of the run"

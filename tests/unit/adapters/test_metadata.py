@@ -143,13 +143,16 @@ def test_what_the_user_gives_is_in_the_file_and_nothing_else_of_the_data_in_a_mi
         assert set(metadata) == set(MINIMAL)
     line = describe(settings)
     assert line.startswith(f"{level}: ") and "trigger words mycat, 1cat; author me; description A cat." in line
+    assert "earlier adapters" not in line
+    assert "names of earlier adapters" in describe(config(lora={"metadata": level, "start_from": "runs/first"}))
 
 
 def test_no_metadata_and_modules_that_differ():
     assert described(config(lora={"metadata": "none"}), architecture="sdxl", samples=SAMPLES) == {}
     assert describe(config(lora={"metadata": "none"})).startswith("none: ")
-    metadata = described(config(), architecture="sdxl", is_uniform=False)
+    metadata = described(config(targets="kohya_conv"), architecture="sdxl", is_uniform=False)
     assert metadata["ss_network_dim"] == metadata["ss_network_alpha"] == "Dynamic"
+    assert metadata["ss_network_args"] == "{}"
 
 
 def test_the_chain_of_files_is_read_as_it_was_written(tmp_path):

@@ -52,6 +52,11 @@ def test_a_file_that_started_from_another_has_seen_the_images_of_both(tmp_path):
     first = adapter(tmp_path / "first.safetensors", **metadata_of(HASHES[:2]))
     second = adapter(tmp_path / "second.safetensors", **metadata_of(HASHES[2:4], trained_on(first)))
     assert trained_on(second).seen(HASHES[:6]) == set(HASHES[:4]) and trained_on(second).is_complete
+    odd = adapter(
+        tmp_path / "odd.safetensors", **{trained_images.KEY: metadata_of(HASHES[:1])[trained_images.KEY] + "0"}
+    )
+    after = adapter(tmp_path / "after.safetensors", **metadata_of(HASHES[1:4], trained_on(odd)))
+    assert trained_on(after).seen(HASHES) == set(HASHES[:4])
     # Of a file of another trainer, and of all that start from it in turn, the images are not known.
     foreign = trained_on(adapter(tmp_path / "foreign.safetensors"))
     third = adapter(tmp_path / "third.safetensors", **metadata_of(HASHES[4:5], foreign))
