@@ -33,11 +33,13 @@ from pydantic import TypeAdapter, ValidationError
 
 from sushi_research import stopping
 from sushi_research.config.inputs import CacheSection, ModelSection
+from sushi_research.config.keys import allowed, keys_of
 from sushi_research.config.learning import TrainSection
 from sushi_research.config.outputs import RunSection, TrackingSection
-from sushi_research.config.yaml12 import read_yaml
+from sushi_research.config.yaml12 import read_yaml, show
 from sushi_research.errors import UserError, some
 from sushi_research.files import size_text
+from sushi_research.models.hub import hub_id
 from sushi_research.models.hub_access import HubAccess, hub_cache, is_in_cache, is_offline
 from sushi_research.precision import resolve_precision
 from sushi_research.runs import installed, launch, machine, wandb_run
@@ -90,9 +92,9 @@ def settings_of(files: list[str]) -> dict[str, Any]:
         if key in given:
             try:
                 found[key] = TypeAdapter(field.rebuild_annotation()).validate_python(given[key])
-            except ValidationError as error:
-                reason = error.errors(include_url=False)[0]["msg"]
-                raise UserError(f"{key} is {given[key]!r} in {some(files)}: {reason}.") from None
+            except ValidationError:
+                must = allowed(keys_of(section.model_json_schema()).leaves[key.rpartition(".")[2]])
+                raise UserError(f"{key} is {show(given[key])} in {some(files)}: must be {must}.") from None
     return found
 
 
@@ -110,7 +112,7 @@ def checks(settings: dict[str, Any], hub: HubAccess) -> Iterator[Finding]:
     yield check_threads(launcher)
     yield from check_folders(settings)
     yield check_wandb(settings["tracking.wandb"])
-    yield check_hub(settings["model.base"], hub)
+    yield from check_hub(settings["model.base"], hub)
 
 
 def check_versions() -> Finding:
@@ -255,21 +257,27 @@ def check_wandb(setting: str) -> Finding:
     return (NOTE if unusable else OK), "W&B", notice.removeprefix("W&B: ")
 
 
-def check_hub(base: str | None, access: HubAccess) -> Finding:
-    """Whether models can be fetched, and whether that is necessary for `base`."""
+def check_hub(base: str | None, access: HubAccess) -> Iterator[Finding]:
+    """Whether there is a base of this name, whether models can be fetched, and whether that is necessary for the base."""
     from huggingface_hub import get_token
 
+    found = None
+    try:
+        found = None if base is None else hub_id(base, "model.base")
+    except UserError as error:
+        yield PROBLEM, "model.base", str(error).removeprefix("model.base: ").rstrip(".")
     problem = access.problem()
     if problem is None:
         login = "logged in" if get_token() else "not logged in (only gated models need it: `hf auth login`)"
-        return OK, "hub", f"reachable; {login}"
-    if base and "/" in base and not os.path.exists(base) and not is_in_cache(base):
-        return (
+        yield OK, "hub", f"reachable; {login}"
+    elif found and not is_in_cache(found[0]):
+        yield (
             PROBLEM,
             "hub",
             f"{problem}; model.base {base} is not in the hub cache: fetch it first, with a connection",
         )
-    return (OK if is_offline() else NOTE), "hub", problem
+    else:
+        yield (OK if is_offline() else NOTE), "hub", problem
 
 
 if __name__ == "__main__":

@@ -76,7 +76,7 @@ from sushi_research.training.disk_plan import require_room_for_cache
 def main(config: AdapterEvaluation) -> int:
     """Evaluates the base and the adapters of `config`; returns 0."""
     model = models.load(models.name_of(config))
-    config = config.model_copy(update={"adapters": [str(run_files.resolve(text)) for text in config.adapters]})
+    config = config.model_copy(update={"adapters": run_files.resolve_all(config.adapters)})
     job = run.start_job(config, model, __file__, trains=False)
     written: list[str] = []
 

@@ -68,7 +68,7 @@ def sample(config: SamplingConfig) -> None:
     output = Path(config.output)
     singles = make_folders(output)
     config = with_base_of_runs(config)
-    adapters = [str(run_files.resolve(text)) for text in config.adapters]
+    adapters = run_files.resolve_all(config.adapters)
     prompts = read_prompts(config.prompts_file, "prompts_file") if config.prompts_file else as_prompts(config.prompts)
     for path in adapters:  # fail fast: the base is not loaded yet
         read_adapter(path)
@@ -152,9 +152,9 @@ def with_base_of_runs(config: SamplingConfig) -> SamplingConfig:
     """The config with the base of the run folders among the adapters, if it names none. UserError as `run_files.model_settings`."""
     if config.base is not None:
         return config
-    given = {name: getattr(config, name) for name in config.model_fields_set - {"base"}}
+    given = {name: getattr(config, name) for name in config.model_fields_set}
     try:
-        return SamplingConfig(**given, **run_files.model_settings(config.adapters))
+        return SamplingConfig(**given | run_files.model_settings(config.adapters))
     except ValidationError as error:
         key, message = ".".join(map(str, error.errors()[0]["loc"])), error.errors()[0]["msg"]
         raise UserError(
@@ -206,8 +206,8 @@ def defaults_of(config: SamplingConfig, base: loading.Base, model: ModuleType) -
 def text_settings(config: SamplingConfig, model: ModuleType) -> dict[str, int]:
     """Options for encoding a prompt; UserError if clip_skip is set and the base has no such option."""
     if "clip_skip" in model.TEXT_SETTINGS:
-        return {"clip_skip": config.clip_skip}
-    if config.clip_skip != 1:
+        return {"clip_skip": config.clip_skip or 1}
+    if config.clip_skip not in (None, 1):
         raise UserError(
             f"clip_skip is {config.clip_skip}, and {models.ARCHITECTURES[model.NAME].title} base has none: leave it at 1."
         )

@@ -5,7 +5,8 @@ B captions of 77 tokens; D is the width of an encoder, 768 for CLIP ViT-L and 12
 
 A caption of training is cut after 75 tokens, and its start and end token make 77. A prompt is read in chunks of 75, as ComfyUI
 (`comfy/sd1_clip.py`) and A1111 (`modules/sd_hijack_clip.py`) do: each chunk is encoded by itself with a start and an end token, the
-embeddings are concatenated, and the pooled embedding is that of the first chunk.
+embeddings are concatenated, and the pooled embedding is that of the first chunk. Both end a chunk earlier where it would divide a
+word (ComfyUI) or a phrase (A1111), which we do not: docs/samples.md.
 """
 
 from __future__ import annotations

@@ -57,6 +57,11 @@ class CannotWrite(UserError):
         self.reason = reason
 
 
+def reason_of(error: UserError) -> str:
+    """The message of an error for a sentence that goes on: of CannotWrite without the advice."""
+    return error.reason if isinstance(error, CannotWrite) else str(error).removesuffix(".")
+
+
 def disk_error(what: str, error: OSError) -> CannotWrite:
     """The error for a failed write: `what` failed, the reason, and what to do."""
     advice = _ADVICE.get(error.errno, "check the path and the disk")

@@ -270,7 +270,7 @@ class StopRequest:
     def _ask(self, reason: str) -> None:
         self.reason = reason
         self._told = reason == _ENDED  # the line says it
-        _write(f"{reason}: stopping at the next step boundary, with a checkpoint")
+        tell(f"{reason}: stopping at the next step boundary, with a checkpoint")
         self._begin()
 
     def _begin(self) -> None:
@@ -282,13 +282,13 @@ class StopRequest:
         """Says, once, that this process goes on without its launcher."""
         if not self._told:
             self._told = True
-            _write(
+            tell(
                 f"the launcher has ended, and this process ({os.getpid()}) still finishes its last step and saves: wait for "
                 "its end"
             )
 
 
-def _write(line: str) -> None:
+def tell(line: str) -> None:
     """Prints a line on stderr in the first process of a command.
 
     A handler may interrupt another print, where print() would raise. The write fails if the terminal has been closed.

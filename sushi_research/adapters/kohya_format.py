@@ -69,36 +69,38 @@ def save_adapter(
     metadata: `sshs_model_hash`, as A1111 computes it, and `modelspec.hash_sha256`; with None the file has no metadata at all.
     UserError if a value overflows in `dtype` or the file cannot be written.
     """
-    import safetensors.torch
-
-    modules = adapter_modules(unet)
-    names = kohya_unet_names(architecture, modules, unet.config.layers_per_block)
-    assert len(state) == 2 * len(names), "the state does not belong to this adapter"
     assert all(isinstance(value, str) for value in (metadata or {}).values()), "safetensors metadata holds strings only"
-    tensors = {}
-    for module_path, name in names.items():
-        tensors[name + DOWN] = _cast(state, f"{module_path}.lora_A.weight", dtype)
-        tensors[name + UP] = _cast(state, f"{module_path}.lora_B.weight", dtype)
-        # Always fp32: readers use it as a number, and the scale should be exact.
-        tensors[name + ALPHA] = torch.tensor(float(modules[module_path].lora_alpha[ADAPTER]))
-    data = safetensors.torch.save(tensors)
-    body = data[8 + int.from_bytes(data[:8], "little") :]
+    data = _serialized(unet, architecture, state, dtype)
+    body = _body(data)
     if metadata is not None:
         digest = hashlib.sha256(body).hexdigest()
         metadata = {**metadata, "sshs_model_hash": digest, "modelspec.hash_sha256": f"0x{digest}"}
     write_atomic(path, _header(data, metadata or {}) + body)
 
 
-def add_metadata(path: Path, entries: Mapping[str, str]) -> None:
-    """Adds entries to the metadata of a file that `save_adapter` wrote; its tensors stay as they are.
+def holds(
+    path: Path, unet: nn.Module, *, architecture: str, state: Mapping[str, torch.Tensor], dtype: torch.dtype
+) -> bool:
+    """Whether there is a whole file at `path` with the tensors that `save_adapter` would write; its metadata may be others."""
+    try:
+        read_header(path)
+        data = _serialized(unet, architecture, state, dtype)
+        return tensors_hash(path) == hashlib.sha256(_body(data)).hexdigest()
+    except UserError:
+        return False
 
-    UserError if it cannot be read or written.
+
+def add_metadata(path: Path, entries: Mapping[str, str]) -> None:
+    """Adds entries to the metadata of a file that `save_adapter` wrote; its tensors stay as they are, which is checked at the end.
+
+    UserError if it cannot be read or written, or is damaged.
     """
     metadata = read_header(path).metadata
     if entries.items() <= metadata.items():
         return
     data = read_regular(path, sys.maxsize)
-    write_atomic(path, _header(data, {**metadata, **entries}) + data[8 + int.from_bytes(data[:8], "little") :])
+    write_atomic(path, _header(data, {**metadata, **entries}) + _body(data))
+    require_whole(path)
 
 
 def require_whole(path: Path) -> None:
@@ -239,6 +241,22 @@ def _require_same(path: Path, what: str, found: Iterable[str], expected: Iterabl
         raise AdapterFileError(f"{path}: {what} {min(missing)} is missing")
 
 
+def _serialized(unet: nn.Module, architecture: str, state: Mapping[str, torch.Tensor], dtype: torch.dtype) -> bytes:
+    """The file without metadata."""
+    import safetensors.torch
+
+    modules = adapter_modules(unet)
+    names = kohya_unet_names(architecture, modules, unet.config.layers_per_block)
+    assert len(state) == 2 * len(names), "the state does not belong to this adapter"
+    tensors = {}
+    for module_path, name in names.items():
+        tensors[name + DOWN] = _cast(state, f"{module_path}.lora_A.weight", dtype)
+        tensors[name + UP] = _cast(state, f"{module_path}.lora_B.weight", dtype)
+        # Always fp32: readers use it as a number, and the scale should be exact.
+        tensors[name + ALPHA] = torch.tensor(float(modules[module_path].lora_alpha[ADAPTER]))
+    return safetensors.torch.save(tensors)
+
+
 def _cast(state: Mapping[str, torch.Tensor], name: str, dtype: torch.dtype) -> torch.Tensor:
     """The tensor on the CPU in `dtype`; UserError if a value overflows (fp16's maximum is 65,504)."""
     tensor = state[name].detach().to("cpu", dtype).contiguous()
@@ -248,6 +266,11 @@ def _cast(state: Mapping[str, torch.Tensor], name: str, dtype: torch.dtype) -> t
             "diverged, which is most likely, or set lora.save_dtype to float32."
         )
     return tensor
+
+
+def _body(data: bytes) -> bytes:
+    """Serialised safetensors without the header."""
+    return data[8 + int.from_bytes(data[:8], "little") :]
 
 
 def _header(data: bytes, metadata: Mapping[str, str]) -> bytes:

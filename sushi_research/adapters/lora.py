@@ -12,7 +12,7 @@ import contextlib
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -76,12 +76,9 @@ def attach(
     endings = resolve_targets(targets)
     _require_layers(unet, endings)
     config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=endings)
-    for path, pair in (start or {}).items():
-        pattern = f"^{re.escape(path)}"
-        if pair.rank != rank:
-            config.rank_pattern[pattern] = pair.rank
-        if pair.alpha != alpha:
-            config.alpha_pattern[pattern] = pair.alpha
+    pairs = start or {}
+    config.rank_pattern |= _patterns({path: pair.rank for path, pair in pairs.items() if pair.rank != rank})
+    config.alpha_pattern |= _patterns({path: pair.alpha for path, pair in pairs.items() if pair.alpha != alpha})
     # peft freezes all other parameters. It also initialises A from the global generator: those values are replaced below, and
     # the generator's state is restored.
     with torch.random.fork_rng(devices=[]):
@@ -97,6 +94,14 @@ def attach(
         else:
             first, second = start[path].down.float(), start[path].up.float()
         down.weight, up.weight = nn.Parameter(first.to(device)), nn.Parameter(second.to(device))
+
+
+def _patterns(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The value of each module path, as patterns for peft: one for each value, because peft tries all patterns for each module."""
+    paths: dict[Any, list[str]] = {}
+    for path, value in values.items():
+        paths.setdefault(value, []).append(re.escape(path))
+    return {f"^(?:{'|'.join(group)})": value for value, group in paths.items()}
 
 
 def initial_down(seed: int, path: str, shape: tuple[int, ...], init: str) -> torch.Tensor:

@@ -36,6 +36,8 @@ CHAIN = "sushi_research.started_from"
 THUMBNAIL = "modelspec.thumbnail"
 # Programs read the metadata of all files that they show: of the captions, the most frequent tags of each of the largest folders.
 MOST_TAGS, MOST_FOLDERS = 1_000, 200
+# Of all of them together: a caption without a comma is one tag, of up to 65,536 letters, and programs refuse headers of many MiB.
+MOST_LETTERS = 500_000
 # Of a file that says that it came from more files, the last ones are kept.
 MOST_ANCESTORS = 100
 # With lora.metadata minimal, of the entries of `adapter_metadata`: what a program needs to load the file as it was trained, hashes,
@@ -111,8 +113,10 @@ def adapter_metadata(config: TrainingConfig, facts: Facts) -> dict[str, str]:
         return {}
     formats = ARCHITECTURES[facts.architecture].formats()
     lora, resolution, targets = config.lora, config.data.resolution, resolve_targets(config.lora.targets)
+    adapts_convolutions = bool(set(targets) & set(CONVOLUTIONS))
+    # Of a file whose modules differ, these too would be wrong for some.
     network_args = (
-        {"conv_dim": str(lora.rank), "conv_alpha": str(lora.alpha)} if set(targets) & set(CONVOLUTIONS) else {}
+        {"conv_dim": str(lora.rank), "conv_alpha": str(lora.alpha)} if adapts_convolutions and facts.is_uniform else {}
     )
     words = ", ".join(config.lora.trigger_words) or None
     entries: dict[str, Any] = {
@@ -167,12 +171,17 @@ def adapter_metadata(config: TrainingConfig, facts: Facts) -> dict[str, str]:
 def tag_frequency(config: TrainingConfig, samples: Sequence[Sample]) -> dict[str, dict[str, int]]:
     """Folder -> tag -> the number of images with it, as kohya's sd-scripts counts: captions are split at commas, in lower case.
 
-    The folder with the most images is the first, because some programs read only that.
+    The folder with the most images is the first, because some programs read only that. Tags for which there is no room
+    (MOST_LETTERS) are left out, the least frequent ones first.
     """
-    found = {}
+    found, room = {}, MOST_LETTERS
     for folder, inside in _folders(config, samples):
         tags = Counter(tag for sample in inside for tag in map(str.strip, sample.caption.lower().split(",")) if tag)
-        found[folder] = dict(tags.most_common(MOST_TAGS))
+        found[folder] = {}
+        for tag, count in tags.most_common(MOST_TAGS):
+            if (room := room - len(tag)) < 0:
+                break
+            found[folder][tag] = count
     return found
 
 
@@ -231,10 +240,11 @@ def describe(config: TrainingConfig) -> str:
         "description": (config.lora.description or "").partition("\n")[0][:60],
     }
     said = "".join(f"; {what} {text}" for what, text in given.items() if text)
+    hashes = f"hashes of the images{' and the names of earlier adapters' if lora.start_from else ''}"
     if lora.metadata == "minimal":
-        return f"minimal: the run's name, the kind of base, rank and alpha, hashes of the images{said}"
+        return f"minimal: the run's name and steps, the kind of base, rank and alpha, {hashes}{said}"
     picture = ", a sample picture" if config.sample.enabled else ""
     return (
-        f"full: the words of the captions, names of folders and base, settings{picture}, hashes of the images{said} "
-        "(lora.metadata minimal or none leaves these out)"
+        f"full: the words of the captions, names of folders and base, settings{picture} (lora.metadata minimal leaves these "
+        f"out), {hashes}{said}"
     )

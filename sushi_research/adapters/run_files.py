@@ -17,7 +17,7 @@ from sushi_research.terminal import say
 
 FORMS = "an adapter file, a run folder (runs/mycat), or a run folder and a step (runs/mycat@250, runs/mycat@best)"
 # What `text@which` may have after the last @; anything else is part of a path.
-_WHICH = re.compile(r"(.+)@(best|[0-9]+)", re.DOTALL)
+_WHICH = re.compile(r"(.+)@(best|[0-9]{1,18})", re.DOTALL)
 
 
 def resolve(text: str) -> Path:
@@ -47,6 +47,17 @@ def resolve(text: str) -> Path:
     elif int(which) in best:
         return best[int(which)]
     raise UserError(f"{text}{_missing(run, which)}; {_there(run)}.")
+
+
+def resolve_all(texts: Sequence[str]) -> list[str]:
+    """`resolve` for each. UserError if two are the same file, which would be measured or drawn twice."""
+    found: dict[str, str] = {}
+    for text in texts:
+        path = str(resolve(text))
+        if path in found:
+            raise UserError(f"{found[path]} and {text} are the same adapter file, {path}: give it once.")
+        found[path] = text
+    return list(found)
 
 
 def run_folder_of(text: str) -> RunFolder | None:
@@ -82,11 +93,17 @@ def model_settings(texts: Sequence[str]) -> dict[str, Any]:
 def _parts(text: str) -> tuple[RunFolder | None, str | None]:
     """(the run folder, what follows its @); the first is None for the path of a file."""
     if os.path.isdir(text):
-        return RunFolder(Path(text), None), None
+        return _run_folder(text), None
     match = _WHICH.fullmatch(text)
     if match and not os.path.lexists(text) and os.path.isdir(match[1]):
-        return RunFolder(Path(match[1]), None), match[2]
+        return _run_folder(match[1]), match[2]
     return None, None
+
+
+def _run_folder(text: str) -> RunFolder:
+    """The run in a folder. Its files have the name of the folder itself, not that of a link to it."""
+    path = Path(text)
+    return RunFolder(path.resolve() if path.is_symlink() or path.name == ".." else path, None)
 
 
 def _missing(run: RunFolder, which: str | None) -> str:

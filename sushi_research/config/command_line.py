@@ -60,9 +60,10 @@ def load_config(config_class: type[Config], argv: Sequence[str], *, script: str,
     files, overrides, print_config, problems = _parse(argv, keys)
 
     settings: dict[str, Setting] = {}
+    recorded = {layer for layer, file in enumerate(files) if _is_of_a_run(file)}
     for layer, file in enumerate(files):
         leaves = list(_flatten(read_yaml(file), f"in {file}", keys, problems))
-        problems += _commands(file, leaves)
+        problems += _commands(file, leaves) if layer in recorded else []
         _lay(leaves, (f"in {file}", layer), keys, settings)
     given: set[str] = set()
     for name, text in overrides:
@@ -74,7 +75,7 @@ def load_config(config_class: type[Config], argv: Sequence[str], *, script: str,
         given.update(key for key, _ in leaves)
         _lay(leaves, (COMMAND_LINE, len(files)), keys, settings)
 
-    effects.drop_earlier(getattr(config_class, "rules", ()), settings, default_values(config_class))
+    effects.drop_earlier(getattr(config_class, "rules", ()), settings, default_values(config_class), recorded)
     config = _validate(config_class, keys, settings, problems)
     if print_config:
         print(config_to_yaml(config), end="")
@@ -92,10 +93,13 @@ def config_to_yaml(config: BaseModel) -> str:
     return dump_yaml(config_to_dict(config))
 
 
+def _is_of_a_run(file: str) -> bool:
+    """Whether a config file is in a run folder."""
+    return os.path.lexists(os.path.join(os.path.dirname(file), "run.json"))
+
+
 def _commands(file: str, leaves: Iterable[tuple[str, Any]]) -> list[str]:
     """A problem if the config of a run folder, which may be a stranger's, names a command to run. A run writes none into it."""
-    if not os.path.lexists(os.path.join(os.path.dirname(file), "run.json")):
-        return []
     return [
         f"{key} is set in {file}, which is in a run folder, and no command is taken from there: give it as --{key}"
         for key, value in leaves

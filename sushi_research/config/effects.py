@@ -3,11 +3,12 @@
 A config that gives such a key a value of its own is refused (`require_effect`), because whoever gave it expects an effect. But a
 later layer may switch off what an earlier one has set: with a recipe's `sample.every: 250` and `--sample.enabled false` the former
 goes back to its default (`drop_earlier`). So the config.yaml of a run never has such a key, and reads back as an equal config.
+That of an earlier version may have some, so that those of a run folder always go back to their defaults.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from pydantic import BaseModel
@@ -175,15 +176,18 @@ def require_effect(rules: Sequence[Rule], config: BaseModel) -> None:
             raise ValueError(f"{keys} {has} no effect {rule.because}: {rule.remedy}, or remove {it}")
 
 
-def drop_earlier(rules: Sequence[Rule], settings: dict[str, Setting], defaults: Mapping[str, Any]) -> None:
-    """Sets keys without effect to their defaults if the layer that made them ineffective is later than the one that gave them."""
+def drop_earlier(
+    rules: Sequence[Rule], settings: dict[str, Setting], defaults: Mapping[str, Any], recorded: Container[int] = ()
+) -> None:
+    """Sets keys without effect to their defaults if the layer that made them ineffective is later than the one that gave them, or
+    if that one is the config of a run folder, whose numbers are in `recorded`."""
     for rule in rules:
         if _holds(rule, {**defaults, **{key: setting.value for key, setting in settings.items()}}):
             # What has no effect by default never had one: it is refused.
             layer = max(settings[key].layer if key in settings else -1 for key in rule.when)
             for key in rule.keys:
-                if key in settings and settings[key].layer < layer:
-                    settings[key] = settings[key]._replace(value=defaults[key], layer=layer)
+                if key in settings and (settings[key].layer < layer or settings[key].layer in recorded):
+                    settings[key] = settings[key]._replace(value=defaults[key], layer=max(layer, settings[key].layer))
 
 
 def _flat(sections: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

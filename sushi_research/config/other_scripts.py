@@ -49,8 +49,9 @@ class SamplingConfig(Section):
     tokenizers: Location | None = Field(None, description=TOKENIZERS)
     prediction_type: Literal["epsilon", "v_prediction"] | None = Field(None, description=PREDICTION)
     zero_terminal_snr: bool | None = Field(None, description=ZERO_TERMINAL_SNR)
-    clip_skip: int = Field(
-        1, ge=1, le=11, description="SD1.5 only: CLIP layer to condition on, counted from the last; 2 for anime models"
+    clip_skip: Annotated[int, Field(ge=1, le=11)] | None = Field(
+        None,
+        description="SD1.5 only: CLIP layer to condition on, counted from the last; 2 for anime models; null = 1, the last",
     )
     adapters: Annotated[list[Location], Bounded] = Field([], description=f"{ADAPTERS}; each is applied alone")
     lora_scales: Annotated[list[Annotated[float, Field(ge=-1000, le=1000)]], Field(min_length=1), Bounded] = Field(
@@ -84,7 +85,7 @@ class SamplingConfig(Section):
 
     @model_validator(mode="after")
     def _base_is_known(self) -> SamplingConfig:
-        given = [key for key in BASE_KEYS[1:] if key in self.model_fields_set]
+        given = [key for key in BASE_KEYS[1:] if getattr(self, key) is not None]
         if self.base is None and not self.adapters:
             raise ValueError("base is missing: give --base VALUE, or a run folder in adapters")
         if self.base is None and given:

@@ -10,6 +10,7 @@ from pathlib import Path
 from sushi_research.config import TrainingConfig
 from sushi_research.config.keys import default_values
 from sushi_research.config.prompts import Prompt, as_prompts, read_prompts, texts_of
+from sushi_research.config.yaml12 import show
 from sushi_research.data import dataset, findings, prior_images
 from sushi_research.data.buckets import BucketRule
 from sushi_research.data.findings import LARGE_CROP
@@ -151,7 +152,7 @@ def _require_effect(config: TrainingConfig, scans: Sequence[Scan], separate: Sca
             sources = " and ".join(scan.source for scan in ([separate] if key == "evaluation.split" else scans) if scan)
             raise UserError(
                 f"{key} is {value}, which has no effect: {sources} holds image files, and only HF datasets have splits and "
-                f"columns; remove {key}."
+                f"columns; remove {key}, or set it to {show(defaults[key])}."
             )
 
 

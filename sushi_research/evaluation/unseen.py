@@ -17,14 +17,18 @@ def require_unseen(
     source: str,
     source_hash: Callable[[], str | None],
     options: str = "--data.path or --evaluation.path",
+    advice: str | None = None,
 ) -> dict[str, bool]:
     """Adapter -> whether it is known that it was trained on none of `samples`.
 
-    `source` is where the samples are from, `options` are those that give others, and `source_hash` gives the dataset hash of all
-    that is there, for files that record no images. UserError for a file that was trained on some of them.
+    `source` is where the samples are from, `options` are those that give others, or `advice` is all that is said of it, and
+    `source_hash` gives the dataset hash of all that is there, for files that do not record all their images. UserError for a file
+    that was trained on some of them.
     """
     names = {sample.image_hash: sample.name for sample in samples}
-    advice = f"give images that it has not seen ({options}), or the config.yaml of its run if that held some out"
+    advice = (
+        advice or f"give images that it has not seen ({options}), or the config.yaml of its run if that held some out"
+    )
     known = {}
     for adapter in adapters:
         file = trained_on(Path(adapter))
@@ -34,9 +38,9 @@ def require_unseen(
                 f"the adapter {adapter} was trained on {len(seen)} of the {len(names)} images of {source} "
                 f"({some(sorted(names[image] for image in seen), 3)}): {advice}."
             )
-        if seen is None and file.dataset_hash is not None and file.dataset_hash == source_hash():
+        if not file.is_complete and file.dataset_hash is not None and file.dataset_hash == source_hash():
             raise UserError(f"the adapter {adapter} was trained on the images of {source}: {advice}.")
-        known[adapter] = seen is not None
+        known[adapter] = file.is_complete
     return known
 
 
@@ -52,9 +56,9 @@ def chosen_on(adapters: Sequence[str], set_hash: str, image_hashes: Collection[s
 
 
 def may_have_seen(adapter: str, images: Collection[str]) -> bool:
-    """Whether a file was trained on the images with these hashes, or does not say what it was trained on."""
-    seen = trained_on(Path(adapter)).seen(images)
-    return seen is None or len(seen) == len(set(images))
+    """Whether a file was trained on the images with these hashes, or does not say all that it was trained on."""
+    file = trained_on(Path(adapter))
+    return not file.is_complete or len(file.seen(images) or ()) == len(set(images))
 
 
 def describe(known: dict[str, bool]) -> list[str]:

@@ -58,13 +58,24 @@ def _weights(folders: Iterable[str], variants: Iterable[str | None]) -> list[str
 
 
 def _find(source: str, revision: str | None, key: str, patterns: list[str]) -> tuple[Path, str | None]:
-    path = Path(expand_path(source, key=key))
-    if os.path.isdir(path) or os.path.isfile(path):
+    found = hub_id(source, key)
+    if found is None:
         if revision is not None:
             raise UserError(
                 f"{key}: {source} is on this machine, where there are no revisions: leave the revision out."
             )
-        return path, None
+        return Path(expand_path(source, key=key)), None
+    repository, file = found
+    if file:
+        return _file(repository, file, revision, key)
+    return _snapshot(repository, revision, patterns, key)
+
+
+def hub_id(source: str, key: str) -> tuple[str, str] | None:
+    """(owner/name, file or "") of a hub id; None if `source` is a folder or a file on this machine. UserError if it is neither."""
+    path = Path(expand_path(source, key=key))
+    if os.path.isdir(path) or os.path.isfile(path):
+        return None
     local = source.startswith((".", "/", "~")) or os.path.lexists(source)
     owner, _, rest = source.partition("/")
     name, _, file = rest.partition("/")
@@ -73,9 +84,7 @@ def _find(source: str, revision: str | None, key: str, patterns: list[str]) -> t
             f"{key}: {source} is neither a folder nor a file on this machine, nor a hub id (owner/name, or "
             "owner/name/file.safetensors)."
         )
-    if file:
-        return _file(f"{owner}/{name}", file, revision, key)
-    return _snapshot(source, revision, patterns, key)
+    return f"{owner}/{name}", file
 
 
 def _snapshot(source: str, revision: str | None, patterns: list[str], key: str) -> tuple[Path, str]:

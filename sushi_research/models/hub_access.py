@@ -60,7 +60,7 @@ def hub_cache() -> Path:
     return Path(constants.HF_HUB_CACHE)
 
 
-def is_in_cache(hub_id: str) -> bool:
-    """Whether the hub's cache has something of a repository, given as owner/name or owner/name/file."""
-    owner, name = hub_id.split("/")[:2]
+def is_in_cache(repository: str) -> bool:
+    """Whether the hub's cache has something of a repository, given as owner/name."""
+    owner, name = repository.split("/")
     return (hub_cache() / f"models--{owner}--{name}").is_dir()

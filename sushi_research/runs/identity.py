@@ -126,7 +126,7 @@ def default_name(
     at_default = {key for key, value in (defaults or {}).items() if identity.get(key, ABSENT) == value}
     named = {key: value for key, value in identity.items() if not key.startswith("facts.") and key not in at_default}
     named |= {f"facts.{fact}": identity[f"facts.{fact}"] for fact in _FACTS_IN_NAME}
-    for key in ("data.path", "model.base", "model.vae", "model.text_encoders", "model.tokenizers"):
+    for key in ("data.path", "model.base", "model.vae", "model.text_encoders", "model.tokenizers", "lora.start_from"):
         if named.get(key) is not None:  # "photos", "photos/" and "./photos" are one folder
             named[key] = posixpath.normpath(named[key])
     text = json.dumps(named, sort_keys=True, allow_nan=False)
@@ -154,6 +154,19 @@ def compare_identity(stored: dict[str, Any], current: dict[str, Any]) -> list[Ch
         if was != now and not same_content:
             differences.append(ChangedSetting(key, was, now))
     return differences
+
+
+def changed_settings(
+    stored: dict[str, Any], config: dict[str, Any], defaults: Mapping[str, Any]
+) -> list[ChangedSetting]:
+    """The settings in which a stored identity differs from a resolved config, sorted. Facts are not looked at.
+
+    With lora.start_from, rank, alpha and targets follow from the file; null in the config then stands for any.
+    """
+    settings = run_identity(config, {})
+    stored = {key: value for key, value in in_this_version(stored, defaults).items() if not key.startswith("facts.")}
+    of_file = [key for key in ("lora.rank", "lora.alpha", "lora.targets") if settings[key] is None]
+    return compare_identity(stored, settings | {key: stored.get(key) for key in of_file})
 
 
 def without_locations(identity: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -37,17 +38,26 @@ class AdapterWriter:
         `chosen` is further metadata. Only the main process may call this. UserError if a value overflows in `lora.save_dtype` or
         the file cannot be written; AdapterFileError if it does not load as it should.
         """
-        job, config, architecture = self.job, self.job.config, self.job.model.NAME
+        job, config = self.job, self.job.config
         assert job.run is not None
         entries = metadata.adapter_metadata(config, self._facts(step))
         if config.lora.metadata != "none":
-            entries |= trained_images.metadata_of({item.sample.image_hash for item in self.inputs.data.items})
+            images = {item.sample.image_hash for item in self.inputs.data.items}
+            entries |= trained_images.metadata_of(images, job.start and job.start.trained_on)
             entries |= chosen or {}
             entries |= thumbnail.newest(job, step)
-        tensors, dtype = self.state.master_weights.named_state(), getattr(torch, config.lora.save_dtype)
-        file = {"architecture": architecture, "state": tensors, "dtype": dtype}
+        file = self._file()
         kohya_format.save_adapter(path, self.unet, **file, metadata=entries or None)
         kohya_format.verify_saved(path, self.unet, **file)
+
+    def has_written(self, path: Path) -> bool:
+        """Whether the file at `path` is whole and holds the master weights as they are."""
+        return kohya_format.holds(path, self.unet, **self._file())
+
+    def _file(self) -> dict[str, Any]:
+        """What a file is made of, besides its metadata."""
+        dtype = getattr(torch, self.job.config.lora.save_dtype)
+        return {"architecture": self.job.model.NAME, "state": self.state.master_weights.named_state(), "dtype": dtype}
 
     def _facts(self, step: int) -> metadata.Facts:
         """What the metadata says about the adapter of `step`, besides the config."""

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 from sushi_research.adapters import chosen_step as metadata
 from sushi_research.adapters.kohya_format import problem_of
-from sushi_research.files import CannotWrite
+from sushi_research.errors import UserError
+from sushi_research.files import reason_of
 from sushi_research.reports.best_step import StepOutcomes, chosen_step
 from sushi_research.runs.checkpoint import checkpoint_of
 from sushi_research.training import best_files
@@ -32,7 +33,7 @@ class BestAdapter:
         """Writes the adapter if `step`, which was just evaluated, is the best so far, and removes files that it supersedes.
 
         Call it where the weights are those that were evaluated. If the file cannot be written, for example because the disk is
-        full, a warning says so, and the training goes on without it.
+        full or fp16 cannot hold a value, a warning says so, and the training goes on without it.
         """
         job = self.writer.job
         with job.main_process_writes():
@@ -83,9 +84,11 @@ class BestAdapter:
     def _warned(self, step: int) -> Iterator[None]:
         try:
             yield
-        except CannotWrite as error:
+        except UserError as error:
             logger.warning(
-                "%s: the run goes on without the adapter file of step %d, which is the best so far", error.reason, step
+                "%s: the run goes on without the adapter file of step %d, which is the best so far",
+                reason_of(error),
+                step,
             )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -30,7 +31,7 @@ def run(job: Job, step: int, checkpoint: Path, adapter: Path) -> None:
     """Runs the command for the checkpoint of `step`, and waits for it. Only the main process may call this.
 
     A stop that is requested meanwhile lets the command finish: it is a session of its own, which Ctrl-C in a terminal does not
-    reach. A second request ends it.
+    reach. A second request ends it, with SIGTERM; a third kills it.
     """
     command = job.config.checkpoint.command
     if command is None:
@@ -45,9 +46,9 @@ def _words(command: str, values: dict[str, str]) -> list[str]:
     """The command as words: `python` is the Python that runs this, and the placeholders are replaced within words."""
     first, *rest = shlex.split(command)
     words = [sys.executable if first == "python" else first, *rest]
-    for place, value in values.items():
-        words = [word.replace(place, value) for word in words]
-    return words
+    # At once, because a folder's name can be {step}.
+    places = re.compile("|".join(map(re.escape, values)))
+    return [places.sub(lambda found: values[found[0]], word) for word in words]
 
 
 def problem_of(words: list[str]) -> str | None:
@@ -74,20 +75,33 @@ def problem_of(words: list[str]) -> str | None:
 
 @contextlib.contextmanager
 def _second_signal_ends(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    """A block that waits for the command: a signal requests a stop as before, and one more than a few seconds later ends it too.
+    """A block that waits for the command: a signal requests a stop as before, one more than a few seconds later ends the command
+    and what it started, and a third, if that does not help, kills them.
 
     Ctrl-C under a launcher arrives twice at once.
     """
     before = {number: signal.getsignal(number) for number in stopping.SIGNALS}
-    first: list[float] = []
+    seen: list[float] = []
 
     def on_signal(number: int) -> None:
         handler = before[number]
-        if first and time.monotonic() - first[0] > stopping.ONE_REQUEST:
-            process.terminate()
-        elif callable(handler):
-            first.append(time.monotonic())
-            handler(number, None)
+        if not seen:
+            seen.append(time.monotonic())
+            if callable(handler):
+                handler(number, None)
+            stopping.tell(f"waiting for the end of checkpoint.command; another {signal.Signals(number).name} ends it")
+        elif time.monotonic() - seen[-1] > stopping.ONE_REQUEST:
+            _end(process, kill=len(seen) > 1)
+            seen.append(time.monotonic())
 
     with stopping.on_signals(on_signal):
         yield
+
+
+def _end(process: subprocess.Popen[bytes], kill: bool) -> None:
+    """Ends the command and the processes of its session, such as those of a shell."""
+    if os.name == "nt":
+        process.terminate()
+    elif process.returncode is None:  # else its number may be that of another process
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL if kill else signal.SIGTERM)

@@ -24,7 +24,7 @@ from sushi_research.runs import tracking
 from sushi_research.runs.job import Job
 from sushi_research.runs.measured import Measured
 from sushi_research.sampling import prompts as sample_prompts
-from sushi_research.training import optim, optimizer_check
+from sushi_research.training import optim, optimizer_check, starting_point
 from sushi_research.training.disk_plan import (
     DiskPlan,
     Room,
@@ -50,6 +50,7 @@ from sushi_research.training.plan_parts import (
     repeats_by_folder,
     samples_of,
     speed_of,
+    there_already,
 )
 from sushi_research.training.sampler import Sampler
 
@@ -155,6 +156,7 @@ class Plan:
         dtypes, device = self.dtypes.describe(), self.device
         buckets = ", ".join(f"{name} ({count})" for name, count in self.buckets.items())
         unused = f"; {len(self.unused)} keys of it are not needed (a run's plan.json lists them)" if self.unused else ""
+        warmup = f"; warm-up {self.warmup} step{'s' if self.warmup > 1 else ''}" if self.warmup else ""
         lines = [
             f"base         {self.base}: {self.architecture}, predicts {self.prediction.describe()}{unused}",
             f"device       {device.describe()}",
@@ -167,8 +169,7 @@ class Plan:
             f"step         {self.global_batch_size} samples = batch {self.batch_size} x accumulation "
             f"{self.accumulation} x processes {self.processes}; micro-batches {self.micro_batch_fill:.0%} full",
             f"length       {self.steps} optimizer steps = {self.samples} samples = {self.epochs} epochs; "
-            f"each image {self.samples_per_image} times{' on average' if self.repeats else ''}"
-            f"{f'; warm-up {self.warmup} steps' if self.warmup else ''}",
+            f"each image {self.samples_per_image} times{' on average' if self.repeats else ''}{warmup}",
             f"adapter      {self.adapter_modules} modules, {self.trainable_parameters:,} trainable parameters",
             f"cache        {self.image_cache.describe('image entries', ' to encode')}, {self.caption_cache.describe('captions')}",
             f"disk         {self.disk.parts()}; {'; '.join(room.describe() for room in self.rooms)}",
@@ -195,10 +196,11 @@ class Plan:
 def make_plan(job: Job, inputs: Inputs) -> Plan:
     """Makes the plan of the job. The main process prints it; of a dry run it also writes plan.json and data_report.json.
 
-    Raises UserError for an optimizer or schedule that cannot be used, for adapter targets that match no module, and for a disk that
-    has too little room.
+    Raises UserError for an optimizer or schedule that cannot be used, for adapter targets that match no module, for a file of
+    lora.start_from that was trained on held-out images, and for a disk that has too little room.
     """
     config, base, data, caches = job.config, inputs.base, inputs.data, inputs.caches
+    starting_point.require_usable(job, data)
     items, global_batch_size = data.items, job.global_batch_size
     steps = steps_of(config.train.steps, config.train.epochs, len(items), global_batch_size)
     shapes = adapter_shapes(base, config.lora.targets, config.lora.rank, job.start and job.start.pairs)
@@ -212,9 +214,9 @@ def make_plan(job: Job, inputs: Inputs) -> Plan:
     entries = {caches.latent_key(item, flip): item.bucket for item in items for flip in caches.flips}
     entries |= {caches.latent_key(item, False): item.bucket for item in data.measured}
     parameters = sum(map(math.prod, shapes.values()))
-    missing, missing_captions = caches.missing_latents(data), inputs.missing_text_rows()
+    missing, missing_chunks = caches.missing_latents(data), inputs.missing_text_chunks()
     images = sample_prompts.of_run(config, inputs.prompts)
-    disk = plan_run(job, cache_bytes(job, inputs, missing, missing_captions), steps, due, parameters, images)
+    disk = plan_run(job, cache_bytes(job, inputs, missing, missing_chunks), steps, due, parameters, images)
     plan = Plan(
         architecture=job.model.NAME,
         device=device_of(job),
@@ -247,9 +249,9 @@ def make_plan(job: Job, inputs: Inputs) -> Plan:
             bytes=sum(latent_bytes(bucket) for bucket in entries.values()),
         ),
         caption_cache=CachePlan(
-            needed=inputs.text_rows,
-            missing=missing_captions,
-            bytes=text_bytes(job, inputs) * inputs.text_rows,
+            needed=len(inputs.text_chunks),
+            missing=len(missing_chunks),
+            bytes=text_bytes(job, inputs) * sum(inputs.text_chunks),
         ),
         disk=disk,
         rooms=tuple(rooms_of(job, disk)),
@@ -264,6 +266,8 @@ def make_plan(job: Job, inputs: Inputs) -> Plan:
             dataset.write_report(data.scan, job.dry_run.data_report, data.evaluation_scan, data.prior_scan)
             write_json(job.dry_run.plan, plan.to_json())
             job.say(f"files        {job.dry_run.plan} and data_report.json have all of this")
+        if found := there_already(job, steps):
+            job.say(f"run          {found}")
     require_room(job, plan.disk, plan.rooms)
     return plan
 

@@ -16,18 +16,22 @@ import torch
 from sushi_research.adapters import metadata
 from sushi_research.caches.inputs import Inputs
 from sushi_research.config.command_line import config_to_dict
+from sushi_research.config.keys import default_values
 from sushi_research.data.image_folder import repeats_of
 from sushi_research.data.samples import Item
-from sushi_research.errors import some
+from sushi_research.errors import UserError, some
 from sushi_research.files import size_text
-from sushi_research.runs import machine, measured
+from sushi_research.runs import identity, machine, measured
 from sushi_research.runs.job import Job
 from sushi_research.runs.measured import Measured
+from sushi_research.runs.run_folder import RunFolder
 from sushi_research.sampling import prompts as sample_prompts
 from sushi_research.training.length import Due, Interval
 
 # How many prompts, and how many folders of repeats, are printed; plan.json has all.
 SHOWN_PROMPTS, SHOWN_FOLDERS = 10, 8
+# Letters of a prompt that are shown: about its first two lines.
+SHOWN_LETTERS = 200
 # The column of the text in a plan's lines.
 INDENT = " " * 13
 
@@ -110,7 +114,7 @@ class SamplePlan:
     often: str
 
     def describe(self) -> list[str]:
-        shown = [f"{INDENT}{label}" for label in self.prompts[:SHOWN_PROMPTS]]
+        shown = [INDENT + _beginning(label) for label in self.prompts[:SHOWN_PROMPTS]]
         if len(self.prompts) > SHOWN_PROMPTS:
             shown.append(f"{INDENT}and {len(self.prompts) - SHOWN_PROMPTS} more (a run's plan.json lists all)")
         what = f"{_count(self.images, 'image')} of {_count(len(self.prompts), 'prompt')}"
@@ -174,7 +178,29 @@ def how_often(every: int | float | str, interval: Interval) -> str:
     if isinstance(every, int) or (isinstance(every, str) and "step" in every):
         return "every step" if interval.steps == 1 else f"every {_number(interval.steps)} steps"
     unit = " of the run" if isinstance(every, float) else ""
-    return f"every {every}{unit} ({_number(interval.steps)} steps)"
+    return f"every {every}{unit} ({_number(interval.steps)} step{'' if interval.steps == 1 else 's'})"
+
+
+def there_already(job: Job, steps: int) -> str | None:
+    """What a command that is no dry run does with the run that is in its folder; None if there is none.
+
+    That the data and the base are still the same is not looked at, because their hashes take time.
+    """
+    try:
+        record = RunFolder(job.run_path, None).record()
+    except UserError as error:
+        return str(error)
+    if record is None:
+        return None
+    changes = identity.changed_settings(
+        record["identity"], config_to_dict(job.config), default_values(type(job.config))
+    )
+    # A new location of the same data or base is no other setting.
+    if changes := [identity.describe(change) for change in changes if change.key not in identity.SAME_CONTENT]:
+        return f"{job.run_path} was started with other settings ({'; '.join(changes)}): give another --run.name"
+    if record["finished_at"] is not None and steps <= record["finished_at"]:
+        return f"{job.run_path} is finished, at step {record['finished_at']}: without --dry-run there is nothing to do"
+    return f"{job.run_path} has begun: without --dry-run it goes on from its last checkpoint"
 
 
 def speed_of(job: Job, parameters: int) -> Measured | None:
@@ -215,6 +241,10 @@ def duration_text(seconds: float) -> str:
         return f"{minutes} min"
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
+
+
+def _beginning(text: str) -> str:
+    return text if len(text) <= SHOWN_LETTERS else f"{text[: SHOWN_LETTERS - 3]}..."
 
 
 def _count(number: int, what: str) -> str:

@@ -222,6 +222,5 @@ def _file_of(job: Job, step: int, steps: int) -> str:
     path = run.adapter if step == steps else run.step_adapter(step)
     if path.is_file():
         return f"its adapter file is {path}"
-    return (
-        f"it has no adapter file (checkpoint.keep_adapters is 0): the same command with --train.steps {step} writes one"
-    )
+    why = "checkpoint.keep_adapters is 0" if job.config.checkpoint.keep_adapters == 0 else "it could not be written"
+    return f"it has no adapter file ({why}): the same command with --train.steps {step} writes one"

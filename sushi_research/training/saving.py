@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 from sushi_research import stopping
 from sushi_research.adapters.kohya_format import problem_of
 from sushi_research.errors import UserError
-from sushi_research.files import CannotWrite
+from sushi_research.files import reason_of
 from sushi_research.runs.checkpoint import checkpoint_path
 from sushi_research.training import checkpoint_command, page_output, step_files, thumbnail
 from sushi_research.training.adapter_output import AdapterWriter
@@ -66,11 +67,15 @@ class Saver:
         """Puts the samples of `step`, which were just drawn, into the metadata of its adapter file (`thumbnail.add`)."""
         job = self.writer.job
         if job.is_main and step > 0:
+            path = self._path(step)
             try:
-                thumbnail.add(job, self._path(step), step)
+                thumbnail.add(job, path, step)
             except UserError as error:
-                reason = error.reason if isinstance(error, CannotWrite) else str(error)
-                logger.warning("%s: the run goes on without the picture of step %d in the adapter file", reason, step)
+                if step == self.writer.plan.steps and problem_of(path):
+                    raise  # a finished run has a whole file
+                logger.warning(
+                    "%s: the run goes on without the picture of step %d in the adapter file", reason_of(error), step
+                )
 
     def _path(self, step: int) -> Path:
         """The adapter file of a step."""
@@ -90,7 +95,8 @@ class Saver:
     def _write_adapter(self, step: int) -> None:
         """Writes NAME.safetensors at the last step, else the file of the step unless it is there.
 
-        If a file on the way cannot be written, for example because the disk is full, a warning says so, and the training goes on.
+        If a file on the way cannot be written, for example because the disk is full or fp16 cannot hold a value, a warning says so,
+        and the training goes on.
         """
         run, keep = self.writer.job.run, self.writer.job.config.checkpoint.keep_adapters
         assert run is not None
@@ -99,9 +105,11 @@ class Saver:
             self.writer.write(path, step)
             if keep:  # the file of an earlier end has become that of its step
                 step_files.keep_latest(run, keep)
-        elif keep != 0 and problem_of(path):
+        elif keep != 0 and not self.writer.has_written(path):
+            if os.path.lexists(path):
+                logger.warning("%s is damaged or not the adapter of step %d: it is written again", path, step)
             try:
                 self.writer.write(path, step)
-            except CannotWrite as error:
-                logger.warning("%s: the run goes on without the adapter file of step %d", error.reason, step)
+            except UserError as error:
+                logger.warning("%s: the run goes on without the adapter file of step %d", reason_of(error), step)
             step_files.keep_latest(run, keep)

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import torch
 from pydantic import ValidationError
 
 from sushi_research.adapters import lora, run_files
@@ -16,20 +17,25 @@ from sushi_research.adapters.kohya_format import is_uniform, tensors_hash
 from sushi_research.adapters.matching import match_components
 from sushi_research.adapters.metadata import Ancestor, ancestors_of
 from sushi_research.adapters.reading import COMPONENTS, Pair, component_of, read_adapter
+from sushi_research.adapters.trained_images import TrainedOn, trained_on
 from sushi_research.config import TrainingConfig
+from sushi_research.data.training_data import Data
 from sushi_research.errors import UserError
+from sushi_research.evaluation import unseen
 from sushi_research.models import ARCHITECTURES, loading
+from sushi_research.runs.job import Job
 
 
 @dataclass(frozen=True)
 class StartingPoint:
-    """What a run starts from: the pairs by module path, the hash of the file's tensors, and the files that it came from in turn,
-    itself last."""
+    """What a run starts from: the pairs by module path, the hash of the file's tensors, the files that it came from in turn,
+    itself last, and the images that it says it was trained on."""
 
     path: Path
     hash: str
     pairs: Mapping[str, Pair]
     chain: tuple[Ancestor, ...]
+    trained_on: TrainedOn
 
     @property
     def is_uniform(self) -> bool:
@@ -53,8 +59,11 @@ def read(config: TrainingConfig, model: ModuleType) -> tuple[TrainingConfig, Sta
     UserError if the file cannot be read, fits the base only in part, adapts what is not trained here, or contradicts the config.
     """
     assert config.lora.start_from is not None
-    path = run_files.resolve(config.lora.start_from)
-    adapter = read_adapter(path)
+    try:
+        path = run_files.resolve(config.lora.start_from)
+        adapter = read_adapter(path)
+    except UserError as error:
+        raise UserError(f"lora.start_from: {error}") from error
     if text := [pair.name for pair in adapter.pairs if component_of(pair.name) != "unet"]:
         raise UserError(
             f"{path} adapts the text encoders too ({text[0]:.200}), and only the UNet is trained here: start from a file without "
@@ -69,10 +78,47 @@ def read(config: TrainingConfig, model: ModuleType) -> tuple[TrainingConfig, Sta
             f"{path} adapts {strange[0]}, which is not trained here (only layers of the UNet's blocks are): start from a file "
             "without it."
         )
+    if large := [pair.name for pair in pairs.values() if not _fits_fp32(pair)]:
+        raise UserError(
+            f"{path} has values in {large[0]} that fp32, in which adapters are trained, cannot hold: give another file."
+        )
     settings = _settings(config, path, pairs, [name for name, _ in unet.named_modules()])
     digest = tensors_hash(path)
     chain = ancestors_of(adapter.header, digest)
-    return config.model_copy(update={"lora": settings}), StartingPoint(path, digest, pairs, chain)
+    return config.model_copy(update={"lora": settings}), StartingPoint(path, digest, pairs, chain, trained_on(path))
+
+
+def require_usable(job: Job, data: Data) -> None:
+    """UserError if the file is in the run's own folder, or was trained on images that the run is measured on; a line says if that
+    is not known."""
+    start, evaluation = job.start, job.config.evaluation
+    if start is None:
+        return
+    if start.path.resolve().is_relative_to(job.run_path.resolve()):
+        raise UserError(
+            f"lora.start_from is {start.path}, which is in the folder of this run, where files of an earlier launch are moved or "
+            "replaced: give another --run.name, or the same command without lora.start_from goes on from the last checkpoint."
+        )
+    for key, source, items in (
+        ("evaluation.path", evaluation.path or job.config.data.path, data.held_out),
+        ("evaluation.prior_path", evaluation.prior_path, data.prior),
+    ):
+        if not items:
+            continue
+        off = "evaluation.held_out 0" if key == "evaluation.path" and evaluation.path is None else f"{key} null"
+        advice = f"give images that it has not seen, or train without measuring (--{off}), because it would know them already"
+        samples = [item.sample for item in items]
+        known = unseen.require_unseen([str(start.path)], samples, str(source), lambda: None, advice=advice)
+        if not all(known.values()):
+            job.say(
+                f"note: {start.path} does not say which images it was trained on, so it may know those of {source} that are held "
+                "out: then what is learned looks like more than it is"
+            )
+
+
+def _fits_fp32(pair: Pair) -> bool:
+    """Whether the values stay finite; those of F64 may not."""
+    return all(bool(torch.isfinite(matrix.float()).all()) for matrix in (pair.down, pair.up))
 
 
 def _settings(config: TrainingConfig, path: Path, pairs: Mapping[str, Pair], modules: Sequence[str]) -> Any:

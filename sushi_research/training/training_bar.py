@@ -60,5 +60,6 @@ class TrainingBar:
         self._sum = SMOOTHING * self._sum + (1 - SMOOTHING) * loss
         self._weight = SMOOTHING * self._weight + (1 - SMOOTHING)
         epoch = step * self._plan.global_batch_size / self._plan.items_per_epoch
-        parts = [f"epoch {epoch:.1f}/{self._plan.epochs:.1f}", f"smoothed loss {self._sum / self._weight:.4f}"]
+        # What matters most comes first: a terminal of 80 columns cuts the rest off.
+        parts = [f"loss {self._sum / self._weight:.4f}", f"epoch {epoch:.1f}/{self._plan.epochs:.1f}"]
         return ", ".join([*parts, *([f"samples of step {self._grid[0]}"] if self._grid else [])])

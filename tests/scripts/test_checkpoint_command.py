@@ -65,6 +65,25 @@ def test_a_stop_waits_for_it_and_a_second_one_ends_it(trainer, tmp_path, monkeyp
     assert "failed (signal 15)" in caplog.text and time.monotonic() - begun < 50
 
 
+def test_a_third_request_kills_what_ignores_the_second(architecture, tmp_path, monkeypatch):
+    monkeypatch.setattr("sushi_research.stopping.ONE_REQUEST", 0.05)
+    monkeypatch.setattr("sushi_research.stopping.SIGNALS", (signal.SIGUSR1,))
+    ask = f"os.kill({os.getpid()}, 10); time.sleep(0.2)"
+    code = f"import os, signal, time; signal.signal(15, signal.SIG_IGN); {'; '.join([ask] * 3)}; time.sleep(60)"
+    before = signal.signal(signal.SIGUSR1, lambda *_: None)
+    try:
+        # Of a shell, what it runs is ended too.
+        said = checkpoint_command.problem_of(["sh", "-c", f'trap "" TERM; {sys.executable} -c "{code}"; true'])
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert said.startswith("failed (signal 9)")
+
+
+def test_placeholders_are_replaced_once(architecture):
+    values = {"{run}": "runs/{step}", "{step}": "7"}
+    assert checkpoint_command._words("python x{run} {step}", values) == [sys.executable, "xruns/{step}", "7"]
+
+
 def test_a_command_that_cannot_be_run_is_refused_before_the_training(architecture):
     def load(command):
         words = ["--model.base", "x", "--data.path", "x", "--train.steps", "1", f"--checkpoint.command={command}"]

@@ -88,8 +88,16 @@ def test_the_settings_of_a_config(doctor, tmp_path):
     assert "model.base owner/name is not in the hub cache" in found["hub"][1]
 
 
+def test_a_base_that_is_not_there_is_a_problem(doctor, tmp_path):
+    status, found = doctor("model: {base: /models/none.safetensors}")
+    assert status == 2 and found["hub"][0] == "ok", found["hub"]
+    assert found["model.base"][0] == "problem" and "is neither a folder nor a file" in found["model.base"][1]
+    (tmp_path / "base").mkdir()
+    assert doctor("model: {base: base}")[0] == 0
+
+
 def test_a_value_that_is_not_valid_is_refused(doctor):
-    with pytest.raises(UserError, match=r"train.precision is 5 in .*config.yaml: Input should be 'auto', 'bf16'"):
+    with pytest.raises(UserError, match=r"train.precision is 5 in .*config.yaml: must be auto, bf16, fp16 or fp32"):
         doctor("train: {precision: 5}")
 
 
@@ -121,12 +129,12 @@ def test_the_hub_is_asked_once_and_not_waited_for(doctor, monkeypatch):
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
         monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        assert DOCTOR.check_hub(None, HubAccess())[:2] == ("ok", "hub")
+        assert [each[:2] for each in DOCTOR.check_hub(None, HubAccess())] == [("ok", "hub")]
         server.shutdown()
-    state, _, text = DOCTOR.check_hub(None, HubAccess())
+    [(state, _, text)] = DOCTOR.check_hub(None, HubAccess())
     assert state == "note" and "it cannot be reached (http://127.0.0.1:" in text
     monkeypatch.setattr(HubAccess, "_ask", lambda self: None)
-    assert "no answer within 0.05 s" in DOCTOR.check_hub(None, HubAccess(seconds=0.05))[2]
+    assert "no answer within 0.05 s" in next(DOCTOR.check_hub(None, HubAccess(seconds=0.05)))[2]
 
 
 def test_a_gpu_that_torch_does_not_use_is_a_problem(monkeypatch):

@@ -81,6 +81,25 @@ def test_it_starts_at_the_values_of_the_file_and_says_where_it_came_from(first):
             first.train("second", other | {"optimizer.lr": 1e-4, "train.steps": 3})
 
 
+def test_a_file_of_the_initial_adapter_gives_the_run_without_a_file(first, tmp_path):
+    """Bit for bit, with dropout: a file changes nothing but the values at the start. It is in peft's naming here."""
+    settings = {"train.steps": 2, "train.seed": 5, "lora.dropout": 0.2, "lora.save_dtype": "float32"}
+    assert first.train("without", settings) == 0
+    tensors = {}
+    for name, tensor in first.master_weights("without").items():
+        path, _, matrix = name.partition(".lora_")
+        initial = (
+            lora.initial_down(5, path, tuple(tensor.shape), "default")
+            if matrix[0] == "A"
+            else torch.zeros(tensor.shape)
+        )
+        tensors |= {f"unet.{name}": initial, f"unet.{path}.alpha": torch.tensor(2.0)}
+    save_file(tensors, tmp_path / "initial.safetensors")
+    assert first.train("with", settings | NULL | {"lora.start_from": str(tmp_path / "initial.safetensors")}) == 0
+    assert_equal(first.adapter("with"), first.adapter("without"))
+    assert first.metrics("with") == first.metrics("without")
+
+
 def test_ranks_and_alphas_of_modules_are_kept(first, tmp_path):
     """A file of another trainer, in fp16, whose modules have ranks and alphas of their own."""
     tensors = {key: tensor.half() for key, tensor in load_file(first.folder("first") / "first.safetensors").items()}
@@ -138,6 +157,20 @@ def test_what_cannot_be_started_from_is_refused(first, tmp_path):
     save_file(pair, tmp_path / "strange.safetensors")
     with pytest.raises(UserError, match="adapts conv_in, which is not trained here"):
         first.train("refused", starting(tmp_path / "strange.safetensors"))
+    pair = {f"{name}": tensor.double() * 1e300 for name, tensor in load_file(file).items()}
+    save_file(pair, tmp_path / "large.safetensors")
+    with pytest.raises(UserError, match="large.safetensors has values in .* that fp32"):
+        first.train("refused", starting(tmp_path / "large.safetensors"))
+    # The file that a run starts from must stay where it is.
+    with pytest.raises(
+        UserError, match="which is in the folder of this run, where files of an earlier launch are moved"
+    ):
+        first.train("first", starting(first.folder("first")))
+    # "first" was trained on images that are held out here.
+    with pytest.raises(
+        UserError, match=r"was trained on \d of the \d images of .* without measuring .--evaluation.held_out 0"
+    ):
+        first.train("refused", starting(file, **EVALUATED | {"evaluation.held_out": 0.6}))
     assert not first.folder("refused").exists()
     # Rank, alpha and targets that are those of the file are no contradiction: a run's config.yaml has them.
     assert first.train("agrees", SHORT | {"lora.start_from": str(file)}) == 0

@@ -9,11 +9,14 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from script_runs import Trainer, assert_equal
 from test_resume import Killed, at_micro_batch, kill, stop
 
+from sushi_research.adapters import kohya_format
+from sushi_research.errors import UserError
 from sushi_research.files import disk_error
+from sushi_research.models.header import read_header
 from sushi_research.runs.checkpoint import read_checkpoint
 from sushi_research.runs.run_folder import RunFolder
 from sushi_research.training.adapter_output import AdapterWriter
@@ -40,7 +43,7 @@ def assert_is_step(path: Path, step: int) -> None:
     assert found == {tensor.numpy().tobytes() for tensor in weights.values()}
 
 
-def test_each_checkpoint_has_its_file_also_after_stops_and_longer_lengths(trainer, capsys):
+def test_each_checkpoint_has_its_file_also_after_stops_and_longer_lengths(trainer, capsys, caplog):
     run = RunFolder(trainer.folder("run"), None)
     with at_micro_batch(trainer, 3, 0, stop):
         assert trainer.train("run", SETTINGS) == 128 + signal.SIGTERM
@@ -49,9 +52,15 @@ def test_each_checkpoint_has_its_file_also_after_stops_and_longer_lengths(traine
     for step in (2, 3):
         assert_is_step(run.step_adapter(step), step)
 
-    run.step_adapter(3).write_bytes(b"cut")
+    # A file of another step, without its hash, is no file of this one. Made again, it differs in the times alone.
+    before = read_header(run.step_adapter(3)).metadata
+    save_file(load_file(run.step_adapter(2)), run.step_adapter(3))
     assert trainer.train("run", SETTINGS) == 0
+    assert "run-000003.safetensors is damaged or not the adapter of step 3: it is written again" in caplog.text
     assert_is_step(run.step_adapter(3), 3)
+    again = read_header(run.step_adapter(3)).metadata
+    differing = {key for key in before.keys() | again.keys() if before.get(key) != again.get(key)}
+    assert differing <= {"ss_training_started_at", "ss_training_finished_at", "modelspec.date"}
     assert_is_step(run.step_adapter(4), 4)
     assert_is_step(run.adapter, 5)
     assert not run.step_adapter(5).exists(), "the last one has the name of the run"
@@ -129,3 +138,35 @@ def test_an_interruption_and_a_full_disk(trainer, monkeypatch, caplog):
     assert trainer.train("run", settings) == 0
     assert "No space left on device: the run goes on without the adapter file of step 3" in caplog.text
     assert files(trainer) == ["run-000002.safetensors", "run.safetensors"]
+
+
+def test_values_that_fp16_cannot_hold_cost_a_file_on_the_way_and_not_the_run(trainer, monkeypatch, caplog):
+    settings = SETTINGS | {"lora.save_dtype": "float16", "checkpoint.every": 1, "train.steps": 3}
+    cast = kohya_format._cast
+    calls = []
+
+    def overflowing(state, name, dtype):
+        calls.append(name)
+        return cast({name: state[name] * (1e9 if len(calls) == 1 else 1)}, name, dtype)
+
+    monkeypatch.setattr(kohya_format, "_cast", overflowing)
+    assert trainer.train("run", settings) == 0
+    assert "set lora.save_dtype to float32: the run goes on without the adapter file of step 1" in caplog.text
+    assert files(trainer) == ["run-000002.safetensors", "run.safetensors"]
+
+
+def test_a_picture_that_damages_the_finished_file_ends_the_run(trainer, monkeypatch):
+    settings = SETTINGS | {"train.steps": 1, "sample.enabled": True, "sample.prompts": ["a cat"]}
+    monkeypatch.setattr("sushi_research.sampling.sample_grids.generate_images", lambda *_: [Image.new("RGB", (8, 8))])
+    add = kohya_format.write_atomic
+
+    def write(path, data):
+        is_again = path.exists()
+        add(path, data[:-1] + b"x" if is_again else data)
+
+    monkeypatch.setattr(kohya_format, "write_atomic", write)
+    with pytest.raises(UserError, match="run.safetensors is damaged"):
+        trainer.train("run", settings)
+    monkeypatch.setattr(kohya_format, "write_atomic", add)
+    assert trainer.train("run", settings) == 0
+    assert kohya_format.problem_of(trainer.folder("run") / "run.safetensors") is None

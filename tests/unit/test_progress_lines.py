@@ -1,15 +1,19 @@
 """Progress is told in plain lines where there is no terminal, and as bars where there is one."""
 
 import io
+import pty
 import re
+import struct
 import sys
+from fcntl import ioctl
+from termios import TIOCSWINSZ
 from types import SimpleNamespace
 
 import pytest
 import tqdm.std
 from tqdm import tqdm as library_bar
 
-from sushi_research.progress import SECONDS, Lines, bars_of_libraries, progress
+from sushi_research.progress import SECONDS, Lines, bars_of_libraries, on_terminal, progress
 from sushi_research.training.length import Due, Interval
 from sushi_research.training.training_bar import SMOOTHING, TrainingBar
 
@@ -94,6 +98,15 @@ def test_a_terminal_has_bars(monkeypatch):
     assert len(list(bar)) == 3 and "\r" in sys.stderr.getvalue()
 
 
+def test_a_terminal_without_a_width_has_lines(monkeypatch):
+    controller, terminal = pty.openpty()
+    with open(terminal, "w") as stream, open(controller):
+        monkeypatch.setattr(sys, "stderr", stream)
+        for columns in (0, 80):
+            ioctl(stream, TIOCSWINSZ, struct.pack("HHHH", 0, columns, 0, 0))
+            assert on_terminal() == (columns > 0)
+
+
 def test_the_training_bar_tells_epoch_smoothed_loss_and_samples(tmp_path, monkeypatch, capsys):
     due = Due(checkpoint=Interval(None), sample=Interval(4), evaluation=Interval(None))
     plan = SimpleNamespace(steps=20, items_per_epoch=8, global_batch_size=2, epochs=5.0, due=due)
@@ -110,9 +123,9 @@ def test_the_training_bar_tells_epoch_smoothed_loss_and_samples(tmp_path, monkey
     bar.close()
     weights = [SMOOTHING**age for age in range(6)][::-1]
     mean = sum(weight * loss for weight, loss in zip(weights, losses, strict=True)) / sum(weights)
-    assert shown[0] == "epoch 0.2/5.0, smoothed loss 0.5000, samples of step 0"
+    assert shown[0] == "loss 0.5000, epoch 0.2/5.0, samples of step 0"
     assert shown[3].endswith("samples of step 0")
-    assert shown[5] == f"epoch 1.5/5.0, smoothed loss {mean:.4f}, samples of step 4"
+    assert shown[5] == f"loss {mean:.4f}, epoch 1.5/5.0, samples of step 4"
     # A path would not fit into the bar, so each is told once.
     told = [f"samples of step {step}: {tmp_path}/step-0000000{step}.png" for step in (0, 4)]
     assert capsys.readouterr().out.splitlines() == told

@@ -7,7 +7,7 @@ import pytest
 from sushi_research.adapters.metadata import MINIMAL, Ancestor, Facts, adapter_metadata, ancestors_of, describe
 from sushi_research.config import SD15Training, SDXLTraining
 from sushi_research.data.samples import Sample
-from sushi_research.models.header import Header
+from sushi_research.models.header import MAX_HEADER, Header
 from sushi_research.models.prediction import Prediction, from_metadata
 
 FACTS = {
@@ -114,6 +114,15 @@ def test_the_words_of_the_captions_are_counted_as_kohya_counts_them():
     assert json.loads(metadata["ss_dataset_dirs"]) == folders
 
 
+def test_long_captions_leave_a_header_that_programs_read():
+    """A caption is at most 65,536 letters; each of these is one tag."""
+    samples = [sample(f"{number}/{number}.png", f"{number}" + "\\" * 65_000) for number in range(100)]
+    samples += [sample(f"0/{letter}.png", f"a cat, {letter}") for letter in "ab"]
+    metadata = described(config(), architecture="sdxl", samples=samples)
+    assert json.loads(metadata["ss_tag_frequency"])["0"]["a cat"] == 2
+    assert len(json.dumps(metadata)) < MAX_HEADER / 4
+
+
 GIVEN = {"trigger_words": ["mycat", "1cat"], "author": "me", "description": "A cat.\nOf mine."}
 
 
@@ -134,13 +143,16 @@ def test_what_the_user_gives_is_in_the_file_and_nothing_else_of_the_data_in_a_mi
         assert set(metadata) == set(MINIMAL)
     line = describe(settings)
     assert line.startswith(f"{level}: ") and "trigger words mycat, 1cat; author me; description A cat." in line
+    assert "earlier adapters" not in line
+    assert "names of earlier adapters" in describe(config(lora={"metadata": level, "start_from": "runs/first"}))
 
 
 def test_no_metadata_and_modules_that_differ():
     assert described(config(lora={"metadata": "none"}), architecture="sdxl", samples=SAMPLES) == {}
     assert describe(config(lora={"metadata": "none"})).startswith("none: ")
-    metadata = described(config(), architecture="sdxl", is_uniform=False)
+    metadata = described(config(targets="kohya_conv"), architecture="sdxl", is_uniform=False)
     assert metadata["ss_network_dim"] == metadata["ss_network_alpha"] == "Dynamic"
+    assert metadata["ss_network_args"] == "{}"
 
 
 def test_the_chain_of_files_is_read_as_it_was_written(tmp_path):

@@ -2,10 +2,11 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 
-from sushi_research.adapters.run_files import model_settings, resolve
+from sushi_research.adapters.run_files import model_settings, resolve, resolve_all
 from sushi_research.errors import UserError
 from sushi_research.runs.run_folder import RunFolder
 
@@ -61,9 +62,25 @@ def test_what_is_not_there_is_refused_with_what_is(run, tmp_path):
     assert "there is none in it: give an adapter file, a run folder" in refusal(str(tmp_path / "empty"))
 
 
+def test_one_file_under_two_names_is_refused(run):
+    run.adapter.touch()
+    assert resolve_all([str(run.path), f"{run.path}@100"]) == [str(run.adapter), str(run.step_adapter(100))]
+    with pytest.raises(UserError, match="my cat and .*my cat@400 are the same adapter file"):
+        resolve_all([str(run.path), f"{run.path}@400"])
+
+
+def test_a_link_to_a_run_is_that_run(run, tmp_path):
+    (tmp_path / "current").symlink_to(run.path)
+    (run.path / "samples").mkdir()
+    for text in (f"{tmp_path}/current@100", f"{tmp_path}/current/@100", f"{run.path}/samples/..@100"):
+        assert resolve(text).samefile(run.step_adapter(100))
+
+
 def test_a_path_is_a_path(tmp_path):
     for name in ("a.safetensors", "mine@2.safetensors", "nowhere@250", "nowhere@best"):
         assert resolve(str(tmp_path / name)) == tmp_path / name
+    digits = f"{tmp_path}@{'9' * 5_000}"  # more than Python reads as a number
+    assert resolve(digits) == Path(digits)
     (tmp_path / "a").mkdir()
     (tmp_path / "a@250").touch()
     assert resolve(str(tmp_path / "a@250")) == tmp_path / "a@250", "what is there by this name is that"

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict
 
 from sushi_research.config import SD15Training, SDXLTraining
 from sushi_research.config.command_line import config_to_dict, config_to_yaml, load_config
+from sushi_research.config.other_scripts import SamplingConfig
 from sushi_research.config.process import read_command_line, run_main
 from sushi_research.config.prompts import Prompt
 from sushi_research.config.yaml12 import read_yaml
@@ -619,6 +620,14 @@ def test_the_printed_config_loads_to_an_equal_one(layer: Any, capsys: pytest.Cap
         assert printed == config_to_yaml(config), flag
     assert load("--config", layer(printed)) == config
     assert list(yaml.safe_load(printed)) == list(SDXLTraining.model_fields), "the order of the sections is kept"
+
+
+def test_a_printed_config_without_a_base_loads(layer: Any) -> None:
+    """That of sample.py for a run folder, which brings the base: its other keys are null."""
+    config = load("--adapters=runs/mycat", "--prompts=a", config_class=SamplingConfig)
+    assert load("--config", layer(config_to_yaml(config)), config_class=SamplingConfig) == config
+    words = ["--adapters=runs/mycat", "--prompts=a", "--clip_skip=1"]
+    assert problem(*words, config_class=SamplingConfig).startswith("clip_skip is set but base is not")
 
 
 def test_a_prompt_is_printed_as_it_was_written() -> None:

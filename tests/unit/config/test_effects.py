@@ -104,6 +104,18 @@ def test_a_later_layer_switches_off_with_all_that_belongs_to_it(tmp_path):
     assert load("--config", str(written)) == config
 
 
+def test_the_config_of_an_earlier_version_s_run_is_taken(tmp_path):
+    """Its 8 GB overlay switched samples off below the settings of a recipe, and config.yaml has both in one layer."""
+    recorded = tmp_path / "config.yaml"
+    recorded.write_text("sample: {enabled: false, steps: 9, guidance: 7.0, prompts: [a]}\n")
+    with pytest.raises(UserError, match="has no effect"):
+        load("--config", str(recorded), *REQUIRED)
+    (tmp_path / "run.json").write_text("{}")
+    assert load("--config", str(recorded), *REQUIRED) == load(*REQUIRED, "--sample.enabled=false")
+    with pytest.raises(UserError, match=r"^sample.steps \(on the command line\) has no effect"):
+        load("--config", str(recorded), *REQUIRED, "--sample.steps=7")
+
+
 def test_the_other_scripts_refuse_too():
     for words, key in (
         (["--lora_scales=0.7"], "lora_scales"),

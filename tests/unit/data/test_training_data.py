@@ -78,6 +78,8 @@ def test_what_is_for_hf_datasets_is_refused_for_image_files(read, tmp_path):
         ({}, {"path": held, "split": "test"}),
     ):
         key = next(iter([f"data.{name}" for name in given]), "evaluation.split")
-        with pytest.raises(UserError, match=rf"^{key} is \w+, which has no effect: .* holds image files"):
+        with pytest.raises(
+            UserError, match=rf"^{key} is \w+, which has no effect: .* holds image files.*or set it to "
+        ):
             read(data=given, **evaluation)
     assert names(read(data={"caption_column": "words"}).items) == ["a.png"]

@@ -23,6 +23,7 @@ from sushi_research.training.plan_parts import CheckpointPlan, Repeats, SamplePl
         ("500 steps", 500, "every 500 steps"),
         ("1 epoch", Fraction(7, 2), "every 1 epoch (3.5 steps)"),
         (0.1, 1200, "every 0.1 of the run (1,200 steps)"),
+        ("1 epoch", 1, "every 1 epoch (1 step)"),
     ],
 )
 def test_how_often(every, steps, expected):
@@ -46,6 +47,8 @@ def test_the_lines_of_samples_and_checkpoints():
     assert lines[0] == "samples      24 images of 12 prompts, 3 times: before and after"
     assert lines[1] == "             prompt 0" and lines[-1].endswith("and 2 more (a run's plan.json lists all)")
     assert len(lines) == 12
+    [_, line] = SamplePlan(("x" * 60_000,), 1, 3, "before and after").describe()
+    assert line == f"{' ' * 13}{'x' * 197}...", "a long prompt does not fill the terminal"
     assert CheckpointPlan(3, 2, "every 5 steps", None, "full: what").describe() == [
         "checkpoints  3: every 5 steps; the latest 2 are kept",
         "adapters     NAME.safetensors, and NAME-STEP.safetensors for 2 checkpoints before it",
