@@ -10,7 +10,17 @@ that file are checked. The exit status is 0, or 2 if there is a problem.
 from __future__ import annotations
 
 import argparse
+import sys
+from importlib.util import find_spec
 from pathlib import Path
+
+# With another Python than that of the installation, the imports below would end in a traceback.
+if missing := [name for name in ("sushi_research", "pydantic", "psutil", "torch", "accelerate") if not find_spec(name)]:
+    print(
+        f"problem  installation  {sys.executable} does not have {', '.join(missing)}: activate the environment (source "
+        ".venv/bin/activate, on Windows .venv\\Scripts\\activate), or install with `make setup` (README.md, Installing)"
+    )
+    raise SystemExit(2)
 
 from sushi_research.config.process import begin, run_main
 

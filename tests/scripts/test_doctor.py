@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import http.server
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -86,6 +88,14 @@ def test_the_settings_of_a_config(doctor, tmp_path):
     assert "3 MiB in it" in found["cache.folder"][1]
     assert found["W&B"][0] == "problem" and found["hub"][0] == "problem"
     assert "model.base owner/name is not in the hub cache" in found["hub"][1]
+
+
+def test_another_python_is_told_without_a_traceback():
+    # Without site there are no installed packages.
+    command = [sys.executable, "-I", "-S", DOCTOR.__file__]
+    found = subprocess.run(command, capture_output=True, text=True)
+    assert found.returncode == 2 and not found.stderr
+    assert "does not have sushi_research, pydantic, " in found.stdout and "activate the environment" in found.stdout
 
 
 def test_a_base_that_is_not_there_is_a_problem(doctor, tmp_path):
