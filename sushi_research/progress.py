@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -77,8 +78,13 @@ class Lines(tqdm):
 
 
 def on_terminal() -> bool:
-    """Whether progress is shown as bars."""
-    return sys.stderr.isatty()
+    """Whether progress is shown as bars: on a terminal, unless it has no width (in some containers), where tqdm shows nothing."""
+    if not sys.stderr.isatty():
+        return False
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns > 0
+    except (OSError, ValueError):  # it only looks like one (notebooks)
+        return True
 
 
 def bars_of_libraries() -> type[Lines] | None:

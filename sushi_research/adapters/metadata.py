@@ -240,11 +240,11 @@ def describe(config: TrainingConfig) -> str:
         "description": (config.lora.description or "").partition("\n")[0][:60],
     }
     said = "".join(f"; {what} {text}" for what, text in given.items() if text)
-    said += "; the names of the files that led to it" if lora.start_from is not None else ""
+    hashes = f"hashes of the images{' and the names of earlier adapters' if lora.start_from else ''}"
     if lora.metadata == "minimal":
-        return f"minimal: the run's name, the kind of base, rank and alpha, hashes of the images{said}"
+        return f"minimal: the run's name and steps, the kind of base, rank and alpha, {hashes}{said}"
     picture = ", a sample picture" if config.sample.enabled else ""
     return (
-        f"full: the words of the captions, names of folders and base, settings{picture}, hashes of the images{said} "
-        "(lora.metadata minimal or none leaves these out)"
+        f"full: the words of the captions, names of folders and base, settings{picture} (lora.metadata minimal leaves these "
+        f"out), {hashes}{said}"
     )

@@ -47,14 +47,14 @@ class Inputs:
         return sorted(captions_of(self.config, self.data) | fitting)
 
     @property
-    def text_rows(self) -> int:
-        """The entries of the text cache that are needed; a long prompt counts as many as it has chunks."""
-        return len(self.captions) + sum(self.long_prompts.values())
+    def text_chunks(self) -> list[int]:
+        """The number of chunks of each entry of the text cache that is needed; only long prompts have more than one."""
+        return [1] * len(self.captions) + [*self.long_prompts.values()]
 
-    def missing_text_rows(self) -> int:
-        """Those of `text_rows` that are not in the cache."""
+    def missing_text_chunks(self) -> list[int]:
+        """`text_chunks` of the entries that are not in the cache."""
         missing = self.caches.missing_prompts(self.long_prompts)
-        return len(self.caches.missing_captions(self.captions)) + sum(self.long_prompts[text] for _, text in missing)
+        return [1] * len(self.caches.missing_captions(self.captions)) + [self.long_prompts[text] for _, text in missing]
 
     def prompt_text(self, prompt: str) -> dict[str, torch.Tensor]:
         """The cached embedding of a prompt or negative prompt of the sample images; "hidden" is [77 N, D] for N chunks."""

@@ -211,6 +211,10 @@ def _from_mapping(entry: dict[Any, Any], source: str) -> Prompt:
     except ValidationError as error:
         errors = {str(each["loc"][0]): each for each in reversed(error.errors())}
         problems += [sentence(each, keys, settings) for each in errors.values()]
+    else:
+        if found.guidance == 1 and found.negative_prompt:
+            because = "has no effect while its guidance is 1, which is none"
+            problems.append(f"negative_prompt {source} {because}: set another guidance, or remove it")
     if problems:
         raise _errors(problems)
     return found

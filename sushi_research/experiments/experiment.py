@@ -178,13 +178,9 @@ def state_of(run: Planned) -> str:
     record = folder.record()
     if record is None:
         return "to do"
-    settings = identity.run_identity(config_to_dict(run.config), {})
-    stored = identity.in_this_version(record["identity"], default_values(type(run.config)))
-    stored = {key: value for key, value in stored.items() if not key.startswith("facts.")}
-    # With lora.start_from these follow from the file, which only the training reads.
-    of_file = [key for key in ("lora.rank", "lora.alpha", "lora.targets") if settings[key] is None]
-    settings |= {key: stored.get(key) for key in of_file}
-    differences = identity.compare_identity(stored, settings)
+    differences = identity.changed_settings(
+        record["identity"], config_to_dict(run.config), default_values(type(run.config))
+    )
     if differences:
         changes = "; ".join(identity.describe(change) for change in differences)
         raise UserError(

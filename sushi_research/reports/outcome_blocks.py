@@ -78,7 +78,8 @@ def _measured_on(outcomes: RunOutcomes) -> str:
     if found is None:
         return "There are no evaluations that can be read."
     images = "1 held-out image" if len(found.names) == 1 else f"{len(found.names)} held-out images"
-    return f"Evaluated at {len(found.steps)} steps on {images} with {found.base.shape[1]} noise samples each."
+    steps = "step 0 only" if found.steps == (0,) else f"{len(found.steps)} steps"
+    return f"Evaluated at {steps} on {images} with {found.base.shape[1]} noise samples each."
 
 
 def _choice(
@@ -150,7 +151,7 @@ def _difference(each: StepDifference) -> str:
     text = f"{each.value:+.3f}"
     if np.isfinite(each.standard_error):
         return f"{text} +- {each.standard_error:.2g} (95 % interval {each.low:+.3f} to {each.high:+.3f})."
-    return f"{text}, without a standard error, which needs two held-out images or more."
+    return f"{text}, without a standard error, which needs two held-out images and two neutral captions or more."
 
 
 def _memorised(outcomes: RunOutcomes) -> dict[int, Memorised]:

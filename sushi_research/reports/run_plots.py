@@ -40,8 +40,10 @@ def outcome_panels(
 ) -> dict[str, bytes]:
     """PNG files by title: the pair (kept, learned) against each other, one point per step, and each group over the steps.
 
-    With 95 % intervals; the `best` step is marked. {} if there is nothing to plot.
+    With 95 % intervals; the `best` step is marked. {} if there is nothing to plot, such as of one step.
     """
+    if len(steps) < 2:
+        return {}
     draw: dict[str, Callable[[Any], None]] = {}
     if pair and np.isfinite(pair[0].mean + pair[1].mean).any():
         draw["learned against kept, one point per step"] = lambda axes: _against_each_other(axes, steps, best, *pair)

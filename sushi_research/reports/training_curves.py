@@ -49,7 +49,8 @@ def panels(records: Sequence[dict[str, Any]]) -> dict[str, bytes]:
         "drift from the base": "evaluation/drift",
     }
     for title, name in evaluated.items():
-        if found := [record for record in records if record.get(name) is not None]:
+        found = [record for record in records if record.get(name) is not None]
+        if len(found) > 1:  # one point is no curve
             draw[f"{title} (+- 2 standard errors)"] = lambda axes, found=found, name=name: _with_band(axes, found, name)
     return {title: panel(title, function) for title, function in draw.items()}
 
@@ -90,7 +91,7 @@ def panel(title: str, draw: Callable[[Any], None]) -> bytes:
     axes = figure.add_axes((0.15, 0.15, 0.82, 0.73))
     axes.set_xlabel("optimizer step", fontsize=9)
     draw(axes)
-    axes.set_title(textwrap.fill(title, 66), fontsize=10)
+    axes.set_title(textwrap.fill(title, 56), fontsize=10)
     axes.tick_params(labelsize=9)
     axes.grid(alpha=0.3)
     return plots.figure_png(figure)

@@ -156,6 +156,19 @@ def compare_identity(stored: dict[str, Any], current: dict[str, Any]) -> list[Ch
     return differences
 
 
+def changed_settings(
+    stored: dict[str, Any], config: dict[str, Any], defaults: Mapping[str, Any]
+) -> list[ChangedSetting]:
+    """The settings in which a stored identity differs from a resolved config, sorted. Facts are not looked at.
+
+    With lora.start_from, rank, alpha and targets follow from the file; null in the config then stands for any.
+    """
+    settings = run_identity(config, {})
+    stored = {key: value for key, value in in_this_version(stored, defaults).items() if not key.startswith("facts.")}
+    of_file = [key for key in ("lora.rank", "lora.alpha", "lora.targets") if settings[key] is None]
+    return compare_identity(stored, settings | {key: stored.get(key) for key in of_file})
+
+
 def without_locations(identity: Mapping[str, Any]) -> dict[str, Any]:
     """An identity without the settings that give only a location of content whose hash it has."""
     return {key: value for key, value in identity.items() if key not in SAME_CONTENT or not _fact(identity, key)}

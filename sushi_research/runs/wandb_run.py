@@ -128,6 +128,24 @@ def stop_service() -> None:
         wandb.teardown()
 
 
+def _of_one_size(paths: Sequence[Path]) -> list[Any]:
+    """The image files as W&B takes them. It shows those of one key in the size of the first, so smaller ones get a white margin."""
+    from PIL import Image
+
+    images = []
+    for path in paths:
+        with Image.open(path) as image:
+            images.append(image.convert("RGB"))
+    if len({image.size for image in images}) < 2:
+        return [str(path) for path in paths]
+    size = max(image.width for image in images), max(image.height for image in images)
+    found = []
+    for image in images:
+        found.append(Image.new("RGB", size, "white"))
+        found[-1].paste(image, ((size[0] - image.width) // 2, (size[1] - image.height) // 2))
+    return found
+
+
 class WandbRun:
     """A run in W&B, online or offline. It can be in the list of accelerate's trackers."""
 
@@ -171,7 +189,13 @@ class WandbRun:
         import wandb
 
         pairs = list(zip(paths, captions, strict=True))
-        self.log({"step": step, key: [wandb.Image(str(path), caption=text) for path, text in pairs]})
+        pictures = _of_one_size(paths)
+        self.log(
+            {
+                "step": step,
+                key: [wandb.Image(each, caption=text) for each, text in zip(pictures, captions, strict=True)],
+            }
+        )
         if table is None:
             return
         rows = [[step, text, wandb.Image(str(path))] for path, text in pairs]

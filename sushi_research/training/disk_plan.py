@@ -136,18 +136,18 @@ def _picture_bytes(config: TrainingConfig, evaluations: int) -> int:
     return PIXEL_BYTES * pixels * evaluations
 
 
-def cache_bytes(job: Job, inputs: Inputs, latents: Sequence[tuple[str, Item, bool]], captions: int) -> int:
+def cache_bytes(job: Job, inputs: Inputs, latents: Sequence[tuple[str, Item, bool]], text_chunks: Sequence[int]) -> int:
     """The bytes of missing cache entries, without the little that the files need besides.
 
-    `latents` are those of `Caches.missing_latents`, `captions` is the number of missing captions (`Inputs.missing_text_rows`).
+    `latents` are those of `Caches.missing_latents`, `text_chunks` those of `Inputs.missing_text_chunks`.
     """
-    return sum(latent_bytes(item.bucket) for _, item, _ in latents) + text_bytes(job, inputs) * captions
+    return sum(latent_bytes(item.bucket) for _, item, _ in latents) + text_bytes(job, inputs) * sum(text_chunks)
 
 
 def require_room_for_cache(job: Job, inputs: Inputs) -> None:
     """`require_room` for a command that fills the caches and trains no run."""
     latents = inputs.caches.missing_latents(inputs.data)
-    plan = DiskPlan(cache_bytes(job, inputs, latents, inputs.missing_text_rows()))
+    plan = DiskPlan(cache_bytes(job, inputs, latents, inputs.missing_text_chunks()))
     require_room(job, plan, rooms_of(job, plan))
 
 

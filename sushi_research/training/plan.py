@@ -50,6 +50,7 @@ from sushi_research.training.plan_parts import (
     repeats_by_folder,
     samples_of,
     speed_of,
+    there_already,
 )
 from sushi_research.training.sampler import Sampler
 
@@ -213,9 +214,10 @@ def make_plan(job: Job, inputs: Inputs) -> Plan:
     entries = {caches.latent_key(item, flip): item.bucket for item in items for flip in caches.flips}
     entries |= {caches.latent_key(item, False): item.bucket for item in data.measured}
     parameters = sum(map(math.prod, shapes.values()))
-    missing, missing_captions = caches.missing_latents(data), inputs.missing_text_rows()
+    missing, missing_chunks = caches.missing_latents(data), inputs.missing_text_chunks()
     images = sample_prompts.of_run(config, inputs.prompts)
-    disk = plan_run(job, cache_bytes(job, inputs, missing, missing_captions), steps, due, parameters, images)
+    sample_prompts.require_few_chunks(images, inputs.long_prompts)
+    disk = plan_run(job, cache_bytes(job, inputs, missing, missing_chunks), steps, due, parameters, images)
     plan = Plan(
         architecture=job.model.NAME,
         device=device_of(job),
@@ -248,9 +250,9 @@ def make_plan(job: Job, inputs: Inputs) -> Plan:
             bytes=sum(latent_bytes(bucket) for bucket in entries.values()),
         ),
         caption_cache=CachePlan(
-            needed=inputs.text_rows,
-            missing=missing_captions,
-            bytes=text_bytes(job, inputs) * inputs.text_rows,
+            needed=len(inputs.text_chunks),
+            missing=len(missing_chunks),
+            bytes=text_bytes(job, inputs) * sum(inputs.text_chunks),
         ),
         disk=disk,
         rooms=tuple(rooms_of(job, disk)),
@@ -265,6 +267,8 @@ def make_plan(job: Job, inputs: Inputs) -> Plan:
             dataset.write_report(data.scan, job.dry_run.data_report, data.evaluation_scan, data.prior_scan)
             write_json(job.dry_run.plan, plan.to_json())
             job.say(f"files        {job.dry_run.plan} and data_report.json have all of this")
+        if found := there_already(job, steps):
+            job.say(f"run          {found}")
     require_room(job, plan.disk, plan.rooms)
     return plan
 

@@ -16,13 +16,15 @@ import torch
 from sushi_research.adapters import metadata
 from sushi_research.caches.inputs import Inputs
 from sushi_research.config.command_line import config_to_dict
+from sushi_research.config.keys import default_values
 from sushi_research.data.image_folder import repeats_of
 from sushi_research.data.samples import Item
-from sushi_research.errors import some
+from sushi_research.errors import UserError, some
 from sushi_research.files import size_text
-from sushi_research.runs import machine, measured
+from sushi_research.runs import identity, machine, measured
 from sushi_research.runs.job import Job
 from sushi_research.runs.measured import Measured
+from sushi_research.runs.run_folder import RunFolder
 from sushi_research.sampling import prompts as sample_prompts
 from sushi_research.training.length import Due, Interval
 
@@ -176,7 +178,29 @@ def how_often(every: int | float | str, interval: Interval) -> str:
     if isinstance(every, int) or (isinstance(every, str) and "step" in every):
         return "every step" if interval.steps == 1 else f"every {_number(interval.steps)} steps"
     unit = " of the run" if isinstance(every, float) else ""
-    return f"every {every}{unit} ({_number(interval.steps)} steps)"
+    return f"every {every}{unit} ({_number(interval.steps)} step{'' if interval.steps == 1 else 's'})"
+
+
+def there_already(job: Job, steps: int) -> str | None:
+    """What a command that is no dry run does with the run that is in its folder; None if there is none.
+
+    That the data and the base are still the same is not looked at, because their hashes take time.
+    """
+    try:
+        record = RunFolder(job.run_path, None).record()
+    except UserError as error:
+        return str(error)
+    if record is None:
+        return None
+    changes = identity.changed_settings(
+        record["identity"], config_to_dict(job.config), default_values(type(job.config))
+    )
+    # A new location of the same data or base is no other setting.
+    if changes := [identity.describe(change) for change in changes if change.key not in identity.SAME_CONTENT]:
+        return f"{job.run_path} was started with other settings ({'; '.join(changes)}): give another --run.name"
+    if record["finished_at"] is not None and steps <= record["finished_at"]:
+        return f"{job.run_path} is finished, at step {record['finished_at']}: without --dry-run there is nothing to do"
+    return f"{job.run_path} has begun: without --dry-run it goes on from its last checkpoint"
 
 
 def speed_of(job: Job, parameters: int) -> Measured | None:

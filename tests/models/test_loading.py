@@ -99,7 +99,7 @@ def fetched(bases, monkeypatch, tmp_path):
         root, calls = bases["sdxl"], []
         names = sorted([*(str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()), *more])
 
-        def snapshot(source, *, revision, allow_patterns):
+        def snapshot(source, *, revision, allow_patterns, tqdm_class):
             calls.append((revision, list(filter_repo_objects(names, allow_patterns=allow_patterns))))
             for name in calls[-1][1]:
                 copy = tmp_path / "0123abcd" / name

@@ -62,9 +62,21 @@ def test_it_begins_no_run_and_the_run_that_follows_is_its_next_source_of_the_spe
     assert (speed["run"], speed["steps"]) == (str(trainer.folder("run")), 3)
     lines = [json.loads(line) for line in (trainer.folder("run") / "metrics.jsonl").read_text().splitlines()]
     assert speed["peak_memory_gib"] == max(line["peak_memory_gib"] for line in lines)
-    [line] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("speed ")]
+    printed = capsys.readouterr().out
+    assert f"run          {trainer.folder('run')} has begun: without --dry-run it goes on" in printed
+    [line] = [line for line in printed.splitlines() if line.startswith("speed ")]
     seconds = 4 * speed["seconds_per_image"]
     assert f"about {seconds:.3g} s per step" in line and f": as {trainer.folder('run')} took" in line
+
+
+def test_it_says_what_becomes_of_the_run_that_is_there(trainer, capsys):
+    trainer.train("run", {"sample.enabled": False})
+    dry_run(trainer, "run", {"optimizer.lr": 0.5})
+    assert (
+        "was started with other settings (optimizer.lr was 0.001, is now 0.5): give another" in capsys.readouterr().out
+    )
+    dry_run(trainer, "run", {"sample.enabled": False})
+    assert "is finished, at step 3: without --dry-run there is nothing to do" in capsys.readouterr().out
 
 
 def test_all_problems_are_in_its_report(trainer, tmp_path):

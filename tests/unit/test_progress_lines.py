@@ -1,15 +1,19 @@
 """Progress is told in plain lines where there is no terminal, and as bars where there is one."""
 
 import io
+import pty
 import re
+import struct
 import sys
+from fcntl import ioctl
+from termios import TIOCSWINSZ
 from types import SimpleNamespace
 
 import pytest
 import tqdm.std
 from tqdm import tqdm as library_bar
 
-from sushi_research.progress import SECONDS, Lines, bars_of_libraries, progress
+from sushi_research.progress import SECONDS, Lines, bars_of_libraries, on_terminal, progress
 from sushi_research.training.length import Due, Interval
 from sushi_research.training.training_bar import SMOOTHING, TrainingBar
 
@@ -92,6 +96,15 @@ def test_a_terminal_has_bars(monkeypatch):
     bar = progress(range(3), description="encoding images", unit="image")
     assert not isinstance(bar, Lines) and bars_of_libraries() is None
     assert len(list(bar)) == 3 and "\r" in sys.stderr.getvalue()
+
+
+def test_a_terminal_without_a_width_has_lines(monkeypatch):
+    controller, terminal = pty.openpty()
+    with open(terminal, "w") as stream, open(controller):
+        monkeypatch.setattr(sys, "stderr", stream)
+        for columns in (0, 80):
+            ioctl(stream, TIOCSWINSZ, struct.pack("HHHH", 0, columns, 0, 0))
+            assert on_terminal() == (columns > 0)
 
 
 def test_the_training_bar_tells_epoch_smoothed_loss_and_samples(tmp_path, monkeypatch, capsys):

@@ -143,6 +143,8 @@ def test_what_the_user_gives_is_in_the_file_and_nothing_else_of_the_data_in_a_mi
         assert set(metadata) == set(MINIMAL)
     line = describe(settings)
     assert line.startswith(f"{level}: ") and "trigger words mycat, 1cat; author me; description A cat." in line
+    assert "earlier adapters" not in line
+    assert "names of earlier adapters" in describe(config(lora={"metadata": level, "start_from": "runs/first"}))
 
 
 def test_no_metadata_and_modules_that_differ():

@@ -70,6 +70,13 @@ MISTAKES = {
         ),
         ("a --w 64 --w 65", ["--w is given twice in line 1 of p.txt: keep one."]),
         (
+            "a --l 1 --n blurry\nb --l 1 --n",
+            [
+                "negative_prompt in line 1 of p.txt has no effect while its guidance is 1, which is none: set another guidance, or "
+                "remove it"
+            ],
+        ),
+        (
             "a --w 1oo",
             [
                 'width is "1oo" in line 1 of p.txt: must be a whole number (at least 8, at most 8192, a multiple of 8) or null'

@@ -46,12 +46,13 @@ def test_smoothing_has_no_bias_at_its_start():
 
 
 def test_a_run_that_is_only_evaluated_has_its_panels():
-    evaluated = [{"step": 0, "evaluation/loss_over_base": 0.0, "evaluation/drift": 0.1, "evaluation/drift_se": 0.01}]
+    first = {"step": 0, "evaluation/loss_over_base": 0.0, "evaluation/drift": 0.1, "evaluation/drift_se": 0.01}
+    evaluated = [first, first | {"step": 5}]
     assert [title.split(" (")[0] for title in training_curves.panels(evaluated)] == [
         "validation loss, over the base's",
         "drift from the base",
     ]
-    assert training_curves.panels([]) == {}
+    assert training_curves.panels([]) == training_curves.panels([first]) == {}
     assert training_curves.panels([{"step": 40, "missing_from": 1}]) == {}, "all lines are lost"
 
 

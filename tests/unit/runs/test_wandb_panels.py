@@ -32,15 +32,17 @@ def test_axes_minima_and_sections(offline, tmp_path):
     assert run.trackers == [offline]
 
 
-def test_samples_come_as_pictures_and_as_a_table(offline, tmp_path):
+def test_samples_come_as_pictures_and_as_a_table(offline, tmp_path, caplog):
     paths = [tmp_path / f"{name}.png" for name in ("a", "b")]
     for number, path in enumerate(paths):
-        Image.new("RGB", (8, 4), (number, 0, 0)).save(path)
+        Image.new("RGB", (8 - 4 * number, 4), (number, 0, 0)).save(path)
     run = SimpleNamespace(is_main_process=True, trackers=[offline])
     tracking.log_images(run, "samples", paths, ["a cat", "a <dog>"], 250)
     assert run.trackers == [offline]
     media = tmp_path / "wandb" / next(path.name for path in (tmp_path / "wandb").glob("offline-run-*")) / "files/media"
-    assert len(list((media / "images/samples").glob("samples*.png"))) == 2
+    pictures = sorted((media / "images/samples").glob("samples*.png"))
+    assert [Image.open(path).size for path in pictures] == [(8, 4), (8, 4)], "W&B shows all in the size of the first"
+    assert caplog.records == []
     [table] = (media / "table/samples").glob("table*.table.json")
     found = json.loads(table.read_text())
     assert found["columns"] == ["step", "caption", "image"]

@@ -94,28 +94,28 @@ def test_the_numbers(make, architecture):
     assert found["cache"]["images"] == {"needed": 5, "missing": 4, "bytes": 3 * 1024 + 2 * 768}
     row = {"sd15": 77 * 32, "sdxl": 77 * 64 + 32}[architecture]
     # Five captions, the empty one, and the first caption again as a prompt, in two chunks.
-    assert found["cache"]["captions"] == {"needed": 8, "missing": 8, "bytes": 8 * 2 * row}
+    assert found["cache"]["captions"] == {"needed": 7, "missing": 7, "bytes": 8 * 2 * row}
     assert found["dtypes"]["activations"] == "float32"
     assert "buckets      2: 64x64 (3), 96x32 (4)" in text or "buckets      2: 96x32 (4), 64x64 (3)" in text
     for part in (
         "images       5 (7 per epoch with repeats)",
         "step         4 samples = batch 2 x accumulation 2 x processes 1; micro-batches 100% full",
         "length       4 optimizer steps = 16 samples = 2.29 epochs; each image 3.2 times on average",
-        "cache        4 of 5 image entries to encode (4 KiB in all), 8 of 8 captions",
+        "cache        4 of 5 image entries to encode (4 KiB in all), 7 of 7 captions",
         "captions     1 longer than 77 tokens are cut (the longest loses 25); a run's plan.json lists them",
     ):
         assert part in text, text
 
 
 @ONE
-def test_long_prompts_are_not_cut_and_count_their_chunks(make):
+def test_long_prompts_are_not_cut_and_take_the_room_of_their_chunks(make):
     short, _ = make({"sample": {"prompts": ["a cat"]}})
     found, _ = make({"sample": {"prompts": ["p" * 80, "y" * 160], "negative_prompt": "n" * 76}})
     assert found["captions_cut"] == {"y" * 100: 25}, "a caption that is no prompt"
     captions, before = found["cache"]["captions"], short["cache"]["captions"]
-    # Of 75 bytes each: 2 + 3 + 2, in place of the short prompt.
-    assert captions["needed"] == captions["missing"] == before["needed"] - 1 + 7
-    assert captions["bytes"] == captions["needed"] * before["bytes"] / before["needed"]
+    # Three texts in place of the short prompt, of 2 + 3 + 2 chunks.
+    assert captions["needed"] == captions["missing"] == before["needed"] - 1 + 3
+    assert captions["bytes"] == (before["needed"] - 1 + 7) * before["bytes"] / before["needed"]
     assert "y" * 100 in make({"sample": {"prompts": [], "enabled": True}})[0]["captions_cut"], (
         "a caption is cut in training"
     )
