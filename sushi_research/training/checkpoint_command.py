@@ -27,19 +27,27 @@ logger = logging.getLogger(__name__)
 _MOST_OUTPUT = 2_000
 
 
-def run(job: Job, step: int, checkpoint: Path, adapter: Path) -> None:
+def run(job: Job, step: int, checkpoint: Path, adapter: Path) -> bool:
     """Runs the command for the checkpoint of `step`, and waits for it. Only the main process may call this.
+
+    Returns whether it may run again: not if the user ended it, because the checkpoint of the stop would wait for it once more.
 
     A stop that is requested meanwhile lets the command finish: it is a session of its own, which Ctrl-C in a terminal does not
     reach. A second request ends it, with SIGTERM; a third kills it.
     """
     command = job.config.checkpoint.command
     if command is None:
-        return
+        return True
     assert job.run is not None
     values = dict(zip(COMMAND_PLACES, map(str, (job.run.path, step, checkpoint, adapter)), strict=True))
-    if problem := problem_of(_words(command, values)):
+    problem, is_ended = outcome_of(_words(command, values))
+    if is_ended:
+        logger.warning(
+            "step %d: you ended the command %s; it is not run for the checkpoint of this stop", step, command
+        )
+    elif problem:
         logger.warning("step %d: the command %s %s; the run goes on", step, command, problem)
+    return not is_ended
 
 
 def _words(command: str, values: dict[str, str]) -> list[str]:
@@ -51,34 +59,39 @@ def _words(command: str, values: dict[str, str]) -> list[str]:
     return [places.sub(lambda found: values[found[0]], word) for word in words]
 
 
-def problem_of(words: list[str]) -> str | None:
-    """Runs the words as a command; what went wrong, as the rest of a sentence."""
+def outcome_of(words: list[str]) -> tuple[str | None, bool]:
+    """Runs the words as a command: (what went wrong, as the rest of a sentence; whether the user ended it)."""
     if shutil.which(words[0]) is None:
-        return f"was not run: there is no program {words[0]}"
-    # A file, because a pipe would stay open as long as a process that the command leaves in the background.
-    with tempfile.TemporaryFile() as output:
+        return f"was not run: there is no program {words[0]}", False
+    try:
+        # A file, because a pipe would stay open as long as a process that the command leaves in the background.
+        output = tempfile.TemporaryFile()
+    except OSError as error:
+        return f"was not run: there is no place for what it prints ({first_line(error)})", False
+    with output:
         try:
             process = subprocess.Popen(
                 words, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
             )
         except (OSError, ValueError) as error:
-            return f"was not run: {first_line(error)}"
-        with _second_signal_ends(process):
+            return f"was not run: {first_line(error)}", False
+        with _second_signal_ends(process) as signals:
             status = process.wait()
         output.seek(max(0, output.seek(0, os.SEEK_END) - _MOST_OUTPUT))
         lines = output.read().decode(errors="replace").strip().splitlines()
+    is_ended = len(signals) > 1
     if status == 0:
-        return None
+        return None, is_ended
     how = f"exit status {status}" if status > 0 else f"signal {-status}"
-    return f"failed ({how}); the last that it said: {lines[-1] if lines else 'nothing'}"
+    return f"failed ({how}); the last that it said: {lines[-1] if lines else 'nothing'}", is_ended
 
 
 @contextlib.contextmanager
-def _second_signal_ends(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    """A block that waits for the command: a signal requests a stop as before, one more than a few seconds later ends the command
-    and what it started, and a third, if that does not help, kills them.
+def _second_signal_ends(process: subprocess.Popen[bytes]) -> Iterator[list[float]]:
+    """The times of the signals that had an effect, for a block that waits for the command.
 
-    Ctrl-C under a launcher arrives twice at once.
+    A signal requests a stop as before, one more than a few seconds later ends the command and what it started, and a third, if that
+    does not help, kills them. Ctrl-C under a launcher arrives twice at once.
     """
     before = {number: signal.getsignal(number) for number in stopping.SIGNALS}
     seen: list[float] = []
@@ -95,7 +108,7 @@ def _second_signal_ends(process: subprocess.Popen[bytes]) -> Iterator[None]:
             seen.append(time.monotonic())
 
     with stopping.on_signals(on_signal):
-        yield
+        yield seen
 
 
 def _end(process: subprocess.Popen[bytes], kill: bool) -> None:

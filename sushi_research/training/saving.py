@@ -20,11 +20,12 @@ from sushi_research.training.adapter_output import AdapterWriter
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Saver:
     """Saves the steps of a run. A step that is resumed from has its checkpoint; its adapter file is made again if it is lost."""
 
     writer: AdapterWriter
+    _runs_command: bool = True
 
     def save(self, step: int) -> None:
         """Saves the checkpoint of `step` and its adapter file. The main process writes, the others wait. Nothing for step 0."""
@@ -86,7 +87,9 @@ class Saver:
     def _run_command(self, step: int) -> None:
         job = self.writer.job
         assert job.run is not None
-        checkpoint_command.run(job, step, checkpoint_path(job.run.checkpoints, step), self._path(step))
+        if self._runs_command:
+            checkpoint = checkpoint_path(job.run.checkpoints, step)
+            self._runs_command = checkpoint_command.run(job, step, checkpoint, self._path(step))
 
     def _save_checkpoint(self, step: int) -> None:
         writer = self.writer
