@@ -45,6 +45,7 @@ from sushi_research.evaluation.adapter_files import require_finite
 from sushi_research.files import CannotWrite, make_folder, remove, system_errors, write_image
 from sushi_research.models import loading
 from sushi_research.models.shapes import published
+from sushi_research.models.truncation import chunks_of
 from sushi_research.precision import COMPUTE_DTYPES, resolve_precision
 from sushi_research.progress import progress
 from sushi_research.sampling import plots
@@ -88,6 +89,8 @@ def sample(config: SamplingConfig) -> None:
     model = models.load(base.architecture)
     settings = text_settings(config, model)
     rows = sample_prompts.expand(prompts, config.seeds, defaults_of(config, base, model))
+    chunks = chunks_of(base, model, {text for image in rows for text in (image.prompt, image.negative_prompt)})
+    sample_prompts.require_few_chunks(rows, chunks)
     schedulers = {image.steps: sampling_scheduler(base.scheduler, base.prediction, image.steps) for image in rows}
     precision = resolve_precision(config.precision, os.environ.get("ACCELERATE_MIXED_PRECISION"), device).name
     text = model.load_text(base, device, COMPUTE_DTYPES[precision])

@@ -73,10 +73,15 @@ def model_settings(texts: Sequence[str]) -> dict[str, Any]:
     found: dict[str, dict[str, Any]] = {}
     for text in texts:
         if (run := run_folder_of(text)) is not None:
+            if not (os.path.lexists(run.config) or run.adapter.is_file() or run.step_adapters()):
+                raise UserError(f"{text}{_missing(run, None)}; {_there(run)}.")
             model = records.read_config(run.config, "restore it, or give the base").get("model")
             if not isinstance(model, dict) or not isinstance(model.get("base"), str):
                 raise UserError(f"{run.config} has no model.base: restore it, or give the base.")
             found[text] = {key: model[key] for key in BASE_KEYS if model.get(key) is not None}
+    lost = [text for text in texts if not os.path.lexists(text) and not text.endswith(".safetensors")]
+    if not found and lost:
+        raise UserError(f"{lost[0]} does not exist: give {FORMS}.")
     if not found:
         raise UserError(f"base is missing: give --base VALUE, or a run folder among the adapters ({FORMS}).")
     (first, settings), *others = found.items()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ from sushi_research.data import dataset, findings, prior_images
 from sushi_research.data.buckets import BucketRule
 from sushi_research.data.findings import LARGE_CROP
 from sushi_research.data.held_out import DRIFT_CAPTIONS, held_out_items, hold_out, require_separate, trained_items
+from sushi_research.data.image_folder import repeats_of
 from sushi_research.data.prior_images import PriorImages
 from sushi_research.data.samples import Crop, Item, Problem, Scan, make_items
 from sushi_research.errors import UserError
@@ -96,6 +98,11 @@ def read_data(job: Job, hash_cache: HashCache) -> Data:
         if prior_path is not None and not prior_images.below(scan, prior_path):
             revision = config.data.revision if prior_path == config.data.path else None
             prior_scan = read(prior_path, split=config.data.split, revision=revision, key="evaluation.prior_path")
+    folder = os.path.basename(os.path.abspath(config.data.path))
+    if (repeats := repeats_of(f"{folder}/image")[1]) > 1 and not scan.is_table:
+        # As with kohya's scripts, what counts are the names of the folders below.
+        hint = f"give the folder above it for {repeats} repeats"
+        scan.notes.insert(0, f"{folder}: the number in its name is not used, because it is data.path itself: {hint}")
     rule = bucket_rule(config)
     scans = [each for each in (scan, separate, prior_scan) if each]
     _require_effect(config, scans, separate)

@@ -33,18 +33,21 @@ def _side_by_side(comparison: Comparison, folder: str, path: Path) -> bool:
     """
     names: list[str] = []
     columns: list[dict[str, Path]] = []
+    base: dict[str, Path] = {}
     for variant in comparison.variants[:12]:
         first, last = _images(variant.runs[0], folder, comparison.problems)
         if not last:
             continue
         # The base's images are a run's samples at step 0, unless it starts from an adapter file; without those the base has no
-        # column. A variant may be called base too.
-        if not columns and first and "facts.start_from" not in variant.runs[0].identity:
-            names, columns = ["base"], [first]
+        # column.
+        if not base and "facts.start_from" not in variant.runs[0].identity:
+            base = first
         names.append(variant.label)
         columns.append(last)
     if not columns:
         return False
+    if base:  # a variant may be called base too
+        names, columns = ["base", *names], [base, *columns]
     common = [label for label in columns[0] if all(label in images for images in columns)]
     if not common:
         return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,6 +11,9 @@ from sushi_research.config import TrainingConfig
 from sushi_research.config.prompts import Prompt
 from sushi_research.config.section import require_few_images
 from sushi_research.errors import UserError
+
+# Chunks of 75 tokens to which two texts of different length are repeated: the least common multiple of 60 and 59 is 3,540.
+MOST_CHUNKS = 64
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,21 @@ def expand(prompts: Sequence[Prompt], seeds: Sequence[int], defaults: Mapping[st
         )
         for image, number in found.items()
     ]
+
+
+def require_few_chunks(images: Sequence[SamplePrompt], chunks: Mapping[str, int]) -> None:
+    """UserError if an image's prompt and negative prompt must be repeated so often that no memory holds them.
+
+    `chunks` is the number of chunks of 75 tokens of each text that has more than one (models/truncation.py). Both texts are
+    repeated to the same number (pipeline.embeddings).
+    """
+    for image in images:
+        own, negative = chunks.get(image.prompt, 1), chunks.get(image.negative_prompt, 1)
+        if (together := math.lcm(own, negative)) > max(MOST_CHUNKS, own, negative):
+            raise UserError(
+                f"the prompt {image.prompt[:60]!r} and its negative prompt have {own} and {negative} chunks of 75 tokens, which "
+                f"are repeated to {together} each, and at most {MOST_CHUNKS} can be: shorten one of them."
+            )
 
 
 def _label(image: SamplePrompt, defaults: Mapping[str, Any], with_seed: bool) -> str:

@@ -216,6 +216,7 @@ def make_plan(job: Job, inputs: Inputs) -> Plan:
     parameters = sum(map(math.prod, shapes.values()))
     missing, missing_chunks = caches.missing_latents(data), inputs.missing_text_chunks()
     images = sample_prompts.of_run(config, inputs.prompts)
+    sample_prompts.require_few_chunks(images, inputs.long_prompts)
     disk = plan_run(job, cache_bytes(job, inputs, missing, missing_chunks), steps, due, parameters, images)
     plan = Plan(
         architecture=job.model.NAME,

@@ -1,6 +1,6 @@
 """Starts or resumes a run: determines its identity and step, and updates the files that describe it.
 
-`run_folder.decide` has the policy. This module calls it, prints the decision, and brings the run folder in line with it.
+`decision.decide` has the policy. This module calls it, prints the decision, and brings the run folder in line with it.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from sushi_research.config.keys import default_values
 from sushi_research.errors import UserError
 from sushi_research.evaluation.measured_sets import MeasuredSets
 from sushi_research.models.prediction import Prediction
-from sushi_research.runs import identity, provenance, run_folder
+from sushi_research.runs import identity, provenance
 from sushi_research.runs.checkpoint import Checkpoint, latest_checkpoint, read_checkpoint
+from sushi_research.runs.decision import decide
 from sushi_research.runs.job import Job, agree
 from sushi_research.runs.metrics_file import MetricsFile
 from sushi_research.runs.run_folder import RunFolder
@@ -47,7 +48,7 @@ class RunState:
 
 
 def start_or_resume(job: Job, inputs: Inputs, plan: Plan) -> RunState:
-    """Decides whether the run starts, continues or is finished (run_folder.decide), and prints the decision.
+    """Decides whether the run starts, continues or is finished (decision.decide), and prints the decision.
 
     Then writes config.yaml, plan.json, data_report.json, validation_set.json and provenance.json, and drops metrics, results
     and samples from after the checkpoint, and results of sets that it is no longer measured on. Warns about that, and about changes
@@ -85,7 +86,7 @@ def start_or_resume(job: Job, inputs: Inputs, plan: Plan) -> RunState:
                     f"{lost[run.adapter]}, and the run {run.name}, which is finished, has no checkpoint to write it again from: "
                     "restore that file, or remove run.json and that file to train again, or give another --run.name"
                 )
-            decision = run_folder.decide(run.name, record, checkpoint, settings, plan.steps, run.adapter.is_file())
+            decision = decide(run.name, record, checkpoint, settings, plan.steps, run.adapter.is_file())
             outcome_of_lost = (
                 "it is made again" if checkpoint is not None else "no checkpoint is left to make it again from"
             )

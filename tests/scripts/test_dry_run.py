@@ -72,7 +72,9 @@ def test_it_begins_no_run_and_the_run_that_follows_is_its_next_source_of_the_spe
 def test_it_says_what_becomes_of_the_run_that_is_there(trainer, capsys):
     trainer.train("run", {"sample.enabled": False})
     dry_run(trainer, "run", {"optimizer.lr": 0.5})
-    assert "was started with other settings (optimizer.lr was 0.001, is now 0.5): give another" in capsys.readouterr().out
+    assert (
+        "was started with other settings (optimizer.lr was 0.001, is now 0.5): give another" in capsys.readouterr().out
+    )
     dry_run(trainer, "run", {"sample.enabled": False})
     assert "is finished, at step 3: without --dry-run there is nothing to do" in capsys.readouterr().out
 

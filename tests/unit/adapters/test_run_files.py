@@ -97,6 +97,11 @@ def test_the_base_of_a_run(run, tmp_path):
         model_settings([str(run.path), str(second.path)])
     with pytest.raises(UserError, match="base is missing: give --base VALUE, or a run folder"):
         model_settings(["x.safetensors"])
+    with pytest.raises(UserError, match="^runs/none@250 does not exist: give an adapter file, a run folder"):
+        model_settings(["runs/none@250"])
+    (tmp_path / "photos").mkdir()
+    with pytest.raises(UserError, match="photos is a folder without the adapter file photos.safetensors"):
+        model_settings([str(tmp_path / "photos")])
     run.config.write_text("lora: {}\ntrain: {}\n")
     with pytest.raises(UserError, match="has no model.base"):
         model_settings([str(run.path)])

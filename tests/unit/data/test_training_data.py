@@ -68,6 +68,14 @@ def test_own_folders_and_large_crops_are_noted(read, tmp_path):
     ]
 
 
+def test_repeats_in_the_name_of_the_folder_itself_are_noted(read, tmp_path):
+    picture(tmp_path / "10_cat" / "a.png", 0)
+    for path, count in ((tmp_path, 10), (tmp_path / "10_cat", 1)):
+        data = read(data={"path": str(path)})
+        noted = [note for note in data.notes if "the number in its name is not used" in note]
+        assert (len(data.items), len(noted)) == (count, count == 1)
+
+
 def test_what_is_for_hf_datasets_is_refused_for_image_files(read, tmp_path):
     picture(tmp_path / "photos" / "a.png", 0)
     picture(tmp_path / "held" / "b.png", 1)

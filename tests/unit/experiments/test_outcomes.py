@@ -1,6 +1,7 @@
 """Runs compared by their outcomes: older runs, a fixed step, pictures, scores, and what cannot be tested."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -294,6 +295,21 @@ def test_pictures_of_two_runs_are_side_by_side(tmp_path):
     with Image.open(tmp_path / "base.png") as grid:
         colours = {colour for _, colour in grid.getcolors(1 << 20)}
     assert {(0, 90, 90), (80, 90, 90), (160, 90, 90)} <= colours
+    # What a run from a file draws at step 0 is not the base's; that of another run is.
+    shutil.copytree(base, two / "pictures/step-00000000")
+    for path in base.iterdir():
+        with Image.open(path) as image:
+            described = PngInfo()
+            described.add_text("prompt", image.info["prompt"])
+            Image.new("RGB", (16, 16), (200, 9, 9)).save(path, pnginfo=described)
+    started = replace(
+        found.variants[0].runs[0], identity=found.variants[0].runs[0].identity | {"facts.start_from": "x"}
+    )
+    found.variants[0] = replace(found.variants[0], runs=[started])
+    assert picture_grids.pictures(found, tmp_path / "started.png")
+    with Image.open(tmp_path / "started.png") as grid:
+        colours = {colour for _, colour in grid.getcolors(1 << 20)}
+    assert (160, 90, 90) in colours and (200, 9, 9) not in colours
 
 
 def test_a_damaged_file_of_one_outcome_is_a_sentence(tmp_path):

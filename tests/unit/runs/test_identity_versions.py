@@ -12,6 +12,7 @@ from sushi_research.config.keys import default_values
 from sushi_research.config.learning import LossSection
 from sushi_research.config.renamed_keys import RENAMED
 from sushi_research.errors import UserError
+from sushi_research.runs.decision import decide
 from sushi_research.runs.identity import (
     compare_identity,
     default_name,
@@ -20,7 +21,6 @@ from sushi_research.runs.identity import (
     require_same_run,
     run_identity,
 )
-from sushi_research.runs.run_folder import decide
 
 FACTS = {"global_batch_size": 4, "precision": "bf16", "data": "d"}
 SECTIONS = {"model": {"base": "base"}, "data": {"path": "photos"}, "train": {"steps": 100}}

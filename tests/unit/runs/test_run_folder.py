@@ -13,6 +13,7 @@ from sushi_research.config import SD15Training, SDXLTraining
 from sushi_research.config.command_line import config_to_dict
 from sushi_research.errors import UserError
 from sushi_research.files import write_atomic, write_json
+from sushi_research.runs.decision import decide
 from sushi_research.runs.identity import (
     ABSENT,
     MAY_CHANGE,
@@ -24,7 +25,7 @@ from sushi_research.runs.identity import (
     require_same_run,
     run_identity,
 )
-from sushi_research.runs.run_folder import decide, open_run_folder
+from sushi_research.runs.run_folder import open_run_folder
 
 FACTS = {
     "global_batch_size": 4,

@@ -5,7 +5,7 @@ import pytest
 from sushi_research.config import SD15Training
 from sushi_research.config.prompts import Prompt, as_prompts
 from sushi_research.errors import UserError
-from sushi_research.sampling.prompts import of_run
+from sushi_research.sampling.prompts import of_run, require_few_chunks
 
 
 def config(**sample):
@@ -70,3 +70,10 @@ def test_the_same_image_twice_is_refused():
         images(["a", "b", Prompt(prompt="a", width=64, seed=0)])
     with pytest.raises(UserError, match=r"^the prompts and seeds give 20,000 images, and at most 10,000 are generated"):
         images([str(number) for number in range(100)], seeds=list(range(200)))
+
+
+def test_texts_that_would_be_repeated_without_end_are_refused():
+    found = images(["a", Prompt(prompt="b", negative_prompt="c")])
+    require_few_chunks(found, {"a": 200, "b": 12, "c": 8})  # 200 and 1, and both 24
+    with pytest.raises(UserError, match="'b' and its negative prompt have 12 and 11 chunks .* repeated to 132 each"):
+        require_few_chunks(found, {"b": 12, "c": 11})
