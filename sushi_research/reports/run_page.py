@@ -55,8 +55,9 @@ class RunPage:
         """The page as HTML; without `training_images`, they and their captions are not on it."""
         shown = self.blocks
         if not training_images:
-            first = next((place for place, each in enumerate(shown) if each.text == TRAINING_IMAGES), len(shown))
-            last = next((place for place in range(first + 1, len(shown)) if shown[place].kind == "heading"), len(shown))
+            headings = [place for place, each in enumerate(shown) if each.kind == "heading"]
+            first = next((place for place in headings if shown[place].text == TRAINING_IMAGES), len(shown))
+            last = next((place for place in headings if place > first), len(shown))
             shown = [*shown[:first], *shown[last:]]
         return to_html(shown, self.title)
 

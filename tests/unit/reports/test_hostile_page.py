@@ -22,6 +22,7 @@ HOSTILE = [
     "</figcaption></title></style></pre><h1>gone</h1>",
     "{{ 7 * 7 }} {% raw %} &lt;b&gt; &#x3c;",
     "javascript:alert(1)",
+    "Training images",
     "a" * 500,
     "寿司\N{RIGHT-TO-LEFT OVERRIDE}gnp.exe",
 ]
