@@ -131,7 +131,7 @@ def require_clean(scan: Scan, on_bad_file: Literal["stop", "skip"], report_path:
     names = some([f"{problem.name} ({problem.reason})" for problem in problems], findings.SHOWN_PROBLEMS)
     report = f"; the whole list is in {report_path}" if report_path is not None else ""
     if not scan.samples:
-        raise UserError(f"no image in {scan.source} can be used: {names}{report}.")
+        raise UserError(f"no image in {scan.source} can be used: {names}{report}; fix them (docs/data.md).")
     if problems and on_bad_file == "stop":
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         raise UserError(
