@@ -58,8 +58,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def signal_handlers():
-    """A script sets its signal handlers for the rest of its process (`process.begin`); a test must not. Nor may the signal of one test
-    count as the first of two that belong together in the next."""
+    """A script sets its signal handlers for the rest of its process (`process.begin`); a test must not.
+
+    Nor may the signal of one test count as the first of two that belong together in the next.
+    """
     stopping._Request.at = None
     before = {number: signal.getsignal(number) for number in stopping.SIGNALS}
     yield
