@@ -1,5 +1,6 @@
 """Pictures are those of diffusers' pipeline, the base's are generated once, and distances are those of the latents."""
 
+import copy
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -44,10 +45,10 @@ def of_base(setting, tmp_path_factory):
 
     def make(name):
         if name not in made:
-            here = setting(name)
+            here = copy.copy(setting(name))
+            here.unet = copy.deepcopy(here.unet).eval()  # other tests share the setting's, which is in training mode
             job, inputs = job_of(here), replace(here.inputs, caches=Texts(here))
             sets, store = sets_of(here, job), Store.open(tmp_path_factory.mktemp("store"), drift.TENSORS, repair=True)
-            here.unet.eval()
             for rank in range(2):
                 share = SimpleNamespace(process_index=rank, num_processes=2)
                 pictures.generate_missing(replace(job, accelerator=share), inputs, here.unet, sets, store)
