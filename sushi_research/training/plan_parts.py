@@ -106,17 +106,24 @@ def describe_repeats(repeats: tuple[Repeats, ...]) -> list[str]:
 
 @dataclass(frozen=True)
 class SamplePlan:
-    """The sample grids of a run: `times` of them, each with so many images of the prompts with these labels. `often` says when."""
+    """The sample grids of a run: `times` of them, each with so many images of the prompts with these labels. `often` says when.
+
+    `long` is the number of prompts and negative prompts that are longer than 77 tokens.
+    """
 
     prompts: tuple[str, ...]
     images: int
     times: int
     often: str
+    long: int = 0
 
     def describe(self) -> list[str]:
         shown = [INDENT + _beginning(label) for label in self.prompts[:SHOWN_PROMPTS]]
         if len(self.prompts) > SHOWN_PROMPTS:
             shown.append(f"{INDENT}and {len(self.prompts) - SHOWN_PROMPTS} more (a run's plan.json lists all)")
+        if self.long:
+            are = f"{_count(self.long, 'prompt')} longer than 77 tokens {'are' if self.long > 1 else 'is'}"
+            shown.append(f"{INDENT}{are} read in chunks of 75, as ComfyUI and A1111 do: nothing is cut")
         what = f"{_count(self.images, 'image')} of {_count(len(self.prompts), 'prompt')}"
         return [f"samples      {what}, {_count(self.times, 'time')}: {self.often}", *shown]
 
@@ -131,7 +138,7 @@ def samples_of(job: Job, inputs: Inputs, steps: int, due: Due) -> SamplePlan | N
     often = f"{ends}, and {how_often(config.every, due.sample)}" if times > 2 else ends
     images = sample_prompts.of_run(job.config, inputs.prompts)
     prompts = {image.number: image.prompt_label for image in images}
-    return SamplePlan(tuple(prompts.values()), len(images), times, often)
+    return SamplePlan(tuple(prompts.values()), len(images), times, often, len(inputs.long_prompts))
 
 
 @dataclass(frozen=True)

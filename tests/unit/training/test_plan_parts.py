@@ -47,6 +47,10 @@ def test_the_lines_of_samples_and_checkpoints():
     assert lines[0] == "samples      24 images of 12 prompts, 3 times: before and after"
     assert lines[1] == "             prompt 0" and lines[-1].endswith("and 2 more (a run's plan.json lists all)")
     assert len(lines) == 12
+    [_, _, long] = SamplePlan(("a",), 1, 2, "often", 2).describe()
+    assert long.endswith(
+        "2 prompts longer than 77 tokens are read in chunks of 75, as ComfyUI and A1111 do: nothing is cut"
+    )
     [_, line] = SamplePlan(("x" * 60_000,), 1, 3, "before and after").describe()
     assert line == f"{' ' * 13}{'x' * 197}...", "a long prompt does not fill the terminal"
     assert CheckpointPlan(3, 2, "every 5 steps", None, "full: what").describe() == [
