@@ -77,7 +77,7 @@ faults-io: .venv/.dev  ## let N single system calls of runs fail (strace): full 
 test: .venv/.dev  ## every test that needs no GPU (at most twelve minutes on two cores)
 	$(ONE_THREAD) $(PYTEST) -m "not gpu"
 
-test-fast: .venv/.dev  ## the tests to run before every commit (two to three minutes on two cores)
+test-fast: .venv/.dev  ## the tests to run before every commit (about four minutes on two cores)
 	$(ONE_THREAD) $(PYTEST) -m "not gpu and not slow"
 
 mutants: .venv/.dev  ## insert the faults of testing/mutants.yaml, one at a time, and check that the tests catch each (docs/testing.md)
