@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
-import shlex
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from sushi_research.config import user_commands
 from sushi_research.config.prompts import Prompt, read_entries, schema_extra, texts_of
 from sushi_research.config.section import (
     MOST_STEPS,
@@ -30,17 +29,8 @@ COMMAND_EXAMPLE = "rsync {adapter} server:loras/"
 
 
 def checked_command(command: str) -> str:
-    """`command` itself. ValueError unless it can be split into words and has no other placeholders than those of COMMAND_PLACES."""
-    try:
-        words = shlex.split(command)
-    except ValueError as error:
-        raise ValueError(f"it cannot be split into words ({error}): correct it, as in {COMMAND_EXAMPLE}") from None
-    if not words:
-        raise ValueError(f"it has no words: give a command, as in {COMMAND_EXAMPLE}")
-    if other := next((name for name in re.findall(r"\{\w*\}", command) if name not in COMMAND_PLACES), None):
-        known = ", ".join(COMMAND_PLACES)
-        raise ValueError(f"{other} is not replaced by anything: the placeholders are {known}, as in {COMMAND_EXAMPLE}")
-    return command
+    """`command` itself. ValueError unless it is a command that has no other placeholders than COMMAND_PLACES."""
+    return user_commands.checked(command, COMMAND_PLACES, COMMAND_EXAMPLE)
 
 
 class CheckpointSection(Section):

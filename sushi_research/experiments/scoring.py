@@ -7,13 +7,12 @@ either has changed.
 from __future__ import annotations
 
 import os
-import re
-import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from sushi_research.config import user_commands
 from sushi_research.errors import UserError
 from sushi_research.files import remove, write_json, writing
 from sushi_research.fingerprints import content_hash
@@ -31,22 +30,15 @@ EARLIER = "scores.earlier.json"
 
 def checked(command: str) -> str:
     """`command` itself. ValueError unless it is a command with {run} in it and no other placeholder."""
-    try:
-        words = shlex.split(command)
-    except ValueError as error:
-        raise ValueError(f"it cannot be split into words ({error}): correct it, as in {EXAMPLE}") from None
-    if other := next((name for name in re.findall(r"\{\w*\}", command) if name != PLACE), None):
-        raise ValueError(f"{other} is not replaced by anything: {PLACE} is the only placeholder, as in {EXAMPLE}")
-    if not any(PLACE in word for word in words):
+    user_commands.checked(command, [PLACE], EXAMPLE)
+    if PLACE not in command:
         raise ValueError(f"it does not say which run is scored: put {PLACE} in it, as in {EXAMPLE}")
     return command
 
 
 def words_of(command: str, run: Path) -> list[str]:
-    """The command for one run, as words: `python` is the Python that runs this."""
-    first, *rest = shlex.split(command)
-    words = [sys.executable if first == "python" else first, *rest]
-    return [word.replace(PLACE, str(run)) for word in words]
+    """The command for one run, as words."""
+    return user_commands.words_of(command, {PLACE: str(run)})
 
 
 def is_scored(folder: RunFolder, command: str) -> bool:

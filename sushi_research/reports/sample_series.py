@@ -52,8 +52,8 @@ def blocks(run: RunFolder, problems: list[str], references: Mapping[str, Source]
 
 def _steps(samples: Path) -> list[tuple[int, Path]]:
     """(step, folder) of all steps that have samples."""
-    folders = (path for path in samples.glob("step-*") if path.is_dir() and path.name[5:].isdecimal())
-    return sorted((int(folder.name[5:]), folder) for folder in folders if any(folder.glob("*.png")))
+    folders = ((step, sample_grids.step_folder(samples, step)) for step in sample_grids.steps_of(samples))
+    return [(step, folder) for step, folder in folders if any(folder.glob("*.png"))]
 
 
 def _label(path: Path, problems: list[str]) -> str | None:

@@ -120,7 +120,7 @@ def complete_grids(
     removed, and if it is `again` a step with samples, its images are made again. Returns a sentence for each damaged picture.
     """
     found = []
-    for step in _steps(samples) if rows else ():
+    for step in steps_of(samples) if rows else ():
         problems, folder = _problems(samples, step), step_folder(samples, step)
         outcome = "its step is left out of progress.png"
         if problems and is_whole(folder, rows):
@@ -132,7 +132,7 @@ def complete_grids(
             outcome = "it is made again"
         found += [f"{problem}: {outcome}" for problem in problems.values() if not problem.endswith(plots.MISSING)]
     progress = samples / "progress.png"
-    whole = [step for step in _steps(samples) if rows and is_whole(step_folder(samples, step), rows)]
+    whole = [step for step in steps_of(samples) if rows and is_whole(step_folder(samples, step), rows)]
     if whole and (problem := plots.picture_problem(progress)):
         write_image(progress, progress_grid(samples, rows))
         found.append(f"{progress} {problem}: it is made again")
@@ -188,7 +188,7 @@ def progress_grid(folder: Path, rows: Sequence[tuple[str, str]]) -> Image.Image:
 
     Steps with other prompts are skipped: prompts may change when a run is resumed. So are steps without all of their images.
     """
-    steps = [step for step in _steps(folder) if is_whole(step_folder(folder, step), rows)]
+    steps = [step for step in steps_of(folder) if is_whole(step_folder(folder, step), rows)]
     if len(steps) > MOST_COLUMNS:
         spaced = {round(i * (len(steps) - 1) / (MOST_COLUMNS - 1)) for i in range(MOST_COLUMNS)}
         steps = [steps[index] for index in sorted(spaced)]
@@ -219,13 +219,14 @@ def _images(folder: Path, rows: Sequence[tuple[str, str]]) -> list[Image.Image]:
 
 def cut_back(folder: Path, step: int) -> None:
     """Removes images of steps after `step`, from which the run resumes."""
-    for later in _steps(folder):
+    for later in steps_of(folder):
         if later > step:
             remove(step_folder(folder, later))
             remove(_grid_path(folder, later))
 
 
-def _steps(folder: Path) -> list[int]:
+def steps_of(folder: Path) -> list[int]:
+    """The steps that have a folder of images, in order."""
     if not folder.is_dir():
         return []
     found = (_STEP.fullmatch(path.name) for path in folder.iterdir() if path.is_dir())

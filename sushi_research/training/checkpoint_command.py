@@ -5,18 +5,16 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import re
-import shlex
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from sushi_research import stopping
+from sushi_research.config import user_commands
 from sushi_research.config.outputs import COMMAND_PLACES
 from sushi_research.errors import first_line
 from sushi_research.runs.job import Job
@@ -40,7 +38,7 @@ def run(job: Job, step: int, checkpoint: Path, adapter: Path) -> bool:
         return True
     assert job.run is not None
     values = dict(zip(COMMAND_PLACES, map(str, (job.run.path, step, checkpoint, adapter)), strict=True))
-    problem, is_ended = outcome_of(_words(command, values))
+    problem, is_ended = outcome_of(user_commands.words_of(command, values))
     if is_ended:
         logger.warning(
             "step %d: you ended the command %s; it is not run for the checkpoint of this stop", step, command
@@ -48,15 +46,6 @@ def run(job: Job, step: int, checkpoint: Path, adapter: Path) -> bool:
     elif problem:
         logger.warning("step %d: the command %s %s; the run goes on", step, command, problem)
     return not is_ended
-
-
-def _words(command: str, values: dict[str, str]) -> list[str]:
-    """The command as words: `python` is the Python that runs this, and the placeholders are replaced within words."""
-    first, *rest = shlex.split(command)
-    words = [sys.executable if first == "python" else first, *rest]
-    # At once, because a folder's name can be {step}.
-    places = re.compile("|".join(map(re.escape, values)))
-    return [places.sub(lambda found: values[found[0]], word) for word in words]
 
 
 def outcome_of(words: list[str]) -> tuple[str | None, bool]:

@@ -182,7 +182,7 @@ def checkpoints_of(job: Job, steps: int, due: Due) -> CheckpointPlan:
 def how_often(every: int | float | str, interval: Interval) -> str:
     """A config key `every` in words: "every 250 steps", "every 0.1 of the run (50 steps)", "every 1 epoch (12.5 steps)"."""
     assert interval.steps is not None
-    if isinstance(every, int) or (isinstance(every, str) and "step" in every):
+    if isinstance(every, int):
         return "every step" if interval.steps == 1 else f"every {_number(interval.steps)} steps"
     unit = " of the run" if isinstance(every, float) else ""
     return f"every {every}{unit} ({_number(interval.steps)} step{'' if interval.steps == 1 else 's'})"

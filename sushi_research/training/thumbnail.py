@@ -25,8 +25,7 @@ def newest(job: Job, step: int) -> dict[str, str]:
     """
     assert job.run is not None
     first = 0 if job.start else 1
-    folders = sorted(path for path in job.run.samples.glob("step-*") if path.is_dir() and path.name[5:].isdecimal())
-    steps = [int(path.name[5:]) for path in folders]
+    steps = sample_grids.steps_of(job.run.samples)
     return next((found for each in reversed(steps) if first <= each < step and (found := _entry(job, each))), {})
 
 

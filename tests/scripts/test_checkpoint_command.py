@@ -92,11 +92,6 @@ def test_a_third_request_kills_what_ignores_the_second(architecture, tmp_path, m
     assert said[0].startswith("failed (signal 9)") and said[1]
 
 
-def test_placeholders_are_replaced_once(architecture):
-    values = {"{run}": "runs/{step}", "{step}": "7"}
-    assert checkpoint_command._words("python x{run} {step}", values) == [sys.executable, "xruns/{step}", "7"]
-
-
 def test_a_command_that_cannot_be_run_is_refused_before_the_training(architecture):
     def load(command):
         words = ["--model.base", "x", "--data.path", "x", "--train.steps", "1", f"--checkpoint.command={command}"]

@@ -24,7 +24,7 @@ COMMAND = "python judge.py '{run}'"
         ("python judge.py {run} {seed}", "{seed} is not replaced by anything"),
         ("python judge.py {}", "{} is not replaced by anything"),
         ("python 'judge.py {run}", "cannot be split into words .No closing quotation"),
-        ("", "does not say which run is scored"),
+        ("", "it has no words"),
     ],
 )
 def test_what_is_no_command_is_refused(command, words):

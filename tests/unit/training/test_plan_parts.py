@@ -20,7 +20,6 @@ from sushi_research.training.plan_parts import CheckpointPlan, Repeats, SamplePl
     [
         (250, 250, "every 250 steps"),
         (1, 1, "every step"),
-        ("500 steps", 500, "every 500 steps"),
         ("1 epoch", Fraction(7, 2), "every 1 epoch (3.5 steps)"),
         (0.1, 1200, "every 0.1 of the run (1,200 steps)"),
         ("1 epoch", 1, "every 1 epoch (1 step)"),
