@@ -47,7 +47,11 @@ def keys_read_by(architecture: str) -> set[str]:
     found = set().union(*map(keys_read, [*PACKAGE, ROOT / f"scripts/train_{architecture}_lora.py"]))
     # The settings that decide how a caption is encoded are read by the names that the model module gives.
     model = models.load(architecture)
-    return found | {f"model.{name}" for name in model.TEXT_SETTINGS}
+    found |= {f"model.{name}" for name in model.TEXT_SETTINGS}
+    # The rules of captions are the section, or that with what a data set has of its own.
+    of_rules = ROOT.glob("sushi_research/data/captions/*.py")
+    nodes = [node for path in of_rules for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))]
+    return found | {f"captions.{node.attr}" for node in nodes if isinstance(node, ast.Attribute)}
 
 
 @pytest.mark.parametrize("architecture", CLASSES)

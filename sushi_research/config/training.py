@@ -8,6 +8,7 @@ from typing import ClassVar
 from pydantic import Field, model_validator
 
 from sushi_research.config import effects
+from sushi_research.config.captions import CaptionSection
 from sushi_research.config.inputs import CacheSection, DataSection, ModelSection
 from sushi_research.config.learning import LoraSection, LossSection, OptimizerSection, ScheduleSection, TrainSection
 from sushi_research.config.outputs import (
@@ -25,6 +26,7 @@ class TrainingConfig(Section):
 
     model: ModelSection
     data: DataSection
+    captions: CaptionSection = Field(default_factory=CaptionSection)
     cache: CacheSection = Field(default_factory=CacheSection)
     lora: LoraSection = Field(default_factory=LoraSection)
     train: TrainSection

@@ -31,7 +31,8 @@ class Sample:
 
     Width and height, in pixels, are after the EXIF rotation. An epoch uses the image `repeats` times. `fingerprint` is for
     finding near-duplicates (`near_duplicates.fingerprint`); 0, that of a black image, matches nothing. `converted`: whether
-    the colours are converted to sRGB (`colour.to_srgb`). `more_captions` are the lines of the caption after the first.
+    the colours are converted to sRGB (`colour.to_srgb`). `caption` is the first line, after the rules of the config that are not
+    random; `lines` are all lines as they are in the file, () if the caption is the only one.
     `set` is the number of the data set in the run.
     """
 
@@ -44,13 +45,13 @@ class Sample:
     load: Callable[[], bytes] = field(repr=False, compare=False)
     fingerprint: int = field(default=0, repr=False, compare=False)
     converted: bool = False
-    more_captions: tuple[str, ...] = ()
+    lines: tuple[str, ...] = ()
     set: int = 0
 
     @property
     def captions(self) -> tuple[str, ...]:
-        """All lines of the caption."""
-        return self.caption, *self.more_captions
+        """All lines of the caption, as they are in the file."""
+        return self.lines or (self.caption,)
 
     @property
     def colour_recipe(self) -> dict[str, int]:
@@ -81,6 +82,7 @@ class Samples(Sequence[Sample]):
 
     `images` [N] HASH are the content hashes; `widths`, `heights` and `repeats` [N] int32; `fingerprints` [N, FINGERPRINT_BYTES]
     uint8; `converted` [N] bool; `sets` [N] int16. `sources[sets[i]](rows[i])` reads the bytes of image i; `rows` is [N] int64.
+    `plain` (large_string) are the first captions after the rules of the config (`captions.rules.Rules.plain`); None: as they are.
     """
 
     names: pyarrow.Array
@@ -94,6 +96,7 @@ class Samples(Sequence[Sample]):
     sets: np.ndarray
     rows: np.ndarray
     sources: tuple[Callable[[int], bytes], ...]
+    plain: pyarrow.Array | None = None
 
     @classmethod
     def of(cls, samples: Sequence[Sample]) -> Samples:
@@ -103,6 +106,7 @@ class Samples(Sequence[Sample]):
         size = 1 + max((sample.set for sample in samples), default=0)
         loads = [sample.load for sample in samples]
         source = partial(_load_nth, loads)
+        plain = any(sample.caption != sample.captions[0] for sample in samples)
         return cls(
             names=pyarrow.array([sample.name for sample in samples], pyarrow.large_string()),
             images=np.array([sample.image_hash for sample in samples], HASH),
@@ -120,6 +124,7 @@ class Samples(Sequence[Sample]):
             sets=np.array([sample.set for sample in samples], np.int16),
             rows=np.arange(len(samples)),
             sources=(source,) * size,
+            plain=pyarrow.array([each.caption for each in samples], pyarrow.large_string()) if plain else None,
         )
 
     @classmethod
@@ -136,6 +141,8 @@ class Samples(Sequence[Sample]):
             columns[name] = _joined([getattr(part, name) for part in parts])
         for name in ("images", "widths", "heights", "repeats", "fingerprints", "converted", "sets", "rows"):
             columns[name] = np.concatenate([getattr(part, name) for part in parts])
+        if any(part.plain is not None for part in parts):
+            columns["plain"] = _joined([part.first_captions for part in parts])
         return cls(**columns, sources=tuple(sources))
 
     def take(self, rows: np.ndarray) -> Samples:
@@ -144,6 +151,8 @@ class Samples(Sequence[Sample]):
         columns = {name: _joined([getattr(self, name).take(pyarrow.array(rows))]) for name in ("names", "captions")}
         for name in ("images", "widths", "heights", "repeats", "fingerprints", "converted", "sets", "rows"):
             columns[name] = getattr(self, name)[rows]
+        if self.plain is not None:
+            columns["plain"] = _joined([self.plain.take(pyarrow.array(rows))])
         return Samples(**columns, sources=self.sources)
 
     def by_content(self) -> np.ndarray:
@@ -154,8 +163,8 @@ class Samples(Sequence[Sample]):
 
     @cached_property
     def first_captions(self) -> pyarrow.Array:
-        """The first caption of each sample, as an Arrow array. Each has one at least, which may be empty."""
-        return pyarrow.compute.list_element(self.captions, 0)
+        """The first caption of each sample after the rules (`plain`), as an Arrow array. Each has one, which may be empty."""
+        return pyarrow.compute.list_element(self.captions, 0) if self.plain is None else self.plain
 
     def __len__(self) -> int:
         return len(self.images)
@@ -169,18 +178,19 @@ class Samples(Sequence[Sample]):
             return self.take(np.arange(len(self))[index])
         index = operator.index(index)
         captions = self.captions[index].as_py()  # raises IndexError beyond the end
+        caption = captions[0] if self.plain is None else self.plain[index].as_py()
         number, row = int(self.sets[index]), int(self.rows[index])
         return Sample(
             name=self.names[index].as_py(),
             image_hash=self.images[index].decode(),
-            caption=captions[0],
+            caption=caption,
             width=int(self.widths[index]),
             height=int(self.heights[index]),
             repeats=int(self.repeats[index]),
             load=partial(self.sources[number], row),
             fingerprint=int.from_bytes(self.fingerprints[index].tobytes(), "big"),
             converted=bool(self.converted[index]),
-            more_captions=tuple(captions[1:]),
+            lines=tuple(captions) if captions != [caption] else (),
             set=number,
         )
 
