@@ -9,6 +9,7 @@ import pytest
 from pydantic import BaseModel
 
 from sushi_research import models
+from sushi_research.config.data_set import DataSet
 
 ROOT = Path(__file__).parents[1]
 CLASSES: dict[str, type[BaseModel]] = models.config_classes()
@@ -51,7 +52,9 @@ def keys_read_by(architecture: str) -> set[str]:
     # The rules of captions are the section, or that with what a data set has of its own.
     of_rules = ROOT.glob("sushi_research/data/captions/*.py")
     nodes = [node for path in of_rules for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))]
-    return found | {f"captions.{node.attr}" for node in nodes if isinstance(node, ast.Attribute)}
+    found |= {f"captions.{node.attr}" for node in nodes if isinstance(node, ast.Attribute)}
+    # Those that a set can have are read as those of each set (`sets_of`).
+    return found | {f"data.{name}" for name in ("sets", *DataSet.model_fields)}
 
 
 @pytest.mark.parametrize("architecture", CLASSES)

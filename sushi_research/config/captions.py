@@ -5,8 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -123,12 +122,6 @@ class CaptionRules(Section):
                 f"{self.tag_separator!r} in it: choose another one"
             )
         return self
-
-
-def with_own(section: CaptionRules, own: Mapping[str, Any]) -> CaptionRules:
-    """The rules of a data set: those of the section, with what the set has of its own. ValidationError if it cannot be."""
-    names = CaptionRules.model_fields
-    return CaptionRules.model_validate({name: getattr(section, name) for name in names} | dict(own))
 
 
 class CaptionSection(CaptionRules):
