@@ -59,8 +59,8 @@ def test_names_and_signatures(name, model):
     assert list(inspect.signature(model.pipeline_text).parameters) == ["base", "text"]
     predict = list(inspect.signature(model.predict).parameters)
     assert predict[:4] == ["unet", "noisy", "timesteps", "text"] and predict[4:] in ([], ["time_ids"])
-    for encode in (model.encode_caption, model.encode_prompt):
-        assert tuple(inspect.signature(encode).parameters)[2:] == model.TEXT_SETTINGS
+    for encode, others in ((model.encode_caption, ("chunks",)), (model.encode_prompt, ())):
+        assert tuple(inspect.signature(encode).parameters)[2:] == (*others, *model.TEXT_SETTINGS)
 
 
 def test_the_config_class_has_the_settings_of_the_text(name, model):
