@@ -88,8 +88,9 @@ def masks_beside(names: Iterable[str]) -> dict[str, list[str]]:
 
 
 def masks_in_folder(names: Iterable[str], stems: Iterable[str]) -> dict[str, list[str]]:
-    """The masks in a folder of their own, by the stem (path without suffix) of their image: cat.png or cat-masklabel.png for cat."""
-    wanted, found = set(stems), defaultdict(list)
+    """The masks in a folder of their own, by the stem (path without suffix) of their image: for a/cat, a/cat.png or the like."""
+    wanted = set(stems)
+    found: dict[str, list[str]] = defaultdict(list)
     for name in sorted(names):
         stem, suffix = posixpath.splitext(name)
         if suffix.lower() not in IMAGES:

@@ -1,6 +1,7 @@
 """Masks on the grid of the latents, against values worked out by hand and against the image's own pixels."""
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,6 +10,9 @@ from PIL import Image
 from sushi_research.data import images, masks
 from sushi_research.data.buckets import BucketRule, CropGeometry, crop_geometry
 from sushi_research.data.images import BadImage
+from sushi_research.data.samples import Sample, Samples, dataset_hash, make_items
+from sushi_research.errors import UserError
+from sushi_research.fingerprints import content_hash
 
 
 def grey(pixels) -> Image.Image:
@@ -89,3 +93,23 @@ def test_masks_are_found_by_the_names_of_their_images():
         "a/dog": ["a/dog-masklabel.png"],
         "a/my_mask": ["a/my_mask.png"],
     }
+
+
+def test_masks_stay_with_their_images_and_count_in_the_hash_of_the_data():
+    mask = b"the mask of 1"
+    one = Sample("1.png", "01", "a", 64, 64, 2, lambda: b"1", mask_hash=content_hash(mask), load_mask=lambda: mask)
+    clear = replace(one, name="2.png", image_hash="02", set=1, mask_hash=masks.alpha_hash("02"), load_mask=None)
+    plain = replace(one, name="3.png", image_hash="03", set=2, mask_hash="", load_mask=None)
+    samples = Samples.concat([Samples.of([one]), Samples.of([clear]), Samples.of([plain])]).take(np.array([2, 1, 0]))
+    assert [sample.mask_hash for sample in samples] == ["", clear.mask_hash, one.mask_hash]
+    assert samples[2].read_mask() == mask and samples[1].load_mask is None
+    changed = Samples.of([replace(one, load_mask=lambda: b"another")])[0]
+    with pytest.raises(UserError, match="^the mask of 1.png was changed after it was checked"):
+        changed.read_mask()
+    rule = BucketRule(resolution=64, step=32, min_side=32, max_side=128)
+    hashes = {
+        dataset_hash(make_items(found, rule)[0])
+        for found in ([one], [replace(one, mask_hash="")], [replace(one, mask_hash="04")])
+    }
+    assert len(hashes) == 3
+    assert Samples.of([plain]).masks is None
