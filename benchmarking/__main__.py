@@ -166,7 +166,7 @@ def prepare(arguments: argparse.Namespace, architecture: str, folder: Path, fini
         script=load_script(architecture),
         base=found,
         items=items,
-        sampler=Sampler(tuple(item.bucket for item in items), arguments.batch_size, config.train.seed),
+        sampler=Sampler(items.bucket_ids, arguments.batch_size, config.train.seed),
         caches=caches,
         finish=finish,
     )

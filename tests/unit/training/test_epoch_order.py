@@ -57,9 +57,7 @@ def test_an_order_is_that_of_the_first_version_for_thousands_of_samples():
         assert found.tolist() == order_of_version_1(buckets.tolist(), 16, 1, epoch)
 
 
-@given(
-    st.lists(st.integers(0, 4), min_size=1, max_size=40), st.integers(1, 20), st.integers(1, 5), st.integers(1, 9)
-)
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=40), st.integers(1, 20), st.integers(1, 5), st.integers(1, 9))
 def test_micro_batches_are_counted_without_making_them(buckets, global_batch_size, batch_size, steps):
     found = Sampler(np.array(buckets), global_batch_size, 0)
     made = sum(len(found.micro_batches(step, batch_size)) for step in range(steps))
