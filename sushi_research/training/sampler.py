@@ -30,7 +30,7 @@ class StepSample:
 class Sampler:
     """The endless stream of samples. `bucket_ids` [N] has one integer per sample, equal for samples of one bucket.
 
-    The caller must sort the samples by content, so that renaming a file does not change the order. The order of an epoch is computed
+    The caller must sort the samples by content, so that renaming a file does not change the order. An epoch's order is computed
     once, when a step first needs it.
     """
 
