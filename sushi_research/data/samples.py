@@ -1,12 +1,22 @@
-"""The types of the data: samples, problems, the scan of a data path, and the items of an epoch."""
+"""The types of the data: samples, problems, the scan of a data path, and the items of an epoch.
+
+A data set may have a million images. So samples and items are columns (`Samples`, `Items`), and a single `Sample` or `Item` is made
+when it is asked for. Code that looks at every row works on the columns.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
-from collections.abc import Callable, Sequence
+import operator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import astuple, dataclass, field
+from functools import cached_property, partial
 from pathlib import Path
+from typing import overload
+
+import numpy as np
+import pyarrow
+import pyarrow.compute
 
 from sushi_research.data import colour
 from sushi_research.data.buckets import BucketRule, CropGeometry, TooSmall, crop_geometry
@@ -21,7 +31,8 @@ class Sample:
 
     Width and height, in pixels, are after the EXIF rotation. An epoch uses the image `repeats` times. `fingerprint` is for
     finding near-duplicates (`near_duplicates.fingerprint`); 0, that of a black image, matches nothing. `converted`: whether
-    the colours are converted to sRGB (`colour.to_srgb`).
+    the colours are converted to sRGB (`colour.to_srgb`). `more_captions` are the lines of the caption after the first.
+    `set` is the number of the data set in the run.
     """
 
     name: str
@@ -33,6 +44,13 @@ class Sample:
     load: Callable[[], bytes] = field(repr=False, compare=False)
     fingerprint: int = field(default=0, repr=False, compare=False)
     converted: bool = False
+    more_captions: tuple[str, ...] = ()
+    set: int = 0
+
+    @property
+    def captions(self) -> tuple[str, ...]:
+        """All lines of the caption."""
+        return self.caption, *self.more_captions
 
     @property
     def colour_recipe(self) -> dict[str, int]:
@@ -49,6 +67,143 @@ class Sample:
         if content_hash(data) != self.image_hash:
             raise UserError(f"{self.name} was changed after it was checked: run the same command again.")
         return data
+
+
+# Bytes of `near_duplicates.fingerprint`.
+FINGERPRINT_BYTES = 192
+# 32 hex digits; `.decode()` gives the text of `Sample.image_hash`.
+HASH = np.dtype("S32")
+
+
+@dataclass(frozen=True, eq=False)
+class Samples(Sequence[Sample]):
+    """N samples in columns: `names` (large_string) and `captions` (large_list of large_string) are Arrow arrays, the others NumPy.
+
+    `images` [N] HASH are the content hashes; `widths`, `heights` and `repeats` [N] int32; `fingerprints` [N, FINGERPRINT_BYTES]
+    uint8; `converted` [N] bool; `sets` [N] int16. `sources[sets[i]](rows[i])` reads the bytes of image i; `rows` is [N] int64.
+    """
+
+    names: pyarrow.Array
+    images: np.ndarray
+    captions: pyarrow.Array
+    widths: np.ndarray
+    heights: np.ndarray
+    repeats: np.ndarray
+    fingerprints: np.ndarray
+    converted: np.ndarray
+    sets: np.ndarray
+    rows: np.ndarray
+    sources: tuple[Callable[[int], bytes], ...]
+
+    @classmethod
+    def of(cls, samples: Sequence[Sample]) -> Samples:
+        """The samples as columns. Those that are columns already are returned as they are."""
+        if isinstance(samples, Samples):
+            return samples
+        size = 1 + max((sample.set for sample in samples), default=0)
+        loads = [sample.load for sample in samples]
+        source = partial(_load_nth, loads)
+        return cls(
+            names=pyarrow.array([sample.name for sample in samples], pyarrow.large_string()),
+            images=np.array([sample.image_hash for sample in samples], HASH),
+            captions=pyarrow.array(
+                [sample.captions for sample in samples],
+                pyarrow.large_list(pyarrow.large_string()),
+            ),
+            widths=np.array([sample.width for sample in samples], np.int32),
+            heights=np.array([sample.height for sample in samples], np.int32),
+            repeats=np.array([sample.repeats for sample in samples], np.int32),
+            fingerprints=np.frombuffer(
+                b"".join(sample.fingerprint.to_bytes(FINGERPRINT_BYTES, "big") for sample in samples), np.uint8
+            ).reshape(-1, FINGERPRINT_BYTES),
+            converted=np.array([sample.converted for sample in samples], bool),
+            sets=np.array([sample.set for sample in samples], np.int16),
+            rows=np.arange(len(samples)),
+            sources=(source,) * size,
+        )
+
+    @classmethod
+    def concat(cls, parts: Sequence[Samples]) -> Samples:
+        """The samples of all `parts`, one after the other. Each part keeps its set numbers, whose sources must be its own."""
+        assert parts
+        sources = [None] * max(len(part.sources) for part in parts)
+        for part in parts:
+            for number in np.unique(part.sets).tolist():
+                assert sources[number] is None, f"two parts have samples of the set {number}"
+                sources[number] = part.sources[number]
+        columns = {}
+        for name in ("names", "captions"):
+            columns[name] = _joined([getattr(part, name) for part in parts])
+        for name in ("images", "widths", "heights", "repeats", "fingerprints", "converted", "sets", "rows"):
+            columns[name] = np.concatenate([getattr(part, name) for part in parts])
+        return cls(**columns, sources=tuple(sources))
+
+    def take(self, rows: np.ndarray) -> Samples:
+        """The samples at these row numbers, or where a bool array of length N is true, in that order."""
+        rows = np.flatnonzero(rows) if rows.dtype == bool else rows
+        columns = {name: _joined([getattr(self, name).take(pyarrow.array(rows))]) for name in ("names", "captions")}
+        for name in ("images", "widths", "heights", "repeats", "fingerprints", "converted", "sets", "rows"):
+            columns[name] = getattr(self, name)[rows]
+        return Samples(**columns, sources=self.sources)
+
+    def by_content(self) -> np.ndarray:
+        """The row numbers in an order that depends on content: by image, first caption and name."""
+        table = pyarrow.table({"image": _texts(self.images), "caption": self.first_captions, "name": self.names})
+        order = pyarrow.compute.sort_indices(table, [(name, "ascending") for name in table.column_names])
+        return order.to_numpy().astype(np.int64)
+
+    @cached_property
+    def first_captions(self) -> pyarrow.Array:
+        """The first caption of each sample, as an Arrow array. Each has one at least, which may be empty."""
+        return pyarrow.compute.list_element(self.captions, 0)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @overload
+    def __getitem__(self, index: int) -> Sample: ...
+    @overload
+    def __getitem__(self, index: slice) -> Samples: ...
+    def __getitem__(self, index: int | slice) -> Sample | Samples:
+        if isinstance(index, slice):
+            return self.take(np.arange(len(self))[index])
+        index = operator.index(index)
+        captions = self.captions[index].as_py()  # raises IndexError beyond the end
+        number, row = int(self.sets[index]), int(self.rows[index])
+        return Sample(
+            name=self.names[index].as_py(),
+            image_hash=self.images[index].decode(),
+            caption=captions[0],
+            width=int(self.widths[index]),
+            height=int(self.heights[index]),
+            repeats=int(self.repeats[index]),
+            load=partial(self.sources[number], row),
+            fingerprint=int.from_bytes(self.fingerprints[index].tobytes(), "big"),
+            converted=bool(self.converted[index]),
+            more_captions=tuple(captions[1:]),
+            set=number,
+        )
+
+    def __iter__(self) -> Iterator[Sample]:
+        return (self[index] for index in range(len(self)))
+
+
+def _load_nth(loads: Sequence[Callable[[], bytes]], row: int) -> bytes:
+    return loads[row]()
+
+
+def _texts(hashes: np.ndarray) -> pyarrow.Array:
+    """A column of hashes as Arrow's fixed-size binary, without a Python object per row."""
+    data = np.ascontiguousarray(hashes)
+    return pyarrow.FixedSizeBinaryArray.from_buffers(
+        pyarrow.binary(HASH.itemsize), len(data), [None, pyarrow.py_buffer(data)]
+    )
+
+
+def _joined(parts: Sequence[pyarrow.Array | pyarrow.ChunkedArray]) -> pyarrow.Array:
+    """Arrow arrays or chunked arrays as one array."""
+    chunks = [chunk for part in parts for chunk in (part.chunks if isinstance(part, pyarrow.ChunkedArray) else [part])]
+    return pyarrow.concat_arrays(chunks)
 
 
 @dataclass(frozen=True)
@@ -120,19 +275,75 @@ class Item:
         return self.sample.image_hash, self.instance
 
 
-def make_items(samples: Sequence[Sample], rule: BucketRule) -> tuple[list[Item], list[Problem]]:
+@dataclass(frozen=True, eq=False)
+class Items(Sequence[Item]):
+    """The n items of an epoch in columns: `rows` [n] int64 in `samples`, `instances` [n] int32, and `geometries` [n, 8] int32, the
+    fields of `CropGeometry` in their order."""
+
+    samples: Samples
+    rows: np.ndarray
+    instances: np.ndarray
+    geometries: np.ndarray
+
+    @cached_property
+    def buckets(self) -> tuple[tuple[int, int], ...]:
+        """The distinct (height, width) in pixels, sorted."""
+        return tuple(divmod(code, 1 << 16) for code in self._codes[0].tolist())
+
+    @cached_property
+    def bucket_ids(self) -> np.ndarray:
+        """[n] int32: the number of each item's bucket in `buckets`."""
+        return self._codes[1].astype(np.int32)
+
+    @cached_property
+    def _codes(self) -> tuple[np.ndarray, np.ndarray]:
+        height, width = self.geometries[:, 6].astype(np.int64), self.geometries[:, 7]
+        return np.unique((height << 16) + width, return_inverse=True)
+
+    def take(self, numbers: np.ndarray) -> Items:
+        """The items at these numbers, or where a bool array of length n is true, in that order."""
+        return Items(self.samples, self.rows[numbers], self.instances[numbers], self.geometries[numbers])
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @overload
+    def __getitem__(self, index: int) -> Item: ...
+    @overload
+    def __getitem__(self, index: slice) -> Items: ...
+    def __getitem__(self, index: int | slice) -> Item | Items:
+        if isinstance(index, slice):
+            return self.take(np.arange(len(self))[index])
+        geometry = CropGeometry(*self.geometries[index].tolist())  # raises IndexError beyond the end
+        return Item(self.samples[int(self.rows[index])], geometry, int(self.instances[index]))
+
+    def __iter__(self) -> Iterator[Item]:
+        return (self[index] for index in range(len(self)))
+
+
+def make_items(samples: Sequence[Sample], rule: BucketRule) -> tuple[Items, list[Problem]]:
     """The items of an epoch, in an order that depends only on content, and a problem for each sample that is too small."""
-    items, problems, seen = [], [], Counter()
-    for sample in sorted(samples, key=lambda sample: (sample.image_hash, sample.caption, sample.name)):
+    samples = Samples.of(samples)
+    problems, geometries, fits = [], np.zeros((len(samples), 8), np.int32), np.zeros(len(samples), bool)
+    sizes, size_ids = np.unique(np.stack([samples.widths, samples.heights], 1), axis=0, return_inverse=True)
+    for number, (width, height) in enumerate(sizes.tolist()):
+        members = np.flatnonzero(size_ids == number)
         try:
-            geometry = crop_geometry(sample.width, sample.height, rule)
+            geometries[members], fits[members] = astuple(crop_geometry(width, height, rule)), True
         except TooSmall as error:
-            problems.append(Problem(sample.name, str(error)))
-            continue
-        for _ in range(sample.repeats):
-            items.append(Item(sample, geometry, seen[sample.image_hash]))
-            seen[sample.image_hash] += 1
-    return items, problems
+            problems += [Problem(samples.names[row].as_py(), str(error)) for row in members.tolist()]
+    order = samples.by_content()
+    rows = np.repeat(order, np.where(fits, samples.repeats, 0)[order])
+    return Items(samples, rows, _instances(samples.images[rows]), geometries[rows]), problems
+
+
+def _instances(images: np.ndarray) -> np.ndarray:
+    """The number of earlier rows with the same image, of rows in the order of their images: [n] int32."""
+    if not len(images):
+        return np.zeros(0, np.int32)
+    starts = np.flatnonzero(np.r_[True, images[1:] != images[:-1]])
+    lengths = np.diff(np.r_[starts, len(images)])
+    return (np.arange(len(images)) - np.repeat(starts, lengths)).astype(np.int32)
 
 
 def dataset_hash(items: Sequence[Item]) -> str:

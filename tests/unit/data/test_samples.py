@@ -3,10 +3,11 @@
 import random
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from sushi_research.data.buckets import BucketRule
-from sushi_research.data.samples import Sample, dataset_hash, make_items
+from sushi_research.data.samples import Sample, Samples, dataset_hash, make_items
 
 RULE = BucketRule(resolution=64, step=32, min_side=32, max_side=128)
 
@@ -79,3 +80,26 @@ def test_the_hash_sees_the_crop_geometry():
 def test_the_hash_of_the_same_data_is_the_same_in_every_version():
     """It is stored in runs, provenance and adapter files: a change of it is a change of format (docs/formats.md)."""
     assert dataset_hash(make_items(SAMPLES, RULE)[0]) == "82448d2c3ad9227df8d4f7250fe58428"
+
+
+def test_columns_give_the_samples_that_they_were_made_of():
+    other = replace(SAMPLES[0], name="z.png", more_captions=("b", "c"), set=1, fingerprint=1 << 1500, converted=True)
+    columns = Samples.of([*SAMPLES, other])
+    assert list(columns) == [*SAMPLES, other] and columns[4].fingerprint == 1 << 1500
+    assert list(columns.take(np.array([4, 0]))) == [other, SAMPLES[0]]
+    parts = columns.take(columns.sets == 1), columns.take(columns.sets == 0)
+    assert list(Samples.concat(parts)) == [other, *SAMPLES]
+    assert [columns[index].name for index in columns.by_content()] == ["d.png", "b.png", "z.png", "c.png", "a.png"]
+    with pytest.raises(IndexError):
+        columns[5]
+
+
+def test_columns_read_the_bytes_of_their_source():
+    columns = Samples.of([replace(SAMPLES[0], load=lambda: b"first"), replace(SAMPLES[1], load=lambda: b"second")])
+    assert [each.load() for each in columns.take(np.array([1, 0]))] == [b"second", b"first"]
+
+
+def test_items_as_columns_have_buckets():
+    items, _ = make_items(SAMPLES, RULE)
+    assert [items.buckets[number] for number in items.bucket_ids] == [item.bucket for item in items]
+    assert [item.identity for item in items[::2]] == [item.identity for item in items][::2]
