@@ -73,7 +73,7 @@ def inspect(job: Job) -> None:
     if not job.is_main:
         return
     base, tokenizers, without = at_hand(job)
-    decoded = None
+    decoded: list[decoded_images.DecodedImage] = []
     if base is not None:
         uses = uses_of(data.items)
         vae = loading.load_vae(base, loading.vae_dtype(base, job.device), job.device)
@@ -82,9 +82,9 @@ def inspect(job: Job) -> None:
         decoded = list(progress(found, total=len(chosen), description="encoding and decoding", unit="image"))
         del vae
         free_memory()
-    title = config.run.name or os.path.basename(os.path.abspath(config.data.path)) or "data"
-    shown = data_page.Shown(title, data, tokenizers, decoded, without, show_progress=True)
-    page = Path(config.run.folder, f"{title}_data.html")
+    folder = os.path.basename(os.path.abspath(config.data.path)) or "data"
+    shown = data_page.Shown(folder, data, tokenizers, decoded, without, show_progress=True)
+    page = Path(config.run.folder, f"{config.run.name or folder}_data.html")
     write_atomic(page, data_page.html(shown).encode())
     job.say(*without, f"written: {page}")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,9 +31,8 @@ class Length:
         return max(0, self.tokens - chunks * CHUNK)
 
 
-def lengths_of(captions: Iterable[str], tokenizers: Sequence[Any]) -> dict[str, Length]:
-    """The length of each distinct caption; {} without tokenizers."""
-    texts = sorted(set(captions))
+def lengths_of(texts: Sequence[str], tokenizers: Sequence[Any]) -> dict[str, Length]:
+    """The length of each of the distinct texts; {} without tokenizers."""
     found: dict[str, Length] = {}
     for start in range(0, len(texts) if tokenizers else 0, _AT_ONCE):
         part = texts[start : start + _AT_ONCE]

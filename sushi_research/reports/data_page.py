@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import functools
-from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 import numpy as np
+import pyarrow
+import pyarrow.compute
 
 from sushi_research.data import near_duplicates
-from sushi_research.data.samples import Sample
+from sushi_research.data.samples import Samples
 from sushi_research.data.training_data import Data
 from sushi_research.errors import printable
 from sushi_research.reports import data_captions, data_pictures
@@ -29,16 +30,18 @@ MOST_COPIES, MOST_HELD_OUT = 6, 24
 MOST_ITEMS = 12
 # Each image is compared with all others: seconds for so many.
 MOST_COMPARED = 8_000
+# Of the distinct captions, so many are counted and tokenized: about a minute.
+MOST_CAPTIONS = 100_000
 
 
 @dataclass(frozen=True)
 class Shown:
-    """What the page is made of. `tokenizers` is empty and `decoded` None where no base is at hand; `without` says what is missing."""
+    """What the page is made of. `decoded` is empty without a base, `tokenizers` if there are none; `without` says it."""
 
     title: str
     data: Data
     tokenizers: Sequence[Any] = ()
-    decoded: Sequence[DecodedImage] | None = None
+    decoded: Sequence[DecodedImage] = ()
     without: Sequence[str] = ()
     show_progress: bool = False
 
@@ -46,10 +49,21 @@ class Shown:
     def uses(self) -> Uses:
         return uses_of(self.data.items)
 
+    @property
+    def samples(self) -> Samples:
+        """The samples that are trained on."""
+        return self.data.items.samples
+
+    @functools.cached_property
+    def captions(self) -> dict[str, int]:
+        """Every distinct caption that is trained on -> its number of images; of very many, the first MOST_CAPTIONS."""
+        counts = pyarrow.compute.value_counts(self.samples.first_captions).flatten()
+        return dict(zip(*(column[:MOST_CAPTIONS].to_pylist() for column in counts), strict=True))
+
     @functools.cached_property
     def lengths(self) -> dict[str, Length]:
-        """The length of each caption that is trained on; {} without tokenizers."""
-        return data_captions.lengths_of((sample.caption for sample in self.data.scan.samples), self.tokenizers)
+        """The length of each of `captions`; {} without tokenizers."""
+        return data_captions.lengths_of(list(self.captions), self.tokenizers)
 
 
 def html(shown: Shown) -> str:
@@ -59,7 +73,7 @@ def html(shown: Shown) -> str:
 
 def blocks(shown: Shown) -> list[Block]:
     """The page."""
-    data, uses = shown.data, shown.uses
+    data = shown.data
     written = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
     parts: list[tuple[str, list[Block]]] = [
         ("Problems", _folded(f"{each.name}: {each.reason}" for each in data.problems)),
@@ -84,7 +98,7 @@ def blocks(shown: Shown) -> list[Block]:
 
 def _cards(shown: Shown) -> list[Card]:
     data, uses = shown.data, shown.uses
-    images, count = len({sample.image_hash for sample in data.scan.samples}), len(data.items)
+    images, count = len(np.unique(shown.samples.images)), len(data.items)
     cards = [
         Card("images", f"{images:,}", f"used {count:,} times in an epoch"),
         Card(
@@ -157,8 +171,11 @@ def _buckets(shown: Shown) -> list[Block]:
 def _words(shown: Shown, use: Use) -> str:
     """What is said below the picture of an image."""
     geometry = use.geometry
-    words = [f"{use.count} uses" if use.count > 1 else "1 use"]
-    words.append(f"{geometry.original_width}x{geometry.original_height} x {use.scale:.2f}")
+    size = f"{geometry.original_width}x{geometry.original_height}"
+    change = f"enlarged to {use.scale:.0%}" if use.scale > 1 else f"reduced to {use.scale:.0%}" if use.scale < 1 else ""
+    words = [f"{size} {change}".strip()]
+    if use.count > 1:
+        words.insert(0, f"{use.count} uses")
     if geometry.cut_away >= 0.0005:
         words.append(f"{geometry.cut_away:.1%} cut away")
     if length := shown.lengths.get(use.sample.caption):
@@ -168,45 +185,41 @@ def _words(shown: Shown, use: Use) -> str:
 
 def _copies(shown: Shown) -> list[Block]:
     """Groups of equal and of similar images."""
-    by_hash: dict[str, list[Sample]] = defaultdict(list)
-    for sample in [*shown.data.scan.samples, *(item.sample for item in shown.data.held_out)]:
-        by_hash[sample.image_hash].append(sample)
-    equal = [found for found in by_hash.values() if len(found) > 1]
-    blocks = _groups(shown, equal, "files of the same image")
-    if len(by_hash) > MOST_COMPARED:
-        text = f"Near-duplicates are not searched for among more than {MOST_COMPARED:,} images."
+    samples = shown.samples
+    hashes, first, copy_of, counts = np.unique(
+        samples.images, return_index=True, return_inverse=True, return_counts=True
+    )
+    equal = [np.flatnonzero(copy_of == place) for place in np.flatnonzero(counts > 1)[:MOST_GROUPS]]
+    blocks = _groups(shown, equal, int((counts > 1).sum()), "files of the same image")
+    if len(hashes) > MOST_COMPARED:
+        text = f"Similar images are searched for among at most {MOST_COMPARED:,} images, and these are {len(hashes):,}."
         return [*blocks, Block("text", text)]
-    fingerprints = {image: found[0].fingerprint for image, found in by_hash.items()}
-    alike = [
-        [by_hash[image][0] for image in group]
-        for group in near_duplicates.near_duplicate_groups(fingerprints)
-        if len(group) > 1
-    ]
-    return [*blocks, *_groups(shown, alike, "similar images")]
+    rows = dict(zip(hashes.astype(str).tolist(), first.tolist(), strict=True))
+    fingerprints = {image: samples[row].fingerprint for image, row in rows.items()}
+    groups = near_duplicates.near_duplicate_groups(fingerprints)
+    alike = [np.array([rows[image] for image in group]) for group in groups if len(group) > 1]
+    return [*blocks, *_groups(shown, alike, len(alike), "similar images")]
 
 
-def _groups(shown: Shown, groups: list[list[Sample]], what: str) -> list[Block]:
-    if not groups:
-        return []
-    groups = [sorted(group, key=lambda sample: sample.name) for group in groups]
-    groups.sort(key=lambda group: (-len(group), group[0].name))
-    members = [group[:MOST_COPIES] for group in groups[:MOST_GROUPS]]
+def _groups(shown: Shown, groups: Sequence[np.ndarray], count: int, what: str) -> list[Block]:
+    """Pictures of each group of samples, given as row numbers. `count` is the number of groups, of which some may not be given."""
+    groups = sorted(groups, key=lambda group: -len(group))[:MOST_GROUPS]
+    members = [[shown.samples[row] for row in group[:MOST_COPIES].tolist()] for group in groups]
     wanted = [functools.partial(data_pictures.picture_of, sample) for group in members for sample in group]
     pictures = iter(data_pictures.make(wanted, shown.show_progress))
     found = []
-    for whole, group in zip(groups, members, strict=False):
+    for whole, group in zip(groups, members, strict=True):
         more = f", {len(group)} of them are shown" if len(whole) > len(group) else ""
         shown_here = [Picture(next(pictures), f"{sample.name}: {sample.caption}") for sample in group]
         found.append(Block("series", f"{len(whole)} {what}{more}", pictures=shown_here))
-    if len(groups) > len(members):
-        found.append(Block("text", f"{len(groups) - len(members):,} more groups like these are not shown."))
+    if count > len(groups):
+        found.append(Block("text", f"{count - len(groups):,} more groups of {what} are not shown."))
     return found
 
 
 def _captions(shown: Shown) -> list[Block]:
     """Frequent tags or words, and the captions that are too long."""
-    counts = Counter(sample.caption for sample in shown.data.scan.samples)
-    tags, words = data_captions.frequencies(counts)
+    tags, words = data_captions.frequencies(shown.captions)
     found: list[Block] = []
     long = sorted(
         ((length, caption) for caption, length in shown.lengths.items() if length.chunks > 1),
@@ -233,8 +246,8 @@ def _seen(shown: Shown) -> list[Block]:
         return []
     errors = [each.mean_error for each in shown.decoded]
     text = (
-        "The network gets latents, not pixels. Each image is encoded and decoded by the base's VAE: what is lost there, no training "
-        f"learns. The mean error is {np.mean(errors):.1f} of 255."
+        "The network gets latents, not pixels. Each image is encoded and decoded by the base's VAE: what is lost there, no "
+        f"training learns. The mean error is {np.mean(errors):.1f} of 255."
     )
     return [Block("text", text), *data_pictures.decoded_blocks(shown.decoded)]
 
@@ -270,8 +283,8 @@ def _table(shown: Shown) -> list[Block]:
             f"{use.scale:.2f}", f"{geometry.cut_away:.1%}",
         ]  # fmt: skip
         if shown.lengths:
-            length = shown.lengths[use.sample.caption]
-            row += [str(length.tokens), str(length.chunks), str(length.cut(1) or "-")]
+            length = shown.lengths.get(use.sample.caption)
+            row += [str(length.tokens), str(length.chunks), str(length.cut(1) or "-")] if length else ["?"] * 3
         rows.append(row)
     text = [Block("text", f"{len(found):,} of {len(uses):,}, evenly chosen.")] if len(found) < len(uses) else []
     return [*text, Block("table", rows=rows)]

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 
 from sushi_research.data.buckets import CropGeometry
-from sushi_research.data.samples import Item, Sample
+from sushi_research.data.samples import Items, Sample
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ class Uses:
     order of the items, which depends only on content.
     """
 
-    items: Sequence[Item]
+    items: Items
     first: np.ndarray
     counts: np.ndarray
     geometries: np.ndarray
@@ -71,15 +70,20 @@ class Uses:
         ]
 
 
-def uses_of(items: Sequence[Item]) -> Uses:
+def uses_of(items: Items) -> Uses:
     """The uses of the items of an epoch."""
-    rows, geometries = columns_of(items)
-    keys = np.column_stack([rows, geometries])
-    _, first, counts = np.unique(keys, axis=0, return_index=True, return_counts=True)
-    shapes, bucket = np.unique(geometries[first][:, 6:8], axis=0, return_inverse=True)
-    in_bucket = np.bincount(bucket.ravel(), counts, len(shapes))
-    order = np.lexsort([first, bucket.ravel(), -in_bucket[bucket.ravel()]])
-    return Uses(items, first[order], counts[order], geometries[first[order]])
+    keys = [items.rows, *items.geometries.T]
+    order = np.lexsort(keys[::-1])  # stable, so the first of equal items comes first
+    starts = np.zeros(len(items), bool)
+    starts[:1] = True
+    for key in keys:
+        starts[1:] |= key[order][1:] != key[order][:-1]
+    first = order[starts]
+    counts = np.diff(np.r_[np.flatnonzero(starts), len(items)])
+    bucket = items.bucket_ids[first]
+    in_bucket = np.bincount(bucket, counts, len(items.buckets))[bucket]
+    by_bucket = np.lexsort([first, bucket, -in_bucket])
+    return Uses(items, first[by_bucket], counts[by_bucket], items.geometries[first[by_bucket]])
 
 
 def spread(count: int, most: int) -> list[int]:
@@ -87,11 +91,3 @@ def spread(count: int, most: int) -> list[int]:
     if count <= most:
         return list(range(count))
     return np.unique(np.linspace(0, count - 1, most).round().astype(int)).tolist()
-
-
-def columns_of(items: Sequence[Item]) -> tuple[np.ndarray, np.ndarray]:
-    """(the row of each item's sample [n], its geometry [n, 8])."""
-    rows: dict[int, int] = {}
-    numbers = [rows.setdefault(id(item.sample), len(rows)) for item in items]
-    geometries = [astuple(item.geometry) for item in items]
-    return np.array(numbers, np.int64), np.array(geometries, np.int32).reshape(-1, 8)
