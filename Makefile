@@ -47,7 +47,8 @@ demo: .venv/.installed  ## train a LoRA of a new concept on a tiny trained base,
 	$(ONE_THREAD) $(LAUNCH) scripts/train_$(ARCH)_lora.py --config configs/demo_$(ARCH).yaml --config configs/demo/$(CONCEPT).yaml --run.name $(notdir $(DEMO))
 	@$(ONE_THREAD) $(BIN)/python -m demo.show $(DEMO)
 
-pages: .venv/.installed  ## pictures of the demo's page and of a terminal in docs/images, where Chromium is installed (after make demo ARCH=sd15)
+pages: .venv/.installed  ## pictures of the demo's pages and of a terminal in docs/images, where Chromium is installed (after make demo ARCH=sd15)
+	@$(ONE_THREAD) $(BIN)/python scripts/inspect_data.py $(ARCH) --config $(DEMO)/config.yaml
 	@$(BIN)/python -m demo.page_pictures $(DEMO)
 	@$(ONE_THREAD) $(BIN)/python -m demo.terminal_picture
 
