@@ -9,6 +9,7 @@ import pytest
 from pydantic import BaseModel
 
 from sushi_research import models
+from sushi_research.config.data_set import DataSet
 
 ROOT = Path(__file__).parents[1]
 CLASSES: dict[str, type[BaseModel]] = models.config_classes()
@@ -47,7 +48,9 @@ def keys_read_by(architecture: str) -> set[str]:
     found = set().union(*map(keys_read, [*PACKAGE, ROOT / f"scripts/train_{architecture}_lora.py"]))
     # The settings that decide how a caption is encoded are read by the names that the model module gives.
     model = models.load(architecture)
-    return found | {f"model.{name}" for name in model.TEXT_SETTINGS}
+    found |= {f"model.{name}" for name in model.TEXT_SETTINGS}
+    # Those that a set can have are read as those of each set (`sets_of`).
+    return found | {f"data.{name}" for name in ("sets", *DataSet.model_fields)}
 
 
 @pytest.mark.parametrize("architecture", CLASSES)
