@@ -11,6 +11,7 @@ from sushi_research.config import effects
 from sushi_research.config.captions import CaptionSection
 from sushi_research.config.inputs import CacheSection, DataSection, ModelSection
 from sushi_research.config.learning import LoraSection, LossSection, OptimizerSection, ScheduleSection, TrainSection
+from sushi_research.config.masks import MaskSection
 from sushi_research.config.outputs import (
     CheckpointSection,
     EvaluationSection,
@@ -28,6 +29,7 @@ class TrainingConfig(Section):
     model: ModelSection
     data: DataSection
     captions: CaptionSection = Field(default_factory=CaptionSection)
+    masks: MaskSection = Field(default_factory=MaskSection)
     cache: CacheSection = Field(default_factory=CacheSection)
     lora: LoraSection = Field(default_factory=LoraSection)
     train: TrainSection
