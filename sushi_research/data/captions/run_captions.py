@@ -8,9 +8,8 @@ every text is known before the run, and the cache can hold all of them.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -23,7 +22,11 @@ from sushi_research.config.captions import CaptionRules
 from sushi_research.data.captions.rules import Rules, line_of, lines_of
 from sushi_research.data.samples import Items
 from sushi_research.errors import UserError
+from sushi_research.fingerprints import content_hash
+from sushi_research.remembered import Remembered, columns_hash
 
+# Increment it when the same rules give other texts.
+VERSION = 1
 # Chunks of 75 tokens that random rules may add to a cache unasked: 10 GiB of SDXL's embeddings at fp16, and a quarter of an hour of
 # encoding at 30 ms each.
 MOST_CHUNKS = 32_768
@@ -36,7 +39,8 @@ _AS_WRITTEN = (Rules(CaptionRules()),)
 class RunCaptions:
     """The captions of a run's items. `rules[s]` are those of the data set s; `epochs` is how many the run begins.
 
-    `variants` is K above. `in_step`: the captions are encoded in each step, so that nothing need be known beforehand.
+    `variants` is K above. `in_step`: the captions are encoded in each step, so that nothing need be known beforehand. `remembered`
+    has texts that were made before.
     """
 
     items: Items
@@ -45,6 +49,7 @@ class RunCaptions:
     epochs: int = 1
     variants: int | None = None
     in_step: bool = False
+    remembered: Remembered | None = None
 
     def text_of(self, index: int, epoch: int) -> str:
         """The text of the item `index` in an epoch; "" if the caption is dropped there."""
@@ -69,13 +74,23 @@ class RunCaptions:
         """Every distinct text of the training that the cache must have but "", as sorted large_string."""
         if self.in_step:
             return pyarrow.array([], pyarrow.large_string())
-        used = np.zeros(len(self.items.samples), bool)
-        used[self.items.rows] = True
-        plain = self.items.samples.first_captions.take(pyarrow.array(np.flatnonzero(used & ~self._several)))
+        if self.remembered is None or not self._several.any():
+            return self._made_texts()["texts"]
+        key = columns_hash(
+            self._uses, np.frombuffer(self._digest(self.seed, self.epochs, self.variants).encode(), np.uint8)
+        )
+        return self.remembered.arrays("caption-texts", key, self._made_texts)["texts"]
+
+    def _made_texts(self) -> dict[str, pyarrow.Array]:
+        plain = self.items.samples.first_captions.take(pyarrow.array(np.flatnonzero((self._uses > 0) & ~self._several)))
         several = {self._variant(row, number) for row, number in self._variants_in_use()}
         found = pyarrow.array(sorted(several), pyarrow.large_string())
         distinct = pyarrow.compute.unique(pyarrow.chunked_array([plain, found]))
-        return distinct.take(pyarrow.compute.sort_indices(distinct))
+        return {"texts": distinct.take(pyarrow.compute.sort_indices(distinct))}
+
+    def with_variants(self, variants: int | None) -> RunCaptions:
+        """The same with another number of variants."""
+        return replace(self, variants=variants)
 
     @property
     def is_random(self) -> bool:
@@ -91,17 +106,17 @@ class RunCaptions:
         """What identifies the texts of the run beside its data's hash; None if each image has one text, which that hash covers."""
         if not self._several.any():
             return None
-        digest = hashlib.blake2b(digest_size=16)
-        samples = self.items.samples
-        for row in np.unique(self.items.rows).tolist():
-            if self._several[row]:
-                digest.update(repr((samples.images[row], self._lines(row), int(samples.sets[row]))).encode())
-        for rules in self.rules:
-            digest.update(
-                repr((rules.config.model_dump(exclude={"tag_categories"}), sorted(rules.rates.items()))).encode()
-            )
-        facts: dict[str, Any] = {"texts": digest.hexdigest()}
+        facts: dict[str, Any] = {"texts": self._digest()}
         return facts | ({"variants": self.variants or ONE_PER_USE} if self.is_random else {})
+
+    def _digest(self, *others: int | None) -> str:
+        """A hash of all that determines the texts of the images with several, and of `others`."""
+        samples, rows = self.items.samples, np.flatnonzero(self._several & (self._uses > 0))
+        columns = samples.images[rows], samples.captions.take(pyarrow.array(rows)), samples.sets[rows]
+        rules = [
+            [each.config.model_dump(exclude={"tag_categories"}), sorted(each.rates.items())] for each in self.rules
+        ]
+        return content_hash(repr((VERSION, columns_hash(*columns), rules, others)).encode())
 
     def _variants_in_use(self) -> Iterator[tuple[int, int]]:
         """(row, number) of each variant that the run uses, of rows with several."""
