@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from sushi_research.caches.store import Store, entry_key
+from sushi_research.caches.keys import entry_key
+from sushi_research.caches.store import Store
 from sushi_research.data import images
 from sushi_research.data.samples import Item
 from sushi_research.errors import UserError

@@ -9,7 +9,7 @@ from typing import Any
 from sushi_research.caches import encoding
 from sushi_research.caches.caches import Caches
 from sushi_research.caches.inputs import Inputs
-from sushi_research.caches.store import entry_key
+from sushi_research.caches.keys import entry_key
 from sushi_research.config import TrainingConfig
 from sushi_research.config.command_line import config_to_dict
 from sushi_research.data.samples import Item, dataset_hash
