@@ -59,7 +59,8 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def remove_abandoned(folder: Path, name: str | None = None) -> None:
-    """Removes the temporary files in `folder`, of the file `name` or of all, whose writers were killed."""
+    """Removes the temporary files in `folder`, of the file `name` or of all, that killed processes left. Other processes may write
+    there meanwhile."""
     for leftover in _named(folder, name):
         _remove(leftover, _remove_if_abandoned)
 

@@ -221,7 +221,7 @@ def read_row(file: BinaryIO, manifest: Manifest, row: int) -> tuple[dict[str, to
     kind = manifest.kinds[places["kind"][row]]
     metadata = bytearray(int(places["metadata_bytes"][row]))
     tensors, parts = {}, []
-    with _reading(Path(file.name)):
+    with _reading(file.name):
         _read_at(file, int(places["metadata"][row]), memoryview(metadata))
         for name, (dtype, shape) in zip(manifest.tensors, kind, strict=True):
             tensors[name] = torch.empty(shape, dtype=_DTYPES[dtype])
@@ -258,7 +258,7 @@ def _digest(data: bytes) -> bytes:
 
 
 @contextlib.contextmanager
-def _reading(path: Path) -> Iterator[None]:
+def _reading(path: Path | str) -> Iterator[None]:
     """Turns what the disk cannot read into Damage, and any other error but a missing file into UserError."""
     try:
         yield
