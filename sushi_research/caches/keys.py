@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+# Increase this if decoding, resizing or the stored content changes. It is part of every key, so old entries are not read.
+RECIPE = 1
 # The NumPy type of a column of keys. They sort as their hex digits do.
 PACKED = np.dtype("S16")
 
@@ -20,7 +22,12 @@ def entry_key(**recipe: Any) -> str:
 
     Raises TypeError for a value that is not JSON and ValueError for a float that is not finite.
     """
-    return hashlib.blake2b(canonical_json(recipe).encode(), digest_size=16).hexdigest()
+    return digest(canonical_json(recipe).encode()).hex()
+
+
+def digest(data: bytes) -> bytes:
+    """The blake2b hash, 16 bytes."""
+    return hashlib.blake2b(data, digest_size=16).digest()
 
 
 def canonical_json(value: Any) -> str:

@@ -27,7 +27,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 
-from sushi_research.caches.keys import PACKED, canonical_json, hex_digits, packed
+from sushi_research.caches.keys import PACKED, canonical_json, digest, hex_digits, packed
 from sushi_research.errors import UserError
 from sushi_research.files import fsync_file, fsync_folder
 from sushi_research.temporaries import temporary_file
@@ -101,7 +101,7 @@ def write_shard(folder: Path, tensors: tuple[str, ...], rows: list[dict[str, Any
         writer.finalize(close_stream=False)
         fsync_file(file)
         data = json.dumps(_describe(aside, tensors, rows)).encode()
-        shard = folder / f"shard-{_digest(data).hex()}"
+        shard = folder / f"shard-{digest(data).hex()}"
         with temporary_file(folder / "shard.json") as (manifest, manifest_aside):
             manifest.write(data)
             fsync_file(manifest)
@@ -171,10 +171,10 @@ def _places(whole: Any, tensors: tuple[str, ...]) -> dict[str, np.ndarray]:
 
 def checksum(key: str, metadata: bytes, kind: list[Any], tensors: list[Any]) -> str:
     """The blake2b hash of a row, as 32 hex digits: its key, its metadata, and the dtype, shape and bytes of each tensor."""
-    digest = hashlib.blake2b(canonical_json([key, len(metadata), kind]).encode() + b"\n" + metadata, digest_size=16)
+    whole = hashlib.blake2b(canonical_json([key, len(metadata), kind]).encode() + b"\n" + metadata, digest_size=16)
     for data in tensors:
-        digest.update(data)
-    return digest.hexdigest()
+        whole.update(data)
+    return whole.hexdigest()
 
 
 def read_manifest(path: Path, tensors: tuple[str, ...]) -> Manifest:
@@ -189,7 +189,7 @@ def read_manifest(path: Path, tensors: tuple[str, ...]) -> Manifest:
             if isinstance(error.__cause__, OSError):
                 raise error.__cause__ from None
             raise Damage(f"its manifest {error.reason}") from error
-    if _digest(data).hex() != path.stem.removeprefix("shard-"):
+    if digest(data).hex() != path.stem.removeprefix("shard-"):
         if _is_first_format(data):
             raise _other(path.parent, "format 1", f"format {FORMAT_VERSION}")
         raise Damage("its manifest is not what was written")
@@ -251,10 +251,6 @@ def set_aside(manifest_path: Path) -> bool:
         with contextlib.suppress(OSError):  # one of the two files may be missing, and the folder may be read-only
             os.replace(path, f"{path}.damaged")
     return not manifest_path.exists()
-
-
-def _digest(data: bytes) -> bytes:
-    return hashlib.blake2b(data, digest_size=16).digest()
 
 
 @contextlib.contextmanager
