@@ -141,7 +141,7 @@ def test_encoding_an_image_equals_diffusers(model, base):
     pixels = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
     picture = VaeImageProcessor().preprocess(pixels[None].astype(np.float32) / 255.0)
     posterior = vae.encode(picture).latent_dist
-    mean, std = encoding.encode_image(vae, pixels)
+    mean, std = (each[0] for each in encoding.encode_images(vae, pixels[None]))
     assert mean.dtype == torch.float16 and mean.shape == (4, 8, 12)
     # x / 127.5 - 1 and 2 (x / 255) - 1 may differ in the last fp32 bit, so in one fp16 rounding here and there.
     assert torch.allclose(mean.float(), posterior.mean[0], rtol=2e-3, atol=1e-4)
