@@ -11,7 +11,6 @@ import operator
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import astuple, dataclass, field
 from functools import cached_property, partial
-from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
@@ -260,6 +259,10 @@ def _texts(hashes: np.ndarray) -> pyarrow.Array:
     )
 
 
+def _strings(texts: Sequence[str]) -> pyarrow.Array:
+    return pyarrow.array(texts, pyarrow.large_string())
+
+
 def _joined(parts: Sequence[pyarrow.Array | pyarrow.ChunkedArray]) -> pyarrow.Array:
     """Arrow arrays or chunked arrays as one array."""
     chunks = [chunk for part in parts for chunk in (part.chunks if isinstance(part, pyarrow.ChunkedArray) else [part])]
@@ -272,6 +275,42 @@ class Problem:
 
     name: str
     reason: str
+
+
+@dataclass(frozen=True, eq=False)
+class Problems(Sequence[Problem]):
+    """Problems in columns: their `names` and `reasons` are Arrow arrays (large_string)."""
+
+    names: pyarrow.Array
+    reasons: pyarrow.Array
+
+    @classmethod
+    def of(cls, *parts: Sequence[Problem]) -> Problems:
+        """The problems of all parts, sorted by name and reason."""
+        columns = {
+            key: _joined([part if isinstance(part, pyarrow.Array) else _strings(part) for part in each])
+            for key, each in (
+                ("names", [part.names if isinstance(part, cls) else [p.name for p in part] for part in parts]),
+                ("reasons", [part.reasons if isinstance(part, cls) else [p.reason for p in part] for part in parts]),
+            )
+        }
+        order = pyarrow.compute.sort_indices(pyarrow.table(columns), [(key, "ascending") for key in columns])
+        return cls(**{key: column.take(order) for key, column in columns.items()})
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @overload
+    def __getitem__(self, index: int) -> Problem: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Problem]: ...
+    def __getitem__(self, index: int | slice) -> Problem | list[Problem]:
+        if isinstance(index, slice):
+            return [self[number] for number in range(len(self))[index]]
+        return Problem(self.names[index].as_py(), self.reasons[index].as_py())
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)
 
 
 @dataclass(frozen=True)
@@ -294,8 +333,8 @@ class Scan:
     """
 
     source: str
-    samples: list[Sample] = field(default_factory=list)
-    problems: list[Problem] = field(default_factory=list)
+    samples: Sequence[Sample] = field(default_factory=list)
+    problems: Sequence[Problem] = field(default_factory=list)
     cropped: list[Crop] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
@@ -303,17 +342,6 @@ class Scan:
     held_out: list[str] = field(default_factory=list)
     prior: list[str] = field(default_factory=list)
     is_table: bool = False
-
-
-@dataclass(frozen=True)
-class FoundImage:
-    """An image before its check. If it has no usable caption, that problem is already recorded."""
-
-    name: str
-    caption: str | None
-    repeats: int
-    path: Path | None
-    load: Callable[[], bytes]
 
 
 @dataclass(frozen=True)
