@@ -180,6 +180,22 @@ class Samples(Sequence[Sample]):
             )
         return cls(**columns, sources=tuple(sources))
 
+    def in_set(self, number: int, folder: str = "") -> Samples:
+        """The samples as those of the set of this number in a run; `folder`, if given, becomes the first part of their names."""
+        assert len(self.sources) == 1 and not self.sets.any()
+        names = self.names
+        if folder:
+            prefix = pyarrow.scalar(f"{folder}/", pyarrow.large_string())
+            names = pyarrow.compute.binary_join_element_wise(prefix, names, pyarrow.scalar("", pyarrow.large_string()))
+        before = (None,) * number
+        return replace(
+            self,
+            names=names,
+            sets=np.full(len(self), number, np.int16),
+            sources=(*before, *self.sources),
+            mask_sources=(*before, *self.mask_sources) if self.mask_sources else (),
+        )
+
     def take(self, rows: np.ndarray) -> Samples:
         """The samples at these row numbers, or where a bool array of length N is true, in that order."""
         rows = np.flatnonzero(rows) if rows.dtype == bool else rows
@@ -302,7 +318,8 @@ class Scan:
     `cropped` are the images that lose much to the crop, the largest loss first; `notes` are remarks that do not stop a run;
     `skipped` are those about folders and pictures that this program wrote; `ignored` counts files that are neither image nor
     caption; `held_out` and `prior` have the names of the samples that were moved out of `samples` for evaluation, `prior` those of
-    prior images. `is_table`: an HF dataset, and no folder of images.
+    prior images. `is_table`: an HF dataset, and no folder of images. `sets` has the path and the numbers of images and problems of
+    each set, if the run has several.
     """
 
     source: str
@@ -315,6 +332,7 @@ class Scan:
     held_out: list[str] = field(default_factory=list)
     prior: list[str] = field(default_factory=list)
     is_table: bool = False
+    sets: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -468,6 +486,13 @@ def _geometries(
     sizes, ids = np.unique((widths << 32) + heights, return_inverse=True)
     geometries, too_small = crop_geometries(sizes >> 32, sizes & 0xFFFFFFFF, rule, squeeze=fitting.crop == "none")
     return geometries[ids], too_small[ids]
+
+
+def once_each(items: Items) -> Items:
+    """Each sample of the items once, at its last geometry: that of its highest resolution."""
+    last = np.flatnonzero(np.diff(items.rows, append=-1))
+    rows = items.rows[last]
+    return Items(items.samples, rows, _instances(items.samples.images[rows]), items.geometries[last])
 
 
 def _ranks(order: np.ndarray) -> np.ndarray:
