@@ -20,8 +20,8 @@ INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --constr
 # The tests run in the order of tests/conftest.py, longest first; xdist's own order puts the largest groups first.
 PYTEST := $(BIN)/python -m pytest -q -n 2 --dist loadgroup --no-loadscope-reorder --durations=10
 
-.PHONY: help setup demo pages bases scores measure-study acceptance inspect experiment chaos faults-io test test-fast mutants fuzz lint format bench \
-	bench-gpu clean
+.PHONY: help setup demo pages bases scores measure-study acceptance inspect experiment chaos faults-io test test-fast mutants fuzz lint \
+	format bench bench-data bench-gpu clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -103,6 +103,9 @@ format: .venv/.dev  ## fix the style
 
 bench: .venv/.installed  ## time pairs of variants on this machine; results in benchmarks/results
 	$(ONE_THREAD) $(BIN)/python -m benchmarking --model $(ARCH)
+
+bench-data: .venv/.installed  ## measure the start of a run and its loader with up to a million rows (about half an hour on two cores)
+	$(BIN)/python -m benchmarking.data
 
 bench-gpu: .venv/.dev  ## run the GPU tests, then the same comparison on the GPU
 	$(BIN)/python -m pytest -q -m gpu

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from sushi_research.config import effects
 from sushi_research.config.inputs import CacheSection, DataSection, ModelSection
 from sushi_research.config.learning import LoraSection, LossSection, OptimizerSection, ScheduleSection, TrainSection
+from sushi_research.config.masks import MaskSection
 from sushi_research.config.outputs import (
     CheckpointSection,
     EvaluationSection,
@@ -26,6 +27,7 @@ class TrainingConfig(Section):
 
     model: ModelSection
     data: DataSection
+    masks: MaskSection = Field(default_factory=MaskSection)
     cache: CacheSection = Field(default_factory=CacheSection)
     lora: LoraSection = Field(default_factory=LoraSection)
     train: TrainSection
