@@ -185,6 +185,7 @@ def encode_batch(bench: Bench, vae: Any, text: Any, samples: Sequence[StepSample
         std=posterior.std.half(),
         text={name: torch.stack([row[name].half() for row in rows]) for name in rows[0]},
         time_ids=conditioning.time_ids([i.geometry.time_ids(False, "image") for i in items]).to(bench.device),
+        loss_weights=torch.ones(len(items), device=bench.device),
         names=tuple(item.sample.name for item in items),
         keys=tuple((sample.epoch, *item.identity) for sample, item in zip(samples, items, strict=True)),
         seed=bench.sampler.seed,

@@ -72,8 +72,16 @@ def training_step(
     prediction = model.predict(unet, noisy, timesteps, batch.text, batch.time_ids)
     # The target is what the base predicts: the noise, or v.
     target = diffusion.target(latents, noise, timesteps, objective.abar, objective.prediction_type)
-    losses = diffusion.mse_per_sample(prediction, target)  # [B] fp32
-    weights = diffusion.min_snr_weight(timesteps, objective.abar, objective.snr_gamma, objective.prediction_type)
+    if any(batch.to_base):  # prior preservation: for these samples the target is the prediction without the adapter
+        with torch.no_grad(), lora.without_adapter(unet):
+            of_base = model.predict(unet, noisy, timesteps, batch.text, batch.time_ids)
+        target = diffusion.prior_target(target, of_base, batch.to_base)
+    losses = diffusion.mse_per_sample(prediction, target, batch.mask)  # [B] fp32
+    weights = batch.loss_weights  # [B] fp32: one, or what the sample's set says
+    if objective.snr_gamma is not None:
+        weights = weights * diffusion.min_snr_weight(
+            timesteps, objective.abar, objective.snr_gamma, objective.prediction_type
+        )
     loss = (losses * weights).sum() / job.global_batch_size  # this micro-batch's part of the step's mean over G samples
     job.scaler.scale(loss).backward()
     metrics.add(loss, losses, diffusion.timestep_bin(timesteps))
@@ -152,7 +160,7 @@ def train(job: Job) -> int:
 
     loader = Loader(
         data.items,
-        Sampler(tuple(item.bucket for item in data.items), job.global_batch_size, config.train.seed),
+        Sampler(data.items.bucket_ids, job.global_batch_size, config.train.seed),
         caches,
         batch_size=config.train.batch_size,
         rank=job.rank,

@@ -6,6 +6,7 @@ alphas, x_t = sqrt(abar_t) x0 + sqrt(1 - abar_t) eps (their equation 4). B sampl
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -97,16 +98,12 @@ def snr(timesteps: torch.Tensor, abar: torch.Tensor) -> torch.Tensor:
     return abar_t / (1.0 - abar_t)
 
 
-def min_snr_weight(
-    timesteps: torch.Tensor, abar: torch.Tensor, gamma: float | None, prediction_type: str
-) -> torch.Tensor:
-    """Min-SNR-gamma loss weight, [B] float32 (Hang et al. 2023, arXiv 2303.09556); ones for `gamma=None`.
+def min_snr_weight(timesteps: torch.Tensor, abar: torch.Tensor, gamma: float, prediction_type: str) -> torch.Tensor:
+    """Min-SNR-gamma loss weight, [B] float32 (Hang et al. 2023, arXiv 2303.09556).
 
     "epsilon": min(snr, gamma) / snr. "v_prediction": min(snr, gamma) / (snr + 1), which is 0 where the SNR is 0. The SNR is that
     of `abar`, so for a zero-terminal-SNR schedule it is the rescaled one; kohya uses the SNR before rescaling.
     """
-    if gamma is None:
-        return torch.ones(timesteps.shape, dtype=torch.float32, device=timesteps.device)
     ratio = snr(timesteps, abar)
     if prediction_type == "epsilon":
         # 0/0 at SNR 0, but epsilon bases with zero terminal SNR are refused when they are read. Checking abar here would
@@ -116,9 +113,27 @@ def min_snr_weight(
     return ratio.clamp(max=gamma) / (ratio + 1.0)
 
 
-def mse_per_sample(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Mean squared error of each sample over its C x H x W values, in float32: [B]."""
-    return (prediction.float() - target.float()).square().flatten(1).mean(1)
+def prior_target(target: torch.Tensor, of_base: torch.Tensor, to_base: Sequence[bool]) -> torch.Tensor:
+    """The target [B, C, H, W]: `of_base`, the base's own prediction, where `to_base` [B] is true, and `target` elsewhere.
+
+    Prior preservation after DreamBooth (Ruiz et al. 2023, arXiv 2208.12242, equation 2), with the base's prediction in place of
+    images that it generated. `to_base` is on the host, so choosing does not wait for the device.
+    """
+    chosen = [base if use else own for own, base, use in zip(target, of_base.to(target.dtype), to_base, strict=True)]
+    return torch.stack(chosen)
+
+
+def mse_per_sample(prediction: torch.Tensor, target: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+    """Mean squared error of each sample over its C x H x W values, in float32: [B].
+
+    With a mask [B, 1, H, W] float32 of weights from 0 to 1 it is the weighted mean, sum(w e) / sum(w): a small subject counts as
+    much as one that fills the image. A sample whose weights are all 0 has the error 0.
+    """
+    errors = (prediction.float() - target.float()).square()
+    if mask is None:
+        return errors.flatten(1).mean(1)
+    weights = mask.expand_as(errors)
+    return (errors * weights).flatten(1).sum(1) / weights.flatten(1).sum(1).clamp(min=torch.finfo(torch.float32).tiny)
 
 
 def timestep_bin(timesteps: torch.Tensor) -> torch.Tensor:

@@ -144,6 +144,7 @@ def narrow_bench(architecture, folder):
         std=torch.ones(1, 4, 8, 8, dtype=torch.half),
         text=text,
         time_ids=torch.tensor([[64.0, 64, 0, 0, 64, 64]]),
+        loss_weights=torch.ones(1),
         names=("picture",),
         keys=((0, "picture", 0),),
         seed=0,

@@ -9,6 +9,7 @@ import pytest
 from pydantic import BaseModel
 
 from sushi_research import models
+from sushi_research.config.data_set import DataSet
 
 ROOT = Path(__file__).parents[1]
 CLASSES: dict[str, type[BaseModel]] = models.config_classes()
@@ -43,11 +44,21 @@ def keys_read(path: Path) -> set[str]:
     return found
 
 
+def attributes_of(name: str, path: Path) -> set[str]:
+    """The names of all that a file reads of a value called `name`: `each.masks.invert` and `masks.invert` of "masks"."""
+    nodes = [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Attribute)]
+    return {node.attr for node in nodes if name in (getattr(node.value, "attr", ""), getattr(node.value, "id", ""))}
+
+
 def keys_read_by(architecture: str) -> set[str]:
     found = set().union(*map(keys_read, [*PACKAGE, ROOT / f"scripts/train_{architecture}_lora.py"]))
     # The settings that decide how a caption is encoded are read by the names that the model module gives.
     model = models.load(architecture)
-    return found | {f"model.{name}" for name in model.TEXT_SETTINGS}
+    found |= {f"model.{name}" for name in model.TEXT_SETTINGS}
+    # Those that a set can have are read as those of each set (`sets_of`).
+    found |= {f"data.{name}" for name in ("sets", *DataSet.model_fields)}
+    # Of a section that each set of images may have for itself, a set's keys are read.
+    return found | {f"masks.{name}" for path in PACKAGE for name in attributes_of("masks", path)}
 
 
 @pytest.mark.parametrize("architecture", CLASSES)

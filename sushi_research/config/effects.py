@@ -103,6 +103,25 @@ EVERYWHERE = (
     *_own_settings("sample.", {"evaluation.pictures": _is(0)}),
 )
 TRAINING = (
+    # With several sets, a set may have masks of its own, and takes what it does not give from here.
+    Rule(
+        ("masks.background", "masks.unmasked", "masks.invert"),
+        {"masks.source": _is("none"), "data.sets": _is(None, [])},
+        "while masks.source is none",
+        "say where the masks are",
+    ),
+    Rule(
+        ("masks.folder",),
+        {"masks.source": _is_other_than("files"), "data.sets": _is(None, [])},
+        "because of masks.source",
+        "set that to files",
+    ),
+    Rule(
+        ("masks.column",),
+        {"masks.source": _is_other_than("column"), "data.sets": _is(None, [])},
+        "because of masks.source",
+        "set that to column",
+    ),
     Rule(
         tuple(
             f"evaluation.{name}"

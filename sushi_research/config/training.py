@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from sushi_research.config import effects
 from sushi_research.config.inputs import CacheSection, DataSection, ModelSection
 from sushi_research.config.learning import LoraSection, LossSection, OptimizerSection, ScheduleSection, TrainSection
+from sushi_research.config.masks import MaskSection
 from sushi_research.config.outputs import (
     CheckpointSection,
     EvaluationSection,
@@ -18,6 +19,7 @@ from sushi_research.config.outputs import (
     TrackingSection,
 )
 from sushi_research.config.section import Section
+from sushi_research.config.sets import sets_of
 
 
 class TrainingConfig(Section):
@@ -25,6 +27,7 @@ class TrainingConfig(Section):
 
     model: ModelSection
     data: DataSection
+    masks: MaskSection = Field(default_factory=MaskSection)
     cache: CacheSection = Field(default_factory=CacheSection)
     lora: LoraSection = Field(default_factory=LoraSection)
     train: TrainSection
@@ -45,6 +48,11 @@ class TrainingConfig(Section):
     @model_validator(mode="after")
     def _every_key_has_an_effect(self) -> TrainingConfig:
         effects.require_effect(self.rules, self)
+        return self
+
+    @model_validator(mode="after")
+    def _sets_fit(self) -> TrainingConfig:
+        sets_of(self)
         return self
 
     @model_validator(mode="after")

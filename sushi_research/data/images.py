@@ -42,13 +42,15 @@ class Decoded:
     """A decoded RGB image, and what was done to its colours.
 
     `converted_from` says which colours were converted to sRGB; "" if the values are those of the file. `transparent`: whether
-    it was composited over white. `ignored` says which colour information of the file was not used, or "".
+    it was composited over white. `ignored` says which colour information of the file was not used, or "". `alpha` is the opacity
+    of a transparent image, of mode L.
     """
 
     image: Image.Image
     converted_from: str = ""
     transparent: bool = False
     ignored: str = ""
+    alpha: Image.Image | None = None
 
 
 def decode(data: bytes) -> Image.Image:
@@ -137,7 +139,7 @@ def _opaque_srgb(image: Image.Image, colour_code: tuple[int, int, int, int] | No
     rgb.putalpha(alpha)
     white = Image.new("RGBA", rgb.size, "white")
     white.alpha_composite(rgb)
-    return Decoded(white.convert("RGB"), converted_from, True, ignored)
+    return Decoded(white.convert("RGB"), converted_from, True, ignored, alpha)
 
 
 def _in_eight_bits(transparent: Any, mode: str, depth: int) -> Any:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import astuple, dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
 import pyarrow
@@ -32,7 +32,8 @@ class Sample:
     Width and height, in pixels, are after the EXIF rotation. An epoch uses the image `repeats` times. `fingerprint` is for
     finding near-duplicates (`near_duplicates.fingerprint`); 0, that of a black image, matches nothing. `converted`: whether
     the colours are converted to sRGB (`colour.to_srgb`). `more_captions` are the lines of the caption after the first.
-    `set` is the number of the data set in the run.
+    `set` is the number of the data set in the run. `mask_hash` is the content hash of its mask, "" without one; `load_mask` reads
+    the mask's file, and is None if the mask is the image's own transparency (`masks.alpha`).
     """
 
     name: str
@@ -46,6 +47,8 @@ class Sample:
     converted: bool = False
     more_captions: tuple[str, ...] = ()
     set: int = 0
+    mask_hash: str = ""
+    load_mask: Callable[[], bytes] | None = field(default=None, repr=False, compare=False)
 
     @property
     def captions(self) -> tuple[str, ...]:
@@ -59,14 +62,24 @@ class Sample:
 
     def read(self) -> bytes:
         """The bytes of the image file. Raises UserError if they cannot be read or have changed since the check."""
-        try:
-            data = self.load()
-        except (OSError, UnreadableFile) as error:
-            reason = error.reason if isinstance(error, UnreadableFile) else error.strerror or error
-            raise UserError(f"{self.name} could be read before but not now ({reason}): restore it.") from error
-        if content_hash(data) != self.image_hash:
-            raise UserError(f"{self.name} was changed after it was checked: run the same command again.")
-        return data
+        return _read_again(self.name, self.load, self.image_hash)
+
+    def read_mask(self) -> bytes:
+        """The bytes of the file that has the mask: the mask's own, or the image's. Raises UserError as `read` does."""
+        if self.load_mask is None:
+            return self.read()
+        return _read_again(f"the mask of {self.name}", self.load_mask, self.mask_hash)
+
+
+def _read_again(name: str, load: Callable[[], bytes], expected: str) -> bytes:
+    try:
+        data = load()
+    except (OSError, UnreadableFile) as error:
+        reason = error.reason if isinstance(error, UnreadableFile) else error.strerror or error
+        raise UserError(f"{name} could be read before but not now ({reason}): restore it.") from error
+    if content_hash(data) != expected:
+        raise UserError(f"{name} was changed after it was checked: run the same command again.")
+    return data
 
 
 # Bytes of `near_duplicates.fingerprint`.
@@ -81,6 +94,8 @@ class Samples(Sequence[Sample]):
 
     `images` [N] HASH are the content hashes; `widths`, `heights` and `repeats` [N] int32; `fingerprints` [N, FINGERPRINT_BYTES]
     uint8; `converted` [N] bool; `sets` [N] int16. `sources[sets[i]](rows[i])` reads the bytes of image i; `rows` is [N] int64.
+    `masks` [N] HASH are the content hashes of the masks, empty where there is none; None if no image has one. `mask_sources` read
+    masks as `sources` read images; None for a set whose masks are the images' own transparency.
     """
 
     names: pyarrow.Array
@@ -94,6 +109,8 @@ class Samples(Sequence[Sample]):
     sets: np.ndarray
     rows: np.ndarray
     sources: tuple[Callable[[int], bytes], ...]
+    masks: np.ndarray | None = None
+    mask_sources: tuple[Callable[[int], bytes] | None, ...] = ()
 
     @classmethod
     def of(cls, samples: Sequence[Sample]) -> Samples:
@@ -120,6 +137,7 @@ class Samples(Sequence[Sample]):
             sets=np.array([sample.set for sample in samples], np.int16),
             rows=np.arange(len(samples)),
             sources=(source,) * size,
+            **_mask_columns(samples, size),
         )
 
     @classmethod
@@ -136,6 +154,14 @@ class Samples(Sequence[Sample]):
             columns[name] = _joined([getattr(part, name) for part in parts])
         for name in ("images", "widths", "heights", "repeats", "fingerprints", "converted", "sets", "rows"):
             columns[name] = np.concatenate([getattr(part, name) for part in parts])
+        if any(part.masks is not None for part in parts):
+            columns["masks"] = np.concatenate([_masks_of(part) for part in parts])
+            columns["mask_sources"] = tuple(
+                next(
+                    (one for part in parts if (one := _mask_source(part, number)) and (part.sets == number).any()), None
+                )
+                for number in range(len(sources))
+            )
         return cls(**columns, sources=tuple(sources))
 
     def take(self, rows: np.ndarray) -> Samples:
@@ -144,7 +170,8 @@ class Samples(Sequence[Sample]):
         columns = {name: _joined([getattr(self, name).take(pyarrow.array(rows))]) for name in ("names", "captions")}
         for name in ("images", "widths", "heights", "repeats", "fingerprints", "converted", "sets", "rows"):
             columns[name] = getattr(self, name)[rows]
-        return Samples(**columns, sources=self.sources)
+        masks = None if self.masks is None else self.masks[rows]
+        return Samples(**columns, sources=self.sources, masks=masks, mask_sources=self.mask_sources)
 
     def by_content(self) -> np.ndarray:
         """The row numbers in an order that depends on content: by image, first caption and name."""
@@ -170,6 +197,7 @@ class Samples(Sequence[Sample]):
         index = operator.index(index)
         captions = self.captions[index].as_py()  # raises IndexError beyond the end
         number, row = int(self.sets[index]), int(self.rows[index])
+        load_mask = _mask_source(self, number)
         return Sample(
             name=self.names[index].as_py(),
             image_hash=self.images[index].decode(),
@@ -182,6 +210,8 @@ class Samples(Sequence[Sample]):
             converted=bool(self.converted[index]),
             more_captions=tuple(captions[1:]),
             set=number,
+            mask_hash="" if self.masks is None else self.masks[index].decode(),
+            load_mask=load_mask and partial(load_mask, row),
         )
 
     def __iter__(self) -> Iterator[Sample]:
@@ -190,6 +220,25 @@ class Samples(Sequence[Sample]):
 
 def _load_nth(loads: Sequence[Callable[[], bytes]], row: int) -> bytes:
     return loads[row]()
+
+
+def _mask_columns(samples: Sequence[Sample], sets: int) -> dict[str, Any]:
+    if not any(sample.mask_hash for sample in samples):
+        return {}
+    loads = [sample.load_mask for sample in samples]
+    of_files = {sample.set for sample in samples if sample.load_mask}
+    return {
+        "masks": np.array([sample.mask_hash for sample in samples], HASH),
+        "mask_sources": tuple(partial(_load_nth, loads) if number in of_files else None for number in range(sets)),
+    }
+
+
+def _masks_of(samples: Samples) -> np.ndarray:
+    return np.zeros(len(samples), HASH) if samples.masks is None else samples.masks
+
+
+def _mask_source(samples: Samples, number: int) -> Callable[[int], bytes] | None:
+    return samples.mask_sources[number] if number < len(samples.mask_sources) else None
 
 
 def _texts(hashes: np.ndarray) -> pyarrow.Array:
@@ -347,9 +396,12 @@ def _instances(images: np.ndarray) -> np.ndarray:
 
 
 def dataset_hash(items: Sequence[Item]) -> str:
-    """Hash of the training data: images as they are decoded, captions, repetitions and crop geometries, but not file names."""
+    """Hash of the training data: images as they are decoded, captions, repetitions, crop geometries and masks, but not names."""
     digest = hashlib.blake2b(digest_size=16)
     for item in items:
         recipe = item.sample.colour_recipe
-        digest.update(repr((item.identity, item.sample.caption, astuple(item.geometry), *recipe.items())).encode())
+        mask = [("mask", item.sample.mask_hash)] if item.sample.mask_hash else []
+        digest.update(
+            repr((item.identity, item.sample.caption, astuple(item.geometry), *recipe.items(), *mask)).encode()
+        )
     return digest.hexdigest()

@@ -74,6 +74,8 @@ SAME_CONTENT = {
     "data.split": "data",
     "data.image_column": "data",
     "data.caption_column": "data",
+    "masks.folder": "data",
+    "masks.column": "data",
     "evaluation.held_out": "data",
     "evaluation.prior_path": "data",
 }

@@ -22,18 +22,23 @@ class Batch:
     """A micro-batch: B samples of one bucket, from the caches, with random numbers that depend only on seed and sample.
 
     `mean`, `std` of the VAE posterior, each [B, 4, h, w]; `text` embeddings by name, [B, ...]; `time_ids` [B, 6] fp32; `names`
-    of the files; `keys` (epoch, image hash, instance) for randomness; `prefetched` noise by purpose.
+    of the files; `keys` (epoch, image hash, instance) for randomness; `prefetched` noise by purpose. `loss_weights` [B] fp32 are
+    those of the sets; `mask` [B, 1, h, w] fp32, or None, weighs the loss within each image; `to_base` says for each sample whether
+    its target is the base's own prediction.
     """
 
     mean: torch.Tensor
     std: torch.Tensor
     text: dict[str, torch.Tensor]
     time_ids: torch.Tensor
+    loss_weights: torch.Tensor
     names: tuple[str, ...]
     keys: tuple[tuple[int, str, int], ...]
     seed: int
     device: torch.device
     prefetched: dict[str, torch.Tensor] = field(repr=False)
+    mask: torch.Tensor | None = None
+    to_base: tuple[bool, ...] = ()
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -136,6 +141,7 @@ class Loader:
             std=_to(self.device, std),
             text={name: _to(self.device, torch.stack([row[name] for row in texts])) for name in texts[0]},
             time_ids=_to(self.device, conditioning.time_ids(ids)),
+            loss_weights=_to(self.device, torch.ones(len(items))),
             names=tuple(item.sample.name for item in items),
             keys=keys,
             seed=seed,

@@ -145,12 +145,6 @@ def test_a_v_loss_is_worth_the_noise_loss_that_it_is_made_of():
     assert torch.allclose(v, epsilon * abar, rtol=1e-5, atol=0)
 
 
-@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
-def test_no_gamma_is_no_weight(schedule, prediction_type):
-    weight = diffusion.min_snr_weight(torch.tensor([0, 999]), schedule[0], None, prediction_type)
-    assert torch.equal(weight, torch.ones(2))
-
-
 def test_offset_noise_moves_whole_channels():
     noise, offset = torch.zeros(2, 4, 3, 3), torch.randn(2, 4)
     moved = diffusion.offset_noise(noise, offset, 0.1)

@@ -130,6 +130,7 @@ def test_every_path_is_checked_and_its_home_folder_expanded(monkeypatch: pytest.
             value = f'["{path}"]'.replace("\0", "\\0") if is_list else path
             assert refusal(config_class, {f"--{key}": value}).startswith(f"{key} is "), (key, path)
         words = {**CLASSES[config_class], f"--{key}": "[~/a]" if is_list else "~/a"}
+        words |= {"--masks.source": "files"} if key == "masks.folder" else {}  # without which it has no effect
         config: Any = load_config(
             config_class, [f"{name}={value}" for name, value in words.items()], script="s", intro="1\n2\n3\n4\n5"
         )

@@ -26,6 +26,9 @@ REFUSED = [
     ("", "evaluation.prior_path", "prior", "because nothing is evaluated"),
     ("", "evaluation.pictures", "4", "because nothing is evaluated"),
     ("", "evaluation.keep_best", "true", "because nothing is evaluated"),
+    ("", "masks.background", "0.5", "while masks.source"),
+    ("masks.source=alpha", "masks.folder", "masks", "because of masks.source"),
+    ("masks.source=files", "masks.column", "outline", "because of masks.source"),
     ("sample.enabled=false", "sample.every", "7", "while sample.enabled"),
     ("sample.enabled=false", "sample.prompts", "[a cat]", "while sample.enabled"),
     ("sample.enabled=false", "sample.seeds", "[1]", "while sample.enabled"),
@@ -129,6 +132,6 @@ def test_the_other_scripts_refuse_too():
 
 def test_every_key_of_the_table_is_a_key():
     known = {key for config_class in (SD15Training, EVALUATION) for key in default_values(config_class)}
-    known |= {"prompts", *default_values(SamplingConfig)}
+    known |= {"prompts", "data.sets", *default_values(SamplingConfig)}
     rules = (*effects.TRAINING, *effects.SAMPLING, *effects.EVALUATION)
     assert {key for rule in rules for key in (*rule.keys, *rule.when)} <= known

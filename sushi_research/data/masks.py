@@ -1,0 +1,107 @@
+"""Masks: pictures that say how much each part of an image counts in the loss. White counts, black does not. Pure functions."""
+
+from __future__ import annotations
+
+import posixpath
+from collections import defaultdict
+from collections.abc import Iterable
+
+import numpy as np
+from PIL import Image
+
+from sushi_research.data import images
+from sushi_research.data.buckets import CropGeometry
+from sushi_research.data.images import BadImage
+from sushi_research.data.names import IMAGES
+from sushi_research.fingerprints import content_hash
+
+# Increment it when `decode`, `alpha` or `to_latents` gives other values. It is part of every key in the cache.
+RECIPE = 1
+# What follows the image's name in that of its mask: OneTrainer's, then two of image editors and segmentation tools.
+ENDINGS = ("-masklabel", ".mask", "_mask")
+# Pixels of the image per latent, in each direction.
+_SCALE = 8
+
+
+def decode(data: bytes) -> Image.Image:
+    """A mask file as 8-bit grey. Raises BadImage for what is no single intact image, or is transparent.
+
+    A transparent mask is refused because nobody can tell whether its transparency or its colours are meant.
+    """
+    found = images.decode_and_describe(data)
+    if found.transparent:
+        raise BadImage("is transparent: save it in black and white, without transparency")
+    return found.image.convert("L")
+
+
+def alpha(data: bytes) -> Image.Image:
+    """The opacity of an image file as 8-bit grey: white if it has no transparency. Raises BadImage as `images.decode` does."""
+    found = images.decode_and_describe(data)
+    return found.alpha or Image.new("L", found.image.size, 255)
+
+
+def alpha_hash(image_hash: str) -> str:
+    """The hash of an image's own transparency as a mask. It is not that of a mask file with the same bytes."""
+    return content_hash(f"alpha of {image_hash}".encode())
+
+
+def to_latents(mask: Image.Image, geometry: CropGeometry) -> np.ndarray:
+    """A mask (grey, of the image's size) on the grid of the image's latents: float16 [1, h, w] from 0 to 1.
+
+    It is resized and cropped as the image is (`images.resize_and_crop`), but each value is the mean over the area it covers, so
+    that none is outside of the mask's own range. That of the mirrored image is its mirror image, because buckets are whole latents.
+    """
+    assert mask.mode == "L" and mask.size == (geometry.original_width, geometry.original_height), (mask, geometry)
+    resized = mask.resize((geometry.resized_width, geometry.resized_height), Image.Resampling.BOX)
+    left, top = geometry.crop_left, geometry.crop_top
+    pixels = np.asarray(resized.crop((left, top, left + geometry.width, top + geometry.height)))
+    height, width = geometry.height // _SCALE, geometry.width // _SCALE
+    means = pixels.reshape(height, _SCALE, width, _SCALE).mean((1, 3), dtype=np.float64) / 255
+    return means.astype(np.float16)[None]
+
+
+def loss_weights(mask: np.ndarray, background: float, *, invert: bool, flip: bool) -> np.ndarray:
+    """The weight of each latent in the loss, float32 [1, h, w], from a mask of `to_latents`: black has weight `background`."""
+    white = 1 - mask.astype(np.float32) if invert else mask.astype(np.float32)
+    return np.ascontiguousarray((background + (1 - background) * white)[..., :: -1 if flip else 1], np.float32)
+
+
+def masks_beside(names: Iterable[str]) -> dict[str, list[str]]:
+    """Which of these image files are masks of others: image -> its masks, sorted. Names are paths with /.
+
+    cat-masklabel.png, cat.mask.png and cat_mask.png are masks of cat.jpg if there is one, and images of their own if not.
+    """
+    of_stem: dict[str, list[str]] = defaultdict(list)
+    ending = []
+    for name in names:
+        stem = posixpath.splitext(name)[0]
+        of_stem[stem].append(name)
+        if stem.endswith(ENDINGS):
+            ending.append((name, stem))
+    found: dict[str, list[str]] = defaultdict(list)
+    for name, stem in sorted(ending):
+        # A mask of a mask is none: cat_mask_mask.png with cat_mask.png is a mask only if there is no cat.jpg.
+        for image in of_stem.get(_without_ending(stem), ()):
+            found[image].append(name)
+    masks = {name for names in found.values() for name in names}
+    return {image: names for image, names in found.items() if image not in masks}
+
+
+def masks_in_folder(names: Iterable[str], stems: Iterable[str]) -> dict[str, list[str]]:
+    """The masks in a folder of their own, by the stem (path without suffix) of their image: for a/cat, a/cat.png or the like."""
+    wanted = set(stems)
+    found: dict[str, list[str]] = defaultdict(list)
+    for name in sorted(names):
+        stem, suffix = posixpath.splitext(name)
+        if suffix.lower() not in IMAGES:
+            continue
+        for candidate in (stem, _without_ending(stem)):
+            if candidate in wanted:
+                found[candidate].append(name)
+                break
+    return dict(found)
+
+
+def _without_ending(stem: str) -> str:
+    """The stem of the image whose mask has this stem; the same stem if it has none of `ENDINGS`."""
+    return next((stem.removesuffix(ending) for ending in ENDINGS if stem.endswith(ending)), stem)

@@ -1,0 +1,124 @@
+"""The training step of each script on one batch: loss weights, masks, and the base's prediction as target."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from script_runs import CONFIGS, load_script
+
+from sushi_research import diffusion, models
+from sushi_research.adapters import lora
+from sushi_research.models import loading
+from sushi_research.runs.job import Job
+from sushi_research.training.loader import Batch
+
+NAMES = ("one", "two")
+
+
+class Recorder:
+    """What the step gives to its metrics."""
+
+    def add(self, loss: torch.Tensor, losses: torch.Tensor, bins: torch.Tensor, *_: Any) -> None:
+        self.loss, self.losses = loss.detach(), losses.detach()
+
+
+def batch_of(unet: Any) -> Batch:
+    generator = torch.Generator().manual_seed(1)
+    text = {"hidden": torch.randn(2, 77, unet.config.cross_attention_dim, generator=generator)}
+    if unet.config.addition_embed_type:
+        width = unet.config.projection_class_embeddings_input_dim - 6 * unet.config.addition_time_embed_dim
+        text["pooled"] = torch.randn(2, width, generator=generator)
+    return Batch(
+        mean=torch.randn(2, 4, 8, 8, generator=generator),
+        std=torch.ones(2, 4, 8, 8),
+        text=text,
+        time_ids=torch.tensor([[64.0, 64, 0, 0, 64, 64]] * 2),
+        loss_weights=torch.ones(2),
+        names=NAMES,
+        keys=tuple((0, name, 0) for name in NAMES),
+        seed=0,
+        device=torch.device("cpu"),
+        prefetched={},
+    )
+
+
+Step = Callable[[Batch], tuple[Recorder, list[torch.Tensor]]]
+
+
+def prepare(architecture: str, base_folder: Path, precision: str, *, trained: bool, dropout: float = 0.0) -> Any:
+    """(the step: batch -> its metrics and gradients, a batch), with an adapter at its start or `trained`."""
+    settings = {"model": {"base": str(base_folder)}, "data": {"path": "none"}, "train": {"steps": 1, "batch_size": 2}}
+    config = CONFIGS[architecture](**settings, lora={"dropout": dropout})
+    job, script = Job(config, models.load(architecture), Accelerator(cpu=True), precision), load_script(architecture)
+    unet = loading.load_unet(loading.find_base(config, job.model), job.compute_dtype, job.device)
+    options = {"targets": ["attn2.to_k"], "rank": 4, "alpha": 4.0, "init": "default", "seed": 0}
+    lora.attach(unet, dropout=dropout, **options)
+    unet.train()
+    parameters = list(lora.adapter_parameters(unet).values())
+    for parameter in parameters:
+        parameter.data = parameter.data.to(job.compute_dtype)
+        if trained and not parameter.any():
+            parameter.data = torch.full_like(parameter, 0.1)
+    abar = diffusion.alphas_cumprod()
+    objective = diffusion.Objective(
+        abar=abar, prediction_type="epsilon", snr_gamma=5.0, noise_offset=0.0, dropout=dropout
+    )
+
+    def step(batch: Batch) -> tuple[Recorder, list[torch.Tensor]]:
+        for parameter in parameters:
+            parameter.grad = None
+        metrics = Recorder()
+        batch.seed_torch("dropout", 0)
+        script.training_step(job, unet, batch, 0, objective, metrics)
+        assert all(parameter.requires_grad for parameter in parameters)
+        return metrics, [parameter.grad.clone() for parameter in parameters]
+
+    return step, batch_of(unet)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_at_its_start_an_adapter_has_nothing_to_learn_from_the_base(architecture, base_folder, precision):
+    step, batch = prepare(architecture, base_folder, precision, trained=False)
+    metrics, gradients = step(replace(batch, to_base=(True, True)))
+    assert metrics.losses.tolist() == [0, 0]
+    assert not any(gradient.any() for gradient in gradients)
+    metrics, gradients = step(replace(batch, to_base=(False, True)))
+    assert metrics.losses[0] > 0 and metrics.losses[1] == 0
+    assert any(gradient.any() for gradient in gradients)
+
+
+def test_the_base_s_prediction_leaves_no_trace(architecture, base_folder):
+    """A trained adapter is pulled back to the base, and neither the other sample nor its dropout changes."""
+    step, batch = prepare(architecture, base_folder, "fp32", trained=True, dropout=0.5)
+    plain, gradients = step(batch)
+    mixed, other = step(replace(batch, to_base=(False, True)))
+    assert mixed.losses[0] == plain.losses[0] and 0 < mixed.losses[1] != plain.losses[1]
+    assert any(not torch.equal(one, two) for one, two in zip(gradients, other, strict=True))
+    again, same = step(batch)
+    assert torch.equal(again.losses, plain.losses)
+    assert all(map(torch.equal, gradients, same))
+
+
+def test_loss_weights_and_masks_are_in_the_loss_that_is_minimised(architecture, base_folder):
+    step, batch = prepare(architecture, base_folder, "fp32", trained=True)
+    plain, _ = step(batch)
+    first, gradients = step(replace(batch, loss_weights=torch.tensor([1.0, 0.0])))
+    second, others = step(replace(batch, loss_weights=torch.tensor([0.0, 0.5])))
+    assert torch.equal(first.losses, plain.losses)  # the unweighted ones are logged by timestep
+    torch.testing.assert_close(first.loss + 2 * second.loss, plain.loss)
+    left = torch.zeros(2, 1, 8, 8)
+    left[..., :4] = 1
+    masked, _ = step(replace(batch, mask=left))
+    right, _ = step(replace(batch, mask=1 - left))
+    torch.testing.assert_close((masked.losses + right.losses) / 2, plain.losses)
+    assert not torch.equal(masked.losses, plain.losses)
+    # Only the sample with a weight has gradients: halves of the same gradient sum up to that of both.
+    _, both = step(replace(batch, loss_weights=torch.tensor([1.0, 0.5])))
+    for one, two, sum_of in zip(gradients, others, both, strict=True):
+        torch.testing.assert_close(one + two, sum_of)
