@@ -18,7 +18,7 @@ from sushi_research.data.findings import LARGE_CROP
 from sushi_research.data.held_out import DRIFT_CAPTIONS, held_out_items, hold_out, require_separate, trained_items
 from sushi_research.data.image_folder import repeats_of
 from sushi_research.data.prior_images import PriorImages
-from sushi_research.data.samples import Crop, Item, Problem, Scan, make_items
+from sushi_research.data.samples import Crop, Item, Items, Problem, Scan, make_items
 from sushi_research.errors import UserError
 from sushi_research.fingerprints import HashCache
 from sushi_research.runs.job import Job
@@ -34,13 +34,13 @@ class Data:
     and `prior_scan` are the scans of `evaluation.path` and `evaluation.prior_path`; they have names of their own.
     """
 
-    items: list[Item]
+    items: Items
     scan: Scan
-    held_out: list[Item] = field(default_factory=list)
+    held_out: Sequence[Item] = field(default_factory=list)
     near_duplicates: list[str] = field(default_factory=list)
     evaluation_scan: Scan | None = None
-    prior: list[Item] = field(default_factory=list)
-    trained: list[Item] = field(default_factory=list)
+    prior: Sequence[Item] = field(default_factory=list)
+    trained: Sequence[Item] = field(default_factory=list)
     prior_scan: Scan | None = None
     prior_trained: frozenset[str] = frozenset()
 
