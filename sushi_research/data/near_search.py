@@ -31,6 +31,10 @@ from sushi_research.remembered import Remembered, columns_hash
 MOST_GROUPED = 4096
 # At most so many are compared with all others if there are more: 0.1 s for each among a million images on one core.
 MOST_COMPARED = 1000
+LIMIT = (
+    f"of more than {MOST_GROUPED:,} images at most {MOST_COMPARED:,} are compared with the others, and those that resemble another "
+    "image stay in training"
+)
 # Compared at once: 20 MB.
 CANDIDATES, BLOCK = 64, 2048
 # Increment it when another image could be chosen, or another pair be found.
