@@ -9,9 +9,9 @@ import numpy as np
 
 from sushi_research import randomness
 from sushi_research.data import near_search
-from sushi_research.data.buckets import BucketRule
+from sushi_research.data.buckets import BucketRule, Fitting
 from sushi_research.data.near_duplicates import SEED
-from sushi_research.data.samples import Items, Sample, Samples, Scan, make_items
+from sushi_research.data.samples import Items, Sample, Samples, Scan, make_items, once_each
 from sushi_research.errors import UserError, some
 from sushi_research.remembered import Remembered, columns_hash
 
@@ -102,21 +102,27 @@ def trained_items(items: Items, count: int, but: Collection[str], remembered: Re
     """
     if not count:
         return items.take(np.zeros(0, np.int64))
-    first = np.flatnonzero(items.instances == 0)
-    images = items.samples.images[items.rows[first]]
+    each = once_each(items)
+    images = each.samples.images[each.rows]
 
     def make() -> dict[str, np.ndarray]:
-        rows = np.flatnonzero(~near_search.is_one_of(images, but))
+        is_first = np.append(True, images[1:] != images[:-1])[: len(images)]  # of the samples of each image
+        rows = np.flatnonzero(is_first & ~near_search.is_one_of(images, but))
         numbers = [randomness.uniform(SEED, "measured training image", image.decode()) for image in images[rows]]
         return {"rows": rows[np.lexsort((images[rows], numbers))[:count]]}
 
     key = columns_hash(images, np.array([count]), near_search.as_column(but))
-    return items.take(first[(remembered.arrays("measured-training", key, make) if remembered else make())["rows"]])
+    return each.take((remembered.arrays("measured-training", key, make) if remembered else make())["rows"])
 
 
-def held_out_items(samples: Sequence[Sample], rule: BucketRule) -> Items:
-    """The items of the held-out samples, each once regardless of repeats. All samples must fit a bucket."""
-    once = Samples.of(samples)
-    items, too_small = make_items(replace(once, repeats=np.ones(len(once), np.int32)), rule)
+def held_out_items(samples: Sequence[Sample], fittings: BucketRule | Sequence[Fitting]) -> Items:
+    """The items of the held-out samples, each once regardless of repeats, at its highest resolution. All must fit a bucket.
+
+    They are cropped at the center where training crops at random.
+    """
+    columns = Samples.of(samples)
+    if not isinstance(fittings, BucketRule):
+        fittings = [replace(each, crop="center") if each.crop == "random" else each for each in fittings]
+    items, too_small = make_items(replace(columns, repeats=np.ones(len(columns), np.int32)), fittings)
     assert not too_small, too_small
-    return items
+    return once_each(items)

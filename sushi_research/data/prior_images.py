@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import pyarrow
 import pyarrow.compute
 
 from sushi_research.data import near_search
@@ -27,28 +26,50 @@ class PriorImages:
     trained: frozenset[str] = frozenset()
 
 
-def below(scan: Scan, path: str) -> Samples:
-    """The samples of the scan of a folder of images that are in its subfolder `path`; none if it is elsewhere.
+def places_below(scans: Sequence[Scan], path: str) -> list[tuple[int, str]]:
+    """(number of the set, beginning of the names) where the scans of the sets have samples in the folder `path`; [] if it is
+    elsewhere. UserError if `path` is the folder of the only set."""
+    found = []
+    for number, scan in enumerate(scans):
+        for prefix in _prefixes(scan.source, path):
+            if prefix == "" and len(scans) == 1:
+                raise UserError(
+                    f"evaluation.prior_path is data.path itself, {path}: give a folder below it with the prior images only, or "
+                    "another one."
+                )
+            if _begin_with(Samples.of(scan.samples), prefix).any():
+                found.append((number, prefix))
+                break
+    return found
 
-    UserError if `path` is the scanned folder itself.
-    """
-    samples = Samples.of(scan.samples)
-    if not (os.path.isdir(scan.source) and os.path.isdir(path)):
-        return samples[:0]
-    if os.path.samefile(scan.source, path):
-        raise UserError(
-            f"evaluation.prior_path is data.path itself, {path}: give a folder below it with the prior images only, or another one."
-        )
+
+def _prefixes(source: str, path: str) -> list[str]:
+    """How the names of images in the folder `path` may begin in the scan of the folder `source`; [] if it is elsewhere."""
+    if not (os.path.isdir(source) and os.path.isdir(path)):
+        return []
+    if os.path.samefile(source, path):
+        return [""]
     # A link below the folder is followed, and names have the link's name.
-    for source, inner in (
-        (scan.source, os.path.abspath(path)),
-        (os.path.realpath(scan.source), os.path.realpath(path)),
-    ):
-        if inner.startswith(source.rstrip(os.sep) + os.sep):
-            prefix = os.path.relpath(inner, source).replace(os.sep, "/") + "/"
-            if (is_below := _mask(pyarrow.compute.starts_with(samples.names, prefix))).any():
-                return samples.take(is_below)
-    return samples[:0]
+    inside = ((source, os.path.abspath(path)), (os.path.realpath(source), os.path.realpath(path)))
+    return [
+        os.path.relpath(inner, outer).replace(os.sep, "/") + "/"
+        for outer, inner in inside
+        if inner.startswith(outer.rstrip(os.sep) + os.sep)
+    ]
+
+
+def below(scan: Scan, places: Sequence[tuple[int, str]]) -> Samples:
+    """The samples of the scan of all sets that are in these places: (number of the set, beginning of the names)."""
+    samples = Samples.of(scan.samples)
+    inside = np.zeros(len(samples), bool)
+    for number, prefix in places:
+        inside |= _begin_with(samples, prefix) & (samples.sets == number)
+    return samples.take(inside)
+
+
+def _begin_with(samples: Samples, prefix: str) -> np.ndarray:
+    """Whether the name of each sample begins with `prefix`: bool [N]."""
+    return _mask(pyarrow.compute.starts_with(samples.names, prefix))
 
 
 def hold_out_prior(scan: Scan, path: str, prior: Samples, remembered: Remembered | None = None) -> PriorImages:
