@@ -191,6 +191,8 @@ def _read_set(read: Callable[..., Scan], each: ResolvedSet) -> Scan:
         image_column=each.image_column,
         caption_column=each.caption_column,
         key=each.key("path"),
+        caption_source=each.captions.source,
+        allow_empty=each.captions.allow_empty,
     )
     folder = os.path.basename(os.path.abspath(each.path))
     if (repeats := repeats_of(f"{folder}/image")[1]) > 1 and not scan.is_table and each.repeats is None:
