@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from demo.concepts import CONCEPTS, PRIOR_FROM, Concept, known_scenes
-from demo.drawing import COUNTS, SQUARE, TABLE, Colour, Jitter, Scene, draw, shade
+from demo.drawing import COUNTS, TABLE, Colour, Jitter, Scene, draw, shade
 
 FOLDER = Path(__file__).parent / "photos"
 STAR: Concept = CONCEPTS["star"]

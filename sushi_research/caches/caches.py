@@ -59,6 +59,10 @@ class Caches:
     def text_key(self, caption: str) -> str:
         return text_key(caption, self.encoder_hashes, self.text_settings)
 
+    def text_keys(self, captions: Sequence[str] | pyarrow.Array) -> np.ndarray:
+        """`text_key` of each caption, as a column [n] of PACKED."""
+        return text_keys(captions, self.encoder_hashes, self.text_settings)
+
     def prompt_key(self, prompt: str) -> str:
         """The key of a prompt that is read in several chunks; one that fits has the key of the caption with its text."""
         return prompt_key(prompt, self.encoder_hashes, self.text_settings)
@@ -76,7 +80,7 @@ class Caches:
 
     def missing_captions(self, captions: Sequence[str] | pyarrow.Array) -> list[tuple[str, str]]:
         """(key, caption) of the captions that the cache lacks, sorted by key."""
-        keys, first = np.unique(text_keys(captions, self.encoder_hashes, self.text_settings), return_index=True)
+        keys, first = np.unique(self.text_keys(captions), return_index=True)
         missing = ~self.texts.has(keys)
         found = [captions[row] for row in first[missing].tolist()]
         texts = [each.as_py() if isinstance(each, pyarrow.Scalar) else each for each in found]

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
 
 from sushi_research import models, stopping
 from sushi_research.caches import encoding
 from sushi_research.caches.caches import Caches, free_memory
+from sushi_research.caches.keys import packed
 from sushi_research.caches.latent_entries import LatentEntries
 from sushi_research.config import TrainingConfig
 from sushi_research.config.prompts import Prompt
@@ -55,6 +57,11 @@ class Inputs:
     def missing_latents(self) -> LatentEntries:
         """`latent_entries` that are not in the cache."""
         return self.latent_entries.take(~self.caches.latents.has(self.latent_entries.keys))
+
+    def text_keys(self) -> np.ndarray:
+        """The keys of all entries of the text cache that are needed, [n] of PACKED."""
+        prompts = packed(self.caches.prompt_key(prompt) for prompt in self.long_prompts)
+        return np.concatenate([self.caches.text_keys(self.captions), prompts])
 
     @property
     def text_chunks(self) -> list[int]:
