@@ -45,7 +45,7 @@ if __name__ == "__main__":
     CONFIG = read([argument for argument in sys.argv[1:] if argument != "--prune"])
 
 from sushi_research.caches import pruning
-from sushi_research.caches.caches import open_caches, open_hash_cache
+from sushi_research.caches.caches import open_caches, open_hash_cache, open_remembered
 from sushi_research.caches.inputs import Inputs, fill_caches
 from sushi_research.data import findings
 from sushi_research.data.training_data import read_data
@@ -75,7 +75,7 @@ def main(config: TrainingConfig, *, prune: bool = False) -> int:
 def open_inputs(job: Job) -> Inputs:
     hash_cache = open_hash_cache(job.config)
     base = find_base(job.config, job.model)
-    data = read_data(job, hash_cache)
+    data = read_data(job, open_remembered(job.config))
     return Inputs(job.config, base, data, open_caches(job, base, hash_cache), hash_cache)
 
 

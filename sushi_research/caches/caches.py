@@ -18,8 +18,7 @@ from sushi_research.caches.latent_entries import LatentEntries, latent_entries, 
 from sushi_research.caches.store import Store
 from sushi_research.caches.text_keys import prompt_key, text_key, text_keys
 from sushi_research.config import TrainingConfig
-from sushi_research.config.sets import sets_of
-from sushi_research.data.samples import Item, Items
+from sushi_research.data.samples import Item
 from sushi_research.data.training_data import Data
 from sushi_research.fingerprints import HashCache
 from sushi_research.models import loading
@@ -39,10 +38,7 @@ def open_remembered(config: TrainingConfig) -> Remembered:
 
 @dataclass(frozen=True)
 class Caches:
-    """The open stores, and the hashes and settings that are part of every entry's key.
-
-    `flips` has, for each set of images, which of its images' entries are needed: as they are (False), mirrored (True), or both.
-    """
+    """The open stores, and the hashes and settings that are part of every entry's key."""
 
     latents: Store
     texts: Store
@@ -50,8 +46,6 @@ class Caches:
     vae_dtype: torch.dtype
     encoder_hashes: tuple[str, ...]
     text_settings: dict[str, Any]
-    flips: tuple[tuple[bool, ...], ...] = ((False,),)
-    remembered: Remembered | None = None
 
     def latent_key(self, item: Item, flip: bool) -> str:
         return latent_key(item, flip, self.vae_hash, self.vae_dtype)
@@ -68,15 +62,8 @@ class Caches:
         return prompt_key(prompt, self.encoder_hashes, self.text_settings)
 
     def latent_entries(self, data: Data) -> LatentEntries:
-        """The entries that the data needs: training items (mirrored too if their set is flipped), and measured items unmirrored."""
-        wanted: list[tuple[Sequence[Item], bool]] = []
-        for number, flips in enumerate(self.flips):
-            part = data.items
-            if len(self.flips) > 1 and isinstance(part, Items):
-                part = part.take(part.samples.sets[part.rows] == number)
-            wanted += [(part, flip) for flip in flips]
-        wanted.append((data.measured, False))
-        return latent_entries(wanted, self.vae_hash, self.vae_dtype, self.remembered)
+        """The distinct entries that the data needs."""
+        return latent_entries([*data.encodings()], self.vae_hash, self.vae_dtype, data.remembered)
 
     def missing_captions(self, captions: Sequence[str] | pyarrow.Array) -> list[tuple[str, str]]:
         """(key, caption) of the captions that the cache lacks, sorted by key."""
@@ -114,9 +101,6 @@ def open_caches(job: Job, base: loading.Base, hash_cache: HashCache) -> Caches:
         vae_dtype=loading.vae_dtype(base, job.device),
         encoder_hashes=encoder_hashes,
         text_settings={name: getattr(config.model, name) for name in model.TEXT_SETTINGS},
-        # With probability 1 only the mirrored image is needed.
-        flips=tuple({0.0: (False,), 1.0: (True,)}.get(each.flip, (False, True)) for each in sets_of(config)),
-        remembered=open_remembered(config),
     )
 
 
