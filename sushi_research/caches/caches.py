@@ -20,12 +20,11 @@ from sushi_research.caches.store import Store
 from sushi_research.caches.text_keys import prompt_key, text_key, text_keys
 from sushi_research.conditioning import ONE_CHUNK, Chunks
 from sushi_research.config import TrainingConfig
-from sushi_research.config.sets import sets_of
-from sushi_research.data.samples import Item, Items
+from sushi_research.data.samples import Item
 from sushi_research.data.training_data import Data
 from sushi_research.fingerprints import HashCache
 from sushi_research.models import loading
-from sushi_research.remembered import Remembered, columns_hash
+from sushi_research.remembered import NOTHING_REMEMBERED, Remembered, columns_hash
 from sushi_research.runs.job import Job
 
 
@@ -41,11 +40,7 @@ def open_remembered(config: TrainingConfig) -> Remembered:
 
 @dataclass(frozen=True)
 class Caches:
-    """The open stores, and the hashes and settings that are part of every entry's key.
-
-    `chunks` says how much is read of a caption. `flips` has, for each set of images, which of its images' entries are needed: as
-    they are (False), mirrored (True), or both.
-    """
+    """The open stores, and the hashes and settings that are part of every key. `chunks` says how much is read of a caption."""
 
     latents: Store
     texts: Store
@@ -53,8 +48,7 @@ class Caches:
     vae_dtype: torch.dtype
     encoder_hashes: tuple[str, ...]
     text_settings: dict[str, Any]
-    flips: tuple[tuple[bool, ...], ...] = ((False,),)
-    remembered: Remembered | None = None
+    remembered: Remembered = NOTHING_REMEMBERED
     chunks: Chunks = ONE_CHUNK
 
     def latent_key(self, item: Item, flip: bool) -> str:
@@ -70,7 +64,7 @@ class Caches:
 
     def text_keys(self, captions: Sequence[str] | pyarrow.Array) -> np.ndarray:
         """`text_key` of each caption, as a column [n] of PACKED. Those of an Arrow array are remembered."""
-        if self.remembered is None or not isinstance(captions, pyarrow.Array):
+        if not isinstance(captions, pyarrow.Array):
             return text_keys(captions, self.encoder_hashes, self.caption_settings)
         key = entry_key(
             texts=columns_hash(captions), encoders=self.encoder_hashes, settings=self.caption_settings, recipe=RECIPE
@@ -83,15 +77,8 @@ class Caches:
         return prompt_key(prompt, self.encoder_hashes, self.text_settings)
 
     def latent_entries(self, data: Data) -> LatentEntries:
-        """The entries that the data needs: training items (mirrored too if their set is flipped), and measured items unmirrored."""
-        wanted: list[tuple[Sequence[Item], bool]] = []
-        for number, flips in enumerate(self.flips):
-            part = data.items
-            if len(self.flips) > 1 and isinstance(part, Items):
-                part = part.take(part.samples.sets[part.rows] == number)
-            wanted += [(part, flip) for flip in flips]
-        wanted.append((data.measured, False))
-        return latent_entries(wanted, self.vae_hash, self.vae_dtype, self.remembered)
+        """The distinct entries that the data needs."""
+        return latent_entries([*data.encodings()], self.vae_hash, self.vae_dtype, self.remembered)
 
     def missing_captions(self, captions: Sequence[str] | pyarrow.Array) -> list[tuple[str, str]]:
         """(key, caption) of the captions that the cache lacks, sorted by key."""
@@ -129,8 +116,6 @@ def open_caches(job: Job, base: loading.Base, hash_cache: HashCache) -> Caches:
         vae_dtype=loading.vae_dtype(base, job.device),
         encoder_hashes=encoder_hashes,
         text_settings={name: getattr(config.model, name) for name in model.TEXT_SETTINGS},
-        # With probability 1 only the mirrored image is needed.
-        flips=tuple({0.0: (False,), 1.0: (True,)}.get(each.flip, (False, True)) for each in sets_of(config)),
         remembered=open_remembered(config),
         chunks=Chunks(config.captions.chunks, config.captions.chunk_layout),
     )

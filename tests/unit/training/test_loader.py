@@ -29,7 +29,7 @@ def entry(number: int, flip: bool, shape: tuple[int, ...]) -> dict[str, torch.Te
 def caches(tmp_path):
     texts = Store.open(tmp_path / "text", ("hidden", "pooled"), repair=True)
     latents = Store.open(tmp_path / "latents", encoding.LATENT_TENSORS, repair=True)
-    return Caches(latents, texts, "vae", torch.float32, ("e1", "e2"), {}, flips=((False, True),))
+    return Caches(latents, texts, "vae", torch.float32, ("e1", "e2"), {})
 
 
 @pytest.fixture
