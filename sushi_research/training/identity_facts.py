@@ -11,8 +11,9 @@ from sushi_research.caches.inputs import Inputs
 from sushi_research.caches.keys import RECIPE, entry_key
 from sushi_research.config import TrainingConfig
 from sushi_research.config.command_line import config_to_dict
+from sushi_research.data.fitting import bucket_rule
 from sushi_research.data.samples import Item, dataset_hash
-from sushi_research.data.training_data import Data, bucket_rule, drift_captions
+from sushi_research.data.training_data import Data, drift_captions
 from sushi_research.evaluation import drift, pictures, validation_set
 from sushi_research.evaluation.drift import DriftSet
 from sushi_research.evaluation.measured_sets import MeasuredSets
