@@ -152,20 +152,26 @@ def read_data(job: Job, remembered: Remembered) -> Data:
     begins = [f"{folder}/" for folder in folder_names([each.path for each in sets])] if len(sets) > 1 else [""]
     inside = prior_images.below(scan, [(number, begins[number] + prefix) for number, prefix in prior_places])
     kept_back = regularisation_images(scan, sets)
-    if config.evaluation.held_out:
-        held = hold_out(scan, config.evaluation.held_out, {sample.image_hash for sample in inside} | kept_back)
-    elif separate:
-        held, near_duplicates = separate.samples, require_separate(separate, scan)
-    prior = PriorImages()
-    if prior_scan:
-        prior_images.require_not_held_out(prior_scan, held)
-        near_duplicates += require_separate(prior_scan, scan, "evaluation.prior_path")
-        prior = PriorImages(prior_scan.samples)
-    elif prior_path is not None:
-        prior = prior_images.hold_out_prior(scan, prior_path, inside)
-    items, _ = make_items(count_uses(scan, sets), fittings)
-    own = [plain] if separate else fittings
-    trained = trained_items(items, len({sample.image_hash for sample in held}), prior.trained | kept_back)
+    # The first process compares the images, and the others find the result.
+    with accelerator.main_process_first():
+        if config.evaluation.held_out:
+            held = hold_out(
+                scan, config.evaluation.held_out, {sample.image_hash for sample in inside} | kept_back, remembered
+            )
+        elif separate:
+            held, near_duplicates = separate.samples, require_separate(separate, scan, remembered=remembered)
+        prior = PriorImages()
+        if prior_scan:
+            prior_images.require_not_held_out(prior_scan, held)
+            near_duplicates += require_separate(prior_scan, scan, "evaluation.prior_path", remembered)
+            prior = PriorImages(prior_scan.samples)
+        elif prior_path is not None:
+            prior = prior_images.hold_out_prior(scan, prior_path, inside, remembered)
+        items, _ = make_items(count_uses(scan, sets), fittings)
+        own = [plain] if separate else fittings
+        trained = trained_items(
+            items, len({sample.image_hash for sample in held}), prior.trained | kept_back, remembered
+        )
     return Data(
         items,
         scan,
