@@ -77,7 +77,7 @@ def scan(
     if not images:
         others = [f"{problem.name}: {problem.reason}" for problem in result.problems] + result.skipped
         other = f" ({others[0]})" if others else ""
-        raise UserError(f"{key}: {path} holds no jpg, png or webp image{other}.")
+        raise UserError(f"{key}: {path} holds no image{other}.")
     _check(result, images, hash_cache, show_progress)
     result.samples.sort(key=lambda sample: (sample.image_hash, sample.caption, sample.name))
     result.problems.sort(key=lambda problem: (problem.name, problem.reason))

@@ -162,9 +162,7 @@ def explain(
             reasons[near[0]] = f"no caption: {miss.source} has {written}, and {rule}: write {shown(meant[0])}"
         else:
             hint = f" (did you mean {' or '.join(map(shown, meant[:2]))}?)" if meant else ""
-            problems.append(
-                Problem(miss.source, f"{written} is not among the jpg, png and webp images here; {rule}{hint}")
-            )
+            problems.append(Problem(miss.source, f"{written} is not among the images here; {rule}{hint}"))
     return problems, reasons
 
 
