@@ -11,7 +11,6 @@ import operator
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import astuple, dataclass, field, replace
 from functools import cached_property, partial
-from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
@@ -38,11 +37,11 @@ class Sample:
 
     Width and height, in pixels, are after the EXIF rotation. An epoch uses the image `repeats` times. `fingerprint` is for
     finding near-duplicates (`near_duplicates.fingerprint`); 0, that of a black image, matches nothing. `converted`: whether
-    the colours are converted to sRGB (`colour.to_srgb`). `more_captions` are the lines of the caption after the first.
-    `set` is the number of the data set in the run. `box` is the part of the image that is used: left, top, right, bottom in
-    pixels; () is the whole image.
-    `set` is the number of the data set in the run. `mask_hash` is the content hash of its mask, "" without one; `load_mask` reads
-    the mask's file, and is None if the mask is the image's own transparency (`masks.alpha`).
+    the colours are converted to sRGB (`colour.to_srgb`). `caption` is the first line, after the rules of the config that are not
+    random; `lines` are all lines as they are in the file, () if the caption is the only one. `set` is the number of the data set
+    in the run. `box` is the part of the image that is used: left, top, right, bottom in pixels; () is the whole image.
+    `mask_hash` is the content hash of its mask, "" without one; `load_mask` reads the mask's file, and is None if the mask is the
+    image's own transparency (`masks.alpha`).
     """
 
     name: str
@@ -54,7 +53,7 @@ class Sample:
     load: Callable[[], bytes] = field(repr=False, compare=False)
     fingerprint: int = field(default=0, repr=False, compare=False)
     converted: bool = False
-    more_captions: tuple[str, ...] = ()
+    lines: tuple[str, ...] = ()
     set: int = 0
     box: tuple[int, ...] = ()
     mask_hash: str = ""
@@ -62,8 +61,8 @@ class Sample:
 
     @property
     def captions(self) -> tuple[str, ...]:
-        """All lines of the caption."""
-        return self.caption, *self.more_captions
+        """All lines of the caption, as they are in the file."""
+        return self.lines or (self.caption,)
 
     @property
     def colour_recipe(self) -> dict[str, int]:
@@ -104,6 +103,7 @@ class Samples(Sequence[Sample]):
 
     `images` [N] HASH are the content hashes; `widths`, `heights` and `repeats` [N] int32; `fingerprints` [N, FINGERPRINT_BYTES]
     uint8; `converted` [N] bool; `sets` [N] int16. `sources[sets[i]](rows[i])` reads the bytes of image i; `rows` is [N] int64.
+    `plain` (large_string) are the first captions after the rules of the config (`captions.rules.Rules.plain`); None: as they are.
     `boxes` [N, 4] int32 are those of `Sample.box`, zeros for the whole image; None if no image has one.
     `masks` [N] HASH are the content hashes of the masks, empty where there is none; None if no image has one. `mask_sources` read
     masks as `sources` read images; None for a set whose masks are the images' own transparency.
@@ -120,6 +120,7 @@ class Samples(Sequence[Sample]):
     sets: np.ndarray
     rows: np.ndarray
     sources: tuple[Callable[[int], bytes], ...]
+    plain: pyarrow.Array | None = None
     boxes: np.ndarray | None = None
     masks: np.ndarray | None = None
     mask_sources: tuple[Callable[[int], bytes] | None, ...] = ()
@@ -132,6 +133,7 @@ class Samples(Sequence[Sample]):
         size = 1 + max((sample.set for sample in samples), default=0)
         loads = [sample.load for sample in samples]
         source = partial(_load_nth, loads)
+        plain = any(sample.caption != sample.captions[0] for sample in samples)
         return cls(
             names=pyarrow.array([sample.name for sample in samples], pyarrow.large_string()),
             images=np.array([sample.image_hash for sample in samples], HASH),
@@ -149,6 +151,7 @@ class Samples(Sequence[Sample]):
             sets=np.array([sample.set for sample in samples], np.int16),
             rows=np.arange(len(samples)),
             sources=(source,) * size,
+            plain=pyarrow.array([each.caption for each in samples], pyarrow.large_string()) if plain else None,
             boxes=_boxes([sample.box or (0, 0, 0, 0) for sample in samples]),
             **_mask_columns(samples, size),
         )
@@ -167,6 +170,8 @@ class Samples(Sequence[Sample]):
             columns[name] = _joined([getattr(part, name) for part in parts])
         for name in ("images", "widths", "heights", "repeats", "fingerprints", "converted", "sets", "rows"):
             columns[name] = np.concatenate([getattr(part, name) for part in parts])
+        if any(part.plain is not None for part in parts):
+            columns["plain"] = _joined([part.first_captions for part in parts])
         if any(part.boxes is not None for part in parts):
             boxes = [np.zeros((len(part), 4), np.int32) if part.boxes is None else part.boxes for part in parts]
             columns["boxes"] = np.concatenate(boxes)
@@ -202,6 +207,8 @@ class Samples(Sequence[Sample]):
         columns = {name: _joined([getattr(self, name).take(pyarrow.array(rows))]) for name in ("names", "captions")}
         for name in ("images", "widths", "heights", "repeats", "fingerprints", "converted", "sets", "rows"):
             columns[name] = getattr(self, name)[rows]
+        if self.plain is not None:
+            columns["plain"] = _joined([self.plain.take(pyarrow.array(rows))])
         if self.boxes is not None:
             columns["boxes"] = self.boxes[rows]
         masks = None if self.masks is None else self.masks[rows]
@@ -215,8 +222,8 @@ class Samples(Sequence[Sample]):
 
     @cached_property
     def first_captions(self) -> pyarrow.Array:
-        """The first caption of each sample, as an Arrow array. Each has one at least, which may be empty."""
-        return pyarrow.compute.list_element(self.captions, 0)
+        """The first caption of each sample after the rules (`plain`), as an Arrow array. Each has one, which may be empty."""
+        return pyarrow.compute.list_element(self.captions, 0) if self.plain is None else self.plain
 
     def __len__(self) -> int:
         return len(self.images)
@@ -230,19 +237,20 @@ class Samples(Sequence[Sample]):
             return self.take(np.arange(len(self))[index])
         index = operator.index(index)
         captions = self.captions[index].as_py()  # raises IndexError beyond the end
+        caption = captions[0] if self.plain is None else self.plain[index].as_py()
         number, row = int(self.sets[index]), int(self.rows[index])
         load_mask = _mask_source(self, number)
         return Sample(
             name=self.names[index].as_py(),
             image_hash=self.images[index].decode(),
-            caption=captions[0],
+            caption=caption,
             width=int(self.widths[index]),
             height=int(self.heights[index]),
             repeats=int(self.repeats[index]),
             load=partial(self.sources[number], row),
             fingerprint=int.from_bytes(self.fingerprints[index].tobytes(), "big"),
             converted=bool(self.converted[index]),
-            more_captions=tuple(captions[1:]),
+            lines=tuple(captions) if captions != [caption] else (),
             set=number,
             box=() if self.boxes is None or not self.boxes[index].any() else tuple(self.boxes[index].tolist()),
             mask_hash="" if self.masks is None else self.masks[index].decode(),
@@ -288,6 +296,10 @@ def _texts(hashes: np.ndarray) -> pyarrow.Array:
     )
 
 
+def _strings(texts: Sequence[str]) -> pyarrow.Array:
+    return pyarrow.array(texts, pyarrow.large_string())
+
+
 def _joined(parts: Sequence[pyarrow.Array | pyarrow.ChunkedArray]) -> pyarrow.Array:
     """Arrow arrays or chunked arrays as one array."""
     chunks = [chunk for part in parts for chunk in (part.chunks if isinstance(part, pyarrow.ChunkedArray) else [part])]
@@ -300,6 +312,42 @@ class Problem:
 
     name: str
     reason: str
+
+
+@dataclass(frozen=True, eq=False)
+class Problems(Sequence[Problem]):
+    """Problems in columns: their `names` and `reasons` are Arrow arrays (large_string)."""
+
+    names: pyarrow.Array
+    reasons: pyarrow.Array
+
+    @classmethod
+    def of(cls, *parts: Sequence[Problem]) -> Problems:
+        """The problems of all parts, sorted by name and reason."""
+        columns = {
+            key: _joined([part if isinstance(part, pyarrow.Array) else _strings(part) for part in each])
+            for key, each in (
+                ("names", [part.names if isinstance(part, cls) else [p.name for p in part] for part in parts]),
+                ("reasons", [part.reasons if isinstance(part, cls) else [p.reason for p in part] for part in parts]),
+            )
+        }
+        order = pyarrow.compute.sort_indices(pyarrow.table(columns), [(key, "ascending") for key in columns])
+        return cls(**{key: column.take(order) for key, column in columns.items()})
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @overload
+    def __getitem__(self, index: int) -> Problem: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Problem]: ...
+    def __getitem__(self, index: int | slice) -> Problem | list[Problem]:
+        if isinstance(index, slice):
+            return [self[number] for number in range(len(self))[index]]
+        return Problem(self.names[index].as_py(), self.reasons[index].as_py())
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)
 
 
 @dataclass(frozen=True)
@@ -323,8 +371,8 @@ class Scan:
     """
 
     source: str
-    samples: list[Sample] = field(default_factory=list)
-    problems: list[Problem] = field(default_factory=list)
+    samples: Sequence[Sample] = field(default_factory=list)
+    problems: Sequence[Problem] = field(default_factory=list)
     cropped: list[Crop] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
@@ -333,17 +381,6 @@ class Scan:
     prior: list[str] = field(default_factory=list)
     is_table: bool = False
     sets: list[dict[str, Any]] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class FoundImage:
-    """An image before its check. If it has no usable caption, that problem is already recorded."""
-
-    name: str
-    caption: str | None
-    repeats: int
-    path: Path | None
-    load: Callable[[], bytes]
 
 
 @dataclass(frozen=True)
