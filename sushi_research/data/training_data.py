@@ -46,13 +46,13 @@ class Data:
     `captions` are those of the items, by the rules of the config.
     """
 
-    items: list[Item]
+    items: Items
     scan: Scan
-    held_out: list[Item] = field(default_factory=list)
+    held_out: Sequence[Item] = field(default_factory=list)
     near_duplicates: list[str] = field(default_factory=list)
     evaluation_scan: Scan | None = None
-    prior: list[Item] = field(default_factory=list)
-    trained: list[Item] = field(default_factory=list)
+    prior: Sequence[Item] = field(default_factory=list)
+    trained: Sequence[Item] = field(default_factory=list)
     prior_scan: Scan | None = None
     prior_trained: frozenset[str] = frozenset()
     sets: tuple[ResolvedSet, ...] = ()

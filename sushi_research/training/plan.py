@@ -218,7 +218,7 @@ def make_plan(job: Job, inputs: Inputs) -> Plan:
         base=base.source,
         prediction=base.prediction,
         unused=base.ignored,
-        images=len({item.sample.name for item in items}),
+        images=len(items.used),
         items_per_epoch=len(items),
         repeats=repeats_by_folder(items),
         buckets={
