@@ -99,10 +99,11 @@ def read_data(job: Job, remembered: Remembered) -> Data:
     """
     config, run, accelerator = job.config, job.run, job.accelerator
     run_folder = run.path if run else Path(config.run.folder) / (config.run.name or "a run")
-    data_columns = {"image_column": config.data.image_column, "caption_column": config.data.caption_column}
     read = functools.partial(
         dataset.scan,
-        **data_columns,
+        image_column=config.data.image_column,
+        caption_column=config.data.caption_column,
+        box_column=config.data.crop_column if config.data.crop == "box" else None,
         remembered=remembered,
         show_progress=accelerator.is_main_process,
         outputs={Path(config.cache.folder): "the cache folder", run_folder: "the run folder"},
@@ -190,6 +191,7 @@ def _read_set(read: Callable[..., Scan], each: ResolvedSet) -> Scan:
         revision=each.revision,
         image_column=each.image_column,
         caption_column=each.caption_column,
+        box_column=each.crop_column if each.crop == "box" else None,
         key=each.key("path"),
     )
     folder = os.path.basename(os.path.abspath(each.path))
