@@ -9,6 +9,7 @@ import pytest
 from pydantic import BaseModel
 
 from sushi_research import models
+from sushi_research.config.data_set import DataSet
 
 ROOT = Path(__file__).parents[1]
 CLASSES: dict[str, type[BaseModel]] = models.config_classes()
@@ -54,7 +55,8 @@ def keys_read_by(architecture: str) -> set[str]:
     # The settings that decide how a caption is encoded are read by the names that the model module gives.
     model = models.load(architecture)
     found |= {f"model.{name}" for name in model.TEXT_SETTINGS}
-    # Of a section that each set of images may have for itself, a set's keys are read.
+    # Those that a set can have are read as those of each set (`sets_of`).
+    found |= {f"data.{name}" for name in ("sets", *DataSet.model_fields)}
     return found | {f"masks.{name}" for path in PACKAGE for name in attributes_of("masks", path)}
 
 

@@ -39,7 +39,7 @@ from sushi_research.errors import UserError, UserErrors
 Config = TypeVar("Config", bound=BaseModel)
 
 # Pairs of keys that say the same thing in two ways.
-_PAIRS = (("train.steps", "train.epochs"), ("sample.prompts", "sample.prompts_file"))
+_PAIRS = (("train.steps", "train.epochs"), ("sample.prompts", "sample.prompts_file"), ("data.path", "data.sets"))
 INSTEAD = {one: other for pair in _PAIRS for one, other in (pair, pair[::-1])}
 
 

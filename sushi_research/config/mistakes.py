@@ -51,11 +51,14 @@ def sentence(error: Any, keys: Keys, settings: dict[str, Setting]) -> str:
             if name.encode("utf-8", "replace").decode() != name and is_free(name.rpartition(".")[0], keys)
         )
     value, source, _ = settings[path]
+    if is_check and f"{path}[" in str(error["ctx"]["error"]):  # each entry of the list says where it is
+        return f"{error['ctx']['error']} ({source})"
+    source = f" {source}" if source else ""
     if is_check:
-        return f"{path} is {show(value)} {source}: {error['ctx']['error']}"
+        return f"{path} is {show(value)}{source}: {error['ctx']['error']}"
     wants_text = any(option.get("type") == "string" for option in options(schema))
     hint = "; put it in quotes" if wants_text and isinstance(value, int | float) else ""
-    return f"{path} is {show(value)} {source}: must be {allowed(schema)}{hint}"
+    return f"{path} is {show(value)}{source}: must be {allowed(schema)}{hint}"
 
 
 def _with_sources(sentence: str, keys: Keys, settings: dict[str, Setting]) -> str:
@@ -63,38 +66,42 @@ def _with_sources(sentence: str, keys: Keys, settings: dict[str, Setting]) -> st
     seen: set[str] = set()
 
     def add_source(match: re.Match[str]) -> str:
-        name = match[0]
+        name = match[1]
         if name in seen or (name not in settings and name not in keys.leaves):
-            return name
+            return match[0]
         seen.add(name)
-        return f"{name} ({settings[name].source if name in settings else 'default'})"
+        if name not in settings and sentence.startswith(" is missing", match.end()):
+            return match[0]
+        return f"{match[0]} ({settings[name].source if name in settings else 'default'})"
 
-    return re.sub(r"[a-z]\w*(\.\w+)+", add_source, sentence)
+    # An entry of a list has the source of the list: data.sets[1].flip.
+    return re.sub(r"([a-z]\w*(?:\.\w+)+)((?:\[\d+\](?:\.\w+)*)*)", add_source, sentence)
 
 
 def unknown(path: str, source: str, keys: Keys, suggest: bool) -> str:
     """The error for an unknown key. Suggests its new name, our name for another program's option, the nearest names,
     or all keys of its section."""
+    what = f"{path} {source}".rstrip()
     if not suggest or len(path) > 100:  # comparing takes time with the square of the length
-        return f"unknown key {path} {source}: --help lists every key"
+        return f"unknown key {what}: --help lists every key"
     hyphens = "--" if source == COMMAND_LINE else ""
     renamed = RENAMED.get(path.replace("-", "_"))
     if renamed in keys.leaves:
-        return f"unknown key {path} {source}: it is now called {hyphens}{renamed}"
+        return f"unknown key {what}: it is now called {hyphens}{renamed}"
     if hint := other_programs.hint(path, keys.leaves, hyphens):
-        return f"unknown key {path} {source}: {hint}"
+        return f"unknown key {what}: {hint}"
     candidates = [*keys.leaves, *keys.sections, *(FLAGS if hyphens else ())]
     if near := _nearest(path.replace("-", "_"), candidates, keys):
-        return f"unknown key {path} {source}: did you mean {' or '.join(hyphens + name for name in near)}?"
+        return f"unknown key {what}: did you mean {' or '.join(hyphens + name for name in near)}?"
     # In a section of ours: lora.network_dim.
     if hint := other_programs.hint(path.rpartition(".")[2], keys.leaves, hyphens):
-        return f"unknown key {path} {source}: {hint}"
+        return f"unknown key {what}: {hint}"
     section = path.partition(".")[0]
     if section in keys.sections:
-        return f"unknown key {path} {source}: the keys of {section} are {listed(children(section, keys))}"
+        return f"unknown key {what}: the keys of {section} are {listed(children(section, keys))}"
     if not keys.sections:
-        return f"unknown key {path} {source}: the keys are {listed(keys.leaves)}"
-    return f"unknown key {path} {source}: the sections are {listed(keys.sections)} (--help lists every key)"
+        return f"unknown key {what}: the keys are {listed(keys.leaves)}"
+    return f"unknown key {what}: the sections are {listed(keys.sections)} (--help lists every key)"
 
 
 def _nearest(path: str, candidates: list[str], keys: Keys) -> list[str]:

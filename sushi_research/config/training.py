@@ -19,6 +19,7 @@ from sushi_research.config.outputs import (
     TrackingSection,
 )
 from sushi_research.config.section import Section
+from sushi_research.config.sets import sets_of
 
 
 class TrainingConfig(Section):
@@ -47,6 +48,11 @@ class TrainingConfig(Section):
     @model_validator(mode="after")
     def _every_key_has_an_effect(self) -> TrainingConfig:
         effects.require_effect(self.rules, self)
+        return self
+
+    @model_validator(mode="after")
+    def _sets_fit(self) -> TrainingConfig:
+        sets_of(self)
         return self
 
     @model_validator(mode="after")

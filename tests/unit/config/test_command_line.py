@@ -605,7 +605,7 @@ def test_help_lists_every_key_within_the_width(
         assert (
             "  --lora.rank  a whole number (at least 1, at most 4096) or null; default: 16\n      Rank of the" in text
         )
-        assert "  --data.path  text (not empty); required\n" in text
+        assert "  --model.base  text (not empty); required\n" in text
         assert "\nlora: The adapter.\n  --lora.start_from  " in text
 
 
