@@ -15,7 +15,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from sushi_research.errors import UserError
 from sushi_research.temporaries import temporary_file
@@ -106,20 +106,28 @@ def system_errors() -> Iterator[None]:
         raise disk_error(f"cannot use {os.fsdecode(error.filename)}", error) from error
 
 
-def write_atomic(path: Path, data: bytes) -> None:
-    """Replace the file at `path` with `data`. If the process is killed, the file has either the old or the new bytes.
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Yields a new file that replaces the one at `path` at the end of the block. If the process is killed, or the block ends with
+    an exception, the old file stays.
 
     The folder must exist. Raises CannotWrite, and leaves no temporary file, if the disk is full or the folder is not writable.
     """
     with writing("write", path):
         with temporary_file(path) as (file, temporary):
-            file.write(data)
+            yield file
             fsync_file(file)
             require_same_folder(path)
             if os.name == "nt":
                 file.close()  # an open file cannot be renamed there
             os.replace(temporary, path)
         fsync_folder(path.parent)
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Replace the file at `path` with `data`, as `replacing` does. Raises CannotWrite."""
+    with replacing(path) as file:
+        file.write(data)
 
 
 def append(path: Path, data: bytes) -> None:

@@ -59,6 +59,12 @@ def remove_leftovers(folder: Path) -> None:
         _remove(leftover, os.unlink)
 
 
+def remove_abandoned(folder: Path) -> None:
+    """Removes the temporary files in `folder` that killed processes left. Other processes may write there meanwhile."""
+    for leftover in _named(folder):
+        _remove(leftover, _remove_if_abandoned)
+
+
 def _named(folder: Path, name: str | None = None) -> list[Path]:
     """The temporary files in `folder`, of the file `name` or of all."""
     try:

@@ -18,12 +18,18 @@ from sushi_research.data.samples import Item
 from sushi_research.data.training_data import Data
 from sushi_research.fingerprints import HashCache
 from sushi_research.models import loading
+from sushi_research.remembered import Remembered
 from sushi_research.runs.job import Job
 
 
 def open_hash_cache(config: TrainingConfig) -> HashCache:
     """The cache of file hashes, next to the other caches. A file is hashed again only if it was changed or replaced."""
     return HashCache(Path(config.cache.folder) / "files.json")
+
+
+def open_remembered(config: TrainingConfig) -> Remembered:
+    """What was computed from the data before, next to the other caches."""
+    return Remembered(Path(config.cache.folder) / "remembered")
 
 
 @dataclass(frozen=True)
