@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 
-from sushi_research.caches import encoding
+from sushi_research.caches import encoding, mask_entries
 from sushi_research.caches.store import Store
 from sushi_research.config import TrainingConfig
+from sushi_research.config.sets import sets_of
 from sushi_research.data.samples import Item
 from sushi_research.data.training_data import Data
 from sushi_research.fingerprints import HashCache
@@ -34,7 +35,7 @@ def open_remembered(config: TrainingConfig) -> Remembered:
 
 @dataclass(frozen=True)
 class Caches:
-    """The open stores, and the hashes and settings that are part of every entry's key."""
+    """The open stores, and the hashes and settings that are part of every key. `masks` is None if no set has masks."""
 
     latents: Store
     texts: Store
@@ -43,6 +44,7 @@ class Caches:
     encoder_hashes: tuple[str, ...]
     text_settings: dict[str, Any]
     flips: tuple[bool, ...] = field(default=(False,))
+    masks: Store | None = None
 
     def latent_key(self, item: Item, flip: bool) -> str:
         return encoding.latent_key(item, flip, self.vae_hash, self.vae_dtype)
@@ -59,6 +61,10 @@ class Caches:
         find = functools.partial(encoding.missing_latents, self.latents, vae_hash=self.vae_hash, dtype=self.vae_dtype)
         missing = [*find(data.items, flips=self.flips), *find(data.measured, flips=(False,))]
         return [entry for _, entry in sorted({entry[0]: entry for entry in missing}.items())]
+
+    def missing_masks(self, data: Data) -> list[tuple[str, Item]]:
+        """(key, item) of the missing masks of training items. Losses that are compared, of measured items, are without masks."""
+        return mask_entries.missing_masks(self.masks, data.items) if self.masks else []
 
     def missing_captions(self, captions: Iterable[str]) -> list[tuple[str, str]]:
         return encoding.missing_captions(self.texts, captions, self.encoder_hashes, self.text_settings)
@@ -80,12 +86,15 @@ def open_caches(job: Job, base: loading.Base, hash_cache: HashCache) -> Caches:
         repair = job.is_main
         latents = Store.open(folder / "latents", encoding.LATENT_TENSORS, repair=repair)
         texts = Store.open(folder / f"text_{model.NAME}", model.TEXT_TENSORS, repair=repair)
+        masked = any(each.masks.source != "none" for each in sets_of(config))
+        masks = Store.open(folder / "masks", mask_entries.TENSORS, repair=repair) if masked else None
         vae_hash = base.hash("vae", hash_cache)
         encoder_hashes = tuple(base.hash(name, hash_cache) for name in model.TEXT_ENCODERS)
         if job.is_main:
             hash_cache.save()
     return Caches(
         latents=latents,
+        masks=masks,
         texts=texts,
         vae_hash=vae_hash,
         vae_dtype=loading.vae_dtype(base, job.device),

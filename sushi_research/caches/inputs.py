@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 
 from sushi_research import models, stopping
-from sushi_research.caches import encoding
+from sushi_research.caches import encoding, mask_entries
 from sushi_research.caches.caches import Caches, free_memory
 from sushi_research.config import TrainingConfig
 from sushi_research.config.prompts import Prompt
@@ -110,11 +110,16 @@ def _fill(job: Job, inputs: Inputs) -> tuple[int, int]:
             ) from error
         del vae
         free_memory()
+    if caches.masks and (missing_masks := caches.missing_masks(data)):
+        mask_entries.encode_masks(caches.masks, missing_masks, rank=rank, world=world)
     job.accelerator.wait_for_everyone()
+    if caches.masks:
+        caches.masks.refresh()
     caches.texts.refresh()
     caches.latents.refresh()
     lost = (
         caches.missing_latents(data)
+        or caches.missing_masks(data)
         or caches.missing_captions(caption for _, caption in missing_captions)
         or caches.missing_prompts(prompt for _, prompt in missing_prompts)
     )

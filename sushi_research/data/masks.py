@@ -20,7 +20,7 @@ RECIPE = 1
 # What follows the image's name in that of its mask: OneTrainer's, then two of image editors and segmentation tools.
 ENDINGS = ("-masklabel", ".mask", "_mask")
 # Pixels of the image per latent, in each direction.
-_SCALE = 8
+SCALE = 8
 
 
 def decode(data: bytes) -> Image.Image:
@@ -55,8 +55,8 @@ def to_latents(mask: Image.Image, geometry: CropGeometry) -> np.ndarray:
     resized = mask.resize((geometry.resized_width, geometry.resized_height), Image.Resampling.BOX)
     left, top = geometry.crop_left, geometry.crop_top
     pixels = np.asarray(resized.crop((left, top, left + geometry.width, top + geometry.height)))
-    height, width = geometry.height // _SCALE, geometry.width // _SCALE
-    means = pixels.reshape(height, _SCALE, width, _SCALE).mean((1, 3), dtype=np.float64) / 255
+    height, width = geometry.height // SCALE, geometry.width // SCALE
+    means = pixels.reshape(height, SCALE, width, SCALE).mean((1, 3), dtype=np.float64) / 255
     return means.astype(np.float16)[None]
 
 

@@ -13,7 +13,9 @@ import torch
 from sushi_research import conditioning, randomness
 from sushi_research.caches import encoding
 from sushi_research.caches.caches import Caches
+from sushi_research.config.sets import ResolvedSet
 from sushi_research.data.samples import Item
+from sushi_research.training import set_terms
 from sushi_research.training.sampler import Sampler, StepSample
 
 
@@ -76,7 +78,7 @@ def is_flipped(seed: int, probability: float, epoch: int, item: Item) -> bool:
 class Loader:
     """The micro-batches of this process, step by step. The next step is prepared in a background thread.
 
-    `ahead` lists the purposes for which noise in the latents' shape is generated in the background too.
+    `sets` are those of the config (`sets_of`), by the items' set numbers. `ahead` lists the purposes for which noise in the latents' shape is generated in the background too.
     """
 
     def __init__(
@@ -89,12 +91,13 @@ class Loader:
         rank: int,
         world: int,
         device: torch.device,
+        sets: Sequence[ResolvedSet],
         flip: float = 0.0,
         time_ids: str = "image",
         ahead: Sequence[str] = (),
     ) -> None:
         self.items, self.sampler = items, sampler
-        self.caches = caches
+        self.caches, self.sets = caches, tuple(sets)
         self.batch_size, self.rank, self.world, self.device = batch_size, rank, world, device
         self.flip, self.time_ids, self.ahead = flip, time_ids, tuple(ahead)
         self._waited = 0.0
@@ -135,16 +138,19 @@ class Loader:
         keys = tuple((sample.epoch, *item.identity) for sample, item in zip(samples, items, strict=True))
         mean, std = (torch.stack([row[name] for row in rows]) for name in encoding.LATENT_TENSORS)
         ids = [i.geometry.time_ids(flip, self.time_ids) for i, flip in zip(items, flips, strict=True)]
-        seed = self.sampler.seed
+        seed, epochs = self.sampler.seed, [sample.epoch for sample in samples]
+        mask = set_terms.mask_weights(items, self.sets, epochs, flips, self.caches.masks, seed)
         return Batch(
             mean=_to(self.device, mean),
             std=_to(self.device, std),
             text={name: _to(self.device, torch.stack([row[name] for row in texts])) for name in texts[0]},
             time_ids=_to(self.device, conditioning.time_ids(ids)),
-            loss_weights=_to(self.device, torch.ones(len(items))),
+            loss_weights=_to(self.device, set_terms.loss_weights(items, self.sets)),
             names=tuple(item.sample.name for item in items),
             keys=keys,
             seed=seed,
             device=self.device,
             prefetched={p: _to(self.device, _normal(seed, p, keys, tuple(mean.shape[1:]))) for p in self.ahead},
+            mask=None if mask is None else _to(self.device, mask),
+            to_base=set_terms.learns_base(items, self.sets),
         )

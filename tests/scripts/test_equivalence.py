@@ -126,6 +126,7 @@ def test_no_precision_and_no_split_changes_the_samples(
                 rank=rank,
                 world=world,
                 device=first.device,
+                sets=first.sets,
                 flip=first.flip,
                 time_ids=first.time_ids,
             )
