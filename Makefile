@@ -3,6 +3,7 @@
 PYTHON ?= python3
 ARCH ?= sdxl
 CONCEPT ?= star
+DATA ?=
 EXP ?=
 N ?= 100
 MINUTES ?= 30
@@ -19,8 +20,8 @@ INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --constr
 # The tests run in the order of tests/conftest.py, longest first; xdist's own order puts the largest groups first.
 PYTEST := $(BIN)/python -m pytest -q -n 2 --dist loadgroup --no-loadscope-reorder --durations=10
 
-.PHONY: help setup demo pages bases scores measure-study acceptance experiment chaos faults-io test test-fast mutants fuzz lint format bench \
-	bench-gpu clean
+.PHONY: help setup demo pages bases scores measure-study acceptance inspect experiment chaos faults-io test test-fast mutants fuzz lint \
+	format bench bench-data bench-gpu clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -46,7 +47,8 @@ demo: .venv/.installed  ## train a LoRA of a new concept on a tiny trained base,
 	$(ONE_THREAD) $(LAUNCH) scripts/train_$(ARCH)_lora.py --config configs/demo_$(ARCH).yaml --config configs/demo/$(CONCEPT).yaml --run.name $(notdir $(DEMO))
 	@$(ONE_THREAD) $(BIN)/python -m demo.show $(DEMO)
 
-pages: .venv/.installed  ## pictures of the demo's page and of a terminal in docs/images, where Chromium is installed (after make demo ARCH=sd15)
+pages: .venv/.installed  ## pictures of the demo's pages and of a terminal in docs/images, where Chromium is installed (after make demo ARCH=sd15)
+	@$(ONE_THREAD) $(BIN)/python scripts/inspect_data.py $(ARCH) --config $(DEMO)/config.yaml
 	@$(BIN)/python -m demo.page_pictures $(DEMO)
 	@$(ONE_THREAD) $(BIN)/python -m demo.terminal_picture
 
@@ -62,6 +64,10 @@ measure-study: .venv/.installed  ## how far losses and pictures follow a checker
 acceptance:  ## run the whole SD1.5 demo and record its scores in demo/learned.json (about five minutes)
 	$(MAKE) demo ARCH=sd15 CONCEPT=star
 	$(ONE_THREAD) $(BIN)/python -m demo.acceptance runs/demo_sd15_star
+
+inspect: .venv/.installed  ## write one page about a data set, as a training would use it (DATA=photos ARCH=sd15)
+	@test -n "$(DATA)" || { echo "error: DATA is missing: make inspect DATA=photos" >&2; exit 2; }
+	$(ONE_THREAD) $(BIN)/python scripts/inspect_data.py $(ARCH) --config configs/$(ARCH)_lora.yaml --data.path "$(DATA)"
 
 experiment: .venv/.installed  ## train variants with several seeds and compare them (EXP=configs/experiments/rank.yaml)
 	@test -f "$(EXP)" || { echo "error: EXP is missing or no such file exists: make experiment EXP=configs/experiments/rank.yaml" >&2; exit 2; }
@@ -97,6 +103,9 @@ format: .venv/.dev  ## fix the style
 
 bench: .venv/.installed  ## time pairs of variants on this machine; results in benchmarks/results
 	$(ONE_THREAD) $(BIN)/python -m benchmarking --model $(ARCH)
+
+bench-data: .venv/.installed  ## measure the start of a run and its loader with up to a million rows (about half an hour on two cores)
+	$(BIN)/python -m benchmarking.data
 
 bench-gpu: .venv/.dev  ## run the GPU tests, then the same comparison on the GPU
 	$(BIN)/python -m pytest -q -m gpu

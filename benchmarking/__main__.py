@@ -78,7 +78,6 @@ if __name__ == "__main__":
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     ARGUMENTS = parse(sys.argv[1:])
 
-import importlib.util
 import platform
 import tempfile
 from contextlib import ExitStack
@@ -86,7 +85,6 @@ from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -94,8 +92,8 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 
-import sushi_research
 from benchmarking import paired_timing
+from benchmarking.measured_code import code_name, code_state, load_script
 from benchmarking.variants import PAIRS, Bench, Step, make_unet
 from sushi_research import randomness
 from sushi_research.caches.caches import open_caches, open_hash_cache
@@ -104,19 +102,17 @@ from sushi_research.config.process import run_main
 from sushi_research.data.training_data import read_data
 from sushi_research.errors import UserError
 from sushi_research.files import write_json
-from sushi_research.fingerprints import HashCache, folder_hash
 from sushi_research.models.loading import find_base
 from sushi_research.planning import op_counts
 from sushi_research.precision import resolve_precision
 from sushi_research.progress import progress
-from sushi_research.runs import machine, provenance
+from sushi_research.runs import machine
 from sushi_research.runs.job import Job
 from sushi_research.training import run
 from sushi_research.training.sampler import Sampler
 from sushi_research.user_files import parse_json, read_regular
 from testing.tiny_base import save_tiny_base
 
-ROOT = Path(sushi_research.__file__).parents[1]
 IMAGES = 8
 PARITY_STEPS = 4
 assert list(PAIRS) == list(QUESTIONS)
@@ -170,19 +166,10 @@ def prepare(arguments: argparse.Namespace, architecture: str, folder: Path, fini
         script=load_script(architecture),
         base=found,
         items=items,
-        sampler=Sampler(tuple(item.bucket for item in items), arguments.batch_size, config.train.seed),
+        sampler=Sampler(items.bucket_ids, arguments.batch_size, config.train.seed),
         caches=caches,
         finish=finish,
     )
-
-
-def load_script(architecture: str) -> ModuleType:
-    """The training script as a module, so that its own `training_step` is timed, not a copy of it."""
-    path = ROOT / f"scripts/train_{architecture}_lora.py"
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    return script
 
 
 def make_images(folder: Path, side: int) -> None:
@@ -299,22 +286,10 @@ def memory_of_a_step(step: Step, index: int) -> int:
     return torch.cuda.max_memory_allocated() - before
 
 
-def code_state() -> dict[str, Any]:
-    """The commit, whether tracked files differ from it, and the hash of the code that was timed."""
-    sources = [*ROOT.glob("sushi_research/**/*.py"), *ROOT.glob("scripts/*.py")]
-    with tempfile.TemporaryDirectory() as folder:
-        digest = folder_hash(sources, HashCache(Path(folder) / "hashes.json"))
-    return {"version": sushi_research.__version__, **provenance.git_state(), "hash": digest}
-
-
 def write_result(folder: Path, result: dict[str, Any]) -> Path:
     """Writes a new file, named after the measurement and the commit; never overwrites earlier results."""
     folder.mkdir(parents=True, exist_ok=True)
-    code = result["code"]
-    state = (
-        f"{code['commit'][:10]}{'-dirty' if code['dirty'] else ''}" if code["commit"] else f"code-{code['hash'][:10]}"
-    )
-    stem = f"{result['pair']}_{result['model']}_{result['profile']}_{state}"
+    stem = f"{result['pair']}_{result['model']}_{result['profile']}_{code_name(result['code'])}"
     names = (f"{stem}{f'_{number}' if number > 1 else ''}.json" for number in range(1, 1000))
     path = next(folder / name for name in names if not (folder / name).exists())
     write_json(path, result)

@@ -1,4 +1,5 @@
-"""Pictures of a run's page in docs/images, by headless Chromium: on a desktop and on a phone; and its print, next to the page.
+"""Pictures of pages in docs/images, by headless Chromium: of a run and of its data, on a desktop and on a phone; and the print of
+the run's page, next to it.
 
 python -m demo.page_pictures runs/demo_sd15_star    # `make pages`
 """
@@ -10,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from PIL import Image
@@ -22,28 +24,37 @@ IMAGES = ROOT / "docs/images"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 # Name -> width and height in CSS pixels, and pixels of the picture for each of them.
 SCREENS = {"report_desktop": (1200, 1500, 1), "report_phone": (390, 1560, 2)}
+DATA_SCREENS = {"data_desktop": (1200, 2400, 1), "data_phone": (390, 1560, 2)}
 # A window of headless Chromium is at least so wide, so a narrower page is a frame in it.
 NARROWEST = 500
 
 
 def main(run: Path) -> int:
-    """Writes the pictures; returns 0, also where there is no Chromium. UserError if the run has no page or Chromium fails."""
-    page = run.resolve() / "report.html"
+    """Writes the pictures; returns 0, also where there is no Chromium. UserError if a page is missing or Chromium fails."""
+    page, data = run.resolve() / "report.html", run.resolve().with_name(f"{run.name}_data.html")
     if not page.is_file():
         raise UserError(f"{run} has no report.html: `make demo ARCH=sd15` trains a run and writes it.")
+    if not data.is_file():
+        raise UserError(f"{data} is missing: scripts/inspect_data.py with the config of {run} writes it.")
     if (found := browser()) is None:
         return 0
-    with tempfile.TemporaryDirectory() as folder:
-        for name, (width, height, scale) in SCREENS.items():
-            frame = Path(folder, "frame.html")
-            style = f"width:{width}px;height:{height}px;border:0"
-            source = html.escape(page.as_uri())
-            frame.write_text(f'<body style="margin:0"><iframe scrolling="no" src="{source}" style="{style}"></iframe>')
-            take(found, frame, IMAGES / f"{name}.png", (width, height, scale))
+    take_all(found, page, SCREENS)
+    take_all(found, data, DATA_SCREENS)
     printed = page.with_suffix(".pdf")
     _browse(found, page, "--no-pdf-header-footer", f"--print-to-pdf={printed}")
     print(f"written: {printed}")
     return 0
+
+
+def take_all(browser: str, page: Path, screens: Mapping[str, tuple[int, int, int]]) -> None:
+    """Writes a picture of the top of a page for each screen."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name, (width, height, scale) in screens.items():
+            frame = Path(folder, "frame.html")
+            style = f"width:{width}px;height:{height}px;border:0"
+            source = html.escape(page.as_uri())
+            frame.write_text(f'<body style="margin:0"><iframe scrolling="no" src="{source}" style="{style}"></iframe>')
+            take(browser, frame, IMAGES / f"{name}.png", (width, height, scale))
 
 
 def browser() -> str | None:

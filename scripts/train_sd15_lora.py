@@ -161,7 +161,7 @@ def train(job: Job) -> int:
 
     loader = Loader(
         data.items,
-        Sampler(tuple(item.bucket for item in data.items), job.global_batch_size, config.train.seed),
+        Sampler(data.items.bucket_ids, job.global_batch_size, config.train.seed),
         caches,
         batch_size=config.train.batch_size,
         rank=job.rank,

@@ -57,6 +57,7 @@ def keys_read_by(architecture: str) -> set[str]:
     found |= {f"model.{name}" for name in model.TEXT_SETTINGS}
     # Those that a set can have are read as those of each set (`sets_of`).
     found |= {f"data.{name}" for name in ("sets", *DataSet.model_fields)}
+    # Of a section that each set of images may have for itself, a set's keys are read.
     return found | {f"masks.{name}" for path in PACKAGE for name in attributes_of("masks", path)}
 
 

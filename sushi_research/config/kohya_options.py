@@ -7,7 +7,6 @@ From the argument parsers of train_network.py and sdxl_train_network.py, and fro
 from __future__ import annotations
 
 LOSSES = "the loss is the mean squared error, with min-SNR weights or none"
-AS_WRITTEN = "captions are used as they are written; shuffle or drop tags with a tool before the training"
 UPLOADS = "nothing is uploaded to the hub; a checkpoint.command of yours can do so"
 
 # Part of the table -> its groups.
@@ -38,39 +37,39 @@ OPTIONS: dict[str, list[tuple[str, str, str]]] = {
         (
             "train_data_dir image_dir",
             "data.path",
-            "one folder; folders such as 10_name below it repeat, as in kohya's scripts",
+            "a folder; folders such as 10_name below it repeat, as in kohya's scripts; data.sets for several",
         ),
         (
             "dataset_config",
-            "data.path",
-            "one folder with a folder for each subset; docs/guides/from_kohya.md has the keys of the file",
+            "data.sets",
+            "a YAML list with a set for each subset",
         ),
         (
             "in_json metadata_file",
             "data.path",
             "captions come from a metadata.jsonl in the folder, or from caption files",
         ),
-        ("num_repeats dataset_repeats", "", "repeats are the number in a folder's name: 10_name"),
+        ("num_repeats dataset_repeats", "data.sets", "repeats of a set, or the number in a folder's name: 10_name"),
         (
             "reg_data_dir is_reg",
-            "",
-            "put regularisation images with captions in a folder below data.path",
+            "data.sets",
+            "a set with role: regularisation; captions.source: folder for its captions",
         ),
-        ("prior_loss_weight", "", "every image counts the same; repeats in folder names set the shares"),
-        ("resolution", "data.resolution", "one number: 1024 for 1024,1024"),
+        ("prior_loss_weight", "data.sets", "loss_weight of the set with role: regularisation"),
+        ("resolution", "data.resolution", "one number: 1024 for 1024,1024; data.resolutions for several"),
         ("enable_bucket", "", "buckets are always on"),
         ("min_bucket_reso", "data.bucket_min_side", ""),
         ("max_bucket_reso", "data.bucket_max_side", ""),
         ("bucket_reso_steps", "data.bucket_step", ""),
         ("bucket_no_upscale", "data.upscale", "false, which is the default here"),
         ("flip_aug", "data.flip", "a probability: 0.5"),
-        ("color_aug random_crop face_crop_aug_range", "", "the only augmentation is mirroring (data.flip)"),
+        ("random_crop", "data.crop", "random; data.crops of them are cached"),
+        ("face_crop_aug_range", "data.crop", "box, with the box of each image in a column"),
+        ("color_aug", "", "colours are not changed, because latents are cached"),
         ("resize_interpolation", "", "images are resized with Lanczos"),
-        (
-            "masked_loss alpha_mask conditioning_data_dir",
-            "",
-            "masks are not supported; transparent images are laid over white",
-        ),
+        ("masked_loss", "masks.source", "files; the loss is divided by the area of the mask"),
+        ("alpha_mask", "masks.source", "alpha; the image is laid over white"),
+        ("conditioning_data_dir", "masks.folder", "with masks.source: files; a mask has the name of its image"),
         (
             "cache_latents cache_latents_to_disk vae_batch_size",
             "cache.folder",
@@ -87,17 +86,29 @@ OPTIONS: dict[str, list[tuple[str, str, str]]] = {
     ],
     "Captions": [
         ("caption_extension caption_extention", "", ".txt and .caption are both read"),
-        ("class_tokens", "", "every image needs a caption: the name of a folder is none"),
         (
-            "shuffle_caption caption_separator keep_tokens keep_tokens_separator secondary_separator enable_wildcard "
-            "token_warmup_min token_warmup_step caption_tag_dropout_rate",
-            "",
-            AS_WRITTEN,
+            "class_tokens",
+            "captions.source",
+            "folder: the name of the folder without its repeats, for all images of a set",
         ),
-        ("caption_prefix caption_suffix", "", AS_WRITTEN),
-        ("caption_dropout_rate caption_dropout_every_n_epochs", "", "captions are not dropped"),
-        ("max_token_length", "", "captions are cut at 77 tokens, and the plan counts them; sample prompts are not cut"),
-        ("weighted_captions", "", "brackets in captions are text, not weights"),
+        ("shuffle_caption", "captions.shuffle", "with cached text embeddings too"),
+        ("caption_separator", "captions.tag_separator", ""),
+        ("keep_tokens", "captions.keep_tags", ""),
+        ("keep_tokens_separator", "captions.keep_separator", ""),
+        ("secondary_separator", "", "tags have one separator, captions.tag_separator"),
+        ("enable_wildcard", "captions.alternatives", "several lines of a caption are used in turn (captions.lines)"),
+        ("token_warmup_min token_warmup_step", "", "all tags are there from the first step"),
+        ("caption_tag_dropout_rate", "captions.tag_dropout", ""),
+        ("caption_prefix", "captions.prefix", ""),
+        ("caption_suffix", "captions.suffix", ""),
+        ("caption_dropout_rate", "captions.dropout", ""),
+        ("caption_dropout_every_n_epochs", "captions.dropout", "a probability for each use, not whole epochs"),
+        (
+            "max_token_length",
+            "captions.chunks",
+            "1 for 75, 2 for 150, 3 for 225, put together as captions.chunk_layout says",
+        ),
+        ("weighted_captions", "", "brackets in captions are text, and no weights"),
     ],
     "Network": [
         ("network_dim", "lora.rank", "16 by default, 4 there"),

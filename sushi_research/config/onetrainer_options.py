@@ -7,7 +7,6 @@ none), and what a user has to know. Names with a dot are of a part of the file.
 from __future__ import annotations
 
 LOSSES = "the loss is the mean squared error, with min-SNR weights or none"
-AS_WRITTEN = "captions are used as they are written; shuffle or drop tags with a tool before the training"
 ONLY_UNET = "text encoders are not trained"
 ONLY_LORA = "every adapter is a LoRA; LoHa, LoKr, OFT and DoRA are not trained"
 
@@ -40,45 +39,60 @@ OPTIONS: dict[str, list[tuple[str, str, str]]] = {
         ("huggingface_cache_dir offline_mode", "", "set HF_HOME and HF_HUB_OFFLINE=1 in the environment"),
     ],
     "Images and captions": [
-        ("concepts concept_file_name", "data.path", "one folder, with a folder below it for each concept"),
-        ("path", "data.path", "a concept is a folder below data.path"),
+        ("concepts concept_file_name", "data.sets", "a YAML list with a set for each concept; data.path for one"),
+        ("path", "data.path", "of one concept; several are data.sets, with the path of each"),
         ("include_subdirectories", "", "folders below data.path are always read"),
         (
             "balancing balancing_strategy repeats",
-            "",
-            "repeats are the number in a folder's name: 10_name (whole numbers)",
+            "data.sets",
+            "repeats of a set (whole numbers), or its weight, as a ratio between sets",
         ),
-        ("loss_weight", "", "every image counts the same; repeats in folder names set the shares"),
-        ("image_variations text_variations", "", "flips are sampled anew in each epoch; latents are cached once"),
+        ("loss_weight", "data.sets", "loss_weight of a set"),
+        ("image_variations", "data.crops", "with data.crop: random; flips need no number"),
+        ("text_variations", "captions.variants", "chosen by the plan, from the size and the time that they take"),
+        ("prompt_source", "captions.source", "files for sample, name for filename; no common file for a whole concept"),
+        ("prompt_path", "", "captions are in a file next to each image, in metadata.jsonl or in a column"),
+        ("enable_tag_shuffling", "captions.shuffle", ""),
+        ("tag_delimiter", "captions.tag_separator", ""),
+        ("keep_tags_count", "captions.keep_tags", ""),
+        ("tag_dropout_enable tag_dropout_probability", "captions.tag_dropout", "each tag by itself"),
+        ("tag_dropout_mode", "captions.tag_dropout", "each tag by itself; captions.dropout drops all of a caption"),
         (
-            "prompt_source prompt_path",
-            "",
-            "a caption is in a .txt or .caption file next to its image, or in metadata.jsonl",
+            "tag_dropout_special_tags_mode tag_dropout_special_tags tag_dropout_special_tags_regex",
+            "captions.tag_categories",
+            "a text file of tags with a dropout of its own",
         ),
         (
-            "enable_tag_shuffling tag_delimiter keep_tags_count tag_dropout_enable tag_dropout_mode tag_dropout_probability "
-            "tag_dropout_special_tags_mode tag_dropout_special_tags tag_dropout_special_tags_regex caps_randomize_enable "
-            "caps_randomize_mode caps_randomize_probability caps_randomize_lowercase",
+            "caps_randomize_enable caps_randomize_mode caps_randomize_probability caps_randomize_lowercase",
             "",
-            AS_WRITTEN,
+            "CLIP reads all letters as small ones",
         ),
-        ("resolution", "data.resolution", "one number"),
-        ("resolution_override enable_resolution_override", "data.resolution", "one for all images"),
+        ("resolution", "data.resolution", "one number; data.resolutions for several"),
+        ("resolution_override enable_resolution_override", "data.sets", "resolutions of a set"),
         ("aspect_ratio_bucketing", "", "buckets are always on"),
         ("enable_random_flip", "data.flip", "a probability: 0.5"),
+        ("enable_crop_jitter", "data.crop", "random; data.crops of them are cached"),
         (
-            "enable_crop_jitter enable_fixed_flip enable_random_rotate enable_fixed_rotate random_rotate_max_angle "
+            "enable_fixed_flip enable_random_rotate enable_fixed_rotate random_rotate_max_angle "
             "enable_random_brightness enable_fixed_brightness random_brightness_max_strength enable_random_contrast "
             "enable_fixed_contrast random_contrast_max_strength enable_random_saturation enable_fixed_saturation "
             "random_saturation_max_strength enable_random_hue enable_fixed_hue random_hue_max_strength",
             "",
-            "the only augmentation is mirroring (data.flip)",
+            "images are mirrored (data.flip) and cropped (data.crop), and not changed in other ways",
+        ),
+        ("masked_training", "masks.source", "files: cat-masklabel.png next to cat.jpg, as there"),
+        ("unmasked_probability", "masks.unmasked", ""),
+        ("unmasked_weight", "masks.background", ""),
+        ("normalize_masked_area_loss", "", "the loss is always divided by the area of the mask"),
+        (
+            "masked_prior_preservation_weight",
+            "",
+            "prior preservation is of whole images: a set of data.sets with target: base",
         ),
         (
-            "masked_training unmasked_probability unmasked_weight normalize_masked_area_loss masked_prior_preservation_weight "
             "enable_random_circular_mask_shrink enable_random_mask_rotate_crop custom_conditioning_image",
             "",
-            "masks are not supported",
+            "masks are used as they are, cropped and mirrored with their images",
         ),
         ("cache_dir latent_caching", "cache.folder", "always on, once for all runs"),
         (
@@ -163,7 +177,11 @@ OPTIONS: dict[str, list[tuple[str, str, str]]] = {
             "",
             "the UNet is trained to the end of the run",
         ),
-        ("text_encoder.dropout_probability text_encoder_2.dropout_probability", "", "captions are not dropped"),
+        (
+            "text_encoder.dropout_probability text_encoder_2.dropout_probability",
+            "captions.dropout",
+            "of both text encoders together",
+        ),
         ("dropout_probability", "lora.dropout", ""),
     ],
     "Loss and noise": [

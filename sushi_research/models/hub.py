@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from sushi_research import progress
@@ -13,6 +14,19 @@ from sushi_research.models.tokenizers import FILES
 from sushi_research.user_files import expand_path
 
 CONFIGS = ["model_index.json", "config.json", "*/config.json", "scheduler/*.json", "tokenizer*/*"]
+
+
+@contextlib.contextmanager
+def only_local() -> Iterator[None]:
+    """A block in which nothing is fetched from the hub: what is not in its cache is an error, as if there were no connection."""
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 def locate_base(source: str, revision: str | None, key: str = "model.base") -> tuple[Path, str | None]:

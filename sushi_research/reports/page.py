@@ -66,7 +66,8 @@ class Block:
     - list, warning: `items`. result: `items`, each "better|statement: evidence", or with "worse" or "none" instead of "better".
     - links: `links`. table: `rows`, the header first. facts: `rows` of a name and a value.
     - picture: the image `path` at full width, with alternative text `text`.
-    - panels: `pictures` half as wide as the page, with alternative texts. pictures: `pictures` in a grid, with captions.
+    - panels: `pictures` half as wide as the page, with alternative texts. pictures: `pictures` in a grid, with captions, under the
+      small heading `text` if there is one.
     - series: `pictures` next to each other under the small heading `text`. cards: `cards`.
     - progress: `share` in 0..1 as a bar, with alternative text `text`. times: `seconds` by name, as one bar with a legend.
     - details: the preformatted `items`, folded under the summary `text`.

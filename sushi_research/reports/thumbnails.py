@@ -102,11 +102,12 @@ def of_file(data: bytes, side: int) -> bytes:
         if image.format == "JPEG" and image.mode == "RGB" and len(profile) <= MOST_PROFILE_BYTES:
             image.draft("RGB", (2 * side, 2 * side))  # decodes an eighth of a large photo's pixels
             ImageOps.exif_transpose(image, in_place=True)
-            return _jpeg(image, side, profile)
-    return _jpeg(images.decode(data), side)
+            return jpeg(image, side, profile)
+    return jpeg(images.decode(data), side)
 
 
-def _jpeg(image: Image.Image, side: int, profile: bytes = b"") -> bytes:
+def jpeg(image: Image.Image, side: int, profile: bytes = b"") -> bytes:
+    """An image as a JPEG file whose longer side has at most `side` pixels, with a colour profile if one is given."""
     image = image.convert("RGB")
     image.thumbnail((side, side), Image.Resampling.LANCZOS)
     stream = io.BytesIO()
@@ -126,4 +127,4 @@ def _of_picture(path: Path, side: int, mtime_ns: int, size: int) -> bytes:
     if size <= SMALL_FILE:
         return data
     with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
-        return _jpeg(image, side)
+        return jpeg(image, side)

@@ -78,7 +78,8 @@ def is_flipped(seed: int, probability: float, epoch: int, item: Item) -> bool:
 class Loader:
     """The micro-batches of this process, step by step. The next step is prepared in a background thread.
 
-    `sets` are those of the config (`sets_of`), by the items' set numbers. `ahead` lists the purposes for which noise in the latents' shape is generated in the background too.
+    `sets` are those of the config (`sets_of`), by the items' set numbers. `ahead` lists the purposes for which noise in the
+    latents' shape is generated in the background too.
     """
 
     def __init__(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
+
+import numpy as np
 
 from sushi_research.adapters import lora
 from sushi_research.adapters.reading import Pair
@@ -207,10 +208,10 @@ def make_plan(job: Job, inputs: Inputs) -> Plan:
     warmup = warmup_steps(config.schedule.warmup, steps, len(items), global_batch_size)
     due = due_of(config, steps, len(items), global_batch_size)
     require_trainable(job, steps, warmup, shapes)
-    sampler = Sampler(tuple(item.bucket for item in items), global_batch_size, config.train.seed)
+    sampler = Sampler(items.bucket_ids, global_batch_size, config.train.seed)
     # One epoch is representative: epochs differ only in their order and in the position of their tail.
-    epoch_steps = range(min(steps, max(1, len(items) // global_batch_size)))
-    micro_batches = sum(len(sampler.micro_batches(step, config.train.batch_size)) for step in epoch_steps)
+    epoch_steps = min(steps, max(1, len(items) // global_batch_size))
+    micro_batches = sampler.count_micro_batches(epoch_steps, config.train.batch_size)
     entries = {caches.latent_key(item, flip): item.bucket for item in items for flip in caches.flips}
     entries |= {caches.latent_key(item, False): item.bucket for item in data.measured}
     parameters = sum(map(math.prod, shapes.values()))
@@ -227,7 +228,9 @@ def make_plan(job: Job, inputs: Inputs) -> Plan:
         images=len({item.sample.name for item in items}),
         items_per_epoch=len(items),
         repeats=repeats_by_folder(items),
-        buckets={f"{w}x{h}": count for (h, w), count in sorted(Counter(item.bucket for item in items).items())},
+        buckets={
+            f"{w}x{h}": int(count) for (h, w), count in zip(items.buckets, np.bincount(items.bucket_ids), strict=True)
+        },
         problems=tuple(data.problems),
         notes=tuple(data.notes),
         captions_cut=texts_cut(base, job.model, captions_of(config, data)),
@@ -237,7 +240,7 @@ def make_plan(job: Job, inputs: Inputs) -> Plan:
         batch_size=config.train.batch_size,
         accumulation=config.train.accumulation,
         processes=job.world,
-        micro_batch_fill=round(len(epoch_steps) * global_batch_size / (micro_batches * config.train.batch_size), 3),
+        micro_batch_fill=round(epoch_steps * global_batch_size / (micro_batches * config.train.batch_size), 3),
         steps=steps,
         warmup=warmup,
         due=due,

@@ -8,13 +8,15 @@ on the number of processes or on how G is split into batch size and accumulation
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 
 from sushi_research.randomness import key
+
+# The orders of so many epochs are kept, 4 bytes a sample: a step can have samples of two, and the next step is prefetched.
+KEPT_EPOCHS = 2
 
 
 @dataclass(frozen=True)
@@ -25,37 +27,52 @@ class StepSample:
     epoch: int
 
 
-@dataclass(frozen=True)
 class Sampler:
-    """The endless stream of samples. `buckets` has one hashable per sample.
+    """The endless stream of samples. `bucket_ids` [N] has one integer per sample, equal for samples of one bucket.
 
-    The caller must sort the samples by content, so that renaming a file does not change the order.
+    The caller must sort the samples by content, so that renaming a file does not change the order. An epoch's order is computed
+    once, when a step first needs it.
     """
 
-    buckets: tuple[Hashable, ...]
-    global_batch_size: int
-    seed: int
+    def __init__(self, bucket_ids: np.ndarray, global_batch_size: int, seed: int) -> None:
+        assert bucket_ids.ndim == 1 and len(bucket_ids) and global_batch_size >= 1
+        self.bucket_ids, self.global_batch_size, self.seed = bucket_ids, global_batch_size, seed
+        # From 0, so that each is an index; the order depends only on which samples share a bucket.
+        self._buckets = np.unique(bucket_ids, return_inverse=True)[1].astype(np.int32)
+        self._order = lru_cache(KEPT_EPOCHS)(lambda epoch: _epoch_order(self._buckets, global_batch_size, seed, epoch))
 
-    def __post_init__(self) -> None:
-        assert self.buckets and self.global_batch_size >= 1
+    def stream(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        """(indices, epochs), each [stop - start], of the samples at these positions of the stream."""
+        epochs, offsets = np.divmod(np.arange(start, stop), len(self._buckets))
+        indices = np.empty(len(epochs), np.int64)
+        for epoch in np.unique(epochs).tolist():
+            inside = epochs == epoch
+            indices[inside] = self._order(epoch)[offsets[inside]]
+        return indices, epochs
 
     def step(self, step: int) -> list[StepSample]:
         """The G samples of step `step` (from 0), in stream order."""
-        n, g = len(self.buckets), self.global_batch_size
-        positions = [divmod(position, n) for position in range(step * g, (step + 1) * g)]
-        orders = {epoch: _epoch_order(self.buckets, g, self.seed, epoch) for epoch in {epoch for epoch, _ in positions}}
-        return [StepSample(int(orders[epoch][offset]), epoch) for epoch, offset in positions]
+        g = self.global_batch_size
+        indices, epochs = self.stream(step * g, (step + 1) * g)
+        return [StepSample(index, epoch) for index, epoch in zip(indices.tolist(), epochs.tolist(), strict=True)]
 
     def micro_batches(self, step: int, batch_size: int) -> list[list[StepSample]]:
         """The step's samples in same-bucket micro-batches of at most `batch_size`; buckets in order of first appearance."""
-        by_bucket: dict[Hashable, list[StepSample]] = {}
+        by_bucket: dict[int, list[StepSample]] = {}
         for sample in self.step(step):
-            by_bucket.setdefault(self.buckets[sample.index], []).append(sample)
+            by_bucket.setdefault(int(self._buckets[sample.index]), []).append(sample)
         return [
             samples[start : start + batch_size]
             for samples in by_bucket.values()
             for start in range(0, len(samples), batch_size)
         ]
+
+    def count_micro_batches(self, steps: int, batch_size: int) -> int:
+        """How many micro-batches the first `steps` steps have."""
+        buckets = self._buckets[self.stream(0, steps * self.global_batch_size)[0]]
+        places = np.arange(len(buckets)) // self.global_batch_size * (int(self._buckets.max()) + 1) + buckets
+        counts = np.unique(places, return_counts=True)[1]  # of each bucket in each step
+        return int((-(-counts // batch_size)).sum())
 
     def share(self, step: int, batch_size: int, rank: int, world: int) -> list[list[StepSample]]:
         """The micro-batches of process `rank` of `world`. Each micro-batch, largest first, goes to the least loaded process."""
@@ -69,34 +86,33 @@ class Sampler:
         return mine
 
 
-@lru_cache(maxsize=4)
-def _epoch_order(buckets: tuple[Hashable, ...], global_batch_size: int, seed: int, epoch: int) -> np.ndarray:
-    """A permutation of range(N), arranged for steps of `global_batch_size` samples.
+def _epoch_order(buckets: np.ndarray, global_batch_size: int, seed: int, epoch: int) -> np.ndarray:
+    """A permutation of range(N), int32 [N], arranged for steps of `global_batch_size` samples.
 
     Each bucket is shuffled and cut into full groups of `global_batch_size`; the remaining samples of all buckets form a
     pool. If the previous epochs end in the middle of a step, the first `head` samples of the pool complete that step. The
     rest of the pool is cut into groups, which are shuffled together with the full ones. The last, partial group is the
     tail. Head and tail lengths depend only on the counts, so no epoch needs the order of another.
     """
-    n = len(buckets)
+    n, g = len(buckets), global_batch_size
     rng = key(seed, "order", epoch)
     head = min((-epoch * n) % global_batch_size, n)
-    members: dict[Hashable, list[int]] = {}
-    for index in rng.permutation(n):
-        members.setdefault(buckets[index], []).append(int(index))
-    full, pool = [], []
-    for indices in members.values():
-        whole = len(indices) - len(indices) % global_batch_size
-        full += [indices[start : start + global_batch_size] for start in range(0, whole, global_batch_size)]
-        pool += indices[whole:]
-    # The pool can be smaller than `head` (buckets that divide evenly): then break up full groups.
-    while len(pool) < head:
-        pool += full.pop()
-    rest = pool[head:]
-    tail_length = len(rest) % global_batch_size
-    body, tail = rest[: len(rest) - tail_length], rest[len(rest) - tail_length :]
-    groups = full + [body[start : start + global_batch_size] for start in range(0, len(body), global_batch_size)]
-    shuffled = [index for position in rng.permutation(len(groups)) for index in groups[position]]
-    order = np.array(pool[:head] + shuffled + tail, dtype=np.int64)
+    shuffled = rng.permutation(n).astype(np.int32)
+    # Sort by bucket, the buckets by their first appearance: of an index that is assigned several times, the last value stays.
+    first = np.empty(int(buckets.max()) + 1, np.int64)
+    first[buckets[shuffled[::-1]]] = np.arange(n - 1, -1, -1)
+    rank = np.argsort(np.argsort(first))[buckets[shuffled]]
+    members = shuffled[np.argsort(rank, kind="stable")]
+    counts = np.bincount(rank)
+    place = np.arange(n) - np.repeat(np.cumsum(counts) - counts, counts)  # within its bucket
+    is_full = place < np.repeat(counts // g * g, counts)
+    full, pool = members[is_full].reshape(-1, g), members[~is_full]
+    # The pool can be smaller than `head` (buckets that divide evenly): then break up full groups, the last one first.
+    broken = max(0, -(-(head - len(pool)) // g))
+    pool = np.concatenate([pool, full[len(full) - broken :][::-1].ravel()])
+    full, rest = full[: len(full) - broken], pool[head:]
+    body, tail = rest[: len(rest) // g * g], rest[len(rest) // g * g :]
+    groups = np.concatenate([full, body.reshape(-1, g)])
+    order = np.concatenate([pool[:head], groups[rng.permutation(len(groups))].ravel(), tail])
     assert len(order) == n
     return order

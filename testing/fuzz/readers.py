@@ -181,7 +181,7 @@ def make_cache(folder: Path) -> None:
 
     with Store.open(folder / "store", ("mean",), repair=True).writer() as writer:
         for number in range(3):
-            writer.add(f"{number:032x}", {"mean": torch.ones(4, 2, 2)}, {"caption": "tuna"})
+            writer.add(f"{number:032x}", {"mean": torch.full((4, 2, 2), number)}, {"caption": f"tuna {number}"})
     (folder / "photos").mkdir()
     Image.new("RGB", (8, 8)).save(folder / "photos/a.png")
     (folder / "photos/a.txt").write_text("tuna")
@@ -200,10 +200,14 @@ def read_cache(folder: Path, name: str) -> object:
     (sample,) = scan(folder / "photos", **options, hash_cache=cache, show_progress=False).samples  # type: ignore[arg-type]
     sample.read()
     store = Store.open(folder / "store", ("mean",), repair=True)
-    found = [(store.get(f"{number:032x}"), store.metadata(f"{number:032x}")) for number in range(3) if len(store) == 3]
+    for number in range(3):
+        key = f"{number:032x}"
+        if key in store:  # an entry is that of its key, or is not there
+            assert store.get(key)["mean"].eq(number).all() and store.metadata(key) == {"caption": f"tuna {number}"}
+    assert len(store) == sum(f"{number:032x}" in store for number in range(3)), "a row that nobody wrote"
     if store.damaged:
         raise UserError(f"damaged: {store.damaged}")
-    return found
+    return store
 
 
 def make_base(folder: Path) -> None:

@@ -10,6 +10,9 @@ def test_without_a_browser_or_a_page(tmp_path, monkeypatch, capsys):
     with pytest.raises(UserError, match="has no report.html"):
         page_pictures.main(tmp_path)
     (tmp_path / "report.html").touch()
+    with pytest.raises(UserError, match="_data.html is missing: scripts/inspect_data.py"):
+        page_pictures.main(tmp_path)
+    tmp_path.with_name(f"{tmp_path.name}_data.html").touch()
     monkeypatch.setattr(page_pictures.shutil, "which", lambda _: None)
     assert page_pictures.main(tmp_path) == terminal_picture.main() == 0
     assert capsys.readouterr().out.count("no pictures: none of chromium, ") == 2

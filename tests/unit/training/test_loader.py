@@ -64,7 +64,7 @@ def loader(items, caches):
     made = []
 
     def make(group: int = 4, batch_size: int = 4, rank: int = 0, world: int = 1, **changes) -> Loader:
-        sampler = Sampler(tuple(item.bucket for item in items), group, SEED)
+        sampler = Sampler(items.bucket_ids, group, SEED)
         options = {"batch_size": batch_size, "rank": rank, "world": world, "device": CPU, "sets": SETS}
         made.append(Loader(items, sampler, caches, **options, **changes))
         return made[-1]
@@ -192,7 +192,7 @@ def test_the_loader_thread_takes_the_process_s_own_gpu(caches, items, monkeypatc
     chosen = []
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: chosen.append(torch.device("cuda", device)))
-    sampler = Sampler(tuple(item.bucket for item in items), 2, SEED)
+    sampler = Sampler(items.bucket_ids, 2, SEED)
     loader = Loader(items, sampler, caches, batch_size=2, rank=0, world=1, device=torch.device("cuda"), sets=SETS)
     loader._pool.submit(int).result()
     loader.close()

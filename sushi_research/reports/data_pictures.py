@@ -1,0 +1,76 @@
+"""The pictures of a page about a data set: images with their crop, copies of one another, and what the VAE makes of them."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from PIL import Image, ImageDraw
+
+from sushi_research.data.buckets import CropGeometry
+from sushi_research.data.samples import Sample
+from sushi_research.progress import progress
+from sushi_research.reports import thumbnails
+from sushi_research.reports.decoded_images import ENLARGED, DecodedImage
+from sushi_research.reports.page import Block, Picture
+
+# The longer side of a picture on the page, in pixels; of those of the VAE, which show details, a larger one.
+SIDE, LARGE_SIDE = 320, 640
+# How much of what is cropped away is covered with white, and the frame of the crop.
+COVERED, FRAME = 0.65, "#e4573d"
+MISSING = Image.new("RGB", (SIDE, SIDE), "#98a4a0")
+
+
+def picture_of(sample: Sample, geometry: CropGeometry | None = None) -> bytes:
+    """A JPEG of an image, with its crop framed if it loses something to it; a grey one if it can no longer be read."""
+    try:
+        small = Image.open(io.BytesIO(thumbnails.of_file(sample.read(), SIDE)))
+        small.load()
+    except Exception:  # it was read before; one picture is no reason to have no page
+        return thumbnails.jpeg(MISSING, SIDE)
+    profile = small.info.get("icc_profile") or b""
+    if geometry is not None and geometry.cut_away > 0:
+        small = framed(small, geometry)
+    return thumbnails.jpeg(small, SIDE, profile)
+
+
+def framed(image: Image.Image, geometry: CropGeometry) -> Image.Image:
+    """An image of any size with a frame around its crop, and the rest paler."""
+    across, down = image.width / geometry.resized_width, image.height / geometry.resized_height
+    box = (
+        round(geometry.crop_left * across),
+        round(geometry.crop_top * down),
+        round((geometry.crop_left + geometry.width) * across),
+        round((geometry.crop_top + geometry.height) * down),
+    )
+    pale = Image.blend(image, Image.new("RGB", image.size, "white"), COVERED)
+    pale.paste(image.crop(box), box[:2])
+    right, bottom = max(box[0], box[2] - 1), max(box[1], box[3] - 1)
+    ImageDraw.Draw(pale).rectangle((box[0], box[1], right, bottom), outline=FRAME, width=2)
+    return pale
+
+
+def make(wanted: Sequence[Callable[[], bytes]], shown: bool) -> list[bytes]:
+    """Makes pictures, one thread per core, with a progress bar if `shown`."""
+    pool = ThreadPoolExecutor(os.cpu_count())
+    try:
+        found = pool.map(lambda each: each(), wanted)
+        return list(progress(found, total=len(wanted), description="pictures", unit="image", disable=not shown))
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def decoded_blocks(found: Iterable[DecodedImage]) -> list[Block]:
+    """For each image: its crop, what the VAE makes of it, and the difference."""
+    blocks = []
+    for each in found:
+        text = f"{each.use.sample.name}, {each.use.bucket}: {each.mean_error:.1f} of 255 off on average, PSNR {each.psnr:.1f} dB"
+        pictures = [
+            Picture(thumbnails.jpeg(Image.fromarray(each.crop), LARGE_SIDE), "the crop"),
+            Picture(thumbnails.jpeg(Image.fromarray(each.decoded), LARGE_SIDE), "decoded from its latents"),
+            Picture(thumbnails.jpeg(each.difference, LARGE_SIDE), f"the difference, x {ENLARGED}"),
+        ]
+        blocks.append(Block("series", text, pictures=pictures))
+    return blocks
