@@ -26,7 +26,7 @@ class Batch:
     `mean`, `std` of the VAE posterior, each [B, 4, h, w]; `text` embeddings by name, [B, ...]; `time_ids` [B, 6] fp32; `names`
     of the files; `keys` (epoch, image hash, instance) for randomness; `prefetched` noise by purpose. `loss_weights` [B] fp32 are
     those of the sets; `mask` [B, 1, h, w] fp32, or None, weighs the loss within each image; `to_base` says for each sample whether
-    its target is the base's own prediction.
+    its target is the base's own prediction. `roles` [B] int64 is 1 for regularisation images; None if the run has none.
     """
 
     mean: torch.Tensor
@@ -41,6 +41,7 @@ class Batch:
     prefetched: dict[str, torch.Tensor] = field(repr=False)
     mask: torch.Tensor | None = None
     to_base: tuple[bool, ...] = ()
+    roles: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -141,6 +142,7 @@ class Loader:
         ids = [i.geometry.time_ids(flip, self.time_ids) for i, flip in zip(items, flips, strict=True)]
         seed, epochs = self.sampler.seed, [sample.epoch for sample in samples]
         mask = set_terms.mask_weights(items, self.sets, epochs, flips, self.caches.masks, seed)
+        roles = set_terms.roles(items, self.sets)
         return Batch(
             mean=_to(self.device, mean),
             std=_to(self.device, std),
@@ -154,4 +156,5 @@ class Loader:
             prefetched={p: _to(self.device, _normal(seed, p, keys, tuple(mean.shape[1:]))) for p in self.ahead},
             mask=None if mask is None else _to(self.device, mask),
             to_base=set_terms.learns_base(items, self.sets),
+            roles=None if roles is None else _to(self.device, roles),
         )

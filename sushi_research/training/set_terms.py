@@ -19,6 +19,13 @@ def loss_weights(items: Sequence[Item], sets: Sequence[ResolvedSet]) -> torch.Te
     return torch.tensor([sets[item.sample.set].loss_weight for item in items], dtype=torch.float32)
 
 
+def roles(items: Sequence[Item], sets: Sequence[ResolvedSet]) -> torch.Tensor | None:
+    """[B] int64: 1 for each regularisation image, 0 for others; None if no set has any."""
+    if not any(each.is_regularisation for each in sets):
+        return None
+    return torch.tensor([int(sets[item.sample.set].is_regularisation) for item in items])
+
+
 def learns_base(items: Sequence[Item], sets: Sequence[ResolvedSet]) -> tuple[bool, ...]:
     """Whether the target of each item is the base's own prediction."""
     return tuple(sets[item.sample.set].target == "base" for item in items)
