@@ -13,12 +13,12 @@ from sushi_research.data import images
 from sushi_research.data.buckets import CropGeometry
 from sushi_research.data.images import BadImage
 from sushi_research.data.names import IMAGES
-from sushi_research.fingerprints import content_hash
 
 # Increment it when `decode`, `alpha` or `to_latents` gives other values. It is part of every key in the cache.
 RECIPE = 1
 # What follows the image's name in that of its mask: OneTrainer's, then two of image editors and segmentation tools.
 ENDINGS = ("-masklabel", ".mask", "_mask")
+_ALPHA = b"alpha:"
 # Pixels of the image per latent, in each direction.
 SCALE = 8
 
@@ -40,9 +40,14 @@ def alpha(data: bytes) -> Image.Image:
     return found.alpha or Image.new("L", found.image.size, 255)
 
 
-def alpha_hash(image_hash: str) -> str:
-    """The hash of an image's own transparency as a mask. It is not that of a mask file with the same bytes."""
-    return content_hash(f"alpha of {image_hash}".encode())
+def alpha_hashes(images: np.ndarray) -> np.ndarray:
+    """The hashes of images' own transparencies as masks, from the images' content hashes [N] of 32 hex digits.
+
+    They begin with "alpha:", so that none is that of a mask file.
+    """
+    found = np.array(images, "S32")
+    found.view(np.uint8).reshape(-1, 32)[:, : len(_ALPHA)] = np.frombuffer(_ALPHA, np.uint8)
+    return found
 
 
 def to_latents(mask: Image.Image, geometry: CropGeometry) -> np.ndarray:

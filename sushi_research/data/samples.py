@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import operator
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import astuple, dataclass, field
+from dataclasses import astuple, dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, overload
@@ -172,6 +172,10 @@ class Samples(Sequence[Sample]):
             columns[name] = getattr(self, name)[rows]
         masks = None if self.masks is None else self.masks[rows]
         return Samples(**columns, sources=self.sources, masks=masks, mask_sources=self.mask_sources)
+
+    def with_masks(self, masks: np.ndarray, source: Callable[[int], bytes] | None) -> Samples:
+        """The samples with these masks [N] HASH. `source` reads the mask of an image by its row; None for transparencies."""
+        return replace(self, masks=masks, mask_sources=(source,) * len(self.sources))
 
     def by_content(self) -> np.ndarray:
         """The row numbers in an order that depends on content: by image, first caption and name."""
