@@ -62,7 +62,7 @@ def fill(job: Job) -> None:
     data = read_data(job, hash_cache)
     caches = open_caches(job, base, hash_cache)
     inputs = Inputs(config, base, data, caches, hash_cache)
-    images_missing, captions_missing = len(caches.missing_latents(data)), len(inputs.missing_text_chunks())
+    images_missing, captions_missing = len(inputs.missing_latents()), len(inputs.missing_text_chunks())
     job.say(f"{images_missing} image entries and {captions_missing} captions to encode")
     for line in findings.lines(data.problems, data.notes):
         job.say(line)

@@ -4,7 +4,7 @@
     make inspect DATA=photos
 
 It takes the options of that architecture's training script. The page, runs/NAME_data.html (run.folder and run.name; NAME is the
-data folder's name by default), shows each image with its uses, bucket, crop and tokens, what cannot be used and why, copies,
+first data folder's name by default), shows each image with its uses, bucket, crop and tokens, what cannot be used and why, copies,
 and tag frequencies. If the base is on this machine, it also shows what the VAE makes of some images; a base is never
 downloaded for it. Files that cannot be used are listed on the page, whatever data.on_bad_file is.
 """
@@ -39,8 +39,9 @@ from pathlib import Path
 from typing import Any
 
 from sushi_research.caches.caches import free_memory, open_hash_cache
+from sushi_research.config.sets import sets_of
 from sushi_research.data.training_data import read_data
-from sushi_research.errors import UserError
+from sushi_research.errors import UserError, some
 from sushi_research.files import system_errors, write_atomic
 from sushi_research.models import hub, loading
 from sushi_research.progress import progress
@@ -82,9 +83,9 @@ def inspect(job: Job) -> None:
         decoded = list(progress(found, total=len(chosen), description="encoding and decoding", unit="image"))
         del vae
         free_memory()
-    folder = os.path.basename(os.path.abspath(config.data.path)) or "data"
-    shown = data_page.Shown(folder, data, tokenizers, decoded, without, show_progress=True)
-    page = Path(config.run.folder, f"{config.run.name or folder}_data.html")
+    folders = [os.path.basename(os.path.abspath(each.path)) or "data" for each in sets_of(config)]
+    shown = data_page.Shown(some(folders), data, tokenizers, decoded, without, show_progress=True)
+    page = Path(config.run.folder, f"{config.run.name or folders[0]}_data.html")
     write_atomic(page, data_page.html(shown).encode())
     job.say(*without, f"written: {page}")
 

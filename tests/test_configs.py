@@ -55,6 +55,10 @@ def keys_read_by(architecture: str) -> set[str]:
     # The settings that decide how a caption is encoded are read by the names that the model module gives.
     model = models.load(architecture)
     found |= {f"model.{name}" for name in model.TEXT_SETTINGS}
+    # The rules of captions are the section, or that with what a data set has of its own.
+    of_rules = ROOT.glob("sushi_research/data/captions/*.py")
+    nodes = [node for path in of_rules for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))]
+    found |= {f"captions.{node.attr}" for node in nodes if isinstance(node, ast.Attribute)}
     # Those that a set can have are read as those of each set (`sets_of`).
     found |= {f"data.{name}" for name in ("sets", *DataSet.model_fields)}
     # Of a section that each set of images may have for itself, a set's keys are read.

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-import functools
 import gc
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow
 import torch
 
-from sushi_research.caches import encoding, mask_entries
+from sushi_research.caches import mask_entries
+from sushi_research.caches.encoding import LATENT_TENSORS
+from sushi_research.caches.keys import hex_digits
+from sushi_research.caches.latent_entries import LatentEntries, latent_entries, latent_key
 from sushi_research.caches.store import Store
+from sushi_research.caches.text_keys import prompt_key, text_key, text_keys
 from sushi_research.config import TrainingConfig
 from sushi_research.config.sets import sets_of
-from sushi_research.data.samples import Item
+from sushi_research.data.samples import Item, Items
 from sushi_research.data.training_data import Data
 from sushi_research.fingerprints import HashCache
 from sushi_research.models import loading
@@ -35,7 +40,11 @@ def open_remembered(config: TrainingConfig) -> Remembered:
 
 @dataclass(frozen=True)
 class Caches:
-    """The open stores, and the hashes and settings that are part of every key. `masks` is None if no set has masks."""
+    """The open stores, and the hashes and settings that are part of every entry's key.
+
+    `flips` has, for each set of images, which of its images' entries are needed: as they are (False), mirrored (True), or both.
+    `masks` is None if no set has masks.
+    """
 
     latents: Store
     texts: Store
@@ -43,31 +52,42 @@ class Caches:
     vae_dtype: torch.dtype
     encoder_hashes: tuple[str, ...]
     text_settings: dict[str, Any]
-    flips: tuple[bool, ...] = field(default=(False,))
+    flips: tuple[tuple[bool, ...], ...] = ((False,),)
+    remembered: Remembered | None = None
     masks: Store | None = None
 
     def latent_key(self, item: Item, flip: bool) -> str:
-        return encoding.latent_key(item, flip, self.vae_hash, self.vae_dtype)
+        return latent_key(item, flip, self.vae_hash, self.vae_dtype)
 
     def text_key(self, caption: str) -> str:
-        return encoding.text_key(caption, self.encoder_hashes, self.text_settings)
+        return text_key(caption, self.encoder_hashes, self.text_settings)
 
     def prompt_key(self, prompt: str) -> str:
         """The key of a prompt that is read in several chunks; one that fits has the key of the caption with its text."""
-        return encoding.prompt_key(prompt, self.encoder_hashes, self.text_settings)
+        return prompt_key(prompt, self.encoder_hashes, self.text_settings)
 
-    def missing_latents(self, data: Data) -> list[tuple[str, Item, bool]]:
-        """(key, item, flip) of the missing entries: training items (mirrored too if flipped), and measured items unmirrored."""
-        find = functools.partial(encoding.missing_latents, self.latents, vae_hash=self.vae_hash, dtype=self.vae_dtype)
-        missing = [*find(data.items, flips=self.flips), *find(data.measured, flips=(False,))]
-        return [entry for _, entry in sorted({entry[0]: entry for entry in missing}.items())]
+    def latent_entries(self, data: Data) -> LatentEntries:
+        """The entries that the data needs: training items (mirrored too if their set is flipped), and measured items unmirrored."""
+        wanted: list[tuple[Sequence[Item], bool]] = []
+        for number, flips in enumerate(self.flips):
+            part = data.items
+            if len(self.flips) > 1 and isinstance(part, Items):
+                part = part.take(part.samples.sets[part.rows] == number)
+            wanted += [(part, flip) for flip in flips]
+        wanted.append((data.measured, False))
+        return latent_entries(wanted, self.vae_hash, self.vae_dtype, self.remembered)
 
     def missing_masks(self, data: Data) -> list[tuple[str, Item]]:
         """(key, item) of the missing masks of training items. Losses that are compared, of measured items, are without masks."""
-        return mask_entries.missing_masks(self.masks, data.items) if self.masks else []
+        return mask_entries.missing_masks(self.masks, data.items, self.remembered) if self.masks else []
 
-    def missing_captions(self, captions: Iterable[str]) -> list[tuple[str, str]]:
-        return encoding.missing_captions(self.texts, captions, self.encoder_hashes, self.text_settings)
+    def missing_captions(self, captions: Sequence[str] | pyarrow.Array) -> list[tuple[str, str]]:
+        """(key, caption) of the captions that the cache lacks, sorted by key."""
+        keys, first = np.unique(text_keys(captions, self.encoder_hashes, self.text_settings), return_index=True)
+        missing = ~self.texts.has(keys)
+        found = [captions[row] for row in first[missing].tolist()]
+        texts = [each.as_py() if isinstance(each, pyarrow.Scalar) else each for each in found]
+        return list(zip(hex_digits(keys[missing]), texts, strict=True))
 
     def missing_prompts(self, prompts: Iterable[str]) -> list[tuple[str, str]]:
         """(key, prompt) of the missing entries of long prompts."""
@@ -78,13 +98,13 @@ class Caches:
 
 
 def open_caches(job: Job, base: loading.Base, hash_cache: HashCache) -> Caches:
-    """Opens and verifies both stores. The main process goes first: it sets damaged shards aside, to be encoded again."""
+    """Opens both stores. The main process goes first: it sets damaged shards aside, to be encoded again."""
     config, model = job.config, job.model
     folder = Path(config.cache.folder)
     with job.accelerator.main_process_first():
         hash_cache.load()
         repair = job.is_main
-        latents = Store.open(folder / "latents", encoding.LATENT_TENSORS, repair=repair)
+        latents = Store.open(folder / "latents", LATENT_TENSORS, repair=repair)
         texts = Store.open(folder / f"text_{model.NAME}", model.TEXT_TENSORS, repair=repair)
         masked = any(each.masks.source != "none" for each in sets_of(config))
         masks = Store.open(folder / "masks", mask_entries.TENSORS, repair=repair) if masked else None
@@ -101,7 +121,8 @@ def open_caches(job: Job, base: loading.Base, hash_cache: HashCache) -> Caches:
         encoder_hashes=encoder_hashes,
         text_settings={name: getattr(config.model, name) for name in model.TEXT_SETTINGS},
         # With probability 1 only the mirrored image is needed.
-        flips={0.0: (False,), 1.0: (True,)}.get(config.data.flip, (False, True)),
+        flips=tuple({0.0: (False,), 1.0: (True,)}.get(each.flip, (False, True)) for each in sets_of(config)),
+        remembered=open_remembered(config),
     )
 
 

@@ -10,6 +10,7 @@ import torch
 from sushi_research import models, stopping
 from sushi_research.caches import encoding, mask_entries
 from sushi_research.caches.caches import Caches, free_memory
+from sushi_research.caches.latent_entries import LatentEntries
 from sushi_research.config import TrainingConfig
 from sushi_research.config.prompts import Prompt
 from sushi_research.data.training_data import Data, captions_of, prompt_texts, prompts_of
@@ -46,6 +47,15 @@ class Inputs:
         fitting = prompt_texts(self.config, self.prompts) - self.long_prompts.keys()
         return sorted(captions_of(self.config, self.data) | fitting)
 
+    @cached_property
+    def latent_entries(self) -> LatentEntries:
+        """Every entry of the image cache that is needed."""
+        return self.caches.latent_entries(self.data)
+
+    def missing_latents(self) -> LatentEntries:
+        """`latent_entries` that are not in the cache."""
+        return self.latent_entries.take(~self.caches.latents.has(self.latent_entries.keys))
+
     @property
     def text_chunks(self) -> list[int]:
         """The number of chunks of each entry of the text cache that is needed; only long prompts have more than one."""
@@ -75,11 +85,11 @@ def fill_caches(job: Job, inputs: Inputs) -> tuple[int, int]:
 
 
 def _fill(job: Job, inputs: Inputs) -> tuple[int, int]:
-    base, data, caches, model = inputs.base, inputs.data, inputs.caches, job.model
+    base, caches, model = inputs.base, inputs.caches, job.model
     rank, world = job.rank, job.world
     missing_captions = caches.missing_captions(inputs.captions)
     missing_prompts = caches.missing_prompts(inputs.long_prompts)
-    missing_latents = caches.missing_latents(data)
+    missing_latents = inputs.missing_latents()
     if missing_captions or missing_prompts:
         text = model.load_text(base, job.device)
         encoding.encode_captions(
@@ -99,7 +109,7 @@ def _fill(job: Job, inputs: Inputs) -> tuple[int, int]:
         )
         del text
         free_memory()
-    if missing_latents:
+    if len(missing_latents):
         vae = loading.load_vae(base, caches.vae_dtype, job.device)
         try:
             encoding.encode_latents(caches.latents, missing_latents, vae, rank=rank, world=world)
@@ -110,7 +120,7 @@ def _fill(job: Job, inputs: Inputs) -> tuple[int, int]:
             ) from error
         del vae
         free_memory()
-    if caches.masks and (missing_masks := caches.missing_masks(data)):
+    if caches.masks and (missing_masks := caches.missing_masks(inputs.data)):
         mask_entries.encode_masks(caches.masks, missing_masks, rank=rank, world=world)
     job.accelerator.wait_for_everyone()
     if caches.masks:
@@ -118,13 +128,13 @@ def _fill(job: Job, inputs: Inputs) -> tuple[int, int]:
     caches.texts.refresh()
     caches.latents.refresh()
     lost = (
-        caches.missing_latents(data)
-        or caches.missing_masks(data)
-        or caches.missing_captions(caption for _, caption in missing_captions)
-        or caches.missing_prompts(prompt for _, prompt in missing_prompts)
+        len(inputs.missing_latents())
+        or len(caches.missing_masks(inputs.data))
+        or len(caches.missing_captions([caption for _, caption in missing_captions]))
+        or len(caches.missing_prompts(prompt for _, prompt in missing_prompts))
     )
     if lost:
         raise UserError(
-            f"{len(lost)} cache entries that were just written cannot be read back: check the disk of {caches.latents.folder}."
+            f"{lost} cache entries that were just written cannot be read back: check the disk of {caches.latents.folder}."
         )
     return len(missing_latents), len(missing_captions) + len(missing_prompts)

@@ -12,6 +12,7 @@ from sushi_research.config.data_set import Crop, DataSet, keys_in, mistakes_of
 from sushi_research.config.inputs import DataSection
 from sushi_research.config.mistakes import MOST_PROBLEMS, unknown
 from sushi_research.config.section import Section
+from sushi_research.errors import UserError
 
 # The top-level sections whose keys a set can give for itself, under the same name.
 SECTIONS = ("captions", "masks")
@@ -118,7 +119,9 @@ def _section(config: _Config, name: str, place: str, given: dict[str, Any]) -> S
             return type(section).model_validate(section.model_dump() | given)
         except ValidationError as error:
             problems = mistakes_of(error, place, keys, section.model_dump() | given)
-    raise ValueError("; ".join(problems[:MOST_PROBLEMS]))
+    raise UserError(
+        "; ".join(problems[:MOST_PROBLEMS])
+    )  # pydantic takes no halves of surrogate pairs, which it escapes
 
 
 def _require_sensible(data: DataSection, sets: Sequence[ResolvedSet]) -> None:

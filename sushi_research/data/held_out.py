@@ -6,11 +6,13 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 
+import numpy as np
+
 from sushi_research import randomness
 from sushi_research.data import near_duplicates
-from sushi_research.data.buckets import BucketRule
+from sushi_research.data.buckets import BucketRule, Fitting
 from sushi_research.data.near_duplicates import SEED
-from sushi_research.data.samples import Item, Sample, Scan, make_items
+from sushi_research.data.samples import Items, Sample, Samples, Scan, make_items, once_each
 from sushi_research.errors import UserError, some
 
 # Everyday subjects, similar to what most adapters are trained on (people, animals, places, paintings), in various styles.
@@ -103,21 +105,29 @@ def _near_duplicate_warnings(what: str, held: Sequence[Sample], trained: Sequenc
     ]
 
 
-def trained_items(items: Sequence[Item], count: int, but: Collection[str]) -> list[Item]:
+def trained_items(items: Items, count: int, but: Collection[str]) -> Items:
     """`count` training images, or all if there are fewer, that are measured next to the held-out ones; none of the hashes in `but`.
 
     The choice depends only on content: the first of a fixed random order of the images. Each is taken once, with its first caption.
     """
-    first: dict[str, Item] = {}
-    for item in sorted(items, key=lambda item: (item.sample.image_hash, item.sample.caption)):
-        if item.sample.image_hash not in but:
-            first.setdefault(item.sample.image_hash, item)
-    order = sorted(first, key=lambda image: (randomness.uniform(SEED, "measured training image", image), image))
-    return [first[image] for image in order[:count]]
+    each = once_each(items)
+    images = each.samples.images[each.rows]
+    first = np.flatnonzero(np.append(True, images[1:] != images[:-1])[: len(images)])  # of the samples of each image
+    found = {images[number].decode(): number for number in first.tolist()}
+    order = sorted(
+        found.keys() - set(but), key=lambda image: (randomness.uniform(SEED, "measured training image", image), image)
+    )
+    return each.take(np.array([found[image] for image in order[:count]], np.int64))
 
 
-def held_out_items(samples: Sequence[Sample], rule: BucketRule) -> list[Item]:
-    """The items of the held-out samples, each once regardless of repeats. All samples must fit a bucket."""
-    items, too_small = make_items([replace(sample, repeats=1) for sample in samples], rule)
+def held_out_items(samples: Sequence[Sample], fittings: BucketRule | Sequence[Fitting]) -> Items:
+    """The items of the held-out samples, each once regardless of repeats, at its highest resolution. All must fit a bucket.
+
+    They are cropped at the center where training crops at random.
+    """
+    columns = Samples.of(samples)
+    if not isinstance(fittings, BucketRule):
+        fittings = [replace(each, crop="center") if each.crop == "random" else each for each in fittings]
+    items, too_small = make_items(replace(columns, repeats=np.ones(len(columns), np.int32)), fittings)
     assert not too_small, too_small
-    return items
+    return once_each(items)

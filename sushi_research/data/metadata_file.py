@@ -33,12 +33,11 @@ FORMS = "differ only in their Unicode form"
 
 @dataclass(frozen=True)
 class Entry:
-    """The caption of an image, its place in the file, and how many lines the caption had."""
+    """The captions of an image, and their place in the file."""
 
     image: str
     source: str
-    caption: str
-    lines: int
+    captions: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -130,12 +129,13 @@ def _parse(line: str) -> tuple[str, dict[str, Any] | None]:
 
 def _entry(image: str, source: str, entry: dict[str, Any], caption_column: str) -> Entry | Unusable:
     caption, fault = entry.get(caption_column, entry.get("text")), "not text"
-    if isinstance(caption, str):
+    texts = caption if isinstance(caption, list) else [caption]
+    if all(isinstance(text, str) for text in texts):
         try:
-            return Entry(image, source, *caption_text.first_line(caption))
+            return Entry(image, source, tuple(line for text in texts for line in caption_text.lines(text)))
         except caption_text.NotText as error:
             reason = f"the caption of {image} {error.reason}"
-            fault = "too long" if len(caption) > caption_text.MOST_LETTERS else fault
+            fault = "too long" if any(len(text) > caption_text.MOST_LETTERS for text in texts) else fault
     else:
         keys = " nor ".join(dict.fromkeys((caption_column, "text")))
         reason = f"no caption for {image}: {keys} is not a text"

@@ -59,11 +59,12 @@ def kind_of(folder: Path, names: Collection[str]) -> str | None:
 def own_pictures(folder: Path, folders: Collection[str], files: Collection[str]) -> set[str]:
     """Those files of a folder that are plots and grids of this program."""
     ours = {f"{stem}.png" for page, stems in PAGES.items() if _is_ours(folder, page, files) for stem in stems}
+    here = set(files)
     for name in folders:
-        grids = {f"{name}{suffix}" for suffix in PICTURES} & set(files)
+        grids = {f"{name}{suffix}" for suffix in PICTURES} & here
         if grids and kind_of(folder / name, _entries(folder / name)) == GRID:
             ours |= grids
-    return ours & set(files)
+    return ours & here
 
 
 def require_apart(key: str, folder: Path, skipped: Collection[str], outputs: Mapping[Path, str]) -> None:

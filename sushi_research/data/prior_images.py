@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+import pyarrow.compute
+
 from sushi_research.data import near_duplicates
-from sushi_research.data.samples import Sample, Scan
+from sushi_research.data.samples import Sample, Samples, Scan
 from sushi_research.errors import UserError, some
 
 # Of prior images that are trained on, this fraction is held out, and no more than MOST.
@@ -22,27 +26,46 @@ class PriorImages:
     trained: frozenset[str] = frozenset()
 
 
-def below(scan: Scan, path: str) -> list[Sample]:
-    """The samples of the scan of a folder of images that are in its subfolder `path`; [] if it is elsewhere.
+def places_below(scans: Sequence[Scan], path: str) -> list[tuple[int, str]]:
+    """(number of the set, beginning of the names) where the scans of the sets have samples in the folder `path`; [] if it is
+    elsewhere. UserError if `path` is the folder of the only set."""
+    found = []
+    for number, scan in enumerate(scans):
+        for prefix in _prefixes(scan.source, path):
+            if prefix == "" and len(scans) == 1:
+                raise UserError(
+                    f"evaluation.prior_path is data.path itself, {path}: give a folder below it with the prior images only, or "
+                    "another one."
+                )
+            if any(sample.name.startswith(prefix) for sample in scan.samples):
+                found.append((number, prefix))
+                break
+    return found
 
-    UserError if `path` is the scanned folder itself.
-    """
-    if not (os.path.isdir(scan.source) and os.path.isdir(path)):
+
+def _prefixes(source: str, path: str) -> list[str]:
+    """How the names of images in the folder `path` may begin in the scan of the folder `source`; [] if it is elsewhere."""
+    if not (os.path.isdir(source) and os.path.isdir(path)):
         return []
-    if os.path.samefile(scan.source, path):
-        raise UserError(
-            f"evaluation.prior_path is data.path itself, {path}: give a folder below it with the prior images only, or another one."
-        )
+    if os.path.samefile(source, path):
+        return [""]
     # A link below the folder is followed, and names have the link's name.
-    for source, inner in (
-        (scan.source, os.path.abspath(path)),
-        (os.path.realpath(scan.source), os.path.realpath(path)),
-    ):
-        if inner.startswith(source.rstrip(os.sep) + os.sep):
-            prefix = os.path.relpath(inner, source).replace(os.sep, "/") + "/"
-            if found := [sample for sample in scan.samples if sample.name.startswith(prefix)]:
-                return found
-    return []
+    inside = ((source, os.path.abspath(path)), (os.path.realpath(source), os.path.realpath(path)))
+    return [
+        os.path.relpath(inner, outer).replace(os.sep, "/") + "/"
+        for outer, inner in inside
+        if inner.startswith(outer.rstrip(os.sep) + os.sep)
+    ]
+
+
+def below(scan: Scan, places: Sequence[tuple[int, str]]) -> list[Sample]:
+    """The samples of the scan of all sets that are in these places: (number of the set, beginning of the names)."""
+    samples = Samples.of(scan.samples)
+    inside = np.zeros(len(samples), bool)
+    for number, prefix in places:
+        begins = pyarrow.compute.starts_with(samples.names, prefix).to_numpy(zero_copy_only=False)
+        inside |= begins & (samples.sets == number)
+    return list(samples.take(inside))
 
 
 def hold_out_prior(scan: Scan, path: str, prior: list[Sample]) -> PriorImages:

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from sushi_research.config import TrainingConfig
 from sushi_research.config.keys import default_values
 from sushi_research.config.prompts import Prompt, as_prompts, read_prompts, texts_of
+from sushi_research.config.sets import ResolvedSet, sets_of
 from sushi_research.config.yaml12 import show
 from sushi_research.data import dataset, findings, prior_images
-from sushi_research.data.buckets import BucketRule
-from sushi_research.data.findings import LARGE_CROP
+from sushi_research.data.fitting import drop_too_small, fitting_of
 from sushi_research.data.held_out import DRIFT_CAPTIONS, held_out_items, hold_out, require_separate, trained_items
 from sushi_research.data.image_folder import repeats_of
+from sushi_research.data.merged_sets import count_uses, folder_names, merged, regularisation_images
 from sushi_research.data.prior_images import PriorImages
-from sushi_research.data.samples import Crop, Item, Problem, Scan, make_items
+from sushi_research.data.samples import Item, Items, Problem, Scan, make_items
 from sushi_research.errors import UserError
 from sushi_research.fingerprints import HashCache
 from sushi_research.runs.job import Job
@@ -31,7 +35,8 @@ class Data:
     `held_out` items are for evaluation only. `near_duplicates` has a sentence for each that resembles a training image.
     `prior` items are images of `evaluation.prior_path` that are not trained on, `trained` those training items that are
     measured next to the held-out ones; `prior_trained` are the hashes of prior images that are trained on. `evaluation_scan`
-    and `prior_scan` are the scans of `evaluation.path` and `evaluation.prior_path`; they have names of their own.
+    and `prior_scan` are the scans of `evaluation.path` and `evaluation.prior_path`; they have names of their own. `sets` are the
+    sets of images that are trained on; `scan` is that of all of them.
     """
 
     items: list[Item]
@@ -43,6 +48,17 @@ class Data:
     trained: list[Item] = field(default_factory=list)
     prior_scan: Scan | None = None
     prior_trained: frozenset[str] = frozenset()
+    sets: tuple[ResolvedSet, ...] = ()
+
+    def encodings(self) -> Iterator[tuple[Items, bool]]:
+        """(items, mirrored) of all that is encoded: training items with each of their crops, unmirrored and mirrored as far as the
+        flip of their set needs it, and measured items unmirrored. An image may be in several of these."""
+        for crop in self.items.every_crop():
+            probabilities = np.array([each.flip for each in self.sets])[crop.samples.sets[crop.rows]]
+            for flip, needed in ((False, probabilities < 1), (True, probabilities > 0)):
+                if needed.any():
+                    yield (crop if needed.all() else crop.take(needed)), flip
+        yield from ((items, False) for items in (self.held_out, self.prior, self.trained) if len(items))
 
     @property
     def measured(self) -> list[Item]:
@@ -74,19 +90,20 @@ def read_data(job: Job, hash_cache: HashCache) -> Data:
     """
     config, run, accelerator = job.config, job.run, job.accelerator
     run_folder = run.path if run else Path(config.run.folder) / (config.run.name or "a run")
+    data_columns = {"image_column": config.data.image_column, "caption_column": config.data.caption_column}
     read = functools.partial(
         dataset.scan,
-        image_column=config.data.image_column,
-        caption_column=config.data.caption_column,
+        **data_columns,
         hash_cache=hash_cache,
         show_progress=accelerator.is_main_process,
         outputs={Path(config.cache.folder): "the cache folder", run_folder: "the run folder"},
     )
+    sets = sets_of(config)
     separate, prior_scan, prior_path = None, None, config.evaluation.prior_path
     # The main process reads the files first. The others then find them in the hash cache.
     with accelerator.main_process_first():
         hash_cache.load()
-        scan = read(config.data.path, split=config.data.split, revision=config.data.revision)
+        set_scans = [_read_set(read, each) for each in sets]
         if config.evaluation.path is not None:
             revision = config.data.revision if config.evaluation.path == config.data.path else None
             separate = read(
@@ -95,34 +112,36 @@ def read_data(job: Job, hash_cache: HashCache) -> Data:
                 revision=revision,
                 key="evaluation.path",
             )
-        if prior_path is not None and not prior_images.below(scan, prior_path):
+        prior_places = [] if prior_path is None else prior_images.places_below(set_scans, prior_path)
+        if prior_path is not None and not prior_places:
             revision = config.data.revision if prior_path == config.data.path else None
             prior_scan = read(prior_path, split=config.data.split, revision=revision, key="evaluation.prior_path")
-    folder = os.path.basename(os.path.abspath(config.data.path))
-    if (repeats := repeats_of(f"{folder}/image")[1]) > 1 and not scan.is_table:
-        # As with kohya's scripts, what counts are the names of the folders below.
-        hint = f"give the folder above it for {repeats} repeats"
-        scan.notes.insert(0, f"{folder}: the number in its name is not used, because it is data.path itself: {hint}")
-    rule = bucket_rule(config)
-    scans = [each for each in (scan, separate, prior_scan) if each]
-    _require_effect(config, scans, separate)
-    for each in scans:
-        drop_too_small(each, rule)
+    _require_effect(config, sets, set_scans, separate, prior_scan)
+    # The other images are fitted to buckets as `data` says.
+    fittings, plain = [fitting_of(config, each) for each in sets], fitting_of(config, None)
+    others = [each for each in (separate, prior_scan) if each]
+    for each, fitting in [*zip(set_scans, fittings, strict=True), *((each, plain) for each in others)]:
+        drop_too_small(each, fitting)
+    scan = merged(set_scans, sets)
     # Write the report now in case require_clean raises, but do not overwrite that of a run that has already started.
     report = run.data_report if run and run.record() is None else None
-    if accelerator.is_main_process and any(each.problems for each in scans):
+    if accelerator.is_main_process and any(each.problems for each in (scan, *others)):
         if report is not None:
             dataset.write_report(scan, report, separate, prior_scan)
         elif job.dry_run:
             with job.dry_run.optional():
                 dataset.write_report(scan, job.dry_run.data_report, separate, prior_scan)
                 report = job.dry_run.data_report
-    for each in scans:
-        dataset.require_clean(each, config.data.on_bad_file, report)
+    for each in (*set_scans, scan, *others):
+        # All problems of several sets are in one sentence; that a set has no image that can be used is one of its own.
+        if each is scan or each in others or not len(each.samples):
+            dataset.require_clean(each, config.data.on_bad_file, report)
     held, near_duplicates = [], []
-    inside = [] if prior_path is None or prior_scan else prior_images.below(scan, prior_path)
+    begins = [f"{folder}/" for folder in folder_names([each.path for each in sets])] if len(sets) > 1 else [""]
+    inside = prior_images.below(scan, [(number, begins[number] + prefix) for number, prefix in prior_places])
+    kept_back = regularisation_images(scan, sets)
     if config.evaluation.held_out:
-        held = hold_out(scan, config.evaluation.held_out, {sample.image_hash for sample in inside})
+        held = hold_out(scan, config.evaluation.held_out, {sample.image_hash for sample in inside} | kept_back)
     elif separate:
         held, near_duplicates = separate.samples, require_separate(separate, scan)
     prior = PriorImages()
@@ -132,61 +151,73 @@ def read_data(job: Job, hash_cache: HashCache) -> Data:
         prior = PriorImages(prior_scan.samples)
     elif prior_path is not None:
         prior = prior_images.hold_out_prior(scan, prior_path, inside)
-    items, _ = make_items(scan.samples, rule)
+    items, _ = make_items(count_uses(scan, sets), fittings)
+    own = [plain] if separate else fittings
+    trained = trained_items(items, len({sample.image_hash for sample in held}), prior.trained | kept_back)
     return Data(
         items,
         scan,
-        held_out_items(held, rule),
+        held_out_items(held, own),
         near_duplicates,
         separate,
-        held_out_items(prior.samples, rule),
-        trained_items(items, len({sample.image_hash for sample in held}), prior.trained),
+        held_out_items(prior.samples, [plain] if prior_scan else fittings),
+        trained,
         prior_scan,
         prior.trained,
+        sets,
     )
 
 
-def _require_effect(config: TrainingConfig, scans: Sequence[Scan], separate: Scan | None) -> None:
-    """UserError if a setting is for HF datasets, and the images are in folders. `effects.py` has what a config alone tells."""
+def _read_set(read: Callable[..., Scan], each: ResolvedSet) -> Scan:
+    """The scan of a set, with a note if the number in the name of its folder is not used."""
+    scan = read(
+        each.path,
+        split=each.split,
+        revision=each.revision,
+        image_column=each.image_column,
+        caption_column=each.caption_column,
+        key=each.key("path"),
+    )
+    folder = os.path.basename(os.path.abspath(each.path))
+    if (repeats := repeats_of(f"{folder}/image")[1]) > 1 and not scan.is_table and each.repeats is None:
+        # As with kohya's scripts, what counts are the names of the folders below.
+        hint = f"give the folder above it for {repeats} repeats"
+        hint += "" if each.place == "data" else f", or set {each.key('repeats')}"
+        scan.notes.insert(
+            0, f"{folder}: the number in its name is not used, because it is {each.key('path')} itself: {hint}"
+        )
+    return scan
+
+
+def _require_effect(
+    config: TrainingConfig,
+    sets: Sequence[ResolvedSet],
+    scans: Sequence[Scan],
+    separate: Scan | None,
+    prior: Scan | None,
+) -> None:
+    """UserError if a setting is for HF datasets, and the images are in folders. `effects.py` has what a config alone tells.
+
+    `scans` are those of the sets, `separate` and `prior` those of the other folders.
+    """
     defaults, data = default_values(type(config)), config.data
-    given = {}
-    if not any(scan.is_table for scan in scans):
-        given = {"data.split": data.split, "data.image_column": data.image_column}
-    if separate and not separate.is_table:
-        given["evaluation.split"] = config.evaluation.split
-    for key, value in given.items():
-        if value != defaults[key]:
-            sources = " and ".join(scan.source for scan in ([separate] if key == "evaluation.split" else scans) if scan)
+    given: dict[str, tuple[Any, list[Scan]]] = {}
+    every = [*scans, *(scan for scan in (separate, prior) if scan)]
+    for name in ("split", "image_column"):
+        given[f"data.{name}"] = (getattr(data, name), every)
+        for entry, each, scan in zip(data.sets, sets, scans, strict=bool(data.sets)):
+            if getattr(entry, name) is not None:
+                given[each.key(name)] = (getattr(each, name), [scan])
+    if separate:
+        given["evaluation.split"] = config.evaluation.split, [separate]
+    for key, (value, of) in given.items():
+        default = defaults.get(key, defaults.get(f"data.{key.rpartition('.')[2]}"))
+        if value != default and not any(scan.is_table for scan in of):
+            sources = " and ".join(scan.source for scan in of)
             raise UserError(
                 f"{key} is {value}, which has no effect: {sources} holds image files, and only HF datasets have splits and "
-                f"columns; remove {key}, or set it to {show(defaults[key])}."
+                f"columns; remove {key}, or set it to {show(default)}."
             )
-
-
-def drop_too_small(scan: Scan, rule: BucketRule) -> None:
-    """Makes a problem of each sample that fits no bucket, and records which lose much to their bucket's crop."""
-    items, too_small = make_items(scan.samples, rule)
-    dropped = {problem.name for problem in too_small}
-    scan.samples = [sample for sample in scan.samples if sample.name not in dropped]
-    scan.problems = sorted([*scan.problems, *too_small], key=lambda problem: (problem.name, problem.reason))
-    geometries = {item.sample.name: item.geometry for item in items}
-    crops = [
-        Crop(name, round(geometry.cut_away, 3), f"{geometry.width}x{geometry.height}")
-        for name, geometry in geometries.items()
-        if geometry.cut_away > LARGE_CROP
-    ]
-    scan.cropped = sorted(crops, key=lambda crop: (-crop.lost, crop.name))
-
-
-def bucket_rule(config: TrainingConfig) -> BucketRule:
-    """The bucket rule of a config."""
-    return BucketRule(
-        resolution=config.data.resolution,
-        step=config.data.bucket_step,
-        min_side=config.data.bucket_min_side or config.data.resolution // 2,
-        max_side=config.data.bucket_max_side or config.data.resolution * 2,
-        upscale=config.data.upscale,
-    )
 
 
 def prompts_of(config: TrainingConfig, items: Sequence[Item]) -> list[Prompt]:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from sushi_research import conditioning
+from sushi_research.conditioning import Chunks
 from sushi_research.models import loading
 from sushi_research.models.formats import number
 from sushi_research.models.formats import sdxl as formats
@@ -63,15 +64,21 @@ def pipeline_text(base: loading.Base, text: Text) -> dict[str, Any]:
 
 
 def encode_caption(
-    text: Text, caption: str, *, text_encoder_1_layer: str = "penultimate"
+    text: Text, caption: str, chunks: Chunks = conditioning.ONE_CHUNK, *, text_encoder_1_layer: str = "penultimate"
 ) -> tuple[dict[str, torch.Tensor], int]:
-    """({"hidden": [77, 2048] fp32, "pooled": [1280] fp32}, number of tokens cut off) of one caption."""
-    first = conditioning.tokenize(text.tokenizer_1, [caption])
-    second = conditioning.tokenize(text.tokenizer_2, [caption])
-    hidden, pooled = conditioning.encode_two(
-        text.encoder_1, text.encoder_2, first.ids, second.ids, text_encoder_1_layer
-    )
-    return {"hidden": hidden[0], "pooled": pooled[0]}, max(first.cut[0], second.cut[0])
+    """({"hidden": [77 N, 2048] fp32, "pooled": [1280] fp32}, number of tokens cut off) of one caption in N chunks of 75 tokens.
+
+    "pooled" is the first chunk's. `chunks` says how many are read at most (`Chunks`).
+    """
+    first, cut_1 = conditioning.chunk_ids(text.tokenizer_1, caption, chunks)
+    second, cut_2 = conditioning.chunk_ids(text.tokenizer_2, caption, chunks)
+    # One at a time, so that the first chunk is bit for bit the embedding of a caption of one.
+    encoded = [
+        conditioning.encode_two(text.encoder_1, text.encoder_2, ids_1[None], ids_2[None], text_encoder_1_layer)
+        for ids_1, ids_2 in zip(first, second, strict=True)
+    ]
+    hidden = conditioning.join_chunks([hidden[0] for hidden, _ in encoded], chunks)
+    return {"hidden": hidden, "pooled": encoded[0][1][0]}, max(cut_1, cut_2)
 
 
 def encode_prompt(text: Text, prompt: str, *, text_encoder_1_layer: str = "penultimate") -> dict[str, torch.Tensor]:
@@ -79,14 +86,7 @@ def encode_prompt(text: Text, prompt: str, *, text_encoder_1_layer: str = "penul
 
     For a prompt that fits, as `encode_caption`.
     """
-    first = conditioning.tokenize_chunks(text.tokenizer_1, prompt)
-    second = conditioning.tokenize_chunks(text.tokenizer_2, prompt)
-    # One at a time, so that the first chunk is bit for bit the embedding of a caption.
-    encoded = [
-        conditioning.encode_two(text.encoder_1, text.encoder_2, ids_1[None], ids_2[None], text_encoder_1_layer)
-        for ids_1, ids_2 in zip(first, second, strict=True)
-    ]
-    return {"hidden": torch.cat([hidden[0] for hidden, _ in encoded]), "pooled": encoded[0][1][0]}
+    return encode_caption(text, prompt, conditioning.ALL_CHUNKS, text_encoder_1_layer=text_encoder_1_layer)[0]
 
 
 def predict(
@@ -94,11 +94,17 @@ def predict(
 ) -> torch.Tensor:
     """The UNet's prediction [B, 4, H/8, W/8] in its own dtype.
 
-    `text`: "hidden" [B, 77, 2048] and "pooled" [B, 1280]; `time_ids` [B, 6] float32 (the UNet embeds the sizes in float32).
+    `text` is that of `conditioning.batch_text`: "hidden" [B, 77 N, 2048] and "pooled" [B, 1280]; `time_ids` [B, 6] float32 (the
+    UNet embeds the sizes in float32).
     """
     assert time_ids.dtype == torch.float32
     added = {"text_embeds": text["pooled"].to(unet.dtype), "time_ids": time_ids}
     hidden = text["hidden"].to(unet.dtype)
     return unet(
-        noisy.to(unet.dtype), timesteps, encoder_hidden_states=hidden, added_cond_kwargs=added, return_dict=False
+        noisy.to(unet.dtype),
+        timesteps,
+        encoder_hidden_states=hidden,
+        added_cond_kwargs=added,
+        encoder_attention_mask=text.get("mask"),
+        return_dict=False,
     )[0]

@@ -13,7 +13,7 @@ import torch
 
 from sushi_research.adapters import kohya_format, metadata, trained_images
 from sushi_research.caches.inputs import Inputs
-from sushi_research.caches.store import entry_key
+from sushi_research.caches.keys import entry_key
 from sushi_research.runs.job import Job
 from sushi_research.training import thumbnail
 from sushi_research.training.plan import Plan

@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from sushi_research.caches import encoding
 from sushi_research.caches.caches import Caches
 from sushi_research.caches.inputs import Inputs
-from sushi_research.caches.store import entry_key
+from sushi_research.caches.keys import RECIPE, entry_key
 from sushi_research.config import TrainingConfig
 from sushi_research.config.command_line import config_to_dict
+from sushi_research.data.fitting import bucket_rule
 from sushi_research.data.samples import Item, dataset_hash
-from sushi_research.data.training_data import Data, bucket_rule, drift_captions
+from sushi_research.data.training_data import Data, drift_captions
 from sushi_research.evaluation import drift, pictures, validation_set
 from sushi_research.evaluation.drift import DriftSet
 from sushi_research.evaluation.measured_sets import MeasuredSets
@@ -122,7 +122,7 @@ def _split(config: TrainingConfig, data: Data) -> dict[str, Any]:
 def _recipe(config: TrainingConfig, caches: Caches) -> str:
     """Hash of how images and captions are processed for training and evaluation. Their content is not part of it."""
     return entry_key(
-        encode=encoding.RECIPE,
+        encode=RECIPE,
         evaluation=validation_set.SCHEME,
         drift=drift.SCHEME,
         vae_dtype=str(caches.vae_dtype),

@@ -30,7 +30,6 @@ from sushi_research.training.disk_plan import (
     DiskPlan,
     Room,
     cache_bytes,
-    latent_bytes,
     plan_run,
     require_room,
     rooms_of,
@@ -212,10 +211,8 @@ def make_plan(job: Job, inputs: Inputs) -> Plan:
     # One epoch is representative: epochs differ only in their order and in the position of their tail.
     epoch_steps = min(steps, max(1, len(items) // global_batch_size))
     micro_batches = sampler.count_micro_batches(epoch_steps, config.train.batch_size)
-    entries = {caches.latent_key(item, flip): item.bucket for item in items for flip in caches.flips}
-    entries |= {caches.latent_key(item, False): item.bucket for item in data.measured}
     parameters = sum(map(math.prod, shapes.values()))
-    missing, missing_chunks = caches.missing_latents(data), inputs.missing_text_chunks()
+    missing, missing_chunks = inputs.missing_latents(), inputs.missing_text_chunks()
     images = sample_prompts.of_run(config, inputs.prompts)
     sample_prompts.require_few_chunks(images, inputs.long_prompts)
     disk = plan_run(job, cache_bytes(job, inputs, missing, missing_chunks), steps, due, parameters, images)
@@ -248,9 +245,9 @@ def make_plan(job: Job, inputs: Inputs) -> Plan:
         trainable_parameters=parameters,
         dtypes=dtype_policy(job.precision, optimizer=config.optimizer.name, vae=caches.vae_dtype),
         image_cache=CachePlan(
-            needed=len(entries),
+            needed=len(inputs.latent_entries),
             missing=len(missing),
-            bytes=sum(latent_bytes(bucket) for bucket in entries.values()),
+            bytes=inputs.latent_entries.bytes,
         ),
         caption_cache=CachePlan(
             needed=len(inputs.text_chunks),

@@ -40,9 +40,9 @@ def make_configs(folder: Path) -> None:
 
 def read_config(folder: Path, name: str) -> object:
     base = [] if name.startswith("configs-") else ["--config", "configs/demo_sdxl.yaml"]
-    return _load(
-        [*base, "--config", str(folder / name), "--data.path", "photos", "--train.steps", "900"], sd15="sd15" in name
-    )
+    # The last layer's data.path would take the place of data.sets.
+    path = [] if "subject" in name else ["--data.path", "photos"]
+    return _load([*base, "--config", str(folder / name), *path, "--train.steps", "900"], sd15="sd15" in name)
 
 
 def make_experiments(folder: Path) -> None:
@@ -229,6 +229,8 @@ TABLES = ("*/train.*", "*/README.md", "*/.huggingface.yaml", "saved/dataset_dict
 BASES = ("base/*.json", "base/*/*.json", "base/*/*.txt", "base/vae/*")
 READERS = [
     Reader("images", ("*",), image_files.make_images, image_files.read_image, image_files.bad_image, 1536 * MIB),
+    Reader("photos", ("*",), image_files.make_photos, image_files.read_photo, image_files.bad_image, 1536 * MIB),
+    Reader("masks", ("*",), image_files.make_masks, image_files.read_mask, image_files.bad_image, 1536 * MIB),
     Reader(
         "captions",
         ("*.txt", "*.caption", "sub/metadata.jsonl"),

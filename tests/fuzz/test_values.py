@@ -22,6 +22,7 @@ from sushi_research.adapters.peft_settings import KEY
 from sushi_research.adapters.reading import read_adapter
 from sushi_research.config import SDXLTraining
 from sushi_research.config.command_line import load_config
+from sushi_research.config.sets import sets_of
 from sushi_research.config.yaml12 import dump_yaml, parse_yaml
 from sushi_research.data.image_folder import find_in_folder
 from sushi_research.data.samples import Scan
@@ -152,6 +153,34 @@ def test_values_in_config_files(folder, data):
         found = read(load, ["--config", str(folder / "config.yaml"), *(BASE[2:] if kind is SDXLTraining else [])], kind)
         if found is not None and kind is Experiment:
             read(plan, found)
+
+
+SETS = [
+    {
+        "path": "photos",
+        "repeats": 2,
+        "resolutions": [128, 160],
+        "crop": "random",
+        "crops": 3,
+        "masks": {"source": "files"},
+    },
+    {"path": "cats", "role": "regularisation", "target": "base", "loss_weight": 0.5, "flip": 0.5},
+]
+
+
+@settings(max_examples=30)
+@given(planted(SETS))
+@example([])
+@example([{}])
+@example([{"path": "photos", "masks": {"background": float("nan")}}])
+@example([{"path": "photos", "loss_weight": 10**400}])
+def test_values_in_sets(folder, sets):
+    (folder / "sets.yaml").write_text(json.dumps({"data": {"sets": sets}}))
+    found = read(load, [*BASE[:2], "--config", str(folder / "sets.yaml")])
+    if found is not None:
+        resolved = sets_of(found)
+        assert len(resolved) == max(1, len(found.data.sets)) and all(each.resolutions for each in resolved)
+        assert dump_yaml(found.model_dump()).encode()
 
 
 ENTRY = {"file_name": "a.png", "text": "tuna", "caption": "salmon", "tags": ["x"]}

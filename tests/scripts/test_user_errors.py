@@ -637,6 +637,6 @@ def test_out_of_memory_next_to_the_training_has_advice_of_its_own(trainer, tmp_p
         with pytest.raises(UserError, match=r"while generating the samples of step 0: .*--sample\.enabled false"):
             trainer.train("sampling", {"sample.enabled": True, "sample.prompts": ["a plate"]})
     with monkeypatch.context() as patch:
-        patch.setattr("sushi_research.caches.encoding.encode_image", out_of_memory)
+        patch.setattr("sushi_research.caches.encoding.encode_images", out_of_memory)
         with pytest.raises(UserError, match=r"while encoding the images: .*--data\.resolution"):
             trainer.train("encoding", {"cache.folder": str(tmp_path / "own_cache")})

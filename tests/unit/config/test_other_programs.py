@@ -45,9 +45,9 @@ def test_every_key_of_the_tables_is_there(program):
             "unknown key Network-Dim on the command line: kohya's --network_dim is --lora.rank here (16 by default, 4 there)",
         ),
         (
-            ["--shuffle_caption"],
-            "unknown key shuffle_caption on the command line: kohya's --shuffle_caption is not an option here: captions are used "
-            "as they are written; shuffle or drop tags with a tool before the training",
+            ["--secondary_separator"],
+            "unknown key secondary_separator on the command line: kohya's --secondary_separator is not an option here: tags have "
+            "one separator, captions.tag_separator",
         ),
         (
             ["--lora.network_dim", "8"],

@@ -83,7 +83,9 @@ def test_the_hash_of_the_same_data_is_the_same_in_every_version():
 
 
 def test_columns_give_the_samples_that_they_were_made_of():
-    other = replace(SAMPLES[0], name="z.png", more_captions=("b", "c"), set=1, fingerprint=1 << 1500, converted=True)
+    other = replace(
+        SAMPLES[0], name="z.png", caption="the first", lines=("a", "b"), set=1, fingerprint=1 << 1500, converted=True
+    )
     columns = Samples.of([*SAMPLES, other])
     assert list(columns) == [*SAMPLES, other] and columns[4].fingerprint == 1 << 1500
     assert list(columns.take(np.array([4, 0]))) == [other, SAMPLES[0]]

@@ -1,6 +1,7 @@
 """A batch is what the caches hold, with draws that are functions of the sample alone."""
 
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -32,7 +33,7 @@ def entry(number: int, flip: bool, shape: tuple[int, ...]) -> dict[str, torch.Te
 def caches(tmp_path):
     texts = Store.open(tmp_path / "text", ("hidden", "pooled"), repair=True)
     latents = Store.open(tmp_path / "latents", encoding.LATENT_TENSORS, repair=True)
-    return Caches(latents, texts, "vae", torch.float32, ("e1", "e2"), {}, flips=(False, True))
+    return Caches(latents, texts, "vae", torch.float32, ("e1", "e2"), {}, flips=((False, True),))
 
 
 @pytest.fixture
@@ -181,10 +182,11 @@ def test_waiting_is_counted_until_it_is_taken(loader, monkeypatch):
     assert slow.take_waited() == 0.0
 
 
-def test_a_lost_cache_entry_reaches_the_training(loader, items, caches):
-    del caches.latents._index[caches.latent_key(items[0], False)]
+def test_a_lost_cache_entry_reaches_the_training(loader, caches, tmp_path):
+    broken = loader()
+    broken.caches = replace(caches, latents=Store.open(tmp_path / "empty", encoding.LATENT_TENSORS, repair=True))
     with pytest.raises(KeyError, match="has no entry"):
-        rows(loader(), range(2))
+        rows(broken, range(2))
 
 
 def test_the_loader_thread_takes_the_process_s_own_gpu(caches, items, monkeypatch):

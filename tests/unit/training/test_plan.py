@@ -30,7 +30,7 @@ def make(bases, architecture, tmp_path, capsys):
 
     def run(
         changes: dict[str, dict] | None = None,
-        flips: tuple[bool, ...] = (False,),
+        flips: tuple[tuple[bool, ...], ...] = ((False,),),
         skipped: int = 0,
         notes: tuple[str, ...] = (),
         processes: int = 1,
@@ -131,7 +131,7 @@ def test_the_fill_of_micro_batches(make):
 
 @ONE
 def test_both_mirror_images_are_counted(make):
-    found, _ = make(flips=(False, True))
+    found, _ = make(flips=((False, True),))
     assert found["cache"]["images"] == {"needed": 10, "missing": 9, "bytes": 2 * (3 * 1024 + 2 * 768)}
 
 

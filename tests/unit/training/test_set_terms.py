@@ -16,6 +16,7 @@ from sushi_research.config.sets import sets_of
 from sushi_research.data.buckets import BucketRule
 from sushi_research.data.samples import Sample, make_items
 from sushi_research.fingerprints import content_hash
+from sushi_research.remembered import Remembered
 from sushi_research.training import set_terms
 
 SETS = sets_of(
@@ -57,13 +58,13 @@ def items():
     alpha = Sample("2", hash_of, "", 64, 64, 1, lambda: image, set=1, mask_hash="alpha:2")
     plain = Sample("3", "03", "", 64, 64, 1, bytes, set=2)
     found, _ = make_items([files, alpha, plain], BucketRule(resolution=64, step=32, min_side=32, max_side=128))
-    return sorted(found, key=lambda item: item.sample.name)
+    return found.take(np.argsort([item.sample.name for item in found]))
 
 
 @pytest.fixture
 def store(tmp_path, items):
     store = Store.open(tmp_path / "masks", mask_entries.TENSORS, repair=True)
-    missing = missing_masks(store, items)
+    missing = missing_masks(store, items, Remembered(tmp_path / "remembered"))
     assert sorted(item.sample.name for _, item in missing) == ["1", "2"]
     for rank in range(2):  # each process its share
         encode_masks(store, missing, rank=rank, world=2)
@@ -103,6 +104,7 @@ def test_the_key_of_a_mask_is_its_content_and_its_crop(items):
 
 def test_a_mask_that_is_black_in_the_crop_is_told(tmp_path, items, caplog):
     store = Store.open(tmp_path / "masks", mask_entries.TENSORS, repair=True)
-    outside = replace(items[0], geometry=replace(items[0].geometry, width=32, crop_left=32))
-    encode_masks(store, missing_masks(store, [outside]))
+    outside = items.take(np.array([0]))
+    outside.geometries[:, [5, 7]] = 32  # the right half of the image
+    encode_masks(store, missing_masks(store, outside))
     assert "the mask of 1 is black within the crop of the image" in caplog.text
