@@ -32,7 +32,7 @@ def read(arguments: list[str]) -> TrainingConfig:
 if __name__ == "__main__":
     CONFIG = read(sys.argv[1:])
 
-from sushi_research.caches.caches import open_caches, open_hash_cache
+from sushi_research.caches.caches import open_caches, open_hash_cache, open_remembered
 from sushi_research.caches.inputs import Inputs, fill_caches
 from sushi_research.data import findings
 from sushi_research.data.training_data import read_data
@@ -59,7 +59,7 @@ def fill(job: Job) -> None:
     config = job.config
     hash_cache = open_hash_cache(config)
     base = find_base(config, job.model)
-    data = read_data(job, hash_cache)
+    data = read_data(job, open_remembered(config))
     caches = open_caches(job, base, hash_cache)
     inputs = Inputs(config, base, data, caches, hash_cache)
     images_missing, captions_missing = len(inputs.missing_latents()), len(inputs.missing_text_chunks())

@@ -51,7 +51,7 @@ import torch
 from sushi_research.adapters import run_files
 from sushi_research.adapters.loading import load_adapters, load_pipeline, matches_of
 from sushi_research.adapters.reading import adapts_text, read_adapter
-from sushi_research.caches.caches import Caches, open_caches, open_hash_cache
+from sushi_research.caches.caches import Caches, open_caches, open_hash_cache, open_remembered
 from sushi_research.caches.inputs import Inputs, fill_caches
 from sushi_research.data import findings
 from sushi_research.data.samples import dataset_hash
@@ -60,8 +60,8 @@ from sushi_research.errors import UserError
 from sushi_research.evaluation import adapter_files, pictures, validation_set
 from sushi_research.evaluation.unseen import chosen_on, describe, may_have_seen, require_unseen
 from sushi_research.files import system_errors
-from sushi_research.fingerprints import HashCache
 from sushi_research.models.loading import find_base
+from sushi_research.remembered import Remembered
 from sushi_research.runs.job import Job
 from sushi_research.runs.launch import one_report
 from sushi_research.sampling import sample_grids
@@ -100,12 +100,12 @@ def evaluate(job: Job, written: list[str]) -> None:
     for path in config.adapters:  # fail fast: nothing is loaded or encoded yet
         read_adapter(path)
     names = adapter_files.folder_names(config.adapters, config.lora_scales, Path(config.output))
-    hash_cache = open_hash_cache(config)
+    hash_cache, remembered = open_hash_cache(config), open_remembered(config)
     base = find_base(config, model)
-    data = validation_data(job, hash_cache)
+    data = validation_data(job, remembered)
     source = config.evaluation.path or config.data.path
     samples = [item.sample for item in data.held_out]
-    unseen = require_unseen(config.adapters, samples, source, lambda: hash_of_source(job, hash_cache))
+    unseen = require_unseen(config.adapters, samples, source, lambda: hash_of_source(job, remembered))
     if data.prior:
         prior = [item.sample for item in data.prior]
         require_unseen(
@@ -213,10 +213,10 @@ def evaluate(job: Job, written: list[str]) -> None:
         say(*adapter_files.finish(Path(config.output), results, val_set).split("\n"))
 
 
-def validation_data(job: Job, hash_cache: HashCache) -> Data:
+def validation_data(job: Job, remembered: Remembered) -> Data:
     """Reads the data as a training script does; if the options hold out no images, all are in `held_out` and none in `items`, but
     for prior images, which are all in `prior`."""
-    data = read_data(job, hash_cache)
+    data = read_data(job, remembered)
     if data.held_out:
         return data
     distinct = {(item.sample.image_hash, item.sample.caption): item for item in data.items}
@@ -230,7 +230,7 @@ def validation_data(job: Job, hash_cache: HashCache) -> Data:
     return replace(data, items=[], held_out=list(own.values()), prior=prior)
 
 
-def hash_of_source(job: Job, hash_cache: HashCache) -> str:
+def hash_of_source(job: Job, remembered: Remembered) -> str:
     """The dataset hash of a run that trains on all images there are where the validation images are from."""
     config = job.config
     data, evaluation = config.data, config.evaluation
@@ -240,7 +240,7 @@ def hash_of_source(job: Job, hash_cache: HashCache) -> str:
         data = data.model_copy(update=changes)
     nothing = evaluation.model_copy(update={"held_out": 0.0, "path": None, "prior_path": None})
     plain = config.model_copy(update={"data": data, "evaluation": nothing})
-    return dataset_hash(read_data(replace(job, config=plain), hash_cache).items)
+    return dataset_hash(read_data(replace(job, config=plain), remembered).items)
 
 
 def encoder(model: ModuleType, text: Any, caches: Caches) -> Any:

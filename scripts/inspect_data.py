@@ -14,6 +14,7 @@ from __future__ import annotations
 import sys
 
 from sushi_research import models, stopping
+from sushi_research.caches.caches import open_remembered
 from sushi_research.config import TrainingConfig
 from sushi_research.config.process import read_architecture, run_main
 
@@ -38,7 +39,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from sushi_research.caches.caches import free_memory, open_hash_cache
+from sushi_research.caches.caches import free_memory
 from sushi_research.config.sets import sets_of
 from sushi_research.data.training_data import read_data
 from sushi_research.errors import UserError, some
@@ -69,8 +70,7 @@ def main(config: TrainingConfig) -> int:
 def inspect(job: Job) -> None:
     """Writes the page, and prints where it is."""
     config = job.config
-    hash_cache = open_hash_cache(config)
-    data = read_data(job, hash_cache)
+    data = read_data(job, open_remembered(config))
     if not job.is_main:
         return
     base, tokenizers, without = at_hand(job)

@@ -32,7 +32,7 @@ import torch
 
 from sushi_research import diffusion
 from sushi_research.adapters import lora
-from sushi_research.caches.caches import open_caches, open_hash_cache
+from sushi_research.caches.caches import open_caches, open_hash_cache, open_remembered
 from sushi_research.caches.inputs import Inputs, fill_caches
 from sushi_research.config.sets import sets_of
 from sushi_research.data.training_data import read_data
@@ -110,7 +110,7 @@ def train(job: Job) -> int:
     config, stop, timings = job.config, StopRequest(note=job.note_stop), job.timings
     hash_cache = open_hash_cache(config)
     base = find_base(config, model)
-    data = read_data(job, hash_cache)
+    data = read_data(job, open_remembered(config))
     caches = open_caches(job, base, hash_cache)
     inputs = Inputs(config, base, data, caches, hash_cache)
     plan = make_plan(job, inputs)

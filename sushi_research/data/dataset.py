@@ -9,6 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
+import pyarrow
+
 from sushi_research import stopping
 from sushi_research.data import findings
 from sushi_research.data.assembling import assemble, from_columns, to_columns
@@ -35,19 +37,23 @@ def scan(
     *,
     split: str,
     image_column: str,
-    captions: CaptionRule,
+    caption_column: str,
     revision: str | None,
     remembered: Remembered,
     show_progress: bool,
     outputs: Mapping[Path, str] | None = None,
     key: str = "data.path",
+    caption_source: Literal["files", "folder", "name"] = "files",
+    allow_empty: bool = False,
 ) -> Scan:
     """Finds the images and captions at `path`, and decodes every image once (except those that are `remembered`).
 
     `path` is a folder of images, the folder of an HF dataset (`save_to_disk`, or parquet or arrow files) or a hub id. In a
     folder of images, the caption of x.jpg is in x.txt, x.caption, or a metadata.jsonl as in HF's imagefolder
-    (`file_name` and `text`, or the column of `captions`). Images below a folder 10_cats are repeated ten times, as in kohya's
+    (`file_name` and `text`, or `caption_column`). Images below a folder 10_cats are repeated ten times, as in kohya's
     sd-scripts. The maximum is 999, so 2024_trip is an ordinary folder. All lines of a caption, or all texts of a row, are captions.
+
+    `caption_source` and `allow_empty` are those of `CaptionRule`.
 
     What this program wrote below the folder is skipped and noted: folders of runs, caches, evaluations and comparisons, which
     `own_outputs` recognizes, and those in `outputs` (path -> what it is), which may not exist yet. `key` is the setting that
@@ -55,7 +61,7 @@ def scan(
 
     Raises UserError if there is nothing to train on at `path`. Problems with single files are listed in the scan.
     """
-    folder = Path(path).absolute()
+    folder, captions = Path(path).absolute(), CaptionRule(caption_column, caption_source, allow_empty)
     if not os.path.isdir(folder):
         require_hub_id(str(path), folder, key)
         result = Scan(source=str(path) if revision is None else f"{path}@{revision}", is_table=True)
@@ -96,11 +102,13 @@ def _scan_folder(
     if known is None:
         part = Scan(result.source)
         found = find_in_folder(part, files, captions, remembered)
+        of_files, part.notes = part.notes, []
         facts = check(found.place, found.names, remembered, show_progress)
         assemble(part, found, facts)
-        known = to_columns(part)
+        known = to_columns(part) | {"notes_of_files": pyarrow.array(of_files, pyarrow.large_string())}
         if files.settled and found.lasting and not facts.passing:
             known = remembered.put("folder", key, known)
+    result.notes = sorted([*result.notes, *known["notes_of_files"].to_pylist()])
     from_columns(result, known, ImageFiles(files.root, files.images.column, files.odd))
     return len(files.images.names)
 
@@ -109,7 +117,7 @@ def _scan_table(
     result: Scan, images: TableImages, split: str, captions: CaptionRule, remembered: Remembered, show_progress: bool
 ) -> int:
     """Completes the scan of a table. Returns how many rows it has."""
-    place = place_of(images)
+    place = place_of(images, result.source)
     options = [_VERSION, decoders(), place.name, split, asdict(captions), columns_hash(place.states)]
     key = content_hash(json.dumps(options).encode())
     known = remembered.find("table", key)

@@ -124,6 +124,6 @@ def list_files(result: Scan, root: Path, outputs: Mapping[Path, str]) -> FolderF
             if posixpath.basename(name).lower() in UNREAD:
                 files.unread.append(name)
             continue
-        if not name.isascii() and os.fsencode(os.path.join(files.root, name)) != os.fsencode(path):
+        if "\\" in name and os.path.join(files.root, name) != path:
             files.odd[name] = path
     return files

@@ -7,6 +7,7 @@ import json
 import os
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -54,8 +55,10 @@ class TableImages:
         """(row, path) of the images that are not in the rows, but in files that the rows name."""
         start = 0
         for chunk in _chunks(self.cells, self.column):
-            outside = pyarrow.compute.is_null(chunk.field("bytes"))
-            for row in np.flatnonzero(outside.to_numpy(zero_copy_only=False)).tolist():
+            outside = np.flatnonzero(chunk.field("bytes").is_null().to_numpy(zero_copy_only=False))
+            if len(outside):
+                chunk.field("path").validate(full=True)
+            for row in outside.tolist():
                 try:
                     path = path_of_cell(chunk[row].as_py(), self.table.folders)
                 except BadImage:
@@ -84,14 +87,15 @@ def columns_of(result: Scan, table: Table, image_column: str, rule: CaptionRule)
     return images
 
 
-def place_of(images: TableImages) -> Place:
-    """Where the images of a table are read. Those in its rows are known by the content of the table."""
+def place_of(images: TableImages, source: str) -> Place:
+    """Where the images of a table are read. Those in its rows are known by the content of the table. UserError if it is damaged."""
     size = len(images.table.rows)
     states, settled, files = np.zeros((size, 4), np.int64), np.ones(size, bool), FileList()
     rows = []
-    for row, path in images.files():
-        rows.append(row)
-        files.add("", path)
+    with _undamaged(source):
+        for row, path in images.files():
+            rows.append(row)
+            files.add("", path)
     if rows:
         states[rows], settled[rows] = files.states, files.settled
     name = content_hash(json.dumps(["table", images.table.content, images.column]).encode())
@@ -140,11 +144,20 @@ def _lines(value: Any, allow_empty: bool) -> tuple[tuple[str, ...] | None, str |
 
 def _values(rows: Any, column: str, source: str) -> Iterator[list[Any]]:
     """The values of a column as they are stored, some thousand at a time: what is no text, such as an image, is not decoded."""
-    try:
+    with _undamaged(source):
         rows.data.table.validate(full=True)  # parquet does not check that texts are UTF-8
         for chunk in _chunks(rows, column):
             for start in range(0, len(chunk), _AT_A_TIME):
                 yield chunk[start : start + _AT_A_TIME].to_pylist()
+
+
+@contextmanager
+def _undamaged(source: str) -> Iterator[None]:
+    """Turns what Arrow and `datasets` raise for damaged columns into a UserError."""
+    try:
+        yield
+    except UserError:
+        raise
     except (ValueError, TypeError, OverflowError, NotImplementedError) as error:
         raise UserError(f"{source} is damaged ({first_line(error)}): make it again, or download it again.") from None
 

@@ -86,7 +86,6 @@ def find_in_folder(result: Scan, files: FolderFiles, rule: CaptionRule, remember
         texts.append(None if reason is not None else next(iter(captions.of[name].values())))
     no_file = np.flatnonzero(states[:, 0] == NO_FILE).tolist()
     result.problems += [Problem(images[row], "not a file: a broken link?") for row in no_file]
-    result.notes.sort()
     names = files.images.column
     read = ImageFiles(files.root, names, files.odd)
     place = Place(

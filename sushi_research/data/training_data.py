@@ -24,7 +24,7 @@ from sushi_research.data.merged_sets import count_uses, folder_names, merged, re
 from sushi_research.data.prior_images import PriorImages
 from sushi_research.data.samples import Item, Items, Problem, Scan, make_items
 from sushi_research.errors import UserError
-from sushi_research.fingerprints import HashCache
+from sushi_research.remembered import NOTHING_REMEMBERED, Remembered
 from sushi_research.runs.job import Job
 
 
@@ -36,7 +36,8 @@ class Data:
     `prior` items are images of `evaluation.prior_path` that are not trained on, `trained` those training items that are
     measured next to the held-out ones; `prior_trained` are the hashes of prior images that are trained on. `evaluation_scan`
     and `prior_scan` are the scans of `evaluation.path` and `evaluation.prior_path`; they have names of their own. `sets` are the
-    sets of images that are trained on; `scan` is that of all of them.
+    sets of images that are trained on; `scan` is that of all of them. `remembered` is where results that were computed from the
+    data are found again.
     """
 
     items: list[Item]
@@ -49,6 +50,7 @@ class Data:
     prior_scan: Scan | None = None
     prior_trained: frozenset[str] = frozenset()
     sets: tuple[ResolvedSet, ...] = ()
+    remembered: Remembered = NOTHING_REMEMBERED
 
     def encodings(self) -> Iterator[tuple[Items, bool]]:
         """(items, mirrored) of all that is encoded: training items with each of their crops, unmirrored and mirrored as far as the
@@ -83,7 +85,7 @@ class Data:
         return [*findings.summary(self.scan), *others]
 
 
-def read_data(job: Job, hash_cache: HashCache) -> Data:
+def read_data(job: Job, remembered: Remembered) -> Data:
     """Scans the data, assigns every image to its bucket, and reports unusable files.
 
     Raises UserError if a file cannot be used and `data.on_bad_file` is "stop". A new run then gets a data_report.json.
@@ -94,15 +96,14 @@ def read_data(job: Job, hash_cache: HashCache) -> Data:
     read = functools.partial(
         dataset.scan,
         **data_columns,
-        hash_cache=hash_cache,
+        remembered=remembered,
         show_progress=accelerator.is_main_process,
         outputs={Path(config.cache.folder): "the cache folder", run_folder: "the run folder"},
     )
     sets = sets_of(config)
     separate, prior_scan, prior_path = None, None, config.evaluation.prior_path
-    # The main process reads the files first. The others then find them in the hash cache.
+    # The main process reads the files first. The others then find what it remembers.
     with accelerator.main_process_first():
-        hash_cache.load()
         set_scans = [_read_set(read, each) for each in sets]
         if config.evaluation.path is not None:
             revision = config.data.revision if config.evaluation.path == config.data.path else None
@@ -165,6 +166,7 @@ def read_data(job: Job, hash_cache: HashCache) -> Data:
         prior_scan,
         prior.trained,
         sets,
+        remembered,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -121,13 +122,17 @@ def make_captions(folder: Path) -> None:
 
 
 def read_captions(folder: Path, name: str) -> object:
+    from sushi_research.data.folder_files import list_files
+    from sushi_research.data.found import CaptionRule
     from sushi_research.data.image_folder import find_in_folder
     from sushi_research.data.samples import Scan
+    from sushi_research.remembered import NOTHING_REMEMBERED
 
     result = Scan(source=str(folder))
-    images, _ = find_in_folder(result, folder, "text", {})
+    found = find_in_folder(result, list_files(result, folder, {}), CaptionRule("text"), NOTHING_REMEMBERED)
     named = {problem.name for problem in result.problems}
-    assert all(image.caption or image.name in named for image in images), "an image without caption or problem"
+    images = list(zip(found.names.to_pylist(), found.captions.to_pylist(), strict=True))
+    assert all(captions or name in named for name, captions in images), "an image without caption or problem"
     if result.problems:
         raise UserError("; ".join(f"{problem.name}: {problem.reason}" for problem in result.problems[:3]))
     return images
@@ -172,15 +177,20 @@ def make_tables(folder: Path) -> None:
 def read_table(folder: Path, name: str) -> object:
     import datasets
 
-    from sushi_research.data.hf_dataset import find_in_table
+    from sushi_research.data.found import CaptionRule
+    from sushi_research.data.hf_dataset import columns_of, find_in_table, place_of
     from sushi_research.data.images import BadImage
     from sushi_research.data.samples import Scan
     from sushi_research.data.tables import open_folder, open_saved
+    from sushi_research.fingerprints import HashCache
 
     top = folder / Path(name).parts[0]
     datasets.config.HF_DATASETS_CACHE = folder / "copies"
-    table = (open_saved if top.name == "saved" else open_folder)(top, "train")
-    for image in find_in_table(Scan(source=str(top)), table, "train", "image", "text")[:3]:
+    table = (open_saved if top.name == "saved" else open_folder)(top, "train", HashCache(Path(os.devnull)))
+    result, rule = Scan(source=str(top)), CaptionRule("text")
+    images = columns_of(result, table, "image", rule)
+    find_in_table(result, images, place_of(images, result.source), "train", rule)
+    for row in range(min(3, len(table.rows))):
         with contextlib.suppress(BadImage, OSError):
-            image.load()
+            images(row)
     return table

@@ -188,16 +188,24 @@ def make_cache(folder: Path) -> None:
     cache = HashCache(folder / "files.json")
     cache.put(folder / "photos/a.png", {"hash": "0" * 32}, file_state(folder / "photos/a.png"))
     cache.save()
+    _scan(folder)
+
+
+def _scan(folder: Path) -> object:
+    from sushi_research.data.dataset import scan
+    from sushi_research.remembered import Remembered
+
+    options = {"split": "train", "image_column": "image", "caption_column": "text", "revision": None}
+    remembered = Remembered(folder / "remembered")
+    return scan(folder / "photos", **options, remembered=remembered, show_progress=False)  # type: ignore[arg-type]
 
 
 def read_cache(folder: Path, name: str) -> object:
     from sushi_research.caches.store import Store
-    from sushi_research.data.dataset import scan
     from sushi_research.fingerprints import HashCache
 
-    options = {"split": "train", "image_column": "image", "caption_column": "text", "revision": None}
-    cache = HashCache(folder / "files.json")
-    (sample,) = scan(folder / "photos", **options, hash_cache=cache, show_progress=False).samples  # type: ignore[arg-type]
+    HashCache(folder / "files.json")
+    (sample,) = _scan(folder).samples
     sample.read()
     store = Store.open(folder / "store", ("mean",), repair=True)
     for number in range(3):

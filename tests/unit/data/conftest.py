@@ -11,7 +11,7 @@ from drawn_pictures import picture
 from sushi_research import fingerprints
 from sushi_research.config import SD15Training
 from sushi_research.data.training_data import read_data
-from sushi_research.fingerprints import HashCache
+from sushi_research.remembered import Remembered
 from sushi_research.runs.job import Job
 from sushi_research.runs.run_folder import open_run_folder
 
@@ -49,7 +49,7 @@ def read(tmp_path):
             picture(run_folder.samples / "own.png", 99)
             job = Job(config, SimpleNamespace(NAME="sd15"), accelerator, "fp32", run_folder)
             try:
-                return read_data(job, HashCache(tmp_path / "files.json"))
+                return read_data(job, Remembered(tmp_path / "remembered"))
             finally:
                 run.report = json.loads(report.read_text()) if report.exists() else None
 

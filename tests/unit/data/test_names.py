@@ -11,11 +11,14 @@ import pytest
 from PIL import Image
 
 from sushi_research.data import names
+from sushi_research.data.folder_files import list_files
+from sushi_research.data.found import CaptionRule
 from sushi_research.data.image_folder import find_in_folder
 from sushi_research.data.images import BadImage
 from sushi_research.data.names import Names, in_any_form
 from sushi_research.data.samples import Scan
 from sushi_research.data.tables import read_image
+from sushi_research.remembered import NOTHING_REMEMBERED
 
 COMPOSED, DECOMPOSED = normalize("NFC", "ガーデン"), normalize("NFD", "ガーデン")
 MIXED = normalize("NFC", "ガ") + normalize("NFD", "ーデン")
@@ -34,9 +37,10 @@ def find(
         text = "\n".join(json.dumps({"file_name": name, "text": text}) for name, text in entries.items())
         (root / folder / "metadata.jsonl").write_text(text, encoding="utf-8")
     result = Scan(source=str(root))
-    images, _ = find_in_folder(result, root, "text", {})
+    found = find_in_folder(result, list_files(result, root, {}), CaptionRule("text"), NOTHING_REMEMBERED)
     problems = {problem.name: problem.reason for problem in result.problems}
-    return {image.name: image.caption for image in images if image.caption}, problems, result
+    captions = zip(found.names.to_pylist(), found.captions.to_pylist(), strict=True)
+    return {name: lines[0] for name, lines in captions if lines}, problems, result
 
 
 @pytest.mark.parametrize(
