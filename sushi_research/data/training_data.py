@@ -63,7 +63,7 @@ class Data:
         """(items, mirrored) of all that is encoded: training items with each of their crops, unmirrored and mirrored as far as the
         flip of their set needs it, and measured items unmirrored. An image may be in several of these."""
         for crop in self.items.every_crop():
-            probabilities = np.array([each.flip for each in self.sets])[crop.samples.sets[crop.rows]]
+            probabilities = np.array([each.flip for each in self.sets] or [0.0])[crop.samples.sets[crop.rows]]
             for flip, needed in ((False, probabilities < 1), (True, probabilities > 0)):
                 if needed.any():
                     yield (crop if needed.all() else crop.take(needed)), flip
