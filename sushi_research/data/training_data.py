@@ -63,7 +63,7 @@ class Data:
         """(items, mirrored) of all that is encoded: training items with each of their crops, unmirrored and mirrored as far as the
         flip of their set needs it, and measured items unmirrored. An image may be in several of these."""
         for crop in self.items.every_crop():
-            probabilities = np.array([each.flip for each in self.sets])[crop.samples.sets[crop.rows]]
+            probabilities = np.array([each.flip for each in self.sets] or [0.0])[crop.samples.sets[crop.rows]]
             for flip, needed in ((False, probabilities < 1), (True, probabilities > 0)):
                 if needed.any():
                     yield (crop if needed.all() else crop.take(needed)), flip
@@ -99,10 +99,11 @@ def read_data(job: Job, remembered: Remembered) -> Data:
     """
     config, run, accelerator = job.config, job.run, job.accelerator
     run_folder = run.path if run else Path(config.run.folder) / (config.run.name or "a run")
-    data_columns = {"image_column": config.data.image_column, "caption_column": config.data.caption_column}
     read = functools.partial(
         dataset.scan,
-        **data_columns,
+        image_column=config.data.image_column,
+        caption_column=config.data.caption_column,
+        box_column=config.data.crop_column if config.data.crop == "box" else None,
         remembered=remembered,
         show_progress=accelerator.is_main_process,
         outputs={Path(config.cache.folder): "the cache folder", run_folder: "the run folder"},
@@ -196,6 +197,7 @@ def _read_set(read: Callable[..., Scan], each: ResolvedSet) -> Scan:
         revision=each.revision,
         image_column=each.image_column,
         caption_column=each.caption_column,
+        box_column=each.crop_column if each.crop == "box" else None,
         key=each.key("path"),
         caption_source=each.captions.source,
         allow_empty=each.captions.allow_empty,
