@@ -188,7 +188,10 @@ def encode_batch(bench: Bench, vae: Any, text: Any, samples: Sequence[StepSample
     # With this memory layout the VAE gives the same bits as in the caches; with another one the last bits differ.
     stacked = torch.stack([torch.tensor(image).permute(2, 0, 1) for image in pixels]).to(bench.device)
     posterior = vae.encode(stacked.to(vae.dtype) / 127.5 - 1.0).latent_dist
-    rows = [bench.model.encode_caption(text, i.sample.caption, **bench.caches.text_settings)[0] for i in items]
+    rows = [
+        bench.model.encode_caption(text, i.sample.caption, bench.caches.chunks, **bench.caches.text_settings)[0]
+        for i in items
+    ]
     return Batch(
         mean=posterior.mean.half(),
         std=posterior.std.half(),

@@ -253,7 +253,7 @@ def encoder(model: ModuleType, text: Any, caches: Caches) -> Any:
     def encode(caption: str) -> dict[str, torch.Tensor]:
         if caption not in known:
             with torch.no_grad():
-                tensors, _ = model.encode_caption(text, caption, **caches.text_settings)
+                tensors, _ = model.encode_caption(text, caption, caches.chunks, **caches.text_settings)
             known[caption] = {name: tensor.half().cpu() for name, tensor in tensors.items()}
         return known[caption]
 

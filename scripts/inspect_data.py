@@ -42,12 +42,13 @@ from typing import Any
 from sushi_research.caches.caches import free_memory
 from sushi_research.config.sets import sets_of
 from sushi_research.data.training_data import read_data
-from sushi_research.errors import UserError, some
+from sushi_research.errors import UserError
 from sushi_research.files import system_errors, write_atomic
 from sushi_research.models import hub, loading
 from sushi_research.progress import progress
-from sushi_research.reports import data_page, decoded_images
-from sushi_research.reports.data_uses import spread, uses_of
+from sushi_research.reports.data_page import decoded, page
+from sushi_research.reports.data_page.shown import Shown
+from sushi_research.reports.data_page.uses import spread, uses_of
 from sushi_research.runs.job import Job
 from sushi_research.runs.launch import one_report
 from sushi_research.training import run
@@ -74,20 +75,21 @@ def inspect(job: Job) -> None:
     if not job.is_main:
         return
     base, tokenizers, without = at_hand(job)
-    decoded: list[decoded_images.DecodedImage] = []
+    images: list[decoded.DecodedImage] = []
     if base is not None:
         uses = uses_of(data.items)
         vae = loading.load_vae(base, loading.vae_dtype(base, job.device), job.device)
         chosen = [uses[place] for place in spread(len(uses), MOST_DECODED)]
-        found = decoded_images.decode_uses(chosen, vae)
-        decoded = list(progress(found, total=len(chosen), description="encoding and decoding", unit="image"))
+        found = decoded.decode_uses(chosen, vae)
+        images = list(progress(found, total=len(chosen), description="encoding and decoding", unit="image"))
         del vae
         free_memory()
-    folders = [os.path.basename(os.path.abspath(each.path)) or "data" for each in sets_of(config)]
-    shown = data_page.Shown(some(folders), data, tokenizers, decoded, without, show_progress=True)
-    page = Path(config.run.folder, f"{config.run.name or folders[0]}_data.html")
-    write_atomic(page, data_page.html(shown).encode())
-    job.say(*without, f"written: {page}")
+    sets = sets_of(config)
+    shown = Shown(sets, data, tokenizers, images, without, show_progress=True)
+    name = config.run.name or os.path.basename(os.path.abspath(sets[0].path))
+    path = Path(config.run.folder, f"{name or 'data'}_data.html")
+    write_atomic(path, page.html(shown).encode())
+    job.say(*without, f"written: {path}")
 
 
 def at_hand(job: Job) -> tuple[loading.Base | None, list[Any], list[str]]:

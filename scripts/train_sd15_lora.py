@@ -46,6 +46,7 @@ from sushi_research.sampling import sample_grids
 from sushi_research.stopping import StopRequest
 from sushi_research.training import best_adapter, evaluating, optim, page_output, resume, run
 from sushi_research.training.adapter_output import AdapterWriter
+from sushi_research.training.batch_text import make_batch_text
 from sushi_research.training.loader import Batch, Loader
 from sushi_research.training.master_weights import MasterWeights
 from sushi_research.training.plan import make_plan
@@ -169,6 +170,7 @@ def train(job: Job) -> int:
         device=job.device,
         sets=sets_of(config),
         flip=config.data.flip,
+        text=make_batch_text(job, inputs),
         ahead=("posterior", "noise"),
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -14,17 +15,18 @@ import torch
 
 from sushi_research.caches import mask_entries
 from sushi_research.caches.encoding import LATENT_TENSORS
-from sushi_research.caches.keys import hex_digits
+from sushi_research.caches.keys import RECIPE, entry_key, hex_digits
 from sushi_research.caches.latent_entries import LatentEntries, latent_entries, latent_key
 from sushi_research.caches.store import Store
 from sushi_research.caches.text_keys import prompt_key, text_key, text_keys
+from sushi_research.conditioning import ONE_CHUNK, Chunks
 from sushi_research.config import TrainingConfig
 from sushi_research.config.sets import sets_of
 from sushi_research.data.samples import Item, Items
 from sushi_research.data.training_data import Data
 from sushi_research.fingerprints import HashCache
 from sushi_research.models import loading
-from sushi_research.remembered import Remembered
+from sushi_research.remembered import Remembered, columns_hash
 from sushi_research.runs.job import Job
 
 
@@ -42,8 +44,8 @@ def open_remembered(config: TrainingConfig) -> Remembered:
 class Caches:
     """The open stores, and the hashes and settings that are part of every entry's key.
 
-    `flips` has, for each set of images, which of its images' entries are needed: as they are (False), mirrored (True), or both.
-    `masks` is None if no set has masks.
+    `chunks` says how much is read of a caption. `flips` has, for each set of images, which of its images' entries are needed: as
+    they are (False), mirrored (True), or both. `masks` is None if no set has masks.
     """
 
     latents: Store
@@ -55,15 +57,31 @@ class Caches:
     flips: tuple[tuple[bool, ...], ...] = ((False,),)
     remembered: Remembered | None = None
     masks: Store | None = None
+    chunks: Chunks = ONE_CHUNK
 
     def latent_key(self, item: Item, flip: bool) -> str:
         return latent_key(item, flip, self.vae_hash, self.vae_dtype)
 
     def text_key(self, caption: str) -> str:
-        return text_key(caption, self.encoder_hashes, self.text_settings)
+        return text_key(caption, self.encoder_hashes, self.caption_settings)
+
+    @property
+    def caption_settings(self) -> dict[str, Any]:
+        """The settings that are part of a caption's key."""
+        return self.text_settings | self.chunks.settings
+
+    def text_keys(self, captions: Sequence[str] | pyarrow.Array) -> np.ndarray:
+        """`text_key` of each caption, as a column [n] of PACKED. Those of an Arrow array are remembered."""
+        if self.remembered is None or not isinstance(captions, pyarrow.Array):
+            return text_keys(captions, self.encoder_hashes, self.caption_settings)
+        key = entry_key(
+            texts=columns_hash(captions), encoders=self.encoder_hashes, settings=self.caption_settings, recipe=RECIPE
+        )
+        make = functools.partial(text_keys, captions, self.encoder_hashes, self.caption_settings)
+        return self.remembered.arrays("text-keys", key, lambda: {"keys": make()})["keys"]
 
     def prompt_key(self, prompt: str) -> str:
-        """The key of a prompt that is read in several chunks; one that fits has the key of the caption with its text."""
+        """The key of a prompt that is not encoded as a caption is (`Inputs.own_prompts`)."""
         return prompt_key(prompt, self.encoder_hashes, self.text_settings)
 
     def latent_entries(self, data: Data) -> LatentEntries:
@@ -83,14 +101,14 @@ class Caches:
 
     def missing_captions(self, captions: Sequence[str] | pyarrow.Array) -> list[tuple[str, str]]:
         """(key, caption) of the captions that the cache lacks, sorted by key."""
-        keys, first = np.unique(text_keys(captions, self.encoder_hashes, self.text_settings), return_index=True)
+        keys, first = np.unique(self.text_keys(captions), return_index=True)
         missing = ~self.texts.has(keys)
         found = [captions[row] for row in first[missing].tolist()]
         texts = [each.as_py() if isinstance(each, pyarrow.Scalar) else each for each in found]
         return list(zip(hex_digits(keys[missing]), texts, strict=True))
 
     def missing_prompts(self, prompts: Iterable[str]) -> list[tuple[str, str]]:
-        """(key, prompt) of the missing entries of long prompts."""
+        """(key, prompt) of the missing entries of prompts that are not encoded as captions are."""
         return sorted((key, prompt) for prompt in prompts if (key := self.prompt_key(prompt)) not in self.texts)
 
     def text(self, caption: str) -> dict[str, torch.Tensor]:
@@ -123,6 +141,7 @@ def open_caches(job: Job, base: loading.Base, hash_cache: HashCache) -> Caches:
         # With probability 1 only the mirrored image is needed.
         flips=tuple({0.0: (False,), 1.0: (True,)}.get(each.flip, (False, True)) for each in sets_of(config)),
         remembered=open_remembered(config),
+        chunks=Chunks(config.captions.chunks, config.captions.chunk_layout),
     )
 
 

@@ -157,10 +157,18 @@ def encode_captions(
         return
     with store.writer() as writer:
         for key, caption in progress(mine, description=f"encoding {what}s", unit=what, disable=rank > 0):
-            tensors, cut = encode_caption(caption)
-            halves = {name: tensor.half().cpu() for name, tensor in tensors.items()}
-            if not all(tensor.isfinite().all() for tensor in halves.values()):
-                raise UserError(
-                    f"the text encoder gives values that are not finite for the {what} {caption!r}: check its files."
-                )
+            halves, cut = in_halves(encode_caption, caption, what)
             writer.add(key, halves, {"caption": caption, "tokens_cut": cut})
+
+
+def in_halves(
+    encode_caption: Callable[[str], tuple[dict[str, torch.Tensor], int]], caption: str, what: str = "caption"
+) -> tuple[dict[str, torch.Tensor], int]:
+    """What `encode_caption` gives for a caption, in fp16 on the CPU as the cache has it. UserError if it is not finite."""
+    tensors, cut = encode_caption(caption)
+    halves = {name: tensor.half().cpu() for name, tensor in tensors.items()}
+    if not all(tensor.isfinite().all() for tensor in halves.values()):
+        raise UserError(
+            f"the text encoder gives values that are not finite for the {what} {caption!r}: check its files."
+        )
+    return halves, cut

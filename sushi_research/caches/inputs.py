@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
+import pyarrow
 import torch
 
 from sushi_research import models, stopping
 from sushi_research.caches import encoding, mask_entries
 from sushi_research.caches.caches import Caches, free_memory
+from sushi_research.caches.keys import entry_key
 from sushi_research.caches.latent_entries import LatentEntries
+from sushi_research.conditioning import ONE_CHUNK
 from sushi_research.config import TrainingConfig
 from sushi_research.config.prompts import Prompt
-from sushi_research.data.training_data import Data, captions_of, prompt_texts, prompts_of
+from sushi_research.data.training_data import Data, captions_of, distinct, prompt_texts, prompts_of
 from sushi_research.errors import UserError
 from sushi_research.fingerprints import HashCache
 from sushi_research.models import loading
-from sushi_research.models.truncation import chunks_of
+from sushi_research.models.truncation import chunks_in, chunks_of, token_counts
+from sushi_research.remembered import columns_hash
 from sushi_research.runs.job import Job
 
 
@@ -42,10 +48,36 @@ class Inputs:
         return chunks_of(self.base, models.load(self.base.architecture), prompt_texts(self.config, self.prompts))
 
     @cached_property
-    def captions(self) -> list[str]:
-        """Every distinct text that is encoded as one chunk: captions, drift captions, the empty text, and prompts that fit."""
-        fitting = prompt_texts(self.config, self.prompts) - self.long_prompts.keys()
-        return sorted(captions_of(self.config, self.data) | fitting)
+    def own_prompts(self) -> dict[str, int]:
+        """`long_prompts`, and with several chunks of captions also those that fit: prompts are encoded as programs read them."""
+        fitting = (
+            prompt_texts(self.config, self.prompts) - self.long_prompts.keys()
+            if self.caches.chunks != ONE_CHUNK
+            else ()
+        )
+        return self.long_prompts | dict.fromkeys(fitting, 1)
+
+    @cached_property
+    def captions(self) -> pyarrow.Array:
+        """Every distinct text that is encoded as a caption: captions, drift captions, "", and prompts but `own_prompts`; sorted."""
+        fitting = prompt_texts(self.config, self.prompts) - self.own_prompts.keys()
+        return distinct([captions_of(self.config, self.data), pyarrow.array(sorted(fitting), pyarrow.large_string())])
+
+    def token_counts(self, texts: pyarrow.Array) -> np.ndarray:
+        """`truncation.token_counts` of many texts, remembered."""
+        make = functools.partial(token_counts, self.base, models.load(self.base.architecture), texts)
+        if self.caches.remembered is None:
+            return make()
+        key = entry_key(texts=columns_hash(texts), tokenizers=self.caches.encoder_hashes)
+        return self.caches.remembered.arrays("token-counts", key, lambda: {"tokens": make()})["tokens"]
+
+    @cached_property
+    def _caption_chunks(self) -> np.ndarray:
+        """[n]: the chunks of each of `captions`, in kohya's layout always the most."""
+        most, layout = self.caches.chunks.most, self.caches.chunks.layout
+        if most == 1 or layout == "kohya":
+            return np.full(len(self.captions), most)
+        return np.minimum(chunks_in(self.token_counts(self.captions)), most)
 
     @cached_property
     def latent_entries(self) -> LatentEntries:
@@ -57,18 +89,19 @@ class Inputs:
         return self.latent_entries.take(~self.caches.latents.has(self.latent_entries.keys))
 
     @property
-    def text_chunks(self) -> list[int]:
-        """The number of chunks of each entry of the text cache that is needed; only long prompts have more than one."""
-        return [1] * len(self.captions) + [*self.long_prompts.values()]
+    def text_chunks(self) -> np.ndarray:
+        """The number of chunks of each entry of the text cache that is needed: of `captions`, then of `own_prompts`."""
+        return np.r_[self._caption_chunks, np.array([*self.own_prompts.values()], np.int64)]
 
-    def missing_text_chunks(self) -> list[int]:
+    def missing_text_chunks(self) -> np.ndarray:
         """`text_chunks` of the entries that are not in the cache."""
-        missing = self.caches.missing_prompts(self.long_prompts)
-        return [1] * len(self.caches.missing_captions(self.captions)) + [self.long_prompts[text] for _, text in missing]
+        prompts = [self.caches.prompt_key(prompt) not in self.caches.texts for prompt in self.own_prompts]
+        captions = ~self.caches.texts.has(self.caches.text_keys(self.captions))
+        return self.text_chunks[np.r_[captions, np.array(prompts, bool)]]
 
     def prompt_text(self, prompt: str) -> dict[str, torch.Tensor]:
         """The cached embedding of a prompt or negative prompt of the sample images; "hidden" is [77 N, D] for N chunks."""
-        if prompt in self.long_prompts:
+        if prompt in self.own_prompts:
             return self.caches.texts.get(self.caches.prompt_key(prompt))
         return self.caches.text(prompt)
 
@@ -88,14 +121,14 @@ def _fill(job: Job, inputs: Inputs) -> tuple[int, int]:
     base, caches, model = inputs.base, inputs.caches, job.model
     rank, world = job.rank, job.world
     missing_captions = caches.missing_captions(inputs.captions)
-    missing_prompts = caches.missing_prompts(inputs.long_prompts)
+    missing_prompts = caches.missing_prompts(inputs.own_prompts)
     missing_latents = inputs.missing_latents()
     if missing_captions or missing_prompts:
         text = model.load_text(base, job.device)
         encoding.encode_captions(
             caches.texts,
             missing_captions,
-            lambda caption: model.encode_caption(text, caption, **caches.text_settings),
+            lambda caption: model.encode_caption(text, caption, caches.chunks, **caches.text_settings),
             rank=rank,
             world=world,
         )

@@ -436,6 +436,14 @@ class Items(Sequence[Item]):
         height, width = self.geometries[:, 6].astype(np.int64), self.geometries[:, 7]
         return np.unique((height << 16) + width, return_inverse=True)
 
+    @cached_property
+    def used(self) -> Samples:
+        """The samples of the items, each once, in the order of the items."""
+        rows, first = np.unique(self.rows, return_index=True)
+        rows = rows[np.argsort(first)]
+        is_all = len(rows) == len(self.samples) and bool((rows[1:] > rows[:-1]).all())
+        return self.samples if is_all else self.samples.take(rows)
+
     def take(self, numbers: np.ndarray) -> Items:
         """The items at these numbers, or where a bool array of length n is true, in that order."""
         crops = None if self.crops is None else self.crops[numbers]

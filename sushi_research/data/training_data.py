@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow
+import pyarrow.compute
 
 from sushi_research.config import TrainingConfig
 from sushi_research.config.keys import default_values
@@ -17,12 +19,15 @@ from sushi_research.config.prompts import Prompt, as_prompts, read_prompts, text
 from sushi_research.config.sets import ResolvedSet, sets_of
 from sushi_research.config.yaml12 import show
 from sushi_research.data import dataset, findings, prior_images
+from sushi_research.data.captions.of_run import rules_of_sets, run_captions_of
+from sushi_research.data.captions.rules import rules_of, with_plain
+from sushi_research.data.captions.run_captions import RunCaptions
 from sushi_research.data.fitting import drop_too_small, fitting_of
 from sushi_research.data.held_out import DRIFT_CAPTIONS, held_out_items, hold_out, require_separate, trained_items
 from sushi_research.data.image_folder import repeats_of
 from sushi_research.data.merged_sets import count_uses, folder_names, merged, regularisation_images
 from sushi_research.data.prior_images import PriorImages
-from sushi_research.data.samples import Item, Items, Problem, Scan, make_items
+from sushi_research.data.samples import Item, Items, Problem, Samples, Scan, make_items
 from sushi_research.errors import UserError
 from sushi_research.remembered import NOTHING_REMEMBERED, Remembered
 from sushi_research.runs.job import Job
@@ -38,19 +43,21 @@ class Data:
     and `prior_scan` are the scans of `evaluation.path` and `evaluation.prior_path`; they have names of their own. `sets` are the
     sets of images that are trained on; `scan` is that of all of them. `remembered` is where results that were computed from the
     data are found again.
+    `captions` are those of the items, by the rules of the config.
     """
 
-    items: list[Item]
+    items: Items
     scan: Scan
-    held_out: list[Item] = field(default_factory=list)
+    held_out: Sequence[Item] = field(default_factory=list)
     near_duplicates: list[str] = field(default_factory=list)
     evaluation_scan: Scan | None = None
-    prior: list[Item] = field(default_factory=list)
-    trained: list[Item] = field(default_factory=list)
+    prior: Sequence[Item] = field(default_factory=list)
+    trained: Sequence[Item] = field(default_factory=list)
     prior_scan: Scan | None = None
     prior_trained: frozenset[str] = frozenset()
     sets: tuple[ResolvedSet, ...] = ()
     remembered: Remembered = NOTHING_REMEMBERED
+    captions: RunCaptions | None = None
 
     def encodings(self) -> Iterator[tuple[Items, bool]]:
         """(items, mirrored) of all that is encoded: training items with each of their crops, unmirrored and mirrored as far as the
@@ -133,6 +140,10 @@ def read_data(job: Job, remembered: Remembered) -> Data:
     for each, fitting in [*zip(set_scans, fittings, strict=True), *((each, plain) for each in others)]:
         drop_too_small(each, fitting)
     scan = merged(set_scans, sets)
+    rules, measured_rules = rules_of_sets(config), (rules_of(config.captions),)
+    scan.samples = with_plain(Samples.of(scan.samples), rules)
+    for each in others:
+        each.samples = with_plain(Samples.of(each.samples), measured_rules)
     # Write the report now in case require_clean raises, but do not overwrite that of a run that has already started.
     report = run.data_report if run and run.record() is None else None
     if accelerator.is_main_process and any(each.problems for each in (scan, *others)):
@@ -176,6 +187,7 @@ def read_data(job: Job, remembered: Remembered) -> Data:
         prior.trained,
         sets,
         remembered,
+        run_captions_of(job, items, rules, remembered),
     )
 
 
@@ -241,18 +253,43 @@ def prompts_of(config: TrainingConfig, items: Sequence[Item]) -> list[Prompt]:
         return []
     if config.sample.prompts_file is not None:
         return read_prompts(config.sample.prompts_file, "sample.prompts_file")
-    captions = dict.fromkeys(item.sample.caption for item in items)
-    return as_prompts(config.sample.prompts or list(captions)[:3])
+    return as_prompts(config.sample.prompts or _first_captions(items, 3))
 
 
-def captions_of(config: TrainingConfig, data: Data) -> set[str]:
-    """Every distinct text that is encoded as a caption, so cut to 77 tokens: captions, drift captions, and the empty text.
+def _first_captions(items: Sequence[Item], most: int) -> list[str]:
+    """The first distinct captions of the items; the empty one only if there is no other."""
+    found: dict[str, None] = {}
+    for item in items:
+        if item.sample.caption:
+            found.setdefault(item.sample.caption)
+        if len(found) == most:
+            break
+    return list(found) or [""] * bool(len(items))
+
+
+def captions_of(config: TrainingConfig, data: Data) -> pyarrow.Array:
+    """Every distinct text that is encoded as a caption, sorted: those of the training and of measured images, drift captions, "".
 
     The negative prompt is one of them if pictures are measured, because these are generated from captions as they were trained.
     """
-    captions = {item.sample.caption for item in [*data.items, *data.measured]}
+    trained = data.captions.texts if data.captions else plain_captions(data)
     negative = {config.sample.negative_prompt} if config.evaluation.pictures else set()
-    return {"", *captions, *drift_captions(config, data), *negative}
+    others = {"", *(item.sample.caption for item in data.measured), *drift_captions(config, data), *negative}
+    return distinct([trained, pyarrow.array(sorted(others), pyarrow.large_string())])
+
+
+def plain_captions(data: Data) -> pyarrow.Array:
+    """The distinct captions of the training items as they are shown and measured (`Rules.plain`), sorted."""
+    items = data.items
+    if not isinstance(items, Items):
+        return distinct([pyarrow.array([item.sample.caption for item in items], pyarrow.large_string())])
+    return distinct([items.samples.first_captions.take(pyarrow.array(np.unique(items.rows)))])
+
+
+def distinct(parts: Sequence[pyarrow.Array]) -> pyarrow.Array:
+    """The distinct texts of Arrow arrays, sorted."""
+    found = pyarrow.compute.unique(pyarrow.chunked_array(parts))
+    return found.take(pyarrow.compute.sort_indices(found))
 
 
 def prompt_texts(config: TrainingConfig, prompts: Sequence[Prompt]) -> set[str]:
@@ -265,5 +302,6 @@ def drift_captions(config: TrainingConfig, data: Data) -> list[str]:
     if not data.held_out:
         return []
     asked = config.evaluation.drift_captions
-    trained = {item.sample.caption for item in data.items}
-    return [caption for caption in dict.fromkeys(DRIFT_CAPTIONS if asked is None else asked) if caption not in trained]
+    captions = list(dict.fromkeys(DRIFT_CAPTIONS if asked is None else asked))
+    trained = pyarrow.compute.is_in(pyarrow.array(captions, pyarrow.large_string()), value_set=plain_captions(data))
+    return [caption for caption, known in zip(captions, trained.to_pylist(), strict=True) if not known]

@@ -9,10 +9,11 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+import pyarrow.compute
 from PIL import Image, ImageOps
 
 from sushi_research.data import images
-from sushi_research.data.samples import Item, Sample, dataset_hash
+from sushi_research.data.samples import Items, Sample, dataset_hash
 from sushi_research.errors import UserError
 from sushi_research.files import write_json
 from sushi_research.reports.page import Picture
@@ -44,7 +45,7 @@ class Thumbnails(records.Record):
     images: list[Thumbnail]
 
 
-def write(run: RunFolder, items: Sequence[Item]) -> None:
+def write(run: RunFolder, items: Items) -> None:
     """Writes thumbnails.json of a run's training images, unless it is there and of the same data. CannotWrite if that fails."""
     dataset = dataset_hash(items)
     try:
@@ -52,8 +53,9 @@ def write(run: RunFolder, items: Sequence[Item]) -> None:
             return
     except UserError:
         pass  # damaged: made again
-    samples = [sample for _, sample in sorted({item.sample.name: item.sample for item in items}.items())]
-    shown = spaced(samples, MOST_IMAGES)
+    samples = items.used
+    by_name = pyarrow.compute.sort_indices(samples.names).to_numpy()
+    shown = [samples[row] for row in spaced(by_name, MOST_IMAGES)]
     found = [
         {"name": each.name, "caption": each.caption, "repeats": each.repeats, "jpeg": _of_sample(each)}
         for each in shown

@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from sushi_research.caches.inputs import Inputs
 from sushi_research.caches.latent_entries import LatentEntries
 from sushi_research.config import TrainingConfig
@@ -136,12 +138,12 @@ def _picture_bytes(config: TrainingConfig, evaluations: int) -> int:
     return PIXEL_BYTES * pixels * evaluations
 
 
-def cache_bytes(job: Job, inputs: Inputs, latents: LatentEntries, text_chunks: Sequence[int]) -> int:
+def cache_bytes(job: Job, inputs: Inputs, latents: LatentEntries, text_chunks: np.ndarray) -> int:
     """The bytes of missing cache entries, without the little that the files need besides.
 
     `latents` are those of `Inputs.missing_latents`, `text_chunks` those of `Inputs.missing_text_chunks`.
     """
-    return latents.bytes + text_bytes(job, inputs) * sum(text_chunks)
+    return latents.bytes + text_bytes(job, inputs) * int(text_chunks.sum())
 
 
 def require_room_for_cache(job: Job, inputs: Inputs) -> None:

@@ -126,7 +126,7 @@ def _recipe(config: TrainingConfig, caches: Caches) -> str:
         evaluation=validation_set.SCHEME,
         drift=drift.SCHEME,
         vae_dtype=str(caches.vae_dtype),
-        text=caches.text_settings,
+        text=caches.caption_settings,
         buckets=asdict(bucket_rule(config)),
         time_ids=getattr(config.data, "time_ids", None),
     )

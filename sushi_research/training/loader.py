@@ -14,8 +14,10 @@ from sushi_research import conditioning, randomness
 from sushi_research.caches import encoding
 from sushi_research.caches.caches import Caches
 from sushi_research.config.sets import ResolvedSet
+from sushi_research.data.captions.run_captions import RunCaptions
 from sushi_research.data.samples import Item
 from sushi_research.training import set_terms
+from sushi_research.training.batch_text import BatchText
 from sushi_research.training.sampler import Sampler, StepSample
 
 
@@ -79,8 +81,8 @@ def is_flipped(seed: int, probability: float, epoch: int, item: Item) -> bool:
 class Loader:
     """The micro-batches of this process, step by step. The next step is prepared in a background thread.
 
-    `sets` are those of the config (`sets_of`), by the items' set numbers. `ahead` lists the purposes for which noise in the
-    latents' shape is generated in the background too.
+    `sets` are those of the config (`sets_of`), by the items' set numbers. `text` gives the embeddings of the captions; None: each
+    item's caption as it is. `ahead` lists the purposes for which noise in the latents' shape is generated in the background too.
     """
 
     def __init__(
@@ -96,10 +98,11 @@ class Loader:
         sets: Sequence[ResolvedSet],
         flip: float = 0.0,
         time_ids: str = "image",
+        text: BatchText | None = None,
         ahead: Sequence[str] = (),
     ) -> None:
         self.items, self.sampler = items, sampler
-        self.caches, self.sets = caches, tuple(sets)
+        self.caches, self.sets, self.text = caches, tuple(sets), text or BatchText(RunCaptions(items), caches)
         self.batch_size, self.rank, self.world, self.device = batch_size, rank, world, device
         self.flip, self.time_ids, self.ahead = flip, time_ids, tuple(ahead)
         self._waited = 0.0
@@ -136,7 +139,6 @@ class Loader:
         flips = [is_flipped(self.sampler.seed, self.flip, sample.epoch, self.items[sample.index]) for sample in samples]
         keys_and_flips = zip(items, flips, strict=True)
         rows = self.caches.latents.get_many([self.caches.latent_key(item, flip) for item, flip in keys_and_flips])
-        texts = [self.caches.text(item.sample.caption) for item in items]
         keys = tuple((sample.epoch, *item.identity) for sample, item in zip(samples, items, strict=True))
         mean, std = (torch.stack([row[name] for row in rows]) for name in encoding.LATENT_TENSORS)
         ids = [i.geometry.time_ids(flip, self.time_ids) for i, flip in zip(items, flips, strict=True)]
@@ -146,7 +148,7 @@ class Loader:
         return Batch(
             mean=_to(self.device, mean),
             std=_to(self.device, std),
-            text={name: _to(self.device, torch.stack([row[name] for row in texts])) for name in texts[0]},
+            text={name: _to(self.device, tensor) for name, tensor in self.text(samples).items()},
             time_ids=_to(self.device, conditioning.time_ids(ids)),
             loss_weights=_to(self.device, set_terms.loss_weights(items, self.sets)),
             names=tuple(item.sample.name for item in items),

@@ -14,18 +14,17 @@ from sushi_research.adapters.reading import Pair
 from sushi_research.caches.inputs import Inputs
 from sushi_research.data import dataset, findings
 from sushi_research.data.samples import Problem
-from sushi_research.data.training_data import captions_of
 from sushi_research.errors import printable
 from sushi_research.files import write_json
 from sushi_research.models import loading
 from sushi_research.models.prediction import Prediction
-from sushi_research.models.truncation import texts_cut
 from sushi_research.precision import DtypePolicy, dtype_policy
 from sushi_research.runs import tracking
 from sushi_research.runs.job import Job
 from sushi_research.runs.measured import Measured
 from sushi_research.sampling import prompts as sample_prompts
 from sushi_research.training import optim, optimizer_check, starting_point
+from sushi_research.training.caption_plan import CaptionPlan, caption_plan
 from sushi_research.training.disk_plan import (
     DiskPlan,
     Room,
@@ -70,7 +69,7 @@ class Plan:
     buckets: Mapping[str, int]
     problems: tuple[Problem, ...]
     notes: tuple[str, ...]
-    captions_cut: Mapping[str, int]
+    captions: CaptionPlan
     sampling: SamplePlan | None
     checkpoints: CheckpointPlan
     evaluation: EvaluationPlan | None
@@ -129,7 +128,8 @@ class Plan:
             "repeats": [asdict(each) for each in self.repeats],
             "buckets": dict(self.buckets),
             "skipped": [{"name": problem.name, "reason": problem.reason} for problem in self.problems],
-            "captions_cut": dict(self.captions_cut),
+            "captions_cut": dict(self.captions.listed),
+            "captions": self.captions.to_json(),
             "sampling": asdict(self.sampling) if self.sampling else None,
             "checkpoints": asdict(self.checkpoints),
             "evaluation": asdict(self.evaluation) if self.evaluation else None,
@@ -183,11 +183,7 @@ class Plan:
                 "evaluation   none: --evaluation.held_out 0.1, or --evaluation.path with held-out images, measures what is learned"
             ]
         )
-        if self.captions_cut:
-            count, worst = len(self.captions_cut), max(self.captions_cut.values())
-            lines.append(
-                f"captions     {count} longer than 77 tokens are cut (the longest loses {worst}); a run's plan.json lists them"
-            )
+        lines += self.captions.describe()
         lines.append(describe_speed(self.speed, self.steps, self.global_batch_size, self.run_folder))
         lines += findings.lines(self.problems, self.notes)
         return "\n".join(printable(line) for line in lines)
@@ -222,7 +218,7 @@ def make_plan(job: Job, inputs: Inputs) -> Plan:
         base=base.source,
         prediction=base.prediction,
         unused=base.ignored,
-        images=len({item.sample.name for item in items}),
+        images=len(items.used),
         items_per_epoch=len(items),
         repeats=repeats_by_folder(items),
         buckets={
@@ -230,7 +226,7 @@ def make_plan(job: Job, inputs: Inputs) -> Plan:
         },
         problems=tuple(data.problems),
         notes=tuple(data.notes),
-        captions_cut=texts_cut(base, job.model, captions_of(config, data)),
+        captions=caption_plan(job, inputs, text_bytes(job, inputs)),
         sampling=samples_of(job, inputs, steps, due),
         checkpoints=checkpoints_of(job, steps, due),
         evaluation=plan_evaluation(config, inputs, steps, due.evaluation),
@@ -252,7 +248,7 @@ def make_plan(job: Job, inputs: Inputs) -> Plan:
         caption_cache=CachePlan(
             needed=len(inputs.text_chunks),
             missing=len(missing_chunks),
-            bytes=text_bytes(job, inputs) * sum(inputs.text_chunks),
+            bytes=text_bytes(job, inputs) * int(inputs.text_chunks.sum()),
         ),
         disk=disk,
         rooms=tuple(rooms_of(job, disk)),

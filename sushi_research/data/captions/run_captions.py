@@ -98,6 +98,11 @@ class RunCaptions:
         return bool(self._random.any())
 
     @property
+    def is_limited(self) -> bool:
+        """Whether an image with random rules has more uses than variants."""
+        return self.variants is not None and bool((self._uses * self.epochs > self.variants)[self._random].any())
+
+    @property
     def largest(self) -> int:
         """The most variants of an image that are used."""
         return int(self._counts.max(initial=1))

@@ -42,7 +42,7 @@ def read(tmp_path):
         config = SD15Training(
             **sections, evaluation=evaluation, run={"folder": str(tmp_path / "photos" / "runs"), "name": "a"}
         )
-        accelerator = SimpleNamespace(main_process_first=contextlib.nullcontext, is_main_process=True)
+        accelerator = SimpleNamespace(main_process_first=contextlib.nullcontext, is_main_process=True, num_processes=1)
         with open_run_folder(Path(config.run.folder), "a") as run_folder:
             report = run_folder.data_report
             report.unlink(missing_ok=True)

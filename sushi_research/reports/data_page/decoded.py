@@ -13,7 +13,7 @@ from PIL import Image
 
 from sushi_research.caches.encoding import encode_images
 from sushi_research.data import images
-from sushi_research.reports.data_uses import Use
+from sushi_research.reports.data_page.uses import Use
 from sushi_research.sampling.vae_tiles import decode_latents
 
 # The difference of two pictures is shown so many times larger.
