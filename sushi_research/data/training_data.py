@@ -119,12 +119,21 @@ def read_data(job: Job, remembered: Remembered) -> Data:
                 config.evaluation.path,
                 split=config.evaluation.split or config.data.split,
                 revision=revision,
+                masks=config.masks,
+                measured=True,
                 key="evaluation.path",
             )
         prior_places = [] if prior_path is None else prior_images.places_below(set_scans, prior_path)
         if prior_path is not None and not prior_places:
             revision = config.data.revision if prior_path == config.data.path else None
-            prior_scan = read(prior_path, split=config.data.split, revision=revision, key="evaluation.prior_path")
+            prior_scan = read(
+                prior_path,
+                split=config.data.split,
+                revision=revision,
+                masks=config.masks,
+                measured=True,
+                key="evaluation.prior_path",
+            )
     _require_effect(config, sets, set_scans, separate, prior_scan)
     # The other images are fitted to buckets as `data` says.
     fittings, plain = [fitting_of(config, each) for each in sets], fitting_of(config, None)
@@ -198,6 +207,7 @@ def _read_set(read: Callable[..., Scan], each: ResolvedSet) -> Scan:
         image_column=each.image_column,
         caption_column=each.caption_column,
         box_column=each.crop_column if each.crop == "box" else None,
+        masks=each.masks,
         key=each.key("path"),
         caption_source=each.captions.source,
         allow_empty=each.captions.allow_empty,
