@@ -11,9 +11,9 @@ import pyarrow
 import torch
 
 from sushi_research import models, stopping
-from sushi_research.caches import encoding
+from sushi_research.caches import encoding, mask_entries
 from sushi_research.caches.caches import Caches, free_memory
-from sushi_research.caches.keys import entry_key
+from sushi_research.caches.keys import entry_key, packed
 from sushi_research.caches.latent_entries import LatentEntries
 from sushi_research.conditioning import ONE_CHUNK
 from sushi_research.config import TrainingConfig
@@ -66,8 +66,6 @@ class Inputs:
     def token_counts(self, texts: pyarrow.Array) -> np.ndarray:
         """`truncation.token_counts` of many texts, remembered."""
         make = functools.partial(token_counts, self.base, models.load(self.base.architecture), texts)
-        if self.caches.remembered is None:
-            return make()
         key = entry_key(texts=columns_hash(texts), tokenizers=self.caches.encoder_hashes)
         return self.caches.remembered.arrays("token-counts", key, lambda: {"tokens": make()})["tokens"]
 
@@ -87,6 +85,11 @@ class Inputs:
     def missing_latents(self) -> LatentEntries:
         """`latent_entries` that are not in the cache."""
         return self.latent_entries.take(~self.caches.latents.has(self.latent_entries.keys))
+
+    def text_keys(self) -> np.ndarray:
+        """The keys of all entries of the text cache that are needed, [n] of PACKED."""
+        prompts = packed(self.caches.prompt_key(prompt) for prompt in self.own_prompts)
+        return np.concatenate([self.caches.text_keys(self.captions), prompts])
 
     @property
     def text_chunks(self) -> np.ndarray:
@@ -153,11 +156,16 @@ def _fill(job: Job, inputs: Inputs) -> tuple[int, int]:
             ) from error
         del vae
         free_memory()
+    if caches.masks and (missing_masks := caches.missing_masks(inputs.data)):
+        mask_entries.encode_masks(caches.masks, missing_masks, rank=rank, world=world)
     job.accelerator.wait_for_everyone()
+    if caches.masks:
+        caches.masks.refresh()
     caches.texts.refresh()
     caches.latents.refresh()
     lost = (
         len(inputs.missing_latents())
+        or len(caches.missing_masks(inputs.data))
         or len(caches.missing_captions([caption for _, caption in missing_captions]))
         or len(caches.missing_prompts(prompt for _, prompt in missing_prompts))
     )

@@ -213,6 +213,10 @@ class Samples(Sequence[Sample]):
         masks = None if self.masks is None else self.masks[rows]
         return Samples(**columns, sources=self.sources, masks=masks, mask_sources=self.mask_sources)
 
+    def with_masks(self, masks: np.ndarray, source: Callable[[int], bytes] | None) -> Samples:
+        """The samples with these masks [N] HASH. `source` reads the mask of an image by its row; None for transparencies."""
+        return replace(self, masks=masks, mask_sources=(source,) * len(self.sources))
+
     def by_content(self) -> np.ndarray:
         """The row numbers in an order that depends on content: by image, first caption and name."""
         table = pyarrow.table({"image": _texts(self.images), "caption": self.first_captions, "name": self.names})
