@@ -67,7 +67,7 @@ class Plan:
     items_per_epoch: int
     repeats: tuple[Repeats, ...]
     buckets: Mapping[str, int]
-    problems: tuple[Problem, ...]
+    problems: Sequence[Problem]
     notes: tuple[str, ...]
     captions: CaptionPlan
     sampling: SamplePlan | None
@@ -127,7 +127,9 @@ class Plan:
             "items_per_epoch": self.items_per_epoch,
             "repeats": [asdict(each) for each in self.repeats],
             "buckets": dict(self.buckets),
-            "skipped": [{"name": problem.name, "reason": problem.reason} for problem in self.problems],
+            "skipped": [
+                {"name": problem.name, "reason": problem.reason} for problem in self.problems[: findings.LISTED]
+            ],
             "captions_cut": dict(self.captions.listed),
             "captions": self.captions.to_json(),
             "sampling": asdict(self.sampling) if self.sampling else None,
@@ -224,7 +226,7 @@ def make_plan(job: Job, inputs: Inputs) -> Plan:
         buckets={
             f"{w}x{h}": int(count) for (h, w), count in zip(items.buckets, np.bincount(items.bucket_ids), strict=True)
         },
-        problems=tuple(data.problems),
+        problems=data.problems,
         notes=tuple(data.notes),
         captions=caption_plan(job, inputs, text_bytes(job, inputs)),
         sampling=samples_of(job, inputs, steps, due),
