@@ -26,7 +26,7 @@ from sushi_research.data.samples import Item
 from sushi_research.data.training_data import Data
 from sushi_research.fingerprints import HashCache
 from sushi_research.models import loading
-from sushi_research.remembered import Remembered, columns_hash
+from sushi_research.remembered import NOTHING_REMEMBERED, Remembered, columns_hash
 from sushi_research.runs.job import Job
 
 
@@ -53,7 +53,7 @@ class Caches:
     vae_dtype: torch.dtype
     encoder_hashes: tuple[str, ...]
     text_settings: dict[str, Any]
-    remembered: Remembered | None = None
+    remembered: Remembered = NOTHING_REMEMBERED
     chunks: Chunks = ONE_CHUNK
     masks: Store | None = None
 
@@ -70,7 +70,7 @@ class Caches:
 
     def text_keys(self, captions: Sequence[str] | pyarrow.Array) -> np.ndarray:
         """`text_key` of each caption, as a column [n] of PACKED. Those of an Arrow array are remembered."""
-        if self.remembered is None or not isinstance(captions, pyarrow.Array):
+        if not isinstance(captions, pyarrow.Array):
             return text_keys(captions, self.encoder_hashes, self.caption_settings)
         key = entry_key(
             texts=columns_hash(captions), encoders=self.encoder_hashes, settings=self.caption_settings, recipe=RECIPE

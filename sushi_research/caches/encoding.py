@@ -11,7 +11,6 @@ The encoder waits neither for the images, which threads read, decode and resize 
 from __future__ import annotations
 
 import logging
-import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -28,6 +27,7 @@ from sushi_research.data import images
 from sushi_research.data.samples import Item
 from sushi_research.errors import UserError
 from sushi_research.progress import progress
+from sushi_research.workers import cores
 
 LATENT_TENSORS = ("mean", "std")
 # Threads that read and decode images, at most: each may hold an image of hundreds of megapixels.
@@ -69,16 +69,19 @@ def _pixels(entries: LatentEntries) -> Iterator[tuple[Item, np.ndarray]]:
     """(item, pixels [H, W, 3] uint8) of each entry, in order. Threads make them ahead; Pillow works without the GIL."""
     if not len(entries):
         return
-    threads = min(_MOST_THREADS, os.cpu_count() or 1)
-    same = np.flatnonzero(np.diff(entries.parts, prepend=-1) | np.diff(entries.numbers, prepend=-1))
-    jobs = deque(zip(same.tolist(), [*same[1:].tolist(), len(entries)], strict=True))
+    threads = min(_MOST_THREADS, cores())
+    # Entries of one image are its crops, and their mirror images: it is decoded once.
+    same = entries.images
+    starts = np.flatnonzero(np.r_[True, same[1:] != same[:-1]]).tolist()
+    jobs = deque(zip(starts, [*starts[1:], len(entries)], strict=True))
 
     def make(start: int, end: int) -> list[tuple[Item, np.ndarray]]:
-        # The entries of one item differ in their mirroring alone.
-        item = entries.item(start)
-        image = images.resize_and_crop(images.decode(item.sample.read()), item.geometry, flip=False)
+        items = [entries.item(number) for number in range(start, end)]
+        image = images.decode(items[0].sample.read())
         flips = entries.flips[start:end].tolist()
-        return [(item, np.ascontiguousarray(image[:, ::-1]) if flip else image) for flip in flips]
+        return [
+            (item, images.resize_and_crop(image, item.geometry, flip)) for item, flip in zip(items, flips, strict=True)
+        ]
 
     with ThreadPoolExecutor(threads, "images") as pool:
         waiting: deque[Future[list[tuple[Item, np.ndarray]]]] = deque()

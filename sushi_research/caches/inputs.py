@@ -13,7 +13,7 @@ import torch
 from sushi_research import models, stopping
 from sushi_research.caches import encoding, mask_entries
 from sushi_research.caches.caches import Caches, free_memory
-from sushi_research.caches.keys import entry_key
+from sushi_research.caches.keys import entry_key, packed
 from sushi_research.caches.latent_entries import LatentEntries
 from sushi_research.conditioning import ONE_CHUNK
 from sushi_research.config import TrainingConfig
@@ -66,8 +66,6 @@ class Inputs:
     def token_counts(self, texts: pyarrow.Array) -> np.ndarray:
         """`truncation.token_counts` of many texts, remembered."""
         make = functools.partial(token_counts, self.base, models.load(self.base.architecture), texts)
-        if self.caches.remembered is None:
-            return make()
         key = entry_key(texts=columns_hash(texts), tokenizers=self.caches.encoder_hashes)
         return self.caches.remembered.arrays("token-counts", key, lambda: {"tokens": make()})["tokens"]
 
@@ -87,6 +85,11 @@ class Inputs:
     def missing_latents(self) -> LatentEntries:
         """`latent_entries` that are not in the cache."""
         return self.latent_entries.take(~self.caches.latents.has(self.latent_entries.keys))
+
+    def text_keys(self) -> np.ndarray:
+        """The keys of all entries of the text cache that are needed, [n] of PACKED."""
+        prompts = packed(self.caches.prompt_key(prompt) for prompt in self.own_prompts)
+        return np.concatenate([self.caches.text_keys(self.captions), prompts])
 
     @property
     def text_chunks(self) -> np.ndarray:

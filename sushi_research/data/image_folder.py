@@ -21,6 +21,7 @@ from sushi_research.data.checking import Place
 from sushi_research.data.folder_files import NO_FILE, FolderFiles
 from sushi_research.data.found import CAPTIONS, CaptionRule, Found
 from sushi_research.data.images import MAX_BYTES
+from sushi_research.data.masks import masks_beside
 from sushi_research.data.metadata_file import FORMS, METADATA, Entry, Miss, Unusable
 from sushi_research.data.names import Names, composed
 from sushi_research.data.samples import Problem, Scan
@@ -74,6 +75,7 @@ def find_in_folder(
             what = "1 caption file is" if unread == 1 else f"{unread} caption files are"
             result.notes.append(f"{what} not read, because captions.source is {rule.source}")
     unread_hint = f" ({files.unread[0]} is not read: write a {METADATA})" if files.unread else ""
+    masks = {mask for names in masks_beside(images).values() for mask in names}
     texts: list[Texts | None] = []
     repeats = np.ones(len(images), np.int32)
     states = files.images.states
@@ -83,7 +85,10 @@ def find_in_folder(
         if not captions.of[name] and reason is None:
             stem, near = posixpath.splitext(name)[0], stray.near(name, posixpath.dirname(name))
             reason = f"no caption: there is no {stem}.txt, {stem}.caption or entry in a {METADATA}"
-            reason += f" (there is {near[0]})" if near else unread_hint
+            if name in masks:
+                reason += " (is it a mask? set masks.source to files)"
+            else:
+                reason += f" (there is {near[0]})" if near else unread_hint
         if repeats[row] == 0:
             reason = f"its folder asks for no repeats: {repeat_folder}"
         if reason is not None:
