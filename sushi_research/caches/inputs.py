@@ -40,7 +40,7 @@ class Inputs:
     @cached_property
     def prompts(self) -> list[Prompt]:
         """The prompts of the sample images. UserError if the file that should have them cannot be used."""
-        return prompts_of(self.config, self.data.items or self.data.held_out)
+        return prompts_of(self.config, self.data.learned or self.data.held_out)
 
     @cached_property
     def long_prompts(self) -> dict[str, int]:

@@ -6,6 +6,7 @@ import functools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,12 @@ class Data:
                 if needed.any():
                     yield (crop if needed.all() else crop.take(needed)), flip
         yield from ((items, False) for items in (self.held_out, self.prior, self.trained) if len(items))
+
+    @cached_property
+    def learned(self) -> Items:
+        """The training items that are no regularisation images."""
+        of_role = [each.index for each in self.sets if each.is_regularisation]
+        return self.items.take(~np.isin(self.items.samples.sets[self.items.rows], of_role)) if of_role else self.items
 
     @property
     def measured(self) -> list[Item]:
