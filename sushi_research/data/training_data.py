@@ -103,6 +103,8 @@ def read_data(job: Job, remembered: Remembered) -> Data:
     read = functools.partial(
         dataset.scan,
         **data_columns,
+        caption_source=config.captions.source,
+        allow_empty=config.captions.allow_empty,
         remembered=remembered,
         show_progress=accelerator.is_main_process,
         outputs={Path(config.cache.folder): "the cache folder", run_folder: "the run folder"},
@@ -190,6 +192,8 @@ def _read_set(read: Callable[..., Scan], each: ResolvedSet) -> Scan:
         revision=each.revision,
         image_column=each.image_column,
         caption_column=each.caption_column,
+        caption_source=each.captions.source,
+        allow_empty=each.captions.allow_empty,
         key=each.key("path"),
     )
     folder = os.path.basename(os.path.abspath(each.path))

@@ -9,7 +9,25 @@ from sushi_research.data.captions import tags
 from sushi_research.data.captions.rules import Rules
 from sushi_research.errors import UserError
 
-PIECES = ["a", "sks", "long_hair", "^_^", "{", "}", "{{", "}}", "|", "|||", ",", ", ", " ", "_", "(x:1.2)", "\u3000", "\\1"]
+PIECES = [
+    "a",
+    "sks",
+    "long_hair",
+    "^_^",
+    "{",
+    "}",
+    "{{",
+    "}}",
+    "|",
+    "|||",
+    ",",
+    ", ",
+    " ",
+    "_",
+    "(x:1.2)",
+    "\u3000",
+    "\\1",
+]
 PIECES += ["\u72ac", "e\u0301", "\ufb01", "\u200d", "\U0001f363", "\\g<0>", "%s", "&amp;", "{a|b}", "{|}", "."]
 letters = st.characters(exclude_categories=("Cs", "Cc", "Cn", "Co"), exclude_characters="\ufffd\u2028\u2029")
 lines = st.lists(st.sampled_from(PIECES) | st.text(letters, max_size=3), max_size=12).map("".join)
