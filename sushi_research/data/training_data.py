@@ -6,6 +6,7 @@ import functools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,12 @@ class Data:
                     yield (crop if needed.all() else crop.take(needed)), flip
         yield from ((items, False) for items in (self.held_out, self.prior, self.trained) if len(items))
 
+    @cached_property
+    def learned(self) -> Items:
+        """The training items that are no regularisation images."""
+        of_role = [each.index for each in self.sets if each.is_regularisation]
+        return self.items.take(~np.isin(self.items.samples.sets[self.items.rows], of_role)) if of_role else self.items
+
     @property
     def measured(self) -> list[Item]:
         """The items that losses are measured on."""
@@ -106,6 +113,8 @@ def read_data(job: Job, remembered: Remembered) -> Data:
         image_column=config.data.image_column,
         caption_column=config.data.caption_column,
         box_column=config.data.crop_column if config.data.crop == "box" else None,
+        caption_source=config.captions.source,
+        allow_empty=config.captions.allow_empty,
         remembered=remembered,
         show_progress=accelerator.is_main_process,
         outputs={Path(config.cache.folder): "the cache folder", run_folder: "the run folder"},
