@@ -74,6 +74,7 @@ def to_columns(result: Scan) -> dict[str, Array]:
     problems = Problems.of(result.problems)
     return {
         **{name: getattr(result.samples, name) for name in _COLUMNS},
+        "fingerprints": np.asarray(result.samples.fingerprints),
         **({} if result.samples.boxes is None else {"boxes": result.samples.boxes}),
         "problem_names": problems.names,
         "problem_reasons": problems.reasons,

@@ -25,6 +25,7 @@ from sushi_research.data.buckets import (
     random_crops,
     too_small_reason,
 )
+from sushi_research.data.selected_rows import SelectedRows
 from sushi_research.errors import UserError
 from sushi_research.fingerprints import content_hash
 from sushi_research.user_files import UnreadableFile
@@ -114,7 +115,7 @@ class Samples(Sequence[Sample]):
     widths: np.ndarray
     heights: np.ndarray
     repeats: np.ndarray
-    fingerprints: np.ndarray
+    fingerprints: np.ndarray | SelectedRows
     converted: np.ndarray
     sets: np.ndarray
     rows: np.ndarray
@@ -204,8 +205,9 @@ class Samples(Sequence[Sample]):
         """The samples at these row numbers, or where a bool array of length N is true, in that order."""
         rows = np.flatnonzero(rows) if rows.dtype == bool else rows
         columns = {name: _joined([getattr(self, name).take(pyarrow.array(rows))]) for name in ("names", "captions")}
-        for name in ("images", "widths", "heights", "repeats", "fingerprints", "converted", "sets", "rows"):
+        for name in ("images", "widths", "heights", "repeats", "converted", "sets", "rows"):
             columns[name] = getattr(self, name)[rows]
+        columns["fingerprints"] = SelectedRows.of(self.fingerprints).take(rows)  # the largest column, and seldom used
         if self.plain is not None:
             columns["plain"] = _joined([self.plain.take(pyarrow.array(rows))])
         if self.boxes is not None:
