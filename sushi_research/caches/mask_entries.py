@@ -11,7 +11,7 @@ import torch
 from sushi_research.caches.keys import entry_key, hex_digits, packed
 from sushi_research.caches.store import Store
 from sushi_research.data import masks as rules
-from sushi_research.data.samples import Item, Items
+from sushi_research.data.items import Item, Items
 from sushi_research.errors import some
 from sushi_research.progress import progress
 from sushi_research.remembered import Remembered, columns_hash

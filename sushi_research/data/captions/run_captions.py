@@ -20,7 +20,7 @@ import pyarrow.compute
 from sushi_research import randomness
 from sushi_research.config.captions import CaptionRules
 from sushi_research.data.captions.rules import Rules, line_of, lines_of
-from sushi_research.data.samples import Items
+from sushi_research.data.items import Items
 from sushi_research.errors import UserError
 from sushi_research.fingerprints import content_hash
 from sushi_research.remembered import Remembered, columns_hash
