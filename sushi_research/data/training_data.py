@@ -111,6 +111,8 @@ def read_data(job: Job, remembered: Remembered) -> Data:
         image_column=config.data.image_column,
         caption_column=config.data.caption_column,
         box_column=config.data.crop_column if config.data.crop == "box" else None,
+        caption_source=config.captions.source,
+        allow_empty=config.captions.allow_empty,
         remembered=remembered,
         show_progress=accelerator.is_main_process,
         outputs={Path(config.cache.folder): "the cache folder", run_folder: "the run folder"},
