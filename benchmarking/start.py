@@ -128,7 +128,7 @@ def fill_tiny(job: Job, inputs: Inputs) -> tuple[int, int]:
     caches = inputs.caches
     half = torch.full((4, 2, 2), 0.5, dtype=torch.float16)
     latents = hex_digits(inputs.missing_latents().keys)
-    texts = [key for key, _ in caches.missing_captions(inputs.captions)]
+    texts = hex_digits(caches.missing_captions(inputs.captions).keys)
     text = {name: half[:, 0, 0] for name in job.model.TEXT_TENSORS}
     for store, keys, tensors in ((caches.latents, latents, {"mean": half, "std": half}), (caches.texts, texts, text)):
         with store.writer(max_rows=ROWS_PER_SHARD) as writer:

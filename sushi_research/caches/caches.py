@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import gc
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,10 @@ import torch
 
 from sushi_research.caches import mask_entries
 from sushi_research.caches.encoding import LATENT_TENSORS
-from sushi_research.caches.keys import RECIPE, entry_key, hex_digits
+from sushi_research.caches.keys import RECIPE, entry_key, packed
 from sushi_research.caches.latent_entries import LatentEntries, latent_entries, latent_key
 from sushi_research.caches.store import Store
-from sushi_research.caches.text_keys import prompt_key, text_key, text_keys
+from sushi_research.caches.text_keys import TextEntries, prompt_key, text_key, text_keys
 from sushi_research.conditioning import ONE_CHUNK, Chunks
 from sushi_research.config import TrainingConfig
 from sushi_research.config.sets import sets_of
@@ -68,10 +68,8 @@ class Caches:
         """The settings that are part of a caption's key."""
         return self.text_settings | self.chunks.settings
 
-    def text_keys(self, captions: Sequence[str] | pyarrow.Array) -> np.ndarray:
-        """`text_key` of each caption, as a column [n] of PACKED. Those of an Arrow array are remembered."""
-        if not isinstance(captions, pyarrow.Array):
-            return text_keys(captions, self.encoder_hashes, self.caption_settings)
+    def text_keys(self, captions: pyarrow.Array) -> np.ndarray:
+        """`text_key` of each caption (large_string), as a column [n] of PACKED. They are remembered."""
         key = entry_key(
             texts=columns_hash(captions), encoders=self.encoder_hashes, settings=self.caption_settings, recipe=RECIPE
         )
@@ -93,17 +91,18 @@ class Caches:
         every = (mask_entries.missing_masks(self.masks, crop, self.remembered) for crop in data.items.every_crop())
         return sorted({key: item for missing in every for key, item in missing}.items(), key=lambda entry: entry[0])
 
-    def missing_captions(self, captions: Sequence[str] | pyarrow.Array) -> list[tuple[str, str]]:
-        """(key, caption) of the captions that the cache lacks, sorted by key."""
-        keys, first = np.unique(self.text_keys(captions), return_index=True)
-        missing = ~self.texts.has(keys)
-        found = [captions[row] for row in first[missing].tolist()]
-        texts = [each.as_py() if isinstance(each, pyarrow.Scalar) else each for each in found]
-        return list(zip(hex_digits(keys[missing]), texts, strict=True))
+    def missing_captions(self, captions: pyarrow.Array) -> TextEntries:
+        """The entries of captions (large_string) that the cache lacks."""
+        return self._missing(TextEntries.of(self.text_keys(captions), captions))
 
-    def missing_prompts(self, prompts: Iterable[str]) -> list[tuple[str, str]]:
-        """(key, prompt) of the missing entries of prompts that are not encoded as captions are."""
-        return sorted((key, prompt) for prompt in prompts if (key := self.prompt_key(prompt)) not in self.texts)
+    def missing_prompts(self, prompts: Iterable[str]) -> TextEntries:
+        """The entries that the cache lacks of prompts that are not encoded as captions are."""
+        texts = [*prompts]
+        keys = packed(self.prompt_key(prompt) for prompt in texts)
+        return self._missing(TextEntries.of(keys, pyarrow.array(texts, pyarrow.large_string())))
+
+    def _missing(self, entries: TextEntries) -> TextEntries:
+        return entries.take(~self.texts.has(entries.keys))
 
     def text(self, caption: str) -> dict[str, torch.Tensor]:
         return self.texts.get(self.text_key(caption))

@@ -87,9 +87,11 @@ class Data:
         return {key: scan for key, scan in scans.items() if scan}
 
     @property
-    def problems(self) -> list[Problem]:
+    def problems(self) -> Sequence[Problem]:
         """What cannot be used in each folder. Names of the other folders than `data.path` say so."""
         others = [(key, each) for key, scan in self._other_scans.items() for each in scan.problems]
+        if not others:
+            return self.scan.problems
         return [*self.scan.problems, *(Problem(f"{key}: {each.name}", each.reason) for key, each in others)]
 
     @property

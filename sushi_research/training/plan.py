@@ -69,7 +69,7 @@ class Plan:
     sets: tuple[SetPlan, ...]
     repeats: tuple[Repeats, ...]
     buckets: Mapping[str, int]
-    problems: tuple[Problem, ...]
+    problems: Sequence[Problem]
     notes: tuple[str, ...]
     captions: CaptionPlan
     sampling: SamplePlan | None
@@ -130,7 +130,9 @@ class Plan:
             "sets": [asdict(each) for each in self.sets],
             "repeats": [asdict(each) for each in self.repeats],
             "buckets": dict(self.buckets),
-            "skipped": [{"name": problem.name, "reason": problem.reason} for problem in self.problems],
+            "skipped": [
+                {"name": problem.name, "reason": problem.reason} for problem in self.problems[: findings.LISTED]
+            ],
             "captions_cut": dict(self.captions.listed),
             "captions": self.captions.to_json(),
             "sampling": asdict(self.sampling) if self.sampling else None,
@@ -229,7 +231,7 @@ def make_plan(job: Job, inputs: Inputs) -> Plan:
         buckets={
             f"{w}x{h}": int(count) for (h, w), count in zip(items.buckets, np.bincount(items.bucket_ids), strict=True)
         },
-        problems=tuple(data.problems),
+        problems=data.problems,
         notes=tuple(data.notes),
         captions=caption_plan(job, inputs, text_bytes(job, inputs)),
         sampling=samples_of(job, inputs, steps, due),

@@ -150,7 +150,7 @@ def test_what_was_skipped_or_noted_is_named(make):
     assert len(found["skipped"]) == 13
     assert found["skipped"][0] == {"name": "bad_0.png", "reason": "the file is empty"}
     assert "skipped      13:" in text and "bad_9.png: the file is empty" in text
-    assert "bad_10.png" not in text and "and 3 more (a run's plan.json lists all)" in text
+    assert "bad_10.png" not in text and "and 3 more (a run's data_report.json lists them)" in text
 
 
 @pytest.mark.slow
