@@ -97,7 +97,9 @@ class Caches:
 
     def missing_masks(self, data: Data) -> list[tuple[str, Item]]:
         """(key, item) of the missing masks of training items. Losses that are compared, of measured items, are without masks."""
-        return mask_entries.missing_masks(self.masks, data.items, self.remembered) if self.masks else []
+        if self.masks is None:
+            return []
+        return mask_entries.missing_masks(self.masks, data.items, self.remembered)
 
     def missing_captions(self, captions: Sequence[str] | pyarrow.Array) -> list[tuple[str, str]]:
         """(key, caption) of the captions that the cache lacks, sorted by key."""

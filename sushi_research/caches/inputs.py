@@ -153,10 +153,10 @@ def _fill(job: Job, inputs: Inputs) -> tuple[int, int]:
             ) from error
         del vae
         free_memory()
-    if caches.masks and (missing_masks := caches.missing_masks(inputs.data)):
+    if caches.masks is not None and (missing_masks := caches.missing_masks(inputs.data)):
         mask_entries.encode_masks(caches.masks, missing_masks, rank=rank, world=world)
     job.accelerator.wait_for_everyone()
-    if caches.masks:
+    if caches.masks is not None:
         caches.masks.refresh()
     caches.texts.refresh()
     caches.latents.refresh()
