@@ -34,7 +34,6 @@ from sushi_research import diffusion
 from sushi_research.adapters import lora
 from sushi_research.caches.caches import open_caches, open_hash_cache, open_remembered
 from sushi_research.caches.inputs import Inputs, fill_caches
-from sushi_research.config.sets import sets_of
 from sushi_research.data.training_data import read_data
 from sushi_research.files import system_errors
 from sushi_research.models import loading
@@ -168,8 +167,7 @@ def train(job: Job) -> int:
         rank=job.rank,
         world=job.world,
         device=job.device,
-        sets=sets_of(config),
-        flip=config.data.flip,
+        sets=data.sets,
         text=make_batch_text(job, inputs),
         ahead=("posterior", "noise"),
     )

@@ -114,7 +114,7 @@ def find_in_table(result: Scan, images: TableImages, place: Place, split: str, r
     rows = images.table.rows
     names = row_names(split, len(rows))
     parts, problems = [pyarrow.array([], CAPTIONS)], []
-    for values in _values(rows, rule.column, result.source):
+    for values in read_column(rows, rule.column, result.source):
         texts = []
         for value in values:
             lines, reason = _lines(value, rule.allow_empty)
@@ -143,7 +143,7 @@ def _lines(value: Any, allow_empty: bool) -> tuple[tuple[str, ...] | None, str |
     return lines or ("",), None
 
 
-def _values(rows: Any, column: str, source: str) -> Iterator[list[Any]]:
+def read_column(rows: Any, column: str, source: str) -> Iterator[list[Any]]:
     """The values of a column as they are stored, some thousand at a time: what is no text, such as an image, is not decoded."""
     with _undamaged(source):
         rows.data.table.validate(full=True)  # parquet does not check that texts are UTF-8

@@ -15,7 +15,7 @@ from sushi_research.caches import encoding
 from sushi_research.caches.caches import Caches
 from sushi_research.config.sets import ResolvedSet
 from sushi_research.data.captions.run_captions import RunCaptions
-from sushi_research.data.samples import Item
+from sushi_research.data.samples import Item, Items
 from sushi_research.training import set_terms
 from sushi_research.training.batch_text import BatchText
 from sushi_research.training.sampler import Sampler, StepSample
@@ -87,7 +87,7 @@ class Loader:
 
     def __init__(
         self,
-        items: Sequence[Item],
+        items: Items,
         sampler: Sampler,
         caches: Caches,
         *,
@@ -96,15 +96,15 @@ class Loader:
         world: int,
         device: torch.device,
         sets: Sequence[ResolvedSet],
-        flip: float = 0.0,
         time_ids: str = "image",
         text: BatchText | None = None,
         ahead: Sequence[str] = (),
     ) -> None:
         self.items, self.sampler = items, sampler
-        self.caches, self.sets, self.text = caches, tuple(sets), text or BatchText(RunCaptions(items), caches)
+        self.caches, self.sets = caches, tuple(sets)
+        self.text = text or BatchText(RunCaptions(items), caches)
         self.batch_size, self.rank, self.world, self.device = batch_size, rank, world, device
-        self.flip, self.time_ids, self.ahead = flip, time_ids, tuple(ahead)
+        self.time_ids, self.ahead = time_ids, tuple(ahead)
         self._waited = 0.0
         # A new thread's current GPU is GPU 0, so pinning memory in it would make every process allocate on GPU 0.
         # We set the main thread's current GPU instead. (`device` may lack an index, which set_device does not accept.)
@@ -134,15 +134,30 @@ class Loader:
     def _prepare(self, step: int) -> list[Batch]:
         return [self._batch(samples) for samples in self.sampler.share(step, self.batch_size, self.rank, self.world)]
 
+    def _items(self, samples: Sequence[StepSample]) -> list[Item]:
+        """The items of these samples, each with the crop that its epoch uses."""
+        items = self.items.take(np.array([sample.index for sample in samples]))
+        found = list(items)
+        if items.crops is None or items.most_crops == 1:
+            return found
+        numbers = [
+            randomness.integer(self.sampler.seed, "crop", sample.epoch, *item.identity, high=count) if count > 1 else 0
+            for sample, item, count in zip(samples, found, items.crops.tolist(), strict=True)
+        ]
+        return list(items.cropped(np.array(numbers)))
+
     def _batch(self, samples: Sequence[StepSample]) -> Batch:
-        items = [self.items[sample.index] for sample in samples]
-        flips = [is_flipped(self.sampler.seed, self.flip, sample.epoch, self.items[sample.index]) for sample in samples]
+        items, seed = self._items(samples), self.sampler.seed
+        flips = [
+            is_flipped(seed, self.sets[item.sample.set].flip, sample.epoch, item)
+            for sample, item in zip(samples, items, strict=True)
+        ]
         keys_and_flips = zip(items, flips, strict=True)
         rows = self.caches.latents.get_many([self.caches.latent_key(item, flip) for item, flip in keys_and_flips])
         keys = tuple((sample.epoch, *item.identity) for sample, item in zip(samples, items, strict=True))
         mean, std = (torch.stack([row[name] for row in rows]) for name in encoding.LATENT_TENSORS)
         ids = [i.geometry.time_ids(flip, self.time_ids) for i, flip in zip(items, flips, strict=True)]
-        seed, epochs = self.sampler.seed, [sample.epoch for sample in samples]
+        epochs = [sample.epoch for sample in samples]
         mask = set_terms.mask_weights(items, self.sets, epochs, flips, self.caches.masks, seed)
         roles = set_terms.roles(items, self.sets)
         return Batch(

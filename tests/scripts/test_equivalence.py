@@ -127,7 +127,6 @@ def test_no_precision_and_no_split_changes_the_samples(
                 world=world,
                 device=first.device,
                 sets=first.sets,
-                flip=first.flip,
                 time_ids=first.time_ids,
             )
             for rank in range(world)

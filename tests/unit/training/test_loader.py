@@ -33,7 +33,7 @@ def entry(number: int, flip: bool, shape: tuple[int, ...]) -> dict[str, torch.Te
 def caches(tmp_path):
     texts = Store.open(tmp_path / "text", ("hidden", "pooled"), repair=True)
     latents = Store.open(tmp_path / "latents", encoding.LATENT_TENSORS, repair=True)
-    return Caches(latents, texts, "vae", torch.float32, ("e1", "e2"), {}, flips=((False, True),))
+    return Caches(latents, texts, "vae", torch.float32, ("e1", "e2"), {})
 
 
 @pytest.fixture
@@ -64,9 +64,12 @@ def loader(items, caches):
     """Makes a loader, closed in the end."""
     made = []
 
-    def make(group: int = 4, batch_size: int = 4, rank: int = 0, world: int = 1, **changes) -> Loader:
+    def make(
+        group: int = 4, batch_size: int = 4, rank: int = 0, world: int = 1, flip: float = 0.0, **changes
+    ) -> Loader:
         sampler = Sampler(items.bucket_ids, group, SEED)
-        options = {"batch_size": batch_size, "rank": rank, "world": world, "device": CPU, "sets": SETS}
+        options = {"batch_size": batch_size, "rank": rank, "world": world, "device": CPU}
+        options["sets"] = [replace(each, flip=flip) for each in SETS]
         made.append(Loader(items, sampler, caches, **options, **changes))
         return made[-1]
 
