@@ -66,9 +66,7 @@ def encode_masks(store: Store, missing: Sequence[tuple[str, Item]], *, rank: int
     with store.writer() as writer:
         for key, item in progress(mine, description="preparing masks", unit="mask", disable=rank > 0):
             sample = item.sample
-            mask = rules.to_latents(
-                (rules.decode if sample.load_mask else rules.alpha)(sample.read_mask()), item.geometry
-            )
+            mask = rules.to_latents(rules.of_sample(sample), item.geometry)
             writer.add(key, {"mask": torch.from_numpy(mask)}, {"mask": sample.mask_hash, "size": list(item.bucket)})
             black += [] if mask.any() else [sample.name]
     if black:
