@@ -96,7 +96,7 @@ from benchmarking import paired_timing
 from benchmarking.measured_code import code_name, code_state, load_script
 from benchmarking.variants import PAIRS, Bench, Step, make_unet
 from sushi_research import randomness
-from sushi_research.caches.caches import open_caches, open_hash_cache
+from sushi_research.caches.caches import open_caches, open_hash_cache, open_remembered
 from sushi_research.caches.inputs import Inputs, fill_caches
 from sushi_research.config.process import run_main
 from sushi_research.data.training_data import read_data
@@ -157,7 +157,7 @@ def prepare(arguments: argparse.Namespace, architecture: str, folder: Path, fini
     hash_cache = open_hash_cache(config)
     job = Job(config, model, accelerator, resolve_precision("auto", None, accelerator.device).name)
     found = find_base(config, model)
-    data = read_data(job, hash_cache)
+    data = read_data(job, open_remembered(config))
     items = data.items
     caches = open_caches(job, found, hash_cache)
     fill_caches(job, Inputs(config, found, data, caches, hash_cache))

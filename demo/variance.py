@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from sushi_research import models
 from sushi_research.adapters import loading
-from sushi_research.caches.caches import open_caches, open_hash_cache
+from sushi_research.caches.caches import open_caches, open_hash_cache, open_remembered
 from sushi_research.caches.inputs import Inputs, fill_caches
 from sushi_research.config.other_scripts import evaluation_config
 from sushi_research.config.yaml12 import read_yaml
@@ -54,7 +54,7 @@ def loss_tables(architecture: str, runs: list[Path]) -> tuple[np.ndarray, np.nda
     job = start_job(config, model, __file__)
     hash_cache = open_hash_cache(config)
     base = find_base(config, model)
-    data = read_data(job, hash_cache)
+    data = read_data(job, open_remembered(config))
     if not data.held_out:
         raise UserError(f"{runs[0]} holds no images out: give runs with evaluation.held_out or evaluation.path.")
     caches = open_caches(job, base, hash_cache)

@@ -4,7 +4,7 @@
     make inspect DATA=photos
 
 It takes the options of that architecture's training script. The page, runs/NAME_data.html (run.folder and run.name; NAME is the
-data folder's name by default), shows each image with its uses, bucket, crop and tokens, what cannot be used and why, copies,
+first data folder's name by default), shows each image with its uses, bucket, crop and tokens, what cannot be used and why, copies,
 and tag frequencies. If the base is on this machine, it also shows what the VAE makes of some images; a base is never
 downloaded for it. Files that cannot be used are listed on the page, whatever data.on_bad_file is.
 """
@@ -14,6 +14,7 @@ from __future__ import annotations
 import sys
 
 from sushi_research import models, stopping
+from sushi_research.caches.caches import open_remembered
 from sushi_research.config import TrainingConfig
 from sushi_research.config.process import read_architecture, run_main
 
@@ -38,14 +39,16 @@ import os
 from pathlib import Path
 from typing import Any
 
-from sushi_research.caches.caches import free_memory, open_hash_cache
+from sushi_research.caches.caches import free_memory
+from sushi_research.config.sets import sets_of
 from sushi_research.data.training_data import read_data
 from sushi_research.errors import UserError
 from sushi_research.files import system_errors, write_atomic
 from sushi_research.models import hub, loading
 from sushi_research.progress import progress
-from sushi_research.reports import data_page, decoded_images
-from sushi_research.reports.data_uses import spread, uses_of
+from sushi_research.reports.data_page import decoded, page
+from sushi_research.reports.data_page.shown import Shown
+from sushi_research.reports.data_page.uses import spread, uses_of
 from sushi_research.runs.job import Job
 from sushi_research.runs.launch import one_report
 from sushi_research.training import run
@@ -68,25 +71,25 @@ def main(config: TrainingConfig) -> int:
 def inspect(job: Job) -> None:
     """Writes the page, and prints where it is."""
     config = job.config
-    hash_cache = open_hash_cache(config)
-    data = read_data(job, hash_cache)
+    data = read_data(job, open_remembered(config))
     if not job.is_main:
         return
     base, tokenizers, without = at_hand(job)
-    decoded: list[decoded_images.DecodedImage] = []
+    images: list[decoded.DecodedImage] = []
     if base is not None:
         uses = uses_of(data.items)
         vae = loading.load_vae(base, loading.vae_dtype(base, job.device), job.device)
         chosen = [uses[place] for place in spread(len(uses), MOST_DECODED)]
-        found = decoded_images.decode_uses(chosen, vae)
-        decoded = list(progress(found, total=len(chosen), description="encoding and decoding", unit="image"))
+        found = decoded.decode_uses(chosen, vae)
+        images = list(progress(found, total=len(chosen), description="encoding and decoding", unit="image"))
         del vae
         free_memory()
-    folder = os.path.basename(os.path.abspath(config.data.path)) or "data"
-    shown = data_page.Shown(folder, data, tokenizers, decoded, without, show_progress=True)
-    page = Path(config.run.folder, f"{config.run.name or folder}_data.html")
-    write_atomic(page, data_page.html(shown).encode())
-    job.say(*without, f"written: {page}")
+    sets = sets_of(config)
+    shown = Shown(sets, data, tokenizers, images, without, show_progress=True)
+    name = config.run.name or os.path.basename(os.path.abspath(sets[0].path))
+    path = Path(config.run.folder, f"{name or 'data'}_data.html")
+    write_atomic(path, page.html(shown).encode())
+    job.say(*without, f"written: {path}")
 
 
 def at_hand(job: Job) -> tuple[loading.Base | None, list[Any], list[str]]:

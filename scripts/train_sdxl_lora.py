@@ -32,7 +32,7 @@ import torch
 
 from sushi_research import diffusion
 from sushi_research.adapters import lora
-from sushi_research.caches.caches import open_caches, open_hash_cache
+from sushi_research.caches.caches import open_caches, open_hash_cache, open_remembered
 from sushi_research.caches.inputs import Inputs, fill_caches
 from sushi_research.data.training_data import read_data
 from sushi_research.files import system_errors
@@ -45,6 +45,7 @@ from sushi_research.sampling import sample_grids
 from sushi_research.stopping import StopRequest
 from sushi_research.training import best_adapter, evaluating, optim, page_output, resume, run
 from sushi_research.training.adapter_output import AdapterWriter
+from sushi_research.training.batch_text import make_batch_text
 from sushi_research.training.loader import Batch, Loader
 from sushi_research.training.master_weights import MasterWeights
 from sushi_research.training.plan import make_plan
@@ -109,7 +110,7 @@ def train(job: Job) -> int:
     config, stop, timings = job.config, StopRequest(note=job.note_stop), job.timings
     hash_cache = open_hash_cache(config)
     base = find_base(config, model)
-    data = read_data(job, hash_cache)
+    data = read_data(job, open_remembered(config))
     caches = open_caches(job, base, hash_cache)
     inputs = Inputs(config, base, data, caches, hash_cache)
     plan = make_plan(job, inputs)
@@ -166,8 +167,9 @@ def train(job: Job) -> int:
         rank=job.rank,
         world=job.world,
         device=job.device,
-        flip=config.data.flip,
+        sets=data.sets,
         time_ids=config.data.time_ids,
+        text=make_batch_text(job, inputs, zeros=config.captions.dropout_to == "zeros"),
         ahead=("posterior", "noise"),
     )
 
@@ -226,7 +228,7 @@ def train(job: Job) -> int:
                 if objective.dropout:  # the only random numbers from torch's global generator
                     batch.seed_torch("dropout", step)
                 training_step(job, unet, batch, step, objective, metrics)
-                metrics.record_names(batch.names)
+                metrics.record(batch.names, batch.roles)
                 master_weights.accumulate()  # adds the working copy's gradients to the fp32 sum, and clears them
             # One message between the processes: the gradients, the metrics, and whether any process was asked to stop.
             stopping = metrics.sum_over_processes(master_weights, stop=stop.poll(), waited=loader.take_waited())

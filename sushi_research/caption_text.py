@@ -80,8 +80,8 @@ def problem(text: str) -> str | None:
     return f"is not text ({kind} U+{code:04X})"
 
 
-def first_line(text: str) -> tuple[str, int]:
-    """(first line that is not blank, without spaces around it; number of such lines); ("", 0) if all are blank.
+def lines(text: str) -> tuple[str, ...]:
+    """The lines of a text that are not blank, without spaces around them.
 
     A line of nothing but spaces and invisible characters, such as a second byte order mark, is blank. Raises NotText if `text` is
     not text.
@@ -89,8 +89,7 @@ def first_line(text: str) -> tuple[str, int]:
     reason = problem(text)
     if reason is not None:
         raise NotText(reason)
-    lines = [line.strip() for line in _LINE_END.split(text) if any(map(_is_visible, line))]
-    return (lines[0], len(lines)) if lines else ("", 0)
+    return tuple(line.strip() for line in _LINE_END.split(text) if any(map(_is_visible, line)))
 
 
 def _is_visible(char: str) -> bool:
@@ -115,7 +114,7 @@ def note_replaced(captions: Iterable[tuple[str, str]]) -> list[str]:
     shown = some(list(found), _SHOWN)
     return [
         f"{count} characters that CLIP's original tokenizer replaced ({shown}; first in {names[0]}): they are encoded as they "
-        "are; write plain quotes and letters, as ftfy.fix_text and html.unescape do"
+        "are unless captions.fix_text is true, which replaces them in the same way"
     ]
 
 

@@ -3,15 +3,16 @@
 Bit for bit equal to `encode_prompt` of diffusers' StableDiffusionPipeline and StableDiffusionXLPipeline (tested). Shapes:
 B captions of 77 tokens; D is the width of an encoder, 768 for CLIP ViT-L and 1280 for OpenCLIP ViT-bigG.
 
-A caption of training is cut after 75 tokens, and its start and end token make 77. A prompt is read in chunks of 75, as ComfyUI
-(`comfy/sd1_clip.py`) and A1111 (`modules/sd_hijack_clip.py`) do: each chunk is encoded by itself with a start and an end token, the
-embeddings are concatenated, and the pooled embedding is that of the first chunk. Both end a chunk earlier where it would divide a
-word (ComfyUI) or a phrase (A1111), which we do not: docs/samples.md.
+A caption of training is cut after 75 tokens by default, and its start and end token make 77. More are read in chunks of 75, as
+ComfyUI (`comfy/sd1_clip.py`) and A1111 (`modules/sd_hijack_clip.py`) read prompts: each chunk is encoded by itself with a start
+and an end token, the embeddings are concatenated, and the pooled embedding is that of the first chunk. Both end a chunk earlier
+where it would divide a word (ComfyUI) or a phrase (A1111), which we do not: docs/samples.md. kohya's sd-scripts fill every caption
+up to the same number of chunks, and keep only the first start token and the last token of their embeddings (`Chunks`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -24,6 +25,25 @@ class Tokens:
 
     ids: torch.Tensor
     cut: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Chunks:
+    """How a long text is read: at most `most` chunks of 75 tokens (None: all of it), put together as `layout` says.
+
+    "separate": as many chunks as the text needs, each of 77 embeddings. "kohya": always `most` chunks, together 75 `most` + 2.
+    """
+
+    most: int | None = 1
+    layout: Literal["separate", "kohya"] = "separate"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What must be part of a key of the embeddings: nothing, if there is one chunk."""
+        return {} if self.most == 1 else {"chunks": self.most, "layout": self.layout}
+
+
+ONE_CHUNK, ALL_CHUNKS = Chunks(), Chunks(None)
 
 
 def tokenize(tokenizer: Any, captions: Sequence[str]) -> Tokens:
@@ -53,6 +73,72 @@ def tokenize_chunks(tokenizer: Any, prompt: str) -> torch.Tensor:
         return_overflowing_tokens=True,
         return_tensors="pt",
     ).input_ids
+
+
+def chunk_ids(tokenizer: Any, text: str, chunks: Chunks) -> tuple[torch.Tensor, int]:
+    """(ids [N, 77] of the text's chunks, number of tokens cut off)."""
+    most, length = chunks.most, tokenizer.model_max_length - 2
+    if most == 1:
+        tokens = tokenize(tokenizer, [text])
+        return tokens.ids, tokens.cut[0]
+    ids = tokenize_chunks(tokenizer, text)
+    cut = 0
+    if most is not None:
+        tokens = len(tokenizer(text, padding=False, truncation=False, verbose=False).input_ids) - 2
+        cut, ids = max(0, tokens - most * length), ids[:most]
+    return (_kohya_ids(tokenizer, text, most) if chunks.layout == "kohya" and most is not None else ids), cut
+
+
+def _kohya_ids(tokenizer: Any, text: str, count: int) -> torch.Tensor:
+    """The ids [count, 77] of `_get_input_ids` in kohya's sd-scripts (`library/strategy_base.py`).
+
+    The text is padded to 75 count + 2 tokens and cut into chunks; each begins with the start token and ends with the last of all
+    ids. Where the pad token is not the end token, a full chunk ends with the end token, and an empty one begins with it.
+    """
+    length = tokenizer.model_max_length - 2
+    row = tokenizer(
+        text, padding="max_length", truncation=True, max_length=count * length + 2, return_tensors="pt"
+    ).input_ids[0]
+    ids = torch.stack(
+        [torch.cat([row[:1], row[start : start + length], row[-1:]]) for start in range(1, len(row) - 1, length)]
+    )
+    pad, end = tokenizer.pad_token_id, tokenizer.eos_token_id
+    if pad != end:
+        ids[(ids[:, -2] != end) & (ids[:, -2] != pad), -1] = end
+        ids[ids[:, 1] == pad, 1] = end
+    return ids
+
+
+def in_batches(
+    encode: Callable[..., tuple[torch.Tensor, ...]], batch: int, *ids: torch.Tensor
+) -> tuple[torch.Tensor, ...]:
+    """The tensors [N, ...] of `encode`, which is given `batch` rows at a time of each tokenizer's ids [N, 77].
+
+    With a batch of one, each row's are bit for bit what they are alone; larger ones may round differently.
+    """
+    parts = [encode(*(each[start : start + batch] for each in ids)) for start in range(0, len(ids[0]), batch)]
+    return tuple(torch.cat(tensors) for tensors in zip(*parts, strict=True))
+
+
+def join_chunks(hidden: Sequence[torch.Tensor], chunks: Chunks) -> torch.Tensor:
+    """The embeddings [77, D] of each chunk as those of the text: [77 N, D], or [75 N + 2, D] in kohya's layout."""
+    if chunks.layout == "separate" or len(hidden) == 1:
+        return torch.cat([*hidden])
+    return torch.cat([hidden[0][:1], *(each[1:-1] for each in hidden), hidden[-1][-1:]])
+
+
+def batch_text(texts: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """The embeddings of B captions by name, [B, ...].
+
+    Captions of different lengths are filled up with zeros, and "mask" [B, tokens] bool says which embeddings are theirs, so that
+    the UNet computes for each what it computes for it alone.
+    """
+    lengths = [len(text["hidden"]) for text in texts]
+    batch = {name: torch.stack([text[name] for text in texts]) for name in texts[0] if name != "hidden"}
+    hidden = torch.nn.utils.rnn.pad_sequence([text["hidden"] for text in texts], batch_first=True)
+    if min(lengths) < max(lengths):
+        batch["mask"] = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+    return {"hidden": hidden, **batch}
 
 
 @torch.no_grad()

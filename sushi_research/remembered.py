@@ -84,6 +84,10 @@ class Remembered:
             path.unlink(missing_ok=True)
 
 
+# Finds nothing and stores nothing: there can be no folder below this file.
+NOTHING_REMEMBERED = Remembered(Path(os.devnull) / "remembered")
+
+
 def columns_hash(*arrays: Array | pa.ChunkedArray) -> str:
     """A hash of columns, of their types and lengths, as 32 hex digits. It is fast (XXH3), and no proof against forgery."""
     digest = xxhash.xxh3_128()

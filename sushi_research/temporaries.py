@@ -38,8 +38,7 @@ def hidden_name(path: Path) -> Path:
 def temporary_file(path: Path) -> Iterator[tuple[BinaryIO, Path]]:
     """A new file that the block renames to `path`: (file, its path). It is locked while it is open, and removed if the block ends
     with an exception. Also removes what killed writers of `path` left. Raises OSError."""
-    for leftover in _named(path.parent, path.name):
-        _remove(leftover, _remove_if_abandoned)
+    remove_abandoned(path.parent, path.name)
     file, temporary = _create(path)
     try:
         with file:
@@ -59,9 +58,10 @@ def remove_leftovers(folder: Path) -> None:
         _remove(leftover, os.unlink)
 
 
-def remove_abandoned(folder: Path) -> None:
-    """Removes the temporary files in `folder` that killed processes left. Other processes may write there meanwhile."""
-    for leftover in _named(folder):
+def remove_abandoned(folder: Path, name: str | None = None) -> None:
+    """Removes the temporary files in `folder`, of the file `name` or of all, that killed processes left. Other processes may write
+    there meanwhile."""
+    for leftover in _named(folder, name):
         _remove(leftover, _remove_if_abandoned)
 
 

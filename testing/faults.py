@@ -94,9 +94,7 @@ def killed_writing(
         count = int(rng.integers(1, reference.writes + 1))
         launch = launcher.start(test.setup, place / "runs", place / "cache", die_at=count)
         statuses = launch.wait()
-        left = [
-            path.name for path in place.rglob(".*") if path.name.endswith(".tmp") or path.name.startswith(".writing")
-        ]
+        left = [path.name for path in place.rglob(".*") if path.name.endswith(".tmp")]
         what = left[0].split(".")[1] if left else "between files"
         test.events.append(
             f"killed before write {count} at step {last_step(place / 'runs/run')} ({what}), {statuses[0]}"
@@ -227,6 +225,12 @@ def shard(test: FaultTest, launcher: Launcher, reference: Reference, place: Path
     _stopped(test, launcher, place, rng)
     shards = sorted((place / "cache").glob("*/shard-*"))
     test.events.append(damage(shards[rng.integers(len(shards))], rng))
+    # A row is verified when it is read. One that is damaged ends the run with a sentence, and is made again by the next.
+    launch = launcher.start(test.setup, place / "runs", place / "cache")
+    if any(launch.wait()):
+        if "the cache file" not in launch.text() or "run the same command again" not in launch.text():
+            test.wrong.append(f"damage to the cache was not reported: {launch.text()[-300:]}")
+        test.events.append("refused once")
     finish(test, launcher, reference, place)
 
 

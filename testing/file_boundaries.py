@@ -36,8 +36,8 @@ JUDGED = (("sd15-1-plain", 0), ("sdxl-1-plain", 0), ("sd15-2-plain", 0), ("sdxl-
 SETTINGS = {"checkpoint.keep": 3, "evaluation.drift_captions": []}
 DRIFT = "other temporary names than planned (they are random)"
 HALVED = "metrics.jsonl cut in half, lines included that were synced"
-# A temporary file (temporaries.py), or one of a cache.
-_RANDOM = re.compile(r"(?<=\.)[0-9a-f]{8}(?=\.tmp$)|(?<=^\.writing-)[0-9a-f]{32}-\d+-[0-9a-f]{32}")
+# A temporary file (temporaries.py).
+_RANDOM = re.compile(r"(?<=\.)[0-9a-f]{8}(?=\.tmp$)")
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from demo.painter import load_pipeline, paint
 from demo.study.recipes import ROOT, SETTINGS, Setting, photos
 from demo.study.train import config_of, load_script
 from sushi_research.adapters import loading
-from sushi_research.caches.caches import open_caches, open_hash_cache
+from sushi_research.caches.caches import open_caches, open_hash_cache, open_remembered
 from sushi_research.caches.inputs import Inputs, fill_caches
 from sushi_research.data.training_data import read_data
 from sushi_research.evaluation import validation_set
@@ -202,7 +202,7 @@ def open_sets(setting: Setting) -> Sets:
         job = start_job(config, script.model, script.__file__)
         hash_cache = open_hash_cache(config)
         base = find_base(config, job.model)
-        data = read_data(job, hash_cache)
+        data = read_data(job, open_remembered(config))
         inputs = Inputs(config, base, data, open_caches(job, base, hash_cache), hash_cache)
         fill_caches(job, inputs)
         return job, inputs

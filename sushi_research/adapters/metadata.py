@@ -15,15 +15,20 @@ from __future__ import annotations
 import contextlib
 import json
 import posixpath
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
+
+import numpy as np
+import pyarrow
+from pyarrow import compute
 
 from sushi_research.adapters.lora import CONVOLUTIONS, resolve_targets
 from sushi_research.config import TrainingConfig
-from sushi_research.data.samples import Sample
+from sushi_research.config.sets import sets_of
+from sushi_research.data.samples import Samples
 from sushi_research.errors import UserError
 from sushi_research.models import ARCHITECTURES
 from sushi_research.models.header import Header
@@ -97,7 +102,7 @@ class Facts:
     epochs: int
     prediction: Prediction
     trained: tuple[float, float]
-    samples: Sequence[Sample] = ()
+    samples: Samples = field(default_factory=lambda: Samples.of([]))
     started_from: Sequence[Ancestor] = field(default=())
     is_uniform: bool = True
 
@@ -135,8 +140,7 @@ def adapter_metadata(config: TrainingConfig, facts: Facts) -> dict[str, str]:
         "ss_steps": facts.steps,
         "ss_epoch": facts.epochs,
         "ss_num_train_images": facts.images,
-        "ss_tag_frequency": json.dumps(tag_frequency(config, facts.samples), ensure_ascii=False),
-        "ss_dataset_dirs": json.dumps(dataset_dirs(config, facts.samples), ensure_ascii=False),
+        **_of_samples(sets_of(config)[0].path, facts.samples),
         "ss_datasets": json.dumps([{"subsets": [{"class_tokens": words}]}], ensure_ascii=False) if words else None,
         "ss_learning_rate": config.optimizer.lr,
         "ss_optimizer": config.optimizer.name,
@@ -168,44 +172,55 @@ def adapter_metadata(config: TrainingConfig, facts: Facts) -> dict[str, str]:
     return {entry: str(value) for entry, value in kept.items() if value is not None}
 
 
-def tag_frequency(config: TrainingConfig, samples: Sequence[Sample]) -> dict[str, dict[str, int]]:
+@lru_cache(maxsize=1)  # a run writes many files with the same samples
+def _of_samples(path: str, samples: Samples) -> dict[str, str]:
+    """The entries about the training images."""
+    found = {"ss_tag_frequency": tag_frequency(path, samples), "ss_dataset_dirs": dataset_dirs(path, samples)}
+    return {entry: json.dumps(value, ensure_ascii=False) for entry, value in found.items()}
+
+
+def tag_frequency(path: str, samples: Samples) -> dict[str, dict[str, int]]:
     """Folder -> tag -> the number of images with it, as kohya's sd-scripts counts: captions are split at commas, in lower case.
 
     The folder with the most images is the first, because some programs read only that. Tags for which there is no room
     (MOST_LETTERS) are left out, the least frequent ones first.
     """
     found, room = {}, MOST_LETTERS
-    for folder, inside in _folders(config, samples):
-        tags = Counter(tag for sample in inside for tag in map(str.strip, sample.caption.lower().split(",")) if tag)
+    for folder, rows in _folders(path, samples):
+        captions = compute.utf8_lower(samples.first_captions.take(pyarrow.array(rows)))
+        tags = compute.utf8_trim_whitespace(compute.split_pattern(captions, ",").flatten())
+        tags, counts = tags.filter(compute.not_equal(tags, "")).value_counts().flatten()
         found[folder] = {}
-        for tag, count in tags.most_common(MOST_TAGS):
+        order = np.argsort(-counts.to_numpy(), kind="stable")[:MOST_TAGS]
+        for tag, count in zip(
+            tags.take(pyarrow.array(order)).to_pylist(), counts.to_numpy()[order].tolist(), strict=True
+        ):
             if (room := room - len(tag)) < 0:
                 break
             found[folder][tag] = count
     return found
 
 
-def dataset_dirs(config: TrainingConfig, samples: Sequence[Sample]) -> dict[str, dict[str, int]]:
+def dataset_dirs(path: str, samples: Samples) -> dict[str, dict[str, int]]:
     """Folder -> its repeats and its number of images, as kohya's sd-scripts writes them; of different repeats the most frequent."""
-    return {
-        folder: {
-            "n_repeats": Counter(sample.repeats for sample in inside).most_common(1)[0][0],
-            "img_count": len(inside),
-        }
-        for folder, inside in _folders(config, samples)
-    }
+    found = {}
+    for folder, rows in _folders(path, samples):
+        repeats, counts = np.unique(samples.repeats[rows], return_counts=True)
+        found[folder] = {"n_repeats": int(repeats[counts.argmax()]), "img_count": len(rows)}
+    return found
 
 
-def _folders(config: TrainingConfig, samples: Sequence[Sample]) -> list[tuple[str, list[Sample]]]:
-    """(name of the folder without those above it, its images), the most images first; two folders of one name count as one."""
-    source = config.data.path
-    top = posixpath.basename(source.replace("\\", "/").rstrip("/")) or "images"
-    folders: dict[str, list[Sample]] = {}
-    for sample in samples:
-        folders.setdefault(posixpath.basename(posixpath.dirname(sample.name.replace("\\", "/"))) or top, []).append(
-            sample
-        )
-    return sorted(folders.items(), key=lambda each: (-len(each[1]), each[0]))[:MOST_FOLDERS]
+def _folders(path: str, samples: Samples) -> list[tuple[str, np.ndarray]]:
+    """(name of the folder without those above it, the rows of its images), the most images first; two folders of one name count as
+    one."""
+    top = posixpath.basename(path.replace("\\", "/").rstrip("/")) or "images"
+    paths = compute.replace_substring(samples.names, "\\", "/")
+    names = compute.struct_field(compute.extract_regex(paths, r"(?P<folder>[^/]+)/+[^/]*$"), "folder")
+    folders = names.fill_null(top).dictionary_encode()
+    indices = folders.indices.to_numpy()
+    order, ends = np.argsort(indices, kind="stable"), np.cumsum(np.bincount(indices))
+    found = zip(folders.dictionary.to_pylist(), np.split(order, ends)[: len(ends)], strict=True)
+    return sorted(found, key=lambda each: (-len(each[1]), each[0]))[:MOST_FOLDERS]
 
 
 def started_from(header: Header) -> tuple[Ancestor, ...]:

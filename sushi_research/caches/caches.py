@@ -5,20 +5,28 @@ from __future__ import annotations
 import functools
 import gc
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow
 import torch
 
-from sushi_research.caches import encoding
+from sushi_research.caches import mask_entries
+from sushi_research.caches.encoding import LATENT_TENSORS
+from sushi_research.caches.keys import RECIPE, entry_key, packed
+from sushi_research.caches.latent_entries import LatentEntries, latent_entries, latent_key
 from sushi_research.caches.store import Store
+from sushi_research.caches.text_keys import TextEntries, prompt_key, text_key, text_keys
+from sushi_research.conditioning import ONE_CHUNK, Chunks
 from sushi_research.config import TrainingConfig
+from sushi_research.config.sets import sets_of
 from sushi_research.data.samples import Item
 from sushi_research.data.training_data import Data
 from sushi_research.fingerprints import HashCache
 from sushi_research.models import loading
-from sushi_research.remembered import Remembered
+from sushi_research.remembered import NOTHING_REMEMBERED, Remembered, columns_hash
 from sushi_research.runs.job import Job
 
 
@@ -34,7 +42,10 @@ def open_remembered(config: TrainingConfig) -> Remembered:
 
 @dataclass(frozen=True)
 class Caches:
-    """The open stores, and the hashes and settings that are part of every entry's key."""
+    """The open stores, and the hashes and settings that are part of every entry's key.
+
+    `chunks` says how much is read of a caption. `masks` is None if no set has masks.
+    """
 
     latents: Store
     texts: Store
@@ -42,57 +53,86 @@ class Caches:
     vae_dtype: torch.dtype
     encoder_hashes: tuple[str, ...]
     text_settings: dict[str, Any]
-    flips: tuple[bool, ...] = field(default=(False,))
+    remembered: Remembered = NOTHING_REMEMBERED
+    chunks: Chunks = ONE_CHUNK
+    masks: Store | None = None
 
     def latent_key(self, item: Item, flip: bool) -> str:
-        return encoding.latent_key(item, flip, self.vae_hash, self.vae_dtype)
+        return latent_key(item, flip, self.vae_hash, self.vae_dtype)
 
     def text_key(self, caption: str) -> str:
-        return encoding.text_key(caption, self.encoder_hashes, self.text_settings)
+        return text_key(caption, self.encoder_hashes, self.caption_settings)
+
+    @property
+    def caption_settings(self) -> dict[str, Any]:
+        """The settings that are part of a caption's key."""
+        return self.text_settings | self.chunks.settings
+
+    def text_keys(self, captions: pyarrow.Array) -> np.ndarray:
+        """`text_key` of each caption (large_string), as a column [n] of PACKED. They are remembered."""
+        key = entry_key(
+            texts=columns_hash(captions), encoders=self.encoder_hashes, settings=self.caption_settings, recipe=RECIPE
+        )
+        make = functools.partial(text_keys, captions, self.encoder_hashes, self.caption_settings)
+        return self.remembered.arrays("text-keys", key, lambda: {"keys": make()})["keys"]
 
     def prompt_key(self, prompt: str) -> str:
-        """The key of a prompt that is read in several chunks; one that fits has the key of the caption with its text."""
-        return encoding.prompt_key(prompt, self.encoder_hashes, self.text_settings)
+        """The key of a prompt that is not encoded as a caption is (`Inputs.own_prompts`)."""
+        return prompt_key(prompt, self.encoder_hashes, self.text_settings)
 
-    def missing_latents(self, data: Data) -> list[tuple[str, Item, bool]]:
-        """(key, item, flip) of the missing entries: training items (mirrored too if flipped), and measured items unmirrored."""
-        find = functools.partial(encoding.missing_latents, self.latents, vae_hash=self.vae_hash, dtype=self.vae_dtype)
-        missing = [*find(data.items, flips=self.flips), *find(data.measured, flips=(False,))]
-        return [entry for _, entry in sorted({entry[0]: entry for entry in missing}.items())]
+    def latent_entries(self, data: Data) -> LatentEntries:
+        """The entries that the data needs (`Data.encodings`)."""
+        return latent_entries(list(data.encodings()), self.vae_hash, self.vae_dtype, self.remembered)
 
-    def missing_captions(self, captions: Iterable[str]) -> list[tuple[str, str]]:
-        return encoding.missing_captions(self.texts, captions, self.encoder_hashes, self.text_settings)
+    def missing_masks(self, data: Data) -> list[tuple[str, Item]]:
+        """(key, item) of the missing masks of training items. Losses that are compared, of measured items, are without masks."""
+        if not self.masks:
+            return []
+        every = (mask_entries.missing_masks(self.masks, crop, self.remembered) for crop in data.items.every_crop())
+        return sorted({key: item for missing in every for key, item in missing}.items(), key=lambda entry: entry[0])
 
-    def missing_prompts(self, prompts: Iterable[str]) -> list[tuple[str, str]]:
-        """(key, prompt) of the missing entries of long prompts."""
-        return sorted((key, prompt) for prompt in prompts if (key := self.prompt_key(prompt)) not in self.texts)
+    def missing_captions(self, captions: pyarrow.Array) -> TextEntries:
+        """The entries of captions (large_string) that the cache lacks."""
+        return self._missing(TextEntries.of(self.text_keys(captions), captions))
+
+    def missing_prompts(self, prompts: Iterable[str]) -> TextEntries:
+        """The entries that the cache lacks of prompts that are not encoded as captions are."""
+        texts = [*prompts]
+        keys = packed(self.prompt_key(prompt) for prompt in texts)
+        return self._missing(TextEntries.of(keys, pyarrow.array(texts, pyarrow.large_string())))
+
+    def _missing(self, entries: TextEntries) -> TextEntries:
+        return entries.take(~self.texts.has(entries.keys))
 
     def text(self, caption: str) -> dict[str, torch.Tensor]:
         return self.texts.get(self.text_key(caption))
 
 
 def open_caches(job: Job, base: loading.Base, hash_cache: HashCache) -> Caches:
-    """Opens and verifies both stores. The main process goes first: it sets damaged shards aside, to be encoded again."""
+    """Opens both stores. The main process goes first: it sets damaged shards aside, to be encoded again."""
     config, model = job.config, job.model
     folder = Path(config.cache.folder)
     with job.accelerator.main_process_first():
         hash_cache.load()
         repair = job.is_main
-        latents = Store.open(folder / "latents", encoding.LATENT_TENSORS, repair=repair)
+        latents = Store.open(folder / "latents", LATENT_TENSORS, repair=repair)
         texts = Store.open(folder / f"text_{model.NAME}", model.TEXT_TENSORS, repair=repair)
+        masked = any(each.masks.source != "none" for each in sets_of(config))
+        masks = Store.open(folder / "masks", mask_entries.TENSORS, repair=repair) if masked else None
         vae_hash = base.hash("vae", hash_cache)
         encoder_hashes = tuple(base.hash(name, hash_cache) for name in model.TEXT_ENCODERS)
         if job.is_main:
             hash_cache.save()
     return Caches(
         latents=latents,
+        masks=masks,
         texts=texts,
         vae_hash=vae_hash,
         vae_dtype=loading.vae_dtype(base, job.device),
         encoder_hashes=encoder_hashes,
         text_settings={name: getattr(config.model, name) for name in model.TEXT_SETTINGS},
-        # With probability 1 only the mirrored image is needed.
-        flips={0.0: (False,), 1.0: (True,)}.get(config.data.flip, (False, True)),
+        remembered=open_remembered(config),
+        chunks=Chunks(config.captions.chunks, config.captions.chunk_layout),
     )
 
 

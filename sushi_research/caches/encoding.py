@@ -1,137 +1,176 @@
 """Fills the caches: images to VAE posteriors, captions to text embeddings. Only missing entries are computed.
 
-Images and captions are encoded one at a time: with a batch of four the VAE changes the last bits of 0.4 % of the fp16 values,
-and an entry must not depend on which others were missing with it. Entries are stored in fp16, which changes the adapter's gradient
-by 4.7e-5 to 1.3e-3 of its size (measured). The VAE computes in fp32 unless
-its config declares it safe in fp16 (`loading.vae_dtype`).
+On a CPU, images and captions are encoded one at a time; on a GPU in batches, images in those of one bucket. In a batch of four the
+VAE changes the last bit of 0.4 % of the stored fp16 values, so there an entry may depend, by that much, on which others were
+missing with it. Entries are stored in fp16, which changes the adapter's gradient by 4.7e-5 to 1.3e-3 of its size (measured). The
+VAE computes in fp32 unless its config declares it safe in fp16 (`loading.vae_dtype`).
+
+The encoder waits neither for the images, which threads read, decode and resize ahead of it, nor for the disk (`writer.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import logging
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from typing import Any
 
 import numpy as np
 import torch
 
-from sushi_research.caches.store import Store, entry_key
+from sushi_research.caches.keys import hex_digits, owners
+from sushi_research.caches.latent_entries import LatentEntries
+from sushi_research.caches.store import Store
+from sushi_research.caches.text_keys import TextEntries
 from sushi_research.data import images
 from sushi_research.data.samples import Item
 from sushi_research.errors import UserError
 from sushi_research.progress import progress
+from sushi_research.workers import cores
 
 LATENT_TENSORS = ("mean", "std")
-# Increase this if decoding, resizing or the stored content changes. It is part of every key, so old entries are not read.
-RECIPE = 1
+# Threads that read and decode images, at most: each may hold an image of hundreds of megapixels.
+_MOST_THREADS = 16
+# Memory that SDXL's VAE takes to encode an image, measured: bytes per pixel and byte of its dtype (2.5 GiB for 1024x1024 in fp32).
+_BYTES_PER_PIXEL = 640
+# Chunks of captions that a GPU encodes at once: six times as fast as one by one (docs/performance.md).
+TEXT_BATCH = 32
+# Pixels of a batch, four of 1024x1024: more makes the VAE no faster (docs/performance.md).
+_MOST_PIXELS = 4 * 2**20
+
+_logger = logging.getLogger(__name__)
 
 
-def latent_key(item: Item, flip: bool, vae_hash: str, dtype: torch.dtype) -> str:
-    """The key of an image's posterior: image bytes, VAE weights and dtype, and everything that determines the VAE's input.
+def encode_latents(store: Store, missing: LatentEntries, vae: Any, *, rank: int = 0, world: int = 1) -> None:
+    """Encodes this process's share of `missing` and adds it to the store, bucket by bucket.
 
-    The colour recipe is part of it only if the image is converted, so that the entries of other images remain valid.
+    Raises UserError if an image was changed or a posterior is not finite; what was encoded before is kept.
     """
-    geometry = item.geometry
-    return entry_key(
-        recipe=RECIPE,
-        image=item.sample.image_hash,
-        vae=vae_hash,
-        dtype=str(dtype),
-        resized=[geometry.resized_height, geometry.resized_width],
-        crop=[geometry.crop_top, geometry.crop_left],
-        size=[geometry.height, geometry.width],
-        flip=flip,
-        **item.sample.colour_recipe,
-    )
+    mine = missing.take(owners(missing.keys, world) == rank).by_bucket()
+    buckets, limit = mine.buckets, _MOST_PIXELS
+    bar = progress(total=len(mine), description="encoding images", unit="image", disable=rank > 0)
+    with bar, store.writer() as writer, closing(_pixels(mine)) as pixels:
+        batch: list[tuple[Item, bool, np.ndarray]] = []
+        for number, (item, image) in enumerate(pixels):
+            batch.append((item, bool(mine.flips[number]), image))
+            ends = number + 1 == len(mine) or tuple(buckets[number + 1]) != item.bucket
+            if not ends and len(batch) < _batch_size(vae, item.bucket, limit):
+                continue
+            keys = hex_digits(mine.keys[number + 1 - len(batch) : number + 1])
+            encoded, limit = _encode(vae, np.stack([each for *_, each in batch]), limit)
+            for key, (each, flip, _), mean, std in zip(keys, batch, *encoded, strict=True):
+                _require_finite(each, mean, std)
+                metadata = {"image": each.sample.image_hash, "size": list(each.bucket), "flip": flip}
+                writer.add(key, {"mean": mean, "std": std}, metadata)
+            bar.update(len(batch))
+            batch = []
 
 
-def text_key(caption: str, encoder_hashes: Sequence[str], settings: dict[str, Any]) -> str:
-    """The key of a caption's embedding: its text, the hashes of encoders and tokenizers, and settings such as the layer."""
-    return entry_key(recipe=RECIPE, caption=caption, encoders=list(encoder_hashes), settings=settings)
+def _pixels(entries: LatentEntries) -> Iterator[tuple[Item, np.ndarray]]:
+    """(item, pixels [H, W, 3] uint8) of each entry, in order. Threads make them ahead; Pillow works without the GIL."""
+    if not len(entries):
+        return
+    threads = min(_MOST_THREADS, cores())
+    # Entries of one image are its crops, and their mirror images: it is decoded once.
+    same = entries.images
+    starts = np.flatnonzero(np.r_[True, same[1:] != same[:-1]]).tolist()
+    jobs = deque(zip(starts, [*starts[1:], len(entries)], strict=True))
+
+    def make(start: int, end: int) -> list[tuple[Item, np.ndarray]]:
+        items = [entries.item(number) for number in range(start, end)]
+        image = images.decode(items[0].sample.read())
+        flips = entries.flips[start:end].tolist()
+        return [
+            (item, images.resize_and_crop(image, item.geometry, flip)) for item, flip in zip(items, flips, strict=True)
+        ]
+
+    with ThreadPoolExecutor(threads, "images") as pool:
+        waiting: deque[Future[list[tuple[Item, np.ndarray]]]] = deque()
+        try:
+            while jobs or waiting:
+                while jobs and len(waiting) < 2 * threads:
+                    waiting.append(pool.submit(make, *jobs.popleft()))
+                yield from waiting.popleft().result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
-def prompt_key(prompt: str, encoder_hashes: Sequence[str], settings: dict[str, Any]) -> str:
-    """The key of a long prompt's embedding, which is not that of the caption with the same text, because captions are cut."""
-    return entry_key(recipe=RECIPE, chunked=prompt, encoders=list(encoder_hashes), settings=settings)
+def _batch_size(vae: Any, bucket: tuple[int, int], limit: int) -> int:
+    """How many images of a bucket the VAE encodes at once: one on a CPU; on a GPU `limit` pixels, if its memory allows."""
+    if vae.device.type != "cuda":
+        return 1
+    pixels = bucket[0] * bucket[1]
+    free = torch.cuda.mem_get_info(vae.device)[0] + torch.cuda.memory_reserved(vae.device)
+    fits = int(0.8 * free) // (_BYTES_PER_PIXEL * vae.dtype.itemsize * pixels)
+    return max(1, min(limit // pixels, fits))
 
 
-def missing_latents(
-    store: Store, items: Iterable[Item], flips: Sequence[bool], vae_hash: str, dtype: torch.dtype
-) -> list[tuple[str, Item, bool]]:
-    """(key, item, flip) of every posterior that the store lacks, each key once, sorted by key."""
-    wanted: dict[str, tuple[str, Item, bool]] = {}
-    for item in items:
-        for flip in flips:
-            key = latent_key(item, flip, vae_hash, dtype)
-            if key not in store:
-                wanted.setdefault(key, (key, item, flip))
-    return [wanted[key] for key in sorted(wanted)]
-
-
-def encode_latents(
-    store: Store, missing: Sequence[tuple[str, Item, bool]], vae: Any, *, rank: int = 0, world: int = 1
-) -> None:
-    """Encodes this process's share of `missing` and adds it to the store. Raises UserError if a posterior is not finite."""
-    mine = [entry for entry in missing if _owner(entry[0], world) == rank]
-    bar = progress(mine, description="encoding images", unit="image", disable=rank > 0)
-    with store.writer() as writer:
-        for key, item, flip in bar:
-            pixels = images.resize_and_crop(images.decode(item.sample.read()), item.geometry, flip)
-            mean, std = encode_image(vae, pixels)
-            if not (mean.isfinite().all() and std.isfinite().all()):
-                raise UserError(
-                    f"the VAE gives values that are not finite for {item.sample.name}: SDXL's original VAE does so in fp16, "
-                    "so use a VAE whose config does not wrongly say force_upcast: false, or remove the image."
-                )
-            metadata = {"image": item.sample.image_hash, "size": list(item.bucket), "flip": flip}
-            writer.add(key, {"mean": mean, "std": std}, metadata)
-
-
-def _owner(key: str, world: int) -> int:
-    """The process that computes an entry. It depends only on the key, so a concurrent run does not change the assignment."""
-    return int(key, 16) % world
+def _encode(vae: Any, pixels: np.ndarray, limit: int) -> tuple[tuple[torch.Tensor, torch.Tensor], int]:
+    """(`encode_images` of a batch, the pixels that fit). Where the device runs out of memory, the batch is halved."""
+    size = len(pixels)
+    while True:
+        try:
+            parts = [encode_images(vae, pixels[start : start + size]) for start in range(0, len(pixels), size)]
+            mean, std = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+            return (mean, std), limit
+        except torch.OutOfMemoryError:
+            if size == 1:
+                raise
+        # Outside of the except block, so that nothing of the failed attempt is held any more.
+        size = -(-size // 2)
+        limit = size * pixels.shape[1] * pixels.shape[2]
+        torch.cuda.empty_cache()
+        _logger.warning("out of memory while encoding the images: now %d at a time", size)
 
 
 @torch.no_grad()
-def encode_image(vae: Any, pixels: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-    """(mean, std) of the VAE's posterior, each [4, H/8, W/8] float16 on the CPU, of one image [H, W, 3] uint8.
+def encode_images(vae: Any, pixels: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    """(mean, std) of the VAE's posteriors, each [B, 4, H/8, W/8] float16 on the CPU, of images [B, H, W, 3] uint8.
 
     Unscaled, as in `AutoencoderKL.encode(...).latent_dist`: the scaling factor is applied after sampling.
     """
-    image = torch.tensor(pixels).to(vae.device).permute(2, 0, 1)[None].to(vae.dtype) / 127.5 - 1.0
+    # Contiguous: otherwise a convolution takes other algorithms (channels last), which are slower on a GPU and round differently.
+    image = torch.tensor(pixels).to(vae.device).permute(0, 3, 1, 2).contiguous().to(vae.dtype) / 127.5 - 1.0
     posterior = vae.encode(image).latent_dist
-    return posterior.mean[0].half().cpu(), posterior.std[0].half().cpu()
+    return posterior.mean.half().cpu(), posterior.std.half().cpu()
 
 
-def missing_captions(
-    store: Store, captions: Iterable[str], encoder_hashes: Sequence[str], settings: dict[str, Any]
-) -> list[tuple[str, str]]:
-    """(key, caption) of every distinct caption that the store lacks."""
-    wanted = {text_key(caption, encoder_hashes, settings): caption for caption in captions}
-    return sorted((key, caption) for key, caption in wanted.items() if key not in store)
+def _require_finite(item: Item, *tensors: torch.Tensor) -> None:
+    if not all(tensor.isfinite().all() for tensor in tensors):
+        raise UserError(
+            f"the VAE gives values that are not finite for {item.sample.name}: SDXL's original VAE does so in fp16, "
+            "so use a VAE whose config does not wrongly say force_upcast: false, or remove the image."
+        )
 
 
-def encode_captions(
+def encode_texts(
     store: Store,
-    missing: Sequence[tuple[str, str]],
-    encode_caption: Callable[[str], tuple[dict[str, torch.Tensor], int]],
+    missing: TextEntries,
+    encode: Callable[[list[str]], list[tuple[dict[str, torch.Tensor], int]]],
     *,
+    batch: int = 1,
     rank: int = 0,
     world: int = 1,
     what: str = "caption",
 ) -> None:
-    """Encodes this process's share of `missing` and adds it in fp16. Raises UserError if an embedding is not finite.
+    """Encodes this process's share of `missing` and adds it in fp16. UserError if an embedding is not finite.
 
-    `encode_caption` returns the tensors by name and the number of tokens that were cut. `what` is what the texts are called.
+    `encode` is given `batch` texts at a time; it returns for each the tensors by name and the number of tokens that were cut.
+    `what` is what the texts are called.
     """
-    mine = [entry for entry in missing if _owner(entry[0], world) == rank]
-    if not mine:
-        return
-    with store.writer() as writer:
-        for key, caption in progress(mine, description=f"encoding {what}s", unit=what, disable=rank > 0):
-            tensors, cut = encode_caption(caption)
-            halves = {name: tensor.half().cpu() for name, tensor in tensors.items()}
-            if not all(tensor.isfinite().all() for tensor in halves.values()):
-                raise UserError(
-                    f"the text encoder gives values that are not finite for the {what} {caption!r}: check its files."
-                )
-            writer.add(key, halves, {"caption": caption, "tokens_cut": cut})
+    mine = missing.take(owners(missing.keys, world) == rank)
+    bar = progress(total=len(mine), description=f"encoding {what}s", unit=what, disable=rank > 0)
+    with bar, store.writer() as writer:
+        for start in range(0, len(mine), batch):
+            texts = mine.texts[start : start + batch].to_pylist()
+            keys = hex_digits(mine.keys[start : start + batch])
+            for key, text, (tensors, cut) in zip(keys, texts, encode(texts), strict=True):
+                halves = {name: tensor.half().cpu() for name, tensor in tensors.items()}
+                if not all(tensor.isfinite().all() for tensor in halves.values()):
+                    raise UserError(
+                        f"the text encoder gives values that are not finite for the {what} {text!r}: check its files."
+                    )
+                writer.add(key, halves, {"caption": text, "tokens_cut": cut})
+            bar.update(len(texts))

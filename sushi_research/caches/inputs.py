@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
+import pyarrow
 import torch
 
 from sushi_research import models, stopping
-from sushi_research.caches import encoding
+from sushi_research.caches import encoding, mask_entries
 from sushi_research.caches.caches import Caches, free_memory
+from sushi_research.caches.keys import entry_key, packed
+from sushi_research.caches.latent_entries import LatentEntries
+from sushi_research.conditioning import ALL_CHUNKS, ONE_CHUNK
 from sushi_research.config import TrainingConfig
 from sushi_research.config.prompts import Prompt
-from sushi_research.data.training_data import Data, captions_of, prompt_texts, prompts_of
+from sushi_research.data.training_data import Data, captions_of, distinct, prompt_texts, prompts_of
 from sushi_research.errors import UserError
 from sushi_research.fingerprints import HashCache
 from sushi_research.models import loading
-from sushi_research.models.truncation import chunks_of
+from sushi_research.models.truncation import chunks_in, chunks_of, token_counts
+from sushi_research.remembered import columns_hash
 from sushi_research.runs.job import Job
 
 
@@ -33,7 +40,7 @@ class Inputs:
     @cached_property
     def prompts(self) -> list[Prompt]:
         """The prompts of the sample images. UserError if the file that should have them cannot be used."""
-        return prompts_of(self.config, self.data.items or self.data.held_out)
+        return prompts_of(self.config, self.data.learned or self.data.held_out)
 
     @cached_property
     def long_prompts(self) -> dict[str, int]:
@@ -41,24 +48,63 @@ class Inputs:
         return chunks_of(self.base, models.load(self.base.architecture), prompt_texts(self.config, self.prompts))
 
     @cached_property
-    def captions(self) -> list[str]:
-        """Every distinct text that is encoded as one chunk: captions, drift captions, the empty text, and prompts that fit."""
-        fitting = prompt_texts(self.config, self.prompts) - self.long_prompts.keys()
-        return sorted(captions_of(self.config, self.data) | fitting)
+    def own_prompts(self) -> dict[str, int]:
+        """`long_prompts`, and with several chunks of captions also those that fit: prompts are encoded as programs read them."""
+        fitting = (
+            prompt_texts(self.config, self.prompts) - self.long_prompts.keys()
+            if self.caches.chunks != ONE_CHUNK
+            else ()
+        )
+        return self.long_prompts | dict.fromkeys(fitting, 1)
+
+    @cached_property
+    def captions(self) -> pyarrow.Array:
+        """Every distinct text that is encoded as a caption: captions, drift captions, "", and prompts but `own_prompts`; sorted."""
+        fitting = prompt_texts(self.config, self.prompts) - self.own_prompts.keys()
+        return distinct([captions_of(self.config, self.data), pyarrow.array(sorted(fitting), pyarrow.large_string())])
+
+    def token_counts(self, texts: pyarrow.Array) -> np.ndarray:
+        """`truncation.token_counts` of many texts, remembered."""
+        make = functools.partial(token_counts, self.base, models.load(self.base.architecture), texts)
+        key = entry_key(texts=columns_hash(texts), tokenizers=self.caches.encoder_hashes)
+        return self.caches.remembered.arrays("token-counts", key, lambda: {"tokens": make()})["tokens"]
+
+    @cached_property
+    def _caption_chunks(self) -> np.ndarray:
+        """[n]: the chunks of each of `captions`, in kohya's layout always the most."""
+        most, layout = self.caches.chunks.most, self.caches.chunks.layout
+        if most == 1 or layout == "kohya":
+            return np.full(len(self.captions), most)
+        return np.minimum(chunks_in(self.token_counts(self.captions)), most)
+
+    @cached_property
+    def latent_entries(self) -> LatentEntries:
+        """Every entry of the image cache that is needed."""
+        return self.caches.latent_entries(self.data)
+
+    def missing_latents(self) -> LatentEntries:
+        """`latent_entries` that are not in the cache."""
+        return self.latent_entries.take(~self.caches.latents.has(self.latent_entries.keys))
+
+    def text_keys(self) -> np.ndarray:
+        """The keys of all entries of the text cache that are needed, [n] of PACKED."""
+        prompts = packed(self.caches.prompt_key(prompt) for prompt in self.own_prompts)
+        return np.concatenate([self.caches.text_keys(self.captions), prompts])
 
     @property
-    def text_chunks(self) -> list[int]:
-        """The number of chunks of each entry of the text cache that is needed; only long prompts have more than one."""
-        return [1] * len(self.captions) + [*self.long_prompts.values()]
+    def text_chunks(self) -> np.ndarray:
+        """The number of chunks of each entry of the text cache that is needed: of `captions`, then of `own_prompts`."""
+        return np.r_[self._caption_chunks, np.array([*self.own_prompts.values()], np.int64)]
 
-    def missing_text_chunks(self) -> list[int]:
+    def missing_text_chunks(self) -> np.ndarray:
         """`text_chunks` of the entries that are not in the cache."""
-        missing = self.caches.missing_prompts(self.long_prompts)
-        return [1] * len(self.caches.missing_captions(self.captions)) + [self.long_prompts[text] for _, text in missing]
+        prompts = [self.caches.prompt_key(prompt) not in self.caches.texts for prompt in self.own_prompts]
+        captions = ~self.caches.texts.has(self.caches.text_keys(self.captions))
+        return self.text_chunks[np.r_[captions, np.array(prompts, bool)]]
 
     def prompt_text(self, prompt: str) -> dict[str, torch.Tensor]:
         """The cached embedding of a prompt or negative prompt of the sample images; "hidden" is [77 N, D] for N chunks."""
-        if prompt in self.long_prompts:
+        if prompt in self.own_prompts:
             return self.caches.texts.get(self.caches.prompt_key(prompt))
         return self.caches.text(prompt)
 
@@ -75,31 +121,23 @@ def fill_caches(job: Job, inputs: Inputs) -> tuple[int, int]:
 
 
 def _fill(job: Job, inputs: Inputs) -> tuple[int, int]:
-    base, data, caches, model = inputs.base, inputs.data, inputs.caches, job.model
+    base, caches, model = inputs.base, inputs.caches, job.model
     rank, world = job.rank, job.world
     missing_captions = caches.missing_captions(inputs.captions)
-    missing_prompts = caches.missing_prompts(inputs.long_prompts)
-    missing_latents = caches.missing_latents(data)
-    if missing_captions or missing_prompts:
+    missing_prompts = caches.missing_prompts(inputs.own_prompts)
+    missing_latents = inputs.missing_latents()
+    if len(missing_captions) or len(missing_prompts):
         text = model.load_text(base, job.device)
-        encoding.encode_captions(
-            caches.texts,
-            missing_captions,
-            lambda caption: model.encode_caption(text, caption, **caches.text_settings),
-            rank=rank,
-            world=world,
-        )
-        encoding.encode_captions(
-            caches.texts,
-            missing_prompts,
-            lambda prompt: (model.encode_prompt(text, prompt, **caches.text_settings), 0),
-            rank=rank,
-            world=world,
-            what="prompt",
+        batch = encoding.TEXT_BATCH if job.device.type == "cuda" else 1
+        encode = functools.partial(model.encode_captions, text, batch=batch, **caches.text_settings)
+        share = {"batch": batch, "rank": rank, "world": world}
+        encoding.encode_texts(caches.texts, missing_captions, functools.partial(encode, chunks=caches.chunks), **share)
+        encoding.encode_texts(
+            caches.texts, missing_prompts, functools.partial(encode, chunks=ALL_CHUNKS), **share, what="prompt"
         )
         del text
         free_memory()
-    if missing_latents:
+    if len(missing_latents):
         vae = loading.load_vae(base, caches.vae_dtype, job.device)
         try:
             encoding.encode_latents(caches.latents, missing_latents, vae, rank=rank, world=world)
@@ -110,16 +148,20 @@ def _fill(job: Job, inputs: Inputs) -> tuple[int, int]:
             ) from error
         del vae
         free_memory()
+    if caches.masks and (missing_masks := caches.missing_masks(inputs.data)):
+        mask_entries.encode_masks(caches.masks, missing_masks, rank=rank, world=world)
     job.accelerator.wait_for_everyone()
+    if caches.masks:
+        caches.masks.refresh()
     caches.texts.refresh()
     caches.latents.refresh()
     lost = (
-        caches.missing_latents(data)
-        or caches.missing_captions(caption for _, caption in missing_captions)
-        or caches.missing_prompts(prompt for _, prompt in missing_prompts)
+        len(inputs.missing_latents())
+        or len(caches.missing_masks(inputs.data))
+        or sum(int((~caches.texts.has(missing.keys)).sum()) for missing in (missing_captions, missing_prompts))
     )
     if lost:
         raise UserError(
-            f"{len(lost)} cache entries that were just written cannot be read back: check the disk of {caches.latents.folder}."
+            f"{lost} cache entries that were just written cannot be read back: check the disk of {caches.latents.folder}."
         )
     return len(missing_latents), len(missing_captions) + len(missing_prompts)

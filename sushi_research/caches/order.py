@@ -9,7 +9,6 @@ the same time. How a shard came into the folder does not matter.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import os
 import time
@@ -17,17 +16,18 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from sushi_research.files import fsync_file, fsync_folder
+from sushi_research.temporaries import temporary_file
 from sushi_research.user_files import read_regular
 
 # How long another writer may take for the few bytes of a file that it could not create whole.
 _PATIENCE_SECONDS = 1.0
 
 
-def in_order(folder: Path, names: Iterable[str], temporary: Path) -> list[str]:
+def in_order(folder: Path, names: Iterable[str]) -> list[str]:
     """The names of all shards that were ever listed, in order; those of `names` that nobody has listed yet are listed first.
 
-    `temporary` is a free name in `folder`. If the list cannot be written, for example in a read-only folder, the order of new names
-    is that of this call, by name. Raises UserError if the list cannot be read.
+    If the list cannot be written, for example in a read-only folder, the order of new names is that of this call, by name.
+    Raises UserError if the list cannot be read.
     """
     while True:
         known, number = _read(folder)
@@ -35,7 +35,7 @@ def in_order(folder: Path, names: Iterable[str], temporary: Path) -> list[str]:
         if not new:
             return list(known)
         try:
-            _create(folder / f"order-{number:08d}.txt", "".join(f"{name}\n" for name in new).encode(), temporary)
+            _create(folder / f"order-{number:08d}.txt", "".join(f"{name}\n" for name in new).encode())
         except FileExistsError:
             continue  # another reader was faster
         except OSError:
@@ -60,21 +60,18 @@ def _read(folder: Path) -> tuple[dict[str, None], int]:
     return names, number
 
 
-def _create(path: Path, data: bytes, temporary: Path) -> None:
+def _create(path: Path, data: bytes) -> None:
     """Creates a file whole, or raises FileExistsError if there is one."""
-    try:
-        with temporary.open("xb") as file:
-            file.write(data)
-            fsync_file(file)
+    with temporary_file(path.parent / "order.txt") as (file, temporary):
+        file.write(data)
+        fsync_file(file)
         try:
             os.link(temporary, path)
         except FileExistsError:
             raise
         except OSError:  # a file system without hard links
-            with path.open("xb") as file:
-                file.write(data)
-                fsync_file(file)
-        fsync_folder(path.parent)
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+            with path.open("xb") as whole:
+                whole.write(data)
+                fsync_file(whole)
+        os.unlink(temporary)
+    fsync_folder(path.parent)

@@ -1,8 +1,9 @@
 """The cache store: rows of named tensors on disk. Several processes and several runs may fill it at the same time.
 
-A store is a folder of shards (see `shards.py`). Shards are only added, never changed. Opening a store verifies every
-shard against its manifest. Damaged shards are skipped, so their entries are computed again: writers check `key in store`
-and add what is missing. A store does not know about models; the key is a hash of everything that determines an entry.
+A store is a folder of shards (see `shards.py`). Shards are only added, never changed. Opening a store reads their manifests; a row
+is verified when it is read. Shards whose manifest or size is wrong are skipped, so their entries are computed again: writers ask
+which keys the store has, and add what is missing. A store does not know about models; the key is a hash of everything that
+determines an entry.
 
 Two machines may both make an entry, with values that differ in their last bits. Which of the two is read never changes: the
 first that any reader saw (see `order.py`). If that shard is lost or damaged, its entries are made again, as all lost entries are.
@@ -12,48 +13,39 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import logging
-import time
-from collections.abc import Iterator
+import os
+import threading
+import weakref
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+import numpy as np
 import torch
 
-from sushi_research.caches import order
-from sushi_research.caches.shards import (
-    Damage,
-    Shard,
-    aside_name,
-    json_hash,
-    make_row,
-    open_shard,
-    read_tensor,
-    remove_leftovers,
-    set_aside,
-    write_shard,
-)
-from sushi_research.errors import UserError
-from sushi_research.progress import progress
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+from sushi_research.caches import order
+from sushi_research.caches.index import Index
+from sushi_research.caches.keys import packed
+from sushi_research.caches.shards import Damage, Manifest, read_manifest, read_row, require_size, set_aside
+from sushi_research.caches.writer import Writer
+from sushi_research.errors import UserError
+from sushi_research.temporaries import remove_abandoned
+
+# The files that are kept open. A cache may have more shards than a process may have files open.
+_OPEN_FILES = 64
 
 _logger = logging.getLogger(__name__)
 
 
-def entry_key(**recipe: Any) -> str:
-    """The key of an entry: the hash of everything that determines its value, as 32 hex digits.
-
-    `recipe` holds JSON values; a tuple counts as a list, and the order of dictionary keys does not matter.
-
-    Raises TypeError for a value that is not JSON and ValueError for a float that is not finite.
-    """
-    return json_hash(recipe)
-
-
 class Store:
-    """The rows of one kind (such as latents) in one folder. Create it with `Store.open`.
+    """The rows of one kind (such as latents) in one folder. Create it with `Store.open`. Threads may share it.
 
     `damaged` lists the shards that were found damaged since opening, as (name, reason).
     """
@@ -63,71 +55,65 @@ class Store:
         self.tensors = tensors
         self.damaged: list[tuple[str, str]] = []
         self._repair = repair
-        self._shards: dict[str, Shard] = {}
-        self._index: dict[str, tuple[str, int]] = {}  # key -> (shard name, row)
+        self._names: list[str] = []  # of the shards, by the numbers that the index has
+        self._sizes: dict[str, tuple[int, int]] = {}  # by name: the bytes of the Arrow file, and the rows
+        self._index = Index()
+        self._manifests: dict[str, Manifest] = {}  # of the shards that were read from
+        self._files: OrderedDict[str, BinaryIO] = OrderedDict()
+        self._lock = threading.RLock()
+        self._descriptor: int | None = None  # of the folder, which is locked
 
     @classmethod
     def open(cls, folder: Path, tensors: tuple[str, ...], *, repair: bool) -> Store:
-        """Opens the store in `folder`, creating it if it is missing, and verifies every shard.
+        """Opens the store in `folder`, creating it if it is missing.
 
-        `tensors` names the tensors of a row. `repair` is for the main process only: it renames damaged shards to
-        `*.damaged`, if the folder is writable, and removes unfinished files of killed writers.
+        `tensors` names the tensors of a row. `repair` is for the main process only: it renames damaged shards to `*.damaged`, if
+        the folder is writable, and removes what killed writers left.
 
         Raises UserError if the folder cannot be used, or has rows of another format or with other tensors.
         """
         store = cls(folder, tensors, repair)
         with _usable(folder):
             folder.mkdir(parents=True, exist_ok=True)
+            store._hold()
             store.refresh()
-            if repair:
-                remove_leftovers(folder)
+        if repair:
+            remove_abandoned(folder)
         return store
 
-    def refresh(self) -> set[str]:
-        """Adds shards that other processes have finished meanwhile; returns the new keys. Known shards are not verified again.
+    def refresh(self) -> None:
+        """Adds shards that other processes have finished meanwhile. Raises UserError if the folder cannot be used."""
+        with self._lock, _usable(self.folder):
+            found = {path.stem for path in self.folder.iterdir() if path.match("shard-*.json")}
+            known = set(self._names)
+            # A listed shard may be gone. One that is listed and was not found above has just come.
+            new = [name for name in order.in_order(self.folder, found) if name not in known]
+            columns = []
+            for name in new:
+                if self._manifest_path(name).exists() and (manifest := self._take_up(name)):
+                    columns.append((len(self._names), manifest.keys))
+                    self._names.append(name)
+                    self._sizes[name] = manifest.size, len(manifest.keys)
+            self._index = self._index.with_shards(columns)
 
-        Raises UserError if the folder cannot be used.
-        """
-        with _usable(self.folder):
-            return self._refresh()
-
-    def _refresh(self) -> set[str]:
-        found = {path.stem for path in self.folder.iterdir() if path.match("shard-*.json")}
-        new = [name for name in order.in_order(self.folder, found, aside_name(self.folder)) if name not in self._shards]
-        manifests = [self.folder / f"{name}.json" for name in new]
-        # A listed shard may be gone. One that is listed and was not found above has just come.
-        sizes = {path: _size(path.with_suffix(".arrow")) for path in manifests if path.exists()}
-        keys: set[str] = set()
-        total = sum(sizes.values())
-        hidden = not self._repair or total < 1e9  # checking a gigabyte takes a second or two
-        with progress(total=total // 10**6, description="checking the cache", unit="MB", disable=hidden) as bar:
-            for path, size in sizes.items():
-                keys |= self._take_up(path)
-                bar.update(size // 10**6)
-        return keys
-
-    def _take_up(self, manifest: Path) -> set[str]:
-        """Adds one shard to the index and returns its new keys, or skips it if it is damaged."""
-        name = manifest.stem
+    def _take_up(self, name: str) -> Manifest | None:
+        """The manifest of a new shard; None if the shard is damaged, which is logged."""
+        path = self._manifest_path(name)
         try:
-            shard = open_shard(manifest, self.tensors)
+            manifest = read_manifest(path, self.tensors)
+            require_size(manifest, path.with_suffix(".arrow"))
+            return manifest
         except Damage as damage:
             if (name, str(damage)) not in self.damaged:
                 self.damaged.append((name, str(damage)))
-                path = manifest.with_suffix(".arrow")
+                path = path.with_suffix(".arrow")
                 _logger.warning("%s is damaged (%s): it is skipped and its entries are made again", path, damage)
             if self._repair:
-                set_aside(manifest)
-            return set()
-        self._shards[name] = shard
-        # An entry that is known already stays: shards are taken up in their order.
-        new = {key: (name, row) for row, key in enumerate(shard.column("key").to_pylist())}
-        new = {key: place for key, place in new.items() if key not in self._index}
-        self._index |= new
-        return set(new)
+                set_aside(self._manifest_path(name))
+            return None
 
     def __contains__(self, key: str) -> bool:
-        return key in self._index
+        return bool(self.has(packed([key]))[0])
 
     def __len__(self) -> int:
         return len(self._index)
@@ -135,30 +121,142 @@ class Store:
     @property
     def size_bytes(self) -> int:
         """The bytes on disk of the shards in use."""
-        return sum(_size(self.folder / f"{name}.arrow") for name in self._shards)
+        return sum(size for size, _ in self._sizes.values())
+
+    @property
+    def keys(self) -> np.ndarray:
+        """The keys of all entries, [n] of PACKED, sorted."""
+        return self._index.keys
+
+    def shards(self) -> Iterator[tuple[str, int, int, np.ndarray]]:
+        """(name, bytes, rows, the positions in `keys` of the entries that are read from it) of each shard."""
+        order = np.argsort(self._index.shards, kind="stable")
+        ends = np.searchsorted(self._index.shards[order], np.arange(len(self._names) + 1))
+        for name, start, end in zip(self._names, ends[:-1], ends[1:], strict=True):
+            yield name, *self._sizes[name], order[start:end]
+
+    def has(self, keys: np.ndarray) -> np.ndarray:
+        """Whether the store has each key [n] of PACKED, bool [n]. Sorted keys are found several times faster."""
+        return self._index.find(keys) >= 0
 
     def get(self, key: str) -> dict[str, torch.Tensor]:
-        """The tensors of one row by name, as copies on the CPU.
+        """The tensors of one row by name, on the CPU.
 
-        Raises KeyError if it is missing, and UserError if its file was changed since it was verified.
+        Raises KeyError if it is missing, and UserError if it is damaged; then its shard is renamed, to be made again.
         """
-        shard, row = self._find(key)
-        return {name: read_tensor(shard, name, row) for name in self.tensors}
+        return self.get_many([key])[0]
 
-    def get_many(self, keys: list[str]) -> list[dict[str, torch.Tensor]]:
-        """The rows of `keys`, in that order; duplicates are allowed. Raises KeyError if a row is missing."""
-        return [self.get(key) for key in keys]
+    def get_many(self, keys: Sequence[str]) -> list[dict[str, torch.Tensor]]:
+        """The rows of `keys`, in that order; duplicates are allowed. Raises the errors of `get`."""
+        return [tensors for tensors, _ in self._read(keys)]
+
+    def row(self, key: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """The tensors and the metadata of a row. Raises the errors of `get`."""
+        return self._read([key])[0]
 
     def metadata(self, key: str) -> dict[str, Any]:
-        """The metadata of a row. Raises KeyError if it is missing."""
-        shard, row = self._find(key)
-        return json.loads(shard.column("metadata")[row].as_py())
+        """The metadata of a row. Raises the errors of `get`."""
+        return self.row(key)[1]
 
-    def _find(self, key: str) -> tuple[Shard, int]:
-        if key not in self._index:
-            raise KeyError(f"the cache {self.folder} has no entry {key}")
-        name, row = self._index[key]
-        return self._shards[name], row
+    def _read(self, keys: Sequence[str]) -> list[tuple[dict[str, torch.Tensor], dict[str, Any]]]:
+        index = self._index
+        positions = index.find(packed(keys))
+        if (missing := np.flatnonzero(positions < 0)).size:
+            raise KeyError(f"the cache {self.folder} has no entry {keys[missing[0]]}")
+        places = zip(index.shards[positions].tolist(), index.rows[positions].tolist(), strict=True)
+        return [self._row(self._names[shard], row) for shard, row in places]
+
+    def _hold(self) -> None:
+        """Locks the folder, with others, for as long as this store is open. UserError if it is being pruned."""
+        if fcntl is None:
+            return
+        self._descriptor = os.open(self.folder, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._descriptor)
+        if not self._lock_folder(fcntl.LOCK_SH):
+            raise UserError(
+                f"the cache folder {self.folder} is being pruned: run the same command again when that has ended"
+            )
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """A block in which no other process uses the store. UserError if one does.
+
+        Where the file system has no locks (Windows, some network file systems), nothing is known of others.
+        """
+        if self._descriptor is None:
+            yield
+            return
+        if not self._lock_folder(fcntl.LOCK_EX):
+            raise UserError(
+                f"the cache folder {self.folder} is in use by another command: prune it when that has ended"
+            )
+        try:
+            yield
+        finally:
+            self._lock_folder(fcntl.LOCK_SH)
+
+    def _lock_folder(self, kind: int) -> bool:
+        """Whether the folder has the lock, or cannot be locked."""
+        try:
+            fcntl.flock(self._descriptor, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+        return True
+
+    def _row(self, name: str, row: int) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        with self._lock:
+            try:
+                return read_row(self._file(name), self._manifest(name), row)
+            except Damage as damage:
+                self.damaged.append((name, str(damage)))
+                self._close(name)
+                path = self._manifest_path(name).with_suffix(".arrow")
+                aside = set_aside(self._manifest_path(name))
+                raise UserError(
+                    f"the cache file {path} is damaged ({damage}): {'' if aside else 'delete it and its .json, and '}run the same "
+                    "command again, which makes its entries again and goes on from the last checkpoint"
+                ) from damage
+
+    def _manifest(self, name: str) -> Manifest:
+        if name not in self._manifests:
+            self._manifests[name] = read_manifest(self._manifest_path(name), self.tensors)
+        return self._manifests[name]
+
+    def _file(self, name: str) -> BinaryIO:
+        """The open Arrow file of a shard. UserError if it is gone."""
+        if name in self._files:
+            self._files.move_to_end(name)
+            return self._files[name]
+        path = self._manifest_path(name).with_suffix(".arrow")
+        try:
+            file = open(path, "rb", buffering=0)
+        except FileNotFoundError as error:
+            raise UserError(
+                f"the cache file {path} was removed while it was in use: run the same command again, which makes its entries again "
+                "and goes on from the last checkpoint"
+            ) from error
+        except OSError as error:
+            raise UserError(f"the cache file {path} cannot be read ({error.strerror}): make it readable") from error
+        self._files[name] = file
+        if len(self._files) > _OPEN_FILES:
+            self._close(next(iter(self._files)))
+        return file
+
+    def _close(self, name: str) -> None:
+        if file := self._files.pop(name, None):
+            file.close()
+
+    def _manifest_path(self, name: str) -> Path:
+        return self.folder / f"{name}.json"
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A process that the store is sent to opens the files itself.
+        return self.__dict__ | {"_files": OrderedDict(), "_lock": None, "_descriptor": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state | {"_lock": threading.RLock()}
 
     def writer(
         self, *, max_shard_bytes: int = 256 * 2**20, max_rows: int = 100_000, max_seconds: float = 60.0
@@ -168,69 +266,6 @@ class Store:
         `max_seconds` limits how much work is lost if the process is killed.
         """
         return Writer(self, max_shard_bytes, max_rows, max_seconds)
-
-
-class Writer:
-    """Adds rows to a store. The rows added so far are also written if the with-block ends with an exception."""
-
-    def __init__(self, store: Store, max_shard_bytes: int, max_rows: int, max_seconds: float) -> None:
-        self._store = store
-        self._max_shard_bytes = max_shard_bytes
-        self._max_rows = max_rows
-        self._max_seconds = max_seconds
-        self._rows: dict[str, dict[str, Any]] = {}
-        self._made_by_others: set[str] = set()
-        self._bytes = 0
-        self._written_at = time.monotonic()
-
-    def __enter__(self) -> Writer:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.flush()
-
-    def add(self, key: str, tensors: dict[str, torch.Tensor], metadata: dict[str, Any]) -> None:
-        """Adds a row: finite tensors of any shape (float16, bfloat16, float32 or int64) and metadata of JSON values.
-
-        Does nothing if another process has added the entry since this writer was made. Raises UserError if a limit is reached and
-        the shard cannot be written.
-        """
-        if key in self._made_by_others:
-            return
-        assert key not in self._rows and key not in self._store, f"the entry {key} is added twice"
-        assert set(tensors) == set(self._store.tensors), f"tensors {sorted(tensors)}, not {self._store.tensors}"
-        self._rows[key] = make_row(key, tensors, metadata)
-        self._bytes += sum(tensor.nbytes for tensor in tensors.values())
-        late = time.monotonic() - self._written_at >= self._max_seconds
-        if late or self._bytes >= self._max_shard_bytes or len(self._rows) >= self._max_rows:
-            self.flush()
-
-    def flush(self) -> None:
-        """Writes the rows added since the last shard, if any, as a new shard. Raises UserError if that fails."""
-        self._written_at = time.monotonic()
-        if not self._rows:
-            return
-        try:
-            write_shard(self._store.folder, self._store.tensors, list(self._rows.values()))
-        except OSError as error:
-            message = self._cannot_write(error)
-            self._clear()  # otherwise the end of the with-block would try, and fail, again
-            raise UserError(message) from error
-        mine = set(self._rows)
-        self._clear()  # not earlier: if writing is interrupted, the end of the with-block writes the rows
-        # Reads the shard back and verifies it, after the shards of others that come before it in the order.
-        self._made_by_others |= self._store.refresh() - mine
-
-    def _clear(self) -> None:
-        self._rows, self._bytes = {}, 0
-
-    def _cannot_write(self, error: OSError) -> str:
-        advice = {errno.EIO: "check that disk"} | dict.fromkeys(_FULL, "free some space there")
-        advice = advice.get(error.errno, "make that folder writable")
-        return (
-            f"{len(self._rows)} new entries ({self._bytes / 2**20:.1f} MiB) cannot be written to the cache folder "
-            f"{self._store.folder} ({error.strerror}): {advice} or choose another folder; earlier entries are kept"
-        )
 
 
 @contextlib.contextmanager
@@ -245,9 +280,4 @@ def _usable(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _size(path: Path) -> int:
-    """The bytes of a file, 0 if it is missing."""
-    try:
-        return path.stat().st_size
-    except FileNotFoundError:
-        return 0
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

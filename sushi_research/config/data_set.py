@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, model_serializer
+from pydantic import BeforeValidator, Field, ValidationError, model_serializer
 
 from sushi_research.config.keys import Keys, keys_of, listed
 from sushi_research.config.mistakes import MOST_PROBLEMS, Setting, sentence, unknown
@@ -28,6 +28,11 @@ RESOLUTIONS = (
     "Resolutions at which each image is used, once each per epoch; null = data.resolution alone. As with that, buckets have about "
     "this area"
 )
+
+
+# A mapping whose keys are all commented out in a file reads as null.
+_Own = Annotated[dict[str, Any], BeforeValidator(lambda value: {} if value is None else value)]
+_KEYS_OF_CAPTIONS, _KEYS_OF_MASKS = ("a mapping with keys of captions", "a mapping with keys of masks")
 
 
 class DataSet(Section):
@@ -62,8 +67,8 @@ class DataSet(Section):
         description="What is learned from the images: image = what they show; base = what the base predicts for them, so that "
         "nothing changes there (prior preservation)",
     )
-    captions: dict[str, Any] = Field({}, description="As captions, key by key")
-    masks: dict[str, Any] = Field({}, description="As masks, key by key")
+    captions: _Own = Field({}, description="As captions, key by key", json_schema_extra={"allowed": _KEYS_OF_CAPTIONS})
+    masks: _Own = Field({}, description="As masks, key by key", json_schema_extra={"allowed": _KEYS_OF_MASKS})
 
     @model_serializer
     def _given(self) -> dict[str, Any]:

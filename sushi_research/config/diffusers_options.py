@@ -48,7 +48,11 @@ OPTIONS: dict[str, list[tuple[str, str, str]]] = {
         ),
         ("repeats", "data.sets", "repeats of a set, or the number in a folder's name: 10_name"),
         ("resolution", "data.resolution", "one number; data.resolutions for several"),
-        ("center_crop", "data.crop", "center, which is the default: within a bucket whose shape is near the image's own"),
+        (
+            "center_crop",
+            "data.crop",
+            "center, which is the default: within a bucket whose shape is near the image's own",
+        ),
         ("random_flip", "data.flip", "a probability: 0.5"),
         ("image_interpolation_mode", "", "images are resized with Lanczos"),
         ("max_train_samples", "", "all images of the folder are used"),

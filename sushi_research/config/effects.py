@@ -133,6 +133,24 @@ TRAINING = (
     ),
     *EVERYWHERE,
     Rule(
+        ("captions.variants",),
+        {"captions.encode": _is("while_training")},
+        "while captions.encode is while_training, where each use has a text of its own",
+        "encode before the training",
+    ),
+    Rule(
+        ("captions.chunk_layout",),
+        {"captions.chunks": _is(1)},
+        "while captions.chunks is 1",
+        "raise it",
+    ),
+    Rule(
+        ("captions.dropout_to",),
+        {"captions.dropout": _is(0), "data.sets": _is(None, [])},
+        "while captions.dropout is 0",
+        "raise it",
+    ),
+    Rule(
         ("schedule.warmup",),
         {"schedule.name": _is("constant")},
         "while schedule.name is constant",

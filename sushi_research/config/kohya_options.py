@@ -50,7 +50,11 @@ OPTIONS: dict[str, list[tuple[str, str, str]]] = {
             "captions come from a metadata.jsonl in the folder, or from caption files",
         ),
         ("num_repeats dataset_repeats", "data.sets", "repeats of a set, or the number in a folder's name: 10_name"),
-        ("reg_data_dir is_reg", "data.sets", "a set with role: regularisation; captions.source: folder for its captions"),
+        (
+            "reg_data_dir is_reg",
+            "data.sets",
+            "a set with role: regularisation; captions.source: folder for its captions",
+        ),
         ("prior_loss_weight", "data.sets", "loss_weight of the set with role: regularisation"),
         ("resolution", "data.resolution", "one number: 1024 for 1024,1024; data.resolutions for several"),
         ("enable_bucket", "", "buckets are always on"),
@@ -82,7 +86,11 @@ OPTIONS: dict[str, list[tuple[str, str, str]]] = {
     ],
     "Captions": [
         ("caption_extension caption_extention", "", ".txt and .caption are both read"),
-        ("class_tokens", "captions.source", "folder: the name of the folder without its repeats, for all images of a set"),
+        (
+            "class_tokens",
+            "captions.source",
+            "folder: the name of the folder without its repeats, for all images of a set",
+        ),
         ("shuffle_caption", "captions.shuffle", "with cached text embeddings too"),
         ("caption_separator", "captions.tag_separator", ""),
         ("keep_tokens", "captions.keep_tags", ""),
@@ -95,7 +103,11 @@ OPTIONS: dict[str, list[tuple[str, str, str]]] = {
         ("caption_suffix", "captions.suffix", ""),
         ("caption_dropout_rate", "captions.dropout", ""),
         ("caption_dropout_every_n_epochs", "captions.dropout", "a probability for each use, not whole epochs"),
-        ("max_token_length", "captions.chunks", "1 for 75, 2 for 150, 3 for 225, put together as captions.chunk_layout says"),
+        (
+            "max_token_length",
+            "captions.chunks",
+            "1 for 75, 2 for 150, 3 for 225, put together as captions.chunk_layout says",
+        ),
         ("weighted_captions", "", "brackets in captions are text, and no weights"),
     ],
     "Network": [

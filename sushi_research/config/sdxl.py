@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from sushi_research.config.captions import CaptionSection
 from sushi_research.config.inputs import DataSection, ModelSection
 from sushi_research.config.section import Side
 from sushi_research.config.training import TrainingConfig
@@ -32,8 +33,19 @@ class SDXLDataSection(DataSection):
     )
 
 
+class SDXLCaptionSection(CaptionSection):
+    """The captions: where they are from, the rules that change them, and how they are encoded."""
+
+    dropout_to: Literal["empty", "zeros"] = Field(
+        "empty",
+        description="What a dropped caption becomes: empty = the encoded empty caption; zeros = embeddings of zeros, which "
+        "programs use without a negative prompt where the base's model_index.json says force_zeros_for_empty_prompt",
+    )
+
+
 class SDXLTraining(TrainingConfig):
     """A LoRA for Stable Diffusion XL."""
 
     model: SDXLModelSection
     data: SDXLDataSection
+    captions: SDXLCaptionSection = Field(default_factory=SDXLCaptionSection)

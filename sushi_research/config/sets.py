@@ -12,6 +12,7 @@ from sushi_research.config.data_set import Crop, DataSet, keys_in, mistakes_of
 from sushi_research.config.inputs import DataSection
 from sushi_research.config.mistakes import MOST_PROBLEMS, unknown
 from sushi_research.config.section import Section
+from sushi_research.errors import UserError
 
 # The top-level sections whose keys a set can give for itself, under the same name.
 SECTIONS = ("captions", "masks")
@@ -72,6 +73,11 @@ def sets_of(config: _Config) -> tuple[ResolvedSet, ...]:
     return sets
 
 
+def paths_of(config: _Config) -> str:
+    """The paths of all sets, for messages."""
+    return ", ".join(dict.fromkeys(each.path for each in sets_of(config)))
+
+
 def _resolved(config: _Config, index: int, place: str, entry: DataSet) -> ResolvedSet:
     data, given = config.data, entry.model_fields_set
     inherited = (
@@ -109,8 +115,6 @@ def _section(config: _Config, name: str, place: str, given: dict[str, Any]) -> S
     if not given:
         return section
     place = f"{place}.{name}"
-    if section is None:
-        raise ValueError(f"{place} is set, and there are no settings of that name: remove it")
     keys = keys_in(type(section), place)
     problems = [unknown(f"{place}.{key}", "", keys, True) for key in given if f"{place}.{key}" not in keys.leaves]
     if not problems:
@@ -118,7 +122,9 @@ def _section(config: _Config, name: str, place: str, given: dict[str, Any]) -> S
             return type(section).model_validate(section.model_dump() | given)
         except ValidationError as error:
             problems = mistakes_of(error, place, keys, section.model_dump() | given)
-    raise ValueError("; ".join(problems[:MOST_PROBLEMS]))
+    raise UserError(
+        "; ".join(problems[:MOST_PROBLEMS])
+    )  # pydantic takes no halves of surrogate pairs, which it escapes
 
 
 def _require_sensible(data: DataSection, sets: Sequence[ResolvedSet]) -> None:

@@ -8,6 +8,7 @@ from typing import ClassVar
 from pydantic import Field, model_validator
 
 from sushi_research.config import effects
+from sushi_research.config.captions import CaptionSection
 from sushi_research.config.inputs import CacheSection, DataSection, ModelSection
 from sushi_research.config.learning import LoraSection, LossSection, OptimizerSection, ScheduleSection, TrainSection
 from sushi_research.config.masks import MaskSection
@@ -27,6 +28,7 @@ class TrainingConfig(Section):
 
     model: ModelSection
     data: DataSection
+    captions: CaptionSection = Field(default_factory=CaptionSection)
     masks: MaskSection = Field(default_factory=MaskSection)
     cache: CacheSection = Field(default_factory=CacheSection)
     lora: LoraSection = Field(default_factory=LoraSection)

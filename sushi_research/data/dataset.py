@@ -2,31 +2,37 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections import defaultdict
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
+import pyarrow
+import pyarrow.compute
 
-from sushi_research import caption_text
-from sushi_research.data import findings
-from sushi_research.data.hf_dataset import find_in_table, require_hub_id
-from sushi_research.data.image_folder import find_in_folder
-from sushi_research.data.images import BadImage, decode_and_describe
-from sushi_research.data.near_duplicates import fingerprint
+from sushi_research import stopping
+from sushi_research.config.masks import MaskSection
+from sushi_research.data import findings, mask_scan
+from sushi_research.data.assembling import assemble, from_columns, to_columns
+from sushi_research.data.boxes import with_boxes
+from sushi_research.data.checking import check, decoders
+from sushi_research.data.folder_files import FolderFiles, list_files
+from sushi_research.data.found import CaptionRule
+from sushi_research.data.hf_dataset import TableImages, columns_of, find_in_table, place_of, require_hub_id
+from sushi_research.data.image_folder import ImageFiles, find_in_folder
 from sushi_research.data.own_outputs import require_apart
-from sushi_research.data.samples import FoundImage, Problem, Sample, Scan
+from sushi_research.data.samples import Samples, Scan
 from sushi_research.data.tables import open_folder, open_hub, open_saved
 from sushi_research.data.walk import note_links
-from sushi_research.errors import UserError, some
+from sushi_research.errors import UserError
 from sushi_research.files import make_folder, write_json
-from sushi_research.fingerprints import FileState, HashCache, content_hash, file_state
-from sushi_research.progress import progress
-from sushi_research.user_files import UnreadableFile
+from sushi_research.fingerprints import HashCache, content_hash
+from sushi_research.remembered import Remembered, columns_hash
+
+# Increment it when the same files give other samples, problems or notes.
+_VERSION = 1
 
 
 def scan(
@@ -36,18 +42,26 @@ def scan(
     image_column: str,
     caption_column: str,
     revision: str | None,
-    hash_cache: HashCache,
+    remembered: Remembered,
     show_progress: bool,
     outputs: Mapping[Path, str] | None = None,
     key: str = "data.path",
+    caption_source: Literal["files", "folder", "name"] = "files",
+    allow_empty: bool = False,
+    box_column: str | None = None,
+    masks: MaskSection | None = None,
+    measured: bool = False,
 ) -> Scan:
-    """Finds the images and captions at `path`, and decodes every image once (except files that `hash_cache` knows).
+    """Finds the images and captions at `path`, and decodes every image once (except those that are `remembered`).
 
     `path` is a folder of images, the folder of an HF dataset (`save_to_disk`, or parquet or arrow files) or a hub id. In a
     folder of images, the caption of x.jpg is in x.txt, x.caption, or a metadata.jsonl as in HF's imagefolder
     (`file_name` and `text`, or `caption_column`). Images below a folder 10_cats are repeated ten times, as in kohya's
-    sd-scripts. The maximum is 999, so 2024_trip is an ordinary folder. Of several captions in a row, or several lines in a caption,
-    the first is used, and a note says so.
+    sd-scripts. The maximum is 999, so 2024_trip is an ordinary folder. All lines of a caption, or all texts of a row, are captions.
+
+    `caption_source` and `allow_empty` are those of `CaptionRule`. `box_column`, if given, has the box of each image that is used.
+    `masks` says where the images have masks. Those of images that are only `measured` are not read, but mask files next to them
+    are no images either.
 
     What this program wrote below the folder is skipped and noted: folders of runs, caches, evaluations and comparisons, which
     `own_outputs` recognizes, and those in `outputs` (path -> what it is), which may not exist yet. `key` is the setting that
@@ -55,46 +69,102 @@ def scan(
 
     Raises UserError if there is nothing to train on at `path`. Problems with single files are listed in the scan.
     """
-    folder = Path(path).absolute()
+    folder, captions = Path(path).absolute(), CaptionRule(caption_column, caption_source, allow_empty)
     if not os.path.isdir(folder):
         require_hub_id(str(path), folder, key)
         result = Scan(source=str(path) if revision is None else f"{path}@{revision}", is_table=True)
-        images = find_in_table(result, open_hub(str(path), split, revision), split, image_column, caption_column)
+        table = open_hub(str(path), split, revision)
     else:
         if revision is not None:
             raise UserError(f"data.revision is set, but {path} is a folder, which has no revisions: leave it out.")
-        result, has_tables = Scan(source=str(folder)), False
+        result, table = Scan(source=str(folder)), None
+        apart, beside = dict(outputs or {}), masks is not None and masks.source == "files" and masks.folder is None
+        if masks is not None and masks.folder is not None:
+            apart[Path(masks.folder)] = "the folder of masks"
         is_saved = (folder / "state.json").exists() or (folder / "dataset_dict.json").exists()
-        if not is_saved:
-            images, has_tables = find_in_folder(result, folder, caption_column, outputs or {})
-        if is_saved or (has_tables and not images):
+        files = FolderFiles(str(folder)) if is_saved else list_files(result, folder, apart, with_masks=beside)
+        if is_saved or (files.has_tables and not files.images.names):
             if not is_saved:
                 require_apart(key, folder, result.skipped, outputs or {})
-            table = open_saved(folder, split) if is_saved else open_folder(folder, split)
+            hashes = HashCache(remembered.folder / "tables.json")
+            table = (open_saved if is_saved else open_folder)(folder, split, hashes)
+            if stopping.is_first():
+                hashes.save()
             result = Scan(source=str(folder), is_table=True)
             note_links(result, folder, table.files)
-            images = find_in_table(result, table, split, image_column, caption_column)
-    if not images:
-        others = [f"{problem.name}: {problem.reason}" for problem in result.problems] + result.skipped
+    images = files if table is None else columns_of(result, table, image_column, captions)
+    if isinstance(images, FolderFiles):
+        count = _scan_folder(result, images, captions, box_column, remembered, show_progress)
+    else:
+        count = _scan_table(result, images, split, captions, box_column, remembered, show_progress)
+    if not count:
+        others = [f"{problem.name}: {problem.reason}" for problem in result.problems[:1]] + result.skipped
         other = f" ({others[0]})" if others else ""
-        raise UserError(f"{key}: {path} holds no jpg, png or webp image{other}.")
-    _check(result, images, hash_cache, show_progress)
-    result.samples.sort(key=lambda sample: (sample.image_hash, sample.caption, sample.name))
-    result.problems.sort(key=lambda problem: (problem.name, problem.reason))
-    result.notes += caption_text.note_replaced(sorted((sample.name, sample.caption) for sample in result.samples))
-    copies = defaultdict(list)
-    for sample in result.samples:
-        copies[sample.image_hash, sample.caption].append(sample.name)
-    result.notes += [
-        f"{some(names, 3)}: the same image with the same caption; all are used"
-        for names in copies.values()
-        if len(names) > 1
-    ]
+        raise UserError(f"{key}: {path} holds no image{other}.")
+    if masks is not None and not measured:
+        mask_scan.add_masks(result, images, masks, remembered, show_progress)
     return result
+
+
+def _scan_folder(
+    result: Scan,
+    files: FolderFiles,
+    captions: CaptionRule,
+    box_column: str | None,
+    remembered: Remembered,
+    show_progress: bool,
+) -> int:
+    """Completes the scan of a folder of images. Returns how many image files there are."""
+    key = files.key([_VERSION, decoders(), asdict(captions), box_column, os.path.basename(files.root)])
+    known = remembered.find("folder", key)
+    if known is None:
+        part = Scan(result.source)
+        found = find_in_folder(part, files, captions, remembered, box_column)
+        if box_column is not None:
+            found = with_boxes(part, found, files, box_column)
+        of_files, part.notes = part.notes, []
+        facts = check(found.place, found.names, remembered, show_progress)
+        assemble(part, found, facts)
+        known = to_columns(part) | {"notes_of_files": pyarrow.array(of_files, pyarrow.large_string())}
+        if files.settled and found.lasting and not facts.passing:
+            known = remembered.put("folder", key, known)
+    result.notes = sorted([*result.notes, *known["notes_of_files"].to_pylist()])
+    from_columns(result, known, ImageFiles(files.root, files.images.column, files.odd))
+    return len(files.images.names)
+
+
+def _scan_table(
+    result: Scan,
+    images: TableImages,
+    split: str,
+    captions: CaptionRule,
+    box_column: str | None,
+    remembered: Remembered,
+    show_progress: bool,
+) -> int:
+    """Completes the scan of a table. Returns how many rows it has."""
+    place = place_of(images, result.source)
+    options = [_VERSION, decoders(), place.name, split, asdict(captions), box_column, columns_hash(place.states)]
+    key = content_hash(json.dumps(options).encode())
+    known = remembered.find("table", key)
+    if known is None:
+        part = Scan(result.source)
+        found = find_in_table(part, images, place, split, captions)
+        if box_column is not None:
+            found = with_boxes(part, found, images, box_column)
+        facts = check(found.place, found.names, remembered, show_progress)
+        assemble(part, found, facts)
+        known = to_columns(part)
+        if place.settled.all() and not facts.passing:
+            known = remembered.put("table", key, known)
+    from_columns(result, known, images)
+    return len(images.table.rows)
 
 
 def write_report(scan: Scan, path: Path, evaluation: Scan | None = None, prior: Scan | None = None) -> None:
     """Writes data_report.json: every file by name, either as used or with the reason why it is not.
+
+    Each list has `findings.LISTED` entries at most; the counts are of all.
 
     `evaluation` and `prior` are the scans of evaluation.path and evaluation.prior_path, whose names are their own. Creates the
     folder if necessary. Raises CannotWrite if that fails, or if the file cannot be written.
@@ -105,10 +175,15 @@ def write_report(scan: Scan, path: Path, evaluation: Scan | None = None, prior: 
 
 
 def _report(scan: Scan) -> dict[str, Any]:
+    samples = Samples.of(scan.samples)
+    names = samples.names
+    if len(samples) > findings.LISTED:
+        table = pyarrow.table({"name": names})
+        names = names.take(pyarrow.compute.select_k_unstable(table, findings.LISTED, [("name", "ascending")]))
     return {
         "source": scan.source,
         "counts": {
-            "used": len(scan.samples),
+            "used": len(samples),
             "problems": len(scan.problems),
             "cropped": len(scan.cropped),
             "notes": len(scan.notes),
@@ -116,20 +191,25 @@ def _report(scan: Scan) -> dict[str, Any]:
             "held_out": len(scan.held_out),
             "prior": len(scan.prior),
         },
-        "problems": [{"name": problem.name, "reason": problem.reason} for problem in scan.problems],
-        "cropped": [asdict(crop) for crop in scan.cropped],
-        "notes": scan.notes,
-        "used": sorted(sample.name for sample in scan.samples),
-        "held_out": scan.held_out,
-        "prior": scan.prior,
+        "problems": [{"name": problem.name, "reason": problem.reason} for problem in scan.problems[: findings.LISTED]],
+        "cropped": [asdict(crop) for crop in scan.cropped[: findings.LISTED]],
+        "notes": scan.notes[: findings.LISTED],
+        "used": sorted(names.to_pylist()),
+        "held_out": scan.held_out[: findings.LISTED],
+        "prior": scan.prior[: findings.LISTED],
     }
 
 
 def require_clean(scan: Scan, on_bad_file: Literal["stop", "skip"], report_path: Path | None) -> None:
     """Raises UserError if there are problems and `on_bad_file` is "stop", or if no usable image remains."""
     problems = scan.problems
-    names = some([f"{problem.name} ({problem.reason})" for problem in problems], findings.SHOWN_PROBLEMS)
-    report = f"; the whole list is in {report_path}" if report_path is not None else ""
+    shown = [f"{problem.name} ({problem.reason})" for problem in problems[: findings.SHOWN_PROBLEMS]]
+    more = len(problems) - len(shown)
+    names = ", ".join(shown) + (f" and {more} more" if more else "")
+    report = ""
+    if report_path is not None:
+        whole = "the whole list is" if len(problems) <= findings.LISTED else f"the first {findings.LISTED:,} are"
+        report = f"; {whole} in {report_path}"
     if not scan.samples:
         raise UserError(f"no image in {scan.source} can be used: {names}{report}; fix them (docs/data.md).")
     if problems and on_bad_file == "stop":
@@ -137,86 +217,3 @@ def require_clean(scan: Scan, on_bad_file: Literal["stop", "skip"], report_path:
         raise UserError(
             f"{count} in {scan.source}: {names}{report}; fix them, or skip them with --data.on_bad_file skip."
         )
-
-
-def _check(result: Scan, images: list[FoundImage], hash_cache: HashCache, show_progress: bool) -> None:
-    """Decodes the images that are not in the hash cache, one thread per core, and adds all to the scan's samples or problems."""
-    known: list[Any] = [hash_cache.get(image.path) if image.path is not None else None for image in images]
-    unknown = [index for index, facts in enumerate(known) if facts is None or "width" not in facts]
-    pool = ThreadPoolExecutor(os.cpu_count())
-    try:
-        results = pool.map(_inspect, [images[index] for index in unknown])
-        bar = progress(
-            results,
-            total=len(unknown),
-            description="checking images",
-            unit="image",
-            disable=not (show_progress and unknown),
-        )
-        for index, (facts, state) in zip(unknown, bar, strict=True):
-            known[index] = facts
-            if state is not None:
-                hash_cache.put(images[index].path, facts, state)
-    finally:  # so that an interrupted check can continue where it stopped
-        pool.shutdown(cancel_futures=True)
-        hash_cache.save()
-    used: dict[str, dict[str, Any]] = {}
-    for image, facts in zip(images, known, strict=True):
-        if isinstance(facts, str):
-            result.problems.append(Problem(image.name, facts))
-        elif image.caption is not None:
-            size = (facts["width"], facts["height"])
-            image_fingerprint = int(facts["fingerprint"], 16)
-            sample = Sample(
-                image.name,
-                facts["hash"],
-                image.caption,
-                *size,
-                image.repeats,
-                image.load,
-                image_fingerprint,
-                bool(facts["converted_from"]),
-            )
-            result.samples.append(sample)
-            used[image.name] = facts
-    result.notes += _colour_notes(used)
-
-
-def _colour_notes(used: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Notes on what was done to the colours of the used images, given their facts by name."""
-    kinds = defaultdict(list)
-    for name, facts in used.items():
-        if facts["converted_from"]:
-            kinds[f"converted to sRGB from {facts['converted_from']}"].append(name)
-        if facts["transparent"]:
-            kinds["transparent, and laid over white"].append(name)
-    notes = [
-        f"{len(names)} {'image is' if len(names) == 1 else 'images are'} {kind} (first: {min(names)})"
-        for kind, names in sorted(kinds.items())
-    ]
-    return notes + [f"{name}: {facts['ignored']}" for name, facts in sorted(used.items()) if facts["ignored"]]
-
-
-def _inspect(image: FoundImage) -> tuple[dict[str, Any] | str, FileState | None]:
-    """(facts about an image; state of its file before reading), or (reason why it is unusable, None)."""
-    state = None
-    try:
-        if image.path is not None:
-            if not image.path.is_file():
-                return "not a file: a broken link?", None
-            state = file_state(image.path)
-        data = image.load()
-        decoded = decode_and_describe(data)
-    except (BadImage, UnreadableFile) as error:
-        return error.reason, None
-    except OSError as error:
-        return f"cannot be read: {error.strerror or error}", None
-    return {
-        "hash": content_hash(data),
-        "width": decoded.image.width,
-        "height": decoded.image.height,
-        "fingerprint": f"{fingerprint(np.asarray(decoded.image)):x}",
-        "converted_from": decoded.converted_from,
-        "transparent": decoded.transparent,
-        "ignored": decoded.ignored,
-    }, state

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 
+import numpy as np
+
 from sushi_research import randomness
-from sushi_research.data import near_duplicates
-from sushi_research.data.buckets import BucketRule
+from sushi_research.data import near_search
+from sushi_research.data.buckets import BucketRule, Fitting
 from sushi_research.data.near_duplicates import SEED
-from sushi_research.data.samples import Item, Sample, Scan, make_items
+from sushi_research.data.samples import Items, Sample, Samples, Scan, make_items, once_each
 from sushi_research.errors import UserError, some
+from sushi_research.remembered import NOTHING_REMEMBERED, Remembered, columns_hash
 
 # Everyday subjects, similar to what most adapters are trained on (people, animals, places, paintings), in various styles.
 DRIFT_CAPTIONS = (
@@ -34,45 +36,41 @@ DRIFT_CAPTIONS = (
 )
 
 
-def hold_out(scan: Scan, fraction: float, prior: Collection[str] = ()) -> list[Sample]:
+def hold_out(
+    scan: Scan, fraction: float, prior: Collection[str] = (), remembered: Remembered = NOTHING_REMEMBERED
+) -> Samples:
     """Removes the held-out samples from the scan, lists their names in `scan.held_out`, and returns them.
 
-    The choice depends only on content (`near_duplicates.held_out`), not on names, and copies and near-duplicates stay on one side.
+    The choice depends only on content (`near_search.choose`), not on names, and copies and near-duplicates stay on one side.
     Images with the hashes `prior` are neither counted nor held out: held-out images measure what is learned.
     Raises UserError if no image or every image would be held out.
     """
-    groups = near_duplicates.near_duplicate_groups({sample.image_hash: sample.fingerprint for sample in scan.samples})
-    copies = Counter(sample.image_hash for sample in scan.samples)
-    groups = [group for group in groups if not any(image in prior for image in group)]
-    counted = [[image for image in group for _ in range(copies[image])] for group in groups]
-    chosen = near_duplicates.held_out(counted, fraction)
-    kept = [sample for sample in scan.samples if sample.image_hash not in chosen]
-    held = [sample for sample in scan.samples if sample.image_hash in chosen]
-    if not held or not any(sample.image_hash not in prior for sample in kept):
-        alike = len(groups) < sum(map(len, counted))
+    samples = Samples.of(scan.samples)
+    is_prior = near_search.is_one_of(samples.images, prior)
+    choice = near_search.choose(samples, ~is_prior, fraction, remembered)
+    if not choice.chosen.any() or not (~choice.chosen & ~is_prior).any():
+        alike = choice.groups < choice.images
         together = " (images that resemble each other stay together and count as one)" if alike else ""
         but = " that are no prior images" if prior else ""
         raise UserError(
-            f"evaluation.held_out is {fraction:g}, which holds out {'all' if held else 'none'} of the {len(groups)} distinct "
-            f"images in {scan.source}{but}{together}: choose another fraction, or give separate held-out images with "
-            "--evaluation.path."
+            f"evaluation.held_out is {fraction:g}, which holds out {'all' if choice.chosen.any() else 'none'} of the "
+            f"{choice.groups} distinct images in {scan.source}{but}{together}: choose another fraction, or give separate held-out "
+            "images with --evaluation.path."
         )
-    scan.samples = kept
-    scan.held_out = sorted(sample.name for sample in held)
+    held, scan.samples = samples.take(choice.chosen), samples.take(~choice.chosen)
+    scan.held_out = sorted(held.names.to_pylist())
     return held
 
 
-def require_separate(evaluation: Scan, training: Scan, key: str = "evaluation.path") -> list[str]:
+def require_separate(
+    evaluation: Scan, training: Scan, key: str = "evaluation.path", remembered: Remembered = NOTHING_REMEMBERED
+) -> list[str]:
     """A sentence for each image of `evaluation`, the scan of the setting `key`, that is a near-duplicate of a training image.
 
     Raises UserError for an image that is also trained on.
     """
-    names = {sample.image_hash: sample.name for sample in training.samples}
-    copies = [
-        f"{sample.name} (trained on as {names[sample.image_hash]})"
-        for sample in evaluation.samples
-        if sample.image_hash in names
-    ]
+    held, trained = Samples.of(evaluation.samples), Samples.of(training.samples)
+    both = near_search.rows_of(held.images, trained.images)
     what, instead = {
         "evaluation.path": ("held-out image", "use evaluation.held_out instead"),
         "evaluation.prior_path": (
@@ -80,44 +78,53 @@ def require_separate(evaluation: Scan, training: Scan, key: str = "evaluation.pa
             "give a folder below data.path, some of whose images are then held out",
         ),
     }[key]
-    if copies:
+    if (both >= 0).any():
+        copies = [
+            f"{held.names[row]} (trained on as {trained.names[both[row]]})"
+            for row in np.flatnonzero(both >= 0).tolist()
+        ]
         raise UserError(
             f"{key}: {evaluation.source} has images that are also trained on, {some(copies, 3)}: remove "
             f"them from one of the two, or {instead}."
         )
-    return _near_duplicate_warnings(what, evaluation.samples, training.samples)
-
-
-def _near_duplicate_warnings(what: str, held: Sequence[Sample], trained: Sequence[Sample]) -> list[str]:
-    """A sentence for each sample of `held` that is a near-duplicate of a training image. Such samples are still used."""
-    names = {sample.image_hash: sample.name for sample in trained}
-    fingerprints = {sample.image_hash: sample.fingerprint for sample in [*trained, *held]}
-    original = {}
-    for group in near_duplicates.near_duplicate_groups(fingerprints):
-        of_training = [names[image] for image in group if image in names]
-        original |= {image: min(of_training) for image in group if of_training}
-    return [
-        f"the {what} {sample.name} looks like the training image {original[sample.image_hash]}"
-        for sample in held
-        if sample.image_hash in original
+    near = near_search.nearest(held, trained, remembered)
+    found = [
+        f"the {what} {held.names[row]} looks like the training image {trained.names[int(near[row])]}"
+        for row in np.flatnonzero(near >= 0).tolist()
     ]
+    if len(held) > len(near):
+        found.append(f"of the {len(held)} {what}s only {len(near)} were compared with the training images")
+    return found
 
 
-def trained_items(items: Sequence[Item], count: int, but: Collection[str]) -> list[Item]:
+def trained_items(items: Items, count: int, but: Collection[str], remembered: Remembered = NOTHING_REMEMBERED) -> Items:
     """`count` training images, or all if there are fewer, that are measured next to the held-out ones; none of the hashes in `but`.
 
     The choice depends only on content: the first of a fixed random order of the images. Each is taken once, with its first caption.
     """
-    first: dict[str, Item] = {}
-    for item in sorted(items, key=lambda item: (item.sample.image_hash, item.sample.caption)):
-        if item.sample.image_hash not in but:
-            first.setdefault(item.sample.image_hash, item)
-    order = sorted(first, key=lambda image: (randomness.uniform(SEED, "measured training image", image), image))
-    return [first[image] for image in order[:count]]
+    if not count:
+        return items.take(np.zeros(0, np.int64))
+    each = once_each(items)
+    images = each.samples.images[each.rows]
+
+    def make() -> dict[str, np.ndarray]:
+        is_first = np.append(True, images[1:] != images[:-1])[: len(images)]  # of the samples of each image
+        rows = np.flatnonzero(is_first & ~near_search.is_one_of(images, but))
+        numbers = [randomness.uniform(SEED, "measured training image", image.decode()) for image in images[rows]]
+        return {"rows": rows[np.lexsort((images[rows], numbers))[:count]]}
+
+    key = columns_hash(images, np.array([count]), near_search.as_column(but))
+    return each.take(remembered.arrays("measured-training", key, make)["rows"])
 
 
-def held_out_items(samples: Sequence[Sample], rule: BucketRule) -> list[Item]:
-    """The items of the held-out samples, each once regardless of repeats. All samples must fit a bucket."""
-    items, too_small = make_items([replace(sample, repeats=1) for sample in samples], rule)
+def held_out_items(samples: Sequence[Sample], fittings: BucketRule | Sequence[Fitting]) -> Items:
+    """The items of the held-out samples, each once regardless of repeats, at its highest resolution. All must fit a bucket.
+
+    They are cropped at the center where training crops at random.
+    """
+    columns = Samples.of(samples)
+    if not isinstance(fittings, BucketRule):
+        fittings = [replace(each, crop="center") if each.crop == "random" else each for each in fittings]
+    items, too_small = make_items(replace(columns, repeats=np.ones(len(columns), np.int32)), fittings)
     assert not too_small, too_small
-    return items
+    return once_each(items)

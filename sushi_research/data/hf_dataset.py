@@ -3,76 +3,173 @@
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import re
-from functools import partial
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow
+import pyarrow.compute
+
 from sushi_research import caption_text
+from sushi_research.data.checking import Place
+from sushi_research.data.folder_files import FileList
+from sushi_research.data.found import CAPTIONS, CaptionRule, Found
+from sushi_research.data.images import BadImage
 from sushi_research.data.names import composed
-from sushi_research.data.samples import FoundImage, Problem, Scan
-from sushi_research.data.tables import Table, read_image
+from sushi_research.data.samples import Problem, Scan
+from sushi_research.data.tables import Table, path_of_cell, read_image
 from sushi_research.errors import UserError, first_line
+from sushi_research.fingerprints import content_hash
 from sushi_research.user_files import kind_of
 
+# Rows whose captions are Python objects at the same time.
+_AT_A_TIME = 10_000
 
-def find_in_table(result: Scan, table: Table, split: str, image_column: str, caption_column: str) -> list[FoundImage]:
-    """The images and captions of a table, without decoding the images.
 
-    Raises UserError if a column is missing or the image column has no images.
-    """
-    import datasets
+@dataclass(frozen=True)
+class TableImages:
+    """The image column of a table: reads the bytes of an image by its row."""
 
-    rows = table.rows
-    columns = ", ".join(rows.column_names)
-    for key, column in (("data.image_column", image_column), ("data.caption_column", caption_column)):
-        if column not in rows.column_names:
+    table: Table
+    column: str
+
+    @cached_property
+    def cells(self) -> Any:
+        """The column as a dataset that does not decode. Raises what `datasets` raises for a column without images."""
+        import datasets
+
+        return self.table.rows.select_columns([self.column]).cast_column(self.column, datasets.Image(decode=False))
+
+    def __call__(self, row: int) -> bytes:
+        """The bytes of an image. Raises BadImage or OSError."""
+        return read_image(self.cells[row][self.column], self.table.folders)
+
+    def files(self) -> Iterator[tuple[int, str]]:
+        """(row, path) of the images that are not in the rows, but in files that the rows name."""
+        start = 0
+        for chunk in _chunks(self.cells, self.column):
+            outside = np.flatnonzero(chunk.field("bytes").is_null().to_numpy(zero_copy_only=False))
+            if len(outside):
+                chunk.field("path").validate(full=True)
+            for row in outside.tolist():
+                try:
+                    path = path_of_cell(chunk[row].as_py(), self.table.folders)
+                except BadImage:
+                    continue
+                yield start + row, str(path)
+            start += len(chunk)
+
+
+def columns_of(result: Scan, table: Table, image_column: str, rule: CaptionRule) -> TableImages:
+    """The image column of a table. Raises UserError if a column is missing, or the image column has no images."""
+    columns = ", ".join(table.rows.column_names)
+    for key, column in (("data.image_column", image_column), ("data.caption_column", rule.column)):
+        if column not in table.rows.column_names:
             raise UserError(f"{result.source} has no column {column}: set {key} to one of {columns}.")
+    if rule.source != "files":
+        raise UserError(
+            f"captions.source is {rule.source}, but {result.source} is an HF dataset, whose rows have no such names: leave it out, "
+            "and set data.caption_column."
+        )
+    images = TableImages(table, image_column)
     try:
-        cells = rows.select_columns([image_column]).cast_column(image_column, datasets.Image(decode=False))
+        images.cells  # noqa: B018 (it is made here)
     except (TypeError, ValueError, NotImplementedError):
         message = f"the column {image_column} of {result.source} holds no images: set data.image_column to one of"
         raise UserError(f"{message} {columns}.") from None
-    images, several, long = [], 0, []
-    for index, caption in enumerate(_texts(rows, caption_column, result.source)):
-        name = f"{split}[{index}]"
-        if isinstance(caption, list) and caption:
-            several += len(caption) > 1
-            caption = caption[0]
-        reason, text = "no caption", ""
-        if isinstance(caption, str):
-            try:
-                text, lines = caption_text.first_line(caption)
-                reason = "its caption is empty"
-                long += [name] if lines > 1 else []
-            except caption_text.NotText as error:
-                reason = f"its caption {error.reason}"
-        if not text:
-            result.problems.append(Problem(name, f"{reason}: column {caption_column}"))
-        images.append(
-            FoundImage(name, text or None, 1, None, partial(_read, cells, index, image_column, table.folders))
-        )
-    if several:
-        have = "1 row has" if several == 1 else f"{several} rows have"
-        result.notes.append(f"{have} several captions, of which only the first is used")
-    if long:
-        have = "1 row has" if len(long) == 1 else f"{len(long)} rows have"
-        result.notes.append(f"{have} a caption of several lines, of which only the first is used (first: {long[0]})")
     return images
 
 
-def _texts(rows: Any, column: str, source: str) -> list[Any]:
-    """The values of a column as they are stored: what is no text, such as an image, is not decoded."""
+def place_of(images: TableImages, source: str) -> Place:
+    """Where the images of a table are read. Those in its rows are known by the content of the table. UserError if it is damaged."""
+    size = len(images.table.rows)
+    states, settled, files = np.zeros((size, 4), np.int64), np.ones(size, bool), FileList()
+    rows = []
+    with _undamaged(source):
+        for row, path in images.files():
+            rows.append(row)
+            files.add("", path)
+    if rows:
+        states[rows], settled[rows] = files.states, files.settled
+    name = content_hash(json.dumps(["table", images.table.content, images.column]).encode())
+    return Place(name, images, _no_path, states, settled, np.ones(size, bool))
+
+
+def row_names(name: str, count: int) -> pyarrow.Array:
+    """The names of a table's rows, `name[0]` and so on, as an Arrow array."""
+    numbers = pyarrow.array(np.arange(count)).cast(pyarrow.large_string())
+    begin, end, separator = (pyarrow.scalar(text, pyarrow.large_string()) for text in (f"{name}[", "]", ""))
+    return pyarrow.compute.binary_join_element_wise(begin, numbers, end, separator)
+
+
+def find_in_table(result: Scan, images: TableImages, place: Place, split: str, rule: CaptionRule) -> Found:
+    """The images and captions of a table, without decoding the images. Problems and notes are added to `result`."""
+    rows = images.table.rows
+    names = row_names(split, len(rows))
+    parts, problems = [pyarrow.array([], CAPTIONS)], []
+    for values in read_column(rows, rule.column, result.source):
+        texts = []
+        for value in values:
+            lines, reason = _lines(value, rule.allow_empty)
+            if reason is not None:
+                row = sum(map(len, parts)) + len(texts)
+                problems.append(Problem(f"{split}[{row}]", f"{reason}: column {rule.column}"))
+            texts.append(lines)
+        parts.append(pyarrow.array(texts, CAPTIONS))
+    result.problems += problems
+    return Found(names, pyarrow.concat_arrays(parts), np.ones(len(rows), np.int32), place)
+
+
+def _lines(value: Any, allow_empty: bool) -> tuple[tuple[str, ...] | None, str | None]:
+    """(captions, None) of a cell, which has a text or a list of texts; (None, reason) if it has none."""
+    texts = value if isinstance(value, list) else [value]
+    if value is None or not texts:
+        return (("",), None) if allow_empty else (None, "no caption")
+    if not all(isinstance(text, str) for text in texts):
+        return None, "no caption"
     try:
+        lines = tuple(line for text in texts for line in caption_text.lines(text))
+    except caption_text.NotText as error:
+        return None, f"its caption {error.reason}"
+    if not lines and not allow_empty:
+        return None, "its caption is empty"
+    return lines or ("",), None
+
+
+def read_column(rows: Any, column: str, source: str) -> Iterator[list[Any]]:
+    """The values of a column as they are stored, some thousand at a time: what is no text, such as an image, is not decoded."""
+    with _undamaged(source):
         rows.data.table.validate(full=True)  # parquet does not check that texts are UTF-8
-        return rows.with_format("arrow")[column][:].to_pylist()
+        for chunk in _chunks(rows, column):
+            for start in range(0, len(chunk), _AT_A_TIME):
+                yield chunk[start : start + _AT_A_TIME].to_pylist()
+
+
+@contextmanager
+def _undamaged(source: str) -> Iterator[None]:
+    """Turns what Arrow and `datasets` raise for damaged columns into a UserError."""
+    try:
+        yield
+    except UserError:
+        raise
     except (ValueError, TypeError, OverflowError, NotImplementedError) as error:
         raise UserError(f"{source} is damaged ({first_line(error)}): make it again, or download it again.") from None
 
 
-def _read(cells: Any, index: int, column: str, folders: tuple[Path, ...]) -> bytes:
-    return read_image(cells[index][column], folders)
+def _chunks(rows: Any, column: str) -> list[pyarrow.Array]:
+    values = rows.with_format("arrow")[column][:]
+    return values.chunks if isinstance(values, pyarrow.ChunkedArray) else [values]
+
+
+def _no_path(row: int) -> None:
+    """The images are in the rows."""
 
 
 def require_hub_id(text: str, path: Path, key: str) -> None:

@@ -16,7 +16,7 @@ copies, they merge 624 and 594 of the scenes into one group. Here the largest gr
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 from PIL import Image
@@ -31,7 +31,7 @@ SIDE = 8
 RADIUS = 0.1
 # JPEG's luma and chroma, with chroma doubled, because drawings often differ only in colour (this halves the near scenes).
 LUMA_CHROMA = np.array([[0.299, 0.587, 0.114], [-0.3374, -0.6626, 1.0], [1.0, -0.8374, -0.1626]])
-# Images compared with all others at a time: 250 MB and 12 s for 10,000 images on one busy core.
+# Images compared with all others at a time. `near_search` says of how many all pairs are compared.
 BLOCK = 64
 # The same for all runs: with a split by the run's seed, one run would train on the validation images of another.
 SEED = 0
@@ -54,19 +54,21 @@ def near_duplicate_groups(fingerprints: Mapping[str, int]) -> list[list[str]]:
     pairs are compared, in bounded memory. An image of a single colour is never a near-duplicate.
     """
     hashes = sorted(fingerprints)
-    thumbnails, mirrored, planes = _tangent_planes([fingerprints[image_hash] for image_hash in hashes])
+    data = b"".join(fingerprints[image_hash].to_bytes(3 * SIDE**2, "big") for image_hash in hashes)
+    pixels = np.frombuffer(data, np.uint8).reshape(len(hashes), 3 * SIDE**2)
+    (thumbnails, mirrored), planes = thumbnails_of(pixels), tangent_planes(pixels)
     label = np.arange(len(hashes))
     for start in range(0, len(hashes), BLOCK):
         block = slice(start, start + BLOCK)
         for candidates in (thumbnails, mirrored):
             # Pairs with earlier images were compared in earlier blocks.
-            near = _is_near(planes[block], candidates[start:])
+            near = is_near(planes[block], candidates[start:])
             for row, found in enumerate(near, start):
                 others = start + np.flatnonzero(found)
                 others = others[label[others] != label[row]]
                 # Check the other direction too: a nearly flat image is near to many that are not near to it. Mirroring is
                 # its own inverse, so comparing a with b mirrored equals comparing a mirrored with b.
-                others = others[_is_near(planes[others], candidates[row : row + 1])[:, 0]]
+                others = others[is_near(planes[others], candidates[row : row + 1])[:, 0]]
                 label[np.isin(label, label[others])] = label[row]
     groups: dict[int, list[str]] = {}
     for image_hash, group in zip(hashes, label.tolist(), strict=True):
@@ -101,31 +103,42 @@ def held_out(groups: Iterable[Iterable[str]], fraction: float) -> frozenset[str]
     return frozenset(chosen)
 
 
-def _tangent_planes(fingerprints: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(thumbnails, mirrored thumbnails, tangent planes): [N, D], [N, D] and [N, 4, D] float64, D = 3 SIDE^2.
+def thumbnails_of(fingerprints: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(thumbnails, mirrored thumbnails), each [N, D] float64, D = 3 SIDE^2, of fingerprints' bytes [N, D] uint8.
 
-    The mean colour is subtracted from each thumbnail, so brightness does not count. The rows of a plane are orthonormal, or
-    zero for an image with less structure. They span the thumbnail itself (so contrast does not count) and its first-order
-    changes under a shift along either axis and a zoom, which together approximate a crop.
+    The mean colour is subtracted from each, so brightness does not count.
     """
-    size = len(fingerprints)
-    data = b"".join(value.to_bytes(3 * SIDE**2, "big") for value in fingerprints)
-    pixels = np.frombuffer(data, np.uint8).reshape(size, SIDE, SIDE, 3).astype(np.float64)
-    pixels = (pixels - pixels.mean(axis=(1, 2), keepdims=True)) @ LUMA_CHROMA.T
+    pixels = _pixels(fingerprints)
+    return pixels.reshape(fingerprints.shape), pixels[:, :, ::-1].reshape(fingerprints.shape)
+
+
+def tangent_planes(fingerprints: np.ndarray) -> np.ndarray:
+    """The tangent planes [N, 4, D] float64 of fingerprints' bytes [N, D] uint8, D = 3 SIDE^2.
+
+    The rows of a plane are orthonormal, or zero for an image with less structure. They span the thumbnail itself (so contrast does
+    not count) and its first-order changes under a shift along either axis and a zoom, which together approximate a crop.
+    """
+    pixels = _pixels(fingerprints)
     down, right = np.gradient(pixels, axis=(1, 2))
     position = np.arange(SIDE) - (SIDE - 1) / 2
     zoom = down * position[:, None, None] + right * position[:, None]
     changes = np.stack([pixels, down, right, zoom], axis=1)
     changes -= changes.mean(axis=(2, 3), keepdims=True)
-    _, lengths, planes = np.linalg.svd(changes.reshape(size, 4, 3 * SIDE**2), full_matrices=False)
+    _, lengths, planes = np.linalg.svd(changes.reshape(len(pixels), 4, 3 * SIDE**2), full_matrices=False)
     # Drop directions whose length is only rounding error.
     planes *= (lengths > 1e-9 * lengths[:, :1])[:, :, None]
-    return pixels.reshape(size, 3 * SIDE**2), pixels[:, :, ::-1].reshape(size, 3 * SIDE**2), planes
+    return planes
 
 
-def _is_near(planes: np.ndarray, thumbnails: np.ndarray) -> np.ndarray:
+def is_near(planes: np.ndarray, thumbnails: np.ndarray) -> np.ndarray:
     """Whether each of M thumbnails [M, D] is within RADIUS of each of N planes [N, 4, D]: bool [N, M]."""
     along = planes.reshape(-1, planes.shape[-1]) @ thumbnails.T
     np.square(along, out=along)
     variance = np.square(thumbnails).sum(axis=1)
     return variance - along.reshape(*planes.shape[:2], len(thumbnails)).sum(axis=1) < RADIUS * variance
+
+
+def _pixels(fingerprints: np.ndarray) -> np.ndarray:
+    """[N, SIDE, SIDE, 3] float64: luma and chroma, without the mean of each image."""
+    pixels = fingerprints.reshape(-1, SIDE, SIDE, 3).astype(np.float64)
+    return (pixels - pixels.mean(axis=(1, 2), keepdims=True)) @ LUMA_CHROMA.T

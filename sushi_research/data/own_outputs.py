@@ -28,6 +28,8 @@ KEYS = {
 }
 # scripts/sample.py writes each image of grid.png as grid/ROW-COLUMN.png, from 00-00.png on.
 _CELL = re.compile(r"\d{2,}-\d{2,}\.png")
+# Shards of stores, and what `remembered.py` writes.
+_CACHE_FILE = re.compile(r"shard-[0-9a-f]{32,}\.arrow|[a-z-]+-[0-9a-f]{32}\.arrow")
 _WANDB_RUN = re.compile(r"(offline-)?run-\d{8}_\d{6}-.+")
 
 
@@ -43,9 +45,7 @@ def kind_of(folder: Path, names: Collection[str]) -> str | None:
     if {"provenance.json", "evaluation.parquet"} <= names:
         return "the evaluation of an adapter file"
     stores = any(name == "latents" or name.startswith(("text_", "generated_")) for name in names)
-    if (stores and _is_ours(folder, "files.json", names)) or any(
-        re.fullmatch(r"shard-[0-9a-f]{32,}\.arrow", name) for name in names
-    ):
+    if (stores and _is_ours(folder, "files.json", names)) or any(_CACHE_FILE.fullmatch(name) for name in names):
         return "a cache folder"
     if folder.name == "wandb" and any(_WANDB_RUN.fullmatch(name) for name in names):
         return "a folder of W&B"
@@ -59,11 +59,12 @@ def kind_of(folder: Path, names: Collection[str]) -> str | None:
 def own_pictures(folder: Path, folders: Collection[str], files: Collection[str]) -> set[str]:
     """Those files of a folder that are plots and grids of this program."""
     ours = {f"{stem}.png" for page, stems in PAGES.items() if _is_ours(folder, page, files) for stem in stems}
+    here = set(files)
     for name in folders:
-        grids = {f"{name}{suffix}" for suffix in PICTURES} & set(files)
+        grids = {f"{name}{suffix}" for suffix in PICTURES} & here
         if grids and kind_of(folder / name, _entries(folder / name)) == GRID:
             ours |= grids
-    return ours & set(files)
+    return ours & here
 
 
 def require_apart(key: str, folder: Path, skipped: Collection[str], outputs: Mapping[Path, str]) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -19,7 +19,8 @@ from sushi_research.config.yaml12 import parse_yaml
 from sushi_research.data.images import MAX_BYTES, BadImage
 from sushi_research.data.names import in_any_form
 from sushi_research.errors import UserError, first_line
-from sushi_research.fingerprints import HashCache, folder_hash
+from sushi_research.fingerprints import HashCache, file_hash, file_state, folder_hash
+from sushi_research.progress import progress
 from sushi_research.user_files import open_regular, parse_json, read_regular
 
 # Of the YAML text of a card. It can name all classes of a column: ImageNet-21k has 21,841, as keys and values. PyYAML reads it in
@@ -29,32 +30,43 @@ _MOST_LETTERS, _MOST_VALUES = 2**20, 100_000
 
 @dataclass(frozen=True)
 class Table:
-    """The rows of a split. `folders` are those that hold the dataset's own files; relative paths start at the first of them."""
+    """The rows of a split. `folders` are those that hold the dataset's own files; relative paths start at the first of them.
+
+    `content` differs if the rows differ: it is a hash of the dataset's files and the split, or the fingerprint of `datasets`.
+    """
 
     rows: Any
     folders: tuple[Path, ...]
+    content: str
     files: tuple[Path, ...] = ()
 
 
-def open_saved(folder: Path, split: str) -> Table:
-    """A split of a dataset from `save_to_disk`. A single `Dataset` counts as the split it came from, or "train" if unknown."""
+def open_saved(folder: Path, split: str, hashes: HashCache) -> Table:
+    """A split of a dataset from `save_to_disk`. A single `Dataset` counts as the split it came from, or "train" if unknown.
+
+    `hashes` remembers the files that were hashed and found sound before.
+    """
     import datasets
 
     with _readable(f"the data set in {folder} cannot be read", "save it again"):
         files = tuple(_saved_files(folder))
         for file in files:
-            _require_sound(file)
+            _require_sound(file, hashes)
+        content = _content(files, hashes)
         saved = datasets.load_from_disk(str(folder))
     if isinstance(saved, datasets.Dataset):
         own = str(saved.split or "train")
         saved = {own: saved, own.partition("[")[0]: saved}
     if split not in saved:
         raise UserError(f"{folder} has no split {split}: set data.split to one of {', '.join(saved)}.")
-    return Table(saved[split], (folder,), files)
+    return Table(saved[split], (folder,), f"{content} {split}", files)
 
 
-def open_folder(folder: Path, split: str) -> Table:
-    """A split of the parquet or arrow files in a folder. Raises UserError if it cannot be loaded, or names files elsewhere."""
+def open_folder(folder: Path, split: str, hashes: HashCache) -> Table:
+    """A split of the parquet or arrow files in a folder. Raises UserError if it cannot be loaded, or names files elsewhere.
+
+    `hashes` remembers the files that were hashed and found sound before.
+    """
     import datasets
 
     with _readable(f"the data set {folder} could not be loaded", f"check data.split, and the files in {folder}"):
@@ -62,16 +74,15 @@ def open_folder(folder: Path, split: str) -> Table:
         for file in files:
             open_regular(file).close()
             if file.suffix == ".arrow":
-                _require_sound(file)
-        # A hash cache of this call alone: the rows are read anyway, so no modification time has to be trusted.
-        hashes = HashCache(Path(os.devnull))
-        content = folder_hash(files, hashes)
+                _require_sound(file, hashes)
+        content = _content(files, hashes)
         copies = Path(datasets.config.HF_DATASETS_CACHE) / "by_content" / content
         rows = datasets.load_dataset(str(folder), split=split, cache_dir=str(copies))
-        if folder_hash(files, hashes) != content:
+        # A file that was changed in the meantime has another state, and one that was changed just before has none.
+        if _content(files, hashes) != content:
             shutil.rmtree(copies, ignore_errors=True)
             raise UserError(f"the tables in {folder} were changed while they were read: run the same command again.")
-    return Table(rows, (folder, copies), tuple(files))
+    return Table(rows, (folder, copies), f"{content} {split}", tuple(files))
 
 
 def open_hub(name: str, split: str, revision: str | None) -> Table:
@@ -84,19 +95,32 @@ def open_hub(name: str, split: str, revision: str | None) -> Table:
         rows = datasets.load_dataset(name, split=split, revision=revision)
     # What was downloaded: the files of this repository, and what `datasets` unpacked.
     own = Path(HF_HUB_CACHE) / f"datasets--{name.replace('/', '--')}"
-    return Table(rows, (own, Path(datasets.config.HF_DATASETS_CACHE) / "downloads"))
+    return Table(rows, (own, Path(datasets.config.HF_DATASETS_CACHE) / "downloads"), rows._fingerprint)
 
 
 def read_image(cell: dict[str, Any] | None, folders: tuple[Path, ...]) -> bytes:
-    """The bytes of an image cell: its `bytes`, or else the file at its `path` if that is in one of `folders`, links resolved.
+    """The bytes of an image cell: its `bytes`, or else those of the file at its path (`path_of_cell`).
+
+    Raises BadImage if there is no image or the file is elsewhere, OSError if it cannot be read.
+    """
+    if cell is not None and cell["bytes"] is not None:
+        return cell["bytes"]
+    path = path_of_cell(cell, folders)
+    if path.exists() and not path.is_file():
+        raise BadImage(f"its image {cell['path']} is not a file")
+    if path.stat().st_size > MAX_BYTES:
+        raise BadImage(f"its image {cell['path']} has more than {MAX_BYTES:,} bytes")
+    return path.read_bytes()
+
+
+def path_of_cell(cell: dict[str, Any] | None, folders: tuple[Path, ...]) -> Path:
+    """The file that an image cell without bytes names, links resolved. It must be in one of `folders`.
 
     A dataset that was downloaded must not be able to name a private file of this machine: training, its sample images and W&B
-    would carry it away. Raises BadImage if there is no image or the file is elsewhere, OSError if it cannot be read.
+    would carry it away. Raises BadImage if there is no image or the file is elsewhere.
     """
-    if cell is None or (cell["bytes"] is None and cell["path"] is None):
+    if cell is None or cell["path"] is None:
         raise BadImage("the row has no image")
-    if cell["bytes"] is not None:
-        return cell["bytes"]
     name = cell["path"]
     if "://" in name or "\0" in name:
         raise BadImage(f"its image is {name}, which is not a file: store the image itself in the row")
@@ -106,11 +130,18 @@ def read_image(cell: dict[str, Any] | None, folders: tuple[Path, ...]) -> bytes:
             f"its image {name} is outside of the data set and is not read: store the image itself in the row, "
             "or move it into the data set's folder"
         )
-    if path.exists() and not path.is_file():
-        raise BadImage(f"its image {name} is not a file")
-    if path.stat().st_size > MAX_BYTES:
-        raise BadImage(f"its image {name} has more than {MAX_BYTES:,} bytes")
-    return path.read_bytes()
+    return path
+
+
+def _content(files: Sequence[Path], hashes: HashCache) -> str:
+    """`folder_hash` of the files of a dataset; large ones with their progress, because each byte is read once."""
+    unknown = {file: file.stat().st_size for file in files if "hash" not in (hashes.get(file) or {})}
+    total = sum(unknown.values())
+    with progress(total=total, description="hashing the tables", unit="B", scale=True, disable=total < 2**30) as bar:
+        for file, size in unknown.items():
+            file_hash(file, hashes)
+            bar.update(size)
+    return folder_hash(list(files), hashes)
 
 
 def _table_files(folder: Path) -> list[Path]:
@@ -172,7 +203,7 @@ def _read_json(path: Path) -> Any:
     return parse_json(read_regular(path), str(path), "save the data set again")
 
 
-def _require_sound(file: Path) -> None:
+def _require_sound(file: Path, hashes: HashCache) -> None:
     """Raises UserError unless all offsets and texts of an Arrow file are valid.
 
     Arrow maps such a file into memory and reads it as it is: an offset beyond its end would end the process. The check reads the
@@ -181,6 +212,9 @@ def _require_sound(file: Path) -> None:
     import pyarrow
 
     open_regular(file).close()
+    state, facts = file_state(file), hashes.get(file) or {}
+    if facts.get("sound"):
+        return
     rows, most_rows = 0, 8 * file.stat().st_size
     try:
         with pyarrow.memory_map(str(file)) as source:
@@ -198,6 +232,7 @@ def _require_sound(file: Path) -> None:
     except (OSError, ValueError, TypeError, RuntimeError, LookupError, MemoryError) as error:
         reason = str(first_line(error)).rstrip(".")
         raise UserError(f"the table {file} is damaged ({reason}): make it again, or download it again.") from None
+    hashes.put(file, facts | {"sound": True}, state)
 
 
 def _own_file(folder: Path, name: str, source: str) -> Path:

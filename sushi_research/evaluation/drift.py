@@ -16,7 +16,8 @@ import numpy as np
 import torch
 
 from sushi_research import diffusion
-from sushi_research.caches.store import Store, entry_key
+from sushi_research.caches.keys import entry_key
+from sushi_research.caches.store import Store
 from sushi_research.errors import UserError
 from sushi_research.evaluation import outcomes, validation_set
 from sushi_research.evaluation.validation_set import Example

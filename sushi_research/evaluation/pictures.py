@@ -16,7 +16,8 @@ import torch
 from PIL import Image
 
 from sushi_research.caches.inputs import Inputs
-from sushi_research.caches.store import Store, entry_key
+from sushi_research.caches.keys import entry_key
+from sushi_research.caches.store import Store
 from sushi_research.data.samples import Item
 from sushi_research.errors import UserError, some
 from sushi_research.evaluation import picture_distances

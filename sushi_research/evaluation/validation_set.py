@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from sushi_research import conditioning, diffusion, randomness
-from sushi_research.caches.store import entry_key
+from sushi_research.caches.keys import entry_key
 from sushi_research.data.samples import Item
 from sushi_research.errors import some
 from sushi_research.evaluation import outcomes

@@ -223,6 +223,16 @@ def empty_unet(base: Base) -> Any:
         ) from error
 
 
+def empty_text_encoder(base: Base, name: str) -> Any:
+    """A text encoder of the base without weights (on the meta device). UserError if the config of the base describes none."""
+    try:
+        return build_empty(name, base.config(name))
+    except ValueError as error:
+        raise UserError(
+            f"the config of {base.parts[name].where} describes no text encoder ({error}): download it again."
+        ) from error
+
+
 def find_tokenizers(
     architecture: str, asked: str | None, text_folder: Path | None, base_folder: Path | None
 ) -> dict[str, Tokenizer]:

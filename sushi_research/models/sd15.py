@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from sushi_research import conditioning
+from sushi_research.conditioning import Chunks
 from sushi_research.models import loading
 from sushi_research.models.formats import number
 from sushi_research.models.formats import sd15 as formats
@@ -55,18 +57,36 @@ def pipeline_text(base: loading.Base, text: Text) -> dict[str, Any]:
     return {"tokenizer": text.tokenizer, "text_encoder": text.encoder}
 
 
-def encode_caption(text: Text, caption: str, *, clip_skip: int = 1) -> tuple[dict[str, torch.Tensor], int]:
-    """({"hidden": [77, 768] fp32}, number of tokens cut off) of one caption."""
-    tokens = conditioning.tokenize(text.tokenizer, [caption])
-    hidden = conditioning.encode_one(text.encoder, tokens.ids, clip_skip)
-    return {"hidden": hidden[0]}, tokens.cut[0]
+def encode_captions(
+    text: Text,
+    captions: Sequence[str],
+    chunks: Chunks = conditioning.ONE_CHUNK,
+    *,
+    batch: int = 1,
+    clip_skip: int = 1,
+) -> list[tuple[dict[str, torch.Tensor], int]]:
+    """`encode_caption` of several captions, `batch` chunks at a time (`conditioning.in_batches`)."""
+    ids, cut = zip(*(conditioning.chunk_ids(text.tokenizer, caption, chunks) for caption in captions), strict=True)
+    (hidden,) = conditioning.in_batches(
+        lambda rows: (conditioning.encode_one(text.encoder, rows, clip_skip),), batch, torch.cat(ids)
+    )
+    parts = hidden.split([len(each) for each in ids])
+    return [({"hidden": conditioning.join_chunks(part, chunks)}, lost) for part, lost in zip(parts, cut, strict=True)]
+
+
+def encode_caption(
+    text: Text, caption: str, chunks: Chunks = conditioning.ONE_CHUNK, *, clip_skip: int = 1
+) -> tuple[dict[str, torch.Tensor], int]:
+    """({"hidden": [77 N, 768] fp32}, number of tokens cut off) of one caption in N chunks of 75 tokens (`Chunks`).
+
+    They are encoded one at a time, so that the first chunk is bit for bit the embedding of a caption of one.
+    """
+    return encode_captions(text, [caption], chunks, clip_skip=clip_skip)[0]
 
 
 def encode_prompt(text: Text, prompt: str, *, clip_skip: int = 1) -> dict[str, torch.Tensor]:
     """{"hidden": [77 N, 768] fp32} of a prompt in N chunks of 75 tokens; for one that fits, as `encode_caption`."""
-    chunks = conditioning.tokenize_chunks(text.tokenizer, prompt)
-    # One at a time, so that the first chunk is bit for bit the embedding of a caption.
-    return {"hidden": torch.cat([conditioning.encode_one(text.encoder, ids[None], clip_skip)[0] for ids in chunks])}
+    return encode_caption(text, prompt, conditioning.ALL_CHUNKS, clip_skip=clip_skip)[0]
 
 
 def predict(
@@ -76,9 +96,15 @@ def predict(
     text: dict[str, torch.Tensor],
     time_ids: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """The UNet's prediction [B, 4, H/8, W/8] in its own dtype; `text["hidden"]` [B, 77, 768].
+    """The UNet's prediction [B, 4, H/8, W/8] in its own dtype; `text` is that of `batch_text`: "hidden" [B, 77 N, 768].
 
     SD1.5 has no size conditioning; `time_ids` is ignored and exists so that both architectures have the same signature.
     """
     hidden = text["hidden"].to(unet.dtype)
-    return unet(noisy.to(unet.dtype), timesteps, encoder_hidden_states=hidden, return_dict=False)[0]
+    return unet(
+        noisy.to(unet.dtype),
+        timesteps,
+        encoder_hidden_states=hidden,
+        encoder_attention_mask=text.get("mask"),
+        return_dict=False,
+    )[0]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from sushi_research import conditioning
+from sushi_research.conditioning import Chunks
 from sushi_research.models import loading
 from sushi_research.models.formats import number
 from sushi_research.models.formats import sdxl as formats
@@ -62,16 +64,45 @@ def pipeline_text(base: loading.Base, text: Text) -> dict[str, Any]:
     }
 
 
-def encode_caption(
-    text: Text, caption: str, *, text_encoder_1_layer: str = "penultimate"
-) -> tuple[dict[str, torch.Tensor], int]:
-    """({"hidden": [77, 2048] fp32, "pooled": [1280] fp32}, number of tokens cut off) of one caption."""
-    first = conditioning.tokenize(text.tokenizer_1, [caption])
-    second = conditioning.tokenize(text.tokenizer_2, [caption])
-    hidden, pooled = conditioning.encode_two(
-        text.encoder_1, text.encoder_2, first.ids, second.ids, text_encoder_1_layer
+def encode_captions(
+    text: Text,
+    captions: Sequence[str],
+    chunks: Chunks = conditioning.ONE_CHUNK,
+    *,
+    batch: int = 1,
+    text_encoder_1_layer: str = "penultimate",
+) -> list[tuple[dict[str, torch.Tensor], int]]:
+    """`encode_caption` of several captions, `batch` chunks at a time (`conditioning.in_batches`)."""
+    read = [
+        [conditioning.chunk_ids(tokenizer, caption, chunks) for caption in captions]
+        for tokenizer in (text.tokenizer_1, text.tokenizer_2)
+    ]
+    first, second = ([ids for ids, _ in each] for each in read)
+    cut = [max(cut_1, cut_2) for (_, cut_1), (_, cut_2) in zip(*read, strict=True)]
+    hidden, pooled = conditioning.in_batches(
+        lambda ids_1, ids_2: conditioning.encode_two(
+            text.encoder_1, text.encoder_2, ids_1, ids_2, text_encoder_1_layer
+        ),
+        batch,
+        torch.cat(first),
+        torch.cat(second),
     )
-    return {"hidden": hidden[0], "pooled": pooled[0]}, max(first.cut[0], second.cut[0])
+    counts = [len(ids) for ids in first]
+    return [
+        ({"hidden": conditioning.join_chunks(part, chunks), "pooled": of_chunks[0]}, lost)
+        for part, of_chunks, lost in zip(hidden.split(counts), pooled.split(counts), cut, strict=True)
+    ]
+
+
+def encode_caption(
+    text: Text, caption: str, chunks: Chunks = conditioning.ONE_CHUNK, *, text_encoder_1_layer: str = "penultimate"
+) -> tuple[dict[str, torch.Tensor], int]:
+    """({"hidden": [77 N, 2048] fp32, "pooled": [1280] fp32}, number of tokens cut off) of one caption in N chunks of 75 tokens.
+
+    "pooled" is the first chunk's. `chunks` says how many are read at most (`Chunks`). They are encoded one at a time, so that the
+    first chunk is bit for bit the embedding of a caption of one.
+    """
+    return encode_captions(text, [caption], chunks, text_encoder_1_layer=text_encoder_1_layer)[0]
 
 
 def encode_prompt(text: Text, prompt: str, *, text_encoder_1_layer: str = "penultimate") -> dict[str, torch.Tensor]:
@@ -79,14 +110,7 @@ def encode_prompt(text: Text, prompt: str, *, text_encoder_1_layer: str = "penul
 
     For a prompt that fits, as `encode_caption`.
     """
-    first = conditioning.tokenize_chunks(text.tokenizer_1, prompt)
-    second = conditioning.tokenize_chunks(text.tokenizer_2, prompt)
-    # One at a time, so that the first chunk is bit for bit the embedding of a caption.
-    encoded = [
-        conditioning.encode_two(text.encoder_1, text.encoder_2, ids_1[None], ids_2[None], text_encoder_1_layer)
-        for ids_1, ids_2 in zip(first, second, strict=True)
-    ]
-    return {"hidden": torch.cat([hidden[0] for hidden, _ in encoded]), "pooled": encoded[0][1][0]}
+    return encode_caption(text, prompt, conditioning.ALL_CHUNKS, text_encoder_1_layer=text_encoder_1_layer)[0]
 
 
 def predict(
@@ -94,11 +118,17 @@ def predict(
 ) -> torch.Tensor:
     """The UNet's prediction [B, 4, H/8, W/8] in its own dtype.
 
-    `text`: "hidden" [B, 77, 2048] and "pooled" [B, 1280]; `time_ids` [B, 6] float32 (the UNet embeds the sizes in float32).
+    `text` is that of `conditioning.batch_text`: "hidden" [B, 77 N, 2048] and "pooled" [B, 1280]; `time_ids` [B, 6] float32 (the
+    UNet embeds the sizes in float32).
     """
     assert time_ids.dtype == torch.float32
     added = {"text_embeds": text["pooled"].to(unet.dtype), "time_ids": time_ids}
     hidden = text["hidden"].to(unet.dtype)
     return unet(
-        noisy.to(unet.dtype), timesteps, encoder_hidden_states=hidden, added_cond_kwargs=added, return_dict=False
+        noisy.to(unet.dtype),
+        timesteps,
+        encoder_hidden_states=hidden,
+        added_cond_kwargs=added,
+        encoder_attention_mask=text.get("mask"),
+        return_dict=False,
     )[0]

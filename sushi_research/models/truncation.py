@@ -1,27 +1,45 @@
-"""Texts that are longer than the 77 tokens of the text encoders: captions are cut, prompts are read in chunks."""
+"""How long texts are in tokens: CLIP reads 75 at a time. Captions are cut, prompts are read in chunks."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from types import ModuleType
 
-from sushi_research import conditioning
+import numpy as np
+import pyarrow
+
 from sushi_research.models import loading
 
+# Tokens of a chunk, besides its start and end token.
+CHUNK = 75
+# Texts that are tokenized at a time: bounds the memory for their tokens.
+_AT_ONCE = 10_000
 
-def texts_cut(base: loading.Base, model: ModuleType, texts: Iterable[str]) -> dict[str, int]:
-    """The number of tokens beyond 77 that are cut from each text, for texts that are too long."""
-    texts, cut = sorted(texts), {}
-    if not texts:
-        return cut
+
+def token_counts(base: loading.Base, model: ModuleType, texts: Sequence[str] | pyarrow.Array) -> np.ndarray:
+    """[n] int32: the tokens of each text without start and end token; of two tokenizers the larger number."""
+    counts = np.zeros(len(texts), np.int32)
+    if not len(texts):
+        return counts
     for name in model.TEXT_ENCODERS:
-        tokens = conditioning.tokenize(base.load_tokenizer(name), texts)
-        for text, lost in zip(texts, tokens.cut, strict=True):
-            if lost:
-                cut[text] = max(lost, cut.get(text, 0))
-    return cut
+        tokenizer = base.load_tokenizer(name)
+        for start in range(0, len(texts), _AT_ONCE):
+            part = texts[start : start + _AT_ONCE]
+            part = part.to_pylist() if isinstance(part, pyarrow.Array) else list(part)
+            # verbose=False: the caller reports long captions itself.
+            ids = tokenizer(part, padding=False, truncation=False, verbose=False).input_ids
+            found = counts[start : start + len(part)]
+            np.maximum(found, np.fromiter((len(row) - 2 for row in ids), np.int32, len(part)), out=found)
+    return counts
+
+
+def chunks_in(tokens: np.ndarray) -> np.ndarray:
+    """The chunks of 75 tokens that hold so many tokens, at least one."""
+    return np.maximum(1, -(-tokens // CHUNK))
 
 
 def chunks_of(base: loading.Base, model: ModuleType, prompts: Iterable[str]) -> dict[str, int]:
     """The number of chunks of 75 tokens of each prompt that needs more than one (conditioning.py)."""
-    return {text: 1 + -(-lost // 75) for text, lost in texts_cut(base, model, prompts).items()}
+    texts = sorted(prompts)
+    chunks = chunks_in(token_counts(base, model, texts)).tolist()
+    return {text: count for text, count in zip(texts, chunks, strict=True) if count > 1}

@@ -9,10 +9,12 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+import pyarrow.compute
 from PIL import Image, ImageOps
 
 from sushi_research.data import images
-from sushi_research.data.samples import Item, Sample, dataset_hash
+from sushi_research.data.dataset_hash import dataset_hash
+from sushi_research.data.samples import Items, Sample
 from sushi_research.errors import UserError
 from sushi_research.files import write_json
 from sushi_research.reports.page import Picture
@@ -44,7 +46,7 @@ class Thumbnails(records.Record):
     images: list[Thumbnail]
 
 
-def write(run: RunFolder, items: Sequence[Item]) -> None:
+def write(run: RunFolder, items: Items) -> None:
     """Writes thumbnails.json of a run's training images, unless it is there and of the same data. CannotWrite if that fails."""
     dataset = dataset_hash(items)
     try:
@@ -52,8 +54,9 @@ def write(run: RunFolder, items: Sequence[Item]) -> None:
             return
     except UserError:
         pass  # damaged: made again
-    samples = [sample for _, sample in sorted({item.sample.name: item.sample for item in items}.items())]
-    shown = spaced(samples, MOST_IMAGES)
+    samples = items.used
+    by_name = pyarrow.compute.sort_indices(samples.names).to_numpy()
+    shown = [samples[row] for row in spaced(by_name, MOST_IMAGES)]
     found = [
         {"name": each.name, "caption": each.caption, "repeats": each.repeats, "jpeg": _of_sample(each)}
         for each in shown
@@ -97,7 +100,7 @@ def _of_sample(sample: Sample) -> str:
 
 def of_file(data: bytes, side: int) -> bytes:
     """An image file as a JPEG whose longer side has at most `side` pixels. The file was decoded before without an error."""
-    with Image.open(io.BytesIO(data), formats=images.FORMATS) as image:
+    with images.open_file(data) as image:
         profile = image.info.get("icc_profile") or b""
         if image.format == "JPEG" and image.mode == "RGB" and len(profile) <= MOST_PROFILE_BYTES:
             image.draft("RGB", (2 * side, 2 * side))  # decodes an eighth of a large photo's pixels

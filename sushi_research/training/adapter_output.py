@@ -13,7 +13,7 @@ import torch
 
 from sushi_research.adapters import kohya_format, metadata, trained_images
 from sushi_research.caches.inputs import Inputs
-from sushi_research.caches.store import entry_key
+from sushi_research.caches.keys import entry_key
 from sushi_research.runs.job import Job
 from sushi_research.training import thumbnail
 from sushi_research.training.plan import Plan
@@ -42,8 +42,11 @@ class AdapterWriter:
         assert job.run is not None
         entries = metadata.adapter_metadata(config, self._facts(step))
         if config.lora.metadata != "none":
-            images = {item.sample.image_hash for item in self.inputs.data.items}
-            entries |= trained_images.metadata_of(images, job.start and job.start.trained_on)
+            items = self.inputs.data.items
+            # Each image has one item of instance 0. Of more images than this the file lists none.
+            images = items.samples.images[items.rows[items.instances == 0]][: trained_images.MAX_IMAGES + 1]
+            hashes = [image.decode() for image in images]
+            entries |= trained_images.metadata_of(hashes, job.start and job.start.trained_on)
             entries |= chosen or {}
             entries |= thumbnail.newest(job, step)
         file = self._file()
@@ -74,7 +77,7 @@ class AdapterWriter:
             epochs=int(round(step * plan.global_batch_size / plan.items_per_epoch, 2)),
             prediction=self.inputs.base.prediction,
             trained=(job.started, time.time()),
-            samples=list({item.sample.name: item.sample for item in self.inputs.data.items}.values()),
+            samples=self.inputs.data.learned.used,
             started_from=start.chain if start else (),
             is_uniform=start is None or start.is_uniform,
         )

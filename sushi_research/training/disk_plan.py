@@ -11,10 +11,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from sushi_research.caches.inputs import Inputs
+from sushi_research.caches.latent_entries import LatentEntries
 from sushi_research.config import TrainingConfig
 from sushi_research.data.held_out import DRIFT_CAPTIONS
-from sushi_research.data.samples import Item
 from sushi_research.errors import UserError
 from sushi_research.files import size_text
 from sushi_research.runs.job import Job, agree
@@ -136,24 +138,18 @@ def _picture_bytes(config: TrainingConfig, evaluations: int) -> int:
     return PIXEL_BYTES * pixels * evaluations
 
 
-def cache_bytes(job: Job, inputs: Inputs, latents: Sequence[tuple[str, Item, bool]], text_chunks: Sequence[int]) -> int:
+def cache_bytes(job: Job, inputs: Inputs, latents: LatentEntries, text_chunks: np.ndarray) -> int:
     """The bytes of missing cache entries, without the little that the files need besides.
 
-    `latents` are those of `Caches.missing_latents`, `text_chunks` those of `Inputs.missing_text_chunks`.
+    `latents` are those of `Inputs.missing_latents`, `text_chunks` those of `Inputs.missing_text_chunks`.
     """
-    return sum(latent_bytes(item.bucket) for _, item, _ in latents) + text_bytes(job, inputs) * sum(text_chunks)
+    return latents.bytes + text_bytes(job, inputs) * int(text_chunks.sum())
 
 
 def require_room_for_cache(job: Job, inputs: Inputs) -> None:
     """`require_room` for a command that fills the caches and trains no run."""
-    latents = inputs.caches.missing_latents(inputs.data)
-    plan = DiskPlan(cache_bytes(job, inputs, latents, inputs.missing_text_chunks()))
+    plan = DiskPlan(cache_bytes(job, inputs, inputs.missing_latents(), inputs.missing_text_chunks()))
     require_room(job, plan, rooms_of(job, plan))
-
-
-def latent_bytes(bucket: tuple[int, int]) -> int:
-    """The bytes of an image entry: mean and standard deviation, 4 channels, 1/8 of each side, 2 bytes per value."""
-    return 2 * 4 * (bucket[0] // 8) * (bucket[1] // 8) * 2
 
 
 def text_bytes(job: Job, inputs: Inputs) -> int:

@@ -14,23 +14,21 @@ from sushi_research.adapters.reading import Pair
 from sushi_research.caches.inputs import Inputs
 from sushi_research.data import dataset, findings
 from sushi_research.data.samples import Problem
-from sushi_research.data.training_data import captions_of
 from sushi_research.errors import printable
 from sushi_research.files import write_json
 from sushi_research.models import loading
 from sushi_research.models.prediction import Prediction
-from sushi_research.models.truncation import texts_cut
 from sushi_research.precision import DtypePolicy, dtype_policy
 from sushi_research.runs import tracking
 from sushi_research.runs.job import Job
 from sushi_research.runs.measured import Measured
 from sushi_research.sampling import prompts as sample_prompts
 from sushi_research.training import optim, optimizer_check, starting_point
+from sushi_research.training.caption_plan import CaptionPlan, caption_plan
 from sushi_research.training.disk_plan import (
     DiskPlan,
     Room,
     cache_bytes,
-    latent_bytes,
     plan_run,
     require_room,
     rooms_of,
@@ -54,6 +52,7 @@ from sushi_research.training.plan_parts import (
     there_already,
 )
 from sushi_research.training.sampler import Sampler
+from sushi_research.training.sets_plan import SetPlan, describe_sets, sets_of_data
 
 
 @dataclass(frozen=True)
@@ -67,11 +66,12 @@ class Plan:
     unused: Mapping[str, str]
     images: int
     items_per_epoch: int
+    sets: tuple[SetPlan, ...]
     repeats: tuple[Repeats, ...]
     buckets: Mapping[str, int]
-    problems: tuple[Problem, ...]
+    problems: Sequence[Problem]
     notes: tuple[str, ...]
-    captions_cut: Mapping[str, int]
+    captions: CaptionPlan
     sampling: SamplePlan | None
     checkpoints: CheckpointPlan
     evaluation: EvaluationPlan | None
@@ -127,10 +127,14 @@ class Plan:
             },
             "images": self.images,
             "items_per_epoch": self.items_per_epoch,
+            "sets": [asdict(each) for each in self.sets],
             "repeats": [asdict(each) for each in self.repeats],
             "buckets": dict(self.buckets),
-            "skipped": [{"name": problem.name, "reason": problem.reason} for problem in self.problems],
-            "captions_cut": dict(self.captions_cut),
+            "skipped": [
+                {"name": problem.name, "reason": problem.reason} for problem in self.problems[: findings.LISTED]
+            ],
+            "captions_cut": dict(self.captions.listed),
+            "captions": self.captions.to_json(),
             "sampling": asdict(self.sampling) if self.sampling else None,
             "checkpoints": asdict(self.checkpoints),
             "evaluation": asdict(self.evaluation) if self.evaluation else None,
@@ -165,6 +169,7 @@ class Plan:
             f"activations, {dtypes['adapter, master weights']} adapter master weights, "
             f"optimizer state {dtypes['optimizer state']}, {dtypes['VAE']} VAE",
             f"images       {self.images} ({self.items_per_epoch} per epoch with repeats)",
+            *describe_sets(self.sets),
             *describe_repeats(self.repeats),
             f"buckets      {len(self.buckets)}: {buckets}",
             f"step         {self.global_batch_size} samples = batch {self.batch_size} x accumulation "
@@ -184,11 +189,7 @@ class Plan:
                 "evaluation   none: --evaluation.held_out 0.1, or --evaluation.path with held-out images, measures what is learned"
             ]
         )
-        if self.captions_cut:
-            count, worst = len(self.captions_cut), max(self.captions_cut.values())
-            lines.append(
-                f"captions     {count} longer than 77 tokens are cut (the longest loses {worst}); a run's plan.json lists them"
-            )
+        lines += self.captions.describe()
         lines.append(describe_speed(self.speed, self.steps, self.global_batch_size, self.run_folder))
         lines += findings.lines(self.problems, self.notes)
         return "\n".join(printable(line) for line in lines)
@@ -212,10 +213,8 @@ def make_plan(job: Job, inputs: Inputs) -> Plan:
     # One epoch is representative: epochs differ only in their order and in the position of their tail.
     epoch_steps = min(steps, max(1, len(items) // global_batch_size))
     micro_batches = sampler.count_micro_batches(epoch_steps, config.train.batch_size)
-    entries = {caches.latent_key(item, flip): item.bucket for item in items for flip in caches.flips}
-    entries |= {caches.latent_key(item, False): item.bucket for item in data.measured}
     parameters = sum(map(math.prod, shapes.values()))
-    missing, missing_chunks = caches.missing_latents(data), inputs.missing_text_chunks()
+    missing, missing_chunks = inputs.missing_latents(), inputs.missing_text_chunks()
     images = sample_prompts.of_run(config, inputs.prompts)
     sample_prompts.require_few_chunks(images, inputs.long_prompts)
     disk = plan_run(job, cache_bytes(job, inputs, missing, missing_chunks), steps, due, parameters, images)
@@ -225,15 +224,16 @@ def make_plan(job: Job, inputs: Inputs) -> Plan:
         base=base.source,
         prediction=base.prediction,
         unused=base.ignored,
-        images=len({item.sample.name for item in items}),
+        images=len(items.used),
         items_per_epoch=len(items),
-        repeats=repeats_by_folder(items),
+        sets=sets_of_data(data),
+        repeats=() if config.data.sets else repeats_by_folder(items),
         buckets={
             f"{w}x{h}": int(count) for (h, w), count in zip(items.buckets, np.bincount(items.bucket_ids), strict=True)
         },
-        problems=tuple(data.problems),
+        problems=data.problems,
         notes=tuple(data.notes),
-        captions_cut=texts_cut(base, job.model, captions_of(config, data)),
+        captions=caption_plan(job, inputs, text_bytes(job, inputs)),
         sampling=samples_of(job, inputs, steps, due),
         checkpoints=checkpoints_of(job, steps, due),
         evaluation=plan_evaluation(config, inputs, steps, due.evaluation),
@@ -248,14 +248,14 @@ def make_plan(job: Job, inputs: Inputs) -> Plan:
         trainable_parameters=parameters,
         dtypes=dtype_policy(job.precision, optimizer=config.optimizer.name, vae=caches.vae_dtype),
         image_cache=CachePlan(
-            needed=len(entries),
+            needed=len(inputs.latent_entries),
             missing=len(missing),
-            bytes=sum(latent_bytes(bucket) for bucket in entries.values()),
+            bytes=inputs.latent_entries.bytes,
         ),
         caption_cache=CachePlan(
             needed=len(inputs.text_chunks),
             missing=len(missing_chunks),
-            bytes=text_bytes(job, inputs) * sum(inputs.text_chunks),
+            bytes=text_bytes(job, inputs) * int(inputs.text_chunks.sum()),
         ),
         disk=disk,
         rooms=tuple(rooms_of(job, disk)),

@@ -6,11 +6,12 @@ Each part says itself for the terminal (`describe`) and for plan.json (`dataclas
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
+import pyarrow
+import pyarrow.compute
 import torch
 
 from sushi_research.adapters import metadata
@@ -18,7 +19,7 @@ from sushi_research.caches.inputs import Inputs
 from sushi_research.config.command_line import config_to_dict
 from sushi_research.config.keys import default_values
 from sushi_research.data.image_folder import repeats_of
-from sushi_research.data.samples import Item
+from sushi_research.data.samples import Items
 from sushi_research.errors import UserError, some
 from sushi_research.files import size_text
 from sushi_research.runs import identity, machine, measured
@@ -86,12 +87,16 @@ class Repeats:
     repeats: int
 
 
-def repeats_by_folder(items: Iterable[Item]) -> tuple[Repeats, ...]:
+def repeats_by_folder(items: Items) -> tuple[Repeats, ...]:
     """The repeats of the items of an epoch; none if each image is shown once."""
-    samples = {item.sample.name: item.sample for item in items}
-    counts = Counter((repeats_of(sample.name)[0], sample.repeats) for sample in samples.values())
-    if all(repeats == 1 for _, repeats in counts):
+    samples = items.used
+    if (samples.repeats == 1).all():
         return ()
+    folders = pyarrow.compute.replace_substring_regex(samples.names, r"[^/]*$", "")
+    table = pyarrow.table({"folder": folders, "repeats": samples.repeats})
+    counts: Counter[tuple[str, int]] = Counter()
+    for row in table.group_by(["folder", "repeats"]).aggregate([([], "count_all")]).to_pylist():
+        counts[repeats_of(f"{row['folder']}image")[0], row["repeats"]] += row["count_all"]
     return tuple(Repeats(folder, images, repeats) for (folder, repeats), images in sorted(counts.items()))
 
 

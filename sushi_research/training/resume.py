@@ -66,6 +66,8 @@ def start_or_resume(job: Job, inputs: Inputs, plan: Plan) -> RunState:
     }
     if job.start is not None:
         facts["start_from"] = job.start.hash
+    if inputs.data.captions and (texts := inputs.data.captions.facts()):
+        facts["captions"] = texts
     if config.lora.dropout:
         facts["dropout_split"] = plan.split
     if base.prediction != Prediction():

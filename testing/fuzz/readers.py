@@ -40,9 +40,9 @@ def make_configs(folder: Path) -> None:
 
 def read_config(folder: Path, name: str) -> object:
     base = [] if name.startswith("configs-") else ["--config", "configs/demo_sdxl.yaml"]
-    return _load(
-        [*base, "--config", str(folder / name), "--data.path", "photos", "--train.steps", "900"], sd15="sd15" in name
-    )
+    # The last layer's data.path would take the place of data.sets.
+    path = [] if "subject" in name else ["--data.path", "photos"]
+    return _load([*base, "--config", str(folder / name), *path, "--train.steps", "900"], sd15="sd15" in name)
 
 
 def make_experiments(folder: Path) -> None:
@@ -188,16 +188,24 @@ def make_cache(folder: Path) -> None:
     cache = HashCache(folder / "files.json")
     cache.put(folder / "photos/a.png", {"hash": "0" * 32}, file_state(folder / "photos/a.png"))
     cache.save()
+    _scan(folder)
+
+
+def _scan(folder: Path) -> object:
+    from sushi_research.data.dataset import scan
+    from sushi_research.remembered import Remembered
+
+    options = {"split": "train", "image_column": "image", "caption_column": "text", "revision": None}
+    remembered = Remembered(folder / "remembered")
+    return scan(folder / "photos", **options, remembered=remembered, show_progress=False)  # type: ignore[arg-type]
 
 
 def read_cache(folder: Path, name: str) -> object:
     from sushi_research.caches.store import Store
-    from sushi_research.data.dataset import scan
     from sushi_research.fingerprints import HashCache
 
-    options = {"split": "train", "image_column": "image", "caption_column": "text", "revision": None}
-    cache = HashCache(folder / "files.json")
-    (sample,) = scan(folder / "photos", **options, hash_cache=cache, show_progress=False).samples  # type: ignore[arg-type]
+    HashCache(folder / "files.json")
+    (sample,) = _scan(folder).samples
     sample.read()
     store = Store.open(folder / "store", ("mean",), repair=True)
     for number in range(3):
@@ -229,6 +237,8 @@ TABLES = ("*/train.*", "*/README.md", "*/.huggingface.yaml", "saved/dataset_dict
 BASES = ("base/*.json", "base/*/*.json", "base/*/*.txt", "base/vae/*")
 READERS = [
     Reader("images", ("*",), image_files.make_images, image_files.read_image, image_files.bad_image, 1536 * MIB),
+    Reader("photos", ("*",), image_files.make_photos, image_files.read_photo, image_files.bad_image, 1536 * MIB),
+    Reader("masks", ("*",), image_files.make_masks, image_files.read_mask, image_files.bad_image, 1536 * MIB),
     Reader(
         "captions",
         ("*.txt", "*.caption", "sub/metadata.jsonl"),

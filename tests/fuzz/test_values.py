@@ -9,6 +9,7 @@ import copy
 import functools
 import io
 import json
+import os
 from pathlib import Path
 
 import numpy
@@ -22,13 +23,17 @@ from sushi_research.adapters.peft_settings import KEY
 from sushi_research.adapters.reading import read_adapter
 from sushi_research.config import SDXLTraining
 from sushi_research.config.command_line import load_config
+from sushi_research.config.sets import sets_of
 from sushi_research.config.yaml12 import dump_yaml, parse_yaml
+from sushi_research.data.folder_files import list_files
+from sushi_research.data.found import CaptionRule
 from sushi_research.data.image_folder import find_in_folder
 from sushi_research.data.samples import Scan
 from sushi_research.data.tables import open_folder, open_saved
 from sushi_research.errors import UserError, UserErrors
 from sushi_research.experiments.experiment import Experiment, plan
 from sushi_research.fingerprints import HashCache
+from sushi_research.remembered import NOTHING_REMEMBERED
 from sushi_research.reports.run_record import read_record
 from sushi_research.runs.metrics_file import MetricsFile
 from sushi_research.runs.run_folder import open_run_folder
@@ -154,6 +159,34 @@ def test_values_in_config_files(folder, data):
             read(plan, found)
 
 
+SETS = [
+    {
+        "path": "photos",
+        "repeats": 2,
+        "resolutions": [128, 160],
+        "crop": "random",
+        "crops": 3,
+        "masks": {"source": "files"},
+    },
+    {"path": "cats", "role": "regularisation", "target": "base", "loss_weight": 0.5, "flip": 0.5},
+]
+
+
+@settings(max_examples=30)
+@given(planted(SETS))
+@example([])
+@example([{}])
+@example([{"path": "photos", "masks": {"background": float("nan")}}])
+@example([{"path": "photos", "loss_weight": 10**400}])
+def test_values_in_sets(folder, sets):
+    (folder / "sets.yaml").write_text(json.dumps({"data": {"sets": sets}}))
+    found = read(load, [*BASE[:2], "--config", str(folder / "sets.yaml")])
+    if found is not None:
+        resolved = sets_of(found)
+        assert len(resolved) == max(1, len(found.data.sets)) and all(each.resolutions for each in resolved)
+        assert dump_yaml(found.model_dump()).encode()
+
+
 ENTRY = {"file_name": "a.png", "text": "tuna", "caption": "salmon", "tags": ["x"]}
 
 
@@ -165,9 +198,11 @@ def test_values_in_a_metadata_file(folder, entries, column):
         (folder / f"photos/{name}.png").touch()
     (folder / "photos/metadata.jsonl").write_text("".join(f"{json.dumps(entry)}\n" for entry in entries))
     result = Scan(source="photos")
-    images, _ = find_in_folder(result, folder / "photos", column, {})
-    assert len(images) == 2
-    assert all(image.caption or image.name in {problem.name for problem in result.problems} for image in images)
+    found = find_in_folder(result, list_files(result, folder / "photos", {}), CaptionRule(column), NOTHING_REMEMBERED)
+    assert len(found.names) == 2
+    named = {problem.name for problem in result.problems}
+    images = zip(found.names.to_pylist(), found.captions.to_pylist(), strict=True)
+    assert all(captions or name in named for name, captions in images)
 
 
 DOCUMENTS = (
@@ -243,7 +278,7 @@ def test_values_in_the_card_of_a_dataset(folder, document):
         table.mkdir()
         datasets.Dataset.from_dict({"text": ["tuna"]}).to_parquet(table / "train.parquet")
     (table / "README.md").write_text(f"---\n{json.dumps(document)}\n---\n# Sushi\n")
-    read(open_folder, table, "train")
+    read(open_folder, table, "train", HashCache(Path(os.devnull)))
 
 
 @settings(max_examples=25)
@@ -257,6 +292,6 @@ def test_values_in_a_saved_dataset(folder, name, data):
     before = (saved / name).read_text()
     (saved / name).write_text(json.dumps(data.draw(planted(json.loads(before)))))
     try:
-        read(open_saved, saved, "train")
+        read(open_saved, saved, "train", HashCache(Path(os.devnull)))
     finally:
         (saved / name).write_text(before)

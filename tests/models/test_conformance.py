@@ -59,8 +59,9 @@ def test_names_and_signatures(name, model):
     assert list(inspect.signature(model.pipeline_text).parameters) == ["base", "text"]
     predict = list(inspect.signature(model.predict).parameters)
     assert predict[:4] == ["unet", "noisy", "timesteps", "text"] and predict[4:] in ([], ["time_ids"])
-    for encode in (model.encode_caption, model.encode_prompt):
-        assert tuple(inspect.signature(encode).parameters)[2:] == model.TEXT_SETTINGS
+    several = (model.encode_captions, ("chunks", "batch"))
+    for encode, others in ((model.encode_caption, ("chunks",)), several, (model.encode_prompt, ())):
+        assert tuple(inspect.signature(encode).parameters)[2:] == (*others, *model.TEXT_SETTINGS)
 
 
 def test_the_config_class_has_the_settings_of_the_text(name, model):
@@ -141,7 +142,7 @@ def test_encoding_an_image_equals_diffusers(model, base):
     pixels = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
     picture = VaeImageProcessor().preprocess(pixels[None].astype(np.float32) / 255.0)
     posterior = vae.encode(picture).latent_dist
-    mean, std = encoding.encode_image(vae, pixels)
+    mean, std = (each[0] for each in encoding.encode_images(vae, pixels[None]))
     assert mean.dtype == torch.float16 and mean.shape == (4, 8, 12)
     # x / 127.5 - 1 and 2 (x / 255) - 1 may differ in the last fp32 bit, so in one fp16 rounding here and there.
     assert torch.allclose(mean.float(), posterior.mean[0], rtol=2e-3, atol=1e-4)

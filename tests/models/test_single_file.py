@@ -68,7 +68,9 @@ def test_forward_passes_equal_the_folder_s(architecture, folder, file_of):
         with torch.no_grad():
             predicted = model.predict(unet, noisy, torch.tensor([3, 980]), both, *sizes)
             decoded = vae.decode(noisy).sample
-        results.append([*text.values(), predicted, decoded, *encoding.encode_image(vae, picture.astype(np.uint8))])
+        results.append(
+            [*text.values(), predicted, decoded, *encoding.encode_images(vae, picture[None].astype(np.uint8))]
+        )
     assert len(results[0]) == len(text) + 4 and all(result.isfinite().all() for result in results[0])
     assert all(map(torch.equal, *results))
 

@@ -19,6 +19,7 @@ from script_runs import Trainer, assert_equal, script
 
 from sushi_research.caches import encoding
 from sushi_research.config.command_line import config_to_yaml
+from sushi_research.errors import UserError
 from sushi_research.runs import tracking
 from testing.tiny_base import save_tiny_base
 
@@ -55,18 +56,18 @@ def mine(architecture, bases, photos, tmp_path) -> Trainer:
 @pytest.fixture
 def encoded(mine: Trainer, monkeypatch: pytest.MonkeyPatch) -> Counts:
     counts, model = Counts(), mine.script.model
-    encode_image, encode_caption = encoding.encode_image, model.encode_caption
+    encode_images, encode_captions = encoding.encode_images, model.encode_captions
 
-    def image(*arguments: Any) -> Any:
-        counts.images += 1
-        return encode_image(*arguments)
+    def images(vae: Any, pixels: np.ndarray) -> Any:
+        counts.images += len(pixels)
+        return encode_images(vae, pixels)
 
-    def caption(*arguments: Any, **settings: Any) -> Any:
-        counts.captions += 1
-        return encode_caption(*arguments, **settings)
+    def captions(text: Any, captions: list[str], **settings: Any) -> Any:
+        counts.captions += len(captions)
+        return encode_captions(text, captions, **settings)
 
-    monkeypatch.setattr(encoding, "encode_image", image)
-    monkeypatch.setattr(model, "encode_caption", caption)
+    monkeypatch.setattr(encoding, "encode_images", images)
+    monkeypatch.setattr(model, "encode_captions", captions)
     return counts
 
 
@@ -192,7 +193,10 @@ def cut(path: Path) -> None:
 @pytest.mark.parametrize(("store", "damage"), [("latents", flip_bit), ("text_sd15", cut)])
 @pytest.mark.slow
 def test_a_damaged_shard_is_reported_and_made_again(mine, encoded, fill, tmp_path, damage, store, caplog):
-    """Two shards to a store; the damage is in the first one. Nothing that is damaged is used: the run is as it was."""
+    """Two shards to a store; the damage is in the first one. Nothing that is damaged is used: the run is as it was.
+
+    A file of the wrong size is noticed when the cache is opened; a row of other bytes, when it is read.
+    """
     photos, later = tmp_path / "photos", tmp_path / "later"
     later.mkdir()
     for file in [*photos.glob("4.*"), *photos.glob("5.*"), *photos.glob("6.*")]:
@@ -206,10 +210,15 @@ def test_a_damaged_shard_is_reported_and_made_again(mine, encoded, fill, tmp_pat
     encoded.take()
     damage(shard)
 
+    if damage is flip_bit:
+        with pytest.raises(UserError, match=rf"{shard} is damaged .*: run the same command again"):
+            train(mine, "damaged")
+        assert encoded.take() == (0, 0)
     train(mine, "damaged")
     assert encoded.take() == {"latents": (4, 0), "text_sd15": (0, 5)}[store], "no more than the shard held"
-    [warning] = [record.getMessage() for record in caplog.records if record.name == "sushi_research.caches.store"]
-    assert f"{shard} is damaged" in warning and "its entries are made again" in warning
+    warnings = [record.getMessage() for record in caplog.records if record.name == "sushi_research.caches.store"]
+    expected = f"{shard} is damaged (it has "
+    assert [each[: len(expected)] for each in warnings] == ([] if damage is flip_bit else [expected])
     aside = {path.name for path in shard.parent.iterdir() if path.name.endswith(".damaged")}
     assert aside == {f"{shard.stem}.json.damaged", f"{shard.name}.damaged"}
     assert_equal(mine.adapter("damaged"), mine.adapter("whole"))
@@ -324,8 +333,8 @@ def test_while_training_no_encoder_is_in_memory(mine, monkeypatch, tmp_path):
 
     during: dict[str, list[set[str]]] = {"image": [], "caption": [], "step": []}
     looks = {"image": 1, "caption": 1, "step": 2}  # a look at all objects takes its time
-    encode_image, model, log = encoding.encode_image, mine.script.model, tracking.log
-    encode_caption = model.encode_caption
+    encode_images, model, log = encoding.encode_images, mine.script.model, tracking.log
+    encode_captions = model.encode_captions
 
     def watch(what: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def watched(*arguments: Any, **settings: Any) -> Any:
@@ -335,8 +344,8 @@ def test_while_training_no_encoder_is_in_memory(mine, monkeypatch, tmp_path):
 
         return watched
 
-    monkeypatch.setattr(encoding, "encode_image", watch("image", encode_image))
-    monkeypatch.setattr(model, "encode_caption", watch("caption", encode_caption))
+    monkeypatch.setattr(encoding, "encode_images", watch("image", encode_images))
+    monkeypatch.setattr(model, "encode_captions", watch("caption", encode_captions))
     monkeypatch.setattr(tracking, "log", watch("step", log))
     # Pictures are drawn before the first step and between the two.
     sample = {"sample.enabled": True, "sample.every": 1, "sample.steps": 1, "sample.prompts": ["a cat"]}

@@ -67,7 +67,7 @@ def signal_at(monkeypatch) -> Callable[..., list[int]]:
 
 def test_what_was_encoded_is_kept(trainer: Trainer, stopped, signal_at, tmp_path):
     main, config = script("cache_dataset").main, trainer.config("x", {"cache.folder": str(tmp_path / "own")})
-    calls = signal_at(encoding, "encode_image", 4, signal.SIGHUP)
+    calls = signal_at(encoding, "encode_images", 4, signal.SIGHUP)
     line = f"SIGHUP while caching: what is encoded is kept in {tmp_path / 'own'}; the same command again continues"
     assert stopped(main, config) == (129, line)
     assert stopped(main, config)[0] == 0

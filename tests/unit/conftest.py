@@ -17,7 +17,7 @@ class Setting:
         from script_runs import Trainer
 
         from sushi_research import models
-        from sushi_research.caches.caches import open_caches, open_hash_cache
+        from sushi_research.caches.caches import open_caches, open_hash_cache, open_remembered
         from sushi_research.caches.inputs import Inputs, fill_caches
         from sushi_research.data.training_data import read_data
         from sushi_research.models import loading
@@ -28,7 +28,7 @@ class Setting:
         self.job = job = Job(config, self.model, accelerator, "fp32")
         hash_cache = open_hash_cache(config)
         self.base = loading.find_base(config, self.model)
-        data = read_data(job, hash_cache)
+        data = read_data(job, open_remembered(config))
         self.items = data.items
         self.caches = open_caches(job, self.base, hash_cache)
         self.inputs = Inputs(config, self.base, data, self.caches, hash_cache)

@@ -31,7 +31,7 @@ def test_defaults_of_each_architecture() -> None:
     only_sd15 = leaf_names(sd15.model_dump()) - leaf_names(sdxl.model_dump())
     only_sdxl = leaf_names(sdxl.model_dump()) - leaf_names(sd15.model_dump())
     assert only_sd15 == {"model.clip_skip"}
-    assert only_sdxl == {"model.text_encoder_1_layer", "data.time_ids"}
+    assert only_sdxl == {"model.text_encoder_1_layer", "data.time_ids", "captions.dropout_to"}
 
 
 def test_every_key_and_section_is_described_and_ascii() -> None:

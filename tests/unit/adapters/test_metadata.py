@@ -6,7 +6,7 @@ import pytest
 
 from sushi_research.adapters.metadata import MINIMAL, Ancestor, Facts, adapter_metadata, ancestors_of, describe
 from sushi_research.config import SD15Training, SDXLTraining
-from sushi_research.data.samples import Sample
+from sushi_research.data.samples import Sample, Samples
 from sushi_research.models.header import MAX_HEADER, Header
 from sushi_research.models.prediction import Prediction, from_metadata
 
@@ -24,8 +24,8 @@ FACTS = {
 }
 
 
-def described(config, **facts):
-    return adapter_metadata(config, Facts(**FACTS | facts))
+def described(config, samples=(), **facts):
+    return adapter_metadata(config, Facts(**FACTS | facts, samples=Samples.of(samples)))
 
 
 def config(kind=SDXLTraining, targets=("to_q",), lora=None, **sections):

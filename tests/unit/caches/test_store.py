@@ -5,9 +5,9 @@ from __future__ import annotations
 import errno
 import json
 import multiprocessing
-import os
 import pickle
 import shutil
+import threading
 import warnings
 from pathlib import Path
 
@@ -18,11 +18,17 @@ import torch
 from sushi_research.caches import order as cache_order
 from sushi_research.caches import shards as cache_shards
 from sushi_research.caches import store as cache
-from sushi_research.caches.store import Store, entry_key
+from sushi_research.caches.keys import entry_key, packed
+from sushi_research.caches.store import Store
 from sushi_research.errors import UserError
+from sushi_research.files import fsync_file
+from sushi_research.fingerprints import content_hash
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.int64]
 SHAPES = [(4, 3, 5), (1,), (), (0,), (2, 0, 3)]
+
+
+A, B = entry_key(name="a"), entry_key(name="b")
 
 
 def row(number: int) -> dict[str, torch.Tensor]:
@@ -105,9 +111,9 @@ def test_tensors_come_back_bit_for_bit(tmp_path: Path, dtype: torch.dtype) -> No
     store = Store.open(tmp_path, ("hidden",), repair=True)
     with store.writer() as writer:
         for number, tensor in enumerate(tensors):
-            writer.add(str(number), {"hidden": tensor}, {})
+            writer.add(entry_key(number=number), {"hidden": tensor}, {})
     for number, tensor in enumerate(tensors):
-        found = Store.open(tmp_path, ("hidden",), repair=True).get(str(number))["hidden"]
+        found = Store.open(tmp_path, ("hidden",), repair=True).get(entry_key(number=number))["hidden"]
         assert_same_bits(found, tensor)
 
 
@@ -115,12 +121,12 @@ def test_views_and_tensors_with_gradients_are_stored_by_value(tmp_path: Path) ->
     store = open_latents(tmp_path)
     whole = torch.arange(24.0).reshape(4, 6).requires_grad_()
     with store.writer() as writer:
-        writer.add("a", {"mean": whole.t()[1::2], "std": whole[:, 2]}, {})
-        writer.add("b", {"mean": whole[:1, 2], "std": whole[0].expand(3, 6)}, {})
-    assert torch.equal(store.get("a")["mean"], whole.detach().t()[1::2])
-    assert torch.equal(store.get("a")["std"], whole.detach()[:, 2])
-    assert torch.equal(store.get("b")["mean"], whole.detach()[:1, 2])
-    assert torch.equal(store.get("b")["std"], whole.detach()[0].expand(3, 6))
+        writer.add(A, {"mean": whole.t()[1::2], "std": whole[:, 2]}, {})
+        writer.add(B, {"mean": whole[:1, 2], "std": whole[0].expand(3, 6)}, {})
+    assert torch.equal(store.get(A)["mean"], whole.detach().t()[1::2])
+    assert torch.equal(store.get(A)["std"], whole.detach()[:, 2])
+    assert torch.equal(store.get(B)["mean"], whole.detach()[:1, 2])
+    assert torch.equal(store.get(B)["std"], whole.detach()[0].expand(3, 6))
 
 
 def test_what_is_read_is_the_callers_to_change(tmp_path: Path) -> None:
@@ -143,10 +149,10 @@ def test_empty_store(tmp_path: Path) -> None:
 
 def test_missing_row_is_named(tmp_path: Path) -> None:
     store = fill(tmp_path, range(2))
-    assert "missing" not in store
-    for read in (store.get, store.metadata, lambda key: store.get_many([key])):
-        with pytest.raises(KeyError, match=f"{tmp_path} has no entry missing"):
-            read("missing")
+    assert A not in store
+    for read in (store.get, store.metadata, lambda key: store.get_many([entry_key(number=0), key])):
+        with pytest.raises(KeyError, match=f"{tmp_path} has no entry {A}"):
+            read(A)
 
 
 @pytest.mark.parametrize(
@@ -171,8 +177,10 @@ def test_rows_can_be_read_while_the_writer_is_open(tmp_path: Path) -> None:
     with store.writer(max_rows=2) as writer:
         for number in range(3):
             writer.add(entry_key(number=number), row(number), {"number": number})
-        assert_rows(store, range(2))
-    assert_rows(store, range(3))
+        writer.flush()
+        assert_rows(store, range(3))
+        writer.add(entry_key(number=3), row(3), {"number": 3})
+    assert_rows(store, range(4))
 
 
 def test_get_many_keeps_order_and_allows_duplicates(tmp_path: Path) -> None:
@@ -201,9 +209,10 @@ def test_the_manifest_says_what_the_shard_is(tmp_path: Path) -> None:
     fill(tmp_path, range(3))
     (path,) = tmp_path.glob("*.json")
     manifest = json.loads(path.read_text())
-    assert set(manifest) == {"format", "tensors", "rows", "bytes", "checksum", "libraries", "seal"}
-    assert (manifest["format"], manifest["tensors"], manifest["rows"]) == (1, ["mean", "std"], 3)
-    assert path.stem == f"shard-{manifest['checksum']}"
+    assert set(manifest) == {"format", "tensors", "rows", "bytes", "libraries", "kinds", "places"}
+    assert (manifest["format"], manifest["tensors"], manifest["rows"]) == (2, ["mean", "std"], 3)
+    assert manifest["kinds"] == [[["float16", [4, 2, 3]], ["float32", [6]]]]
+    assert path.stem == f"shard-{content_hash(path.read_bytes())}"
     assert manifest["bytes"] == path.with_suffix(".arrow").stat().st_size
 
 
@@ -211,7 +220,7 @@ def test_two_stores_that_wrote_the_same_rows_at_once(tmp_path: Path) -> None:
     first, second = open_latents(tmp_path), open_latents(tmp_path)
     for store in (first, second):
         with store.writer() as writer:
-            writer.add("a", row(1), {"number": 1})
+            writer.add(A, row(1), {"number": 1})
     assert len(shard_names(tmp_path)) == 1
     assert len(open_latents(tmp_path)) == 1
 
@@ -219,7 +228,7 @@ def test_two_stores_that_wrote_the_same_rows_at_once(tmp_path: Path) -> None:
 def shard_of(folder: Path, number: int) -> list[Path]:
     """The two files of a shard with the key "a" and a value of its own, as another machine would copy them into a folder."""
     with open_latents(folder).writer() as writer:
-        writer.add("a", row(number), {"number": number})
+        writer.add(A, row(number), {"number": number})
     return sorted(folder.glob("shard-*"))
 
 
@@ -232,19 +241,19 @@ def test_which_of_two_values_is_read_never_changes(tmp_path: Path, numbers: tupl
     for path in shards[0]:
         shutil.copy(path, folder)
     between = open_latents(folder)
-    read = [between.metadata("a")["number"]]
+    read = [between.metadata(A)["number"]]
     for path in shards[1]:
         shutil.copy(path, folder)
     after = open_latents(folder, repair=False)
     for store in (before, between, after):
         store.refresh()
-    read += [store.metadata("a")["number"] for store in (before, between, after, open_latents(folder))]
+    read += [store.metadata(A)["number"] for store in (before, between, after, open_latents(folder))]
     assert read == [numbers[0]] * 5
-    assert torch.equal(after.get("a")["mean"], row(numbers[0])["mean"])
+    assert torch.equal(after.get(A)["mean"], row(numbers[0])["mean"])
     # Without the first one, the other counts.
     for path in shards[0]:
         (folder / path.name).unlink()
-    assert open_latents(folder).metadata("a")["number"] == numbers[1]
+    assert open_latents(folder).metadata(A)["number"] == numbers[1]
 
 
 @pytest.mark.parametrize("numbers", [(1, 2), (2, 1)])
@@ -252,21 +261,23 @@ def test_two_stores_that_made_one_entry_agree_from_the_start(tmp_path: Path, num
     stores, read = [open_latents(tmp_path), open_latents(tmp_path)], []
     for store, number in zip(stores, numbers, strict=True):
         with store.writer(max_rows=1) as writer:
-            writer.add("a", row(number), {"number": number})
-            read.append(store.metadata("a")["number"])
+            writer.add(A, row(number), {"number": number})
+            writer.flush()
+            read.append(store.metadata(A)["number"])
     for store in stores:
         store.refresh()
-    assert read + [store.metadata("a")["number"] for store in (*stores, open_latents(tmp_path))] == [numbers[0]] * 5
+    assert read + [store.metadata(A)["number"] for store in (*stores, open_latents(tmp_path))] == [numbers[0]] * 5
 
 
 def test_a_writer_leaves_out_what_another_has_made_meanwhile(tmp_path: Path) -> None:
     mine, other = open_latents(tmp_path), open_latents(tmp_path)
     with mine.writer(max_rows=1) as writer:
         with other.writer() as others:
-            others.add("b", row(2), {"number": 2})
-        writer.add("a", row(1), {"number": 1})
-        writer.add("b", row(3), {"number": 3})
-    assert len(shard_names(tmp_path)) == 2 and mine.metadata("b") == {"number": 2}
+            others.add(B, row(2), {"number": 2})
+        writer.add(A, row(1), {"number": 1})
+        writer.flush()
+        writer.add(B, row(3), {"number": 3})
+    assert len(shard_names(tmp_path)) == 2 and mine.metadata(B) == {"number": 2}
 
 
 def test_the_order_of_shards_without_a_list_that_can_be_written(
@@ -285,11 +296,11 @@ def test_the_order_of_shards_without_a_list_that_can_be_written(
     for path in late:
         shutil.copy(path, folder)
     store = open_latents(folder)
-    value = store.metadata("a")
+    value = store.metadata(A)
     for path in early:
         shutil.copy(path, folder)
     store.refresh()
-    assert store.metadata("a") == value
+    assert store.metadata(A) == value
 
 
 def test_readers_that_come_at_once_make_one_order(tmp_path: Path) -> None:
@@ -300,7 +311,7 @@ def test_readers_that_come_at_once_make_one_order(tmp_path: Path) -> None:
         process.start()
     for process in processes:
         process.join(60)
-    listed = cache_order.in_order(tmp_path, [], tmp_path / "temporary")
+    listed = cache_order.in_order(tmp_path, [])
     assert sorted(listed) == sorted(sum(names, []))
     for part in names:
         assert [name for name in listed if name in part] == part
@@ -309,55 +320,57 @@ def test_readers_that_come_at_once_make_one_order(tmp_path: Path) -> None:
 def list_one_by_one(folder: Path, names: list[str]) -> None:
     known: list[str] = []
     for name in names:
-        found = cache_order.in_order(folder, [name], folder / f"temporary-{name}")
+        found = cache_order.in_order(folder, [name])
         assert found[: len(known)] == known, "what was listed stays where it was"
         known = found
 
 
-def test_refresh_takes_up_what_others_wrote_and_checks_it_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    opened = []
+def test_refresh_takes_up_what_others_wrote_and_reads_no_manifest_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = []
 
-    def open_shard(path: Path, tensors: tuple[str, ...]) -> object:
-        opened.append(path.stem)
+    def read_manifest(path: Path, tensors: tuple[str, ...]) -> object:
+        read.append(path.stem)
         return original(path, tensors)
 
-    original = cache.open_shard
-    monkeypatch.setattr(cache, "open_shard", open_shard)
+    original = cache.read_manifest
+    monkeypatch.setattr(cache, "read_manifest", read_manifest)
     store = fill(tmp_path, range(2))
     other = open_latents(tmp_path)
     with other.writer() as writer:
         writer.add(entry_key(number=2), row(2), {"number": 2})
-    opened.clear()
-    assert_rows(store, range(2))
+    read.clear()
+    assert len(store) == 2
     store.refresh()
-    assert_rows(store, range(3))
+    assert len(store) == 3
     store.refresh()
-    assert len(opened) == 1
+    assert len(read) == 1
 
 
 def write_some(folder: Path, numbers: range) -> None:
     fill(folder, numbers, max_rows=3)
 
 
-def test_shards_are_not_kept_open(tmp_path: Path) -> None:
+def test_few_shards_are_kept_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A cache that was filled in many sittings has more shards than a process may have files open."""
-    store = fill(tmp_path, range(3), max_rows=1)
-    assert_rows(store, range(3))
-    assert [file.path for file in psutil.Process().open_files() if file.path.endswith(".arrow")] == []
+    monkeypatch.setattr(cache, "_OPEN_FILES", 2)
+    store = fill(tmp_path, range(5), max_rows=1)
+    assert_rows(store, range(5))
+    assert len([file.path for file in psutil.Process().open_files() if file.path.endswith(".arrow")]) == 2
 
 
-def test_a_shard_whose_time_is_new_is_read_and_one_with_other_bytes_is_refused(tmp_path: Path) -> None:
-    """Some clusters remove files that nobody has touched for weeks, so users touch them."""
-    store = fill(tmp_path, range(2))
-    [path] = tmp_path.glob("shard-*.arrow")
-    os.utime(path)
-    assert_rows(store, range(2))
-    content = bytearray(path.read_bytes())
-    content[-1] ^= 1
-    path.write_bytes(content)
-    os.utime(path, (0, 0))  # whatever the resolution of the file system's clock
-    with pytest.raises(UserError, match="was changed by another program while it was in use"):
-        store.get(entry_key(number=0))
+def test_opening_a_store_reads_no_arrow_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(tmp_path, range(3), max_rows=1)
+    for path in tmp_path.glob("*.arrow"):
+        path.write_bytes(bytes(path.stat().st_size))
+    store = open_latents(tmp_path)
+    assert len(store) == 3 and store.has(packed([entry_key(number=1), A])).tolist() == [True, False]
+    with pytest.raises(
+        UserError, match="is damaged .the bytes of row 0 are not those that were written.: run the same"
+    ):
+        store.get(entry_key(number=1))
+    assert len(open_latents(tmp_path)) == 2, "the shard that was found damaged is set aside"
 
 
 def test_processes_fill_one_folder_together(tmp_path: Path) -> None:
@@ -376,10 +389,10 @@ def test_processes_fill_one_folder_together(tmp_path: Path) -> None:
 def test_a_store_sent_to_another_process_goes_by_its_files(tmp_path: Path) -> None:
     store = open_latents(tmp_path)
     with store.writer() as writer:
-        writer.add("a", {"mean": torch.zeros(200_000), "std": torch.zeros(1)}, {})
+        writer.add(A, {"mean": torch.zeros(200_000), "std": torch.zeros(1)}, {})
     sent = pickle.dumps(store)
     assert len(sent) < 100_000
-    assert torch.equal(pickle.loads(sent).get("a")["mean"], torch.zeros(200_000))
+    assert torch.equal(pickle.loads(sent).get(A)["mean"], torch.zeros(200_000))
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
@@ -392,40 +405,48 @@ def test_rows_added_before_an_exception_are_kept(tmp_path: Path, error: type[Bas
 
 
 def test_an_interrupt_while_a_shard_is_written_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(file: object) -> None:
-        monkeypatch.undo()
-        raise KeyboardInterrupt
+    """The signal comes to the main thread while the writer's thread is in the middle of a shard."""
+    is_writing, go_on = threading.Event(), threading.Event()
 
-    monkeypatch.setattr(cache_shards, "fsync_file", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        fill(tmp_path, range(4), max_rows=2)
-    assert_rows(open_latents(tmp_path), range(2))
+    def slow(file: object) -> None:
+        is_writing.set()
+        go_on.wait(60)
+        fsync_file(file)
+
+    monkeypatch.setattr(cache_shards, "fsync_file", slow)
+    with pytest.raises(KeyboardInterrupt), open_latents(tmp_path).writer(max_rows=2) as writer:
+        for number in range(3):
+            writer.add(entry_key(number=number), row(number), {"number": number})
+        assert is_writing.wait(60)
+        go_on.set()
+        raise KeyboardInterrupt
+    assert_rows(open_latents(tmp_path), range(3))
     assert not list(tmp_path.glob(".*"))
 
 
 def test_values_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     store = open_latents(tmp_path)
     bad = {"mean": torch.tensor([1.0, float("nan")]), "std": torch.zeros(1)}
-    with pytest.raises(AssertionError, match="mean of the entry bad is not finite"), store.writer() as writer:
+    with pytest.raises(AssertionError, match=f"mean of the entry {A} is not finite"), store.writer() as writer:
         writer.add(entry_key(number=0), row(0), {"number": 0})
-        writer.add("bad", bad, {})
+        writer.add(A, bad, {})
     assert_rows(open_latents(tmp_path), range(1))
 
 
-@pytest.mark.parametrize("written", [False, True], ids=["in_the_writer", "in_the_store"])
-def test_an_entry_is_added_once(tmp_path: Path, written: bool) -> None:
-    store = fill(tmp_path, range(1)) if written else open_latents(tmp_path)
-    key = entry_key(number=0)
+def test_an_entry_is_added_once(tmp_path: Path) -> None:
+    store, key = open_latents(tmp_path), entry_key(number=0)
     with pytest.raises(AssertionError, match=f"{key} is added twice"), store.writer() as writer:
-        for _ in range(1 if written else 2):
+        for _ in range(2):
             writer.add(key, row(0), {"number": 0})
+    with store.writer() as writer:
+        writer.add(key, row(1), {"number": 1})
     assert_rows(open_latents(tmp_path), range(1))
 
 
 def test_tensors_of_other_names_are_refused(tmp_path: Path) -> None:
     store = open_latents(tmp_path)
     with pytest.raises(AssertionError, match=r"\['mean'\], not \('mean', 'std'\)"), store.writer() as writer:
-        writer.add("a", {"mean": torch.zeros(1)}, {})
+        writer.add(A, {"mean": torch.zeros(1)}, {})
 
 
 def test_a_store_of_other_tensors_is_refused(tmp_path: Path) -> None:
@@ -435,9 +456,16 @@ def test_a_store_of_other_tensors_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_store_of_another_format_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = {"format": 1, "tensors": ["mean", "std"], "rows": 1, "bytes": 8, "checksum": "0" * 32, "seal": "1" * 32}
+    (tmp_path / "first").mkdir()
+    (tmp_path / "first" / f"shard-{'0' * 32}.json").write_text(json.dumps(first))
+    with pytest.raises(
+        UserError, match=r"first holds entries of format 1 where this run expects format 2: .* delete this"
+    ):
+        open_latents(tmp_path / "first")
     fill(tmp_path, range(1))
-    monkeypatch.setattr("sushi_research.caches.shards.FORMAT_VERSION", 2)
-    with pytest.raises(UserError, match=rf"{tmp_path} holds entries of format 1 where this run expects format 2:"):
+    monkeypatch.setattr("sushi_research.caches.shards.FORMAT_VERSION", 3)
+    with pytest.raises(UserError, match=rf"{tmp_path} holds entries of format 2 where this run expects format 3:"):
         open_latents(tmp_path)
 
 

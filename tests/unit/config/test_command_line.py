@@ -327,7 +327,7 @@ unknown key model.xyzzy on the command line: the keys of model are
 base, revision, variant, vae, vae_revision, text_encoders, tokenizers, prediction_type, zero_terminal_snr, text_encoder_1_layer
 
 --xyzzy 8
-unknown key xyzzy on the command line: the sections are model, data, masks, cache, lora, train, optimizer, schedule, loss,
+unknown key xyzzy on the command line: the sections are model, data, captions, masks, cache, lora, train, optimizer, schedule, loss,
 checkpoint, sample, evaluation, tracking, run (--help lists every key)
 
 --optimizer.kwargs.a.b 5
@@ -490,7 +490,7 @@ lor: {rank: 8}
 unknown key lor in a.yaml: did you mean lora?
 
 config: b.yaml
-unknown key config in a.yaml: the sections are model, data, masks, cache, lora, train, optimizer, schedule, loss,
+unknown key config in a.yaml: the sections are model, data, captions, masks, cache, lora, train, optimizer, schedule, loss,
 checkpoint, sample, evaluation, tracking, run (--help lists every key)
 
 lora: {8: 8}

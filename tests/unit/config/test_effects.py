@@ -2,7 +2,7 @@
 
 import pytest
 
-from sushi_research.config import SD15Training, effects
+from sushi_research.config import SD15Training, SDXLTraining, effects
 from sushi_research.config.command_line import config_to_yaml, load_config
 from sushi_research.config.keys import default_values
 from sushi_research.config.other_scripts import SamplingConfig, evaluation_config
@@ -131,7 +131,7 @@ def test_the_other_scripts_refuse_too():
 
 
 def test_every_key_of_the_table_is_a_key():
-    known = {key for config_class in (SD15Training, EVALUATION) for key in default_values(config_class)}
+    known = {key for config_class in (SD15Training, SDXLTraining, EVALUATION) for key in default_values(config_class)}
     known |= {"prompts", "data.sets", *default_values(SamplingConfig)}
     rules = (*effects.TRAINING, *effects.SAMPLING, *effects.EVALUATION)
     assert {key for rule in rules for key in (*rule.keys, *rule.when)} <= known

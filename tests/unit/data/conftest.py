@@ -11,7 +11,7 @@ from drawn_pictures import picture
 from sushi_research import fingerprints
 from sushi_research.config import SD15Training
 from sushi_research.data.training_data import read_data
-from sushi_research.fingerprints import HashCache
+from sushi_research.remembered import Remembered
 from sushi_research.runs.job import Job
 from sushi_research.runs.run_folder import open_run_folder
 
@@ -42,14 +42,14 @@ def read(tmp_path):
         config = SD15Training(
             **sections, evaluation=evaluation, run={"folder": str(tmp_path / "photos" / "runs"), "name": "a"}
         )
-        accelerator = SimpleNamespace(main_process_first=contextlib.nullcontext, is_main_process=True)
+        accelerator = SimpleNamespace(main_process_first=contextlib.nullcontext, is_main_process=True, num_processes=1)
         with open_run_folder(Path(config.run.folder), "a") as run_folder:
             report = run_folder.data_report
             report.unlink(missing_ok=True)
             picture(run_folder.samples / "own.png", 99)
             job = Job(config, SimpleNamespace(NAME="sd15"), accelerator, "fp32", run_folder)
             try:
-                return read_data(job, HashCache(tmp_path / "files.json"))
+                return read_data(job, Remembered(tmp_path / "remembered"))
             finally:
                 run.report = json.loads(report.read_text()) if report.exists() else None
 

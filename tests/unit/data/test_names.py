@@ -11,11 +11,14 @@ import pytest
 from PIL import Image
 
 from sushi_research.data import names
+from sushi_research.data.folder_files import list_files
+from sushi_research.data.found import CaptionRule
 from sushi_research.data.image_folder import find_in_folder
 from sushi_research.data.images import BadImage
 from sushi_research.data.names import Names, in_any_form
 from sushi_research.data.samples import Scan
 from sushi_research.data.tables import read_image
+from sushi_research.remembered import NOTHING_REMEMBERED
 
 COMPOSED, DECOMPOSED = normalize("NFC", "ガーデン"), normalize("NFD", "ガーデン")
 MIXED = normalize("NFC", "ガ") + normalize("NFD", "ーデン")
@@ -34,9 +37,10 @@ def find(
         text = "\n".join(json.dumps({"file_name": name, "text": text}) for name, text in entries.items())
         (root / folder / "metadata.jsonl").write_text(text, encoding="utf-8")
     result = Scan(source=str(root))
-    images, _ = find_in_folder(result, root, "text", {})
+    found = find_in_folder(result, list_files(result, root, {}), CaptionRule("text"), NOTHING_REMEMBERED)
     problems = {problem.name: problem.reason for problem in result.problems}
-    return {image.name: image.caption for image in images if image.caption}, problems, result
+    captions = zip(found.names.to_pylist(), found.captions.to_pylist(), strict=True)
+    return {name: lines[0] for name, lines in captions if lines}, problems, result
 
 
 @pytest.mark.parametrize(
@@ -74,7 +78,7 @@ def test_a_near_miss_of_an_image_that_has_a_caption_is_a_problem_of_its_line(tmp
     picture(tmp_path / "a.png")
     _, problems, _ = find(tmp_path, {"a.png": "one", "A.png": "two"})
     assert problems == {
-        "metadata.jsonl line 2": "A.png is not among the jpg, png and webp images here; file_name counts from the folder of its "
+        "metadata.jsonl line 2": "A.png is not among the images here; file_name counts from the folder of its "
         "metadata.jsonl (did you mean a.png?)"
     }
 

@@ -30,6 +30,11 @@ def fingerprint_of(image: Image.Image) -> int:
     return fingerprint(np.asarray(image))
 
 
+def as_bytes(fingerprints: list[int]) -> np.ndarray:
+    """The bytes of fingerprints, as `Samples` has them."""
+    return np.array([list(value.to_bytes(3 * SIDE**2, "big")) for value in fingerprints], np.uint8)
+
+
 def are_copies(one: int, other: int) -> bool:
     return len(near_duplicate_groups({name(0): one, name(1): other})) == 1
 
@@ -160,15 +165,16 @@ def test_a_picture_with_less_structure_is_no_copy_of_one_with_more():
     values = [fingerprint(np.ascontiguousarray(pixels)) for pixels in (across, arch, flat, flat + 1)]
     assert len(near_duplicate_groups({name(number): value for number, value in enumerate(values)})) == 4
     # One direction alone would merge them: a ramp is what an arch turns into when it moves.
-    miniatures, _, planes = near_duplicates._tangent_planes(values[:2])
-    assert near_duplicates._is_near(planes, miniatures).tolist() == [[True, False], [True, True]]
+    columns = as_bytes(values[:2])
+    near = near_duplicates.is_near(near_duplicates.tangent_planes(columns), near_duplicates.thumbnails_of(columns)[0])
+    assert near.tolist() == [[True, False], [True, True]]
 
 
 def test_planes_have_no_more_directions_than_the_picture():
     noise, stripes = miniature(0), np.zeros((SIDE, SIDE, 3), dtype=np.uint8)
     stripes[:, ::2] = 200  # no change along the stripes
     fingerprints = [noise, fingerprint(stripes), fingerprint(np.full((9, 9, 3), 77, dtype=np.uint8))]
-    planes = near_duplicates._tangent_planes(fingerprints)[2]
+    planes = near_duplicates.tangent_planes(as_bytes(fingerprints))
     squares = planes @ planes.transpose(0, 2, 1)
     for square, directions in zip(squares, (4, 3, 0), strict=True):
         assert np.allclose(square, np.diag([1.0] * directions + [0.0] * (4 - directions)))

@@ -6,12 +6,20 @@ from pathlib import Path
 
 import pytest
 
-from sushi_research.data.hf_dataset import find_in_table, require_hub_id
+from sushi_research.data.found import CaptionRule
+from sushi_research.data.hf_dataset import columns_of, find_in_table, place_of, require_hub_id
 from sushi_research.data.samples import Scan
 from sushi_research.data.tables import open_folder, open_saved
 from sushi_research.errors import UserError
+from sushi_research.fingerprints import HashCache
 
 pyarrow = pytest.importorskip("pyarrow")
+NO_HASHES = HashCache(Path(os.devnull))
+
+
+def find(result, table, column):
+    images = columns_of(result, table, "image", CaptionRule(column))
+    return find_in_table(result, images, place_of(images, result.source), "train", CaptionRule(column))
 
 
 @pytest.fixture(autouse=True)
@@ -48,18 +56,18 @@ def test_an_arrow_file_with_broken_offsets_is_refused(tmp_path, value):
     file = saved(tmp_path / "saved")
     damage_offsets(file, value)
     with pytest.raises(UserError, match=r"the table .*\.arrow is damaged \(.*offset.*\): make it again"):
-        open_saved(tmp_path / "saved", "train")
+        open_saved(tmp_path / "saved", "train", NO_HASHES)
     (tmp_path / "folder").mkdir()
     file.rename(tmp_path / "folder" / "train.arrow")
     with pytest.raises(UserError, match=r"the table .*train\.arrow is damaged"):
-        open_folder(tmp_path / "folder", "train")
+        open_folder(tmp_path / "folder", "train", NO_HASHES)
 
 
 def test_captions_that_are_not_utf8_are_refused(tmp_path):
     file = saved(tmp_path / "saved")
     file.write_bytes(file.read_bytes().replace(b"onetwothree", b"onetwo\xffhree"))
     with pytest.raises(UserError, match=r"is damaged \(.*UTF-?8"):
-        open_saved(tmp_path / "saved", "train")
+        open_saved(tmp_path / "saved", "train", NO_HASHES)
     import pyarrow.parquet
 
     (tmp_path / "folder").mkdir()
@@ -69,9 +77,9 @@ def test_captions_that_are_not_utf8_are_refused(tmp_path):
     pyarrow.parquet.write_table(plain, tmp_path / "folder" / "train.parquet", compression="none", use_dictionary=False)
     data = (tmp_path / "folder" / "train.parquet").read_bytes()
     (tmp_path / "folder" / "train.parquet").write_bytes(data.replace(b"\x05\0\0\0three", b"\x05\0\0\0\xffhree"))
-    rows = open_folder(tmp_path / "folder", "train")
+    rows = open_folder(tmp_path / "folder", "train", NO_HASHES)
     with pytest.raises(UserError, match=r"is damaged \(.*UTF-?8"):
-        find_in_table(Scan(source="folder"), rows, "train", "image", "text")
+        find(Scan(source="folder"), rows, "text")
 
 
 def test_a_column_of_nothing_has_no_endless_rows(tmp_path):
@@ -82,13 +90,13 @@ def test_a_column_of_nothing_has_no_endless_rows(tmp_path):
     with pyarrow.OSFile(str(tmp_path / "train.arrow"), "wb") as sink, pyarrow.ipc.new_stream(sink, schema) as writer:
         writer.write_batch(batch)
     with pytest.raises(UserError, match=r"cannot have 2,147,483,647 rows"):
-        open_folder(tmp_path, "train")
+        open_folder(tmp_path, "train", NO_HASHES)
 
 
 def test_a_caption_column_of_images_is_not_decoded(tmp_path):
     saved(tmp_path)
     result = Scan(source="folder")
-    find_in_table(result, open_saved(tmp_path, "train"), "train", "image", "image")
+    find(result, open_saved(tmp_path, "train", NO_HASHES), "image")
     assert [problem.reason for problem in result.problems] == ["no caption: column image"] * 3
 
 
@@ -115,7 +123,7 @@ def test_cards_that_are_no_good_are_refused_and_run_nothing(tmp_path, card):
     table().to_parquet(str(folder / "train.parquet"))
     (folder / "README.md").write_text(f"---\n{card.replace('{ran}', str(ran))}\n---\nsushi")
     with pytest.raises(UserError, match=CARDS[card]) as caught:
-        open_folder(folder, "train")
+        open_folder(folder, "train", NO_HASHES)
     assert "\n" not in str(caught.value) and not ran.exists()
 
 
@@ -125,7 +133,7 @@ def test_a_card_with_a_key_twice_or_the_names_of_many_classes_is_read(tmp_path):
     folder.mkdir()
     table().to_parquet(str(folder / "train.parquet"))
     (folder / "README.md").write_text(f"---\nlicense: mit\nlicense: mit\nnames: [{'a,' * 20_000}]\n---\nsushi")
-    assert open_folder(folder, "train").rows["text"] == ["one", "two", "three"]
+    assert open_folder(folder, "train", NO_HASHES).rows["text"] == ["one", "two", "three"]
 
 
 @pytest.mark.parametrize("name", ["state.json", "dataset_info.json", "data-00000-of-00001.arrow"])
@@ -134,7 +142,7 @@ def test_no_fifo_is_waited_for(tmp_path, name):
     (tmp_path / name).unlink()
     os.mkfifo(tmp_path / name)
     with pytest.raises(UserError, match=f"{name} is a FIFO"):
-        open_saved(tmp_path, "train")
+        open_saved(tmp_path, "train", NO_HASHES)
 
 
 def test_a_fifo_in_the_place_of_a_dataset_is_called_one(tmp_path):

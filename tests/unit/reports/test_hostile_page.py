@@ -6,16 +6,19 @@ import json
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from fake_runs import fake_run
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from sushi_research.data.buckets import BucketRule
+from sushi_research.data.samples import Sample, make_items
+from sushi_research.fingerprints import content_hash
 from sushi_research.reports import run_page, thumbnails
 from sushi_research.runs.run_folder import RunFolder
 
+RULE = BucketRule(resolution=64, step=32, min_side=32, max_side=128)
 HOSTILE = [
     "<script>alert(1)</script>",
     "\"><img src=x onerror='alert(1)'>",
@@ -110,13 +113,11 @@ def run(tmp_path: Path) -> RunFolder:
             image.save(folder / f"{number:02d}-seed0.png", pnginfo=info)
     photo = tmp_path / "photo.jpg"
     image.resize((900, 700)).save(photo, quality=90)
-    items = [
-        SimpleNamespace(sample=SimpleNamespace(name=f"{number}{text}", caption=text, repeats=1, load=photo.read_bytes))
+    samples = [
+        Sample(f"{number}{text}", f"{number:032}", text, 64, 64, 1, photo.read_bytes)
         for number, text in enumerate(HOSTILE)
     ]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(thumbnails, "dataset_hash", lambda _: "hash")
-        thumbnails.write(run, items)
+    thumbnails.write(run, make_items(samples, RULE)[0])
     problems = [{"name": text, "reason": text} for text in HOSTILE]
     run.data_report.write_text(
         json.dumps({"used": [], "problems": problems, "notes": HOSTILE, "prior_path": {"problems": problems}})
@@ -196,10 +197,9 @@ def test_many_training_images_are_sixty(run, tmp_path, monkeypatch):
 
     def items(names):
         load = lambda: (reads.append(1), (tmp_path / "photo.jpg").read_bytes())[1]  # noqa: E731
-        sample = lambda name: SimpleNamespace(name=name, caption=name, repeats=2, load=load)  # noqa: E731
-        return [SimpleNamespace(sample=sample(name)) for name in names for _ in range(2)]
+        samples = [Sample(name, content_hash(name.encode()), name, 64, 64, 2, load) for name in names]
+        return make_items(samples, RULE)[0]
 
-    monkeypatch.setattr(thumbnails, "dataset_hash", lambda found: str(len(found)))
     names = [f"{folder}/{number:03d}.jpg" for folder in ("a", "b") for number in range(100)]
     for _ in range(2):
         thumbnails.write(run, items(names))

@@ -13,7 +13,7 @@ from sushi_research.data.buckets import CropGeometry
 from sushi_research.data.samples import Sample
 from sushi_research.progress import progress
 from sushi_research.reports import thumbnails
-from sushi_research.reports.decoded_images import ENLARGED, DecodedImage
+from sushi_research.reports.data_page.decoded import ENLARGED, DecodedImage
 from sushi_research.reports.page import Block, Picture
 
 # The longer side of a picture on the page, in pixels; of those of the VAE, which show details, a larger one.

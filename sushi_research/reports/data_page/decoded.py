@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from sushi_research.caches.encoding import encode_image
+from sushi_research.caches.encoding import encode_images
 from sushi_research.data import images
-from sushi_research.reports.data_uses import Use
+from sushi_research.reports.data_page.uses import Use
 from sushi_research.sampling.vae_tiles import decode_latents
 
 # The difference of two pictures is shown so many times larger.
@@ -54,7 +54,7 @@ def decode_uses(uses: Iterable[Use], vae: Any) -> Iterator[DecodedImage]:
     """Encodes and decodes each, one at a time. The latents are the mean of the VAE's distribution in fp16, as the cache has it."""
     for use in uses:
         crop = images.resize_and_crop(images.decode(use.sample.read()), use.geometry, flip=False)
-        mean, _ = encode_image(vae, crop)
+        [mean], _ = encode_images(vae, crop[None])
         decoded = decode_latents(vae, mean[None].to(vae.device, vae.dtype))[0].float()
         pixels = ((decoded / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
         yield DecodedImage(use, crop, pixels.permute(1, 2, 0).cpu().numpy())

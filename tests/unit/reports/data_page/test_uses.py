@@ -6,9 +6,9 @@ from PIL import Image
 
 from sushi_research.data.buckets import CropGeometry
 from sushi_research.data.samples import Items, Sample, Samples
-from sushi_research.reports.data_captions import Length, frequencies
-from sushi_research.reports.data_pictures import framed
-from sushi_research.reports.data_uses import spread, uses_of
+from sushi_research.reports.data_page.captions import Length, frequencies
+from sushi_research.reports.data_page.pictures import framed
+from sushi_research.reports.data_page.uses import spread, uses_of
 
 # original, resized, crop and bucket: (height, width) or (top, left)
 WHOLE = (64, 64, 32, 32, 0, 0, 32, 32)

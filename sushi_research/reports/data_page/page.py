@@ -1,0 +1,169 @@
+"""The page about a data set: what a training would do with each image and caption (scripts/inspect_data.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime
+
+import numpy as np
+
+from sushi_research.errors import printable
+from sushi_research.reports.data_page import sheets
+from sushi_research.reports.data_page.captions import frequencies
+from sushi_research.reports.data_page.pictures import decoded_blocks
+from sushi_research.reports.data_page.shown import Shown
+from sushi_research.reports.data_page.uses import spread
+from sushi_research.reports.page import Block, Card, to_html
+
+# Rows of the table of images, and tags.
+MOST_ROWS, MOST_TAGS = 500, 60
+# More problems or notes than these are folded.
+MOST_ITEMS = 12
+
+
+def html(shown: Shown) -> str:
+    """The page as one HTML file."""
+    return to_html(blocks(shown), f"{printable(shown.title)}: the data")
+
+
+def blocks(shown: Shown) -> list[Block]:
+    """The page."""
+    data = shown.data
+    written = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
+    parts: list[tuple[str, list[Block]]] = [
+        ("Problems", _folded(f"{each.name}: {each.reason}" for each in data.problems)),
+        ("Notes", _folded(data.notes)),
+        ("Sets", _sets(shown)),
+        ("Buckets", sheets.buckets(shown)),
+        ("Copies", sheets.copies(shown)),
+        ("Captions", _captions(shown)),
+        ("What the network sees", _seen(shown)),
+        ("Held-out images", sheets.held_out(shown)),
+        ("Each image", _table(shown)),
+    ]
+    body = [block for title, found in parts if found for block in [Block("heading", title), *found]]
+    return [
+        Block("title", printable(shown.title)),
+        Block("lead", f"What a training does with the images and captions of {data.scan.source}. Written {written}."),
+        Block("cards", cards=_cards(shown)),
+        *([Block("warning", items=list(shown.without))] if shown.without else []),
+        Block("contents"),
+        *body,
+    ]
+
+
+def _cards(shown: Shown) -> list[Card]:
+    data, uses = shown.data, shown.uses
+    images, count = len(np.unique(shown.samples.images)), len(data.items)
+    cards = [
+        Card("images", f"{images:,}", f"used {count:,} times in an epoch"),
+        Card(
+            "problems",
+            f"{len(data.problems):,}",
+            "files or rows that are not used" if data.problems else "all are used",
+        ),
+        Card("buckets", f"{len(uses.buckets()):,}", f"{int((uses.scales > 1).sum()):,} images are enlarged"),
+    ]
+    if shown.lengths:
+        long = sum(length.chunks > 1 for length in shown.lengths.values())
+        most = max(length.tokens for length in shown.lengths.values())
+        detail = (
+            f"of {len(shown.lengths):,} are longer than 75 tokens" if long else f"the longest has {most} tokens of 75"
+        )
+        cards.append(Card("captions cut" if long else "captions", f"{long or len(shown.lengths):,}", detail))
+    if data.held_out:
+        cards.append(Card("held out", f"{len(data.held_out):,}", "not trained on, for evaluation"))
+    return cards
+
+
+def _sets(shown: Shown) -> list[Block]:
+    """A table of the sets, if there are several."""
+    if len(shown.sets) < 2:
+        return []
+    items, total = shown.data.items, len(shown.sets)
+    images = np.bincount(items.samples.sets, minlength=total)
+    uses = np.bincount(items.samples.sets[items.rows], minlength=total)
+    rows = [["set", "images", "uses in an epoch", "share", "role", "target", "loss weight", "crop", "flip", "masks"]]
+    for each in shown.sets:
+        count = int(uses[each.index])
+        rows.append(
+            [
+                each.path,
+                f"{images[each.index]:,}",
+                f"{count:,}",
+                f"{count / uses.sum():.0%}",
+                each.role,
+                each.target,
+                f"{each.loss_weight:g}",
+                each.crop,
+                f"{each.flip:g}",
+                each.masks.source,
+            ]  # fmt: skip
+        )
+    return [Block("table", rows=rows)]
+
+
+def _captions(shown: Shown) -> list[Block]:
+    """Frequent tags or words, and the captions that are too long."""
+    tags, words = frequencies(shown.captions)
+    found: list[Block] = []
+    long = sorted(
+        ((length, caption) for caption, length in shown.lengths.items() if length.chunks > 1),
+        key=lambda pair: (-pair[0].tokens, pair[1]),
+    )
+    if long:
+        found.append(Block("text", f"{len(long):,} of {len(shown.lengths):,} captions are cut after 75 tokens:"))
+        items = [f"{length.tokens} tokens, {length.chunks} chunks: {caption}" for length, caption in long]
+        found += _folded(items)
+    for counted, name in ((tags, "tag"), (words, "word")):
+        if counted:
+            most = counted.most_common(MOST_TAGS)
+            total = f"{len(counted):,} different {name}s"
+            if len(counted) > len(most):
+                total += f", the {len(most)} most frequent"
+            found.append(
+                Block("details", f"{total}: images with each", items=[f"{count:>6,}  {text}" for text, count in most])
+            )
+    return found
+
+
+def _seen(shown: Shown) -> list[Block]:
+    if not shown.decoded:
+        return []
+    errors = [each.mean_error for each in shown.decoded]
+    text = (
+        "The network gets latents, not pixels. Each image is encoded and decoded by the base's VAE: what is lost there, no "
+        f"training learns. The mean error is {np.mean(errors):.1f} of 255."
+    )
+    return [Block("text", text), *decoded_blocks(shown.decoded)]
+
+
+def _table(shown: Shown) -> list[Block]:
+    """A row for each image and crop geometry."""
+    uses = shown.uses
+    found = sorted((uses[place] for place in spread(len(uses), MOST_ROWS)), key=lambda use: use.sample.name)
+    head = ["image", "uses", "pixels", "bucket", "scale", "cut away"]
+    rows = [head + (["tokens", "chunks", "tokens cut"] if shown.lengths else [])]
+    for use in found:
+        geometry = use.geometry
+        row = [
+            use.sample.name, str(use.count), f"{geometry.original_width}x{geometry.original_height}", use.bucket,
+            f"{use.scale:.2f}", f"{geometry.cut_away:.1%}",
+        ]  # fmt: skip
+        if shown.lengths:
+            length = shown.lengths.get(use.sample.caption)
+            row += [str(length.tokens), str(length.chunks), str(length.cut(1) or "-")] if length else ["?"] * 3
+        rows.append(row)
+    text = [Block("text", f"{len(found):,} of {len(uses):,}, evenly chosen.")] if len(found) < len(uses) else []
+    return [*text, Block("table", rows=rows)]
+
+
+def _folded(items: Iterable[str]) -> list[Block]:
+    """A list of sentences, of which all but the first are folded if there are many."""
+    items = list(items)
+    if not items:
+        return []
+    found = [Block("list", items=items[:MOST_ITEMS])]
+    if items[MOST_ITEMS:]:
+        found.append(Block("details", f"{len(items) - MOST_ITEMS:,} more", items=items[MOST_ITEMS:]))
+    return found
