@@ -134,6 +134,7 @@ def fill_tiny(job: Job, inputs: Inputs) -> tuple[int, int]:
         with store.writer(max_rows=ROWS_PER_SHARD) as writer:
             for key in keys:
                 writer.add(key, tensors, {})
+        store.refresh()
     return len(latents), len(texts)
 
 

@@ -54,7 +54,7 @@ from sushi_research.adapters.reading import adapts_text, read_adapter
 from sushi_research.caches.caches import Caches, open_caches, open_hash_cache, open_remembered
 from sushi_research.caches.inputs import Inputs, fill_caches
 from sushi_research.data import findings
-from sushi_research.data.samples import dataset_hash
+from sushi_research.data.dataset_hash import dataset_hash
 from sushi_research.data.training_data import Data, read_data
 from sushi_research.errors import UserError
 from sushi_research.evaluation import adapter_files, pictures, validation_set
@@ -240,7 +240,7 @@ def hash_of_source(job: Job, remembered: Remembered) -> str:
         data = data.model_copy(update=changes)
     nothing = evaluation.model_copy(update={"held_out": 0.0, "path": None, "prior_path": None})
     plain = config.model_copy(update={"data": data, "evaluation": nothing})
-    return dataset_hash(read_data(replace(job, config=plain), remembered).items)
+    return dataset_hash(read_data(replace(job, config=plain), remembered).items, remembered)
 
 
 def encoder(model: ModuleType, text: Any, caches: Caches) -> Any:

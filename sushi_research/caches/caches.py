@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow
 import torch
 
+from sushi_research.caches import mask_entries
 from sushi_research.caches.encoding import LATENT_TENSORS
 from sushi_research.caches.keys import RECIPE, entry_key, packed
 from sushi_research.caches.latent_entries import LatentEntries, latent_entries, latent_key
@@ -20,6 +21,7 @@ from sushi_research.caches.store import Store
 from sushi_research.caches.text_keys import TextEntries, prompt_key, text_key, text_keys
 from sushi_research.conditioning import ONE_CHUNK, Chunks
 from sushi_research.config import TrainingConfig
+from sushi_research.config.sets import sets_of
 from sushi_research.data.samples import Item
 from sushi_research.data.training_data import Data
 from sushi_research.fingerprints import HashCache
@@ -40,7 +42,10 @@ def open_remembered(config: TrainingConfig) -> Remembered:
 
 @dataclass(frozen=True)
 class Caches:
-    """The open stores, and the hashes and settings that are part of every key. `chunks` says how much is read of a caption."""
+    """The open stores, and the hashes and settings that are part of every entry's key.
+
+    `chunks` says how much is read of a caption. `masks` is None if no set has masks.
+    """
 
     latents: Store
     texts: Store
@@ -50,6 +55,7 @@ class Caches:
     text_settings: dict[str, Any]
     remembered: Remembered = NOTHING_REMEMBERED
     chunks: Chunks = ONE_CHUNK
+    masks: Store | None = None
 
     def latent_key(self, item: Item, flip: bool) -> str:
         return latent_key(item, flip, self.vae_hash, self.vae_dtype)
@@ -75,8 +81,15 @@ class Caches:
         return prompt_key(prompt, self.encoder_hashes, self.text_settings)
 
     def latent_entries(self, data: Data) -> LatentEntries:
-        """The distinct entries that the data needs."""
-        return latent_entries([*data.encodings()], self.vae_hash, self.vae_dtype, self.remembered)
+        """The entries that the data needs (`Data.encodings`)."""
+        return latent_entries(list(data.encodings()), self.vae_hash, self.vae_dtype, self.remembered)
+
+    def missing_masks(self, data: Data) -> list[tuple[str, Item]]:
+        """(key, item) of the missing masks of training items. Losses that are compared, of measured items, are without masks."""
+        if self.masks is None:
+            return []
+        every = (mask_entries.missing_masks(self.masks, crop, self.remembered) for crop in data.items.every_crop())
+        return sorted({key: item for missing in every for key, item in missing}.items(), key=lambda entry: entry[0])
 
     def missing_captions(self, captions: pyarrow.Array) -> TextEntries:
         """The entries of captions (large_string) that the cache lacks."""
@@ -104,12 +117,15 @@ def open_caches(job: Job, base: loading.Base, hash_cache: HashCache) -> Caches:
         repair = job.is_main
         latents = Store.open(folder / "latents", LATENT_TENSORS, repair=repair)
         texts = Store.open(folder / f"text_{model.NAME}", model.TEXT_TENSORS, repair=repair)
+        masked = any(each.masks.source != "none" for each in sets_of(config))
+        masks = Store.open(folder / "masks", mask_entries.TENSORS, repair=repair) if masked else None
         vae_hash = base.hash("vae", hash_cache)
         encoder_hashes = tuple(base.hash(name, hash_cache) for name in model.TEXT_ENCODERS)
         if job.is_main:
             hash_cache.save()
     return Caches(
         latents=latents,
+        masks=masks,
         texts=texts,
         vae_hash=vae_hash,
         vae_dtype=loading.vae_dtype(base, job.device),

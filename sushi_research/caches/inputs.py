@@ -11,7 +11,7 @@ import pyarrow
 import torch
 
 from sushi_research import models, stopping
-from sushi_research.caches import encoding
+from sushi_research.caches import encoding, mask_entries
 from sushi_research.caches.caches import Caches, free_memory
 from sushi_research.caches.keys import entry_key, packed
 from sushi_research.caches.latent_entries import LatentEntries
@@ -148,11 +148,17 @@ def _fill(job: Job, inputs: Inputs) -> tuple[int, int]:
             ) from error
         del vae
         free_memory()
+    if caches.masks is not None and (missing_masks := caches.missing_masks(inputs.data)):
+        mask_entries.encode_masks(caches.masks, missing_masks, rank=rank, world=world)
     job.accelerator.wait_for_everyone()
+    if caches.masks is not None:
+        caches.masks.refresh()
     caches.texts.refresh()
     caches.latents.refresh()
-    lost = len(inputs.missing_latents()) or sum(
-        int((~caches.texts.has(missing.keys)).sum()) for missing in (missing_captions, missing_prompts)
+    lost = (
+        len(inputs.missing_latents())
+        + len(caches.missing_masks(inputs.data))
+        + sum(int((~caches.texts.has(missing.keys)).sum()) for missing in (missing_captions, missing_prompts))
     )
     if lost:
         raise UserError(

@@ -19,6 +19,7 @@ import numpy as np
 
 from sushi_research.caches.inputs import Inputs
 from sushi_research.caches.keys import hex_digits
+from sushi_research.caches.mask_entries import needed_masks
 from sushi_research.caches.shards import make_row, write_shard
 from sushi_research.caches.store import Store
 from sushi_research.files import remove, size_text, writing
@@ -48,12 +49,11 @@ class Waste:
 
 
 def waste_of(inputs: Inputs) -> list[Waste]:
-    """What the image and the text cache have that a command with these inputs does not need."""
-    caches = inputs.caches
-    return [
-        find_waste(caches.latents, inputs.latent_entries.keys),
-        find_waste(caches.texts, inputs.text_keys()),
-    ]
+    """What the image, text and mask cache have that a command with these inputs does not need."""
+    caches, crops = inputs.caches, inputs.data.items.every_crop()
+    masks = np.concatenate([needed_masks(crop, caches.remembered)[0] for crop in crops])
+    needed = [(caches.latents, inputs.latent_entries.keys), (caches.texts, inputs.text_keys()), (caches.masks, masks)]
+    return [find_waste(store, keys) for store, keys in needed if store is not None]
 
 
 def stores(folder: Path) -> list[Path]:

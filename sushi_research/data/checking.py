@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 
 import numpy as np
 import PIL
@@ -30,7 +31,7 @@ _TEXTS = ("converted_from", "ignored", "problem")
 
 def decoders() -> str:
     """What decides whether an image file can be decoded, besides its bytes."""
-    return f"Pillow {PIL.__version__}"
+    return f"Pillow {PIL.__version__}" + (", HEIC" if find_spec("pillow_heif") else "")
 
 
 @dataclass(frozen=True)

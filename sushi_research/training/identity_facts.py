@@ -11,8 +11,9 @@ from sushi_research.caches.inputs import Inputs
 from sushi_research.caches.keys import RECIPE, entry_key
 from sushi_research.config import TrainingConfig
 from sushi_research.config.command_line import config_to_dict
+from sushi_research.data.dataset_hash import dataset_hash
 from sushi_research.data.fitting import bucket_rule
-from sushi_research.data.samples import Item, dataset_hash
+from sushi_research.data.samples import Item
 from sushi_research.data.training_data import Data, drift_captions
 from sushi_research.evaluation import drift, pictures, validation_set
 from sushi_research.evaluation.drift import DriftSet
@@ -78,7 +79,7 @@ def hashes_of(job: Job, inputs: Inputs) -> dict[str, Any]:
     }
     if job.is_main:
         inputs.hash_cache.save()
-    return {"data": dataset_hash(inputs.data.items), "base_model": base_hashes}
+    return {"data": dataset_hash(inputs.data.items, inputs.data.remembered), "base_model": base_hashes}
 
 
 def provenance_of(
