@@ -6,7 +6,6 @@ import shutil
 from typing import Any
 
 import pytest
-import torch
 from script_runs import Trainer, assert_equal
 
 from sushi_research.data.captions import run_captions
@@ -14,7 +13,7 @@ from sushi_research.errors import UserError
 from sushi_research.training.batch_text import BatchText
 
 TAGS = "a, b, c, d, e, f"
-# Seven distinct images; two steps of four are an epoch and one image.
+# Seven images; two steps of four are an epoch and one image.
 SHUFFLED = {"captions.shuffle": True, "captions.keep_tags": 1, "train.steps": 4}
 
 
@@ -82,6 +81,3 @@ def test_encoding_in_the_step_trains_the_same(mine):
     assert mine.train("while", changes | {"captions.encode": "while_training"}) == 0
     assert_equal(mine.adapter("while"), mine.adapter("before"))
     assert mine.plan("while")["captions"]["encoders"] > 0 and mine.plan("while")["captions"]["texts"] is None
-    assert (
-        not torch.equal(*(next(iter(each.values())) for each in (mine.adapter("while"), {"": torch.zeros(1)}))) or True
-    )
