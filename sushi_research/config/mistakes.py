@@ -94,13 +94,15 @@ def unknown(path: str, source: str, keys: Keys, suggest: bool) -> str:
     if near := _nearest(path.replace("-", "_"), candidates, keys):
         return f"unknown key {what}: did you mean {' or '.join(hyphens + name for name in near)}?"
     # In a section of ours: lora.network_dim.
-    if hint := other_programs.hint(path.rpartition(".")[2], keys.leaves, hyphens):
+    name = path.rpartition(".")[2]
+    in_set = path.startswith("data.sets[")
+    if hint := other_programs.hint_in_set(name) if in_set else other_programs.hint(name, keys.leaves, hyphens):
         return f"unknown key {what}: {hint}"
     section = path.partition(".")[0]
     if section in keys.sections:
         return f"unknown key {what}: the keys of {section} are {listed(children(section, keys))}"
     if not keys.sections:
-        return f"unknown key {what}: the keys are {listed(keys.leaves)}"
+        return f"unknown key {what}: the keys are {listed(name.rpartition('.')[2] for name in keys.leaves)}"
     return f"unknown key {what}: the sections are {listed(keys.sections)} (--help lists every key)"
 
 

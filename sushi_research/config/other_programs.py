@@ -57,6 +57,15 @@ def hint(path: str, leaves: Container[str], hyphens: str = "") -> str | None:
         return None
     # An option that belongs to the other architecture (clip_skip) is not here.
     found = [option._replace(key=_there(option.key, leaves)) for option in options().get(normal(path), [])]
+    return _answers(found, hyphens)
+
+
+def hint_in_set(name: str) -> str | None:
+    """`hint` for an unknown key of a set of images, such as one that a subset of kohya's or a concept of OneTrainer's has."""
+    return _answers(options().get(normal(name), []), "")
+
+
+def _answers(found: list[Option], hyphens: str) -> str | None:
     answers = []
     for key in dict.fromkeys(option.key for option in found):
         same = [option for option in found if option.key == key]

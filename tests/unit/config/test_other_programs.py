@@ -70,6 +70,19 @@ def test_a_file_of_onetrainer(tmp_path):
     ]
 
 
+def test_options_of_subsets_and_concepts_in_a_set(tmp_path):
+    file = tmp_path / "sets.yaml"
+    file.write_text("data: {sets: [{path: a, is_reg: true, enable_tag_shuffling: true, image_dir: b, flp: 1, xyz: 2}]}")
+    found = problem("--config", str(file), "--model.base", "b", "--train.steps", "10").split("; unknown key ")
+    assert found[0].startswith(
+        "unknown key data.sets[0].is_reg: kohya's is_reg is data.sets here (a set with role: regularisation"
+    )
+    assert found[1] == "data.sets[0].enable_tag_shuffling: OneTrainer's enable_tag_shuffling is captions.shuffle here"
+    assert found[2].startswith("data.sets[0].image_dir: kohya's image_dir is data.path here")
+    assert found[3] == "data.sets[0].flp: did you mean data.sets[0].flip?"
+    assert found[4].startswith("data.sets[0].xyz: the keys are path, revision, ")
+
+
 def test_a_file_of_kohya(tmp_path):
     file = tmp_path / "kohya.toml"
     file.write_text("network_dim = 8\n")
