@@ -30,19 +30,15 @@ def mine(architecture, bases, photos, tmp_path) -> Trainer:
 def used(monkeypatch) -> list[tuple[str, int, str]]:
     """(image, epoch, text) of every sample that a step is given, in order."""
     found: list[tuple[str, int, str]] = []
-    embedding = BatchText._embedding
+    embed = BatchText.__call__
 
-    def record(self: BatchText, sample: Any) -> Any:
-        found.append(
-            (
-                self.captions.items[sample.index].sample.name,
-                sample.epoch,
-                self.captions.text_of(sample.index, sample.epoch),
-            )
-        )
-        return embedding(self, sample)
+    def record(self: BatchText, samples: Any) -> Any:
+        for sample in samples:
+            name = self.captions.items[sample.index].sample.name
+            found.append((name, sample.epoch, self.captions.text_of(sample.index, sample.epoch)))
+        return embed(self, samples)
 
-    monkeypatch.setattr(BatchText, "_embedding", record)
+    monkeypatch.setattr(BatchText, "__call__", record)
     return found
 
 

@@ -27,8 +27,8 @@ from sushi_research.remembered import Remembered, columns_hash
 
 # Increment it when the same rules give other texts.
 VERSION = 1
-# Chunks of 75 tokens that random rules may add to a cache unasked: 9.7 GiB of SDXL's embeddings at fp16, and a quarter of an hour of
-# encoding at 30 ms each.
+# Chunks of 75 tokens that random rules may add to a cache unasked: 9.7 GiB of SDXL's embeddings at fp16, and a quarter of an hour
+# of encoding at 30 ms each.
 MOST_CHUNKS = 32_768
 # What the identity has for `variants` None.
 ONE_PER_USE = "one per use"
