@@ -140,7 +140,7 @@ def _fill(job: Job, inputs: Inputs) -> tuple[int, int]:
     missing_latents = inputs.missing_latents()
     if len(missing_captions) or len(missing_prompts):
         text = model.load_text(base, job.device)
-        batch = encoding.TEXT_BATCH if job.device.type == "cuda" else 1
+        batch = encoding.text_batch(job.device)
         encode = functools.partial(model.encode_captions, text, batch=batch, **caches.text_settings)
         share = {"batch": batch, "rank": rank, "world": world}
         encoding.encode_texts(caches.texts, missing_captions, functools.partial(encode, chunks=caches.chunks), **share)
