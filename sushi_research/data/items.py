@@ -73,8 +73,10 @@ class Items(Sequence[Item]):
     @cached_property
     def used(self) -> Samples:
         """The samples of the items, each once, in the order of the items."""
-        rows, first = np.unique(self.rows, return_index=True)
-        rows = rows[np.argsort(first)]
+        rows = self.rows
+        if not (rows[1:] > rows[:-1]).all():
+            distinct, first = np.unique(rows, return_index=True)
+            rows = distinct[np.argsort(first)]
         is_all = len(rows) == len(self.samples) and bool((rows[1:] > rows[:-1]).all())
         return self.samples if is_all else self.samples.take(rows)
 
