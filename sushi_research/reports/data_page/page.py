@@ -118,7 +118,8 @@ def _captions(shown: Shown) -> list[Block]:
     long = sorted((-tokens, caption) for caption, tokens in shown.tokens.items() if shown.cut(tokens))
     if long:
         read = shown.chunks * CHUNK
-        found.append(Block("text", f"{len(long):,} of {len(shown.tokens):,} captions are cut after {read} tokens:"))
+        are = "are" if len(long) > 1 else "is"
+        found.append(Block("text", f"{len(long):,} of {len(shown.tokens):,} captions {are} cut after {read} tokens:"))
         found += _folded(f"{-tokens} tokens, {shown.cut(-tokens)} cut: {caption}" for tokens, caption in long)
     separator = shown.sets[0].captions.tag_separator
     for counted, name in zip(captions.frequencies(shown.captions, separator), ("tag", "word"), strict=True):

@@ -80,9 +80,8 @@ def _words(shown: Shown, use: Use) -> str:
     if use.count > 1:
         words.insert(0, f"{use.count} uses")
     if geometry.cut_away >= 0.0005:
-        words.append(f"{geometry.cut_away:.1%} cut away")
-    if len(use.crops) > 1:
-        words.append(f"one of {len(use.crops)} random crops")
+        by_chance = f" by one of {len(use.crops)} random crops" if len(use.crops) > 1 else ""
+        words.append(f"{geometry.cut_away:.1%} cut away{by_chance}")
     if use.squeezed >= 0.0005:
         words.append(f"squeezed by {use.squeezed:.1%}")
     if tokens := shown.tokens.get(use.sample.caption):
