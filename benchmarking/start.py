@@ -21,6 +21,7 @@ import torch
 from benchmarking.measured_code import load_script
 from sushi_research import models
 from sushi_research.caches.inputs import Inputs
+from sushi_research.caches.keys import hex_digits
 from sushi_research.runs.job import Job
 from sushi_research.training import run
 from sushi_research.training.loader import Loader
@@ -124,15 +125,16 @@ def config_architecture(config: Any) -> str:
 
 def fill_tiny(job: Job, inputs: Inputs) -> tuple[int, int]:
     """Writes an entry of a tiny payload for each missing one, with the stores' own writers."""
-    caches, data = inputs.caches, inputs.data
+    caches = inputs.caches
     half = torch.full((4, 2, 2), 0.5, dtype=torch.float16)
-    latents = [key for key, _, _ in caches.missing_latents(data)]
-    texts = [key for key, _ in caches.missing_captions(inputs.captions)]
+    latents = hex_digits(inputs.missing_latents().keys)
+    texts = hex_digits(caches.missing_captions(inputs.captions).keys)
     text = {name: half[:, 0, 0] for name in job.model.TEXT_TENSORS}
     for store, keys, tensors in ((caches.latents, latents, {"mean": half, "std": half}), (caches.texts, texts, text)):
         with store.writer(max_rows=ROWS_PER_SHARD) as writer:
             for key in keys:
                 writer.add(key, tensors, {})
+        store.refresh()
     return len(latents), len(texts)
 
 

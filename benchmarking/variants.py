@@ -18,6 +18,7 @@ from sushi_research import conditioning, diffusion
 from sushi_research.adapters.lora import adapter_parameters, attach
 from sushi_research.caches.caches import Caches
 from sushi_research.config import TrainingConfig
+from sushi_research.config.sets import sets_of
 from sushi_research.data import images
 from sushi_research.data.samples import Item
 from sushi_research.models import loading
@@ -152,7 +153,15 @@ def make_loader(bench: Bench, ahead: Sequence[str]) -> Loader:
     """The training script's loader for a single process."""
     size = bench.config.train.batch_size
     return Loader(
-        bench.items, bench.sampler, bench.caches, batch_size=size, rank=0, world=1, device=bench.device, ahead=ahead
+        bench.items,
+        bench.sampler,
+        bench.caches,
+        batch_size=size,
+        rank=0,
+        world=1,
+        device=bench.device,
+        sets=sets_of(bench.config),
+        ahead=ahead,
     )
 
 

@@ -5,11 +5,19 @@
 
 It takes the options of that architecture's training script and encodes what that script would find missing. Running it again
 encodes what is new. With several processes, each encodes its share.
+
+    python scripts/cache_dataset.py sdxl --config configs/sdxl_lora.yaml --data.path photos --prune --dry-run
+    python scripts/cache_dataset.py sdxl --config configs/sdxl_lora.yaml --data.path photos --prune
+
+With --prune it encodes nothing. It removes the entries of the image and text caches that this config does not need, also those of
+other data sets in the same folder, and damaged files.
 """
 
 from __future__ import annotations
 
 import sys
+from functools import partial
+from pathlib import Path
 
 from sushi_research import models, stopping
 from sushi_research.config import TrainingConfig
@@ -20,7 +28,9 @@ This fills the caches of a training config without training. To begin:
   the plan:       accelerate launch scripts/cache_dataset.py sdxl --config configs/sdxl_lora.yaml --data.path photos --dry-run
   the work:       accelerate launch scripts/cache_dataset.py sdxl --config configs/sdxl_lora.yaml --data.path photos
   for SD1.5:      accelerate launch scripts/cache_dataset.py sd15 --config configs/sd15_lora.yaml --data.path photos
-  every option:   python scripts/cache_dataset.py sdxl --help"""
+  what to remove: python scripts/cache_dataset.py sdxl --config configs/sdxl_lora.yaml --data.path photos --prune --dry-run
+  every option:   python scripts/cache_dataset.py sdxl --help
+Without --dry-run, --prune removes the entries that this config does not need, also those of other data sets."""
 
 
 def read(arguments: list[str]) -> TrainingConfig:
@@ -30,13 +40,17 @@ def read(arguments: list[str]) -> TrainingConfig:
 
 
 if __name__ == "__main__":
-    CONFIG = read(sys.argv[1:])
+    # Not a setting: it does not belong in a file.
+    PRUNE = "--prune" in sys.argv
+    CONFIG = read([argument for argument in sys.argv[1:] if argument != "--prune"])
 
+from sushi_research.caches import pruning
 from sushi_research.caches.caches import open_caches, open_hash_cache, open_remembered
 from sushi_research.caches.inputs import Inputs, fill_caches
 from sushi_research.data import findings
 from sushi_research.data.training_data import read_data
-from sushi_research.files import system_errors
+from sushi_research.errors import UserError
+from sushi_research.files import remove, size_text, system_errors
 from sushi_research.models.loading import find_base
 from sushi_research.runs.job import Job
 from sushi_research.runs.launch import one_report
@@ -46,22 +60,28 @@ from sushi_research.training.disk_plan import require_room_for_cache
 
 @one_report()
 @system_errors()
-def main(config: TrainingConfig) -> int:
-    """Encodes what is missing for `config`; returns 0."""
+def main(config: TrainingConfig, *, prune: bool = False) -> int:
+    """Encodes what is missing for `config`, or with `prune` removes what it does not need; returns 0."""
     job = run.start_job(config, models.load(models.name_of(config)), __file__, trains=False)
     with stopping.doing("planning", "nothing is encoded yet; the same command again starts over"):
-        fill(job)
+        inputs = open_inputs(job)
+        if prune:
+            remove_unneeded(job, inputs)
+        else:
+            fill(job, inputs)
     return 0
 
 
-def fill(job: Job) -> None:
+def open_inputs(job: Job) -> Inputs:
+    hash_cache = open_hash_cache(job.config)
+    base = find_base(job.config, job.model)
+    data = read_data(job, open_remembered(job.config))
+    return Inputs(job.config, base, data, open_caches(job, base, hash_cache), hash_cache)
+
+
+def fill(job: Job, inputs: Inputs) -> None:
     """Prints what is missing, and encodes it if this is no dry run."""
-    config = job.config
-    hash_cache = open_hash_cache(config)
-    base = find_base(config, job.model)
-    data = read_data(job, open_remembered(config))
-    caches = open_caches(job, base, hash_cache)
-    inputs = Inputs(config, base, data, caches, hash_cache)
+    config, data, caches = job.config, inputs.data, inputs.caches
     images_missing, captions_missing = len(inputs.missing_latents()), len(inputs.missing_text_chunks())
     job.say(f"{images_missing} image entries and {captions_missing} captions to encode")
     for line in findings.lines(data.problems, data.notes):
@@ -76,5 +96,28 @@ def fill(job: Job) -> None:
     )
 
 
+def remove_unneeded(job: Job, inputs: Inputs) -> None:
+    """Prints what is not needed, with sizes, and removes it if this is no dry run.
+
+    Raises UserError if there are several processes, or another command uses the caches.
+    """
+    if job.world > 1:
+        raise UserError("--prune works in one process: run it with python instead of accelerate launch.")
+    found = [*pruning.waste_of(inputs)]
+    files = [file for folder in pruning.stores(Path(job.config.cache.folder)) for file in pruning.leftovers(folder)]
+    for waste in found:
+        job.say(f"not needed: {waste.describe()}")
+    job.say(f"not needed: {len(files)} damaged or left files ({size_text(sum(size for _, size in files))})")
+    for path, _ in files[:10]:
+        job.say(f"            {path}")
+    if job.config.dry_run:
+        return
+    with stopping.doing("pruning", "what is needed is still there; the same command again continues"):
+        pruning.remove_waste(found)
+        for path, _ in files:
+            remove(path)
+    job.say("done: that was removed")
+
+
 if __name__ == "__main__":
-    run_main(main, CONFIG)
+    run_main(partial(main, prune=PRUNE), CONFIG)

@@ -167,7 +167,7 @@ def train(job: Job) -> int:
         rank=job.rank,
         world=job.world,
         device=job.device,
-        flip=config.data.flip,
+        sets=data.sets,
         text=make_batch_text(job, inputs),
         ahead=("posterior", "noise"),
     )
@@ -227,7 +227,7 @@ def train(job: Job) -> int:
                 if objective.dropout:  # the only random numbers from torch's global generator
                     batch.seed_torch("dropout", step)
                 training_step(job, unet, batch, step, objective, metrics)
-                metrics.record_names(batch.names)
+                metrics.record(batch.names, batch.roles)
                 master_weights.accumulate()  # adds the working copy's gradients to the fp32 sum, and clears them
             # One message between the processes: the gradients, the metrics, and whether any process was asked to stop.
             stopping = metrics.sum_over_processes(master_weights, stop=stop.poll(), waited=loader.take_waited())

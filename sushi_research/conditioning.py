@@ -12,7 +12,7 @@ up to the same number of chunks, and keep only the first start token and the las
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -107,6 +107,17 @@ def _kohya_ids(tokenizer: Any, text: str, count: int) -> torch.Tensor:
         ids[(ids[:, -2] != end) & (ids[:, -2] != pad), -1] = end
         ids[ids[:, 1] == pad, 1] = end
     return ids
+
+
+def in_batches(
+    encode: Callable[..., tuple[torch.Tensor, ...]], batch: int, *ids: torch.Tensor
+) -> tuple[torch.Tensor, ...]:
+    """The tensors [N, ...] of `encode`, which is given `batch` rows at a time of each tokenizer's ids [N, 77].
+
+    With a batch of one, each row's are bit for bit what they are alone; larger ones may round differently.
+    """
+    parts = [encode(*(each[start : start + batch] for each in ids)) for start in range(0, len(ids[0]), batch)]
+    return tuple(torch.cat(tensors) for tensors in zip(*parts, strict=True))
 
 
 def join_chunks(hidden: Sequence[torch.Tensor], chunks: Chunks) -> torch.Tensor:

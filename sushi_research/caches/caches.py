@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import gc
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,19 +13,20 @@ import numpy as np
 import pyarrow
 import torch
 
+from sushi_research.caches import mask_entries
 from sushi_research.caches.encoding import LATENT_TENSORS
-from sushi_research.caches.keys import RECIPE, entry_key, hex_digits
+from sushi_research.caches.keys import RECIPE, entry_key, packed
 from sushi_research.caches.latent_entries import LatentEntries, latent_entries, latent_key
 from sushi_research.caches.store import Store
-from sushi_research.caches.text_keys import prompt_key, text_key, text_keys
+from sushi_research.caches.text_keys import TextEntries, prompt_key, text_key, text_keys
 from sushi_research.conditioning import ONE_CHUNK, Chunks
 from sushi_research.config import TrainingConfig
 from sushi_research.config.sets import sets_of
-from sushi_research.data.samples import Item, Items
+from sushi_research.data.samples import Item
 from sushi_research.data.training_data import Data
 from sushi_research.fingerprints import HashCache
 from sushi_research.models import loading
-from sushi_research.remembered import Remembered, columns_hash
+from sushi_research.remembered import NOTHING_REMEMBERED, Remembered, columns_hash
 from sushi_research.runs.job import Job
 
 
@@ -43,8 +44,7 @@ def open_remembered(config: TrainingConfig) -> Remembered:
 class Caches:
     """The open stores, and the hashes and settings that are part of every entry's key.
 
-    `chunks` says how much is read of a caption. `flips` has, for each set of images, which of its images' entries are needed: as
-    they are (False), mirrored (True), or both.
+    `chunks` says how much is read of a caption. `masks` is None if no set has masks.
     """
 
     latents: Store
@@ -53,9 +53,9 @@ class Caches:
     vae_dtype: torch.dtype
     encoder_hashes: tuple[str, ...]
     text_settings: dict[str, Any]
-    flips: tuple[tuple[bool, ...], ...] = ((False,),)
-    remembered: Remembered | None = None
+    remembered: Remembered = NOTHING_REMEMBERED
     chunks: Chunks = ONE_CHUNK
+    masks: Store | None = None
 
     def latent_key(self, item: Item, flip: bool) -> str:
         return latent_key(item, flip, self.vae_hash, self.vae_dtype)
@@ -68,10 +68,8 @@ class Caches:
         """The settings that are part of a caption's key."""
         return self.text_settings | self.chunks.settings
 
-    def text_keys(self, captions: Sequence[str] | pyarrow.Array) -> np.ndarray:
-        """`text_key` of each caption, as a column [n] of PACKED. Those of an Arrow array are remembered."""
-        if self.remembered is None or not isinstance(captions, pyarrow.Array):
-            return text_keys(captions, self.encoder_hashes, self.caption_settings)
+    def text_keys(self, captions: pyarrow.Array) -> np.ndarray:
+        """`text_key` of each caption (large_string), as a column [n] of PACKED. They are remembered."""
         key = entry_key(
             texts=columns_hash(captions), encoders=self.encoder_hashes, settings=self.caption_settings, recipe=RECIPE
         )
@@ -83,27 +81,28 @@ class Caches:
         return prompt_key(prompt, self.encoder_hashes, self.text_settings)
 
     def latent_entries(self, data: Data) -> LatentEntries:
-        """The entries that the data needs: training items (mirrored too if their set is flipped), and measured items unmirrored."""
-        wanted: list[tuple[Sequence[Item], bool]] = []
-        for number, flips in enumerate(self.flips):
-            part = data.items
-            if len(self.flips) > 1 and isinstance(part, Items):
-                part = part.take(part.samples.sets[part.rows] == number)
-            wanted += [(part, flip) for flip in flips]
-        wanted.append((data.measured, False))
-        return latent_entries(wanted, self.vae_hash, self.vae_dtype, self.remembered)
+        """The entries that the data needs (`Data.encodings`)."""
+        return latent_entries(list(data.encodings()), self.vae_hash, self.vae_dtype, self.remembered)
 
-    def missing_captions(self, captions: Sequence[str] | pyarrow.Array) -> list[tuple[str, str]]:
-        """(key, caption) of the captions that the cache lacks, sorted by key."""
-        keys, first = np.unique(self.text_keys(captions), return_index=True)
-        missing = ~self.texts.has(keys)
-        found = [captions[row] for row in first[missing].tolist()]
-        texts = [each.as_py() if isinstance(each, pyarrow.Scalar) else each for each in found]
-        return list(zip(hex_digits(keys[missing]), texts, strict=True))
+    def missing_masks(self, data: Data) -> list[tuple[str, Item]]:
+        """(key, item) of the missing masks of training items. Losses that are compared, of measured items, are without masks."""
+        if not self.masks:
+            return []
+        every = (mask_entries.missing_masks(self.masks, crop, self.remembered) for crop in data.items.every_crop())
+        return sorted({key: item for missing in every for key, item in missing}.items(), key=lambda entry: entry[0])
 
-    def missing_prompts(self, prompts: Iterable[str]) -> list[tuple[str, str]]:
-        """(key, prompt) of the missing entries of prompts that are not encoded as captions are."""
-        return sorted((key, prompt) for prompt in prompts if (key := self.prompt_key(prompt)) not in self.texts)
+    def missing_captions(self, captions: pyarrow.Array) -> TextEntries:
+        """The entries of captions (large_string) that the cache lacks."""
+        return self._missing(TextEntries.of(self.text_keys(captions), captions))
+
+    def missing_prompts(self, prompts: Iterable[str]) -> TextEntries:
+        """The entries that the cache lacks of prompts that are not encoded as captions are."""
+        texts = [*prompts]
+        keys = packed(self.prompt_key(prompt) for prompt in texts)
+        return self._missing(TextEntries.of(keys, pyarrow.array(texts, pyarrow.large_string())))
+
+    def _missing(self, entries: TextEntries) -> TextEntries:
+        return entries.take(~self.texts.has(entries.keys))
 
     def text(self, caption: str) -> dict[str, torch.Tensor]:
         return self.texts.get(self.text_key(caption))
@@ -118,19 +117,20 @@ def open_caches(job: Job, base: loading.Base, hash_cache: HashCache) -> Caches:
         repair = job.is_main
         latents = Store.open(folder / "latents", LATENT_TENSORS, repair=repair)
         texts = Store.open(folder / f"text_{model.NAME}", model.TEXT_TENSORS, repair=repair)
+        masked = any(each.masks.source != "none" for each in sets_of(config))
+        masks = Store.open(folder / "masks", mask_entries.TENSORS, repair=repair) if masked else None
         vae_hash = base.hash("vae", hash_cache)
         encoder_hashes = tuple(base.hash(name, hash_cache) for name in model.TEXT_ENCODERS)
         if job.is_main:
             hash_cache.save()
     return Caches(
         latents=latents,
+        masks=masks,
         texts=texts,
         vae_hash=vae_hash,
         vae_dtype=loading.vae_dtype(base, job.device),
         encoder_hashes=encoder_hashes,
         text_settings={name: getattr(config.model, name) for name in model.TEXT_SETTINGS},
-        # With probability 1 only the mirrored image is needed.
-        flips=tuple({0.0: (False,), 1.0: (True,)}.get(each.flip, (False, True)) for each in sets_of(config)),
         remembered=open_remembered(config),
         chunks=Chunks(config.captions.chunks, config.captions.chunk_layout),
     )

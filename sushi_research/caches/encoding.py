@@ -1,9 +1,9 @@
 """Fills the caches: images to VAE posteriors, captions to text embeddings. Only missing entries are computed.
 
-On a CPU, images are encoded one at a time; on a GPU in batches of one bucket. In a batch of four the VAE changes the last bit of
-0.4 % of the stored fp16 values, so there an entry may depend, by that much, on which others were missing with it. Entries are
-stored in fp16, which changes the adapter's gradient by 4.7e-5 to 1.3e-3 of its size (measured). The VAE computes in fp32 unless its
-config declares it safe in fp16 (`loading.vae_dtype`).
+On a CPU, images and captions are encoded one at a time; on a GPU in batches, images in those of one bucket. In a batch of four the
+VAE changes the last bit of 0.4 % of the stored fp16 values, so there an entry may depend, by that much, on which others were
+missing with it. Entries are stored in fp16, which changes the adapter's gradient by 4.7e-5 to 1.3e-3 of its size (measured). The
+VAE computes in fp32 unless its config declares it safe in fp16 (`loading.vae_dtype`).
 
 The encoder waits neither for the images, which threads read, decode and resize ahead of it, nor for the disk (`writer.py`).
 """
@@ -11,9 +11,8 @@ The encoder waits neither for the images, which threads read, decode and resize 
 from __future__ import annotations
 
 import logging
-import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from typing import Any
@@ -21,19 +20,23 @@ from typing import Any
 import numpy as np
 import torch
 
-from sushi_research.caches.keys import hex_digits, owners, packed
+from sushi_research.caches.keys import hex_digits, owners
 from sushi_research.caches.latent_entries import LatentEntries
 from sushi_research.caches.store import Store
+from sushi_research.caches.text_keys import TextEntries
 from sushi_research.data import images
 from sushi_research.data.samples import Item
 from sushi_research.errors import UserError
 from sushi_research.progress import progress
+from sushi_research.workers import cores
 
 LATENT_TENSORS = ("mean", "std")
 # Threads that read and decode images, at most: each may hold an image of hundreds of megapixels.
 _MOST_THREADS = 16
 # Memory that SDXL's VAE takes to encode an image, measured: bytes per pixel and byte of its dtype (2.5 GiB for 1024x1024 in fp32).
 _BYTES_PER_PIXEL = 640
+# Chunks of captions that a GPU encodes at once: six times as fast as one by one (docs/performance.md).
+TEXT_BATCH = 32
 # Pixels of a batch, four of 1024x1024: more makes the VAE no faster (docs/performance.md).
 _MOST_PIXELS = 4 * 2**20
 
@@ -69,16 +72,19 @@ def _pixels(entries: LatentEntries) -> Iterator[tuple[Item, np.ndarray]]:
     """(item, pixels [H, W, 3] uint8) of each entry, in order. Threads make them ahead; Pillow works without the GIL."""
     if not len(entries):
         return
-    threads = min(_MOST_THREADS, os.cpu_count() or 1)
-    same = np.flatnonzero(np.diff(entries.parts, prepend=-1) | np.diff(entries.numbers, prepend=-1))
-    jobs = deque(zip(same.tolist(), [*same[1:].tolist(), len(entries)], strict=True))
+    threads = min(_MOST_THREADS, cores())
+    # Entries of one image are its crops, and their mirror images: it is decoded once.
+    same = entries.images
+    starts = np.flatnonzero(np.r_[True, same[1:] != same[:-1]]).tolist()
+    jobs = deque(zip(starts, [*starts[1:], len(entries)], strict=True))
 
     def make(start: int, end: int) -> list[tuple[Item, np.ndarray]]:
-        # The entries of one item differ in their mirroring alone.
-        item = entries.item(start)
-        image = images.resize_and_crop(images.decode(item.sample.read()), item.geometry, flip=False)
+        items = [entries.item(number) for number in range(start, end)]
+        image = images.decode(items[0].sample.read())
         flips = entries.flips[start:end].tolist()
-        return [(item, np.ascontiguousarray(image[:, ::-1]) if flip else image) for flip in flips]
+        return [
+            (item, images.resize_and_crop(image, item.geometry, flip)) for item, flip in zip(items, flips, strict=True)
+        ]
 
     with ThreadPoolExecutor(threads, "images") as pool:
         waiting: deque[Future[list[tuple[Item, np.ndarray]]]] = deque()
@@ -139,36 +145,32 @@ def _require_finite(item: Item, *tensors: torch.Tensor) -> None:
         )
 
 
-def encode_captions(
+def encode_texts(
     store: Store,
-    missing: Sequence[tuple[str, str]],
-    encode_caption: Callable[[str], tuple[dict[str, torch.Tensor], int]],
+    missing: TextEntries,
+    encode: Callable[[list[str]], list[tuple[dict[str, torch.Tensor], int]]],
     *,
+    batch: int = 1,
     rank: int = 0,
     world: int = 1,
     what: str = "caption",
 ) -> None:
-    """Encodes this process's share of `missing`, (key, text) each, and adds it in fp16. UserError if an embedding is not finite.
+    """Encodes this process's share of `missing` and adds it in fp16. UserError if an embedding is not finite.
 
-    `encode_caption` returns the tensors by name and the number of tokens that were cut. `what` is what the texts are called.
+    `encode` is given `batch` texts at a time; it returns for each the tensors by name and the number of tokens that were cut.
+    `what` is what the texts are called.
     """
-    mine = [missing[row] for row in np.flatnonzero(owners(packed(key for key, _ in missing), world) == rank)]
-    if not mine:
-        return
-    with store.writer() as writer:
-        for key, caption in progress(mine, description=f"encoding {what}s", unit=what, disable=rank > 0):
-            halves, cut = in_halves(encode_caption, caption, what)
-            writer.add(key, halves, {"caption": caption, "tokens_cut": cut})
-
-
-def in_halves(
-    encode_caption: Callable[[str], tuple[dict[str, torch.Tensor], int]], caption: str, what: str = "caption"
-) -> tuple[dict[str, torch.Tensor], int]:
-    """What `encode_caption` gives for a caption, in fp16 on the CPU as the cache has it. UserError if it is not finite."""
-    tensors, cut = encode_caption(caption)
-    halves = {name: tensor.half().cpu() for name, tensor in tensors.items()}
-    if not all(tensor.isfinite().all() for tensor in halves.values()):
-        raise UserError(
-            f"the text encoder gives values that are not finite for the {what} {caption!r}: check its files."
-        )
-    return halves, cut
+    mine = missing.take(owners(missing.keys, world) == rank)
+    bar = progress(total=len(mine), description=f"encoding {what}s", unit=what, disable=rank > 0)
+    with bar, store.writer() as writer:
+        for start in range(0, len(mine), batch):
+            texts = mine.texts[start : start + batch].to_pylist()
+            keys = hex_digits(mine.keys[start : start + batch])
+            for key, text, (tensors, cut) in zip(keys, texts, encode(texts), strict=True):
+                halves = {name: tensor.half().cpu() for name, tensor in tensors.items()}
+                if not all(tensor.isfinite().all() for tensor in halves.values()):
+                    raise UserError(
+                        f"the text encoder gives values that are not finite for the {what} {text!r}: check its files."
+                    )
+                writer.add(key, halves, {"caption": text, "tokens_cut": cut})
+            bar.update(len(texts))

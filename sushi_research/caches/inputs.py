@@ -11,11 +11,11 @@ import pyarrow
 import torch
 
 from sushi_research import models, stopping
-from sushi_research.caches import encoding
+from sushi_research.caches import encoding, mask_entries
 from sushi_research.caches.caches import Caches, free_memory
-from sushi_research.caches.keys import entry_key
+from sushi_research.caches.keys import entry_key, packed
 from sushi_research.caches.latent_entries import LatentEntries
-from sushi_research.conditioning import ONE_CHUNK
+from sushi_research.conditioning import ALL_CHUNKS, ONE_CHUNK
 from sushi_research.config import TrainingConfig
 from sushi_research.config.prompts import Prompt
 from sushi_research.data.training_data import Data, captions_of, distinct, prompt_texts, prompts_of
@@ -40,7 +40,7 @@ class Inputs:
     @cached_property
     def prompts(self) -> list[Prompt]:
         """The prompts of the sample images. UserError if the file that should have them cannot be used."""
-        return prompts_of(self.config, self.data.items or self.data.held_out)
+        return prompts_of(self.config, self.data.learned or self.data.held_out)
 
     @cached_property
     def long_prompts(self) -> dict[str, int]:
@@ -66,8 +66,6 @@ class Inputs:
     def token_counts(self, texts: pyarrow.Array) -> np.ndarray:
         """`truncation.token_counts` of many texts, remembered."""
         make = functools.partial(token_counts, self.base, models.load(self.base.architecture), texts)
-        if self.caches.remembered is None:
-            return make()
         key = entry_key(texts=columns_hash(texts), tokenizers=self.caches.encoder_hashes)
         return self.caches.remembered.arrays("token-counts", key, lambda: {"tokens": make()})["tokens"]
 
@@ -87,6 +85,11 @@ class Inputs:
     def missing_latents(self) -> LatentEntries:
         """`latent_entries` that are not in the cache."""
         return self.latent_entries.take(~self.caches.latents.has(self.latent_entries.keys))
+
+    def text_keys(self) -> np.ndarray:
+        """The keys of all entries of the text cache that are needed, [n] of PACKED."""
+        prompts = packed(self.caches.prompt_key(prompt) for prompt in self.own_prompts)
+        return np.concatenate([self.caches.text_keys(self.captions), prompts])
 
     @property
     def text_chunks(self) -> np.ndarray:
@@ -123,22 +126,14 @@ def _fill(job: Job, inputs: Inputs) -> tuple[int, int]:
     missing_captions = caches.missing_captions(inputs.captions)
     missing_prompts = caches.missing_prompts(inputs.own_prompts)
     missing_latents = inputs.missing_latents()
-    if missing_captions or missing_prompts:
+    if len(missing_captions) or len(missing_prompts):
         text = model.load_text(base, job.device)
-        encoding.encode_captions(
-            caches.texts,
-            missing_captions,
-            lambda caption: model.encode_caption(text, caption, caches.chunks, **caches.text_settings),
-            rank=rank,
-            world=world,
-        )
-        encoding.encode_captions(
-            caches.texts,
-            missing_prompts,
-            lambda prompt: (model.encode_prompt(text, prompt, **caches.text_settings), 0),
-            rank=rank,
-            world=world,
-            what="prompt",
+        batch = encoding.TEXT_BATCH if job.device.type == "cuda" else 1
+        encode = functools.partial(model.encode_captions, text, batch=batch, **caches.text_settings)
+        share = {"batch": batch, "rank": rank, "world": world}
+        encoding.encode_texts(caches.texts, missing_captions, functools.partial(encode, chunks=caches.chunks), **share)
+        encoding.encode_texts(
+            caches.texts, missing_prompts, functools.partial(encode, chunks=ALL_CHUNKS), **share, what="prompt"
         )
         del text
         free_memory()
@@ -153,13 +148,17 @@ def _fill(job: Job, inputs: Inputs) -> tuple[int, int]:
             ) from error
         del vae
         free_memory()
+    if caches.masks and (missing_masks := caches.missing_masks(inputs.data)):
+        mask_entries.encode_masks(caches.masks, missing_masks, rank=rank, world=world)
     job.accelerator.wait_for_everyone()
+    if caches.masks:
+        caches.masks.refresh()
     caches.texts.refresh()
     caches.latents.refresh()
     lost = (
         len(inputs.missing_latents())
-        or len(caches.missing_captions([caption for _, caption in missing_captions]))
-        or len(caches.missing_prompts(prompt for _, prompt in missing_prompts))
+        or len(caches.missing_masks(inputs.data))
+        or sum(int((~caches.texts.has(missing.keys)).sum()) for missing in (missing_captions, missing_prompts))
     )
     if lost:
         raise UserError(

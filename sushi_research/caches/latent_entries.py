@@ -17,7 +17,7 @@ from sushi_research.data import colour
 from sushi_research.data.buckets import CropGeometry
 from sushi_research.data.samples import HASH, Item, Items
 from sushi_research.fingerprints import content_hash
-from sushi_research.remembered import Remembered, columns_hash
+from sushi_research.remembered import NOTHING_REMEMBERED, Remembered, columns_hash
 
 # Rows whose keys are made at a time: bounds the memory for Python's objects.
 _ROWS = 50_000
@@ -121,10 +121,18 @@ class LatentEntries:
     @property
     def buckets(self) -> np.ndarray:
         """[n, 2] int32: the height and width of each in pixels."""
-        found = np.zeros((len(self), 2), np.int32)
+        return self._columns("geometries", (8,), np.int32)[:, 6:]
+
+    @property
+    def images(self) -> np.ndarray:
+        """[n] HASH: the image of each."""
+        return self._columns("images", (), HASH)
+
+    def _columns(self, name: str, shape: tuple[int, ...], dtype: np.typing.DTypeLike) -> np.ndarray:
+        found = np.zeros((len(self), *shape), dtype)
         for part, items in enumerate(self.items):
             members = self.parts == part
-            found[members] = _Columns.of(items).geometries[self.numbers[members], 6:]
+            found[members] = getattr(_Columns.of(items), name)[self.numbers[members]]
         return found
 
     @property
@@ -133,16 +141,16 @@ class LatentEntries:
         return int((self.buckets.astype(np.int64) // 8).prod(1).sum()) * 2 * 4 * 2
 
     def by_bucket(self) -> LatentEntries:
-        """The same entries sorted by bucket; those of one item are next to each other."""
+        """The same entries sorted by bucket; those of one image in a bucket are next to each other."""
         heights, widths = self.buckets.T
-        return self.take(np.lexsort((self.flips, self.numbers, self.parts, widths, heights)))
+        return self.take(np.lexsort((self.flips, self.numbers, self.parts, self.images, widths, heights)))
 
 
 def latent_entries(
     wanted: Sequence[tuple[Sequence[Item], bool]],
     vae_hash: str,
     dtype: torch.dtype,
-    remembered: Remembered | None = None,
+    remembered: Remembered = NOTHING_REMEMBERED,
 ) -> LatentEntries:
     """The distinct entries of all items, each given with whether it is mirrored. The keys are remembered."""
     columns = [_Columns.of(items) for items, _ in wanted]
@@ -158,7 +166,7 @@ def latent_entries(
     facts = [columns_hash(part.images, part.converted, part.geometries) for part in columns]
     flips = [flip for _, flip in wanted]
     key = content_hash(canonical_json([RECIPE, colour.RECIPE, vae_hash, str(dtype), facts, flips]).encode())
-    found = remembered.arrays("latent-entries", key, make) if remembered else make()
+    found = remembered.arrays("latent-entries", key, make)
     return LatentEntries(
         **found,
         flips=np.array(flips, bool)[found["parts"]] if flips else np.empty(0, bool),

@@ -14,7 +14,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import os
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,6 +24,11 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import torch
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 from sushi_research.caches import order
 from sushi_research.caches.index import Index
@@ -49,11 +56,12 @@ class Store:
         self.damaged: list[tuple[str, str]] = []
         self._repair = repair
         self._names: list[str] = []  # of the shards, by the numbers that the index has
-        self._sizes: dict[str, int] = {}  # of their Arrow files, in bytes
+        self._sizes: dict[str, tuple[int, int]] = {}  # by name: the bytes of the Arrow file, and the rows
         self._index = Index()
         self._manifests: dict[str, Manifest] = {}  # of the shards that were read from
         self._files: OrderedDict[str, BinaryIO] = OrderedDict()
         self._lock = threading.RLock()
+        self._descriptor: int | None = None  # of the folder, which is locked
 
     @classmethod
     def open(cls, folder: Path, tensors: tuple[str, ...], *, repair: bool) -> Store:
@@ -67,6 +75,7 @@ class Store:
         store = cls(folder, tensors, repair)
         with _usable(folder):
             folder.mkdir(parents=True, exist_ok=True)
+            store._hold()
             store.refresh()
         if repair:
             remove_abandoned(folder)
@@ -84,7 +93,7 @@ class Store:
                 if self._manifest_path(name).exists() and (manifest := self._take_up(name)):
                     columns.append((len(self._names), manifest.keys))
                     self._names.append(name)
-                    self._sizes[name] = manifest.size
+                    self._sizes[name] = manifest.size, len(manifest.keys)
             self._index = self._index.with_shards(columns)
 
     def _take_up(self, name: str) -> Manifest | None:
@@ -112,7 +121,19 @@ class Store:
     @property
     def size_bytes(self) -> int:
         """The bytes on disk of the shards in use."""
-        return sum(self._sizes.values())
+        return sum(size for size, _ in self._sizes.values())
+
+    @property
+    def keys(self) -> np.ndarray:
+        """The keys of all entries, [n] of PACKED, sorted."""
+        return self._index.keys
+
+    def shards(self) -> Iterator[tuple[str, int, int, np.ndarray]]:
+        """(name, bytes, rows, the positions in `keys` of the entries that are read from it) of each shard."""
+        order = np.argsort(self._index.shards, kind="stable")
+        ends = np.searchsorted(self._index.shards[order], np.arange(len(self._names) + 1))
+        for name, start, end in zip(self._names, ends[:-1], ends[1:], strict=True):
+            yield name, *self._sizes[name], order[start:end]
 
     def has(self, keys: np.ndarray) -> np.ndarray:
         """Whether the store has each key [n] of PACKED, bool [n]. Sorted keys are found several times faster."""
@@ -129,9 +150,13 @@ class Store:
         """The rows of `keys`, in that order; duplicates are allowed. Raises the errors of `get`."""
         return [tensors for tensors, _ in self._read(keys)]
 
+    def row(self, key: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """The tensors and the metadata of a row. Raises the errors of `get`."""
+        return self._read([key])[0]
+
     def metadata(self, key: str) -> dict[str, Any]:
         """The metadata of a row. Raises the errors of `get`."""
-        return self._read([key])[0][1]
+        return self.row(key)[1]
 
     def _read(self, keys: Sequence[str]) -> list[tuple[dict[str, torch.Tensor], dict[str, Any]]]:
         index = self._index
@@ -140,6 +165,45 @@ class Store:
             raise KeyError(f"the cache {self.folder} has no entry {keys[missing[0]]}")
         places = zip(index.shards[positions].tolist(), index.rows[positions].tolist(), strict=True)
         return [self._row(self._names[shard], row) for shard, row in places]
+
+    def _hold(self) -> None:
+        """Locks the folder, with others, for as long as this store is open. UserError if it is being pruned."""
+        if fcntl is None:
+            return
+        self._descriptor = os.open(self.folder, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._descriptor)
+        if not self._lock_folder(fcntl.LOCK_SH):
+            raise UserError(
+                f"the cache folder {self.folder} is being pruned: run the same command again when that has ended"
+            )
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """A block in which no other process uses the store. UserError if one does.
+
+        Where the file system has no locks (Windows, some network file systems), nothing is known of others.
+        """
+        if self._descriptor is None:
+            yield
+            return
+        if not self._lock_folder(fcntl.LOCK_EX):
+            raise UserError(
+                f"the cache folder {self.folder} is in use by another command: prune it when that has ended"
+            )
+        try:
+            yield
+        finally:
+            self._lock_folder(fcntl.LOCK_SH)
+
+    def _lock_folder(self, kind: int) -> bool:
+        """Whether the folder has the lock, or cannot be locked."""
+        try:
+            fcntl.flock(self._descriptor, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+        return True
 
     def _row(self, name: str, row: int) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         with self._lock:
@@ -189,7 +253,7 @@ class Store:
 
     def __getstate__(self) -> dict[str, Any]:
         # A process that the store is sent to opens the files itself.
-        return self.__dict__ | {"_files": OrderedDict(), "_lock": None}
+        return self.__dict__ | {"_files": OrderedDict(), "_lock": None, "_descriptor": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__ |= state | {"_lock": threading.RLock()}

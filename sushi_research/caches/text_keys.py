@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,27 @@ from sushi_research.caches.keys import PACKED, RECIPE, canonical_json, digest, e
 
 # Texts whose keys are made at a time: bounds the memory for Python's objects.
 _ROWS = 50_000
+
+
+@dataclass(frozen=True, eq=False)
+class TextEntries:
+    """n distinct entries of the text cache, sorted by key: `keys` [n] of PACKED, and `texts`, an Arrow array of large_string."""
+
+    keys: np.ndarray
+    texts: pyarrow.Array
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def take(self, chosen: np.ndarray) -> TextEntries:
+        """The entries at these numbers, or where a bool array [n] is true."""
+        return TextEntries(self.keys[chosen], self.texts.take(pyarrow.array(np.arange(len(self))[chosen])))
+
+    @classmethod
+    def of(cls, keys: np.ndarray, texts: pyarrow.Array) -> TextEntries:
+        """The entries with these keys [m], which may repeat, of these texts [m]."""
+        distinct, first = np.unique(keys, return_index=True)
+        return cls(distinct, texts.take(pyarrow.array(first)))
 
 
 def text_key(caption: str, encoder_hashes: Sequence[str], settings: dict[str, Any]) -> str:
@@ -24,20 +46,12 @@ def prompt_key(prompt: str, encoder_hashes: Sequence[str], settings: dict[str, A
     return entry_key(recipe=RECIPE, chunked=prompt, encoders=list(encoder_hashes), settings=settings)
 
 
-def text_keys(
-    captions: Sequence[str] | pyarrow.Array, encoder_hashes: Sequence[str], settings: dict[str, Any]
-) -> np.ndarray:
+def text_keys(captions: pyarrow.Array, encoder_hashes: Sequence[str], settings: dict[str, Any]) -> np.ndarray:
     """`text_key` of each caption, as a column [n] of PACKED."""
     # "caption" comes first in the JSON, so all that follows is the same for every caption.
     rest = canonical_json({"encoders": list(encoder_hashes), "recipe": RECIPE, "settings": settings}).encode()[1:]
     keys = [
         b"".join([digest(b'{"caption":%b,%b' % (canonical_json(caption).encode(), rest)) for caption in part])
-        for part in _parts(captions)
+        for part in (captions[start : start + _ROWS].to_pylist() for start in range(0, len(captions), _ROWS))
     ]
     return np.frombuffer(b"".join(keys), PACKED)
-
-
-def _parts(captions: Sequence[str] | pyarrow.Array) -> Iterator[list[str]]:
-    for start in range(0, len(captions), _ROWS):
-        part = captions[start : start + _ROWS]
-        yield part.to_pylist() if isinstance(part, pyarrow.Array | pyarrow.ChunkedArray) else part

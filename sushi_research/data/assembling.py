@@ -10,6 +10,7 @@ import pyarrow
 import pyarrow.compute as pc
 
 from sushi_research import caption_text
+from sushi_research.data.boxes import beyond
 from sushi_research.data.checking import Facts
 from sushi_research.data.found import Found
 from sushi_research.data.samples import Problem, Problems, Samples, Scan
@@ -43,7 +44,9 @@ def assemble(result: Scan, found: Found, facts: Facts) -> None:
         sets=np.zeros(len(rows), np.int16),
         rows=rows.astype(np.int64),
         sources=(found.place.read,),
+        boxes=None if found.boxes is None else found.boxes[rows],
     )
+    samples = _within(result, samples)
     samples = samples.take(samples.by_content())
     result.samples = samples
     result.notes += _colour_notes(found, facts, used)
@@ -52,11 +55,26 @@ def assemble(result: Scan, found: Found, facts: Facts) -> None:
     result.notes += _copies(samples)
 
 
+def _within(result: Scan, samples: Samples) -> Samples:
+    """The samples whose boxes are within their images. Of the others each is a problem."""
+    if samples.boxes is None:
+        return samples
+    outside = beyond(samples.boxes, samples.widths, samples.heights)
+    problems = []
+    for row in np.flatnonzero(outside).tolist():
+        size = f"{samples.widths[row]}x{samples.heights[row]}"
+        reason = f"its box {samples.boxes[row].tolist()} is not within its {size} pixels: left, top, right, bottom"
+        problems.append(Problem(samples.names[row].as_py(), reason))
+    result.problems = Problems.of(result.problems, problems)
+    return samples.take(~outside)
+
+
 def to_columns(result: Scan) -> dict[str, Array]:
     """The samples, problems and notes of a scan as columns; `from_columns` reads them."""
     problems = Problems.of(result.problems)
     return {
         **{name: getattr(result.samples, name) for name in _COLUMNS},
+        **({} if result.samples.boxes is None else {"boxes": result.samples.boxes}),
         "problem_names": problems.names,
         "problem_reasons": problems.reasons,
         "notes": pyarrow.array(result.notes, pyarrow.large_string()),
@@ -67,7 +85,10 @@ def from_columns(result: Scan, columns: Mapping[str, Array], read: Callable[[int
     """Takes up what `to_columns` gave; `read` reads the bytes of an image by its row. Problems and notes are added."""
     size = len(columns["images"])
     result.samples = Samples(
-        **{name: columns[name] for name in _COLUMNS}, sets=np.zeros(size, np.int16), sources=(read,)
+        **{name: columns[name] for name in _COLUMNS},
+        sets=np.zeros(size, np.int16),
+        sources=(read,),
+        boxes=columns.get("boxes"),
     )
     result.problems = Problems.of(result.problems, Problems(columns["problem_names"], columns["problem_reasons"]))
     result.notes += columns["notes"].to_pylist()

@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 
 import numpy as np
 import PIL
 import pyarrow
 import pyarrow.compute
 
+from sushi_research import stopping
 from sushi_research.data.images import BadImage
 from sushi_research.data.inspecting import ImageFacts, Unusable, inspect
 from sushi_research.data.samples import FINGERPRINT_BYTES, HASH
@@ -30,7 +32,7 @@ _TEXTS = ("converted_from", "ignored", "problem")
 
 def decoders() -> str:
     """What decides whether an image file can be decoded, besides its bytes."""
-    return f"Pillow {PIL.__version__}"
+    return f"Pillow {PIL.__version__}" + (", HEIC" if find_spec("pillow_heif") else "")
 
 
 @dataclass(frozen=True)
@@ -137,24 +139,32 @@ def check(place: Place, names: pyarrow.Array, remembered: Remembered, show_progr
     unknown = np.flatnonzero(place.there & ~facts.known)
     if not len(unknown):
         return facts
-    stored_at, took = time.monotonic(), 0.0
-    try:
-        bar = progress(
-            _inspect(place, names, unknown),
-            total=len(unknown),
-            description="checking images",
-            unit="image",
-            disable=not show_progress,
-        )
-        for row, found in bar:
-            facts.learn(row, found)
-            if time.monotonic() - stored_at > max(_STORE_SECONDS, _STORE_SHARE * took):
-                stored_at = time.monotonic()
-                _store(facts, place, remembered, key)
-                took = time.monotonic() - stored_at
-    finally:  # so that an interrupted check can continue where it stopped
-        _store(facts, place, remembered, key)
+    with stopping.doing("checking images", "what is checked is kept; the same command again continues"):
+        try:
+            _learn(facts, place, names, unknown, show_progress, lambda: _store(facts, place, remembered, key))
+        finally:  # so that an interrupted check can continue where it stopped
+            _store(facts, place, remembered, key)
     return facts
+
+
+def _learn(
+    facts: Facts, place: Place, names: pyarrow.Array, rows: np.ndarray, show_progress: bool, store: Callable[[], None]
+) -> None:
+    """Decodes the images `rows`, and calls `store` now and then."""
+    stored_at, took = time.monotonic(), 0.0
+    bar = progress(
+        _inspect(place, names, rows),
+        total=len(rows),
+        description="checking images",
+        unit="image",
+        disable=not show_progress,
+    )
+    for row, found in bar:
+        facts.learn(row, found)
+        if time.monotonic() - stored_at > max(_STORE_SECONDS, _STORE_SHARE * took):
+            stored_at = time.monotonic()
+            store()
+            took = time.monotonic() - stored_at
 
 
 def _inspect(place: Place, names: pyarrow.Array, rows: np.ndarray) -> Iterator[tuple[int, ImageFacts | Unusable]]:

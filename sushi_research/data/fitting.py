@@ -18,7 +18,7 @@ from sushi_research.data.buckets import (
     distortion,
 )
 from sushi_research.data.findings import LARGE_CROP
-from sushi_research.data.samples import Crop, Samples, Scan, make_items, once_each
+from sushi_research.data.samples import Crop, Problems, Samples, Scan, make_items, once_each
 from sushi_research.errors import some
 
 
@@ -32,7 +32,7 @@ def drop_too_small(scan: Scan, fitting: Fitting) -> None:
     fits = np.bincount(items.rows, minlength=len(samples))
     if too_small:
         scan.samples = Samples.of(scan.samples).take(fits > 0)
-        scan.problems = sorted([*scan.problems, *too_small], key=lambda problem: (problem.name, problem.reason))
+        scan.problems = Problems.of(scan.problems, too_small)
     if fewer := np.flatnonzero((fits > 0) & (fits < len(fitting.rules))).tolist():
         names = some([samples.names[row].as_py() for row in fewer[:3]] + [""] * (len(fewer) - 3), 3)
         resolutions = ", ".join(str(rule.resolution) for rule in fitting.rules)

@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow
 
 from sushi_research import fingerprints
+from sushi_research.data.masks import masks_beside
 from sushi_research.data.metadata_file import METADATA, UNREAD
 from sushi_research.data.names import CAPTIONS, IMAGES, UNSUPPORTED
 from sushi_research.data.samples import Scan
@@ -51,6 +52,11 @@ class FileList:
             inode = found.st_ino & (2**63 - 1)
             self._numbers.extend((size, found.st_mtime_ns, found.st_ctime_ns, inode, seen))
 
+    def take(self, chosen: np.ndarray) -> FileList:
+        """The files where a bool array [N] is true."""
+        names = [name for name, is_chosen in zip(self.names, chosen.tolist(), strict=True) if is_chosen]
+        return FileList(names, array("q", self._columns[chosen].tobytes()))
+
     @property
     def states(self) -> np.ndarray:
         """[N, 4] int64: size, modification and change time in nanoseconds, inode."""
@@ -81,6 +87,7 @@ class FolderFiles:
 
     root: str
     images: FileList = field(default_factory=FileList)
+    masks: FileList = field(default_factory=FileList)
     captions: FileList = field(default_factory=FileList)
     metadata: FileList = field(default_factory=FileList)
     unsupported: list[str] = field(default_factory=list)
@@ -105,8 +112,11 @@ class FolderFiles:
         return content_hash(json.dumps([columns_hash(*columns, others), *options]).encode())
 
 
-def list_files(result: Scan, root: Path, outputs: Mapping[Path, str]) -> FolderFiles:
-    """The files below a folder. Others are counted as ignored, and unreadable folders are problems of `result`."""
+def list_files(result: Scan, root: Path, outputs: Mapping[Path, str], *, with_masks: bool = False) -> FolderFiles:
+    """The files below a folder. Others are counted as ignored, and unreadable folders are problems of `result`.
+
+    `with_masks`: images that are masks of others by their names (`masks.masks_beside`) are `masks`, and no `images`.
+    """
     files = FolderFiles(str(root))
     for name, path in walk(result, root, outputs):
         suffix = posixpath.splitext(name)[1].lower()
@@ -126,4 +136,8 @@ def list_files(result: Scan, root: Path, outputs: Mapping[Path, str]) -> FolderF
             continue
         if "\\" in name and os.path.join(files.root, name) != path:
             files.odd[name] = path
+    if with_masks:
+        masks = {mask for masks in masks_beside(files.images.names).values() for mask in masks}
+        is_mask = np.array([name in masks for name in files.images.names], bool)
+        files.images, files.masks = files.images.take(~is_mask), files.images.take(is_mask)
     return files

@@ -30,7 +30,7 @@ class Found:
     """N images. `captions` is null where an image has none that can be used; that problem is already recorded.
 
     `names` and `captions` are Arrow arrays, `repeats` is [N] int32, and row i is read at row i of `place`. `lasting`: whether files
-    in the same state give the same.
+    in the same state give the same. `boxes` [N, 4] int32 are the parts that are used (`Sample.box`), None for whole images.
     """
 
     names: pyarrow.Array
@@ -38,3 +38,4 @@ class Found:
     repeats: np.ndarray
     place: Place
     lasting: bool = True
+    boxes: np.ndarray | None = None

@@ -13,7 +13,7 @@ from sushi_research.data.buckets import BucketRule, Fitting
 from sushi_research.data.near_duplicates import SEED
 from sushi_research.data.samples import Items, Sample, Samples, Scan, make_items, once_each
 from sushi_research.errors import UserError, some
-from sushi_research.remembered import Remembered, columns_hash
+from sushi_research.remembered import NOTHING_REMEMBERED, Remembered, columns_hash
 
 # Everyday subjects, similar to what most adapters are trained on (people, animals, places, paintings), in various styles.
 DRIFT_CAPTIONS = (
@@ -36,7 +36,9 @@ DRIFT_CAPTIONS = (
 )
 
 
-def hold_out(scan: Scan, fraction: float, prior: Collection[str] = (), remembered: Remembered | None = None) -> Samples:
+def hold_out(
+    scan: Scan, fraction: float, prior: Collection[str] = (), remembered: Remembered = NOTHING_REMEMBERED
+) -> Samples:
     """Removes the held-out samples from the scan, lists their names in `scan.held_out`, and returns them.
 
     The choice depends only on content (`near_search.choose`), not on names, and copies and near-duplicates stay on one side.
@@ -61,7 +63,7 @@ def hold_out(scan: Scan, fraction: float, prior: Collection[str] = (), remembere
 
 
 def require_separate(
-    evaluation: Scan, training: Scan, key: str = "evaluation.path", remembered: Remembered | None = None
+    evaluation: Scan, training: Scan, key: str = "evaluation.path", remembered: Remembered = NOTHING_REMEMBERED
 ) -> list[str]:
     """A sentence for each image of `evaluation`, the scan of the setting `key`, that is a near-duplicate of a training image.
 
@@ -95,7 +97,7 @@ def require_separate(
     return found
 
 
-def trained_items(items: Items, count: int, but: Collection[str], remembered: Remembered | None = None) -> Items:
+def trained_items(items: Items, count: int, but: Collection[str], remembered: Remembered = NOTHING_REMEMBERED) -> Items:
     """`count` training images, or all if there are fewer, that are measured next to the held-out ones; none of the hashes in `but`.
 
     The choice depends only on content: the first of a fixed random order of the images. Each is taken once, with its first caption.
@@ -112,7 +114,7 @@ def trained_items(items: Items, count: int, but: Collection[str], remembered: Re
         return {"rows": rows[np.lexsort((images[rows], numbers))[:count]]}
 
     key = columns_hash(images, np.array([count]), near_search.as_column(but))
-    return each.take((remembered.arrays("measured-training", key, make) if remembered else make())["rows"])
+    return each.take(remembered.arrays("measured-training", key, make)["rows"])
 
 
 def held_out_items(samples: Sequence[Sample], fittings: BucketRule | Sequence[Fitting]) -> Items:

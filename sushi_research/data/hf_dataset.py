@@ -102,18 +102,19 @@ def place_of(images: TableImages, source: str) -> Place:
     return Place(name, images, _no_path, states, settled, np.ones(size, bool))
 
 
+def row_names(name: str, count: int) -> pyarrow.Array:
+    """The names of a table's rows, `name[0]` and so on, as an Arrow array."""
+    numbers = pyarrow.array(np.arange(count)).cast(pyarrow.large_string())
+    begin, end, separator = (pyarrow.scalar(text, pyarrow.large_string()) for text in (f"{name}[", "]", ""))
+    return pyarrow.compute.binary_join_element_wise(begin, numbers, end, separator)
+
+
 def find_in_table(result: Scan, images: TableImages, place: Place, split: str, rule: CaptionRule) -> Found:
     """The images and captions of a table, without decoding the images. Problems and notes are added to `result`."""
     rows = images.table.rows
-    numbers = pyarrow.array(np.arange(len(rows))).cast(pyarrow.large_string())
-    names = pyarrow.compute.binary_join_element_wise(
-        pyarrow.scalar(f"{split}[", pyarrow.large_string()),
-        numbers,
-        pyarrow.scalar("]", pyarrow.large_string()),
-        pyarrow.scalar("", pyarrow.large_string()),
-    )
+    names = row_names(split, len(rows))
     parts, problems = [pyarrow.array([], CAPTIONS)], []
-    for values in _values(rows, rule.column, result.source):
+    for values in read_column(rows, rule.column, result.source):
         texts = []
         for value in values:
             lines, reason = _lines(value, rule.allow_empty)
@@ -142,7 +143,7 @@ def _lines(value: Any, allow_empty: bool) -> tuple[tuple[str, ...] | None, str |
     return lines or ("",), None
 
 
-def _values(rows: Any, column: str, source: str) -> Iterator[list[Any]]:
+def read_column(rows: Any, column: str, source: str) -> Iterator[list[Any]]:
     """The values of a column as they are stored, some thousand at a time: what is no text, such as an image, is not decoded."""
     with _undamaged(source):
         rows.data.table.validate(full=True)  # parquet does not check that texts are UTF-8

@@ -21,6 +21,7 @@ from sushi_research.data.checking import Place
 from sushi_research.data.folder_files import NO_FILE, FolderFiles
 from sushi_research.data.found import CAPTIONS, CaptionRule, Found
 from sushi_research.data.images import MAX_BYTES
+from sushi_research.data.masks import masks_beside
 from sushi_research.data.metadata_file import FORMS, METADATA, Entry, Miss, Unusable
 from sushi_research.data.names import Names, composed
 from sushi_research.data.samples import Problem, Scan
@@ -50,8 +51,13 @@ class ImageFiles:
         return read_regular(Path(self.path(row)), MAX_BYTES)
 
 
-def find_in_folder(result: Scan, files: FolderFiles, rule: CaptionRule, remembered: Remembered) -> Found:
-    """The images of a folder with their captions. Problems and notes are added to `result`."""
+def find_in_folder(
+    result: Scan, files: FolderFiles, rule: CaptionRule, remembered: Remembered, box_column: str | None = None
+) -> Found:
+    """The images of a folder with their captions. Problems and notes are added to `result`.
+
+    Lines of metadata that have a box in `box_column` need no caption.
+    """
     images = files.images.names
     result.problems += [
         Problem(name, f"{posixpath.splitext(name)[1].lower()} is not supported: convert it to png")
@@ -60,15 +66,16 @@ def find_in_folder(result: Scan, files: FolderFiles, rule: CaptionRule, remember
     captions = _Captions(images, allow_empty=rule.allow_empty)
     if rule.source == "files":
         stray = captions.read_files(result, files, remembered)
-        captions.read_metadata(result, files, rule.column)
+        captions.read_metadata(result, files, rule.column, box_column)
     else:
         stray = Names([])
         captions.take_names(files.root, rule.source)
-        unread = len(files.captions.names) + len(files.metadata.names)
+        unread = len(files.captions.names) + (len(files.metadata.names) if box_column is None else 0)
         if unread:
             what = "1 caption file is" if unread == 1 else f"{unread} caption files are"
             result.notes.append(f"{what} not read, because captions.source is {rule.source}")
     unread_hint = f" ({files.unread[0]} is not read: write a {METADATA})" if files.unread else ""
+    masks = {mask for names in masks_beside(images).values() for mask in names}
     texts: list[Texts | None] = []
     repeats = np.ones(len(images), np.int32)
     states = files.images.states
@@ -78,7 +85,10 @@ def find_in_folder(result: Scan, files: FolderFiles, rule: CaptionRule, remember
         if not captions.of[name] and reason is None:
             stem, near = posixpath.splitext(name)[0], stray.near(name, posixpath.dirname(name))
             reason = f"no caption: there is no {stem}.txt, {stem}.caption or entry in a {METADATA}"
-            reason += f" (there is {near[0]})" if near else unread_hint
+            if name in masks:
+                reason += " (is it a mask? set masks.source to files)"
+            else:
+                reason += f" (there is {near[0]})" if near else unread_hint
         if repeats[row] == 0:
             reason = f"its folder asks for no repeats: {repeat_folder}"
         if reason is not None:
@@ -145,11 +155,11 @@ class _Captions:
                     self.of[name][source] = read.texts[row]
         return Names(name for names in stray.values() for name in names)
 
-    def read_metadata(self, result: Scan, files: FolderFiles, caption_column: str) -> None:
-        """Reads metadata files. What cannot be used is added to the problems."""
+    def read_metadata(self, result: Scan, files: FolderFiles, caption_column: str, also: str | None) -> None:
+        """Reads metadata files. What cannot be used is added to the problems. `also` is that of `metadata_file.read`."""
         misses = []
         for file in files.metadata.names:
-            for line in metadata_file.read(file, Path(files.path(file)), self._names, caption_column):
+            for line in metadata_file.read(file, Path(files.path(file)), self._names, caption_column, also=also):
                 if isinstance(line, Entry):
                     self.of[line.image][line.source] = line.captions
                 elif isinstance(line, Miss):

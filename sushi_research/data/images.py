@@ -6,13 +6,13 @@ import io
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageFile, ImageOps, PngImagePlugin, UnidentifiedImageError
 
-from sushi_research.data import colour, file_parts, png
+from sushi_research.data import colour, file_parts, heif, png
 from sushi_research.data.buckets import CropGeometry
 
 # Pillow's default limit for an error (twice its MAX_IMAGE_PIXELS): 13,377 x 13,377.
@@ -26,7 +26,7 @@ MAX_METADATA = 16 << 20
 # JPEG's own limit. An image of the same area that is one pixel wide takes four times the memory.
 MAX_SIDE = 65_535
 # The formats used in image datasets. Pillow supports more, some of them (EPS) by starting other programs.
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "BMP", "GIF", "TIFF")
 
 
 class BadImage(ValueError):
@@ -42,8 +42,8 @@ class Decoded:
     """A decoded RGB image, and what was done to its colours.
 
     `converted_from` says which colours were converted to sRGB; "" if the values are those of the file. `transparent`: whether
-    it was composited over white. `ignored` says which colour information of the file was not used, or "". `alpha` is the opacity
-    of a transparent image, of mode L.
+    it was composited over white. `ignored` says what of the file was not used: colour information, frames; or "". `alpha` is the
+    opacity of a transparent image, of mode L.
     """
 
     image: Image.Image
@@ -62,10 +62,10 @@ def decode_and_describe(data: bytes) -> Decoded:
     """Decodes an image file to 8-bit sRGB, with its EXIF rotation applied, composited over white if transparent.
 
     Colours are converted by the ICC profile, or a PNG's own colour information (`colour.to_srgb`). 16-bit grey is scaled to
-    8 bits; CMYK, palettes and other modes are converted. Of a phone's multi-picture JPEG (MPO), the main image is used. All
-    pixels are decoded; a PNG's text is not. Thread-safe.
+    8 bits; CMYK, palettes and other modes are converted. Of a phone's multi-picture JPEG (MPO) or HEIC, the main image is used; of
+    an animation the first frame. All pixels are decoded; a PNG's text is not. Thread-safe.
 
-    Raises BadImage for anything but a single intact image of at most MAX_PIXELS (according to its header).
+    Raises BadImage for anything but an intact image of at most MAX_PIXELS (according to its header).
     """
     if not data:
         raise BadImage("the file is empty")
@@ -73,26 +73,32 @@ def decode_and_describe(data: bytes) -> Decoded:
         raise BadImage(reason)
     with _strict_pillow():
         try:
-            image = Image.open(io.BytesIO(png.without_text(data)), formats=FORMATS)
+            image = open_file(png.without_text(data))
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise BadImage(f"decompression bomb: {width}x{height} pixels is over the limit of {MAX_PIXELS} pixels")
             if max(width, height) > MAX_SIDE:
                 raise BadImage(f"{width}x{height} pixels, and a side may have at most {MAX_SIDE:,}")
-            # The other frames of an MPO are previews.
-            if image.format != "MPO" and getattr(image, "is_animated", False):
-                count = f" ({image.n_frames} frames)" if len(data) < 2**20 else ""  # counting millions takes minutes
-                raise BadImage(f"animated or many pages{count}: use a still image")
+            # The other frames of an MPO or HEIC are previews, or others of a burst.
+            several = image.format not in ("MPO", "HEIF") and getattr(image, "is_animated", False)
+            if several and image.format == "TIFF":
+                raise BadImage(f"it has {image.n_frames} pages: save the one that is meant as a file of its own")
             if image.format == "PNG" and "transparency" in image.info:
                 image.info["transparency"] = _in_eight_bits(image.info["transparency"], image.mode, depth=data[24])
             ImageOps.exif_transpose(image, in_place=True)
-            return _opaque_srgb(image, png.colour_code(data))
+            decoded = _opaque_srgb(image, _colour_code(data, image))
+            ignored = [decoded.ignored] if decoded.ignored else []
+            return (
+                replace(decoded, ignored="; ".join([*ignored, "animated: the first frame is used"]))
+                if several
+                else decoded
+            )
         except (BadImage, MemoryError):
             raise
         except colour.NoConversion as error:
             raise BadImage(error.reason) from None
         except UnidentifiedImageError:
-            raise BadImage("not an image that Pillow can read as JPEG, PNG, WebP, BMP, GIF or TIFF") from None
+            raise BadImage("not an image that Pillow can read as JPEG, PNG, WebP, AVIF, BMP, GIF or TIFF") from None
         except Exception as error:  # Pillow's decoders raise nearly any exception on damaged bytes
             if "MAX_TEXT" in str(error):
                 raise BadImage(
@@ -102,14 +108,38 @@ def decode_and_describe(data: bytes) -> Decoded:
             raise BadImage(f"{kind}: {str(error) or type(error).__name__}") from error
 
 
+def open_file(data: bytes) -> Image.Image:
+    """An image file of one of the formats, with its pixels not yet decoded. Raises BadImage for HEIC without its extra, and what
+    Pillow raises for others."""
+    try:
+        return Image.open(io.BytesIO(data), formats=FORMATS)
+    except UnidentifiedImageError:
+        if not heif.is_heic(data):
+            raise
+        if not heif.can_read():
+            raise BadImage(heif.NEEDS_EXTRA) from None
+        return Image.open(io.BytesIO(data), formats=("HEIF",))
+
+
+def _colour_code(data: bytes, image: Image.Image) -> tuple[int, int, int, int] | None:
+    """The code points of a file's colours. Those of AVIF and HEIC count only without a profile, those of PNG even with one."""
+    return png.colour_code(data) or (None if image.info.get("icc_profile") else heif.colour_code(data))
+
+
 def resize_and_crop(image: Image.Image, geometry: CropGeometry, flip: bool) -> np.ndarray:
     """A decoded image at its bucket's size, uint8 [height, width, 3]: resized (Lanczos), cropped, mirrored if `flip`."""
     assert image.mode == "RGB", image.mode
     assert image.size == (geometry.original_width, geometry.original_height), (image.size, geometry)
     size = (geometry.resized_width, geometry.resized_height)
-    resized = image.resize(size, Image.Resampling.LANCZOS, reducing_gap=None)
     left, top = geometry.crop_left, geometry.crop_top
-    pixels = np.asarray(resized.crop((left, top, left + geometry.width, top + geometry.height)))
+    crop = (left, top, left + geometry.width, top + geometry.height)
+    if size[0] * size[1] <= MAX_PIXELS:
+        pixels = np.asarray(image.resize(size, Image.Resampling.LANCZOS, reducing_gap=None).crop(crop))
+    else:  # a small box that is enlarged: scale only what is used
+        scales = (image.width / size[0], image.height / size[1]) * 2
+        box = tuple(edge * scale for edge, scale in zip(crop, scales, strict=True))
+        cut = (geometry.width, geometry.height)
+        pixels = np.asarray(image.resize(cut, Image.Resampling.LANCZOS, box=box, reducing_gap=None))
     return np.ascontiguousarray(pixels[:, ::-1] if flip else pixels)
 
 
@@ -132,7 +162,7 @@ def _opaque_srgb(image: Image.Image, colour_code: tuple[int, int, int, int] | No
     profile = (info["icc_profile"] or b"") if "icc_profile" in info else None  # Pillow gives None for a damaged one
     rgb, converted_from, ignored = colour.to_srgb(image, profile, colour_code)
     # DCF's mark of Adobe RGB, which cameras write with or without a profile.
-    if profile is None and not ignored and b"R03\0" in info.get("exif", b""):
+    if profile is None and not ignored and b"R03\0" in (info.get("exif") or b""):
         ignored = "marked as Adobe RGB (EXIF), without a colour profile: the colours are taken for sRGB"
     if alpha is None or alpha.getextrema()[0] == 255:
         return Decoded(rgb, converted_from, False, ignored)

@@ -13,14 +13,14 @@ from sushi_research.data import images
 from sushi_research.data.buckets import CropGeometry
 from sushi_research.data.images import BadImage
 from sushi_research.data.names import IMAGES
-from sushi_research.fingerprints import content_hash
 
 # Increment it when `decode`, `alpha` or `to_latents` gives other values. It is part of every key in the cache.
 RECIPE = 1
 # What follows the image's name in that of its mask: OneTrainer's, then two of image editors and segmentation tools.
 ENDINGS = ("-masklabel", ".mask", "_mask")
+_ALPHA = b"alpha:"
 # Pixels of the image per latent, in each direction.
-_SCALE = 8
+SCALE = 8
 
 
 def decode(data: bytes) -> Image.Image:
@@ -40,9 +40,14 @@ def alpha(data: bytes) -> Image.Image:
     return found.alpha or Image.new("L", found.image.size, 255)
 
 
-def alpha_hash(image_hash: str) -> str:
-    """The hash of an image's own transparency as a mask. It is not that of a mask file with the same bytes."""
-    return content_hash(f"alpha of {image_hash}".encode())
+def alpha_hashes(images: np.ndarray) -> np.ndarray:
+    """The hashes of images' own transparencies as masks, from the images' content hashes [N] of 32 hex digits.
+
+    They begin with "alpha:", so that none is that of a mask file.
+    """
+    found = np.array(images, "S32")
+    found.view(np.uint8).reshape(-1, 32)[:, : len(_ALPHA)] = np.frombuffer(_ALPHA, np.uint8)
+    return found
 
 
 def to_latents(mask: Image.Image, geometry: CropGeometry) -> np.ndarray:
@@ -55,8 +60,8 @@ def to_latents(mask: Image.Image, geometry: CropGeometry) -> np.ndarray:
     resized = mask.resize((geometry.resized_width, geometry.resized_height), Image.Resampling.BOX)
     left, top = geometry.crop_left, geometry.crop_top
     pixels = np.asarray(resized.crop((left, top, left + geometry.width, top + geometry.height)))
-    height, width = geometry.height // _SCALE, geometry.width // _SCALE
-    means = pixels.reshape(height, _SCALE, width, _SCALE).mean((1, 3), dtype=np.float64) / 255
+    height, width = geometry.height // SCALE, geometry.width // SCALE
+    means = pixels.reshape(height, SCALE, width, SCALE).mean((1, 3), dtype=np.float64) / 255
     return means.astype(np.float16)[None]
 
 

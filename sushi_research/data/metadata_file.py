@@ -41,6 +41,14 @@ class Entry:
 
 
 @dataclass(frozen=True)
+class Value:
+    """What a line has in another column than that of the captions."""
+
+    image: str
+    value: Any
+
+
+@dataclass(frozen=True)
 class Unusable:
     """A line that names images and gives none of them a caption; `of_image` is the reason why such an image has none."""
 
@@ -59,8 +67,14 @@ class Miss:
     folder: str
 
 
-def read(name: str, path: Path, images: Names, caption_column: str) -> Iterator[Entry | Unusable | Miss | Problem]:
-    """Each line of the metadata file `name` that is not blank, as what it is. Stops where nothing but unusable lines is found."""
+def read(
+    name: str, path: Path, images: Names, column: str, *, also: str | None = None, values: bool = False
+) -> Iterator[Entry | Value | Unusable | Miss | Problem]:
+    """Each line of the metadata file `name` that is not blank, as what it is. Stops where nothing but unusable lines is found.
+
+    `column` has the captions; a line without one that has the column `also` is left out. With `values` it has other values, and an
+    image's line is a `Value`.
+    """
     first: dict[str, int] = {}
     good, bad = 0, 0
     try:
@@ -88,7 +102,10 @@ def read(name: str, path: Path, images: Names, caption_column: str) -> Iterator[
             else:
                 if first.setdefault(found[0], number) != number:
                     yield Problem(source, f"a second entry for {found[0]}: the first is line {first[found[0]]}")
-                yield _entry(found[0], source, entry, caption_column)
+                if values:
+                    yield Value(found[0], entry.get(column))
+                elif also not in entry or column in entry or "text" in entry:
+                    yield _entry(found[0], source, entry, column)
     except UnreadableFile as error:
         yield Problem(name, error.reason)
     except UnicodeDecodeError:
@@ -162,9 +179,7 @@ def explain(
             reasons[near[0]] = f"no caption: {miss.source} has {written}, and {rule}: write {shown(meant[0])}"
         else:
             hint = f" (did you mean {' or '.join(map(shown, meant[:2]))}?)" if meant else ""
-            problems.append(
-                Problem(miss.source, f"{written} is not among the jpg, png and webp images here; {rule}{hint}")
-            )
+            problems.append(Problem(miss.source, f"{written} is not among the images here; {rule}{hint}"))
     return problems, reasons
 
 

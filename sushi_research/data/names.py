@@ -15,9 +15,9 @@ from collections.abc import Collection, Iterable
 from functools import cached_property, lru_cache
 from pathlib import Path
 
-IMAGES = {".jpg", ".jpeg", ".png", ".webp"}
+IMAGES = set(".jpg .jpeg .jfif .png .apng .webp .avif .heic .heif .bmp .gif .tif .tiff".split())
 # Other image formats. They are reported as problems instead of being silently ignored.
-UNSUPPORTED = set(".arw .avif .bmp .cr2 .dng .gif .heic .heif .jfif .jp2 .jxl .nef .psd .svg .tga .tif .tiff".split())
+UNSUPPORTED = set(".arw .cr2 .dng .jp2 .jxl .nef .psd .svg .tga".split())
 CAPTIONS = {".txt", ".caption"}
 # How many files of one loosely spelt name are compared: there may be thousands of 0.png.
 _MOST = 100

@@ -25,7 +25,7 @@ from sushi_research.data.near_duplicates import (
 )
 from sushi_research.data.samples import HASH, Samples
 from sushi_research.progress import progress
-from sushi_research.remembered import Remembered, columns_hash
+from sushi_research.remembered import NOTHING_REMEMBERED, Remembered, columns_hash
 
 # Of so many images all pairs are compared, in about two seconds on one core.
 MOST_GROUPED = 4096
@@ -50,7 +50,9 @@ class Choice:
     images: int
 
 
-def choose(samples: Samples, eligible: np.ndarray, share: float | int, remembered: Remembered | None = None) -> Choice:
+def choose(
+    samples: Samples, eligible: np.ndarray, share: float | int, remembered: Remembered = NOTHING_REMEMBERED
+) -> Choice:
     """Chooses images to hold out, near-duplicates together: a fraction of the eligible ones (float), or a number of them (int).
 
     `eligible` is a bool array [N]. An image is eligible if all samples of it are, and all of its near-duplicates (of more than
@@ -68,7 +70,7 @@ def choose(samples: Samples, eligible: np.ndarray, share: float | int, remembere
         return {"rows": np.flatnonzero(chosen[place]), "counts": np.array([groups, total])}
 
     key = columns_hash(samples.images, samples.fingerprints, eligible, np.array([share]), np.array([VERSION]))
-    found = remembered.arrays("held-out", key, make) if remembered else make()
+    found = remembered.arrays("held-out", key, make)
     chosen = np.zeros(len(samples), bool)
     chosen[found["rows"]] = True
     return Choice(chosen, *found["counts"].tolist())
@@ -117,7 +119,7 @@ def _fraction(share: float | int, total: int) -> float:
     return share if isinstance(share, float) else min(1.0, share / max(1, total))
 
 
-def nearest(samples: Samples, others: Samples, remembered: Remembered | None = None) -> np.ndarray:
+def nearest(samples: Samples, others: Samples, remembered: Remembered = NOTHING_REMEMBERED) -> np.ndarray:
     """For each of the first MOST_COMPARED samples, the row in `others` of a near-duplicate of it, or -1: int64 [M]."""
     fingerprints = samples.fingerprints[:MOST_COMPARED]
 
@@ -127,7 +129,7 @@ def nearest(samples: Samples, others: Samples, remembered: Remembered | None = N
         return {"rows": np.concatenate([np.zeros(0, np.int64), *found])}
 
     key = columns_hash(fingerprints, others.fingerprints, np.array([VERSION]))
-    return (remembered.arrays("near-duplicates", key, make) if remembered else make())["rows"]
+    return remembered.arrays("near-duplicates", key, make)["rows"]
 
 
 def first_near(candidates: np.ndarray, fingerprints: np.ndarray, own: np.ndarray | None = None) -> np.ndarray:

@@ -12,7 +12,7 @@ import pyarrow.compute
 from sushi_research.data import near_search
 from sushi_research.data.samples import Sample, Samples, Scan
 from sushi_research.errors import UserError, some
-from sushi_research.remembered import Remembered
+from sushi_research.remembered import NOTHING_REMEMBERED, Remembered
 
 # Of prior images that are trained on, this fraction is held out, and no more than MOST.
 FRACTION, MOST = 0.25, 8
@@ -72,7 +72,7 @@ def _begin_with(samples: Samples, prefix: str) -> np.ndarray:
     return _mask(pyarrow.compute.starts_with(samples.names, prefix))
 
 
-def hold_out_prior(scan: Scan, path: str, prior: Samples, remembered: Remembered | None = None) -> PriorImages:
+def hold_out_prior(scan: Scan, path: str, prior: Samples, remembered: Remembered = NOTHING_REMEMBERED) -> PriorImages:
     """Moves a quarter of the `prior` samples, at most 8, out of the training samples of the scan, and names them in `scan.prior`.
 
     The choice is by content, as that of held-out images, and near-duplicates stay together. A prior image with a copy that is none,

@@ -6,10 +6,9 @@ when it is asked for. Code that looks at every row works on the columns.
 
 from __future__ import annotations
 
-import hashlib
 import operator
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import astuple, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any, overload
 
@@ -213,6 +212,10 @@ class Samples(Sequence[Sample]):
             columns["boxes"] = self.boxes[rows]
         masks = None if self.masks is None else self.masks[rows]
         return Samples(**columns, sources=self.sources, masks=masks, mask_sources=self.mask_sources)
+
+    def with_masks(self, masks: np.ndarray, source: Callable[[int], bytes] | None) -> Samples:
+        """The samples with these masks [N] HASH. `source` reads the mask of an image by its row; None for transparencies."""
+        return replace(self, masks=masks, mask_sources=(source,) * len(self.sources))
 
     def by_content(self) -> np.ndarray:
         """The row numbers in an order that depends on content: by image, first caption and name."""
@@ -554,15 +557,3 @@ def _instances(images: np.ndarray) -> np.ndarray:
     starts = np.flatnonzero(np.r_[True, images[1:] != images[:-1]])
     lengths = np.diff(np.r_[starts, len(images)])
     return (np.arange(len(images)) - np.repeat(starts, lengths)).astype(np.int32)
-
-
-def dataset_hash(items: Sequence[Item]) -> str:
-    """Hash of the training data: images as they are decoded, captions, repetitions, crop geometries and masks, but not names."""
-    digest = hashlib.blake2b(digest_size=16)
-    for item in items:
-        recipe = item.sample.colour_recipe | ({"set": item.sample.set} if item.sample.set else {})
-        mask = [("mask", item.sample.mask_hash)] if item.sample.mask_hash else []
-        digest.update(
-            repr((item.identity, item.sample.caption, astuple(item.geometry), *recipe.items(), *mask)).encode()
-        )
-    return digest.hexdigest()

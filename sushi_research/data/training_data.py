@@ -6,6 +6,7 @@ import functools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -63,11 +64,17 @@ class Data:
         """(items, mirrored) of all that is encoded: training items with each of their crops, unmirrored and mirrored as far as the
         flip of their set needs it, and measured items unmirrored. An image may be in several of these."""
         for crop in self.items.every_crop():
-            probabilities = np.array([each.flip for each in self.sets])[crop.samples.sets[crop.rows]]
+            probabilities = np.array([each.flip for each in self.sets] or [0.0])[crop.samples.sets[crop.rows]]
             for flip, needed in ((False, probabilities < 1), (True, probabilities > 0)):
                 if needed.any():
                     yield (crop if needed.all() else crop.take(needed)), flip
         yield from ((items, False) for items in (self.held_out, self.prior, self.trained) if len(items))
+
+    @cached_property
+    def learned(self) -> Items:
+        """The training items that are no regularisation images."""
+        of_role = [each.index for each in self.sets if each.is_regularisation]
+        return self.items.take(~np.isin(self.items.samples.sets[self.items.rows], of_role)) if of_role else self.items
 
     @property
     def measured(self) -> list[Item]:
@@ -80,9 +87,11 @@ class Data:
         return {key: scan for key, scan in scans.items() if scan}
 
     @property
-    def problems(self) -> list[Problem]:
+    def problems(self) -> Sequence[Problem]:
         """What cannot be used in each folder. Names of the other folders than `data.path` say so."""
         others = [(key, each) for key, scan in self._other_scans.items() for each in scan.problems]
+        if not others:
+            return self.scan.problems
         return [*self.scan.problems, *(Problem(f"{key}: {each.name}", each.reason) for key, each in others)]
 
     @property
@@ -99,10 +108,13 @@ def read_data(job: Job, remembered: Remembered) -> Data:
     """
     config, run, accelerator = job.config, job.run, job.accelerator
     run_folder = run.path if run else Path(config.run.folder) / (config.run.name or "a run")
-    data_columns = {"image_column": config.data.image_column, "caption_column": config.data.caption_column}
     read = functools.partial(
         dataset.scan,
-        **data_columns,
+        image_column=config.data.image_column,
+        caption_column=config.data.caption_column,
+        box_column=config.data.crop_column if config.data.crop == "box" else None,
+        caption_source=config.captions.source,
+        allow_empty=config.captions.allow_empty,
         remembered=remembered,
         show_progress=accelerator.is_main_process,
         outputs={Path(config.cache.folder): "the cache folder", run_folder: "the run folder"},
@@ -118,12 +130,21 @@ def read_data(job: Job, remembered: Remembered) -> Data:
                 config.evaluation.path,
                 split=config.evaluation.split or config.data.split,
                 revision=revision,
+                masks=config.masks,
+                measured=True,
                 key="evaluation.path",
             )
         prior_places = [] if prior_path is None else prior_images.places_below(set_scans, prior_path)
         if prior_path is not None and not prior_places:
             revision = config.data.revision if prior_path == config.data.path else None
-            prior_scan = read(prior_path, split=config.data.split, revision=revision, key="evaluation.prior_path")
+            prior_scan = read(
+                prior_path,
+                split=config.data.split,
+                revision=revision,
+                masks=config.masks,
+                measured=True,
+                key="evaluation.prior_path",
+            )
     _require_effect(config, sets, set_scans, separate, prior_scan)
     # The other images are fitted to buckets as `data` says.
     fittings, plain = [fitting_of(config, each) for each in sets], fitting_of(config, None)
@@ -152,20 +173,26 @@ def read_data(job: Job, remembered: Remembered) -> Data:
     begins = [f"{folder}/" for folder in folder_names([each.path for each in sets])] if len(sets) > 1 else [""]
     inside = prior_images.below(scan, [(number, begins[number] + prefix) for number, prefix in prior_places])
     kept_back = regularisation_images(scan, sets)
-    if config.evaluation.held_out:
-        held = hold_out(scan, config.evaluation.held_out, {sample.image_hash for sample in inside} | kept_back)
-    elif separate:
-        held, near_duplicates = separate.samples, require_separate(separate, scan)
-    prior = PriorImages()
-    if prior_scan:
-        prior_images.require_not_held_out(prior_scan, held)
-        near_duplicates += require_separate(prior_scan, scan, "evaluation.prior_path")
-        prior = PriorImages(prior_scan.samples)
-    elif prior_path is not None:
-        prior = prior_images.hold_out_prior(scan, prior_path, inside)
-    items, _ = make_items(count_uses(scan, sets), fittings)
-    own = [plain] if separate else fittings
-    trained = trained_items(items, len({sample.image_hash for sample in held}), prior.trained | kept_back)
+    # The first process compares the images, and the others find the result.
+    with accelerator.main_process_first():
+        if config.evaluation.held_out:
+            held = hold_out(
+                scan, config.evaluation.held_out, {sample.image_hash for sample in inside} | kept_back, remembered
+            )
+        elif separate:
+            held, near_duplicates = separate.samples, require_separate(separate, scan, remembered=remembered)
+        prior = PriorImages()
+        if prior_scan:
+            prior_images.require_not_held_out(prior_scan, held)
+            near_duplicates += require_separate(prior_scan, scan, "evaluation.prior_path", remembered)
+            prior = PriorImages(prior_scan.samples)
+        elif prior_path is not None:
+            prior = prior_images.hold_out_prior(scan, prior_path, inside, remembered)
+        items, _ = make_items(count_uses(scan, sets), fittings)
+        own = [plain] if separate else fittings
+        trained = trained_items(
+            items, len({sample.image_hash for sample in held}), prior.trained | kept_back, remembered
+        )
     return Data(
         items,
         scan,
@@ -190,7 +217,11 @@ def _read_set(read: Callable[..., Scan], each: ResolvedSet) -> Scan:
         revision=each.revision,
         image_column=each.image_column,
         caption_column=each.caption_column,
+        box_column=each.crop_column if each.crop == "box" else None,
+        masks=each.masks,
         key=each.key("path"),
+        caption_source=each.captions.source,
+        allow_empty=each.captions.allow_empty,
     )
     folder = os.path.basename(os.path.abspath(each.path))
     if (repeats := repeats_of(f"{folder}/image")[1]) > 1 and not scan.is_table and each.repeats is None:

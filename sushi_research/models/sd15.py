@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,14 +57,31 @@ def pipeline_text(base: loading.Base, text: Text) -> dict[str, Any]:
     return {"tokenizer": text.tokenizer, "text_encoder": text.encoder}
 
 
+def encode_captions(
+    text: Text,
+    captions: Sequence[str],
+    chunks: Chunks = conditioning.ONE_CHUNK,
+    *,
+    batch: int = 1,
+    clip_skip: int = 1,
+) -> list[tuple[dict[str, torch.Tensor], int]]:
+    """`encode_caption` of several captions, `batch` chunks at a time (`conditioning.in_batches`)."""
+    ids, cut = zip(*(conditioning.chunk_ids(text.tokenizer, caption, chunks) for caption in captions), strict=True)
+    (hidden,) = conditioning.in_batches(
+        lambda rows: (conditioning.encode_one(text.encoder, rows, clip_skip),), batch, torch.cat(ids)
+    )
+    parts = hidden.split([len(each) for each in ids])
+    return [({"hidden": conditioning.join_chunks(part, chunks)}, lost) for part, lost in zip(parts, cut, strict=True)]
+
+
 def encode_caption(
     text: Text, caption: str, chunks: Chunks = conditioning.ONE_CHUNK, *, clip_skip: int = 1
 ) -> tuple[dict[str, torch.Tensor], int]:
-    """({"hidden": [77 N, 768] fp32}, number of tokens cut off) of one caption in N chunks of 75 tokens (`Chunks`)."""
-    ids, cut = conditioning.chunk_ids(text.tokenizer, caption, chunks)
-    # One at a time, so that the first chunk is bit for bit the embedding of a caption of one.
-    hidden = [conditioning.encode_one(text.encoder, each[None], clip_skip)[0] for each in ids]
-    return {"hidden": conditioning.join_chunks(hidden, chunks)}, cut
+    """({"hidden": [77 N, 768] fp32}, number of tokens cut off) of one caption in N chunks of 75 tokens (`Chunks`).
+
+    They are encoded one at a time, so that the first chunk is bit for bit the embedding of a caption of one.
+    """
+    return encode_captions(text, [caption], chunks, clip_skip=clip_skip)[0]
 
 
 def encode_prompt(text: Text, prompt: str, *, clip_skip: int = 1) -> dict[str, torch.Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,22 +64,45 @@ def pipeline_text(base: loading.Base, text: Text) -> dict[str, Any]:
     }
 
 
+def encode_captions(
+    text: Text,
+    captions: Sequence[str],
+    chunks: Chunks = conditioning.ONE_CHUNK,
+    *,
+    batch: int = 1,
+    text_encoder_1_layer: str = "penultimate",
+) -> list[tuple[dict[str, torch.Tensor], int]]:
+    """`encode_caption` of several captions, `batch` chunks at a time (`conditioning.in_batches`)."""
+    read = [
+        [conditioning.chunk_ids(tokenizer, caption, chunks) for caption in captions]
+        for tokenizer in (text.tokenizer_1, text.tokenizer_2)
+    ]
+    first, second = ([ids for ids, _ in each] for each in read)
+    cut = [max(cut_1, cut_2) for (_, cut_1), (_, cut_2) in zip(*read, strict=True)]
+    hidden, pooled = conditioning.in_batches(
+        lambda ids_1, ids_2: conditioning.encode_two(
+            text.encoder_1, text.encoder_2, ids_1, ids_2, text_encoder_1_layer
+        ),
+        batch,
+        torch.cat(first),
+        torch.cat(second),
+    )
+    counts = [len(ids) for ids in first]
+    return [
+        ({"hidden": conditioning.join_chunks(part, chunks), "pooled": of_chunks[0]}, lost)
+        for part, of_chunks, lost in zip(hidden.split(counts), pooled.split(counts), cut, strict=True)
+    ]
+
+
 def encode_caption(
     text: Text, caption: str, chunks: Chunks = conditioning.ONE_CHUNK, *, text_encoder_1_layer: str = "penultimate"
 ) -> tuple[dict[str, torch.Tensor], int]:
     """({"hidden": [77 N, 2048] fp32, "pooled": [1280] fp32}, number of tokens cut off) of one caption in N chunks of 75 tokens.
 
-    "pooled" is the first chunk's. `chunks` says how many are read at most (`Chunks`).
+    "pooled" is the first chunk's. `chunks` says how many are read at most (`Chunks`). They are encoded one at a time, so that the
+    first chunk is bit for bit the embedding of a caption of one.
     """
-    first, cut_1 = conditioning.chunk_ids(text.tokenizer_1, caption, chunks)
-    second, cut_2 = conditioning.chunk_ids(text.tokenizer_2, caption, chunks)
-    # One at a time, so that the first chunk is bit for bit the embedding of a caption of one.
-    encoded = [
-        conditioning.encode_two(text.encoder_1, text.encoder_2, ids_1[None], ids_2[None], text_encoder_1_layer)
-        for ids_1, ids_2 in zip(first, second, strict=True)
-    ]
-    hidden = conditioning.join_chunks([hidden[0] for hidden, _ in encoded], chunks)
-    return {"hidden": hidden, "pooled": encoded[0][1][0]}, max(cut_1, cut_2)
+    return encode_captions(text, [caption], chunks, text_encoder_1_layer=text_encoder_1_layer)[0]
 
 
 def encode_prompt(text: Text, prompt: str, *, text_encoder_1_layer: str = "penultimate") -> dict[str, torch.Tensor]:

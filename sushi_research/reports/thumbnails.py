@@ -13,7 +13,8 @@ import pyarrow.compute
 from PIL import Image, ImageOps
 
 from sushi_research.data import images
-from sushi_research.data.samples import Items, Sample, dataset_hash
+from sushi_research.data.dataset_hash import dataset_hash
+from sushi_research.data.samples import Items, Sample
 from sushi_research.errors import UserError
 from sushi_research.files import write_json
 from sushi_research.reports.page import Picture
@@ -99,7 +100,7 @@ def _of_sample(sample: Sample) -> str:
 
 def of_file(data: bytes, side: int) -> bytes:
     """An image file as a JPEG whose longer side has at most `side` pixels. The file was decoded before without an error."""
-    with Image.open(io.BytesIO(data), formats=images.FORMATS) as image:
+    with images.open_file(data) as image:
         profile = image.info.get("icc_profile") or b""
         if image.format == "JPEG" and image.mode == "RGB" and len(profile) <= MOST_PROFILE_BYTES:
             image.draft("RGB", (2 * side, 2 * side))  # decodes an eighth of a large photo's pixels

@@ -75,8 +75,8 @@ class CaptionPlan:
             )
         if self.cut:
             lines.append(
-                f"{self.cut} longer than {self.chunks * (CHUNK + 2)} tokens are cut (the longest loses {self.worst}); a run's plan.json "
-                "lists them, and captions.chunks reads more"
+                f"{self.cut} longer than {self.chunks * (CHUNK + 2)} tokens are cut (the longest loses {self.worst}); a run's "
+                "plan.json lists them, and captions.chunks reads more"
             )
         return [f"captions     {line}" for line in lines]
 

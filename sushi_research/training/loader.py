@@ -13,8 +13,10 @@ import torch
 from sushi_research import conditioning, randomness
 from sushi_research.caches import encoding
 from sushi_research.caches.caches import Caches
+from sushi_research.config.sets import ResolvedSet
 from sushi_research.data.captions.run_captions import RunCaptions
-from sushi_research.data.samples import Item
+from sushi_research.data.samples import Item, Items
+from sushi_research.training import set_terms
 from sushi_research.training.batch_text import BatchText
 from sushi_research.training.sampler import Sampler, StepSample
 
@@ -26,7 +28,7 @@ class Batch:
     `mean`, `std` of the VAE posterior, each [B, 4, h, w]; `text` embeddings by name, [B, ...]; `time_ids` [B, 6] fp32; `names`
     of the files; `keys` (epoch, image hash, instance) for randomness; `prefetched` noise by purpose. `loss_weights` [B] fp32 are
     those of the sets; `mask` [B, 1, h, w] fp32, or None, weighs the loss within each image; `to_base` says for each sample whether
-    its target is the base's own prediction.
+    its target is the base's own prediction. `roles` [B] int64 is 1 for regularisation images; None if the run has none.
     """
 
     mean: torch.Tensor
@@ -41,6 +43,7 @@ class Batch:
     prefetched: dict[str, torch.Tensor] = field(repr=False)
     mask: torch.Tensor | None = None
     to_base: tuple[bool, ...] = ()
+    roles: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -78,13 +81,13 @@ def is_flipped(seed: int, probability: float, epoch: int, item: Item) -> bool:
 class Loader:
     """The micro-batches of this process, step by step. The next step is prepared in a background thread.
 
-    `text` gives the embeddings of the captions; None: each item's caption as it is. `ahead` lists the purposes for which noise
-    in the latents' shape is generated in the background too.
+    `sets` are those of the config (`sets_of`), by the items' set numbers. `text` gives the embeddings of the captions; None: each
+    item's caption as it is. `ahead` lists the purposes for which noise in the latents' shape is generated in the background too.
     """
 
     def __init__(
         self,
-        items: Sequence[Item],
+        items: Items,
         sampler: Sampler,
         caches: Caches,
         *,
@@ -92,15 +95,16 @@ class Loader:
         rank: int,
         world: int,
         device: torch.device,
-        flip: float = 0.0,
+        sets: Sequence[ResolvedSet],
         time_ids: str = "image",
         text: BatchText | None = None,
         ahead: Sequence[str] = (),
     ) -> None:
         self.items, self.sampler = items, sampler
-        self.caches, self.text = caches, text or BatchText(RunCaptions(items), caches)
+        self.caches, self.sets = caches, tuple(sets)
+        self.text = text or BatchText(RunCaptions(items), caches)
         self.batch_size, self.rank, self.world, self.device = batch_size, rank, world, device
-        self.flip, self.time_ids, self.ahead = flip, time_ids, tuple(ahead)
+        self.time_ids, self.ahead = time_ids, tuple(ahead)
         self._waited = 0.0
         # A new thread's current GPU is GPU 0, so pinning memory in it would make every process allocate on GPU 0.
         # We set the main thread's current GPU instead. (`device` may lack an index, which set_device does not accept.)
@@ -130,24 +134,44 @@ class Loader:
     def _prepare(self, step: int) -> list[Batch]:
         return [self._batch(samples) for samples in self.sampler.share(step, self.batch_size, self.rank, self.world)]
 
+    def _items(self, samples: Sequence[StepSample]) -> list[Item]:
+        """The items of these samples, each with the crop that its epoch uses."""
+        items = self.items.take(np.array([sample.index for sample in samples]))
+        found = list(items)
+        if items.crops is None or items.most_crops == 1:
+            return found
+        numbers = [
+            randomness.integer(self.sampler.seed, "crop", sample.epoch, *item.identity, high=count) if count > 1 else 0
+            for sample, item, count in zip(samples, found, items.crops.tolist(), strict=True)
+        ]
+        return list(items.cropped(np.array(numbers)))
+
     def _batch(self, samples: Sequence[StepSample]) -> Batch:
-        items = [self.items[sample.index] for sample in samples]
-        flips = [is_flipped(self.sampler.seed, self.flip, sample.epoch, self.items[sample.index]) for sample in samples]
+        items, seed = self._items(samples), self.sampler.seed
+        flips = [
+            is_flipped(seed, self.sets[item.sample.set].flip, sample.epoch, item)
+            for sample, item in zip(samples, items, strict=True)
+        ]
         keys_and_flips = zip(items, flips, strict=True)
         rows = self.caches.latents.get_many([self.caches.latent_key(item, flip) for item, flip in keys_and_flips])
         keys = tuple((sample.epoch, *item.identity) for sample, item in zip(samples, items, strict=True))
         mean, std = (torch.stack([row[name] for row in rows]) for name in encoding.LATENT_TENSORS)
         ids = [i.geometry.time_ids(flip, self.time_ids) for i, flip in zip(items, flips, strict=True)]
-        seed = self.sampler.seed
+        epochs = [sample.epoch for sample in samples]
+        mask = set_terms.mask_weights(items, self.sets, epochs, flips, self.caches.masks, seed)
+        roles = set_terms.roles(items, self.sets)
         return Batch(
             mean=_to(self.device, mean),
             std=_to(self.device, std),
             text={name: _to(self.device, tensor) for name, tensor in self.text(samples).items()},
             time_ids=_to(self.device, conditioning.time_ids(ids)),
-            loss_weights=_to(self.device, torch.ones(len(items))),
+            loss_weights=_to(self.device, set_terms.loss_weights(items, self.sets)),
             names=tuple(item.sample.name for item in items),
             keys=keys,
             seed=seed,
             device=self.device,
             prefetched={p: _to(self.device, _normal(seed, p, keys, tuple(mean.shape[1:]))) for p in self.ahead},
+            mask=None if mask is None else _to(self.device, mask),
+            to_base=set_terms.learns_base(items, self.sets),
+            roles=None if roles is None else _to(self.device, roles),
         )

@@ -52,6 +52,7 @@ from sushi_research.training.plan_parts import (
     there_already,
 )
 from sushi_research.training.sampler import Sampler
+from sushi_research.training.sets_plan import SetPlan, describe_sets, sets_of_data
 
 
 @dataclass(frozen=True)
@@ -65,9 +66,10 @@ class Plan:
     unused: Mapping[str, str]
     images: int
     items_per_epoch: int
+    sets: tuple[SetPlan, ...]
     repeats: tuple[Repeats, ...]
     buckets: Mapping[str, int]
-    problems: tuple[Problem, ...]
+    problems: Sequence[Problem]
     notes: tuple[str, ...]
     captions: CaptionPlan
     sampling: SamplePlan | None
@@ -125,9 +127,12 @@ class Plan:
             },
             "images": self.images,
             "items_per_epoch": self.items_per_epoch,
+            "sets": [asdict(each) for each in self.sets],
             "repeats": [asdict(each) for each in self.repeats],
             "buckets": dict(self.buckets),
-            "skipped": [{"name": problem.name, "reason": problem.reason} for problem in self.problems],
+            "skipped": [
+                {"name": problem.name, "reason": problem.reason} for problem in self.problems[: findings.LISTED]
+            ],
             "captions_cut": dict(self.captions.listed),
             "captions": self.captions.to_json(),
             "sampling": asdict(self.sampling) if self.sampling else None,
@@ -164,6 +169,7 @@ class Plan:
             f"activations, {dtypes['adapter, master weights']} adapter master weights, "
             f"optimizer state {dtypes['optimizer state']}, {dtypes['VAE']} VAE",
             f"images       {self.images} ({self.items_per_epoch} per epoch with repeats)",
+            *describe_sets(self.sets),
             *describe_repeats(self.repeats),
             f"buckets      {len(self.buckets)}: {buckets}",
             f"step         {self.global_batch_size} samples = batch {self.batch_size} x accumulation "
@@ -220,11 +226,12 @@ def make_plan(job: Job, inputs: Inputs) -> Plan:
         unused=base.ignored,
         images=len(items.used),
         items_per_epoch=len(items),
-        repeats=repeats_by_folder(items),
+        sets=sets_of_data(data),
+        repeats=() if config.data.sets else repeats_by_folder(items),
         buckets={
             f"{w}x{h}": int(count) for (h, w), count in zip(items.buckets, np.bincount(items.bucket_ids), strict=True)
         },
-        problems=tuple(data.problems),
+        problems=data.problems,
         notes=tuple(data.notes),
         captions=caption_plan(job, inputs, text_bytes(job, inputs)),
         sampling=samples_of(job, inputs, steps, due),

@@ -10,6 +10,7 @@ from typing import Any
 import psutil
 import torch
 
+from sushi_research.config.sets import sets_of
 from sushi_research.errors import UserError
 from sushi_research.runs.job import Job
 from sushi_research.training.master_weights import MasterWeights
@@ -21,6 +22,10 @@ _WHAT_TO_DO = (
 )
 
 
+# By their number in a batch's `roles`.
+ROLES = ("train", "regularisation")
+
+
 class StepMetrics:
     """Sums over the micro-batches of a step, then over the processes. One object per run; call `start()` at each step.
 
@@ -30,9 +35,12 @@ class StepMetrics:
 
     def __init__(self, job: Job) -> None:
         # [0] loss; [1:5] sum and [5:9] count of the unweighted losses by timestep bin; [9] stop requests; [10] seconds waited for
-        # data; [11] seconds; [12] whether the main process has lost its run folder; [13:] two slots per rank, for peak memory and
-        # CPU seconds: we can only all-reduce a sum.
-        self._sums = torch.zeros(13 + 2 * job.world, device=job.device)
+        # data; [11] seconds; [12] whether the main process has lost its run folder; with regularisation images [13:15] sum and
+        # [15:17] count of the unweighted losses by role; then two slots per rank, for peak memory and CPU seconds: we can only
+        # all-reduce a sum.
+        self._has_roles = any(each.is_regularisation for each in sets_of(job.config))
+        self._ranks = 17 if self._has_roles else 13
+        self._sums = torch.zeros(self._ranks + 2 * job.world, device=job.device)
         # The unweighted losses of the last micro-batch.
         self._losses = torch.zeros(job.config.train.batch_size, device=job.device)
         self._job = job
@@ -58,9 +66,16 @@ class StepMetrics:
         self._sums[1:5].index_add_(0, bins, losses)
         self._sums[5:9].index_add_(0, bins, torch.ones_like(losses))
 
-    def record_names(self, names: tuple[str, ...]) -> None:
-        """Records the file names of the last micro-batch, for the error of `require_finite_loss`."""
-        self._micro_batches.append((names, self._losses[: len(names)].clone()))
+    def record(self, names: tuple[str, ...], roles: torch.Tensor | None) -> None:
+        """Records the file names of the last micro-batch, for the error of `require_finite_loss`, and its losses by role.
+
+        `roles` [B] int64: 1 for regularisation images, 0 for others; None if the run has none.
+        """
+        losses = self._losses[: len(names)].clone()
+        self._micro_batches.append((names, losses))
+        if roles is not None:
+            self._sums[13:15].index_add_(0, roles, losses)
+            self._sums[15:17].index_add_(0, roles, torch.ones_like(losses))
 
     def sum_over_processes(self, master_weights: MasterWeights, *, stop: int, waited: float) -> bool:
         """Sums the gradients and these metrics over the processes, once per step. True if any process was asked to stop.
@@ -73,8 +88,8 @@ class StepMetrics:
         self._sums[11] = time.perf_counter() - self._started
         lost = job.run.lost() if job.run else None
         self._sums[12] = lost is not None
-        self._sums[13 + 2 * job.rank] = peak_memory_gib(self._sums.device)
-        self._sums[14 + 2 * job.rank] = time.process_time() - self._cpu_started
+        self._sums[self._ranks + 2 * job.rank] = peak_memory_gib(self._sums.device)
+        self._sums[self._ranks + 2 * job.rank + 1] = time.process_time() - self._cpu_started
         self._waited, self._cpu_reduced = waited, time.process_time()
         sum_over = None if job.world == 1 else lambda flat: accelerator.reduce(flat, "sum")
         # .tolist() synchronizes with the device, so a NaN or a stop request is seen before the optimizer's step.
@@ -109,9 +124,11 @@ class StepMetrics:
         samples = plan.global_batch_size
         seconds = time.perf_counter() - self._started
         bins = zip(self._totals[1:5], self._totals[5:9], strict=True)
+        roles = zip(ROLES, self._totals[13:15], self._totals[15:17], strict=True) if self._has_roles else ()
         return {
             "loss": self._totals[0],
             **{f"loss_by_timestep/{q}": total / count if count else None for q, (total, count) in enumerate(bins)},
+            **{f"loss_by_role/{role}": total / count if count else None for role, total, count in roles},
             "lr": learning_rate,
             # In fp16, a step with overflowed gradients has no norm.
             "grad_norm": norm if is_finite else None,
@@ -120,7 +137,7 @@ class StepMetrics:
             "images_per_second": samples / seconds,
             **self._device_seconds(),
             "data_wait_share": self._totals[10] / max(self._totals[11], 1e-9),
-            "peak_memory_gib": max(self._totals[13::2]),
+            "peak_memory_gib": max(self._totals[self._ranks :: 2]),
         }
 
     def _device_seconds(self) -> dict[str, float]:
@@ -130,7 +147,7 @@ class StepMetrics:
         all. CPU time until the reduction is the largest of all processes; after it all do the same.
         """
         if not self._events:
-            return {"cpu_seconds": max(self._totals[14::2]) + time.process_time() - self._cpu_reduced}
+            return {"cpu_seconds": max(self._totals[self._ranks + 1 :: 2]) + time.process_time() - self._cpu_reduced}
         # The step began with an idle GPU and with waiting for data.
         return {"gpu_seconds": max(self._events[0].elapsed_time(self._events[1]) / 1000 - self._waited, 0.0)}
 

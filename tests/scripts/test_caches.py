@@ -56,18 +56,18 @@ def mine(architecture, bases, photos, tmp_path) -> Trainer:
 @pytest.fixture
 def encoded(mine: Trainer, monkeypatch: pytest.MonkeyPatch) -> Counts:
     counts, model = Counts(), mine.script.model
-    encode_images, encode_caption = encoding.encode_images, model.encode_caption
+    encode_images, encode_captions = encoding.encode_images, model.encode_captions
 
     def images(vae: Any, pixels: np.ndarray) -> Any:
         counts.images += len(pixels)
         return encode_images(vae, pixels)
 
-    def caption(*arguments: Any, **settings: Any) -> Any:
-        counts.captions += 1
-        return encode_caption(*arguments, **settings)
+    def captions(text: Any, captions: list[str], **settings: Any) -> Any:
+        counts.captions += len(captions)
+        return encode_captions(text, captions, **settings)
 
     monkeypatch.setattr(encoding, "encode_images", images)
-    monkeypatch.setattr(model, "encode_caption", caption)
+    monkeypatch.setattr(model, "encode_captions", captions)
     return counts
 
 
@@ -334,7 +334,7 @@ def test_while_training_no_encoder_is_in_memory(mine, monkeypatch, tmp_path):
     during: dict[str, list[set[str]]] = {"image": [], "caption": [], "step": []}
     looks = {"image": 1, "caption": 1, "step": 2}  # a look at all objects takes its time
     encode_images, model, log = encoding.encode_images, mine.script.model, tracking.log
-    encode_caption = model.encode_caption
+    encode_captions = model.encode_captions
 
     def watch(what: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def watched(*arguments: Any, **settings: Any) -> Any:
@@ -345,7 +345,7 @@ def test_while_training_no_encoder_is_in_memory(mine, monkeypatch, tmp_path):
         return watched
 
     monkeypatch.setattr(encoding, "encode_images", watch("image", encode_images))
-    monkeypatch.setattr(model, "encode_caption", watch("caption", encode_caption))
+    monkeypatch.setattr(model, "encode_captions", watch("caption", encode_captions))
     monkeypatch.setattr(tracking, "log", watch("step", log))
     # Pictures are drawn before the first step and between the two.
     sample = {"sample.enabled": True, "sample.every": 1, "sample.steps": 1, "sample.prompts": ["a cat"]}

@@ -126,7 +126,7 @@ def test_no_precision_and_no_split_changes_the_samples(
                 rank=rank,
                 world=world,
                 device=first.device,
-                flip=first.flip,
+                sets=first.sets,
                 time_ids=first.time_ids,
             )
             for rank in range(world)

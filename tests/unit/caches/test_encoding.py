@@ -9,12 +9,14 @@ import pytest
 import torch
 from PIL import Image
 
+from sushi_research import models
 from sushi_research.caches import encoding as encode
 from sushi_research.caches.caches import Caches
 from sushi_research.caches.keys import hex_digits, owners
 from sushi_research.caches.latent_entries import LatentEntries, latent_entries, latent_key, latent_keys
 from sushi_research.caches.store import Store
-from sushi_research.caches.text_keys import text_key, text_keys
+from sushi_research.caches.text_keys import TextEntries, text_key, text_keys
+from sushi_research.conditioning import Chunks
 from sushi_research.data import images
 from sushi_research.data.buckets import BucketRule
 from sushi_research.data.samples import Sample, make_items
@@ -108,8 +110,7 @@ def test_keys_as_columns_are_the_keys_of_single_items(items, samples):
             assert hex_digits(latent_keys(each, flip, "v", torch.float16)) == expected
     captions, settings = ["", "a cat", 'caf\u00e9 "x" \\ \n', "\U0001f408"], {"clip_skip": 2}
     expected = [text_key(caption, ["e1", "e2"], settings) for caption in captions]
-    for column in (captions, pyarrow.array(captions, pyarrow.large_string())):
-        assert hex_digits(text_keys(column, ["e1", "e2"], settings)) == expected
+    assert hex_digits(text_keys(arrow(*captions), ["e1", "e2"], settings)) == expected
 
 
 def test_what_is_missing_is_listed_once_in_an_order_of_content(items, store, vae, tmp_path):
@@ -241,29 +242,52 @@ def test_an_image_that_changed_after_its_check_is_not_encoded(samples, store, va
         encode.encode_latents(store, missing, vae)
 
 
-def test_captions_are_encoded_once_each_and_stored_in_fp16(tmp_path):
+def arrow(*texts: str) -> pyarrow.Array:
+    return pyarrow.array(texts, pyarrow.large_string())
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_captions_are_encoded_once_each_and_stored_in_fp16(tmp_path, batch):
     store = Store.open(tmp_path / "text", ("hidden",), repair=True)
     asked = []
 
-    def encode_caption(caption: str) -> tuple[dict[str, torch.Tensor], int]:
-        asked.append(caption)
-        return {"hidden": torch.full((77, 8), len(caption) + 0.1)}, len(caption)
+    def encode_captions(captions: list[str]) -> list[tuple[dict[str, torch.Tensor], int]]:
+        asked.append(captions)
+        return [({"hidden": torch.full((77, 8), len(caption) + 0.1)}, len(caption)) for caption in captions]
 
     caches = Caches(store, store, "v", torch.float32, ("e",), {})
-    missing = caches.missing_captions(pyarrow.array(["a", "", "bb", "a"]))
-    assert sorted(caption for _, caption in missing) == ["", "a", "bb"]
-    assert missing == sorted(missing) == caches.missing_captions(["a", "", "bb", "a"])
-    encode.encode_captions(store, missing, encode_caption)
-    assert sorted(asked) == ["", "a", "bb"]
+    missing = caches.missing_captions(arrow("a", "", "bb", "a"))
+    assert sorted(missing.texts.to_pylist()) == ["", "a", "bb"]
+    assert hex_digits(missing.keys) == sorted(text_key(text, ["e"], {}) for text in ("", "a", "bb"))
+    encode.encode_texts(store, missing, encode_captions, batch=batch)
+    assert [len(each) for each in asked] == ([1, 1, 1] if batch == 1 else [2, 1])
+    assert sorted(sum(asked, [])) == ["", "a", "bb"]
     key = text_key("bb", ["e"], {})
     assert torch.equal(store.get(key)["hidden"], torch.full((77, 8), 2.1).half())
     assert store.metadata(key) == {"caption": "bb", "tokens_cut": 2}
-    assert caches.missing_captions(["a", "", "c"]) == [(text_key("c", ["e"], {}), "c")]
+    assert caches.missing_captions(arrow("a", "", "c")).texts.to_pylist() == ["c"]
+
+
+@pytest.mark.parametrize("name", ["sd15", "sdxl"])
+def test_captions_in_a_batch_are_what_they_are_alone(bases, name):
+    model, base = models.load(name), loading.resolve_base(str(bases[name]))
+    text, captions = model.load_text(base, CPU), ["a cat", "", "b " * 100, "a cat on a plate"]
+    for chunks in (Chunks(), Chunks(2), Chunks(2, "kohya")):
+        alone = [model.encode_caption(text, caption, chunks) for caption in captions]
+        for batch in (1, 3):
+            for (tensors, cut), (expected, expected_cut) in zip(
+                model.encode_captions(text, captions, chunks, batch=batch), alone, strict=True
+            ):
+                assert cut == expected_cut
+                for key, tensor in expected.items():
+                    # A matrix product over more rows may sum in another order: some steps of fp32.
+                    tolerance = {"rtol": 0, "atol": 0} if batch == 1 else {"rtol": 1e-5, "atol": 1e-5}
+                    torch.testing.assert_close(tensors[key], tensor, **tolerance)
 
 
 def test_a_text_embedding_that_is_not_finite_names_the_caption(tmp_path):
     store = Store.open(tmp_path / "text", ("hidden",), repair=True)
-    missing = [(text_key("a cat", ["e"], {}), "a cat")]
+    missing = TextEntries.of(text_keys(arrow("a cat"), ["e"], {}), arrow("a cat"))
     with pytest.raises(UserError, match="not finite for the caption 'a cat'"):
-        encode.encode_captions(store, missing, lambda _: ({"hidden": torch.full((77, 8), 1e6)}, 0))
+        encode.encode_texts(store, missing, lambda _: [({"hidden": torch.full((77, 8), 1e6)}, 0)])
     assert len(store) == 0

@@ -54,7 +54,7 @@ def test_rgb_comes_out_as_it_is_and_lossy_formats_as_pillow_decodes_them():
     image = noise()
     for format in ("PNG", "BMP", "TIFF"):
         assert np.array_equal(np.asarray(decode(saved(image, format))), np.asarray(image)), format
-    for format in ("JPEG", "WEBP"):
+    for format in ("JPEG", "WEBP", "AVIF"):
         data = saved(image, format)
         assert np.array_equal(np.asarray(decode(data)), np.asarray(Image.open(io.BytesIO(data)))), format
 
@@ -166,12 +166,20 @@ def test_the_main_picture_of_a_phones_multi_picture_jpeg():
     assert decode(data).size == (64, 48)
 
 
-def test_several_frames_are_refused():
+def test_the_first_frame_of_an_animation_is_used_and_said():
     frames = [Image.new("RGB", (8, 8), RED), Image.new("RGB", (8, 8), BLACK)]
-    for format in ("PNG", "WEBP", "GIF", "TIFF"):
-        with pytest.raises(BadImage, match=r"^animated .*\(2 frames\): use a still image$"):
-            decode(saved(frames[0], format, save_all=True, append_images=frames[1:]))
-            pytest.fail(f"an animated {format} was accepted")
+    for format in ("PNG", "WEBP", "GIF", "AVIF"):
+        data = saved(frames[0], format, save_all=True, append_images=frames[1:])
+        found = images.decode_and_describe(data)
+        assert found.ignored == "animated: the first frame is used", format
+        assert np.abs(np.asarray(found.image, int) - RED).max() <= 4, format
+        assert images.decode_and_describe(saved(frames[0], format)).ignored == ""
+
+
+def test_a_tiff_of_several_pages_is_refused():
+    page = Image.new("RGB", (8, 8), RED)
+    with pytest.raises(BadImage, match="^it has 2 pages: save the one that is meant as a file of its own$"):
+        decode(saved(page, "TIFF", save_all=True, append_images=[page]))
 
 
 def test_a_gif_of_one_frame_is_an_image():
@@ -216,7 +224,7 @@ def test_damage_within_a_png():
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, about damaged EXIF and TIFF tags
 def test_any_cut_and_any_flipped_byte_ends_in_an_image_or_a_reason():
-    for format in ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP"):
+    for format in ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "TIFF", "BMP"):
         data = saved(noise(12, 9), format)
         generator = np.random.default_rng(1)
         for position in generator.integers(0, len(data), 60):

@@ -9,8 +9,9 @@ from PIL import Image
 
 from sushi_research.data import images, masks
 from sushi_research.data.buckets import BucketRule, CropGeometry, crop_geometry
+from sushi_research.data.dataset_hash import dataset_hash
 from sushi_research.data.images import BadImage
-from sushi_research.data.samples import Sample, Samples, dataset_hash, make_items
+from sushi_research.data.samples import Sample, Samples, make_items
 from sushi_research.errors import UserError
 from sushi_research.fingerprints import content_hash
 
@@ -77,7 +78,8 @@ def test_alpha_is_the_opacity_of_the_image_as_it_is_shown():
     turned = masks.alpha(png(picture, exif=rotated))
     assert turned.size == (2, 4) and turned.getpixel((1, 0)) == 128 and turned.getpixel((0, 0)) == 255
     assert masks.alpha(png(picture.convert("RGB"))).getextrema() == (255, 255)
-    assert masks.alpha_hash("1") != masks.alpha_hash("2")
+    hashes = np.array(["0" * 31 + "1", "0" * 31 + "2"], "S32")
+    assert masks.alpha_hashes(hashes).tolist() == [b"alpha:" + b"0" * 25 + digit for digit in (b"1", b"2")]
 
 
 def test_masks_are_found_by_the_names_of_their_images():
@@ -98,7 +100,7 @@ def test_masks_are_found_by_the_names_of_their_images():
 def test_masks_stay_with_their_images_and_count_in_the_hash_of_the_data():
     mask = b"the mask of 1"
     one = Sample("1.png", "01", "a", 64, 64, 2, lambda: b"1", mask_hash=content_hash(mask), load_mask=lambda: mask)
-    clear = replace(one, name="2.png", image_hash="02", set=1, mask_hash=masks.alpha_hash("02"), load_mask=None)
+    clear = replace(one, name="2.png", image_hash="02", set=1, mask_hash="alpha:2", load_mask=None)
     plain = replace(one, name="3.png", image_hash="03", set=2, mask_hash="", load_mask=None)
     samples = Samples.concat([Samples.of([one]), Samples.of([clear]), Samples.of([plain])]).take(np.array([2, 1, 0]))
     assert [sample.mask_hash for sample in samples] == ["", clear.mask_hash, one.mask_hash]

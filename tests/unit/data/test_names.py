@@ -78,7 +78,7 @@ def test_a_near_miss_of_an_image_that_has_a_caption_is_a_problem_of_its_line(tmp
     picture(tmp_path / "a.png")
     _, problems, _ = find(tmp_path, {"a.png": "one", "A.png": "two"})
     assert problems == {
-        "metadata.jsonl line 2": "A.png is not among the jpg, png and webp images here; file_name counts from the folder of its "
+        "metadata.jsonl line 2": "A.png is not among the images here; file_name counts from the folder of its "
         "metadata.jsonl (did you mean a.png?)"
     }
 

@@ -12,7 +12,7 @@ from sushi_research.data.near_duplicates import near_duplicate_groups
 from sushi_research.data.samples import Sample, Samples, Scan, make_items
 from sushi_research.errors import UserError
 from sushi_research.fingerprints import content_hash
-from sushi_research.remembered import Remembered
+from sushi_research.remembered import NOTHING_REMEMBERED, Remembered
 
 
 def fingerprint(seed: int, noise: int = 0) -> int:
@@ -36,7 +36,7 @@ def samples_of(groups: list[int], copies: int = 0, prefix: str = "") -> Samples:
     return Samples.of(found)
 
 
-def chosen(samples: Samples, share: float | int, eligible=None, remembered=None) -> set[str]:
+def chosen(samples: Samples, share: float | int, eligible=None, remembered=NOTHING_REMEMBERED) -> set[str]:
     eligible = np.ones(len(samples), bool) if eligible is None else eligible
     return set(samples.take(near_search.choose(samples, eligible, share, remembered).chosen).names.to_pylist())
 

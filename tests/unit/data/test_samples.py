@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from sushi_research.data.buckets import BucketRule
-from sushi_research.data.samples import Sample, Samples, dataset_hash, make_items
+from sushi_research.data.dataset_hash import dataset_hash
+from sushi_research.data.samples import Sample, Samples, make_items
+from sushi_research.remembered import Remembered
 
 RULE = BucketRule(resolution=64, step=32, min_side=32, max_side=128)
 
@@ -80,6 +82,20 @@ def test_the_hash_sees_the_crop_geometry():
 def test_the_hash_of_the_same_data_is_the_same_in_every_version():
     """It is stored in runs, provenance and adapter files: a change of it is a change of format (docs/formats.md)."""
     assert dataset_hash(make_items(SAMPLES, RULE)[0]) == "82448d2c3ad9227df8d4f7250fe58428"
+
+
+def test_the_hash_of_columns_is_that_of_their_items_and_is_remembered(tmp_path, monkeypatch):
+    others = [
+        replace(SAMPLES[0], set=2, mask_hash="5" * 32, lines=(SAMPLES[0].caption, "x")),
+        replace(SAMPLES[1], converted=True, caption="it's \u5bff\u53f8"),
+    ]
+    items, _ = make_items([*SAMPLES, *others], RULE)
+    remembered = Remembered(tmp_path)
+    expected = dataset_hash(list(items))
+    monkeypatch.setattr("sushi_research.data.dataset_hash._AT_A_TIME", 3)
+    assert dataset_hash(items, remembered) == expected
+    monkeypatch.setattr("sushi_research.data.dataset_hash._texts", None)  # it is not computed again
+    assert dataset_hash(items, remembered) == expected
 
 
 def test_columns_give_the_samples_that_they_were_made_of():

@@ -40,7 +40,7 @@ def test_too_small_an_image_for_training_leaves_its_namesake_in_the_validation_s
     picture(tmp_path / "held" / "a.png", 2)
     data = read(on_bad_file="skip", path=str(tmp_path / "held"))
     assert (names(data.items), names(data.held_out)) == (["b.png"], ["a.png"])
-    with pytest.raises(UserError, match="evaluation.path: .* holds no jpg"):
+    with pytest.raises(UserError, match="evaluation.path: .* holds no image"):
         (tmp_path / "none").mkdir()
         read(path=str(tmp_path / "none"))
 

@@ -2,10 +2,13 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from sushi_research.caches.inputs import fill_caches
+from sushi_research.data.captions.run_captions import RunCaptions
+from sushi_research.data.samples import Samples
 from sushi_research.sampling import pipeline
 
 # The tiny bases have one token per byte.
@@ -61,11 +64,13 @@ def test_the_cache_has_a_long_prompt_next_to_the_caption_that_is_cut(here):
     )
     job = replace(here.job, config=here.job.config.model_copy(update={"sample": sample}))
     inputs = replace(here.inputs, config=job.config)
-    items = [replace(item, sample=replace(item.sample, caption=LONG)) for item in inputs.data.items[:1]]
-    inputs = replace(inputs, data=replace(inputs.data, items=items))
+    [item] = inputs.data.items[:1]
+    samples = Samples.of([replace(item.sample, caption=LONG)])
+    items = replace(inputs.data.items[:1], samples=samples, rows=np.zeros(1, np.int64))
+    inputs = replace(inputs, data=replace(inputs.data, items=items, captions=RunCaptions(items)))
     assert inputs.long_prompts == {LONG: 3, LONG[:76]: 2} and sorted(inputs.missing_text_chunks())[-2:] == [2, 3]
     fill_caches(job, inputs)
-    assert inputs.missing_text_chunks() == []
+    assert not len(inputs.missing_text_chunks())
     text = here.model.load_text(here.base, CPU)
     for prompt in (LONG, SHORT, LONG[:76]):
         expected = {name: tensor.half() for name, tensor in here.model.encode_prompt(text, prompt).items()}

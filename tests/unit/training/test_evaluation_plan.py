@@ -4,7 +4,9 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 from sushi_research.config import SD15Training
-from sushi_research.data.samples import Item, Sample
+from sushi_research.data import near_search
+from sushi_research.data.buckets import BucketRule
+from sushi_research.data.samples import Items, Sample, make_items
 from sushi_research.data.training_data import Data
 from sushi_research.training.evaluation_plan import plan_evaluation
 from sushi_research.training.length import interval_of
@@ -12,9 +14,9 @@ from sushi_research.training.length import interval_of
 EVERY_250 = interval_of(250, 500, 17, 1)
 
 
-def items(first: int, count: int) -> list[Item]:
-    samples = [Sample(f"{n}.png", f"{n:032x}", f"photo {n}", 64, 64, 1, bytes) for n in range(first, first + count)]
-    return [Item(sample, None, 0) for sample in samples]
+def items(*numbers: int) -> Items:
+    samples = [Sample(f"{n}.png", f"{n:032x}", f"photo {n}", 64, 64, 1, bytes) for n in numbers]
+    return make_items(samples, BucketRule(resolution=64, step=32, min_side=32, max_side=128))[0]
 
 
 def test_it_says_how_many_images_were_asked_for_and_how_many_are_held_out():
@@ -22,8 +24,15 @@ def test_it_says_how_many_images_were_asked_for_and_how_many_are_held_out():
         {"model": {"base": "b"}, "data": {"path": "photos"}, "train": {"steps": 9}, "evaluation": {"held_out": 0.25}}
     )
     near = [f"{n}.png resembles another" for n in range(7)]
-    of_prior = items(24, 12)
-    data = Data([*items(0, 17), *of_prior], None, items(17, 3), near, prior=items(20, 4), trained=items(0, 3))
+    of_prior = items(*range(24, 36))
+    data = Data(
+        items(*range(17), *range(24, 36)),
+        None,
+        items(*range(17, 20)),
+        near,
+        prior=items(*range(20, 24)),
+        trained=items(*range(3)),
+    )
     data = replace(data, prior_trained=frozenset(item.sample.image_hash for item in of_prior))
     found = plan_evaluation(config, SimpleNamespace(data=data), 500, EVERY_250)
     assert found.describe() == [
@@ -35,14 +44,28 @@ def test_it_says_how_many_images_were_asked_for_and_how_many_are_held_out():
         *(f"             warning: {n}.png resembles another" for n in range(5)),
         "             and 2 more (a run's plan.json lists all)",
     ]
-    assert plan_evaluation(config, SimpleNamespace(data=Data(items(0, 3), None)), 500, EVERY_250) is None
+    assert plan_evaluation(config, SimpleNamespace(data=Data(items(*range(3)), None)), 500, EVERY_250) is None
+
+
+def test_it_says_why_fewer_of_many_images_are_held_out(monkeypatch):
+    monkeypatch.setattr(near_search, "MOST_GROUPED", 19)
+    config = SD15Training.model_validate(
+        {"model": {"base": "b"}, "data": {"path": "photos"}, "train": {"steps": 9}, "evaluation": {"held_out": 0.25}}
+    )
+    for got, why in (
+        (3, ", because of more than 4,096 images at most 1,000 are compared with the others, and "),
+        (5, ""),
+    ):
+        data = Data(items(*range(20 - got)), None, items(*range(20 - got, 20)))
+        line = plan_evaluation(config, SimpleNamespace(data=data), 500, EVERY_250).describe()[1]
+        assert f"which is 5; got {got}{why}" in line and line.endswith(f"got {got})") == (not why)
 
 
 def test_it_says_which_pictures_are_generated():
     sections = {"model": {"base": "b"}, "data": {"path": "photos"}, "train": {"steps": 9}}
     evaluation = {"held_out": 0.25, "pictures": 5, "drift_captions": ["a", "b", "photo 3"]}
     config = SD15Training.model_validate(sections | {"evaluation": evaluation})
-    inputs = SimpleNamespace(data=Data(items(0, 17), None, [*items(17, 3), *items(17, 2)]))
+    inputs = SimpleNamespace(data=Data(items(*range(17)), None, [*items(*range(17, 20)), *items(17, 18)]))
     [line] = [line for line in plan_evaluation(config, inputs, 500, EVERY_250).describe() if "pictures of" in line]
     assert line == (
         "             pictures of 3 held-out captions (compared with the images) and 2 drift captions (compared with the base's "
@@ -55,7 +78,7 @@ def test_it_says_what_the_best_adapter_is_chosen_from():
         evaluation = {"held_out": 0.25, "keep_best": True}
         settings = {"model": {"base": "b"}, "data": {"path": "photos"}, "evaluation": evaluation}
         config = SD15Training.model_validate(settings | {"train": {"steps": 9}})
-        data = Data(items(0, 17), None, items(17, 3), [], trained=items(0, 3))
+        data = Data(items(*range(17)), None, items(*range(17, 20)), [], trained=items(*range(3)))
         return plan_evaluation(config, SimpleNamespace(data=data), 9, interval_of(every, 9, 17, 1)).describe()
 
     assert "             the adapter of the best of 3 evaluations is kept, as NAME-best-STEP.safetensors" in lines_of(4)

@@ -11,6 +11,8 @@ from sushi_research import randomness
 from sushi_research.caches import encoding
 from sushi_research.caches.caches import Caches
 from sushi_research.caches.store import Store
+from sushi_research.config import SDXLTraining
+from sushi_research.config.sets import sets_of
 from sushi_research.data.buckets import BucketRule
 from sushi_research.data.samples import Sample, make_items
 from sushi_research.training.loader import Loader, is_flipped
@@ -18,6 +20,8 @@ from sushi_research.training.sampler import Sampler
 
 CPU = torch.device("cpu")
 SEED = 5
+CONFIG = SDXLTraining(model={"base": "base"}, data={"path": "photos"}, train={"steps": 1})
+SETS = sets_of(CONFIG)
 
 
 def entry(number: int, flip: bool, shape: tuple[int, ...]) -> dict[str, torch.Tensor]:
@@ -29,7 +33,7 @@ def entry(number: int, flip: bool, shape: tuple[int, ...]) -> dict[str, torch.Te
 def caches(tmp_path):
     texts = Store.open(tmp_path / "text", ("hidden", "pooled"), repair=True)
     latents = Store.open(tmp_path / "latents", encoding.LATENT_TENSORS, repair=True)
-    return Caches(latents, texts, "vae", torch.float32, ("e1", "e2"), {}, flips=((False, True),))
+    return Caches(latents, texts, "vae", torch.float32, ("e1", "e2"), {})
 
 
 @pytest.fixture
@@ -60,9 +64,12 @@ def loader(items, caches):
     """Makes a loader, closed in the end."""
     made = []
 
-    def make(group: int = 4, batch_size: int = 4, rank: int = 0, world: int = 1, **changes) -> Loader:
+    def make(
+        group: int = 4, batch_size: int = 4, rank: int = 0, world: int = 1, flip: float = 0.0, **changes
+    ) -> Loader:
         sampler = Sampler(items.bucket_ids, group, SEED)
         options = {"batch_size": batch_size, "rank": rank, "world": world, "device": CPU}
+        options["sets"] = [replace(each, flip=flip) for each in SETS]
         made.append(Loader(items, sampler, caches, **options, **changes))
         return made[-1]
 
@@ -191,7 +198,7 @@ def test_the_loader_thread_takes_the_process_s_own_gpu(caches, items, monkeypatc
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: chosen.append(torch.device("cuda", device)))
     sampler = Sampler(items.bucket_ids, 2, SEED)
-    loader = Loader(items, sampler, caches, batch_size=2, rank=0, world=1, device=torch.device("cuda"))
+    loader = Loader(items, sampler, caches, batch_size=2, rank=0, world=1, device=torch.device("cuda"), sets=SETS)
     loader._pool.submit(int).result()
     loader.close()
     assert chosen == [torch.device("cuda:3")]

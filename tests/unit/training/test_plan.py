@@ -12,6 +12,7 @@ from sushi_research.caches.caches import Caches
 from sushi_research.caches.inputs import Inputs
 from sushi_research.caches.store import Store
 from sushi_research.config import SD15Training, SDXLTraining
+from sushi_research.config.sets import sets_of
 from sushi_research.data.buckets import BucketRule
 from sushi_research.data.samples import Problem, Sample, Scan, make_items
 from sushi_research.data.training_data import Data
@@ -30,7 +31,6 @@ def make(bases, architecture, tmp_path, capsys):
 
     def run(
         changes: dict[str, dict] | None = None,
-        flips: tuple[tuple[bool, ...], ...] = ((False,),),
         skipped: int = 0,
         notes: tuple[str, ...] = (),
         processes: int = 1,
@@ -55,7 +55,6 @@ def make(bases, architecture, tmp_path, capsys):
             torch.float32,
             tuple(model.TEXT_ENCODERS),
             {},
-            flips,
         )
         with caches.latents.writer() as writer:
             key = caches.latent_key(items[0], False)
@@ -66,7 +65,9 @@ def make(bases, architecture, tmp_path, capsys):
         )
         accelerator = SimpleNamespace(num_processes=processes, is_main_process=True, device=torch.device("cpu"))
         job = Job(config, model, accelerator, "fp32")
-        result = plan.make_plan(job, Inputs(config, base, Data(items, scan), caches, hash_cache=None))
+        result = plan.make_plan(
+            job, Inputs(config, base, Data(items, scan, sets=sets_of(config)), caches, hash_cache=None)
+        )
         return result.to_json(), capsys.readouterr().out.removesuffix("\n")
 
     return run
@@ -131,7 +132,7 @@ def test_the_fill_of_micro_batches(make):
 
 @ONE
 def test_both_mirror_images_are_counted(make):
-    found, _ = make(flips=((False, True),))
+    found, _ = make({"data": {"flip": 0.5}})
     assert found["cache"]["images"] == {"needed": 10, "missing": 9, "bytes": 2 * (3 * 1024 + 2 * 768)}
 
 
@@ -149,7 +150,7 @@ def test_what_was_skipped_or_noted_is_named(make):
     assert len(found["skipped"]) == 13
     assert found["skipped"][0] == {"name": "bad_0.png", "reason": "the file is empty"}
     assert "skipped      13:" in text and "bad_9.png: the file is empty" in text
-    assert "bad_10.png" not in text and "and 3 more (a run's plan.json lists all)" in text
+    assert "bad_10.png" not in text and "and 3 more (a run's data_report.json lists them)" in text
 
 
 @pytest.mark.slow

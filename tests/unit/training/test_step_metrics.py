@@ -32,7 +32,7 @@ def master_weights() -> MasterWeights:
 def micro_batch(metrics: StepMetrics, losses: list[float], bins: list[int], names: tuple[str, ...], share: float = 1.0):
     losses = torch.tensor(losses)
     metrics.add(losses.sum() * share / 4, losses, torch.tensor(bins))
-    metrics.record_names(names)
+    metrics.record(names, None)
 
 
 def two_micro_batches(**options) -> StepMetrics:
@@ -53,6 +53,19 @@ def test_the_numbers_of_a_step():
     assert (values["samples_seen"], values["epoch"]) == (24, 2.4)
     assert values["images_per_second"] > 0 and values["data_wait_share"] == 0.0 and values["peak_memory_gib"] > 0
     assert values["cpu_seconds"] > 0 and len(values) == 13
+
+
+def test_losses_of_regularisation_images_are_apart():
+    sets = [{"path": "cats"}, {"path": "animals", "role": "regularisation"}]
+    config = SDXLTraining(model={"base": "x"}, data={"sets": sets}, train={"steps": 1, "batch_size": 3})
+    metrics = StepMetrics(replace(job(), config=config))
+    for losses, roles in (([1.0, 3.0, 5.0], [0, 1, 1]), ([7.0], [0])):
+        metrics.add(torch.tensor(0.0), torch.tensor(losses), torch.zeros(len(losses), dtype=torch.int64))
+        metrics.record(("a.png",) * len(losses), torch.tensor(roles))
+    metrics.sum_over_processes(master_weights(), stop=0, waited=0.0)
+    values = metrics.values(PLAN, 6, 1e-4, 0.5)
+    assert (values["loss_by_role/train"], values["loss_by_role/regularisation"]) == (4.0, 4.0)
+    assert values["peak_memory_gib"] > 0 and values["cpu_seconds"] > 0 and len(values) == 15
 
 
 @pytest.mark.parametrize("rank", [0, 1])
