@@ -12,7 +12,6 @@ import yaml
 
 from demo.records import ROOT, dependencies
 from demo.scoring import config_of
-from sushi_research.files import remove
 from sushi_research.runs.run_folder import RunFolder
 
 FOLDER = ROOT / "docs/examples/data"
