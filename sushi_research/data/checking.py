@@ -41,7 +41,8 @@ class Place:
 
     `name` is a hash of what tells the place from others. Facts about one of its images are found again by its text in `keys`, or by
     its row number if that is None; and only if its row of `states` [N, 4] is what it was. `settled` [N]: whether the state of an
-    image tells that it is unchanged. `there` [N]: whether there is an image, and not a problem that is recorded already.
+    image tells that it is unchanged. `there` [N]: whether there is an image, and not a problem that is recorded already. `version`
+    differs if the states of a table's images do.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Place:
     settled: np.ndarray
     there: np.ndarray
     keys: pyarrow.Array | None = None
+    version: str = ""
 
 
 @dataclass(eq=False)

@@ -30,7 +30,7 @@ from sushi_research.data.walk import note_links
 from sushi_research.errors import UserError
 from sushi_research.files import make_folder, write_json
 from sushi_research.fingerprints import HashCache, content_hash
-from sushi_research.remembered import Remembered, columns_hash
+from sushi_research.remembered import Remembered
 
 # Increment it when the same files give other samples, problems or notes.
 _VERSION = 1
@@ -145,7 +145,7 @@ def _scan_table(
 ) -> int:
     """Completes the scan of a table. Returns how many rows it has."""
     place = place_of(images, result.source)
-    options = [_VERSION, decoders(), place.name, split, asdict(captions), box_column, columns_hash(place.states)]
+    options = [_VERSION, decoders(), place.name, split, asdict(captions), box_column, place.version]
     key = content_hash(json.dumps(options).encode())
     known = remembered.find("table", key)
     if known is None:
