@@ -17,12 +17,14 @@ from sushi_research.data.images import BadImage
 from sushi_research.data.inspecting import ImageFacts, Unusable, inspect
 from sushi_research.data.samples import FINGERPRINT_BYTES, HASH
 from sushi_research.errors import UserError
-from sushi_research.fingerprints import HASH_CACHE_VERSION, content_hash
+from sushi_research.fingerprints import content_hash
 from sushi_research.progress import progress
 from sushi_research.remembered import Array, Remembered
 from sushi_research.user_files import UnreadableFile
 from sushi_research.workers import Worker, WorkerEnded, cores, results
 
+# Increment it when the facts about an image change, or what `images.decode` accepts.
+_VERSION = 1
 # So many images are worth the start of worker processes, which takes about half a second. Fewer are decoded in threads.
 PROCESSES_FROM = 200
 # While images are checked, the facts are stored so often, in seconds, and more rarely if that takes a large share of the time.
@@ -136,7 +138,7 @@ def check(place: Place, names: pyarrow.Array, remembered: Remembered, show_progr
 
     What is learned is stored, also if the check is interrupted. Raises UserError if a process that decodes is killed.
     """
-    facts, key = Facts.none(len(names)), content_hash(f"{HASH_CACHE_VERSION} {place.name}".encode())
+    facts, key = Facts.none(len(names)), content_hash(f"{_VERSION} {place.name}".encode())
     _recall(facts, place, remembered.find("image-facts", key))
     unknown = np.flatnonzero(place.there & ~facts.known)
     if not len(unknown):

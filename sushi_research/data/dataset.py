@@ -123,7 +123,7 @@ def _scan_folder(
         found = find_in_folder(part, files, captions, remembered, box_column)
         if box_column is not None:
             found = with_boxes(part, found, files, box_column)
-        of_files, part.notes = part.notes, []
+        of_files, part.notes = findings.capped(part.notes), []
         facts = check(found.place, found.names, remembered, show_progress)
         assemble(part, found, facts)
         known = to_columns(part) | {"notes_of_files": pyarrow.array(of_files, pyarrow.large_string())}
