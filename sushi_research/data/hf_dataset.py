@@ -27,6 +27,7 @@ from sushi_research.data.scan import Problem, Scan
 from sushi_research.data.tables import Table, path_of_cell, read_image
 from sushi_research.errors import UserError, first_line
 from sushi_research.fingerprints import content_hash
+from sushi_research.remembered import columns_hash
 from sushi_research.user_files import kind_of
 
 # Rows whose captions are Python objects at the same time.
@@ -96,10 +97,12 @@ def place_of(images: TableImages, source: str) -> Place:
         for row, path in images.files():
             rows.append(row)
             files.add("", path)
+    version = ""
     if rows:
         states[rows], settled[rows] = files.states, files.settled
+        version = columns_hash(np.array(rows), files.states)
     name = content_hash(json.dumps(["table", images.table.content, images.column]).encode())
-    return Place(name, images, _no_path, states, settled, np.ones(size, bool))
+    return Place(name, images, _no_path, states, settled, np.ones(size, bool), version=version)
 
 
 def row_names(name: str, count: int) -> pyarrow.Array:
