@@ -25,7 +25,7 @@ from sushi_research.caches.latent_entries import LatentEntries
 from sushi_research.caches.store import Store
 from sushi_research.caches.text_keys import TextEntries
 from sushi_research.data import images
-from sushi_research.data.samples import Item
+from sushi_research.data.items import Item
 from sushi_research.errors import UserError
 from sushi_research.progress import progress
 from sushi_research.workers import cores

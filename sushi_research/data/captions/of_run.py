@@ -10,7 +10,7 @@ from sushi_research.config.sets import sets_of
 from sushi_research.data.captions.rules import Rules, rules_of
 from sushi_research.data.captions.run_captions import RunCaptions, chosen_variants, require_effect
 from sushi_research.data.epoch_order import epoch_order
-from sushi_research.data.samples import Items
+from sushi_research.data.items import Items
 from sushi_research.errors import UserError
 from sushi_research.remembered import Remembered
 from sushi_research.runs.job import Job

@@ -20,7 +20,7 @@ import pyarrow.compute
 from sushi_research import randomness
 from sushi_research.config.captions import CaptionRules
 from sushi_research.data.captions.rules import Rules, line_of, lines_of
-from sushi_research.data.samples import Items
+from sushi_research.data.items import Items
 from sushi_research.errors import UserError
 from sushi_research.fingerprints import content_hash
 from sushi_research.remembered import Remembered, columns_hash
@@ -76,9 +76,14 @@ class RunCaptions:
         """Every distinct text of the training that the cache must have but "", as sorted large_string."""
         if self.in_step:
             return pyarrow.array([], pyarrow.large_string())
-        if self.remembered is None or not self._several.any():
+        if self.remembered is None:
             return self._made_texts()["texts"]
+<<<<<<< HEAD
         key = self._digest(self.seed, self.epochs, self.variants, columns_hash(self._uses, self.rest))
+=======
+        digest = self._digest(self.seed, self.epochs, self.variants)
+        key = columns_hash(self._uses, self.items.samples.first_captions, np.frombuffer(digest.encode(), np.uint8))
+>>>>>>> w17f
         return self.remembered.arrays("caption-texts", key, self._made_texts)["texts"]
 
     def _made_texts(self) -> dict[str, pyarrow.Array]:

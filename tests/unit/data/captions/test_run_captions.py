@@ -8,7 +8,8 @@ from sushi_research.data.buckets import BucketRule
 from sushi_research.data.captions import run_captions
 from sushi_research.data.captions.rules import Rules, with_plain
 from sushi_research.data.captions.run_captions import RunCaptions, chosen_variants, require_effect
-from sushi_research.data.samples import Sample, Samples, make_items
+from sushi_research.data.items import make_items
+from sushi_research.data.samples import Sample, Samples
 from sushi_research.errors import UserError
 
 RULE = BucketRule(resolution=64, step=32, min_side=32, max_side=128)
