@@ -22,9 +22,10 @@ def epoch_order(buckets: np.ndarray, global_batch_size: int, seed: int, epoch: i
     head = min((-epoch * n) % global_batch_size, n)
     shuffled = rng.permutation(n).astype(np.int32)
     # Sort by bucket, the buckets by their first appearance: of an index that is assigned several times, the last value stays.
-    first = np.empty(int(buckets.max()) + 1, np.int64)
+    first = np.full(int(buckets.max()) + 1, n)
     first[buckets[shuffled[::-1]]] = np.arange(n - 1, -1, -1)
-    rank = np.argsort(np.argsort(first))[buckets[shuffled]]
+    ranks = np.argsort(np.argsort(first)).astype(np.min_scalar_type(len(first)))  # 16 bits are sorted in linear time
+    rank = ranks[buckets[shuffled]]
     members = shuffled[np.argsort(rank, kind="stable")]
     counts = np.bincount(rank)
     place = np.arange(n) - np.repeat(np.cumsum(counts) - counts, counts)  # within its bucket

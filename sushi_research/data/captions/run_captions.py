@@ -78,12 +78,8 @@ class RunCaptions:
             return pyarrow.array([], pyarrow.large_string())
         if self.remembered is None:
             return self._made_texts()["texts"]
-<<<<<<< HEAD
-        key = self._digest(self.seed, self.epochs, self.variants, columns_hash(self._uses, self.rest))
-=======
-        digest = self._digest(self.seed, self.epochs, self.variants)
-        key = columns_hash(self._uses, self.items.samples.first_captions, np.frombuffer(digest.encode(), np.uint8))
->>>>>>> w17f
+        of_items = columns_hash(self._uses, self.rest, self.items.samples.first_captions)
+        key = self._digest(self.seed, self.epochs, self.variants, of_items)
         return self.remembered.arrays("caption-texts", key, self._made_texts)["texts"]
 
     def _made_texts(self) -> dict[str, pyarrow.Array]:

@@ -10,7 +10,8 @@ from sushi_research.config.captions import CaptionRules
 from sushi_research.data.buckets import BucketRule
 from sushi_research.data.captions.rules import Rules
 from sushi_research.data.captions.run_captions import RunCaptions
-from sushi_research.data.samples import Sample, make_items
+from sushi_research.data.items import make_items
+from sushi_research.data.samples import Sample
 from sushi_research.training.batch_text import BatchText
 from sushi_research.training.sampler import StepSample
 
