@@ -99,7 +99,8 @@ def scan(
     else:
         count = _scan_table(result, images, split, captions, box_column, remembered, show_progress)
     if not count:
-        others = [f"{problem.name}: {problem.reason}" for problem in result.problems[:1]] + result.skipped
+        others = [f"{problem.name}: {problem.reason}" for problem in result.problems[:1]]
+        others += result.skipped or result.notes
         other = f" ({others[0]})" if others else ""
         raise UserError(f"{key}: {path} holds no image{other}.")
     if masks is not None and not measured:

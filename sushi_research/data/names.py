@@ -19,6 +19,8 @@ IMAGES = set(".jpg .jpeg .jfif .png .apng .webp .avif .heic .heif .bmp .gif .tif
 # Other image formats. They are reported as problems instead of being silently ignored.
 UNSUPPORTED = set(".arw .cr2 .dng .jp2 .jxl .nef .psd .svg .tga".split())
 CAPTIONS = {".txt", ".caption"}
+# Files that hold others and are not read. A .tar in WebDataset's form is a table (folder_files.TABLES).
+ARCHIVES = set(".zip .tgz .gz .bz2 .xz .zst .7z .rar".split())
 # How many files of one loosely spelt name are compared: there may be thousands of 0.png.
 _MOST = 100
 
