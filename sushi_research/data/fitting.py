@@ -18,7 +18,9 @@ from sushi_research.data.buckets import (
     distortion,
 )
 from sushi_research.data.findings import LARGE_CROP
-from sushi_research.data.samples import Crop, Problems, Samples, Scan, make_items, once_each
+from sushi_research.data.items import make_items, once_each
+from sushi_research.data.samples import Samples
+from sushi_research.data.scan import Crop, Problems, Scan
 from sushi_research.errors import some
 
 
