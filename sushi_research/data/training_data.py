@@ -26,9 +26,11 @@ from sushi_research.data.captions.run_captions import RunCaptions
 from sushi_research.data.fitting import drop_too_small, fitting_of
 from sushi_research.data.held_out import DRIFT_CAPTIONS, held_out_items, hold_out, require_separate, trained_items
 from sushi_research.data.image_folder import repeats_of
+from sushi_research.data.items import Item, Items, make_items
 from sushi_research.data.merged_sets import count_uses, folder_names, merged, regularisation_images
 from sushi_research.data.prior_images import PriorImages
-from sushi_research.data.samples import Item, Items, Problem, Samples, Scan, make_items
+from sushi_research.data.samples import Samples
+from sushi_research.data.scan import Problem, Scan
 from sushi_research.errors import UserError
 from sushi_research.remembered import NOTHING_REMEMBERED, Remembered
 from sushi_research.runs.job import Job
