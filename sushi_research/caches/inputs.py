@@ -11,10 +11,11 @@ import pyarrow
 import torch
 
 from sushi_research import models, stopping
-from sushi_research.caches import encoding, mask_entries
+from sushi_research.caches import encoding
 from sushi_research.caches.caches import Caches, free_memory
 from sushi_research.caches.keys import entry_key, packed
 from sushi_research.caches.latent_entries import LatentEntries
+from sushi_research.caches.mask_entries import MaskEntries, encode_masks
 from sushi_research.conditioning import ALL_CHUNKS, ONE_CHUNK
 from sushi_research.config import TrainingConfig
 from sushi_research.config.prompts import Prompt
@@ -86,6 +87,17 @@ class Inputs:
         """`latent_entries` that are not in the cache."""
         return self.latent_entries.take(~self.caches.latents.has(self.latent_entries.keys))
 
+    @cached_property
+    def mask_entries(self) -> MaskEntries:
+        """Every mask that is needed."""
+        return self.caches.mask_entries(self.data)
+
+    def missing_masks(self) -> MaskEntries:
+        """`mask_entries` that are not in the cache."""
+        if self.caches.masks is None:
+            return self.mask_entries  # there are none
+        return self.mask_entries.take(~self.caches.masks.has(self.mask_entries.keys))
+
     def text_keys(self) -> np.ndarray:
         """The keys of all entries of the text cache that are needed, [n] of PACKED."""
         prompts = packed(self.caches.prompt_key(prompt) for prompt in self.own_prompts)
@@ -148,16 +160,16 @@ def _fill(job: Job, inputs: Inputs) -> tuple[int, int]:
             ) from error
         del vae
         free_memory()
-    if caches.masks and (missing_masks := caches.missing_masks(inputs.data)):
-        mask_entries.encode_masks(caches.masks, missing_masks, rank=rank, world=world)
+    if len(missing_masks := inputs.missing_masks()):
+        encode_masks(caches.masks, missing_masks, rank=rank, world=world)
     job.accelerator.wait_for_everyone()
-    if caches.masks:
+    if caches.masks is not None:
         caches.masks.refresh()
     caches.texts.refresh()
     caches.latents.refresh()
     lost = (
         len(inputs.missing_latents())
-        or len(caches.missing_masks(inputs.data))
+        or len(inputs.missing_masks())
         or sum(int((~caches.texts.has(missing.keys)).sum()) for missing in (missing_captions, missing_prompts))
     )
     if lost:

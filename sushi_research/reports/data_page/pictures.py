@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from PIL import Image, ImageDraw
 
+from sushi_research.config.sets import ResolvedSet
 from sushi_research.data.buckets import CropGeometry
 from sushi_research.data.samples import Sample
 from sushi_research.progress import progress
@@ -23,10 +24,16 @@ COVERED, FRAME = 0.65, "#e4573d"
 MISSING = Image.new("RGB", (SIDE, SIDE), "#98a4a0")
 
 
-def picture_of(sample: Sample, crops: Sequence[CropGeometry] = ()) -> bytes:
-    """A JPEG of an image, with its crops framed if it loses something to them; a grey one if it can no longer be read."""
+def picture_of(sample: Sample, sets: Sequence[ResolvedSet], crops: Sequence[CropGeometry] = ()) -> bytes:
+    """A JPEG of an image, with its crops framed if it loses something to them; a grey one if it can no longer be read.
+
+    The background of its mask has a colour over it. `sets` are those of the run.
+    """
     try:
-        small = Image.open(io.BytesIO(thumbnails.of_file(sample.read(), SIDE)))
+        data = thumbnails.of_file(sample.read(), SIDE)
+        if sample.mask_hash:
+            data = thumbnails.with_mask(data, sample, sets[sample.set].masks.invert)
+        small = Image.open(io.BytesIO(data))
         small.load()
     except Exception:  # it was read before; one picture is no reason to have no page
         return thumbnails.jpeg(MISSING, SIDE)

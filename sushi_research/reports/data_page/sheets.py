@@ -47,12 +47,17 @@ def buckets(shown: Shown) -> list[Block]:
     chosen = [
         [uses[places.start + place] for place in spread(places.stop - places.start, per_bucket)] for _, places in sheets
     ]
-    wanted = [functools.partial(picture_of, use.sample, use.crops) for each in chosen for use in each]
+    wanted = [functools.partial(picture_of, use.sample, shown.sets, use.crops) for each in chosen for use in each]
     made = iter(make(wanted, shown.show_progress))
+    text = "The frame is the crop; what is paler is cut away."
+    if shown.samples.masks is not None:
+        text += " What is red is the background of a mask."
     blocks = [
-        Block("text", "The frame is the crop; what is paler is cut away. Tap a picture's text to read all of it."),
+        Block("text", text + " Tap a picture's text to read all of it."),
         Block("table", rows=rows),
     ]
+    if shown.samples.masks is not None:
+        blocks.insert(1, Block("text", "What is red is the background of an image's mask."))
     for (name, places), each in zip(sheets, chosen, strict=True):
         count = places.stop - places.start
         words = f"{name}: {count:,} image{'s' if count > 1 else ''}"
@@ -144,5 +149,5 @@ def held_out(shown: Shown) -> list[Block]:
 
 def _pictures(shown: Shown, samples: Sequence[Sample]) -> list[Picture]:
     """The pictures of samples, whole."""
-    made = make([functools.partial(picture_of, sample) for sample in samples], shown.show_progress)
+    made = make([functools.partial(picture_of, sample, shown.sets) for sample in samples], shown.show_progress)
     return [Picture(data, f"{sample.name}\n{sample.caption}") for data, sample in zip(made, samples, strict=True)]

@@ -115,3 +115,16 @@ def test_masks_stay_with_their_images_and_count_in_the_hash_of_the_data():
     }
     assert len(hashes) == 3
     assert Samples.of([plain]).masks is None
+
+
+def test_the_background_is_shown_in_red():
+    """Of a picture of another size than the mask; white and black are as far apart from red as each other."""
+    mask = Image.new("L", (64, 64))
+    mask.paste(255, (0, 0, 32, 64))
+    for colour in ("white", "black"):
+        picture = Image.new("RGB", (16, 16), colour)
+        shown = masks.overlaid(picture, mask, invert=False)
+        assert shown.getpixel((3, 8)) == picture.getpixel((3, 8))
+        red, green, blue = shown.getpixel((12, 8))
+        assert red - 40 > green and red - 40 > blue
+        assert masks.overlaid(picture, mask, invert=True).getpixel((12, 8)) == picture.getpixel((12, 8))
