@@ -49,11 +49,8 @@ def buckets(shown: Shown) -> list[Block]:
     ]
     wanted = [functools.partial(picture_of, use.sample, shown.sets, use.crops) for each in chosen for use in each]
     made = iter(make(wanted, shown.show_progress))
-    text = "The frame is the crop; what is paler is cut away."
-    if shown.samples.masks is not None:
-        text += " What is red is the background of a mask."
     blocks = [
-        Block("text", text + " Tap a picture's text to read all of it."),
+        Block("text", "The frame is the crop; what is paler is cut away. Tap a picture's text to read all of it."),
         Block("table", rows=rows),
     ]
     if shown.samples.masks is not None:
