@@ -43,7 +43,7 @@ from sushi_research.caches.caches import free_memory
 from sushi_research.config.sets import sets_of
 from sushi_research.data.training_data import read_data
 from sushi_research.errors import UserError
-from sushi_research.files import system_errors, write_atomic
+from sushi_research.files import make_folder, system_errors, write_atomic
 from sushi_research.models import hub, loading
 from sushi_research.progress import progress
 from sushi_research.reports.data_page import decoded, page
@@ -88,6 +88,7 @@ def inspect(job: Job) -> None:
     shown = Shown(sets, data, config.captions.chunks, tokenizers, images, without, show_progress=True)
     name = config.run.name or os.path.basename(os.path.abspath(sets[0].path))
     path = Path(config.run.folder, f"{name or 'data'}_data.html")
+    make_folder(path.parent)
     write_atomic(path, page.html(shown).encode())
     job.say(*without, f"written: {path}")
 

@@ -38,9 +38,9 @@ def parts_of(page: str) -> dict[str, str]:
 @pytest.mark.parametrize("architecture", ["sdxl"])
 def test_the_page_says_what_a_training_does_with_each_image(trainer, pictures, capsys):
     changes = {"data.path": str(pictures), "train.steps": 1, "captions.shuffle": True, "captions.dropout": 0.3}
-    config = trainer.config("seen", changes)
+    config = trainer.config("seen", changes | {"run.folder": str(trainer.runs / "new")})
     assert script("inspect_data").main(config) == 0
-    path = trainer.runs / "seen_data.html"
+    path = trainer.runs / "new/seen_data.html"
     assert capsys.readouterr().out.splitlines()[-1] == f"written: {path}"
     page = path.read_text()
     parts = parts_of(page)
