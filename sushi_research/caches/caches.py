@@ -22,7 +22,7 @@ from sushi_research.caches.text_keys import TextEntries, prompt_key, text_key, t
 from sushi_research.conditioning import ONE_CHUNK, Chunks
 from sushi_research.config import TrainingConfig
 from sushi_research.config.sets import sets_of
-from sushi_research.data.samples import Item
+from sushi_research.data.items import Item
 from sushi_research.data.training_data import Data
 from sushi_research.fingerprints import HashCache
 from sushi_research.models import loading

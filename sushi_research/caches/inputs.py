@@ -19,7 +19,7 @@ from sushi_research.caches.mask_entries import MaskEntries, encode_masks
 from sushi_research.conditioning import ALL_CHUNKS, ONE_CHUNK
 from sushi_research.config import TrainingConfig
 from sushi_research.config.prompts import Prompt
-from sushi_research.data.training_data import Data, captions_of, distinct, prompt_texts, prompts_of
+from sushi_research.data.training_data import Data, captions_of, prompt_texts, prompts_of, with_others
 from sushi_research.errors import UserError
 from sushi_research.fingerprints import HashCache
 from sushi_research.models import loading
@@ -60,9 +60,9 @@ class Inputs:
 
     @cached_property
     def captions(self) -> pyarrow.Array:
-        """Every distinct text that is encoded as a caption: captions, drift captions, "", and prompts but `own_prompts`; sorted."""
+        """Every distinct text that is encoded as a caption: captions, drift captions, "", and prompts but `own_prompts`."""
         fitting = prompt_texts(self.config, self.prompts) - self.own_prompts.keys()
-        return distinct([captions_of(self.config, self.data), pyarrow.array(sorted(fitting), pyarrow.large_string())])
+        return with_others(captions_of(self.config, self.data), fitting)
 
     def token_counts(self, texts: pyarrow.Array) -> np.ndarray:
         """`truncation.token_counts` of many texts, remembered."""
@@ -140,7 +140,7 @@ def _fill(job: Job, inputs: Inputs) -> tuple[int, int]:
     missing_latents = inputs.missing_latents()
     if len(missing_captions) or len(missing_prompts):
         text = model.load_text(base, job.device)
-        batch = encoding.TEXT_BATCH if job.device.type == "cuda" else 1
+        batch = encoding.text_batch(job.device)
         encode = functools.partial(model.encode_captions, text, batch=batch, **caches.text_settings)
         share = {"batch": batch, "rank": rank, "world": world}
         encoding.encode_texts(caches.texts, missing_captions, functools.partial(encode, chunks=caches.chunks), **share)

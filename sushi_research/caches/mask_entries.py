@@ -12,7 +12,7 @@ import torch
 from sushi_research.caches.keys import PACKED, entry_key, owners, packed
 from sushi_research.caches.store import Store
 from sushi_research.data import masks as rules
-from sushi_research.data.samples import Item, Items
+from sushi_research.data.items import Item, Items
 from sushi_research.errors import some
 from sushi_research.progress import progress
 from sushi_research.remembered import Remembered, columns_hash

@@ -15,7 +15,8 @@ from PIL import Image, ImageOps
 from sushi_research.config.sets import ResolvedSet
 from sushi_research.data import images, masks
 from sushi_research.data.dataset_hash import dataset_hash
-from sushi_research.data.samples import Items, Sample
+from sushi_research.data.items import Items
+from sushi_research.data.samples import Sample
 from sushi_research.errors import UserError
 from sushi_research.files import write_json
 from sushi_research.reports.page import Picture

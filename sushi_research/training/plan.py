@@ -13,7 +13,7 @@ from sushi_research.adapters import lora
 from sushi_research.adapters.reading import Pair
 from sushi_research.caches.inputs import Inputs
 from sushi_research.data import dataset, findings
-from sushi_research.data.samples import Problem
+from sushi_research.data.scan import Problem
 from sushi_research.errors import printable
 from sushi_research.files import write_json
 from sushi_research.models import loading

@@ -12,6 +12,9 @@ from script_runs import Trainer, largest_difference
 
 from sushi_research.errors import UserError
 
+# Both scripts have the same step (test_training_step.py), and all else is shared.
+pytestmark = pytest.mark.parametrize("architecture", ["sdxl"])
+
 
 def add_masks(folder: Path) -> None:
     """A mask next to each image: its left third is white."""

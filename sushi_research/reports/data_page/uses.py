@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from sushi_research.data.buckets import CropGeometry
-from sushi_research.data.samples import Items, Sample
+from sushi_research.data.items import Items
+from sushi_research.data.samples import Sample
 
 
 @dataclass(frozen=True)

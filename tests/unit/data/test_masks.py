@@ -11,7 +11,8 @@ from sushi_research.data import images, masks
 from sushi_research.data.buckets import BucketRule, CropGeometry, crop_geometry
 from sushi_research.data.dataset_hash import dataset_hash
 from sushi_research.data.images import BadImage
-from sushi_research.data.samples import Sample, Samples, make_items
+from sushi_research.data.items import make_items
+from sushi_research.data.samples import Sample, Samples
 from sushi_research.errors import UserError
 from sushi_research.fingerprints import content_hash
 

@@ -7,7 +7,8 @@ from PIL import Image
 from sushi_research.config import SDXLTraining
 from sushi_research.config.sets import sets_of
 from sushi_research.data.buckets import BucketRule
-from sushi_research.data.samples import Sample, make_items
+from sushi_research.data.items import make_items
+from sushi_research.data.samples import Sample
 from sushi_research.fingerprints import content_hash
 from sushi_research.reports import thumbnails
 from sushi_research.reports.data_page.pictures import picture_of

@@ -5,7 +5,8 @@ import pytest
 from PIL import Image
 
 from sushi_research.data.buckets import CropGeometry
-from sushi_research.data.samples import Items, Sample, Samples
+from sushi_research.data.items import Items
+from sushi_research.data.samples import Sample, Samples
 from sushi_research.reports.data_page.captions import frequencies
 from sushi_research.reports.data_page.pictures import framed
 from sushi_research.reports.data_page.uses import spread, uses_of
