@@ -54,7 +54,7 @@ from sushi_research.runs.launch import one_report
 from sushi_research.training import run
 
 # How many images are encoded and decoded, which takes half a minute each for SDXL on a CPU.
-MOST_DECODED = 6
+MOST_DECODED = 4
 
 
 @one_report()
