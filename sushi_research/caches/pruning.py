@@ -48,11 +48,12 @@ class Waste:
 
 
 def waste_of(inputs: Inputs) -> list[Waste]:
-    """What the image and the text cache have that a command with these inputs does not need."""
+    """What the caches of images, texts and masks have that a command with these inputs does not need."""
     caches = inputs.caches
     return [
         find_waste(caches.latents, inputs.latent_entries.keys),
         find_waste(caches.texts, inputs.text_keys()),
+        *([] if caches.masks is None else [find_waste(caches.masks, inputs.mask_entries.keys)]),
     ]
 
 

@@ -23,7 +23,8 @@ from sushi_research.data.found import CaptionRule
 from sushi_research.data.hf_dataset import TableImages, columns_of, find_in_table, place_of, require_hub_id
 from sushi_research.data.image_folder import ImageFiles, find_in_folder
 from sushi_research.data.own_outputs import require_apart
-from sushi_research.data.samples import Samples, Scan
+from sushi_research.data.samples import Samples
+from sushi_research.data.scan import Scan
 from sushi_research.data.tables import open_folder, open_hub, open_saved
 from sushi_research.data.walk import note_links
 from sushi_research.errors import UserError

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from sushi_research.data.samples import Problem, Scan
+from sushi_research.data.scan import Problem, Scan
 from sushi_research.errors import some
 
 # How many entries each list of data_report.json has at most: a person reads no more, and a million would be written at every start.

@@ -13,7 +13,7 @@ from sushi_research.adapters import lora
 from sushi_research.adapters.reading import Pair
 from sushi_research.caches.inputs import Inputs
 from sushi_research.data import dataset, findings
-from sushi_research.data.samples import Problem
+from sushi_research.data.scan import Problem
 from sushi_research.errors import printable
 from sushi_research.files import write_json
 from sushi_research.models import loading
@@ -87,6 +87,7 @@ class Plan:
     dtypes: DtypePolicy
     image_cache: CachePlan
     caption_cache: CachePlan
+    mask_cache: CachePlan
     disk: DiskPlan
     rooms: tuple[Room, ...]
     speed: Measured | None
@@ -149,7 +150,11 @@ class Plan:
             "trainable_parameters": self.trainable_parameters,
             "adapter_modules": self.adapter_modules,
             "dtypes": self.dtypes.describe(),
-            "cache": {"images": asdict(self.image_cache), "captions": asdict(self.caption_cache)},
+            "cache": {
+                "images": asdict(self.image_cache),
+                "captions": asdict(self.caption_cache),
+                "masks": asdict(self.mask_cache),
+            },
             "disk": self.disk.to_json(),
             "speed": asdict(self.speed) if self.speed else None,
             # As it was printed, for the run's page.
@@ -177,7 +182,8 @@ class Plan:
             f"length       {self.steps} optimizer steps = {self.samples} samples = {self.epochs} epochs; "
             f"each image {self.samples_per_image} times{' on average' if self.repeats else ''}{warmup}",
             f"adapter      {self.adapter_modules} modules, {self.trainable_parameters:,} trainable parameters",
-            f"cache        {self.image_cache.describe('image entries', ' to encode')}, {self.caption_cache.describe('captions')}",
+            f"cache        {self.image_cache.describe('image entries', ' to encode')}, {self.caption_cache.describe('captions')}"
+            + (f", {self.mask_cache.describe('masks')}" if self.mask_cache.needed else ""),
             f"disk         {self.disk.parts()}; {'; '.join(room.describe() for room in self.rooms)}",
             *(self.sampling.describe() if self.sampling else ["samples      none: sample.enabled is false"]),
             *self.checkpoints.describe(),
@@ -256,6 +262,11 @@ def make_plan(job: Job, inputs: Inputs) -> Plan:
             needed=len(inputs.text_chunks),
             missing=len(missing_chunks),
             bytes=text_bytes(job, inputs) * int(inputs.text_chunks.sum()),
+        ),
+        mask_cache=CachePlan(
+            needed=len(inputs.mask_entries),
+            missing=len(inputs.missing_masks()),
+            bytes=inputs.mask_entries.bytes,
         ),
         disk=disk,
         rooms=tuple(rooms_of(job, disk)),

@@ -16,7 +16,7 @@ class SetPlan:
     """A set of images: `folder` tells it from the others, `uses` is the number of its items in an epoch.
 
     `crop` is the setting, with `crops` random crops of each image; `squeezed` is the largest change of an aspect ratio, as a
-    fraction, with crop none. `enlarged` is the number of images that are upscaled.
+    fraction, with crop none. `enlarged` is the number of images that are upscaled. `masks` is the source of the masks.
     """
 
     folder: str
@@ -32,6 +32,8 @@ class SetPlan:
     flip: float
     loss_weight: float
     target: str
+    masks: str
+    background: float
 
     def describe(self) -> str:
         """The set in one line of a plan."""
@@ -47,7 +49,8 @@ class SetPlan:
         }.get(self.crop, [])
         parts += [f"mirrored {self.flip:g}"] if self.flip else []
         parts += [f"loss x {self.loss_weight:g}"] if self.loss_weight != 1 else []
-        parts += ["target: the base's prediction"] if self.target == "base" else []
+        parts += [f"masks: {self.masks}, background {self.background:g}"] if self.masks != "none" else []
+        parts += ["target: the base's prediction, a forward pass more"] if self.target == "base" else []
         return f"{self.folder}{role}: {', '.join(parts)}"
 
 
@@ -74,6 +77,8 @@ def sets_of_data(data: Data) -> tuple[SetPlan, ...]:
                 flip=each.flip,
                 loss_weight=each.loss_weight,
                 target=each.target,
+                masks=each.masks.source,
+                background=each.masks.background,
             )
         )
     return tuple(found)
@@ -81,6 +86,8 @@ def sets_of_data(data: Data) -> tuple[SetPlan, ...]:
 
 def describe_sets(sets: tuple[SetPlan, ...]) -> list[str]:
     """The lines of a plan, if there is more to say than the other lines do."""
-    if len(sets) == 1 and sets[0].crop == "center" and len(sets[0].resolutions) == 1 and not sets[0].enlarged:
-        return []
+    if len(sets) == 1:
+        [each] = sets
+        if each.crop == "center" and each.masks == "none" and len(each.resolutions) == 1 and not each.enlarged:
+            return []
     return [f"{'' if number else 'sets':<13}{each.describe()}" for number, each in enumerate(sets)]

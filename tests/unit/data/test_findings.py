@@ -1,7 +1,7 @@
 """What the terminal shows of the notes on the data."""
 
 from sushi_research.data.findings import lines, summary
-from sushi_research.data.samples import Problem, Scan
+from sushi_research.data.scan import Problem, Scan
 from sushi_research.terminal import say
 
 

@@ -14,7 +14,9 @@ from sushi_research.caches.store import Store
 from sushi_research.config import SD15Training, SDXLTraining
 from sushi_research.config.sets import sets_of
 from sushi_research.data.buckets import BucketRule
-from sushi_research.data.samples import Problem, Sample, Scan, make_items
+from sushi_research.data.items import make_items
+from sushi_research.data.samples import Sample
+from sushi_research.data.scan import Problem, Scan
 from sushi_research.data.training_data import Data
 from sushi_research.errors import UserError
 from sushi_research.models import loading, sd15, sdxl
