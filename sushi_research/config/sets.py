@@ -152,6 +152,6 @@ def _require_sensible(data: DataSection, sets: Sequence[ResolvedSet]) -> None:
             used = each.masks.source == needed if needed else each.masks.source != "none"
             if value is not None and not used:
                 raise ValueError(
-                    f"{each.key('masks')}.{name} has no effect while {each.key('masks')}.source is {each.masks.source}: change that, "
-                    f"or remove it"
+                    f"{each.key('masks')}.{name} has no effect while {each.key('masks')}.source is {each.masks.source}: change "
+                    f"that, or remove it"
                 )

@@ -11,7 +11,12 @@ from sushi_research.errors import UserError
 
 
 def test_names_of_sets_tell_them_apart():
-    assert folder_names(["/x/photos", "/y/photos", "class", "/x/photos"]) == ["x/photos", "y/photos", "class", "x/photos"]
+    assert folder_names(["/x/photos", "/y/photos", "class", "/x/photos"]) == [
+        "x/photos",
+        "y/photos",
+        "class",
+        "x/photos",
+    ]
     assert folder_names(["a/b/c", "c"])[0].endswith("b/c")
     assert folder_names(["org/cats"]) == ["cats"]
 
