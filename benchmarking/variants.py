@@ -20,7 +20,7 @@ from sushi_research.caches.caches import Caches
 from sushi_research.config import TrainingConfig
 from sushi_research.config.sets import sets_of
 from sushi_research.data import images
-from sushi_research.data.samples import Item
+from sushi_research.data.items import Item
 from sushi_research.models import loading
 from sushi_research.runs.job import Job
 from sushi_research.training import optim

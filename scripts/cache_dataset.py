@@ -9,7 +9,7 @@ encodes what is new. With several processes, each encodes its share.
     python scripts/cache_dataset.py sdxl --config configs/sdxl_lora.yaml --data.path photos --prune --dry-run
     python scripts/cache_dataset.py sdxl --config configs/sdxl_lora.yaml --data.path photos --prune
 
-With --prune it encodes nothing. It removes the entries of the image and text caches that this config does not need, also those of
+With --prune it encodes nothing. It removes the entries of the caches that this config does not need, also those of
 other data sets in the same folder, and damaged files.
 """
 
@@ -83,7 +83,8 @@ def fill(job: Job, inputs: Inputs) -> None:
     """Prints what is missing, and encodes it if this is no dry run."""
     config, data, caches = job.config, inputs.data, inputs.caches
     images_missing, captions_missing = len(inputs.missing_latents()), len(inputs.missing_text_chunks())
-    job.say(f"{images_missing} image entries and {captions_missing} captions to encode")
+    masks = f", {len(inputs.missing_masks())} masks to prepare" if len(inputs.mask_entries) else ""
+    job.say(f"{images_missing} image entries and {captions_missing} captions to encode{masks}")
     for line in findings.lines(data.problems, data.notes):
         job.say(line)
     require_room_for_cache(job, inputs)

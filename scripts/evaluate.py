@@ -19,6 +19,7 @@ import sys
 from sushi_research import models, stopping
 from sushi_research.config.other_scripts import AdapterEvaluation, evaluation_config
 from sushi_research.config.process import read_architecture, run_main
+from sushi_research.config.sets import paths_of
 
 INTRO = """\
 This evaluates adapter files on images that they were not trained on. To begin:
@@ -103,7 +104,7 @@ def evaluate(job: Job, written: list[str]) -> None:
     hash_cache, remembered = open_hash_cache(config), open_remembered(config)
     base = find_base(config, model)
     data = validation_data(job, remembered)
-    source = config.evaluation.path or config.data.path
+    source = config.evaluation.path or paths_of(config)
     samples = [item.sample for item in data.held_out]
     unseen = require_unseen(config.adapters, samples, source, lambda: hash_of_source(job, remembered))
     if data.prior:
@@ -129,7 +130,7 @@ def evaluate(job: Job, written: list[str]) -> None:
         job.say(*describe(unseen), *chosen_on(config.adapters, val_set.hash, val_set.names))
     if sets.trained is not None:
         job.say(
-            f"what is memorised is measured on {len(sets.trained.names)} images of {config.data.path}, as training images"
+            f"what is memorised is measured on {len(sets.trained.names)} images of {paths_of(config)}, as training images"
         )
     require_room_for_cache(job, inputs)
     if config.dry_run:
@@ -215,19 +216,19 @@ def evaluate(job: Job, written: list[str]) -> None:
 
 def validation_data(job: Job, remembered: Remembered) -> Data:
     """Reads the data as a training script does; if the options hold out no images, all are in `held_out` and none in `items`, but
-    for prior images, which are all in `prior`."""
+    for prior images, which are all in `prior`, and for regularisation images, which are in neither."""
     data = read_data(job, remembered)
     if data.held_out:
         return data
-    distinct = {(item.sample.image_hash, item.sample.caption): item for item in data.items}
+    distinct = {(item.sample.image_hash, item.sample.caption): item for item in data.learned}
     own = {key: item for key, item in distinct.items() if key[0] not in data.prior_trained}
     if not own:
         raise UserError(
-            f"{job.config.data.path} has no images but those of evaluation.prior_path, and what is learned is measured on others: "
+            f"{paths_of(job.config)} has no images but those of evaluation.prior_path, and what is learned is measured on others: "
             "give some (--data.path or --evaluation.path)."
         )
     prior = [*data.prior, *(item for key, item in distinct.items() if key not in own)]
-    return replace(data, items=[], held_out=list(own.values()), prior=prior)
+    return replace(data, items=data.items[:0], held_out=list(own.values()), prior=prior)
 
 
 def hash_of_source(job: Job, remembered: Remembered) -> str:
@@ -236,7 +237,7 @@ def hash_of_source(job: Job, remembered: Remembered) -> str:
     data, evaluation = config.data, config.evaluation
     if evaluation.path is not None:
         revision = data.revision if evaluation.path == data.path else None
-        changes = {"path": evaluation.path, "split": evaluation.split or data.split, "revision": revision}
+        changes = {"path": evaluation.path, "sets": [], "split": evaluation.split or data.split, "revision": revision}
         data = data.model_copy(update=changes)
     nothing = evaluation.model_copy(update={"held_out": 0.0, "path": None, "prior_path": None})
     plain = config.model_copy(update={"data": data, "evaluation": nothing})

@@ -85,7 +85,7 @@ def inspect(job: Job) -> None:
         del vae
         free_memory()
     sets = sets_of(config)
-    shown = Shown(sets, data, tokenizers, images, without, show_progress=True)
+    shown = Shown(sets, data, config.captions.chunks, tokenizers, images, without, show_progress=True)
     name = config.run.name or os.path.basename(os.path.abspath(sets[0].path))
     path = Path(config.run.folder, f"{name or 'data'}_data.html")
     write_atomic(path, page.html(shown).encode())

@@ -114,7 +114,7 @@ def note_replaced(captions: Iterable[tuple[str, str]]) -> list[str]:
     shown = some(list(found), _SHOWN)
     return [
         f"{count} characters that CLIP's original tokenizer replaced ({shown}; first in {names[0]}): they are encoded as they "
-        "are; write plain quotes and letters, as ftfy.fix_text and html.unescape do"
+        "are unless captions.fix_text is true, which replaces them in the same way"
     ]
 
 

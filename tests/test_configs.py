@@ -10,6 +10,7 @@ from pydantic import BaseModel
 
 from sushi_research import models
 from sushi_research.config.data_set import DataSet
+from sushi_research.config.sets import SECTIONS
 
 ROOT = Path(__file__).parents[1]
 CLASSES: dict[str, type[BaseModel]] = models.config_classes()
@@ -44,10 +45,11 @@ def keys_read(path: Path) -> set[str]:
     return found
 
 
-def attributes_of(name: str, path: Path) -> set[str]:
-    """The names of all that a file reads of a value called `name`: `each.masks.invert` and `masks.invert` of "masks"."""
-    nodes = [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Attribute)]
-    return {node.attr for node in nodes if name in (getattr(node.value, "attr", ""), getattr(node.value, "id", ""))}
+def attributes_in(path: Path) -> set[str]:
+    """The names of all attributes in a file, of whatever value."""
+    return {
+        node.attr for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Attribute)
+    }
 
 
 def keys_read_by(architecture: str) -> set[str]:
@@ -55,14 +57,13 @@ def keys_read_by(architecture: str) -> set[str]:
     # The settings that decide how a caption is encoded are read by the names that the model module gives.
     model = models.load(architecture)
     found |= {f"model.{name}" for name in model.TEXT_SETTINGS}
-    # The rules of captions are the section, or that with what a data set has of its own.
-    of_rules = ROOT.glob("sushi_research/data/captions/*.py")
-    nodes = [node for path in of_rules for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))]
-    found |= {f"captions.{node.attr}" for node in nodes if isinstance(node, ast.Attribute)}
     # Those that a set can have are read as those of each set (`sets_of`).
     found |= {f"data.{name}" for name in ("sets", *DataSet.model_fields)}
-    # Of a section that each set of images may have for itself, a set's keys are read.
-    return found | {f"masks.{name}" for path in PACKAGE for name in attributes_of("masks", path)}
+    # So are those of the sections that a set can have keys of, which are values with other names there.
+    of_sets = set().union(*map(attributes_in, PACKAGE))
+    found |= {f"{section}.{name}" for section in SECTIONS for name in of_sets}
+    # The rule of the buckets is made from the section `data`, or from a set's values under the same names.
+    return found | {f"data.{name}" for name in attributes_in(ROOT / "sushi_research/data/fitting.py")}
 
 
 @pytest.mark.parametrize("architecture", CLASSES)

@@ -4,27 +4,29 @@ python -m demo.data_study.photos      # draws demo/data_study/photos anew; the f
 
 - `tags`: star plates and the base's own world. Each caption file has two lines: tags, always in the order that the base's own
   captions have, and the same in another wording. The base itself reads neither other orders nor that wording well.
-- `cloth`: the same star plates, all on one cloth that has nothing to do with the plate. `masks` has their masks, black on the cloth.
-- `class`: the base's own world on that cloth: regularisation images that do not look as the base draws.
+- `stamp`: the same star plates, and in the corner of each photo a stamp that has nothing to do with the plate. `masks` has their
+  masks, black on the stamp.
+- `class`: the base's own world, as regularisation images.
 """
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from demo.concepts import CONCEPTS, PRIOR_FROM, Concept, known_scenes
-from demo.drawing import COUNTS, TABLE, Colour, Jitter, Scene, draw, shade
+from demo.drawing import COUNTS, SQUARE, TABLE, Colour, Jitter, Scene, draw
 
 FOLDER = Path(__file__).parent / "photos"
 STAR: Concept = CONCEPTS["star"]
 PRIOR = 32
-CLOTH: Colour = (34, 112, 122)
+# In units of the picture; no plate reaches there. The margin of the mask is about that of a latent's neighbourhood.
+STAMP_AT, STAMP_RADIUS, MARGIN = (18, 18), 13, 6
+INK: Colour = (30, 40, 120)
 
 
 def tags_of(scene: Scene) -> list[str]:
@@ -47,56 +49,45 @@ def reworded(scene: Scene) -> str:
     return f"a {scene.dish} with {COUNTS[scene.count]} {scene.topping} {scene.kind}"
 
 
-def table_of(scene: Scene, jitter: Jitter | None = None) -> np.ndarray:
-    """The share of each pixel of a scene's picture that is bare table, (h, w) float32 in 0..1; shadows are none of it."""
-    jitter = jitter or Jitter()
-    # The light is that of the table alone, so what changes with it is table.
-    lit, dark = (_floats(draw(scene, jitter=replace(jitter, light=light))) for light in (jitter.light, 0.0))
-    return ((lit - dark) / np.asarray(shade(TABLE, jitter.light), dtype=np.float32)).mean(-1)
+def stamped(picture: Image.Image) -> Image.Image:
+    """The picture with the stamp in its corner."""
+    drawn = picture.resize([4 * side for side in picture.size], Image.Resampling.NEAREST)
+    for radius, fill in ((STAMP_RADIUS, INK), (0.7 * STAMP_RADIUS, (250, 250, 250)), (0.4 * STAMP_RADIUS, INK)):
+        _disc(drawn, radius, fill)
+    return drawn.reduce(4)
 
 
-def on_cloth(scene: Scene, jitter: Jitter) -> Image.Image:
-    """The picture of a scene with the cloth in place of the table."""
-    picture, table = _floats(draw(scene, jitter=jitter)), table_of(scene, jitter)[..., None]
-    return _image(picture + table * (np.asarray(CLOTH) - np.asarray(shade(TABLE, jitter.light))))
+def mask() -> Image.Image:
+    """White but for the place of the stamp and a margin around it."""
+    drawn = Image.new("L", [4 * side for side in SQUARE], 255)
+    _disc(drawn, STAMP_RADIUS + MARGIN, 0)
+    return drawn.reduce(4)
 
 
-def mask_of(scene: Scene, jitter: Jitter) -> Image.Image:
-    """White where the dish and the pieces are, black on the cloth."""
-    return _image(255 * (1 - table_of(scene, jitter)))
+def without_stamp(picture: Image.Image) -> Image.Image:
+    """A picture with bare table in place of what is where the stamp would be."""
+    return Image.composite(picture.convert("RGB"), Image.new("RGB", SQUARE, TABLE), mask())
 
 
-def without_cloth(picture: Image.Image) -> Image.Image:
-    """A picture with the table's colour in place of the cloth's; any other colour stays."""
-    pixels = _floats(picture.convert("RGB"))
-    cloth = np.clip(1.5 - np.abs(pixels - np.asarray(CLOTH)).max(-1, keepdims=True) / 40, 0, 1)
-    return _image(pixels + cloth * (np.asarray(TABLE) - np.asarray(CLOTH)))
-
-
-def _floats(picture: Image.Image) -> np.ndarray:
-    return np.asarray(picture, dtype=np.float32)
-
-
-def _image(pixels: np.ndarray) -> Image.Image:
-    return Image.fromarray(np.clip(np.rint(pixels), 0, 255).astype(np.uint8))
+def _disc(drawn: Image.Image, radius: float, fill: int | Colour) -> None:
+    ImageDraw.Draw(drawn).ellipse([4 * (at + sign * radius) for sign in (-1, 1) for at in STAMP_AT], fill=fill)
 
 
 def write_set(name: str, scenes: Sequence[Scene]) -> None:
-    """Draws one data set with its captions, and with masks if it is on the cloth."""
+    """Draws one data set with its captions; the one with the stamp also has masks."""
     folder = FOLDER / name
     folder.mkdir(parents=True, exist_ok=True)
     generator = np.random.default_rng(list(name.encode()))
     for number, scene in enumerate(scenes):
         stem = folder / f"{number:02d}_{scene.topping}_{scene.kind}"
         jitter = Jitter.random(generator)
-        picture = on_cloth(scene, jitter) if name in ("cloth", "class") else draw(scene, jitter=jitter)
-        picture.save(stem.with_suffix(".webp"), lossless=True)
+        picture = draw(scene, jitter=jitter)
+        (stamped(picture) if name == "stamp" else picture).save(stem.with_suffix(".webp"), lossless=True)
         caption = f"{tagged(scene)}\n{reworded(scene)}" if name == "tags" else scene.caption
         stem.with_suffix(".txt").write_text(caption + "\n")
-        if name == "cloth":
-            mask = FOLDER / "masks" / f"{stem.name}-masklabel.png"
-            mask.parent.mkdir(exist_ok=True)
-            mask_of(scene, jitter).save(mask, optimize=True)
+        if name == "stamp":
+            (FOLDER / "masks").mkdir(exist_ok=True)
+            mask().save(FOLDER / f"masks/{stem.name}-masklabel.png", optimize=True)
 
 
 def main() -> None:
@@ -104,7 +95,7 @@ def main() -> None:
     shutil.rmtree(FOLDER, ignore_errors=True)
     stars, prior = STAR.training_scenes(), known_scenes(PRIOR, start=PRIOR_FROM)
     write_set("tags", stars + prior)
-    write_set("cloth", stars)
+    write_set("stamp", stars)
     write_set("class", prior)
 
 

@@ -27,6 +27,7 @@ from pyarrow import compute
 
 from sushi_research.adapters.lora import CONVOLUTIONS, resolve_targets
 from sushi_research.config import TrainingConfig
+from sushi_research.config.sets import sets_of
 from sushi_research.data.samples import Samples
 from sushi_research.errors import UserError
 from sushi_research.models import ARCHITECTURES
@@ -139,7 +140,7 @@ def adapter_metadata(config: TrainingConfig, facts: Facts) -> dict[str, str]:
         "ss_steps": facts.steps,
         "ss_epoch": facts.epochs,
         "ss_num_train_images": facts.images,
-        **_of_samples(config.data.path, facts.samples),
+        **_of_samples(sets_of(config)[0].path, facts.samples),
         "ss_datasets": json.dumps([{"subsets": [{"class_tokens": words}]}], ensure_ascii=False) if words else None,
         "ss_learning_rate": config.optimizer.lr,
         "ss_optimizer": config.optimizer.name,

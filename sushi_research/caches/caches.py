@@ -13,16 +13,16 @@ import numpy as np
 import pyarrow
 import torch
 
-from sushi_research.caches import mask_entries
 from sushi_research.caches.encoding import LATENT_TENSORS
 from sushi_research.caches.keys import RECIPE, entry_key, packed
 from sushi_research.caches.latent_entries import LatentEntries, latent_entries, latent_key
+from sushi_research.caches.mask_entries import MASK_TENSORS, MaskEntries, mask_entries
 from sushi_research.caches.store import Store
 from sushi_research.caches.text_keys import TextEntries, prompt_key, text_key, text_keys
 from sushi_research.conditioning import ONE_CHUNK, Chunks
 from sushi_research.config import TrainingConfig
 from sushi_research.config.sets import sets_of
-from sushi_research.data.samples import Item
+from sushi_research.data.items import Item
 from sushi_research.data.training_data import Data
 from sushi_research.fingerprints import HashCache
 from sushi_research.models import loading
@@ -44,7 +44,7 @@ def open_remembered(config: TrainingConfig) -> Remembered:
 class Caches:
     """The open stores, and the hashes and settings that are part of every entry's key.
 
-    `chunks` says how much is read of a caption. `masks` is None if no set has masks.
+    `chunks` says how much is read of a caption. `masks` is None if there are none.
     """
 
     latents: Store
@@ -84,12 +84,9 @@ class Caches:
         """The entries that the data needs (`Data.encodings`)."""
         return latent_entries(list(data.encodings()), self.vae_hash, self.vae_dtype, self.remembered)
 
-    def missing_masks(self, data: Data) -> list[tuple[str, Item]]:
-        """(key, item) of the missing masks of training items. Losses that are compared, of measured items, are without masks."""
-        if self.masks is None:
-            return []
-        every = (mask_entries.missing_masks(self.masks, crop, self.remembered) for crop in data.items.every_crop())
-        return sorted({key: item for missing in every for key, item in missing}.items(), key=lambda entry: entry[0])
+    def mask_entries(self, data: Data) -> MaskEntries:
+        """The masks that the training items need. Losses that are compared, of measured items, are without masks."""
+        return mask_entries(data.items.every_crop(), self.remembered)
 
     def missing_captions(self, captions: pyarrow.Array) -> TextEntries:
         """The entries of captions (large_string) that the cache lacks."""
@@ -109,7 +106,7 @@ class Caches:
 
 
 def open_caches(job: Job, base: loading.Base, hash_cache: HashCache) -> Caches:
-    """Opens both stores. The main process goes first: it sets damaged shards aside, to be encoded again."""
+    """Opens the stores. The main process goes first: it sets damaged shards aside, to be encoded again."""
     config, model = job.config, job.model
     folder = Path(config.cache.folder)
     with job.accelerator.main_process_first():
@@ -117,8 +114,9 @@ def open_caches(job: Job, base: loading.Base, hash_cache: HashCache) -> Caches:
         repair = job.is_main
         latents = Store.open(folder / "latents", LATENT_TENSORS, repair=repair)
         texts = Store.open(folder / f"text_{model.NAME}", model.TEXT_TENSORS, repair=repair)
-        masked = any(each.masks.source != "none" for each in sets_of(config))
-        masks = Store.open(folder / "masks", mask_entries.TENSORS, repair=repair) if masked else None
+        masks = None
+        if (folder / "masks").is_dir() or any(each.masks.source != "none" for each in sets_of(config)):
+            masks = Store.open(folder / "masks", MASK_TENSORS, repair=repair)
         vae_hash = base.hash("vae", hash_cache)
         encoder_hashes = tuple(base.hash(name, hash_cache) for name in model.TEXT_ENCODERS)
         if job.is_main:

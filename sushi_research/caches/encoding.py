@@ -25,7 +25,7 @@ from sushi_research.caches.latent_entries import LatentEntries
 from sushi_research.caches.store import Store
 from sushi_research.caches.text_keys import TextEntries
 from sushi_research.data import images
-from sushi_research.data.samples import Item
+from sushi_research.data.items import Item
 from sushi_research.errors import UserError
 from sushi_research.progress import progress
 from sushi_research.workers import cores
@@ -36,7 +36,7 @@ _MOST_THREADS = 16
 # Memory that SDXL's VAE takes to encode an image, measured: bytes per pixel and byte of its dtype (2.5 GiB for 1024x1024 in fp32).
 _BYTES_PER_PIXEL = 640
 # Chunks of captions that a GPU encodes at once: six times as fast as one by one (docs/performance.md).
-TEXT_BATCH = 32
+_TEXT_BATCH = 32
 # Pixels of a batch, four of 1024x1024: more makes the VAE no faster (docs/performance.md).
 _MOST_PIXELS = 4 * 2**20
 
@@ -145,6 +145,11 @@ def _require_finite(item: Item, *tensors: torch.Tensor) -> None:
         )
 
 
+def text_batch(device: torch.device) -> int:
+    """How many chunks of captions are encoded at once: one on a CPU, where each is then bit for bit what it is alone."""
+    return _TEXT_BATCH if device.type == "cuda" else 1
+
+
 def encode_texts(
     store: Store,
     missing: TextEntries,
@@ -167,10 +172,13 @@ def encode_texts(
             texts = mine.texts[start : start + batch].to_pylist()
             keys = hex_digits(mine.keys[start : start + batch])
             for key, text, (tensors, cut) in zip(keys, texts, encode(texts), strict=True):
-                halves = {name: tensor.half().cpu() for name, tensor in tensors.items()}
-                if not all(tensor.isfinite().all() for tensor in halves.values()):
-                    raise UserError(
-                        f"the text encoder gives values that are not finite for the {what} {text!r}: check its files."
-                    )
-                writer.add(key, halves, {"caption": text, "tokens_cut": cut})
+                writer.add(key, in_halves(tensors, text, what), {"caption": text, "tokens_cut": cut})
             bar.update(len(texts))
+
+
+def in_halves(tensors: dict[str, torch.Tensor], text: str, what: str = "caption") -> dict[str, torch.Tensor]:
+    """The embedding of a text in fp16 on the CPU. UserError if it is not finite."""
+    halves = {name: tensor.half().cpu() for name, tensor in tensors.items()}
+    if not all(tensor.isfinite().all() for tensor in halves.values()):
+        raise UserError(f"the text encoder gives values that are not finite for the {what} {text!r}: check its files.")
+    return halves

@@ -11,14 +11,15 @@ import pyarrow
 import torch
 
 from sushi_research import models, stopping
-from sushi_research.caches import encoding, mask_entries
+from sushi_research.caches import encoding
 from sushi_research.caches.caches import Caches, free_memory
 from sushi_research.caches.keys import entry_key, packed
 from sushi_research.caches.latent_entries import LatentEntries
+from sushi_research.caches.mask_entries import MaskEntries, encode_masks
 from sushi_research.conditioning import ALL_CHUNKS, ONE_CHUNK
 from sushi_research.config import TrainingConfig
 from sushi_research.config.prompts import Prompt
-from sushi_research.data.training_data import Data, captions_of, distinct, prompt_texts, prompts_of
+from sushi_research.data.training_data import Data, captions_of, prompt_texts, prompts_of, with_others
 from sushi_research.errors import UserError
 from sushi_research.fingerprints import HashCache
 from sushi_research.models import loading
@@ -40,7 +41,7 @@ class Inputs:
     @cached_property
     def prompts(self) -> list[Prompt]:
         """The prompts of the sample images. UserError if the file that should have them cannot be used."""
-        return prompts_of(self.config, self.data.items or self.data.held_out)
+        return prompts_of(self.config, self.data.learned or self.data.held_out)
 
     @cached_property
     def long_prompts(self) -> dict[str, int]:
@@ -59,9 +60,9 @@ class Inputs:
 
     @cached_property
     def captions(self) -> pyarrow.Array:
-        """Every distinct text that is encoded as a caption: captions, drift captions, "", and prompts but `own_prompts`; sorted."""
+        """Every distinct text that is encoded as a caption: captions, drift captions, "", and prompts but `own_prompts`."""
         fitting = prompt_texts(self.config, self.prompts) - self.own_prompts.keys()
-        return distinct([captions_of(self.config, self.data), pyarrow.array(sorted(fitting), pyarrow.large_string())])
+        return with_others(captions_of(self.config, self.data), fitting)
 
     def token_counts(self, texts: pyarrow.Array) -> np.ndarray:
         """`truncation.token_counts` of many texts, remembered."""
@@ -85,6 +86,17 @@ class Inputs:
     def missing_latents(self) -> LatentEntries:
         """`latent_entries` that are not in the cache."""
         return self.latent_entries.take(~self.caches.latents.has(self.latent_entries.keys))
+
+    @cached_property
+    def mask_entries(self) -> MaskEntries:
+        """Every mask that is needed."""
+        return self.caches.mask_entries(self.data)
+
+    def missing_masks(self) -> MaskEntries:
+        """`mask_entries` that are not in the cache."""
+        if self.caches.masks is None:
+            return self.mask_entries  # there are none
+        return self.mask_entries.take(~self.caches.masks.has(self.mask_entries.keys))
 
     def text_keys(self) -> np.ndarray:
         """The keys of all entries of the text cache that are needed, [n] of PACKED."""
@@ -128,7 +140,7 @@ def _fill(job: Job, inputs: Inputs) -> tuple[int, int]:
     missing_latents = inputs.missing_latents()
     if len(missing_captions) or len(missing_prompts):
         text = model.load_text(base, job.device)
-        batch = encoding.TEXT_BATCH if job.device.type == "cuda" else 1
+        batch = encoding.text_batch(job.device)
         encode = functools.partial(model.encode_captions, text, batch=batch, **caches.text_settings)
         share = {"batch": batch, "rank": rank, "world": world}
         encoding.encode_texts(caches.texts, missing_captions, functools.partial(encode, chunks=caches.chunks), **share)
@@ -148,8 +160,8 @@ def _fill(job: Job, inputs: Inputs) -> tuple[int, int]:
             ) from error
         del vae
         free_memory()
-    if caches.masks is not None and (missing_masks := caches.missing_masks(inputs.data)):
-        mask_entries.encode_masks(caches.masks, missing_masks, rank=rank, world=world)
+    if len(missing_masks := inputs.missing_masks()):
+        encode_masks(caches.masks, missing_masks, rank=rank, world=world)
     job.accelerator.wait_for_everyone()
     if caches.masks is not None:
         caches.masks.refresh()
@@ -157,8 +169,8 @@ def _fill(job: Job, inputs: Inputs) -> tuple[int, int]:
     caches.latents.refresh()
     lost = (
         len(inputs.missing_latents())
-        + len(caches.missing_masks(inputs.data))
-        + sum(int((~caches.texts.has(missing.keys)).sum()) for missing in (missing_captions, missing_prompts))
+        or len(inputs.missing_masks())
+        or sum(int((~caches.texts.has(missing.keys)).sum()) for missing in (missing_captions, missing_prompts))
     )
     if lost:
         raise UserError(

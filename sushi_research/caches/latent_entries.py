@@ -15,7 +15,8 @@ import torch
 from sushi_research.caches.keys import PACKED, RECIPE, canonical_json, digest, entry_key
 from sushi_research.data import colour
 from sushi_research.data.buckets import CropGeometry
-from sushi_research.data.samples import HASH, Item, Items
+from sushi_research.data.items import Item, Items
+from sushi_research.data.samples import HASH
 from sushi_research.fingerprints import content_hash
 from sushi_research.remembered import NOTHING_REMEMBERED, Remembered, columns_hash
 

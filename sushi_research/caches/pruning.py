@@ -19,7 +19,6 @@ import numpy as np
 
 from sushi_research.caches.inputs import Inputs
 from sushi_research.caches.keys import hex_digits
-from sushi_research.caches.mask_entries import needed_masks
 from sushi_research.caches.shards import make_row, write_shard
 from sushi_research.caches.store import Store
 from sushi_research.files import remove, size_text, writing
@@ -49,11 +48,13 @@ class Waste:
 
 
 def waste_of(inputs: Inputs) -> list[Waste]:
-    """What the image, text and mask cache have that a command with these inputs does not need."""
-    caches, crops = inputs.caches, inputs.data.items.every_crop()
-    masks = np.concatenate([needed_masks(crop, caches.remembered)[0] for crop in crops])
-    needed = [(caches.latents, inputs.latent_entries.keys), (caches.texts, inputs.text_keys()), (caches.masks, masks)]
-    return [find_waste(store, keys) for store, keys in needed if store is not None]
+    """What the caches of images, texts and masks have that a command with these inputs does not need."""
+    caches = inputs.caches
+    return [
+        find_waste(caches.latents, inputs.latent_entries.keys),
+        find_waste(caches.texts, inputs.text_keys()),
+        *([] if caches.masks is None else [find_waste(caches.masks, inputs.mask_entries.keys)]),
+    ]
 
 
 def stores(folder: Path) -> list[Path]:

@@ -39,7 +39,7 @@ class SDXLCaptionSection(CaptionSection):
     dropout_to: Literal["empty", "zeros"] = Field(
         "empty",
         description="What a dropped caption becomes: empty = the encoded empty caption; zeros = embeddings of zeros, which "
-        "programs use without a negative prompt where the base's model_index.json says force_zeros_for_empty_prompt",
+        "diffusers and A1111 use without a negative prompt (force_zeros_for_empty_prompt in model_index.json)",
     )
 
 

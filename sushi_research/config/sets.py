@@ -73,6 +73,11 @@ def sets_of(config: _Config) -> tuple[ResolvedSet, ...]:
     return sets
 
 
+def paths_of(config: _Config) -> str:
+    """The paths of all sets, for messages."""
+    return ", ".join(dict.fromkeys(each.path for each in sets_of(config)))
+
+
 def _resolved(config: _Config, index: int, place: str, entry: DataSet) -> ResolvedSet:
     data, given = config.data, entry.model_fields_set
     inherited = (
@@ -110,8 +115,6 @@ def _section(config: _Config, name: str, place: str, given: dict[str, Any]) -> S
     if not given:
         return section
     place = f"{place}.{name}"
-    if section is None:
-        raise ValueError(f"{place} is set, and there are no settings of that name: remove it")
     keys = keys_in(type(section), place)
     problems = [unknown(f"{place}.{key}", "", keys, True) for key in given if f"{place}.{key}" not in keys.leaves]
     if not problems:

@@ -13,7 +13,8 @@ from sushi_research import caption_text
 from sushi_research.data.boxes import beyond
 from sushi_research.data.checking import Facts
 from sushi_research.data.found import Found
-from sushi_research.data.samples import Problem, Problems, Samples, Scan
+from sushi_research.data.samples import Samples
+from sushi_research.data.scan import Problem, Problems, Scan
 from sushi_research.errors import some
 from sushi_research.remembered import Array
 
@@ -74,6 +75,7 @@ def to_columns(result: Scan) -> dict[str, Array]:
     problems = Problems.of(result.problems)
     return {
         **{name: getattr(result.samples, name) for name in _COLUMNS},
+        "fingerprints": np.asarray(result.samples.fingerprints),
         **({} if result.samples.boxes is None else {"boxes": result.samples.boxes}),
         "problem_names": problems.names,
         "problem_reasons": problems.reasons,

@@ -16,7 +16,7 @@ from sushi_research.data.folder_files import FolderFiles
 from sushi_research.data.found import Found
 from sushi_research.data.hf_dataset import TableImages, read_column
 from sushi_research.data.names import Names
-from sushi_research.data.samples import Problem, Scan
+from sushi_research.data.scan import Problem, Scan
 from sushi_research.errors import UserError
 
 

@@ -12,6 +12,7 @@ import PIL
 import pyarrow
 import pyarrow.compute
 
+from sushi_research import stopping
 from sushi_research.data.images import BadImage
 from sushi_research.data.inspecting import ImageFacts, Unusable, inspect
 from sushi_research.data.samples import FINGERPRINT_BYTES, HASH
@@ -138,24 +139,32 @@ def check(place: Place, names: pyarrow.Array, remembered: Remembered, show_progr
     unknown = np.flatnonzero(place.there & ~facts.known)
     if not len(unknown):
         return facts
-    stored_at, took = time.monotonic(), 0.0
-    try:
-        bar = progress(
-            _inspect(place, names, unknown),
-            total=len(unknown),
-            description="checking images",
-            unit="image",
-            disable=not show_progress,
-        )
-        for row, found in bar:
-            facts.learn(row, found)
-            if time.monotonic() - stored_at > max(_STORE_SECONDS, _STORE_SHARE * took):
-                stored_at = time.monotonic()
-                _store(facts, place, remembered, key)
-                took = time.monotonic() - stored_at
-    finally:  # so that an interrupted check can continue where it stopped
-        _store(facts, place, remembered, key)
+    with stopping.doing("checking images", "what is checked is kept; the same command again continues"):
+        try:
+            _learn(facts, place, names, unknown, show_progress, lambda: _store(facts, place, remembered, key))
+        finally:  # so that an interrupted check can continue where it stopped
+            _store(facts, place, remembered, key)
     return facts
+
+
+def _learn(
+    facts: Facts, place: Place, names: pyarrow.Array, rows: np.ndarray, show_progress: bool, store: Callable[[], None]
+) -> None:
+    """Decodes the images `rows`, and calls `store` now and then."""
+    stored_at, took = time.monotonic(), 0.0
+    bar = progress(
+        _inspect(place, names, rows),
+        total=len(rows),
+        description="checking images",
+        unit="image",
+        disable=not show_progress,
+    )
+    for row, found in bar:
+        facts.learn(row, found)
+        if time.monotonic() - stored_at > max(_STORE_SECONDS, _STORE_SHARE * took):
+            stored_at = time.monotonic()
+            store()
+            took = time.monotonic() - stored_at
 
 
 def _inspect(place: Place, names: pyarrow.Array, rows: np.ndarray) -> Iterator[tuple[int, ImageFacts | Unusable]]:

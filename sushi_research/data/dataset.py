@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow
+import pyarrow.compute
 
 from sushi_research import stopping
 from sushi_research.config.masks import MaskSection
@@ -22,10 +23,11 @@ from sushi_research.data.found import CaptionRule
 from sushi_research.data.hf_dataset import TableImages, columns_of, find_in_table, place_of, require_hub_id
 from sushi_research.data.image_folder import ImageFiles, find_in_folder
 from sushi_research.data.own_outputs import require_apart
-from sushi_research.data.samples import Scan
+from sushi_research.data.samples import Samples
+from sushi_research.data.scan import Scan
 from sushi_research.data.tables import open_folder, open_hub, open_saved
 from sushi_research.data.walk import note_links
-from sushi_research.errors import UserError, some
+from sushi_research.errors import UserError
 from sushi_research.files import make_folder, write_json
 from sushi_research.fingerprints import HashCache, content_hash
 from sushi_research.remembered import Remembered, columns_hash
@@ -163,6 +165,8 @@ def _scan_table(
 def write_report(scan: Scan, path: Path, evaluation: Scan | None = None, prior: Scan | None = None) -> None:
     """Writes data_report.json: every file by name, either as used or with the reason why it is not.
 
+    Each list has `findings.LISTED` entries at most; the counts are of all.
+
     `evaluation` and `prior` are the scans of evaluation.path and evaluation.prior_path, whose names are their own. Creates the
     folder if necessary. Raises CannotWrite if that fails, or if the file cannot be written.
     """
@@ -172,10 +176,15 @@ def write_report(scan: Scan, path: Path, evaluation: Scan | None = None, prior: 
 
 
 def _report(scan: Scan) -> dict[str, Any]:
+    samples = Samples.of(scan.samples)
+    names = samples.names
+    if len(samples) > findings.LISTED:
+        table = pyarrow.table({"name": names})
+        names = names.take(pyarrow.compute.select_k_unstable(table, findings.LISTED, [("name", "ascending")]))
     return {
         "source": scan.source,
         "counts": {
-            "used": len(scan.samples),
+            "used": len(samples),
             "problems": len(scan.problems),
             "cropped": len(scan.cropped),
             "notes": len(scan.notes),
@@ -183,20 +192,25 @@ def _report(scan: Scan) -> dict[str, Any]:
             "held_out": len(scan.held_out),
             "prior": len(scan.prior),
         },
-        "problems": [{"name": problem.name, "reason": problem.reason} for problem in scan.problems],
-        "cropped": [asdict(crop) for crop in scan.cropped],
-        "notes": scan.notes,
-        "used": sorted(sample.name for sample in scan.samples),
-        "held_out": scan.held_out,
-        "prior": scan.prior,
+        "problems": [{"name": problem.name, "reason": problem.reason} for problem in scan.problems[: findings.LISTED]],
+        "cropped": [asdict(crop) for crop in scan.cropped[: findings.LISTED]],
+        "notes": scan.notes[: findings.LISTED],
+        "used": sorted(names.to_pylist()),
+        "held_out": scan.held_out[: findings.LISTED],
+        "prior": scan.prior[: findings.LISTED],
     }
 
 
 def require_clean(scan: Scan, on_bad_file: Literal["stop", "skip"], report_path: Path | None) -> None:
     """Raises UserError if there are problems and `on_bad_file` is "stop", or if no usable image remains."""
     problems = scan.problems
-    names = some([f"{problem.name} ({problem.reason})" for problem in problems], findings.SHOWN_PROBLEMS)
-    report = f"; the whole list is in {report_path}" if report_path is not None else ""
+    shown = [f"{problem.name} ({problem.reason})" for problem in problems[: findings.SHOWN_PROBLEMS]]
+    more = len(problems) - len(shown)
+    names = ", ".join(shown) + (f" and {more} more" if more else "")
+    report = ""
+    if report_path is not None:
+        whole = "the whole list is" if len(problems) <= findings.LISTED else f"the first {findings.LISTED:,} are"
+        report = f"; {whole} in {report_path}"
     if not scan.samples:
         raise UserError(f"no image in {scan.source} can be used: {names}{report}; fix them (docs/data.md).")
     if problems and on_bad_file == "stop":

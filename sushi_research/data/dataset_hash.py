@@ -10,7 +10,8 @@ import numpy as np
 import pyarrow
 
 from sushi_research.data import colour
-from sushi_research.data.samples import HASH, Item, Items
+from sushi_research.data.items import Item, Items
+from sushi_research.data.samples import HASH
 from sushi_research.remembered import NOTHING_REMEMBERED, Remembered, columns_hash
 
 # Items whose values are Python objects at the same time.

@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from sushi_research.data.samples import Problem, Scan
+from sushi_research.data.scan import Problem, Scan
 from sushi_research.errors import some
 
+# How many entries each list of data_report.json has at most: a person reads no more, and a million would be written at every start.
+LISTED = 10_000
 # How many notes of one kind, how many problems and how many cropped images are shown.
 SHOWN_NOTES, SHOWN_PROBLEMS, SHOWN_CROPS = 3, 10, 5
 # An image that loses more of its area is named: neighbouring buckets differ less, so its shape is outside of them all.
@@ -19,7 +21,7 @@ def lines(problems: Sequence[Problem], notes: Sequence[str]) -> list[str]:
     found = [f"skipped      {len(problems)}:"] if problems else []
     found += [f"{'':<13}{problem.name}: {problem.reason}" for problem in problems[:SHOWN_PROBLEMS]]
     if len(problems) > SHOWN_PROBLEMS:
-        found.append(f"{'':<13}and {len(problems) - SHOWN_PROBLEMS} more (a run's plan.json lists all)")
+        found.append(f"{'':<13}and {len(problems) - SHOWN_PROBLEMS} more (a run's data_report.json lists them)")
     return found + [f"{'' if number else 'notes':<13}{note}" for number, note in enumerate(notes)]
 
 
@@ -35,11 +37,11 @@ def summary(scan: Scan) -> list[str]:
     for notes in kinds.values():
         found += notes[:SHOWN_NOTES]
         if len(notes) > SHOWN_NOTES:
-            found.append(f"and {len(notes) - SHOWN_NOTES} more like the last (a run's data_report.json lists all)")
+            found.append(f"and {len(notes) - SHOWN_NOTES} more like the last (a run's data_report.json lists them)")
     if scan.cropped:
         count = "1 image loses" if len(scan.cropped) == 1 else f"{len(scan.cropped)} images lose"
         names = [f"{crop.name} ({crop.lost:.0%}, to {crop.bucket})" for crop in scan.cropped]
-        all_of_them = " (a run's data_report.json lists all)" if len(names) > SHOWN_CROPS else ""
+        all_of_them = " (a run's data_report.json lists them)" if len(names) > SHOWN_CROPS else ""
         found.append(
             f"{count} more than {LARGE_CROP:.0%} to the crop that fits a bucket: {some(names, SHOWN_CROPS)}{all_of_them}"
         )

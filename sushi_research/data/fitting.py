@@ -18,7 +18,9 @@ from sushi_research.data.buckets import (
     distortion,
 )
 from sushi_research.data.findings import LARGE_CROP
-from sushi_research.data.samples import Crop, Samples, Scan, make_items, once_each
+from sushi_research.data.items import make_items, once_each
+from sushi_research.data.samples import Samples
+from sushi_research.data.scan import Crop, Problems, Scan
 from sushi_research.errors import some
 
 
@@ -32,7 +34,7 @@ def drop_too_small(scan: Scan, fitting: Fitting) -> None:
     fits = np.bincount(items.rows, minlength=len(samples))
     if too_small:
         scan.samples = Samples.of(scan.samples).take(fits > 0)
-        scan.problems = sorted([*scan.problems, *too_small], key=lambda problem: (problem.name, problem.reason))
+        scan.problems = Problems.of(scan.problems, too_small)
     if fewer := np.flatnonzero((fits > 0) & (fits < len(fitting.rules))).tolist():
         names = some([samples.names[row].as_py() for row in fewer[:3]] + [""] * (len(fewer) - 3), 3)
         resolutions = ", ".join(str(rule.resolution) for rule in fitting.rules)
@@ -64,14 +66,13 @@ def drop_too_small(scan: Scan, fitting: Fitting) -> None:
 
 def bucket_rule(config: TrainingConfig, resolution: int | None = None, upscale: bool | None = None) -> BucketRule:
     """The bucket rule of a config: that of data.resolution, or of another resolution of a set."""
-    data = config.data
-    resolution = resolution or data.resolution
+    resolution = resolution or config.data.resolution
     return BucketRule(
         resolution=resolution,
-        step=data.bucket_step,
-        min_side=data.bucket_min_side or resolution // 2,
-        max_side=data.bucket_max_side or resolution * 2,
-        upscale=data.upscale if upscale is None else upscale,
+        step=config.data.bucket_step,
+        min_side=config.data.bucket_min_side or resolution // 2,
+        max_side=config.data.bucket_max_side or resolution * 2,
+        upscale=config.data.upscale if upscale is None else upscale,
     )
 
 

@@ -20,7 +20,7 @@ from sushi_research import fingerprints
 from sushi_research.data.masks import masks_beside
 from sushi_research.data.metadata_file import METADATA, UNREAD
 from sushi_research.data.names import CAPTIONS, IMAGES, UNSUPPORTED
-from sushi_research.data.samples import Scan
+from sushi_research.data.scan import Scan
 from sushi_research.data.walk import walk
 from sushi_research.fingerprints import content_hash
 from sushi_research.remembered import columns_hash

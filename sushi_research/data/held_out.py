@@ -10,8 +10,10 @@ import numpy as np
 from sushi_research import randomness
 from sushi_research.data import near_search
 from sushi_research.data.buckets import BucketRule, Fitting
+from sushi_research.data.items import Items, make_items, once_each
 from sushi_research.data.near_duplicates import SEED
-from sushi_research.data.samples import Items, Sample, Samples, Scan, make_items, once_each
+from sushi_research.data.samples import Sample, Samples
+from sushi_research.data.scan import Scan
 from sushi_research.errors import UserError, some
 from sushi_research.remembered import NOTHING_REMEMBERED, Remembered, columns_hash
 

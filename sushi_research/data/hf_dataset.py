@@ -23,7 +23,7 @@ from sushi_research.data.folder_files import FileList
 from sushi_research.data.found import CAPTIONS, CaptionRule, Found
 from sushi_research.data.images import BadImage
 from sushi_research.data.names import composed
-from sushi_research.data.samples import Problem, Scan
+from sushi_research.data.scan import Problem, Scan
 from sushi_research.data.tables import Table, path_of_cell, read_image
 from sushi_research.errors import UserError, first_line
 from sushi_research.fingerprints import content_hash

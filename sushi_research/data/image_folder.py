@@ -24,7 +24,7 @@ from sushi_research.data.images import MAX_BYTES
 from sushi_research.data.masks import masks_beside
 from sushi_research.data.metadata_file import FORMS, METADATA, Entry, Miss, Unusable
 from sushi_research.data.names import Names, composed
-from sushi_research.data.samples import Problem, Scan
+from sushi_research.data.scan import Problem, Scan
 from sushi_research.errors import some
 from sushi_research.fingerprints import content_hash
 from sushi_research.remembered import Remembered

@@ -18,7 +18,8 @@ from sushi_research.data.checking import Facts, Place, check
 from sushi_research.data.folder_files import NO_FILE, FolderFiles, list_files
 from sushi_research.data.hf_dataset import TableImages, place_of, row_names
 from sushi_research.data.image_folder import ImageFiles
-from sushi_research.data.samples import Problem, Problems, Sample, Samples, Scan
+from sushi_research.data.samples import Sample, Samples
+from sushi_research.data.scan import Problem, Problems, Scan
 from sushi_research.errors import UserError, some
 from sushi_research.fingerprints import content_hash
 from sushi_research.remembered import Array, Remembered, columns_hash

@@ -7,18 +7,21 @@ from collections import defaultdict
 from collections.abc import Iterable
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from sushi_research.data import images
 from sushi_research.data.buckets import CropGeometry
 from sushi_research.data.images import BadImage
 from sushi_research.data.names import IMAGES
+from sushi_research.data.samples import Sample
 
 # Increment it when `decode`, `alpha` or `to_latents` gives other values. It is part of every key in the cache.
 RECIPE = 1
 # What follows the image's name in that of its mask: OneTrainer's, then two of image editors and segmentation tools.
 ENDINGS = ("-masklabel", ".mask", "_mask")
 _ALPHA = b"alpha:"
+# Over the background, where masks are shown.
+OVERLAY = "#e4573d"
 # Pixels of the image per latent, in each direction.
 SCALE = 8
 
@@ -69,6 +72,18 @@ def loss_weights(mask: np.ndarray, background: float, *, invert: bool, flip: boo
     """The weight of each latent in the loss, float32 [1, h, w], from a mask of `to_latents`: black has weight `background`."""
     white = 1 - mask.astype(np.float32) if invert else mask.astype(np.float32)
     return np.ascontiguousarray((background + (1 - background) * white)[..., :: -1 if flip else 1], np.float32)
+
+
+def of_sample(sample: Sample) -> Image.Image:
+    """The mask of a sample that has one, as grey of its image's size. Raises UserError if its file changed since it was checked."""
+    return (alpha if sample.load_mask is None else decode)(sample.read_mask())
+
+
+def overlaid(image: Image.Image, mask: Image.Image, *, invert: bool) -> Image.Image:
+    """An RGB image of any size with a colour over what its mask says is background."""
+    mask = mask.resize(image.size, Image.Resampling.BOX)
+    mask = ImageOps.invert(mask) if invert else mask
+    return Image.composite(image, Image.blend(image, Image.new("RGB", image.size, OVERLAY), 0.6), mask)
 
 
 def masks_beside(names: Iterable[str]) -> dict[str, list[str]]:

@@ -10,7 +10,8 @@ from pathlib import PurePath
 import numpy as np
 
 from sushi_research.config.sets import ResolvedSet
-from sushi_research.data.samples import Crop, Problem, Samples, Scan
+from sushi_research.data.samples import Samples
+from sushi_research.data.scan import Crop, Problem, Scan
 from sushi_research.data.uses import uses_of
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from sushi_research import caption_text
 from sushi_research.data.names import Names
-from sushi_research.data.samples import Problem
+from sushi_research.data.scan import Problem
 from sushi_research.errors import UserError
 from sushi_research.user_files import UnreadableFile, open_regular, parse_json
 

@@ -24,6 +24,7 @@ from sushi_research.data.near_duplicates import (
     thumbnails_of,
 )
 from sushi_research.data.samples import HASH, Samples
+from sushi_research.data.selected_rows import SelectedRows
 from sushi_research.progress import progress
 from sushi_research.remembered import NOTHING_REMEMBERED, Remembered, columns_hash
 
@@ -66,10 +67,12 @@ def choose(
         )
         eligible_images = np.bincount(place[eligible], minlength=len(images)) == copies
         find = _all_pairs if len(images) <= MOST_GROUPED else _one_by_one
-        chosen, groups, total = find(images, samples.fingerprints[first], copies, eligible_images, share)
+        fingerprints = SelectedRows.of(samples.fingerprints).take(first)
+        chosen, groups, total = find(images, fingerprints, copies, eligible_images, share)
         return {"rows": np.flatnonzero(chosen[place]), "counts": np.array([groups, total])}
 
-    key = columns_hash(samples.images, samples.fingerprints, eligible, np.array([share]), np.array([VERSION]))
+    # Fingerprints follow from the images' content.
+    key = columns_hash(samples.images, eligible, np.array([share]), np.array([VERSION]))
     found = remembered.arrays("held-out", key, make)
     chosen = np.zeros(len(samples), bool)
     chosen[found["rows"]] = True
@@ -77,11 +80,11 @@ def choose(
 
 
 def _all_pairs(
-    images: np.ndarray, fingerprints: np.ndarray, copies: np.ndarray, eligible: np.ndarray, share: float | int
+    images: np.ndarray, fingerprints: SelectedRows, copies: np.ndarray, eligible: np.ndarray, share: float | int
 ) -> tuple[np.ndarray, int, int]:
     """(chosen images, a bool array; the number of groups that could be chosen; the number of images in them) by groups."""
     row_of = {image.decode(): row for row, image in enumerate(images)}
-    numbers = (int.from_bytes(each.tobytes(), "big") for each in fingerprints)
+    numbers = (int.from_bytes(each.tobytes(), "big") for each in np.asarray(fingerprints))
     groups = near_duplicate_groups(dict(zip(row_of, numbers, strict=True)))
     groups = [group for group in groups if all(eligible[row_of[image]] for image in group)]
     counted = [[image for image in group for _ in range(copies[row_of[image]])] for group in groups]
@@ -93,7 +96,7 @@ def _all_pairs(
 
 
 def _one_by_one(
-    images: np.ndarray, fingerprints: np.ndarray, copies: np.ndarray, eligible: np.ndarray, share: float | int
+    images: np.ndarray, fingerprints: SelectedRows, copies: np.ndarray, eligible: np.ndarray, share: float | int
 ) -> tuple[np.ndarray, int, int]:
     """As `_all_pairs`, of images without near-duplicates and copies. The numbers count images that were not compared too."""
     total = int(copies[eligible].sum())
@@ -107,7 +110,9 @@ def _one_by_one(
             if len(found) >= wanted:
                 break
             part = order[start : start + CANDIDATES]
-            found = np.concatenate([found, part[first_near(fingerprints[part], fingerprints, part) < 0]])
+            found = np.concatenate(
+                [found, part[first_near(np.asarray(fingerprints.take(part)), fingerprints, part) < 0]]
+            )
             bar.update(len(part))
     chosen = np.zeros(len(images), bool)
     chosen[found[:wanted]] = True
@@ -121,24 +126,25 @@ def _fraction(share: float | int, total: int) -> float:
 
 def nearest(samples: Samples, others: Samples, remembered: Remembered = NOTHING_REMEMBERED) -> np.ndarray:
     """For each of the first MOST_COMPARED samples, the row in `others` of a near-duplicate of it, or -1: int64 [M]."""
-    fingerprints = samples.fingerprints[:MOST_COMPARED]
 
     def make() -> dict[str, np.ndarray]:
-        parts = range(0, len(fingerprints), CANDIDATES)
-        found = [first_near(fingerprints[start : start + CANDIDATES], others.fingerprints) for start in parts]
+        near = SelectedRows.of(others.fingerprints)
+        candidates = np.asarray(SelectedRows.of(samples.fingerprints).take(slice(MOST_COMPARED)))
+        parts = range(0, len(candidates), CANDIDATES)
+        found = [first_near(candidates[start : start + CANDIDATES], near) for start in parts]
         return {"rows": np.concatenate([np.zeros(0, np.int64), *found])}
 
-    key = columns_hash(fingerprints, others.fingerprints, np.array([VERSION]))
+    key = columns_hash(samples.images[:MOST_COMPARED], others.images, np.array([VERSION]))
     return remembered.arrays("near-duplicates", key, make)["rows"]
 
 
-def first_near(candidates: np.ndarray, fingerprints: np.ndarray, own: np.ndarray | None = None) -> np.ndarray:
+def first_near(candidates: np.ndarray, fingerprints: SelectedRows, own: np.ndarray | None = None) -> np.ndarray:
     """The row in `fingerprints` [N, 192] uint8 of the first image that is a near-duplicate of each of `candidates` [M, 192], or -1:
     int64 [M]. `own` [M] are the rows of the candidates themselves, if they are among the images."""
     found = np.full(len(candidates), -1)
     sides, planes = thumbnails_of(candidates), tangent_planes(candidates)
     for start in range(0, len(fingerprints), BLOCK):
-        block = fingerprints[start : start + BLOCK]
+        block = np.asarray(fingerprints.take(slice(start, start + BLOCK)))
         # The candidate or its mirror image; the same pairs as comparing it with the image or the mirror image of that.
         near = [is_near(planes, side) for side in thumbnails_of(block)]
         for number in np.flatnonzero((found < 0) & (near[0] | near[1]).any(1)).tolist():

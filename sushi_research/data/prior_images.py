@@ -10,7 +10,8 @@ import numpy as np
 import pyarrow.compute
 
 from sushi_research.data import near_search
-from sushi_research.data.samples import Sample, Samples, Scan
+from sushi_research.data.samples import Sample, Samples
+from sushi_research.data.scan import Scan
 from sushi_research.errors import UserError, some
 from sushi_research.remembered import NOTHING_REMEMBERED, Remembered
 

@@ -1,4 +1,4 @@
-"""The types of the data: samples, problems, the scan of a data path, and the items of an epoch.
+"""The images of a run with their captions, as columns.
 
 A data set may have a million images. So samples and items are columns (`Samples`, `Items`), and a single `Sample` or `Item` is made
 when it is asked for. Code that looks at every row works on the columns.
@@ -17,14 +17,8 @@ import pyarrow
 import pyarrow.compute
 
 from sushi_research.data import colour
-from sushi_research.data.buckets import (
-    BucketRule,
-    CropGeometry,
-    Fitting,
-    crop_geometries,
-    random_crops,
-    too_small_reason,
-)
+from sushi_research.data.columns import joined
+from sushi_research.data.selected_rows import SelectedRows
 from sushi_research.errors import UserError
 from sushi_research.fingerprints import content_hash
 from sushi_research.user_files import UnreadableFile
@@ -114,7 +108,7 @@ class Samples(Sequence[Sample]):
     widths: np.ndarray
     heights: np.ndarray
     repeats: np.ndarray
-    fingerprints: np.ndarray
+    fingerprints: np.ndarray | SelectedRows
     converted: np.ndarray
     sets: np.ndarray
     rows: np.ndarray
@@ -166,11 +160,11 @@ class Samples(Sequence[Sample]):
                 sources[number] = part.sources[number]
         columns = {}
         for name in ("names", "captions"):
-            columns[name] = _joined([getattr(part, name) for part in parts])
+            columns[name] = joined([getattr(part, name) for part in parts])
         for name in ("images", "widths", "heights", "repeats", "fingerprints", "converted", "sets", "rows"):
             columns[name] = np.concatenate([getattr(part, name) for part in parts])
         if any(part.plain is not None for part in parts):
-            columns["plain"] = _joined([part.first_captions for part in parts])
+            columns["plain"] = joined([part.first_captions for part in parts])
         if any(part.boxes is not None for part in parts):
             boxes = [np.zeros((len(part), 4), np.int32) if part.boxes is None else part.boxes for part in parts]
             columns["boxes"] = np.concatenate(boxes)
@@ -203,11 +197,12 @@ class Samples(Sequence[Sample]):
     def take(self, rows: np.ndarray) -> Samples:
         """The samples at these row numbers, or where a bool array of length N is true, in that order."""
         rows = np.flatnonzero(rows) if rows.dtype == bool else rows
-        columns = {name: _joined([getattr(self, name).take(pyarrow.array(rows))]) for name in ("names", "captions")}
-        for name in ("images", "widths", "heights", "repeats", "fingerprints", "converted", "sets", "rows"):
+        columns = {name: joined([getattr(self, name).take(pyarrow.array(rows))]) for name in ("names", "captions")}
+        for name in ("images", "widths", "heights", "repeats", "converted", "sets", "rows"):
             columns[name] = getattr(self, name)[rows]
+        columns["fingerprints"] = SelectedRows.of(self.fingerprints).take(rows)  # the largest column, and seldom used
         if self.plain is not None:
-            columns["plain"] = _joined([self.plain.take(pyarrow.array(rows))])
+            columns["plain"] = joined([self.plain.take(pyarrow.array(rows))])
         if self.boxes is not None:
             columns["boxes"] = self.boxes[rows]
         masks = None if self.masks is None else self.masks[rows]
@@ -297,263 +292,3 @@ def _texts(hashes: np.ndarray) -> pyarrow.Array:
     return pyarrow.FixedSizeBinaryArray.from_buffers(
         pyarrow.binary(HASH.itemsize), len(data), [None, pyarrow.py_buffer(data)]
     )
-
-
-def _strings(texts: Sequence[str]) -> pyarrow.Array:
-    return pyarrow.array(texts, pyarrow.large_string())
-
-
-def _joined(parts: Sequence[pyarrow.Array | pyarrow.ChunkedArray]) -> pyarrow.Array:
-    """Arrow arrays or chunked arrays as one array."""
-    chunks = [chunk for part in parts for chunk in (part.chunks if isinstance(part, pyarrow.ChunkedArray) else [part])]
-    return pyarrow.concat_arrays(chunks)
-
-
-@dataclass(frozen=True)
-class Problem:
-    """A file, a row or a line that cannot be used, and why."""
-
-    name: str
-    reason: str
-
-
-@dataclass(frozen=True, eq=False)
-class Problems(Sequence[Problem]):
-    """Problems in columns: their `names` and `reasons` are Arrow arrays (large_string)."""
-
-    names: pyarrow.Array
-    reasons: pyarrow.Array
-
-    @classmethod
-    def of(cls, *parts: Sequence[Problem]) -> Problems:
-        """The problems of all parts, sorted by name and reason."""
-        columns = {
-            key: _joined([part if isinstance(part, pyarrow.Array) else _strings(part) for part in each])
-            for key, each in (
-                ("names", [part.names if isinstance(part, cls) else [p.name for p in part] for part in parts]),
-                ("reasons", [part.reasons if isinstance(part, cls) else [p.reason for p in part] for part in parts]),
-            )
-        }
-        order = pyarrow.compute.sort_indices(pyarrow.table(columns), [(key, "ascending") for key in columns])
-        return cls(**{key: column.take(order) for key, column in columns.items()})
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    @overload
-    def __getitem__(self, index: int) -> Problem: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Problem]: ...
-    def __getitem__(self, index: int | slice) -> Problem | list[Problem]:
-        if isinstance(index, slice):
-            return [self[number] for number in range(len(self))[index]]
-        return Problem(self.names[index].as_py(), self.reasons[index].as_py())
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Sequence) and list(self) == list(other)
-
-
-@dataclass(frozen=True)
-class Crop:
-    """An image that loses `lost`, a fraction of its area, to the crop that fits it to its bucket (WIDTHxHEIGHT)."""
-
-    name: str
-    lost: float
-    bucket: str
-
-
-@dataclass
-class Scan:
-    """The content of a data path. Samples are sorted by content, so that renaming files changes nothing downstream.
-
-    `cropped` are the images that lose much to the crop, the largest loss first; `notes` are remarks that do not stop a run;
-    `skipped` are those about folders and pictures that this program wrote; `ignored` counts files that are neither image nor
-    caption; `held_out` and `prior` have the names of the samples that were moved out of `samples` for evaluation, `prior` those of
-    prior images. `is_table`: an HF dataset, and no folder of images. `sets` has the path and the numbers of images and problems of
-    each set, if the run has several.
-    """
-
-    source: str
-    samples: Sequence[Sample] = field(default_factory=list)
-    problems: Sequence[Problem] = field(default_factory=list)
-    cropped: list[Crop] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    skipped: list[str] = field(default_factory=list)
-    ignored: int = 0
-    held_out: list[str] = field(default_factory=list)
-    prior: list[str] = field(default_factory=list)
-    is_table: bool = False
-    sets: list[dict[str, Any]] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Item:
-    """One element of an epoch. `instance` numbers the repetitions of an image, so that each gets its own noise."""
-
-    sample: Sample
-    geometry: CropGeometry
-    instance: int
-
-    @property
-    def bucket(self) -> tuple[int, int]:
-        """(height, width) in pixels."""
-        return self.geometry.height, self.geometry.width
-
-    @property
-    def identity(self) -> tuple[str, int]:
-        """The key for randomness: the image's content hash and the instance, never a name or a position."""
-        return self.sample.image_hash, self.instance
-
-
-@dataclass(frozen=True, eq=False)
-class Items(Sequence[Item]):
-    """The n items of an epoch in columns: `rows` [n] int64 in `samples`, `instances` [n] int32, and `geometries` [n, 8] int32, the
-    fields of `CropGeometry` in their order.
-
-    `crops` [n] int16 is the number of random crops that an item has, one of which each epoch uses (`cropped`); None: one each, as
-    it is in `geometries`.
-    """
-
-    samples: Samples
-    rows: np.ndarray
-    instances: np.ndarray
-    geometries: np.ndarray
-    crops: np.ndarray | None = None
-
-    @cached_property
-    def buckets(self) -> tuple[tuple[int, int], ...]:
-        """The distinct (height, width) in pixels, sorted."""
-        return tuple(divmod(code, 1 << 16) for code in self._codes[0].tolist())
-
-    @cached_property
-    def bucket_ids(self) -> np.ndarray:
-        """[n] int32: the number of each item's bucket in `buckets`."""
-        return self._codes[1].astype(np.int32)
-
-    @cached_property
-    def _codes(self) -> tuple[np.ndarray, np.ndarray]:
-        height, width = self.geometries[:, 6].astype(np.int64), self.geometries[:, 7]
-        return np.unique((height << 16) + width, return_inverse=True)
-
-    @cached_property
-    def used(self) -> Samples:
-        """The samples of the items, each once, in the order of the items."""
-        rows, first = np.unique(self.rows, return_index=True)
-        rows = rows[np.argsort(first)]
-        is_all = len(rows) == len(self.samples) and bool((rows[1:] > rows[:-1]).all())
-        return self.samples if is_all else self.samples.take(rows)
-
-    def take(self, numbers: np.ndarray) -> Items:
-        """The items at these numbers, or where a bool array of length n is true, in that order."""
-        crops = None if self.crops is None else self.crops[numbers]
-        return Items(self.samples, self.rows[numbers], self.instances[numbers], self.geometries[numbers], crops)
-
-    @property
-    def most_crops(self) -> int:
-        """The largest number of random crops of an item."""
-        return 1 if self.crops is None or not len(self.crops) else int(self.crops.max())
-
-    def cropped(self, numbers: np.ndarray) -> Items:
-        """The same items, each with its random crop of this number [n], which is below its `crops`."""
-        if self.crops is None:
-            return self
-        geometries = self.geometries.copy()
-        for count in np.unique(self.crops[self.crops > 1]).tolist():
-            one = self.crops == count
-            geometries[one] = random_crops(geometries[one], self.samples.images[self.rows[one]], numbers[one], count)
-        return Items(self.samples, self.rows, self.instances, geometries)
-
-    def every_crop(self) -> Iterator[Items]:
-        """The items with each of their crops, crop by crop: the first gives all of them, the next those that have a second."""
-        yield self.cropped(np.zeros(len(self), np.int64))
-        for number in range(1, self.most_crops):
-            having = self.take(self.crops > number)
-            yield having.cropped(np.full(len(having), number))
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    @overload
-    def __getitem__(self, index: int) -> Item: ...
-    @overload
-    def __getitem__(self, index: slice) -> Items: ...
-    def __getitem__(self, index: int | slice) -> Item | Items:
-        if isinstance(index, slice):
-            return self.take(np.arange(len(self))[index])
-        geometry = CropGeometry(*self.geometries[index].tolist())  # raises IndexError beyond the end
-        return Item(self.samples[int(self.rows[index])], geometry, int(self.instances[index]))
-
-    def __iter__(self) -> Iterator[Item]:
-        return (self[index] for index in range(len(self)))
-
-
-def make_items(samples: Sequence[Sample], fittings: BucketRule | Sequence[Fitting]) -> tuple[Items, list[Problem]]:
-    """The items of an epoch, in an order that depends only on content, and a problem for each sample that is too small.
-
-    `fittings` has one entry per set, or is the rule of all samples. A sample with several resolutions is used at each of them,
-    `repeats` times; it is too small if it is so at all of them.
-    """
-    samples = Samples.of(samples)
-    if isinstance(fittings, BucketRule):
-        fittings = (Fitting((fittings,)),) * len(samples.sources)
-    parts, problems = [], []
-    for number, fitting in enumerate(fittings):
-        rows = np.flatnonzero(samples.sets == number)
-        fits = np.zeros(len(rows), bool)
-        for resolution, rule in enumerate(fitting.rules):
-            geometries, too_small = _geometries(samples, rows, fitting, rule)
-            fits |= ~too_small
-            parts.append((rows[~too_small], np.full((~too_small).sum(), resolution), geometries[~too_small]))
-        for row in np.flatnonzero(
-            ~fits
-        ).tolist():  # there are few; the last resolution's reason is as good as another's
-            sample = samples[int(rows[row])]
-            box = fitting.crop == "box" and sample.box
-            width, height = (box[2] - box[0], box[3] - box[1]) if box else (sample.width, sample.height)
-            reason = ("its box of " if box else "") + too_small_reason(width, height, geometries[row], rule)
-            problems.append(Problem(sample.name, reason))
-    rows, resolutions, geometries = (np.concatenate(columns) for columns in zip(*parts, strict=True))
-    order = np.lexsort((resolutions, _ranks(samples.by_content())[rows]))
-    order = np.repeat(order, samples.repeats[rows[order]])
-    rows = rows[order]
-    crops = np.array([fitting.crops if fitting.crop == "random" else 1 for fitting in fittings], np.int16)
-    items = Items(samples, rows, _instances(samples.images[rows]), geometries[order])
-    if crops.max() > 1:
-        items = replace(items, crops=crops[samples.sets[rows]])
-    return items, problems
-
-
-def _geometries(
-    samples: Samples, rows: np.ndarray, fitting: Fitting, rule: BucketRule
-) -> tuple[np.ndarray, np.ndarray]:
-    """`crop_geometries` of some rows. Images of one size, of which there are usually many, are computed once."""
-    widths, heights = samples.widths[rows].astype(np.int64), samples.heights[rows]
-    if fitting.crop == "box" and samples.boxes is not None:
-        boxes, whole = samples.boxes[rows], np.stack([0 * widths, 0 * widths, widths, heights], 1)
-        return crop_geometries(widths, heights, rule, boxes=np.where(boxes.any(1)[:, None], boxes, whole))
-    sizes, ids = np.unique((widths << 32) + heights, return_inverse=True)
-    geometries, too_small = crop_geometries(sizes >> 32, sizes & 0xFFFFFFFF, rule, squeeze=fitting.crop == "none")
-    return geometries[ids], too_small[ids]
-
-
-def once_each(items: Items) -> Items:
-    """Each sample of the items once, at its last geometry: that of its highest resolution."""
-    last = np.flatnonzero(np.diff(items.rows, append=-1))
-    rows = items.rows[last]
-    return Items(items.samples, rows, _instances(items.samples.images[rows]), items.geometries[last])
-
-
-def _ranks(order: np.ndarray) -> np.ndarray:
-    """The place of each row in an order of row numbers."""
-    ranks = np.empty(len(order), np.int64)
-    ranks[order] = np.arange(len(order))
-    return ranks
-
-
-def _instances(images: np.ndarray) -> np.ndarray:
-    """The number of earlier rows with the same image, of rows in the order of their images: [n] int32."""
-    if not len(images):
-        return np.zeros(0, np.int32)
-    starts = np.flatnonzero(np.r_[True, images[1:] != images[:-1]])
-    lengths = np.diff(np.r_[starts, len(images)])
-    return (np.arange(len(images)) - np.repeat(starts, lengths)).astype(np.int32)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,11 @@ from sushi_research.data.captions.run_captions import RunCaptions
 from sushi_research.data.fitting import drop_too_small, fitting_of
 from sushi_research.data.held_out import DRIFT_CAPTIONS, held_out_items, hold_out, require_separate, trained_items
 from sushi_research.data.image_folder import repeats_of
+from sushi_research.data.items import Item, Items, make_items
 from sushi_research.data.merged_sets import count_uses, folder_names, merged, regularisation_images
 from sushi_research.data.prior_images import PriorImages
-from sushi_research.data.samples import Item, Items, Problem, Samples, Scan, make_items
+from sushi_research.data.samples import Samples
+from sushi_research.data.scan import Problem, Scan
 from sushi_research.errors import UserError
 from sushi_research.remembered import NOTHING_REMEMBERED, Remembered
 from sushi_research.runs.job import Job
@@ -69,6 +72,12 @@ class Data:
                     yield (crop if needed.all() else crop.take(needed)), flip
         yield from ((items, False) for items in (self.held_out, self.prior, self.trained) if len(items))
 
+    @cached_property
+    def learned(self) -> Items:
+        """The training items that are no regularisation images."""
+        of_role = [each.index for each in self.sets if each.is_regularisation]
+        return self.items.take(~np.isin(self.items.samples.sets[self.items.rows], of_role)) if of_role else self.items
+
     @property
     def measured(self) -> list[Item]:
         """The items that losses are measured on."""
@@ -80,9 +89,11 @@ class Data:
         return {key: scan for key, scan in scans.items() if scan}
 
     @property
-    def problems(self) -> list[Problem]:
+    def problems(self) -> Sequence[Problem]:
         """What cannot be used in each folder. Names of the other folders than `data.path` say so."""
         others = [(key, each) for key, scan in self._other_scans.items() for each in scan.problems]
+        if not others:
+            return self.scan.problems
         return [*self.scan.problems, *(Problem(f"{key}: {each.name}", each.reason) for key, each in others)]
 
     @property
@@ -104,6 +115,8 @@ def read_data(job: Job, remembered: Remembered) -> Data:
         image_column=config.data.image_column,
         caption_column=config.data.caption_column,
         box_column=config.data.crop_column if config.data.crop == "box" else None,
+        caption_source=config.captions.source,
+        allow_empty=config.captions.allow_empty,
         remembered=remembered,
         show_progress=accelerator.is_main_process,
         outputs={Path(config.cache.folder): "the cache folder", run_folder: "the run folder"},
@@ -278,22 +291,31 @@ def _first_captions(items: Sequence[Item], most: int) -> list[str]:
 
 
 def captions_of(config: TrainingConfig, data: Data) -> pyarrow.Array:
-    """Every distinct text that is encoded as a caption, sorted: those of the training and of measured images, drift captions, "".
+    """Every distinct text that is encoded as a caption: those of the training, then those of measured images, drift captions, "".
 
     The negative prompt is one of them if pictures are measured, because these are generated from captions as they were trained.
     """
     trained = data.captions.texts if data.captions else plain_captions(data)
     negative = {config.sample.negative_prompt} if config.evaluation.pictures else set()
     others = {"", *(item.sample.caption for item in data.measured), *drift_captions(config, data), *negative}
-    return distinct([trained, pyarrow.array(sorted(others), pyarrow.large_string())])
+    return with_others(trained, others)
+
+
+def with_others(texts: pyarrow.Array, others: Collection[str]) -> pyarrow.Array:
+    """Distinct texts and, after them, those of `others` that are not among them, sorted."""
+    wanted = pyarrow.array(sorted(set(others)), pyarrow.large_string())
+    return pyarrow.concat_arrays([texts, wanted.filter(pyarrow.compute.invert(_among(wanted, texts)))])
+
+
+def _among(few: pyarrow.Array, many: pyarrow.Array) -> pyarrow.Array:
+    """Whether each of a few texts is among many, as an Arrow array. The many are not hashed or sorted."""
+    found = many.filter(pyarrow.compute.is_in(many, value_set=few))
+    return pyarrow.compute.is_in(few, value_set=pyarrow.compute.unique(found))
 
 
 def plain_captions(data: Data) -> pyarrow.Array:
     """The distinct captions of the training items as they are shown and measured (`Rules.plain`), sorted."""
-    items = data.items
-    if not isinstance(items, Items):
-        return distinct([pyarrow.array([item.sample.caption for item in items], pyarrow.large_string())])
-    return distinct([items.samples.first_captions.take(pyarrow.array(np.unique(items.rows)))])
+    return distinct([_trained_captions(data)])
 
 
 def distinct(parts: Sequence[pyarrow.Array]) -> pyarrow.Array:
@@ -313,5 +335,10 @@ def drift_captions(config: TrainingConfig, data: Data) -> list[str]:
         return []
     asked = config.evaluation.drift_captions
     captions = list(dict.fromkeys(DRIFT_CAPTIONS if asked is None else asked))
-    trained = pyarrow.compute.is_in(pyarrow.array(captions, pyarrow.large_string()), value_set=plain_captions(data))
-    return [caption for caption, known in zip(captions, trained.to_pylist(), strict=True) if not known]
+    wanted = pyarrow.array(captions, pyarrow.large_string())
+    return wanted.filter(pyarrow.compute.invert(_among(wanted, _trained_captions(data)))).to_pylist()
+
+
+def _trained_captions(data: Data) -> pyarrow.Array:
+    """The caption of each image that is trained on, as it is shown and measured (`Rules.plain`)."""
+    return data.items.used.first_captions

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from sushi_research.data.own_outputs import kind_of, own_pictures
-from sushi_research.data.samples import Problem, Scan
+from sushi_research.data.scan import Problem, Scan
 
 
 def walk(result: Scan, root: Path, outputs: Mapping[Path, str]) -> Iterator[tuple[str, str]]:

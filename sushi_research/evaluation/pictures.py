@@ -18,7 +18,7 @@ from PIL import Image
 from sushi_research.caches.inputs import Inputs
 from sushi_research.caches.keys import entry_key
 from sushi_research.caches.store import Store
-from sushi_research.data.samples import Item
+from sushi_research.data.items import Item
 from sushi_research.errors import UserError, some
 from sushi_research.evaluation import picture_distances
 from sushi_research.evaluation.validation_set import ValidationSet

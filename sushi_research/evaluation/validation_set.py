@@ -17,7 +17,7 @@ import torch
 
 from sushi_research import conditioning, diffusion, randomness
 from sushi_research.caches.keys import entry_key
-from sushi_research.data.samples import Item
+from sushi_research.data.items import Item
 from sushi_research.errors import some
 from sushi_research.evaluation import outcomes
 from sushi_research.evaluation.outcomes import mean_with_error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pyarrow
@@ -17,12 +18,15 @@ _AT_ONCE = 10_000
 
 
 def token_counts(base: loading.Base, model: ModuleType, texts: Sequence[str] | pyarrow.Array) -> np.ndarray:
+    """`count_tokens` with the tokenizers of a base, which are loaded if there is a text."""
+    tokenizers = [base.load_tokenizer(name) for name in model.TEXT_ENCODERS] if len(texts) else []
+    return count_tokens(tokenizers, texts)
+
+
+def count_tokens(tokenizers: Sequence[Any], texts: Sequence[str] | pyarrow.Array) -> np.ndarray:
     """[n] int32: the tokens of each text without start and end token; of two tokenizers the larger number."""
     counts = np.zeros(len(texts), np.int32)
-    if not len(texts):
-        return counts
-    for name in model.TEXT_ENCODERS:
-        tokenizer = base.load_tokenizer(name)
+    for tokenizer in tokenizers:
         for start in range(0, len(texts), _AT_ONCE):
             part = texts[start : start + _AT_ONCE]
             part = part.to_pylist() if isinstance(part, pyarrow.Array) else list(part)

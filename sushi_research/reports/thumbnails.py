@@ -12,9 +12,11 @@ from pathlib import Path
 import pyarrow.compute
 from PIL import Image, ImageOps
 
-from sushi_research.data import images
+from sushi_research.config.sets import ResolvedSet
+from sushi_research.data import images, masks
 from sushi_research.data.dataset_hash import dataset_hash
-from sushi_research.data.samples import Items, Sample
+from sushi_research.data.items import Items
+from sushi_research.data.samples import Sample
 from sushi_research.errors import UserError
 from sushi_research.files import write_json
 from sushi_research.reports.page import Picture
@@ -46,8 +48,11 @@ class Thumbnails(records.Record):
     images: list[Thumbnail]
 
 
-def write(run: RunFolder, items: Items) -> None:
-    """Writes thumbnails.json of a run's training images, unless it is there and of the same data. CannotWrite if that fails."""
+def write(run: RunFolder, items: Items, sets: Sequence[ResolvedSet] = ()) -> None:
+    """Writes thumbnails.json of a run's training images, unless it is there and of the same data. CannotWrite if that fails.
+
+    The background of masked images has a colour over it. `sets` are those of the run.
+    """
     dataset = dataset_hash(items)
     try:
         if os.path.lexists(run.thumbnails) and read(run)["dataset"] == dataset:
@@ -58,7 +63,7 @@ def write(run: RunFolder, items: Items) -> None:
     by_name = pyarrow.compute.sort_indices(samples.names).to_numpy()
     shown = [samples[row] for row in spaced(by_name, MOST_IMAGES)]
     found = [
-        {"name": each.name, "caption": each.caption, "repeats": each.repeats, "jpeg": _of_sample(each)}
+        {"name": each.name, "caption": each.caption, "repeats": each.repeats, "jpeg": _of_sample(each, sets)}
         for each in shown
     ]
     write_json(run.thumbnails, {"dataset": dataset, "count": len(samples), "images": found})
@@ -91,11 +96,21 @@ def spaced(values: Sequence, most: int) -> list:
     return [values[round(place * (len(values) - 1) / (most - 1))] for place in range(most)]
 
 
-def _of_sample(sample: Sample) -> str:
+def _of_sample(sample: Sample, sets: Sequence[ResolvedSet]) -> str:
     try:
-        return base64.b64encode(of_file(sample.load(), SIDE)).decode()
+        small = of_file(sample.load(), SIDE)
+        if sample.mask_hash:
+            small = with_mask(small, sample, sets[sample.set].masks.invert)
+        return base64.b64encode(small).decode()
     except Exception:  # it was read before; a page is no reason to stop a run
         return ""
+
+
+def with_mask(small: bytes, sample: Sample, invert: bool) -> bytes:
+    """A thumbnail of an image with a colour over the background of its mask. Raises UserError if the mask cannot be read."""
+    with Image.open(io.BytesIO(small)) as image:
+        shown = masks.overlaid(image.convert("RGB"), masks.of_sample(sample), invert=invert)
+        return jpeg(shown, max(shown.size), image.info.get("icc_profile") or b"")
 
 
 def of_file(data: bytes, side: int) -> bytes:

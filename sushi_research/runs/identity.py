@@ -77,6 +77,7 @@ SAME_CONTENT = {
     "data.split": "data",
     "data.image_column": "data",
     "data.caption_column": "data",
+    "data.crop_column": "data",
     "masks.folder": "data",
     "masks.column": "data",
     "captions.source": "data",
@@ -86,11 +87,15 @@ SAME_CONTENT = {
     "evaluation.prior_path": "data",
 }
 
+# The same of each entry of data.sets, and of its masks.
+_LOCATIONS_OF_SET = ("path", "revision", "split", "image_column", "caption_column", "crop_column")
+_LOCATIONS_OF_MASKS = ("folder", "column")
+
 # The facts that are part of the identity in addition to settings.
 FACTS = {
     "global_batch_size": "train.batch_size x train.accumulation x processes",
     "precision": "dtype of the frozen weights, resolved from train.precision, the launcher and the device",
-    "data": "hash over every image, caption and repeat count",
+    "data": "hash over every image, caption, crop and repeat count, in each set",
     "captions": "hash of the captions and their rules, and the number of variants, where an image has more than one text",
     "base_model": "hashes of the base model's weights",
     "start_from": "hash of the tensors of the adapter file that the run starts from, with lora.start_from",
@@ -135,6 +140,8 @@ def default_name(
     at_default = {key for key, value in (defaults or {}).items() if identity.get(key, ABSENT) == value}
     named = {key: value for key, value in identity.items() if not key.startswith("facts.") and key not in at_default}
     named |= {f"facts.{fact}": identity[f"facts.{fact}"] for fact in _FACTS_IN_NAME}
+    if named.get("data.sets"):
+        named["data.sets"] = [each | {"path": posixpath.normpath(each["path"])} for each in named["data.sets"]]
     for key in ("data.path", "model.base", "model.vae", "model.text_encoders", "model.tokenizers", "lora.start_from"):
         if named.get(key) is not None:  # "photos", "photos/" and "./photos" are one folder
             named[key] = posixpath.normpath(named[key])
@@ -160,6 +167,8 @@ def compare_identity(stored: dict[str, Any], current: dict[str, Any]) -> list[Ch
     for key in sorted(stored.keys() | current.keys()):
         was, now = stored.get(key, ABSENT), current.get(key, ABSENT)
         same_content = key in SAME_CONTENT and _fact(stored, key) == _fact(current, key) != {}
+        if key == "data.sets" and stored.get("facts.data") == current.get("facts.data") is not None:
+            same_content = _settings_of_sets(was) == _settings_of_sets(now)
         if was != now and not same_content:
             differences.append(ChangedSetting(key, was, now))
     return differences
@@ -180,7 +189,19 @@ def changed_settings(
 
 def without_locations(identity: Mapping[str, Any]) -> dict[str, Any]:
     """An identity without the settings that give only a location of content whose hash it has."""
-    return {key: value for key, value in identity.items() if key not in SAME_CONTENT or not _fact(identity, key)}
+    kept = {key: value for key, value in identity.items() if key not in SAME_CONTENT or not _fact(identity, key)}
+    return kept | ({"data.sets": _settings_of_sets(kept["data.sets"])} if kept.get("data.sets") else {})
+
+
+def _settings_of_sets(sets: Any) -> Any:
+    """The value of data.sets without locations: [] for a single set without settings of its own, which is a data.path."""
+    if not isinstance(sets, list):
+        return sets
+    found = [{key: value for key, value in each.items() if key not in _LOCATIONS_OF_SET} for each in sets]
+    for each in found:
+        if "masks" in each:
+            each["masks"] = {key: value for key, value in each["masks"].items() if key not in _LOCATIONS_OF_MASKS}
+    return [] if found == [{}] else found
 
 
 def require_same_run(name: str, stored: dict[str, Any], current: dict[str, Any]) -> None:

@@ -18,6 +18,7 @@ from accelerate.utils import broadcast_object_list
 from sushi_research.config import TrainingConfig
 from sushi_research.config.command_line import config_to_dict
 from sushi_research.config.keys import default_values
+from sushi_research.config.sets import sets_of
 from sushi_research.errors import UserError
 from sushi_research.files import system_errors
 from sushi_research.precision import COMPUTE_DTYPES, make_scaler
@@ -83,7 +84,8 @@ class Job:
         facts = {"global_batch_size": self.global_batch_size, "precision": self.precision}
         settings = identity.run_identity(config_to_dict(config), facts)
         defaults = default_values(type(config))
-        name = config.run.name or identity.default_name(self.model.NAME, config.data.path, settings, defaults)
+        path = sets_of(config)[0].path
+        name = config.run.name or identity.default_name(self.model.NAME, path, settings, defaults)
         return Path(config.run.folder, name)
 
     @cached_property

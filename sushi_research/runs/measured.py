@@ -17,7 +17,7 @@ from sushi_research.user_files import open_regular, parse_json
 # The settings that decide how long an image takes and how much memory it needs. Those of the base and of lora.targets are in the
 # number of trained parameters too, so that a tiny base of the same architecture does not count.
 SETTINGS = (
-    *("data.resolution", "lora.targets", "lora.rank", "lora.dropout", "optimizer.name"),
+    *("lora.targets", "lora.rank", "lora.dropout", "optimizer.name"),
     *("train.gradient_checkpointing", "train.attention", "train.deterministic"),
 )
 # The newest runs that are looked at, the steps of a run that its speed is the median of, and the fewest that are enough.
@@ -49,8 +49,16 @@ def conditions(plan: Mapping[str, Any], entry: Mapping[str, Any]) -> dict[str, A
         "precision": entry.get("precision"),
         "device": entry.get("device"),
         "threads": machine.get("threads") if machine.get("gpu_memory_gib") is None else None,
+        "images": _of_images(_mapping(_mapping(entry.get("resolved_config")).get("data"))),
         **{key: settings.get(key) for key in SETTINGS},
     }
+
+
+def _of_images(data: Mapping[str, Any]) -> list[Any]:
+    """The resolutions of the sets, and whether each needs a prediction of the base too."""
+    plain = data.get("resolutions") or [data.get("resolution")]
+    sets = data.get("sets") or [{}]
+    return [[each.get("resolutions") or plain, each.get("target") == "base"] for each in map(_mapping, sets)]
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:

@@ -77,7 +77,7 @@ class AdapterWriter:
             epochs=int(round(step * plan.global_batch_size / plan.items_per_epoch, 2)),
             prediction=self.inputs.base.prediction,
             trained=(job.started, time.time()),
-            samples=self.inputs.data.items.used,
+            samples=self.inputs.data.learned.used,
             started_from=start.chain if start else (),
             is_uniform=start is None or start.is_uniform,
         )

@@ -20,29 +20,34 @@ Embedding = dict[str, torch.Tensor]
 class BatchText:
     """Gives the embeddings of samples by the captions of the run.
 
-    `encode` encodes a text in the step; None: the cache has it. Dropped captions become the encoded empty caption, or zeros.
+    `encode` encodes texts in the step; None: the cache has them. Dropped captions become the encoded empty caption, or zeros.
     """
 
     def __init__(
         self,
         captions: RunCaptions,
         caches: Caches,
-        encode: Callable[[str], Embedding] | None = None,
+        encode: Callable[[list[str]], list[Embedding]] | None = None,
         *,
         zeros: bool = False,
     ) -> None:
-        self.captions, self.caches, self.zeros = captions, caches, zeros
-        self._encode = encode or caches.text
+        self.captions, self.caches, self.encode, self.zeros = captions, caches, encode, zeros
 
     def __call__(self, samples: Sequence[StepSample]) -> Embedding:
         """`conditioning.batch_text` of the samples' captions in their epochs, float16 on the CPU."""
-        return conditioning.batch_text([self._embedding(sample) for sample in samples])
+        dropped = [self.captions.is_dropped(sample.index, sample.epoch) for sample in samples]
+        texts = [self.captions.text_of(sample.index, sample.epoch) for sample in samples]
+        if self.encode is None:
+            found = [self.caches.text(text) for text in texts]
+        else:
+            found = self.encode(texts)
+        if self.zeros:
+            found = [_zeros(each) if is_dropped else each for each, is_dropped in zip(found, dropped, strict=True)]
+        return conditioning.batch_text(found)
 
-    def _embedding(self, sample: StepSample) -> Embedding:
-        if self.captions.is_dropped(sample.index, sample.epoch):
-            empty = self.caches.text("")
-            return {name: torch.zeros_like(tensor) for name, tensor in empty.items()} if self.zeros else empty
-        return self._encode(self.captions.text_of(sample.index, sample.epoch))
+
+def _zeros(embedding: Embedding) -> Embedding:
+    return {name: torch.zeros_like(tensor) for name, tensor in embedding.items()}
 
 
 def make_batch_text(job: Job, inputs: Inputs, *, zeros: bool = False) -> BatchText:
@@ -56,9 +61,10 @@ def make_batch_text(job: Job, inputs: Inputs, *, zeros: bool = False) -> BatchTe
     if not captions.in_step:
         return BatchText(captions, caches, zeros=zeros)
     text = model.load_text(inputs.base, job.device)
+    batch = encoding.text_batch(job.device)
 
-    def encode(caption: str) -> Embedding:
-        in_fp32 = lambda each: model.encode_caption(text, each, caches.chunks, **caches.text_settings)  # noqa: E731
-        return encoding.in_halves(in_fp32, caption)[0]
+    def encode(texts: list[str]) -> list[Embedding]:
+        encoded = model.encode_captions(text, texts, caches.chunks, batch=batch, **caches.text_settings)
+        return [encoding.in_halves(tensors, each) for each, (tensors, _) in zip(texts, encoded, strict=True)]
 
     return BatchText(captions, caches, encode, zeros=zeros)

@@ -143,7 +143,7 @@ def cache_bytes(job: Job, inputs: Inputs, latents: LatentEntries, text_chunks: n
 
     `latents` are those of `Inputs.missing_latents`, `text_chunks` those of `Inputs.missing_text_chunks`.
     """
-    return latents.bytes + text_bytes(job, inputs) * int(text_chunks.sum())
+    return latents.bytes + inputs.missing_masks().bytes + text_bytes(job, inputs) * int(text_chunks.sum())
 
 
 def require_room_for_cache(job: Job, inputs: Inputs) -> None:

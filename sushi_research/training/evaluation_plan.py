@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from sushi_research.caches.inputs import Inputs
 from sushi_research.config import TrainingConfig
+from sushi_research.config.sets import paths_of
 from sushi_research.data import near_search
 from sushi_research.data.training_data import Data, drift_captions
 from sushi_research.evaluation.results import MIN_IMAGES
@@ -109,4 +110,4 @@ def _held_out_of(config: TrainingConfig, data: Data) -> str:
     share, but = config.evaluation.held_out, " without the prior ones" if data.prior_trained else ""
     asked = f"asked for {share:g} of {total} images{but}, which is {round(share * total)}"
     limit = f", because {near_search.LIMIT}" if total > near_search.MOST_GROUPED and got < round(share * total) else ""
-    return f"held out of {config.data.path} ({asked}; got {got}{limit})"
+    return f"held out of {paths_of(config)} ({asked}; got {got}{limit})"

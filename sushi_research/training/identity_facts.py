@@ -11,9 +11,11 @@ from sushi_research.caches.inputs import Inputs
 from sushi_research.caches.keys import RECIPE, entry_key
 from sushi_research.config import TrainingConfig
 from sushi_research.config.command_line import config_to_dict
+from sushi_research.config.sets import sets_of
+from sushi_research.data.buckets import Fitting
 from sushi_research.data.dataset_hash import dataset_hash
-from sushi_research.data.fitting import bucket_rule
-from sushi_research.data.samples import Item
+from sushi_research.data.fitting import bucket_rule, fitting_of
+from sushi_research.data.items import Item
 from sushi_research.data.training_data import Data, drift_captions
 from sushi_research.evaluation import drift, pictures, validation_set
 from sushi_research.evaluation.drift import DriftSet
@@ -122,6 +124,7 @@ def _split(config: TrainingConfig, data: Data) -> dict[str, Any]:
 
 def _recipe(config: TrainingConfig, caches: Caches) -> str:
     """Hash of how images and captions are processed for training and evaluation. Their content is not part of it."""
+    fittings, plain = [fitting_of(config, each) for each in sets_of(config)], Fitting((bucket_rule(config),))
     return entry_key(
         encode=RECIPE,
         evaluation=validation_set.SCHEME,
@@ -130,4 +133,5 @@ def _recipe(config: TrainingConfig, caches: Caches) -> str:
         text=caches.caption_settings,
         buckets=asdict(bucket_rule(config)),
         time_ids=getattr(config.data, "time_ids", None),
+        **({} if fittings == [plain] else {"fittings": [asdict(each) for each in fittings]}),
     )

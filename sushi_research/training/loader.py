@@ -15,7 +15,7 @@ from sushi_research.caches import encoding
 from sushi_research.caches.caches import Caches
 from sushi_research.config.sets import ResolvedSet
 from sushi_research.data.captions.run_captions import RunCaptions
-from sushi_research.data.samples import Item, Items
+from sushi_research.data.items import Item, Items
 from sushi_research.training import set_terms
 from sushi_research.training.batch_text import BatchText
 from sushi_research.training.sampler import Sampler, StepSample

@@ -25,7 +25,7 @@ def write(job: Job, inputs: Inputs, plan: Plan, step: int) -> None:
             assert job.run is not None
             job.timings.enter("saving")
             with optional(f"the run goes on without a page of step {step}"):
-                thumbnails.write(job.run, inputs.data.items)
+                thumbnails.write(job.run, inputs.data.items, inputs.data.sets)
                 write_timings(job)
                 run_page.write(job.run, f"at step {step} of {plan.steps}")
 

@@ -13,7 +13,7 @@ from sushi_research.adapters import lora
 from sushi_research.adapters.reading import Pair
 from sushi_research.caches.inputs import Inputs
 from sushi_research.data import dataset, findings
-from sushi_research.data.samples import Problem
+from sushi_research.data.scan import Problem
 from sushi_research.errors import printable
 from sushi_research.files import write_json
 from sushi_research.models import loading
@@ -52,6 +52,7 @@ from sushi_research.training.plan_parts import (
     there_already,
 )
 from sushi_research.training.sampler import Sampler
+from sushi_research.training.sets_plan import SetPlan, describe_sets, sets_of_data
 
 
 @dataclass(frozen=True)
@@ -65,9 +66,10 @@ class Plan:
     unused: Mapping[str, str]
     images: int
     items_per_epoch: int
+    sets: tuple[SetPlan, ...]
     repeats: tuple[Repeats, ...]
     buckets: Mapping[str, int]
-    problems: tuple[Problem, ...]
+    problems: Sequence[Problem]
     notes: tuple[str, ...]
     captions: CaptionPlan
     sampling: SamplePlan | None
@@ -85,6 +87,7 @@ class Plan:
     dtypes: DtypePolicy
     image_cache: CachePlan
     caption_cache: CachePlan
+    mask_cache: CachePlan
     disk: DiskPlan
     rooms: tuple[Room, ...]
     speed: Measured | None
@@ -125,9 +128,12 @@ class Plan:
             },
             "images": self.images,
             "items_per_epoch": self.items_per_epoch,
+            "sets": [asdict(each) for each in self.sets],
             "repeats": [asdict(each) for each in self.repeats],
             "buckets": dict(self.buckets),
-            "skipped": [{"name": problem.name, "reason": problem.reason} for problem in self.problems],
+            "skipped": [
+                {"name": problem.name, "reason": problem.reason} for problem in self.problems[: findings.LISTED]
+            ],
             "captions_cut": dict(self.captions.listed),
             "captions": self.captions.to_json(),
             "sampling": asdict(self.sampling) if self.sampling else None,
@@ -144,7 +150,11 @@ class Plan:
             "trainable_parameters": self.trainable_parameters,
             "adapter_modules": self.adapter_modules,
             "dtypes": self.dtypes.describe(),
-            "cache": {"images": asdict(self.image_cache), "captions": asdict(self.caption_cache)},
+            "cache": {
+                "images": asdict(self.image_cache),
+                "captions": asdict(self.caption_cache),
+                "masks": asdict(self.mask_cache),
+            },
             "disk": self.disk.to_json(),
             "speed": asdict(self.speed) if self.speed else None,
             # As it was printed, for the run's page.
@@ -164,6 +174,7 @@ class Plan:
             f"activations, {dtypes['adapter, master weights']} adapter master weights, "
             f"optimizer state {dtypes['optimizer state']}, {dtypes['VAE']} VAE",
             f"images       {self.images} ({self.items_per_epoch} per epoch with repeats)",
+            *describe_sets(self.sets),
             *describe_repeats(self.repeats),
             f"buckets      {len(self.buckets)}: {buckets}",
             f"step         {self.global_batch_size} samples = batch {self.batch_size} x accumulation "
@@ -171,7 +182,8 @@ class Plan:
             f"length       {self.steps} optimizer steps = {self.samples} samples = {self.epochs} epochs; "
             f"each image {self.samples_per_image} times{' on average' if self.repeats else ''}{warmup}",
             f"adapter      {self.adapter_modules} modules, {self.trainable_parameters:,} trainable parameters",
-            f"cache        {self.image_cache.describe('image entries', ' to encode')}, {self.caption_cache.describe('captions')}",
+            f"cache        {self.image_cache.describe('image entries', ' to encode')}, {self.caption_cache.describe('captions')}"
+            + (f", {self.mask_cache.describe('masks')}" if self.mask_cache.needed else ""),
             f"disk         {self.disk.parts()}; {'; '.join(room.describe() for room in self.rooms)}",
             *(self.sampling.describe() if self.sampling else ["samples      none: sample.enabled is false"]),
             *self.checkpoints.describe(),
@@ -220,11 +232,12 @@ def make_plan(job: Job, inputs: Inputs) -> Plan:
         unused=base.ignored,
         images=len(items.used),
         items_per_epoch=len(items),
-        repeats=repeats_by_folder(items),
+        sets=sets_of_data(data),
+        repeats=() if config.data.sets else repeats_by_folder(items),
         buckets={
             f"{w}x{h}": int(count) for (h, w), count in zip(items.buckets, np.bincount(items.bucket_ids), strict=True)
         },
-        problems=tuple(data.problems),
+        problems=data.problems,
         notes=tuple(data.notes),
         captions=caption_plan(job, inputs, text_bytes(job, inputs)),
         sampling=samples_of(job, inputs, steps, due),
@@ -249,6 +262,11 @@ def make_plan(job: Job, inputs: Inputs) -> Plan:
             needed=len(inputs.text_chunks),
             missing=len(missing_chunks),
             bytes=text_bytes(job, inputs) * int(inputs.text_chunks.sum()),
+        ),
+        mask_cache=CachePlan(
+            needed=len(inputs.mask_entries),
+            missing=len(inputs.missing_masks()),
+            bytes=inputs.mask_entries.bytes,
         ),
         disk=disk,
         rooms=tuple(rooms_of(job, disk)),

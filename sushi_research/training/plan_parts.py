@@ -19,7 +19,7 @@ from sushi_research.caches.inputs import Inputs
 from sushi_research.config.command_line import config_to_dict
 from sushi_research.config.keys import default_values
 from sushi_research.data.image_folder import repeats_of
-from sushi_research.data.samples import Items
+from sushi_research.data.items import Items
 from sushi_research.errors import UserError, some
 from sushi_research.files import size_text
 from sushi_research.runs import identity, machine, measured

@@ -22,6 +22,7 @@ from accelerate.utils import InitProcessGroupKwargs
 from sushi_research import stopping
 from sushi_research.config import TrainingConfig
 from sushi_research.config.command_line import config_to_dict
+from sushi_research.config.sets import sets_of
 from sushi_research.errors import UserError
 from sushi_research.precision import resolve_precision
 from sushi_research.runs import launch, provenance, run_folder, tracking
@@ -117,7 +118,7 @@ def open_run(job: Job) -> Iterator[Job]:
 def _shares_folder(config: TrainingConfig) -> UserError | None:
     """An error if the run's folder is that of the images."""
     evaluation = config.evaluation
-    paths = {"data.path": config.data.path, "evaluation.path": evaluation.path}
+    paths = {each.key("path"): each.path for each in sets_of(config)} | {"evaluation.path": evaluation.path}
     for key, path in (paths | {"evaluation.prior_path": evaluation.prior_path}).items():
         if not config.run.name or not path:
             continue
@@ -146,7 +147,9 @@ def out_of_memory(config: TrainingConfig, error: Exception) -> UserError:
     if config.lora.rank > 1:
         advice.append(f"--lora.rank {config.lora.rank // 2}")
     resolution = config.data.resolution * 3 // 4 // config.data.bucket_step * config.data.bucket_step
-    if resolution > 0:
+    if config.data.resolutions or any(each.resolutions for each in config.data.sets):
+        advice.append("lower resolutions of the images (data.resolutions, and those in data.sets)")
+    elif resolution > 0:
         advice.append(f"--data.resolution {resolution}")
     steps = "; then ".join(["close other programs that use the device", *advice])
     return UserError(f"out of memory ({str(error).splitlines()[0]}): {steps}.")

@@ -137,7 +137,7 @@ def make_again(
     problems = {run.curves: plots.picture_problem(run.curves), run.report: "" if run.report.exists() else plots.MISSING}
     if any(problems.values()):
         with page_output.optional("the run is still without it"):
-            thumbnails.write(run, inputs.data.items)
+            thumbnails.write(run, inputs.data.items, inputs.data.sets)
             run_page.write(run, f"finished at step {plan.steps}")
             for path, problem in problems.items():
                 # Without any line in metrics.jsonl there are no curves.

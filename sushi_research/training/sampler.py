@@ -13,7 +13,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from sushi_research.randomness import key
+from sushi_research.data.epoch_order import epoch_order
 
 # The orders of so many epochs are kept, 4 bytes a sample: a step can have samples of two, and the next step is prefetched.
 KEPT_EPOCHS = 2
@@ -28,7 +28,7 @@ class StepSample:
 
 
 class Sampler:
-    """The endless stream of samples. `bucket_ids` [N] has one integer per sample, equal for samples of one bucket.
+    """The endless stream of samples. `bucket_ids` [N] has the number of each sample's bucket, from 0.
 
     The caller must sort the samples by content, so that renaming a file does not change the order. An epoch's order is computed
     once, when a step first needs it.
@@ -39,11 +39,11 @@ class Sampler:
         self.bucket_ids, self.global_batch_size, self.seed = bucket_ids, global_batch_size, seed
         # From 0, so that each is an index; the order depends only on which samples share a bucket.
         self._buckets = np.unique(bucket_ids, return_inverse=True)[1].astype(np.int32)
-        self._order = lru_cache(KEPT_EPOCHS)(lambda epoch: _epoch_order(self._buckets, global_batch_size, seed, epoch))
+        self._order = lru_cache(KEPT_EPOCHS)(lambda epoch: epoch_order(self._buckets, global_batch_size, seed, epoch))
 
     def stream(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         """(indices, epochs), each [stop - start], of the samples at these positions of the stream."""
-        epochs, offsets = np.divmod(np.arange(start, stop), len(self._buckets))
+        epochs, offsets = np.divmod(np.arange(start, stop), len(self.bucket_ids))
         indices = np.empty(len(epochs), np.int64)
         for epoch in np.unique(epochs).tolist():
             inside = epochs == epoch
@@ -60,7 +60,7 @@ class Sampler:
         """The step's samples in same-bucket micro-batches of at most `batch_size`; buckets in order of first appearance."""
         by_bucket: dict[int, list[StepSample]] = {}
         for sample in self.step(step):
-            by_bucket.setdefault(int(self._buckets[sample.index]), []).append(sample)
+            by_bucket.setdefault(int(self.bucket_ids[sample.index]), []).append(sample)
         return [
             samples[start : start + batch_size]
             for samples in by_bucket.values()
@@ -69,8 +69,8 @@ class Sampler:
 
     def count_micro_batches(self, steps: int, batch_size: int) -> int:
         """How many micro-batches the first `steps` steps have."""
-        buckets = self._buckets[self.stream(0, steps * self.global_batch_size)[0]]
-        places = np.arange(len(buckets)) // self.global_batch_size * (int(self._buckets.max()) + 1) + buckets
+        buckets = self.bucket_ids[self.stream(0, steps * self.global_batch_size)[0]]
+        places = np.arange(len(buckets)) // self.global_batch_size * (int(self.bucket_ids.max()) + 1) + buckets
         counts = np.unique(places, return_counts=True)[1]  # of each bucket in each step
         return int((-(-counts // batch_size)).sum())
 
@@ -84,35 +84,3 @@ class Sampler:
             if process == rank:
                 mine.append(micro_batch)
         return mine
-
-
-def _epoch_order(buckets: np.ndarray, global_batch_size: int, seed: int, epoch: int) -> np.ndarray:
-    """A permutation of range(N), int32 [N], arranged for steps of `global_batch_size` samples.
-
-    Each bucket is shuffled and cut into full groups of `global_batch_size`; the remaining samples of all buckets form a
-    pool. If the previous epochs end in the middle of a step, the first `head` samples of the pool complete that step. The
-    rest of the pool is cut into groups, which are shuffled together with the full ones. The last, partial group is the
-    tail. Head and tail lengths depend only on the counts, so no epoch needs the order of another.
-    """
-    n, g = len(buckets), global_batch_size
-    rng = key(seed, "order", epoch)
-    head = min((-epoch * n) % global_batch_size, n)
-    shuffled = rng.permutation(n).astype(np.int32)
-    # Sort by bucket, the buckets by their first appearance: of an index that is assigned several times, the last value stays.
-    first = np.empty(int(buckets.max()) + 1, np.int64)
-    first[buckets[shuffled[::-1]]] = np.arange(n - 1, -1, -1)
-    rank = np.argsort(np.argsort(first))[buckets[shuffled]]
-    members = shuffled[np.argsort(rank, kind="stable")]
-    counts = np.bincount(rank)
-    place = np.arange(n) - np.repeat(np.cumsum(counts) - counts, counts)  # within its bucket
-    is_full = place < np.repeat(counts // g * g, counts)
-    full, pool = members[is_full].reshape(-1, g), members[~is_full]
-    # The pool can be smaller than `head` (buckets that divide evenly): then break up full groups, the last one first.
-    broken = max(0, -(-(head - len(pool)) // g))
-    pool = np.concatenate([pool, full[len(full) - broken :][::-1].ravel()])
-    full, rest = full[: len(full) - broken], pool[head:]
-    body, tail = rest[: len(rest) // g * g], rest[len(rest) // g * g :]
-    groups = np.concatenate([full, body.reshape(-1, g)])
-    order = np.concatenate([pool[:head], groups[rng.permutation(len(groups))].ravel(), tail])
-    assert len(order) == n
-    return order

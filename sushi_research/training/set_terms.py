@@ -11,7 +11,7 @@ from sushi_research.caches.mask_entries import mask_key
 from sushi_research.caches.store import Store
 from sushi_research.config.sets import ResolvedSet
 from sushi_research.data import masks
-from sushi_research.data.samples import Item
+from sushi_research.data.items import Item
 
 
 def loss_weights(items: Sequence[Item], sets: Sequence[ResolvedSet]) -> torch.Tensor:

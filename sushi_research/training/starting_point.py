@@ -19,6 +19,7 @@ from sushi_research.adapters.metadata import Ancestor, ancestors_of
 from sushi_research.adapters.reading import COMPONENTS, Pair, component_of, read_adapter
 from sushi_research.adapters.trained_images import TrainedOn, trained_on
 from sushi_research.config import TrainingConfig
+from sushi_research.config.sets import paths_of
 from sushi_research.data.training_data import Data
 from sushi_research.errors import UserError
 from sushi_research.evaluation import unseen
@@ -100,7 +101,7 @@ def require_usable(job: Job, data: Data) -> None:
             "replaced: give another --run.name, or the same command without lora.start_from goes on from the last checkpoint."
         )
     for key, source, items in (
-        ("evaluation.path", evaluation.path or job.config.data.path, data.held_out),
+        ("evaluation.path", evaluation.path or paths_of(job.config), data.held_out),
         ("evaluation.prior_path", evaluation.prior_path, data.prior),
     ):
         if not items:

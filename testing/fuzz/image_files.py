@@ -125,7 +125,7 @@ def read_captions(folder: Path, name: str) -> object:
     from sushi_research.data.folder_files import list_files
     from sushi_research.data.found import CaptionRule
     from sushi_research.data.image_folder import find_in_folder
-    from sushi_research.data.samples import Scan
+    from sushi_research.data.scan import Scan
     from sushi_research.remembered import NOTHING_REMEMBERED
 
     result = Scan(source=str(folder))
@@ -180,7 +180,7 @@ def read_table(folder: Path, name: str) -> object:
     from sushi_research.data.found import CaptionRule
     from sushi_research.data.hf_dataset import columns_of, find_in_table, place_of
     from sushi_research.data.images import BadImage
-    from sushi_research.data.samples import Scan
+    from sushi_research.data.scan import Scan
     from sushi_research.data.tables import open_folder, open_saved
     from sushi_research.fingerprints import HashCache
 

@@ -28,7 +28,7 @@ from sushi_research.config.yaml12 import dump_yaml, parse_yaml
 from sushi_research.data.folder_files import list_files
 from sushi_research.data.found import CaptionRule
 from sushi_research.data.image_folder import find_in_folder
-from sushi_research.data.samples import Scan
+from sushi_research.data.scan import Scan
 from sushi_research.data.tables import open_folder, open_saved
 from sushi_research.errors import UserError, UserErrors
 from sushi_research.experiments.experiment import Experiment, plan

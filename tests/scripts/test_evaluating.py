@@ -17,7 +17,9 @@ from safetensors.torch import load_file, save_file
 from script_runs import Trainer, assert_equal, script
 from test_resume import Killed, at_micro_batch, kill, stop
 
-from sushi_research.data.samples import Item, Sample, Scan
+from sushi_research.data.items import Item
+from sushi_research.data.samples import Sample
+from sushi_research.data.scan import Scan
 from sushi_research.data.training_data import Data
 from sushi_research.errors import UserError
 from sushi_research.evaluation.results import Results

@@ -37,7 +37,8 @@ def parts_of(page: str) -> dict[str, str]:
 
 @pytest.mark.parametrize("architecture", ["sdxl"])
 def test_the_page_says_what_a_training_does_with_each_image(trainer, pictures, capsys):
-    config = trainer.config("seen", {"data.path": str(pictures), "data.flip": 0.5, "train.steps": 1})
+    changes = {"data.path": str(pictures), "train.steps": 1, "captions.shuffle": True, "captions.dropout": 0.3}
+    config = trainer.config("seen", changes)
     assert script("inspect_data").main(config) == 0
     path = trainer.runs / "seen_data.html"
     assert capsys.readouterr().out.splitlines()[-1] == f"written: {path}"
@@ -51,7 +52,14 @@ def test_the_page_says_what_a_training_does_with_each_image(trainer, pictures, c
     # The tiny tokenizer has a token for each letter.
     letters = len("1cat,<b>outdoors</b>" + "x" * 80)
     assert (tokens, chunks, lost) == (str(letters), "2", str(letters - 75))
-    assert f"{letters} tokens, 2 chunks" in parts["Captions"] and "<b>outdoors" not in page
+    assert f"{letters} tokens, {letters - 75} cut" in parts["Captions"] and "<b>outdoors" not in page
+    copy = re.search(r"<dt>3_pictures/copy of 0.png</dt><dd>(.*?)</dd>", parts["Captions"], re.DOTALL)[1].splitlines()
+    assert [line.partition(": ")[0] for line in copy] == ["epoch 1", "epoch 2", "epoch 3"]
+    texts = {line.partition(": ")[2] for line in copy}
+    assert len(texts) > 1 and texts <= {"1cat, Sitting", "Sitting, 1cat", "(dropped)"}
+    assert "<dt>3_pictures/0.png</dt><dd>picture 0 of a</dd>" not in parts["Captions"], (
+        "its caption is dropped now and then"
+    )
     assert re.search(r" 2  1cat\n", parts["Captions"]) and " 1  sitting\n" in parts["Captions"]
     assert "2 files of the same image" in parts["Copies"] and "copy of 0.png" in parts["Copies"]
     assert parts["What the network sees"].count("decoded from its latents") == 6

@@ -51,7 +51,15 @@ def batch_of(unet: Any) -> Batch:
 Step = Callable[[Batch], tuple[Recorder, list[torch.Tensor]]]
 
 
-def prepare(architecture: str, base_folder: Path, precision: str, *, trained: bool, dropout: float = 0.0) -> Any:
+def prepare(
+    architecture: str,
+    base_folder: Path,
+    precision: str,
+    *,
+    trained: bool,
+    dropout: float = 0.0,
+    checkpointing: bool = False,
+) -> Any:
     """(the step: batch -> its metrics and gradients, a batch), with an adapter at its start or `trained`."""
     settings = {"model": {"base": str(base_folder)}, "data": {"path": "none"}, "train": {"steps": 1, "batch_size": 2}}
     config = CONFIGS[architecture](**settings, lora={"dropout": dropout})
@@ -60,6 +68,8 @@ def prepare(architecture: str, base_folder: Path, precision: str, *, trained: bo
     options = {"targets": ["attn2.to_k"], "rank": 4, "alpha": 4.0, "init": "default", "seed": 0}
     lora.attach(unet, dropout=dropout, **options)
     unet.train()
+    if checkpointing:
+        unet.enable_gradient_checkpointing()
     parameters = list(lora.adapter_parameters(unet).values())
     for parameter in parameters:
         parameter.data = parameter.data.to(job.compute_dtype)
@@ -83,6 +93,7 @@ def prepare(architecture: str, base_folder: Path, precision: str, *, trained: bo
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("architecture", ["sd15"])
 def test_at_its_start_an_adapter_has_nothing_to_learn_from_the_base(architecture, base_folder, precision):
     step, batch = prepare(architecture, base_folder, precision, trained=False)
     metrics, gradients = step(replace(batch, to_base=(True, True)))
@@ -103,6 +114,17 @@ def test_the_base_s_prediction_leaves_no_trace(architecture, base_folder):
     again, same = step(batch)
     assert torch.equal(again.losses, plain.losses)
     assert all(map(torch.equal, gradients, same))
+
+
+@pytest.mark.parametrize("architecture", ["sd15"])
+def test_recomputed_activations_are_those_with_the_adapter(architecture, base_folder):
+    """The backward pass recomputes them after the base's prediction, when the adapter is on again."""
+    found = []
+    for checkpointing in (False, True):
+        step, batch = prepare(architecture, base_folder, "fp32", trained=True, checkpointing=checkpointing)
+        found.append(step(replace(batch, to_base=(False, True)))[1])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def test_loss_weights_and_masks_are_in_the_loss_that_is_minimised(architecture, base_folder):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from sushi_research.config import TrainingConfig
 from sushi_research.config.captions import CaptionRules
 from sushi_research.config.sets import sets_of
 from sushi_research.data.captions.rules import Rules, rules_of
 from sushi_research.data.captions.run_captions import RunCaptions, chosen_variants, require_effect
-from sushi_research.data.samples import Items
+from sushi_research.data.epoch_order import epoch_order
+from sushi_research.data.items import Items
 from sushi_research.errors import UserError
 from sushi_research.remembered import Remembered
 from sushi_research.runs.job import Job
@@ -38,11 +41,13 @@ def run_captions_of(
     """The captions of the run's items, with the number of variants that the config gives, that the run has, or that is chosen."""
     config, batch = job.config, job.global_batch_size
     steps = config.train.steps or -(-config.train.epochs * len(items) // batch)
+    epochs, more = divmod(steps * batch, max(1, len(items)))
     captions = RunCaptions(
         items,
         rules,
         seed=config.train.seed,
-        epochs=max(1, -(-steps * batch // max(1, len(items)))),
+        epochs=epochs,
+        rest=epoch_order(items.bucket_ids, batch, config.train.seed, epochs)[:more] if more else np.zeros(0, np.int64),
         in_step=config.captions.encode == "while_training",
         remembered=remembered,
     )

@@ -9,8 +9,8 @@ every text is known before the run, and the cache can hold all of them.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -20,15 +20,15 @@ import pyarrow.compute
 from sushi_research import randomness
 from sushi_research.config.captions import CaptionRules
 from sushi_research.data.captions.rules import Rules, line_of, lines_of
-from sushi_research.data.samples import Items
+from sushi_research.data.items import Items
 from sushi_research.errors import UserError
 from sushi_research.fingerprints import content_hash
 from sushi_research.remembered import Remembered, columns_hash
 
 # Increment it when the same rules give other texts.
 VERSION = 1
-# Chunks of 75 tokens that random rules may add to a cache unasked: 10 GiB of SDXL's embeddings at fp16, and a quarter of an hour of
-# encoding at 30 ms each.
+# Chunks of 75 tokens that random rules may add to a cache unasked: 9.7 GiB of SDXL's embeddings at fp16, and a quarter of an hour
+# of encoding at 30 ms each.
 MOST_CHUNKS = 32_768
 # What the identity has for `variants` None.
 ONE_PER_USE = "one per use"
@@ -37,8 +37,9 @@ _AS_WRITTEN = (Rules(CaptionRules()),)
 
 @dataclass(frozen=True, eq=False)
 class RunCaptions:
-    """The captions of a run's items. `rules[s]` are those of the data set s; `epochs` is how many the run begins.
+    """The captions of a run's items. `rules[s]` are those of the data set s.
 
+    The run uses each item `epochs` times, and the items with the numbers `rest` once more, in the epoch that follows.
     `variants` is K above. `in_step`: the captions are encoded in each step, so that nothing need be known beforehand. `remembered`
     has texts that were made before.
     """
@@ -47,6 +48,7 @@ class RunCaptions:
     rules: tuple[Rules, ...] = _AS_WRITTEN
     seed: int = 0
     epochs: int = 1
+    rest: np.ndarray = field(default_factory=partial(np.zeros, 0, np.int64))
     variants: int | None = None
     in_step: bool = False
     remembered: Remembered | None = None
@@ -74,11 +76,9 @@ class RunCaptions:
         """Every distinct text of the training that the cache must have but "", as sorted large_string."""
         if self.in_step:
             return pyarrow.array([], pyarrow.large_string())
-        if self.remembered is None or not self._several.any():
+        if self.remembered is None:
             return self._made_texts()["texts"]
-        key = columns_hash(
-            self._uses, np.frombuffer(self._digest(self.seed, self.epochs, self.variants).encode(), np.uint8)
-        )
+        key = self._digest(self.seed, self.epochs, self.variants, columns_hash(self._uses, self.rest))
         return self.remembered.arrays("caption-texts", key, self._made_texts)["texts"]
 
     def _made_texts(self) -> dict[str, pyarrow.Array]:
@@ -100,12 +100,12 @@ class RunCaptions:
     @property
     def is_limited(self) -> bool:
         """Whether an image with random rules has more uses than variants."""
-        return self.variants is not None and bool((self._uses * self.epochs > self.variants)[self._random].any())
+        return self.variants is not None and bool((self.all_uses > self.variants)[self._random].any())
 
     @property
     def largest(self) -> int:
         """The most variants of an image that are used."""
-        return int(self._counts.max(initial=1))
+        return int(self._limited(self.all_uses).max(initial=1))
 
     def facts(self) -> dict[str, Any] | None:
         """What identifies the texts of the run beside its data's hash; None if each image has one text, which that hash covers."""
@@ -114,7 +114,7 @@ class RunCaptions:
         facts: dict[str, Any] = {"texts": self._digest()}
         return facts | ({"variants": self.variants or ONE_PER_USE} if self.is_random else {})
 
-    def _digest(self, *others: int | None) -> str:
+    def _digest(self, *others: int | str | None) -> str:
         """A hash of all that determines the texts of the images with several, and of `others`."""
         samples, rows = self.items.samples, np.flatnonzero(self._several & (self._uses > 0))
         columns = samples.images[rows], samples.captions.take(pyarrow.array(rows)), samples.sets[rows]
@@ -124,10 +124,16 @@ class RunCaptions:
         return content_hash(repr((VERSION, columns_hash(*columns), rules, others)).encode())
 
     def _variants_in_use(self) -> Iterator[tuple[int, int]]:
-        """(row, number) of each variant that the run uses, of rows with several."""
-        for row in np.flatnonzero(self._several & (self._uses > 0)).tolist():
-            for number in range(int(self._counts[row])):
-                yield row, number
+        """(row, number) of each variant that the run uses, of rows with several; some may come twice."""
+        uses = self._uses * self.epochs  # those of the whole epochs are the first
+        rows = np.flatnonzero(self._several & (uses > 0))
+        for row, count in zip(rows.tolist(), self._limited(uses)[rows].tolist(), strict=True):
+            yield from ((row, number) for number in range(count))
+        rest = self.rest[self._several[self.items.rows[self.rest]]]
+        for row, place in zip(self.items.rows[rest].tolist(), self._places[rest].tolist(), strict=True):
+            use, most = int(uses[row]) + place, self._most(row)
+            # Of a later round, in which the variants have another order, any may be used.
+            yield from ((row, number) for number in ([use] if most is None or use < most else range(most)))
 
     def _text(self, row: int, use: int) -> str:
         """The text of an image at use `use` of the run."""
@@ -186,9 +192,12 @@ class RunCaptions:
         return self._random | (self._line_counts > 1)
 
     @cached_property
-    def _counts(self) -> np.ndarray:
-        """[N] int64: the variants of each sample that the run uses."""
-        uses = self._uses * self.epochs
+    def all_uses(self) -> np.ndarray:
+        """[N] int64: the uses of each sample in the run."""
+        return self._uses * self.epochs + np.bincount(self.items.rows[self.rest], minlength=len(self.items.samples))
+
+    def _limited(self, uses: np.ndarray) -> np.ndarray:
+        """[N]: the variants of each sample that so many uses have."""
         return np.minimum(uses, np.where(self._random, self.variants or np.iinfo(np.int64).max, self._line_counts))
 
 
@@ -200,7 +209,7 @@ def chosen_variants(captions: RunCaptions, asked: int | None, chunks: int, kept:
     """
     if asked is not None or kept is not None:
         return asked if asked is not None else None if kept == ONE_PER_USE else int(kept)
-    uses = np.sort(captions._uses[captions._random] * captions.epochs)
+    uses = np.sort(captions.all_uses[captions._random])
     most = MOST_CHUNKS // chunks
     if uses.sum() <= most:
         return None

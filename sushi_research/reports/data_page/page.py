@@ -8,15 +8,15 @@ from datetime import datetime
 import numpy as np
 
 from sushi_research.errors import printable
-from sushi_research.reports.data_page import sheets
-from sushi_research.reports.data_page.captions import frequencies
+from sushi_research.models.truncation import CHUNK, chunks_in
+from sushi_research.reports.data_page import captions, sheets
 from sushi_research.reports.data_page.pictures import decoded_blocks
 from sushi_research.reports.data_page.shown import Shown
 from sushi_research.reports.data_page.uses import spread
 from sushi_research.reports.page import Block, Card, to_html
 
-# Rows of the table of images, and tags.
-MOST_ROWS, MOST_TAGS = 500, 60
+# Rows of the table of images, images whose captions are shown, and tags.
+MOST_ROWS, MOST_TEXTS, MOST_TAGS = 500, 12, 60
 # More problems or notes than these are folded.
 MOST_ITEMS = 12
 
@@ -64,13 +64,12 @@ def _cards(shown: Shown) -> list[Card]:
         ),
         Card("buckets", f"{len(uses.buckets()):,}", f"{int((uses.scales > 1).sum()):,} images are enlarged"),
     ]
-    if shown.lengths:
-        long = sum(length.chunks > 1 for length in shown.lengths.values())
-        most = max(length.tokens for length in shown.lengths.values())
-        detail = (
-            f"of {len(shown.lengths):,} are longer than 75 tokens" if long else f"the longest has {most} tokens of 75"
-        )
-        cards.append(Card("captions cut" if long else "captions", f"{long or len(shown.lengths):,}", detail))
+    if shown.tokens:
+        long, count = sum(shown.cut(tokens) > 0 for tokens in shown.tokens.values()), len(shown.tokens)
+        detail = f"the longest has {max(shown.tokens.values())} tokens"
+        if long:
+            detail = f"of {count:,} are longer than {shown.chunks * CHUNK} tokens"
+        cards.append(Card("captions cut" if long else "captions", f"{long or count:,}", detail))
     if data.held_out:
         cards.append(Card("held out", f"{len(data.held_out):,}", "not trained on, for evaluation"))
     return cards
@@ -104,26 +103,33 @@ def _sets(shown: Shown) -> list[Block]:
 
 
 def _captions(shown: Shown) -> list[Block]:
-    """Frequent tags or words, and the captions that are too long."""
-    tags, words = frequencies(shown.captions)
+    """The captions of some images in three epochs, those that are too long, and frequent tags or words."""
     found: list[Block] = []
-    long = sorted(
-        ((length, caption) for caption, length in shown.lengths.items() if length.chunks > 1),
-        key=lambda pair: (-pair[0].tokens, pair[1]),
-    )
+    if shown.data.captions:
+        chosen = [shown.uses[place] for place in spread(len(shown.uses), MOST_TEXTS)]
+        rows = []
+        for use in sorted(chosen, key=lambda use: use.sample.name):
+            texts = captions.in_epochs(shown.data.captions, use.item)
+            same = len(set(texts)) == 1
+            lines = texts[:1] if same else [f"epoch {number}: {text}" for number, text in enumerate(texts, 1)]
+            rows.append([use.sample.name, "\n".join(lines)])
+        text = f"What the first {captions.EPOCHS} epochs train each image with; one line where it is the same in all of them."
+        found += [Block("text", text), Block("facts", rows=rows)]
+    long = sorted((-tokens, caption) for caption, tokens in shown.tokens.items() if shown.cut(tokens))
     if long:
-        found.append(Block("text", f"{len(long):,} of {len(shown.lengths):,} captions are cut after 75 tokens:"))
-        items = [f"{length.tokens} tokens, {length.chunks} chunks: {caption}" for length, caption in long]
-        found += _folded(items)
-    for counted, name in ((tags, "tag"), (words, "word")):
+        read = shown.chunks * CHUNK
+        are = "are" if len(long) > 1 else "is"
+        found.append(Block("text", f"{len(long):,} of {len(shown.tokens):,} captions {are} cut after {read} tokens:"))
+        found += _folded(f"{-tokens} tokens, {shown.cut(-tokens)} cut: {caption}" for tokens, caption in long)
+    separator = shown.sets[0].captions.tag_separator
+    for counted, name in zip(captions.frequencies(shown.captions, separator), ("tag", "word"), strict=True):
         if counted:
             most = counted.most_common(MOST_TAGS)
             total = f"{len(counted):,} different {name}s"
             if len(counted) > len(most):
                 total += f", the {len(most)} most frequent"
-            found.append(
-                Block("details", f"{total}: images with each", items=[f"{count:>6,}  {text}" for text, count in most])
-            )
+            items = [f"{count:>6,}  {text}" for text, count in most]
+            found.append(Block("details", f"{total}: images with each", items=items))
     return found
 
 
@@ -143,16 +149,16 @@ def _table(shown: Shown) -> list[Block]:
     uses = shown.uses
     found = sorted((uses[place] for place in spread(len(uses), MOST_ROWS)), key=lambda use: use.sample.name)
     head = ["image", "uses", "pixels", "bucket", "scale", "cut away"]
-    rows = [head + (["tokens", "chunks", "tokens cut"] if shown.lengths else [])]
+    rows = [head + (["tokens", "chunks", "tokens cut"] if shown.tokens else [])]
     for use in found:
         geometry = use.geometry
         row = [
             use.sample.name, str(use.count), f"{geometry.original_width}x{geometry.original_height}", use.bucket,
             f"{use.scale:.2f}", f"{geometry.cut_away:.1%}",
         ]  # fmt: skip
-        if shown.lengths:
-            length = shown.lengths.get(use.sample.caption)
-            row += [str(length.tokens), str(length.chunks), str(length.cut(1) or "-")] if length else ["?"] * 3
+        if shown.tokens:
+            tokens = shown.tokens.get(use.sample.caption, 0)
+            row += [f"{tokens}", f"{chunks_in(np.array(tokens))}", f"{shown.cut(tokens) or '-'}"]
         rows.append(row)
     text = [Block("text", f"{len(found):,} of {len(uses):,}, evenly chosen.")] if len(found) < len(uses) else []
     return [*text, Block("table", rows=rows)]

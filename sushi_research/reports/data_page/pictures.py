@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from PIL import Image, ImageDraw
 
+from sushi_research.config.sets import ResolvedSet
 from sushi_research.data.buckets import CropGeometry
 from sushi_research.data.samples import Sample
 from sushi_research.progress import progress
@@ -23,33 +24,46 @@ COVERED, FRAME = 0.65, "#e4573d"
 MISSING = Image.new("RGB", (SIDE, SIDE), "#98a4a0")
 
 
-def picture_of(sample: Sample, geometry: CropGeometry | None = None) -> bytes:
-    """A JPEG of an image, with its crop framed if it loses something to it; a grey one if it can no longer be read."""
+def picture_of(sample: Sample, sets: Sequence[ResolvedSet], crops: Sequence[CropGeometry] = ()) -> bytes:
+    """A JPEG of an image, with its crops framed if it loses something to them; a grey one if it can no longer be read.
+
+    The background of its mask has a colour over it. `sets` are those of the run.
+    """
     try:
-        small = Image.open(io.BytesIO(thumbnails.of_file(sample.read(), SIDE)))
+        data = thumbnails.of_file(sample.read(), SIDE)
+        if sample.mask_hash:
+            data = thumbnails.with_mask(data, sample, sets[sample.set].masks.invert)
+        small = Image.open(io.BytesIO(data))
         small.load()
     except Exception:  # it was read before; one picture is no reason to have no page
         return thumbnails.jpeg(MISSING, SIDE)
     profile = small.info.get("icc_profile") or b""
-    if geometry is not None and geometry.cut_away > 0:
-        small = framed(small, geometry)
+    if any(crop.cut_away > 0 for crop in crops):
+        small = framed(small, crops)
     return thumbnails.jpeg(small, SIDE, profile)
 
 
-def framed(image: Image.Image, geometry: CropGeometry) -> Image.Image:
-    """An image of any size with a frame around its crop, and the rest paler."""
-    across, down = image.width / geometry.resized_width, image.height / geometry.resized_height
-    box = (
-        round(geometry.crop_left * across),
-        round(geometry.crop_top * down),
-        round((geometry.crop_left + geometry.width) * across),
-        round((geometry.crop_top + geometry.height) * down),
-    )
+def framed(image: Image.Image, crops: Sequence[CropGeometry]) -> Image.Image:
+    """An image of any size with a frame around each crop, and what is in none of them paler."""
     pale = Image.blend(image, Image.new("RGB", image.size, "white"), COVERED)
-    pale.paste(image.crop(box), box[:2])
-    right, bottom = max(box[0], box[2] - 1), max(box[1], box[3] - 1)
-    ImageDraw.Draw(pale).rectangle((box[0], box[1], right, bottom), outline=FRAME, width=2)
+    boxes = [_box(image, crop) for crop in crops]
+    for box in boxes:
+        pale.paste(image.crop(box), box[:2])
+    for left, top, right, bottom in boxes:
+        frame = (left, top, max(left, right - 1), max(top, bottom - 1))
+        ImageDraw.Draw(pale).rectangle(frame, outline=FRAME, width=2)
     return pale
+
+
+def _box(image: Image.Image, crop: CropGeometry) -> tuple[int, int, int, int]:
+    """Where a crop is in a picture of its whole image: left, top, right, bottom."""
+    across, down = image.width / crop.resized_width, image.height / crop.resized_height
+    return (
+        round(crop.crop_left * across),
+        round(crop.crop_top * down),
+        round((crop.crop_left + crop.width) * across),
+        round((crop.crop_top + crop.height) * down),
+    )
 
 
 def make(wanted: Sequence[Callable[[], bytes]], shown: bool) -> list[bytes]:

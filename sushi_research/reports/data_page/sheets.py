@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sushi_research.data import near_duplicates
+from sushi_research.data import near_search
+from sushi_research.data.near_duplicates import near_duplicate_groups
 from sushi_research.data.samples import Sample
 from sushi_research.reports.data_page.pictures import make, picture_of
 from sushi_research.reports.data_page.shown import Shown
@@ -18,8 +19,8 @@ from sushi_research.reports.page import Block, Picture
 MOST_PICTURES, MOST_IN_BUCKET = 240, 24
 # Groups of copies, pictures of each, and held-out images.
 MOST_GROUPS, MOST_COPIES, MOST_HELD_OUT = 24, 6, 24
-# Each image is compared with all others: seconds for so many.
-MOST_COMPARED = 8_000
+# Of more than near_search.MOST_GROUPED images, so many are compared with all others: 20 s among a million.
+MOST_COMPARED = 200
 
 
 def buckets(shown: Shown) -> list[Block]:
@@ -46,12 +47,14 @@ def buckets(shown: Shown) -> list[Block]:
     chosen = [
         [uses[places.start + place] for place in spread(places.stop - places.start, per_bucket)] for _, places in sheets
     ]
-    wanted = [functools.partial(picture_of, use.sample, use.geometry) for each in chosen for use in each]
+    wanted = [functools.partial(picture_of, use.sample, shown.sets, use.crops) for each in chosen for use in each]
     made = iter(make(wanted, shown.show_progress))
     blocks = [
         Block("text", "The frame is the crop; what is paler is cut away. Tap a picture's text to read all of it."),
         Block("table", rows=rows),
     ]
+    if shown.samples.masks is not None:
+        blocks.insert(1, Block("text", "What is red is the background of an image's mask."))
     for (name, places), each in zip(sheets, chosen, strict=True):
         count = places.stop - places.start
         words = f"{name}: {count:,} image{'s' if count > 1 else ''}"
@@ -79,9 +82,12 @@ def _words(shown: Shown, use: Use) -> str:
     if use.count > 1:
         words.insert(0, f"{use.count} uses")
     if geometry.cut_away >= 0.0005:
-        words.append(f"{geometry.cut_away:.1%} cut away")
-    if length := shown.lengths.get(use.sample.caption):
-        words.append(f"{length.tokens} tokens" + (f", {length.cut(1)} cut" if length.cut(1) else ""))
+        by_chance = f" by one of {len(use.crops)} random crops" if len(use.crops) > 1 else ""
+        words.append(f"{geometry.cut_away:.1%} cut away{by_chance}")
+    if use.squeezed >= 0.0005:
+        words.append(f"squeezed by {use.squeezed:.1%}")
+    if tokens := shown.tokens.get(use.sample.caption):
+        words.append(f"{tokens} tokens" + (f", {cut} cut" if (cut := shown.cut(tokens)) else ""))
     return f"{use.sample.name}\n{' · '.join(words)}\n{use.sample.caption}"
 
 
@@ -93,14 +99,19 @@ def copies(shown: Shown) -> list[Block]:
     )
     equal = [np.flatnonzero(copy_of == place) for place in np.flatnonzero(counts > 1)[:MOST_GROUPS]]
     blocks = _groups(shown, equal, int((counts > 1).sum()), "files of the same image")
-    if len(hashes) > MOST_COMPARED:
-        text = f"Similar images are searched for among at most {MOST_COMPARED:,} images, and these are {len(hashes):,}."
-        return [*blocks, Block("text", text)]
-    rows = dict(zip(hashes.astype(str).tolist(), first.tolist(), strict=True))
-    fingerprints = {image: samples[row].fingerprint for image, row in rows.items()}
-    groups = near_duplicates.near_duplicate_groups(fingerprints)
-    alike = [np.array([rows[image] for image in group]) for group in groups if len(group) > 1]
-    return [*blocks, *_groups(shown, alike, len(alike), "similar images")]
+    fingerprints, note = samples.fingerprints[first], []
+    if len(hashes) <= near_search.MOST_GROUPED:
+        rows = dict(zip(hashes.astype(str).tolist(), first.tolist(), strict=True))
+        numbers = {image: samples[row].fingerprint for image, row in rows.items()}
+        alike = [
+            np.array([rows[image] for image in group]) for group in near_duplicate_groups(numbers) if len(group) > 1
+        ]
+    else:
+        places = np.array(spread(len(hashes), MOST_COMPARED))
+        near = near_search.first_near(fingerprints[places], fingerprints, places)
+        alike = [first[[place, other]] for place, other in zip(places, near, strict=True) if other >= 0]
+        note = [Block("text", f"{len(places)} of {len(hashes):,} images were compared with all others.")]
+    return [*blocks, *note, *_groups(shown, alike, len(alike), "similar images")]
 
 
 def _groups(shown: Shown, groups: Sequence[np.ndarray], count: int, what: str) -> list[Block]:
@@ -135,5 +146,5 @@ def held_out(shown: Shown) -> list[Block]:
 
 def _pictures(shown: Shown, samples: Sequence[Sample]) -> list[Picture]:
     """The pictures of samples, whole."""
-    made = make([functools.partial(picture_of, sample) for sample in samples], shown.show_progress)
+    made = make([functools.partial(picture_of, sample, shown.sets) for sample in samples], shown.show_progress)
     return [Picture(data, f"{sample.name}\n{sample.caption}") for data, sample in zip(made, samples, strict=True)]

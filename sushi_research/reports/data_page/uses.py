@@ -7,21 +7,37 @@ from dataclasses import dataclass
 import numpy as np
 
 from sushi_research.data.buckets import CropGeometry
-from sushi_research.data.samples import Items, Sample
+from sushi_research.data.items import Items
+from sushi_research.data.samples import Sample
 
 
 @dataclass(frozen=True)
 class Use:
-    """An image at one crop geometry, and how often an epoch uses it so."""
+    """An image at one resolution, and how often an epoch uses it so. `crops` are its random crops, or the one that it has.
+
+    `item` is the number of the first of its items.
+    """
 
     sample: Sample
-    geometry: CropGeometry
+    crops: tuple[CropGeometry, ...]
     count: int
+    item: int
+
+    @property
+    def geometry(self) -> CropGeometry:
+        return self.crops[0]
 
     @property
     def scale(self) -> float:
         """How much the image is enlarged to cover its bucket: 1.5 makes 100 pixels 150; below 1 it is reduced."""
         return self.geometry.resized_height / self.geometry.original_height
+
+    @property
+    def squeezed(self) -> float:
+        """How much one side is reduced more than the other, as a fraction; 0 where only rounding differs."""
+        one, other = self.scale, self.geometry.resized_width / self.geometry.original_width
+        rounding = max(0.5 / self.geometry.original_height, 0.5 / self.geometry.original_width)
+        return 1 - min(one, other) / max(one, other) if abs(one - other) > rounding else 0.0
 
     @property
     def bucket(self) -> str:
@@ -45,8 +61,9 @@ class Uses:
         return len(self.first)
 
     def __getitem__(self, place: int) -> Use:
-        item = self.items[int(self.first[place])]
-        return Use(item.sample, item.geometry, int(self.counts[place]))
+        number = int(self.first[place])
+        crops = [each[0].geometry for each in self.items.take(np.array([number])).every_crop()]
+        return Use(self.items[number].sample, tuple(crops), int(self.counts[place]), number)
 
     @property
     def scales(self) -> np.ndarray:

@@ -19,7 +19,8 @@ from sushi_research.caches.text_keys import TextEntries, text_key, text_keys
 from sushi_research.conditioning import Chunks
 from sushi_research.data import images
 from sushi_research.data.buckets import BucketRule
-from sushi_research.data.samples import Sample, make_items
+from sushi_research.data.items import make_items
+from sushi_research.data.samples import Sample
 from sushi_research.errors import UserError
 from sushi_research.fingerprints import content_hash
 from sushi_research.models import loading

@@ -16,7 +16,8 @@ from sushi_research.caches.caches import Caches
 from sushi_research.caches.keys import hex_digits
 from sushi_research.caches.latent_entries import latent_entries
 from sushi_research.caches.store import Store
-from sushi_research.data.samples import Items, Samples
+from sushi_research.data.items import Items
+from sushi_research.data.samples import Samples
 from sushi_research.fingerprints import content_hash
 from sushi_research.remembered import Remembered
 

@@ -19,6 +19,7 @@ from sushi_research.config.command_line import config_to_dict, config_to_yaml, l
 from sushi_research.config.other_scripts import SamplingConfig
 from sushi_research.config.process import read_command_line, run_main
 from sushi_research.config.prompts import Prompt
+from sushi_research.config.sets import sets_of
 from sushi_research.config.yaml12 import read_yaml
 from sushi_research.errors import UserError
 from sushi_research.models import config_classes
@@ -777,7 +778,7 @@ def test_the_demos_concepts_lie_over_both_demos(config_class: type) -> None:
 
 def test_the_recipes_and_overlays_say_what_they_are_for() -> None:
     assert {path.stem for path in RECIPES} >= {"sd15_lora", "sdxl_lora"}
-    assert {path.stem for path in OVERLAYS} >= {"8gb", "min_snr", "attention_ff"}
+    assert {path.stem for path in OVERLAYS} >= {"8gb", "min_snr", "attention_ff", "tags", "subject"}
     for name, config_class in {"sd15_lora": SD15Training, "sdxl_lora": SDXLTraining}.items():
         recipe = ["--config", str(ROOT / f"configs/{name}.yaml"), "--data.path", "photos"]
         plain = load(*recipe, config_class=config_class)
@@ -795,6 +796,15 @@ def test_the_recipes_and_overlays_say_what_they_are_for() -> None:
         small = overlaid("8gb")
         assert small.train.gradient_checkpointing and small.train.batch_size * small.train.accumulation == 4
         assert (small.lora, small.sample, small.optimizer.lr) == (plain.lora, plain.sample, plain.optimizer.lr)
+        tags = overlaid("tags").captions
+        assert tags.shuffle and tags.keep_tags == 1 and 0 < tags.tag_dropout < 1 and 0 < tags.dropout < 1
+        subject = sets_of(
+            load(*recipe[:2], "--config", str(ROOT / "configs/overlays/subject.yaml"), config_class=config_class)
+        )
+        assert [(each.role, each.target, each.masks.source, each.captions.source) for each in subject] == [
+            ("train", "image", "files", "files"),
+            ("regularisation", "base", "none", "folder"),
+        ]
         assert problem(*recipe[:2], config_class=config_class).startswith("data.path is missing")
 
 

@@ -14,7 +14,8 @@ from sushi_research import progress
 from sushi_research.data import checking, dataset, inspecting
 from sushi_research.data.colour import SRGB, matrix_profile
 from sushi_research.data.dataset import require_clean, write_report
-from sushi_research.data.samples import Problem, Sample, Scan
+from sushi_research.data.samples import Sample
+from sushi_research.data.scan import Problem, Scan
 from sushi_research.errors import UserError
 from sushi_research.fingerprints import content_hash
 from sushi_research.remembered import Remembered

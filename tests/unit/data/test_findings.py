@@ -1,7 +1,7 @@
 """What the terminal shows of the notes on the data."""
 
 from sushi_research.data.findings import lines, summary
-from sushi_research.data.samples import Problem, Scan
+from sushi_research.data.scan import Problem, Scan
 from sushi_research.terminal import say
 
 
@@ -10,7 +10,7 @@ def test_a_frequent_note_does_not_hide_the_others():
     repeats = ["02_side: 7 images, each shown 2 times per epoch", "03_back: 1 images, each shown 3 times per epoch"]
     assert summary(Scan("photos", notes=[*orphans, *repeats], ignored=2)) == [
         *orphans[:3],
-        "and 97 more like the last (a run's data_report.json lists all)",
+        "and 97 more like the last (a run's data_report.json lists them)",
         *repeats,
         "2 other files are ignored (neither images nor captions)",
     ]
@@ -22,7 +22,7 @@ def test_the_lines_of_the_terminal():
     assert found[:2] == ["skipped      12:", "             0.png: the file is empty"]
     assert found[10:] == [
         "             9.png: the file is empty",
-        "             and 2 more (a run's plan.json lists all)",
+        "             and 2 more (a run's data_report.json lists them)",
         "notes        one",
         "             two",
     ]

@@ -7,7 +7,8 @@ import pytest
 
 from sushi_research.data.held_out import hold_out
 from sushi_research.data.near_duplicates import fingerprint
-from sushi_research.data.samples import Sample, Scan
+from sushi_research.data.samples import Sample
+from sushi_research.data.scan import Scan
 from sushi_research.errors import UserError
 
 

@@ -96,7 +96,7 @@ def test_masks_that_cannot_be_used_are_problems_of_their_images(scan, photos):
     assert read(result)[1] == {
         "a.png": "its mask has 30x40 pixels, and the image 40x30: a_mask.png",
         "b.jpg": "its mask is all black, so nothing would be learned: b_mask.png",
-        "sub/a.png": "its mask cannot be used, not an image that Pillow can read as JPEG, PNG, WebP, BMP, GIF or TIFF: "
+        "sub/a.png": "its mask cannot be used, not an image that Pillow can read as JPEG, PNG, WebP, AVIF, BMP, GIF or TIFF: "
         "sub/a_mask.png",
         "c.png": "its mask is transparent: save c_mask.png in black and white, without transparency",
     }

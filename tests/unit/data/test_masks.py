@@ -11,7 +11,8 @@ from sushi_research.data import images, masks
 from sushi_research.data.buckets import BucketRule, CropGeometry, crop_geometry
 from sushi_research.data.dataset_hash import dataset_hash
 from sushi_research.data.images import BadImage
-from sushi_research.data.samples import Sample, Samples, make_items
+from sushi_research.data.items import make_items
+from sushi_research.data.samples import Sample, Samples
 from sushi_research.errors import UserError
 from sushi_research.fingerprints import content_hash
 
@@ -115,3 +116,16 @@ def test_masks_stay_with_their_images_and_count_in_the_hash_of_the_data():
     }
     assert len(hashes) == 3
     assert Samples.of([plain]).masks is None
+
+
+def test_the_background_is_shown_in_red():
+    """Of a picture of another size than the mask; white and black are as far apart from red as each other."""
+    mask = Image.new("L", (64, 64))
+    mask.paste(255, (0, 0, 32, 64))
+    for colour in ("white", "black"):
+        picture = Image.new("RGB", (16, 16), colour)
+        shown = masks.overlaid(picture, mask, invert=False)
+        assert shown.getpixel((3, 8)) == picture.getpixel((3, 8))
+        red, green, blue = shown.getpixel((12, 8))
+        assert red - 40 > green and red - 40 > blue
+        assert masks.overlaid(picture, mask, invert=True).getpixel((12, 8)) == picture.getpixel((12, 8))

@@ -16,7 +16,7 @@ from sushi_research.data.found import CaptionRule
 from sushi_research.data.image_folder import find_in_folder
 from sushi_research.data.images import BadImage
 from sushi_research.data.names import Names, in_any_form
-from sushi_research.data.samples import Scan
+from sushi_research.data.scan import Scan
 from sushi_research.data.tables import read_image
 from sushi_research.remembered import NOTHING_REMEMBERED
 

@@ -8,8 +8,10 @@ from hypothesis import strategies as st
 from sushi_research import randomness
 from sushi_research.data import held_out, near_search
 from sushi_research.data.buckets import BucketRule
+from sushi_research.data.items import make_items
 from sushi_research.data.near_duplicates import near_duplicate_groups
-from sushi_research.data.samples import Sample, Samples, Scan, make_items
+from sushi_research.data.samples import Sample, Samples
+from sushi_research.data.scan import Scan
 from sushi_research.errors import UserError
 from sushi_research.fingerprints import content_hash
 from sushi_research.remembered import NOTHING_REMEMBERED, Remembered

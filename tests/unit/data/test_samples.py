@@ -8,7 +8,8 @@ import pytest
 
 from sushi_research.data.buckets import BucketRule
 from sushi_research.data.dataset_hash import dataset_hash
-from sushi_research.data.samples import Sample, Samples, make_items
+from sushi_research.data.items import make_items
+from sushi_research.data.samples import Sample, Samples
 from sushi_research.remembered import Remembered
 
 RULE = BucketRule(resolution=64, step=32, min_side=32, max_side=128)

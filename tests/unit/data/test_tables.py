@@ -8,7 +8,7 @@ import pytest
 
 from sushi_research.data.found import CaptionRule
 from sushi_research.data.hf_dataset import columns_of, find_in_table, place_of, require_hub_id
-from sushi_research.data.samples import Scan
+from sushi_research.data.scan import Scan
 from sushi_research.data.tables import open_folder, open_saved
 from sushi_research.errors import UserError
 from sushi_research.fingerprints import HashCache

@@ -13,7 +13,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from sushi_research.data.buckets import BucketRule
-from sushi_research.data.samples import Sample, make_items
+from sushi_research.data.items import make_items
+from sushi_research.data.samples import Sample
 from sushi_research.fingerprints import content_hash
 from sushi_research.reports import run_page, thumbnails
 from sushi_research.runs.run_folder import RunFolder

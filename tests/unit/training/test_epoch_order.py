@@ -53,7 +53,7 @@ def test_the_order_is_that_of_the_first_version(buckets, global_batch_size, seed
 def test_an_order_is_that_of_the_first_version_for_thousands_of_samples():
     buckets = np.random.default_rng(0).integers(0, 40, 5000)
     for epoch in range(3):
-        found = sampler._epoch_order(buckets.astype(np.int32), 16, 1, epoch)
+        found = sampler.epoch_order(buckets.astype(np.int32), 16, 1, epoch)
         assert found.tolist() == order_of_version_1(buckets.tolist(), 16, 1, epoch)
 
 
@@ -90,8 +90,8 @@ def python_calls(function) -> int:
     ids=["steps", "plan"],
 )
 def test_nothing_is_called_for_each_sample(monkeypatch, use):
-    make, ordered, calls = sampler._epoch_order, [], []
-    monkeypatch.setattr(sampler, "_epoch_order", lambda *args: ordered.append(args[-1]) or make(*args))
+    make, ordered, calls = sampler.epoch_order, [], []
+    monkeypatch.setattr(sampler, "epoch_order", lambda *args: ordered.append(args[-1]) or make(*args))
     for n in (4000, 8000):
         found = Sampler(np.arange(n) % 7, 8, 0)
         found.step(0)

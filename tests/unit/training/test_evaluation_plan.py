@@ -6,7 +6,8 @@ from types import SimpleNamespace
 from sushi_research.config import SD15Training
 from sushi_research.data import near_search
 from sushi_research.data.buckets import BucketRule
-from sushi_research.data.samples import Items, Sample, make_items
+from sushi_research.data.items import Items, make_items
+from sushi_research.data.samples import Sample
 from sushi_research.data.training_data import Data
 from sushi_research.training.evaluation_plan import plan_evaluation
 from sushi_research.training.length import interval_of

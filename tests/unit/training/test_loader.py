@@ -14,7 +14,8 @@ from sushi_research.caches.store import Store
 from sushi_research.config import SDXLTraining
 from sushi_research.config.sets import sets_of
 from sushi_research.data.buckets import BucketRule
-from sushi_research.data.samples import Sample, make_items
+from sushi_research.data.items import make_items
+from sushi_research.data.samples import Sample
 from sushi_research.training.loader import Loader, is_flipped
 from sushi_research.training.sampler import Sampler
 

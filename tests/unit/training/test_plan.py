@@ -14,7 +14,9 @@ from sushi_research.caches.store import Store
 from sushi_research.config import SD15Training, SDXLTraining
 from sushi_research.config.sets import sets_of
 from sushi_research.data.buckets import BucketRule
-from sushi_research.data.samples import Problem, Sample, Scan, make_items
+from sushi_research.data.items import make_items
+from sushi_research.data.samples import Sample
+from sushi_research.data.scan import Problem, Scan
 from sushi_research.data.training_data import Data
 from sushi_research.errors import UserError
 from sushi_research.models import loading, sd15, sdxl
@@ -150,7 +152,7 @@ def test_what_was_skipped_or_noted_is_named(make):
     assert len(found["skipped"]) == 13
     assert found["skipped"][0] == {"name": "bad_0.png", "reason": "the file is empty"}
     assert "skipped      13:" in text and "bad_9.png: the file is empty" in text
-    assert "bad_10.png" not in text and "and 3 more (a run's plan.json lists all)" in text
+    assert "bad_10.png" not in text and "and 3 more (a run's data_report.json lists them)" in text
 
 
 @pytest.mark.slow

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from sushi_research.data.buckets import BucketRule
-from sushi_research.data.samples import Sample, make_items
+from sushi_research.data.items import make_items
+from sushi_research.data.samples import Sample
 from sushi_research.runs import machine
 from sushi_research.runs.measured import Measured
 from sushi_research.training import plan_parts

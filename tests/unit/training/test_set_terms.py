@@ -8,15 +8,15 @@ import pytest
 import torch
 from PIL import Image
 
-from sushi_research.caches import mask_entries
-from sushi_research.caches.mask_entries import encode_masks, mask_key, missing_masks
+from sushi_research.caches.mask_entries import MASK_TENSORS, encode_masks, mask_entries, mask_key
 from sushi_research.caches.store import Store
 from sushi_research.config import SDXLTraining
 from sushi_research.config.sets import sets_of
 from sushi_research.data.buckets import BucketRule
-from sushi_research.data.samples import Sample, make_items
+from sushi_research.data.items import make_items
+from sushi_research.data.samples import Sample
 from sushi_research.fingerprints import content_hash
-from sushi_research.remembered import Remembered
+from sushi_research.remembered import NOTHING_REMEMBERED, Remembered
 from sushi_research.training import set_terms
 
 SETS = sets_of(
@@ -63,12 +63,16 @@ def items():
 
 @pytest.fixture
 def store(tmp_path, items):
-    store = Store.open(tmp_path / "masks", mask_entries.TENSORS, repair=True)
-    missing = missing_masks(store, items, Remembered(tmp_path / "remembered"))
-    assert sorted(item.sample.name for _, item in missing) == ["1", "2"]
+    store = Store.open(tmp_path / "masks", MASK_TENSORS, repair=True)
+    # A mask with several uses is one entry.
+    twice = items.take(np.array([0, 1, 0, 2]))
+    for _ in range(2):  # made, then remembered
+        entries = mask_entries([twice, items], Remembered(tmp_path / "remembered"))
+        assert sorted(entries.item(number).sample.name for number in range(len(entries))) == ["1", "2"]
+        assert entries.bytes == 2 * 8 * 8 * 2
     for rank in range(2):  # each process its share
-        encode_masks(store, missing, rank=rank, world=2)
-    assert missing_masks(store, items) == []
+        encode_masks(store, entries, rank=rank, world=2)
+    assert store.has(entries.keys).all() and len(store) == 2
     return store
 
 
@@ -103,8 +107,8 @@ def test_the_key_of_a_mask_is_its_content_and_its_crop(items):
 
 
 def test_a_mask_that_is_black_in_the_crop_is_told(tmp_path, items, caplog):
-    store = Store.open(tmp_path / "masks", mask_entries.TENSORS, repair=True)
+    store = Store.open(tmp_path / "masks", MASK_TENSORS, repair=True)
     outside = items.take(np.array([0]))
     outside.geometries[:, [5, 7]] = 32  # the right half of the image
-    encode_masks(store, missing_masks(store, outside))
+    encode_masks(store, mask_entries([outside], NOTHING_REMEMBERED))
     assert "the mask of 1 is black within the crop of the image" in caplog.text

@@ -8,7 +8,8 @@ from sushi_research.data.buckets import BucketRule
 from sushi_research.data.captions import run_captions
 from sushi_research.data.captions.rules import Rules, with_plain
 from sushi_research.data.captions.run_captions import RunCaptions, chosen_variants, require_effect
-from sushi_research.data.samples import Sample, Samples, make_items
+from sushi_research.data.items import make_items
+from sushi_research.data.samples import Sample, Samples
 from sushi_research.errors import UserError
 
 RULE = BucketRule(resolution=64, step=32, min_side=32, max_side=128)
@@ -106,3 +107,14 @@ def test_keys_about_tags_need_a_rule_about_tags():
     require_effect([Rules(CaptionRules(keep_tags=1)), Rules(CaptionRules(shuffle=True))])
     with pytest.raises(UserError, match="captions.keep_tags has no effect"):
         require_effect([Rules(CaptionRules(keep_tags=1))])
+
+
+@pytest.mark.parametrize("variants", [None, 3, 5, 100])
+def test_of_an_epoch_that_is_only_begun_no_other_text_is_needed(variants):
+    whole = captions_of(
+        {"shuffle": True}, lines=[(TAGS,), ("u, v, w, x, y, z",)], repeats=3, epochs=1, variants=variants
+    )
+    begun = RunCaptions(whole.items, whole.rules, epochs=1, rest=np.array([1, 4, 5]), variants=variants)
+    texts = used(begun) + [begun.text_of(index, 1) for index in begun.rest]
+    assert set(texts) <= set(begun.texts.to_pylist())
+    assert len(begun.texts) == {None: 9, 3: 6, 5: 9, 100: 9}[variants] and begun.all_uses.tolist() == [4, 5]

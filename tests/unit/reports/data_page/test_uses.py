@@ -5,8 +5,9 @@ import pytest
 from PIL import Image
 
 from sushi_research.data.buckets import CropGeometry
-from sushi_research.data.samples import Items, Sample, Samples
-from sushi_research.reports.data_page.captions import Length, frequencies
+from sushi_research.data.items import Items
+from sushi_research.data.samples import Sample, Samples
+from sushi_research.reports.data_page.captions import frequencies
 from sushi_research.reports.data_page.pictures import framed
 from sushi_research.reports.data_page.uses import spread, uses_of
 
@@ -41,7 +42,7 @@ def test_a_choice_is_spread_over_all(count):
 
 def test_the_frame_is_where_the_crop_is():
     geometry = CropGeometry(100, 200, 50, 100, 10, 30, 30, 60)
-    drawn = np.asarray(framed(Image.new("RGB", (400, 200)), geometry)).astype(int)
+    drawn = np.asarray(framed(Image.new("RGB", (400, 200)), [geometry])).astype(int)
     frame = (drawn == drawn[40, 120]).all(axis=2)
     down, across = np.nonzero(frame)
     assert (down.min(), down.max(), across.min(), across.max()) == (40, 159, 120, 359)
@@ -51,9 +52,3 @@ def test_the_frame_is_where_the_crop_is():
 def test_tags_are_those_of_captions_with_commas():
     tags, words = frequencies({"1cat, Sitting,1cat ,": 2, "a cat's tail": 3, "a dog": 1})
     assert tags == {"1cat": 2, "sitting": 2} and words == {"a": 4, "cat's": 3, "tail": 3, "dog": 1}
-
-
-def test_chunks_have_75_tokens():
-    assert [(Length(n).chunks, Length(n).cut(1), Length(n).cut(2)) for n in (0, 75, 76, 151)] == [
-        (1, 0, 0), (1, 0, 0), (2, 1, 0), (3, 76, 1),
-    ]  # fmt: skip

@@ -1,0 +1,93 @@
+"""What a plan says of the sets of images: how often an epoch uses them, at which resolutions, and how they are cropped."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from sushi_research.data.buckets import distortion
+from sushi_research.data.merged_sets import folder_names
+from sushi_research.data.training_data import Data
+
+
+@dataclass(frozen=True)
+class SetPlan:
+    """A set of images: `folder` tells it from the others, `uses` is the number of its items in an epoch.
+
+    `crop` is the setting, with `crops` random crops of each image; `squeezed` is the largest change of an aspect ratio, as a
+    fraction, with crop none. `enlarged` is the number of images that are upscaled. `masks` is the source of the masks.
+    """
+
+    folder: str
+    path: str
+    role: str
+    images: int
+    uses: int
+    resolutions: tuple[int, ...]
+    crop: str
+    crops: int
+    squeezed: float
+    enlarged: int
+    flip: float
+    loss_weight: float
+    target: str
+    masks: str
+    background: float
+
+    def describe(self) -> str:
+        """The set in one line of a plan."""
+        often = "" if self.uses == self.images * len(self.resolutions) else f", {self.uses} per epoch"
+        role = " (regularisation)" if self.role == "regularisation" else ""
+        parts = [f"{self.images} image{'' if self.images == 1 else 's'}{often}"]
+        parts += [f"at {' and '.join(map(str, self.resolutions))}"]
+        parts += [f"{self.enlarged} enlarged"] if self.enlarged else []
+        parts += {
+            "random": [f"{self.crops} random crops each"],
+            "box": ["the box of each"],
+            "none": [f"squeezed by up to {self.squeezed:.1%}"],
+        }.get(self.crop, [])
+        parts += [f"mirrored {self.flip:g}"] if self.flip else []
+        parts += [f"loss x {self.loss_weight:g}"] if self.loss_weight != 1 else []
+        parts += [f"masks: {self.masks}, background {self.background:g}"] if self.masks != "none" else []
+        parts += ["target: the base's prediction, a forward pass more"] if self.target == "base" else []
+        return f"{self.folder}{role}: {', '.join(parts)}"
+
+
+def sets_of_data(data: Data) -> tuple[SetPlan, ...]:
+    """The sets of images that are trained on."""
+    items, found = data.items, []
+    number = items.samples.sets[items.rows]
+    for each, folder in zip(data.sets, folder_names([each.path for each in data.sets]), strict=True):
+        own = items.take(number == each.index)
+        used = own.geometries.astype(np.int64)
+        by_width, by_height = used[:, 3] > used[:, 1], used[:, 2] > used[:, 0]
+        found.append(
+            SetPlan(
+                folder=folder,
+                path=each.path,
+                role=each.role,
+                images=len(np.unique(own.rows)),
+                uses=len(own),
+                resolutions=tuple(sorted(set(each.resolutions))),
+                crop=each.crop,
+                crops=each.crops if each.crop == "random" else 1,
+                squeezed=round(float(distortion(used).max(initial=0)), 4) if each.crop == "none" else 0.0,
+                enlarged=len(np.unique(own.rows[by_width | by_height])),
+                flip=each.flip,
+                loss_weight=each.loss_weight,
+                target=each.target,
+                masks=each.masks.source,
+                background=each.masks.background,
+            )
+        )
+    return tuple(found)
+
+
+def describe_sets(sets: tuple[SetPlan, ...]) -> list[str]:
+    """The lines of a plan, if there is more to say than the other lines do."""
+    if len(sets) == 1:
+        [each] = sets
+        if each.crop == "center" and each.masks == "none" and len(each.resolutions) == 1 and not each.enlarged:
+            return []
+    return [f"{'' if number else 'sets':<13}{each.describe()}" for number, each in enumerate(sets)]

@@ -1,0 +1,248 @@
+"""What the scan remembers, what it must not, and files that change or fail while it looks at them."""
+
+import os
+import time
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pyarrow
+import pytest
+from PIL import Image
+
+from sushi_research import fingerprints
+from sushi_research.data import caption_files, checking, dataset, inspecting
+from sushi_research.data.checking import Place, check
+from sushi_research.data.inspecting import Unusable
+from sushi_research.errors import UserError
+from sushi_research.remembered import NOTHING_REMEMBERED, Remembered
+
+
+def picture(colour: int, size: tuple[int, int] = (12, 8)) -> bytes:
+    buffer = BytesIO()
+    Image.new("RGB", size, (colour, 0, 0)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def photos(tmp_path):
+    root = tmp_path / "photos"
+    root.mkdir()
+    for number in range(4):
+        (root / f"{number}.png").write_bytes(picture(number))
+        (root / f"{number}.txt").write_text(f"caption {number}")
+    return root
+
+
+@pytest.fixture
+def scan(tmp_path):
+    def run(path, remembered=None):
+        remembered = remembered or Remembered(tmp_path / "remembered")
+        options = {"split": "train", "image_column": "image", "caption_column": "text", "revision": None}
+        return dataset.scan(path, **options, remembered=remembered, show_progress=False)
+
+    return run
+
+
+@pytest.fixture
+def looked_at(monkeypatch):
+    """What is read in order to scan: images and caption files, by name; rows of tables as their bytes."""
+    seen = []
+
+    def counting(module, name):
+        real = getattr(module, name)
+
+        def read(first, *others):
+            seen.append(first.name if isinstance(first, Path) else first)
+            return real(first, *others)
+
+        monkeypatch.setattr(module, name, read)
+
+    counting(inspecting, "read_regular")
+    counting(caption_files, "read_regular")
+    return seen
+
+
+def content(result):
+    return [(sample.name, sample.captions, sample.image_hash, sample.fingerprint) for sample in result.samples]
+
+
+def test_a_changed_file_alone_is_read_again(photos, scan, looked_at):
+    first = scan(photos)
+    assert len(looked_at) == 8
+    looked_at.clear()
+    assert content(scan(photos)) == content(first) and looked_at == []
+    (photos / "2.png").write_bytes(picture(9))
+    (photos / "3.txt").write_text("other")
+    (photos / "1.png").rename(photos / "5.png")
+    (photos / "1.txt").rename(photos / "5.txt")
+    result = scan(photos)
+    assert sorted(looked_at) == ["2.png", "3.txt", "5.png", "5.txt"]
+    assert {sample.name: sample.caption for sample in result.samples} == {
+        "0.png": "caption 0",
+        "2.png": "caption 2",
+        "3.png": "other",
+        "5.png": "caption 1",
+    }
+    assert [sample.read() for sample in result.samples if sample.name == "2.png"] == [picture(9)]
+
+
+def test_files_that_were_just_written_are_not_trusted(photos, scan, looked_at, monkeypatch):
+    monkeypatch.setattr(fingerprints, "RACY_NS", 3600 * 10**9)
+    scan(photos)
+    looked_at.clear()
+    scan(photos)
+    assert len(looked_at) == 8
+
+
+@pytest.mark.parametrize("kind", ["folder", "image-facts", "caption-files"])
+def test_damage_in_what_is_remembered_is_no_damage(photos, scan, tmp_path, kind):
+    first = scan(photos)
+    for path in (tmp_path / "remembered").glob("*.arrow"):
+        if path.name.startswith(kind):
+            data = bytearray(path.read_bytes())
+            data[len(data) // 2] ^= 255
+            path.write_bytes(data)
+        elif path.name.startswith("folder"):
+            path.unlink()
+    assert content(scan(photos)) == content(first)
+
+
+def test_a_file_that_is_changed_while_it_is_read_is_noticed(photos, scan, monkeypatch):
+    real = inspecting.read_regular
+
+    def changed_meanwhile(path, most):
+        data = real(path, most)
+        if path.name == "1.png":
+            path.write_bytes(picture(77))
+        return data
+
+    monkeypatch.setattr(inspecting, "read_regular", changed_meanwhile)
+    sample = next(sample for sample in scan(photos).samples if sample.name == "1.png")
+    with pytest.raises(UserError, match=r"1\.png was changed after it was checked: run the same command again"):
+        sample.read()
+    monkeypatch.setattr(inspecting, "read_regular", real)
+    sample = next(sample for sample in scan(photos).samples if sample.name == "1.png")
+    assert sample.read() == picture(77)
+
+
+def test_a_folder_that_fails_in_the_middle_of_its_list_is_a_problem(photos, scan, monkeypatch):
+    (photos / "sub").mkdir()
+    (photos / "sub" / "x.png").write_bytes(picture(50))
+    real = os.scandir
+
+    class Broken:
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def __iter__(self):
+            raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "scandir", lambda path: Broken() if str(path).endswith("sub") else real(path))
+    result = scan(photos)
+    assert [(problem.name, problem.reason) for problem in result.problems] == [
+        ("sub", "cannot be read: Input/output error")
+    ]
+    monkeypatch.setattr(os, "scandir", real)
+    result = scan(photos)
+    assert [problem.name for problem in result.problems] == ["sub/x.png"], "it has no caption"
+
+
+HOSTILE = [
+    "new\nline",
+    "back\\slash",
+    "quote\"'",
+    "\u202etxet",
+    "%2e%2e",
+    " ",
+    "-rf",
+    "\udce9",
+    "caf\u0065\u0301",
+    "x" * 240,
+]
+
+
+def test_names_of_any_kind_are_found_again(tmp_path, scan, looked_at):
+    root = tmp_path / "photos"
+    root.mkdir()
+    for number, stem in enumerate(HOSTILE):
+        (root / f"{stem}.png").write_bytes(picture(number))
+        (root / f"{stem}.txt").write_text(str(number))
+    first = scan(root)
+    looked_at.clear()
+    second = scan(root)
+    assert content(first) == content(second) and looked_at == [] and len(first.problems) == 0
+    assert {sample.caption: sample.read() for sample in second.samples} == {
+        str(number): picture(number) for number in range(len(HOSTILE))
+    }
+
+
+def test_rows_are_known_by_the_content_of_their_table_and_files_of_rows_by_their_state(tmp_path, scan, monkeypatch):
+    import datasets
+
+    datasets.disable_progress_bars()
+    root, decoded, real = tmp_path / "set", [], inspecting.decode_and_describe
+    monkeypatch.setattr(inspecting, "decode_and_describe", lambda data: decoded.append(data) or real(data))
+    image = {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}
+    rows = {"image": [{"bytes": picture(1), "path": None}, {"bytes": None, "path": "own.png"}], "text": ["a", "b"]}
+    features = datasets.Features({"image": image, "text": datasets.Value("string")})
+    datasets.Dataset.from_dict(rows, features=features).save_to_disk(str(root))
+    (root / "own.png").write_bytes(picture(2))
+    first = scan(root)
+    assert sorted(decoded) == sorted([picture(1), picture(2)])
+    assert content(scan(root)) == content(first) and len(decoded) == 2
+    (root / "own.png").write_bytes(picture(3))
+    found = {sample.name: sample.read() for sample in scan(root).samples}
+    assert found == {"train[0]": picture(1), "train[1]": picture(3)} and decoded[2:] == [picture(3)]
+
+
+# --- processes ---
+
+
+def test_processes_learn_what_threads_learn(photos, scan, monkeypatch):
+    (photos / "bad.png").write_bytes(picture(9)[:45])
+    (photos / "bad.txt").write_text("x")
+    in_threads = scan(photos, NOTHING_REMEMBERED)
+    monkeypatch.setattr(checking, "PROCESSES_FROM", 2)
+    monkeypatch.setattr(inspecting, "decode_and_describe", None)  # in this process nothing is decoded
+    in_processes = scan(photos)
+    assert content(in_processes) == content(in_threads) and len(in_processes.samples) == 4
+    assert list(in_processes.problems) == list(in_threads.problems) and len(in_threads.problems) == 1
+
+
+def place_of(codes: list[str]) -> tuple[Place, pyarrow.Array]:
+    """Images that a worker "decodes" by evaluating their paths as Python."""
+    ones = np.ones(len(codes), bool)
+    states = np.zeros((len(codes), 4), np.int64)
+    names = pyarrow.array([f"{number}.png" for number in range(len(codes))], pyarrow.large_string())
+    return Place("x", lambda row: b"", codes.__getitem__, states, ones, ones), names
+
+
+def test_a_killed_process_is_one_sentence_and_what_was_checked_is_kept(tmp_path, monkeypatch):
+    good = "__import__('sushi_research.data.inspecting', fromlist=['x']).Unusable('looked at', True)"
+    killed = "__import__('os').kill(__import__('os').getpid(), 9)"
+    place, names = place_of([good, good, killed, good])
+    monkeypatch.setattr(checking, "PROCESSES_FROM", 1)
+    monkeypatch.setattr(checking, "cores", lambda: 1)
+    monkeypatch.setattr(checking, "inspect", eval)
+    with pytest.raises(
+        UserError, match=r"^2\.png could not be checked, because .* ended \(killed by SIGKILL\)"
+    ) as caught:
+        check(place, names, Remembered(tmp_path), False)
+    assert "\n" not in str(caught.value)
+    rest, _ = place_of(["1/0", "1/0", good, good])  # the first two are not looked at again
+    facts = check(rest, names, Remembered(tmp_path), False)
+    assert facts.texts["problem"] == dict.fromkeys(range(4), "looked at")
+
+
+def test_long_checks_are_stored_now_and_then(tmp_path, monkeypatch):
+    stored = []
+    monkeypatch.setattr(checking, "_STORE_SECONDS", 0.0)
+    monkeypatch.setattr(checking, "_store", lambda facts, *_: stored.append(int(facts.known.sum())))
+    monkeypatch.setattr(checking, "inspect", lambda path: time.sleep(0.01) or Unusable("x", True))
+    place, names = place_of(["a"] * 6)
+    check(place, names, Remembered(tmp_path), False)
+    assert len(stored) > 2 and stored[-1] == 6
