@@ -78,7 +78,7 @@ class RunCaptions:
             return pyarrow.array([], pyarrow.large_string())
         if self.remembered is None:
             return self._made_texts()["texts"]
-        of_items = columns_hash(self._uses, self.rest, self.items.samples.first_captions)
+        of_items = columns_hash(self.items.rows, self.rest, self.items.samples.first_captions)
         key = self._digest(self.seed, self.epochs, self.variants, of_items)
         return self.remembered.arrays("caption-texts", key, self._made_texts)["texts"]
 
