@@ -18,7 +18,16 @@ FOLDER = ROOT / "docs/examples/data"
 INPUTS = FOLDER / "inputs.json"
 CODE = ("checker", "concepts", "drawing", "held_out", "painter", "data_study/photos", "data_study/scores")
 # What the comparison needs of a run. Its weights and pages are not among it.
-KEPT = ("*.parquet", "config.yaml", "metrics.jsonl", "plan.json", "provenance.json", "run.json", "scores*.json", "validation_set.json")
+KEPT = (
+    "*.parquet",
+    "config.yaml",
+    "metrics.jsonl",
+    "plan.json",
+    "provenance.json",
+    "run.json",
+    "scores*.json",
+    "validation_set.json",
+)
 
 
 @dataclass(frozen=True)
@@ -91,7 +100,10 @@ def inputs() -> list[Path]:
     found += [ROOT / f"configs/experiments/{name}.yaml" for name in studies()]
     folders = ("base/sd15", "data_study/photos", "held_out/star", "held_out/prior")
     found += [
-        path for each in folders for path in (ROOT / "demo" / each).rglob("*") if path.is_file() and path.suffix != ".md"
+        path
+        for each in folders
+        for path in (ROOT / "demo" / each).rglob("*")
+        if path.is_file() and path.suffix != ".md"
     ]
     return sorted(found)
 
