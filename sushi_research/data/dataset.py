@@ -144,7 +144,7 @@ def _scan_table(
     show_progress: bool,
 ) -> int:
     """Completes the scan of a table. Returns how many rows it has."""
-    place = place_of(images, result.source)
+    place = place_of(images, result.source, remembered)
     options = [_VERSION, decoders(), place.name, split, asdict(captions), box_column, columns_hash(place.states)]
     key = content_hash(json.dumps(options).encode())
     known = remembered.find("table", key)
