@@ -147,7 +147,7 @@ def _fill(job: Job, inputs: Inputs) -> tuple[int, int]:
         encoding.encode_texts(
             caches.texts, missing_prompts, functools.partial(encode, chunks=ALL_CHUNKS), **share, what="prompt"
         )
-        del text
+        del text, encode
         free_memory()
     if len(missing_latents):
         vae = loading.load_vae(base, caches.vae_dtype, job.device)

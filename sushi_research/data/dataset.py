@@ -30,7 +30,7 @@ from sushi_research.data.walk import note_links
 from sushi_research.errors import UserError
 from sushi_research.files import make_folder, write_json
 from sushi_research.fingerprints import HashCache, content_hash
-from sushi_research.remembered import Remembered, columns_hash
+from sushi_research.remembered import Remembered
 
 # Increment it when the same files give other samples, problems or notes.
 _VERSION = 1
@@ -99,7 +99,8 @@ def scan(
     else:
         count = _scan_table(result, images, split, captions, box_column, remembered, show_progress)
     if not count:
-        others = [f"{problem.name}: {problem.reason}" for problem in result.problems[:1]] + result.skipped
+        others = [f"{problem.name}: {problem.reason}" for problem in result.problems[:1]]
+        others += result.skipped or result.notes
         other = f" ({others[0]})" if others else ""
         raise UserError(f"{key}: {path} holds no image{other}.")
     if masks is not None and not measured:
@@ -123,7 +124,7 @@ def _scan_folder(
         found = find_in_folder(part, files, captions, remembered, box_column)
         if box_column is not None:
             found = with_boxes(part, found, files, box_column)
-        of_files, part.notes = part.notes, []
+        of_files, part.notes = findings.capped(part.notes), []
         facts = check(found.place, found.names, remembered, show_progress)
         assemble(part, found, facts)
         known = to_columns(part) | {"notes_of_files": pyarrow.array(of_files, pyarrow.large_string())}
@@ -145,7 +146,7 @@ def _scan_table(
 ) -> int:
     """Completes the scan of a table. Returns how many rows it has."""
     place = place_of(images, result.source)
-    options = [_VERSION, decoders(), place.name, split, asdict(captions), box_column, columns_hash(place.states)]
+    options = [_VERSION, decoders(), place.name, split, asdict(captions), box_column, place.version]
     key = content_hash(json.dumps(options).encode())
     known = remembered.find("table", key)
     if known is None:

@@ -19,13 +19,13 @@ import pyarrow
 from sushi_research import fingerprints
 from sushi_research.data.masks import masks_beside
 from sushi_research.data.metadata_file import METADATA, UNREAD
-from sushi_research.data.names import CAPTIONS, IMAGES, UNSUPPORTED
+from sushi_research.data.names import ARCHIVES, CAPTIONS, IMAGES, UNSUPPORTED
 from sushi_research.data.scan import Scan
 from sushi_research.data.walk import walk
 from sushi_research.fingerprints import content_hash
 from sushi_research.remembered import columns_hash
 
-TABLES = {".parquet", ".arrow"}
+TABLES = {".parquet", ".arrow", ".tar"}
 # The size in the state of what is no regular file or not there, and of what cannot be looked at.
 NO_FILE, UNKNOWN = -1, -2
 
@@ -131,6 +131,8 @@ def list_files(result: Scan, root: Path, outputs: Mapping[Path, str], *, with_ma
         else:
             result.ignored += 1
             files.has_tables = files.has_tables or suffix in TABLES
+            if suffix in ARCHIVES:
+                result.notes.append(f"{name}: an archive, which is not read: unpack it")
             if posixpath.basename(name).lower() in UNREAD:
                 files.unread.append(name)
             continue

@@ -22,11 +22,12 @@ from sushi_research.data.checking import Place
 from sushi_research.data.folder_files import FileList
 from sushi_research.data.found import CAPTIONS, CaptionRule, Found
 from sushi_research.data.images import BadImage
-from sushi_research.data.names import composed
+from sushi_research.data.names import ARCHIVES, composed
 from sushi_research.data.scan import Problem, Scan
 from sushi_research.data.tables import Table, path_of_cell, read_image
 from sushi_research.errors import UserError, first_line
 from sushi_research.fingerprints import content_hash
+from sushi_research.remembered import columns_hash
 from sushi_research.user_files import kind_of
 
 # Rows whose captions are Python objects at the same time.
@@ -96,10 +97,12 @@ def place_of(images: TableImages, source: str) -> Place:
         for row, path in images.files():
             rows.append(row)
             files.add("", path)
+    version = ""
     if rows:
         states[rows], settled[rows] = files.states, files.settled
+        version = columns_hash(np.array(rows), files.states)
     name = content_hash(json.dumps(["table", images.table.content, images.column]).encode())
-    return Place(name, images, _no_path, states, settled, np.ones(size, bool))
+    return Place(name, images, _no_path, states, settled, np.ones(size, bool), version=version)
 
 
 def row_names(name: str, count: int) -> pyarrow.Array:
@@ -175,6 +178,8 @@ def _no_path(row: int) -> None:
 def require_hub_id(text: str, path: Path, key: str) -> None:
     """Raises UserError unless `text`, which is not a folder and the value of `key`, is clearly meant as a hub id."""
     if os.path.exists(path):
+        if path.suffix.lower() in ARCHIVES | {".tar"}:
+            raise UserError(f"{key}: {text} is an archive, which is not read: unpack it, and give the folder.")
         raise UserError(f"{key}: {text} is {kind_of(path)}: give a folder of images, or a hub id such as org/name.")
     if not os.path.isdir(path.parent) and re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", text):
         return

@@ -63,13 +63,17 @@ def open_saved(folder: Path, split: str, hashes: HashCache) -> Table:
 
 
 def open_folder(folder: Path, split: str, hashes: HashCache) -> Table:
-    """A split of the parquet or arrow files in a folder. Raises UserError if it cannot be loaded, or names files elsewhere.
+    """A split of the parquet, arrow or WebDataset's tar files in a folder. Raises UserError if it cannot be loaded, or names files
+    elsewhere.
 
     `hashes` remembers the files that were hashed and found sound before.
     """
     import datasets
 
-    with _readable(f"the data set {folder} could not be loaded", f"check data.split, and the files in {folder}"):
+    advice = f"check data.split, and the files in {folder}"
+    if any(name.endswith(".tar") for name in os.listdir(folder)):
+        advice += "; a tar file needs one image of the same type in each sample (WebDataset): otherwise unpack it"
+    with _readable(f"the data set {folder} could not be loaded", advice):
         files = _table_files(folder)
         for file in files:
             open_regular(file).close()

@@ -78,7 +78,12 @@ class RunCaptions:
             return pyarrow.array([], pyarrow.large_string())
         if self.remembered is None:
             return self._made_texts()["texts"]
-        key = self._digest(self.seed, self.epochs, self.variants, columns_hash(self._uses, self.rest))
+        key = self._digest(
+            self.seed,
+            self.epochs,
+            self.variants,
+            columns_hash(self._uses, self.rest, self.items.samples.first_captions),
+        )
         return self.remembered.arrays("caption-texts", key, self._made_texts)["texts"]
 
     def _made_texts(self) -> dict[str, pyarrow.Array]:

@@ -999,7 +999,7 @@ def test_a_hub_id_is_loaded_by_its_revision(scan, monkeypatch):
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({"notes_txt": "x"}, r"holds no image\.$"),
+        ({"notes_txt": "x"}, r"holds no image \(notes\.txt: a caption without an image\)\.$"),
         ({"a_tga": b"x"}, r"holds no image \(a\.tga: \.tga is not supported: convert it to png\)\.$"),
     ],
 )
