@@ -69,14 +69,18 @@ def config_of(run: Path) -> dict[str, Any]:
     if record is None or record["finished_at"] is None:
         raise UserError(f"{run} holds no finished run: `make demo` trains one.")
     config = records.read_config(folder.config, "restore it")
-    for section, key in (("model", "base"), ("data", "path")):
-        if not isinstance(config.get(section), dict) or not isinstance(config[section].get(key), str):
-            raise UserError(f"{folder.config} has no {section}.{key}: restore it.")
+    _require(config, "model", "base", run)
     return config
+
+
+def _require(config: dict[str, Any], section: str, key: str, run: Path) -> None:
+    if not isinstance(config.get(section), dict) or not isinstance(config[section].get(key), str):
+        raise UserError(f"{RunFolder(run, None).config} has no {section}.{key}: restore it.")
 
 
 def concept_of(run: Path, config: dict[str, Any]) -> Concept:
     """What a run of the demo learned, by the folder of its data. UserError if it is none of the demo's."""
+    _require(config, "data", "path", run)
     name = Path(config["data"]["path"]).name
     if name not in CONCEPTS:
         known = ", ".join(CONCEPTS)

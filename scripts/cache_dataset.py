@@ -24,25 +24,25 @@ from sushi_research.config import TrainingConfig
 from sushi_research.config.process import read_architecture, run_main
 
 INTRO = """\
-This fills the caches of a training config without training. To begin:
+This fills the caches of a training config without training (sd15 in place of sdxl for SD1.5). To begin:
   the plan:       accelerate launch scripts/cache_dataset.py sdxl --config configs/sdxl_lora.yaml --data.path photos --dry-run
   the work:       accelerate launch scripts/cache_dataset.py sdxl --config configs/sdxl_lora.yaml --data.path photos
-  for SD1.5:      accelerate launch scripts/cache_dataset.py sd15 --config configs/sd15_lora.yaml --data.path photos
-  what to remove: python scripts/cache_dataset.py sdxl --config configs/sdxl_lora.yaml --data.path photos --prune --dry-run
-  every option:   python scripts/cache_dataset.py sdxl --help
-Without --dry-run, --prune removes the entries that this config does not need, also those of other data sets."""
+  to remove what it does not need, also of other data sets:   add --prune; with --prune --dry-run it only says what
+  every option:   python scripts/cache_dataset.py sdxl --help"""
 
 
 def read(arguments: list[str]) -> TrainingConfig:
-    """Reads the config from the command line, whose first word is the architecture."""
+    """Reads the config from the command line, whose first word is the architecture.
+
+    `--prune` is no setting, which could stand in a config file: `main` takes it.
+    """
     classes = models.config_classes()
+    arguments = [argument for argument in arguments if argument != "--prune"]
     return read_architecture(classes, arguments, script="scripts/cache_dataset.py", intro=INTRO, example="sdxl")
 
 
 if __name__ == "__main__":
-    # Not a setting: it does not belong in a file.
-    PRUNE = "--prune" in sys.argv
-    CONFIG = read([argument for argument in sys.argv[1:] if argument != "--prune"])
+    CONFIG = read(sys.argv[1:])
 
 from sushi_research.caches import pruning
 from sushi_research.caches.caches import open_caches, open_hash_cache, open_remembered
@@ -121,4 +121,4 @@ def remove_unneeded(job: Job, inputs: Inputs) -> None:
 
 
 if __name__ == "__main__":
-    run_main(partial(main, prune=PRUNE), CONFIG)
+    run_main(partial(main, prune="--prune" in sys.argv), CONFIG)

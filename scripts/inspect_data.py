@@ -43,7 +43,7 @@ from sushi_research.caches.caches import free_memory
 from sushi_research.config.sets import sets_of
 from sushi_research.data.training_data import read_data
 from sushi_research.errors import UserError
-from sushi_research.files import system_errors, write_atomic
+from sushi_research.files import make_folder, system_errors, write_atomic
 from sushi_research.models import hub, loading
 from sushi_research.progress import progress
 from sushi_research.reports.data_page import decoded, page
@@ -54,7 +54,7 @@ from sushi_research.runs.launch import one_report
 from sushi_research.training import run
 
 # How many images are encoded and decoded, which takes half a minute each for SDXL on a CPU.
-MOST_DECODED = 6
+MOST_DECODED = 4
 
 
 @one_report()
@@ -88,6 +88,7 @@ def inspect(job: Job) -> None:
     shown = Shown(sets, data, config.captions.chunks, tokenizers, images, without, show_progress=True)
     name = config.run.name or os.path.basename(os.path.abspath(sets[0].path))
     path = Path(config.run.folder, f"{name or 'data'}_data.html")
+    make_folder(path.parent)
     write_atomic(path, page.html(shown).encode())
     job.say(*without, f"written: {path}")
 

@@ -14,8 +14,8 @@ from sushi_research.errors import UserError
 from sushi_research.files import make_folder, write_atomic
 from sushi_research.user_files import open_regular, parse_json, read_regular
 
-# Increment it when the stored facts change, or what `images.decode` accepts. A hash cache of another version is ignored.
-HASH_CACHE_VERSION = 5
+# Increment it when the stored facts change. A hash cache of another version is ignored. Until 5 it had facts about images too.
+HASH_CACHE_VERSION = 6
 # If a file was changed less than this before it was read, it could change again with the same times (the resolution is two
 # seconds on FAT, some milliseconds on ext4). Compare git's "racy" index entries.
 RACY_NS = 2_000_000_000

@@ -147,3 +147,11 @@ def _require_sensible(data: DataSection, sets: Sequence[ResolvedSet]) -> None:
                 raise ValueError(
                     f"{each.key(name)} has no effect while {each.key('crop')} is {each.crop}: set that to {crop}, or remove it"
                 )
+        for name, value in entry.masks.items():
+            needed = {"folder": "files", "column": "column", "source": each.masks.source}.get(name)
+            used = each.masks.source == needed if needed else each.masks.source != "none"
+            if value is not None and not used:
+                raise ValueError(
+                    f"{each.key('masks')}.{name} has no effect while {each.key('masks')}.source is {each.masks.source}: change "
+                    f"that, or remove it"
+                )

@@ -10,6 +10,7 @@ import pyarrow
 import pyarrow.compute as pc
 
 from sushi_research import caption_text
+from sushi_research.data import findings
 from sushi_research.data.boxes import beyond
 from sushi_research.data.checking import Facts
 from sushi_research.data.found import Found
@@ -50,10 +51,10 @@ def assemble(result: Scan, found: Found, facts: Facts) -> None:
     samples = _within(result, samples)
     samples = samples.take(samples.by_content())
     result.samples = samples
-    result.notes += _colour_notes(found, facts, used)
+    result.notes += findings.capped(_colour_notes(found, facts, used))
     result.notes += _several_lines(samples)
     result.notes += caption_text.note_replaced(_suspect_captions(samples))
-    result.notes += _copies(samples)
+    result.notes += findings.capped(_copies(samples))
 
 
 def _within(result: Scan, samples: Samples) -> Samples:

@@ -17,12 +17,14 @@ from sushi_research.data.images import BadImage
 from sushi_research.data.inspecting import ImageFacts, Unusable, inspect
 from sushi_research.data.samples import FINGERPRINT_BYTES, HASH
 from sushi_research.errors import UserError
-from sushi_research.fingerprints import HASH_CACHE_VERSION, content_hash
+from sushi_research.fingerprints import content_hash
 from sushi_research.progress import progress
 from sushi_research.remembered import Array, Remembered
 from sushi_research.user_files import UnreadableFile
 from sushi_research.workers import Worker, WorkerEnded, cores, results
 
+# Increment it when the facts about an image change, or what `images.decode` accepts.
+_VERSION = 1
 # So many images are worth the start of worker processes, which takes about half a second. Fewer are decoded in threads.
 PROCESSES_FROM = 200
 # While images are checked, the facts are stored so often, in seconds, and more rarely if that takes a large share of the time.
@@ -41,7 +43,8 @@ class Place:
 
     `name` is a hash of what tells the place from others. Facts about one of its images are found again by its text in `keys`, or by
     its row number if that is None; and only if its row of `states` [N, 4] is what it was. `settled` [N]: whether the state of an
-    image tells that it is unchanged. `there` [N]: whether there is an image, and not a problem that is recorded already.
+    image tells that it is unchanged. `there` [N]: whether there is an image, and not a problem that is recorded already. `version`
+    differs if the states of a table's images do.
     """
 
     name: str
@@ -51,6 +54,7 @@ class Place:
     settled: np.ndarray
     there: np.ndarray
     keys: pyarrow.Array | None = None
+    version: str = ""
 
 
 @dataclass(eq=False)
@@ -134,7 +138,7 @@ def check(place: Place, names: pyarrow.Array, remembered: Remembered, show_progr
 
     What is learned is stored, also if the check is interrupted. Raises UserError if a process that decodes is killed.
     """
-    facts, key = Facts.none(len(names)), content_hash(f"{HASH_CACHE_VERSION} {place.name}".encode())
+    facts, key = Facts.none(len(names)), content_hash(f"{_VERSION} {place.name}".encode())
     _recall(facts, place, remembered.find("image-facts", key))
     unknown = np.flatnonzero(place.there & ~facts.known)
     if not len(unknown):

@@ -30,7 +30,7 @@ from sushi_research.data.walk import note_links
 from sushi_research.errors import UserError
 from sushi_research.files import make_folder, write_json
 from sushi_research.fingerprints import HashCache, content_hash
-from sushi_research.remembered import Remembered, columns_hash
+from sushi_research.remembered import Remembered
 
 # Increment it when the same files give other samples, problems or notes.
 _VERSION = 1
@@ -124,7 +124,7 @@ def _scan_folder(
         found = find_in_folder(part, files, captions, remembered, box_column)
         if box_column is not None:
             found = with_boxes(part, found, files, box_column)
-        of_files, part.notes = part.notes, []
+        of_files, part.notes = findings.capped(part.notes), []
         facts = check(found.place, found.names, remembered, show_progress)
         assemble(part, found, facts)
         known = to_columns(part) | {"notes_of_files": pyarrow.array(of_files, pyarrow.large_string())}
@@ -145,8 +145,8 @@ def _scan_table(
     show_progress: bool,
 ) -> int:
     """Completes the scan of a table. Returns how many rows it has."""
-    place = place_of(images, result.source)
-    options = [_VERSION, decoders(), place.name, split, asdict(captions), box_column, columns_hash(place.states)]
+    place = place_of(images, result.source, remembered)
+    options = [_VERSION, decoders(), place.name, split, asdict(captions), box_column, place.version]
     key = content_hash(json.dumps(options).encode())
     known = remembered.find("table", key)
     if known is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from sushi_research.data.scan import Problem, Scan
 from sushi_research.errors import some
@@ -30,11 +30,8 @@ def summary(scan: Scan) -> list[str]:
 
     A note is `NAME: sentence` or a sentence. Notes are of one kind if their sentences differ only in numbers.
     """
-    kinds: dict[str, list[str]] = {}
-    for note in scan.notes:
-        kinds.setdefault(re.sub(r"[0-9]+", "0", note.rpartition(": ")[2]), []).append(note)
     found = []
-    for notes in kinds.values():
+    for notes in _by_kind(scan.notes):
         found += notes[:SHOWN_NOTES]
         if len(notes) > SHOWN_NOTES:
             found.append(f"and {len(notes) - SHOWN_NOTES} more like the last (a run's data_report.json lists them)")
@@ -49,3 +46,23 @@ def summary(scan: Scan) -> list[str]:
         what = "1 other file is" if scan.ignored == 1 else f"{scan.ignored} other files are"
         found.append(f"{what} ignored (neither images nor captions)")
     return found
+
+
+def capped(notes: list[str]) -> list[str]:
+    """The notes of a scan, at most LISTED of each kind, and a note with the number of the others."""
+    if len(notes) <= LISTED:
+        return notes
+    found = []
+    for of_kind in _by_kind(notes):
+        found += of_kind[:LISTED]
+        if len(of_kind) > LISTED:
+            found.append(f"and {len(of_kind) - LISTED:,} more like: {of_kind[LISTED]}")
+    return found
+
+
+def _by_kind(notes: Iterable[str]) -> Iterable[list[str]]:
+    """The notes whose sentences differ in numbers only, together."""
+    kinds: dict[str, list[str]] = {}
+    for note in notes:
+        kinds.setdefault(re.sub(r"[0-9]+", "0", note.rpartition(": ")[2]), []).append(note)
+    return kinds.values()

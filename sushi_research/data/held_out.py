@@ -17,6 +17,9 @@ from sushi_research.data.scan import Scan
 from sushi_research.errors import UserError, some
 from sushi_research.remembered import NOTHING_REMEMBERED, Remembered, columns_hash
 
+# Content hashes of images: texts, or a column [n] HASH.
+Hashes = Collection[str] | np.ndarray
+
 # Everyday subjects, similar to what most adapters are trained on (people, animals, places, paintings), in various styles.
 DRIFT_CAPTIONS = (
     "a photo of a woman reading a newspaper at a kitchen table",
@@ -38,9 +41,7 @@ DRIFT_CAPTIONS = (
 )
 
 
-def hold_out(
-    scan: Scan, fraction: float, prior: Collection[str] = (), remembered: Remembered = NOTHING_REMEMBERED
-) -> Samples:
+def hold_out(scan: Scan, fraction: float, prior: Hashes = (), remembered: Remembered = NOTHING_REMEMBERED) -> Samples:
     """Removes the held-out samples from the scan, lists their names in `scan.held_out`, and returns them.
 
     The choice depends only on content (`near_search.choose`), not on names, and copies and near-duplicates stay on one side.
@@ -53,7 +54,7 @@ def hold_out(
     if not choice.chosen.any() or not (~choice.chosen & ~is_prior).any():
         alike = choice.groups < choice.images
         together = " (images that resemble each other stay together and count as one)" if alike else ""
-        but = " that are no prior images" if prior else ""
+        but = " that are no prior images" if len(prior) else ""
         raise UserError(
             f"evaluation.held_out is {fraction:g}, which holds out {'all' if choice.chosen.any() else 'none'} of the "
             f"{choice.groups} distinct images in {scan.source}{but}{together}: choose another fraction, or give separate held-out "
@@ -99,7 +100,7 @@ def require_separate(
     return found
 
 
-def trained_items(items: Items, count: int, but: Collection[str], remembered: Remembered = NOTHING_REMEMBERED) -> Items:
+def trained_items(items: Items, count: int, but: Hashes, remembered: Remembered = NOTHING_REMEMBERED) -> Items:
     """`count` training images, or all if there are fewer, that are measured next to the held-out ones; none of the hashes in `but`.
 
     The choice depends only on content: the first of a fixed random order of the images. Each is taken once, with its first caption.

@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 from sushi_research.data import images
 from sushi_research.data.buckets import CropGeometry
 from sushi_research.data.images import BadImage
-from sushi_research.data.names import IMAGES
+from sushi_research.data.names import IMAGES, composed
 from sushi_research.data.samples import Sample
 
 # Increment it when `decode`, `alpha` or `to_latents` gives other values. It is part of every key in the cache.
@@ -87,7 +87,7 @@ def overlaid(image: Image.Image, mask: Image.Image, *, invert: bool) -> Image.Im
 
 
 def masks_beside(names: Iterable[str]) -> dict[str, list[str]]:
-    """Which of these image files are masks of others: image -> its masks, sorted. Names are paths with /.
+    """Which of these image files are masks of others: image -> its masks, sorted. Names are paths with /, in any Unicode form.
 
     cat-masklabel.png, cat.mask.png and cat_mask.png are masks of cat.jpg if there is one, and images of their own if not.
     """
@@ -95,13 +95,13 @@ def masks_beside(names: Iterable[str]) -> dict[str, list[str]]:
     ending = []
     for name in names:
         stem = posixpath.splitext(name)[0]
-        of_stem[stem].append(name)
+        of_stem[composed(stem)].append(name)
         if stem.endswith(ENDINGS):
             ending.append((name, stem))
     found: dict[str, list[str]] = defaultdict(list)
     for name, stem in sorted(ending):
         # A mask of a mask is none: cat_mask_mask.png with cat_mask.png is a mask only if there is no cat.jpg.
-        for image in of_stem.get(_without_ending(stem), ()):
+        for image in of_stem.get(composed(_without_ending(stem)), ()):
             found[image].append(name)
     masks = {name for names in found.values() for name in names}
     return {image: names for image, names in found.items() if image not in masks}
@@ -109,15 +109,15 @@ def masks_beside(names: Iterable[str]) -> dict[str, list[str]]:
 
 def masks_in_folder(names: Iterable[str], stems: Iterable[str]) -> dict[str, list[str]]:
     """The masks in a folder of their own, by the stem (path without suffix) of their image: for a/cat, a/cat.png or the like."""
-    wanted = set(stems)
+    wanted = {composed(stem): stem for stem in stems}
     found: dict[str, list[str]] = defaultdict(list)
     for name in sorted(names):
         stem, suffix = posixpath.splitext(name)
         if suffix.lower() not in IMAGES:
             continue
-        for candidate in (stem, _without_ending(stem)):
+        for candidate in map(composed, (stem, _without_ending(stem))):
             if candidate in wanted:
-                found[candidate].append(name)
+                found[wanted[candidate]].append(name)
                 break
     return dict(found)
 

@@ -10,6 +10,7 @@ from pathlib import PurePath
 import numpy as np
 
 from sushi_research.config.sets import ResolvedSet
+from sushi_research.data import near_search
 from sushi_research.data.samples import Samples
 from sushi_research.data.scan import Crop, Problem, Scan
 from sushi_research.data.uses import uses_of
@@ -66,12 +67,10 @@ def count_uses(scan: Scan, sets: Sequence[ResolvedSet]) -> Samples:
     return replace(samples, repeats=uses) if np.any(uses != samples.repeats) else samples
 
 
-def regularisation_images(scan: Scan, sets: Sequence[ResolvedSet]) -> set[str]:
-    """The content hashes of the images that are only in sets whose role is regularisation."""
+def regularisation_images(scan: Scan, sets: Sequence[ResolvedSet]) -> np.ndarray:
+    """The content hashes [n] HASH of the images that are only in sets whose role is regularisation."""
     of_role = [each.index for each in sets if each.is_regularisation]
-    if not of_role:
-        return set()
     samples = Samples.of(scan.samples)
     inside = np.isin(samples.sets, of_role)
-    found = np.setdiff1d(samples.images[inside], samples.images[~inside])
-    return {image.decode() for image in found.tolist()}
+    images = samples.images[inside]
+    return images[near_search.rows_of(images, samples.images[~inside]) < 0]

@@ -35,9 +35,6 @@ class Names:
 
     def __init__(self, names: Iterable[str]) -> None:
         self._names = set(names)
-        self._forms: dict[str, list[str]] = defaultdict(list)
-        for name in sorted(self._names):
-            self._forms[composed(name)].append(name)
 
     def matching(self, name: str) -> list[str]:
         """The file of exactly this name, or else the files whose names differ from it only in their Unicode form."""
@@ -56,6 +53,14 @@ class Names:
         for likely in (lambda name: name.startswith(f"{folder}/"), lambda name: name.endswith(suffix)):
             found = [name for name in found if likely(name)] or found
         return found
+
+    @cached_property
+    def _forms(self) -> dict[str, list[str]]:
+        """The names by their composed form. Most are found as they are, and it is not needed."""
+        forms: dict[str, list[str]] = defaultdict(list)
+        for name in sorted(self._names):
+            forms[composed(name)].append(name)
+        return forms
 
     @cached_property
     def _deepest(self) -> int:

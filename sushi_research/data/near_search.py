@@ -161,17 +161,19 @@ def first_near(candidates: np.ndarray, fingerprints: SelectedRows, own: np.ndarr
     return found
 
 
-def is_one_of(images: np.ndarray, hashes: Collection[str]) -> np.ndarray:
+def is_one_of(images: np.ndarray, hashes: Collection[str] | np.ndarray) -> np.ndarray:
     """Which of the images [N] HASH have one of these content hashes: bool [N]."""
     return rows_of(images, as_column(hashes)) >= 0
 
 
-def as_column(hashes: Collection[str]) -> np.ndarray:
-    """Content hashes as a sorted column."""
-    return np.array(sorted(hashes), HASH)
+def as_column(hashes: Collection[str] | np.ndarray) -> np.ndarray:
+    """Content hashes as a column: texts are sorted, and a column is returned as it is."""
+    return hashes if isinstance(hashes, np.ndarray) else np.array(sorted(hashes), HASH)
 
 
 def rows_of(images: np.ndarray, others: np.ndarray) -> np.ndarray:
     """For each of the images [M] HASH, the row of one with the same content hash in `others` [N] HASH, or -1: int64 [M]."""
+    if not len(others):
+        return np.full(len(images), -1)
     found = pyarrow.compute.index_in(pyarrow.array(images), value_set=pyarrow.array(others))
     return found.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)

@@ -19,7 +19,7 @@ from sushi_research.config.keys import default_values
 from sushi_research.config.prompts import Prompt, as_prompts, read_prompts, texts_of
 from sushi_research.config.sets import ResolvedSet, sets_of
 from sushi_research.config.yaml12 import show
-from sushi_research.data import dataset, findings, prior_images
+from sushi_research.data import dataset, findings, near_search, prior_images
 from sushi_research.data.captions.of_run import rules_of_sets, run_captions_of
 from sushi_research.data.captions.rules import rules_of, with_plain
 from sushi_research.data.captions.run_captions import RunCaptions
@@ -155,9 +155,9 @@ def read_data(job: Job, remembered: Remembered) -> Data:
         drop_too_small(each, fitting)
     scan = merged(set_scans, sets)
     rules, measured_rules = rules_of_sets(config), (rules_of(config.captions),)
-    scan.samples = with_plain(Samples.of(scan.samples), rules)
+    scan.samples = with_plain(Samples.of(scan.samples), rules, remembered)
     for each in others:
-        each.samples = with_plain(Samples.of(each.samples), measured_rules)
+        each.samples = with_plain(Samples.of(each.samples), measured_rules, remembered)
     # Write the report now in case require_clean raises, but do not overwrite that of a run that has already started.
     report = run.data_report if run and run.record() is None else None
     if accelerator.is_main_process and any(each.problems for each in (scan, *others)):
@@ -178,9 +178,8 @@ def read_data(job: Job, remembered: Remembered) -> Data:
     # The first process compares the images, and the others find the result.
     with accelerator.main_process_first():
         if config.evaluation.held_out:
-            held = hold_out(
-                scan, config.evaluation.held_out, {sample.image_hash for sample in inside} | kept_back, remembered
-            )
+            excluded = np.concatenate([inside.images, kept_back])
+            held = hold_out(scan, config.evaluation.held_out, excluded, remembered)
         elif separate:
             held, near_duplicates = separate.samples, require_separate(separate, scan, remembered=remembered)
         prior = PriorImages()
@@ -192,9 +191,8 @@ def read_data(job: Job, remembered: Remembered) -> Data:
             prior = prior_images.hold_out_prior(scan, prior_path, inside, remembered)
         items, _ = make_items(count_uses(scan, sets), fittings)
         own = [plain] if separate else fittings
-        trained = trained_items(
-            items, len({sample.image_hash for sample in held}), prior.trained | kept_back, remembered
-        )
+        excluded = np.concatenate([near_search.as_column(prior.trained), kept_back])
+        trained = trained_items(items, len(np.unique(Samples.of(held).images)), excluded, remembered)
     return Data(
         items,
         scan,

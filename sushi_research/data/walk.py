@@ -45,11 +45,12 @@ def walk(result: Scan, root: Path, outputs: Mapping[Path, str]) -> Iterator[tupl
         waiting += [os.path.join(folder, entry) for entry in sorted(visible, reverse=True)]
         result.ignored += len(folders) - len(visible)
         elsewhere.enter(real)
+        inside = os.path.join(folder, "")
         for file in sorted(files):
             if file.startswith("."):
                 result.ignored += 1
             elif file not in pictures:
-                path = os.path.join(folder, file)
+                path = inside + file
                 elsewhere.see(path, file in links)
                 yield prefix + _shown(file), path
     result.skipped += skipped

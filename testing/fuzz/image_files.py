@@ -56,6 +56,11 @@ def make_photos(folder: Path) -> None:
         photo.save(folder / "progressive.jpg", progressive=True, subsampling=2, quality=80)
         photo.save(folder / "phone.jpg", format="MPO", save_all=True, append_images=[photo.resize((64, 64))])
         photo.convert("L").save(folder / "grey.jpg")
+        photo.save(folder / "photo.avif", quality=60)
+        photo.save(folder / "photo.bmp")
+        photo.save(folder / "photo.tif", compression="tiff_lzw")
+        for suffix in ("gif", "webp", "png"):  # animations, of which the first frame is used
+            photo.save(folder / f"moving.{suffix}", save_all=True, append_images=[photo.rotate(90)], duration=100)
 
 
 def read_photo(folder: Path, name: str) -> object:

@@ -84,7 +84,8 @@ COMMANDS = [each for page in PAGES for each in commands(page)]
 
 def config_of(command: Command) -> Any:
     """The config that a command of a script of ours gives. Raises UserError for a mistake in it."""
-    words = list(command.words)
+    # The one option that is no setting (`cache_dataset.read`).
+    words = [word for word in command.words if word != "--prune" or command.program != "cache_dataset.py"]
     kind: Any = {"sample.py": SamplingConfig, "run_experiment.py": Experiment, **TRAINING}.get(command.program)
     if kind is None:
         kind = models.config_classes()[words.pop(0)]

@@ -531,7 +531,7 @@ def test_help_and_the_config_come_without_torch(command):
 
 
 def test_without_arguments_five_lines_say_how_to_begin():
-    for name in ("train_sd15_lora", "cache_dataset", "sample"):
+    for name in ("train_sd15_lora", "cache_dataset", "inspect_data", "sample"):
         ended = start([f"scripts/{name}.py"])
         assert (ended.returncode, messages(ended)) == (0, []), name
         lines = ended.stdout.splitlines()

@@ -7,7 +7,7 @@ from datetime import datetime
 
 import numpy as np
 
-from sushi_research.errors import printable
+from sushi_research.errors import printable, some
 from sushi_research.models.truncation import CHUNK, chunks_in
 from sushi_research.reports.data_page import captions, sheets
 from sushi_research.reports.data_page.pictures import decoded_blocks
@@ -30,21 +30,22 @@ def blocks(shown: Shown) -> list[Block]:
     """The page."""
     data = shown.data
     written = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
+    paths = some(list(dict.fromkeys(each.path for each in shown.sets)))
     parts: list[tuple[str, list[Block]]] = [
         ("Problems", _folded(f"{each.name}: {each.reason}" for each in data.problems)),
         ("Notes", _folded(data.notes)),
         ("Sets", _sets(shown)),
-        ("Buckets", sheets.buckets(shown)),
-        ("Copies", sheets.copies(shown)),
         ("Captions", _captions(shown)),
         ("What the network sees", _seen(shown)),
+        ("Copies", sheets.copies(shown)),
+        ("Buckets", sheets.buckets(shown)),
         ("Held-out images", sheets.held_out(shown)),
         ("Each image", _table(shown)),
     ]
     body = [block for title, found in parts if found for block in [Block("heading", title), *found]]
     return [
         Block("title", printable(shown.title)),
-        Block("lead", f"What a training does with the images and captions of {data.scan.source}. Written {written}."),
+        Block("lead", f"What a training does with the images and captions of {paths}. Written {written}."),
         Block("cards", cards=_cards(shown)),
         *([Block("warning", items=list(shown.without))] if shown.without else []),
         Block("contents"),

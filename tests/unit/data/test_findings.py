@@ -1,5 +1,6 @@
 """What the terminal shows of the notes on the data."""
 
+from sushi_research.data import findings
 from sushi_research.data.findings import lines, summary
 from sushi_research.data.scan import Problem, Scan
 from sushi_research.terminal import say
@@ -34,4 +35,15 @@ def test_names_that_a_terminal_cannot_show_are_escaped(capsys):
     assert capsys.readouterr().out.splitlines()[1:] == [
         "             metadata.jsonl line 1: \\ud800.png is not among the images",
         "notes        \\x1b[2J: no image",
+    ]
+
+
+def test_of_very_many_notes_of_a_kind_the_others_are_counted(monkeypatch):
+    monkeypatch.setattr(findings, "LISTED", 2)
+    notes = [f"{number}.txt: a caption without an image" for number in range(5)]
+    assert findings.capped(notes[:2]) == notes[:2]
+    assert findings.capped([*notes, "other"]) == [
+        *notes[:2],
+        "and 3 more like: 2.txt: a caption without an image",
+        "other",
     ]

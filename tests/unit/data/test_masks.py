@@ -90,6 +90,9 @@ def test_masks_are_found_by_the_names_of_their_images():
         "dog.png": ["dog.mask.webp", "dog_mask.png"],
     }
     assert masks.masks_beside(["x.png", "x_mask.png", "x_mask_mask.png"]) == {"x.png": ["x_mask.png"]}
+    # A Mac may write the letters of one of the two names in their decomposed form.
+    assert masks.masks_beside(["caf\u00e9.png", "cafe\u0301_mask.png"]) == {"caf\u00e9.png": ["cafe\u0301_mask.png"]}
+    assert masks.masks_in_folder(["cafe\u0301.png"], ["caf\u00e9"]) == {"caf\u00e9": ["cafe\u0301.png"]}
     files = ["a/cat.png", "a/dog-masklabel.png", "b/cat.jpg", "a/cat.txt", "a/my_mask.png", "c.png"]
     assert masks.masks_in_folder(files, ["a/cat", "a/dog", "a/my_mask"]) == {
         "a/cat": ["a/cat.png"],

@@ -47,7 +47,8 @@ def identity(config_class=SD15Training, facts=FACTS, **sections):
 def test_the_defaults_are_those_of_a_config_that_sets_nothing(config_class):
     settings = flatten(config_to_dict(config_class(**SECTIONS)))
     defaults = {key: value for key, value in default_values(config_class).items() if key not in flatten(SECTIONS)}
-    assert defaults.pop("optimizer.kwargs") == {}
+    for mapping in ("optimizer.kwargs", "captions.replace", "captions.tag_categories"):
+        assert defaults.pop(mapping) == {}
     assert defaults.pop("checkpoint.command") is None  # it is stored nowhere
     assert defaults == {key: value for key, value in settings.items() if key not in flatten(SECTIONS)}
 
