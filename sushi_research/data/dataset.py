@@ -184,6 +184,7 @@ def _report(scan: Scan) -> dict[str, Any]:
         names = names.take(pyarrow.compute.select_k_unstable(table, findings.LISTED, [("name", "ascending")]))
     return {
         "source": scan.source,
+        **({"sets": scan.sets} if scan.sets else {}),
         "counts": {
             "used": len(samples),
             "problems": len(scan.problems),

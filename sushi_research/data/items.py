@@ -141,9 +141,8 @@ def make_items(samples: Sequence[Sample], fittings: BucketRule | Sequence[Fittin
             geometries, too_small = _geometries(samples, rows, fitting, rule)
             fits |= ~too_small
             parts.append((rows[~too_small], np.full((~too_small).sum(), resolution), geometries[~too_small]))
-        for row in np.flatnonzero(
-            ~fits
-        ).tolist():  # there are few; the last resolution's reason is as good as another's
+        # The reason of the last resolution is as good as another's.
+        for row in np.flatnonzero(~fits).tolist():
             sample = samples[int(rows[row])]
             box = fitting.crop == "box" and sample.box
             width, height = (box[2] - box[0], box[3] - box[1]) if box else (sample.width, sample.height)

@@ -213,8 +213,10 @@ class Samples(Sequence[Sample]):
         return replace(self, masks=masks, mask_sources=(source,) * len(self.sources))
 
     def by_content(self) -> np.ndarray:
-        """The row numbers in an order that depends on content: by image, first caption and name."""
+        """The row numbers in an order that depends on content: by image, first caption, name and set."""
         table = pyarrow.table({"image": _texts(self.images), "caption": self.first_captions, "name": self.names})
+        if len(self.sources) > 1:  # a folder may be in two sets
+            table = table.append_column("set", pyarrow.array(self.sets))
         order = pyarrow.compute.sort_indices(table, [(name, "ascending") for name in table.column_names])
         return order.to_numpy().astype(np.int64)
 
