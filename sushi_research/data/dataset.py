@@ -145,7 +145,7 @@ def _scan_table(
     show_progress: bool,
 ) -> int:
     """Completes the scan of a table. Returns how many rows it has."""
-    place = place_of(images, result.source)
+    place = place_of(images, result.source, remembered)
     options = [_VERSION, decoders(), place.name, split, asdict(captions), box_column, place.version]
     key = content_hash(json.dumps(options).encode())
     known = remembered.find("table", key)
