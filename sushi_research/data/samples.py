@@ -221,7 +221,11 @@ class Samples(Sequence[Sample]):
     @cached_property
     def first_captions(self) -> pyarrow.Array:
         """The first caption of each sample after the rules (`plain`), as an Arrow array. Each has one, which may be empty."""
-        return pyarrow.compute.list_element(self.captions, 0) if self.plain is None else self.plain
+        if self.plain is not None:
+            return self.plain
+        texts = self.captions.flatten()
+        # With one caption each these are the texts themselves, without a copy.
+        return texts if len(texts) == len(self) else pyarrow.compute.list_element(self.captions, 0)
 
     def __len__(self) -> int:
         return len(self.images)
