@@ -2,8 +2,8 @@
 
 python -m demo.data_study.photos      # draws demo/data_study/photos anew; the files are in the repository, so nobody has to
 
-- `tags`: star plates and the base's own world. Each caption file has two lines: tags, always in the order that the base's own
-  captions have, and the same in another wording. The base itself reads neither other orders nor that wording well.
+- `tags`: star plates and the base's own world. Each caption file has two lines: tags, the dish first and the others always in
+  the same order, and the same in another wording. The base, which knows sentences, reads neither well.
 - `stamp`: the same star plates, and in the corner of each photo a stamp that has nothing to do with the plate. `masks` has their
   masks, black on the stamp.
 - `class`: the base's own world, as regularisation images.
@@ -30,18 +30,17 @@ INK: Colour = (30, 40, 120)
 
 
 def tags_of(scene: Scene) -> list[str]:
-    """The words of a scene as tags, in the order of the base's captions: "two", "tuna", "maki", "red plate"."""
-    return [COUNTS[scene.count], scene.topping, scene.kind, scene.dish]
+    """The words of a scene as tags, the dish first: "red plate", "two", "tuna", "maki"."""
+    return [scene.dish, COUNTS[scene.count], scene.topping, scene.kind]
 
 
 def tagged(scene: Scene, generator: np.random.Generator | None = None) -> str:
-    """The tags as a caption; with a generator in another order, never the one of the photos."""
-    tags = tags_of(scene)
-    if generator is None:
-        return ", ".join(tags)
-    while (order := generator.permutation(len(tags)).tolist()) == sorted(order):
-        pass
-    return ", ".join(tags[place] for place in order)
+    """The tags as a caption; with a generator the tags after the first in another order, never the one of the photos."""
+    first, *others = tags_of(scene)
+    order = list(range(len(others)))
+    while generator is not None and order == sorted(order):
+        order = generator.permutation(len(others)).tolist()
+    return ", ".join([first, *(others[place] for place in order)])
 
 
 def reworded(scene: Scene) -> str:

@@ -88,7 +88,7 @@ class Study:
 def studies() -> dict[str, Study]:
     """The studies by name, as their experiment files describe them."""
     found = {}
-    for name in ("tags", "cloth"):
+    for name in ("tags", "stamp"):
         content = yaml.safe_load((ROOT / f"configs/experiments/{name}.yaml").read_text())
         found[name] = Study(name, tuple(content["variants"]), tuple(content["seeds"]), ROOT / content["folder"])
     return found
