@@ -69,7 +69,7 @@ def sets_of_data(data: Data) -> tuple[SetPlan, ...]:
                 role=each.role,
                 images=len(np.unique(own.rows)),
                 uses=len(own),
-                resolutions=tuple(sorted(set(each.resolutions))),
+                resolutions=each.resolutions,
                 crop=each.crop,
                 crops=each.crops if each.crop == "random" else 1,
                 squeezed=round(float(distortion(used).max(initial=0)), 4) if each.crop == "none" else 0.0,
