@@ -58,11 +58,11 @@ def count_uses(scan: Scan, sets: Sequence[ResolvedSet]) -> Samples:
     samples = Samples.of(scan.samples)
     uses = uses_of(samples, sets)
     for each in sets:
-        unused = int(((samples.sets == each.index) & (uses == 0)).sum())
-        if unused:
+        own = uses[samples.sets == each.index]
+        if unused := int((own == 0).sum()):
             scan.notes.append(
-                f"{unused} of the {int((samples.sets == each.index).sum())} images of {each.place} {'is' if unused == 1 else 'are'} "
-                "not used, because there are fewer training images: give that set repeats or a weight to use more of them"
+                f"{unused} of the {len(own)} images of {each.place} {'is' if unused == 1 else 'are'} not used, because there are "
+                "fewer training images: give that set repeats or a weight to use more of them"
             )
     return replace(samples, repeats=uses) if np.any(uses != samples.repeats) else samples
 

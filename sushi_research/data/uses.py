@@ -8,6 +8,10 @@ import numpy as np
 
 from sushi_research.config.sets import ResolvedSet
 from sushi_research.data.samples import Samples
+from sushi_research.errors import UserError
+
+# Uses of images in an epoch. Each takes some 50 bytes at the start.
+MOST_ITEMS = 100_000_000
 
 
 def uses_of(samples: Samples, sets: Sequence[ResolvedSet]) -> np.ndarray:
@@ -20,7 +24,7 @@ def uses_of(samples: Samples, sets: Sequence[ResolvedSet]) -> np.ndarray:
       others are not used (0).
 
     Each image is used a whole number of times; what is left of a ratio goes to the first images in the order of their content, the
-    same ones in every epoch.
+    same ones in every epoch. Raises UserError for an epoch of more than MOST_ITEMS.
     """
     uses, number = samples.repeats.astype(np.int64), samples.sets
     resolutions = np.array([len(each.resolutions) for each in sets])
@@ -30,13 +34,23 @@ def uses_of(samples: Samples, sets: Sequence[ResolvedSet]) -> np.ndarray:
     weighted = [each for each in sets if each.weight is not None and (number == each.index).any()]
     if weighted:
         most = max(_shown(uses, number, resolutions, [each]) / (each.weight or 1) for each in weighted)
+        _require_few(sum((each.weight or 1) * most for each in weighted))
         for each in weighted:
             _share_out(uses, samples, [each], resolutions, (each.weight or 1) * most)
     given = [each for each in sets if not each.is_regularisation]
     rest = [each for each in sets if each.is_regularisation and each.weight is None and each.repeats is None]
     if rest:
         _share_out(uses, samples, rest, resolutions, _shown(uses, number, resolutions, given))
+    _require_few(_shown(uses, number, resolutions, sets))
     return uses.astype(np.int32)
+
+
+def _require_few(items: float) -> None:
+    if items > MOST_ITEMS:
+        raise UserError(
+            f"an epoch would have {items:.3g} uses of images, and may have {MOST_ITEMS:,}: lower the repeats, or choose weights of "
+            "data.sets that are closer to the numbers of their images."
+        )
 
 
 def _shown(uses: np.ndarray, number: np.ndarray, resolutions: np.ndarray, sets: Sequence[ResolvedSet]) -> int:

@@ -110,6 +110,8 @@ def _held_out_of(config: TrainingConfig, data: Data) -> str:
     compared = got + len(data.items.used)  # regularisation images too
     share, but = config.evaluation.held_out, " without the prior ones" if data.prior_trained else ""
     asked = f"asked for {share:g} of {total} images{but}, which is {round(share * total)}"
-    limit = f", because {near_search.LIMIT}" if compared > near_search.MOST_GROUPED and got < round(share * total) else ""
+    limit = (
+        f", because {near_search.LIMIT}" if compared > near_search.MOST_GROUPED and got < round(share * total) else ""
+    )
     paths = ", ".join(dict.fromkeys(each.path for each in sets_of(config) if not each.is_regularisation))
     return f"held out of {paths} ({asked}; got {got}{limit})"

@@ -9,6 +9,7 @@ from sushi_research.config import SDXLTraining
 from sushi_research.config.sets import sets_of
 from sushi_research.data.samples import Sample, Samples
 from sushi_research.data.uses import uses_of
+from sushi_research.errors import UserError
 
 
 def uses(sets: list[dict], counts: list[int], repeats: int = 1) -> list[list[int]]:
@@ -59,3 +60,14 @@ def test_uses_of_sets(sets, counts, expected):
 def test_numbers_of_folders_count_within_a_set():
     assert uses([{"repeats": 2}, {}], [1, 1], repeats=10) == [[20], [10]]
     assert uses([{"weight": 1}, {"weight": 2}], [1, 1], repeats=10) == [[10], [20]]
+
+
+def test_an_epoch_that_does_not_fit_into_memory_is_refused():
+    """And one for which the whole numbers have no room."""
+    for sets, counts in (([{"weight": 1}, {"weight": 1e-9}], [1, 1]), ([{"weight": 1e6}, {"weight": 1e-300}], [1, 2])):
+        with pytest.raises(
+            UserError, match=r"^an epoch would have [12]e\+\d+ uses of images, and may have 100,000,000"
+        ):
+            uses(sets, counts)
+    with pytest.raises(UserError, match="lower the repeats"):
+        uses([{"repeats": 999}], [2], repeats=999_999)
