@@ -59,8 +59,8 @@ def sets_of_data(data: Data) -> tuple[SetPlan, ...]:
     items, found = data.items, []
     number = items.samples.sets[items.rows]
     for each, folder in zip(data.sets, folder_names([each.path for each in data.sets]), strict=True):
-        own = items.take(number == each.index)
-        used = own.geometries.astype(np.int64)
+        own = items if len(data.sets) == 1 else items.take(number == each.index)
+        used = own.geometries
         by_width, by_height = used[:, 3] > used[:, 1], used[:, 2] > used[:, 0]
         found.append(
             SetPlan(
@@ -72,7 +72,9 @@ def sets_of_data(data: Data) -> tuple[SetPlan, ...]:
                 resolutions=tuple(sorted(set(each.resolutions))),
                 crop=each.crop,
                 crops=each.crops if each.crop == "random" else 1,
-                squeezed=round(float(distortion(used).max(initial=0)), 4) if each.crop == "none" else 0.0,
+                squeezed=round(float(distortion(used.astype(np.int64)).max(initial=0)), 4)
+                if each.crop == "none"
+                else 0.0,
                 enlarged=_distinct(own.rows[by_width | by_height]),
                 flip=each.flip,
                 loss_weight=each.loss_weight,
