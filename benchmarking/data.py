@@ -1,7 +1,7 @@
 """Measures the start of a run and its loader on data sets of 10,000 to a million synthetic rows, and writes the result as JSON.
 
-    python -m benchmarking.data                                # make bench-data: saved data sets of 10k, 100k and 1M rows
-    python -m benchmarking.data --rows 10000 --files 100000    # also a folder of 100,000 image files with captions
+    python -m benchmarking.data                                # make bench-data: 10k, 100k and 1M rows, and 100k image files
+    python -m benchmarking.data --rows 10000 --files           # 10,000 rows of a saved data set, and no folder
 
 Everything is the code of a training (benchmarking/start.py); only the payload is tiny: images of 64x64 pixels, and cache entries of
 `tiny_bytes` instead of `real_bytes`, 1,000 rows in a shard as with real ones. Each measurement is a process of its own, which first
@@ -38,7 +38,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--rows", type=int, nargs="*", default=list(SIZES), help="sizes of saved data sets (default: 10k, 100k and 1M)")
-    add("--files", type=int, nargs="*", default=[], help="sizes of folders of image files (default: none)")
+    add("--files", type=int, nargs="*", default=[100_000], help="sizes of folders of image files (default: 100k)")
     add("--folder", help="where data sets and caches are made and kept (default: a temporary folder)")
     add("--limit", type=float, default=1800, help="seconds after which a process is stopped (default: 1800)")
     add("--seconds", type=float, default=5.0, help="how long the loader gives samples (default: 5)")

@@ -216,8 +216,9 @@ def evaluate(job: Job, written: list[str]) -> None:
 
 def validation_data(job: Job, remembered: Remembered) -> Data:
     """Reads the data as a training script does; if the options hold out no images, all are in `held_out` and none in `items`, but
-    for prior images, which are all in `prior`, and for regularisation images, which are in neither."""
-    data = read_data(job, remembered)
+    for prior images, which are all in `prior`, and for regularisation images, which are in neither. Nothing is trained, so
+    the captions are not those of a training."""
+    data = replace(read_data(job, remembered), captions=None)
     if data.held_out:
         return data
     distinct = {(item.sample.image_hash, item.sample.caption): item for item in data.learned}

@@ -14,7 +14,6 @@ from __future__ import annotations
 import sys
 
 from sushi_research import models, stopping
-from sushi_research.caches.caches import open_remembered
 from sushi_research.config import TrainingConfig
 from sushi_research.config.process import read_architecture, run_main
 
@@ -39,7 +38,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from sushi_research.caches.caches import free_memory
+from sushi_research.caches.caches import free_memory, open_remembered
 from sushi_research.config.sets import sets_of
 from sushi_research.data.training_data import read_data
 from sushi_research.errors import UserError

@@ -62,7 +62,7 @@ class Worker:
     def __call__(self, job: Any) -> Any:
         """The function's result. Raises what the function raises, and WorkerEnded if the process ends before it answers."""
         try:
-            _send(self._process.stdin, job)
+            _send(self._process.stdin, pickle.dumps(job, pickle.HIGHEST_PROTOCOL))
             failed, result = _receive(self._process.stdout)
         except (OSError, EOFError):
             raise WorkerEnded(self._process.wait()) from None
@@ -142,8 +142,7 @@ def results(
 _END: Any = object()
 
 
-def _send(pipe: BinaryIO, value: Any) -> None:
-    data = pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
+def _send(pipe: BinaryIO, data: bytes) -> None:
     pipe.write(_LENGTH.pack(len(data)))
     pipe.write(data)
     pipe.flush()
@@ -174,9 +173,9 @@ def _serve(module: str, name: str) -> None:
         except EOFError:
             return
         try:
-            answer = (False, function(job))
+            answer = pickle.dumps((False, function(job)), pickle.HIGHEST_PROTOCOL)
         except Exception as error:
-            answer = (True, error)
+            answer = pickle.dumps((True, error))
         try:
             _send(answers, answer)
         except BrokenPipeError:

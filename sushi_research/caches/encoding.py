@@ -80,7 +80,14 @@ def _pixels(entries: LatentEntries) -> Iterator[tuple[Item, np.ndarray]]:
 
     def make(start: int, end: int) -> list[tuple[Item, np.ndarray]]:
         items = [entries.item(number) for number in range(start, end)]
-        image = images.decode(items[0].sample.read())
+        sample = items[0].sample
+        try:
+            image = images.decode(sample.read())
+        except images.BadImage as error:  # what is known of it is remembered, and an image library is another one now
+            raise UserError(
+                f"{sample.name} could be decoded when it was checked, but not now: {error.reason}; install the libraries that were "
+                "there then (such as pillow-heif), or remove the image."
+            ) from error
         flips = entries.flips[start:end].tolist()
         return [
             (item, images.resize_and_crop(image, item.geometry, flip)) for item, flip in zip(items, flips, strict=True)
@@ -102,7 +109,8 @@ def _batch_size(vae: Any, bucket: tuple[int, int], limit: int) -> int:
     if vae.device.type != "cuda":
         return 1
     pixels = bucket[0] * bucket[1]
-    free = torch.cuda.mem_get_info(vae.device)[0] + torch.cuda.memory_reserved(vae.device)
+    unused = torch.cuda.memory_reserved(vae.device) - torch.cuda.memory_allocated(vae.device)
+    free = torch.cuda.mem_get_info(vae.device)[0] + unused
     fits = int(0.8 * free) // (_BYTES_PER_PIXEL * vae.dtype.itemsize * pixels)
     return max(1, min(limit // pixels, fits))
 

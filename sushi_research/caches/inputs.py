@@ -70,13 +70,16 @@ class Inputs:
         key = entry_key(texts=columns_hash(texts), tokenizers=self.caches.encoder_hashes)
         return self.caches.remembered.arrays("token-counts", key, lambda: {"tokens": make()})["tokens"]
 
-    @cached_property
-    def _caption_chunks(self) -> np.ndarray:
-        """[n]: the chunks of each of `captions`, in kohya's layout always the most."""
+    def chunks_of_captions(self, texts: pyarrow.Array) -> np.ndarray:
+        """[n]: the chunks of each text as a caption, in kohya's layout always the most."""
         most, layout = self.caches.chunks.most, self.caches.chunks.layout
         if most == 1 or layout == "kohya":
-            return np.full(len(self.captions), most)
-        return np.minimum(chunks_in(self.token_counts(self.captions)), most)
+            return np.full(len(texts), most)
+        return np.minimum(chunks_in(self.token_counts(texts)), most)
+
+    @cached_property
+    def _caption_chunks(self) -> np.ndarray:
+        return self.chunks_of_captions(self.captions)
 
     @cached_property
     def latent_entries(self) -> LatentEntries:

@@ -103,6 +103,19 @@ EVERYWHERE = (
     *_own_settings("sample.", {"evaluation.pictures": _is(0)}),
 )
 TRAINING = (
+    # As with masks below: a set may be cropped in its own way.
+    Rule(
+        ("data.crops",),
+        {"data.crop": _is_other_than("random"), "data.sets": _is(None, [])},
+        "while data.crop is not random",
+        "set it to that",
+    ),
+    Rule(
+        ("data.crop_column",),
+        {"data.crop": _is_other_than("box"), "data.sets": _is(None, [])},
+        "while data.crop is not box",
+        "set it to that",
+    ),
     # With several sets, a set may have masks of its own, and takes what it does not give from here.
     Rule(
         ("masks.background", "masks.unmasked", "masks.invert"),

@@ -30,7 +30,7 @@ from sushi_research.data.walk import note_links
 from sushi_research.errors import UserError
 from sushi_research.files import make_folder, write_json
 from sushi_research.fingerprints import HashCache, content_hash
-from sushi_research.remembered import Remembered
+from sushi_research.remembered import Array, Remembered
 
 # Increment it when the same files give other samples, problems or notes.
 _VERSION = 1
@@ -118,7 +118,7 @@ def _scan_folder(
 ) -> int:
     """Completes the scan of a folder of images. Returns how many image files there are."""
     key = files.key([_VERSION, decoders(), asdict(captions), box_column, os.path.basename(files.root)])
-    known = remembered.find("folder", key)
+    known = _find(remembered, "folder", key)
     if known is None:
         part = Scan(result.source)
         found = find_in_folder(part, files, captions, remembered, box_column)
@@ -129,7 +129,7 @@ def _scan_folder(
         assemble(part, found, facts)
         known = to_columns(part) | {"notes_of_files": pyarrow.array(of_files, pyarrow.large_string())}
         if files.settled and found.lasting and not facts.passing:
-            known = remembered.put("folder", key, known)
+            known = _put(remembered, "folder", key, known)
     result.notes = sorted([*result.notes, *known["notes_of_files"].to_pylist()])
     from_columns(result, known, ImageFiles(files.root, files.images.column, files.odd))
     return len(files.images.names)
@@ -145,10 +145,10 @@ def _scan_table(
     show_progress: bool,
 ) -> int:
     """Completes the scan of a table. Returns how many rows it has."""
-    place = place_of(images, result.source)
+    place = place_of(images, result.source, remembered)
     options = [_VERSION, decoders(), place.name, split, asdict(captions), box_column, place.version]
     key = content_hash(json.dumps(options).encode())
-    known = remembered.find("table", key)
+    known = _find(remembered, "table", key)
     if known is None:
         part = Scan(result.source)
         found = find_in_table(part, images, place, split, captions)
@@ -158,9 +158,25 @@ def _scan_table(
         assemble(part, found, facts)
         known = to_columns(part)
         if place.settled.all() and not facts.passing:
-            known = remembered.put("table", key, known)
+            known = _put(remembered, "table", key, known)
     from_columns(result, known, images)
     return len(images.table.rows)
+
+
+# The largest column is in a file of its own: it is seldom read, and the other file can be unmapped when images were held out.
+_APART = "fingerprints"
+
+
+def _find(remembered: Remembered, kind: str, key: str) -> dict[str, Array] | None:
+    """The columns of a scan that are remembered."""
+    known, apart = remembered.find(kind, key), remembered.find(f"{kind}-{_APART}", key)
+    return None if known is None or apart is None else known | apart
+
+
+def _put(remembered: Remembered, kind: str, key: str, columns: Mapping[str, Array]) -> dict[str, Array]:
+    """Remembers the columns of a scan."""
+    most = {name: column for name, column in columns.items() if name != _APART}
+    return remembered.put(kind, key, most) | remembered.put(f"{kind}-{_APART}", key, {_APART: columns[_APART]})
 
 
 def write_report(scan: Scan, path: Path, evaluation: Scan | None = None, prior: Scan | None = None) -> None:
@@ -184,6 +200,7 @@ def _report(scan: Scan) -> dict[str, Any]:
         names = names.take(pyarrow.compute.select_k_unstable(table, findings.LISTED, [("name", "ascending")]))
     return {
         "source": scan.source,
+        **({"sets": scan.sets} if scan.sets else {}),
         "counts": {
             "used": len(samples),
             "problems": len(scan.problems),

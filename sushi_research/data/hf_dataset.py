@@ -27,7 +27,7 @@ from sushi_research.data.scan import Problem, Scan
 from sushi_research.data.tables import Table, path_of_cell, read_image
 from sushi_research.errors import UserError, first_line
 from sushi_research.fingerprints import content_hash
-from sushi_research.remembered import columns_hash
+from sushi_research.remembered import Array, Remembered, columns_hash
 from sushi_research.user_files import kind_of
 
 # Rows whose captions are Python objects at the same time.
@@ -88,20 +88,29 @@ def columns_of(result: Scan, table: Table, image_column: str, rule: CaptionRule)
     return images
 
 
-def place_of(images: TableImages, source: str) -> Place:
-    """Where the images of a table are read. Those in its rows are known by the content of the table. UserError if it is damaged."""
-    size = len(images.table.rows)
+def place_of(images: TableImages, source: str, remembered: Remembered) -> Place:
+    """Where the images of a table are read. Those in its rows are known by the content of the table. UserError if it is damaged.
+
+    Which rows name files is remembered, so that a table that is known is not read.
+    """
+    size, table = len(images.table.rows), images.table
     states, settled, files = np.zeros((size, 4), np.int64), np.ones(size, bool), FileList()
-    rows = []
-    with _undamaged(source):
-        for row, path in images.files():
-            rows.append(row)
-            files.add("", path)
-    version = ""
-    if rows:
+
+    def make() -> dict[str, Array]:
+        with _undamaged(source):
+            found = list(images.files())
+        paths = pyarrow.array([path for _, path in found], pyarrow.large_string())
+        return {"rows": np.array([row for row, _ in found], np.int64), "paths": paths}
+
+    options = ["table files", table.content, images.column, *map(str, table.folders)]
+    known = remembered.arrays("table-files", content_hash(json.dumps(options).encode()), make)
+    rows, version = known["rows"], ""
+    for path in known["paths"].to_pylist():
+        files.add("", path)
+    if len(rows):
         states[rows], settled[rows] = files.states, files.settled
-        version = columns_hash(np.array(rows), files.states)
-    name = content_hash(json.dumps(["table", images.table.content, images.column]).encode())
+        version = columns_hash(rows, files.states)
+    name = content_hash(json.dumps(["table", table.content, images.column]).encode())
     return Place(name, images, _no_path, states, settled, np.ones(size, bool), version=version)
 
 

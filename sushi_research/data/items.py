@@ -17,6 +17,7 @@ from sushi_research.data.buckets import (
     random_crops,
     too_small_reason,
 )
+from sushi_research.data.columns import distinct_numbers
 from sushi_research.data.samples import Sample, Samples
 from sushi_research.data.scan import Problem
 
@@ -68,7 +69,7 @@ class Items(Sequence[Item]):
     @cached_property
     def _codes(self) -> tuple[np.ndarray, np.ndarray]:
         height, width = self.geometries[:, 6].astype(np.int64), self.geometries[:, 7]
-        return np.unique((height << 16) + width, return_inverse=True)
+        return distinct_numbers((height << 16) + width)
 
     @cached_property
     def used(self) -> Samples:
@@ -140,21 +141,26 @@ def make_items(samples: Sequence[Sample], fittings: BucketRule | Sequence[Fittin
         for resolution, rule in enumerate(fitting.rules):
             geometries, too_small = _geometries(samples, rows, fitting, rule)
             fits |= ~too_small
-            parts.append((rows[~too_small], np.full((~too_small).sum(), resolution), geometries[~too_small]))
-        for row in np.flatnonzero(
-            ~fits
-        ).tolist():  # there are few; the last resolution's reason is as good as another's
+            columns = rows, np.full(len(rows), resolution, np.int16), geometries
+            parts.append(tuple(each[~too_small] for each in columns) if too_small.any() else columns)
+        # The reason of the last resolution is as good as another's.
+        for row in np.flatnonzero(~fits).tolist():
             sample = samples[int(rows[row])]
             box = fitting.crop == "box" and sample.box
             width, height = (box[2] - box[0], box[3] - box[1]) if box else (sample.width, sample.height)
             reason = ("its box of " if box else "") + too_small_reason(width, height, geometries[row], rule)
             problems.append(Problem(sample.name, reason))
-    rows, resolutions, geometries = (np.concatenate(columns) for columns in zip(*parts, strict=True))
-    order = np.lexsort((resolutions, _ranks(samples.by_content())[rows]))
-    order = np.repeat(order, samples.repeats[rows[order]])
-    rows = rows[order]
+    rows, resolutions, geometries = (
+        parts[0] if len(parts) == 1 else (np.concatenate(columns) for columns in zip(*parts, strict=True))
+    )
+    ranks = _ranks(samples.by_content())[rows]
+    # A large set at one resolution, each image once, is in order already and is not copied.
+    if not (ranks[1:] > ranks[:-1]).all() or (samples.repeats[rows] != 1).any():
+        order = np.lexsort((resolutions, ranks))
+        order = np.repeat(order, samples.repeats[rows[order]])
+        rows, geometries = rows[order], geometries[order]
     crops = np.array([fitting.crops if fitting.crop == "random" else 1 for fitting in fittings], np.int16)
-    items = Items(samples, rows, _instances(samples.images[rows]), geometries[order])
+    items = Items(samples, rows, _instances(samples.images[rows]), geometries)
     if crops.max() > 1:
         items = replace(items, crops=crops[samples.sets[rows]])
     return items, problems
@@ -168,9 +174,9 @@ def _geometries(
     if fitting.crop == "box" and samples.boxes is not None:
         boxes, whole = samples.boxes[rows], np.stack([0 * widths, 0 * widths, widths, heights], 1)
         return crop_geometries(widths, heights, rule, boxes=np.where(boxes.any(1)[:, None], boxes, whole))
-    sizes, ids = np.unique((widths << 32) + heights, return_inverse=True)
+    sizes, ids = distinct_numbers((widths << 32) + heights)
     geometries, too_small = crop_geometries(sizes >> 32, sizes & 0xFFFFFFFF, rule, squeeze=fitting.crop == "none")
-    return geometries[ids], too_small[ids]
+    return geometries.take(ids, axis=0), too_small[ids]
 
 
 def once_each(items: Items) -> Items:
@@ -191,6 +197,9 @@ def _instances(images: np.ndarray) -> np.ndarray:
     """The number of earlier rows with the same image, of rows in the order of their images: [n] int32."""
     if not len(images):
         return np.zeros(0, np.int32)
-    starts = np.flatnonzero(np.r_[True, images[1:] != images[:-1]])
+    is_first = np.append(True, images[1:] != images[:-1])
+    if is_first.all():
+        return np.zeros(len(images), np.int32)
+    starts = np.flatnonzero(is_first)
     lengths = np.diff(np.r_[starts, len(images)])
     return (np.arange(len(images)) - np.repeat(starts, lengths)).astype(np.int32)

@@ -74,7 +74,7 @@ def _from_column(result: Scan, images: TableImages, masks: MaskSection, remember
     except (TypeError, ValueError, NotImplementedError):
         others = f"set masks.column to another of {', '.join(columns)}"
         raise UserError(f"the column {masks.column} of {result.source} holds no images: {others}.") from None
-    place = place_of(column, result.source)
+    place = place_of(column, result.source, remembered)
     rows = np.arange(len(images.table.rows))
     names = row_names(masks.column, len(rows))
     facts = check(place, names, remembered, progress)

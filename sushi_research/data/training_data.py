@@ -155,9 +155,9 @@ def read_data(job: Job, remembered: Remembered) -> Data:
         drop_too_small(each, fitting)
     scan = merged(set_scans, sets)
     rules, measured_rules = rules_of_sets(config), (rules_of(config.captions),)
-    scan.samples = with_plain(Samples.of(scan.samples), rules)
+    scan.samples = with_plain(Samples.of(scan.samples), rules, remembered)
     for each in others:
-        each.samples = with_plain(Samples.of(each.samples), measured_rules)
+        each.samples = with_plain(Samples.of(each.samples), measured_rules, remembered)
     # Write the report now in case require_clean raises, but do not overwrite that of a run that has already started.
     report = run.data_report if run and run.record() is None else None
     if accelerator.is_main_process and any(each.problems for each in (scan, *others)):

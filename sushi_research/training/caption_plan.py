@@ -35,7 +35,7 @@ class CaptionPlan:
     dropped captions become. `encoders` are the bytes of text encoders that stay in memory.
 
     Captions of more than `chunks` chunks are `cut`; `listed` are the first MOST_LISTED of them with the tokens that each loses, of
-    which the most is `worst`. `weighted` captions have prompt weights.
+    which the most is `worst`. `weighted` captions have prompt weights, `separated` ones the `captions.keep_separator`.
     """
 
     texts: int | None
@@ -52,6 +52,7 @@ class CaptionPlan:
     worst: int
     listed: Mapping[str, int]
     weighted: int
+    separated: int
 
     def to_json(self) -> dict[str, Any]:
         """The part of plan.json; `listed` is a part of its own."""
@@ -73,6 +74,10 @@ class CaptionPlan:
         if self.weighted:
             lines.append(
                 f"{self.weighted} with a weight such as (tag:1.2): brackets and numbers in captions are text, not weights"
+            )
+        if self.separated:
+            lines.append(
+                f"{self.separated} with captions.keep_separator, which is text where no tag is moved or dropped"
             )
         if self.cut:
             lines.append(
@@ -109,7 +114,7 @@ def caption_plan(job: Job, inputs: Inputs, entry_bytes: int) -> CaptionPlan:
         variants=captions.variants if known else None,
         is_random=known and captions.is_random,
         is_limited=known and captions.is_limited,
-        bytes=entry_bytes * chunks * len(captions.texts) if known else 0,
+        bytes=entry_bytes * int(inputs.chunks_of_captions(captions.texts).sum()) if known else 0,
         dropout=tuple(rules.config.dropout for rules in captions.rules) if captions else (),
         dropped_to="zeros" if getattr(config.captions, "dropout_to", "empty") == "zeros" else "the empty caption",
         encoders=_encoder_bytes(job, inputs) if in_step else 0,
@@ -118,13 +123,18 @@ def caption_plan(job: Job, inputs: Inputs, entry_bytes: int) -> CaptionPlan:
         worst=int(lost.max(initial=0)),
         listed={counted[int(row)].as_py(): int(lost[row]) for row in first},
         weighted=_weighted(counted),
+        separated=_count(pyarrow.compute.match_substring(counted, config.captions.keep_separator)),
     )
 
 
 def _weighted(texts: pyarrow.Array) -> int:
     """How many of the texts have a prompt weight."""
     some = texts.filter(pyarrow.compute.match_substring(texts, ":"))  # ten times as fast as the regular expression
-    return int(pyarrow.compute.sum(pyarrow.compute.match_substring_regex(some, _WEIGHT)).as_py() or 0)
+    return _count(pyarrow.compute.match_substring_regex(some, _WEIGHT))
+
+
+def _count(matches: pyarrow.Array) -> int:
+    return int(pyarrow.compute.sum(matches).as_py() or 0)
 
 
 def _encoder_bytes(job: Job, inputs: Inputs) -> int:

@@ -188,7 +188,21 @@ def make_cache(folder: Path) -> None:
     cache = HashCache(folder / "files.json")
     cache.put(folder / "photos/a.png", {"hash": "0" * 32}, file_state(folder / "photos/a.png"))
     cache.save()
-    _scan(folder)
+    _remembered(folder, write=True)
+
+
+def _remembered(folder: Path, write: bool = False) -> None:
+    """What is remembered comes back as it was written, or not at all."""
+    import numpy
+    import pyarrow
+
+    from sushi_research.remembered import Remembered
+
+    columns = {"sizes": numpy.arange(50), "names": pyarrow.array(["a.png", "b.png"])}
+    if write:
+        Remembered(folder / "known").put("rows", "0" * 32, columns)
+    found = Remembered(folder / "known").find("rows", "0" * 32)
+    assert found is None or (found["names"].equals(columns["names"]) and (found["sizes"] == columns["sizes"]).all())
 
 
 def _scan(folder: Path) -> object:
@@ -205,8 +219,12 @@ def read_cache(folder: Path, name: str) -> object:
     from sushi_research.fingerprints import HashCache
 
     HashCache(folder / "files.json")
+    _remembered(folder)
     (sample,) = _scan(folder).samples
     sample.read()
+    assert (sample.name, sample.caption, sample.width, sample.height) == ("a.png", "tuna", 8, 8), (
+        "another row than was written"
+    )
     store = Store.open(folder / "store", ("mean",), repair=True)
     for number in range(3):
         key = f"{number:032x}"
@@ -253,6 +271,6 @@ READERS = [
     Reader("weights", ("*.safetensors",), make_weights, read_weights),
     Reader("runs", ("run/*.*", "run/checkpoints/*/*"), make_run, read_run),
     Reader("scores", ("run/scores*.json",), make_scores, read_scores),
-    Reader("caches", ("files.json", "store/*"), make_cache, read_cache),
+    Reader("caches", ("files.json", "known/*", "store/*"), make_cache, read_cache),
     Reader("bases", BASES, make_base, read_base),
 ]

@@ -20,6 +20,8 @@ from testing.fuzz.readers import READERS, Reader
 # tests/faults/test_hostile_bases.py damages bases too.
 INPUTS = {
     "images": 200,
+    "photos": 60,
+    "masks": 60,
     "captions": 200,
     "configs": 60,
     "command lines": 60,

@@ -242,7 +242,8 @@ def test_killed_while_caching_it_goes_on(mine, encoded, forked, tmp_path):
     config = tmp_path / "config.yaml"
     config.write_text(config_to_yaml(mine.config("killed", changes)))
     process = forked("scripts/train_sd15_lora.py", "--config", config)
-    process.wait_until(lambda: shards(tmp_path / "cache", "text_sd15"))
+    # The manifest comes last.
+    process.wait_until(lambda: list((tmp_path / "cache" / "text_sd15").glob("shard-*.json")))
     process.kill()
     assert process.poll() == -signal.SIGKILL
     assert shards(tmp_path / "cache", "text_sd15") and not shards(tmp_path / "cache", "latents")

@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from script_runs import Trainer, assert_equal, script
+from script_runs import CONFIGS, Trainer, assert_equal, script
 from test_resume import Killed, at_micro_batch, kill, stop
 
 from sushi_research.data.items import Item
@@ -369,7 +369,7 @@ def test_prior_images_are_no_validation_images(architecture, monkeypatch):
     found = SCRIPT.validation_data(None, None)
     assert (found.items, found.held_out, found.prior) == ([], [photo], prior)
     data = replace(data, items=prior[1:])
-    config = SimpleNamespace(data=SimpleNamespace(path="photos"))
+    config = CONFIGS[architecture](model={"base": "base"}, data={"path": "photos"}, train={"steps": 1})
     with pytest.raises(UserError, match="photos has no images but those of evaluation.prior_path"):
         SCRIPT.validation_data(SimpleNamespace(config=config), None)
 

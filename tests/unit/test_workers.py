@@ -28,6 +28,8 @@ def test_an_error_in_a_worker_is_raised_and_the_worker_goes_on():
         with pytest.raises(FileNotFoundError):
             worker("/no/such/file")
         assert worker(__file__) == os.path.getsize(__file__)
+    with Worker(eval) as worker, pytest.raises(TypeError, match="cannot pickle"):
+        worker("__import__('os')")
 
 
 def test_a_worker_that_is_killed_says_so():

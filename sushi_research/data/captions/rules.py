@@ -9,7 +9,7 @@ import html
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from types import ModuleType
 from typing import Any
 
@@ -22,7 +22,13 @@ from sushi_research.config.captions import CaptionRules
 from sushi_research.data.captions import tags
 from sushi_research.data.samples import Samples
 from sushi_research.errors import UserError
+from sushi_research.fingerprints import content_hash
+from sushi_research.remembered import Remembered, columns_hash
 
+# Increment it when the same rules give other texts.
+VERSION = 1
+# Captions that are Python objects at a time.
+_AT_ONCE = 50_000
 # `{a|b}`, which has no braces in it, as in kohya's sd-scripts.
 _ALTERNATIVES = re.compile(r"\{([^{}]*)\}")
 # What stands for {{ and }} in the meantime; `caption_text.problem` refuses both in a caption.
@@ -42,6 +48,11 @@ class Rules:
     def is_random(self) -> bool:
         """Whether a line gives more than one text."""
         return self.config.is_random
+
+    @property
+    def settings(self) -> list[Any]:
+        """What determines the texts: the rules, and the tags of categories in place of their files."""
+        return [self.config.model_dump(exclude={"tag_categories"}), sorted(self.rates.items())]
 
     @property
     def changes_text(self) -> bool:
@@ -130,18 +141,27 @@ def rules_of(config: CaptionRules) -> Rules:
     return Rules(config, tags.category_rates(config))
 
 
-def with_plain(samples: Samples, rules: Sequence[Rules]) -> Samples:
-    """The samples with the captions that `Rules.plain` makes of their first lines; `rules[s]` are those of the data set s."""
-    changed = np.array([each.changes_text for each in rules])[samples.sets]
-    if not changed.any():
+def with_plain(samples: Samples, rules: Sequence[Rules], remembered: Remembered | None = None) -> Samples:
+    """The samples with the captions that `Rules.plain` makes of their first lines; `rules[s]` are those of the data set s.
+
+    `remembered` has those that were made before.
+    """
+    if not np.array([each.changes_text for each in rules])[samples.sets].any():
         return samples
-    first = pyarrow.compute.list_element(samples.captions, 0).to_pylist()
-    sets = samples.sets.tolist()
-    plain = [
-        rules[number].plain(line) if rules[number].changes_text else line
-        for number, line in zip(sets, first, strict=True)
-    ]
-    return replace(samples, plain=pyarrow.array(plain, pyarrow.large_string()))
+    first = pyarrow.compute.list_element(samples.captions, 0)
+    make = partial(_plain_texts, first, samples.sets, rules)
+    if remembered is None:
+        return replace(samples, plain=make())
+    key = content_hash(repr([VERSION, columns_hash(first, samples.sets), [each.settings for each in rules]]).encode())
+    return replace(samples, plain=remembered.arrays("plain-captions", key, lambda: {"texts": make()})["texts"])
+
+
+def _plain_texts(first: pyarrow.Array, sets: np.ndarray, rules: Sequence[Rules]) -> pyarrow.Array:
+    parts = []
+    for start in range(0, len(first), _AT_ONCE):
+        rows = zip(first[start : start + _AT_ONCE].to_pylist(), sets[start : start + _AT_ONCE].tolist(), strict=True)
+        parts.append(pyarrow.array([rules[number].plain(line) for line, number in rows], pyarrow.large_string()))
+    return pyarrow.concat_arrays(parts)
 
 
 def lines_of(captions: Sequence[str], rules: Rules) -> Sequence[str]:

@@ -19,14 +19,12 @@ import pyarrow.compute
 
 from sushi_research import randomness
 from sushi_research.config.captions import CaptionRules
-from sushi_research.data.captions.rules import Rules, line_of, lines_of
+from sushi_research.data.captions.rules import VERSION, Rules, line_of, lines_of
 from sushi_research.data.items import Items
 from sushi_research.errors import UserError
 from sushi_research.fingerprints import content_hash
 from sushi_research.remembered import Remembered, columns_hash
 
-# Increment it when the same rules give other texts.
-VERSION = 1
 # Chunks of 75 tokens that random rules may add to a cache unasked: 9.7 GiB of SDXL's embeddings at fp16, and a quarter of an hour
 # of encoding at 30 ms each.
 MOST_CHUNKS = 32_768
@@ -78,12 +76,8 @@ class RunCaptions:
             return pyarrow.array([], pyarrow.large_string())
         if self.remembered is None:
             return self._made_texts()["texts"]
-        key = self._digest(
-            self.seed,
-            self.epochs,
-            self.variants,
-            columns_hash(self._uses, self.rest, self.items.samples.first_captions),
-        )
+        of_items = columns_hash(self.items.rows, self.rest, self.items.samples.first_captions)
+        key = self._digest(self.seed, self.epochs, self.variants, of_items)
         return self.remembered.arrays("caption-texts", key, self._made_texts)["texts"]
 
     def _made_texts(self) -> dict[str, pyarrow.Array]:
@@ -123,9 +117,7 @@ class RunCaptions:
         """A hash of all that determines the texts of the images with several, and of `others`."""
         samples, rows = self.items.samples, np.flatnonzero(self._several & (self._uses > 0))
         columns = samples.images[rows], samples.captions.take(pyarrow.array(rows)), samples.sets[rows]
-        rules = [
-            [each.config.model_dump(exclude={"tag_categories"}), sorted(each.rates.items())] for each in self.rules
-        ]
+        rules = [each.settings for each in self.rules]
         return content_hash(repr((VERSION, columns_hash(*columns), rules, others)).encode())
 
     def _variants_in_use(self) -> Iterator[tuple[int, int]]:

@@ -243,6 +243,18 @@ def test_an_image_that_changed_after_its_check_is_not_encoded(samples, store, va
         encode.encode_latents(store, missing, vae)
 
 
+def test_an_image_that_a_library_no_longer_decodes_is_named(items, store, vae, monkeypatch):
+    def refuse(data: bytes) -> None:
+        raise images.BadImage("HEIC needs pillow-heif")
+
+    monkeypatch.setattr(images, "decode", refuse)
+    missing = missing_of(store, items, (False,)).by_bucket()
+    with pytest.raises(
+        UserError, match=rf"^{missing.item(0).sample.name} could be .* not now: HEIC needs pillow-heif; "
+    ):
+        encode.encode_latents(store, missing, vae)
+
+
 def arrow(*texts: str) -> pyarrow.Array:
     return pyarrow.array(texts, pyarrow.large_string())
 

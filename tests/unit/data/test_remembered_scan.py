@@ -16,6 +16,7 @@ from sushi_research.data.checking import Place, check
 from sushi_research.data.inspecting import Unusable
 from sushi_research.errors import UserError
 from sushi_research.remembered import NOTHING_REMEMBERED, Remembered
+from sushi_research.workers import Worker
 
 
 def picture(colour: int, size: tuple[int, int] = (12, 8)) -> bytes:
@@ -211,6 +212,13 @@ def test_processes_learn_what_threads_learn(photos, scan, monkeypatch):
     in_processes = scan(photos)
     assert content(in_processes) == content(in_threads) and len(in_processes.samples) == 4
     assert list(in_processes.problems) == list(in_threads.problems) and len(in_threads.problems) == 1
+
+
+def test_a_process_that_decodes_imports_nothing_heavy():
+    with Worker(eval) as worker:
+        assert worker("bool(__import__('sushi_research.data.inspecting'))")
+        loaded = worker("sorted(__import__('sys').modules)")
+    assert "PIL.Image" in loaded and not {"torch", "datasets", "transformers", "diffusers"} & set(loaded)
 
 
 def place_of(codes: list[str]) -> tuple[Place, pyarrow.Array]:

@@ -66,7 +66,7 @@ def test_random_crops_are_spread_over_what_is_cut_away(read, tmp_path):
     picture(tmp_path / "photos" / "wide.png", 0, size=(160, 64))
     picture(tmp_path / "photos" / "square.png", 1, size=(64, 64))
     picture(tmp_path / "photos" / "held.png", 2, size=(160, 64))
-    data = read(data={"crop": "random", "crops": 4, "bucket_max_side": 64}, held_out=0.34)
+    data = read(data={"crop": "random", "crops": 4, "bucket_min_side": 64, "bucket_max_side": 64}, held_out=0.34)
     assert data.items.most_crops == 4
     lefts = {}
     for crop in data.items.every_crop():
@@ -89,8 +89,8 @@ def test_random_crops_are_spread_over_what_is_cut_away(read, tmp_path):
 def test_a_squeezed_image_says_by_how_much(read, tmp_path):
     picture(tmp_path / "photos" / "wide.png", 0, size=(160, 64))
     picture(tmp_path / "photos" / "square.png", 1, size=(64, 64))
-    data = read(data={"crop": "none", "bucket_max_side": 64})
-    assert data.notes == ["squeezed by more than 20% to fit a bucket: wide.png (150%)"]
+    data = read(data={"crop": "none", "bucket_min_side": 64, "bucket_max_side": 64})
+    assert data.notes[1:] == ["squeezed by more than 20% to fit a bucket: wide.png (150%)"]
     assert {item.geometry.cut_away for item in data.items} == {0.0}
 
 
