@@ -71,6 +71,8 @@ def regularisation_images(scan: Scan, sets: Sequence[ResolvedSet]) -> np.ndarray
     """The content hashes [n] HASH of the images that are only in sets whose role is regularisation."""
     of_role = [each.index for each in sets if each.is_regularisation]
     samples = Samples.of(scan.samples)
+    if not of_role:
+        return samples.images[:0]
     inside = np.isin(samples.sets, of_role)
     images = samples.images[inside]
     return images[near_search.rows_of(images, samples.images[~inside]) < 0]

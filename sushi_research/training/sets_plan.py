@@ -67,13 +67,13 @@ def sets_of_data(data: Data) -> tuple[SetPlan, ...]:
                 folder=folder,
                 path=each.path,
                 role=each.role,
-                images=len(np.unique(own.rows)),
+                images=_distinct(own.rows),
                 uses=len(own),
                 resolutions=tuple(sorted(set(each.resolutions))),
                 crop=each.crop,
                 crops=each.crops if each.crop == "random" else 1,
                 squeezed=round(float(distortion(used).max(initial=0)), 4) if each.crop == "none" else 0.0,
-                enlarged=len(np.unique(own.rows[by_width | by_height])),
+                enlarged=_distinct(own.rows[by_width | by_height]),
                 flip=each.flip,
                 loss_weight=each.loss_weight,
                 target=each.target,
@@ -82,6 +82,11 @@ def sets_of_data(data: Data) -> tuple[SetPlan, ...]:
             )
         )
     return tuple(found)
+
+
+def _distinct(rows: np.ndarray) -> int:
+    """How many different row numbers there are."""
+    return int(np.count_nonzero(np.bincount(rows)))
 
 
 def describe_sets(sets: tuple[SetPlan, ...]) -> list[str]:
