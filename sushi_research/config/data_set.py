@@ -119,6 +119,9 @@ def keys_in(section: type[Section], place: str) -> Keys:
 def mistakes_of(error: ValidationError, place: str, keys: Keys, given: dict[str, Any]) -> list[str]:
     """One sentence for each mistake in the values of a mapping at `place`, whose keys are those of `keys_in`."""
     settings = {f"{place}.{name}": Setting(value, "") for name, value in given.items()}
+    for name, value in given.items():  # entries of a free-form mapping are settings of their own
+        entries = value.items() if isinstance(value, dict) else ()
+        settings |= {f"{place}.{name}.{key}": Setting(entry, "") for key, entry in entries}
     section, _, last = place.rpartition(".")
     first: dict[tuple[Any, ...], Any] = {}
     for each in error.errors():

@@ -40,6 +40,8 @@ def sentence(error: Any, keys: Keys, settings: dict[str, Setting]) -> str:
     if is_check and path not in settings:
         return _with_sources(str(error["ctx"]["error"]), keys, settings)
     schema = keys.leaves[path if path in keys.leaves else path.rpartition(".")[0]]
+    if error["type"] == "missing" and path in settings:  # an entry of a free-form mapping is itself a mapping
+        return f"{path} has no {error['loc'][-1]}: add it"
     if error["type"] == "missing":
         section, _, name = path.rpartition(".")
         in_file = f"{name} under {section}: in a file" if section else f"{name} in a file"

@@ -54,7 +54,7 @@ def _box(value: Any) -> tuple[int, ...] | None:
     """Four numbers, rounded to whole pixels; None for anything else."""
     if not isinstance(value, list) or len(value) != 4:
         return None
-    if not all(type(each) in (int, float) and math.isfinite(each) and abs(each) < 2**31 for each in value):
+    if not all(type(each) in (int, float) and math.isfinite(each) and abs(each) < 2**30 for each in value):
         return None
     return tuple(round(each) for each in value)
 

@@ -69,7 +69,7 @@ def sets_of_data(data: Data) -> tuple[SetPlan, ...]:
                 role=each.role,
                 images=_distinct(own.rows),
                 uses=len(own),
-                resolutions=tuple(sorted(set(each.resolutions))),
+                resolutions=each.resolutions,
                 crop=each.crop,
                 crops=each.crops if each.crop == "random" else 1,
                 squeezed=round(float(distortion(used.astype(np.int64)).max(initial=0)), 4)

@@ -60,12 +60,34 @@ def test_a_config_with_sets_is_read_back(tmp_path):
             r"data\.sets\[0\]\.masks\.sorce.*: did you mean data\.sets\[0\]\.masks\.s",
         ),
         ("[{path: a, masks: {unmasked: 2}}]", r"data\.sets\[0\]\.masks\.unmasked.* is 2: must be a number"),
+        ("[{path: a, captions: {replace: {x: null}}}]", r"data\.sets\[0\]\.captions\.replace\.x .*is null: must be"),
+        (
+            "[{path: a, captions: {tag_categories: {hair: {file: f}}}}]",
+            r"data\.sets\[0\]\.captions\.tag_categories\.hair .*has no dropout: add it",
+        ),
+        ("[{path: a, captions: {trigger: ' '}}]", r"^data\.sets\[0\]\.captions\.trigger .*is blank"),
         ("[]", r"^data\.path is missing: give --data\.path"),
     ],
 )
 def test_a_mistake_names_its_key(sets, sentence):
     with pytest.raises(UserError, match=sentence):
         load("--data.sets", sets)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "other"),
+    [
+        ("data.crops", "8", "crop: random"),
+        ("data.crop_column", "face", "crop: box"),
+        ("masks.background", "0.5", "masks: {source: alpha}"),
+        ("masks.folder", "m", "masks: {source: files}"),
+        ("masks.column", "m", "masks: {source: column}"),
+    ],
+)
+def test_a_setting_that_no_set_uses_is_refused(key, value, other):
+    with pytest.raises(UserError, match=rf"^{key} .* has no effect while no set has the "):
+        load("--data.sets", "[{path: a}, {path: b, masks: {source: none}}]", f"--{key}", value)
+    load("--data.sets", f"[{{path: a}}, {{path: b, {other}}}]", f"--{key}", value)
 
 
 def test_path_and_sets_are_not_given_together():
