@@ -160,7 +160,7 @@ def _scan_table(
         if place.settled.all() and not facts.passing:
             known = _put(remembered, "table", key, known)
     from_columns(result, known, images)
-    return len(images.table.rows)
+    return len(images.table)
 
 
 # The largest column is in a file of its own: it is seldom read, and the other file can be unmapped when images were held out.

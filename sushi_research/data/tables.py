@@ -7,11 +7,13 @@ folder that is named after the tables' content. A saved folder is read in place,
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -19,7 +21,7 @@ from sushi_research.config.yaml12 import parse_yaml
 from sushi_research.data.images import MAX_BYTES, BadImage
 from sushi_research.data.names import in_any_form
 from sushi_research.errors import UserError, first_line
-from sushi_research.fingerprints import HashCache, file_hash, file_state, folder_hash
+from sushi_research.fingerprints import HashCache, content_hash, file_hash, file_state, folder_hash
 from sushi_research.progress import progress
 from sushi_research.user_files import open_regular, parse_json, read_regular
 
@@ -33,33 +35,73 @@ class Table:
     """The rows of a split. `folders` are those that hold the dataset's own files; relative paths start at the first of them.
 
     `content` differs if the rows differ: it is a hash of the dataset's files and the split, or the fingerprint of `datasets`.
+    `open` gives the rows. They are opened when they are first needed: of a table whose `shape` (column names, number of rows) and
+    images are known, nothing is read at a start. `about` is a hash of what else says how the files are read.
     """
 
-    rows: Any
+    open: Callable[[], Any]
     folders: tuple[Path, ...]
     content: str
     files: tuple[Path, ...] = ()
+    shape: tuple[tuple[str, ...], int] | None = None
+    about: str = ""
+
+    @cached_property
+    def rows(self) -> Any:
+        return self.open()
+
+    @property
+    def column_names(self) -> tuple[str, ...]:
+        return tuple(self.rows.column_names) if self.shape is None else self.shape[0]
+
+    def __len__(self) -> int:
+        return len(self.rows) if self.shape is None else self.shape[1]
 
 
 def open_saved(folder: Path, split: str, hashes: HashCache) -> Table:
     """A split of a dataset from `save_to_disk`. A single `Dataset` counts as the split it came from, or "train" if unknown.
 
-    `hashes` remembers the files that were hashed and found sound before.
+    `hashes` remembers the files that were hashed and found sound before, and the shape of the table.
     """
-    import datasets
-
-    with _readable(f"the data set in {folder} cannot be read", "save it again"):
-        files = tuple(_saved_files(folder))
+    rows = partial(_saved_rows, folder, split)
+    with _readable(*_unreadable(folder)):
+        described = [folder / name for name in ("dataset_dict.json", "state.json") if (folder / name).exists()][0]
+        state, known = file_state(described), hashes.get(described) or {}
+        files, about = _saved_files(folder)
         for file in files:
             _require_sound(file, hashes)
         content = _content(files, hashes)
+    place = content_hash(f"{content} {about} {split}".encode())
+    if known.get("place") != place:
+        opened = rows()
+        known = {"place": place, "columns": opened.column_names, "rows": len(opened)}
+        hashes.put(described, known, state)
+    shape = tuple(known["columns"]), known["rows"]
+    return Table(rows, (folder,), f"{content} {split}", files, shape, about)
+
+
+def _saved_rows(folder: Path, split: str) -> Any:
+    """The rows of a split of a saved dataset. UserError if it cannot be read, or has no such split."""
+    import datasets
+
+    with _readable(*_unreadable(folder)):
         saved = datasets.load_from_disk(str(folder))
     if isinstance(saved, datasets.Dataset):
         own = str(saved.split or "train")
         saved = {own: saved, own.partition("[")[0]: saved}
     if split not in saved:
         raise UserError(f"{folder} has no split {split}: set data.split to one of {', '.join(saved)}.")
-    return Table(saved[split], (folder,), f"{content} {split}", files)
+    return saved[split]
+
+
+def _unreadable(folder: Path) -> tuple[str, str]:
+    """The arguments of `_readable` for a saved dataset."""
+    return f"the data set in {folder} cannot be read", "save it again"
+
+
+def _itself(rows: Any) -> Any:
+    """Opens a table that is open."""
+    return rows
 
 
 def open_folder(folder: Path, split: str, hashes: HashCache) -> Table:
@@ -86,7 +128,7 @@ def open_folder(folder: Path, split: str, hashes: HashCache) -> Table:
         if _content(files, hashes) != content:
             shutil.rmtree(copies, ignore_errors=True)
             raise UserError(f"the tables in {folder} were changed while they were read: run the same command again.")
-    return Table(rows, (folder, copies), f"{content} {split}", tuple(files))
+    return Table(partial(_itself, rows), (folder, copies), f"{content} {split}", tuple(files))
 
 
 def open_hub(name: str, split: str, revision: str | None) -> Table:
@@ -99,7 +141,9 @@ def open_hub(name: str, split: str, revision: str | None) -> Table:
         rows = datasets.load_dataset(name, split=split, revision=revision)
     # What was downloaded: the files of this repository, and what `datasets` unpacked.
     own = Path(HF_HUB_CACHE) / f"datasets--{name.replace('/', '--')}"
-    return Table(rows, (own, Path(datasets.config.HF_DATASETS_CACHE) / "downloads"), rows._fingerprint)
+    return Table(
+        partial(_itself, rows), (own, Path(datasets.config.HF_DATASETS_CACHE) / "downloads"), rows._fingerprint
+    )
 
 
 def read_image(cell: dict[str, Any] | None, folders: tuple[Path, ...]) -> bytes:
@@ -190,17 +234,17 @@ def _patterns(content: Any, inside: bool = False) -> Iterator[str]:
         yield content
 
 
-def _saved_files(folder: Path) -> Iterator[Path]:
-    """The files that `load_from_disk` reads for the rows of a saved Dataset or DatasetDict."""
-    parts = [folder]
+def _saved_files(folder: Path) -> tuple[tuple[Path, ...], str]:
+    """The files that `load_from_disk` reads for the rows of a saved Dataset or DatasetDict, and a hash of what it knows of them."""
+    parts, found, about = [folder], [], []
     if (folder / "dataset_dict.json").exists():
-        splits = _read_json(folder / "dataset_dict.json")["splits"]
-        parts = [_own_file(folder, split, "dataset_dict.json") for split in splits]
+        about.append(_read_json(folder / "dataset_dict.json"))
+        parts = [_own_file(folder, split, "dataset_dict.json") for split in about[0]["splits"]]
     for part in parts:
-        files = _read_json(part / "state.json")["_data_files"]
-        _read_json(part / "dataset_info.json")
-        for file in files:
-            yield _own_file(part, file["filename"], "state.json")
+        state = _read_json(part / "state.json")
+        about += [state, _read_json(part / "dataset_info.json")]
+        found += [_own_file(part, file["filename"], "state.json") for file in state["_data_files"]]
+    return tuple(found), content_hash(json.dumps(about).encode())
 
 
 def _read_json(path: Path) -> Any:
