@@ -16,7 +16,8 @@ class SetPlan:
     """A set of images: `folder` tells it from the others, `uses` is the number of its items in an epoch.
 
     `crop` is the setting, with `crops` random crops of each image; `squeezed` is the largest change of an aspect ratio, as a
-    fraction, with crop none. `enlarged` is the number of images that are upscaled. `masks` is the source of the masks.
+    fraction, with crop none. `enlarged` is the number of images that are upscaled. `masks` is the source of the masks, and
+    `background` and `unmasked` are their settings.
     """
 
     folder: str
@@ -34,6 +35,7 @@ class SetPlan:
     target: str
     masks: str
     background: float
+    unmasked: float
 
     def describe(self) -> str:
         """The set in one line of a plan."""
@@ -50,6 +52,7 @@ class SetPlan:
         parts += [f"mirrored {self.flip:g}"] if self.flip else []
         parts += [f"loss x {self.loss_weight:g}"] if self.loss_weight != 1 else []
         parts += [f"masks: {self.masks}, background {self.background:g}"] if self.masks != "none" else []
+        parts += [f"without their masks in {100 * self.unmasked:g}% of the uses"] if self.unmasked else []
         parts += ["target: the base's prediction, a forward pass more"] if self.target == "base" else []
         return f"{self.folder}{role}: {', '.join(parts)}"
 
@@ -81,6 +84,7 @@ def sets_of_data(data: Data) -> tuple[SetPlan, ...]:
                 target=each.target,
                 masks=each.masks.source,
                 background=each.masks.background,
+                unmasked=each.masks.unmasked,
             )
         )
     return tuple(found)
