@@ -7,6 +7,7 @@ folder that is named after the tables' content. A saved folder is read in place,
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -19,7 +20,7 @@ from sushi_research.config.yaml12 import parse_yaml
 from sushi_research.data.images import MAX_BYTES, BadImage
 from sushi_research.data.names import in_any_form
 from sushi_research.errors import UserError, first_line
-from sushi_research.fingerprints import HashCache, file_hash, file_state, folder_hash
+from sushi_research.fingerprints import HashCache, content_hash, file_hash, file_state, folder_hash
 from sushi_research.progress import progress
 from sushi_research.user_files import open_regular, parse_json, read_regular
 
@@ -32,7 +33,8 @@ _MOST_LETTERS, _MOST_VALUES = 2**20, 100_000
 class Table:
     """The rows of a split. `folders` are those that hold the dataset's own files; relative paths start at the first of them.
 
-    `content` differs if the rows differ: it is a hash of the dataset's files and the split, or the fingerprint of `datasets`.
+    `content` differs if the rows differ: it tells the dataset's files, which splits have them, in their order, and the split, or is
+    the fingerprint of `datasets`.
     """
 
     rows: Any
@@ -59,7 +61,9 @@ def open_saved(folder: Path, split: str, hashes: HashCache) -> Table:
         saved = {own: saved, own.partition("[")[0]: saved}
     if split not in saved:
         raise UserError(f"{folder} has no split {split}: set data.split to one of {', '.join(saved)}.")
-    return Table(saved[split], (folder,), f"{content} {split}", files)
+    # A part is a folder of the split, and its state.json has the order of its files.
+    order = _hash_of([file.relative_to(folder).as_posix() for file in files])
+    return Table(saved[split], (folder,), f"{content} {order} {split}", files)
 
 
 def open_folder(folder: Path, split: str, hashes: HashCache) -> Table:
@@ -74,7 +78,8 @@ def open_folder(folder: Path, split: str, hashes: HashCache) -> Table:
     if any(name.endswith(".tar") for name in os.listdir(folder)):
         advice += "; a tar file needs one image of the same type in each sample (WebDataset): otherwise unpack it"
     with _readable(f"the data set {folder} could not be loaded", advice):
-        files = _table_files(folder)
+        parts = _table_files(folder)
+        files = [file for part in parts.values() for file in part]
         for file in files:
             open_regular(file).close()
             if file.suffix == ".arrow":
@@ -86,7 +91,9 @@ def open_folder(folder: Path, split: str, hashes: HashCache) -> Table:
         if _content(files, hashes) != content:
             shutil.rmtree(copies, ignore_errors=True)
             raise UserError(f"the tables in {folder} were changed while they were read: run the same command again.")
-    return Table(rows, (folder, copies), f"{content} {split}", tuple(files))
+    # The folder's README.md may give the same files to other splits.
+    order = _hash_of({name: [file.relative_to(folder).as_posix() for file in part] for name, part in parts.items()})
+    return Table(rows, (folder, copies), f"{content} {order} {split}", tuple(files))
 
 
 def open_hub(name: str, split: str, revision: str | None) -> Table:
@@ -148,14 +155,18 @@ def _content(files: Sequence[Path], hashes: HashCache) -> str:
     return folder_hash(list(files), hashes)
 
 
-def _table_files(folder: Path) -> list[Path]:
-    """The files that `datasets` would read for the folder: those it finds, or those that the folder's README.md names."""
+def _hash_of(value: Any) -> str:
+    return content_hash(json.dumps(value).encode())
+
+
+def _table_files(folder: Path) -> dict[str, list[Path]]:
+    """The files that `datasets` would read for each split of the folder: those it finds, or those that its README.md names."""
     import datasets
 
     for source, name in _named_in_cards(folder):  # before `datasets` looks for them, which may ask a server
         _own_file(folder, name, source)
     found = datasets.load_dataset_builder(str(folder)).config.data_files
-    return [_own_file(folder, name, "README.md") for names in found.values() for name in names]
+    return {str(split): [_own_file(folder, name, "README.md") for name in names] for split, names in found.items()}
 
 
 def _named_in_cards(folder: Path) -> Iterator[tuple[str, str]]:
