@@ -20,7 +20,7 @@ from sushi_research import fingerprints
 from sushi_research.data.masks import masks_beside
 from sushi_research.data.metadata_file import METADATA, UNREAD
 from sushi_research.data.names import ARCHIVES, CAPTIONS, IMAGES, UNSUPPORTED
-from sushi_research.data.scan import Scan
+from sushi_research.data.scan import Problem, Scan
 from sushi_research.data.walk import walk
 from sushi_research.fingerprints import content_hash
 from sushi_research.remembered import columns_hash
@@ -117,8 +117,17 @@ def list_files(result: Scan, root: Path, outputs: Mapping[Path, str], *, with_ma
 
     `with_masks`: images that are masks of others by their names (`masks.masks_beside`) are `masks`, and no `images`.
     """
-    files = FolderFiles(str(root))
+    files, shown = FolderFiles(str(root)), set()
     for name, path in walk(result, root, outputs):
+        if "\\" in name:  # as bytes that are not UTF-8 are shown
+            if name in shown:
+                result.problems.append(
+                    Problem(name, "two files have this name, one with bytes that are not UTF-8: rename it")
+                )
+                continue
+            shown.add(name)
+            if os.path.join(files.root, name) != path:
+                files.odd[name] = path
         suffix = posixpath.splitext(name)[1].lower()
         if suffix in IMAGES:
             files.images.add(name, path)
@@ -135,9 +144,6 @@ def list_files(result: Scan, root: Path, outputs: Mapping[Path, str], *, with_ma
                 result.notes.append(f"{name}: an archive, which is not read: unpack it")
             if posixpath.basename(name).lower() in UNREAD:
                 files.unread.append(name)
-            continue
-        if "\\" in name and os.path.join(files.root, name) != path:
-            files.odd[name] = path
     if with_masks:
         masks = {mask for masks in masks_beside(files.images.names).values() for mask in masks}
         is_mask = np.array([name in masks for name in files.images.names], bool)

@@ -34,7 +34,8 @@ _MOST_LETTERS, _MOST_VALUES = 2**20, 100_000
 class Table:
     """The rows of a split. `folders` are those that hold the dataset's own files; relative paths start at the first of them.
 
-    `content` differs if the rows differ: it is a hash of the dataset's files and the split, or the fingerprint of `datasets`.
+    `content` differs if the rows differ: it tells the dataset's files, which splits have them, in their order, and the split, or is
+    the fingerprint of `datasets`.
     `open` gives the rows. They are opened when they are first needed: of a table whose `shape` (column names, number of rows) and
     images are known, nothing is read at a start. `about` is a hash of what else says how the files are read.
     """
@@ -77,7 +78,9 @@ def open_saved(folder: Path, split: str, hashes: HashCache) -> Table:
         known = {"place": place, "columns": opened.column_names, "rows": len(opened)}
         hashes.put(described, known, state)
     shape = tuple(known["columns"]), known["rows"]
-    return Table(rows, (folder,), f"{content} {split}", files, shape, about)
+    # A part is a folder of the split, and its state.json has the order of its files.
+    order = _hash_of([file.relative_to(folder).as_posix() for file in files])
+    return Table(rows, (folder,), f"{content} {order} {split}", files, shape, about)
 
 
 def _saved_rows(folder: Path, split: str) -> Any:
@@ -116,7 +119,8 @@ def open_folder(folder: Path, split: str, hashes: HashCache) -> Table:
     if any(name.endswith(".tar") for name in os.listdir(folder)):
         advice += "; a tar file needs one image of the same type in each sample (WebDataset): otherwise unpack it"
     with _readable(f"the data set {folder} could not be loaded", advice):
-        files = _table_files(folder)
+        parts = _table_files(folder)
+        files = [file for part in parts.values() for file in part]
         for file in files:
             open_regular(file).close()
             if file.suffix == ".arrow":
@@ -128,7 +132,9 @@ def open_folder(folder: Path, split: str, hashes: HashCache) -> Table:
         if _content(files, hashes) != content:
             shutil.rmtree(copies, ignore_errors=True)
             raise UserError(f"the tables in {folder} were changed while they were read: run the same command again.")
-    return Table(partial(_itself, rows), (folder, copies), f"{content} {split}", tuple(files))
+    # The folder's README.md may give the same files to other splits.
+    order = _hash_of({name: [file.relative_to(folder).as_posix() for file in part] for name, part in parts.items()})
+    return Table(partial(_itself, rows), (folder, copies), f"{content} {order} {split}", tuple(files))
 
 
 def open_hub(name: str, split: str, revision: str | None) -> Table:
@@ -192,14 +198,18 @@ def _content(files: Sequence[Path], hashes: HashCache) -> str:
     return folder_hash(list(files), hashes)
 
 
-def _table_files(folder: Path) -> list[Path]:
-    """The files that `datasets` would read for the folder: those it finds, or those that the folder's README.md names."""
+def _hash_of(value: Any) -> str:
+    return content_hash(json.dumps(value).encode())
+
+
+def _table_files(folder: Path) -> dict[str, list[Path]]:
+    """The files that `datasets` would read for each split of the folder: those it finds, or those that its README.md names."""
     import datasets
 
     for source, name in _named_in_cards(folder):  # before `datasets` looks for them, which may ask a server
         _own_file(folder, name, source)
     found = datasets.load_dataset_builder(str(folder)).config.data_files
-    return [_own_file(folder, name, "README.md") for names in found.values() for name in names]
+    return {str(split): [_own_file(folder, name, "README.md") for name in names] for split, names in found.items()}
 
 
 def _named_in_cards(folder: Path) -> Iterator[tuple[str, str]]:
@@ -244,7 +254,7 @@ def _saved_files(folder: Path) -> tuple[tuple[Path, ...], str]:
         state = _read_json(part / "state.json")
         about += [state, _read_json(part / "dataset_info.json")]
         found += [_own_file(part, file["filename"], "state.json") for file in state["_data_files"]]
-    return tuple(found), content_hash(json.dumps(about).encode())
+    return tuple(found), _hash_of(about)
 
 
 def _read_json(path: Path) -> Any:
