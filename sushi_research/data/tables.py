@@ -67,20 +67,20 @@ def open_saved(folder: Path, split: str, hashes: HashCache) -> Table:
     rows = partial(_saved_rows, folder, split)
     with _readable(*_unreadable(folder)):
         described = [folder / name for name in ("dataset_dict.json", "state.json") if (folder / name).exists()][0]
-        state, known = file_state(described), hashes.get(described) or {}
+        state, shapes = file_state(described), (hashes.get(described) or {}).get("shapes", {})
         files, about = _saved_files(folder)
         for file in files:
             _require_sound(file, hashes)
         content = _content(files, hashes)
     place = content_hash(f"{content} {about} {split}".encode())
-    if known.get("place") != place:
+    if place not in shapes:
         opened = rows()
-        known = {"place": place, "columns": opened.column_names, "rows": len(opened)}
-        hashes.put(described, known, state)
-    shape = tuple(known["columns"]), known["rows"]
+        shapes = shapes | {place: [opened.column_names, len(opened)]}
+        hashes.put(described, {"shapes": shapes}, state)
+    columns, size = shapes[place]
     # A part is a folder of the split, and its state.json has the order of its files.
     order = _hash_of([file.relative_to(folder).as_posix() for file in files])
-    return Table(rows, (folder,), f"{content} {order} {split}", files, shape, about)
+    return Table(rows, (folder,), f"{content} {order} {split}", files, (tuple(columns), size), about)
 
 
 def _saved_rows(folder: Path, split: str) -> Any:
