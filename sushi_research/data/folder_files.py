@@ -28,6 +28,7 @@ from sushi_research.remembered import columns_hash
 TABLES = {".parquet", ".arrow", ".tar"}
 # The size in the state of what is no regular file or not there, and of what cannot be looked at.
 NO_FILE, UNKNOWN = -1, -2
+_MOST = 2**63 - 1
 
 
 @dataclass
@@ -49,8 +50,10 @@ class FileList:
             self._numbers.extend((UNKNOWN, 0, 0, 0, seen))
         else:
             size = found.st_size if stat.S_ISREG(found.st_mode) else NO_FILE
-            inode = found.st_ino & (2**63 - 1)
-            self._numbers.extend((size, found.st_mtime_ns, found.st_ctime_ns, inode, seen))
+            inode = found.st_ino & _MOST
+            # A file system can have times that 64 bits of nanoseconds do not have: those before 1678 and after 2262.
+            times = (max(-_MOST, min(time_ns, _MOST)) for time_ns in (found.st_mtime_ns, found.st_ctime_ns))
+            self._numbers.extend((size, *times, inode, seen))
 
     def take(self, chosen: np.ndarray) -> FileList:
         """The files where a bool array [N] is true."""

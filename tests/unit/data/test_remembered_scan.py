@@ -196,8 +196,15 @@ def test_rows_are_known_by_the_content_of_their_table_and_files_of_rows_by_their
     assert sorted(decoded) == sorted([picture(1), picture(2)])
     assert content(scan(root)) == content(first) and len(decoded) == 2
     (root / "own.png").write_bytes(picture(3))
-    found = {sample.name: sample.read() for sample in scan(root).samples}
+    samples = {sample.name: sample for sample in scan(root).samples}
+    found = {name: sample.read() for name, sample in samples.items()}
     assert found == {"train[0]": picture(1), "train[1]": picture(3)} and decoded[2:] == [picture(3)]
+    (root / "own.png").unlink()
+    (root / "own.png").mkdir()
+    with pytest.raises(
+        UserError, match=r"^train\[1\] could be read before but not now \(its image own\.png is not a file\)"
+    ):
+        samples["train[1]"].read()
 
 
 # --- processes ---
@@ -284,3 +291,10 @@ def test_two_files_that_are_shown_alike_are_a_problem(photos, scan):
     assert [problem.name for problem in found.problems] == ["a\\udcff.png", "a\\udcff.txt"]
     (sample,) = (sample for sample in found.samples if sample.name == "a\\udcff.png")
     assert (sample.caption, sample.read()) == ("8", picture(8))
+
+
+def test_files_of_any_time_are_read(photos, scan):
+    first = scan(photos)
+    for name, seconds in (("0.png", 10**10), ("1.txt", 10**10), ("2.png", -(2**31))):
+        os.utime(photos / name, (seconds, seconds))
+    assert sorted(content(scan(photos))) == sorted(content(first))
