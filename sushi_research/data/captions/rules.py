@@ -51,8 +51,9 @@ class Rules:
 
     @property
     def settings(self) -> list[Any]:
-        """What determines the texts: the rules, and the tags of categories in place of their files."""
-        return [self.config.model_dump(exclude={"tag_categories"}), sorted(self.rates.items())]
+        """What determines the texts: the rules, the tags of categories in place of their files, and the version of ftfy in use."""
+        rules = [self.config.model_dump(exclude={"tag_categories"}), sorted(self.rates.items())]
+        return [*rules, f"ftfy {_ftfy().__version__}"] if self.config.fix_text else rules
 
     @property
     def changes_text(self) -> bool:
