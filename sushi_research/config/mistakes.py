@@ -39,8 +39,11 @@ def sentence(error: Any, keys: Keys, settings: dict[str, Setting]) -> str:
     is_check = error["type"] == "value_error"
     if is_check and path not in settings:
         return _with_sources(str(error["ctx"]["error"]), keys, settings)
-    schema = keys.leaves[path if path in keys.leaves else path.rpartition(".")[0]]
-    if error["type"] == "missing":
+    leaf = path
+    while leaf not in keys.leaves:  # an entry of a free-form mapping, whose name may have dots in an entry of data.sets
+        leaf = leaf.rpartition(".")[0]
+    schema = keys.leaves[leaf]
+    if error["type"] == "missing" and path in keys.leaves:
         section, _, name = path.rpartition(".")
         in_file = f"{name} under {section}: in a file" if section else f"{name} in a file"
         return f"{path} is missing: give --{path} VALUE, or {in_file} ({schema['description']})"

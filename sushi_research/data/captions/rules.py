@@ -6,6 +6,7 @@ The order of the rules: characters (`fix_text`), `alternatives`, `replace`, unde
 from __future__ import annotations
 
 import html
+import importlib.metadata
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -51,8 +52,12 @@ class Rules:
 
     @property
     def settings(self) -> list[Any]:
-        """What determines the texts: the rules, and the tags of categories in place of their files."""
-        return [self.config.model_dump(exclude={"tag_categories"}), sorted(self.rates.items())]
+        """What determines the texts: the rules, and the tags of categories in place of their files.
+
+        Where captions are from is not in it, nor are the keys of the run as a whole, which may change.
+        """
+        rules = CaptionRules.model_fields.keys() - {"source", "allow_empty", "tag_categories"}
+        return [self.config.model_dump(include=rules), sorted(self.rates.items())]
 
     @property
     def changes_text(self) -> bool:
@@ -102,10 +107,8 @@ class Rules:
         if rules.alternatives:
             text = _chosen(text, choose)
         if self._replaced is not None:
-            text, removed = (
-                self._replaced.sub(lambda match: rules.replace[match[0]], text),
-                "" in rules.replace.values(),
-            )
+            removed = any(not rules.replace[match[0]] for match in self._replaced.finditer(text))
+            text = self._replaced.sub(lambda match: rules.replace[match[0]], text)
             text = _tidy(text, rules.tag_separator) if removed else text
         if rules.underscores_to_spaces:
             text = self._long_words.sub(lambda match: match[0].replace("_", " "), text)
@@ -134,11 +137,14 @@ class Rules:
         return re.compile(f"(?:(?!{re.escape(self.config.tag_separator)})\\S){{4,}}")
 
 
-def rules_of(config: CaptionRules) -> Rules:
-    """The rules with the tags of their files. Raises UserError if one cannot be read, or if ftfy is missing."""
+def rules_of(config: CaptionRules, place: str = "captions") -> Rules:
+    """The rules with the tags of their files. Raises UserError if one cannot be read, or if ftfy is missing.
+
+    `place` is the section that has them, for messages.
+    """
     if config.fix_text:
         _ftfy()
-    return Rules(config, tags.category_rates(config))
+    return Rules(config, tags.category_rates(config, place))
 
 
 def with_plain(samples: Samples, rules: Sequence[Rules], remembered: Remembered | None = None) -> Samples:
@@ -152,8 +158,14 @@ def with_plain(samples: Samples, rules: Sequence[Rules], remembered: Remembered 
     make = partial(_plain_texts, first, samples.sets, rules)
     if remembered is None:
         return replace(samples, plain=make())
-    key = content_hash(repr([VERSION, columns_hash(first, samples.sets), [each.settings for each in rules]]).encode())
+    settings = [VERSION, *libraries(rules), [each.settings for each in rules]]
+    key = content_hash(repr([columns_hash(first, samples.sets), settings]).encode())
     return replace(samples, plain=remembered.arrays("plain-captions", key, lambda: {"texts": make()})["texts"])
+
+
+def libraries(rules: Sequence[Rules]) -> list[str]:
+    """The versions of libraries that texts depend on: part of the key of texts that are remembered."""
+    return [importlib.metadata.version("ftfy")] if any(each.config.fix_text for each in rules) else []
 
 
 def _plain_texts(first: pyarrow.Array, sets: np.ndarray, rules: Sequence[Rules]) -> pyarrow.Array:

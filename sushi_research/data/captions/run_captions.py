@@ -19,7 +19,7 @@ import pyarrow.compute
 
 from sushi_research import randomness
 from sushi_research.config.captions import CaptionRules
-from sushi_research.data.captions.rules import VERSION, Rules, line_of, lines_of
+from sushi_research.data.captions.rules import VERSION, Rules, libraries, line_of, lines_of
 from sushi_research.data.items import Items
 from sushi_research.errors import UserError
 from sushi_research.fingerprints import content_hash
@@ -77,7 +77,7 @@ class RunCaptions:
         if self.remembered is None:
             return self._made_texts()["texts"]
         of_items = columns_hash(self.items.rows, self.rest, self.items.samples.first_captions)
-        key = self._digest(self.seed, self.epochs, self.variants, of_items)
+        key = self._digest(self.seed, self.epochs, self.variants, of_items, *libraries(self.rules))
         return self.remembered.arrays("caption-texts", key, self._made_texts)["texts"]
 
     def _made_texts(self) -> dict[str, pyarrow.Array]:
@@ -218,8 +218,13 @@ def chosen_variants(captions: RunCaptions, asked: int | None, chunks: int, kept:
     return low
 
 
-def require_effect(rules: Sequence[Rules]) -> None:
-    """UserError if keys about tags are given, and no data set has a rule that they are for."""
+def require_effect(rules: Sequence[Rules], variants: int | None = None) -> None:
+    """UserError if keys about tags, or `captions.variants`, are given, and no data set has a rule that they are for."""
+    if variants is not None and not any(each.is_random for each in rules):
+        raise UserError(
+            "captions.variants has no effect because no rule is random: set captions.shuffle, captions.tag_dropout, "
+            "captions.tag_categories or captions.alternatives, or remove it."
+        )
     if any(each.config.has_tag_rules for each in rules):
         return
     default = CaptionRules()
