@@ -45,7 +45,7 @@ class CaptionRules(Section):
     )
     lines: Literal["all", "first"] = Field(
         "all",
-        description="Of a caption of several lines, or a list column: all = another line at each use, in turn; first = only the first",
+        description="Of a caption of several lines, or a list column: all = another line at each use, first = only the first",
     )
     fix_text: bool = Field(
         False,

@@ -6,7 +6,6 @@ The order of the rules: characters (`fix_text`), `alternatives`, `replace`, unde
 from __future__ import annotations
 
 import html
-import importlib.metadata
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -158,14 +157,8 @@ def with_plain(samples: Samples, rules: Sequence[Rules], remembered: Remembered 
     make = partial(_plain_texts, first, samples.sets, rules)
     if remembered is None:
         return replace(samples, plain=make())
-    settings = [VERSION, *libraries(rules), [each.settings for each in rules]]
-    key = content_hash(repr([columns_hash(first, samples.sets), settings]).encode())
+    key = content_hash(repr([VERSION, columns_hash(first, samples.sets), [each.settings for each in rules]]).encode())
     return replace(samples, plain=remembered.arrays("plain-captions", key, lambda: {"texts": make()})["texts"])
-
-
-def libraries(rules: Sequence[Rules]) -> list[str]:
-    """The versions of libraries that texts depend on: part of the key of texts that are remembered."""
-    return [importlib.metadata.version("ftfy")] if any(each.config.fix_text for each in rules) else []
 
 
 def _plain_texts(first: pyarrow.Array, sets: np.ndarray, rules: Sequence[Rules]) -> pyarrow.Array:

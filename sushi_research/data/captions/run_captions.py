@@ -19,7 +19,7 @@ import pyarrow.compute
 
 from sushi_research import randomness
 from sushi_research.config.captions import CaptionRules
-from sushi_research.data.captions.rules import VERSION, Rules, libraries, line_of, lines_of
+from sushi_research.data.captions.rules import VERSION, Rules, line_of, lines_of
 from sushi_research.data.items import Items
 from sushi_research.errors import UserError
 from sushi_research.fingerprints import content_hash
@@ -77,7 +77,7 @@ class RunCaptions:
         if self.remembered is None:
             return self._made_texts()["texts"]
         of_items = columns_hash(self.items.rows, self.rest, self.items.samples.first_captions)
-        key = self._digest(self.seed, self.epochs, self.variants, of_items, *libraries(self.rules))
+        key = self._digest(self.seed, self.epochs, self.variants, of_items)
         return self.remembered.arrays("caption-texts", key, self._made_texts)["texts"]
 
     def _made_texts(self) -> dict[str, pyarrow.Array]:
