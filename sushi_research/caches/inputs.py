@@ -164,7 +164,7 @@ def _fill(job: Job, inputs: Inputs) -> tuple[int, int]:
         del vae
         free_memory()
     if len(missing_masks := inputs.missing_masks()):
-        encode_masks(caches.masks, missing_masks, rank=rank, world=world)
+        encode_masks(caches.masks, missing_masks, inputs.data.sets, rank=rank, world=world)
     job.accelerator.wait_for_everyone()
     if caches.masks is not None:
         caches.masks.refresh()

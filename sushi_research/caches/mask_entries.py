@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,6 +11,7 @@ import torch
 
 from sushi_research.caches.keys import PACKED, entry_key, owners, packed
 from sushi_research.caches.store import Store
+from sushi_research.config.sets import ResolvedSet
 from sushi_research.data import masks as rules
 from sushi_research.data.items import Item, Items
 from sushi_research.errors import some
@@ -89,22 +90,25 @@ def mask_entries(crops: Iterable[Items], remembered: Remembered) -> MaskEntries:
     return MaskEntries(**remembered.arrays("mask-keys", key, make), crops=crops)
 
 
-def encode_masks(store: Store, missing: MaskEntries, *, rank: int = 0, world: int = 1) -> None:
-    """Adds this process's share of `missing` to the store. Warns of masks that are black within the image's crop.
+def encode_masks(
+    store: Store, missing: MaskEntries, sets: Sequence[ResolvedSet], *, rank: int = 0, world: int = 1
+) -> None:
+    """Adds this process's share of `missing` to the store. Warns of masks that are all background within the image's crop.
 
     Raises UserError if a mask, or the image that has it, was changed since it was checked.
     """
     mine = np.flatnonzero(owners(missing.keys, world) == rank).tolist()
-    black = []
+    without: list[str] = []
     with store.writer() as writer:
         for entry in progress(mine, description="preparing masks", unit="mask", disable=rank > 0 or not mine):
             item = missing.item(entry)
             mask = rules.to_latents(rules.of_sample(item.sample), item.geometry)
             metadata = {"mask": item.sample.mask_hash, "size": list(item.bucket)}
             writer.add(mask_key(item), {"mask": torch.from_numpy(mask)}, metadata)
-            black += [] if mask.any() else [item.sample.name]
-    if black:
+            background = 1 if sets[item.sample.set].masks.invert else 0
+            without += [item.sample.name] if (mask == background).all() else []
+    if without:
         _logger.warning(
-            "the mask of %s is black within the crop of the image: all of it counts as background",
-            some(sorted(black), 3),
+            "by the mask of %s, all of the image's crop counts as background",
+            some(sorted(without), 3),
         )

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationError, model_serializer
 
-from sushi_research.config.keys import Keys, is_free, keys_of, listed
+from sushi_research.config.keys import Keys, keys_of, listed
 from sushi_research.config.mistakes import MOST_PROBLEMS, Setting, sentence, unknown
 from sushi_research.config.section import Bounded, Location, Section, Side, Text
 from sushi_research.errors import UserError
@@ -120,14 +119,11 @@ def keys_in(section: type[Section], place: str) -> Keys:
 def mistakes_of(error: ValidationError, place: str, keys: Keys, given: dict[str, Any]) -> list[str]:
     """One sentence for each mistake in the values of a mapping at `place`, whose keys are those of `keys_in`."""
     settings = {f"{place}.{name}": Setting(value, "") for name, value in given.items()}
-    for name, value in list(settings.items()):
-        if is_free(name, keys) and isinstance(value.value, dict):
-            settings |= {f"{name}.{entry}": Setting(own, "") for entry, own in value.value.items()}
+    for name, value in given.items():  # entries of a free-form mapping are settings of their own
+        entries = value.items() if isinstance(value, dict) else ()
+        settings |= {f"{place}.{name}.{key}": Setting(entry, "") for key, entry in entries}
     section, _, last = place.rpartition(".")
     first: dict[tuple[Any, ...], Any] = {}
     for each in error.errors():
-        if each["type"] == "value_error":  # a check of the section names its keys as those of the section at the top
-            text = re.sub(rf"\b{re.escape(last)}\.(?=\w)", f"{place}.", str(each["ctx"]["error"]))
-            each = {**each, "ctx": {"error": text}}
         first.setdefault(each["loc"][:1], {**each, "loc": (section, last, *each["loc"])})
     return [sentence(each, keys, settings) for each in first.values()]

@@ -43,7 +43,9 @@ def sentence(error: Any, keys: Keys, settings: dict[str, Setting]) -> str:
     while leaf not in keys.leaves:  # an entry of a free-form mapping, whose name may have dots in an entry of data.sets
         leaf = leaf.rpartition(".")[0]
     schema = keys.leaves[leaf]
-    if error["type"] == "missing" and path in keys.leaves:
+    if error["type"] == "missing" and path in settings:  # an entry of a free-form mapping is itself a mapping
+        return f"{path} has no {error['loc'][-1]}: add it"
+    if error["type"] == "missing":
         section, _, name = path.rpartition(".")
         in_file = f"{name} under {section}: in a file" if section else f"{name} in a file"
         return f"{path} is missing: give --{path} VALUE, or {in_file} ({schema['description']})"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -16,6 +17,9 @@ from sushi_research.errors import UserError
 
 # The top-level sections whose keys a set can give for itself, under the same name.
 SECTIONS = ("captions", "masks")
+# Settings that only one value of data.crop, or of masks.source, uses.
+_OF_CROPS = (("crops", "random"), ("crop_column", "box"))
+_OF_SOURCES = (("folder", "files"), ("column", "column"))
 
 
 class _Config(Protocol):
@@ -70,6 +74,7 @@ def sets_of(config: _Config) -> tuple[ResolvedSet, ...]:
         return (_resolved(config, 0, "data", DataSet(path=data.path)),)
     sets = tuple(_resolved(config, number, f"data.sets[{number}]", entry) for number, entry in enumerate(data.sets))
     _require_sensible(data, sets)
+    _require_used(config, sets)
     return sets
 
 
@@ -104,7 +109,7 @@ def _resolved(config: _Config, index: int, place: str, entry: DataSet) -> Resolv
         place=place,
         **own,
         **values,
-        resolutions=tuple(entry.resolutions or data.resolutions or (data.resolution,)),
+        resolutions=tuple(sorted(set(entry.resolutions or data.resolutions or (data.resolution,)))),
         **{name: _section(config, name, place, getattr(entry, name)) for name in SECTIONS},
     )
 
@@ -121,7 +126,9 @@ def _section(config: _Config, name: str, place: str, given: dict[str, Any]) -> S
         try:
             return type(section).model_validate(section.model_dump() | given)
         except ValidationError as error:
-            problems = mistakes_of(error, place, keys, section.model_dump() | given)
+            found = mistakes_of(error, place, keys, section.model_dump() | given)
+            # The section's own checks say captions.trigger.
+            problems = [re.sub(rf"(?<![\w.]){name}\.(?=\w)", lambda _: f"{place}.", each) for each in found]
     raise UserError(
         "; ".join(problems[:MOST_PROBLEMS])
     )  # pydantic takes no halves of surrogate pairs, which it escapes
@@ -142,16 +149,34 @@ def _require_sensible(data: DataSection, sets: Sequence[ResolvedSet]) -> None:
                 f"{each.key('weight')} is set, but {without.place} has no weight, and a ratio needs one of every set whose role "
                 "is train: give all of them a weight, or repeats"
             )
-        for name, crop in (("crops", "random"), ("crop_column", "box")):
+        for name, crop in _OF_CROPS:
             if getattr(entry, name) is not None and each.crop != crop:
                 raise ValueError(
                     f"{each.key(name)} has no effect while {each.key('crop')} is {each.crop}: set that to {crop}, or remove it"
                 )
         for name, value in entry.masks.items():
-            needed = {"folder": "files", "column": "column", "source": each.masks.source}.get(name)
+            needed = {**dict(_OF_SOURCES), "source": each.masks.source}.get(name)
             used = each.masks.source == needed if needed else each.masks.source != "none"
             if value is not None and not used:
                 raise ValueError(
                     f"{each.key('masks')}.{name} has no effect while {each.key('masks')}.source is {each.masks.source}: change "
                     f"that, or remove it"
                 )
+
+
+def _require_used(config: _Config, sets: Sequence[ResolvedSet]) -> None:
+    """ValueError for a setting that all sets share, and that none of them uses."""
+    crops = {each.crop for each in sets} | {config.data.crop}
+    sources = {each.masks.source for each in sets if each.masks}
+    of_crops = [(config.data, f"data.{name}", "crop", crop, crop in crops) for name, crop in _OF_CROPS]
+    masks = getattr(config, "masks", None)
+    of_masks = [(masks, f"masks.{name}", "masks.source", source, source in sources) for name, source in _OF_SOURCES] + [
+        (masks, f"masks.{name}", "masks.source", "alpha, files or column", sources != {"none"})
+        for name in ("background", "unmasked", "invert")
+    ]
+    for section, key, switch, value, used in of_crops + (of_masks if masks else []):
+        name = key.rpartition(".")[2]
+        if not used and getattr(section, name) != type(section).model_fields[name].default:
+            raise ValueError(
+                f"{key} has no effect while no set has the {switch} {value}: give one of them that, or remove it"
+            )

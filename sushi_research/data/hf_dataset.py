@@ -40,6 +40,15 @@ class TableImages:
 
     table: Table
     column: str
+    key: str = "data.image_column"
+
+    def require_images(self, source: str) -> None:
+        """Raises UserError if the column holds no images. `key` is the setting that its name is the value of."""
+        try:
+            self.cells  # noqa: B018 (it is made here)
+        except (TypeError, ValueError, NotImplementedError):
+            message = f"the column {self.column} of {source} holds no images: set {self.key} to one of"
+            raise UserError(f"{message} {', '.join(self.table.column_names)}.") from None
 
     @cached_property
     def cells(self) -> Any:
@@ -69,40 +78,36 @@ class TableImages:
 
 
 def columns_of(result: Scan, table: Table, image_column: str, rule: CaptionRule) -> TableImages:
-    """The image column of a table. Raises UserError if a column is missing, or the image column has no images."""
-    columns = ", ".join(table.rows.column_names)
+    """The image column of a table. Raises UserError if a column is missing."""
+    columns = ", ".join(table.column_names)
     for key, column in (("data.image_column", image_column), ("data.caption_column", rule.column)):
-        if column not in table.rows.column_names:
+        if column not in table.column_names:
             raise UserError(f"{result.source} has no column {column}: set {key} to one of {columns}.")
     if rule.source != "files":
         raise UserError(
             f"captions.source is {rule.source}, but {result.source} is an HF dataset, whose rows have no such names: leave it out, "
             "and set data.caption_column."
         )
-    images = TableImages(table, image_column)
-    try:
-        images.cells  # noqa: B018 (it is made here)
-    except (TypeError, ValueError, NotImplementedError):
-        message = f"the column {image_column} of {result.source} holds no images: set data.image_column to one of"
-        raise UserError(f"{message} {columns}.") from None
-    return images
+    return TableImages(table, image_column)
 
 
 def place_of(images: TableImages, source: str, remembered: Remembered) -> Place:
-    """Where the images of a table are read. Those in its rows are known by the content of the table. UserError if it is damaged.
+    """Where the images of a table are read. Those in its rows are known by the content of the table. Raises UserError if it is
+    damaged, or the column holds no images.
 
     Which rows name files is remembered, so that a table that is known is not read.
     """
-    size, table = len(images.table.rows), images.table
+    size, table = len(images.table), images.table
     states, settled, files = np.zeros((size, 4), np.int64), np.ones(size, bool), FileList()
 
     def make() -> dict[str, Array]:
+        images.require_images(source)
         with _undamaged(source):
             found = list(images.files())
         paths = pyarrow.array([path for _, path in found], pyarrow.large_string())
         return {"rows": np.array([row for row, _ in found], np.int64), "paths": paths}
 
-    options = ["table files", table.content, images.column, *map(str, table.folders)]
+    options = ["table files", table.content, table.about, images.column, *map(str, table.folders)]
     known = remembered.arrays("table-files", content_hash(json.dumps(options).encode()), make)
     rows, version = known["rows"], ""
     for path in known["paths"].to_pylist():

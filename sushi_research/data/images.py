@@ -129,18 +129,22 @@ def _colour_code(data: bytes, image: Image.Image) -> tuple[int, int, int, int] |
 def resize_and_crop(image: Image.Image, geometry: CropGeometry, flip: bool) -> np.ndarray:
     """A decoded image at its bucket's size, uint8 [height, width, 3]: resized (Lanczos), cropped, mirrored if `flip`."""
     assert image.mode == "RGB", image.mode
+    pixels = np.asarray(cropped(image, geometry, Image.Resampling.LANCZOS))
+    return np.ascontiguousarray(pixels[:, ::-1] if flip else pixels)
+
+
+def cropped(image: Image.Image, geometry: CropGeometry, filter: Image.Resampling) -> Image.Image:
+    """An image of the geometry's original size in any mode, resized and cropped to height x width."""
     assert image.size == (geometry.original_width, geometry.original_height), (image.size, geometry)
     size = (geometry.resized_width, geometry.resized_height)
     left, top = geometry.crop_left, geometry.crop_top
     crop = (left, top, left + geometry.width, top + geometry.height)
     if size[0] * size[1] <= MAX_PIXELS:
-        pixels = np.asarray(image.resize(size, Image.Resampling.LANCZOS, reducing_gap=None).crop(crop))
-    else:  # a small box that is enlarged: scale only what is used
-        scales = (image.width / size[0], image.height / size[1]) * 2
-        box = tuple(edge * scale for edge, scale in zip(crop, scales, strict=True))
-        cut = (geometry.width, geometry.height)
-        pixels = np.asarray(image.resize(cut, Image.Resampling.LANCZOS, box=box, reducing_gap=None))
-    return np.ascontiguousarray(pixels[:, ::-1] if flip else pixels)
+        return image.resize(size, filter, reducing_gap=None).crop(crop)
+    # A small box that is enlarged: scale only what is used.
+    scales = (image.width / size[0], image.height / size[1]) * 2
+    box = tuple(edge * scale for edge, scale in zip(crop, scales, strict=True))
+    return image.resize((geometry.width, geometry.height), filter, box=box, reducing_gap=None)
 
 
 def _opaque_srgb(image: Image.Image, colour_code: tuple[int, int, int, int] | None) -> Decoded:

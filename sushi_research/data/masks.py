@@ -59,10 +59,8 @@ def to_latents(mask: Image.Image, geometry: CropGeometry) -> np.ndarray:
     It is resized and cropped as the image is (`images.resize_and_crop`), but each value is the mean over the area it covers, so
     that none is outside of the mask's own range. That of the mirrored image is its mirror image, because buckets are whole latents.
     """
-    assert mask.mode == "L" and mask.size == (geometry.original_width, geometry.original_height), (mask, geometry)
-    resized = mask.resize((geometry.resized_width, geometry.resized_height), Image.Resampling.BOX)
-    left, top = geometry.crop_left, geometry.crop_top
-    pixels = np.asarray(resized.crop((left, top, left + geometry.width, top + geometry.height)))
+    assert mask.mode == "L", mask
+    pixels = np.asarray(images.cropped(mask, geometry, Image.Resampling.BOX))
     height, width = geometry.height // SCALE, geometry.width // SCALE
     means = pixels.reshape(height, SCALE, width, SCALE).mean((1, 3), dtype=np.float64) / 255
     return means.astype(np.float16)[None]

@@ -61,8 +61,8 @@ def count_uses(scan: Scan, sets: Sequence[ResolvedSet]) -> Samples:
         unused = int(((samples.sets == each.index) & (uses == 0)).sum())
         if unused:
             scan.notes.append(
-                f"{unused} of the {int((samples.sets == each.index).sum())} images of {each.place} are not used, because there are "
-                "fewer training images: give that set repeats or a weight to use more of them"
+                f"{unused} of the {int((samples.sets == each.index).sum())} images of {each.place} {'is' if unused == 1 else 'are'} "
+                "not used, because there are fewer training images: give that set repeats or a weight to use more of them"
             )
     return replace(samples, repeats=uses) if np.any(uses != samples.repeats) else samples
 
@@ -71,6 +71,8 @@ def regularisation_images(scan: Scan, sets: Sequence[ResolvedSet]) -> np.ndarray
     """The content hashes [n] HASH of the images that are only in sets whose role is regularisation."""
     of_role = [each.index for each in sets if each.is_regularisation]
     samples = Samples.of(scan.samples)
+    if not of_role:
+        return samples.images[:0]
     inside = np.isin(samples.sets, of_role)
     images = samples.images[inside]
     return images[near_search.rows_of(images, samples.images[~inside]) < 0]

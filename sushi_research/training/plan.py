@@ -180,7 +180,7 @@ class Plan:
             f"step         {self.global_batch_size} samples = batch {self.batch_size} x accumulation "
             f"{self.accumulation} x processes {self.processes}; micro-batches {self.micro_batch_fill:.0%} full",
             f"length       {self.steps} optimizer steps = {self.samples} samples = {self.epochs} epochs; "
-            f"each image {self.samples_per_image} times{' on average' if self.repeats else ''}{warmup}",
+            f"each image {self.samples_per_image} times{' on average' if self.repeats or len(self.sets) > 1 else ''}{warmup}",
             f"adapter      {self.adapter_modules} modules, {self.trainable_parameters:,} trainable parameters",
             f"cache        {self.image_cache.describe('image entries', ' to encode')}, {self.caption_cache.describe('captions')}"
             + (f", {self.mask_cache.describe('masks')}" if self.mask_cache.needed else ""),

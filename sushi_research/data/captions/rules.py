@@ -51,12 +51,13 @@ class Rules:
 
     @property
     def settings(self) -> list[Any]:
-        """What determines the texts: the rules, and the tags of categories in place of their files.
+        """What determines the texts: the rules, the tags of categories in place of their files, and the version of ftfy in use.
 
         Where captions are from is not in it, nor are the keys of the run as a whole, which may change.
         """
-        rules = CaptionRules.model_fields.keys() - {"source", "allow_empty", "tag_categories"}
-        return [self.config.model_dump(include=rules), sorted(self.rates.items())]
+        names = CaptionRules.model_fields.keys() - {"source", "allow_empty", "tag_categories"}
+        rules = [self.config.model_dump(include=names), sorted(self.rates.items())]
+        return [*rules, f"ftfy {_ftfy().__version__}"] if self.config.fix_text else rules
 
     @property
     def changes_text(self) -> bool:

@@ -20,8 +20,8 @@ def load(*words, config_class=SD15Training):
 REFUSED = [
     ("", "model.vae_revision", "main", "without model.vae"),
     ("", "evaluation.split", "test", "without evaluation.path"),
-    ("", "data.crops", "3", "while data.crop is not random"),
-    ("data.crop=random", "data.crop_column", "box", "while data.crop is not box"),
+    ("", "data.crops", "3", r"while data\.crop .*is not random"),
+    ("data.crop=random", "data.crop_column", "box", r"while data\.crop .*is not box"),
     ("", "evaluation.every", "7", "because nothing is evaluated"),
     ("", "evaluation.noise_samples", "16", "because nothing is evaluated"),
     ("", "evaluation.drift_captions", "[a]", "because nothing is evaluated"),

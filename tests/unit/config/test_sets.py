@@ -64,11 +64,16 @@ def test_a_config_with_sets_is_read_back(tmp_path):
             "[{path: a, captions: {tag_separator: '|'}}]",
             r"^data\.sets\[0\]\.captions\.keep_separator .* has the data\.sets\[0\]\.captions\.tag_separator '\|' in it",
         ),
-        ("[{path: a, captions: {replace: {x: null}}}]", r"^data\.sets\[0\]\.captions\.replace\.x .* is null: must be"),
         (
-            "[{path: a, captions: {tag_categories: {b.c: {file: x}}}}]",
+            "[{path: a, captions: {tag_categories: {b.c: {file: x, dropout: 0.1}}}}]",
             r"captions\.tag_categories\.b\.c .* is .*: must be the name of a category with",
         ),
+        ("[{path: a, captions: {replace: {x: null}}}]", r"data\.sets\[0\]\.captions\.replace\.x .*is null: must be"),
+        (
+            "[{path: a, captions: {tag_categories: {hair: {file: f}}}}]",
+            r"data\.sets\[0\]\.captions\.tag_categories\.hair .*has no dropout: add it",
+        ),
+        ("[{path: a, captions: {trigger: ' '}}]", r"^data\.sets\[0\]\.captions\.trigger .*is blank"),
         ("[]", r"^data\.path is missing: give --data\.path"),
     ],
 )
@@ -77,11 +82,25 @@ def test_a_mistake_names_its_key(sets, sentence):
         load("--data.sets", sets)
 
 
-def test_a_mistake_in_an_entry_of_a_mapping_names_it():
-    with pytest.raises(UserError, match=r"^captions\.tag_categories\.a is {\"file\": \"x\"} .*: must be the name of a"):
-        load("--data.path", "a", "--captions.tag_categories", "{a: {file: x}}")
+def test_an_entry_of_a_mapping_has_no_dot():
     with pytest.raises(UserError, match=r"^captions\.replace has the entry \"a\.b\" .*, and no entry can have a dot"):
         load("--data.path", "a", "--captions.replace", "{a.b: x}")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "other"),
+    [
+        ("data.crops", "8", "crop: random"),
+        ("data.crop_column", "face", "crop: box"),
+        ("masks.background", "0.5", "masks: {source: alpha}"),
+        ("masks.folder", "m", "masks: {source: files}"),
+        ("masks.column", "m", "masks: {source: column}"),
+    ],
+)
+def test_a_setting_that_no_set_uses_is_refused(key, value, other):
+    with pytest.raises(UserError, match=rf"^{key} .* has no effect while no set has the "):
+        load("--data.sets", "[{path: a}, {path: b, masks: {source: none}}]", f"--{key}", value)
+    load("--data.sets", f"[{{path: a}}, {{path: b, {other}}}]", f"--{key}", value)
 
 
 def test_path_and_sets_are_not_given_together():

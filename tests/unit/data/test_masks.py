@@ -38,6 +38,14 @@ def test_each_latent_has_the_mean_of_its_pixels_after_resize_and_crop():
     assert found.tolist() == [[[0, np.float16(0.1)], [0, 0.5]]]
 
 
+def test_of_a_small_box_that_is_enlarged_only_the_box_is_scaled():
+    """At its whole size this mask would have 10,000 x 10,000 times its pixels. The box is half white."""
+    mask = np.zeros((8, 8))
+    mask[:, 4:] = 255
+    box = CropGeometry(8, 8, 80_000, 80_000, crop_top=0, crop_left=40_000 - 8, height=16, width=16)
+    assert masks.to_latents(grey(mask), box).tolist() == [[[0, 1], [0, 1]]]
+
+
 def test_weights_keep_the_background_and_can_be_inverted_and_mirrored():
     mask = np.array([[[0, 0.5, 1]]], np.float16)
     weights = masks.loss_weights(mask, 0.25, invert=False, flip=False)

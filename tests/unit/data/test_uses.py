@@ -39,6 +39,8 @@ def uses(sets: list[dict], counts: list[int], repeats: int = 1) -> list[list[int
         ([{"weight": 1}, {"weight": 1}], [3, 3], [[1] * 3, [1] * 3]),
         # A weight is of what is shown: two resolutions are two items per use.
         ([{"weight": 1}, {"weight": 1, "resolutions": [512, 1024]}], [4, 2], [[1] * 4, [1, 1]]),
+        # A resolution that is given twice is one.
+        ([{"weight": 1}, {"weight": 1, "resolutions": [512, 512]}], [2, 2], [[1, 1], [1, 1]]),
         # Regularisation images are used as often as the training images, all sets of them together.
         ([{}, {"role": "regularisation"}], [4, 2], [[1] * 4, [2, 2]]),
         ([{"repeats": 5}, {"role": "regularisation"}, {"role": "regularisation"}], [1, 1, 2], [[5], [2], [2, 1]]),

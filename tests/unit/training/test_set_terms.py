@@ -71,7 +71,7 @@ def store(tmp_path, items):
         assert sorted(entries.item(number).sample.name for number in range(len(entries))) == ["1", "2"]
         assert entries.bytes == 2 * 8 * 8 * 2
     for rank in range(2):  # each process its share
-        encode_masks(store, entries, rank=rank, world=2)
+        encode_masks(store, entries, SETS, rank=rank, world=2)
     assert store.has(entries.keys).all() and len(store) == 2
     return store
 
@@ -106,9 +106,14 @@ def test_the_key_of_a_mask_is_its_content_and_its_crop(items):
     assert mask_key(item) == mask_key(replace(item, sample=replace(item.sample, image_hash="02"), instance=1))
 
 
-def test_a_mask_that_is_black_in_the_crop_is_told(tmp_path, items, caplog):
+@pytest.mark.parametrize(
+    ("left", "invert", "told"), [(32, False, True), (0, False, False), (32, True, False), (0, True, True)]
+)
+def test_a_crop_that_is_all_background_is_told(tmp_path, items, caplog, left, invert, told):
+    """The left half of the image is white in its mask; with masks.invert that is the background."""
     store = Store.open(tmp_path / "masks", MASK_TENSORS, repair=True)
-    outside = items.take(np.array([0]))
-    outside.geometries[:, [5, 7]] = 32  # the right half of the image
-    encode_masks(store, mask_entries([outside], NOTHING_REMEMBERED))
-    assert "the mask of 1 is black within the crop of the image" in caplog.text
+    half = items.take(np.array([0]))
+    half.geometries[:, [5, 7]] = left, 32
+    sets = [replace(SETS[0], masks=SETS[0].masks.model_copy(update={"invert": invert}))]
+    encode_masks(store, mask_entries([half], NOTHING_REMEMBERED), sets)
+    assert ("by the mask of 1, all of the image's crop counts as background" in caplog.text) == told
