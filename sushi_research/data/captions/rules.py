@@ -26,7 +26,7 @@ from sushi_research.fingerprints import content_hash
 from sushi_research.remembered import Remembered, columns_hash
 
 # Increment it when the same rules give other texts.
-VERSION = 1
+VERSION = 2
 # Captions that are Python objects at a time.
 _AT_ONCE = 50_000
 # `{a|b}`, which has no braces in it, as in kohya's sd-scripts.
@@ -111,7 +111,9 @@ class Rules:
             text = self._replaced.sub(lambda match: rules.replace[match[0]], text)
             text = _tidy(text, rules.tag_separator) if removed else text
         if rules.underscores_to_spaces:
-            text = self._long_words.sub(lambda match: match[0].replace("_", " "), text)
+            of_trigger = (rules.trigger or "").lower().split()  # which stays as it is written
+            spaced = lambda word: word if word.lower() in of_trigger else word.replace("_", " ")  # noqa: E731
+            text = self._long_words.sub(lambda match: spaced(match[0]), text)
         return text
 
     def _framed(self, text: str) -> str:

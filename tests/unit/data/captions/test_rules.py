@@ -29,6 +29,7 @@ PLAIN = [
     ({"replace": {"solo": ""}}, "1girl, solo, a  solo smile", "1girl, a smile"),
     ({"replace": {"solo": ""}}, "in 1,000  years", "in 1,000  years"),
     ({"trigger": " sks "}, "sks cat", "sks cat"),
+    ({"trigger": "mr_cat", "underscores_to_spaces": True}, "Mr_cat, long_hair", "Mr_cat, long hair"),
     ({"underscores_to_spaces": True}, CAPTION, "1girl, long hair, smile, ^_^, red dress"),
     ({"underscores_to_spaces": True, "tag_separator": ";"}, "o_o;long_hair", "o_o;long hair"),
     ({"alternatives": True}, "a {red|blue} {cat}, {{a|b}} }", "a red cat, {a|b} }"),
