@@ -150,7 +150,7 @@ def _lines(value: Any, allow_empty: bool) -> tuple[tuple[str, ...] | None, str |
     if value is None or not texts:
         return (("",), None) if allow_empty else (None, "no caption")
     if not all(isinstance(text, str) for text in texts):
-        return None, "no caption"
+        return None, "one of its captions is no text" if len(texts) > 1 else "no caption"
     try:
         lines = tuple(line for text in texts for line in caption_text.lines(text))
     except caption_text.NotText as error:

@@ -142,7 +142,7 @@ def open_hub(name: str, split: str, revision: str | None) -> Table:
     import datasets
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    advice = "check data.path, data.split, data.revision, your connection and `hf auth login`"
+    advice = "check its name, split and revision, your connection and `hf auth login`"
     with _readable(f"the data set {name} could not be loaded", advice):
         rows = datasets.load_dataset(name, split=split, revision=revision)
     # What was downloaded: the files of this repository, and what `datasets` unpacked.

@@ -51,8 +51,9 @@ class SetPlan:
         }.get(self.crop, [])
         parts += [f"mirrored {self.flip:g}"] if self.flip else []
         parts += [f"loss x {self.loss_weight:g}"] if self.loss_weight != 1 else []
-        parts += [f"masks: {self.masks}, background {self.background:g}"] if self.masks != "none" else []
-        parts += [f"without their masks in {100 * self.unmasked:g}% of the uses"] if self.unmasked else []
+        if self.masks != "none":
+            parts += [f"masks: {self.masks}, background {self.background:g}"]
+            parts += [f"without their masks in {100 * self.unmasked:g}% of the uses"] if self.unmasked else []
         parts += ["target: the base's prediction, a forward pass more"] if self.target == "base" else []
         return f"{self.folder}{role}: {', '.join(parts)}"
 
