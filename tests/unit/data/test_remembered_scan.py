@@ -298,3 +298,24 @@ def test_files_of_any_time_are_read(photos, scan):
     for name, seconds in (("0.png", 10**10), ("1.txt", 10**10), ("2.png", -(2**31))):
         os.utime(photos / name, (seconds, seconds))
     assert sorted(content(scan(photos))) == sorted(content(first))
+
+
+def test_a_link_of_a_row_that_leads_elsewhere_now_is_followed_again(tmp_path, scan):
+    import datasets
+
+    datasets.disable_progress_bars()
+    root, link = tmp_path / "set", tmp_path / "set" / "own.png"
+    image = {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}
+    rows = {"image": [{"bytes": picture(1), "path": None}, {"bytes": None, "path": "own.png"}], "text": ["a", "b"]}
+    features = datasets.Features({"image": image, "text": datasets.Value("string")})
+    datasets.Dataset.from_dict(rows, features=features).save_to_disk(str(root))
+    for number, path in ((2, tmp_path / "outside.png"), (3, root / "a.png"), (4, root / "b.png")):
+        path.write_bytes(picture(number))
+        link.unlink(missing_ok=True)
+        link.symlink_to(path)
+        found = scan(root)
+        read = {sample.name: sample.read() for sample in found.samples}
+        if number == 2:
+            assert "outside of the data set" in found.problems[0].reason and list(read) == ["train[0]"]
+        else:
+            assert read == {"train[0]": picture(1), "train[1]": picture(number)}
