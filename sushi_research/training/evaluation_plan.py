@@ -107,8 +107,11 @@ def _held_out_of(config: TrainingConfig, data: Data) -> str:
     """What was asked for, and what was held out: images that resemble each other stay together."""
     got, trained = len({item.sample.name for item in data.held_out}), data.learned.used
     total = got + int((~near_search.is_one_of(trained.images, data.prior_trained)).sum())
+    compared = got + len(data.items.used)  # regularisation images too
     share, but = config.evaluation.held_out, " without the prior ones" if data.prior_trained else ""
     asked = f"asked for {share:g} of {total} images{but}, which is {round(share * total)}"
-    limit = f", because {near_search.LIMIT}" if total > near_search.MOST_GROUPED and got < round(share * total) else ""
-    paths = dict.fromkeys(each.path for each in sets_of(config) if not each.is_regularisation)
-    return f"held out of {', '.join(paths)} ({asked}; got {got}{limit})"
+    limit = (
+        f", because {near_search.LIMIT}" if compared > near_search.MOST_GROUPED and got < round(share * total) else ""
+    )
+    paths = ", ".join(dict.fromkeys(each.path for each in sets_of(config) if not each.is_regularisation))
+    return f"held out of {paths} ({asked}; got {got}{limit})"

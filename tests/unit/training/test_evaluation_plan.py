@@ -49,20 +49,17 @@ def test_it_says_how_many_images_were_asked_for_and_how_many_are_held_out():
     assert plan_evaluation(config, SimpleNamespace(data=Data(items(*range(3)), None)), 500, EVERY_250) is None
 
 
-def test_regularisation_images_are_not_among_those_asked_for():
+def test_regularisation_images_are_none_that_are_held_out_of():
+    evaluation = {"held_out": 0.25, "drift_captions": []}
+    sets = [{"path": "class", "role": "regularisation"}, {"path": "mine"}]
     config = SD15Training.model_validate(
-        {
-            "model": {"base": "b"},
-            "data": {"sets": [{"path": "photos"}, {"path": "class", "role": "regularisation"}]},
-            "train": {"steps": 9},
-            "evaluation": {"held_out": 0.25},
-        }
+        {"model": {"base": "b"}, "data": {"sets": sets}, "train": {"steps": 9}, "evaluation": evaluation}
     )
-    samples = [Sample(f"{n}.png", f"{n:032x}", "photo", 64, 64, 1, bytes, set=int(n >= 6)) for n in range(12)]
-    trained = make_items(samples, BucketRule(resolution=64, step=32, min_side=32, max_side=128))[0]
-    data = Data(trained, None, items(20, 21), sets=sets_of(config))
+    samples = [Sample(f"{n}.png", f"{n:032x}", "a", 64, 64, 1, bytes, set=int(n < 6)) for n in range(20)]
+    used, _ = make_items(samples, BucketRule(resolution=64, step=32, min_side=32, max_side=128))
+    data = Data(used, None, items(20, 21), sets=sets_of(config))
     line = plan_evaluation(config, SimpleNamespace(data=data), 500, EVERY_250).describe()[1]
-    assert line == "             images: held out of photos (asked for 0.25 of 8 images, which is 2; got 2)"
+    assert line.endswith("images: held out of mine (asked for 0.25 of 8 images, which is 2; got 2)")
 
 
 def test_it_says_why_fewer_of_many_images_are_held_out(monkeypatch):
