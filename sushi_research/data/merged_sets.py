@@ -62,7 +62,8 @@ def count_uses(scan: Scan, sets: Sequence[ResolvedSet]) -> Samples:
         if unused:
             scan.notes.append(
                 f"{unused} of the {int((samples.sets == each.index).sum())} images of {each.place} "
-                f"{'is' if unused == 1 else 'are'} not used, because there are fewer training images: give that set repeats or a weight to use more of them"
+                f"{'is' if unused == 1 else 'are'} not used, because there are fewer training images: "
+                "give that set repeats or a weight to use more of them"
             )
     return replace(samples, repeats=uses) if np.any(uses != samples.repeats) else samples
 

@@ -298,3 +298,32 @@ def test_files_of_any_time_are_read(photos, scan):
     for name, seconds in (("0.png", 10**10), ("1.txt", 10**10), ("2.png", -(2**31))):
         os.utime(photos / name, (seconds, seconds))
     assert sorted(content(scan(photos))) == sorted(content(first))
+
+
+def test_a_file_of_a_row_is_looked_for_again(tmp_path, scan):
+    import datasets
+
+    datasets.disable_progress_bars()
+    root, outside = tmp_path / "set", tmp_path / "outside"
+    image = {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}
+    cells = [{"bytes": picture(1), "path": None}, {"bytes": None, "path": "pictures/own.png"}]
+    features = datasets.Features({"image": image, "text": datasets.Value("string")})
+    datasets.Dataset.from_dict({"image": cells, "text": ["a", "b"]}, features=features).save_to_disk(str(root))
+    outside.mkdir()
+    (outside / "own.png").write_bytes(picture(2))
+    (root / "pictures").symlink_to(outside)
+    found = scan(root)
+    assert "outside of the data set" in found.problems[0].reason and len(found.samples) == 1
+    # As the message says. The file itself stays what it was.
+    (root / "pictures").unlink()
+    outside.rename(root / "pictures")
+    assert {sample.name: sample.read() for sample in scan(root).samples} == {
+        "train[0]": picture(1),
+        "train[1]": picture(2),
+    }
+    for number in (3, 4):
+        path, link = root / f"{number}.png", root / "pictures" / "own.png"
+        path.write_bytes(picture(number))
+        link.unlink()
+        link.symlink_to(path)
+        assert picture(number) in [sample.read() for sample in scan(root).samples]
