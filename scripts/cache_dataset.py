@@ -27,7 +27,7 @@ INTRO = """\
 This fills the caches of a training config without training (sd15 in place of sdxl for SD1.5). To begin:
   the plan:       accelerate launch scripts/cache_dataset.py sdxl --config configs/sdxl_lora.yaml --data.path photos --dry-run
   the work:       accelerate launch scripts/cache_dataset.py sdxl --config configs/sdxl_lora.yaml --data.path photos
-  to remove what it does not need, also of other data sets:   add --prune; with --prune --dry-run it only says what
+  to remove what this config does not need, also entries of other data sets:   add --prune (first with --dry-run)
   every option:   python scripts/cache_dataset.py sdxl --help"""
 
 

@@ -170,6 +170,7 @@ def train(job: Job) -> int:
         sets=data.sets,
         text=make_batch_text(job, inputs),
         ahead=("posterior", "noise"),
+        steps=plan.steps,
     )
 
     # --- shared: the loop ---

@@ -171,6 +171,7 @@ def train(job: Job) -> int:
         time_ids=config.data.time_ids,
         text=make_batch_text(job, inputs, zeros=config.captions.dropout_to == "zeros"),
         ahead=("posterior", "noise"),
+        steps=plan.steps,
     )
 
     # --- shared: the loop ---

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import BinaryIO
@@ -27,8 +28,11 @@ Array = np.ndarray | pa.Array
 
 # Increment it when the format of the files changes. What a kind means is for its key to say.
 VERSION = 1
-# Files of a kind that are kept, the ones used last: of several data sets, rules and base models in turn.
+# Files of a kind that are kept, the ones used last: of several data sets, rules and base models in turn. Those that a command has
+# used itself are kept too, because it may have more sets of images than this.
 MOST = 12
+# The times of files are less exact than the clock: by two seconds on FAT.
+_INEXACT_NS = 2 * 10**9
 _CHUNK = 1 << 20
 _SEAL_BYTES = 64
 
@@ -41,6 +45,7 @@ class Remembered:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._since = time.time_ns() - _INEXACT_NS
 
     def arrays(self, kind: str, key: str, make: Callable[[], Mapping[str, Array]]) -> dict[str, Array]:
         """What `make()` returned for this kind and key at some time, read-only; it is called if there is nothing, or only damage.
@@ -80,8 +85,9 @@ class Remembered:
     def _forget_oldest(self, kind: str) -> None:
         remove_abandoned(self.folder)
         files = [path for path in self.folder.glob(f"{kind}-*.arrow") if path.stem.rpartition("-")[0] == kind]
-        for path in sorted(files, key=lambda path: path.stat().st_mtime_ns)[:-MOST]:
-            path.unlink(missing_ok=True)
+        for used, path in sorted((path.stat().st_mtime_ns, path) for path in files)[:-MOST]:
+            if used < self._since:
+                path.unlink(missing_ok=True)
 
 
 # Finds nothing and stores nothing: there can be no folder below this file.

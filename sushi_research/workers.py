@@ -24,13 +24,18 @@ from typing import Any, BinaryIO, TypeVar
 Job = TypeVar("Job")
 
 _LENGTH = struct.Struct("<Q")
+# Microseconds that the processes of a container may compute in each period of so many (Linux, cgroup v2).
+_SHARE = Path("/sys/fs/cgroup/cpu.max")
 # Results that wait for their reader, per worker.
 _WAITING = 64
 
 
 def cores() -> int:
-    """The number of processor cores that this process may use."""
+    """The number of processor cores that this process may use: in a container those of its share, not those of the machine."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else sys.maxsize
+    with contextlib.suppress(OSError, ValueError):  # "max 100000" is no limit
+        quota, period = map(int, _SHARE.read_text().split())
+        allowed = min(allowed, -(-quota // period))
     return max(1, min(os.cpu_count() or 1, allowed))
 
 

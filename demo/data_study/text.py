@@ -34,8 +34,38 @@ LEAD = (
     "All tests: [tags](tags/comparison.md), [stamp](stamp/comparison.md).",
 )
 ABOUT = {
-    "tags": About("Captions", (), ""),
-    "stamp": About("Masks and prior preservation", (), ""),
+    "tags": About(
+        "Captions",
+        (
+            "48 photos, 16 of them with the star plate. The caption of each is four tags, the dish first and the others "
+            "always in the "
+            "same order (`star plate, two, tuna, maki`), with another wording in the next line (`a star plate with two "
+            "tuna maki`). The "
+            "base knows sentences in one order of words, and reads neither well.",
+            "`plain` uses the first line as it is. `shuffle` has `captions.shuffle` with `keep_tags: 1`, `lines` uses "
+            "both lines in "
+            "turn, and `dropout` has `captions.dropout` 0.1. `tags in other orders` asks with the first tag kept and the others "
+            "moved, `second wording` with the other wording, and `strong guidance` as in training with a guidance of 5, "
+            "the default of "
+            "`sample.guidance`; all other pictures have 2.5. `kept` are sentences of the base's own world.",
+        ),
+        "Means of three seeds, and each seed, of 24 pictures.",
+    ),
+    "stamp": About(
+        "Masks and prior preservation",
+        (
+            "16 photos of the star plate, each with the same stamp in its corner, and nothing else: without other "
+            "images an adapter "
+            "forgets what the base knew (docs/demo.md).",
+            "`masks` has masks that are black on the stamp and 6 pixels around it, with `masks.background` 0. `prior` "
+            "has a second set, "
+            "32 images of the base's own world with `role: regularisation` and `target: base`: half of the samples, for which the "
+            "target is what the base predicts without the adapter. `both` has both. `plate` is the star plate whatever "
+            "is in the corner, "
+            "`plate without the stamp` the whole picture, and `kept` the base's own world.",
+        ),
+        "Means of three seeds, and each seed, of 24 pictures.",
+    ),
 }
 CLAIMS: tuple[Claim, ...] = ()
 LIMITS: list[str] = []

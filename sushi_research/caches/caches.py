@@ -108,15 +108,15 @@ class Caches:
 def open_caches(job: Job, base: loading.Base, hash_cache: HashCache) -> Caches:
     """Opens the stores. The main process goes first: it sets damaged shards aside, to be encoded again."""
     config, model = job.config, job.model
-    folder = Path(config.cache.folder)
+    folder, remembered = Path(config.cache.folder), open_remembered(config)
     with job.accelerator.main_process_first():
         hash_cache.load()
         repair = job.is_main
-        latents = Store.open(folder / "latents", LATENT_TENSORS, repair=repair)
-        texts = Store.open(folder / f"text_{model.NAME}", model.TEXT_TENSORS, repair=repair)
+        latents = Store.open(folder / "latents", LATENT_TENSORS, repair=repair, remembered=remembered)
+        texts = Store.open(folder / f"text_{model.NAME}", model.TEXT_TENSORS, repair=repair, remembered=remembered)
         masks = None
         if (folder / "masks").is_dir() or any(each.masks.source != "none" for each in sets_of(config)):
-            masks = Store.open(folder / "masks", MASK_TENSORS, repair=repair)
+            masks = Store.open(folder / "masks", MASK_TENSORS, repair=repair, remembered=remembered)
         vae_hash = base.hash("vae", hash_cache)
         encoder_hashes = tuple(base.hash(name, hash_cache) for name in model.TEXT_ENCODERS)
         if job.is_main:
@@ -129,7 +129,7 @@ def open_caches(job: Job, base: loading.Base, hash_cache: HashCache) -> Caches:
         vae_dtype=loading.vae_dtype(base, job.device),
         encoder_hashes=encoder_hashes,
         text_settings={name: getattr(config.model, name) for name in model.TEXT_SETTINGS},
-        remembered=open_remembered(config),
+        remembered=remembered,
         chunks=Chunks(config.captions.chunks, config.captions.chunk_layout),
     )
 

@@ -5,7 +5,7 @@ A data set may have a million images, so the entries are columns.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass
 from typing import Any
 
@@ -62,13 +62,22 @@ class _Columns:
     @classmethod
     def of(cls, items: Sequence[Item]) -> _Columns:
         if isinstance(items, Items):
-            samples = items.samples
-            return cls(samples.images[items.rows], samples.converted[items.rows], items.geometries)
-        return cls(
-            np.array([item.sample.image_hash for item in items], HASH),
-            np.array([item.sample.converted for item in items], bool),
-            np.array([astuple(item.geometry) for item in items], np.int32).reshape(-1, 8),
-        )
+            converted = items.samples.converted[items.rows]
+        else:
+            converted = np.array([item.sample.converted for item in items], bool)
+        return cls(_images(items), converted, _geometries(items))
+
+
+def _images(items: Sequence[Item]) -> np.ndarray:
+    if isinstance(items, Items):
+        return items.samples.images[items.rows]
+    return np.array([item.sample.image_hash for item in items], HASH)
+
+
+def _geometries(items: Sequence[Item]) -> np.ndarray:
+    if isinstance(items, Items):
+        return items.geometries
+    return np.array([astuple(item.geometry) for item in items], np.int32).reshape(-1, 8)
 
 
 def latent_keys(items: Sequence[Item], flip: bool, vae_hash: str, dtype: torch.dtype) -> np.ndarray:
@@ -122,18 +131,20 @@ class LatentEntries:
     @property
     def buckets(self) -> np.ndarray:
         """[n, 2] int32: the height and width of each in pixels."""
-        return self._columns("geometries", (8,), np.int32)[:, 6:]
+        return self._column(lambda items: _geometries(items)[:, 6:], (2,), np.int32)
 
     @property
     def images(self) -> np.ndarray:
         """[n] HASH: the image of each."""
-        return self._columns("images", (), HASH)
+        return self._column(_images, (), HASH)
 
-    def _columns(self, name: str, shape: tuple[int, ...], dtype: np.typing.DTypeLike) -> np.ndarray:
+    def _column(
+        self, of: Callable[[Sequence[Item]], np.ndarray], shape: tuple[int, ...], dtype: np.typing.DTypeLike
+    ) -> np.ndarray:
         found = np.zeros((len(self), *shape), dtype)
         for part, items in enumerate(self.items):
             members = self.parts == part
-            found[members] = getattr(_Columns.of(items), name)[self.numbers[members]]
+            found[members] = of(items)[self.numbers[members]]
         return found
 
     @property

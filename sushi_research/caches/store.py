@@ -30,12 +30,13 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-from sushi_research.caches import order
+from sushi_research.caches import known_index, order
 from sushi_research.caches.index import Index
 from sushi_research.caches.keys import packed
 from sushi_research.caches.shards import Damage, Manifest, read_manifest, read_row, require_size, set_aside
 from sushi_research.caches.writer import Writer
 from sushi_research.errors import UserError
+from sushi_research.remembered import NOTHING_REMEMBERED, Remembered
 from sushi_research.temporaries import remove_abandoned
 
 # The files that are kept open. A cache may have more shards than a process may have files open.
@@ -64,11 +65,19 @@ class Store:
         self._descriptor: int | None = None  # of the folder, which is locked
 
     @classmethod
-    def open(cls, folder: Path, tensors: tuple[str, ...], *, repair: bool) -> Store:
+    def open(
+        cls,
+        folder: Path,
+        tensors: tuple[str, ...],
+        *,
+        repair: bool,
+        remembered: Remembered = NOTHING_REMEMBERED,
+    ) -> Store:
         """Opens the store in `folder`, creating it if it is missing.
 
         `tensors` names the tensors of a row. `repair` is for the main process only: it renames damaged shards to `*.damaged`, if
-        the folder is writable, and removes what killed writers left.
+        the folder is writable, and removes what killed writers left. With `remembered`, manifests that were read before are not
+        read again: the name of a manifest is the hash of its content.
 
         Raises UserError if the folder cannot be used, or has rows of another format or with other tensors.
         """
@@ -76,7 +85,12 @@ class Store:
         with _usable(folder):
             folder.mkdir(parents=True, exist_ok=True)
             store._hold()
+            names = store._shards_there()
+            if known := known_index.recall(remembered, folder, tensors, names):
+                store._names, (store._index, store._sizes) = names, known
             store.refresh()
+            if not store.damaged:  # which is to be found again
+                known_index.remember(remembered, folder, tensors, store._index, store._sizes)
         if repair:
             remove_abandoned(folder)
         return store
@@ -84,17 +98,22 @@ class Store:
     def refresh(self) -> None:
         """Adds shards that other processes have finished meanwhile. Raises UserError if the folder cannot be used."""
         with self._lock, _usable(self.folder):
-            found = {path.stem for path in self.folder.iterdir() if path.match("shard-*.json")}
             known = set(self._names)
-            # A listed shard may be gone. One that is listed and was not found above has just come.
-            new = [name for name in order.in_order(self.folder, found) if name not in known]
             columns = []
-            for name in new:
-                if self._manifest_path(name).exists() and (manifest := self._take_up(name)):
+            for name in self._shards_there():
+                if name not in known and (manifest := self._take_up(name)):
                     columns.append((len(self._names), manifest.keys))
                     self._names.append(name)
                     self._sizes[name] = manifest.size, len(manifest.keys)
             self._index = self._index.with_shards(columns)
+
+    def _shards_there(self) -> list[str]:
+        """The names of the shards whose manifests are in the folder, in the order of the store."""
+        found = {path.stem for path in self.folder.iterdir() if path.match("shard-*.json")}
+        # A listed shard may be gone. One that is listed and was not found above has just come.
+        return [
+            name for name in order.in_order(self.folder, found) if name in found or self._manifest_path(name).exists()
+        ]
 
     def _take_up(self, name: str) -> Manifest | None:
         """The manifest of a new shard; None if the shard is damaged, which is logged."""
@@ -136,7 +155,7 @@ class Store:
             yield name, *self._sizes[name], order[start:end]
 
     def has(self, keys: np.ndarray) -> np.ndarray:
-        """Whether the store has each key [n] of PACKED, bool [n]. Sorted keys are found several times faster."""
+        """Whether the store has each key [n] of PACKED, bool [n]."""
         return self._index.find(keys) >= 0
 
     def get(self, key: str) -> dict[str, torch.Tensor]:

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from sushi_research.config.section import Location, Section, Text, require_text
+from sushi_research.config.section import Location, Section, require_text
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 # The name of a tag category: no dot, which would be a nested key.
@@ -45,7 +45,7 @@ class CaptionRules(Section):
     )
     lines: Literal["all", "first"] = Field(
         "all",
-        description="Of a caption of several lines, or a list column: all = a different line in each epoch, first = only the first",
+        description="Of a caption of several lines, or a list column: all = another line at each use, first = only the first",
     )
     fix_text: bool = Field(
         False,
@@ -84,7 +84,7 @@ class CaptionRules(Section):
     )
     prefix: _Line = Field("", description="Text before every caption; no rule about tags changes it")
     suffix: _Line = Field("", description="Text after every caption; no rule about tags changes it")
-    trigger: Text | None = Field(
+    trigger: Annotated[_Line, AfterValidator(str.strip)] | None = Field(
         None, description="Word or phrase that is put before every caption that does not have it, as a tag; null = none"
     )
     dropout: Probability = Field(
@@ -106,7 +106,7 @@ class CaptionRules(Section):
         texts = {"captions.prefix": [self.prefix], "captions.suffix": [self.suffix]}
         texts["captions.trigger"] = [self.trigger or ""]
         require_text(texts | {"captions.replace": [*self.replace, *self.replace.values()]})
-        if self.trigger is not None and not self.trigger.strip():
+        if self.trigger == "":
             raise ValueError("captions.trigger is blank: give a word, or null")
         return self
 

@@ -190,7 +190,11 @@ def _flatten(
     for name, value in layer.items():
         path = f"{prefix}{name}"
         is_mapping = path in keys.sections or is_free(path, keys)
-        if "." in str(name):
+        if "." in str(name) and is_free(prefix[:-1], keys):
+            problems.append(
+                f"{prefix[:-1]} has the entry {show(str(name))} {source}, and no entry can have a dot: remove it"
+            )
+        elif "." in str(name):
             nested = ": {".join(path.split("."))
             problems.append(f"the key {path} {source} has a dot: nest it, as in {nested}: ...{'}' * path.count('.')}")
         elif is_mapping and isinstance(value, dict):

@@ -93,7 +93,7 @@ OPTIONS: dict[str, list[tuple[str, str, str]]] = {
         ),
         ("shuffle_caption", "captions.shuffle", "with cached text embeddings too"),
         ("caption_separator", "captions.tag_separator", ""),
-        ("keep_tokens", "captions.keep_tags", ""),
+        ("keep_tokens", "captions.keep_tags", "less those of caption_prefix: prefix and trigger are always kept"),
         ("keep_tokens_separator", "captions.keep_separator", ""),
         ("secondary_separator", "", "tags have one separator, captions.tag_separator"),
         ("enable_wildcard", "captions.alternatives", "several lines of a caption are used in turn (captions.lines)"),

@@ -15,7 +15,7 @@ class MaskSection(Section):
     source: Literal["none", "alpha", "files", "column"] = Field(
         "none",
         description="Where the masks are: alpha = the transparency of the images; files = cat-masklabel.png, cat.mask.png or "
-        "cat_mask.png next to cat.jpg, or files of the same names in masks.folder; column = an image column of an HF dataset",
+        "cat_mask.png next to cat.jpg, or one of them or cat.png in masks.folder; column = an image column of an HF dataset",
     )
     folder: Location | None = Field(
         None,

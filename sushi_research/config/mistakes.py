@@ -39,7 +39,10 @@ def sentence(error: Any, keys: Keys, settings: dict[str, Setting]) -> str:
     is_check = error["type"] == "value_error"
     if is_check and path not in settings:
         return _with_sources(str(error["ctx"]["error"]), keys, settings)
-    schema = keys.leaves[path if path in keys.leaves else path.rpartition(".")[0]]
+    leaf = path
+    while leaf not in keys.leaves:  # an entry of a free-form mapping, whose name may have dots in an entry of data.sets
+        leaf = leaf.rpartition(".")[0]
+    schema = keys.leaves[leaf]
     if error["type"] == "missing" and path in settings:  # an entry of a free-form mapping is itself a mapping
         return f"{path} has no {error['loc'][-1]}: add it"
     if error["type"] == "missing":

@@ -62,17 +62,19 @@ def hint(path: str, leaves: Container[str], hyphens: str = "") -> str | None:
 
 def hint_in_set(name: str) -> str | None:
     """`hint` for an unknown key of a set of images, such as one that a subset of kohya's or a concept of OneTrainer's has."""
-    return _answers(options().get(normal(name), []), "")
+    return _answers(options().get(normal(name), []), "", in_set=True)
 
 
-def _answers(found: list[Option], hyphens: str) -> str | None:
+def _answers(found: list[Option], hyphens: str, in_set: bool = False) -> str | None:
     answers = []
     for key in dict.fromkeys(option.key for option in found):
         same = [option for option in found if option.key == key]
         *others, last = (f"{option.program}'" + "s" * (option.program[-1] != "s") for option in same)
         owners = f"{', '.join(others)} and {last}" if others else last
         note = next((option.note for option in same if option.note), "")
-        if key:
+        if key == "data.sets" and in_set:  # the note names the key of the set
+            answers.append(f"{owners} {same[0].name} is here {note}")
+        elif key:
             answers.append(f"{owners} {hyphens}{same[0].name} is {hyphens}{key} here" + (f" ({note})" if note else ""))
         else:
             answers.append(f"{owners} {hyphens}{same[0].name} is not an option here: {note}")

@@ -65,7 +65,9 @@ def _within(result: Scan, samples: Samples) -> Samples:
     problems = []
     for row in np.flatnonzero(outside).tolist():
         size = f"{samples.widths[row]}x{samples.heights[row]}"
-        reason = f"its box {samples.boxes[row].tolist()} is not within its {size} pixels: left, top, right, bottom"
+        left, top, right, bottom = box = samples.boxes[row].tolist()
+        wrong = "has no area" if right <= left or bottom <= top else f"is not within its {size} pixels"
+        reason = f"its box {box} {wrong}: left, top, right, bottom"
         problems.append(Problem(samples.names[row].as_py(), reason))
     result.problems = Problems.of(result.problems, problems)
     return samples.take(~outside)

@@ -71,7 +71,7 @@ def _of_files(files: FolderFiles, column: str) -> Mapping[str, Any]:
 
 def _of_table(images: TableImages, column: str, source: str) -> Mapping[int, Any]:
     """The values of a column by row. UserError if there is none."""
-    names = images.table.rows.column_names
+    names = images.table.column_names
     if column not in names:
         raise UserError(f"{source} has no column {column}: set data.crop_column to one of {', '.join(names)}.")
     return dict(enumerate(value for values in read_column(images.table.rows, column, source) for value in values))

@@ -183,7 +183,8 @@ def _inspect(place: Place, names: pyarrow.Array, rows: np.ndarray) -> Iterator[t
                 "checked before is kept."
             ) from None
         except (BadImage, UnreadableFile) as error:
-            return Unusable(error.reason, lasting=isinstance(error, BadImage))
+            # That a row has no image lasts; where the file that it names is does not.
+            return Unusable(error.reason, lasting=isinstance(error, BadImage) and not place.states[row].any())
         except OSError as error:
             return Unusable(f"cannot be read: {error.strerror or error}", lasting=False)
 

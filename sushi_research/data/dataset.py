@@ -160,7 +160,7 @@ def _scan_table(
         if place.settled.all() and not facts.passing:
             known = _put(remembered, "table", key, known)
     from_columns(result, known, images)
-    return len(images.table.rows)
+    return len(images.table)
 
 
 # The largest column is in a file of its own: it is seldom read, and the other file can be unmapped when images were held out.
@@ -230,7 +230,10 @@ def require_clean(scan: Scan, on_bad_file: Literal["stop", "skip"], report_path:
         whole = "the whole list is" if len(problems) <= findings.LISTED else f"the first {findings.LISTED:,} are"
         report = f"; {whole} in {report_path}"
     if not scan.samples:
-        raise UserError(f"no image in {scan.source} can be used: {names}{report}; fix them (docs/data.md).")
+        fix = "fix them (docs/data.md)"
+        if all(problem.reason.startswith("no caption") for problem in problems[: findings.SHOWN_PROBLEMS]) and problems:
+            fix = "write captions, or set captions.source or captions.allow_empty (docs/captions.md)"
+        raise UserError(f"no image in {scan.source} can be used: {names}{report}; {fix}.")
     if problems and on_bad_file == "stop":
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         raise UserError(

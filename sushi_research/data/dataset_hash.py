@@ -28,7 +28,7 @@ def dataset_hash(items: Sequence[Item], remembered: Remembered = NOTHING_REMEMBE
     samples = items.samples
     masks = np.zeros(len(samples), HASH) if samples.masks is None else samples.masks
     of_samples = (samples.images, samples.first_captions, samples.converted, samples.sets, masks)
-    key = columns_hash(*of_samples, items.rows, items.instances, items.geometries)
+    key = columns_hash(*of_samples, items.rows, items.instances, items.geometries, np.array([colour.RECIPE]))
     columns = remembered.arrays("dataset-hash", key, lambda: {"hash": np.array([_hash(_texts(items, masks))], HASH)})
     return columns["hash"][0].decode()
 

@@ -20,7 +20,7 @@ from sushi_research import fingerprints
 from sushi_research.data.masks import masks_beside
 from sushi_research.data.metadata_file import METADATA, UNREAD
 from sushi_research.data.names import ARCHIVES, CAPTIONS, IMAGES, UNSUPPORTED
-from sushi_research.data.scan import Scan
+from sushi_research.data.scan import Problem, Scan
 from sushi_research.data.walk import walk
 from sushi_research.fingerprints import content_hash
 from sushi_research.remembered import columns_hash
@@ -28,6 +28,7 @@ from sushi_research.remembered import columns_hash
 TABLES = {".parquet", ".arrow", ".tar"}
 # The size in the state of what is no regular file or not there, and of what cannot be looked at.
 NO_FILE, UNKNOWN = -1, -2
+_MOST = 2**63 - 1
 
 
 @dataclass
@@ -49,8 +50,10 @@ class FileList:
             self._numbers.extend((UNKNOWN, 0, 0, 0, seen))
         else:
             size = found.st_size if stat.S_ISREG(found.st_mode) else NO_FILE
-            inode = found.st_ino & (2**63 - 1)
-            self._numbers.extend((size, found.st_mtime_ns, found.st_ctime_ns, inode, seen))
+            inode = found.st_ino & _MOST
+            # A file system can have times that 64 bits of nanoseconds do not have: those before 1678 and after 2262.
+            times = (max(-_MOST, min(time_ns, _MOST)) for time_ns in (found.st_mtime_ns, found.st_ctime_ns))
+            self._numbers.extend((size, *times, inode, seen))
 
     def take(self, chosen: np.ndarray) -> FileList:
         """The files where a bool array [N] is true."""
@@ -117,8 +120,17 @@ def list_files(result: Scan, root: Path, outputs: Mapping[Path, str], *, with_ma
 
     `with_masks`: images that are masks of others by their names (`masks.masks_beside`) are `masks`, and no `images`.
     """
-    files = FolderFiles(str(root))
+    files, shown = FolderFiles(str(root)), set()
     for name, path in walk(result, root, outputs):
+        if "\\" in name:  # as bytes that are not UTF-8 are shown
+            if name in shown:
+                result.problems.append(
+                    Problem(name, "two files have this name, one with bytes that are not UTF-8: rename it")
+                )
+                continue
+            shown.add(name)
+            if os.path.join(files.root, name) != path:
+                files.odd[name] = path
         suffix = posixpath.splitext(name)[1].lower()
         if suffix in IMAGES:
             files.images.add(name, path)
@@ -135,9 +147,6 @@ def list_files(result: Scan, root: Path, outputs: Mapping[Path, str], *, with_ma
                 result.notes.append(f"{name}: an archive, which is not read: unpack it")
             if posixpath.basename(name).lower() in UNREAD:
                 files.unread.append(name)
-            continue
-        if "\\" in name and os.path.join(files.root, name) != path:
-            files.odd[name] = path
     if with_masks:
         masks = {mask for masks in masks_beside(files.images.names).values() for mask in masks}
         is_mask = np.array([name in masks for name in files.images.names], bool)

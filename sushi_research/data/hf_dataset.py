@@ -21,10 +21,9 @@ from sushi_research import caption_text
 from sushi_research.data.checking import Place
 from sushi_research.data.folder_files import FileList
 from sushi_research.data.found import CAPTIONS, CaptionRule, Found
-from sushi_research.data.images import BadImage
-from sushi_research.data.names import ARCHIVES, composed
+from sushi_research.data.names import ARCHIVES, composed, in_any_form
 from sushi_research.data.scan import Problem, Scan
-from sushi_research.data.tables import Table, path_of_cell, read_image
+from sushi_research.data.tables import Table, read_image
 from sushi_research.errors import UserError, first_line
 from sushi_research.fingerprints import content_hash
 from sushi_research.remembered import Array, Remembered, columns_hash
@@ -40,6 +39,15 @@ class TableImages:
 
     table: Table
     column: str
+    key: str = "data.image_column"
+
+    def require_images(self, source: str) -> None:
+        """Raises UserError if the column holds no images. `key` is the setting that its name is the value of."""
+        try:
+            self.cells  # noqa: B018 (it is made here)
+        except (TypeError, ValueError, NotImplementedError):
+            message = f"the column {self.column} of {source} holds no images: set {self.key} to one of"
+            raise UserError(f"{message} {', '.join(self.table.column_names)}.") from None
 
     @cached_property
     def cells(self) -> Any:
@@ -53,60 +61,55 @@ class TableImages:
         return read_image(self.cells[row][self.column], self.table.folders)
 
     def files(self) -> Iterator[tuple[int, str]]:
-        """(row, path) of the images that are not in the rows, but in files that the rows name."""
+        """(row, name) of the images that are not in the rows, but in files that the rows name."""
         start = 0
         for chunk in _chunks(self.cells, self.column):
             outside = np.flatnonzero(chunk.field("bytes").is_null().to_numpy(zero_copy_only=False))
             if len(outside):
                 chunk.field("path").validate(full=True)
             for row in outside.tolist():
-                try:
-                    path = path_of_cell(chunk[row].as_py(), self.table.folders)
-                except BadImage:
-                    continue
-                yield start + row, str(path)
+                name = chunk.field("path")[row].as_py()
+                if name is not None:
+                    yield start + row, name
             start += len(chunk)
 
 
 def columns_of(result: Scan, table: Table, image_column: str, rule: CaptionRule) -> TableImages:
-    """The image column of a table. Raises UserError if a column is missing, or the image column has no images."""
-    columns = ", ".join(table.rows.column_names)
+    """The image column of a table. Raises UserError if a column is missing."""
+    columns = ", ".join(table.column_names)
     for key, column in (("data.image_column", image_column), ("data.caption_column", rule.column)):
-        if column not in table.rows.column_names:
+        if column not in table.column_names:
             raise UserError(f"{result.source} has no column {column}: set {key} to one of {columns}.")
     if rule.source != "files":
         raise UserError(
             f"captions.source is {rule.source}, but {result.source} is an HF dataset, whose rows have no such names: leave it out, "
             "and set data.caption_column."
         )
-    images = TableImages(table, image_column)
-    try:
-        images.cells  # noqa: B018 (it is made here)
-    except (TypeError, ValueError, NotImplementedError):
-        message = f"the column {image_column} of {result.source} holds no images: set data.image_column to one of"
-        raise UserError(f"{message} {columns}.") from None
-    return images
+    return TableImages(table, image_column)
 
 
 def place_of(images: TableImages, source: str, remembered: Remembered) -> Place:
-    """Where the images of a table are read. Those in its rows are known by the content of the table. UserError if it is damaged.
+    """Where the images of a table are read. Those in its rows are known by the content of the table. Raises UserError if it is
+    damaged, or the column holds no images.
 
-    Which rows name files is remembered, so that a table that is known is not read.
+    Which rows name files is remembered, so that a table that is known is not read. Where these files are is not: a link may lead to
+    another one now.
     """
-    size, table = len(images.table.rows), images.table
+    size, table = len(images.table), images.table
     states, settled, files = np.zeros((size, 4), np.int64), np.ones(size, bool), FileList()
 
     def make() -> dict[str, Array]:
+        images.require_images(source)
         with _undamaged(source):
             found = list(images.files())
-        paths = pyarrow.array([path for _, path in found], pyarrow.large_string())
-        return {"rows": np.array([row for row, _ in found], np.int64), "paths": paths}
+        names = pyarrow.array([name for _, name in found], pyarrow.large_string())
+        return {"rows": np.array([row for row, _ in found], np.int64), "names": names}
 
-    options = ["table files", table.content, images.column, *map(str, table.folders)]
+    options = ["names of files", table.content, table.about, images.column]
     known = remembered.arrays("table-files", content_hash(json.dumps(options).encode()), make)
     rows, version = known["rows"], ""
-    for path in known["paths"].to_pylist():
-        files.add("", path)
+    for file_name in known["names"].to_pylist():
+        files.add("", str(in_any_form(table.folders[0], file_name)))
     if len(rows):
         states[rows], settled[rows] = files.states, files.settled
         version = columns_hash(rows, files.states)
@@ -145,7 +148,7 @@ def _lines(value: Any, allow_empty: bool) -> tuple[tuple[str, ...] | None, str |
     if value is None or not texts:
         return (("",), None) if allow_empty else (None, "no caption")
     if not all(isinstance(text, str) for text in texts):
-        return None, "no caption"
+        return None, "one of its captions is no text" if len(texts) > 1 else "no caption"
     try:
         lines = tuple(line for text in texts for line in caption_text.lines(text))
     except caption_text.NotText as error:

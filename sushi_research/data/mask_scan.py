@@ -64,18 +64,13 @@ def add_masks(
 
 def _from_column(result: Scan, images: TableImages, masks: MaskSection, remembered: Remembered, progress: bool) -> None:
     """Takes the masks of a table's rows from the column `masks.column`. UserError if there is none with images."""
-    columns, column = images.table.rows.column_names, TableImages(images.table, masks.column)
+    columns, column = images.table.column_names, TableImages(images.table, masks.column, "masks.column")
     if masks.column not in columns:
         raise UserError(
             f"{result.source} has no column {masks.column}: set masks.column to one of {', '.join(columns)}."
         )
-    try:
-        column.cells  # noqa: B018 (it is made here)
-    except (TypeError, ValueError, NotImplementedError):
-        others = f"set masks.column to another of {', '.join(columns)}"
-        raise UserError(f"the column {masks.column} of {result.source} holds no images: {others}.") from None
     place = place_of(column, result.source, remembered)
-    rows = np.arange(len(images.table.rows))
+    rows = np.arange(len(images.table))
     names = row_names(masks.column, len(rows))
     facts = check(place, names, remembered, progress)
     _take(result, facts, rows, names, masks, {}, column)

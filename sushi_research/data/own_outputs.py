@@ -28,8 +28,9 @@ KEYS = {
 }
 # scripts/sample.py writes each image of grid.png as grid/ROW-COLUMN.png, from 00-00.png on.
 _CELL = re.compile(r"\d{2,}-\d{2,}\.png")
-# Shards of stores, and what `remembered.py` writes.
-_CACHE_FILE = re.compile(r"shard-[0-9a-f]{32,}\.arrow|[a-z-]+-[0-9a-f]{32}\.arrow")
+_SHARD = re.compile(r"shard-[0-9a-f]{32,}\.arrow")
+# What `remembered.py` writes. The names of other programs' tables may end so too.
+_REMEMBERED = re.compile(r"[a-z-]+-[0-9a-f]{32}\.arrow")
 _WANDB_RUN = re.compile(r"(offline-)?run-\d{8}_\d{6}-.+")
 
 
@@ -45,7 +46,8 @@ def kind_of(folder: Path, names: Collection[str]) -> str | None:
     if {"provenance.json", "evaluation.parquet"} <= names:
         return "the evaluation of an adapter file"
     stores = any(name == "latents" or name.startswith(("text_", "generated_")) for name in names)
-    if (stores and _is_ours(folder, "files.json", names)) or any(_CACHE_FILE.fullmatch(name) for name in names):
+    files = _REMEMBERED if folder.name == "remembered" else _SHARD
+    if (stores and _is_ours(folder, "files.json", names)) or any(map(files.fullmatch, names)):
         return "a cache folder"
     if folder.name == "wandb" and any(_WANDB_RUN.fullmatch(name) for name in names):
         return "a folder of W&B"

@@ -18,6 +18,7 @@ import pyarrow.compute
 
 from sushi_research.data import colour
 from sushi_research.data.columns import joined
+from sushi_research.data.images import BadImage
 from sushi_research.data.selected_rows import SelectedRows
 from sushi_research.errors import UserError
 from sushi_research.fingerprints import content_hash
@@ -76,8 +77,8 @@ class Sample:
 def _read_again(name: str, load: Callable[[], bytes], expected: str) -> bytes:
     try:
         data = load()
-    except (OSError, UnreadableFile) as error:
-        reason = error.reason if isinstance(error, UnreadableFile) else error.strerror or error
+    except (OSError, UnreadableFile, BadImage) as error:
+        reason = error.strerror or error if isinstance(error, OSError) else error.reason
         raise UserError(f"{name} could be read before but not now ({reason}): restore it.") from error
     if content_hash(data) != expected:
         raise UserError(f"{name} was changed after it was checked: run the same command again.")

@@ -7,11 +7,13 @@ folder that is named after the tables' content. A saved folder is read in place,
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -19,7 +21,7 @@ from sushi_research.config.yaml12 import parse_yaml
 from sushi_research.data.images import MAX_BYTES, BadImage
 from sushi_research.data.names import in_any_form
 from sushi_research.errors import UserError, first_line
-from sushi_research.fingerprints import HashCache, file_hash, file_state, folder_hash
+from sushi_research.fingerprints import HashCache, content_hash, file_hash, file_state, folder_hash
 from sushi_research.progress import progress
 from sushi_research.user_files import open_regular, parse_json, read_regular
 
@@ -32,34 +34,77 @@ _MOST_LETTERS, _MOST_VALUES = 2**20, 100_000
 class Table:
     """The rows of a split. `folders` are those that hold the dataset's own files; relative paths start at the first of them.
 
-    `content` differs if the rows differ: it is a hash of the dataset's files and the split, or the fingerprint of `datasets`.
+    `content` differs if the rows differ: it tells the dataset's files, which splits have them, in their order, and the split, or is
+    the fingerprint of `datasets`.
+    `open` gives the rows. They are opened when they are first needed: of a table whose `shape` (column names, number of rows) and
+    images are known, nothing is read at a start. `about` is a hash of what else says how the files are read.
     """
 
-    rows: Any
+    open: Callable[[], Any]
     folders: tuple[Path, ...]
     content: str
     files: tuple[Path, ...] = ()
+    shape: tuple[tuple[str, ...], int] | None = None
+    about: str = ""
+
+    @cached_property
+    def rows(self) -> Any:
+        return self.open()
+
+    @property
+    def column_names(self) -> tuple[str, ...]:
+        return tuple(self.rows.column_names) if self.shape is None else self.shape[0]
+
+    def __len__(self) -> int:
+        return len(self.rows) if self.shape is None else self.shape[1]
 
 
 def open_saved(folder: Path, split: str, hashes: HashCache) -> Table:
     """A split of a dataset from `save_to_disk`. A single `Dataset` counts as the split it came from, or "train" if unknown.
 
-    `hashes` remembers the files that were hashed and found sound before.
+    `hashes` remembers the files that were hashed and found sound before, and the shape of the table.
     """
-    import datasets
-
-    with _readable(f"the data set in {folder} cannot be read", "save it again"):
-        files = tuple(_saved_files(folder))
+    rows = partial(_saved_rows, folder, split)
+    with _readable(*_unreadable(folder)):
+        described = [folder / name for name in ("dataset_dict.json", "state.json") if (folder / name).exists()][0]
+        state, shapes = file_state(described), (hashes.get(described) or {}).get("shapes", {})
+        files, about = _saved_files(folder)
         for file in files:
             _require_sound(file, hashes)
         content = _content(files, hashes)
+    place = content_hash(f"{content} {about} {split}".encode())
+    if place not in shapes:
+        opened = rows()
+        shapes = shapes | {place: [opened.column_names, len(opened)]}
+        hashes.put(described, {"shapes": shapes}, state)
+    columns, size = shapes[place]
+    # A part is a folder of the split, and its state.json has the order of its files.
+    order = _hash_of([file.relative_to(folder).as_posix() for file in files])
+    return Table(rows, (folder,), f"{content} {order} {split}", files, (tuple(columns), size), about)
+
+
+def _saved_rows(folder: Path, split: str) -> Any:
+    """The rows of a split of a saved dataset. UserError if it cannot be read, or has no such split."""
+    import datasets
+
+    with _readable(*_unreadable(folder)):
         saved = datasets.load_from_disk(str(folder))
     if isinstance(saved, datasets.Dataset):
         own = str(saved.split or "train")
         saved = {own: saved, own.partition("[")[0]: saved}
     if split not in saved:
         raise UserError(f"{folder} has no split {split}: set data.split to one of {', '.join(saved)}.")
-    return Table(saved[split], (folder,), f"{content} {split}", files)
+    return saved[split]
+
+
+def _unreadable(folder: Path) -> tuple[str, str]:
+    """The arguments of `_readable` for a saved dataset."""
+    return f"the data set in {folder} cannot be read", "save it again"
+
+
+def _itself(rows: Any) -> Any:
+    """Opens a table that is open."""
+    return rows
 
 
 def open_folder(folder: Path, split: str, hashes: HashCache) -> Table:
@@ -74,7 +119,8 @@ def open_folder(folder: Path, split: str, hashes: HashCache) -> Table:
     if any(name.endswith(".tar") for name in os.listdir(folder)):
         advice += "; a tar file needs one image of the same type in each sample (WebDataset): otherwise unpack it"
     with _readable(f"the data set {folder} could not be loaded", advice):
-        files = _table_files(folder)
+        parts = _table_files(folder)
+        files = [file for part in parts.values() for file in part]
         for file in files:
             open_regular(file).close()
             if file.suffix == ".arrow":
@@ -86,7 +132,9 @@ def open_folder(folder: Path, split: str, hashes: HashCache) -> Table:
         if _content(files, hashes) != content:
             shutil.rmtree(copies, ignore_errors=True)
             raise UserError(f"the tables in {folder} were changed while they were read: run the same command again.")
-    return Table(rows, (folder, copies), f"{content} {split}", tuple(files))
+    # The folder's README.md may give the same files to other splits.
+    order = _hash_of({name: [file.relative_to(folder).as_posix() for file in part] for name, part in parts.items()})
+    return Table(partial(_itself, rows), (folder, copies), f"{content} {order} {split}", tuple(files))
 
 
 def open_hub(name: str, split: str, revision: str | None) -> Table:
@@ -94,12 +142,14 @@ def open_hub(name: str, split: str, revision: str | None) -> Table:
     import datasets
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    advice = "check data.path, data.split, data.revision, your connection and `hf auth login`"
+    advice = "check its name, split and revision, your connection and `hf auth login`"
     with _readable(f"the data set {name} could not be loaded", advice):
         rows = datasets.load_dataset(name, split=split, revision=revision)
     # What was downloaded: the files of this repository, and what `datasets` unpacked.
     own = Path(HF_HUB_CACHE) / f"datasets--{name.replace('/', '--')}"
-    return Table(rows, (own, Path(datasets.config.HF_DATASETS_CACHE) / "downloads"), rows._fingerprint)
+    return Table(
+        partial(_itself, rows), (own, Path(datasets.config.HF_DATASETS_CACHE) / "downloads"), rows._fingerprint
+    )
 
 
 def read_image(cell: dict[str, Any] | None, folders: tuple[Path, ...]) -> bytes:
@@ -148,14 +198,18 @@ def _content(files: Sequence[Path], hashes: HashCache) -> str:
     return folder_hash(list(files), hashes)
 
 
-def _table_files(folder: Path) -> list[Path]:
-    """The files that `datasets` would read for the folder: those it finds, or those that the folder's README.md names."""
+def _hash_of(value: Any) -> str:
+    return content_hash(json.dumps(value).encode())
+
+
+def _table_files(folder: Path) -> dict[str, list[Path]]:
+    """The files that `datasets` would read for each split of the folder: those it finds, or those that its README.md names."""
     import datasets
 
     for source, name in _named_in_cards(folder):  # before `datasets` looks for them, which may ask a server
         _own_file(folder, name, source)
     found = datasets.load_dataset_builder(str(folder)).config.data_files
-    return [_own_file(folder, name, "README.md") for names in found.values() for name in names]
+    return {str(split): [_own_file(folder, name, "README.md") for name in names] for split, names in found.items()}
 
 
 def _named_in_cards(folder: Path) -> Iterator[tuple[str, str]]:
@@ -190,17 +244,17 @@ def _patterns(content: Any, inside: bool = False) -> Iterator[str]:
         yield content
 
 
-def _saved_files(folder: Path) -> Iterator[Path]:
-    """The files that `load_from_disk` reads for the rows of a saved Dataset or DatasetDict."""
-    parts = [folder]
+def _saved_files(folder: Path) -> tuple[tuple[Path, ...], str]:
+    """The files that `load_from_disk` reads for the rows of a saved Dataset or DatasetDict, and a hash of what it knows of them."""
+    parts, found, about = [folder], [], []
     if (folder / "dataset_dict.json").exists():
-        splits = _read_json(folder / "dataset_dict.json")["splits"]
-        parts = [_own_file(folder, split, "dataset_dict.json") for split in splits]
+        about.append(_read_json(folder / "dataset_dict.json"))
+        parts = [_own_file(folder, split, "dataset_dict.json") for split in about[0]["splits"]]
     for part in parts:
-        files = _read_json(part / "state.json")["_data_files"]
-        _read_json(part / "dataset_info.json")
-        for file in files:
-            yield _own_file(part, file["filename"], "state.json")
+        state = _read_json(part / "state.json")
+        about += [state, _read_json(part / "dataset_info.json")]
+        found += [_own_file(part, file["filename"], "state.json") for file in state["_data_files"]]
+    return tuple(found), _hash_of(about)
 
 
 def _read_json(path: Path) -> Any:

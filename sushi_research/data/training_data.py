@@ -302,7 +302,8 @@ def captions_of(config: TrainingConfig, data: Data) -> pyarrow.Array:
 def with_others(texts: pyarrow.Array, others: Collection[str]) -> pyarrow.Array:
     """Distinct texts and, after them, those of `others` that are not among them, sorted."""
     wanted = pyarrow.array(sorted(set(others)), pyarrow.large_string())
-    return pyarrow.concat_arrays([texts, wanted.filter(pyarrow.compute.invert(_among(wanted, texts)))])
+    new = wanted.filter(pyarrow.compute.invert(_among(wanted, texts)))
+    return pyarrow.concat_arrays([texts, new]) if len(new) else texts
 
 
 def _among(few: pyarrow.Array, many: pyarrow.Array) -> pyarrow.Array:

@@ -87,9 +87,10 @@ SAME_CONTENT = {
     "evaluation.prior_path": "data",
 }
 
-# The same of each entry of data.sets, and of its masks.
+# The same of each entry of data.sets, and of its masks and captions, whose files of tags facts.captions covers.
 _LOCATIONS_OF_SET = ("path", "revision", "split", "image_column", "caption_column", "crop_column")
 _LOCATIONS_OF_MASKS = ("folder", "column")
+_LOCATIONS_OF_CAPTIONS = ("source", "allow_empty", "lines")
 
 # The facts that are part of the identity in addition to settings.
 FACTS = {
@@ -201,6 +202,11 @@ def _settings_of_sets(sets: Any) -> Any:
     for each in found:
         if "masks" in each:
             each["masks"] = {key: value for key, value in each["masks"].items() if key not in _LOCATIONS_OF_MASKS}
+        if "captions" in each:
+            captions = {key: value for key, value in each["captions"].items() if key not in _LOCATIONS_OF_CAPTIONS}
+            categories = captions.get("tag_categories") or {}
+            rates = {name: {k: v for k, v in category.items() if k != "file"} for name, category in categories.items()}
+            each["captions"] = captions | ({"tag_categories": rates} if categories else {})
     return [] if found == [{}] else found
 
 

@@ -69,7 +69,7 @@ class CaptionPlan:
         elif self.largest > 1:
             lines.append(self._of_texts())
         if any(self.dropout):
-            shares = " or ".join(f"{share:.0%}" for share in sorted(set(self.dropout)))
+            shares = " or ".join(f"{100 * share:g}%" for share in sorted(set(self.dropout)))
             lines.append(f"{shares} of the uses have {self.dropped_to} instead, by chance")
         if self.weighted:
             lines.append(

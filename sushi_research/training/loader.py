@@ -83,6 +83,7 @@ class Loader:
 
     `sets` are those of the config (`sets_of`), by the items' set numbers. `text` gives the embeddings of the captions; None: each
     item's caption as it is. `ahead` lists the purposes for which noise in the latents' shape is generated in the background too.
+    `steps` is the length of the run: the texts of a step beyond it may not be in the cache. None: there is no end.
     """
 
     def __init__(
@@ -99,12 +100,13 @@ class Loader:
         time_ids: str = "image",
         text: BatchText | None = None,
         ahead: Sequence[str] = (),
+        steps: int | None = None,
     ) -> None:
         self.items, self.sampler = items, sampler
         self.caches, self.sets = caches, tuple(sets)
         self.text = text or BatchText(RunCaptions(items), caches)
         self.batch_size, self.rank, self.world, self.device = batch_size, rank, world, device
-        self.time_ids, self.ahead = time_ids, tuple(ahead)
+        self.time_ids, self.ahead, self.steps = time_ids, tuple(ahead), steps
         self._waited = 0.0
         # A new thread's current GPU is GPU 0, so pinning memory in it would make every process allocate on GPU 0.
         # We set the main thread's current GPU instead. (`device` may lack an index, which set_device does not accept.)
@@ -113,12 +115,13 @@ class Loader:
         self._next: tuple[int, Future[list[Batch]]] | None = None
 
     def step(self, step: int) -> Iterator[Batch]:
-        """The micro-batches of step `step` (from 0) on the device. Starts preparing the next step."""
+        """The micro-batches of step `step` (from 0) on the device. Starts preparing the next step, if there is one."""
         start = time.perf_counter()
         if self._next is None or self._next[0] != step:
             self._next = (step, self._pool.submit(self._prepare, step))
         batches = self._next[1].result()
-        self._next = (step + 1, self._pool.submit(self._prepare, step + 1))
+        is_last = self.steps is not None and step + 1 >= self.steps
+        self._next = None if is_last else (step + 1, self._pool.submit(self._prepare, step + 1))
         self._waited += time.perf_counter() - start
         yield from batches
 

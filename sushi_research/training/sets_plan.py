@@ -16,7 +16,8 @@ class SetPlan:
     """A set of images: `folder` tells it from the others, `uses` is the number of its items in an epoch.
 
     `crop` is the setting, with `crops` random crops of each image; `squeezed` is the largest change of an aspect ratio, as a
-    fraction, with crop none. `enlarged` is the number of images that are upscaled. `masks` is the source of the masks.
+    fraction, with crop none. `enlarged` is the number of images that are upscaled. `masks` is the source of the masks, and
+    `background` and `unmasked` are their settings.
     """
 
     folder: str
@@ -34,6 +35,7 @@ class SetPlan:
     target: str
     masks: str
     background: float
+    unmasked: float
 
     def describe(self) -> str:
         """The set in one line of a plan."""
@@ -49,7 +51,9 @@ class SetPlan:
         }.get(self.crop, [])
         parts += [f"mirrored {self.flip:g}"] if self.flip else []
         parts += [f"loss x {self.loss_weight:g}"] if self.loss_weight != 1 else []
-        parts += [f"masks: {self.masks}, background {self.background:g}"] if self.masks != "none" else []
+        if self.masks != "none":
+            parts += [f"masks: {self.masks}, background {self.background:g}"]
+            parts += [f"without their masks in {100 * self.unmasked:g}% of the uses"] if self.unmasked else []
         parts += ["target: the base's prediction, a forward pass more"] if self.target == "base" else []
         return f"{self.folder}{role}: {', '.join(parts)}"
 
@@ -59,29 +63,37 @@ def sets_of_data(data: Data) -> tuple[SetPlan, ...]:
     items, found = data.items, []
     number = items.samples.sets[items.rows]
     for each, folder in zip(data.sets, folder_names([each.path for each in data.sets]), strict=True):
-        own = items.take(number == each.index)
-        used = own.geometries.astype(np.int64)
+        own = items if len(data.sets) == 1 else items.take(number == each.index)
+        used = own.geometries
         by_width, by_height = used[:, 3] > used[:, 1], used[:, 2] > used[:, 0]
         found.append(
             SetPlan(
                 folder=folder,
                 path=each.path,
                 role=each.role,
-                images=len(np.unique(own.rows)),
+                images=_distinct(own.rows),
                 uses=len(own),
                 resolutions=each.resolutions,
                 crop=each.crop,
                 crops=each.crops if each.crop == "random" else 1,
-                squeezed=round(float(distortion(used).max(initial=0)), 4) if each.crop == "none" else 0.0,
-                enlarged=len(np.unique(own.rows[by_width | by_height])),
+                squeezed=round(float(distortion(used.astype(np.int64)).max(initial=0)), 4)
+                if each.crop == "none"
+                else 0.0,
+                enlarged=_distinct(own.rows[by_width | by_height]),
                 flip=each.flip,
                 loss_weight=each.loss_weight,
                 target=each.target,
                 masks=each.masks.source,
                 background=each.masks.background,
+                unmasked=each.masks.unmasked,
             )
         )
     return tuple(found)
+
+
+def _distinct(rows: np.ndarray) -> int:
+    """How many different row numbers there are."""
+    return int(np.count_nonzero(np.bincount(rows)))
 
 
 def describe_sets(sets: tuple[SetPlan, ...]) -> list[str]:

@@ -46,12 +46,11 @@ def used(monkeypatch) -> list[tuple[str, int, str]]:
 def test_a_longer_run_goes_on_with_the_variants_that_it_has(mine, used, monkeypatch):
     monkeypatch.setattr(run_captions, "MOST_CHUNKS", 14)
     assert mine.train("run", SHUFFLED | {"train.steps": 3}) == 0
-    # Without the step that is prepared after the last one, and is never taken.
-    first = used[:12]
+    first = used.copy()
     plan = mine.plan("run")["captions"]
     assert (plan["variants"], plan["largest"], plan["is_limited"]) == (None, 2, False)
     # Each use has a variant of its own, which begins with the tag that is kept, and no other text is encoded.
-    assert len({text for _, _, text in first}) == 12 == plan["texts"]
+    assert len({text for _, _, text in first}) == 12 == plan["texts"] == len(first)
     assert all(text.startswith(tuple("0123456")) for _, _, text in first)
     # A new run of this length would have two variants of each caption.
     assert mine.train("run", SHUFFLED | {"train.steps": 8}) == 0

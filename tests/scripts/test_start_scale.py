@@ -9,6 +9,7 @@ from script_runs import load_script
 
 from benchmarking import start
 from benchmarking.synthetic_rows import save_rows
+from sushi_research import fingerprints
 from sushi_research.data import findings
 
 SIZES = (200, 400)
@@ -45,6 +46,7 @@ def counts(bases, tmp_path_factory):
     folder, found = tmp_path_factory.mktemp("scale"), {}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(findings, "LISTED", ADDED // 10)  # images that data_report.json names
+        patch.setattr(fingerprints, "RACY_NS", 0)  # what was just written counts as known
         _count(bases["sdxl"], folder, found)
     return found
 

@@ -146,7 +146,7 @@ def test_leaving_out_every_file_is_refused(refusal, tmp_path):
     folder.mkdir()
     save_picture(folder / "a.png", caption=None)
     sentence = refusal({"data.path": str(folder), "data.on_bad_file": "skip"})
-    assert "no image in" in sentence and "can be used: a.png (no caption" in sentence
+    assert "no image in" in sentence and "can be used: a.png (no caption" in sentence and "captions.source" in sentence
 
 
 @ONE

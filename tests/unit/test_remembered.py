@@ -78,6 +78,13 @@ def test_the_oldest_files_of_a_kind_go(remembered):
     assert remembered.find("kind-two", KEY)
 
 
+def test_a_command_keeps_what_it_uses_itself(remembered):
+    sets = [f"{number:032x}" for number in range(MOST + 3)]
+    for key in sets:
+        remembered.put("kind", key, COLUMNS)
+    assert all(remembered.find("kind", key) for key in sets)
+
+
 def test_a_folder_that_cannot_be_written_only_loses_the_memory(tmp_path):
     (tmp_path / "file").touch()
     remembered = Remembered(tmp_path / "file" / "remembered")

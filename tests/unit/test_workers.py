@@ -5,6 +5,7 @@ import time
 
 import pytest
 
+from sushi_research import workers
 from sushi_research.workers import Worker, WorkerEnded, results
 
 
@@ -62,3 +63,15 @@ def test_a_keyboard_interrupt_in_a_thread_ends_the_iteration():
 def test_a_worker_imports_neither_torch_nor_the_script():
     with Worker(eval) as worker:
         assert worker("'torch' in __import__('sys').modules or 'pytest' in __import__('sys').modules") is False
+
+
+def test_a_container_has_the_cores_of_its_share(tmp_path, monkeypatch):
+    monkeypatch.setattr(workers, "_SHARE", tmp_path / "cpu.max")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(64), raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 128)
+    found = []
+    for text in (None, "max 100000\n", "250000 100000\n", "1000 100000\n", "odd"):
+        if text is not None:
+            workers._SHARE.write_text(text)
+        found.append(workers.cores())
+    assert found == [64, 64, 3, 1, 64]

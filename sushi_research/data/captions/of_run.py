@@ -30,8 +30,9 @@ def rules_of_sets(config: TrainingConfig) -> tuple[Rules, ...]:
                 raise UserError(
                     f"{each.key('captions')}.{name} is not for a single set: set captions.{name} for all of them."
                 )
-        rules.append(rules_of(each.captions))
-    require_effect(rules)
+        own = each.captions.tag_categories != config.captions.tag_categories
+        rules.append(rules_of(each.captions, each.key("captions") if own else "captions"))
+    require_effect(rules, config.captions.variants)
     return tuple(rules)
 
 

@@ -26,7 +26,7 @@ from sushi_research.fingerprints import content_hash
 from sushi_research.remembered import Remembered, columns_hash
 
 # Increment it when the same rules give other texts.
-VERSION = 1
+VERSION = 2
 # Captions that are Python objects at a time.
 _AT_ONCE = 50_000
 # `{a|b}`, which has no braces in it, as in kohya's sd-scripts.
@@ -51,8 +51,13 @@ class Rules:
 
     @property
     def settings(self) -> list[Any]:
-        """What determines the texts: the rules, and the tags of categories in place of their files."""
-        return [self.config.model_dump(exclude={"tag_categories"}), sorted(self.rates.items())]
+        """What determines the texts: the rules, the tags of categories in place of their files, and the version of ftfy in use.
+
+        Where captions are from is not in it, nor are the keys of the run as a whole, which may change.
+        """
+        names = CaptionRules.model_fields.keys() - {"source", "allow_empty", "tag_categories"}
+        rules = [self.config.model_dump(include=names), sorted(self.rates.items())]
+        return [*rules, f"ftfy {_ftfy().__version__}"] if self.config.fix_text else rules
 
     @property
     def changes_text(self) -> bool:
@@ -102,13 +107,13 @@ class Rules:
         if rules.alternatives:
             text = _chosen(text, choose)
         if self._replaced is not None:
-            text, removed = (
-                self._replaced.sub(lambda match: rules.replace[match[0]], text),
-                "" in rules.replace.values(),
-            )
+            removed = any(not rules.replace[match[0]] for match in self._replaced.finditer(text))
+            text = self._replaced.sub(lambda match: rules.replace[match[0]], text)
             text = _tidy(text, rules.tag_separator) if removed else text
         if rules.underscores_to_spaces:
-            text = self._long_words.sub(lambda match: match[0].replace("_", " "), text)
+            of_trigger = (rules.trigger or "").lower().split()  # which stays as it is written
+            spaced = lambda word: word if word.lower() in of_trigger else word.replace("_", " ")  # noqa: E731
+            text = self._long_words.sub(lambda match: spaced(match[0]), text)
         return text
 
     def _framed(self, text: str) -> str:
@@ -134,11 +139,14 @@ class Rules:
         return re.compile(f"(?:(?!{re.escape(self.config.tag_separator)})\\S){{4,}}")
 
 
-def rules_of(config: CaptionRules) -> Rules:
-    """The rules with the tags of their files. Raises UserError if one cannot be read, or if ftfy is missing."""
+def rules_of(config: CaptionRules, place: str = "captions") -> Rules:
+    """The rules with the tags of their files. Raises UserError if one cannot be read, or if ftfy is missing.
+
+    `place` is the section that has them, for messages.
+    """
     if config.fix_text:
         _ftfy()
-    return Rules(config, tags.category_rates(config))
+    return Rules(config, tags.category_rates(config, place))
 
 
 def with_plain(samples: Samples, rules: Sequence[Rules], remembered: Remembered | None = None) -> Samples:

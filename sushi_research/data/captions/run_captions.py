@@ -218,8 +218,13 @@ def chosen_variants(captions: RunCaptions, asked: int | None, chunks: int, kept:
     return low
 
 
-def require_effect(rules: Sequence[Rules]) -> None:
-    """UserError if keys about tags are given, and no data set has a rule that they are for."""
+def require_effect(rules: Sequence[Rules], variants: int | None = None) -> None:
+    """UserError if keys about tags, or `captions.variants`, are given, and no data set has a rule that they are for."""
+    if variants is not None and not any(each.is_random for each in rules):
+        raise UserError(
+            "captions.variants has no effect because no rule is random: set captions.shuffle, captions.tag_dropout, "
+            "captions.tag_categories or captions.alternatives, or remove it."
+        )
     if any(each.config.has_tag_rules for each in rules):
         return
     default = CaptionRules()

@@ -59,14 +59,16 @@ def normal(tag: str) -> str:
     return " ".join(tag.replace("_", " ").lower().split())
 
 
-def category_rates(rules: CaptionRules) -> dict[str, float]:
+def category_rates(rules: CaptionRules, section: str) -> dict[str, float]:
     """The dropout probability of each tag that a category lists, by `normal` tag. Of several categories, the first counts.
+
+    `section` is the one that has the rules, for messages.
 
     Raises UserError if a file cannot be read, or has no tag.
     """
     rates: dict[str, float] = {}
     for name, category in rules.tag_categories.items():
-        place = f"captions.tag_categories.{name}: {category.file}"
+        place = f"{section}.tag_categories.{name}: {category.file}"
         try:
             text = caption_text.decode(read_regular(Path(category.file), _MOST_BYTES))
         except UnreadableFile as error:

@@ -108,13 +108,17 @@ def _captions(shown: Shown) -> list[Block]:
     found: list[Block] = []
     if shown.data.captions:
         chosen = [shown.uses[place] for place in spread(len(shown.uses), MOST_TEXTS)]
-        rows = []
+        rows, several = [], len({use.sample.name for use in chosen}) < len(chosen)  # at several resolutions
         for use in sorted(chosen, key=lambda use: use.sample.name):
             texts = captions.in_epochs(shown.data.captions, use.item)
             same = len(set(texts)) == 1
             lines = texts[:1] if same else [f"epoch {number}: {text}" for number, text in enumerate(texts, 1)]
-            rows.append([use.sample.name, "\n".join(lines)])
-        text = f"What the first {captions.EPOCHS} epochs train each image with; one line where it is the same in all of them."
+            name = use.sample.name + (f", {use.bucket}" if several else "")
+            rows.append([name, "\n".join(lines)])
+        images = "each image" if len(chosen) == len(shown.uses) else "some images"
+        text = f"What the first {captions.EPOCHS} epochs train {images} with; one line where it is the same in all of them."
+        if len(shown.data.items) > len(shown.uses):
+            text += " Where an epoch uses an image several times, the first use is shown."
         found += [Block("text", text), Block("facts", rows=rows)]
     long = sorted((-tokens, caption) for caption, tokens in shown.tokens.items() if shown.cut(tokens))
     if long:
@@ -126,7 +130,7 @@ def _captions(shown: Shown) -> list[Block]:
     for counted, name in zip(captions.frequencies(shown.captions, separator), ("tag", "word"), strict=True):
         if counted:
             most = counted.most_common(MOST_TAGS)
-            total = f"{len(counted):,} different {name}s"
+            total = f"{len(counted):,} different {name}s" if len(counted) > 1 else f"1 {name}"
             if len(counted) > len(most):
                 total += f", the {len(most)} most frequent"
             items = [f"{count:>6,}  {text}" for text, count in most]
@@ -139,8 +143,8 @@ def _seen(shown: Shown) -> list[Block]:
         return []
     errors = [each.mean_error for each in shown.decoded]
     text = (
-        "The network gets latents, not pixels. Each image is encoded and decoded by the base's VAE: what is lost there, no "
-        f"training learns. The mean error is {np.mean(errors):.1f} of 255."
+        "The network gets latents, not pixels. Each of these images is encoded and decoded by the base's VAE: what is lost there, "
+        f"no training learns. The mean error is {np.mean(errors):.1f} of 255."
     )
     return [Block("text", text), *decoded_blocks(shown.decoded)]
 

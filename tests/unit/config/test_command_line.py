@@ -502,7 +502,7 @@ lora.rank: 8
 the key lora.rank in a.yaml has a dot: nest it, as in lora: {rank: ...}
 
 optimizer: {kwargs: {a.b: 1}}
-the key optimizer.kwargs.a.b in a.yaml has a dot: nest it, as in optimizer: {kwargs: {a: {b: ...}}}
+optimizer.kwargs has the entry "a.b" in a.yaml, and no entry can have a dot: remove it
 
 lora: 8
 lora is 8 in a.yaml: it is a section, with the keys start_from, targets, rank, alpha, dropout,

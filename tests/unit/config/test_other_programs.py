@@ -75,7 +75,7 @@ def test_options_of_subsets_and_concepts_in_a_set(tmp_path):
     file.write_text("data: {sets: [{path: a, is_reg: true, enable_tag_shuffling: true, image_dir: b, flp: 1, xyz: 2}]}")
     found = problem("--config", str(file), "--model.base", "b", "--train.steps", "10").split("; unknown key ")
     assert found[0].startswith(
-        "unknown key data.sets[0].is_reg: kohya's is_reg is data.sets here (a set with role: regularisation"
+        "unknown key data.sets[0].is_reg: kohya's is_reg is here a set with role: regularisation"
     )
     assert found[1] == "data.sets[0].enable_tag_shuffling: OneTrainer's enable_tag_shuffling is captions.shuffle here"
     assert found[2].startswith("data.sets[0].image_dir: kohya's image_dir is data.path here")

@@ -60,6 +60,14 @@ def test_a_config_with_sets_is_read_back(tmp_path):
             r"data\.sets\[0\]\.masks\.sorce.*: did you mean data\.sets\[0\]\.masks\.s",
         ),
         ("[{path: a, masks: {unmasked: 2}}]", r"data\.sets\[0\]\.masks\.unmasked.* is 2: must be a number"),
+        (
+            "[{path: a, captions: {tag_separator: '|'}}]",
+            r"^data\.sets\[0\]\.captions\.keep_separator .* has the data\.sets\[0\]\.captions\.tag_separator '\|' in it",
+        ),
+        (
+            "[{path: a, captions: {tag_categories: {b.c: {file: x, dropout: 0.1}}}}]",
+            r"captions\.tag_categories\.b\.c .* is .*: must be the name of a category with",
+        ),
         ("[{path: a, captions: {replace: {x: null}}}]", r"data\.sets\[0\]\.captions\.replace\.x .*is null: must be"),
         (
             "[{path: a, captions: {tag_categories: {hair: {file: f}}}}]",
@@ -72,6 +80,11 @@ def test_a_config_with_sets_is_read_back(tmp_path):
 def test_a_mistake_names_its_key(sets, sentence):
     with pytest.raises(UserError, match=sentence):
         load("--data.sets", sets)
+
+
+def test_an_entry_of_a_mapping_has_no_dot():
+    with pytest.raises(UserError, match=r"^captions\.replace has the entry \"a\.b\" .*, and no entry can have a dot"):
+        load("--data.path", "a", "--captions.replace", "{a.b: x}")
 
 
 @pytest.mark.parametrize(
@@ -112,6 +125,9 @@ def test_the_identity_has_the_settings_of_sets_and_not_their_places():
     other = identity("[{path: a}, {path: b, flip: 0.4, masks: {source: files, folder: m}}]")
     assert [change.key for change in compare_identity(here, other)] == ["data.sets"]
     assert without_locations(here) == without_locations(there) != without_locations(other)
+    tags = "[{{path: a, captions: {{tag_categories: {{c: {{file: {}, dropout: {}}}}}}}}}]"
+    assert compare_identity(identity(tags.format("x", 0.5)), identity(tags.format("y", 0.5))) == []
+    assert compare_identity(identity(tags.format("x", 0.5)), identity(tags.format("x", 0.4))) != []
     # One set without settings of its own is a data.path.
     short = run_identity(
         config_to_dict(load("--data.path", "a")), {"data": "d" * 32, "precision": "fp32", "global_batch_size": 1}

@@ -57,9 +57,11 @@ def test_images_without_a_usable_box_are_problems(read, tmp_path):
     }
     assert [item.sample.name for item in data.items] == ["a.png"]
     lines[0]["crop"] = [64, 0, 129, 64]
+    lines[1]["crop"] = [20, 0, 20, 10]
     lines[2]["crop"] = [0, 0, 10, 10]
     write(tmp_path / "photos", lines, captions=False)
     with pytest.raises(UserError) as caught:
         read(data=BOX)
     assert "its box [64, 0, 129, 64] is not within its 128x96 pixels" in str(caught.value)
+    assert "its box [20, 0, 20, 10] has no area" in str(caught.value)
     assert "its box of 10x10 pixels is too small: without data.upscale" in str(caught.value)

@@ -666,6 +666,9 @@ def test_what_this_program_wrote_is_skipped_and_named(root, tmp_path, scan):
     write(root, drawn__grid_png=picture(9))
     (root / "drawn" / "grid").mkdir()
     (root / "drawn" / "grid" / "00-00.png").write_bytes(picture(9))
+    for place in ("left/remembered", "photos"):  # a table of such a name does not make a folder a cache
+        (root / place).mkdir(parents=True, exist_ok=True)
+        (root / place / f"images-{32 * '0'}.arrow").touch()
     result = scan(root, outputs={root / "cache": "the cache folder"})
     assert captions(result) == {"photos/a.png": "a cat", "results/mine.png": "mine"}
     assert result.problems == []
@@ -678,6 +681,7 @@ def test_what_this_program_wrote_is_skipped_and_named(root, tmp_path, scan):
             "drawn/grid.png: a picture of this program, skipped",
             "drawn/grid: the images of a grid, skipped",
             "kept: a cache folder, skipped",
+            "left/remembered: a cache folder, skipped",
             "linked: a run folder, skipped",
             "page/curves.png: a picture of this program, skipped",
             "page/wandb: a folder of W&B, skipped",

@@ -155,7 +155,7 @@ def test_masks_in_a_column(scan, photos, tmp_path):
             {"source": "column", "column": "outline"},
             "has no column outline: set masks.column to one of image, mask, text, size",
         ),
-        ({"source": "column", "column": "size"}, "the column size of .* holds no images: set masks.column to another"),
+        ({"source": "column", "column": "size"}, "the column size of .* holds no images: set masks.column to one of"),
         ({"source": "files"}, "is an HF dataset, which has no such masks: set it to column or alpha"),
     ):
         with pytest.raises(UserError, match=sentence):

@@ -196,8 +196,15 @@ def test_rows_are_known_by_the_content_of_their_table_and_files_of_rows_by_their
     assert sorted(decoded) == sorted([picture(1), picture(2)])
     assert content(scan(root)) == content(first) and len(decoded) == 2
     (root / "own.png").write_bytes(picture(3))
-    found = {sample.name: sample.read() for sample in scan(root).samples}
+    samples = {sample.name: sample for sample in scan(root).samples}
+    found = {name: sample.read() for name, sample in samples.items()}
     assert found == {"train[0]": picture(1), "train[1]": picture(3)} and decoded[2:] == [picture(3)]
+    (root / "own.png").unlink()
+    (root / "own.png").mkdir()
+    with pytest.raises(
+        UserError, match=r"^train\[1\] could be read before but not now \(its image own\.png is not a file\)"
+    ):
+        samples["train[1]"].read()
 
 
 # --- processes ---
@@ -254,3 +261,69 @@ def test_long_checks_are_stored_now_and_then(tmp_path, monkeypatch):
     place, names = place_of(["a"] * 6)
     check(place, names, Remembered(tmp_path), False)
     assert len(stored) > 2 and stored[-1] == 6
+
+
+def test_rows_are_not_known_by_files_that_another_split_has_now(tmp_path, scan, monkeypatch):
+    import datasets
+
+    datasets.disable_progress_bars()
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf_cache")
+    features = datasets.Features({"image": datasets.Image(), "text": datasets.Value("string")})
+    root = tmp_path / "set"
+    splits = "configs:\n- config_name: default\n  data_files:\n  - {{split: train, path: {}}}\n  - {{split: test, path: {}}}\n"
+    card = f"---\n{splits}---\n"
+    root.mkdir()
+    for number, name in enumerate("ab"):
+        rows = {"image": [{"bytes": picture(number), "path": None}], "text": [name]}
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(str(root / f"{name}.parquet"))
+    for train, test in ("ab", "ba"):
+        (root / "README.md").write_text(card.format(f"{train}.parquet", f"{test}.parquet"))
+        (sample,) = scan(root).samples
+        assert (sample.caption, sample.read()) == (train, picture("ab".index(train)))
+
+
+def test_two_files_that_are_shown_alike_are_a_problem(photos, scan):
+    for name, colour in ((b"a\xff", 7), (b"a\\udcff", 8)):
+        path = os.fsencode(photos) + b"/" + name
+        Path(os.fsdecode(path + b".png")).write_bytes(picture(colour))
+        Path(os.fsdecode(path + b".txt")).write_text(str(colour))
+    found = scan(photos)
+    assert [problem.name for problem in found.problems] == ["a\\udcff.png", "a\\udcff.txt"]
+    (sample,) = (sample for sample in found.samples if sample.name == "a\\udcff.png")
+    assert (sample.caption, sample.read()) == ("8", picture(8))
+
+
+def test_files_of_any_time_are_read(photos, scan):
+    first = scan(photos)
+    for name, seconds in (("0.png", 10**10), ("1.txt", 10**10), ("2.png", -(2**31))):
+        os.utime(photos / name, (seconds, seconds))
+    assert sorted(content(scan(photos))) == sorted(content(first))
+
+
+def test_a_file_of_a_row_is_looked_for_again(tmp_path, scan):
+    import datasets
+
+    datasets.disable_progress_bars()
+    root, outside = tmp_path / "set", tmp_path / "outside"
+    image = {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}
+    cells = [{"bytes": picture(1), "path": None}, {"bytes": None, "path": "pictures/own.png"}]
+    features = datasets.Features({"image": image, "text": datasets.Value("string")})
+    datasets.Dataset.from_dict({"image": cells, "text": ["a", "b"]}, features=features).save_to_disk(str(root))
+    outside.mkdir()
+    (outside / "own.png").write_bytes(picture(2))
+    (root / "pictures").symlink_to(outside)
+    found = scan(root)
+    assert "outside of the data set" in found.problems[0].reason and len(found.samples) == 1
+    # As the message says. The file itself stays what it was.
+    (root / "pictures").unlink()
+    outside.rename(root / "pictures")
+    assert {sample.name: sample.read() for sample in scan(root).samples} == {
+        "train[0]": picture(1),
+        "train[1]": picture(2),
+    }
+    for number in (3, 4):
+        path, link = root / f"{number}.png", root / "pictures" / "own.png"
+        path.write_bytes(picture(number))
+        link.unlink()
+        link.symlink_to(path)
+        assert picture(number) in [sample.read() for sample in scan(root).samples]

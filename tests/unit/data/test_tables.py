@@ -12,6 +12,7 @@ from sushi_research.data.scan import Scan
 from sushi_research.data.tables import open_folder, open_saved
 from sushi_research.errors import UserError
 from sushi_research.fingerprints import HashCache
+from sushi_research.remembered import NOTHING_REMEMBERED
 
 pyarrow = pytest.importorskip("pyarrow")
 NO_HASHES = HashCache(Path(os.devnull))
@@ -19,7 +20,9 @@ NO_HASHES = HashCache(Path(os.devnull))
 
 def find(result, table, column):
     images = columns_of(result, table, "image", CaptionRule(column))
-    return find_in_table(result, images, place_of(images, result.source), "train", CaptionRule(column))
+    return find_in_table(
+        result, images, place_of(images, result.source, NOTHING_REMEMBERED), "train", CaptionRule(column)
+    )
 
 
 @pytest.fixture(autouse=True)

@@ -100,6 +100,15 @@ def assert_same(found: dict, expected: dict) -> None:
             assert torch.equal(found[key][name], value), (key, name)
 
 
+def test_nothing_beyond_the_end_of_the_run_is_prepared(loader):
+    """The cache has the texts of the run's steps alone."""
+    found, asked = loader(steps=2), []
+    found._prepare = lambda step: asked.append(step) or []
+    assert [list(found.step(step)) for step in range(2)] == [[], []]
+    found.close()
+    assert asked == [0, 1]
+
+
 def test_a_batch_is_what_the_caches_hold(loader, items):
     by_name = {item.sample.name: item for item in items}
     seen = 0

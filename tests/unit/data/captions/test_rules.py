@@ -1,10 +1,12 @@
 """What the rules make of a caption, and that each text is a function of the seed, the image and the number of the variant."""
 
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 
 from sushi_research.config.captions import CaptionRules
+from sushi_research.data.captions import rules
 from sushi_research.data.captions.rules import Rules, rules_of
 from sushi_research.errors import UserError
 
@@ -25,6 +27,9 @@ PLAIN = [
     ({"replace": {"猫": "犬"}}, "黒猫と白猫", "黒犬と白犬"),
     ({"replace": {"(a+": "b"}}, "x (a+ y", "x b y"),
     ({"replace": {"solo": ""}}, "1girl, solo, a  solo smile", "1girl, a smile"),
+    ({"replace": {"solo": ""}}, "in 1,000  years", "in 1,000  years"),
+    ({"trigger": " sks "}, "sks cat", "sks cat"),
+    ({"trigger": "mr_cat", "underscores_to_spaces": True}, "Mr_cat, long_hair", "Mr_cat, long hair"),
     ({"underscores_to_spaces": True}, CAPTION, "1girl, long hair, smile, ^_^, red dress"),
     ({"underscores_to_spaces": True, "tag_separator": ";"}, "o_o;long_hair", "o_o;long hair"),
     ({"alternatives": True}, "a {red|blue} {cat}, {{a|b}} }", "a red cat, {a|b} }"),
@@ -93,3 +98,12 @@ def test_the_first_category_that_has_a_tag_counts(tmp_path):
     for name in ("empty", "missing"):
         with pytest.raises(UserError, match=rf"captions\.tag_categories\.c: .*{name}\.txt"):
             rules_of(CaptionRules(tag_categories={"c": category(name, 0.5)}))
+
+
+def test_another_version_of_ftfy_is_another_rule(monkeypatch):
+    fixed, plain = Rules(CaptionRules(fix_text=True)), Rules(CaptionRules())
+    known = []
+    for number in ("6.3.1", "7.0"):
+        monkeypatch.setattr(rules, "_ftfy", lambda number=number: SimpleNamespace(__version__=number))
+        known.append((fixed.settings, plain.settings))
+    assert known[0][0] != known[1][0] and known[0][1] == known[1][1]

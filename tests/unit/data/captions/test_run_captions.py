@@ -1,9 +1,11 @@
 """The texts of a run: known beforehand, used equally often, and the same however the run is cut into launches."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from sushi_research.config.captions import CaptionRules
+from sushi_research.config.captions import CaptionRules, CaptionSection
 from sushi_research.data.buckets import BucketRule
 from sushi_research.data.captions import run_captions
 from sushi_research.data.captions.rules import Rules, with_plain
@@ -11,6 +13,7 @@ from sushi_research.data.captions.run_captions import RunCaptions, chosen_varian
 from sushi_research.data.items import make_items
 from sushi_research.data.samples import Sample, Samples
 from sushi_research.errors import UserError
+from sushi_research.remembered import Remembered
 
 RULE = BucketRule(resolution=64, step=32, min_side=32, max_side=128)
 TAGS = "a, b, c, d, e, f"
@@ -101,6 +104,31 @@ def test_the_facts_have_what_the_texts_depend_on():
     assert facts() == facts(epochs=7) and facts()["variants"] == "one per use"
     others = [facts({"keep_tags": 1}), facts(lines=(("x, y",),)), facts(rates={"a": 0.5}), facts(variants=3)]
     assert len({str(each) for each in [facts(), *others]}) == 5
+
+
+def test_the_facts_leave_out_what_may_change():
+    """captions.encode and captions.variants may change while K stays the same, and where captions are from is a place."""
+    captions = captions_of({"shuffle": True})
+    facts = [
+        replace(captions, rules=(Rules(CaptionSection(shuffle=True, **keys)),)).facts()
+        for keys in ({}, {"encode": "while_training"}, {"variants": 9}, {"source": "name"}, {"allow_empty": True})
+    ]
+    assert facts == [captions.facts()] * 5
+
+
+def test_remembered_texts_are_those_of_the_same_captions_and_use(tmp_path):
+    remembered = Remembered(tmp_path)
+    images = [{"lines": lines} for lines in ((("x",), ("y", "z")), (("w",), ("y", "z")), (("x",), ("y", "v")))]
+    others = [{"epochs": 2}, {"rest": np.array([1])}, {"seed": 5, "epochs": 1}, {"keys": {"prefix": "p"}}]
+    for options in [*images, *({**images[0], **other} for other in others)] * 2:
+        captions = captions_of(**{"keys": {}, **options}, remembered=remembered)
+        assert captions.texts.to_pylist() == replace(captions, remembered=None).texts.to_pylist()
+
+
+def test_variants_need_a_random_rule():
+    require_effect([Rules(CaptionRules()), Rules(CaptionRules(alternatives=True))], variants=3)
+    with pytest.raises(UserError, match="captions.variants has no effect"):
+        require_effect([Rules(CaptionRules(dropout=0.5))], variants=3)
 
 
 def test_keys_about_tags_need_a_rule_about_tags():
