@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from demo.data_study.results import FOLDER, Study, studies
 from demo.data_study.scores import DRAWN
-from demo.data_study.text import ABOUT, CLAIMS, LEAD, LIMITS, Claim
+from demo.data_study.text import ABOUT, LEAD, LIMITS, QUESTIONS, Question
 from demo.painter import BASES, load_pipeline, paint
 from sushi_research.files import write_atomic, write_image
 from sushi_research.reports import page
@@ -17,6 +18,8 @@ from sushi_research.sampling import plots
 
 # Of each kind of pictures that a study asks for, how many are shown.
 SHOWN = 2
+SIGNIFICANT = 0.05
+NEARLY_ALL = 0.9
 
 
 def write() -> None:
@@ -25,6 +28,8 @@ def write() -> None:
         Block("title", "What captions, masks and prior preservation change"),
         *(Block("text", text) for text in LEAD),
     ]
+    links = (f"[{name}]({name}/comparison.md)" for name in studies())
+    blocks += [Block("text", f"All tests, with losses: {', '.join(links)}.")]
     blocks += [Block("heading", "What the runs show"), Block("list", items=claims())]
     for study in studies().values():
         about = ABOUT[study.name]
@@ -37,21 +42,37 @@ def write() -> None:
 
 def picture_of(study: Study) -> Path:
     """Where the pictures of a study are."""
-    return FOLDER / study.name / "asked.png"
+    return FOLDER / f"{study.name}.png"
 
 
 def claims() -> list[str]:
-    """What is claimed, each with the scores and the test that it is of."""
+    """What is claimed: the question, the answer of the test, and the scores that it is of."""
     found = studies()
-    return [f"{claim.text} {evidence(found[claim.study], claim)}" for claim in CLAIMS]
+    return [f"{each.text} {answer(found[each.study], each)}" for each in QUESTIONS if each.study in found]
 
 
-def evidence(study: Study, claim: Claim) -> str:
-    """The scores of a claim, the reference's first, and the p-value among all tests of the study."""
-    scores, (alone, among) = study.scores()[claim.score], study.p_values()[claim.score, claim.variant]
-    of = scores[claim.variant].shape[1]
-    means = [f"{scores[name].sum(1).mean():.1f}" for name in (study.variants[0], claim.variant)]
-    return f"(`{claim.score}`: {means[1]} of {of} pictures against {means[0]}, p = {alone:.2g} alone, {among:.2g} among all tests)"
+def answer(study: Study, question: Question) -> str:
+    """More, fewer or no difference shown, by the p-value among all tests of the study, with the means over seeds.
+
+    Where nearly all scenes differ in the same way, that is said in place of it: the bootstrap has no power where differences hardly
+    vary.
+    """
+    scores, reference = study.scores()[question.score], study.variants[0]
+    mine, plain = scores[question.variant], scores[reference]
+    means, of = [each.sum(1).mean() for each in (mine, plain)], plain.shape[1]
+    alone, among = study.p_values()[question.score, question.variant]
+    p, sure = f"p = {alone:.2g} alone, {among:.2g} among all tests", among <= SIGNIFICANT
+    same = max(int(np.all(mine > plain, axis=0).sum()), int(np.all(mine < plain, axis=0).sum()))
+    if not sure and same >= NEARLY_ALL * of:
+        p, sure = (
+            f"with every seed in {same} of the {of} scenes; differences that vary so little cannot be bootstrapped",
+            True,
+        )
+    word = "No difference" if means[0] == means[1] else "No difference is shown"
+    if sure:
+        word = f"{'More' if means[0] > means[1] else 'Fewer'} pictures are right"
+    which = f"`{question.variant}` {means[0]:.1f} and `{reference}` {means[1]:.1f} of {of} by `{question.score}`"
+    return f"**{word}**: {which}." if means[0] == means[1] else f"**{word}**: {which} ({p})."
 
 
 def table(study: Study) -> list[list[str]]:

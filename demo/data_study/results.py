@@ -15,6 +15,7 @@ from demo.scoring import config_of
 from sushi_research.runs.run_folder import RunFolder
 
 FOLDER = ROOT / "docs/examples/data"
+NAMES = ("stamp",)
 INPUTS = FOLDER / "inputs.json"
 CODE = ("checker", "concepts", "drawing", "held_out", "painter", "data_study/photos", "data_study/scores")
 # What the comparison needs of a run. Its weights and pages are not among it.
@@ -56,13 +57,12 @@ class Study:
     def p_values(self) -> dict[tuple[str, str], tuple[float, float]]:
         """(score, variant) -> the p-value against the reference, alone and among all tests of the comparison."""
         families = json.loads((FOLDER / self.name / "comparison.json").read_text())["families"]
-        found = {}
-        for family, pairs in families.items():
-            for pair in pairs:
-                if family.startswith("score ") and "note" not in pair:
-                    p = (pair["difference"]["p_value"], pair["adjusted_p"])
-                    found[family.removeprefix("score "), pair["candidate"]] = p
-        return found
+        return {
+            (family.removeprefix("score "), pair["candidate"]): (pair["difference"]["p_value"], pair["adjusted_p"])
+            for family, pairs in families.items()
+            for pair in pairs
+            if family.startswith("score ")
+        }
 
     def keep(self) -> None:
         """Copies the comparison and the records of the trained runs."""
@@ -88,7 +88,7 @@ class Study:
 def studies() -> dict[str, Study]:
     """The studies by name, as their experiment files describe them."""
     found = {}
-    for name in ("tags", "stamp"):
+    for name in NAMES:
         content = yaml.safe_load((ROOT / f"configs/experiments/{name}.yaml").read_text())
         found[name] = Study(name, tuple(content["variants"]), tuple(content["seeds"]), ROOT / content["folder"])
     return found

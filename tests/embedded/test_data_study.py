@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-import numpy as np
+import json
 
-from demo.data_study import photos
-from demo.data_study.scores import DRAWN
+import numpy as np
+import pytest
+from PIL import Image
+
+from demo import records
+from demo.data_study import page, photos, results
+from demo.data_study.scores import DRAWN, SCORES
 from demo.drawing import Scene, draw
 
 SCENE = Scene("tuna", "maki", "star plate", 2)
@@ -34,3 +39,31 @@ def test_no_photo_shows_a_scene_that_is_asked_for():
     for drawn in (each for study in DRAWN.values() for each in study.values()):
         assert not trained & set(drawn.scenes)
         assert len(set(drawn.prompts)) == len(drawn.scenes)
+
+
+@pytest.mark.parametrize("name", results.studies())
+def test_every_run_is_recorded_with_every_score(name):
+    study = results.studies()[name]
+    scores = study.scores()
+    assert set(scores) == set(SCORES[name])
+    for score, of in scores.items():
+        scenes = DRAWN[name][SCORES[name][score].drawn].scenes
+        assert list(of) == list(study.variants)
+        assert all(right.shape == (len(study.seeds), len(scenes)) for right in of.values())
+    assert Image.open(page.picture_of(study)).width > 500
+
+
+def test_the_page_claims_what_the_recorded_runs_show():
+    text = (results.FOLDER / "data.md").read_text()
+    assert page.claims()
+    for claim in page.claims():
+        assert f"- {claim}\n" in text
+    for study in results.studies().values():
+        for row in page.table(study):
+            assert f"| {' | '.join(row)} |\n" in text
+
+
+def test_the_recorded_runs_are_of_these_files():
+    recorded = json.loads(results.INPUTS.read_text())
+    changed = records.differences(recorded, records.dependencies(results.inputs()), "inputs")
+    assert not changed, f"train the experiments tags and stamp again, then python -m demo.data_study: {changed} changed"
