@@ -104,7 +104,7 @@ def test_regularisation_images_are_neither_held_out_nor_measured(read, tmp_path)
     assert all(item.sample.set == 0 for item in [*data.held_out, *data.trained, *data.learned])
     # Three photos are trained on, so three class images are used, and a note says so.
     assert np.bincount(data.items.samples.sets[data.items.rows]).tolist() == [3, 3]
-    assert any("of the 6 images of data.sets[1], 3 are not used" in note for note in data.notes)
+    assert any("3 of the 6 images of data.sets[1] are not used" in note for note in data.notes)
     # A set of class images can be measured as prior images, some of which are then held out.
     prior = read(data={"path": None, "sets": sets}, held_out=0.5, prior_path=str(tmp_path / "class"))
     assert {item.sample.set for item in prior.prior} == {1} and len(prior.prior) == 2
