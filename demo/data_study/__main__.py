@@ -2,7 +2,7 @@
 
 make experiment EXP=configs/experiments/tags.yaml
 make experiment EXP=configs/experiments/stamp.yaml
-python -m demo.data_study         # keeps the records of these runs, draws pictures with their adapters, and writes the page
+python -m demo.data_study         # keeps the records of the runs that are here, draws pictures with them, and writes the page
 python -m demo.data_study page    # the page alone, from what is recorded
 """
 
@@ -23,8 +23,9 @@ def main(arguments: list[str]) -> int:
     if not arguments:
         quiet_libraries()
         for study in results.studies().values():
-            study.keep()
-            page.draw(study)
+            if study.is_trained():
+                study.keep()
+                page.draw(study)
         results.write_inputs()
     page.write()
     return 0

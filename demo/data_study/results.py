@@ -15,7 +15,7 @@ from demo.scoring import config_of
 from sushi_research.runs.run_folder import RunFolder
 
 FOLDER = ROOT / "docs/examples/data"
-NAMES = ("stamp",)
+NAMES = ("stamp", "tags")
 INPUTS = FOLDER / "inputs.json"
 CODE = ("checker", "concepts", "drawing", "held_out", "painter", "data_study/photos", "data_study/scores")
 # What the comparison needs of a run. Its weights and pages are not among it.
@@ -80,6 +80,10 @@ class Study:
             if path.suffix in (".json", ".md", ".png"):
                 shutil.copyfile(path, FOLDER / self.name / path.name)
 
+    def is_trained(self) -> bool:
+        """Whether all runs are finished and compared here."""
+        return (self.trained / "comparison/comparison.json").is_file()
+
     def adapter(self, variant: str) -> Path:
         """The adapter of a variant's first seed, where it was trained."""
         return RunFolder(self.trained / f"{variant}-seed{self.seeds[0]}", None).adapter
@@ -94,10 +98,15 @@ def studies() -> dict[str, Study]:
     return found
 
 
+def recorded() -> dict[str, Study]:
+    """The studies whose runs are recorded."""
+    return {name: study for name, study in studies().items() if (FOLDER / name / "comparison.json").is_file()}
+
+
 def inputs() -> list[Path]:
     """The files that the results depend on; the training code, which has its own tests, is not among them."""
     found = [ROOT / f"demo/{name}.py" for name in CODE] + [ROOT / "configs/demo_sd15.yaml"]
-    found += [ROOT / f"configs/experiments/{name}.yaml" for name in studies()]
+    found += [ROOT / f"configs/experiments/{name}.yaml" for name in recorded()]
     folders = ("base/sd15", "data_study/photos", "held_out/star", "held_out/prior")
     found += [
         path
