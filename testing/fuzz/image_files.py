@@ -188,13 +188,14 @@ def read_table(folder: Path, name: str) -> object:
     from sushi_research.data.scan import Scan
     from sushi_research.data.tables import open_folder, open_saved
     from sushi_research.fingerprints import HashCache
+    from sushi_research.remembered import NOTHING_REMEMBERED
 
     top = folder / Path(name).parts[0]
     datasets.config.HF_DATASETS_CACHE = folder / "copies"
     table = (open_saved if top.name == "saved" else open_folder)(top, "train", HashCache(Path(os.devnull)))
     result, rule = Scan(source=str(top)), CaptionRule("text")
     images = columns_of(result, table, "image", rule)
-    find_in_table(result, images, place_of(images, result.source), "train", rule)
+    find_in_table(result, images, place_of(images, result.source, NOTHING_REMEMBERED), "train", rule)
     for row in range(min(3, len(table.rows))):
         with contextlib.suppress(BadImage, OSError):
             images(row)

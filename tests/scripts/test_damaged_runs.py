@@ -292,7 +292,7 @@ def test_a_checkpoint_with_the_state_of_another_adapter_is_a_sentence(trainer):
 
 @ONE
 def test_a_cache_file_truncated_while_training_is_a_sentence(trainer, monkeypatch, tmp_path):
-    """Reading the mapped file would kill the process, also in the loader's thread."""
+    """Reading a mapped file would kill the process, also in the loader's thread; the rows are read."""
     settings = {"train.steps": 4, "cache.folder": str(tmp_path / "cache")}
     prepare = Loader._prepare
 
@@ -304,7 +304,9 @@ def test_a_cache_file_truncated_while_training_is_a_sentence(trainer, monkeypatc
         return prepare(loader, step)
 
     monkeypatch.setattr(Loader, "_prepare", truncate)
-    with pytest.raises(UserError, match=r"the cache file .*\.arrow was changed by another program while it was in use"):
+    with pytest.raises(
+        UserError, match=r"the cache file .*\.arrow is damaged \(it was truncated\): run the same command again"
+    ):
         trainer.train("run", settings)
     monkeypatch.setattr(Loader, "_prepare", prepare)
     assert trainer.checkpoint("run").step in (1, 2, 3)
