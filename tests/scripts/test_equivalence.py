@@ -182,7 +182,8 @@ def test_two_processes(architecture: str, trainer: Trainer, forked: Callable[...
 
     def both(name: str) -> list[Any]:
         """Two processes without a launcher, each with its own exit status."""
-        return [forked(script, *words(name), **place) for place in ranks(2, free_port())]
+        given = words(name)  # once: the second process must not write the file that the first one reads
+        return [forked(script, *given, **place) for place in ranks(2, free_port())]
 
     whole = both("two")
     assert [process.wait() for process in whole] == [0, 0], whole[0].err
