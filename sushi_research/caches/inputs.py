@@ -19,7 +19,8 @@ from sushi_research.caches.mask_entries import MaskEntries, encode_masks
 from sushi_research.conditioning import ALL_CHUNKS, ONE_CHUNK
 from sushi_research.config import TrainingConfig
 from sushi_research.config.prompts import Prompt
-from sushi_research.data.training_data import Data, captions_of, prompt_texts, prompts_of, with_others
+from sushi_research.data.run_texts import captions_of, prompt_texts, prompts_of, with_others
+from sushi_research.data.training_data import Data
 from sushi_research.errors import UserError
 from sushi_research.fingerprints import HashCache
 from sushi_research.models import loading

@@ -11,7 +11,7 @@ import pyarrow
 import pyarrow.compute
 
 from sushi_research.caches.inputs import Inputs
-from sushi_research.data.training_data import distinct, plain_captions
+from sushi_research.data.run_texts import distinct, plain_captions
 from sushi_research.files import size_text
 from sushi_research.models import loading
 from sushi_research.models.truncation import CHUNK

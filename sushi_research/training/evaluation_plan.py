@@ -9,7 +9,8 @@ from sushi_research.caches.inputs import Inputs
 from sushi_research.config import TrainingConfig
 from sushi_research.config.sets import sets_of
 from sushi_research.data import near_search
-from sushi_research.data.training_data import Data, drift_captions
+from sushi_research.data.run_texts import drift_captions
+from sushi_research.data.training_data import Data
 from sushi_research.evaluation.results import MIN_IMAGES
 from sushi_research.training.length import Interval
 

@@ -16,7 +16,8 @@ from sushi_research.data.buckets import Fitting
 from sushi_research.data.dataset_hash import dataset_hash
 from sushi_research.data.fitting import bucket_rule, fitting_of
 from sushi_research.data.items import Item
-from sushi_research.data.training_data import Data, drift_captions
+from sushi_research.data.run_texts import drift_captions
+from sushi_research.data.training_data import Data
 from sushi_research.evaluation import drift, pictures, validation_set
 from sushi_research.evaluation.drift import DriftSet
 from sushi_research.evaluation.measured_sets import MeasuredSets
