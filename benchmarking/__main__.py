@@ -93,7 +93,7 @@ from accelerate import Accelerator
 from PIL import Image
 
 from benchmarking import paired_timing
-from benchmarking.measured_code import code_name, code_state, load_script
+from benchmarking.measured_code import code_state, load_script, write_result
 from benchmarking.variants import PAIRS, Bench, Step, make_unet
 from sushi_research import randomness
 from sushi_research.caches.caches import open_caches, open_hash_cache, open_remembered
@@ -101,7 +101,6 @@ from sushi_research.caches.inputs import Inputs, fill_caches
 from sushi_research.config.process import run_main
 from sushi_research.data.training_data import read_data
 from sushi_research.errors import UserError
-from sushi_research.files import write_json
 from sushi_research.models.loading import find_base
 from sushi_research.planning import op_counts
 from sushi_research.precision import resolve_precision
@@ -133,7 +132,8 @@ def main(arguments: argparse.Namespace) -> int:
             bench = prepare(arguments, architecture, Path(folder), finish)
             for name in arguments.pair:
                 result = run_pair(arguments, bench, name)
-                path = write_result(Path(arguments.results), result)
+                name = f"{result['pair']}_{result['model']}_{result['profile']}"
+                path = write_result(Path(arguments.results), name, result)
                 print(f"{paired_timing.sentence(result)}\n  written to {path}", flush=True)
     return 0
 
@@ -284,16 +284,6 @@ def memory_of_a_step(step: Step, index: int) -> int:
     step(index)
     torch.cuda.synchronize()
     return torch.cuda.max_memory_allocated() - before
-
-
-def write_result(folder: Path, result: dict[str, Any]) -> Path:
-    """Writes a new file, named after the measurement and the commit; never overwrites earlier results."""
-    folder.mkdir(parents=True, exist_ok=True)
-    stem = f"{result['pair']}_{result['model']}_{result['profile']}_{code_name(result['code'])}"
-    names = (f"{stem}{f'_{number}' if number > 1 else ''}.json" for number in range(1, 1000))
-    path = next(folder / name for name in names if not (folder / name).exists())
-    write_json(path, result)
-    return path
 
 
 if __name__ == "__main__":

@@ -52,10 +52,9 @@ if __name__ == "__main__":
 
 import platform
 
-from benchmarking.measured_code import ROOT, code_name, code_state
+from benchmarking.measured_code import ROOT, code_state, write_result
 from benchmarking.synthetic_rows import save_files, save_rows
 from sushi_research.config.process import run_main
-from sushi_research.files import write_json
 from sushi_research.runs import machine
 from testing.tiny_base import save_tiny_base
 
@@ -80,7 +79,8 @@ def main(arguments: argparse.Namespace) -> int:
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     print("\n".join(lines(found)))
-    print(f"written to {write_result(Path(arguments.results), result)}")
+    path = write_result(Path(arguments.results), "data_sdxl", result)
+    print(f"written to {path}")
     return 0
 
 
@@ -135,16 +135,6 @@ def lines(found: Sequence[dict[str, Any]]) -> list[str]:
                     f"| {each['images']:,} {each['kind']} | {start} | stopped after {each[start]['limit']:g} s ||||| |"
                 )
     return rows
-
-
-def write_result(folder: Path, result: dict[str, Any]) -> Path:
-    """Writes a new file, named after the code; never overwrites earlier results."""
-    folder.mkdir(parents=True, exist_ok=True)
-    stem = f"data_sdxl_{code_name(result['code'])}"
-    names = (f"{stem}{f'_{number}' if number > 1 else ''}.json" for number in range(1, 1000))
-    path = next(folder / name for name in names if not (folder / name).exists())
-    write_json(path, result)
-    return path
 
 
 if __name__ == "__main__":

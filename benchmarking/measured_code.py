@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 import sushi_research
+from sushi_research.files import write_json
 from sushi_research.fingerprints import HashCache, folder_hash
 from sushi_research.runs import provenance
 
@@ -38,3 +39,13 @@ def code_name(code: Mapping[str, Any]) -> str:
     if code["commit"]:
         return f"{code['commit'][:10]}{'-dirty' if code['dirty'] else ''}"
     return f"code-{code['hash'][:10]}"
+
+
+def write_result(folder: Path, name: str, result: dict[str, Any]) -> Path:
+    """Writes a new file, named after the measurement and its code (`result["code"]`); never overwrites earlier results."""
+    folder.mkdir(parents=True, exist_ok=True)
+    stem = f"{name}_{code_name(result['code'])}"
+    names = (f"{stem}{f'_{number}' if number > 1 else ''}.json" for number in range(1, 1000))
+    path = next(folder / name for name in names if not (folder / name).exists())
+    write_json(path, result)
+    return path

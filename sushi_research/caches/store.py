@@ -88,7 +88,8 @@ class Store:
             names = store._shards_there()
             if known := known_index.recall(remembered, folder, tensors, names):
                 store._names, (store._index, store._sizes) = names, known
-            store.refresh()
+            else:
+                store._take_up_all(names)
             if not store.damaged:  # which is to be found again
                 known_index.remember(remembered, folder, tensors, store._index, store._sizes)
         if repair:
@@ -98,14 +99,18 @@ class Store:
     def refresh(self) -> None:
         """Adds shards that other processes have finished meanwhile. Raises UserError if the folder cannot be used."""
         with self._lock, _usable(self.folder):
-            known = set(self._names)
-            columns = []
-            for name in self._shards_there():
-                if name not in known and (manifest := self._take_up(name)):
-                    columns.append((len(self._names), manifest.keys))
-                    self._names.append(name)
-                    self._sizes[name] = manifest.size, len(manifest.keys)
-            self._index = self._index.with_shards(columns)
+            self._take_up_all(self._shards_there())
+
+    def _take_up_all(self, names: Sequence[str]) -> None:
+        """Adds those of these shards that are new and not damaged to the index, in their order."""
+        known = set(self._names)
+        columns = []
+        for name in names:
+            if name not in known and (manifest := self._take_up(name)):
+                columns.append((len(self._names), manifest.keys))
+                self._names.append(name)
+                self._sizes[name] = manifest.size, len(manifest.keys)
+        self._index = self._index.with_shards(columns)
 
     def _shards_there(self) -> list[str]:
         """The names of the shards whose manifests are in the folder, in the order of the store."""
