@@ -59,8 +59,8 @@ def claims() -> list[str]:
 def answer(study: Study, question: Question) -> str:
     """More, fewer or no difference shown, by the p-value among all tests of the study, with the means over seeds.
 
-    Where nearly all scenes differ in the same way, that is said in place of it: the bootstrap has no power where differences hardly
-    vary.
+    Where nearly all scenes differ in the same way with every seed, that decides in place of the p-value: a resample of differences
+    that are all equal has no variance, so the bootstrap has no power where differences hardly vary.
     """
     scores, reference = study.scores()[question.score], study.variants[0]
     mine, plain = scores[question.variant], scores[reference]
@@ -70,7 +70,7 @@ def answer(study: Study, question: Question) -> str:
     same = max(int(np.all(mine > plain, axis=0).sum()), int(np.all(mine < plain, axis=0).sum()))
     if not sure and same >= NEARLY_ALL * of:
         p, sure = (
-            f"with every seed in {same} of the {of} scenes; differences that vary so little cannot be bootstrapped",
+            f"with every seed in {same} of the {of} scenes; {p}, but the bootstrap has no power where differences hardly vary",
             True,
         )
     word = "No difference" if means[0] == means[1] else "No difference is shown"

@@ -84,6 +84,8 @@ LIMITS = [
     "The data sets were made so that plain runs fail at what a rule is for. On other data the rules have less to do.",
     "Pilots with seed 0 led to these data sets, and two earlier ones were given up. One had photos on a cloth, with everything but "
     "the plate masked (`masks.background` 0): the cloth was gone, but the plate came out round, because nothing says where "
-    "black begins. In the other one the tags had the order of the base's own sentences, which plain runs learned too well.",
+    "black begins. In the other one the tags had the order of the base's own sentences, `shuffle` moved all of them, and it was "
+    "right less often than `plain` where tags were asked for in other orders (8 against 12 of 24). After it the order, the first "
+    "tag that is kept and the length of the training were changed.",
     "With three seeds only large differences are found. That no difference is shown does not mean that there is none.",
 ]
