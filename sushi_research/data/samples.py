@@ -29,13 +29,12 @@ from sushi_research.user_files import UnreadableFile
 class Sample:
     """One image with its caption. `name` is its path below the data folder, or a dataset row such as `train[12]`.
 
-    Width and height, in pixels, are after the EXIF rotation. An epoch uses the image `repeats` times. `fingerprint` is for
-    finding near-duplicates (`near_duplicates.fingerprint`); 0, that of a black image, matches nothing. `converted`: whether
-    the colours are converted to sRGB (`colour.to_srgb`). `caption` is the first line, after the rules of the config that are not
+    Width and height, in pixels, are after the EXIF rotation. An epoch uses the image `repeats` times. `converted`: whether the
+    colours are converted to sRGB (`colour.to_srgb`). `caption` is the first line, after the rules of the config that are not
     random; `lines` are all lines as they are in the file, () if the caption is the only one. `set` is the number of the data set
     in the run. `box` is the part of the image that is used: left, top, right, bottom in pixels; () is the whole image.
     `mask_hash` is the content hash of its mask, "" without one; `load_mask` reads the mask's file, and is None if the mask is the
-    image's own transparency (`masks.alpha`).
+    image's own transparency (`masks.alpha`). `load` reads the file, and `load_fingerprint` gives the fingerprint.
     """
 
     name: str
@@ -45,7 +44,7 @@ class Sample:
     height: int
     repeats: int
     load: Callable[[], bytes] = field(repr=False, compare=False)
-    fingerprint: int = field(default=0, repr=False, compare=False)
+    load_fingerprint: Callable[[], int] = field(default=int, repr=False, compare=False)
     converted: bool = False
     lines: tuple[str, ...] = ()
     set: int = 0
@@ -57,6 +56,11 @@ class Sample:
     def captions(self) -> tuple[str, ...]:
         """All lines of the caption, as they are in the file."""
         return self.lines or (self.caption,)
+
+    @property
+    def fingerprint(self) -> int:
+        """For finding near-duplicates (`near_duplicates.fingerprint`); 0, that of a black image, matches nothing."""
+        return self.load_fingerprint()
 
     @property
     def colour_recipe(self) -> dict[str, int]:
@@ -268,7 +272,8 @@ class Samples(Sequence[Sample]):
             height=int(self.heights[index]),
             repeats=int(self.repeats[index]),
             load=partial(self.sources[number], row),
-            fingerprint=int.from_bytes(self.fingerprints[index].tobytes(), "big"),
+            # Read when it is asked for: a page of a mapped file is mapped with up to 2 MiB around it.
+            load_fingerprint=partial(_fingerprint, self.fingerprints, index),
             converted=bool(self.converted[index]),
             lines=tuple(captions) if captions != [caption] else (),
             set=number,
@@ -279,6 +284,10 @@ class Samples(Sequence[Sample]):
 
     def __iter__(self) -> Iterator[Sample]:
         return (self[index] for index in range(len(self)))
+
+
+def _fingerprint(fingerprints: np.ndarray | SelectedRows, row: int) -> int:
+    return int.from_bytes(fingerprints[row].tobytes(), "big")
 
 
 def _boxes(boxes: Sequence[tuple[int, ...]]) -> np.ndarray | None:

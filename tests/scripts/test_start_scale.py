@@ -12,7 +12,7 @@ from benchmarking.synthetic_rows import save_rows
 from sushi_research import fingerprints
 from sushi_research.data import findings
 
-SIZES = (200, 400)
+SIZES = (100, 200)
 ADDED = SIZES[1] - SIZES[0]
 
 

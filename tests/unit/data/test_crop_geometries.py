@@ -45,7 +45,7 @@ def by_fractions(width: int, height: int, rule: BucketRule) -> tuple[tuple[int, 
 def some_sizes(rule: BucketRule) -> np.ndarray:
     """Sizes of all magnitudes, of the shapes themselves, and on and around the borders between them."""
     rng = np.random.default_rng(0)
-    sizes = [rng.integers(1, high, (400, 2)) for high in (40, 700, 5000, 65_536)]
+    sizes = [rng.integers(1, high, (150, 2)) for high in (40, 700, 5000, 65_536)]
     shapes = np.array(bucket_shapes(rule))[:60]
     sizes += [shapes, shapes * 3, shapes + [1, 0], np.maximum(shapes - [0, 1], 1), [[8, 48], [48, 8], [65_535, 1]]]
     return np.minimum(np.concatenate(sizes), 65_535)

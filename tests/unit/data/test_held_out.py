@@ -1,6 +1,7 @@
 """Holding images out of the training data: copies of one image are never on both sides."""
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from sushi_research.errors import UserError
 
 
 def sample(name: str, pixels: np.ndarray) -> Sample:
-    return Sample(name, f"hash of {name}", "a caption", 64, 64, 1, bytes, fingerprint(pixels))
+    return Sample(name, f"hash of {name}", "a caption", 64, 64, 1, bytes, partial(fingerprint, pixels))
 
 
 def scan_with_copies(count: int = 12) -> Scan:

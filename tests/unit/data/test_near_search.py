@@ -1,5 +1,7 @@
 """Looking for near-duplicates among many images: linear, bounded, remembered, and with the result of comparing all pairs."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -32,9 +34,9 @@ def samples_of(groups: list[int], copies: int = 0, prefix: str = "") -> Samples:
         for noise in range(size):
             name = f"{prefix}{seed}-{noise}"
             image = content_hash(name.encode())
-            found.append(Sample(name, image, "a caption", 64, 64, 1, bytes, fingerprint(seed, noise)))
+            found.append(Sample(name, image, "a caption", 64, 64, 1, bytes, partial(fingerprint, seed, noise)))
     for number, sample in enumerate(found[:copies]):
-        found.append(Sample(f"copy {number}", sample.image_hash, "", 64, 64, 1, bytes, sample.fingerprint))
+        found.append(Sample(f"copy {number}", sample.image_hash, "", 64, 64, 1, bytes, sample.load_fingerprint))
     return Samples.of(found)
 
 
@@ -107,7 +109,7 @@ def test_a_choice_is_remembered_until_the_images_change(monkeypatch, tmp_path):
         assert chosen(samples, 0.1, remembered=remembered) < first
         # A copy of an image that was held out: it is not alone any more.
         row = samples.names.to_pylist().index(min(first))
-        more = Samples.of([*samples, Sample("new", "0" * 32, "", 64, 64, 1, bytes, samples[row].fingerprint)])
+        more = Samples.of([*samples, Sample("new", "0" * 32, "", 64, 64, 1, bytes, samples[row].load_fingerprint)])
         assert min(first) not in chosen(more, 0.2, remembered=remembered)
 
 

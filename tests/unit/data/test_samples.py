@@ -101,7 +101,13 @@ def test_the_hash_of_columns_is_that_of_their_items_and_is_remembered(tmp_path, 
 
 def test_columns_give_the_samples_that_they_were_made_of():
     other = replace(
-        SAMPLES[0], name="z.png", caption="the first", lines=("a", "b"), set=1, fingerprint=1 << 1500, converted=True
+        SAMPLES[0],
+        name="z.png",
+        caption="the first",
+        lines=("a", "b"),
+        set=1,
+        load_fingerprint=lambda: 1 << 1500,
+        converted=True,
     )
     columns = Samples.of([*SAMPLES, other])
     assert list(columns) == [*SAMPLES, other] and columns[4].fingerprint == 1 << 1500

@@ -25,7 +25,7 @@ def test_the_background_of_a_mask_is_red_on_pages(tmp_path):
     mask = Image.new("L", (64, 64))
     mask.paste(255, (0, 0, 32, 64))
     image, mask = png(Image.new("RGB", (64, 64), "green")), png(mask)
-    sample = Sample("a.png", content_hash(image), "a", 64, 64, 1, lambda: image, 0, False)
+    sample = Sample("a.png", content_hash(image), "a", 64, 64, 1, lambda: image)
     masked = Sample(**vars(sample) | {"mask_hash": content_hash(mask), "load_mask": lambda: mask})
     config = SDXLTraining(
         model={"base": "base"}, data={"path": "photos"}, train={"steps": 1}, masks={"source": "files"}
