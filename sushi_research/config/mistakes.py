@@ -95,6 +95,9 @@ def unknown(path: str, source: str, keys: Keys, suggest: bool) -> str:
         return f"unknown key {what}: it is now called {hyphens}{renamed}"
     if hint := other_programs.hint(path, keys.leaves, hyphens):
         return f"unknown key {what}: {hint}"
+    whole, element, _ = path.partition("[")
+    if hyphens and element and whole in keys.leaves:
+        return f"unknown key {what}: {whole} is set as a whole, in a config file or as {hyphens}{whole} '[...]'"
     candidates = [*keys.leaves, *keys.sections, *(FLAGS if hyphens else ())]
     if near := _nearest(path.replace("-", "_"), candidates, keys):
         return f"unknown key {what}: did you mean {' or '.join(hyphens + name for name in near)}?"

@@ -307,6 +307,9 @@ unknown key steps on the command line: did you mean --train.steps or --sample.st
 --sample.stepss 8
 unknown key sample.stepss on the command line: did you mean --sample.steps?
 
+--data.sets[0].crop none
+unknown key data.sets[0].crop on the command line: data.sets is set as a whole, in a config file or as --data.sets '[...]'
+
 --learning_rate 8
 unknown key learning_rate on the command line: kohya's, OneTrainer's and diffusers' --learning_rate is --optimizer.lr here
 
