@@ -20,6 +20,8 @@ from sushi_research.errors import some
 from sushi_research.remembered import Array
 
 # The columns of samples that are remembered. The others are the same for all, or come from the source.
+# What notes say of transparent images.
+TRANSPARENT = "transparent, and laid over white"
 _COLUMNS = ("names", "images", "captions", "widths", "heights", "repeats", "fingerprints", "converted", "rows")
 
 
@@ -108,7 +110,7 @@ def _colour_notes(found: Found, facts: Facts, used: np.ndarray) -> list[str]:
     transparent = np.flatnonzero(facts.transparent & used)
     if len(transparent):
         names = found.names.take(pyarrow.array(transparent))
-        kinds["transparent, and laid over white"] = names.to_pylist()
+        kinds[TRANSPARENT] = names.to_pylist()
     notes = [
         f"{len(names)} {'image is' if len(names) == 1 else 'images are'} {kind} (first: {min(names)})"
         for kind, names in sorted(kinds.items())

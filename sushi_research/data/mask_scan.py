@@ -14,6 +14,7 @@ import pyarrow
 
 from sushi_research.config.masks import MaskSection
 from sushi_research.data import masks as rules
+from sushi_research.data.assembling import TRANSPARENT
 from sushi_research.data.checking import Facts, Place, check
 from sushi_research.data.folder_files import NO_FILE, FolderFiles, list_files
 from sushi_research.data.hf_dataset import TableImages, place_of, row_names
@@ -51,6 +52,8 @@ def add_masks(
     if masks.source == "alpha":
         samples = Samples.of(result.samples)
         result.samples = samples.with_masks(rules.alpha_hashes(samples.images), None)
+        if len(samples) and not any(TRANSPARENT in note for note in result.notes):
+            result.notes.append("masks.source is alpha, but no image is transparent: the masks are white all over")
     elif masks.source == "files" and not is_table:
         _from_files(result, images, masks, remembered, progress)
     elif masks.source == "column" and is_table:

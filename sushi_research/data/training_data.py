@@ -20,6 +20,7 @@ from sushi_research.data import dataset, findings, near_search, prior_images
 from sushi_research.data.captions.of_run import rules_of_sets, run_captions_of
 from sushi_research.data.captions.rules import rules_of, with_plain
 from sushi_research.data.captions.run_captions import RunCaptions
+from sushi_research.data.captions.unused_rules import unused_rules
 from sushi_research.data.fitting import drop_too_small, fitting_of
 from sushi_research.data.held_out import held_out_items, hold_out, require_separate, trained_items
 from sushi_research.data.image_folder import repeats_of
@@ -152,6 +153,7 @@ def read_data(job: Job, remembered: Remembered) -> Data:
         drop_too_small(each, fitting)
     scan = merged(set_scans, sets)
     rules, measured_rules = rules_of_sets(config), (rules_of(config.captions),)
+    scan.notes += unused_rules(config, Samples.of(scan.samples), rules)
     scan.samples = with_plain(Samples.of(scan.samples), rules, remembered)
     for each in others:
         each.samples = with_plain(Samples.of(each.samples), measured_rules, remembered)

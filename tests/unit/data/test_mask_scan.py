@@ -128,13 +128,17 @@ def test_masks_in_a_folder_have_the_names_of_their_images(scan, photos, tmp_path
         scan(source="files", folder=str(photos))
 
 
-def test_transparency_is_a_mask_of_every_image(scan):
+def test_transparency_is_a_mask_of_every_image(scan, photos):
+    note = "masks.source is alpha, but no image is transparent: the masks are white all over"
     result = scan(source="alpha")
+    assert note not in result.notes
     assert len(result.samples) == 4 and not result.problems
     for sample in result.samples:
         assert sample.mask_hash == f"alpha:{sample.image_hash[6:]}" and sample.load_mask is None
         alpha = np.asarray(masks.alpha(sample.read_mask()))
         assert (alpha.min() < 255) == (sample.name == "c.png")
+    (photos / "c.png").unlink(), (photos / "c.txt").unlink()
+    assert note in scan(source="alpha").notes
 
 
 def test_masks_in_a_column(scan, photos, tmp_path):
