@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from sushi_research.config.sets import ResolvedSet
 from sushi_research.data.buckets import distortion
 from sushi_research.data.merged_sets import folder_names
 from sushi_research.data.training_data import Data
@@ -62,7 +64,7 @@ def sets_of_data(data: Data) -> tuple[SetPlan, ...]:
     """The sets of images that are trained on."""
     items, found = data.items, []
     number = items.samples.sets[items.rows]
-    for each, folder in zip(data.sets, folder_names([each.path for each in data.sets]), strict=True):
+    for each, folder in zip(data.sets, names_of(data.sets), strict=True):
         own = items if len(data.sets) == 1 else items.take(number == each.index)
         used = own.geometries
         by_width, by_height = used[:, 3] > used[:, 1], used[:, 2] > used[:, 0]
@@ -89,6 +91,14 @@ def sets_of_data(data: Data) -> tuple[SetPlan, ...]:
             )
         )
     return tuple(found)
+
+
+def names_of(sets: Sequence[ResolvedSet]) -> list[str]:
+    """The name of each set in a plan: that of its folder, and its place in the config where several sets have the same one."""
+    names = folder_names([each.path for each in sets])
+    return [
+        name if names.count(name) == 1 else f"{name} ({each.place})" for name, each in zip(names, sets, strict=True)
+    ]
 
 
 def _distinct(rows: np.ndarray) -> int:
