@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from demo.data_study.results import FOLDER, NAMES, Study, recorded
+from demo.data_study.results import FOLDER, NAMES, Study, studies
 from demo.data_study.scores import DRAWN
 from demo.data_study.text import ABOUT, LEAD, LIMITS, QUESTIONS, Question
 from demo.painter import BASES, load_pipeline, paint
@@ -28,15 +28,10 @@ def write() -> None:
         Block("title", "What captions, masks and prior preservation change"),
         *(Block("text", text) for text in LEAD),
     ]
-    links = (f"[{name}]({name}/comparison.md)" for name in recorded())
+    links = (f"[{name}]({name}/comparison.md)" for name in NAMES)
     blocks += [Block("text", f"All tests, with losses: {', '.join(links)}.")]
-    missing = [
-        f"`configs/experiments/{name}.yaml` ({ABOUT[name].heading.lower()})" for name in NAMES if name not in recorded()
-    ]
-    if missing:
-        blocks += [Block("text", f"Not recorded yet: the runs of {' and '.join(missing)}.")]
     blocks += [Block("heading", "What the runs show"), Block("list", items=claims())]
-    for study in recorded().values():
+    for study in studies().values():
         about = ABOUT[study.name]
         blocks += [Block("heading", about.heading), *(Block("text", text) for text in about.texts)]
         blocks += [Block("table", rows=table(study)), Block("text", about.reading)]
@@ -52,8 +47,8 @@ def picture_of(study: Study) -> Path:
 
 def claims() -> list[str]:
     """What is claimed: the question, the answer of the test, and the scores that it is of."""
-    found = recorded()
-    return [f"{each.text} {answer(found[each.study], each)}" for each in QUESTIONS if each.study in found]
+    found = studies()
+    return [f"{each.text} {answer(found[each.study], each)}" for each in QUESTIONS]
 
 
 def answer(study: Study, question: Question) -> str:

@@ -98,15 +98,10 @@ def studies() -> dict[str, Study]:
     return found
 
 
-def recorded() -> dict[str, Study]:
-    """The studies whose runs are recorded."""
-    return {name: study for name, study in studies().items() if (FOLDER / name / "comparison.json").is_file()}
-
-
 def inputs() -> list[Path]:
     """The files that the results depend on; the training code, which has its own tests, is not among them."""
     found = [ROOT / f"demo/{name}.py" for name in CODE] + [ROOT / "configs/demo_sd15.yaml"]
-    found += [ROOT / f"configs/experiments/{name}.yaml" for name in recorded()]
+    found += [ROOT / f"configs/experiments/{name}.yaml" for name in NAMES]
     folders = ("base/sd15", "data_study/photos", "held_out/star", "held_out/prior")
     found += [
         path

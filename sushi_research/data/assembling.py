@@ -19,9 +19,9 @@ from sushi_research.data.scan import Problem, Problems, Scan
 from sushi_research.errors import some
 from sushi_research.remembered import Array
 
-# The columns of samples that are remembered. The others are the same for all, or come from the source.
 # What notes say of transparent images.
 TRANSPARENT = "transparent, and laid over white"
+# The columns of samples that are remembered. The others are the same for all, or come from the source.
 _COLUMNS = ("names", "images", "captions", "widths", "heights", "repeats", "fingerprints", "converted", "rows")
 
 

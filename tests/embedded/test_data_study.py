@@ -41,9 +41,9 @@ def test_no_photo_shows_a_scene_that_is_asked_for():
         assert len(set(drawn.prompts)) == len(drawn.scenes)
 
 
-@pytest.mark.parametrize("name", results.recorded())
+@pytest.mark.parametrize("name", results.NAMES)
 def test_every_run_is_recorded_with_every_score(name):
-    study = results.recorded()[name]
+    study = results.studies()[name]
     scores = study.scores()
     assert set(scores) == set(SCORES[name])
     for score, of in scores.items():
@@ -58,7 +58,7 @@ def test_the_page_claims_what_the_recorded_runs_show():
     assert page.claims()
     for claim in page.claims():
         assert f"- {claim}\n" in text
-    for study in results.recorded().values():
+    for study in results.studies().values():
         for row in page.table(study):
             assert f"| {' | '.join(row)} |\n" in text
 

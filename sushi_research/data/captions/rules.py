@@ -112,8 +112,9 @@ class Rules:
             text = _tidy(text, rules.tag_separator) if removed else text
         if rules.underscores_to_spaces:
             of_trigger = (rules.trigger or "").lower().split()  # which stays as it is written
-            spaced = lambda word: word if word.lower() in of_trigger else word.replace("_", " ")  # noqa: E731
-            text = self._long_words.sub(lambda match: spaced(match[0]), text)
+            text = self._long_words.sub(
+                lambda match: match[0] if match[0].lower() in of_trigger else match[0].replace("_", " "), text
+            )
         return text
 
     def _framed(self, text: str) -> str:
