@@ -120,9 +120,11 @@ class _Trial:
             self._working[name] = nn.Parameter((down if _is_down(name) else torch.zeros(tuple(shape))).to(device))
         self._name = section.name
         master_weights = MasterWeights(self._working, torch.float32)
-        optimizer = optim.build_optimizer(section.name, master_weights.parameters(), section.lr, section.kwargs)
+        optimizer = optim.build_optimizer(section.name, master_weights, section.lr, section.kwargs)
         held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-        if held != {id(parameter) for parameter in master_weights.parameters()}:
+        is_flat = optim.is_elementwise(section.name, section.kwargs)
+        trained = master_weights.flat_parameters() if is_flat else master_weights.parameters()
+        if held != {id(parameter) for parameter in trained}:
             raise UserError(
                 f"the optimizer {section.name} does not hold all tensors of the adapter: choose another one."
             )
