@@ -252,7 +252,13 @@ def make_plan(job: Job, inputs: Inputs) -> Plan:
         due=due,
         adapter_modules=len(shapes) // 2,
         trainable_parameters=parameters,
-        dtypes=dtype_policy(job.precision, optimizer=config.optimizer.name, vae=caches.vae_dtype),
+        dtypes=dtype_policy(
+            job.precision,
+            optimizer=config.optimizer.name,
+            optimizer_kwargs=config.optimizer.kwargs,
+            numbers=parameters,
+            vae=caches.vae_dtype,
+        ),
         image_cache=CachePlan(
             needed=len(inputs.latent_entries),
             missing=len(missing),
