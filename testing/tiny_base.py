@@ -66,13 +66,17 @@ def text_encoder(width: int, projection: int | None) -> Any:
     return (CLIPTextModel if projection is None else CLIPTextModelWithProjection)(config)
 
 
-def tokenizer(folder: Path, pad: str) -> Any:
-    """A CLIPTokenizer over single bytes (no merges): any caption can be tokenised, one token per byte."""
+def tokenizer(folder: Path, pad: str, size: int = 514) -> Any:
+    """A CLIPTokenizer over single bytes (no merges): any caption can be tokenised, one token per byte.
+
+    A `size` above 514 adds words that no caption has.
+    """
     from transformers import CLIPTokenizer
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 
     characters = list(bytes_to_unicode().values())
-    words = characters + [character + "</w>" for character in characters] + ["<|startoftext|>", "<|endoftext|>"]
+    words = characters + [character + "</w>" for character in characters]
+    words += [f"<unused {number}>" for number in range(size - 2 - len(words))] + ["<|startoftext|>", "<|endoftext|>"]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "vocab.json").write_text(json.dumps({word: index for index, word in enumerate(words)}))
     (folder / "merges.txt").write_text("#version: 0.2\n")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from real_configs import SD15_TEXT, SD15_UNET, SD15_VAE, SDXL_TEXT_1, SDXL_TEXT_2, SDXL_UNET, SDXL_VAE
+from testing.real_configs import SD15_TEXT, SD15_UNET, SD15_VAE, SDXL_TEXT_1, SDXL_TEXT_2, SDXL_UNET, SDXL_VAE
 from single_files import PREFIXES, place_of
 from torch import Tensor, nn
 

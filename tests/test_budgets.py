@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
-from real_configs import NARROW_UNETS
+from testing.real_configs import NARROW_UNETS
 
 from benchmarking import paired_timing
 from benchmarking.measured_code import code_name, write_result

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from real_configs import SD15_UNET, SDXL_UNET
+from testing.real_configs import SD15_UNET, SDXL_UNET
 
 from demo.drawing import SQUARE, TALL, WIDE, is_held_out
 from demo.make_base import pictures, stage

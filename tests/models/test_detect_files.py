@@ -9,7 +9,7 @@ import shutil
 
 import pytest
 import torch
-from real_configs import NARROW_UNETS, SD15_TEXT, SD15_UNET, SD15_VAE, SDXL_TEXT_2, SDXL_UNET
+from testing.real_configs import NARROW_UNETS, SD15_TEXT, SD15_UNET, SD15_VAE, SDXL_TEXT_2, SDXL_UNET
 from single_files import PREFIXES, place_of
 
 from sushi_research.adapters import kohya_format, lora

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from real_configs import NARROW_UNETS, UNETS
+from testing.real_configs import NARROW_UNETS, UNETS
 from safetensors import safe_open
 
 from sushi_research.adapters import kohya_format as formats

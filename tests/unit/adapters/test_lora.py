@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from real_configs import NARROW_UNETS, UNETS
+from testing.real_configs import NARROW_UNETS, UNETS
 from torch import nn
 
 from sushi_research.adapters import lora

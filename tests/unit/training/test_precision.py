@@ -4,7 +4,7 @@ import io
 
 import pytest
 import torch
-from real_configs import NARROW_UNETS
+from testing.real_configs import NARROW_UNETS
 from torch import nn
 
 from sushi_research.adapters import lora
