@@ -4,7 +4,7 @@
     python -m testing.full_base sdxl FOLDER cuda    # 7 GB, made on the GPU
 
 Every matrix has normal values of variance 1 / inputs, so that activations stay finite in 16 bits; norms are the identity. The
-tokenizer has only bytes, and fills the published vocabulary with words that no caption has.
+tokenizer has as many tokens as the published one: bytes, and pairs of bytes.
 """
 
 from __future__ import annotations
