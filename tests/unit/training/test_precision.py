@@ -4,7 +4,6 @@ import io
 
 import pytest
 import torch
-from real_configs import NARROW_UNETS
 from torch import nn
 
 from sushi_research.adapters import lora
@@ -12,6 +11,7 @@ from sushi_research.errors import UserError
 from sushi_research.precision import COMPUTE_DTYPES, dtype_policy, make_scaler, resolve_precision
 from sushi_research.training import optim
 from sushi_research.training.master_weights import MasterWeights
+from testing.real_configs import NARROW_UNETS
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
