@@ -5,7 +5,6 @@ import math
 
 import pytest
 import torch
-from real_configs import NARROW_UNETS
 from torch import nn
 
 from sushi_research.adapters import lora
@@ -13,6 +12,7 @@ from sushi_research.errors import UserError
 from sushi_research.precision import COMPUTE_DTYPES, dtype_policy, make_scaler, resolve_precision
 from sushi_research.training import optim
 from sushi_research.training.master_weights import MasterWeights
+from testing.real_configs import NARROW_UNETS
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
