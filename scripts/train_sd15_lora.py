@@ -145,7 +145,7 @@ def train(job: Job) -> int:
         unet.enable_gradient_checkpointing()
     master_weights = MasterWeights(lora.adapter_parameters(unet), job.compute_dtype)
     optimizer = optim.build_optimizer(
-        config.optimizer.name, master_weights.parameters(), config.optimizer.lr, config.optimizer.kwargs
+        config.optimizer.name, master_weights, config.optimizer.lr, config.optimizer.kwargs
     )
     state = TrainState(master_weights, optimizer, job.scaler)
     state.load(run_state.checkpoint)
@@ -236,7 +236,7 @@ def train(job: Job) -> int:
             rate = optim.set_learning_rate(optimizer, learning_rate(step))
             job.scaler.unscale_(optimizer)
             norm = torch.nn.utils.clip_grad_norm_(
-                master_weights.parameters(), config.train.max_grad_norm or float("inf")
+                master_weights.flat_parameters(), config.train.max_grad_norm or float("inf")
             )
             state.step_optimizer(step + 1, plan.steps)  # fp16 skips a step whose gradients overflowed
             master_weights.refresh()  # rounds them into the working copy that the UNet computes with
