@@ -53,7 +53,7 @@ class Memory:
 
 @dataclass(frozen=True)
 class Held:
-    """What is in memory all the time, in bytes: the frozen weights, the adapter (master weights, gradient sum and working copy), the
+    """What is in memory all the time, in bytes: the frozen weights, the adapter (master weights, gradient sum, working copy), the
     optimizer's state, and `encoders`, the text encoders of captions.encode while_training."""
 
     weights: float

@@ -60,6 +60,30 @@ def prediction_cost(
     return trace(run, unet.parameters())
 
 
+def decoding_cost(vae: Any, dtype: torch.dtype) -> Cost:
+    """The cost of decoding latents with a VAE on the meta device; its shape's tokens do not matter."""
+    _convert(vae, dtype)
+
+    @torch.no_grad()
+    def run(shape: Shape) -> Any:
+        return vae.decode(torch.empty(shape.samples, 4, shape.rows, shape.columns, dtype=dtype, device="meta")).sample
+
+    return trace(run, vae.parameters())
+
+
+def encoding_cost(vae: Any, dtype: torch.dtype) -> Cost:
+    """The cost of encoding images with a VAE on the meta device; rows and columns of the shape are those of the latents."""
+    _convert(vae, dtype)
+    factor = 8
+
+    @torch.no_grad()
+    def run(shape: Shape) -> Any:
+        size = (shape.samples, 3, shape.rows * factor, shape.columns * factor)
+        return vae.encode(torch.empty(size, dtype=dtype, device="meta")).latent_dist.mean
+
+    return trace(run, vae.parameters())
+
+
 def _convert(unet: Any, dtype: torch.dtype) -> None:
     for parameter in unet.parameters():
         parameter.data = parameter.data.to(dtype)

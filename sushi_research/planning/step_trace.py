@@ -1,18 +1,18 @@
 """What a micro-batch costs at any shape: its FLOPs and the bytes that are alive at once, from one run without weights.
 
-A model runs on the meta device, where a tensor has a shape and no numbers. The traced batch has prime numbers of samples, latent rows,
-columns and tokens, which divide no width of the model. So the size of each tensor, and the FLOPs of each operation, show how they
-depend on the shape: a tensor of 13 x 17 x 19 x 320 numbers has 320 for each sample and latent pixel. One run gives the cost of every
-bucket and every batch size.
+A model runs on the meta device, where a tensor has a shape and no numbers. The traced batch has prime numbers of samples, latent
+rows, columns and tokens, which divide no width of the model. So the size of each tensor, and the FLOPs of each operation, show how
+they depend on the shape: a tensor of 13 x 17 x 19 x 320 numbers has 320 for each sample and latent pixel. One run gives the cost of
+every bucket and every batch size.
 
 **FLOPs** are counted by torch's rule (torch.utils.flop_counter): matrix products, convolutions and attention, two for each
 multiplication with its addition. The product that fused attention computes again in its backward pass is included, and so is what
 gradient checkpointing computes again.
 
 **Live bytes** are those of the storages that operations made, until nothing refers to them any more: what is saved for the backward
-pass, the tensors in use, and new gradients. Not counted are what was there before (weights, adapter, optimizer state), the memory that
-a kernel uses inside and gives back (workspaces), and what an allocator adds. Attention counts as a fused kernel, which does not keep a
-number for each pair of tokens.
+pass, the tensors in use, and new gradients. Not counted are what was there before (weights, adapter, optimizer state), the memory
+that a kernel uses inside and gives back (workspaces), and what an allocator adds. Attention counts as a fused kernel, which keeps
+no number for each pair of tokens.
 """
 
 from __future__ import annotations
