@@ -7,6 +7,7 @@ the widths, the number of layers, the transformer blocks per attention, and a to
 from __future__ import annotations
 
 import importlib
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -66,16 +67,22 @@ def text_encoder(width: int, projection: int | None) -> Any:
     return (CLIPTextModel if projection is None else CLIPTextModelWithProjection)(config)
 
 
-def tokenizer(folder: Path, pad: str) -> Any:
-    """A CLIPTokenizer over single bytes (no merges): any caption can be tokenised, one token per byte."""
+def tokenizer(folder: Path, pad: str, size: int = 514) -> Any:
+    """A CLIPTokenizer over single bytes: any caption can be tokenised, one token per byte.
+
+    A `size` above 514 adds merges of two bytes each.
+    """
     from transformers import CLIPTokenizer
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 
     characters = list(bytes_to_unicode().values())
-    words = characters + [character + "</w>" for character in characters] + ["<|startoftext|>", "<|endoftext|>"]
+    words = characters + [character + "</w>" for character in characters]
+    merges = list(itertools.islice(itertools.product(characters, words), size - 2 - len(words)))
+    words += [first + second for first, second in merges] + ["<|startoftext|>", "<|endoftext|>"]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "vocab.json").write_text(json.dumps({word: index for index, word in enumerate(words)}))
-    (folder / "merges.txt").write_text("#version: 0.2\n")
+    lines = ["#version: 0.2", *(f"{first} {second}" for first, second in merges)]
+    (folder / "merges.txt").write_text("\n".join(lines) + "\n")
     return CLIPTokenizer.from_pretrained(folder, pad_token=pad, model_max_length=77)
 
 

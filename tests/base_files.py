@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from real_configs import SD15_TEXT, SD15_UNET, SD15_VAE, SDXL_TEXT_1, SDXL_TEXT_2, SDXL_UNET, SDXL_VAE
 from single_files import PREFIXES, place_of
 from torch import Tensor, nn
 
 from sushi_research.errors import UserError
 from sushi_research.models import loading, sd15, sdxl
 from sushi_research.models.components import model_class
+from testing.real_configs import SD15_TEXT, SD15_UNET, SD15_VAE, SDXL_TEXT_1, SDXL_TEXT_2, SDXL_UNET, SDXL_VAE
 
 CPU = torch.device("cpu")
 MODELS = {"sd15": sd15, "sdxl": sdxl}

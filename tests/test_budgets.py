@@ -17,7 +17,6 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
-from real_configs import NARROW_UNETS
 
 from benchmarking import paired_timing
 from benchmarking.measured_code import code_name, write_result
@@ -31,6 +30,7 @@ from sushi_research.planning import op_counts
 from sushi_research.planning.op_counts import Counts
 from sushi_research.runs.job import Job
 from sushi_research.training.loader import Batch
+from testing.real_configs import NARROW_UNETS
 
 ROOT = Path(__file__).parents[1]
 MAX_LINES = 420

@@ -9,12 +9,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from real_configs import SD15_UNET, SDXL_UNET
 
 from demo.drawing import SQUARE, TALL, WIDE, is_held_out
 from demo.make_base import pictures, stage
 from demo.painter import load_pipeline, paint
 from sushi_research.models import loading
+from testing.real_configs import SD15_UNET, SDXL_UNET
 
 END = "<|endoftext|>"
 

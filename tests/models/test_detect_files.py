@@ -9,7 +9,6 @@ import shutil
 
 import pytest
 import torch
-from real_configs import NARROW_UNETS, SD15_TEXT, SD15_UNET, SD15_VAE, SDXL_TEXT_2, SDXL_UNET
 from single_files import PREFIXES, place_of
 
 from sushi_research.adapters import kohya_format, lora
@@ -17,6 +16,7 @@ from sushi_research.errors import UserError
 from sushi_research.models import ARCHITECTURES, detect, labels, loading
 from sushi_research.models import header as headers
 from sushi_research.models.components import model_class
+from testing.real_configs import NARROW_UNETS, SD15_TEXT, SD15_UNET, SD15_VAE, SDXL_TEXT_2, SDXL_UNET
 
 UNET, VAE, CLIP = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.transformer."
 OPEN_CLIP, SDXL_CLIP, SDXL_OPEN_CLIP = "cond_stage_model.model.", *list(PREFIXES["sdxl"].values())[1:]

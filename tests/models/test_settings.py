@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 from cases import case
-from real_configs import SD15_TEXT, SD15_UNET, SD15_VAE, SDXL_TEXT_1, SDXL_TEXT_2, SDXL_UNET, SDXL_VAE
 
 from sushi_research.errors import UserError
 from sushi_research.models import loading, schedulers, settings
+from testing.real_configs import SD15_TEXT, SD15_UNET, SD15_VAE, SDXL_TEXT_1, SDXL_TEXT_2, SDXL_UNET, SDXL_VAE
 
 PUBLISHED = {
     "sd15": {"unet": SD15_UNET, "vae": SD15_VAE, "text_encoder": SD15_TEXT},

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from real_configs import NARROW_UNETS, UNETS
 from safetensors import safe_open
 
 from sushi_research.adapters import kohya_format as formats
 from sushi_research.adapters import lora
 from sushi_research.adapters.reading import read_adapter
 from sushi_research.errors import UserError
+from testing.real_configs import NARROW_UNETS, UNETS
 
 RANK, ALPHA = 4, 3.0
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}

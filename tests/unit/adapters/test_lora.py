@@ -5,11 +5,11 @@ import math
 import numpy as np
 import pytest
 import torch
-from real_configs import NARROW_UNETS, UNETS
 from torch import nn
 
 from sushi_research.adapters import lora
 from sushi_research.errors import UserError
+from testing.real_configs import NARROW_UNETS, UNETS
 
 SETTINGS = {"targets": "attention", "rank": 4, "alpha": 2.0, "dropout": 0.0, "init": "default", "seed": 0}
 
