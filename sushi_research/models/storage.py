@@ -44,7 +44,7 @@ def _store_int8(weight: torch.Tensor) -> Parts:
     # Rounded to the compute dtype before the division, so that its rounding is no error of the numbers.
     scale = (blocks.abs().amax(1, keepdim=True).float() / INT8_MOST).to(weight.dtype)
     scale = torch.where(scale > 0, scale, torch.ones_like(scale))
-    numbers = blocks.float().div_(scale.float()).round_().clamp_(-INT8_MOST, INT8_MOST).to(torch.int8)
+    numbers = (blocks.float() / scale.float()).round_().clamp_(-INT8_MOST, INT8_MOST).to(torch.int8)
     return numbers.view(torch.uint8).view(weight.shape), scale
 
 
@@ -61,7 +61,7 @@ def _store_fp8(weight: torch.Tensor) -> Parts:
     # than fp16 has.
     mantissa, exponent = torch.frexp((rows.abs().amax(1, keepdim=True) / FP8_MOST).clamp_min(2.0**-24))
     scale = torch.exp2((exponent - (mantissa == 0.5).int()).float())
-    numbers = rows.div_(scale).to(torch.float8_e4m3fn).view(torch.uint8)
+    numbers = (rows / scale).to(torch.float8_e4m3fn).view(torch.uint8)
     return numbers.view(weight.shape), scale.to(weight.dtype)
 
 
