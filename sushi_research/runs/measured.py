@@ -18,7 +18,7 @@ from sushi_research.user_files import open_regular, parse_json
 # number of trained parameters too, so that a tiny base of the same architecture does not count.
 SETTINGS = (
     *("lora.targets", "lora.rank", "lora.dropout", "optimizer.name"),
-    *("train.gradient_checkpointing", "train.attention", "train.deterministic"),
+    *("train.gradient_checkpointing", "train.attention", "train.deterministic", "train.record_step"),
 )
 # The newest runs that are looked at, the steps of a run that its speed is the median of, and the fewest that are enough.
 MOST_RUNS, MOST_STEPS, LEAST_STEPS = 50, 200, 3
