@@ -16,7 +16,7 @@ from sushi_research.data import dataset, findings
 from sushi_research.data.scan import Problem
 from sushi_research.errors import printable
 from sushi_research.files import write_json
-from sushi_research.models import loading
+from sushi_research.models import loading, storage
 from sushi_research.models.prediction import Prediction
 from sushi_research.precision import DtypePolicy, dtype_policy
 from sushi_research.runs import tracking
@@ -302,6 +302,7 @@ def require_trainable(job: Job, steps: int, warmup: int, shapes: Mapping[str, Se
     config, schedule = job.config, job.config.schedule
     if config.train.attention == "xformers":
         loading.require_xformers()
+    storage.require_usable(config.model.base_storage, job.compute_dtype, job.device)
     tracking.resolve_trackers(config.tracking.wandb, config.tracking.tensorboard)
     rate = optim.make_schedule(
         schedule.name,
