@@ -23,13 +23,13 @@ from benchmarking.measured_code import code_name, write_result
 from benchmarking.variants import PAIRS, Bench, as_peft, encode_batch, make_loader, make_unet, with_master_weights
 from sushi_research import models
 from sushi_research.adapters.lora import resolve_targets
+from sushi_research.fast.batch import Batch
 from sushi_research.models import loading
 from sushi_research.models.diffusers_folder import FolderPart
 from sushi_research.models.prediction import Prediction
 from sushi_research.planning import op_counts
 from sushi_research.planning.op_counts import Counts
 from sushi_research.runs.job import Job
-from sushi_research.training.loader import Batch
 from testing.real_configs import NARROW_UNETS
 
 ROOT = Path(__file__).parents[1]

@@ -14,9 +14,10 @@ from sushi_research.adapters.reading import Pair
 from sushi_research.caches.inputs import Inputs
 from sushi_research.data import dataset, findings
 from sushi_research.data.scan import Problem
-from sushi_research.errors import printable
+from sushi_research.errors import UserError, printable
+from sushi_research.fast.decision import StepPath, decide
 from sushi_research.files import write_json
-from sushi_research.models import loading, storage
+from sushi_research.models import attention, loading, storage
 from sushi_research.models.prediction import Prediction
 from sushi_research.precision import DtypePolicy, dtype_policy
 from sushi_research.runs import tracking
@@ -78,6 +79,7 @@ class Plan:
     sampling: SamplePlan | None
     checkpoints: CheckpointPlan
     evaluation: EvaluationPlan | None
+    step_path: StepPath
     batch_size: int
     accumulation: int
     processes: int
@@ -145,6 +147,7 @@ class Plan:
             "evaluation": asdict(self.evaluation) if self.evaluation else None,
             "global_batch_size": self.global_batch_size,
             "split": self.split,
+            "step_path": self.step_path.name,
             "micro_batch_fill": self.micro_batch_fill,
             "steps": self.steps,
             "warmup_steps": self.warmup,
@@ -184,6 +187,7 @@ class Plan:
             f"buckets      {len(self.buckets)}: {buckets}",
             f"step         {self.global_batch_size} samples = batch {self.batch_size} x accumulation "
             f"{self.accumulation} x processes {self.processes}; micro-batches {self.micro_batch_fill:.0%} full",
+            f"recording    {self.step_path.describe()}",
             f"length       {self.steps} optimizer steps = {self.samples} samples = {self.epochs} epochs; "
             f"each image {self.samples_per_image} times{' on average' if self.repeats or len(self.sets) > 1 else ''}{warmup}",
             f"adapter      {self.adapter_modules} modules, {self.trainable_parameters:,} trainable parameters",
@@ -221,7 +225,7 @@ def make_plan(job: Job, inputs: Inputs) -> Plan:
     shapes = adapter_shapes(unet, config.lora.targets, config.lora.rank, job.start and job.start.pairs)
     warmup = warmup_steps(config.schedule.warmup, steps, len(items), global_batch_size)
     due = due_of(config, steps, len(items), global_batch_size)
-    require_trainable(job, steps, warmup, shapes)
+    require_trainable(job, unet, steps, warmup, shapes)
     sampler = Sampler(items.bucket_ids, global_batch_size, config.train.seed)
     # One epoch is representative: epochs differ only in their order and in the position of their tail.
     epoch_steps = min(steps, max(1, len(items) // global_batch_size))
@@ -251,6 +255,7 @@ def make_plan(job: Job, inputs: Inputs) -> Plan:
         sampling=samples_of(job, inputs, steps, due),
         checkpoints=checkpoints_of(job, steps, due),
         evaluation=plan_evaluation(config, inputs, steps, due.evaluation),
+        step_path=decide(config, job.device),
         batch_size=config.train.batch_size,
         accumulation=config.train.accumulation,
         processes=job.world,
@@ -302,15 +307,33 @@ def make_plan(job: Job, inputs: Inputs) -> Plan:
     return plan
 
 
-def require_trainable(job: Job, steps: int, warmup: int, shapes: Mapping[str, Sequence[int]]) -> None:
-    """Fail fast: checks the optimizer, the schedule, xformers and W&B before anything is encoded.
+def require_attention(job: Job, unet: Any) -> None:
+    """UserError unless the kernels of train.attention compute the attentions of the UNet (without weights) on this device."""
+    train, captions = job.config.train, job.config.captions
+    if train.attention == "xformers":
+        loading.require_xformers()
+    elif train.attention != "sdpa":
+        if captions.encode == "while_training":
+            raise UserError(
+                "train.attention as a list holds for the whole process while the UNet computes, and with captions.encode "
+                "while_training the text encoders compute at the same time: leave train.attention at sdpa, or captions.encode at "
+                "its default."
+            )
+        masked = captions.chunks > 1
+        attention.require_order(train.attention, unet, job.compute_dtype, job.device, masked=masked)
 
-    `warmup` is in steps, `shapes` are those of the adapter's tensors. Raises the UserErrors of `optimizer_check.require_usable`,
-    `optim.make_schedule`, `loading.require_xformers`, `storage.require_usable` and `tracking.resolve_trackers`.
+
+def require_trainable(
+    job: Job, unet: Any, steps: int, warmup: int, shapes: Mapping[str, Sequence[int]]
+) -> None:
+    """Fail fast: checks the attention kernels, the optimizer, the schedule and W&B before anything is encoded.
+
+    `unet` has no weights; `warmup` is in steps, `shapes` are those of the adapter's tensors. Raises the UserErrors of
+    `require_attention`, `optimizer_check.require_usable`, `optim.make_schedule`, `storage.require_usable` and
+    `tracking.resolve_trackers`.
     """
     config, schedule = job.config, job.config.schedule
-    if config.train.attention == "xformers":
-        loading.require_xformers()
+    require_attention(job, unet)
     storage.require_usable(config.model.base_storage, job.compute_dtype, job.device)
     tracking.resolve_trackers(config.tracking.wandb, config.tracking.tensorboard)
     rate = optim.make_schedule(

@@ -22,6 +22,7 @@ from sushi_research.config.keys import default_values
 from sushi_research.data.image_folder import repeats_of
 from sushi_research.data.items import Items
 from sushi_research.errors import UserError, some
+from sushi_research.fast.decision import decide
 from sushi_research.files import size_text
 from sushi_research.models import storage
 from sushi_research.models.storage import Storage
@@ -255,6 +256,7 @@ def speed_of(job: Job, parameters: int) -> Measured | None:
     plan = {"architecture": job.model.NAME, "trainable_parameters": parameters, "split": split}
     entry = {
         "precision": job.precision,
+        "step_path": decide(job.config, job.device).name,
         "device": machine.device_name(device),
         "machine": machine.hardware(device),
         "resolved_config": config_to_dict(job.config),
