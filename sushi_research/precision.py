@@ -9,8 +9,9 @@ never change many entries of A: an Adam step at lr 1e-4 is less than half the sp
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -87,10 +88,25 @@ class DtypePolicy:
         return described
 
 
-def dtype_policy(precision: str, *, optimizer: str, vae: torch.dtype, storage: str = "compute") -> DtypePolicy:
-    """The policy of a resolved precision. `optimizer` is its name in the config; `vae` is the VAE's dtype."""
+def dtype_policy(
+    precision: str,
+    *,
+    optimizer: str,
+    optimizer_kwargs: Mapping[str, Any],
+    numbers: int,
+    vae: torch.dtype,
+    storage: str = "compute",
+) -> DtypePolicy:
+    """The policy of a resolved precision.
+
+    `optimizer` is its name in the config, `numbers` the size of the adapter, `vae` the VAE's dtype. bitsandbytes keeps the state
+    of a parameter below 4,096 numbers in fp32; AdamW8bit's is the whole adapter, or a tensor if `min_8bit_size` is given.
+    """
     compute = COMPUTE_DTYPES[precision]
-    states = {"adamw8bit": "uint8, float32 for tensors below 4,096 numbers", "adamw": "float32"}
+    eight_bits = "uint8" if numbers >= 4096 else "float32"
+    if "min_8bit_size" in optimizer_kwargs:
+        eight_bits = f"uint8, float32 for tensors below {optimizer_kwargs['min_8bit_size']} numbers"
+    states = {"adamw8bit": eight_bits, "adamw": "float32"}
     return DtypePolicy(
         weights=compute,
         activations=compute,

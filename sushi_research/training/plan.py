@@ -263,6 +263,8 @@ def make_plan(job: Job, inputs: Inputs) -> Plan:
         dtypes=dtype_policy(
             job.precision,
             optimizer=config.optimizer.name,
+            optimizer_kwargs=config.optimizer.kwargs,
+            numbers=parameters,
             vae=caches.vae_dtype,
             storage=config.model.base_storage,
         ),

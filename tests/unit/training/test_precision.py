@@ -48,21 +48,28 @@ def test_fp8_is_refused():
         resolve_precision("auto", "fp8", GPU)
 
 
+def policy_of(precision, optimizer="adamw8bit", numbers=100_000, vae=torch.float32, **kwargs):
+    return dtype_policy(precision, optimizer=optimizer, optimizer_kwargs=kwargs, numbers=numbers, vae=vae)
+
+
 def test_the_policy_in_words():
-    words = dtype_policy("bf16", optimizer="adamw8bit", vae=torch.float32).describe()
+    words = policy_of("bf16").describe()
     assert words == {
         "frozen UNet weights": "bfloat16",
         "activations": "bfloat16",
         "adapter, working copy": "bfloat16",
         "adapter, master weights": "float32",
         "adapter gradients, summed": "float32",
-        "optimizer state": "uint8, float32 for tensors below 4,096 numbers",
+        "optimizer state": "uint8",
         "loss": "float32",
         "VAE": "float32",
         "text encoders": "float32",
     }
-    assert dtype_policy("fp16", optimizer="adamw", vae=torch.float16).describe()["VAE"] == "float16"
-    assert dtype_policy("fp16", optimizer="torch.optim.SGD", vae=CPU).optimizer_state == "as torch.optim.SGD keeps it"
+    assert policy_of("fp16", "adamw", vae=torch.float16).describe()["VAE"] == "float16"
+    assert policy_of("fp16", "torch.optim.SGD").optimizer_state == "as torch.optim.SGD keeps it"
+    assert policy_of("fp16", numbers=4095).optimizer_state == "float32"
+    of_tensors = policy_of("fp16", min_8bit_size=16384).optimizer_state
+    assert of_tensors == "uint8, float32 for tensors below 16384 numbers"
 
 
 # --- a training step has the policy's dtypes ---
@@ -79,7 +86,7 @@ def forward(unet, architecture):
 def test_every_tensor_of_a_step_has_its_dtype(precision):
     from diffusers import UNet2DConditionModel
 
-    policy = dtype_policy(precision, optimizer="adamw8bit", vae=torch.float32)
+    policy = policy_of(precision)
     torch.manual_seed(0)
     unet = UNet2DConditionModel.from_config(NARROW_UNETS["sd15"]).to(policy.weights)
     lora.attach(unet, targets="kohya_conv", rank=64, alpha=1.0, dropout=0.1, init="default", seed=0)
