@@ -129,9 +129,7 @@ def train(job: Job) -> int:
     # --- shared: the adapter on the frozen UNet ---
     # Weights and activations are in the compute dtype. The adapter's master weights, its gradient sum and the loss are in fp32.
     timings.enter("loading")
-    unet = loading.load_unet(
-        base, job.compute_dtype, job.device, config.train.attention, config.model.base_storage
-    )
+    unet = loading.load_unet(base, job.compute_dtype, job.device, config.train.attention, config.model.base_storage)
     lora.attach(
         unet,
         targets=config.lora.targets,

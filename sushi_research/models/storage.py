@@ -227,7 +227,9 @@ def _stored_bytes(storage: Storage, count: int, rows: int, itemsize: int) -> int
     if storage == "fp8":
         return count + rows * itemsize
     scales = count // BLOCK
-    return count // 2 + scales + 4 * math.ceil(scales / SCALES_BLOCK) + 4 * 256 + 4  # the code of the scales, and their mean
+    return (
+        count // 2 + scales + 4 * math.ceil(scales / SCALES_BLOCK) + 4 * 256 + 4
+    )  # the code of the scales, and their mean
 
 
 def require_usable(storage: Storage, dtype: torch.dtype, device: torch.device) -> None:
@@ -245,6 +247,4 @@ def require_usable(storage: Storage, dtype: torch.dtype, device: torch.device) -
             f"take {'compute' if storage == 'int8' else 'int8 or compute'}."
         ) from error
     if not close:
-        raise UserError(
-            f"model.base_storage is {storage}, and this device does not restore its weights: take compute."
-        )
+        raise UserError(f"model.base_storage is {storage}, and this device does not restore its weights: take compute.")
