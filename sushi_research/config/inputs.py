@@ -35,8 +35,8 @@ ZERO_TERMINAL_SNR = (
     "key ztsnr of a single file)"
 )
 BASE_STORAGE = (
-    "How the UNet's weights are held: compute = in train.precision; int8, fp8 or nf4 = in 8 or 4 bits, made again in train.precision "
-    "for each use. SDXL then takes 2.3 or 3.2 GiB less memory, is slower, and learns something else (docs/small_base.md)"
+    "How the UNet's weights are held: compute = in train.precision; int8, fp8 or nf4 = in 8 or 4 bits, made again in "
+    "train.precision for each use. It saves memory, takes time, and changes what is learned (docs/small_base.md)"
 )
 _PATH = "Training images: a folder with captions next to them, an HF dataset folder, or a hub dataset id"
 

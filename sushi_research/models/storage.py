@@ -4,8 +4,9 @@
     fp8     e4m3 numbers with a power of two for each row: 8 bits per weight
     nf4     bitsandbytes' NormalFloat in blocks of 64, whose scales have 8 bits (arXiv 2305.14314): 4.13 bits per weight
 
-The storage is that of the linear layers in the UNet's blocks; the convolutions there are in int8 with each of them. What is outside
-the blocks stays as it is (conv_in, conv_out, the embeddings of time and sizes: 0.3 % of SDXL's weights), and so do norms and biases.
+The storage is that of the linear layers in the UNet's blocks; the convolutions there are in int8 with each of them. What is
+outside the blocks stays as it is (conv_in, conv_out, the embeddings of time and sizes: 0.3 % of SDXL's weights), and so do norms
+and biases.
 docs/small_base.md has the numbers behind that.
 
 A stored layer is an `nn.Linear` or `nn.Conv2d`, so that peft gives it its plain LoRA layers. Its `weight` is the stored tensor, of

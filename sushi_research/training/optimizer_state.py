@@ -109,11 +109,10 @@ def _is_flat(optimizer: torch.optim.Optimizer, master_weights: MasterWeights) ->
 def _is_usual(state: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> bool:
     """Whether the `state_dict` numbers the parameters in the groups as torch's does."""
     groups = state.get("param_groups")
-    return (
-        isinstance(state.get("state"), dict)
-        and isinstance(groups, list)
-        and [len(group["params"]) for group in groups] == [len(group["params"]) for group in optimizer.param_groups]
-    )
+    if not (isinstance(state.get("state"), dict) and isinstance(groups, list)):
+        return False
+    numbers = [group.get("params", ()) for group in groups if isinstance(group, dict)]
+    return list(map(len, numbers)) == [len(group["params"]) for group in optimizer.param_groups]
 
 
 def _indices(state: Mapping[str, Any]) -> list[int]:

@@ -38,11 +38,13 @@ from sushi_research.training.disk_plan import (
 from sushi_research.training.evaluation_plan import EvaluationPlan, plan_evaluation
 from sushi_research.training.length import Due, due_of, steps_of, warmup_steps
 from sushi_research.training.plan_parts import (
+    BaseWeights,
     CachePlan,
     CheckpointPlan,
     DevicePlan,
     Repeats,
     SamplePlan,
+    base_weights_of,
     checkpoints_of,
     describe_repeats,
     describe_speed,
@@ -64,6 +66,7 @@ class Plan:
     architecture: str
     device: DevicePlan
     base: str
+    base_weights: BaseWeights
     prediction: Prediction
     unused: Mapping[str, str]
     images: int
@@ -128,6 +131,7 @@ class Plan:
                 "prediction_type": self.prediction.type,
                 "zero_terminal_snr": self.prediction.zero_terminal_snr,
                 "not_used": dict(self.unused),
+                "weights": asdict(self.base_weights),
             },
             "images": self.images,
             "items_per_epoch": self.items_per_epoch,
@@ -174,9 +178,10 @@ class Plan:
         lines = [
             f"base         {self.base}: {self.architecture}, predicts {self.prediction.describe()}{unused}",
             f"device       {device.describe()}",
-            f"precision    {device.precision} ({device.precision_reason}): {dtypes['frozen UNet weights']} weights and "
+            f"precision    {device.precision} ({device.precision_reason}): {dtypes['activations']} weights and "
             f"activations, {dtypes['adapter, master weights']} adapter master weights, "
             f"optimizer state {dtypes['optimizer state']}, {dtypes['VAE']} VAE",
+            *self.base_weights.describe(),
             f"images       {self.images} ({self.items_per_epoch} per epoch with repeats)",
             *describe_sets(self.sets),
             *describe_repeats(self.repeats),
@@ -217,7 +222,9 @@ def make_plan(job: Job, inputs: Inputs) -> Plan:
     starting_point.require_usable(job, data)
     items, global_batch_size = data.items, job.global_batch_size
     steps = steps_of(config.train.steps, config.train.epochs, len(items), global_batch_size)
-    shapes = adapter_shapes(base, config.lora.targets, config.lora.rank, job.start and job.start.pairs)
+    unet = loading.empty_unet(base)
+    base_weights = base_weights_of(job, unet)
+    shapes = adapter_shapes(unet, config.lora.targets, config.lora.rank, job.start and job.start.pairs)
     warmup = warmup_steps(config.schedule.warmup, steps, len(items), global_batch_size)
     due = due_of(config, steps, len(items), global_batch_size)
     require_trainable(job, steps, warmup, shapes)
@@ -236,6 +243,7 @@ def make_plan(job: Job, inputs: Inputs) -> Plan:
         architecture=job.model.NAME,
         device=device_of(job),
         base=base.source,
+        base_weights=base_weights,
         prediction=base.prediction,
         unused=base.ignored,
         images=len(items.used),
@@ -266,6 +274,7 @@ def make_plan(job: Job, inputs: Inputs) -> Plan:
             optimizer_kwargs=config.optimizer.kwargs,
             numbers=parameters,
             vae=caches.vae_dtype,
+            storage=config.model.base_storage,
         ),
         image_cache=CachePlan(
             needed=len(inputs.latent_entries),
@@ -306,7 +315,7 @@ def require_trainable(job: Job, steps: int, warmup: int, shapes: Mapping[str, Se
     """Fail fast: checks the optimizer, the schedule, xformers and W&B before anything is encoded.
 
     `warmup` is in steps, `shapes` are those of the adapter's tensors. Raises the UserErrors of `optimizer_check.require_usable`,
-    `optim.make_schedule`, `loading.require_xformers` and `tracking.resolve_trackers`.
+    `optim.make_schedule`, `loading.require_xformers`, `storage.require_usable` and `tracking.resolve_trackers`.
     """
     config, schedule = job.config, job.config.schedule
     if config.train.attention == "xformers":
@@ -326,12 +335,11 @@ def require_trainable(job: Job, steps: int, warmup: int, shapes: Mapping[str, Se
 
 
 def adapter_shapes(
-    base: loading.Base, targets: str | Sequence[str], rank: int, start: Mapping[str, Pair] | None = None
+    unet: Any, targets: str | Sequence[str], rank: int, start: Mapping[str, Pair] | None = None
 ) -> dict[str, tuple[int, ...]]:
-    """The shapes of an adapter's tensors by name, two per module, found on the base's UNet without weights.
+    """The shapes of an adapter's tensors by name, two per module. `unet` is the base's without weights; it gets the adapter.
 
-    `start` are the pairs of lora.start_from. Raises UserError if the config of the base does not describe a UNet.
+    `start` are the pairs of lora.start_from.
     """
-    unet = loading.empty_unet(base)
     lora.attach(unet, targets=targets, rank=rank, alpha=rank, dropout=0.0, init="default", seed=0, start=start)
     return {name: tuple(parameter.shape) for name, parameter in lora.adapter_parameters(unet).items()}

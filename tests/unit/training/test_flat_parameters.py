@@ -154,6 +154,34 @@ def test_replaced_tensors_are_noticed():
                 master_weights.require_in_place()
 
 
+@pytest.mark.parametrize("name", ["adamw", "torch.optim.Adafactor"])
+def test_nothing_moves_in_a_run(name):
+    """A recorded step (a CUDA graph) reads and writes these addresses."""
+    working = {name: nn.Parameter(torch.randn(shape)) for name, shape in SHAPES.items()}
+    master_weights = MasterWeights(working, torch.bfloat16)
+    optimizer = optim.build_optimizer(name, master_weights, 1e-3, {})
+    parameters = [*master_weights.parameters(), *master_weights.flat_parameters()]
+
+    def addresses():
+        return [tensor.data_ptr() for each in parameters for tensor in (each, each.grad)], [
+            parameter.data_ptr() for parameter in working.values()
+        ]
+
+    before, state = addresses(), master_weights.named_state()
+    for parameter in working.values():
+        parameter.grad = torch.ones_like(parameter)
+    master_weights.accumulate()
+    master_weights.reduce(lambda vector: 2 * vector, torch.zeros(3))
+    nn.utils.clip_grad_norm_(master_weights.flat_parameters(), 1.0)
+    optimizer.step()
+    master_weights.refresh()
+    master_weights.zero_grad()
+    with master_weights.preserved():
+        master_weights.load(state)
+    assert addresses() == before
+    master_weights.require_in_place()
+
+
 def tail_ops(name, layers):
     """The ops from the last gradient to the next step, of an adapter with so many layers, and those of `accumulate`."""
     shapes = {f"{layer}.{side}": (16, 8) for layer in range(layers) for side in "AB"}
