@@ -21,7 +21,7 @@ INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --constr
 PYTEST := $(BIN)/python -m pytest -q -n 2 --dist loadgroup --no-loadscope-reorder --durations=10
 
 .PHONY: help setup demo pages bases scores measure-study acceptance inspect experiment chaos faults-io test test-fast mutants fuzz lint \
-	format bench bench-data bench-gpu clean
+	format bench bench-data bench-start bench-gpu clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -106,6 +106,9 @@ bench: .venv/.installed  ## time pairs of variants on this machine; results in b
 
 bench-data: .venv/.installed  ## measure the start of a run and its loader with up to a million rows (about half an hour on two cores)
 	$(BIN)/python -m benchmarking.data
+
+bench-start: .venv/.installed  ## measure the start of a run against imports and weights alone, in CPU seconds (ARCH=sd15; two minutes)
+	$(ONE_THREAD) $(BIN)/python -m benchmarking.first_step
 
 bench-gpu: .venv/.dev  ## run the GPU tests, then the same comparison on the GPU
 	$(BIN)/python -m pytest -q -m gpu
