@@ -101,7 +101,7 @@ def with_master_weights(bench: Bench, unet: torch.nn.Module, batches: Callable[[
     config, objective, job = bench.config, make_objective(bench), replace(bench.job)
     scaler = job.scaler
     master_weights = MasterWeights(adapter_parameters(unet), bench.job.compute_dtype)
-    optimizer = optim.build_optimizer(config.optimizer.name, master_weights.parameters(), config.optimizer.lr, {})
+    optimizer = optim.build_optimizer(config.optimizer.name, master_weights, config.optimizer.lr, {})
 
     def step(index: int) -> torch.Tensor:
         metrics = LossSum(bench.device)
@@ -109,7 +109,7 @@ def with_master_weights(bench: Bench, unet: torch.nn.Module, batches: Callable[[
             bench.script.training_step(job, unet, batch, index, objective, metrics)
             master_weights.accumulate()
         scaler.unscale_(optimizer)
-        torch.nn.utils.clip_grad_norm_(master_weights.parameters(), config.train.max_grad_norm)
+        torch.nn.utils.clip_grad_norm_(master_weights.flat_parameters(), config.train.max_grad_norm)
         scaler.step(optimizer)
         scaler.update()
         master_weights.refresh()
@@ -125,7 +125,7 @@ def as_peft(bench: Bench, unet: torch.nn.Module, batches: Callable[[int], Any]) 
     config, objective, job = bench.config, make_objective(bench), replace(bench.job)
     scaler = job.scaler
     parameters = list(adapter_parameters(unet).values())
-    optimizer = optim.build_optimizer(config.optimizer.name, parameters, config.optimizer.lr, {})
+    optimizer = optim.make_optimizer(config.optimizer.name, parameters, config.optimizer.lr, {})
 
     def step(index: int) -> torch.Tensor:
         metrics = LossSum(bench.device)

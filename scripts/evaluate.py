@@ -61,6 +61,7 @@ from sushi_research.errors import UserError
 from sushi_research.evaluation import adapter_files, pictures, validation_set
 from sushi_research.evaluation.unseen import chosen_on, describe, may_have_seen, require_unseen
 from sushi_research.files import system_errors
+from sushi_research.models import storage
 from sushi_research.models.loading import find_base
 from sushi_research.remembered import Remembered
 from sushi_research.runs.job import Job
@@ -102,6 +103,7 @@ def evaluate(job: Job, written: list[str]) -> None:
         read_adapter(path)
     names = adapter_files.folder_names(config.adapters, config.lora_scales, Path(config.output))
     hash_cache, remembered = open_hash_cache(config), open_remembered(config)
+    storage.require_usable(config.model.base_storage, job.compute_dtype, job.device)
     base = find_base(config, model)
     data = validation_data(job, remembered)
     source = config.evaluation.path or paths_of(config)
@@ -138,7 +140,7 @@ def evaluate(job: Job, written: list[str]) -> None:
     fill_caches(job, inputs)
     job.timings.enter("evaluating")
     text = model.load_text(base, job.device)
-    pipeline = load_pipeline(base, model, text, job.compute_dtype, job.device)
+    pipeline = load_pipeline(base, model, text, job.compute_dtype, job.device, config.model.base_storage)
     for path in config.adapters:  # nothing is measured yet
         matches_of(pipeline, path)
     unet = pipeline.unet

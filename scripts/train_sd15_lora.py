@@ -70,12 +70,12 @@ def training_step(
         noise = diffusion.offset_noise(noise, offset, objective.noise_offset)
     latents = diffusion.posterior_sample(batch.mean, batch.std, batch.normal("posterior"), model.SCALING_FACTOR)
     noisy = diffusion.add_noise(latents, noise, timesteps, objective.abar)
-    prediction = model.predict(unet, noisy, timesteps, batch.text)
+    prediction = model.predict(unet, noisy, timesteps, batch.text, dtype=job.compute_dtype)
     # The target is what the base predicts: the noise, or v.
     target = diffusion.target(latents, noise, timesteps, objective.abar, objective.prediction_type)
     if any(batch.to_base):  # prior preservation: for these samples the target is the prediction without the adapter
         with torch.no_grad(), lora.without_adapter(unet):
-            of_base = model.predict(unet, noisy, timesteps, batch.text)
+            of_base = model.predict(unet, noisy, timesteps, batch.text, dtype=job.compute_dtype)
         target = diffusion.prior_target(target, of_base, batch.to_base)
     losses = diffusion.mse_per_sample(prediction, target, batch.mask)  # [B] fp32
     weights = batch.loss_weights  # [B] fp32: one, or what the sample's set says
@@ -129,7 +129,7 @@ def train(job: Job) -> int:
     # --- shared: the adapter on the frozen UNet ---
     # Weights and activations are in the compute dtype. The adapter's master weights, its gradient sum and the loss are in fp32.
     timings.enter("loading")
-    unet = loading.load_unet(base, job.compute_dtype, job.device, config.train.attention)
+    unet = loading.load_unet(base, job.compute_dtype, job.device, config.train.attention, config.model.base_storage)
     lora.attach(
         unet,
         targets=config.lora.targets,
@@ -145,7 +145,7 @@ def train(job: Job) -> int:
         unet.enable_gradient_checkpointing()
     master_weights = MasterWeights(lora.adapter_parameters(unet), job.compute_dtype)
     optimizer = optim.build_optimizer(
-        config.optimizer.name, master_weights.parameters(), config.optimizer.lr, config.optimizer.kwargs
+        config.optimizer.name, master_weights, config.optimizer.lr, config.optimizer.kwargs
     )
     state = TrainState(master_weights, optimizer, job.scaler)
     state.load(run_state.checkpoint)
@@ -236,7 +236,7 @@ def train(job: Job) -> int:
             rate = optim.set_learning_rate(optimizer, learning_rate(step))
             job.scaler.unscale_(optimizer)
             norm = torch.nn.utils.clip_grad_norm_(
-                master_weights.parameters(), config.train.max_grad_norm or float("inf")
+                master_weights.flat_parameters(), config.train.max_grad_norm or float("inf")
             )
             state.step_optimizer(step + 1, plan.steps)  # fp16 skips a step whose gradients overflowed
             master_weights.refresh()  # rounds them into the working copy that the UNet computes with

@@ -87,9 +87,11 @@ def target(
 def posterior_sample(mean: torch.Tensor, std: torch.Tensor, noise: torch.Tensor, scaling_factor: float) -> torch.Tensor:
     """A sample of the VAE posterior, scaled for the UNet; [B, C, H, W] fp32.
 
-    Matches diffusers' `DiagonalGaussianDistribution.sample()` times the VAE's `scaling_factor`.
+    Matches diffusers' `DiagonalGaussianDistribution.sample()` times the VAE's `scaling_factor`. `noise` is fp32, so the sum and
+    the product are computed in fp32 whatever dtype `mean` and `std` have: that conversion is exact and needs no copy.
     """
-    return (mean.float() + std.float() * noise) * scaling_factor
+    assert noise.dtype == torch.float32
+    return (mean + std * noise) * scaling_factor
 
 
 def snr(timesteps: torch.Tensor, abar: torch.Tensor) -> torch.Tensor:
@@ -129,7 +131,8 @@ def mse_per_sample(prediction: torch.Tensor, target: torch.Tensor, mask: torch.T
     With a mask [B, 1, H, W] float32 of weights from 0 to 1 it is the weighted mean, sum(w e) / sum(w): a small subject counts as
     much as one that fills the image. A sample whose weights are all 0 has the error 0.
     """
-    errors = (prediction.float() - target.float()).square()
+    # With one operand in fp32 the difference is computed in fp32. The conversion of the other is exact and needs no copy.
+    errors = (prediction - target.float()).square()
     if mask is None:
         return errors.flatten(1).mean(1)
     weights = mask.expand_as(errors)
@@ -138,4 +141,4 @@ def mse_per_sample(prediction: torch.Tensor, target: torch.Tensor, mask: torch.T
 
 def timestep_bin(timesteps: torch.Tensor) -> torch.Tensor:
     """The timestep bin (quarter of the schedule) of each timestep, [B] int64: 0 (least noise) to 3 (most)."""
-    return timesteps * 4 // NUM_TIMESTEPS
+    return timesteps // (NUM_TIMESTEPS // 4)

@@ -1,6 +1,7 @@
 """The dtype of every tensor of a training step.
 
-The frozen UNet and its activations have the compute dtype. The adapter exists twice: as fp32 master weights, which the
+The frozen UNet and its activations have the compute dtype. With model.base_storage, most of the UNet's weights are held in fewer
+bits and restored in the compute dtype for each use (models/storage.py). The adapter exists twice: as fp32 master weights, which the
 optimizer updates, and as a working copy in the compute dtype, which the UNet uses and which is refreshed once per step.
 Gradients of micro-batches are summed in fp32, and the loss is computed in fp32. A bf16 adapter without master weights would
 never change many entries of A: an Adam step at lr 1e-4 is less than half the spacing of bf16 numbers of that size.
@@ -8,8 +9,9 @@ never change many entries of A: an Adam step at lr 1e-4 is less than half the sp
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -51,7 +53,10 @@ def resolve_precision(configured: str, launcher: str | None, device: torch.devic
 
 @dataclass(frozen=True)
 class DtypePolicy:
-    """The dtype of every tensor of a training step. `optimizer_state` is text, because an optimizer may mix dtypes."""
+    """The dtype of every tensor of a training step. `optimizer_state` is text, because an optimizer may mix dtypes.
+
+    `storage` is model.base_storage: how the layers of the UNet's blocks are held.
+    """
 
     weights: torch.dtype
     activations: torch.dtype
@@ -62,6 +67,7 @@ class DtypePolicy:
     loss: torch.dtype
     vae: torch.dtype
     text_encoder: torch.dtype
+    storage: str = "compute"
 
     def describe(self) -> dict[str, str]:
         """Description -> dtype, as the plan prints them."""
@@ -76,13 +82,31 @@ class DtypePolicy:
             "VAE": self.vae,
             "text encoders": self.text_encoder,
         }
-        return {what: str(dtype).removeprefix("torch.") for what, dtype in names.items()}
+        described = {what: str(dtype).removeprefix("torch.") for what, dtype in names.items()}
+        if self.storage != "compute":
+            described["frozen UNet weights"] = f"{self.storage}, restored in {described['activations']} for each use"
+        return described
 
 
-def dtype_policy(precision: str, *, optimizer: str, vae: torch.dtype) -> DtypePolicy:
-    """The policy of a resolved precision. `optimizer` is its name in the config; `vae` is the VAE's dtype."""
+def dtype_policy(
+    precision: str,
+    *,
+    optimizer: str,
+    optimizer_kwargs: Mapping[str, Any],
+    numbers: int,
+    vae: torch.dtype,
+    storage: str = "compute",
+) -> DtypePolicy:
+    """The policy of a resolved precision.
+
+    `optimizer` is its name in the config, `numbers` the size of the adapter, `vae` the VAE's dtype. bitsandbytes keeps the state
+    of a parameter below 4,096 numbers in fp32; AdamW8bit's is the whole adapter, or a tensor if `min_8bit_size` is given.
+    """
     compute = COMPUTE_DTYPES[precision]
-    states = {"adamw8bit": "uint8, float32 for tensors below 4,096 numbers", "adamw": "float32"}
+    eight_bits = "uint8" if numbers >= 4096 else "float32"
+    if "min_8bit_size" in optimizer_kwargs:
+        eight_bits = f"uint8, float32 for tensors below {optimizer_kwargs['min_8bit_size']} numbers"
+    states = {"adamw8bit": eight_bits, "adamw": "float32"}
     return DtypePolicy(
         weights=compute,
         activations=compute,
@@ -93,6 +117,7 @@ def dtype_policy(precision: str, *, optimizer: str, vae: torch.dtype) -> DtypePo
         loss=torch.float32,
         vae=vae,
         text_encoder=torch.float32,
+        storage=storage,
     )
 
 

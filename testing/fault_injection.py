@@ -124,7 +124,8 @@ def require_setup(run: Path, setup: Setup) -> None:
     assert checkpoint.facts["world"] == setup.world and checkpoint.step == STEPS
     # bitsandbytes nests its states one level deeper than torch.
     states = [
-        state.get("__bnb_optimizer_quant_state__", state) for state in checkpoint.load()["optimizer"]["state"].values()
+        state.get("__bnb_optimizer_quant_state__", state)
+        for state in checkpoint.load()["optimizer"]["tensors"].values()
     ]
     in_8_bits = any(getattr(value, "dtype", None) == torch.uint8 for state in states for value in state.values())
     assert in_8_bits is setup.harsh, "the optimizer states have not the dtype of the setup"

@@ -14,7 +14,8 @@ class ScheduleFree(torch.optim.SGD):
 
     def __init__(self, params: Iterable[nn.Parameter], lr: float, beta: float = 0.9) -> None:
         super().__init__(params, lr=lr)
-        self.param_groups[0].update(beta=beta, k=0, training=False)
+        for group in self.param_groups:
+            group.update(beta=beta, k=0, training=False)
 
     def train(self) -> None:
         self._go_to(True)

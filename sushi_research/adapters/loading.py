@@ -16,14 +16,25 @@ from sushi_research.adapters.matching import Matches, match_modules, require_loa
 from sushi_research.adapters.reading import Pair, read_adapter
 from sushi_research.errors import UserError
 from sushi_research.models import loading
+from sushi_research.models.storage import Storage
 
 
-def load_pipeline(base: loading.Base, model: ModuleType, text: Any, dtype: torch.dtype, device: torch.device) -> Any:
-    """diffusers' pipeline of the base without its VAE and scheduler; for sampling, set `scheduler` (`sampling_scheduler`)."""
+def load_pipeline(
+    base: loading.Base,
+    model: ModuleType,
+    text: Any,
+    dtype: torch.dtype,
+    device: torch.device,
+    storage: Storage = "compute",
+) -> Any:
+    """diffusers' pipeline of the base without its VAE and scheduler; for sampling, set `scheduler` (`sampling_scheduler`).
+
+    `storage` is how its UNet is held.
+    """
     import diffusers
 
     pipeline = getattr(diffusers, model.PIPELINE)(
-        unet=loading.load_unet(base, dtype, device).eval(),
+        unet=loading.load_unet(base, dtype, device, storage=storage).eval(),
         vae=None,
         scheduler=None,
         **model.pipeline_text(base, text),

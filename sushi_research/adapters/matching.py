@@ -133,8 +133,12 @@ def _names(architecture: Architecture, component: str, paths: Iterable[str], lay
     return names
 
 
-def _require_shapes(path: Path, pair: Pair, layer: nn.Module) -> None:
-    out, *into = layer.weight.shape
+def _require_shapes(path: Path, pair: Pair, layer: nn.Linear | nn.Conv2d) -> None:
+    # Not the shape of its weight, which may be stored in another one.
+    if isinstance(layer, nn.Conv2d):
+        out, into = layer.out_channels, [layer.in_channels // layer.groups, *layer.kernel_size]
+    else:
+        out, into = layer.out_features, [layer.in_features]
     kernel = (1, 1) if isinstance(layer, nn.Conv2d) else ()
     expected = ((pair.rank, *into), (out, pair.rank, *kernel))
     found = (tuple(pair.down.shape), tuple(pair.up.shape))

@@ -34,6 +34,10 @@ ZERO_TERMINAL_SNR = (
     "Whether the base was trained with a zero-terminal-SNR schedule; null = as the base declares (scheduler config, or the "
     "key ztsnr of a single file)"
 )
+BASE_STORAGE = (
+    "How the UNet's weights are held: compute = in train.precision; int8, fp8 or nf4 = in 8 or 4 bits, made again in "
+    "train.precision for each use. It saves memory, takes time, and changes what is learned (docs/small_base.md)"
+)
 _PATH = "Training images: a folder with captions next to them, an HF dataset folder, or a hub dataset id"
 
 
@@ -53,6 +57,7 @@ class ModelSection(Section):
     tokenizers: Location | None = Field(None, description=TOKENIZERS)
     prediction_type: Literal["epsilon", "v_prediction"] | None = Field(None, description=PREDICTION)
     zero_terminal_snr: bool | None = Field(None, description=ZERO_TERMINAL_SNR)
+    base_storage: Literal["compute", "int8", "fp8", "nf4"] = Field("compute", description=BASE_STORAGE)
 
 
 class DataSection(Section):

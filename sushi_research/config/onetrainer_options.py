@@ -29,7 +29,7 @@ OPTIONS: dict[str, list[tuple[str, str, str]]] = {
         (
             "unet.weight_dtype vae.weight_dtype text_encoder.weight_dtype text_encoder_2.weight_dtype",
             "train.precision",
-            "of all parts",
+            "of all parts; model.base_storage for a UNet in FLOAT_8, INT_8 or NFLOAT_4",
         ),
         ("text_encoder_layer_skip", "model.clip_skip", "SD1.5 only; one more: 1 for 0, 2 for 1"),
         ("text_encoder_2_layer_skip", "", "SDXL is conditioned as it was trained"),

@@ -122,6 +122,7 @@ def _picture(
         negative=text_key(sample.negative_prompt),
         force_zeros=base.force_zeros,
         sampling=[sample.steps, sample.guidance, *size, str(job.compute_dtype), SEED],
+        **({} if job.config.model.base_storage == "compute" else {"storage": job.config.model.base_storage}),
     )
     return Picture(prompt, *size, key, image)
 

@@ -194,7 +194,7 @@ def predictions(
     The UNet predicts in eval mode, without dropout; its mode is restored afterwards.
     """
     abar = diffusion.alphas_cumprod(zero_terminal_snr=prediction.zero_terminal_snr).to(device)
-    was_training = unet.training
+    was_training, dtype = unet.training, unet.dtype
     unet.eval()
     try:
         work = range(rank, len(names), world)
@@ -215,6 +215,7 @@ def predictions(
                     t,
                     {key: tensor.expand(count, *tensor.shape[1:]) for key, tensor in text.items()},
                     sizes.expand(count, -1),
+                    dtype=dtype,
                 )
                 yield index, part, predicted, diffusion.target(x0, eps, t, abar, prediction.type)
     finally:

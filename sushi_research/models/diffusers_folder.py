@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sushi_research.errors import UserError
 from sushi_research.fingerprints import HashCache, folder_hash
@@ -19,6 +19,9 @@ from sushi_research.models.folder_weights import (
     weight_files,
 )
 from sushi_research.user_files import readable
+
+if TYPE_CHECKING:
+    from sushi_research.models.storage import Storage
 
 # File name of a component's weights, without its extension.
 WEIGHTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"}
@@ -84,11 +87,12 @@ class FolderPart:
         return model, keys_by_file(model, self.folder, files, index)
 
     @readable()
-    def load(self, dtype: Any, device: Any) -> Any:
+    def load(self, dtype: Any, device: Any, storage: Storage = "compute") -> Any:
         """The model with every weight in `dtype` on `device`, in evaluation mode, from exactly `files`, which are also hashed.
 
+        A UNet's layers are held as `storage` says.
         UserError if a weight is missing, does not match the config, or is not finite.
         """
         model, keys = self._read_headers()
-        load_weights(model, keys, self.folder, TITLES[self.name], dtype, device)
+        load_weights(model, keys, self.folder, TITLES[self.name], dtype=dtype, device=device, storage=storage)
         return model.to(device).eval()  # moves the buffers, which are not in the files

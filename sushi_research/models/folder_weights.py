@@ -10,13 +10,16 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sushi_research.errors import UserError, first_line
 from sushi_research.models.components import require_finite
 from sushi_research.models.header import DTYPES, read_header
 from sushi_research.progress import progress
 from sushi_research.user_files import parse_json, read_regular
+
+if TYPE_CHECKING:
+    from sushi_research.models.storage import Storage
 
 # The index of SDXL's shards has 200 kB.
 _MOST_JSON = 16 * 2**20
@@ -157,15 +160,23 @@ def keys_by_file(
 
 
 def load_weights(
-    model: Any, keys: Mapping[Path, Mapping[str, str]], folder: Path, title: str, dtype: Any, device: Any
+    model: Any,
+    keys: Mapping[Path, Mapping[str, str]],
+    folder: Path,
+    title: str,
+    *,
+    dtype: Any,
+    device: Any,
+    storage: Storage = "compute",
 ) -> None:
-    """Replaces every parameter of `model` by a copy of its tensor, in `dtype` on `device`.
+    """Replaces every parameter of `model` by a copy of its tensor, in `dtype` on `device`; a UNet's layers held as `storage` says.
 
     `keys` are those of `keys_by_file`; `title` is the component's name for the progress bar.
     UserError if a tensor is not finite.
     """
     from safetensors import SafetensorError, safe_open
-    from torch import nn
+
+    from sushi_research.models.storage import put
 
     total = sum(len(found) for found in keys.values())
     try:
@@ -178,8 +189,7 @@ def load_weights(
                         # tensors do: a CPU matrix product may round differently for data that is not aligned.
                         value = stored.to(device, dtype, copy=True).contiguous()
                         require_finite(value, key, str(folder), stored)
-                        module, _, leaf = parameter.rpartition(".")
-                        setattr(model.get_submodule(module), leaf, nn.Parameter(value, requires_grad=False))
+                        put(model, parameter, value, storage)
                         bar.update()
     except (OSError, SafetensorError) as error:
         raise UserError(f"{folder} could not be loaded ({first_line(error)}): download the model again.") from error

@@ -20,6 +20,7 @@ from sushi_research.models.components import CLASSES, build_empty
 from sushi_research.models.header import read_header
 from sushi_research.models.prediction import Prediction
 from sushi_research.models.sources import Part
+from sushi_research.models.storage import Storage
 from sushi_research.models.tokenizers import Tokenizer
 from sushi_research.user_files import readable
 
@@ -251,12 +252,14 @@ def find_tokenizers(
     }
 
 
-def load_unet(base: Base, dtype: torch.dtype, device: torch.device, attention: str = "sdpa") -> Any:
-    """The frozen UNet (`UNet2DConditionModel`), every weight in `dtype` on `device`.
+def load_unet(
+    base: Base, dtype: torch.dtype, device: torch.device, attention: str = "sdpa", storage: Storage = "compute"
+) -> Any:
+    """The frozen UNet (`UNet2DConditionModel`), every weight in `dtype` on `device`, or held as `storage` says (storage.py).
 
     `attention` is "sdpa" (PyTorch's kernels, diffusers' default) or "xformers".
     """
-    unet = base.load("unet", lambda: base.parts["unet"].load(dtype, device)).requires_grad_(False)
+    unet = base.load("unet", lambda: base.parts["unet"].load(dtype, device, storage)).requires_grad_(False)
     if attention == "xformers":
         require_xformers()
         try:

@@ -95,16 +95,19 @@ def predict(
     timesteps: torch.Tensor,
     text: dict[str, torch.Tensor],
     time_ids: torch.Tensor | None = None,
+    *,
+    dtype: torch.dtype,
 ) -> torch.Tensor:
-    """The UNet's prediction [B, 4, H/8, W/8] in its own dtype; `text` is that of `batch_text`: "hidden" [B, 77 N, 768].
+    """The UNet's prediction [B, 4, H/8, W/8] in its dtype; `text` is that of `batch_text`: "hidden" [B, 77 N, 768].
+
+    `dtype` is the UNet's. It is passed because `unet.dtype` walks all modules each time it is read.
 
     SD1.5 has no size conditioning; `time_ids` is ignored and exists so that both architectures have the same signature.
     """
-    hidden = text["hidden"].to(unet.dtype)
     return unet(
-        noisy.to(unet.dtype),
+        noisy.to(dtype),
         timesteps,
-        encoder_hidden_states=hidden,
+        encoder_hidden_states=text["hidden"].to(dtype),
         encoder_attention_mask=text.get("mask"),
         return_dict=False,
     )[0]

@@ -114,21 +114,26 @@ def encode_prompt(text: Text, prompt: str, *, text_encoder_1_layer: str = "penul
 
 
 def predict(
-    unet: Any, noisy: torch.Tensor, timesteps: torch.Tensor, text: dict[str, torch.Tensor], time_ids: torch.Tensor
+    unet: Any,
+    noisy: torch.Tensor,
+    timesteps: torch.Tensor,
+    text: dict[str, torch.Tensor],
+    time_ids: torch.Tensor,
+    *,
+    dtype: torch.dtype,
 ) -> torch.Tensor:
-    """The UNet's prediction [B, 4, H/8, W/8] in its own dtype.
+    """The UNet's prediction [B, 4, H/8, W/8] in its dtype.
 
     `text` is that of `conditioning.batch_text`: "hidden" [B, 77 N, 2048] and "pooled" [B, 1280]; `time_ids` [B, 6] float32 (the
-    UNet embeds the sizes in float32).
+    UNet embeds the sizes in float32). `dtype` is the UNet's. It is passed because `unet.dtype` walks all modules (7,530) each time
+    it is read.
     """
     assert time_ids.dtype == torch.float32
-    added = {"text_embeds": text["pooled"].to(unet.dtype), "time_ids": time_ids}
-    hidden = text["hidden"].to(unet.dtype)
     return unet(
-        noisy.to(unet.dtype),
+        noisy.to(dtype),
         timesteps,
-        encoder_hidden_states=hidden,
-        added_cond_kwargs=added,
+        encoder_hidden_states=text["hidden"].to(dtype),
+        added_cond_kwargs={"text_embeds": text["pooled"].to(dtype), "time_ids": time_ids},
         encoder_attention_mask=text.get("mask"),
         return_dict=False,
     )[0]

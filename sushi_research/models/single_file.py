@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sushi_research.errors import UserError
 from sushi_research.fingerprints import HashCache, content_hash, file_state, folder_hash
@@ -23,6 +23,9 @@ from sushi_research.models.components import TITLES, build_empty, require_finite
 from sushi_research.models.header import DTYPES, Header, Tensor, read_header
 from sushi_research.models.original_names import Place, clip_name, open_clip_place, unet_name, vae_name
 from sushi_research.progress import progress
+
+if TYPE_CHECKING:
+    from sushi_research.models.storage import Storage
 
 # Patterns of keys that are not needed -> the reason.
 IGNORED = {
@@ -224,14 +227,15 @@ class FilePart:
                 entries.append([name.removeprefix(self.prefix), tensor.dtype, list(tensor.shape), digest.hexdigest()])
         return content_hash(json.dumps(sorted(entries)).encode())
 
-    def load(self, dtype: Any, device: Any) -> Any:
-        """The model with every weight in `dtype` on `device`, in evaluation mode.
+    def load(self, dtype: Any, device: Any, storage: Storage = "compute") -> Any:
+        """The model with every weight in `dtype` on `device`, in evaluation mode; a UNet's layers held as `storage` says.
 
         Tensors are read one by one from the memory-mapped file, so memory holds one copy of the weights plus one tensor.
         UserError for values that are not finite.
         """
         from safetensors import SafetensorError, safe_open
-        from torch import nn
+
+        from sushi_research.models.storage import put
 
         places = self.places
         model = build_empty(self.name, self.config)
@@ -243,8 +247,7 @@ class FilePart:
                     stored = read(file, place, shape)
                     value = stored.to(device, dtype, copy=True).contiguous()
                     require_finite(value, place.name, self.where, stored)
-                    module, _, leaf = parameter.rpartition(".")
-                    setattr(model.get_submodule(module), leaf, nn.Parameter(value, requires_grad=False))
+                    put(model, parameter, value, storage)
         except (OSError, SafetensorError) as error:
             raise UserError(f"{self.where} could not be read ({error}): download the file again.") from error
         return model.to(device).eval()  # moves the buffers, which are not in the file

@@ -11,20 +11,27 @@ as the dispatched operator (`aten.mm`, `aten._to_copy`). An **op** is every such
 A **dtype copy** is an op that only writes tensors in another dtype: `_to_copy`, `copy_` and `_foreach_copy_` whose source and
 result differ in dtype. A conversion inside another kernel (bf16 + fp32) is not an op of its own.
 
+**FLOPs** are those of matrix products, convolutions and attention, by the formulas of torch's FlopCounterMode: a multiplication
+and an addition are two. The backward pass of fused attention computes one product of the forward pass again, which counts.
+
 **Saved bytes** are the storages that autograd keeps between forward and backward pass. Each storage is counted once and in full,
 even if only a part of it is saved. The model's parameters, which are in memory anyway, are skipped.
 
-The counts are specific to the backend: for example, attention is one op if a fused kernel is used.
+The counts are specific to the backend: for example, attention is one op if a fused kernel is used. They are the same on fake
+tensors (`torch._subclasses.FakeTensorMode`), which have shapes and no memory.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import astuple, dataclass
+from typing import Any, Self
 
 import torch
+from torch.utils import flop_counter
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from sushi_research.planning.live_bytes import LiveStorages
 
 _BOOKKEEPING = {
     "_unsafe_view",
@@ -40,11 +47,16 @@ _NAMESPACES = {"prim", "profiler"}
 
 @dataclass(frozen=True)
 class Counts:
-    """Ops of a step, the number of dtype copies among them, and the bytes saved for its backward pass."""
+    """Ops of a step, the number of dtype copies among them, the bytes saved for its backward pass, and its FLOPs."""
 
     ops: int
     dtype_copies: int
     saved_bytes: int
+    flops: int = 0
+
+    def __sub__(self, other: Counts) -> Counts:
+        """What was counted between two readings of a `Counter`."""
+        return Counts(*(one - two for one, two in zip(astuple(self), astuple(other), strict=True)))
 
 
 def count(step: Callable[[], Any], parameters: Iterable[torch.Tensor]) -> Counts:
@@ -52,35 +64,65 @@ def count(step: Callable[[], Any], parameters: Iterable[torch.Tensor]) -> Counts
 
     Run the step once before, because the first step also creates the optimizer's state.
     """
-    known = {parameter.untyped_storage().data_ptr() for parameter in parameters}
-    # Keep the storages until the end: a freed storage's address could be reused and counted as the same storage.
-    saved: dict[int, torch.UntypedStorage] = {}
-
-    def save(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in known:
-            saved[storage.data_ptr()] = storage
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor), _Counter() as counter:
+    with Counter(parameters) as counter:
         step()
-    return Counts(counter.ops, counter.dtype_copies, sum(storage.nbytes() for storage in saved.values()))
+    return counter.counts()
 
 
-class _Counter(TorchDispatchMode):
-    """Counts ops while it is active. The base class is torch's interface for observing them."""
+class Counter(TorchDispatchMode):
+    """Counts while it is active, and can be read at any time. The base class is torch's interface for observing operators."""
 
-    def __init__(self) -> None:
+    def __init__(self, parameters: Iterable[torch.Tensor] = ()) -> None:
         super().__init__()
-        self.ops = self.dtype_copies = 0
+        self._ops = self._dtype_copies = self._saved_bytes = self._flops = 0
+        self._storages = LiveStorages()
+        for parameter in parameters:
+            self._storages.add(parameter)
+        self._hooks = torch.autograd.graph.saved_tensors_hooks(self._save, lambda tensor: tensor)
+
+    def counts(self) -> Counts:
+        """What was counted so far."""
+        return Counts(self._ops, self._dtype_copies, self._saved_bytes, self._flops)
+
+    def __enter__(self) -> Self:
+        self._hooks.__enter__()
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self._hooks.__exit__(*error)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__
         if not (func.is_view or name in _BOOKKEEPING or func.namespace in _NAMESPACES):
-            self.ops += 1
-            self.dtype_copies += _is_dtype_copy(name, args, result)
+            self._ops += 1
+            self._dtype_copies += _is_dtype_copy(name, args, result)
+            if formula := _FLOPS.get(func.overloadpacket):
+                self._flops += formula(*args, **(kwargs or {}), out_val=result)
         return result
+
+    def _save(self, tensor: torch.Tensor) -> torch.Tensor:
+        self._saved_bytes += self._storages.add(tensor)
+        return tensor
+
+
+def _attention_flops(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any, **__: Any) -> int:
+    return flop_counter.sdpa_flop_count(query.shape, key.shape, value.shape)
+
+
+def _attention_backward_flops(
+    gradient: torch.Tensor, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any, **__: Any
+) -> int:
+    return flop_counter.sdpa_backward_flop_count(gradient.shape, query.shape, key.shape, value.shape)
+
+
+_FLOPS: dict[Any, Callable[..., int]] = {
+    **flop_counter.flop_registry,
+    # torch knows the formulas, but not that these kernels, the CPU's, follow them.
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_flops,
+}
 
 
 def _is_dtype_copy(name: str, args: Any, result: Any) -> bool:

@@ -31,7 +31,8 @@ from sushi_research.user_files import MOST_BYTES, UnreadableFile, kind_of, parse
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1
+# 2: the state of the optimizer is by the names of the tensors.
+FORMAT = 2
 STATE = "state.pt"
 MANIFEST = "manifest.json"
 _NAME = re.compile(r"step-(\d{8,})")

@@ -18,8 +18,10 @@ from sushi_research.user_files import open_regular, parse_json
 # number of trained parameters too, so that a tiny base of the same architecture does not count.
 SETTINGS = (
     *("lora.targets", "lora.rank", "lora.dropout", "optimizer.name"),
-    *("train.gradient_checkpointing", "train.attention", "train.deterministic"),
+    *("train.gradient_checkpointing", "train.attention", "train.deterministic", "model.base_storage"),
 )
+# What a run did that was made before there was the setting.
+BEFORE = {"model.base_storage": "compute"}
 # The newest runs that are looked at, the steps of a run that its speed is the median of, and the fewest that are enough.
 MOST_RUNS, MOST_STEPS, LEAST_STEPS = 50, 200, 3
 _LINE_BYTES = 1000  # more than a line of metrics.jsonl has
@@ -50,7 +52,7 @@ def conditions(plan: Mapping[str, Any], entry: Mapping[str, Any]) -> dict[str, A
         "device": entry.get("device"),
         "threads": machine.get("threads") if machine.get("gpu_memory_gib") is None else None,
         "images": _of_images(_mapping(_mapping(entry.get("resolved_config")).get("data"))),
-        **{key: settings.get(key) for key in SETTINGS},
+        **{key: settings.get(key, BEFORE.get(key)) for key in SETTINGS},
     }
 
 

@@ -72,6 +72,7 @@ def drift_set_of(job: Job, inputs: Inputs, base_hash: str) -> DriftSet | None:
         base_hash,
         side=job.config.data.resolution,
         dtype=job.compute_dtype,
+        storage=job.config.model.base_storage,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,37 +14,66 @@ class MasterWeights:
     """The fp32 master weights of an adapter with their gradients, and the working copy in the UNet.
 
     One step: call `accumulate()` after each backward pass and `reduce()` once, unscale and clip the gradients of
-    `parameters()`, step the optimizer, then call `refresh()` and `zero_grad()`. Do not let the optimizer zero the
+    `flat_parameters()`, step the optimizer, then call `refresh()` and `zero_grad()`. Do not let the optimizer zero the
     gradients: they are views.
 
-    Values, gradients and working copy are one flat buffer each, and every tensor is a view into it. A sum, a refresh or
-    a reduction is then one kernel or one message instead of one per tensor (1,120 for SDXL's attention). The views of
-    real models stay aligned for fast kernels, because all of their layers have multiples of 64 channels.
+    Values, gradients and working copy are one flat buffer each, and every tensor is a view into it. A sum, a refresh, a
+    reduction, a clip and the step of an elementwise optimizer (`optim.is_elementwise`) are then one kernel or one message
+    instead of one per tensor (1,120 for SDXL's attention). The views of real models stay aligned for fast kernels, because
+    all of their layers have multiples of 64 channels.
+
+    No buffer moves after it was made, so a recording of a step (a CUDA graph) stays valid; `require_in_place` checks that.
     """
 
-    def __init__(self, working: Mapping[str, nn.Parameter], dtype: torch.dtype) -> None:
-        """`working`: the fp32 tensors of `adapter_parameters(unet)`, on their final device. They are converted to `dtype`."""
+    def __init__(
+        self,
+        working: Mapping[str, nn.Parameter],
+        dtype: torch.dtype,
+        groups: Sequence[Sequence[str]] | None = None,
+    ) -> None:
+        """`working`: the fp32 tensors of `adapter_parameters(unet)`, on their final device. They are converted to `dtype`.
+
+        `groups` are the names of each parameter group, every name in exactly one; None puts all in one group. The buffers have
+        the order of the groups.
+        """
         assert working and all(parameter.dtype == torch.float32 for parameter in working.values())
-        self._names = list(working)
-        self._working = list(working.values())
+        groups = [list(working)] if groups is None else [list(group) for group in groups]
+        self._names = [name for group in groups for name in group]
+        assert all(groups) and sorted(self._names) == sorted(working), "the groups do not hold every tensor once"
+        self._groups = groups
+        self._working = [working[name] for name in self._names]
         self._values = torch.cat([parameter.detach().reshape(-1) for parameter in self._working])
         self._gradient = torch.zeros_like(self._values)
         self._copy = self._values.to(dtype, copy=True)
-        self._master_weights = [nn.Parameter(view) for view in self._views(self._values)]
-        for master, gradient in zip(self._master_weights, self._views(self._gradient), strict=True):
-            master.grad = gradient
+        self._master_weights = _parameters(self._views(self._values), self._views(self._gradient))
+        self._flat = _parameters(self._ranges(self._values), self._ranges(self._gradient))
         for parameter, view in zip(self._working, self._views(self._copy), strict=True):
             parameter.data = view
             parameter.grad = None
 
     def parameters(self) -> list[nn.Parameter]:
-        """The master weights, in the order of the UNet's modules, for the optimizer."""
+        """The master weights as one parameter per tensor, in the order of the groups: for optimizers that are not elementwise."""
         return self._master_weights
+
+    def flat_parameters(self) -> list[nn.Parameter]:
+        """The master weights as one parameter [n] per group: all values of the group, tensor after tensor.
+
+        They share their memory with `parameters()`; values and gradients are whole contiguous ranges of the buffers.
+        """
+        return self._flat
+
+    def groups(self) -> list[list[str]]:
+        """The names of the tensors of each parameter group, in the order in which `flat_parameters()` holds them."""
+        return self._groups
+
+    def shapes(self) -> dict[str, torch.Size]:
+        """The shape of each tensor by name, in the order of the groups."""
+        return {name: master.shape for name, master in zip(self._names, self._master_weights, strict=True)}
 
     @torch.no_grad()
     def accumulate(self) -> None:
         """Adds the working copy's gradients to those of the master weights in fp32, and clears them."""
-        self._check_views()
+        self.require_in_place()
         gradients = []
         for name, parameter in zip(self._names, self._working, strict=True):
             assert parameter.grad is not None, f"{name} got no gradient"
@@ -56,7 +85,7 @@ class MasterWeights:
     @torch.no_grad()
     def refresh(self) -> None:
         """Copies the master weights to the working copy, rounded to its dtype."""
-        self._check_views()
+        self.require_in_place()
         self._copy.copy_(self._values)
 
     def zero_grad(self) -> None:
@@ -83,9 +112,10 @@ class MasterWeights:
 
     def problem_of(self, state: Mapping[str, Any]) -> str | None:
         """How `state` differs from what `named_state()` gives; None if it has the same names, shapes and dtype."""
-        if list(state) != self._names:
+        if state.keys() != set(self._names):
             return f"it has other adapter tensors: {len(state)} instead of {len(self._names)}, or under other names"
-        for (name, tensor), master in zip(state.items(), self._master_weights, strict=True):
+        for name, master in zip(self._names, self._master_weights, strict=True):
+            tensor = state[name]
             if not isinstance(tensor, torch.Tensor) or tensor.dtype != torch.float32 or tensor.shape != master.shape:
                 return f"its {name} is not float32 of {list(master.shape)}"
         return None
@@ -95,8 +125,8 @@ class MasterWeights:
         """Sets the master weights to tensors from `named_state()` and refreshes the working copy."""
         problem = self.problem_of(state)
         assert problem is None, f"the state is not that of this adapter: {problem}"
-        for master, tensor in zip(self._master_weights, state.values(), strict=True):
-            master.copy_(tensor)
+        for name, master in zip(self._names, self._master_weights, strict=True):
+            master.copy_(state[name])
         self.refresh()
 
     @contextlib.contextmanager
@@ -111,11 +141,11 @@ class MasterWeights:
 
     def are_views(self) -> bool:
         """Whether all values and gradients are still views of the buffers. An optimizer may have replaced one."""
-        tensors = zip(self._master_weights, self._views(self._values), self._views(self._gradient), strict=True)
+        singles = zip(self._master_weights, self._views(self._values), self._views(self._gradient), strict=True)
+        flat = zip(self._flat, self._ranges(self._values), self._ranges(self._gradient), strict=True)
         return all(
-            master.data_ptr() == value.data_ptr()
-            and master.grad is not None
-            and master.grad.data_ptr() == gradient.data_ptr()
+            _is_at(master, value) and _is_at(master.grad, gradient)
+            for tensors in (singles, flat)
             for master, value, gradient in tensors
         )
 
@@ -123,13 +153,38 @@ class MasterWeights:
         """Whether a tensor shares its memory with the gradients, which `zero_grad` overwrites."""
         return tensor.untyped_storage().data_ptr() == self._gradient.untyped_storage().data_ptr()
 
+    def require_in_place(self) -> None:
+        """Asserts that buffers and views are where they were made: moving the UNet or dropping gradients would detach them.
+
+        It looks at the addresses of a few tensors and waits for nothing, so it can be called before every replay of a recording.
+        """
+        for parameter in (self._master_weights[0], *self._flat):
+            assert parameter.grad is not None, "an adapter gradient was removed: use MasterWeights.zero_grad"
+        first, last, flat = self._master_weights[0], self._working[-1], self._flat[0]
+        tail = self._copy[-last.numel() :]
+        pairs = (
+            *((first, self._values), (first.grad, self._gradient), (flat, self._values), (flat.grad, self._gradient)),
+            *((self._working[0], self._copy), (last, tail)),
+        )
+        assert all(_is_at(*pair) for pair in pairs), "an adapter tensor was moved after MasterWeights was made"
+
     def _views(self, buffer: torch.Tensor) -> list[torch.Tensor]:
+        """The tensors in a buffer, in the order of `_names`."""
         pieces = buffer.split([parameter.numel() for parameter in self._working])
         return [piece.view(parameter.shape) for piece, parameter in zip(pieces, self._working, strict=True)]
 
-    def _check_views(self) -> None:
-        """Asserts that the tensors are still views: moving the UNet or dropping gradients would detach them from the buffers."""
-        gradient, buffers = self._master_weights[0].grad, (self._values, self._gradient, self._copy)
-        assert gradient is not None, "an adapter gradient was removed: use MasterWeights.zero_grad"
-        for tensor, buffer in zip((self._master_weights[0], gradient, self._working[0]), buffers, strict=True):
-            assert tensor.data_ptr() == buffer.data_ptr(), "an adapter tensor was moved after MasterWeights was made"
+    def _ranges(self, buffer: torch.Tensor) -> list[torch.Tensor]:
+        """The groups in a buffer, [n] each."""
+        numbers = {name: parameter.numel() for name, parameter in zip(self._names, self._working, strict=True)}
+        return list(buffer.split([sum(numbers[name] for name in group) for group in self._groups]))
+
+
+def _parameters(values: Sequence[torch.Tensor], gradients: Sequence[torch.Tensor]) -> list[nn.Parameter]:
+    parameters = [nn.Parameter(value) for value in values]
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = gradient
+    return parameters
+
+
+def _is_at(tensor: torch.Tensor | None, place: torch.Tensor) -> bool:
+    return tensor is not None and tensor.data_ptr() == place.data_ptr()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,19 +18,73 @@ OPTIMIZERS = {"adamw8bit": "bitsandbytes.optim.AdamW8bit", "adamw": "torch.optim
 SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial")
 
 
-def build_optimizer(
-    name: str, parameters: Iterable[nn.Parameter], lr: float, kwargs: Mapping[str, Any]
-) -> torch.optim.Optimizer:
-    """The optimizer `adamw8bit`, `adamw` or `module.Class`, with the further arguments `kwargs`.
+# Optimizers whose step treats every number by itself, read in their sources (torch 2.13, bitsandbytes 0.48 and 0.50, schedulefree
+# 1.4): the package and the class. Not Adafactor, LAMB, LARS and Muon, whose steps depend on a tensor's norm or shape.
+# bitsandbytes' AdEMAMix32bit keeps one average too few for its kernel.
+_BITSANDBYTES = ("Adagrad", "Adam", "AdamW", "Lion", "RMSprop", "SGD")
+_PAGED = ("Adam", "AdamW", "Lion")
+ELEMENTWISE = {
+    "torch": {*"ASGD Adadelta Adagrad Adam AdamW Adamax NAdam RAdam RMSprop Rprop SGD".split()},
+    "bitsandbytes": {
+        *(f"{name}{bits}" for name in _BITSANDBYTES for bits in ("", "8bit", "32bit")),
+        *(f"Paged{name}{bits}" for name in _PAGED for bits in ("", "8bit", "32bit")),
+        *(f"{paged}AdEMAMix{bits}" for paged in ("", "Paged") for bits in ("", "8bit")),
+    },
+    "schedulefree": {
+        *(f"{name}ScheduleFree" for name in ("AdamW", "RAdam", "SGD")),
+        *("AdamWScheduleFreePaper", "AdamWScheduleFreeReference", "SGDScheduleFreeReference"),
+    },
+}
+# Arguments that make a step depend on whole tensors, with the values that do not. `min_8bit_size` speaks of single tensors.
+PER_TENSOR = {
+    "args": (None,),
+    "block_wise": (True,),
+    "max_unorm": (0, None),
+    "min_8bit_size": (),
+    "percentile_clipping": (100,),
+}
 
-    AdamW uses its fused kernel on CUDA and the foreach implementation elsewhere. AdamW8bit keeps fp32 state for tensors
-    with fewer than 4,096 elements. An optimizer with `train()` and `eval()` is in training mode.
+
+def is_elementwise(name: str, kwargs: Mapping[str, Any]) -> bool:
+    """Whether the optimizer is known to treat every number by itself, so that tensors can be joined into one.
+
+    Decided by `ELEMENTWISE` and the arguments `kwargs`, without importing anything; a class that is not known is not.
+    """
+    package, _, rest = OPTIMIZERS.get(name, name).partition(".")
+    return rest.rpartition(".")[2] in ELEMENTWISE.get(package, ()) and all(
+        kwargs[key] in harmless for key, harmless in PER_TENSOR.items() if key in kwargs
+    )
+
+
+def build_optimizer(
+    name: str, master_weights: MasterWeights, lr: float, kwargs: Mapping[str, Any]
+) -> torch.optim.Optimizer:
+    """The optimizer of the master weights: `make_optimizer` with one flat tensor per parameter group if it is elementwise.
+
+    Its step is then a few kernels for all tensors together. Others (Adafactor, LAMB, Prodigy, Muon, a user's class) get the
+    single tensors, as does bitsandbytes' with a `min_8bit_size`, which speaks of single tensors.
+    """
+    if is_elementwise(name, kwargs):
+        groups = [[flat] for flat in master_weights.flat_parameters()]
+    else:
+        singles = iter(master_weights.parameters())
+        groups = [[next(singles) for _ in group] for group in master_weights.groups()]
+    parameters = groups[0] if len(groups) == 1 else [{"params": group} for group in groups]
+    return make_optimizer(name, parameters, lr, kwargs)
+
+
+def make_optimizer(
+    name: str, parameters: Sequence[nn.Parameter] | Sequence[dict[str, Any]], lr: float, kwargs: Mapping[str, Any]
+) -> torch.optim.Optimizer:
+    """The optimizer `adamw8bit`, `adamw` or `module.Class` of `parameters`, with the further arguments `kwargs`.
+
+    AdamW uses its fused kernel on CUDA and the foreach implementation elsewhere. AdamW8bit keeps fp32 state for parameters
+    with fewer than 4,096 numbers. An optimizer with `train()` and `eval()` is in training mode.
 
     Raises UserError for an unknown optimizer, for an unknown argument (naming the nearest one), and for values or tensors that
     it refuses. `optimizer_check.require_usable` finds what only a step shows.
     """
     optimizer_class = _optimizer_class(name)
-    parameters = list(parameters)
     known = _arguments(optimizer_class)
     takes_any = any(argument.kind is argument.VAR_KEYWORD for argument in known.values())
     if "lr" not in known and not takes_any:
@@ -45,7 +99,8 @@ def build_optimizer(
                 )
     arguments = {key: tuple(value) if isinstance(value, list) else value for key, value in kwargs.items()}
     if name == "adamw" and not {"fused", "foreach"} & set(arguments):
-        on_cuda = all(parameter.device.type == "cuda" for parameter in parameters)
+        first = parameters[0]["params"][0] if isinstance(parameters[0], dict) else parameters[0]
+        on_cuda = first.device.type == "cuda"
         arguments["fused" if on_cuda else "foreach"] = True
     try:
         optimizer = optimizer_class(parameters, lr=lr, **arguments)

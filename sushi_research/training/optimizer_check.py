@@ -19,7 +19,7 @@ from torch import nn
 from sushi_research.config.learning import OptimizerSection
 from sushi_research.errors import UserError, first_line
 from sushi_research.runs.checkpoint import assert_plain
-from sushi_research.training import optim
+from sushi_research.training import optim, optimizer_state
 from sushi_research.training.master_weights import MasterWeights
 
 # As many steps as needed to notice a counter of every fifth or sixth step (Lookahead, Ranger) that is not in the state.
@@ -29,6 +29,8 @@ PATIENCE = 24
 SAVED = 3
 # 32 MiB per copy of the tensors, of which there are about ten.
 MOST_NUMBERS = 2**23
+# bitsandbytes keeps the state of a parameter with fewer numbers in fp32 instead of 8 bits, which is another kernel.
+LEAST_NUMBERS = 4096
 
 
 def require_usable(
@@ -120,9 +122,11 @@ class _Trial:
             self._working[name] = nn.Parameter((down if _is_down(name) else torch.zeros(tuple(shape))).to(device))
         self._name = section.name
         master_weights = MasterWeights(self._working, torch.float32)
-        optimizer = optim.build_optimizer(section.name, master_weights.parameters(), section.lr, section.kwargs)
+        optimizer = optim.build_optimizer(section.name, master_weights, section.lr, section.kwargs)
         held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-        if held != {id(parameter) for parameter in master_weights.parameters()}:
+        is_flat = optim.is_elementwise(section.name, section.kwargs)
+        trained = master_weights.flat_parameters() if is_flat else master_weights.parameters()
+        if held != {id(parameter) for parameter in trained}:
             raise UserError(
                 f"the optimizer {section.name} does not hold all tensors of the adapter: choose another one."
             )
@@ -132,11 +136,14 @@ class _Trial:
         """Restores what `save` returned, as a checkpoint is loaded. An optimizer may go on in the tensors that it is given."""
         state = torch.load(io.BytesIO(saved), map_location="cpu", weights_only=True)
         self.master_weights.load(state["adapter"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        optimizer_state.load_named_state(self.optimizer, self.master_weights, state["optimizer"])
 
     def save(self) -> bytes:
         """The state as a checkpoint stores it."""
-        state = {"adapter": self.master_weights.named_state(), "optimizer": self.optimizer.state_dict()}
+        state = {
+            "adapter": self.master_weights.named_state(),
+            "optimizer": optimizer_state.named_state(self.optimizer, self.master_weights),
+        }
         try:
             assert_plain(state["optimizer"], "its state")
         except AssertionError as error:
@@ -221,7 +228,10 @@ def _seed_generators(seed: int) -> None:
 
 
 def _distinct(shapes: Mapping[str, Sequence[int]]) -> dict[str, Sequence[int]]:
-    """One tensor of each shape: layers repeat, and an optimizer treats equal shapes equally. The smallest, if all are too many."""
+    """One tensor of each shape: layers repeat, and an optimizer treats equal shapes equally. The smallest, if all are too many.
+
+    More of a shape if together they have fewer than `LEAST_NUMBERS` numbers, because an elementwise optimizer gets them as one.
+    """
     by_shape = {(_is_down(name), tuple(shape)): name for name, shape in reversed(shapes.items())}
     found, numbers = {}, 0
     for (_, shape), name in sorted(by_shape.items(), key=lambda item: math.prod(item[0][1])):
@@ -229,6 +239,9 @@ def _distinct(shapes: Mapping[str, Sequence[int]]) -> dict[str, Sequence[int]]:
         if len(found) >= 2 and numbers > MOST_NUMBERS:
             break
         found[name] = shape
+    for name, shape in shapes.items():
+        if name not in found and sum(map(math.prod, found.values())) < LEAST_NUMBERS:
+            found[name] = shape
     return found
 
 

@@ -16,7 +16,7 @@ from sushi_research.data import dataset, findings
 from sushi_research.data.scan import Problem
 from sushi_research.errors import printable
 from sushi_research.files import write_json
-from sushi_research.models import loading
+from sushi_research.models import loading, storage
 from sushi_research.models.prediction import Prediction
 from sushi_research.precision import DtypePolicy, dtype_policy
 from sushi_research.runs import tracking
@@ -37,11 +37,13 @@ from sushi_research.training.disk_plan import (
 from sushi_research.training.evaluation_plan import EvaluationPlan, plan_evaluation
 from sushi_research.training.length import Due, due_of, steps_of, warmup_steps
 from sushi_research.training.plan_parts import (
+    BaseWeights,
     CachePlan,
     CheckpointPlan,
     DevicePlan,
     Repeats,
     SamplePlan,
+    base_weights_of,
     checkpoints_of,
     describe_repeats,
     describe_speed,
@@ -62,6 +64,7 @@ class Plan:
     architecture: str
     device: DevicePlan
     base: str
+    base_weights: BaseWeights
     prediction: Prediction
     unused: Mapping[str, str]
     images: int
@@ -125,6 +128,7 @@ class Plan:
                 "prediction_type": self.prediction.type,
                 "zero_terminal_snr": self.prediction.zero_terminal_snr,
                 "not_used": dict(self.unused),
+                "weights": asdict(self.base_weights),
             },
             "images": self.images,
             "items_per_epoch": self.items_per_epoch,
@@ -170,9 +174,10 @@ class Plan:
         lines = [
             f"base         {self.base}: {self.architecture}, predicts {self.prediction.describe()}{unused}",
             f"device       {device.describe()}",
-            f"precision    {device.precision} ({device.precision_reason}): {dtypes['frozen UNet weights']} weights and "
+            f"precision    {device.precision} ({device.precision_reason}): {dtypes['activations']} weights and "
             f"activations, {dtypes['adapter, master weights']} adapter master weights, "
             f"optimizer state {dtypes['optimizer state']}, {dtypes['VAE']} VAE",
+            *self.base_weights.describe(),
             f"images       {self.images} ({self.items_per_epoch} per epoch with repeats)",
             *describe_sets(self.sets),
             *describe_repeats(self.repeats),
@@ -211,7 +216,9 @@ def make_plan(job: Job, inputs: Inputs) -> Plan:
     starting_point.require_usable(job, data)
     items, global_batch_size = data.items, job.global_batch_size
     steps = steps_of(config.train.steps, config.train.epochs, len(items), global_batch_size)
-    shapes = adapter_shapes(base, config.lora.targets, config.lora.rank, job.start and job.start.pairs)
+    unet = loading.empty_unet(base)
+    base_weights = base_weights_of(job, unet)
+    shapes = adapter_shapes(unet, config.lora.targets, config.lora.rank, job.start and job.start.pairs)
     warmup = warmup_steps(config.schedule.warmup, steps, len(items), global_batch_size)
     due = due_of(config, steps, len(items), global_batch_size)
     require_trainable(job, steps, warmup, shapes)
@@ -228,6 +235,7 @@ def make_plan(job: Job, inputs: Inputs) -> Plan:
         architecture=job.model.NAME,
         device=device_of(job),
         base=base.source,
+        base_weights=base_weights,
         prediction=base.prediction,
         unused=base.ignored,
         images=len(items.used),
@@ -252,7 +260,14 @@ def make_plan(job: Job, inputs: Inputs) -> Plan:
         due=due,
         adapter_modules=len(shapes) // 2,
         trainable_parameters=parameters,
-        dtypes=dtype_policy(job.precision, optimizer=config.optimizer.name, vae=caches.vae_dtype),
+        dtypes=dtype_policy(
+            job.precision,
+            optimizer=config.optimizer.name,
+            optimizer_kwargs=config.optimizer.kwargs,
+            numbers=parameters,
+            vae=caches.vae_dtype,
+            storage=config.model.base_storage,
+        ),
         image_cache=CachePlan(
             needed=len(inputs.latent_entries),
             missing=len(missing),
@@ -291,11 +306,12 @@ def require_trainable(job: Job, steps: int, warmup: int, shapes: Mapping[str, Se
     """Fail fast: checks the optimizer, the schedule, xformers and W&B before anything is encoded.
 
     `warmup` is in steps, `shapes` are those of the adapter's tensors. Raises the UserErrors of `optimizer_check.require_usable`,
-    `optim.make_schedule`, `loading.require_xformers` and `tracking.resolve_trackers`.
+    `optim.make_schedule`, `loading.require_xformers`, `storage.require_usable` and `tracking.resolve_trackers`.
     """
     config, schedule = job.config, job.config.schedule
     if config.train.attention == "xformers":
         loading.require_xformers()
+    storage.require_usable(config.model.base_storage, job.compute_dtype, job.device)
     tracking.resolve_trackers(config.tracking.wandb, config.tracking.tensorboard)
     rate = optim.make_schedule(
         schedule.name,
@@ -310,12 +326,11 @@ def require_trainable(job: Job, steps: int, warmup: int, shapes: Mapping[str, Se
 
 
 def adapter_shapes(
-    base: loading.Base, targets: str | Sequence[str], rank: int, start: Mapping[str, Pair] | None = None
+    unet: Any, targets: str | Sequence[str], rank: int, start: Mapping[str, Pair] | None = None
 ) -> dict[str, tuple[int, ...]]:
-    """The shapes of an adapter's tensors by name, two per module, found on the base's UNet without weights.
+    """The shapes of an adapter's tensors by name, two per module. `unet` is the base's without weights; it gets the adapter.
 
-    `start` are the pairs of lora.start_from. Raises UserError if the config of the base does not describe a UNet.
+    `start` are the pairs of lora.start_from.
     """
-    unet = loading.empty_unet(base)
     lora.attach(unet, targets=targets, rank=rank, alpha=rank, dropout=0.0, init="default", seed=0, start=start)
     return {name: tuple(parameter.shape) for name, parameter in lora.adapter_parameters(unet).items()}

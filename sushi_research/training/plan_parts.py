@@ -9,6 +9,7 @@ from collections import Counter
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import pyarrow
 import pyarrow.compute
@@ -22,6 +23,8 @@ from sushi_research.data.image_folder import repeats_of
 from sushi_research.data.items import Items
 from sushi_research.errors import UserError, some
 from sushi_research.files import size_text
+from sushi_research.models import storage
+from sushi_research.models.storage import Storage
 from sushi_research.runs import identity, machine, measured
 from sushi_research.runs.job import Job
 from sushi_research.runs.measured import Measured
@@ -64,6 +67,32 @@ def device_of(job: Job) -> DevicePlan:
         reason = f"that of the first of {job.world} processes"
     memory = facts["gpu_memory_gib"] or facts["memory_gib"]
     return DevicePlan(machine.device_name(device), memory, reason, job.precision, job.precision_reason)
+
+
+@dataclass(frozen=True)
+class BaseWeights:
+    """How the frozen UNet's weights are held (model.base_storage), their bytes, and their bytes in the compute dtype."""
+
+    storage: Storage
+    bytes: int
+    compute_bytes: int
+
+    def describe(self) -> list[str]:
+        """The line of a plan, unless the weights are held in the compute dtype."""
+        if self.storage == "compute":
+            return []
+        linear = "in int8" if self.storage == "int8" else f"linear in {self.storage}, convolutions in int8"
+        return [
+            f"storage      the UNet's layers {linear}: {size_text(self.bytes)} of weights instead of "
+            f"{size_text(self.compute_bytes)}; this changes what is learned (docs/small_base.md)"
+        ]
+
+
+def base_weights_of(job: Job, unet: Any) -> BaseWeights:
+    """The bytes of the base's UNet on the device. `unet` is empty and has no adapter yet."""
+    held = job.config.model.base_storage
+    sizes = {each: storage.weight_bytes(unet, job.compute_dtype, each) for each in (held, "compute")}
+    return BaseWeights(held, sizes[held], sizes["compute"])
 
 
 @dataclass(frozen=True)

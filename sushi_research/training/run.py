@@ -147,6 +147,8 @@ def out_of_memory(config: TrainingConfig, error: Exception) -> UserError:
         )
     if config.optimizer.name != "adamw8bit":
         advice.append("--optimizer.name adamw8bit")
+    if config.model.base_storage == "compute":
+        advice.append("--model.base_storage int8 (half of the base's memory, in a new run: docs/small_base.md)")
     if config.lora.rank > 1:
         advice.append(f"--lora.rank {config.lora.rank // 2}")
     resolution = config.data.resolution * 3 // 4 // config.data.bucket_step * config.data.bucket_step

@@ -11,7 +11,7 @@ from sushi_research.errors import UserError, first_line
 from sushi_research.runs.checkpoint import Checkpoint, save_checkpoint
 from sushi_research.runs.job import Job
 from sushi_research.runs.metrics_file import MetricsFile
-from sushi_research.training import optim
+from sushi_research.training import optim, optimizer_state
 from sushi_research.training.master_weights import MasterWeights
 from sushi_research.training.plan import Plan
 from sushi_research.training.resume import RunState
@@ -84,8 +84,10 @@ class TrainState:
             raise checkpoint.foreign(problem)
         self.master_weights.load(state["adapter"])
         try:
-            self.optimizer.load_state_dict(state["optimizer"])
+            optimizer_state.load_named_state(self.optimizer, self.master_weights, state["optimizer"])
             self.scaler.load_state_dict(state["scaler"])
+        except optimizer_state.ForeignState as error:
+            raise checkpoint.foreign(str(error)) from error
         except Exception as error:  # each optimizer has errors of its own for a state that is not its own
             raise checkpoint.foreign(f"{type(error).__name__}: {first_line(error)}") from error
         self.skipped_steps = state.get("skipped_steps", 0)  # checkpoints of older versions have no count
@@ -96,7 +98,7 @@ class TrainState:
         MetricsFile(job.run.metrics).sync()
         state = {
             "adapter": self.master_weights.named_state(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": optimizer_state.named_state(self.optimizer, self.master_weights),
             "scaler": self.scaler.state_dict(),
             "skipped_steps": self.skipped_steps,
         }

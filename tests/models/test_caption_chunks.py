@@ -82,7 +82,8 @@ def test_each_sample_of_a_mixed_micro_batch_is_predicted_as_if_alone(here):
 
     def predict(batch, rows):
         with torch.no_grad():
-            return model.predict(unet, noisy[rows], times[rows], batch, *[each.repeat(len(rows), 1) for each in ids])
+            sizes = [each.repeat(len(rows), 1) for each in ids]
+            return model.predict(unet, noisy[rows], times[rows], batch, *sizes, dtype=torch.float32)
 
     batch = conditioning.batch_text(encoded)
     assert batch["mask"].sum(1).tolist() == [231, 77, 154]

@@ -108,10 +108,10 @@ def test_the_whole_forward(model, base):
     batch = {name: tensor[None].repeat(3, *[1] * tensor.ndim) for name, tensor in text.items()}
     noisy, ids = torch.randn(3, 4, 8, 12), torch.tensor([[64.0, 96, 0, 0, 64, 96]] * 3)
     sizes = "time_ids" in inspect.signature(model.predict).parameters
-    out = model.predict(unet, noisy, torch.tensor([0, 500, 999]), batch, *[ids] * sizes)
+    out = model.predict(unet, noisy, torch.tensor([0, 500, 999]), batch, *[ids] * sizes, dtype=torch.float32)
     assert out.shape == noisy.shape and out.dtype == torch.float32
     one = {name: tensor[1:2] for name, tensor in batch.items()}
-    alone = model.predict(unet, noisy[1:2], torch.tensor([500]), one, *[ids[1:2]] * sizes)
+    alone = model.predict(unet, noisy[1:2], torch.tensor([500]), one, *[ids[1:2]] * sizes, dtype=torch.float32)
     # Another batch size may round otherwise in the last bits of a UNet of 60 layers.
     assert torch.allclose(out[1], alone[0], atol=1e-4)
 

@@ -66,7 +66,7 @@ def test_forward_passes_equal_the_folder_s(architecture, folder, file_of):
         unet, vae = load(base, "unet"), load(base, "vae")
         both = {name: tensor[None].repeat(2, *[1] * tensor.ndim) for name, tensor in text.items()}
         with torch.no_grad():
-            predicted = model.predict(unet, noisy, torch.tensor([3, 980]), both, *sizes)
+            predicted = model.predict(unet, noisy, torch.tensor([3, 980]), both, *sizes, dtype=torch.float32)
             decoded = vae.decode(noisy).sample
         results.append(
             [*text.values(), predicted, decoded, *encoding.encode_images(vae, picture[None].astype(np.uint8))]

@@ -278,8 +278,9 @@ def test_a_checkpoint_with_the_state_of_another_adapter_is_a_sentence(trainer):
     facts = latest_checkpoint(folder).facts
     name = next(iter(state["adapter"]))
     other = {"adapter": state["adapter"] | {name: torch.zeros(3, 3)}}
-    groups = {"optimizer": {"state": {}, "param_groups": [{"params": [0]}]}}
-    for change in ({"adapter": None}, {"optimizer": 1}, other, {"adapter": {"x": torch.zeros(1)}}, groups):
+    unnamed = {"optimizer": {"state": {}, "param_groups": [{"params": [0]}]}}
+    groups = {"optimizer": state["optimizer"] | {"groups": [{"names": ["x"], "options": {}}]}}
+    for change in ({"adapter": None}, {"optimizer": 1}, other, {"adapter": {"x": torch.zeros(1)}}, unnamed, groups):
         shutil.rmtree(folder / "step-00000002")
         save_checkpoint(folder, 2, state | change, facts, keep=2)
         with pytest.raises(

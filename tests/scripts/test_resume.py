@@ -81,11 +81,12 @@ EVERYTHING = {
 }
 CASES = {
     "every draw": ("sd15", EVERYTHING),
-    # Tensors of 4,096 numbers and more have their states in 8 bits; so wide a rank is needed at these widths.
+    # An adapter of 4,096 numbers and more has its states in 8 bits; so wide a rank is needed at these widths.
     "adamw8bit": ("sdxl", {"optimizer.name": "adamw8bit", "lora.rank": 128}),
-    "bf16": ("sd15", {"train.precision": "bf16"}),
+    "bf16, lion": ("sd15", {"train.precision": "bf16", "optimizer.name": "bitsandbytes.optim.Lion"}),
     "fp16": ("sdxl", {"train.precision": "fp16"}),
-    "sgd with momentum": ("sdxl", {"optimizer.name": "torch.optim.SGD", "optimizer.kwargs": {"momentum": 0.9}}),
+    # It depends on whole tensors, so it gets them one by one.
+    "adafactor": ("sdxl", {"optimizer.name": "torch.optim.Adafactor"}),
 }
 
 

@@ -381,12 +381,12 @@ def break_step(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> Callable[..
                 names.append(batch.names)
             training_step(config, unet, batch, index, *rest)
 
+        def changed(*arguments: Any, **options: Any) -> torch.Tensor:
+            prediction = predict(*arguments, **options)
+            return change(prediction) if broken else prediction
+
         monkeypatch.setattr(trainer.script, "training_step", watch)
-        monkeypatch.setattr(
-            trainer.script.model,
-            "predict",
-            lambda *arguments: change(predict(*arguments)) if broken else predict(*arguments),
-        )
+        monkeypatch.setattr(trainer.script.model, "predict", changed)
         return names
 
     return install

@@ -104,6 +104,23 @@ def test_posterior_sample_equals_diffusers():
     assert torch.equal(diffusion.posterior_sample(distribution.mean, distribution.std, noise, 0.13025), expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_no_copy_in_fp32_is_needed_for_the_arithmetic_of_fp32(dtype):
+    """The caches hold fp16, the UNet predicts in bf16 or fp16: both are converted within the kernels that compute with them."""
+    mean, std = torch.randn(2, 4, 6, 5).to(dtype), torch.rand(2, 4, 6, 5).to(dtype)
+    noise, target = torch.randn(2, 4, 6, 5), torch.randn(2, 4, 6, 5)
+    sample = diffusion.posterior_sample(mean, std, noise, 0.13025)
+    assert torch.equal(sample, (mean.float() + std.float() * noise) * 0.13025)
+    predictions = [mean.clone().requires_grad_(), mean.clone().requires_grad_()]
+    losses = [
+        diffusion.mse_per_sample(predictions[0], target),
+        (predictions[1].float() - target).square().flatten(1).mean(1),
+    ]
+    assert torch.equal(*losses) and losses[0].dtype == torch.float32
+    gradients = [torch.autograd.grad(loss.sum(), each)[0] for loss, each in zip(losses, predictions, strict=True)]
+    assert torch.equal(*gradients) and gradients[0].dtype == dtype
+
+
 ALL = torch.arange(1000)
 
 

@@ -73,7 +73,10 @@ def test_the_drift_equals_a_plain_reference(architecture, setting, generated_lat
             noise = validation_set.noise(caption, number, (4, 8, 8))[None]
             noised = abar[t].sqrt() * x0 + (1 - abar[t]).sqrt() * noise
             with torch.no_grad():
-                one, two = (here.model.predict(unet, noised, t[None], text, sizes) for unet in (here.unet, other))
+                one, two = (
+                    here.model.predict(unet, noised, t[None], text, sizes, dtype=torch.float32)
+                    for unet in (here.unet, other)
+                )
             assert found[index, number] == pytest.approx((one - two).square().mean().item(), rel=1e-4)
             # The bases of tests predict the noise.
             for predicted, measured in ((one, measure.base_loss), (two, loss)):

@@ -116,11 +116,12 @@ def test_what_killed_writers_left_is_removed_and_nothing_else(tmp_path):
     assert names(tmp_path) == [".DS_Store", "step-00000001"]
 
 
-def test_a_newer_format_is_refused_and_not_taken_for_damage(tmp_path, monkeypatch):
-    monkeypatch.setattr("sushi_research.runs.checkpoint.FORMAT", 2)
+@pytest.mark.parametrize("other", [1, 3])
+def test_another_format_is_refused_and_not_taken_for_damage(tmp_path, monkeypatch, other):
+    monkeypatch.setattr("sushi_research.runs.checkpoint.FORMAT", other)
     save(tmp_path, 1)
     monkeypatch.undo()
-    with pytest.raises(UserError, match="has format 2, this version reads format 1"):
+    with pytest.raises(UserError, match=f"has format {other}, this version reads format 2; continue with the version"):
         latest_checkpoint(tmp_path)
 
 
@@ -180,5 +181,5 @@ def test_everything_is_on_the_disk_before_the_name_appears(tmp_path, monkeypatch
 def test_the_manifest_can_be_read_by_anyone(tmp_path):
     manifest = json.loads((save(tmp_path, 7) / "manifest.json").read_text())
     size = (tmp_path / "step-00000007" / "state.pt").stat().st_size
-    assert manifest["format"] == 1 and manifest["step"] == 7 and manifest["facts"] == FACTS
+    assert manifest["format"] == 2 and manifest["step"] == 7 and manifest["facts"] == FACTS
     assert manifest["files"]["state.pt"]["bytes"] == size

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from sushi_research.errors import UserError
-from sushi_research.training.optim import SCHEDULES, build_optimizer, make_schedule, set_learning_rate
+from sushi_research.training.optim import SCHEDULES, make_optimizer, make_schedule, set_learning_rate
 
 
 def parameters():
@@ -27,20 +27,20 @@ def train(optimizer, weights, steps):
 def test_names():
     import bitsandbytes
 
-    assert type(build_optimizer("adamw8bit", parameters(), 1e-3, {})) is bitsandbytes.optim.AdamW8bit
-    adamw = build_optimizer("adamw", parameters(), 1e-3, {})
+    assert type(make_optimizer("adamw8bit", parameters(), 1e-3, {})) is bitsandbytes.optim.AdamW8bit
+    adamw = make_optimizer("adamw", parameters(), 1e-3, {})
     assert type(adamw) is torch.optim.AdamW and adamw.defaults["foreach"] is True
-    assert type(build_optimizer("torch.optim.SGD", parameters(), 1e-3, {"momentum": 0.9})) is torch.optim.SGD
-    assert type(build_optimizer("bitsandbytes.optim.Lion8bit", parameters(), 1e-3, {})) is bitsandbytes.optim.Lion8bit
+    assert type(make_optimizer("torch.optim.SGD", parameters(), 1e-3, {"momentum": 0.9})) is torch.optim.SGD
+    assert type(make_optimizer("bitsandbytes.optim.Lion8bit", parameters(), 1e-3, {})) is bitsandbytes.optim.Lion8bit
 
 
 def test_arguments_arrive():
     kwargs = {"betas": [0.8, 0.95], "weight_decay": 0.5, "foreach": False}
-    optimizer = build_optimizer("adamw", parameters(), 2e-3, kwargs)
+    optimizer = make_optimizer("adamw", parameters(), 2e-3, kwargs)
     assert optimizer.defaults["betas"] == (0.8, 0.95)
     assert (optimizer.defaults["lr"], optimizer.defaults["weight_decay"]) == (2e-3, 0.5)
     assert optimizer.defaults["foreach"] is False
-    eight = build_optimizer("adamw8bit", parameters(), 2e-3, {"betas": [0.8, 0.95], "min_8bit_size": 10**6})
+    eight = make_optimizer("adamw8bit", parameters(), 2e-3, {"betas": [0.8, 0.95], "min_8bit_size": 10**6})
     assert eight.defaults["betas"] == (0.8, 0.95)
     assert eight.args.min_8bit_size == 10**6
 
@@ -82,13 +82,13 @@ MISTAKES = [
 def test_mistakes_are_named():
     for name, kwargs, sentence in MISTAKES:
         with pytest.raises(UserError, match=sentence):
-            build_optimizer(name, parameters(), 1e-3, kwargs)
+            make_optimizer(name, parameters(), 1e-3, kwargs)
             pytest.fail(f"{name} with {kwargs} was accepted")
 
 
 def test_small_tensors_keep_fp32_states():
     weights = parameters()
-    optimizer = build_optimizer("adamw8bit", weights, 1e-3, {})
+    optimizer = make_optimizer("adamw8bit", weights, 1e-3, {})
     train(optimizer, weights, range(1))
     dtypes = [{optimizer.state[weight][key].dtype for key in ("state1", "state2")} for weight in weights]
     # 5,120, 1,296, 4,096 and 4,032 numbers.
@@ -98,11 +98,11 @@ def test_small_tensors_keep_fp32_states():
 @pytest.mark.parametrize("name", ["adamw8bit", "adamw", "torch.optim.RMSprop"])
 def test_the_state_resumes_bit_for_bit(name):
     whole_weights = parameters()
-    whole = build_optimizer(name, whole_weights, 1e-3, {})
+    whole = make_optimizer(name, whole_weights, 1e-3, {})
     train(whole, whole_weights, range(6))
 
     weights = parameters()
-    first = build_optimizer(name, weights, 1e-3, {})
+    first = make_optimizer(name, weights, 1e-3, {})
     train(first, weights, range(3))
     buffer = io.BytesIO()
     torch.save({"optimizer": first.state_dict(), "weights": weights}, buffer)
@@ -110,7 +110,7 @@ def test_the_state_resumes_bit_for_bit(name):
     saved = torch.load(buffer, weights_only=True)
 
     resumed_weights = [nn.Parameter(weight.detach().clone()) for weight in saved["weights"]]
-    resumed = build_optimizer(name, resumed_weights, 5.0, {})
+    resumed = make_optimizer(name, resumed_weights, 5.0, {})
     resumed.load_state_dict(saved["optimizer"])
     assert resumed.param_groups[0]["lr"] == 1e-3
     for weight, earlier in zip(resumed_weights, weights, strict=True):
@@ -127,7 +127,7 @@ def test_the_state_resumes_bit_for_bit(name):
 @pytest.mark.parametrize("name", ["adamw8bit", "adamw"])
 def test_a_rate_that_is_set_is_the_rate_of_the_next_step(name):
     weights = parameters()
-    optimizer = build_optimizer(name, weights, 1e-3, {})
+    optimizer = make_optimizer(name, weights, 1e-3, {})
     assert set_learning_rate(optimizer, 0.0) == 0.0
     train(optimizer, weights, range(1))
     assert all(torch.equal(weight, start) for weight, start in zip(weights, parameters(), strict=True))

@@ -1,6 +1,7 @@
 """Which precision a run has, which dtype each tensor has, and that the master weights are what an fp32 reference makes them."""
 
 import io
+import math
 
 import pytest
 import torch
@@ -47,21 +48,28 @@ def test_fp8_is_refused():
         resolve_precision("auto", "fp8", GPU)
 
 
+def policy_of(precision, optimizer="adamw8bit", numbers=100_000, vae=torch.float32, **kwargs):
+    return dtype_policy(precision, optimizer=optimizer, optimizer_kwargs=kwargs, numbers=numbers, vae=vae)
+
+
 def test_the_policy_in_words():
-    words = dtype_policy("bf16", optimizer="adamw8bit", vae=torch.float32).describe()
+    words = policy_of("bf16").describe()
     assert words == {
         "frozen UNet weights": "bfloat16",
         "activations": "bfloat16",
         "adapter, working copy": "bfloat16",
         "adapter, master weights": "float32",
         "adapter gradients, summed": "float32",
-        "optimizer state": "uint8, float32 for tensors below 4,096 numbers",
+        "optimizer state": "uint8",
         "loss": "float32",
         "VAE": "float32",
         "text encoders": "float32",
     }
-    assert dtype_policy("fp16", optimizer="adamw", vae=torch.float16).describe()["VAE"] == "float16"
-    assert dtype_policy("fp16", optimizer="torch.optim.SGD", vae=CPU).optimizer_state == "as torch.optim.SGD keeps it"
+    assert policy_of("fp16", "adamw", vae=torch.float16).describe()["VAE"] == "float16"
+    assert policy_of("fp16", "torch.optim.SGD").optimizer_state == "as torch.optim.SGD keeps it"
+    assert policy_of("fp16", numbers=4095).optimizer_state == "float32"
+    of_tensors = policy_of("fp16", min_8bit_size=16384).optimizer_state
+    assert of_tensors == "uint8, float32 for tensors below 16384 numbers"
 
 
 # --- a training step has the policy's dtypes ---
@@ -78,12 +86,12 @@ def forward(unet, architecture):
 def test_every_tensor_of_a_step_has_its_dtype(precision):
     from diffusers import UNet2DConditionModel
 
-    policy = dtype_policy(precision, optimizer="adamw8bit", vae=torch.float32)
+    policy = policy_of(precision)
     torch.manual_seed(0)
     unet = UNet2DConditionModel.from_config(NARROW_UNETS["sd15"]).to(policy.weights)
     lora.attach(unet, targets="kohya_conv", rank=64, alpha=1.0, dropout=0.1, init="default", seed=0)
     master_weights = MasterWeights(lora.adapter_parameters(unet), policy.adapter)
-    optimizer = optim.build_optimizer("adamw8bit", master_weights.parameters(), 1e-4, {})
+    optimizer = optim.build_optimizer("adamw8bit", master_weights, 1e-4, {})
     scaler = make_scaler(precision, CPU)
     seen = set()
     for module in unet.modules():
@@ -106,11 +114,9 @@ def test_every_tensor_of_a_step_has_its_dtype(precision):
     assert {module.weight.dtype for module in tensors} == {policy.weights} == {policy.adapter}
     assert {parameter.dtype for parameter in master_weights.parameters()} == {policy.master_weights}
     assert {parameter.grad.dtype for parameter in master_weights.parameters()} == {policy.gradients}
-    for parameter in master_weights.parameters():
-        state = optimizer.state[parameter]
-        assert state["state1"].dtype == (torch.uint8 if parameter.numel() >= 4096 else torch.float32)
-    sizes = {parameter.numel() >= 4096 for parameter in master_weights.parameters()}
-    assert sizes == {True, False}  # both kinds of optimizer state were there to be looked at
+    (flat,) = master_weights.flat_parameters()
+    assert optimizer.state[flat]["state1"].dtype == optimizer.state[flat]["state2"].dtype == torch.uint8
+    assert min(parameter.numel() for parameter in master_weights.parameters()) < 4096  # small tensors are part of it
 
 
 def test_only_the_embeddings_of_numbers_are_fp32():
@@ -156,11 +162,16 @@ def test_master_weights_follow_an_fp32_reference_bit_for_bit(dtype, name):
     steps, micro_batches = 8, 3
     net = Net()
     master_weights = MasterWeights(dict(net.named_parameters()), dtype)
-    optimizer = optim.build_optimizer(name, master_weights.parameters(), 1e-3, {})
+    optimizer = optim.build_optimizer(name, master_weights, 1e-3, {})
 
-    # The reference: one fp32 tensor per weight, gradients cast one by one, a model made afresh from them for every batch.
-    reference = [parameter.detach().clone().requires_grad_() for parameter in Net().parameters()]
-    reference_optimizer = optim.build_optimizer(name, reference, 1e-3, {})
+    # The reference: an fp32 vector of all weights, gradients cast one by one, a model made afresh from it for every batch.
+    shapes = [weight.shape for weight in Net().parameters()]
+    flat = nn.Parameter(nn.utils.parameters_to_vector(Net().parameters()).detach())
+    reference_optimizer = optim.make_optimizer(name, [flat], 1e-3, {})
+
+    def reference():
+        pieces = flat.detach().split([math.prod(shape) for shape in shapes])
+        return [piece.view(shape) for piece, shape in zip(pieces, shapes, strict=True)]
 
     for step, data in enumerate(batches(steps, micro_batches)):
         for group in (*optimizer.param_groups, *reference_optimizer.param_groups):
@@ -168,29 +179,28 @@ def test_master_weights_follow_an_fp32_reference_bit_for_bit(dtype, name):
         for x in data:
             net(x.to(dtype)).float().square().sum().backward()
             master_weights.accumulate()
-        norm = nn.utils.clip_grad_norm_(master_weights.parameters(), 1.0)
+        norm = nn.utils.clip_grad_norm_(master_weights.flat_parameters(), 1.0)
         optimizer.step()
         master_weights.refresh()
         master_weights.zero_grad()
 
-        sums = [torch.zeros_like(weight) for weight in reference]
+        sums = [torch.zeros(shape) for shape in shapes]
         for x in data:
-            first, second = (weight.detach().to(dtype).requires_grad_() for weight in reference)
+            first, second = (weight.to(dtype, copy=True).requires_grad_() for weight in reference())
             hidden = nn.functional.silu(nn.functional.linear(x.to(dtype), first))
             nn.functional.linear(hidden, second).float().square().sum().backward()
             sums = [total + weight.grad.to(torch.float32) for total, weight in zip(sums, (first, second), strict=True)]
-        for weight, total in zip(reference, sums, strict=True):
-            weight.grad = total
-        reference_norm = nn.utils.clip_grad_norm_(reference, 1.0)
+        flat.grad = torch.cat([total.flatten() for total in sums])
+        reference_norm = nn.utils.clip_grad_norm_([flat], 1.0)
         reference_optimizer.step()
 
         assert torch.equal(norm, reference_norm) and norm > 1  # clipping was at work
         for master_weight, weight, working in zip(
-            master_weights.parameters(), reference, net.parameters(), strict=True
+            master_weights.parameters(), reference(), net.parameters(), strict=True
         ):
             assert torch.equal(master_weight, weight)
             assert working.dtype == dtype and torch.equal(working, weight.to(dtype))
-    assert not any(torch.equal(weight, start) for weight, start in zip(reference, Net().parameters(), strict=True))
+    assert not any(torch.equal(weight, start) for weight, start in zip(reference(), Net().parameters(), strict=True))
 
 
 def test_gradients_add_up_in_fp32():
@@ -263,7 +273,7 @@ def test_parting_the_tensors_from_their_buffers_is_noticed():
         master_weights.refresh()
     net = Net()
     master_weights = MasterWeights(dict(net.named_parameters()), torch.float32)
-    optim.build_optimizer("adamw", master_weights.parameters(), 1e-3, {}).zero_grad()
+    optim.build_optimizer("adamw", master_weights, 1e-3, {}).zero_grad()
     net(torch.ones(1, 24)).sum().backward()
     with pytest.raises(AssertionError, match="use MasterWeights.zero_grad"):
         master_weights.accumulate()
@@ -318,7 +328,7 @@ def test_one_process_reduces_nothing():
 def test_an_fp16_step_with_an_infinity_changes_nothing_but_the_scale(name, bad):
     net = Net()
     master_weights = MasterWeights(dict(net.named_parameters()), torch.float16)
-    optimizer = optim.build_optimizer(name, master_weights.parameters(), 1e-3, {"weight_decay": 0.1})
+    optimizer = optim.build_optimizer(name, master_weights, 1e-3, {"weight_decay": 0.1})
     scaler = make_scaler("fp16", CPU)
 
     def step(poison):
@@ -353,7 +363,7 @@ def test_scaling_cancels():
     for scaler in (make_scaler("fp16", CPU), make_scaler("bf16", CPU)):
         net = Net()
         master_weights = MasterWeights(dict(net.named_parameters()), torch.float32)
-        optimizer = optim.build_optimizer("adamw", master_weights.parameters(), 1e-3, {})
+        optimizer = optim.build_optimizer("adamw", master_weights, 1e-3, {})
         scaler.scale(net(torch.ones(1, 24)).square().mean()).backward()
         master_weights.accumulate()
         scaler.unscale_(optimizer)

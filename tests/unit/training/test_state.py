@@ -15,7 +15,7 @@ CPU = torch.device("cpu")
 
 def state_of(precision: str = "fp16") -> TrainState:
     master_weights = MasterWeights({"a": nn.Parameter(torch.ones(3))}, torch.float32)
-    optimizer = optim.build_optimizer("adamw", master_weights.parameters(), 0.1, {})
+    optimizer = optim.build_optimizer("adamw", master_weights, 0.1, {})
     return TrainState(master_weights, optimizer, make_scaler(precision, CPU))
 
 

@@ -1,0 +1,45 @@
+"""The predicted peak memory against the H200's rows of docs/performance.md."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+
+from sushi_research.adapters import lora
+from sushi_research.models import components, sdxl
+from sushi_research.planning import memory
+from sushi_research.planning.memory import GIB
+from sushi_research.planning.step_cost import micro_batch_cost
+from sushi_research.planning.step_trace import Shape
+from tests.real_configs import SDXL_UNET
+
+TEXT = {"hidden": (77, 2048), "pooled": (1280,)}
+# SDXL at 1024 px, bf16, rank 16 on the attention layers, 8-bit AdamW: checkpointing, batch size -> GiB allocated and reserved.
+H200 = {
+    "none": {1: (10.49, 10.72), 2: (15.77, 16.06), 4: (26.34, 26.85), 8: (47.48, 48.49), 16: (89.77, 91.37)},
+    "all": {1: (5.75, 6.09), 4: (7.35, 7.97), 16: (13.75, 15.76)},
+}
+
+
+@pytest.fixture(scope="module")
+def unet() -> UNet2DConditionModel:
+    unet = components.build_empty("unet", SDXL_UNET)
+    lora.attach(unet, targets="attention", rank=16, alpha=16, dropout=0.0, init="default", seed=0)
+    return unet.train()
+
+
+@pytest.mark.parametrize("checkpointing", H200)
+def test_eager_rows_of_the_h200(unet, checkpointing):
+    if checkpointing == "all":
+        unet.enable_gradient_checkpointing()
+    cost = micro_batch_cost(unet, sdxl, TEXT, dtype=torch.bfloat16)
+    numbers = lora.count_parameters(unet)
+    weights = 2 * (sum(parameter.numel() for parameter in unet.parameters()) - numbers)
+    held = memory.Held(weights, memory.adapter_bytes(numbers, 2), numbers * memory.STATE_BYTES["adamw8bit"]).total
+    for samples, rows in H200[checkpointing].items():
+        peak = memory.on_gpu(held, cost.peak_bytes(Shape(samples, 128, 128, 77)), checkpointing=checkpointing)
+        # The issue's goal is 10 %. Without checkpointing the workspaces are all that is not counted.
+        assert (peak.allocated / GIB, peak.reserved / GIB) == pytest.approx(rows, rel=0.03), samples
+    if checkpointing == "none":  # docs/performance.md; and torch's counter on a whole batch at this size
+        assert cost.flops_of(Shape(1, 128, 128, 77)) == pytest.approx(14.58e12, rel=1e-4)
