@@ -1,4 +1,4 @@
-"""Measures a training's start: CPU seconds from the command to the first step, against importing the libraries and reading the UNet.
+"""Measures a training's start: CPU seconds from the command to the first step, against imports and the UNet's weights alone.
 
     make bench-start                                          # SD1.5 at its real size with random weights, filled caches
     python -m benchmarking.first_step --model sdxl --base FOLDER --rounds 5
