@@ -22,8 +22,8 @@ Config = TypeVar("Config", bound=BaseModel)
 def begin() -> None:
     """Prepares the process of a script: call it before any heavy import. `read_command_line` calls it.
 
-    Until `run_main` no garbage is collected, as in `imports.importing`. Under `python -W error` or PYTHONWARNINGS=error, warnings are
-    shown and are no errors: they are all of libraries.
+    Until `run_main` no garbage is collected, as in `imports.importing`. Under `python -W error` or PYTHONWARNINGS=error, warnings
+    are shown and are no errors: they are all of libraries.
     """
     if "torch" not in sys.modules:
         gc.disable()
