@@ -7,7 +7,7 @@
 
 Supported are diffusers' scripts train_text_to_image_lora.py and train_text_to_image_lora_sdxl.py, and kohya's train_network.py and
 sdxl_train_network.py. Both sides get the same base, images, captions, steps, batch size, rank, targets (attention), optimizer
-(AdamW), learning rate and dtype, and neither logs to TensorBoard or W&B. docs/performance.md ("Against other programs") explains it.
+(AdamW), learning rate and dtype; neither logs to TensorBoard or W&B. docs/performance.md ("Against other programs") explains it.
 """
 
 from __future__ import annotations
@@ -272,10 +272,10 @@ def run_job(work: Path, python: str, command: list[str], *, with_stand_in: bool)
     """One job: wall and CPU seconds, peak memory in bytes, and what peer_job.py recorded. UserError if it fails."""
     report, log = work / "job.json", work / "job.log"
     report.unlink(missing_ok=True)
-    paths = [str(ROOT)] if not with_stand_in else []
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "disabled"}
+    environment["PYTHONPATH"] = "" if with_stand_in else str(ROOT)
     if with_stand_in and not _has_torchvision(python):
-        paths = [str(ROOT / "benchmarking/stand_ins")]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "HF_HUB_OFFLINE": "1", "WANDB_MODE": "disabled"}
+        environment["STAND_INS"] = str(ROOT / "benchmarking/stand_ins")
     start = time.perf_counter()
     with log.open("wb") as out:
         worker = str(ROOT / "benchmarking/peer_job.py")

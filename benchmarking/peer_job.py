@@ -4,8 +4,10 @@
 as it is; what is added costs nothing that matters: the time of each optimizer step, and a reference to each loss.
 """
 
+import importlib.machinery
 import importlib.util
 import json
+import os
 import runpy
 import sys
 import time
@@ -30,6 +32,11 @@ def main(report: Path, script: str, words: list) -> None:
         accelerator.Accelerator.init_trackers = lambda *_, **__: None  # neither side writes for TensorBoard or W&B
 
     sys.meta_path.insert(0, _AfterImport("accelerate.accelerator", watch))
+    if folder := os.environ.get("STAND_INS"):
+        # transformers asks for torchvision when it likes; once the script has the stand-in, it would take that for the real one.
+        asks = "transformers.utils.import_utils"
+        sys.meta_path.insert(0, _AfterImport(asks, lambda module: module.is_torchvision_available()))
+        sys.meta_path.insert(0, _ForTheScript(folder))
     sys.argv, sys.path[0] = [script, *words], str(Path(script).parent)
     try:
         runpy.run_path(script, run_name="__main__")
@@ -65,6 +72,23 @@ class _AfterImport:
 
         spec.loader.exec_module = exec_module
         return spec
+
+
+class _ForTheScript:
+    """Finds the modules of a folder for the script alone, not for libraries that look whether they are installed."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] != "torchvision":
+            return None
+        frame = sys._getframe(1)
+        while "importlib" in frame.f_code.co_filename:
+            frame = frame.f_back
+        if not frame.f_globals["__name__"].startswith(("__main__", "torchvision")):
+            return None
+        return importlib.machinery.PathFinder.find_spec(name, path or [self.folder])
 
 
 if __name__ == "__main__":

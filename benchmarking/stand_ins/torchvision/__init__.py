@@ -1,5 +1,5 @@
 """A stand-in for torchvision, for exactly the calls that diffusers' text-to-image LoRA scripts make.
 
-`benchmarking.peer` puts it on the peer's PYTHONPATH where torchvision is not installed; nothing else imports it. Its transforms do
+`benchmarking.peer` gives it to the peer's script, and to no library, where torchvision is not installed. Its transforms do
 what torchvision's do on PIL images, with PIL and torch alone.
 """
