@@ -332,9 +332,7 @@ def require_attention(job: Job, unet: Any) -> None:
         attention.require_order(train.attention, unet, job.compute_dtype, job.device, masked=masked)
 
 
-def require_trainable(
-    job: Job, unet: Any, steps: int, warmup: int, shapes: Mapping[str, Sequence[int]]
-) -> None:
+def require_trainable(job: Job, unet: Any, steps: int, warmup: int, shapes: Mapping[str, Sequence[int]]) -> None:
     """Fail fast: checks the attention kernels, the optimizer, the schedule and W&B before anything is encoded.
 
     `unet` has no weights; `warmup` is in steps, `shapes` are those of the adapter's tensors. Raises the UserErrors of
