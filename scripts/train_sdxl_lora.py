@@ -75,9 +75,7 @@ def training_step(
     prediction = model.predict(unet, noisy, timesteps, batch.text, batch.time_ids, dtype=job.compute_dtype)
     # The target is what the base predicts: the noise, or v.
     target = diffusion.target(latents, noise, timesteps, objective.abar, objective.prediction_type)
-    if (
-        batch.to_base is not None
-    ):  # prior preservation: for these samples the target is the prediction without the adapter
+    if batch.to_base is not None:  # prior preservation: these samples' target is the prediction without the adapter
         with torch.no_grad(), lora.without_adapter(unet):
             of_base = model.predict(unet, noisy, timesteps, batch.text, batch.time_ids, dtype=job.compute_dtype)
         target = diffusion.prior_target(target, of_base, batch.to_base)
