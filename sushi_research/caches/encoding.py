@@ -109,8 +109,11 @@ def _batch_size(vae: Any, bucket: tuple[int, int], limit: int) -> int:
     if vae.device.type != "cuda":
         return 1
     pixels = bucket[0] * bucket[1]
-    unused = torch.cuda.memory_reserved(vae.device) - torch.cuda.memory_allocated(vae.device)
-    free = torch.cuda.mem_get_info(vae.device)[0] + unused
+    reserved = torch.cuda.memory_reserved(vae.device)
+    # train.memory may hold the process to a part of the device.
+    total, part = torch.cuda.mem_get_info(vae.device)[1], torch.cuda.get_per_process_memory_fraction(vae.device)
+    free = min(torch.cuda.mem_get_info(vae.device)[0], total * part - reserved)
+    free += reserved - torch.cuda.memory_allocated(vae.device)
     fits = int(0.8 * free) // (_BYTES_PER_PIXEL * vae.dtype.itemsize * pixels)
     return max(1, min(limit // pixels, fits))
 
