@@ -11,18 +11,20 @@ from typing import Any
 
 import pytest
 import torch
+from recorded_runs import Recording
 from script_runs import Trainer, script
 
 from sushi_research.adapters import lora
 from sushi_research.config.learning import TrainSection
 from sushi_research.diffusion import NUM_TIMESTEPS
-from sushi_research.training.loader import Batch, Loader
+from sushi_research.fast.batch import Batch
+from sushi_research.training.loader import Loader
 
 STEPS, SEED, RANK, SAMPLES = 5, 3, 4, 4
 # Large, so that B is no longer near zero in the second step, where A has gradients for the first time.
 RATE = 20.0
 
-CHECKPOINTING = typing.get_args(TrainSection.model_fields["gradient_checkpointing"].annotation) or (False, True)
+CHECKPOINTING = typing.get_args(TrainSection.model_fields["gradient_checkpointing"].annotation)
 # All are compared with the same losses and gradients: neither how samples are divided, nor where activations come from, nor how
 # the optimizer sees the tensors changes what is computed. Every mode of each setting is in one of them.
 ACCUMULATED = {"train.batch_size": SAMPLES // 2, "train.accumulation": 2}
@@ -37,6 +39,7 @@ MODES: dict[str, dict[str, Any]] = {
         f"one flat parameter, checkpointing {mode}, accumulated": {"train.gradient_checkpointing": mode, **ACCUMULATED}
         for mode in CHECKPOINTING[1:-1]
     },
+    "recorded, accumulated": ACCUMULATED,
 }
 
 
@@ -108,9 +111,10 @@ def test_losses_and_gradients_are_those_of_the_basic_script_in_every_mode(
         "lora.alpha": RANK,
         "checkpoint.every": None,
     }
-    oracle = None
+    oracle, recording = None, Recording(monkeypatch)
     for number, (mode, settings) in enumerate(MODES.items()):
         batches.clear(), gradients.clear()
+        recording.on = mode.startswith("recorded")
         assert trainer.train(f"run-{number}", {**always, **settings}) == 0
         if oracle is None:
             oracle = Oracle(architecture, bases[architecture], batches[-STEPS:])
