@@ -5,6 +5,10 @@ ARCH ?= sdxl
 CONCEPT ?= star
 DATA ?=
 EXP ?=
+PEER ?=
+PEER_PYTHON ?=
+A ?=
+B ?=
 N ?= 100
 MINUTES ?= 30
 POINTS ?= 10
@@ -21,7 +25,7 @@ INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --constr
 PYTEST := $(BIN)/python -m pytest -q -n 2 --dist loadgroup --no-loadscope-reorder --durations=10
 
 .PHONY: help setup demo pages bases scores measure-study acceptance inspect experiment chaos faults-io test test-fast mutants fuzz lint \
-	format bench bench-data bench-gpu clean
+	format bench bench-data bench-peer bench-start bench-gpu clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -101,11 +105,18 @@ format: .venv/.dev  ## fix the style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: .venv/.installed  ## time pairs of variants on this machine; results in benchmarks/results
-	$(ONE_THREAD) $(BIN)/python -m benchmarking --model $(ARCH)
+bench: .venv/.installed  ## time pairs of variants, or the step of two commits (A=main B=HEAD), on this machine; results in benchmarks/results
+	$(ONE_THREAD) $(BIN)/python -m benchmarking --model $(ARCH) $(if $(A)$(B),--commits "$(A)" "$(B)")
+
+bench-peer: .venv/.installed  ## whole jobs against another program's script (PEER=.../train_text_to_image_lora.py; PEER_PYTHON=...)
+	@test -n "$(PEER)" || { echo "error: PEER is missing: make bench-peer PEER=diffusers/examples/text_to_image/train_text_to_image_lora.py" >&2; exit 2; }
+	$(ONE_THREAD) $(BIN)/python -m benchmarking.peer --peer "$(PEER)" $(if $(PEER_PYTHON),--peer-python "$(PEER_PYTHON)")
 
 bench-data: .venv/.installed  ## measure the start of a run and its loader with up to a million rows (about half an hour on two cores)
 	$(BIN)/python -m benchmarking.data
+
+bench-start: .venv/.installed  ## measure the start of a run against imports and weights alone, in CPU seconds (ARCH=sd15; two minutes)
+	$(ONE_THREAD) $(BIN)/python -m benchmarking.first_step
 
 bench-gpu: .venv/.dev  ## run the GPU tests, then the same comparison on the GPU
 	$(BIN)/python -m pytest -q -m gpu
