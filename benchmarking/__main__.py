@@ -244,7 +244,7 @@ def run_pair(arguments: argparse.Namespace, bench: Bench, name: str) -> dict[str
 
 
 def run_commits(arguments: argparse.Namespace, architecture: str, folder: Path) -> dict[str, Any]:
-    """`run_pair` for the steps of two commits. Their processes take turns: while one works, the other waits for its next request."""
+    """`run_pair` for the steps of two commits. Their processes take turns: while one works, the other waits to be asked."""
     device = ("cuda" if torch.cuda.is_available() else "cpu") if arguments.device == "auto" else arguments.device
     words = ["--model", architecture, "--device", device, "--batch-size", str(arguments.batch_size)]
     words += [
