@@ -21,10 +21,11 @@ from sushi_research.config import TrainingConfig
 from sushi_research.config.sets import sets_of
 from sushi_research.data import images
 from sushi_research.data.items import Item
+from sushi_research.fast.batch import Batch
 from sushi_research.models import loading
 from sushi_research.runs.job import Job
 from sushi_research.training import optim
-from sushi_research.training.loader import Batch, Loader
+from sushi_research.training.loader import Loader
 from sushi_research.training.master_weights import MasterWeights
 from sushi_research.training.sampler import Sampler, StepSample
 
@@ -106,7 +107,7 @@ def with_master_weights(bench: Bench, unet: torch.nn.Module, batches: Callable[[
     def step(index: int) -> torch.Tensor:
         metrics = LossSum(bench.device)
         for batch in batches(index):
-            bench.script.training_step(job, unet, batch, index, objective, metrics)
+            bench.script.training_step(job, unet, batch, objective, metrics)
             master_weights.accumulate()
         scaler.unscale_(optimizer)
         torch.nn.utils.clip_grad_norm_(master_weights.flat_parameters(), config.train.max_grad_norm)
@@ -130,7 +131,7 @@ def as_peft(bench: Bench, unet: torch.nn.Module, batches: Callable[[int], Any]) 
     def step(index: int) -> torch.Tensor:
         metrics = LossSum(bench.device)
         for batch in batches(index):
-            bench.script.training_step(job, unet, batch, index, objective, metrics)
+            bench.script.training_step(job, unet, batch, objective, metrics)
         scaler.unscale_(optimizer)
         torch.nn.utils.clip_grad_norm_(parameters, config.train.max_grad_norm)
         scaler.step(optimizer)

@@ -35,6 +35,8 @@ from sushi_research.adapters import lora
 from sushi_research.caches.caches import open_caches, open_hash_cache, open_remembered
 from sushi_research.caches.inputs import Inputs, fill_caches
 from sushi_research.data.training_data import read_data
+from sushi_research.fast import checkpointing
+from sushi_research.fast.batch import Batch
 from sushi_research.files import system_errors
 from sushi_research.models import loading
 from sushi_research.models.loading import find_base
@@ -43,10 +45,10 @@ from sushi_research.runs.job import Job
 from sushi_research.runs.launch import one_report
 from sushi_research.sampling import sample_grids
 from sushi_research.stopping import StopRequest
-from sushi_research.training import best_adapter, evaluating, optim, page_output, resume, run
+from sushi_research.training import best_adapter, evaluating, optim, page_output, recorded_step, resume, run
 from sushi_research.training.adapter_output import AdapterWriter
 from sushi_research.training.batch_text import make_batch_text
-from sushi_research.training.loader import Batch, Loader
+from sushi_research.training.loader import Loader
 from sushi_research.training.master_weights import MasterWeights
 from sushi_research.training.plan import make_plan
 from sushi_research.training.sampler import Sampler
@@ -60,7 +62,7 @@ from sushi_research.models import sdxl as model  # isort: skip
 
 
 def training_step(
-    job: Job, unet: torch.nn.Module, batch: Batch, step: int, objective: diffusion.Objective, metrics: StepMetrics
+    job: Job, unet: torch.nn.Module, batch: Batch, objective: diffusion.Objective, metrics: StepMetrics
 ) -> None:
     """One micro-batch of B samples: add noise, predict, compute the weighted loss, add its gradients to the step's."""
     timesteps = batch.integers("timestep", diffusion.NUM_TIMESTEPS)  # [B]
@@ -73,7 +75,7 @@ def training_step(
     prediction = model.predict(unet, noisy, timesteps, batch.text, batch.time_ids, dtype=job.compute_dtype)
     # The target is what the base predicts: the noise, or v.
     target = diffusion.target(latents, noise, timesteps, objective.abar, objective.prediction_type)
-    if any(batch.to_base):  # prior preservation: for these samples the target is the prediction without the adapter
+    if batch.to_base is not None:  # prior preservation: these samples' target is the prediction without the adapter
         with torch.no_grad(), lora.without_adapter(unet):
             of_base = model.predict(unet, noisy, timesteps, batch.text, batch.time_ids, dtype=job.compute_dtype)
         target = diffusion.prior_target(target, of_base, batch.to_base)
@@ -141,8 +143,7 @@ def train(job: Job) -> int:
         start=job.start and job.start.pairs,
     )
     unet.train()
-    if config.train.gradient_checkpointing:
-        unet.enable_gradient_checkpointing()
+    checkpointing.enable(unet, config.train.gradient_checkpointing, dropout=config.lora.dropout)
     master_weights = MasterWeights(lora.adapter_parameters(unet), job.compute_dtype)
     optimizer = optim.build_optimizer(
         config.optimizer.name, master_weights, config.optimizer.lr, config.optimizer.kwargs
@@ -187,6 +188,15 @@ def train(job: Job) -> int:
     evaluator = evaluating.prepare(job, inputs, run_state, unet)
     writer = AdapterWriter(job, inputs, plan, run_state, state, unet)
     saver, best = Saver(writer), best_adapter.prepare(writer)
+
+    def micro_batch(batch: Batch) -> None:
+        training_step(job, unet, batch, objective, metrics)
+        master_weights.accumulate()  # adds the working copy's gradients to the fp32 sum, and clears them
+
+    # Recorded as a CUDA graph for each shape of a batch, where that is possible (docs/fast_step.md).
+    run_micro_batch = recorded_step.prepare(
+        job, run_state, micro_batch, unet=unet, master_weights=master_weights, metrics=metrics, loader=loader
+    )
     step, resumed_at, stopping = run_state.step, run_state.step, False
     bar = TrainingBar(job, plan, step)
     with contextlib.ExitStack() as signals, contextlib.closing(loader), contextlib.closing(bar):
@@ -203,6 +213,7 @@ def train(job: Job) -> int:
             to_evaluate = evaluator and (first or last or plan.due.evaluation.at(step))
             to_sample = first or last or plan.due.sample.at(step)
             if to_evaluate or to_sample:
+                run_micro_batch.make_room()
                 # The averaged weights are those of schedule-free optimizers; of all others they are the weights themselves.
                 with saver.saved_if_interrupted(step), state.averaged_weights(), stop.at_once():
                     if to_evaluate:
@@ -228,9 +239,8 @@ def train(job: Job) -> int:
             for batch in loader.step(step):
                 if objective.dropout:  # the only random numbers from torch's global generator
                     batch.seed_torch("dropout", step)
-                training_step(job, unet, batch, step, objective, metrics)
+                run_micro_batch(batch)
                 metrics.record(batch.names, batch.roles)
-                master_weights.accumulate()  # adds the working copy's gradients to the fp32 sum, and clears them
             # One message between the processes: the gradients, the metrics, and whether any process was asked to stop.
             stopping = metrics.sum_over_processes(master_weights, stop=stop.poll(), waited=loader.take_waited())
             metrics.require_finite_loss(step + 1)

@@ -6,7 +6,6 @@ alphas, x_t = sqrt(abar_t) x0 + sqrt(1 - abar_t) eps (their equation 4). B sampl
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -115,14 +114,13 @@ def min_snr_weight(timesteps: torch.Tensor, abar: torch.Tensor, gamma: float, pr
     return ratio.clamp(max=gamma) / (ratio + 1.0)
 
 
-def prior_target(target: torch.Tensor, of_base: torch.Tensor, to_base: Sequence[bool]) -> torch.Tensor:
-    """The target [B, C, H, W]: `of_base`, the base's own prediction, where `to_base` [B] is true, and `target` elsewhere.
+def prior_target(target: torch.Tensor, of_base: torch.Tensor, to_base: torch.Tensor) -> torch.Tensor:
+    """The target [B, C, H, W]: `of_base`, the base's own prediction, where `to_base` [B] bool is true, and `target` elsewhere.
 
     Prior preservation after DreamBooth (Ruiz et al. 2023, arXiv 2208.12242, equation 2), with the base's prediction in place of
-    images that it generated. `to_base` is on the host, so choosing does not wait for the device.
+    images that it generated. All three are on the device, so choosing does not wait for it.
     """
-    chosen = [base if use else own for own, base, use in zip(target, of_base.to(target.dtype), to_base, strict=True)]
-    return torch.stack(chosen)
+    return torch.where(to_base[:, None, None, None], of_base.to(target.dtype), target)
 
 
 def mse_per_sample(prediction: torch.Tensor, target: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:

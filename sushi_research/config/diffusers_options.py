@@ -105,7 +105,7 @@ OPTIONS: dict[str, list[tuple[str, str, str]]] = {
     ],
     "Precision, memory and speed": [
         ("mixed_precision", "train.precision", "fp32 for no; the default auto takes bf16 where the GPU has it"),
-        ("gradient_checkpointing", "train.gradient_checkpointing", ""),
+        ("gradient_checkpointing", "train.gradient_checkpointing", "all, or true; feed_forward for a part"),
         ("enable_xformers_memory_efficient_attention", "train.attention", "xformers"),
         ("allow_tf32 enable_npu_flash_attention", "", "train.precision decides the precision"),
         ("dataloader_num_workers local_rank", "", "accelerate launch starts the processes; the cache needs no workers"),

@@ -195,7 +195,7 @@ OPTIONS: dict[str, list[tuple[str, str, str]]] = {
             "model.base_storage",
             "fp8, with a scale for each row; int8 takes the same memory and is closer to the base",
         ),
-        ("gradient_checkpointing", "train.gradient_checkpointing", ""),
+        ("gradient_checkpointing", "train.gradient_checkpointing", "all, or true; feed_forward for a part"),
         ("xformers", "train.attention", "xformers"),
         ("sdpa", "train.attention", "sdpa, which is the default here"),
         ("mem_eff_attn", "train.attention", "sdpa (the default) or xformers"),

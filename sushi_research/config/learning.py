@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from sushi_research.config.section import (
     Bounded,
@@ -21,6 +21,8 @@ from sushi_research.config.section import (
 # Of one step on one process. Its samples are chosen at once; the largest published trainings of these models use some thousand.
 MOST_SAMPLES = 65_536
 
+# PyTorch's kernels of scaled_dot_product_attention.
+Kernel = Literal["cudnn", "flash", "efficient", "math"]
 TargetPreset = Literal["attention", "attention_ff", "kohya", "kohya_conv"]
 
 
@@ -117,16 +119,44 @@ class TrainSection(Section):
         description="Dtype of the frozen weights and activations; auto = the best that the device supports (bf16 on a "
         "recent GPU, fp32 on a CPU), unless accelerate launch sets --mixed_precision bf16 or fp16",
     )
-    gradient_checkpointing: bool = Field(
-        False, description="Recompute activations in the backward pass: far less memory, about a third more compute"
+    gradient_checkpointing: Literal["none", "feed_forward", "all"] = Field(
+        "none",
+        description="Activations that the backward pass recomputes to save memory: feed_forward = those of the feed-forward "
+        "layers; all = those of every block (far less memory, about a third more compute). true = all, "
+        "false = none",
+        json_schema_extra={"allowed": "none, feed_forward, all, true or false"},
     )
-    attention: Literal["sdpa", "xformers"] = Field(
-        "sdpa", description="Attention kernels: PyTorch's own, or xformers (an extra to install; needs a GPU)"
+    attention: Literal["sdpa", "xformers"] | Annotated[list[Kernel], Field(min_length=1)] = Field(
+        "sdpa",
+        description="Attention kernels: sdpa = PyTorch's own, chosen by it; xformers (an extra to install; needs a GPU); or a list "
+        "of PyTorch's, of which the first one that can compute an attention does: cudnn, flash, efficient, math",
+        json_schema_extra={
+            "allowed": "sdpa, xformers, or a list of cudnn, flash, efficient and math, such as [cudnn, math]"
+        },
+    )
+    record_step: bool = Field(
+        True,
+        description="On a CUDA GPU, record forward and backward as a CUDA graph, which saves the time that Python takes to launch "
+        "the kernels (docs/fast_step.md)",
     )
     max_grad_norm: float | None = Field(
         1.0, gt=0, le=1e9, description="Clip the global gradient norm to this; null = no clipping"
     )
     deterministic: bool = Field(False, description="Use deterministic kernels only: bit-for-bit repeatable, but slower")
+
+    @field_validator("gradient_checkpointing", mode="before")
+    @classmethod
+    def _all_or_none(cls, given: Any) -> Any:
+        """Other trainers have a switch here, as this suite had. On the command line it is a text."""
+        switches = {True: "all", "true": "all", False: "none", "false": "none"}
+        return switches.get(given, given) if isinstance(given, bool | str) else given
+
+    @field_validator("attention")
+    @classmethod
+    def _kernels_are_distinct(cls, given: Any) -> Any:
+        if isinstance(given, list) and len(set(given)) < len(given):
+            raise ValueError("train.attention names a kernel twice: keep one of each")
+        return given
 
     @model_validator(mode="after")
     def _one_length(self) -> TrainSection:

@@ -15,7 +15,7 @@ import numpy as np
 
 from sushi_research.errors import UserError, some
 from sushi_research.evaluation.outcomes import LEARNED_BINS, in_bins, log_ratio
-from sushi_research.experiments import code_variants, repetitions
+from sushi_research.experiments import code_variants, repetitions, step_paths
 from sushi_research.experiments.evaluated_files import notes_on_files, with_distinct_names, without_chosen
 from sushi_research.experiments.pairs import Pair, Point, compared, pairs_of, scored, with_tests
 from sushi_research.experiments.run_ends import last_common
@@ -134,7 +134,8 @@ def differing(variants: Sequence[Variant]) -> dict[str, list[Any]]:
         for key in keys
         if any(each.get(key) != trained[0].get(key) for each in trained)
     }
-    return found | code_variants.differing([v.runs for v in variants], [v.is_file for v in variants])
+    runs, is_file = [v.runs for v in variants], [v.is_file for v in variants]
+    return found | step_paths.differing(runs, is_file) | code_variants.differing(runs, is_file)
 
 
 def warnings_of(records: Sequence[RunRecord]) -> list[str]:
@@ -155,6 +156,7 @@ def warnings_of(records: Sequence[RunRecord]) -> list[str]:
         ("precision", lambda r: r.entry.get("precision"), "rounding differs"),
         ("random scheme", lambda r: r.entry.get("random_scheme"), "their noise differs"),
         ("device", lambda r: r.entry.get("device"), timing),
+        (step_paths.KEY, lambda r: step_paths.label(r) if r.entries else None, f"{rounding}, and {timing}"),
         ("number of processes", lambda r: r.entry.get("world"), timing),
     ]
     for library in ("torch", "diffusers", "peft", "bitsandbytes"):

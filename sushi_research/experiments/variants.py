@@ -1,4 +1,5 @@
-"""The variants of a comparison: runs whose identity is equal except for the seed, and whose code is equal (code_variants.py)."""
+"""The variants of a comparison: runs whose identity is equal except for the seed, trained with the same code (code_variants.py)
+and with their steps launched in the same way (step_paths.py)."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sushi_research.errors import UserError, printable
-from sushi_research.experiments import code_variants
+from sushi_research.experiments import code_variants, step_paths
 from sushi_research.reports.run_record import RunRecord
 from sushi_research.runs.identity import without_locations
 
@@ -37,7 +38,7 @@ def variants_of(records: Sequence[RunRecord], pool_code: bool = False) -> tuple[
         settings = {key: value for key, value in without_locations(record.identity).items() if key != SEED}
         code = None if pool_code else code_variants.history(record)
         # An adapter file has no identity, so it is a variant of its own.
-        key = repr((sorted(settings.items()), code)) if settings else str(record.path)
+        key = repr((sorted(settings.items()), code, step_paths.history(record))) if settings else str(record.path)
         groups.setdefault(key, []).append(record)
     by_run = len(groups) == 1 and len(records) > 1
     parts = [[record] for record in records] if by_run else list(groups.values())

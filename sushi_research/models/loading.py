@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -16,6 +16,7 @@ from sushi_research.config import TrainingConfig
 from sushi_research.errors import UserError, first_line
 from sushi_research.fingerprints import HashCache, file_state
 from sushi_research.models import ARCHITECTURES, detect, hub, prediction, settings, sources, tokenizers
+from sushi_research.models.attention import OrderedAttention
 from sushi_research.models.components import CLASSES, build_empty
 from sushi_research.models.header import read_header
 from sushi_research.models.prediction import Prediction
@@ -253,11 +254,15 @@ def find_tokenizers(
 
 
 def load_unet(
-    base: Base, dtype: torch.dtype, device: torch.device, attention: str = "sdpa", storage: Storage = "compute"
+    base: Base,
+    dtype: torch.dtype,
+    device: torch.device,
+    attention: str | Sequence[str] = "sdpa",
+    storage: Storage = "compute",
 ) -> Any:
     """The frozen UNet (`UNet2DConditionModel`), every weight in `dtype` on `device`, or held as `storage` says (storage.py).
 
-    `attention` is "sdpa" (PyTorch's kernels, diffusers' default) or "xformers".
+    `attention` is "sdpa" (PyTorch's kernels, diffusers' default), "xformers", or an order of PyTorch's (`attention.BACKENDS`).
     """
     unet = base.load("unet", lambda: base.parts["unet"].load(dtype, device, storage)).requires_grad_(False)
     if attention == "xformers":
@@ -269,6 +274,8 @@ def load_unet(
             raise UserError(
                 f"xformers does not run here ({first_line(error)}): leave train.attention at sdpa."
             ) from error
+    elif attention != "sdpa":
+        unet.set_attn_processor(OrderedAttention(attention))
     return unet
 
 

@@ -142,14 +142,15 @@ def launches(run: RunFolder) -> list[Block]:
     entries = provenance.entries(run.provenance, REMEDY)
     if not entries:
         return []
-    rows = [["started", "from step", "device", "processes", "precision", "code"]]
+    rows = [["started", "from step", "device", "processes", "precision", "step path", "code"]]
     for entry in entries:
         code = entry.get("code") or {}
         commit = str(code.get("commit") or code.get("version") or "-")[:10] + (
             " + changes" if code.get("dirty") else ""
         )
         values = (entry.get("step"), entry.get("device"), entry.get("world"), entry.get("precision"))
-        rows.append([_date(entry.get("date")), *("-" if value is None else str(value) for value in values), commit])
+        shown = ["-" if value is None else str(value) for value in values]
+        rows.append([_date(entry.get("date")), *shown, provenance.step_path(entry), commit])
     last = entries[-1]
     machine = last.get("machine") or {}
     facts = [["platform", str(last.get("platform") or "-")], ["python", str(last.get("python") or "-")]]

@@ -37,6 +37,7 @@ MAY_CHANGE = {
     "model.zero_terminal_snr": "covered by the resolved prediction of the base",
     "train.gradient_checkpointing": "the same activations, recomputed instead of stored",
     "train.attention": "different kernels, same result up to rounding",
+    "train.record_step": "the same kernels, launched in another way",
     "train.deterministic": "different kernels, same result up to rounding",
     "lora.save_dtype": "the dtype of the adapter file, not of the training",
     "lora.metadata": "what the adapter file says about itself",

@@ -49,6 +49,7 @@ def conditions(plan: Mapping[str, Any], entry: Mapping[str, Any]) -> dict[str, A
         "batch_size": split.get("batch_size"),
         "processes": split.get("processes"),
         "precision": entry.get("precision"),
+        "step_path": provenance.step_path(entry),
         "device": entry.get("device"),
         "threads": machine.get("threads") if machine.get("gpu_memory_gib") is None else None,
         "images": _of_images(_mapping(_mapping(entry.get("resolved_config")).get("data"))),

@@ -19,6 +19,8 @@ from sushi_research.runs.code import changed_files, is_recorded, listed
 # The libraries that affect what is learned.
 ARITHMETIC = ("torch", "diffusers", "transformers", "peft", "bitsandbytes", "numpy", "accelerate")
 
+_MAY_DIFFER = "; the result may differ from an uninterrupted run's"
+
 
 def collect(
     *,
@@ -78,6 +80,16 @@ def add_entry(path: Path, entry: dict[str, Any]) -> None:
     write_json(path, [*entries(path), entry])
 
 
+def replace_last(path: Path, entry: dict[str, Any]) -> None:
+    """Puts `entry` in the place of the last one in provenance.json, which is this launch's."""
+    write_json(path, [*entries(path)[:-1], entry])
+
+
+def step_path(entry: dict[str, Any]) -> str:
+    """How a launch ran its steps: "recorded" as CUDA graphs, or "eager", as earlier versions did."""
+    return entry.get("step_path") or "eager"
+
+
 def launches(found: Sequence[dict[str, Any]], step: int | None = None) -> list[dict[str, Any]]:
     """The entries of those launches that contributed to the run as it is at `step`, or at its end.
 
@@ -118,7 +130,17 @@ def changes(before: dict[str, Any] | None, now: dict[str, Any]) -> list[str]:
     for key, what in (("device", "the device"), ("world", "the number of processes")):
         if before.get(key) != now[key]:
             found.append(f"{what} was {before.get(key)} and is {now[key]}")
-    return [f"{sentence}; the result may differ from an uninterrupted run's" for sentence in found]
+    attention = [((each.get("resolved_config") or {}).get("train") or {}).get("attention") for each in (before, now)]
+    if None not in attention and attention[0] != attention[1]:
+        found.append(f"train.attention was {attention[0]} and is {attention[1]}")
+    return [f"{sentence}{_MAY_DIFFER}" for sentence in found]
+
+
+def path_changes(before: dict[str, Any] | None, path: str) -> list[str]:
+    """A sentence if the launch before ran its steps in another way than by `path`."""
+    if before is None or step_path(before) == path:
+        return []
+    return [f"the step was {step_path(before)} and is {path}{_MAY_DIFFER}"]
 
 
 def _code(code: dict[str, Any]) -> str:

@@ -127,6 +127,7 @@ class Entry(Record):
     world: Size | None = None
     device: str | None = None
     precision: str | None = None
+    step_path: str | None = None
     random_scheme: int | None = None
     code: Code | None = None
     libraries: dict[str, str | None] | None = None

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 import numpy as np
 import torch
@@ -16,61 +15,10 @@ from sushi_research.caches.caches import Caches
 from sushi_research.config.sets import ResolvedSet
 from sushi_research.data.captions.run_captions import RunCaptions
 from sushi_research.data.items import Item, Items
+from sushi_research.fast.batch import Batch, normal, to_device
 from sushi_research.training import set_terms
 from sushi_research.training.batch_text import BatchText
 from sushi_research.training.sampler import Sampler, StepSample
-
-
-@dataclass(frozen=True)
-class Batch:
-    """A micro-batch: B samples of one bucket, from the caches, with random numbers that depend only on seed and sample.
-
-    `mean`, `std` of the VAE posterior, each [B, 4, h, w]; `text` embeddings by name, [B, ...]; `time_ids` [B, 6] fp32; `names`
-    of the files; `keys` (epoch, image hash, instance) for randomness; `prefetched` noise by purpose. `loss_weights` [B] fp32 are
-    those of the sets; `mask` [B, 1, h, w] fp32, or None, weighs the loss within each image; `to_base` says for each sample whether
-    its target is the base's own prediction. `roles` [B] int64 is 1 for regularisation images; None if the run has none.
-    """
-
-    mean: torch.Tensor
-    std: torch.Tensor
-    text: dict[str, torch.Tensor]
-    time_ids: torch.Tensor
-    loss_weights: torch.Tensor
-    names: tuple[str, ...]
-    keys: tuple[tuple[int, str, int], ...]
-    seed: int
-    device: torch.device
-    prefetched: dict[str, torch.Tensor] = field(repr=False)
-    mask: torch.Tensor | None = None
-    to_base: tuple[bool, ...] = ()
-    roles: torch.Tensor | None = None
-
-    def __len__(self) -> int:
-        return len(self.keys)
-
-    def normal(self, purpose: str, shape: tuple[int, ...] | None = None) -> torch.Tensor:
-        """Standard normal noise [B, *shape] fp32 (default: the latents' shape), one stream per sample (rule 4, CONTRIBUTING.md)."""
-        if shape is None and purpose in self.prefetched:
-            return self.prefetched[purpose]
-        return _to(self.device, _normal(self.seed, purpose, self.keys, shape or tuple(self.mean.shape[1:])))
-
-    def seed_torch(self, purpose: str, step: int) -> None:
-        """Seeds torch's global generator, which libraries use: dropout inside an adapter layer."""
-        torch.manual_seed(randomness.torch_seed(self.seed, purpose, step, *self.keys[0]))
-
-    def integers(self, purpose: str, high: int) -> torch.Tensor:
-        """Uniform integers [B] int64 in [0, high), one stream per sample."""
-        values = [randomness.integer(self.seed, purpose, *key, high=high) for key in self.keys]
-        return _to(self.device, torch.tensor(values))
-
-
-def _to(device: torch.device, tensor: torch.Tensor) -> torch.Tensor:
-    # With pinned memory the copy is asynchronous: it does not wait for the kernels queued on the GPU.
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
-
-
-def _normal(seed: int, purpose: str, keys: Sequence[tuple[int, str, int]], shape: tuple[int, ...]) -> torch.Tensor:
-    return torch.from_numpy(np.stack([randomness.normal(seed, purpose, *key, shape=shape) for key in keys]))
 
 
 def is_flipped(seed: int, probability: float, epoch: int, item: Item) -> bool:
@@ -125,6 +73,21 @@ class Loader:
         self._waited += time.perf_counter() - start
         yield from batches
 
+    def wait_for_prefetch(self) -> None:
+        """Waits until the background thread has nothing to do, so that it does not use the GPU while a step is recorded."""
+        if self._next is not None:
+            wait([self._next[1]])
+
+    def largest(self, step: int) -> Batch | None:
+        """The largest micro-batch, by latents, of the steps from `step` on, looked for in one epoch; None if there is no step."""
+        stop = step + max(1, len(self.items) // self.sampler.global_batch_size)
+        stop = stop if self.steps is None else min(stop, self.steps)
+        if step >= stop:
+            return None
+        areas = np.array([height * width for height, width in self.items.buckets])
+        found, samples = self.sampler.largest_micro_batch(step, stop, self.batch_size, areas)
+        return self._batch(found, samples)
+
     def take_waited(self) -> float:
         """Seconds that training waited for data since the last call."""
         waited, self._waited = self._waited, 0.0
@@ -135,7 +98,8 @@ class Loader:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def _prepare(self, step: int) -> list[Batch]:
-        return [self._batch(samples) for samples in self.sampler.share(step, self.batch_size, self.rank, self.world)]
+        share = self.sampler.share(step, self.batch_size, self.rank, self.world)
+        return [self._batch(step, samples) for samples in share]
 
     def _items(self, samples: Sequence[StepSample]) -> list[Item]:
         """The items of these samples, each with the crop that its epoch uses."""
@@ -149,7 +113,7 @@ class Loader:
         ]
         return list(items.cropped(np.array(numbers)))
 
-    def _batch(self, samples: Sequence[StepSample]) -> Batch:
+    def _batch(self, step: int, samples: Sequence[StepSample]) -> Batch:
         items, seed = self._items(samples), self.sampler.seed
         flips = [
             is_flipped(seed, self.sets[item.sample.set].flip, sample.epoch, item)
@@ -162,19 +126,20 @@ class Loader:
         ids = [i.geometry.time_ids(flip, self.time_ids) for i, flip in zip(items, flips, strict=True)]
         epochs = [sample.epoch for sample in samples]
         mask = set_terms.mask_weights(items, self.sets, epochs, flips, self.caches.masks, seed)
-        roles = set_terms.roles(items, self.sets)
+        roles, to_base = set_terms.roles(items, self.sets), set_terms.learns_base(items, self.sets)
         return Batch(
-            mean=_to(self.device, mean),
-            std=_to(self.device, std),
-            text={name: _to(self.device, tensor) for name, tensor in self.text(samples).items()},
-            time_ids=_to(self.device, conditioning.time_ids(ids)),
-            loss_weights=_to(self.device, set_terms.loss_weights(items, self.sets)),
+            mean=to_device(self.device, mean),
+            std=to_device(self.device, std),
+            text={name: to_device(self.device, tensor) for name, tensor in self.text(samples).items()},
+            time_ids=to_device(self.device, conditioning.time_ids(ids)),
+            loss_weights=to_device(self.device, set_terms.loss_weights(items, self.sets)),
             names=tuple(item.sample.name for item in items),
             keys=keys,
             seed=seed,
             device=self.device,
-            prefetched={p: _to(self.device, _normal(seed, p, keys, tuple(mean.shape[1:]))) for p in self.ahead},
-            mask=None if mask is None else _to(self.device, mask),
-            to_base=set_terms.learns_base(items, self.sets),
-            roles=None if roles is None else _to(self.device, roles),
+            prefetched={p: to_device(self.device, normal(seed, p, keys, tuple(mean.shape[1:]))) for p in self.ahead},
+            mask=None if mask is None else to_device(self.device, mask),
+            to_base=None if to_base is None else to_device(self.device, to_base),
+            roles=None if roles is None else to_device(self.device, roles),
+            step=to_device(self.device, torch.tensor(step)),
         )

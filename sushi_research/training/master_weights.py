@@ -82,6 +82,11 @@ class MasterWeights:
         # torch computes the sum of fp32 and a lower dtype in fp32; the conversion to fp32 is exact.
         self._gradient += torch.cat(gradients)
 
+    def discard(self) -> None:
+        """Clears the working copy's gradients, of a backward pass that was not completed."""
+        for parameter in self._working:
+            parameter.grad = None
+
     @torch.no_grad()
     def refresh(self) -> None:
         """Copies the master weights to the working copy, rounded to its dtype."""

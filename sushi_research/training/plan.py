@@ -14,9 +14,10 @@ from sushi_research.adapters.reading import Pair
 from sushi_research.caches.inputs import Inputs
 from sushi_research.data import dataset, findings
 from sushi_research.data.scan import Problem
-from sushi_research.errors import printable
+from sushi_research.errors import UserError, printable
+from sushi_research.fast.decision import StepPath, decide
 from sushi_research.files import write_json
-from sushi_research.models import loading, storage
+from sushi_research.models import attention, loading, storage
 from sushi_research.models.prediction import Prediction
 from sushi_research.precision import DtypePolicy, dtype_policy
 from sushi_research.runs import tracking
@@ -25,6 +26,7 @@ from sushi_research.runs.measured import Measured
 from sushi_research.sampling import prompts as sample_prompts
 from sushi_research.training import optim, optimizer_check, starting_point
 from sushi_research.training.caption_plan import CaptionPlan, caption_plan
+from sushi_research.training.cost_plan import CostPlan, cost_plan, may_trace
 from sushi_research.training.disk_plan import (
     DiskPlan,
     Room,
@@ -55,6 +57,7 @@ from sushi_research.training.plan_parts import (
 )
 from sushi_research.training.sampler import Sampler
 from sushi_research.training.sets_plan import SetPlan, describe_sets, sets_of_data
+from sushi_research.training.step_costs import StepCosts
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,7 @@ class Plan:
     sampling: SamplePlan | None
     checkpoints: CheckpointPlan
     evaluation: EvaluationPlan | None
+    step_path: StepPath
     batch_size: int
     accumulation: int
     processes: int
@@ -93,6 +97,7 @@ class Plan:
     mask_cache: CachePlan
     disk: DiskPlan
     rooms: tuple[Room, ...]
+    cost: CostPlan
     speed: Measured | None
     run_folder: str
 
@@ -145,6 +150,7 @@ class Plan:
             "evaluation": asdict(self.evaluation) if self.evaluation else None,
             "global_batch_size": self.global_batch_size,
             "split": self.split,
+            "step_path": self.step_path.name,
             "micro_batch_fill": self.micro_batch_fill,
             "steps": self.steps,
             "warmup_steps": self.warmup,
@@ -160,6 +166,7 @@ class Plan:
                 "masks": asdict(self.mask_cache),
             },
             "disk": self.disk.to_json(),
+            "cost": self.cost.to_json(),
             "speed": asdict(self.speed) if self.speed else None,
             # As it was printed, for the run's page.
             "text": self.describe().split("\n"),
@@ -184,9 +191,11 @@ class Plan:
             f"buckets      {len(self.buckets)}: {buckets}",
             f"step         {self.global_batch_size} samples = batch {self.batch_size} x accumulation "
             f"{self.accumulation} x processes {self.processes}; micro-batches {self.micro_batch_fill:.0%} full",
+            f"recording    {self.step_path.describe()}",
             f"length       {self.steps} optimizer steps = {self.samples} samples = {self.epochs} epochs; "
             f"each image {self.samples_per_image} times{' on average' if self.repeats or len(self.sets) > 1 else ''}{warmup}",
             f"adapter      {self.adapter_modules} modules, {self.trainable_parameters:,} trainable parameters",
+            *self.cost.describe(),
             f"cache        {self.image_cache.describe('image entries', ' to encode')}, {self.caption_cache.describe('captions')}"
             + (f", {self.mask_cache.describe('masks')}" if self.mask_cache.needed else ""),
             f"disk         {self.disk.parts()}; {'; '.join(room.describe() for room in self.rooms)}",
@@ -201,7 +210,8 @@ class Plan:
             ]
         )
         lines += self.captions.describe()
-        lines.append(describe_speed(self.speed, self.steps, self.global_batch_size, self.run_folder))
+        estimate = self.cost.step_seconds(self.accumulation)
+        lines.append(describe_speed(self.speed, estimate, self.steps, self.global_batch_size, self.run_folder))
         lines += findings.lines(self.problems, self.notes)
         return "\n".join(printable(line) for line in lines)
 
@@ -221,7 +231,7 @@ def make_plan(job: Job, inputs: Inputs) -> Plan:
     shapes = adapter_shapes(unet, config.lora.targets, config.lora.rank, job.start and job.start.pairs)
     warmup = warmup_steps(config.schedule.warmup, steps, len(items), global_batch_size)
     due = due_of(config, steps, len(items), global_batch_size)
-    require_trainable(job, steps, warmup, shapes)
+    require_trainable(job, unet, steps, warmup, shapes)
     sampler = Sampler(items.bucket_ids, global_batch_size, config.train.seed)
     # One epoch is representative: epochs differ only in their order and in the position of their tail.
     epoch_steps = min(steps, max(1, len(items) // global_batch_size))
@@ -231,6 +241,8 @@ def make_plan(job: Job, inputs: Inputs) -> Plan:
     images = sample_prompts.of_run(config, inputs.prompts)
     sample_prompts.require_few_chunks(images, inputs.long_prompts)
     disk = plan_run(job, cache_bytes(job, inputs, missing, missing_chunks), steps, due, parameters, images)
+    captions = caption_plan(job, inputs, text_bytes(job, inputs))
+    costs = StepCosts(job, base, shapes, data.remembered, captions.encoders, may_trace=may_trace(job))
     plan = Plan(
         architecture=job.model.NAME,
         device=device_of(job),
@@ -247,10 +259,11 @@ def make_plan(job: Job, inputs: Inputs) -> Plan:
         },
         problems=data.problems,
         notes=tuple(data.notes),
-        captions=caption_plan(job, inputs, text_bytes(job, inputs)),
+        captions=captions,
         sampling=samples_of(job, inputs, steps, due),
         checkpoints=checkpoints_of(job, steps, due),
         evaluation=plan_evaluation(config, inputs, steps, due.evaluation),
+        step_path=decide(config, job.device),
         batch_size=config.train.batch_size,
         accumulation=config.train.accumulation,
         processes=job.world,
@@ -285,6 +298,7 @@ def make_plan(job: Job, inputs: Inputs) -> Plan:
         ),
         disk=disk,
         rooms=tuple(rooms_of(job, disk)),
+        cost=cost_plan(job, inputs, costs, images),
         speed=speed_of(job, parameters),
         run_folder=config.run.folder,
     )
@@ -302,15 +316,31 @@ def make_plan(job: Job, inputs: Inputs) -> Plan:
     return plan
 
 
-def require_trainable(job: Job, steps: int, warmup: int, shapes: Mapping[str, Sequence[int]]) -> None:
-    """Fail fast: checks the optimizer, the schedule, xformers and W&B before anything is encoded.
+def require_attention(job: Job, unet: Any) -> None:
+    """UserError unless the kernels of train.attention compute the attentions of the UNet (without weights) on this device."""
+    train, captions = job.config.train, job.config.captions
+    if train.attention == "xformers":
+        loading.require_xformers()
+    elif train.attention != "sdpa":
+        if captions.encode == "while_training":
+            raise UserError(
+                "train.attention as a list holds for the whole process while the UNet computes, and with captions.encode "
+                "while_training the text encoders compute at the same time: leave train.attention at sdpa, or captions.encode at "
+                "its default."
+            )
+        masked = captions.chunks > 1
+        attention.require_order(train.attention, unet, job.compute_dtype, job.device, masked=masked)
 
-    `warmup` is in steps, `shapes` are those of the adapter's tensors. Raises the UserErrors of `optimizer_check.require_usable`,
-    `optim.make_schedule`, `loading.require_xformers`, `storage.require_usable` and `tracking.resolve_trackers`.
+
+def require_trainable(job: Job, unet: Any, steps: int, warmup: int, shapes: Mapping[str, Sequence[int]]) -> None:
+    """Fail fast: checks the attention kernels, the optimizer, the schedule and W&B before anything is encoded.
+
+    `unet` has no weights; `warmup` is in steps, `shapes` are those of the adapter's tensors. Raises the UserErrors of
+    `require_attention`, `optimizer_check.require_usable`, `optim.make_schedule`, `storage.require_usable` and
+    `tracking.resolve_trackers`.
     """
     config, schedule = job.config, job.config.schedule
-    if config.train.attention == "xformers":
-        loading.require_xformers()
+    require_attention(job, unet)
     storage.require_usable(config.model.base_storage, job.compute_dtype, job.device)
     tracking.resolve_trackers(config.tracking.wandb, config.tracking.tensorboard)
     rate = optim.make_schedule(

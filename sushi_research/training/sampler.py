@@ -74,6 +74,26 @@ class Sampler:
         counts = np.unique(places, return_counts=True)[1]  # of each bucket in each step
         return int((-(-counts // batch_size)).sum())
 
+    def largest_micro_batch(
+        self, start: int, stop: int, batch_size: int, areas: np.ndarray
+    ) -> tuple[int, list[StepSample]]:
+        """(its step, its samples) of the micro-batch of the steps from `start` to `stop` - 1 that covers the largest area.
+
+        `areas` [number of buckets] are those of one sample.
+        """
+        g = self.global_batch_size
+        buckets = self.bucket_ids[self.stream(start * g, stop * g)[0]]
+        places, counts = np.unique(np.arange(len(buckets)) // g * len(areas) + buckets, return_counts=True)
+        step, bucket = divmod(
+            int(places[np.argmax(np.minimum(counts, batch_size) * areas[places % len(areas)])]), len(areas)
+        )
+        found = [
+            samples
+            for samples in self.micro_batches(start + step, batch_size)
+            if self.bucket_ids[samples[0].index] == bucket
+        ]
+        return start + step, max(found, key=len)
+
     def share(self, step: int, batch_size: int, rank: int, world: int) -> list[list[StepSample]]:
         """The micro-batches of process `rank` of `world`. Each micro-batch, largest first, goes to the least loaded process."""
         loads = [0] * world

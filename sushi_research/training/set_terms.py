@@ -26,9 +26,10 @@ def roles(items: Sequence[Item], sets: Sequence[ResolvedSet]) -> torch.Tensor | 
     return torch.tensor([int(sets[item.sample.set].is_regularisation) for item in items])
 
 
-def learns_base(items: Sequence[Item], sets: Sequence[ResolvedSet]) -> tuple[bool, ...]:
-    """Whether the target of each item is the base's own prediction."""
-    return tuple(sets[item.sample.set].target == "base" for item in items)
+def learns_base(items: Sequence[Item], sets: Sequence[ResolvedSet]) -> torch.Tensor | None:
+    """[B] bool: whether the target of each item is the base's own prediction; None if that of no item is."""
+    found = [sets[item.sample.set].target == "base" for item in items]
+    return torch.tensor(found) if any(found) else None
 
 
 def is_unmasked(seed: int, probability: float, epoch: int, item: Item) -> bool:

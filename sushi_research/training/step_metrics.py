@@ -43,6 +43,7 @@ class StepMetrics:
         self._sums = torch.zeros(self._ranks + 2 * job.world, device=job.device)
         # The unweighted losses of the last micro-batch.
         self._losses = torch.zeros(job.config.train.batch_size, device=job.device)
+        self._bins = torch.arange(4, device=job.device)[:, None]
         self._job = job
         # The time that training takes is the device's, which other load on the machine hardly changes. It is read where the step
         # waits for the GPU anyway.
@@ -58,13 +59,19 @@ class StepMetrics:
         if self._events:
             self._events[0].record()
 
+    def buffers(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """(the unweighted losses of the last micro-batch, the sums): all that `add` writes to, at addresses that do not change."""
+        return self._losses, self._sums
+
     def add(self, loss: torch.Tensor, losses: torch.Tensor, bins: torch.Tensor) -> None:
         """Adds a micro-batch: its part of the loss, its unweighted losses [B] fp32, and their timestep bins [B] int64."""
         losses = losses.detach()
         self._losses[: len(losses)].copy_(losses)
         self._sums[0] += loss.detach()
-        self._sums[1:5].index_add_(0, bins, losses)
-        self._sums[5:9].index_add_(0, bins, torch.ones_like(losses))
+        # Not index_add_: with deterministic kernels it may wait for the device, to check the indices, which a recording refuses.
+        is_in = bins == self._bins  # [4, B]
+        self._sums[1:5] += losses.expand(4, -1).masked_fill(~is_in, 0.0).sum(1)
+        self._sums[5:9] += is_in.sum(1)
 
     def record(self, names: tuple[str, ...], roles: torch.Tensor | None) -> None:
         """Records the file names of the last micro-batch, for the error of `require_finite_loss`, and its losses by role.

@@ -319,12 +319,12 @@ def test_a_cache_file_truncated_while_training_is_a_sentence(trainer, monkeypatc
 def test_metrics_removed_or_cut_while_training_are_marked(trainer, monkeypatch, caplog):
     metrics, step = trainer.folder("run") / "metrics.jsonl", trainer.script.training_step
 
-    def lose(job, unet, batch, index, *rest):
-        if index == 2:
+    def lose(job, unet, batch, *rest):
+        if batch.step == 2:
             metrics.unlink()
-        if index == 4:
+        if batch.step == 4:
             metrics.write_bytes(metrics.read_bytes()[:-5])
-        step(job, unet, batch, index, *rest)
+        step(job, unet, batch, *rest)
 
     monkeypatch.setattr(trainer.script, "training_step", lose)
     trainer.train("run", {"train.steps": 5})

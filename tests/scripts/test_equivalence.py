@@ -20,8 +20,9 @@ import pytest
 from script_runs import RATE, ROOT, TOLERANCE, Trainer, assert_equal, largest_difference
 
 from sushi_research.config.command_line import config_to_yaml
+from sushi_research.fast.batch import Batch
 from sushi_research.runs.checkpoint import read_checkpoint
-from sushi_research.training.loader import Batch, Loader
+from sushi_research.training.loader import Loader
 from testing.forked_scripts import free_port, ranks
 
 

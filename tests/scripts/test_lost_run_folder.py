@@ -41,8 +41,8 @@ def begun_again(folder):
 def test_the_run_stops_at_the_next_step(trainer, monkeypatch, tmp_path, how):
     folder, step, before = trainer.folder("lost"), trainer.script.training_step, {}
 
-    def lose(job, unet, batch, index, *rest):
-        if index == 1 and not before:
+    def lose(job, unet, batch, *rest):
+        if batch.step == 1 and not before:
             if how == "begun again":
                 begun_again(folder)
             else:
@@ -52,7 +52,7 @@ def test_the_run_stops_at_the_next_step(trainer, monkeypatch, tmp_path, how):
                 begun_again(tmp_path / "other")
                 folder.symlink_to(tmp_path / "other")
             before.update(content(folder) if folder.exists() else {"nothing": b""})
-        step(job, unet, batch, index, *rest)
+        step(job, unet, batch, *rest)
 
     monkeypatch.setattr(trainer.script, "training_step", lose)
     with pytest.raises(UserError, match="the run folder .*lost was moved, deleted or replaced"):

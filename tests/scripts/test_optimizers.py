@@ -74,9 +74,9 @@ def overflowing(trainer: Trainer, is_bad: Callable[[int], bool]) -> Iterator[Non
     """The adapter's gradients are NaN in the steps (from 1) for which `is_bad` is true."""
     original = trainer.script.training_step
 
-    def training_step(job: Any, unet: torch.nn.Module, batch: Any, step: int, *rest: Any) -> None:
-        original(job, unet, batch, step, *rest)
-        if is_bad(step + 1):
+    def training_step(job: Any, unet: torch.nn.Module, batch: Any, *rest: Any) -> None:
+        original(job, unet, batch, *rest)
+        if is_bad(int(batch.step) + 1):
             next(iter(lora.adapter_parameters(unet).values())).grad.fill_(float("nan"))
 
     with pytest.MonkeyPatch.context() as patch:

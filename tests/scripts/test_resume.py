@@ -31,12 +31,12 @@ def at_micro_batch(trainer: Trainer, step: int, number: int, action: Callable[[]
     """Does `action` before the micro-batch `number` (from 0) of the step that ends at `step`."""
     original, seen = trainer.script.training_step, []
 
-    def training_step(config: Any, unet: Any, batch: Any, index: int, *rest: Any) -> None:
-        if index + 1 == step:
+    def training_step(config: Any, unet: Any, batch: Any, *rest: Any) -> None:
+        if int(batch.step) + 1 == step:
             seen.append(batch)
             if len(seen) == number + 1:
                 action()
-        original(config, unet, batch, index, *rest)
+        original(config, unet, batch, *rest)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trainer.script, "training_step", training_step)

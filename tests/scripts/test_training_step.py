@@ -15,9 +15,10 @@ from script_runs import CONFIGS, load_script
 
 from sushi_research import diffusion, models
 from sushi_research.adapters import lora
+from sushi_research.fast import checkpointing
+from sushi_research.fast.batch import Batch
 from sushi_research.models import loading
 from sushi_research.runs.job import Job
-from sushi_research.training.loader import Batch
 
 NAMES = ("one", "two")
 
@@ -59,7 +60,7 @@ def prepare(
     *,
     trained: bool,
     dropout: float = 0.0,
-    checkpointing: bool = False,
+    recompute: str = "none",
 ) -> Any:
     """(the step: batch -> its metrics and gradients, a batch), with an adapter at its start or `trained`."""
     settings = {"model": {"base": str(base_folder)}, "data": {"path": "none"}, "train": {"steps": 1, "batch_size": 2}}
@@ -69,8 +70,7 @@ def prepare(
     options = {"targets": ["attn2.to_k"], "rank": 4, "alpha": 4.0, "init": "default", "seed": 0}
     lora.attach(unet, dropout=dropout, **options)
     unet.train()
-    if checkpointing:
-        unet.enable_gradient_checkpointing()
+    checkpointing.enable(unet, recompute, dropout=dropout)
     parameters = list(lora.adapter_parameters(unet).values())
     for parameter in parameters:
         parameter.data = parameter.data.to(job.compute_dtype)
@@ -86,7 +86,7 @@ def prepare(
             parameter.grad = None
         metrics = Recorder()
         batch.seed_torch("dropout", 0)
-        script.training_step(job, unet, batch, 0, objective, metrics)
+        script.training_step(job, unet, batch, objective, metrics)
         assert all(parameter.requires_grad for parameter in parameters)
         return metrics, [parameter.grad.clone() for parameter in parameters]
 
@@ -97,10 +97,10 @@ def prepare(
 @pytest.mark.parametrize("architecture", ["sd15"])
 def test_at_its_start_an_adapter_has_nothing_to_learn_from_the_base(architecture, base_folder, precision):
     step, batch = prepare(architecture, base_folder, precision, trained=False)
-    metrics, gradients = step(replace(batch, to_base=(True, True)))
+    metrics, gradients = step(replace(batch, to_base=torch.tensor([True, True])))
     assert metrics.losses.tolist() == [0, 0]
     assert not any(gradient.any() for gradient in gradients)
-    metrics, gradients = step(replace(batch, to_base=(False, True)))
+    metrics, gradients = step(replace(batch, to_base=torch.tensor([False, True])))
     assert metrics.losses[0] > 0 and metrics.losses[1] == 0
     assert any(gradient.any() for gradient in gradients)
 
@@ -109,7 +109,7 @@ def test_the_base_s_prediction_leaves_no_trace(architecture, base_folder):
     """A trained adapter is pulled back to the base, and neither the other sample nor its dropout changes."""
     step, batch = prepare(architecture, base_folder, "fp32", trained=True, dropout=0.5)
     plain, gradients = step(batch)
-    mixed, other = step(replace(batch, to_base=(False, True)))
+    mixed, other = step(replace(batch, to_base=torch.tensor([False, True])))
     assert mixed.losses[0] == plain.losses[0] and 0 < mixed.losses[1] != plain.losses[1]
     assert any(not torch.equal(one, two) for one, two in zip(gradients, other, strict=True))
     again, same = step(batch)
@@ -121,9 +121,9 @@ def test_the_base_s_prediction_leaves_no_trace(architecture, base_folder):
 def test_recomputed_activations_are_those_with_the_adapter(architecture, base_folder):
     """The backward pass recomputes them after the base's prediction, when the adapter is on again."""
     found = []
-    for checkpointing in (False, True):
-        step, batch = prepare(architecture, base_folder, "fp32", trained=True, checkpointing=checkpointing)
-        found.append(step(replace(batch, to_base=(False, True)))[1])
+    for mode in ("none", "all"):
+        step, batch = prepare(architecture, base_folder, "fp32", trained=True, recompute=mode)
+        found.append(step(replace(batch, to_base=torch.tensor([False, True])))[1])
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other)
 

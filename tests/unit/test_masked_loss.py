@@ -41,6 +41,6 @@ def test_a_sample_without_any_weight_has_no_loss_and_no_gradient(dtype):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_the_prior_target_is_the_bases_prediction_where_it_is_asked_for(dtype):
     target, of_base = torch.randn(3, 4, 2, 2), torch.randn(3, 4, 2, 2).to(dtype)
-    found = diffusion.prior_target(target, of_base, (True, False, True))
+    found = diffusion.prior_target(target, of_base, torch.tensor([True, False, True]))
     assert found.dtype == torch.float32
     assert torch.equal(found, torch.stack([of_base[0].float(), target[1], of_base[2].float()]))

@@ -85,7 +85,7 @@ OVERRIDES: list[tuple[list[str], str, str, Any]] = [
     (["--optimizer.lr=2E-5"], "optimizer", "lr", 2e-5),
     (["--lora.alpha", "8"], "lora", "alpha", 8.0),
     (["--train.max_grad_norm", "null"], "train", "max_grad_norm", None),
-    (["--train.gradient_checkpointing", "true"], "train", "gradient_checkpointing", True),
+    (["--train.gradient_checkpointing", "true"], "train", "gradient_checkpointing", "all"),
     (["--lora.targets", "[to_q, to_k]"], "lora", "targets", ["to_q", "to_k"]),
     (["--lora.targets", "kohya"], "lora", "targets", "kohya"),
     (["--schedule.warmup", "0.05", "--schedule.name", "linear"], "schedule", "warmup", 0.05),
@@ -797,7 +797,7 @@ def test_the_recipes_and_overlays_say_what_they_are_for() -> None:
         assert overlaid("attention_ff").lora.targets == "attention_ff"
         assert overlaid("min_snr").loss.snr_gamma == 5.0
         small = overlaid("8gb")
-        assert small.train.gradient_checkpointing and small.train.batch_size * small.train.accumulation == 4
+        assert small.train.gradient_checkpointing == "all" and small.train.batch_size * small.train.accumulation == 4
         assert (small.lora, small.sample, small.optimizer.lr) == (plain.lora, plain.sample, plain.optimizer.lr)
         tags = overlaid("tags").captions
         assert tags.shuffle and tags.keep_tags == 1 and 0 < tags.tag_dropout < 1 and 0 < tags.dropout < 1

@@ -72,7 +72,7 @@ seeds: [0]
 """
     [run] = plan(experiment(text))
     assert run.config.sample.prompts == ["a cat, 'quoted'", "8"] and run.config.sample.every is None
-    assert run.config.optimizer.kwargs == {"betas": [0.9, 0.99]} and run.config.train.gradient_checkpointing is True
+    assert run.config.optimizer.kwargs == {"betas": [0.9, 0.99]} and run.config.train.gradient_checkpointing == "all"
 
 
 @pytest.mark.parametrize(

@@ -78,7 +78,8 @@ def store(tmp_path, items):
 
 def test_sets_give_weights_targets_and_masks(items, store):
     assert set_terms.loss_weights(items, SETS).tolist() == [1, 1, 0.5]
-    assert set_terms.learns_base(items, SETS) == (False, False, True)
+    assert set_terms.learns_base(items, SETS).tolist() == [False, False, True]
+    assert set_terms.learns_base(items[:2], SETS) is None
     epoch = next(each for each in range(9) if not set_terms.is_unmasked(0, 0.5, each, items[1]))
     found = set_terms.mask_weights(items, SETS, [epoch] * 3, [False] * 3, store, 0)
     assert found.shape == (3, 1, 8, 8) and found.dtype == torch.float32

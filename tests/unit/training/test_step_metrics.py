@@ -184,7 +184,8 @@ def test_the_time_of_a_gpu_is_between_the_events_of_a_step_without_waiting_for_d
             return 0.5
 
     monkeypatch.setattr(torch.cuda, "Event", Event)
-    monkeypatch.setattr(torch, "zeros", lambda *size, device=None, zeros=torch.zeros: zeros(*size))
+    for make in (torch.zeros, torch.arange):
+        monkeypatch.setattr(torch, make.__name__, lambda *size, device=None, make=make: make(*size))
     on_gpu = job()
     on_gpu.accelerator.device = torch.device("cuda")
     metrics = StepMetrics(on_gpu)
