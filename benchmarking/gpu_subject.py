@@ -14,19 +14,19 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from sushi_research.fast import checkpointing
-from sushi_research.fast.batch import Batch
-from sushi_research.fast.decision import MOST_SHAPES
-from sushi_research.fast.recording import Recorder, StepBuffers
-from sushi_research.training.recorded_step import make_graphs
 
 from benchmarking.measured_code import load_script
 from sushi_research import diffusion, models
 from sushi_research.adapters import lora
+from sushi_research.fast import checkpointing
+from sushi_research.fast.batch import Batch
+from sushi_research.fast.decision import MOST_SHAPES
+from sushi_research.fast.recording import Recorder, StepBuffers
 from sushi_research.models.diffusers_folder import FolderPart
 from sushi_research.runs.job import Job
 from sushi_research.training import optim
 from sushi_research.training.master_weights import MasterWeights
+from sushi_research.training.recorded_step import make_graphs
 from sushi_research.training.state import TrainState
 from sushi_research.training.step_metrics import StepMetrics
 
@@ -213,7 +213,7 @@ def _rates(subject: Subject, name: str, durations: list[float]) -> dict[str, flo
 
 
 def memory() -> dict[str, float]:
-    """Peaks in GiB: allocated, reserved, and what is in use on the card now, which includes the CUDA context (planning/memory.py)."""
+    """GiB: the peaks of allocated and reserved memory, and what is in use on the card now, with the CUDA context."""
     if not torch.cuda.is_available():
         return {}
     free_bytes, total = torch.cuda.mem_get_info()
