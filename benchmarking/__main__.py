@@ -82,13 +82,10 @@ if __name__ == "__main__":
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     ARGUMENTS = parse(sys.argv[1:])
 
-import platform
 import tempfile
 from contextlib import ExitStack
 from dataclasses import asdict, replace
-from datetime import UTC, datetime
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
@@ -98,6 +95,7 @@ from PIL import Image
 
 from benchmarking import commits, paired_timing
 from benchmarking.measured_code import code_state, load_script, write_result
+from benchmarking.results import PARITY_STEPS, circumstances, parity, settings, timings
 from benchmarking.variants import PAIRS, Bench, Step, make_unet
 from sushi_research import randomness
 from sushi_research.caches.caches import open_caches, open_hash_cache, open_remembered
@@ -109,7 +107,6 @@ from sushi_research.models.loading import find_base
 from sushi_research.planning import op_counts
 from sushi_research.precision import resolve_precision
 from sushi_research.progress import progress
-from sushi_research.runs import machine
 from sushi_research.runs.job import Job
 from sushi_research.training import run
 from sushi_research.training.sampler import Sampler
@@ -117,7 +114,6 @@ from sushi_research.user_files import parse_json, read_regular
 from testing.tiny_base import save_tiny_base
 
 IMAGES = 8
-PARITY_STEPS = 4
 assert list(PAIRS) == list(QUESTIONS)
 
 
@@ -315,45 +311,6 @@ def time_both(
             "the machine is less busy, or raise --limit or --max-pressure."
         )
     return rounds, calls, first + 2 * calls * len(rounds)
-
-
-def timings(rounds: Sequence[paired_timing.Round]) -> dict[str, Any]:
-    """What the kept rounds say of the two steps."""
-    kept = [done for done in rounds if done.status == "kept"]
-    return {
-        "time": asdict(paired_timing.compare_timings([done.a for done in kept], [done.b for done in kept])),
-        "cpu_time": asdict(paired_timing.compare_timings([done.a_cpu for done in kept], [done.b_cpu for done in kept])),
-        "seconds_per_step": {"a": median(done.a for done in kept), "b": median(done.b for done in kept)},
-        "discarded": sum(done.status == "busy" for done in rounds),
-    }
-
-
-def parity(a: Sequence[float], b: Sequence[float]) -> dict[str, Any]:
-    """How far the losses of the first steps differ."""
-    largest = max(abs(one - other) / abs(one) for one, other in zip(a, b, strict=True))
-    return {"steps": PARITY_STEPS, "largest_relative_difference": largest}
-
-
-def settings(arguments: argparse.Namespace, calls: int) -> dict[str, Any]:
-    """Those of the timing."""
-    names = ("warmup", "block_seconds", "max_pressure")
-    return {"calls_per_block": calls, **{name: getattr(arguments, name) for name in names}}
-
-
-def circumstances(device: str, rounds: Sequence[paired_timing.Round]) -> dict[str, Any]:
-    """Where and when it was measured, and every round."""
-    return {
-        "libraries": machine.library_versions(),
-        "python": platform.python_version(),
-        "machine": {
-            "device": machine.device_name(device),
-            "cpus": os.cpu_count(),
-            "threads": torch.get_num_threads(),
-            "platform": platform.platform(),
-        },
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "rounds": [asdict(done) for done in rounds],
-    }
 
 
 def memory_of_a_step(step: Step, index: int) -> int:
