@@ -23,6 +23,10 @@ QUESTIONS = {
     "caches": "how much time do the caches save per step? A decodes and encodes its images and captions, B reads the caches",
     "adapter": "what does the adapter's dtype cost? A is fp32 with peft's casts in every layer, B is our bf16 working copy",
     "same": "how precise are timings on this machine? A and B are the same variant, so the interval should contain 1",
+    "optimizer": "what does one flat tensor save the optimizer? A gives it single tensors, as to those that are not elementwise",
+    "recorded": "what does a recording save? A is launched by Python, B is a CUDA graph (a CPU has none: batches are only copied)",
+    "feed_forward": "what does recomputing the feed-forward layers cost? A recomputes them, B keeps all activations",
+    "checkpointing": "what does recomputing all blocks cost? A recomputes them, B keeps all activations",
 }
 RESULTS = "benchmarks/results"
 
