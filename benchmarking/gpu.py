@@ -6,8 +6,8 @@
     python -m benchmarking.gpu --table benchmarks/results/gpu/*.json
 
 SDXL at batch size 1 and 4 runs for two minutes each, because Hopper cards settle 7 to 13 % below their first 20 seconds; all other
-rows take 20 seconds and are marked `short`. Rows run in this file's order, each in a process of its own, so that one that fails
-does not stop the others. What no longer fits in --minutes is named. docs/performance.md has the results.
+rows take 20 seconds and are marked `short`. Rows run in this file's order in one process, and after one that fails in a new one, so
+that it does not stop the others. What no longer fits in --minutes is named. docs/performance.md has the results.
 """
 
 from __future__ import annotations
@@ -20,16 +20,20 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from sushi_research.errors import UserError, first_line
+
 RESULTS = "benchmarks/results/gpu"
 ROOT = Path(__file__).parents[1]
 SUSTAINED, SHORT = 120.0, 20.0
-# Seconds around the steps of a row: imports, reading 5 GB of weights, warm-up.
-AROUND = 20.0
+# Seconds around the steps of a row: reading 5 GB of weights, warm-up.
+AROUND = 12.0
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,10 @@ class Row:
     function: str
     seconds: float
     arguments: dict[str, Any]
+
+    @property
+    def is_exact(self) -> bool:
+        return self.function == "equality"
 
     @property
     def kind(self) -> str:
@@ -83,14 +91,14 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--results", metavar="FOLDER", default=RESULTS, help=f"folder for the JSON file (default: {RESULTS})")
     add("--dry", action="store_true", help="a rehearsal on a CPU with narrow UNets; its numbers mean nothing")
     add("--table", nargs="+", metavar="FILE", help="only print these results as a Markdown table")
-    add("--row", help=argparse.SUPPRESS)  # the process of one row
+    # The process of some rows, and the time of day at which the last of them must have ended.
+    add("--rows", nargs="+", help=argparse.SUPPRESS)
+    add("--until", type=float, help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
 
 
 def main(arguments: argparse.Namespace) -> int:
     """Runs the rows, prints each, and writes one file."""
-    from sushi_research.errors import UserError
-
     if arguments.table:
         print(TABLE_HEAD)
         for file in map(Path, arguments.table):
@@ -115,14 +123,15 @@ def measure(arguments: argparse.Namespace, bases: Path) -> dict[str, Any]:
     from benchmarking.measured_code import code_state
     from sushi_research.runs import machine
 
-    card = card_of()
-    until, rows = time.monotonic() + arguments.minutes * 60, []
-    for row in ROWS:
-        if arguments.only and row.name not in arguments.only:
-            continue
-        found = left_out(row, card, until - time.monotonic()) or run_row(row, arguments, bases, until)
-        rows.append({"row": row.name, "kind": row.kind, "card": card["name"], **found})
-        print(describe(rows[-1]), flush=True)
+    card, until, rows = card_of(), time.time() + arguments.minutes * 60, []
+    waiting = [row for row in ROWS if not arguments.only or row.name in arguments.only]
+    while waiting:
+        # Deterministic cuBLAS needs its setting from the start of the process, where other rows must not have it.
+        together = [row for row in waiting if row.is_exact == waiting[0].is_exact]
+        for found in run_rows(together, arguments, bases, until):
+            row = waiting.pop(waiting.index(next(row for row in waiting if row.name == found["row"])))
+            rows.append({"row": row.name, "kind": row.kind, "card": card["name"], **found})
+            print(describe(rows[-1]), flush=True)
     if arguments.peer:
         rows.append(_peer(arguments, bases, until))
         print(describe(rows[-1]), flush=True)
@@ -148,44 +157,53 @@ def left_out(row: Row, card: dict[str, Any], seconds: float) -> dict[str, str] |
     return None
 
 
-def run_row(row: Row, arguments: argparse.Namespace, bases: Path, until: float) -> dict[str, Any]:
-    """A row in a process of its own; what went wrong is in "failed"."""
-    report = bases / "row.json"
+def run_rows(rows: Sequence[Row], arguments: argparse.Namespace, bases: Path, until: float) -> list[dict[str, Any]]:
+    """What a process measured of these rows, in their order, up to the first one that failed."""
+    report = bases / "rows.jsonl"
     bases.mkdir(parents=True, exist_ok=True)
     report.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "benchmarking.gpu", "--row", row.name, "--bases", str(bases)]
-    # Deterministic cuBLAS needs it from the start of the process.
-    environment = os.environ | ({"CUBLAS_WORKSPACE_CONFIG": ":4096:8"} if row.function == "equality" else {})
-    limit = max(10.0, min(until - time.monotonic() + 10, row.seconds * 1.5 + 90))
-    try:
-        done = subprocess.run(
-            [*command, *(["--dry"] if arguments.dry else [])],
-            cwd=ROOT,
-            env=environment,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=limit,
-        )
-    except subprocess.TimeoutExpired:
-        return {"failed": f"it took longer than {limit:.0f} s"}
-    if done.returncode or not report.exists():
-        lines = done.stderr.strip().splitlines() or [f"status {done.returncode}"]
-        return {"failed": lines[-1][:500], "log": lines[-30:]}
-    return json.loads(report.read_text())
+    command = [sys.executable, "-m", "benchmarking.gpu", "--bases", str(bases), "--until", str(until)]
+    command += [*(["--dry"] if arguments.dry else []), "--rows", *(row.name for row in rows)]
+    environment = os.environ | ({"CUBLAS_WORKSPACE_CONFIG": ":4096:8"} if rows[0].is_exact else {})
+    limit, why, errors = max(10.0, until - time.time() + 15), "", ""
+    with (bases / "log").open("w+", errors="replace") as log:
+        try:
+            status = subprocess.run(
+                command, cwd=ROOT, env=environment, stderr=log, stdout=log, timeout=limit
+            ).returncode
+            why = f"its process ended with status {status}"
+        except subprocess.TimeoutExpired:
+            why = "it did not end in time"
+        log.seek(0)
+        errors = log.read()
+    found = [json.loads(line) for line in report.read_text().splitlines()] if report.exists() else []
+    if len(found) < len(rows) and not (found and "failed" in found[-1]):
+        found.append({"row": rows[len(found)].name, "failed": why, "log": errors.strip().splitlines()[-30:]})
+    return found
 
 
-def one_row(arguments: argparse.Namespace) -> int:
-    """The process of one row: measures it and writes its report."""
+def measure_rows(arguments: argparse.Namespace) -> int:
+    """The process of some rows: measures one after the other, and ends after one that fails."""
     from benchmarking import gpu_rows
 
-    row = next(row for row in ROWS if row.name == arguments.row)
-    seconds = 0.0 if arguments.dry else row.seconds
-    bases = Path(arguments.bases)
-    started = time.monotonic()
-    found = gpu_rows.FUNCTIONS[row.function](bases, seconds, dry=arguments.dry, **row.arguments)
-    found |= {"process_seconds": time.monotonic() - started, **clocks()}
-    (bases / "row.json").write_text(json.dumps(found))
+    bases, card = Path(arguments.bases), card_of()
+    for row in (row for row in ROWS if row.name in arguments.rows):
+        started = time.monotonic()
+        found = left_out(row, card, arguments.until - time.time())
+        if found is None:
+            seconds = 0.0 if arguments.dry else row.seconds
+            try:
+                found = gpu_rows.FUNCTIONS[row.function](bases, seconds, dry=arguments.dry, **row.arguments)
+            except Exception as error:
+                found = {
+                    "failed": f"{type(error).__name__}: {first_line(error)}",
+                    "log": traceback.format_exc().splitlines(),
+                }
+            found |= {"row_seconds": time.monotonic() - started, **clocks()}
+        with (bases / "rows.jsonl").open("a") as file:
+            file.write(json.dumps({"row": row.name, **found}) + "\n")
+        if "failed" in found:
+            return 1
     return 0
 
 
@@ -206,7 +224,7 @@ def _peer(arguments: argparse.Namespace, bases: Path, until: float) -> dict[str,
     ]
     size = ["--resolution", "1024", "--batch-size", "4"] if "sdxl" in base.parent.name else ["--resolution", "512"]
     command += [*size, "--steps", "50", "--rounds", "1", "--results", str(Path(arguments.results).resolve())]
-    limit = max(10.0, until - time.monotonic())
+    limit = max(10.0, until - time.time())
     try:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=limit)
     except subprocess.TimeoutExpired:
@@ -285,4 +303,4 @@ if __name__ == "__main__":
     ARGUMENTS = parse()
     from sushi_research.config.process import run_main
 
-    run_main(one_row if ARGUMENTS.row else main, ARGUMENTS)
+    run_main(measure_rows if ARGUMENTS.rows else main, ARGUMENTS)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
-import time
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -58,11 +57,32 @@ def test_every_row_has_its_function_and_its_time() -> None:
     assert "ONLY=sdxl-b16" in gpu.left_out(large, CARD | {"gib": 139.0}, 30)["left_out"]
 
 
-def test_a_row_that_fails_is_a_row(monkeypatch, tmp_path: Path) -> None:
-    arguments = argparse.Namespace(dry=True)
-    monkeypatch.setattr(gpu.sys, "executable", "/bin/false")
-    failed = gpu.run_row(gpu.ROWS[0], arguments, tmp_path / "bases", time.monotonic() + 60)
-    assert failed["failed"] == "status 1"
+def test_a_row_that_fails_ends_its_process_and_no_other(monkeypatch, tmp_path: Path) -> None:
+    def probe(bases: Path, seconds: float, *, dry: bool) -> dict:
+        raise RuntimeError("a kernel failed\nand more")
+
+    def train(bases: Path, seconds: float, *, dry: bool, **arguments: object) -> dict:
+        return {"steps": 3}
+
+    monkeypatch.setattr(gpu_rows, "FUNCTIONS", {"probe": probe, "train": train})
+    started = []
+
+    def run(command: list[str], **_: object) -> SimpleNamespace:
+        started.append(command)
+        return SimpleNamespace(returncode=gpu.measure_rows(gpu.parse(command[3:])))
+
+    monkeypatch.setattr(gpu.subprocess, "run", run)
+    arguments = gpu.parse(["--dry", "--only", "probe", "sd15-b8", "sdxl-b1"])
+    found = gpu.measure(arguments, tmp_path / "bases")["rows"]
+    assert [row["row"] for row in found] == ["probe", "sdxl-b1", "sd15-b8"] and len(started) == 2
+    assert found[0]["failed"] == "RuntimeError: a kernel failed" and found[1]["steps"] == 3
+    assert gpu.describe(found[0]).endswith("FAILED: RuntimeError: a kernel failed")
+    monkeypatch.setattr(gpu.subprocess, "run", lambda command, **_: SimpleNamespace(returncode=-9))
+    found = gpu.measure(arguments, tmp_path / "other")["rows"]
+    assert [row["failed"] for row in found] == ["its process ended with status -9"] * 3
+
+
+def test_a_table_has_the_rows_that_trained() -> None:
     shown = {
         "row": "sdxl-b1",
         "kind": "sustained",
@@ -78,8 +98,7 @@ def test_a_row_that_fails_is_a_row(monkeypatch, tmp_path: Path) -> None:
         "settled_tflops": 172.0,
     }
     shown |= {"allocated_gib": 5.5, "reserved_gib": 6.0, "on_the_card_gib": 7.0}
-    rows = [{"row": "probe", "kind": "short", **failed}, shown]
-    assert gpu.describe(rows[0]).endswith("FAILED: status 1")
+    rows = [{"row": "probe", "kind": "short", "failed": "x"}, shown]
     assert gpu.table_rows({"rows": rows}) == [
         "| H200 | sdxl-b1 | recorded | 80.0, 85.0 | 12.50, 11.80 | 182, 172 | 5.50, 6.00, 7.00 |  |"
     ]
