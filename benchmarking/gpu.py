@@ -234,25 +234,34 @@ def _peer(arguments: argparse.Namespace, bases: Path, until: float) -> dict[str,
 
 
 def card_of() -> dict[str, Any]:
-    """The card's name and memory."""
+    """The card's name and memory. With nvidia-smi, so that this process has no CUDA context, which would count as a row's memory."""
     import torch
 
     if not torch.cuda.is_available():
         return {"name": "CPU (rehearsal)", "gib": 0.0, "is_rehearsal": True}
-    facts = torch.cuda.get_device_properties(0)
-    return {"name": facts.name, "gib": facts.total_memory / 2**30, "is_rehearsal": False, **clocks()}
+    if found := _nvidia_smi("name,memory.total"):
+        name, gib = found["name"], float(found["memory.total"].split()[0]) / 1024
+    else:
+        facts = torch.cuda.get_device_properties(0)
+        name, gib = facts.name, facts.total_memory / 2**30
+    return {"name": name, "gib": gib, "is_rehearsal": False, **clocks()}
 
 
 def clocks() -> dict[str, str]:
-    """The card's clock, power and temperature as nvidia-smi shows them now; {} without it."""
-    names = "driver_version,clocks.sm,power.draw,temperature.gpu"
+    """The card's driver, clock, power and temperature now; {} without nvidia-smi."""
+    return _nvidia_smi("driver_version,clocks.sm,power.draw,temperature.gpu")
+
+
+def _nvidia_smi(names: str) -> dict[str, str]:
     command = ["nvidia-smi", "-i", "0", f"--query-gpu={names}", "--format=csv,noheader"]
     try:
         found = subprocess.run(command, capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
         return {}
-    values = [value.strip() for value in found.stdout.splitlines()[0].split(",")] if found.stdout.strip() else []
-    return dict(zip(names.split(","), values, strict=False)) if found.returncode == 0 else {}
+    lines = found.stdout.splitlines()
+    if found.returncode or not lines:
+        return {}
+    return dict(zip(names.split(","), (value.strip() for value in lines[0].split(",")), strict=True))
 
 
 def describe(row: dict[str, Any]) -> str:
