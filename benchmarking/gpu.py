@@ -60,9 +60,9 @@ def _train(name: str, architecture: str, seconds: float = SHORT, **arguments: An
 
 # The most important first.
 ROWS = (
-    Row("probe", "probe", 5.0, {}),
     Row("sd15-equal", "equality", 5.0, {"architecture": "sd15"}),
     Row("sdxl-equal", "equality", 5.0, {"architecture": "sdxl"}),
+    Row("probe", "probe", 5.0, {}),
     _train("sdxl-b1", "sdxl", SUSTAINED, batch_size=1),
     _train("sdxl-b4", "sdxl", SUSTAINED, batch_size=4),
     _train("sdxl-b1-eager", "sdxl", batch_size=1, recorded=False),
@@ -234,7 +234,7 @@ def _peer(arguments: argparse.Namespace, bases: Path, until: float) -> dict[str,
 
 
 def card_of() -> dict[str, Any]:
-    """The card's name and memory. With nvidia-smi, so that this process has no CUDA context, which would count as a row's memory."""
+    """The card's name and memory, by nvidia-smi: a CUDA context of this process would count as a row's memory."""
     import torch
 
     if not torch.cuda.is_available():

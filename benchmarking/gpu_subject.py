@@ -88,7 +88,11 @@ class Subject:
         self.state = TrainState(self.master_weights, optimizer, self.job.scaler)
         self.metrics = StepMetrics(self.job)
         self.objective = diffusion.Objective(
-            abar=diffusion.alphas_cumprod().to(self.job.device), prediction_type="epsilon", snr_gamma=None
+            abar=diffusion.alphas_cumprod().to(self.job.device),
+            prediction_type="epsilon",
+            snr_gamma=None,
+            noise_offset=0.0,
+            dropout=0.0,
         )
         self.said: list[str] = []
         self.recorder = self._recorder(graphs)
