@@ -21,11 +21,11 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from sushi_research.errors import UserError, first_line
 
@@ -165,21 +165,24 @@ def run_rows(rows: Sequence[Row], arguments: argparse.Namespace, bases: Path, un
     command = [sys.executable, "-m", "benchmarking.gpu", "--bases", str(bases), "--until", str(until)]
     command += [*(["--dry"] if arguments.dry else []), "--rows", *(row.name for row in rows)]
     environment = os.environ | ({"CUBLAS_WORKSPACE_CONFIG": ":4096:8"} if rows[0].is_exact else {})
-    limit, why, errors = max(10.0, until - time.time() + 15), "", ""
+    limit = max(10.0, until - time.time() + 15)
     with (bases / "log").open("w+", errors="replace") as log:
-        try:
-            status = subprocess.run(
-                command, cwd=ROOT, env=environment, stderr=log, stdout=log, timeout=limit
-            ).returncode
-            why = f"its process ended with status {status}"
-        except subprocess.TimeoutExpired:
-            why = "it did not end in time"
+        why = _run(command, environment, log, limit)
         log.seek(0)
         errors = log.read()
     found = [json.loads(line) for line in report.read_text().splitlines()] if report.exists() else []
     if len(found) < len(rows) and not (found and "failed" in found[-1]):
         found.append({"row": rows[len(found)].name, "failed": why, "log": errors.strip().splitlines()[-30:]})
     return found
+
+
+def _run(command: Sequence[str], environment: Mapping[str, str], log: TextIO, limit: float) -> str:
+    """Runs a process to its end, or to its limit in seconds. Returns how it ended."""
+    try:
+        status = subprocess.run(command, cwd=ROOT, env=environment, stderr=log, stdout=log, timeout=limit).returncode
+    except subprocess.TimeoutExpired:
+        return "it did not end in time"
+    return f"its process ended with status {status}"
 
 
 def measure_rows(arguments: argparse.Namespace) -> int:

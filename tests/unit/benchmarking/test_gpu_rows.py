@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import zipfile
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -67,17 +66,17 @@ def test_a_row_that_fails_ends_its_process_and_no_other(monkeypatch, tmp_path: P
     monkeypatch.setattr(gpu_rows, "FUNCTIONS", {"probe": probe, "train": train})
     started = []
 
-    def run(command: list[str], **_: object) -> SimpleNamespace:
+    def run(command: list[str], *_: object) -> str:
         started.append(command)
-        return SimpleNamespace(returncode=gpu.measure_rows(gpu.parse(command[3:])))
+        return f"its process ended with status {gpu.measure_rows(gpu.parse(command[3:]))}"
 
-    monkeypatch.setattr(gpu.subprocess, "run", run)
+    monkeypatch.setattr(gpu, "_run", run)
     arguments = gpu.parse(["--dry", "--only", "probe", "sd15-b8", "sdxl-b1"])
     found = gpu.measure(arguments, tmp_path / "bases")["rows"]
     assert [row["row"] for row in found] == ["probe", "sdxl-b1", "sd15-b8"] and len(started) == 2
     assert found[0]["failed"] == "RuntimeError: a kernel failed" and found[1]["steps"] == 3
     assert gpu.describe(found[0]).endswith("FAILED: RuntimeError: a kernel failed")
-    monkeypatch.setattr(gpu.subprocess, "run", lambda command, **_: SimpleNamespace(returncode=-9))
+    monkeypatch.setattr(gpu, "_run", lambda *_: "its process ended with status -9")
     found = gpu.measure(arguments, tmp_path / "other")["rows"]
     assert [row["failed"] for row in found] == ["its process ended with status -9"] * 3
 
