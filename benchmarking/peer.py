@@ -45,7 +45,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--peer-python", metavar="PYTHON", default=sys.executable, help="the Python that runs it (default: this one)")
     add("--base", metavar="FOLDER", help="a base in the diffusers format (default: demo/base/<architecture>)")
     add("--images", metavar="FOLDER", default="demo/photos/star", help="captioned images (default: demo/photos/star)")
-    add("--resolution", type=int, default=128, help="images are cut to squares of this size first (default: 128)")
+    add("--resolution", type=int, default=128, help="pixels of a side of the squares (default: 128)")
     add("--steps", type=int, default=100, help="steps of a job (default: 100)")
     add("--batch-size", type=int, default=1, help="samples per step (default: 1)")
     add("--rounds", type=int, default=2, help="rounds of four warm jobs, ours, peer, peer, ours (default: 2)")
@@ -116,9 +116,9 @@ def architecture_of(script: Path) -> str:
 
 
 def make_images(source: Path, to: Path, side: int) -> int:
-    """Squares of `side` pixels from the images and captions of `source`, in the layouts that both sides read. Returns their number.
+    """The middle squares of the images of `source`, with captions, in the layouts that both sides read. Returns their number.
 
-    Neither side then resizes or crops anything.
+    A square of more than `side` pixels stays as large: both sides then resize it, and neither crops anything.
     """
     from PIL import Image, ImageOps
 
@@ -134,7 +134,8 @@ def make_images(source: Path, to: Path, side: int) -> int:
             continue
         name = f"{path.stem}.png"
         with Image.open(path) as image:
-            ImageOps.fit(image.convert("RGB"), (side, side), Image.Resampling.LANCZOS).save(to / name)
+            size = max(side, min(image.size))
+            ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.LANCZOS).save(to / name)
         caption = text.read_text().strip()
         lines.append(json.dumps({"file_name": name, "text": caption}))
         shutil.copy(to / name, kohya / name)
