@@ -81,7 +81,7 @@ def main(arguments: argparse.Namespace) -> int:
     base = Path(arguments.base or ROOT / f"demo/base/{architecture}").resolve()
     with tempfile.TemporaryDirectory(prefix="peer-") as folder:
         work = Path(folder)
-        count = make_images(Path(arguments.images), work / "images", arguments.resolution)
+        count = make_images(Path(arguments.images), work / "images", arguments.resolution, arguments.batch_size)
         jobs = run_jobs(work, script, architecture, base, arguments)
     result = {
         "peer": f"{_program(script)} {script.name}",
@@ -115,10 +115,11 @@ def architecture_of(script: Path) -> str:
     return "sdxl" if "sdxl" in script.name else "sd15"
 
 
-def make_images(source: Path, to: Path, side: int) -> int:
+def make_images(source: Path, to: Path, side: int, batch_size: int) -> int:
     """The middle squares of the images of `source`, with captions, in the layouts that both sides read. Returns their number.
 
-    A square of more than `side` pixels stays as large: both sides then resize it, and neither crops anything.
+    A square of more than `side` pixels stays as large: both sides then resize it, and neither crops anything. Their number is a
+    multiple of the batch size, because a peer's last batch of an epoch would be smaller, and ours is not.
     """
     from PIL import Image, ImageOps
 
@@ -128,10 +129,9 @@ def make_images(source: Path, to: Path, side: int) -> int:
     found = sorted(
         path for path in source.iterdir() if path.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp", ".avif")
     )
-    for path in found:
+    captioned = [path for path in found if path.with_suffix(".txt").is_file()]
+    for path in captioned[: len(captioned) // batch_size * batch_size]:
         text = path.with_suffix(".txt")
-        if not text.is_file():
-            continue
         name = f"{path.stem}.png"
         with Image.open(path) as image:
             size = max(side, min(image.size))
@@ -141,7 +141,9 @@ def make_images(source: Path, to: Path, side: int) -> int:
         shutil.copy(to / name, kohya / name)
         (kohya / f"{path.stem}.txt").write_text(caption)
     if not lines:
-        raise UserError(f"{source} has no image with a caption in a .txt file: give another folder as --images.")
+        raise UserError(
+            f"{source} has {len(captioned)} images with a caption in a .txt file, fewer than a batch: give another --images."
+        )
     (to / "metadata.jsonl").write_text("\n".join(lines) + "\n")
     return len(lines)
 

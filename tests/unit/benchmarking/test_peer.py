@@ -67,10 +67,13 @@ def test_ratios_are_of_medians_of_the_jobs_of_one_kind() -> None:
 def test_both_sides_get_the_same_images_and_settings(tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.mkdir()
+    (tmp_path / "more").mkdir()
     Image.new("RGB", (90, 60), "red").save(source / "a.png")
     (source / "a.txt").write_text("a red picture\n")
     Image.new("RGB", (90, 60), "red").save(source / "without_caption.png")
-    assert peer.make_images(source, tmp_path / "images", 32) == 1
+    assert peer.make_images(source, tmp_path / "images", 32, batch_size=1) == 1
+    with pytest.raises(UserError, match="has 1 images with a caption in a .txt file, fewer than a batch"):
+        peer.make_images(source, tmp_path / "more/images", 32, batch_size=2)
     assert json.loads((tmp_path / "images/metadata.jsonl").read_text()) == {
         "file_name": "a.png",
         "text": "a red picture",
