@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarking import peer
+from benchmarking import peer, peer_commands
 from sushi_research.errors import UserError
 
 
@@ -71,9 +71,9 @@ def test_both_sides_get_the_same_images_and_settings(tmp_path: Path) -> None:
     Image.new("RGB", (90, 60), "red").save(source / "a.png")
     (source / "a.txt").write_text("a red picture\n")
     Image.new("RGB", (90, 60), "red").save(source / "without_caption.png")
-    assert peer.make_images(source, tmp_path / "images", 32, batch_size=1) == 1
+    assert peer_commands.make_images(source, tmp_path / "images", 32, batch_size=1) == 1
     with pytest.raises(UserError, match="has 1 images with a caption in a .txt file, fewer than a batch"):
-        peer.make_images(source, tmp_path / "more/images", 32, batch_size=2)
+        peer_commands.make_images(source, tmp_path / "more/images", 32, batch_size=2)
     assert json.loads((tmp_path / "images/metadata.jsonl").read_text()) == {
         "file_name": "a.png",
         "text": "a red picture",
@@ -85,15 +85,15 @@ def test_both_sides_get_the_same_images_and_settings(tmp_path: Path) -> None:
         "train_text_to_image_lora.py": {"rank": "16", "max_train_steps": "20", "train_batch_size": "2"},
         "sdxl_train_network.py": {"network_dim": "16", "max_train_steps": "20", "train_batch_size": "2"},
     }.items():
-        words = peer.COMMANDS[name](tmp_path, Path(name), Path("base"), options, "job")
+        words = peer_commands.COMMANDS[name](tmp_path, Path(name), Path("base"), options, "job")
         assert all(words[words.index(f"--{key}") + 1] == value for key, value in settings.items())
-        architecture = peer.architecture_of(Path(name))
-        ours = peer.our_command(tmp_path, architecture, Path("base"), options, "job")
+        architecture = peer_commands.architecture_of(Path(name))
+        ours = peer_commands.our_command(tmp_path, architecture, Path("base"), options, "job")
         assert ours[ours.index("--lora.rank") + 1] == "16"
         clips = ours[ours.index("--train.max_grad_norm") + 1]
         assert clips == {"sd15": "null", "sdxl": "1.0"}[architecture], "diffusers' SD1.5 script clips nothing"
     with pytest.raises(UserError, match=r"other.py is not supported"):
-        peer.architecture_of(Path("other.py"))
+        peer_commands.architecture_of(Path("other.py"))
 
 
 SCRIPT = """
