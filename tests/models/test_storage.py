@@ -10,6 +10,7 @@ from torch import nn
 
 from sushi_research.adapters import lora
 from sushi_research.adapters.loading import load_adapters, load_pipeline
+from sushi_research.evaluation import drift
 from sushi_research.models import loading, sd15, storage
 from sushi_research.planning import op_counts
 
@@ -190,6 +191,16 @@ def test_an_adapter_file_loads_onto_a_stored_base(bases, tmp_path):
     x = weight(3, plain.in_features)
     expected = plain(x) + x @ pair["lora_A"].T @ pair["lora_B"].T
     assert torch.allclose(pipeline.unet.get_submodule(path)(x), expected, atol=1e-6)
+
+
+def test_the_images_of_the_drift_are_those_of_the_stored_base(bases):
+    base = loading.resolve_base(str(bases["sd15"]))
+
+    def keys(**given):
+        return drift.make_drift_set(["a"], str, sd15, base, "hash", side=64, dtype=torch.float32, **given)
+
+    assert len({keys(storage=each).hash for each in ("compute", *STORAGES)}) == 4
+    assert keys() == keys(storage="compute")
 
 
 def test_what_does_not_run_here_is_refused(monkeypatch):
