@@ -28,6 +28,7 @@ from sushi_research.data import images
 from sushi_research.data.items import Item
 from sushi_research.errors import UserError
 from sushi_research.progress import progress
+from sushi_research.runs import machine
 from sushi_research.workers import cores
 
 LATENT_TENSORS = ("mean", "std")
@@ -109,11 +110,8 @@ def _batch_size(vae: Any, bucket: tuple[int, int], limit: int) -> int:
     if vae.device.type != "cuda":
         return 1
     pixels = bucket[0] * bucket[1]
-    reserved = torch.cuda.memory_reserved(vae.device)
-    # train.memory may hold the process to a part of the device.
-    total, part = torch.cuda.mem_get_info(vae.device)[1], torch.cuda.get_per_process_memory_fraction(vae.device)
-    free = min(torch.cuda.mem_get_info(vae.device)[0], total * part - reserved)
-    free += reserved - torch.cuda.memory_allocated(vae.device)
+    unused = torch.cuda.memory_reserved(vae.device) - torch.cuda.memory_allocated(vae.device)
+    free = machine.free_gpu_memory(vae.device) + unused
     fits = int(0.8 * free) // (_BYTES_PER_PIXEL * vae.dtype.itemsize * pixels)
     return max(1, min(limit // pixels, fits))
 

@@ -440,6 +440,7 @@ def test_out_of_memory_ends_in_advice_in_an_order(trainer, refusal, break_step):
         ("train.batch_size", "2"),
         ("train.accumulation", "6"),
         ("optimizer.name", "adamw8bit"),
+        ("model.base_storage", "int8"),
         ("lora.rank", "2"),
         ("data.resolution", "32"),
     ]
