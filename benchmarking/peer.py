@@ -55,7 +55,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--images", metavar="FOLDER", default="demo/photos/star", help="captioned images (default: demo/photos/star)")
     add("--resolution", type=int, default=128, help="pixels of a side of the squares (default: 128)")
     add("--steps", type=int, default=100, help="steps of a job (default: 100)")
-    add("--batch-size", type=int, default=1, help="samples per step (default: 1)")
+    add("--batch-size", type=int, default=8, help="samples per step (default: 8, as in the demo)")
     add("--rounds", type=int, default=2, help="rounds of four warm jobs, ours, peer, peer, ours (default: 2)")
     add("--no-cold", action="store_true", help="leave out the ratio of the first jobs, whose caches are empty")
     add("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="of both (default: fp32)")
