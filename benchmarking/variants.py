@@ -59,14 +59,18 @@ class Bench:
 
 
 class LossSum:
-    """Replaces the script's StepMetrics: sums the loss on the device without synchronising."""
+    """Replaces the script's StepMetrics: sums the loss on the device without synchronising, and without an op in the step."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.loss = torch.zeros((), device=device)
+    def __init__(self) -> None:
+        self._losses: list[torch.Tensor] = []
 
     def add(self, loss: torch.Tensor, losses: torch.Tensor, bins: torch.Tensor) -> None:
         """Like StepMetrics.add, but keeps only the loss."""
-        self.loss += loss.detach()
+        self._losses.append(loss.detach())
+
+    @property
+    def loss(self) -> torch.Tensor:
+        return torch.stack(self._losses).sum()
 
 
 def make_unet(bench: Bench) -> torch.nn.Module:
@@ -105,7 +109,7 @@ def with_master_weights(bench: Bench, unet: torch.nn.Module, batches: Callable[[
     optimizer = optim.build_optimizer(config.optimizer.name, master_weights, config.optimizer.lr, {})
 
     def step(index: int) -> torch.Tensor:
-        metrics = LossSum(bench.device)
+        metrics = LossSum()
         for batch in batches(index):
             bench.script.training_step(job, unet, batch, objective, metrics)
             master_weights.accumulate()
@@ -129,7 +133,7 @@ def as_peft(bench: Bench, unet: torch.nn.Module, batches: Callable[[int], Any]) 
     optimizer = optim.make_optimizer(config.optimizer.name, parameters, config.optimizer.lr, {})
 
     def step(index: int) -> torch.Tensor:
-        metrics = LossSum(bench.device)
+        metrics = LossSum()
         for batch in batches(index):
             bench.script.training_step(job, unet, batch, objective, metrics)
         scaler.unscale_(optimizer)
