@@ -5,6 +5,12 @@ ARCH ?= sdxl
 CONCEPT ?= star
 DATA ?=
 EXP ?=
+PY ?=
+ONLY ?=
+PEER ?=
+PEER_PYTHON ?=
+A ?=
+B ?=
 N ?= 100
 MINUTES ?= 30
 POINTS ?= 10
@@ -20,8 +26,8 @@ INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --constr
 # The tests run in the order of tests/conftest.py, longest first; xdist's own order puts the largest groups first.
 PYTEST := $(BIN)/python -m pytest -q -n 2 --dist loadgroup --no-loadscope-reorder --durations=10
 
-.PHONY: help setup demo pages bases scores measure-study acceptance inspect experiment chaos faults-io test test-fast mutants fuzz lint \
-	format proxy bench bench-data bench-gpu clean
+.PHONY: help setup demo pages bases scores measure-study acceptance inspect experiment chaos faults-io test test-fast test-gpu mutants fuzz lint \
+	format proxy bench bench-data bench-peer bench-start bench-gpu clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -104,15 +110,26 @@ format: .venv/.dev  ## fix the style
 proxy: .venv/.dev  ## count what a step costs, without GPU or weights, and compare it with benchmarks/ledger.json (8 minutes of CPU time)
 	$(ONE_THREAD) $(BIN)/python -m benchmarking.proxy
 
-bench: .venv/.installed  ## time pairs of variants on this machine; results in benchmarks/results
-	$(ONE_THREAD) $(BIN)/python -m benchmarking --model $(ARCH)
+bench: .venv/.installed  ## time pairs of variants, or the step of two commits (A=main B=HEAD), on this machine; results in benchmarks/results
+	$(ONE_THREAD) $(BIN)/python -m benchmarking --model $(ARCH) $(if $(A)$(B),--commits "$(A)" "$(B)")
+
+bench-peer: .venv/.installed  ## whole jobs against another program's script (PEER=.../train_text_to_image_lora.py; PEER_PYTHON=...)
+	@test -n "$(PEER)" || { echo "error: PEER is missing: make bench-peer PEER=diffusers/examples/text_to_image/train_text_to_image_lora.py" >&2; exit 2; }
+	$(ONE_THREAD) $(BIN)/python -m benchmarking.peer --peer "$(PEER)" $(if $(PEER_PYTHON),--peer-python "$(PEER_PYTHON)")
 
 bench-data: .venv/.installed  ## measure the start of a run and its loader with up to a million rows (about half an hour on two cores)
 	$(BIN)/python -m benchmarking.data
 
-bench-gpu: .venv/.dev  ## run the GPU tests, then the same comparison on the GPU
+bench-start: .venv/.installed  ## measure the start of a run against imports and weights alone, in CPU seconds (ARCH=sd15; two minutes)
+	$(ONE_THREAD) $(BIN)/python -m benchmarking.first_step
+
+# PY: a Python of the machine that has torch for CUDA, in place of .venv; ONLY: rows; PEER as above.
+bench-gpu: $(if $(PY),,.venv/.installed)  ## measure the training step on a GPU in eight minutes (PY=python3 where pip reaches no registry)
+	@$(if $(PY),PYTHONPATH=.gpu/site-packages:. $(PY) -m benchmarking.gpu_pack .gpu --install)
+	$(ONE_THREAD) $(if $(PY),PYTHONPATH=.gpu/site-packages:. $(PY),$(BIN)/python) -m benchmarking.gpu $(if $(ONLY),--only $(ONLY)) $(if $(PEER),--peer "$(PEER)")
+
+test-gpu: .venv/.dev  ## the tests that need a GPU (at most 90 seconds there)
 	$(BIN)/python -m pytest -q -m gpu
-	$(ONE_THREAD) $(BIN)/python -m benchmarking --model $(ARCH) --device cuda
 
 clean:  ## delete the demo's runs; your own runs and caches stay
 	rm -rf runs/demo_*

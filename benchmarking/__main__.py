@@ -2,6 +2,7 @@
 
     python -m benchmarking                                       # caches and adapter, on a tiny SDXL base
     python -m benchmarking --pair caches --model sd15
+    python -m benchmarking --commits main HEAD                   # the step of two commits, each with its own files
     python -m benchmarking --profile full --base FOLDER --model sdxl --device cuda
     python -m benchmarking --table benchmarks/results/*.json     # print results as the rows of docs/performance.md
 
@@ -13,7 +14,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from sushi_research import models
 
@@ -22,6 +23,10 @@ QUESTIONS = {
     "caches": "how much time do the caches save per step? A decodes and encodes its images and captions, B reads the caches",
     "adapter": "what does the adapter's dtype cost? A is fp32 with peft's casts in every layer, B is our bf16 working copy",
     "same": "how precise are timings on this machine? A and B are the same variant, so the interval should contain 1",
+    "optimizer": "what does one flat tensor save the optimizer? A gives it single tensors, as to those that are not elementwise",
+    "recorded": "what does a recording save? A is launched by Python, B is a CUDA graph (a CPU has none: batches are only copied)",
+    "feed_forward": "what does recomputing the feed-forward layers cost? A recomputes them, B keeps all activations",
+    "checkpointing": "what does recomputing all blocks cost? A recomputes them, B keeps all activations",
 }
 RESULTS = "benchmarks/results"
 
@@ -35,6 +40,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--pair", action="append", choices=QUESTIONS, help="pair to time; repeatable; default: caches and adapter")
+    add("--commits", nargs=2, metavar=("A", "B"), help="time the steps of two commits instead of a pair")
     add("--model", action="append", choices=tuple(models.ARCHITECTURES), help="architecture; repeatable; default: sdxl")
     profile_help = "tiny: a temporary base with random weights; full: --base, at its default resolution"
     add("--profile", choices=("tiny", "full"), default="tiny", help=profile_help)
@@ -67,6 +73,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
             parser.error(f"--{name.replace('_', '-')} must be at least {least} and at most {most}")
     if (found.profile == "full") != (found.base is not None):
         parser.error("--profile full and --base FOLDER go together: give both or neither")
+    if found.commits and found.pair:
+        parser.error("--commits and --pair are two measurements: give one of them")
     found.pair, found.model = found.pair or ["caches", "adapter"], found.model or ["sdxl"]
     if found.base is not None and len(found.model) > 1:
         parser.error("--base has one architecture: give --model once")
@@ -78,13 +86,10 @@ if __name__ == "__main__":
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     ARGUMENTS = parse(sys.argv[1:])
 
-import platform
 import tempfile
 from contextlib import ExitStack
 from dataclasses import asdict, replace
-from datetime import UTC, datetime
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
@@ -92,8 +97,9 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 
-from benchmarking import paired_timing
+from benchmarking import commits, paired_timing
 from benchmarking.measured_code import code_state, load_script, write_result
+from benchmarking.results import PARITY_STEPS, circumstances, parity, settings, timings
 from benchmarking.variants import PAIRS, Bench, Step, make_unet
 from sushi_research import randomness
 from sushi_research.caches.caches import open_caches, open_hash_cache, open_remembered
@@ -105,7 +111,6 @@ from sushi_research.models.loading import find_base
 from sushi_research.planning import op_counts
 from sushi_research.precision import resolve_precision
 from sushi_research.progress import progress
-from sushi_research.runs import machine
 from sushi_research.runs.job import Job
 from sushi_research.training import run
 from sushi_research.training.sampler import Sampler
@@ -113,7 +118,6 @@ from sushi_research.user_files import parse_json, read_regular
 from testing.tiny_base import save_tiny_base
 
 IMAGES = 8
-PARITY_STEPS = 4
 assert list(PAIRS) == list(QUESTIONS)
 
 
@@ -127,15 +131,22 @@ def main(arguments: argparse.Namespace) -> int:
     run.quiet_libraries()
     if arguments.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda, but torch finds no CUDA device: omit the option, or install torch for CUDA.")
-    for architecture in arguments.model:
+    for architecture in arguments.model if arguments.commits else ():
+        with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
+            report(arguments, run_commits(arguments, architecture, Path(folder)))
+    for architecture in () if arguments.commits else arguments.model:
         with tempfile.TemporaryDirectory(prefix="benchmark-") as folder, ExitStack() as finish:
             bench = prepare(arguments, architecture, Path(folder), finish)
             for name in arguments.pair:
-                result = run_pair(arguments, bench, name)
-                name = f"{result['pair']}_{result['model']}_{result['profile']}"
-                path = write_result(Path(arguments.results), name, result)
-                print(f"{paired_timing.sentence(result)}\n  written to {path}", flush=True)
+                report(arguments, run_pair(arguments, bench, name))
     return 0
+
+
+def report(arguments: argparse.Namespace, result: dict[str, Any]) -> None:
+    """Writes a result to a file of its own and prints it."""
+    name = f"{result['pair']}_{result['model']}_{result['profile']}"
+    path = write_result(Path(arguments.results), name, result)
+    print(f"{paired_timing.sentence(result)}\n  written to {path}", flush=True)
 
 
 def prepare(arguments: argparse.Namespace, architecture: str, folder: Path, finish: ExitStack) -> Bench:
@@ -202,31 +213,7 @@ def run_pair(arguments: argparse.Namespace, bench: Bench, name: str) -> dict[str
         held[variant] = torch.cuda.memory_allocated() - before if cuda else 0
     if not np.isfinite([losses["a"], losses["b"]]).all():
         raise UserError(f"the pair {name} gives a loss that is not finite, so it is not timed.")
-    index, a, b = PARITY_STEPS, steps["a"], steps["b"]
-    calls = paired_timing.calls_per_block(a, b, arguments.block_seconds, first=index, synchronize=synchronize)
-    index += 2
-    rounds: list[paired_timing.Round] = []
-    with progress(total=arguments.rounds, description=f"{bench.model.NAME} {name}", unit="round") as bar:
-        for done in paired_timing.alternate(
-            a,
-            b,
-            rounds=arguments.rounds,
-            warmup=arguments.warmup,
-            calls=calls,
-            max_pressure=arguments.max_pressure,
-            limit=arguments.limit,
-            first=index,
-            synchronize=synchronize,
-        ):
-            rounds.append(done)
-            bar.update(done.status == "kept")
-    index += 2 * calls * len(rounds)
-    kept = [done for done in rounds if done.status == "kept"]
-    if len(kept) < arguments.rounds:
-        raise UserError(
-            f"only {len(kept)} of {len(rounds)} rounds could be kept within {arguments.limit:g} seconds: run it again when "
-            "the machine is less busy, or raise --limit or --max-pressure."
-        )
+    rounds, calls, index = time_both(arguments, f"{bench.model.NAME} {name}", steps["a"], steps["b"], synchronize)
     counts, memory = {}, {}
     for variant, step in steps.items():
         if cuda:
@@ -238,16 +225,8 @@ def run_pair(arguments: argparse.Namespace, bench: Bench, name: str) -> dict[str
         "variants": {"a": pair.a, "b": pair.b},
         "model": bench.model.NAME,
         "profile": arguments.profile,
-        "time": asdict(paired_timing.compare_timings([done.a for done in kept], [done.b for done in kept])),
-        "cpu_time": asdict(paired_timing.compare_timings([done.a_cpu for done in kept], [done.b_cpu for done in kept])),
-        "seconds_per_step": {"a": median(done.a for done in kept), "b": median(done.b for done in kept)},
-        "discarded": sum(done.status == "busy" for done in rounds),
-        "parity": {
-            "steps": PARITY_STEPS,
-            "largest_relative_difference": max(
-                abs(one - other) / abs(one) for one, other in zip(losses["a"], losses["b"], strict=True)
-            ),
-        },
+        **timings(rounds),
+        "parity": parity(losses["a"], losses["b"]),
         "counts": counts,
         "memory": memory or None,
         "config": {
@@ -257,23 +236,85 @@ def run_pair(arguments: argparse.Namespace, bench: Bench, name: str) -> dict[str
             "precision": bench.job.precision,
             "lora": {"targets": bench.config.lora.targets, "rank": bench.config.lora.rank},
             "optimizer": bench.config.optimizer.name,
-            "warmup": arguments.warmup,
-            "calls_per_block": calls,
-            "block_seconds": arguments.block_seconds,
-            "max_pressure": arguments.max_pressure,
+            **settings(arguments, calls),
         },
         "code": code_state(),
-        "libraries": machine.library_versions(),
-        "python": platform.python_version(),
-        "machine": {
-            "device": machine.device_name(str(bench.device)),
-            "cpus": os.cpu_count(),
-            "threads": torch.get_num_threads(),
-            "platform": platform.platform(),
-        },
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "rounds": [asdict(done) for done in rounds],
+        **circumstances(str(bench.device), rounds),
     }
+
+
+def run_commits(arguments: argparse.Namespace, architecture: str, folder: Path) -> dict[str, Any]:
+    """`run_pair` for the steps of two commits. Their processes take turns: while one works, the other waits to be asked."""
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if arguments.device == "auto" else arguments.device
+    words = ["--model", architecture, "--device", device, "--batch-size", str(arguments.batch_size)]
+    words += [
+        "--profile",
+        arguments.profile,
+        *(["--base", str(Path(arguments.base).resolve())] if arguments.base else []),
+    ]
+    with commits.workers(arguments.commits, words, folder) as (a, b):
+        losses = [[worker(index) for index in range(PARITY_STEPS)] for worker in (a, b)]
+        clocks = paired_timing.Clocks(cpu=lambda: a.cpu_seconds + b.cpu_seconds)
+        title = f"{architecture}, two commits"
+        rounds, calls, index = time_both(arguments, title, a, b, lambda: None, clocks)
+        counts = {"a": a.counts(index), "b": b.counts(index)}
+    names = [commits.full_name(commit) for commit in arguments.commits]
+    return {
+        "pair": "commits",
+        "question": "does a step of commit A take longer than one of commit B?",
+        "variants": {letter: f"of {commit[:10]}" for letter, commit in zip("ab", names, strict=True)},
+        "commits": names,
+        "model": architecture,
+        "profile": arguments.profile,
+        **timings(rounds),
+        "parity": parity(*losses),
+        "counts": counts,
+        "memory": None,
+        "config": {
+            "base": arguments.base or "testing.tiny_base, seed 0",
+            "batch_size": arguments.batch_size,
+            "precision": a.facts["precision"],
+            **settings(arguments, calls),
+        },
+        "code": code_state(),
+        **circumstances(device, rounds),
+    }
+
+
+def time_both(
+    arguments: argparse.Namespace,
+    title: str,
+    a: paired_timing.Step,
+    b: paired_timing.Step,
+    synchronize: Callable[[], None],
+    clocks: paired_timing.Clocks = paired_timing.Clocks(),  # noqa: B008  frozen
+) -> tuple[list[paired_timing.Round], int, int]:
+    """(rounds, calls in a block, the first index that is free) of two steps. UserError if too few rounds could be kept."""
+    calls = paired_timing.calls_per_block(a, b, arguments.block_seconds, first=PARITY_STEPS, synchronize=synchronize)
+    first = PARITY_STEPS + 2
+    rounds: list[paired_timing.Round] = []
+    with progress(total=arguments.rounds, description=title, unit="round") as bar:
+        for done in paired_timing.alternate(
+            a,
+            b,
+            rounds=arguments.rounds,
+            warmup=arguments.warmup,
+            calls=calls,
+            max_pressure=arguments.max_pressure,
+            limit=arguments.limit,
+            first=first,
+            synchronize=synchronize,
+            clocks=clocks,
+        ):
+            rounds.append(done)
+            bar.update(done.status == "kept")
+    kept = sum(done.status == "kept" for done in rounds)
+    if kept < arguments.rounds:
+        raise UserError(
+            f"only {kept} of {len(rounds)} rounds could be kept within {arguments.limit:g} seconds: run it again when "
+            "the machine is less busy, or raise --limit or --max-pressure."
+        )
+    return rounds, calls, first + 2 * calls * len(rounds)
 
 
 def memory_of_a_step(step: Step, index: int) -> int:

@@ -125,6 +125,15 @@ def _counts(step: Callable[[], Any], unet: Any, watched: _Watched) -> dict[str, 
     }
 
 
+class _Losses:
+    """Metrics that do nothing with what the training step adds."""
+
+    added: tuple[torch.Tensor, ...] = ()
+
+    def add(self, *added: torch.Tensor) -> None:
+        self.added = added
+
+
 class _Watched:
     """The script's training_step, counted apart from the rest of the step; until `is_real` its gradients are just zeros."""
 
@@ -139,10 +148,12 @@ class _Watched:
                 parameter.grad = torch.zeros_like(parameter)
             arguments[-1].add(torch.zeros(()), torch.zeros(1), torch.zeros(1, dtype=torch.int64))
             return
-        before = self.counter.counts() if self.counter else None
-        self.training_step(*arguments)
+        *others, metrics = arguments
+        before, losses = self.counter.counts() if self.counter else None, _Losses()
+        self.training_step(*others, losses)
         if self.counter and before:
             self.counts = self.counter.counts() - before
+        metrics.add(*losses.added)
 
 
 def fake_unet(architecture: str, targets: str, adapter_dtype: torch.dtype) -> Any:

@@ -24,12 +24,12 @@ def cpu_seconds() -> float:
 def of_script(report: Path, script: str, words: list[str]) -> None:
     """Runs the script as a command and ends the process after its first step. `report` gets [stage, wall, CPU seconds], in order.
 
-    A stage is counted from where the script enters it; what comes before the first one is the process's start.
+    A stage is counted from where the script enters it.
     """
     from sushi_research import progress
 
     enter, stages = progress.StageTimings.enter, []
-    began = [time.time() - _process_age(), 0.0]
+    began = [time.time() - progress.seconds_of_process(), 0.0]
 
     def ended(name: str) -> None:
         now = [time.time(), cpu_seconds()]
@@ -50,8 +50,9 @@ def of_script(report: Path, script: str, words: list[str]) -> None:
 
 def bare(report: Path, unet: Path, dtype: str, optimizer: str) -> None:
     """Imports the libraries that a training uses and reads the UNet's weights, and nothing else."""
-    began = [time.time() - _process_age(), 0.0]
-    stages = []
+    from sushi_research import progress
+
+    began, stages = [time.time() - progress.seconds_of_process(), 0.0], []
     import accelerate  # noqa: F401
     import diffusers
     import numpy  # noqa: F401
@@ -77,12 +78,6 @@ def _report(path: Path, stages: list[Any]) -> None:
     path.write_text(json.dumps({"stages": stages, "modules": sorted(sys.modules)}))
     sys.stdout.flush()
     os._exit(0)
-
-
-def _process_age() -> float:
-    """Seconds since this process was started (Linux)."""
-    started = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
-    return float(Path("/proc/uptime").read_text().split()[0]) - started
 
 
 if __name__ == "__main__":

@@ -7,14 +7,18 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
+import psutil
 from tqdm import tqdm
 
 from sushi_research import stopping, terminal
 
 # Seconds between two lines about a piece of work, where there is no terminal.
 SECONDS = 30.0
+# Seconds of the shortest stage that is shown.
+SHORTEST = 0.05
 
 
 class Lines(tqdm):
@@ -127,10 +131,26 @@ def progress(
 class StageTimings:
     """Measures wall-clock seconds per stage; a stage may be entered several times."""
 
-    def __init__(self, first: str, clock: Callable[[], float] = time.perf_counter) -> None:
+    # Whether no object has yet counted the time from the start of this process.
+    _process_is_new = True
+
+    def __init__(self, first: str, clock: Callable[[], float] = time.perf_counter, before: float = 0.0) -> None:
+        """Begins with the stage `first`, which has lasted `before` seconds already."""
         self._clock = clock
-        self._seconds = {first: 0.0}
+        self._seconds = {first: before}
         self._now, self._since = first, clock()
+
+    @classmethod
+    def of_process(cls, first: str) -> StageTimings:
+        """Now in the stage `first`. What this process took before is the stage "starting": Python, and the imports of the script.
+
+        Only the first one of a process has that stage.
+        """
+        before = seconds_of_process() if cls._process_is_new else 0.0
+        cls._process_is_new = False
+        timings = cls("starting", before=before)
+        timings.enter(first)
+        return timings
 
     @property
     def current(self) -> str:
@@ -144,11 +164,24 @@ class StageTimings:
         self._seconds.setdefault(name, 0.0)
 
     def seconds(self) -> dict[str, float]:
-        """Seconds of each stage up to now, in the order in which they were first entered."""
+        """Seconds of each stage up to now, in the order in which they were first entered.
+
+        A stage of less than SHORTEST had nothing to do, such as one that found all cache entries, and is left out.
+        """
         self._settle()
-        return dict(self._seconds)
+        return {name: value for name, value in self._seconds.items() if value >= SHORTEST}
 
     def _settle(self) -> None:
         now = self._clock()
         self._seconds[self._now] += now - self._since
         self._since = now
+
+
+def seconds_of_process() -> float:
+    """Seconds since this process was started, exact to 10 ms on Linux and to a second elsewhere."""
+    try:
+        # psutil gives the time of day, from a boot time in whole seconds.
+        ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+        return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK"))
+    except (OSError, ValueError, IndexError, AttributeError):
+        return max(0.0, time.time() - psutil.Process().create_time())

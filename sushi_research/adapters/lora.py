@@ -87,6 +87,8 @@ def attach(
     assert start is None or modules.keys() == start.keys(), "the targets are not the modules of the file"
     for path, layer in modules.items():
         device = layer.get_base_layer().weight.device
+        if device.type == "meta":
+            continue  # a model without numbers has no initial values
         down, up = layer.lora_A[ADAPTER], layer.lora_B[ADAPTER]
         # On a bf16 UNet peft creates bf16 matrices; the initial values must be fp32.
         if start is None:

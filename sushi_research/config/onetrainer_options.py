@@ -209,7 +209,11 @@ OPTIONS: dict[str, list[tuple[str, str, str]]] = {
             "",
             "the adapter is in fp32, the base in train.precision",
         ),
-        ("unet.gradient_checkpointing", "train.gradient_checkpointing", "all for ON, none for OFF; feed_forward for a part"),
+        (
+            "unet.gradient_checkpointing",
+            "train.gradient_checkpointing",
+            "all for ON, none for OFF; feed_forward for a part",
+        ),
         ("attention_mechanism", "train.attention", "sdpa (the default) or xformers"),
         (
             "unet.offload_fraction unet.activation_offloading async_offloading temp_device train_device dataloader_threads",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -21,8 +22,11 @@ Config = TypeVar("Config", bound=BaseModel)
 def begin() -> None:
     """Prepares the process of a script: call it before any heavy import. `read_command_line` calls it.
 
-    Under `python -W error` or PYTHONWARNINGS=error, warnings are shown and are no errors: they are all of libraries.
+    Until `run_main` no garbage is collected, as in `imports.importing`. Under `python -W error` or PYTHONWARNINGS=error, warnings
+    are shown and are no errors: they are all of libraries.
     """
+    if "torch" not in sys.modules:
+        gc.disable()
     terminal.prepare()
     if any(action == "error" for action, *_ in warnings.filters):
         warnings.filterwarnings("default")
@@ -71,6 +75,7 @@ def run_main(main: Callable[[Config], int | None], config: Config) -> None:
     A UserError is printed without a traceback and ends in status 2. A signal ends in status 128 + its number, with one line
     that says what was stopped, what is kept and how to go on; of several processes only the first one prints it.
     """
+    gc.enable()
     terminal.prepare()
     terminal.report_lost_streams()
     try:

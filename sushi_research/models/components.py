@@ -75,8 +75,8 @@ def require_finite(value: Any, key: str, where: str, stored: Any = None) -> None
 
 
 def _is_finite(value: Any) -> bool:
-    import torch
-
-    # Any non-finite value makes the sum non-finite; that is one pass without extra memory. A finite tensor may also overflow
-    # in the sum, so only then is each value checked.
-    return bool(value.sum(dtype=torch.float32).isfinite()) or bool(value.isfinite().all())
+    if not value.numel():
+        return True
+    # Both are NaN if any value is. This is by far the fastest of torch's passes over a tensor in 16 bits on a CPU.
+    least, most = value.aminmax()
+    return bool(least.isfinite() & most.isfinite())

@@ -1,4 +1,4 @@
-"""The cost of a training's micro-batch, and of a prediction, for every shape: the real model code, traced without weights."""
+"""The cost of a training's micro-batch, and of the VAE, for every shape: the real model code, traced without weights."""
 
 from __future__ import annotations
 

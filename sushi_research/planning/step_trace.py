@@ -18,7 +18,6 @@ no number for each pair of tokens.
 from __future__ import annotations
 
 import contextlib
-import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -30,6 +29,8 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import flop_registry
+
+from sushi_research.planning.live_bytes import LiveStorages
 
 # Candidates for the numbers of the traced batch. The widths of published models have no prime factor above 11.
 _PRIMES = (13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71, 73)
@@ -81,7 +82,7 @@ class Cost:
 
 def trace(run: Callable[[Shape], Any], parameters: Iterable[torch.Tensor]) -> Cost:
     """The cost of `run`, which is called once with a shape, and computes on the meta device with a model of these parameters."""
-    known = list(parameters)
+    known = list(parameters)  # kept, so that no new storage gets an address of theirs
     shape, primes = _shape_for(known)
     with _fused_attention(), _Tracer(known, primes) as tracer:
         result = run(shape)
@@ -120,17 +121,16 @@ def _fused_attention() -> Iterator[None]:
 class _Tracer(TorchDispatchMode):
     """Counts FLOPs and live bytes by terms of the shape."""
 
-    def __init__(self, known: Iterable[torch.Tensor], primes: tuple[int, ...]) -> None:
+    def __init__(self, known: list[torch.Tensor], primes: tuple[int, ...]) -> None:
         super().__init__()
         self._primes = primes
-        self._known = [
-            tensor.untyped_storage() for tensor in known
-        ]  # kept, so that no new storage gets an address of theirs
-        self._seen = {storage._cdata for storage in self._known}
         self._terms: dict[tuple[int, ...], int] = {}
         self._divided: dict[int, tuple[int, int]] = {}
         self._flops: Counter[int] = Counter()
         self._changes: list[tuple[int, int]] = []  # (term, change of its factor)
+        self._storages = LiveStorages(lambda size: self._changed(size, -1))
+        for tensor in known:
+            self._storages.add(tensor)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -141,22 +141,13 @@ class _Tracer(TorchDispatchMode):
             self._flops[term] += factor
         if not func.is_view:
             for tensor in tree_iter(result):
-                if isinstance(tensor, torch.Tensor):
-                    self._note(tensor.untyped_storage())
+                if isinstance(tensor, torch.Tensor) and (size := self._storages.add(tensor)):
+                    self._changed(size, 1)
         return result
 
-    def _note(self, storage: torch.UntypedStorage) -> None:
-        key = storage._cdata
-        if key in self._seen:
-            return
-        self._seen.add(key)
-        term, factor = self._divide(storage.nbytes())
-        weakref.finalize(storage, self._gone, key, term, factor).atexit = False
-        self._changes.append((term, factor))
-
-    def _gone(self, key: int, term: int, factor: int) -> None:
-        self._seen.discard(key)
-        self._changes.append((term, -factor))
+    def _changed(self, size: int, sign: int) -> None:
+        term, factor = self._divide(size)
+        self._changes.append((term, sign * factor))
 
     def _divide(self, number: int) -> tuple[int, int]:
         """(the term that `number` belongs to, the factor that is left when it is divided by it)."""

@@ -47,7 +47,7 @@ class Job:
     started: float = field(default_factory=time.time)
     code: dict[str, Any] = field(default_factory=dict)
     start: Any = None
-    timings: StageTimings = field(default_factory=lambda: StageTimings("planning"))
+    timings: StageTimings = field(default_factory=lambda: StageTimings.of_process("planning"))
     precision_reason: str = ""
     dry_run: DryRun | None = None
 

@@ -6,6 +6,7 @@ import ast
 import functools
 import re
 import warnings
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from sushi_research.fingerprints import content_hash
@@ -14,6 +15,7 @@ from sushi_research.fingerprints import content_hash
 WITHOUT_EFFECT = {"ctx", "kind", "type_comment", "type_ignores"}
 _FILE = re.compile(r"[^\W\d]\w*\.py")
 IMPORTERS = ("import_module", "__import__")  # functions that import the module of a name
+_MAY_IMPORT = {ast.Import, ast.ImportFrom, ast.Call, ast.Constant, ast.Assign}
 
 
 class Import(NamedTuple):
@@ -33,9 +35,9 @@ def parsed(source: bytes) -> tuple[str, tuple[Import, ...]]:
             tree = ast.parse(source)
     except (SyntaxError, ValueError):
         return content_hash(source), ()
-    imports: list[Import] = []
-    text = _canonical(tree, imports, _Meanings.of(tree))
-    return content_hash(text.encode()), tuple(imports)
+    text, importing = _canonical(tree)
+    meanings = _Meanings.of(importing)
+    return content_hash(text.encode()), tuple(found for node in importing for found in _imports_of(node, meanings))
 
 
 class _Meanings(NamedTuple):
@@ -45,9 +47,9 @@ class _Meanings(NamedTuple):
     texts: dict[str, str]
 
     @classmethod
-    def of(cls, tree: ast.AST) -> _Meanings:
+    def of(cls, nodes: Sequence[ast.AST]) -> _Meanings:
         importers, texts = set(IMPORTERS), {}
-        for node in ast.walk(tree):
+        for node in nodes:
             if isinstance(node, ast.ImportFrom):
                 importers |= {alias.asname for alias in node.names if alias.asname and alias.name in IMPORTERS}
             elif isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant):
@@ -56,33 +58,38 @@ class _Meanings(NamedTuple):
         return cls(frozenset(importers), texts)
 
 
-def _canonical(tree: ast.AST, imports: list[Import], meanings: _Meanings) -> str:
-    """A syntax tree as text, without what has no effect; its imports are added to `imports`.
+def _canonical(tree: ast.AST) -> tuple[str, list[ast.AST]]:
+    """(a syntax tree as text, without what has no effect; those of its nodes that may say what is imported, in their order).
 
     `ast.dump` will not do: its text differs between versions of Python, which add fields. So empty fields are left out.
     """
     parts: list[str] = []
+    importing: list[ast.AST] = []
     stack: list[Any] = [tree]
     while stack:
         node = stack.pop()
-        if isinstance(node, str):
+        kind = type(node)
+        if kind is str:
             parts.append(node)
             continue
-        imports += _imports_of(node, meanings)
-        parts.append(f"({type(node).__name__}")
+        if kind in _MAY_IMPORT:
+            importing.append(node)
+        parts.append(f"({kind.__name__}")
         after: list[Any] = []
-        for name, value in ast.iter_fields(node):
-            if isinstance(value, list):
-                value = _effective(value)
-            if value is None or value == [] or name in WITHOUT_EFFECT:
+        for name in kind._fields:
+            value = getattr(node, name, None)
+            if value is None or name in WITHOUT_EFFECT:
                 continue
-            after.append(f" {name}=")
-            if isinstance(value, list):
-                after += ["[", *(item if isinstance(item, ast.AST) else _plain(item) for item in value), "]"]
+            if type(value) is list:
+                if value := _effective(value):
+                    items = (item if isinstance(item, ast.AST) else _plain(item) for item in value)
+                    after += [f" {name}=", "[", *items, "]"]
             else:
-                after.append(value if isinstance(value, ast.AST) else _plain(value))
-        stack += [")", *reversed(after)]
-    return "".join(parts)
+                after += [f" {name}=", value if isinstance(value, ast.AST) else _plain(value)]
+        after.append(")")
+        after.reverse()
+        stack += after
+    return "".join(parts), importing
 
 
 def _plain(value: Any) -> str:

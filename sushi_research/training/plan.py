@@ -26,6 +26,7 @@ from sushi_research.runs.measured import Measured
 from sushi_research.sampling import prompts as sample_prompts
 from sushi_research.training import optim, optimizer_check, starting_point
 from sushi_research.training.caption_plan import CaptionPlan, caption_plan
+from sushi_research.training.cost_plan import CostPlan, cost_plan, may_trace
 from sushi_research.training.disk_plan import (
     DiskPlan,
     Room,
@@ -56,6 +57,7 @@ from sushi_research.training.plan_parts import (
 )
 from sushi_research.training.sampler import Sampler
 from sushi_research.training.sets_plan import SetPlan, describe_sets, sets_of_data
+from sushi_research.training.step_costs import StepCosts
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,7 @@ class Plan:
     mask_cache: CachePlan
     disk: DiskPlan
     rooms: tuple[Room, ...]
+    cost: CostPlan
     speed: Measured | None
     run_folder: str
 
@@ -163,6 +166,7 @@ class Plan:
                 "masks": asdict(self.mask_cache),
             },
             "disk": self.disk.to_json(),
+            "cost": self.cost.to_json(),
             "speed": asdict(self.speed) if self.speed else None,
             # As it was printed, for the run's page.
             "text": self.describe().split("\n"),
@@ -191,6 +195,7 @@ class Plan:
             f"length       {self.steps} optimizer steps = {self.samples} samples = {self.epochs} epochs; "
             f"each image {self.samples_per_image} times{' on average' if self.repeats or len(self.sets) > 1 else ''}{warmup}",
             f"adapter      {self.adapter_modules} modules, {self.trainable_parameters:,} trainable parameters",
+            *self.cost.describe(),
             f"cache        {self.image_cache.describe('image entries', ' to encode')}, {self.caption_cache.describe('captions')}"
             + (f", {self.mask_cache.describe('masks')}" if self.mask_cache.needed else ""),
             f"disk         {self.disk.parts()}; {'; '.join(room.describe() for room in self.rooms)}",
@@ -205,7 +210,8 @@ class Plan:
             ]
         )
         lines += self.captions.describe()
-        lines.append(describe_speed(self.speed, self.steps, self.global_batch_size, self.run_folder))
+        estimate = self.cost.step_seconds(self.accumulation)
+        lines.append(describe_speed(self.speed, estimate, self.steps, self.global_batch_size, self.run_folder))
         lines += findings.lines(self.problems, self.notes)
         return "\n".join(printable(line) for line in lines)
 
@@ -235,6 +241,8 @@ def make_plan(job: Job, inputs: Inputs) -> Plan:
     images = sample_prompts.of_run(config, inputs.prompts)
     sample_prompts.require_few_chunks(images, inputs.long_prompts)
     disk = plan_run(job, cache_bytes(job, inputs, missing, missing_chunks), steps, due, parameters, images)
+    captions = caption_plan(job, inputs, text_bytes(job, inputs))
+    costs = StepCosts(job, base, shapes, data.remembered, captions.encoders, may_trace=may_trace(job))
     plan = Plan(
         architecture=job.model.NAME,
         device=device_of(job),
@@ -251,7 +259,7 @@ def make_plan(job: Job, inputs: Inputs) -> Plan:
         },
         problems=data.problems,
         notes=tuple(data.notes),
-        captions=caption_plan(job, inputs, text_bytes(job, inputs)),
+        captions=captions,
         sampling=samples_of(job, inputs, steps, due),
         checkpoints=checkpoints_of(job, steps, due),
         evaluation=plan_evaluation(config, inputs, steps, due.evaluation),
@@ -290,6 +298,7 @@ def make_plan(job: Job, inputs: Inputs) -> Plan:
         ),
         disk=disk,
         rooms=tuple(rooms_of(job, disk)),
+        cost=cost_plan(job, inputs, costs, images),
         speed=speed_of(job, parameters),
         run_folder=config.run.folder,
     )
@@ -323,9 +332,7 @@ def require_attention(job: Job, unet: Any) -> None:
         attention.require_order(train.attention, unet, job.compute_dtype, job.device, masked=masked)
 
 
-def require_trainable(
-    job: Job, unet: Any, steps: int, warmup: int, shapes: Mapping[str, Sequence[int]]
-) -> None:
+def require_trainable(job: Job, unet: Any, steps: int, warmup: int, shapes: Mapping[str, Sequence[int]]) -> None:
     """Fail fast: checks the attention kernels, the optimizer, the schedule and W&B before anything is encoded.
 
     `unet` has no weights; `warmup` is in steps, `shapes` are those of the adapter's tensors. Raises the UserErrors of

@@ -264,14 +264,22 @@ def speed_of(job: Job, parameters: int) -> Measured | None:
     return measured.find(Path(job.config.run.folder), measured.conditions(plan, entry))
 
 
-def describe_speed(found: Measured | None, steps: int, global_batch_size: int, folder: str) -> str:
-    """The line of a plan on the time that a run takes, and on its memory."""
-    if found is None:
+def describe_speed(
+    found: Measured | None, estimate: float | None, steps: int, global_batch_size: int, folder: str
+) -> str:
+    """The line of a plan on the time that a run takes. `estimate` are seconds of a step, from other settings on this machine."""
+    if found is None and estimate is None:
         return f"speed        not known: no run in {folder} has trained with these settings on this device"
+    on_top = "of training in all (caching, samples and evaluations come on top)"
+    if found is None:
+        return (
+            f"speed        about {estimate:.3g} s per step, {duration_text(estimate * steps)} {on_top}: an estimate, from the rate "
+            "that other runs reached on this device"
+        )
     seconds = found.seconds_per_image * global_batch_size
     return (
-        f"speed        about {seconds:.3g} s per step, {duration_text(seconds * steps)} of training in all (caching, samples and "
-        f"evaluations come on top), {found.peak_memory_gib:.1f} GiB at the peak: as {found.run} took"
+        f"speed        about {seconds:.3g} s per step, {duration_text(seconds * steps)} {on_top}, {found.peak_memory_gib:.1f} GiB "
+        f"at the peak: as {found.run} took"
     )
 
 

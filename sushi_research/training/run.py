@@ -24,6 +24,7 @@ from sushi_research.config import TrainingConfig
 from sushi_research.config.command_line import config_to_dict
 from sushi_research.config.sets import sets_of
 from sushi_research.errors import UserError
+from sushi_research.imports import importing
 from sushi_research.precision import resolve_precision
 from sushi_research.runs import launch, provenance, run_folder, tracking
 from sushi_research.runs.code import code_of
@@ -78,9 +79,11 @@ def start_job(config: TrainingConfig, model: ModuleType, script: str, *, trains:
 
 
 def quiet_libraries() -> None:
-    """Hides the libraries' progress bars and notices. Their errors are still shown."""
-    import diffusers.utils.logging
-    import transformers.utils.logging
+    """Imports the libraries and hides their progress bars and notices. Their errors are still shown."""
+    with importing("diffusers"):
+        import diffusers.models.unets.unet_2d_condition
+        import diffusers.utils.logging
+        import transformers.utils.logging
 
     for library in (diffusers.utils.logging, transformers.utils.logging):
         library.disable_progress_bar()

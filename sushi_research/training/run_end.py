@@ -19,7 +19,7 @@ def tell(job: Job, state: TrainState, seconds: Mapping[str, float], step: int) -
     """Prints the seconds of each stage, what the finished run wrote and how it is used, and warnings."""
     say(
         "",
-        f"finished; seconds: {', '.join(f'{name} {value:.0f}' for name, value in seconds.items())}; what the run has:",
+        f"finished; seconds: {', '.join(f'{name} {value:.1f}' for name, value in seconds.items())}; what the run has:",
     )
     say(*outputs(job))
     for warning in _warnings(job, state, step):

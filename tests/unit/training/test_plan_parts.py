@@ -84,9 +84,9 @@ def test_why_there_is_no_gpu(monkeypatch):
 
 def test_the_speed_and_the_duration():
     found = Measured("runs/mycat", 200, 0.5, 9.75)
-    line = plan_parts.describe_speed(found, 1800, 4, "runs")
+    line = plan_parts.describe_speed(found, None, 1800, 4, "runs")
     assert line.startswith("speed        about 2 s per step, 1 h 00 min of training in all")
     assert line.endswith("9.8 GiB at the peak: as runs/mycat took")
-    assert "not known: no run in runs " in plan_parts.describe_speed(None, 1800, 4, "runs")
+    assert "not known: no run in runs " in plan_parts.describe_speed(None, None, 1800, 4, "runs")
     durations = [plan_parts.duration_text(seconds) for seconds in (0.1, 89, 91, 3599, 7500, 200_000)]
     assert durations == ["1 s", "89 s", "2 min", "1 h 00 min", "2 h 05 min", "2 d 7 h"]

@@ -1,0 +1,224 @@
+"""Predicts FLOPs and peak memory of a job's micro-batches, for any batch size and checkpointing, before anything is loaded.
+
+The traces of planning/ take seconds for a real model, so what they found is remembered next to the caches.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from importlib.metadata import version
+
+import numpy as np
+import torch
+from torch import nn
+
+from sushi_research.adapters import lora
+from sushi_research.caches.keys import entry_key
+from sushi_research.config.learning import OptimizerSection
+from sushi_research.config.sets import sets_of
+from sushi_research.fast.checkpointing import enable
+from sushi_research.models import loading, storage
+from sushi_research.models.components import build_empty
+from sushi_research.planning import memory
+from sushi_research.planning.memory import Held, Memory
+from sushi_research.planning.step_cost import decoding_cost, encoding_cost, micro_batch_cost, prediction_cost
+from sushi_research.planning.step_trace import Cost, Shape
+from sushi_research.remembered import Remembered
+from sushi_research.runs.job import Job
+from sushi_research.training import optim
+
+# Increment it when the traces count in another way.
+_VERSION = 1
+_LIBRARIES = ("torch", "diffusers", "transformers", "peft")
+# What this process has traced, by the key of what is remembered: a process may make several plans of one model.
+_TRACED: dict[str, Mapping[str, np.ndarray]] = {}
+# Pixels of a side that a latent pixel stands for.
+FACTOR = 8
+
+
+class NotTraced(Exception):
+    """A cost that was never traced, where tracing is not allowed."""
+
+
+class StepCosts:
+    """The costs of a job's micro-batches on its base, with an adapter whose tensors have these `shapes`.
+
+    `encoders` are the bytes of text encoders that stay in memory while the run trains. With `may_trace` false, only what an earlier
+    command has traced is known, and everything else raises NotTraced.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        base: loading.Base,
+        shapes: Mapping[str, Sequence[int]],
+        remembered: Remembered,
+        encoders: int = 0,
+        *,
+        may_trace: bool = True,
+    ) -> None:
+        self._job, self._base, self._shapes, self._remembered = job, base, shapes, remembered
+        self._encoders, self._may_trace = encoders, may_trace
+        self._costs: dict[str, tuple[Cost, Cost]] = {}
+
+    @cached_property
+    def held(self) -> Held:
+        """What is in memory all the time."""
+        section, numbers = self._job.config.optimizer, sum(map(math.prod, self._shapes.values()))
+        return Held(
+            weights=float(self._arrays("unet-bytes", self._weights, storage=self._storage)["bytes"][0]),
+            adapter=memory.adapter_bytes(numbers, self._dtype.itemsize),
+            optimizer=numbers * state_bytes(section),
+            encoders=self._encoders,
+        )
+
+    def flops(self, checkpointing: str, samples: int, size: tuple[int, int]) -> float:
+        """FLOPs of a micro-batch of so many samples of a bucket, of `size` (height, width) in pixels."""
+        return self._cost(checkpointing)[0].flops_of(self._shape(samples, size))
+
+    def peak(self, checkpointing: str, samples: int, size: tuple[int, int], recorded: bool) -> Memory:
+        """The peak memory of such a micro-batch, and of the optimizer's step after it."""
+        live = self._cost(checkpointing)[0].peak_bytes(self._shape(samples, size))
+        if self._storage != "compute":  # one weight at a time is made again
+            live += self._dtype.itemsize * float(self._arrays("unet-bytes", self._weights)["largest"][0])
+        step = memory.STEP_BYTES.get(self._job.config.optimizer.name, memory.OTHER_STEP_BYTES)
+        live = max(live, step * sum(map(math.prod, self._shapes.values())))
+        return self._on_device(self.held.total, live, checkpointing, recorded)
+
+    def evaluating(self, checkpointing: str, samples: int, size: tuple[int, int]) -> Memory:
+        """The peak memory of predicting so many samples of a bucket at once, without gradients."""
+        live = self._cost(checkpointing)[1].peak_bytes(self._shape(samples, size))
+        return self._on_device(self.held.total, live, "none", False)
+
+    def sampling(self, size: tuple[int, int], tile: int | None) -> Memory:
+        """The peak memory of decoding a sample of `size` pixels next to the UNet: whole, or in tiles of so many pixels a side.
+
+        Generating its latents, two samples at a time, takes less.
+        """
+        size = size if tile is None else (min(size[0], tile), min(size[1], tile))
+        dtype, found = self._vae
+        live = _cost_of(found, "decoding").peak_bytes(self._shape(1, size))
+        return self._on_device(self.held.total + dtype.itemsize * float(found["numbers"][0]), live, "none", False)
+
+    def caching(self, size: tuple[int, int]) -> Memory:
+        """The peak memory of encoding one image of `size` pixels. The UNet is not loaded yet."""
+        dtype, found = self._vae
+        live = _cost_of(found, "encoding").peak_bytes(self._shape(1, size))
+        return self._on_device(dtype.itemsize * float(found["numbers"][0]), live, "none", False)
+
+    def _on_device(self, held: float, live: float, checkpointing: str, recorded: bool) -> Memory:
+        if self._job.device.type == "cuda":
+            return memory.on_gpu(held, live, checkpointing=checkpointing, recorded=recorded)
+        return memory.on_cpu(held, live)
+
+    def _shape(self, samples: int, size: tuple[int, int]) -> Shape:
+        tokens = 77 * self._job.config.captions.chunks
+        return Shape(samples, size[0] // FACTOR, size[1] // FACTOR, tokens)
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return self._job.compute_dtype
+
+    @property
+    def _storage(self) -> storage.Storage:
+        return self._job.config.model.base_storage
+
+    def _cost(self, checkpointing: str) -> tuple[Cost, Cost]:
+        """Those of a micro-batch, and of a prediction without gradients."""
+        if checkpointing not in self._costs:
+            job, lora_section = self._job, self._job.config.lora
+            to_base = any(each.target == "base" for each in sets_of(job.config))
+            shapes = {name: list(shape) for name, shape in self._shapes.items()}
+            text_shapes = job.model.text_shapes(self._base)
+
+            def make() -> Mapping[str, np.ndarray]:
+                unet = loading.empty_unet(self._base)
+                lora.attach(
+                    unet,
+                    targets=lora_section.targets,
+                    rank=lora_section.rank,
+                    alpha=lora_section.alpha,
+                    dropout=lora_section.dropout,
+                    init="default",
+                    seed=0,
+                    start=job.start and job.start.pairs,
+                )
+                unet.train()
+                enable(unet, checkpointing, dropout=lora_section.dropout)
+                step = micro_batch_cost(unet, job.model, text_shapes, dtype=self._dtype, to_base=to_base)
+                prediction = prediction_cost(unet, job.model, text_shapes, dtype=self._dtype)
+                return _arrays_of({"step": step, "prediction": prediction})
+
+            found = self._arrays(
+                "step-cost",
+                make,
+                adapter=shapes,
+                dropout=lora_section.dropout > 0,
+                dtype=str(self._dtype),
+                checkpointing=checkpointing,
+                to_base=to_base,
+                text={name: list(shape) for name, shape in text_shapes.items()},
+            )
+            self._costs[checkpointing] = _cost_of(found, "step"), _cost_of(found, "prediction")
+        return self._costs[checkpointing]
+
+    def _weights(self) -> Mapping[str, np.ndarray]:
+        unet = loading.empty_unet(self._base)
+        largest = max(parameter.numel() for parameter in unet.parameters())
+        total = storage.weight_bytes(unet, self._dtype, self._storage)
+        return {"bytes": np.array([total]), "largest": np.array([largest])}
+
+    @cached_property
+    def _vae(self) -> tuple[torch.dtype, Mapping[str, np.ndarray]]:
+        """(the VAE's dtype, its number of parameters and the costs of encoding and decoding)."""
+        dtype = loading.vae_dtype(self._base, self._job.device)
+
+        def make() -> Mapping[str, np.ndarray]:
+            vae = build_empty("vae", self._base.config("vae"))
+            costs = {"encoding": encoding_cost(vae, dtype), "decoding": decoding_cost(vae, dtype)}
+            return {"numbers": np.array([sum(each.numel() for each in vae.parameters())])} | _arrays_of(costs)
+
+        return dtype, self._arrays("vae-cost", make, component="vae", dtype=str(dtype))
+
+    def _arrays(
+        self, kind: str, make: Callable[[], Mapping[str, np.ndarray]], component: str = "unet", **recipe: object
+    ) -> Mapping[str, np.ndarray]:
+        """What `make` returns, remembered by the component's config, the recipe and the libraries."""
+        libraries = {name: version(name) for name in _LIBRARIES}
+        config = self._base.config(component)
+        recipe = {"dtype": str(self._dtype), **recipe, "version": _VERSION, "libraries": libraries, "kind": kind}
+        key = entry_key(architecture=self._job.model.NAME, config=config, **recipe)
+        found = self._remembered.find(kind, key)
+        if found is None and not self._may_trace:
+            raise NotTraced
+        if found is None:
+            _TRACED[key] = _TRACED[key] if key in _TRACED else make()
+            found = self._remembered.put(kind, key, _TRACED[key])
+        return found
+
+
+def state_bytes(section: OptimizerSection) -> float:
+    """Bytes of the optimizer's state for each trained number: known, or those that one step leaves on a small tensor."""
+    if section.name in memory.STATE_BYTES:
+        return memory.STATE_BYTES[section.name]
+    parameter = nn.Parameter(torch.zeros(64, 64))
+    with torch.random.fork_rng(devices=[]):
+        optimizer = optim.make_optimizer(section.name, [parameter], section.lr, section.kwargs)
+        parameter.grad = torch.ones_like(parameter)
+        optimizer.step()
+    tensors = [value for value in optimizer.state[parameter].values() if isinstance(value, torch.Tensor)]
+    return sum(tensor.nbytes for tensor in tensors) / parameter.numel()
+
+
+def _arrays_of(costs: Mapping[str, Cost]) -> dict[str, np.ndarray]:
+    return {
+        f"{name}_{field}": getattr(cost, field)
+        for name, cost in costs.items()
+        for field in ("exponents", "flops", "alive")
+    }
+
+
+def _cost_of(arrays: Mapping[str, np.ndarray], name: str) -> Cost:
+    return Cost(*(arrays[f"{name}_{field}"] for field in ("exponents", "flops", "alive")))
