@@ -5,6 +5,8 @@ ARCH ?= sdxl
 CONCEPT ?= star
 DATA ?=
 EXP ?=
+PY ?=
+ONLY ?=
 PEER ?=
 PEER_PYTHON ?=
 A ?=
@@ -24,7 +26,7 @@ INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --constr
 # The tests run in the order of tests/conftest.py, longest first; xdist's own order puts the largest groups first.
 PYTEST := $(BIN)/python -m pytest -q -n 2 --dist loadgroup --no-loadscope-reorder --durations=10
 
-.PHONY: help setup demo pages bases scores measure-study acceptance inspect experiment chaos faults-io test test-fast mutants fuzz lint \
+.PHONY: help setup demo pages bases scores measure-study acceptance inspect experiment chaos faults-io test test-fast test-gpu mutants fuzz lint \
 	format bench bench-data bench-peer bench-start bench-gpu clean
 
 help:  ## list the targets
@@ -118,9 +120,13 @@ bench-data: .venv/.installed  ## measure the start of a run and its loader with 
 bench-start: .venv/.installed  ## measure the start of a run against imports and weights alone, in CPU seconds (ARCH=sd15; two minutes)
 	$(ONE_THREAD) $(BIN)/python -m benchmarking.first_step
 
-bench-gpu: .venv/.dev  ## run the GPU tests, then the same comparison on the GPU
+# PY: a Python of the machine that has torch for CUDA, in place of .venv; ONLY: rows; PEER as above.
+bench-gpu: $(if $(PY),,.venv/.installed)  ## measure the training step on a GPU in eight minutes (PY=python3 where pip reaches no registry)
+	@$(if $(PY),PYTHONPATH=.gpu/site-packages:. $(PY) -m benchmarking.gpu_pack .gpu --install)
+	$(ONE_THREAD) $(if $(PY),PYTHONPATH=.gpu/site-packages:. $(PY),$(BIN)/python) -m benchmarking.gpu $(if $(ONLY),--only $(ONLY)) $(if $(PEER),--peer "$(PEER)")
+
+test-gpu: .venv/.dev  ## the tests that need a GPU (at most 90 seconds there)
 	$(BIN)/python -m pytest -q -m gpu
-	$(ONE_THREAD) $(BIN)/python -m benchmarking --model $(ARCH) --device cuda
 
 clean:  ## delete the demo's runs; your own runs and caches stay
 	rm -rf runs/demo_*

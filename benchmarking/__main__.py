@@ -23,6 +23,10 @@ QUESTIONS = {
     "caches": "how much time do the caches save per step? A decodes and encodes its images and captions, B reads the caches",
     "adapter": "what does the adapter's dtype cost? A is fp32 with peft's casts in every layer, B is our bf16 working copy",
     "same": "how precise are timings on this machine? A and B are the same variant, so the interval should contain 1",
+    "optimizer": "what does one flat tensor save the optimizer? A gives it single tensors, as to those that are not elementwise",
+    "recorded": "what does a recording save? A is launched by Python, B is a CUDA graph (a CPU has none: batches are only copied)",
+    "feed_forward": "what does recomputing the feed-forward layers cost? A recomputes them, B keeps all activations",
+    "checkpointing": "what does recomputing all blocks cost? A recomputes them, B keeps all activations",
 }
 RESULTS = "benchmarks/results"
 
@@ -82,13 +86,10 @@ if __name__ == "__main__":
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     ARGUMENTS = parse(sys.argv[1:])
 
-import platform
 import tempfile
 from contextlib import ExitStack
 from dataclasses import asdict, replace
-from datetime import UTC, datetime
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
@@ -98,6 +99,7 @@ from PIL import Image
 
 from benchmarking import commits, paired_timing
 from benchmarking.measured_code import code_state, load_script, write_result
+from benchmarking.results import PARITY_STEPS, circumstances, parity, settings, timings
 from benchmarking.variants import PAIRS, Bench, Step, make_unet
 from sushi_research import randomness
 from sushi_research.caches.caches import open_caches, open_hash_cache, open_remembered
@@ -109,7 +111,6 @@ from sushi_research.models.loading import find_base
 from sushi_research.planning import op_counts
 from sushi_research.precision import resolve_precision
 from sushi_research.progress import progress
-from sushi_research.runs import machine
 from sushi_research.runs.job import Job
 from sushi_research.training import run
 from sushi_research.training.sampler import Sampler
@@ -117,7 +118,6 @@ from sushi_research.user_files import parse_json, read_regular
 from testing.tiny_base import save_tiny_base
 
 IMAGES = 8
-PARITY_STEPS = 4
 assert list(PAIRS) == list(QUESTIONS)
 
 
@@ -244,7 +244,7 @@ def run_pair(arguments: argparse.Namespace, bench: Bench, name: str) -> dict[str
 
 
 def run_commits(arguments: argparse.Namespace, architecture: str, folder: Path) -> dict[str, Any]:
-    """`run_pair` for the steps of two commits. Their processes take turns: while one works, the other waits for its next request."""
+    """`run_pair` for the steps of two commits. Their processes take turns: while one works, the other waits to be asked."""
     device = ("cuda" if torch.cuda.is_available() else "cpu") if arguments.device == "auto" else arguments.device
     words = ["--model", architecture, "--device", device, "--batch-size", str(arguments.batch_size)]
     words += [
@@ -315,45 +315,6 @@ def time_both(
             "the machine is less busy, or raise --limit or --max-pressure."
         )
     return rounds, calls, first + 2 * calls * len(rounds)
-
-
-def timings(rounds: Sequence[paired_timing.Round]) -> dict[str, Any]:
-    """What the kept rounds say of the two steps."""
-    kept = [done for done in rounds if done.status == "kept"]
-    return {
-        "time": asdict(paired_timing.compare_timings([done.a for done in kept], [done.b for done in kept])),
-        "cpu_time": asdict(paired_timing.compare_timings([done.a_cpu for done in kept], [done.b_cpu for done in kept])),
-        "seconds_per_step": {"a": median(done.a for done in kept), "b": median(done.b for done in kept)},
-        "discarded": sum(done.status == "busy" for done in rounds),
-    }
-
-
-def parity(a: Sequence[float], b: Sequence[float]) -> dict[str, Any]:
-    """How far the losses of the first steps differ."""
-    largest = max(abs(one - other) / abs(one) for one, other in zip(a, b, strict=True))
-    return {"steps": PARITY_STEPS, "largest_relative_difference": largest}
-
-
-def settings(arguments: argparse.Namespace, calls: int) -> dict[str, Any]:
-    """Those of the timing."""
-    names = ("warmup", "block_seconds", "max_pressure")
-    return {"calls_per_block": calls, **{name: getattr(arguments, name) for name in names}}
-
-
-def circumstances(device: str, rounds: Sequence[paired_timing.Round]) -> dict[str, Any]:
-    """Where and when it was measured, and every round."""
-    return {
-        "libraries": machine.library_versions(),
-        "python": platform.python_version(),
-        "machine": {
-            "device": machine.device_name(device),
-            "cpus": os.cpu_count(),
-            "threads": torch.get_num_threads(),
-            "platform": platform.platform(),
-        },
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "rounds": [asdict(done) for done in rounds],
-    }
 
 
 def memory_of_a_step(step: Step, index: int) -> int:

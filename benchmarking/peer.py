@@ -16,7 +16,6 @@ import argparse
 import json
 import os
 import platform
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -27,11 +26,20 @@ from pathlib import Path
 from statistics import mean, median, stdev
 from typing import Any
 
+from benchmarking.measured_code import ROOT
+from benchmarking.peer_commands import (
+    COMMANDS,
+    RANK,
+    RATE,
+    architecture_of,
+    device,
+    make_images,
+    our_command,
+    program_of,
+)
 from sushi_research.errors import UserError
 
 RESULTS = "benchmarks/results/peer"
-ROOT = Path(__file__).parents[1]
-RATE, RANK, SEED = 1e-4, 16, 0
 # Steps at the beginning of a job that do not count in the time of a step.
 WARMUP = 10
 
@@ -45,9 +53,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--peer-python", metavar="PYTHON", default=sys.executable, help="the Python that runs it (default: this one)")
     add("--base", metavar="FOLDER", help="a base in the diffusers format (default: demo/base/<architecture>)")
     add("--images", metavar="FOLDER", default="demo/photos/star", help="captioned images (default: demo/photos/star)")
-    add("--resolution", type=int, default=128, help="images are cut to squares of this size first (default: 128)")
+    add("--resolution", type=int, default=128, help="pixels of a side of the squares (default: 128)")
     add("--steps", type=int, default=100, help="steps of a job (default: 100)")
-    add("--batch-size", type=int, default=1, help="samples per step (default: 1)")
+    add("--batch-size", type=int, default=8, help="samples per step (default: 8, as in the demo)")
     add("--rounds", type=int, default=2, help="rounds of four warm jobs, ours, peer, peer, ours (default: 2)")
     add("--no-cold", action="store_true", help="leave out the ratio of the first jobs, whose caches are empty")
     add("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="of both (default: fp32)")
@@ -81,10 +89,10 @@ def main(arguments: argparse.Namespace) -> int:
     base = Path(arguments.base or ROOT / f"demo/base/{architecture}").resolve()
     with tempfile.TemporaryDirectory(prefix="peer-") as folder:
         work = Path(folder)
-        count = make_images(Path(arguments.images), work / "images", arguments.resolution)
+        count = make_images(Path(arguments.images), work / "images", arguments.resolution, arguments.batch_size)
         jobs = run_jobs(work, script, architecture, base, arguments)
     result = {
-        "peer": f"{_program(script)} {script.name}",
+        "peer": f"{program_of(script)} {script.name}",
         "peer_hash": content_hash(script.read_bytes()),
         "model": architecture,
         **compare(jobs, arguments.steps),
@@ -99,148 +107,13 @@ def main(arguments: argparse.Namespace) -> int:
         "jobs": jobs,
         "code": code_state(),
         "libraries": machine.library_versions(),
-        "machine": {"device": _device(), "cpus": os.cpu_count(), "threads": os.environ.get("OMP_NUM_THREADS")},
+        "machine": {"device": device(), "cpus": os.cpu_count(), "threads": os.environ.get("OMP_NUM_THREADS")},
         "python": platform.python_version(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     print(sentence(result))
-    print(f"written to {write_result(Path(arguments.results), f'{_program(script)}_{architecture}', result)}")
+    print(f"written to {write_result(Path(arguments.results), f'{program_of(script)}_{architecture}', result)}")
     return 0
-
-
-def architecture_of(script: Path) -> str:
-    """The architecture that a peer's script trains, by its file name. UserError for a script that is not supported."""
-    if script.name not in COMMANDS:
-        raise UserError(f"{script.name} is not supported: give --peer one of {', '.join(COMMANDS)}.")
-    return "sdxl" if "sdxl" in script.name else "sd15"
-
-
-def make_images(source: Path, to: Path, side: int) -> int:
-    """Squares of `side` pixels from the images and captions of `source`, in the layouts that both sides read. Returns their number.
-
-    Neither side then resizes or crops anything.
-    """
-    from PIL import Image, ImageOps
-
-    to.mkdir()
-    lines, kohya = [], to.parent / "kohya" / "1_images"
-    kohya.mkdir(parents=True)
-    found = sorted(
-        path for path in source.iterdir() if path.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp", ".avif")
-    )
-    for path in found:
-        text = path.with_suffix(".txt")
-        if not text.is_file():
-            continue
-        name = f"{path.stem}.png"
-        with Image.open(path) as image:
-            ImageOps.fit(image.convert("RGB"), (side, side), Image.Resampling.LANCZOS).save(to / name)
-        caption = text.read_text().strip()
-        lines.append(json.dumps({"file_name": name, "text": caption}))
-        shutil.copy(to / name, kohya / name)
-        (kohya / f"{path.stem}.txt").write_text(caption)
-    if not lines:
-        raise UserError(f"{source} has no image with a caption in a .txt file: give another folder as --images.")
-    (to / "metadata.jsonl").write_text("\n".join(lines) + "\n")
-    return len(lines)
-
-
-def our_command(work: Path, architecture: str, base: Path, arguments: argparse.Namespace, name: str) -> list[str]:
-    """Our script with the settings that both sides have, and no samples, which the peers do not make either."""
-    words = {
-        "model.base": base,
-        "data.path": work / "images",
-        "data.resolution": arguments.resolution,
-        "cache.folder": work / "our_cache",
-        "run.folder": work / "our_runs",
-        "run.name": name,
-        "lora.targets": "attention",
-        "lora.rank": RANK,
-        "lora.alpha": float(RANK),
-        "lora.init": "gaussian",
-        "train.steps": arguments.steps,
-        "train.batch_size": arguments.batch_size,
-        "train.precision": arguments.precision,
-        "train.seed": SEED,
-        # diffusers' SD1.5 script clips nothing: its iterator of parameters is used up when the optimizer was made.
-        "train.max_grad_norm": "null" if architecture == "sd15" else 1.0,
-        "optimizer.name": "adamw",
-        "optimizer.lr": RATE,
-        "schedule.name": "constant",
-        "schedule.warmup": 0,
-        "sample.enabled": "false",
-        "tracking.wandb": "off",
-    }
-    script = str(ROOT / f"scripts/train_{architecture}_lora.py")
-    return [script, *(word for key, value in words.items() for word in (f"--{key}", str(value)))]
-
-
-def _diffusers_command(work: Path, script: Path, base: Path, arguments: argparse.Namespace, name: str) -> list[str]:
-    words = {
-        "pretrained_model_name_or_path": base,
-        "train_data_dir": work / "images",
-        "caption_column": "text",
-        "image_column": "image",
-        "cache_dir": work / "peer_cache",
-        "output_dir": work / "peer_runs" / name,
-        "resolution": arguments.resolution,
-        "train_batch_size": arguments.batch_size,
-        "max_train_steps": arguments.steps,
-        "checkpointing_steps": arguments.steps,  # at the end, as ours
-        "learning_rate": RATE,
-        "lr_scheduler": "constant",
-        "lr_warmup_steps": 0,
-        "rank": RANK,
-        "seed": SEED,
-        "max_grad_norm": 1.0,
-        "mixed_precision": _mixed(arguments.precision),
-        "dataloader_num_workers": 8 if _device() != "cpu" and (os.cpu_count() or 1) > 8 else 0,
-    }
-    return [str(script), "--center_crop", *(word for key, value in words.items() for word in (f"--{key}", str(value)))]
-
-
-def _kohya_command(work: Path, script: Path, base: Path, arguments: argparse.Namespace, name: str) -> list[str]:
-    words = {
-        "pretrained_model_name_or_path": base,
-        "train_data_dir": work / "kohya",
-        "caption_extension": ".txt",
-        "output_dir": work / "peer_runs" / name,
-        "output_name": name,
-        "resolution": f"{arguments.resolution},{arguments.resolution}",
-        "train_batch_size": arguments.batch_size,
-        "max_train_steps": arguments.steps,
-        "learning_rate": RATE,
-        "lr_scheduler": "constant",
-        "optimizer_type": "AdamW",
-        "network_module": "networks.lora",
-        "network_dim": RANK,
-        "network_alpha": RANK,
-        "seed": SEED,
-        "max_grad_norm": 0 if "sdxl" not in script.name else 1.0,  # as ours
-        "mixed_precision": _mixed(arguments.precision),
-        "save_model_as": "safetensors",
-        "max_data_loader_n_workers": 0,
-    }
-    switches = ["--network_train_unet_only", "--cache_latents", "--cache_latents_to_disk", "--sdpa"]
-    if "sdxl" in script.name:
-        switches += ["--cache_text_encoder_outputs", "--cache_text_encoder_outputs_to_disk"]
-    return [str(script), *switches, *(word for key, value in words.items() for word in (f"--{key}", str(value)))]
-
-
-COMMANDS = {
-    "train_text_to_image_lora.py": _diffusers_command,
-    "train_text_to_image_lora_sdxl.py": _diffusers_command,
-    "train_network.py": _kohya_command,
-    "sdxl_train_network.py": _kohya_command,
-}
-
-
-def _program(script: Path) -> str:
-    return "diffusers" if script.name.startswith("train_text_to_image") else "kohya"
-
-
-def _mixed(precision: str) -> str:
-    return "no" if precision == "fp32" else precision
 
 
 def run_jobs(
@@ -303,12 +176,6 @@ def _has_torchvision(python: str) -> bool:
 def _our_losses(run: Path) -> list[float]:
     lines = (run / "metrics.jsonl").read_text().splitlines()
     return [found["loss"] for line in lines if "loss" in (found := json.loads(line))]
-
-
-def _device() -> str:
-    import torch
-
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
 
 
 def compare(jobs: list[Mapping[str, Any]], steps: int) -> dict[str, Any]:

@@ -36,12 +36,13 @@ def main(arguments: list) -> None:
         found = {"device": str(bench.device), "precision": bench.job.precision}
         gc.collect()
         gc.freeze()
-        for line in ["null", *iter(sys.stdin.readline, "")]:
+        print(json.dumps(found), file=answers, flush=True)
+        for line in iter(sys.stdin.readline, ""):
             request = json.loads(line)
-            if request is not None and "step" in request:
+            if "step" in request:
                 loss = step(request["step"]).item()  # waits for the device
                 found = {"loss": loss, "cpu": time.process_time()}
-            elif request is not None:
+            else:
                 found = asdict(op_counts.count(lambda: step(request["count"]), unet.parameters()))  # noqa: B023
             print(json.dumps(found), file=answers, flush=True)
 

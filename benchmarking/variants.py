@@ -21,13 +21,18 @@ from sushi_research.config import TrainingConfig
 from sushi_research.config.sets import sets_of
 from sushi_research.data import images
 from sushi_research.data.items import Item
+from sushi_research.errors import UserError
+from sushi_research.fast import checkpointing
 from sushi_research.fast.batch import Batch
+from sushi_research.fast.graphs import CudaGraphs
+from sushi_research.fast.recording import Recorder, StepBuffers
 from sushi_research.models import loading
 from sushi_research.runs.job import Job
 from sushi_research.training import optim
 from sushi_research.training.loader import Loader
 from sushi_research.training.master_weights import MasterWeights
 from sushi_research.training.sampler import Sampler, StepSample
+from testing.rerun import Rerun
 
 # A step takes its index, which determines its samples, and returns its loss (a tensor on the device).
 Step = Callable[[int], torch.Tensor]
@@ -59,14 +64,19 @@ class Bench:
 
 
 class LossSum:
-    """Replaces the script's StepMetrics: sums the loss on the device without synchronising."""
+    """Replaces the script's StepMetrics: sums the loss on the device without synchronising.
 
-    def __init__(self, device: torch.device) -> None:
+    `losses` [B] are those of the last micro-batch's samples.
+    """
+
+    def __init__(self, device: torch.device, batch_size: int) -> None:
         self.loss = torch.zeros((), device=device)
+        self.losses = torch.zeros(batch_size, device=device)
 
     def add(self, loss: torch.Tensor, losses: torch.Tensor, bins: torch.Tensor) -> None:
-        """Like StepMetrics.add, but keeps only the loss."""
+        """Like StepMetrics.add, but keeps only the losses."""
         self.loss += loss.detach()
+        self.losses[: len(losses)].copy_(losses.detach())
 
 
 def make_unet(bench: Bench) -> torch.nn.Module:
@@ -96,28 +106,69 @@ def make_objective(bench: Bench) -> diffusion.Objective:
     )
 
 
-def with_master_weights(bench: Bench, unet: torch.nn.Module, batches: Callable[[int], Any]) -> Step:
-    """The step of the training script: fp32 master weights, a working copy in the compute dtype."""
+def with_master_weights(
+    bench: Bench,
+    unet: torch.nn.Module,
+    batches: Callable[[int], Any],
+    *,
+    single: bool = False,
+    static: bool = False,
+    recompute: str = "none",
+) -> Step:
+    """The step of the training script: fp32 master weights, a working copy in the compute dtype.
+
+    `single`: the optimizer gets the single tensors, as those do that are not elementwise. `static`: from a recording of the
+    micro-batch on a GPU; on a CPU the same code without one, on batches at fixed addresses. `recompute` is a mode of checkpointing.
+    """
     # A job of its own: the loss scaler belongs to one variant.
     config, objective, job = bench.config, make_objective(bench), replace(bench.job)
     scaler = job.scaler
     master_weights = MasterWeights(adapter_parameters(unet), bench.job.compute_dtype)
-    optimizer = optim.build_optimizer(config.optimizer.name, master_weights, config.optimizer.lr, {})
+    checkpointing.enable(unet, recompute, dropout=config.lora.dropout)
+    if single:
+        optimizer = optim.make_optimizer(config.optimizer.name, master_weights.parameters(), config.optimizer.lr, {})
+    else:
+        optimizer = optim.build_optimizer(config.optimizer.name, master_weights, config.optimizer.lr, {})
+    metrics = LossSum(bench.device, config.train.batch_size)
+
+    def micro_batch(batch: Batch) -> None:
+        bench.script.training_step(job, unet, batch, objective, metrics)
+        master_weights.accumulate()
+
+    run = make_recorder(bench, micro_batch, master_weights, metrics) if static else micro_batch
 
     def step(index: int) -> torch.Tensor:
-        metrics = LossSum(bench.device)
+        metrics.loss.zero_()
         for batch in batches(index):
-            bench.script.training_step(job, unet, batch, objective, metrics)
-            master_weights.accumulate()
+            run(batch)
         scaler.unscale_(optimizer)
         torch.nn.utils.clip_grad_norm_(master_weights.flat_parameters(), config.train.max_grad_norm)
         scaler.step(optimizer)
         scaler.update()
         master_weights.refresh()
         master_weights.zero_grad()
-        return metrics.loss
+        return metrics.loss.clone()
 
     return step
+
+
+def make_recorder(
+    bench: Bench, micro_batch: Callable[[Batch], None], master_weights: MasterWeights, metrics: LossSum
+) -> Recorder:
+    """What runs micro-batches from recordings, as recorded_step.prepare makes it; UserError from the step where it cannot."""
+    buffers = StepBuffers(
+        gradients=[flat.grad for flat in master_weights.flat_parameters()],
+        losses=metrics.losses,
+        others=[metrics.loss],
+        discard=master_weights.discard,
+        require_in_place=master_weights.require_in_place,
+    )
+
+    def refused(line: str) -> None:
+        raise UserError(f"the micro-batch cannot be timed as a recording: {line}.")
+
+    graphs = CudaGraphs(bench.device) if bench.device.type == "cuda" else Rerun(buffers.all)
+    return Recorder(micro_batch, buffers, graphs, say=refused)
 
 
 def as_peft(bench: Bench, unet: torch.nn.Module, batches: Callable[[int], Any]) -> Step:
@@ -129,7 +180,7 @@ def as_peft(bench: Bench, unet: torch.nn.Module, batches: Callable[[int], Any]) 
     optimizer = optim.make_optimizer(config.optimizer.name, parameters, config.optimizer.lr, {})
 
     def step(index: int) -> torch.Tensor:
-        metrics = LossSum(bench.device)
+        metrics = LossSum(bench.device, config.train.batch_size)
         for batch in batches(index):
             bench.script.training_step(job, unet, batch, objective, metrics)
         scaler.unscale_(optimizer)
@@ -226,19 +277,34 @@ class VariantPair:
     precision: str = "auto"
 
 
+def _variant(**options: Any) -> Callable[[Bench, torch.nn.Module], Step]:
+    """The script's step on batches in memory, with options of `with_master_weights`."""
+    return lambda bench, unet: with_master_weights(bench, unet, in_memory(bench), **options)
+
+
 PAIRS = {
     "caches": VariantPair("without caches", without_caches, "with caches", with_caches),
     "adapter": VariantPair(
         "with fp32 adapters as peft makes them",
         lambda bench, unet: as_peft(bench, unet, in_memory(bench)),
         "with fp32 master weights and a bf16 working copy",
-        lambda bench, unet: with_master_weights(bench, unet, in_memory(bench)),
+        _variant(),
         precision="bf16",
     ),
     "same": VariantPair(
         "of the first of two equal variants",
-        lambda bench, unet: with_master_weights(bench, unet, in_memory(bench)),
+        _variant(),
         "of the second",
-        lambda bench, unet: with_master_weights(bench, unet, in_memory(bench)),
+        _variant(),
+    ),
+    "optimizer": VariantPair(
+        "whose optimizer gets single tensors", _variant(single=True), "whose optimizer gets one flat tensor", _variant()
+    ),
+    "recorded": VariantPair("launched by Python", _variant(), "from a recording", _variant(static=True)),
+    "feed_forward": VariantPair(
+        "that recomputes feed-forward layers", _variant(recompute="feed_forward"), "that recomputes nothing", _variant()
+    ),
+    "checkpointing": VariantPair(
+        "that recomputes all blocks", _variant(recompute="all"), "that recomputes nothing", _variant()
     ),
 }

@@ -50,6 +50,7 @@ from sushi_research.training.adapter_output import AdapterWriter
 from sushi_research.training.batch_text import make_batch_text
 from sushi_research.training.loader import Loader
 from sushi_research.training.master_weights import MasterWeights
+from sushi_research.training.memory_choice import fit_memory
 from sushi_research.training.plan import make_plan
 from sushi_research.training.sampler import Sampler
 from sushi_research.training.saving import Saver
@@ -113,6 +114,8 @@ def train(job: Job) -> int:
     hash_cache = open_hash_cache(config)
     base = find_base(config, model)
     data = read_data(job, open_remembered(config))
+    job = fit_memory(job, base, data)  # train.memory chooses batch size, accumulation and checkpointing
+    config = job.config
     caches = open_caches(job, base, hash_cache)
     inputs = Inputs(config, base, data, caches, hash_cache)
     plan = make_plan(job, inputs)

@@ -35,22 +35,23 @@ _SCHEDULERS = {
 _PADS = {"tokenizer": "<|endoftext|>", "tokenizer_2": "!"}
 
 
+def save_unet(folder: Path, config: Mapping[str, Any], *, device: str = "cpu", seed: int = 0) -> Path:
+    """Writes a UNet alone, in diffusers format in fp16, to `folder/unet`; returns the folder."""
+    _save_component(folder, "unet", config, device, seed)
+    return folder
+
+
 def save_full_base(folder: Path, architecture: str, *, device: str = "cpu", seed: int = 0) -> Path:
     """Writes a base of the published size in diffusers format, in fp16, unless the folder has one; returns the folder."""
     from sushi_research.models.components import CLASSES
-    from sushi_research.models.diffusers_folder import stem
 
     if (folder / "model_index.json").is_file():
         return folder
     index: dict[str, Any] = dict(_PIPELINES[architecture])
     for number, (name, config) in enumerate(COMPONENTS[architecture].items()):
-        (folder / name).mkdir(parents=True, exist_ok=True)
         library = "transformers" if name.startswith("text_encoder") else "diffusers"
         index[name] = [library, CLASSES[name]]
-        named = {"_class_name": CLASSES[name]} if library == "diffusers" else {"architectures": [CLASSES[name]]}
-        kind = {} if library == "diffusers" else {"model_type": "clip_text_model"}
-        _write(folder / name / "config.json", {**named, **kind, **config})
-        _save_weights(folder / name / f"{stem(name)}.safetensors", name, config, device, seed + number)
+        _save_component(folder, name, config, device, seed + number)
     for name in (name for name in _PADS if name.replace("tokenizer", "text_encoder") in index):
         _save_tokenizer(folder / name, _PADS[name])
         index[name] = ["transformers", "CLIPTokenizer"]
@@ -60,6 +61,19 @@ def save_full_base(folder: Path, architecture: str, *, device: str = "cpu", seed
     index["scheduler"] = ["diffusers", kind]
     _write(folder / "model_index.json", index)  # last: without it the folder is no base
     return folder
+
+
+def _save_component(folder: Path, name: str, config: Mapping[str, Any], device: str, seed: int) -> None:
+    from sushi_research.models.components import CLASSES
+    from sushi_research.models.diffusers_folder import stem
+
+    (folder / name).mkdir(parents=True, exist_ok=True)
+    if name.startswith("text_encoder"):
+        named: dict[str, Any] = {"architectures": [CLASSES[name]], "model_type": "clip_text_model"}
+    else:
+        named = {"_class_name": CLASSES[name]}
+    _write(folder / name / "config.json", {**named, **config})
+    _save_weights(folder / name / f"{stem(name)}.safetensors", name, config, device, seed)
 
 
 def _save_weights(file: Path, name: str, config: Mapping[str, Any], device: str, seed: int) -> None:

@@ -1,5 +1,6 @@
 """Shared fixtures: tiny bases, made once per test run, and a folder of image files."""
 
+import gc
 import os
 import signal
 
@@ -58,7 +59,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def signal_handlers():
-    """A script sets its signal handlers for the rest of its process (`process.begin`); a test must not.
+    """A script sets its signal handlers, and stops the garbage collector until it runs (`process.begin`); a test must not.
 
     Nor may the signal of one test count as the first of two that belong together in the next.
     """
@@ -67,6 +68,7 @@ def signal_handlers():
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
+    gc.enable()
 
 
 @pytest.fixture(scope="session")

@@ -260,7 +260,8 @@ def test_the_variants_of_a_pair_train_alike(bench, name):
         losses.append([step(index).item() for index in range(3)])
     assert len(set(losses[0])) == 3
     # Two pictures at once move the last bits of the VAE, and bf16 adapters round where fp32 ones do not (8 bits: 0.4 %).
-    tolerance = {"caches": 1e-4, "adapter": 1e-2, "same": 0.0}[name]
+    # Flat or single, recomputed or kept, replayed or not: the same numbers.
+    tolerance = {"caches": 1e-4, "adapter": 1e-2}.get(name, 0.0)
     assert losses[0] == pytest.approx(losses[1], rel=tolerance, abs=0)
 
 

@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from sushi_research.config.section import (
     Bounded,
     Location,
+    Memory,
     Scalar,
     Section,
     Seed,
@@ -143,6 +144,11 @@ class TrainSection(Section):
         1.0, gt=0, le=1e9, description="Clip the global gradient norm to this; null = no clipping"
     )
     deterministic: bool = Field(False, description="Use deterministic kernels only: bit-for-bit repeatable, but slower")
+    memory: Memory = Field(
+        None,
+        description="Memory of the device that the training may use (8GB, 7.5GiB): chooses batch_size, accumulation and "
+        "gradient_checkpointing so that it fits, with as many samples per step as batch_size x accumulation give; null = as given",
+    )
 
     @field_validator("gradient_checkpointing", mode="before")
     @classmethod

@@ -88,6 +88,31 @@ Warmup = _part_of_run(
     'a number of steps (0, 50, "50 steps") or of epochs ("1 epoch"), or a fraction of the run below 1 (0.05)',
     optional=False,
 )
+_MEMORY = re.compile(r"(\d{1,6}(?:\.\d{0,6})?)\s*(GB|GiB)", re.IGNORECASE)
+_MEMORY_ALLOWED = 'a number with GB (10^9 bytes) or GiB (2^30 bytes), such as "8GB" or "7.5GiB", or null'
+
+
+def memory_bytes(text: str) -> float:
+    """The bytes of a memory size: "8GB" is 8 x 10^9, "8GiB" is 8 x 2^30. ValueError for any other text, and for nothing."""
+    match = _MEMORY.fullmatch(text.strip())
+    found = float(match[1]) * (2**30 if match[2].lower() == "gib" else 10**9) if match else 0.0
+    if not found:
+        raise ValueError(f"must be {_MEMORY_ALLOWED}")
+    return found
+
+
+def _memory_text(value: str | int | float | None) -> str | None:
+    if value is None:
+        return None
+    memory_bytes(str(value))  # a number without a unit is refused by this, and not as another type
+    return "".join(str(value).split())
+
+
+Memory = Annotated[
+    str | int | float | None,
+    AfterValidator(_memory_text),
+    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "null"}], "allowed": _MEMORY_ALLOWED}),
+]
 # The schedule of SD1.5 and SDXL has 1000 timesteps (`diffusion.NUM_TIMESTEPS`); diffusers repeats the lowest for more steps.
 SamplingSteps = Annotated[int, Field(ge=1, le=1000)]
 # Usual scales are 1 to 20.

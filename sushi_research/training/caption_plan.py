@@ -117,7 +117,7 @@ def caption_plan(job: Job, inputs: Inputs, entry_bytes: int) -> CaptionPlan:
         bytes=entry_bytes * int(inputs.chunks_of_captions(captions.texts).sum()) if known else 0,
         dropout=tuple(rules.config.dropout for rules in captions.rules) if captions else (),
         dropped_to="zeros" if getattr(config.captions, "dropout_to", "empty") == "zeros" else "the empty caption",
-        encoders=_encoder_bytes(job, inputs) if in_step else 0,
+        encoders=encoder_bytes(job, inputs.base) if in_step else 0,
         chunks=chunks,
         cut=int(np.count_nonzero(lost)),
         worst=int(lost.max(initial=0)),
@@ -137,7 +137,7 @@ def _count(matches: pyarrow.Array) -> int:
     return int(pyarrow.compute.sum(matches).as_py() or 0)
 
 
-def _encoder_bytes(job: Job, inputs: Inputs) -> int:
+def encoder_bytes(job: Job, base: loading.Base) -> int:
     """The bytes of the text encoders in fp32."""
-    encoders: list[Any] = [loading.empty_text_encoder(inputs.base, name) for name in job.model.TEXT_ENCODERS]
+    encoders: list[Any] = [loading.empty_text_encoder(base, name) for name in job.model.TEXT_ENCODERS]
     return _FP32 * sum(parameter.numel() for encoder in encoders for parameter in encoder.parameters())

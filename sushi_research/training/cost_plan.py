@@ -12,6 +12,7 @@ import numpy as np
 from sushi_research.caches.inputs import Inputs
 from sushi_research.errors import first_line
 from sushi_research.evaluation.validation_set import CHUNK
+from sushi_research.fast.decision import decide
 from sushi_research.planning.memory import GIB, Memory
 from sushi_research.runs import machine, rates
 from sushi_research.runs.job import Job
@@ -139,8 +140,8 @@ def cost_plan(job: Job, inputs: Inputs, costs: StepCosts, images: Sequence[Sampl
     A model that cannot be traced is a `problem` of the plan, and no error: training it shows what is wrong with it, if anything is.
     """
     config, on_gpu, items = job.config, job.device.type == "cuda", inputs.data.items
-    recorded = is_recorded(job)
-    checkpointing, batch = mode_of(config.train.gradient_checkpointing), config.train.batch_size
+    recorded = decide(config, job.device).is_recorded
+    checkpointing, batch = config.train.gradient_checkpointing, config.train.batch_size
     try:
         found = []
         counts = np.bincount(items.bucket_ids)
@@ -190,19 +191,8 @@ def device_bytes(job: Job) -> float:
 
 
 def may_trace(job: Job) -> bool:
-    """Whether a plan may spend seconds on a prediction: for a dry run, and on a GPU, whose memory may end the run."""
-    return job.dry_run is not None or job.device.type == "cuda"
-
-
-def is_recorded(job: Job) -> bool:
-    """Whether the steps of the job will run as CUDA graphs, as far as that is known before the training."""
-    train = job.config.train
-    return job.device.type == "cuda" and getattr(train, "record_step", False) and train.attention != "xformers"
-
-
-def mode_of(checkpointing: bool | str) -> str:
-    """train.gradient_checkpointing as one of its words."""
-    return {True: "all", False: "none"}.get(checkpointing, checkpointing)
+    """Whether a plan may spend seconds on a prediction: that of a dry run, and on a GPU, whose memory may end the run."""
+    return job.is_main and (job.dry_run is not None or job.device.type == "cuda")
 
 
 def conditions_of(job: Job, recorded: bool) -> dict[str, Any]:
@@ -214,7 +204,7 @@ def conditions_of(job: Job, recorded: bool) -> dict[str, Any]:
         "architecture": job.model.NAME,
         "precision": job.precision,
         "step": "recorded" if recorded else "eager",
-        "checkpointing": mode_of(config.train.gradient_checkpointing),
+        "checkpointing": config.train.gradient_checkpointing,
         "attention": config.train.attention,
         "base_storage": config.model.base_storage,
         "deterministic": config.train.deterministic,

@@ -18,6 +18,7 @@ from sushi_research.adapters import lora
 from sushi_research.caches.keys import entry_key
 from sushi_research.config.learning import OptimizerSection
 from sushi_research.config.sets import sets_of
+from sushi_research.fast.checkpointing import enable
 from sushi_research.models import loading, storage
 from sushi_research.models.components import build_empty
 from sushi_research.planning import memory
@@ -145,8 +146,7 @@ class StepCosts:
                     start=job.start and job.start.pairs,
                 )
                 unet.train()
-                if checkpointing == "all":
-                    unet.enable_gradient_checkpointing()
+                enable(unet, checkpointing, dropout=lora_section.dropout)
                 step = micro_batch_cost(unet, job.model, text_shapes, dtype=self._dtype, to_base=to_base)
                 prediction = prediction_cost(unet, job.model, text_shapes, dtype=self._dtype)
                 return _arrays_of({"step": step, "prediction": prediction})

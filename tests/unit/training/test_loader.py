@@ -212,3 +212,31 @@ def test_the_loader_thread_takes_the_process_s_own_gpu(caches, items, monkeypatc
     loader._pool.submit(int).result()
     loader.close()
     assert chosen == [torch.device("cuda:3")]
+
+
+def test_the_largest_batch_is_one_of_those_to_come_and_tells_its_step(loader):
+    # An epoch has six samples in two buckets.
+    for group, steps in ((4, 3), (1, 6), (4, None)):
+        made = loader(group=group, steps=steps)
+        largest = made.largest(0)
+        batches = [batch for step in range(max(1, 6 // group)) for batch in made.step(step)]
+        assert largest.mean.numel() == max(batch.mean.numel() for batch in batches)
+        same = [batch for batch in batches if batch.keys == largest.keys]
+        assert len(same) == 1 and torch.equal(same[0].mean, largest.mean) and same[0].step == largest.step
+    assert loader(group=4, steps=3).largest(3) is None
+
+
+def test_after_waiting_the_background_thread_is_idle(loader):
+    made, slow = loader(steps=2), []
+    prepare = made._prepare
+
+    def slowly(step):
+        time.sleep(0.2 if step == 1 else 0)
+        slow.append(step)
+        return prepare(step)
+
+    made._prepare = slowly
+    made.wait_for_prefetch()
+    list(made.step(0))
+    made.wait_for_prefetch()
+    assert slow == [0, 1]

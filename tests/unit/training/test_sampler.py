@@ -89,3 +89,18 @@ def test_the_order_is_shuffled_not_sorted(buckets):
     first = [sample.index for sample in stream(Sampler(ids(buckets), 4, 0), 64)]
     displaced = sum(abs(position - index) for position, index in enumerate(first)) / 64
     assert displaced > 10  # a uniform permutation of 64 moves an element by 21.3 on average
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 8])
+def test_the_largest_micro_batch_is_that_of_the_largest_area(batch_size):
+    buckets, areas = np.array([0] * 9 + [1] * 4 + [2] * 2), np.array([1, 2, 3])
+    sampler = Sampler(buckets, 6, seed=1)
+    for start, stop in ((0, 1), (0, 5), (3, 9)):
+        all_of_them = [
+            (step, micro_batch)
+            for step in range(start, stop)
+            for micro_batch in sampler.micro_batches(step, batch_size)
+        ]
+        most = max(len(each) * areas[buckets[each[0].index]] for _, each in all_of_them)
+        step, found = sampler.largest_micro_batch(start, stop, batch_size, areas)
+        assert (step, found) in all_of_them and len(found) * areas[buckets[found[0].index]] == most
