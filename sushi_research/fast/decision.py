@@ -35,14 +35,13 @@ RECORDED = StepPath("recorded")
 
 def decide(config: TrainingConfig, device: torch.device) -> StepPath:
     """The path that the settings and the device allow. A trial before the first step may still turn "recorded" into "eager"."""
-    train = config.train
     if device.type != "cuda":
         why = f"a {device.type.upper()} has no CUDA graphs"
-    elif not train.record_step:
+    elif not config.train.record_step:
         why = "train.record_step is false"
-    elif train.attention == "xformers":
+    elif config.train.attention == "xformers":
         why = "the kernels of xformers are not known to be recordable (train.attention)"
-    elif config.lora.dropout and train.gradient_checkpointing != "none":
+    elif config.lora.dropout and config.train.gradient_checkpointing != "none":
         why = "recomputing activations with dropout reads the random state, which a recording refuses (lora.dropout)"
     else:
         return RECORDED

@@ -60,14 +60,15 @@ class Recorder:
     """Runs micro-batches: `micro_batch(batch)` from recordings, or as it is where there can be none.
 
     What counts is always the replay, never the run before it, so a resumed run does the same arithmetic. At most `most` shapes
-    are recorded; with 0, all run as they are. `wait` waits until no other thread uses the GPU; `say` prints a line.
+    are recorded; with 0, all run as they are, and `graphs` may be None if there is no trial. `wait` waits until no other thread
+    uses the GPU; `say` prints a line.
     """
 
     def __init__(
         self,
         micro_batch: Callable[[Any], None],
         buffers: StepBuffers,
-        graphs: Graphs,
+        graphs: Graphs | None,
         *,
         wait: Callable[[], None] = lambda: None,
         say: Callable[[str], None] = print,

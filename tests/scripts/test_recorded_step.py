@@ -9,39 +9,18 @@ from typing import Any
 
 import pytest
 import torch
+from recorded_runs import Recording
 from script_runs import Trainer, assert_equal
 from test_masks import add_masks
 
 from sushi_research.errors import UserError
-from sushi_research.fast.decision import RECORDED
-from sushi_research.training import recorded_step
-from testing.rerun import Rerun
 
 ONE = pytest.mark.parametrize("architecture", ["sd15"])
 
 
-class Recording:
-    """Whether runs are recorded, and the stand-ins that made their recordings."""
-
-    def __init__(self) -> None:
-        self.on, self.made = True, []
-
-
 @pytest.fixture
 def recording(monkeypatch: pytest.MonkeyPatch) -> Recording:
-    switch, decide = Recording(), recorded_step.decide
-
-    def make_graphs(device: torch.device, buffers: Any) -> Rerun | None:
-        if not switch.on:
-            return None
-        switch.made.append(Rerun(buffers.all))
-        return switch.made[-1]
-
-    monkeypatch.setattr(recorded_step, "make_graphs", make_graphs)
-    monkeypatch.setattr(
-        recorded_step, "decide", lambda config, device: RECORDED if switch.on else decide(config, device)
-    )
-    return switch
+    return Recording(monkeypatch)
 
 
 def entries(trainer: Trainer, name: str) -> list[dict[str, Any]]:

@@ -609,6 +609,7 @@ def test_a_dry_run_prints_the_plan_and_begins_no_run(trainer, capsys, tmp_path):
         "images": "7 (7 per epoch with repeats)",
         "buckets": "2: 96x32 (1), 64x64 (6)",
         "step": "8 samples = batch 4 x accumulation 2 x processes 1; micro-batches 67% full",
+        "recording": "eager: a CPU has no CUDA graphs",
         "length": "3 optimizer steps = 24 samples = 3.43 epochs; each image 3.4 times",
         "adapter": f"{modules} modules, ",
         "precision": "fp32 (the config says fp32): float32 weights and activations, float32 adapter master weights",
