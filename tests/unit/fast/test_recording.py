@@ -111,7 +111,8 @@ def test_a_capture_that_fails_leaves_nothing_behind():
     assert case.lines == [
         "micro-batches like 2 of 48x32 run unrecorded: RuntimeError: operation not permitted when stream is capturing"
     ]
-    assert case.graphs.made == 1 and case.discarded >= 1
+    # The recording of the first shape is made anew: torch does not keep earlier ones right through a capture that fails.
+    assert (case.graphs.made, case.graphs.released) == (2, 1) and case.discarded >= 1
 
 
 @pytest.mark.parametrize(("buffer", "says"), [("losses", "the losses"), ("gradient", "a gradient that is off by")])
