@@ -17,7 +17,8 @@ from collections.abc import Sequence
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Parses the command line before torch is imported."""
     parser = argparse.ArgumentParser(
-        description="Counts what a training step costs and compares it with benchmarks/ledger.json: about 8 minutes of CPU time, in two processes on two cores.",
+        description="Counts what a training step costs and compares it with benchmarks/ledger.json: 8 minutes of CPU time, on "
+        "as many cores as there are.",
         allow_abbrev=False,
     )
     parser.add_argument(
