@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 from collections.abc import Callable
 
@@ -12,6 +13,15 @@ from sushi_research.runs import machine
 
 # Free memory that decoding a sample picture may take: the VAE in fp32 at 1024 px peaked at 3.2 GiB with its weights.
 ROOM = 4 * 2**30
+
+# Captures that failed. torch's allocator of pinned memory goes on asking them which streams are theirs, so they may not end.
+_FAILED: list[torch.cuda.CUDAGraph] = []
+
+
+@functools.cache
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    """The stream of all captures on a device, one for the process: cuBLAS never frees the workspaces of a stream."""
+    return torch.cuda.Stream(device)
 
 
 class CudaGraphs:
@@ -23,7 +33,7 @@ class CudaGraphs:
 
     def __init__(self, device: torch.device) -> None:
         self._device = torch.device("cuda", torch.cuda.current_device()) if device.index is None else device
-        self._stream = torch.cuda.Stream(self._device)
+        self._stream = _side_stream(self._device)
         self._pool = torch.cuda.graph_pool_handle()
         self._graphs: list[torch.cuda.CUDAGraph] = []
         self._pool_bytes = 0
@@ -40,6 +50,9 @@ class CudaGraphs:
     def capture(self, function: Callable[[], None]) -> Callable[[], None]:
         """Captures what the function launches, without running it, and returns the replay. Raises what a capture refuses.
 
+        After an error call `release` before the next capture: the random generator has another state object then, which earlier
+        graphs do not read, and torch's allocators may count the pool as being filled.
+
         "thread_local" lets other threads use the GPU meanwhile, such as NCCL's watchdog; the backward pass is captured with its
         stream.
         """
@@ -48,17 +61,27 @@ class CudaGraphs:
         torch.cuda.synchronize(self._device)
         torch.cuda.empty_cache()
         reserved = torch.cuda.memory_reserved(self._device)
+        first: BaseException | None = None
         try:
             # The outer block brings the current stream back: the inner one does not, if the end of a capture fails.
             with (
                 torch.cuda.stream(torch.cuda.current_stream(self._device)),
                 torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"),
             ):
-                function()
-        except BaseException:
-            generator.graphsafe_set_state(state)  # the old one counts as capturing, and would refuse to draw
+                try:
+                    function()
+                except BaseException as error:
+                    first = error
+                    raise
+        except BaseException as error:
+            generator.graphsafe_set_state(
+                state
+            )  # until torch 2.12 the old one counts as capturing, and would refuse to draw
             self._abandon(graph)
-            raise
+            # The end of the capture may have failed too, with an error that does not say what was refused.
+            raise (first or error) from None
+        finally:
+            first = None  # its traceback holds this frame, and tensors
         self._graphs.append(graph)
         self._pool_bytes += max(0, torch.cuda.memory_reserved(self._device) - reserved)
         return graph.replay
@@ -72,10 +95,8 @@ class CudaGraphs:
             for name in ("_cuda_endAllocateToPool", "_cuda_endAllocateCurrentStreamToPool", "_cuda_releasePool"):
                 with contextlib.suppress(AttributeError, RuntimeError):
                     getattr(torch._C, name)(self._device.index, self._pool)
-        else:
-            graph.reset()
-        if not self._graphs:  # torch refuses a pool that no graph uses any more
-            self._pool, self._pool_bytes = torch.cuda.graph_pool_handle(), 0
+            _FAILED.append(graph)
+        graph.reset()
 
     def release(self) -> None:
         """Drops all graphs and gives their memory back. Their replays must not be called any more."""

@@ -182,6 +182,7 @@ class Recorder:
             why = "there is too little memory for its recording"
         if why is not None:
             self._buffers.discard()
+            self._release()  # earlier recordings do not survive a capture that fails (`CudaGraphs.capture`)
         return why
 
     def _with_room(self, attempt: Callable[[], str | None], saved: Saved) -> str | None:

@@ -116,7 +116,7 @@ def test_evaluating_and_sampling_in_between_release_and_record_again(gpu_trainer
     changes = {
         "evaluation.held_out": 0.3,
         "evaluation.every": 1,
-        "evaluation.noise_samples": 2,
+        "evaluation.noise_samples": 4,
         "sample.enabled": True,
         "sample.every": 2,
         "sample.steps": 2,

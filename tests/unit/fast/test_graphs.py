@@ -7,6 +7,7 @@ import contextlib
 import pytest
 import torch
 
+from sushi_research.fast import graphs as module
 from sushi_research.fast.graphs import ROOM, CudaGraphs
 
 
@@ -50,10 +51,10 @@ class Generator:
 
 
 class FakeCuda:
-    """Streams, pools with their number of users, and a capture that behaves as that of torch 2.11 when it fails."""
+    """Streams, pools with their number of users, and a capture that behaves as those of torch 2.11 and 2.13 when it fails."""
 
     def __init__(self, monkeypatch):
-        self.calls, self.users, self.filling = [], {}, None
+        self.calls, self.users, self.filling, self.filling_pinned = [], {}, None, set()
         self.main, self.pools, self.free, self.reserved = Stream("main"), 0, 2**40, 0
         self.current, self.fail_at_end = self.main, False
         self.default_generators = (Generator(),)
@@ -61,7 +62,8 @@ class FakeCuda:
             monkeypatch.setattr(torch.cuda, name, getattr(self, name))
         monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda device: 1.0)
         monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-        monkeypatch.setattr(torch.cuda, "Stream", lambda device: Stream())
+        monkeypatch.setattr(module, "_side_stream", lambda device: Stream())
+        monkeypatch.setattr(module, "_FAILED", [])
         monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: Graph(self))
         monkeypatch.setattr(torch.cuda, "default_generators", self.default_generators)
         for name in ("synchronize", "empty_cache"):
@@ -94,12 +96,17 @@ class FakeCuda:
     def graph(self, graph, pool, stream, capture_error_mode):
         assert capture_error_mode == "thread_local" and stream.name == "side"
         assert self.users.get(pool) != 0, "torch refuses a pool that had users and has none"
+        assert pool not in self.filling_pinned, "beginAllocateToPool: already recording to mempool_id"
         self.users[pool] = self.users.get(pool, 0) + 1
+        self.filling_pinned.add(pool)
         self.filling, self.current, self.default_generators[0].capturing = pool, stream, True
-        graph.in_pool = pool
-        yield  # torch does not bring anything back if the block, or the end of the capture, fails
-        if self.fail_at_end:
-            raise RuntimeError("operation failed due to a previous error during capture")
+        graph.in_pool = self.filled = pool
+        try:
+            yield  # torch does not bring anything back if the block, or the end of the capture, fails
+        finally:
+            if self.fail_at_end:
+                raise RuntimeError("operation failed due to a previous error during capture")
+        self.filling_pinned.remove(pool)
         self.filling, self.current, self.default_generators[0].capturing = None, self.main, False
         graph.ended = True
         self.reserved += 2**30
@@ -151,10 +158,15 @@ def test_a_capture_that_fails_leaves_torch_as_it_was(cuda, earlier, fails):
     cuda.fail_at_end = False
     assert cuda.current is cuda.main and cuda.filling is None and not cuda.default_generators[0].capturing
     assert cuda.users == {(0, 1): earlier}
-    graphs.capture(lambda: None)
-    assert sum(cuda.users.values()) == earlier + 1
     graphs.release()
-    assert set(cuda.users.values()) == {0}
+    graphs.capture(lambda: None)
+    assert cuda.users == {(0, 1): 0, cuda.filled: 1} and cuda.filled != (0, 1)
+
+
+def test_the_error_of_a_capture_is_that_of_the_step_and_not_that_of_its_end(cuda):
+    cuda.fail_at_end = True
+    with pytest.raises(ZeroDivisionError):
+        CudaGraphs(torch.device("cuda")).capture(lambda: 1 / 0)
 
 
 def test_memory_is_tight_where_less_is_free_than_the_graphs_hold_or_a_picture_needs(cuda):

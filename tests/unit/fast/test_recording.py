@@ -111,7 +111,8 @@ def test_a_capture_that_fails_leaves_nothing_behind():
     assert case.lines == [
         "micro-batches like 2 of 48x32 run unrecorded: RuntimeError: operation not permitted when stream is capturing"
     ]
-    assert case.graphs.made == 1 and case.discarded >= 1
+    # The recording of the first shape is made anew: torch does not keep earlier ones right through a capture that fails.
+    assert (case.graphs.made, case.graphs.released) == (2, 1) and case.discarded >= 1
 
 
 @pytest.mark.parametrize(("buffer", "says"), [("losses", "the losses"), ("gradient", "a gradient that is off by")])
@@ -144,6 +145,7 @@ def test_memory_that_does_not_suffice_beside_the_recordings_is_made_free_once():
     assert_same(case.run(batches), eager(batches))
     assert len(refused) == 1 and case.graphs.released == 1 and case.lines == []
     assert case.graphs.made == 3  # the first shape once more
+    assert case.discarded == 3  # before each first replay, and before the second attempt
 
 
 def test_unrecorded_micro_batches_that_need_the_memory_end_all_recording():
