@@ -27,7 +27,7 @@ INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --constr
 PYTEST := $(BIN)/python -m pytest -q -n 2 --dist loadgroup --no-loadscope-reorder --durations=10
 
 .PHONY: help setup demo pages bases scores measure-study acceptance inspect experiment chaos faults-io test test-fast test-gpu mutants fuzz lint \
-	format bench bench-data bench-peer bench-start bench-gpu clean
+	format proxy bench bench-data bench-peer bench-start bench-gpu clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -106,6 +106,9 @@ lint: .venv/.dev  ## check the style and which package may import which
 format: .venv/.dev  ## fix the style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+proxy: .venv/.dev  ## count what a step costs, without GPU or weights, and compare it with benchmarks/ledger.json (8 minutes of CPU time)
+	$(ONE_THREAD) $(BIN)/python -m benchmarking.proxy
 
 bench: .venv/.installed  ## time pairs of variants, or the step of two commits (A=main B=HEAD), on this machine; results in benchmarks/results
 	$(ONE_THREAD) $(BIN)/python -m benchmarking --model $(ARCH) $(if $(A)$(B),--commits "$(A)" "$(B)")

@@ -213,20 +213,11 @@ def measure_rows(arguments: argparse.Namespace) -> int:
 def _peer(arguments: argparse.Namespace, bases: Path, until: float) -> dict[str, Any]:
     from testing.full_base import save_full_base
 
-    base = save_full_base(bases / "whole", "sdxl" if "sdxl" in Path(arguments.peer).name else "sd15", device="cuda")
-    command = [
-        sys.executable,
-        "-m",
-        "benchmarking.peer",
-        "--peer",
-        arguments.peer,
-        "--base",
-        str(base),
-        "--precision",
-        "bf16",
-    ]
-    size = ["--resolution", "1024", "--batch-size", "4"] if "sdxl" in base.parent.name else ["--resolution", "512"]
-    command += [*size, "--steps", "50", "--rounds", "1", "--results", str(Path(arguments.results).resolve())]
+    architecture = "sdxl" if "sdxl" in Path(arguments.peer).name else "sd15"
+    base = save_full_base(bases / "whole", architecture, device="cuda")
+    command = [sys.executable, "-m", "benchmarking.peer", "--peer", arguments.peer, "--base", str(base)]
+    command += ["--precision", "bf16", "--resolution", "1024" if architecture == "sdxl" else "512", "--batch-size", "4"]
+    command += ["--steps", "50", "--rounds", "1", "--results", str(Path(arguments.results).resolve())]
     limit = max(10.0, until - time.time())
     try:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=limit)

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from testing.rerun import Rerun
 
 from benchmarking.gpu_subject import REAL, SMALL, Step, Subject, gradients, memory, run_steps
 from sushi_research.training.run import quiet_libraries
 from testing.full_base import COMPONENTS, save_unet
 from testing.real_configs import NARROW_UNETS
+from testing.rerun import Rerun
 
 # Products of SDXL's layers at 1024 x 1024: rows, inputs, outputs.
 SHAPES = ((4096, 640, 640), (1024, 1280, 1280), (1024, 1280, 10240), (4096, 1280, 10240))

@@ -37,6 +37,7 @@ SECONDS = {
     "scripts/test_any_base.py": 45,
     "scripts/test_launch.py": 35,
     "scripts/test_run_experiment.py": 30,
+    "scripts/test_basic_lora.py": 25,
     "models/test_single_file.py": 25,
     "faults/test_hostile_bases.py": 15,
     "fuzz/test_fuzz.py": 15,

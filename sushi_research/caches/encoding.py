@@ -28,6 +28,7 @@ from sushi_research.data import images
 from sushi_research.data.items import Item
 from sushi_research.errors import UserError
 from sushi_research.progress import progress
+from sushi_research.runs import machine
 from sushi_research.workers import cores
 
 LATENT_TENSORS = ("mean", "std")
@@ -110,7 +111,7 @@ def _batch_size(vae: Any, bucket: tuple[int, int], limit: int) -> int:
         return 1
     pixels = bucket[0] * bucket[1]
     unused = torch.cuda.memory_reserved(vae.device) - torch.cuda.memory_allocated(vae.device)
-    free = torch.cuda.mem_get_info(vae.device)[0] + unused
+    free = machine.free_gpu_memory(vae.device) + unused
     fits = int(0.8 * free) // (_BYTES_PER_PIXEL * vae.dtype.itemsize * pixels)
     return max(1, min(limit // pixels, fits))
 

@@ -163,6 +163,13 @@ def compared(
     at = _place(pair, runs, curves, kind, point)
     if pair.note:
         return pair
+    if len({run.settings.get("model.base_storage", "compute") for run in runs}) > 1:
+        # "Learned" and "kept" are relative to the base's loss, and a base in fewer bits has another one.
+        pair.note = (
+            "their bases are held in different ways (model.base_storage), and each was measured on its own: scripts/evaluate.py "
+            "measures both on one base"
+        )
+        return pair
     by_path = {run.path: (curve, each) for run, curve, each in zip(runs, curves, found, strict=True)}
 
     def at_the_point(run: RunRecord, whole: np.ndarray) -> np.ndarray:

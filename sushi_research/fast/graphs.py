@@ -9,6 +9,8 @@ from collections.abc import Callable
 
 import torch
 
+from sushi_research.runs import machine
+
 # Free memory that decoding a sample picture may take: the VAE in fp32 at 1024 px peaked at 3.2 GiB with its weights.
 ROOM = 4 * 2**30
 
@@ -108,7 +110,7 @@ class CudaGraphs:
 
     def is_tight(self) -> bool:
         """Whether the memory that is free beside the graphs may be too little for evaluating and sampling."""
-        free, _ = torch.cuda.mem_get_info(self._device)
+        free = machine.free_gpu_memory(self._device)
         return bool(self._graphs) and free < max(self._pool_bytes, ROOM)
 
     def random_state(self) -> torch.Tensor:

@@ -30,6 +30,15 @@ def hardware(device: str) -> dict[str, Any]:
     return {"cpus": os.cpu_count(), "threads": threads, "memory_gib": memory, "gpu_memory_gib": gpu}
 
 
+def free_gpu_memory(device: Any) -> int:
+    """Bytes that this process can still take from the GPU: those that are free, or less if train.memory holds it to a part."""
+    import torch
+
+    free, total = torch.cuda.mem_get_info(device)
+    part = torch.cuda.get_per_process_memory_fraction(device)
+    return min(free, int(total * part) - torch.cuda.memory_reserved(device))
+
+
 def device_name(device: str) -> str:
     """The model name of the GPU or CPU of `device`."""
     if device != "cpu":

@@ -81,17 +81,24 @@ def find(folder: Path, wanted: Mapping[str, Any]) -> Measured | None:
             entry = provenance.entries(path / "provenance.json", _REMEDY)[-1]
             if conditions(plan, entry) != wanted:
                 continue
-            lines = _last_lines(path / "metrics.jsonl", entry.get("step") or 0)
+            found = of_launch(path, entry)
         except (UserError, OSError, IndexError):
             continue
-        if len(lines) >= LEAST_STEPS:
-            return Measured(
-                str(path),
-                len(lines),
-                1 / statistics.median(line["images_per_second"] for line in lines),
-                max(line["peak_memory_gib"] for line in lines),
-            )
+        if found is not None:
+            return found
     return None
+
+
+def of_launch(path: Path, entry: Mapping[str, Any]) -> Measured | None:
+    """What the last steps of the launch with this entry in provenance.json took; None if they are too few.
+
+    Raises UserError or OSError if the metrics of the run cannot be read.
+    """
+    lines = _last_lines(path / "metrics.jsonl", entry.get("step") or 0)
+    if len(lines) < LEAST_STEPS:
+        return None
+    seconds = 1 / statistics.median(line["images_per_second"] for line in lines)
+    return Measured(str(path), len(lines), seconds, max(line["peak_memory_gib"] for line in lines))
 
 
 def _newest(folder: Path) -> Sequence[Path]:

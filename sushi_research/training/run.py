@@ -34,6 +34,7 @@ from sushi_research.runs.metrics_file import MetricsFile
 from sushi_research.terminal import say
 from sushi_research.training import best_files, page_output, run_end, starting_point
 from sushi_research.training.kept import what_is_kept
+from sushi_research.training.measured_rate import note_rate
 from sushi_research.training.plan import Plan
 from sushi_research.training.resume import RunState
 from sushi_research.training.state import TrainState
@@ -136,12 +137,19 @@ def _shares_folder(config: TrainingConfig) -> UserError | None:
 
 
 def out_of_memory(config: TrainingConfig, error: Exception) -> UserError:
-    """An out-of-memory error with advice: which settings to lower, in which order."""
-    advice = []
-    if config.train.gradient_checkpointing != "all":
+    """An out-of-memory error with advice: which settings to lower, in which order.
+
+    `config` is the command's own: with train.memory, it does not have what that chose.
+    """
+    train, advice = config.train, []
+    if train.memory is not None:
+        advice.append(f"a train.memory below {train.memory} (what is predicted was too low here)")
+    else:
+        advice.append("--train.memory 8GB (or what is free: it chooses the settings named next so that they fit)")
+    if train.memory is None and train.gradient_checkpointing != "all":
         advice.append("--train.gradient_checkpointing all (far less memory, a third more compute)")
-    samples_per_process, batch_size = config.train.batch_size * config.train.accumulation, config.train.batch_size
-    if batch_size > 1:
+    samples_per_process, batch_size = train.batch_size * train.accumulation, train.batch_size
+    if train.memory is None and batch_size > 1:
         # At most half, and a divisor, so that the global batch size does not change.
         smaller = max(size for size in range(1, batch_size // 2 + 1) if samples_per_process % size == 0)
         advice.append(
@@ -207,6 +215,7 @@ def finish(job: Job, state: TrainState, metrics_file: MetricsFile, step: int) ->
     best = list(run.best_adapters().values()) if config.evaluation.keep_best else []
     tracking.log_artifact(accelerator, "adapter", [run.adapter, *best, run.config, run.provenance])
     run.mark_finished(step)
+    note_rate(job)
     # Everything that scripts/compare_runs.py reads, so that it can compare runs from several machines.
     tracking.log_artifact(accelerator, "record", run.record_files(), root=run.path)
     run_end.tell(job, state, job.timings.seconds(), step)
@@ -220,6 +229,7 @@ def stopped(job: Job, plan: Plan, step: int) -> None:
     if job.config.evaluation.keep_best:
         best_files.remove_superseded(job.run)
     page_output.write_last(job, step, f"stopped at step {step} of {plan.steps}")
+    note_rate(job)
     job.say(
         f"stopped at step {step} of {plan.steps}; the same command again continues from here",
         _file_of(job, step, plan.steps),

@@ -435,10 +435,12 @@ def test_out_of_memory_ends_in_advice_in_an_order(trainer, refusal, break_step):
     assert sentence.startswith("out of memory (CUDA out of memory. Tried to allocate 20.00 MiB.): ")
     advice = re.findall(r"--(\S+) (\S+?)[ ;.]", sentence)
     assert advice == [
+        ("train.memory", "8GB"),
         ("train.gradient_checkpointing", "all"),
         ("train.batch_size", "2"),
         ("train.accumulation", "6"),
         ("optimizer.name", "adamw8bit"),
+        ("model.base_storage", "int8"),
         ("lora.rank", "2"),
         ("data.resolution", "32"),
     ]
@@ -456,6 +458,7 @@ def test_the_advice_can_be_followed(trainer):
         config = trainer.config("any", {**changes, "train.gradient_checkpointing": True, "optimizer.name": "adamw8bit"})
         advice = str(training.out_of_memory(config, torch.OutOfMemoryError("out of memory")))
         found = dict(re.findall(r"--(\S+) (\S+?)(?=[ ;.]|$)", advice))
+        assert found.pop("train.memory") == "8GB"
         assert {key: value for key, value in found.items() if key.startswith("train.")} == expected
         assert ("lora.rank" in found, "data.resolution" in found) == (changes.get("lora.rank") != 1,) * 2
 

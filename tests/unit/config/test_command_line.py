@@ -797,7 +797,7 @@ def test_the_recipes_and_overlays_say_what_they_are_for() -> None:
         assert overlaid("attention_ff").lora.targets == "attention_ff"
         assert overlaid("min_snr").loss.snr_gamma == 5.0
         small = overlaid("8gb")
-        assert small.train.gradient_checkpointing == "all" and small.train.batch_size * small.train.accumulation == 4
+        assert small.train.memory == "8GB" and small.train.batch_size * small.train.accumulation == 4
         assert (small.lora, small.sample, small.optimizer.lr) == (plain.lora, plain.sample, plain.optimizer.lr)
         tags = overlaid("tags").captions
         assert tags.shuffle and tags.keep_tags == 1 and 0 < tags.tag_dropout < 1 and 0 < tags.dropout < 1

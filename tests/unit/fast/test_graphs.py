@@ -60,6 +60,7 @@ class FakeCuda:
         self.default_generators = (Generator(),)
         for name in ("graph_pool_handle", "graph", "stream", "current_stream", "memory_reserved", "mem_get_info"):
             monkeypatch.setattr(torch.cuda, name, getattr(self, name))
+        monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda device: 1.0)
         monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
         monkeypatch.setattr(module, "_side_stream", lambda device: Stream())
         monkeypatch.setattr(module, "_FAILED", [])

@@ -145,6 +145,7 @@ def test_memory_that_does_not_suffice_beside_the_recordings_is_made_free_once():
     assert_same(case.run(batches), eager(batches))
     assert len(refused) == 1 and case.graphs.released == 1 and case.lines == []
     assert case.graphs.made == 3  # the first shape once more
+    assert case.discarded == 3  # before each first replay, and before the second attempt
 
 
 def test_unrecorded_micro_batches_that_need_the_memory_end_all_recording():

@@ -12,7 +12,7 @@ from sushi_research.planning import memory
 from sushi_research.planning.memory import GIB
 from sushi_research.planning.step_cost import micro_batch_cost
 from sushi_research.planning.step_trace import Shape
-from tests.real_configs import SDXL_UNET
+from testing.real_configs import SDXL_UNET
 
 TEXT = {"hidden": (77, 2048), "pooled": (1280,)}
 # SDXL at 1024 px, bf16, rank 16 on the attention layers, 8-bit AdamW: checkpointing, batch size -> GiB allocated and reserved.
