@@ -74,9 +74,8 @@ class CudaGraphs:
                     first = error
                     raise
         except BaseException as error:
-            generator.graphsafe_set_state(
-                state
-            )  # until torch 2.12 the old one counts as capturing, and would refuse to draw
+            # Until torch 2.12 the old one counts as capturing, and would refuse to draw.
+            generator.graphsafe_set_state(state)
             self._abandon(graph)
             # The end of the capture may have failed too, with an error that does not say what was refused.
             raise (first or error) from None
