@@ -42,6 +42,7 @@ def test_a_training_imports_nothing_heavy_that_it_does_not_use(trainer, tmp_path
     command += [str(ROOT / "scripts/train_sd15_lora.py"), "--config", str(settings)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert report.exists(), done.stderr
+    assert "WARNING" not in done.stderr, "a library's notice is shown (run.quiet_libraries)"
     found = json.loads(report.read_text())
     assert "torch" in found["modules"] and "diffusers" in found["modules"]
     assert UNUSED & set(found["modules"]) == set()
