@@ -28,8 +28,8 @@ from sushi_research.runs.job import Job, agree
 from sushi_research.runs.run_folder import RunFolder
 from sushi_research.training.caption_plan import encoder_bytes
 from sushi_research.training.cost_plan import device_bytes
-from sushi_research.training.plan import adapter_shapes
 from sushi_research.training.step_costs import StepCosts
+from sushi_research.training.trainable import adapter_shapes
 
 # The part of the memory that is kept free, because a prediction is not exact: within 3 % of the H200's rows.
 RESERVE = 0.04
