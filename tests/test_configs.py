@@ -37,6 +37,8 @@ def keys_read(path: Path) -> set[str]:
             names.append(value.attr)
             value = value.value
         path_of = [value.id, *reversed(names)] if isinstance(value, ast.Name) else []
+        if path_of[-1:] == ["model_copy"]:  # pydantic's, of a section
+            path_of.pop()
         if path_of[:2] == ["job", "config"]:
             path_of = path_of[1:]
         if len(path_of) > 1 and path_of[0] == "config" and id(node) not in inner:

@@ -1,10 +1,12 @@
 """Runs on a base that is held in 8 or 4 bits (model.base_storage)."""
 
 import pytest
+import torch
 from script_runs import assert_equal
 
 from sushi_research.errors import UserError
 from sushi_research.models import storage
+from sushi_research.training import run
 
 
 @pytest.mark.parametrize(("architecture", "held"), [("sd15", "int8"), ("sdxl", "fp8"), ("sdxl", "nf4")])
@@ -38,3 +40,11 @@ def test_what_does_not_run_here_ends_before_anything_is_encoded(trainer, monkeyp
     with pytest.raises(UserError, match="model.base_storage is nf4, which does not run here .* take int8 or compute"):
         trainer.train("run", {"model.base_storage": "nf4"})
     assert not trainer.folder("run").exists()
+
+
+@pytest.mark.parametrize("architecture", ["sd15"])
+def test_out_of_memory_proposes_it_once(trainer):
+    error = torch.OutOfMemoryError("CUDA out of memory.")
+    full, small = (trainer.config("run", {"model.base_storage": held}) for held in ("compute", "int8"))
+    assert "--model.base_storage int8 (half of the base's memory, in a new run" in str(run.out_of_memory(full, error))
+    assert "base_storage" not in str(run.out_of_memory(small, error))

@@ -47,7 +47,7 @@ def test_the_page_is_written_again_as_the_run_goes_on(trainer: Trainer, drawn, m
     assert trainer.train("paged", SETTINGS | {"sample.every": 5}) == 0
     assert [state for state, _ in states[3:]] == ["at step 2 of 3", "finished at step 3"]
     assert f"page      {folder / 'report.html'}" in capsys.readouterr().out
-    assert json.loads((folder / "stage_timings.json").read_text())["sampling"] >= 0
+    assert json.loads((folder / "stage_timings.json").read_text())["training"] >= 0
 
 
 def test_a_page_that_fails_stops_nothing(trainer: Trainer, drawn, monkeypatch, caplog):

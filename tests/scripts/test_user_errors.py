@@ -615,6 +615,8 @@ def test_a_dry_run_prints_the_plan_and_begins_no_run(trainer, capsys, tmp_path):
         "recording": "eager: a CPU has no CUDA graphs",
         "length": "3 optimizer steps = 24 samples = 3.43 epochs; each image 3.4 times",
         "adapter": f"{modules} modules, ",
+        "compute": "FLOP per step",
+        "memory": " GiB in tensors",
         "precision": "fp32 (the config says fp32): float32 weights and activations, float32 adapter master weights",
         "cache": "7 of 7 image entries to encode (7 KiB in all), 8 of 8 captions",
         "disk": "cache ",

@@ -120,6 +120,7 @@ def test_the_identity_of_sdxl_is_this_list():
         "masks.source",
         "masks.unmasked",
         "model.base",
+        "model.base_storage",
         "model.revision",
         "model.text_encoder_1_layer",
         "model.text_encoders",
