@@ -208,4 +208,5 @@ def _hold_to(limit: float, job: Job) -> None:
     """Makes torch's allocator refuse more than `limit` bytes less those of the CUDA context."""
     total = torch.cuda.get_device_properties(job.device).total_memory
     context = RECORDED_CONTEXT if decide(job.config, job.device).is_recorded else CONTEXT
-    torch.cuda.set_per_process_memory_fraction(min(1.0, max(limit - context, 0.0) / total), job.device)
+    # Of the current GPU, which is the job's: the function refuses a device without an index, which the only process has.
+    torch.cuda.set_per_process_memory_fraction(min(1.0, max(limit - context, 0.0) / total))
