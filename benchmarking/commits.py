@@ -84,7 +84,7 @@ def full_name(commit: str) -> str:
     found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if found.returncode:
         raise UserError(
-            f"git does not know {commit} as a commit: give a hash, branch or tag of this repository as A and B."
+            f"git does not know {commit or 'an empty name'} as a commit: give a hash, branch or tag of this repository as A and B."
         )
     return found.stdout.strip()
 

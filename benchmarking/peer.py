@@ -16,6 +16,7 @@ import argparse
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -64,8 +65,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     found = parser.parse_args(arguments)
     if (found.peer is None) == (found.table is None):
         parser.error("give either --peer or --table")
-    if found.steps < WARMUP + 10:
-        parser.error(f"--steps must be at least {WARMUP + 10}")
+    for name, least in (("steps", WARMUP + 10), ("resolution", 8), ("batch_size", 1), ("rounds", 1)):
+        if getattr(found, name) < least:
+            parser.error(f"--{name.replace('_', '-')} must be at least {least}")
     return found
 
 
@@ -85,6 +87,8 @@ def main(arguments: argparse.Namespace) -> int:
     script = Path(arguments.peer).resolve()
     if not script.is_file():
         raise UserError(f"--peer {arguments.peer} is not a file: give the path of the other program's training script.")
+    if shutil.which(arguments.peer_python) is None:
+        raise UserError(f"--peer-python {arguments.peer_python} is not a program: give the Python that runs the peer.")
     architecture = architecture_of(script)
     base = Path(arguments.base or ROOT / f"demo/base/{architecture}").resolve()
     with tempfile.TemporaryDirectory(prefix="peer-") as folder:
@@ -157,8 +161,11 @@ def run_job(work: Path, python: str, command: list[str], *, with_stand_in: bool)
     process.returncode = os.waitstatus_to_exitcode(status)
     seconds = time.perf_counter() - start
     if process.returncode or not report.exists():
-        end = log.read_text(errors="replace").strip()[-2000:]
-        raise UserError(f"{Path(command[0]).name} ended with status {process.returncode}: {end}")
+        end = log.read_text(errors="replace").strip()[-2000:]  # the log itself is in a temporary folder
+        print(end, file=sys.stderr)
+        raise UserError(
+            f"{Path(command[0]).name} ended with status {process.returncode} (its last lines are above): correct what they say."
+        )
     found = json.loads(report.read_text())
     return {
         "seconds": seconds,

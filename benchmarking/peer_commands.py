@@ -29,6 +29,8 @@ def make_images(source: Path, to: Path, side: int, batch_size: int) -> int:
     """
     from PIL import Image, ImageOps
 
+    if not source.is_dir():
+        raise UserError(f"--images {source} is not a folder: give one with images and captions.")
     to.mkdir()
     lines, kohya = [], to.parent / "kohya" / "1_images"
     kohya.mkdir(parents=True)

@@ -8,6 +8,7 @@ square pictures, one at a time. What a real training needs beyond that is in tra
 losses and gradients a test compares with those of this file (tests/scripts/test_basic_lora.py).
 """
 
+import os
 import random
 import sys
 from pathlib import Path
@@ -83,6 +84,7 @@ def encode_sdxl(pipeline, caption, size):
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 5 or sys.argv[1] not in ("sd15", "sdxl"):
-        sys.exit(__doc__)
+    if len(sys.argv) != 5 or sys.argv[1] not in ("sd15", "sdxl") or not all(map(os.path.isdir, sys.argv[2:4])):
+        print(__doc__, file=sys.stderr)
+        sys.exit(2)
     main(*sys.argv[1:])

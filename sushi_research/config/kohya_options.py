@@ -199,7 +199,7 @@ OPTIONS: dict[str, list[tuple[str, str, str]]] = {
         ("xformers", "train.attention", "xformers"),
         ("sdpa", "train.attention", "sdpa, which is the default here"),
         ("mem_eff_attn", "train.attention", "sdpa (the default) or xformers"),
-        ("cpu_offload_checkpointing blocks_to_swap lowram highvram", "", "configs/overlays/8gb.yaml is for small GPUs"),
+        ("cpu_offload_checkpointing blocks_to_swap lowram highvram", "", "train.memory fits a run into a small GPU"),
         (
             "max_data_loader_n_workers persistent_data_loader_workers disable_mmap_load_safetensors",
             "",

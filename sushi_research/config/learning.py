@@ -21,6 +21,8 @@ from sushi_research.config.section import (
 
 # Of one step on one process. Its samples are chosen at once; the largest published trainings of these models use some thousand.
 MOST_SAMPLES = 65_536
+# Of a micro-batch, and micro-batches of a step.
+MOST_PARTS = 4096
 
 # PyTorch's kernels of scaled_dot_product_attention.
 Kernel = Literal["cudnn", "flash", "efficient", "math"]
@@ -105,11 +107,11 @@ class TrainSection(Section):
 
     steps: Steps | None = Field(None, description="Optimizer steps of the run; set this or train.epochs")
     epochs: int | None = Field(None, ge=1, le=1_000_000, description="Passes over the data; set this or train.steps")
-    batch_size: int = Field(1, ge=1, le=4096, description="Samples per device and forward pass (micro-batch)")
+    batch_size: int = Field(1, ge=1, le=MOST_PARTS, description="Samples per device and forward pass (micro-batch)")
     accumulation: int = Field(
         1,
         ge=1,
-        le=4096,
+        le=MOST_PARTS,
         description="Gradient accumulation: micro-batches per step. A step has batch_size x accumulation x processes samples",
     )
     seed: Seed = Field(
@@ -154,14 +156,13 @@ class TrainSection(Section):
     @classmethod
     def _all_or_none(cls, given: Any) -> Any:
         """Other trainers have a switch here, as this suite had. On the command line it is a text."""
-        switches = {True: "all", "true": "all", False: "none", "false": "none"}
-        return switches.get(given, given) if isinstance(given, bool | str) else given
+        return {"true": "all", "false": "none"}.get(str(given).lower(), given)
 
     @field_validator("attention")
     @classmethod
     def _kernels_are_distinct(cls, given: Any) -> Any:
         if isinstance(given, list) and len(set(given)) < len(given):
-            raise ValueError("train.attention names a kernel twice: keep one of each")
+            raise ValueError("must name each kernel only once")
         return given
 
     @model_validator(mode="after")

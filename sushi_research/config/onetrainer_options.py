@@ -218,10 +218,10 @@ OPTIONS: dict[str, list[tuple[str, str, str]]] = {
         (
             "unet.offload_fraction unet.activation_offloading async_offloading temp_device train_device dataloader_threads",
             "",
-            "configs/overlays/8gb.yaml is for small GPUs",
+            "train.memory fits a run into a small GPU",
         ),
         ("compile", "", "the step is not compiled"),
-        ("quantization", "", "quantised bases are not supported"),
+        ("quantization", "model.base_storage", "int8, fp8 or nf4, of all layers in the UNet's blocks"),
         (
             "multi_gpu device_indexes gradient_reduce_precision fused_gradient_reduce async_gradient_reduce "
             "async_gradient_reduce_buffer",

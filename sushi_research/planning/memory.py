@@ -15,7 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 GIB = 2**30
-# Bytes of state for each trained number; other optimizers are measured (training/cost_plan.py). 8-bit states have two numbers in
+# Bytes of state for each trained number; other optimizers are measured (training/step_costs.py). 8-bit states have two numbers in
 # fp32 for each block of 256.
 STATE_BYTES = {"adamw8bit": 2 + 2 * 4 / 256, "adamw": 8.0}
 # Bytes for each trained number that a step of the optimizer takes for its intermediate results. Fused kernels have none; the others

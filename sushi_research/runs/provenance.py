@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import sushi_research
+from sushi_research.config.yaml12 import show
 from sushi_research.files import write_json
 from sushi_research.randomness import SCHEME
 from sushi_research.runs import machine, records
@@ -132,7 +133,7 @@ def changes(before: dict[str, Any] | None, now: dict[str, Any]) -> list[str]:
             found.append(f"{what} was {before.get(key)} and is {now[key]}")
     attention = [((each.get("resolved_config") or {}).get("train") or {}).get("attention") for each in (before, now)]
     if None not in attention and attention[0] != attention[1]:
-        found.append(f"train.attention was {attention[0]} and is {attention[1]}")
+        found.append(f"train.attention was {show(attention[0])} and is {show(attention[1])}")
     return [f"{sentence}{_MAY_DIFFER}" for sentence in found]
 
 

@@ -134,8 +134,10 @@ class CostPlan:
         return ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
-def cost_plan(job: Job, inputs: Inputs, costs: StepCosts, images: Sequence[SamplePrompt]) -> CostPlan:
-    """What a run costs that draws these sample `images`.
+def cost_plan(
+    job: Job, inputs: Inputs, costs: StepCosts, images: Sequence[SamplePrompt], *, base_bytes: int
+) -> CostPlan:
+    """What a run costs that draws these sample `images`. `base_bytes` are those of the UNet's weights in the compute dtype.
 
     A model that cannot be traced is a `problem` of the plan, and no error: training it shows what is wrong with it, if anything is.
     """
@@ -156,7 +158,9 @@ def cost_plan(job: Job, inputs: Inputs, costs: StepCosts, images: Sequence[Sampl
                     samples=batch,
                     flops=flops,
                     memory=costs.peak(checkpointing, batch, size, recorded),
-                    seconds=rates.seconds_of(Path(config.cache.folder), conditions_of(job, recorded), flops),
+                    seconds=rates.seconds_of(
+                        Path(config.cache.folder), conditions_of(job, recorded, base_bytes), flops
+                    ),
                 )
             )
         widest = max(items.buckets, key=lambda size: size[0] * size[1])
@@ -195,13 +199,17 @@ def may_trace(job: Job) -> bool:
     return job.is_main and (job.dry_run is not None or job.device.type == "cuda")
 
 
-def conditions_of(job: Job, recorded: bool) -> dict[str, Any]:
-    """What decides how many FLOPs a second this machine computes in a step of the job, for runs/rates.py."""
+def conditions_of(job: Job, recorded: bool, base_bytes: int) -> dict[str, Any]:
+    """What decides how many FLOPs a second this machine computes in a step of the job, for runs/rates.py.
+
+    `base_bytes` tells bases of one architecture apart: a tiny one computes far fewer FLOPs a second than a real one.
+    """
     config, device = job.config, str(job.device)
     return {
         "device": machine.device_name(device),
         "threads": None if job.device.type == "cuda" else machine.hardware(device)["threads"],
         "architecture": job.model.NAME,
+        "base_bytes": base_bytes,
         "precision": job.precision,
         "step": "recorded" if recorded else "eager",
         "checkpointing": config.train.gradient_checkpointing,

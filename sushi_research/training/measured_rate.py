@@ -26,10 +26,12 @@ def note_rate(job: Job) -> None:
         found = measured.of_launch(run.path, entry)
     except (UserError, OSError, IndexError):
         return
-    cost = plan.get("cost")
-    flops = cost.get("step_flops") if isinstance(cost, dict) else None
+    try:
+        flops, base_bytes = plan["cost"]["step_flops"], plan["base"]["weights"]["compute_bytes"]
+    except (KeyError, TypeError):
+        return
     if found is None or not isinstance(flops, int | float) or flops <= 0:
         return
-    conditions = conditions_of(job, provenance.step_path(entry) == "recorded")
+    conditions = conditions_of(job, provenance.step_path(entry) == "recorded", base_bytes)
     seconds = found.seconds_per_image * job.global_batch_size / train.accumulation
     rates.remember(Path(job.config.cache.folder), conditions, flops / train.accumulation, seconds)

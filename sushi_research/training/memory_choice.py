@@ -16,6 +16,7 @@ from accelerate.utils import broadcast_object_list
 
 from sushi_research.caches.caches import open_remembered
 from sushi_research.config import TrainingConfig
+from sushi_research.config.learning import MOST_PARTS
 from sushi_research.config.section import memory_bytes
 from sushi_research.config.yaml12 import read_yaml
 from sushi_research.data.training_data import Data
@@ -114,7 +115,10 @@ def _choose(job: Job, base: loading.Base, data: Data) -> tuple[Choice, list[str]
     if not fitting:
         smallest = min((each for _, each in found), key=lambda each: (each.peak, each.batch_size))
         raise UserError(_nothing_fits(job, base, data, smallest))
-    _, choice = min(fitting, key=lambda each: (each[0], -each[1].batch_size, MODES.index(each[1].checkpointing)))
+    # FLOPs that are equal but for rounding are equal.
+    _, choice = min(
+        fitting, key=lambda each: (float(f"{each[0]:.6g}"), -each[1].batch_size, MODES.index(each[1].checkpointing))
+    )
     of_device = " of which the device has" if limit < memory_bytes(config.train.memory) else ""
     lines = [
         f"memory       {name}{of_device} ({limit / GIB:.2f} GiB): {choice.describe()} takes {choice.peak / GIB:.2f} GiB at the "
@@ -139,12 +143,15 @@ def _candidates(job: Job, costs: StepCosts, data: Data, limit: float) -> list[tu
     buckets = data.items.buckets
     counts = np.bincount(data.items.bucket_ids)
     around = _around(job, costs, buckets)
+    batches = [
+        size for size in range(min(samples, MOST_PARTS), 0, -1) if samples % size == 0 and samples // size <= MOST_PARTS
+    ]
     found: list[tuple[float, Choice]] = []
     try:
         one = costs.flops(given, 1, max(buckets, key=lambda size: size[0] * size[1]))
         overhead = OVERHEAD * one if job.device.type == "cuda" else 0.0
         for mode in MODES if given == "none" else (given,):
-            for batch in (size for size in range(samples, 0, -1) if samples % size == 0):
+            for batch in batches:
                 recorded = decide(_with_mode(config, mode), job.device).is_recorded
                 peaks = [costs.peak(mode, batch, size, recorded).with_context for size in buckets]
                 flops = float(np.average([costs.flops(mode, batch, size) for size in buckets], weights=counts))

@@ -296,7 +296,7 @@ def make_plan(job: Job, inputs: Inputs) -> Plan:
         ),
         disk=disk,
         rooms=tuple(rooms_of(job, disk)),
-        cost=cost_plan(job, inputs, costs, images),
+        cost=cost_plan(job, inputs, costs, images, base_bytes=base_weights.compute_bytes),
         speed=speed_of(job, parameters),
         run_folder=config.run.folder,
     )

@@ -81,6 +81,8 @@ def start_job(config: TrainingConfig, model: ModuleType, script: str, *, trains:
 
 def quiet_libraries() -> None:
     """Imports the libraries and hides their progress bars and notices. Their errors are still shown."""
+    # On its import it warns that an optional kernel for 4-bit inference on a CPU is not installed.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     with importing("diffusers"):
         import diffusers.models.unets.unet_2d_condition
         import diffusers.utils.logging
@@ -89,8 +91,6 @@ def quiet_libraries() -> None:
     for library in (diffusers.utils.logging, transformers.utils.logging):
         library.disable_progress_bar()
         library.set_verbosity_error()
-    # It warns that an optional kernel for 4-bit inference on a CPU is not installed.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(diffusers|transformers|huggingface_hub)\.")
 
 

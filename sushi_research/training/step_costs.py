@@ -200,10 +200,13 @@ class StepCosts:
 
 
 def state_bytes(section: OptimizerSection) -> float:
-    """Bytes of the optimizer's state for each trained number: known, or those that one step leaves on a small tensor."""
-    if section.name in memory.STATE_BYTES:
+    """Bytes of the optimizer's state for each trained number: known, or those that one step leaves on a tensor.
+
+    Arguments may add to it (AdamW's amsgrad). The tensor is large enough that tables of 8-bit states hardly count.
+    """
+    if section.name in memory.STATE_BYTES and not section.kwargs:
         return memory.STATE_BYTES[section.name]
-    parameter = nn.Parameter(torch.zeros(64, 64))
+    parameter = nn.Parameter(torch.zeros(256, 256))
     with torch.random.fork_rng(devices=[]):
         optimizer = optim.make_optimizer(section.name, [parameter], section.lr, section.kwargs)
         parameter.grad = torch.ones_like(parameter)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from script_runs import Trainer
@@ -39,3 +40,8 @@ def test_a_choice_is_in_the_config_kept_on_resume_and_measured(trainer: Trainer,
     printed = capsys.readouterr().out
     [line] = [line for line in printed.splitlines() if line.startswith("speed ")]
     assert line.endswith("an estimate, from the rate that other runs reached on this device")
+
+    # A base of another size has rates of its own.
+    cache = Path(read_yaml(str(trainer.folder("run") / "config.yaml"))["cache"]["folder"])
+    [*_, conditions] = json.loads(next(cache.glob("rates/*.json")).read_text())["rates"]
+    assert json.loads(conditions)["base_bytes"] == plan["base"]["weights"]["compute_bytes"]

@@ -99,7 +99,7 @@ def test_the_path_may_change_on_the_way_and_a_warning_says_so(
     assert trainer.train("run", {"train.steps": 4, "train.attention": ["flash", "math"]}) == 0
     said = capfd.readouterr().out
     assert "warning: the step was recorded and is eager; the result may differ from an uninterrupted run's\n" in said
-    assert "warning: train.attention was sdpa and is ['flash', 'math']; the result may differ" in said
+    assert 'warning: train.attention was "sdpa" and is ["flash", "math"]; the result may differ' in said
     assert [each["step_path"] for each in entries(trainer, "run")] == ["recorded", "recorded", "eager"]
     # As an older version wrote it, without the key.
     assert provenance.path_changes({"step": 0}, "eager") == []

@@ -131,3 +131,20 @@ def test_the_stand_in_is_found_by_the_script_and_by_no_library(tmp_path: Path) -
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=peer.ROOT, capture_output=True, text=True)
     assert done.stdout == "done\n", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["--rounds", "0"], "--rounds must be at least 1"),
+        (["--batch-size", "0"], "--batch-size must be at least 1"),
+        (["--peer-python", "nowhere/python"], "--peer-python nowhere/python is not a program"),
+        (["--images", "nowhere"], "--images nowhere is not a folder"),
+    ],
+)
+def test_wrong_options_are_one_sentence(words: list[str], reason: str, tmp_path: Path, capsys) -> None:
+    script = tmp_path / "train_text_to_image_lora.py"
+    script.touch()
+    with pytest.raises((UserError, SystemExit)) as caught:
+        peer.main(peer.parse(["--peer", str(script), *words]))
+    assert reason in str(caught.value) + capsys.readouterr().err

@@ -8,7 +8,14 @@ from sushi_research.config.learning import TrainSection
 
 @pytest.mark.parametrize(
     ("given", "mode"),
-    [(True, "all"), (False, "none"), ("true", "all"), ("feed_forward", "feed_forward"), ("all", "all")],
+    [
+        (True, "all"),
+        (False, "none"),
+        ("true", "all"),
+        ("False", "none"),
+        ("feed_forward", "feed_forward"),
+        ("all", "all"),
+    ],
 )
 def test_checkpointing_takes_a_switch_too(given, mode):
     assert TrainSection(steps=1, gradient_checkpointing=given).gradient_checkpointing == mode

@@ -90,6 +90,12 @@ def test_without_the_key_and_with_a_given_mode(fitted):
     assert chosen(fitted(memory="40GB", gradient_checkpointing="all")) == (4, 1, "all")
 
 
+def test_only_what_a_config_can_say_is_chosen(fitted):
+    assert chosen(fitted(memory="40GB", batch_size=3, accumulation=7)) == (3, 7, "none")
+    with pytest.raises(UserError, match="the smallest micro-batch .16 with"):  # 8 x 8192 would fit
+        fitted(memory="12GB", batch_size=16, accumulation=4096)
+
+
 def test_what_does_not_fit_names_what_would_and_sets_nothing(fitted):
     with pytest.raises(UserError) as caught:
         fitted(memory="6GB")
