@@ -29,8 +29,8 @@ from sushi_research.runs.job import Job, agree
 from sushi_research.runs.run_folder import RunFolder
 from sushi_research.training.caption_plan import encoder_bytes
 from sushi_research.training.cost_plan import device_bytes
-from sushi_research.training.plan import adapter_shapes
 from sushi_research.training.step_costs import StepCosts
+from sushi_research.training.trainable import adapter_shapes
 
 # The part of the memory that is kept free, because a prediction is not exact: within 3 % of the H200's rows.
 RESERVE = 0.04
@@ -215,4 +215,5 @@ def _hold_to(limit: float, job: Job) -> None:
     """Makes torch's allocator refuse more than `limit` bytes less those of the CUDA context."""
     total = torch.cuda.get_device_properties(job.device).total_memory
     context = RECORDED_CONTEXT if decide(job.config, job.device).is_recorded else CONTEXT
-    torch.cuda.set_per_process_memory_fraction(min(1.0, max(limit - context, 0.0) / total), job.device)
+    # Of the current GPU, which is the job's: the function refuses a device without an index, which the only process has.
+    torch.cuda.set_per_process_memory_fraction(min(1.0, max(limit - context, 0.0) / total))

@@ -9,22 +9,19 @@ from typing import Any
 
 import numpy as np
 
-from sushi_research.adapters import lora
-from sushi_research.adapters.reading import Pair
 from sushi_research.caches.inputs import Inputs
 from sushi_research.data import dataset, findings
 from sushi_research.data.scan import Problem
-from sushi_research.errors import UserError, printable
+from sushi_research.errors import printable
 from sushi_research.fast.decision import StepPath, decide
 from sushi_research.files import write_json
-from sushi_research.models import attention, loading, storage
+from sushi_research.models import loading
 from sushi_research.models.prediction import Prediction
 from sushi_research.precision import DtypePolicy, dtype_policy
-from sushi_research.runs import tracking
 from sushi_research.runs.job import Job
 from sushi_research.runs.measured import Measured
 from sushi_research.sampling import prompts as sample_prompts
-from sushi_research.training import optim, optimizer_check, starting_point
+from sushi_research.training import starting_point
 from sushi_research.training.caption_plan import CaptionPlan, caption_plan
 from sushi_research.training.cost_plan import CostPlan, cost_plan, may_trace
 from sushi_research.training.disk_plan import (
@@ -58,6 +55,7 @@ from sushi_research.training.plan_parts import (
 from sushi_research.training.sampler import Sampler
 from sushi_research.training.sets_plan import SetPlan, describe_sets, sets_of_data
 from sushi_research.training.step_costs import StepCosts
+from sushi_research.training.trainable import adapter_shapes, require_trainable
 
 
 @dataclass(frozen=True)
@@ -314,53 +312,3 @@ def make_plan(job: Job, inputs: Inputs) -> Plan:
             job.say(f"run          {found}")
     require_room(job, plan.disk, plan.rooms)
     return plan
-
-
-def require_attention(job: Job, unet: Any) -> None:
-    """UserError unless the kernels of train.attention compute the attentions of the UNet (without weights) on this device."""
-    train, captions = job.config.train, job.config.captions
-    if train.attention == "xformers":
-        loading.require_xformers()
-    elif train.attention != "sdpa":
-        if captions.encode == "while_training":
-            raise UserError(
-                "train.attention as a list holds for the whole process while the UNet computes, and with captions.encode "
-                "while_training the text encoders compute at the same time: leave train.attention at sdpa, or captions.encode at "
-                "its default."
-            )
-        masked = captions.chunks > 1
-        attention.require_order(train.attention, unet, job.compute_dtype, job.device, masked=masked)
-
-
-def require_trainable(job: Job, unet: Any, steps: int, warmup: int, shapes: Mapping[str, Sequence[int]]) -> None:
-    """Fail fast: checks the attention kernels, the optimizer, the schedule and W&B before anything is encoded.
-
-    `unet` has no weights; `warmup` is in steps, `shapes` are those of the adapter's tensors. Raises the UserErrors of
-    `require_attention`, `optimizer_check.require_usable`, `optim.make_schedule`, `storage.require_usable` and
-    `tracking.resolve_trackers`.
-    """
-    config, schedule = job.config, job.config.schedule
-    require_attention(job, unet)
-    storage.require_usable(config.model.base_storage, job.compute_dtype, job.device)
-    tracking.resolve_trackers(config.tracking.wandb, config.tracking.tensorboard)
-    rate = optim.make_schedule(
-        schedule.name,
-        lr=config.optimizer.lr,
-        total_steps=steps,
-        warmup=warmup,
-        cycles=schedule.cycles,
-        power=schedule.power,
-    )
-    spread = [rate(step * steps // optimizer_check.STEPS) for step in range(optimizer_check.STEPS)]
-    optimizer_check.require_usable(config.optimizer, shapes, spread, job.device)
-
-
-def adapter_shapes(
-    unet: Any, targets: str | Sequence[str], rank: int, start: Mapping[str, Pair] | None = None
-) -> dict[str, tuple[int, ...]]:
-    """The shapes of an adapter's tensors by name, two per module. `unet` is the base's without weights; it gets the adapter.
-
-    `start` are the pairs of lora.start_from.
-    """
-    lora.attach(unet, targets=targets, rank=rank, alpha=rank, dropout=0.0, init="default", seed=0, start=start)
-    return {name: tuple(parameter.shape) for name, parameter in lora.adapter_parameters(unet).items()}

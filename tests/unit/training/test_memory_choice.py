@@ -128,7 +128,7 @@ def test_the_process_is_held_to_the_memory(fitted, monkeypatch):
     found = []
     properties = SimpleNamespace(total_memory=80 * GIB)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
-    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda part, device: found.append(part))
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", found.append)
     fitted(memory="8GiB", dry_run=None)
     fitted(memory="8GiB", dry_run=None, record_step=False)
     fitted(dry_run=None)

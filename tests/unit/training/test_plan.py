@@ -22,6 +22,7 @@ from sushi_research.errors import UserError
 from sushi_research.models import loading, sd15, sdxl
 from sushi_research.runs.job import Job
 from sushi_research.training import plan
+from sushi_research.training.trainable import adapter_shapes
 
 ONE = pytest.mark.parametrize("architecture", ["sd15"])
 MODELS = {"sd15": (sd15, SD15Training), "sdxl": (sdxl, SDXLTraining)}
@@ -164,7 +165,7 @@ def test_the_shapes_of_the_adapter_are_known_without_its_weights(bases, architec
     unet = loading.load_unet(base, torch.float32, torch.device("cpu"))
     lora.attach(unet, targets="kohya_conv", rank=3, alpha=1.0, dropout=0.0, init="default", seed=0)
     trainable = [parameter for parameter in unet.parameters() if parameter.requires_grad]
-    shapes = plan.adapter_shapes(loading.empty_unet(base), "kohya_conv", 3)
+    shapes = adapter_shapes(loading.empty_unet(base), "kohya_conv", 3)
     assert list(shapes.values()) == [tuple(parameter.shape) for parameter in trainable]
 
 

@@ -1,0 +1,64 @@
+"""What an adapter needs to be trained: its shapes, and the checks of optimizer, schedule and kernels before anything is encoded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sushi_research.adapters import lora
+from sushi_research.adapters.reading import Pair
+from sushi_research.errors import UserError
+from sushi_research.models import attention, loading, storage
+from sushi_research.runs import tracking
+from sushi_research.runs.job import Job
+from sushi_research.training import optim, optimizer_check
+
+
+def require_attention(job: Job, unet: Any) -> None:
+    """UserError unless the kernels of train.attention compute the attentions of the UNet (without weights) on this device."""
+    train, captions = job.config.train, job.config.captions
+    if train.attention == "xformers":
+        loading.require_xformers()
+    elif train.attention != "sdpa":
+        if captions.encode == "while_training":
+            raise UserError(
+                "train.attention as a list holds for the whole process while the UNet computes, and with captions.encode "
+                "while_training the text encoders compute at the same time: leave train.attention at sdpa, or captions.encode at "
+                "its default."
+            )
+        masked = captions.chunks > 1
+        attention.require_order(train.attention, unet, job.compute_dtype, job.device, masked=masked)
+
+
+def require_trainable(job: Job, unet: Any, steps: int, warmup: int, shapes: Mapping[str, Sequence[int]]) -> None:
+    """Fail fast: checks the attention kernels, the optimizer, the schedule and W&B before anything is encoded.
+
+    `unet` has no weights; `warmup` is in steps, `shapes` are those of the adapter's tensors. Raises the UserErrors of
+    `require_attention`, `optimizer_check.require_usable`, `optim.make_schedule`, `storage.require_usable` and
+    `tracking.resolve_trackers`.
+    """
+    config, schedule = job.config, job.config.schedule
+    require_attention(job, unet)
+    storage.require_usable(config.model.base_storage, job.compute_dtype, job.device)
+    tracking.resolve_trackers(config.tracking.wandb, config.tracking.tensorboard)
+    rate = optim.make_schedule(
+        schedule.name,
+        lr=config.optimizer.lr,
+        total_steps=steps,
+        warmup=warmup,
+        cycles=schedule.cycles,
+        power=schedule.power,
+    )
+    spread = [rate(step * steps // optimizer_check.STEPS) for step in range(optimizer_check.STEPS)]
+    optimizer_check.require_usable(config.optimizer, shapes, spread, job.device)
+
+
+def adapter_shapes(
+    unet: Any, targets: str | Sequence[str], rank: int, start: Mapping[str, Pair] | None = None
+) -> dict[str, tuple[int, ...]]:
+    """The shapes of an adapter's tensors by name, two per module. `unet` is the base's without weights; it gets the adapter.
+
+    `start` are the pairs of lora.start_from.
+    """
+    lora.attach(unet, targets=targets, rank=rank, alpha=rank, dropout=0.0, init="default", seed=0, start=start)
+    return {name: tuple(parameter.shape) for name, parameter in lora.adapter_parameters(unet).items()}
