@@ -7,7 +7,7 @@ from typing import Any
 
 from sushi_research import models
 from sushi_research.config.keys import default_values
-from sushi_research.config.renamed_keys import RENAMED
+from sushi_research.config.renamed_keys import with_new_names
 from sushi_research.runs import identity
 
 
@@ -19,8 +19,9 @@ def settings_in_this_version(
     `architecture` is its name in plan.json. If it is not known, only the defaults that all architectures share are filled in.
     """
     defaults = _defaults(architecture)
-    renamed = {RENAMED.get(key, key): value for key, value in settings.items()}
-    return identity.in_this_version(stored_identity, defaults), identity.flat_defaults(defaults) | renamed
+    return identity.in_this_version(stored_identity, defaults), identity.flat_defaults(defaults) | with_new_names(
+        settings
+    )
 
 
 def _defaults(architecture: Any) -> Mapping[str, Any]:

@@ -23,7 +23,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from sushi_research.config.renamed_keys import RENAMED
+from sushi_research.config.renamed_keys import with_new_names
 from sushi_research.errors import UserError
 
 # Settings that may change when a run continues.
@@ -160,8 +160,8 @@ def in_this_version(stored: dict[str, Any], defaults: Mapping[str, Any]) -> dict
 
     `defaults` is the default of each setting (`keys.default_values` of the config class).
     """
-    found = {RENAMED.get(key, key): value for key, value in stored.items()}
-    return {key: value for key, value in (flat_defaults(defaults) | found).items() if not _may_change(key)}
+    found = flat_defaults(defaults) | with_new_names(stored)
+    return {key: value for key, value in found.items() if not _may_change(key)}
 
 
 def compare_identity(stored: dict[str, Any], current: dict[str, Any]) -> list[ChangedSetting]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sushi_research.config.renamed_keys import with_new_names
 from sushi_research.errors import UserError
 from sushi_research.runs import provenance, records
 from sushi_research.runs.identity import flatten
@@ -42,7 +43,7 @@ class Measured:
 def conditions(plan: Mapping[str, Any], entry: Mapping[str, Any]) -> dict[str, Any]:
     """What decides the speed of a run, from its plan.json and an entry of its provenance.json."""
     machine, split = _mapping(entry.get("machine")), _mapping(plan.get("split"))
-    settings = flatten(entry.get("resolved_config") or {})
+    settings = with_new_names(flatten(entry.get("resolved_config") or {}))
     return {
         "architecture": plan.get("architecture"),
         "parameters": plan.get("trainable_parameters"),

@@ -6,7 +6,7 @@ from pydantic import Field
 from sushi_research.config import TrainingConfig, other_scripts
 from sushi_research.config.command_line import load_config
 from sushi_research.config.keys import keys_of
-from sushi_research.config.renamed_keys import RENAMED
+from sushi_research.config.renamed_keys import RENAMED, with_new_names
 from sushi_research.config.section import Section
 from sushi_research.errors import UserError
 
@@ -69,3 +69,14 @@ def test_a_name_is_old_or_new_and_not_both(old):
 
 def is_config(value: object) -> bool:
     return isinstance(value, type) and issubclass(value, Section) and value.__module__ == other_scripts.__name__
+
+
+def test_settings_of_older_versions_have_the_names_and_values_of_this_one():
+    older = {"evaluation.draws": 4, "train.gradient_checkpointing": True, "train.deterministic": True, "data.sets": []}
+    assert with_new_names(older) == {
+        "evaluation.noise_samples": 4,
+        "train.gradient_checkpointing": "all",
+        "train.deterministic": True,
+        "data.sets": [],
+    }
+    assert with_new_names({"train.gradient_checkpointing": "none"}) == {"train.gradient_checkpointing": "none"}

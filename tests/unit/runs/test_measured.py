@@ -55,6 +55,14 @@ def test_a_long_file_is_read_from_its_end(write, tmp_path):
     assert measured.find(tmp_path, WANTED).seconds_per_image == 0.5
 
 
+def test_a_run_of_an_older_version_counts():
+    of_mode = [
+        measured.conditions(plan(), entry(resolved_config={**CONFIG, "train": {"gradient_checkpointing": mode}}))
+        for mode in (False, "none", "all")
+    ]
+    assert of_mode[0] == of_mode[1] != of_mode[2]
+
+
 @pytest.mark.parametrize(
     "changed",
     [
