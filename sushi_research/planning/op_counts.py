@@ -98,7 +98,7 @@ class Counter(TorchDispatchMode):
         if not (func.is_view or name in _BOOKKEEPING or func.namespace in _NAMESPACES):
             self._ops += 1
             self._dtype_copies += _is_dtype_copy(name, args, result)
-            if formula := _FLOPS.get(func.overloadpacket):
+            if formula := FLOPS.get(func.overloadpacket):
                 self._flops += formula(*args, **(kwargs or {}), out_val=result)
         return result
 
@@ -117,7 +117,8 @@ def _attention_backward_flops(
     return flop_counter.sdpa_backward_flop_count(gradient.shape, query.shape, key.shape, value.shape)
 
 
-_FLOPS: dict[Any, Callable[..., int]] = {
+# By operator: its FLOPs, from its arguments and `out_val`, its result.
+FLOPS: dict[Any, Callable[..., int]] = {
     **flop_counter.flop_registry,
     # torch knows the formulas, but not that these kernels, the CPU's, follow them.
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,

@@ -28,20 +28,14 @@ import torch
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
-from torch.utils.flop_counter import flop_registry
 
 from sushi_research.planning.live_bytes import LiveStorages
+from sushi_research.planning.op_counts import FLOPS
 
 # Candidates for the numbers of the traced batch. The widths of published models have no prime factor above 11.
 _PRIMES = (13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71, 73)
 # Rows and columns of latents are multiples of this: the UNets halve the resolution at most three times.
 STRIDE = 8
-_aten = torch.ops.aten
-# torch's fused attention for a CPU also runs on the meta device. Its arguments are in the order of the GPU's.
-_ATTENTION = {
-    _aten._scaled_dot_product_flash_attention_for_cpu: _aten._scaled_dot_product_flash_attention,
-    _aten._scaled_dot_product_flash_attention_for_cpu_backward: _aten._scaled_dot_product_flash_attention_backward,
-}
 
 
 @dataclass(frozen=True)
@@ -108,7 +102,9 @@ def _fused_attention() -> Iterator[None]:
 
     def attention(query: Any, key: Any, value: Any, attn_mask: Any = None, **others: Any) -> torch.Tensor:
         assert not others.get("dropout_p") and not others.get("is_causal"), others
-        return _aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, attn_mask=attn_mask)[0]
+        # That of a CPU also runs on the meta device.
+        fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        return fused(query, key, value, attn_mask=attn_mask)[0]
 
     before = functional.scaled_dot_product_attention
     functional.scaled_dot_product_attention = attention
@@ -134,9 +130,7 @@ class _Tracer(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        packet = func.overloadpacket
-        formula = flop_registry.get(_ATTENTION.get(packet, packet))
-        if formula is not None:
+        if formula := FLOPS.get(func.overloadpacket):
             term, factor = self._divide(int(formula(*args, **(kwargs or {}), out_val=result)))
             self._flops[term] += factor
         if not func.is_view:
