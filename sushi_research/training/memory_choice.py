@@ -6,7 +6,6 @@ planning/, the one with the least work is taken. A run keeps its choice: it is i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,12 +20,14 @@ from sushi_research.config.section import memory_bytes
 from sushi_research.config.yaml12 import read_yaml
 from sushi_research.data.training_data import Data
 from sushi_research.errors import UserError, first_line
+from sushi_research.evaluation.validation_set import CHUNK
 from sushi_research.fast.checkpointing import MODES
 from sushi_research.fast.decision import decide
 from sushi_research.models import loading
 from sushi_research.planning.memory import CONTEXT, GIB, RECORDED_CONTEXT
 from sushi_research.runs.job import Job, agree
 from sushi_research.runs.run_folder import RunFolder
+from sushi_research.sampling.vae_tiles import TILES
 from sushi_research.training.caption_plan import encoder_bytes
 from sushi_research.training.cost_plan import device_bytes
 from sushi_research.training.step_costs import StepCosts
@@ -142,7 +143,7 @@ def _candidates(job: Job, costs: StepCosts, data: Data, limit: float) -> list[tu
     samples, given = config.train.batch_size * config.train.accumulation, config.train.gradient_checkpointing
     buckets = data.items.buckets
     counts = np.bincount(data.items.bucket_ids)
-    around = _around(job, costs, buckets)
+    around = _around(job, costs, data)
     batches = [
         size for size in range(min(samples, MOST_PARTS), 0, -1) if samples % size == 0 and samples // size <= MOST_PARTS
     ]
@@ -167,12 +168,14 @@ def _candidates(job: Job, costs: StepCosts, data: Data, limit: float) -> list[tu
     return found
 
 
-def _around(job: Job, costs: StepCosts, buckets: Sequence[tuple[int, int]]) -> float:
+def _around(job: Job, costs: StepCosts, data: Data) -> float:
     """The bytes that the run takes besides training, where it takes as little as it can."""
-    widest = max(buckets, key=lambda size: size[0] * size[1])
+    config, widest = job.config, max(data.items.buckets, key=lambda size: size[0] * size[1])
     needed = [costs.caching(widest).with_context]
-    if job.config.sample.enabled and job.device.type == "cuda":
-        needed.append(costs.sampling(widest, 256).with_context)
+    if data.measured:
+        needed.append(costs.evaluating(config.train.gradient_checkpointing, CHUNK, widest).with_context)
+    if config.sample.enabled and job.device.type == "cuda":
+        needed.append(costs.sampling(widest, TILES[-1]).with_context)
     return max(needed)
 
 
@@ -194,9 +197,12 @@ def _nothing_fits(job: Job, base: loading.Base, data: Data, smallest: Choice) ->
             )
             break
     remedies.append("lower the resolution or lora.rank")
+    what = f"the smallest micro-batch ({smallest.batch_size} with gradient_checkpointing {smallest.checkpointing})"
+    if smallest.peak == _around(job, _costs(job, base, data), data):
+        what = "what the run does besides training (encoding, evaluating, sampling)"
     return (
-        f"train.memory is {config.train.memory}, and the smallest micro-batch ({smallest.batch_size} with gradient_checkpointing "
-        f"{smallest.checkpointing}) takes {smallest.peak / GIB:.2f} GiB, with {RESERVE:.0%} kept free: {'; or '.join(remedies)}."
+        f"train.memory is {config.train.memory}, and {what} takes {smallest.peak / GIB:.2f} GiB, with {RESERVE:.0%} kept free: "
+        f"{'; or '.join(remedies)}."
     )
 
 

@@ -21,7 +21,9 @@ from sushi_research.training import memory_choice
 from sushi_research.training.memory_choice import fit_memory
 
 DATA: Any = SimpleNamespace(
-    items=SimpleNamespace(buckets=((1024, 1024), (1216, 832)), bucket_ids=np.array([0, 0, 1])), captions=None
+    items=SimpleNamespace(buckets=((1024, 1024), (1216, 832)), bucket_ids=np.array([0, 0, 1])),
+    captions=None,
+    measured=False,
 )
 
 
@@ -40,6 +42,9 @@ class Costs:
 
     def caching(self, size: tuple[int, int]) -> memory.Memory:
         return memory.on_gpu(0.31 * GIB, 2.51 * GIB)
+
+    def evaluating(self, mode: str, samples: int, size: tuple[int, int]) -> memory.Memory:
+        return memory.on_gpu(self._held, 2.2 * GIB)
 
     def sampling(self, size: tuple[int, int], tile: int) -> memory.Memory:
         return memory.on_gpu(self._held + 0.31 * GIB, 0.19 * GIB)
@@ -88,6 +93,15 @@ def test_the_least_work_that_fits(fitted, capsys, size, expected):
 def test_without_the_key_and_with_a_given_mode(fitted):
     assert chosen(fitted(gradient_checkpointing="feed_forward")) == (2, 2, "feed_forward")
     assert chosen(fitted(memory="40GB", gradient_checkpointing="all")) == (4, 1, "all")
+
+
+def test_evaluating_fits_too(fitted, monkeypatch):
+    monkeypatch.setattr(DATA, "measured", True)
+    assert chosen(fitted(memory="9.7GB")) == (2, 2, "all")
+    with pytest.raises(
+        UserError, match="what the run does besides training .* takes 8.5"
+    ):  # its choice for training alone: (1, 4, "all")
+        fitted(memory="9GB")
 
 
 def test_only_what_a_config_can_say_is_chosen(fitted):
