@@ -163,9 +163,9 @@ def run_job(work: Path, python: str, command: list[str], *, with_stand_in: bool)
     if process.returncode or not report.exists():
         end = log.read_text(errors="replace").strip()[-2000:]  # the log itself is in a temporary folder
         print(end, file=sys.stderr)
-        raise UserError(
-            f"{Path(command[0]).name} ended with status {process.returncode} (its last lines are above): correct what they say."
-        )
+        last = end.splitlines()[-1] if end else "it said nothing"
+        name, status = Path(command[0]).name, process.returncode
+        raise UserError(f"{name} ended with status {status} ({last}): see its last lines above.")
     found = json.loads(report.read_text())
     return {
         "seconds": seconds,

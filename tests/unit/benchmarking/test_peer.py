@@ -148,3 +148,11 @@ def test_wrong_options_are_one_sentence(words: list[str], reason: str, tmp_path:
     with pytest.raises((UserError, SystemExit)) as caught:
         peer.main(peer.parse(["--peer", str(script), *words]))
     assert reason in str(caught.value) + capsys.readouterr().err
+
+
+def test_a_job_that_fails_is_named_with_its_last_line(tmp_path: Path, capsys) -> None:
+    script = tmp_path / "broken.py"
+    script.write_text("print('a first line')\nraise ValueError('no such base')")
+    with pytest.raises(UserError, match="broken.py ended with status 1 .ValueError: no such base.: see"):
+        peer.run_job(tmp_path, sys.executable, [str(script)], with_stand_in=False)
+    assert "a first line" in capsys.readouterr().err
