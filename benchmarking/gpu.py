@@ -94,7 +94,10 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     # The process of some rows, and the time of day at which the last of them must have ended.
     add("--rows", nargs="+", help=argparse.SUPPRESS)
     add("--until", type=float, help=argparse.SUPPRESS)
-    return parser.parse_args(arguments)
+    found = parser.parse_args(arguments)
+    if not 0 < found.minutes <= 1440:
+        parser.error(f"--minutes {found.minutes:g} must be above 0 and at most 1440, a day")
+    return found
 
 
 def main(arguments: argparse.Namespace) -> int:

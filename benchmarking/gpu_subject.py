@@ -213,6 +213,8 @@ def _rates(subject: Subject, name: str, durations: list[float]) -> dict[str, flo
     step, size = median(durations), subject.how.batch_size
     rate = size * len(durations) / sum(durations)
     found = {f"{name}_ms": step * 1e3, f"{name}_images_per_second": rate}
+    if subject.sizes != REAL:
+        return found  # the FLOPs are those of the real size
     return found | {f"{name}_tflops": rate * TFLOP[subject.architecture]}
 
 

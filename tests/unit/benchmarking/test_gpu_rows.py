@@ -39,6 +39,15 @@ def test_a_row_trains(name: str, small: Path) -> None:
     found = gpu_rows.train(small, 0.0, dry=True, **row.arguments)
     assert found["loss_is_finite"] and found["steps"] >= 3 and found["first_ms"] > 0
     assert found["path"] == ("eager" if name.endswith("eager") else "recorded") and found["said"] == []
+    assert not any("tflops" in key for key in found), "a rehearsal has no FLOPs of the real size"
+
+
+@pytest.mark.parametrize("minutes", ["0", "-1", "nan", "inf", "1e9"])
+def test_minutes_out_of_range_are_refused(minutes: str, capsys) -> None:
+    with pytest.raises(SystemExit):
+        gpu.parse(["--minutes", minutes])
+    assert "must be above 0 and at most 1440" in capsys.readouterr().err
+    assert gpu.parse(["--minutes", "0.5"]).minutes == 0.5
 
 
 def test_the_probe_measures_products_and_copies(small: Path) -> None:
