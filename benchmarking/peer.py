@@ -94,7 +94,7 @@ def main(arguments: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory(prefix="peer-") as folder:
         work = Path(folder)
         count = make_images(Path(arguments.images), work / "images", arguments.resolution, arguments.batch_size)
-        jobs = run_jobs(work, script, architecture, base, arguments)
+        jobs = run_jobs(work, script, base, arguments)
     result = {
         "peer": f"{program_of(script)} {script.name}",
         "peer_hash": content_hash(script.read_bytes()),
@@ -120,15 +120,13 @@ def main(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def run_jobs(
-    work: Path, script: Path, architecture: str, base: Path, arguments: argparse.Namespace
-) -> list[dict[str, Any]]:
+def run_jobs(work: Path, script: Path, base: Path, arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """All jobs in their order: one cold job of each side, then rounds of four warm ones."""
     jobs = []
     for number, side in enumerate(["ours", "peer", *["ours", "peer", "peer", "ours"] * arguments.rounds]):
         name = f"job-{number}"
         if side == "ours":
-            command, python = our_command(work, architecture, base, arguments, name), sys.executable
+            command, python = our_command(work, script, base, arguments, name), sys.executable
         else:
             command, python = COMMANDS[script.name](work, script, base, arguments, name), arguments.peer_python
         job = run_job(work, python, command, with_stand_in=side == "peer")

@@ -56,8 +56,9 @@ def make_images(source: Path, to: Path, side: int, batch_size: int) -> int:
     return len(lines)
 
 
-def our_command(work: Path, architecture: str, base: Path, arguments: argparse.Namespace, name: str) -> list[str]:
+def our_command(work: Path, script: Path, base: Path, arguments: argparse.Namespace, name: str) -> list[str]:
     """Our script with the settings that both sides have, and no samples, which the peers do not make either."""
+    architecture = architecture_of(script)
     words = {
         "model.base": base,
         "data.path": work / "images",
@@ -65,7 +66,8 @@ def our_command(work: Path, architecture: str, base: Path, arguments: argparse.N
         "cache.folder": work / "our_cache",
         "run.folder": work / "our_runs",
         "run.name": name,
-        "lora.targets": "attention",
+        # Of a UNet, sd-scripts' networks.lora adapts every linear layer and 1x1 convolution of the transformers.
+        "lora.targets": "kohya" if program_of(script) == "kohya" else "attention",
         "lora.rank": RANK,
         "lora.alpha": float(RANK),
         "lora.init": "gaussian",
@@ -111,8 +113,17 @@ def _diffusers_command(work: Path, script: Path, base: Path, arguments: argparse
 
 
 def _kohya_command(work: Path, script: Path, base: Path, arguments: argparse.Namespace, name: str) -> list[str]:
+    # sd-scripts takes no tokenizer from the base: it looks for these two in this folder before it asks the hub.
+    tokenizers = work / "kohya_tokenizers"
+    for component, identity in (
+        ("tokenizer", "openai_clip-vit-large-patch14"),
+        ("tokenizer_2", "laion_CLIP-ViT-bigG-14-laion2B-39B-b160k"),
+    ):
+        if (base / component).is_dir():
+            shutil.copytree(base / component, tokenizers / identity, dirs_exist_ok=True)
     words = {
         "pretrained_model_name_or_path": base,
+        "tokenizer_cache_dir": tokenizers,
         "train_data_dir": work / "kohya",
         "caption_extension": ".txt",
         "output_dir": work / "peer_runs" / name,

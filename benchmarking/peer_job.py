@@ -36,7 +36,7 @@ def main(report: Path, script: str, words: list) -> None:
         # transformers asks for torchvision when it likes; once the script has the stand-in, it would take that for the real one.
         asks = "transformers.utils.import_utils"
         sys.meta_path.insert(0, _AfterImport(asks, lambda module: module.is_torchvision_available()))
-        sys.meta_path.insert(0, _ForTheScript(folder))
+        sys.meta_path.insert(0, _ForTheScript(folder, Path(script).resolve().parent))
     sys.argv, sys.path[0] = [script, *words], str(Path(script).parent)
     try:
         runpy.run_path(script, run_name="__main__")
@@ -75,10 +75,10 @@ class _AfterImport:
 
 
 class _ForTheScript:
-    """Finds the modules of a folder for the script alone, not for libraries that look whether they are installed."""
+    """Finds torchvision for the script and the modules beside it, not for libraries that look whether it is installed."""
 
-    def __init__(self, folder: str) -> None:
-        self.folder = folder
+    def __init__(self, folder: str, beside: Path) -> None:
+        self.folder, self.beside = folder, beside
 
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] != "torchvision":
@@ -86,7 +86,10 @@ class _ForTheScript:
         frame = sys._getframe(1)
         while "importlib" in frame.f_code.co_filename:
             frame = frame.f_back
-        if not frame.f_globals["__name__"].startswith(("__main__", "torchvision")):
+        file = Path(frame.f_code.co_filename).resolve()
+        # A virtual environment may lie beside the script.
+        of_the_script = file.is_relative_to(self.beside) and "site-packages" not in file.parts
+        if not (of_the_script or frame.f_globals["__name__"].startswith("torchvision")):
             return None
         return importlib.machinery.PathFinder.find_spec(name, path or [self.folder])
 

@@ -90,7 +90,9 @@ def _save_weights(file: Path, name: str, config: Mapping[str, Any], device: str,
             value.normal_(0, 1 / math.sqrt(inputs), generator=generator)
         else:  # a bias, or the scale of a norm
             value.fill_(float(key.endswith("weight")))
-        tensors[key] = value.cpu()
+        # As in the published files: newer transformers leave the prefix out, older ones need it.
+        bare = name == "text_encoder" and not key.startswith("text_model.")
+        tensors[f"text_model.{key}" if bare else key] = value.cpu()
     save_file(tensors, file, metadata={"format": "pt"})
 
 

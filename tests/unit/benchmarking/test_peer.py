@@ -81,17 +81,28 @@ def test_both_sides_get_the_same_images_and_settings(tmp_path: Path) -> None:
     assert (tmp_path / "kohya/1_images/a.txt").read_text() == "a red picture"
     assert Image.open(tmp_path / "images/a.png").size == (60, 60), "both sides resize it"
     options = argparse.Namespace(resolution=32, steps=20, batch_size=2, precision="fp32")
+    base = tmp_path / "base"
+    for name in ("tokenizer", "tokenizer_2"):
+        (base / name).mkdir(parents=True)
+        (base / name / "vocab.json").write_text(name)
     for name, settings in {
         "train_text_to_image_lora.py": {"rank": "16", "max_train_steps": "20", "train_batch_size": "2"},
         "sdxl_train_network.py": {"network_dim": "16", "max_train_steps": "20", "train_batch_size": "2"},
     }.items():
-        words = peer_commands.COMMANDS[name](tmp_path, Path(name), Path("base"), options, "job")
+        words = peer_commands.COMMANDS[name](tmp_path, Path(name), base, options, "job")
         assert all(words[words.index(f"--{key}") + 1] == value for key, value in settings.items())
         architecture = peer_commands.architecture_of(Path(name))
-        ours = peer_commands.our_command(tmp_path, architecture, Path("base"), options, "job")
+        ours = peer_commands.our_command(tmp_path, Path(name), Path("base"), options, "job")
         assert ours[ours.index("--lora.rank") + 1] == "16"
+        targets = {"diffusers": "attention", "kohya": "kohya"}[peer_commands.program_of(Path(name))]
+        assert ours[ours.index("--lora.targets") + 1] == targets, "the layers that the peer adapts"
         clips = ours[ours.index("--train.max_grad_norm") + 1]
         assert clips == {"sd15": "null", "sdxl": "1.0"}[architecture], "diffusers' SD1.5 script clips nothing"
+    for name, identity in (
+        ("tokenizer", "openai_clip-vit-large-patch14"),
+        ("tokenizer_2", "laion_CLIP-ViT-bigG-14-laion2B-39B-b160k"),
+    ):
+        assert (tmp_path / "kohya_tokenizers" / identity / "vocab.json").read_text() == name, "not asked from the hub"
     with pytest.raises(UserError, match=r"other.py is not supported"):
         peer_commands.architecture_of(Path("other.py"))
 
@@ -99,19 +110,22 @@ def test_both_sides_get_the_same_images_and_settings(tmp_path: Path) -> None:
 SCRIPT = """
 import importlib.util
 def library_looks():
-    code = compile("found = importlib.util.find_spec('torchvision')", "library.py", "exec")
+    code = compile("found = importlib.util.find_spec('torchvision')", LIBRARY, "exec")
     names = {"importlib": importlib, "__name__": "library"}
     exec(code, names)
     return names["found"]
 assert library_looks() is None
+import beside
 from torchvision import transforms
 from torchvision.transforms.functional import crop
 from PIL import Image
+import numpy as np
 import torch
 image = Image.new("RGB", (60, 40), (255, 0, 0))
 steps = [transforms.Resize(20, interpolation=transforms.InterpolationMode.BILINEAR), transforms.CenterCrop(16),
          transforms.RandomHorizontalFlip(p=1.0), transforms.Lambda(lambda x: x), transforms.ToTensor(),
          transforms.Normalize([0.5], [0.5])]
+assert transforms.ToTensor()(np.zeros((2, 3, 3), np.uint8)).shape == (3, 2, 3)
 found = transforms.Compose(steps)(image)
 assert found.shape == (3, 16, 16) and found[0].eq(1).all() and found[1:].eq(-1).all(), found
 top, left, height, width = transforms.RandomCrop(20).get_params(image, (20, 20))
@@ -123,10 +137,13 @@ print("done")
 @pytest.mark.skipif(peer._has_torchvision(sys.executable), reason="the stand-in is for machines without torchvision")
 def test_the_stand_in_is_found_by_the_script_and_by_no_library(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
-    script.write_text(SCRIPT)
+    script.write_text(f"LIBRARY = {str(tmp_path / 'venv/site-packages/library.py')!r}\n{SCRIPT}")
+    (tmp_path / "beside.py").write_text("from torchvision import transforms")
     code = (
         "import runpy, sys; sys.path.insert(0, 'benchmarking'); import peer_job\n"
-        "sys.meta_path.insert(0, peer_job._ForTheScript('benchmarking/stand_ins'))\n"
+        "from pathlib import Path\n"
+        f"sys.path.insert(0, {str(tmp_path)!r})\n"
+        f"sys.meta_path.insert(0, peer_job._ForTheScript('benchmarking/stand_ins', Path({str(tmp_path)!r})))\n"
         f"runpy.run_path({str(script)!r}, run_name='__main__')"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=peer.ROOT, capture_output=True, text=True)

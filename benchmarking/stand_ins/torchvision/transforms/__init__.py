@@ -1,4 +1,4 @@
-"""`torchvision.transforms`: the classes that diffusers' text-to-image LoRA scripts use, for PIL images."""
+"""`torchvision.transforms`: the classes that diffusers' text-to-image LoRA scripts and sd-scripts use."""
 
 from __future__ import annotations
 
@@ -102,9 +102,9 @@ class RandomHorizontalFlip:
 class ToTensor:
     """[channels, height, width] fp32 in 0 to 1."""
 
-    def __call__(self, image: Image.Image) -> torch.Tensor:
-        pixels = torch.from_numpy(np.array(image, copy=True))
-        return pixels.reshape(image.height, image.width, -1).permute(2, 0, 1).contiguous().float().div(255)
+    def __call__(self, image: Image.Image | np.ndarray) -> torch.Tensor:
+        pixels = np.array(image, copy=True)
+        return torch.from_numpy(pixels).reshape(*pixels.shape[:2], -1).permute(2, 0, 1).contiguous().float().div(255)
 
 
 class Normalize:
