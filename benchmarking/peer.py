@@ -5,6 +5,9 @@
     python -m benchmarking.peer --peer .../train_text_to_image_lora_sdxl.py --base FOLDER --resolution 1024 --batch-size 4 \\
         --steps 50 --precision bf16
 
+sd-scripts' UNet has the published size and cannot load the demo's bases: kohya's scripts get a base of that size with random
+weights unless --base names one, and so little work by default that it ends in ten minutes on a CPU.
+
 Supported are diffusers' scripts train_text_to_image_lora.py and train_text_to_image_lora_sdxl.py, and kohya's train_network.py and
 sdxl_train_network.py. Both sides get the same base, images, captions, steps, batch size, rank, targets (attention), optimizer
 (AdamW), learning rate and dtype; neither logs to TensorBoard or W&B. docs/performance.md ("Against other programs") explains it.
@@ -30,9 +33,11 @@ from typing import Any
 from benchmarking.measured_code import ROOT
 from benchmarking.peer_commands import (
     COMMANDS,
+    DEFAULTS,
     RANK,
     RATE,
     architecture_of,
+    base_for,
     device,
     make_images,
     our_command,
@@ -52,23 +57,30 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("--peer", metavar="SCRIPT", help="the other program's training script")
     add("--peer-python", metavar="PYTHON", default=sys.executable, help="the Python that runs it (default: this one)")
-    add("--base", metavar="FOLDER", help="a base in the diffusers format (default: demo/base/<architecture>)")
+    base = "demo/base/<architecture>; for kohya's scripts one of the published size with random weights"
+    add("--base", metavar="FOLDER", help=f"a base in the diffusers format (default: {base})")
     add("--images", metavar="FOLDER", default="demo/photos/star", help="captioned images (default: demo/photos/star)")
-    add("--resolution", type=int, default=128, help="pixels of a side of the squares (default: 128)")
-    add("--steps", type=int, default=100, help="steps of a job (default: 100)")
-    add("--batch-size", type=int, default=8, help="samples per step (default: 8, as in the demo)")
-    add("--rounds", type=int, default=2, help="rounds of four warm jobs, ours, peer, peer, ours (default: 2)")
-    add("--no-cold", action="store_true", help="leave out the ratio of the first jobs, whose caches are empty")
+    add("--resolution", type=int, help=f"pixels of a side of the squares ({_defaults('resolution')})")
+    add("--steps", type=int, help=f"steps of a job ({_defaults('steps')})")
+    add("--batch-size", type=int, help=f"samples per step ({_defaults('batch_size')})")
+    add("--rounds", type=int, help=f"rounds of four warm jobs, ours, peer, peer, ours ({_defaults('rounds')})")
     add("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="of both (default: fp32)")
     add("--results", metavar="FOLDER", default=RESULTS, help=f"folder for the JSON file (default: {RESULTS})")
     add("--table", nargs="+", metavar="FILE", help="only print these results as a Markdown table")
     found = parser.parse_args(arguments)
     if (found.peer is None) == (found.table is None):
         parser.error("give either --peer or --table")
+    for name, value in DEFAULTS[program_of(Path(found.peer or ""))].items():
+        if getattr(found, name) is None:
+            setattr(found, name, value)
     for name, least in (("steps", WARMUP + 10), ("resolution", 8), ("batch_size", 1), ("rounds", 1)):
         if getattr(found, name) < least:
             parser.error(f"--{name.replace('_', '-')} must be at least {least}")
     return found
+
+
+def _defaults(name: str) -> str:
+    return f"default: {DEFAULTS['diffusers'][name]}; for kohya's scripts {DEFAULTS['kohya'][name]}"
 
 
 def main(arguments: argparse.Namespace) -> int:
@@ -90,10 +102,10 @@ def main(arguments: argparse.Namespace) -> int:
     if shutil.which(arguments.peer_python) is None:
         raise UserError(f"--peer-python {arguments.peer_python} is not a program: give the Python that runs the peer.")
     architecture = architecture_of(script)
-    base = Path(arguments.base or ROOT / f"demo/base/{architecture}").resolve()
     with tempfile.TemporaryDirectory(prefix="peer-") as folder:
         work = Path(folder)
         count = make_images(Path(arguments.images), work / "images", arguments.resolution, arguments.batch_size)
+        base, base_name = base_for(work, script, arguments.base)
         jobs = run_jobs(work, script, base, arguments)
     result = {
         "peer": f"{program_of(script)} {script.name}",
@@ -101,7 +113,7 @@ def main(arguments: argparse.Namespace) -> int:
         "model": architecture,
         **compare(jobs, arguments.steps),
         "config": {
-            "base": str(arguments.base or f"demo/base/{architecture}"),
+            "base": base_name,
             "images": count,
             "rank": RANK,
             "learning_rate": RATE,

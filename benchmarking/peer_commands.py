@@ -12,6 +12,11 @@ from benchmarking.measured_code import ROOT
 from sushi_research.errors import UserError
 
 RATE, RANK, SEED = 1e-4, 16, 0
+# The work of a comparison where no option says otherwise.
+DEFAULTS = {
+    "diffusers": {"resolution": 128, "steps": 100, "batch_size": 8, "rounds": 2},
+    "kohya": {"resolution": 64, "steps": 20, "batch_size": 1, "rounds": 1},
+}
 
 
 def architecture_of(script: Path) -> str:
@@ -19,6 +24,21 @@ def architecture_of(script: Path) -> str:
     if script.name not in COMMANDS:
         raise UserError(f"{script.name} is not supported: give --peer one of {', '.join(COMMANDS)}.")
     return "sdxl" if "sdxl" in script.name else "sd15"
+
+
+def base_for(work: Path, script: Path, given: str | None) -> tuple[Path, str]:
+    """The base of both sides, and its name in the result: `given`, or the demo's, or for sd-scripts one that is made in `work`.
+
+    sd-scripts builds a UNet of the published size (library/original_unet.py, BLOCK_OUT_CHANNELS), not that of the base's config.
+    """
+    architecture = architecture_of(script)
+    if given or program_of(script) == "diffusers":
+        name = given or f"demo/base/{architecture}"
+        return (Path(given) if given else ROOT / name).resolve(), name
+    from testing.full_base import save_full_base
+
+    print(f"making a {architecture} base of the published size with random weights", flush=True)
+    return save_full_base(work / "base", architecture), "published size, random weights"
 
 
 def make_images(source: Path, to: Path, side: int, batch_size: int) -> int:

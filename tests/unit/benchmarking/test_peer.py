@@ -150,6 +150,17 @@ def test_the_stand_in_is_found_by_the_script_and_by_no_library(tmp_path: Path) -
     assert done.stdout == "done\n", done.stderr
 
 
+def test_a_comparison_with_kohyas_script_is_small_and_has_a_base_of_the_published_size(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("testing.full_base.save_full_base", lambda folder, architecture: folder / architecture)
+    kohya, diffusers = Path("sdxl_train_network.py"), Path("train_text_to_image_lora.py")
+    assert peer_commands.base_for(tmp_path, kohya, None)[0] == tmp_path / "base/sdxl"
+    assert peer_commands.base_for(tmp_path, kohya, str(tmp_path)) == (tmp_path, str(tmp_path))
+    assert peer_commands.base_for(tmp_path, diffusers, None)[0] == peer.ROOT / "demo/base/sd15"
+    found = peer.parse(["--peer", str(kohya), "--rounds", "3"])
+    assert (found.resolution, found.steps, found.batch_size, found.rounds) == (64, 20, 1, 3)
+    assert peer.parse(["--peer", str(diffusers)]).steps == 100
+
+
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
