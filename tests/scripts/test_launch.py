@@ -101,7 +101,9 @@ def test_the_demo(tmp_path):
     assert plan["skipped"] == [] and plan["captions_cut"] == {} and plan["images"] == 48
     assert plan["split"]["processes"] == 1
     seconds = json.loads((run / "stage_timings.json").read_text())
-    assert list(seconds) == ["planning", "caching", "loading", "saving", "sampling", "training"]
+    stages = ["starting", "planning", "caching", "loading", "saving", "sampling", "training"]
+    # Saving is so short here that it may be left out.
+    assert [stage for stage in stages if stage in seconds or stage == "saving"] == stages and set(seconds) <= {*stages}
     assert all(value >= 0 for value in seconds.values()) and seconds["training"] > 0
 
 
