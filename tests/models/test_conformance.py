@@ -58,7 +58,7 @@ def test_names_and_signatures(name, model):
     assert list(inspect.signature(model.load_text).parameters) == ["base", "device", "dtype"]
     assert list(inspect.signature(model.pipeline_text).parameters) == ["base", "text"]
     predict = list(inspect.signature(model.predict).parameters)
-    assert predict[:4] == ["unet", "noisy", "timesteps", "text"] and predict[4:] in ([], ["time_ids"])
+    assert predict == ["unet", "noisy", "timesteps", "text", "time_ids", "dtype"]
     several = (model.encode_captions, ("chunks", "batch"))
     for encode, others in ((model.encode_caption, ("chunks",)), several, (model.encode_prompt, ())):
         assert tuple(inspect.signature(encode).parameters)[2:] == (*others, *model.TEXT_SETTINGS)

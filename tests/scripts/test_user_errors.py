@@ -481,7 +481,7 @@ def test_a_disk_that_fills_up_while_caching(trainer, refusal, tmp_path):
     cache, changes = tmp_path / "cache", {**SHORT, "cache.folder": str(tmp_path / "cache")}
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     assert signal.getsignal(signal.SIGXFSZ) == signal.SIG_IGN, "Python makes an error of it"
-    resource.setrlimit(resource.RLIMIT_FSIZE, (24 * 1024, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (32 * 1024, before[1]))
     try:
         sentence = refusal(changes)
     finally:
