@@ -32,8 +32,12 @@ if __name__ == "__main__":
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     ARGUMENTS = parse(sys.argv[1:])
 
+import logging
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor, as_completed
+
+# In each process, its import tells of an optional kernel that is not installed.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 from benchmarking import ledger
 from benchmarking.fake_step import count_step
