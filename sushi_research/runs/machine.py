@@ -35,7 +35,11 @@ def free_gpu_memory(device: Any) -> int:
     import torch
 
     free, total = torch.cuda.mem_get_info(device)
-    part = torch.cuda.get_per_process_memory_fraction(device)
+    # Older versions of torch do not tell the part. What adapts then runs out of memory first, and takes less.
+    part_of = getattr(torch.cuda, "get_per_process_memory_fraction", lambda index: 1.0)
+    # That function refuses a device without an index.
+    index = torch.device(device).index
+    part = part_of(torch.cuda.current_device() if index is None else index)
     return min(free, int(total * part) - torch.cuda.memory_reserved(device))
 
 
