@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 from sushi_research.adapters import peft_settings
-from sushi_research.adapters.kinds import other_kind, without_pairs
+from sushi_research.adapters.other_kinds import other_kind, without_pairs
 from sushi_research.errors import UserError
 from sushi_research.models import labels
 from sushi_research.models.header import Header, Tensor, read_header

@@ -149,7 +149,7 @@ def _settings(config: TrainingConfig, path: Path, pairs: Mapping[str, Pair], mod
                 f"{len(pairs)} modules ({other} is only in the {'file' if other in pairs else 'targets'}): remove lora.targets, or "
                 "set it to null."
             )
-    values = given.model_dump() | {"rank": rank, "alpha": alpha, "targets": targets}
+    values = given.model_dump() | {"kind": "lora", "rank": rank, "alpha": alpha, "targets": targets}
     try:
         return type(given).model_validate(values)
     except ValidationError as error:

@@ -381,11 +381,13 @@ dry_run is "" on the command line: must be true or false
 --help takes no value, and "true" follows it on the command line: remove that
 
 --lora 8
-lora is 8 on the command line: it is a section, with the keys start_from, targets, rank, alpha, dropout,
+lora is 8 on the command line: it is a section, with the keys start_from, kind, targets, rank, alpha,
+conv_rank, conv_alpha, overrides, rank_stabilized, lokr_factor, dropout, rank_dropout, module_dropout, max_norm,
 init, save_dtype, metadata, trigger_words, author, description
 
 --lora null
-lora is null on the command line: it is a section, with the keys start_from, targets, rank, alpha, dropout,
+lora is null on the command line: it is a section, with the keys start_from, kind, targets, rank, alpha,
+conv_rank, conv_alpha, overrides, rank_stabilized, lokr_factor, dropout, rank_dropout, module_dropout, max_norm,
 init, save_dtype, metadata, trigger_words, author, description
 
 --lora.targets [to_q
@@ -499,7 +501,8 @@ unknown key config in a.yaml: the sections are model, data, captions, masks, cac
 checkpoint, sample, evaluation, tracking, run (--help lists every key)
 
 lora: {8: 8}
-unknown key lora.8 in a.yaml: the keys of lora are start_from, targets, rank, alpha, dropout,
+unknown key lora.8 in a.yaml: the keys of lora are start_from, kind, targets, rank, alpha,
+conv_rank, conv_alpha, overrides, rank_stabilized, lokr_factor, dropout, rank_dropout, module_dropout, max_norm,
 init, save_dtype, metadata, trigger_words, author, description
 
 lora.rank: 8
@@ -509,7 +512,8 @@ optimizer: {kwargs: {a.b: 1}}
 optimizer.kwargs has the entry "a.b" in a.yaml, and no entry can have a dot: remove it
 
 lora: 8
-lora is 8 in a.yaml: it is a section, with the keys start_from, targets, rank, alpha, dropout,
+lora is 8 in a.yaml: it is a section, with the keys start_from, kind, targets, rank, alpha,
+conv_rank, conv_alpha, overrides, rank_stabilized, lokr_factor, dropout, rank_dropout, module_dropout, max_norm,
 init, save_dtype, metadata, trigger_words, author, description
 
 lora: {rank: '8'}
