@@ -21,7 +21,7 @@ from sushi_research.precision import DtypePolicy, dtype_policy
 from sushi_research.runs.job import Job
 from sushi_research.runs.measured import Measured
 from sushi_research.sampling import prompts as sample_prompts
-from sushi_research.training import starting_point
+from sushi_research.training import hub_upload, starting_point
 from sushi_research.training.caption_plan import CaptionPlan, caption_plan
 from sushi_research.training.cost_plan import CostPlan, cost_plan, may_trace
 from sushi_research.training.disk_plan import (
@@ -303,6 +303,8 @@ def make_plan(job: Job, inputs: Inputs) -> Plan:
     job.say(*plan.describe().split("\n"))
     if command := config.checkpoint.command:  # not a part of the plan, whose file is in the run folder
         job.say(f"command      after each checkpoint: {command}")
+    if repository := config.run.push_to_hub:
+        job.say(f"upload       {hub_upload.describe(repository)}")
     if job.dry_run and job.is_main:
         with job.dry_run.optional():
             dataset.write_report(data.scan, job.dry_run.data_report, data.evaluation_scan, data.prior_scan)
