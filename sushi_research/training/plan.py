@@ -35,6 +35,7 @@ from sushi_research.training.disk_plan import (
 )
 from sushi_research.training.evaluation_plan import EvaluationPlan, plan_evaluation
 from sushi_research.training.length import Due, due_of, steps_of, warmup_steps
+from sushi_research.training.parameter_groups import Rates, groups_of
 from sushi_research.training.plan_parts import (
     BaseWeights,
     CachePlan,
@@ -89,6 +90,7 @@ class Plan:
     due: Due
     adapter_modules: int
     trainable_parameters: int
+    rates: Rates
     dtypes: DtypePolicy
     image_cache: CachePlan
     caption_cache: CachePlan
@@ -157,6 +159,7 @@ class Plan:
             "samples_per_image": self.samples_per_image,
             "trainable_parameters": self.trainable_parameters,
             "adapter_modules": self.adapter_modules,
+            "rates": self.rates.to_json(),
             "dtypes": self.dtypes.describe(),
             "cache": {
                 "images": asdict(self.image_cache),
@@ -193,6 +196,7 @@ class Plan:
             f"length       {self.steps} optimizer steps = {self.samples} samples = {self.epochs} epochs; "
             f"each image {self.samples_per_image} times{' on average' if self.repeats or len(self.sets) > 1 else ''}{warmup}",
             f"adapter      {self.adapter_modules} modules, {self.trainable_parameters:,} trainable parameters",
+            *self.rates.describe(),
             *self.cost.describe(),
             f"cache        {self.image_cache.describe('image entries', ' to encode')}, {self.caption_cache.describe('captions')}"
             + (f", {self.mask_cache.describe('masks')}" if self.mask_cache.needed else ""),
@@ -271,6 +275,7 @@ def make_plan(job: Job, inputs: Inputs) -> Plan:
         due=due,
         adapter_modules=len(shapes) // 2,
         trainable_parameters=parameters,
+        rates=Rates(config.optimizer.lr, tuple(groups_of(shapes, config))),
         dtypes=dtype_policy(
             job.precision,
             optimizer=config.optimizer.name,

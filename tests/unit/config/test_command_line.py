@@ -336,7 +336,7 @@ unknown key xyzzy on the command line: the sections are model, data, captions, m
 checkpoint, sample, evaluation, tracking, run (--help lists every key)
 
 --optimizer.kwargs.a.b 5
-unknown key optimizer.kwargs.a.b on the command line: the keys of optimizer are name, lr, kwargs
+unknown key optimizer.kwargs.a.b on the command line: the keys of optimizer are name, lr, lora_plus_ratio, kwargs
 
 --lora.rank 8 --lora.rank=8
 lora.rank is given twice on the command line: keep one
