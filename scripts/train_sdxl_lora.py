@@ -52,6 +52,7 @@ from sushi_research.training.batch_text import make_batch_text
 from sushi_research.training.loader import Loader
 from sushi_research.training.master_weights import MasterWeights
 from sushi_research.training.memory_choice import fit_memory
+from sushi_research.training.parameter_groups import groups_of
 from sushi_research.training.plan import make_plan
 from sushi_research.training.sampler import Sampler
 from sushi_research.training.saving import Saver
@@ -141,11 +142,13 @@ def train(job: Job) -> int:
     components = {"unet": unet}
     unet.train()
     checkpointing.enable(unet, config.train.gradient_checkpointing, draws=settings.drops)
-    master_weights = MasterWeights(lora.adapter_parameters(components), job.compute_dtype)
+    adapter = lora.adapter_parameters(components)
+    groups = groups_of(adapter, config)  # tensors that are trained with one learning rate
+    master_weights = MasterWeights(adapter, job.compute_dtype, [group.names for group in groups])
     optimizer = optim.build_optimizer(
         config.optimizer.name, master_weights, config.optimizer.lr, config.optimizer.kwargs
     )
-    state = TrainState(master_weights, optimizer, job.scaler)
+    state = TrainState(master_weights, optimizer, job.scaler, groups)
     state.load(run_state.checkpoint)
     learning_rate = optim.make_schedule(
         config.schedule.name,
@@ -241,7 +244,7 @@ def train(job: Job) -> int:
             # One message between the processes: the gradients, the metrics, and whether any process was asked to stop.
             stopping = metrics.sum_over_processes(master_weights, stop=stop.poll(), waited=loader.take_waited())
             metrics.require_finite_loss(step + 1)
-            rate = optim.set_learning_rate(optimizer, learning_rate(step))
+            rate = optim.set_learning_rate(optimizer, learning_rate(step), groups, step)
             job.scaler.unscale_(optimizer)
             norm = torch.nn.utils.clip_grad_norm_(
                 master_weights.flat_parameters(), config.train.max_grad_norm or float("inf")

@@ -119,6 +119,12 @@ class OptimizerSection(Section):
     )
     # A weight in fp32 is not changed by less than 1e-12, unless it is below 1e-5 itself.
     lr: float = Field(1e-4, ge=1e-12, le=1000, description="Learning rate, before the schedule's factor")
+    lora_plus_ratio: float = Field(
+        1.0,
+        ge=0.001,
+        le=1000,
+        description="Learning rate of the second matrix of each pair over that of the first (LoRA+; 16 in its paper)",
+    )
     kwargs: dict[Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$")], Scalar | Annotated[list[Scalar], Bounded]] = Field(
         {},
         description="Further optimizer arguments by name; null removes an entry that an earlier file set",

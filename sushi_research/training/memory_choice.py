@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from accelerate.utils import broadcast_object_list
 
+from sushi_research.adapters.settings import settings_of
 from sushi_research.caches.caches import open_remembered
 from sushi_research.config import TrainingConfig
-from sushi_research.adapters.settings import settings_of
 from sushi_research.config.learning import MOST_PARTS
 from sushi_research.config.section import memory_bytes
 from sushi_research.config.yaml12 import read_yaml

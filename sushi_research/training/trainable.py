@@ -14,6 +14,7 @@ from sushi_research.models import attention, loading, storage
 from sushi_research.runs import tracking
 from sushi_research.runs.job import Job
 from sushi_research.training import optim, optimizer_check
+from sushi_research.training.parameter_groups import groups_of
 
 
 def require_attention(job: Job, unet: Any) -> None:
@@ -52,7 +53,7 @@ def require_trainable(job: Job, unet: Any, steps: int, warmup: int, shapes: Mapp
         power=schedule.power,
     )
     spread = [rate(step * steps // optimizer_check.STEPS) for step in range(optimizer_check.STEPS)]
-    optimizer_check.require_usable(config.optimizer, shapes, spread, job.device)
+    optimizer_check.require_usable(config.optimizer, shapes, spread, job.device, groups_of(shapes, config))
 
 
 def adapter_shapes(
