@@ -33,6 +33,7 @@ from torch import nn
 
 from sushi_research import diffusion
 from sushi_research.adapters import lora
+from sushi_research.adapters.settings import settings_of
 from sushi_research.caches.caches import open_caches, open_hash_cache, open_remembered
 from sushi_research.caches.inputs import Inputs, fill_caches
 from sushi_research.data.training_data import read_data
@@ -147,22 +148,16 @@ def train(job: Job) -> int:
     # Weights and activations are in the compute dtype. The adapter's master weights, its gradient sum and the loss are in fp32.
     timings.enter("loading")
     unet = loading.load_unet(base, job.compute_dtype, job.device, config.train.attention, config.model.base_storage)
-    lora.attach(
-        unet,
-        targets=config.lora.targets,
-        rank=config.lora.rank,
-        alpha=config.lora.alpha,
-        dropout=config.lora.dropout,
-        init=config.lora.init,
-        seed=config.train.seed,
-        start=job.start and job.start.pairs,
-    )
+    settings = settings_of(config.lora, config.train.seed)
+    lora.attach(unet, settings, start=job.start and job.start.matches["unet"])
+    components = {"unet": unet}
     unet.train()
-    checkpointing.enable(unet, config.train.gradient_checkpointing, dropout=config.lora.dropout)
-    encoders = text_encoders.prepare(job, inputs)
-    adapters = lora.adapter_parameters(unet) | encoders.parameters()
+    checkpointing.enable(unet, config.train.gradient_checkpointing, draws=settings.drops)
+    encoders = text_encoders.prepare(job, inputs)  # with adapters, if they are trained too
+    components |= encoders.components
     groups = plan.rates.groups  # tensors that are trained with one learning rate
-    master_weights = MasterWeights(adapters, job.compute_dtype, [group.names for group in groups], idle=encoders.idle)
+    names = [group.names for group in groups]
+    master_weights = MasterWeights(lora.adapter_parameters(components), job.compute_dtype, names, idle=encoders.idle)
     optimizer = optim.build_optimizer(
         config.optimizer.name, master_weights, config.optimizer.lr, config.optimizer.kwargs
     )
@@ -201,10 +196,10 @@ def train(job: Job) -> int:
         prediction_type=base.prediction.type,
         snr_gamma=config.loss.snr_gamma,
         noise_offset=config.loss.noise_offset,
-        dropout=config.lora.dropout,
+        dropout=settings.drops,
     )
     evaluator = evaluating.prepare(job, inputs, run_state, unet, encoders)
-    writer = AdapterWriter(job, inputs, plan, run_state, state, unet)
+    writer = AdapterWriter(job, inputs, plan, run_state, state, components)
     saver, best = Saver(writer), best_adapter.prepare(writer)
 
     def micro_batch(batch: Batch) -> None:

@@ -52,12 +52,6 @@ class TextEncoderSection(Section):
     )
 
     @model_validator(mode="after")
-    def _not_yet(self) -> TextEncoderSection:
-        if self.train:
-            raise ValueError("text_encoders.train is not possible yet: leave it at false")
-        return self
-
-    @model_validator(mode="after")
     def _targets_are_distinct(self) -> TextEncoderSection:
         if isinstance(self.targets, list) and len(set(self.targets)) < len(self.targets):
             raise ValueError("text_encoders.targets names a module twice: keep one of each")

@@ -59,10 +59,11 @@ def require_usable(
             _try(Tried(section, tensors, among(groups, tensors, LAST), device), rates)
         except UserError as error:
             _try(Tried(section, tensors, among([together], tensors, LAST), device), rates)  # its own faults come first
-            labels = ", ".join(group.label for group in groups)
+            labels = " and ".join(group.label for group in groups)
             raise UserError(
-                f"with parameter groups of their own for {labels}, {str(error).rstrip('.')}; with one learning rate for all it can "
-                "be used."
+                f"the optimizer {section.name} cannot train {labels} as parameter groups of their own "
+                f"({first_line(error.__cause__ or error)}), but all tensors in one: choose another optimizer.name, or give all the "
+                "same learning rate to the end of the run."
             ) from error
 
 
@@ -105,7 +106,6 @@ def _check(tried: Tried, rates: Sequence[float]) -> None:
             "resumed: choose another optimizer.name or other optimizer.kwargs."
         )
 
-    by_group = whole.values_by_group()
     if not whole.learns():
         whole.steps([*rates, *[max(rates)] * (PATIENCE - STEPS)], range(STEPS, PATIENCE))
     if not whole.learns():
@@ -125,25 +125,27 @@ def _check(tried: Tried, rates: Sequence[float]) -> None:
                 f"the optimizer {name} takes the same steps at half the learning rate, so the schedule has no effect: set "
                 "schedule.name constant and schedule.warmup 0, or choose another optimizer.name."
             )
-    for number, group in enumerate(tried.groups):
-        if group.lr_factor != tried.groups[0].lr_factor:
-            _require_own_rate(tried, rates, saved, number, by_group[number])
+    _require_own_rates(tried, rates, saved)
 
 
-def _require_own_rate(tried: Tried, rates: Sequence[float], saved: bytes, number: int, expected: torch.Tensor) -> None:
-    """UserError if a group takes the same steps at half its learning rate while the others keep theirs."""
-    groups = [
-        replace(group, lr_factor=group.lr_factor / 2) if place == number else group
-        for place, group in enumerate(tried.groups)
-    ]
-    slower = Trial(replace(tried, groups=groups))
-    slower.restore(saved)
-    slower.steps(rates, range(SAVED, STEPS))
-    if torch.equal(slower.values_by_group()[number], expected):
-        raise UserError(
-            f"the optimizer {tried.section.name} does not follow the learning rate of {tried.groups[number].label}: choose another "
-            "optimizer.name."
-        )
+def _require_own_rates(tried: Tried, rates: Sequence[float], saved: bytes) -> None:
+    """ValueError if a group takes the same steps at half its learning rate while the others keep theirs."""
+    groups = [replace(group, until=None) for group in tried.groups]
+    factors = [group.lr_factor for group in groups]
+
+    def values(factors: Sequence[float]) -> list[torch.Tensor]:
+        changed = [replace(group, lr_factor=factor) for group, factor in zip(groups, factors, strict=True)]
+        trial = Trial(replace(tried, groups=changed))
+        trial.restore(saved)
+        trial.steps(rates, range(SAVED, STEPS))
+        return trial.values_by_group()
+
+    others = [number for number, factor in enumerate(factors) if factor != factors[0]]
+    expected = values(factors) if others else []
+    for number in others:
+        slower = [factor / 2 if place == number else factor for place, factor in enumerate(factors)]
+        if factors[number] and torch.equal(values(slower)[number], expected[number]):
+            raise ValueError(f"it does not follow the learning rate of {groups[number].label}")
 
 
 def _repeats(tried: Tried, rates: Sequence[float], expected: torch.Tensor) -> bool:

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from sushi_research.adapters import tensor_names
+from sushi_research.adapters.settings import settings_of
 from sushi_research.caches.inputs import Inputs
 from sushi_research.data import dataset, findings
 from sushi_research.data.scan import Problem
@@ -234,7 +236,7 @@ def make_plan(job: Job, inputs: Inputs) -> Plan:
     steps = steps_of(config.train.steps, config.train.epochs, len(items), global_batch_size)
     unet = loading.empty_unet(base)
     base_weights = base_weights_of(job, unet)
-    shapes = adapter_shapes(unet, config.lora.targets, config.lora.rank, job.start and job.start.pairs)
+    shapes = adapter_shapes(unet, settings_of(config.lora, seed=0), job.start and job.start.matches["unet"])
     of_text = text_encoder_plan.shapes_of(job, base)
     warmup = warmup_steps(config.schedule.warmup, steps, len(items), global_batch_size)
     due = due_of(config, steps, len(items), global_batch_size)
@@ -280,7 +282,7 @@ def make_plan(job: Job, inputs: Inputs) -> Plan:
         steps=steps,
         warmup=warmup,
         due=due,
-        adapter_modules=len(shapes | of_text) // 2,
+        adapter_modules=len({tensor_names.parse(name)[:2] for name in shapes | of_text}),
         trainable_parameters=parameters,
         rates=Rates(config.optimizer.lr, tuple(groups)),
         text_encoders=text_encoder_plan.plan_of(job, base, of_text, own, steps),

@@ -5,7 +5,6 @@ The traces of planning/ take seconds for a real model, so what they found is rem
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
@@ -16,6 +15,7 @@ import torch
 from torch import nn
 
 from sushi_research.adapters import lora
+from sushi_research.adapters.settings import AdapterSettings, settings_of
 from sushi_research.caches.keys import entry_key
 from sushi_research.config.learning import OptimizerSection
 from sushi_research.config.sets import sets_of
@@ -26,7 +26,6 @@ from sushi_research.planning import memory
 from sushi_research.planning.memory import Held, Memory
 from sushi_research.planning.step_cost import (
     decoding_cost,
-    encoders_cost,
     encoding_cost,
     micro_batch_cost,
     prediction_cost,
@@ -34,7 +33,7 @@ from sushi_research.planning.step_cost import (
 from sushi_research.planning.step_trace import STRIDE, Cost, Shape
 from sushi_research.remembered import Remembered
 from sushi_research.runs.job import Job
-from sushi_research.training import optim, text_encoders
+from sushi_research.training import optim, text_encoder_plan, text_encoders
 from sushi_research.training.parameter_groups import component_of
 
 # Increment it when the traces count in another way.
@@ -136,32 +135,24 @@ class StepCosts:
 
     def _encoders_cost(self, checkpointing: str) -> Cost | None:
         """That of encoding chunks of captions with the text encoders that are trained; None if none is."""
-        job, names = self._job, text_encoders.trained_names(self._job)
-        if not names:
+        job = self._job
+        if not text_encoders.trained_names(job):
             return None
 
         def make() -> Mapping[str, np.ndarray]:
-            encoders = {name: loading.empty_text_encoder(self._base, name) for name in job.model.TEXT_ENCODERS}
-            for name in names:
-                text_encoders.attach(encoders[name], name, job.config)
-                encoders[name].train()
-                text_encoders.recompute(encoders[name], checkpointing, dropout=job.config.lora.dropout)
-            text = job.model.Text(*itertools.chain.from_iterable((None, encoder) for encoder in encoders.values()))
-            settings = text_encoders.settings_of(job)
-            cost = encoders_cost(text, [*encoders.values()], job.model, settings, self._dtype)
-            return _arrays_of({"encoders": cost})
+            return _arrays_of({"encoders": text_encoder_plan.cost_of(job, self._base, checkpointing)})
 
         if checkpointing not in self._of_text:
             shapes = {name: list(shape) for name, shape in self._shapes.items() if not _is_of_unet(name)}
-            configs = {name: self._base.config(name) for name in job.model.TEXT_ENCODERS}
+            settings = text_encoders.adapter_settings(job.config)
             found = self._arrays(
                 "encoders-cost",
                 make,
                 adapter=shapes,
-                encoders=configs,
+                encoders={name: self._base.config(name) for name in job.model.TEXT_ENCODERS},
                 checkpointing=checkpointing,
-                dropout=job.config.lora.dropout > 0,
-                settings=text_encoders.settings_of(job),
+                drops=[settings.dropout > 0, settings.rank_dropout > 0, settings.module_dropout > 0],
+                settings=text_encoders.text_settings(job),
             )
             self._of_text[checkpointing] = _cost_of(found, "encoders")
         return self._of_text[checkpointing]
@@ -177,25 +168,17 @@ class StepCosts:
     def _cost(self, checkpointing: str) -> tuple[Cost, Cost]:
         """Those of a micro-batch, and of a prediction without gradients."""
         if checkpointing not in self._costs:
-            job, lora_section = self._job, self._job.config.lora
+            job = self._job
+            settings = settings_of(job.config.lora, seed=0)
             to_base = any(each.target == "base" for each in sets_of(job.config))
             shapes = {name: list(shape) for name, shape in self._shapes.items() if _is_of_unet(name)}
             text_shapes = job.model.text_shapes(self._base)
 
             def make() -> Mapping[str, np.ndarray]:
                 unet = loading.empty_unet(self._base)
-                lora.attach(
-                    unet,
-                    targets=lora_section.targets,
-                    rank=lora_section.rank,
-                    alpha=lora_section.alpha,
-                    dropout=lora_section.dropout,
-                    init="default",
-                    seed=0,
-                    start=job.start and job.start.pairs,
-                )
+                lora.attach(unet, settings, start=job.start and job.start.matches["unet"])
                 unet.train()
-                enable(unet, checkpointing, dropout=lora_section.dropout)
+                enable(unet, checkpointing, draws=settings.drops)
                 step = micro_batch_cost(unet, job.model, text_shapes, dtype=self._dtype, to_base=to_base)
                 prediction = prediction_cost(unet, job.model, text_shapes, dtype=self._dtype)
                 return _arrays_of({"step": step, "prediction": prediction})
@@ -204,7 +187,12 @@ class StepCosts:
                 "step-cost",
                 make,
                 adapter=shapes,
-                dropout=lora_section.dropout > 0,
+                dropout=settings.dropout > 0,
+                **(
+                    {"parts": [settings.rank_dropout > 0, settings.module_dropout > 0]}
+                    if _drops_parts(settings)
+                    else {}
+                ),
                 dtype=str(self._dtype),
                 checkpointing=checkpointing,
                 to_base=to_base,
@@ -266,6 +254,10 @@ def state_bytes(section: OptimizerSection) -> float:
         optimizer.step()
     tensors = [value for value in optimizer.state[parameter].values() if isinstance(value, torch.Tensor)]
     return sum(tensor.nbytes for tensor in tensors) / parameter.numel()
+
+
+def _drops_parts(settings: AdapterSettings) -> bool:
+    return bool(settings.rank_dropout or settings.module_dropout)
 
 
 def _arrays_of(costs: Mapping[str, Cost]) -> dict[str, np.ndarray]:

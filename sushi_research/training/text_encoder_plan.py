@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from sushi_research.adapters import lora, tensor_names
 from sushi_research.files import size_text
 from sushi_research.models import loading
 from sushi_research.models.components import TITLES
+from sushi_research.planning.step_cost import encoders_cost
+from sushi_research.planning.step_trace import Cost
 from sushi_research.runs.job import Job
 from sushi_research.training import text_encoders
 from sushi_research.training.length import until_step
@@ -59,8 +63,8 @@ def shapes_of(job: Job, base: loading.Base) -> Shapes:
     """The shapes of the tensors of the text encoders' adapters, by their names in checkpoints; none if none is trained."""
     components = {name: loading.empty_text_encoder(base, name) for name in text_encoders.trained_names(job)}
     for name, encoder in components.items():
-        text_encoders.attach(encoder, name, job.config)
-    return {name: tuple(each.shape) for name, each in text_encoders.parameters_of(components).items()}
+        text_encoders.attach(encoder, name, job)
+    return {name: tuple(each.shape) for name, each in lora.adapter_parameters(components).items()}
 
 
 def own_rates(job: Job, steps: int, items: int) -> dict[str, Own]:
@@ -79,13 +83,26 @@ def plan_of(
     encoders: list[Any] = [loading.empty_text_encoder(base, name) for name in job.model.TEXT_ENCODERS]
     numbers = sum(parameter.numel() for encoder in encoders for parameter in encoder.parameters())
     layers = {name: base.config(name)["num_hidden_layers"] for name in own}
-    idle = text_encoders.idle_names(shapes, layers, job.model.idle_layers(**text_encoders.settings_of(job)))
+    idle = text_encoders.idle_names(shapes, layers, job.model.idle_layers(**text_encoders.text_settings(job)))
     return TextEncoderPlan(
         names=tuple(own),
-        modules=len({name.rpartition(".lora_")[0] for name in shapes}),
-        idle=len({name.rpartition(".lora_")[0] for name in idle}),
+        modules=len({tensor_names.parse(name)[:2] for name in shapes}),
+        idle=len({tensor_names.parse(name)[:2] for name in idle}),
         parameters=sum(map(math.prod, shapes.values())),
         until=next(iter(own.values())).until,
         steps=steps,
         bytes=numbers * job.compute_dtype.itemsize,
     )
+
+
+def cost_of(job: Job, base: loading.Base, checkpointing: str) -> Cost:
+    """The cost of encoding chunks of captions with the text encoders as the job trains them (`encoders_cost`)."""
+    names = job.model.TEXT_ENCODERS
+    encoders = {name: loading.empty_text_encoder(base, name).requires_grad_(False) for name in names}
+    draws = text_encoders.adapter_settings(job.config).drops
+    for name in text_encoders.trained_names(job):
+        text_encoders.attach(encoders[name], name, job)
+        encoders[name].train()
+        text_encoders.recompute(encoders[name], checkpointing, draws=draws)
+    text = job.model.Text(*itertools.chain.from_iterable((None, encoder) for encoder in encoders.values()))
+    return encoders_cost(text, [*encoders.values()], job.model, text_encoders.text_settings(job), job.compute_dtype)

@@ -11,14 +11,15 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import nn
 
-from sushi_research.adapters import lora
+from sushi_research.adapters import lora, settings
+from sushi_research.adapters.settings import AdapterSettings
 from sushi_research.caches import encoding
 from sushi_research.caches.inputs import Inputs
 from sushi_research.conditioning import ALL_CHUNKS, Chunks
@@ -107,16 +108,10 @@ class TextEncoders:
             for name, encoder in self.components.items():
                 encoder.train(before[name])
 
-    def parameters(self) -> dict[str, nn.Parameter]:
-        """The adapters' tensors by their names in checkpoints."""
-        return parameters_of(self.components)
-
     @contextlib.contextmanager
     def without_adapters(self, unet: nn.Module) -> Iterator[None]:
         """A block in which UNet and text encoders are the base's."""
-        with contextlib.ExitStack() as stack:
-            for component in (unet, *self.components.values()):
-                stack.enter_context(lora.without_adapter(component))
+        with lora.without_adapter(unet, *self.components.values()):
             yield
 
     def freeze(self) -> None:
@@ -136,18 +131,18 @@ def prepare(job: Job, inputs: Inputs) -> TextEncoders:
     found = model.pipeline_text(inputs.base, text)
     components = {name: found[name] for name in names}
     for name, encoder in components.items():
-        attach(encoder, name, config)
+        attach(encoder, name, job)
         encoder.train()
-        recompute(encoder, config.train.gradient_checkpointing, dropout=config.lora.dropout)
+        recompute(encoder, config.train.gradient_checkpointing, draws=adapter_settings(config).drops)
     layers = {name: encoder.config.num_hidden_layers for name, encoder in components.items()}
     return TextEncoders(
         components=components,
         model=model,
         text=text,
         chunks=inputs.caches.chunks,
-        settings=settings_of(job),
+        settings=text_settings(job),
         long_prompts=frozenset(inputs.own_prompts),
-        idle=tuple(idle_names(parameters_of(components), layers, model.idle_layers(**settings_of(job)))),
+        idle=tuple(idle_names(lora.adapter_parameters(components), layers, model.idle_layers(**text_settings(job)))),
     )
 
 
@@ -165,45 +160,34 @@ def rate_of(job: Job, name: str) -> float:
     return given[job.model.TEXT_ENCODERS.index(name)] if isinstance(given, list) else given
 
 
-def settings_of(job: Job) -> dict[str, Any]:
+def text_settings(job: Job) -> dict[str, Any]:
     """The settings of the base that decide how a text is encoded."""
     return {name: getattr(job.config.model, name) for name in job.model.TEXT_SETTINGS}
 
 
-def recompute(encoder: Any, mode: str, *, dropout: float) -> None:
+def recompute(encoder: Any, mode: str, *, draws: bool) -> None:
     """Turns on gradient checkpointing in a text encoder if train.gradient_checkpointing is "all"."""
     if mode == "all":
         # As for the UNet, the random state is only kept where something is drawn (fast/checkpointing.py).
-        encoder.gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": bool(dropout)})
+        encoder.gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": draws})
 
 
-def attach(encoder: Any, name: str, config: TrainingConfig) -> None:
-    """Freezes a text encoder and adds its adapter."""
-    from peft import LoraConfig
-
-    rank = config.text_encoders.rank or config.lora.rank
-    alpha = config.text_encoders.alpha or config.lora.alpha
-    modules = endings(config.text_encoders.targets)
-    peft = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=config.lora.dropout, target_modules=modules)
-    with torch.random.fork_rng(devices=[]):
-        encoder.add_adapter(peft, adapter_name=lora.ADAPTER)
-    for path, layer in lora.adapter_modules(encoder).items():
-        device = layer.get_base_layer().weight.device
-        if device.type == "meta":
-            continue
-        down, up = layer.lora_A[lora.ADAPTER], layer.lora_B[lora.ADAPTER]
-        first = lora.initial_down(config.train.seed, f"{name}.{path}", tuple(down.weight.shape), config.lora.init)
-        down.weight = nn.Parameter(first.to(device))
-        up.weight = nn.Parameter(torch.zeros(up.weight.shape, device=device))
+def adapter_settings(config: TrainingConfig) -> AdapterSettings:
+    """The settings of the text encoders' adapters: those of `lora`, with their own targets, rank and alpha."""
+    general = settings.settings_of(config.lora, config.train.seed)
+    return replace(
+        general,
+        targets=endings(config.text_encoders.targets),
+        rank=config.text_encoders.rank or general.rank,
+        alpha=config.text_encoders.alpha or general.alpha,
+        conv_rank=None,
+        conv_alpha=None,
+    )
 
 
-def parameters_of(components: Mapping[str, nn.Module]) -> dict[str, nn.Parameter]:
-    """The adapters' tensors by their names in checkpoints."""
-    return {
-        f"{component}.{name}": parameter
-        for component, encoder in components.items()
-        for name, parameter in lora.adapter_parameters(encoder).items()
-    }
+def attach(encoder: Any, name: str, job: Job) -> None:
+    """Freezes a text encoder and adds its adapter, new or that of lora.start_from."""
+    lora.attach(encoder, adapter_settings(job.config), name=name, start=job.start and job.start.matches.get(name))
 
 
 def idle_names(names: Iterable[str], layers: Mapping[str, int], last: Mapping[str, int]) -> list[str]:

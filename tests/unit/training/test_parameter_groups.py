@@ -1,7 +1,6 @@
 """Parameter groups: which tensors have which learning rate, and that steps, logs, checkpoints and checks follow it."""
 
 import io
-import re
 
 import pytest
 import torch
@@ -176,9 +175,9 @@ class OnlyTensors(torch.optim.SGD):
 
 
 REFUSED = {
-    "OneRate": "fails on tensors of the adapter's shapes (Setting different lr values is not supported)",
-    "FirstRate": "does not follow the learning rate of unet_up",
-    "OnlyTensors": "refuses its arguments ('dict' object has no attribute 'requires_grad_')",
+    "OneRate": "Setting different lr values is not supported",
+    "FirstRate": "it does not follow the learning rate of unet_up",
+    "OnlyTensors": "'dict' object has no attribute 'requires_grad_'",
 }
 
 
@@ -191,11 +190,14 @@ def check(name, groups):
 def test_optimizers_that_refuse_groups_are_named_before_the_training():
     for name, sentence in REFUSED.items():
         check(f"{__name__}.{name}", PLUS[:1])
-        with pytest.raises(UserError, match=re.escape(sentence)) as caught:
+        with pytest.raises(UserError) as caught:
             check(f"{__name__}.{name}", PLUS)
-        assert "with parameter groups of their own for unet, unet_up, text_encoder, the optimizer" in str(caught.value)
-        assert str(caught.value).endswith("; with one learning rate for all it can be used.")
-    for name in OPTIMIZERS[:4]:
+        assert str(caught.value) == (
+            f"the optimizer {__name__}.{name} cannot train unet and unet_up and text_encoder as parameter groups of their own "
+            f"({sentence}), but all tensors in one: choose another optimizer.name, or give all the same learning rate to the "
+            "end of the run."
+        )
+    for name in (*OPTIMIZERS[:4], "torch.optim.ASGD"):  # ASGD follows a new rate one step later
         check(name, PLUS)
     # An end step alone is no other rate.
     check(f"{__name__}.OneRate", [Group(tuple(UNET), 1.0, "unet", "unet"), Group(tuple(TEXT), 1.0, "t", "t", until=2)])
