@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from sushi_research.adapters.entries import LowRank
 from sushi_research.adapters.formats import writing
-from sushi_research.adapters.formats.writing import header_bytes, tensors_of
+from sushi_research.adapters.formats.writing import has_one_scale, header_bytes, tensors_of
 from sushi_research.adapters.lora import ADAPTER, adapter_modules, adapter_parameters, trained_entries
 from sushi_research.errors import UserError
 from sushi_research.files import disk_error, write_atomic
@@ -31,8 +32,6 @@ from sushi_research.user_files import read_regular, readable
 
 if TYPE_CHECKING:
     from peft.tuners.lora import LoraLayer
-
-DOWN, UP, ALPHA = ".lora_down.weight", ".lora_up.weight", ".alpha"
 
 
 class AdapterFileError(RuntimeError):
@@ -169,15 +168,15 @@ def verify_saved(
     tensors, network_alphas = loader.lora_state_dict(str(path), use_safetensors=True, local_files_only=True, **config)
     bare = _weightless_unet(unet.to_json_string(), dtype)
     assert not adapter_modules(bare), "the UNet of an earlier file still has its adapter"
-    names = kohya_unet_names(architecture, adapter_modules(unet), layers_per_block(components))
+    trained = trained_entries(components, state)["unet"]
     try:
         with warnings.catch_warnings(action="ignore", category=RuntimeWarning):  # of peft, about those scales
             loader.load_lora_into_unet(
                 tensors, network_alphas=network_alphas, unet=bare, adapter_name=ADAPTER, low_cpu_mem_usage=True
             )
-        _require_same(path, "the module", adapter_modules(bare), names)
-        for module_path, layer in adapter_modules(bare).items():
-            _require_equal(path, module_path, layer, names[module_path], expected)
+        _require_same(path, "the module", adapter_modules(bare), trained)
+        for where, layer in adapter_modules(bare).items():
+            _require_equal(path, where, layer, trained[where], dtype, folded=not has_one_scale(trained))
         bare.unload_lora()
     except BaseException:
         _weightless_unet.cache_clear()  # what is left in it must not count for the next file
@@ -190,16 +189,20 @@ def is_uniform(settings: Iterable[tuple[int, float]]) -> bool:
 
 
 def _require_equal(
-    path: Path, module_path: str, loaded: LoraLayer, name: str, expected: Mapping[str, torch.Tensor]
+    path: Path, where: str, loaded: LoraLayer, trained: LowRank, dtype: torch.dtype, folded: bool
 ) -> None:
-    """AdapterFileError unless the loaded layer has the `expected` tensors of the file, and the scale that they say."""
-    for matrix, module, part in (("lora_A", loaded.lora_A[ADAPTER], DOWN), ("lora_B", loaded.lora_B[ADAPTER], UP)):
-        if not torch.equal(module.weight, expected[name + part]) or module.weight.dtype != expected[name + part].dtype:
-            raise AdapterFileError(f"{path}: {matrix} of {module_path} differs from the trained matrix")
-    rank = len(expected[name + DOWN])
-    scale = expected[name + ALPHA].item() / rank if name + ALPHA in expected else 1.0
+    """AdapterFileError unless a loaded layer has the trained matrices in `dtype`, and their scale: in B if it is `folded`."""
+    up = (trained.up.double() * trained.scale).float() if folded else trained.up
+    for matrix, module, values in (
+        ("lora_A", loaded.lora_A[ADAPTER], trained.down),
+        ("lora_B", loaded.lora_B[ADAPTER], up),
+    ):
+        if module.weight.dtype != dtype or not torch.equal(module.weight, values.to("cpu", dtype)):
+            raise AdapterFileError(f"{path}: {matrix} of {where} differs from the trained matrix")
+    # The file has alpha in fp32.
+    scale = 1.0 if folded else torch.tensor(trained.alpha).item() / trained.rank
     if loaded.scaling[ADAPTER] != scale:
-        raise AdapterFileError(f"{path}: the scale of {module_path} is {loaded.scaling[ADAPTER]}, not {scale}")
+        raise AdapterFileError(f"{path}: the scale of {where} is {loaded.scaling[ADAPTER]}, not {scale}")
 
 
 @functools.lru_cache(maxsize=1)

@@ -13,6 +13,7 @@ from safetensors import safe_open
 
 from sushi_research.adapters import kohya_format as formats
 from sushi_research.adapters import lora
+from sushi_research.adapters.formats import writing
 from sushi_research.adapters.reading import read_adapter
 from sushi_research.adapters.settings import AdapterSettings
 from sushi_research.adapters.targets import adaptable_paths
@@ -274,15 +275,15 @@ def test_verify_refuses_a_cut_file(tmp_path):
 
 def test_verify_notices_modules_that_diffusers_drops(tmp_path, monkeypatch):
     # With SDXL's own naming next to diffusers' in one file, diffusers drops the former without a word.
-    right = formats.kohya_unet_names
+    right = writing.names_of
 
-    def mixed(architecture, paths, layers_per_block):
+    def mixed(*arguments):
         return {
             path: "lora_unet_" + path.replace(".", "_") if path.endswith("attn2.to_v") else name
-            for path, name in right(architecture, paths, layers_per_block).items()
+            for path, name in right(*arguments).items()
         }
 
-    monkeypatch.setattr(formats, "kohya_unet_names", mixed)
+    monkeypatch.setattr(writing, "names_of", mixed)
     path, unet, arguments = saved(tmp_path, "sdxl", ["attn2.to_k", "attn2.to_v"])
     with pytest.raises(formats.AdapterFileError, match=r"the module \S+ is missing"):
         formats.verify_saved(path, {"unet": unet}, **arguments)
@@ -290,13 +291,13 @@ def test_verify_notices_modules_that_diffusers_drops(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("architecture", UNETS)
 def test_verify_notices_swapped_names(architecture, tmp_path, monkeypatch):
-    right = formats.kohya_unet_names
+    right = writing.names_of
 
-    def swapped(architecture, paths, layers_per_block):
-        names = right(architecture, paths, layers_per_block)
+    def swapped(*arguments):
+        names = right(*arguments)
         return {path: names[path[:-1] + {"q": "k", "k": "q"}[path[-1]]] for path in names}
 
-    monkeypatch.setattr(formats, "kohya_unet_names", swapped)
+    monkeypatch.setattr(writing, "names_of", swapped)
     path, unet, arguments = saved(tmp_path, architecture, ["attn1.to_q", "attn1.to_k"])
     with pytest.raises(formats.AdapterFileError, match="lora_A of .* differs from the trained matrix"):
         formats.verify_saved(path, {"unet": unet}, **arguments)
