@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from sushi_research import randomness
-from sushi_research.adapters.reading import Pair
+from sushi_research.adapters.entries import LowRank
 from sushi_research.errors import UserError, nearest
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def attach(
     dropout: float,
     init: Literal["default", "gaussian"],
     seed: int,
-    start: Mapping[str, Pair] | None = None,
+    start: Mapping[str, LowRank] | None = None,
 ) -> None:
     """Freezes the UNet and adds the trainable adapter: fp32 matrices on the device of their layer.
 

@@ -186,6 +186,11 @@ def stored_layer(layer: nn.Linear | nn.Conv2d, weight: torch.Tensor, storage: St
     return made.train(layer.training)
 
 
+def weight_of(layer: nn.Module) -> torch.Tensor:
+    """The weight of a layer in the compute dtype, as a new tensor if it is stored."""
+    return layer.restored() if isinstance(layer, _Stored) and layer.storage != "compute" else layer.weight
+
+
 def storage_of(path: str, layer: nn.Module, storage: Storage) -> Storage:
     """How the weight of the layer at `path` of a UNet is held with this `storage`: as at the top of this file."""
     if not (isinstance(layer, nn.Linear | nn.Conv2d) and path.startswith(BLOCKS)):

@@ -13,10 +13,11 @@ import torch
 from pydantic import ValidationError
 
 from sushi_research.adapters import lora, run_files
+from sushi_research.adapters.entries import Entry, LowRank
 from sushi_research.adapters.kohya_format import is_uniform, tensors_hash
 from sushi_research.adapters.matching import match_components
 from sushi_research.adapters.metadata import Ancestor, ancestors_of
-from sushi_research.adapters.reading import COMPONENTS, Pair, component_of, read_adapter
+from sushi_research.adapters.reading import COMPONENTS, component_of, read_adapter
 from sushi_research.adapters.trained_images import TrainedOn, trained_on
 from sushi_research.config import TrainingConfig
 from sushi_research.config.sets import paths_of
@@ -34,7 +35,7 @@ class StartingPoint:
 
     path: Path
     hash: str
-    pairs: Mapping[str, Pair]
+    pairs: Mapping[str, LowRank]
     chain: tuple[Ancestor, ...]
     trained_on: TrainedOn
 
@@ -65,7 +66,9 @@ def read(config: TrainingConfig, model: ModuleType) -> tuple[TrainingConfig, Sta
         adapter = read_adapter(path)
     except UserError as error:
         raise UserError(f"lora.start_from: {error}") from error
-    if text := [pair.name for pair in adapter.pairs if component_of(pair.name) != "unet"]:
+    if other := [entry.name for entry in adapter.entries if not _is_plain(entry)]:
+        raise UserError(f"{path} holds more than low-rank pairs ({other[0]:.200}): start from a plain LoRA file.")
+    if text := [entry.name for entry in adapter.entries if component_of(entry.name) != "unet"]:
         raise UserError(
             f"{path} adapts the text encoders too ({text[0]:.200}), and only the UNet is trained here: start from a file without "
             "them."
@@ -73,6 +76,7 @@ def read(config: TrainingConfig, model: ModuleType) -> tuple[TrainingConfig, Sta
     unet = loading.empty_unet(loading.find_base(config, model))
     components = dict.fromkeys(COMPONENTS.values()) | {"unet": unet}
     pairs = match_components(adapter, ARCHITECTURES[model.NAME], components)["unet"]
+    assert all(isinstance(pair, LowRank) for pair in pairs.values())
     adaptable = set(lora.adaptable_paths(unet))
     if strange := [layer for layer in pairs if layer not in adaptable]:
         raise UserError(
@@ -117,12 +121,17 @@ def require_usable(job: Job, data: Data) -> None:
             )
 
 
-def _fits_fp32(pair: Pair) -> bool:
+def _is_plain(entry: Entry) -> bool:
+    """Whether an entry is a low-rank pair with a scale and no more."""
+    return isinstance(entry, LowRank) and entry.mid is None and entry.magnitude is None and entry.bias is None
+
+
+def _fits_fp32(pair: LowRank) -> bool:
     """Whether the values stay finite; those of F64 may not."""
     return all(bool(torch.isfinite(matrix.float()).all()) for matrix in (pair.down, pair.up))
 
 
-def _settings(config: TrainingConfig, path: Path, pairs: Mapping[str, Pair], modules: Sequence[str]) -> Any:
+def _settings(config: TrainingConfig, path: Path, pairs: Mapping[str, LowRank], modules: Sequence[str]) -> Any:
     """The section `lora` with the file's rank, alpha and targets. UserError if the config has others, or if none can be had."""
     (rank, alpha), count = Counter((pair.rank, pair.alpha) for pair in pairs.values()).most_common(1)[0]
     share = "" if count == len(pairs) else f" (in {count} of {len(pairs)} modules)"

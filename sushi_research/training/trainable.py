@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sushi_research.adapters import lora
-from sushi_research.adapters.reading import Pair
+from sushi_research.adapters.entries import LowRank
 from sushi_research.errors import UserError
 from sushi_research.models import attention, loading, storage
 from sushi_research.runs import tracking
@@ -54,7 +54,7 @@ def require_trainable(job: Job, unet: Any, steps: int, warmup: int, shapes: Mapp
 
 
 def adapter_shapes(
-    unet: Any, targets: str | Sequence[str], rank: int, start: Mapping[str, Pair] | None = None
+    unet: Any, targets: str | Sequence[str], rank: int, start: Mapping[str, LowRank] | None = None
 ) -> dict[str, tuple[int, ...]]:
     """The shapes of an adapter's tensors by name, two per module. `unet` is the base's without weights; it gets the adapter.
 

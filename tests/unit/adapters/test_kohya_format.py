@@ -140,7 +140,7 @@ def test_one_layer_per_block(tmp_path):
     formats.save_adapter(path, unet, metadata={}, **arguments)
     formats.verify_saved(path, unet, **arguments)
     names = formats.kohya_unet_names("sdxl", lora.adapter_modules(unet), 1)
-    read = {pair.name: pair for pair in read_adapter(path).pairs}
+    read = {pair.name: pair for pair in read_adapter(path).entries}
     assert read.keys() == set(names.values())
     assert all(torch.equal(read[name].down, state[f"{where}.lora_A.weight"]) for where, name in names.items())
 
@@ -362,7 +362,7 @@ def test_every_module_is_saved_verified_and_read(architecture, tmp_path):
     path, unet, arguments = saved(tmp_path, architecture, "kohya_conv", "float32")
     formats.verify_saved(path, unet, **arguments)
     names = formats.kohya_unet_names(architecture, all_paths(architecture))
-    pairs = {pair.name: pair for pair in read_adapter(path).pairs}
+    pairs = {pair.name: pair for pair in read_adapter(path).entries}
     assert 2 * len(pairs) == len(arguments["state"]) and pairs.keys() == set(names.values())
     for module_path, name in names.items():
         assert torch.equal(pairs[name].down, arguments["state"][f"{module_path}.lora_A.weight"])
