@@ -15,6 +15,7 @@ from sushi_research.adapters.settings import AdapterSettings, fits, require_effe
 from sushi_research.adapters.tensor_names import parse, starts_at_zero
 from sushi_research.config.lora import Override
 from sushi_research.errors import UserError
+from sushi_research.sampling.lora_scale import scaled
 from testing.real_configs import NARROW_UNETS
 
 KINDS = ("lora", "dora", "loha", "lokr")
@@ -68,6 +69,11 @@ def test_the_unet_is_the_base_at_the_start_and_without_the_adapter_and_else_that
         plain.get_submodule(path).weight.data = changed_weight(entry, weights[path])
     # Other orders of summation in fp32.
     torch.testing.assert_close(predict(plain), trained, rtol=2e-4, atol=2e-4)
+    for path in entries:
+        plain.get_submodule(path).weight.data = (weights[path] + plain.get_submodule(path).weight.data) / 2
+    with scaled(model, 0.5):
+        torch.testing.assert_close(predict(model), predict(plain), rtol=2e-4, atol=2e-4)
+    assert torch.equal(predict(model), trained)
 
 
 class One(nn.Module):
