@@ -15,7 +15,7 @@ import torch
 from script_runs import load_script
 
 from sushi_research import models
-from sushi_research.adapters import kohya_format, lora, metadata
+from sushi_research.adapters import kohya_format, lora, metadata, verification
 from sushi_research.adapters.settings import AdapterSettings
 from sushi_research.caches import encoding
 from sushi_research.config import TrainingConfig
@@ -160,7 +160,7 @@ def test_an_adapter_file_loads_in_diffusers_as_it_was_trained(name, base, tmp_pa
     state = {key: torch.randn_like(value) for key, value in lora.adapter_parameters({"unet": unet}).items()}
     facts = {"architecture": name, "state": state, "dtype": torch.float16}
     kohya_format.save_adapter(tmp_path / "adapter.safetensors", {"unet": unet}, **facts, metadata={})
-    kohya_format.verify_saved(tmp_path / "adapter.safetensors", {"unet": unet}, **facts)
+    verification.verify_saved(tmp_path / "adapter.safetensors", {"unet": unet}, **facts)
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
