@@ -238,7 +238,7 @@ def make_plan(job: Job, inputs: Inputs) -> Plan:
     # One epoch is representative: epochs differ only in their order and in the position of their tail.
     epoch_steps = min(steps, max(1, len(items) // global_batch_size))
     micro_batches = sampler.count_micro_batches(epoch_steps, config.train.batch_size)
-    parameters = sum(map(math.prod, shapes.values()))
+    parameters, groups = sum(map(math.prod, shapes.values())), tuple(groups_of(shapes, config))
     missing, missing_chunks = inputs.missing_latents(), inputs.missing_text_chunks()
     images = sample_prompts.of_run(config, inputs.prompts)
     sample_prompts.require_few_chunks(images, inputs.long_prompts)
@@ -275,12 +275,12 @@ def make_plan(job: Job, inputs: Inputs) -> Plan:
         due=due,
         adapter_modules=len(shapes) // 2,
         trainable_parameters=parameters,
-        rates=Rates(config.optimizer.lr, tuple(groups_of(shapes, config))),
+        rates=Rates(config.optimizer.lr, groups),
         dtypes=dtype_policy(
             job.precision,
             optimizer=config.optimizer.name,
             optimizer_kwargs=config.optimizer.kwargs,
-            numbers=parameters,
+            numbers=[sum(math.prod(shapes[name]) for name in group.names) for group in groups],
             vae=caches.vae_dtype,
             storage=config.model.base_storage,
         ),
