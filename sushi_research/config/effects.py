@@ -146,6 +146,18 @@ TRAINING = (
     ),
     *EVERYWHERE,
     Rule(
+        tuple(f"text_encoders.{name}" for name in ("targets", "rank", "alpha", "lr", "until")),
+        {"text_encoders.train": _is(False)},
+        "while text_encoders.train is false",
+        "set it to true",
+    ),
+    Rule(
+        ("captions.encode", "captions.variants"),
+        {"text_encoders.train": _is(True)},
+        "while text_encoders.train is true, where the text encoders encode each use of a caption in the step",
+        "set it to false",
+    ),
+    Rule(
         ("captions.variants",),
         {"captions.encode": _is("while_training")},
         "while captions.encode is while_training, where each use has a text of its own",

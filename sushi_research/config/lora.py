@@ -20,7 +20,6 @@ _NOT_YET = {
     "lokr_factor": -1,
     "rank_dropout": 0.0,
     "module_dropout": 0.0,
-    "max_norm": None,
 }
 TargetPreset = Literal["attention", "attention_ff", "kohya", "kohya_conv"]
 

@@ -186,6 +186,14 @@ def stored_layer(layer: nn.Linear | nn.Conv2d, weight: torch.Tensor, storage: St
     return made.train(layer.training)
 
 
+def weight_of(layer: nn.Module) -> torch.Tensor:
+    """The weight of a layer in its own shape, without gradient: that of a stored one is restored as a new tensor."""
+    if isinstance(layer, _Stored) and layer.storage != "compute":
+        return layer.restored()
+    assert isinstance(layer.weight, torch.Tensor)
+    return layer.weight.detach()
+
+
 def storage_of(path: str, layer: nn.Module, storage: Storage) -> Storage:
     """How the weight of the layer at `path` of a UNet is held with this `storage`: as at the top of this file."""
     if not (isinstance(layer, nn.Linear | nn.Conv2d) and path.startswith(BLOCKS)):

@@ -13,8 +13,10 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import NamedTuple
 
 import torch
+from torch import nn
 
-from sushi_research.adapters import tensor_names
+from sushi_research.adapters import lora, tensor_names
+from sushi_research.training.master_weights import MasterWeights
 
 # Numbers of a chunk of modules: 64 MiB for each of its intermediate results.
 CHUNK = 2**24
@@ -77,6 +79,19 @@ class MaxNorm:
             "max_norm/mean": mean,
             "max_norm/largest": largest,
         }
+
+
+def limit_of(limit: float | None, master_weights: MasterWeights, components: Mapping[str, nn.Module]) -> MaxNorm | None:
+    """The limit of a run, whose components have the adapters; None without one."""
+    if limit is None:
+        return None
+    tensors = dict(zip(master_weights.shapes(), master_weights.parameters(), strict=True))
+    scales = {
+        tensor_names.module_name(component, path): entry.scale
+        for component, entries in lora.trained_entries(components, tensors).items()
+        for path, entry in entries.items()
+    }
+    return MaxNorm(limit, tensors, scales)
 
 
 def norms_of(parts: Parts) -> torch.Tensor:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from accelerate.utils import broadcast_object_list
 
+from sushi_research.adapters.settings import settings_of
 from sushi_research.caches.caches import open_remembered
 from sushi_research.config import TrainingConfig
 from sushi_research.config.learning import MOST_PARTS
@@ -28,6 +29,7 @@ from sushi_research.planning.memory import CONTEXT, GIB, RECORDED_CONTEXT
 from sushi_research.runs.job import Job, agree
 from sushi_research.runs.run_folder import RunFolder
 from sushi_research.sampling.vae_tiles import TILES
+from sushi_research.training import text_encoder_plan
 from sushi_research.training.caption_plan import encoder_bytes
 from sushi_research.training.cost_plan import device_bytes
 from sushi_research.training.step_costs import StepCosts
@@ -207,8 +209,9 @@ def _nothing_fits(job: Job, base: loading.Base, data: Data, smallest: Choice) ->
 
 
 def _costs(job: Job, base: loading.Base, data: Data) -> StepCosts:
-    lora = job.config.lora
-    shapes = adapter_shapes(loading.empty_unet(base), lora.targets, lora.rank, job.start and job.start.pairs)
+    settings = settings_of(job.config.lora, seed=0)
+    shapes = adapter_shapes(loading.empty_unet(base), settings, job.start and job.start.matches["unet"])
+    shapes |= text_encoder_plan.shapes_of(job, base)
     encoders = encoder_bytes(job, base) if data.captions is not None and data.captions.in_step else 0
     return StepCosts(job, base, shapes, open_remembered(job.config), encoders)
 

@@ -40,6 +40,9 @@ class TrainState:
     max_norm: MaxNorm | None = None
     skipped_steps: int = 0
 
+    def __post_init__(self) -> None:
+        self.freeze_ended(0)  # groups that are never trained
+
     def freeze_ended(self, step: int) -> bool:
         """Freezes the groups that are not trained in the step of this number, from 0. True if one was trained until now: a
         recording of the step has to be dropped then."""

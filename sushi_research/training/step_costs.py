@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from sushi_research.adapters import lora
+from sushi_research.adapters import lora, tensor_names
+from sushi_research.adapters.settings import AdapterSettings, settings_of
 from sushi_research.caches.keys import entry_key
 from sushi_research.config.learning import OptimizerSection
 from sushi_research.config.sets import sets_of
@@ -23,11 +24,16 @@ from sushi_research.models import loading, storage
 from sushi_research.models.components import build_empty
 from sushi_research.planning import memory
 from sushi_research.planning.memory import Held, Memory
-from sushi_research.planning.step_cost import decoding_cost, encoding_cost, micro_batch_cost, prediction_cost
-from sushi_research.planning.step_trace import Cost, Shape
+from sushi_research.planning.step_cost import (
+    decoding_cost,
+    encoding_cost,
+    micro_batch_cost,
+    prediction_cost,
+)
+from sushi_research.planning.step_trace import STRIDE, Cost, Shape
 from sushi_research.remembered import Remembered
 from sushi_research.runs.job import Job
-from sushi_research.training import optim
+from sushi_research.training import optim, text_encoder_plan, text_encoders
 
 # Increment it when the traces count in another way.
 _VERSION = 1
@@ -62,6 +68,7 @@ class StepCosts:
         self._job, self._base, self._shapes, self._remembered = job, base, shapes, remembered
         self._encoders, self._may_trace = encoders, may_trace
         self._costs: dict[str, tuple[Cost, Cost]] = {}
+        self._of_text: dict[str, Cost] = {}
 
     @cached_property
     def held(self) -> Held:
@@ -76,11 +83,15 @@ class StepCosts:
 
     def flops(self, checkpointing: str, samples: int, size: tuple[int, int]) -> float:
         """FLOPs of a micro-batch of so many samples of a bucket, of `size` (height, width) in pixels."""
-        return self._cost(checkpointing)[0].flops_of(self._shape(samples, size))
+        encoders = self._encoders_cost(checkpointing)
+        of_text = encoders.flops_of(self._chunks(samples)) if encoders else 0.0
+        return self._cost(checkpointing)[0].flops_of(self._shape(samples, size)) + of_text
 
     def peak(self, checkpointing: str, samples: int, size: tuple[int, int], recorded: bool) -> Memory:
         """The peak memory of such a micro-batch, and of the optimizer's step after it."""
         live = self._cost(checkpointing)[0].peak_bytes(self._shape(samples, size))
+        if encoders := self._encoders_cost(checkpointing):  # what they save is there while the UNet computes
+            live += encoders.peak_bytes(self._chunks(samples))
         if self._storage != "compute":  # one weight at a time is made again
             live += self._dtype.itemsize * float(self._arrays("unet-bytes", self._weights)["largest"][0])
         step = memory.STEP_BYTES.get(self._job.config.optimizer.name, memory.OTHER_STEP_BYTES)
@@ -117,6 +128,34 @@ class StepCosts:
         tokens = 77 * self._job.config.captions.chunks
         return Shape(samples, size[0] // FACTOR, size[1] // FACTOR, tokens)
 
+    def _chunks(self, samples: int) -> Shape:
+        """The chunks of the captions of so many samples, at most."""
+        return Shape(samples * self._job.config.captions.chunks, STRIDE, STRIDE, 1)
+
+    def _encoders_cost(self, checkpointing: str) -> Cost | None:
+        """That of encoding chunks of captions with the text encoders that are trained; None if none is."""
+        job = self._job
+        if not text_encoders.trained_names(job):
+            return None
+
+        def make() -> Mapping[str, np.ndarray]:
+            return _arrays_of({"encoders": text_encoder_plan.cost_of(job, self._base, checkpointing)})
+
+        if checkpointing not in self._of_text:
+            shapes = {name: list(shape) for name, shape in self._shapes.items() if not _is_of_unet(name)}
+            settings = text_encoders.adapter_settings(job.config)
+            found = self._arrays(
+                "encoders-cost",
+                make,
+                adapter=shapes,
+                encoders={name: self._base.config(name) for name in job.model.TEXT_ENCODERS},
+                checkpointing=checkpointing,
+                drops=[settings.dropout > 0, settings.rank_dropout > 0, settings.module_dropout > 0],
+                settings=text_encoders.text_settings(job),
+            )
+            self._of_text[checkpointing] = _cost_of(found, "encoders")
+        return self._of_text[checkpointing]
+
     @property
     def _dtype(self) -> torch.dtype:
         return self._job.compute_dtype
@@ -128,25 +167,17 @@ class StepCosts:
     def _cost(self, checkpointing: str) -> tuple[Cost, Cost]:
         """Those of a micro-batch, and of a prediction without gradients."""
         if checkpointing not in self._costs:
-            job, lora_section = self._job, self._job.config.lora
+            job = self._job
+            settings = settings_of(job.config.lora, seed=0)
             to_base = any(each.target == "base" for each in sets_of(job.config))
-            shapes = {name: list(shape) for name, shape in self._shapes.items()}
+            shapes = {name: list(shape) for name, shape in self._shapes.items() if _is_of_unet(name)}
             text_shapes = job.model.text_shapes(self._base)
 
             def make() -> Mapping[str, np.ndarray]:
                 unet = loading.empty_unet(self._base)
-                lora.attach(
-                    unet,
-                    targets=lora_section.targets,
-                    rank=lora_section.rank,
-                    alpha=lora_section.alpha,
-                    dropout=lora_section.dropout,
-                    init="default",
-                    seed=0,
-                    start=job.start and job.start.pairs,
-                )
+                lora.attach(unet, settings, start=job.start and job.start.matches["unet"])
                 unet.train()
-                enable(unet, checkpointing, dropout=lora_section.dropout)
+                enable(unet, checkpointing, draws=settings.drops)
                 step = micro_batch_cost(unet, job.model, text_shapes, dtype=self._dtype, to_base=to_base)
                 prediction = prediction_cost(unet, job.model, text_shapes, dtype=self._dtype)
                 return _arrays_of({"step": step, "prediction": prediction})
@@ -155,7 +186,12 @@ class StepCosts:
                 "step-cost",
                 make,
                 adapter=shapes,
-                dropout=lora_section.dropout > 0,
+                dropout=settings.dropout > 0,
+                **(
+                    {"parts": [settings.rank_dropout > 0, settings.module_dropout > 0]}
+                    if _drops_parts(settings)
+                    else {}
+                ),
                 dtype=str(self._dtype),
                 checkpointing=checkpointing,
                 to_base=to_base,
@@ -199,6 +235,10 @@ class StepCosts:
         return found
 
 
+def _is_of_unet(name: str) -> bool:
+    return tensor_names.parse(name).component == "unet"
+
+
 def state_bytes(section: OptimizerSection) -> float:
     """Bytes of the optimizer's state for each trained number: known, or those that one step leaves on a tensor.
 
@@ -213,6 +253,10 @@ def state_bytes(section: OptimizerSection) -> float:
         optimizer.step()
     tensors = [value for value in optimizer.state[parameter].values() if isinstance(value, torch.Tensor)]
     return sum(tensor.nbytes for tensor in tensors) / parameter.numel()
+
+
+def _drops_parts(settings: AdapterSettings) -> bool:
+    return bool(settings.rank_dropout or settings.module_dropout)
 
 
 def _arrays_of(costs: Mapping[str, Cost]) -> dict[str, np.ndarray]:
