@@ -8,12 +8,13 @@ from script_runs import CONFIGS, assert_equal
 from torch import nn
 
 from sushi_research.config.learning import OptimizerSection
+from sushi_research.config.lora import LoraSection, Override
 from sushi_research.errors import UserError
 from sushi_research.precision import make_scaler
 from sushi_research.training import optim, optimizer_state
 from sushi_research.training.master_weights import MasterWeights
 from sushi_research.training.optimizer_check import STEPS, require_usable
-from sushi_research.training.parameter_groups import Group, Own, Rates, groups_of
+from sushi_research.training.parameter_groups import Group, Own, Rates, groups_of, require_trained
 from sushi_research.training.state import TrainState
 
 CPU = torch.device("cpu")
@@ -54,6 +55,30 @@ def test_factors_are_those_of_component_and_matrix():
     assert line.startswith(
         "rates        unet 0.0002, unet_up 0.0032, text_encoder 5e-05 for 3 steps, text_encoder_up 0.0008"
     )
+
+
+def test_the_last_override_that_has_a_factor_counts():
+    overrides = [
+        {"modules": "*", "lr_factor": 3.0},
+        {"modules": "a", "lr_factor": 0.5},
+        {"modules": "a", "rank": 8},
+        {"modules": "b", "lr_factor": 0},
+    ]
+    made = config(lora_plus_ratio=2)
+    lora = LoraSection.model_construct(overrides=[Override(**each) for each in overrides])
+    made = made.model_copy(update={"lora": lora})
+    found = {group.label: group for group in groups_of(UNET + TEXT, made)}
+    factors = {"unet_x0.5": 0.5, "unet_x0.5_up": 1.0, "unet_x0": 0, "unet_x0_up": 0, "text_encoder_x3": 3.0}
+    assert {label: group.lr_factor for label, group in found.items()} == factors | {"text_encoder_x3_up": 6.0}
+    assert found["unet_x0.5_up"].names == (UNET[1],) and found["unet_x0"].names == (UNET[2],)
+    assert [found[label].has_ended(0) for label in found] == [False, False, True, True, False, False]
+
+    require_trained(list(found.values()), 10)
+    with pytest.raises(UserError, match="so nothing would be trained: give some of them another lr_factor"):
+        require_trained([found["unet_x0"], found["unet_x0_up"]], 10)
+    with pytest.raises(UserError, match="so nothing would be trained from step 4 on: give"):
+        require_trained([found["unet_x0"], PLUS[2]], 10)
+    require_trained([found["unet_x0"], PLUS[2]], 4)
 
 
 def make(name, kwargs=None, groups=PLUS):
