@@ -31,6 +31,7 @@ from benchmarking.python_calls import PythonCalls
 from benchmarking.variants import Bench, as_peft, with_master_weights
 from sushi_research import models
 from sushi_research.adapters import lora
+from sushi_research.adapters.settings import AdapterSettings
 from sushi_research.fast import checkpointing
 from sushi_research.fast.batch import Batch
 from sushi_research.models.components import build_empty
@@ -73,7 +74,7 @@ def count_step(architecture: str, targets: str, way: str, modes: Sequence[str] =
     kind = WAYS[way]
     with _fake_tensors(), cuda_autocast() if kind.autocast else contextlib.nullcontext():
         unet = fake_unet(architecture, TARGETS[targets], kind.adapter_dtype)
-        adapter = list(lora.adapter_parameters(unet).values())
+        adapter = list(lora.adapter_parameters({"unet": unet}).values())
         with LiveBytes(unet.parameters()) as live:
             watched = _Watched(load_script(architecture).training_step, adapter)
             step = kind.build(fake_bench(architecture, watched), unet, lambda index: [fake_batch(architecture, unet)])
@@ -160,7 +161,9 @@ def fake_unet(architecture: str, targets: str, adapter_dtype: torch.dtype) -> An
     """The UNet of an architecture with an adapter of rank 16, on fake tensors: bf16, and the adapter in its dtype."""
     with _disable_current_modes():
         unet = build_empty("unet", UNETS[architecture])
-        lora.attach(unet, targets=targets, rank=RANK, alpha=float(RANK), dropout=0.0, init="default", seed=0)
+        lora.attach(
+            unet, AdapterSettings(targets=targets, rank=RANK, alpha=float(RANK), dropout=0.0, init="default", seed=0)
+        )
 
     def fake(tensor: torch.Tensor) -> torch.Tensor:
         return torch.empty(tensor.shape, dtype=adapter_dtype if tensor.requires_grad else torch.bfloat16)
@@ -210,7 +213,7 @@ def _set_checkpointing(unet: Any, mode: str) -> None:
     for module in unet.modules():
         if isinstance(module, FeedForward):
             vars(module).pop("forward", None)
-    checkpointing.enable(unet, mode, dropout=0.0)
+    checkpointing.enable(unet, mode, draws=False)
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ from accelerate import Accelerator
 from benchmarking.measured_code import load_script
 from sushi_research import diffusion, models
 from sushi_research.adapters import lora
+from sushi_research.adapters.settings import AdapterSettings
 from sushi_research.fast import checkpointing
 from sushi_research.fast.batch import Batch
 from sushi_research.fast.decision import MOST_SHAPES
@@ -79,11 +80,12 @@ class Subject:
         part = FolderPart("unet", base / "unet", None)
         self.unet = part.load(self.job.compute_dtype, self.job.device, storage).requires_grad_(False)
         lora.attach(
-            self.unet, targets="attention", rank=RANK, alpha=float(RANK), dropout=0.0, init="default", seed=SEED
+            self.unet,
+            AdapterSettings(targets="attention", rank=RANK, alpha=float(RANK), dropout=0.0, init="default", seed=SEED),
         )
         self.unet.train()
-        checkpointing.enable(self.unet, step.checkpointing, dropout=0.0)
-        self.master_weights = MasterWeights(lora.adapter_parameters(self.unet), self.job.compute_dtype)
+        checkpointing.enable(self.unet, step.checkpointing, draws=False)
+        self.master_weights = MasterWeights(lora.adapter_parameters({"unet": self.unet}), self.job.compute_dtype)
         optimizer = optim.build_optimizer(step.optimizer, self.master_weights, RATE, {})
         self.state = TrainState(self.master_weights, optimizer, self.job.scaler)
         self.metrics = StepMetrics(self.job)

@@ -16,6 +16,7 @@ import torch
 
 from sushi_research import conditioning, diffusion
 from sushi_research.adapters.lora import adapter_parameters, attach
+from sushi_research.adapters.settings import settings_of
 from sushi_research.caches.caches import Caches
 from sushi_research.config import TrainingConfig
 from sushi_research.config.sets import sets_of
@@ -81,16 +82,8 @@ class LossSum:
 
 def make_unet(bench: Bench) -> torch.nn.Module:
     """The frozen UNet in the compute dtype with an fp32 adapter, as the training script makes it."""
-    unet, lora = loading.load_unet(bench.base, bench.job.compute_dtype, bench.device), bench.config.lora
-    attach(
-        unet,
-        targets=lora.targets,
-        rank=lora.rank,
-        alpha=lora.alpha,
-        dropout=lora.dropout,
-        init=lora.init,
-        seed=bench.config.train.seed,
-    )
+    unet = loading.load_unet(bench.base, bench.job.compute_dtype, bench.device)
+    attach(unet, settings_of(bench.config.lora, bench.config.train.seed))
     return unet.train()
 
 
@@ -123,8 +116,8 @@ def with_master_weights(
     # A job of its own: the loss scaler belongs to one variant.
     config, objective, job = bench.config, make_objective(bench), replace(bench.job)
     scaler = job.scaler
-    master_weights = MasterWeights(adapter_parameters(unet), bench.job.compute_dtype)
-    checkpointing.enable(unet, recompute, dropout=config.lora.dropout)
+    master_weights = MasterWeights(adapter_parameters({"unet": unet}), bench.job.compute_dtype)
+    checkpointing.enable(unet, recompute, draws=config.lora.dropout > 0)
     if single:
         optimizer = optim.make_optimizer(config.optimizer.name, master_weights.parameters(), config.optimizer.lr, {})
     else:
@@ -176,7 +169,7 @@ def as_peft(bench: Bench, unet: torch.nn.Module, batches: Callable[[int], Any]) 
     # A job of its own: the loss scaler belongs to one variant.
     config, objective, job = bench.config, make_objective(bench), replace(bench.job)
     scaler = job.scaler
-    parameters = list(adapter_parameters(unet).values())
+    parameters = list(adapter_parameters({"unet": unet}).values())
     optimizer = optim.make_optimizer(config.optimizer.name, parameters, config.optimizer.lr, {})
 
     def step(index: int) -> torch.Tensor:

@@ -32,6 +32,7 @@ import torch
 
 from sushi_research import diffusion
 from sushi_research.adapters import lora
+from sushi_research.adapters.settings import settings_of
 from sushi_research.caches.caches import open_caches, open_hash_cache, open_remembered
 from sushi_research.caches.inputs import Inputs, fill_caches
 from sushi_research.data.training_data import read_data
@@ -51,6 +52,7 @@ from sushi_research.training.batch_text import make_batch_text
 from sushi_research.training.loader import Loader
 from sushi_research.training.master_weights import MasterWeights
 from sushi_research.training.memory_choice import fit_memory
+from sushi_research.training.parameter_groups import groups_of
 from sushi_research.training.plan import make_plan
 from sushi_research.training.sampler import Sampler
 from sushi_research.training.saving import Saver
@@ -135,23 +137,18 @@ def train(job: Job) -> int:
     # Weights and activations are in the compute dtype. The adapter's master weights, its gradient sum and the loss are in fp32.
     timings.enter("loading")
     unet = loading.load_unet(base, job.compute_dtype, job.device, config.train.attention, config.model.base_storage)
-    lora.attach(
-        unet,
-        targets=config.lora.targets,
-        rank=config.lora.rank,
-        alpha=config.lora.alpha,
-        dropout=config.lora.dropout,
-        init=config.lora.init,
-        seed=config.train.seed,
-        start=job.start and job.start.pairs,
-    )
+    settings = settings_of(config.lora, config.train.seed)
+    lora.attach(unet, settings, start=job.start and job.start.matches["unet"])
+    components = {"unet": unet}
     unet.train()
-    checkpointing.enable(unet, config.train.gradient_checkpointing, dropout=config.lora.dropout)
-    master_weights = MasterWeights(lora.adapter_parameters(unet), job.compute_dtype)
+    checkpointing.enable(unet, config.train.gradient_checkpointing, draws=settings.drops)
+    adapter = lora.adapter_parameters(components)
+    groups = groups_of(adapter, config)  # tensors that are trained with one learning rate
+    master_weights = MasterWeights(adapter, job.compute_dtype, [group.names for group in groups])
     optimizer = optim.build_optimizer(
         config.optimizer.name, master_weights, config.optimizer.lr, config.optimizer.kwargs
     )
-    state = TrainState(master_weights, optimizer, job.scaler)
+    state = TrainState(master_weights, optimizer, job.scaler, groups)
     state.load(run_state.checkpoint)
     learning_rate = optim.make_schedule(
         config.schedule.name,
@@ -185,10 +182,10 @@ def train(job: Job) -> int:
         prediction_type=base.prediction.type,
         snr_gamma=config.loss.snr_gamma,
         noise_offset=config.loss.noise_offset,
-        dropout=config.lora.dropout,
+        dropout=settings.drops,
     )
     evaluator = evaluating.prepare(job, inputs, run_state, unet)
-    writer = AdapterWriter(job, inputs, plan, run_state, state, unet)
+    writer = AdapterWriter(job, inputs, plan, run_state, state, components)
     saver, best = Saver(writer), best_adapter.prepare(writer)
 
     def micro_batch(batch: Batch) -> None:
@@ -246,7 +243,7 @@ def train(job: Job) -> int:
             # One message between the processes: the gradients, the metrics, and whether any process was asked to stop.
             stopping = metrics.sum_over_processes(master_weights, stop=stop.poll(), waited=loader.take_waited())
             metrics.require_finite_loss(step + 1)
-            rate = optim.set_learning_rate(optimizer, learning_rate(step))
+            rate = optim.set_learning_rate(optimizer, learning_rate(step), groups, step)
             job.scaler.unscale_(optimizer)
             norm = torch.nn.utils.clip_grad_norm_(
                 master_weights.flat_parameters(), config.train.max_grad_norm or float("inf")

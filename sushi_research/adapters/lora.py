@@ -1,190 +1,185 @@
-"""LoRA adapter: a pair of low-rank matrices next to each chosen layer of the frozen UNet (arXiv 2106.09685).
+"""The adapter that is trained: layers with trainable tensors in place of chosen layers of a frozen UNet or text encoder.
 
-    y = W x + (alpha / rank) * B A x,    A: [rank, in] starts random, B: [out, rank] starts at zero
-
-A module's path is its path in the UNet without the adapter, for example `mid_block.attentions.0.proj_in`. Its two tensors are
-`<path>.lora_A.weight` and `<path>.lora_B.weight`.
+What a layer adds is its kind (`kinds/`): two low-rank matrices (LoRA), also with magnitudes (DoRA), or other factors (LoHa, LoKr).
+A module's path is its path in the component without the adapter, for example `mid_block.attentions.0.proj_in`. The names of its
+tensors are in tensor_names.py.
 """
 
 from __future__ import annotations
 
 import contextlib
-import math
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Iterator, Mapping
+from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
-from sushi_research import randomness
-from sushi_research.adapters.entries import LowRank
-from sushi_research.errors import UserError, nearest
+from sushi_research.adapters.entries import Entry, LowRank
+from sushi_research.adapters.kinds import low_rank
+from sushi_research.adapters.kinds.added import AddedKind, AddedWeight, Dropouts, weight_shape
+from sushi_research.adapters.kinds.loha import LOHA
+from sushi_research.adapters.kinds.lokr import LOKR
+from sushi_research.adapters.kinds.low_rank import ADAPTER as ADAPTER
+from sushi_research.adapters.settings import AdapterSettings, LayerSettings
+from sushi_research.adapters.targets import resolve_targets, target_layers
+from sushi_research.adapters.tensor_names import TensorName, module_name, starts_at_zero
+from sushi_research.errors import UserError
 
-if TYPE_CHECKING:
-    from peft.tuners.lora import LoraLayer
-
-ADAPTER = "default"
-# The parts of the UNet that adapter files can name; conv_in, conv_out and the embeddings are not among them.
-BLOCKS = ("down_blocks.", "mid_block.", "up_blocks.")
-
-ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
-FEED_FORWARD = ("ff.net.0.proj", "ff.net.2")
-PROJECTIONS = ("proj_in", "proj_out")
-CONVOLUTIONS = ("conv1", "conv2", "conv_shortcut", "time_emb_proj", "downsamplers.0.conv", "upsamplers.0.conv")
-PRESETS: dict[str, tuple[str, ...]] = {
-    "attention": ATTENTION,
-    "attention_ff": ATTENTION + FEED_FORWARD,
-    "kohya": ATTENTION + FEED_FORWARD + PROJECTIONS,
-    "kohya_conv": ATTENTION + FEED_FORWARD + PROJECTIONS + CONVOLUTIONS,
-}
-
-
-def resolve_targets(targets: str | Sequence[str]) -> list[str]:
-    """The module path suffixes to adapt: those of a preset, or the given list. UserError for an unknown preset."""
-    if not isinstance(targets, str):
-        return list(targets)
-    if targets not in PRESETS:
-        raise UserError(
-            f"{targets} is not a preset of adapter targets{nearest(targets, PRESETS)}: choose from "
-            f"{', '.join(PRESETS)}, or give a list of module names."
-        )
-    return list(PRESETS[targets])
+_ADDED: dict[str, AddedKind] = {"loha": LOHA, "lokr": LOKR}
+# Component -> path of a layer in it -> what the adapter holds for it.
+Trained = dict[str, dict[str, Entry]]
 
 
 def attach(
-    unet: nn.Module,
+    component: nn.Module,
+    settings: AdapterSettings,
     *,
-    targets: str | Sequence[str],
-    rank: int,
-    alpha: float,
-    dropout: float,
-    init: Literal["default", "gaussian"],
-    seed: int,
-    start: Mapping[str, LowRank] | None = None,
+    name: str = "unet",
+    start: Mapping[str, Entry] | None = None,
 ) -> None:
-    """Freezes the UNet and adds the trainable adapter: fp32 matrices on the device of their layer.
+    """Freezes a component and adds the trainable adapter: fp32 tensors on the device of their layer.
 
-    The layers are peft's, added by diffusers' `add_adapter`. A is initialised with peft's distributions (`default`: uniform in
-    +-1/sqrt(fan in), which is kaiming_uniform with a = sqrt(5); `gaussian`: normal with standard deviation 1/rank), but depends
-    only on the seed and the module's path. `start` are the pairs to begin with, by module, each with its own rank and alpha, in
-    place of initial values. UserError for a target that matches no layer, or one that cannot have an adapter.
+    `name` is unet, text_encoder or text_encoder_2. Initial values depend only on the seed, the module and the tensor. `start` are
+    the entries to begin with, by path, each with its own rank and alpha, in place of initial values; they are of the settings'
+    kind. UserError for a target that matches no layer, or one that cannot have an adapter, and if no layer is left.
     """
-    from peft import LoraConfig
-
-    endings = resolve_targets(targets)
-    _require_layers(unet, endings)
-    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=endings)
-    pairs = start or {}
-    config.rank_pattern |= _patterns({path: pair.rank for path, pair in pairs.items() if pair.rank != rank})
-    config.alpha_pattern |= _patterns({path: pair.alpha for path, pair in pairs.items() if pair.alpha != alpha})
-    # peft freezes all other parameters. It also initialises A from the global generator: those values are replaced below, and
-    # the generator's state is restored.
-    with torch.random.fork_rng(devices=[]):
-        unet.add_adapter(config, adapter_name=ADAPTER)
-    modules = adapter_modules(unet)
-    assert start is None or modules.keys() == start.keys(), "the targets are not the modules of the file"
-    for path, layer in modules.items():
-        device = layer.get_base_layer().weight.device
-        if device.type == "meta":
-            continue  # a model without numbers has no initial values
-        down, up = layer.lora_A[ADAPTER], layer.lora_B[ADAPTER]
-        # On a bf16 UNet peft creates bf16 matrices; the initial values must be fp32.
-        if start is None:
-            first, second = initial_down(seed, path, tuple(down.weight.shape), init), torch.zeros(up.weight.shape)
-        else:
-            first, second = start[path].down.float(), start[path].up.float()
-        down.weight, up.weight = nn.Parameter(first.to(device)), nn.Parameter(second.to(device))
-
-
-def _patterns(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The value of each module path, as patterns for peft: one for each value, because peft tries all patterns for each module."""
-    paths: dict[Any, list[str]] = {}
-    for path, value in values.items():
-        paths.setdefault(value, []).append(re.escape(path))
-    return {f"^(?:{'|'.join(group)})": value for value, group in paths.items()}
-
-
-def initial_down(seed: int, path: str, shape: tuple[int, ...], init: str) -> torch.Tensor:
-    """The initial A of one module, fp32; `shape` is [rank, in] or, for a convolution, [rank, in, k, k]."""
-    assert init in ("default", "gaussian"), init
-    generator = randomness.key(seed, "adapter-init", path)
-    if init == "gaussian":
-        values = generator.standard_normal(shape, dtype=np.float32) / np.float32(shape[0])
+    endings = resolve_targets(settings.targets)
+    chosen = layers_of(component, settings, name, start)
+    if settings.kind in _ADDED:
+        component.requires_grad_(False)
+        for path, layer in chosen.items():
+            _replace(component, path, _added_layer(component.get_submodule(path), path, layer, settings, name, start))
     else:
-        bound = np.float32(1 / math.sqrt(math.prod(shape[1:])))
-        values = (2 * generator.random(shape, dtype=np.float32) - 1) * bound
-    return torch.from_numpy(values)
+        left_out = [path for path in target_layers(component, endings, name) if path not in chosen]
+        pairs = None if start is None else {path: _pair(entry) for path, entry in start.items()}
+        low_rank.attach(component, settings, chosen, endings=endings, left_out=left_out, name=name, start=pairs)
+    modules = adapter_modules(component)
+    assert modules.keys() == chosen.keys(), "the targets are not the modules that have an adapter"
 
 
-def adapter_modules(unet: nn.Module) -> dict[str, LoraLayer]:
-    """Path -> layer with an adapter, in the order of the UNet's modules."""
+def layers_of(
+    component: nn.Module, settings: AdapterSettings, name: str = "unet", start: Mapping[str, Entry] | None = None
+) -> dict[str, LayerSettings]:
+    """Path -> settings of each layer of a component that gets an adapter, in the component's order. UserError as for `attach`."""
+    targets = target_layers(component, resolve_targets(settings.targets), name)
+    if start is not None:
+        assert targets.keys() == start.keys(), "the targets are not the modules of the file"
+        return {
+            path: LayerSettings(start[path].rank or 1, start[path].scale * (start[path].rank or 1)) for path in targets
+        }
+    found = {path: settings.of_layer(module_name(name, path), layer) for path, layer in targets.items()}
+    chosen = {path: layer for path, layer in found.items() if layer is not None}
+    if not chosen:
+        raise UserError(
+            "lora.overrides give rank 0 to all modules of lora.targets, so nothing would be trained: remove one of them."
+        )
+    return chosen
+
+
+def adapter_modules(component: nn.Module) -> dict[str, Any]:
+    """Path -> layer with an adapter, in the order of the component's modules: peft's LoRA layers, or `AddedWeight`."""
     from peft.tuners.lora import LoraLayer
 
-    return {path: module for path, module in unet.named_modules() if isinstance(module, LoraLayer)}
+    return {path: module for path, module in component.named_modules() if isinstance(module, LoraLayer | AddedWeight)}
 
 
-def adapter_parameters(unet: nn.Module) -> dict[str, nn.Parameter]:
-    """The adapter's tensors by name, in the order of the UNet's modules, A before B."""
-    parameters = {}
-    for path, layer in adapter_modules(unet).items():
-        parameters[f"{path}.lora_A.weight"] = layer.lora_A[ADAPTER].weight
-        parameters[f"{path}.lora_B.weight"] = layer.lora_B[ADAPTER].weight
-    return parameters
+def adapter_parameters(components: Mapping[str, nn.Module]) -> dict[str, nn.Parameter]:
+    """The adapters' tensors by name, in the order of the components and of their modules; of a pair A is before B."""
+    return {
+        str(TensorName(name, path, part)): parameter
+        for name, component in components.items()
+        for path, layer in adapter_modules(component).items()
+        for part, parameter in _parameters(layer).items()
+    }
+
+
+@torch.no_grad()
+def trained_entries(components: Mapping[str, nn.Module], state: Mapping[str, torch.Tensor] | None = None) -> Trained:
+    """What the adapters hold for each layer, as a file does: with these tensors by name, or with those that the layers have."""
+    state = adapter_parameters(components) if state is None else state
+    found: Trained = {}
+    for name, component in components.items():
+        for path, layer in adapter_modules(component).items():
+            tensors = {part: state[str(TensorName(name, path, part))].detach() for part in _parameters(layer)}
+            found.setdefault(name, {})[path] = entry_of(layer, module_name(name, path), tensors)
+    return found
+
+
+def entry_of(layer: Any, name: str, tensors: Mapping[str, torch.Tensor]) -> Entry:
+    """What one layer holds, with these tensors by part. `name` is only for messages."""
+    if isinstance(layer, AddedWeight):
+        return layer.kind.entry(name, tensors, layer.scale)
+    return low_rank.entry(layer, name, tensors)
 
 
 @contextlib.contextmanager
-def without_adapter(unet: nn.Module) -> Iterator[None]:
-    """Context in which the UNet is the base, bit for bit. On exit the adapter is active again, with its gradients kept."""
-    if not adapter_modules(unet):
-        yield
-        return
-    unet.disable_adapters()
+def without_adapter(*components: nn.Module) -> Iterator[None]:
+    """Context in which the components are those of the base, bit for bit. On exit their adapters are active again, with their
+    gradients kept."""
+    layers = [layer for component in components for layer in adapter_modules(component).values()]
+    # peft switches the training of its matrices off with the layer, and all of them on again.
+    trained = [(each, each.requires_grad) for layer in layers for each in _parameters(layer).values()]
+    for layer in layers:
+        layer.enable_adapters(False)
     try:
         yield
     finally:
-        unet.enable_adapters()
+        for layer in layers:
+            layer.enable_adapters(True)
+        for parameter, is_trained in trained:
+            parameter.requires_grad_(is_trained)
 
 
-def count_parameters(unet: nn.Module) -> int:
-    """Number of parameters of the adapter. Works on the meta device too."""
-    return sum(parameter.numel() for parameter in adapter_parameters(unet).values())
+def count_parameters(components: Mapping[str, nn.Module]) -> int:
+    """Number of parameters of the adapters. Works on the meta device too."""
+    return sum(parameter.numel() for parameter in adapter_parameters(components).values())
 
 
 def is_zero(tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> bool:
-    """Whether every B is zero in `dtype`, so that the adapter changes nothing. `tensors` are as `adapter_parameters` names them."""
-    return not any(tensor.to(dtype).any() for name, tensor in tensors.items() if name.endswith(".lora_B.weight"))
+    """Whether everything that a new adapter has at zero still is in `dtype`, so that the adapter changes nothing.
+
+    `tensors` are as `adapter_parameters` names them.
+    """
+    return not any(tensor.to(dtype).any() for name, tensor in tensors.items() if starts_at_zero(name))
 
 
-def adaptable_paths(unet: nn.Module) -> list[str]:
-    """Paths of the layers that can have an adapter, in a UNet without one: all layers of the preset `kohya_conv`."""
-    return [
-        path
-        for path, module in unet.named_modules()
-        if path.startswith(BLOCKS) and isinstance(module, nn.Linear | nn.Conv2d)
-    ]
+def _parameters(layer: Any) -> dict[str, nn.Parameter]:
+    return layer.parameters_by_part() if isinstance(layer, AddedWeight) else low_rank.parameters(layer)
 
 
-def matching(endings: Sequence[str], paths: Sequence[str]) -> set[str]:
-    """Those of the paths that one of the endings names, as peft matches them."""
-    return {path for path in paths if any(path == ending or path.endswith(f".{ending}") for ending in endings)}
+def _pair(entry: Entry) -> LowRank:
+    assert isinstance(entry, LowRank)
+    return entry
 
 
-def _require_layers(unet: nn.Module, endings: Sequence[str]) -> None:
-    """UserError if a suffix matches no module, or one that cannot have an adapter. Matches as peft does."""
-    adaptable = set(adaptable_paths(unet))
-    paths = [path for path, _ in unet.named_modules()]
-    for ending in endings:
-        matches = matching([ending], paths)
-        if not matches:
-            raise UserError(
-                f"the adapter target {ending} fits no module of the UNet"
-                f"{nearest(ending, PRESETS['kohya_conv'])}: correct or remove it."
-            )
-        for path in paths:
-            if path in matches and path not in adaptable:
-                raise UserError(
-                    f"the adapter target {ending} fits {path}, which cannot have an adapter: choose from "
-                    f"{', '.join(PRESETS['kohya_conv'])}, or endings that name fewer modules."
-                )
+def _added_layer(
+    base: nn.Module,
+    path: str,
+    of_layer: LayerSettings,
+    settings: AdapterSettings,
+    name: str,
+    start: Mapping[str, Entry] | None,
+) -> AddedWeight:
+    """The layer in place of `base`."""
+    assert isinstance(base, nn.Linear | nn.Conv2d)
+    kind, shape, device = _ADDED[settings.kind], weight_shape(base), base.weight.device
+    if start is not None:
+        values = kind.factors(start[path], shape)
+    else:
+        shapes = kind.shapes(shape, of_layer.rank, settings.lokr_factor)
+        module = module_name(name, path)
+        if device.type == "meta":  # a model without numbers has no initial values
+            values = {part: torch.empty(size, device="meta") for part, size in shapes.items()}
+        else:
+            values = {part: kind.initial(settings.seed, module, part, size) for part, size in shapes.items()}
+    # A product of whole matrices has no rank, and every program then takes a scale of 1.
+    ranked = any(part.endswith("_b") for part in values)
+    scale = of_layer.alpha / of_layer.rank if ranked or start is not None else 1.0
+    layer = AddedWeight(base, kind, {part: each.to(device) for part, each in values.items()}, scale)
+    layer.dropouts = Dropouts(settings.dropout, settings.rank_dropout, settings.module_dropout)
+    return layer.train(base.training)
+
+
+def _replace(component: nn.Module, path: str, layer: nn.Module) -> None:
+    parent, _, own = path.rpartition(".")
+    setattr(component.get_submodule(parent), own, layer)

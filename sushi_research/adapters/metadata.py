@@ -25,7 +25,7 @@ import numpy as np
 import pyarrow
 from pyarrow import compute
 
-from sushi_research.adapters.lora import CONVOLUTIONS, resolve_targets
+from sushi_research.adapters.targets import CONVOLUTIONS, resolve_targets
 from sushi_research.config import TrainingConfig
 from sushi_research.config.sets import sets_of
 from sushi_research.data.samples import Samples

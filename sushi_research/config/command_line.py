@@ -83,6 +83,10 @@ def load_config(config_class: type[Config], argv: Sequence[str], *, script: str,
     return config
 
 
+# The keys that no config.yaml of a run has, and what they would be.
+NEVER_STORED = {"checkpoint.command": "no command", "run.push_to_hub": "no upload"}
+
+
 def config_to_dict(config: BaseModel) -> dict[str, Any]:
     """The config as nested dicts of JSON types, in section order (for trackers and hashes)."""
     return config.model_dump(mode="json")
@@ -99,11 +103,11 @@ def _is_of_a_run(file: str) -> bool:
 
 
 def _commands(file: str, leaves: Iterable[tuple[str, Any]]) -> list[str]:
-    """A problem if the config of a run folder, which may be a stranger's, names a command to run. A run writes none into it."""
+    """A problem if the config of a run folder, which may be a stranger's, has a key of NEVER_STORED."""
     return [
-        f"{key} is set in {file}, which is in a run folder, and no command is taken from there: give it as --{key}"
+        f"{key} is set in {file}, which is in a run folder, and {NEVER_STORED[key]} is taken from there: give it as --{key}"
         for key, value in leaves
-        if key == "checkpoint.command" and value is not None
+        if key in NEVER_STORED and value is not None
     ]
 
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, ValidationError, model_serializer
+from pydantic import BeforeValidator, Field, model_serializer
 
-from sushi_research.config.keys import Keys, keys_of, listed
-from sushi_research.config.mistakes import MOST_PROBLEMS, Setting, sentence, unknown
+from sushi_research.config.keys import listed
+from sushi_research.config.mapping_list import read_mappings
 from sushi_research.config.section import Bounded, Location, Section, Side, Text
-from sushi_research.errors import UserError
 
 NULL_REVISION = "null = main; a commit hash pins the exact files"
 Crop = Literal["center", "random", "box", "none"]
@@ -83,47 +82,4 @@ def schema_extra() -> dict[str, str]:
 
 def read_sets(value: Any) -> Any:
     """A validator of `data.sets`: mappings become `DataSet`. Raises UserError with one sentence per mistake; each names its key."""
-    if not isinstance(value, list):
-        return value
-    found, problems = [], []
-    for number, entry in enumerate(value):
-        if isinstance(entry, DataSet):
-            found.append(entry)
-            continue
-        place = f"data.sets[{number}]"
-        if not isinstance(entry, dict):
-            problems.append(f"{place} must be a mapping with a path and settings of its own")
-            continue
-        keys = keys_in(DataSet, place)
-        problems += [
-            unknown(f"{place}.{name}", "", keys, True) for name in entry if f"{place}.{name}" not in keys.leaves
-        ]
-        if "path" not in entry:
-            problems.append(f"{place}.path is missing: add the folder of its images, or a hub id")
-        known = {name: value for name, value in entry.items() if f"{place}.{name}" in keys.leaves}
-        try:
-            found.append(DataSet.model_validate({"path": "missing"} | known))
-        except ValidationError as error:
-            problems += mistakes_of(error, place, keys, known)
-    if problems:
-        raise UserError("; ".join(problems[:MOST_PROBLEMS]))
-    return found
-
-
-def keys_in(section: type[Section], place: str) -> Keys:
-    """The keys of a section by their names at a place, such as `data.sets[1].flip`."""
-    leaves = keys_of(section.model_json_schema()).leaves
-    return Keys({f"{place}.{name}": leaf for name, leaf in leaves.items()}, {})
-
-
-def mistakes_of(error: ValidationError, place: str, keys: Keys, given: dict[str, Any]) -> list[str]:
-    """One sentence for each mistake in the values of a mapping at `place`, whose keys are those of `keys_in`."""
-    settings = {f"{place}.{name}": Setting(value, "") for name, value in given.items()}
-    for name, value in given.items():  # entries of a free-form mapping are settings of their own
-        entries = value.items() if isinstance(value, dict) else ()
-        settings |= {f"{place}.{name}.{key}": Setting(entry, "") for key, entry in entries}
-    section, _, last = place.rpartition(".")
-    first: dict[tuple[Any, ...], Any] = {}
-    for each in error.errors():
-        first.setdefault(each["loc"][:1], {**each, "loc": (section, last, *each["loc"])})
-    return [sentence(each, keys, settings) for each in first.values()]
+    return read_mappings(value, "data.sets", DataSet, {"path": "add the folder of its images, or a hub id"})

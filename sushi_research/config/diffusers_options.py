@@ -119,11 +119,8 @@ OPTIONS: dict[str, list[tuple[str, str, str]]] = {
         ("validation_prompt validation_images", "sample.prompts", "a list; by default the first three captions"),
         ("num_validation_images", "sample.seeds", "one image per prompt and seed"),
         ("validation_epochs", "sample.every", "in epochs: '1 epoch'"),
-        (
-            "push_to_hub hub_model_id hub_token",
-            "",
-            "nothing is uploaded to the hub; a checkpoint.command of yours can do so",
-        ),
+        ("push_to_hub hub_model_id", "run.push_to_hub", "owner/name; a new repository is private (docs/hub.md)"),
+        ("hub_token", "", "log in once with `hf auth login`, or set HF_TOKEN"),
         ("report_to logging_dir", "tracking.wandb", "or tracking.tensorboard; metrics.jsonl is always written"),
     ],
 }

@@ -7,7 +7,9 @@ From the argument parsers of train_network.py and sdxl_train_network.py, and fro
 from __future__ import annotations
 
 LOSSES = "the loss is the mean squared error, with min-SNR weights or none"
-UPLOADS = "nothing is uploaded to the hub; a checkpoint.command of yours can do so"
+UPLOADS = (
+    "run.push_to_hub uploads the finished adapter with a model card; a checkpoint.command of yours can upload more"
+)
 
 # Part of the table -> its groups.
 OPTIONS: dict[str, list[tuple[str, str, str]]] = {
@@ -246,9 +248,15 @@ OPTIONS: dict[str, list[tuple[str, str, str]]] = {
             "",
             "these are not written; lora.description takes any text",
         ),
+        ("huggingface_repo_id", "run.push_to_hub", "the adapter and a model card, at the end (docs/hub.md)"),
         (
-            "huggingface_repo_id huggingface_repo_type huggingface_path_in_repo huggingface_token huggingface_repo_visibility "
-            "save_state_to_huggingface resume_from_huggingface async_upload",
+            "huggingface_repo_visibility",
+            "",
+            "a new repository is private; scripts/push_to_hub.py --public makes a public one",
+        ),
+        ("huggingface_token", "", "log in once with `hf auth login`, or set HF_TOKEN"),
+        (
+            "huggingface_repo_type huggingface_path_in_repo save_state_to_huggingface resume_from_huggingface async_upload",
             "",
             UPLOADS,
         ),

@@ -1,4 +1,4 @@
-"""Config sections of the training itself: adapter, run length, step size, optimizer, schedule and loss."""
+"""Config sections of the training itself: run length, step size, optimizer, schedule and loss."""
 
 from __future__ import annotations
 
@@ -8,15 +8,12 @@ from pydantic import Field, field_validator, model_validator
 
 from sushi_research.config.section import (
     Bounded,
-    Location,
     Memory,
     Scalar,
     Section,
     Seed,
     Steps,
-    Text,
     Warmup,
-    require_text,
 )
 
 # Of one step on one process. Its samples are chosen at once; the largest published trainings of these models use some thousand.
@@ -26,80 +23,6 @@ MOST_PARTS = 4096
 
 # PyTorch's kernels of scaled_dot_product_attention.
 Kernel = Literal["cudnn", "flash", "efficient", "math"]
-TargetPreset = Literal["attention", "attention_ff", "kohya", "kohya_conv"]
-
-
-class LoraSection(Section):
-    """The adapter."""
-
-    start_from: Location | None = Field(
-        None,
-        description="Adapter file of any trainer to go on training from, or a run folder (runs/mycat, runs/mycat@250 for a step, "
-        "runs/mycat@best); null = a new adapter. Rank, alpha and targets are then those of the file",
-    )
-    targets: TargetPreset | Annotated[list[Text], Field(min_length=1), Bounded] | None = Field(
-        "attention",
-        description="UNet modules that get an adapter: attention = to_q, to_k, to_v, to_out.0; attention_ff adds the "
-        "feed-forward layers; kohya also adds proj_in and proj_out; kohya_conv also adds the layers of the resnets, "
-        "downsamplers and upsamplers (both as in kohya's sd-scripts); or a list of module name suffixes; null = those of "
-        "lora.start_from, otherwise the default",
-        json_schema_extra={
-            "allowed": "attention, attention_ff, kohya, kohya_conv, "
-            "a list of name suffixes such as [to_q, to_k], or null"
-        },
-    )
-    rank: Annotated[int, Field(ge=1, le=4096)] | None = Field(
-        16,
-        description="Rank of the two matrices in each adapter module; null = that of lora.start_from, otherwise the default",
-    )
-    alpha: Annotated[float, Field(ge=1e-6, le=1e6)] | None = Field(
-        16.0,
-        description="The adapter's output is scaled by alpha / rank. Changing rank does not change alpha; null = that of "
-        "lora.start_from, otherwise the default",
-    )
-    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout probability on the adapter's input while training")
-    init: Literal["default", "gaussian"] = Field(
-        "default",
-        description="Initialization of the first matrix: default = Kaiming uniform, gaussian = standard deviation "
-        "1 / rank. The second matrix starts at zero, so training starts exactly at the base model",
-    )
-    save_dtype: Literal["float16", "bfloat16", "float32"] = Field("float16", description="Dtype of the adapter file")
-    metadata: Literal["full", "minimal", "none"] = Field(
-        "full",
-        description="What the adapter file says about itself: full = also the words of the captions, the names of the data's "
-        "folders, a small sample picture and the settings; minimal = what programs need to load it right, hashes, and what the "
-        "next three keys give; none = nothing",
-    )
-    trigger_words: Annotated[list[Text], Bounded] = Field(
-        [], description="Words that call up what was learned, for programs that show them (in the file's metadata)"
-    )
-    author: Text | None = Field(None, description="Author, in the file's metadata")
-    description: Annotated[str, Field(min_length=1, max_length=10_000)] | None = Field(
-        None, description="Description, in the file's metadata"
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _null_has_a_value_without_a_file(cls, given: Any) -> Any:
-        """With start_from, null and what is not given are those of the file (training/starting_point.py); else the default."""
-        if not isinstance(given, dict):
-            return given
-        names = ("targets", "rank", "alpha")
-        if given.get("start_from") is not None:
-            return dict.fromkeys(names) | given
-        return {name: value for name, value in given.items() if value is not None or name not in names}
-
-    @model_validator(mode="after")
-    def _metadata_is_text(self) -> LoraSection:
-        texts = {"lora.trigger_words": self.trigger_words, "lora.author": [self.author or ""]}
-        require_text(texts | {"lora.description": [self.description or ""]})
-        return self
-
-    @model_validator(mode="after")
-    def _targets_are_distinct(self) -> LoraSection:
-        if isinstance(self.targets, list) and len(set(self.targets)) < len(self.targets):
-            raise ValueError("lora.targets names a module twice: keep one of each")
-        return self
 
 
 class TrainSection(Section):
@@ -196,6 +119,12 @@ class OptimizerSection(Section):
     )
     # A weight in fp32 is not changed by less than 1e-12, unless it is below 1e-5 itself.
     lr: float = Field(1e-4, ge=1e-12, le=1000, description="Learning rate, before the schedule's factor")
+    lora_plus_ratio: float = Field(
+        1.0,
+        ge=0.001,
+        le=1000,
+        description="Learning rate of the second matrix of each pair over that of the first (LoRA+; 16 in its paper)",
+    )
     kwargs: dict[Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$")], Scalar | Annotated[list[Scalar], Bounded]] = Field(
         {},
         description="Further optimizer arguments by name; null removes an entry that an earlier file set",

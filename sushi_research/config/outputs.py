@@ -24,6 +24,8 @@ from sushi_research.config.section import (
     require_text,
 )
 
+# A repository of the hub: owner/name, or a name for one of the user's own.
+HUB_REPOSITORY = r"([A-Za-z0-9][A-Za-z0-9._-]{0,95}/)?[A-Za-z0-9_][A-Za-z0-9._-]{0,95}"
 COMMAND_PLACES = ("{run}", "{step}", "{checkpoint}", "{adapter}")
 COMMAND_EXAMPLE = "rsync {adapter} server:loras/"
 
@@ -171,4 +173,12 @@ class RunSection(Section):
         pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$",
         description="Name of the run's folder; null = derived from the config. Reusing a name continues that run",
         json_schema_extra={"allowed": "at most 200 letters, digits, '.', '_', '-' (the first no '.' or '-'), or null"},
+    )
+    push_to_hub: str | None = Field(
+        None,
+        exclude=True,  # so that a config of a run, given to another one, does not upload over the first one's files
+        pattern=f"^{HUB_REPOSITORY}$",
+        description="Repository of the Hugging Face hub (owner/name) to upload the adapter to at the end, with a model card made "
+        "from the run. Its failure is a warning. It is not stored with the run",
+        json_schema_extra={"allowed": "owner/name, a name, or null"},
     )

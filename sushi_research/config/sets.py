@@ -9,8 +9,9 @@ from typing import Any, Literal, Protocol
 
 from pydantic import ValidationError
 
-from sushi_research.config.data_set import Crop, DataSet, keys_in, mistakes_of
+from sushi_research.config.data_set import Crop, DataSet
 from sushi_research.config.inputs import DataSection
+from sushi_research.config.mapping_list import keys_in, mistakes_of
 from sushi_research.config.mistakes import MOST_PROBLEMS, unknown
 from sushi_research.config.section import Section
 from sushi_research.errors import UserError

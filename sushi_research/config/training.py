@@ -10,7 +10,8 @@ from pydantic import Field, model_validator
 from sushi_research.config import effects
 from sushi_research.config.captions import CaptionSection
 from sushi_research.config.inputs import CacheSection, DataSection, ModelSection
-from sushi_research.config.learning import LoraSection, LossSection, OptimizerSection, ScheduleSection, TrainSection
+from sushi_research.config.learning import LossSection, OptimizerSection, ScheduleSection, TrainSection
+from sushi_research.config.lora import LoraSection
 from sushi_research.config.masks import MaskSection
 from sushi_research.config.outputs import (
     CheckpointSection,

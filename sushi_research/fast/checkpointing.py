@@ -11,15 +11,15 @@ from torch.utils.checkpoint import checkpoint
 MODES = ("none", "feed_forward", "all")
 
 
-def enable(unet: Any, mode: str, *, dropout: float) -> None:
+def enable(unet: Any, mode: str, *, draws: bool) -> None:
     """Turns on a mode of train.gradient_checkpointing in a `UNet2DConditionModel`.
 
     "all" recomputes every resnet and transformer block; "feed_forward" only the feed-forward layers of the transformer blocks,
-    whose activations are the widest. The random state is kept for the recomputation only with `dropout`, which then draws the same
-    masks: a recorded step cannot read it, and without dropout nothing is drawn.
+    whose activations are the widest. The random state is kept for the recomputation only if the adapter `draws` random
+    numbers, so that it draws the same ones: a recorded step cannot read it.
     """
     assert mode in MODES, mode
-    recompute = partial(_recompute, bool(dropout))
+    recompute = partial(_recompute, draws)
     if mode == "all":
         unet.enable_gradient_checkpointing(recompute)
     elif mode == "feed_forward":

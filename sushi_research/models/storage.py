@@ -187,8 +187,11 @@ def stored_layer(layer: nn.Linear | nn.Conv2d, weight: torch.Tensor, storage: St
 
 
 def weight_of(layer: nn.Module) -> torch.Tensor:
-    """The weight of a layer in the compute dtype, as a new tensor if it is stored."""
-    return layer.restored() if isinstance(layer, _Stored) and layer.storage != "compute" else layer.weight
+    """The weight of a layer in its own shape, without gradient: that of a stored one is restored as a new tensor."""
+    if isinstance(layer, _Stored) and layer.storage != "compute":
+        return layer.restored()
+    assert isinstance(layer.weight, torch.Tensor)
+    return layer.weight.detach()
 
 
 def storage_of(path: str, layer: nn.Module, storage: Storage) -> Storage:

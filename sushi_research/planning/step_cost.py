@@ -27,7 +27,7 @@ def micro_batch_cost(
     those of `dtype`. `text_shapes` are those of the model module. With `to_base`, some samples learn the base's own prediction.
     """
     _convert(unet, dtype)
-    adapter = list(lora.adapter_parameters(unet).values())
+    adapter = list(lora.adapter_parameters({"unet": unet}).values())
 
     def run(shape: Shape) -> None:
         inputs = _inputs(shape, text_shapes)

@@ -181,6 +181,11 @@ def _timesteps(timestep_bin: int) -> str:
     return "-".join(str(NUM_TIMESTEPS * (timestep_bin + end) // BINS - end) for end in (0, 1))
 
 
+def outcome_table(outcomes: RunOutcomes) -> list[list[str]]:
+    """The outcomes of each evaluated step as text, a row for each, after a header; [] if there are none."""
+    return _table(outcomes, _memorised(outcomes), None)
+
+
 def _table(outcomes: RunOutcomes, of_memory: dict[int, Memorised], best: BestStep | None) -> list[list[str]]:
     columns = _columns(outcomes)
     forms = {"drift": ".3g", "pictures kept": ".3g", "MSE": ".5f"}

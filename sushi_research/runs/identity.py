@@ -182,11 +182,11 @@ def changed_settings(
 ) -> list[ChangedSetting]:
     """The settings in which a stored identity differs from a resolved config, sorted. Facts are not looked at.
 
-    With lora.start_from, rank, alpha and targets follow from the file; null in the config then stands for any.
+    With lora.start_from, kind, rank, alpha and targets follow from the file; null in the config then stands for any.
     """
     settings = run_identity(config, {})
     stored = {key: value for key, value in in_this_version(stored, defaults).items() if not key.startswith("facts.")}
-    of_file = [key for key in ("lora.rank", "lora.alpha", "lora.targets") if settings[key] is None]
+    of_file = [key for key in ("lora.kind", "lora.rank", "lora.alpha", "lora.targets") if settings[key] is None]
     return compare_identity(stored, settings | {key: stored.get(key) for key in of_file})
 
 

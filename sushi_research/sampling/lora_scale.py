@@ -19,20 +19,24 @@ def factor_of(model: nn.Module) -> float:
 
 @contextlib.contextmanager
 def scaled(model: nn.Module, factor: float) -> Iterator[None]:
-    """Context in which every adapter of `model` has `factor` times its scale: peft's layers, and files on it (`applying`).
+    """Context in which every adapter of `model` has `factor` times its scale: trained layers, and files on it (`applying`).
 
     The scale is alpha / rank times the set LoRA scale. A base without an adapter is not changed.
     """
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)] if factor != 1 else []
-    before, outer = [dict(layer.scaling) for layer in layers], factor_of(model)
-    for layer, scales in zip(layers, before, strict=True):
+    layers = [module for module in model.modules() if hasattr(module, "get_base_layer")] if factor != 1 else []
+    of_peft = [(layer, dict(layer.scaling)) for layer in layers if hasattr(layer, "scaling")]
+    of_others = [(layer, layer.scale) for layer in layers if not hasattr(layer, "scaling")]  # kinds/added.py
+    outer = factor_of(model)
+    for layer, scales in of_peft:
         layer.scaling.update({name: factor * scale for name, scale in scales.items()})
+    for layer, scale in of_others:
+        layer.scale = factor * scale
     _FACTORS[model] = outer * factor
     try:
         yield
     finally:
         _FACTORS[model] = outer
-        for layer, scales in zip(layers, before, strict=True):
+        for layer, scales in of_peft:
             layer.scaling.update(scales)
+        for layer, scale in of_others:
+            layer.scale = scale

@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from sushi_research.adapters import kohya_format, metadata, trained_images
+from sushi_research.adapters import kohya_format, lora, metadata, trained_images
+from sushi_research.adapters.formats.writing import has_one_scale
 from sushi_research.caches.inputs import Inputs
 from sushi_research.caches.keys import entry_key
 from sushi_research.runs.job import Job
@@ -30,7 +31,7 @@ class AdapterWriter:
     plan: Plan
     run_state: RunState
     state: TrainState
-    unet: torch.nn.Module
+    components: Mapping[str, torch.nn.Module]
 
     def write(self, path: Path, step: int, chosen: Mapping[str, str] | None = None) -> None:
         """Writes the master weights of `step` to `path`, reads the file back as diffusers does, and raises if it differs from them.
@@ -50,12 +51,12 @@ class AdapterWriter:
             entries |= chosen or {}
             entries |= thumbnail.newest(job, step)
         file = self._file()
-        kohya_format.save_adapter(path, self.unet, **file, metadata=entries or None)
-        kohya_format.verify_saved(path, self.unet, **file)
+        kohya_format.save_adapter(path, self.components, **file, metadata=entries or None)
+        kohya_format.verify_saved(path, self.components, **file)
 
     def has_written(self, path: Path) -> bool:
         """Whether the file at `path` is whole and holds the master weights as they are."""
-        return kohya_format.holds(path, self.unet, **self._file())
+        return kohya_format.holds(path, self.components, **self._file())
 
     def _file(self) -> dict[str, Any]:
         """What a file is made of, besides its metadata."""
@@ -79,7 +80,7 @@ class AdapterWriter:
             trained=(job.started, time.time()),
             samples=self.inputs.data.learned.used,
             started_from=start.chain if start else (),
-            is_uniform=start is None or start.is_uniform,
+            is_uniform=has_one_scale(lora.trained_entries(self.components)["unet"]),
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -50,6 +50,9 @@ class MasterWeights:
         for parameter, view in zip(self._working, self._views(self._copy), strict=True):
             parameter.data = view
             parameter.grad = None
+        self._frozen: frozenset[int] = frozenset()
+        # What `accumulate` adds: tensors that follow each other, by number, and their range of the gradients.
+        self._trained = [(range(len(self._names)), self._gradient)]
 
     def parameters(self) -> list[nn.Parameter]:
         """The master weights as one parameter per tensor, in the order of the groups: for optimizers that are not elementwise."""
@@ -74,13 +77,51 @@ class MasterWeights:
     def accumulate(self) -> None:
         """Adds the working copy's gradients to those of the master weights in fp32, and clears them."""
         self.require_in_place()
-        gradients = []
-        for name, parameter in zip(self._names, self._working, strict=True):
-            assert parameter.grad is not None, f"{name} got no gradient"
-            gradients.append(parameter.grad.reshape(-1))
-            parameter.grad = None
-        # torch computes the sum of fp32 and a lower dtype in fp32; the conversion to fp32 is exact.
-        self._gradient += torch.cat(gradients)
+        for numbers, total in self._trained:
+            gradients = []
+            for number in numbers:
+                parameter = self._working[number]
+                assert parameter.grad is not None, f"{self._names[number]} got no gradient"
+                gradients.append(parameter.grad.reshape(-1))
+                parameter.grad = None
+            # torch computes the sum of fp32 and a lower dtype in fp32; the conversion to fp32 is exact.
+            total += torch.cat(gradients)
+
+    def freeze(self, groups: Collection[int]) -> bool:
+        """Ends the training of these groups, by number. True if one of them was trained until now.
+
+        Their working copy gets no gradients any more, so a recording of a step has to be dropped. Their values stay as they are if
+        the optimizer's step is in a block of `frozen_kept()`.
+        """
+        if self._frozen == frozenset(groups):
+            return False
+        assert self._frozen < frozenset(groups), "a group that was frozen is not trained again"
+        self._frozen = frozenset(groups)
+        self._trained, first = [], 0
+        for number, (names, total) in enumerate(zip(self._groups, self._ranges(self._gradient), strict=True)):
+            numbers = range(first, first + len(names))
+            first = numbers.stop
+            if number not in self._frozen:
+                self._trained.append((numbers, total))
+                continue
+            for place in numbers:
+                self._working[place].requires_grad_(False)
+                self._working[place].grad = None
+        return True
+
+    @contextlib.contextmanager
+    def frozen_kept(self) -> Iterator[None]:
+        """A block in which the optimizer steps. Frozen groups have their values back at its end, bit for bit.
+
+        A learning rate of zero is not enough: Prodigy and optimizers that average the weights move a group with that rate too.
+        """
+        kept = [(self._flat[number], self._flat[number].detach().clone()) for number in sorted(self._frozen)]
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for flat, values in kept:
+                    flat.copy_(values)
 
     def discard(self) -> None:
         """Clears the working copy's gradients, of a backward pass that was not completed."""

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from accelerate.utils import broadcast_object_list
 
+from sushi_research.adapters.settings import settings_of
 from sushi_research.caches.caches import open_remembered
 from sushi_research.config import TrainingConfig
 from sushi_research.config.learning import MOST_PARTS
@@ -207,8 +208,8 @@ def _nothing_fits(job: Job, base: loading.Base, data: Data, smallest: Choice) ->
 
 
 def _costs(job: Job, base: loading.Base, data: Data) -> StepCosts:
-    lora = job.config.lora
-    shapes = adapter_shapes(loading.empty_unet(base), lora.targets, lora.rank, job.start and job.start.pairs)
+    settings = settings_of(job.config.lora, seed=0)
+    shapes = adapter_shapes(loading.empty_unet(base), settings, job.start and job.start.matches["unet"])
     encoders = encoder_bytes(job, base) if data.captions is not None and data.captions.in_step else 0
     return StepCosts(job, base, shapes, open_remembered(job.config), encoders)
 

@@ -13,6 +13,7 @@ from torch import nn
 
 from sushi_research.errors import UserError, first_line, nearest
 from sushi_research.training.master_weights import MasterWeights
+from sushi_research.training.parameter_groups import Group
 
 OPTIMIZERS = {"adamw8bit": "bitsandbytes.optim.AdamW8bit", "adamw": "torch.optim.AdamW"}
 SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial")
@@ -177,13 +178,17 @@ def make_schedule(
     return lambda step: lr * factor(step)
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> float:
-    """Sets the learning rate of every parameter group. Returns the rate of the next step, with the optimizer's own factor.
+def set_learning_rate(
+    optimizer: torch.optim.Optimizer, rate: float, groups: Sequence[Group] = (), step: int = 0
+) -> float:
+    """Sets the learning rate of every parameter group to `rate`, or to what its group of `groups` makes of it in this step.
 
-    Prodigy and D-Adaptation multiply the rate by their estimate `d` (`step_size_estimate`).
+    Returns the rate of the next step, with the optimizer's own factor, but without that of the groups. Prodigy and D-Adaptation
+    multiply the rate by their estimate `d` (`step_size_estimate`). `step` counts from 0.
     """
-    for group in optimizer.param_groups:
-        group["lr"] = rate
+    rates = [group.rate(rate, step) for group in groups] or [rate] * len(optimizer.param_groups)
+    for group, value in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = value
     estimate = step_size_estimate(optimizer)
     return rate if estimate is None else rate * estimate
 

@@ -8,29 +8,26 @@ from __future__ import annotations
 
 import contextlib
 import io
-import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
-from torch import nn
 
 from sushi_research.config.learning import OptimizerSection
 from sushi_research.errors import UserError, first_line
-from sushi_research.runs.checkpoint import assert_plain
-from sushi_research.training import optim, optimizer_state
-from sushi_research.training.master_weights import MasterWeights
+from sushi_research.training import optim
+from sushi_research.training.optimizer_trial import Trial, Tried, among, distinct
+from sushi_research.training.parameter_groups import Group
 
 # As many steps as needed to notice a counter of every fifth or sixth step (Lookahead, Ranger) that is not in the state.
 STEPS = 6
 # Some collect gradients for ten steps before they change a weight (AdaShift).
 PATIENCE = 24
 SAVED = 3
-# 32 MiB per copy of the tensors, of which there are about ten.
-MOST_NUMBERS = 2**23
-# bitsandbytes keeps the state of a parameter with fewer numbers in fp32 instead of 8 bits, which is another kernel.
-LEAST_NUMBERS = 4096
+# Groups with an end step are frozen in the last two steps.
+LAST = STEPS - 2
 
 
 def require_usable(
@@ -38,53 +35,71 @@ def require_usable(
     shapes: Mapping[str, Sequence[int]],
     rates: Sequence[float],
     device: torch.device,
+    groups: Sequence[Group] = (),
 ) -> None:
     """Takes six steps with the optimizer, and takes the last three again from the saved state.
 
-    `shapes` are those of the adapter's tensors by name; `rates` are the learning rates of the steps. The tensors start as an
-    adapter does, and get random gradients of norm 1. The process-wide random generators are left as they were.
+    `shapes` are those of the adapter's tensors by name; `rates` are the learning rates of the steps; no `groups` means one of all
+    tensors. The tensors start as an adapter does, and get random gradients of norm 1. The process-wide random generators are left
+    as they were.
 
     Raises UserError for an optimizer that fails, replaces its tensors, makes weights that are not finite, has a state that a
-    checkpoint cannot hold, takes other steps after a resume, or does not follow the learning rate of a schedule.
+    checkpoint cannot hold, takes other steps after a resume, or does not follow the learning rate of a schedule or of a group.
     """
     assert len(rates) == STEPS
-    shapes, devices = _distinct(shapes), [device] if device.type == "cuda" else []
+    together = Group(tuple(shapes), 1.0, "unet", "unet")
+    tensors = distinct(shapes, groups)
+    devices = [device] if device.type == "cuda" else []
+    # Some classes print their settings, which the real optimizer does once more.
+    with _own_generators(devices), contextlib.redirect_stdout(io.StringIO()):
+        if len(groups) <= 1:
+            _try(Tried(section, tensors, among([together], tensors, LAST), device), rates)
+            return
+        try:
+            _try(Tried(section, tensors, among(groups, tensors, LAST), device), rates)
+        except UserError as error:
+            _try(Tried(section, tensors, among([together], tensors, LAST), device), rates)  # its own faults come first
+            labels = " and ".join(group.label for group in groups)
+            raise UserError(
+                f"the optimizer {section.name} cannot train {labels} as parameter groups of their own "
+                f"({first_line(error.__cause__ or error)}), but all tensors in one: choose another optimizer.name, or give all the "
+                "same learning rate to the end of the run."
+            ) from error
+
+
+def _try(tried: Tried, rates: Sequence[float]) -> None:
     try:
-        # Some classes print their settings, which the real optimizer does once more.
-        with _own_generators(devices), contextlib.redirect_stdout(io.StringIO()):
-            _check(section, shapes, rates, device)
+        _check(tried, rates)
     except (UserError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # each library raises its own
         raise UserError(
-            f"the optimizer {section.name} fails on tensors of the adapter's shapes ({first_line(error)}): choose another "
+            f"the optimizer {tried.section.name} fails on tensors of the adapter's shapes ({first_line(error)}): choose another "
             "optimizer.name, or set the optimizer.kwargs that it needs."
         ) from error
 
 
-def _check(
-    section: OptimizerSection, shapes: Mapping[str, Sequence[int]], rates: Sequence[float], device: torch.device
-) -> None:
-    name = section.name
+def _check(tried: Tried, rates: Sequence[float]) -> None:
+    name = tried.section.name
     _seed_generators(0)
-    whole = _Trial(section, shapes, device)
+    whole = Trial(tried)
     whole.steps(rates, range(SAVED))
     saved, before = whole.save(), whole.values()
     whole.steps(rates, range(SAVED, STEPS))
     expected = whole.values()
     if not expected.isfinite().all():
         raise UserError(
-            f"the optimizer {name} makes weights that are not finite within {STEPS} steps at optimizer.lr {section.lr:g}: lower "
-            "it, or choose another optimizer.name or other optimizer.kwargs."
+            f"the optimizer {name} makes weights that are not finite within {STEPS} steps at optimizer.lr "
+            f"{tried.section.lr:g}: lower it, or choose another optimizer.name or other optimizer.kwargs."
         )
 
     _seed_generators(1)  # in a resumed run their state is another one
-    resumed = _Trial(section, shapes, device)
+    resumed = Trial(tried)
     resumed.restore(saved)
     with optim.averaged_weights(resumed.optimizer, resumed.master_weights):
         pass
     resumed.steps(rates, range(SAVED, STEPS))
-    if not torch.equal(resumed.values(), expected) and _repeats(section, shapes, rates, device, expected):
+    if not torch.equal(resumed.values(), expected) and _repeats(tried, rates, expected):
         evaluated = " and eval() and train() were called" if optim.averages_weights(whole.optimizer) else ""
         raise UserError(
             f"the optimizer {name} takes other steps after its state was saved and loaded{evaluated}, so a run could not be "
@@ -99,112 +114,44 @@ def _check(
             "step by the weight's norm (LAMB, LARS), so nothing would be learned: choose another optimizer.name."
         )
 
-    if len(set(rates)) == 1 or torch.equal(before, expected):
+    if torch.equal(before, expected):
         return
-    slower = _Trial(section, shapes, device)
-    slower.restore(saved)
-    slower.steps([rate / 2 for rate in rates], range(SAVED, STEPS))
-    if torch.equal(slower.values(), expected):
-        raise UserError(
-            f"the optimizer {name} takes the same steps at half the learning rate, so the schedule has no effect: set "
-            "schedule.name constant and schedule.warmup 0, or choose another optimizer.name."
-        )
-
-
-class _Trial:
-    """An optimizer with tensors of the adapter's shapes."""
-
-    def __init__(self, section: OptimizerSection, shapes: Mapping[str, Sequence[int]], device: torch.device) -> None:
-        generator = torch.Generator().manual_seed(0)
-        self._working = {}
-        for name, shape in shapes.items():
-            down = torch.randn(tuple(shape), generator=generator) / math.sqrt(math.prod(shape[1:]))
-            self._working[name] = nn.Parameter((down if _is_down(name) else torch.zeros(tuple(shape))).to(device))
-        self._name = section.name
-        master_weights = MasterWeights(self._working, torch.float32)
-        optimizer = optim.build_optimizer(section.name, master_weights, section.lr, section.kwargs)
-        held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-        is_flat = optim.is_elementwise(section.name, section.kwargs)
-        trained = master_weights.flat_parameters() if is_flat else master_weights.parameters()
-        if held != {id(parameter) for parameter in trained}:
+    if len(set(rates)) > 1:
+        slower = Trial(tried)
+        slower.restore(saved)
+        slower.steps([rate / 2 for rate in rates], range(SAVED, STEPS))
+        if torch.equal(slower.values(), expected):
             raise UserError(
-                f"the optimizer {section.name} does not hold all tensors of the adapter: choose another one."
+                f"the optimizer {name} takes the same steps at half the learning rate, so the schedule has no effect: set "
+                "schedule.name constant and schedule.warmup 0, or choose another optimizer.name."
             )
-        self.master_weights, self.optimizer = master_weights, optimizer
-
-    def restore(self, saved: bytes) -> None:
-        """Restores what `save` returned, as a checkpoint is loaded. An optimizer may go on in the tensors that it is given."""
-        state = torch.load(io.BytesIO(saved), map_location="cpu", weights_only=True)
-        self.master_weights.load(state["adapter"])
-        optimizer_state.load_named_state(self.optimizer, self.master_weights, state["optimizer"])
-
-    def save(self) -> bytes:
-        """The state as a checkpoint stores it."""
-        state = {
-            "adapter": self.master_weights.named_state(),
-            "optimizer": optimizer_state.named_state(self.optimizer, self.master_weights),
-        }
-        try:
-            assert_plain(state["optimizer"], "its state")
-        except AssertionError as error:
-            raise UserError(
-                f"the optimizer {self._name} keeps what a checkpoint cannot hold ({first_line(error)}): choose another "
-                "optimizer.name."
-            ) from error
-        file = io.BytesIO()
-        torch.save(state, file)
-        return file.getvalue()
-
-    def steps(self, rates: Sequence[float], steps: range) -> None:
-        """Takes the steps of these numbers, from 0, as the training loop does."""
-        master_weights, optimizer = self.master_weights, self.optimizer
-        for step in steps:
-            for parameter, gradient in zip(self._working.values(), self._gradients(step), strict=True):
-                parameter.grad = gradient.to(parameter.device)
-            master_weights.accumulate()
-            optim.set_learning_rate(optimizer, rates[step])
-            optimizer.step()
-            if not master_weights.are_views():
-                raise UserError(
-                    f"the optimizer {self._name} replaces the tensors or gradients that it is given instead of changing them, "
-                    "which is not supported: choose another optimizer.name."
-                )
-            if any(map(master_weights.holds_gradient, _tensors(list(optimizer.state.values())))):
-                raise UserError(
-                    f"the optimizer {self._name} keeps a gradient without copying it, and gradients are set to zero after each "
-                    "step: choose another optimizer.name."
-                )
-            master_weights.refresh()
-            master_weights.zero_grad()
-
-    def learns(self) -> bool:
-        """Whether a second matrix has left zero. Until then the adapter does nothing."""
-        return any(tensor.any() for name, tensor in self.master_weights.named_state().items() if not _is_down(name))
-
-    def values(self) -> torch.Tensor:
-        """The weights, as one vector."""
-        return torch.cat([tensor.reshape(-1) for tensor in self.master_weights.named_state().values()])
-
-    def _gradients(self, step: int) -> list[torch.Tensor]:
-        """Random gradients of norm 1 over all tensors. That of A is zero in the first step, because B is."""
-        generator = torch.Generator().manual_seed(step)
-        gradients = [torch.randn(parameter.shape, generator=generator) for parameter in self._working.values()]
-        if step == 0:
-            gradients = [g * (not _is_down(name)) for name, g in zip(self._working, gradients, strict=True)]
-        norm = math.sqrt(sum(float(gradient.square().sum()) for gradient in gradients))
-        return [gradient / norm for gradient in gradients]
+    _require_own_rates(tried, rates, saved)
 
 
-def _repeats(
-    section: OptimizerSection,
-    shapes: Mapping[str, Sequence[int]],
-    rates: Sequence[float],
-    device: torch.device,
-    expected: torch.Tensor,
-) -> bool:
+def _require_own_rates(tried: Tried, rates: Sequence[float], saved: bytes) -> None:
+    """ValueError if a group takes the same steps at half its learning rate while the others keep theirs."""
+    groups = [replace(group, until=None) for group in tried.groups]
+    factors = [group.lr_factor for group in groups]
+
+    def values(factors: Sequence[float]) -> list[torch.Tensor]:
+        changed = [replace(group, lr_factor=factor) for group, factor in zip(groups, factors, strict=True)]
+        trial = Trial(replace(tried, groups=changed))
+        trial.restore(saved)
+        trial.steps(rates, range(SAVED, STEPS))
+        return trial.values_by_group()
+
+    others = [number for number, factor in enumerate(factors) if factor != factors[0]]
+    expected = values(factors) if others else []
+    for number in others:
+        slower = [factor / 2 if place == number else factor for place, factor in enumerate(factors)]
+        if factors[number] and torch.equal(values(slower)[number], expected[number]):
+            raise ValueError(f"it does not follow the learning rate of {groups[number].label}")
+
+
+def _repeats(tried: Tried, rates: Sequence[float], expected: torch.Tensor) -> bool:
     """Whether the same steps give the same bits again. On a GPU, without train.deterministic, they may not."""
     _seed_generators(0)
-    again = _Trial(section, shapes, device)
+    again = Trial(tried)
     again.steps(rates, range(STEPS))
     return torch.equal(again.values(), expected)
 
@@ -225,32 +172,3 @@ def _seed_generators(seed: int) -> None:
     torch.manual_seed(seed)
     np.random.seed(seed)
     random.seed(seed)
-
-
-def _distinct(shapes: Mapping[str, Sequence[int]]) -> dict[str, Sequence[int]]:
-    """One tensor of each shape: layers repeat, and an optimizer treats equal shapes equally. The smallest, if all are too many.
-
-    More of a shape if together they have fewer than `LEAST_NUMBERS` numbers, because an elementwise optimizer gets them as one.
-    """
-    by_shape = {(_is_down(name), tuple(shape)): name for name, shape in reversed(shapes.items())}
-    found, numbers = {}, 0
-    for (_, shape), name in sorted(by_shape.items(), key=lambda item: math.prod(item[0][1])):
-        numbers += math.prod(shape)
-        if len(found) >= 2 and numbers > MOST_NUMBERS:
-            break
-        found[name] = shape
-    for name, shape in shapes.items():
-        if name not in found and sum(map(math.prod, found.values())) < LEAST_NUMBERS:
-            found[name] = shape
-    return found
-
-
-def _is_down(name: str) -> bool:
-    return ".lora_A." in name
-
-
-def _tensors(nest: object) -> list[torch.Tensor]:
-    if isinstance(nest, torch.Tensor):
-        return [nest]
-    items = nest.values() if isinstance(nest, dict) else nest if isinstance(nest, list | tuple) else ()
-    return [tensor for item in items for tensor in _tensors(item)]

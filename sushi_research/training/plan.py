@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from sushi_research.adapters import tensor_names
+from sushi_research.adapters.settings import settings_of
 from sushi_research.caches.inputs import Inputs
 from sushi_research.data import dataset, findings
 from sushi_research.data.scan import Problem
@@ -21,7 +23,7 @@ from sushi_research.precision import DtypePolicy, dtype_policy
 from sushi_research.runs.job import Job
 from sushi_research.runs.measured import Measured
 from sushi_research.sampling import prompts as sample_prompts
-from sushi_research.training import starting_point
+from sushi_research.training import hub_upload, starting_point
 from sushi_research.training.caption_plan import CaptionPlan, caption_plan
 from sushi_research.training.cost_plan import CostPlan, cost_plan, may_trace
 from sushi_research.training.disk_plan import (
@@ -35,6 +37,7 @@ from sushi_research.training.disk_plan import (
 )
 from sushi_research.training.evaluation_plan import EvaluationPlan, plan_evaluation
 from sushi_research.training.length import Due, due_of, steps_of, warmup_steps
+from sushi_research.training.parameter_groups import Rates, groups_of
 from sushi_research.training.plan_parts import (
     BaseWeights,
     CachePlan,
@@ -89,6 +92,7 @@ class Plan:
     due: Due
     adapter_modules: int
     trainable_parameters: int
+    rates: Rates
     dtypes: DtypePolicy
     image_cache: CachePlan
     caption_cache: CachePlan
@@ -157,6 +161,7 @@ class Plan:
             "samples_per_image": self.samples_per_image,
             "trainable_parameters": self.trainable_parameters,
             "adapter_modules": self.adapter_modules,
+            "rates": self.rates.to_json(),
             "dtypes": self.dtypes.describe(),
             "cache": {
                 "images": asdict(self.image_cache),
@@ -193,6 +198,7 @@ class Plan:
             f"length       {self.steps} optimizer steps = {self.samples} samples = {self.epochs} epochs; "
             f"each image {self.samples_per_image} times{' on average' if self.repeats or len(self.sets) > 1 else ''}{warmup}",
             f"adapter      {self.adapter_modules} modules, {self.trainable_parameters:,} trainable parameters",
+            *self.rates.describe(),
             *self.cost.describe(),
             f"cache        {self.image_cache.describe('image entries', ' to encode')}, {self.caption_cache.describe('captions')}"
             + (f", {self.mask_cache.describe('masks')}" if self.mask_cache.needed else ""),
@@ -226,7 +232,7 @@ def make_plan(job: Job, inputs: Inputs) -> Plan:
     steps = steps_of(config.train.steps, config.train.epochs, len(items), global_batch_size)
     unet = loading.empty_unet(base)
     base_weights = base_weights_of(job, unet)
-    shapes = adapter_shapes(unet, config.lora.targets, config.lora.rank, job.start and job.start.pairs)
+    shapes = adapter_shapes(unet, settings_of(config.lora, seed=0), job.start and job.start.matches["unet"])
     warmup = warmup_steps(config.schedule.warmup, steps, len(items), global_batch_size)
     due = due_of(config, steps, len(items), global_batch_size)
     require_trainable(job, unet, steps, warmup, shapes)
@@ -269,8 +275,9 @@ def make_plan(job: Job, inputs: Inputs) -> Plan:
         steps=steps,
         warmup=warmup,
         due=due,
-        adapter_modules=len(shapes) // 2,
+        adapter_modules=len({tensor_names.parse(name)[:2] for name in shapes}),
         trainable_parameters=parameters,
+        rates=Rates(config.optimizer.lr, tuple(groups_of(shapes, config))),
         dtypes=dtype_policy(
             job.precision,
             optimizer=config.optimizer.name,
@@ -303,6 +310,8 @@ def make_plan(job: Job, inputs: Inputs) -> Plan:
     job.say(*plan.describe().split("\n"))
     if command := config.checkpoint.command:  # not a part of the plan, whose file is in the run folder
         job.say(f"command      after each checkpoint: {command}")
+    if repository := config.run.push_to_hub:
+        job.say(f"upload       {hub_upload.describe(repository)}")
     if job.dry_run and job.is_main:
         with job.dry_run.optional():
             dataset.write_report(data.scan, job.dry_run.data_report, data.evaluation_scan, data.prior_scan)

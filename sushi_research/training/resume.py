@@ -26,7 +26,7 @@ from sushi_research.runs.metrics_file import MetricsFile
 from sushi_research.runs.run_folder import RunFolder
 from sushi_research.sampling import sample_grids
 from sushi_research.terminal import say
-from sushi_research.training import best_files, evaluation_records, run_outputs, step_files
+from sushi_research.training import best_files, evaluation_records, hub_upload, run_outputs, step_files
 from sushi_research.training.identity_facts import hashes_of, measured_sets_of, provenance_of
 from sushi_research.training.plan import Plan
 
@@ -53,6 +53,8 @@ def start_or_resume(job: Job, inputs: Inputs, plan: Plan) -> RunState:
     Then writes config.yaml, plan.json, data_report.json, validation_set.json and provenance.json, and drops metrics, results
     and samples from after the checkpoint, and results of sets that it is no longer measured on. Warns about that, and about changes
     in code, libraries and machine since the launch that saved it.
+
+    The adapter of a finished run is uploaded if run.push_to_hub says so.
 
     Raises UserError, without changing any file, if the run folder holds a run with another identity.
     """
@@ -122,6 +124,8 @@ def start_or_resume(job: Job, inputs: Inputs, plan: Plan) -> RunState:
         with job.main_process_writes():
             if job.is_main:
                 _describe_run(job, state, inputs, plan)
+    elif job.is_main:
+        hub_upload.push_finished(job)
     return state
 
 

@@ -32,7 +32,7 @@ from sushi_research.runs.dry_run import DryRun
 from sushi_research.runs.job import Job, agree
 from sushi_research.runs.metrics_file import MetricsFile
 from sushi_research.terminal import say
-from sushi_research.training import best_files, page_output, run_end, starting_point
+from sushi_research.training import best_files, hub_upload, page_output, run_end, starting_point
 from sushi_research.training.kept import what_is_kept
 from sushi_research.training.measured_rate import note_rate
 from sushi_research.training.plan import Plan
@@ -219,6 +219,7 @@ def finish(job: Job, state: TrainState, metrics_file: MetricsFile, step: int) ->
     # Everything that scripts/compare_runs.py reads, so that it can compare runs from several machines.
     tracking.log_artifact(accelerator, "record", run.record_files(), root=run.path)
     run_end.tell(job, state, job.timings.seconds(), step)
+    hub_upload.push_finished(job)
 
 
 def stopped(job: Job, plan: Plan, step: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,8 +12,9 @@ from sushi_research.errors import UserError, first_line
 from sushi_research.runs.checkpoint import Checkpoint, save_checkpoint
 from sushi_research.runs.job import Job
 from sushi_research.runs.metrics_file import MetricsFile
-from sushi_research.training import optim, optimizer_state
+from sushi_research.training import optim, optimizer_state, parameter_groups
 from sushi_research.training.master_weights import MasterWeights
+from sushi_research.training.parameter_groups import Group
 from sushi_research.training.plan import Plan
 from sushi_research.training.resume import RunState
 
@@ -26,13 +28,20 @@ SMALLEST_SCALE = 1.0
 class TrainState:
     """Everything that the next step depends on, apart from the config and the step number.
 
-    `skipped_steps` counts the steps that the loss scaler has skipped in the whole run; no step depends on it.
+    `groups` are the parameter groups of the optimizer. `skipped_steps` counts the steps that the loss scaler has skipped in the
+    whole run; no step depends on it.
     """
 
     master_weights: MasterWeights
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
+    groups: Sequence[Group] = ()
     skipped_steps: int = 0
+
+    def freeze_ended(self, step: int) -> bool:
+        """Freezes the groups that are not trained in the step of this number, from 0. True if one was trained until now: a
+        recording of the step has to be dropped then."""
+        return self.master_weights.freeze([n for n, group in enumerate(self.groups) if group.has_ended(step)])
 
     def step_optimizer(self, step: int, steps: int) -> None:
         """One step of the optimizer, the `step`-th of `steps`. In fp16 it is skipped if gradients overflowed (`make_scaler`).
@@ -41,7 +50,8 @@ class TrainState:
         steps of the run were skipped, so that nothing was learned. Both follow from what a checkpoint holds.
         """
         scale = self.scaler.get_scale()
-        self.scaler.step(self.optimizer)
+        with self.master_weights.frozen_kept():
+            self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.scaler.get_scale() >= scale:
             return
@@ -60,10 +70,16 @@ class TrainState:
             )
 
     def metrics(self) -> dict[str, float]:
-        """Metrics to log after a step: `skipped_steps` so far in fp16, and `d` of optimizers that estimate a step size."""
+        """Metrics to log after a step: `skipped_steps` so far in fp16, `d` of optimizers that estimate a step size, and the
+        learning rate of each parameter group if they are not all the same."""
         found: dict[str, float] = {"skipped_steps": self.skipped_steps} if self.scaler.is_enabled() else {}
         estimate = optim.step_size_estimate(self.optimizer)
-        return found if estimate is None else found | {"d": estimate}
+        if estimate is not None:
+            found["d"] = estimate
+        if parameter_groups.differ(self.groups):
+            rates = [group["lr"] * (1 if estimate is None else estimate) for group in self.optimizer.param_groups]
+            found |= {f"lr/{group.label}": rate for group, rate in zip(self.groups, rates, strict=True)}
+        return found
 
     def averaged_weights(self) -> contextlib.AbstractContextManager[None]:
         """A block in which the weights are those to evaluate, sample and export (`optim.averaged_weights`)."""

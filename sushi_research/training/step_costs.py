@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from sushi_research.adapters import lora
+from sushi_research.adapters.settings import AdapterSettings, settings_of
 from sushi_research.caches.keys import entry_key
 from sushi_research.config.learning import OptimizerSection
 from sushi_research.config.sets import sets_of
@@ -128,25 +129,17 @@ class StepCosts:
     def _cost(self, checkpointing: str) -> tuple[Cost, Cost]:
         """Those of a micro-batch, and of a prediction without gradients."""
         if checkpointing not in self._costs:
-            job, lora_section = self._job, self._job.config.lora
+            job = self._job
+            settings = settings_of(job.config.lora, seed=0)
             to_base = any(each.target == "base" for each in sets_of(job.config))
             shapes = {name: list(shape) for name, shape in self._shapes.items()}
             text_shapes = job.model.text_shapes(self._base)
 
             def make() -> Mapping[str, np.ndarray]:
                 unet = loading.empty_unet(self._base)
-                lora.attach(
-                    unet,
-                    targets=lora_section.targets,
-                    rank=lora_section.rank,
-                    alpha=lora_section.alpha,
-                    dropout=lora_section.dropout,
-                    init="default",
-                    seed=0,
-                    start=job.start and job.start.pairs,
-                )
+                lora.attach(unet, settings, start=job.start and job.start.matches["unet"])
                 unet.train()
-                enable(unet, checkpointing, dropout=lora_section.dropout)
+                enable(unet, checkpointing, draws=settings.drops)
                 step = micro_batch_cost(unet, job.model, text_shapes, dtype=self._dtype, to_base=to_base)
                 prediction = prediction_cost(unet, job.model, text_shapes, dtype=self._dtype)
                 return _arrays_of({"step": step, "prediction": prediction})
@@ -155,7 +148,12 @@ class StepCosts:
                 "step-cost",
                 make,
                 adapter=shapes,
-                dropout=lora_section.dropout > 0,
+                dropout=settings.dropout > 0,
+                **(
+                    {"parts": [settings.rank_dropout > 0, settings.module_dropout > 0]}
+                    if _drops_parts(settings)
+                    else {}
+                ),
                 dtype=str(self._dtype),
                 checkpointing=checkpointing,
                 to_base=to_base,
@@ -213,6 +211,10 @@ def state_bytes(section: OptimizerSection) -> float:
         optimizer.step()
     tensors = [value for value in optimizer.state[parameter].values() if isinstance(value, torch.Tensor)]
     return sum(tensor.nbytes for tensor in tensors) / parameter.numel()
+
+
+def _drops_parts(settings: AdapterSettings) -> bool:
+    return bool(settings.rank_dropout or settings.module_dropout)
 
 
 def _arrays_of(costs: Mapping[str, Cost]) -> dict[str, np.ndarray]:

@@ -6,12 +6,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sushi_research.adapters import lora
-from sushi_research.adapters.entries import LowRank
+from sushi_research.adapters.entries import Entry
+from sushi_research.adapters.settings import AdapterSettings, is_large_kernel, require_effect
+from sushi_research.adapters.targets import resolve_targets, target_layers
 from sushi_research.errors import UserError
 from sushi_research.models import attention, loading, storage
 from sushi_research.runs import tracking
 from sushi_research.runs.job import Job
 from sushi_research.training import optim, optimizer_check
+from sushi_research.training.parameter_groups import groups_of
 
 
 def require_attention(job: Job, unet: Any) -> None:
@@ -50,15 +53,17 @@ def require_trainable(job: Job, unet: Any, steps: int, warmup: int, shapes: Mapp
         power=schedule.power,
     )
     spread = [rate(step * steps // optimizer_check.STEPS) for step in range(optimizer_check.STEPS)]
-    optimizer_check.require_usable(config.optimizer, shapes, spread, job.device)
+    optimizer_check.require_usable(config.optimizer, shapes, spread, job.device, groups_of(shapes, config))
 
 
 def adapter_shapes(
-    unet: Any, targets: str | Sequence[str], rank: int, start: Mapping[str, LowRank] | None = None
+    unet: Any, settings: AdapterSettings, start: Mapping[str, Entry] | None = None
 ) -> dict[str, tuple[int, ...]]:
-    """The shapes of an adapter's tensors by name, two per module. `unet` is the base's without weights; it gets the adapter.
+    """The shapes of an adapter's tensors by name. `unet` is the base's without weights; it gets the adapter.
 
-    `start` are the pairs of lora.start_from.
+    `start` are the entries of lora.start_from. UserError for settings that no module of the targets has a use for.
     """
-    lora.attach(unet, targets=targets, rank=rank, alpha=rank, dropout=0.0, init="default", seed=0, start=start)
-    return {name: tuple(parameter.shape) for name, parameter in lora.adapter_parameters(unet).items()}
+    layers = target_layers(unet, resolve_targets(settings.targets))
+    require_effect(settings, layers, sum(map(is_large_kernel, layers.values())))
+    lora.attach(unet, settings, start=start)
+    return {name: tuple(parameter.shape) for name, parameter in lora.adapter_parameters({"unet": unet}).items()}

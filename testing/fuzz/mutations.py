@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from random import Random
 from typing import Any
 
+from testing.fuzz import tensor_files
+
 MAGIC = [
     *(struct.pack("<q", value) for value in (0, 1, -1, 2**31 - 1, 2**31, 2**62, -(2**63))),
     *(struct.pack(">i", value) for value in (0, 1, -1, 2**31 - 1, -(2**31), 65536)),
@@ -100,6 +102,8 @@ def mutate(seed: bytes, others: Sequence[bytes], random: Random) -> bytes:
     data = seed
     for _ in range(random.choice((1, 1, 1, 2, 3, 4))):
         kinds = _BYTES if b"\0" in seed[:4096] or random.random() < 0.2 else _TEXT
+        if data[8:9] == b"{" and random.random() < 0.7:  # a safetensors file
+            kinds = [tensor_files.change]
         data = random.choice(kinds)(data, others, random)
     if data.startswith(b"\x89PNG") and random.random() < 0.5:
         data = _with_checksums(data)

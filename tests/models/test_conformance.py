@@ -16,6 +16,7 @@ from script_runs import load_script
 
 from sushi_research import models
 from sushi_research.adapters import kohya_format, lora, metadata
+from sushi_research.adapters.settings import AdapterSettings
 from sushi_research.caches import encoding
 from sushi_research.config import TrainingConfig
 from sushi_research.models import formats, loading
@@ -151,11 +152,11 @@ def test_encoding_an_image_equals_diffusers(model, base):
 
 def test_an_adapter_file_loads_in_diffusers_as_it_was_trained(name, base, tmp_path):
     unet = loading.load_unet(base, torch.float32, CPU)
-    lora.attach(unet, targets="kohya_conv", rank=2, alpha=1.0, dropout=0.0, init="default", seed=0)
-    state = {key: torch.randn_like(value) for key, value in lora.adapter_parameters(unet).items()}
+    lora.attach(unet, AdapterSettings(targets="kohya_conv", rank=2, alpha=1.0, dropout=0.0, init="default", seed=0))
+    state = {key: torch.randn_like(value) for key, value in lora.adapter_parameters({"unet": unet}).items()}
     facts = {"architecture": name, "state": state, "dtype": torch.float16}
-    kohya_format.save_adapter(tmp_path / "adapter.safetensors", unet, **facts, metadata={})
-    kohya_format.verify_saved(tmp_path / "adapter.safetensors", unet, **facts)
+    kohya_format.save_adapter(tmp_path / "adapter.safetensors", {"unet": unet}, **facts, metadata={})
+    kohya_format.verify_saved(tmp_path / "adapter.safetensors", {"unet": unet}, **facts)
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])

@@ -12,6 +12,7 @@ import torch
 from single_files import PREFIXES, place_of
 
 from sushi_research.adapters import kohya_format, lora
+from sushi_research.adapters.settings import AdapterSettings
 from sushi_research.errors import UserError
 from sushi_research.models import ARCHITECTURES, detect, labels, loading
 from sushi_research.models import header as headers
@@ -405,10 +406,10 @@ def test_what_is_no_model_is_refused_by_its_name(name, cases, written):
 def test_our_own_adapter_file_is_no_base(architecture, tmp_path):
     with torch.device("meta"):
         unet = model_class("unet").from_config(NARROW_UNETS[architecture])
-    lora.attach(unet, targets="kohya_conv", rank=2, alpha=2.0, dropout=0.0, init="default", seed=0)
-    state = {name: torch.zeros(value.shape) for name, value in lora.adapter_parameters(unet).items()}
+    lora.attach(unet, AdapterSettings(targets="kohya_conv", rank=2, alpha=2.0, dropout=0.0, init="default", seed=0))
+    state = {name: torch.zeros(value.shape) for name, value in lora.adapter_parameters({"unet": unet}).items()}
     facts = {"architecture": architecture, "state": state, "dtype": torch.float16, "metadata": {"ss_v2": "False"}}
-    kohya_format.save_adapter(tmp_path / "model.safetensors", unet, **facts)
+    kohya_format.save_adapter(tmp_path / "model.safetensors", {"unet": unet}, **facts)
     assert refusal(tmp_path / "model.safetensors").startswith(f" is {LORA}")
 
 

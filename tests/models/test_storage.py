@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from sushi_research.adapters import lora
 from sushi_research.adapters.loading import load_adapters, load_pipeline
+from sushi_research.adapters.settings import AdapterSettings
 from sushi_research.evaluation import drift
 from sushi_research.models import loading, sd15, storage
 from sushi_research.planning import op_counts
@@ -142,9 +143,9 @@ class Step:
     def __init__(self, folder, architecture, held, targets="kohya_conv"):
         self.architecture = architecture
         self.unet = loading.load_unet(loading.resolve_base(str(folder)), torch.float32, CPU, storage=held)
-        lora.attach(self.unet, targets=targets, rank=4, alpha=4.0, dropout=0.0, init="default", seed=0)
+        lora.attach(self.unet, AdapterSettings(targets=targets, rank=4, alpha=4.0, dropout=0.0, init="default", seed=0))
         generator = torch.Generator().manual_seed(1)
-        for name, parameter in lora.adapter_parameters(self.unet).items():
+        for name, parameter in lora.adapter_parameters({"unet": self.unet}).items():
             if ".lora_B." in name:
                 parameter.data.normal_(0, 0.02, generator=generator)
         self.unet.train()
@@ -160,7 +161,7 @@ class Step:
             pooled = unet.config.projection_class_embeddings_input_dim - 6 * unet.config.addition_time_embed_dim
             given = {"added_cond_kwargs": {"text_embeds": torch.zeros(2, pooled), "time_ids": torch.zeros(2, 6)}}
         out = unet(noisy, torch.tensor([10, 700]), hidden, return_dict=False, **given)[0]
-        parameters = list(lora.adapter_parameters(unet).values())
+        parameters = list(lora.adapter_parameters({"unet": unet}).values())
         return torch.cat([each.flatten() for each in torch.autograd.grad(out.square().sum(), parameters)])
 
 

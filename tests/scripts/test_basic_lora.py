@@ -12,7 +12,8 @@ import pytest
 import torch
 from script_runs import Trainer, script
 
-from sushi_research.adapters import lora
+from sushi_research.adapters import lora, targets
+from sushi_research.adapters.kinds.initial import initial_down
 from sushi_research.diffusion import NUM_TIMESTEPS
 from sushi_research.fast import checkpointing
 from sushi_research.fast.batch import Batch
@@ -54,7 +55,7 @@ class Oracle:
         for name, tensor in self.tensors.items():
             if ".lora_A." in name:
                 path = name.partition(".lora_A.")[0]
-                tensor.data = lora.initial_down(SEED, path, tuple(tensor.shape), "default")
+                tensor.data = initial_down(SEED, path, tuple(tensor.shape), "default")
         self.losses, self.gradients = [], []
         for step in batches:
             loss = sum(self.loss(batch) * len(batch) / SAMPLES for batch in step)
@@ -153,7 +154,7 @@ def test_the_basic_script_trains_a_file_that_diffusers_loads(
     assert capsys.readouterr().out.count("loss") == 2
     name = {"sd15": "StableDiffusionPipeline", "sdxl": "StableDiffusionXLPipeline"}[architecture]
     pipeline = getattr(diffusers, name).from_pretrained(base_folder)
-    layers = lora.matching(lora.ATTENTION, lora.adaptable_paths(pipeline.unet))
+    layers = targets.matching(targets.ATTENTION, targets.adaptable_paths(pipeline.unet))
     pipeline.load_lora_weights(tmp_path / "out")
     modules = lora.adapter_modules(pipeline.unet)
     assert modules.keys() == layers

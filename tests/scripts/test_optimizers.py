@@ -44,7 +44,7 @@ def test_averaged_weights_are_sampled_and_exported_and_change_no_training(
     sampled = []
 
     def generate(job: Any, inputs: Any, unet: torch.nn.Module, step: int, *_: Any) -> None:
-        sampled.append([parameter.detach().clone() for parameter in lora.adapter_parameters(unet).values()])
+        sampled.append([parameter.detach().clone() for parameter in lora.adapter_parameters({"unet": unet}).values()])
         if step == 3 and trainer.checkpoint("pieces").step < step:
             stop()
 
@@ -77,7 +77,7 @@ def overflowing(trainer: Trainer, is_bad: Callable[[int], bool]) -> Iterator[Non
     def training_step(job: Any, unet: torch.nn.Module, batch: Any, *rest: Any) -> None:
         original(job, unet, batch, *rest)
         if is_bad(int(batch.step) + 1):
-            next(iter(lora.adapter_parameters(unet).values())).grad.fill_(float("nan"))
+            next(iter(lora.adapter_parameters({"unet": unet}).values())).grad.fill_(float("nan"))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trainer.script, "training_step", training_step)

@@ -13,6 +13,7 @@ from test_training_step import Recorder, batch_of
 
 from sushi_research import diffusion, models
 from sushi_research.adapters import lora
+from sushi_research.adapters.settings import AdapterSettings
 from sushi_research.fast import checkpointing
 from sushi_research.models import components
 from sushi_research.planning import memory
@@ -26,8 +27,8 @@ SIDE = 16  # of the latents
 
 
 def attached(unet: Any, mode: str) -> Any:
-    lora.attach(unet, targets="attention", rank=4, alpha=4.0, dropout=0.0, init="default", seed=0)
-    checkpointing.enable(unet.train(), mode, dropout=0.0)
+    lora.attach(unet, AdapterSettings(targets="attention", rank=4, alpha=4.0, dropout=0.0, init="default", seed=0))
+    checkpointing.enable(unet.train(), mode, draws=False)
     return unet
 
 
@@ -40,7 +41,7 @@ def counted(architecture: str, unet: Any, side: int) -> int:
     latents = {name: torch.ones(2, 4, side, side) for name in ("mean", "std")}
     batch = replace(batch_of(unet), **latents)
     with LiveBytes(unet.parameters()) as counter:
-        master_weights = MasterWeights(lora.adapter_parameters(unet), torch.float32)
+        master_weights = MasterWeights(lora.adapter_parameters({"unet": unet}), torch.float32)
         optimizer = optim.build_optimizer("adamw", master_weights, 1e-4, {})
         for _ in range(2):
             counter.peak = counter.live
@@ -56,7 +57,7 @@ def predicted(
     architecture: str, config: dict[str, Any], text: dict[str, tuple[int, ...]], mode: str, side: int
 ) -> float:
     unet = attached(components.build_empty("unet", config), mode)
-    numbers = lora.count_parameters(unet)
+    numbers = lora.count_parameters({"unet": unet})
     weights = 4 * (sum(parameter.numel() for parameter in unet.parameters()) - numbers)
     held = memory.Held(weights, memory.adapter_bytes(numbers, 4), numbers * memory.STATE_BYTES["adamw"]).total
     cost = micro_batch_cost(unet, models.load(architecture), text, dtype=torch.float32)

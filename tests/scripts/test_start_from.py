@@ -14,6 +14,7 @@ from test_resume import Killed, at_micro_batch, kill
 
 from sushi_research.adapters import lora
 from sushi_research.adapters.description import describe
+from sushi_research.adapters.kinds.initial import initial_down
 from sushi_research.adapters.reading import read_adapter
 from sushi_research.errors import UserError
 from sushi_research.evaluation.results import Results
@@ -43,7 +44,7 @@ def weights_at_start(trainer: Trainer, name: str, changes: dict) -> dict[str, to
     found, real = {}, trainer.script.training_step
 
     def watch(job, unet, *rest):
-        found.update({key: value.detach().clone() for key, value in lora.adapter_parameters(unet).items()})
+        found.update({key: value.detach().clone() for key, value in lora.adapter_parameters({"unet": unet}).items()})
         return real(job, unet, *rest)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -89,9 +90,7 @@ def test_a_file_of_the_initial_adapter_gives_the_run_without_a_file(first, tmp_p
     for name, tensor in first.master_weights("without").items():
         path, _, matrix = name.partition(".lora_")
         initial = (
-            lora.initial_down(5, path, tuple(tensor.shape), "default")
-            if matrix[0] == "A"
-            else torch.zeros(tensor.shape)
+            initial_down(5, path, tuple(tensor.shape), "default") if matrix[0] == "A" else torch.zeros(tensor.shape)
         )
         tensors |= {f"unet.{name}": initial, f"unet.{path}.alpha": torch.tensor(2.0)}
     save_file(tensors, tmp_path / "initial.safetensors")

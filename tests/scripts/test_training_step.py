@@ -15,6 +15,7 @@ from script_runs import CONFIGS, load_script
 
 from sushi_research import diffusion, models
 from sushi_research.adapters import lora
+from sushi_research.adapters.settings import AdapterSettings
 from sushi_research.fast import checkpointing
 from sushi_research.fast.batch import Batch
 from sushi_research.models import loading
@@ -68,10 +69,10 @@ def prepare(
     job, script = Job(config, models.load(architecture), Accelerator(cpu=True), precision), load_script(architecture)
     unet = loading.load_unet(loading.find_base(config, job.model), job.compute_dtype, job.device)
     options = {"targets": ["attn2.to_k"], "rank": 4, "alpha": 4.0, "init": "default", "seed": 0}
-    lora.attach(unet, dropout=dropout, **options)
+    lora.attach(unet, AdapterSettings(dropout=dropout, **options))
     unet.train()
-    checkpointing.enable(unet, recompute, dropout=dropout)
-    parameters = list(lora.adapter_parameters(unet).values())
+    checkpointing.enable(unet, recompute, draws=dropout > 0)
+    parameters = list(lora.adapter_parameters({"unet": unet}).values())
     for parameter in parameters:
         parameter.data = parameter.data.to(job.compute_dtype)
         if trained and not parameter.any():

@@ -7,7 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from sushi_research.adapters import lora
+from sushi_research.adapters import lora, targets
+from sushi_research.adapters.kinds import low_rank
+from sushi_research.adapters.kinds.initial import initial_down
+from sushi_research.adapters.settings import AdapterSettings
 from sushi_research.errors import UserError
 from testing.real_configs import NARROW_UNETS, UNETS
 
@@ -24,12 +27,12 @@ def unet(architecture="sd15", configs=NARROW_UNETS, device="meta"):
 
 def attached(architecture="sd15", device="meta", configs=NARROW_UNETS, **changes):
     model = unet(architecture, configs, device)
-    lora.attach(model, **(SETTINGS | changes))
+    lora.attach(model, AdapterSettings(**(SETTINGS | changes)))
     return model
 
 
 def state(model):
-    return {name: parameter.detach().clone() for name, parameter in lora.adapter_parameters(model).items()}
+    return {name: parameter.detach().clone() for name, parameter in lora.adapter_parameters({"unet": model}).items()}
 
 
 # Parameters of the UNet; for each preset the modules, and the trainable parameters per unit of rank.
@@ -58,30 +61,30 @@ COUNTS = {
 @pytest.mark.parametrize("architecture", COUNTS)
 def test_counts_at_the_real_sizes(architecture, monkeypatch):
     # The counts need no values: drawing them for the real shapes would be most of this test's time.
-    monkeypatch.setattr(lora, "initial_down", lambda seed, path, shape, init: torch.empty(shape, device="meta"))
+    monkeypatch.setattr(low_rank, "initial_down", lambda seed, path, shape, init: torch.empty(shape, device="meta"))
     model = unet(architecture, UNETS)
     parameters, presets = COUNTS[architecture]
     assert sum(parameter.numel() for parameter in model.parameters()) == parameters, (
         "the configs in the tests are the real ones"
     )
-    paths = lora.adaptable_paths(model)
+    paths = targets.adaptable_paths(model)
     assert all(path.split(".")[0] in ("down_blocks", "mid_block", "up_blocks") for path in paths)
-    lora.attach(model, **SETTINGS | {"targets": "kohya_conv", "rank": 2})
+    lora.attach(model, AdapterSettings(**SETTINGS | {"targets": "kohya_conv", "rank": 2}))
     assert list(lora.adapter_modules(model)) == paths, "kohya_conv is every layer of the blocks"
-    assert lora.count_parameters(model) == 2 * presets["kohya_conv"][1]
+    assert lora.count_parameters({"unet": model}) == 2 * presets["kohya_conv"][1]
     # The other presets are parts of it; which layers `attach` takes for a preset's endings is tested below.
     sizes = dict.fromkeys(paths, 0)
-    for name, parameter in lora.adapter_parameters(model).items():
+    for name, parameter in lora.adapter_parameters({"unet": model}).items():
         sizes[name.rsplit(".lora_", 1)[0]] += parameter.numel()
     found = {}
-    for preset, endings in lora.PRESETS.items():
+    for preset, endings in targets.PRESETS.items():
         chosen = [path for path in paths if path.endswith(tuple(f".{ending}" for ending in endings))]
         found[preset] = (len(chosen), sum(sizes[path] for path in chosen) // 2)
     assert found == presets
 
 
 def test_names_of_the_tensors_and_their_order():
-    names = list(lora.adapter_parameters(attached()))
+    names = list(lora.adapter_parameters({"unet": attached()}))
     assert len(names) == 2 * 128
     assert len(lora.adapter_modules(attached(targets="attention_ff"))) == 160
     assert len(lora.adapter_modules(attached(targets="kohya"))) == 192
@@ -100,8 +103,8 @@ def test_a_list_of_targets_is_taken_as_it_is():
 
 def test_only_the_adapter_trains_and_it_is_fp32_on_a_bf16_unet():
     model = unet(device="cpu").to(torch.bfloat16)
-    lora.attach(model, **SETTINGS | {"targets": "kohya_conv"})
-    ours = {id(parameter) for parameter in lora.adapter_parameters(model).values()}
+    lora.attach(model, AdapterSettings(**SETTINGS | {"targets": "kohya_conv"}))
+    ours = {id(parameter) for parameter in lora.adapter_parameters({"unet": model}).values()}
     for parameter in model.parameters():
         assert parameter.requires_grad == (id(parameter) in ours)
         assert parameter.dtype == (torch.float32 if id(parameter) in ours else torch.bfloat16)
@@ -121,15 +124,15 @@ def test_the_start_depends_on_the_seed_and_the_module_alone():
     assert len({tuple(first[name].flatten()[:4].tolist()) for name in downs}) == len(downs)
     model = unet(device="cpu")
     torch.random.set_rng_state(before)
-    lora.attach(model, **SETTINGS | {"targets": ["attn2.to_k"]})
+    lora.attach(model, AdapterSettings(**SETTINGS | {"targets": ["attn2.to_k"]}))
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
 def test_golden_start():
     # Fixed for randomness.SCHEME 1: a change of these breaks comparisons between runs that share a seed.
     path = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
-    uniform = lora.initial_down(7, path, (2, 4), "default")
-    normal = lora.initial_down(7, path, (2, 4), "gaussian")
+    uniform = initial_down(7, path, (2, 4), "default")
+    normal = initial_down(7, path, (2, 4), "gaussian")
     assert uniform[0].tolist() == GOLDEN_UNIFORM
     assert normal[0].tolist() == GOLDEN_NORMAL
 
@@ -147,7 +150,7 @@ def test_the_start_is_distributed_as_in_peft(layer, init):
     rank = 32
     config = LoraConfig(r=rank, target_modules=["0"], init_lora_weights=True if init == "default" else "gaussian")
     peft = inject_adapter_in_model(config, nn.Sequential(layer))[0].lora_A["default"].weight.detach()
-    ours = lora.initial_down(0, "0", tuple(peft.shape), init)
+    ours = initial_down(0, "0", tuple(peft.shape), init)
     assert ours.shape == peft.shape and ours.dtype == torch.float32
     assert float(ours.mean()) == pytest.approx(0, abs=5 * float(peft.std()) / math.sqrt(ours.numel()))
     # 18,432 or more draws: the deviation is known to 1/sqrt(2n), half a per cent; four of these are allowed.
@@ -165,7 +168,7 @@ def test_b_starts_at_zero_so_the_unet_computes_what_it_did():
     inputs = (torch.randn(1, 4, 8, 8), torch.tensor([3]), torch.randn(1, 5, 16))
     with torch.no_grad():
         before = model(*inputs).sample
-        lora.attach(model, **SETTINGS | {"targets": "kohya_conv"})
+        lora.attach(model, AdapterSettings(**SETTINGS | {"targets": "kohya_conv"}))
         assert torch.equal(model(*inputs).sample, before)
     assert all(not tensor.any() for name, tensor in state(model).items() if "lora_B" in name)
     assert all(tensor.any() for name, tensor in state(model).items() if "lora_A" in name)
@@ -197,12 +200,12 @@ def test_dropout_is_in_every_layer():
 
 
 def test_presets_by_name():
-    assert lora.resolve_targets("attention") == ["to_q", "to_k", "to_v", "to_out.0"]
-    assert lora.resolve_targets(["to_q", "conv1"]) == ["to_q", "conv1"]
+    assert targets.resolve_targets("attention") == ["to_q", "to_k", "to_v", "to_out.0"]
+    assert targets.resolve_targets(["to_q", "conv1"]) == ["to_q", "conv1"]
     with pytest.raises(
         UserError, match=r"atention is not a preset .*\(did you mean attention\?\): choose from attention, "
     ):
-        lora.resolve_targets("atention")
+        targets.resolve_targets("atention")
 
 
 UNMET = [
@@ -219,6 +222,6 @@ def test_a_target_that_cannot_be_met_is_named():
     model = unet()
     for target, sentence in UNMET:
         with pytest.raises(UserError, match=sentence):
-            lora.attach(model, **SETTINGS | {"targets": ["to_q", target]})
+            lora.attach(model, AdapterSettings(**SETTINGS | {"targets": ["to_q", target]}))
             pytest.fail(f"{target} was accepted")
     assert not lora.adapter_modules(model)

@@ -10,6 +10,7 @@ import torch
 
 from sushi_research import models
 from sushi_research.adapters import lora
+from sushi_research.adapters.settings import AdapterSettings
 from sushi_research.fast import checkpointing
 from sushi_research.models import loading
 
@@ -19,10 +20,10 @@ def gradients(architecture: str, folder: Any, mode: str, dropout: float) -> tupl
     model, again, backward = models.load(architecture), [], []
     unet = loading.load_unet(loading.resolve_base(str(folder)), torch.float32, torch.device("cpu"))
     options = {"targets": "attention_ff", "rank": 2, "alpha": 2.0, "init": "default", "seed": 0}
-    lora.attach(unet, dropout=dropout, **options)
+    lora.attach(unet, AdapterSettings(dropout=dropout, **options))
     unet.train()
-    checkpointing.enable(unet, mode, dropout=dropout)
-    parameters = lora.adapter_parameters(unet)
+    checkpointing.enable(unet, mode, draws=dropout > 0)
+    parameters = lora.adapter_parameters({"unet": unet})
     generator = torch.Generator().manual_seed(1)
     for name, parameter in parameters.items():
         if name.endswith("lora_B.weight"):
@@ -61,7 +62,7 @@ def test_gradients_are_the_same_in_every_mode(architecture, base_folder, dropout
 def test_without_gradients_nothing_is_recomputed(base_folder, monkeypatch):
     monkeypatch.setattr(checkpointing, "checkpoint", None)
     unet = loading.load_unet(loading.resolve_base(str(base_folder)), torch.float32, torch.device("cpu"))
-    checkpointing.enable(unet, "feed_forward", dropout=0.0)
+    checkpointing.enable(unet, "feed_forward", draws=False)
     block = next(each for each in unet.modules() if type(each).__name__ == "BasicTransformerBlock")
     with torch.no_grad():
         assert block.ff(torch.ones(1, 2, block.norm1.normalized_shape[0])).isfinite().all()

@@ -7,6 +7,7 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from sushi_research.adapters import lora
+from sushi_research.adapters.settings import AdapterSettings
 from sushi_research.models import components, sdxl
 from sushi_research.planning import memory
 from sushi_research.planning.memory import GIB
@@ -25,7 +26,7 @@ H200 = {
 @pytest.fixture(scope="module")
 def unet() -> UNet2DConditionModel:
     unet = components.build_empty("unet", SDXL_UNET)
-    lora.attach(unet, targets="attention", rank=16, alpha=16, dropout=0.0, init="default", seed=0)
+    lora.attach(unet, AdapterSettings(targets="attention", rank=16, alpha=16, dropout=0.0, init="default", seed=0))
     return unet.train()
 
 
@@ -34,7 +35,7 @@ def test_eager_rows_of_the_h200(unet, checkpointing):
     if checkpointing == "all":
         unet.enable_gradient_checkpointing()
     cost = micro_batch_cost(unet, sdxl, TEXT, dtype=torch.bfloat16)
-    numbers = lora.count_parameters(unet)
+    numbers = lora.count_parameters({"unet": unet})
     weights = 2 * (sum(parameter.numel() for parameter in unet.parameters()) - numbers)
     held = memory.Held(weights, memory.adapter_bytes(numbers, 2), numbers * memory.STATE_BYTES["adamw8bit"]).total
     for samples, rows in H200[checkpointing].items():

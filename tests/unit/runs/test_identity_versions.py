@@ -7,7 +7,7 @@ from pydantic import Field
 
 from sushi_research import models
 from sushi_research.config import SD15Training
-from sushi_research.config.command_line import config_to_dict
+from sushi_research.config.command_line import NEVER_STORED, config_to_dict
 from sushi_research.config.keys import default_values
 from sushi_research.config.learning import LossSection
 from sushi_research.config.renamed_keys import RENAMED
@@ -49,7 +49,8 @@ def test_the_defaults_are_those_of_a_config_that_sets_nothing(config_class):
     defaults = {key: value for key, value in default_values(config_class).items() if key not in flatten(SECTIONS)}
     for mapping in ("optimizer.kwargs", "captions.replace", "captions.tag_categories"):
         assert defaults.pop(mapping) == {}
-    assert defaults.pop("checkpoint.command") is None  # it is stored nowhere
+    for never_stored in NEVER_STORED:
+        assert defaults.pop(never_stored) is None
     assert defaults == {key: value for key, value in settings.items() if key not in flatten(SECTIONS)}
 
 

@@ -3,13 +3,14 @@
 import torch
 
 from sushi_research.adapters import lora
+from sushi_research.adapters.settings import AdapterSettings
 from sushi_research.models import loading
 from sushi_research.sampling.lora_scale import scaled
 
 
 def test_a_factor_multiplies_what_the_adapter_adds_and_is_taken_back(bases):
     unet = loading.load_unet(loading.resolve_base(str(bases["sd15"])), torch.float32, torch.device("cpu")).eval()
-    lora.attach(unet, targets=["attn2.to_k"], rank=2, alpha=3.0, dropout=0.0, init="default", seed=0)
+    lora.attach(unet, AdapterSettings(targets=["attn2.to_k"], rank=2, alpha=3.0, dropout=0.0, init="default", seed=0))
     layers = lora.adapter_modules(unet)
     for layer in layers.values():
         torch.nn.init.normal_(layer.lora_B[lora.ADAPTER].weight)

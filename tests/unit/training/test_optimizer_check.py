@@ -12,7 +12,8 @@ from torch import nn
 
 from sushi_research.config.learning import OptimizerSection
 from sushi_research.errors import UserError
-from sushi_research.training.optimizer_check import STEPS, _distinct, require_usable
+from sushi_research.training.optimizer_check import STEPS, require_usable
+from sushi_research.training.optimizer_trial import distinct
 
 CPU = torch.device("cpu")
 MATRICES = {"a.lora_A.weight": (4, 12), "a.lora_B.weight": (8, 4)}
@@ -202,17 +203,17 @@ def test_one_tensor_of_each_shape_and_the_smallest_where_all_are_too_many():
     }
     larger = {"c.lora_A.weight": (64, 64), "c.lora_B.weight": (32, 64)}
     one_each = {"a.lora_B.weight": (8, 4), "a.lora_A.weight": (4, 12)} | larger
-    assert _distinct(shapes | larger | {"d.lora_A.weight": (64, 64)}) == one_each
-    assert _distinct(one_each | {"e.lora_A.weight": (4096, 4096), "e.lora_B.weight": (4096, 4096)}) == one_each
-    assert _distinct({"d.lora_B.weight": (4096, 4096)}) == {"d.lora_B.weight": (4096, 4096)}
+    assert distinct(shapes | larger | {"d.lora_A.weight": (64, 64)}) == one_each
+    assert distinct(one_each | {"e.lora_A.weight": (4096, 4096), "e.lora_B.weight": (4096, 4096)}) == one_each
+    assert distinct({"d.lora_B.weight": (4096, 4096)}) == {"d.lora_B.weight": (4096, 4096)}
 
 
 def test_as_many_tensors_are_tried_as_8_bit_states_need():
     """bitsandbytes keeps fewer than 4,096 numbers in fp32: one tensor of each shape may be fewer where all are more."""
     shapes = {f"{layer}.lora_{side}.weight": (8, 16) for layer in range(100) for side in "AB"}
-    tried = _distinct(shapes)
+    tried = distinct(shapes)
     assert sum(math.prod(shape) for shape in tried.values()) == 4096
-    assert len(_distinct({name: shapes[name] for name in list(shapes)[:20]})) == 20
+    assert len(distinct({name: shapes[name] for name in list(shapes)[:20]})) == 20
 
 
 def test_an_optimizer_is_tried_as_it_trains():

@@ -160,10 +160,11 @@ def test_what_was_skipped_or_noted_is_named(make):
 def test_the_shapes_of_the_adapter_are_known_without_its_weights(bases, architecture):
     """Against the adapter that a training attaches; at the real configs, tests/models counts it."""
     from sushi_research.adapters import lora
+    from sushi_research.adapters.settings import AdapterSettings
 
     base = loading.resolve_base(str(bases[architecture]))
     unet = loading.load_unet(base, torch.float32, torch.device("cpu"))
-    lora.attach(unet, targets="kohya_conv", rank=3, alpha=1.0, dropout=0.0, init="default", seed=0)
+    lora.attach(unet, AdapterSettings(targets="kohya_conv", rank=3, alpha=1.0, dropout=0.0, init="default", seed=0))
     trainable = [parameter for parameter in unet.parameters() if parameter.requires_grad]
     shapes = adapter_shapes(loading.empty_unet(base), "kohya_conv", 3)
     assert list(shapes.values()) == [tuple(parameter.shape) for parameter in trainable]

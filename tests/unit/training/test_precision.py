@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from sushi_research.adapters import lora
+from sushi_research.adapters.settings import AdapterSettings
 from sushi_research.errors import UserError
 from sushi_research.precision import COMPUTE_DTYPES, dtype_policy, make_scaler, resolve_precision
 from sushi_research.training import optim
@@ -89,14 +90,14 @@ def test_every_tensor_of_a_step_has_its_dtype(precision):
     policy = policy_of(precision)
     torch.manual_seed(0)
     unet = UNet2DConditionModel.from_config(NARROW_UNETS["sd15"]).to(policy.weights)
-    lora.attach(unet, targets="kohya_conv", rank=64, alpha=1.0, dropout=0.1, init="default", seed=0)
-    master_weights = MasterWeights(lora.adapter_parameters(unet), policy.adapter)
+    lora.attach(unet, AdapterSettings(targets="kohya_conv", rank=64, alpha=1.0, dropout=0.1, init="default", seed=0))
+    master_weights = MasterWeights(lora.adapter_parameters({"unet": unet}), policy.adapter)
     optimizer = optim.build_optimizer("adamw8bit", master_weights, 1e-4, {})
     scaler = make_scaler(precision, CPU)
     seen = set()
     for module in unet.modules():
         module.register_forward_hook(lambda module, inputs, output: seen.add(getattr(output, "dtype", None)))
-    working = lora.adapter_parameters(unet).values()
+    working = lora.adapter_parameters({"unet": unet}).values()
 
     loss = (forward(unet.train(), "sd15").float() ** 2).mean()
     scaler.scale(loss).backward()

@@ -1,0 +1,1 @@
+"""What scripts/convert_lora.py does with adapter files: convert, merge, extract, resize and verify."""

@@ -1,0 +1,300 @@
+"""The model card of an adapter for the Hugging Face hub, made from its run folder.
+
+The card says no more than the adapter file does: with lora.metadata full it has pictures with their prompts, settings and results;
+otherwise what programs need to load the file, and what the user gave by name. It never has a path of the user's. It states no
+licence, because only the author can.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sushi_research.errors import UserError, printable
+from sushi_research.models import ARCHITECTURES
+from sushi_research.models.header import read_header
+from sushi_research.reports import outcome_blocks, run_outcomes, sample_series
+from sushi_research.reports.scores import scores_of_run
+from sushi_research.runs import records
+from sushi_research.runs.run_folder import RunFolder
+from sushi_research.sampling import plots, sample_grids
+
+REMEDY = "restore it: the model card is made from it"
+MOST_PICTURES = 6
+KINDS = {"lora": "LoRA", "dora": "DoRA", "loha": "LoHa", "lokr": "LoKr"}
+# A hub id, alone or with the name of a file in it.
+_HUB_ID = re.compile(r"([\w-][\w.-]*/[\w-][\w.-]*)(?:/.+)?", re.ASCII)
+# What would begin markup in a line of Markdown or a cell of a table.
+_MARKUP = re.compile(r"([\\`*_{}\[\]<>#|~&])")
+LICENCE = (
+    "## Licence\n\nNone is stated here. The licence of the base model may apply to its adapters too. The author states one with "
+    "`license:` at the top of this file."
+)
+
+WORDS = (
+    "Learned (held-out images), kept (images that the base generated) and prior (images of what the base knew) are means of "
+    "log(loss / the base's loss): below 0 the loss is lower than the base's, above 0 something of what it knew is lost."
+)
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """A card: the metadata at its top, its Markdown without the section about the licence, and its pictures by their path there."""
+
+    data: dict[str, Any]
+    text: str
+    pictures: dict[str, Path]
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What the card of an adapter file is made from. `said` is the file's own metadata, `is_full` whether lora.metadata is full."""
+
+    run: RunFolder
+    adapter: Path
+    step: int | None
+    repository: str
+    config: Mapping[str, Any]
+    plan: Mapping[str, Any]
+    said: Mapping[str, str]
+
+    @property
+    def is_full(self) -> bool:
+        return self._lora.get("metadata", "full") == "full"
+
+    @property
+    def kind(self) -> str:
+        return self._lora.get("kind", "lora")
+
+    @property
+    def _lora(self) -> Mapping[str, Any]:
+        return self.config["lora"]
+
+    @property
+    def label(self) -> str:
+        return ARCHITECTURES[self.plan["architecture"]].label
+
+    @property
+    def base_id(self) -> str | None:
+        """The hub id of the base; None if it was a file or a folder."""
+        match = _HUB_ID.fullmatch(self.base)
+        is_local = os.path.exists(str((self.config.get("model") or {}).get("base")))
+        return match[1] if match and not is_local else None
+
+    @property
+    def base(self) -> str:
+        """The base's public name: a hub id, or the name of a file without its folders; "" if the file does not say it."""
+        return self.said.get("ss_sd_model_name", "")
+
+    @property
+    def trigger_words(self) -> list[str]:
+        words = self._lora.get("trigger_words") or []
+        if not words and self.is_full and isinstance(self.config.get("captions"), dict):
+            words = [self.config["captions"].get("trigger")]
+        return [str(word) for word in words if word]
+
+
+def model_card(run: RunFolder, adapter: Path, repository: str) -> ModelCard:
+    """The card of one of the run's adapter files for the repository `owner/name`.
+
+    UserError if a file of the run that the card needs is missing or damaged. Damaged pictures and results are left out.
+    """
+    config, plan = records.read_config(run.config, REMEDY), records.read_as(run.plan, records.Plan, REMEDY)
+    if plan.get("architecture") not in ARCHITECTURES:
+        raise UserError(f"{run.plan} does not say which architecture the run has: {REMEDY}")
+    source = _Source(run, adapter, _step(run, adapter), repository, config, plan, read_header(adapter).metadata)
+    pictures = _pictures(source) if source.is_full else []
+    lora = config["lora"]
+    parts = [
+        f"# {_plain(run.name)}",
+        _plain(lora["description"], keep_lines=True) if lora.get("description") else "",
+        _what_it_is(source),
+        _trigger(source.trigger_words),
+        *([_picture_table(source, pictures)] if pictures else []),
+        _use(source),
+        *(_measured(source) if source.is_full else []),
+        *([_settings(source)] if source.is_full else []),
+    ]
+    files = {name: path for each in pictures for name, path in each.files.items()}
+    return ModelCard(_data(source, pictures), "\n\n".join(part for part in parts if part), files)
+
+
+def _step(run: RunFolder, adapter: Path) -> int | None:
+    """The step of an adapter file of the run; None if the run does not say it."""
+    record = run.record()
+    if adapter == run.adapter:
+        return record["finished_at"] if record else None
+    files = {**run.best_adapters(), **run.step_adapters()}
+    return next((step for step in files if adapter in (run.step_adapter(step), run.best_adapter(step))), None)
+
+
+def _data(source: _Source, pictures: Sequence[_Pair]) -> dict[str, Any]:
+    """The metadata of the hub: what its search and its picture gallery read."""
+    tags = ["text-to-image", source.kind, "stable-diffusion-xl" if source.label == "SDXL" else "stable-diffusion"]
+    loads = loads_in_diffusers(source.kind)
+    found: dict[str, Any] = {
+        "base_model": source.base_id,
+        "base_model_relation": "adapter" if source.base_id else None,
+        "library_name": "diffusers" if loads else None,
+        "pipeline_tag": "text-to-image",
+        "instance_prompt": ", ".join(source.trigger_words) or None,
+        "tags": [
+            *dict.fromkeys([*tags, "lora", *(["diffusers", "template:sd-lora"] if loads else []), "sushi-research"])
+        ],
+        "widget": [{"text": each.prompt, "output": {"url": each.adapter}} for each in pictures] or None,
+    }
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def _what_it_is(source: _Source) -> str:
+    name = f" [{source.base_id}](https://huggingface.co/{source.base_id})" if source.base_id else ""
+    name = name or (f" {_plain(source.base)}" if source.base else "")
+    author = source.config["lora"].get("author")
+    by = f", by {_plain(author)}" if author else ""
+    digest = source.said.get("sushi_research.base_hash", "")
+    hashed = f" The hash of its UNet's weights is `{digest[:16]}`." if digest and not source.base_id else ""
+    return (
+        f"A {KINDS.get(source.kind, source.kind)} adapter for {source.label}{by}, trained with sushi-research on the base{name}."
+        f"{hashed}"
+    )
+
+
+def _trigger(words: Sequence[str]) -> str:
+    shown = ", ".join(f"**{_plain(word)}**" for word in words)
+    return f"Trigger words: {shown}" if words else "It has no trigger words."
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """A sample of the adapter and, if there is one, of the base with the same prompt and seed: their paths in the repository."""
+
+    prompt: str
+    adapter: str
+    base: str | None
+    files: dict[str, Path]
+
+
+def _pictures(source: _Source) -> list[_Pair]:
+    """The run's samples of the adapter's step, with those of step 0, which are the base's; [] if there are none of that step."""
+    run, found = source.run, []
+    if source.step is None:
+        return []
+    with_adapter, base = (sample_grids.step_folder(run.samples, step) for step in (source.step, 0))
+    has_base = source.step > 0 and not run.starts_from_file()
+    for path in sorted(with_adapter.glob("*.png"))[:MOST_PICTURES]:
+        if plots.picture_problem(path):
+            continue
+        prompt = sample_series.label_of(path)
+        files = {f"images/{path.name}": path}
+        before = base / path.name
+        is_there = has_base and not plots.picture_problem(before) and sample_series.label_of(before) == prompt
+        if is_there:
+            files[f"images/base/{path.name}"] = before
+        found.append(_Pair(prompt, f"images/{path.name}", f"images/base/{path.name}" if is_there else None, files))
+    return found
+
+
+def _picture_table(source: _Source, pictures: Sequence[_Pair]) -> str:
+    sample = source.config.get("sample") or {}
+    rows = ["| prompt | the base | with the adapter |", "|---|---|---|"]
+    for each in pictures:
+        base = f"![]({each.base})" if each.base else "-"
+        rows.append(f"| {_plain(each.prompt)} | {base} | ![]({each.adapter}) |")
+    how = f"{sample.get('steps')} steps, guidance {sample.get('guidance')}, LoRA scale 1, the same noise in a row"
+    return "\n".join(["## Pictures", "", f"Sampled at step {source.step} of the training: {how}.", "", *rows])
+
+
+def loads_in_diffusers(kind: str) -> bool:
+    """Whether diffusers' load_lora_weights reads the file of such an adapter (docs/formats.md)."""
+    return kind == "lora"
+
+
+def _use(source: _Source) -> str:
+    file = source.adapter.name
+    lines = [
+        "## Use",
+        "",
+        f"Copy `{file}` into `models/loras` of ComfyUI, `models/Lora` of A1111 or Forge, or import it in InvokeAI.",
+    ]
+    if not loads_in_diffusers(source.kind):
+        return "\n".join([*lines, f"diffusers does not load {KINDS.get(source.kind, source.kind)} files."])
+    base, prompt = source.base_id or "BASE", ", ".join(source.trigger_words) or "a prompt"
+    return "\n".join(
+        [
+            *lines,
+            "",
+            "```python",
+            "import torch",
+            "from diffusers import AutoPipelineForText2Image",
+            "",
+            f'pipeline = AutoPipelineForText2Image.from_pretrained("{base}", torch_dtype=torch.float16).to("cuda")',
+            f'pipeline.load_lora_weights("{source.repository}", weight_name="{file}")',
+            f"image = pipeline({prompt!r}).images[0]",
+            "```",
+        ]
+    )
+
+
+def _measured(source: _Source) -> list[str]:
+    """The results of the adapter's step: of the evaluations, and of the user's own judge. A sentence if nothing was measured."""
+    run, lines = source.run, []
+    outcomes = run_outcomes.read(run)
+    head, *rows = outcome_blocks.outcome_table(outcomes) or [[]]
+    of_step = [row for row in rows if row[0] == str(source.step)]
+    if of_step:
+        images = len(outcomes.arrays["validation"].names)
+        lines += [f"On {images} images that were not trained on; +- is a standard error over images. {WORDS}", ""]
+        lines += ["| outcome | value |", "|---|---|"]
+        lines += [f"| {name} | {value} |" for name, value in zip(head[1:], of_step[0][1:], strict=True) if value]
+    scores = {}
+    if source.adapter == run.adapter:
+        try:
+            scores = scores_of_run(run.path, source.step, REMEDY)
+        except UserError:
+            scores = {}
+    if scores:
+        lines += ["", "| score | mean | of |", "|---|---:|---:|"]
+        lines += [
+            f"| {_plain(name)} | {sum(each.values.values()) / len(each.values):.3g} | {len(each.values)} |"
+            for name, each in scores.items()
+        ]
+    return ["\n".join(["## What was measured", "", *(lines or ["Nothing: the run was not evaluated."])])]
+
+
+def _settings(source: _Source) -> str:
+    """The settings that decide what was learned, as a table; those that the run does not have are left out."""
+    config, plan = source.config, source.plan
+
+    def value(section: str, key: str) -> Any:
+        return (config.get(section) or {}).get(key)
+
+    targets, resolution = value("lora", "targets"), value("data", "resolution")
+    encoders = value("text_encoders", "train")
+    rows = {
+        "kind": KINDS.get(source.kind, source.kind),
+        "layers": ", ".join(targets) if isinstance(targets, list) else targets,
+        "rank, alpha": f"{value('lora', 'rank')}, {value('lora', 'alpha')}",
+        "text encoders": "trained" if encoders else "not trained",
+        "images": plan.get("images"),
+        "resolution": resolution,
+        "steps": source.step,
+        "samples in a step": plan.get("global_batch_size"),
+        "optimizer": value("optimizer", "name"),
+        "learning rate": value("optimizer", "lr"),
+        "schedule": value("schedule", "name"),
+        "min-SNR gamma": value("loss", "snr_gamma"),
+        "noise offset": value("loss", "noise_offset") or None,
+        "seed": value("train", "seed"),
+    }
+    lines = [f"| {name} | {_plain(str(each))} |" for name, each in rows.items() if each is not None]
+    return "\n".join(["## Settings", "", "| setting | value |", "|---|---|", *lines])
+
+
+def _plain(text: str, keep_lines: bool = False) -> str:
+    """A text as Markdown that shows it as it is: no markup, and one line unless `keep_lines`."""
+    escaped = [_MARKUP.sub(r"\\\1", printable(line)) for line in str(text).splitlines()]
+    return ("\n\n" if keep_lines else " ").join(escaped)
