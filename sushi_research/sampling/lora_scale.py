@@ -19,24 +19,27 @@ def factor_of(model: nn.Module) -> float:
 
 @contextlib.contextmanager
 def scaled(model: nn.Module, factor: float) -> Iterator[None]:
-    """Context in which every adapter of `model` has `factor` times its scale: trained layers, and files on it (`applying`).
+    """Context in which every adapter of `model` has `factor` times its scale: peft's layers, those of kinds that peft does not
+    have (with a `lora_factor`), and files on it (`applying`).
 
     The scale is alpha / rank times the set LoRA scale. A base without an adapter is not changed.
     """
-    layers = [module for module in model.modules() if hasattr(module, "get_base_layer")] if factor != 1 else []
-    of_peft = [(layer, dict(layer.scaling)) for layer in layers if hasattr(layer, "scaling")]
-    of_others = [(layer, layer.scale) for layer in layers if not hasattr(layer, "scaling")]  # kinds/added.py
-    outer = factor_of(model)
-    for layer, scales in of_peft:
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    modules = list(model.modules()) if factor != 1 else []
+    own = {module: module.lora_factor for module in modules if hasattr(module, "lora_factor")}
+    layers = [module for module in modules if isinstance(module, BaseTunerLayer) and module not in own]
+    before, outer = [dict(layer.scaling) for layer in layers], factor_of(model)
+    for layer, scales in zip(layers, before, strict=True):
         layer.scaling.update({name: factor * scale for name, scale in scales.items()})
-    for layer, scale in of_others:
-        layer.scale = factor * scale
+    for module, value in own.items():
+        module.lora_factor = value * factor  # type: ignore[assignment]
     _FACTORS[model] = outer * factor
     try:
         yield
     finally:
         _FACTORS[model] = outer
-        for layer, scales in of_peft:
+        for module, value in own.items():
+            module.lora_factor = value
+        for layer, scales in zip(layers, before, strict=True):
             layer.scaling.update(scales)
-        for layer, scale in of_others:
-            layer.scale = scale

@@ -9,7 +9,7 @@ from types import ModuleType
 import torch
 
 from sushi_research.adapters import lora, run_files
-from sushi_research.adapters.entries import Entry, LowRank
+from sushi_research.adapters.entries import Entry
 from sushi_research.adapters.kohya_format import is_uniform, tensors_hash
 from sushi_research.adapters.matching import match_components
 from sushi_research.adapters.metadata import Ancestor, ancestors_of
@@ -64,8 +64,6 @@ def read(config: TrainingConfig, model: ModuleType) -> tuple[TrainingConfig, Sta
         adapter = read_adapter(path)
     except UserError as error:
         raise UserError(f"lora.start_from: {error}") from error
-    if others := [entry.name for entry in adapter.entries if not _is_plain(entry)]:
-        raise UserError(f"{path} holds more than low-rank pairs ({others[0]:.200}): start from a plain LoRA file.")
     if text := [entry.name for entry in adapter.entries if component_of(entry.name) != "unet"]:
         raise UserError(
             f"{path} adapts the text encoders too ({text[0]:.200}), and only the UNet is trained here: start from a file without "
@@ -73,8 +71,7 @@ def read(config: TrainingConfig, model: ModuleType) -> tuple[TrainingConfig, Sta
         )
     unet = loading.empty_unet(loading.find_base(config, model))
     components = dict.fromkeys(COMPONENTS.values()) | {"unet": unet}
-    found = match_components(adapter, ARCHITECTURES[model.NAME], components)["unet"]
-    entries = {path: pair for path, pair in found.items() if isinstance(pair, LowRank)}
+    entries = match_components(adapter, ARCHITECTURES[model.NAME], components)["unet"]
     adaptable = set(adaptable_paths(unet))
     if strange := [layer for layer in entries if layer not in adaptable]:
         raise UserError(
@@ -118,11 +115,6 @@ def require_usable(job: Job, data: Data) -> None:
                 f"note: {start.path} does not say which images it was trained on, so it may know those of {source} that are held "
                 "out: then what is learned looks like more than it is"
             )
-
-
-def _is_plain(entry: Entry) -> bool:
-    """Whether an entry is a low-rank pair with a scale and no more."""
-    return isinstance(entry, LowRank) and entry.mid is None and entry.magnitude is None and entry.bias is None
 
 
 def _fits_fp32(entry: Entry) -> bool:
