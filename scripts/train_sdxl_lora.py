@@ -29,6 +29,7 @@ if __name__ == "__main__":
 import contextlib
 
 import torch
+from torch import nn
 
 from sushi_research import diffusion
 from sushi_research.adapters import lora
@@ -36,6 +37,7 @@ from sushi_research.adapters.settings import settings_of
 from sushi_research.caches.caches import open_caches, open_hash_cache, open_remembered
 from sushi_research.caches.inputs import Inputs, fill_caches
 from sushi_research.data.training_data import read_data
+from sushi_research.diffusion import Objective
 from sushi_research.fast import checkpointing
 from sushi_research.fast.batch import Batch
 from sushi_research.files import system_errors
@@ -46,18 +48,27 @@ from sushi_research.runs.job import Job
 from sushi_research.runs.launch import one_report
 from sushi_research.sampling import sample_grids
 from sushi_research.stopping import StopRequest
-from sushi_research.training import best_adapter, evaluating, optim, page_output, recorded_step, resume, run
+from sushi_research.training import (
+    best_adapter,
+    evaluating,
+    optim,
+    page_output,
+    recorded_step,
+    resume,
+    run,
+    text_encoders,
+)
 from sushi_research.training.adapter_output import AdapterWriter
 from sushi_research.training.batch_text import make_batch_text
 from sushi_research.training.loader import Loader
 from sushi_research.training.master_weights import MasterWeights
 from sushi_research.training.memory_choice import fit_memory
-from sushi_research.training.parameter_groups import groups_of
 from sushi_research.training.plan import make_plan
 from sushi_research.training.sampler import Sampler
 from sushi_research.training.saving import Saver
 from sushi_research.training.state import TrainState
 from sushi_research.training.step_metrics import StepMetrics
+from sushi_research.training.text_encoders import CACHED, TextEncoders
 from sushi_research.training.training_bar import TrainingBar
 
 # --- end shared ---
@@ -65,7 +76,7 @@ from sushi_research.models import sdxl as model  # isort: skip
 
 
 def training_step(
-    job: Job, unet: torch.nn.Module, batch: Batch, objective: diffusion.Objective, metrics: StepMetrics
+    job: Job, unet: nn.Module, batch: Batch, objective: Objective, metrics: StepMetrics, encode: TextEncoders = CACHED
 ) -> None:
     """One micro-batch of B samples: add noise, predict, compute the weighted loss, add its gradients to the step's."""
     timesteps = batch.integers("timestep", diffusion.NUM_TIMESTEPS)  # [B]
@@ -75,12 +86,12 @@ def training_step(
         noise = diffusion.offset_noise(noise, offset, objective.noise_offset)
     latents = diffusion.posterior_sample(batch.mean, batch.std, batch.normal("posterior"), model.SCALING_FACTOR)
     noisy = diffusion.add_noise(latents, noise, timesteps, objective.abar)
-    prediction = model.predict(unet, noisy, timesteps, batch.text, batch.time_ids, dtype=job.compute_dtype)
+    prediction = model.predict(unet, noisy, timesteps, encode(batch.text), batch.time_ids, dtype=job.compute_dtype)
     # The target is what the base predicts: the noise, or v.
     target = diffusion.target(latents, noise, timesteps, objective.abar, objective.prediction_type)
     if batch.to_base is not None:  # prior preservation: these samples' target is the prediction without the adapter
-        with torch.no_grad(), lora.without_adapter(unet):
-            of_base = model.predict(unet, noisy, timesteps, batch.text, batch.time_ids, dtype=job.compute_dtype)
+        with torch.no_grad(), encode.without_adapters(unet):
+            of_base = model.predict(unet, noisy, timesteps, encode(batch.text), batch.time_ids, dtype=job.compute_dtype)
         target = diffusion.prior_target(target, of_base, batch.to_base)
     losses = diffusion.mse_per_sample(prediction, target, batch.mask)  # [B] fp32
     weights = batch.loss_weights  # [B] fp32: one, or what the sample's set says
@@ -142,9 +153,11 @@ def train(job: Job) -> int:
     components = {"unet": unet}
     unet.train()
     checkpointing.enable(unet, config.train.gradient_checkpointing, draws=settings.drops)
-    adapter = lora.adapter_parameters(components)
-    groups = groups_of(adapter, config)  # tensors that are trained with one learning rate
-    master_weights = MasterWeights(adapter, job.compute_dtype, [group.names for group in groups])
+    encoders = text_encoders.prepare(job, inputs)  # with adapters, if they are trained too
+    components |= encoders.components
+    groups = plan.rates.groups  # tensors that are trained with one learning rate
+    names = [group.names for group in groups]
+    master_weights = MasterWeights(lora.adapter_parameters(components), job.compute_dtype, names, idle=encoders.idle)
     optimizer = optim.build_optimizer(
         config.optimizer.name, master_weights, config.optimizer.lr, config.optimizer.kwargs
     )
@@ -170,7 +183,7 @@ def train(job: Job) -> int:
         device=job.device,
         sets=data.sets,
         time_ids=config.data.time_ids,
-        text=make_batch_text(job, inputs, zeros=config.captions.dropout_to == "zeros"),
+        text=make_batch_text(job, inputs, encoders, zeros=config.captions.dropout_to == "zeros"),
         ahead=("posterior", "noise"),
         steps=plan.steps,
     )
@@ -178,19 +191,19 @@ def train(job: Job) -> int:
     # --- shared: the loop ---
     metrics_file = run.open_trackers(job, run_state)
     metrics = StepMetrics(job)
-    objective = diffusion.Objective(
+    objective = Objective(
         abar=diffusion.alphas_cumprod(zero_terminal_snr=base.prediction.zero_terminal_snr).to(job.device),
         prediction_type=base.prediction.type,
         snr_gamma=config.loss.snr_gamma,
         noise_offset=config.loss.noise_offset,
         dropout=settings.drops,
     )
-    evaluator = evaluating.prepare(job, inputs, run_state, unet)
+    evaluator = evaluating.prepare(job, inputs, run_state, unet, encoders)
     writer = AdapterWriter(job, inputs, plan, run_state, state, components)
     saver, best = Saver(writer), best_adapter.prepare(writer)
 
     def micro_batch(batch: Batch) -> None:
-        training_step(job, unet, batch, objective, metrics)
+        training_step(job, unet, batch, objective, metrics, encoders)
         master_weights.accumulate()  # adds the working copy's gradients to the fp32 sum, and clears them
 
     # Recorded as a CUDA graph for each shape of a batch, where that is possible (docs/fast_step.md).
@@ -223,7 +236,7 @@ def train(job: Job) -> int:
                             best.keep(step)
                     if to_sample:
                         timings.enter("sampling")
-                        sample_grids.generate(job, inputs, unet, step, lora.without_adapter)
+                        sample_grids.generate(job, inputs, unet, step, encoders.without_adapters, text=encoders.prompt)
                         saver.add_picture(step)
             if (to_evaluate or to_sample or step == resumed_at) and not last:  # `finish` writes the last page
                 page_output.write(job, inputs, plan, step)
@@ -235,6 +248,9 @@ def train(job: Job) -> int:
                 signals.enter_context(stop)  # from the first step on a signal stops after the step, with a checkpoint
                 bar.unpause()  # the first evaluation and samples do not count in its rate
             timings.enter("training")
+            if state.freeze_ended(step):  # from here on the text encoders' adapters stay as they are
+                encoders.freeze()
+                run_micro_batch.forget()
             metrics.start()
             for batch in loader.step(step):
                 if objective.dropout:  # the only random numbers from torch's global generator

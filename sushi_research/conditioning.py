@@ -109,6 +109,24 @@ def _kohya_ids(tokenizer: Any, text: str, count: int) -> torch.Tensor:
     return ids
 
 
+def batch_ids(texts: Sequence[dict[str, torch.Tensor]], layout: str) -> dict[str, torch.Tensor]:
+    """The token ids of B captions by name, [B, N, 77] for N chunks, of ids [n, 77] each.
+
+    Captions of fewer chunks are filled up with the id 0, and "mask" [B, 77 N] bool says which of the embeddings are theirs, as in
+    `batch_text`; kohya's layout has one number of chunks.
+    """
+    counts = [len(next(iter(text.values()))) for text in texts]
+    batch = {
+        name: torch.nn.utils.rnn.pad_sequence([text[name] for text in texts], batch_first=True) for name in texts[0]
+    }
+    if min(counts) < max(counts):
+        assert layout == "separate", layout
+        length = next(iter(batch.values())).shape[-1]
+        batch["mask"] = torch.arange(length * max(counts)) < length * torch.tensor(counts)[:, None]
+    return batch
+
+
+@torch.no_grad()
 def in_batches(
     encode: Callable[..., tuple[torch.Tensor, ...]], batch: int, *ids: torch.Tensor
 ) -> tuple[torch.Tensor, ...]:
@@ -127,6 +145,14 @@ def join_chunks(hidden: Sequence[torch.Tensor], chunks: Chunks) -> torch.Tensor:
     return torch.cat([hidden[0][:1], *(each[1:-1] for each in hidden), hidden[-1][-1:]])
 
 
+def join_batch(hidden: torch.Tensor, layout: str) -> torch.Tensor:
+    """The embeddings [B, N, 77, D] of B texts in N chunks, joined as `join_chunks` does: [B, 77 N, D], or [B, 75 N + 2, D]."""
+    if layout == "separate" or hidden.shape[1] == 1:
+        return hidden.flatten(1, 2)
+    inner = hidden[:, :, 1:-1].flatten(1, 2)
+    return torch.cat([hidden[:, 0, :1], inner, hidden[:, -1, -1:]], dim=1)
+
+
 def batch_text(texts: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
     """The embeddings of B captions by name, [B, ...].
 
@@ -141,12 +167,12 @@ def batch_text(texts: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tens
     return {"hidden": hidden, **batch}
 
 
-@torch.no_grad()
 def encode_one(text_encoder: Any, ids: torch.Tensor, clip_skip: int = 1) -> torch.Tensor:
     """SD1.5's text embedding [B, 77, D] of ids [B, 77].
 
     `clip_skip` counts as in kohya and A1111: 1 is the last layer, 2 the second to last. The final layer norm is always
-    applied. (In diffusers' pipelines, our 1 is `clip_skip=None` and our 2 is `clip_skip=1`.)
+    applied. (In diffusers' pipelines, our 1 is `clip_skip=None` and our 2 is `clip_skip=1`.) Gradients are those of the caller's
+    mode.
     """
     output = text_encoder(ids.to(text_encoder.device), output_hidden_states=True)
     if clip_skip == 1:
@@ -154,7 +180,6 @@ def encode_one(text_encoder: Any, ids: torch.Tensor, clip_skip: int = 1) -> torc
     return _inner(text_encoder).final_layer_norm(output.hidden_states[-clip_skip])
 
 
-@torch.no_grad()
 def encode_two(
     text_encoder_1: Any,
     text_encoder_2: Any,
@@ -165,7 +190,7 @@ def encode_two(
     """SDXL's text embedding [B, 77, D1 + D2] and pooled embedding [B, projection] of each tokenizer's ids [B, 77].
 
     Both encoders return their penultimate layer without the final layer norm, as in SDXL's training. `"last"` uses the first
-    encoder's normalised last layer instead; see docs/models/sdxl.md.
+    encoder's normalised last layer instead; see docs/models/sdxl.md. Gradients are those of the caller's mode.
     """
     first = text_encoder_1(ids_1.to(text_encoder_1.device), output_hidden_states=True)
     second = text_encoder_2(ids_2.to(text_encoder_2.device), output_hidden_states=True)

@@ -108,7 +108,7 @@ def fake_hub(monkeypatch: pytest.MonkeyPatch, cache: object) -> Iterator[FakeHub
     """A hub that huggingface_hub uploads to while the block runs, with its cache in a folder of the test."""
     hub = FakeHub()
     server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(hub))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     api = functools.partial(
         huggingface_hub.HfApi, endpoint=f"http://127.0.0.1:{server.server_port}", token="hf_0123456789"
     )

@@ -3,32 +3,20 @@
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import yaml
 
+from demo.recorded_runs import keep
 from demo.records import ROOT, dependencies
-from demo.scoring import config_of
 from sushi_research.runs.run_folder import RunFolder
 
 FOLDER = ROOT / "docs/examples/data"
 NAMES = ("stamp", "tags")
 INPUTS = FOLDER / "inputs.json"
 CODE = ("checker", "concepts", "drawing", "held_out", "painter", "data_study/photos", "data_study/scores")
-# What the comparison needs of a run. Its weights and pages are not among it.
-KEPT = (
-    "*.parquet",
-    "config.yaml",
-    "metrics.jsonl",
-    "plan.json",
-    "provenance.json",
-    "run.json",
-    "scores*.json",
-    "validation_set.json",
-)
 
 
 @dataclass(frozen=True)
@@ -66,19 +54,11 @@ class Study:
 
     def keep(self) -> None:
         """Copies the comparison and the records of the trained runs."""
-        for variant in self.variants:
-            for seed in self.seeds:
-                source = self.trained / f"{variant}-seed{seed}"
-                config_of(source)  # UserError unless it has finished
-                into = self.runs / source.name
-                shutil.rmtree(into, ignore_errors=True)
-                into.mkdir(parents=True)
-                for pattern in KEPT:
-                    for path in source.glob(pattern):
-                        shutil.copyfile(path, into / path.name)
-        for path in (self.trained / "comparison").iterdir():
-            if path.suffix in (".json", ".md", ".png"):
-                shutil.copyfile(path, FOLDER / self.name / path.name)
+        keep(
+            self.trained,
+            (f"{variant}-seed{seed}" for variant in self.variants for seed in self.seeds),
+            FOLDER / self.name,
+        )
 
     def is_trained(self) -> bool:
         """Whether all runs are finished and compared here."""

@@ -146,6 +146,18 @@ TRAINING = (
     ),
     *EVERYWHERE,
     Rule(
+        tuple(f"text_encoders.{name}" for name in ("targets", "rank", "alpha", "lr", "until")),
+        {"text_encoders.train": _is(False)},
+        "while text_encoders.train is false",
+        "set it to true",
+    ),
+    Rule(
+        ("captions.encode", "captions.variants"),
+        {"text_encoders.train": _is(True)},
+        "while text_encoders.train is true, where the text encoders encode each use of a caption in the step",
+        "set it to false",
+    ),
+    Rule(
         ("captions.variants",),
         {"captions.encode": _is("while_training")},
         "while captions.encode is while_training, where each use has a text of its own",
@@ -186,6 +198,24 @@ TRAINING = (
         {"lora.start_from": _is_other_than(None)},
         "with lora.start_from, whose values the adapter starts at",
         "remove lora.start_from",
+    ),
+    Rule(
+        ("lora.conv_rank", "lora.conv_alpha", "lora.rank_stabilized", "lora.lokr_factor"),
+        {"lora.start_from": _is_other_than(None)},
+        "with lora.start_from, whose modules have ranks and scales of their own",
+        "remove lora.start_from",
+    ),
+    Rule(
+        ("lora.init",),
+        {"lora.kind": _is("loha", "lokr")},
+        "because of lora.kind: only lora and dora have two initializations",
+        "choose one of them",
+    ),
+    Rule(
+        ("lora.lokr_factor",),
+        {"lora.kind": _is_other_than("lokr")},
+        "because of lora.kind: only lokr has a factor",
+        "choose that",
     ),
     Rule(
         ("lora.trigger_words", "lora.author", "lora.description"),

@@ -9,6 +9,7 @@ from pydantic import Field
 from sushi_research.config.captions import CaptionSection
 from sushi_research.config.inputs import DataSection, ModelSection
 from sushi_research.config.section import Side
+from sushi_research.config.text_encoders import TwoTextEncoderSection
 from sushi_research.config.training import TrainingConfig
 
 
@@ -49,3 +50,4 @@ class SDXLTraining(TrainingConfig):
     model: SDXLModelSection
     data: SDXLDataSection
     captions: SDXLCaptionSection = Field(default_factory=SDXLCaptionSection)
+    text_encoders: TwoTextEncoderSection = Field(default_factory=TwoTextEncoderSection)

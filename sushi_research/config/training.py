@@ -22,6 +22,7 @@ from sushi_research.config.outputs import (
 )
 from sushi_research.config.section import Section
 from sushi_research.config.sets import sets_of
+from sushi_research.config.text_encoders import TextEncoderSection
 
 
 class TrainingConfig(Section):
@@ -33,6 +34,7 @@ class TrainingConfig(Section):
     masks: MaskSection = Field(default_factory=MaskSection)
     cache: CacheSection = Field(default_factory=CacheSection)
     lora: LoraSection = Field(default_factory=LoraSection)
+    text_encoders: TextEncoderSection = Field(default_factory=TextEncoderSection)
     train: TrainSection
     optimizer: OptimizerSection = Field(default_factory=OptimizerSection)
     schedule: ScheduleSection = Field(default_factory=ScheduleSection)

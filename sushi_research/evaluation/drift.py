@@ -150,10 +150,10 @@ class Drift:
     def knows_base(self) -> bool:
         return self.base_loss is not None
 
-    def remember_base(self, unet: Any) -> None:
-        """Stores the base UNet's predictions and losses; must be called before the first `measure`."""
+    def remember_base(self, unet: Any, text: Callable[[str], dict[str, torch.Tensor]] | None = None) -> None:
+        """Stores the base UNet's predictions and losses; must be called before the first `measure`, and `text` is as there."""
         loss = self._zeros()
-        for index, part, predicted, target in self._predictions(unet, None):
+        for index, part, predicted, target in self._predictions(unet, text):
             self._of_base[index, part.start] = predicted.float().cpu()
             loss[index, part] = diffusion.mse_per_sample(predicted, target).cpu()
         self.base_loss = self._complete(loss)

@@ -127,6 +127,10 @@ class Recorder:
         if self._replays and self._graphs.is_tight():
             self._release()
 
+    def forget(self) -> None:
+        """Releases the recordings, because micro-batches compute something else from here on. They are made again when needed."""
+        self._release()
+
     def _record(self, key: ShapeKey, batch: Batch) -> str | None:
         """Runs the micro-batch from its recording, which is made first if there is none. Returns why that is not possible.
 

@@ -19,6 +19,8 @@ TEXT_ENCODERS = formats.TEXT_ENCODERS
 SCALING_FACTOR = 0.18215
 # The columns of a row in the text cache, and their shapes at the real size: hidden [77, 768].
 TEXT_TENSORS = ("hidden",)
+# The token ids of a caption, one for each tokenizer.
+TOKENS = ("ids",)
 # The keys of the config's model section that decide how a caption is encoded.
 TEXT_SETTINGS = ("clip_skip",)
 # The diffusers pipeline class that samples from it.
@@ -36,7 +38,7 @@ GUIDANCE = 7.0
 
 @dataclass(frozen=True)
 class Text:
-    """The tokenizer and the frozen text encoder (CLIP ViT-L/14)."""
+    """The tokenizer and the text encoder (CLIP ViT-L/14)."""
 
     tokenizer: Any
     encoder: Any
@@ -82,6 +84,28 @@ def encode_caption(
     They are encoded one at a time, so that the first chunk is bit for bit the embedding of a caption of one.
     """
     return encode_captions(text, [caption], chunks, clip_skip=clip_skip)[0]
+
+
+def token_ids(text: Text, caption: str, chunks: Chunks = conditioning.ONE_CHUNK) -> dict[str, torch.Tensor]:
+    """{"ids": [N, 77] int64} of a caption in N chunks: what `encode_ids` encodes, for text encoders that are trained."""
+    return {"ids": conditioning.chunk_ids(text.tokenizer, caption, chunks)[0]}
+
+
+def encode_ids(
+    text: Text, ids: dict[str, torch.Tensor], layout: str = "separate", *, clip_skip: int = 1
+) -> dict[str, torch.Tensor]:
+    """{"hidden": [B, 77 N, 768]} of `token_ids` of B captions, [B, N, 77], in the encoder's dtype and with gradients.
+
+    `layout` is that of `Chunks`. The values are those of `encode_captions`.
+    """
+    rows = ids["ids"].flatten(0, 1)
+    hidden = conditioning.encode_one(text.encoder, rows, clip_skip)
+    return {"hidden": conditioning.join_batch(hidden.unflatten(0, ids["ids"].shape[:2]), layout)}
+
+
+def idle_layers(*, clip_skip: int = 1) -> dict[str, int]:
+    """How many of the last layers of each text encoder do not reach the UNet: an adapter on them learns nothing."""
+    return {"text_encoder": clip_skip - 1}
 
 
 def encode_prompt(text: Text, prompt: str, *, clip_skip: int = 1) -> dict[str, torch.Tensor]:

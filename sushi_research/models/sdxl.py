@@ -19,6 +19,8 @@ TEXT_ENCODERS = formats.TEXT_ENCODERS
 SCALING_FACTOR = 0.13025
 # The columns of a row in the text cache, and their shapes at the real size: hidden [77, 2048], pooled [1280].
 TEXT_TENSORS = ("hidden", "pooled")
+# The token ids of a caption, one for each tokenizer.
+TOKENS = ("ids_1", "ids_2")
 # The keys of the config's model section that decide how a caption is encoded.
 TEXT_SETTINGS = ("text_encoder_1_layer",)
 # The diffusers pipeline class that samples from it.
@@ -31,7 +33,7 @@ GUIDANCE = 5.0
 
 @dataclass(frozen=True)
 class Text:
-    """Both tokenizers and frozen text encoders (CLIP ViT-L/14 and OpenCLIP ViT-bigG/14)."""
+    """Both tokenizers and text encoders (CLIP ViT-L/14 and OpenCLIP ViT-bigG/14)."""
 
     tokenizer_1: Any
     encoder_1: Any
@@ -103,6 +105,38 @@ def encode_caption(
     first chunk is bit for bit the embedding of a caption of one.
     """
     return encode_captions(text, [caption], chunks, text_encoder_1_layer=text_encoder_1_layer)[0]
+
+
+def token_ids(text: Text, caption: str, chunks: Chunks = conditioning.ONE_CHUNK) -> dict[str, torch.Tensor]:
+    """{"ids_1", "ids_2": [N, 77] int64} of a caption in N chunks, of each tokenizer: what `encode_ids` encodes.
+
+    For text encoders that are trained.
+    """
+    tokenizers = {"ids_1": text.tokenizer_1, "ids_2": text.tokenizer_2}
+    return {name: conditioning.chunk_ids(tokenizer, caption, chunks)[0] for name, tokenizer in tokenizers.items()}
+
+
+def encode_ids(
+    text: Text, ids: dict[str, torch.Tensor], layout: str = "separate", *, text_encoder_1_layer: str = "penultimate"
+) -> dict[str, torch.Tensor]:
+    """{"hidden": [B, 77 N, 2048], "pooled": [B, 1280]} of `token_ids` of B captions, [B, N, 77], with gradients.
+
+    In the encoders' dtype. "pooled" is the first chunk's. `layout` is that of `Chunks`. The values are those of `encode_captions`.
+    """
+    shape = ids["ids_1"].shape[:2]
+    hidden, pooled = conditioning.encode_two(
+        text.encoder_1, text.encoder_2, ids["ids_1"].flatten(0, 1), ids["ids_2"].flatten(0, 1), text_encoder_1_layer
+    )
+    joined = conditioning.join_batch(hidden.unflatten(0, shape), layout)
+    return {"hidden": joined, "pooled": pooled.unflatten(0, shape)[:, 0]}
+
+
+def idle_layers(*, text_encoder_1_layer: str = "penultimate") -> dict[str, int]:
+    """How many of the last layers of each text encoder do not reach the UNet: an adapter on them learns nothing.
+
+    The pooled embedding comes from the last layer of the second one.
+    """
+    return {"text_encoder": int(text_encoder_1_layer == "penultimate"), "text_encoder_2": 0}
 
 
 def encode_prompt(text: Text, prompt: str, *, text_encoder_1_layer: str = "penultimate") -> dict[str, torch.Tensor]:

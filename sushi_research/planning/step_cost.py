@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -45,6 +45,28 @@ def micro_batch_cost(
         torch.cat(gradients)
 
     return trace(run, unet.parameters())
+
+
+def encoders_cost(
+    text: Any, encoders: Sequence[Any], model: ModuleType, settings: Mapping[str, Any], dtype: torch.dtype
+) -> Cost:
+    """The cost of encoding texts of one chunk of 77 tokens with text encoders that are trained, forward and backward.
+
+    `encoders` are those of `text` (the model module's `Text`), on the meta device as `unet` in `micro_batch_cost`. Of the shape,
+    only the number of samples matters.
+    """
+    for encoder in encoders:
+        _convert(encoder, dtype)
+    parameters = [parameter for encoder in encoders for parameter in encoder.parameters()]
+
+    def run(shape: Shape) -> None:
+        ids = torch.zeros(shape.samples, 1, 77, dtype=torch.int64, device="meta")
+        found = model.encode_ids(text, dict.fromkeys(model.TOKENS, ids), **settings)
+        sum(tensor.float().sum() for tensor in found.values()).backward()
+        for parameter in parameters:
+            parameter.grad = None
+
+    return trace(run, [*parameters, *(buffer for encoder in encoders for buffer in encoder.buffers())])
 
 
 def prediction_cost(

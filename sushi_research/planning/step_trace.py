@@ -101,10 +101,10 @@ def _fused_attention() -> Iterator[None]:
     """
 
     def attention(query: Any, key: Any, value: Any, attn_mask: Any = None, **others: Any) -> torch.Tensor:
-        assert not others.get("dropout_p") and not others.get("is_causal"), others
-        # That of a CPU also runs on the meta device.
+        assert not others.get("dropout_p"), others
+        # That of a CPU also runs on the meta device. A causal one has the FLOPs of a whole one.
         fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-        return fused(query, key, value, attn_mask=attn_mask)[0]
+        return fused(query, key, value, is_causal=bool(others.get("is_causal")), attn_mask=attn_mask)[0]
 
     before = functional.scaled_dot_product_attention
     functional.scaled_dot_product_attention = attention

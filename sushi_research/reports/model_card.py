@@ -249,7 +249,11 @@ def _measured(source: _Source) -> list[str]:
         images = len(outcomes.arrays["validation"].names)
         lines += [f"On {images} images that were not trained on; +- is a standard error over images. {WORDS}", ""]
         lines += ["| outcome | value |", "|---|---|"]
-        lines += [f"| {name} | {value} |" for name, value in zip(head[1:], of_step[0][1:], strict=True) if value]
+        shown = zip(head[1:], of_step[0][1:], strict=True)
+        # The timestep bins and the gap are details of other rows.
+        lines += [
+            f"| {name} | {value} |" for name, value in shown if value and name != "gap" and not name.startswith("t ")
+        ]
     scores = {}
     if source.adapter == run.adapter:
         try:
@@ -257,7 +261,7 @@ def _measured(source: _Source) -> list[str]:
         except UserError:
             scores = {}
     if scores:
-        lines += ["", "| score | mean | of |", "|---|---:|---:|"]
+        lines += ["", "Scores of its pictures:", "", "| score | mean | of |", "|---|---:|---:|"]
         lines += [
             f"| {_plain(name)} | {sum(each.values.values()) / len(each.values):.3g} | {len(each.values)} |"
             for name, each in scores.items()

@@ -41,6 +41,8 @@ def generate(
     unet: Any,
     step: int,
     without_adapter: Callable[[Any], AbstractContextManager[None]] | None = None,
+    *,
+    text: Callable[[str, float], dict[str, torch.Tensor]] | None = None,
 ) -> None:
     """Generates and saves images of every prompt and seed with the UNet at `step`. The main process works, the others wait.
 
@@ -48,23 +50,23 @@ def generate(
     seeds determine the noise, and no training random state is used, so sampling does not change the training. If the images
     cannot be written, for example because the disk is full, a warning says so, and the training goes on without them. If those of
     step 0 are missing, they are generated after those of `step`, with the UNet in the context of `without_adapter`, unless the run
-    starts from an adapter file.
+    starts from an adapter file. `text` is that of `generate_images`.
     """
     with job.main_process_writes():
         if not (job.is_main and job.config.sample.enabled and _problems(job.run.samples, step)):
             return
-        written = _generate_step(job, inputs, unet, step)
+        written = _generate_step(job, inputs, unet, step, text)
         is_known = without_adapter is not None and job.start is None
         if written and step > 0 and is_known and _problems(job.run.samples, 0):
             with without_adapter(unet):  # what a new adapter does before its first step
-                _generate_step(job, inputs, unet, 0)
+                _generate_step(job, inputs, unet, 0, text)
 
 
-def _generate_step(job: Job, inputs: Inputs, unet: Any, step: int) -> bool:
+def _generate_step(job: Job, inputs: Inputs, unet: Any, step: int, text: Any) -> bool:
     """Generates, saves and logs the images of a step; returns whether they could be written."""
     samples, rows = job.run.samples, rows_of(job.config, inputs.prompts)
     try:
-        images = generate_images(job, inputs, unet)
+        images = generate_images(job, inputs, unet, text)
     except torch.OutOfMemoryError as error:
         raise UserError(
             f"out of memory while generating the samples of step {step}: make them smaller with --sample.width and "

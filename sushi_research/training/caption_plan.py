@@ -21,7 +21,7 @@ from sushi_research.runs.job import Job
 MOST_LISTED = 1_000
 # As A1111 and ComfyUI weigh a part of a prompt: (tag:1.2).
 _WEIGHT = r"\([^()]+:[0-9]+(\.[0-9]+)?\)"
-# Bytes of a parameter of the text encoders, which compute in fp32.
+# Bytes of a parameter of the text encoders where they only encode.
 _FP32 = 4
 
 
@@ -32,7 +32,8 @@ class CaptionPlan:
     `texts` is the number of distinct texts of the training, None if each use has one that is not known before; `largest` is the
     most of an image. `variants` is K (`RunCaptions.variants`), `is_random` whether it matters, `is_limited` whether an image has
     more uses. `bytes` is what these texts take in the cache. `dropout` are the probabilities of the data sets, `dropped_to` is what
-    dropped captions become. `encoders` are the bytes of text encoders that stay in memory.
+    dropped captions become. `encoders` are the bytes of text encoders that stay in memory, and
+    may be trained.
 
     Captions of more than `chunks` chunks are `cut`; `listed` are the first MOST_LISTED of them with the tokens that each loses, of
     which the most is `worst`. `weighted` captions have prompt weights, `separated` ones the `captions.keep_separator`.
@@ -47,6 +48,7 @@ class CaptionPlan:
     dropout: tuple[float, ...]
     dropped_to: str
     encoders: int
+    are_trained: bool
     chunks: int
     cut: int
     worst: int
@@ -61,7 +63,11 @@ class CaptionPlan:
     def describe(self) -> list[str]:
         """Lines of the plan; none if every image has one caption that fits."""
         lines = []
-        if self.encoders:
+        if self.encoders and self.are_trained:
+            lines.append(
+                "encoded in each step, each use with a text of its own, by the text encoders as they are trained"
+            )
+        elif self.encoders:
             lines.append(
                 f"encoded in each step, each use with a text of its own: the text encoders stay in memory "
                 f"({size_text(self.encoders)}), and encode every sample of every step"
@@ -118,6 +124,7 @@ def caption_plan(job: Job, inputs: Inputs, entry_bytes: int) -> CaptionPlan:
         dropout=tuple(rules.config.dropout for rules in captions.rules) if captions else (),
         dropped_to="zeros" if getattr(config.captions, "dropout_to", "empty") == "zeros" else "the empty caption",
         encoders=encoder_bytes(job, inputs.base) if in_step else 0,
+        are_trained=config.text_encoders.train,
         chunks=chunks,
         cut=int(np.count_nonzero(lost)),
         worst=int(lost.max(initial=0)),
@@ -138,6 +145,7 @@ def _count(matches: pyarrow.Array) -> int:
 
 
 def encoder_bytes(job: Job, base: loading.Base) -> int:
-    """The bytes of the text encoders in fp32."""
+    """The bytes of the text encoders: in fp32, or in the compute dtype if they are trained."""
+    itemsize = job.compute_dtype.itemsize if job.config.text_encoders.train else _FP32
     encoders: list[Any] = [loading.empty_text_encoder(base, name) for name in job.model.TEXT_ENCODERS]
-    return _FP32 * sum(parameter.numel() for encoder in encoders for parameter in encoder.parameters())
+    return itemsize * sum(parameter.numel() for encoder in encoders for parameter in encoder.parameters())

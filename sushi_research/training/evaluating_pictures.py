@@ -19,7 +19,7 @@ from sushi_research.caches.inputs import Inputs
 from sushi_research.caches.store import Store
 from sushi_research.errors import UserError
 from sushi_research.evaluation import pictures
-from sushi_research.evaluation.pictures import Generated, PictureSet
+from sushi_research.evaluation.pictures import Encode, Generated, PictureSet
 from sushi_research.evaluation.results import Results
 from sushi_research.runs import tracking
 from sushi_research.runs.job import Job
@@ -28,11 +28,15 @@ from sushi_research.sampling import plots, sample_grids
 
 @dataclass(frozen=True)
 class PictureEvaluator:
-    """A run's picture sets, each with the file of its results, and the store that holds the base's pictures."""
+    """A run's picture sets, each with the file of its results, and the store that holds the base's pictures.
+
+    `text` encodes a caption in place of the cached embeddings, with text encoders that are trained.
+    """
 
     inputs: Inputs
     results: Mapping[PictureSet, Results]
     store: Store
+    text: Encode | None = None
 
 
 @contextlib.contextmanager
@@ -85,7 +89,8 @@ def _evaluate(job: Job, evaluator: PictureEvaluator, unet: Any, step: int) -> No
 def _generate(job: Job, evaluator: PictureEvaluator, unet: Any, step: int) -> list[Generated]:
     """The pictures of a step. Those of step 0 are the base's, because a new adapter begins without effect."""
     of_step = unet if step > 0 or job.start else None
-    return [pictures.generate(job, evaluator.inputs, each, evaluator.store, of_step) for each in evaluator.results]
+    inputs, store, text = evaluator.inputs, evaluator.store, evaluator.text
+    return [pictures.generate(job, inputs, each, store, of_step, text) for each in evaluator.results]
 
 
 def _write(job: Job, evaluator: PictureEvaluator, generated: Sequence[Generated], step: int) -> bool:

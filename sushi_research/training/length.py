@@ -69,6 +69,23 @@ def warmup_steps(warmup: int | float | str, steps: int, items: int, global_batch
     return found
 
 
+def until_step(until: int | float | str | None, steps: int, items: int, global_batch_size: int) -> int | None:
+    """The steps for which the text encoders are trained (`text_encoders.until`), rounded up; None: all.
+
+    UserError for a number of steps or epochs that does not end within the run.
+    """
+    if until is None:
+        return None
+    found = math.ceil(_exact(until, steps, items, global_batch_size))
+    if found >= steps and not isinstance(until, float):
+        unit = f", which is {found} steps" if isinstance(until, str) else " steps"
+        raise UserError(
+            f"text_encoders.until is {until}{unit}, and the run has {steps}: lower it, or remove it, so that the text encoders are "
+            "trained to the end."
+        )
+    return found if found < steps else None
+
+
 def steps_of(steps: int | None, epochs: int | None, items: int, global_batch_size: int) -> int:
     """The optimizer steps of a run: `steps`, or the fewest steps that use every item at least `epochs` times.
 

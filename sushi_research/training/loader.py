@@ -17,7 +17,7 @@ from sushi_research.data.captions.run_captions import RunCaptions
 from sushi_research.data.items import Item, Items
 from sushi_research.fast.batch import Batch, normal, to_device
 from sushi_research.training import set_terms
-from sushi_research.training.batch_text import BatchText
+from sushi_research.training.batch_text import BatchText, BatchTokens
 from sushi_research.training.sampler import Sampler, StepSample
 
 
@@ -29,9 +29,10 @@ def is_flipped(seed: int, probability: float, epoch: int, item: Item) -> bool:
 class Loader:
     """The micro-batches of this process, step by step. The next step is prepared in a background thread.
 
-    `sets` are those of the config (`sets_of`), by the items' set numbers. `text` gives the embeddings of the captions; None: each
-    item's caption as it is. `ahead` lists the purposes for which noise in the latents' shape is generated in the background too.
-    `steps` is the length of the run: the texts of a step beyond it may not be in the cache. None: there is no end.
+    `sets` are those of the config (`sets_of`), by the items' set numbers. `text` gives the embeddings of the captions or their
+    token ids; None: the embedding of each item's caption as it is. `ahead` lists the purposes for which noise in the latents'
+    shape is generated in the background too. `steps` is the length of the run: the texts of a step beyond it may not be in the
+    cache. None: there is no end.
     """
 
     def __init__(
@@ -46,7 +47,7 @@ class Loader:
         device: torch.device,
         sets: Sequence[ResolvedSet],
         time_ids: str = "image",
-        text: BatchText | None = None,
+        text: BatchText | BatchTokens | None = None,
         ahead: Sequence[str] = (),
         steps: int | None = None,
     ) -> None:

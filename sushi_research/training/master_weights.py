@@ -30,12 +30,15 @@ class MasterWeights:
         working: Mapping[str, nn.Parameter],
         dtype: torch.dtype,
         groups: Sequence[Sequence[str]] | None = None,
+        *,
+        idle: Collection[str] = (),
     ) -> None:
         """`working`: the fp32 tensors of `adapter_parameters(unet)`, on their final device. They are converted to `dtype`.
 
         `groups` are the names of each parameter group, every name in exactly one; None puts all in one group. The buffers have
-        the order of the groups.
+        the order of the groups. `idle` names tensors that may get no gradient, which counts as zeros.
         """
+        self._idle = frozenset(idle)
         assert working and all(parameter.dtype == torch.float32 for parameter in working.values())
         groups = [list(working)] if groups is None else [list(group) for group in groups]
         self._names = [name for group in groups for name in group]
@@ -81,8 +84,11 @@ class MasterWeights:
             gradients = []
             for number in numbers:
                 parameter = self._working[number]
-                assert parameter.grad is not None, f"{self._names[number]} got no gradient"
-                gradients.append(parameter.grad.reshape(-1))
+                gradient = parameter.grad
+                if gradient is None:
+                    assert self._names[number] in self._idle, f"{self._names[number]} got no gradient"
+                    gradient = torch.zeros_like(parameter)
+                gradients.append(gradient.reshape(-1))
                 parameter.grad = None
             # torch computes the sum of fp32 and a lower dtype in fp32; the conversion to fp32 is exact.
             total += torch.cat(gradients)

@@ -29,6 +29,7 @@ from sushi_research.planning.memory import CONTEXT, GIB, RECORDED_CONTEXT
 from sushi_research.runs.job import Job, agree
 from sushi_research.runs.run_folder import RunFolder
 from sushi_research.sampling.vae_tiles import TILES
+from sushi_research.training import text_encoder_plan
 from sushi_research.training.caption_plan import encoder_bytes
 from sushi_research.training.cost_plan import device_bytes
 from sushi_research.training.step_costs import StepCosts
@@ -210,6 +211,7 @@ def _nothing_fits(job: Job, base: loading.Base, data: Data, smallest: Choice) ->
 def _costs(job: Job, base: loading.Base, data: Data) -> StepCosts:
     settings = settings_of(job.config.lora, seed=0)
     shapes = adapter_shapes(loading.empty_unet(base), settings, job.start and job.start.matches["unet"])
+    shapes |= text_encoder_plan.shapes_of(job, base)
     encoders = encoder_bytes(job, base) if data.captions is not None and data.captions.in_step else 0
     return StepCosts(job, base, shapes, open_remembered(job.config), encoders)
 

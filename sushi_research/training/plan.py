@@ -23,7 +23,7 @@ from sushi_research.precision import DtypePolicy, dtype_policy
 from sushi_research.runs.job import Job
 from sushi_research.runs.measured import Measured
 from sushi_research.sampling import prompts as sample_prompts
-from sushi_research.training import hub_upload, starting_point
+from sushi_research.training import hub_upload, starting_point, text_encoder_plan
 from sushi_research.training.caption_plan import CaptionPlan, caption_plan
 from sushi_research.training.cost_plan import CostPlan, cost_plan, may_trace
 from sushi_research.training.disk_plan import (
@@ -58,6 +58,7 @@ from sushi_research.training.plan_parts import (
 from sushi_research.training.sampler import Sampler
 from sushi_research.training.sets_plan import SetPlan, describe_sets, sets_of_data
 from sushi_research.training.step_costs import StepCosts
+from sushi_research.training.text_encoder_plan import TextEncoderPlan
 from sushi_research.training.trainable import adapter_shapes, require_trainable
 
 
@@ -93,6 +94,7 @@ class Plan:
     adapter_modules: int
     trainable_parameters: int
     rates: Rates
+    text_encoders: TextEncoderPlan | None
     dtypes: DtypePolicy
     image_cache: CachePlan
     caption_cache: CachePlan
@@ -162,6 +164,7 @@ class Plan:
             "trainable_parameters": self.trainable_parameters,
             "adapter_modules": self.adapter_modules,
             "rates": self.rates.to_json(),
+            "text_encoders": self.text_encoders.to_json() if self.text_encoders else None,
             "dtypes": self.dtypes.describe(),
             "cache": {
                 "images": asdict(self.image_cache),
@@ -199,6 +202,7 @@ class Plan:
             f"each image {self.samples_per_image} times{' on average' if self.repeats or len(self.sets) > 1 else ''}{warmup}",
             f"adapter      {self.adapter_modules} modules, {self.trainable_parameters:,} trainable parameters",
             *self.rates.describe(),
+            *(self.text_encoders.describe() if self.text_encoders else ()),
             *self.cost.describe(),
             f"cache        {self.image_cache.describe('image entries', ' to encode')}, {self.caption_cache.describe('captions')}"
             + (f", {self.mask_cache.describe('masks')}" if self.mask_cache.needed else ""),
@@ -233,20 +237,23 @@ def make_plan(job: Job, inputs: Inputs) -> Plan:
     unet = loading.empty_unet(base)
     base_weights = base_weights_of(job, unet)
     shapes = adapter_shapes(unet, settings_of(config.lora, seed=0), job.start and job.start.matches["unet"])
+    of_text = text_encoder_plan.shapes_of(job, base)
     warmup = warmup_steps(config.schedule.warmup, steps, len(items), global_batch_size)
     due = due_of(config, steps, len(items), global_batch_size)
-    require_trainable(job, unet, steps, warmup, shapes)
+    own = text_encoder_plan.own_rates(job, steps, len(items))
+    groups = groups_of(shapes | of_text, config, own)
+    require_trainable(job, unet, steps, warmup, shapes | of_text, groups)
     sampler = Sampler(items.bucket_ids, global_batch_size, config.train.seed)
     # One epoch is representative: epochs differ only in their order and in the position of their tail.
     epoch_steps = min(steps, max(1, len(items) // global_batch_size))
     micro_batches = sampler.count_micro_batches(epoch_steps, config.train.batch_size)
-    parameters = sum(map(math.prod, shapes.values()))
+    parameters = sum(map(math.prod, (shapes | of_text).values()))
     missing, missing_chunks = inputs.missing_latents(), inputs.missing_text_chunks()
     images = sample_prompts.of_run(config, inputs.prompts)
     sample_prompts.require_few_chunks(images, inputs.long_prompts)
     disk = plan_run(job, cache_bytes(job, inputs, missing, missing_chunks), steps, due, parameters, images)
     captions = caption_plan(job, inputs, text_bytes(job, inputs))
-    costs = StepCosts(job, base, shapes, data.remembered, captions.encoders, may_trace=may_trace(job))
+    costs = StepCosts(job, base, shapes | of_text, data.remembered, captions.encoders, may_trace=may_trace(job))
     plan = Plan(
         architecture=job.model.NAME,
         device=device_of(job),
@@ -275,9 +282,10 @@ def make_plan(job: Job, inputs: Inputs) -> Plan:
         steps=steps,
         warmup=warmup,
         due=due,
-        adapter_modules=len({tensor_names.parse(name)[:2] for name in shapes}),
+        adapter_modules=len({tensor_names.parse(name)[:2] for name in shapes | of_text}),
         trainable_parameters=parameters,
-        rates=Rates(config.optimizer.lr, tuple(groups_of(shapes, config))),
+        rates=Rates(config.optimizer.lr, tuple(groups)),
+        text_encoders=text_encoder_plan.plan_of(job, base, of_text, own, steps),
         dtypes=dtype_policy(
             job.precision,
             optimizer=config.optimizer.name,

@@ -24,11 +24,17 @@ from sushi_research.models import loading, storage
 from sushi_research.models.components import build_empty
 from sushi_research.planning import memory
 from sushi_research.planning.memory import Held, Memory
-from sushi_research.planning.step_cost import decoding_cost, encoding_cost, micro_batch_cost, prediction_cost
-from sushi_research.planning.step_trace import Cost, Shape
+from sushi_research.planning.step_cost import (
+    decoding_cost,
+    encoding_cost,
+    micro_batch_cost,
+    prediction_cost,
+)
+from sushi_research.planning.step_trace import STRIDE, Cost, Shape
 from sushi_research.remembered import Remembered
 from sushi_research.runs.job import Job
-from sushi_research.training import optim
+from sushi_research.training import optim, text_encoder_plan, text_encoders
+from sushi_research.training.parameter_groups import component_of
 
 # Increment it when the traces count in another way.
 _VERSION = 1
@@ -63,6 +69,7 @@ class StepCosts:
         self._job, self._base, self._shapes, self._remembered = job, base, shapes, remembered
         self._encoders, self._may_trace = encoders, may_trace
         self._costs: dict[str, tuple[Cost, Cost]] = {}
+        self._of_text: dict[str, Cost] = {}
 
     @cached_property
     def held(self) -> Held:
@@ -77,11 +84,15 @@ class StepCosts:
 
     def flops(self, checkpointing: str, samples: int, size: tuple[int, int]) -> float:
         """FLOPs of a micro-batch of so many samples of a bucket, of `size` (height, width) in pixels."""
-        return self._cost(checkpointing)[0].flops_of(self._shape(samples, size))
+        encoders = self._encoders_cost(checkpointing)
+        of_text = encoders.flops_of(self._chunks(samples)) if encoders else 0.0
+        return self._cost(checkpointing)[0].flops_of(self._shape(samples, size)) + of_text
 
     def peak(self, checkpointing: str, samples: int, size: tuple[int, int], recorded: bool) -> Memory:
         """The peak memory of such a micro-batch, and of the optimizer's step after it."""
         live = self._cost(checkpointing)[0].peak_bytes(self._shape(samples, size))
+        if encoders := self._encoders_cost(checkpointing):  # what they save is there while the UNet computes
+            live += encoders.peak_bytes(self._chunks(samples))
         if self._storage != "compute":  # one weight at a time is made again
             live += self._dtype.itemsize * float(self._arrays("unet-bytes", self._weights)["largest"][0])
         step = memory.STEP_BYTES.get(self._job.config.optimizer.name, memory.OTHER_STEP_BYTES)
@@ -118,6 +129,34 @@ class StepCosts:
         tokens = 77 * self._job.config.captions.chunks
         return Shape(samples, size[0] // FACTOR, size[1] // FACTOR, tokens)
 
+    def _chunks(self, samples: int) -> Shape:
+        """The chunks of the captions of so many samples, at most."""
+        return Shape(samples * self._job.config.captions.chunks, STRIDE, STRIDE, 1)
+
+    def _encoders_cost(self, checkpointing: str) -> Cost | None:
+        """That of encoding chunks of captions with the text encoders that are trained; None if none is."""
+        job = self._job
+        if not text_encoders.trained_names(job):
+            return None
+
+        def make() -> Mapping[str, np.ndarray]:
+            return _arrays_of({"encoders": text_encoder_plan.cost_of(job, self._base, checkpointing)})
+
+        if checkpointing not in self._of_text:
+            shapes = {name: list(shape) for name, shape in self._shapes.items() if not _is_of_unet(name)}
+            settings = text_encoders.adapter_settings(job.config)
+            found = self._arrays(
+                "encoders-cost",
+                make,
+                adapter=shapes,
+                encoders={name: self._base.config(name) for name in job.model.TEXT_ENCODERS},
+                checkpointing=checkpointing,
+                drops=[settings.dropout > 0, settings.rank_dropout > 0, settings.module_dropout > 0],
+                settings=text_encoders.text_settings(job),
+            )
+            self._of_text[checkpointing] = _cost_of(found, "encoders")
+        return self._of_text[checkpointing]
+
     @property
     def _dtype(self) -> torch.dtype:
         return self._job.compute_dtype
@@ -132,7 +171,7 @@ class StepCosts:
             job = self._job
             settings = settings_of(job.config.lora, seed=0)
             to_base = any(each.target == "base" for each in sets_of(job.config))
-            shapes = {name: list(shape) for name, shape in self._shapes.items()}
+            shapes = {name: list(shape) for name, shape in self._shapes.items() if _is_of_unet(name)}
             text_shapes = job.model.text_shapes(self._base)
 
             def make() -> Mapping[str, np.ndarray]:
@@ -195,6 +234,10 @@ class StepCosts:
             _TRACED[key] = _TRACED[key] if key in _TRACED else make()
             found = self._remembered.put(kind, key, _TRACED[key])
         return found
+
+
+def _is_of_unet(name: str) -> bool:
+    return component_of(name) == "unet"
 
 
 def state_bytes(section: OptimizerSection) -> float:

@@ -14,7 +14,7 @@ from sushi_research.models import attention, loading, storage
 from sushi_research.runs import tracking
 from sushi_research.runs.job import Job
 from sushi_research.training import optim, optimizer_check
-from sushi_research.training.parameter_groups import groups_of
+from sushi_research.training.parameter_groups import Group
 
 
 def require_attention(job: Job, unet: Any) -> None:
@@ -33,12 +33,14 @@ def require_attention(job: Job, unet: Any) -> None:
         attention.require_order(train.attention, unet, job.compute_dtype, job.device, masked=masked)
 
 
-def require_trainable(job: Job, unet: Any, steps: int, warmup: int, shapes: Mapping[str, Sequence[int]]) -> None:
+def require_trainable(
+    job: Job, unet: Any, steps: int, warmup: int, shapes: Mapping[str, Sequence[int]], groups: Sequence[Group]
+) -> None:
     """Fail fast: checks the attention kernels, the optimizer, the schedule and W&B before anything is encoded.
 
-    `unet` has no weights; `warmup` is in steps, `shapes` are those of the adapter's tensors. Raises the UserErrors of
-    `require_attention`, `optimizer_check.require_usable`, `optim.make_schedule`, `storage.require_usable` and
-    `tracking.resolve_trackers`.
+    `unet` has no weights; `warmup` is in steps, `shapes` are those of the adapters' tensors, which are in these parameter `groups`.
+    Raises the UserErrors of `require_attention`, `optimizer_check.require_usable`, `optim.make_schedule`,
+    `storage.require_usable` and `tracking.resolve_trackers`.
     """
     config, schedule = job.config, job.config.schedule
     require_attention(job, unet)
@@ -53,7 +55,7 @@ def require_trainable(job: Job, unet: Any, steps: int, warmup: int, shapes: Mapp
         power=schedule.power,
     )
     spread = [rate(step * steps // optimizer_check.STEPS) for step in range(optimizer_check.STEPS)]
-    optimizer_check.require_usable(config.optimizer, shapes, spread, job.device, groups_of(shapes, config))
+    optimizer_check.require_usable(config.optimizer, shapes, spread, job.device, groups)
 
 
 def adapter_shapes(

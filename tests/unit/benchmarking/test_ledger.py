@@ -13,6 +13,7 @@ from torch.nn import functional
 from benchmarking import fake_step, ledger
 from benchmarking.python_calls import PythonCalls
 from sushi_research.adapters import lora
+from sushi_research.adapters.settings import AdapterSettings
 from sushi_research.adapters.targets import resolve_targets
 from sushi_research.planning.op_counts import Counter
 from testing import result_pages
@@ -85,9 +86,9 @@ def test_fake_tensors_give_the_counts_of_real_ones_and_of_those_that_peft_makes(
     def count() -> dict[str, int]:
         return fake_step.count_step("sd15", "attention", "fp32", ("all",))
 
-    def attach(unet: torch.nn.Module, *, targets: str, rank: int, alpha: float, **_: object) -> None:
-        endings = resolve_targets(targets)
-        get_peft_model(unet.bfloat16(), LoraConfig(r=rank, lora_alpha=alpha, target_modules=endings))
+    def attach(unet: torch.nn.Module, settings: AdapterSettings) -> None:
+        endings = resolve_targets(settings.targets)
+        get_peft_model(unet.bfloat16(), LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules=endings))
         assert {parameter.dtype for parameter in lora.adapter_parameters({"unet": unet}).values()} == {torch.float32}
 
     fake = count()

@@ -284,13 +284,13 @@ unknown key rank on the command line: diffusers' --rank is --lora.rank here
 (16 by default, 4 there; lora.alpha is not the rank by itself: give both)
 
 --ranks 8
-unknown key ranks on the command line: did you mean --lora.rank?
+unknown key ranks on the command line: did you mean --lora.rank or --text_encoders.rank?
 
 --lora_ranks 8
 unknown key lora_ranks on the command line: did you mean --lora.rank?
 
 --loraa.rank 8
-unknown key loraa.rank on the command line: did you mean --lora.rank?
+unknown key loraa.rank on the command line: did you mean --lora.rank or --text_encoders.rank?
 
 --train.batch-size 8
 unknown key train.batch-size on the command line: did you mean --train.batch_size?
@@ -332,8 +332,8 @@ base, revision, variant, vae, vae_revision, text_encoders, tokenizers, predictio
 base_storage, text_encoder_1_layer
 
 --xyzzy 8
-unknown key xyzzy on the command line: the sections are model, data, captions, masks, cache, lora, train, optimizer, schedule, loss,
-checkpoint, sample, evaluation, tracking, run (--help lists every key)
+unknown key xyzzy on the command line: the sections are model, data, captions, masks, cache, lora, text_encoders,
+train, optimizer, schedule, loss, checkpoint, sample, evaluation, tracking, run (--help lists every key)
 
 --optimizer.kwargs.a.b 5
 unknown key optimizer.kwargs.a.b on the command line: the keys of optimizer are name, lr, lora_plus_ratio, kwargs
@@ -491,14 +491,14 @@ lora: {ran: 8}
 unknown key lora.ran in a.yaml: did you mean lora.rank?
 
 rnk: 8
-unknown key rnk in a.yaml: did you mean lora.rank?
+unknown key rnk in a.yaml: did you mean lora.rank or text_encoders.rank?
 
 lor: {rank: 8}
 unknown key lor in a.yaml: did you mean lora?
 
 config: b.yaml
-unknown key config in a.yaml: the sections are model, data, captions, masks, cache, lora, train, optimizer, schedule, loss,
-checkpoint, sample, evaluation, tracking, run (--help lists every key)
+unknown key config in a.yaml: the sections are model, data, captions, masks, cache, lora, text_encoders,
+train, optimizer, schedule, loss, checkpoint, sample, evaluation, tracking, run (--help lists every key)
 
 lora: {8: 8}
 unknown key lora.8 in a.yaml: the keys of lora are start_from, kind, targets, rank, alpha,
@@ -729,7 +729,7 @@ def test_a_user_error_ends_in_status_2_and_ctrl_c_in_130(capsys: pytest.CaptureF
     assert status(print, *REQUIRED, "--ranks", "8") == (
         2,
         "",
-        "error: unknown key ranks on the command line: did you mean --lora.rank?\n",
+        "error: unknown key ranks on the command line: did you mean --lora.rank or --text_encoders.rank?\n",
     )
     assert status(fail(KeyboardInterrupt()), *REQUIRED) == (
         130,

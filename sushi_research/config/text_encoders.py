@@ -1,0 +1,80 @@
+"""Config section of the adapters on the text encoders."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from sushi_research.config.section import Bounded, Every, Section, Text
+
+# Module names of transformers' CLIP text models, as kohya's sd-scripts train them.
+ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
+PRESETS: dict[str, tuple[str, ...]] = {"kohya": (*ATTENTION, "fc1", "fc2"), "attention": ATTENTION}
+# As optimizer.lr, but 0 is possible for one of two encoders.
+Rate = Annotated[float, Field(ge=1e-12, le=1000)]
+RateOrNone = Annotated[float, Field(ge=0, le=1000)]
+
+
+def endings(targets: str | Sequence[str]) -> list[str]:
+    """The module name suffixes of `text_encoders.targets`."""
+    return list(PRESETS[targets]) if isinstance(targets, str) else list(targets)
+
+
+class TextEncoderSection(Section):
+    """Adapters on the text encoders, trained with the UNet's (docs/text_encoders.md)."""
+
+    train: bool = Field(
+        False,
+        description="Train an adapter on the text encoders too: they stay in memory and encode the captions in every step",
+    )
+    targets: Literal["kohya", "attention"] | Annotated[list[Text], Field(min_length=1), Bounded] = Field(
+        "kohya",
+        description="Modules of the text encoders that get an adapter: kohya = q_proj, k_proj, v_proj, out_proj, fc1, fc2 (as in "
+        "kohya's sd-scripts); attention = the first four; or a list of module name suffixes",
+        json_schema_extra={"allowed": "kohya, attention, or a list of name suffixes such as [q_proj, v_proj]"},
+    )
+    rank: Annotated[int, Field(ge=1, le=4096)] | None = Field(
+        None, description="Rank of the text encoders' adapters; null = that of lora.start_from, or else lora.rank"
+    )
+    alpha: Annotated[float, Field(ge=1e-6, le=1e6)] | None = Field(
+        None, description="Alpha of the text encoders' adapters; null = that of lora.start_from, or else lora.alpha"
+    )
+    lr: Rate | None = Field(
+        None,
+        description="Learning rate of the text encoders' adapters, before the schedule's factor; null = optimizer.lr",
+    )
+    until: Every = Field(
+        None,
+        description="Train them only for so many steps or epochs, or this fraction of the run; afterwards they stay as they are; "
+        "null = to the end",
+    )
+
+    @model_validator(mode="after")
+    def _targets_are_distinct(self) -> TextEncoderSection:
+        if isinstance(self.targets, list) and len(set(self.targets)) < len(self.targets):
+            raise ValueError("text_encoders.targets names a module twice: keep one of each")
+        return self
+
+
+class TwoTextEncoderSection(TextEncoderSection):
+    """Adapters on the text encoders, trained with the UNet's (docs/text_encoders.md)."""
+
+    lr: Rate | Annotated[list[RateOrNone], Field(min_length=2, max_length=2)] | None = Field(
+        None,
+        description="Learning rate of the text encoders' adapters, before the schedule's factor, or a list of two, of which 0 "
+        "leaves that encoder untrained; null = optimizer.lr",
+        json_schema_extra={
+            "allowed": "a number (at least 1e-12, at most 1000), a list of two such as [5e-05, 1e-05], or null"
+        },
+    )
+
+    @field_validator("lr")
+    @classmethod
+    def _one_is_trained(cls, given: Any) -> Any:
+        if isinstance(given, list) and not any(given):
+            raise ValueError("text_encoders.lr is 0 for both encoders: set text_encoders.train false instead")
+        if isinstance(given, list) and any(0 < rate < 1e-12 for rate in given):
+            raise ValueError("text_encoders.lr must be 0 or at least 1e-12")
+        return given

@@ -1,0 +1,108 @@
+"""The part of a plan on the text encoders that a run trains: their adapters, learning rates, and what they cost."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from sushi_research.adapters import lora, tensor_names
+from sushi_research.files import size_text
+from sushi_research.models import loading
+from sushi_research.models.components import TITLES
+from sushi_research.planning.step_cost import encoders_cost
+from sushi_research.planning.step_trace import Cost
+from sushi_research.runs.job import Job
+from sushi_research.training import text_encoders
+from sushi_research.training.length import until_step
+from sushi_research.training.parameter_groups import Own
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class TextEncoderPlan:
+    """The text encoders that are trained, `names`; for `until` of the `steps` (None: all).
+
+    `modules` is the number of layers with an adapter, `idle` that of those whose output the UNet does not get, `parameters` what is
+    trained of them. `bytes` are those of all text encoders in the compute dtype; they stay in memory.
+    """
+
+    names: tuple[str, ...]
+    modules: int
+    idle: int
+    parameters: int
+    until: int | None
+    steps: int
+    bytes: int
+
+    def to_json(self) -> dict[str, Any]:
+        """The part of plan.json."""
+        return asdict(self)
+
+    def describe(self) -> list[str]:
+        """Lines of the plan."""
+        titles = " and ".join(TITLES[name] for name in self.names)
+        length = "" if self.until is None else f", for the first {self.until} of {self.steps} steps"
+        lines = [
+            f"text         adapters on the {titles}: {self.modules} modules, {self.parameters:,} trainable parameters{length}",
+            f"             encoded in every step, forward and backward: {size_text(self.bytes)} of encoders stay in memory, "
+            "and the cache holds no embeddings of the training's captions",
+        ]
+        if self.idle:
+            lines.append(
+                f"             {self.idle} of the modules are in layers that do not reach the UNet: they are in the file, as in "
+                "those of other programs, and change nothing"
+            )
+        return lines
+
+
+def shapes_of(job: Job, base: loading.Base) -> Shapes:
+    """The shapes of the tensors of the text encoders' adapters, by their names in checkpoints; none if none is trained."""
+    components = {name: loading.empty_text_encoder(base, name) for name in text_encoders.trained_names(job)}
+    for name, encoder in components.items():
+        text_encoders.attach(encoder, name, job)
+    return {name: tuple(each.shape) for name, each in lora.adapter_parameters(components).items()}
+
+
+def own_rates(job: Job, steps: int, items: int) -> dict[str, Own]:
+    """The learning rate and the end step of each text encoder that is trained. UserError for an end beyond the run's."""
+    config, names = job.config, text_encoders.trained_names(job)
+    until = until_step(config.text_encoders.until, steps, items, job.global_batch_size) if names else None
+    return {name: Own(text_encoders.rate_of(job, name), until) for name in names}
+
+
+def plan_of(
+    job: Job, base: loading.Base, shapes: Mapping[str, tuple[int, ...]], own: Mapping[str, Own], steps: int
+) -> TextEncoderPlan | None:
+    """The plan of the text encoders; None if none is trained. `shapes` are those of `shapes_of`."""
+    if not own:
+        return None
+    encoders: list[Any] = [loading.empty_text_encoder(base, name) for name in job.model.TEXT_ENCODERS]
+    numbers = sum(parameter.numel() for encoder in encoders for parameter in encoder.parameters())
+    layers = {name: base.config(name)["num_hidden_layers"] for name in own}
+    idle = text_encoders.idle_names(shapes, layers, job.model.idle_layers(**text_encoders.text_settings(job)))
+    return TextEncoderPlan(
+        names=tuple(own),
+        modules=len({tensor_names.parse(name)[:2] for name in shapes}),
+        idle=len({tensor_names.parse(name)[:2] for name in idle}),
+        parameters=sum(map(math.prod, shapes.values())),
+        until=next(iter(own.values())).until,
+        steps=steps,
+        bytes=numbers * job.compute_dtype.itemsize,
+    )
+
+
+def cost_of(job: Job, base: loading.Base, checkpointing: str) -> Cost:
+    """The cost of encoding chunks of captions with the text encoders as the job trains them (`encoders_cost`)."""
+    names = job.model.TEXT_ENCODERS
+    encoders = {name: loading.empty_text_encoder(base, name).requires_grad_(False) for name in names}
+    draws = text_encoders.adapter_settings(job.config).drops
+    for name in text_encoders.trained_names(job):
+        text_encoders.attach(encoders[name], name, job)
+        encoders[name].train()
+        text_encoders.recompute(encoders[name], checkpointing, draws=draws)
+    text = job.model.Text(*itertools.chain.from_iterable((None, encoder) for encoder in encoders.values()))
+    return encoders_cost(text, [*encoders.values()], job.model, text_encoders.text_settings(job), job.compute_dtype)
