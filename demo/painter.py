@@ -1,4 +1,4 @@
-"""Draws with a base, and an adapter file on it, by diffusers' own pipelines alone: what a user's program would draw."""
+"""Draws with a base, and an adapter file on it, by diffusers' own pipelines: what a user's program would draw."""
 
 from __future__ import annotations
 
@@ -11,9 +11,7 @@ from PIL import Image
 
 from demo.drawing import SQUARE
 from sushi_research import models
-from sushi_research.adapters.loading import matches_of
-from sushi_research.adapters.lora import ADAPTER
-from sushi_research.adapters.matching import require_loaded
+from sushi_research.adapters.loading import load_adapters
 from sushi_research.progress import progress
 
 BASES = Path(__file__).parent / "base"
@@ -25,7 +23,7 @@ def load_pipeline(folder: Path, adapter: Path | None = None) -> Any:
     """The pipeline of a diffusers folder in fp32 with the Euler scheduler, and the adapter's file on it.
 
     The dtype is given: the files are fp16, which a CPU is slow in and transformers would keep. UserError for an adapter file
-    that is not sound, or that diffusers loads otherwise than the file says.
+    that is not sound or does not fit.
     """
     from diffusers import DiffusionPipeline, EulerDiscreteScheduler
 
@@ -33,9 +31,7 @@ def load_pipeline(folder: Path, adapter: Path | None = None) -> Any:
     pipeline.scheduler = EulerDiscreteScheduler.from_config(pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)
     if adapter is not None:
-        matches = matches_of(pipeline, adapter)
-        pipeline.load_lora_weights(str(adapter.parent), weight_name=adapter.name, adapter_name=ADAPTER)
-        require_loaded(pipeline, ADAPTER, matches, adapter)
+        load_adapters(pipeline, [adapter])[0].activate()
     return pipeline
 
 

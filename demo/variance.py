@@ -64,7 +64,7 @@ def loss_tables(architecture: str, runs: list[Path]) -> tuple[np.ndarray, np.nda
     fill_caches(job, inputs)
     text = model.load_text(base, job.device)
     pipeline = loading.load_pipeline(base, model, text, job.compute_dtype, job.device)
-    names = loading.load_adapters(pipeline, [str(RunFolder(run, None).adapter) for run in runs])
+    loaded = loading.load_adapters(pipeline, [str(RunFolder(run, None).adapter) for run in runs])
 
     def losses(kind: str, noise_samples: int, repeats: int) -> np.ndarray:
         """Losses [N, repeats, noise_samples].
@@ -91,17 +91,16 @@ def loss_tables(architecture: str, runs: list[Path]) -> tuple[np.ndarray, np.nda
         return found.reshape(len(val_set.items), repeats, noise_samples).double().numpy()
 
     unstratified, stratified = [], []
-    for name in progress([None, *names], description="models", unit="model"):
-        if name is None:
-            pipeline.disable_lora()
-        else:
-            pipeline.enable_lora()
-            pipeline.set_adapters([name])
+    for adapter in progress([None, *loaded], description="models", unit="model"):
+        if adapter is not None:
+            adapter.activate()
         # With one noise sample there is one stratum, so the timestep is sampled from the whole schedule.
         unstratified.append(
             losses("unstratified", 1, SETS * NOISE_SAMPLES).reshape(len(val_set.items), SETS, NOISE_SAMPLES)
         )
         stratified.append(losses("stratified", NOISE_SAMPLES, SETS))
+        if adapter is not None:
+            adapter.deactivate()
     return np.stack(unstratified), np.stack(stratified)
 
 

@@ -100,7 +100,7 @@ def evaluate(job: Job, written: list[str]) -> None:
     """Evaluates the base and each adapter at each LoRA scale, and appends the name of each folder that it has written."""
     config, model = job.config, job.model
     for path in config.adapters:  # fail fast: nothing is loaded or encoded yet
-        read_adapter(path)
+        job.say(*(f"note: {note}" for note in read_adapter(path).notes))
     names = adapter_files.folder_names(config.adapters, config.lora_scales, Path(config.output))
     hash_cache, remembered = open_hash_cache(config), open_remembered(config)
     storage.require_usable(config.model.base_storage, job.compute_dtype, job.device)
@@ -205,11 +205,11 @@ def evaluate(job: Job, written: list[str]) -> None:
         # What is memorised is not measured of a file that says it was not trained on these images.
         measured = [name for name in image_sets if name != "trained" or may_have_seen(path, sets.trained.names)]
         for lora_scale in config.lora_scales:
-            pipeline.set_adapters([adapter], [lora_scale])
+            adapter.activate(lora_scale)
             encoded = encoder(model, text, caches) if changes_text else None
             facts = adapter_files.adapter_facts(Path(path), lora_scale, changes_text, unseen[path], val_set)
             evaluate_one(names[number, lora_scale], lora_scale, encoded, facts, measured)
-        pipeline.unload_lora_weights()
+        adapter.remove()
     if job.is_main:
         job.timings.enter("saving")
         say(*adapter_files.table(results, val_set).split("\n"), "")  # before anything is written

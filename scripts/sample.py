@@ -72,7 +72,7 @@ def sample(config: SamplingConfig) -> None:
     adapters = run_files.resolve_all(config.adapters)
     prompts = read_prompts(config.prompts_file, "prompts_file") if config.prompts_file else as_prompts(config.prompts)
     for path in adapters:  # fail fast: the base is not loaded yet
-        read_adapter(path)
+        say(*(f"note: {note}" for note in read_adapter(path).notes))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     base = loading.resolve_base(
         config.base,
@@ -96,14 +96,14 @@ def sample(config: SamplingConfig) -> None:
     text = model.load_text(base, device, COMPUTE_DTYPES[precision])
     pipeline = load_pipeline(base, model, text, COMPUTE_DTYPES[precision], device)
     labels = labels_of([Path(path) for path in adapters], reserved=["base"])
-    names = list(zip(load_adapters(pipeline, adapters), labels, strict=True))
+    loaded = list(zip(load_adapters(pipeline, adapters), labels, strict=True))
 
-    columns = [("base", None, 0.0)]
-    columns += [(label, name, lora_scale) for name, label in names for lora_scale in config.lora_scales]
+    columns: list[tuple[str, Any, float]] = [("base", None, 0.0)]
+    columns += [(label, adapter, lora_scale) for adapter, label in loaded for lora_scale in config.lora_scales]
     latents = []
     work = progress(total=len(rows) * len(columns), description="generating images", unit="image", leave=False)
     with work as bar:
-        for label, name, lora_scale in columns:
+        for label, adapter, lora_scale in columns:
             # Encoded again for each column, because an adapter of another trainer may change the text encoders. We do not leave
             # it to the pipeline, whose clip_skip does not work with transformers 5.
             known: dict[tuple[str, float], dict[str, torch.Tensor]] = {}
@@ -114,11 +114,8 @@ def sample(config: SamplingConfig) -> None:
                 return known[prompt, scale]
 
             for image in rows:
-                if name is not None:
-                    pipeline.enable_lora()
-                    pipeline.set_adapters([name], [lora_scale * image.scale])
-                elif names:
-                    pipeline.disable_lora()
+                if adapter is not None:
+                    adapter.activate(lora_scale * image.scale)
                 of_image = functools.partial(encode, scale=image.scale)
                 negative = negative_of(image.negative_prompt, of_image, base.force_zeros)
                 pipeline.scheduler = schedulers[image.steps]
@@ -134,6 +131,8 @@ def sample(config: SamplingConfig) -> None:
                 require_finite(label, lora_scale, [generated.images.float().cpu().numpy()])
                 latents.append(generated.images)
                 bar.update()
+            if adapter is not None:
+                adapter.deactivate()
     del pipeline
 
     vae = loading.load_vae(base, loading.vae_dtype(base, device), device)
@@ -145,7 +144,7 @@ def sample(config: SamplingConfig) -> None:
         for row, cell_row in enumerate(cells)
         for column, image in enumerate(cell_row)
     }
-    column_labels = [label if name is None else f"{label} {lora_scale:g}" for label, name, lora_scale in columns]
+    column_labels = [label if adapter is None else f"{label} {scale:g}" for label, adapter, scale in columns]
     pictures[output] = plots.grid(cells, [image.label for image in rows], column_labels)
     write_all(pictures, singles)
     say(f"written: {output}, and each image in {singles}/")

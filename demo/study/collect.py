@@ -26,6 +26,7 @@ from demo.painter import load_pipeline, paint
 from demo.study.recipes import ROOT, SETTINGS, Setting, photos
 from demo.study.train import config_of, load_script
 from sushi_research.adapters import loading
+from sushi_research.adapters.entries import changed_weight
 from sushi_research.caches.caches import open_caches, open_hash_cache, open_remembered
 from sushi_research.caches.inputs import Inputs, fill_caches
 from sushi_research.data.training_data import read_data
@@ -100,8 +101,7 @@ def measure_adapters(setting: Setting, adapters: dict[str, Path | None]) -> None
         started = time.monotonic()
         sets.pipeline.unet.load_state_dict(sets.weights)
         if adapter is not None:
-            loading.load_adapters(sets.pipeline, [str(adapter)])
-            merge(sets.pipeline)
+            merge(sets.pipeline, adapter)
         found = sets.measure()
         if adapter is None:
             base_arrays = {key: value for key, value in found.items() if key.startswith("loss/")}
@@ -118,10 +118,12 @@ def copy_of(unet: Any) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in unet.state_dict().items()}
 
 
-def merge(pipe: Any) -> None:
-    """Adds the loaded adapter to the UNet's weights, which halves the time of what follows."""
-    pipe.fuse_lora(components=["unet"])
-    pipe.unload_lora_weights()
+@torch.no_grad()
+def merge(pipe: Any, adapter: Path) -> None:
+    """Adds what the adapter file changes to the UNet's weights, which halves the time of what follows."""
+    for where, entry in loading.matches_of(pipe, adapter)["unet"].items():
+        layer = pipe.unet.get_submodule(where)
+        layer.weight.copy_(changed_weight(entry, layer.weight))
 
 
 def measures_path(setting: Setting, name: str) -> Path:

@@ -27,7 +27,6 @@ from demo.painter import load_pipeline, paint
 from demo.study.collect import Sets, copy_of, merge, open_sets
 from demo.study.recipes import ROOT, SETTINGS, Setting
 from demo.study.results import FOLDER, names
-from sushi_research.adapters import loading
 from sushi_research.evaluation import validation_set
 from sushi_research.models import loading as base_loading
 from sushi_research.training.run import quiet_libraries
@@ -77,8 +76,7 @@ def in_the_area(setting: Setting, adapters: dict[str, Path]) -> Iterator[tuple[s
     base = masked_loss(sets, masks)
     for name, adapter in adapters.items():
         sets.pipeline.unet.load_state_dict(sets.weights)
-        loading.load_adapters(sets.pipeline, [str(adapter)])
-        merge(sets.pipeline)
+        merge(sets.pipeline, adapter)
         ratio = np.log(masked_loss(sets, masks) / base)
         yield name, [round(float(ratio[bins == number].mean()), 4) for number in range(4)]
 

@@ -1,4 +1,4 @@
-"""Describes an adapter file for `scripts/inspect_model.py`: modules, ranks, scales, dtypes, hash."""
+"""Describes an adapter file for `scripts/inspect_model.py` and `scripts/convert_lora.py`: modules, kinds, ranks, scales, hash."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from sushi_research.adapters.chosen_step import chosen_step
+from sushi_research.adapters.entries import Difference, Entry, Hadamard, Kronecker, LowRank
 from sushi_research.adapters.metadata import started_from
 from sushi_research.adapters.reading import component_of, read_adapter
 from sushi_research.errors import printable
@@ -20,7 +21,7 @@ BASES = ("ss_base_model_version", "modelspec.architecture")
 def describe(path: Path) -> Iterator[tuple[str, str]]:
     """(title, text) of each line about an adapter file. UserError for a file that cannot be used."""
     adapter = read_adapter(path)
-    pairs, header = adapter.pairs, adapter.header
+    entries, header = adapter.entries, adapter.header
     yield "file", f"{printable(path.name)}, {path.stat().st_size / 2**20:.1f} MiB, {len(header.tensors):,} tensors"
     yield "it is", "a LoRA (adapter) file: give it to scripts/sample.py or scripts/evaluate.py with --adapters"
     said = [f"{key} = {printable(header.metadata[key]):.100}" for key in BASES if key in header.metadata]
@@ -32,12 +33,31 @@ def describe(path: Path) -> Iterator[tuple[str, str]]:
         )
     if chosen := chosen_step(path):
         yield "chosen", printable(chosen.describe())
-    yield "modules", _counts(TITLES[component_of(pair.name)] for pair in pairs)
-    yield "rank", _counts(str(pair.rank) for pair in pairs)
-    yield "scale (alpha / rank)", _counts(f"{pair.scale:g}" for pair in pairs)
+    yield "modules", _counts(TITLES[component_of(entry.name)] for entry in entries)
+    yield "kind", _counts(title_of(entry) for entry in entries)
+    ranked = [entry for entry in entries if not isinstance(entry, Difference)]
+    if ranked:
+        yield "rank", _counts("full" if entry.rank is None else str(entry.rank) for entry in ranked)
+        yield "scale (alpha / rank)", _counts(f"{entry.scale:g}" for entry in ranked)
     yield "dtypes", _counts(tensor.dtype for tensor in header.tensors.values())
+    for note in adapter.notes:
+        yield "note", printable(note.removeprefix(f"{path} "))
     with open(path, "rb") as file:
         yield "sha256", hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def title_of(entry: Entry) -> str:
+    """The kind of adapter that an entry is, as trainers name it."""
+    if isinstance(entry, Difference):
+        return "difference"
+    name = {LowRank: "LoRA", Hadamard: "LoHa", Kronecker: "LoKr"}[type(entry)]
+    if isinstance(entry, LowRank) and entry.mid is not None:
+        name = "LoRA with Tucker decomposition"
+    if entry.bias is not None:
+        name += " and bias"
+    if entry.magnitude is None:
+        return name
+    return "DoRA" if name == "LoRA" else f"{name} with DoRA's magnitude"
 
 
 def _counts(values: Iterable[str]) -> str:

@@ -7,6 +7,8 @@ One form for the files of all trainers:
     Kronecker    scale * kron(w1, w2), each a matrix or a product of two                                    LoKr
     Difference   the change itself, of weight or bias                                                       full, norms
 
+The first three may change the layer's bias too: `bias` [out] is that change, with every scale in it.
+
 The formulas are those of LyCORIS (github.com/KohakuBlueleaf/LyCORIS, arXiv 2309.14859), whose names the tensors have. With a
 `magnitude` the layer is decomposed into direction and magnitude (DoRA, arXiv 2402.09353): the changed weight is scaled so that
 its norms are `magnitude`, along the output axis ([out, 1, ...]) or the input axis ([1, in, ...]).
@@ -34,6 +36,7 @@ class LowRank:
     scale: float = 1.0
     mid: Tensor | None = None
     magnitude: Tensor | None = None
+    bias: Tensor | None = None
 
     @property
     def rank(self) -> int:
@@ -42,13 +45,15 @@ class LowRank:
 
     @property
     def alpha(self) -> float:
-        """The number that is divided by the rank to give the scale."""
-        return self.scale * self.rank
+        """The number that is divided by the rank to give the scale; of several, the one with the fewest digits."""
+        product = self.scale * self.rank
+        short = float(f"{product:.12g}")
+        return short if short / self.rank == self.scale else product
 
 
 @dataclass(frozen=True)
 class Hadamard:
-    """`w1_a`, `w2_a` [out, rank] and `w1_b`, `w2_b` [rank, in * k * k].
+    """`w1_a`, `w2_a` [out, rank] and `w1_b`, `w2_b` [rank, in * k * k], or [out, rank, 1, 1] and [rank, in, k, k] (OneTrainer).
 
     With `t1`, `t2` [rank, rank, k, k] (Tucker decomposition), `w1_a`, `w2_a` are [rank, out] and `w1_b`, `w2_b` [rank, in].
     """
@@ -62,6 +67,7 @@ class Hadamard:
     t1: Tensor | None = None
     t2: Tensor | None = None
     magnitude: Tensor | None = None
+    bias: Tensor | None = None
 
     @property
     def rank(self) -> int:
@@ -86,6 +92,7 @@ class Kronecker:
     t2: Tensor | None = None
     scale: float = 1.0
     magnitude: Tensor | None = None
+    bias: Tensor | None = None
 
     @property
     def rank(self) -> int | None:
@@ -134,7 +141,10 @@ def changed_weight(entry: Entry, weight: Tensor) -> Tensor:
     if magnitude is None:
         return changed
     return changed * (
-        magnitude.to(changed).reshape(magnitude_shape(entry, weight)) / norms(changed, is_input_axis(entry, weight))
+        magnitude.to(changed).reshape(magnitude_shape(entry, weight))
+        / norms(changed, is_input_axis(entry, weight)).clamp_min(
+            torch.finfo(changed.dtype).eps
+        )  # rows of zeros stay zeros
     )
 
 
@@ -165,7 +175,7 @@ def _low_rank(entry: LowRank) -> Tensor:
 
 def _product(a: Tensor, b: Tensor, core: Tensor | None) -> Tensor:
     if core is None:
-        return a.float() @ b.float()
+        return a.float().flatten(1) @ b.float().flatten(1)
     return _tucker(core.float(), a.float().T, b.float())
 
 

@@ -1,4 +1,4 @@
-"""Writes and verifies the files of trained adapters in kohya's layout (formats/writing.py).
+"""Writes the files of trained adapters in kohya's layout (formats/writing.py).
 
 It is the layout that diffusers, ComfyUI, A1111, Forge and InvokeAI load completely, as far as they have the kind at all. As in
 kohya's sd-scripts, SD1.5 modules are named after diffusers' blocks and SDXL modules after the blocks of Stability's code
@@ -7,12 +7,10 @@ kohya's sd-scripts, SD1.5 modules are named after diffusers' blocks and SDXL mod
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import os
 import sys
-import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,22 +18,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from sushi_research.adapters.entries import LowRank
 from sushi_research.adapters.formats import writing
-from sushi_research.adapters.formats.writing import has_one_scale, header_bytes, tensors_of
-from sushi_research.adapters.lora import ADAPTER, adapter_modules, adapter_parameters, trained_entries
+from sushi_research.adapters.formats.writing import header_bytes, tensors_of
+from sushi_research.adapters.lora import adapter_parameters, trained_entries
 from sushi_research.errors import UserError
-from sushi_research.files import disk_error, write_atomic
-from sushi_research.models import ARCHITECTURES
+from sushi_research.files import write_atomic
 from sushi_research.models.header import read_header
 from sushi_research.user_files import read_regular, readable
 
 if TYPE_CHECKING:
-    from peft.tuners.lora import LoraLayer
-
-
-class AdapterFileError(RuntimeError):
-    """A written adapter file does not load as the trained adapter."""
+    pass
 
 
 def kohya_unet_names(architecture: str, module_paths: Iterable[str], layers_per_block: int = 2) -> dict[str, str]:
@@ -134,102 +126,9 @@ def problem_of(path: Path) -> str | None:
     return None
 
 
-def verify_saved(
-    path: Path,
-    components: Mapping[str, nn.Module],
-    *,
-    architecture: str,
-    state: Mapping[str, torch.Tensor],
-    dtype: torch.dtype,
-) -> None:
-    """Reloads a file written by `save_adapter` and compares it with the trained adapter.
-
-    The UNet's pairs are loaded as diffusers' pipelines do, which needs no base weights and takes about 1.5 s for SDXL.
-    AdapterFileError names the first difference: an unexpected or missing key, a module that diffusers drops or adds, a matrix that
-    is not bit for bit the trained one cast to `dtype`, or a wrong scale. diffusers itself reports none of these.
-    """
-    from diffusers import loaders
-    from safetensors import SafetensorError, safe_open
-
-    expected = file_tensors(components, architecture, state, dtype)
-    try:
-        with safe_open(path, "pt") as file:
-            keys = list(file.keys())
-    except OSError as error:
-        raise disk_error(f"cannot read back {path}", error) from error
-    except SafetensorError as error:
-        raise AdapterFileError(f"{path} cannot be read back ({error})") from None
-    _require_same(path, "the key", keys, expected)
-    unet = components["unet"]
-    # As in the pipelines' load_lora_weights: only SDXL's passes the UNet's config, which enables the renaming of blocks.
-    formats = ARCHITECTURES[architecture].formats()
-    loader = getattr(loaders, formats.ADAPTER_LOADER)
-    config = {"unet_config": unet.config} if formats.STABILITY_NAMES else {}
-    tensors, network_alphas = loader.lora_state_dict(str(path), use_safetensors=True, local_files_only=True, **config)
-    bare = _weightless_unet(unet.to_json_string(), dtype)
-    assert not adapter_modules(bare), "the UNet of an earlier file still has its adapter"
-    trained = trained_entries(components, state)["unet"]
-    try:
-        with warnings.catch_warnings(action="ignore", category=RuntimeWarning):  # of peft, about those scales
-            loader.load_lora_into_unet(
-                tensors, network_alphas=network_alphas, unet=bare, adapter_name=ADAPTER, low_cpu_mem_usage=True
-            )
-        _require_same(path, "the module", adapter_modules(bare), trained)
-        for where, layer in adapter_modules(bare).items():
-            _require_equal(path, where, layer, trained[where], dtype, folded=not has_one_scale(trained))
-        bare.unload_lora()
-    except BaseException:
-        _weightless_unet.cache_clear()  # what is left in it must not count for the next file
-        raise
-
-
 def is_uniform(settings: Iterable[tuple[int, float]]) -> bool:
     """Whether all modules of an adapter have one rank and one alpha."""
     return len(set(settings)) == 1
-
-
-def _require_equal(
-    path: Path, where: str, loaded: LoraLayer, trained: LowRank, dtype: torch.dtype, folded: bool
-) -> None:
-    """AdapterFileError unless a loaded layer has the trained matrices in `dtype`, and their scale: in B if it is `folded`."""
-    up = (trained.up.double() * trained.scale).float() if folded else trained.up
-    for matrix, module, values in (
-        ("lora_A", loaded.lora_A[ADAPTER], trained.down),
-        ("lora_B", loaded.lora_B[ADAPTER], up),
-    ):
-        if module.weight.dtype != dtype or not torch.equal(module.weight, values.to("cpu", dtype)):
-            raise AdapterFileError(f"{path}: {matrix} of {where} differs from the trained matrix")
-    # The file has alpha in fp32.
-    scale = 1.0 if folded else torch.tensor(trained.alpha).item() / trained.rank
-    if loaded.scaling[ADAPTER] != scale:
-        raise AdapterFileError(f"{path}: the scale of {where} is {loaded.scaling[ADAPTER]}, not {scale}")
-
-
-@functools.lru_cache(maxsize=1)
-def _weightless_unet(config: str, dtype: torch.dtype) -> nn.Module:
-    """A UNet without memory for weights: every parameter is one CPU number expanded to the parameter's shape.
-
-    `config` is JSON. The last one is kept for the next file, because building it takes half the time of verifying one.
-    """
-    from diffusers import UNet2DConditionModel
-
-    with torch.device("meta"):
-        unet = UNet2DConditionModel.from_config(json.loads(config))
-    # peft moves loaded matrices to the device and dtype of their layer. On the meta device they would lose their values, and
-    # with another dtype they would be cast; hence real CPU numbers of the file's dtype.
-    number = torch.zeros((), dtype=dtype)
-    for module in unet.modules():
-        for name, parameter in list(module.named_parameters(recurse=False)):
-            setattr(module, name, nn.Parameter(number.expand(parameter.shape), requires_grad=False))
-    return unet
-
-
-def _require_same(path: Path, what: str, found: Iterable[str], expected: Iterable[str]) -> None:
-    extra, missing = set(found) - set(expected), set(expected) - set(found)
-    if extra:
-        raise AdapterFileError(f"{path}: {what} {min(extra)} should not be there")
-    if missing:
-        raise AdapterFileError(f"{path}: {what} {min(missing)} is missing")
 
 
 def _serialized(

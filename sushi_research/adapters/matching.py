@@ -1,92 +1,85 @@
-"""Matches the pairs of an adapter file with the layers of a base, and checks what a loaded adapter adds to each layer."""
+"""Matches the entries of an adapter file with the layers of a model, by the names and shapes of its layers.
+
+Every entry must have a layer of its own, which its matrices fit: so whatever an entry is computed to has the size of the layer.
+"""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import torch
 from torch import nn
 
-from sushi_research.adapters.kohya_format import kohya_unet_names
-from sushi_research.adapters.reading import COMPONENTS, Adapter, Pair, component_of
+from sushi_research.adapters.entries import Difference, Entry, Hadamard, Kronecker, LowRank, Tensor
+from sushi_research.adapters.formats import names
+from sushi_research.adapters.formats.spellings import belongs, spellings, underscored
+from sushi_research.adapters.reading import Adapter
 from sushi_research.errors import UserError
 from sushi_research.models import ARCHITECTURES, Architecture
 
-# Component of the pipeline -> path of a layer in it -> the pair that the file has for it.
-Matches = dict[str, dict[str, Pair]]
+# Component of the pipeline -> path of a layer in it -> the entry that the file has for it.
+Matches = dict[str, dict[str, Entry]]
+Shape = tuple[int, ...]
+
+
+class Layer(NamedTuple):
+    """A layer that an adapter can change: the shape of its weight, [out, in], [out, in, k, k] or of a norm [channels]."""
+
+    shape: Shape
+    has_bias: bool
+
+
+# Component -> path -> layer.
+Layers = Mapping[str, Mapping[str, Layer]]
 
 
 def match_modules(adapter: Adapter, pipeline: Any) -> Matches:
-    """The layer of the pipeline for each pair of the file.
+    """The layer of the pipeline for each entry of the file.
 
-    UserError unless every pair has a layer of its own, with matrices of the right shapes.
+    UserError unless every entry has a layer of its own, with matrices of the right shapes.
     """
-    components = {component: getattr(pipeline, component, None) for component in set(COMPONENTS.values())}
-    return match_components(adapter, _architecture(pipeline), components)
+    components = {component: getattr(pipeline, component, None) for component in set(names.COMPONENTS.values())}
+    return match_components(adapter, architecture_of(pipeline), components)
 
 
 def match_components(
     adapter: Adapter, architecture: Architecture, components: Mapping[str, nn.Module | None]
 ) -> Matches:
     """`match_modules` with the components by their names in the pipeline; they may have no weights (the meta device)."""
+    layers = {component: layers_of(module) for component, module in components.items()}
+    return match_layers(adapter, architecture, layers, components["unet"].config.layers_per_block)
+
+
+def match_layers(adapter: Adapter, architecture: Architecture, layers: Layers, layers_per_block: int) -> Matches:
+    """`match_modules` with the layers alone. `layers_per_block` is the UNet's config's."""
     path = adapter.path
-    layers = {component: _layers(module) for component, module in components.items()}
-    per_block = components["unet"].config.layers_per_block
-    names = {component: _names(architecture, component, layers[component], per_block) for component in layers}
-    found = {pair.name: names[component_of(pair.name)].get(pair.name) for pair in adapter.pairs}
-    strange = [name for name, layer in found.items() if layer is None]
+    tables = {component: spellings(component, own, layers_per_block) for component, own in layers.items()}
+    found = {entry.name: _place(entry.name, architecture, tables) for entry in adapter.entries}
+    strange = [name for name, place in found.items() if place is None]
     if strange:
         raise UserError(
             f"{path}: {len(strange):,} of {len(found):,} modules not found in this {architecture.label} base "
             f"({strange[0]:.200}{' and others' if len(strange) > 1 else ''}): give an adapter for this architecture."
         )
     matches: Matches = {}
-    for pair in adapter.pairs:
-        component = component_of(pair.name)
-        layer = found[pair.name]
+    for entry in adapter.entries:
+        component, layer = found[entry.name]  # type: ignore[misc]
         taken = matches.setdefault(component, {})
         if layer in taken:
             raise UserError(
-                f"{path} holds {taken[layer].name} and {pair.name}, which are the same module of the base: "
+                f"{path} holds {taken[layer].name} and {entry.name}, which are the same module of the base: "
                 "take a copy that holds it once."
             )
-        taken[layer] = pair
-        _require_shapes(path, pair, layers[component][layer])
+        taken[layer] = entry
+        _require_fitting(path, entry, layers[component][layer])
     return matches
 
 
-def require_loaded(pipeline: Any, name: str, matches: Matches, path: str | Path) -> None:
-    """UserError unless the loaded adapter `name` adds to every layer what its file says, and to no other layer.
-
-    Compares the matrices bit for bit in the dtype of the layer, and the scales. The adapter must be at a LoRA scale of 1.
-    """
-    for component in set(COMPONENTS.values()):
-        loaded = {where: layer for where, layer in _adapted(getattr(pipeline, component, None)) if name in layer.lora_A}
-        expected = matches.get(component, {})
-        if different := sorted(loaded.keys() ^ expected.keys()):
-            fault = "changes a layer that the file does not name" if different[0] in loaded else "does not load a layer"
-            raise UserError(f"{path}: diffusers {fault} ({different[0]} of the {component}): this file cannot be used.")
-        for where, pair in expected.items():
-            layer = loaded[where]
-            scale = layer.scaling[name]
-            if not math.isclose(scale, pair.scale, rel_tol=1e-6):  # the libraries may compute it in fp32
-                raise UserError(
-                    f"{path} has alpha / rank = {pair.alpha:g} / {pair.rank} in {pair.name}, and diffusers loads it with the "
-                    f"scale {scale:g}: use a file with one rank and one alpha for all modules."
-                )
-            for own, stored in ((layer.lora_A[name].weight, pair.down), (layer.lora_B[name].weight, pair.up)):
-                if not torch.equal(own.detach().cpu(), stored.to(own.dtype)) or layer.lora_variant.get(name):
-                    raise UserError(
-                        f"{path}: diffusers loads other matrices for {pair.name} than the file holds: "
-                        "this file cannot be used."
-                    )
-
-
-def _architecture(pipeline: Any) -> Architecture:
+def architecture_of(pipeline: Any) -> Architecture:
+    """The architecture of a pipeline of diffusers."""
     from diffusers import loaders
 
     return next(
@@ -94,56 +87,134 @@ def _architecture(pipeline: Any) -> Architecture:
     )
 
 
-def _layers(module: nn.Module | None) -> dict[str, nn.Module]:
-    """Path -> linear or convolutional layer of a component; a layer that has an adapter counts under its own path."""
-    from peft.tuners.lora import LoraLayer
+def layers_of(module: nn.Module | None) -> dict[str, Layer]:
+    """Path -> layer of a component that an adapter can change; one that has an adapter of peft counts under its own path."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
 
-    layers = {} if module is None else dict(module.named_modules())
-    layers = {
-        path: layer.get_base_layer() if isinstance(layer, LoraLayer) else layer
-        for path, layer in layers.items()
-        if not re.search(r"\.(base_layer|lora_[A-Za-z_]+)\b", path)
-    }
-    return {path: layer for path, layer in layers.items() if isinstance(layer, nn.Linear | nn.Conv2d)}
-
-
-def _adapted(module: nn.Module | None) -> Iterable[tuple[str, Any]]:
-    from peft.tuners.lora import LoraLayer
-
-    layers = () if module is None else module.named_modules()
-    return ((path, layer) for path, layer in layers if isinstance(layer, LoraLayer))
+    found: dict[str, Layer] = {}
+    for path, layer in () if module is None else module.named_modules():
+        if isinstance(layer, BaseTunerLayer):
+            layer = layer.get_base_layer()
+        if (shape := shape_of(layer)) and not re.search(r"\.(base_layer|lora_[A-Za-z_]+|hada_\w+|lokr_\w+)\b", path):
+            found[path] = Layer(shape, getattr(layer, "bias", None) is not None)
+    return found
 
 
-def _names(architecture: Architecture, component: str, paths: Iterable[str], layers_per_block: int) -> dict[str, str]:
-    """Every name that a file can have for the layers of a component -> the layer's path."""
-    paths = list(paths)
-    names = {}
-    # kohya numbers the text encoders only where there are two, so a number tells the architectures apart.
-    strange = ("lora_te_",) if len(architecture.formats().TEXT_ENCODERS) > 1 else ("lora_te1_", "lora_te2_")
-    for prefix in (each for each, owner in COMPONENTS.items() if owner == component and each not in strange):
-        for path in paths:
-            # transformers 5 dropped `text_model.` from the paths of CLIPTextModel, but not from those with a projection.
-            short = path.removeprefix("text_model.")
-            for spelling in (path, short, f"text_model.{short}") if component != "unet" else (path,):
-                name = prefix + (spelling if prefix.endswith(".") else spelling.replace(".", "_"))
-                names[name] = path
-    if component == "unet":
-        kohya = kohya_unet_names(architecture.name, paths, layers_per_block)
-        names |= {name: path for path, name in kohya.items()}
-    return names
+def shape_of(layer: nn.Module) -> Shape | None:
+    """The shape of a layer's weight; None for a module that adapters cannot change.
 
-
-def _require_shapes(path: Path, pair: Pair, layer: nn.Linear | nn.Conv2d) -> None:
-    # Not the shape of its weight, which may be stored in another one.
+    It does not look at the weight, which may be stored in another shape (models/storage.py).
+    """
     if isinstance(layer, nn.Conv2d):
-        out, into = layer.out_channels, [layer.in_channels // layer.groups, *layer.kernel_size]
-    else:
-        out, into = layer.out_features, [layer.in_features]
-    kernel = (1, 1) if isinstance(layer, nn.Conv2d) else ()
-    expected = ((pair.rank, *into), (out, pair.rank, *kernel))
-    found = (tuple(pair.down.shape), tuple(pair.up.shape))
-    if found != expected:
+        return (layer.out_channels, layer.in_channels // layer.groups, *layer.kernel_size)
+    if isinstance(layer, nn.Linear):
+        return (layer.out_features, layer.in_features)
+    if isinstance(layer, nn.GroupNorm) and layer.affine:
+        return (layer.num_channels,)
+    if isinstance(layer, nn.LayerNorm) and layer.elementwise_affine and len(layer.normalized_shape) == 1:
+        return tuple(layer.normalized_shape)
+    return None
+
+
+def _place(name: str, architecture: Architecture, tables: Mapping[str, Mapping[str, str]]) -> tuple[str, str] | None:
+    """(component, path of the layer) of a module's name in a file."""
+    parts = names.split(name)
+    assert parts is not None, "the reader refuses other names"
+    component, prefix, rest = parts
+    if not belongs(architecture, prefix):
+        return None
+    layer = tables.get(component, {}).get(underscored(rest))
+    return None if layer is None else (component, layer)
+
+
+def _require_fitting(path: Path, entry: Entry, layer: Layer) -> None:
+    """UserError unless the shapes of the entry's tensors are those of a change of this layer."""
+    if isinstance(entry, LowRank) and len(layer.shape) > 1:
+        _require_pair(path, entry, layer.shape)
+    elif not _FITS[type(entry)](entry, layer.shape):
+        tensors = [value for value in vars(entry).values() if isinstance(value, Tensor)]
         raise UserError(
-            f"{path}: the matrices of {pair.name} are {list(found[0])} and {list(found[1])}, and this base needs "
+            f"{path}: the matrices of {entry.name} are {', '.join(str(list(each.shape)) for each in tensors)}, and the weight "
+            f"that they change is {list(layer.shape)} in this base: give an adapter for this base."
+        )
+    if entry.bias is not None and not (layer.has_bias and tuple(entry.bias.shape) == layer.shape[:1]):
+        has = f"one of {layer.shape[0]} numbers" if layer.has_bias else "none"
+        raise UserError(
+            f"{path} changes the bias of {entry.name} by {entry.bias.numel()} numbers, and this base has {has} there: give an "
+            "adapter for this base."
+        )
+    magnitude = None if isinstance(entry, Difference) else entry.magnitude
+    if magnitude is not None and not _magnitude_fits(tuple(magnitude.shape), layer.shape):
+        raise UserError(
+            f"{path}: the magnitude of {entry.name} is {list(magnitude.shape)}, and this base needs {layer.shape[0]} numbers (of "
+            f"the outputs) or {[1, layer.shape[1]]} (of the inputs) there: give an adapter for this base."
+        )
+
+
+def _require_pair(path: Path, entry: LowRank, shape: Shape) -> None:
+    kernel = (1, 1) if len(shape) > 2 else ()
+    into = shape[1:] if entry.mid is None else (shape[1], *kernel)
+    expected = ((entry.rank, *into), (shape[0], entry.rank, *kernel))
+    found = (tuple(entry.down.shape), tuple(entry.up.shape))
+    core = None if entry.mid is None else tuple(entry.mid.shape)
+    if found != expected or core not in (None, (entry.rank, entry.rank, *shape[2:])):
+        raise UserError(
+            f"{path}: the matrices of {entry.name} are {list(found[0])} and {list(found[1])}, and this base needs "
             f"{list(expected[0])} and {list(expected[1])} there: give an adapter for this base."
         )
+
+
+def _pair_fits(entry: LowRank, shape: Shape) -> bool:
+    return False  # of a norm, which has no matrix
+
+
+def _hadamard_fits(entry: Hadamard, shape: Shape) -> bool:
+    if len(shape) == 1:
+        return False
+    for a, b, core in ((entry.w1_a, entry.w1_b, entry.t1), (entry.w2_a, entry.w2_b, entry.t2)):
+        if core is not None:
+            fits = (a.shape[1], b.shape[1], *core.shape[2:]) == shape
+        else:
+            inner = tuple(b.shape[1:])
+            fits = a.shape[0] == shape[0] and (inner == shape[1:] or inner == (math.prod(shape[1:]),))
+        if not fits:
+            return False
+    return True
+
+
+def _kronecker_fits(entry: Kronecker, shape: Shape) -> bool:
+    if len(shape) == 1:
+        return False
+    first = entry.w1.shape if entry.w1 is not None else (entry.w1_a.shape[0], entry.w1_b.shape[1])  # type: ignore[union-attr]
+    kernel = shape[2:]
+    if entry.w2 is not None:
+        second = tuple(entry.w2.shape)
+    elif entry.t2 is not None:
+        second = (entry.w2_a.shape[1], entry.w2_b.shape[1], *entry.t2.shape[2:])  # type: ignore[union-attr]
+    else:
+        second = (entry.w2_a.shape[0], *entry.w2_b.shape[1:])  # type: ignore[union-attr]
+    if len(second) == 2:  # [c, d * k * k]
+        size = math.prod(kernel)
+        if second[1] % size:
+            return False
+        second = (second[0], second[1] // size, *kernel)
+    return (first[0] * second[0], first[1] * second[1], *second[2:]) == shape
+
+
+def _difference_fits(entry: Difference, shape: Shape) -> bool:
+    return entry.weight is None or tuple(entry.weight.shape) == shape
+
+
+_FITS: dict[type, Any] = {
+    LowRank: _pair_fits,
+    Hadamard: _hadamard_fits,
+    Kronecker: _kronecker_fits,
+    Difference: _difference_fits,
+}
+
+
+def _magnitude_fits(found: Shape, shape: Shape) -> bool:
+    if len(shape) == 1:
+        return False
+    ones = (1,) * (len(shape) - 2)
+    return found in ((shape[0],), (shape[0], 1, *ones), (1, shape[1], *ones))

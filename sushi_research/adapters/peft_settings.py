@@ -14,11 +14,11 @@ from sushi_research.models.header import Header
 from sushi_research.user_files import parse_json
 
 KEY = "lora_adapter_metadata"
-# Settings that change what is computed in another way than a low-rank pair with a scale, and their values that do not.
+# Settings that change what is computed in another way than an entry does (entries.py), and their values that do not.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "peft_type": (None, "LORA"),
-    "use_dora": (None, False),
-    "lora_bias": (None, False),
+    "use_dora": (None, False, True),
+    "lora_bias": (None, False, True),
     "bias": (None, "none"),
     "use_qalora": (None, False),
     "modules_to_save": (None, []),
@@ -39,7 +39,7 @@ Settings = dict[str, dict[str, Any]]
 
 
 def read(header: Header) -> Settings | None:
-    """The settings by component; None without any. UserError if they cannot be read, or need more than low-rank pairs."""
+    """The settings by component; None without any. UserError if they cannot be read, or ask for something else."""
     text = header.metadata.get(KEY)
     if text is None:
         return None
@@ -53,14 +53,16 @@ def read(header: Header) -> Settings | None:
         # `==` alone would take 0 for False and 1 for True.
         if name in NEUTRAL and not any(value == each and type(value) is type(each) for each in NEUTRAL[name]):
             raise UserError(
-                f"{header.path} was saved with {key} = {value!r:.60}, and only plain low-rank pairs can be used here: "
-                "give a LoRA file without that setting."
+                f"{header.path} was saved with {key} = {value!r:.60}, which cannot be used here: give a LoRA file "
+                "without that setting."
             )
     return settings
 
 
-def alpha_of(settings: Settings, path: Path, name: str, rank: int) -> float:
+def alpha_of(settings: Settings, path: Path, name: str, rank: int, has_magnitude: bool) -> float:
     """The alpha that the settings give a module, so that the scale is alpha / rank. UserError if they do not fit the module.
+
+    `has_magnitude` is whether it has the magnitude of a DoRA, which it must have with `use_dora`.
 
     As in peft: patterns are regular expressions for the end of a module's path, and with `use_rslora` the scale is
     alpha / sqrt(rank) (arXiv 2312.03732).
@@ -69,6 +71,10 @@ def alpha_of(settings: Settings, path: Path, name: str, rank: int) -> float:
     chosen = settings.get(component)
     if chosen is None:
         raise UserError(f"{path}: its metadata {KEY} says nothing about {name}: take another copy of the adapter.")
+    if chosen.get("use_dora") and not has_magnitude:
+        raise UserError(
+            f"{path} was saved with {component}.use_dora = True, but {name} has no magnitude: take a complete copy."
+        )
     stored_rank = _number(path, chosen, component, "r", "rank_pattern", module)
     if stored_rank != rank:
         raise UserError(

@@ -200,6 +200,24 @@ TRAINING = (
         "remove lora.start_from",
     ),
     Rule(
+        ("lora.conv_rank", "lora.conv_alpha", "lora.rank_stabilized", "lora.lokr_factor"),
+        {"lora.start_from": _is_other_than(None)},
+        "with lora.start_from, whose modules have ranks and scales of their own",
+        "remove lora.start_from",
+    ),
+    Rule(
+        ("lora.init",),
+        {"lora.kind": _is("loha", "lokr")},
+        "because of lora.kind: only lora and dora have two initializations",
+        "choose one of them",
+    ),
+    Rule(
+        ("lora.lokr_factor",),
+        {"lora.kind": _is_other_than("lokr")},
+        "because of lora.kind: only lokr has a factor",
+        "choose that",
+    ),
+    Rule(
         ("lora.trigger_words", "lora.author", "lora.description"),
         {"lora.metadata": _is("none")},
         "while lora.metadata is none",

@@ -11,6 +11,7 @@ from sushi_research.config.mapping_list import read_mappings
 from sushi_research.config.section import Bounded, Location, Section, Text, require_text
 
 # Keys that are refused until they work.
+<<<<<<< HEAD
 _NOT_YET = {
     "kind": "lora",
     "conv_rank": None,
@@ -21,6 +22,9 @@ _NOT_YET = {
     "rank_dropout": 0.0,
     "module_dropout": 0.0,
 }
+=======
+_NOT_YET = {"max_norm": None}
+>>>>>>> main
 TargetPreset = Literal["attention", "attention_ff", "kohya", "kohya_conv"]
 
 
@@ -176,6 +180,17 @@ class LoraSection(Section):
         for name, default in _NOT_YET.items():
             if getattr(self, name) not in (default, None):
                 raise ValueError(f"lora.{name} cannot be used in this version yet: remove it")
+        return self
+
+    @model_validator(mode="after")
+    def _ranks_are_those_of_the_file(self) -> LoraSection:
+        for number, override in enumerate(self.overrides if self.start_from is not None else ()):
+            for name in ("rank", "alpha"):
+                if getattr(override, name) is not None:
+                    raise ValueError(
+                        f"lora.overrides[{number}].{name} has no effect with lora.start_from, whose modules have ranks and alphas "
+                        "of their own: remove it"
+                    )
         return self
 
     @model_validator(mode="after")

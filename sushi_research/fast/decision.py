@@ -41,8 +41,13 @@ def decide(config: TrainingConfig, device: torch.device) -> StepPath:
         why = "train.record_step is false"
     elif config.train.attention == "xformers":
         why = "the kernels of xformers are not known to be recordable (train.attention)"
-    elif config.lora.dropout and config.train.gradient_checkpointing != "none":
-        why = "recomputing activations with dropout reads the random state, which a recording refuses (lora.dropout)"
+    elif (key := _drops(config)) and config.train.gradient_checkpointing != "none":
+        why = f"recomputing activations with dropout reads the random state, which a recording refuses (lora.{key})"
     else:
         return RECORDED
     return StepPath("eager", why)
+
+
+def _drops(config: TrainingConfig) -> str | None:
+    """The first dropout of the adapter that is set."""
+    return next((key for key in ("dropout", "rank_dropout", "module_dropout") if getattr(config.lora, key)), None)

@@ -105,7 +105,7 @@ FACTS = {
     "prediction": "prediction type and schedule of the base, if not epsilon on the standard schedule",
     "random_scheme": "version of the random number scheme",
     "vae_dtype": "dtype in which the VAE encodes on this device",
-    "dropout_split": "batch_size, accumulation and processes, if lora.dropout is on (its masks depend on the micro-batch)",
+    "dropout_split": "batch_size, accumulation and processes, if the adapter has dropout (its masks depend on the micro-batch)",
 }
 _FACTS_IN_NAME = ("global_batch_size", "precision")  # known before any file is read
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from sushi_research.adapters import kohya_format, lora, metadata, trained_images
+from sushi_research.adapters import kohya_format, lora, metadata, trained_images, verification
 from sushi_research.adapters.formats.writing import has_one_scale
 from sushi_research.caches.inputs import Inputs
 from sushi_research.caches.keys import entry_key
@@ -52,7 +52,7 @@ class AdapterWriter:
             entries |= thumbnail.newest(job, step)
         file = self._file()
         kohya_format.save_adapter(path, self.components, **file, metadata=entries or None)
-        kohya_format.verify_saved(path, self.components, **file)
+        verification.verify_saved(path, self.components, **file)
 
     def has_written(self, path: Path) -> bool:
         """Whether the file at `path` is whole and holds the master weights as they are."""

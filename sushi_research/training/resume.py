@@ -12,6 +12,7 @@ from typing import Any
 from accelerate.utils import broadcast_object_list
 
 from sushi_research import randomness
+from sushi_research.adapters.settings import settings_of
 from sushi_research.caches.inputs import Inputs
 from sushi_research.config.command_line import config_to_dict
 from sushi_research.config.keys import default_values
@@ -70,7 +71,7 @@ def start_or_resume(job: Job, inputs: Inputs, plan: Plan) -> RunState:
         facts["start_from"] = job.start.hash
     if inputs.data.captions and (texts := inputs.data.captions.facts()):
         facts["captions"] = texts
-    if config.lora.dropout:
+    if settings_of(config.lora, config.train.seed).drops:
         facts["dropout_split"] = plan.split
     if base.prediction != Prediction():
         facts["prediction"] = asdict(base.prediction)

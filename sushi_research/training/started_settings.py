@@ -78,6 +78,8 @@ def _kind(entry: Entry, weight: Any) -> tuple[Kind | None, str]:
     """The kind of an entry, None if it is not trained; and what it is, for a message."""
     if not isinstance(entry, LowRank | Hadamard | Kronecker):
         return None, "full differences of weights"
+    if entry.bias is not None:
+        return None, "a change of biases"
     if isinstance(entry, LowRank):
         if entry.mid is not None:
             return None, "a LoCon with Tucker decomposition"
@@ -97,6 +99,8 @@ def _kind(entry: Entry, weight: Any) -> tuple[Kind | None, str]:
 def _rank_and_alpha(entry: Entry) -> tuple[int, float]:
     """Of a Kronecker product of whole matrices the rank from which on it would be one."""
     assert isinstance(entry, LowRank | Hadamard | Kronecker)
+    if isinstance(entry, LowRank):
+        return entry.rank, entry.alpha
     rank = entry.rank
     if rank is None:
         assert isinstance(entry, Kronecker) and entry.w2 is not None

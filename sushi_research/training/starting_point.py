@@ -9,7 +9,7 @@ from types import ModuleType
 import torch
 
 from sushi_research.adapters import lora, run_files
-from sushi_research.adapters.entries import Entry, LowRank
+from sushi_research.adapters.entries import Entry
 from sushi_research.adapters.kohya_format import is_uniform, tensors_hash
 from sushi_research.adapters.matching import match_components
 from sushi_research.adapters.metadata import Ancestor, ancestors_of
@@ -64,15 +64,14 @@ def read(config: TrainingConfig, model: ModuleType) -> tuple[TrainingConfig, Sta
         adapter = read_adapter(path)
     except UserError as error:
         raise UserError(f"lora.start_from: {error}") from error
-    if text := [pair.name for pair in adapter.pairs if component_of(pair.name) != "unet"]:
+    if text := [entry.name for entry in adapter.entries if component_of(entry.name) != "unet"]:
         raise UserError(
             f"{path} adapts the text encoders too ({text[0]:.200}), and only the UNet is trained here: start from a file without "
             "them."
         )
     unet = loading.empty_unet(loading.find_base(config, model))
     components = dict.fromkeys(COMPONENTS.values()) | {"unet": unet}
-    found = match_components(adapter, ARCHITECTURES[model.NAME], components)["unet"]
-    entries = {path: LowRank(pair.name, pair.down, pair.up, pair.scale) for path, pair in found.items()}
+    entries = match_components(adapter, ARCHITECTURES[model.NAME], components)["unet"]
     adaptable = set(adaptable_paths(unet))
     if strange := [layer for layer in entries if layer not in adaptable]:
         raise UserError(

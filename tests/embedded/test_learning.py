@@ -26,6 +26,7 @@ from demo.concepts import CONCEPTS, known_scenes
 from demo.measure import checker_of, loss_on, measure, unseen_pictures
 from demo.painter import BASES, load_pipeline, paint
 from demo.records import dependencies, differences, read_record
+from sushi_research.adapters.loading import load_adapters
 from sushi_research.config.command_line import load_config
 from sushi_research.runs.run_folder import RunFolder
 
@@ -144,10 +145,11 @@ def test_lora_scale_zero_is_the_base_bit_for_bit(demo_run) -> None:
     architecture, run = demo_run
     prompts = [scene.caption for scene in STAR.unseen_scenes(2)]
     base = paint(load_pipeline(BASES / architecture), prompts, steps=4, output_type="np")
-    pipeline = load_pipeline(BASES / architecture, RunFolder(run, None).adapter)
+    pipeline = load_pipeline(BASES / architecture)
+    [adapter] = load_adapters(pipeline, [RunFolder(run, None).adapter])
+    adapter.activate()
     with_adapter = paint(pipeline, prompts, steps=4, output_type="np")
-    [name] = pipeline.get_list_adapters()["unet"]
-    pipeline.set_adapters([name], [0.0])
+    adapter.activate(0.0)
     at_zero = paint(pipeline, prompts, steps=4, output_type="np")
     assert np.array_equal(np.stack(at_zero), np.stack(base))
     assert not np.array_equal(np.stack(with_adapter), np.stack(base))

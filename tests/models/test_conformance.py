@@ -15,7 +15,7 @@ import torch
 from script_runs import load_script
 
 from sushi_research import models
-from sushi_research.adapters import kohya_format, lora, metadata
+from sushi_research.adapters import kohya_format, lora, metadata, verification
 from sushi_research.adapters.settings import AdapterSettings
 from sushi_research.caches import encoding
 from sushi_research.config import TrainingConfig
@@ -63,6 +63,10 @@ def test_names_and_signatures(name, model):
     several = (model.encode_captions, ("chunks", "batch"))
     for encode, others in ((model.encode_caption, ("chunks",)), several, (model.encode_prompt, ())):
         assert tuple(inspect.signature(encode).parameters)[2:] == (*others, *model.TEXT_SETTINGS)
+    assert list(inspect.signature(model.token_ids).parameters) == ["text", "caption", "chunks"]
+    assert tuple(inspect.signature(model.encode_ids).parameters) == ("text", "ids", "layout", *model.TEXT_SETTINGS)
+    assert tuple(inspect.signature(model.idle_layers).parameters) == model.TEXT_SETTINGS
+    assert model.idle_layers().keys() == set(model.TEXT_ENCODERS)
 
 
 def test_the_config_class_has_the_settings_of_the_text(name, model):
@@ -156,7 +160,7 @@ def test_an_adapter_file_loads_in_diffusers_as_it_was_trained(name, base, tmp_pa
     state = {key: torch.randn_like(value) for key, value in lora.adapter_parameters({"unet": unet}).items()}
     facts = {"architecture": name, "state": state, "dtype": torch.float16}
     kohya_format.save_adapter(tmp_path / "adapter.safetensors", {"unet": unet}, **facts, metadata={})
-    kohya_format.verify_saved(tmp_path / "adapter.safetensors", {"unet": unet}, **facts)
+    verification.verify_saved(tmp_path / "adapter.safetensors", {"unet": unet}, **facts)
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])

@@ -7,6 +7,7 @@ import torch
 from base_files import CPU, real_model, refusal
 from single_files import narrow_base, write_single_file
 from torch import nn
+from torch.nn import functional as F
 
 from sushi_research.adapters import lora
 from sushi_research.adapters.loading import load_adapters, load_pipeline
@@ -188,9 +189,9 @@ def test_an_adapter_file_loads_onto_a_stored_base(bases, tmp_path):
     plain = pipeline.unet.get_submodule(path)
     pair = {"lora_A": weight(4, plain.in_features), "lora_B": weight(plain.out_features, 4)}
     save_file({f"unet.{path}.{name}.weight": tensor for name, tensor in pair.items()}, tmp_path / "a.safetensors")
-    [name] = load_adapters(pipeline, [str(tmp_path / "a.safetensors")])
+    load_adapters(pipeline, [str(tmp_path / "a.safetensors")])[0].activate()
     x = weight(3, plain.in_features)
-    expected = plain(x) + x @ pair["lora_A"].T @ pair["lora_B"].T
+    expected = F.linear(x, storage.weight_of(plain), plain.bias) + x @ pair["lora_A"].T @ pair["lora_B"].T
     assert torch.allclose(pipeline.unet.get_submodule(path)(x), expected, atol=1e-6)
 
 

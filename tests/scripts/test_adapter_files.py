@@ -26,7 +26,7 @@ FILES = {
         save(PAIR | {"lora_unet_x.alpha": torch.tensor(float("nan"))}),
         "holds NaN in lora_unet_x.alpha",
     ),
-    "loha.safetensors": (save({"lora_unet_x.hada_w1_a": torch.ones(2, 2)}), "holds a LoHa (LyCORIS)"),
+    "oft.safetensors": (save({"lora_unet_x.oft_blocks": torch.ones(2, 2)}), "holds an OFT"),
     "embedding.safetensors": (save({"emb_params": torch.ones(2, 2)}), "holds a textual inversion embedding"),
     "up.safetensors": (save(dict(list(PAIR.items())[1:])), "without the down matrix"),
     "flux.safetensors": (

@@ -87,6 +87,11 @@ CASES = {
     "adamw8bit": ("sdxl", {"optimizer.name": "adamw8bit", "lora.rank": 128}),
     "bf16, lion": ("sd15", {"train.precision": "bf16", "optimizer.name": "bitsandbytes.optim.Lion"}),
     "fp16": ("sdxl", {"train.precision": "fp16"}),
+    # The adapters on the text encoders end between the two stops.
+    "text encoders": (
+        "sd15",
+        {**EVERYTHING, "text_encoders.train": True, "text_encoders.until": 2, "captions.dropout": 0.3},
+    ),
     # It depends on whole tensors, so it gets them one by one.
     "adafactor": ("sdxl", {"optimizer.name": "torch.optim.Adafactor"}),
 }

@@ -110,9 +110,10 @@ def test_ranks_and_alphas_of_modules_are_kept(first, tmp_path):
     del tensors[f"{names[2]}.alpha"]  # then the scale is 1
     save_file(tensors, tmp_path / "mixed.safetensors")
     weights = weights_at_start(first, "mixed", starting(tmp_path / "mixed.safetensors"))
-    given = read_adapter(tmp_path / "mixed.safetensors").pairs
-    written = read_adapter(first.folder("mixed") / "mixed.safetensors").pairs
-    assert [(each.name, each.rank, each.alpha) for each in written] == [(p.name, p.rank, p.alpha) for p in given]
+    given = read_adapter(tmp_path / "mixed.safetensors").entries
+    written = read_adapter(first.folder("mixed") / "mixed.safetensors").entries
+    # Where modules differ, the scale is in the second matrix: diffusers reads such alphas wrongly.
+    assert [(each.name, each.rank, each.scale) for each in written] == [(p.name, p.rank, 1) for p in given]
     assert sorted({(p.rank, p.alpha) for p in given}) == [(3, 1.5), (4, 2.0), (4, 4.0)]
     found = {tuple(tensor.shape) + tuple(tensor.flatten()[:2].tolist()) for tensor in weights.values()}
     for pair in given:

@@ -61,6 +61,7 @@ class AddedWeight(nn.Module):
             self.register_parameter(part, nn.Parameter(values))
         self.dropouts = Dropouts()
         self.is_enabled = True
+        self.lora_factor = 1.0  # sampling/lora_scale.py
 
     def get_base_layer(self) -> nn.Linear | nn.Conv2d:
         """The frozen layer, as peft's layers call it."""
@@ -81,8 +82,8 @@ class AddedWeight(nn.Module):
             return result
         drops = self.dropouts if self.training else Dropouts()
         added = self.kind.output(self, F.dropout(x, drops.inputs) if drops.inputs else x)
-        if self.scale != 1:
-            added = added * self.scale
+        if self.scale * self.lora_factor != 1:
+            added = added * (self.scale * self.lora_factor)
         if drops.rank:
             added = drop_channels(added, drops.rank, channel_axis(self))
         if drops.module:

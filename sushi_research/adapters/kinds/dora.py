@@ -31,7 +31,9 @@ def add_magnitude(layer: Any) -> None:
     squares = squares.sum((0, 2)) if squares.ndim > 2 else squares.sum(0)
     layer.register_buffer("squared_norms", squares.clamp_min_(_LEAST), persistent=False)
     layer.magnitude = nn.Parameter(torch.zeros_like(squares))
+    layer.lora_factor, layer.given = 1.0, None
     layer.register_forward_pre_hook(_scale_input)
+    layer.register_forward_hook(_scale_change)
 
 
 def has_magnitude(layer: Any) -> bool:
@@ -77,7 +79,16 @@ def _scale_input(layer: Any, arguments: tuple[Any, ...]) -> tuple[Any, ...] | No
     if layer.disable_adapters:
         return None
     x, *others = arguments
+    layer.given = x if layer.lora_factor != 1 else None
     factors = input_factors(layer)
     if isinstance(layer.get_base_layer(), nn.Conv2d):
         factors = factors[:, None, None]
     return ((x * factors).to(x.dtype), *others)
+
+
+def _scale_change(layer: Any, arguments: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor | None:
+    """A forward hook of the layer: at a LoRA scale s, the weight is W + s (W' - W), as programs have it (`lora_scale.scaled`)."""
+    if layer.disable_adapters or layer.lora_factor == 1:
+        return None
+    base, layer.given = layer.get_base_layer()(layer.given), None
+    return base + layer.lora_factor * (output - base)

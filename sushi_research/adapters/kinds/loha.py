@@ -48,7 +48,7 @@ def entry(name: str, tensors: Mapping[str, Tensor], scale: float) -> Hadamard:
 
 def factors(found: Hadamard, weight: Shape) -> dict[str, Tensor]:
     """The factors of an entry without Tucker decomposition, fp32."""
-    return {part: getattr(found, part.removeprefix("hada_")).float() for part in PARTS}
+    return {part: getattr(found, part.removeprefix("hada_")).float().flatten(1) for part in PARTS}
 
 
 class _Product(torch.autograd.Function):

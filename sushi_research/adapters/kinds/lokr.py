@@ -76,8 +76,8 @@ def factors(found: Kronecker, weight: Shape) -> dict[str, Tensor]:
     """The factors of an entry without Tucker decomposition, fp32."""
     parts = ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b")
     values = {part: getattr(found, part).float() for part in parts if getattr(found, part) is not None}
-    if "w2_b" in values:
-        values["w2_b"] = values["w2_b"].flatten(1)
+    for part in values.keys() - {"w2"}:  # OneTrainer gives those of convolutions the dimensions of a kernel
+        values[part] = values[part].flatten(1)
     if "w2" in values and len(weight) == 4:
         values["w2"] = values["w2"].reshape(*values["w2"].shape[:2], *weight[2:])
     return {f"lokr_{part}": each for part, each in values.items()}

@@ -38,7 +38,7 @@ def attach(
 
     The matrices are fp32, on the device of their layer.
     """
-    from peft import LoraConfig
+    from peft import LoraConfig, inject_adapter_in_model
 
     rank, alpha = settings.rank, settings.alpha
     config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=settings.dropout, target_modules=list(endings))
@@ -49,7 +49,7 @@ def attach(
     # peft freezes all other parameters. It also initialises A from the global generator: those values are replaced below, and
     # the generator's state is restored.
     with torch.random.fork_rng(devices=[]):
-        component.add_adapter(config, adapter_name=ADAPTER)
+        inject_adapter_in_model(config, component, ADAPTER)
     for path in layers:
         layer = component.get_submodule(path)
         if settings.kind == "dora":

@@ -29,6 +29,15 @@ SCHEDULER: dict[str, Any] = {
     "steps_offset": 1,
 }
 
+# The sizes of CLIP ViT-L/14, the text encoder of SD1.5 and the first of SDXL.
+CLIP_L: dict[str, Any] = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_attention_heads": 12,
+    "num_hidden_layers": 12,
+    "projection_dim": 768,
+}
+
 
 class FileUNet(NamedTuple):
     """Facts about a single file's UNet and its conditioning, from tensor names and shapes."""

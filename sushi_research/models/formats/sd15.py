@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sushi_research.models.formats import PLACES, SCHEDULER, FileUNet, Match, Place, number
+from sushi_research.models.formats import CLIP_L, PLACES, SCHEDULER, FileUNet, Match, Place, number
 
 TEXT_ENCODERS = ("text_encoder",)
 
@@ -36,6 +36,13 @@ PUBLISHED: dict[str, Any] = {
     "force_zeros_for_empty_prompt": False,
     # Repositories whose tokenizer is used if it is in the hub's cache.
     "repositories": ["stable-diffusion-v1-5/stable-diffusion-v1-5", "runwayml/stable-diffusion-v1-5"],
+}
+
+# The sizes of the published components, which of a base are read from its tensors or its configs. Adapter files are recognised by
+# them where there is no base.
+SIZES: dict[str, dict[str, Any]] = {
+    "unet": {"block_out_channels": [320, 640, 1280, 1280], "cross_attention_dim": 768, "layers_per_block": 2},
+    "text_encoder": CLIP_L,
 }
 
 # Adapter files. A1111 and others identify the base by the first two. kohya's trainers write them, by prediction type.

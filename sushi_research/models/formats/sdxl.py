@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sushi_research.models.formats import PLACES, SCHEDULER, FileUNet, Match, Place, number
+from sushi_research.models.formats import CLIP_L, PLACES, SCHEDULER, FileUNet, Match, Place, number
 
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
 
@@ -45,6 +45,26 @@ PUBLISHED: dict[str, Any] = {
     "force_zeros_for_empty_prompt": True,
     # Repositories whose tokenizer is used if it is in the hub's cache.
     "repositories": ["stabilityai/stable-diffusion-xl-base-1.0"],
+}
+
+# The sizes of the published components, as in sd15.py.
+SIZES: dict[str, dict[str, Any]] = {
+    "unet": {
+        "attention_head_dim": [5, 10, 20],
+        "block_out_channels": [320, 640, 1280],
+        "cross_attention_dim": 2048,
+        "layers_per_block": 2,
+        "projection_class_embeddings_input_dim": 2816,
+        "transformer_layers_per_block": [1, 2, 10],
+    },
+    "text_encoder": CLIP_L,
+    "text_encoder_2": {
+        "hidden_size": 1280,
+        "intermediate_size": 5120,
+        "num_attention_heads": 20,
+        "num_hidden_layers": 32,
+        "projection_dim": 1280,
+    },
 }
 
 # Adapter files. A1111 and others identify the base by the first two. kohya's trainers have one name for all prediction types.

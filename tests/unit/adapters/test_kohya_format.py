@@ -12,7 +12,7 @@ import torch
 from safetensors import safe_open
 
 from sushi_research.adapters import kohya_format as formats
-from sushi_research.adapters import lora
+from sushi_research.adapters import lora, verification
 from sushi_research.adapters.formats import writing
 from sushi_research.adapters.reading import read_adapter
 from sushi_research.adapters.settings import AdapterSettings
@@ -141,9 +141,9 @@ def test_one_layer_per_block(tmp_path):
     unet, state = trained_unet("sdxl", layers=1)
     path, arguments = tmp_path / "adapter.safetensors", {"architecture": "sdxl", "state": state, "dtype": torch.float32}
     formats.save_adapter(path, {"unet": unet}, metadata={}, **arguments)
-    formats.verify_saved(path, {"unet": unet}, **arguments)
+    verification.verify_saved(path, {"unet": unet}, **arguments)
     names = formats.kohya_unet_names("sdxl", lora.adapter_modules(unet), 1)
-    read = {pair.name: pair for pair in read_adapter(path).pairs}
+    read = {pair.name: pair for pair in read_adapter(path).entries}
     assert read.keys() == set(names.values())
     assert all(torch.equal(read[name].down, state[f"{where}.lora_A.weight"]) for where, name in names.items())
 
@@ -208,7 +208,7 @@ def test_a_pipeline_with_the_file_computes_what_was_trained(architecture, tmp_pa
 def test_verify_accepts_what_was_saved(dtype, tmp_path):
     # Linear layers and convolutions; every module is saved and verified below, where the file is read.
     path, unet, arguments = saved(tmp_path, "sd15", ["attn2.to_k", "conv1"], dtype)
-    formats.verify_saved(path, {"unet": unet}, **arguments)
+    verification.verify_saved(path, {"unet": unet}, **arguments)
 
 
 def test_verify_accepts_an_alpha_that_fp32_rounds(tmp_path):
@@ -218,7 +218,7 @@ def test_verify_accepts_an_alpha_that_fp32_rounds(tmp_path):
     path = tmp_path / "adapter.safetensors"
     arguments = {"architecture": "sd15", "state": state, "dtype": torch.float16}
     formats.save_adapter(path, {"unet": unet}, metadata={}, **arguments)
-    formats.verify_saved(path, {"unet": unet}, **arguments)
+    verification.verify_saved(path, {"unet": unet}, **arguments)
 
 
 ONE = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
@@ -262,15 +262,15 @@ def double_alphas(tensors):
 def test_verify_names_the_first_difference(damage, sentence, tmp_path):
     path, unet, arguments = saved_attention(tmp_path)
     rewrite(path, damage)
-    with pytest.raises(formats.AdapterFileError, match=sentence):
-        formats.verify_saved(path, {"unet": unet}, **arguments)
+    with pytest.raises(verification.AdapterFileError, match=sentence):
+        verification.verify_saved(path, {"unet": unet}, **arguments)
 
 
 def test_verify_refuses_a_cut_file(tmp_path):
     path, unet, arguments = saved_attention(tmp_path)
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(formats.AdapterFileError, match="cannot be read back"):
-        formats.verify_saved(path, {"unet": unet}, **arguments)
+    with pytest.raises(verification.AdapterFileError, match="cannot be read back"):
+        verification.verify_saved(path, {"unet": unet}, **arguments)
 
 
 def test_verify_notices_modules_that_diffusers_drops(tmp_path, monkeypatch):
@@ -285,8 +285,8 @@ def test_verify_notices_modules_that_diffusers_drops(tmp_path, monkeypatch):
 
     monkeypatch.setattr(writing, "names_of", mixed)
     path, unet, arguments = saved(tmp_path, "sdxl", ["attn2.to_k", "attn2.to_v"])
-    with pytest.raises(formats.AdapterFileError, match=r"the module \S+ is missing"):
-        formats.verify_saved(path, {"unet": unet}, **arguments)
+    with pytest.raises(verification.AdapterFileError, match=r"the module \S+ is missing"):
+        verification.verify_saved(path, {"unet": unet}, **arguments)
 
 
 @pytest.mark.parametrize("architecture", UNETS)
@@ -299,8 +299,8 @@ def test_verify_notices_swapped_names(architecture, tmp_path, monkeypatch):
 
     monkeypatch.setattr(writing, "names_of", swapped)
     path, unet, arguments = saved(tmp_path, architecture, ["attn1.to_q", "attn1.to_k"])
-    with pytest.raises(formats.AdapterFileError, match="lora_A of .* differs from the trained matrix"):
-        formats.verify_saved(path, {"unet": unet}, **arguments)
+    with pytest.raises(verification.AdapterFileError, match="lora_A of .* differs from the trained matrix"):
+        verification.verify_saved(path, {"unet": unet}, **arguments)
 
 
 # --- bytes and metadata ---
@@ -363,9 +363,9 @@ def test_a_tensor_that_does_not_fit_leaves_the_earlier_file(tmp_path):
 @pytest.mark.parametrize("architecture", UNETS)
 def test_every_module_is_saved_verified_and_read(architecture, tmp_path):
     path, unet, arguments = saved(tmp_path, architecture, "kohya_conv", "float32")
-    formats.verify_saved(path, {"unet": unet}, **arguments)
+    verification.verify_saved(path, {"unet": unet}, **arguments)
     names = formats.kohya_unet_names(architecture, all_paths(architecture))
-    pairs = {pair.name: pair for pair in read_adapter(path).pairs}
+    pairs = {pair.name: pair for pair in read_adapter(path).entries}
     assert 2 * len(pairs) == len(arguments["state"]) and pairs.keys() == set(names.values())
     for module_path, name in names.items():
         assert torch.equal(pairs[name].down, arguments["state"][f"{module_path}.lora_A.weight"])

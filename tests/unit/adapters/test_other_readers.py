@@ -12,8 +12,9 @@ import pytest
 import torch
 from golden_names import module_names
 
-from sushi_research.adapters import entries, lora
+from sushi_research.adapters import entries
 from sushi_research.adapters.kohya_format import kohya_unet_names
+from sushi_research.adapters.targets import adaptable_paths, matching, resolve_targets
 
 ARCHITECTURES = ("sd15", "sdxl")
 
@@ -48,7 +49,7 @@ def test_golden_names_are_those_of_the_models(architecture, counts):
 def test_our_names_are_the_golden_ones(architecture):
     unet = narrow_models.components(architecture)["unet"]
     for targets, conv in (("kohya", False), ("kohya_conv", True)):
-        paths = lora.matching(lora.resolve_targets(targets), lora.adaptable_paths(unet))
+        paths = matching(resolve_targets(targets), adaptable_paths(unet))
         names = kohya_unet_names(architecture, sorted(paths)).values()
         assert sorted(names) == sorted(module_names(architecture, conv=conv, text=False))
 

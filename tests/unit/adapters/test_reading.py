@@ -8,17 +8,18 @@ import re
 
 import pytest
 import torch
-from peft.tuners.lora import LoraLayer
+import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
 from sushi_research import models
 from sushi_research.adapters import description, loading, reading
-from sushi_research.adapters.matching import require_loaded
 from sushi_research.errors import UserError
 from sushi_research.models.loading import resolve_base
 from sushi_research.models.original_names import unet_name
 
 CPU = torch.device("cpu")
+LAYERS = torch.nn.Linear | torch.nn.Conv2d
+NORMS = LAYERS | torch.nn.GroupNorm | torch.nn.LayerNorm
 
 
 @pytest.fixture(scope="module")
@@ -34,17 +35,19 @@ def pipelines(bases):
 @pytest.fixture
 def pipeline(pipelines, architecture):
     yield pipelines[architecture]
-    pipelines[architecture].unload_lora_weights()
+    for part in pipelines[architecture].components.values():
+        for module in part.modules() if isinstance(part, torch.nn.Module) else ():
+            module._forward_hooks.clear()
 
 
-def layers_of(pipeline):
-    """(component, path) -> linear or convolutional layer of the UNet and the text encoders."""
+def layers_of(pipeline, kinds=LAYERS):
+    """(component, path) -> linear or convolutional layer of the UNet and the text encoders, or also norm."""
     return {
         (component, path): layer
         for component in ("unet", "text_encoder", "text_encoder_2")
         if getattr(pipeline, component, None) is not None
         for path, layer in getattr(pipeline, component).named_modules()
-        if isinstance(layer, torch.nn.Linear | torch.nn.Conv2d)
+        if isinstance(layer, kinds)
     }
 
 
@@ -105,23 +108,48 @@ def scale_of(down, alpha):
     return 1.0 if alpha is None else alpha / down.shape[0]
 
 
-def assert_loaded(pipeline, name, pairs, lora_scale=1.0):
-    """Every layer's difference from the base is scale x up @ down of its pair, bit for bit, and no other layer has one."""
-    found = {
-        (component, path): layer
-        for component in ("unet", "text_encoder", "text_encoder_2")
-        if getattr(pipeline, component, None) is not None
-        for path, layer in getattr(pipeline, component).named_modules()
-        if isinstance(layer, LoraLayer) and name in layer.lora_A
-    }
-    assert found.keys() == pairs.keys()
-    for where, (down, up, alpha) in pairs.items():
-        layer = found[where]
-        assert torch.equal(layer.lora_A[name].weight, down) and torch.equal(layer.lora_B[name].weight, up)
-        assert layer.scaling[name] == lora_scale * scale_of(down, alpha)
-        product = (up.flatten(1) @ down.flatten(1)).view(up.shape[0], *down.shape[1:]) * layer.scaling[name]
-        # peft multiplies the matrices of a convolution of kernel k > 1 as a convolution, which sums in another order.
-        torch.testing.assert_close(layer.get_delta_weight(name), product, rtol=1e-5, atol=1e-5)
+def operation(layer, x, weight, bias):
+    """What a layer like this one gives with this weight and bias."""
+    if isinstance(layer, torch.nn.Conv2d):
+        return F.conv2d(x, weight, bias, layer.stride, layer.padding)
+    if isinstance(layer, torch.nn.GroupNorm):
+        return F.group_norm(x, layer.num_groups, weight, bias, layer.eps)
+    if isinstance(layer, torch.nn.LayerNorm):
+        return F.layer_norm(x, layer.normalized_shape, weight, bias, layer.eps)
+    return F.linear(x, weight, bias)
+
+
+def assert_changed(pipeline, changes, rtol=1e-4):
+    """Every layer computes with the weight and bias of its own plus `changes[where]`, and every other one as in the base."""
+    for where, layer in layers_of(pipeline, NORMS).items():
+        channels = isinstance(layer, torch.nn.Conv2d | torch.nn.GroupNorm)
+        width = layer.weight.shape[-1 if layer.weight.ndim < 4 else 1]
+        x = torch.randn((2, width, 5, 5) if channels else (3, width), generator=torch.Generator().manual_seed(1))
+        with torch.no_grad():
+            found, plain = layer(x), operation(layer, x, layer.weight, layer.bias)
+            if where not in changes:
+                assert torch.equal(found, plain), where
+                continue
+            weight, bias = changes[where]
+            bias = layer.bias if bias is None else bias if layer.bias is None else layer.bias + bias
+            wanted = operation(layer, x, layer.weight + weight, bias)
+        assert (found - wanted).abs().max() <= rtol * (wanted - plain).abs().max(), where
+
+
+def assert_loaded(pipeline, pairs, lora_scale=1.0):
+    """Every layer's difference from the base is scale x up @ down of its pair, and no other layer has one."""
+    assert_changed(
+        pipeline,
+        {
+            where: (
+                (up.flatten(1) @ down.flatten(1)).view(up.shape[0], *down.shape[1:])
+                * scale_of(down, alpha)
+                * lora_scale,
+                None,
+            )
+            for where, (down, up, alpha) in pairs.items()
+        },
+    )
 
 
 @pytest.mark.parametrize("naming", NAMINGS)
@@ -130,10 +158,13 @@ def test_every_layer_gets_its_own_rank_and_alpha(pipeline, architecture, naming,
     places = range(list(NAMINGS).index(naming), 10**4, len(NAMINGS))
     pairs = {where: pair for place, (where, pair) in enumerate(make_pairs(pipeline).items()) if place in places}
     save_file(in_naming(naming, pairs, architecture), tmp_path / "adapter.safetensors")
-    [name] = loading.load_adapters(pipeline, [str(tmp_path / "adapter.safetensors")])
-    assert_loaded(pipeline, name, pairs)
-    pipeline.set_adapters([name], [0.5])
-    assert_loaded(pipeline, name, pairs, 0.5)
+    [applied] = loading.load_adapters(pipeline, [str(tmp_path / "adapter.safetensors")])
+    applied.activate()
+    assert_loaded(pipeline, pairs)
+    applied.activate(0.5)
+    assert_loaded(pipeline, pairs, 0.5)
+    applied.deactivate()
+    assert_loaded(pipeline, {})
 
 
 def old_name(key):
@@ -152,8 +183,8 @@ def test_the_oldest_names(pipeline, architecture, tmp_path):
         part for key in tensors for part in (".processor.to_out_lora.", "self_attn.to_out_lora.") if part in key
     }
     save_file(tensors, tmp_path / "adapter.safetensors")
-    [name] = loading.load_adapters(pipeline, [str(tmp_path / "adapter.safetensors")])
-    assert_loaded(pipeline, name, pairs)
+    loading.load_adapters(pipeline, [str(tmp_path / "adapter.safetensors")])[0].activate()
+    assert_loaded(pipeline, pairs)
 
 
 def test_several_adapters_keep_their_scales(pipeline, architecture, tmp_path):
@@ -164,10 +195,13 @@ def test_several_adapters_keep_their_scales(pipeline, architecture, tmp_path):
         save_file(in_naming("kohya", pairs, architecture), path)
     assert reading.adapts_text(paths[1])
     one, two = loading.load_adapters(pipeline, paths)
-    assert_loaded(pipeline, one, first)
-    pipeline.set_adapters([two], [2.0])
-    assert_loaded(pipeline, two, second, 2.0)
-    assert_loaded(pipeline, one, first)
+    one.activate()
+    assert_loaded(pipeline, first)
+    two.activate(2.0)
+    twice = {where: (down, 2 * up, alpha) for where, (down, up, alpha) in second.items()}
+    assert_loaded(pipeline, first | twice)
+    one.remove()
+    assert_loaded(pipeline, twice)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16, torch.float8_e4m3fn])
@@ -179,10 +213,8 @@ def test_every_float_is_read_as_its_value(pipeline, architecture, dtype, tmp_pat
         if "mid_block" in where[1]
     }
     save_file(in_naming("kohya", pairs, architecture), tmp_path / "adapter.safetensors")
-    [name] = loading.load_adapters(pipeline, [str(tmp_path / "adapter.safetensors")])
-    assert_loaded(
-        pipeline, name, {where: (down.float(), up.float(), alpha) for where, (down, up, alpha) in pairs.items()}
-    )
+    loading.load_adapters(pipeline, [str(tmp_path / "adapter.safetensors")])[0].activate()
+    assert_loaded(pipeline, {where: (down.float(), up.float(), alpha) for where, (down, up, alpha) in pairs.items()})
 
 
 SETTINGS = {"r": 3, "lora_alpha": 6, "peft_type": "LORA", "bias": "none", "use_dora": False, "init_lora_weights": True}
@@ -206,15 +238,15 @@ def written_by_diffusers(pipeline, path, **settings):
 def test_the_settings_of_peft_give_the_scale(pipeline, rslora, tmp_path):
     path = tmp_path / "adapter.safetensors"
     pairs = written_by_diffusers(pipeline, path, alpha_pattern={"attn1.to_q": 5.0}, use_rslora=rslora)
-    [name] = loading.load_adapters(pipeline, [str(path)])
+    entries = loading.matches_of(pipeline, path)["unet"]
     # diffusers' own reader of its own file agrees.
     pipeline.load_lora_weights(str(path), adapter_name="theirs")
     for _, where in pairs:
-        layer = pipeline.unet.get_submodule(where)
         rank = 2 if where.endswith("to_q") else 3
         alpha = 5.0 if where.endswith("attn1.to_q") else 6.0
-        assert layer.scaling[name] == pytest.approx(alpha / (math.sqrt(rank) if rslora else rank), rel=1e-12)
-        assert layer.scaling["theirs"] == pytest.approx(layer.scaling[name], rel=1e-12)
+        assert entries[where].scale == pytest.approx(alpha / (math.sqrt(rank) if rslora else rank), rel=1e-12)
+        assert pipeline.unet.get_submodule(where).scaling["theirs"] == pytest.approx(entries[where].scale, rel=1e-12)
+    pipeline.unload_lora_weights()
 
 
 def refusal(pipeline, path):
@@ -222,14 +254,14 @@ def refusal(pipeline, path):
         loading.load_adapters(pipeline, [str(path)])
     sentence = str(caught.value)
     assert sentence.startswith(str(path)) and sentence.endswith(".") and "\n" not in sentence and len(sentence) < 700
-    assert not any(isinstance(layer, LoraLayer) for layer in pipeline.unet.modules()), "nothing was loaded"
+    assert not any(layer._forward_hooks for layer in pipeline.unet.modules()), "nothing was loaded"
     return sentence.removeprefix(str(path))
 
 
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"use_dora": True}, "unet.use_dora = True"),
+        ({"use_dora": True}, "was saved with unet.use_dora = True, but unet.mid_block"),
         ({"init_lora_weights": "pissa"}, "unet.init_lora_weights = 'pissa'"),
         ({"bias": "lora_only"}, "unet.bias = 'lora_only'"),
         ({"r": 4}, "the rank 4, but its matrices have rank 3"),
@@ -248,6 +280,8 @@ def test_settings_that_need_more_than_pairs(pipeline, settings, said, tmp_path):
 
 ONE = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
 DOWN, UP, ALPHA = f"{ONE}.lora_down.weight", f"{ONE}.lora_up.weight", f"{ONE}.alpha"
+TWO = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
+NORM = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_norm1"
 NAN, INFINITY = float("nan"), float("inf")
 
 
@@ -255,6 +289,16 @@ def with_value(tensor, value):
     tensor = tensor.clone()
     tensor.view(-1)[3] = value
     return tensor
+
+
+def hada(name, *ranks):
+    """A LoHa of another layer, with these ranks of its two products."""
+    shapes = {
+        f"w{number}_{end}": shape
+        for number, rank in zip("12", ranks, strict=True)
+        for end, shape in (("a", (8, rank)), ("b", (rank, 8)))
+    }
+    return {f"{name}.hada_{part}": torch.ones(shape) for part, shape in shapes.items()}
 
 
 # What is wrong -> (changes of a file's tensors, None to remove one; what is said).
@@ -287,7 +331,7 @@ DEFECTS = {
     ),
     "unknown key": (
         lambda t: {f"{ONE}.gate": torch.ones(1)},
-        rf"holds {ONE}\.gate, which is not part of a low-rank pair",
+        rf"holds {ONE}\.gate, which is not part of an adapter",
     ),
     "unknown module": (
         lambda t: {DOWN.replace("to_q", "to_x"): t[DOWN], UP.replace("to_q", "to_x"): t[UP]},
@@ -312,7 +356,7 @@ DEFECTS = {
     ),
     "prefix": (
         lambda t: {f"base_model.model.x.lora_{way}.weight": torch.ones(2, 2) for way in "AB"},
-        r"holds base_model\.model\.x\.lora_A\.weight, which is not part of a low-rank pair in kohya's",
+        r"holds base_model\.model\.x\.lora_A\.weight, which is not part of an adapter in a naming",
     ),
     "a module twice": (
         lambda t: {
@@ -325,10 +369,40 @@ DEFECTS = {
         lambda t: {f"{ONE}.lora_A.weight": t[DOWN]},
         rf"holds \S+ and {ONE}\S+, which are the same matrix",
     ),
-    "DoRA": (lambda t: {f"{ONE}.dora_scale": torch.ones(3)}, rf"holds a DoRA \({ONE}\.dora_scale\)"),
-    "Tucker": (lambda t: {f"{ONE}.lora_mid.weight": torch.ones(3)}, r"holds a LoCon with Tucker decomposition"),
-    "bias": (lambda t: {f"{ONE}.lora_B.bias": torch.ones(3)}, r"holds a LoRA with biases"),
-    "diff": (lambda t: {f"{ONE}.diff_b": torch.ones(3)}, r"holds full differences of weights"),
+    "magnitude": (
+        lambda t: {f"{ONE}.dora_scale": torch.ones(3)},
+        rf"the magnitude of {ONE} is \[3\], and .* needs 32 numbers",
+    ),
+    "magnitudes": (
+        lambda t: {f"{ONE}.dora_scale": torch.ones(2, 3)},
+        r"of the shape \[2, 3\], and a magnitude is one number",
+    ),
+    "Tucker": (lambda t: {f"{ONE}.lora_mid.weight": torch.ones(3)}, r"are not those of a Tucker decomposition"),
+    "bias": (
+        lambda t: {f"{ONE}.lora_B.bias": torch.ones(3)},
+        rf"changes the bias of {ONE} by 3 numbers, and .* has none",
+    ),
+    "two kinds": (lambda t: {f"{ONE}.diff": torch.ones(32, 32)}, r"which are parts of two kinds of adapter"),
+    "LoHa in part": (lambda t: {f"{TWO}.hada_w1_a": torch.ones(3, 3)}, r"holds \S+hada_w1_a without the w1_b matrix"),
+    "LoHa of two ranks": (lambda t: hada(TWO, 2, 3), r"which are not those of a LoHa"),
+    "LoHa elsewhere": (lambda t: hada(TWO, 2, 2), r"are \[8, 2\], .* the weight that they change is \[16, 16\]"),
+    "LoKr in part": (lambda t: {f"{TWO}.lokr_w1": torch.ones(2, 2)}, r"holds \S+lokr_w1 without the w2 matrix"),
+    "LoKr of an absurd size": (
+        lambda t: {f"{TWO}.lokr_w{number}": torch.ones(2048, 2048) for number in (1, 2)},
+        r"are \[2048, 2048\], \[2048, 2048\], and the weight that they change is \[16, 16\]",
+    ),
+    "difference of another shape": (
+        lambda t: {f"{TWO}.diff": torch.ones(32)},
+        r"are \[32\], and the weight .* \[16, 16\]",
+    ),
+    "LoRA of a norm": (
+        lambda t: {f"{NORM}.lora_{way}.weight": torch.ones(32, 32) for way in ("down", "up")},
+        r"the weight that they change is \[16\]",
+    ),
+    "alpha of a difference": (
+        lambda t: {f"{TWO}.diff": torch.ones(32, 32), f"{TWO}.alpha": torch.ones(())},
+        r"holds \S+alpha beside a whole difference",
+    ),
     "embedding": (lambda t: {"bundle_emb.x.string_to_param.*": torch.ones(3)}, r"holds a textual inversion embedding"),
 }
 
@@ -354,15 +428,17 @@ def test_defects(pipeline, sound, defect, tmp_path):
     assert re.search(said, sentence), sentence
 
 
-# Files without any low-rank pair: the name of a tensor, and what is said.
+# Files without any entry: the name of a tensor, and what is said.
 OTHERS = {
-    f"{ONE}.hada_w1_a": "holds a LoHa (LyCORIS)",
-    f"{ONE}.lokr_w1": "holds a LoKr (LyCORIS)",
+    f"{ONE}.down_list.0.weight": "holds a DyLoRA (LyCORIS)",
+    f"{ONE}.lambda_layer": "holds a T-LoRA (LyCORIS)",
+    f"{ONE}.oft_R.weight": "holds an OFT",
     f"{ONE}.oft_blocks": "holds an OFT",
     f"{ONE}.oft_diag": "holds an OFT",
     f"{ONE}.a1.weight": "holds a GLoRA (LyCORIS)",
     f"{ONE}.on_input": "holds an IA3",
-    f"{ONE}.diff": "holds full differences of weights",
+    f"{ONE}.set_weight": "holds whole weights in place of differences (ComfyUI)",
+    f"{ONE}.scalar": "holds a LoRA with a learned scale (LyCORIS)",
     "emb_params": "holds a textual inversion embedding",
     "clip_g": "holds a textual inversion embedding",
     "control_model.x": "is a ControlNet, not a LoRA",
@@ -391,33 +467,6 @@ def test_values_that_the_base_s_dtype_cannot_hold(pipeline, sound, tmp_path):
         assert "has values up to 7e+04 in" in refusal(pipeline, tmp_path / "adapter.safetensors")
     finally:
         pipeline.unet.float()
-
-
-@pytest.mark.parametrize("architecture", ["sd15"])
-def test_what_diffusers_loads_by_itself_is_checked(pipeline, sound, tmp_path):
-    """The check that the demo's painter makes: diffusers' reader is right for one alpha and one rank, and wrong for two."""
-    path = tmp_path / "adapter.safetensors"
-    some = {key: value for key, value in sound.items() if key != ALPHA}
-    for tensors, said in (
-        (sound, None),
-        (some, rf"alpha / rank = 2 / 2 in {ONE}, and diffusers loads it with the scale 0.5"),
-    ):
-        save_file(tensors, path)
-        matches = loading.matches_of(pipeline, path)
-        pipeline.load_lora_weights(str(path), adapter_name="theirs")
-        if said is None:
-            require_loaded(pipeline, "theirs", matches, path)
-            del matches["unet"][next(iter(matches["unet"]))]
-            with pytest.raises(UserError, match="changes a layer that the file does not name .mid_block"):
-                require_loaded(pipeline, "theirs", matches, path)
-            layer = pipeline.unet.get_submodule("mid_block.attentions.0.proj_in")
-            layer.lora_B["theirs"].weight.data[0, 0] += 1
-            with pytest.raises(UserError, match="other matrices for lora_unet_mid_block_attentions_0_proj_in"):
-                require_loaded(pipeline, "theirs", loading.matches_of(pipeline, path), path)
-        else:
-            with pytest.raises(UserError, match=said):
-                require_loaded(pipeline, "theirs", matches, path)
-        pipeline.unload_lora_weights()
 
 
 def test_what_inspection_shows(sound, tmp_path):

@@ -166,7 +166,7 @@ def test_the_shapes_of_the_adapter_are_known_without_its_weights(bases, architec
     unet = loading.load_unet(base, torch.float32, torch.device("cpu"))
     lora.attach(unet, AdapterSettings(targets="kohya_conv", rank=3, alpha=1.0, dropout=0.0, init="default", seed=0))
     trainable = [parameter for parameter in unet.parameters() if parameter.requires_grad]
-    shapes = adapter_shapes(loading.empty_unet(base), "kohya_conv", 3)
+    shapes = adapter_shapes(loading.empty_unet(base), AdapterSettings(targets="kohya_conv", rank=3, alpha=1.0))
     assert list(shapes.values()) == [tuple(parameter.shape) for parameter in trainable]
 
 
