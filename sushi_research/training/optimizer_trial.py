@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
+from sushi_research.adapters.tensor_names import starts_at_zero
 from sushi_research.config.learning import OptimizerSection
 from sushi_research.errors import UserError, first_line
 from sushi_research.runs.checkpoint import assert_plain
@@ -159,7 +160,7 @@ def among(groups: Sequence[Group], names: Mapping[str, object], last: int) -> li
 
 def is_down(name: str) -> bool:
     """Whether a tensor is one that starts random."""
-    return ".lora_A." in name
+    return not starts_at_zero(name)
 
 
 def _tensors(nest: object) -> list[torch.Tensor]:
