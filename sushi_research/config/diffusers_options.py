@@ -6,7 +6,7 @@ From train_text_to_image_lora(_sdxl).py, train_dreambooth_lora(_sdxl).py and the
 
 from __future__ import annotations
 
-TEXT_ENCODERS = "text encoders and new tokens are not trained"
+NEW_TOKENS = "new tokens are not trained"
 
 # Part of the table -> its groups.
 OPTIONS: dict[str, list[tuple[str, str, str]]] = {
@@ -64,12 +64,16 @@ OPTIONS: dict[str, list[tuple[str, str, str]]] = {
         ("rank", "lora.rank", "16 by default, 4 there; lora.alpha is not the rank by itself: give both"),
         ("lora_dropout", "lora.dropout", ""),
         ("lora_unet_blocks use_blora", "lora.targets", "a preset, or a list of module name suffixes"),
-        ("use_dora", "", "every adapter is a LoRA; LoHa, LoKr, OFT and DoRA are not trained"),
         (
-            "train_text_encoder text_encoder_lr adam_weight_decay_text_encoder train_text_encoder_ti train_text_encoder_frac "
-            "train_text_encoder_ti_frac token_abstraction num_new_tokens_per_abstraction",
+            "use_dora",
+            "lora.kind",
+            "dora, with the magnitude of the inputs: diffusers has that of the outputs, and does not load it",
+        ),
+        ("train_text_encoder", "text_encoders.train", "true; for SDXL both"),
+        (
+            "train_text_encoder_ti train_text_encoder_ti_frac token_abstraction num_new_tokens_per_abstraction",
             "",
-            TEXT_ENCODERS,
+            NEW_TOKENS,
         ),
     ],
     "Length and learning rate": [
@@ -79,6 +83,9 @@ OPTIONS: dict[str, list[tuple[str, str, str]]] = {
         ("gradient_accumulation_steps", "train.accumulation", ""),
         ("seed", "train.seed", "0 by default; random there"),
         ("learning_rate", "optimizer.lr", ""),
+        ("text_encoder_lr", "text_encoders.lr", ""),
+        ("train_text_encoder_frac", "text_encoders.until", "a fraction of the run: 0.5"),
+        ("adam_weight_decay_text_encoder", "", "the arguments of optimizer.kwargs are for all parts"),
         ("scale_lr", "", "the learning rate is what optimizer.lr says"),
         ("optimizer", "optimizer.name", "adamw8bit, adamw, or a class by its import path, such as prodigyopt.Prodigy"),
         ("use_8bit_adam", "optimizer.name", "adamw8bit, which is the default here"),

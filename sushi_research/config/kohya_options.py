@@ -6,6 +6,8 @@ From the argument parsers of train_network.py and sdxl_train_network.py, and fro
 
 from __future__ import annotations
 
+from sushi_research.config import network_arguments
+
 LOSSES = "the loss is the mean squared error, with min-SNR weights or none"
 UPLOADS = (
     "run.push_to_hub uploads the finished adapter with a model card; a checkpoint.command of yours can upload more"
@@ -115,11 +117,15 @@ OPTIONS: dict[str, list[tuple[str, str, str]]] = {
     "Network": [
         ("network_dim", "lora.rank", "16 by default, 4 there"),
         ("network_alpha", "lora.alpha", "16 by default, 1 there: give both, because the scale is alpha / rank"),
-        ("network_module", "", "every adapter is a LoRA (networks.lora); LoHa, LoKr, OFT and DoRA are not trained"),
+        (
+            "network_module",
+            "lora.kind",
+            "lora for networks.lora; for lycoris.kohya what algo says; networks.oft, dylora and lora_fa are not trained",
+        ),
         (
             "network_args",
             "lora.targets",
-            "kohya adapts the modules of networks.lora, kohya_conv also those of conv_dim",
+            "kohya adapts the modules of networks.lora, kohya_conv also those of conv_dim; the arguments are below",
         ),
         ("network_dropout", "lora.dropout", "it acts on the input of the first matrix; there on its output"),
         (
@@ -129,10 +135,11 @@ OPTIONS: dict[str, list[tuple[str, str, str]]] = {
         ),
         ("dim_from_weights", "", "lora.start_from always takes rank, alpha and targets from the file"),
         ("base_weights base_weights_multiplier", "", "merge them into the base first, and train on that file"),
-        ("network_train_unet_only", "", "only the UNet is trained, always"),
-        ("network_train_text_encoder_only text_encoder_lr", "", "text encoders are not trained; train the UNet alone"),
-        ("scale_weight_norms", "", "weight norms are not limited"),
+        ("network_train_unet_only", "text_encoders.train", "false, which is the default here"),
+        ("network_train_text_encoder_only", "", "the UNet is always trained too"),
+        ("scale_weight_norms", "lora.max_norm", ""),
     ],
+    "Arguments in network_args": network_arguments.OPTIONS,
     "Length and learning rate": [
         ("max_train_steps", "train.steps", "optimizer steps, as there; 1600 by default there"),
         ("max_train_epochs", "train.epochs", ""),
@@ -140,6 +147,7 @@ OPTIONS: dict[str, list[tuple[str, str, str]]] = {
         ("gradient_accumulation_steps", "train.accumulation", ""),
         ("seed", "train.seed", "0 by default; random there"),
         ("learning_rate unet_lr", "optimizer.lr", ""),
+        ("text_encoder_lr", "text_encoders.lr", "with text_encoders.train true; for SDXL one number, or a list of two"),
         (
             "optimizer_type",
             "optimizer.name",

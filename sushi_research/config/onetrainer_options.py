@@ -7,8 +7,7 @@ none), and what a user has to know. Names with a dot are of a part of the file.
 from __future__ import annotations
 
 LOSSES = "the loss is the mean squared error, with min-SNR weights or none"
-ONLY_UNET = "text encoders are not trained"
-ONLY_LORA = "every adapter is a LoRA; LoHa, LoKr, OFT and DoRA are not trained"
+NO_OFT = "OFT is not trained"
 
 # Part of the table -> its groups.
 OPTIONS: dict[str, list[tuple[str, str, str]]] = {
@@ -19,7 +18,7 @@ OPTIONS: dict[str, list[tuple[str, str, str]]] = {
             "",
             "the script says it: train_sd15_lora.py or train_sdxl_lora.py; the base's weights are checked",
         ),
-        ("training_method peft_type", "", ONLY_LORA),
+        ("training_method", "", "LORA, always"),
         ("vae.model_name", "model.vae", ""),
         (
             "unet.model_name text_encoder.model_name text_encoder_2.model_name",
@@ -102,6 +101,7 @@ OPTIONS: dict[str, list[tuple[str, str, str]]] = {
         ),
     ],
     "Adapter": [
+        ("peft_type", "lora.kind", "lora, loha or lokr; OFT_2 is not trained"),
         ("lora_rank", "lora.rank", ""),
         ("lora_alpha", "lora.alpha", "16 by default, 1 there: give both, because the scale is alpha / rank"),
         (
@@ -115,13 +115,20 @@ OPTIONS: dict[str, list[tuple[str, str, str]]] = {
             "lora.targets",
             "kohya for attn-mlp, attention for attn-only, kohya_conv for nearly full; or a list of suffixes",
         ),
+        ("lora_decompose", "lora.kind", "dora"),
         (
-            "lora_decompose lora_decompose_norm_epsilon lora_decompose_output_axis oft_block_size oft_block_share oft_scaled "
-            "lokr_dim lokr_decompose_both lokr_decompose_factor lokr_use_tucker lokr_weight_decompose lokr_dora_on_output "
-            "lokr_full_matrix lokr_vec_trick",
+            "lora_decompose_output_axis lora_decompose_norm_epsilon",
             "",
-            ONLY_LORA,
+            "DoRA's magnitude is of the inputs, as by default there: such files load in ComfyUI, Forge and InvokeAI",
         ),
+        ("lokr_dim", "lora.rank", "with lora.kind: lokr"),
+        ("lokr_decompose_factor", "lora.lokr_factor", ""),
+        (
+            "lokr_decompose_both lokr_use_tucker lokr_weight_decompose lokr_dora_on_output lokr_full_matrix lokr_vec_trick",
+            "",
+            "LoKr is as LyCORIS has it by default, without these variants",
+        ),
+        ("oft_block_size oft_block_share oft_scaled", "", NO_OFT),
         (
             "embedding additional_embeddings bundle_additional_embeddings embedding_learning_rate preserve_embedding_norm "
             "embedding_weight_dtype",
@@ -166,12 +173,22 @@ OPTIONS: dict[str, list[tuple[str, str, str]]] = {
         ("clip_grad_norm", "train.max_grad_norm", ""),
         ("ema ema_decay ema_update_step_interval non_ema_sampling", "", "there is no average of the weights"),
         (
-            "text_encoder.train text_encoder_2.train text_encoder.learning_rate text_encoder_2.learning_rate "
-            "text_encoder.stop_training_after text_encoder.stop_training_after_unit text_encoder_2.stop_training_after "
-            "text_encoder_2.stop_training_after_unit text_encoder.train_embedding text_encoder_2.train_embedding",
-            "",
-            ONLY_UNET,
+            "text_encoder.train text_encoder_2.train",
+            "text_encoders.train",
+            "both of SDXL; text_encoders.lr [1e-5, 0] for one",
         ),
+        (
+            "text_encoder.learning_rate text_encoder_2.learning_rate",
+            "text_encoders.lr",
+            "for SDXL one number, or a list of two",
+        ),
+        (
+            "text_encoder.stop_training_after text_encoder.stop_training_after_unit text_encoder_2.stop_training_after "
+            "text_encoder_2.stop_training_after_unit",
+            "text_encoders.until",
+            "steps, '1 epoch' or a fraction of the run, for both",
+        ),
+        ("text_encoder.train_embedding text_encoder_2.train_embedding", "", "textual inversion is not trained"),
         (
             "unet.train unet.stop_training_after unet.stop_training_after_unit",
             "",
