@@ -62,6 +62,7 @@ from sushi_research.training.adapter_output import AdapterWriter
 from sushi_research.training.batch_text import make_batch_text
 from sushi_research.training.loader import Loader
 from sushi_research.training.master_weights import MasterWeights
+from sushi_research.training.max_norm import limit_of
 from sushi_research.training.memory_choice import fit_memory
 from sushi_research.training.plan import make_plan
 from sushi_research.training.sampler import Sampler
@@ -161,7 +162,8 @@ def train(job: Job) -> int:
     optimizer = optim.build_optimizer(
         config.optimizer.name, master_weights, config.optimizer.lr, config.optimizer.kwargs
     )
-    state = TrainState(master_weights, optimizer, job.scaler, groups)
+    limit = limit_of(config.lora.max_norm, master_weights, components)  # of the norm of what is added to each layer
+    state = TrainState(master_weights, optimizer, job.scaler, groups, limit)
     state.load(run_state.checkpoint)
     learning_rate = optim.make_schedule(
         config.schedule.name,

@@ -9,7 +9,7 @@ never change many entries of A: an Adam step at lr 1e-4 is less than half the sp
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -93,17 +93,20 @@ def dtype_policy(
     *,
     optimizer: str,
     optimizer_kwargs: Mapping[str, Any],
-    numbers: int,
+    numbers: Sequence[int],
     vae: torch.dtype,
     storage: str = "compute",
 ) -> DtypePolicy:
     """The policy of a resolved precision.
 
-    `optimizer` is its name in the config, `numbers` the size of the adapter, `vae` the VAE's dtype. bitsandbytes keeps the state
-    of a parameter below 4,096 numbers in fp32; AdamW8bit's is the whole adapter, or a tensor if `min_8bit_size` is given.
+    `optimizer` is its name in the config, `numbers` the sizes of its parameter groups, `vae` the dtype of the VAE.
+    bitsandbytes keeps the state of a parameter below 4,096 numbers in fp32; AdamW8bit's is a whole group, or a tensor if
+    `min_8bit_size` is given.
     """
     compute = COMPUTE_DTYPES[precision]
-    eight_bits = "uint8" if numbers >= 4096 else "float32"
+    eight_bits = "uint8" if max(numbers) >= 4096 else "float32"
+    if min(numbers) < 4096 <= max(numbers):
+        eight_bits = "uint8, float32 for groups below 4096 numbers"
     if "min_8bit_size" in optimizer_kwargs:
         eight_bits = f"uint8, float32 for tensors below {optimizer_kwargs['min_8bit_size']} numbers"
     states = {"adamw8bit": eight_bits, "adamw": "float32"}

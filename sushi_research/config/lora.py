@@ -10,8 +10,6 @@ from sushi_research.config.keys import listed
 from sushi_research.config.mapping_list import read_mappings
 from sushi_research.config.section import Bounded, Location, Section, Text, require_text
 
-# Keys that are refused until they work.
-_NOT_YET = {"max_norm": None}
 TargetPreset = Literal["attention", "attention_ff", "kohya", "kohya_conv"]
 
 
@@ -160,13 +158,6 @@ class LoraSection(Section):
     def _targets_are_distinct(self) -> LoraSection:
         if isinstance(self.targets, list) and len(set(self.targets)) < len(self.targets):
             raise ValueError("lora.targets names a module twice: keep one of each")
-        return self
-
-    @model_validator(mode="after")
-    def _are_possible(self) -> LoraSection:
-        for name, default in _NOT_YET.items():
-            if getattr(self, name) not in (default, None):
-                raise ValueError(f"lora.{name} cannot be used in this version yet: remove it")
         return self
 
     @model_validator(mode="after")

@@ -85,8 +85,8 @@ def make_optimizer(
     Raises UserError for an unknown optimizer, for an unknown argument (naming the nearest one), and for values or tensors that
     it refuses. `optimizer_check.require_usable` finds what only a step shows.
     """
-    optimizer_class = _optimizer_class(name)
-    known = _arguments(optimizer_class)
+    made = optimizer_class(name)
+    known = _arguments(made)
     takes_any = any(argument.kind is argument.VAR_KEYWORD for argument in known.values())
     if "lr" not in known and not takes_any:
         raise UserError(f"the optimizer {name} takes no lr: choose another one.")
@@ -104,7 +104,7 @@ def make_optimizer(
         on_cuda = first.device.type == "cuda"
         arguments["fused" if on_cuda else "foreach"] = True
     try:
-        optimizer = optimizer_class(parameters, lr=lr, **arguments)
+        optimizer = made(parameters, lr=lr, **arguments)
         if averages_weights(optimizer):
             optimizer.train()
     except torch.OutOfMemoryError:
@@ -117,8 +117,8 @@ def make_optimizer(
     return optimizer
 
 
-def averages_weights(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether the optimizer has `train()` and `eval()`, as those of the package schedulefree have.
+def averages_weights(optimizer: torch.optim.Optimizer | type[torch.optim.Optimizer]) -> bool:
+    """Whether the optimizer or the class has `train()` and `eval()`, as those of the package schedulefree have.
 
     In training mode the weights are where gradients are to be computed; `eval()` puts the averaged weights, the result, in
     their place (arXiv 2405.15682).
@@ -208,7 +208,8 @@ def _arguments(function: Any) -> Mapping[str, inspect.Parameter]:
         return {"kwargs": inspect.Parameter("kwargs", inspect.Parameter.VAR_KEYWORD)}
 
 
-def _optimizer_class(name: str) -> type[torch.optim.Optimizer]:
+def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
+    """The class of this name. UserError if there is none, or none that can be used."""
     module_name, _, class_name = OPTIMIZERS.get(name, name).rpartition(".")
     if not module_name:
         raise UserError(

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 
+from sushi_research.adapters.tensor_names import starts_at_zero
 from sushi_research.config.learning import OptimizerSection
 from sushi_research.errors import UserError, first_line
 from sushi_research.runs.checkpoint import assert_plain
@@ -34,14 +36,14 @@ class Tried:
 
 
 class Trial:
-    """An optimizer and the tensors that it trains. They start as an adapter does: A random, B at zero."""
+    """An optimizer and the tensors that it trains. They start as an adapter does: random, or at zero."""
 
     def __init__(self, tried: Tried) -> None:
         generator = torch.Generator().manual_seed(0)
         self._working = {}
         for name, shape in tried.shapes.items():
-            down = torch.randn(tuple(shape), generator=generator) / math.sqrt(math.prod(shape[1:]))
-            values = down if is_down(name) else torch.zeros(tuple(shape))
+            random = torch.randn(tuple(shape), generator=generator) / math.sqrt(math.prod(shape[1:]))
+            values = torch.zeros(tuple(shape)) if starts_at_zero(name) else random
             self._working[name] = nn.Parameter(values.to(tried.device))
         section, self._groups = tried.section, tried.groups
         self._name = section.name
@@ -106,8 +108,8 @@ class Trial:
             master_weights.zero_grad()
 
     def learns(self) -> bool:
-        """Whether a second matrix has left zero. Until then the adapter does nothing."""
-        return any(tensor.any() for name, tensor in self.master_weights.named_state().items() if not is_down(name))
+        """Whether a tensor that starts at zero has left it. Until then the adapter does nothing."""
+        return any(tensor.any() for name, tensor in self.master_weights.named_state().items() if starts_at_zero(name))
 
     def values(self) -> torch.Tensor:
         """The weights, as one vector."""
@@ -118,11 +120,11 @@ class Trial:
         return [flat.detach().clone() for flat in self.master_weights.flat_parameters()]
 
     def _gradients(self, step: int) -> list[torch.Tensor]:
-        """Random gradients of norm 1 over all tensors. That of A is zero in the first step, because B is."""
+        """Random gradients of norm 1 over all tensors. In the first step only of those at zero: they hide the others."""
         generator = torch.Generator().manual_seed(step)
         gradients = [torch.randn(parameter.shape, generator=generator) for parameter in self._working.values()]
         if step == 0:
-            gradients = [g * (not is_down(name)) for name, g in zip(self._working, gradients, strict=True)]
+            gradients = [g * starts_at_zero(name) for name, g in zip(self._working, gradients, strict=True)]
         norm = math.sqrt(sum(float(gradient.square().sum()) for gradient in gradients))
         return [gradient / norm for gradient in gradients]
 
@@ -131,35 +133,34 @@ def distinct(shapes: Mapping[str, Sequence[int]], groups: Sequence[Group] = ()) 
     """One tensor of each shape in each group: layers repeat, and an optimizer treats equal shapes equally. The smallest, if all
     are too many.
 
-    More of a shape if together they have fewer than `LEAST_NUMBERS` numbers, because an elementwise optimizer gets them as one.
+    More of a group if together they have fewer than `LEAST_NUMBERS` numbers, because an elementwise optimizer gets them as one.
     """
-    number_of = {name: number for number, group in enumerate(groups) for name in group.names}
-    by_shape = {(number_of.get(name, 0), is_down(name), tuple(shape)): name for name, shape in reversed(shapes.items())}
-    found, numbers, seen = {}, 0, set()
+    group_of = {name: number for number, group in enumerate(groups) for name in group.names}
+    by_shape = {
+        (group_of.get(name, 0), starts_at_zero(name), tuple(shape)): name for name, shape in reversed(shapes.items())
+    }
+    found, numbers, of_group = {}, 0, Counter()
     for (group, _, shape), name in sorted(by_shape.items(), key=lambda item: math.prod(item[0][2])):
         numbers += math.prod(shape)
-        if len(found) < 2 or numbers <= MOST_NUMBERS or group not in seen:
+        if len(found) < 2 or numbers <= MOST_NUMBERS or group not in of_group:
             found[name] = shape
-            seen.add(group)
+            of_group[group] += math.prod(shape)
     for name, shape in shapes.items():
-        if name not in found and sum(map(math.prod, found.values())) < LEAST_NUMBERS:
+        group = group_of.get(name, 0)
+        if name not in found and of_group[group] < LEAST_NUMBERS:
             found[name] = shape
+            of_group[group] += math.prod(shape)
     return found
 
 
 def among(groups: Sequence[Group], names: Mapping[str, object], last: int) -> list[Group]:
-    """The groups with those of their tensors that are among `names`, in that order. An end step is replaced by the step `last`."""
+    """The groups with those of their tensors that are among `names`, in that order. A later end step is replaced by `last`."""
     members = [set(group.names) for group in groups]
     kept = [tuple(name for name in names if name in each) for each in members]
     return [
-        replace(group, names=of_group, until=None if group.until is None else last)
+        replace(group, names=of_group, until=None if group.until is None else min(group.until, last))
         for group, of_group in zip(groups, kept, strict=True)
     ]
-
-
-def is_down(name: str) -> bool:
-    """Whether a tensor is one that starts random."""
-    return ".lora_A." in name
 
 
 def _tensors(nest: object) -> list[torch.Tensor]:

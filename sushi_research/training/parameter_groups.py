@@ -3,25 +3,26 @@
 The rate of a group is that of the schedule times its factor, the product of
 
     own rate / optimizer.lr     of a component with a learning rate of its own (`Own.lr`)
-    lr_factor                   of the last entry of lora.overrides that fits the layer
+    lr_factor                   of the last entry of lora.overrides that fits the module and has one
     lora_plus_ratio             of the matrices that are applied second, if it is set (LoRA+, arXiv 2402.12354)
 
-A group whose component has an end step (`Own.until`) has a rate of zero from then on.
+A group whose component has an end step (`Own.until`) stays as it is from then on, and one with a factor of 0 from the start.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
+from sushi_research.adapters import tensor_names
+from sushi_research.adapters.settings import fits
 from sushi_research.config import TrainingConfig
+from sushi_research.errors import UserError
 
-# Beginnings of the names of tensors that do not belong to the UNet, whose names have no prefix.
-_OTHER_COMPONENTS = ("text_encoder", "text_encoder_2")
-# The name of the second matrix of a pair, which starts at zero: B in peft's words, `lora_up` in kohya's.
-_SECOND = ".lora_B."
+# The second matrix of a pair, which starts at zero: B in peft's words, `lora_up` in kohya's.
+_SECOND = "lora_B.weight"
 
 
 @dataclass(frozen=True)
@@ -62,28 +63,38 @@ def groups_of(
 
     Both groups and names keep their order, so a run without any of these settings has one group, and the tensors' order.
     """
-    found: dict[str, list[str]] = {}
+    names_of: dict[str, list[str]] = {}
     groups: dict[str, Group] = {}
     for name in names:
-        component = component_of(name)
-        settings = own.get(component, Own())
-        factor = 1.0 if settings.lr is None else settings.lr / config.optimizer.lr
-        label = component
-        if config.optimizer.lora_plus_ratio != 1 and _SECOND in name:
-            factor *= config.optimizer.lora_plus_ratio
-            label += "_up"
-        found.setdefault(label, []).append(name)
-        groups[label] = Group((), factor, component, label, settings.until)
-    return [
-        Group(tuple(found[label]), group.lr_factor, group.component, label, group.until)
-        for label, group in groups.items()
-    ]
+        tensor = tensor_names.parse(name)
+        settings = own.get(tensor.component, Own())
+        label, factor, until = tensor.component, 1.0, settings.until
+        if settings.lr is not None:
+            factor = settings.lr / config.optimizer.lr
+        override = _override(config, tensor_names.module_name(tensor.component, tensor.path))
+        if override != 1:
+            label, factor = f"{label}_x{override:g}", factor * override
+        if config.optimizer.lora_plus_ratio != 1 and tensor.part == _SECOND:
+            label, factor = f"{label}_up", factor * config.optimizer.lora_plus_ratio
+        names_of.setdefault(label, []).append(name)
+        groups[label] = Group((), factor, tensor.component, label, until if factor else 0)
+    return [replace(group, names=tuple(names_of[label])) for label, group in groups.items()]
 
 
-def component_of(name: str) -> str:
-    """The component of a tensor, by its name in checkpoints."""
-    first = name.partition(".")[0]
-    return first if first in _OTHER_COMPONENTS else "unet"
+def _override(config: TrainingConfig, module: str) -> float:
+    """The factor that lora.overrides give a module: of the last entry that fits it and has one."""
+    factors = [each.lr_factor for each in config.lora.overrides if fits(each.modules, module)]
+    return next((factor for factor in reversed(factors) if factor is not None), 1.0)
+
+
+def require_trained(groups: Sequence[Group], steps: int) -> None:
+    """UserError if all groups end before the last of `steps` steps, so that nothing would be trained in the last ones."""
+    last = max(steps if group.until is None else group.until for group in groups)
+    if last < steps:
+        raise UserError(
+            "lora.overrides give a learning rate of 0 to all modules of the UNet, so nothing would be trained"
+            f"{f' from step {last} on' if last else ''}: give some of them another lr_factor."
+        )
 
 
 def differ(groups: Sequence[Group]) -> bool:

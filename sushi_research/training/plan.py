@@ -238,22 +238,23 @@ def make_plan(job: Job, inputs: Inputs) -> Plan:
     base_weights = base_weights_of(job, unet)
     shapes = adapter_shapes(unet, settings_of(config.lora, seed=0), job.start and job.start.matches["unet"])
     of_text = text_encoder_plan.shapes_of(job, base)
+    all_shapes = shapes | of_text
     warmup = warmup_steps(config.schedule.warmup, steps, len(items), global_batch_size)
     due = due_of(config, steps, len(items), global_batch_size)
     own = text_encoder_plan.own_rates(job, steps, len(items))
-    groups = groups_of(shapes | of_text, config, own)
-    require_trainable(job, unet, steps, warmup, shapes | of_text, groups)
+    groups = groups_of(all_shapes, config, own)
+    require_trainable(job, unet, steps, warmup, all_shapes, groups)
     sampler = Sampler(items.bucket_ids, global_batch_size, config.train.seed)
     # One epoch is representative: epochs differ only in their order and in the position of their tail.
     epoch_steps = min(steps, max(1, len(items) // global_batch_size))
     micro_batches = sampler.count_micro_batches(epoch_steps, config.train.batch_size)
-    parameters = sum(map(math.prod, (shapes | of_text).values()))
+    parameters = sum(map(math.prod, all_shapes.values()))
     missing, missing_chunks = inputs.missing_latents(), inputs.missing_text_chunks()
     images = sample_prompts.of_run(config, inputs.prompts)
     sample_prompts.require_few_chunks(images, inputs.long_prompts)
     disk = plan_run(job, cache_bytes(job, inputs, missing, missing_chunks), steps, due, parameters, images)
     captions = caption_plan(job, inputs, text_bytes(job, inputs))
-    costs = StepCosts(job, base, shapes | of_text, data.remembered, captions.encoders, may_trace=may_trace(job))
+    costs = StepCosts(job, base, all_shapes, data.remembered, captions.encoders, may_trace=may_trace(job))
     plan = Plan(
         architecture=job.model.NAME,
         device=device_of(job),
@@ -282,7 +283,7 @@ def make_plan(job: Job, inputs: Inputs) -> Plan:
         steps=steps,
         warmup=warmup,
         due=due,
-        adapter_modules=len({tensor_names.parse(name)[:2] for name in shapes | of_text}),
+        adapter_modules=len({tensor_names.parse(name)[:2] for name in all_shapes}),
         trainable_parameters=parameters,
         rates=Rates(config.optimizer.lr, tuple(groups)),
         text_encoders=text_encoder_plan.plan_of(job, base, of_text, own, steps),
@@ -290,7 +291,7 @@ def make_plan(job: Job, inputs: Inputs) -> Plan:
             job.precision,
             optimizer=config.optimizer.name,
             optimizer_kwargs=config.optimizer.kwargs,
-            numbers=parameters,
+            numbers=[sum(math.prod(all_shapes[name]) for name in group.names) for group in groups],
             vae=caches.vae_dtype,
             storage=config.model.base_storage,
         ),

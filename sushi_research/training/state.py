@@ -14,6 +14,7 @@ from sushi_research.runs.job import Job
 from sushi_research.runs.metrics_file import MetricsFile
 from sushi_research.training import optim, optimizer_state, parameter_groups
 from sushi_research.training.master_weights import MasterWeights
+from sushi_research.training.max_norm import MaxNorm
 from sushi_research.training.parameter_groups import Group
 from sushi_research.training.plan import Plan
 from sushi_research.training.resume import RunState
@@ -28,23 +29,33 @@ SMALLEST_SCALE = 1.0
 class TrainState:
     """Everything that the next step depends on, apart from the config and the step number.
 
-    `groups` are the parameter groups of the optimizer. `skipped_steps` counts the steps that the loss scaler has skipped in the
-    whole run; no step depends on it.
+    `groups` are the parameter groups of the optimizer; `max_norm` is the limit of lora.max_norm. `skipped_steps` counts the steps
+    that the loss scaler has skipped in the whole run; no step depends on it.
     """
 
     master_weights: MasterWeights
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     groups: Sequence[Group] = ()
+    max_norm: MaxNorm | None = None
     skipped_steps: int = 0
+
+    def __post_init__(self) -> None:
+        self.freeze_ended(0)  # groups that are never trained
 
     def freeze_ended(self, step: int) -> bool:
         """Freezes the groups that are not trained in the step of this number, from 0. True if one was trained until now: a
         recording of the step has to be dropped then."""
-        return self.master_weights.freeze([n for n, group in enumerate(self.groups) if group.has_ended(step)])
+        ended = [number for number, group in enumerate(self.groups) if group.has_ended(step)]
+        if not self.master_weights.freeze(ended):
+            return False
+        if self.max_norm is not None:
+            self.max_norm.leave({name for number in ended for name in self.groups[number].names})
+        return True
 
     def step_optimizer(self, step: int, steps: int) -> None:
-        """One step of the optimizer, the `step`-th of `steps`. In fp16 it is skipped if gradients overflowed (`make_scaler`).
+        """One step of the optimizer and the limit of norms after it, the `step`-th of `steps`. In fp16 it is skipped if gradients
+        overflowed (`make_scaler`).
 
         Raises UserError, without changing the weights, if it was skipped at a loss scale that should not become smaller, or if all
         steps of the run were skipped, so that nothing was learned. Both follow from what a checkpoint holds.
@@ -54,7 +65,11 @@ class TrainState:
             self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.scaler.get_scale() >= scale:
+            if self.max_norm is not None:
+                self.max_norm.apply()
             return
+        if self.max_norm is not None:
+            self.max_norm.forget()
         self.skipped_steps += 1
         if scale <= SMALLEST_SCALE:
             raise UserError(
@@ -69,17 +84,17 @@ class TrainState:
                 "bf16 or fp32."
             )
 
-    def metrics(self) -> dict[str, float]:
-        """Metrics to log after a step: `skipped_steps` so far in fp16, `d` of optimizers that estimate a step size, and the
-        learning rate of each parameter group if they are not all the same."""
-        found: dict[str, float] = {"skipped_steps": self.skipped_steps} if self.scaler.is_enabled() else {}
+    def metrics(self) -> dict[str, float | None]:
+        """Metrics to log after a step: `skipped_steps` so far in fp16, `d` of optimizers that estimate a step size, the learning
+        rate of each parameter group if they are not all the same, and the norms that lora.max_norm limits."""
+        found: dict[str, float | None] = {"skipped_steps": self.skipped_steps} if self.scaler.is_enabled() else {}
         estimate = optim.step_size_estimate(self.optimizer)
         if estimate is not None:
             found["d"] = estimate
         if parameter_groups.differ(self.groups):
             rates = [group["lr"] * (1 if estimate is None else estimate) for group in self.optimizer.param_groups]
             found |= {f"lr/{group.label}": rate for group, rate in zip(self.groups, rates, strict=True)}
-        return found
+        return found if self.max_norm is None else found | self.max_norm.metrics()
 
     def averaged_weights(self) -> contextlib.AbstractContextManager[None]:
         """A block in which the weights are those to evaluate, sample and export (`optim.averaged_weights`)."""

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from sushi_research.adapters import lora
+from sushi_research.adapters import lora, tensor_names
 from sushi_research.adapters.settings import AdapterSettings, settings_of
 from sushi_research.caches.keys import entry_key
 from sushi_research.config.learning import OptimizerSection
@@ -34,7 +34,6 @@ from sushi_research.planning.step_trace import STRIDE, Cost, Shape
 from sushi_research.remembered import Remembered
 from sushi_research.runs.job import Job
 from sushi_research.training import optim, text_encoder_plan, text_encoders
-from sushi_research.training.parameter_groups import component_of
 
 # Increment it when the traces count in another way.
 _VERSION = 1
@@ -237,7 +236,7 @@ class StepCosts:
 
 
 def _is_of_unet(name: str) -> bool:
-    return component_of(name) == "unet"
+    return tensor_names.parse(name).component == "unet"
 
 
 def state_bytes(section: OptimizerSection) -> float:

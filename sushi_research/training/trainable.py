@@ -14,7 +14,7 @@ from sushi_research.models import attention, loading, storage
 from sushi_research.runs import tracking
 from sushi_research.runs.job import Job
 from sushi_research.training import optim, optimizer_check
-from sushi_research.training.parameter_groups import Group
+from sushi_research.training.parameter_groups import Group, require_trained
 
 
 def require_attention(job: Job, unet: Any) -> None:
@@ -55,7 +55,13 @@ def require_trainable(
         power=schedule.power,
     )
     spread = [rate(step * steps // optimizer_check.STEPS) for step in range(optimizer_check.STEPS)]
+    require_trained(groups, steps)
     optimizer_check.require_usable(config.optimizer, shapes, spread, job.device, groups)
+    if config.lora.max_norm is not None and optim.averages_weights(optim.optimizer_class(config.optimizer.name)):
+        raise UserError(
+            f"lora.max_norm limits the weights that {config.optimizer.name} trains, and not their average, which is the result: "
+            "remove it, or choose another optimizer.name."
+        )
 
 
 def adapter_shapes(

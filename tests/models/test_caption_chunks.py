@@ -6,6 +6,7 @@ import torch
 from sushi_research import conditioning, models
 from sushi_research.conditioning import Chunks
 from sushi_research.models import loading
+from sushi_research.training.text_encoders import TextEncoders
 
 CPU = torch.device("cpu")
 # The tiny bases have one token per byte.
@@ -70,6 +71,26 @@ def test_kohyas_layout(here, length):
     assert cut == max(0, length - 150)
     if "pooled" in found:
         assert torch.equal(found["pooled"], by_hand[-1][1])
+
+
+@pytest.mark.parametrize("chunks", [Chunks(), Chunks(3), Chunks(2, "kohya")], ids=["one", "three", "kohya"])
+def test_ids_of_a_batch_are_encoded_as_captions_are(here, chunks):
+    """What text encoders that are trained give is what the cache holds of the same weights, with the same mask."""
+    model, _, text = here
+    captions = [LONG, "a cat", "", LONG[:80]]
+    expected = conditioning.batch_text([each for each, _ in model.encode_captions(text, captions, chunks)])
+    mask = expected.pop("mask", None)
+    ids = conditioning.batch_ids([model.token_ids(text, caption, chunks) for caption in captions], chunks.layout)
+    encoders = TextEncoders({"text_encoder": torch.nn.Module()}, model, text, chunks)
+    found = encoders(ids)
+    assert (mask is None) == ("mask" not in found) and (mask is None or torch.equal(found.pop("mask"), mask))
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        # Another batch size rounds otherwise in the last bits.
+        torch.testing.assert_close(found[name], tensor, rtol=0, atol=1e-4)
+    zeros = encoders(ids | {"zeros": torch.tensor([False, True, False, False])})
+    for name in expected:
+        assert not zeros[name][1].any() and torch.equal(zeros[name][[0, 2, 3]], found[name][[0, 2, 3]])
 
 
 def test_each_sample_of_a_mixed_micro_batch_is_predicted_as_if_alone(here):

@@ -63,6 +63,10 @@ def test_names_and_signatures(name, model):
     several = (model.encode_captions, ("chunks", "batch"))
     for encode, others in ((model.encode_caption, ("chunks",)), several, (model.encode_prompt, ())):
         assert tuple(inspect.signature(encode).parameters)[2:] == (*others, *model.TEXT_SETTINGS)
+    assert list(inspect.signature(model.token_ids).parameters) == ["text", "caption", "chunks"]
+    assert tuple(inspect.signature(model.encode_ids).parameters) == ("text", "ids", "layout", *model.TEXT_SETTINGS)
+    assert tuple(inspect.signature(model.idle_layers).parameters) == model.TEXT_SETTINGS
+    assert model.idle_layers().keys() == set(model.TEXT_ENCODERS)
 
 
 def test_the_config_class_has_the_settings_of_the_text(name, model):

@@ -172,6 +172,8 @@ def test_two_processes(architecture: str, trainer: Trainer, forked: Callable[...
     """They learn what one learns; a signal to either stops both at one step; they continue as if nothing had been."""
     steps = 16
     settings = {"train.steps": steps, "checkpoint.every": 4, "checkpoint.keep": 9, "data.flip": 0.5}
+    settings |= {"text_encoders.train": True, "text_encoders.rank": 2}
+    settings |= {"optimizer.lora_plus_ratio": 2.0, "lora.max_norm": 0.003}
     assert trainer.train("one", {**settings, **split(4, 1), "train.steps": 4}) == 0
 
     script = f"scripts/train_{trainer.architecture}_lora.py"
@@ -189,6 +191,7 @@ def test_two_processes(architecture: str, trainer: Trainer, forked: Callable[...
     whole = both("two")
     assert [process.wait() for process in whole] == [0, 0], whole[0].err
     assert_close(trainer, "two", "one", 4)
+    assert trainer.metrics("one")[-1]["max_norm/scaled"] > 0
 
     # The launcher passes the signal on to both. Its own status is not theirs, so it says little.
     log = tmp_path / "launched.txt"

@@ -68,7 +68,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-# What a step of each depends on besides the weights: 8-bit states, a loss scaler, draws of every kind, a schedule.
+# What a step of each depends on besides the weights: 8-bit states, a loss scaler, draws of every kind, a schedule, two rates.
 EVERYTHING = {
     "lora.dropout": 0.3,
     "data.flip": 0.5,
@@ -78,6 +78,8 @@ EVERYTHING = {
     "schedule.warmup": 2,
     "train.batch_size": 2,
     "train.accumulation": 2,
+    "optimizer.lora_plus_ratio": 4.0,
+    "lora.max_norm": 0.003,
 }
 CASES = {
     "every draw": ("sd15", EVERYTHING),
@@ -85,6 +87,11 @@ CASES = {
     "adamw8bit": ("sdxl", {"optimizer.name": "adamw8bit", "lora.rank": 128}),
     "bf16, lion": ("sd15", {"train.precision": "bf16", "optimizer.name": "bitsandbytes.optim.Lion"}),
     "fp16": ("sdxl", {"train.precision": "fp16"}),
+    # The adapters on the text encoders end between the two stops.
+    "text encoders": (
+        "sd15",
+        {**EVERYTHING, "text_encoders.train": True, "text_encoders.until": 2, "captions.dropout": 0.3},
+    ),
     # It depends on whole tensors, so it gets them one by one.
     "adafactor": ("sdxl", {"optimizer.name": "torch.optim.Adafactor"}),
 }
@@ -125,6 +132,8 @@ def test_killed_within_an_accumulation(architecture: str, trainer: Trainer, capf
     assert trainer.train("killed", settings) == 0
     assert f"continuing the run killed from step 2 of {STEPS}" in capfd.readouterr().out
     assert_same_result(trainer, "killed", "whole")
+    scaled = [line["max_norm/scaled"] for line in trainer.metrics("whole")]
+    assert scaled[0] == 0 < scaled[-1], "some steps begin with weights that were scaled down"
 
 
 @pytest.mark.slow

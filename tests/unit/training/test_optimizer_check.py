@@ -14,6 +14,7 @@ from sushi_research.config.learning import OptimizerSection
 from sushi_research.errors import UserError
 from sushi_research.training.optimizer_check import STEPS, require_usable
 from sushi_research.training.optimizer_trial import distinct
+from sushi_research.training.parameter_groups import Group
 
 CPU = torch.device("cpu")
 MATRICES = {"a.lora_A.weight": (4, 12), "a.lora_B.weight": (8, 4)}
@@ -214,6 +215,9 @@ def test_as_many_tensors_are_tried_as_8_bit_states_need():
     tried = distinct(shapes)
     assert sum(math.prod(shape) for shape in tried.values()) == 4096
     assert len(distinct({name: shapes[name] for name in list(shapes)[:20]})) == 20
+    groups = [Group(tuple(name for name in shapes if side in name), 1.0, "unet", side) for side in ("_A", "_B")]
+    tried = distinct(shapes, groups)
+    assert {sum(math.prod(tried[name]) for name in group.names if name in tried) for group in groups} == {4096}
 
 
 def test_an_optimizer_is_tried_as_it_trains():

@@ -8,12 +8,13 @@ from script_runs import CONFIGS, assert_equal
 from torch import nn
 
 from sushi_research.config.learning import OptimizerSection
+from sushi_research.config.lora import LoraSection, Override
 from sushi_research.errors import UserError
 from sushi_research.precision import make_scaler
 from sushi_research.training import optim, optimizer_state
 from sushi_research.training.master_weights import MasterWeights
 from sushi_research.training.optimizer_check import STEPS, require_usable
-from sushi_research.training.parameter_groups import Group, Own, Rates, groups_of
+from sushi_research.training.parameter_groups import Group, Own, Rates, groups_of, require_trained
 from sushi_research.training.state import TrainState
 
 CPU = torch.device("cpu")
@@ -56,6 +57,30 @@ def test_factors_are_those_of_component_and_matrix():
     )
 
 
+def test_the_last_override_that_has_a_factor_counts():
+    overrides = [
+        {"modules": "*", "lr_factor": 3.0},
+        {"modules": "a", "lr_factor": 0.5},
+        {"modules": "a", "rank": 8},
+        {"modules": "b", "lr_factor": 0},
+    ]
+    made = config(lora_plus_ratio=2)
+    lora = LoraSection.model_construct(overrides=[Override(**each) for each in overrides])
+    made = made.model_copy(update={"lora": lora})
+    found = {group.label: group for group in groups_of(UNET + TEXT, made)}
+    factors = {"unet_x0.5": 0.5, "unet_x0.5_up": 1.0, "unet_x0": 0, "unet_x0_up": 0, "text_encoder_x3": 3.0}
+    assert {label: group.lr_factor for label, group in found.items()} == factors | {"text_encoder_x3_up": 6.0}
+    assert found["unet_x0.5_up"].names == (UNET[1],) and found["unet_x0"].names == (UNET[2],)
+    assert [found[label].has_ended(0) for label in found] == [False, False, True, True, False, False]
+
+    require_trained(list(found.values()), 10)
+    with pytest.raises(UserError, match="so nothing would be trained: give some of them another lr_factor"):
+        require_trained([found["unet_x0"], found["unet_x0_up"]], 10)
+    with pytest.raises(UserError, match="so nothing would be trained from step 4 on: give"):
+        require_trained([found["unet_x0"], PLUS[2]], 10)
+    require_trained([found["unet_x0"], PLUS[2]], 4)
+
+
 def make(name, kwargs=None, groups=PLUS):
     generator = torch.Generator().manual_seed(0)
     working = {
@@ -82,23 +107,27 @@ def train(made, steps, rate=lambda step: 1e-2 / (step + 1)):
         state.master_weights.zero_grad()
 
 
-def test_a_group_is_trained_as_if_it_were_alone_at_its_rate():
-    """AdamW with the rate of each group, computed by torch on single tensors."""
-    made = make("adamw")
-    train(made, range(3))
-    found, (_, fresh) = made[0].master_weights.named_state(), make("adamw")
-    for group in PLUS:
-        alone = [nn.Parameter(fresh[name].detach().clone()) for name in group.names]
-        optimizer = torch.optim.AdamW(alone, lr=1.0)
-        for step in range(3):
-            generator = torch.Generator().manual_seed(step)
-            gradients = {name: torch.randn(shape, generator=generator) for name, shape in SHAPES.items()}
-            for name, parameter in zip(group.names, alone, strict=True):
-                parameter.grad = gradients[name]
-            optimizer.param_groups[0]["lr"] = 1e-2 / (step + 1) * group.lr_factor
-            optimizer.step()
-        for name, parameter in zip(group.names, alone, strict=True):
-            torch.testing.assert_close(found[name], parameter.detach(), rtol=1e-6, atol=1e-7)  # other kernels
+def test_lora_plus_is_what_kohya_trains():
+    """AdamW of torch on single tensors, each at the rate that sd-scripts gives it (networks/lora.py, prepare_optimizer_params):
+    unet_lr or text_encoder_lr, and loraplus_lr_ratio times that for lora_up. In fp32, by other kernels."""
+    unet_lr, text_encoder_lr, ratio = 2e-4, 5e-5, 16.0
+    groups = groups_of(UNET + TEXT, config(lr=unet_lr, lora_plus_ratio=ratio), {"text_encoder": Own(text_encoder_lr)})
+    made, (_, theirs) = make("adamw", groups=groups), make("adamw", groups=groups)
+    train(made, range(5), lambda step: unet_lr / (step + 1))
+
+    theirs = {name: nn.Parameter(tensor.detach().clone()) for name, tensor in theirs.items()}
+    rates = {name: text_encoder_lr if name.startswith("text") else unet_lr for name in theirs}
+    rates = {name: rate * ratio if "lora_B" in name else rate for name, rate in rates.items()}
+    optimizer = torch.optim.AdamW([{"params": [theirs[name]], "lr": rate} for name, rate in rates.items()])
+    for step in range(5):
+        generator = torch.Generator().manual_seed(step)
+        for parameter in theirs.values():
+            parameter.grad = torch.randn(parameter.shape, generator=generator)
+        for group, rate in zip(optimizer.param_groups, rates.values(), strict=True):
+            group["lr"] = rate / (step + 1)
+        optimizer.step()
+    for name, tensor in made[0].master_weights.named_state().items():
+        torch.testing.assert_close(tensor, theirs[name].detach(), rtol=1e-6, atol=1e-9)
 
 
 def test_rates_are_logged_by_group_where_they_differ():

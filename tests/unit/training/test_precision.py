@@ -50,7 +50,7 @@ def test_fp8_is_refused():
 
 
 def policy_of(precision, optimizer="adamw8bit", numbers=100_000, vae=torch.float32, **kwargs):
-    return dtype_policy(precision, optimizer=optimizer, optimizer_kwargs=kwargs, numbers=numbers, vae=vae)
+    return dtype_policy(precision, optimizer=optimizer, optimizer_kwargs=kwargs, numbers=[numbers], vae=vae)
 
 
 def test_the_policy_in_words():
@@ -69,6 +69,9 @@ def test_the_policy_in_words():
     assert policy_of("fp16", "adamw", vae=torch.float16).describe()["VAE"] == "float16"
     assert policy_of("fp16", "torch.optim.SGD").optimizer_state == "as torch.optim.SGD keeps it"
     assert policy_of("fp16", numbers=4095).optimizer_state == "float32"
+    sizes = [4096, 4095]
+    of_groups = dtype_policy("fp16", optimizer="adamw8bit", optimizer_kwargs={}, numbers=sizes, vae=torch.float32)
+    assert of_groups.optimizer_state == "uint8, float32 for groups below 4096 numbers"
     of_tensors = policy_of("fp16", min_8bit_size=16384).optimizer_state
     assert of_tensors == "uint8, float32 for tensors below 16384 numbers"
 
