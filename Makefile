@@ -26,7 +26,7 @@ INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --constr
 # The tests run in the order of tests/conftest.py, longest first; xdist's own order puts the largest groups first.
 PYTEST := $(BIN)/python -m pytest -q -n 2 --dist loadgroup --no-loadscope-reorder --durations=10
 
-.PHONY: help setup demo pages bases scores measure-study acceptance inspect experiment chaos faults-io test test-fast test-gpu mutants fuzz lint \
+.PHONY: help setup demo pages bases scores measure-study acceptance acceptance-files inspect experiment chaos faults-io test test-fast test-gpu mutants fuzz lint \
 	format proxy bench bench-data bench-peer bench-start bench-gpu clean
 
 help:  ## list the targets
@@ -67,9 +67,12 @@ scores: .venv/.installed  ## score the images of the two bases and record the sc
 measure-study: .venv/.installed  ## how far losses and pictures follow a checker: 106 adapters (docs/examples/measure; about two hours on two cores)
 	$(ONE_THREAD) $(BIN)/python -m demo.study
 
-acceptance:  ## run the whole SD1.5 demo and record its scores in demo/learned.json (about five minutes)
+acceptance: acceptance-files  ## record which programs load which adapter files, and the scores of the whole SD1.5 demo (ten minutes)
 	$(MAKE) demo ARCH=sd15 CONCEPT=star
 	$(ONE_THREAD) $(BIN)/python -m demo.acceptance runs/demo_sd15_star
+
+acceptance-files: .venv/.dev  ## load every kind of adapter file as other programs do; the table in docs/formats.md (about three minutes)
+	PYTHONPATH=tests $(ONE_THREAD) $(BIN)/python -m testing.adapter_acceptance --write docs/formats.md
 
 inspect: .venv/.installed  ## write one page about a data set, as a training would use it (DATA=photos ARCH=sd15)
 	@test -n "$(DATA)" || { echo "error: DATA is missing: make inspect DATA=photos" >&2; exit 2; }

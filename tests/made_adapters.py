@@ -13,6 +13,7 @@ from sushi_research.adapters import entries
 
 # A conv of the kind "tucker" is decomposed by way of a core; the others are of the issue's kinds.
 KINDS = ("lora", "tucker", "dora", "loha", "loha tucker", "lokr", "lokr whole", "lokr tucker", "full")
+# "dora outputs" has the magnitudes of peft, which other programs apply in another way; "lora mixed" two ranks and scales.
 RANK, ALPHA = 2, 1.0
 
 
@@ -26,7 +27,7 @@ def made(
 
 def _entry(kind: str, weight: torch.Tensor, generator: torch.Generator) -> entries.Entry:
     def number(*shape: int) -> torch.Tensor:
-        return torch.randn(shape, generator=generator) / 4
+        return torch.empty(shape, device="meta") if weight.is_meta else torch.randn(shape, generator=generator) / 4
 
     out, into, *kernel = weight.shape if weight.dim() > 1 else (*weight.shape, 1)
     scale, ones = ALPHA / RANK, [1] * len(kernel)
@@ -54,28 +55,38 @@ def _entry(kind: str, weight: torch.Tensor, generator: torch.Generator) -> entri
         else:
             parts = {"w2_a": number(c, RANK), "w2_b": number(RANK, d * weight[0, 0].numel())}
         return entries.Kronecker("", w1=number(a, b), **parts, scale=scale)
-    pair = entries.LowRank("", number(RANK, into, *kernel), number(out, RANK, *ones), scale)
-    if kind != "dora":
+    is_other = kind == "lora mixed" and (is_wide or out > into)
+    rank, scale = (RANK + 1, ALPHA) if is_other else (RANK, scale)
+    pair = entries.LowRank("", number(rank, into, *kernel), number(out, rank, *ones), scale)
+    if not kind.startswith("dora"):
         return pair
-    norms = entries.norms(weight, of_inputs=True)
+    norms = entries.norms(weight, of_inputs=kind == "dora")
     return entries.LowRank(pair.name, pair.down, pair.up, scale, magnitude=norms * (1 + number(*norms.shape)))
 
 
 def in_kohyas_names(
     architecture: str, made: Mapping[Layer, entries.Entry], *, stability: bool | None = None
 ) -> dict[str, torch.Tensor]:
-    """The tensors of a file in kohya's and LyCORIS's names; the UNet in Stability's block names for SDXL unless said."""
+    """The tensors of a file in kohya's and LyCORIS's names."""
+    names = kohyas_names(architecture, made, stability=stability)
+    return {f"{names[layer]}.{part}": tensor for layer, entry in made.items() for part, tensor in parts(entry).items()}
+
+
+def kohyas_names(architecture: str, layers: Iterable[Layer], *, stability: bool | None = None) -> dict[Layer, str]:
+    """Layer -> its name in kohya's files; the UNet in Stability's block names for SDXL unless said."""
     stability = architecture == "sdxl" if stability is None else stability
-    text = {"text_encoder": "lora_te_" if architecture == "sd15" else "lora_te1_", "text_encoder_2": "lora_te2_"}
-    tensors: dict[str, torch.Tensor] = {}
-    for (component, path), entry in made.items():
+    prefixes = {"text_encoder": "lora_te_" if architecture == "sd15" else "lora_te1_", "text_encoder_2": "lora_te2_"}
+    names: dict[Layer, str] = {}
+    for layer in layers:
+        component, path = layer
+        flat = path.replace(".", "_")
         if component == "unet":
-            name = "lora_unet_" + (_stability_names(architecture)[path] if stability else path).replace(".", "_")
+            names[layer] = "lora_unet_" + (
+                _stability_names(architecture)[path].replace(".", "_") if stability else flat
+            )
         else:
-            flat = path.replace(".", "_")
-            name = text[component] + (flat if path == "text_projection" else f"text_model_{flat}")
-        tensors |= {f"{name}.{part}": tensor for part, tensor in parts(entry).items()}
-    return tensors
+            names[layer] = prefixes[component] + (flat if path == "text_projection" else f"text_model_{flat}")
+    return names
 
 
 @functools.cache

@@ -96,6 +96,8 @@ def _comfy(architecture: str, tensors: Mapping[str, Tensor], weights: Mapping[La
                 own[part], used = tensors[key], used | {key}
         if own:
             _apply(found, layer, own, weights[layer], "ComfyUI")
+    if forge and any(key.endswith(".lokr_t2") for key in used):
+        return Loaded(unused=set(tensors), refused="torch.kron fails with a core")
     found.unused = set(tensors) - used
     if forge and len(found.unused) > 12:
         found = Loaded(unused=set(tensors), refused=f"{len(found.unused)} keys are left over")
@@ -277,7 +279,7 @@ def _apply(found: Loaded, layer: Layer, own: Mapping[str, Tensor], weight: Tenso
     elif {"lokr_w1", "lokr_w1_a", "lokr_w2", "lokr_w2_a"} & own.keys():
         ranks = [own[part].shape[0] for part in ("lokr_w2_b", "lokr_w1_b") if part in own]
         rank = (ranks[-1] if program == "InvokeAI" else ranks[0]) if ranks else None
-        # ComfyUI does not get past torch.kron with a core (it logs an error, and the layer stays as it is).
+        # ComfyUI does not get past torch.kron with a core: it logs an error, and the layer stays as it is.
         if program != "ComfyUI" or "lokr_t2" not in own:
             change = _kronecker(_pair(own, "lokr_w1", ""), _pair(own, "lokr_w2", "lokr_t2"))
     if change is None:
@@ -320,3 +322,30 @@ def _decomposed(weight: Tensor, change: Tensor, magnitude: Tensor, program: str)
     if program == "ComfyUI" and magnitude.shape[0] == weight.shape[0]:
         norms = weight.flatten(1).norm(dim=1).reshape(-1, *[1] * (weight.dim() - 1))
     return changed * (magnitude / norms) - weight
+
+
+def invoke_base(tensors: Mapping[str, Tensor]) -> str | None:
+    """What InvokeAI takes a file of kohya's names and of the published shapes for; None if it cannot tell the base."""
+    numbers: dict[str, int | None] = {}
+    for key in sorted(tensors):
+        name, _, part = key.partition(".")
+        size = None
+        if part in ("lora_down.weight", "hada_w1_b", "hada_w2_b", "diff"):
+            size = tensors[key].shape[1]
+        elif part.startswith("lokr_") and {f"{name}.lokr_w1", f"{name}.lokr_w2"} <= tensors.keys():
+            size = tensors[f"{name}.lokr_w1"].shape[1] * tensors[f"{name}.lokr_w2"].shape[1]
+        found = None
+        if name.startswith("lora_unet_") and name.endswith(("_attn2_to_k", "_attn2_to_v")):
+            found = size
+        elif name.startswith("lora_unet_") and "time_emb_proj.lora_down" in key:
+            found = size
+        elif (text := re.match(r"lora_te[12]?_", name)) and "_self_attn_" in key:
+            numbers[text[0]] = size  # the last key counts, which is often one without a size
+            found = size if text[0] == "lora_te_" else None
+        if numbers.get("lora_te1_") and numbers.get("lora_te2_"):
+            found = numbers["lora_te1_"] + numbers["lora_te2_"]
+        if found is not None:
+            return {768: "sd15", 1024: "sd20", 1280: "sdxl", 2048: "sdxl"}.get(found)
+    place = r"lora_unet_(?:(?:down_blocks|up_blocks)_\d+_attentions_\d+|mid_block_attentions_\d+|(?:in|out)put_blocks_\d+_\d+"
+    deep = re.compile(place + r"|middle_block_\d+)_transformer_blocks_(\d+)_")
+    return "sdxl" if any((match := deep.match(key)) and int(match[1]) >= 2 for key in tensors) else None

@@ -72,12 +72,10 @@ class Applied:
 
 
 def _layers_of(component: nn.Module, entries: Mapping[str, Entry]) -> list[tuple[nn.Module, Entry]]:
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
     found = []
     for path, entry in entries.items():
         layer = component.get_submodule(path)
-        found.append((layer.get_base_layer() if isinstance(layer, BaseTunerLayer) else layer, entry))
+        found.append((layer.get_base_layer() if hasattr(layer, "get_base_layer") else layer, entry))
     return found
 
 
@@ -117,12 +115,15 @@ def _low_rank_addition(
     down, *others = (_cast(each, dtype, entry.name, path).to(layer.weight.device) for each in matrices)
     up, mid = others[-1], others[0] if entry.mid is not None else None
     factor, of_layer = entry.scale, _operation(layer)
-    plain = F.linear if down.ndim == 2 else F.conv2d
 
     def add(x: Tensor, scale: float) -> Tensor:
         x = x.to(down.dtype)
-        inner = of_layer(x, down, None) if mid is None else of_layer(plain(x, down), mid, None)
-        found = plain(inner, up) * (scale * factor)
+        if down.ndim == 2:
+            # torch makes one product of all rows where a matrix requires gradients, as peft's do, and else not always: a rounding.
+            rows = F.linear(F.linear(x.flatten(0, -2), down), up).unflatten(0, x.shape[:-1]) * (scale * factor)
+            return rows if bias is None else rows + bias * scale
+        inner = of_layer(x, down, None) if mid is None else of_layer(F.conv2d(x, down), mid, None)
+        found = F.conv2d(inner, up) * (scale * factor)
         return found if bias is None else found + _as_output(bias, found, layer) * scale
 
     return add

@@ -88,14 +88,12 @@ def architecture_of(pipeline: Any) -> Architecture:
 
 
 def layers_of(module: nn.Module | None) -> dict[str, Layer]:
-    """Path -> layer of a component that an adapter can change; one that has an adapter of peft counts under its own path."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
+    """Path -> layer of a component that an adapter can change; one that has a trained adapter counts under its own path."""
     found: dict[str, Layer] = {}
     for path, layer in () if module is None else module.named_modules():
-        if isinstance(layer, BaseTunerLayer):
+        if hasattr(layer, "get_base_layer"):
             layer = layer.get_base_layer()
-        if (shape := shape_of(layer)) and not re.search(r"\.(base_layer|lora_[A-Za-z_]+|hada_\w+|lokr_\w+)\b", path):
+        if (shape := shape_of(layer)) and not re.search(r"\.(base_layer|lora_[A-Za-z_]+)\b", path):
             found[path] = Layer(shape, getattr(layer, "bias", None) is not None)
     return found
 

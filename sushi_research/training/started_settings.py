@@ -24,7 +24,7 @@ def section_of(config: TrainingConfig, path: Path, entries: Mapping[str, Entry],
     UserError if the config has others, or if none can be had.
     """
     kind = kind_of(path, entries, unet)
-    (rank, alpha), count = Counter(map(_rank_and_alpha, entries.values())).most_common(1)[0]
+    (rank, alpha), count = Counter(map(rank_and_alpha, entries.values())).most_common(1)[0]
     share = "" if count == len(entries) else f" (in {count} of {len(entries)} modules)"
     given = config.lora
     # Alphas in a file are often rounded to 16 bits.
@@ -96,7 +96,7 @@ def _kind(entry: Entry, weight: Any) -> tuple[Kind | None, str]:
     return ("loha" if isinstance(entry, Hadamard) else "lokr"), ""
 
 
-def _rank_and_alpha(entry: Entry) -> tuple[int, float]:
+def rank_and_alpha(entry: Entry) -> tuple[int, float]:
     """Of a Kronecker product of whole matrices the rank from which on it would be one."""
     assert isinstance(entry, LowRank | Hadamard | Kronecker)
     if isinstance(entry, LowRank):

@@ -23,7 +23,7 @@ from sushi_research.errors import UserError
 from sushi_research.evaluation import unseen
 from sushi_research.models import ARCHITECTURES, loading
 from sushi_research.runs.job import Job
-from sushi_research.training import started_settings
+from sushi_research.training import started_settings, started_text
 
 
 @dataclass(frozen=True)
@@ -39,12 +39,14 @@ class StartingPoint:
 
     @property
     def is_uniform(self) -> bool:
-        """Whether all modules have one rank and one alpha."""
-        return is_uniform((each.rank, each.scale) for each in self.matches["unet"].values())
+        """Whether all modules of each component have one rank and one alpha."""
+        return all(
+            is_uniform((each.rank, each.scale) for each in entries.values()) for entries in self.matches.values()
+        )
 
     def describe(self) -> str:
         """A line for the terminal."""
-        line = f"starting from the adapter {self.path}: {len(self.matches['unet'])} modules"
+        line = f"starting from the adapter {self.path}: {sum(map(len, self.matches.values()))} modules"
         if self.is_uniform:
             return line
         return (
@@ -64,29 +66,35 @@ def read(config: TrainingConfig, model: ModuleType) -> tuple[TrainingConfig, Sta
         adapter = read_adapter(path)
     except UserError as error:
         raise UserError(f"lora.start_from: {error}") from error
-    if text := [entry.name for entry in adapter.entries if component_of(entry.name) != "unet"]:
-        raise UserError(
-            f"{path} adapts the text encoders too ({text[0]:.200}), and only the UNet is trained here: start from a file without "
-            "them."
-        )
-    unet = loading.empty_unet(loading.find_base(config, model))
-    components = dict.fromkeys(COMPONENTS.values()) | {"unet": unet}
-    entries = match_components(adapter, ARCHITECTURES[model.NAME], components)["unet"]
+    base = loading.find_base(config, model)
+    unet, encoders = loading.empty_unet(base), started_text.empty_encoders(config, model, base)
+    named: dict[str, list[str]] = {}
+    for entry in adapter.entries:
+        named.setdefault(component_of(entry.name), []).append(entry.name)
+    started_text.require_trained(config, path, named, encoders)
+    components = dict.fromkeys(COMPONENTS.values()) | {"unet": unet} | encoders
+    matches = match_components(adapter, ARCHITECTURES[model.NAME], components)
+    entries = matches.get("unet")
+    if entries is None:
+        raise UserError(f"{path} adapts only text encoders, and a run trains the UNet too: start from another file.")
     adaptable = set(adaptable_paths(unet))
     if strange := [layer for layer in entries if layer not in adaptable]:
         raise UserError(
             f"{path} adapts {strange[0]}, which is not trained here (only layers of the UNet's blocks are): start from a file "
             "without it."
         )
-    if large := [entry.name for entry in entries.values() if not _fits_fp32(entry)]:
+    everything = [entry for of_component in matches.values() for entry in of_component.values()]
+    if large := [entry.name for entry in everything if not _fits_fp32(entry)]:
         raise UserError(
             f"{path} has values in {large[0]} that fp32, in which adapters are trained, cannot hold: give another file."
         )
     settings = started_settings.section_of(config, path, entries, unet)
-    matches = {"unet": entries}
+    config = config.model_copy(update={"lora": settings})
+    for component in matches.keys() & encoders.keys():
+        started_text.require_usable(config, path, component, matches[component], encoders[component])
     digest = tensors_hash(path)
     chain = ancestors_of(adapter.header, digest)
-    return config.model_copy(update={"lora": settings}), StartingPoint(path, digest, matches, chain, trained_on(path))
+    return config, StartingPoint(path, digest, matches, chain, trained_on(path))
 
 
 def require_usable(job: Job, data: Data) -> None:

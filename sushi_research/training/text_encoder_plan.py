@@ -71,7 +71,7 @@ def own_rates(job: Job, steps: int, items: int) -> dict[str, Own]:
     """The learning rate and the end step of each text encoder that is trained. UserError for an end beyond the run's."""
     config, names = job.config, text_encoders.trained_names(job)
     until = until_step(config.text_encoders.until, steps, items, job.global_batch_size) if names else None
-    return {name: Own(text_encoders.rate_of(job, name), until) for name in names}
+    return {name: Own(text_encoders.rate_of(job.config, job.model, name), until) for name in names}
 
 
 def plan_of(

@@ -148,16 +148,20 @@ def prepare(job: Job, inputs: Inputs) -> TextEncoders:
 
 def trained_names(job: Job) -> list[str]:
     """The names of the text encoders that the job trains: all, or those with a learning rate above zero."""
-    if not job.config.text_encoders.train:
+    return names_trained(job.config, job.model)
+
+
+def names_trained(config: TrainingConfig, model: ModuleType) -> list[str]:
+    """`trained_names` of a config and a model module."""
+    if not config.text_encoders.train:
         return []
-    return [name for name in job.model.TEXT_ENCODERS if rate_of(job, name)]
+    return [name for name in model.TEXT_ENCODERS if rate_of(config, model, name)]
 
 
-def rate_of(job: Job, name: str) -> float:
+def rate_of(config: TrainingConfig, model: ModuleType, name: str) -> float:
     """The learning rate of a text encoder before the schedule's factor; 0 if it is not trained."""
-    config = job.config
     given: Any = config.optimizer.lr if config.text_encoders.lr is None else config.text_encoders.lr
-    return given[job.model.TEXT_ENCODERS.index(name)] if isinstance(given, list) else given
+    return given[model.TEXT_ENCODERS.index(name)] if isinstance(given, list) else given
 
 
 def text_settings(job: Job) -> dict[str, Any]:
@@ -186,8 +190,10 @@ def adapter_settings(config: TrainingConfig) -> AdapterSettings:
 
 
 def attach(encoder: Any, name: str, job: Job) -> None:
-    """Freezes a text encoder and adds its adapter, new or that of lora.start_from."""
-    lora.attach(encoder, adapter_settings(job.config), name=name, start=job.start and job.start.matches.get(name))
+    """Freezes a text encoder and adds its adapter: that of lora.start_from, with its modules, or else a new one."""
+    start, own = job.start and job.start.matches.get(name), adapter_settings(job.config)
+    own = own if start is None else replace(own, targets=list(start))
+    lora.attach(encoder, own, name=name, start=start)
 
 
 def idle_names(names: Iterable[str], layers: Mapping[str, int], last: Mapping[str, int]) -> list[str]:

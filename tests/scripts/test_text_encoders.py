@@ -10,9 +10,10 @@ import diffusers
 import pytest
 import torch
 from recorded_runs import Recording
-from script_runs import Trainer, assert_equal
+from script_runs import RATE, Trainer, assert_equal
 from test_evaluating import evaluate_adapters, tables
 
+from sushi_research.errors import UserError
 from sushi_research.runs.checkpoint import read_checkpoint
 from sushi_research.training import text_encoders
 
@@ -77,6 +78,22 @@ def test_the_file_gives_other_programs_what_was_trained(
 
     if architecture == "sd15":
         return
+    # Another run goes on from the file: it begins at these numbers, and its next step is that of the run, had it gone on.
+    again = SETTINGS | {"text_encoders.rank": None, "lora.rank": None, "lora.alpha": None, "lora.targets": None}
+    again |= {"lora.start_from": str(trainer.folder("run")), "train.steps": 1, "evaluation.held_out": 0.0}
+    assert trainer.train("again", again) == 0
+    start, now = trainer.master_weights("run"), trainer.master_weights("again")
+    assert now.keys() == start.keys()
+    for name, tensor in now.items():
+        rate = 1e-2 if name.startswith(OF_TEXT) else RATE
+        assert 0 < (tensor - start[name]).abs().max() < 1.1 * rate or name.replace("lora_A", "lora_B") in idle, name
+    with pytest.raises(
+        UserError, match=r"adapts the text encoders too .* set text_encoders.train true, or start from a file"
+    ):
+        trainer.train(
+            "other", again | dict.fromkeys(["text_encoders.lr", "text_encoders.rank"]) | {"text_encoders.train": False}
+        )
+
     # The losses of the file are those that the run has measured with the encoders in training, bit for bit.
     output = tmp_path / "evaluations"
     evaluate_adapters(trainer, "run", output, [trainer.folder("run") / "run.safetensors"])

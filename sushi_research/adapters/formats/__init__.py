@@ -3,7 +3,7 @@
 A name is `<prefix><module><ending>`. The prefix says the component (`lora_unet_`: the UNet), the ending the part
 (`.lora_down.weight`: `down`), and the module is a path in the component, whose parts are joined by dots or underscores. Programs
 mix prefixes and endings of several schemes in one file, so that the tables of all schemes are used together. Which layer of a model
-a module is comes from spellings.py. Nothing here imports torch.
+a module is comes from spellings.py. writing.py writes two of them.
 """
 
 from __future__ import annotations
