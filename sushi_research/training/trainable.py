@@ -54,7 +54,7 @@ def require_trainable(
         power=schedule.power,
     )
     spread = [rate(step * steps // optimizer_check.STEPS) for step in range(optimizer_check.STEPS)]
-    require_trained(groups, steps)
+    require_trained(groups, config, steps)
     optimizer_check.require_usable(config.optimizer, shapes, spread, job.device, groups)
     if config.lora.max_norm is not None and optim.averages_weights(optim.optimizer_class(config.optimizer.name)):
         raise UserError(
