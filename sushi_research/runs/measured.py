@@ -20,9 +20,10 @@ from sushi_research.user_files import open_regular, parse_json
 SETTINGS = (
     *("lora.targets", "lora.rank", "lora.dropout", "optimizer.name"),
     *("train.gradient_checkpointing", "train.attention", "train.deterministic", "model.base_storage"),
+    "text_encoders.train",
 )
 # What a run did that was made before there was the setting.
-BEFORE = {"model.base_storage": "compute"}
+BEFORE = {"text_encoders.train": False, "model.base_storage": "compute"}
 # The newest runs that are looked at, the steps of a run that its speed is the median of, and the fewest that are enough.
 MOST_RUNS, MOST_STEPS, LEAST_STEPS = 50, 200, 3
 _LINE_BYTES = 1000  # more than a line of metrics.jsonl has
