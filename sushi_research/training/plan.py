@@ -293,6 +293,7 @@ def make_plan(job: Job, inputs: Inputs) -> Plan:
             numbers=[sum(math.prod(all_shapes[name]) for name in group.names) for group in groups],
             vae=caches.vae_dtype,
             storage=config.model.base_storage,
+            trains_text=config.text_encoders.train,
         ),
         image_cache=CachePlan(
             needed=len(inputs.latent_entries),
