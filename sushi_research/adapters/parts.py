@@ -173,7 +173,7 @@ def _hadamard_fault(shapes: Mapping[str, Shape]) -> str | None:
         )
     else:
         fits = all(len(a) == len(b) and len(a) in (2, 4) and a[2:] in ((), (1, 1)) and a[1] == b[0] for a, b in pairs)
-    same = pairs[0][1][0] == pairs[1][1][0]  # one rank, by which the alpha is divided
+    same = pairs[0][1][:1] == pairs[1][1][:1]  # one rank, by which the alpha is divided
     return None if fits and same else f"{found}, which are not those of a LoHa"
 
 

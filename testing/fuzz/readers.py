@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sushi_research.errors import UserError
-from testing.fuzz import image_files
+from testing.fuzz import adapter_files, image_files
 
 ROOT = Path(__file__).parents[2]
 MIB = 2**20
@@ -288,6 +288,9 @@ READERS = [
     Reader("experiments", ("*.yaml",), make_experiments, read_experiment),
     Reader("tables", TABLES, image_files.make_tables, image_files.read_table),
     Reader("weights", ("*.safetensors",), make_weights, read_weights),
+    Reader(
+        "adapters", ("*.safetensors",), adapter_files.make_adapters, adapter_files.read_adapter_file, memory=256 * MIB
+    ),
     Reader("runs", ("run/*.*", "run/checkpoints/*/*"), make_run, read_run),
     Reader("scores", ("run/scores*.json",), make_scores, read_scores),
     Reader("caches", ("files.json", "known/*", "store/*"), make_cache, read_cache),

@@ -77,8 +77,10 @@ def change(data: bytes, others: Sequence[bytes], random: Random) -> bytes:
     header, body = parsed
     try:
         tensors = split(header, body)
-        damaged = random.random() < 0.5
-    except (TypeError, ValueError, KeyError, AttributeError):  # changed before
+        # What was changed before may be no file any more.
+        is_sound = all(type(size) is int and size >= 0 for _, shape, _ in tensors.values() for size in shape)
+        damaged = random.random() < 0.5 or not is_sound or not all(dtype in SIZES for dtype, _, _ in tensors.values())
+    except (TypeError, ValueError, KeyError, AttributeError):
         tensors, damaged = {}, True
     if damaged:
         return with_header(_damaged(header, len(body), random), body)
