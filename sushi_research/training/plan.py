@@ -283,7 +283,7 @@ def make_plan(job: Job, inputs: Inputs) -> Plan:
         steps=steps,
         warmup=warmup,
         due=due,
-        adapter=adapter_plan.plan_of(job, unet, all_shapes),
+        adapter=adapter_plan.plan_of(job, base, unet, all_shapes),
         rates=Rates(config.optimizer.lr, tuple(groups)),
         text_encoders=text_encoder_plan.plan_of(job, base, of_text, own, steps),
         dtypes=dtype_policy(
@@ -293,6 +293,7 @@ def make_plan(job: Job, inputs: Inputs) -> Plan:
             numbers=[sum(math.prod(all_shapes[name]) for name in group.names) for group in groups],
             vae=caches.vae_dtype,
             storage=config.model.base_storage,
+            trains_text=config.text_encoders.train,
         ),
         image_cache=CachePlan(
             needed=len(inputs.latent_entries),
