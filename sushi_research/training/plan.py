@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from sushi_research.adapters import tensor_names
 from sushi_research.adapters.settings import settings_of
 from sushi_research.caches.inputs import Inputs
 from sushi_research.data import dataset, findings
@@ -23,7 +22,8 @@ from sushi_research.precision import DtypePolicy, dtype_policy
 from sushi_research.runs.job import Job
 from sushi_research.runs.measured import Measured
 from sushi_research.sampling import prompts as sample_prompts
-from sushi_research.training import hub_upload, starting_point, text_encoder_plan
+from sushi_research.training import adapter_plan, hub_upload, starting_point, text_encoder_plan
+from sushi_research.training.adapter_plan import AdapterPlan
 from sushi_research.training.caption_plan import CaptionPlan, caption_plan
 from sushi_research.training.cost_plan import CostPlan, cost_plan, may_trace
 from sushi_research.training.disk_plan import (
@@ -91,8 +91,7 @@ class Plan:
     steps: int
     warmup: int
     due: Due
-    adapter_modules: int
-    trainable_parameters: int
+    adapter: AdapterPlan
     rates: Rates
     text_encoders: TextEncoderPlan | None
     dtypes: DtypePolicy
@@ -161,8 +160,8 @@ class Plan:
             "samples": self.samples,
             "epochs": self.epochs,
             "samples_per_image": self.samples_per_image,
-            "trainable_parameters": self.trainable_parameters,
-            "adapter_modules": self.adapter_modules,
+            "trainable_parameters": self.adapter.parameters,
+            "adapter_modules": self.adapter.modules,
             "rates": self.rates.to_json(),
             "text_encoders": self.text_encoders.to_json() if self.text_encoders else None,
             "dtypes": self.dtypes.describe(),
@@ -200,7 +199,7 @@ class Plan:
             f"recording    {self.step_path.describe()}",
             f"length       {self.steps} optimizer steps = {self.samples} samples = {self.epochs} epochs; "
             f"each image {self.samples_per_image} times{' on average' if self.repeats or len(self.sets) > 1 else ''}{warmup}",
-            f"adapter      {self.adapter_modules} modules, {self.trainable_parameters:,} trainable parameters",
+            *self.adapter.describe(),
             *self.rates.describe(),
             *(self.text_encoders.describe() if self.text_encoders else ()),
             *self.cost.describe(),
@@ -236,6 +235,7 @@ def make_plan(job: Job, inputs: Inputs) -> Plan:
     steps = steps_of(config.train.steps, config.train.epochs, len(items), global_batch_size)
     unet = loading.empty_unet(base)
     base_weights = base_weights_of(job, unet)
+    adapter_plan.require_effective(job, base, unet)
     shapes = adapter_shapes(unet, settings_of(config.lora, seed=0), job.start and job.start.matches["unet"])
     of_text = text_encoder_plan.shapes_of(job, base)
     all_shapes = shapes | of_text
@@ -283,8 +283,7 @@ def make_plan(job: Job, inputs: Inputs) -> Plan:
         steps=steps,
         warmup=warmup,
         due=due,
-        adapter_modules=len({tensor_names.parse(name)[:2] for name in all_shapes}),
-        trainable_parameters=parameters,
+        adapter=adapter_plan.plan_of(job, base, unet, all_shapes),
         rates=Rates(config.optimizer.lr, tuple(groups)),
         text_encoders=text_encoder_plan.plan_of(job, base, of_text, own, steps),
         dtypes=dtype_policy(
@@ -294,6 +293,7 @@ def make_plan(job: Job, inputs: Inputs) -> Plan:
             numbers=[sum(math.prod(all_shapes[name]) for name in group.names) for group in groups],
             vae=caches.vae_dtype,
             storage=config.model.base_storage,
+            trains_text=config.text_encoders.train,
         ),
         image_cache=CachePlan(
             needed=len(inputs.latent_entries),
