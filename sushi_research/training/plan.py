@@ -283,7 +283,7 @@ def make_plan(job: Job, inputs: Inputs) -> Plan:
         steps=steps,
         warmup=warmup,
         due=due,
-        adapter=adapter_plan.plan_of(job, unet, all_shapes),
+        adapter=adapter_plan.plan_of(job, base, unet, all_shapes),
         rates=Rates(config.optimizer.lr, tuple(groups)),
         text_encoders=text_encoder_plan.plan_of(job, base, of_text, own, steps),
         dtypes=dtype_policy(

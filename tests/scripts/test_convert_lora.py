@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -265,27 +266,36 @@ def assert_merged(before, after, changes, weight, dtype):
             torch.testing.assert_close(after[component, parameter], expected, rtol=torch.finfo(dtype).eps, atol=1e-5)
 
 
+def in_shards(folder):
+    """The base in a folder with its UNet in two shards, and weights of other programs next to them; the folder."""
+    unet = folder / "unet"
+    tensors = load_file(unet / "diffusion_pytorch_model.safetensors")
+    (unet / "diffusion_pytorch_model.safetensors").unlink()
+    (unet / "diffusion_pytorch_model.bin").write_bytes(b"old weights")
+    names = [f"diffusion_pytorch_model-0000{number}-of-00002.safetensors" for number in (1, 2)]
+    places = {key: names[number % 2] for number, key in enumerate(sorted(tensors))}
+    for name in names:
+        save_file({key: tensors[key] for key, place in places.items() if place == name}, unet / name, {"format": "pt"})
+    index = {"metadata": {}, "weight_map": places}
+    (unet / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
+    return folder
+
+
 def test_a_base_in_a_folder_gets_the_change_times_the_weight_once(convert, opened, bases):
     """kohya's merge applies the ratio twice, so 0.5 becomes 0.25."""
     base = opened["sd15"]
-    for name, make in (("a", pair), ("b", dora(1)), ("c", hadamard)):
+    sharded = in_shards(shutil.copytree(bases["sd15"], Path("sharded")))
+    for name, make, folder in (("a", pair, bases["sd15"]), ("b", dora(1), sharded), ("c", hadamard, bases["sd15"])):
         with case(name):
             write(f"{name}.safetensors", base, make, every=4)
-            words = (
-                "merge",
-                f"{name}.safetensors",
-                "--weights",
-                0.5,
-                "--into",
-                bases["sd15"],
-                "--output",
-                f"merged_{name}",
-            )
+            words = ("merge", f"{name}.safetensors", "--weights", 0.5, "--into", folder, "--output", f"merged_{name}")
             status, said = convert(*words)
             assert status == 0, said
             merged = open_base(f"merged_{name}")
             assert_merged(parameters(base), parameters(merged), deltas(f"{name}.safetensors", base), 0.5, torch.float32)
-    resolve_base("merged_a").require_loadable()
+    for name in "abc":
+        resolve_base(f"merged_{name}").require_loadable()
+    assert not any(path.suffix == ".bin" for path in Path("merged_b").rglob("*"))
     assert (Path("merged_a/vae/diffusion_pytorch_model.safetensors").read_bytes()) == (
         bases["sd15"] / "vae/diffusion_pytorch_model.safetensors"
     ).read_bytes()
