@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from sushi_research.adapters import tensor_names
+from sushi_research.adapters import lora, portability, tensor_names
 from sushi_research.adapters.settings import settings_of
 from sushi_research.caches.inputs import Inputs
 from sushi_research.data import dataset, findings
@@ -95,6 +95,8 @@ class Plan:
     trainable_parameters: int
     rates: Rates
     text_encoders: TextEncoderPlan | None
+    # Program -> why it will not load the run's files as they are.
+    not_loaded: Mapping[str, str]
     dtypes: DtypePolicy
     image_cache: CachePlan
     caption_cache: CachePlan
@@ -165,6 +167,7 @@ class Plan:
             "adapter_modules": self.adapter_modules,
             "rates": self.rates.to_json(),
             "text_encoders": self.text_encoders.to_json() if self.text_encoders else None,
+            "not_loaded": self.not_loaded,
             "dtypes": self.dtypes.describe(),
             "cache": {
                 "images": asdict(self.image_cache),
@@ -203,6 +206,7 @@ class Plan:
             f"adapter      {self.adapter_modules} modules, {self.trainable_parameters:,} trainable parameters",
             *self.rates.describe(),
             *(self.text_encoders.describe() if self.text_encoders else ()),
+            *(f"files        {sentence}" for sentence in portability.sentences(self.not_loaded)),
             *self.cost.describe(),
             f"cache        {self.image_cache.describe('image entries', ' to encode')}, {self.caption_cache.describe('captions')}"
             + (f", {self.mask_cache.describe('masks')}" if self.mask_cache.needed else ""),
@@ -238,6 +242,8 @@ def make_plan(job: Job, inputs: Inputs) -> Plan:
     base_weights = base_weights_of(job, unet)
     shapes = adapter_shapes(unet, settings_of(config.lora, seed=0), job.start and job.start.matches["unet"])
     of_text = text_encoder_plan.shapes_of(job, base)
+    entries = lora.trained_entries({"unet": unet, **text_encoder_plan.attached(job, base)})
+    not_loaded = portability.limits(job.model.NAME, entries, layers_per_block=unet.config.layers_per_block)
     all_shapes = shapes | of_text
     warmup = warmup_steps(config.schedule.warmup, steps, len(items), global_batch_size)
     due = due_of(config, steps, len(items), global_batch_size)
@@ -283,6 +289,7 @@ def make_plan(job: Job, inputs: Inputs) -> Plan:
         steps=steps,
         warmup=warmup,
         due=due,
+        not_loaded=not_loaded,
         adapter_modules=len({tensor_names.parse(name)[:2] for name in all_shapes}),
         trainable_parameters=parameters,
         rates=Rates(config.optimizer.lr, tuple(groups)),
