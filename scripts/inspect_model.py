@@ -1,5 +1,5 @@
 """Shows what a model is before you train on it (architecture, prediction type, components, what is missing, hash), and what an
-adapter file holds (modules, ranks, scales).
+adapter file holds (modules, ranks, scales, norms by block, metadata).
 
     python scripts/inspect_model.py ponyDiffusionV6XL.safetensors
     python scripts/inspect_model.py stabilityai/stable-diffusion-xl-base-1.0
@@ -26,7 +26,8 @@ import logging
 import textwrap
 
 from sushi_research import stopping
-from sushi_research.adapters import description, reading
+from sushi_research.adapters import reading
+from sushi_research.adapters.tools import inspecting
 from sushi_research.models import hub, inspection
 from sushi_research.terminal import say
 
@@ -49,7 +50,7 @@ def show(model: str) -> None:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     path, _ = hub.locate_base(model, None, "the model")
     adapter = path.is_file() and reading.is_adapter(path)
-    for title, text in description.describe(path) if adapter else inspection.describe(path, model):
+    for title, text in inspecting.describe(path) if adapter else inspection.describe(path, model):
         wrapped = [] if title == inspection.COMMAND else textwrap.wrap(text, 120 - WIDTH, break_on_hyphens=False)
         lines = wrapped or [text]
         say(*(f"{'' if number else title:<{WIDTH}}{line}" for number, line in enumerate(lines)))

@@ -25,7 +25,8 @@ import numpy as np
 import pyarrow
 from pyarrow import compute
 
-from sushi_research.adapters.targets import CONVOLUTIONS, resolve_targets
+from sushi_research.adapters.network_metadata import network_entries
+from sushi_research.adapters.targets import resolve_targets
 from sushi_research.config import TrainingConfig
 from sushi_research.config.sets import sets_of
 from sushi_research.data.samples import Samples
@@ -117,22 +118,12 @@ def adapter_metadata(config: TrainingConfig, facts: Facts) -> dict[str, str]:
     if config.lora.metadata == "none":
         return {}
     formats = ARCHITECTURES[facts.architecture].formats()
-    lora, resolution, targets = config.lora, config.data.resolution, resolve_targets(config.lora.targets)
-    adapts_convolutions = bool(set(targets) & set(CONVOLUTIONS))
-    # Of a file whose modules differ, these too would be wrong for some.
-    network_args = (
-        {"conv_dim": str(lora.rank), "conv_alpha": str(lora.alpha)} if adapts_convolutions and facts.is_uniform else {}
-    )
+    lora, resolution = config.lora, config.data.resolution
     words = ", ".join(config.lora.trigger_words) or None
     entries: dict[str, Any] = {
         "ss_v2": False,
         "ss_base_model_version": formats.BASE_VERSION[facts.prediction.type],
-        "ss_network_module": "networks.lora",
-        # "Dynamic" as kohya's resize_lora.py writes it for a file whose modules differ.
-        "ss_network_dim": lora.rank if facts.is_uniform else "Dynamic",
-        "ss_network_alpha": lora.alpha if facts.is_uniform else "Dynamic",
-        "ss_network_dropout": lora.dropout,
-        "ss_network_args": json.dumps(network_args),
+        **network_entries(lora, facts.is_uniform),
         "ss_output_name": facts.name,
         "ss_sd_model_name": facts.base,
         "ss_resolution": (resolution, resolution),
@@ -160,7 +151,7 @@ def adapter_metadata(config: TrainingConfig, facts: Facts) -> dict[str, str]:
         "modelspec.trigger_phrase": words,
         "modelspec.author": config.lora.author,
         "modelspec.description": config.lora.description,
-        "sushi_research.targets": json.dumps(list(targets)),
+        "sushi_research.targets": json.dumps(resolve_targets(lora.targets)),
         "sushi_research.base_hash": facts.base_hash,
         "sushi_research.dataset_hash": facts.dataset_hash,
         "sushi_research.config_hash": facts.config_hash,

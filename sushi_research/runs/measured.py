@@ -18,11 +18,24 @@ from sushi_research.user_files import open_regular, parse_json
 # The settings that decide how long an image takes and how much memory it needs. Those of the base and of lora.targets are in the
 # number of trained parameters too, so that a tiny base of the same architecture does not count.
 SETTINGS = (
-    *("lora.targets", "lora.rank", "lora.dropout", "optimizer.name"),
+    *(
+        "lora.kind",
+        "lora.targets",
+        "lora.rank",
+        "lora.dropout",
+        "lora.rank_dropout",
+        "lora.module_dropout",
+        "optimizer.name",
+    ),
     *("train.gradient_checkpointing", "train.attention", "train.deterministic", "model.base_storage"),
 )
 # What a run did that was made before there was the setting.
-BEFORE = {"model.base_storage": "compute"}
+BEFORE = {
+    "model.base_storage": "compute",
+    "lora.kind": "lora",
+    "lora.rank_dropout": 0.0,
+    "lora.module_dropout": 0.0,
+}
 # The newest runs that are looked at, the steps of a run that its speed is the median of, and the fewest that are enough.
 MOST_RUNS, MOST_STEPS, LEAST_STEPS = 50, 200, 3
 _LINE_BYTES = 1000  # more than a line of metrics.jsonl has

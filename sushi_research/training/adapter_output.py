@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from sushi_research.adapters import kohya_format, lora, metadata, trained_images, verification
+from sushi_research.adapters.entries import Difference, Entry
 from sushi_research.adapters.formats.writing import has_one_scale
 from sushi_research.caches.inputs import Inputs
 from sushi_research.caches.keys import entry_key
@@ -80,8 +81,14 @@ class AdapterWriter:
             trained=(job.started, time.time()),
             samples=self.inputs.data.learned.used,
             started_from=start.chain if start else (),
-            is_uniform=has_one_scale(lora.trained_entries(self.components)["unet"]),
+            is_uniform=_is_uniform(lora.trained_entries(self.components)["unet"]),
         )
+
+
+def _is_uniform(entries: Mapping[str, Entry]) -> bool:
+    """Whether a file says the rank and the alpha of the config in each of the UNet's modules."""
+    ranks = {(each.rank, each.scale) for each in entries.values() if not isinstance(each, Difference) and each.rank}
+    return has_one_scale(entries) and len(ranks) < 2
 
 
 def _published_name(source: str) -> str:

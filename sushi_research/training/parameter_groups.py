@@ -87,8 +87,16 @@ def _override(config: TrainingConfig, module: str) -> float:
     return next((factor for factor in reversed(factors) if factor is not None), 1.0)
 
 
-def require_trained(groups: Sequence[Group], steps: int) -> None:
-    """UserError if all groups end before the last of `steps` steps, so that nothing would be trained in the last ones."""
+def require_trained(groups: Sequence[Group], config: TrainingConfig, steps: int) -> None:
+    """UserError if all groups end before the last of `steps` steps, so that nothing would be trained in the last ones, and if no
+    tensor has the rate that LoRA+ gives."""
+    if config.optimizer.lora_plus_ratio != 1 and not any(
+        name.endswith(_SECOND) for group in groups for name in group.names
+    ):
+        raise UserError(
+            f"optimizer.lora_plus_ratio has no effect, because a module of kind {config.lora.kind} is no pair of matrices: remove "
+            "it, or set lora.kind to lora or dora."
+        )
     last = max(steps if group.until is None else group.until for group in groups)
     if last < steps:
         raise UserError(

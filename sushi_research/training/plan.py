@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from sushi_research.adapters import lora, portability, tensor_names
 from sushi_research.adapters.settings import settings_of
 from sushi_research.caches.inputs import Inputs
 from sushi_research.data import dataset, findings
@@ -23,7 +22,8 @@ from sushi_research.precision import DtypePolicy, dtype_policy
 from sushi_research.runs.job import Job
 from sushi_research.runs.measured import Measured
 from sushi_research.sampling import prompts as sample_prompts
-from sushi_research.training import hub_upload, starting_point, text_encoder_plan
+from sushi_research.training import adapter_plan, hub_upload, starting_point, text_encoder_plan
+from sushi_research.training.adapter_plan import AdapterPlan
 from sushi_research.training.caption_plan import CaptionPlan, caption_plan
 from sushi_research.training.cost_plan import CostPlan, cost_plan, may_trace
 from sushi_research.training.disk_plan import (
@@ -91,12 +91,9 @@ class Plan:
     steps: int
     warmup: int
     due: Due
-    adapter_modules: int
-    trainable_parameters: int
+    adapter: AdapterPlan
     rates: Rates
     text_encoders: TextEncoderPlan | None
-    # Program -> why it will not load the run's files as they are.
-    not_loaded: Mapping[str, str]
     dtypes: DtypePolicy
     image_cache: CachePlan
     caption_cache: CachePlan
@@ -163,11 +160,11 @@ class Plan:
             "samples": self.samples,
             "epochs": self.epochs,
             "samples_per_image": self.samples_per_image,
-            "trainable_parameters": self.trainable_parameters,
-            "adapter_modules": self.adapter_modules,
+            "trainable_parameters": self.adapter.parameters,
+            "adapter_modules": self.adapter.modules,
+            "not_loaded": self.adapter.not_loaded,
             "rates": self.rates.to_json(),
             "text_encoders": self.text_encoders.to_json() if self.text_encoders else None,
-            "not_loaded": self.not_loaded,
             "dtypes": self.dtypes.describe(),
             "cache": {
                 "images": asdict(self.image_cache),
@@ -203,10 +200,9 @@ class Plan:
             f"recording    {self.step_path.describe()}",
             f"length       {self.steps} optimizer steps = {self.samples} samples = {self.epochs} epochs; "
             f"each image {self.samples_per_image} times{' on average' if self.repeats or len(self.sets) > 1 else ''}{warmup}",
-            f"adapter      {self.adapter_modules} modules, {self.trainable_parameters:,} trainable parameters",
+            *self.adapter.describe(),
             *self.rates.describe(),
             *(self.text_encoders.describe() if self.text_encoders else ()),
-            *(f"files        {sentence}" for sentence in portability.sentences(self.not_loaded)),
             *self.cost.describe(),
             f"cache        {self.image_cache.describe('image entries', ' to encode')}, {self.caption_cache.describe('captions')}"
             + (f", {self.mask_cache.describe('masks')}" if self.mask_cache.needed else ""),
@@ -240,10 +236,9 @@ def make_plan(job: Job, inputs: Inputs) -> Plan:
     steps = steps_of(config.train.steps, config.train.epochs, len(items), global_batch_size)
     unet = loading.empty_unet(base)
     base_weights = base_weights_of(job, unet)
+    adapter_plan.require_effective(job, base, unet)
     shapes = adapter_shapes(unet, settings_of(config.lora, seed=0), job.start and job.start.matches["unet"])
     of_text = text_encoder_plan.shapes_of(job, base)
-    entries = lora.trained_entries({"unet": unet, **text_encoder_plan.attached(job, base)})
-    not_loaded = portability.limits(job.model.NAME, entries, layers_per_block=unet.config.layers_per_block)
     all_shapes = shapes | of_text
     warmup = warmup_steps(config.schedule.warmup, steps, len(items), global_batch_size)
     due = due_of(config, steps, len(items), global_batch_size)
@@ -289,9 +284,7 @@ def make_plan(job: Job, inputs: Inputs) -> Plan:
         steps=steps,
         warmup=warmup,
         due=due,
-        not_loaded=not_loaded,
-        adapter_modules=len({tensor_names.parse(name)[:2] for name in all_shapes}),
-        trainable_parameters=parameters,
+        adapter=adapter_plan.plan_of(job, base, unet, all_shapes),
         rates=Rates(config.optimizer.lr, tuple(groups)),
         text_encoders=text_encoder_plan.plan_of(job, base, of_text, own, steps),
         dtypes=dtype_policy(

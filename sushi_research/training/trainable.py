@@ -7,8 +7,7 @@ from typing import Any
 
 from sushi_research.adapters import lora
 from sushi_research.adapters.entries import Entry
-from sushi_research.adapters.settings import AdapterSettings, is_large_kernel, require_effect
-from sushi_research.adapters.targets import resolve_targets, target_layers
+from sushi_research.adapters.settings import AdapterSettings
 from sushi_research.errors import UserError
 from sushi_research.models import attention, loading, storage
 from sushi_research.runs import tracking
@@ -55,7 +54,7 @@ def require_trainable(
         power=schedule.power,
     )
     spread = [rate(step * steps // optimizer_check.STEPS) for step in range(optimizer_check.STEPS)]
-    require_trained(groups, steps)
+    require_trained(groups, config, steps)
     optimizer_check.require_usable(config.optimizer, shapes, spread, job.device, groups)
     if config.lora.max_norm is not None and optim.averages_weights(optim.optimizer_class(config.optimizer.name)):
         raise UserError(
@@ -69,9 +68,7 @@ def adapter_shapes(
 ) -> dict[str, tuple[int, ...]]:
     """The shapes of an adapter's tensors by name. `unet` is the base's without weights; it gets the adapter.
 
-    `start` are the entries of lora.start_from. UserError for settings that no module of the targets has a use for.
+    `start` are the entries of lora.start_from.
     """
-    layers = target_layers(unet, resolve_targets(settings.targets))
-    require_effect(settings, layers, sum(map(is_large_kernel, layers.values())))
     lora.attach(unet, settings, start=start)
     return {name: tuple(parameter.shape) for name, parameter in lora.adapter_parameters({"unet": unet}).items()}

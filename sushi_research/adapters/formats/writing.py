@@ -1,9 +1,10 @@
 """Writes what an adapter holds for each layer, in one of two layouts.
 
     kohya  lora_unet_<module_with_underscores>.lora_down.weight, .lora_up.weight, .lora_mid.weight, .alpha, .dora_scale; LyCORIS'
-           names for its kinds (.hada_*, .lokr_*, .diff, .diff_b). SDXL's UNet has the names of Stability's blocks, SD1.5's
-           those of diffusers; text encoders are lora_te_, or lora_te1_ and lora_te2_, with `text_model_`.
-    peft   unet.<path>.lora_A.weight, .lora_B.weight, .lora_magnitude_vector; text_encoder., text_encoder_2. with `text_model.`
+           names for its kinds and for biases (.hada_*, .lokr_*, .diff, .diff_b). SDXL's UNet has the names of Stability's blocks,
+           SD1.5's those of diffusers; text encoders are lora_te_, or lora_te1_ and lora_te2_, with `text_model_`.
+    peft   unet.<path>.lora_A.weight, .lora_B.weight, .lora_B.bias, .lora_magnitude_vector; text_encoder. and text_encoder_2. with
+           `text_model.`
 
 Scales. In kohya's layout, low-rank entries of one rank and one scale get an `.alpha` each. If they differ within a component,
 alpha / rank goes into `up` and no alpha is written: diffusers gives modules whose alpha differs from the others a wrong scale, and
@@ -16,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -92,7 +94,12 @@ def tensors_of(
 
 
 def has_one_scale(entries: Mapping[str, Entry]) -> bool:
-    """Whether the low-rank entries of a component have one rank and one scale, so that each can have an alpha in the file."""
+    """Whether the low-rank entries of a component have one rank and one scale, so that each can have an alpha in the file.
+
+    Those of a DoRA cannot: A1111 scales by alpha / rank what the other programs scale before they take the norms.
+    """
+    if any(isinstance(each, LowRank) and each.magnitude is not None for each in entries.values()):
+        return False
     return len({(each.rank, each.scale) for each in entries.values() if isinstance(each, LowRank)}) < 2
 
 
@@ -126,7 +133,7 @@ def without_mid(entry: LowRank) -> LowRank:
     if entry.mid is None:
         return entry
     down = torch.einsum("ijkl,jn->inkl", entry.mid.double(), entry.down.double().flatten(1))
-    return LowRank(entry.name, down.to(entry.down.dtype), entry.up, entry.scale, None, entry.magnitude)
+    return replace(entry, down=down.to(entry.down.dtype), mid=None)
 
 
 def _kohya(entry: Entry, keeps_alpha: bool) -> dict[str, Tensor]:
@@ -146,15 +153,14 @@ def _kohya(entry: Entry, keeps_alpha: bool) -> dict[str, Tensor]:
         if entry.rank is None:  # programs then take a scale of 1
             parts["lokr_w1"] = _times(entry.w1, entry.scale)
         alpha = None if entry.rank is None else _alpha(entry.scale * entry.rank)
-    return _present({**parts, "alpha": alpha, **scaled})
+    return _present({**parts, "alpha": alpha, **scaled, "diff_b": entry.bias})
 
 
 def _peft(entry: Entry) -> dict[str, Tensor]:
     if not isinstance(entry, LowRank):
-        raise UserError(
-            f"{entry.name} is {kind_of(entry)}, and peft's layout holds only low-rank pairs: write kohya's layout, or give a rank "
-            "(--rank), which approximates it."
-        )
+        is_norm = isinstance(entry, Difference) and (entry.weight is None or entry.weight.ndim < 2)
+        advice = "write kohya's layout" + ("" if is_norm else ", or give a rank (--rank), which approximates it")
+        raise UserError(f"{entry.name} is {kind_of(entry)}, and peft's layout holds only low-rank pairs: {advice}.")
     entry = without_mid(entry)
     magnitude = None
     if entry.magnitude is not None:
@@ -167,7 +173,8 @@ def _peft(entry: Entry) -> dict[str, Tensor]:
         if entry.down.ndim > 2:  # peft's shape for convolutions
             magnitude = magnitude[None, :, None, None]
     up = _times(entry.up, entry.scale)
-    return _present({"lora_A.weight": entry.down, "lora_B.weight": up, "lora_magnitude_vector": magnitude})
+    parts = {"lora_A.weight": entry.down, "lora_B.weight": up, "lora_B.bias": entry.bias}
+    return _present({**parts, "lora_magnitude_vector": magnitude})
 
 
 def kind_of(entry: Entry) -> str:

@@ -47,6 +47,31 @@ class Spectrum:
     v: Tensor
 
 
+@dataclass(frozen=True)
+class Limit:
+    """How far changes are reduced: to at most `rank`, of convolutions with a kernel larger than 1x1 `conv_rank` (None: as the
+    others), and to the lowest rank that keeps the share `kept` of the sum of squares. Any of them may be None."""
+
+    rank: int | None = None
+    kept: float | None = None
+    conv_rank: int | None = None
+
+    def most(self, shape: tuple[int, ...]) -> int:
+        """The highest rank for a layer of this shape, before `kept` is considered."""
+        wanted = self.conv_rank if self.conv_rank is not None and math.prod(shape[2:]) > 1 else self.rank
+        return min(shape[0], math.prod(shape[1:])) if wanted is None else wanted
+
+    def rank_of(self, values: Tensor, shape: tuple[int, ...]) -> int:
+        """The rank for a change with these singular values."""
+        most = self.most(shape)
+        return most if self.kept is None else min(most, rank_for(values, self.kept))
+
+    def describe(self) -> dict[str, float]:
+        """The settings that are given, for the history of a file."""
+        found = {"rank": self.rank, "conv_rank": self.conv_rank, "kept": self.kept}
+        return {name: value for name, value in found.items() if value is not None}
+
+
 def change_of(entry: Entry, shape: tuple[int, ...], weight: Tensor | None = None) -> Change:
     """The change of the weight of a layer of this shape. A DoRA needs the layer's `weight` (see `needs_weight`)."""
     if needs_weight(entry):
@@ -108,27 +133,17 @@ def rank_for(values: Tensor, kept: float) -> int:
     return 1 + int(reached.int().argmax())
 
 
-def cut(name: str, found: Spectrum, rank: int, shape: tuple[int, ...]) -> LowRank:
+def cut(name: str, found: Spectrum, rank: int, shape: tuple[int, ...], bias: Tensor | None = None) -> LowRank:
     """The best approximation of at most this rank (Eckart, Young 1936), fp32; both matrices have the root of each singular value.
 
-    `shape` is that of the layer's weight. A change of a lower rank keeps this rank, with zeros, unless the layer is smaller.
+    `shape` is that of the layer's weight, `bias` the change of its bias.
     """
     rank = min(rank, len(found.values), shape[0], math.prod(shape[1:]))
     roots = found.values[:rank].clamp(min=0).sqrt()
     kernel = (1,) * (len(shape) - 2)
     up = (found.u[:, :rank] * roots).float().reshape(shape[0], rank, *kernel)
     down = (found.v[:rank] * roots[:, None]).float().reshape(rank, *shape[1:])
-    return LowRank(name, down, up)
-
-
-def padded(entry: LowRank, rank: int) -> LowRank:
-    """The same change with matrices of a higher rank, of which the rest is zero, so that a component has one rank."""
-    if entry.rank >= rank:
-        return entry
-    more = rank - entry.rank
-    down = torch.cat([entry.down, entry.down.new_zeros(more, *entry.down.shape[1:])])
-    up = torch.cat([entry.up, entry.up.new_zeros(entry.up.shape[0], more, *entry.up.shape[2:])], 1)
-    return LowRank(entry.name, down, up, entry.scale)
+    return LowRank(name, down, up, bias=bias)
 
 
 def _core(change: Factors) -> tuple[tuple[Tensor, Tensor], Tensor]:

@@ -5,16 +5,23 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from sushi_research.adapters import lora
+from sushi_research.adapters.applying import Applied
 from sushi_research.adapters.entries import changed_weight, delta, norms
 from sushi_research.adapters.kinds import loha
 from sushi_research.adapters.kinds.lokr import factorization
+from sushi_research.adapters.kohya_format import save_adapter
+from sushi_research.adapters.matching import match_components
+from sushi_research.adapters.reading import read_adapter
 from sushi_research.adapters.settings import AdapterSettings, fits, require_effect
 from sushi_research.adapters.tensor_names import parse, starts_at_zero
+from sushi_research.adapters.verification import AdapterFileError, verify_saved
 from sushi_research.config.lora import Override
 from sushi_research.errors import UserError
+from sushi_research.models import ARCHITECTURES
 from sushi_research.sampling.lora_scale import scaled
 from testing.real_configs import NARROW_UNETS
 
@@ -22,18 +29,21 @@ KINDS = ("lora", "dora", "loha", "lokr")
 SETTINGS = AdapterSettings(targets="kohya_conv", rank=2, alpha=3.0, conv_rank=3, conv_alpha=2.0)
 
 
-def unet(device="cpu"):
+def unet(device="cpu", architecture="sd15"):
     from diffusers import UNet2DConditionModel
 
     torch.manual_seed(0)
     with torch.device(device):
-        return UNet2DConditionModel.from_config(NARROW_UNETS["sd15"]).eval()
+        return UNet2DConditionModel.from_config(NARROW_UNETS[architecture]).eval()
 
 
-def predict(model):
+def predict(model, architecture="sd15"):
     torch.manual_seed(5)
+    added = {"text_embeds": torch.randn(2, 16), "time_ids": torch.randn(2, 6)} if architecture == "sdxl" else None
+    hidden = torch.randn(2, 5, NARROW_UNETS[architecture]["cross_attention_dim"])
     with torch.no_grad():
-        return model(torch.randn(2, 4, 8, 8), torch.tensor([3, 700]), torch.randn(2, 5, 16)).sample
+        noisy = torch.randn(2, 4, 8, 8)
+        return model(noisy, torch.tensor([3, 700]), hidden, added_cond_kwargs=added).sample
 
 
 def of_kind(kind, **changes):
@@ -243,3 +253,28 @@ def test_settings_that_no_module_has_a_use_for_are_refused():
     model = unet("meta")
     with pytest.raises(UserError, match=r"^lora.overrides give rank 0 to all modules"):
         lora.attach(model, of_kind("lora", overrides=(Override(modules="*", rank=0),)))
+
+
+@pytest.mark.parametrize(
+    ("kind", "architecture"), [("dora", "sdxl"), ("loha", "sd15"), ("lokr", "sd15"), ("lora", "sd15")]
+)
+def test_the_file_applied_to_the_base_is_what_was_trained(kind, architecture, tmp_path):
+    model, base = unet(architecture=architecture), unet(architecture=architecture)
+    lora.attach(model, of_kind(kind))
+    fill(model, 0.3 if kind == "loha" else 0.1)
+    state = {name: tensor.detach() for name, tensor in lora.adapter_parameters({"unet": model}).items()}
+    path = tmp_path / "adapter.safetensors"
+    facts = {"architecture": architecture, "state": state, "dtype": torch.float32}
+    save_adapter(path, {"unet": model}, metadata={}, **facts)
+    verify_saved(path, {"unet": model}, **facts)
+    matches = match_components(read_adapter(path), ARCHITECTURES[architecture], {"unet": base})
+    applied = Applied(path, {"unet": base}, matches)
+    applied.activate()
+    torch.testing.assert_close(predict(base, architecture), predict(model, architecture), rtol=2e-4, atol=2e-4)
+
+    tensors = load_file(path)
+    key = next(key for key in sorted(tensors) if not key.endswith(".alpha"))
+    tensors[key][0, 0] += 1
+    save_file(tensors, path)
+    with pytest.raises(AdapterFileError, match="differs from the trained"):
+        verify_saved(path, {"unet": model}, **facts)

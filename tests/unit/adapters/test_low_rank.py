@@ -84,11 +84,3 @@ def test_norms_and_distances_without_the_whole_matrix():
             assert low_rank.distance(a, b) == pytest.approx(expected, rel=1e-6)
             assert low_rank.distance(a, b.matrix()) == pytest.approx(expected, rel=1e-6)
             assert low_rank.distance(a, a) < 1e-12 * low_rank.norm(a)
-
-
-def test_a_higher_rank_with_zeros_is_the_same_change():
-    for what, shape in SHAPES.items():
-        with case(what):
-            entry = make(shape, 2)
-            more = low_rank.padded(entry, 4)
-            assert more.rank == 4 and torch.equal(delta(more, shape), delta(entry, shape))

@@ -86,8 +86,11 @@ def test_the_other_kinds_have_the_names_of_lycoris():
     assert "lora_unet_" + VALUE.replace(".", "_") + ".alpha" not in found
     assert torch.equal(found["lora_unet_" + VALUE.replace(".", "_") + ".lokr_w1"], square / 2)
     assert found["lora_unet_conv_in.alpha"].item() == 1.0
-    for entry, words in ((entries[QUERY], "a LoHa"), (entries["conv_norm_out"], "a full difference")):
-        with pytest.raises(UserError, match=f"{words}.*--rank"):
+    for entry, words in (
+        (entries[QUERY], "a LoHa.*--rank"),
+        (entries["conv_norm_out"], "difference.*: write kohya's layout.$"),
+    ):
+        with pytest.raises(UserError, match=words):
             tensors_of("sd15", {"unet": {QUERY: entry}}, layout="peft")
 
 

@@ -73,12 +73,32 @@ def test_the_last_override_that_has_a_factor_counts():
     assert found["unet_x0.5_up"].names == (UNET[1],) and found["unet_x0"].names == (UNET[2],)
     assert [found[label].has_ended(0) for label in found] == [False, False, True, True, False, False]
 
-    require_trained(list(found.values()), 10)
+    require_trained(list(found.values()), made, 10)
     with pytest.raises(UserError, match="so nothing would be trained: give some of them another lr_factor"):
-        require_trained([found["unet_x0"], found["unet_x0_up"]], 10)
+        require_trained([found["unet_x0"], found["unet_x0_up"]], made, 10)
     with pytest.raises(UserError, match="so nothing would be trained from step 4 on: give"):
-        require_trained([found["unet_x0"], PLUS[2]], 10)
-    require_trained([found["unet_x0"], PLUS[2]], 4)
+        require_trained([found["unet_x0"], PLUS[2]], made, 10)
+    require_trained([found["unet_x0"], PLUS[2]], made, 4)
+
+
+def test_lora_plus_needs_pairs_of_matrices():
+    names = ["a.hada_w1_a", "a.hada_w1_b", "a.hada_w2_a", "a.hada_w2_b"]
+    for ratio in (1.0, 16.0):
+        made = CONFIGS["sd15"](
+            model={"base": "x"},
+            data={"path": "x"},
+            train={"steps": 1},
+            lora={"kind": "loha"},
+            optimizer={"lora_plus_ratio": ratio},
+        )
+        (group,) = groups_of(names, made)
+        if ratio == 1:
+            require_trained([group], made, 1)
+            continue
+        with pytest.raises(
+            UserError, match="^optimizer.lora_plus_ratio has no effect, because a module of kind loha is no pair"
+        ):
+            require_trained([group], made, 1)
 
 
 def make(name, kwargs=None, groups=PLUS):
