@@ -124,8 +124,10 @@ class TextEncoders:
             yield
 
     def freeze(self) -> None:
-        """From here on the adapters stay as they are: the encoders compute no gradients any more."""
+        """From here on the adapters stay as they are: the encoders compute no gradients any more, and leave nothing out."""
         self.is_training = False
+        for encoder in self.components.values():
+            encoder.eval()
 
 
 CACHED = TextEncoders()
