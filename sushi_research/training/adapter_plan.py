@@ -8,15 +8,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sushi_research.adapters import lora, portability, tensor_names
+from sushi_research.adapters import lora, tensor_names
 from sushi_research.adapters.entries import Entry, Kronecker
-from sushi_research.adapters.kohya_format import layers_per_block
+from sushi_research.adapters.portability import limits, sentences
 from sushi_research.adapters.settings import is_large_kernel, require_effect, settings_of
 from sushi_research.adapters.targets import resolve_targets, target_layers
 from sushi_research.errors import some
 from sushi_research.models import loading
 from sushi_research.runs.job import Job
-from sushi_research.training import text_encoders
+from sushi_research.training import text_encoder_plan, text_encoders
 
 Shapes = Mapping[str, Sequence[int]]
 _TITLES = {
@@ -28,10 +28,14 @@ _TITLES = {
 
 @dataclass(frozen=True)
 class AdapterPlan:
-    """The number of adapted modules and of trained parameters, and further lines of the plan."""
+    """The number of adapted modules and of trained parameters, and further lines of the plan.
+
+    `not_loaded`: program -> why it will not load the run's files as they are (`portability.limits`).
+    """
 
     modules: int
     parameters: int
+    not_loaded: Mapping[str, str]
     lines: tuple[str, ...] = ()
 
     def describe(self) -> list[str]:
@@ -57,14 +61,10 @@ def plan_of(job: Job, base: loading.Base, unet: Any, shapes: Shapes) -> AdapterP
     """The plan of an adapter whose tensors have these shapes. `unet` is without weights and has its adapter."""
     modules = {tensor_names.parse(name)[:2] for name in shapes}
     parameters = sum(map(math.prod, shapes.values()))
-    components = {"unet": unet}
-    for name in text_encoders.trained_names(job):
-        components[name] = loading.empty_text_encoder(base, name)
-        text_encoders.attach(components[name], name, job)
-    trained = lora.trained_entries(components)
-    limits = portability.limits(job.model.NAME, trained, layers_per_block=layers_per_block(components))
-    warnings = [f"warning: {sentence}" for sentence in portability.sentences(limits)]
-    return AdapterPlan(len(modules), parameters, (*_settings(job, trained["unet"]), *warnings))
+    entries = lora.trained_entries({"unet": unet, **text_encoder_plan.attached(job, base)})
+    not_loaded = limits(job.model.NAME, entries, layers_per_block=unet.config.layers_per_block)
+    lines = (*_settings(job, entries["unet"]), *(f"warning: {sentence}" for sentence in sentences(not_loaded)))
+    return AdapterPlan(len(modules), parameters, not_loaded, lines)
 
 
 def _settings(job: Job, entries: Mapping[str, Entry]) -> Iterable[str]:

@@ -162,6 +162,7 @@ class Plan:
             "samples_per_image": self.samples_per_image,
             "trainable_parameters": self.adapter.parameters,
             "adapter_modules": self.adapter.modules,
+            "not_loaded": self.adapter.not_loaded,
             "rates": self.rates.to_json(),
             "text_encoders": self.text_encoders.to_json() if self.text_encoders else None,
             "dtypes": self.dtypes.describe(),

@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from base_files import hole, lay_out
 from safetensors.torch import save_file
 
 from sushi_research.adapters.entries import LowRank
@@ -192,6 +193,16 @@ def test_an_absurd_product_is_refused_by_its_shapes(tmp_path):
         UserError, match=r"are \[1024, 1024\], \[1024, 1024\], and the weight that they change is \[320, 320\]"
     ):
         locate(adapter)
+
+
+def test_a_tensor_beyond_any_layer_is_refused_by_the_header(tmp_path):
+    """The file has a hole of 8 GB where the values are."""
+    name = f"lora_unet_{flat(KEY)}"
+    tensors = {f"{name}.lora_down.weight": hole(2**27, 32), f"{name}.lora_up.weight": hole(32, 2**27)}
+    with pytest.raises(
+        UserError, match=r"lora_down.weight of the shape \[134217728, 32\], more numbers than an adapter of any"
+    ):
+        read_adapter(lay_out(tmp_path / "a.safetensors", tensors))
 
 
 def _zeros(path, name, shapes):
