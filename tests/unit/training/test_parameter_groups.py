@@ -59,10 +59,11 @@ def test_factors_are_those_of_component_and_matrix():
 
 def test_the_last_override_that_has_a_factor_counts():
     overrides = [
-        {"modules": "*", "lr_factor": 3.0},
+        {"modules": "*", "lr_factor": 7.0},
         {"modules": "a", "lr_factor": 0.5},
         {"modules": "a", "rank": 8},
         {"modules": "b", "lr_factor": 0},
+        {"modules": "text_encoder*", "lr_factor": 3.0},  # `*` alone is about the UNet
     ]
     made = config(lora_plus_ratio=2)
     made = made.model_copy(update={"lora": LoraSection(overrides=overrides)})
