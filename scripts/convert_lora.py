@@ -15,93 +15,16 @@ is printed. Nothing is overwritten. docs/convert.md describes what is exact and 
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 from collections.abc import Sequence
 
+from sushi_research.adapters.tools import arguments as of_tools
 from sushi_research.config.process import begin, run_main
-
-DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """Parses the command line before any heavy import, so that --help and a mistyped option answer at once."""
-    options = {"allow_abbrev": False, "formatter_class": argparse.RawDescriptionHelpFormatter}
-    parser = argparse.ArgumentParser(description=__doc__, **options)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    written, limited, based = (argparse.ArgumentParser(add_help=False) for _ in range(3))
-    written.add_argument("--output", required=True, metavar="FILE", help="the file to write; it must not exist")
-    written.add_argument("--to", choices=("kohya", "peft"), help="its layout: kohya (the default), or peft (diffusers)")
-    written.add_argument("--dtype", choices=tuple(DTYPES), help="its dtype (default: that of what is read)")
-    limited.add_argument("--rank", type=int, metavar="R", help="reduce each layer to this rank at most")
-    limited.add_argument("--conv-rank", type=int, metavar="R", help="the same for convolutions larger than 1x1")
-    share = "reduce each layer to the lowest rank that keeps this share (0 to 1) of the squares of its change"
-    limited.add_argument("--kept", type=float, metavar="SHARE", help=share)
-    based.add_argument("--base", metavar="BASE", help="the base; a DoRA needs it where its change is computed")
-    based.add_argument("--variant", metavar="NAME", help="the variant of a base in diffusers format, such as fp16")
-
-    def add(name: str, text: str, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
-        return commands.add_parser(
-            name, help=text, description=text.capitalize() + ".", parents=[*parents], allow_abbrev=False
-        )
-
-    one = "an adapter file of any trainer"
-    convert = add("convert", "writes an adapter in another layout or dtype", written, limited, based)
-    convert.add_argument("adapter", help=one)
-    merge = add("merge", "adds adapters, or merges them into a base", written, limited, based)
-    merge.add_argument("adapters", nargs="+", metavar="adapter", help=one)
-    merge.add_argument("--weights", nargs="+", type=float, metavar="W", help="what each is multiplied by (default: 1)")
-    merge.add_argument("--into", metavar="BASE", help="write this base with the adapters merged into its weights")
-    extract = add("extract", "writes the difference of two models as an adapter", written, limited)
-    extract.add_argument("base", help="the model before its training")
-    extract.add_argument("tuned", help="the model after it")
-    extract.add_argument("--variant", metavar="NAME", help="the variant of models in diffusers format, such as fp16")
-    extract.add_argument("--unet-only", action="store_true", help="leave out the text encoders")
-    resize = add("resize", "writes an adapter with lower ranks", written, limited, based)
-    resize.add_argument("adapter", help=one)
-    inspect = add("inspect", "shows kind, ranks, alphas, norms, singular values and metadata", based)
-    inspect.add_argument("adapter", help=one)
-    inspect.add_argument("--picture", metavar="FILE", help="draw the norm of each block into this PNG file")
-    verify = add("verify", "checks that an adapter fits a base, and what it would change", based)
-    verify.add_argument("adapter", help=one)
-    found = parser.parse_args(arguments)
-    _require_sense(commands.choices[found.command], found)
-    return found
-
-
-def _require_sense(parser: argparse.ArgumentParser, found: argparse.Namespace) -> None:
-    """Ends the process with a sentence for options that make no sense together."""
-    limits = [getattr(found, name, None) for name in ("rank", "conv_rank", "kept")]
-    rank, conv_rank, kept = limits
-    if found.command in ("resize", "extract") and rank is None and kept is None:
-        parser.error("give --rank, --kept or both: how far it is reduced")
-    if rank is not None and rank < 1:
-        parser.error(f"--rank is {rank}: give 1 or more")
-    lowest = 0 if found.command == "extract" else 1
-    if conv_rank is not None and conv_rank < lowest:
-        parser.error(f"--conv-rank is {conv_rank}: give {lowest} or more")
-    if conv_rank is not None and rank is None and kept is None:
-        parser.error("--conv-rank goes with --rank or --kept")
-    if kept is not None and not 0 < kept <= 1:
-        parser.error(f"--kept is {kept:g}: give a share above 0, at most 1")
-    if found.command == "verify" and found.base is None:
-        parser.error("give the base (--base)")
-    if found.command == "merge":
-        found.weights = found.weights or [1.0] * len(found.adapters)
-        if len(found.weights) != len(found.adapters):
-            parser.error(
-                f"--weights has {len(found.weights)} numbers for {len(found.adapters)} adapters: give one for each"
-            )
-        if not all(math.isfinite(weight) and weight for weight in found.weights):
-            parser.error(
-                "--weights holds a number that is not finite, or 0: leave out an adapter that shall have no effect"
-            )
-        if found.into is None and len(found.adapters) == 1 and found.weights == [1.0]:
-            parser.error("one adapter with the weight 1 is that adapter: give more, another weight, or --into BASE")
-        if found.into is not None and any(each is not None for each in (*limits, found.base, found.to, found.dtype)):
-            parser.error(
-                "--into writes a base in its own dtypes, so --rank, --conv-rank, --kept, --base, --to and --dtype do not go with it"
-            )
+    """The command line, parsed before any heavy import, so that --help and a mistyped option answer at once."""
+    return of_tools.parse(arguments, __doc__)
 
 
 if __name__ == "__main__":
@@ -134,7 +57,7 @@ from sushi_research.adapters.tools import (
 )
 from sushi_research.adapters.tools.base_weights import Weights, open_base
 from sushi_research.adapters.tools.located import Entries, Located, each_entry, open_adapter
-from sushi_research.adapters.tools.low_rank import Limit, change_of
+from sushi_research.adapters.tools.low_rank import Limit, change_of, summed, times
 from sushi_research.errors import UserError
 from sushi_research.files import size_text, system_errors, write_atomic
 from sushi_research.terminal import say
@@ -198,7 +121,8 @@ def merge_adapters(arguments: argparse.Namespace) -> None:
         entries = merging.merge(adapters, limit_of(arguments), weights)
 
         def expected(component: str, path: str) -> Any:
-            return merging.sum_of(merging.parts_of(adapters, component, path), weights, component, path)
+            parts = merging.parts_of(adapters, component, path)
+            return summed([times(expected_of(each, weights)(component, path), factor) for each, factor in parts])
 
         write(arguments, output, located, entries, weights, expected)
 
@@ -282,7 +206,7 @@ def write(
     layout = arguments.to or "kohya"
     inputs = [each.path for each in sources] or [Path(arguments.base).name, Path(arguments.tuned).name]
     made = history.step(arguments.command, output, inputs, settings_of(arguments))
-    dtype = getattr(torch, DTYPES[arguments.dtype]) if arguments.dtype else None
+    dtype = getattr(torch, of_tools.DTYPES[arguments.dtype]) if arguments.dtype else None
     if dtype is None and not (
         sources and entries is sources[0].matches
     ):  # a file as it is keeps the dtype of each tensor
@@ -296,7 +220,7 @@ def write(
         metadata=history.metadata_of(sources, made, architecture, entries, output, layout),
         layers_per_block=sources[0].layers_per_block if sources else base.layers_per_block,
     )
-    written = open_adapter(output, base)
+    written = open_adapter(output, base, architecture)
     show([("written", f"{output}, {size_text(output.stat().st_size)}, {layout}'s layout")])
     show([("rank", convert.ranks(written.matches))])
     show([("error", measuring.measure(written, expected, weights).line())])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Mapping
 
 from sushi_research.adapters.matching import Layer, Matches, Shape, layers_of, match_layers
@@ -33,25 +34,28 @@ def locate(adapter: Adapter) -> tuple[Architecture, Matches]:
     refusals: list[str] = []
     for name, architecture in ARCHITECTURES.items():
         try:
-            layers = _layers(name)
-            found[name] = match_layers(
-                adapter, architecture, layers, architecture.formats().SIZES["unet"]["layers_per_block"]
-            )
+            _, found[name] = match_published(adapter, name)
         except UserError as error:
-            refusals.append(
-                f"as {architecture.label}: {str(error).removeprefix(f'{adapter.path}: ').partition(': give')[0]}"
-            )
+            fault = re.split(": (?:give|take) ", str(error).removeprefix(f"{adapter.path}: "))[0]
+            refusals.append(f"as {architecture.label}: {fault}")
     if not found:
         raise UserError(
             f"{adapter.path} fits neither {labels(' nor ')} ({'; '.join(refusals)}): give a file for one of these."
         )
     if len(found) > 1:
         raise UserError(
-            f"{adapter.path} fits {labels(' and ')} alike, because it has only layers that they share: give a file "
-            "with more layers."
+            f"{adapter.path} fits {labels(' and ')} alike, because it has only layers that they share: name its base "
+            "(convert_lora.py has --base), or give a file with more layers."
         )
     [(name, matches)] = found.items()
     return ARCHITECTURES[name], matches
+
+
+def match_published(adapter: Adapter, architecture: str) -> tuple[Architecture, Matches]:
+    """`locate` for an architecture that is known. UserError if the file does not fit its published model."""
+    known = ARCHITECTURES[architecture]
+    layers_per_block = known.formats().SIZES["unet"]["layers_per_block"]
+    return known, match_layers(adapter, known, _layers(architecture), layers_per_block)
 
 
 @functools.cache

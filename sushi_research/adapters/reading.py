@@ -124,7 +124,8 @@ def _scale(
     settings: peft_settings.Settings | None,
     stored: float | None,
 ) -> float:
-    """The scale of a module by its alpha: `stored`, or that of peft's settings. UserError if the two differ, or for zero."""
+    """The scale of a module by its alpha: `stored`, or that of peft's settings. UserError if the two differ,
+    or for one that is zero or that float32 cannot hold."""
     path, kind = header.path, of_module.kind_of(parts)
     rank = of_module.rank_of({part: header.tensors[key].shape for part, key in parts.items()})
     if rank is None or kind is Difference:
@@ -144,7 +145,13 @@ def _scale(
             f"{path} gives {shown(name)} the alpha 0, which some programs read as no effect and others as a scale of 1: "
             "take a copy with another alpha."
         )
-    return 1.0 if alpha is None else alpha / rank
+    if alpha is None:
+        return 1.0
+    if not torch.finfo(torch.float32).tiny <= abs(alpha / rank) <= torch.finfo(torch.float32).max / rank:
+        raise UserError(
+            f"{path} gives {shown(name)} the alpha {alpha:g}, which float32 cannot hold: take another copy of the adapter."
+        )
+    return alpha / rank
 
 
 def _notes(

@@ -503,3 +503,91 @@ def test_inspecting_shows_norms_and_ranks_and_verifying_says_what_fits(convert, 
     data[-1] ^= 1
     Path("b.safetensors").write_bytes(data)
     refused(convert, ("verify", "b.safetensors", "--base", folder), says="is damaged")
+
+
+def test_norms_are_read_written_measured_and_merged(convert, opened, bases):
+    """A norm's weight is a list, of which no matrix can be made by its shape alone."""
+    base, options = opened["sd15"], ("--base", bases["sd15"])
+    layers = layers_of(base.components["unet"].model)
+    norms = {path: layer.shape for path, layer in layers.items() if len(layer.shape) == 1}
+    assert norms
+    first = next(path for path, layer in layers.items() if path.endswith("attn1.to_q"))
+    matches = {
+        "unet": {
+            **{path: Difference("x", random(*shape, seed=1), random(*shape, seed=2)) for path, shape in norms.items()},
+            first: pair(layers[first].shape, 3),
+        }
+    }
+    file = {"layout": "kohya", "dtype": None, "metadata": {}, "layers_per_block": base.layers_per_block}
+    write_entries(Path("a.safetensors"), "sd15", matches, **file)
+    for words in (("inspect", "a.safetensors"), ("verify", "a.safetensors")):
+        status, said = convert(*words, *options)
+        assert status == 0, said
+    once, twice = deltas("a.safetensors", base), added((deltas("a.safetensors", base), 2))
+    for name, words, expected in (
+        ("b", ("convert", "a.safetensors"), once),
+        ("c", ("resize", "a.safetensors", "--rank", 2), None),
+        ("d", ("merge", "a.safetensors", "a.safetensors"), twice),
+    ):
+        with case(name):
+            status, said = convert(*words, "--output", f"{name}.safetensors", *options)
+            assert status == 0, said
+            found = deltas(f"{name}.safetensors", base)
+            if expected is None:
+                found.pop(("unet", first))
+                expected = {key: value for key, value in once.items() if key[1] != first}
+            assert far(found, expected)[1] < 1e-6
+
+
+ONE_LAYER = "lora_te_text_model_encoder_layers_0_self_attn_q_proj"
+OTHER_LAYER = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
+
+
+def test_what_is_written_is_read_again_as_what_it_is(convert):
+    """A file of the first text encoder in PEFT's layout fits both architectures, and a DoRA that is kept needs no base."""
+
+    def save(name, stem, **more):
+        tensors = {
+            "lora_down.weight": torch.ones(2, 768),
+            "lora_up.weight": torch.ones(768 if "te_" in stem else 320, 2),
+        }
+        save_file({f"{stem}.{part}": tensor for part, tensor in (tensors | more).items()}, name, {"format": "pt"})
+
+    save("text.safetensors", ONE_LAYER)
+    save("dora.safetensors", OTHER_LAYER, dora_scale=torch.ones(1, 768))
+    for words in (
+        ("convert", "text.safetensors", "--to", "peft", "--output", "a.safetensors"),
+        ("merge", "text.safetensors", "dora.safetensors", "--output", "b.safetensors"),
+    ):
+        status, said = convert(*words)
+        assert status == 0 and "none: all" in said, said
+    metadata = read_header(Path("b.safetensors")).metadata
+    assert metadata["ss_network_module"] == "lycoris.kohya"
+    assert "dora_scale" in str(load_file("b.safetensors").keys())
+
+
+def test_the_facts_of_kohyas_layout_name_the_kind(convert, opened, bases):
+    for name, make, arguments in (
+        ("loha", hadamard, {"algo": "loha"}),
+        ("lokr", kronecker, {"algo": "lokr"}),
+        ("dora_in", dora(1), {"algo": "lora", "dora_wd": "True", "wd_on_output": "False"}),
+        ("dora_out", dora(0), {"algo": "lora", "dora_wd": "True", "wd_on_output": "True"}),
+    ):
+        with case(name):
+            write(f"{name}.safetensors", opened["sd15"], make, every=9)
+            status, said = convert(
+                "convert", f"{name}.safetensors", "--base", bases["sd15"], "--output", f"{name}_2.safetensors"
+            )
+            metadata = read_header(Path(f"{name}_2.safetensors")).metadata
+            assert status == 0 and metadata["ss_network_module"] == "lycoris.kohya", said
+            assert {
+                key: value for key, value in json.loads(metadata["ss_network_args"]).items() if "conv" not in key
+            } == arguments
+
+
+def test_an_output_within_the_base_is_refused(convert, opened, bases):
+    """A folder that is copied into itself never ends."""
+    folder = shutil.copytree(bases["sd15"], Path("base"))
+    write("a.safetensors", opened["sd15"], pair, every=30)
+    for place in (folder / "merged", folder / "vae" / "merged"):
+        refused(convert, ("merge", "a.safetensors", "--into", folder, "--output", place), says="within the base")

@@ -9,7 +9,7 @@ from typing import Any
 
 from sushi_research import __version__
 from sushi_research.adapters import peft_settings, trained_images
-from sushi_research.adapters.entries import LowRank
+from sushi_research.adapters.entries import Difference, Entry, Hadamard, Kronecker, LowRank
 from sushi_research.adapters.formats.writing import Layout, has_one_scale
 from sushi_research.adapters.kohya_format import tensors_hash
 from sushi_research.adapters.tools.located import Entries, Located, each_entry
@@ -123,8 +123,8 @@ def _kind_of_base(architecture: str) -> dict[str, str]:
 def _network(entries: Entries) -> dict[str, str]:
     """kohya's facts about the matrices; "Dynamic" where they differ, as kohya's resize_lora.py writes it."""
     found = [entry for _, _, entry in each_entry(entries)]
-    if not all(isinstance(entry, LowRank) for entry in found):
-        return {"ss_network_module": "lycoris.kohya"}
+    if not all(isinstance(entry, LowRank) and entry.magnitude is None for entry in found):
+        return {"ss_network_module": "lycoris.kohya", "ss_network_args": json.dumps(_lycoris(found))}
     pairs = [entry for entry in found if isinstance(entry, LowRank)]
     # Of a file whose modules differ, an alpha would be wrong for some, and none is written.
     has_alpha = all(has_one_scale(each) for each in entries.values())
@@ -139,6 +139,22 @@ def _network(entries: Entries) -> dict[str, str]:
         "ss_network_alpha": _only(entry.alpha for entry in pairs) if has_alpha else "Dynamic",
         "ss_network_args": json.dumps(args),
     }
+
+
+def _lycoris(entries: Sequence[Entry]) -> dict[str, str]:
+    """LyCORIS' name of the kind and the axis of its magnitudes (of the outputs or not), of a file whose layers are all of one."""
+    names = {LowRank: "lora", Hadamard: "loha", Kronecker: "lokr", Difference: "full"}
+    kinds = {(names[type(entry)], _axis(entry)) for entry in entries}
+    if len(kinds) > 1:
+        return {}
+    [(name, axis)] = kinds
+    return {"algo": name} | ({} if axis is None else {"dora_wd": "True", "wd_on_output": str(axis == 0)})
+
+
+def _axis(entry: Entry) -> int | None:
+    """The axis of the weight that the magnitudes are of; None without any."""
+    magnitude = None if isinstance(entry, Difference) else entry.magnitude
+    return None if magnitude is None else int(magnitude.ndim > 1 and magnitude.shape[0] == 1)
 
 
 def _only(values: Iterable[float]) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sushi_research.adapters.entries import Entry
 from sushi_research.adapters.matching import layers_of, match_components
-from sushi_research.adapters.module_names import locate, published_layers
+from sushi_research.adapters.module_names import locate, match_published, published_layers
 from sushi_research.adapters.reading import Adapter, read_adapter
 from sushi_research.adapters.tools.base_weights import BaseWeights
 from sushi_research.errors import UserError
@@ -35,14 +35,16 @@ class Located:
         return self.adapter.path
 
 
-def open_adapter(path: str | Path, base: BaseWeights | None = None) -> Located:
+def open_adapter(path: str | Path, base: BaseWeights | None = None, architecture: str | None = None) -> Located:
     """Reads an adapter file and finds its layers: in the base, or without one in the published model that they are of.
+
+    `architecture` is that of the published model, if it is known: a file of a text encoder alone may fit several.
 
     UserError if the file cannot be read, or does not fit.
     """
     adapter = read_adapter(path)
     if base is None:
-        found, matches = locate(adapter)
+        found, matches = locate(adapter) if architecture is None else match_published(adapter, architecture)
         return Located(adapter, found.name, matches, published_layers(found.name), 2)
     matches = match_components(adapter, ARCHITECTURES[base.architecture], base.models())
     shapes = {

@@ -1,6 +1,7 @@
 """Changes of weights as matrices: products of two, sums of them, and their best approximation of a lower rank.
 
-A change is either `Factors` (out and in by a small rank: nothing of full size is computed) or a whole matrix [out, in * k * k].
+A change is either `Factors` (out and in by a small rank: nothing of full size is computed) or a whole matrix [out, in * k * k],
+of a norm [channels, 1].
 Everything is computed in fp64 for factors; the singular values of whole matrices in fp32.
 """
 
@@ -80,7 +81,7 @@ def change_of(entry: Entry, shape: tuple[int, ...], weight: Tensor | None = None
     if isinstance(entry, LowRank):
         down = without_mid(replace(entry, down=entry.down.double())).down
         return Factors(entry.up.double().flatten(1) * entry.scale, down.flatten(1))
-    return delta(entry, shape).flatten(1)
+    return delta(entry, shape).reshape(shape[0], -1)  # of a norm [channels, 1]
 
 
 def needs_weight(entry: Entry) -> bool:

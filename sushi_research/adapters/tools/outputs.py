@@ -29,3 +29,5 @@ def require_kind(base: BaseWeights, output: Path) -> None:
             "in diffusers format, so a folder is written" if is_file else "one file, so a .safetensors file is written"
         )
         raise UserError(f"--output: {base.source} is {what}: give such a name, not {output}.")
+    if not is_file and output.resolve().is_relative_to(base.path.resolve()):
+        raise UserError(f"--output: {output} is within the base {base.source}, which is copied: give another place.")

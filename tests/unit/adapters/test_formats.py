@@ -177,6 +177,13 @@ def test_files_that_are_located_nowhere_or_twice(tmp_path):
         with pytest.raises(UserError, match=said) as caught:
             locate(read_adapter(save(tmp_path / "a.safetensors", tensors)))
         assert str(caught.value).endswith(".") and "\n" not in str(caught.value)
+    twice = {
+        f"{name}.lora_{way}.weight": each
+        for name in (f"lora_unet_{flat(KEY)}", f"lycoris_{flat(KEY)}")
+        for way, each in (("down", down), ("up", up))
+    }
+    with pytest.raises(UserError, match=r"which are the same module of the base; as SDXL: "):
+        locate(read_adapter(save(tmp_path / "a.safetensors", twice)))
 
 
 def test_an_absurd_product_is_refused_by_its_shapes(tmp_path):

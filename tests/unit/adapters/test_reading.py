@@ -265,6 +265,14 @@ DEFECTS = {
     "alpha NaN": (lambda t: {ALPHA: torch.tensor(NAN)}, rf"holds NaN in {ALPHA}"),
     "alpha infinite": (lambda t: {ALPHA: torch.tensor(INFINITY)}, rf"holds infinity in {ALPHA}"),
     "alpha 0": (lambda t: {ALPHA: torch.tensor(0.0)}, rf"gives {ONE} the alpha 0"),
+    "alpha of fp64, too large": (
+        lambda t: {ALPHA: torch.tensor(1e300, dtype=torch.float64)},
+        r"1e\+300, which float32 cannot",
+    ),
+    "alpha of fp64, too small": (
+        lambda t: {ALPHA: torch.tensor(1e-300, dtype=torch.float64)},
+        "1e-300, which float32 cannot",
+    ),
     "alphas": (lambda t: {ALPHA: torch.ones(2)}, rf"holds {ALPHA} with 2 values"),
     "no alpha": (lambda t: {ALPHA: torch.ones(0)}, rf"holds {ALPHA} with 0 values"),
     "alpha alone": (lambda t: {DOWN: None, UP: None}, rf"holds {ALPHA} without the down matrix"),
