@@ -59,7 +59,7 @@ def require_effective(job: Job, base: loading.Base, unet: Any) -> None:
 
 def plan_of(job: Job, unet: Any, shapes: Shapes) -> AdapterPlan:
     """The plan of an adapter whose tensors have these shapes. `unet` is without weights and has its adapter."""
-    modules = {tensor_names.parse(name)[:2] for name in shapes}
+    modules = {tensor_names.parse(name)[:2] for name in shapes if not tensor_names.is_of_token(name)}
     parameters = sum(map(math.prod, shapes.values()))
     entries = lora.trained_entries({"unet": unet})["unet"]
     has_text = any(component != "unet" for component, _ in modules)
