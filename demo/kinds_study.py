@@ -50,6 +50,8 @@ LIMITS = (
     "One concept, one recipe, fp32 on a CPU, three seeds. No difference shown is not no difference.",
     "The learning rate of each kind was chosen from the listed ones by the validation loss of one run with another "
     "seed. Scales are 1 but for rsLoRA, whose only effect at one rank is its scale of alpha / sqrt(rank).",
+    "`text` trains its text encoders at the UNet's learning rate. The last layer of the first one does not reach the UNet: "
+    "4,480 of its numbers change nothing.",
     "Equal numbers of parameters are not equal files: a DoRA or LoKr of the same count may be slower and load in fewer "
     "programs.",
 )

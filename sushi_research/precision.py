@@ -96,8 +96,9 @@ def dtype_policy(
     numbers: Sequence[int],
     vae: torch.dtype,
     storage: str = "compute",
+    trains_text: bool = False,
 ) -> DtypePolicy:
-    """The policy of a resolved precision.
+    """The policy of a resolved precision. With `trains_text`, the text encoders are trained too.
 
     `optimizer` is its name in the config, `numbers` the sizes of its parameter groups, `vae` the dtype of the VAE.
     bitsandbytes keeps the state of a parameter below 4,096 numbers in fp32; AdamW8bit's is a whole group, or a tensor if
@@ -119,7 +120,7 @@ def dtype_policy(
         optimizer_state=states.get(optimizer, f"as {optimizer} keeps it"),
         loss=torch.float32,
         vae=vae,
-        text_encoder=torch.float32,
+        text_encoder=compute if trains_text else torch.float32,
         storage=storage,
     )
 

@@ -41,7 +41,6 @@ LOADS = "loads"
 INPUTS = (
     "sushi_research/adapters/entries.py",
     "sushi_research/adapters/formats/writing.py",
-    "sushi_research/adapters/portability.py",
     "testing/adapter_acceptance.py",
     "tests/golden_names.py",
     "tests/made_adapters.py",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import re
 from collections.abc import Iterable, Mapping
 
 import narrow_models
@@ -22,7 +24,12 @@ def made(
 ) -> dict[Layer, entries.Entry]:
     """Layer -> an entry of this kind; a change of the size of the weight, so that a wrong norm shows."""
     generator = torch.Generator().manual_seed(seed)
-    return {layer: _entry(kind, weights[layer], generator) for layer in layers}
+    found = {layer: _entry(kind, weights[layer], generator) for layer in layers}
+    for (component, path), entry in found.items():
+        # The UNet's queries, keys and values have no bias.
+        if isinstance(entry, entries.Difference) and component == "unet" and re.search(r"\.to_[qkv]$", path):
+            found[component, path] = dataclasses.replace(entry, bias=None)
+    return found
 
 
 def _entry(kind: str, weight: torch.Tensor, generator: torch.Generator) -> entries.Entry:

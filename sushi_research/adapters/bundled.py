@@ -35,6 +35,8 @@ _ENCODERS = {
 # Text encoders -> their names in an adapter file, and in one of its own.
 _BUNDLED = {1: ("string_to_param.*",), 2: ("clip_l", "clip_g")}
 _ALONE = {1: ("emb_params",), 2: ("clip_l", "clip_g")}
+# Program -> why it does not load an adapter file with new tokens as it is, as in portability.py.
+LIMITS = {"diffusers": "it refuses a file with new tokens (docs/new_tokens.md)"}
 # Of all tokens of a file. More than anyone trains; it bounds what a file can ask for.
 MOST_VECTORS = 1_000
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from sushi_research.adapters.chosen_step import chosen_step
-from sushi_research.adapters.entries import Difference, Entry, Hadamard, Kronecker, LowRank
+from sushi_research.adapters.entries import Difference, title_of
 from sushi_research.adapters.metadata import started_from
 from sushi_research.adapters.reading import component_of, read_adapter
 from sushi_research.errors import printable
@@ -47,20 +47,6 @@ def describe(path: Path) -> Iterator[tuple[str, str]]:
         yield "note", printable(note.removeprefix(f"{path} "))
     with open(path, "rb") as file:
         yield "sha256", hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def title_of(entry: Entry) -> str:
-    """The kind of adapter that an entry is, as trainers name it."""
-    if isinstance(entry, Difference):
-        return "difference"
-    name = {LowRank: "LoRA", Hadamard: "LoHa", Kronecker: "LoKr"}[type(entry)]
-    if isinstance(entry, LowRank) and entry.mid is not None:
-        name = "LoRA with Tucker decomposition"
-    if entry.bias is not None:
-        name += " and bias"
-    if entry.magnitude is None:
-        return name
-    return "DoRA" if name == "LoRA" else f"{name} with DoRA's magnitude"
 
 
 def _counts(values: Iterable[str]) -> str:

@@ -113,6 +113,20 @@ class Difference:
 Entry = LowRank | Hadamard | Kronecker | Difference
 
 
+def title_of(entry: Entry) -> str:
+    """The kind of adapter that an entry is, as trainers name it."""
+    if isinstance(entry, Difference):
+        return "difference"
+    name = {LowRank: "LoRA", Hadamard: "LoHa", Kronecker: "LoKr"}[type(entry)]
+    if isinstance(entry, LowRank) and entry.mid is not None:
+        name = "LoRA with Tucker decomposition"
+    if entry.bias is not None:
+        name += " and bias"
+    if entry.magnitude is None:
+        return name
+    return "DoRA" if name == "LoRA" else f"{name} with DoRA's magnitude"
+
+
 def delta(entry: Entry, shape: tuple[int, ...]) -> Tensor:
     """The change of a layer's weight of this shape, fp32, without the magnitude of a DoRA (`changed_weight`).
 

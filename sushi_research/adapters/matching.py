@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from sushi_research.adapters.entries import Difference, Entry, Hadamard, Kronecker, LowRank, Tensor
+from sushi_research.adapters.entries import Difference, Entry, Hadamard, Kronecker, LowRank, Tensor, title_of
 from sushi_research.adapters.formats import names
 from sushi_research.adapters.formats.spellings import belongs, spellings, underscored
 from sushi_research.adapters.reading import Adapter
@@ -132,7 +132,8 @@ def _require_fitting(path: Path, entry: Entry, layer: Layer) -> None:
     elif not _FITS[type(entry)](entry, layer.shape):
         tensors = [value for value in vars(entry).values() if isinstance(value, Tensor)]
         raise UserError(
-            f"{path}: the matrices of {entry.name} are {', '.join(str(list(each.shape)) for each in tensors)}, and the weight "
+            f"{path}: the matrices of {entry.name} ({title_of(entry)}) are "
+            f"{', '.join(str(list(each.shape)) for each in tensors)}, and the weight "
             f"that they change is {list(layer.shape)} in this base: give an adapter for this base."
         )
     if entry.bias is not None and not (layer.has_bias and tuple(entry.bias.shape) == layer.shape[:1]):

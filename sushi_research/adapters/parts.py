@@ -19,6 +19,9 @@ from sushi_research.models.header import Header
 FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
 INTEGERS = ("I8", "I16", "I32", "I64", "U8", "U16", "U32", "U64")
 
+# The numbers of one tensor. The largest layer of SDXL has 29 million, and a pair of rank 8,192 for its widest layer 84 million.
+MOST_NUMBERS = 2**27
+
 # What a module can be -> its parts that there must be, and those that there can be.
 _KINDS: dict[type, tuple[tuple[str, ...], tuple[str, ...]]] = {
     LowRank: (("down", "up"), ("mid", "up_bias")),
@@ -61,6 +64,11 @@ def require_sound(header: Header, name: str, parts: Mapping[str, str]) -> None:
             wanted = "an alpha is a real number" if part == "alpha" else f"matrices are read in {', '.join(FLOATS)}"
             raise UserError(f"{path} holds {shown(key)} in {dtype}, and {wanted}: take another copy of the adapter.")
     shapes = {part: header.tensors[key].shape for part, key in parts.items()}
+    if large := [part for part, shape in shapes.items() if math.prod(shape) > MOST_NUMBERS]:
+        raise UserError(
+            f"{path} holds {shown(parts[large[0]])} of the shape {_sizes(shapes[large[0]])}, more numbers than an adapter of any "
+            "layer needs: take another copy of the adapter."
+        )
     if "alpha" in parts and (kind is Difference or math.prod(shapes["alpha"]) != 1):
         fault = (
             "beside a whole difference, which has none"

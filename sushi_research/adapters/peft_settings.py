@@ -1,4 +1,7 @@
-"""peft's settings in the metadata of an adapter file that diffusers wrote: ranks and alphas by module, under one JSON key."""
+"""peft's settings of an adapter file: ranks and alphas by module.
+
+diffusers writes them into the metadata, under one JSON key. peft's own `save_pretrained` writes them to a file beside it.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,12 @@ import math
 import re
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from sushi_research.adapters.formats import names
 from sushi_research.errors import UserError
 from sushi_research.models.header import Header
-from sushi_research.user_files import parse_json
+from sushi_research.user_files import parse_json, read_regular, readable
 
 KEY = "lora_adapter_metadata"
 # Settings that change what is computed in another way than an entry does (entries.py), and their values that do not.
@@ -34,29 +38,43 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "init_lora_weights": (None, True, False, "gaussian", "eva", "orthogonal"),
 }
 
-# Component -> the entries of peft's LoraConfig.
-Settings = dict[str, dict[str, Any]]
+# The names of the two files that peft writes.
+OF_PEFT, BESIDE = "adapter_model.safetensors", "adapter_config.json"
+MAX_BYTES = 16 * 2**20
+
+
+class Settings(NamedTuple):
+    """Component -> the entries of peft's LoraConfig; `where` is where they stand, for messages."""
+
+    where: str
+    components: dict[str, dict[str, Any]]
 
 
 def read(header: Header) -> Settings | None:
-    """The settings by component; None without any. UserError if they cannot be read, or ask for something else."""
-    text = header.metadata.get(KEY)
-    if text is None:
+    """The settings; None without any. UserError if they cannot be read, or ask for something else than an entry."""
+    beside = header.path.parent / BESIDE
+    if (text := header.metadata.get(KEY)) is not None:
+        where, component = f"{header.path}: its metadata {KEY}", None
+    elif header.path.name == OF_PEFT and beside.is_file():
+        with readable():
+            text = read_regular(beside, MAX_BYTES).decode("utf-8", "replace")
+        where, component = f"{header.path}: {BESIDE} beside it", "unet"
+    else:
         return None
-    entries = parse_json(text, f"{header.path}: the metadata {KEY}", "take another copy of the adapter.")
+    entries = parse_json(text, where, "take another copy of the adapter.")
     if not isinstance(entries, dict):
-        raise UserError(f"{header.path}: the metadata {KEY} is not a JSON object: take another copy of the adapter.")
-    settings: Settings = {}
+        raise UserError(f"{where} is not a JSON object: take another copy of the adapter.")
+    settings: dict[str, dict[str, Any]] = {}
     for key, value in entries.items():
-        component, _, name = key.partition(".")
-        settings.setdefault(component, {})[name] = value
+        owner, name = (component, key) if component else (key.partition(".")[0], key.partition(".")[2])
+        settings.setdefault(owner, {})[name] = value
         # `==` alone would take 0 for False and 1 for True.
         if name in NEUTRAL and not any(value == each and type(value) is type(each) for each in NEUTRAL[name]):
             raise UserError(
                 f"{header.path} was saved with {key} = {value!r:.60}, which cannot be used here: give a LoRA file "
                 "without that setting."
             )
-    return settings
+    return Settings(where, settings)
 
 
 def alpha_of(settings: Settings, path: Path, name: str, rank: int, has_magnitude: bool) -> float:
@@ -67,26 +85,25 @@ def alpha_of(settings: Settings, path: Path, name: str, rank: int, has_magnitude
     As in peft: patterns are regular expressions for the end of a module's path, and with `use_rslora` the scale is
     alpha / sqrt(rank) (arXiv 2312.03732).
     """
-    component, _, module = name.partition(".")
-    chosen = settings.get(component)
+    where = settings.where
+    component, prefix, module = names.split(name) or ("", "_", "")
+    chosen = None if prefix.endswith("_") else settings.components.get(component)  # peft has no names with underscores
     if chosen is None:
-        raise UserError(f"{path}: its metadata {KEY} says nothing about {name}: take another copy of the adapter.")
+        raise UserError(f"{where} says nothing about {name}: take another copy of the adapter.")
     if chosen.get("use_dora") and not has_magnitude:
         raise UserError(
             f"{path} was saved with {component}.use_dora = True, but {name} has no magnitude: take a complete copy."
         )
-    stored_rank = _number(path, chosen, component, "r", "rank_pattern", module)
+    stored_rank = _number(where, chosen, component, "r", "rank_pattern", module)
     if stored_rank != rank:
         raise UserError(
-            f"{path}: its metadata {KEY} gives {name} the rank {stored_rank:g}, but its matrices have rank {rank}: "
+            f"{where} gives {name} the rank {stored_rank:g}, but its matrices have rank {rank}: "
             "take another copy of the adapter."
         )
-    alpha = _number(path, chosen, component, "lora_alpha", "alpha_pattern", module)
+    alpha = _number(where, chosen, component, "lora_alpha", "alpha_pattern", module)
     rslora = chosen.get("use_rslora") or False
     if not isinstance(rslora, bool):
-        raise UserError(
-            f"{path}: its metadata {KEY} has use_rslora = {rslora!r:.60}: take another copy of the adapter."
-        )
+        raise UserError(f"{where} has use_rslora = {rslora!r:.60}: take another copy of the adapter.")
     return alpha * math.sqrt(rank) if rslora else alpha
 
 
@@ -95,7 +112,7 @@ def _is_slow(pattern: str) -> bool:
     return len(pattern) > 300 or len(re.findall(r"[*+?{]", pattern)) > 3 or re.search(r"\)[*+{]", pattern) is not None
 
 
-def _number(path: Path, chosen: dict[str, Any], component: str, key: str, pattern_key: str, module: str) -> float:
+def _number(where: str, chosen: dict[str, Any], component: str, key: str, pattern_key: str, module: str) -> float:
     """The value of `key` for a module: of the first pattern that its path matches, or the general one."""
     from peft.utils.other import get_pattern_key
 
@@ -103,7 +120,7 @@ def _number(path: Path, chosen: dict[str, Any], component: str, key: str, patter
     if isinstance(patterns, dict):
         if slow := [key for key in patterns if _is_slow(key)]:
             raise UserError(
-                f"{path}: its metadata {KEY} has {slow[0]!r:.60} in {component}.{pattern_key}, a pattern that can take hours to "
+                f"{where} has {slow[0]!r:.60} in {component}.{pattern_key}, a pattern that can take hours to "
                 "match: take another copy of the adapter."
             )
         with contextlib.suppress(re.error, OverflowError, RecursionError):
@@ -111,7 +128,7 @@ def _number(path: Path, chosen: dict[str, Any], component: str, key: str, patter
     # An integer of JSON can be too large for a float, and math.isfinite raises OverflowError for it.
     if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) <= sys.float_info.max:
         raise UserError(
-            f"{path}: its metadata {KEY} has no usable {component}.{key} or {component}.{pattern_key} for {module}: "
+            f"{where} has no usable {component}.{key} or {component}.{pattern_key} for {module}: "
             "take another copy of the adapter."
         )
     return float(value)

@@ -42,9 +42,7 @@ def limits(
     elif "InvokeAI" not in found:
         base = _invoke_base(architecture, matches, layers_per_block)
         if base != architecture:
-            label = (
-                f"takes it for one of {ARCHITECTURES[base].label}" if base else "cannot tell the base that it is for"
-            )
+            label = f"it takes it for one of {ARCHITECTURES[base].label}" if base else "it cannot tell the base"
             found["InvokeAI"] = f"{label}, because it looks for a pair of attn2.to_k or attn2.to_v"
     return {program: found[program] for program in PROGRAMS if program in found}
 

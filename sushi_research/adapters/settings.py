@@ -13,6 +13,8 @@ from torch import nn
 from sushi_research.errors import UserError
 
 Kind = Literal["lora", "dora", "loha", "lokr"]
+# How the names of the text encoders' modules begin.
+TEXT_ENCODER = "text_encoder"
 
 
 class Override(Protocol):
@@ -108,7 +110,13 @@ def is_large_kernel(layer: nn.Module) -> bool:
 
 
 def fits(pattern: str, name: str) -> bool:
-    """Whether a pattern of `lora.overrides` fits a module: the beginning of its name in whole parts, or a pattern with * and ?."""
+    """Whether a pattern of `lora.overrides` fits a module: the beginning of its name in whole parts, or a pattern with * and ?.
+
+    The modules of a text encoder, whose names begin with it, are fitted only by patterns that begin with `text_encoder`: `*.0.*` is
+    about the UNet, and leaves the settings of the section `text_encoders` alone.
+    """
+    if name.startswith(TEXT_ENCODER) and not pattern.startswith(TEXT_ENCODER):
+        return False
     if any(letter in pattern for letter in "*?["):
         return fnmatch.fnmatchcase(name, pattern)
     start = pattern.rstrip(".")

@@ -17,7 +17,8 @@ class Override(Section):
     """Settings of some modules. What it does not give is that of `lora`."""
 
     modules: Text = Field(
-        description="Beginning of the modules' paths (down_blocks.1), or a pattern for the whole path (*.attn2.*)"
+        description="Beginning of the modules' paths (down_blocks.1), or a pattern for the whole path (*.attn2.*); those of text "
+        "encoders begin with text_encoder"
     )
     rank: Annotated[int, Field(ge=0, le=4096)] | None = Field(
         None, description="As lora.rank; 0 = no adapter in these modules"

@@ -15,11 +15,11 @@ from sushi_research import randomness
 class Batch:
     """A micro-batch: B samples of one bucket, from the caches, with random numbers that depend only on seed and sample.
 
-    `mean`, `std` of the VAE posterior, each [B, 4, h, w]; `text` embeddings by name, [B, ...]; `time_ids` [B, 6] fp32; `names`
-    of the files; `keys` (epoch, image hash, instance) for randomness; `prefetched` noise by purpose. `loss_weights` [B] fp32 are
-    those of the sets; `mask` [B, 1, h, w] fp32, or None, weighs the loss within each image; `to_base` [B] bool says for each sample
-    whether its target is the base's own prediction, or is None if no sample's is. `roles` [B] int64 is 1 for regularisation
-    images; None if the run has none. `step` int64 [] is the number of the step, from 0.
+    `mean`, `std` of the VAE posterior, each [B, 4, h, w]; `text` embeddings, or token ids, by name, [B, ...]; `time_ids` [B, 6]
+    fp32; `names` of the files; `keys` (epoch, image hash, instance) for randomness; `prefetched` noise by purpose. `loss_weights`
+    [B] fp32 are those of the sets; `mask` [B, 1, h, w] fp32, or None, weighs the loss within each image; `to_base` [B] bool says
+    for each sample whether its target is the base's own prediction, or is None if no sample's is. `roles` [B] int64 is 1 for
+    regularisation images; None if the run has none. `step` int64 [] is the number of the step, from 0.
 
     A training step that is recorded reads tensors only (docs/fast_step.md), so whatever changes from batch to batch is one.
     """

@@ -35,7 +35,7 @@ LCM = "a latent consistency model (its UNet takes the guidance scale as an input
 # The first match counts. Patterns match from the start of a tensor name, after the UNet prefix is removed.
 KINDS = (
     Kind(
-        r"lora_(unet|te\d?)_|(.*\.)?(\w+_)?(lora_(down|up|A|B)\b|lora\.(down|up)\b|lora_linear_layer|hada_w1|lokr_w|oft_)",
+        r"lora_(unet|te\d?)_|lycoris_|(.*\.)?(\w+_)?(lora_(down|up|A|B)\b|lora\.(down|up)\b|lora_linear_layer|hada_w1|lokr_w|oft_)",
         "a LoRA (adapter) file",
         "name the base that it was trained on as the base, and give this file to scripts/sample.py --adapters",
     ),

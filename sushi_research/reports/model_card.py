@@ -14,22 +14,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sushi_research.errors import UserError, printable
+from sushi_research.adapters import bundled, portability
+from sushi_research.adapters.module_names import locate
+from sushi_research.adapters.reading import read_adapter
+from sushi_research.errors import UserError
 from sushi_research.models import ARCHITECTURES
 from sushi_research.models.header import read_header
-from sushi_research.reports import outcome_blocks, run_outcomes, sample_series
+from sushi_research.reports import outcome_blocks, run_outcomes
+from sushi_research.reports.card_pictures import Pair, pairs_of, picture_table, plain
 from sushi_research.reports.scores import scores_of_run
 from sushi_research.runs import records
 from sushi_research.runs.run_folder import RunFolder
-from sushi_research.sampling import plots, sample_grids
 
 REMEDY = "restore it: the model card is made from it"
-MOST_PICTURES = 6
 KINDS = {"lora": "LoRA", "dora": "DoRA", "loha": "LoHa", "lokr": "LoKr"}
 # A hub id, alone or with the name of a file in it.
 _HUB_ID = re.compile(r"([\w-][\w.-]*/[\w-][\w.-]*)(?:/.+)?", re.ASCII)
-# What would begin markup in a line of Markdown or a cell of a table.
-_MARKUP = re.compile(r"([\\`*_{}\[\]<>#|~&])")
 LICENCE = (
     "## Licence\n\nNone is stated here. The licence of the base model may apply to its adapters too. The author states one with "
     "`license:` at the top of this file."
@@ -52,7 +52,8 @@ class ModelCard:
 
 @dataclass(frozen=True)
 class _Source:
-    """What the card of an adapter file is made from. `said` is the file's own metadata, `is_full` whether lora.metadata is full."""
+    """What the card of an adapter file is made from. `said` is the file's own metadata, `is_full` whether lora.metadata is full,
+    `limits` the programs that do not load it."""
 
     run: RunFolder
     adapter: Path
@@ -61,6 +62,7 @@ class _Source:
     config: Mapping[str, Any]
     plan: Mapping[str, Any]
     said: Mapping[str, str]
+    limits: Mapping[str, str]
 
     @property
     def is_full(self) -> bool:
@@ -106,15 +108,16 @@ def model_card(run: RunFolder, adapter: Path, repository: str) -> ModelCard:
     config, plan = records.read_config(run.config, REMEDY), records.read_as(run.plan, records.Plan, REMEDY)
     if plan.get("architecture") not in ARCHITECTURES:
         raise UserError(f"{run.plan} does not say which architecture the run has: {REMEDY}")
-    source = _Source(run, adapter, _step(run, adapter), repository, config, plan, read_header(adapter).metadata)
-    pictures = _pictures(source) if source.is_full else []
+    said, limits = read_header(adapter).metadata, limits_of(adapter, config["lora"].get("kind", "lora"))
+    source = _Source(run, adapter, _step(run, adapter), repository, config, plan, said, limits)
+    pictures = pairs_of(run, source.step) if source.is_full and source.step is not None else []
     lora = config["lora"]
     parts = [
-        f"# {_plain(run.name)}",
-        _plain(lora["description"], keep_lines=True) if lora.get("description") else "",
+        f"# {plain(run.name)}",
+        plain(lora["description"], keep_lines=True) if lora.get("description") else "",
         _what_it_is(source),
         _trigger(source.trigger_words),
-        *([_picture_table(source, pictures)] if pictures else []),
+        *([picture_table(pictures, source.step, config.get("sample") or {})] if pictures else []),
         _use(source),
         *(_measured(source) if source.is_full else []),
         *([_settings(source)] if source.is_full else []),
@@ -132,10 +135,10 @@ def _step(run: RunFolder, adapter: Path) -> int | None:
     return next((step for step in files if adapter in (run.step_adapter(step), run.best_adapter(step))), None)
 
 
-def _data(source: _Source, pictures: Sequence[_Pair]) -> dict[str, Any]:
+def _data(source: _Source, pictures: Sequence[Pair]) -> dict[str, Any]:
     """The metadata of the hub: what its search and its picture gallery read."""
     tags = ["text-to-image", source.kind, "stable-diffusion-xl" if source.label == "SDXL" else "stable-diffusion"]
-    loads = loads_in_diffusers(source.kind)
+    loads = "diffusers" not in source.limits
     found: dict[str, Any] = {
         "base_model": source.base_id,
         "base_model_relation": "adapter" if source.base_id else None,
@@ -152,9 +155,9 @@ def _data(source: _Source, pictures: Sequence[_Pair]) -> dict[str, Any]:
 
 def _what_it_is(source: _Source) -> str:
     name = f" [{source.base_id}](https://huggingface.co/{source.base_id})" if source.base_id else ""
-    name = name or (f" {_plain(source.base)}" if source.base else "")
+    name = name or (f" {plain(source.base)}" if source.base else "")
     author = source.config["lora"].get("author")
-    by = f", by {_plain(author)}" if author else ""
+    by = f", by {plain(author)}" if author else ""
     digest = source.said.get("sushi_research.base_hash", "")
     hashed = f" The hash of its UNet's weights is `{digest[:16]}`." if digest and not source.base_id else ""
     return (
@@ -164,53 +167,24 @@ def _what_it_is(source: _Source) -> str:
 
 
 def _trigger(words: Sequence[str]) -> str:
-    shown = ", ".join(f"**{_plain(word)}**" for word in words)
+    shown = ", ".join(f"**{plain(word)}**" for word in words)
     return f"Trigger words: {shown}" if words else "It has no trigger words."
 
 
-@dataclass(frozen=True)
-class _Pair:
-    """A sample of the adapter and, if there is one, of the base with the same prompt and seed: their paths in the repository."""
+def limits_of(adapter: Path, kind: str) -> dict[str, str]:
+    """Program -> why it does not load the file as it is (docs/formats.md).
 
-    prompt: str
-    adapter: str
-    base: str | None
-    files: dict[str, Path]
-
-
-def _pictures(source: _Source) -> list[_Pair]:
-    """The run's samples of the adapter's step, with those of step 0, which are the base's; [] if there are none of that step."""
-    run, found = source.run, []
-    if source.step is None:
-        return []
-    with_adapter, base = (sample_grids.step_folder(run.samples, step) for step in (source.step, 0))
-    has_base = source.step > 0 and not run.starts_from_file()
-    for path in sorted(with_adapter.glob("*.png"))[:MOST_PICTURES]:
-        if plots.picture_problem(path):
-            continue
-        prompt = sample_series.label_of(path)
-        files = {f"images/{path.name}": path}
-        before = base / path.name
-        is_there = has_base and not plots.picture_problem(before) and sample_series.label_of(before) == prompt
-        if is_there:
-            files[f"images/base/{path.name}"] = before
-        found.append(_Pair(prompt, f"images/{path.name}", f"images/base/{path.name}" if is_there else None, files))
-    return found
-
-
-def _picture_table(source: _Source, pictures: Sequence[_Pair]) -> str:
-    sample = source.config.get("sample") or {}
-    rows = ["| prompt | the base | with the adapter |", "|---|---|---|"]
-    for each in pictures:
-        base = f"![]({each.base})" if each.base else "-"
-        rows.append(f"| {_plain(each.prompt)} | {base} | ![]({each.adapter}) |")
-    how = f"{sample.get('steps')} steps, guidance {sample.get('guidance')}, LoRA scale 1, the same noise in a row"
-    return "\n".join(["## Pictures", "", f"Sampled at step {source.step} of the training: {how}.", "", *rows])
-
-
-def loads_in_diffusers(kind: str) -> bool:
-    """Whether diffusers' load_lora_weights reads the file of such an adapter (docs/formats.md)."""
-    return kind == "lora"
+    Of a file for a base of other sizes than the published ones, what holds for every file of its kind.
+    """
+    of_tokens: Mapping[str, str] = {}
+    try:
+        found = read_adapter(adapter, with_tokens=True)
+        of_tokens = bundled.LIMITS if found.tokens else of_tokens
+        architecture, matches = locate(found)
+        return {**of_tokens, **portability.limits(architecture.name, matches)}
+    except UserError:
+        of_kind = {} if kind == "lora" else {"diffusers": f"it does not read files of {KINDS.get(kind, kind)}"}
+        return {**of_tokens, **of_kind}
 
 
 def _use(source: _Source) -> str:
@@ -220,8 +194,11 @@ def _use(source: _Source) -> str:
         "",
         f"Copy `{file}` into `models/loras` of ComfyUI, `models/Lora` of A1111 or Forge, or import it in InvokeAI.",
     ]
-    if not loads_in_diffusers(source.kind):
-        return "\n".join([*lines, f"diffusers does not load {KINDS.get(source.kind, source.kind)} files."])
+    lines += (
+        ["", *(f"- {plain(sentence)}" for sentence in portability.sentences(source.limits))] if source.limits else []
+    )
+    if "diffusers" in source.limits:
+        return "\n".join(lines)
     base, prompt = source.base_id or "BASE", ", ".join(source.trigger_words) or "a prompt"
     return "\n".join(
         [
@@ -263,7 +240,7 @@ def _measured(source: _Source) -> list[str]:
     if scores:
         lines += ["", "Scores of its pictures:", "", "| score | mean | of |", "|---|---:|---:|"]
         lines += [
-            f"| {_plain(name)} | {sum(each.values.values()) / len(each.values):.3g} | {len(each.values)} |"
+            f"| {plain(name)} | {sum(each.values.values()) / len(each.values):.3g} | {len(each.values)} |"
             for name, each in scores.items()
         ]
     return ["\n".join(["## What was measured", "", *(lines or ["Nothing: the run was not evaluated."])])]
@@ -294,11 +271,5 @@ def _settings(source: _Source) -> str:
         "noise offset": value("loss", "noise_offset") or None,
         "seed": value("train", "seed"),
     }
-    lines = [f"| {name} | {_plain(str(each))} |" for name, each in rows.items() if each is not None]
+    lines = [f"| {name} | {plain(str(each))} |" for name, each in rows.items() if each is not None]
     return "\n".join(["## Settings", "", "| setting | value |", "|---|---|", *lines])
-
-
-def _plain(text: str, keep_lines: bool = False) -> str:
-    """A text as Markdown that shows it as it is: no markup, and one line unless `keep_lines`."""
-    escaped = [_MARKUP.sub(r"\\\1", printable(line)) for line in str(text).splitlines()]
-    return ("\n\n" if keep_lines else " ").join(escaped)

@@ -16,7 +16,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from sushi_research.errors import UserError
-from sushi_research.runs.identity import depends_on_length, require_same_run
+from sushi_research.runs.identity import depends_on_length, length_setting, require_same_run
 
 if TYPE_CHECKING:
     from sushi_research.runs.checkpoint import Checkpoint
@@ -72,7 +72,7 @@ def decide(
         warnings.append(f"the run {name} has no run.json: it is made again from the checkpoint, with a new id in W&B")
         if depends_on_length(identity):
             warnings[-1] += (
-                f"; the learning rate depends on the run's length (schedule.name {identity['schedule.name']}), which was in that "
+                f"; the learning rate depends on the run's length ({length_setting(identity)}), which was in that "
                 f"file: up to step {checkpoint.step} it followed that length, if it was not {steps} steps"
             )
         record = {"steps": steps, "finished_at": None}
@@ -86,7 +86,7 @@ def decide(
     if steps != record["steps"] and depends_on_length(identity):
         warnings.append(
             f"the length changes from {record['steps']} to {steps} steps, and the learning rate depends on it "
-            f"(schedule.name {identity['schedule.name']}): up to step {checkpoint.step} it followed the old length"
+            f"({length_setting(identity)}): up to step {checkpoint.step} it followed the old length"
         )
     return Decision("continue", f"continuing the run {name} from step {checkpoint.step} of {steps}", warnings)
 

@@ -233,12 +233,22 @@ def describe(change: ChangedSetting) -> str:
 
 
 def depends_on_length(identity: dict[str, Any]) -> bool:
-    """Whether the learning rate at a step depends on the run length: true for all schedules but the constant ones, and
-    for a warm-up that is a fraction of the run. Of one in steps or epochs it does not."""
-    name, warmup = identity["schedule.name"], identity["schedule.warmup"]
-    if name == "constant_with_warmup":
-        return isinstance(warmup, float) and warmup > 0
-    return name != "constant"
+    """Whether the learning rate at a step depends on the run length (`length_setting`)."""
+    return length_setting(identity) is not None
+
+
+def length_setting(identity: Mapping[str, Any]) -> str | None:
+    """The setting by which the learning rate at a step depends on the run length, with its value; None if it does not.
+
+    That is any schedule but the constant ones, and a warm-up or a training of the text encoders for a fraction of the run.
+    One in steps or epochs is not.
+    """
+    name, warmup, until = (identity.get(key) for key in ("schedule.name", "schedule.warmup", "text_encoders.until"))
+    if name != "constant" and (name != "constant_with_warmup" or (isinstance(warmup, float) and warmup > 0)):
+        return f"schedule.name {name}"
+    if identity.get("text_encoders.train") and isinstance(until, float):
+        return f"text_encoders.until {until}"
+    return None
 
 
 def _may_change(key: str) -> bool:

@@ -28,9 +28,11 @@ SETTINGS = (
         "optimizer.name",
     ),
     *("train.gradient_checkpointing", "train.attention", "train.deterministic", "model.base_storage"),
+    "text_encoders.train",
 )
 # What a run did that was made before there was the setting.
 BEFORE = {
+    "text_encoders.train": False,
     "model.base_storage": "compute",
     "lora.kind": "lora",
     "lora.rank_dropout": 0.0,

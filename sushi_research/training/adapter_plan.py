@@ -8,14 +8,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sushi_research.adapters import lora, tensor_names
+from sushi_research.adapters import bundled, lora, tensor_names
 from sushi_research.adapters.entries import Entry, Kronecker
+from sushi_research.adapters.portability import limits, sentences
 from sushi_research.adapters.settings import is_large_kernel, require_effect, settings_of
 from sushi_research.adapters.targets import resolve_targets, target_layers
 from sushi_research.errors import some
 from sushi_research.models import loading
 from sushi_research.runs.job import Job
-from sushi_research.training import text_encoders
+from sushi_research.training import text_encoder_plan, text_encoders
 
 Shapes = Mapping[str, Sequence[int]]
 _TITLES = {
@@ -23,19 +24,18 @@ _TITLES = {
     "loha": "LoHa, the elementwise product of two low-rank matrices",
     "lokr": "LoKr, a Kronecker product",
 }
-_DIFFUSERS = {
-    "dora": "diffusers loads the file as a plain LoRA without its magnitudes",
-    "loha": "diffusers cannot load the file",
-    "lokr": "diffusers cannot load the file",
-}
 
 
 @dataclass(frozen=True)
 class AdapterPlan:
-    """The number of adapted modules and of trained parameters, and further lines of the plan."""
+    """The number of adapted modules and of trained parameters, and further lines of the plan.
+
+    `not_loaded`: program -> why it will not load the run's files as they are (`portability.limits`).
+    """
 
     modules: int
     parameters: int
+    not_loaded: Mapping[str, str]
     lines: tuple[str, ...] = ()
 
     def describe(self) -> list[str]:
@@ -57,14 +57,16 @@ def require_effective(job: Job, base: loading.Base, unet: Any) -> None:
     require_effect(settings, names, large)
 
 
-def plan_of(job: Job, unet: Any, shapes: Shapes) -> AdapterPlan:
+def plan_of(job: Job, base: loading.Base, unet: Any, shapes: Shapes) -> AdapterPlan:
     """The plan of an adapter whose tensors have these shapes. `unet` is without weights and has its adapter."""
     modules = {tensor_names.parse(name)[:2] for name in shapes if not tensor_names.is_of_token(name)}
     parameters = sum(map(math.prod, shapes.values()))
-    entries = lora.trained_entries({"unet": unet})["unet"]
-    has_text = any(component != "unet" for component, _ in modules)
-    lines = (*_settings(job, entries), *_not_loading(job, entries, has_text))
-    return AdapterPlan(len(modules), parameters, lines)
+    entries = lora.trained_entries({"unet": unet, **text_encoder_plan.attached(job, base)})
+    not_loaded = limits(job.model.NAME, entries, layers_per_block=unet.config.layers_per_block)
+    if job.config.text_encoders.new_tokens:
+        not_loaded = bundled.LIMITS | not_loaded
+    lines = (*_settings(job, entries["unet"]), *(f"warning: {sentence}" for sentence in sentences(not_loaded)))
+    return AdapterPlan(len(modules), parameters, not_loaded, lines)
 
 
 def _settings(job: Job, entries: Mapping[str, Entry]) -> Iterable[str]:
@@ -83,16 +85,3 @@ def _settings(job: Job, entries: Mapping[str, Entry]) -> Iterable[str]:
             yield "the file has each scale within the second matrix and no alpha, because diffusers reads differing alphas wrongly"
     if whole := len(entries) - len(ranked):
         yield f"both matrices are whole in {whole} modules, where rank and alpha have no effect"
-
-
-def _not_loading(job: Job, entries: Mapping[str, Entry], has_text: bool) -> Iterable[str]:
-    """Which programs will not load the file as it was trained (docs/formats.md)."""
-    kind = job.config.lora.kind
-    if kind in _DIFFUSERS:
-        yield f"warning: {_DIFFUSERS[kind]}; ComfyUI, Forge, A1111 and InvokeAI load it"
-    known = has_text or any(path.endswith(("attn2.to_k", "attn2.to_v")) for path in entries)
-    if job.model.NAME == "sd15" and not known:
-        yield (
-            "warning: InvokeAI will not know the file's base, or take it for SDXL, because it looks at attn2.to_k and attn2.to_v, "
-            "which lora.targets leaves out; the other programs load it"
-        )

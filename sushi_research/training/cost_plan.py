@@ -216,6 +216,7 @@ def conditions_of(job: Job, recorded: bool, base_bytes: int) -> dict[str, Any]:
         "attention": config.train.attention,
         "base_storage": config.model.base_storage,
         "deterministic": config.train.deterministic,
+        **({"text_encoders": True} if config.text_encoders.train else {}),
     }
 
 

@@ -102,8 +102,8 @@ class TokenPlan:
         own = bundled.files_of(Path(self.file), list(self.vectors))
         lines += [
             f"             the text encoders are run in every step, and {size_text(self.bytes)} of them stay in memory",
-            "             A1111 finds them in the adapter file; ComfyUI, Forge and InvokeAI leave them out there, and diffusers "
-            "refuses such a file,",
+            "             A1111 finds them in the adapter file; ComfyUI, Forge and InvokeAI load it without them, diffusers not "
+            "at all,",
             "             so each is in a file of its own besides (docs/new_tokens.md): "
             + some([path.name for path in own.values()]),
         ]

@@ -76,7 +76,7 @@ def groups_of(
             factor = settings.lr / config.optimizer.lr
         override = 1.0 if is_token else _override(config, tensor_names.module_name(tensor.component, tensor.path))
         if override != 1:
-            label, factor = f"{label}_x{override:g}", factor * override
+            label, factor = f"{label}_x{repr(override).removesuffix('.0')}", factor * override
         if config.optimizer.lora_plus_ratio != 1 and not is_token and tensor.part == _SECOND:
             label, factor = f"{label}_up", factor * config.optimizer.lora_plus_ratio
         names_of.setdefault(label, []).append(name)

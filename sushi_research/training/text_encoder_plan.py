@@ -60,12 +60,17 @@ class TextEncoderPlan:
 
 
 def shapes_of(job: Job, base: loading.Base) -> Shapes:
-    """The shapes of the tensors of the text encoders' adapters, by their names in checkpoints; none if none is trained."""
+    """The shapes of the tensors of the text encoders' adapters and of new tokens, by their names in checkpoints."""
+    shapes = {name: tuple(each.shape) for name, each in lora.adapter_parameters(attached(job, base)).items()}
+    return shapes | new_tokens.shapes_of(job, base)
+
+
+def attached(job: Job, base: loading.Base) -> dict[str, Any]:
+    """The text encoders that are trained, without weights, with their adapters; none if none is trained."""
     components = {name: loading.empty_text_encoder(base, name) for name in text_encoders.trained_names(job)}
     for name, encoder in components.items():
         text_encoders.attach(encoder, name, job)
-    shapes = {name: tuple(each.shape) for name, each in lora.adapter_parameters(components).items()}
-    return shapes | new_tokens.shapes_of(job, base)
+    return components
 
 
 def own_rates(job: Job, steps: int, items: int) -> dict[str, Own]:

@@ -34,6 +34,8 @@ from sushi_research.sampling.lora_scale import scaled
 from sushi_research.training import new_tokens
 
 Embedding = dict[str, torch.Tensor]
+# Captions whose token ids are kept in memory: 25 MB of one chunk for each of SDXL's two tokenizers.
+MOST_IDS = 20_000
 
 
 @dataclass(eq=False)
@@ -55,6 +57,7 @@ class TextEncoders:
     idle: tuple[str, ...] = ()
     is_training: bool = True
     is_base: bool = False
+    _ids: dict[tuple[str, Chunks], Embedding] = field(default_factory=dict, repr=False)
     # A tokenizer has a state of its own, and the loader's thread uses it too.
     _tokenizing: threading.Lock = field(default_factory=threading.Lock)
 
@@ -77,8 +80,14 @@ class TextEncoders:
 
     def ids(self, caption: str, chunks: Chunks | None = None) -> Embedding:
         """The token ids [N, 77] of a caption, by name; any thread may ask."""
+        key = caption, chunks or self.chunks
         with self._tokenizing:
-            return self.model.token_ids(self.text, caption, chunks or self.chunks)
+            found = self._ids.get(key)
+            if found is None:
+                found = self.model.token_ids(self.text, *key)
+                if len(self._ids) < MOST_IDS:
+                    self._ids[key] = found
+            return found
 
     @property
     def caption(self) -> Callable[[str], Embedding] | None:

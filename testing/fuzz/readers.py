@@ -96,7 +96,7 @@ def read_prompts(folder: Path, name: str) -> object:
 
 
 def make_weights(folder: Path) -> None:
-    """Adapter files in two formats, and the beginning of a base."""
+    """Adapter files in three formats, and the beginning of a base."""
     import numpy
     from safetensors.numpy import save_file
 
@@ -107,6 +107,19 @@ def make_weights(folder: Path) -> None:
     save_file(kohya | alpha, folder / "kohya.safetensors", metadata={"ss_network_dim": "4", "ss_network_args": "{}"})
     layer = "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
     save_file({f"{layer}.lora_A.weight": down, f"{layer}.lora_B.weight": up}, folder / "diffusers.safetensors")
+    name = f"lycoris_{block}"
+    factors = {
+        "lokr_w1": down[:2, :2],
+        "lokr_w2_a": up[:, :2],
+        "lokr_w2_b": down[:2],
+        "alpha": numpy.array(1.0, numpy.float32),
+    }
+    loha = {
+        f"{name}_0.hada_{part}": each for part, each in (("w1_a", up), ("w1_b", down), ("w2_a", up), ("w2_b", down))
+    }
+    others = {f"{name}.{part}": numpy.ascontiguousarray(each) for part, each in factors.items()}
+    plain = {f"{name}_1.diff": up, f"{name}_2.w_norm": up[0], f"{name}_1.diff_b": up[:, 0].copy()}
+    save_file(loha | others | plain, folder / "lycoris.safetensors")
     names = (
         "model.diffusion_model.input_blocks.0.0.weight",
         "cond_stage_model.transformer.text_model.embeddings.position_ids",
@@ -117,12 +130,18 @@ def make_weights(folder: Path) -> None:
 
 
 def read_weights(folder: Path, name: str) -> object:
+    from sushi_research.adapters.module_names import locate
     from sushi_research.adapters.reading import read_adapter
     from sushi_research.models.inspection import describe
 
     with contextlib.suppress(UserError):
         list(describe(folder / name, name))
-    return None if name == "base.safetensors" else read_adapter(folder / name)
+    if name == "base.safetensors":
+        return None
+    adapter = read_adapter(folder / name)
+    with contextlib.suppress(UserError):
+        locate(adapter)
+    return adapter
 
 
 def make_run(folder: Path) -> None:

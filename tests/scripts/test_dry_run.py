@@ -97,3 +97,28 @@ def test_a_folder_that_cannot_be_written_is_a_warning(trainer, tmp_path, capsys,
     assert "length       3 optimizer steps" in capsys.readouterr().out
     [warning] = [record.getMessage() for record in caplog.records if record.name.startswith("sushi_research")]
     assert "cannot make the folder" in warning and warning.endswith("the plan is printed without it")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {"lora.kind": "lokr", "lora.rank": 1},
+            {
+                "diffusers": "it reads low-rank pairs only, not LoKr",
+                "InvokeAI": "it cannot tell the base, because it looks for a pair of attn2.to_k or attn2.to_v",
+            },
+        ),
+        (
+            {"lora.targets": ["conv1", "time_emb_proj"]},
+            {"InvokeAI": "it takes it for one of SDXL, because it looks for a pair of attn2.to_k or attn2.to_v"},
+        ),
+    ],
+)
+def test_the_plan_says_which_programs_will_not_load_the_file(trainer, capsys, changes, said):
+    plan = json.loads((dry_run(trainer, "run", changes) / "plan.json").read_text())
+    assert plan["not_loaded"] == said
+    lines = [line for line in capsys.readouterr().out.split("\n") if " will not load this adapter " in line]
+    assert lines == [
+        f"{' ' * 13}warning: {program} will not load this adapter as it is: {why}." for program, why in said.items()
+    ]

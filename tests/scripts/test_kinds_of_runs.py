@@ -29,9 +29,21 @@ MIXED = {
 # The architecture, the settings, and what the plan says of the file.
 CASES: dict[str, tuple[str, dict[str, Any], str]] = {
     "mixed": ("sd15", MIXED, "the file has each scale within the second matrix"),
-    "dora": ("sdxl", {"lora.kind": "dora"}, "warning: diffusers loads the file as a plain LoRA without its magnitudes"),
-    "loha": ("sdxl", {"lora.kind": "loha"}, "warning: diffusers cannot load the file"),
-    "lokr": ("sd15", {"lora.kind": "lokr", "lora.lokr_factor": 4}, "warning: diffusers cannot load the file"),
+    "dora": (
+        "sdxl",
+        {"lora.kind": "dora"},
+        "warning: diffusers will not load this adapter as it is: it leaves out the magnitudes",
+    ),
+    "loha": (
+        "sdxl",
+        {"lora.kind": "loha"},
+        "warning: diffusers will not load this adapter as it is: it reads low-rank pairs only",
+    ),
+    "lokr": (
+        "sd15",
+        {"lora.kind": "lokr", "lora.lokr_factor": 4},
+        "warning: diffusers will not load this adapter as it is",
+    ),
 }
 EVALUATED = {"evaluation.held_out": 0.3, "evaluation.noise_samples": 4, "evaluation.drift_captions": []}
 OF_THE_FILE = {f"lora.{key}": None for key in ("kind", "rank", "alpha", "targets")}
@@ -100,7 +112,6 @@ def test_what_cannot_be_trained_is_refused(architecture: str, trainer: Trainer) 
     ):
         with pytest.raises(UserError, match=sentence):
             trainer.train("refused", changes)
-    # InvokeAI tells the base by the layers that see the text.
     assert trainer.train("unknown", {"lora.targets": ["attn1.to_k"], "train.steps": 1}) == 0
     text = trainer.plan("unknown")["text"]
-    assert any("warning: InvokeAI will not know the file's base" in line for line in text)
+    assert any("warning: InvokeAI will not load this adapter as it is: cannot tell the base" in line for line in text)

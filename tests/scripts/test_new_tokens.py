@@ -23,7 +23,7 @@ SETTINGS = {
     "text_encoders.new_tokens_lr": 1e-2,
     "lora.save_dtype": "float32",
 }
-EVALUATED = {"evaluation.held_out": 0.3, "evaluation.noise_samples": 1, "evaluation.drift_captions": []}
+EVALUATED = {"evaluation.held_out": 0.3, "evaluation.noise_samples": 4, "evaluation.drift_captions": ["a house"]}
 PROMPT = "picture 0 of a"
 
 

@@ -26,8 +26,8 @@ from sushi_research.training.master_weights import MasterWeights
 SIDE = 16  # of the latents
 
 
-def attached(unet: Any, mode: str) -> Any:
-    lora.attach(unet, AdapterSettings(targets="attention", rank=4, alpha=4.0, dropout=0.0, init="default", seed=0))
+def attached(unet: Any, mode: str, kind: str) -> Any:
+    lora.attach(unet, AdapterSettings(targets="attention", rank=4, alpha=4.0, kind=kind))
     checkpointing.enable(unet.train(), mode, draws=False)
     return unet
 
@@ -54,9 +54,9 @@ def counted(architecture: str, unet: Any, side: int) -> int:
 
 
 def predicted(
-    architecture: str, config: dict[str, Any], text: dict[str, tuple[int, ...]], mode: str, side: int
+    architecture: str, config: dict[str, Any], text: dict[str, tuple[int, ...]], mode: str, side: int, kind: str
 ) -> float:
-    unet = attached(components.build_empty("unet", config), mode)
+    unet = attached(components.build_empty("unet", config), mode, kind)
     numbers = lora.count_parameters({"unet": unet})
     weights = 4 * (sum(parameter.numel() for parameter in unet.parameters()) - numbers)
     held = memory.Held(weights, memory.adapter_bytes(numbers, 4), numbers * memory.STATE_BYTES["adamw"]).total
@@ -65,12 +65,21 @@ def predicted(
 
 
 @pytest.mark.parametrize(
-    ("architecture", "mode"), [("sd15", "none"), ("sd15", "feed_forward"), ("sdxl", "none"), ("sdxl", "all")]
+    ("architecture", "mode", "kind"),
+    [
+        *(
+            ("sd15", "none", "lora"),
+            ("sd15", "feed_forward", "lora"),
+            ("sdxl", "none", "lora"),
+            ("sdxl", "all", "lora"),
+        ),
+        *(("sd15", "none", "dora"), ("sd15", "all", "loha")),
+    ],
 )
-def test_the_live_bytes_of_a_step(architecture, base_folder, mode):
+def test_the_live_bytes_of_a_step(architecture, base_folder, mode, kind):
     from diffusers import UNet2DConditionModel
 
-    unet = attached(UNet2DConditionModel.from_pretrained(base_folder, subfolder="unet"), mode)
+    unet = attached(UNet2DConditionModel.from_pretrained(base_folder, subfolder="unet"), mode, kind)
     text = {name: tuple(tensor.shape[1:]) for name, tensor in batch_of(unet).text.items()}
     found = counted(architecture, unet, SIDE)
-    assert predicted(architecture, dict(unet.config), text, mode, SIDE) == pytest.approx(found, rel=0.1)
+    assert predicted(architecture, dict(unet.config), text, mode, SIDE, kind) == pytest.approx(found, rel=0.1)

@@ -38,7 +38,7 @@ def copies(photos: Path, tmp_path: Path) -> Path:
 
 
 def everything(photos: Path, tmp_path: Path) -> dict[str, Any]:
-    """Masks, the base's prediction as target, dropout, min-SNR, an offset of the noise, and several buckets in a step."""
+    """Masks, the base's prediction as target, magnitudes, every dropout, min-SNR, noise offset, several buckets in a step."""
     sets = [
         {"path": str(copies(photos, tmp_path)), "masks": {"source": "files", "unmasked": 0.3}, "flip": 0.5},
         {"path": str(photos), "role": "regularisation", "target": "base", "loss_weight": 0.5},
@@ -51,7 +51,10 @@ def everything(photos: Path, tmp_path: Path) -> dict[str, Any]:
         "train.steps": 2,
         "loss.snr_gamma": 5.0,
         "loss.noise_offset": 0.1,
+        "lora.kind": "dora",
         "lora.dropout": 0.2,
+        "lora.rank_dropout": 0.2,
+        "lora.module_dropout": 0.2,
         "captions.chunks": 2,
         "optimizer.name": "adamw8bit",
     }

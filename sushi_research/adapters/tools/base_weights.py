@@ -5,7 +5,6 @@ Of the base only the UNet and the text encoders are looked at: its VAE, tokenize
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,10 +19,13 @@ from sushi_research.models.diffusers_folder import FolderPart, stem
 from sushi_research.models.folder_weights import index_file, keys_by_file
 from sushi_research.models.header import read_header
 from sushi_research.models.original_names import Place
-from sushi_research.models.single_file import SingleFile, read
+from sushi_research.models.single_file import SingleFile
 from sushi_research.user_files import readable
 
 Tensor = torch.Tensor
+# Bytes that are copied at once.
+PIECE = 1 << 24
+_DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
 
 
 @dataclass(frozen=True)
@@ -99,39 +101,76 @@ def _component(name: str, part: sources.Part) -> Component:
     return Component(part, model, places)
 
 
+class TensorFile:
+    """Reads the tensors of a safetensors file one at a time. The file is not mapped into memory, where a whole base would count as
+    the process's."""
+
+    def __init__(self, path: Path) -> None:
+        self.header = read_header(path)
+        self._file = open(path, "rb")
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+    def get(self, name: str) -> Tensor:
+        """A tensor in memory of its own."""
+        entry = self.header.tensors[name]
+        if entry.begin == entry.end:
+            return torch.empty(entry.shape, dtype=_DTYPES[entry.dtype])
+        self._file.seek(entry.begin)
+        data = bytearray(entry.end - entry.begin)
+        self._require(self._file.readinto(data), len(data))
+        return torch.frombuffer(data, dtype=_DTYPES[entry.dtype]).view(entry.shape)
+
+    def pieces(self, name: str) -> Iterator[bytes]:
+        """The bytes of a tensor of any dtype, in pieces."""
+        entry = self.header.tensors[name]
+        self._file.seek(entry.begin)
+        for at in range(entry.begin, entry.end, PIECE):
+            piece = self._file.read(min(PIECE, entry.end - at))
+            self._require(len(piece), min(PIECE, entry.end - at))
+            yield piece
+
+    def _require(self, found: int, wanted: int) -> None:
+        if found != wanted:
+            raise UserError(f"{self.header.path} was cut short while it was read: take a whole copy.")
+
+
+def view_of(stored: Tensor, place: Place, shape: tuple[int, ...]) -> Tensor:
+    """The part of a tensor of a file that is a parameter of this shape, which a single file may have with ones at the end of its
+    shape. Writing to it changes `stored`."""
+    rows = shape[0]
+    part = stored if place.third is None else stored[place.third * rows : (place.third + 1) * rows]
+    return part.T if place.transposed else part.view(shape)
+
+
 class Weights:
     """Reads parameters of a base, one at a time, within a `with` block."""
 
     def __init__(self, base: BaseWeights) -> None:
         self.base = base
-        self._stack = contextlib.ExitStack()
-        self._files: dict[Path, Any] = {}
+        self._files: dict[Path, TensorFile] = {}
 
     def __enter__(self) -> Weights:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._stack.close()
+        for file in self._files.values():
+            file.close()
 
+    @readable()
+    def file(self, path: Path) -> TensorFile:
+        """A file of the base, opened."""
+        if path not in self._files:
+            self._files[path] = TensorFile(path)
+        return self._files[path]
+
+    @readable()
     def get(self, component: str, parameter: str) -> Tensor:
-        """A copy of a parameter in its shape in the model and its dtype in the file. UserError if it cannot be read or is not
-        finite."""
+        """A parameter in its shape in the model and its dtype in the file. UserError if it cannot be read or is not finite."""
         path, place = self.base.components[component].places[parameter]
-        with _reading(path):
-            if path not in self._files:
-                from safetensors import safe_open
-
-                self._files[path] = self._stack.enter_context(safe_open(path, "pt"))
-            value = read(self._files[path], place, self.base.shape(component, parameter)).clone()
+        stored = self.file(path).get(place.name)
+        value = view_of(stored, place, self.base.shape(component, parameter))
         require_finite(value, place.name, str(path))
         return value
-
-
-@contextlib.contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    from safetensors import SafetensorError
-
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path} could not be read ({error}): download the file again.") from error

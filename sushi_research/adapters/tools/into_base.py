@@ -5,33 +5,34 @@ Each tensor keeps its name, place and dtype; the changed ones are rounded once. 
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 
 from sushi_research.adapters.entries import Difference, Entry, changed_weight, delta
 from sushi_research.adapters.formats.writing import header_bytes
-from sushi_research.adapters.tools.base_weights import BaseWeights, Weights
+from sushi_research.adapters.tools.base_weights import PIECE, BaseWeights, Weights, view_of
 from sushi_research.adapters.tools.history import KEY, steps_of, text_of
 from sushi_research.adapters.tools.low_rank import needs_weight
 from sushi_research.adapters.tools.merging import Weighted
 from sushi_research.errors import UserError
 from sushi_research.files import fsync_folder, make_folder, remove, replacing, writing
-from sushi_research.models.diffusers_folder import FolderPart
-from sushi_research.models.header import read_header
+from sushi_research.models.diffusers_folder import FolderPart, stem
+from sushi_research.models.folder_weights import index_file
 from sushi_research.models.original_names import Place
 from sushi_research.progress import progress
 from sushi_research.temporaries import hidden_name
 from sushi_research.user_files import readable
 
 Tensor = torch.Tensor
-# Bytes that are copied at once.
-PIECE = 1 << 24
 # Files of weights, of which a component's folder in the output has only those that were merged.
-WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".msgpack", ".h5", ".onnx", ".index.json")
+WEIGHTS = re.compile(
+    r"\.(safetensors|bin|pt|pth|ckpt|msgpack|h5|onnx)$|\.index(\.\w+)?\.json$|\.safetensors\.\w+\.index\.json$"
+)
 # (component, parameter).
 Parameter = tuple[str, str]
 
@@ -75,7 +76,7 @@ def merge_into(base: BaseWeights, adapters: Sequence[Weighted], output: Path, ma
         if base.path.is_dir():
             _write_folder(base, weights, found, output, made)
         else:
-            _write_file(base.path, output, _merged_tensors(base, weights, found, base.path), made)
+            _write_file(weights, base.path, output, _merged_tensors(base, found, base.path), made)
 
 
 def _write_folder(
@@ -92,12 +93,12 @@ def _write_folder(
             part = base.components[source.name].part if source.name in base.components else None
             if source.is_dir() and any(component == source.name for component, _ in found):
                 assert isinstance(part, FolderPart)
-                _copy(source, temporary / source.name, lambda path: not path.name.endswith(WEIGHTS))
+                _copy(source, temporary / source.name, lambda path: not WEIGHTS.search(path.name))
                 for file in part.files:
                     _write_file(
-                        file, temporary / source.name / file.name, _merged_tensors(base, weights, found, file), made
+                        weights, file, temporary / source.name / file.name, _merged_tensors(base, found, file), made
                     )
-                for index in source.glob("*.index*.json"):
+                if index := index_file(part.folder, stem(part.name), part.variant):
                     _copy_file(index, temporary / source.name / index.name)
             elif source.is_dir() and not source.name.startswith("."):
                 _copy(source, temporary / source.name, lambda path: True)
@@ -128,7 +129,7 @@ def _copy_file(source: Path, target: Path) -> None:
 
 
 def _merged_tensors(
-    base: BaseWeights, weights: Weights, found: Mapping[Parameter, list[tuple[Entry, float]]], file: Path
+    base: BaseWeights, found: Mapping[Parameter, list[tuple[Entry, float]]], file: Path
 ) -> dict[str, Callable[[Tensor], Tensor]]:
     """Tensor of a file -> the function that changes it; only of tensors that change."""
     changes: dict[str, list[tuple[Place, Parameter]]] = {}
@@ -138,18 +139,16 @@ def _merged_tensors(
             changes.setdefault(place.name, []).append((place, (component, parameter)))
 
     def change(stored: Tensor, places: list[tuple[Place, Parameter]]) -> Tensor:
-        stored = stored.clone()
         for place, (component, parameter) in places:
             shape = base.shape(component, parameter)
-            view = stored if place.third is None else stored[place.third * shape[0] : (place.third + 1) * shape[0]]
-            view = view.T if place.transposed else view
-            value = changed(view.reshape(shape), found[component, parameter], parameter.endswith(".bias"))
+            view = view_of(stored, place, shape)
+            value = changed(view, found[component, parameter], parameter.endswith(".bias"))
             if not torch.isfinite(value).all():
                 raise UserError(
                     f"the merged {place.name} has values that {str(value.dtype).removeprefix('torch.')} cannot hold: give a "
                     "smaller weight, or a base in fp32 or bf16."
                 )
-            view.copy_(value.reshape(view.shape))
+            view.copy_(value)
         return stored
 
     return {name: lambda stored, places=places: change(stored, places) for name, places in changes.items()}
@@ -157,12 +156,15 @@ def _merged_tensors(
 
 @readable()
 def _write_file(
-    source: Path, target: Path, changes: Mapping[str, Callable[[Tensor], Tensor]], made: Mapping[str, Any]
+    weights: Weights,
+    source: Path,
+    target: Path,
+    changes: Mapping[str, Callable[[Tensor], Tensor]],
+    made: Mapping[str, Any],
 ) -> None:
     """Writes a safetensors file with the tensors of `source`, some changed, in the same order and dtypes."""
-    from safetensors import safe_open
-
-    header = read_header(source)
+    file = weights.file(source)
+    header = file.header
     begin = min((tensor.begin for tensor in header.tensors.values()), default=0)
     entries = {
         name: {"dtype": each.dtype, "shape": list(each.shape), "data_offsets": [each.begin - begin, each.end - begin]}
@@ -176,21 +178,16 @@ def _write_file(
     metadata.setdefault("format", "pt")
     total = sum(each.end - each.begin for each in header.tensors.values())
     bar = progress(total=total, description=f"writing {target.name}", unit="B", scale=True, leave=False)
-    with open(source, "rb") as raw, safe_open(source, "pt") as opened, replacing(target) as out, bar:
+    with replacing(target) as out, bar:
         out.write(header_bytes(entries, metadata))
         for name, each in header.tensors.items():
             if name in changes:
-                out.write(_bytes_of(changes[name](opened.get_tensor(name))))
+                out.write(_bytes_of(changes[name](file.get(name))))
             else:
-                _copy_bytes(raw, out, each.begin, each.end)
+                for piece in file.pieces(name):
+                    out.write(piece)
             bar.update(each.end - each.begin)
 
 
-def _copy_bytes(source: BinaryIO, target: BinaryIO, begin: int, end: int) -> None:
-    source.seek(begin)
-    for at in range(begin, end, PIECE):
-        target.write(source.read(min(PIECE, end - at)))
-
-
-def _bytes_of(tensor: Tensor) -> bytes:
-    return tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+def _bytes_of(tensor: Tensor) -> memoryview:
+    return memoryview(tensor.contiguous().view(-1).view(torch.uint8).numpy())

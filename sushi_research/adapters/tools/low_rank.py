@@ -118,7 +118,11 @@ def spectrum(change: Change) -> Spectrum:
         (up, down), core = _core(change)
         u, values, v = torch.linalg.svd(core)
         return Spectrum(up @ u, values, v @ down)
-    u, values, v = torch.linalg.svd(_matrix(change).float(), full_matrices=False)
+    matrix = _matrix(change).float()
+    # LAPACK takes five times as long for a wide matrix as for a high one.
+    is_wide = matrix.shape[0] < matrix.shape[1]
+    u, values, v = torch.linalg.svd(matrix.T if is_wide else matrix, full_matrices=False)
+    u, v = (v.T, u.T) if is_wide else (u, v)
     return Spectrum(u.double(), values.double(), v.double())
 
 

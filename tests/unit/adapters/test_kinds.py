@@ -22,6 +22,7 @@ from sushi_research.adapters.verification import AdapterFileError, verify_saved
 from sushi_research.config.lora import Override
 from sushi_research.errors import UserError
 from sushi_research.models import ARCHITECTURES
+from sushi_research.models.storage import stored_layer
 from sushi_research.sampling.lora_scale import scaled
 from testing.real_configs import NARROW_UNETS
 
@@ -278,3 +279,25 @@ def test_the_file_applied_to_the_base_is_what_was_trained(kind, architecture, tm
     save_file(tensors, path)
     with pytest.raises(AdapterFileError, match="differs from the trained"):
         verify_saved(path, {"unet": model}, **facts)
+
+
+@pytest.mark.parametrize("kind", ["dora", "loha", "lokr"])
+def test_a_base_in_fewer_bits_is_trained_as_its_restored_weights(kind):
+    """The layers are those of `model.base_storage int8`, whose weight has another form and shape."""
+    torch.manual_seed(0)
+    for base, shape in ((nn.Linear(64, 32), (2, 5, 64)), (nn.Conv2d(64, 32, 3, padding=1), (2, 64, 5, 4))):
+        stored = stored_layer(base, base.weight.detach(), "int8")
+        base.weight.data = stored.restored()
+        x = torch.randn(shape)
+        found = []
+        for layer in (base, stored):
+            model = One(layer)
+            with torch.no_grad():
+                before = model(x)
+                lora.attach(model, of_kind(kind, targets=["mid_block.0"], conv_rank=None, conv_alpha=None))
+                assert torch.equal(model(x), before)
+            fill(model, 0.3)
+            parameters = lora.adapter_parameters({"unet": model})
+            found.append([model(x), *torch.autograd.grad(model(x).square().sum(), list(parameters.values()))])
+        for one, other in zip(*found, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from demo.kinds_study import PAGE, Results
+from demo.kinds_study import PAGE, Results, claims, rates, table
 from sushi_research.adapters.settings import settings_of
 from sushi_research.adapters.targets import resolve_targets, target_layers
 from sushi_research.adapters.tensor_names import module_name
@@ -79,3 +79,11 @@ def test_the_variants_differ_in_what_they_are_named_after(variants):
             (config.text_encoders.rank, config.text_encoders.alpha),
         ]
         assert all(rank == alpha for rank, alpha in pairs)
+
+
+@pytest.mark.skipif(not PAGE.exists(), reason="the experiment has not run")
+def test_the_page_says_what_is_recorded():
+    text, found = PAGE.read_text(encoding="utf-8"), Results()
+    for row in (*table(found), *rates(found)):
+        assert f"| {' | '.join(row)} |\n" in text
+    assert [claim for claim in claims(found) if f"- {claim}\n" not in text] == []

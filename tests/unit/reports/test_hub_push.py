@@ -105,11 +105,20 @@ def test_the_card_says_no_more_than_the_file(tmp_path, metadata):
         assert f"## {heading}" not in card.text
 
 
-def test_a_kind_that_diffusers_does_not_load_is_not_called_a_diffusers_adapter(tmp_path):
+@pytest.mark.parametrize("published", [True, False])
+def test_a_kind_that_diffusers_does_not_load_is_not_called_a_diffusers_adapter(tmp_path, published):
     run = made_run(tmp_path / "mycat", kind="lokr")
+    stem = "lora_unet_input_blocks_4_1_transformer_blocks_0_attn2_to_k"
+    size = (640, 2048) if published else (64, 128)
+    tensors = {
+        "lokr_w1": torch.ones(2, 2),
+        "lokr_w2": torch.ones(size[0] // 2, size[1] // 2),
+        "alpha": torch.tensor(1.0),
+    }
+    save_file({f"{stem}.{part}": values for part, values in tensors.items()}, run.adapter)
     card = model_card(run, run.adapter, "me/mycat")
     assert "library_name" not in card.data and "diffusers" not in card.data["tags"]
-    assert "diffusers does not load LoKr files" in card.text and "load_lora_weights" not in card.text
+    assert "diffusers will not load this adapter as it is" in card.text and "load_lora_weights" not in card.text
 
 
 def test_a_refusal_is_one_sentence(tmp_path, hub):

@@ -22,6 +22,7 @@ from sushi_research.runs.identity import (
     compare_identity,
     default_name,
     depends_on_length,
+    length_setting,
     require_same_run,
     run_identity,
 )
@@ -137,12 +138,19 @@ def test_the_identity_of_sdxl_is_this_list():
         "model.vae",
         "model.vae_revision",
         "model.variant",
+        "optimizer.lora_plus_ratio",
         "optimizer.lr",
         "optimizer.name",
         "schedule.cycles",
         "schedule.name",
         "schedule.power",
         "schedule.warmup",
+        "text_encoders.alpha",
+        "text_encoders.lr",
+        "text_encoders.rank",
+        "text_encoders.targets",
+        "text_encoders.train",
+        "text_encoders.until",
         "train.max_grad_norm",
         "train.seed",
     ]
@@ -230,6 +238,8 @@ SCHEDULES = [
 def test_which_schedules_depend_on_the_length():
     for schedule, depends in SCHEDULES:
         assert depends_on_length(identity(schedule=schedule)) is depends, schedule
+    for until, setting in (("1 epoch", None), (5, None), (0.5, "text_encoders.until 0.5")):
+        assert length_setting(identity(text_encoders={"train": True, "until": until})) == setting
 
 
 # --- the name ---

@@ -8,7 +8,7 @@ from script_runs import CONFIGS, assert_equal
 from torch import nn
 
 from sushi_research.config.learning import OptimizerSection
-from sushi_research.config.lora import LoraSection, Override
+from sushi_research.config.lora import LoraSection
 from sushi_research.errors import UserError
 from sushi_research.precision import make_scaler
 from sushi_research.training import optim, optimizer_state
@@ -59,18 +59,22 @@ def test_factors_are_those_of_component_and_matrix():
 
 def test_the_last_override_that_has_a_factor_counts():
     overrides = [
-        {"modules": "*", "lr_factor": 3.0},
+        {"modules": "*", "lr_factor": 7.0},
         {"modules": "a", "lr_factor": 0.5},
         {"modules": "a", "rank": 8},
         {"modules": "b", "lr_factor": 0},
+        {"modules": "text_encoder*", "lr_factor": 3.0},  # `*` alone is about the UNet
     ]
     made = config(lora_plus_ratio=2)
-    lora = LoraSection.model_construct(overrides=[Override(**each) for each in overrides])
-    made = made.model_copy(update={"lora": lora})
+    made = made.model_copy(update={"lora": LoraSection(overrides=overrides)})
     found = {group.label: group for group in groups_of(UNET + TEXT, made)}
     factors = {"unet_x0.5": 0.5, "unet_x0.5_up": 1.0, "unet_x0": 0, "unet_x0_up": 0, "text_encoder_x3": 3.0}
     assert {label: group.lr_factor for label, group in found.items()} == factors | {"text_encoder_x3_up": 6.0}
     assert found["unet_x0.5_up"].names == (UNET[1],) and found["unet_x0"].names == (UNET[2],)
+    close = {"overrides": [{"modules": "a", "lr_factor": 1.2345671}, {"modules": "b", "lr_factor": 1.2345672}]}
+    assert len(groups_of(UNET, made.model_copy(update={"lora": LoraSection(**close)}))) == 4, (
+        "two factors share a group"
+    )
     assert [found[label].has_ended(0) for label in found] == [False, False, True, True, False, False]
 
     require_trained(list(found.values()), made, 10)
