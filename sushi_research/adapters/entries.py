@@ -138,7 +138,8 @@ def delta(entry: Entry, shape: tuple[int, ...]) -> Tensor:
         first = _product(entry.w1_a, entry.w1_b, entry.t1)
         return entry.scale * (first * _product(entry.w2_a, entry.w2_b, entry.t2)).reshape(shape)
     if isinstance(entry, Kronecker):
-        first = _whole(entry.w1, entry.w1_a, entry.w1_b, None)
+        # Some files give a matrix the dimensions of a kernel.
+        first = _whole(entry.w1, entry.w1_a, entry.w1_b, None).flatten(1)
         second = _whole(entry.w2, entry.w2_a, entry.w2_b, entry.t2)
         first = first.reshape(*first.shape, *(1,) * (second.ndim - first.ndim))
         return entry.scale * torch.kron(first, second.contiguous()).reshape(shape)
@@ -198,7 +199,7 @@ def _whole(whole: Tensor | None, a: Tensor | None, b: Tensor | None, core: Tenso
         return whole.float()
     assert a is not None and b is not None
     if core is None and b.ndim > 2:  # [rank, d, k, k]
-        return (a.float() @ b.float().flatten(1)).reshape(a.shape[0], *b.shape[1:])
+        return (a.float().flatten(1) @ b.float().flatten(1)).reshape(a.shape[0], *b.shape[1:])
     return _product(a, b, core)
 
 

@@ -20,17 +20,21 @@ def micro_batch_cost(
     *,
     dtype: torch.dtype,
     to_base: bool = False,
+    to_text: bool = False,
 ) -> Cost:
     """The cost of a micro-batch: prediction, loss, backward pass, and the sum of the gradients.
 
     `unet` is on the meta device with its adapter, its checkpointing and its training mode as in the training; its tensors become
-    those of `dtype`. `text_shapes` are those of the model module. With `to_base`, some samples learn the base's own prediction.
+    those of `dtype`. `text_shapes` are those of the model module. With `to_base`, some samples learn the base's own prediction;
+    with `to_text`, the text gets gradients too, and so does every layer after the first that reads it.
     """
     _convert(unet, dtype)
     adapter = list(lora.adapter_parameters({"unet": unet}).values())
 
     def run(shape: Shape) -> None:
         inputs = _inputs(shape, text_shapes)
+        for tensor in inputs["text"].values():
+            tensor.requires_grad_(to_text)
         prediction = model.predict(unet, **inputs, dtype=dtype)
         if to_base:
             with torch.no_grad(), lora.without_adapter(unet):

@@ -43,7 +43,7 @@ def outputs(job: Job) -> list[str]:
             run.adapter,
             (
                 "copy it into models/loras of ComfyUI or models/Lora of A1111 and Forge, or import it in InvokeAI (diffusers: "
-                "load_lora_weights)",
+                f"{'docs/new_tokens.md' if config.text_encoders.new_tokens else 'load_lora_weights'})",
                 f"pictures with it:     python scripts/sample.py --adapters {folder} --prompts 'YOUR PROMPT'",
                 f"losses at each scale: {script} --adapters {folder} --lora_scales '[0.5, 0.75, 1.0]'{images}",
             ),

@@ -135,7 +135,7 @@ class StepCosts:
     def _encoders_cost(self, checkpointing: str) -> Cost | None:
         """That of encoding chunks of captions with the text encoders that are trained; None if none is."""
         job = self._job
-        if not text_encoders.trained_names(job):
+        if not job.config.text_encoders.is_in_step:
             return None
 
         def make() -> Mapping[str, np.ndarray]:
@@ -170,6 +170,7 @@ class StepCosts:
             job = self._job
             settings = settings_of(job.config.lora, seed=0)
             to_base = any(each.target == "base" for each in sets_of(job.config))
+            to_text = bool(text_encoders.trained_names(job))
             shapes = {name: list(shape) for name, shape in self._shapes.items() if _is_of_unet(name)}
             text_shapes = job.model.text_shapes(self._base)
 
@@ -178,7 +179,9 @@ class StepCosts:
                 lora.attach(unet, settings, start=job.start and job.start.matches["unet"])
                 unet.train()
                 enable(unet, checkpointing, draws=settings.drops)
-                step = micro_batch_cost(unet, job.model, text_shapes, dtype=self._dtype, to_base=to_base)
+                step = micro_batch_cost(
+                    unet, job.model, text_shapes, dtype=self._dtype, to_base=to_base, to_text=to_text
+                )
                 prediction = prediction_cost(unet, job.model, text_shapes, dtype=self._dtype)
                 return _arrays_of({"step": step, "prediction": prediction})
 
@@ -192,6 +195,7 @@ class StepCosts:
                     if _drops_parts(settings)
                     else {}
                 ),
+                **({"to_text": True} if to_text else {}),
                 dtype=str(self._dtype),
                 checkpointing=checkpointing,
                 to_base=to_base,

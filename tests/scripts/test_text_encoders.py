@@ -16,6 +16,7 @@ from script_runs import RATE, Trainer, assert_equal
 from test_evaluating import evaluate_adapters, tables
 
 from sushi_research import conditioning, models
+from sushi_research.adapters import lora
 from sushi_research.errors import UserError
 from sushi_research.models.loading import find_base
 from sushi_research.planning.op_counts import Counter
@@ -143,6 +144,26 @@ def test_a_recorded_run_equals_an_eager_one_across_the_end_of_the_encoders(
     )
     for name, tensor in last.items():
         assert torch.equal(tensor, before[name]) is (name.startswith(OF_TEXT)), name
+
+
+@pytest.mark.parametrize("architecture", ["sdxl"])
+def test_after_their_end_the_encoders_drop_nothing(trainer: Trainer, architecture: str) -> None:
+    """What is not trained any more gives the UNet the same embeddings each time, as those of evaluating and sampling."""
+    config = trainer.config("run", SETTINGS | {"lora.dropout": 0.5, "lora.module_dropout": 0.5})
+    job = Job(config, models.load(architecture), Accelerator(cpu=True), "fp32")
+    caches = SimpleNamespace(chunks=conditioning.ONE_CHUNK)
+    base = find_base(config, job.model)
+    encoders = text_encoders.prepare(job, SimpleNamespace(base=base, caches=caches, own_prompts={}))
+    for parameter in lora.adapter_parameters(encoders.components).values():
+        parameter.data.normal_(std=0.1)
+    ids = conditioning.batch_ids([encoders.ids("a")], "separate")
+    assert not torch.equal(encoders(ids)["hidden"], encoders(ids)["hidden"])
+    encoders.freeze()
+    drawn = torch.random.get_rng_state()
+    hidden = encoders(ids)["hidden"]
+    assert torch.equal(torch.random.get_rng_state(), drawn) and not hidden.requires_grad
+    assert torch.equal(hidden[0].half(), encoders.caption("a")["hidden"])
+    assert torch.equal(hidden, encoders(ids)["hidden"])
 
 
 @pytest.mark.parametrize("architecture", ["sdxl"])

@@ -79,7 +79,7 @@ def factors(found: Kronecker, weight: Shape) -> dict[str, Tensor]:
     for part in values.keys() - {"w2"}:  # OneTrainer gives those of convolutions the dimensions of a kernel
         values[part] = values[part].flatten(1)
     if "w2" in values and len(weight) == 4:
-        values["w2"] = values["w2"].reshape(*values["w2"].shape[:2], *weight[2:])
+        values["w2"] = values["w2"].reshape(len(values["w2"]), -1, *weight[2:])  # or [c, d * k * k]
     return {f"lokr_{part}": each for part, each in values.items()}
 
 

@@ -1,6 +1,7 @@
 """What each kind of adapter adds to a layer: the formula of its entry, its gradients, its start, and what dropout leaves out."""
 
 import math
+from copy import deepcopy
 from dataclasses import replace
 
 import pytest
@@ -10,7 +11,7 @@ from torch import nn
 
 from sushi_research.adapters import lora
 from sushi_research.adapters.applying import Applied
-from sushi_research.adapters.entries import changed_weight, delta, norms
+from sushi_research.adapters.entries import Kronecker, changed_weight, delta, norms
 from sushi_research.adapters.kinds import loha
 from sushi_research.adapters.kinds.lokr import factorization
 from sushi_research.adapters.kohya_format import save_adapter
@@ -184,6 +185,28 @@ def test_an_adapter_can_start_from_what_another_one_holds(kind):
         close = {"rtol": 0, "atol": 1e-6 if name.endswith("magnitude") else 0}
         torch.testing.assert_close(second[name], tensor, **close)
     torch.testing.assert_close(predict(again), predict(model), rtol=1e-5, atol=1e-5)
+
+
+def test_a_lokr_of_a_convolution_is_the_same_however_its_factors_are_shaped():
+    """Other trainers write w2 as [c, d * k * k], or w1 and w2_a with the dimensions of a kernel."""
+    torch.manual_seed(0)
+    layer = nn.Conv2d(15, 8, 3, padding=1)
+    w1, w2 = torch.randn(2, 3), torch.randn(4, 5, 3, 3)
+    a, b = torch.randn(4, 2), torch.randn(2, 5, 3, 3)
+    x = torch.randn(2, 15, 4, 4)
+    for same in (
+        [Kronecker("", w1, w2=w2), Kronecker("", w1[..., None, None], w2=w2.flatten(1))],
+        [Kronecker("", w1, w2_a=a, w2_b=b), Kronecker("", w1, w2_a=a[..., None, None], w2_b=b)],
+        [Kronecker("", w1, w2_a=a, w2_b=b), Kronecker("", w1[..., None, None], w2_a=a, w2_b=b.flatten(1))],
+    ):
+        changes = [delta(entry, tuple(layer.weight.shape)) for entry in same]
+        assert torch.equal(*changes)
+        for entry in same:
+            model = One(deepcopy(layer))
+            settings = of_kind("lokr", targets=["mid_block.0"], conv_rank=None, conv_alpha=None)
+            lora.attach(model, settings, start={"mid_block.0": entry})
+            expected = nn.functional.conv2d(x, layer.weight + changes[0], layer.bias, padding=1)
+            torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", KINDS)
