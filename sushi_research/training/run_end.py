@@ -8,7 +8,10 @@ from pathlib import Path
 import torch
 
 from sushi_research.adapters import lora
+from sushi_research.adapters.portability import sentences
 from sushi_research.config.suggestions import word
+from sushi_research.errors import UserError
+from sushi_research.runs import records
 from sushi_research.runs.job import Job
 from sushi_research.terminal import say
 from sushi_research.training import best_files
@@ -24,6 +27,17 @@ def tell(job: Job, state: TrainState, seconds: Mapping[str, float], step: int) -
     say(*outputs(job))
     for warning in _warnings(job, state, step):
         say(f"warning: {warning}")
+
+
+def _programs(plan: Path) -> list[str]:
+    """How programs take the adapter file, and which do not load it as it is, by the run's plan."""
+    try:
+        not_loaded = records.read_as(plan, records.Plan, "").get("not_loaded") or {}
+    except (UserError, OSError):  # the file itself is the same without a plan that can be read
+        not_loaded = {}
+    code = "" if "diffusers" in not_loaded else " (diffusers: load_lora_weights)"
+    places = "models/loras of ComfyUI or models/Lora of A1111 and Forge, or import it in InvokeAI"
+    return [f"copy it into {places}{code}", *sentences(not_loaded)]
 
 
 def outputs(job: Job) -> list[str]:
@@ -42,8 +56,7 @@ def outputs(job: Job) -> list[str]:
             "adapter",
             run.adapter,
             (
-                "copy it into models/loras of ComfyUI or models/Lora of A1111 and Forge, or import it in InvokeAI (diffusers: "
-                "load_lora_weights)",
+                *_programs(run.plan),
                 f"pictures with it:     python scripts/sample.py --adapters {folder} --prompts 'YOUR PROMPT'",
                 f"losses at each scale: {script} --adapters {folder} --lora_scales '[0.5, 0.75, 1.0]'{images}",
             ),
