@@ -10,7 +10,7 @@ W + s * (W' - W), also for a DoRA.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from sushi_research.adapters.entries import Difference, Entry, LowRank, changed_weight, delta
 from sushi_research.adapters.matching import Matches, shape_of
 from sushi_research.errors import UserError
+from sushi_research.models.new_tokens import NewTokens
 from sushi_research.models.storage import weight_of
 from sushi_research.sampling.lora_scale import factor_of
 
@@ -34,9 +35,12 @@ class Applied:
     Several on one model add up. `components` are those of `matches`, by their names in the pipeline.
     """
 
-    def __init__(self, path: Path, components: Mapping[str, nn.Module], matches: Matches) -> None:
-        """UserError for values that the dtype of a component cannot hold."""
+    def __init__(
+        self, path: Path, components: Mapping[str, nn.Module], matches: Matches, tokens: Sequence[NewTokens] = ()
+    ) -> None:
+        """UserError for values that the dtype of a component cannot hold. New tokens have no scale: they are there, or not."""
         self._scale = 0.0
+        self._tokens = tokens
         self._handles: list[Any] = []
         additions = [
             (components[component], layer, _addition(path, entry, layer, components[component].dtype))
@@ -49,13 +53,19 @@ class Applied:
     def activate(self, scale: float = 1.0) -> None:
         """From now on the file is applied at this LoRA scale."""
         self._scale = scale
+        for each in self._tokens:
+            if scale:
+                each.activate()
+            else:
+                each.deactivate()
 
     def deactivate(self) -> None:
         """From now on the model is as without the file, bit for bit."""
-        self._scale = 0.0
+        self.activate(0.0)
 
     def remove(self) -> None:
         """Takes the file off the model."""
+        self.deactivate()
         for handle in self._handles:
             handle.remove()
         self._handles.clear()

@@ -20,7 +20,7 @@ BASES = ("ss_base_model_version", "modelspec.architecture")
 
 def describe(path: Path) -> Iterator[tuple[str, str]]:
     """(title, text) of each line about an adapter file. UserError for a file that cannot be used."""
-    adapter = read_adapter(path)
+    adapter = read_adapter(path, with_tokens=True)
     entries, header = adapter.entries, adapter.header
     yield "file", f"{printable(path.name)}, {path.stat().st_size / 2**20:.1f} MiB, {len(header.tensors):,} tensors"
     yield "it is", "a LoRA (adapter) file: give it to scripts/sample.py or scripts/evaluate.py with --adapters"
@@ -39,6 +39,9 @@ def describe(path: Path) -> Iterator[tuple[str, str]]:
     if ranked:
         yield "rank", _counts("full" if entry.rank is None else str(entry.rank) for entry in ranked)
         yield "scale (alpha / rank)", _counts(f"{entry.scale:g}" for entry in ranked)
+    for token, vectors in adapter.tokens.items():
+        count = len(next(iter(vectors.values())))
+        yield "new token", f"{printable(token)}, {count} vector{'' if count == 1 else 's'} in each text encoder"
     yield "dtypes", _counts(tensor.dtype for tensor in header.tensors.values())
     for note in adapter.notes:
         yield "note", printable(note.removeprefix(f"{path} "))

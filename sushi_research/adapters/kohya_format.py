@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from sushi_research.adapters import bundled
 from sushi_research.adapters.entries import Entry, LowRank
 from sushi_research.adapters.formats import writing
 from sushi_research.adapters.formats.writing import header_bytes, tensors_of
@@ -153,13 +154,14 @@ def file_tensors(
                 f"the adapter's {name} has values that {str(dtype).removeprefix('torch.')} cannot hold: check whether the loss "
                 "diverged, which is most likely, or set lora.save_dtype to float32."
             )
-    return tensors_of(
+    tensors = tensors_of(
         architecture,
         file_entries(components, state),
         layout="kohya",
         dtype=dtype,
         layers_per_block=layers_per_block(components),
     )
+    return tensors | bundled.bundled_tensors(state, dtype)
 
 
 def file_entries(components: Mapping[str, nn.Module], state: Mapping[str, torch.Tensor]) -> Trained:

@@ -9,11 +9,14 @@ from typing import Any
 
 import torch
 
+from sushi_research.adapters import bundled
 from sushi_research.adapters.applying import Applied
-from sushi_research.adapters.matching import Matches, match_modules
-from sushi_research.adapters.reading import read_adapter
+from sushi_research.adapters.matching import Matches, architecture_of, match_modules
+from sushi_research.adapters.reading import Adapter, read_adapter
 from sushi_research.models import loading
+from sushi_research.models.new_tokens import NewTokens
 from sushi_research.models.storage import Storage
+from sushi_research.models.tokenizers import folder_of
 
 
 def load_pipeline(
@@ -48,11 +51,31 @@ def load_adapters(pipeline: Any, paths: Sequence[str | Path]) -> list[Applied]:
     """
     loaded = []
     for path in paths:
-        matches = matches_of(pipeline, path)
-        loaded.append(Applied(Path(path), {component: getattr(pipeline, component) for component in matches}, matches))
+        adapter = read_adapter(path, with_tokens=True)
+        matches = match_modules(adapter, pipeline)
+        components = {component: getattr(pipeline, component) for component in matches}
+        loaded.append(Applied(adapter.path, components, matches, _new_tokens(adapter, pipeline)))
     return loaded
+
+
+def _new_tokens(adapter: Adapter, pipeline: Any) -> list[NewTokens]:
+    """The new tokens of a file on the pipeline's text encoders; UserError if they do not fit."""
+    if not adapter.tokens:
+        return []
+    encoders = {name: getattr(pipeline, name) for name in architecture_of(pipeline).formats().TEXT_ENCODERS}
+    bundled.require_fitting(
+        adapter.path, adapter.tokens, {name: each.config.hidden_size for name, each in encoders.items()}
+    )
+    return [
+        NewTokens(
+            getattr(pipeline, folder_of(name)),
+            encoder,
+            {token: own[name] for token, own in adapter.tokens.items()},
+        )
+        for name, encoder in encoders.items()
+    ]
 
 
 def matches_of(pipeline: Any, path: str | Path) -> Matches:
     """Reads an adapter file and matches it with the base, without loading it; UserError as for `load_adapters`."""
-    return match_modules(read_adapter(path), pipeline)
+    return match_modules(read_adapter(path, with_tokens=True), pipeline)

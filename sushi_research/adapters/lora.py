@@ -22,8 +22,9 @@ from sushi_research.adapters.kinds.lokr import LOKR
 from sushi_research.adapters.kinds.low_rank import ADAPTER as ADAPTER
 from sushi_research.adapters.settings import AdapterSettings, LayerSettings
 from sushi_research.adapters.targets import resolve_targets, target_layers
-from sushi_research.adapters.tensor_names import TensorName, module_name, starts_at_zero
+from sushi_research.adapters.tensor_names import NEW_TOKENS, TensorName, module_name, starts_at_zero
 from sushi_research.errors import UserError
+from sushi_research.models.new_tokens import rows_of
 
 _ADDED: dict[str, AddedKind] = {"loha": LOHA, "lokr": LOKR}
 # Component -> path of a layer in it -> what the adapter holds for it.
@@ -84,13 +85,20 @@ def adapter_modules(component: nn.Module) -> dict[str, Any]:
 
 
 def adapter_parameters(components: Mapping[str, nn.Module]) -> dict[str, nn.Parameter]:
-    """The adapters' tensors by name, in the order of the components and of their modules; of a pair A is before B."""
-    return {
+    """The adapters' tensors by name, in the order of the components and of their modules; of a pair A is before B. Then the vectors
+    of new tokens."""
+    found = {
         str(TensorName(name, path, part)): parameter
         for name, component in components.items()
         for path, layer in adapter_modules(component).items()
         for part, parameter in _parameters(layer).items()
     }
+    for name, component in components.items():
+        if name != "unet" and (rows := rows_of(component)) is not None:
+            found |= {
+                str(TensorName(name, NEW_TOKENS, token)): own for token, own in zip(rows.names, rows.added, strict=True)
+            }
+    return found
 
 
 @torch.no_grad()

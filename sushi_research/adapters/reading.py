@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
+from sushi_research.adapters import bundled, peft_settings
 from sushi_research.adapters import parts as of_module
-from sushi_research.adapters import peft_settings
+from sushi_research.adapters.bundled import Tokens, place_of_token
 from sushi_research.adapters.entries import Difference, Entry
 from sushi_research.adapters.formats.names import COMPONENTS, component_of, place_of
 from sushi_research.adapters.other_kinds import other_kind, without_entries
@@ -36,37 +37,54 @@ _TRANSFORMER = re.compile(
 
 @dataclass(frozen=True)
 class Adapter:
-    """The contents of an adapter file; `entries` is in the order of the modules' names, `notes` are sentences to tell the user."""
+    """The contents of an adapter file; `entries` is in the order of the modules' names, `notes` are sentences to tell the user.
+
+    `tokens` are the new tokens that it has besides (bundled.py).
+    """
 
     path: Path
     header: Header
     entries: tuple[Entry, ...]
     notes: tuple[str, ...] = ()
+    tokens: Tokens = field(default_factory=dict)
 
 
-def read_adapter(path: str | Path) -> Adapter:
-    """Reads a file and checks it: first the header, then every value. UserError names the first defect, in sorted order."""
+def read_adapter(path: str | Path, *, with_tokens: bool = False) -> Adapter:
+    """Reads a file and checks it: first the header, then every value. UserError names the first defect, in sorted order.
+
+    `with_tokens`: the caller uses its new tokens too. Otherwise a file that has some is refused, so that they are not lost.
+    """
     from safetensors import safe_open
 
     header = read_header(Path(path))
-    modules = _modules(header)
+    modules, of_tokens = _modules(header), _token_keys(header)
+    if of_tokens and not with_tokens:
+        raise UserError(
+            f"{header.path} holds new tokens ({shown(min(of_tokens))}), which cannot be used here: scripts/sample.py and "
+            "scripts/evaluate.py use them; give a file without."
+        )
     settings = peft_settings.read(header)
     try:
         with safe_open(header.path, "pt") as file:
-            tensors = {key: file.get_tensor(key) for parts in modules.values() for key in parts.values()}
+            keys = [key for parts in modules.values() for key in parts.values()]
+            tensors = {key: file.get_tensor(key) for key in [*keys, *of_tokens]}
     except OSError as error:
         raise UserError(
             f"{header.path} cannot be read ({error.strerror or error}): check the disk and the permissions."
         ) from error
     for key in sorted(tensors):
         _require_finite(header.path, key, tensors[key])
+    tokens: Tokens = {}
+    for key, (token, encoder) in of_tokens.items():
+        tokens.setdefault(token, {})[encoder] = tensors.pop(key)
+    bundled.require_sound(header.path, tokens)
     entries = []
     for name, parts in modules.items():
         values = {part: tensors.pop(key) for part, key in parts.items()}
         alpha = values.pop("alpha", None)
         stored = None if alpha is None else float(alpha.double().reshape(()))
         entries.append(of_module.make(name, values, _scale(header, name, parts, settings, stored)))
-    return Adapter(header.path, header, tuple(entries), _notes(header, modules, settings))
+    return Adapter(header.path, header, tuple(entries), _notes(header, modules, settings), tokens)
 
 
 def is_adapter(path: Path) -> bool:
@@ -75,13 +93,30 @@ def is_adapter(path: Path) -> bool:
 
 
 def adapts_text(path: str | Path) -> bool:
-    """Whether an adapter file also changes the text encoders, so that cached text embeddings cannot be used."""
-    return any(component_of(name) != "unet" for name in _modules(read_header(Path(path))))
+    """Whether an adapter file also changes the text encoders or has new tokens, so that cached text embeddings cannot be used."""
+    header = read_header(Path(path))
+    return bool(_token_keys(header)) or any(component_of(name) != "unet" for name in _modules(header))
+
+
+def _token_keys(header: Header) -> dict[str, tuple[str, str]]:
+    """Key -> (token, text encoder) of the new tokens, in sorted order. UserError if two are the same."""
+    found: dict[str, tuple[str, str]] = {}
+    for key in sorted(header.tensors):
+        if (place := place_of_token(key)) is None:
+            continue
+        if place in found.values():
+            raise UserError(
+                f"{header.path} holds {shown(key)} twice, in two spellings: take a copy that holds it once."
+            )
+        found[key] = place
+    return found
 
 
 def _modules(header: Header) -> dict[str, dict[str, str]]:
     """Module -> part -> the tensor's name, sorted by module; UserError unless all tensors are parts of sound entries."""
     path, keys = header.path, sorted(header.tensors)
+    others = [key for key in keys if place_of_token(key) is None]
+    keys = others or keys  # a file of new tokens alone is no adapter
     if not keys:
         raise UserError(f"{path} is empty (no tensors): download it again.")  # as inspection says it of a base
     for key in keys:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from sushi_research.adapters import bundled
 from sushi_research.adapters.entries import Entry, LowRank
 from sushi_research.adapters.formats.writing import has_one_scale, names_of
 from sushi_research.adapters.kohya_format import file_entries, file_tensors, layers_per_block
@@ -60,6 +61,8 @@ def verify_saved(
         component: {where: _in_file(entry, has_one_scale(entries), dtype) for where, entry in entries.items()}
         for component, entries in file_entries(components, state).items()
     }
+    if tokens := bundled.tokens_of(state):
+        _require_tokens(path, tokens, dtype)
     if all(isinstance(entry, LowRank) and entry.magnitude is None for entry in trained["unet"].values()):
         _require_in_diffusers(path, components["unet"], architecture, trained.pop("unet"), dtype)
     if trained:
@@ -86,7 +89,9 @@ def _require_in_diffusers(
     formats = ARCHITECTURES[architecture].formats()
     loader = getattr(loaders, formats.ADAPTER_LOADER)
     config = {"unet_config": unet.config} if formats.STABILITY_NAMES else {}
-    tensors, network_alphas = loader.lora_state_dict(str(path), use_safetensors=True, local_files_only=True, **config)
+    # It refuses a file with new tokens, and takes it without them (docs/new_tokens.md).
+    source: Any = bundled.without_tokens(path) or str(path)
+    tensors, network_alphas = loader.lora_state_dict(source, use_safetensors=True, local_files_only=True, **config)
     bare = _weightless_unet(unet.to_json_string(), dtype)
     assert not adapter_modules(bare), "the UNet of an earlier file still has its adapter"
     try:
@@ -119,7 +124,7 @@ def _require_equal(path: Path, where: str, loaded: LoraLayer, trained: Entry) ->
 def _require_read(path: Path, architecture: str, per_block: int, trained: Mapping[str, Mapping[str, Entry]]) -> None:
     """AdapterFileError unless our own reader finds these entries."""
     try:
-        found = {entry.name: entry for entry in read_adapter(path).entries}
+        found = {entry.name: entry for entry in read_adapter(path, with_tokens=True).entries}
     except UserError as error:
         raise AdapterFileError(f"{path} cannot be read back ({error})") from error
     for component, entries in trained.items():
@@ -131,6 +136,19 @@ def _require_read(path: Path, architecture: str, per_block: int, trained: Mappin
                 raise AdapterFileError(
                     f"{path}: {difference} of {where} of the {component} differs from the trained one"
                 )
+
+
+def _require_tokens(path: Path, tokens: bundled.Tokens, dtype: torch.dtype) -> None:
+    """AdapterFileError unless our own reader finds these new tokens."""
+    try:
+        found = read_adapter(path, with_tokens=True).tokens
+    except UserError as error:
+        raise AdapterFileError(f"{path} cannot be read back ({error})") from error
+    _require_same(path, "the new token", found, tokens)
+    for token, own in tokens.items():
+        for component, vectors in own.items():
+            if not torch.equal(found[token][component], vectors.to("cpu", dtype)):
+                raise AdapterFileError(f"{path}: the vectors of {token} differ from the trained ones")
 
 
 def _difference(found: Entry, trained: Entry) -> str | None:

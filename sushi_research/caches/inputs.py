@@ -47,7 +47,9 @@ class Inputs:
     @cached_property
     def long_prompts(self) -> dict[str, int]:
         """The number of chunks of 75 tokens of each prompt and negative prompt of the sample images that needs more than one."""
-        return chunks_of(self.base, models.load(self.base.architecture), prompt_texts(self.config, self.prompts))
+        return chunks_of(
+            self.base, models.load(self.base.architecture), prompt_texts(self.config, self.prompts), self._new_tokens
+        )
 
     @cached_property
     def own_prompts(self) -> dict[str, int]:
@@ -65,10 +67,17 @@ class Inputs:
         fitting = prompt_texts(self.config, self.prompts) - self.own_prompts.keys()
         return with_others(captions_of(self.config, self.data), fitting)
 
+    @property
+    def _new_tokens(self) -> dict[str, int]:
+        section = getattr(self.config, "text_encoders", None)
+        return section.vectors if section is not None else {}
+
     def token_counts(self, texts: pyarrow.Array) -> np.ndarray:
         """`truncation.token_counts` of many texts, remembered."""
-        make = functools.partial(token_counts, self.base, models.load(self.base.architecture), texts)
-        key = entry_key(texts=columns_hash(texts), tokenizers=self.caches.encoder_hashes)
+        tokens = self._new_tokens
+        make = functools.partial(token_counts, self.base, models.load(self.base.architecture), texts, tokens)
+        more = {"new_tokens": tokens} if tokens else {}
+        key = entry_key(texts=columns_hash(texts), tokenizers=self.caches.encoder_hashes, **more)
         return self.caches.remembered.arrays("token-counts", key, lambda: {"tokens": make()})["tokens"]
 
     def chunks_of_captions(self, texts: pyarrow.Array) -> np.ndarray:

@@ -146,10 +146,28 @@ TRAINING = (
     ),
     *EVERYWHERE,
     Rule(
-        tuple(f"text_encoders.{name}" for name in ("targets", "rank", "alpha", "lr", "until")),
+        tuple(f"text_encoders.{name}" for name in ("targets", "rank", "alpha", "lr")),
         {"text_encoders.train": _is(False)},
         "while text_encoders.train is false",
         "set it to true",
+    ),
+    Rule(
+        ("text_encoders.until",),
+        {"text_encoders.train": _is(False), "text_encoders.new_tokens": _is([])},
+        "while text_encoders.train is false",
+        "set it to true",
+    ),
+    Rule(
+        ("text_encoders.new_tokens_lr",),
+        {"text_encoders.new_tokens": _is([])},
+        "without text_encoders.new_tokens",
+        "give some",
+    ),
+    Rule(
+        ("captions.encode", "captions.variants"),
+        {"text_encoders.new_tokens": _is_other_than([])},
+        "with text_encoders.new_tokens, where the text encoders encode each use of a caption in the step",
+        "remove them",
     ),
     Rule(
         ("captions.encode", "captions.variants"),

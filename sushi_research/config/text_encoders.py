@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
+from sushi_research.config.mapping_list import read_mappings
 from sushi_research.config.section import Bounded, Every, Section, Text
 
 # Module names of transformers' CLIP text models, as kohya's sd-scripts train them.
@@ -20,6 +22,45 @@ RateOrNone = Annotated[float, Field(ge=0, le=1000)]
 def endings(targets: str | Sequence[str]) -> list[str]:
     """The module name suffixes of `text_encoders.targets`."""
     return list(PRESETS[targets]) if isinstance(targets, str) else list(targets)
+
+
+# What other programs find again in a prompt and can have in a file's name. `best-STEP` is another file of a run.
+_TOKEN = re.compile(r"(?!<?best-)(<[A-Za-z0-9_-]{1,60}>|[A-Za-z0-9_-]{1,60})")
+
+
+def token_text(text: str) -> str:
+    """A validator of a new token. ValueError for one that other programs could not use."""
+    if not _TOKEN.fullmatch(text) or not re.search("[A-Za-z]", text):
+        raise ValueError(
+            "must be 1 to 60 letters (A to Z), digits, - and _, with a letter among them, as mycat or <mycat>; best-... is taken"
+        )
+    return text
+
+
+class NewToken(Section):
+    """A new token of the text encoders (docs/new_tokens.md)."""
+
+    token: Annotated[Text, AfterValidator(token_text)] = Field(
+        description="The word in captions and prompts, such as mycat or <mycat>; upper and lower case are alike"
+    )
+    vectors: int = Field(
+        1, ge=1, le=16, description="Vectors that it stands for: the tokens of a caption that it takes"
+    )
+    start_from: Text | None = Field(
+        None,
+        description="Text whose tokens' vectors it begins at, repeated or cut to its own number; null = noise as large as the "
+        "vectors of the base",
+    )
+
+
+def read_new_tokens(value: Any) -> Any:
+    """A validator of `text_encoders.new_tokens`. Raises UserError with one sentence per mistake; each names its key."""
+    return read_mappings(value, "text_encoders.new_tokens", NewToken, {"token": "add the word"})
+
+
+def file_part(token: str) -> str:
+    """The token as a part of a file's name."""
+    return token.strip("<>")
 
 
 class TextEncoderSection(Section):
@@ -50,6 +91,37 @@ class TextEncoderSection(Section):
         description="Train them only for so many steps or epochs, or this fraction of the run; afterwards they stay as they are; "
         "null = to the end",
     )
+    new_tokens: Annotated[list[NewToken], BeforeValidator(read_new_tokens), Bounded] = Field(
+        [],
+        description="New tokens to train with the adapter, with text_encoders.train or without (docs/new_tokens.md)",
+        json_schema_extra={"allowed": "a list of mappings with token and any of vectors and start_from"},
+    )
+    new_tokens_lr: Rate | None = Field(
+        None,
+        description="Learning rate of the new tokens, before the schedule's factor; null = text_encoders.lr, or else optimizer.lr",
+    )
+
+    @property
+    def is_in_step(self) -> bool:
+        """Whether the text encoders are run in the training step: with adapters or new tokens."""
+        return self.train or bool(self.new_tokens)
+
+    @property
+    def vectors(self) -> dict[str, int]:
+        """The number of vectors of each new token."""
+        return {each.token: each.vectors for each in self.new_tokens}
+
+    @model_validator(mode="after")
+    def _tokens_are_distinct(self) -> TextEncoderSection:
+        if len({file_part(each.token).lower() for each in self.new_tokens}) < len(self.new_tokens):
+            raise ValueError(
+                "text_encoders.new_tokens has a token twice (upper and lower case, < and > make no difference): keep one of each"
+            )
+        if self.new_tokens and self.new_tokens_lr is None and isinstance(getattr(self, "lr", None), list):
+            raise ValueError(
+                "text_encoders.lr is a list, so new tokens need a rate of their own: set text_encoders.new_tokens_lr"
+            )
+        return self
 
     @model_validator(mode="after")
     def _targets_are_distinct(self) -> TextEncoderSection:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from types import ModuleType
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType, ModuleType
 from typing import Any
 
 import numpy as np
 import pyarrow
 
 from sushi_research.models import loading
+from sushi_research.models.new_tokens import with_words
 
 # Tokens of a chunk, besides its start and end token.
 CHUNK = 75
@@ -17,9 +18,15 @@ CHUNK = 75
 _AT_ONCE = 10_000
 
 
-def token_counts(base: loading.Base, model: ModuleType, texts: Sequence[str] | pyarrow.Array) -> np.ndarray:
-    """`count_tokens` with the tokenizers of a base, which are loaded if there is a text."""
-    tokenizers = [base.load_tokenizer(name) for name in model.TEXT_ENCODERS] if len(texts) else []
+def token_counts(
+    base: loading.Base,
+    model: ModuleType,
+    texts: Sequence[str] | pyarrow.Array,
+    new_tokens: Mapping[str, int] = MappingProxyType({}),
+) -> np.ndarray:
+    """`count_tokens` with the tokenizers of a base, which are loaded if there is a text. `new_tokens`: the vectors of new words."""
+    names = model.TEXT_ENCODERS if len(texts) else []
+    tokenizers = [with_words(base.load_tokenizer(name), new_tokens) for name in names]
     return count_tokens(tokenizers, texts)
 
 
@@ -42,8 +49,13 @@ def chunks_in(tokens: np.ndarray) -> np.ndarray:
     return np.maximum(1, -(-tokens // CHUNK))
 
 
-def chunks_of(base: loading.Base, model: ModuleType, prompts: Iterable[str]) -> dict[str, int]:
+def chunks_of(
+    base: loading.Base,
+    model: ModuleType,
+    prompts: Iterable[str],
+    new_tokens: Mapping[str, int] = MappingProxyType({}),
+) -> dict[str, int]:
     """The number of chunks of 75 tokens of each prompt that needs more than one (conditioning.py)."""
     texts = sorted(prompts)
-    chunks = chunks_in(token_counts(base, model, texts)).tolist()
+    chunks = chunks_in(token_counts(base, model, texts, new_tokens)).tolist()
     return {text: count for text, count in zip(texts, chunks, strict=True) if count > 1}

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sushi_research.adapters import portability
+from sushi_research.adapters import bundled, portability
 from sushi_research.adapters.module_names import locate
 from sushi_research.adapters.reading import read_adapter
 from sushi_research.errors import UserError
@@ -176,11 +176,15 @@ def limits_of(adapter: Path, kind: str) -> dict[str, str]:
 
     Of a file for a base of other sizes than the published ones, what holds for every file of its kind.
     """
+    of_tokens: Mapping[str, str] = {}
     try:
-        architecture, matches = locate(read_adapter(adapter))
-        return portability.limits(architecture.name, matches)
+        found = read_adapter(adapter, with_tokens=True)
+        of_tokens = bundled.LIMITS if found.tokens else of_tokens
+        architecture, matches = locate(found)
+        return {**of_tokens, **portability.limits(architecture.name, matches)}
     except UserError:
-        return {} if kind == "lora" else {"diffusers": f"it does not read files of {KINDS.get(kind, kind)}"}
+        of_kind = {} if kind == "lora" else {"diffusers": f"it does not read files of {KINDS.get(kind, kind)}"}
+        return {**of_tokens, **of_kind}
 
 
 def _use(source: _Source) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from sushi_research.adapters import kohya_format, lora, metadata, trained_images, verification
+from sushi_research.adapters import bundled, kohya_format, lora, metadata, trained_images, verification
 from sushi_research.adapters.entries import Difference, Entry
 from sushi_research.adapters.formats.writing import has_one_scale
 from sushi_research.caches.inputs import Inputs
@@ -53,6 +53,8 @@ class AdapterWriter:
             entries |= thumbnail.newest(job, step)
         file = self._file()
         kohya_format.save_adapter(path, self.components, **file, metadata=entries or None)
+        if path == job.run.adapter:  # of the finished run; the others are in the adapter files alone
+            bundled.write_files(path, file["state"], file["dtype"])
         verification.verify_saved(path, self.components, **file)
 
     def has_written(self, path: Path) -> bool:

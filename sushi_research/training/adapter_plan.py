@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sushi_research.adapters import lora, tensor_names
+from sushi_research.adapters import bundled, lora, tensor_names
 from sushi_research.adapters.entries import Entry, Kronecker
 from sushi_research.adapters.portability import limits, sentences
 from sushi_research.adapters.settings import is_large_kernel, require_effect, settings_of
@@ -59,10 +59,12 @@ def require_effective(job: Job, base: loading.Base, unet: Any) -> None:
 
 def plan_of(job: Job, base: loading.Base, unet: Any, shapes: Shapes) -> AdapterPlan:
     """The plan of an adapter whose tensors have these shapes. `unet` is without weights and has its adapter."""
-    modules = {tensor_names.parse(name)[:2] for name in shapes}
+    modules = {tensor_names.parse(name)[:2] for name in shapes if not tensor_names.is_of_token(name)}
     parameters = sum(map(math.prod, shapes.values()))
     entries = lora.trained_entries({"unet": unet, **text_encoder_plan.attached(job, base)})
     not_loaded = limits(job.model.NAME, entries, layers_per_block=unet.config.layers_per_block)
+    if job.config.text_encoders.new_tokens:
+        not_loaded = bundled.LIMITS | not_loaded
     lines = (*_settings(job, entries["unet"]), *(f"warning: {sentence}" for sentence in sentences(not_loaded)))
     return AdapterPlan(len(modules), parameters, not_loaded, lines)
 

@@ -124,7 +124,7 @@ def caption_plan(job: Job, inputs: Inputs, entry_bytes: int) -> CaptionPlan:
         dropout=tuple(rules.config.dropout for rules in captions.rules) if captions else (),
         dropped_to="zeros" if getattr(config.captions, "dropout_to", "empty") == "zeros" else "the empty caption",
         encoders=encoder_bytes(job, inputs.base) if in_step else 0,
-        are_trained=config.text_encoders.train,
+        are_trained=config.text_encoders.is_in_step,
         chunks=chunks,
         cut=int(np.count_nonzero(lost)),
         worst=int(lost.max(initial=0)),
@@ -146,6 +146,6 @@ def _count(matches: pyarrow.Array) -> int:
 
 def encoder_bytes(job: Job, base: loading.Base) -> int:
     """The bytes of the text encoders: in fp32, or in the compute dtype if they are trained."""
-    itemsize = job.compute_dtype.itemsize if job.config.text_encoders.train else _FP32
+    itemsize = job.compute_dtype.itemsize if job.config.text_encoders.is_in_step else _FP32
     encoders: list[Any] = [loading.empty_text_encoder(base, name) for name in job.model.TEXT_ENCODERS]
     return itemsize * sum(parameter.numel() for encoder in encoders for parameter in encoder.parameters())

@@ -44,7 +44,8 @@ class MaxNorm:
         modules: dict[str, Parts] = {}
         for name, tensor in self._tensors.items():
             found = tensor_names.parse(name)
-            if found.part != "magnitude" and name not in frozen:
+            is_factor = found.part != "magnitude" and found.path != tensor_names.NEW_TOKENS
+            if is_factor and name not in frozen:
                 modules.setdefault(tensor_names.module_name(found.component, found.path), {})[found.part] = tensor
         self._chunks = list(_chunks(modules, self._scales))
         self.forget()

@@ -2,7 +2,7 @@
 
 The rate of a group is that of the schedule times its factor, the product of
 
-    own rate / optimizer.lr     of a component with a learning rate of its own (`Own.lr`)
+    own rate / optimizer.lr     of a component with a learning rate of its own (`Own.lr`), or of new tokens
     lr_factor                   of the last entry of lora.overrides that fits the module and has one
     lora_plus_ratio             of the matrices that are applied second, if it is set (LoRA+, arXiv 2402.12354)
 
@@ -59,7 +59,8 @@ class Group:
 def groups_of(
     names: Iterable[str], config: TrainingConfig, own: Mapping[str, Own] = MappingProxyType({})
 ) -> list[Group]:
-    """The groups of an adapter's tensors, which have the names that checkpoints use; `own` is by component.
+    """The groups of an adapter's tensors, which have the names that checkpoints use; `own` is by component, and for new tokens
+    under `tensor_names.NEW_TOKENS`.
 
     Both groups and names keep their order, so a run without any of these settings has one group, and the tensors' order.
     """
@@ -67,14 +68,16 @@ def groups_of(
     groups: dict[str, Group] = {}
     for name in names:
         tensor = tensor_names.parse(name)
-        settings = own.get(tensor.component, Own())
-        label, factor, until = tensor.component, 1.0, settings.until
+        is_token = tensor.path == tensor_names.NEW_TOKENS
+        label, factor = tensor_names.NEW_TOKENS if is_token else tensor.component, 1.0
+        settings = own.get(label, Own())
+        until = settings.until
         if settings.lr is not None:
             factor = settings.lr / config.optimizer.lr
-        override = _override(config, tensor_names.module_name(tensor.component, tensor.path))
+        override = 1.0 if is_token else _override(config, tensor_names.module_name(tensor.component, tensor.path))
         if override != 1:
             label, factor = f"{label}_x{repr(override).removesuffix('.0')}", factor * override
-        if config.optimizer.lora_plus_ratio != 1 and tensor.part == _SECOND:
+        if config.optimizer.lora_plus_ratio != 1 and not is_token and tensor.part == _SECOND:
             label, factor = f"{label}_up", factor * config.optimizer.lora_plus_ratio
         names_of.setdefault(label, []).append(name)
         groups[label] = Group((), factor, tensor.component, label, until if factor else 0)

@@ -37,6 +37,8 @@ from sushi_research.training.disk_plan import (
 )
 from sushi_research.training.evaluation_plan import EvaluationPlan, plan_evaluation
 from sushi_research.training.length import Due, due_of, steps_of, warmup_steps
+from sushi_research.training.new_tokens import TokenPlan
+from sushi_research.training.new_tokens import plan_of as plan_of_tokens
 from sushi_research.training.parameter_groups import Rates, groups_of
 from sushi_research.training.plan_parts import (
     BaseWeights,
@@ -94,6 +96,7 @@ class Plan:
     adapter: AdapterPlan
     rates: Rates
     text_encoders: TextEncoderPlan | None
+    new_tokens: TokenPlan | None
     dtypes: DtypePolicy
     image_cache: CachePlan
     caption_cache: CachePlan
@@ -165,6 +168,7 @@ class Plan:
             "not_loaded": self.adapter.not_loaded,
             "rates": self.rates.to_json(),
             "text_encoders": self.text_encoders.to_json() if self.text_encoders else None,
+            "new_tokens": self.new_tokens.to_json() if self.new_tokens else None,
             "dtypes": self.dtypes.describe(),
             "cache": {
                 "images": asdict(self.image_cache),
@@ -203,6 +207,7 @@ class Plan:
             *self.adapter.describe(),
             *self.rates.describe(),
             *(self.text_encoders.describe() if self.text_encoders else ()),
+            *(self.new_tokens.describe() if self.new_tokens else ()),
             *self.cost.describe(),
             f"cache        {self.image_cache.describe('image entries', ' to encode')}, {self.caption_cache.describe('captions')}"
             + (f", {self.mask_cache.describe('masks')}" if self.mask_cache.needed else ""),
@@ -287,6 +292,7 @@ def make_plan(job: Job, inputs: Inputs) -> Plan:
         adapter=adapter_plan.plan_of(job, base, unet, all_shapes),
         rates=Rates(config.optimizer.lr, tuple(groups)),
         text_encoders=text_encoder_plan.plan_of(job, base, of_text, own, steps),
+        new_tokens=plan_of_tokens(job, inputs),
         dtypes=dtype_policy(
             job.precision,
             optimizer=config.optimizer.name,

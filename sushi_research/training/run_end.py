@@ -29,13 +29,14 @@ def tell(job: Job, state: TrainState, seconds: Mapping[str, float], step: int) -
         say(f"warning: {warning}")
 
 
-def _programs(plan: Path) -> list[str]:
+def _programs(plan: Path, has_new_tokens: bool) -> list[str]:
     """How programs take the adapter file, and which do not load it as it is, by the run's plan."""
     try:
         not_loaded = records.read_as(plan, records.Plan, "").get("not_loaded") or {}
     except (UserError, OSError):  # the file itself is the same without a plan that can be read
         not_loaded = {}
-    code = "" if "diffusers" in not_loaded else " (diffusers: load_lora_weights)"
+    way = "docs/new_tokens.md" if has_new_tokens else "load_lora_weights"
+    code = "" if "diffusers" in not_loaded else f" (diffusers: {way})"
     places = "models/loras of ComfyUI or models/Lora of A1111 and Forge, or import it in InvokeAI"
     return [f"copy it into {places}{code}", *sentences(not_loaded)]
 
@@ -56,7 +57,7 @@ def outputs(job: Job) -> list[str]:
             "adapter",
             run.adapter,
             (
-                *_programs(run.plan),
+                *_programs(run.plan, bool(config.text_encoders.new_tokens)),
                 f"pictures with it:     python scripts/sample.py --adapters {folder} --prompts 'YOUR PROMPT'",
                 f"losses at each scale: {script} --adapters {folder} --lora_scales '[0.5, 0.75, 1.0]'{images}",
             ),

@@ -135,7 +135,7 @@ class StepCosts:
     def _encoders_cost(self, checkpointing: str) -> Cost | None:
         """That of encoding chunks of captions with the text encoders that are trained; None if none is."""
         job = self._job
-        if not text_encoders.trained_names(job):
+        if not job.config.text_encoders.is_in_step:
             return None
 
         def make() -> Mapping[str, np.ndarray]:

@@ -15,7 +15,7 @@ from sushi_research.models.components import TITLES
 from sushi_research.planning.step_cost import encoders_cost
 from sushi_research.planning.step_trace import Cost
 from sushi_research.runs.job import Job
-from sushi_research.training import text_encoders
+from sushi_research.training import new_tokens, text_encoders
 from sushi_research.training.length import until_step
 from sushi_research.training.parameter_groups import Own
 
@@ -60,8 +60,9 @@ class TextEncoderPlan:
 
 
 def shapes_of(job: Job, base: loading.Base) -> Shapes:
-    """The shapes of the tensors of the text encoders' adapters, by their names in checkpoints; none if none is trained."""
-    return {name: tuple(each.shape) for name, each in lora.adapter_parameters(attached(job, base)).items()}
+    """The shapes of the tensors of the text encoders' adapters and of new tokens, by their names in checkpoints."""
+    shapes = {name: tuple(each.shape) for name, each in lora.adapter_parameters(attached(job, base)).items()}
+    return shapes | new_tokens.shapes_of(job, base)
 
 
 def attached(job: Job, base: loading.Base) -> dict[str, Any]:
@@ -73,16 +74,23 @@ def attached(job: Job, base: loading.Base) -> dict[str, Any]:
 
 
 def own_rates(job: Job, steps: int, items: int) -> dict[str, Own]:
-    """The learning rate and the end step of each text encoder that is trained. UserError for an end beyond the run's."""
-    config, names = job.config, text_encoders.trained_names(job)
-    until = until_step(config.text_encoders.until, steps, items, job.global_batch_size) if names else None
-    return {name: Own(text_encoders.rate_of(job.config, job.model, name), until) for name in names}
+    """The learning rate and the end step of each text encoder that is trained, and of new tokens. UserError for an end beyond the
+    run's."""
+    section, names = job.config.text_encoders, text_encoders.trained_names(job)
+    until = until_step(section.until, steps, items, job.global_batch_size) if section.is_in_step else None
+    own = {name: Own(text_encoders.rate_of(job.config, job.model, name), until) for name in names}
+    if section.new_tokens:
+        rate: Any = section.lr if section.new_tokens_lr is None else section.new_tokens_lr
+        own[tensor_names.NEW_TOKENS] = Own(rate, until)
+    return own
 
 
 def plan_of(
     job: Job, base: loading.Base, shapes: Mapping[str, tuple[int, ...]], own: Mapping[str, Own], steps: int
 ) -> TextEncoderPlan | None:
-    """The plan of the text encoders; None if none is trained. `shapes` are those of `shapes_of`."""
+    """The plan of the text encoders' adapters; None if none is trained. `shapes` are those of `shapes_of`."""
+    own = {name: each for name, each in own.items() if name != tensor_names.NEW_TOKENS}
+    shapes = {name: shape for name, shape in shapes.items() if not tensor_names.is_of_token(name)}
     if not own:
         return None
     encoders: list[Any] = [loading.empty_text_encoder(base, name) for name in job.model.TEXT_ENCODERS]
@@ -107,6 +115,10 @@ def cost_of(job: Job, base: loading.Base, checkpointing: str) -> Cost:
     draws = text_encoders.adapter_settings(job.config).drops
     for name in text_encoders.trained_names(job):
         text_encoders.attach(encoders[name], name, job)
+    section = job.config.text_encoders
+    for name in names if section.new_tokens else text_encoders.trained_names(job):
+        if section.new_tokens:
+            new_tokens.attach_empty(encoders[name], job.config)
         encoders[name].train()
         text_encoders.recompute(encoders[name], checkpointing, draws=draws)
     text = job.model.Text(*itertools.chain.from_iterable((None, encoder) for encoder in encoders.values()))

@@ -1,4 +1,4 @@
-"""The text encoders of a run that trains adapters on them (`text_encoders.train`), and those of one that does not.
+"""The text encoders of a run that trains adapters on them (`text_encoders.train`) or new tokens, and those of one that does not.
 
 Their captions come as token ids, and `training_step` encodes them: in the compute dtype, with the adapters' working copies. Master
 weights, gradients and optimizer state are in the same buffers as those of the UNet's adapter. Everything else that needs the
@@ -9,6 +9,8 @@ conditioning (evaluating, sampling) asks `caption` and `prompt` here. Tensors ha
 from __future__ import annotations
 
 import contextlib
+import copy
+import itertools
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -25,8 +27,11 @@ from sushi_research.caches.inputs import Inputs
 from sushi_research.conditioning import ALL_CHUNKS, Chunks
 from sushi_research.config import TrainingConfig
 from sushi_research.config.text_encoders import endings
+from sushi_research.models.new_tokens import rows_of
+from sushi_research.models.tokenizers import folder_of
 from sushi_research.runs.job import Job
 from sushi_research.sampling.lora_scale import scaled
+from sushi_research.training import new_tokens
 
 Embedding = dict[str, torch.Tensor]
 # Captions whose token ids are kept in memory: 25 MB of one chunk for each of SDXL's two tokenizers.
@@ -35,7 +40,8 @@ MOST_IDS = 20_000
 
 @dataclass(eq=False)
 class TextEncoders:
-    """The text encoders of a run, with adapters on those that are trained: `components` by name, none if all are frozen.
+    """The text encoders of a run, with adapters on those that are trained: `components` by name, none if nothing is trained.
+    With new tokens, `base_text` is `text` with tokenizers that do not know them: the base reads a text as it stands.
 
     `idle` are the names of tensors that get no gradient (`idle_names`), `long_prompts` the prompts that are not encoded as captions
     are. Of a run that trains none, a text is its embedding from the cache (`CACHED`), and the functions change nothing.
@@ -44,11 +50,13 @@ class TextEncoders:
     components: Mapping[str, nn.Module] = field(default_factory=dict)
     model: ModuleType | None = None
     text: Any = None
+    base_text: Any = None
     chunks: Chunks = field(default_factory=Chunks)
     settings: Mapping[str, Any] = field(default_factory=dict)
     long_prompts: frozenset[str] = frozenset()
     idle: tuple[str, ...] = ()
     is_training: bool = True
+    is_base: bool = False
     _ids: dict[tuple[str, Chunks], Embedding] = field(default_factory=dict, repr=False)
     # A tokenizer has a state of its own, and the loader's thread uses it too.
     _tokenizing: threading.Lock = field(default_factory=threading.Lock)
@@ -94,7 +102,11 @@ class TextEncoders:
     @torch.no_grad()
     def _alone(self, caption: str, chunks: Chunks | None = None) -> Embedding:
         chunks = chunks or self.chunks
-        ids = {name: rows[None] for name, rows in self.ids(caption, chunks).items()}
+        if self.is_base and self.base_text is not None:
+            found = self.model.token_ids(self.base_text, caption, chunks)
+        else:
+            found = self.ids(caption, chunks)
+        ids = {name: rows[None] for name, rows in found.items()}
         with self._evaluating():
             found = self.model.encode_ids(self.text, ids, chunks.layout, **self.settings)
         return encoding.in_halves({name: tensor[0] for name, tensor in found.items()}, caption)
@@ -119,9 +131,18 @@ class TextEncoders:
 
     @contextlib.contextmanager
     def without_adapters(self, unet: nn.Module) -> Iterator[None]:
-        """A block in which UNet and text encoders are the base's."""
-        with lora.without_adapter(unet, *self.components.values()):
-            yield
+        """A block in which UNet and text encoders are the base's. New tokens in ids are what they began as."""
+        tokens = [rows for encoder in self.components.values() if (rows := rows_of(encoder)) is not None]
+        self.is_base = True
+        for rows in tokens:
+            rows.is_base = True
+        try:
+            with lora.without_adapter(unet, *self.components.values()):
+                yield
+        finally:
+            self.is_base = False
+            for rows in tokens:
+                rows.is_base = False
 
     def freeze(self) -> None:
         """From here on the adapters stay as they are: the encoders compute no gradients any more, and leave nothing out."""
@@ -134,15 +155,23 @@ CACHED = TextEncoders()
 
 
 def prepare(job: Job, inputs: Inputs) -> TextEncoders:
-    """The run's text encoders with their adapters, in the compute dtype on the device; `CACHED` if none is trained."""
-    config, model, names = job.config, job.model, trained_names(job)
+    """The run's text encoders with their adapters and new tokens, in the compute dtype on the device; `CACHED` if nothing of them
+    is trained."""
+    config, model = job.config, job.model
+    names = model.TEXT_ENCODERS if config.text_encoders.new_tokens else trained_names(job)
     if not names:
         return CACHED
-    text = model.load_text(inputs.base, job.device, job.compute_dtype)
+    text, base_text = model.load_text(inputs.base, job.device, job.compute_dtype), None
     found = model.pipeline_text(inputs.base, text)
     components = {name: found[name] for name in names}
-    for name, encoder in components.items():
-        attach(encoder, name, job)
+    for name in trained_names(job):
+        attach(components[name], name, job)
+    if config.text_encoders.new_tokens:
+        parts = [(copy.deepcopy(found[folder_of(name)]), found[name]) for name in model.TEXT_ENCODERS]
+        base_text = model.Text(*itertools.chain.from_iterable(parts))
+        for name, encoder in components.items():
+            new_tokens.attach(encoder, name, found[folder_of(name)], config)
+    for encoder in components.values():
         encoder.train()
         recompute(encoder, config.train.gradient_checkpointing, draws=adapter_settings(config).drops)
     layers = {name: encoder.config.num_hidden_layers for name, encoder in components.items()}
@@ -150,6 +179,7 @@ def prepare(job: Job, inputs: Inputs) -> TextEncoders:
         components=components,
         model=model,
         text=text,
+        base_text=base_text,
         chunks=inputs.caches.chunks,
         settings=text_settings(job),
         long_prompts=frozenset(inputs.own_prompts),

@@ -173,6 +173,7 @@ def test_two_processes(architecture: str, trainer: Trainer, forked: Callable[...
     steps = 16
     settings = {"train.steps": steps, "checkpoint.every": 4, "checkpoint.keep": 9, "data.flip": 0.5}
     settings |= {"text_encoders.train": True, "text_encoders.rank": 2}
+    settings |= {"text_encoders.new_tokens": [{"token": "picture", "vectors": 2}]}
     settings |= {"optimizer.lora_plus_ratio": 2.0, "lora.max_norm": 0.003}
     assert trainer.train("one", {**settings, **split(4, 1), "train.steps": 4}) == 0
 

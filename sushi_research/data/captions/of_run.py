@@ -49,7 +49,7 @@ def run_captions_of(
         seed=config.train.seed,
         epochs=epochs,
         rest=epoch_order(items.bucket_ids, batch, config.train.seed, epochs)[:more] if more else np.zeros(0, np.int64),
-        in_step=config.captions.encode == "while_training" or config.text_encoders.train,
+        in_step=config.captions.encode == "while_training" or config.text_encoders.is_in_step,
         remembered=remembered,
     )
     if captions.in_step or not captions.is_random:
