@@ -12,6 +12,7 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +20,10 @@ import torch
 from torch import nn
 
 from sushi_research.adapters import bundled
+from sushi_research.adapters.entries import Entry, LowRank
 from sushi_research.adapters.formats import writing
 from sushi_research.adapters.formats.writing import header_bytes, tensors_of
-from sushi_research.adapters.lora import adapter_parameters, trained_entries
+from sushi_research.adapters.lora import Trained, adapter_parameters, trained_entries
 from sushi_research.errors import UserError
 from sushi_research.files import write_atomic
 from sushi_research.models.header import read_header
@@ -154,12 +156,27 @@ def file_tensors(
             )
     tensors = tensors_of(
         architecture,
-        trained_entries(components, state),
+        file_entries(components, state),
         layout="kohya",
         dtype=dtype,
         layers_per_block=layers_per_block(components),
     )
     return tensors | bundled.bundled_tensors(state, dtype)
+
+
+def file_entries(components: Mapping[str, nn.Module], state: Mapping[str, torch.Tensor]) -> Trained:
+    """What a file holds: `trained_entries`, with the scale of a DoRA within its second matrix, so that its alpha is its rank.
+
+    A1111 before 1.10 applies alpha / rank after the norms, and other programs before them.
+    """
+    trained = trained_entries(components, state)
+    return {name: {path: _with_scale_in_up(each) for path, each in found.items()} for name, found in trained.items()}
+
+
+def _with_scale_in_up(entry: Entry) -> Entry:
+    if not isinstance(entry, LowRank) or entry.magnitude is None:
+        return entry
+    return replace(entry, up=(entry.up.double() * entry.scale).float(), scale=1.0)
 
 
 def layers_per_block(components: Mapping[str, Any]) -> int:

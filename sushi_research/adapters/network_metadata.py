@@ -19,6 +19,8 @@ _ALGORITHMS: dict[str, dict[str, str]] = {
 def network_entries(section: Any, is_uniform: bool) -> dict[str, Any]:
     """The entries for the config section `lora`; with `is_uniform` all modules have its rank and alpha."""
     alpha = section.alpha * math.sqrt(section.rank) if section.rank_stabilized else section.alpha
+    if section.kind == "dora":  # its scale is within the second matrix (kohya_format.file_entries)
+        alpha = float(section.rank)
     arguments = dict(_ALGORITHMS.get(section.kind, {}))
     if section.kind == "lokr":
         arguments["factor"] = str(section.lokr_factor)

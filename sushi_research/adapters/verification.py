@@ -16,8 +16,8 @@ from torch import nn
 from sushi_research.adapters import bundled
 from sushi_research.adapters.entries import Entry, LowRank
 from sushi_research.adapters.formats.writing import has_one_scale, names_of
-from sushi_research.adapters.kohya_format import file_tensors, layers_per_block
-from sushi_research.adapters.lora import ADAPTER, adapter_modules, trained_entries
+from sushi_research.adapters.kohya_format import file_entries, file_tensors, layers_per_block
+from sushi_research.adapters.lora import ADAPTER, adapter_modules
 from sushi_research.adapters.reading import read_adapter
 from sushi_research.errors import UserError
 from sushi_research.files import disk_error
@@ -59,7 +59,7 @@ def verify_saved(
     _require_same(path, "the key", keys, expected)
     trained = {
         component: {where: _in_file(entry, has_one_scale(entries), dtype) for where, entry in entries.items()}
-        for component, entries in trained_entries(components, state).items()
+        for component, entries in file_entries(components, state).items()
     }
     if tokens := bundled.tokens_of(state):
         _require_tokens(path, tokens, dtype)

@@ -94,12 +94,7 @@ def tensors_of(
 
 
 def has_one_scale(entries: Mapping[str, Entry]) -> bool:
-    """Whether the low-rank entries of a component have one rank and one scale, so that each can have an alpha in the file.
-
-    Those of a DoRA cannot: A1111 scales by alpha / rank what the other programs scale before they take the norms.
-    """
-    if any(isinstance(each, LowRank) and each.magnitude is not None for each in entries.values()):
-        return False
+    """Whether the low-rank entries of a component have one rank and one scale, so that each can have an alpha in the file."""
     return len({(each.rank, each.scale) for each in entries.values() if isinstance(each, LowRank)}) < 2
 
 
