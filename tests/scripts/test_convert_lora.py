@@ -591,3 +591,11 @@ def test_an_output_within_the_base_is_refused(convert, opened, bases):
     write("a.safetensors", opened["sd15"], pair, every=30)
     for place in (folder / "merged", folder / "vae" / "merged"):
         refused(convert, ("merge", "a.safetensors", "--into", folder, "--output", place), says="within the base")
+
+
+def test_a_base_without_the_text_encoder_that_an_adapter_changes(convert, single):
+    file, _ = single["sd15"]
+    write("a.safetensors", open_base(str(file)), pair, every=9)
+    save_file({name: value for name, value in load_file(file).items() if name.startswith("model.")}, "unet.safetensors")
+    says = "changes the text encoder (lora_te_text_model_encoder_layers_0"
+    refused(convert, ("merge", "a.safetensors", "--into", "unet.safetensors", "--output", "b.safetensors"), says=says)
