@@ -171,7 +171,7 @@ class StepCosts:
             job = self._job
             settings = settings_of(job.config.lora, seed=0)
             to_base = any(each.target == "base" for each in sets_of(job.config))
-            to_text = bool(text_encoders.trained_names(job))
+            to_text = is_in_step(job.config.text_encoders)
             shapes = {name: list(shape) for name, shape in self._shapes.items() if _is_of_unet(name)}
             text_shapes = job.model.text_shapes(self._base)
 

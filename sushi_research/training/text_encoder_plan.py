@@ -123,7 +123,7 @@ def cost_of(job: Job, base: loading.Base, checkpointing: str) -> Cost:
     for name in names if section.new_tokens else text_encoders.trained_names(job):
         if section.new_tokens:
             new_tokens.attach_empty(encoders[name], job.config)
-        encoders[name].train()
+        text_encoders.to_training(encoders[name])
         text_encoders.recompute(encoders[name], checkpointing, draws=draws)
     text = job.model.Text(*itertools.chain.from_iterable((None, encoder) for encoder in encoders.values()))
     return encoders_cost(text, [*encoders.values()], job.model, text_encoders.text_settings(job), job.compute_dtype)
