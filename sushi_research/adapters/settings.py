@@ -131,11 +131,23 @@ def require_effect(settings: AdapterSettings, names: Iterable[str], large_kernel
     """
     names = list(names)
     for number, override in enumerate(settings.overrides):
-        if not any(fits(override.modules, name) for name in names):
+        pattern = override.modules
+        if any(fits(pattern, name) for name in names):
+            continue
+        place = f"lora.overrides[{number}].modules is {pattern}"
+        if not pattern.startswith("text_encoder"):
             raise UserError(
-                f"lora.overrides[{number}].modules is {override.modules}, which fits none of the {len(names)} modules of "
-                f"lora.targets: give the beginning of a path such as {names[0]}, or a pattern such as *.attn2.*."
+                f"{place}, which fits none of the {len(names)} modules of lora.targets: give the beginning of a path such as "
+                f"{names[0]}, or a pattern such as *.attn2.*."
             )
+        encoder = pattern.partition(".")[0]
+        own = [name for name in names if name.startswith(f"{encoder}.")]
+        own = own or [name for name in names if name.startswith("text_encoder")]
+        if not own:
+            raise UserError(f"{place}, but no text encoder is trained: remove it, or set text_encoders.train true.")
+        raise UserError(
+            f"{place}, which fits no trained module of a text encoder: give the beginning of a path such as {own[0]}."
+        )
     for key in ("conv_rank", "conv_alpha"):
         if getattr(settings, key) is not None and not large_kernels:
             raise UserError(

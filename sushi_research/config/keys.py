@@ -94,7 +94,12 @@ def allowed(schema: dict[str, Any]) -> str:
     if "allowed" in schema:
         return schema["allowed"]
     if "anyOf" in schema:
-        return " or ".join(allowed(option) for option in schema["anyOf"])
+        choices = [
+            choice
+            for option in schema["anyOf"]
+            for choice in (option["enum"] if "enum" in option and "allowed" not in option else [allowed(option)])
+        ]
+        return f"{', '.join(choices[:-1])} or {choices[-1]}"
     if "const" in schema:
         return schema["const"]
     if "enum" in schema:

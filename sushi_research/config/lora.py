@@ -162,6 +162,16 @@ class LoraSection(Section):
         return self
 
     @model_validator(mode="after")
+    def _overrides_give_a_setting(self) -> LoraSection:
+        for number, override in enumerate(self.overrides):
+            if all(getattr(override, name) is None for name in _SETTINGS):
+                raise ValueError(
+                    f"lora.overrides[{number}] has no effect: give {', '.join(_SETTINGS[:-1])} or {_SETTINGS[-1]} besides modules, "
+                    "or remove it"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _ranks_are_those_of_the_file(self) -> LoraSection:
         for number, override in enumerate(self.overrides if self.start_from is not None else ()):
             for name in ("rank", "alpha"):

@@ -28,7 +28,7 @@ def read_mappings(value: Any, key: str, section: type[Section], required: Mappin
             continue
         place = f"{key}[{number}]"
         if not isinstance(entry, dict):
-            problems.append(f"{place} must be a mapping with a {next(iter(required))} and settings of its own")
+            problems.append(f"{place} must be a mapping with {next(iter(required))} and settings of its own")
             continue
         keys = keys_in(section, place)
         problems += [

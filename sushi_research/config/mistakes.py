@@ -99,6 +99,7 @@ def unknown(path: str, source: str, keys: Keys, suggest: bool) -> str:
     if hyphens and element and whole in keys.leaves:
         return f"unknown key {what}: {whole} is set as a whole, in a config file or as {hyphens}{whole} '[...]'"
     candidates = [*keys.leaves, *keys.sections, *(FLAGS if hyphens else ())]
+    candidates = [name for name in candidates if not path.startswith(f"{name}.")]  # not lora for lora.dora
     if near := _nearest(path.replace("-", "_"), candidates, keys):
         return f"unknown key {what}: did you mean {' or '.join(hyphens + name for name in near)}?"
     # In a section of ours: lora.network_dim.

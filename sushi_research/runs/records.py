@@ -63,6 +63,7 @@ class Plan(Record):
     steps: Count | None = None
     architecture: str | None = None
     text: list[str] | None = None
+    not_loaded: dict[str, str] | None = None
 
 
 class Problem(Record):

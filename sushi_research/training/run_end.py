@@ -8,7 +8,10 @@ from pathlib import Path
 import torch
 
 from sushi_research.adapters import lora
+from sushi_research.adapters.portability import sentences
 from sushi_research.config.suggestions import word
+from sushi_research.errors import UserError
+from sushi_research.runs import records
 from sushi_research.runs.job import Job
 from sushi_research.terminal import say
 from sushi_research.training import best_files
@@ -24,6 +27,18 @@ def tell(job: Job, state: TrainState, seconds: Mapping[str, float], step: int) -
     say(*outputs(job))
     for warning in _warnings(job, state, step):
         say(f"warning: {warning}")
+
+
+def _programs(plan: Path, has_new_tokens: bool) -> list[str]:
+    """How programs take the adapter file, and which do not load it as it is, by the run's plan."""
+    try:
+        not_loaded = records.read_as(plan, records.Plan, "").get("not_loaded") or {}
+    except (UserError, OSError):  # the file itself is the same without a plan that can be read
+        not_loaded = {}
+    way = "docs/new_tokens.md" if has_new_tokens else "load_lora_weights"
+    code = "" if "diffusers" in not_loaded else f" (diffusers: {way})"
+    places = "models/loras of ComfyUI or models/Lora of A1111 and Forge, or import it in InvokeAI"
+    return [f"copy it into {places}{code}", *sentences(not_loaded)]
 
 
 def outputs(job: Job) -> list[str]:
@@ -42,8 +57,7 @@ def outputs(job: Job) -> list[str]:
             "adapter",
             run.adapter,
             (
-                "copy it into models/loras of ComfyUI or models/Lora of A1111 and Forge, or import it in InvokeAI (diffusers: "
-                f"{'docs/new_tokens.md' if config.text_encoders.new_tokens else 'load_lora_weights'})",
+                *_programs(run.plan, bool(config.text_encoders.new_tokens)),
                 f"pictures with it:     python scripts/sample.py --adapters {folder} --prompts 'YOUR PROMPT'",
                 f"losses at each scale: {script} --adapters {folder} --lora_scales '[0.5, 0.75, 1.0]'{images}",
             ),

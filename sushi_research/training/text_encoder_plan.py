@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from sushi_research.adapters import lora, tensor_names
+from sushi_research.config.text_encoders import is_in_step
 from sushi_research.files import size_text
 from sushi_research.models import loading
 from sushi_research.models.components import TITLES
@@ -77,10 +78,13 @@ def own_rates(job: Job, steps: int, items: int) -> dict[str, Own]:
     """The learning rate and the end step of each text encoder that is trained, and of new tokens. UserError for an end beyond the
     run's."""
     section, names = job.config.text_encoders, text_encoders.trained_names(job)
-    until = until_step(section.until, steps, items, job.global_batch_size) if section.is_in_step else None
+    until = (
+        until_step(job.config.text_encoders.until, steps, items, job.global_batch_size) if is_in_step(section) else None
+    )
     own = {name: Own(text_encoders.rate_of(job.config, job.model, name), until) for name in names}
     if section.new_tokens:
-        rate: Any = section.lr if section.new_tokens_lr is None else section.new_tokens_lr
+        rate: Any = job.config.text_encoders.new_tokens_lr
+        rate = section.lr if rate is None else rate
         own[tensor_names.NEW_TOKENS] = Own(rate, until)
     return own
 

@@ -114,4 +114,6 @@ def test_what_cannot_be_trained_is_refused(architecture: str, trainer: Trainer) 
             trainer.train("refused", changes)
     assert trainer.train("unknown", {"lora.targets": ["attn1.to_k"], "train.steps": 1}) == 0
     text = trainer.plan("unknown")["text"]
-    assert any("warning: InvokeAI will not load this adapter as it is: cannot tell the base" in line for line in text)
+    assert any(
+        "warning: InvokeAI will not load this adapter as it is: it cannot tell the base" in line for line in text
+    )

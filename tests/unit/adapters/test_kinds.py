@@ -272,6 +272,13 @@ def test_settings_that_no_module_has_a_use_for_are_refused():
         UserError, match=r"^lora.overrides\[0\].modules is mid_blocks, which fits none of the 1 modules"
     ):
         require_effect(settings, ["mid_block.to_q"], 1)
+    encoder = of_kind("lora", overrides=(Override(modules="text_encoder.text_model", rank=1),))
+    with pytest.raises(UserError, match=r"but no text encoder is trained: .* set text_encoders.train true\.$"):
+        require_effect(encoder, ["mid_block.to_q"], 1)
+    with pytest.raises(
+        UserError, match=r"fits no trained module of a text encoder: .* such as text_encoder.encoder.x\.$"
+    ):
+        require_effect(encoder, ["mid_block.to_q", "text_encoder_2.y", "text_encoder.encoder.x"], 1)
     with pytest.raises(UserError, match=r"^lora.conv_rank has no effect, because no module"):
         require_effect(of_kind("lora"), ["mid_block.to_q"], 0)
     model = unet("meta")

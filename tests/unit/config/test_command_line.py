@@ -380,6 +380,14 @@ dry_run is "" on the command line: must be true or false
 --help=true
 --help takes no value, and "true" follows it on the command line: remove that
 
+--lora.dora true
+unknown key lora.dora on the command line: the keys of lora are start_from, kind, targets, rank, alpha,
+conv_rank, conv_alpha, overrides, rank_stabilized, lokr_factor, dropout, rank_dropout, module_dropout, max_norm,
+init, save_dtype, metadata, trigger_words, author, description
+
+--lora.kind locon
+lora.kind is "locon" on the command line: must be lora, dora, loha, lokr or null
+
 --lora 8
 lora is 8 on the command line: it is a section, with the keys start_from, kind, targets, rank, alpha,
 conv_rank, conv_alpha, overrides, rank_stabilized, lokr_factor, dropout, rank_dropout, module_dropout, max_norm,

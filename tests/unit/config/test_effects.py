@@ -142,3 +142,11 @@ def test_every_key_of_the_table_is_a_key():
     known |= {"prompts", "data.sets", *default_values(SamplingConfig)}
     rules = (*effects.TRAINING, *effects.SAMPLING, *effects.EVALUATION)
     assert {key for rule in rules for key in (*rule.keys, *rule.when)} <= known
+
+
+def test_an_override_without_a_setting_is_refused() -> None:
+    for entries in ("[{modules: down_blocks.1}]", "[{modules: up, rank: 2}, {modules: down_blocks.1, alpha: null}]"):
+        with pytest.raises(
+            UserError, match=r"^lora.overrides\[\d\] \(on the command line\) has no effect: give rank, "
+        ):
+            load(*REQUIRED, "--lora.overrides", entries)

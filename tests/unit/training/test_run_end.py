@@ -1,5 +1,6 @@
 """The end of a run lists what is there, with commands that are valid."""
 
+import json
 import shlex
 from types import SimpleNamespace
 
@@ -55,6 +56,15 @@ def test_each_output_is_listed_with_a_command_that_uses_it(tmp_path):
     text = "\n".join(lines)
     for part in ("@6", "@best", "/wandb/offline-run-*", "/tensorboard"):
         assert f"{shlex.quote(str(run.path))}{part}" in text
+
+
+def test_a_program_that_does_not_load_the_file_is_named(tmp_path):
+    job = job_of(tmp_path)
+    assert any("(diffusers: load_lora_weights)" in line for line in outputs(job))
+    job.run.plan.write_text(json.dumps({"global_batch_size": 1, "not_loaded": {"diffusers": "it reads pairs only"}}))
+    text = "\n".join(outputs(job))
+    assert "load_lora_weights" not in text
+    assert "diffusers will not load this adapter as it is: it reads pairs only." in text
 
 
 def test_what_is_not_there_is_not_listed(tmp_path):
