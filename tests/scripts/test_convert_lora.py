@@ -591,3 +591,9 @@ def test_an_output_within_the_base_is_refused(convert, opened, bases):
     write("a.safetensors", opened["sd15"], pair, every=30)
     for place in (folder / "merged", folder / "vae" / "merged"):
         refused(convert, ("merge", "a.safetensors", "--into", folder, "--output", place), says="within the base")
+
+
+def test_a_command_line_of_nothing_is_told_the_commands(convert):
+    status, said = convert()
+    assert status == 2
+    assert "give a command, one of convert, merge, extract, resize, inspect, verify: --help describes them" in said
