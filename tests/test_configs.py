@@ -64,6 +64,8 @@ def keys_read_by(architecture: str) -> set[str]:
     # So are those of the sections that a set can have keys of, which are values with other names there.
     of_sets = set().union(*map(attributes_in, PACKAGE))
     found |= {f"{section}.{name}" for section in SECTIONS for name in of_sets}
+    # The settings of the adapter's layers are made from the section `lora`, under the same names.
+    found |= {f"lora.{name}" for name in attributes_in(ROOT / "sushi_research/adapters/settings.py")}
     # The rule of the buckets is made from the section `data`, or from a set's values under the same names.
     return found | {f"data.{name}" for name in attributes_in(ROOT / "sushi_research/data/fitting.py")}
 

@@ -19,6 +19,7 @@ from sushi_research.adapters.formats.spellings import belongs, spellings, unders
 from sushi_research.adapters.reading import Adapter
 from sushi_research.errors import UserError
 from sushi_research.models import ARCHITECTURES, Architecture
+from sushi_research.models.components import TITLES
 
 # Component of the pipeline -> path of a layer in it -> the entry that the file has for it.
 Matches = dict[str, dict[str, Entry]]
@@ -59,6 +60,12 @@ def match_layers(adapter: Adapter, architecture: Architecture, layers: Layers, l
     tables = {component: spellings(component, own, layers_per_block) for component, own in layers.items()}
     found = {entry.name: _place(entry.name, architecture, tables) for entry in adapter.entries}
     strange = [name for name, place in found.items() if place is None]
+    lacking = [_lacking(name, architecture, layers) for name in strange]
+    if strange and all(lacking):
+        raise UserError(
+            f"{path} changes the {TITLES[lacking[0]]} ({strange[0]:.200}), which this {architecture.label} base has not: give "
+            "a base that has one."
+        )
     if strange:
         raise UserError(
             f"{path}: {len(strange):,} of {len(found):,} modules not found in this {architecture.label} base "
@@ -123,6 +130,15 @@ def _place(name: str, architecture: Architecture, tables: Mapping[str, Mapping[s
         return None
     layer = tables.get(component, {}).get(underscored(rest))
     return None if layer is None else (component, layer)
+
+
+def _lacking(name: str, architecture: Architecture, layers: Layers) -> str | None:
+    """The component of a module's name, if the architecture has it and this base does not."""
+    parts = names.split(name)
+    assert parts is not None, "the reader refuses other names"
+    component, prefix, _ = parts
+    is_known = component in architecture.formats().TEXT_ENCODERS and belongs(architecture, prefix)
+    return component if is_known and not layers.get(component) else None
 
 
 def _require_fitting(path: Path, entry: Entry, layer: Layer) -> None:

@@ -64,6 +64,8 @@ def read(header: Header) -> Settings | None:
     entries = parse_json(text, where, "take another copy of the adapter.")
     if not isinstance(entries, dict):
         raise UserError(f"{where} is not a JSON object: take another copy of the adapter.")
+    if not entries:
+        return None
     settings: dict[str, dict[str, Any]] = {}
     for key, value in entries.items():
         owner, name = (component, key) if component else (key.partition(".")[0], key.partition(".")[2])

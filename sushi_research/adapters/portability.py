@@ -101,13 +101,18 @@ def _of_place(architecture: str, component: str, path: str, matches: Matches) ->
         if inner == "text_projection" and component == "text_encoder_2":
             programs = ["A1111"]
         return dict.fromkeys(programs, lost)
-    if component == "text_encoder_2" and re.search(r"\.[qkv]_proj$", path):
+    found = {}
+    is_attention = re.search(r"\.[qkv]_proj$", path) is not None
+    # By these names diffusers knows that the others are in the spelling to which it turns kohya's.
+    if is_attention and not any(each.endswith(".out_proj") for each in matches[component]):
+        found["diffusers"] = "it needs a pair of an out_proj to find q, k and v of a text encoder"
+    if component == "text_encoder_2" and is_attention:
         attention = path.rpartition(".")[0]
         if not {f"{attention}.{part}_proj" for part in ("q", "k", "v", "out")} <= matches[component].keys():
-            return {
-                "A1111": "it changes an attention of the second text encoder only if q, k, v and out are all adapted"
-            }
-    return {}
+            found["A1111"] = (
+                "it changes an attention of the second text encoder only if q, k, v and out are all adapted"
+            )
+    return found
 
 
 def _of_pefts_names(matches: Matches) -> dict[str, str]:

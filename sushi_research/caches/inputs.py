@@ -19,6 +19,7 @@ from sushi_research.caches.mask_entries import MaskEntries, encode_masks
 from sushi_research.conditioning import ALL_CHUNKS, ONE_CHUNK
 from sushi_research.config import TrainingConfig
 from sushi_research.config.prompts import Prompt
+from sushi_research.config.text_encoders import vectors_of
 from sushi_research.data.run_texts import captions_of, prompt_texts, prompts_of, with_others
 from sushi_research.data.training_data import Data
 from sushi_research.errors import UserError
@@ -70,7 +71,7 @@ class Inputs:
     @property
     def _new_tokens(self) -> dict[str, int]:
         section = getattr(self.config, "text_encoders", None)
-        return section.vectors if section is not None else {}
+        return vectors_of(section) if section is not None else {}
 
     def token_counts(self, texts: pyarrow.Array) -> np.ndarray:
         """`truncation.token_counts` of many texts, remembered."""

@@ -101,16 +101,6 @@ class TextEncoderSection(Section):
         description="Learning rate of the new tokens, before the schedule's factor; null = text_encoders.lr, or else optimizer.lr",
     )
 
-    @property
-    def is_in_step(self) -> bool:
-        """Whether the text encoders are run in the training step: with adapters or new tokens."""
-        return self.train or bool(self.new_tokens)
-
-    @property
-    def vectors(self) -> dict[str, int]:
-        """The number of vectors of each new token."""
-        return {each.token: each.vectors for each in self.new_tokens}
-
     @model_validator(mode="after")
     def _tokens_are_distinct(self) -> TextEncoderSection:
         if len({file_part(each.token).lower() for each in self.new_tokens}) < len(self.new_tokens):
@@ -128,6 +118,16 @@ class TextEncoderSection(Section):
         if isinstance(self.targets, list) and len(set(self.targets)) < len(self.targets):
             raise ValueError("text_encoders.targets names a module twice: keep one of each")
         return self
+
+
+def is_in_step(section: TextEncoderSection) -> bool:
+    """Whether the text encoders are run in the training step: with adapters or new tokens."""
+    return section.train or bool(section.new_tokens)
+
+
+def vectors_of(section: TextEncoderSection) -> dict[str, int]:
+    """The number of vectors of each new token."""
+    return {each.token: each.vectors for each in section.new_tokens}
 
 
 class TwoTextEncoderSection(TextEncoderSection):

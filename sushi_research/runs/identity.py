@@ -246,7 +246,8 @@ def length_setting(identity: Mapping[str, Any]) -> str | None:
     name, warmup, until = (identity.get(key) for key in ("schedule.name", "schedule.warmup", "text_encoders.until"))
     if name != "constant" and (name != "constant_with_warmup" or (isinstance(warmup, float) and warmup > 0)):
         return f"schedule.name {name}"
-    if identity.get("text_encoders.train") and isinstance(until, float):
+    is_in_step = identity.get("text_encoders.train") or identity.get("text_encoders.new_tokens")
+    if is_in_step and isinstance(until, float):
         return f"text_encoders.until {until}"
     return None
 

@@ -11,6 +11,7 @@ import pyarrow
 import pyarrow.compute
 
 from sushi_research.caches.inputs import Inputs
+from sushi_research.config.text_encoders import is_in_step
 from sushi_research.data.run_texts import distinct, plain_captions
 from sushi_research.files import size_text
 from sushi_research.models import loading
@@ -124,7 +125,7 @@ def caption_plan(job: Job, inputs: Inputs, entry_bytes: int) -> CaptionPlan:
         dropout=tuple(rules.config.dropout for rules in captions.rules) if captions else (),
         dropped_to="zeros" if getattr(config.captions, "dropout_to", "empty") == "zeros" else "the empty caption",
         encoders=encoder_bytes(job, inputs.base) if in_step else 0,
-        are_trained=config.text_encoders.is_in_step,
+        are_trained=is_in_step(config.text_encoders),
         chunks=chunks,
         cut=int(np.count_nonzero(lost)),
         worst=int(lost.max(initial=0)),
@@ -146,6 +147,6 @@ def _count(matches: pyarrow.Array) -> int:
 
 def encoder_bytes(job: Job, base: loading.Base) -> int:
     """The bytes of the text encoders: in fp32, or in the compute dtype if they are trained."""
-    itemsize = job.compute_dtype.itemsize if job.config.text_encoders.is_in_step else _FP32
+    itemsize = job.compute_dtype.itemsize if is_in_step(job.config.text_encoders) else _FP32
     encoders: list[Any] = [loading.empty_text_encoder(base, name) for name in job.model.TEXT_ENCODERS]
     return itemsize * sum(parameter.numel() for encoder in encoders for parameter in encoder.parameters())

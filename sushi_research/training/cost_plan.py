@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from sushi_research.caches.inputs import Inputs
+from sushi_research.config.text_encoders import is_in_step
 from sushi_research.errors import first_line
 from sushi_research.evaluation.validation_set import CHUNK
 from sushi_research.fast.decision import decide
@@ -216,7 +217,7 @@ def conditions_of(job: Job, recorded: bool, base_bytes: int) -> dict[str, Any]:
         "attention": config.train.attention,
         "base_storage": config.model.base_storage,
         "deterministic": config.train.deterministic,
-        **({"text_encoders": True} if config.text_encoders.train else {}),
+        **({"text_encoders": True} if is_in_step(config.text_encoders) else {}),
     }
 
 

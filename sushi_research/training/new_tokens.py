@@ -14,7 +14,7 @@ from sushi_research.adapters import bundled
 from sushi_research.adapters.tensor_names import NEW_TOKENS
 from sushi_research.caches.inputs import Inputs
 from sushi_research.config import TrainingConfig
-from sushi_research.config.text_encoders import NewToken
+from sushi_research.config.text_encoders import NewToken, vectors_of
 from sushi_research.errors import UserError, some
 from sushi_research.files import size_text
 from sushi_research.models import loading
@@ -36,7 +36,7 @@ def attach(encoder: Any, name: str, tokenizer: Any, config: TrainingConfig) -> N
     rows = install(encoder, first)
     for token, vectors in starts.items():
         rows.add(token, vectors, is_trained=True)
-    with_words(tokenizer, config.text_encoders.vectors)
+    with_words(tokenizer, vectors_of(config.text_encoders))
 
 
 def attach_empty(encoder: Any, config: TrainingConfig) -> None:
@@ -65,7 +65,7 @@ def shapes_of(job: Job, base: loading.Base) -> dict[str, tuple[int, ...]]:
     return {
         f"{name}.{NEW_TOKENS}.{token}": (vectors, base.config(name)["hidden_size"])
         for name in job.model.TEXT_ENCODERS
-        for token, vectors in job.config.text_encoders.vectors.items()
+        for token, vectors in vectors_of(job.config.text_encoders).items()
     }
 
 
@@ -119,11 +119,11 @@ def plan_of(job: Job, inputs: Inputs) -> TokenPlan | None:
     assert captions is not None, "a run that encodes captions in the step has their rules"
     texts = [captions.text_of(index, 0) for index in range(min(len(items), _MOST_CAPTIONS))]
     first = len(tokenizer)
-    ids = with_words(tokenizer, section.vectors)(texts, truncation=False, padding=False, verbose=False).input_ids
+    ids = with_words(tokenizer, vectors_of(section))(texts, truncation=False, padding=False, verbose=False).input_ids
     found = {number for row in ids for number in row if number >= first}
     without = sum(max(row) < first for row in ids)
     start = first
-    for token, vectors in section.vectors.items():
+    for token, vectors in vectors_of(section).items():
         if start not in found and len(texts) == len(items):
             raise UserError(
                 f"text_encoders.new_tokens: no caption has the token {token}, so it would learn nothing: write it into them, or "
@@ -131,7 +131,7 @@ def plan_of(job: Job, inputs: Inputs) -> TokenPlan | None:
             )
         start += vectors
     return TokenPlan(
-        vectors=section.vectors,
+        vectors=vectors_of(section),
         starts={each.token: each.start_from for each in section.new_tokens},
         captions=len(texts),
         without=without,

@@ -11,6 +11,7 @@ import numpy as np
 
 from sushi_research.adapters.settings import settings_of
 from sushi_research.caches.inputs import Inputs
+from sushi_research.config.text_encoders import is_in_step
 from sushi_research.data import dataset, findings
 from sushi_research.data.scan import Problem
 from sushi_research.errors import printable
@@ -300,7 +301,7 @@ def make_plan(job: Job, inputs: Inputs) -> Plan:
             numbers=[sum(math.prod(all_shapes[name]) for name in group.names) for group in groups],
             vae=caches.vae_dtype,
             storage=config.model.base_storage,
-            trains_text=config.text_encoders.train,
+            trains_text=is_in_step(config.text_encoders),
         ),
         image_cache=CachePlan(
             needed=len(inputs.latent_entries),

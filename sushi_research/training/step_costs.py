@@ -19,6 +19,7 @@ from sushi_research.adapters.settings import AdapterSettings, settings_of
 from sushi_research.caches.keys import entry_key
 from sushi_research.config.learning import OptimizerSection
 from sushi_research.config.sets import sets_of
+from sushi_research.config.text_encoders import is_in_step
 from sushi_research.fast.checkpointing import enable
 from sushi_research.models import loading, storage
 from sushi_research.models.components import build_empty
@@ -135,7 +136,7 @@ class StepCosts:
     def _encoders_cost(self, checkpointing: str) -> Cost | None:
         """That of encoding chunks of captions with the text encoders that are trained; None if none is."""
         job = self._job
-        if not job.config.text_encoders.is_in_step:
+        if not is_in_step(job.config.text_encoders):
             return None
 
         def make() -> Mapping[str, np.ndarray]:
@@ -170,7 +171,7 @@ class StepCosts:
             job = self._job
             settings = settings_of(job.config.lora, seed=0)
             to_base = any(each.target == "base" for each in sets_of(job.config))
-            to_text = bool(text_encoders.trained_names(job))
+            to_text = is_in_step(job.config.text_encoders)
             shapes = {name: list(shape) for name, shape in self._shapes.items() if _is_of_unet(name)}
             text_shapes = job.model.text_shapes(self._base)
 

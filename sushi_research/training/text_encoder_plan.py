@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from sushi_research.adapters import lora, tensor_names
+from sushi_research.config.text_encoders import is_in_step
 from sushi_research.files import size_text
 from sushi_research.models import loading
 from sushi_research.models.components import TITLES
@@ -77,10 +78,13 @@ def own_rates(job: Job, steps: int, items: int) -> dict[str, Own]:
     """The learning rate and the end step of each text encoder that is trained, and of new tokens. UserError for an end beyond the
     run's."""
     section, names = job.config.text_encoders, text_encoders.trained_names(job)
-    until = until_step(section.until, steps, items, job.global_batch_size) if section.is_in_step else None
+    until = (
+        until_step(job.config.text_encoders.until, steps, items, job.global_batch_size) if is_in_step(section) else None
+    )
     own = {name: Own(text_encoders.rate_of(job.config, job.model, name), until) for name in names}
     if section.new_tokens:
-        rate: Any = section.lr if section.new_tokens_lr is None else section.new_tokens_lr
+        rate: Any = job.config.text_encoders.new_tokens_lr
+        rate = section.lr if rate is None else rate
         own[tensor_names.NEW_TOKENS] = Own(rate, until)
     return own
 
@@ -119,7 +123,7 @@ def cost_of(job: Job, base: loading.Base, checkpointing: str) -> Cost:
     for name in names if section.new_tokens else text_encoders.trained_names(job):
         if section.new_tokens:
             new_tokens.attach_empty(encoders[name], job.config)
-        encoders[name].train()
+        text_encoders.to_training(encoders[name])
         text_encoders.recompute(encoders[name], checkpointing, draws=draws)
     text = job.model.Text(*itertools.chain.from_iterable((None, encoder) for encoder in encoders.values()))
     return encoders_cost(text, [*encoders.values()], job.model, text_encoders.text_settings(job), job.compute_dtype)

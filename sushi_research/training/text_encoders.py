@@ -172,7 +172,7 @@ def prepare(job: Job, inputs: Inputs) -> TextEncoders:
         for name, encoder in components.items():
             new_tokens.attach(encoder, name, found[folder_of(name)], config)
     for encoder in components.values():
-        encoder.train()
+        to_training(encoder)
         recompute(encoder, config.train.gradient_checkpointing, draws=adapter_settings(config).drops)
     layers = {name: encoder.config.num_hidden_layers for name, encoder in components.items()}
     return TextEncoders(
@@ -208,6 +208,15 @@ def rate_of(config: TrainingConfig, model: ModuleType, name: str) -> float:
 def text_settings(job: Job) -> dict[str, Any]:
     """The settings of the base that decide how a text is encoded."""
     return {name: getattr(job.config.model, name) for name in job.model.TEXT_SETTINGS}
+
+
+def to_training(encoder: nn.Module) -> None:
+    """Training mode, which the adapter's dropout and gradient checkpointing need. A dropout of the encoder's own attention, which a
+    base's config may have, stays off as where the cache is made: nothing in the config asks for it."""
+    encoder.train()
+    for module in encoder.modules():
+        if isinstance(getattr(module, "dropout", None), float):
+            module.dropout = 0.0  # type: ignore[assignment]
 
 
 def recompute(encoder: Any, mode: str, *, draws: bool) -> None:

@@ -597,3 +597,11 @@ def test_a_command_line_of_nothing_is_told_the_commands(convert):
     status, said = convert()
     assert status == 2
     assert "give a command, one of convert, merge, extract, resize, inspect, verify: --help describes them" in said
+
+
+def test_a_base_without_the_text_encoder_that_an_adapter_changes(convert, single):
+    file, _ = single["sd15"]
+    write("a.safetensors", open_base(str(file)), pair, every=9)
+    save_file({name: value for name, value in load_file(file).items() if name.startswith("model.")}, "unet.safetensors")
+    says = "changes the text encoder (lora_te_text_model_encoder_layers_0"
+    refused(convert, ("merge", "a.safetensors", "--into", "unet.safetensors", "--output", "b.safetensors"), says=says)

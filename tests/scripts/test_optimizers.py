@@ -43,7 +43,7 @@ def test_averaged_weights_are_sampled_and_exported_and_change_no_training(
 
     sampled = []
 
-    def generate(job: Any, inputs: Any, unet: torch.nn.Module, step: int, *_: Any) -> None:
+    def generate(job: Any, inputs: Any, unet: torch.nn.Module, step: int, *_: Any, **__: Any) -> None:
         sampled.append([parameter.detach().clone() for parameter in lora.adapter_parameters({"unet": unet}).values()])
         if step == 3 and trainer.checkpoint("pieces").step < step:
             stop()

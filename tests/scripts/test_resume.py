@@ -254,7 +254,7 @@ def test_a_signal_before_the_first_step_ends_the_command_at_once(
     architecture: str, trainer: Trainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first evaluation and samples may take long, and nothing has been learned that a checkpoint could keep."""
-    monkeypatch.setattr(trainer.script.sample_grids, "generate", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    monkeypatch.setattr(trainer.script.sample_grids, "generate", lambda *_, **__: os.kill(os.getpid(), signal.SIGINT))
     # Where the tests run in the background, SIGINT is ignored.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:

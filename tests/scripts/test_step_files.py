@@ -142,14 +142,15 @@ def test_an_interruption_and_a_full_disk(trainer, monkeypatch, caplog):
 
 def test_values_that_fp16_cannot_hold_cost_a_file_on_the_way_and_not_the_run(trainer, monkeypatch, caplog):
     settings = SETTINGS | {"lora.save_dtype": "float16", "checkpoint.every": 1, "train.steps": 3}
-    cast = kohya_format._cast
+    tensors = kohya_format.file_tensors
     calls = []
 
-    def overflowing(state, name, dtype):
-        calls.append(name)
-        return cast({name: state[name] * (1e9 if len(calls) == 1 else 1)}, name, dtype)
+    def overflowing(components, architecture, state, dtype):
+        calls.append(dtype)
+        factor = 1e9 if len(calls) == 1 else 1
+        return tensors(components, architecture, {name: each * factor for name, each in state.items()}, dtype)
 
-    monkeypatch.setattr(kohya_format, "_cast", overflowing)
+    monkeypatch.setattr(kohya_format, "file_tensors", overflowing)
     assert trainer.train("run", settings) == 0
     assert "set lora.save_dtype to float32: the run goes on without the adapter file of step 1" in caplog.text
     assert files(trainer) == ["run-000002.safetensors", "run.safetensors"]

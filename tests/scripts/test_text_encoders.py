@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from recorded_runs import Recording
 from script_runs import RATE, Trainer, assert_equal
 from test_evaluating import evaluate_adapters, tables
+from transformers import CLIPTextConfig, CLIPTextModel
 
 from sushi_research import conditioning, models
 from sushi_research.adapters import lora
@@ -164,6 +165,18 @@ def test_after_their_end_the_encoders_drop_nothing(trainer: Trainer, architectur
     assert torch.equal(torch.random.get_rng_state(), drawn) and not hidden.requires_grad
     assert torch.equal(hidden[0].half(), encoders.caption("a")["hidden"])
     assert torch.equal(hidden, encoders(ids)["hidden"])
+
+
+def test_dropout_of_the_encoders_own_stays_off() -> None:
+    """A base's config may have one, which the cache does not use, and whose masks checkpointing would not draw again."""
+    sizes = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    encoder = CLIPTextModel(CLIPTextConfig(vocab_size=9, attention_dropout=0.5, **sizes)).eval()
+    ids = torch.arange(9)[None]
+    expected = encoder(ids).last_hidden_state
+    encoder.train()
+    assert not torch.equal(encoder(ids).last_hidden_state, expected)
+    text_encoders.to_training(encoder)
+    assert encoder.training and torch.equal(encoder(ids).last_hidden_state, expected)
 
 
 @pytest.mark.parametrize("architecture", ["sdxl"])

@@ -70,8 +70,6 @@ def merge_into(base: BaseWeights, adapters: Sequence[Weighted], output: Path, ma
     Nothing is left if it fails. UserError if a value overflows in the dtype of the base.
     """
     found = changed_parameters(adapters)
-    if lacking := next((component for component, _ in found if component not in base.components), None):
-        raise UserError(f"{base.source} has no {lacking}, which the adapter changes: give a base that has one.")
     with Weights(base) as weights:
         if base.path.is_dir():
             _write_folder(base, weights, found, output, made)

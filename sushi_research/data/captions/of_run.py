@@ -7,6 +7,7 @@ import numpy as np
 from sushi_research.config import TrainingConfig
 from sushi_research.config.captions import CaptionRules
 from sushi_research.config.sets import sets_of
+from sushi_research.config.text_encoders import is_in_step
 from sushi_research.data.captions.rules import Rules, rules_of
 from sushi_research.data.captions.run_captions import RunCaptions, chosen_variants, require_effect
 from sushi_research.data.epoch_order import epoch_order
@@ -49,7 +50,7 @@ def run_captions_of(
         seed=config.train.seed,
         epochs=epochs,
         rest=epoch_order(items.bucket_ids, batch, config.train.seed, epochs)[:more] if more else np.zeros(0, np.int64),
-        in_step=config.captions.encode == "while_training" or config.text_encoders.is_in_step,
+        in_step=config.captions.encode == "while_training" or is_in_step(config.text_encoders),
         remembered=remembered,
     )
     if captions.in_step or not captions.is_random:

@@ -42,3 +42,13 @@ def test_every_cell(file):
 def test_the_table_is_of_this_code():
     assert f"`{acceptance.inputs_hash()}`" in PAGE.read_text(), "the table is older: run make acceptance-files"
     assert len(committed()) == len(acceptance.files())
+
+
+@pytest.mark.parametrize("architecture", acceptance.ARCHITECTURES)
+def test_text_encoders_without_out_proj(architecture):
+    """diffusers turns kohya's q, k and v into an old spelling, which it only reads where there is an out_proj."""
+    kind = acceptance.Kind("", "lora", conv=False, without=("self_attn.out_proj",))
+    file = acceptance.File(kind, "kohya", architecture, some=True)
+    limits = portability.limits(architecture, acceptance.in_components(file.made()))
+    loads = {program for program, words in acceptance.outcomes(file) if words == acceptance.LOADS}
+    assert "diffusers" in limits and loads == set(portability.PROGRAMS) - limits.keys()

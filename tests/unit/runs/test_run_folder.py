@@ -239,7 +239,8 @@ def test_which_schedules_depend_on_the_length():
     for schedule, depends in SCHEDULES:
         assert depends_on_length(identity(schedule=schedule)) is depends, schedule
     for until, setting in (("1 epoch", None), (5, None), (0.5, "text_encoders.until 0.5")):
-        assert length_setting(identity(text_encoders={"train": True, "until": until})) == setting
+        for trained in ({"train": True}, {"new_tokens": [{"token": "<cat>"}]}):
+            assert length_setting(identity(text_encoders={**trained, "until": until})) == setting
 
 
 # --- the name ---
