@@ -40,7 +40,8 @@ def locate(adapter: Adapter) -> tuple[Architecture, Matches]:
             refusals.append(f"as {architecture.label}: {fault}")
     if not found:
         raise UserError(
-            f"{adapter.path} fits neither {labels(' nor ')} ({'; '.join(refusals)}): give a file for one of these."
+            f"{adapter.path} fits neither {labels(' nor ')} ({'; '.join(refusals)}): give a file for one of these, or "
+            "the base that it was trained on (convert_lora.py with --base)."
         )
     if len(found) > 1:
         raise UserError(

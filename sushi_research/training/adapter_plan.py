@@ -82,6 +82,7 @@ def _settings(job: Job, entries: Mapping[str, Entry]) -> Iterable[str]:
         ]
         yield some(parts, 6)
         if kind in ("lora", "dora"):
-            yield "the file has each scale within the second matrix and no alpha, because diffusers reads differing alphas wrongly"
+            reason = ", because diffusers reads differing alphas wrongly" if kind == "lora" else ""
+            yield f"the file has each scale within the second matrix and no alpha{reason}"
     if whole := len(entries) - len(ranked):
         yield f"both matrices are whole in {whole} modules, where rank and alpha have no effect"

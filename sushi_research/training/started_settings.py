@@ -26,15 +26,17 @@ def section_of(config: TrainingConfig, path: Path, entries: Mapping[str, Entry],
     kind = kind_of(path, entries, unet)
     (rank, alpha), count = Counter(map(rank_and_alpha, entries.values())).most_common(1)[0]
     share = "" if count == len(entries) else f" (in {count} of {len(entries)} modules)"
+    is_whole = all(isinstance(each, Kronecker) and each.rank is None for each in entries.values())
+    whole = "whole matrices only, where rank and alpha have no effect" if is_whole else ""
     given = config.lora
     # Alphas in a file are often rounded to 16 bits.
     for key, shown, of_file, differs in (
         ("kind", given.kind, f"kind {kind}", given.kind not in (None, kind)),
-        ("rank", given.rank, f"rank {rank:g}{share}", given.rank not in (None, rank)),
+        ("rank", given.rank, whole or f"rank {rank:g}{share}", given.rank not in (None, rank)),
         (
             "alpha",
             given.alpha,
-            f"alpha {alpha:g}{share}",
+            whole or f"alpha {alpha:g}{share}",
             given.alpha is not None and abs(given.alpha - alpha) > 1e-3 * abs(alpha),
         ),
     ):

@@ -593,6 +593,12 @@ def test_an_output_within_the_base_is_refused(convert, opened, bases):
         refused(convert, ("merge", "a.safetensors", "--into", folder, "--output", place), says="within the base")
 
 
+def test_a_command_line_of_nothing_is_told_the_commands(convert):
+    status, said = convert()
+    assert status == 2
+    assert "give a command, one of convert, merge, extract, resize, inspect, verify: --help describes them" in said
+
+
 def test_a_base_without_the_text_encoder_that_an_adapter_changes(convert, single):
     file, _ = single["sd15"]
     write("a.safetensors", open_base(str(file)), pair, every=9)

@@ -15,7 +15,7 @@ def parse(arguments: Sequence[str], description: str | None) -> argparse.Namespa
     parser = argparse.ArgumentParser(description=description, **options)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     written, limited, based = (argparse.ArgumentParser(add_help=False) for _ in range(3))
-    written.add_argument("--output", required=True, metavar="FILE", help="the file to write; it must not exist")
+    written.add_argument("--output", required=True, metavar="FILE", help="what to write; it must not exist")
     written.add_argument("--to", choices=("kohya", "peft"), help="its layout: kohya (the default), or peft (diffusers)")
     written.add_argument("--dtype", choices=tuple(DTYPES), help="its dtype (default: that of what is read)")
     limited.add_argument("--rank", type=int, metavar="R", help="reduce each layer to this rank at most")
@@ -49,6 +49,8 @@ def parse(arguments: Sequence[str], description: str | None) -> argparse.Namespa
     inspect.add_argument("--picture", metavar="FILE", help="draw the norm of each block into this PNG file")
     verify = add("verify", "checks that an adapter fits a base, and what it would change", based)
     verify.add_argument("adapter", help=one)
+    if not arguments:
+        parser.error(f"give a command, one of {', '.join(commands.choices)}: --help describes them")
     found = parser.parse_args(arguments)
     _require_sense(commands.choices[found.command], found)
     return found

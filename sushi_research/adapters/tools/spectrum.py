@@ -114,7 +114,7 @@ def lines(facts: Sequence[LayerFacts]) -> Iterator[tuple[str, str]]:
         ranks = f", rank for {SHARES[0]:.0%}: {_middle(needed):g}" if needed else ""
         yield (
             f"  {_short(component)} {block}",
-            f"norm {total_norm(own):.3g}, {share:.1%} of the squares{ranks} ({len(own):,} layers)",
+            f"norm {total_norm(own):.3g}, {share:.1%} of the squares{ranks} ({len(own):,} layer{'s'[: len(own) > 1]})",
         )
 
 
