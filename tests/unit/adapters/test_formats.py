@@ -178,7 +178,7 @@ def test_files_that_are_located_nowhere_or_twice(tmp_path):
             locate(read_adapter(save(tmp_path / "a.safetensors", tensors)))
         assert str(caught.value).endswith(".") and "\n" not in str(caught.value)
     twice = {
-        f"{name}.lora_{way}.weight": each
+        f"{name}.lora_{way}.weight": each.clone()
         for name in (f"lora_unet_{flat(KEY)}", f"lycoris_{flat(KEY)}")
         for way, each in (("down", down), ("up", up))
     }
