@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -80,8 +81,8 @@ def match_layers(adapter: Adapter, architecture: Architecture, layers: Layers, l
                 f"{path} holds {taken[layer].name} and {entry.name}, which are the same module of the base: "
                 "take a copy that holds it once."
             )
-        taken[layer] = entry
-        _require_fitting(path, entry, layers[component][layer])
+        taken[layer] = _shaped(entry, layers[component][layer].shape)
+        _require_fitting(path, taken[layer], layers[component][layer])
     return matches
 
 
@@ -139,6 +140,21 @@ def _lacking(name: str, architecture: Architecture, layers: Layers) -> str | Non
     component, prefix, _ = parts
     is_known = component in architecture.formats().TEXT_ENCODERS and belongs(architecture, prefix)
     return component if is_known and not layers.get(component) else None
+
+
+def _shaped(entry: Entry, shape: Shape) -> Entry:
+    """The entry with the matrices of a linear layer [rank, in] or of a 1x1 convolution [rank, in, 1, 1], whichever the layer is.
+
+    Trainers write either for both (SD1.5's proj_in is a convolution, SDXL's a linear layer), and the other programs read either.
+    """
+    kernel = (1, 1) if len(shape) > 2 else ()
+    names = ("down", "up") if isinstance(entry, LowRank) and entry.mid is None else ()
+    names = ("weight",) if isinstance(entry, Difference) and entry.weight is not None else names
+    tensors = [getattr(entry, name) for name in names]
+    if shape[2:] not in ((), (1, 1)) or len(shape) < 2 or any(each.shape[2:] not in ((), (1, 1)) for each in tensors):
+        return entry
+    changed = {name: each.reshape(*each.shape[:2], *kernel) for name, each in zip(names, tensors, strict=True)}
+    return replace(entry, **changed) if changed and all(each.ndim > 1 for each in tensors) else entry
 
 
 def _require_fitting(path: Path, entry: Entry, layer: Layer) -> None:

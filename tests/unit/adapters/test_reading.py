@@ -291,7 +291,7 @@ DEFECTS = {
     "vectors": (lambda t: {DOWN: t[DOWN][0]}, r"which are not those of a LoRA"),
     "other width": (lambda t: {DOWN: torch.ones(2, 9)}, rf"matrices of {ONE} are \[2, 9\] and .* needs \[2, 32\]"),
     "a convolution's": (
-        lambda t: {DOWN: t[DOWN][..., None, None], UP: t[UP][..., None, None]},
+        lambda t: {DOWN: t[DOWN][..., None, None].expand(-1, -1, 3, 3).contiguous(), UP: t[UP][..., None, None]},
         r"this base needs \[2, 32\]",
     ),
     "unknown key": (
@@ -368,7 +368,10 @@ DEFECTS = {
         lambda t: {f"{TWO}.diff": torch.ones(32, 32), f"{TWO}.alpha": torch.ones(())},
         r"holds \S+alpha beside a whole difference",
     ),
-    "embedding": (lambda t: {"bundle_emb.x.string_to_param.*": torch.ones(3)}, r"holds the new token 'x' with the shapes \[3\]"),
+    "embedding": (
+        lambda t: {"bundle_emb.x.string_to_param.*": torch.ones(3)},
+        r"holds the new token 'x' with the shapes \[3\]",
+    ),
 }
 
 
@@ -391,6 +394,22 @@ def test_defects(pipeline, sound, defect, tmp_path):
     save_file(tensors, tmp_path / "adapter.safetensors")
     sentence = refusal(pipeline, tmp_path / "adapter.safetensors")
     assert re.search(said, sentence), sentence
+
+
+@pytest.mark.parametrize("architecture", ["sd15"])
+def test_matrices_of_a_1x1_convolution_and_of_a_linear_layer_are_the_same(pipeline, sound, tmp_path):
+    """SD1.5's proj_in is a convolution and its to_q a linear layer: files may hold either as a matrix or with a 1x1 kernel."""
+    matrices = [key for key in sound if not key.endswith(".alpha")]
+    turned = {key: sound[key].flatten(1) if sound[key].ndim > 2 else sound[key][..., None, None] for key in matrices}
+    assert {each.ndim for each in turned.values()} == {2, 4}
+    found = []
+    for name, tensors in (("as_written", sound), ("turned", sound | turned)):
+        save_file({key: value.contiguous() for key, value in tensors.items()}, tmp_path / f"{name}.safetensors")
+        matches = loading.matches_of(pipeline, tmp_path / f"{name}.safetensors")
+        found.append({path: (each.down, each.up, each.scale) for path, each in matches["unet"].items()})
+    for path, (down, up, scale) in found[0].items():
+        other = found[1][path]
+        assert torch.equal(down, other[0]) and torch.equal(up, other[1]) and scale == other[2], path
 
 
 # Files without any entry: the name of a tensor, and what is said.
