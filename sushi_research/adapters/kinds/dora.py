@@ -22,6 +22,8 @@ from sushi_research.models.storage import weight_of
 ADAPTER = "default"
 # Below the square of any norm that fp32 has a use for; so that an input without weights has no 0 / 0.
 _LEAST = 1e-30
+# Of the square of a norm, which is left at least: below it rounding decides, and may give a negative square.
+_SHARE = 1e-8
 
 
 def add_magnitude(layer: Any) -> None:
@@ -58,7 +60,8 @@ def magnitude_of(layer: Any, share: torch.Tensor) -> torch.Tensor:
 def input_factors(layer: Any) -> torch.Tensor:
     """c [in], fp32."""
     with torch.no_grad():
-        ratio = (layer.squared_norms / _changed_squares(layer).clamp_min_(_LEAST)).sqrt()
+        squares = torch.maximum(_changed_squares(layer), layer.squared_norms * _SHARE)
+        ratio = (layer.squared_norms / squares).sqrt()
     return (1 + layer.magnitude.float()) * ratio
 
 

@@ -368,7 +368,7 @@ DEFECTS = {
         lambda t: {f"{TWO}.diff": torch.ones(32, 32), f"{TWO}.alpha": torch.ones(())},
         r"holds \S+alpha beside a whole difference",
     ),
-    "embedding": (lambda t: {"bundle_emb.x.string_to_param.*": torch.ones(3)}, r"holds a textual inversion embedding"),
+    "embedding": (lambda t: {"bundle_emb.x.string_to_param.*": torch.ones(3)}, r"holds the new token 'x' with the shapes \[3\]"),
 }
 
 
