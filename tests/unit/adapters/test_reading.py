@@ -368,7 +368,10 @@ DEFECTS = {
         lambda t: {f"{TWO}.diff": torch.ones(32, 32), f"{TWO}.alpha": torch.ones(())},
         r"holds \S+alpha beside a whole difference",
     ),
-    "embedding": (lambda t: {"bundle_emb.x.string_to_param.*": torch.ones(3)}, r"holds the new token 'x' with the shapes \[3\]"),
+    "embedding": (
+        lambda t: {"bundle_emb.x.string_to_param.*": torch.ones(3)},
+        r"holds the new token 'x' with the shapes \[3\]",
+    ),
 }
 
 
