@@ -26,13 +26,20 @@ from sushi_research.training.caption_plan import encoder_bytes
 _MOST_CAPTIONS = 10_000
 
 
-def attach(encoder: Any, name: str, tokenizer: Any, config: TrainingConfig) -> None:
+def attach(encoder: Any, name: str, tokenizer: Any, job: Job) -> None:
     """Adds the run's new tokens to a text encoder, trainable, in fp32, and to its tokenizer. UserError for a start without tokens.
 
-    They begin at the vectors that the base has for `start_from`, in its dtype here.
+    They begin at the vectors of the file that the run starts from, or else at those that the base has for `start_from`, in its
+    dtype here.
     """
-    tokens, first = config.text_encoders.new_tokens, len(tokenizer)
-    starts = {each.token: _start(each, name, encoder, tokenizer, config.train.seed) for each in tokens}
+    config, first = job.config, len(tokenizer)
+    of_file = job.start.tokens if job.start else {}
+    starts = {
+        each.token: of_file[each.token][name]
+        if each.token in of_file
+        else _start(each, name, encoder, tokenizer, config.train.seed)
+        for each in config.text_encoders.new_tokens
+    }
     rows = install(encoder, first)
     for token, vectors in starts.items():
         rows.add(token, vectors, is_trained=True)
@@ -73,11 +80,13 @@ def shapes_of(job: Job, base: loading.Base) -> dict[str, tuple[int, ...]]:
 class TokenPlan:
     """The new tokens of a run, `vectors` of each. Of `captions` samples of the first epoch, `without` have none of them.
 
-    `width` is that of a vector in all text encoders together, `bytes` what these take in the compute dtype.
+    Those of `from_file` begin at the vectors of lora.start_from. `width` is that of a vector in all text encoders together, `bytes`
+    what these take in the compute dtype.
     """
 
     vectors: Mapping[str, int]
     starts: Mapping[str, str | None]
+    from_file: tuple[str, ...]
     captions: int
     without: int
     width: int
@@ -90,9 +99,11 @@ class TokenPlan:
 
     def describe(self) -> list[str]:
         """Lines of the plan."""
+        starts = {token: "noise" if start is None else repr(start) for token, start in self.starts.items()}
+        starts |= dict.fromkeys(self.from_file, "lora.start_from")
         each = [
-            f"{token} ({count} vector{'' if count == 1 else 's'}, from {'noise' if start is None else repr(start)})"
-            for (token, count), start in zip(self.vectors.items(), self.starts.values(), strict=True)
+            f"{token} ({count} vector{'' if count == 1 else 's'}, from {starts[token]})"
+            for token, count in self.vectors.items()
         ]
         lines = [f"new tokens   {', '.join(each)}: {sum(self.vectors.values()) * self.width:,} trainable parameters"]
         if self.without:
@@ -133,6 +144,7 @@ def plan_of(job: Job, inputs: Inputs) -> TokenPlan | None:
     return TokenPlan(
         vectors=vectors_of(section),
         starts={each.token: each.start_from for each in section.new_tokens},
+        from_file=tuple(job.start.tokens) if job.start else (),
         captions=len(texts),
         without=without,
         width=sum(inputs.base.config(name)["hidden_size"] for name in job.model.TEXT_ENCODERS),

@@ -8,11 +8,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import torch
+
+from sushi_research.adapters.bundled import Tokens
 from sushi_research.adapters.entries import Entry
 from sushi_research.adapters.targets import adaptable_paths, matching
 from sushi_research.config import TrainingConfig
 from sushi_research.config.text_encoders import endings
-from sushi_research.errors import UserError
+from sushi_research.errors import UserError, some
 from sushi_research.models import loading
 from sushi_research.training import started_settings
 from sushi_research.training.text_encoders import names_trained
@@ -70,3 +73,32 @@ def require_usable(config: TrainingConfig, path: Path, component: str, entries: 
             f"text_encoders.targets is {own.targets}, which are {len(chosen)} modules of the {component}, and {path}, from which "
             f"the run starts, adapts {len(entries)}: remove text_encoders.targets."
         )
+
+
+def named_tokens(config: TrainingConfig, path: Path, tokens: Tokens) -> Tokens:
+    """The file's new tokens under their names in the config, which must have all of them, and may have more; upper and lower case
+    are alike. UserError otherwise."""
+    given = {each.token.lower(): each for each in config.text_encoders.new_tokens}
+    counts = {token: len(next(iter(own.values()))) for token, own in tokens.items()}
+    found: Tokens = {}
+    for token, own in tokens.items():
+        each = given.get(token.lower())
+        if each is None or each.vectors != counts[token]:
+            wanted = some([f"{{token: {name:.60}, vectors: {count}}}" for name, count in counts.items()], 16)
+            raise UserError(
+                f"{path} holds the new token {token:.100} with {counts[token]} vectors, and text_encoders.new_tokens "
+                f"{'does not name it' if each is None else f'gives it {each.vectors}'}: set text_encoders.new_tokens to "
+                f"[{wanted}], or start from a file without new tokens."
+            )
+        if each.start_from is not None:
+            raise UserError(
+                f"text_encoders.new_tokens: the token {each.token} starts from {each.start_from!r}, and {path}, from which the run "
+                "starts, has vectors for it: remove its start_from."
+            )
+        if not all(bool(torch.isfinite(vectors.float()).all()) for vectors in own.values()):
+            raise UserError(
+                f"{path} has values in the new token {token:.100} that fp32, in which they are trained, cannot hold: give another "
+                "file."
+            )
+        found[each.token] = own
+    return found

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 
 import torch
 
-from sushi_research.adapters import lora, run_files
+from sushi_research.adapters import bundled, lora, run_files
 from sushi_research.adapters.entries import Entry
 from sushi_research.adapters.kohya_format import is_uniform, tensors_hash
 from sushi_research.adapters.matching import match_components
@@ -19,7 +19,7 @@ from sushi_research.adapters.trained_images import TrainedOn, trained_on
 from sushi_research.config import TrainingConfig
 from sushi_research.config.sets import paths_of
 from sushi_research.data.training_data import Data
-from sushi_research.errors import UserError
+from sushi_research.errors import UserError, some
 from sushi_research.evaluation import unseen
 from sushi_research.models import ARCHITECTURES, loading
 from sushi_research.runs.job import Job
@@ -29,13 +29,14 @@ from sushi_research.training import started_settings, started_text
 @dataclass(frozen=True)
 class StartingPoint:
     """What a run starts from: the entries by component and layer path, the hash of the file's tensors, the files that it came from
-    in turn, itself last, and the images that it says it was trained on."""
+    in turn, itself last, and the images that it says it was trained on. `tokens` are its new tokens, as the config spells them."""
 
     path: Path
     hash: str
     matches: lora.Trained
     chain: tuple[Ancestor, ...]
     trained_on: TrainedOn
+    tokens: bundled.Tokens = field(default_factory=dict)
 
     @property
     def is_uniform(self) -> bool:
@@ -47,6 +48,8 @@ class StartingPoint:
     def describe(self) -> str:
         """A line for the terminal."""
         line = f"starting from the adapter {self.path}: {sum(map(len, self.matches.values()))} modules"
+        if self.tokens:
+            line += f", and the new tokens {some(list(self.tokens))}"
         if self.is_uniform:
             return line
         return (
@@ -63,7 +66,7 @@ def read(config: TrainingConfig, model: ModuleType) -> tuple[TrainingConfig, Sta
     assert config.lora.start_from is not None
     try:
         path = run_files.resolve(config.lora.start_from)
-        adapter = read_adapter(path)
+        adapter = read_adapter(path, with_tokens=True)
     except UserError as error:
         raise UserError(f"lora.start_from: {error}") from error
     base = loading.find_base(config, model)
@@ -88,13 +91,17 @@ def read(config: TrainingConfig, model: ModuleType) -> tuple[TrainingConfig, Sta
         raise UserError(
             f"{path} has values in {large[0]} that fp32, in which adapters are trained, cannot hold: give another file."
         )
+    bundled.require_fitting(
+        path, adapter.tokens, {name: base.config(name)["hidden_size"] for name in model.TEXT_ENCODERS}
+    )
+    tokens = started_text.named_tokens(config, path, adapter.tokens)
     settings = started_settings.section_of(config, path, entries, unet)
     config = config.model_copy(update={"lora": settings})
     for component in matches.keys() & encoders.keys():
         started_text.require_usable(config, path, component, matches[component], encoders[component])
     digest = tensors_hash(path)
     chain = ancestors_of(adapter.header, digest)
-    return config, StartingPoint(path, digest, matches, chain, trained_on(path))
+    return config, StartingPoint(path, digest, matches, chain, trained_on(path), tokens)
 
 
 def require_usable(job: Job, data: Data) -> None:

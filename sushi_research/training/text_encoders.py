@@ -170,7 +170,7 @@ def prepare(job: Job, inputs: Inputs) -> TextEncoders:
         parts = [(copy.deepcopy(found[folder_of(name)]), found[name]) for name in model.TEXT_ENCODERS]
         base_text = model.Text(*itertools.chain.from_iterable(parts))
         for name, encoder in components.items():
-            new_tokens.attach(encoder, name, found[folder_of(name)], config)
+            new_tokens.attach(encoder, name, found[folder_of(name)], job)
     for encoder in components.values():
         to_training(encoder)
         recompute(encoder, config.train.gradient_checkpointing, draws=adapter_settings(config).drops)

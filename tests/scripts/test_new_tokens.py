@@ -134,6 +134,39 @@ def test_a_recorded_run_equals_an_eager_one_that_was_resumed(
 
 
 @pytest.mark.parametrize("architecture", ["sd15"])
+def test_a_run_starts_from_the_tokens_of_a_file(trainer: Trainer, capsys: pytest.CaptureFixture[str]) -> None:
+    """Step 0 has the losses of the file, bit for bit. The rate is too low to move far, and the spelling is that of the config."""
+    assert trainer.train("first", SETTINGS | EVALUATED) == 0
+    named = [{"token": TOKEN.title(), "vectors": VECTORS}]
+    changes = SETTINGS | EVALUATED | {"text_encoders.new_tokens": named, "text_encoders.new_tokens_lr": 1e-7}
+    changes |= {"train.steps": 1, "lora.start_from": str(trainer.folder("first"))}
+    assert trainer.train("second", changes) == 0
+    assert "Picture (3 vectors, from lora.start_from)" in capsys.readouterr().out
+    learned = trainer.master_weights("first")[f"text_encoder.new_tokens.{TOKEN}"]
+    found = trainer.master_weights("second")[f"text_encoder.new_tokens.{TOKEN.title()}"]
+    assert 0 < (found - learned).abs().max() < 2e-7
+    losses = []
+    for name, at in (("first", 3), ("second", 0)):
+        rows = [row for every in tables(trainer.folder(name)) for row in every if row["step"] == at]
+        losses.append([row[column] for row in rows for column in ("loss", "base_loss") if column in row])
+    assert losses[0] == losses[1] and len(set(losses[0])) > 2
+    for own, message in (
+        (
+            [],
+            r"the new token picture with 3 vectors, and .*does not name it: .* to \[\{token: picture, vectors: 3\}\], or",
+        ),
+        ([{"token": TOKEN}], r"text_encoders.new_tokens gives it 1: set"),
+        (
+            [named[0] | {"start_from": "cat"}],
+            "Picture starts from 'cat', and .* has vectors for it: remove its start_from",
+        ),
+    ):
+        rate = {} if own else {"text_encoders.new_tokens_lr": None}
+        with pytest.raises(UserError, match=message):
+            trainer.train("refused", changes | {"text_encoders.new_tokens": own} | rate)
+
+
+@pytest.mark.parametrize("architecture", ["sd15"])
 def test_mistakes(trainer: Trainer) -> None:
     """A token that no caption has, and one that starts from nothing."""
     with pytest.raises(UserError, match="no caption has the token mycat, so it would learn nothing"):
