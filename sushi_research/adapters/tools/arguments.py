@@ -6,20 +6,21 @@ import argparse
 import math
 from collections.abc import Sequence
 
+from sushi_research.config.arguments import Parser
+
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
 def parse(arguments: Sequence[str], description: str | None) -> argparse.Namespace:
     """Parses a command line; it ends the process for one that makes no sense."""
-    options = {"allow_abbrev": False, "formatter_class": argparse.RawDescriptionHelpFormatter}
-    parser = argparse.ArgumentParser(description=description, **options)
+    parser = Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def add_base(parser: argparse.ArgumentParser, text: str, required: bool = False) -> None:
         parser.add_argument("--base", metavar="BASE", required=required, help=text)
         parser.add_argument("--variant", metavar="NAME", help="the variant of a base in diffusers format, such as fp16")
 
-    written, limited, based = (argparse.ArgumentParser(add_help=False) for _ in range(3))
+    written, limited, based = (Parser(add_help=False) for _ in range(3))
     written.add_argument("--output", required=True, metavar="FILE", help="what to write; it must not exist")
     written.add_argument("--to", choices=("kohya", "peft"), help="its layout: kohya (the default), or peft (diffusers)")
     written.add_argument("--dtype", choices=tuple(DTYPES), help="its dtype (default: that of what is read)")
@@ -30,9 +31,7 @@ def parse(arguments: Sequence[str], description: str | None) -> argparse.Namespa
     add_base(based, "the base; a DoRA needs it where its change is computed")
 
     def add(name: str, text: str, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
-        return commands.add_parser(
-            name, help=text, description=text.capitalize() + ".", parents=[*parents], allow_abbrev=False
-        )
+        return commands.add_parser(name, help=text, description=text.capitalize() + ".", parents=[*parents])
 
     one = "an adapter file of any trainer"
     convert = add("convert", "writes an adapter in another layout or dtype", written, limited, based)
