@@ -17,7 +17,7 @@ from single_files import narrow_base, write_single_file
 from sushi_research.adapters.entries import Difference, Hadamard, Kronecker, LowRank, changed_weight, delta
 from sushi_research.adapters.formats.writing import write_entries
 from sushi_research.adapters.matching import layers_of
-from sushi_research.adapters.tools import history
+from sushi_research.adapters.tools import history, verifying
 from sushi_research.adapters.tools.base_weights import Weights, open_base
 from sushi_research.adapters.tools.located import each_entry, open_adapter
 from sushi_research.adapters.trained_images import trained_on
@@ -503,6 +503,50 @@ def test_inspecting_shows_norms_and_ranks_and_verifying_says_what_fits(convert, 
     data[-1] ^= 1
     Path("b.safetensors").write_bytes(data)
     refused(convert, ("verify", "b.safetensors", "--base", folder), says="is damaged")
+
+
+def test_changes_that_cancel_are_said_to_be_zero(convert, opened, bases):
+    options = ("--base", bases["sd15"])
+    write("a.safetensors", opened["sd15"], pair, every=9)
+    for weights, dtype in (((1, -1), "fp16"), ((0.3, -0.3), "fp32")):
+        words = (
+            "merge",
+            "a.safetensors",
+            "a.safetensors",
+            *options,
+            "--dtype",
+            dtype,
+            "--weights",
+            *weights,
+            "--output",
+        )
+        status, said = convert(*words, f"zero_{dtype}.safetensors")
+        assert status == 0 and "none, but the result is zero: it changes none of its" in said, said
+    # Of a sum that is not zero in the file's dtype, the error is relative to what cancels.
+    words = ("merge", *["a.safetensors"] * 3, *options, "--dtype", "fp16", "--weights", 0.3, 0.4, -0.7, "--output")
+    said = convert(*words, "rest.safetensors")[1]
+    assert 0 < float(said.split("error")[1].split()[0]) < 1e-3, said
+
+
+def test_a_parameter_that_is_zero_in_the_base_has_no_relative_change(opened):
+    base = opened["sd15"]
+    write("f.safetensors", base, full, every=3)
+    with Weights(base) as weights:
+
+        class Zeros:
+            def __init__(self, ending):
+                self.base, self.ending = base, ending
+
+            def get(self, component, parameter):
+                return weights.get(component, parameter) * (not parameter.endswith(self.ending))
+
+        found = dict(verifying.verify(open_adapter(Path("f.safetensors"), base), Zeros(".bias")))
+        assert "inf" not in found["change of weights"] and ".weight)" in found["change of weights"]
+        assert (
+            "of what it changes, up to a norm of" in found["zero in the base"] and ".bias)" in found["zero in the base"]
+        )
+        found = dict(verifying.verify(open_adapter(Path("f.safetensors"), base), Zeros("")))
+        assert "zero in the base" in found and "change of weights" not in found
 
 
 def test_norms_are_read_written_measured_and_merged(convert, opened, bases):

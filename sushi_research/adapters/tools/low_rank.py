@@ -108,6 +108,13 @@ def norm(change: Change) -> float:
     return float(torch.linalg.vector_norm(_matrix(change), dtype=torch.float64))
 
 
+def largest_norm(change: Change) -> float:
+    """A bound of the norm: that of a sum whose parts do not cancel. A norm of less than its rounding is zero."""
+    if isinstance(change, Factors):
+        return float((change.up.norm(dim=0) * change.down.norm(dim=1)).sum())
+    return norm(change)
+
+
 def distance(one: Change, other: Change) -> float:
     """The Frobenius norm of the difference."""
     return norm(summed([one, times(other, -1.0)]))

@@ -32,7 +32,7 @@ def verify(located: Located, weights: Weights) -> Iterator[tuple[str, str]]:
         layers = len(located.shapes[component])
         yield "fits", f"{len(entries):,} of the {layers:,} layers of the {TITLES[component]} of this {label} base"
     found = changed_parameters([(located, 1.0)])
-    sizes = []
+    sizes, zeros = [], []
     for (component, parameter), entries in progress(found.items(), description="verifying", unit="tensor", leave=False):
         value = weights.get(component, parameter).float()
         new = changed(value, entries, parameter.endswith(".bias"))
@@ -42,12 +42,19 @@ def verify(located: Located, weights: Weights) -> Iterator[tuple[str, str]]:
                 f"{located.path}: with it {parameter} of the {TITLES[component]} has values up to {most:.3g}, which float16 cannot "
                 "hold: give an adapter that was trained on this base."
             )
-        size = float(value.norm())
-        sizes.append((float((new - value).norm()) / size if size else float("inf"), f"{component}: {parameter}"))
+        size, change, where = float(value.norm()), float((new - value).norm()), f"{component}: {parameter}"
+        if size:
+            sizes.append((change / size, where))
+        elif change:
+            zeros.append((change, where))
     sizes.sort()
-    middle, (most, where) = sizes[len(sizes) // 2][0], sizes[-1]
-    yield "change of weights", f"{middle:.2%} of a weight's norm in the middle, at most {most:.2%} ({where})"
-    if most > MUCH:
+    if sizes:
+        middle, (most, where) = sizes[len(sizes) // 2][0], sizes[-1]
+        yield "change of weights", f"{middle:.2%} of a weight's norm in the middle, at most {most:.2%} ({where})"
+    if zeros:  # as biases are at first
+        most, where = max(zeros)
+        yield "zero in the base", f"{len(zeros):,} of what it changes, up to a norm of {most:.3g} ({where})"
+    if sizes and sizes[-1][0] > MUCH:
         yield (
             "note",
             "a weight that changes by more than its own size: such an adapter was likely made for another base",
