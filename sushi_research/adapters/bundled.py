@@ -72,14 +72,33 @@ def files_of(path: Path, tokens: list[str]) -> dict[str, Path]:
 
 def write_files(path: Path, state: Mapping[str, torch.Tensor], dtype: torch.dtype) -> None:
     """Writes the file of each new token of a state; UserError if one cannot be written."""
-    import safetensors.torch
-
     tokens = tokens_of(state)
     for token, file in files_of(path, list(tokens)).items():
-        own = tokens[token]
-        keys = _ALONE[len(own)]
-        tensors = {key: vectors.to("cpu", dtype).contiguous() for key, vectors in zip(keys, own.values(), strict=True)}
-        write_atomic(file, safetensors.torch.save(tensors))
+        write_atomic(file, _file(tokens[token], dtype))
+
+
+def files_from(path: Path) -> dict[str, tuple[str, bytes]]:
+    """Token -> (name, content) of a file of its own, from an adapter file: what `write_files` wrote, if it did."""
+    from safetensors import safe_open
+
+    tokens: Tokens = {}
+    with safe_open(path, "pt") as file:
+        for key in sorted(file.keys()):
+            if place := place_of_token(key):
+                tokens.setdefault(place[0], {})[place[1]] = file.get_tensor(key)
+    names = files_of(path, list(tokens))
+    return {token: (names[token].name, _file(own, next(iter(own.values())).dtype)) for token, own in tokens.items()}
+
+
+def _file(own: Mapping[str, torch.Tensor], dtype: torch.dtype) -> bytes:
+    """The content of the file of one token, whose vectors are by text encoder."""
+    import safetensors.torch
+
+    keys = _ALONE[len(own)]
+    ordered = (own[name] for name in sorted(own))
+    return safetensors.torch.save(
+        {key: each.to("cpu", dtype).contiguous() for key, each in zip(keys, ordered, strict=True)}
+    )
 
 
 def without_tokens(path: Path) -> dict[str, torch.Tensor] | None:

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -28,9 +28,6 @@ from sushi_research.errors import UserError
 from sushi_research.files import write_atomic
 from sushi_research.models.header import read_header
 from sushi_research.user_files import read_regular, readable
-
-if TYPE_CHECKING:
-    pass
 
 
 def kohya_unet_names(architecture: str, module_paths: Iterable[str], layers_per_block: int = 2) -> dict[str, str]:

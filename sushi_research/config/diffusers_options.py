@@ -6,8 +6,6 @@ From train_text_to_image_lora(_sdxl).py, train_dreambooth_lora(_sdxl).py and the
 
 from __future__ import annotations
 
-NEW_TOKENS = "new tokens are not trained"
-
 # Part of the table -> its groups.
 OPTIONS: dict[str, list[tuple[str, str, str]]] = {
     "Base model": [
@@ -71,9 +69,14 @@ OPTIONS: dict[str, list[tuple[str, str, str]]] = {
         ),
         ("train_text_encoder", "text_encoders.train", "true; for SDXL both"),
         (
-            "train_text_encoder_ti train_text_encoder_ti_frac token_abstraction num_new_tokens_per_abstraction",
-            "",
-            NEW_TOKENS,
+            "train_text_encoder_ti token_abstraction num_new_tokens_per_abstraction",
+            "text_encoders.new_tokens",
+            "a list of {token, vectors, start_from}; captions have the token itself (docs/new_tokens.md)",
+        ),
+        (
+            "train_text_encoder_ti_frac",
+            "text_encoders.until",
+            "a fraction of the run: 0.5, for adapters and new tokens",
         ),
     ],
     "Length and learning rate": [

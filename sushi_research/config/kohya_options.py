@@ -1,7 +1,8 @@
 """The options of kohya's sd-scripts for LoRAs of SD1.5 and SDXL, and what they are called here.
 
 From the argument parsers of train_network.py and sdxl_train_network.py, and from the dataset config, at commit 48d368f
-(2026-02-16). Of each group: the names, our key ("" = there is none), and what a user has to know.
+(2026-02-16); besides, those of train_textual_inversion.py that name the token. Of each group: the names, our key ("" = there is
+none), and what a user has to know.
 """
 
 from __future__ import annotations
@@ -175,6 +176,18 @@ OPTIONS: dict[str, list[tuple[str, str, str]]] = {
             "the schedules are those of schedule.name",
         ),
         ("max_grad_norm", "train.max_grad_norm", "null for 0"),
+    ],
+    "Textual inversion": [
+        (
+            "token_string init_word num_vectors_per_token",
+            "text_encoders.new_tokens",
+            "a list of {token, start_from, vectors}, trained with the adapter (docs/new_tokens.md)",
+        ),
+        (
+            "use_object_template use_style_template",
+            "",
+            "captions have the token: {source: folder} takes the name of the folder",
+        ),
     ],
     "Loss and noise": [
         ("min_snr_gamma", "loss.snr_gamma", ""),

@@ -130,11 +130,18 @@ OPTIONS: dict[str, list[tuple[str, str, str]]] = {
         ),
         ("oft_block_size oft_block_share oft_scaled", "", NO_OFT),
         (
-            "embedding additional_embeddings bundle_additional_embeddings embedding_learning_rate preserve_embedding_norm "
-            "embedding_weight_dtype",
-            "",
-            "textual inversion is not trained",
+            "embedding additional_embeddings",
+            "text_encoders.new_tokens",
+            "a list of {token, vectors, start_from}, trained with the adapter (docs/new_tokens.md)",
         ),
+        ("embedding_learning_rate", "text_encoders.new_tokens_lr", ""),
+        (
+            "bundle_additional_embeddings",
+            "",
+            "new tokens are always in the adapter's file, and each in a file of its own too",
+        ),
+        ("preserve_embedding_norm", "", "the vectors of new tokens are trained without a constraint"),
+        ("embedding_weight_dtype", "", "the vectors of new tokens are trained in fp32"),
     ],
     "Length and learning rate": [
         ("epochs", "train.epochs", ""),
@@ -188,7 +195,11 @@ OPTIONS: dict[str, list[tuple[str, str, str]]] = {
             "text_encoders.until",
             "steps, '1 epoch' or a fraction of the run, for both",
         ),
-        ("text_encoder.train_embedding text_encoder_2.train_embedding", "", "textual inversion is not trained"),
+        (
+            "text_encoder.train_embedding text_encoder_2.train_embedding",
+            "text_encoders.new_tokens",
+            "trained in every text encoder of the base",
+        ),
         (
             "unet.train unet.stop_training_after unet.stop_training_after_unit",
             "",

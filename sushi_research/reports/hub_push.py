@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sushi_research.adapters import bundled
 from sushi_research.errors import UserError, first_line
 from sushi_research.reports.model_card import LICENCE, ModelCard, model_card
 from sushi_research.runs.run_folder import RunFolder
@@ -22,15 +23,18 @@ CARD = "README.md"
 
 @dataclass(frozen=True)
 class Pushed:
-    """What was uploaded: the address of the repository, the number of pictures, and a sentence about a card that was left alone."""
+    """What was uploaded: the address of the repository, the files of new tokens, the number of pictures, and a sentence about a
+    card that was left alone."""
 
     url: str
+    token_files: tuple[str, ...]
     pictures: int
     note: str | None
 
 
 def push(run: RunFolder, adapter: Path, repository: str, *, public: bool = False) -> Pushed:
-    """Uploads `adapter`, a file of the run, to `repository` ("owner/name", or "name" for the user's own).
+    """Uploads `adapter`, a file of the run, to `repository` ("owner/name", or "name" for the user's own), with a file for each of
+    its new tokens.
 
     A repository that is not there is made, private unless `public`; of one that is there, nothing but these files changes.
     UserError if the card cannot be made, or if the hub cannot be reached or refuses it; the repository is then as it was.
@@ -38,6 +42,7 @@ def push(run: RunFolder, adapter: Path, repository: str, *, public: bool = False
     from huggingface_hub import CommitOperationAdd, HfApi
 
     model_card(run, adapter, repository)  # an error of the run's files comes before a repository is made
+    tokens = list(bundled.files_from(adapter).values())
     api = HfApi(library_name="sushi-research")
     with _refusals(repository):
         made = api.create_repo(repository, private=not public, exist_ok=True)
@@ -45,11 +50,12 @@ def push(run: RunFolder, adapter: Path, repository: str, *, public: bool = False
     with _refusals(repository):
         text, note = merged(_text_there(api, made.repo_id), card)
         operations = [CommitOperationAdd(adapter.name, str(adapter))]
+        operations += [CommitOperationAdd(name, content) for name, content in tokens]
         if text is not None:
             operations += [CommitOperationAdd(name, str(path)) for name, path in card.pictures.items()]
             operations.append(CommitOperationAdd(CARD, text.encode()))
         api.create_commit(made.repo_id, operations, commit_message=f"Upload {adapter.name}")
-    return Pushed(str(made), len(card.pictures) if text is not None else 0, note)
+    return Pushed(str(made), tuple(name for name, _ in tokens), len(card.pictures) if text is not None else 0, note)
 
 
 def merged(there: str | None, card: ModelCard) -> tuple[str | None, str | None]:

@@ -197,6 +197,12 @@ def _use(source: _Source) -> str:
     lines += (
         ["", *(f"- {plain(sentence)}" for sentence in portability.sentences(source.limits))] if source.limits else []
     )
+    for token, (name, _) in bundled.files_from(source.adapter).items():
+        lines += [
+            "",
+            f"It has the new token **{plain(token)}**. A1111 takes it from `{file}`. For other programs copy `{name}` into "
+            f"their folder of embeddings: `models/embeddings` of ComfyUI, where a prompt says `embedding:{Path(name).stem}`.",
+        ]
     if "diffusers" in source.limits:
         return "\n".join(lines)
     base, prompt = source.base_id or "BASE", ", ".join(source.trigger_words) or "a prompt"

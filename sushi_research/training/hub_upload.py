@@ -39,10 +39,11 @@ def push_finished(job: Job) -> None:
 
 def lines(pushed: hub_push.Pushed) -> list[str]:
     """What was uploaded, and what is left to the user."""
+    files = ", ".join(["the adapter", *pushed.token_files])
     if pushed.note:
-        return [f"uploaded the adapter to {pushed.url}; {pushed.note}"]
+        return [f"uploaded {files} to {pushed.url}; {pushed.note}"]
     pictures = f" with {pushed.pictures} pictures" if pushed.pictures else ""
     return [
-        f"uploaded the adapter and a model card{pictures} to {pushed.url}",
+        f"uploaded {files} and a model card{pictures} to {pushed.url}",
         "its licence is yours to state: add `license:` to the card there; a later upload keeps it",
     ]

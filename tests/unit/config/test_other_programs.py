@@ -70,6 +70,18 @@ def test_a_file_of_onetrainer(tmp_path):
     ]
 
 
+def test_options_of_textual_inversion_are_answered_with_new_tokens():
+    of_tokens = {"text_encoders.new_tokens", "text_encoders.new_tokens_lr"}
+    for name in (
+        *("token_string", "init_word", "num_vectors_per_token"),
+        *("embedding", "additional_embeddings", "embedding_learning_rate", "text_encoder.train_embedding"),
+        *("train_text_encoder_ti", "token_abstraction", "num_new_tokens_per_abstraction"),
+    ):
+        assert {each.key for each in options()[name]} <= of_tokens, name
+    answers = (each.note for found in options().values() for each in found)
+    assert not [note for note in answers if "not trained" in note and ("inversion" in note or "token" in note)]
+
+
 def test_options_of_subsets_and_concepts_in_a_set(tmp_path):
     file = tmp_path / "sets.yaml"
     file.write_text("data: {sets: [{path: a, is_reg: true, enable_tag_shuffling: true, image_dir: b, flp: 1, xyz: 2}]}")

@@ -11,10 +11,12 @@ from fake_hub import fake_hub
 from fake_runs import fake_run
 from safetensors.torch import save_file
 
+from sushi_research.adapters import bundled
 from sushi_research.errors import UserError
 from sushi_research.reports import hub_push
 from sushi_research.reports.model_card import LICENCE, model_card
 from sushi_research.runs.run_folder import RunFolder
+from sushi_research.training.hub_upload import lines
 
 
 @pytest.fixture
@@ -94,6 +96,30 @@ def test_what_the_author_wrote_stays_at_the_next_upload(tmp_path, hub):
     assert hub_push.push(run, run.adapter, "me/mycat").note is None and hub.commits == commits
     files["README.md"] = b"# Mine\n"
     assert "left as it is" in hub_push.push(run, run.adapter, "me/mycat").note and files["README.md"] == b"# Mine\n"
+
+
+@pytest.mark.parametrize(
+    ("step", "widths"),
+    [(None, {"text_encoder": 8}), ("@10", {"text_encoder_2": 12, "text_encoder": 8})],
+)
+def test_the_files_of_new_tokens_are_uploaded_as_the_run_writes_them(tmp_path, hub, step, widths):
+    run = made_run(tmp_path / "mycat")
+    state = {
+        f"{component}.new_tokens.{token}": torch.rand(2, width)
+        for token in ("<sks>", "dog")
+        for component, width in sorted(widths.items())
+    }
+    adapter = run.step_adapter(10) if step else run.adapter
+    save_file(bundled.bundled_tensors(state, torch.float16), adapter)
+    pushed = hub_push.push(run, adapter, "mycat")
+    bundled.write_files(tmp_path / adapter.name, state, torch.float16)
+    files, stem = hub.files["me/mycat"], adapter.stem
+    assert set(pushed.token_files) == {f"{stem}-sks.safetensors", f"{stem}-dog.safetensors"}
+    for name in pushed.token_files:
+        assert files[name] == (tmp_path / name).read_bytes() and name.encode() in files["README.md"]
+    assert (
+        f"uploaded the adapter, {pushed.token_files[0]}, {pushed.token_files[1]} and a model card" in lines(pushed)[0]
+    )
 
 
 @pytest.mark.parametrize("metadata", ["minimal", "none"])
