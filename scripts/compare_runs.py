@@ -14,14 +14,14 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from sushi_research.config.arguments import Parser
 from sushi_research.config.process import begin, run_main
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Parses the command line before any heavy import, so that --help and a mistyped option answer at once."""
-    parser = argparse.ArgumentParser(
-        description="Compares runs, tests which differences are significant, and writes a page with the results.",
-        allow_abbrev=False,
+    parser = Parser(
+        description="Compares runs, tests which differences are significant, and writes a page with the results."
     )
     add = parser.add_argument
     add(

@@ -22,11 +22,12 @@ if missing := [name for name in ("sushi_research", "pydantic", "psutil", "torch"
     )
     raise SystemExit(2)
 
+from sushi_research.config.arguments import Parser
 from sushi_research.config.process import begin, run_main
 
 if __name__ == "__main__":
     begin()
-    PARSER = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    PARSER = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     PARSER.add_argument("--config", action="append", default=[], metavar="FILE", help="a config of a training script")
     CONFIG = PARSER.parse_args()
 

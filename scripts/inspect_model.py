@@ -14,11 +14,12 @@ from __future__ import annotations
 
 import argparse
 
+from sushi_research.config.arguments import Parser
 from sushi_research.config.process import begin, run_main
 
 if __name__ == "__main__":
     begin()
-    PARSER = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    PARSER = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     PARSER.add_argument("model", help="a .safetensors file, a folder in diffusers format, or a hub id")
     CONFIG = PARSER.parse_args()
 

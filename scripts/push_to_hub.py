@@ -17,15 +17,14 @@ import re
 import sys
 from collections.abc import Sequence
 
+from sushi_research.config.arguments import Parser
 from sushi_research.config.outputs import HUB_REPOSITORY
 from sushi_research.config.process import begin, run_main
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", help="a run folder (runs/mycat), or one and a step (runs/mycat@250, runs/mycat@best)")
     parser.add_argument("repository", help="owner/name, or a name for a repository of your own")
     parser.add_argument(

@@ -61,18 +61,21 @@ def target_layers(component: nn.Module, endings: Sequence[str], name: str = "une
     UserError if a suffix matches no module, or one that cannot have an adapter. Matches as peft does.
     """
     modules, adaptable = dict(component.named_modules()), set(adaptable_paths(component, name))
-    title, choice = ("UNet", PRESETS["kohya_conv"]) if name == "unet" else (name, TEXT_ENCODER)
+    title, choice, key = (
+        ("UNet", PRESETS["kohya_conv"], "lora") if name == "unet" else (name, TEXT_ENCODER, "text_encoders")
+    )
     found: set[str] = set()
     for ending in endings:
         matches = matching([ending], list(modules))
         if not matches:
             raise UserError(
-                f"the adapter target {ending} fits no module of the {title}{nearest(ending, choice)}: correct or remove it."
+                f"{key}.targets: the adapter target {ending} fits no module of the {title}{nearest(ending, choice)}: correct or "
+                "remove it."
             )
         for path in modules:
             if path in matches and path not in adaptable:
                 raise UserError(
-                    f"the adapter target {ending} fits {path}, which cannot have an adapter: choose from "
+                    f"{key}.targets: the adapter target {ending} fits {path}, which cannot have an adapter: choose from "
                     f"{', '.join(choice)}, or endings that name fewer modules."
                 )
         found |= matches

@@ -31,10 +31,16 @@ def read_mappings(value: Any, key: str, section: type[Section], required: Mappin
             problems.append(f"{place} must be a mapping with {next(iter(required))} and settings of its own")
             continue
         keys = keys_in(section, place)
-        problems += [
+        unknown_names = [
             unknown(f"{place}.{name}", "", keys, True) for name in entry if f"{place}.{name}" not in keys.leaves
         ]
-        problems += [f"{place}.{name} is missing: {advice}" for name, advice in required.items() if name not in entry]
+        missing = {name: advice for name, advice in required.items() if name not in entry}
+        # A name that is written wrongly is one mistake.
+        meant = {word.rstrip("?") for each in unknown_names for word in each.partition(": did you mean ")[2].split()}
+        problems += unknown_names
+        problems += [
+            f"{place}.{name} is missing: {advice}" for name, advice in missing.items() if f"{place}.{name}" not in meant
+        ]
         known = {name: value for name, value in entry.items() if f"{place}.{name}" in keys.leaves}
         try:
             found.append(section.model_validate(dict.fromkeys(required, "missing") | known))

@@ -44,6 +44,18 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 # Four months at a step per second.
 MOST_STEPS = 10_000_000
 Steps = Annotated[int, Field(ge=1, le=MOST_STEPS)]
+
+
+def plural(number: int | float | str) -> str:
+    """The ending of a noun after a number."""
+    return "" if number == 1 else "s"
+
+
+def steps_text(steps: int | float | str) -> str:
+    """A number of steps in words: 1 step, 5 steps."""
+    return f"{steps} step{plural(steps)}"
+
+
 _WITH_UNIT = re.compile(r"(\d{1,9}(?:\.\d{0,9})?|\.\d{1,9})\s*(step|epoch)s?", re.IGNORECASE)
 
 

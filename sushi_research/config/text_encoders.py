@@ -146,7 +146,7 @@ class TwoTextEncoderSection(TextEncoderSection):
     @classmethod
     def _one_is_trained(cls, given: Any) -> Any:
         if isinstance(given, list) and not any(given):
-            raise ValueError("text_encoders.lr is 0 for both encoders: set text_encoders.train false instead")
+            raise ValueError("must not be 0 for both; set text_encoders.train false to train neither")
         if isinstance(given, list) and any(0 < rate < 1e-12 for rate in given):
-            raise ValueError("text_encoders.lr must be 0 or at least 1e-12")
+            raise ValueError("each must be 0 or at least 1e-12")
         return given

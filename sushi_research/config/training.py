@@ -20,7 +20,7 @@ from sushi_research.config.outputs import (
     SampleSection,
     TrackingSection,
 )
-from sushi_research.config.section import Section
+from sushi_research.config.section import Section, steps_text
 from sushi_research.config.sets import sets_of
 from sushi_research.config.text_encoders import TextEncoderSection
 
@@ -66,7 +66,7 @@ class TrainingConfig(Section):
         # A fraction of the run always ends within it. Of epochs, the data tell how long they are.
         if steps is not None and isinstance(warmup, int) and warmup >= steps:
             raise ValueError(
-                f"schedule.warmup is {warmup} steps, but train.steps is {steps}: "
+                f"schedule.warmup is {steps_text(warmup)}, but train.steps is {steps}: "
                 "the warm-up must end within the run (a fraction such as 0.05 always does)"
             )
         return self

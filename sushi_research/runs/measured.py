@@ -68,6 +68,7 @@ def conditions(plan: Mapping[str, Any], entry: Mapping[str, Any]) -> dict[str, A
         "step_path": provenance.step_path(entry),
         "device": entry.get("device"),
         "threads": machine.get("threads") if machine.get("gpu_memory_gib") is None else None,
+        "new_tokens": bool(settings.get("text_encoders.new_tokens")),  # their vectors are among the parameters
         "images": _of_images(_mapping(_mapping(entry.get("resolved_config")).get("data"))),
         **{key: settings.get(key, BEFORE.get(key)) for key in SETTINGS},
     }

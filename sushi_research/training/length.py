@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from sushi_research.config import TrainingConfig
-from sushi_research.config.section import MOST_STEPS
+from sushi_research.config.section import MOST_STEPS, steps_text
 from sushi_research.errors import UserError
 
 
@@ -61,9 +61,9 @@ def warmup_steps(warmup: int | float | str, steps: int, items: int, global_batch
     if isinstance(warmup, float):
         return min(found, steps - 1)
     if found >= steps:
-        unit = f", which is {found} steps" if isinstance(warmup, str) else " steps"
+        given = f"{warmup}, which is {steps_text(found)}" if isinstance(warmup, str) else steps_text(warmup)
         raise UserError(
-            f"schedule.warmup is {warmup}{unit}, and the run has {steps}: the warm-up must end within the run, so lower it (a "
+            f"schedule.warmup is {given}, and the run has {steps}: the warm-up must end within the run, so lower it (a "
             "fraction such as 0.05 always does) or make the run longer."
         )
     return found
@@ -78,9 +78,9 @@ def until_step(until: int | float | str | None, steps: int, items: int, global_b
         return None
     found = math.ceil(_exact(until, steps, items, global_batch_size))
     if found >= steps and not isinstance(until, float):
-        unit = f", which is {found} steps" if isinstance(until, str) else " steps"
+        given = f"{until}, which is {steps_text(found)}" if isinstance(until, str) else steps_text(until)
         raise UserError(
-            f"text_encoders.until is {until}{unit}, and the run has {steps}: lower it, or remove it, so that the text encoders are "
+            f"text_encoders.until is {given}, and the run has {steps}: lower it, or remove it, so that the text encoders are "
             "trained to the end."
         )
     return found if found < steps else None

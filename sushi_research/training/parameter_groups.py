@@ -19,6 +19,7 @@ from typing import Any
 from sushi_research.adapters import tensor_names
 from sushi_research.adapters.settings import fits
 from sushi_research.config import TrainingConfig
+from sushi_research.config.section import steps_text
 from sushi_research.errors import UserError
 
 # The second matrix of a pair, which starts at zero: B in peft's words, `lora_up` in kohya's.
@@ -132,7 +133,7 @@ class Rates:
         if not differ(self.groups):
             return []
         parts = [
-            f"{each.label} {self.lr * each.lr_factor:.4g}{'' if each.until is None else f' for {each.until} steps'}"
+            f"{each.label} {self.lr * each.lr_factor:.4g}{'' if each.until is None else f' for {steps_text(each.until)}'}"
             for each in self.groups
         ]
         return [f"rates        {', '.join(parts)} (before the schedule's factor)"]

@@ -11,6 +11,7 @@ import numpy as np
 
 from sushi_research.adapters.settings import settings_of
 from sushi_research.caches.inputs import Inputs
+from sushi_research.config.section import plural, steps_text
 from sushi_research.config.text_encoders import is_in_step
 from sushi_research.data import dataset, findings
 from sushi_research.data.scan import Problem
@@ -188,7 +189,7 @@ class Plan:
         dtypes, device = self.dtypes.describe(), self.device
         buckets = ", ".join(f"{name} ({count})" for name, count in self.buckets.items())
         unused = f"; {len(self.unused)} keys of it are not needed (a run's plan.json lists them)" if self.unused else ""
-        warmup = f"; warm-up {self.warmup} step{'s' if self.warmup > 1 else ''}" if self.warmup else ""
+        warmup = f"; warm-up {steps_text(self.warmup)}" if self.warmup else ""
         lines = [
             f"base         {self.base}: {self.architecture}, predicts {self.prediction.describe()}{unused}",
             f"device       {device.describe()}",
@@ -203,7 +204,8 @@ class Plan:
             f"step         {self.global_batch_size} samples = batch {self.batch_size} x accumulation "
             f"{self.accumulation} x processes {self.processes}; micro-batches {self.micro_batch_fill:.0%} full",
             f"recording    {self.step_path.describe()}",
-            f"length       {self.steps} optimizer steps = {self.samples} samples = {self.epochs} epochs; "
+            f"length       {self.steps} optimizer step{plural(self.steps)} = {self.samples} sample{plural(self.samples)} = "
+            f"{self.epochs} epochs; "
             f"each image {self.samples_per_image} times{' on average' if self.repeats or len(self.sets) > 1 else ''}{warmup}",
             *self.adapter.describe(),
             *self.rates.describe(),

@@ -673,3 +673,10 @@ def test_a_base_without_the_text_encoder_that_an_adapter_changes(convert, single
     save_file({name: value for name, value in load_file(file).items() if name.startswith("model.")}, "unet.safetensors")
     says = "changes the text encoder (lora_te_text_model_encoder_layers_0"
     refused(convert, ("merge", "a.safetensors", "--into", "unet.safetensors", "--output", "b.safetensors"), says=says)
+
+
+def test_the_base_of_verify_is_not_shown_as_optional(convert):
+    status, said = convert("verify", "--help")
+    assert status == 0 and "[--base" not in said and "--base BASE" in said
+    assert convert("verify", "a.safetensors")[0] == 2
+    assert "[--base BASE]" in convert("inspect", "--help")[1]

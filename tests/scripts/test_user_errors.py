@@ -290,7 +290,7 @@ UNUSABLE = {
         "schedule.name": "constant_with_warmup",
         "schedule.warmup": 9,
     },
-    "the adapter target to_z fits no module of the UNet": {"lora.targets": ["to_q", "to_z"]},
+    "lora.targets: the adapter target to_z fits no module of the UNet": {"lora.targets": ["to_q", "to_z"]},
     "conv_in, which cannot have an adapter": {"lora.targets": ["conv_in"]},
     "no kernel of train.attention [cudnn] computes": {"train.attention": ["cudnn"]},
     "the text encoders compute at the same time": {"train.attention": ["math"], "captions.encode": "while_training"},

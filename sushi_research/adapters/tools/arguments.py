@@ -6,15 +6,21 @@ import argparse
 import math
 from collections.abc import Sequence
 
+from sushi_research.config.arguments import Parser
+
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
 def parse(arguments: Sequence[str], description: str | None) -> argparse.Namespace:
     """Parses a command line; it ends the process for one that makes no sense."""
-    options = {"allow_abbrev": False, "formatter_class": argparse.RawDescriptionHelpFormatter}
-    parser = argparse.ArgumentParser(description=description, **options)
+    parser = Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    written, limited, based = (argparse.ArgumentParser(add_help=False) for _ in range(3))
+
+    def add_base(parser: argparse.ArgumentParser, text: str, required: bool = False) -> None:
+        parser.add_argument("--base", metavar="BASE", required=required, help=text)
+        parser.add_argument("--variant", metavar="NAME", help="the variant of a base in diffusers format, such as fp16")
+
+    written, limited, based = (Parser(add_help=False) for _ in range(3))
     written.add_argument("--output", required=True, metavar="FILE", help="what to write; it must not exist")
     written.add_argument("--to", choices=("kohya", "peft"), help="its layout: kohya (the default), or peft (diffusers)")
     written.add_argument("--dtype", choices=tuple(DTYPES), help="its dtype (default: that of what is read)")
@@ -22,13 +28,10 @@ def parse(arguments: Sequence[str], description: str | None) -> argparse.Namespa
     limited.add_argument("--conv-rank", type=int, metavar="R", help="the same for convolutions larger than 1x1")
     share = "reduce each layer to the lowest rank that keeps this share (0 to 1) of the squares of its change"
     limited.add_argument("--kept", type=float, metavar="SHARE", help=share)
-    based.add_argument("--base", metavar="BASE", help="the base; a DoRA needs it where its change is computed")
-    based.add_argument("--variant", metavar="NAME", help="the variant of a base in diffusers format, such as fp16")
+    add_base(based, "the base; a DoRA needs it where its change is computed")
 
     def add(name: str, text: str, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
-        return commands.add_parser(
-            name, help=text, description=text.capitalize() + ".", parents=[*parents], allow_abbrev=False
-        )
+        return commands.add_parser(name, help=text, description=text.capitalize() + ".", parents=[*parents])
 
     one = "an adapter file of any trainer"
     convert = add("convert", "writes an adapter in another layout or dtype", written, limited, based)
@@ -47,7 +50,8 @@ def parse(arguments: Sequence[str], description: str | None) -> argparse.Namespa
     inspect = add("inspect", "shows kind, ranks, alphas, norms, singular values and metadata", based)
     inspect.add_argument("adapter", help=one)
     inspect.add_argument("--picture", metavar="FILE", help="draw the norm of each block into this PNG file")
-    verify = add("verify", "checks that an adapter fits a base, and what it would change", based)
+    verify = add("verify", "checks that an adapter fits a base, and what it would change")
+    add_base(verify, "the base", required=True)
     verify.add_argument("adapter", help=one)
     if not arguments:
         parser.error(f"give a command, one of {', '.join(commands.choices)}: --help describes them")
@@ -71,8 +75,6 @@ def _require_sense(parser: argparse.ArgumentParser, found: argparse.Namespace) -
         parser.error("--conv-rank goes with --rank or --kept")
     if kept is not None and not 0 < kept <= 1:
         parser.error(f"--kept is {kept:g}: give a share above 0, at most 1")
-    if found.command == "verify" and found.base is None:
-        parser.error("give the base (--base)")
     if found.command == "merge":
         found.weights = found.weights or [1.0] * len(found.adapters)
         if len(found.weights) != len(found.adapters):

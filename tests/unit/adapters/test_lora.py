@@ -209,9 +209,9 @@ def test_presets_by_name():
 
 
 UNMET = [
-    ("to_qq", r"^the adapter target to_qq fits no module of the UNet \(did you mean to_q\?\)"),
-    ("q", r"^the adapter target q fits no module"),  # an ending of whole names, not of letters
-    ("conv_in", r"^the adapter target conv_in fits conv_in, which cannot have an adapter"),
+    ("to_qq", r"^lora\.targets: the adapter target to_qq fits no module of the UNet \(did you mean to_q\?\)"),
+    ("q", r"^lora\.targets: the adapter target q fits no module"),  # an ending of whole names, not of letters
+    ("conv_in", r"^lora\.targets: the adapter target conv_in fits conv_in, which cannot have an adapter"),
     ("linear_1", r"fits time_embedding\.linear_1, which cannot"),
     ("attn1", r"fits down_blocks\.0\.attentions\.0\.transformer_blocks\.0\.attn1, which cannot"),
     ("norm", r"which cannot have an adapter"),
@@ -225,3 +225,7 @@ def test_a_target_that_cannot_be_met_is_named():
             lora.attach(model, AdapterSettings(**SETTINGS | {"targets": ["to_q", target]}))
             pytest.fail(f"{target} was accepted")
     assert not lora.adapter_modules(model)
+    with pytest.raises(
+        UserError, match=r"^text_encoders\.targets: the adapter target q_pro fits no module of the text_encoder_2 "
+    ):
+        targets.target_layers(model, ["q_pro"], "text_encoder_2")

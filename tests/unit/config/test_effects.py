@@ -150,3 +150,30 @@ def test_an_override_without_a_setting_is_refused() -> None:
             UserError, match=r"^lora.overrides\[\d\] \(on the command line\) has no effect: give rank, "
         ):
             load(*REQUIRED, "--lora.overrides", entries)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "sentence"),
+    [
+        (
+            "lora.overrides",
+            "[{module: a, rank: 1}]",
+            "unknown key lora.overrides[0].module: did you mean lora.overrides[0].modules? (on the command line)",
+        ),
+        (
+            "text_encoders.lr",
+            "[0, 0]",
+            "text_encoders.lr is [0, 0] on the command line: must not be 0 for both; "
+            "set text_encoders.train false to train neither",
+        ),
+        (
+            "text_encoders.lr",
+            "[0, 1e-15]",
+            "text_encoders.lr is [0, 1e-15] on the command line: each must be 0 or at least 1e-12",
+        ),
+    ],
+)
+def test_one_sentence_for_one_mistake(key, value, sentence):
+    with pytest.raises(UserError) as caught:
+        load(*REQUIRED, "--text_encoders.train", "true", f"--{key}", value, config_class=SDXLTraining)
+    assert str(caught.value) == sentence

@@ -61,6 +61,8 @@ def test_a_run_of_an_older_version_counts():
         for mode in (False, "none", "all")
     ]
     assert of_mode[0] == of_mode[1] != of_mode[2]
+    without = measured.conditions(plan(), entry(resolved_config={**CONFIG, "text_encoders": {"new_tokens": []}}))
+    assert without == WANTED
 
 
 @pytest.mark.parametrize(
@@ -70,6 +72,7 @@ def test_a_run_of_an_older_version_counts():
         {"entries": [entry(precision="bf16")]},
         {"entries": [entry(machine={"threads": 2, "gpu_memory_gib": None})]},
         {"entries": [entry(resolved_config=CONFIG | {"data": {"resolution": 768}})]},
+        {"entries": [entry(resolved_config=CONFIG | {"text_encoders": {"new_tokens": [{"token": "mycat"}]}})]},
         {"trainable_parameters": 99},
         {"split": {"batch_size": 1, "processes": 1}},
         {"text": line(1, 1.0) + line(2, 1.0)},

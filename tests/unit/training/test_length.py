@@ -5,9 +5,10 @@ from fractions import Fraction
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from sushi_research.config.section import Every, Warmup
+from sushi_research.config.section import Every, Warmup, steps_text
 from sushi_research.errors import UserError
 from sushi_research.training.length import Interval, interval_of, steps_of, warmup_steps
+from sushi_research.training.parameter_groups import Group, Rates
 
 
 @pytest.mark.parametrize(
@@ -92,3 +93,11 @@ def test_each_value_has_one_spelling():
             pytest.fail(f"{given!r} was accepted")
     warmup = TypeAdapter(Warmup, config={"strict": True})
     assert [warmup.validate_python(none) for none in (0, 0.0, "0 steps", "0 epochs")] == [0, 0, 0, 0]
+
+
+def test_one_step_is_no_steps():
+    assert [steps_text(number) for number in (0, 1, 2)] == ["0 steps", "1 step", "2 steps"]
+    with pytest.raises(UserError, match="^schedule.warmup is 1 epoch, which is 1 step, and the run has 1"):
+        warmup_steps("1 epoch", 1, 4, 4)
+    groups = (Group(("a",), 1.0, "unet", "unet", None), Group(("b",), 1.0, "text_encoder", "text_encoder", 1))
+    assert "text_encoder 0.1 for 1 step (" in Rates(0.1, groups).describe()[0]
