@@ -42,13 +42,15 @@ from typing import Any
 import torch
 
 from sushi_research import stopping
-from sushi_research.adapters.formats.writing import write_entries
+from sushi_research.adapters import bundled
+from sushi_research.adapters.formats.writing import cast, write_entries
 from sushi_research.adapters.tools import (
     convert,
     extracting,
     history,
     inspecting,
     into_base,
+    kept_tokens,
     measuring,
     merging,
     outputs,
@@ -87,7 +89,7 @@ def convert_adapter(arguments: argparse.Namespace) -> None:
     """Writes one adapter in another layout, and with a limit as low-rank pairs."""
     output = output_of(arguments)
     with base_of(arguments) as weights:
-        located = open_adapter(path_of(arguments.adapter), weights and weights.base)
+        [located] = open_all(arguments, [arguments.adapter], weights)
         limit = limit_of(arguments)
         entries = convert.reduce(located, limit, weights) if limit else located.matches
         write(arguments, output, [located], entries, weights, expected_of(located, weights))
@@ -97,7 +99,7 @@ def resize_adapter(arguments: argparse.Namespace) -> None:
     """Writes one adapter with lower ranks."""
     output = output_of(arguments)
     with base_of(arguments) as weights:
-        located = open_adapter(path_of(arguments.adapter), weights and weights.base)
+        [located] = open_all(arguments, [arguments.adapter], weights)
         limit = limit_of(arguments)
         assert limit is not None
         entries = convert.reduce(located, limit, weights)
@@ -116,7 +118,7 @@ def merge_adapters(arguments: argparse.Namespace) -> None:
         merge_into_base(arguments, output)
         return
     with base_of(arguments) as weights:
-        located = [open_adapter(path_of(name), weights and weights.base) for name in arguments.adapters]
+        located = open_all(arguments, arguments.adapters, weights)
         adapters = list(zip(located, arguments.weights, strict=True))
         entries = merging.merge(adapters, limit_of(arguments), weights)
 
@@ -132,6 +134,7 @@ def merge_into_base(arguments: argparse.Namespace, output: Path) -> None:
     base = open_base(arguments.into, arguments.variant)
     outputs.require_kind(base, output)
     located = [open_adapter(path_of(name), base) for name in arguments.adapters]
+    kept_tokens.require_none(located)
     adapters = list(zip(located, arguments.weights, strict=True))
     made = history.step(
         "merge into a base", output, [base.path.name, *(each.path for each in located)], settings_of(arguments)
@@ -207,6 +210,8 @@ def write(
     inputs = [each.path for each in sources] or [Path(arguments.base).name, Path(arguments.tuned).name]
     made = history.step(arguments.command, output, inputs, settings_of(arguments))
     dtype = getattr(torch, of_tools.DTYPES[arguments.dtype]) if arguments.dtype else None
+    tokens = bundled.by_key(kept_tokens.kept(sources, layout)) if sources else {}
+    tokens = {key: cast(vectors, dtype or vectors.dtype, key) for key, vectors in tokens.items()}
     if dtype is None and not (
         sources and entries is sources[0].matches
     ):  # a file as it is keeps the dtype of each tensor
@@ -219,11 +224,21 @@ def write(
         dtype=dtype,
         metadata=history.metadata_of(sources, made, architecture, entries, output, layout),
         layers_per_block=sources[0].layers_per_block if sources else base.layers_per_block,
+        tokens=tokens,
     )
     written = open_adapter(output, base, architecture)
     show([("written", f"{output}, {size_text(output.stat().st_size)}, {layout}'s layout")])
+    if written.adapter.tokens:
+        show([("new tokens", kept_tokens.line(written.adapter.tokens))])
     show([("rank", convert.ranks(written.matches))])
     show([("error", measuring.measure(written, expected, weights).line())])
+
+
+def open_all(arguments: argparse.Namespace, names: Sequence[str], weights: Weights | None) -> list[Located]:
+    """Opens the adapters of which one is made; UserError before any work if it cannot have their new tokens."""
+    located = [open_adapter(path_of(name), weights and weights.base) for name in names]
+    kept_tokens.kept(located, arguments.to or "kohya")
+    return located
 
 
 def expected_of(located: Located, weights: Weights | None) -> measuring.Expected:

@@ -53,10 +53,15 @@ def tokens_of(state: Mapping[str, torch.Tensor]) -> Tokens:
 
 def bundled_tensors(state: Mapping[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:
     """The tensors of an adapter file for the new tokens of a state, by key."""
+    return {key: vectors.to("cpu", dtype).contiguous() for key, vectors in by_key(tokens_of(state)).items()}
+
+
+def by_key(tokens: Tokens) -> dict[str, torch.Tensor]:
+    """New tokens by the keys of an adapter file."""
     return {
-        f"bundle_emb.{token}.{key}": vectors.to("cpu", dtype).contiguous()
-        for token, own in tokens_of(state).items()
-        for key, vectors in zip(_BUNDLED[len(own)], own.values(), strict=True)
+        f"bundle_emb.{token}.{key}": own[encoder]
+        for token, own in tokens.items()
+        for key, encoder in zip(_BUNDLED[len(own)], sorted(own), strict=True)
     }
 
 

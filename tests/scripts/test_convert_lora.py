@@ -442,6 +442,16 @@ def test_without_a_base_the_published_models_are_the_measure(convert):
             (*words, "new.safetensors", "--rank", 4),
             says="depends on the weights of the base: give it (--base)",
         )
+        source, keys = f"lora_{name}.safetensors", ["clip_l"] if name == "sd15" else ["clip_l", "clip_g"]
+        tokens = {f"a.{key}": random(1, width, seed=1) for key, width in zip(keys, (768, 1280), strict=False)}
+        with_tokens("tokens.safetensors", source, tokens)
+        status, said = convert("convert", "tokens.safetensors", "--output", f"tokens_{name}.safetensors")
+        assert status == 0 and [*tokens_in(f"tokens_{name}.safetensors")] == (
+            ["a.string_to_param.*"] if name == "sd15" else ["a.clip_g", "a.clip_l"]
+        )
+        with_tokens("tokens.safetensors", source, {"a.clip_l": random(1, 768 if name == "sdxl" else 1024, seed=1)})
+        words = ("convert", "tokens.safetensors", "--output", "new.safetensors")
+        refused(convert, words, says="the vectors of the new token a have")
     words = ("merge", "lora_sd15.safetensors", "lora_sdxl.safetensors", "--output", "new.safetensors")
     refused(convert, words, says="is for SD1.5 and lora_sdxl.safetensors for SDXL")
 
@@ -528,9 +538,10 @@ def test_changes_that_cancel_are_said_to_be_zero(convert, opened, bases):
     assert 0 < float(said.split("error")[1].split()[0]) < 1e-3, said
 
 
-def test_a_parameter_that_is_zero_in_the_base_has_no_relative_change(opened):
+def test_a_parameter_that_is_zero_in_the_base_has_no_relative_change(opened, tmp_path):
     base = opened["sd15"]
-    write("f.safetensors", base, full, every=3)
+    file = tmp_path / "f.safetensors"
+    write(file, base, full, every=3)
     with Weights(base) as weights:
 
         class Zeros:
@@ -540,13 +551,71 @@ def test_a_parameter_that_is_zero_in_the_base_has_no_relative_change(opened):
             def get(self, component, parameter):
                 return weights.get(component, parameter) * (not parameter.endswith(self.ending))
 
-        found = dict(verifying.verify(open_adapter(Path("f.safetensors"), base), Zeros(".bias")))
+        found = dict(verifying.verify(open_adapter(file, base), Zeros(".bias")))
         assert "inf" not in found["change of weights"] and ".weight)" in found["change of weights"]
         assert (
             "of what it changes, up to a norm of" in found["zero in the base"] and ".bias)" in found["zero in the base"]
         )
-        found = dict(verifying.verify(open_adapter(Path("f.safetensors"), base), Zeros("")))
+        found = dict(verifying.verify(open_adapter(file, base), Zeros("")))
         assert "zero in the base" in found and "change of weights" not in found
+
+
+def with_tokens(name, source, tokens):
+    save_file(load_file(source) | {f"bundle_emb.{key}": vectors.clone() for key, vectors in tokens.items()}, name)
+
+
+def tokens_in(name):
+    return {key.removeprefix("bundle_emb."): each for key, each in load_file(name).items() if "bundle_emb" in key}
+
+
+def test_new_tokens_stay_as_they_are_or_are_refused(convert, opened, bases, architecture):
+    base, options = opened[architecture], ("--base", bases[architecture])
+    keys = {"sd15": ["string_to_param.*"], "sdxl": ["clip_l", "clip_g"]}[architecture]
+    encoders = [each.model.config for name, each in base.components.items() if name != "unet"]
+    one, two = (
+        {f"{token}.{key}": random(2, each.hidden_size, seed=seed) for key, each in zip(keys, encoders, strict=True)}
+        for token, seed in (("<a>", 1), ("my.cat", 2))
+    )
+    write("plain.safetensors", base, pair, every=9)
+    with_tokens("a.safetensors", "plain.safetensors", one)
+    with_tokens("b.safetensors", "plain.safetensors", {key: each.half() for key, each in two.items()})
+
+    def written(*words):
+        status, said = convert(*words, *options, "--output", "new.safetensors")
+        assert status == 0 and "2 vectors" in said, said
+        found = tokens_in("new.safetensors")
+        Path("new.safetensors").unlink()
+        return found
+
+    for words in (("convert", "a.safetensors"), ("resize", "a.safetensors", "--rank", 1)):
+        found = written(*words)
+        assert found.keys() == one.keys() and all(torch.equal(found[key], one[key]) for key in one)
+    found = written("convert", "a.safetensors", "--dtype", "bf16")
+    assert all(torch.equal(found[key], one[key].bfloat16()) for key in one)
+    found = written("merge", "a.safetensors", "b.safetensors", "a.safetensors", "plain.safetensors")
+    both = one | {key: each.half() for key, each in two.items()}
+    assert found.keys() == both.keys() and all(torch.equal(found[key], both[key]) for key in both)
+    for command in ("inspect", "verify"):
+        status, said = convert(command, "a.safetensors", *options)
+        assert status == 0 and "<a>" in said and "2 vectors" in said and "not computed" not in said, said
+
+    other = {key.replace("<a>", "<A>"): each + 1 for key, each in one.items()}
+    with_tokens("c.safetensors", "plain.safetensors", other)
+    with_tokens("wide.safetensors", "plain.safetensors", {key: random(2, 5, seed=3) for key in one})
+    output = ("--output", "new.safetensors", *options)
+    for words, says in (
+        (
+            ("convert", "a.safetensors", "--to", "peft", *output),
+            "peft's layout has no place: write kohya's layout, or convert",
+        ),
+        (("merge", "a.safetensors", "c.safetensors", *output), "hold different vectors of the new token <a>, and"),
+        (
+            ("merge", "a.safetensors", "--into", bases[architecture], "--output", "new"),
+            "for which a base has no place: merge a copy",
+        ),
+        (("verify", "wide.safetensors", *options), "of the new token <a> have 5"),
+    ):
+        refused(convert, words, says=says)
 
 
 def test_norms_are_read_written_measured_and_merged(convert, opened, bases):

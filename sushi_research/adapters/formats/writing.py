@@ -19,6 +19,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal
 
 import torch
@@ -45,17 +46,18 @@ def write_entries(
     dtype: torch.dtype | None,
     metadata: Mapping[str, str],
     layers_per_block: int = 2,
+    tokens: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> None:
     """Writes an adapter file atomically; equal arguments give equal bytes.
 
     The tensors are cast to `dtype`, or keep their own with None. The metadata gets the two hashes of the tensors, as in
-    `kohya_format.save_adapter`. `layers_per_block` is that of the UNet's config. UserError if the layout cannot hold an entry, a
-    value overflows in `dtype`, or the file cannot be written.
+    `kohya_format.save_adapter`. `layers_per_block` is that of the UNet's config. `tokens` are new tokens by key, as they are to be
+    written (bundled.py). UserError if the layout cannot hold an entry, a value overflows in `dtype`, or the file cannot be written.
     """
     import safetensors.torch
 
     tensors = tensors_of(architecture, matches, layout=layout, dtype=dtype, layers_per_block=layers_per_block)
-    data = safetensors.torch.save(tensors)
+    data = safetensors.torch.save(tensors | dict(tokens))
     start = 8 + int.from_bytes(data[:8], "little")
     digest = hashlib.sha256(memoryview(data)[start:]).hexdigest()
     hashes = {"sshs_model_hash": digest, "modelspec.hash_sha256": f"0x{digest}"}
@@ -89,7 +91,7 @@ def tensors_of(
             parts = _kohya(entry, keeps_alpha) if layout == "kohya" else _peft(entry)
             for part, tensor in parts.items():
                 key = f"{stems[path]}.{part}"
-                tensors[key] = tensor if part == "alpha" else _cast(tensor, dtype or _dtype_of(entry), key)
+                tensors[key] = tensor if part == "alpha" else cast(tensor, dtype or _dtype_of(entry), key)
     return tensors
 
 
@@ -219,7 +221,7 @@ def _dtype_of(entry: Entry) -> torch.dtype:
     return next(tensor.dtype for tensor in vars(entry).values() if isinstance(tensor, Tensor))
 
 
-def _cast(tensor: Tensor, dtype: torch.dtype, key: str) -> Tensor:
+def cast(tensor: Tensor, dtype: torch.dtype, key: str) -> Tensor:
     """A copy on the CPU in `dtype`; UserError if a value overflows."""
     cast = tensor.detach().to("cpu", dtype).contiguous()
     if not torch.isfinite(cast.float()).all():

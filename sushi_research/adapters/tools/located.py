@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from sushi_research.adapters import bundled
 from sushi_research.adapters.entries import Entry
 from sushi_research.adapters.matching import layers_of, match_components
 from sushi_research.adapters.module_names import locate, match_published, published_layers
@@ -42,16 +43,34 @@ def open_adapter(path: str | Path, base: BaseWeights | None = None, architecture
 
     UserError if the file cannot be read, or does not fit.
     """
-    adapter = read_adapter(path)
+    adapter = read_adapter(path, with_tokens=True)
     if base is None:
         found, matches = locate(adapter) if architecture is None else match_published(adapter, architecture)
+        formats = found.formats()
+        bundled.require_fitting(
+            adapter.path, adapter.tokens, {name: formats.SIZES[name]["hidden_size"] for name in formats.TEXT_ENCODERS}
+        )
         return Located(adapter, found.name, matches, published_layers(found.name), 2)
     matches = match_components(adapter, ARCHITECTURES[base.architecture], base.models())
+    _require_tokens_fit(adapter, base)
     shapes = {
         name: {path: layer.shape for path, layer in layers_of(each.model).items()}
         for name, each in base.components.items()
     }
     return Located(adapter, base.architecture, matches, shapes, base.layers_per_block)
+
+
+def _require_tokens_fit(adapter: Adapter, base: BaseWeights) -> None:
+    """UserError unless the new tokens are as wide as those of the base."""
+    if not adapter.tokens:
+        return
+    models = {name: base.models()[name] for name in ARCHITECTURES[base.architecture].formats().TEXT_ENCODERS}
+    if lacking := [name for name, model in models.items() if model is None]:
+        raise UserError(
+            f"{adapter.path} holds new tokens, and {base.path} has no {lacking[0]}: give a base with its text encoders."
+        )
+    widths = {name: model.config.hidden_size for name, model in models.items()}
+    bundled.require_fitting(adapter.path, adapter.tokens, widths)
 
 
 def each_entry(matches: Entries) -> Iterator[tuple[str, str, Entry]]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 
 from sushi_research.adapters.kohya_format import require_whole
+from sushi_research.adapters.tools import kept_tokens
 from sushi_research.adapters.tools.base_weights import Weights
 from sushi_research.adapters.tools.into_base import changed, changed_parameters
 from sushi_research.adapters.tools.located import Located
@@ -31,6 +32,8 @@ def verify(located: Located, weights: Weights) -> Iterator[tuple[str, str]]:
     for component, entries in located.matches.items():
         layers = len(located.shapes[component])
         yield "fits", f"{len(entries):,} of the {layers:,} layers of the {TITLES[component]} of this {label} base"
+    if located.adapter.tokens:
+        yield "new tokens", f"{kept_tokens.line(located.adapter.tokens)}, as wide as the base's"
     found = changed_parameters([(located, 1.0)])
     sizes, zeros = [], []
     for (component, parameter), entries in progress(found.items(), description="verifying", unit="tensor", leave=False):
