@@ -18,8 +18,8 @@ from sushi_research.caches.inputs import Inputs
 from sushi_research.caches.keys import entry_key
 from sushi_research.runs.job import Job
 from sushi_research.training import thumbnail
-from sushi_research.training.plan import Plan
 from sushi_research.training.resume import RunState
+from sushi_research.training.run_plan import Plan
 from sushi_research.training.state import TrainState
 
 

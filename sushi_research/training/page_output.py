@@ -13,7 +13,7 @@ from sushi_research.reports import run_page, thumbnails
 from sushi_research.runs import tracking
 from sushi_research.runs.job import Job
 from sushi_research.sampling import plots
-from sushi_research.training.plan import Plan
+from sushi_research.training.run_plan import Plan
 
 logger = logging.getLogger(__name__)
 

@@ -29,7 +29,7 @@ from sushi_research.sampling import sample_grids
 from sushi_research.terminal import say
 from sushi_research.training import best_files, evaluation_records, hub_upload, run_outputs, step_files
 from sushi_research.training.identity_facts import hashes_of, measured_sets_of, provenance_of
-from sushi_research.training.plan import Plan
+from sushi_research.training.run_plan import Plan
 
 
 @dataclass(frozen=True)

@@ -35,8 +35,8 @@ from sushi_research.terminal import say
 from sushi_research.training import best_files, hub_upload, page_output, run_end, starting_point
 from sushi_research.training.kept import what_is_kept
 from sushi_research.training.measured_rate import note_rate
-from sushi_research.training.plan import Plan
 from sushi_research.training.resume import RunState
+from sushi_research.training.run_plan import Plan
 from sushi_research.training.state import TrainState
 
 logger = logging.getLogger(__name__)

@@ -23,7 +23,7 @@ from sushi_research.runs.metrics_file import MetricsFile
 from sushi_research.runs.run_folder import RunFolder
 from sushi_research.sampling import plots, sample_grids
 from sushi_research.training import best_files, evaluation_records, page_output
-from sushi_research.training.plan import Plan
+from sushi_research.training.run_plan import Plan
 
 
 def write_descriptions(

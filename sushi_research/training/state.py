@@ -16,8 +16,8 @@ from sushi_research.training import optim, optimizer_state, parameter_groups
 from sushi_research.training.master_weights import MasterWeights
 from sushi_research.training.max_norm import MaxNorm
 from sushi_research.training.parameter_groups import Group
-from sushi_research.training.plan import Plan
 from sushi_research.training.resume import RunState
+from sushi_research.training.run_plan import Plan
 
 # GradScaler starts at a scale of 2^16 and halves it at each step whose gradients overflow, so a run may skip 16 steps in a row
 # until a scale fits. At 1 the loss is not enlarged any more: gradients that overflow even there do so at every scale that is of

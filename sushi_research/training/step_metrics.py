@@ -14,7 +14,7 @@ from sushi_research.config.sets import sets_of
 from sushi_research.errors import UserError
 from sushi_research.runs.job import Job
 from sushi_research.training.master_weights import MasterWeights
-from sushi_research.training.plan import Plan
+from sushi_research.training.run_plan import Plan
 
 _WHAT_TO_DO = (
     "the last checkpoint is intact; check the files, or start a new run (another --run.name) with a lower optimizer.lr, or "

@@ -13,7 +13,7 @@ from sushi_research.errors import printable
 from sushi_research.progress import progress
 from sushi_research.runs.job import Job
 from sushi_research.sampling import sample_grids
-from sushi_research.training.plan import Plan
+from sushi_research.training.run_plan import Plan
 
 # The weight of each earlier step in the shown loss: about the last 50 steps count. The loss of one step depends on its timesteps.
 SMOOTHING = 0.98
