@@ -153,8 +153,11 @@ def _shaped(entry: Entry, shape: Shape) -> Entry:
     tensors = [getattr(entry, name) for name in names]
     if shape[2:] not in ((), (1, 1)) or len(shape) < 2 or any(each.shape[2:] not in ((), (1, 1)) for each in tensors):
         return entry
-    changed = {name: each.reshape(*each.shape[:2], *kernel) for name, each in zip(names, tensors, strict=True)}
-    return replace(entry, **changed) if changed and all(each.ndim > 1 for each in tensors) else entry
+    if all(each.shape[2:] == kernel or each.ndim < 2 for each in tensors):
+        return entry
+    return replace(
+        entry, **{name: each.reshape(*each.shape[:2], *kernel) for name, each in zip(names, tensors, strict=True)}
+    )
 
 
 def _require_fitting(path: Path, entry: Entry, layer: Layer) -> None:

@@ -81,7 +81,7 @@ def test_ids_of_a_batch_are_encoded_as_captions_are(here, chunks):
     expected = conditioning.batch_text([each for each, _ in model.encode_captions(text, captions, chunks)])
     mask = expected.pop("mask", None)
     ids = conditioning.batch_ids([model.token_ids(text, caption, chunks) for caption in captions], chunks.layout)
-    encoders = TextEncoders({"text_encoder": torch.nn.Module()}, model, text, chunks)
+    encoders = TextEncoders({"text_encoder": torch.nn.Module()}, model, text, chunks=chunks)
     found = encoders(ids)
     assert (mask is None) == ("mask" not in found) and (mask is None or torch.equal(found.pop("mask"), mask))
     assert found.keys() == expected.keys()
