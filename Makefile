@@ -89,10 +89,10 @@ chaos: .venv/.dev  ## kill or damage runs N times and compare them with uninterr
 faults-io: .venv/.dev  ## let N single system calls of runs fail (strace): full disk, broken disk; skipped without strace (N=100)
 	$(ONE_THREAD) $(BIN)/python -m testing.io_faults --tests $(N) --write docs/fault_injection.md
 
-test: .venv/.dev  ## every test that needs no GPU (about thirteen minutes on two cores)
+test: .venv/.dev  ## every test that needs no GPU (sixteen to nineteen minutes on two cores)
 	$(ONE_THREAD) $(PYTEST) -m "not gpu"
 
-test-fast: .venv/.dev  ## the tests to run before every commit (four to five minutes on two cores)
+test-fast: .venv/.dev  ## the tests to run before every commit (five to six minutes on two cores)
 	$(ONE_THREAD) $(PYTEST) -m "not gpu and not slow"
 
 mutants: .venv/.dev  ## insert the faults of testing/mutants.yaml, one at a time, and check that the tests catch each (docs/testing.md)

@@ -147,6 +147,8 @@ def test_the_identity_of_sdxl_is_this_list():
         "schedule.warmup",
         "text_encoders.alpha",
         "text_encoders.lr",
+        "text_encoders.new_tokens",
+        "text_encoders.new_tokens_lr",
         "text_encoders.rank",
         "text_encoders.targets",
         "text_encoders.train",
