@@ -145,7 +145,8 @@ def joining() -> Iterator[None]:
     """A block in which the processes find each other. A failure of that is a UserError.
 
     It takes `START_SECONDS` at most: a process whose others never start prints the error and ends with status 2. A signal ends it
-    too. Both are so although the process waits in C code, where Python calls no signal handler.
+    too. Both are so although the process waits in C code, where Python calls no signal handler. No process leaves the block before
+    all have joined: one that failed right after it would break the connections that a slower one is still making.
     """
     if max(int(os.environ.get(name, "1")) for name in _SIZES) < 2:
         yield
@@ -153,6 +154,7 @@ def joining() -> Iterator[None]:
     late = threading.Timer(START_SECONDS, _give_up)
     late.daemon = True
     late.start()
+    os.environ.setdefault("TORCH_DIST_INIT_BARRIER", "1")  # torch.distributed: a barrier at the end of init_process_group
     try:
         with stopping.on_signals(None):
             yield

@@ -12,11 +12,12 @@ import torch.distributed as dist
 from sushi_research import stopping
 from sushi_research.config.process import run_main
 from sushi_research.errors import UserError
-from sushi_research.runs.launch import one_report
+from sushi_research.runs.launch import joining, one_report
 
 @one_report()
 def main(failing):
-    dist.init_process_group("gloo")
+    with joining():
+        dist.init_process_group("gloo")
     if failing in ("all", os.environ["RANK"]):
         raise UserError("a file is missing: restore it.")
     with stopping.doing("caching", "three images are kept"):
