@@ -56,6 +56,7 @@ from sushi_research.training import (
     recorded_step,
     resume,
     run,
+    schedules,
     text_encoders,
 )
 from sushi_research.training.adapter_output import AdapterWriter
@@ -165,14 +166,7 @@ def train(job: Job) -> int:
     limit = limit_of(config.lora.max_norm, master_weights, components)  # of the norm of what is added to each layer
     state = TrainState(master_weights, optimizer, job.scaler, groups, limit)
     state.load(run_state.checkpoint)
-    learning_rate = optim.make_schedule(
-        config.schedule.name,
-        lr=config.optimizer.lr,
-        total_steps=plan.steps,
-        warmup=plan.warmup,
-        cycles=config.schedule.cycles,
-        power=config.schedule.power,
-    )
+    learning_rate = schedules.of_run(config, plan.steps, plan.warmup, plan.decay)
     # --- end shared ---
 
     loader = Loader(

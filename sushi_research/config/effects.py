@@ -200,6 +200,12 @@ TRAINING = (
         "choose constant_with_warmup",
     ),
     Rule(
+        ("schedule.warmup",),
+        {"schedule.name": _is("range_test")},
+        "while schedule.name is range_test, which begins with the smallest rate",
+        "choose another schedule",
+    ),
+    Rule(
         ("schedule.cycles",),
         {"schedule.name": _is_other_than("cosine_with_restarts")},
         "because of schedule.name: only cosine_with_restarts has cycles",
@@ -209,6 +215,24 @@ TRAINING = (
         ("schedule.power",),
         {"schedule.name": _is_other_than("polynomial")},
         "because of schedule.name: only polynomial has a power",
+        "choose that",
+    ),
+    Rule(
+        ("schedule.decay",),
+        {"schedule.name": _is_other_than("wsd")},
+        "because of schedule.name: only wsd has a decay of its own length",
+        "choose that",
+    ),
+    Rule(
+        ("schedule.timescale",),
+        {"schedule.name": _is_other_than("inverse_sqrt")},
+        "because of schedule.name: only inverse_sqrt has a timescale",
+        "choose that",
+    ),
+    Rule(
+        ("schedule.span",),
+        {"schedule.name": _is_other_than("range_test")},
+        "because of schedule.name: only range_test has a span",
         "choose that",
     ),
     Rule(

@@ -232,6 +232,9 @@ SCHEDULES = [
     ({"name": "constant_with_warmup", "warmup": 10}, False),
     ({"name": "constant_with_warmup", "warmup": "1 epoch"}, False),
     ({"name": "constant_with_warmup", "warmup": 0.1}, True),
+    ({"name": "inverse_sqrt", "warmup": 10, "timescale": 100}, False),
+    ({"name": "inverse_sqrt", "warmup": 0.1}, True),
+    ({"name": "wsd"}, True),
     ({"name": "linear"}, True),
     ({"name": "cosine"}, True),
 ]
