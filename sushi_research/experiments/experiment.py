@@ -28,7 +28,7 @@ ONE_PROCESS = ["--num_processes", "1", "--num_machines", "1", "--mixed_precision
 # Settings that the experiment sets itself for each run.
 OWN = ("train.seed", "run.name", "run.folder", "dry_run")
 # Settings whose resolved value is a fact of the run's identity.
-COVERED = ("train.precision", "model.prediction_type", "model.zero_terminal_snr")
+COVERED = ("train.precision", "model.prediction_type", "model.zero_terminal_snr", "model.flow_shift")
 # Of one experiment. Every run is trained, and its config is read before the first one starts.
 MOST_RUNS = 1000
 NESTED = "as in a config file, nested by section"
