@@ -7,7 +7,7 @@ import pytest
 import torch
 from single_files import narrow_base, write_single_file
 
-from sushi_research import diffusion
+from sushi_research import objectives
 from sushi_research.errors import UserError
 from sushi_research.models import loading, sd15, sdxl
 from sushi_research.models.prediction import (
@@ -328,7 +328,7 @@ def test_training_and_sampling_follow_the_base(predicted, architecture, of_file)
     scheduler = pipeline.sampling_scheduler(base.scheduler, base.prediction, 20)
     assert scheduler.config.prediction_type == predicted.type
     assert scheduler.config.rescale_betas_zero_snr is predicted.zero_terminal_snr
-    abar = diffusion.alphas_cumprod(zero_terminal_snr=base.prediction.zero_terminal_snr)
+    abar = objectives.alphas_cumprod(zero_terminal_snr=base.prediction.zero_terminal_snr)
     assert torch.equal(scheduler.alphas_cumprod[:-1], abar[:-1])
     assert (abar[-1] == 0) == predicted.zero_terminal_snr
     assert scheduler.alphas_cumprod[-1] == (2**-24 if predicted.zero_terminal_snr else abar[-1])
