@@ -18,6 +18,7 @@ from sushi_research.runs.job import Job
 from sushi_research.sampling import prompts as sample_prompts
 from sushi_research.training import (
     adapter_plan,
+    averages_plan,
     hub_upload,
     optimizer_plan,
     schedules,
@@ -118,6 +119,7 @@ def make_plan(job: Job, inputs: Inputs) -> Plan:
         optimizer=optimizer_plan.plan_of(config.optimizer, config.schedule, all_shapes),
         text_encoders=text_encoder_plan.plan_of(job, base, of_text, own, steps),
         new_tokens=plan_of_tokens(job, inputs),
+        averages=averages_plan.plan_of(job, steps, due, parameters),
         dtypes=dtype_policy(
             job.precision,
             optimizer=config.optimizer.name,
