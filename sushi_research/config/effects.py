@@ -230,6 +230,8 @@ TRAINING = (
         "because of schedule.name: only polynomial has a power",
         "choose that",
     ),
+    Rule(("ema.evaluate",), {"ema.decay": _is(None)}, "without ema.decay", "set it"),
+    Rule(("ema.every",), {"ema.post_hoc": _is(False)}, "while ema.post_hoc is false", "set it to true"),
     Rule(
         ("lora.init",),
         {"lora.start_from": _is_other_than(None)},

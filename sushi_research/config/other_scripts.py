@@ -33,7 +33,8 @@ from sushi_research.config.section import (
 )
 from sushi_research.config.training import TrainingConfig
 
-ADAPTERS = "Adapter files (.safetensors) from any trainer, or run folders (runs/mycat, runs/mycat@250 for a step, runs/mycat@best)"
+ADAPTERS = "Adapter files (.safetensors) from any trainer, or run folders (runs/mycat, runs/mycat@250 for a step, "
+ADAPTERS += "runs/mycat@best, runs/mycat@ema)"
 # The keys of SamplingConfig that a run's config.yaml has too, under model.
 BASE_KEYS = ("base", "revision", "variant", "vae", "vae_revision", "text_encoders", "tokenizers")
 BASE_KEYS += ("prediction_type", "zero_terminal_snr", "flow_shift", "clip_skip")

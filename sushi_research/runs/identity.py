@@ -52,6 +52,7 @@ MAY_CHANGE = {
     "captions.tag_categories.*.file": "covered by the hash of the texts, which has the tags",
     "cache.folder": "the content of a cache does not depend on its location",
     "checkpoint.*": "when to save, not what is learned",
+    "ema.every": "which snapshots are kept, not what is averaged",
     "sample.*": "sampling does not affect the training",
     "evaluation.path": "evaluation does not affect the training",
     "evaluation.split": "evaluation does not affect the training",
