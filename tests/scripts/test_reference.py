@@ -239,7 +239,6 @@ CASES = {
         {"loss.snr_gamma": 5.0, "loss.noise_offset": 0.1},
         {"snr_gamma": 5.0, "noise_offset": 0.1, "predicts": V_TO_PURE_NOISE},
     ),
-    "sd15, rectified flow": ("sd15", {}, {"predicts": FLOW}),
     "sdxl, rectified flow, weighted": ("sdxl", {"loss.snr_gamma": 5.0}, {"snr_gamma": 5.0, "predicts": FLOW}),
 }
 
