@@ -56,6 +56,7 @@ from sushi_research.training import (
     recorded_step,
     resume,
     run,
+    schedules,
     text_encoders,
 )
 from sushi_research.training.adapter_output import AdapterWriter
@@ -167,14 +168,7 @@ def train(job: Job) -> int:
     averages = averages_of(config.ema, master_weights)
     state = TrainState(master_weights, optimizer, job.scaler, groups, limit, averages)
     state.load(run_state.checkpoint)
-    learning_rate = optim.make_schedule(
-        config.schedule.name,
-        lr=config.optimizer.lr,
-        total_steps=plan.steps,
-        warmup=plan.warmup,
-        cycles=config.schedule.cycles,
-        power=config.schedule.power,
-    )
+    learning_rate = schedules.of_run(config, plan.steps, plan.warmup, plan.decay)
     # --- end shared ---
 
     loader = Loader(

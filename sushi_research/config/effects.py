@@ -219,6 +219,12 @@ TRAINING = (
         "choose constant_with_warmup",
     ),
     Rule(
+        ("schedule.warmup",),
+        {"schedule.name": _is("range_test")},
+        "while schedule.name is range_test, which begins with the smallest rate",
+        "choose another schedule",
+    ),
+    Rule(
         ("schedule.cycles",),
         {"schedule.name": _is_other_than("cosine_with_restarts")},
         "because of schedule.name: only cosine_with_restarts has cycles",
@@ -232,6 +238,24 @@ TRAINING = (
     ),
     Rule(("ema.evaluate",), {"ema.decay": _is(None)}, "without ema.decay", "set it"),
     Rule(("ema.every",), {"ema.post_hoc": _is(False)}, "while ema.post_hoc is false", "set it to true"),
+    Rule(
+        ("schedule.decay",),
+        {"schedule.name": _is_other_than("wsd")},
+        "because of schedule.name: only wsd has a decay of its own length",
+        "choose that",
+    ),
+    Rule(
+        ("schedule.timescale",),
+        {"schedule.name": _is_other_than("inverse_sqrt")},
+        "because of schedule.name: only inverse_sqrt has a timescale",
+        "choose that",
+    ),
+    Rule(
+        ("schedule.span",),
+        {"schedule.name": _is_other_than("range_test")},
+        "because of schedule.name: only range_test has a span",
+        "choose that",
+    ),
     Rule(
         ("lora.init",),
         {"lora.start_from": _is_other_than(None)},
