@@ -35,6 +35,7 @@ MAY_CHANGE = {
     "train.precision": "covered by the resolved dtype on this machine",
     "model.prediction_type": "covered by the resolved prediction of the base",
     "model.zero_terminal_snr": "covered by the resolved prediction of the base",
+    "model.flow_shift": "covered by the resolved prediction of the base",
     "train.gradient_checkpointing": "the same activations, recomputed instead of stored",
     "train.memory": "covered by global_batch_size, like what it chooses",
     "train.attention": "different kernels, same result up to rounding",

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from accelerate.utils import broadcast_object_list
@@ -75,7 +75,7 @@ def start_or_resume(job: Job, inputs: Inputs, plan: Plan) -> RunState:
     if settings_of(config.lora, config.train.seed).drops:
         facts["dropout_split"] = plan.split
     if base.prediction != Prediction():
-        facts["prediction"] = asdict(base.prediction)
+        facts["prediction"] = base.prediction.facts()
     settings = identity.run_identity(config_to_dict(config), facts)
     sets = measured_sets_of(job, inputs, hashes["base_model"]["unet"])
     entry = provenance_of(job, inputs, hashes, sets.validation, settings)

@@ -112,6 +112,7 @@ class Plan:
                 "source": self.base,
                 "prediction_type": self.prediction.type,
                 "zero_terminal_snr": self.prediction.zero_terminal_snr,
+                "flow_shift": self.prediction.shift if self.prediction.type == "rectified_flow" else None,
                 "not_used": dict(self.unused),
                 "weights": asdict(self.base_weights),
             },
