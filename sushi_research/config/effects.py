@@ -64,12 +64,31 @@ def _own_settings(section: str, otherwise: Mapping[str, Callable[[Any], bool]]) 
     )
 
 
+def _of_prediction(section: str) -> tuple[Rule, ...]:
+    """The settings of a noise schedule that belongs to other prediction types."""
+    return (
+        Rule(
+            (f"{section}zero_terminal_snr",),
+            {f"{section}prediction_type": _is("rectified_flow")},
+            f"while {section}prediction_type is rectified_flow, which always ends in pure noise",
+            "choose another",
+        ),
+        Rule(
+            (f"{section}flow_shift",),
+            {f"{section}prediction_type": _is("epsilon", "v_prediction")},
+            f"because of {section}prediction_type: only rectified_flow has a shift",
+            "choose that",
+        ),
+    )
+
+
 def _has_only_texts(prompts: Any) -> bool:
     return isinstance(prompts, list) and all(isinstance(prompt, str) for prompt in prompts)
 
 
 # What holds for evaluate.py too. A rule may rely on what an earlier one has dropped.
 EVERYWHERE = (
+    *_of_prediction("model."),
     Rule(
         ("model.vae_revision",),
         {"model.vae": _is(None)},
@@ -211,6 +230,8 @@ TRAINING = (
         "because of schedule.name: only polynomial has a power",
         "choose that",
     ),
+    Rule(("ema.evaluate",), {"ema.decay": _is(None)}, "without ema.decay", "set it"),
+    Rule(("ema.every",), {"ema.post_hoc": _is(False)}, "while ema.post_hoc is false", "set it to true"),
     Rule(
         ("lora.init",),
         {"lora.start_from": _is_other_than(None)},
@@ -259,6 +280,7 @@ SAMPLING = (
         "set another guidance",
     ),
     *_own_settings("", {}),
+    *_of_prediction(""),
 )
 EVALUATION = (*EVERYWHERE, _SCALES)
 

@@ -125,7 +125,7 @@ Memory = Annotated[
     AfterValidator(_memory_text),
     WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "null"}], "allowed": _MEMORY_ALLOWED}),
 ]
-# The schedule of SD1.5 and SDXL has 1000 timesteps (`diffusion.NUM_TIMESTEPS`); diffusers repeats the lowest for more steps.
+# The schedule of SD1.5 and SDXL has 1000 timesteps (`objectives.NUM_TIMESTEPS`); diffusers repeats the lowest for more steps.
 SamplingSteps = Annotated[int, Field(ge=1, le=1000)]
 # Usual scales are 1 to 20.
 Guidance = Annotated[float, Field(ge=1, le=100)]

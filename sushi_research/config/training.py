@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from sushi_research.config import effects
 from sushi_research.config.captions import CaptionSection
+from sushi_research.config.ema import EmaSection
 from sushi_research.config.inputs import CacheSection, DataSection, ModelSection
 from sushi_research.config.learning import LossSection, OptimizerSection, ScheduleSection, TrainSection
 from sushi_research.config.lora import LoraSection
@@ -39,6 +40,7 @@ class TrainingConfig(Section):
     optimizer: OptimizerSection = Field(default_factory=OptimizerSection)
     schedule: ScheduleSection = Field(default_factory=ScheduleSection)
     loss: LossSection = Field(default_factory=LossSection)
+    ema: EmaSection = Field(default_factory=EmaSection)
     checkpoint: CheckpointSection = Field(default_factory=CheckpointSection)
     sample: SampleSection = Field(default_factory=SampleSection)
     evaluation: EvaluationSection = Field(default_factory=EvaluationSection)

@@ -57,8 +57,8 @@ class Memory:
 
 @dataclass(frozen=True)
 class Held:
-    """What is in memory all the time, in bytes: the frozen weights, the adapter (master weights, gradient sum, working copy), the
-    optimizer's state, and `encoders`, the text encoders of captions.encode while_training."""
+    """What is in memory all the time, in bytes: the frozen weights, the adapter (master weights, gradient sum, working copy,
+    averages), the optimizer's state, and `encoders`, the text encoders of captions.encode while_training."""
 
     weights: float
     adapter: float
@@ -70,9 +70,10 @@ class Held:
         return self.weights + self.adapter + self.optimizer + self.encoders
 
 
-def adapter_bytes(numbers: int, compute_bytes: int) -> int:
-    """Bytes of an adapter of so many numbers: fp32 master weights, their gradients, and the working copy in the compute dtype."""
-    return numbers * (4 + 4 + compute_bytes)
+def adapter_bytes(numbers: int, compute_bytes: int, averages: int = 0) -> int:
+    """Bytes of an adapter of so many numbers: fp32 master weights, their gradients, the working copy in the compute dtype, and
+    averages of the weights in fp32."""
+    return numbers * (4 + 4 + compute_bytes + 4 * averages)
 
 
 def on_gpu(held: float, live: float, *, checkpointing: str = "none", recorded: bool = False) -> Memory:

@@ -34,16 +34,18 @@ class Interval:
 
 @dataclass(frozen=True)
 class Due:
-    """When a run saves, samples and evaluates besides at its start and end."""
+    """When a run saves, samples, evaluates and keeps snapshots of its averages, besides at its start and end."""
 
     checkpoint: Interval
     sample: Interval
     evaluation: Interval
+    averages: Interval = Interval(None)
 
 
 def due_of(config: TrainingConfig, steps: int, items: int, global_batch_size: int) -> Due:
-    """When a run of `steps` steps of `global_batch_size` samples saves, samples and evaluates; an epoch has `items` samples."""
+    """When a run of `steps` steps of `global_batch_size` samples does these; an epoch has `items` samples."""
     given = (config.checkpoint.every, config.sample.every, config.evaluation.every)
+    given += (config.ema.every if config.ema.post_hoc else None,)
     return Due(*(interval_of(every, steps, items, global_batch_size) for every in given))
 
 

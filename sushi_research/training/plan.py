@@ -16,7 +16,7 @@ from sushi_research.models import loading
 from sushi_research.precision import dtype_policy
 from sushi_research.runs.job import Job
 from sushi_research.sampling import prompts as sample_prompts
-from sushi_research.training import adapter_plan, hub_upload, starting_point, text_encoder_plan
+from sushi_research.training import adapter_plan, averages_plan, hub_upload, starting_point, text_encoder_plan
 from sushi_research.training.caption_plan import caption_plan
 from sushi_research.training.cost_plan import cost_plan, may_trace
 from sushi_research.training.disk_plan import cache_bytes, plan_run, require_room, rooms_of, text_bytes
@@ -105,6 +105,7 @@ def make_plan(job: Job, inputs: Inputs) -> Plan:
         rates=Rates(config.optimizer.lr, tuple(groups)),
         text_encoders=text_encoder_plan.plan_of(job, base, of_text, own, steps),
         new_tokens=plan_of_tokens(job, inputs),
+        averages=averages_plan.plan_of(job, steps, due, parameters),
         dtypes=dtype_policy(
             job.precision,
             optimizer=config.optimizer.name,

@@ -15,6 +15,7 @@ from sushi_research.models.prediction import Prediction
 from sushi_research.precision import DtypePolicy
 from sushi_research.runs.measured import Measured
 from sushi_research.training.adapter_plan import AdapterPlan
+from sushi_research.training.averages_plan import AveragesPlan
 from sushi_research.training.caption_plan import CaptionPlan
 from sushi_research.training.cost_plan import CostPlan
 from sushi_research.training.disk_plan import DiskPlan, Room
@@ -69,6 +70,7 @@ class Plan:
     rates: Rates
     text_encoders: TextEncoderPlan | None
     new_tokens: TokenPlan | None
+    averages: AveragesPlan | None
     dtypes: DtypePolicy
     image_cache: CachePlan
     caption_cache: CachePlan
@@ -110,6 +112,7 @@ class Plan:
                 "source": self.base,
                 "prediction_type": self.prediction.type,
                 "zero_terminal_snr": self.prediction.zero_terminal_snr,
+                "flow_shift": self.prediction.shift if self.prediction.type == "rectified_flow" else None,
                 "not_used": dict(self.unused),
                 "weights": asdict(self.base_weights),
             },
@@ -141,6 +144,7 @@ class Plan:
             "rates": self.rates.to_json(),
             "text_encoders": self.text_encoders.to_json() if self.text_encoders else None,
             "new_tokens": self.new_tokens.to_json() if self.new_tokens else None,
+            "averages": self.averages.to_json() if self.averages else None,
             "dtypes": self.dtypes.describe(),
             "cache": {
                 "images": asdict(self.image_cache),
@@ -181,6 +185,7 @@ class Plan:
             *self.rates.describe(),
             *(self.text_encoders.describe() if self.text_encoders else ()),
             *(self.new_tokens.describe() if self.new_tokens else ()),
+            *(self.averages.describe() if self.averages else ()),
             *self.cost.describe(),
             f"cache        {self.image_cache.describe('image entries', ' to encode')}, {self.caption_cache.describe('captions')}"
             + (f", {self.mask_cache.describe('masks')}" if self.mask_cache.needed else ""),

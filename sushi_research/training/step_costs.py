@@ -35,6 +35,7 @@ from sushi_research.planning.step_trace import STRIDE, Cost, Shape
 from sushi_research.remembered import Remembered
 from sushi_research.runs.job import Job
 from sushi_research.training import optim, text_encoder_plan, text_encoders
+from sushi_research.training.averages import names_of
 
 # Increment it when the traces count in another way.
 _VERSION = 1
@@ -77,7 +78,7 @@ class StepCosts:
         section, numbers = self._job.config.optimizer, sum(map(math.prod, self._shapes.values()))
         return Held(
             weights=float(self._arrays("unet-bytes", self._weights, storage=self._storage)["bytes"][0]),
-            adapter=memory.adapter_bytes(numbers, self._dtype.itemsize),
+            adapter=memory.adapter_bytes(numbers, self._dtype.itemsize, averages=len(names_of(self._job.config.ema))),
             optimizer=numbers * state_bytes(section),
             encoders=self._encoders,
         )

@@ -12,7 +12,7 @@ from sushi_research.errors import UserError
 from sushi_research.models import attention, loading, storage
 from sushi_research.runs import tracking
 from sushi_research.runs.job import Job
-from sushi_research.training import optim, optimizer_check
+from sushi_research.training import averages, optim, optimizer_check
 from sushi_research.training.parameter_groups import Group, require_trained
 
 
@@ -56,7 +56,13 @@ def require_trainable(
     spread = [rate(step * steps // optimizer_check.STEPS) for step in range(optimizer_check.STEPS)]
     require_trained(groups, config, steps)
     optimizer_check.require_usable(config.optimizer, shapes, spread, job.device, groups)
-    if config.lora.max_norm is not None and optim.averages_weights(optim.optimizer_class(config.optimizer.name)):
+    averages_itself = optim.averages_weights(optim.optimizer_class(config.optimizer.name))
+    if averages_itself and averages.names_of(config.ema):
+        raise UserError(
+            f"{config.optimizer.name} averages the weights itself, and its average is the result, so ema has nothing to add: "
+            "remove ema.decay and ema.post_hoc, or choose another optimizer.name."
+        )
+    if config.lora.max_norm is not None and averages_itself:
         raise UserError(
             f"lora.max_norm limits the weights that {config.optimizer.name} trains, and not their average, which is the result: "
             "remove it, or choose another optimizer.name."

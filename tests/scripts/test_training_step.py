@@ -13,12 +13,13 @@ import torch
 from accelerate import Accelerator
 from script_runs import CONFIGS, load_script
 
-from sushi_research import diffusion, models
+from sushi_research import models, objectives
 from sushi_research.adapters import lora
 from sushi_research.adapters.settings import AdapterSettings
 from sushi_research.fast import checkpointing
 from sushi_research.fast.batch import Batch
 from sushi_research.models import loading
+from sushi_research.models.prediction import Prediction
 from sushi_research.runs.job import Job
 
 NAMES = ("one", "two")
@@ -65,7 +66,7 @@ def prepare(
 ) -> Any:
     """(the step: batch -> its metrics and gradients, a batch), with an adapter at its start or `trained`."""
     settings = {"model": {"base": str(base_folder)}, "data": {"path": "none"}, "train": {"steps": 1, "batch_size": 2}}
-    config = CONFIGS[architecture](**settings, lora={"dropout": dropout})
+    config = CONFIGS[architecture](**settings, lora={"dropout": dropout}, loss={"snr_gamma": 5.0})
     job, script = Job(config, models.load(architecture), Accelerator(cpu=True), precision), load_script(architecture)
     unet = loading.load_unet(loading.find_base(config, job.model), job.compute_dtype, job.device)
     options = {"targets": ["attn2.to_k"], "rank": 4, "alpha": 4.0, "init": "default", "seed": 0}
@@ -77,10 +78,7 @@ def prepare(
         parameter.data = parameter.data.to(job.compute_dtype)
         if trained and not parameter.any():
             parameter.data = torch.full_like(parameter, 0.1)
-    abar = diffusion.alphas_cumprod()
-    objective = diffusion.Objective(
-        abar=abar, prediction_type="epsilon", snr_gamma=5.0, noise_offset=0.0, dropout=dropout
-    )
+    objective = objectives.make_objective(config, Prediction(), job.device, dropout)
 
     def step(batch: Batch) -> tuple[Recorder, list[torch.Tensor]]:
         for parameter in parameters:

@@ -81,6 +81,16 @@ def test_metadata_of_a_base_that_predicts_v(architecture, version, zero_terminal
     assert [found.type for found in from_metadata(metadata, "it") if found.type] == ["v_prediction"]
 
 
+@pytest.mark.parametrize("level", ["full", "minimal"])
+def test_metadata_of_a_base_that_predicts_a_rectified_flow(level):
+    flow, settings = Prediction("rectified_flow", shift=2.5), config(lora={"metadata": level})
+    for architecture, version in (("sd15", "sd_v1"), ("sdxl", "sdxl_base_v1-0")):
+        metadata = described(settings, architecture=architecture, **{"prediction": flow})
+        assert metadata["ss_base_model_version"] == version
+        assert metadata["sushi_research.flow_shift"] == "2.5"
+        assert [found.type for found in from_metadata(metadata, "it") if found.type] == ["rectified_flow"]
+
+
 def test_metadata_of_convolutions_and_options():
     sections = {"targets": "kohya_conv", "loss": {"snr_gamma": 5.0}}
     metadata = described(config(**sections), architecture="sdxl")
@@ -140,7 +150,7 @@ def test_what_the_user_gives_is_in_the_file_and_nothing_else_of_the_data_in_a_mi
     for word in ("secret", "雪", "5_cat", "photos/", "learning_rate", "owner/base"):
         assert (word in text) == (level == "full" and word != "photos/"), word
     if level == "minimal":
-        assert set(metadata) == set(MINIMAL)
+        assert set(metadata) == set(MINIMAL) - {"sushi_research.flow_shift"}, "a base that predicts the noise has none"
     line = describe(settings)
     assert line.startswith(f"{level}: ") and "trigger words mycat, 1cat; author me; description A cat." in line
     assert "earlier adapters" not in line
