@@ -329,7 +329,7 @@ SD1.5 only; SDXL is always conditioned as it was trained, as in kohya's scripts
 --model.xyzzy 2
 unknown key model.xyzzy on the command line: the keys of model are
 base, revision, variant, vae, vae_revision, text_encoders, tokenizers, prediction_type, zero_terminal_snr,
-base_storage, text_encoder_1_layer
+flow_shift, base_storage, text_encoder_1_layer
 
 --xyzzy 8
 unknown key xyzzy on the command line: the sections are model, data, captions, masks, cache, lora, text_encoders,
