@@ -1,4 +1,4 @@
-"""Config sections of the training itself: run length, step size, optimizer, schedule and loss."""
+"""Config sections of the training itself: run length, step size, optimizer and schedule."""
 
 from __future__ import annotations
 
@@ -150,20 +150,3 @@ class ScheduleSection(Section):
     )
     cycles: int = Field(1, ge=1, le=100_000, description="Number of cosine cycles, for cosine_with_restarts")
     power: float = Field(1.0, gt=0, le=100, description="Exponent, for polynomial")
-
-
-class LossSection(Section):
-    """The loss: mean squared error of the prediction, in fp32."""
-
-    snr_gamma: float | None = Field(
-        None,
-        ge=0.001,
-        le=10_000,
-        description="Gamma of min-SNR weighting: the cap on the signal-to-noise ratio (5 in the paper); null = off",
-    )
-    noise_offset: float = Field(
-        0.0,
-        ge=0,
-        le=10,
-        description="Strength of the constant offset that is added to the noise of each image and channel; 0 = off",
-    )
