@@ -15,12 +15,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 GIB = 2**30
-# Bytes of state for each trained number; other optimizers are measured (training/step_costs.py). 8-bit states have two numbers in
-# fp32 for each block of 256.
-STATE_BYTES = {"adamw8bit": 2 + 2 * 4 / 256, "adamw": 8.0}
+# Bytes of state for each trained number; other optimizers are measured (training/optimizer_plan.py). 8-bit states have a number in
+# fp32 for each block of 256. Prodigy keeps two averages, a sum, and where it started.
+STATE_BYTES = {
+    "adamw8bit": 2 + 2 * 4 / 256,
+    "adamw": 8.0,
+    "adamw_schedulefree": 8.0,
+    "lion": 4.0,
+    "lion8bit": 1 + 4 / 256,
+    "prodigy": 16.0,
+    "stableadamw": 8.0,
+}
+# What each has at least: besides these, CAME keeps rows and columns, and Muon more for what is no matrix.
+LEAST_STATE_BYTES = STATE_BYTES | {"came": 4.0, "muon": 4.0}
 # Bytes for each trained number that a step of the optimizer takes for its intermediate results. Fused kernels have none; the others
 # of torch keep about two tensors of fp32 at once.
-STEP_BYTES = {"adamw8bit": 0.0}
+STEP_BYTES = {"adamw8bit": 0.0, "lion": 0.0, "lion8bit": 0.0}
 OTHER_STEP_BYTES = 8.0
 
 # From the rows of one H200 in docs/performance.md. Rows of other cards may correct them.

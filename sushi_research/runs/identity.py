@@ -242,11 +242,12 @@ def depends_on_length(identity: dict[str, Any]) -> bool:
 def length_setting(identity: Mapping[str, Any]) -> str | None:
     """The setting by which the learning rate at a step depends on the run length, with its value; None if it does not.
 
-    That is any schedule but the constant ones, and a warm-up or a training of the text encoders for a fraction of the run.
+    That is any schedule but constant and inverse_sqrt, and a warm-up or a training of the text encoders for a fraction of the run.
     One in steps or epochs is not.
     """
     name, warmup, until = (identity.get(key) for key in ("schedule.name", "schedule.warmup", "text_encoders.until"))
-    if name != "constant" and (name != "constant_with_warmup" or (isinstance(warmup, float) and warmup > 0)):
+    is_endless = name in ("constant_with_warmup", "inverse_sqrt") and not (isinstance(warmup, float) and warmup > 0)
+    if name != "constant" and not is_endless:
         return f"schedule.name {name}"
     is_in_step = identity.get("text_encoders.train") or identity.get("text_encoders.new_tokens")
     if is_in_step and isinstance(until, float):

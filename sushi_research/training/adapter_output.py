@@ -46,15 +46,10 @@ class AdapterWriter:
         process may call this. UserError if a value overflows in `lora.save_dtype` or the file cannot be written; AdapterFileError
         if it does not load as it should.
         """
-        job, config = self.job, self.job.config
+        job = self.job
         assert job.run is not None
-        entries = metadata.adapter_metadata(config, self._facts(step))
-        if config.lora.metadata != "none":
-            items = self.inputs.data.items
-            # Each image has one item of instance 0. Of more images than this the file lists none.
-            images = items.samples.images[items.rows[items.instances == 0]][: trained_images.MAX_IMAGES + 1]
-            hashes = [image.decode() for image in images]
-            entries |= trained_images.metadata_of(hashes, job.start and job.start.trained_on)
+        entries = self._entries(step)
+        if job.config.lora.metadata != "none":
             entries |= self._metadata_of(average) | dict(chosen or {})
             if self._is_sampled(average):
                 entries |= thumbnail.newest(job, step)
@@ -73,9 +68,21 @@ class AdapterWriter:
         file = self._file(average) | {"dtype": snapshot_dtype(self.job.config)}
         if kohya_format.holds(path, self.components, **file):
             return
-        entries = metadata.adapter_metadata(self.job.config, self._facts(step)) | self._metadata_of(average)
         make_folder(path.parent)
+        entries = self._entries(step) | self._metadata_of(average)
         kohya_format.save_adapter(path, self.components, **file, metadata=entries)
+
+    def _entries(self, step: int) -> dict[str, str]:
+        """The metadata of each file of the run at `step`; {} if it is to have none."""
+        config, job = self.job.config, self.job
+        entries = metadata.adapter_metadata(config, self._facts(step))
+        if config.lora.metadata != "none":
+            items = self.inputs.data.items
+            # Each image has one item of instance 0. Of more images than this the file lists none.
+            images = items.samples.images[items.rows[items.instances == 0]][: trained_images.MAX_IMAGES + 1]
+            hashes = [image.decode() for image in images]
+            entries |= trained_images.metadata_of(hashes, job.start and job.start.trained_on)
+        return entries
 
     def _metadata_of(self, average: str | None) -> dict[str, str]:
         """The entry that says which average is written: this one, or the one that is in the place of the weights."""

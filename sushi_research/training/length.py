@@ -71,6 +71,21 @@ def warmup_steps(warmup: int | float | str, steps: int, items: int, global_batch
     return found
 
 
+def decay_steps(decay: int | float | str, steps: int, items: int, global_batch_size: int, warmup: int) -> int:
+    """The steps of a run's last decay (`schedule.decay`), rounded up, for a run whose warm-up has `warmup` steps.
+
+    UserError if both together are longer than the run.
+    """
+    found = math.ceil(_exact(decay, steps, items, global_batch_size))
+    if warmup + found > steps:
+        given = steps_text(decay) if isinstance(decay, int) else f"{decay}, which is {steps_text(found)}"
+        raise UserError(
+            f"schedule.decay is {given}, and the run has {steps}, {warmup} of them for the warm-up: lower one of the two, or make "
+            "the run longer."
+        )
+    return found
+
+
 def until_step(until: int | float | str | None, steps: int, items: int, global_batch_size: int) -> int | None:
     """The steps for which the text encoders are trained (`text_encoders.until`), rounded up; None: all.
 

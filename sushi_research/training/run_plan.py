@@ -22,6 +22,7 @@ from sushi_research.training.disk_plan import DiskPlan, Room
 from sushi_research.training.evaluation_plan import EvaluationPlan
 from sushi_research.training.length import Due
 from sushi_research.training.new_tokens import TokenPlan
+from sushi_research.training.optimizer_plan import OptimizerPlan
 from sushi_research.training.parameter_groups import Rates
 from sushi_research.training.plan_parts import (
     BaseWeights,
@@ -65,9 +66,11 @@ class Plan:
     micro_batch_fill: float
     steps: int
     warmup: int
+    decay: int
     due: Due
     adapter: AdapterPlan
     rates: Rates
+    optimizer: OptimizerPlan
     text_encoders: TextEncoderPlan | None
     new_tokens: TokenPlan | None
     averages: AveragesPlan | None
@@ -135,6 +138,7 @@ class Plan:
             "micro_batch_fill": self.micro_batch_fill,
             "steps": self.steps,
             "warmup_steps": self.warmup,
+            "decay_steps": self.decay,
             "samples": self.samples,
             "epochs": self.epochs,
             "samples_per_image": self.samples_per_image,
@@ -142,6 +146,7 @@ class Plan:
             "adapter_modules": self.adapter.modules,
             "not_loaded": self.adapter.not_loaded,
             "rates": self.rates.to_json(),
+            "optimizer": asdict(self.optimizer),
             "text_encoders": self.text_encoders.to_json() if self.text_encoders else None,
             "new_tokens": self.new_tokens.to_json() if self.new_tokens else None,
             "averages": self.averages.to_json() if self.averages else None,
@@ -164,6 +169,7 @@ class Plan:
         buckets = ", ".join(f"{name} ({count})" for name, count in self.buckets.items())
         unused = f"; {len(self.unused)} keys of it are not needed (a run's plan.json lists them)" if self.unused else ""
         warmup = f"; warm-up {steps_text(self.warmup)}" if self.warmup else ""
+        warmup += f"; decay in the last {steps_text(self.decay)}" if self.decay else ""
         lines = [
             f"base         {self.base}: {self.architecture}, predicts {self.prediction.describe()}{unused}",
             f"device       {device.describe()}",
@@ -183,6 +189,7 @@ class Plan:
             f"each image {self.samples_per_image} times{' on average' if self.repeats or len(self.sets) > 1 else ''}{warmup}",
             *self.adapter.describe(),
             *self.rates.describe(),
+            *self.optimizer.describe(),
             *(self.text_encoders.describe() if self.text_encoders else ()),
             *(self.new_tokens.describe() if self.new_tokens else ()),
             *(self.averages.describe() if self.averages else ()),

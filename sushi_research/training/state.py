@@ -95,8 +95,9 @@ class TrainState:
         if estimate is not None:
             found["d"] = estimate
         if parameter_groups.differ(self.groups):
-            rates = [group["lr"] * (1 if estimate is None else estimate) for group in self.optimizer.param_groups]
-            found |= {f"lr/{group.label}": rate for group, rate in zip(self.groups, rates, strict=True)}
+            numbers = optim.group_numbers(self.optimizer)
+            for number, group in zip(numbers, self.optimizer.param_groups, strict=True):
+                found[f"lr/{self.groups[number].label}"] = group["lr"] * (1 if estimate is None else estimate)
         return found if self.max_norm is None else found | self.max_norm.metrics()
 
     def averaged_weights(self) -> contextlib.AbstractContextManager[None]:
