@@ -6,6 +6,7 @@ source, and contradictory evidence is an error.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
@@ -23,6 +24,12 @@ _METADATA_TYPES = {
 }
 # diffusers' schedulers that sample rectified flows alone. Others do with `use_flow_sigmas`.
 FLOW_CLASSES = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler")
+_NOTHING = "nothing says otherwise"
+# What files of rectified flows are called, which mostly have no other sign: NoobAI-RectifiedFlow, ChenkinNoob_RF, nai-v2-fm ...
+_FLOW_NAME = re.compile(
+    r"(?i:rectified|flow[ ._-]?match|nyaflow|big[ ._-]?asp[ ._-]*v?2[ ._-]*5)"
+    r"|(?<![A-Za-z])(?i:rf|fm|flow)(?![A-Za-z])|(?<![A-Z])(?:RF|FM)(?![A-Za-z])"
+)
 
 
 @dataclass(frozen=True)
@@ -55,6 +62,7 @@ class Evidence(NamedTuple):
 
     The option overrides `weak` evidence of the same fact, such as metadata, which merging tools copy from file to file. It always
     overrides a shift, which is no fact of the weights: they know every noise level, and the shift only says how often each is used.
+    A `hint` is no evidence of a rectified flow, but enough not to guess.
     """
 
     where: str
@@ -62,6 +70,7 @@ class Evidence(NamedTuple):
     zero_terminal_snr: bool | None = None
     weak: bool = False
     shift: float | None = None
+    hint: bool = False
 
 
 def from_scheduler(config: Mapping[str, Any], where: str, kind: str | None = None) -> list[Evidence]:
@@ -118,6 +127,13 @@ def from_metadata(metadata: Mapping[str, str], where: str) -> list[Evidence]:
     return list(said.values())
 
 
+def from_names(file: str, metadata: Mapping[str, str]) -> list[Evidence]:
+    """A hint if the name of a single file, or the title in its metadata, is like that of a rectified flow."""
+    title = metadata.get("modelspec.title", "")
+    names = {f"the name {file}": file, f"the title {ascii(title)[1:-1][:60]} of {file}": title}
+    return [Evidence(where, hint=True) for where, name in names.items() if _FLOW_NAME.search(name)][:1]
+
+
 def decide(
     evidence: Sequence[Evidence],
     asked_type: str | None = None,
@@ -139,11 +155,22 @@ def decide(
         Evidence("the option prediction_type", asked_type),
         Evidence("the option zero_terminal_snr", None, asked_zero),
     ]
-    kind, kind_where = _agreed(said, "type", "prediction type") or ("epsilon", "nothing says otherwise")
+    kind, kind_where = _agreed(said, "type", "prediction type") or ("epsilon", _NOTHING)
     zero, zero_where = _agreed(said, "zero_terminal_snr", "zero-terminal SNR") or (False, "")
     if kind not in get_args(PredictionType):
         raise UserError(
             f"the base predicts {kind} ({kind_where}), and this suite trains epsilon, v_prediction and rectified_flow only."
+        )
+    hint = next((each.where for each in evidence if each.hint), None)
+    if hint and kind != "rectified_flow" and not any(each.type and not each.weak for each in said):
+        otherwise = (
+            "nothing in it says so"
+            if kind_where == _NOTHING
+            else f"{kind_where} says {kind}, as trainers of flows write"
+        )
+        raise UserError(
+            f"{hint} is like that of a rectified flow, but {otherwise}: set prediction_type to rectified_flow, or to {kind} if "
+            "that is what the base predicts (its model page says it)."
         )
     if kind != "rectified_flow" and asked_shift is not None:
         raise UserError(

@@ -107,6 +107,7 @@ def open_file(header: Header) -> Opened:
         evidence=[
             *prediction.from_single_file(header.tensors.keys(), str(path)),
             *prediction.from_metadata(header.metadata, str(path)),
+            *prediction.from_names(path.name, header.metadata),
         ],
         scheduler=facts["scheduler"],
         force_zeros=facts["force_zeros_for_empty_prompt"],

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from cases import case
 from single_files import narrow_base, write_single_file
 
 from sushi_research import objectives
@@ -15,6 +16,7 @@ from sushi_research.models.prediction import (
     Prediction,
     decide,
     from_metadata,
+    from_names,
     from_scheduler,
     from_single_file,
 )
@@ -168,6 +170,42 @@ def test_the_evidence_of_a_single_file(markers, metadata, options, expected):
     else:
         message = refusal(decide, evidence, *asked)
         assert all(words in message for words in expected)
+
+
+FLOW_NAMES = [
+    *("NoobAI-RectifiedFlow-Experimental", "ChenkinNoob_RF_v0.2", "NoobRF", "noob-rf", "flow_matching_xl", "SDXL Flow"),
+    *("bigaspV2.5", "bigASP_v25", "bigasp-2-5", "nai-v2-fm-alpha", "nyaflow-xl"),
+]
+OTHER_NAMES = [
+    "bigasp_v20",
+    "flowers",
+    "DreamFlower2",
+    "overflow",
+    "scarf",
+    "SURF",
+    "performance",
+    "PERF_XL",
+    "noobaiVPred",
+]
+
+
+def test_a_name_of_a_flow_is_not_taken_for_epsilon_without_asking():
+    for name in FLOW_NAMES:
+        with case(name):
+            hints = from_names(f"{name}.safetensors", {})
+            words = refusal(decide, hints)
+            assert (
+                name in words and "nothing in it says so: set prediction_type to rectified_flow, or to epsilon" in words
+            )
+            for weak in (EPS_DATA, V_DATA):
+                said = [*from_metadata(weak, "it"), *hints]
+                assert f"{SPEC} it says {said[0].type}, as trainers of flows write" in refusal(decide, said)
+                assert decide(said, "rectified_flow") == FLOW and decide(said, "epsilon") == EPSILON
+            assert decide([*from_metadata({"modelspec.prediction_type": "flow"}, "it"), *hints]) == FLOW
+            assert decide([*from_single_file({"v_pred"}, "it"), *hints]) == V
+            assert refusal(decide, from_names("model.safetensors", {"modelspec.title": name})).startswith("the title")
+    for name in OTHER_NAMES:
+        assert from_names(f"{name}.safetensors", {"modelspec.title": name}) == [], name
 
 
 @ONE

@@ -118,6 +118,8 @@ def test_a_file_that_is_no_base_by_itself_is_refused(folder, tmp_path, capsys):
         ("no VAE", {"without": ["vae"]}, "without its VAE: give --model.vae"),
         ("VAE", {"without": [name for name in parts if name != "vae"], "companions": False}, "is a VAE alone"),
         ("edm", {"metadata": {"modelspec.prediction_type": "edm"}}, "predicts edm"),
+        ("sd3", {"metadata": {"modelspec.prediction_type": "sd3"}}, None),
+        ("noob RF", {"metadata": {"modelspec.prediction_type": "epsilon"}}, "is like that of a rectified flow, but "),
     ):
         with case(what):
             file = write_single_file(folder, tmp_path / f"{what}.safetensors", "sd15", **options)
