@@ -20,7 +20,7 @@ BIN := .venv/bin
 ONE_THREAD := OMP_NUM_THREADS=1
 # All options are given, so that accelerate asks no question and ignores the user's default config.
 LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
-# `make demo` installs the package, `make test` also its dev extra.
+# `make demo` installs the package and the optimizers by name, `make test` also its dev extra.
 INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt
 
 # The tests run in the order of tests/conftest.py, longest first; xdist's own order puts the largest groups first.
@@ -39,7 +39,7 @@ setup: .venv/.dev  ## create the virtual environment, with what the tests need
 		{ echo "error: $(PYTHON) is older than 3.11: install a newer one and run make PYTHON=python3.11" >&2; exit 2; }
 	$(PYTHON) -m venv .venv
 	@echo "installing (a minute or two) ..."
-	@$(INSTALL) --editable .
+	@$(INSTALL) --editable '.[optimizers]'
 	@touch $@
 
 .venv/.dev: .venv/.installed

@@ -85,6 +85,7 @@ def sample(config: SamplingConfig) -> None:
         tokenizers=config.tokenizers,
         prediction_type=config.prediction_type,
         zero_terminal_snr=config.zero_terminal_snr,
+        flow_shift=config.flow_shift,
     )
     base.require_loadable()
     model = models.load(base.architecture)

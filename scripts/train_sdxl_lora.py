@@ -56,9 +56,11 @@ from sushi_research.training import (
     recorded_step,
     resume,
     run,
+    schedules,
     text_encoders,
 )
 from sushi_research.training.adapter_output import AdapterWriter
+from sushi_research.training.averages import averages_of
 from sushi_research.training.batch_text import make_batch_text
 from sushi_research.training.loader import Loader
 from sushi_research.training.master_weights import MasterWeights
@@ -161,16 +163,10 @@ def train(job: Job) -> int:
         config.optimizer.name, master_weights, config.optimizer.lr, config.optimizer.kwargs
     )
     limit = limit_of(config.lora.max_norm, master_weights, components)  # of the norm of what is added to each layer
-    state = TrainState(master_weights, optimizer, job.scaler, groups, limit)
+    averages = averages_of(config.ema, master_weights)
+    state = TrainState(master_weights, optimizer, job.scaler, groups, limit, averages)
     state.load(run_state.checkpoint)
-    learning_rate = optim.make_schedule(
-        config.schedule.name,
-        lr=config.optimizer.lr,
-        total_steps=plan.steps,
-        warmup=plan.warmup,
-        cycles=config.schedule.cycles,
-        power=config.schedule.power,
-    )
+    learning_rate = schedules.of_run(config, plan.steps, plan.warmup, plan.decay)
     # --- end shared ---
 
     loader = Loader(
@@ -211,6 +207,7 @@ def train(job: Job) -> int:
             # Save, evaluate and sample before the next step. `evaluate` and `generate` skip what the run has already, so a resumed
             # run adds what is missing. A stop interrupts both, and the run then has a checkpoint of its last step.
             first, last = step == 0, step == plan.steps
+            saver.save_averages(step)
             if last or stopping or step == resumed_at or plan.due.checkpoint.at(step):
                 timings.enter("saving")
                 # The checkpoint and the adapter file, before evaluating and sampling, which may run out of memory.
@@ -221,8 +218,8 @@ def train(job: Job) -> int:
             to_sample = first or last or plan.due.sample.at(step)
             if to_evaluate or to_sample:
                 run_micro_batch.make_room()
-                # The averaged weights are those of schedule-free optimizers; of all others they are the weights themselves.
-                with saver.saved_if_interrupted(step), state.averaged_weights(), stop.at_once():
+                # Averages with ema.evaluate and of schedule-free optimizers; else the weights themselves.
+                with saver.saved_if_interrupted(step), state.evaluated_weights(), stop.at_once():
                     if to_evaluate:
                         timings.enter("evaluating")
                         evaluating.evaluate(job, evaluator, unet, step, metrics_file)

@@ -64,12 +64,31 @@ def _own_settings(section: str, otherwise: Mapping[str, Callable[[Any], bool]]) 
     )
 
 
+def _of_prediction(section: str) -> tuple[Rule, ...]:
+    """The settings of a noise schedule that belongs to other prediction types."""
+    return (
+        Rule(
+            (f"{section}zero_terminal_snr",),
+            {f"{section}prediction_type": _is("rectified_flow")},
+            f"while {section}prediction_type is rectified_flow, which always ends in pure noise",
+            "choose another",
+        ),
+        Rule(
+            (f"{section}flow_shift",),
+            {f"{section}prediction_type": _is("epsilon", "v_prediction")},
+            f"because of {section}prediction_type: only rectified_flow has a shift",
+            "choose that",
+        ),
+    )
+
+
 def _has_only_texts(prompts: Any) -> bool:
     return isinstance(prompts, list) and all(isinstance(prompt, str) for prompt in prompts)
 
 
 # What holds for evaluate.py too. A rule may rely on what an earlier one has dropped.
 EVERYWHERE = (
+    *_of_prediction("model."),
     Rule(
         ("model.vae_revision",),
         {"model.vae": _is(None)},
@@ -200,6 +219,12 @@ TRAINING = (
         "choose constant_with_warmup",
     ),
     Rule(
+        ("schedule.warmup",),
+        {"schedule.name": _is("range_test")},
+        "while schedule.name is range_test, which begins with the smallest rate",
+        "choose another schedule",
+    ),
+    Rule(
         ("schedule.cycles",),
         {"schedule.name": _is_other_than("cosine_with_restarts")},
         "because of schedule.name: only cosine_with_restarts has cycles",
@@ -209,6 +234,26 @@ TRAINING = (
         ("schedule.power",),
         {"schedule.name": _is_other_than("polynomial")},
         "because of schedule.name: only polynomial has a power",
+        "choose that",
+    ),
+    Rule(("ema.evaluate",), {"ema.decay": _is(None)}, "without ema.decay", "set it"),
+    Rule(("ema.every",), {"ema.post_hoc": _is(False)}, "while ema.post_hoc is false", "set it to true"),
+    Rule(
+        ("schedule.decay",),
+        {"schedule.name": _is_other_than("wsd")},
+        "because of schedule.name: only wsd has a decay of its own length",
+        "choose that",
+    ),
+    Rule(
+        ("schedule.timescale",),
+        {"schedule.name": _is_other_than("inverse_sqrt")},
+        "because of schedule.name: only inverse_sqrt has a timescale",
+        "choose that",
+    ),
+    Rule(
+        ("schedule.span",),
+        {"schedule.name": _is_other_than("range_test")},
+        "because of schedule.name: only range_test has a span",
         "choose that",
     ),
     Rule(
@@ -301,6 +346,7 @@ SAMPLING = (
         "set another guidance",
     ),
     *_own_settings("", {}),
+    *_of_prediction(""),
 )
 EVALUATION = (*EVERYWHERE, _SCALES)
 

@@ -100,6 +100,11 @@ Warmup = _part_of_run(
     'a number of steps (0, 50, "50 steps") or of epochs ("1 epoch"), or a fraction of the run below 1 (0.05)',
     optional=False,
 )
+Part = _part_of_run(
+    1,
+    'a positive number of steps (50, "50 steps") or of epochs ("1 epoch"), or a fraction of the run below 1 (0.2)',
+    optional=False,
+)
 _MEMORY = re.compile(r"(\d{1,6}(?:\.\d{0,6})?)\s*(GB|GiB)", re.IGNORECASE)
 _MEMORY_ALLOWED = 'a number with GB (10^9 bytes) or GiB (2^30 bytes), such as "8GB" or "7.5GiB", or null'
 

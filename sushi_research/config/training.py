@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from sushi_research.config import effects
 from sushi_research.config.captions import CaptionSection
+from sushi_research.config.ema import EmaSection
 from sushi_research.config.inputs import CacheSection, DataSection, ModelSection
 from sushi_research.config.learning import OptimizerSection, ScheduleSection, TrainSection
 from sushi_research.config.lora import LoraSection
@@ -42,6 +43,7 @@ class TrainingConfig(Section):
     schedule: ScheduleSection = Field(default_factory=ScheduleSection)
     loss: LossSection = Field(default_factory=LossSection)
     timesteps: TimestepSection = Field(default_factory=TimestepSection)
+    ema: EmaSection = Field(default_factory=EmaSection)
     checkpoint: CheckpointSection = Field(default_factory=CheckpointSection)
     sample: SampleSection = Field(default_factory=SampleSection)
     evaluation: EvaluationSection = Field(default_factory=EvaluationSection)

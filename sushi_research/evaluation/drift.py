@@ -68,7 +68,7 @@ def make_drift_set(
     recipe = {
         "scheme": SCHEME,
         "base": base_hash,
-        "prediction": [base.prediction.type, base.prediction.zero_terminal_snr],
+        "prediction": list(base.prediction.facts().values()),
         "scheduler": {name: str(value) for name, value in base.scheduler.items()},
         "force_zeros": base.force_zeros,
         "empty": text_key(""),

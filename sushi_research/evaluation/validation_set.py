@@ -101,7 +101,7 @@ def make_validation_set(
         randomness=randomness.SCHEME,
         noise_samples=noise_samples,
         entries=entries,
-        prediction=[prediction.type, prediction.zero_terminal_snr],
+        prediction=list(prediction.facts().values()),
         base=base_hash,
     )
     return ValidationSet(ordered, noise_samples, time_ids, digest)

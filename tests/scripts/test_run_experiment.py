@@ -15,6 +15,7 @@ from test_evaluating import make_pictures
 from sushi_research.config.command_line import load_config
 from sushi_research.config.sets import sets_of
 from sushi_research.experiments.experiment import Experiment, plan
+from sushi_research.experiments.run_command import RunCommand
 
 SCRIPT = script("run_experiment")
 
@@ -65,7 +66,7 @@ def test_stopped_in_the_middle_and_run_again(file, tmp_path, forked, monkeypatch
     assert "SIGTERM: stopping at the next step boundary" in printed and "run 2 of" not in printed
     stopped = max(path.name for path in (tmp_path / "runs/small-seed0/checkpoints").iterdir())
     step = int(stopped.removeprefix("step-"))
-    assert step >= 2 and sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["small-seed0"]
+    assert step >= 2 and sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["logs", "small-seed0"]
 
     InProcess(load_script("sd15")).install(monkeypatch)
     assert SCRIPT.main(read(file, "--settings.train", f"{{steps: {step + 1}}}", "--seeds", "[0]")) == 0
@@ -87,17 +88,17 @@ class InProcess:
     def install(self, monkeypatch):
         test = self
 
-        def run(interruption, words, environment):
+        def run(processes, words, environment):
             arguments = words[words.index(str(ROOT / "scripts/train_sd15_lora.py")) + 1 :]
             name = next(word.partition("=")[2] for word in arguments if word.startswith("--run.name="))
             test.ran.append((name, environment))
             if name in test.failing:
-                return 2
+                return 2, "error: a mistake"
             from sushi_research.config import SD15Training
 
-            return test.script.main(load_config(SD15Training, arguments, script="s", intro="1\n2\n3\n4\n5"))
+            return test.script.main(load_config(SD15Training, arguments, script="s", intro="1\n2\n3\n4\n5")), ""
 
-        monkeypatch.setattr(SCRIPT.Interruption, "run", run)
+        monkeypatch.setattr(RunCommand, "train", run)
 
 
 @pytest.mark.slow

@@ -20,6 +20,10 @@ def load(*words, config_class=SD15Training):
 REFUSED = [
     ("", "model.vae_revision", "main", "without model.vae"),
     ("", "evaluation.split", "test", "without evaluation.path"),
+    ("schedule.name=range_test", "schedule.warmup", "5", "begins with the smallest rate"),
+    ("schedule.name=rex", "schedule.decay", "0.1", "only wsd has a decay of its own length"),
+    ("schedule.name=wsd", "schedule.timescale", "9", "only inverse_sqrt has a timescale"),
+    ("", "schedule.span", "9.0", "only range_test has a span"),
     ("", "data.crops", "3", r"while data\.crop .*is not random"),
     ("data.crop=random", "data.crop_column", "box", r"while data\.crop .*is not box"),
     ("", "evaluation.every", "7", "because nothing is evaluated"),
