@@ -83,24 +83,22 @@ def training_step(
 ) -> None:
     """One micro-batch of B samples: add noise, predict, compute the weighted loss, add its gradients to the step's."""
     schedule = objective.schedule
-    timesteps = batch.integers("timestep", objectives.NUM_TIMESTEPS)  # [B]
-    noise = batch.normal("noise")  # [B, 4, H/8, W/8] fp32
-    if objective.noise_offset:
-        offset = batch.normal("noise_offset", (noise.shape[1],))
-        noise = objectives.offset_noise(noise, offset, objective.noise_offset)
+    timesteps = objectives.draw_timesteps(batch, objective.timesteps)  # [B]
+    noise = objectives.draw_noise(batch, objective.noise)  # [B, 4, H/8, W/8] fp32
     latents = objectives.posterior_sample(batch.mean, batch.std, batch.normal("posterior"), model.SCALING_FACTOR)
-    noisy = objectives.add_noise(latents, noise, timesteps, schedule)
+    added = objectives.perturb_input(noise, batch, objective.noise)  # the same, unless there is input perturbation
+    noisy = objectives.add_noise(latents, added, timesteps, schedule)
     times = schedule.times[timesteps]  # what the UNet is given as its timestep
     prediction = model.predict(unet, noisy, times, encode(batch.text), dtype=job.compute_dtype)
-    # The target is what the base predicts: the noise, or v.
+    # The target is what the base predicts: the noise, v, or the direction of rectified flow.
     target = objectives.target(latents, noise, timesteps, schedule, objective.prediction_type)
     if batch.to_base is not None:  # prior preservation: these samples' target is the prediction without the adapter
         with torch.no_grad(), encode.without_adapters(unet):
             of_base = model.predict(unet, noisy, times, encode(batch.text), dtype=job.compute_dtype)
         target = objectives.prior_target(target, of_base, batch.to_base)
-    losses = objectives.mse_per_sample(prediction, target, batch.mask)  # [B] fp32
+    losses = objectives.loss_per_sample(prediction, target, timesteps, objective.loss, batch.mask)  # [B] fp32
     weights = batch.loss_weights  # [B] fp32: one, or what the sample's set says
-    if objective.weights is not None:
+    if objective.weights is not None:  # by timestep, such as min-SNR
         weights = weights * objective.weights[timesteps]
     loss = (losses * weights).sum() / job.global_batch_size  # this micro-batch's part of the step's mean over G samples
     job.scaler.scale(loss).backward()

@@ -257,6 +257,48 @@ TRAINING = (
         "choose that",
     ),
     Rule(
+        ("loss.huber_c", "loss.huber_schedule"),
+        {"loss.type": _is("mse", "l1")},
+        "because of loss.type: only huber, smooth_l1 and pseudo_huber use them",
+        "choose one of these",
+    ),
+    Rule(
+        ("loss.snr_gamma",),
+        {"loss.weighting": _is("none", "debiased", "p2", "v_like")},
+        "because of loss.weighting: only min_snr and soft_min_snr have a gamma",
+        "choose one of these",
+    ),
+    Rule(
+        ("loss.p2_gamma", "loss.p2_k"),
+        {"loss.weighting": _is_other_than("p2")},
+        "because of loss.weighting: only p2 uses them",
+        "choose that",
+    ),
+    Rule(
+        ("loss.noise_offset_random",),
+        {"loss.noise_offset": _is(0)},
+        "while loss.noise_offset is 0",
+        "raise it",
+    ),
+    Rule(
+        ("loss.multires_discount",),
+        {"loss.multires_iterations": _is(0)},
+        "while loss.multires_iterations is 0",
+        "raise it",
+    ),
+    Rule(
+        ("timesteps.mean",),
+        {"timesteps.distribution": _is_other_than("logit_normal")},
+        "because of timesteps.distribution: only logit_normal has a mean",
+        "choose that",
+    ),
+    Rule(
+        ("timesteps.std",),
+        {"timesteps.distribution": _is("uniform")},
+        "while timesteps.distribution is uniform",
+        "choose logit_normal or sigmoid",
+    ),
+    Rule(
         ("lora.init",),
         {"lora.start_from": _is_other_than(None)},
         "with lora.start_from, whose values the adapter starts at",

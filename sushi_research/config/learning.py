@@ -1,4 +1,4 @@
-"""Config sections of the training itself: run length, step size, optimizer, schedule and loss."""
+"""Config sections of the training itself: run length, step size, optimizer and schedule."""
 
 from __future__ import annotations
 
@@ -187,21 +187,4 @@ class ScheduleSection(Section):
     )
     span: float = Field(
         100_000, gt=1, le=1e12, description="For range_test: the rate of the last step over that of the first"
-    )
-
-
-class LossSection(Section):
-    """The loss: mean squared error of the prediction, in fp32."""
-
-    snr_gamma: float | None = Field(
-        None,
-        ge=0.001,
-        le=10_000,
-        description="Gamma of min-SNR weighting: the cap on the signal-to-noise ratio (5 in the paper); null = off",
-    )
-    noise_offset: float = Field(
-        0.0,
-        ge=0,
-        le=10,
-        description="Strength of the constant offset that is added to the noise of each image and channel; 0 = off",
     )

@@ -178,7 +178,13 @@ OPTIONS: dict[str, list[tuple[str, str, str]]] = {
             "the schedules are those of schedule.name",
         ),
         ("clip_grad_norm", "train.max_grad_norm", ""),
-        ("ema ema_decay ema_update_step_interval non_ema_sampling", "", "there is no average of the weights"),
+        ("ema ema_decay", "ema.decay", "null for OFF; the average is on the device that trains"),
+        ("ema_update_step_interval", "", "the average of ema.decay takes in each step"),
+        (
+            "non_ema_sampling",
+            "ema.evaluate",
+            "there the average is sampled, and with this the weights too; here ema.evaluate says which",
+        ),
         (
             "text_encoder.train text_encoder_2.train",
             "text_encoders.train",

@@ -4,8 +4,8 @@ Everything that a training step calls is here by name: `objectives.add_noise`, `
 """
 
 from sushi_research.objectives.latents import posterior_sample
-from sushi_research.objectives.losses import mse_per_sample
-from sushi_research.objectives.noise import offset_noise
+from sushi_research.objectives.losses import Loss, loss_per_sample, mse_per_sample
+from sushi_research.objectives.noise import Noise, draw_noise, perturb_input
 from sushi_research.objectives.objective import Objective, make_objective
 from sushi_research.objectives.schedule import (
     NUM_TIMESTEPS,
@@ -18,21 +18,28 @@ from sushi_research.objectives.schedule import (
     timestep_bin,
 )
 from sushi_research.objectives.targets import prior_target, target, x0_factor
-from sushi_research.objectives.weights import min_snr_weights
+from sushi_research.objectives.timesteps import Timesteps, draw_timesteps
+from sushi_research.objectives.weights import loss_weights
 
 __all__ = [
     "NUM_TIMESTEPS",
+    "Loss",
+    "Noise",
     "Objective",
     "Schedule",
+    "Timesteps",
     "add_noise",
     "alphas_cumprod",
     "diffusion_schedule",
+    "draw_noise",
+    "draw_timesteps",
     "flow_schedule",
+    "loss_per_sample",
+    "loss_weights",
     "make_objective",
     "make_schedule",
-    "min_snr_weights",
     "mse_per_sample",
-    "offset_noise",
+    "perturb_input",
     "posterior_sample",
     "prior_target",
     "target",

@@ -4,8 +4,8 @@ x0 are the clean latents, eps is the noise, and x_t = signal[t] x0 + noise[t] ep
 B samples, C channels, H x W latents.
 
 Diffusion (Ho et al. 2020, arXiv 2006.11239, equation 4): signal = sqrt(abar), noise = sqrt(1 - abar), with abar the cumulative
-product of alphas. Rectified flow (Liu et al. 2022, arXiv 2209.03003; Esser et al. 2024, arXiv 2403.03206, equation 13): signal = 1 - sigma,
-noise = sigma.
+product of alphas. Rectified flow (Liu et al. 2022, arXiv 2209.03003; Esser et al. 2024, arXiv 2403.03206, equation 13):
+signal = 1 - sigma, noise = sigma.
 """
 
 from __future__ import annotations
