@@ -37,6 +37,9 @@ OPTIONS: dict[str, list[tuple[str, str, str]]] = {
             "model.flow_shift",
             "of forks; a number that does not depend on the size of the image",
         ),
+        ("flow_timestep_distribution", "timesteps.distribution", "of forks, where logit_normal is the default"),
+        ("flow_logit_mean", "timesteps.mean", "of forks"),
+        ("flow_logit_std", "timesteps.std", "of forks"),
         ("flow_use_ot contrastive_flow_matching cfm_lambda", "", "of forks; a flow is trained on its plain loss"),
         (
             "clip_skip",
