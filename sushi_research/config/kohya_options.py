@@ -27,6 +27,20 @@ OPTIONS: dict[str, list[tuple[str, str, str]]] = {
         ("v_parameterization", "model.prediction_type", "v_prediction; read from the base where the base says so"),
         ("zero_terminal_snr", "model.zero_terminal_snr", "read from the base where the base says so"),
         (
+            "flow_model",
+            "model.prediction_type",
+            "rectified_flow; of forks (bluvoll's), for bases such as bigASP 2.5, whose files seldom say so",
+        ),
+        (
+            "flow_uniform_static_ratio flow_uniform_shift flow_uniform_base_pixels",
+            "model.flow_shift",
+            "of forks; a number that does not depend on the size of the image",
+        ),
+        ("flow_timestep_distribution", "timesteps.distribution", "of forks, where logit_normal is the default"),
+        ("flow_logit_mean", "timesteps.mean", "of forks"),
+        ("flow_logit_std", "timesteps.std", "of forks"),
+        ("flow_use_ot contrastive_flow_matching cfm_lambda", "", "of forks; a flow is trained on its plain loss"),
+        (
             "clip_skip",
             "model.clip_skip",
             "SD1.5 only; SDXL is always conditioned as it was trained, as in kohya's scripts",

@@ -198,6 +198,13 @@ def _use(source: _Source) -> str:
     lines += (
         ["", *(f"- {plain(sentence)}" for sentence in portability.sentences(source.limits))] if source.limits else []
     )
+    if (shift := _flow_shift(source)) is not None:
+        lines += [
+            "",
+            "The base predicts a rectified flow: in ComfyUI it needs the node ModelSamplingSD3, for example with the shift "
+            f"{shift:g} that this adapter was trained with. Other programs need an option of that kind, which A1111 and InvokeAI "
+            "do not have.",
+        ]
     for token, (name, _) in bundled.files_from(source.adapter).items():
         lines += [
             "",
@@ -207,20 +214,31 @@ def _use(source: _Source) -> str:
     if "diffusers" in source.limits:
         return "\n".join(lines)
     base, prompt = source.base_id or "BASE", ", ".join(source.trigger_words) or "a prompt"
+    # diffusers' own scheduler for flows lacks what its pipelines of Stable Diffusion ask of one.
+    settings = f'prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift={shift}'
+    scheduler = [] if shift is None else [f"pipeline.scheduler = DPMSolverMultistepScheduler({settings})"]
     return "\n".join(
         [
             *lines,
             "",
             "```python",
             "import torch",
-            "from diffusers import AutoPipelineForText2Image",
+            f"from diffusers import AutoPipelineForText2Image{', DPMSolverMultistepScheduler' if scheduler else ''}",
             "",
             f'pipeline = AutoPipelineForText2Image.from_pretrained("{base}", torch_dtype=torch.float16).to("cuda")',
+            *scheduler,
             f'pipeline.load_lora_weights("{source.repository}", weight_name="{file}")',
             f"image = pipeline({prompt!r}).images[0]",
             "```",
         ]
     )
+
+
+def _flow_shift(source: _Source) -> float | None:
+    """The shift of a base that predicts a rectified flow; None of others, and where the plan does not say it."""
+    base = source.plan.get("base")
+    shift = base.get("flow_shift") if isinstance(base, dict) else None
+    return float(shift) if isinstance(shift, int | float) else None
 
 
 def _measured(source: _Source) -> list[str]:
