@@ -90,7 +90,7 @@ OPTIONS: dict[str, list[tuple[str, str, str]]] = {
         ("train_text_encoder_frac", "text_encoders.until", "a fraction of the run: 0.5"),
         ("adam_weight_decay_text_encoder", "", "the arguments of optimizer.kwargs are for all parts"),
         ("scale_lr", "", "the learning rate is what optimizer.lr says"),
-        ("optimizer", "optimizer.name", "adamw8bit, adamw, or a class by its import path, such as prodigyopt.Prodigy"),
+        ("optimizer", "optimizer.name", "adamw, or prodigy, for which optimizer.lr is 1"),
         ("use_8bit_adam", "optimizer.name", "adamw8bit, which is the default here"),
         (
             "adam_beta1 adam_beta2 adam_weight_decay adam_epsilon",
