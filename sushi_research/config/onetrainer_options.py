@@ -6,7 +6,7 @@ none), and what a user has to know. Names with a dot are of a part of the file.
 
 from __future__ import annotations
 
-LOSSES = "the loss is the mean squared error, with min-SNR weights or none"
+LOSSES = "the losses are those of loss.type, one for all images"
 NO_OFT = "OFT is not trained"
 
 # Part of the table -> its groups.
@@ -252,21 +252,36 @@ OPTIONS: dict[str, list[tuple[str, str, str]]] = {
         ("dropout_probability", "lora.dropout", ""),
     ],
     "Loss and noise": [
-        ("loss_weight_fn", "loss.snr_gamma", "a number for MIN_SNR_GAMMA, null for CONSTANT; no others"),
-        ("loss_weight_strength", "loss.snr_gamma", "the gamma"),
         (
-            "mse_strength mae_strength log_cosh_strength huber_strength huber_delta vb_loss_strength loss_scaler",
-            "",
-            LOSSES,
+            "loss_weight_fn",
+            "loss.weighting",
+            "none for CONSTANT, min_snr, and debiased and p2, which are others there for v (docs/objectives.md)",
         ),
+        ("loss_weight_strength", "loss.snr_gamma", "of MIN_SNR_GAMMA; that of P2 is loss.p2_gamma"),
+        (
+            "mse_strength mae_strength huber_strength",
+            "loss.type",
+            "one of mse, l1 and huber, which is twice OneTrainer's; no sum of several",
+        ),
+        ("huber_delta", "loss.huber_c", "with loss.huber_schedule constant"),
+        ("log_cosh_strength vb_loss_strength loss_scaler", "", LOSSES),
         ("offset_noise_weight", "loss.noise_offset", ""),
-        ("generalized_offset_noise perturbation_noise_weight", "", "loss.noise_offset is the only change to the noise"),
         (
-            "timestep_distribution min_noising_strength max_noising_strength noising_weight noising_bias timestep_shift "
-            "dynamic_timestep_shifting",
+            "generalized_offset_noise perturbation_noise_weight",
             "",
-            "all timesteps are equally likely",
+            "the changes to the noise are those of docs/objectives.md; OneTrainer's perturbation is in the target too, and "
+            "loss.input_perturbation is not",
         ),
+        (
+            "timestep_distribution",
+            "timesteps.distribution",
+            "uniform or logit_normal; OneTrainer's SIGMOID is another than sigmoid here",
+        ),
+        ("noising_bias", "timesteps.mean", "of LOGIT_NORMAL"),
+        ("noising_weight", "timesteps.std", "of LOGIT_NORMAL, and one more: 1 for 0"),
+        ("min_noising_strength", "timesteps.min", "times 1000"),
+        ("max_noising_strength", "timesteps.max", "times 1000, less one: the last timestep that is trained"),
+        ("timestep_shift dynamic_timestep_shifting", "", "the shift is that of the base: model.flow_shift"),
         ("force_circular_padding", "", "tiling textures are not supported"),
     ],
     "Precision, memory and speed": [
