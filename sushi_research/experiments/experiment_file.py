@@ -80,18 +80,18 @@ class Experiment(Section):
     )
     retries: Annotated[int, Field(ge=0, le=100)] = Field(
         1,
-        description="How often a run that failed without having come further is launched again; not after an error that says what "
-        "to correct",
+        description="How often in a row a run that failed without having come further is launched again; not after an error that "
+        "says what to correct",
     )
     cluster: Literal["slurm", "local"] | None = Field(
         None,
         description="Where runs are launched: null = by this command, slurm = as jobs of a SLURM cluster, local = as jobs of this "
         "machine, to try that out; both need submitit",
     )
-    slurm: dict[str, Scalar] = Field(
+    slurm: dict[str, Scalar | list[Text]] = Field(
         {},
         description="Parameters of a job, by the names of submitit's SLURM executor: time (minutes), partition, gpus_per_node ...",
-        json_schema_extra={"allowed": "a text or a number"},
+        json_schema_extra={"allowed": "a text, a number or a list of texts"},
     )
     write_sweep: Location | None = Field(
         None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -91,6 +92,8 @@ class LocalJobs:
         return self
 
     def __exit__(self, *error: object) -> None:
+        if error[0] is not None:  # nobody is left to look after them
+            self.stop(signal.SIGTERM)
         self._pool.shutdown()
 
     def has_room(self) -> bool:

@@ -1,8 +1,8 @@
 """Works through the runs of an experiment: starts them as places become free, and again those that failed.
 
-A failed run is launched again when the others have been started, `retries` times in a row without having come further (a later
-checkpoint). Not after an error that says what to correct, which the same command would end in again. While no run has filled the
-caches, the first one starts alone, so that the others find what it made.
+A failed run is launched again when the others have been started: always if it has come further (to a later checkpoint), else
+`retries` times in a row. Not after an error that says what to correct, which the same command would end in again. While no run has
+filled the caches, the first one starts alone, so that the others find what it made.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from sushi_research import stopping
 from sushi_research.experiments.cells import DONE, FAILED, QUEUED, RUNNING, WAITING, Cell, stamped, table, todo_of
 from sushi_research.experiments.experiment import Planned
 from sushi_research.experiments.experiment_file import Experiment
-from sushi_research.experiments.run_work import LOGS, USER_ERROR, Outcome, record_of
+from sushi_research.experiments.run_work import LOGS, USER_ERROR, Outcome, claim_of, record_of
 from sushi_research.experiments.screen import Screen
+from sushi_research.runs.folder_lock import is_locked
 from sushi_research.terminal import say
 
 # Seconds between two looks at the runs, and until a run that another command works on is looked at again.
@@ -50,9 +51,11 @@ class Scheduler:
         self._experiment, self._cells, self._jobs = experiment, cells, jobs
         self._todo = [cell for cell in cells if cell.state != DONE]
         self._numbers = {cell.name: number for number, cell in enumerate(self._todo, 1)}
+        self._turns = dict.fromkeys(self._numbers, 0)  # launches by this command
         self._screen = Screen(lambda lines: table(self._cells, lines))
         self._spent: list[float] = []
         self._stopped: list[Cell] = []
+        self._busy: set[str] = set()
         self._first: Cell | None = None  # that fills the caches while the others wait
         self._are_filled = jobs.is_alone or not jobs.fills_first or any(_has_begun(cell) for cell in cells)
 
@@ -95,7 +98,7 @@ class Scheduler:
 
     def _start(self) -> None:
         """Starts the runs for which there is room."""
-        for cell in sorted(self._waiting(), key=lambda cell: (cell.failures, self._numbers[cell.name])):
+        for cell in sorted(self._waiting(), key=lambda cell: (self._turns[cell.name], self._numbers[cell.name])):
             if not self._jobs.has_room() or self._is_filling():
                 return
             if cell.not_before > time.monotonic():
@@ -104,12 +107,28 @@ class Scheduler:
             if cell.todo == "done":
                 cell.state = DONE
                 continue
+            if self._is_taken(cell):
+                self._leave(cell)
+                continue
             self._announce(cell)
             if not self._are_filled and self._first is None:
                 self._first = cell
             cell.launches += 1
+            self._turns[cell.name] += 1
             cell.where, cell.reason = self._jobs.start(cell.run, cell.todo != "to score"), ""
             cell.state = RUNNING
+
+    def _is_taken(self, cell: Cell) -> bool:
+        """Whether another command works on the run, as far as locks can be seen here."""
+        claim = claim_of(Path(self._experiment.folder) / LOGS, cell.name)
+        return is_locked(claim) or is_locked(cell.run.folder)
+
+    def _leave(self, cell: Cell) -> None:
+        """Leaves a run to the command that works on it, to be looked at again."""
+        cell.state, cell.where, cell.not_before = WAITING, "another command", time.monotonic() + BUSY
+        if cell.name not in self._busy:
+            self._busy.add(cell.name)
+            self._screen.say(f"another command works on {cell.name}: it is left to it, and looked at again")
 
     def _look(self) -> None:
         """Notes which jobs of a cluster run and which wait there."""
@@ -127,7 +146,7 @@ class Scheduler:
 
     def _announce(self, cell: Cell) -> None:
         number = f"run {self._numbers[cell.name]} of {len(self._todo)}: {cell.name} ({cell.todo})"
-        again = ", again" if cell.failures else ""
+        again = ", again" if self._turns[cell.name] else ""
         if self._jobs.is_alone:
             say("", f"--- {number}{again}{self._left()} ---")
         else:
@@ -147,11 +166,9 @@ class Scheduler:
             cell.state = WAITING
             self._stopped += [] if outcome.is_busy else [cell]
         elif outcome.is_busy:
-            cell.state, cell.not_before = WAITING, time.monotonic() + BUSY
             cell.launches -= 1
-            if cell.where != "another command":
-                self._screen.say(f"another command works on {cell.name}: it is left to it, and looked at again")
-            cell.where = "another command"
+            self._turns[cell.name] -= 1
+            self._leave(cell)
         elif outcome.status:
             self._settle_failure(cell, outcome)
         else:
@@ -165,7 +182,7 @@ class Scheduler:
                 self._screen.say(stamped(f"{cell.name} is done, in {minutes(outcome.seconds)}"))
 
     def _settle_failure(self, cell: Cell, outcome: Outcome) -> None:
-        cell.failures = 1 if outcome.further else cell.failures + 1
+        cell.failures = 0 if outcome.further else cell.failures + 1
         cell.reason = outcome.reason
         is_again = outcome.status != USER_ERROR and cell.failures <= self._experiment.retries
         cell.state = WAITING if is_again else FAILED

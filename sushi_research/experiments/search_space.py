@@ -35,6 +35,8 @@ DISTRIBUTIONS: dict[str, tuple[str, ...]] = {
     "log_normal": (),
     "q_log_normal": (),
 }
+# Of the numbers of a distribution; q is at least one through it.
+MOST = 1e15
 # A draw is rounded to so many significant digits: no result depends on the others, and names can be read.
 DIGITS = 4
 # Draws that repeat an earlier one are passed over, up to so many for each sample.
@@ -72,7 +74,7 @@ def distribution_of(key: str, parameter: Any) -> str:
         whole = all(type(bound) is int for bound in bounds)
         name = "constant" if "value" in parameter else "categorical" if "values" in parameter else "uniform"
         name = "int_uniform" if name == "uniform" and whole else name
-    if name not in DISTRIBUTIONS:
+    if not isinstance(name, str) or name not in DISTRIBUTIONS:
         known = ", ".join(DISTRIBUTIONS)
         raise UserError(f"search: {key} has the distribution {name!r}, which is not known here: use one of {known}.")
     if without := [each for each in DISTRIBUTIONS[name] if each not in parameter]:
@@ -86,8 +88,8 @@ def _require_numbers(key: str, name: str, parameter: Mapping[str, Any]) -> None:
     wrong = ""
     for each in ("min", "max", "mu", "sigma", "q"):
         value = parameter.get(each, 1)
-        if type(value) not in (int, float) or not math.isfinite(value):
-            wrong = f"{each} must be a number"
+        if type(value) not in (int, float) or not -MOST <= value <= MOST:
+            wrong = f"{each} must be a number, at most {MOST:g}"
     values, chances = parameter.get("values"), parameter.get("probabilities")
     low, high = parameter.get("min"), parameter.get("max")
     if wrong:
@@ -102,7 +104,7 @@ def _require_numbers(key: str, name: str, parameter: Mapping[str, Any]) -> None:
         wrong = "min must be above 0"
     elif "log_uniform" in name and not name.endswith("values") and high > 50:
         wrong = "min and max are logarithms; the distribution log_uniform_values has the values themselves"
-    elif parameter.get("q", 1) <= 0 or parameter.get("sigma", 1) < 0:
+    elif parameter.get("q", 1) < 1 / MOST or parameter.get("sigma", 1) < 0:
         wrong = "q must be above 0 and sigma not below"
     elif name == "int_uniform" and not all(type(bound) is int for bound in (low, high)):
         wrong = "min and max must be whole numbers"
@@ -112,7 +114,7 @@ def _require_numbers(key: str, name: str, parameter: Mapping[str, Any]) -> None:
 
 def _are_chances(chances: Any, values: Any) -> bool:
     fit = isinstance(chances, list) and isinstance(values, list) and len(chances) == len(values)
-    fit = fit and all(type(each) in (int, float) and each >= 0 for each in chances)
+    fit = fit and all(type(each) in (int, float) and 0 <= each <= 1 for each in chances)
     return fit and math.isclose(sum(chances), 1.0, rel_tol=1e-6)
 
 
@@ -127,7 +129,9 @@ def drawn(key: str, parameter: Mapping[str, Any], seed: int, number: int) -> Any
     if name == "constant":
         return parameter["value"]
     if name == "categorical":
-        return parameter["values"][int(random.choice(len(parameter["values"]), p=parameter.get("probabilities")))]
+        chances = parameter.get("probabilities")
+        chances = chances and [chance / sum(chances) for chance in chances]
+        return parameter["values"][int(random.choice(len(parameter["values"]), p=chances))]
     if name == "int_uniform":
         return int(random.integers(parameter["min"], parameter["max"], endpoint=True))
     if name.endswith("normal"):
@@ -136,7 +140,7 @@ def drawn(key: str, parameter: Mapping[str, Any], seed: int, number: int) -> Any
         value = random.uniform(math.log(parameter["min"]), math.log(parameter["max"]))
     else:
         value = random.uniform(parameter["min"], parameter["max"])
-    value = math.exp(min(value, 700.0)) if "log" in name else value
+    value = math.exp(min(value, 100.0)) if "log" in name else value
     if name.startswith("q_"):
         q = parameter.get("q", 1)
         multiple = round(value / q)

@@ -27,7 +27,7 @@ def expected_best(count: int) -> float:
 
 
 def notes(variants: int, learned: Sequence[Pair]) -> list[str]:
-    """Sentences for a page whose variants were searched; none for fewer than three. `learned` are its pairs by what they learned."""
+    """Sentences for a page whose variants were searched; none for fewer than three. `learned`: its pairs by what they learned."""
     if variants < 3:
         return []
     luck = ""
@@ -35,9 +35,9 @@ def notes(variants: int, learned: Sequence[Pair]) -> list[str]:
     if errors and (typical := float(np.median(errors))) > 0:
         # The standard error of a difference is that of a variant times the square root of two.
         size = expected_best(variants) * typical / math.sqrt(2)
-        luck = f" (of {variants} equal variants, the best would look better than their mean by about {size:.2g} in what was learned)"
+        luck = f" (of {variants} equal variants, the best would look better than their mean by about {size:.2g} in log loss)"
     return [
-        f"The {variants} variants were searched. The best of them is chosen by these results, so its advantage is partly luck{luck}: "
+        f"The {variants} variants were searched. The best is chosen by these results, so its advantage is partly luck{luck}: "
         "train it again next to the reference, with seeds that the search did not use and, if possible, other held-out images, and "
         "report that comparison."
     ]

@@ -142,6 +142,31 @@ def test_the_comparison_is_told_to_pool_code(file, tmp_path, monkeypatch):
     assert ["--pool-code" in command for command in words] == [False, True]
 
 
+def test_a_searched_page_says_so_and_a_sweep_is_written(file, tmp_path, monkeypatch, capsys):
+    words = []
+    monkeypatch.setattr(
+        SCRIPT.subprocess, "run", lambda command: words.append(command) or SimpleNamespace(returncode=0)
+    )
+    content = yaml.safe_load(file.read_text())
+    for name, space in (("grid", [2, 4]), ("search", {"min": 2, "max": 64})):
+        found = {
+            **content,
+            "variants": {},
+            name: {"lora": {"rank": space}},
+            **({"samples": 2} if name == "search" else {}),
+        }
+        file.write_text(yaml.safe_dump(found))
+        experiment = read(file)
+        SCRIPT.write_comparison(experiment, plan(experiment))
+        assert "--searched" in words.pop()
+        assert SCRIPT.main(read(file, "--write_sweep", str(tmp_path / "sweep.yaml"))) == 0
+        assert not (tmp_path / "runs").exists()
+        sweep = yaml.safe_load((tmp_path / "sweep.yaml").read_text())
+        assert sweep["method"] == {"grid": "grid", "search": "random"}[name] and "lora.rank" in sweep["parameters"]
+    assert SCRIPT.main(read(file, "--status")) == 0
+    assert capsys.readouterr().out.splitlines()[-5] == "4 runs: 4 waiting"
+
+
 def test_the_worked_examples_are_right(monkeypatch):
     """Every file in configs/experiments expands into runs whose configs are valid."""
     monkeypatch.chdir(ROOT)

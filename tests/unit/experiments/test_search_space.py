@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import itertools
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -51,7 +52,7 @@ def test_normal_whole_and_listed_draws():
     assert abs(logs.mean() + 1.0) < 4.5 / math.sqrt(2000) and 0.92 < logs.std() < 1.08
     counts = collections.Counter(drawn({"min": 1, "max": 4}))
     assert sorted(counts) == [1, 2, 3, 4] and all(400 < count < 600 for count in counts.values())
-    counts = collections.Counter(drawn({"values": ["a", "b"], "probabilities": [0.9, 0.1]}))
+    counts = collections.Counter(drawn({"values": ["a", "b"], "probabilities": [0.9, 0.1000001]}))
     assert 1740 < counts["a"] < 1860
     assert set(drawn({"distribution": "q_uniform", "min": 0, "max": 20, "q": 8})) == {0, 8, 16, 24} - {24}
     assert set(drawn({"distribution": "q_uniform", "min": 0.0, "max": 1.0, "q": 0.5})) == {0.0, 0.5, 1.0}
@@ -80,6 +81,9 @@ def test_a_draw_depends_on_nothing_but_its_key_number_and_seed():
         ({"min": "a", "max": 1}, "min must be a number"),
         ({"distribution": "log_uniform_values", "min": 0, "max": 1}, "min must be above 0"),
         ({"distribution": "log_uniform", "min": 4, "max": 128}, "log_uniform_values has the values themselves"),
+        ({"distribution": ["uniform"]}, "which is not known here"),
+        ({"min": 1, "max": 10**400}, "max must be a number, at most 1e"),
+        ({"distribution": "q_normal", "q": 1e-300}, "q must be above 0"),
         ({"distribution": "beta"}, "the distribution 'beta', which is not known here: use one of constant"),
         ({"values": [1, 2], "probabilities": [0.5, 0.6]}, "probabilities must be a list"),
         ({"values": [1], "goal": 3}, "the unknown key goal"),
@@ -177,6 +181,18 @@ def test_search_in_an_experiment_file(tmp_path):
     file.write_text(yaml.safe_dump(content))
     with pytest.raises(UserError, match="variants have names and settings of their own"):
         written_sweep.text_of(read(file))
+
+
+def test_a_searched_page_names_the_luck_of_the_best():
+    def pair(error):
+        return SimpleNamespace(outcome=SimpleNamespace(difference=SimpleNamespace(standard_error=error)))
+
+    pairs = [pair(0.1), pair(0.2), pair(0.4), SimpleNamespace(outcome=None)]
+    [note] = selection.notes(20, pairs)  # 1.867 x 0.2 / sqrt(2) = 0.264
+    assert "The 20 variants were searched" in note and "look better than their mean by about 0.26 in log loss" in note
+    [note] = selection.notes(20, [])
+    assert "about" not in note and "with seeds that the search did not use" in note
+    assert selection.notes(2, pairs) == []
 
 
 def test_the_best_of_equal_variants():
