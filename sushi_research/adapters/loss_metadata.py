@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from sushi_research.config import TrainingConfig
+from sushi_research.config.loss import gamma_of, weighting_of
 
 # What sd-scripts calls them. Its smooth_l1 is none of ours.
 _TYPES = {"l1": "l1", "pseudo_huber": "huber"}
@@ -16,14 +17,14 @@ def loss_entries(config: TrainingConfig) -> dict[str, Any]:
     loss = config.loss
     multires, kind = loss.multires_iterations or None, _TYPES.get(loss.type)
     # The two that had their keys before are left out.
-    changed = {
-        "loss": loss.model_dump(exclude_defaults=True, exclude={"snr_gamma", "noise_offset"}),
-        "timesteps": config.timesteps.model_dump(exclude_defaults=True),
-    }
+    weighting = weighting_of(loss.weighting, loss.snr_gamma)
+    changed = config.model_dump(
+        include={"loss", "timesteps"}, exclude={"loss": {"snr_gamma", "noise_offset"}}, exclude_defaults=True
+    )
     changed = {section: values for section, values in changed.items() if values}
     return {
-        "ss_min_snr_gamma": loss.gamma if loss.chosen_weighting == "min_snr" else None,
-        "ss_debiased_estimation": loss.chosen_weighting == "debiased" or None,
+        "ss_min_snr_gamma": gamma_of(loss.snr_gamma) if weighting == "min_snr" else None,
+        "ss_debiased_estimation": weighting == "debiased" or None,
         "ss_noise_offset": loss.noise_offset or None,
         "ss_noise_offset_random_strength": loss.noise_offset_random or None,
         "ss_multires_noise_iterations": multires,

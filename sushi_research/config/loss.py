@@ -66,12 +66,12 @@ class LossSection(Section):
         description="Strength of noise that is added to the noisy latents and not to the target (0.1 in its paper); 0 = off",
     )
 
-    @property
-    def chosen_weighting(self) -> str:
-        """The name of the weighting, or none."""
-        return self.weighting or ("none" if self.snr_gamma is None else "min_snr")
 
-    @property
-    def gamma(self) -> float:
-        """That of min_snr and soft_min_snr."""
-        return GAMMA if self.snr_gamma is None else self.snr_gamma
+def weighting_of(weighting: str | None, snr_gamma: float | None) -> str:
+    """The weighting that these two keys ask for, or none."""
+    return weighting or ("none" if snr_gamma is None else "min_snr")
+
+
+def gamma_of(snr_gamma: float | None) -> float:
+    """Gamma of min_snr and soft_min_snr."""
+    return GAMMA if snr_gamma is None else snr_gamma

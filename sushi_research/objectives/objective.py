@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 
 from sushi_research.config import TrainingConfig
+from sushi_research.config.loss import gamma_of, weighting_of
 from sushi_research.objectives.losses import WITH_C, Loss, c_table
 from sushi_research.objectives.noise import Noise
 from sushi_research.objectives.schedule import PredictionLike, Schedule, make_schedule
@@ -31,28 +32,27 @@ def make_objective(
     config: TrainingConfig, prediction: PredictionLike, device: torch.device, dropout: float = 0.0
 ) -> Objective:
     """The objective that the config asks for, of a base with this prediction. `dropout` is the adapter's."""
-    loss, schedule = config.loss, make_schedule(prediction)
+    schedule, name = make_schedule(prediction), weighting_of(config.loss.weighting, config.loss.snr_gamma)
     weights, c = None, None
-    if loss.chosen_weighting != "none":
-        p2 = {"p2_k": loss.p2_k, "p2_gamma": loss.p2_gamma}
-        weights = loss_weights(loss.chosen_weighting, schedule, prediction.type, gamma=loss.gamma, **p2).to(device)
-    if loss.type in WITH_C:
-        c = c_table(loss.huber_schedule, loss.huber_c, schedule).to(device)
+    if name != "none":
+        p2 = {"p2_k": config.loss.p2_k, "p2_gamma": config.loss.p2_gamma}
+        weights = loss_weights(name, schedule, prediction.type, gamma=gamma_of(config.loss.snr_gamma), **p2).to(device)
+    if config.loss.type in WITH_C:
+        c = c_table(config.loss.huber_schedule, config.loss.huber_c, schedule).to(device)
     noise = Noise(
-        offset=loss.noise_offset,
-        offset_random=loss.noise_offset_random,
-        multires_iterations=loss.multires_iterations,
-        multires_discount=loss.multires_discount,
-        input_perturbation=loss.input_perturbation,
+        offset=config.loss.noise_offset,
+        offset_random=config.loss.noise_offset_random,
+        multires_iterations=config.loss.multires_iterations,
+        multires_discount=config.loss.multires_discount,
+        input_perturbation=config.loss.input_perturbation,
     )
     chosen = Timesteps(config.timesteps.min, config.timesteps.max, _cumulative(config, device))
-    return Objective(schedule.to(device), prediction.type, weights, Loss(loss.type, c), noise, chosen, dropout)
+    return Objective(schedule.to(device), prediction.type, weights, Loss(config.loss.type, c), noise, chosen, dropout)
 
 
 def _cumulative(config: TrainingConfig, device: torch.device) -> torch.Tensor | None:
     """The cumulative probabilities of the chosen timesteps (`Timesteps`)."""
-    section = config.timesteps
-    if section.distribution == "uniform":
+    if config.timesteps.distribution == "uniform":
         return None
-    mean = section.mean if section.distribution == "logit_normal" else 0.0
-    return logit_normal(section.max - section.min + 1, mean, section.std).to(device)
+    mean = config.timesteps.mean if config.timesteps.distribution == "logit_normal" else 0.0
+    return logit_normal(config.timesteps.max - config.timesteps.min + 1, mean, config.timesteps.std).to(device)

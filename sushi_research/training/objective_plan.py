@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sushi_research.config.loss import LossSection
+from sushi_research.config import TrainingConfig
+from sushi_research.config.loss import LossSection, gamma_of, weighting_of
 from sushi_research.config.timesteps import LAST, TimestepSection
 
 
@@ -29,19 +30,20 @@ class ObjectivePlan:
         return [f"objective    {'; '.join(filter(None, (self.loss, self.weighting, noise, self.timesteps)))}"]
 
 
-def objective_plan(loss: LossSection, timesteps: TimestepSection) -> ObjectivePlan:
-    """The objective that these sections ask for."""
+def objective_plan(config: TrainingConfig) -> ObjectivePlan:
+    """The objective that the config asks for."""
+    loss, gamma = config.loss, gamma_of(config.loss.snr_gamma)
     kind = loss.type
     if kind not in ("mse", "l1"):
         kind += (
             f" (c {loss.huber_c:g}{'' if loss.huber_schedule == 'constant' else f', {loss.huber_schedule} schedule'})"
         )
     arguments = {
-        "min_snr": f" (gamma {loss.gamma:g})",
-        "soft_min_snr": f" (gamma {loss.gamma:g})",
+        "min_snr": f" (gamma {gamma:g})",
+        "soft_min_snr": f" (gamma {gamma:g})",
         "p2": f" (k {loss.p2_k:g}, gamma {loss.p2_gamma:g})",
     }
-    name = loss.chosen_weighting
+    name = weighting_of(loss.weighting, loss.snr_gamma)
     weighting = "" if name == "none" else f"{name} weights{arguments.get(name, '')}"
     noise = []
     if loss.noise_offset:
@@ -50,7 +52,7 @@ def objective_plan(loss: LossSection, timesteps: TimestepSection) -> ObjectivePl
         noise.append(f"{loss.multires_iterations} resolutions (discount {loss.multires_discount:g})")
     if loss.input_perturbation:
         noise.append(f"input perturbation {loss.input_perturbation:g}")
-    return ObjectivePlan(kind, weighting, tuple(noise), _timesteps(timesteps))
+    return ObjectivePlan(kind, weighting, tuple(noise), _timesteps(config.timesteps))
 
 
 def _timesteps(section: TimestepSection) -> str:

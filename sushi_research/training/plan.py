@@ -118,7 +118,7 @@ def make_plan(job: Job, inputs: Inputs) -> Plan:
         adapter=adapter_plan.plan_of(job, base, unet, all_shapes),
         rates=Rates(config.optimizer.lr, tuple(groups)),
         optimizer=optimizer_plan.plan_of(config.optimizer, config.schedule, all_shapes),
-        objective=objective_plan(config.loss, config.timesteps),
+        objective=objective_plan(config),
         text_encoders=text_encoder_plan.plan_of(job, base, of_text, own, steps),
         new_tokens=plan_of_tokens(job, inputs),
         averages=averages_plan.plan_of(job, steps, due, parameters),

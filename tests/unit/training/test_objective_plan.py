@@ -2,10 +2,10 @@
 
 import pytest
 
-from sushi_research.config.loss import LossSection
-from sushi_research.config.timesteps import TimestepSection
+from sushi_research.config import SD15Training
 from sushi_research.training.objective_plan import objective_plan
 
+REQUIRED = {"model": {"base": "b"}, "data": {"path": "p"}, "train": {"steps": 1}}
 LINES = [
     ({}, {}, []),
     ({"snr_gamma": 3.0}, {}, ["objective    mse; min_snr weights (gamma 3)"]),
@@ -28,5 +28,5 @@ LINES = [
 
 @pytest.mark.parametrize(("loss", "timesteps", "lines"), LINES)
 def test_the_line_says_what_is_not_the_default(loss, timesteps, lines):
-    plan = objective_plan(LossSection(**loss), TimestepSection(**timesteps))
+    plan = objective_plan(SD15Training(**REQUIRED, loss=loss, timesteps=timesteps))
     assert plan.describe() == lines
