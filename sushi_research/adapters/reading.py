@@ -49,20 +49,12 @@ class Adapter:
     tokens: Tokens = field(default_factory=dict)
 
 
-def read_adapter(path: str | Path, *, with_tokens: bool = False) -> Adapter:
-    """Reads a file and checks it: first the header, then every value. UserError names the first defect, in sorted order.
-
-    `with_tokens`: the caller uses its new tokens too. Otherwise a file that has some is refused, so that they are not lost.
-    """
+def read_adapter(path: str | Path) -> Adapter:
+    """Reads a file and checks it: first the header, then every value. UserError names the first defect, in sorted order."""
     from safetensors import safe_open
 
     header = read_header(Path(path))
     modules, of_tokens = _modules(header), _token_keys(header)
-    if of_tokens and not with_tokens:
-        raise UserError(
-            f"{header.path} holds new tokens ({shown(min(of_tokens))}), which cannot be used here: scripts/sample.py and "
-            "scripts/evaluate.py use them; give a file without."
-        )
     settings = peft_settings.read(header)
     try:
         with safe_open(header.path, "pt") as file:
