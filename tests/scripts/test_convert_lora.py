@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from script_runs import script
 from single_files import narrow_base, write_single_file
 
+from sushi_research.adapters import parts
 from sushi_research.adapters.entries import Difference, Hadamard, Kronecker, LowRank, changed_weight, delta
 from sushi_research.adapters.formats.writing import write_entries
 from sushi_research.adapters.matching import layers_of
@@ -414,9 +415,18 @@ def test_nonsense_is_one_sentence_and_writes_nothing(convert, opened, bases):
         (("convert", "a.safetensors", "--output", "new.ckpt"), "does not end in .safetensors"),
         (("convert", "a.safetensors", "--output", "nowhere/new.safetensors"), "is not a folder"),
         (("verify", "a.safetensors", "--base", "a.safetensors"), "is a LoRA (adapter) file"),
+        (("merge", "a.safetensors", "--weights", 1e-45, *new, "--base", bases["sd15"]), "float32 cannot hold"),
+        (("merge", "a.safetensors", "--weights", 1e300, *new, "--base", bases["sd15"]), "give weights nearer to 1"),
     ):
         with case(words):
             refused(convert, words, says=says)
+
+
+def test_a_file_that_cannot_be_read_again_is_not_left(convert, opened, bases, monkeypatch):
+    write("a.safetensors", opened["sd15"], pair, every=9)
+    monkeypatch.setattr(parts, "MOST_NUMBERS", max(each.numel() for each in load_file("a.safetensors").values()))
+    words = ("merge", "a.safetensors", "a.safetensors", "--output", "new.safetensors", "--base", bases["sd15"])
+    refused(convert, words, says="more numbers than an adapter of any layer needs")
 
 
 def test_without_a_base_the_published_models_are_the_measure(convert):
@@ -641,6 +651,8 @@ def test_norms_are_read_written_measured_and_merged(convert, opened, bases):
         ("b", ("convert", "a.safetensors"), once),
         ("c", ("resize", "a.safetensors", "--rank", 2), None),
         ("d", ("merge", "a.safetensors", "a.safetensors"), twice),
+        ("e", ("merge", "a.safetensors", "a.safetensors", "--rank", 6), twice),
+        ("f", ("merge", "a.safetensors", "a.safetensors", "--kept", 1), twice),
     ):
         with case(name):
             status, said = convert(*words, "--output", f"{name}.safetensors", *options)
