@@ -523,6 +523,9 @@ def test_inspecting_shows_norms_and_ranks_and_verifying_says_what_fits(convert, 
     data[-1] ^= 1
     Path("b.safetensors").write_bytes(data)
     refused(convert, ("verify", "b.safetensors", "--base", folder), says="is damaged")
+    write("xl.safetensors", opened["sdxl"], pair, every=9)
+    said = convert("inspect", "xl.safetensors", "--base", bases["sdxl"])[1]
+    assert "change, text encoder 2 norm" in said
 
 
 def test_changes_that_cancel_are_said_to_be_zero(convert, opened, bases):
