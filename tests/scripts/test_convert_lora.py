@@ -353,6 +353,12 @@ def test_a_value_that_the_base_cannot_hold_leaves_nothing(convert, single, opene
         and said.splitlines()[-1].startswith("error: a.safetensors: with it ")
         and "float16 cannot hold" in said
     )
+    tensors = load_file(file)
+    name = "model.diffusion_model.input_blocks.0.0.weight"
+    save_file(tensors | {name: torch.full_like(tensors[name], torch.nan)}, "nan.safetensors")
+    write("c.safetensors", base, pair)
+    words = ("merge", "c.safetensors", "--into", "nan.safetensors", "--output", "b.safetensors")
+    refused(convert, words, says="not finite (NaN or infinity) in")
 
 
 def test_an_exactly_low_rank_difference_is_found_exactly(convert, opened, bases):
