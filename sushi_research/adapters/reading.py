@@ -186,8 +186,9 @@ def _notes(
 ) -> tuple[str, ...]:
     """What to tell the user of a file that says nothing about its scale."""
     silent = header.metadata.keys() <= {"format"} and settings is None
-    kinds = {of_module.kind_of(parts) for parts in modules.values()}
-    if silent and kinds != {Difference} and not any("alpha" in parts for parts in modules.values()):
+    shapes = [{part: header.tensors[key].shape for part, key in parts.items()} for parts in modules.values()]
+    has_scale = any(of_module.rank_of(each) is not None for each in shapes)
+    if silent and has_scale and not any("alpha" in parts for parts in modules.values()):
         return (
             f"{header.path} holds neither alphas nor metadata, so it is applied as it stands (alpha = rank), as other programs do; "
             "if it was trained with another alpha and saved without it, multiply the LoRA scale by alpha / rank",
