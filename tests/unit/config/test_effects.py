@@ -20,6 +20,8 @@ def load(*words, config_class=SD15Training):
 REFUSED = [
     ("", "model.vae_revision", "main", "without model.vae"),
     ("", "evaluation.split", "test", "without evaluation.path"),
+    ("model.prediction_type=epsilon", "model.flow_shift", "3.0", "only rectified_flow has a shift"),
+    ("model.prediction_type=rectified_flow", "model.zero_terminal_snr", "true", "which always ends in pure noise"),
     ("schedule.name=range_test", "schedule.warmup", "5", "begins with the smallest rate"),
     ("schedule.name=rex", "schedule.decay", "0.1", "only wsd has a decay of its own length"),
     ("schedule.name=wsd", "schedule.timescale", "9", "only inverse_sqrt has a timescale"),
@@ -142,6 +144,7 @@ def test_the_config_of_an_earlier_version_s_run_is_taken(tmp_path):
 def test_the_other_scripts_refuse_too():
     for words, key in (
         (["--lora_scales=0.7"], "lora_scales"),
+        (["--prediction_type=v_prediction", "--flow_shift=3"], "flow_shift"),
         (["--guidance=1", "--negative_prompt=blurry"], "negative_prompt"),
     ):
         with pytest.raises(UserError, match=rf"^{key} has no effect"):
