@@ -14,12 +14,12 @@ import numpy as np
 
 from sushi_research.sampling import plots
 
-# Steps over which the curve is smoothed (the standard deviation of the kernel): a seventh of a decade in a test of 20 a decade.
-WIDTH = 3.0
+# Steps over which the curve is smoothed (the standard deviation of the kernel): a fifth of a decade in a test of 20 a decade.
+WIDTH = 4.0
 # A test ends when the loss has been so many times that of the base for so many steps in a row.
 DIVERGED, IN_A_ROW = 2.0, 3
-# A fall counts from so many standard errors on: of 400 simulated tests without any change, 3 then showed a fall.
-ERRORS = 3.0
+# A fall counts from so many standard errors on, because the lowest of a hundred points is looked at.
+ERRORS = 4.0
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ class Curve:
 class Suggestion:
     """What a curve says. Rates are None where it does not say it.
 
-    `falls`: the smallest rate from which on the loss is below the base's. `lowest`: the rate at which it is lowest. `rises`: the
-    smallest rate above it at which the loss has lost half of what it had fallen. `still_falling`: the highest rate was the best.
+    `falls`: the smallest rate from which on the loss has a tenth of its largest fall. `lowest`: the rate at which it is lowest.
+    `rises`: the smallest rate above it at which half of the fall is lost. `still_falling`: the highest rate was the best.
     """
 
     falls: float | None = None
@@ -71,7 +71,7 @@ def smoothed(values: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.nd
     """(a locally linear fit at each point with a Gaussian kernel of WIDTH and `weights`, its standard errors), [n] all.
 
     With the base's losses as weights a fit of changes is the change of the sum: steps with small losses count little. The errors
-    follow from the residuals of the steps around a point.
+    follow from the residuals of the steps around a point; the larger its weight, the less a step scatters.
     """
     count = len(values)
     if count < 3:
@@ -87,8 +87,8 @@ def smoothed(values: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.nd
     own = np.diagonal(rows)  # of a point itself, whose residual the fit makes smaller
     residuals = (values - smooth) / np.maximum(1 - own, 0.1)
     wider = np.exp(-0.5 * (distances / (2 * WIDTH)) ** 2)
-    variances = wider @ residuals**2 / wider.sum(axis=1)  # of a step
-    return smooth, np.sqrt((rows**2).sum(axis=1) * variances)
+    variances = wider @ (weights * residuals**2) / wider.sum(axis=1)  # of a step whose weight is 1
+    return smooth, np.sqrt((rows**2 / weights).sum(axis=1) * variances)
 
 
 def suggestion_of(curve: Curve) -> Suggestion:
@@ -96,11 +96,10 @@ def suggestion_of(curve: Curve) -> Suggestion:
     if not len(curve.rates):
         return Suggestion()
     lowest = int(np.argmin(curve.smooth))
-    is_below = curve.smooth < -ERRORS * curve.errors
-    if not is_below[lowest]:
+    if curve.smooth[lowest] >= -ERRORS * curve.errors[lowest]:
         return Suggestion()
     falls = lowest
-    while falls > 0 and is_below[falls - 1]:
+    while falls > 0 and curve.smooth[falls - 1] < curve.smooth[lowest] / 10:
         falls -= 1
     above = [n for n in range(lowest, len(curve.rates)) if curve.smooth[n] > curve.smooth[lowest] / 2]
     return Suggestion(
@@ -120,9 +119,10 @@ def describe(curve: Curve, found: Suggestion) -> list[str]:
         ]
     change = -float(curve.smooth.min())
     lines = [
-        f"the loss is below the base's from {found.falls:.2g} on, and lowest at {found.lowest:.2g} ({change:.1%} below it)"
+        f"the loss falls from {found.falls:.2g} on (a tenth of its fall), and is lowest at {found.lowest:.2g}: {change:.1%} below "
+        "the base's"
     ]
-    lines += [f"from {found.rises:.2g} on half of that is lost"] if found.rises else []
+    lines += [f"from {found.rises:.2g} on, half of that is lost"] if found.rises else []
     if found.range is None:
         return [*lines, f"it was still falling at the highest rate ({tested}): test higher ones"]
     low, high = found.range

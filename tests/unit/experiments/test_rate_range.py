@@ -17,7 +17,9 @@ def two_runs(change, scatter=0.02, seed=0):
     """A test in which loss / base - 1 is `change(rate)` and some scatter; the base's losses differ by a lot from step to step."""
     random = np.random.default_rng(seed)
     base = {step: float(np.exp(random.normal(-3, 1))) for step in STEPS}
-    losses = {step: base[step] * max(0.0, 1 + change(RATES[step]) + scatter * random.normal()) for step in STEPS}
+    # The smaller a loss, the larger its relative scatter.
+    spread = {step: scatter * (0.08 / base[step]) ** 0.5 for step in STEPS}
+    losses = {step: base[step] * max(0.0, 1 + change(RATES[step]) + spread[step] * random.normal()) for step in STEPS}
     return losses, base
 
 
@@ -31,13 +33,13 @@ def test_the_curve_of_losses_that_scatter_by_a_factor_of_three_is_smooth():
     curve = curve_of(RATES, losses, base)
     true = np.minimum([valley(rate) for rate in curve.rates], 1)
     inner = slice(3, -8)  # at the ends a fit leans on one side only, and where the loss explodes it is not straight
-    assert np.abs(curve.smooth - true)[inner].max() < 0.09
+    assert np.abs(curve.smooth - true)[inner].max() < 0.12
     assert np.abs((curve.smooth - true) / curve.errors)[:50].max() < 5
     found = suggestion_of(curve)
-    assert 1.5e-5 < found.falls < 8e-5 and 4e-4 < found.lowest < 1.5e-2 and 1e-2 < found.rises < 5e-2
+    assert 1e-5 < found.falls < 8e-5 and 4e-4 < found.lowest < 1.5e-2 and 1e-2 < found.rises < 5e-2
     assert found.range == (found.lowest / 10, found.lowest / 2)
     text = " ".join(describe(curve, found))
-    assert f"lowest at {found.lowest:.2g} (3" in text and f"try optimizer.lr from {found.lowest / 10:.2g} to" in text
+    assert f"lowest at {found.lowest:.2g}: 3" in text and f"try optimizer.lr from {found.lowest / 10:.2g} to" in text
 
 
 def test_what_the_curve_does_not_say_is_not_suggested():
@@ -58,13 +60,13 @@ def test_the_fit_is_of_the_sums_and_its_errors_are_those_of_the_place():
     # A step whose loss is a hundredth of the others' hardly counts.
     outlier, weights = np.zeros(50), ones.copy()
     outlier[25], weights[25] = 1.0, 0.01
-    assert smoothed(outlier, ones)[0][25] > 0.1 and smoothed(outlier, weights)[0][25] < 0.002
+    assert smoothed(outlier, ones)[0][25] > 0.08 and smoothed(outlier, weights)[0][25] < 0.002
     random = np.random.default_rng(1)
     scattered = np.concatenate([0.01 * random.normal(size=100), random.normal(size=100)])
     _, errors = smoothed(scattered, np.ones(200))
-    # The sum of ten neighbours has a third of the scatter of one.
-    assert np.median(errors[:85]) == pytest.approx(0.0031, rel=0.3)
-    assert np.median(errors[115:]) == pytest.approx(0.31, rel=0.3)
+    # The sum of fourteen neighbours has little more than a quarter of the scatter of one.
+    assert np.median(errors[:80]) == pytest.approx(0.0027, rel=0.3)
+    assert np.median(errors[120:]) == pytest.approx(0.27, rel=0.3)
 
 
 def test_it_ends_when_the_loss_stays_far_above_the_base():
