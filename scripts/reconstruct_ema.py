@@ -18,7 +18,6 @@ from collections.abc import Sequence
 from sushi_research.config.arguments import Parser
 from sushi_research.config.process import begin, run_main
 
-
 # What is measured if no length is given.
 LENGTHS = "0.03 0.05 0.075 0.1 0.15 0.2"
 
