@@ -18,21 +18,32 @@ from collections.abc import Sequence
 from sushi_research.config.arguments import Parser
 from sushi_research.config.process import begin, run_main
 
+# What is measured if no length is given.
+LENGTHS = "0.03 0.05 0.075 0.1 0.15 0.2"
+
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """The command line."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", help="the folder of a run that was trained with --ema.post_hoc true")
-    parser.add_argument("--length", type=float, nargs="+", required=True, help="lengths, from 0.005 to 0.28")
+    parser.add_argument(
+        "--length", type=float, nargs="+", help=f"lengths, from 0.005 to 0.28; measured without any: {LENGTHS}"
+    )
     parser.add_argument("--step", type=int, help="the step of a snapshot, at which the averages end; else the last one")
     parser.add_argument("--output", help="a folder for the files; else the run's")
     parser.add_argument(
         "--measure", action="store_true", help="measure the validation loss of each length, and draw a picture of it"
     )
+    parser.add_argument("--picture", help="--measure, with the picture in this .png file")
     parser.add_argument(
         "--held-out", help="a folder of images to measure on, if the run holds none out (evaluation.path)"
     )
-    return parser.parse_args(arguments)
+    config = parser.parse_args(arguments)
+    config.measure = config.measure or config.picture is not None
+    if config.length is None and not config.measure:
+        parser.error("no length: give some with --length, or --measure")
+    config.length = config.length or [float(length) for length in LENGTHS.split()]
+    return config
 
 
 if __name__ == "__main__":
@@ -132,7 +143,7 @@ def measure(run: RunFolder, config: argparse.Namespace, files: dict[float, Path]
             f"python scripts/evaluate.py {' '.join(map(word, words))}"
         )
     found = average_lengths.measured(output, {length: names[n, 1.0] for n, length in enumerate(adapters)})
-    picture = output / "ema_lengths.png"
+    picture = Path(config.picture or output / "ema_lengths.png")
     average_lengths.plot(found, run.name, picture)
     say("", *average_lengths.table(found), f"  picture   {picture}")
 

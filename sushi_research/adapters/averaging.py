@@ -3,7 +3,8 @@
 Two kinds. In both, the average after step t is `decay` times the one before and 1 - decay times the weights after step t, and the
 decay of step 1 is 0: the weights before the first step are no part of it.
 
-- Exponential: the decay is a constant, less in the first steps, as in diffusers' `EMAModel` and OneTrainer.
+- Exponential: the weights of k steps ago count in proportion to decay^k. As the first steps are not enough for that, the factor is
+  less there, as in Adam's bias correction (arXiv 1412.6980, algorithm 1).
 - Power function (EDM2, arXiv 2312.02696, section 3.1): the weights at time tau of t count in proportion to tau^exponent, so the
   average is as long, relative to the training, at each of its steps. Its `length` is the standard deviation of that profile divided
   by t (sigma_rel).
@@ -30,11 +31,12 @@ MOST_INTERVALS = 20_000
 
 
 def exponential_decay(step: int, decay: float) -> float:
-    """The decay at a step, from 1: min(decay, step / (step + 9)), and 0 at the first one.
+    """The factor at a step, from 1: decay (1 - decay^(step - 1)) / (1 - decay^step).
 
-    As diffusers' `EMAModel.get_decay` of the number of calls, with its defaults.
+    With it the weights of step k of t count decay^(t - k), divided by the sum of these.
     """
-    return 0.0 if step <= 1 else min(decay, step / (step + 9))
+    logarithm = math.log(decay)
+    return decay * math.expm1((step - 1) * logarithm) / math.expm1(step * logarithm)
 
 
 def exponent_of(length: float) -> float:
@@ -55,11 +57,9 @@ def power_decay(step: int, exponent: float) -> float:
 
 def mean_age(steps: int, decay: float) -> float:
     """How many steps old the weights are on average, in the exponential average after `steps` steps."""
-    age = 0.0
-    # What is older counts less than e^-30.
-    for step in range(max(1, steps - math.ceil(30 / (1 - decay))), steps + 1):
-        age = exponential_decay(step, decay) * (age + 1)
-    return age
+    # The mean of a geometric distribution that is cut off: decay / (1 - decay) without an end.
+    whole = -math.expm1(steps * math.log(decay))
+    return decay / (1 - decay) - steps * (1 - whole) / whole
 
 
 @dataclass(frozen=True)

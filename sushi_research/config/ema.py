@@ -14,7 +14,7 @@ class EmaSection(Section):
 
     decay: Annotated[float, Field(gt=0, le=0.999999)] | None = Field(
         None,
-        description="Keep an exponential moving average with this decay (0.99 to 0.9999; lower in the first steps), in a file of "
+        description="Keep an exponential moving average with this decay (0.99: about the last 100 steps), in a file of "
         "its own, NAME_ema.safetensors; null = none",
     )
     evaluate: bool = Field(

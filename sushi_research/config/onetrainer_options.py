@@ -211,7 +211,11 @@ OPTIONS: dict[str, list[tuple[str, str, str]]] = {
             "the schedules are those of schedule.name, down to zero",
         ),
         ("clip_grad_norm", "train.max_grad_norm", ""),
-        ("ema ema_decay", "ema.decay", "null for OFF; the average is on the device that trains"),
+        (
+            "ema ema_decay",
+            "ema.decay",
+            "null for OFF; there a decay has no effect before 9 / (1 - decay) steps (docs/ema.md)",
+        ),
         ("ema_update_step_interval", "", "the average of ema.decay takes in each step"),
         (
             "non_ema_sampling",

@@ -39,7 +39,8 @@ class AveragesPlan:
         """Lines of the plan."""
         lines = []
         if self.mean_age is not None:
-            age, used = steps_text(f"{self.mean_age:.3g}"), "it" if self.is_evaluated else "the weights themselves"
+            number = f"{self.mean_age:,.0f}" if self.mean_age >= 100 else f"{self.mean_age:.3g}"
+            age, used = steps_text(number), "it" if self.is_evaluated else "the weights themselves"
             lines.append(
                 f"exponential, in {self.file}: of weights that are {age} old on average at the end; what is evaluated and sampled: "
                 f"{used}"

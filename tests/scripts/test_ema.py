@@ -67,7 +67,9 @@ def test_a_run_in_pieces_keeps_the_averages_of_its_weights(trainer, evaluated, c
     capsys.readouterr()
     assert trainer.train("whole", SETTINGS | EMA | evaluated) == 0
     printed, folder = capsys.readouterr().out, trainer.folder("whole")
-    assert "averages     exponential, in whole_ema.safetensors: of weights that are 0.7 steps old on average" in printed
+    assert (
+        "averages     exponential, in whole_ema.safetensors: of weights that are 1.71 steps old on average" in printed
+    )
     assert "post-hoc: 3 snapshots of lengths 0.05 and 0.10 (every 3 steps, and at the end)" in printed
     assert f"the average of another length: python scripts/reconstruct_ema.py {folder}" in printed
 
@@ -119,7 +121,8 @@ def test_a_run_in_pieces_keeps_the_averages_of_its_weights(trainer, evaluated, c
         return evaluate.main(evaluate.read([*words[:place], adapters, *words[place + 1 :]]))
 
     monkeypatch.setattr(reconstruct, "evaluate", in_this_process)
-    assert reconstruct.main(reconstruct.parse([str(folder), "--length", "0.08", "0.05", "--measure"])) == 0
+    drawn = folder / "lengths.png"
+    assert reconstruct.main(reconstruct.parse([str(folder), "--length", "0.08", "0.05", "--picture", str(drawn)])) == 0
     printed = capsys.readouterr().out
     file = folder / "whole_ema-0.08.safetensors"
     assert f"{file}: length 0.08 at step 7, from 6 snapshots; error of the profile 0" in printed
@@ -139,7 +142,7 @@ def test_a_run_in_pieces_keeps_the_averages_of_its_weights(trainer, evaluated, c
     of_weights = losses(output / "whole")
     np.testing.assert_array_equal(losses(output / "whole_ema"), losses(folder, STEPS))
     assert not np.array_equal(of_weights, losses(folder, STEPS))
-    assert (output / "ema_lengths.png").stat().st_size > 5_000
+    assert drawn.stat().st_size > 5_000
     table = [line.split() for line in printed[printed.index("length  validation loss") :].splitlines()]
     assert [line[0] for line in table[1:4]] == ["weights", "0.05", "0.08"]
     assert float(table[1][1]) == pytest.approx(of_weights.mean(), abs=1e-6)
@@ -156,6 +159,14 @@ def test_a_run_in_pieces_keeps_the_averages_of_its_weights(trainer, evaluated, c
     ):
         with pytest.raises(UserError, match=sentence):
             reconstruct.main(reconstruct.parse(words))
+
+
+def test_the_command_line(architecture, capsys):
+    parse = script("reconstruct_ema").parse
+    assert parse(["runs/a", "--measure"]).length == [0.03, 0.05, 0.075, 0.1, 0.15, 0.2]
+    with pytest.raises(SystemExit):
+        parse(["runs/a"])
+    assert "error: no length: give some with --length, or --measure" in capsys.readouterr().err
 
 
 def test_an_optimizer_that_averages_itself_is_refused(trainer):

@@ -29,21 +29,35 @@ def test_lengths_and_exponents_are_those_of_the_paper():
     assert np.average((times - mean) ** 2, weights=share) ** 0.5 == pytest.approx(0.15, rel=1e-4)
 
 
-def test_the_exponential_average_is_that_of_diffusers():
+@pytest.mark.parametrize("decay", [0.5, 0.99, 0.999999])
+def test_the_exponential_average_counts_each_step_by_its_age(decay):
+    weights = np.random.default_rng(0).standard_normal((200, 5))
+    running = np.full(5, np.nan)  # what was before the first step is no part of it
+    for steps, value in enumerate(weights, start=1):
+        factor = exponential_decay(steps, decay)
+        assert 0 <= factor <= decay
+        running = value if steps == 1 else factor * running + (1 - factor) * value
+        ages = np.arange(steps)[::-1]
+        share = decay**ages / (decay**ages).sum()
+        assert running == pytest.approx(share @ weights[:steps], rel=1e-9)
+        assert mean_age(steps, decay) == pytest.approx(share @ ages, rel=1e-5, abs=1e-5)
+    assert exponential_decay(1, decay) == 0
+
+
+def test_what_docs_ema_says_of_the_factor_of_diffusers_and_onetrainer():
+    """min(decay, t / (t + 9)): up to 9 decay / (1 - decay) steps the average is that of a power function, of length 0.09."""
     from diffusers.training_utils import EMAModel
 
-    generator = torch.Generator().manual_seed(0)
-    weights = torch.nn.Parameter(torch.randn(5, generator=generator, dtype=torch.float64))
-    theirs, ours, ages = EMAModel([weights], decay=0.9), weights.detach().clone(), []
-    for step in range(1, 201):
-        with torch.no_grad():
-            weights.add_(torch.randn(5, generator=generator, dtype=torch.float64))
-        theirs.step([weights])
-        decay = exponential_decay(step, 0.9)
-        ours.lerp_(weights.detach(), 1 - decay)
-        ages.append(decay * (ages[-1] + 1) if ages else 0.0)
-    torch.testing.assert_close(ours, theirs.shadow_params[0], rtol=1e-12, atol=0)
-    assert [mean_age(steps, 0.9) for steps in (1, 2, 200)] == pytest.approx([ages[0], ages[1], ages[-1]])
+    theirs, steps = EMAModel([torch.nn.Parameter(torch.zeros(1))], decay=0.999), 2_000
+    share = np.zeros(steps)
+    for step in range(1, steps + 1):
+        factor = theirs.get_decay(step)
+        assert factor == (0 if step == 1 else step / (step + 9))
+        share *= factor
+        share[step - 1] = 1 - factor
+    times = np.arange(1, steps + 1)
+    deviation = np.sqrt(np.average((times - share @ times) ** 2, weights=share)) / steps
+    assert deviation == pytest.approx(length_of(8), rel=1e-2) and length_of(8) == pytest.approx(0.0905, abs=1e-4)
 
 
 @pytest.mark.parametrize("length, most", [(0.03, 0.03), (0.07, 0.003), (0.15, 0.007), (0.25, 0.07)])
