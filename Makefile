@@ -58,10 +58,10 @@ pages: .venv/.installed  ## pictures of the demo's pages and of a terminal in do
 	@$(BIN)/python -m demo.page_pictures $(DEMO)
 	@$(ONE_THREAD) $(BIN)/python -m demo.terminal_picture
 
-bases: .venv/.installed  ## train the demo's two bases again from scratch (about 90 minutes; resumes if interrupted)
+bases: .venv/.installed  ## train the demo's three bases again from scratch (about 105 minutes; resumes if interrupted)
 	$(BIN)/python -m demo.make_base
 
-scores: .venv/.installed  ## score the images of the two bases and record the scores in demo/base/scores.json (about four minutes on one core)
+scores: .venv/.installed  ## score the images of the three bases and record the scores in demo/base/scores.json (about six minutes on one core)
 	$(ONE_THREAD) $(BIN)/python -m demo.make_base.scores
 
 measure-study: .venv/.installed  ## how far losses and pictures follow a checker: 106 adapters (docs/examples/measure; about two hours on two cores)

@@ -9,6 +9,7 @@ python -m demo.evidence findings            # docs/findings.md, from all records
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 
@@ -18,6 +19,9 @@ from demo.evidence.texts import TEXTS
 from demo.records import ROOT
 from sushi_research.config.process import begin, run_main
 from sushi_research.errors import UserError
+
+# Of the averages that are made afterwards.
+LENGTHS = ("0.03", "0.05", "0.08", "0.12", "0.16", "0.2", "0.25")
 
 
 def main(arguments: list[str]) -> int:
@@ -48,8 +52,9 @@ def main(arguments: list[str]) -> int:
 def _draw_lengths(study: Study) -> None:
     """The picture of validation loss by length, of the reference's first run."""
     run = study.trained / study.names(study.reference)[0]
-    words = [sys.executable, "scripts/reconstruct_ema.py", str(run), "--picture", str(study.folder / "lengths.png")]
+    words = [sys.executable, "scripts/reconstruct_ema.py", str(run), "--measure", "--length", *LENGTHS]
     subprocess.run(words, cwd=ROOT, check=True)
+    shutil.copyfile(run / "ema_lengths" / "ema_lengths.png", study.folder / "lengths.png")
 
 
 if __name__ == "__main__":

@@ -24,6 +24,8 @@ from sushi_research.reports.statistics import LEVEL
 
 PAGE, ANSWERS = ROOT / "docs/findings.md", ROOT / "docs/findings.json"
 NOT_RECORDED, NOT_TOLD_APART = "not recorded", "could not be told apart"
+# What is shown where nothing is decided.
+FIRST = (f"{SCORE}concept", "evaluation")
 # What decides the answers besides the records.
 CODE = (
     "reports/statistics.py",
@@ -90,6 +92,8 @@ def answer(found: Comparison, question: Question) -> Answer:
     pairs = {kind: family[number] for kind, family in found.outcomes.items()}
     tested = {kind: pair for kind, pair in pairs.items() if pair.outcome is not None}
     tests = max((pair.outcome.difference.pairs for pair in tested.values()), default=0)
+    if question.told is not None:
+        return Answer(question.text, *question.told, tests)
     if question.score:
         pair = tested[SCORE + question.score]
         label = {"better": "better", "worse": "worse"}.get(pair.outcome.outcome, NOT_TOLD_APART)
@@ -109,26 +113,29 @@ def label_of(result: PairResult) -> str:
 
 
 def deciding(tested: dict[str, Pair], result: PairResult) -> str | None:
-    """The kind of results whose test gives the number: one that is decided, a score or pictures before losses; else the first."""
+    """The kind of results whose test gives the number.
+
+    Of those that are decided, one that says what the result says, a score or pictures before losses, with the least p. If none is
+    decided, always the same one, whatever came out: the first score about what was learned, or else the loss.
+    """
     if result.word == "identical":
         return None
-    of_sides = {kind: pair for kind, pair in tested.items() if kind.startswith(SCORE) or kind in OUTCOMES}
+    decided = [kind for kind, pair in tested.items() if pair.outcome.adjusted_p <= LEVEL]
+    if not decided:
+        return next((kind for kind in FIRST if kind in tested), next(iter(tested)))
 
-    def rank(kind: str) -> tuple[bool, bool, bool, float]:
-        pair = of_sides[kind]
-        # Of a worse or better pair the number should be one that says so.
-        agrees = pair.outcome.outcome == result.word
-        leads = kind.startswith((SCORE, "pictures"))
-        return not agrees, pair.outcome.adjusted_p > LEVEL, not leads, pair.outcome.difference.p_value
+    def rank(kind: str) -> tuple[bool, bool, float]:
+        outcome = tested[kind].outcome
+        return outcome.outcome != result.word, not kind.startswith((SCORE, "pictures")), outcome.difference.p_value
 
-    return min(of_sides, key=rank)
+    return min(decided, key=rank)
 
 
 def size(kind: str, pair: Pair) -> str:
     """The difference of a pair in the unit of the kind of results, with its interval and its corrected p-value."""
     d, unit = pair.difference, OUTCOMES[kind].unit if kind in OUTCOMES else kind
-    low, high = (f"{end:+.3g}" if math.isfinite(end) else "unbounded" for end in (d.low, d.high))
-    return f"{unit} {d.value:+.3g} ({low} to {high}), p = {pair.outcome.adjusted_p:.2g}"
+    low, high = (f"{end + 0.0:+.3g}" if math.isfinite(end) else "unbounded" for end in (d.low, d.high))
+    return f"{unit} {d.value + 0.0:+.3g} ({low} to {high}), p = {pair.outcome.adjusted_p:.2g}"
 
 
 def hashes() -> dict[str, str]:
@@ -165,7 +172,7 @@ def markdown(found: dict[str, list[dict[str, Any]]]) -> str:
         [name] = {question.study for question in experiment.questions}
         rows = [["question", "answer", "difference from the reference"]]
         rows += [[row["question"], f"**{row['label']}**", row["size"]] for row in found[experiment.folder]]
-        where = f"[page](examples/{experiment.folder}/{experiment.page})"
+        where = f"[page](examples/{experiment.page})"
         if all(row["label"] == NOT_RECORDED for row in found[experiment.folder]):
             where = "no page yet"
         blocks += [

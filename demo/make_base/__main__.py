@@ -1,4 +1,4 @@
-"""Trains the bases from scratch in about 100 minutes on two cores; running it again resumes.
+"""Trains the bases from scratch in about 105 minutes on two cores; running it again resumes.
 
 python -m demo.make_base                   # writes demo/base; checkpoints and images are in build/bases
 python -m demo.make_base --folder FOLDER   # works in FOLDER; the finished bases are FOLDER/sdxl, FOLDER/sd15 and FOLDER/sd15_v

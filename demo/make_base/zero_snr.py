@@ -73,7 +73,7 @@ def write(unet: UNet2DConditionModel, start: Path, target: Path) -> None:
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(start, target, ignore=shutil.ignore_patterns("README.md", "drawn.png", "unet", "scheduler"))
     unet.save_pretrained(target / "unet")
-    EulerDiscreteScheduler(**SCHEDULE, **ZERO_SNR).save_pretrained(target / "scheduler")
+    EulerDiscreteScheduler(**SCHEDULE, **ZERO_SNR, steps_offset=1).save_pretrained(target / "scheduler")
     _changed(target / "unet" / "config.json", lambda config: config.pop("_name_or_path", None))
     _changed(target / "model_index.json", lambda index: index.update(scheduler=["diffusers", "EulerDiscreteScheduler"]))
 

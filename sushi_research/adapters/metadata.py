@@ -25,6 +25,7 @@ import numpy as np
 import pyarrow
 from pyarrow import compute
 
+from sushi_research.adapters.loss_metadata import loss_entries
 from sushi_research.adapters.network_metadata import network_entries
 from sushi_research.adapters.targets import resolve_targets
 from sushi_research.config import TrainingConfig
@@ -137,8 +138,7 @@ def adapter_metadata(config: TrainingConfig, facts: Facts) -> dict[str, str]:
         "ss_datasets": json.dumps([{"subsets": [{"class_tokens": words}]}], ensure_ascii=False) if words else None,
         "ss_learning_rate": config.optimizer.lr,
         "ss_optimizer": config.optimizer.name,
-        "ss_min_snr_gamma": config.loss.snr_gamma,
-        "ss_noise_offset": config.loss.noise_offset or None,
+        **loss_entries(config),
         "ss_clip_skip": getattr(config.model, "clip_skip", None),  # only SD1.5 has this setting
         "ss_zero_terminal_snr": facts.prediction.zero_terminal_snr,
         "ss_training_started_at": facts.trained[0],

@@ -15,10 +15,9 @@ import torch
 
 from sushi_research.adapters import averaging
 from sushi_research.adapters.averaging import Combination
-from sushi_research.adapters.formats.writing import write_tensors
-from sushi_research.adapters.kohya_format import problem_of
+from sushi_research.adapters.kohya_format import add_metadata, problem_of, tensors_hash
 from sushi_research.errors import UserError, some
-from sushi_research.files import remove
+from sushi_research.files import remove, write_atomic
 from sushi_research.models.header import read_header
 from sushi_research.runs.run_folder import RunFolder
 
@@ -119,9 +118,14 @@ def reconstructed(
 
 def write(path: Path, tensors: Mapping[str, torch.Tensor], snapshot: Path, entries: Mapping[str, str]) -> None:
     """Writes an adapter file with the metadata of a snapshot, but for `entries`; none if a run has none (lora.metadata)."""
+    import safetensors.torch
+
     metadata = read_header(snapshot).metadata
-    has_none = metadata.keys() <= {AVERAGE, "sshs_model_hash", "modelspec.hash_sha256"}
-    write_tensors(path, tensors, {} if has_none else {**metadata, **entries})
+    write_atomic(path, safetensors.torch.save(dict(tensors)))
+    if metadata.keys() > {AVERAGE, "sshs_model_hash", "modelspec.hash_sha256"}:
+        digest = tensors_hash(path)
+        hashes = {"sshs_model_hash": digest, "modelspec.hash_sha256": f"0x{digest}"}
+        add_metadata(path, {**metadata, **entries, **hashes})
 
 
 def _are_equal(some_tensors: Mapping[str, torch.Tensor], others: Mapping[str, torch.Tensor]) -> bool:

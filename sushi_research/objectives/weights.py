@@ -21,10 +21,10 @@ def loss_weights(
 
     The SNR is that of the schedule, so for zero terminal SNR it is the rescaled one. Weights of the x0 loss:
 
-    - "min_snr": min(SNR, gamma) (Hang et al. 2023, arXiv 2303.09556, section 3.4)
-    - "soft_min_snr": SNR gamma / (SNR + gamma) (Crowson et al. 2024, arXiv 2401.11605, section 4.4)
+    - "min_snr": min(SNR, gamma) (Hang et al. 2023, arXiv 2303.09556)
+    - "soft_min_snr": SNR gamma / (SNR + gamma) (Crowson et al. 2024, arXiv 2401.11605)
     - "debiased": sqrt(SNR) (Yu et al. 2023, arXiv 2310.08442), which is 1 / sqrt(SNR) for epsilon
-    - "p2": SNR / (k + SNR)^p2_gamma (Choi et al. 2022, arXiv 2204.00227, equation 8), 1 / (k + SNR)^p2_gamma for epsilon
+    - "p2": SNR / (k + SNR)^p2_gamma (Choi et al. 2022, arXiv 2204.00227), 1 / (k + SNR)^p2_gamma for epsilon
     - "v_like": SNR + 1, the weight that v has without one (Salimans & Ho 2022, arXiv 2202.00512, section 4)
     """
     if name == "min_snr" and prediction_type in ("epsilon", "v_prediction"):

@@ -17,6 +17,7 @@ from typing import Any
 from sushi_research.adapters import bundled, portability
 from sushi_research.adapters.module_names import locate
 from sushi_research.adapters.reading import read_adapter
+from sushi_research.config.timesteps import LAST
 from sushi_research.errors import UserError
 from sushi_research.models import ARCHITECTURES
 from sushi_research.models.header import read_header
@@ -197,6 +198,13 @@ def _use(source: _Source) -> str:
     lines += (
         ["", *(f"- {plain(sentence)}" for sentence in portability.sentences(source.limits))] if source.limits else []
     )
+    if (shift := _flow_shift(source)) is not None:
+        lines += [
+            "",
+            "The base predicts a rectified flow: in ComfyUI it needs the node ModelSamplingSD3, for example with the shift "
+            f"{shift:g} that this adapter was trained with. Other programs need an option of that kind, which A1111 and InvokeAI "
+            "do not have.",
+        ]
     for token, (name, _) in bundled.files_from(source.adapter).items():
         lines += [
             "",
@@ -206,20 +214,31 @@ def _use(source: _Source) -> str:
     if "diffusers" in source.limits:
         return "\n".join(lines)
     base, prompt = source.base_id or "BASE", ", ".join(source.trigger_words) or "a prompt"
+    # diffusers' own scheduler for flows lacks what its pipelines of Stable Diffusion ask of one.
+    settings = f'prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift={shift}'
+    scheduler = [] if shift is None else [f"pipeline.scheduler = DPMSolverMultistepScheduler({settings})"]
     return "\n".join(
         [
             *lines,
             "",
             "```python",
             "import torch",
-            "from diffusers import AutoPipelineForText2Image",
+            f"from diffusers import AutoPipelineForText2Image{', DPMSolverMultistepScheduler' if scheduler else ''}",
             "",
             f'pipeline = AutoPipelineForText2Image.from_pretrained("{base}", torch_dtype=torch.float16).to("cuda")',
+            *scheduler,
             f'pipeline.load_lora_weights("{source.repository}", weight_name="{file}")',
             f"image = pipeline({prompt!r}).images[0]",
             "```",
         ]
     )
+
+
+def _flow_shift(source: _Source) -> float | None:
+    """The shift of a base that predicts a rectified flow; None of others, and where the plan does not say it."""
+    base = source.plan.get("base")
+    shift = base.get("flow_shift") if isinstance(base, dict) else None
+    return float(shift) if isinstance(shift, int | float) else None
 
 
 def _measured(source: _Source) -> list[str]:
@@ -252,6 +271,12 @@ def _measured(source: _Source) -> list[str]:
     return ["\n".join(["## What was measured", "", *(lines or ["Nothing: the run was not evaluated."])])]
 
 
+def _timesteps(section: Mapping[str, Any]) -> str | None:
+    """The timesteps that were trained: "logit_normal, 0 to 999"; None if all were alike."""
+    found = section.get("distribution", "uniform"), section.get("min", 0), section.get("max", LAST)
+    return None if found == ("uniform", 0, LAST) else "{}, {} to {}".format(*found)
+
+
 def _settings(source: _Source) -> str:
     """The settings that decide what was learned, as a table; those that the run does not have are left out."""
     config, plan = source.config, source.plan
@@ -274,7 +299,12 @@ def _settings(source: _Source) -> str:
         "learning rate": value("optimizer", "lr"),
         "schedule": value("schedule", "name"),
         "min-SNR gamma": value("loss", "snr_gamma"),
+        "loss weighting": value("loss", "weighting"),
+        "loss": None if value("loss", "type") in (None, "mse") else value("loss", "type"),
         "noise offset": value("loss", "noise_offset") or None,
+        "multi-resolution noise": value("loss", "multires_iterations") or None,
+        "input perturbation": value("loss", "input_perturbation") or None,
+        "timesteps": _timesteps(config.get("timesteps") or {}),
         "seed": value("train", "seed"),
     }
     lines = [f"| {name} | {plain(str(each))} |" for name, each in rows.items() if each is not None]

@@ -76,7 +76,7 @@ def plan_of(job: Job, steps: int, due: Due, parameters: int) -> AveragesPlan | N
     return AveragesPlan(
         memory=4 * parameters * len(names),
         mean_age=None if section.decay is None else mean_age(steps, section.decay),
-        is_evaluated=section.evaluate,
+        is_evaluated=job.config.ema.evaluate,
         lengths=KEPT_LENGTHS if section.post_hoc else (),
         snapshots=count,
         often=often if section.post_hoc else "",

@@ -23,16 +23,17 @@ def describe(repository: str) -> str:
 
 
 def push_finished(job: Job) -> None:
-    """Uploads the adapter of the finished run, if run.push_to_hub says so, and prints where it is. Only the main process may call
-    this."""
+    """Uploads the adapter of the finished run, if run.push_to_hub says so, and prints where it is: with ema.evaluate its average,
+    which the card's numbers and pictures are of. Only the main process may call this."""
     repository, run = job.config.run.push_to_hub, job.run
     if repository is None:
         return
     assert run is not None
-    again = f"python scripts/push_to_hub.py {word(str(run.path))} {word(repository)}"
+    adapter, which = (run.average, "@ema") if job.config.ema.evaluate else (run.adapter, "")
+    again = f"python scripts/push_to_hub.py {word(f'{run.path}{which}')} {word(repository)}"
     with stopping.doing(f"uploading to {repository}", f"the run is complete; to upload it: {again}"):
         try:
-            say(*lines(hub_push.push(run, run.adapter, repository)))
+            say(*lines(hub_push.push(run, adapter, repository)))
         except UserError as error:
             say(f"warning: {error} The run is complete; to try again: {again}")
 

@@ -104,6 +104,8 @@ def _tensors(nest: object) -> list[torch.Tensor]:
 
 
 def _notes(section: OptimizerSection, schedule: ScheduleSection, averages: bool) -> tuple[str, ...]:
+    if schedule.name == "range_test":
+        return ()  # the rate is not one to train with
     notes = []
     is_prodigy = class_path(section.name).rpartition(".")[2].startswith(("Prodigy", "DAdapt"))
     if is_prodigy and section.lr < 0.1:
@@ -115,7 +117,7 @@ def _notes(section: OptimizerSection, schedule: ScheduleSection, averages: bool)
         notes.append(
             f"optimizer.lr {section.lr:g} is about how far each step moves a weight: 0.00001 to 0.001 are usual, 1 is for prodigy"
         )
-    if averages and schedule.name not in ("constant", "constant_with_warmup", "range_test"):
+    if averages and schedule.name not in ("constant", "constant_with_warmup"):
         notes.append(
             f"an optimizer that averages the weights needs no decay of its rate: schedule.name is {schedule.name}"
         )

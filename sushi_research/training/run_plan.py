@@ -22,6 +22,7 @@ from sushi_research.training.disk_plan import DiskPlan, Room
 from sushi_research.training.evaluation_plan import EvaluationPlan
 from sushi_research.training.length import Due
 from sushi_research.training.new_tokens import TokenPlan
+from sushi_research.training.objective_plan import ObjectivePlan
 from sushi_research.training.optimizer_plan import OptimizerPlan
 from sushi_research.training.parameter_groups import Rates
 from sushi_research.training.plan_parts import (
@@ -71,6 +72,7 @@ class Plan:
     adapter: AdapterPlan
     rates: Rates
     optimizer: OptimizerPlan
+    objective: ObjectivePlan
     text_encoders: TextEncoderPlan | None
     new_tokens: TokenPlan | None
     averages: AveragesPlan | None
@@ -147,6 +149,7 @@ class Plan:
             "not_loaded": self.adapter.not_loaded,
             "rates": self.rates.to_json(),
             "optimizer": asdict(self.optimizer),
+            "objective": self.objective.to_json(),
             "text_encoders": self.text_encoders.to_json() if self.text_encoders else None,
             "new_tokens": self.new_tokens.to_json() if self.new_tokens else None,
             "averages": self.averages.to_json() if self.averages else None,
@@ -190,6 +193,7 @@ class Plan:
             *self.adapter.describe(),
             *self.rates.describe(),
             *self.optimizer.describe(),
+            *self.objective.describe(),
             *(self.text_encoders.describe() if self.text_encoders else ()),
             *(self.new_tokens.describe() if self.new_tokens else ()),
             *(self.averages.describe() if self.averages else ()),

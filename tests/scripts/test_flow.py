@@ -12,6 +12,8 @@ from test_resume import Killed, assert_same_result, at_micro_batch, kill
 from sushi_research.config.other_scripts import SamplingConfig
 from sushi_research.errors import UserError
 from sushi_research.evaluation.results import Results
+from sushi_research.reports.model_card import model_card
+from sushi_research.runs.run_folder import RunFolder
 from testing.tiny_base import save_tiny_base
 
 SETTINGS = {
@@ -65,6 +67,11 @@ def test_the_whole_path(trainer, tmp_path, capsys):
     with Image.open(drawn) as one, Image.open(tmp_path / "grid/00-01.png") as other:
         # The adapter is added to the weights there, and to the outputs here: a pixel may be rounded to the next value.
         assert np.abs(np.asarray(one, int) - np.asarray(other, int)).max() <= 1
+
+    card = model_card(
+        RunFolder(trainer.folder("whole"), None), trainer.folder("whole") / "whole.safetensors", "me/whole"
+    ).text
+    assert "ModelSamplingSD3, for example with the shift 3 " in card and "use_flow_sigmas=True, flow_shift=3.0)" in card
 
     # Another shift is another training.
     with pytest.raises(UserError, match="prediction"):

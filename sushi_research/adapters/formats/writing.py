@@ -54,20 +54,15 @@ def write_entries(
     `kohya_format.save_adapter`. `layers_per_block` is that of the UNet's config. `tokens` are new tokens by key, as they are to be
     written (bundled.py). UserError if the layout cannot hold an entry, a value overflows in `dtype`, or the file cannot be written.
     """
-    tensors = tensors_of(architecture, matches, layout=layout, dtype=dtype, layers_per_block=layers_per_block)
-    write_tensors(path, tensors | dict(tokens), {"format": "pt", **metadata})
-
-
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Writes the tensors of an adapter file by name, atomically, with the two hashes of their bytes if it has any metadata."""
     import safetensors.torch
 
-    data = safetensors.torch.save(dict(tensors))
+    tensors = tensors_of(architecture, matches, layout=layout, dtype=dtype, layers_per_block=layers_per_block)
+    data = safetensors.torch.save(tensors | dict(tokens))
     start = 8 + int.from_bytes(data[:8], "little")
     digest = hashlib.sha256(memoryview(data)[start:]).hexdigest()
     hashes = {"sshs_model_hash": digest, "modelspec.hash_sha256": f"0x{digest}"}
     header = json.loads(data[8:start])
-    write_atomic(path, header_bytes(header, {**metadata, **hashes} if metadata else {}) + data[start:])
+    write_atomic(path, header_bytes(header, {"format": "pt", **metadata, **hashes}) + data[start:])
 
 
 def header_bytes(entries: Mapping[str, object], metadata: Mapping[str, str]) -> bytes:

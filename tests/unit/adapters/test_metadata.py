@@ -101,6 +101,23 @@ def test_metadata_of_convolutions_and_options():
     assert described(config(SD15Training), architecture="sd15")["ss_clip_skip"] == "1"
 
 
+def test_metadata_of_losses_and_noise_have_kohyas_keys_where_the_meaning_is_the_same():
+    loss = {"type": "pseudo_huber", "huber_c": 0.2, "weighting": "min_snr", "multires_iterations": 6}
+    found = described(config(loss=loss, timesteps={"max": 900}), architecture="sdxl")
+    assert (found["ss_loss_type"], found["ss_huber_schedule"], found["ss_huber_c"]) == ("huber", "snr", "0.2")
+    assert (found["ss_min_snr_gamma"], found["ss_multires_noise_discount"]) == ("5.0", "0.3")
+    assert json.loads(found["sushi_research.objective"]) == {"loss": loss, "timesteps": {"max": 900}}
+    other = {"type": "huber", "weighting": "debiased", "input_perturbation": 0.1, "noise_offset": 0.1}
+    found = described(config(loss=other), architecture="sdxl")
+    assert (found["ss_debiased_estimation"], found["ss_ip_noise_gamma"]) == ("True", "0.1")
+    # kohya's smooth_l1 and huber are others; there is no cap.
+    assert not {"ss_loss_type", "ss_huber_c", "ss_min_snr_gamma", "ss_multires_noise_discount"} & found.keys()
+    # Files of runs that had them before stay as they were.
+    plain = described(config(loss={"snr_gamma": 3.0, "noise_offset": 0.1}), architecture="sdxl")
+    assert (plain["ss_min_snr_gamma"], plain["ss_noise_offset"]) == ("3.0", "0.1")
+    assert "sushi_research.objective" not in plain
+
+
 def sample(name, caption, repeats=1):
     return Sample(name, name, caption, 64, 64, repeats, bytes)
 

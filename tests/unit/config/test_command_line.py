@@ -333,7 +333,7 @@ flow_shift, base_storage, text_encoder_1_layer
 
 --xyzzy 8
 unknown key xyzzy on the command line: the sections are model, data, captions, masks, cache, lora, text_encoders,
-train, optimizer, schedule, loss, timesteps, checkpoint, sample, evaluation, tracking, run (--help lists every key)
+train, optimizer, schedule, loss, timesteps, ema, checkpoint, sample, evaluation, tracking, run (--help lists every key)
 
 --optimizer.kwargs.a.b 5
 unknown key optimizer.kwargs.a.b on the command line: the keys of optimizer are name, lr, lora_plus_ratio, kwargs
@@ -506,7 +506,7 @@ unknown key lor in a.yaml: did you mean lora?
 
 config: b.yaml
 unknown key config in a.yaml: the sections are model, data, captions, masks, cache, lora, text_encoders,
-train, optimizer, schedule, loss, timesteps, checkpoint, sample, evaluation, tracking, run (--help lists every key)
+train, optimizer, schedule, loss, timesteps, ema, checkpoint, sample, evaluation, tracking, run (--help lists every key)
 
 lora: {8: 8}
 unknown key lora.8 in a.yaml: the keys of lora are start_from, kind, targets, rank, alpha,

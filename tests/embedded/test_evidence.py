@@ -1,0 +1,119 @@
+"""The findings and the pages of the experiments: of the present records and statistics, and what their words are made from."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from demo.evidence import findings, page
+from demo.evidence.questions import EXPERIMENTS, Question
+from demo.evidence.study import Study
+from demo.evidence.texts import TEXTS
+from sushi_research.reports.outcome_tests import PairResult
+from sushi_research.reports.statistics import Difference
+
+
+@pytest.fixture(scope="module")
+def stored():
+    return findings.read()
+
+
+def test_the_findings_are_of_the_present_records_and_statistics(stored):
+    assert stored["inputs"] == findings.hashes(), "python -m demo.evidence findings answers the questions anew"
+
+
+def test_the_page_is_the_stored_answers_to_all_questions(stored):
+    assert findings.PAGE.read_text(encoding="utf-8") == findings.markdown(stored["answers"])
+    for experiment in EXPERIMENTS:
+        assert [row["question"] for row in stored["answers"][experiment.folder]] == [
+            q.text for q in experiment.questions
+        ]
+
+
+def test_every_variant_of_an_experiment_is_a_question():
+    for experiment in EXPERIMENTS:
+        [name] = {question.study for question in experiment.questions}
+        asked = {question.variant for question in experiment.questions}
+        assert asked == set(experiment.study(name).variants[1:]), name
+
+
+def test_every_variant_of_a_page_has_its_words():
+    for name, texts in TEXTS.items():
+        assert list(texts.variants) == Study.of(name).variants
+
+
+def test_recorded_pages_are_of_the_records():
+    for name in TEXTS:
+        study = Study.of(name)
+        if study.is_recorded():
+            text = (study.folder / f"{name}.md").read_text(encoding="utf-8")
+            for variant in study.variants:
+                [row] = [line for line in text.splitlines() if line.startswith(f"| {variant} |")]
+                shares = [page._share(of_it) for of_it in study.scores(variant).values()]
+                assert all(share in row for share in shares)
+
+
+def test_the_rates_of_the_optimizers_are_the_best_recorded():
+    rates = Study.of("optimizers").folder / page.RATES
+    if not rates.is_file():
+        pytest.skip("no learning rates are recorded yet")
+    chosen = {
+        each["optimizer"]["name"]: each["optimizer"]["lr"]
+        for each in Study.of("optimizers").content["variants"].values()
+    }
+    assert chosen == page.best_rates()
+
+
+def test_a_run_that_diverged_is_not_the_best_rate(monkeypatch, tmp_path):
+    monkeypatch.setattr(Study, "of", classmethod(lambda cls, name, folder=None: SimpleNamespace(folder=tmp_path)))
+    losses = {"lion": {"0.001": float("nan"), "0.002": 0.3, "0.004": 0.2}}
+    (tmp_path / page.RATES).write_text(json.dumps({"seed": 1, "loss": losses}))
+    assert page.best_rates() == {"lion": 0.004}
+
+
+def pair(kind: str, value: float, adjusted_p: float) -> tuple[str, SimpleNamespace]:
+    difference = Difference(value, 0, value - 0.1, value + 0.1, adjusted_p, 0.05, 4, 0.3, 1, 32, 1, (3, 3), 5)
+    word = ("better" if value < 0 else "worse") if adjusted_p <= 0.05 else "not distinguishable"
+    return kind, SimpleNamespace(
+        difference=difference,
+        outcome=SimpleNamespace(outcome=word, adjusted_p=adjusted_p, difference=difference),
+        candidate=SimpleNamespace(label="mine"),
+        note="",
+    )
+
+
+@pytest.mark.parametrize(
+    ("word", "disagreement", "tests", "label", "size"),
+    [
+        ("better", "", {"evaluation": (-0.2, 0.01), "score kept": (-0.3, 0.04)}, "better", "score kept -0.3"),
+        ("better", "", {"evaluation": (-0.2, 0.01), "score kept": (-0.3, 0.4)}, "better", "log loss -0.2"),
+        ("worse", "", {"evaluation": (-0.2, 0.001), "score concept": (0.3, 0.04)}, "worse", "score concept +0.3"),
+        (
+            "worse",
+            "Losses disagree",
+            {"evaluation": (-0.2, 0.001), "score concept": (0.3, 0.04)},
+            "trap",
+            "score concept +0.3",
+        ),
+        ("trade-off", "", {"evaluation": (-0.2, 0.001), "base_images": (0.3, 0.04)}, "trap", "log loss -0.2"),
+        (
+            "not distinguishable",
+            "",
+            {"evaluation": (-0.2, 0.9), "score concept": (0.3, 1.0)},
+            "could not be told apart",
+            "score concept",
+        ),
+    ],
+)
+def test_a_label_and_its_number(word, disagreement, tests, label, size):
+    """A decided test that says what the result says, pictures first; where nothing is decided, always the same one."""
+    pairs = dict(pair(kind, *values) for kind, values in tests.items())
+    found = SimpleNamespace(
+        learned=[pairs["evaluation"]],
+        outcomes={kind: [each] for kind, each in pairs.items()},
+        results=[PairResult(word, "", disagreement)],
+    )
+    answer = findings.answer(found, Question("any", "mine", "Does it help?"))
+    assert answer.label == label and answer.size.startswith(size) and answer.tests == 5
