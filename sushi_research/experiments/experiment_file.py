@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from sushi_research.config.section import Bounded, Location, Scalar, Section, Seed, Text
+from sushi_research.config.section import Bounded, Location, Section, Seed, Text
 from sushi_research.experiments import scoring, search_space, sweep_files
 from sushi_research.runs import identity
 
@@ -16,6 +16,14 @@ OWN = ("train.seed", "run.name", "run.folder", "dry_run")
 NESTED = "as in a config file, nested by section"
 # Of one machine, or of one cluster's queue.
 MOST_JOBS = 1000
+# What submitit takes: minutes, GiB, GPUs and CPUs, and the texts of sbatch.
+JobParameter = (
+    bool
+    | Annotated[int, Field(ge=0, le=1_000_000)]
+    | Annotated[float, Field(ge=0, le=1_000_000)]
+    | Text
+    | Annotated[list[Text], Bounded]
+)
 
 
 class Experiment(Section):
@@ -88,7 +96,7 @@ class Experiment(Section):
         description="Where runs are launched: null = by this command, slurm = as jobs of a SLURM cluster, local = as jobs of this "
         "machine, to try that out; both need submitit",
     )
-    slurm: dict[str, Scalar | list[Text]] = Field(
+    slurm: dict[str, JobParameter] = Field(
         {},
         description="Parameters of a job, by the names of submitit's SLURM executor: time (minutes), partition, gpus_per_node ...",
         json_schema_extra={"allowed": "a text, a number or a list of texts"},

@@ -99,7 +99,7 @@ class Scheduler:
     def _start(self) -> None:
         """Starts the runs for which there is room."""
         for cell in sorted(self._waiting(), key=lambda cell: (self._turns[cell.name], self._numbers[cell.name])):
-            if not self._jobs.has_room() or self._is_filling():
+            if self.signal or not self._jobs.has_room() or self._is_filling():
                 return
             if cell.not_before > time.monotonic():
                 continue
@@ -117,6 +117,8 @@ class Scheduler:
             self._turns[cell.name] += 1
             cell.where, cell.reason = self._jobs.start(cell.run, cell.todo != "to score"), ""
             cell.state = RUNNING
+            if self.signal:  # it came while this one was being started
+                self._jobs.stop(self.signal)
 
     def _is_taken(self, cell: Cell) -> bool:
         """Whether another command works on the run, as far as locks can be seen here."""

@@ -22,7 +22,7 @@ class Screen:
     def __init__(self, lines_of: Callable[[int], Sequence[str]], is_terminal: bool | None = None) -> None:
         self._lines_of = lines_of
         self._is_terminal = _is_terminal() if is_terminal is None else is_terminal
-        self._drawn = 0  # lines of the table that are on the screen
+        self._lines: list[str] = []  # of the table that is on the screen
         self._at = float("-inf")
 
     def say(self, line: str, file: TextIO | None = None) -> None:
@@ -36,17 +36,18 @@ class Screen:
             return
         size = shutil.get_terminal_size()
         lines = [printable(line)[: size.columns - 1] for line in self._lines_of(max(size.lines - 2, 3))]
-        self.clear()
-        sys.stdout.write("".join(f"{line}\n" for line in lines))
-        sys.stdout.flush()
-        self._drawn, self._at = len(lines), time.monotonic()
+        if lines != self._lines:
+            self.clear()
+            sys.stdout.write("".join(f"{line}\n" for line in lines))
+            sys.stdout.flush()
+        self._lines, self._at = lines, time.monotonic()
 
     def clear(self) -> None:
         """Removes the table from the screen."""
-        if self._drawn:
-            sys.stdout.write(f"\x1b[{self._drawn}F\x1b[J")  # to the line where it begins; all below
+        if self._lines:
+            sys.stdout.write(f"\x1b[{len(self._lines)}F\x1b[J")  # to the line where it begins; all below
             sys.stdout.flush()
-        self._drawn, self._at = 0, float("-inf")
+        self._lines, self._at = [], float("-inf")
 
 
 def _is_terminal() -> bool:
