@@ -18,16 +18,16 @@ from sushi_research.sampling import plots
 WIDTH = 3.0
 # A test ends when the loss has been so many times that of the base for so many steps in a row.
 DIVERGED, IN_A_ROW = 2.0, 3
-# A fall counts from so many standard errors on: the lowest of a hundred points is easily three below.
-ERRORS = 4.5
+# A fall counts from so many standard errors on: of 400 simulated tests without any change, 3 then showed a fall.
+ERRORS = 3.0
 
 
 @dataclass(frozen=True)
 class Curve:
-    """By step, [n] each: the `rates`, `logs` = log(loss / the base's loss), and these `smooth`, with their standard `errors`."""
+    """By step, [n] each: the `rates`, `changes` = loss / the base's loss - 1, and these `smooth`, with their standard `errors`."""
 
     rates: np.ndarray
-    logs: np.ndarray
+    changes: np.ndarray
     smooth: np.ndarray
     errors: np.ndarray
 
@@ -58,32 +58,37 @@ def has_diverged(losses: Mapping[int, float], base: Mapping[int, float]) -> bool
 
 
 def curve_of(rates: Mapping[int, float], losses: Mapping[int, float], base: Mapping[int, float]) -> Curve:
-    """The curve of the steps that all three have, by step. Steps without a positive loss in both runs are left out."""
-    steps = [step for step in sorted(losses) if losses[step] > 0 and base.get(step, 0) > 0]
-    logs = np.array([math.log(losses[step] / base[step]) for step in steps])
-    smooth, errors = smoothed(logs)
-    return Curve(np.array([rates[step] for step in steps]), logs, smooth, errors)
+    """The curve of the steps that all three have, by step. Steps without a positive loss of the base are left out."""
+    steps = [step for step in sorted(losses) if base.get(step, 0) > 0]
+    of_base = np.array([base[step] for step in steps])
+    changes = np.array([losses[step] / base[step] - 1 for step in steps])
+    # What has diverged would pull the smooth curve up before it does.
+    smooth, errors = smoothed(np.minimum(changes, DIVERGED - 1), of_base)
+    return Curve(np.array([rates[step] for step in steps]), changes, smooth, errors)
 
 
-def smoothed(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(a locally linear fit at each point with a Gaussian kernel of WIDTH, its standard errors), [n] both.
+def smoothed(values: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(a locally linear fit at each point with a Gaussian kernel of WIDTH and `weights`, its standard errors), [n] all.
 
-    The errors assume that points scatter independently, by as much as neighbours differ there.
+    With the base's losses as weights a fit of changes is the change of the sum: steps with small losses count little. The errors
+    follow from the residuals of the steps around a point.
     """
     count = len(values)
     if count < 3:
         return values.copy(), np.zeros(count)
     places = np.arange(count)
-    squares = np.diff(values) ** 2 / 2  # [n - 1], each an estimate of the variance between two points
-    smooth, errors = np.empty(count), np.empty(count)
-    for place in places:
-        weights = np.exp(-0.5 * ((places - place) / WIDTH) ** 2)
-        design = np.stack([np.ones(count), places - place])  # [2, n]
-        # The fit at the point is a sum of the values with these weights.
-        row = np.linalg.solve(design * weights @ design.T, design * weights)[0]
-        near = np.exp(-0.5 * ((places[:-1] + 0.5 - place) / WIDTH) ** 2)
-        smooth[place], errors[place] = row @ values, math.sqrt(near @ squares / near.sum() * (row @ row))
-    return smooth, errors
+    distances = places[None] - places[:, None]  # [point, step]
+    kernel = np.exp(-0.5 * (distances / WIDTH) ** 2) * weights
+    design = np.stack([np.ones_like(distances), distances], axis=1)  # [point, 2, step]
+    weighted = design * kernel[:, None]
+    # The fit at a point is a sum of the values with these weights, [point, step].
+    rows = np.linalg.solve(weighted @ design.transpose(0, 2, 1), weighted)[:, 0]
+    smooth = rows @ values
+    own = np.diagonal(rows)  # of a point itself, whose residual the fit makes smaller
+    residuals = (values - smooth) / np.maximum(1 - own, 0.1)
+    wider = np.exp(-0.5 * (distances / (2 * WIDTH)) ** 2)
+    variances = wider @ residuals**2 / wider.sum(axis=1)  # of a step
+    return smooth, np.sqrt((rows**2).sum(axis=1) * variances)
 
 
 def suggestion_of(curve: Curve) -> Suggestion:
@@ -113,7 +118,7 @@ def describe(curve: Curve, found: Suggestion) -> list[str]:
         return [
             f"the loss does not fall below the base's by more than its scatter ({tested}): test higher rates or more steps"
         ]
-    change = 1 - math.exp(float(curve.smooth.min()))
+    change = -float(curve.smooth.min())
     lines = [
         f"the loss is below the base's from {found.falls:.2g} on, and lowest at {found.lowest:.2g} ({change:.1%} below it)"
     ]
@@ -135,12 +140,11 @@ def picture(curve: Curve, found: Suggestion, title: str) -> bytes:
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    share, smooth = (100 * (np.exp(values) - 1) for values in (curve.logs, curve.smooth))
+    share, smooth, errors = (100 * values for values in (curve.changes, curve.smooth, curve.errors))
     axes.axhline(0, color="grey", linewidth=0.8)
     axes.plot(curve.rates, share, ".", markersize=4, color="tab:blue", alpha=0.4, label="each step")
     axes.plot(curve.rates, smooth, color="tab:blue", label="smoothed")
-    low, high = (100 * (np.exp(curve.smooth + sign * 2 * curve.errors) - 1) for sign in (-1, 1))
-    axes.fill_between(curve.rates, low, high, alpha=0.2, color="tab:blue")
+    axes.fill_between(curve.rates, smooth - 2 * errors, smooth + 2 * errors, alpha=0.2, color="tab:blue")
     if found.range is not None:
         axes.axvspan(
             *found.range, color="tab:green", alpha=0.15, label=f"to try: {found.range[0]:.2g} to {found.range[1]:.2g}"

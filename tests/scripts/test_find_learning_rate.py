@@ -45,7 +45,7 @@ def test_two_trainings_on_the_same_noise_give_a_picture_and_nothing_else(
     given = tmp_path / "given.yaml"
     given.write_text(config_to_yaml(trainer.config("given", changes)))
     before = set(trainer.runs.rglob("*"))
-    words = ["sd15", "--config", str(given), "--lowest", "1e-3", "--highest", "100", "--steps", "12"]
+    words = ["sd15", "--config", str(given), "--lowest", "1e-3", "--highest", "100", "--steps", "10"]
     test = SCRIPT.read([*words, "--output", str(tmp_path / "new/rates.png")])
     losses: list[dict[int, float]] = []
     curve_of = SCRIPT.rate_range.curve_of
@@ -56,20 +56,17 @@ def test_two_trainings_on_the_same_noise_give_a_picture_and_nothing_else(
     printed = capfd.readouterr().out
     assert (tmp_path / "new/rates.png").read_bytes().startswith(b"\x89PNG")
     assert set(trainer.runs.rglob("*")) - before <= {tmp_path / "new", tmp_path / "new/rates.png"}
-    assert len(launched) == 2 and "--- 12 steps that learn nothing ---" in printed
+    assert len(launched) == 2 and "--- 10 steps that learn nothing ---" in printed
     # A rate of 100 gives losses that are not finite, or far above the base's.
     assert "the loss " in printed and f"written: {tmp_path / 'new/rates.png'}" in printed
 
-    # Both begin with the same loss; at 1e-12 every loss is the base's, and a rate that rises from 1e-3 changes it.
+    # Both begin with the base's loss, and the rate changes that of the second one only.
     base, rising = losses
     assert (
-        list(base) == list(range(1, 13))
+        list(base) == list(range(1, 11))
         and rising[1] == base[1]
         and all(rising[step] != base[step] for step in rising if step > 2)
     )
-    settings = {"train.steps": 3, "optimizer.lr": 1e-12}
-    assert trainer.train("as the base", settings) == 0
-    assert [line["loss"] for line in trainer.metrics("as the base")] == [base[step] for step in (1, 2, 3)]
 
 
 @pytest.mark.parametrize("architecture", ["sd15"])
