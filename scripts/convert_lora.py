@@ -61,7 +61,7 @@ from sushi_research.adapters.tools.base_weights import Weights, open_base
 from sushi_research.adapters.tools.located import Entries, Located, each_entry, open_adapter
 from sushi_research.adapters.tools.low_rank import Limit, change_of, summed, times
 from sushi_research.errors import UserError
-from sushi_research.files import size_text, system_errors, write_atomic
+from sushi_research.files import remove, size_text, system_errors, write_atomic
 from sushi_research.terminal import say
 from sushi_research.user_files import expand_path
 
@@ -226,12 +226,17 @@ def write(
         layers_per_block=sources[0].layers_per_block if sources else base.layers_per_block,
         tokens=tokens,
     )
-    written = open_adapter(output, base, architecture)
+    try:
+        written = open_adapter(output, base, architecture)
+        errors = measuring.measure(written, expected, weights)
+    except UserError:  # a file that exists is one that can be used
+        remove(output)
+        raise
     show([("written", f"{output}, {size_text(output.stat().st_size)}, {layout}'s layout")])
     if written.adapter.tokens:
         show([("new tokens", kept_tokens.line(written.adapter.tokens))])
     show([("rank", convert.ranks(written.matches))])
-    show([("error", measuring.measure(written, expected, weights).line())])
+    show([("error", errors.line())])
 
 
 def open_all(arguments: argparse.Namespace, names: Sequence[str], weights: Weights | None) -> list[Located]:

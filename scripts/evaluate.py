@@ -100,7 +100,7 @@ def evaluate(job: Job, written: list[str]) -> None:
     """Evaluates the base and each adapter at each LoRA scale, and appends the name of each folder that it has written."""
     config, model = job.config, job.model
     for path in config.adapters:  # fail fast: nothing is loaded or encoded yet
-        for note in read_adapter(path, with_tokens=True).notes:
+        for note in read_adapter(path).notes:
             job.say(f"note: {note}")
     names = adapter_files.folder_names(config.adapters, config.lora_scales, Path(config.output))
     hash_cache, remembered = open_hash_cache(config), open_remembered(config)

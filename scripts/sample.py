@@ -72,7 +72,7 @@ def sample(config: SamplingConfig) -> None:
     adapters = run_files.resolve_all(config.adapters)
     prompts = read_prompts(config.prompts_file, "prompts_file") if config.prompts_file else as_prompts(config.prompts)
     for path in adapters:  # fail fast: the base is not loaded yet
-        for note in read_adapter(path, with_tokens=True).notes:
+        for note in read_adapter(path).notes:
             say(f"note: {note}")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     base = loading.resolve_base(

@@ -83,7 +83,7 @@ class ForkedScript:
 def server() -> multiprocessing.context.ForkServerContext:
     """The multiprocessing context of the fork server; each process that calls this has one server."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["testing.process"])
+    context.set_forkserver_preload(["testing.preloaded"])
     return context
 
 

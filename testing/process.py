@@ -1,7 +1,7 @@
 """One process of fault injection: a training script's `main` with an injected fault.
 
-The fork server that creates the tests' processes imports this module, so the libraries below are loaded only once. A process that
-runs the real script then starts in a fraction of a second, and is a separate process that can be killed.
+The fork server that creates the tests' processes imports this module (preloaded.py), so the libraries below are loaded only once. A
+process that runs the real script then starts in a fraction of a second, and is a separate process that can be killed.
 """
 
 from __future__ import annotations

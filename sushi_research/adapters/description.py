@@ -20,7 +20,7 @@ BASES = ("ss_base_model_version", "modelspec.architecture")
 
 def describe(path: Path) -> Iterator[tuple[str, str]]:
     """(title, text) of each line about an adapter file. UserError for a file that cannot be used."""
-    adapter = read_adapter(path, with_tokens=True)
+    adapter = read_adapter(path)
     entries, header = adapter.entries, adapter.header
     yield "file", f"{printable(path.name)}, {path.stat().st_size / 2**20:.1f} MiB, {len(header.tensors):,} tensors"
     yield "it is", "a LoRA (adapter) file: give it to scripts/sample.py or scripts/evaluate.py with --adapters"

@@ -51,7 +51,7 @@ def load_adapters(pipeline: Any, paths: Sequence[str | Path]) -> list[Applied]:
     """
     loaded = []
     for path in paths:
-        adapter = read_adapter(path, with_tokens=True)
+        adapter = read_adapter(path)
         matches = match_modules(adapter, pipeline)
         components = {component: getattr(pipeline, component) for component in matches}
         loaded.append(Applied(adapter.path, components, matches, _new_tokens(adapter, pipeline)))
@@ -78,4 +78,4 @@ def _new_tokens(adapter: Adapter, pipeline: Any) -> list[NewTokens]:
 
 def matches_of(pipeline: Any, path: str | Path) -> Matches:
     """Reads an adapter file and matches it with the base, without loading it; UserError as for `load_adapters`."""
-    return match_modules(read_adapter(path, with_tokens=True), pipeline)
+    return match_modules(read_adapter(path), pipeline)

@@ -143,21 +143,32 @@ def _lacking(name: str, architecture: Architecture, layers: Layers) -> str | Non
 
 
 def _shaped(entry: Entry, shape: Shape) -> Entry:
-    """The entry with the matrices of a linear layer [rank, in] or of a 1x1 convolution [rank, in, 1, 1], whichever the layer is.
+    """The entry with its tensors in the shapes that are for this layer, where only ones at their ends differ.
 
-    Trainers write either for both (SD1.5's proj_in is a convolution, SDXL's a linear layer), and the other programs read either.
+    Trainers write the matrices of a linear layer and of a 1x1 convolution as [a, b] or [a, b, 1, 1], whichever the layer is
+    (SD1.5's proj_in is a convolution, SDXL's a linear layer), and the other programs read either. So it is with a magnitude.
     """
-    kernel = (1, 1) if len(shape) > 2 else ()
-    names = ("down", "up") if isinstance(entry, LowRank) and entry.mid is None else ()
-    names = ("weight",) if isinstance(entry, Difference) and entry.weight is not None else names
-    tensors = [getattr(entry, name) for name in names]
-    if shape[2:] not in ((), (1, 1)) or len(shape) < 2 or any(each.shape[2:] not in ((), (1, 1)) for each in tensors):
-        return entry
-    if all(each.shape[2:] == kernel or each.ndim < 2 for each in tensors):
-        return entry
-    return replace(
-        entry, **{name: each.reshape(*each.shape[:2], *kernel) for name, each in zip(names, tensors, strict=True)}
-    )
+    found: dict[str, Tensor] = {}
+    for name, tensor in vars(entry).items():
+        if not isinstance(tensor, Tensor) or tensor.ndim < 2 or any(size > 1 for size in tensor.shape[2:]):
+            continue
+        if _has_ones_of(entry, name, shape) and tensor.ndim != len(shape):
+            found[name] = tensor.reshape(*tensor.shape[:2], *(1,) * (len(shape) - 2))
+    return replace(entry, **found) if found else entry
+
+
+def _has_ones_of(entry: Entry, name: str, shape: Shape) -> bool:
+    """Whether a tensor of an entry has the ones at its end that the shape of this layer has, or none for a linear layer."""
+    if name == "magnitude":
+        return len(shape) > 1
+    if len(shape) < 2 or shape[2:] not in ((), (1, 1)):
+        return False
+    if isinstance(entry, LowRank):
+        return entry.mid is None and name in ("down", "up")
+    if isinstance(entry, Difference):
+        return name == "weight"
+    # These are matrices for a convolution too, but some have a kernel, which a linear layer has not.
+    return len(shape) == 2 and name not in ("t1", "t2")
 
 
 def _require_fitting(path: Path, entry: Entry, layer: Layer) -> None:

@@ -112,7 +112,7 @@ def make(name: str, parts: Mapping[str, torch.Tensor], scale: float) -> Entry:
         count = 2 if any(each.ndim == 2 for part, each in parts.items() if part in ("down", "hada_w1_b")) else 4
         magnitude = parts["output_magnitude"].reshape(-1, *[1] * (count - 1))
     if "up_bias" in parts:
-        bias = parts["up_bias"].float() * scale
+        bias = parts["up_bias"] if scale == 1 else parts["up_bias"].float() * scale
     common = {"name": name, "scale": scale, "magnitude": magnitude, "bias": bias}
     own = {part.removeprefix("hada_").removeprefix("lokr_"): value for part, value in parts.items()}
     fields = {field: value for field, value in own.items() if field in kind.__dataclass_fields__}

@@ -49,20 +49,12 @@ class Adapter:
     tokens: Tokens = field(default_factory=dict)
 
 
-def read_adapter(path: str | Path, *, with_tokens: bool = False) -> Adapter:
-    """Reads a file and checks it: first the header, then every value. UserError names the first defect, in sorted order.
-
-    `with_tokens`: the caller uses its new tokens too. Otherwise a file that has some is refused, so that they are not lost.
-    """
+def read_adapter(path: str | Path) -> Adapter:
+    """Reads a file and checks it: first the header, then every value. UserError names the first defect, in sorted order."""
     from safetensors import safe_open
 
     header = read_header(Path(path))
     modules, of_tokens = _modules(header), _token_keys(header)
-    if of_tokens and not with_tokens:
-        raise UserError(
-            f"{header.path} holds new tokens ({shown(min(of_tokens))}), which cannot be used here: scripts/sample.py and "
-            "scripts/evaluate.py use them; give a file without."
-        )
     settings = peft_settings.read(header)
     try:
         with safe_open(header.path, "pt") as file:
@@ -194,8 +186,9 @@ def _notes(
 ) -> tuple[str, ...]:
     """What to tell the user of a file that says nothing about its scale."""
     silent = header.metadata.keys() <= {"format"} and settings is None
-    kinds = {of_module.kind_of(parts) for parts in modules.values()}
-    if silent and kinds != {Difference} and not any("alpha" in parts for parts in modules.values()):
+    shapes = [{part: header.tensors[key].shape for part, key in parts.items()} for parts in modules.values()]
+    has_scale = any(of_module.rank_of(each) is not None for each in shapes)
+    if silent and has_scale and not any("alpha" in parts for parts in modules.values()):
         return (
             f"{header.path} holds neither alphas nor metadata, so it is applied as it stands (alpha = rank), as other programs do; "
             "if it was trained with another alpha and saved without it, multiply the LoRA scale by alpha / rank",

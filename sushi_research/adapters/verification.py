@@ -124,7 +124,7 @@ def _require_equal(path: Path, where: str, loaded: LoraLayer, trained: Entry) ->
 def _require_read(path: Path, architecture: str, per_block: int, trained: Mapping[str, Mapping[str, Entry]]) -> None:
     """AdapterFileError unless our own reader finds these entries."""
     try:
-        found = {entry.name: entry for entry in read_adapter(path, with_tokens=True).entries}
+        found = {entry.name: entry for entry in read_adapter(path).entries}
     except UserError as error:
         raise AdapterFileError(f"{path} cannot be read back ({error})") from error
     for component, entries in trained.items():
@@ -141,7 +141,7 @@ def _require_read(path: Path, architecture: str, per_block: int, trained: Mappin
 def _require_tokens(path: Path, tokens: bundled.Tokens, dtype: torch.dtype) -> None:
     """AdapterFileError unless our own reader finds these new tokens."""
     try:
-        found = read_adapter(path, with_tokens=True).tokens
+        found = read_adapter(path).tokens
     except UserError as error:
         raise AdapterFileError(f"{path} cannot be read back ({error})") from error
     _require_same(path, "the new token", found, tokens)

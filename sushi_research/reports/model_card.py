@@ -179,7 +179,7 @@ def limits_of(adapter: Path, kind: str) -> dict[str, str]:
     """
     of_tokens: Mapping[str, str] = {}
     try:
-        found = read_adapter(adapter, with_tokens=True)
+        found = read_adapter(adapter)
         of_tokens = bundled.LIMITS if found.tokens else of_tokens
         architecture, matches = locate(found)
         return {**of_tokens, **portability.limits(architecture.name, matches)}

@@ -160,12 +160,28 @@ def joining() -> Iterator[None]:
     try:
         with stopping.on_signals(None):
             yield
+            _leave_after_the_others()
     except (RuntimeError, ValueError, OSError) as error:  # of accelerate, torch.distributed and CUDA
         if int(os.environ.get("WORLD_SIZE", "1")) < 2:  # accelerate sets it to that of MPI, on a CPU only
             raise
         raise UserError(_apart(" ".join(str(error).split())[:300])) from error
     finally:
         late.cancel()
+
+
+def _leave_after_the_others() -> None:
+    """In process 0, which may host the store of the processes: waits until no other one reads it any more.
+
+    The barrier of torch.distributed ends with a read, which would fail if the host ended at once.
+    """
+    if not _has_others():
+        return
+    store, rank, world = c10d._get_default_store(), torch.distributed.get_rank(), torch.distributed.get_world_size()
+    keys = [f"sushi_research/joined/{number}" for number in range(1, world)]
+    if rank:
+        store.set(keys[rank - 1], "")
+    else:
+        store.wait(keys, timedelta(seconds=START_SECONDS))
 
 
 def _give_up() -> None:

@@ -66,7 +66,7 @@ def read(config: TrainingConfig, model: ModuleType) -> tuple[TrainingConfig, Sta
     assert config.lora.start_from is not None
     try:
         path = run_files.resolve(config.lora.start_from)
-        adapter = read_adapter(path, with_tokens=True)
+        adapter = read_adapter(path)
     except UserError as error:
         raise UserError(f"lora.start_from: {error}") from error
     base = loading.find_base(config, model)

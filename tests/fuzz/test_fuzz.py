@@ -29,7 +29,7 @@ INPUTS = {
     "experiments": 30,
     "tables": 60,
     "weights": 200,
-    "adapters": 200,
+    "adapters": 100,
     "runs": 100,
     "scores": 200,
     "caches": 30,

@@ -49,6 +49,21 @@ def forked(tmp_path):
         script.kill()
 
 
+@pytest.fixture
+def kept(monkeypatch):
+    """The text encoders of the runs of a test (`TextEncoders`)."""
+    from sushi_research.training import text_encoders
+
+    found, real = [], text_encoders.prepare
+
+    def prepare(*arguments):
+        found.append(real(*arguments))
+        return found[-1]
+
+    monkeypatch.setattr(text_encoders, "prepare", prepare)
+    return found
+
+
 @pytest.fixture(scope="session")
 def caches(tmp_path_factory) -> Path:
     """One cache folder for all runs: what an entry holds does not depend on what was there before it."""

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from script_runs import script
 from single_files import narrow_base, write_single_file
 
+from sushi_research.adapters import parts
 from sushi_research.adapters.entries import Difference, Hadamard, Kronecker, LowRank, changed_weight, delta
 from sushi_research.adapters.formats.writing import write_entries
 from sushi_research.adapters.matching import layers_of
@@ -352,6 +353,12 @@ def test_a_value_that_the_base_cannot_hold_leaves_nothing(convert, single, opene
         and said.splitlines()[-1].startswith("error: a.safetensors: with it ")
         and "float16 cannot hold" in said
     )
+    tensors = load_file(file)
+    name = "model.diffusion_model.input_blocks.0.0.weight"
+    save_file(tensors | {name: torch.full_like(tensors[name], torch.nan)}, "nan.safetensors")
+    write("c.safetensors", base, pair)
+    words = ("merge", "c.safetensors", "--into", "nan.safetensors", "--output", "b.safetensors")
+    refused(convert, words, says="not finite (NaN or infinity) in")
 
 
 def test_an_exactly_low_rank_difference_is_found_exactly(convert, opened, bases):
@@ -414,9 +421,18 @@ def test_nonsense_is_one_sentence_and_writes_nothing(convert, opened, bases):
         (("convert", "a.safetensors", "--output", "new.ckpt"), "does not end in .safetensors"),
         (("convert", "a.safetensors", "--output", "nowhere/new.safetensors"), "is not a folder"),
         (("verify", "a.safetensors", "--base", "a.safetensors"), "is a LoRA (adapter) file"),
+        (("merge", "a.safetensors", "--weights", 1e-45, *new, "--base", bases["sd15"]), "float32 cannot hold"),
+        (("merge", "a.safetensors", "--weights", 1e300, *new, "--base", bases["sd15"]), "give weights nearer to 1"),
     ):
         with case(words):
             refused(convert, words, says=says)
+
+
+def test_a_file_that_cannot_be_read_again_is_not_left(convert, opened, bases, monkeypatch):
+    write("a.safetensors", opened["sd15"], pair, every=9)
+    monkeypatch.setattr(parts, "MOST_NUMBERS", max(each.numel() for each in load_file("a.safetensors").values()))
+    words = ("merge", "a.safetensors", "a.safetensors", "--output", "new.safetensors", "--base", bases["sd15"])
+    refused(convert, words, says="more numbers than an adapter of any layer needs")
 
 
 def test_without_a_base_the_published_models_are_the_measure(convert):
@@ -513,6 +529,9 @@ def test_inspecting_shows_norms_and_ranks_and_verifying_says_what_fits(convert, 
     data[-1] ^= 1
     Path("b.safetensors").write_bytes(data)
     refused(convert, ("verify", "b.safetensors", "--base", folder), says="is damaged")
+    write("xl.safetensors", opened["sdxl"], pair, every=9)
+    said = convert("inspect", "xl.safetensors", "--base", bases["sdxl"])[1]
+    assert "change, text encoder 2 norm" in said
 
 
 def test_changes_that_cancel_are_said_to_be_zero(convert, opened, bases):
@@ -641,6 +660,8 @@ def test_norms_are_read_written_measured_and_merged(convert, opened, bases):
         ("b", ("convert", "a.safetensors"), once),
         ("c", ("resize", "a.safetensors", "--rank", 2), None),
         ("d", ("merge", "a.safetensors", "a.safetensors"), twice),
+        ("e", ("merge", "a.safetensors", "a.safetensors", "--rank", 6), twice),
+        ("f", ("merge", "a.safetensors", "a.safetensors", "--kept", 1), twice),
     ):
         with case(name):
             status, said = convert(*words, "--output", f"{name}.safetensors", *options)

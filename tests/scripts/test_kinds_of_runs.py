@@ -45,7 +45,7 @@ CASES: dict[str, tuple[str, dict[str, Any], str]] = {
         "warning: diffusers will not load this adapter as it is",
     ),
 }
-EVALUATED = {"evaluation.held_out": 0.3, "evaluation.noise_samples": 4, "evaluation.drift_captions": []}
+EVALUATED = {"evaluation.held_out": 0.1, "evaluation.noise_samples": 4, "evaluation.drift_captions": []}
 OF_THE_FILE = {f"lora.{key}": None for key in ("kind", "rank", "alpha", "targets")}
 
 
@@ -61,8 +61,9 @@ def test_a_killed_run_goes_on_bit_for_bit_and_its_file_is_a_start(
         trainer.train("killed", given)
     assert trainer.train("killed", given) == 0
     assert_same_result(trainer, "killed", "whole")
-    with pytest.raises(UserError, match="lora.module_dropout was 0.2, is now 0"):
-        trainer.train("whole", given | {"lora.module_dropout": 0.0})
+    if settings is MIXED:  # of any kind the same
+        with pytest.raises(UserError, match="lora.module_dropout was 0.2, is now 0"):
+            trainer.train("whole", given | {"lora.module_dropout": 0.0})
 
     rows = Results(trainer.folder("whole") / "evaluation.parquet").read().to_pydict()
     of_step = [{key: value for key, value in zip(rows, row, strict=True)} for row in zip(*rows.values(), strict=True)]

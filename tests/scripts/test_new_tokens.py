@@ -23,21 +23,8 @@ SETTINGS = {
     "text_encoders.new_tokens_lr": 1e-2,
     "lora.save_dtype": "float32",
 }
-EVALUATED = {"evaluation.held_out": 0.3, "evaluation.noise_samples": 4, "evaluation.drift_captions": ["a house"]}
+EVALUATED = {"evaluation.held_out": 0.1, "evaluation.noise_samples": 4, "evaluation.drift_captions": ["a house"]}
 PROMPT = "picture 0 of a"
-
-
-@pytest.fixture
-def kept(monkeypatch: pytest.MonkeyPatch) -> list[text_encoders.TextEncoders]:
-    """The text encoders of the runs of a test."""
-    found, real = [], text_encoders.prepare
-
-    def prepare(*arguments: Any) -> text_encoders.TextEncoders:
-        found.append(real(*arguments))
-        return found[-1]
-
-    monkeypatch.setattr(text_encoders, "prepare", prepare)
-    return found
 
 
 def bare_pipeline(base_folder: Path, encoders: text_encoders.TextEncoders) -> Any:

@@ -32,21 +32,8 @@ SETTINGS = {
     "text_encoders.lr": 1e-2,
     "lora.save_dtype": "float32",
 }
-EVALUATED = {"evaluation.held_out": 0.3, "evaluation.noise_samples": 4, "evaluation.drift_captions": ["a house"]}
+EVALUATED = {"evaluation.held_out": 0.1, "evaluation.noise_samples": 4, "evaluation.drift_captions": ["a house"]}
 OF_TEXT = ("text_encoder.", "text_encoder_2.")
-
-
-@pytest.fixture
-def kept(monkeypatch: pytest.MonkeyPatch) -> list[text_encoders.TextEncoders]:
-    """The text encoders of the runs of a test."""
-    found, real = [], text_encoders.prepare
-
-    def prepare(*arguments: Any) -> text_encoders.TextEncoders:
-        found.append(real(*arguments))
-        return found[-1]
-
-    monkeypatch.setattr(text_encoders, "prepare", prepare)
-    return found
 
 
 def largest_ups(weights: dict[str, torch.Tensor]) -> dict[str, float]:

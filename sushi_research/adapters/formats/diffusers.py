@@ -1,7 +1,8 @@
 """diffusers and peft: `unet.<module>.lora_A.weight`, and the spellings from before diffusers used peft.
 
 `save_lora_weights` writes the three prefixes; `save_attn_procs` of old versions wrote the UNet without one. peft's own
-`save_pretrained` puts `base_model.model.` before it. The attention processors of old versions were modules of their own
+`save_pretrained` puts `base_model.model.` before it, and scripts that gave peft's names to `save_lora_weights` have it after the
+component (`unet.base_model.model.`). The attention processors of old versions were modules of their own
 (`attn1.processor.to_q_lora.down.weight`), in text encoders `self_attn.to_q_lora.down.weight` for `self_attn.q_proj`. DoRA's
 magnitude is always that of the outputs (peft's `DoraLinearLayer`), and an adapter's bias is one of `lora_B`, which the scale
 multiplies.
@@ -44,8 +45,10 @@ _OLD = re.compile(r"\.to_(q|k|v|out)_lora\.(down|up)\.weight$")
 
 def spelled_now(key: str) -> str:
     """A tensor's name in the newest spelling; other names are returned as they are."""
-    if key.startswith(PEFT_PREFIX) and key.removeprefix(PEFT_PREFIX).partition(".")[0] in NAMING.bare:
-        key = key.removeprefix(PEFT_PREFIX)
+    owner = next((prefix for prefix in NAMING.prefixes if key.startswith(prefix + PEFT_PREFIX)), "")
+    inner = key.removeprefix(owner).removeprefix(PEFT_PREFIX)
+    if owner or inner.partition(".")[0] in NAMING.bare:
+        key = owner + inner
     key = _DEFAULT.sub(r"\1", key).replace(".processor.", ".")
     if old := _OLD.search(key):
         if key.startswith("text_"):

@@ -91,7 +91,11 @@ def tensors_of(
             parts = _kohya(entry, keeps_alpha) if layout == "kohya" else _peft(entry)
             for part, tensor in parts.items():
                 key = f"{stems[path]}.{part}"
-                tensors[key] = tensor if part == "alpha" else cast(tensor, dtype or _dtype_of(entry), key)
+                if part == "alpha":
+                    _require_alpha(key, entry)
+                tensors[key] = (
+                    tensor if part == "alpha" else cast(tensor, dtype or _own_dtype(entry, part, tensor), key)
+                )
     return tensors
 
 
@@ -214,19 +218,29 @@ def _alpha(value: float) -> Tensor:
     return torch.tensor(value, dtype=torch.float32)
 
 
-def _dtype_of(entry: Entry) -> torch.dtype:
-    """The dtype of the matrices: what is computed from them, such as a scaled `up`, is written in it too."""
-    if isinstance(entry, LowRank):
-        return entry.down.dtype
-    return next(tensor.dtype for tensor in vars(entry).values() if isinstance(tensor, Tensor))
+def _require_alpha(key: str, entry: Entry) -> None:
+    """UserError for an alpha that reading.py refuses."""
+    value, range_ = entry.scale * entry.rank, torch.finfo(torch.float32)
+    if not range_.tiny <= abs(entry.scale) <= range_.max / entry.rank:
+        raise UserError(f"{key} would be {value:.3g}, which float32 cannot hold: give weights nearer to 1 (--weights).")
+
+
+# Parts that a scale may be multiplied into -> the matrix that they are of.
+_SCALED = {"lora_up.weight": "up", "lora_B.weight": "up", "lokr_w1": "w1"}
+
+
+def _own_dtype(entry: Entry, part: str, tensor: Tensor) -> torch.dtype:
+    """The dtype of a part in the file that the entry is of: matrices, magnitudes and biases of one entry may have several."""
+    return getattr(entry, _SCALED[part]).dtype if part in _SCALED else tensor.dtype
 
 
 def cast(tensor: Tensor, dtype: torch.dtype, key: str) -> Tensor:
     """A copy on the CPU in `dtype`; UserError if a value overflows."""
     cast = tensor.detach().to("cpu", dtype).contiguous()
     if not torch.isfinite(cast.float()).all():
+        is_narrow = torch.finfo(dtype).max < torch.finfo(torch.bfloat16).max
         raise UserError(
             f"{key} has values up to {tensor.double().abs().max():.3g}, which {str(dtype).removeprefix('torch.')} cannot hold: "
-            "write bf16 or fp32 (--dtype)."
+            + ("write bf16 or fp32 (--dtype)." if is_narrow else "give smaller weights, or other adapters.")
         )
     return cast.clone() if cast.data_ptr() == tensor.data_ptr() else cast

@@ -21,6 +21,7 @@ from sushi_research.adapters.tools.low_rank import needs_weight
 from sushi_research.adapters.tools.merging import Weighted
 from sushi_research.errors import UserError
 from sushi_research.files import fsync_folder, make_folder, remove, replacing, writing
+from sushi_research.models.components import require_finite
 from sushi_research.models.diffusers_folder import FolderPart, stem
 from sushi_research.models.folder_weights import index_file
 from sushi_research.models.original_names import Place
@@ -140,6 +141,7 @@ def _merged_tensors(
         for place, (component, parameter) in places:
             shape = base.shape(component, parameter)
             view = view_of(stored, place, shape)
+            require_finite(view, place.name, str(file))
             value = changed(view, found[component, parameter], parameter.endswith(".bias"))
             if not torch.isfinite(value).all():
                 raise UserError(

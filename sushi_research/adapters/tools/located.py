@@ -43,7 +43,7 @@ def open_adapter(path: str | Path, base: BaseWeights | None = None, architecture
 
     UserError if the file cannot be read, or does not fit.
     """
-    adapter = read_adapter(path, with_tokens=True)
+    adapter = read_adapter(path)
     if base is None:
         found, matches = locate(adapter) if architecture is None else match_published(adapter, architecture)
         formats = found.formats()

@@ -53,10 +53,10 @@ def _sum(parts: Sequence[Weighted], limit: Limit | None, weights: Weights | None
     entries = [located.matches[component][path] for located, _ in parts]
     factors = [factor for _, factor in parts]
     shape = parts[0][0].shapes[component][path]
-    plain = all(isinstance(entry, LowRank) and not needs_weight(entry) for entry in entries)
-    fits = limit is None or (limit.kept is None and sum(entry.rank or 0 for entry in entries) <= limit.most(shape))
-    if plain and fits:
-        return concatenated(entries, factors)
+    pairs = [entry for entry in entries if isinstance(entry, LowRank) and not needs_weight(entry)]
+    fits = limit is None or (limit.kept is None and sum(entry.rank for entry in pairs) <= limit.most(shape))
+    if len(pairs) == len(entries) and fits:
+        return concatenated(pairs, factors)
     if limit and not all(is_of_norm_or_bias(entry, shape) for entry in entries):
         values = spectrum(sum_of(parts, weights, component, path))
         rank = limit.rank_of(values.values, shape)

@@ -100,7 +100,8 @@ def lines(facts: Sequence[LayerFacts]) -> Iterator[tuple[str, str]]:
         own = [each for each in facts if each.component == component]
         largest = max(own, key=lambda each: each.norm)
         yield (
-            f"change, {TITLES[component]}",
+            # The first column is narrow.
+            f"change, {'text encoder 2' if component == 'text_encoder_2' else TITLES[component]}",
             f"norm {total_norm(own):.4g}, the largest of a layer {largest.norm:.4g} ({largest.path})",
         )
     if pairs := [each for each in facts if each.needed]:

@@ -52,6 +52,10 @@ FORMATS = {
     # kohya's fork for SD1.5 in Stability's names, which ComfyUI reads.
     "Stability": (lambda a, c, p: te(a, c) + flat(p) if c != "unet" else "lora_unet_" + flat(stability(a, p)), DOWN_UP),
     "OneTrainer DIFFUSERS, SimpleTuner": (lambda a, c, p: f"{c}.{p if c == 'unet' else long_path(p)}", AB),
+    "peft's names, given to diffusers": (
+        lambda a, c, p: f"{c}.base_model.model.{p if c == 'unet' else long_path(p)}",
+        AB,
+    ),
     "OneTrainer LEGACY, ai-toolkit": (
         lambda a, c, p: te(a, c) + flat(long_path(p)) if c != "unet" else "lora_unet_" + flat(p),
         DOWN_UP,

@@ -8,11 +8,13 @@ import re
 
 import pytest
 import torch
+from cases import case
 from changed_layers import assert_changed, layers_of, without_hooks
 from safetensors.torch import load_file, save_file
 
 from sushi_research import models
 from sushi_research.adapters import description, loading, reading
+from sushi_research.adapters.entries import changed_weight, delta
 from sushi_research.errors import UserError
 from sushi_research.models.loading import resolve_base
 from sushi_research.models.original_names import unet_name
@@ -410,6 +412,49 @@ def test_matrices_of_a_1x1_convolution_and_of_a_linear_layer_are_the_same(pipeli
     for path, (down, up, scale) in found[0].items():
         other = found[1][path]
         assert torch.equal(down, other[0]) and torch.equal(up, other[1]) and scale == other[2], path
+
+
+HADA = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
+
+
+@pytest.mark.parametrize("architecture", ["sd15"])
+def test_so_are_the_other_kinds_and_magnitudes(pipeline, tmp_path):
+    """As above: LoHa, LoKr, and the magnitude of each axis, with and without a kernel's ones, have the values of their numbers."""
+    generator = torch.Generator().manual_seed(0)
+
+    def random(*shape):
+        return torch.randn(*shape, generator=generator)
+
+    def read(path, tensors):
+        file = {f"lora_unet_{path.replace('.', '_')}.{end}": each.clone() for end, each in tensors.items()}
+        save_file(file, tmp_path / "adapter.safetensors")
+        return loading.matches_of(pipeline, tmp_path / "adapter.safetensors")["unet"][path]
+
+    modules = list(pipeline.unet.named_modules())
+    for end in ("attn1.to_q", "proj_in", "conv1"):
+        path, shape = next((path, tuple(layer.weight.shape)) for path, layer in modules if path.endswith(end))
+        (out, into), ones = shape[:2], (1,) * len(shape[2:])
+        weight, down, up = random(*shape), random(2, *shape[1:]), random(out, 2, *ones)
+        changed = weight + (up.flatten(1) @ down.flatten(1)).reshape(shape)
+        for axis, sizes in enumerate(((out, 1), (1, into))):
+            own = random(*sizes, *ones).abs() + 0.5
+            others = [place for place in range(len(shape)) if place != axis]
+            expected = changed * own / torch.linalg.vector_norm(changed, dim=others, keepdim=True)
+            for ends in ((), (1, 1)):
+                with case((end, sizes, ends)):
+                    magnitude = {"dora_scale": own.reshape(*sizes, *ends)}
+                    entry = read(path, {"lora_down.weight": down, "lora_up.weight": up, **magnitude})
+                    torch.testing.assert_close(changed_weight(entry, weight), expected)
+        if end == "conv1":
+            continue
+        one, two, first, second = random(out, 2), random(2, into), random(2, 2), random(out // 2, into // 2)
+        for ends in ((), (1, 1)):
+            with case((end, ends)):
+                a, b, whole = (each.reshape(*each.shape, *ends) for each in (one, two, second))
+                entry = read(path, dict(zip(HADA, (a, b, a, b), strict=True)))
+                torch.testing.assert_close(delta(entry, shape), ((one @ two) ** 2).reshape(shape))
+                entry = read(path, {"lokr_w1": first, "lokr_w2": whole})
+                torch.testing.assert_close(delta(entry, shape), torch.kron(first, second).reshape(shape))
 
 
 # Files without any entry: the name of a tensor, and what is said.

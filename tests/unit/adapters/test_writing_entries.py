@@ -142,3 +142,26 @@ def test_a_value_that_the_dtype_cannot_hold_writes_nothing(tmp_path):
             metadata={},
         )
     assert not list(tmp_path.iterdir())
+
+
+def test_without_a_dtype_every_tensor_keeps_its_own():
+    """Programs write magnitudes and biases, and some one of the two matrices, in another dtype than the rest."""
+    magnitude = torch.full((8, 1), 1 + 2**-20)
+    mixed = LowRank("x", torch.ones(2, 6).half(), torch.full((8, 2), 1 + 2**-20), 1.0, None, magnitude, torch.ones(8))
+    folded = low(4, 0.5, dtype=torch.bfloat16)  # another rank, so that scales go into the matrices
+    names = {"down": ("lora_down.weight", "lora_A.weight"), "up": ("lora_up.weight", "lora_B.weight")}
+    names |= {"magnitude": ("dora_scale", "lora_magnitude_vector"), "bias": ("diff_b", "lora_B.bias")}
+    for number, layout in enumerate(("kohya", "peft")):
+        with case(layout):
+            found = tensors_of("sd15", {"unet": {QUERY: mixed, VALUE: folded}}, layout=layout)
+            for part, endings in names.items():
+                [key] = [key for key in found if key.endswith(endings[number]) and "attn1" in key]
+                value = getattr(mixed, part)
+                assert found[key].dtype == value.dtype and torch.equal(found[key].flatten(), value.flatten()), key
+            assert {found[key].dtype for key in found if "attn2" in key} == {torch.bfloat16}
+
+
+def test_an_alpha_that_no_program_reads_is_not_written():
+    for scale in (1e-45, 1e38):
+        with case(scale), pytest.raises(UserError, match=r"\.alpha would be .*, which float32 cannot hold"):
+            tensors_of("sd15", {"unet": {QUERY: low(8, scale)}}, layout="kohya")

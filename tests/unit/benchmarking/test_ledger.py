@@ -72,8 +72,10 @@ def test_a_higher_number_is_worse_and_a_lower_one_better() -> None:
 
 @pytest.fixture
 def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
-    """UNets with every module of the real ones, a few channels wide."""
-    monkeypatch.setattr(fake_step, "UNETS", NARROW_UNETS)
+    """A UNet with every kind of block of the real one, a few channels wide and of two levels."""
+    blocks = {"down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"], "block_out_channels": [8, 16]}
+    blocks |= {"up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"], "layers_per_block": 1}
+    monkeypatch.setattr(fake_step, "UNETS", {"sd15": NARROW_UNETS["sd15"] | blocks})
     monkeypatch.setattr(fake_step, "LATENTS", {"sd15": 8})
 
 

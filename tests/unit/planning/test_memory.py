@@ -9,13 +9,13 @@ from diffusers import UNet2DConditionModel
 from sushi_research.adapters import lora
 from sushi_research.adapters.settings import AdapterSettings
 from sushi_research.config.lora import Override
-from sushi_research.models import components, sdxl
+from sushi_research.models import components, sd15, sdxl
 from sushi_research.planning import memory
 from sushi_research.planning.memory import GIB
 from sushi_research.planning.op_counts import Counter
 from sushi_research.planning.step_cost import micro_batch_cost
 from sushi_research.planning.step_trace import Shape
-from testing.real_configs import NARROW_SDXL_UNET, SDXL_UNET
+from testing.real_configs import NARROW_UNETS, SDXL_UNET
 
 TEXT = {"hidden": (77, 2048), "pooled": (1280,)}
 # SDXL at 1024 px, bf16, rank 16 on the attention layers, 8-bit AdamW: checkpointing, batch size -> GiB allocated and reserved.
@@ -52,21 +52,21 @@ def test_text_that_is_trained_adds_the_way_back_to_it():
     """With adapters in the up blocks alone, the layers before them would not be passed; the FLOPs are those of a real step."""
     overrides = [Override(modules=name, rank=0) for name in ("down_blocks", "mid_block")]
     settings = AdapterSettings("attention", 2, 2.0, overrides=overrides)
-    width = NARROW_SDXL_UNET["cross_attention_dim"]
-    text, shape = {"hidden": (77, width), "pooled": (16,)}, Shape(1, 16, 16, 77)
+    config = NARROW_UNETS["sd15"]
+    width = config["cross_attention_dim"]
+    text, shape = {"hidden": (77, width)}, Shape(1, 16, 16, 77)
     found = {}
     for is_trained in (False, True):
-        traced = components.build_empty("unet", NARROW_SDXL_UNET)
-        real = UNet2DConditionModel.from_config(NARROW_SDXL_UNET)
+        traced = components.build_empty("unet", config)
+        real = UNet2DConditionModel.from_config(config)
         for each in (traced, real):
             lora.attach(each, settings)
             each.train()
-        cost = micro_batch_cost(traced, sdxl, text, dtype=torch.float32, to_text=is_trained)
+        cost = micro_batch_cost(traced, sd15, text, dtype=torch.float32, to_text=is_trained)
         hidden = torch.randn(1, 77, width, requires_grad=is_trained)
-        inputs = {"hidden": hidden, "pooled": torch.randn(1, 16, requires_grad=is_trained)}
         with Counter(real.parameters()) as counter:
-            noisy, sizes = torch.randn(1, 4, 16, 16), torch.randn(1, 6)
-            sdxl.predict(real, noisy, torch.tensor([3]), inputs, sizes, dtype=torch.float32).sum().backward()
+            noisy = torch.randn(1, 4, 16, 16)
+            sd15.predict(real, noisy, torch.tensor([3]), {"hidden": hidden}, dtype=torch.float32).sum().backward()
         assert cost.flops_of(shape) == counter.counts().flops
         found[is_trained] = cost.peak_bytes(shape)
     assert found[True] > 1.3 * found[False]
