@@ -1,6 +1,6 @@
 """Simulates scores by a judge and counts how often the test of sushi_research/reports/score_statistics.py is right.
 
-    python -m testing.score_study            # a minute on one core
+    python -m testing.score_study            # three minutes on one core
     python -m testing.score_study --tables   # print the tables of the stored result
 
 It writes docs/score_study.json, whose tables are in docs/experiments.md. The result stores the SHA-256 of the code that was tested,

@@ -116,12 +116,12 @@ def deciding(tested: dict[str, Pair], result: PairResult) -> str | None:
     """The kind of results whose test gives the number.
 
     Of those that are decided, one that says what the result says, a score or pictures before losses, with the least p. If none is
-    decided, always the same one, whatever came out: the first score about what was learned, or else the loss.
+    decided, or none of them decides, always the same one, whatever came out: the score of the concept, or else the loss.
     """
     if result.word == "identical":
         return None
     decided = [kind for kind, pair in tested.items() if pair.outcome.adjusted_p <= LEVEL]
-    if not decided:
+    if not decided or result.word == "not distinguishable":
         return next((kind for kind in FIRST if kind in tested), next(iter(tested)))
 
     def rank(kind: str) -> tuple[bool, bool, float]:

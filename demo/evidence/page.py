@@ -64,7 +64,8 @@ def table(study: Study) -> list[list[str]]:
     texts, results = TEXTS[study.name], {pair.candidate.label: result.word for pair, result in study.comparison.decided}
     scores = {variant: study.scores(variant) for variant in study.variants}
     names = list(scores[study.reference])
-    rows = [["", "", "learned", "kept", *names, "ms a step", "result"]]
+    heads = (f"score {name}" for name in names)
+    rows = [["", "", "loss: learned", "loss: kept", *heads, "ms a step", "result"]]
     for variant in study.variants:
         cells = [study.last(variant, f"evaluation/{key}") for key in ("learned", "kept")]
         rows.append(
