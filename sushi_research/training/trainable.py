@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sushi_research.adapters import lora
+from sushi_research.adapters import lora, tensor_names
 from sushi_research.adapters.entries import Entry
 from sushi_research.adapters.settings import AdapterSettings
 from sushi_research.errors import UserError
@@ -56,6 +56,13 @@ def require_trainable(
     spread = [rate(step * steps // optimizer_check.STEPS) for step in range(optimizer_check.STEPS)]
     require_trained(groups, config, steps)
     optimizer_check.require_usable(config.optimizer, shapes, spread, job.device, groups)
+    if config.lora.max_norm is not None and all(
+        group.has_ended(0) or all(map(tensor_names.is_of_token, group.names)) for group in groups
+    ):
+        raise UserError(
+            "lora.max_norm has no effect, because no adapter is trained, only new tokens: remove it, or give another lr_factor in "
+            "lora.overrides."
+        )
     if config.lora.max_norm is not None and optim.averages_weights(optim.optimizer_class(config.optimizer.name)):
         raise UserError(
             f"lora.max_norm limits the weights that {config.optimizer.name} trains, and not their average, which is the result: "
