@@ -154,16 +154,6 @@ def file_tensors(
             )
     entries, per_block = file_entries(components, state), layers_per_block(components)
     tensors = tensors_of(architecture, entries, layout="kohya", dtype=dtype, layers_per_block=per_block)
-    for component, found in entries.items():
-        names = writing.names_of(architecture, component, list(found), "kohya", per_block)
-        for where, entry in found.items():
-            if isinstance(entry, LowRank) and entry.magnitude is not None:
-                # A magnitude multiplies the base's weight, so that its rounding is as large as that of the base, and in bf16 of
-                # what the adapter changes a tenth.
-                key = f"{names[where]}.dora_scale"
-                tensors[key] = (
-                    entry.magnitude.detach().to("cpu", torch.float32).reshape(tensors[key].shape).contiguous()
-                )
     return tensors | bundled.bundled_tensors(state, dtype)
 
 
