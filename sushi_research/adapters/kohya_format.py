@@ -44,7 +44,8 @@ def save_adapter(
     dtype: torch.dtype,
     metadata: Mapping[str, str] | None,
 ) -> None:
-    """Writes the adapters of the components with the tensors of `state` (fp32, named as in tensor_names.py), cast to `dtype`.
+    """Writes the adapters of the components with the tensors of `state` (fp32, named as in tensor_names.py), cast to `dtype`;
+    magnitudes of a DoRA stay fp32.
 
     Equal arguments give equal bytes. The file is written atomically. Two hashes of the tensors' bytes are added to the
     metadata: `sshs_model_hash`, as A1111 computes it, and `modelspec.hash_sha256`; with None the file has no metadata at all.
@@ -151,13 +152,8 @@ def file_tensors(
                 f"the adapter's {name} has values that {str(dtype).removeprefix('torch.')} cannot hold: check whether the loss "
                 "diverged, which is most likely, or set lora.save_dtype to float32."
             )
-    tensors = tensors_of(
-        architecture,
-        file_entries(components, state),
-        layout="kohya",
-        dtype=dtype,
-        layers_per_block=layers_per_block(components),
-    )
+    entries, per_block = file_entries(components, state), layers_per_block(components)
+    tensors = tensors_of(architecture, entries, layout="kohya", dtype=dtype, layers_per_block=per_block)
     return tensors | bundled.bundled_tensors(state, dtype)
 
 

@@ -70,9 +70,15 @@ def layers_of(
         }
     found = {path: settings.of_layer(module_name(name, path), layer) for path, layer in targets.items()}
     chosen = {path: layer for path, layer in found.items() if layer is not None}
+    if not chosen and name != "unet":
+        raise UserError(
+            f"lora.overrides give rank 0 to all modules of the {name} that text_encoders.targets names: remove one of them, or "
+            "train without that encoder (text_encoders.train false, or of SDXL a text_encoders.lr of 0 for one of two)."
+        )
     if not chosen:
         raise UserError(
-            "lora.overrides give rank 0 to all modules of lora.targets, so nothing would be trained: remove one of them."
+            "lora.overrides give rank 0 to all modules of lora.targets, and a run adapts the UNet: remove one of them, or give "
+            "lr_factor 0 to train only text encoders or new tokens."
         )
     return chosen
 

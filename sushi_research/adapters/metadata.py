@@ -92,7 +92,8 @@ class Facts:
     """What is said about a file besides the config.
 
     `base` is the base model's public name, `trained` the Unix times of start and end, `samples` are the training images,
-    `started_from` the files that it came from in turn. `is_uniform`: whether all modules have the rank and alpha of the config.
+    `started_from` the files that it came from in turn. `is_uniform`: whether all of the UNet's modules have one rank and one alpha,
+    and `rank_and_scale` which; None for those of the config.
     """
 
     architecture: str
@@ -109,6 +110,7 @@ class Facts:
     samples: Samples = field(default_factory=lambda: Samples.of([]))
     started_from: Sequence[Ancestor] = field(default=())
     is_uniform: bool = True
+    rank_and_scale: tuple[int, float] | None = None
 
 
 def adapter_metadata(config: TrainingConfig, facts: Facts) -> dict[str, str]:
@@ -126,7 +128,7 @@ def adapter_metadata(config: TrainingConfig, facts: Facts) -> dict[str, str]:
     entries: dict[str, Any] = {
         "ss_v2": False,
         "ss_base_model_version": formats.BASE_VERSION[facts.prediction.type],
-        **network_entries(lora, facts.is_uniform),
+        **network_entries(lora, facts.is_uniform, facts.rank_and_scale),
         "ss_output_name": facts.name,
         "ss_sd_model_name": facts.base,
         "ss_resolution": (resolution, resolution),

@@ -16,21 +16,25 @@ _ALGORITHMS: dict[str, dict[str, str]] = {
 }
 
 
-def network_entries(section: Any, is_uniform: bool) -> dict[str, Any]:
-    """The entries for the config section `lora`; with `is_uniform` all modules have its rank and alpha."""
-    alpha = section.alpha * math.sqrt(section.rank) if section.rank_stabilized else section.alpha
+def network_entries(section: Any, is_uniform: bool, found: tuple[int, float] | None = None) -> dict[str, Any]:
+    """The entries for the config section `lora`. With `is_uniform` all modules have one rank and one alpha: the section's, unless
+    `found`, the rank and scale that they have, says otherwise (convolutions alone, or an override that fits every module)."""
+    rank = section.rank
+    alpha = section.alpha * math.sqrt(rank) if section.rank_stabilized else section.alpha
+    if found is not None and not (rank == found[0] and math.isclose(alpha, found[1] * rank)):
+        rank, alpha = found[0], float(f"{found[1] * found[0]:.12g}")
     if section.kind == "dora":  # its scale is within the second matrix (kohya_format.file_entries)
-        alpha = float(section.rank)
+        alpha = float(rank)
     arguments = dict(_ALGORITHMS.get(section.kind, {}))
     if section.kind == "lokr":
         arguments["factor"] = str(section.lokr_factor)
     # Of a file whose modules differ, these too would be wrong for some.
     if is_uniform and set(resolve_targets(section.targets)) & set(CONVOLUTIONS):
-        arguments |= {"conv_dim": str(section.rank), "conv_alpha": str(alpha)}
+        arguments |= {"conv_dim": str(rank), "conv_alpha": str(alpha)}
     return {
         "ss_network_module": "lycoris.kohya" if section.kind in _ALGORITHMS else "networks.lora",
         # "Dynamic" as kohya's resize_lora.py writes it for a file whose modules differ.
-        "ss_network_dim": section.rank if is_uniform else "Dynamic",
+        "ss_network_dim": rank if is_uniform else "Dynamic",
         "ss_network_alpha": alpha if is_uniform else "Dynamic",
         "ss_network_dropout": section.dropout,
         "ss_network_args": json.dumps(arguments),

@@ -73,10 +73,9 @@ def _in_file(entry: Entry, keeps_alpha: bool, dtype: torch.dtype) -> Entry:
     """The entry as the file has it: in its dtype, on the CPU, and with its scale in the tensors if there is no alpha."""
     if isinstance(entry, LowRank) and not keeps_alpha:
         entry = replace(entry, up=(entry.up.double() * entry.scale).float(), scale=1.0)
-    return replace(
-        entry,
-        **{part: value.to("cpu", dtype) for part, value in vars(entry).items() if isinstance(value, torch.Tensor)},
-    )
+    tensors = {part: value for part, value in vars(entry).items() if isinstance(value, torch.Tensor)}
+    dtypes = {"magnitude": torch.float32}  # whatever the others have
+    return replace(entry, **{part: value.to("cpu", dtypes.get(part, dtype)) for part, value in tensors.items()})
 
 
 def _require_in_diffusers(

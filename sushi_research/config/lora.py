@@ -123,7 +123,9 @@ class LoraSection(Section):
         description="Initialization of the first matrix: default = Kaiming uniform, gaussian = standard deviation "
         "1 / rank. The second matrix starts at zero, so training starts exactly at the base model",
     )
-    save_dtype: Literal["float16", "bfloat16", "float32"] = Field("float16", description="Dtype of the adapter file")
+    save_dtype: Literal["float16", "bfloat16", "float32"] = Field(
+        "float16", description="Dtype of the adapter file; the magnitudes of a DoRA and alphas are float32"
+    )
     metadata: Literal["full", "minimal", "none"] = Field(
         "full",
         description="What the adapter file says about itself: full = also the words of the captions, the names of the data's "

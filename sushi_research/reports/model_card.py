@@ -23,6 +23,7 @@ from sushi_research.models import ARCHITECTURES
 from sushi_research.models.header import read_header
 from sushi_research.reports import outcome_blocks, run_outcomes
 from sushi_research.reports.card_pictures import Pair, pairs_of, picture_table, plain
+from sushi_research.reports.card_settings import adapter_rows
 from sushi_research.reports.scores import scores_of_run
 from sushi_research.runs import records
 from sushi_research.runs.run_folder import RunFolder
@@ -117,7 +118,7 @@ def model_card(run: RunFolder, adapter: Path, repository: str) -> ModelCard:
         f"# {plain(run.name)}",
         plain(lora["description"], keep_lines=True) if lora.get("description") else "",
         _what_it_is(source),
-        _trigger(source.trigger_words),
+        _trigger(source.trigger_words, has_tokens=bool(bundled.files_from(adapter))),
         *([picture_table(pictures, source.step, config.get("sample") or {})] if pictures else []),
         _use(source),
         *(_measured(source) if source.is_full else []),
@@ -167,9 +168,11 @@ def _what_it_is(source: _Source) -> str:
     )
 
 
-def _trigger(words: Sequence[str]) -> str:
+def _trigger(words: Sequence[str], *, has_tokens: bool) -> str:
     shown = ", ".join(f"**{plain(word)}**" for word in words)
-    return f"Trigger words: {shown}" if words else "It has no trigger words."
+    # New tokens are words that call it up; the section on its use names them.
+    nothing = "" if has_tokens else "It has no trigger words."
+    return f"Trigger words: {shown}" if words else nothing
 
 
 def limits_of(adapter: Path, kind: str) -> dict[str, str]:
@@ -285,12 +288,10 @@ def _settings(source: _Source) -> str:
         return (config.get(section) or {}).get(key)
 
     targets, resolution = value("lora", "targets"), value("data", "resolution")
-    encoders = value("text_encoders", "train")
     rows = {
         "kind": KINDS.get(source.kind, source.kind),
         "layers": ", ".join(targets) if isinstance(targets, list) else targets,
-        "rank, alpha": f"{value('lora', 'rank')}, {value('lora', 'alpha')}",
-        "text encoders": "trained" if encoders else "not trained",
+        **adapter_rows(config),
         "images": plan.get("images"),
         "resolution": resolution,
         "steps": source.step,

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from sushi_research.adapters import bundled, kohya_format, lora, metadata, trained_images, verification
-from sushi_research.adapters.entries import Difference, Entry
+from sushi_research.adapters.entries import Difference
 from sushi_research.adapters.formats.writing import has_one_scale
 from sushi_research.adapters.snapshots import AVERAGE
 from sushi_research.caches.inputs import Inputs
@@ -108,6 +108,9 @@ class AdapterWriter:
     def _facts(self, step: int) -> metadata.Facts:
         """What the metadata says about the adapter of `step`, besides the config."""
         job, plan, run_state, start = self.job, self.plan, self.run_state, self.job.start
+        entries = lora.trained_entries(self.components)["unet"]
+        # Whole matrices have no rank.
+        ranks = {(each.rank, each.scale) for each in entries.values() if not isinstance(each, Difference) and each.rank}
         return metadata.Facts(
             architecture=job.model.NAME,
             name=job.run.name,
@@ -122,14 +125,9 @@ class AdapterWriter:
             trained=(job.started, time.time()),
             samples=self.inputs.data.learned.used,
             started_from=start.chain if start else (),
-            is_uniform=_is_uniform(lora.trained_entries(self.components)["unet"]),
+            is_uniform=has_one_scale(entries) and len(ranks) < 2,
+            rank_and_scale=min(ranks, default=None),
         )
-
-
-def _is_uniform(entries: Mapping[str, Entry]) -> bool:
-    """Whether a file says the rank and the alpha of the config in each of the UNet's modules."""
-    ranks = {(each.rank, each.scale) for each in entries.values() if not isinstance(each, Difference) and each.rank}
-    return has_one_scale(entries) and len(ranks) < 2
 
 
 def _published_name(source: str) -> str:

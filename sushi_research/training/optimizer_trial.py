@@ -109,8 +109,12 @@ class Trial:
             master_weights.zero_grad()
 
     def learns(self) -> bool:
-        """Whether a tensor that starts at zero has left it. Until then the adapter does nothing."""
-        return any(tensor.any() for name, tensor in self.master_weights.named_state().items() if starts_at_zero(name))
+        """Whether a trained tensor that starts at zero has left it. Until then the adapter does nothing. True if none is trained:
+        new tokens alone start at no zero."""
+        trained = {
+            name for group in self._groups if not group.has_ended(0) for name in group.names if starts_at_zero(name)
+        }
+        return not trained or any(self.master_weights.named_state()[name].any() for name in trained)
 
     def values(self) -> torch.Tensor:
         """The weights, as one vector."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from sushi_research.adapters import lora
+from sushi_research.adapters import lora, tensor_names
 from sushi_research.adapters.entries import Entry
 from sushi_research.adapters.settings import AdapterSettings
 from sushi_research.errors import UserError
@@ -59,6 +59,13 @@ def require_trainable(
         raise UserError(
             f"{config.optimizer.name} averages the weights itself, and its average is the result, so ema has nothing to add: "
             "remove ema.decay and ema.post_hoc, or choose another optimizer.name."
+        )
+    if config.lora.max_norm is not None and all(
+        group.has_ended(0) or all(map(tensor_names.is_of_token, group.names)) for group in groups
+    ):
+        raise UserError(
+            "lora.max_norm has no effect, because no adapter is trained, only new tokens: remove it, or give another lr_factor in "
+            "lora.overrides."
         )
     if config.lora.max_norm is not None and averages_itself:
         raise UserError(

@@ -16,6 +16,7 @@ from sushi_research.adapters.tensor_names import starts_at_zero
 from sushi_research.config.command_line import config_to_yaml
 from sushi_research.errors import UserError
 from sushi_research.evaluation.results import Results
+from sushi_research.models.header import read_header
 from testing.forked_scripts import free_port, ranks
 
 TARGETS = {"lora.targets": ["attn2.to_k", "conv1"], "lora.save_dtype": "float32"}
@@ -46,6 +47,12 @@ CASES: dict[str, tuple[str, dict[str, Any], str]] = {
     ),
 }
 EVALUATED = {"evaluation.held_out": 0.1, "evaluation.noise_samples": 4, "evaluation.drift_captions": []}
+TEXT = {"text_encoders.train": True}
+# The UNet's adapter stays at zero, and only the token learns.
+TOKENS_ALONE = {
+    "lora.overrides": [{"modules": "*", "lr_factor": 0}],
+    "text_encoders.new_tokens": [{"token": "picture"}],
+}
 OF_THE_FILE = {f"lora.{key}": None for key in ("kind", "rank", "alpha", "targets")}
 
 
@@ -109,11 +116,19 @@ def test_what_cannot_be_trained_is_refused(architecture: str, trainer: Trainer) 
     for changes, sentence in (
         ({"lora.overrides": [{"modules": "down_blocks.9", "rank": 2}]}, "which fits none of the"),
         ({"lora.targets": ["attn2.to_k"], "lora.conv_rank": 2}, "lora.conv_rank has no effect, because no module"),
-        ({"lora.overrides": [{"modules": "*", "rank": 0}]}, "so nothing would be trained"),
+        (
+            {"lora.overrides": [{"modules": "*", "rank": 0}]},
+            "and a run adapts the UNet: remove one of them, or give lr_factor 0",
+        ),
+        (TEXT | {"lora.overrides": [{"modules": "text_encoder", "rank": 0}]}, "train without that encoder"),
+        (TOKENS_ALONE | {"lora.max_norm": 1.0}, "lora.max_norm has no effect, because no adapter is trained"),
     ):
         with pytest.raises(UserError, match=sentence):
             trainer.train("refused", changes)
-    assert trainer.train("unknown", {"lora.targets": ["attn1.to_k"], "train.steps": 1}) == 0
+    every = [{"modules": "*", "rank": 3, "alpha": 6.0}]
+    assert trainer.train("unknown", {"lora.targets": ["attn1.to_k"], "lora.overrides": every, "train.steps": 1}) == 0
+    said = read_header(trainer.folder("unknown") / "unknown.safetensors").metadata
+    assert (said["ss_network_dim"], said["ss_network_alpha"]) == ("3", "6.0")
     text = trainer.plan("unknown")["text"]
     assert any(
         "warning: InvokeAI will not load this adapter as it is: it cannot tell the base" in line for line in text

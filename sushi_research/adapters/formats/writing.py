@@ -50,9 +50,11 @@ def write_entries(
 ) -> None:
     """Writes an adapter file atomically; equal arguments give equal bytes.
 
-    The tensors are cast to `dtype`, or keep their own with None. The metadata gets the two hashes of the tensors, as in
-    `kohya_format.save_adapter`. `layers_per_block` is that of the UNet's config. `tokens` are new tokens by key, as they are to be
-    written (bundled.py). UserError if the layout cannot hold an entry, a value overflows in `dtype`, or the file cannot be written.
+    The tensors are cast to `dtype`, but for magnitudes of a DoRA, which are then fp32; with None all keep their own. The metadata
+    gets the two hashes of the tensors, as in `kohya_format.save_adapter`. `layers_per_block` is that of the UNet's config. `tokens`
+    are new tokens by key, as they are to be written (bundled.py).
+
+    Raises UserError if the layout cannot hold an entry, a value overflows in `dtype`, or the file cannot be written.
     """
     import safetensors.torch
 
@@ -93,9 +95,11 @@ def tensors_of(
                 key = f"{stems[path]}.{part}"
                 if part == "alpha":
                     _require_alpha(key, entry)
-                tensors[key] = (
-                    tensor if part == "alpha" else cast(tensor, dtype or _own_dtype(entry, part, tensor), key)
-                )
+                    tensors[key] = tensor
+                elif part in _MAGNITUDES and dtype is not None:
+                    tensors[key] = cast(tensor, torch.float32, key)
+                else:
+                    tensors[key] = cast(tensor, dtype or _own_dtype(entry, part, tensor), key)
     return tensors
 
 
@@ -225,6 +229,9 @@ def _require_alpha(key: str, entry: Entry) -> None:
         raise UserError(f"{key} would be {value:.3g}, which float32 cannot hold: give weights nearer to 1 (--weights).")
 
 
+# A magnitude multiplies the base's weight: its rounding is as large as one of the base, and in bf16 a tenth of what an adapter
+# changes.
+_MAGNITUDES = ("dora_scale", "lora_magnitude_vector")
 # Parts that a scale may be multiplied into -> the matrix that they are of.
 _SCALED = {"lora_up.weight": "up", "lora_B.weight": "up", "lokr_w1": "w1"}
 

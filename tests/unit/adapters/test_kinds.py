@@ -309,6 +309,22 @@ def test_the_file_applied_to_the_base_is_what_was_trained(kind, tmp_path):
         verify_saved(path, {"unet": model}, **facts)
 
 
+def test_the_magnitudes_in_a_file_of_bf16_are_not_rounded(tmp_path):
+    """They multiply the base's weights: rounded, they would be off by more than a weak adapter changes."""
+    model = unet()
+    lora.attach(model, of_kind("dora"))
+    fill(model, 1e-3)
+    state = {name: tensor.detach() for name, tensor in lora.adapter_parameters({"unet": model}).items()}
+    path, facts = tmp_path / "adapter.safetensors", {"architecture": "sd15", "state": state, "dtype": torch.bfloat16}
+    save_adapter(path, {"unet": model}, metadata={}, **facts)
+    verify_saved(path, {"unet": model}, **facts)
+    found = {entry.name: entry for entry in read_adapter(path).entries}
+    for where, entry in lora.trained_entries({"unet": model})["unet"].items():
+        held = found[f"lora_unet_{where.replace('.', '_')}"]
+        assert held.down.dtype == held.up.dtype == torch.bfloat16 and held.magnitude.dtype == torch.float32
+        assert torch.equal(held.magnitude.flatten(), entry.magnitude.detach().flatten())
+
+
 @pytest.mark.parametrize("kind", ["dora", "loha", "lokr"])
 def test_a_base_in_fewer_bits_is_trained_as_its_restored_weights(kind):
     """The layers are those of `model.base_storage int8`, whose weight has another form and shape."""

@@ -180,6 +180,13 @@ def test_no_metadata_and_modules_that_differ():
     metadata = described(config(targets="kohya_conv"), architecture="sdxl", is_uniform=False)
     assert metadata["ss_network_dim"] == metadata["ss_network_alpha"] == "Dynamic"
     assert metadata["ss_network_args"] == "{}"
+    # All modules are convolutions, or an override fits all of them.
+    settings = config(targets=["conv1"], lora={"conv_rank": 12, "conv_alpha": 3.0})
+    metadata = described(settings, architecture="sdxl", rank_and_scale=(12, 3.0 / 12))
+    assert (metadata["ss_network_dim"], metadata["ss_network_alpha"]) == ("12", "3.0")
+    assert json.loads(metadata["ss_network_args"]) == {"conv_dim": "12", "conv_alpha": "3.0"}
+    dora = described(config(lora={"kind": "dora"}), architecture="sdxl", rank_and_scale=(12, 0.25))
+    assert (dora["ss_network_dim"], dora["ss_network_alpha"]) == ("12", "12.0")
 
 
 def test_the_chain_of_files_is_read_as_it_was_written(tmp_path):

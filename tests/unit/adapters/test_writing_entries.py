@@ -158,6 +158,9 @@ def test_without_a_dtype_every_tensor_keeps_its_own():
                 [key] = [key for key in found if key.endswith(endings[number]) and "attn1" in key]
                 value = getattr(mixed, part)
                 assert found[key].dtype == value.dtype and torch.equal(found[key].flatten(), value.flatten()), key
+                # With one, magnitudes alone are not rounded to it: each multiplies a row or a column of the base's weight.
+                narrow = tensors_of("sd15", {"unet": {QUERY: mixed}}, layout=layout, dtype=torch.bfloat16)
+                assert narrow[key].dtype == (value.dtype if part == "magnitude" else torch.bfloat16), key
             assert {found[key].dtype for key in found if "attn2" in key} == {torch.bfloat16}
 
 

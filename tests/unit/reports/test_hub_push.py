@@ -122,6 +122,33 @@ def test_the_files_of_new_tokens_are_uploaded_as_the_run_writes_them(tmp_path, h
     )
 
 
+def test_the_settings_are_those_of_all_parts_of_the_adapter(tmp_path):
+    overrides = [{"modules": "mid_block", "rank": 6}, {"modules": "text_encoder.*", "alpha": 9.0, "lr_factor": 0.5}]
+    run = made_run(
+        tmp_path / "mycat", conv_rank=2, rank_stabilized=True, overrides=overrides, rank_dropout=0.2, trigger_words=[]
+    )
+    config = yaml.safe_load(run.config.read_text())
+    config["text_encoders"] = {"train": True, "rank": 3, "lr": [0.0, 1e-5], "until": 0.5, "alpha": None}
+    config["text_encoders"]["new_tokens"] = [{"token": "<sks>", "vectors": 2}]
+    config["optimizer"]["lora_plus_ratio"] = 16.0
+    run.config.write_text(yaml.safe_dump(config))
+    save_file(bundled.bundled_tensors({"text_encoder.new_tokens.<sks>": torch.rand(2, 8)}, torch.float16), run.adapter)
+    text = model_card(run, run.adapter, "me/mycat").text
+    for row in (
+        "| rank, alpha | 8, 4.0 |",
+        "| rank, alpha of convolutions | 2, 4.0 |",
+        "| scale | alpha / sqrt(rank) |",
+        "| rank dropout | 0.2 |",
+        "| LoRA+ ratio | 16.0 |",
+    ):
+        assert row in text, row
+    plain = text.replace("\\", "")
+    assert "| other modules | mid_block: rank 6; text_encoder.*: alpha 9.0, learning rate times 0.5 |" in plain
+    assert "| text encoders | trained, rank 3, learning rate [0.0, 1e-05], until 0.5 |" in plain
+    assert "| new tokens (vectors) | <sks> (2) |" in plain.replace("&lt;", "<").replace("&gt;", ">")
+    assert "no trigger words" not in text and "It has the new token" in text
+
+
 @pytest.mark.parametrize("metadata", ["minimal", "none"])
 def test_the_card_says_no_more_than_the_file(tmp_path, metadata):
     run = made_run(tmp_path / "mycat", metadata=metadata)

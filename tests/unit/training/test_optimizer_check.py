@@ -1,5 +1,6 @@
 """Optimizers by their import path: those that can train an adapter and resume exactly, and those that cannot."""
 
+import contextlib
 import math
 import random
 import re
@@ -32,6 +33,21 @@ def test_optimizers_that_can_be_used(name):
     check(name)
     assert torch.equal(torch.random.get_rng_state(), before[0])
     assert (random.getstate(), str(np.random.get_state())) == before[1:]
+
+
+def test_new_tokens_alone_start_at_no_zero():
+    """Where the adapter is not trained, it stays at zero; a class that leaves a trained one there is refused still."""
+    shapes = MATRICES | {"text_encoder.new_tokens.cat": (2, 8)}
+    rates = [0.01 * factor for factor in (0, 0.5, 1, 0.75, 0.5, 0.25)]
+    for name, until, labels in (("adamw", 0, ()), ("bitsandbytes.optim.LAMB", None, ("leaves every second matrix",))):
+        groups = [
+            Group(tuple(MATRICES), 0.0 if until == 0 else 1.0, "unet", "unet", until),
+            Group(("text_encoder.new_tokens.cat",), 3.0, "text_encoder", "new_tokens"),
+        ]
+        with contextlib.ExitStack() as refused:
+            for label in labels:
+                refused.enter_context(pytest.raises(UserError, match=label))
+            require_usable(OptimizerSection(name=name, lr=0.01), shapes, rates, CPU, groups)
 
 
 class Loud(torch.optim.SGD):
