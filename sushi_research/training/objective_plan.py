@@ -8,6 +8,8 @@ from typing import Any
 from sushi_research.config import TrainingConfig
 from sushi_research.config.loss import LossSection, gamma_of, weighting_of
 from sushi_research.config.timesteps import LAST, TimestepSection
+from sushi_research.errors import UserError
+from sushi_research.models.prediction import Prediction
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,15 @@ class ObjectivePlan:
         if not (self.weighting or noise or self.timesteps) and self.loss == LossSection().type:
             return []
         return [f"objective    {'; '.join(filter(None, (self.loss, self.weighting, noise, self.timesteps)))}"]
+
+
+def require_effective(config: TrainingConfig, prediction: Prediction) -> None:
+    """UserError for a weighting that changes nothing of a base with this prediction."""
+    if config.loss.weighting == "v_like" and prediction.type == "v_prediction":
+        raise UserError(
+            "loss.weighting v_like has no effect on a base that predicts v, whose loss has that weight by itself: remove it, or "
+            "choose another."
+        )
 
 
 def objective_plan(config: TrainingConfig) -> ObjectivePlan:
