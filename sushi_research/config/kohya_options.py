@@ -206,7 +206,7 @@ OPTIONS: dict[str, list[tuple[str, str, str]]] = {
         ),
     ],
     "Loss and noise": [
-        ("min_snr_gamma", "loss.snr_gamma", ""),
+        ("min_snr_gamma", "loss.snr_gamma", "with zero terminal SNR, kohya's weights differ (docs/objectives.md)"),
         ("debiased_estimation_loss", "loss.weighting", "debiased; of v, kohya's is another (docs/objectives.md)"),
         ("v_pred_like_loss", "loss.weighting", "v_like, in place of the plain loss; kohya adds the two"),
         ("scale_v_pred_loss_like_noise_pred", "loss.snr_gamma", "10000, which caps nothing"),
@@ -217,7 +217,12 @@ OPTIONS: dict[str, list[tuple[str, str, str]]] = {
         ),
         ("huber_schedule", "loss.huber_schedule", "the same names"),
         ("huber_c", "loss.huber_c", ""),
-        ("huber_scale", "", "it multiplies huber_c with huber_schedule constant: set loss.huber_c to the product"),
+        (
+            "huber_scale",
+            "",
+            "it multiplies huber_c with huber_schedule constant: set loss.huber_c to the product; with exponential it is not here, "
+            "and with snr kohya ignores it",
+        ),
         ("noise_offset", "loss.noise_offset", ""),
         ("noise_offset_random_strength", "loss.noise_offset_random", "of each image; of each batch there"),
         ("multires_noise_iterations", "loss.multires_iterations", ""),
