@@ -34,11 +34,17 @@ OPTIONS: dict[str, list[tuple[str, str, str]]] = {
         (
             "flow_uniform_static_ratio flow_uniform_shift flow_uniform_base_pixels",
             "model.flow_shift",
-            "of forks; a number that does not depend on the size of the image",
+            "of forks; a number that does not depend on the size of the image. There it moves uniform timesteps alone: with "
+            "logit_normal, 1 is the same",
         ),
         ("flow_timestep_distribution", "timesteps.distribution", "of forks, where logit_normal is the default"),
         ("flow_logit_mean", "timesteps.mean", "of forks"),
         ("flow_logit_std", "timesteps.std", "of forks"),
+        (
+            "vae_custom_scale vae_custom_shift",
+            "",
+            "of forks; latents have the scale of Stable Diffusion, and bases that were trained with another are not supported",
+        ),
         ("flow_use_ot contrastive_flow_matching cfm_lambda", "", "of forks; a flow is trained on its plain loss"),
         (
             "clip_skip",
