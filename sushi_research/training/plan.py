@@ -57,7 +57,7 @@ def make_plan(job: Job, inputs: Inputs) -> Plan:
     lora.start_from that was trained on held-out images, and for a disk that has too little room.
     """
     config, base, data, caches = job.config, inputs.base, inputs.data, inputs.caches
-    starting_point.require_usable(job, data)
+    starting_point.require_usable(job, data, base.prediction)
     items, global_batch_size = data.items, job.global_batch_size
     steps = steps_of(config.train.steps, config.train.epochs, len(items), global_batch_size)
     unet = loading.empty_unet(base)
