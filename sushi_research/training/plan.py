@@ -31,7 +31,7 @@ from sushi_research.training.disk_plan import cache_bytes, plan_run, require_roo
 from sushi_research.training.evaluation_plan import plan_evaluation
 from sushi_research.training.length import decay_steps, due_of, steps_of, warmup_steps
 from sushi_research.training.new_tokens import plan_of as plan_of_tokens
-from sushi_research.training.objective_plan import objective_plan, require_effective
+from sushi_research.training.objective_plan import objective_plan
 from sushi_research.training.parameter_groups import Rates, groups_of
 from sushi_research.training.plan_parts import (
     CachePlan,
@@ -63,7 +63,6 @@ def make_plan(job: Job, inputs: Inputs) -> Plan:
     unet = loading.empty_unet(base)
     base_weights = base_weights_of(job, unet)
     adapter_plan.require_effective(job, base, unet)
-    require_effective(config, base.prediction)
     shapes = adapter_shapes(unet, settings_of(config.lora, seed=0), job.start and job.start.matches["unet"])
     of_text = text_encoder_plan.shapes_of(job, base)
     all_shapes = shapes | of_text
@@ -119,7 +118,7 @@ def make_plan(job: Job, inputs: Inputs) -> Plan:
         adapter=adapter_plan.plan_of(job, base, unet, all_shapes),
         rates=Rates(config.optimizer.lr, tuple(groups)),
         optimizer=optimizer_plan.plan_of(config.optimizer, config.schedule, all_shapes),
-        objective=objective_plan(config),
+        objective=objective_plan(config, base.prediction),
         text_encoders=text_encoder_plan.plan_of(job, base, of_text, own, steps),
         new_tokens=plan_of_tokens(job, inputs),
         averages=averages_plan.plan_of(job, steps, due, parameters),

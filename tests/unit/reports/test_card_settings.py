@@ -3,6 +3,7 @@
 import json
 
 from sushi_research.config import SD15Training
+from sushi_research.models.prediction import Prediction
 from sushi_research.reports.card_settings import objective_rows
 from sushi_research.training.objective_plan import objective_plan
 
@@ -11,7 +12,7 @@ REQUIRED = {"model": {"base": "b"}, "data": {"path": "p"}, "train": {"steps": 1}
 
 def rows_of(loss, timesteps=None):
     config = SD15Training(**REQUIRED, loss=loss, timesteps=timesteps or {})
-    plan = json.loads(json.dumps({"objective": objective_plan(config).to_json()}))
+    plan = json.loads(json.dumps({"objective": objective_plan(config, Prediction()).to_json()}))
     rows = objective_rows(config.model_dump(), plan)
     return {name: value for name, value in rows.items() if value is not None}
 
