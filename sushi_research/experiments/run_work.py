@@ -122,11 +122,11 @@ class RunWork:
         self._note("running")
         try:
             outcome = self._trained()
-            if not outcome.status and not self._processes.signal:
+            if not outcome.status and not outcome.is_busy and not self._processes.signal:
                 outcome = replace(outcome, unscored=self._scored())
         except UserError as error:
             outcome = Outcome(USER_ERROR, str(error))
-        if self._processes.signal:
+        if self._processes.signal or outcome.is_busy:
             self._note("stopped", ended=now())
         elif outcome.status:
             self._note("failed", ended=now(), reason=outcome.reason)
@@ -141,6 +141,10 @@ class RunWork:
         status, said = self._processes.train(self.command, self.environment)
         if not status:
             return Outcome(seconds=time.monotonic() - started)
+        if status == USER_ERROR and is_locked(
+            self.folder
+        ):  # that of a command that was killed, which was still starting
+            return Outcome(is_busy=True)
         how = f"exit status {status}" if status > 0 else f"signal {-status}"
         reason = f"{how}: {said}" if said else how
         return Outcome(status, reason, further=last_checkpoint(self.folder) > reached)
