@@ -30,6 +30,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sushi_research import stopping
+from sushi_research.adapters.tools.outputs import new_file
 from sushi_research.experiments import cells, written_sweep
 from sushi_research.experiments.cells import DONE, Cell
 from sushi_research.experiments.cluster_jobs import ClusterJobs
@@ -46,7 +47,7 @@ def main(experiment: Experiment) -> int:
     """Trains and scores what is not done, then compares; returns 0, 1 if any of it failed, or 128 + the signal that stopped it."""
     with stopping.doing("planning", "no run was started; the same command again begins"):
         if experiment.write_sweep is not None:
-            return write_sweep(experiment, Path(experiment.write_sweep))
+            return write_sweep(experiment, new_file(experiment.write_sweep, "", "write_sweep"))
         planned = plan(experiment)
         found = cells.cells_of(experiment, planned)
         if experiment.status:

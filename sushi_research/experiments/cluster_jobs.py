@@ -112,7 +112,8 @@ def executor_of(experiment: Experiment, folder: Path) -> Any:
         import submitit
     except ImportError:
         raise UserError(
-            f"cluster is {experiment.cluster}, and submitit is not installed: pip install 'sushi-research[slurm]'."
+            f"cluster is {experiment.cluster}, and submitit is not installed: install the extra (pip install --editable "
+            "'.[slurm]')."
         ) from None
     if "timeout_min" not in experiment.slurm:
         raise UserError(

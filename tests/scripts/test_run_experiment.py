@@ -14,6 +14,7 @@ from test_evaluating import make_pictures
 
 from sushi_research.config.command_line import load_config
 from sushi_research.config.sets import sets_of
+from sushi_research.errors import UserError
 from sushi_research.experiments.experiment import Experiment, plan
 from sushi_research.experiments.run_command import RunCommand
 
@@ -159,10 +160,13 @@ def test_a_searched_page_says_so_and_a_sweep_is_written(file, tmp_path, monkeypa
         experiment = read(file)
         SCRIPT.write_comparison(experiment, plan(experiment))
         assert "--searched" in words.pop()
-        assert SCRIPT.main(read(file, "--write_sweep", str(tmp_path / "sweep.yaml"))) == 0
+        written = tmp_path / f"{name}_sweep.yaml"
+        assert SCRIPT.main(read(file, "--write_sweep", str(written))) == 0
         assert not (tmp_path / "runs").exists()
-        sweep = yaml.safe_load((tmp_path / "sweep.yaml").read_text())
+        sweep = yaml.safe_load(written.read_text())
         assert sweep["method"] == {"grid": "grid", "search": "random"}[name] and "lora.rank" in sweep["parameters"]
+    with pytest.raises(UserError, match="write_sweep: .* exists already"):  # such as the experiment itself
+        SCRIPT.main(read(file, "--write_sweep", str(file)))
     assert SCRIPT.main(read(file, "--status")) == 0
     assert capsys.readouterr().out.splitlines()[-5] == "4 runs: 4 waiting"
 
