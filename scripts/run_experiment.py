@@ -76,15 +76,18 @@ def work(experiment: Experiment, found: Sequence[Cell]) -> int:
     """Trains and scores what is not done; returns the signal that stopped it, 0 if none did."""
     with ClusterJobs(experiment) if experiment.cluster else LocalJobs(experiment) as jobs:
         scheduler = Scheduler(experiment, found, jobs)
-        scheduler.run()
-        left = jobs.left()
+        try:
+            scheduler.run()
+        finally:  # also where the cluster refuses one of them
+            if left := jobs.left():
+                say(
+                    f"these jobs go on, and the same command again waits for them; to end them: scancel {' '.join(left)}"
+                )
     if not jobs.is_alone:
         say("", *cells.table(found))
     if scheduler.signal:
         where = f" in {', '.join(scheduler.interrupted)}" if scheduler.interrupted else ""
         say(f"stopped{where}; the same command again continues from here")
-    if left:
-        say(f"these jobs go on, and the same command again waits for them; to end them: scancel {' '.join(left)}")
     return scheduler.signal
 
 

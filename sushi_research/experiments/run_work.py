@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from sushi_research.errors import UserError
 from sushi_research.experiments import scoring
 from sushi_research.experiments.run_command import RunCommand
-from sushi_research.files import make_folder, write_json
+from sushi_research.files import make_folder, write_json, writing
 from sushi_research.runs import records
 from sushi_research.runs.folder_lock import is_locked, try_lock
 from sushi_research.runs.run_folder import RunFolder
@@ -193,7 +193,9 @@ def record_of(logs: Path, name: str) -> LaunchRecord | None:
 @contextlib.contextmanager
 def claimed(path: Path) -> Iterator[bool]:
     """Whether this process has locked the file for the block. True too where files cannot be locked: the run's own lock is left."""
-    with open(path, "ab") as file:
+    with writing("write", path):
+        file = open(path, "ab")  # noqa: SIM115
+    with file:
         yield os.name == "nt" or try_lock(file.fileno()) is not False
 
 

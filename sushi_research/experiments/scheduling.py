@@ -142,8 +142,9 @@ class Scheduler:
 
     def _is_filling(self) -> bool:
         """Whether the first run is still filling the caches."""
-        if self._first is not None and (self._first.state != RUNNING or _has_begun(self._first)):
-            self._first, self._are_filled = None, True
+        if self._first is not None and (_has_begun(self._first) or self._first.state != RUNNING):
+            # One that ended before its first step has filled nothing: the next one is the first.
+            self._first, self._are_filled = None, _has_begun(self._first)
         return self._first is not None
 
     def _announce(self, cell: Cell) -> None:

@@ -171,6 +171,24 @@ def test_a_searched_page_says_so_and_a_sweep_is_written(file, tmp_path, monkeypa
     assert capsys.readouterr().out.splitlines()[-5] == "4 runs: 4 waiting"
 
 
+def test_jobs_that_were_submitted_before_a_refusal_are_named(monkeypatch, capsys):
+    class Refusing:
+        left = staticmethod(lambda: ["7", "8"])
+        __enter__, __exit__ = lambda self: self, lambda *_: None
+
+        def __init__(self, *_):
+            pass
+
+        def run(self):
+            raise UserError("the job of c cannot be submitted")
+
+    monkeypatch.setattr(SCRIPT, "ClusterJobs", Refusing)
+    monkeypatch.setattr(SCRIPT, "Scheduler", Refusing)
+    with pytest.raises(UserError, match="cannot be submitted"):
+        SCRIPT.work(SimpleNamespace(cluster="slurm"), [])
+    assert "to end them: scancel 7 8" in capsys.readouterr().out
+
+
 def test_the_worked_examples_are_right(monkeypatch):
     """Every file in configs/experiments expands into runs whose configs are valid."""
     monkeypatch.chdir(ROOT)

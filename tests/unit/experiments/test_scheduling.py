@@ -122,6 +122,15 @@ def test_the_first_run_fills_the_caches_alone(experiment):
     assert jobs.started == ["a", "b", "c"] and jobs.looks > 3
 
 
+def test_a_first_run_that_fails_has_filled_nothing(experiment):
+    """All others at once would each encode the same images."""
+    jobs = Scripted({"a": [Outcome(2, "error: no")], "b": [None, None]}, room=3, fills_first=True)
+    beside = []
+    jobs.at_look = lambda: beside.append([run.variant for run in jobs.running.values()])
+    worked(experiment, jobs)
+    assert beside[:3] == [["a"], ["b"], ["b"]]
+
+
 def test_a_run_of_another_command_is_left_to_it_and_skipped_when_it_is_done(experiment, monkeypatch, capsys):
     monkeypatch.setattr(scheduling, "BUSY", 0.0)
     jobs = Scripted({"a": [Outcome(is_busy=True), Outcome(is_busy=True)]})
