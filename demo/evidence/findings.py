@@ -49,8 +49,8 @@ LABELS = (
     f"**{NOT_TOLD_APART}**: no difference was shown that decides. It does not mean equal; the interval says how large a "
     "difference may be. Where one side is decided and the other is not (whether it learned or kept as much is open), the row says "
     "so.",
-    "**trap**: what looks better by one number is worse by another. It gains on one side and loses on the other by more than "
-    "the margin, or losses say the opposite of pictures and scores.",
+    "**trap**: what looks better by one number is worse by another. It gains on one side and loses on the other, by more than "
+    "the margin on one of them at least, or losses say the opposite of pictures and scores.",
     f"**{NOT_RECORDED}**: the experiment is there, and its runs are not recorded yet.",
 )
 CARE = (
@@ -105,6 +105,8 @@ def answer(found: Comparison, question: Question) -> Answer:
         return Answer(question.text, NOT_TOLD_APART, pairs["evaluation"].note, tests)
     kind = deciding(tested, result)
     told = size(kind, tested[kind]) if kind else "the same bit for bit"
+    if is_small(result):
+        told += "; more on one side and less on the other, both within the margin"
     if result.word == "undecided":
         told += "; only in part decided: " + ", ".join(f"{side} {word}" for side, word in result.words.items())
     return Answer(question.text, label_of(result), told, tests)
@@ -112,9 +114,14 @@ def answer(found: Comparison, question: Question) -> Answer:
 
 def label_of(result: PairResult) -> str:
     """The label of a pair's result."""
-    if result.word == "trade-off" or result.disagreement:
+    if result.disagreement or (result.word == "trade-off" and not is_small(result)):
         return "trap"
     return {"better": "better", "worse": "worse", "identical": "the same"}.get(result.word, NOT_TOLD_APART)
+
+
+def is_small(result: PairResult) -> bool:
+    """Whether a trade-off is one within the margins on both sides."""
+    return result.word == "trade-off" and set(result.words.values()) == {"better", "not worse"}
 
 
 def deciding(tested: dict[str, Pair], result: PairResult) -> str | None:

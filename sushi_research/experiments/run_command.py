@@ -80,7 +80,7 @@ class RunCommand:
     def stop(self, number: int) -> None:
         """Asks the running command to stop, by SIGTERM: a training saves and stops. Called by signal handlers too."""
         self.signal = self.signal or number
-        if self._process is None:
+        if self._process is None or self._process.returncode is not None:  # ended: its number may be another's
             return
         with contextlib.suppress(psutil.Error):
             process = psutil.Process(self._process.pid)

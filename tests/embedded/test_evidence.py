@@ -106,6 +106,12 @@ def pair(kind: str, value: float, adjusted_p: float) -> tuple[str, SimpleNamespa
     )
 
 
+def test_a_trade_off_within_the_margins_is_no_trap():
+    small, large = ({"learned": "better", "kept": word} for word in ("not worse", "worse"))
+    labels = [findings.label_of(PairResult("trade-off", "", words=words)) for words in (small, large)]
+    assert labels == ["could not be told apart", "trap"]
+
+
 @pytest.mark.parametrize(
     ("word", "disagreement", "tests", "label", "size"),
     [
