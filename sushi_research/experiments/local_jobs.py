@@ -11,6 +11,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 
+from sushi_research.errors import UserError
 from sushi_research.experiments import launcher
 from sushi_research.experiments.experiment import Planned
 from sushi_research.experiments.experiment_file import Experiment
@@ -83,6 +84,11 @@ class LocalJobs:
         gpus = visible_gpus() if needs_gpus else []
         self.slots = slots_of(experiment.jobs, processes_of(experiment.launch), gpus)
         self.is_alone = len(self.slots) == 1
+        if not self.is_alone and "gpu_ids" in " ".join(experiment.launch).replace("-", "_"):
+            raise UserError(
+                "launch has --gpu_ids, which would give all runs side by side the same GPUs: set CUDA_VISIBLE_DEVICES for the "
+                "experiment, whose GPUs are shared out, or give jobs 1."
+            )
         self._experiment = experiment
         self._pool = ThreadPoolExecutor(len(self.slots), "run")
         self._running: dict[Future[Outcome], tuple[RunWork, Slot]] = {}
