@@ -54,7 +54,8 @@ def leaves(space: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
     """(dotted key, parameter) of each parameter of a search space; anything else in the place of one as it is."""
     for name, value in space.items():
         if isinstance(value, dict) and not is_parameter(value):
-            yield from leaves(value, f"{prefix}{name}.")
+            inner = value.get("parameters") if len(value) == 1 else None  # as W&B nests them
+            yield from leaves(inner if isinstance(inner, dict) else value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
 

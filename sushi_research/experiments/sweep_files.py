@@ -66,15 +66,19 @@ def read_experiment(file: str) -> dict[str, Any]:
         seed = settings.pop(SEED)
         found["seeds"] = [int(seed) if isinstance(seed, str) and seed.isdecimal() else seed]
     cap, seeds = content.get("run_cap"), len(found.get("seeds", [0]))
-    if method == "grid":
+    if cap is not None and (type(cap) is not int or cap < 1):
+        raise UserError(f"run_cap is {cap!r} in {file}: it must be a whole number above 0.")
+    if not flat:  # repeats of one run
+        found["variants"] = {"run": {}}
+    elif method == "grid":
         values = {key: _values(key, parameter, file) for key, parameter in flat.items()}
         found["grid"] = nested(values)
-        if type(cap) is int and cap < (runs := seeds * math.prod(map(len, values.values()))):
+        if cap is not None and cap < (runs := seeds * math.prod(map(len, values.values()))):
             raise UserError(f"{file} is a grid of {runs} runs with the run_cap {cap}: remove it, or give fewer values.")
     else:
         found["search"] = nested(flat)
         if cap is not None:
-            found["samples"] = max(1, cap // seeds) if type(cap) is int else cap
+            found["samples"] = max(1, cap // seeds)
     return found | {"settings": nested(settings)}
 
 

@@ -147,6 +147,7 @@ def test_a_sweep_file_is_an_experiment_with_the_same_runs(path, monkeypatch, tmp
             "early_terminate, and without W&B's server every run is trained to its end",
         ),
         ({"run_cap": 3}, "is a grid of 12 runs with the run_cap 3"),
+        ({"run_cap": "x"}, "run_cap is 'x' in .*: it must be a whole number above 0"),
         ({"paramters": {}}, "has the key paramters, which is not known of a sweep"),
     ],
 )
@@ -165,6 +166,19 @@ def test_one_seed_for_all_runs_of_a_sweep(tmp_path):
     for content in (of_command, sweep | {"parameters": {"lora.rank": {"values": [4]}, "train.seed": {"value": 7}}}):
         (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(content))
         assert read(tmp_path / "sweep.yaml").seeds == [7]
+
+
+def test_a_sweep_over_seeds_alone_repeats_one_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    sweep = yaml.safe_load((ROOT / "configs/sweeps/sdxl_rank.yaml").read_text())
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(sweep | {"parameters": {"train.seed": {"values": [4, 5]}}}))
+    assert [run.name for run in plan(read(tmp_path / "sweep.yaml"))] == ["run-seed4", "run-seed5"]
+
+
+def test_a_search_may_be_nested_as_wandb_nests_it():
+    plain = {"optimizer": {"lr": {"min": 0.1, "max": 0.2}}}
+    nested = {"optimizer": {"parameters": plain["optimizer"]}}
+    assert list(search_space.leaves(nested)) == list(search_space.leaves(plain))
 
 
 def test_names_of_variants_fit_into_a_folder_name():
