@@ -6,6 +6,7 @@ told from a crash, nor a process that was killed for its memory from either, and
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -34,7 +35,8 @@ def main(arguments: Sequence[str], launch: Callable[[], object] | None = None) -
         return 0
     if status < 0:
         sys.stdout.flush()
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        with contextlib.suppress(OSError):  # SIGKILL has no handler, torchrun's SIGTERM has
+            signal.signal(-status, signal.SIG_DFL)
         os.kill(os.getpid(), -status)
     return status if status > 0 else 128 - status  # where the signal is ignored
 
