@@ -92,7 +92,10 @@ def work(experiment: Experiment, found: Sequence[Cell]) -> int:
 
 
 def write_comparison(experiment: Experiment, runs: Sequence[Planned]) -> int:
-    """Writes the comparison page of the runs; returns the exit status of compare_runs.py."""
+    """Writes the comparison page of the runs; returns the exit status of compare_runs.py, 1 without a run of the reference."""
+    if experiment.reference not in (None, *(run.variant for run in runs)):
+        say(f"no run of the reference, {experiment.reference}, has finished: nothing is compared", file=sys.stderr)
+        return 1
     command = [sys.executable, str(ROOT / "scripts/compare_runs.py"), *(str(run.folder) for run in runs)]
     command += ["--output", f"{experiment.folder}/comparison", "--title", experiment.title]
     command += ["--wandb", runs[0].config.tracking.wandb, "--project", runs[0].config.tracking.project]

@@ -143,6 +143,13 @@ def test_the_comparison_is_told_to_pool_code(file, tmp_path, monkeypatch):
     assert ["--pool-code" in command for command in words] == [False, True]
 
 
+def test_without_a_run_of_the_reference_nothing_is_compared(file, capsys):
+    """compare_runs.py would say that no variant has this name."""
+    experiment = read(file, "--reference", "large")
+    assert SCRIPT.write_comparison(experiment, [run for run in plan(experiment) if run.variant == "small"]) == 1
+    assert capsys.readouterr().err == "no run of the reference, large, has finished: nothing is compared\n"
+
+
 def test_a_searched_page_says_so_and_a_sweep_is_written(file, tmp_path, monkeypatch, capsys):
     words = []
     monkeypatch.setattr(
