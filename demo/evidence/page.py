@@ -10,7 +10,7 @@ from statistics import mean
 from demo.evidence.study import Study
 from demo.evidence.texts import TEXTS
 from sushi_research.errors import UserError
-from sushi_research.files import write_atomic, write_json
+from sushi_research.files import make_folder, write_atomic, write_json
 from sushi_research.reports import page
 from sushi_research.reports.page import Block
 from sushi_research.runs.run_folder import RunFolder
@@ -96,7 +96,9 @@ def write_rates() -> dict[str, float]:
     for variant, settings in study.content["variants"].items():
         last = last_loss(study.trained / f"{variant}-seed{seed}")
         losses.setdefault(settings["optimizer"]["name"], {})[f"{settings['optimizer']['lr']:g}"] = last
-    write_json(Study.of("optimizers").folder / RATES, {"seed": seed, "loss": losses})
+    folder = Study.of("optimizers").folder
+    make_folder(folder)  # its other files come later, from the runs with these rates
+    write_json(folder / RATES, {"seed": seed, "loss": losses})
     return best_rates()
 
 

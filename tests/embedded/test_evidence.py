@@ -84,6 +84,21 @@ def test_a_run_that_diverged_is_not_the_best_rate(monkeypatch, tmp_path):
     assert page.rates_table()[1] == ["lion", "0.001: not finished", "0.002: 0.30000", "**0.004: 0.20000**"]
 
 
+def test_rates_are_recorded_before_anything_else_of_the_optimizers_is(monkeypatch, tmp_path):
+    content = {
+        "seeds": [9],
+        "variants": {f"lion-{lr:g}": {"optimizer": {"name": "lion", "lr": lr}} for lr in (0.1, 0.2)},
+    }
+    study = SimpleNamespace(content=content, trained=tmp_path, folder=tmp_path / "docs/optimizers")
+    monkeypatch.setattr(Study, "of", classmethod(lambda cls, name, folder=None: study))
+    monkeypatch.setattr(page, "last_loss", lambda run: {"lion-0.1-seed9": 0.5, "lion-0.2-seed9": None}[run.name])
+    assert page.write_rates() == {"lion": 0.1}
+    assert json.loads((study.folder / page.RATES).read_text()) == {
+        "seed": 9,
+        "loss": {"lion": {"0.1": 0.5, "0.2": None}},
+    }
+
+
 def test_the_loss_of_a_rate_is_that_of_a_finished_run(tmp_path, monkeypatch):
     """A run that diverged has an evaluation too: that of the base, before its first step."""
     (tmp_path / "metrics.jsonl").write_text('{"evaluation/loss": 0.1, "step": 0}\n')
