@@ -119,7 +119,7 @@ def main(test: RangeTest) -> int:
     losses = losses_of(records)
     # As `schedules.make_schedule` has it. The logged rate of Prodigy is another one: with its estimate.
     rates = {step: test.lowest * (test.highest / test.lowest) ** ((step - 1) / (test.steps - 1)) for step in losses}
-    curve = rate_range.curve_of(rates, losses, base)
+    curve = rate_range.curve_of(rates, losses, base, has_ended=max(losses) < test.steps)
     found = rate_range.suggestion_of(curve)
     optimizer = test.config.optimizer.name
     title = f"{optimizer}, {len(curve.rates)} steps of {test.config.train.batch_size * test.config.train.accumulation} samples"

@@ -53,7 +53,9 @@ def test_two_trainings_on_the_same_noise_give_a_picture_and_nothing_else(
     losses: list[dict[int, float]] = []
     curve_of = SCRIPT.rate_range.curve_of
     monkeypatch.setattr(
-        SCRIPT.rate_range, "curve_of", lambda *each: losses.extend([each[2], each[1]]) or curve_of(*each)
+        SCRIPT.rate_range,
+        "curve_of",
+        lambda *each, **ended: losses.extend([each[2], each[1]]) or curve_of(*each, **ended),
     )
     assert SCRIPT.main(test) == 0
     printed = capfd.readouterr().out
