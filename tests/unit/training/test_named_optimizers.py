@@ -13,6 +13,7 @@ from torch import nn
 
 from sushi_research.config.learning import OPTIMIZER_NAMES, OptimizerSection, ScheduleSection
 from sushi_research.errors import UserError
+from sushi_research.planning import memory
 from sushi_research.precision import dtype_policy, make_scaler
 from sushi_research.training import optim, optimizer_classes, optimizer_plan, optimizer_state
 from sushi_research.training.master_weights import MasterWeights
@@ -150,6 +151,27 @@ def test_the_check_before_a_run_accepts_it_and_its_plan_knows_its_state(name):
     assert planned.joined == (len(run.state.optimizer.param_groups[0]["params"]) == 1)
     dtypes = dtype_policy("bf16", optimizer=name, optimizer_kwargs={}, numbers=[numbers], vae=torch.float32)
     assert dtypes.optimizer_state == ("uint8" if name.endswith("8bit") else "float32")
+
+
+ARGUMENTS = [
+    ("prodigy", {"use_bias_correction": True}),  # joined, so that it keeps a copy of the zeros too
+    ("prodigy", {"slice_p": 11}),
+    ("prodigy", {"betas": [0.0, 0.99]}),
+    ("adafactor", {"beta1": 0.9}),
+    ("adamw", {"amsgrad": True}),
+    ("came", {"ams_bound": True}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "kwargs"), ARGUMENTS, ids=str)
+def test_the_plan_knows_the_state_with_arguments_too(name, kwargs):
+    run = Run(name, kwargs=kwargs)
+    run.steps(range(2), overflow=None)
+    kept = sum(tensor.nbytes for each in run.state.optimizer.state.values() for tensor in optimizer_plan._tensors(each))
+    numbers = sum(tensor.numel() for tensor in run.working.values())
+    planned = optimizer_plan.state_bytes(OptimizerSection(name=name, kwargs=kwargs), SHAPES)
+    assert planned == pytest.approx(kept, abs=64)
+    assert memory.LEAST_WITH_ARGUMENTS.get(name, 0) * numbers <= kept
 
 
 def test_muon_orthogonalizes_matrices_and_trains_the_rest_by_adamw():
