@@ -106,7 +106,8 @@ def _measured(section: OptimizerSection, shapes: Mapping[str, Sequence[int]]) ->
 def _tensors(nest: object) -> list[torch.Tensor]:
     if isinstance(nest, torch.Tensor):
         return [nest]
-    return [tensor for each in nest.values() for tensor in _tensors(each)] if isinstance(nest, Mapping) else []
+    items = nest.values() if isinstance(nest, Mapping) else nest if isinstance(nest, list | tuple) else ()
+    return [tensor for each in items for tensor in _tensors(each)]
 
 
 def _notes(section: OptimizerSection, schedule: ScheduleSection, averages: bool) -> tuple[str, ...]:

@@ -174,6 +174,13 @@ def test_the_plan_knows_the_state_with_arguments_too(name, kwargs):
     assert memory.LEAST_WITH_ARGUMENTS.get(name, 0) * numbers <= kept
 
 
+def test_state_in_lists_counts():
+    """SOAP's preconditioners: two matrices for each side of the tensor, besides two averages."""
+    section = OptimizerSection(name="pytorch_optimizer.SOAP")
+    planned = optimizer_plan.state_bytes(section, {"a.lora_A.weight": (8, 64)})
+    assert planned == 4 * (2 * 8 * 64 + 2 * 8**2 + 2 * 64**2)
+
+
 def test_muon_orthogonalizes_matrices_and_trains_the_rest_by_adamw():
     run = Run("muon", groups_of())
     kinds = [(group["use_muon"], len(group["params"])) for group in run.state.optimizer.param_groups]
@@ -194,6 +201,7 @@ def test_muon_orthogonalizes_matrices_and_trains_the_rest_by_adamw():
 MISTAKES = [
     ("came", {"weight_decy": 0.1}, r"^the optimizer came has no argument weight_decy \(did you mean weight_decay\?\)"),
     ("muon", {"adamw_lr": 0.1}, r"^optimizer.kwargs.adamw_lr has no effect on the optimizer muon: set optimizer.lr, which"),
+    ("pytorch_optimizer.Muon", {}, r"^the optimizer pytorch_optimizer.Muon refuses its .*: set optimizer.name muon, which gives"),
     ("adafactor", {"relative_step": True}, r"^the optimizer adafactor refuses its arguments \(Cannot combine manual"),
 ]  # fmt: skip
 
