@@ -74,23 +74,20 @@ def test_two_trainings_on_the_same_noise_give_a_picture_and_nothing_else(
     )
 
 
-@pytest.mark.parametrize("architecture", ["sdxl"])
-def test_no_rate_of_its_own_is_left_behind(architecture: str, trainer: Trainer, tmp_path: Path) -> None:
+def test_no_rate_of_its_own_is_left_behind(tmp_path: Path) -> None:
     """A rate that stays as it is would be trained with in the run that learns nothing."""
-    given, folder = tmp_path / "given.yaml", tmp_path / "new"
-    folder.mkdir()
-    own = {"train": True, "lr": [5e-4, 0], "new_tokens": [{"token": "sks"}], "new_tokens_lr": 5e-3}
-    changes = {f"text_encoders.{key}": value for key, value in own.items()} | {"optimizer.lora_plus_ratio": 16.0}
-    given.write_text(config_to_yaml(trainer.config("given", changes)))
-    test = SCRIPT.read(["sdxl", "--config", str(given)])
-    (folder / "config.yaml").write_text(config_to_yaml(test.config))
+    own = {"text_encoders.train": "true", "text_encoders.lr": "[5e-4, 0]", "text_encoders.new_tokens_lr": "5e-3"}
+    own |= {"text_encoders.new_tokens": "[{token: sks}]", "optimizer.lr": "1e-3", "optimizer.lora_plus_ratio": "16"}
+    words = [f"--{key}={value}" for key, value in own.items()]
+    test = SCRIPT.read(["sdxl", "--config", str(ROOT / "configs/demo_sdxl.yaml"), "--data.path=photos", *words])
+    (tmp_path / "config.yaml").write_text(config_to_yaml(test.config))
     names = ["unet.a.lora_B.weight", "text_encoder.a.lora_A.weight", "text_encoder.new_tokens.sks"]
     for highest, expected in ((SCRIPT.NOTHING, [16, 1, 5]), (0.1, [16, 0.5, 5])):
-        words = SCRIPT.command_of(test, folder, "run", SCRIPT.rates_up_to(highest, test.config))[2:]
+        words = SCRIPT.command_of(test, tmp_path, "run", SCRIPT.rates_up_to(highest, test.config))[2:]
         config = load_config(SDXLTraining, words, script="s", intro="1\n2\n3\n4\n5")
         assert config.optimizer.lr == highest and config.text_encoders.lr[1] == 0
-        own = {"text_encoder": Own(config.text_encoders.lr[0]), NEW_TOKENS: Own(config.text_encoders.new_tokens_lr)}
-        rates = [group.rate(highest, 0) for group in groups_of(names, config, own)]
+        of_run = {"text_encoder": Own(config.text_encoders.lr[0]), NEW_TOKENS: Own(config.text_encoders.new_tokens_lr)}
+        rates = [group.rate(highest, 0) for group in groups_of(names, config, of_run)]
         assert rates == pytest.approx([highest * factor for factor in expected])
 
 
