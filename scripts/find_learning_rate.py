@@ -60,6 +60,10 @@ def read(words: Sequence[str]) -> RangeTest:
         )
     if not 10 <= own.steps <= 10_000:
         parser.error(f"--steps is {own.steps}: give 10 to 10000")
+    if own.output.is_dir():
+        parser.error(
+            f"--output {own.output} is a folder: give the file of the picture, such as {own.output / 'rates.png'}"
+        )
     known = models.ARCHITECTURES.get(own.script)
     try:
         script = find_script(known.script if known else own.script)
@@ -69,6 +73,8 @@ def read(words: Sequence[str]) -> RangeTest:
     config = read_command_line(
         config_class, script=f"scripts/find_learning_rate.py {own.script}", intro=INTRO, argv=rest
     )
+    if config.dry_run:
+        parser.error("--dry-run has no effect on a range test: leave it, or give it to the training script")
     return RangeTest(script, config, own.lowest, own.highest, own.steps, own.output)
 
 
@@ -103,18 +109,18 @@ def main(test: RangeTest) -> int:
         tempfile.TemporaryDirectory(prefix="learning_rate_") as name,
     ):
         folder = Path(name)
+        make_folder(test.output.parent)  # before the trainings, as it may fail
         (folder / "config.yaml").write_text(config_to_yaml(test.config))
         say(f"--- {test.steps} steps that learn nothing ---")
-        base = losses_of(train(test, folder, "base", {"schedule.span": 2.0, "optimizer.lr": NOTHING}))
+        base = losses_of(train(test, folder, "base", {"schedule.span": 2.0} | rates_up_to(NOTHING, test.config)))
         say("", f"--- the same steps, with a rate from {test.lowest:g} to {test.highest:g} ---")
-        rising = {"schedule.span": test.highest / test.lowest, "optimizer.lr": test.highest}
+        rising = {"schedule.span": test.highest / test.lowest} | rates_up_to(test.highest, test.config)
         records = train(test, folder, "rising", rising, base)
     losses = losses_of(records)
     # As `schedules.make_schedule` has it. The logged rate of Prodigy is another one: with its estimate.
     rates = {step: test.lowest * (test.highest / test.lowest) ** ((step - 1) / (test.steps - 1)) for step in losses}
-    curve = rate_range.curve_of(rates, losses, base)
+    curve = rate_range.curve_of(rates, losses, base, has_ended=max(losses) < test.steps)
     found = rate_range.suggestion_of(curve)
-    make_folder(test.output.parent)
     optimizer = test.config.optimizer.name
     title = f"{optimizer}, {len(curve.rates)} steps of {test.config.train.batch_size * test.config.train.accumulation} samples"
     write_atomic(test.output, rate_range.picture(curve, found, title))
@@ -132,7 +138,7 @@ def train(
     command, metrics = RunCommand(None), MetricsFile(folder / name / "metrics.jsonl")
     has_diverged = False
     with ThreadPoolExecutor(1, "training") as pool:
-        running = pool.submit(command.train, command_of(test, folder, name, settings), {})
+        running = pool.submit(command.train, command_of(test, folder, name, settings), {}, has_launcher=False)
         try:
             while not running.done():
                 time.sleep(0.2)
@@ -147,6 +153,23 @@ def train(
             raise UserError("the training failed, and says above why: correct that, then run the same command again.")
         say("the training ended early, as it does at a loss that is not finite: the curve ends there")
     return records
+
+
+def rates_up_to(highest: float, config: TrainingConfig) -> dict[str, Any]:
+    """The settings of all learning rates for this optimizer.lr. Rates of text encoders and new tokens keep their ratio to it; 0,
+    for an encoder that is not trained, stays."""
+    encoders, ratio = config.text_encoders, highest / config.optimizer.lr
+    given: dict[str, Any] = {"lr": getattr(encoders, "lr", None), "new_tokens_lr": encoders.new_tokens_lr}
+
+    def scaled(rate: float) -> float:
+        return max(rate * ratio, NOTHING) if rate else 0.0
+
+    own = {
+        f"text_encoders.{key}": list(map(scaled, rate)) if isinstance(rate, list) else scaled(rate)
+        for key, rate in given.items()
+        if rate is not None
+    }
+    return {"optimizer.lr": highest} | own
 
 
 def command_of(test: RangeTest, folder: Path, name: str, settings: dict[str, Any]) -> list[str]:

@@ -5,8 +5,8 @@
 
 The run was trained with --ema.post_hoc true. A length is relative to the training: 0.08 is the standard deviation of the time of
 the weights that count, divided by the time trained (sigma_rel of EDM2). Each is written to NAME_ema-0.08.safetensors in the run's
-folder, or in --output. With --measure, scripts/evaluate.py measures all of them and the run's adapter itself on the run's
-validation set, and ema_lengths.png shows the loss against the length. docs/ema.md is about both.
+folder, or in --output. With --measure, scripts/evaluate.py measures all of them and the weights of that step themselves on the
+run's validation set, and ema_lengths.png shows the loss against the length. docs/ema.md is about both.
 """
 
 from __future__ import annotations
@@ -61,6 +61,7 @@ import torch
 
 from sushi_research import stopping
 from sushi_research.adapters import run_files, snapshots
+from sushi_research.adapters.snapshots import Snapshot
 from sushi_research.config.suggestions import word
 from sushi_research.errors import UserError
 from sushi_research.evaluation.adapter_files import folder_names
@@ -80,7 +81,7 @@ def main(config: argparse.Namespace) -> int:
     run = run_files.run_folder_of(config.run)
     if run is None or not os.path.isdir(config.run):
         raise UserError(f"{config.run} is not the folder of a run: give one, such as runs/mycat; --step is for a step.")
-    if len(set(config.length)) < len(config.length):
+    if len({f"{length:g}" for length in config.length}) < len(config.length):  # as in the names of files
         raise UserError("--length has a number twice: give each once.")
     settings = records.read_config(run.config, "restore it")
     if config.measure:
@@ -88,15 +89,32 @@ def main(config: argparse.Namespace) -> int:
     with contextlib.ExitStack() as stack:
         if config.output is None:  # only one process may write to a run's folder at a time
             stack.enter_context(open_run_folder(run.path.parent, run.name))
-        files = write(run, config, settings)
+        kept = snapshots.read(run, config.step)
+        weights = {average_lengths.NO_AVERAGE: weights_of(run, settings, kept[-1].step)} if config.measure else {}
+        files = write(run, config, settings, kept)
         if config.measure:
-            measure(run, config, files)
+            measure(run, config, weights | files)
     return 0
 
 
-def write(run: RunFolder, config: argparse.Namespace, settings: dict[str, Any]) -> dict[float, Path]:
-    """Writes the adapter file of each length; returns them by length."""
-    kept = snapshots.read(run, config.step)
+def weights_of(run: RunFolder, settings: dict[str, Any], step: int) -> Path:
+    """The adapter file with the weights of a step themselves. UserError if there is none."""
+    path = None
+    with contextlib.suppress(UserError):
+        path = run_files.resolve(f"{run.path}@{step}")
+    is_average = path in run.best_adapters().values() and (settings.get("ema") or {}).get("evaluate")
+    if path is None or is_average:
+        raise UserError(
+            f"{run.path} has no adapter file with the weights of step {step}, with which its averages are compared: give a step "
+            "that has one with --step, or leave --measure."
+        )
+    return path
+
+
+def write(
+    run: RunFolder, config: argparse.Namespace, settings: dict[str, Any], kept: list[Snapshot]
+) -> dict[float, Path]:
+    """Writes the adapter file of each length from the snapshots `kept`; returns them by length."""
     step, folder = kept[-1].step, Path(config.output or run.path)
     dtype = getattr(torch, settings["lora"]["save_dtype"])
     combinations = {length: snapshots.combine(kept, length) for length in config.length}
@@ -123,10 +141,8 @@ def write(run: RunFolder, config: argparse.Namespace, settings: dict[str, Any]) 
     return files
 
 
-def measure(run: RunFolder, config: argparse.Namespace, files: dict[float, Path]) -> None:
-    """Measures the files and the run's adapter of that step on the validation set; prints a table and writes the picture."""
-    step = "" if config.step is None else f"@{config.step}"
-    adapters = {average_lengths.NO_AVERAGE: run_files.resolve(f"{run.path}{step}"), **files}
+def measure(run: RunFolder, config: argparse.Namespace, adapters: dict[float, Path]) -> None:
+    """Measures adapter files, by length, on the validation set; prints a table and writes the picture."""
     output = Path(config.output or run.path) / "ema_lengths"
     paths = [str(path) for path in adapters.values()]
     names = folder_names(paths, [1.0], output)

@@ -15,6 +15,7 @@ import torch
 
 from sushi_research.adapters import averaging
 from sushi_research.adapters.averaging import Combination
+from sushi_research.adapters.formats.writing import MAGNITUDES
 from sushi_research.adapters.kohya_format import add_metadata, problem_of, tensors_hash
 from sushi_research.errors import UserError, some
 from sushi_research.files import remove, write_atomic
@@ -91,8 +92,8 @@ def combine(snapshots: Sequence[Snapshot], length: float) -> Combination:
 def reconstructed(
     snapshots: Sequence[Snapshot], combinations: Iterable[Combination], dtype: torch.dtype
 ) -> list[dict[str, torch.Tensor]]:
-    """The tensors of an adapter file for each combination, summed in fp64; each file is read once. UserError if they do not have
-    the same tensors."""
+    """The tensors of an adapter file for each combination, summed in fp64, in `dtype`, but for the magnitudes of a DoRA, which stay
+    fp32; each file is read once. UserError if they do not have the same tensors, or if a value overflows in `dtype`."""
     import safetensors.torch
 
     combinations = list(combinations)
@@ -113,7 +114,17 @@ def reconstructed(
         for found, combination in zip(sums, combinations, strict=True):
             for key, part in parts.items():
                 found[key].add_(part, alpha=combination.factors[place])
-    return [{key: total.to(dtype) for key, total in found.items()} | fixed for found in sums]
+
+    def in_file(key: str, total: torch.Tensor) -> torch.Tensor:
+        found = total.to(torch.float32 if key.endswith(MAGNITUDES) else dtype)
+        if not found.isfinite().all():
+            raise UserError(
+                f"the average's {key} has values that {str(dtype).removeprefix('torch.')} cannot hold, in which the run's adapter "
+                "is (lora.save_dtype): give a length nearer to those that are kept."
+            )
+        return found
+
+    return [{key: in_file(key, total) for key, total in found.items()} | fixed for found in sums]
 
 
 def write(path: Path, tensors: Mapping[str, torch.Tensor], snapshot: Path, entries: Mapping[str, str]) -> None:

@@ -102,7 +102,7 @@ OPTIONS: dict[str, list[tuple[str, str, str]]] = {
             "optimizer.kwargs",
             "beta3, decouple, use_bias_correction and safeguard_warmup",
         ),
-        ("lr_scheduler", "schedule.name", "the same names"),
+        ("lr_scheduler", "schedule.name", "the same names, but for piecewise_constant"),
         ("lr_warmup_steps", "schedule.warmup", "steps, a fraction of the run, or 1 epoch"),
         ("lr_num_cycles", "schedule.cycles", ""),
         ("lr_power", "schedule.power", ""),

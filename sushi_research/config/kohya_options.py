@@ -185,7 +185,8 @@ OPTIONS: dict[str, list[tuple[str, str, str]]] = {
         (
             "lr_scheduler",
             "schedule.name",
-            "the same names; wsd for warmup_stable_decay, whose decay is 1 - sqrt here and a cosine there; no cosine_with_min_lr",
+            "the same names; wsd for warmup_stable_decay, whose decay is 1 - sqrt here and a cosine there; no cosine_with_min_lr, "
+            "piecewise_constant or adafactor",
         ),
         ("lr_warmup_steps", "schedule.warmup", "steps, a fraction of the run, or 1 epoch"),
         ("lr_scheduler_num_cycles", "schedule.cycles", ""),

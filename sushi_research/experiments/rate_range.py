@@ -24,12 +24,21 @@ ERRORS = 4.0
 
 @dataclass(frozen=True)
 class Curve:
-    """By step, [n] each: the `rates`, `changes` = loss / the base's loss - 1, and these `smooth`, with their standard `errors`."""
+    """By step, [n] each: the `rates`, `changes` = loss / the base's loss - 1, and these `smooth`, with their standard `errors`.
+
+    `has_ended`: whether the test ended before its highest rate, as it does where the loss is far above the base's, or not finite.
+    """
 
     rates: np.ndarray
     changes: np.ndarray
     smooth: np.ndarray
     errors: np.ndarray
+    has_ended: bool = False
+
+    @property
+    def rises(self) -> bool:
+        """Whether the loss is above the base's at the last rate, or ended the test."""
+        return self.has_ended or (len(self.rates) > 0 and self.smooth[-1] > ERRORS * self.errors[-1])
 
 
 @dataclass(frozen=True)
@@ -57,14 +66,16 @@ def has_diverged(losses: Mapping[int, float], base: Mapping[int, float]) -> bool
     return len(last) == IN_A_ROW and all(losses[step] > DIVERGED * base.get(step, math.inf) for step in last)
 
 
-def curve_of(rates: Mapping[int, float], losses: Mapping[int, float], base: Mapping[int, float]) -> Curve:
+def curve_of(
+    rates: Mapping[int, float], losses: Mapping[int, float], base: Mapping[int, float], *, has_ended: bool = False
+) -> Curve:
     """The curve of the steps that all three have, by step. Steps without a positive loss of the base are left out."""
     steps = [step for step in sorted(losses) if base.get(step, 0) > 0]
     of_base = np.array([base[step] for step in steps])
     changes = np.array([losses[step] / base[step] - 1 for step in steps])
     # What has diverged would pull the smooth curve up before it does.
     smooth, errors = smoothed(np.minimum(changes, DIVERGED - 1), of_base)
-    return Curve(np.array([rates[step] for step in steps]), changes, smooth, errors)
+    return Curve(np.array([rates[step] for step in steps]), changes, smooth, errors, has_ended)
 
 
 def smoothed(values: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -106,7 +117,7 @@ def suggestion_of(curve: Curve) -> Suggestion:
         falls=float(curve.rates[falls]),
         lowest=float(curve.rates[lowest]),
         rises=float(curve.rates[above[0]]) if above else None,
-        still_falling=lowest == len(curve.rates) - 1,
+        still_falling=lowest == len(curve.rates) - 1 and not curve.has_ended,
     )
 
 
@@ -114,8 +125,9 @@ def describe(curve: Curve, found: Suggestion) -> list[str]:
     """The result as lines for the terminal."""
     tested = f"{curve.rates[0]:.2g} to {curve.rates[-1]:.2g}" if len(curve.rates) else "nothing"
     if found.falls is None:
+        others = "lower" if curve.rises else "higher"
         return [
-            f"the loss does not fall below the base's by more than its scatter ({tested}): test higher rates or more steps"
+            f"the loss does not fall below the base's by more than its scatter ({tested}): test {others} rates, or more steps"
         ]
     change = -float(curve.smooth.min())
     lines = [
@@ -123,6 +135,7 @@ def describe(curve: Curve, found: Suggestion) -> list[str]:
         "the base's"
     ]
     lines += [f"from {found.rises:.2g} on, half of that is lost"] if found.rises else []
+    lines += [f"above {curve.rates[-1]:.2g} it is far above the base's, or not finite"] if curve.has_ended else []
     if found.range is None:
         return [*lines, f"it was still falling at the highest rate ({tested}): test higher ones"]
     low, high = found.range

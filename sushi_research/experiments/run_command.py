@@ -39,19 +39,21 @@ class RunCommand:
         self._process: subprocess.Popen[bytes] | None = None
         self._has_launcher = True
 
-    def train(self, command: Sequence[str], environment: Mapping[str, str]) -> tuple[int, str]:
+    def train(
+        self, command: Sequence[str], environment: Mapping[str, str], *, has_launcher: bool = True
+    ) -> tuple[int, str]:
         """Runs a training; returns its exit status and the last line of its output (empty on a terminal).
 
-        UserError if it cannot be started.
+        `has_launcher`: whether the command is a launcher, whose children are the training. UserError if it cannot be started.
         """
         if self.signal:
             return 1, ""
         if self._log is None:
-            return self._start(command, "is accelerate installed?", environment).wait(), ""
+            return self._start(command, "is accelerate installed?", environment, has_launcher).wait(), ""
         with self._appended() as log:
             begin = log.tell()
             options = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": subprocess.STDOUT}
-            status = self._start(command, "is accelerate installed?", environment, **options).wait()
+            status = self._start(command, "is accelerate installed?", environment, has_launcher, **options).wait()
         return status, last_line(self._log, begin)
 
     def judge(self, command: Sequence[str], environment: Mapping[str, str]) -> tuple[int, str]:

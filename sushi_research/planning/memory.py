@@ -28,6 +28,8 @@ STATE_BYTES = {
 }
 # What each has at least: besides these, CAME keeps rows and columns, and Muon more for what is no matrix.
 LEAST_STATE_BYTES = STATE_BYTES | {"came": 4.0, "muon": 4.0}
+# The same with arguments: Prodigy's slice_p, and betas that begin with 0, leave one average. None of the others becomes smaller.
+LEAST_WITH_ARGUMENTS = LEAST_STATE_BYTES | {"prodigy": 4.0}
 # Bytes for each trained number that a step of the optimizer takes for its intermediate results. Fused kernels have none; the others
 # of torch keep about two tensors of fp32 at once.
 STEP_BYTES = {"adamw8bit": 0.0, "lion": 0.0, "lion8bit": 0.0}

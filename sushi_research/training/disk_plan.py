@@ -19,7 +19,7 @@ from sushi_research.config import TrainingConfig
 from sushi_research.data.held_out import DRIFT_CAPTIONS
 from sushi_research.errors import UserError
 from sushi_research.files import size_text
-from sushi_research.planning.memory import LEAST_STATE_BYTES
+from sushi_research.planning.memory import LEAST_STATE_BYTES, LEAST_WITH_ARGUMENTS
 from sushi_research.runs.job import Job, agree
 from sushi_research.runs.run_folder import RunFolder
 from sushi_research.sampling.prompts import SamplePrompt
@@ -109,9 +109,9 @@ def plan_run(
     is_finished = last == steps and run.adapter.is_file()
     saves = _events(due.checkpoint, last, steps)
     count = max(1, min(config.checkpoint.keep + 1 - len(saved), saves)) if saves else 0
-    each = int(
-        parameters * (4 + 4 * len(names_of(config.ema)) + LEAST_STATE_BYTES.get(config.optimizer.name, 0))
-    )  # other optimizers may keep no state
+    known = LEAST_WITH_ARGUMENTS if config.optimizer.kwargs else LEAST_STATE_BYTES
+    # Other optimizers may keep no state.
+    each = int(parameters * (4 + 4 * len(names_of(config.ema)) + known.get(config.optimizer.name, 0)))
     on_the_way, keep = max(0, saves - 1), config.checkpoint.keep_adapters  # the last checkpoint's is the adapter itself
     if keep is not None:
         on_the_way = min(on_the_way, max(0, keep - len(run.step_adapters())))

@@ -12,7 +12,7 @@ from torch import nn
 from sushi_research.adapters import tensor_names
 from sushi_research.errors import UserError, first_line
 from sushi_research.training.master_weights import MasterWeights
-from sushi_research.training.optimizer_classes import arguments_of, is_elementwise, optimizer_class
+from sushi_research.training.optimizer_classes import NAMED, arguments_of, class_path, is_elementwise, optimizer_class
 from sushi_research.training.parameter_groups import Group
 
 # The key of a parameter group of the optimizer that holds a part of a group of ours: the number of the latter.
@@ -81,10 +81,13 @@ def make_optimizer(
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # each library raises its own
-        raise UserError(
-            f"the optimizer {name} refuses its arguments ({first_line(error)}): correct optimizer.lr and optimizer.kwargs, or "
-            "choose another optimizer.name or other lora.targets."
-        ) from error
+        named = next((each for each in NAMED if class_path(each) == name), None)
+        remedy = (
+            f"set optimizer.name {named}, which gives this class what it needs"
+            if named
+            else ("correct optimizer.lr and optimizer.kwargs, or choose another optimizer.name or other lora.targets")
+        )
+        raise UserError(f"the optimizer {name} refuses its arguments ({first_line(error)}): {remedy}.") from error
     return optimizer
 
 

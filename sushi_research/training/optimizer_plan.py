@@ -76,16 +76,22 @@ def state_bytes(section: OptimizerSection, shapes: Mapping[str, Sequence[int]]) 
         return numbers * memory.STATE_BYTES[section.name]
     if is_elementwise(section.name, section.kwargs):
         return numbers * _measured(section, {"measured.lora_A.weight": (_MEASURED,)})[0] / _MEASURED
-    # One tensor of each shape, as the optimizer treats equal shapes equally.
-    kinds = {name: (tuple(shape), tensor_names.is_matrix(name)) for name, shape in shapes.items()}
+    # One tensor of each shape, as the optimizer treats equal shapes equally; Prodigy keeps no copy of one that starts at zero.
+    kinds = {
+        name: (tuple(shape), tensor_names.is_matrix(name), tensor_names.starts_at_zero(name))
+        for name, shape in shapes.items()
+    }
     counts, one_each = Counter(kinds.values()), {kind: name for name, kind in kinds.items()}
     found = _measured(section, {name: shapes[name] for name in one_each.values()})
     return sum(each * counts[kind] for kind, each in zip(one_each, found, strict=True))
 
 
 def _measured(section: OptimizerSection, shapes: Mapping[str, Sequence[int]]) -> list[float]:
-    """Bytes of the state of each tensor after a step."""
-    working = {name: nn.Parameter(torch.zeros(tuple(shape))) for name, shape in shapes.items()}
+    """Bytes of the state of each tensor after a step. They start at zero or not as those of an adapter do."""
+    working = {
+        name: nn.Parameter(torch.full(tuple(shape), float(not tensor_names.starts_at_zero(name))))
+        for name, shape in shapes.items()
+    }
     master_weights = MasterWeights(working, torch.float32)
     with torch.random.fork_rng(devices=[]), contextlib.redirect_stdout(io.StringIO()):
         optimizer = optim.build_optimizer(section.name, master_weights, section.lr, section.kwargs)
@@ -100,7 +106,8 @@ def _measured(section: OptimizerSection, shapes: Mapping[str, Sequence[int]]) ->
 def _tensors(nest: object) -> list[torch.Tensor]:
     if isinstance(nest, torch.Tensor):
         return [nest]
-    return [tensor for each in nest.values() for tensor in _tensors(each)] if isinstance(nest, Mapping) else []
+    items = nest.values() if isinstance(nest, Mapping) else nest if isinstance(nest, list | tuple) else ()
+    return [tensor for each in items for tensor in _tensors(each)]
 
 
 def _notes(section: OptimizerSection, schedule: ScheduleSection, averages: bool) -> tuple[str, ...]:

@@ -156,7 +156,7 @@ def make_plan(job: Job, inputs: Inputs) -> Plan:
     if command := config.checkpoint.command:  # not a part of the plan, whose file is in the run folder
         job.say(f"command      after each checkpoint: {command}")
     if repository := config.run.push_to_hub:
-        job.say(f"upload       {hub_upload.describe(repository)}")
+        job.say(f"upload       {hub_upload.describe(repository, is_average=config.ema.evaluate)}")
     if job.dry_run and job.is_main:
         with job.dry_run.optional():
             dataset.write_report(data.scan, job.dry_run.data_report, data.evaluation_scan, data.prior_scan)

@@ -28,6 +28,8 @@ class Saver:
 
     writer: AdapterWriter
     _runs_command: bool = True
+    # The step of NAME_ema.safetensors.
+    _average_of: int = 0
 
     def save(self, step: int) -> None:
         """Saves the checkpoint of `step` and its adapter file. The main process writes, the others wait. Nothing for step 0."""
@@ -87,6 +89,8 @@ class Saver:
         if job.is_main and step > 0:
             averages = self.writer.state.averages
             is_of_average = averages is not None and averages.evaluated is not None
+            if is_of_average and self._average_of != step:
+                return  # that file is of an earlier step
             path = job.run.average if is_of_average else self._path(step)
             try:
                 thumbnail.add(job, path, step)
@@ -141,10 +145,12 @@ class Saver:
         """Writes the average of ema.decay, if there is one and its file is another one. At the last step a failure is an error."""
         writer, run = self.writer, self.writer.job.run
         assert run is not None
-        if writer.job.config.ema.decay is None or writer.has_written(run.average, EXPONENTIAL):
+        if writer.job.config.ema.decay is None:
             return
         try:
-            writer.write(run.average, step, average=EXPONENTIAL)
+            if not writer.has_written(run.average, EXPONENTIAL):
+                writer.write(run.average, step, average=EXPONENTIAL)
+            self._average_of = step
         except UserError as error:
             if step == writer.plan.steps:
                 raise

@@ -156,6 +156,11 @@ def test_a_run_in_pieces_keeps_the_averages_of_its_weights(trainer, evaluated, c
         ([str(folder), "--length", "0.1", "--step", "5"], "has no snapshot of step 5: give one of 3, 6, 7"),
         ([str(trainer.folder("pieces")), "--length", "0.1", "--measure"], "holds out no images: give a folder"),
         ([f"{folder}@6", "--length", "0.1"], "@6 is not the folder of a run"),
+        (
+            [str(folder), "--length", "0.1", "--step", "6", "--measure"],
+            "has no adapter file with the weights of step 6",
+        ),
+        ([str(folder), "--length", "0.1", "0.1000000001"], "--length has a number twice"),
     ):
         with pytest.raises(UserError, match=sentence):
             reconstruct.main(reconstruct.parse(words))

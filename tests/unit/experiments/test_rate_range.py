@@ -54,6 +54,18 @@ def test_what_the_curve_does_not_say_is_not_suggested():
     assert suggestion_of(curve_of({}, {}, {})) == rate_range.Suggestion()
 
 
+def test_where_the_loss_ended_the_test_no_higher_rates_are_asked_for():
+    """A loss may be lowest at the last rate before one at which it is not finite."""
+    losses, base = two_runs(lambda rate: -0.4 / (1 + (1e-3 / rate)))
+    curve = curve_of(RATES, {step: losses[step] for step in range(1, 81)}, base, has_ended=True)
+    found = suggestion_of(curve)
+    assert not found.still_falling and found.range == (found.lowest / 10, found.lowest / 2)
+    assert f"above {curve.rates[-1]:.2g} it is far above the base's, or not finite" in describe(curve, found)
+    for change, others in ((lambda rate: 0.0, "higher"), (lambda rate: max(0.0, np.log10(rate / 1e-2)), "lower")):
+        curve = curve_of(RATES, *two_runs(change))
+        assert describe(curve, suggestion_of(curve))[0].endswith(f": test {others} rates, or more steps")
+
+
 def test_the_fit_is_of_the_sums_and_its_errors_are_those_of_the_place():
     values, ones = np.arange(50) * 0.1, np.ones(50)
     assert smoothed(values, ones)[0] == pytest.approx(values, abs=1e-12)

@@ -13,6 +13,7 @@ from torch import nn
 
 from sushi_research.config.learning import OPTIMIZER_NAMES, OptimizerSection, ScheduleSection
 from sushi_research.errors import UserError
+from sushi_research.planning import memory
 from sushi_research.precision import dtype_policy, make_scaler
 from sushi_research.training import optim, optimizer_classes, optimizer_plan, optimizer_state
 from sushi_research.training.master_weights import MasterWeights
@@ -152,6 +153,34 @@ def test_the_check_before_a_run_accepts_it_and_its_plan_knows_its_state(name):
     assert dtypes.optimizer_state == ("uint8" if name.endswith("8bit") else "float32")
 
 
+ARGUMENTS = [
+    ("prodigy", {"use_bias_correction": True}),  # joined, so that it keeps a copy of the zeros too
+    ("prodigy", {"slice_p": 11}),
+    ("prodigy", {"betas": [0.0, 0.99]}),
+    ("adafactor", {"beta1": 0.9}),
+    ("adamw", {"amsgrad": True}),
+    ("came", {"ams_bound": True}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "kwargs"), ARGUMENTS, ids=str)
+def test_the_plan_knows_the_state_with_arguments_too(name, kwargs):
+    run = Run(name, kwargs=kwargs)
+    run.steps(range(2), overflow=None)
+    kept = sum(tensor.nbytes for each in run.state.optimizer.state.values() for tensor in optimizer_plan._tensors(each))
+    numbers = sum(tensor.numel() for tensor in run.working.values())
+    planned = optimizer_plan.state_bytes(OptimizerSection(name=name, kwargs=kwargs), SHAPES)
+    assert planned == pytest.approx(kept, abs=64)
+    assert memory.LEAST_WITH_ARGUMENTS.get(name, 0) * numbers <= kept
+
+
+def test_state_in_lists_counts():
+    """SOAP's preconditioners: two matrices for each side of the tensor, besides two averages."""
+    section = OptimizerSection(name="pytorch_optimizer.SOAP")
+    planned = optimizer_plan.state_bytes(section, {"a.lora_A.weight": (8, 64)})
+    assert planned == 4 * (2 * 8 * 64 + 2 * 8**2 + 2 * 64**2)
+
+
 def test_muon_orthogonalizes_matrices_and_trains_the_rest_by_adamw():
     run = Run("muon", groups_of())
     kinds = [(group["use_muon"], len(group["params"])) for group in run.state.optimizer.param_groups]
@@ -172,6 +201,7 @@ def test_muon_orthogonalizes_matrices_and_trains_the_rest_by_adamw():
 MISTAKES = [
     ("came", {"weight_decy": 0.1}, r"^the optimizer came has no argument weight_decy \(did you mean weight_decay\?\)"),
     ("muon", {"adamw_lr": 0.1}, r"^optimizer.kwargs.adamw_lr has no effect on the optimizer muon: set optimizer.lr, which"),
+    ("pytorch_optimizer.Muon", {}, r"^the optimizer pytorch_optimizer.Muon refuses its .*: set optimizer.name muon, which gives"),
     ("adafactor", {"relative_step": True}, r"^the optimizer adafactor refuses its arguments \(Cannot combine manual"),
 ]  # fmt: skip
 
