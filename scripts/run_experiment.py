@@ -30,6 +30,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sushi_research import stopping
+from sushi_research.adapters.tools.outputs import new_file
 from sushi_research.experiments import cells, written_sweep
 from sushi_research.experiments.cells import DONE, Cell
 from sushi_research.experiments.cluster_jobs import ClusterJobs
@@ -46,7 +47,7 @@ def main(experiment: Experiment) -> int:
     """Trains and scores what is not done, then compares; returns 0, 1 if any of it failed, or 128 + the signal that stopped it."""
     with stopping.doing("planning", "no run was started; the same command again begins"):
         if experiment.write_sweep is not None:
-            return write_sweep(experiment, Path(experiment.write_sweep))
+            return write_sweep(experiment, new_file(experiment.write_sweep, "", "write_sweep"))
         planned = plan(experiment)
         found = cells.cells_of(experiment, planned)
         if experiment.status:
@@ -75,20 +76,26 @@ def work(experiment: Experiment, found: Sequence[Cell]) -> int:
     """Trains and scores what is not done; returns the signal that stopped it, 0 if none did."""
     with ClusterJobs(experiment) if experiment.cluster else LocalJobs(experiment) as jobs:
         scheduler = Scheduler(experiment, found, jobs)
-        scheduler.run()
-        left = jobs.left()
+        try:
+            scheduler.run()
+        finally:  # also where the cluster refuses one of them
+            if left := jobs.left():
+                say(
+                    f"these jobs go on, and the same command again waits for them; to end them: scancel {' '.join(left)}"
+                )
     if not jobs.is_alone:
         say("", *cells.table(found))
     if scheduler.signal:
         where = f" in {', '.join(scheduler.interrupted)}" if scheduler.interrupted else ""
         say(f"stopped{where}; the same command again continues from here")
-    if left:
-        say(f"these jobs go on, and the same command again waits for them; to end them: scancel {' '.join(left)}")
     return scheduler.signal
 
 
 def write_comparison(experiment: Experiment, runs: Sequence[Planned]) -> int:
-    """Writes the comparison page of the runs; returns the exit status of compare_runs.py."""
+    """Writes the comparison page of the runs; returns the exit status of compare_runs.py, 1 without a run of the reference."""
+    if experiment.reference not in (None, *(run.variant for run in runs)):
+        say(f"no run of the reference, {experiment.reference}, has finished: nothing is compared", file=sys.stderr)
+        return 1
     command = [sys.executable, str(ROOT / "scripts/compare_runs.py"), *(str(run.folder) for run in runs)]
     command += ["--output", f"{experiment.folder}/comparison", "--title", experiment.title]
     command += ["--wandb", runs[0].config.tracking.wandb, "--project", runs[0].config.tracking.project]

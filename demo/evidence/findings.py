@@ -47,9 +47,10 @@ LABELS = (
     "was to be learned or of what the base knew, and of neither less than the margin. Of a question that names one score, by "
     "that score.",
     f"**{NOT_TOLD_APART}**: no difference was shown that decides. It does not mean equal; the interval says how large a "
-    "difference may be.",
-    "**trap**: what looks better by one number is worse by another. It gains on one side and loses on the other by more than "
-    "the margin, or losses say the opposite of pictures and scores.",
+    "difference may be. Where one side is decided and the other is not (whether it learned or kept as much is open), the row says "
+    "so.",
+    "**trap**: what looks better by one number is worse by another. It gains on one side and loses on the other, by more than "
+    "the margin on one of them at least, or losses say the opposite of pictures and scores.",
     f"**{NOT_RECORDED}**: the experiment is there, and its runs are not recorded yet.",
 )
 CARE = (
@@ -59,7 +60,8 @@ CARE = (
     "**Selection.** Learning rates were chosen by the validation loss of one run each, with a seed that the experiment does "
     "not have, on the same held-out pictures: whatever was chosen so looks a little better than it is. Lengths of the "
     "trainings were chosen so that the reference is right in about half of the pictures. Two data sets of the experiments on "
-    "captions and masks were given up after pilots (data.md says which).",
+    "captions and masks were given up after pilots (data.md says which). And where several measures of a pair are decided, the "
+    "number is that of the one with the smallest p-value, so it is rather too large than too small.",
     "**The reference** is one recipe. That an option is no better than it here does not say what it does on another base, with "
     "another length or with other data.",
     "**Numbers** are the difference from the reference in the unit that is named, with the 95 % interval of that pair alone, "
@@ -102,14 +104,24 @@ def answer(found: Comparison, question: Question) -> Answer:
     if result is None:
         return Answer(question.text, NOT_TOLD_APART, pairs["evaluation"].note, tests)
     kind = deciding(tested, result)
-    return Answer(question.text, label_of(result), size(kind, tested[kind]) if kind else "the same bit for bit", tests)
+    told = size(kind, tested[kind]) if kind else "the same bit for bit"
+    if is_small(result):
+        told += "; more on one side and less on the other, both within the margin"
+    if result.word == "undecided":
+        told += "; only in part decided: " + ", ".join(f"{side} {word}" for side, word in result.words.items())
+    return Answer(question.text, label_of(result), told, tests)
 
 
 def label_of(result: PairResult) -> str:
     """The label of a pair's result."""
-    if result.word == "trade-off" or result.disagreement:
+    if result.disagreement or (result.word == "trade-off" and not is_small(result)):
         return "trap"
     return {"better": "better", "worse": "worse", "identical": "the same"}.get(result.word, NOT_TOLD_APART)
+
+
+def is_small(result: PairResult) -> bool:
+    """Whether a trade-off is one within the margins on both sides."""
+    return result.word == "trade-off" and set(result.words.values()) == {"better", "not worse"}
 
 
 def deciding(tested: dict[str, Pair], result: PairResult) -> str | None:

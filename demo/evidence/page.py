@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
+from pathlib import Path
 from statistics import mean
 
 from demo.evidence.study import Study
 from demo.evidence.texts import TEXTS
-from sushi_research.files import write_atomic, write_json
+from sushi_research.errors import UserError
+from sushi_research.files import make_folder, write_atomic, write_json
 from sushi_research.reports import page
 from sushi_research.reports.page import Block
+from sushi_research.runs.run_folder import RunFolder
 
 READING = (
     "Means of the seeds. Learned and kept are logs of the loss over the base's: of held-out images at the noisiest quarter of "
@@ -90,19 +94,30 @@ def write_rates() -> dict[str, float]:
     study, losses = Study.of("optimizers_rates"), {}
     [seed] = study.content["seeds"]
     for variant, settings in study.content["variants"].items():
-        text = (study.trained / f"{variant}-seed{seed}" / "metrics.jsonl").read_text(encoding="utf-8")
-        lines = [json.loads(line) for line in text.splitlines()]
-        last = next(line["evaluation/loss"] for line in reversed(lines) if "evaluation/loss" in line)
+        last = last_loss(study.trained / f"{variant}-seed{seed}")
         losses.setdefault(settings["optimizer"]["name"], {})[f"{settings['optimizer']['lr']:g}"] = last
-    write_json(Study.of("optimizers").folder / RATES, {"seed": seed, "loss": losses})
+    folder = Study.of("optimizers").folder
+    make_folder(folder)  # its other files come later, from the runs with these rates
+    write_json(folder / RATES, {"seed": seed, "loss": losses})
     return best_rates()
+
+
+def last_loss(run: Path) -> float | None:
+    """The validation loss of a run at its end; None of one that diverged, whose last evaluation is an earlier one."""
+    record = RunFolder(run, None).record()
+    if record is None:
+        raise UserError(f"{run} holds no run: make experiment EXP=configs/experiments/optimizers_rates.yaml first.")
+    if record["finished_at"] is None:
+        return None
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    return next(line["evaluation/loss"] for line in reversed(lines) if "evaluation/loss" in line)
 
 
 def best_rates() -> dict[str, float]:
     """The rate with the lowest recorded validation loss, by optimizer; a run that diverged has none."""
     losses = json.loads((Study.of("optimizers").folder / RATES).read_text(encoding="utf-8"))["loss"]
     return {
-        name: float(min(of_it, key=lambda rate: (of_it[rate] != of_it[rate], of_it[rate])))
+        name: float(min(of_it, key=lambda rate: math.inf if of_it[rate] is None else of_it[rate]))
         for name, of_it in losses.items()
     }
 
@@ -112,7 +127,7 @@ def rates_table() -> list[list[str]]:
     losses, best = json.loads((Study.of("optimizers").folder / RATES).read_text(encoding="utf-8"))["loss"], best_rates()
     rows = [["", "", "", ""]]
     for name, of_it in losses.items():
-        cells = [f"{rate}: {loss:.5f}" for rate, loss in of_it.items()]
+        cells = [f"{rate}: {'not finished' if loss is None else f'{loss:.5f}'}" for rate, loss in of_it.items()]
         rows.append(
             [
                 name,

@@ -36,8 +36,8 @@ class Experiment:
         return Study.of(name, self.folder)
 
 
-def _asked(study: str, **texts: str) -> tuple[Question, ...]:
-    return tuple(Question(study, variant, text) for variant, text in texts.items())
+def _asked(study: str, score: str = "", /, **texts: str) -> tuple[Question, ...]:
+    return tuple(Question(study, variant, text, score) for variant, text in texts.items())
 
 
 def _of_data(study: str) -> tuple[Question, ...]:
@@ -65,14 +65,28 @@ EXPERIMENTS = (
         "Dark pictures",
         "night",
         "night/night.md",
-        _asked(
-            "night",
-            offset_01="Does noise offset 0.1 make a dark style learnable?",
-            offset_03="Does noise offset 0.3?",
-            offset_random="Does noise offset of random strength up to 0.3?",
-            multires="Does multi-resolution noise?",
-            zero_snr="Does a base with v-prediction and zero-terminal SNR?",
-            zero_snr_min_snr="Does the same base with min-SNR weighting?",
+        (
+            *_asked(
+                "night",
+                "brightness error",
+                offset_01="Does noise offset 0.1 bring dark pictures to their brightness?",
+                offset_03="Does noise offset 0.3?",
+                offset_random="Does noise offset of random strength up to 0.3?",
+                multires="Does multi-resolution noise?",
+                zero_snr="Does a base with v-prediction and zero-terminal SNR?",
+                zero_snr_min_snr="Does the same base with min-SNR weighting?",
+            ),
+            # The losses of the two bases are not compared, so the result of the pair could be nothing but undecided.
+            *_asked(
+                "night",
+                "kept",
+                offset_01="Does noise offset 0.1 cost pictures of the base's world?",
+                offset_03="Does noise offset 0.3 cost them?",
+                offset_random="Does noise offset of random strength cost them?",
+                multires="Does multi-resolution noise cost them?",
+                zero_snr="Is less kept on the base with zero-terminal SNR?",
+                zero_snr_min_snr="Is less kept there with min-SNR weighting?",
+            ),
         ),
     ),
     Experiment(

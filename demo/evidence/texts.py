@@ -91,6 +91,8 @@ TEXTS = {
             ONE,
             "Three learning rates each. Where the best one is at the end of the range, a better one may lie beyond it; the "
             "table says where.",
+            "The validation loss by which they were chosen is mostly that of the timesteps with the least noise, and what is "
+            "learned shows at the others: pictures might choose another rate.",
             "Optimizers for few bits and little memory have nothing to save here.",
             "The CPU time of a step is that of tiny layers, where the optimizer weighs more than it does on a GPU.",
         ),
@@ -108,6 +110,12 @@ TEXTS = {
             "cosine": "cosine, the trained weights",
             "cosine_ema_097": "cosine, average with decay 0.97",
         },
-        (TINY, ONE, "A run of 160 steps is short, and its best average is short with it."),
+        (
+            TINY,
+            ONE,
+            "A run of 160 steps is short, and its best average is short with it.",
+            "The learning rate was chosen with a cosine. At a constant rate a lower one may be better, and would leave an average "
+            "less to gain.",
+        ),
     ),
 }

@@ -12,19 +12,19 @@ from sushi_research.config.loss import gamma_of, weighting_of
 _TYPES = {"l1": "l1", "pseudo_huber": "huber"}
 
 
-def loss_entries(config: TrainingConfig) -> dict[str, Any]:
+def loss_entries(config: TrainingConfig, prediction_type: str) -> dict[str, Any]:
     """sd-scripts' keys where there is one of the same meaning, and `sushi_research.objective`; None for what is not used."""
     loss = config.loss
     multires, kind = loss.multires_iterations or None, _TYPES.get(loss.type)
-    # The two that had their keys before are left out.
     weighting = weighting_of(loss.weighting, loss.snr_gamma)
-    changed = config.model_dump(
-        include={"loss", "timesteps"}, exclude={"loss": {"snr_gamma", "noise_offset"}}, exclude_defaults=True
-    )
+    # What had its key before is left out; gamma has one with min-SNR alone.
+    known = {"noise_offset"} if weighting == "soft_min_snr" else {"noise_offset", "snr_gamma"}
+    changed = config.model_dump(include={"loss", "timesteps"}, exclude={"loss": known}, exclude_defaults=True)
     changed = {section: values for section, values in changed.items() if values}
     return {
         "ss_min_snr_gamma": gamma_of(loss.snr_gamma) if weighting == "min_snr" else None,
-        "ss_debiased_estimation": weighting == "debiased" or None,
+        # Of v, sd-scripts' debiased estimation has other weights (docs/objectives.md).
+        "ss_debiased_estimation": (weighting == "debiased" and prediction_type == "epsilon") or None,
         "ss_noise_offset": loss.noise_offset or None,
         "ss_noise_offset_random_strength": loss.noise_offset_random or None,
         "ss_multires_noise_iterations": multires,

@@ -140,7 +140,7 @@ def adapter_metadata(config: TrainingConfig, facts: Facts) -> dict[str, str]:
         "ss_datasets": json.dumps([{"subsets": [{"class_tokens": words}]}], ensure_ascii=False) if words else None,
         "ss_learning_rate": config.optimizer.lr,
         "ss_optimizer": config.optimizer.name,
-        **loss_entries(config),
+        **loss_entries(config, facts.prediction.type),
         "ss_clip_skip": getattr(config.model, "clip_skip", None),  # only SD1.5 has this setting
         "ss_zero_terminal_snr": facts.prediction.zero_terminal_snr,
         "ss_training_started_at": facts.trained[0],

@@ -112,7 +112,12 @@ OPTIONS: dict[str, list[tuple[str, str, str]]] = {
         ("snr_gamma", "loss.snr_gamma", ""),
         ("noise_offset", "loss.noise_offset", ""),
         ("input_perturbation", "loss.input_perturbation", ""),
-        ("loss_type", "loss.type", "mse for l2, and pseudo_huber for huber, which is half of it there"),
+        (
+            "loss_type",
+            "loss.type",
+            "mse for l2, and pseudo_huber for huber, of which train_text_to_image_lora_sdxl.py has half; smooth_l1 there is that "
+            "over huber_c, which is not here",
+        ),
         ("huber_schedule", "loss.huber_schedule", "the same names"),
         ("huber_c", "loss.huber_c", ""),
         (

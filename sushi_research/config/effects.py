@@ -281,9 +281,15 @@ TRAINING = (
         "raise it",
     ),
     Rule(
+        ("loss.p2_k",),
+        {"loss.p2_gamma": _is(0)},
+        "while loss.p2_gamma is 0",
+        "raise it",
+    ),
+    Rule(
         ("loss.multires_discount",),
-        {"loss.multires_iterations": _is(0)},
-        "while loss.multires_iterations is 0",
+        {"loss.multires_iterations": _is(0, 1)},
+        "while loss.multires_iterations is 0 or 1, because it is the strength from the second resolution on",
         "raise it",
     ),
     Rule(

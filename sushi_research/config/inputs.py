@@ -42,7 +42,9 @@ BASE_STORAGE = (
     "How the UNet's weights are held: compute = in train.precision; int8, fp8 or nf4 = in 8 or 4 bits, made again in "
     "train.precision for each use. It saves memory, takes time, and changes what is learned (docs/small_base.md)"
 )
-FlowShift = Annotated[float, Field(gt=0, le=100)]
+# Beyond these nearly all noise levels are one.
+SHIFTS = (0.01, 100)
+FlowShift = Annotated[float, Field(ge=SHIFTS[0], le=SHIFTS[1])]
 _PATH = "Training images: a folder with captions next to them, an HF dataset folder, or a hub dataset id"
 
 

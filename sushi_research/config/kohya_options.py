@@ -34,11 +34,17 @@ OPTIONS: dict[str, list[tuple[str, str, str]]] = {
         (
             "flow_uniform_static_ratio flow_uniform_shift flow_uniform_base_pixels",
             "model.flow_shift",
-            "of forks; a number that does not depend on the size of the image",
+            "of forks; a number that does not depend on the size of the image. There it moves uniform timesteps alone: with "
+            "logit_normal, 1 is the same",
         ),
         ("flow_timestep_distribution", "timesteps.distribution", "of forks, where logit_normal is the default"),
         ("flow_logit_mean", "timesteps.mean", "of forks"),
         ("flow_logit_std", "timesteps.std", "of forks"),
+        (
+            "vae_custom_scale vae_custom_shift",
+            "",
+            "of forks; latents have the scale of Stable Diffusion, and bases that were trained with another are not supported",
+        ),
         ("flow_use_ot contrastive_flow_matching cfm_lambda", "", "of forks; a flow is trained on its plain loss"),
         (
             "clip_skip",
@@ -207,7 +213,7 @@ OPTIONS: dict[str, list[tuple[str, str, str]]] = {
         ),
     ],
     "Loss and noise": [
-        ("min_snr_gamma", "loss.snr_gamma", ""),
+        ("min_snr_gamma", "loss.snr_gamma", "with zero terminal SNR, kohya's weights differ (docs/objectives.md)"),
         ("debiased_estimation_loss", "loss.weighting", "debiased; of v, kohya's is another (docs/objectives.md)"),
         ("v_pred_like_loss", "loss.weighting", "v_like, in place of the plain loss; kohya adds the two"),
         ("scale_v_pred_loss_like_noise_pred", "loss.snr_gamma", "10000, which caps nothing"),
@@ -218,7 +224,12 @@ OPTIONS: dict[str, list[tuple[str, str, str]]] = {
         ),
         ("huber_schedule", "loss.huber_schedule", "the same names"),
         ("huber_c", "loss.huber_c", ""),
-        ("huber_scale", "", "it multiplies huber_c with huber_schedule constant: set loss.huber_c to the product"),
+        (
+            "huber_scale",
+            "",
+            "it multiplies huber_c with huber_schedule constant: set loss.huber_c to the product; with exponential it is not here, "
+            "and with snr kohya ignores it",
+        ),
         ("noise_offset", "loss.noise_offset", ""),
         ("noise_offset_random_strength", "loss.noise_offset_random", "of each image; of each batch there"),
         ("multires_noise_iterations", "loss.multires_iterations", ""),

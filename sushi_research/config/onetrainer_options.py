@@ -259,7 +259,7 @@ OPTIONS: dict[str, list[tuple[str, str, str]]] = {
         (
             "loss_weight_fn",
             "loss.weighting",
-            "none for CONSTANT, min_snr, and debiased and p2, which are others there for v (docs/objectives.md)",
+            "none for CONSTANT, min_snr, and debiased and p2, which are others there for v (docs/objectives.md); SIGMA is not here",
         ),
         ("loss_weight_strength", "loss.snr_gamma", "of MIN_SNR_GAMMA; that of P2 is loss.p2_gamma"),
         (

@@ -68,7 +68,8 @@ class ClusterJobs:
             job = self._executor.submit(work)
         except Exception as error:  # of submitit, of sbatch, of the system
             raise UserError(
-                f"the job of {run.name} cannot be submitted ({first_line(error)}): correct slurm."
+                f"the job of {run.name} cannot be submitted ({first_line(error)}): correct slurm, or give jobs, so that fewer are "
+                "in the queue at a time."
             ) from None
         record = record_of(self._logs, run.name)
         if record is None or record.began is None or record.launches == launches:  # it has not begun yet
@@ -112,7 +113,8 @@ def executor_of(experiment: Experiment, folder: Path) -> Any:
         import submitit
     except ImportError:
         raise UserError(
-            f"cluster is {experiment.cluster}, and submitit is not installed: pip install 'sushi-research[slurm]'."
+            f"cluster is {experiment.cluster}, and submitit is not installed: install the extra (pip install --editable "
+            "'.[slurm]')."
         ) from None
     if "timeout_min" not in experiment.slurm:
         raise UserError(

@@ -98,7 +98,8 @@ class Experiment(Section):
     )
     slurm: dict[str, JobParameter] = Field(
         {},
-        description="Parameters of a job, by the names of submitit's SLURM executor: time (minutes), partition, gpus_per_node ...",
+        description="Parameters of a job, by the names of submitit's AutoExecutor: timeout_min (needed), gpus_per_node, "
+        "slurm_partition ...",
         json_schema_extra={"allowed": "a text, a number or a list of texts"},
     )
     write_sweep: Location | None = Field(

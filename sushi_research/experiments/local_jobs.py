@@ -11,6 +11,8 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 
+from sushi_research.errors import UserError
+from sushi_research.experiments import launcher
 from sushi_research.experiments.experiment import Planned
 from sushi_research.experiments.experiment_file import Experiment
 from sushi_research.experiments.run_work import LOGS, Outcome, RunWork
@@ -60,14 +62,12 @@ def visible_gpus() -> list[str]:
 
 
 def command_of(experiment: Experiment, run: Planned, is_alone: bool) -> list[str]:
-    """The command of a run, as a user would type it."""
-    # From the folder of this Python, so that the virtual environment need not be activated.
-    accelerate = Path(sys.executable).with_name("accelerate")
-    program = [str(accelerate)] if accelerate.exists() else ["accelerate"]
+    """The command of a run: that of `accelerate launch`, with the exit status of the script."""
     launch = list(experiment.launch)
     if not is_alone and (processes_of(launch) or 2) > 1 and "main_process_port" not in " ".join(launch):
         launch += ["--main_process_port", "0"]  # a free one: the usual one is the same for all
-    return [*program, "launch", *launch, str(run.script), *run.arguments]
+    # By this Python, so that the virtual environment need not be activated.
+    return [sys.executable, "-m", launcher.__name__, *launch, str(run.script), *run.arguments]
 
 
 class LocalJobs:
@@ -84,6 +84,11 @@ class LocalJobs:
         gpus = visible_gpus() if needs_gpus else []
         self.slots = slots_of(experiment.jobs, processes_of(experiment.launch), gpus)
         self.is_alone = len(self.slots) == 1
+        if not self.is_alone and "gpu_ids" in " ".join(experiment.launch).replace("-", "_"):
+            raise UserError(
+                "launch has --gpu_ids, which would give all runs side by side the same GPUs: set CUDA_VISIBLE_DEVICES for the "
+                "experiment, whose GPUs are shared out, or give jobs 1."
+            )
         self._experiment = experiment
         self._pool = ThreadPoolExecutor(len(self.slots), "run")
         self._running: dict[Future[Outcome], tuple[RunWork, Slot]] = {}

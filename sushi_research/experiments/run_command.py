@@ -21,6 +21,8 @@ from sushi_research.files import writing
 
 # Of the output of a command, what is kept to find its last line.
 _HEARD_BYTES = 4096
+# In lines of torchrun's, which follow the last one of the processes that it launched.
+_OF_LAUNCHER = "torch/distributed/elastic/"
 # submitit sets it in its jobs.
 IN_JOB = "SUBMITIT_EXECUTOR"
 
@@ -80,7 +82,7 @@ class RunCommand:
     def stop(self, number: int) -> None:
         """Asks the running command to stop, by SIGTERM: a training saves and stops. Called by signal handlers too."""
         self.signal = self.signal or number
-        if self._process is None:
+        if self._process is None or self._process.returncode is not None:  # ended: its number may be another's
             return
         with contextlib.suppress(psutil.Error):
             process = psutil.Process(self._process.pid)
@@ -131,8 +133,8 @@ def last_line(file: Path, begin: int = 0) -> str:
 
 
 def _last(text: bytes) -> str:
-    lines = text.decode(errors="replace").replace("\r", "\n").split("\n")
-    return next((line.strip() for line in reversed(lines) if line.strip()), "")
+    lines = [line.strip() for line in text.decode(errors="replace").replace("\r", "\n").split("\n")]
+    return next((line for line in reversed(lines) if line and _OF_LAUNCHER not in line), "")
 
 
 def _show(output: IO[bytes], write: Callable[[bytes], Any], flush: Callable[[], Any], heard: list[bytes]) -> None:

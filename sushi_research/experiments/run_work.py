@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from sushi_research.errors import UserError
 from sushi_research.experiments import scoring
 from sushi_research.experiments.run_command import RunCommand
-from sushi_research.files import make_folder, write_json
+from sushi_research.files import make_folder, write_json, writing
 from sushi_research.runs import records
 from sushi_research.runs.folder_lock import is_locked, try_lock
 from sushi_research.runs.run_folder import RunFolder
@@ -122,11 +122,11 @@ class RunWork:
         self._note("running")
         try:
             outcome = self._trained()
-            if not outcome.status and not self._processes.signal:
+            if not outcome.status and not outcome.is_busy and not self._processes.signal:
                 outcome = replace(outcome, unscored=self._scored())
         except UserError as error:
             outcome = Outcome(USER_ERROR, str(error))
-        if self._processes.signal:
+        if self._processes.signal or outcome.is_busy:
             self._note("stopped", ended=now())
         elif outcome.status:
             self._note("failed", ended=now(), reason=outcome.reason)
@@ -141,6 +141,10 @@ class RunWork:
         status, said = self._processes.train(self.command, self.environment)
         if not status:
             return Outcome(seconds=time.monotonic() - started)
+        if status == USER_ERROR and is_locked(
+            self.folder
+        ):  # that of a command that was killed, which was still starting
+            return Outcome(is_busy=True)
         how = f"exit status {status}" if status > 0 else f"signal {-status}"
         reason = f"{how}: {said}" if said else how
         return Outcome(status, reason, further=last_checkpoint(self.folder) > reached)
@@ -189,7 +193,9 @@ def record_of(logs: Path, name: str) -> LaunchRecord | None:
 @contextlib.contextmanager
 def claimed(path: Path) -> Iterator[bool]:
     """Whether this process has locked the file for the block. True too where files cannot be locked: the run's own lock is left."""
-    with open(path, "ab") as file:
+    with writing("write", path):
+        file = open(path, "ab")  # noqa: SIM115
+    with file:
         yield os.name == "nt" or try_lock(file.fileno()) is not False
 
 

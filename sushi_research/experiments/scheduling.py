@@ -142,8 +142,9 @@ class Scheduler:
 
     def _is_filling(self) -> bool:
         """Whether the first run is still filling the caches."""
-        if self._first is not None and (self._first.state != RUNNING or _has_begun(self._first)):
-            self._first, self._are_filled = None, True
+        if self._first is not None and (_has_begun(self._first) or self._first.state != RUNNING):
+            # One that ended before its first step has filled nothing: the next one is the first.
+            self._first, self._are_filled = None, _has_begun(self._first)
         return self._first is not None
 
     def _announce(self, cell: Cell) -> None:
@@ -156,10 +157,10 @@ class Scheduler:
 
     def _left(self) -> str:
         untrained = sum(cell.state in (WAITING, RUNNING) and cell.todo != "to score" for cell in self._todo)
-        if not self._spent or not untrained:
+        slots = getattr(self._jobs, "slots", ())  # how many jobs a cluster takes at a time is not known
+        if not self._spent or not untrained or not slots:
             return ""
-        side_by_side = getattr(self._jobs, "slots", [None])
-        return f", about {minutes(sum(self._spent) / len(self._spent) * untrained / len(side_by_side))} left"
+        return f", about {minutes(sum(self._spent) / len(self._spent) * untrained / len(slots))} left"
 
     def _settle(self, cell: Cell, outcome: Outcome) -> None:
         """Notes how the work on a run has ended, and whether it is to be done again."""

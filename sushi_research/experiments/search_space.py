@@ -15,6 +15,7 @@ from typing import Any
 
 from sushi_research import randomness
 from sushi_research.errors import UserError
+from sushi_research.fingerprints import content_hash
 
 EXAMPLE = "{distribution: log_uniform_values, min: 1.0e-5, max: 1.0e-3} or {values: [4, 8]}"
 # The keys of a parameter in W&B's form, by which it is told from a section.
@@ -41,6 +42,8 @@ MOST = 1e15
 DIGITS = 4
 # Draws that repeat an earlier one are passed over, up to so many for each sample.
 MOST_DRAWS = 100
+# Of the name of a variant that is made from its values: a run's name adds the seed, and has at most 200.
+MOST_LETTERS = 160
 # Of a range of whole numbers in a grid.
 MOST_VALUES = 1000
 
@@ -51,7 +54,8 @@ def leaves(space: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
     """(dotted key, parameter) of each parameter of a search space; anything else in the place of one as it is."""
     for name, value in space.items():
         if isinstance(value, dict) and not is_parameter(value):
-            yield from leaves(value, f"{prefix}{name}.")
+            inner = value.get("parameters") if len(value) == 1 else None  # as W&B nests them
+            yield from leaves(inner if isinstance(inner, dict) else value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
 
@@ -177,11 +181,14 @@ def draws_of(space: Mapping[str, Any], samples: int, seed: int) -> Variants:
 
 
 def name_of(settings: Mapping[str, Any]) -> str:
-    """The name of a variant after its values: rank-8_snr_gamma-null."""
-    return "_".join(f"{key.rpartition('.')[2]}-{_in_a_name(value)}" for key, value in settings.items())
+    """The name of a variant after its values: rank-8_snr_gamma-null. One that would be too long ends in a hash of all of them."""
+    name = "_".join(f"{key.rpartition('.')[2]}-{_in_a_name(value)}" for key, value in settings.items())
+    if len(name) <= MOST_LETTERS:
+        return name
+    return f"{name[:MOST_LETTERS]}_{content_hash(json.dumps(settings).encode())[:8]}"
 
 
 def _in_a_name(value: Any) -> str:
     """A value as part of a folder name."""
     text = value if isinstance(value, str) else json.dumps(value)
-    return "".join(character if character.isalnum() or character in ".-" else "-" for character in text).strip("-")
+    return "".join(each if each.isascii() and each.isalnum() or each in ".-" else "-" for each in text).strip("-")

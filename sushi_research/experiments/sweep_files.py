@@ -6,6 +6,7 @@ https://docs.wandb.ai/models/sweeps/sweep-config-keys has their format. There is
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,9 @@ from sushi_research.experiments import search_space
 
 SEED = "train.seed"
 FOLDER = "runs/experiments"
+# The keys of a sweep file that say what is run; those that only W&B's server and pages use.
+READ = ("program", "parameters", "method", "command", "name", "run_cap")
+UNUSED = ("metric", "description", "project", "entity", "controller")
 
 
 def read_experiment(file: str) -> dict[str, Any]:
@@ -35,6 +39,15 @@ def read_experiment(file: str) -> dict[str, Any]:
         )
     if not isinstance(parameters, dict) or not isinstance(content["program"], str):
         raise UserError(f"{file} is no sweep of W&B: program is a script, and parameters a mapping.")
+    if "early_terminate" in content:
+        raise UserError(
+            f"{file} has early_terminate, and without W&B's server every run is trained to its end: remove it in a copy of the "
+            "file."
+        )
+    if unknown := [str(key) for key in content if key not in (*READ, *UNUSED)]:
+        raise UserError(
+            f"{file} has the key {unknown[0]}, which is not known of a sweep: it has {', '.join((*READ, *UNUSED))}."
+        )
     flat = dict(_flat(parameters))
     launch, configs, settings = _of_command(content.get("command"), file)
     for key, parameter in list(flat.items()):
@@ -49,13 +62,23 @@ def read_experiment(file: str) -> dict[str, Any]:
     }
     if SEED in flat:
         found["seeds"] = _values(SEED, flat.pop(SEED), file)
-    if method == "grid":
-        found["grid"] = nested({key: _values(key, parameter, file) for key, parameter in flat.items()})
+    elif SEED in settings:  # one for all
+        seed = settings.pop(SEED)
+        found["seeds"] = [int(seed) if isinstance(seed, str) and seed.isdecimal() else seed]
+    cap, seeds = content.get("run_cap"), len(found.get("seeds", [0]))
+    if cap is not None and (type(cap) is not int or cap < 1):
+        raise UserError(f"run_cap is {cap!r} in {file}: it must be a whole number above 0.")
+    if not flat:  # repeats of one run
+        found["variants"] = {"run": {}}
+    elif method == "grid":
+        values = {key: _values(key, parameter, file) for key, parameter in flat.items()}
+        found["grid"] = nested(values)
+        if cap is not None and cap < (runs := seeds * math.prod(map(len, values.values()))):
+            raise UserError(f"{file} is a grid of {runs} runs with the run_cap {cap}: remove it, or give fewer values.")
     else:
         found["search"] = nested(flat)
-        cap, seeds = content.get("run_cap"), len(found.get("seeds", [0]))
         if cap is not None:
-            found["samples"] = max(1, cap // seeds) if type(cap) is int else cap
+            found["samples"] = max(1, cap // seeds)
     return found | {"settings": nested(settings)}
 
 

@@ -60,11 +60,23 @@ def _written(values: Sequence[Any]) -> list[Any]:
     return [value if type(value) in (bool, int, float, str) else json.dumps(value) for value in values]
 
 
+class _Dumper(yaml.SafeDumper):
+    """Quotes what YAML 1.2, as our own reader has it, would take for a number or break elsewhere: "1e3", "+.5"."""
+
+
+def _text(dumper: _Dumper, text: str) -> yaml.Node:
+    is_plain = not text[:1].isdigit() and text[:1] not in ("+", "-", ".") and text.splitlines() in ([], [text])
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if is_plain else '"')
+
+
+_Dumper.add_representer(str, _text)
+
+
 def text_of(experiment: Experiment) -> str:
     """The sweep of an experiment as YAML, with how it is started."""
     sweep = sweep_of(experiment)
     # W&B reads YAML 1.1, in which 1e-05 is a text and off is false.
-    text = yaml.safe_dump(sweep, sort_keys=False, allow_unicode=True, width=10**6)
+    text = yaml.dump(sweep, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=10**6)
     assert parse_yaml(text, "the sweep") == yaml.safe_load(text) == sweep
     head = "# Written by scripts/run_experiment.py. wandb sweep FILE prints the sweep's id; wandb agent TEAM/PROJECT/ID runs it.\n"
     return head + text

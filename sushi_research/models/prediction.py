@@ -14,10 +14,12 @@ from typing import Any, Literal, NamedTuple, get_args
 from sushi_research.errors import UserError
 
 PredictionType = Literal["epsilon", "v_prediction", "rectified_flow"]
+# SwarmUI's v-prediction with zero-terminal SNR.
+_ZERO_TYPE = "v-zsnr"
 # Values that trainers and merging tools write into a file's metadata. SwarmUI writes and reads "sd3" for a flow of SDXL's UNet.
 _METADATA_TYPES = {
     **dict.fromkeys(("epsilon", "eps"), "epsilon"),
-    **dict.fromkeys(("v", "v_prediction", "v-prediction", "v-zsnr", "velocity"), "v_prediction"),
+    **dict.fromkeys(("v", "v_prediction", "v-prediction", "velocity", _ZERO_TYPE), "v_prediction"),
     **dict.fromkeys(("rectified_flow", "rectified-flow", "rectified flow", "rf", "sd3"), "rectified_flow"),
     **dict.fromkeys(("flow", "flow_matching", "flow-matching", "flow_prediction"), "rectified_flow"),
     **{other: other for other in ("sample", "edm")},
@@ -117,6 +119,8 @@ def from_metadata(metadata: Mapping[str, str], where: str) -> list[Evidence]:
             found = _METADATA_TYPES.get(text, ascii(text)[1:-1][:60])
             found = "rectified_flow" if is_flow and found == "v_prediction" else found
             said[key] = Evidence(f"{key} in the metadata of {where}", found, weak=True)
+            if text == _ZERO_TYPE:
+                said[f"{key}, zero"] = Evidence(said[key].where, zero_terminal_snr=True, weak=True)
     for key, fact in (
         ("ss_v_parameterization", {"type": "v_prediction"}),
         ("ss_zero_terminal_snr", {"zero_terminal_snr": True}),
@@ -148,7 +152,10 @@ def decide(
     """
 
     def overridden(each: Evidence) -> bool:
-        return each.weak and (asked_type if each.type else asked_zero) is not None
+        if each.type:
+            return each.weak and asked_type is not None
+        # Who asks for a flow cannot say anything about zero-terminal SNR, which is none of its settings.
+        return each.weak and (asked_zero is not None or asked_type == "rectified_flow")
 
     said = [each for each in evidence if not overridden(each)]
     said += [

@@ -7,11 +7,11 @@ clip_sample, skip_prk_steps and so on) belong to steps that are not taken here, 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sushi_research.config.inputs import SHIFTS
 from sushi_research.errors import UserError
 from sushi_research.models import ARCHITECTURES, detect
 from sushi_research.models.prediction import FLOW_CLASSES
@@ -64,8 +64,8 @@ RULES = {
     "noise_sampler_seed": ANY,  # DPMSolverSDEScheduler's, whose arguments diffusers shows only where torchsde is installed
 }
 SHIFT = Rule(
-    lambda found: isinstance(found, int | float) and not isinstance(found, bool) and 0 < found < math.inf,
-    "a number above 0",
+    lambda found: isinstance(found, int | float) and not isinstance(found, bool) and SHIFTS[0] <= found <= SHIFTS[1],
+    f"a number from {SHIFTS[0]:g} to {SHIFTS[1]:g}",
 )
 # For a base that predicts a rectified flow. Training and sampling use the noise levels of its shift.
 FLOW_RULES = {

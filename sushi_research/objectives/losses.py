@@ -48,7 +48,10 @@ def loss_per_sample(
     assert loss.type in WITH_C and loss.c is not None, f"no loss of the type {loss.type}"
     c = loss.c[timesteps].view(-1, 1, 1, 1)
     if loss.type == "pseudo_huber":
-        return _mean(2.0 * c * ((difference.square() + c.square()).sqrt() - c), mask)
+        square = difference.square()
+        # sqrt(d^2 + c^2) - c without the difference of two numbers that are nearly equal: in fp32 little is left of that where d is
+        # much smaller than c.
+        return _mean(2.0 * c * (square / ((square + c.square()).sqrt() + c)), mask)
     size = difference.abs()
     within = torch.minimum(size, c)
     errors = within * (2.0 * size - within)

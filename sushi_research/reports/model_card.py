@@ -18,13 +18,12 @@ from sushi_research.adapters import bundled, portability
 from sushi_research.adapters.module_names import locate
 from sushi_research.adapters.reading import read_adapter
 from sushi_research.adapters.snapshots import AVERAGE
-from sushi_research.config.timesteps import LAST
 from sushi_research.errors import UserError
 from sushi_research.models import ARCHITECTURES
 from sushi_research.models.header import read_header
 from sushi_research.reports import outcome_blocks, run_outcomes
 from sushi_research.reports.card_pictures import Pair, pairs_of, picture_table, plain
-from sushi_research.reports.card_settings import adapter_rows
+from sushi_research.reports.card_settings import adapter_rows, objective_rows
 from sushi_research.reports.scores import scores_of_run
 from sushi_research.runs import records
 from sushi_research.runs.run_folder import RunFolder
@@ -297,12 +296,6 @@ def _measured(source: _Source) -> list[str]:
     return ["\n".join([title, "", *(lines or ["Nothing: the run was not evaluated."])])]
 
 
-def _timesteps(section: Mapping[str, Any]) -> str | None:
-    """The timesteps that were trained: "logit_normal, 0 to 999"; None if all were alike."""
-    found = section.get("distribution", "uniform"), section.get("min", 0), section.get("max", LAST)
-    return None if found == ("uniform", 0, LAST) else "{}, {} to {}".format(*found)
-
-
 def _settings(source: _Source) -> str:
     """The settings that decide what was learned, as a table; those that the run does not have are left out."""
     config, plan = source.config, source.plan
@@ -322,13 +315,7 @@ def _settings(source: _Source) -> str:
         "optimizer": value("optimizer", "name"),
         "learning rate": value("optimizer", "lr"),
         "schedule": value("schedule", "name"),
-        "min-SNR gamma": value("loss", "snr_gamma"),
-        "loss weighting": value("loss", "weighting"),
-        "loss": None if value("loss", "type") in (None, "mse") else value("loss", "type"),
-        "noise offset": value("loss", "noise_offset") or None,
-        "multi-resolution noise": value("loss", "multires_iterations") or None,
-        "input perturbation": value("loss", "input_perturbation") or None,
-        "timesteps": _timesteps(config.get("timesteps") or {}),
+        **objective_rows(config, plan),
         "seed": value("train", "seed"),
     }
     lines = [f"| {name} | {plain(str(each))} |" for name, each in rows.items() if each is not None]

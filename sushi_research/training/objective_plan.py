@@ -8,6 +8,7 @@ from typing import Any
 from sushi_research.config import TrainingConfig
 from sushi_research.config.loss import LossSection, gamma_of, weighting_of
 from sushi_research.config.timesteps import LAST, TimestepSection
+from sushi_research.models.prediction import Prediction
 
 
 @dataclass(frozen=True)
@@ -30,8 +31,8 @@ class ObjectivePlan:
         return [f"objective    {'; '.join(filter(None, (self.loss, self.weighting, noise, self.timesteps)))}"]
 
 
-def objective_plan(config: TrainingConfig) -> ObjectivePlan:
-    """The objective that the config asks for."""
+def objective_plan(config: TrainingConfig, prediction: Prediction) -> ObjectivePlan:
+    """The objective that the config asks for, of a base with this prediction."""
     loss, gamma = config.loss, gamma_of(config.loss.snr_gamma)
     kind = loss.type
     if kind not in ("mse", "l1"):
@@ -41,6 +42,7 @@ def objective_plan(config: TrainingConfig) -> ObjectivePlan:
     arguments = {
         "min_snr": f" (gamma {gamma:g})",
         "soft_min_snr": f" (gamma {gamma:g})",
+        "v_like": " (no other than none, because the base predicts v)" if prediction.type == "v_prediction" else "",
         "p2": f" (k {loss.p2_k:g}, gamma {loss.p2_gamma:g})",
     }
     name = weighting_of(loss.weighting, loss.snr_gamma)

@@ -57,7 +57,7 @@ def make_plan(job: Job, inputs: Inputs) -> Plan:
     lora.start_from that was trained on held-out images, and for a disk that has too little room.
     """
     config, base, data, caches = job.config, inputs.base, inputs.data, inputs.caches
-    starting_point.require_usable(job, data)
+    starting_point.require_usable(job, data, base.prediction)
     items, global_batch_size = data.items, job.global_batch_size
     steps = steps_of(config.train.steps, config.train.epochs, len(items), global_batch_size)
     unet = loading.empty_unet(base)
@@ -118,7 +118,7 @@ def make_plan(job: Job, inputs: Inputs) -> Plan:
         adapter=adapter_plan.plan_of(job, base, unet, all_shapes),
         rates=Rates(config.optimizer.lr, tuple(groups)),
         optimizer=optimizer_plan.plan_of(config.optimizer, config.schedule, all_shapes),
-        objective=objective_plan(config),
+        objective=objective_plan(config, base.prediction),
         text_encoders=text_encoder_plan.plan_of(job, base, of_text, own, steps),
         new_tokens=plan_of_tokens(job, inputs),
         averages=averages_plan.plan_of(job, steps, due, parameters),

@@ -134,6 +134,13 @@ FILES = [
     ((), {}, ZERO_ASKED | V_ASKED, ZERO),
     ((), {}, ZERO_ASKED | EPS_ASKED, (f"zero-terminal SNR ({ZERO_OPTION})", f"epsilon ({TYPE_OPTION})")),
     ((), V_DATA, ZERO_ASKED, ZERO),
+    # SwarmUI's name for v-prediction with zero-terminal SNR says both.
+    ((), {"modelspec.prediction_type": "v-zsnr"}, {}, ZERO),
+    ((), {"modelspec.prediction_type": "V-ZSNR"}, V_ASKED, ZERO),
+    ((), {"modelspec.predict_key": "v-zsnr"}, PLAIN_ASKED, V),
+    ((), {"modelspec.prediction_type": "v-zsnr"}, EPS_ASKED | PLAIN_ASKED, EPSILON),
+    ((), {"modelspec.prediction_type": "v-zsnr"}, FLOW_ASKED, FLOW),
+    ((), V_DATA | {"ss_zero_terminal_snr": "True"}, FLOW_ASKED, FLOW),
     # Rectified flows: what SwarmUI and SushiUI write, and what files of flows mostly say, which is epsilon.
     ((), {"modelspec.prediction_type": "sd3"}, {}, FLOW),
     ((), {"modelspec.prediction_type": "Rectified_Flow"}, {}, FLOW),

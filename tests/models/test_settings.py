@@ -163,7 +163,15 @@ ACCEPTED_FLOWS = [
     {"_class_name": "FlowMatchHeunDiscreteScheduler"},
 ]
 REFUSED_FLOWS = [
-    *({"shift": 0}, {"shift": "3"}, {"shift": True}, {"shift": float("nan")}, {"num_train_timesteps": 100}),
+    *(
+        {"shift": 0},
+        {"shift": 1e-20},
+        {"shift": 101},
+        {"shift": "3"},
+        {"shift": True},
+        {"shift": float("nan")},
+        {"num_train_timesteps": 100},
+    ),
     *({"use_dynamic_shifting": True}, {"shift_terminal": 0.02}, {"invert_sigmas": True}, {"use_karras_sigmas": True}),
     *({"use_beta_sigmas": True}, {"use_exponential_sigmas": True}, {"prediction_type": 1}, {"my_option": 1}),
 ]

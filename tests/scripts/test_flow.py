@@ -37,7 +37,7 @@ def trainer(photos, caches, tmp_path) -> Trainer:
     return Trainer("sd15", base, photos, tmp_path / "runs", caches)
 
 
-def test_the_whole_path(trainer, tmp_path, capsys):
+def test_the_whole_path(trainer, bases, tmp_path, capsys):
     assert trainer.train("whole", SETTINGS) == 0
     assert "predicts rectified_flow, shift 3\n" in capsys.readouterr().out
     with at_micro_batch(trainer, 3, 0, kill), pytest.raises(Killed):
@@ -72,6 +72,12 @@ def test_the_whole_path(trainer, tmp_path, capsys):
         RunFolder(trainer.folder("whole"), None), trainer.folder("whole") / "whole.safetensors", "me/whole"
     ).text
     assert "ModelSamplingSD3, for example with the shift 3 " in card and "use_flow_sigmas=True, flow_shift=3.0)" in card
+
+    # The base may say nothing, and the adapter knows.
+    other = {"lora.start_from": str(trainer.folder("whole") / "whole.safetensors"), "model.base": str(bases["sd15"])}
+    capsys.readouterr()
+    assert trainer.train("started", {"train.steps": 1, **other}) == 0
+    assert "trained on predicts rectified_flow, and this base is taken to predict epsilon" in capsys.readouterr().out
 
     # Another shift is another training.
     with pytest.raises(UserError, match="prediction"):

@@ -14,6 +14,7 @@ from test_evaluating import make_pictures
 
 from sushi_research.config.command_line import load_config
 from sushi_research.config.sets import sets_of
+from sushi_research.errors import UserError
 from sushi_research.experiments.experiment import Experiment, plan
 from sushi_research.experiments.run_command import RunCommand
 
@@ -142,6 +143,13 @@ def test_the_comparison_is_told_to_pool_code(file, tmp_path, monkeypatch):
     assert ["--pool-code" in command for command in words] == [False, True]
 
 
+def test_without_a_run_of_the_reference_nothing_is_compared(file, capsys):
+    """compare_runs.py would say that no variant has this name."""
+    experiment = read(file, "--reference", "large")
+    assert SCRIPT.write_comparison(experiment, [run for run in plan(experiment) if run.variant == "small"]) == 1
+    assert capsys.readouterr().err == "no run of the reference, large, has finished: nothing is compared\n"
+
+
 def test_a_searched_page_says_so_and_a_sweep_is_written(file, tmp_path, monkeypatch, capsys):
     words = []
     monkeypatch.setattr(
@@ -159,12 +167,33 @@ def test_a_searched_page_says_so_and_a_sweep_is_written(file, tmp_path, monkeypa
         experiment = read(file)
         SCRIPT.write_comparison(experiment, plan(experiment))
         assert "--searched" in words.pop()
-        assert SCRIPT.main(read(file, "--write_sweep", str(tmp_path / "sweep.yaml"))) == 0
+        written = tmp_path / f"{name}_sweep.yaml"
+        assert SCRIPT.main(read(file, "--write_sweep", str(written))) == 0
         assert not (tmp_path / "runs").exists()
-        sweep = yaml.safe_load((tmp_path / "sweep.yaml").read_text())
+        sweep = yaml.safe_load(written.read_text())
         assert sweep["method"] == {"grid": "grid", "search": "random"}[name] and "lora.rank" in sweep["parameters"]
+    with pytest.raises(UserError, match="write_sweep: .* exists already"):  # such as the experiment itself
+        SCRIPT.main(read(file, "--write_sweep", str(file)))
     assert SCRIPT.main(read(file, "--status")) == 0
     assert capsys.readouterr().out.splitlines()[-5] == "4 runs: 4 waiting"
+
+
+def test_jobs_that_were_submitted_before_a_refusal_are_named(monkeypatch, capsys):
+    class Refusing:
+        left = staticmethod(lambda: ["7", "8"])
+        __enter__, __exit__ = lambda self: self, lambda *_: None
+
+        def __init__(self, *_):
+            pass
+
+        def run(self):
+            raise UserError("the job of c cannot be submitted")
+
+    monkeypatch.setattr(SCRIPT, "ClusterJobs", Refusing)
+    monkeypatch.setattr(SCRIPT, "Scheduler", Refusing)
+    with pytest.raises(UserError, match="cannot be submitted"):
+        SCRIPT.work(SimpleNamespace(cluster="slurm"), [])
+    assert "to end them: scancel 7 8" in capsys.readouterr().out
 
 
 def test_the_worked_examples_are_right(monkeypatch):

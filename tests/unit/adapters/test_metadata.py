@@ -110,6 +110,11 @@ def test_metadata_of_losses_and_noise_have_kohyas_keys_where_the_meaning_is_the_
     other = {"type": "huber", "weighting": "debiased", "input_perturbation": 0.1, "noise_offset": 0.1}
     found = described(config(loss=other), architecture="sdxl")
     assert (found["ss_debiased_estimation"], found["ss_ip_noise_gamma"]) == ("True", "0.1")
+    of_v = described(config(loss=other), architecture="sdxl", prediction=Prediction("v_prediction"))
+    assert "ss_debiased_estimation" not in of_v, "kohya's is another for v"
+    assert json.loads(of_v["sushi_research.objective"])["loss"]["weighting"] == "debiased"
+    soft = {"weighting": "soft_min_snr", "snr_gamma": 3.0}
+    assert json.loads(described(config(loss=soft), architecture="sdxl")["sushi_research.objective"]) == {"loss": soft}
     # kohya's smooth_l1 and huber are others; there is no cap.
     assert not {"ss_loss_type", "ss_huber_c", "ss_min_snr_gamma", "ss_multires_noise_discount"} & found.keys()
     # Files of runs that had them before stay as they were.

@@ -33,6 +33,7 @@ REFUSED = [
     ("loss.weighting=min_snr", "loss.p2_k", "2.0", "only p2 uses them"),
     ("", "loss.noise_offset_random", "true", "while loss.noise_offset"),
     ("", "loss.multires_discount", "0.5", "while loss.multires_iterations"),
+    ("loss.multires_iterations=1", "loss.multires_discount", "0.5", "while loss.multires_iterations"),
     ("timesteps.distribution=sigmoid", "timesteps.mean", "0.5", "only logit_normal has a mean"),
     ("", "timesteps.std", "2.0", "while timesteps.distribution"),
     ("", "data.crops", "3", r"while data\.crop .*is not random"),

@@ -89,6 +89,18 @@ def test_a_run_that_another_process_holds_is_left_to_it(tmp_path):
     assert work().status == 0
 
 
+def test_a_training_that_finds_its_folder_in_use_is_left_to_the_other_one(tmp_path):
+    """Of a command that was killed while its training was still starting: no lock is seen before, and the training refuses."""
+    code = """import fcntl, os, time
+fcntl.flock(os.open({!r}, os.O_RDONLY), fcntl.LOCK_EX)
+if os.fork() == 0:
+    time.sleep(1)  # the other one, which has the lock too
+os._exit(2)"""
+    outcome = work_of(tmp_path, code.format(str(tmp_path / "runs/one")))()
+    assert (outcome.is_busy, outcome.status) == (True, 0)
+    assert record_of(tmp_path / "runs/logs", "one").state == "stopped"
+
+
 def experiment_of(tmp_path: Path, **options) -> Experiment:
     return Experiment(
         title="t",

@@ -9,10 +9,11 @@ import pytest
 import yaml
 
 from sushi_research.config.command_line import config_to_dict, load_config
+from sushi_research.errors import UserError
 from sushi_research.experiments import cells, scheduling
 from sushi_research.experiments.experiment import plan
 from sushi_research.experiments.experiment_file import Experiment
-from sushi_research.experiments.local_jobs import command_of, processes_of, slots_of
+from sushi_research.experiments.local_jobs import LocalJobs, command_of, processes_of, slots_of
 from sushi_research.experiments.run_work import Outcome, claim_of, record_path
 from sushi_research.experiments.screen import Screen
 from sushi_research.runs import identity
@@ -122,6 +123,15 @@ def test_the_first_run_fills_the_caches_alone(experiment):
     assert jobs.started == ["a", "b", "c"] and jobs.looks > 3
 
 
+def test_a_first_run_that_fails_has_filled_nothing(experiment):
+    """All others at once would each encode the same images."""
+    jobs = Scripted({"a": [Outcome(2, "error: no")], "b": [None, None]}, room=3, fills_first=True)
+    beside = []
+    jobs.at_look = lambda: beside.append([run.variant for run in jobs.running.values()])
+    worked(experiment, jobs)
+    assert beside[:3] == [["a"], ["b"], ["b"]]
+
+
 def test_a_run_of_another_command_is_left_to_it_and_skipped_when_it_is_done(experiment, monkeypatch, capsys):
     monkeypatch.setattr(scheduling, "BUSY", 0.0)
     jobs = Scripted({"a": [Outcome(is_busy=True), Outcome(is_busy=True)]})
@@ -195,3 +205,11 @@ def test_several_processes_side_by_side_take_a_free_port(experiment):
     command = command_of(several, run, is_alone=False)
     assert command[command.index("--main_process_port") + 1] == "0"
     assert "--main_process_port" not in command_of(several, run, is_alone=True)
+
+
+def test_runs_side_by_side_on_the_same_gpus_are_refused(experiment):
+    given = {"launch": ["--gpu_ids", "0,1", "--num_processes", "1"]}
+    with pytest.raises(UserError, match="launch has --gpu_ids, .*: set CUDA_VISIBLE_DEVICES"):
+        LocalJobs(experiment.model_copy(update=given | {"jobs": 2}))
+    with LocalJobs(experiment.model_copy(update=given | {"jobs": 1})) as jobs:
+        assert jobs.is_alone

@@ -142,6 +142,13 @@ def test_a_sweep_file_is_an_experiment_with_the_same_runs(path, monkeypatch, tmp
         ({"command": None}, "has no command"),
         ({"parameters": {"optimizer.lr": {"min": 0.1, "max": 0.2}}}, "has no list of values, which a grid"),
         ({"parameters": {"lora": 3}}, "lora is 3, which is no parameter"),
+        (
+            {"early_terminate": {"type": "hyperband"}},
+            "early_terminate, and without W&B's server every run is trained to its end",
+        ),
+        ({"run_cap": 3}, "is a grid of 12 runs with the run_cap 3"),
+        ({"run_cap": "x"}, "run_cap is 'x' in .*: it must be a whole number above 0"),
+        ({"paramters": {}}, "has the key paramters, which is not known of a sweep"),
     ],
 )
 def test_a_sweep_that_cannot_be_read_is_one_sentence(tmp_path, change, words):
@@ -149,6 +156,44 @@ def test_a_sweep_that_cannot_be_read_is_one_sentence(tmp_path, change, words):
     (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(sweep))
     with pytest.raises(UserError, match=words):
         read(tmp_path / "sweep.yaml")
+
+
+def test_one_seed_for_all_runs_of_a_sweep(tmp_path):
+    """As a parameter with one value, or in the command."""
+    sweep = yaml.safe_load((ROOT / "configs/sweeps/sdxl_rank.yaml").read_text())
+    of_command = {**sweep, "parameters": {"lora.rank": {"values": [4]}}}
+    of_command["command"] = [*sweep["command"][:-1], "--train.seed=7", "${args}"]
+    for content in (of_command, sweep | {"parameters": {"lora.rank": {"values": [4]}, "train.seed": {"value": 7}}}):
+        (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(content))
+        assert read(tmp_path / "sweep.yaml").seeds == [7]
+
+
+def test_a_sweep_over_seeds_alone_repeats_one_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    sweep = yaml.safe_load((ROOT / "configs/sweeps/sdxl_rank.yaml").read_text())
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(sweep | {"parameters": {"train.seed": {"values": [4, 5]}}}))
+    assert [run.name for run in plan(read(tmp_path / "sweep.yaml"))] == ["run-seed4", "run-seed5"]
+
+
+def test_a_search_may_be_nested_as_wandb_nests_it():
+    plain = {"optimizer": {"lr": {"min": 0.1, "max": 0.2}}}
+    nested = {"optimizer": {"parameters": plain["optimizer"]}}
+    assert list(search_space.leaves(nested)) == list(search_space.leaves(plain))
+
+
+def test_names_of_variants_fit_into_a_folder_name():
+    """A sweep has many parameters, and texts of any length and letters; names up to the limit are as ever."""
+    assert search_space.name_of({"lora.rank": 8, "loss.snr_gamma": None}) == "rank-8_snr_gamma-null"
+    long = [{"a.prompt": "é" + "x" * 300 + end} for end in "12"] + [{f"a.key{n}": 0.123 for n in range(40)}]
+    names = [search_space.name_of(settings) for settings in long]
+    assert len(set(names)) == 3 and all(len(name) < 180 and name.isascii() for name in names)
+
+
+@pytest.mark.parametrize("text", ["1e3", "+.5", "0o7", "off", "null", "2024-01-01", "a\u2028b", "-1", ""])
+def test_texts_of_a_written_sweep_are_texts_for_both_readers(text):
+    """W&B reads YAML 1.1, and we 1.2; text_of asserts that both find the sweep."""
+    settings = {"title": "t", "script": "s.py", "configs": ["c.yaml"], "folder": "runs"}
+    written_sweep.text_of(Experiment(**settings, grid={"lora": {"author": [text, "x"]}}))
 
 
 def test_search_in_an_experiment_file(tmp_path):

@@ -76,6 +76,20 @@ def test_the_losses_and_gradients_are_those_of_torch_and_of_kohyas_formula():
         )
 
 
+@pytest.mark.parametrize("kind", ["huber", "pseudo_huber"])
+def test_a_large_c_is_mse(kind):
+    """With the difference sqrt(d^2 + c^2) - c in fp32, the loss of errors of 0.01 would be 0 at a c of 1000."""
+    timesteps = torch.tensor([0])
+    for size in (1.0, 0.01):
+        prediction = size * torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+        for c in (50.0 * size, 1000.0):
+            found = loss_per_sample(
+                prediction, torch.zeros_like(prediction), timesteps, Loss(kind, torch.full((1000,), c))
+            )
+            # Of pseudo_huber about d^2 / 4 c^2 is missing.
+            torch.testing.assert_close(found, prediction.square().mean((1, 2, 3)), rtol=1e-3, atol=0)
+
+
 def test_mse_is_that_of_earlier_runs_bit_for_bit():
     prediction = torch.randn(2, 4, 8, 6).bfloat16()
     target = torch.randn(2, 4, 8, 6)

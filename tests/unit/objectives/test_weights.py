@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from sushi_research import objectives
+from sushi_research.config.inputs import SHIFTS
 from sushi_research.objectives import loss_weights
 
 EPSILON = objectives.diffusion_schedule()
@@ -14,6 +15,8 @@ CASES = {
     "v": ("v_prediction", EPSILON),
     "v, zero terminal SNR": ("v_prediction", ZERO),
     "flow": ("rectified_flow", FLOW),
+    "flow, smallest shift": ("rectified_flow", objectives.flow_schedule(SHIFTS[0])),
+    "flow, largest shift": ("rectified_flow", objectives.flow_schedule(SHIFTS[1])),
 }
 NAMES = ("min_snr", "soft_min_snr", "debiased", "p2", "v_like")
 ALL = torch.arange(1000)

@@ -3,6 +3,7 @@
 import pytest
 
 from sushi_research.config import SD15Training
+from sushi_research.models.prediction import Prediction
 from sushi_research.training.objective_plan import objective_plan
 
 REQUIRED = {"model": {"base": "b"}, "data": {"path": "p"}, "train": {"steps": 1}}
@@ -28,5 +29,12 @@ LINES = [
 
 @pytest.mark.parametrize(("loss", "timesteps", "lines"), LINES)
 def test_the_line_says_what_is_not_the_default(loss, timesteps, lines):
-    plan = objective_plan(SD15Training(**REQUIRED, loss=loss, timesteps=timesteps))
+    plan = objective_plan(SD15Training(**REQUIRED, loss=loss, timesteps=timesteps), Prediction())
     assert plan.describe() == lines
+
+
+def test_the_weight_that_v_has_by_itself_is_called_none_other():
+    config = SD15Training(**REQUIRED, loss={"weighting": "v_like"})
+    v = objective_plan(config, Prediction("v_prediction", zero_terminal_snr=True))
+    assert v.weighting == "v_like weights (no other than none, because the base predicts v)"
+    assert objective_plan(config, Prediction("rectified_flow")).weighting == "v_like weights"
