@@ -154,9 +154,8 @@ def joining() -> Iterator[None]:
     late = threading.Timer(START_SECONDS, _give_up)
     late.daemon = True
     late.start()
-    os.environ.setdefault(
-        "TORCH_DIST_INIT_BARRIER", "1"
-    )  # torch.distributed: a barrier at the end of init_process_group
+    # torch.distributed reads it: a barrier at the end of init_process_group.
+    os.environ.setdefault("TORCH_DIST_INIT_BARRIER", "1")
     try:
         with stopping.on_signals(None):
             yield
