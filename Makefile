@@ -20,7 +20,7 @@ BIN := .venv/bin
 ONE_THREAD := OMP_NUM_THREADS=1
 # All options are given, so that accelerate asks no question and ignores the user's default config.
 LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
-# `make demo` installs the package, `make test` also its dev extra.
+# `make demo` installs the package and the optimizers by name, `make test` also its dev extra.
 INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt
 
 # The tests run in the order of tests/conftest.py, longest first; xdist's own order puts the largest groups first.
@@ -39,7 +39,7 @@ setup: .venv/.dev  ## create the virtual environment, with what the tests need
 		{ echo "error: $(PYTHON) is older than 3.11: install a newer one and run make PYTHON=python3.11" >&2; exit 2; }
 	$(PYTHON) -m venv .venv
 	@echo "installing (a minute or two) ..."
-	@$(INSTALL) --editable .
+	@$(INSTALL) --editable '.[optimizers]'
 	@touch $@
 
 .venv/.dev: .venv/.installed
@@ -58,10 +58,10 @@ pages: .venv/.installed  ## pictures of the demo's pages and of a terminal in do
 	@$(BIN)/python -m demo.page_pictures $(DEMO)
 	@$(ONE_THREAD) $(BIN)/python -m demo.terminal_picture
 
-bases: .venv/.installed  ## train the demo's two bases again from scratch (about 90 minutes; resumes if interrupted)
+bases: .venv/.installed  ## train the demo's three bases again from scratch (about 105 minutes; resumes if interrupted)
 	$(BIN)/python -m demo.make_base
 
-scores: .venv/.installed  ## score the images of the two bases and record the scores in demo/base/scores.json (about four minutes on one core)
+scores: .venv/.installed  ## score the images of the three bases and record the scores in demo/base/scores.json (about six minutes on one core)
 	$(ONE_THREAD) $(BIN)/python -m demo.make_base.scores
 
 measure-study: .venv/.installed  ## how far losses and pictures follow a checker: 106 adapters (docs/examples/measure; about two hours on two cores)

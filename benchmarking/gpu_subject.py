@@ -16,7 +16,7 @@ import torch
 from accelerate import Accelerator
 
 from benchmarking.measured_code import load_script
-from sushi_research import diffusion, models
+from sushi_research import models, objectives
 from sushi_research.adapters import lora
 from sushi_research.adapters.settings import AdapterSettings
 from sushi_research.fast import checkpointing
@@ -24,6 +24,7 @@ from sushi_research.fast.batch import Batch
 from sushi_research.fast.decision import MOST_SHAPES
 from sushi_research.fast.recording import Recorder, StepBuffers
 from sushi_research.models.diffusers_folder import FolderPart
+from sushi_research.models.prediction import Prediction
 from sushi_research.runs.job import Job
 from sushi_research.training import optim
 from sushi_research.training.master_weights import MasterWeights
@@ -89,13 +90,7 @@ class Subject:
         optimizer = optim.build_optimizer(step.optimizer, self.master_weights, RATE, {})
         self.state = TrainState(self.master_weights, optimizer, self.job.scaler)
         self.metrics = StepMetrics(self.job)
-        self.objective = diffusion.Objective(
-            abar=diffusion.alphas_cumprod().to(self.job.device),
-            prediction_type="epsilon",
-            snr_gamma=None,
-            noise_offset=0.0,
-            dropout=0.0,
-        )
+        self.objective = objectives.make_objective(config, Prediction(), self.job.device)
         self.said: list[str] = []
         self.recorder = self._recorder(graphs)
 

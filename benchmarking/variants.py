@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from sushi_research import conditioning, diffusion
+from sushi_research import conditioning, objectives
 from sushi_research.adapters.lora import adapter_parameters, attach
 from sushi_research.adapters.settings import settings_of
 from sushi_research.caches.caches import Caches
@@ -87,16 +87,10 @@ def make_unet(bench: Bench) -> torch.nn.Module:
     return unet.train()
 
 
-def make_objective(bench: Bench) -> diffusion.Objective:
+def make_objective(bench: Bench) -> objectives.Objective:
     """The training objective, made from the config and the base as in the training script."""
     config, prediction = bench.config, bench.base.prediction
-    return diffusion.Objective(
-        abar=diffusion.alphas_cumprod(zero_terminal_snr=prediction.zero_terminal_snr).to(bench.device),
-        prediction_type=prediction.type,
-        snr_gamma=config.loss.snr_gamma,
-        noise_offset=config.loss.noise_offset,
-        dropout=config.lora.dropout,
-    )
+    return objectives.make_objective(config, prediction, bench.device, dropout=config.lora.dropout)
 
 
 def with_master_weights(

@@ -23,11 +23,13 @@ KEPT = (
 def keep(trained: Path, names: Iterable[str], folder: Path) -> None:
     """Copies the records of the runs `names` below `trained` to `folder`/runs, and the comparison to `folder`.
 
-    UserError if a run has not finished.
+    UserError, before anything is copied, if a run has not finished.
     """
+    names = list(names)
+    for name in names:
+        config_of(trained / name)
     for name in names:
         source, into = trained / name, folder / "runs" / name
-        config_of(source)
         shutil.rmtree(into, ignore_errors=True)
         into.mkdir(parents=True)
         for pattern in KEPT:

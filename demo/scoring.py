@@ -1,15 +1,20 @@
 """The command `python -m demo.measure RUN`: scores the pictures of a run's adapter into RUN/scores.json.
 
 Of every prompt it says whether the checker finds exactly what was asked (1) or not (0): "concept" has unseen prompts of what the
-run learned, "kept" prompts of the base's world.
+run learned, "kept" prompts of the base's world. `python -m demo.night RUN` adds how bright the pictures of the concept are. A run
+that is evaluated with the average of its weights (`ema.evaluate`) is scored with that file.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
+
+from PIL import Image
 
 from demo.checker import Checker
 from demo.concepts import CONCEPTS, Concept, known_scenes
@@ -25,18 +30,38 @@ from sushi_research.runs.run_folder import RunFolder
 from sushi_research.training.run import quiet_libraries
 
 
-def main(arguments: Sequence[str], prompts: tuple[int, int], checker_of: Callable[[Concept], Checker]) -> None:
-    """Scores a run, unless its scores are newer than its adapter. `prompts` are how many of the concept and of the base's world."""
+@dataclass(frozen=True)
+class Measure:
+    """A number of a picture of the concept, by its scene."""
+
+    of: Callable[[Image.Image, Scene], float]
+    better: str
+
+
+def main(
+    arguments: Sequence[str],
+    prompts: tuple[int, int],
+    checker_of: Callable[[Concept], Checker],
+    measures: Mapping[str, Measure] = MappingProxyType({}),
+) -> None:
+    """Scores a run, unless its scores are newer than its adapter. `prompts` are how many of the concept and of the base's world.
+
+    `measures`: further scores of the pictures of the concept, by name.
+    """
     parser = argparse.ArgumentParser("python -m demo.measure", description="Score the pictures of a run's adapter.")
     parser.add_argument("run", metavar="RUN", type=Path, help="folder of a finished run on a base of demo/base")
     parser.add_argument("--concept", choices=CONCEPTS, help="what the run learned, if its data is not demo/photos/NAME")
     given = parser.parse_args(arguments)
     begin()
-    run_main(lambda each: score_run(each.run, each.concept, prompts, checker_of), given)
+    run_main(lambda each: score_run(each.run, each.concept, prompts, checker_of, measures), given)
 
 
 def score_run(
-    run: Path, concept_name: str | None, prompts: tuple[int, int], checker_of: Callable[[Concept], Checker]
+    run: Path,
+    concept_name: str | None,
+    prompts: tuple[int, int],
+    checker_of: Callable[[Concept], Checker],
+    measures: Mapping[str, Measure] = MappingProxyType({}),
 ) -> None:
     """Writes RUN/scores.json. UserError for what is no finished run of the demo."""
     config, folder = config_of(run), RunFolder(run, None)
@@ -45,12 +70,13 @@ def score_run(
     if not base.is_dir():
         raise UserError(f"{base}, the base of {run}, is not a folder here: run this where the run was trained.")
     sets = {"concept": concept.unseen_scenes(prompts[0]), "kept": known_scenes(prompts[1])}
-    if is_up_to_date(folder, sets):
+    adapter = adapter_of(folder, config)
+    if is_up_to_date(folder, adapter, {**sets, **{name: sets["concept"] for name in measures}}):
         print(f"{folder.scores} is up to date")
         return
     quiet_libraries()
-    pipeline, checker = load_pipeline(base, folder.adapter), checker_of(concept)
-    scores = {}
+    pipeline, checker = load_pipeline(base, adapter), checker_of(concept)
+    scores: dict[str, dict[str, Any]] = {}
     for (name, scenes), about in zip(sets.items(), ("learned", "kept"), strict=True):
         images = paint(pipeline, [scene.caption for scene in scenes], description=f"{run.name}: {name}")
         bar = progress(
@@ -59,6 +85,9 @@ def score_run(
         values = {scene.caption: int(checker.read(image).scene == scene) for scene, image in bar}
         scores[name] = {"values": values, "about": about}
         print(f"{run.name}: {name} {sum(values.values())} of {len(values)} right")
+        for extra, measure in measures.items() if name == "concept" else ():
+            found = {scene.caption: measure.of(image, scene) for scene, image in zip(scenes, images, strict=True)}
+            scores[extra] = {"values": found, "better": measure.better, "about": about}
     write_json(folder.scores, scores)
 
 
@@ -88,11 +117,16 @@ def concept_of(run: Path, config: dict[str, Any]) -> Concept:
     return CONCEPTS[name]
 
 
-def is_up_to_date(folder: RunFolder, sets: dict[str, list[Scene]]) -> bool:
-    """Whether the scores are newer than the adapter and of these prompts."""
+def adapter_of(folder: RunFolder, config: dict[str, Any]) -> Path:
+    """The file that the run was evaluated with: the average of its weights if `ema.evaluate` is set, else the adapter."""
+    return folder.average if (config.get("ema") or {}).get("evaluate") is True else folder.adapter
+
+
+def is_up_to_date(folder: RunFolder, adapter: Path, sets: dict[str, list[Scene]]) -> bool:
+    """Whether the scores are newer than the adapter's file and of these prompts."""
     try:
         found = read_scores(folder.scores)
-        newer = folder.scores.stat().st_mtime_ns >= folder.adapter.stat().st_mtime_ns
+        newer = folder.scores.stat().st_mtime_ns >= adapter.stat().st_mtime_ns
     except (UserError, OSError):
         return False
     prompts = {name: [scene.caption for scene in scenes] for name, scenes in sets.items()}

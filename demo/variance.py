@@ -42,7 +42,7 @@ def loss_tables(architecture: str, runs: list[Path]) -> tuple[np.ndarray, np.nda
     """
     import torch
 
-    from sushi_research import diffusion
+    from sushi_research import objectives
 
     model = models.load(architecture)
     try:
@@ -87,7 +87,7 @@ def loss_tables(architecture: str, runs: list[Path]) -> tuple[np.ndarray, np.nda
         )
         found = torch.zeros(len(work), noise_samples)
         for place, part, predicted, goal in shown:
-            found[place, part] = diffusion.mse_per_sample(predicted, goal).cpu()
+            found[place, part] = objectives.mse_per_sample(predicted, goal).cpu()
         return found.reshape(len(val_set.items), repeats, noise_samples).double().numpy()
 
     unstratified, stratified = [], []

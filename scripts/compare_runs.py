@@ -44,6 +44,11 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         help="pool the seeds of a variant even if they were trained with different code; the page says so",
     )
     add(
+        "--searched",
+        action="store_true",
+        help="the variants are those of a search: the page says what that means for the best of them (--sweep implies it)",
+    )
+    add(
         "--step",
         type=int,
         metavar="N",
@@ -77,7 +82,7 @@ from pathlib import Path
 
 from sushi_research import stopping
 from sushi_research.errors import UserError
-from sushi_research.experiments import page_content, picture_grids, plots, wandb_runs
+from sushi_research.experiments import page_content, picture_grids, plots, selection, wandb_runs
 from sushi_research.experiments.comparison import Comparison, compare
 from sushi_research.experiments.numbers import numbers
 from sushi_research.files import CannotWrite, make_folder, remove, system_errors, write_atomic, write_json
@@ -118,6 +123,8 @@ def write_comparison(arguments: argparse.Namespace) -> None:
         raise UserError("no run is left to compare: see the warnings above.")
     comparison = compare(records, arguments.reference, arguments.pool_code, arguments.step)
     comparison.problems[:0] = problems
+    if arguments.searched or arguments.sweep:
+        comparison.warnings[:0] = selection.notes(len(comparison.variants), comparison.learned)
     say_results(comparison)  # before anything is written: a full disk loses no result
     title = arguments.title or f"Comparison of {len(records)} run{'s' if len(records) > 1 else ''}"
     known = len(comparison.problems)

@@ -49,7 +49,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from sushi_research.adapters import run_files
+from sushi_research.adapters import other_prediction, run_files
 from sushi_research.adapters.loading import load_adapters, load_pipeline, matches_of
 from sushi_research.adapters.reading import adapts_text, read_adapter
 from sushi_research.caches.caches import Caches, open_caches, open_hash_cache, open_remembered
@@ -106,6 +106,8 @@ def evaluate(job: Job, written: list[str]) -> None:
     hash_cache, remembered = open_hash_cache(config), open_remembered(config)
     storage.require_usable(config.model.base_storage, job.compute_dtype, job.device)
     base = find_base(config, model)
+    for note in other_prediction.notes(config.adapters, base.prediction):
+        job.say(f"note: {note}")
     data = validation_data(job, remembered)
     source = config.evaluation.path or paths_of(config)
     samples = [item.sample for item in data.held_out]

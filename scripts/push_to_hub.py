@@ -25,7 +25,7 @@ from sushi_research.config.process import begin, run_main
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """The command line."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", help="a run folder (runs/mycat), or one and a step (runs/mycat@250, runs/mycat@best)")
+    parser.add_argument("run", help="a run folder (runs/mycat), or one and a step (runs/mycat@250, @best, @ema)")
     parser.add_argument("repository", help="owner/name, or a name for a repository of your own")
     parser.add_argument(
         "--public", action="store_true", help="make a new repository public; one that is there stays as it is"

@@ -35,7 +35,7 @@ import torch
 from PIL import Image
 from pydantic import ValidationError
 
-from sushi_research.adapters import run_files
+from sushi_research.adapters import other_prediction, run_files
 from sushi_research.adapters.labels import labels_of
 from sushi_research.adapters.loading import load_adapters, load_pipeline
 from sushi_research.adapters.reading import read_adapter
@@ -85,8 +85,11 @@ def sample(config: SamplingConfig) -> None:
         tokenizers=config.tokenizers,
         prediction_type=config.prediction_type,
         zero_terminal_snr=config.zero_terminal_snr,
+        flow_shift=config.flow_shift,
     )
     base.require_loadable()
+    for note in other_prediction.notes(adapters, base.prediction):
+        say(f"note: {note}")
     model = models.load(base.architecture)
     settings = text_settings(config, model)
     rows = sample_prompts.expand(prompts, config.seeds, defaults_of(config, base, model))

@@ -31,18 +31,18 @@ import contextlib
 import torch
 from torch import nn
 
-from sushi_research import diffusion
+from sushi_research import objectives
 from sushi_research.adapters import lora
 from sushi_research.adapters.settings import settings_of
 from sushi_research.caches.caches import open_caches, open_hash_cache, open_remembered
 from sushi_research.caches.inputs import Inputs, fill_caches
 from sushi_research.data.training_data import read_data
-from sushi_research.diffusion import Objective
 from sushi_research.fast import checkpointing
 from sushi_research.fast.batch import Batch
 from sushi_research.files import system_errors
 from sushi_research.models import loading
 from sushi_research.models.loading import find_base
+from sushi_research.objectives import Objective
 from sushi_research.runs import tracking
 from sushi_research.runs.job import Job
 from sushi_research.runs.launch import one_report
@@ -56,9 +56,11 @@ from sushi_research.training import (
     recorded_step,
     resume,
     run,
+    schedules,
     text_encoders,
 )
 from sushi_research.training.adapter_output import AdapterWriter
+from sushi_research.training.averages import averages_of
 from sushi_research.training.batch_text import make_batch_text
 from sushi_research.training.loader import Loader
 from sushi_research.training.master_weights import MasterWeights
@@ -80,29 +82,27 @@ def training_step(
     job: Job, unet: nn.Module, batch: Batch, objective: Objective, metrics: StepMetrics, encode: TextEncoders = CACHED
 ) -> None:
     """One micro-batch of B samples: add noise, predict, compute the weighted loss, add its gradients to the step's."""
-    timesteps = batch.integers("timestep", diffusion.NUM_TIMESTEPS)  # [B]
-    noise = batch.normal("noise")  # [B, 4, H/8, W/8] fp32
-    if objective.noise_offset:
-        offset = batch.normal("noise_offset", (noise.shape[1],))
-        noise = diffusion.offset_noise(noise, offset, objective.noise_offset)
-    latents = diffusion.posterior_sample(batch.mean, batch.std, batch.normal("posterior"), model.SCALING_FACTOR)
-    noisy = diffusion.add_noise(latents, noise, timesteps, objective.abar)
-    prediction = model.predict(unet, noisy, timesteps, encode(batch.text), batch.time_ids, dtype=job.compute_dtype)
-    # The target is what the base predicts: the noise, or v.
-    target = diffusion.target(latents, noise, timesteps, objective.abar, objective.prediction_type)
+    schedule = objective.schedule
+    timesteps = objectives.draw_timesteps(batch, objective.timesteps)  # [B]
+    noise = objectives.draw_noise(batch, objective.noise)  # [B, 4, H/8, W/8] fp32
+    latents = objectives.posterior_sample(batch.mean, batch.std, batch.normal("posterior"), model.SCALING_FACTOR)
+    added = objectives.perturb_input(noise, batch, objective.noise)  # the same, unless there is input perturbation
+    noisy = objectives.add_noise(latents, added, timesteps, schedule)
+    times = schedule.times[timesteps]  # what the UNet is given as its timestep
+    prediction = model.predict(unet, noisy, times, encode(batch.text), batch.time_ids, dtype=job.compute_dtype)
+    # The target is what the base predicts: the noise, v, or the direction of rectified flow.
+    target = objectives.target(latents, noise, timesteps, schedule, objective.prediction_type)
     if batch.to_base is not None:  # prior preservation: these samples' target is the prediction without the adapter
         with torch.no_grad(), encode.without_adapters(unet):
-            of_base = model.predict(unet, noisy, timesteps, encode(batch.text), batch.time_ids, dtype=job.compute_dtype)
-        target = diffusion.prior_target(target, of_base, batch.to_base)
-    losses = diffusion.mse_per_sample(prediction, target, batch.mask)  # [B] fp32
+            of_base = model.predict(unet, noisy, times, encode(batch.text), batch.time_ids, dtype=job.compute_dtype)
+        target = objectives.prior_target(target, of_base, batch.to_base)
+    losses = objectives.loss_per_sample(prediction, target, timesteps, objective.loss, batch.mask)  # [B] fp32
     weights = batch.loss_weights  # [B] fp32: one, or what the sample's set says
-    if objective.snr_gamma is not None:
-        weights = weights * diffusion.min_snr_weight(
-            timesteps, objective.abar, objective.snr_gamma, objective.prediction_type
-        )
+    if objective.weights is not None:  # by timestep, such as min-SNR
+        weights = weights * objective.weights[timesteps]
     loss = (losses * weights).sum() / job.global_batch_size  # this micro-batch's part of the step's mean over G samples
     job.scaler.scale(loss).backward()
-    metrics.add(loss, losses, diffusion.timestep_bin(timesteps))
+    metrics.add(loss, losses, objectives.timestep_bin(timesteps))
 
 
 @one_report()
@@ -163,16 +163,10 @@ def train(job: Job) -> int:
         config.optimizer.name, master_weights, config.optimizer.lr, config.optimizer.kwargs
     )
     limit = limit_of(config.lora.max_norm, master_weights, components)  # of the norm of what is added to each layer
-    state = TrainState(master_weights, optimizer, job.scaler, groups, limit)
+    averages = averages_of(config.ema, master_weights)
+    state = TrainState(master_weights, optimizer, job.scaler, groups, limit, averages)
     state.load(run_state.checkpoint)
-    learning_rate = optim.make_schedule(
-        config.schedule.name,
-        lr=config.optimizer.lr,
-        total_steps=plan.steps,
-        warmup=plan.warmup,
-        cycles=config.schedule.cycles,
-        power=config.schedule.power,
-    )
+    learning_rate = schedules.of_run(config, plan.steps, plan.warmup, plan.decay)
     # --- end shared ---
 
     loader = Loader(
@@ -193,13 +187,7 @@ def train(job: Job) -> int:
     # --- shared: the loop ---
     metrics_file = run.open_trackers(job, run_state)
     metrics = StepMetrics(job)
-    objective = Objective(
-        abar=diffusion.alphas_cumprod(zero_terminal_snr=base.prediction.zero_terminal_snr).to(job.device),
-        prediction_type=base.prediction.type,
-        snr_gamma=config.loss.snr_gamma,
-        noise_offset=config.loss.noise_offset,
-        dropout=settings.drops,
-    )
+    objective = objectives.make_objective(config, base.prediction, job.device, dropout=settings.drops)
     evaluator = evaluating.prepare(job, inputs, run_state, unet, encoders)
     writer = AdapterWriter(job, inputs, plan, run_state, state, components)
     saver, best = Saver(writer), best_adapter.prepare(writer)
@@ -219,6 +207,7 @@ def train(job: Job) -> int:
             # Save, evaluate and sample before the next step. `evaluate` and `generate` skip what the run has already, so a resumed
             # run adds what is missing. A stop interrupts both, and the run then has a checkpoint of its last step.
             first, last = step == 0, step == plan.steps
+            saver.save_averages(step)
             if last or stopping or step == resumed_at or plan.due.checkpoint.at(step):
                 timings.enter("saving")
                 # The checkpoint and the adapter file, before evaluating and sampling, which may run out of memory.
@@ -229,8 +218,8 @@ def train(job: Job) -> int:
             to_sample = first or last or plan.due.sample.at(step)
             if to_evaluate or to_sample:
                 run_micro_batch.make_room()
-                # The averaged weights are those of schedule-free optimizers; of all others they are the weights themselves.
-                with saver.saved_if_interrupted(step), state.averaged_weights(), stop.at_once():
+                # Averages with ema.evaluate and of schedule-free optimizers; else the weights themselves.
+                with saver.saved_if_interrupted(step), state.evaluated_weights(), stop.at_once():
                     if to_evaluate:
                         timings.enter("evaluating")
                         evaluating.evaluate(job, evaluator, unet, step, metrics_file)

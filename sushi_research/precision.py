@@ -101,8 +101,8 @@ def dtype_policy(
     """The policy of a resolved precision. With `trains_text`, the text encoders are trained too.
 
     `optimizer` is its name in the config, `numbers` the sizes of its parameter groups, `vae` the dtype of the VAE.
-    bitsandbytes keeps the state of a parameter below 4,096 numbers in fp32; AdamW8bit's is a whole group, or a tensor if
-    `min_8bit_size` is given.
+    bitsandbytes keeps the state of a parameter below 4,096 numbers in fp32. A parameter of its 8-bit optimizers is a whole
+    group, or a tensor if `min_8bit_size` is given.
     """
     compute = COMPUTE_DTYPES[precision]
     eight_bits = "uint8" if max(numbers) >= 4096 else "float32"
@@ -110,7 +110,8 @@ def dtype_policy(
         eight_bits = "uint8, float32 for groups below 4096 numbers"
     if "min_8bit_size" in optimizer_kwargs:
         eight_bits = f"uint8, float32 for tensors below {optimizer_kwargs['min_8bit_size']} numbers"
-    states = {"adamw8bit": eight_bits, "adamw": "float32"}
+    in_float = ("adafactor", "adamw", "adamw_schedulefree", "came", "lion", "muon", "prodigy", "stableadamw")
+    states = {"adamw8bit": eight_bits, "lion8bit": eight_bits} | dict.fromkeys(in_float, "float32")
     return DtypePolicy(
         weights=compute,
         activations=compute,

@@ -41,6 +41,11 @@ def uniform(seed: int, purpose: str, *parts: int | str) -> float:
     return float(key(seed, purpose, *parts).random())
 
 
+def uniforms(seed: int, purpose: str, *parts: int | str, shape: tuple[int, ...]) -> np.ndarray:
+    """Uniform numbers in [0, 1), float32, of the given shape."""
+    return key(seed, purpose, *parts).random(shape, dtype=np.float32)
+
+
 def torch_seed(seed: int, purpose: str, *parts: int | str) -> int:
     """A 63-bit seed for torch's generator, for code in libraries that uses it (dropout in an adapter layer)."""
     return integer(seed, purpose, *parts, high=2**63)

@@ -17,17 +17,23 @@ from typing import Any
 SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
 
 
-def save_tiny_base(folder: Path, architecture: str, *, seed: int = 0, sample_size: int = 8) -> Path:
+def save_tiny_base(
+    folder: Path, architecture: str, *, seed: int = 0, sample_size: int = 8, flow_shift: float | None = None
+) -> Path:
     """Builds a tiny base of `architecture` and writes it in diffusers format; returns the folder.
 
-    `testing/tiny_<architecture>.py` builds its pipeline.
+    `testing/tiny_<architecture>.py` builds its pipeline. With `flow_shift` the base says that it predicts a rectified flow.
     """
     import torch
+    from diffusers import FlowMatchEulerDiscreteScheduler
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         builder = importlib.import_module(f"testing.tiny_{architecture}")
-        builder.pipeline(folder, sample_size).save_pretrained(folder)
+        pipeline = builder.pipeline(folder, sample_size)
+        if flow_shift is not None:
+            pipeline.scheduler = FlowMatchEulerDiscreteScheduler(shift=flow_shift)
+        pipeline.save_pretrained(folder)
     return folder
 
 

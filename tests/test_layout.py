@@ -1,4 +1,4 @@
-"""The import-linter contracts of pyproject.toml are kept, and each of them can be broken."""
+"""The import-linter contracts of pyproject.toml are kept, and each of them can be broken; pages name tests that exist."""
 
 import os
 import re
@@ -62,3 +62,13 @@ def test_every_contract_breaks_where_an_import_is_wrong(copy: Path) -> None:
         "sushi_research.experiments.tables -> testing.process",
     ):
         assert imports in output
+
+
+def test_every_test_that_a_page_names_exists() -> None:
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
+    named = {name for page in pages for name in re.findall(r"`(test_\w+)(?:\.py)?`", page.read_text(encoding="utf-8"))}
+    files = list((ROOT / "tests").rglob("test_*.py"))
+    there = {path.stem for path in files}.union(
+        *(re.findall(r"^def (test_\w+)", path.read_text(encoding="utf-8"), re.MULTILINE) for path in files)
+    )
+    assert named and sorted(named - there) == []

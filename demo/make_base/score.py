@@ -17,6 +17,7 @@ import torch
 from demo.checker import WORDS, Score
 from demo.make_base.scores import CANVASES, PROMPTS, as_json, prompts, score_base
 from demo.make_base.stage import write_result
+from demo.make_base.zero_snr import NAME as ZERO_SNR
 from demo.painter import GUIDANCE, STEPS, load_pipeline
 from sushi_research.sampling.plots import grid
 
@@ -33,9 +34,8 @@ def main(architecture: str, folder: Path) -> None:
     grid(rows, [" / ".join(s.caption for s in asked[place : place + 4]) for place in range(0, 16, 4)], [""] * 4).save(
         folder / architecture / "drawn.png"
     )
-    stages = {
-        name: json.loads((folder / f"{name}.json").read_text()) for name in ("vae", "text", f"unet_{architecture}")
-    }
+    names = (f"unet_{architecture}",) if architecture == ZERO_SNR else ("vae", "text", f"unet_{architecture}")
+    stages = {name: json.loads((folder / f"{name}.json").read_text()) for name in names}
     (folder / architecture / "README.md").write_text(card(architecture, stages, scores))
     write_result(folder, f"score_{architecture}", result)
 
@@ -50,38 +50,49 @@ DIFFERS = {
 
 
 def card(architecture: str, stages: dict[str, Any], scores: dict[str, Score]) -> str:
-    """The model card: card.md with its blanks filled."""
-    vae, text, unet = stages["vae"], stages["text"], stages[f"unet_{architecture}"]
+    """The model card: card.md, or zero_snr.md of the third base, with its blanks filled."""
+    unet = stages[f"unet_{architecture}"]
+    known = {
+        "megabytes": f"{unet['bytes'] / 1e6:.2f}",
+        "steps": STEPS,
+        "guidance": GUIDANCE,
+        "rows": "\n".join(_rows(scores)),
+        "unet_steps": unet["steps"],
+        "unet_seconds": unet["seconds"],
+        "unet_parameters": f"{unet['parameters']:,}",
+        "unet_loss": f"{unet['log'][-1]['loss']:.4f}",
+    }
+    if architecture == ZERO_SNR:
+        return Template((Path(__file__).parent / "zero_snr.md").read_text()).substitute(known)
+    vae, text = stages["vae"], stages["text"]
+    known |= {
+        "architecture": architecture,
+        "name": {"sdxl": "SDXL", "sd15": "SD1.5"}[architecture],
+        "pipeline": {"sdxl": "StableDiffusionXLPipeline", "sd15": "StableDiffusionPipeline"}[architecture],
+        "theme": vae["psnr_db_theme"],
+        "strange": vae["psnr_db_outside_the_theme"],
+        "vae_steps": vae["steps"],
+        "vae_seconds": vae["seconds"],
+        "vae_parameters": f"{vae['parameters']:,}",
+        "text_steps": text["steps"],
+        "text_seconds": text["seconds"],
+        "text_right": text["right"],
+        "text_of": text["right_of"],
+        "vocabulary": text["vocabulary"],
+        "differs": textwrap.fill(DIFFERS[architecture], 128),
+    }
+    return Template((Path(__file__).parent / "card.md").read_text()).substitute(known)
+
+
+def _rows(scores: dict[str, Score]) -> list[str]:
+    """The rows of the card's table of scores."""
     titles = {"seen": "combinations it trained on", "held_out": "combinations it never saw"}
     titles |= {lot: f"{canvas[0]}x{canvas[1]} pixels" for lot, canvas in CANVASES.items()}
     rows = []
     for lot, of_it in scores.items():
         shares = " | ".join(f"{of_it.words[word] / of_it.total:.0%}" for word in WORDS[:4])
         rows.append(f"| {titles[lot]} | {of_it.total} | **{of_it.share:.0%}** | {shares} | {of_it.none} |")
-    return Template((Path(__file__).parent / "card.md").read_text()).substitute(
-        architecture=architecture,
-        name={"sdxl": "SDXL", "sd15": "SD1.5"}[architecture],
-        pipeline={"sdxl": "StableDiffusionXLPipeline", "sd15": "StableDiffusionPipeline"}[architecture],
-        megabytes=f"{unet['bytes'] / 1e6:.2f}",
-        steps=STEPS,
-        guidance=GUIDANCE,
-        rows="\n".join(rows),
-        theme=vae["psnr_db_theme"],
-        strange=vae["psnr_db_outside_the_theme"],
-        vae_steps=vae["steps"],
-        vae_seconds=vae["seconds"],
-        vae_parameters=f"{vae['parameters']:,}",
-        text_steps=text["steps"],
-        text_seconds=text["seconds"],
-        text_right=text["right"],
-        text_of=text["right_of"],
-        unet_steps=unet["steps"],
-        unet_seconds=unet["seconds"],
-        unet_parameters=f"{unet['parameters']:,}",
-        unet_loss=f"{unet['log'][-1]['loss']:.4f}",
-        vocabulary=text["vocabulary"],
-        differs=textwrap.fill(DIFFERS[architecture], 128),
-    )
+    return rows
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What the finished bases can do, measured from their pictures, and the record of it in demo/base/scores.json.
 
-python -m demo.make_base.scores    # measure both bases and record (`make scores`)
+python -m demo.make_base.scores    # measure the bases and record (`make scores`)
 """
 
 from __future__ import annotations
@@ -133,7 +133,9 @@ def measure_base(architecture: str) -> dict[str, Any]:
 def main() -> None:
     torch.set_num_threads(1)
     depends = dependencies(inputs())
-    write_record(RECORD, depends, {architecture: measure_base(architecture) for architecture in ("sd15", "sdxl")})
+    write_record(
+        RECORD, depends, {architecture: measure_base(architecture) for architecture in ("sd15", "sd15_v", "sdxl")}
+    )
 
 
 if __name__ == "__main__":

@@ -99,7 +99,7 @@ def main(architecture: str, folder: Path, seed: int = 0) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(seed)
     base = Base(architecture, folder)
-    lots = {canvas: _latents(base.vae, *of_it) for canvas, of_it in make_pictures(folder / "pictures").items()}
+    lots = {canvas: encoded(base.vae, *of_it) for canvas, of_it in make_pictures(folder / "pictures").items()}
     places = {
         canvas: [p for p in range(len(rows) - VALIDATION) if rows[p].plain or architecture == "sdxl"]
         for canvas, (_, rows) in lots.items()
@@ -143,7 +143,7 @@ def main(architecture: str, folder: Path, seed: int = 0) -> None:
 
 
 @torch.no_grad()
-def _latents(vae: AutoencoderKL, shown: np.ndarray, rows: list[Row]) -> tuple[torch.Tensor, list[Row]]:
+def encoded(vae: AutoencoderKL, shown: np.ndarray, rows: list[Row]) -> tuple[torch.Tensor, list[Row]]:
     """The scaled latents of images, `(n, 4, h/8, w/8)`: the mean of the posterior."""
     parts = [vae.encode(pixels(shown[part])).latent_dist.mode() for part in batches(len(shown), 16)]
     return torch.cat(parts) * vae.config.scaling_factor, rows

@@ -42,9 +42,10 @@ def inputs() -> list[Path]:
     found = [ROOT / f"demo/{name}.py" for name in CODE]
     found += [ROOT / f"configs/demo_{architecture}.yaml" for architecture in ("sdxl", "sd15")]
     found += [ROOT / f"configs/demo/{setting.concept}.yaml" for setting in SETTINGS]
-    for folder in ("base", "photos", "held_out"):
+    bases = sorted({f"base/{setting.architecture}" for setting in SETTINGS})
+    for folder in (*bases, "photos", "held_out"):
         found += [path for path in (ROOT / "demo" / folder).rglob("*") if path.is_file() and path.suffix != ".md"]
-    return sorted({path for path in found if path.name != "scores.json"})
+    return sorted(set(found))
 
 
 def write_inputs() -> None:

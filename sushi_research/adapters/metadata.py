@@ -25,6 +25,7 @@ import numpy as np
 import pyarrow
 from pyarrow import compute
 
+from sushi_research.adapters.loss_metadata import loss_entries
 from sushi_research.adapters.network_metadata import network_entries
 from sushi_research.adapters.targets import resolve_targets
 from sushi_research.config import TrainingConfig
@@ -36,8 +37,9 @@ from sushi_research.models.header import Header
 from sushi_research.models.prediction import Prediction
 from sushi_research.user_files import parse_json
 
-# diffusers' names -> the names in the modelspec metadata.
-PREDICTION_TYPES = {"epsilon": "epsilon", "v_prediction": "v"}
+# Our names -> the names in the modelspec metadata. Of a flow there is none that programs agree on. SwarmUI's "sd3" is for bases
+# alone, where a reader of an adapter file would take it for one of Stable Diffusion 3.
+PREDICTION_TYPES = {"epsilon": "epsilon", "v_prediction": "v", "rectified_flow": "rectified_flow"}
 CHAIN = "sushi_research.started_from"
 THUMBNAIL = "modelspec.thumbnail"
 # Programs read the metadata of all files that they show: of the captions, the most frequent tags of each of the largest folders.
@@ -67,6 +69,7 @@ MINIMAL = (
     "modelspec.trigger_phrase",
     "modelspec.author",
     "modelspec.description",
+    "sushi_research.flow_shift",
     "sushi_research.targets",
     "sushi_research.base_hash",
     "sushi_research.dataset_hash",
@@ -137,8 +140,7 @@ def adapter_metadata(config: TrainingConfig, facts: Facts) -> dict[str, str]:
         "ss_datasets": json.dumps([{"subsets": [{"class_tokens": words}]}], ensure_ascii=False) if words else None,
         "ss_learning_rate": config.optimizer.lr,
         "ss_optimizer": config.optimizer.name,
-        "ss_min_snr_gamma": config.loss.snr_gamma,
-        "ss_noise_offset": config.loss.noise_offset or None,
+        **loss_entries(config, facts.prediction.type),
         "ss_clip_skip": getattr(config.model, "clip_skip", None),  # only SD1.5 has this setting
         "ss_zero_terminal_snr": facts.prediction.zero_terminal_snr,
         "ss_training_started_at": facts.trained[0],
@@ -153,6 +155,7 @@ def adapter_metadata(config: TrainingConfig, facts: Facts) -> dict[str, str]:
         "modelspec.trigger_phrase": words,
         "modelspec.author": config.lora.author,
         "modelspec.description": config.lora.description,
+        "sushi_research.flow_shift": facts.prediction.facts().get("shift"),
         "sushi_research.targets": json.dumps(resolve_targets(lora.targets)),
         "sushi_research.base_hash": facts.base_hash,
         "sushi_research.dataset_hash": facts.dataset_hash,

@@ -15,9 +15,9 @@ from sushi_research.runs import records
 from sushi_research.runs.run_folder import RunFolder
 from sushi_research.terminal import say
 
-FORMS = "an adapter file, a run folder (runs/mycat), or a run folder and a step (runs/mycat@250, runs/mycat@best)"
+FORMS = "an adapter file, a run folder (runs/mycat), or a run folder and a step (runs/mycat@250, runs/mycat@best, runs/mycat@ema)"
 # What `text@which` may have after the last @; anything else is part of a path.
-_WHICH = re.compile(r"(.+)@(best|[0-9]{1,18})", re.DOTALL)
+_WHICH = re.compile(r"(.+)@(best|ema|[0-9]{1,18})", re.DOTALL)
 
 
 def resolve(text: str) -> Path:
@@ -37,6 +37,9 @@ def resolve(text: str) -> Path:
             if stopping.is_first():
                 say(f"{text} is not finished: its newest adapter file is used, {run.step_adapter(max(steps)).name}")
             return steps[max(steps)]
+    elif which == "ema":
+        if run.average.is_file():
+            return run.average
     elif which == "best":
         if best:
             return best[max(best)]  # the earlier one is kept for a run that may go on from before this one
@@ -114,6 +117,8 @@ def _run_folder(text: str) -> RunFolder:
 def _missing(run: RunFolder, which: str | None) -> str:
     if which is None:
         return f" is a folder without the adapter file {run.adapter.name}"
+    if which == "ema":
+        return f": {run.path} has no average, which ema.decay keeps"
     if which == "best":
         return f": {run.path} has no file of a best step, which evaluation.keep_best keeps"
     return f": {run.path} has no adapter file of step {int(which)}"

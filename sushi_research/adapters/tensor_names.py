@@ -59,6 +59,11 @@ def is_of_token(name: str) -> bool:
     return _OF_TOKEN.fullmatch(name) is not None
 
 
+def is_matrix(name: str) -> bool:
+    """Whether a tensor is a matrix or a convolution's kernel: not the vectors of a new token, and not a magnitude."""
+    return not is_of_token(name) and parse(name).part != "magnitude"
+
+
 def starts_at_zero(name: str) -> bool:
     """Whether the tensor of a new adapter is zero. While all such tensors are, the adapter adds nothing."""
     return not is_of_token(name) and name.endswith(tuple(f".{part}" for part in _ZERO))

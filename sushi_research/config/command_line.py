@@ -61,8 +61,9 @@ def load_config(config_class: type[Config], argv: Sequence[str], *, script: str,
 
     settings: dict[str, Setting] = {}
     recorded = {layer for layer, file in enumerate(files) if _is_of_a_run(file)}
+    read = getattr(config_class, "read_file", read_yaml)  # a class may read files of other forms too
     for layer, file in enumerate(files):
-        leaves = list(_flatten(read_yaml(file), f"in {file}", keys, problems))
+        leaves = list(_flatten(read(file), f"in {file}", keys, problems))
         problems += _commands(file, leaves) if layer in recorded else []
         _lay(leaves, (f"in {file}", layer), keys, settings)
     given: set[str] = set()
@@ -134,8 +135,8 @@ def _parse(argv: Sequence[str], keys: Keys) -> tuple[list[str], list[tuple[str, 
             if has_value:
                 problems.append(f"--{name} takes no value, and {show(value)} follows it {COMMAND_LINE}: remove that")
             print_config = True
-        elif name in ("dry_run", "dry-run"):
-            overrides.append(("dry_run", value if has_value else "true"))
+        elif name in ("dry_run", "dry-run") or (name == "status" and name in keys.leaves):
+            overrides.append((name.replace("-", "_"), value if has_value else "true"))
         else:
             is_entry = is_free(name.rpartition(".")[0], keys)
             if not (name == "config" or name in keys.leaves or name in keys.sections or is_entry):

@@ -90,7 +90,7 @@ OPTIONS: dict[str, list[tuple[str, str, str]]] = {
         ("train_text_encoder_frac", "text_encoders.until", "a fraction of the run: 0.5"),
         ("adam_weight_decay_text_encoder", "", "the arguments of optimizer.kwargs are for all parts"),
         ("scale_lr", "", "the learning rate is what optimizer.lr says"),
-        ("optimizer", "optimizer.name", "adamw8bit, adamw, or a class by its import path, such as prodigyopt.Prodigy"),
+        ("optimizer", "optimizer.name", "adamw, or prodigy, for which optimizer.lr is 1"),
         ("use_8bit_adam", "optimizer.name", "adamw8bit, which is the default here"),
         (
             "adam_beta1 adam_beta2 adam_weight_decay adam_epsilon",
@@ -102,7 +102,7 @@ OPTIONS: dict[str, list[tuple[str, str, str]]] = {
             "optimizer.kwargs",
             "beta3, decouple, use_bias_correction and safeguard_warmup",
         ),
-        ("lr_scheduler", "schedule.name", "the same names"),
+        ("lr_scheduler", "schedule.name", "the same names, but for piecewise_constant"),
         ("lr_warmup_steps", "schedule.warmup", "steps, a fraction of the run, or 1 epoch"),
         ("lr_num_cycles", "schedule.cycles", ""),
         ("lr_power", "schedule.power", ""),
@@ -111,7 +111,21 @@ OPTIONS: dict[str, list[tuple[str, str, str]]] = {
     "Loss and noise": [
         ("snr_gamma", "loss.snr_gamma", ""),
         ("noise_offset", "loss.noise_offset", ""),
-        ("do_edm_style_training debug_loss", "", "the loss is the mean squared error, with min-SNR weights or none"),
+        ("input_perturbation", "loss.input_perturbation", ""),
+        (
+            "loss_type",
+            "loss.type",
+            "mse for l2, and pseudo_huber for huber, of which train_text_to_image_lora_sdxl.py has half; smooth_l1 there is that "
+            "over huber_c, which is not here",
+        ),
+        ("huber_schedule", "loss.huber_schedule", "the same names"),
+        ("huber_c", "loss.huber_c", ""),
+        (
+            "timestep_bias_strategy timestep_bias_multiplier timestep_bias_begin timestep_bias_end timestep_bias_portion",
+            "",
+            "timesteps.distribution logit_normal prefers a part of the schedule, and timesteps.min and max train only one",
+        ),
+        ("do_edm_style_training debug_loss", "", "the losses are those of docs/objectives.md"),
     ],
     "Precision, memory and speed": [
         ("mixed_precision", "train.precision", "fp32 for no; the default auto takes bf16 where the GPU has it"),

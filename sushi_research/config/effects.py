@@ -64,12 +64,31 @@ def _own_settings(section: str, otherwise: Mapping[str, Callable[[Any], bool]]) 
     )
 
 
+def _of_prediction(section: str) -> tuple[Rule, ...]:
+    """The settings of a noise schedule that belongs to other prediction types."""
+    return (
+        Rule(
+            (f"{section}zero_terminal_snr",),
+            {f"{section}prediction_type": _is("rectified_flow")},
+            f"while {section}prediction_type is rectified_flow, which always ends in pure noise",
+            "choose another",
+        ),
+        Rule(
+            (f"{section}flow_shift",),
+            {f"{section}prediction_type": _is("epsilon", "v_prediction")},
+            f"because of {section}prediction_type: only rectified_flow has a shift",
+            "choose that",
+        ),
+    )
+
+
 def _has_only_texts(prompts: Any) -> bool:
     return isinstance(prompts, list) and all(isinstance(prompt, str) for prompt in prompts)
 
 
 # What holds for evaluate.py too. A rule may rely on what an earlier one has dropped.
 EVERYWHERE = (
+    *_of_prediction("model."),
     Rule(
         ("model.vae_revision",),
         {"model.vae": _is(None)},
@@ -200,6 +219,12 @@ TRAINING = (
         "choose constant_with_warmup",
     ),
     Rule(
+        ("schedule.warmup",),
+        {"schedule.name": _is("range_test")},
+        "while schedule.name is range_test, which begins with the smallest rate",
+        "choose another schedule",
+    ),
+    Rule(
         ("schedule.cycles",),
         {"schedule.name": _is_other_than("cosine_with_restarts")},
         "because of schedule.name: only cosine_with_restarts has cycles",
@@ -210,6 +235,74 @@ TRAINING = (
         {"schedule.name": _is_other_than("polynomial")},
         "because of schedule.name: only polynomial has a power",
         "choose that",
+    ),
+    Rule(("ema.evaluate",), {"ema.decay": _is(None)}, "without ema.decay", "set it"),
+    Rule(("ema.every",), {"ema.post_hoc": _is(False)}, "while ema.post_hoc is false", "set it to true"),
+    Rule(
+        ("schedule.decay",),
+        {"schedule.name": _is_other_than("wsd")},
+        "because of schedule.name: only wsd has a decay of its own length",
+        "choose that",
+    ),
+    Rule(
+        ("schedule.timescale",),
+        {"schedule.name": _is_other_than("inverse_sqrt")},
+        "because of schedule.name: only inverse_sqrt has a timescale",
+        "choose that",
+    ),
+    Rule(
+        ("schedule.span",),
+        {"schedule.name": _is_other_than("range_test")},
+        "because of schedule.name: only range_test has a span",
+        "choose that",
+    ),
+    Rule(
+        ("loss.huber_c", "loss.huber_schedule"),
+        {"loss.type": _is("mse", "l1")},
+        "because of loss.type: only huber, smooth_l1 and pseudo_huber use them",
+        "choose one of these",
+    ),
+    Rule(
+        ("loss.snr_gamma",),
+        {"loss.weighting": _is("none", "debiased", "p2", "v_like")},
+        "because of loss.weighting: only min_snr and soft_min_snr have a gamma",
+        "choose one of these",
+    ),
+    Rule(
+        ("loss.p2_gamma", "loss.p2_k"),
+        {"loss.weighting": _is_other_than("p2")},
+        "because of loss.weighting: only p2 uses them",
+        "choose that",
+    ),
+    Rule(
+        ("loss.noise_offset_random",),
+        {"loss.noise_offset": _is(0)},
+        "while loss.noise_offset is 0",
+        "raise it",
+    ),
+    Rule(
+        ("loss.p2_k",),
+        {"loss.p2_gamma": _is(0)},
+        "while loss.p2_gamma is 0",
+        "raise it",
+    ),
+    Rule(
+        ("loss.multires_discount",),
+        {"loss.multires_iterations": _is(0, 1)},
+        "while loss.multires_iterations is 0 or 1, because it is the strength from the second resolution on",
+        "raise it",
+    ),
+    Rule(
+        ("timesteps.mean",),
+        {"timesteps.distribution": _is_other_than("logit_normal")},
+        "because of timesteps.distribution: only logit_normal has a mean",
+        "choose that",
+    ),
+    Rule(
+        ("timesteps.std",),
+        {"timesteps.distribution": _is("uniform")},
+        "while timesteps.distribution is uniform",
+        "choose logit_normal or sigmoid",
     ),
     Rule(
         ("lora.init",),
@@ -259,6 +352,7 @@ SAMPLING = (
         "set another guidance",
     ),
     *_own_settings("", {}),
+    *_of_prediction(""),
 )
 EVALUATION = (*EVERYWHERE, _SCALES)
 

@@ -27,8 +27,12 @@ TOKENIZERS = (
     "base model; for a single file, from the local hub cache or the hub"
 )
 PREDICTION = (
-    "What the base model predicts; null = as the base declares (scheduler config, or the key v_pred of a single file), "
-    "otherwise epsilon. A value that contradicts the base is an error"
+    "What the base model predicts; null = as the base declares (scheduler config, or the key v_pred or the metadata of a single "
+    "file), otherwise epsilon. Files of rectified flows seldom say so. A value that contradicts the base is an error"
+)
+FLOW_SHIFT = (
+    "Shift of the noise levels of a base that predicts a rectified flow, for training, evaluation and samples: above 1 more of "
+    "them are near pure noise; null = that of the base's scheduler config, otherwise 1"
 )
 ZERO_TERMINAL_SNR = (
     "Whether the base was trained with a zero-terminal-SNR schedule; null = as the base declares (scheduler config, or the "
@@ -38,6 +42,9 @@ BASE_STORAGE = (
     "How the UNet's weights are held: compute = in train.precision; int8, fp8 or nf4 = in 8 or 4 bits, made again in "
     "train.precision for each use. It saves memory, takes time, and changes what is learned (docs/small_base.md)"
 )
+# Beyond these nearly all noise levels are one.
+SHIFTS = (0.01, 100)
+FlowShift = Annotated[float, Field(ge=SHIFTS[0], le=SHIFTS[1])]
 _PATH = "Training images: a folder with captions next to them, an HF dataset folder, or a hub dataset id"
 
 
@@ -55,8 +62,9 @@ class ModelSection(Section):
         None, description=f"Text encoders to use instead of the base model's own, or for a file that has none: {HUB}"
     )
     tokenizers: Location | None = Field(None, description=TOKENIZERS)
-    prediction_type: Literal["epsilon", "v_prediction"] | None = Field(None, description=PREDICTION)
+    prediction_type: Literal["epsilon", "v_prediction", "rectified_flow"] | None = Field(None, description=PREDICTION)
     zero_terminal_snr: bool | None = Field(None, description=ZERO_TERMINAL_SNR)
+    flow_shift: FlowShift | None = Field(None, description=FLOW_SHIFT)
     base_storage: Literal["compute", "int8", "fp8", "nf4"] = Field("compute", description=BASE_STORAGE)
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from sushi_research.config import network_arguments
 
-LOSSES = "the loss is the mean squared error, with min-SNR weights or none"
 UPLOADS = (
     "run.push_to_hub uploads the finished adapter with a model card; a checkpoint.command of yours can upload more"
 )
@@ -27,6 +26,26 @@ OPTIONS: dict[str, list[tuple[str, str, str]]] = {
         ("v2", "", "SD2.x is recognised and refused"),
         ("v_parameterization", "model.prediction_type", "v_prediction; read from the base where the base says so"),
         ("zero_terminal_snr", "model.zero_terminal_snr", "read from the base where the base says so"),
+        (
+            "flow_model",
+            "model.prediction_type",
+            "rectified_flow; of forks (bluvoll's), for bases such as bigASP 2.5, whose files seldom say so",
+        ),
+        (
+            "flow_uniform_static_ratio flow_uniform_shift flow_uniform_base_pixels",
+            "model.flow_shift",
+            "of forks; a number that does not depend on the size of the image. There it moves uniform timesteps alone: with "
+            "logit_normal, 1 is the same",
+        ),
+        ("flow_timestep_distribution", "timesteps.distribution", "of forks, where logit_normal is the default"),
+        ("flow_logit_mean", "timesteps.mean", "of forks"),
+        ("flow_logit_std", "timesteps.std", "of forks"),
+        (
+            "vae_custom_scale vae_custom_shift",
+            "",
+            "of forks; latents have the scale of Stable Diffusion, and bases that were trained with another are not supported",
+        ),
+        ("flow_use_ot contrastive_flow_matching cfm_lambda", "", "of forks; a flow is trained on its plain loss"),
         (
             "clip_skip",
             "model.clip_skip",
@@ -152,28 +171,32 @@ OPTIONS: dict[str, list[tuple[str, str, str]]] = {
         (
             "optimizer_type",
             "optimizer.name",
-            "adamw8bit, adamw, or a class by its import path, such as prodigyopt.Prodigy",
+            "in small letters, AdamWScheduleFree as adamw_schedulefree (docs/optimizers.md); others by their import path, such as "
+            "bitsandbytes.optim.PagedAdamW8bit; AdaFactor has relative_step and scale_parameter off here",
         ),
         ("use_8bit_adam", "optimizer.name", "adamw8bit, which is the default here"),
-        ("use_lion_optimizer", "optimizer.name", "a class by its import path, such as bitsandbytes.optim.Lion8bit"),
+        ("use_lion_optimizer", "optimizer.name", "lion, or lion8bit"),
         ("optimizer_args", "optimizer.kwargs", "one option each: --optimizer.kwargs.weight_decay 0.1"),
         (
             "optimizer_schedulefree_wrapper schedulefree_wrapper_args",
             "optimizer.name",
-            "a schedule-free class by its import path, such as schedulefree.AdamWScheduleFree",
+            "adamw_schedulefree, or another class of the package by its import path; other optimizers are not wrapped",
         ),
         (
             "lr_scheduler",
             "schedule.name",
-            "constant, constant_with_warmup, linear, cosine, cosine_with_restarts or polynomial",
+            "the same names; wsd for warmup_stable_decay, whose decay is 1 - sqrt here and a cosine there; no cosine_with_min_lr, "
+            "piecewise_constant or adafactor",
         ),
         ("lr_warmup_steps", "schedule.warmup", "steps, a fraction of the run, or 1 epoch"),
         ("lr_scheduler_num_cycles", "schedule.cycles", ""),
         ("lr_scheduler_power", "schedule.power", ""),
+        ("lr_decay_steps", "schedule.decay", "for schedule.name wsd: steps, a fraction of the run, or 1 epoch"),
+        ("lr_scheduler_timescale", "schedule.timescale", "for schedule.name inverse_sqrt"),
         (
-            "lr_scheduler_type lr_scheduler_args lr_decay_steps lr_scheduler_timescale lr_scheduler_min_lr_ratio",
+            "lr_scheduler_type lr_scheduler_args lr_scheduler_min_lr_ratio",
             "",
-            "the schedules are those of schedule.name",
+            "the schedules are those of schedule.name, down to zero",
         ),
         ("max_grad_norm", "train.max_grad_norm", "null for 0"),
     ],
@@ -190,25 +213,40 @@ OPTIONS: dict[str, list[tuple[str, str, str]]] = {
         ),
     ],
     "Loss and noise": [
-        ("min_snr_gamma", "loss.snr_gamma", ""),
+        ("min_snr_gamma", "loss.snr_gamma", "with zero terminal SNR, kohya's weights differ (docs/objectives.md)"),
+        ("debiased_estimation_loss", "loss.weighting", "debiased; of v, kohya's is another (docs/objectives.md)"),
+        ("v_pred_like_loss", "loss.weighting", "v_like, in place of the plain loss; kohya adds the two"),
+        ("scale_v_pred_loss_like_noise_pred", "loss.snr_gamma", "10000, which caps nothing"),
+        (
+            "loss_type",
+            "loss.type",
+            "mse for l2, l1, and pseudo_huber for huber; kohya's smooth_l1 is that over huber_c, which is not here",
+        ),
+        ("huber_schedule", "loss.huber_schedule", "the same names"),
+        ("huber_c", "loss.huber_c", ""),
+        (
+            "huber_scale",
+            "",
+            "it multiplies huber_c with huber_schedule constant: set loss.huber_c to the product; with exponential it is not here, "
+            "and with snr kohya ignores it",
+        ),
         ("noise_offset", "loss.noise_offset", ""),
+        ("noise_offset_random_strength", "loss.noise_offset_random", "of each image; of each batch there"),
+        ("multires_noise_iterations", "loss.multires_iterations", ""),
+        ("multires_noise_discount", "loss.multires_discount", ""),
+        ("ip_noise_gamma", "loss.input_perturbation", ""),
         (
-            "noise_offset_random_strength adaptive_noise_scale multires_noise_iterations multires_noise_discount "
-            "ip_noise_gamma ip_noise_gamma_random_strength perlin_noise",
+            "adaptive_noise_scale ip_noise_gamma_random_strength perlin_noise",
             "",
-            "loss.noise_offset is the only change to the noise",
+            "the changes to the noise are those of docs/objectives.md",
         ),
-        (
-            "loss_type huber_schedule huber_c huber_scale debiased_estimation_loss scale_v_pred_loss_like_noise_pred "
-            "v_pred_like_loss",
-            "",
-            LOSSES,
-        ),
-        (
-            "min_timestep max_timestep weighting_scheme logit_mean logit_std mode_scale",
-            "",
-            "all timesteps are equally likely",
-        ),
+        ("min_timestep", "timesteps.min", ""),
+        ("max_timestep", "timesteps.max", "one less: the last that is trained"),
+        ("weighting_scheme", "timesteps.distribution", "logit_normal, or uniform; none of the others"),
+        ("timestep_sampling", "timesteps.distribution", "sigmoid, or uniform; shift is of the base, model.flow_shift"),
+        ("logit_mean", "timesteps.mean", "with the other sign for FLUX, where a mean above 0 is less noise"),
+        ("logit_std sigmoid_scale", "timesteps.std", ""),
+        ("mode_scale", "", "the distributions are those of timesteps.distribution"),
     ],
     "Precision, memory and speed": [
         ("mixed_precision", "train.precision", "fp32 for no; the default auto takes bf16 where the GPU has it"),

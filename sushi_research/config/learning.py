@@ -1,4 +1,4 @@
-"""Config sections of the training itself: run length, step size, optimizer, schedule and loss."""
+"""Config sections of the training itself: run length, step size, optimizer and schedule."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from sushi_research.config.section import (
     Bounded,
     Memory,
+    Part,
     Scalar,
     Section,
     Seed,
@@ -20,6 +21,20 @@ from sushi_research.config.section import (
 MOST_SAMPLES = 65_536
 # Of a micro-batch, and micro-batches of a step.
 MOST_PARTS = 4096
+
+# The optimizers by name; training/optimizer_classes.py has their classes.
+OPTIMIZER_NAMES = (
+    "adamw8bit",
+    "adamw",
+    "adafactor",
+    "adamw_schedulefree",
+    "came",
+    "lion",
+    "lion8bit",
+    "muon",
+    "prodigy",
+    "stableadamw",
+)
 
 # PyTorch's kernels of scaled_dot_product_attention.
 Kernel = Literal["cudnn", "flash", "efficient", "math"]
@@ -113,9 +128,9 @@ class OptimizerSection(Section):
     name: str = Field(
         "adamw8bit",
         max_length=300,
-        pattern=r"^(adamw8bit|adamw|[A-Za-z_]\w*(\.[A-Za-z_]\w*)+)$",
-        description="adamw8bit (bitsandbytes), adamw (torch), or any class by its import path",
-        json_schema_extra={"allowed": "adamw8bit, adamw or an import path such as torch.optim.SGD"},
+        pattern=rf"^({'|'.join(OPTIMIZER_NAMES)}|[A-Za-z_]\w*(\.[A-Za-z_]\w*)+)$",
+        description="One of the names of docs/optimizers.md, or any class by its import path",
+        json_schema_extra={"allowed": f"{', '.join(OPTIMIZER_NAMES)}, or an import path such as torch.optim.SGD"},
     )
     # A weight in fp32 is not changed by less than 1e-12, unless it is below 1e-5 itself.
     lr: float = Field(1e-4, ge=1e-12, le=1000, description="Learning rate, before the schedule's factor")
@@ -142,28 +157,34 @@ class OptimizerSection(Section):
 class ScheduleSection(Section):
     """The learning rate over the run."""
 
-    name: Literal["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"] = Field(
-        "constant", description="Schedule, named as in diffusers' get_scheduler"
+    name: Literal[
+        "constant",
+        "constant_with_warmup",
+        "linear",
+        "cosine",
+        "cosine_with_restarts",
+        "polynomial",
+        "rex",
+        "wsd",
+        "inverse_sqrt",
+        "range_test",
+    ] = Field(
+        "constant",
+        description="Schedule: those of diffusers' get_scheduler; rex, wsd (warm-up, stable, decay), inverse_sqrt; and "
+        "range_test, which rises to optimizer.lr (docs/learning_rate.md)",
     )
     warmup: Warmup = Field(
         0, description="Warm-up: rise from zero over so many steps or epochs, or over this fraction of the run"
     )
     cycles: int = Field(1, ge=1, le=100_000, description="Number of cosine cycles, for cosine_with_restarts")
     power: float = Field(1.0, gt=0, le=100, description="Exponent, for polynomial")
-
-
-class LossSection(Section):
-    """The loss: mean squared error of the prediction, in fp32."""
-
-    snr_gamma: float | None = Field(
-        None,
-        ge=0.001,
-        le=10_000,
-        description="Gamma of min-SNR weighting: the cap on the signal-to-noise ratio (5 in the paper); null = off",
+    decay: Part = Field(
+        0.2, description="Decay at the end, for wsd: over so many steps or epochs, or over this fraction of the run"
     )
-    noise_offset: float = Field(
-        0.0,
-        ge=0,
-        le=10,
-        description="Strength of the constant offset that is added to the noise of each image and channel; 0 = off",
+    timescale: Steps | None = Field(
+        None,
+        description="For inverse_sqrt: after so many more steps the rate is optimizer.lr / sqrt(2); null = as long as the warm-up",
+    )
+    span: float = Field(
+        100_000, gt=1, le=1e12, description="For range_test: the rate of the last step over that of the first"
     )

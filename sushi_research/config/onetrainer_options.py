@@ -6,7 +6,7 @@ none), and what a user has to know. Names with a dot are of a part of the file.
 
 from __future__ import annotations
 
-LOSSES = "the loss is the mean squared error, with min-SNR weights or none"
+LOSSES = "the losses are those of loss.type, one for all images"
 NO_OFT = "OFT is not trained"
 
 # Part of the table -> its groups.
@@ -152,19 +152,52 @@ OPTIONS: dict[str, list[tuple[str, str, str]]] = {
         (
             "optimizer.optimizer",
             "optimizer.name",
-            "adamw8bit, adamw, or a class by its import path, such as prodigyopt.Prodigy",
+            "docs/optimizers.md has the names: adamw8bit for ADAMW_8BIT, adamw_schedulefree for SCHEDULE_FREE_ADAMW; _ADV ones "
+            "and CAME_8BIT are not here; others by their import path",
         ),
-        ("optimizer.beta1 optimizer.beta2", "optimizer.kwargs", "betas: [0.9, 0.999]"),
         (
-            "optimizer.weight_decay optimizer.eps optimizer.d_coef optimizer.momentum",
+            "optimizer.beta1 optimizer.beta2 optimizer.beta3",
+            "optimizer.kwargs",
+            "betas: [0.9, 0.999], of came three; beta1 of adafactor and beta3 of prodigy by these names",
+        ),
+        (
+            "optimizer.weight_decay optimizer.eps optimizer.d_coef optimizer.d0 optimizer.growth_rate optimizer.slice_p "
+            "optimizer.decouple optimizer.use_bias_correction optimizer.safeguard_warmup optimizer.momentum optimizer.nesterov "
+            "optimizer.clip_threshold optimizer.decay_rate optimizer.r optimizer.weight_lr_power",
             "optimizer.kwargs",
             "by the name that the optimizer's class has for it",
         ),
+        ("optimizer.eps2", "optimizer.kwargs", "eps: [1e-30, 1e-3] of adafactor; eps1 and eps2 of came"),
+        (
+            "optimizer.scale_parameter",
+            "optimizer.kwargs",
+            "of adafactor: true there, false here, so that optimizer.lr is a rate as of AdamW",
+        ),
+        (
+            "optimizer.relative_step optimizer.warmup_init",
+            "",
+            "the rate of adafactor is always that of optimizer.lr and schedule",
+        ),
+        ("optimizer.ns_steps", "optimizer.kwargs", "of muon"),
+        (
+            "optimizer.muon_adam_lr optimizer.muon_te1_adam_lr optimizer.muon_te2_adam_lr",
+            "",
+            "muon and its AdamW have one rate (docs/optimizers.md); use_adjusted_lr: false in optimizer.kwargs is the scale there",
+        ),
+        (
+            "optimizer.MuonWithAuxAdam optimizer.muon_hidden_layers optimizer.muon_adam_regex optimizer.muon_adam_config",
+            "",
+            "muon orthogonalizes all matrices of the adapter, and AdamW trains the rest: adamw_betas, adamw_wd and adamw_eps in "
+            "optimizer.kwargs",
+        ),
+        ("optimizer.stochastic_rounding", "", "the optimizer steps in fp32, which needs none"),
+        ("optimizer.fused_back_pass", "", "gradients are clipped and summed over the processes before the step"),
         ("optimizer_defaults", "", "the defaults are those of the optimizer's class"),
         (
             "learning_rate_scheduler",
             "schedule.name",
-            "constant, linear, cosine, cosine_with_restarts or polynomial; no REX",
+            "cosine_with_restarts for COSINE_WITH_HARD_RESTARTS (COSINE_WITH_RESTARTS there rises smoothly); rex is that of the "
+            "paper, and falls earlier than REX there",
         ),
         (
             "learning_rate_warmup_steps",
@@ -175,10 +208,20 @@ OPTIONS: dict[str, list[tuple[str, str, str]]] = {
         (
             "learning_rate_min_factor learning_rate_scaler custom_learning_rate_scheduler scheduler_params",
             "",
-            "the schedules are those of schedule.name",
+            "the schedules are those of schedule.name, down to zero",
         ),
         ("clip_grad_norm", "train.max_grad_norm", ""),
-        ("ema ema_decay ema_update_step_interval non_ema_sampling", "", "there is no average of the weights"),
+        (
+            "ema ema_decay",
+            "ema.decay",
+            "null for OFF; there a decay has no effect before 9 / (1 - decay) steps (docs/ema.md)",
+        ),
+        ("ema_update_step_interval", "", "the average of ema.decay takes in each step"),
+        (
+            "non_ema_sampling",
+            "ema.evaluate",
+            "there the average is sampled, and with this the weights too; here ema.evaluate says which",
+        ),
         (
             "text_encoder.train text_encoder_2.train",
             "text_encoders.train",
@@ -213,21 +256,36 @@ OPTIONS: dict[str, list[tuple[str, str, str]]] = {
         ("dropout_probability", "lora.dropout", ""),
     ],
     "Loss and noise": [
-        ("loss_weight_fn", "loss.snr_gamma", "a number for MIN_SNR_GAMMA, null for CONSTANT; no others"),
-        ("loss_weight_strength", "loss.snr_gamma", "the gamma"),
         (
-            "mse_strength mae_strength log_cosh_strength huber_strength huber_delta vb_loss_strength loss_scaler",
-            "",
-            LOSSES,
+            "loss_weight_fn",
+            "loss.weighting",
+            "none for CONSTANT, min_snr, and debiased and p2, which are others there for v (docs/objectives.md); SIGMA is not here",
         ),
+        ("loss_weight_strength", "loss.snr_gamma", "of MIN_SNR_GAMMA; that of P2 is loss.p2_gamma"),
+        (
+            "mse_strength mae_strength huber_strength",
+            "loss.type",
+            "one of mse, l1 and huber, which is twice OneTrainer's; no sum of several",
+        ),
+        ("huber_delta", "loss.huber_c", "with loss.huber_schedule constant"),
+        ("log_cosh_strength vb_loss_strength loss_scaler", "", LOSSES),
         ("offset_noise_weight", "loss.noise_offset", ""),
-        ("generalized_offset_noise perturbation_noise_weight", "", "loss.noise_offset is the only change to the noise"),
         (
-            "timestep_distribution min_noising_strength max_noising_strength noising_weight noising_bias timestep_shift "
-            "dynamic_timestep_shifting",
+            "generalized_offset_noise perturbation_noise_weight",
             "",
-            "all timesteps are equally likely",
+            "the changes to the noise are those of docs/objectives.md; OneTrainer's perturbation is in the target too, and "
+            "loss.input_perturbation is not",
         ),
+        (
+            "timestep_distribution",
+            "timesteps.distribution",
+            "uniform or logit_normal; OneTrainer's SIGMOID is another than sigmoid here",
+        ),
+        ("noising_bias", "timesteps.mean", "of LOGIT_NORMAL"),
+        ("noising_weight", "timesteps.std", "of LOGIT_NORMAL, and one more: 1 for 0"),
+        ("min_noising_strength", "timesteps.min", "times 1000"),
+        ("max_noising_strength", "timesteps.max", "times 1000, less one: the last timestep that is trained"),
+        ("timestep_shift dynamic_timestep_shifting", "", "the shift is that of the base: model.flow_shift"),
         ("force_circular_padding", "", "tiling textures are not supported"),
     ],
     "Precision, memory and speed": [

@@ -9,7 +9,15 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import BeforeValidator, Field, create_model, model_validator
 
 from sushi_research.config import effects
-from sushi_research.config.inputs import HUB, NULL_REVISION, PREDICTION, TOKENIZERS, ZERO_TERMINAL_SNR
+from sushi_research.config.inputs import (
+    FLOW_SHIFT,
+    HUB,
+    NULL_REVISION,
+    PREDICTION,
+    TOKENIZERS,
+    ZERO_TERMINAL_SNR,
+    FlowShift,
+)
 from sushi_research.config.prompts import Prompt, as_prompts, read_entries, schema_extra, texts_of
 from sushi_research.config.section import (
     Bounded,
@@ -25,10 +33,11 @@ from sushi_research.config.section import (
 )
 from sushi_research.config.training import TrainingConfig
 
-ADAPTERS = "Adapter files (.safetensors) from any trainer, or run folders (runs/mycat, runs/mycat@250 for a step, runs/mycat@best)"
+ADAPTERS = "Adapter files (.safetensors) from any trainer, or run folders (runs/mycat, runs/mycat@250 for a step, "
+ADAPTERS += "runs/mycat@best, runs/mycat@ema)"
 # The keys of SamplingConfig that a run's config.yaml has too, under model.
 BASE_KEYS = ("base", "revision", "variant", "vae", "vae_revision", "text_encoders", "tokenizers")
-BASE_KEYS += ("prediction_type", "zero_terminal_snr", "clip_skip")
+BASE_KEYS += ("prediction_type", "zero_terminal_snr", "flow_shift", "clip_skip")
 
 
 class SamplingConfig(Section):
@@ -47,8 +56,9 @@ class SamplingConfig(Section):
         None, description=f"Text encoders to use instead of the base model's own: {HUB}"
     )
     tokenizers: Location | None = Field(None, description=TOKENIZERS)
-    prediction_type: Literal["epsilon", "v_prediction"] | None = Field(None, description=PREDICTION)
+    prediction_type: Literal["epsilon", "v_prediction", "rectified_flow"] | None = Field(None, description=PREDICTION)
     zero_terminal_snr: bool | None = Field(None, description=ZERO_TERMINAL_SNR)
+    flow_shift: FlowShift | None = Field(None, description=FLOW_SHIFT)
     clip_skip: Annotated[int, Field(ge=1, le=11)] | None = Field(
         None,
         description="SD1.5 only: CLIP layer to condition on, counted from the last; 2 for anime models; null = 1, the last",

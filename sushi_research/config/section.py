@@ -100,6 +100,11 @@ Warmup = _part_of_run(
     'a number of steps (0, 50, "50 steps") or of epochs ("1 epoch"), or a fraction of the run below 1 (0.05)',
     optional=False,
 )
+Part = _part_of_run(
+    1,
+    'a positive number of steps (50, "50 steps") or of epochs ("1 epoch"), or a fraction of the run below 1 (0.2)',
+    optional=False,
+)
 _MEMORY = re.compile(r"(\d{1,6}(?:\.\d{0,6})?)\s*(GB|GiB)", re.IGNORECASE)
 _MEMORY_ALLOWED = 'a number with GB (10^9 bytes) or GiB (2^30 bytes), such as "8GB" or "7.5GiB", or null'
 
@@ -125,7 +130,7 @@ Memory = Annotated[
     AfterValidator(_memory_text),
     WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "null"}], "allowed": _MEMORY_ALLOWED}),
 ]
-# The schedule of SD1.5 and SDXL has 1000 timesteps (`diffusion.NUM_TIMESTEPS`); diffusers repeats the lowest for more steps.
+# The schedule of SD1.5 and SDXL has 1000 timesteps (`objectives.NUM_TIMESTEPS`); diffusers repeats the lowest for more steps.
 SamplingSteps = Annotated[int, Field(ge=1, le=1000)]
 # Usual scales are 1 to 20.
 Guidance = Annotated[float, Field(ge=1, le=100)]

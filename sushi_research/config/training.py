@@ -9,9 +9,11 @@ from pydantic import Field, model_validator
 
 from sushi_research.config import effects
 from sushi_research.config.captions import CaptionSection
+from sushi_research.config.ema import EmaSection
 from sushi_research.config.inputs import CacheSection, DataSection, ModelSection
-from sushi_research.config.learning import LossSection, OptimizerSection, ScheduleSection, TrainSection
+from sushi_research.config.learning import OptimizerSection, ScheduleSection, TrainSection
 from sushi_research.config.lora import LoraSection
+from sushi_research.config.loss import LossSection
 from sushi_research.config.masks import MaskSection
 from sushi_research.config.outputs import (
     CheckpointSection,
@@ -23,6 +25,7 @@ from sushi_research.config.outputs import (
 from sushi_research.config.section import Section, steps_text
 from sushi_research.config.sets import sets_of
 from sushi_research.config.text_encoders import TextEncoderSection
+from sushi_research.config.timesteps import TimestepSection
 
 
 class TrainingConfig(Section):
@@ -39,6 +42,8 @@ class TrainingConfig(Section):
     optimizer: OptimizerSection = Field(default_factory=OptimizerSection)
     schedule: ScheduleSection = Field(default_factory=ScheduleSection)
     loss: LossSection = Field(default_factory=LossSection)
+    timesteps: TimestepSection = Field(default_factory=TimestepSection)
+    ema: EmaSection = Field(default_factory=EmaSection)
     checkpoint: CheckpointSection = Field(default_factory=CheckpointSection)
     sample: SampleSection = Field(default_factory=SampleSection)
     evaluation: EvaluationSection = Field(default_factory=EvaluationSection)

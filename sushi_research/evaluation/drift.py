@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from sushi_research import diffusion
+from sushi_research import objectives
 from sushi_research.caches.keys import entry_key
 from sushi_research.caches.store import Store
 from sushi_research.errors import UserError
@@ -68,7 +68,7 @@ def make_drift_set(
     recipe = {
         "scheme": SCHEME,
         "base": base_hash,
-        "prediction": [base.prediction.type, base.prediction.zero_terminal_snr],
+        "prediction": list(base.prediction.facts().values()),
         "scheduler": {name: str(value) for name, value in base.scheduler.items()},
         "force_zeros": base.force_zeros,
         "empty": text_key(""),
@@ -155,7 +155,7 @@ class Drift:
         loss = self._zeros()
         for index, part, predicted, target in self._predictions(unet, text):
             self._of_base[index, part.start] = predicted.float().cpu()
-            loss[index, part] = diffusion.mse_per_sample(predicted, target).cpu()
+            loss[index, part] = objectives.mse_per_sample(predicted, target).cpu()
         self.base_loss = self._complete(loss)
 
     def measure(
@@ -170,8 +170,8 @@ class Drift:
         moved, loss = self._zeros(), self._zeros()
         for index, part, predicted, target in self._predictions(unet, text):
             of_base = self._of_base[index, part.start].to(predicted.device)
-            moved[index, part] = diffusion.mse_per_sample(predicted, of_base).cpu()
-            loss[index, part] = diffusion.mse_per_sample(predicted, target).cpu()
+            moved[index, part] = objectives.mse_per_sample(predicted, of_base).cpu()
+            loss[index, part] = objectives.mse_per_sample(predicted, target).cpu()
         return self._complete(moved), self._complete(loss)
 
     def _zeros(self) -> torch.Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from sushi_research import diffusion
+from sushi_research import objectives
 
 # Increment it when the distance changes. Results of different schemes are not compared.
 SCHEME = 1
@@ -16,4 +16,4 @@ def distance(picture: torch.Tensor, reference: torch.Tensor) -> float:
     NaN or infinite if a latent is.
     """
     assert picture.shape == reference.shape, (picture.shape, reference.shape)
-    return diffusion.mse_per_sample(picture[None], reference[None]).item()
+    return objectives.mse_per_sample(picture[None], reference[None]).item()

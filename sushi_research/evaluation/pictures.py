@@ -116,7 +116,7 @@ def _picture(
     key = entry_key(
         pictures=SCHEME,
         base=base_hash,
-        prediction=[base.prediction.type, base.prediction.zero_terminal_snr],
+        prediction=list(base.prediction.facts().values()),
         scheduler={name: str(value) for name, value in base.scheduler.items()},
         text=text_key(prompt),
         negative=text_key(sample.negative_prompt),

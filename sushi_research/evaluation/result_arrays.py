@@ -15,7 +15,7 @@ from sushi_research.errors import UserError
 if TYPE_CHECKING:
     import pyarrow
 
-NUM_TIMESTEPS = 1000  # that of diffusion.py, which imports torch
+NUM_TIMESTEPS = 1000  # that of objectives/schedule.py, which imports torch
 COLUMNS = ("step", "image", "noise_sample", "timestep", "loss", "base_loss")
 _REPEATED = re.compile(r"([0-9a-f]{32})#\d+")
 

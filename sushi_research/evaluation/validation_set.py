@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from sushi_research import conditioning, diffusion, randomness
+from sushi_research import conditioning, objectives, randomness
 from sushi_research.caches.keys import entry_key
 from sushi_research.data.items import Item
 from sushi_research.errors import some
@@ -101,7 +101,7 @@ def make_validation_set(
         randomness=randomness.SCHEME,
         noise_samples=noise_samples,
         entries=entries,
-        prediction=[prediction.type, prediction.zero_terminal_snr],
+        prediction=list(prediction.facts().values()),
         base=base_hash,
     )
     return ValidationSet(ordered, noise_samples, time_ids, digest)
@@ -114,7 +114,7 @@ def timesteps(image_hash: str, noise_samples: int) -> np.ndarray:
     lower variance.
     """
     within = randomness.key(SEED, "evaluation-timestep", image_hash, noise_samples).random(noise_samples)
-    return ((np.arange(noise_samples) + within) * diffusion.NUM_TIMESTEPS / noise_samples).astype(np.int64)
+    return ((np.arange(noise_samples) + within) * objectives.NUM_TIMESTEPS / noise_samples).astype(np.int64)
 
 
 def noise(image_hash: str, number: int, shape: tuple[int, ...]) -> torch.Tensor:
@@ -170,7 +170,7 @@ def losses(
         what="evaluating",
     )
     for index, part, predicted, goal in shown:
-        found[index, part] = diffusion.mse_per_sample(predicted, goal).cpu()
+        found[index, part] = objectives.mse_per_sample(predicted, goal).cpu()
     whole = found if reduce is None else reduce(found.to(device)).cpu()
     return whole.numpy()
 
@@ -193,7 +193,7 @@ def predictions(
 
     The UNet predicts in eval mode, without dropout; its mode is restored afterwards.
     """
-    abar = diffusion.alphas_cumprod(zero_terminal_snr=prediction.zero_terminal_snr).to(device)
+    schedule = objectives.make_schedule(prediction).to(device)
     was_training, dtype = unet.training, unet.dtype
     unet.eval()
     try:
@@ -211,13 +211,13 @@ def predictions(
                 t, x0 = times[part].to(device), latents.expand(count, -1, -1, -1)
                 predicted = model.predict(
                     unet,
-                    diffusion.add_noise(x0, eps, t, abar),
-                    t,
+                    objectives.add_noise(x0, eps, t, schedule),
+                    schedule.times[t],
                     {key: tensor.expand(count, *tensor.shape[1:]) for key, tensor in text.items()},
                     sizes.expand(count, -1),
                     dtype=dtype,
                 )
-                yield index, part, predicted, diffusion.target(x0, eps, t, abar, prediction.type)
+                yield index, part, predicted, objectives.target(x0, eps, t, schedule, prediction.type)
     finally:
         unet.train(was_training)
 

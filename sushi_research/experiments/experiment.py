@@ -1,96 +1,31 @@
-"""Experiment files: variants of a training, each with several seeds; and the state of the experiment's runs."""
+"""The runs of an experiment: their names, command lines and configs, and how each stands."""
 
 from __future__ import annotations
 
 import itertools
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
-
-from pydantic import AfterValidator, Field, model_validator
+from typing import Any
 
 from sushi_research.config import TrainingConfig
 from sushi_research.config.command_line import config_to_dict, load_config
 from sushi_research.config.keys import default_values
-from sushi_research.config.section import Bounded, Location, Section, Seed, Text
 from sushi_research.config.yaml12 import read_yaml
 from sushi_research.errors import UserError
-from sushi_research.experiments import scoring
+from sushi_research.experiments import scoring, search_space
+from sushi_research.experiments.experiment_file import Experiment
 from sushi_research.experiments.script import config_class_of, find_script
 from sushi_research.runs import code, identity, provenance, records
 from sushi_research.runs.run_folder import RunFolder
 from sushi_research.training.length import steps_of
 
-ONE_PROCESS = ["--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-# Settings that the experiment sets itself for each run.
-OWN = ("train.seed", "run.name", "run.folder", "dry_run")
 # Settings whose resolved value is a fact of the run's identity.
-COVERED = ("train.precision", "model.prediction_type", "model.zero_terminal_snr")
+COVERED = ("train.precision", "model.prediction_type", "model.zero_terminal_snr", "model.flow_shift")
 # Of one experiment. Every run is trained, and its config is read before the first one starts.
 MOST_RUNS = 1000
-NESTED = "as in a config file, nested by section"
-
-
-class Experiment(Section):
-    """Variants of a training and the seeds that each variant is trained with."""
-
-    title: Text = Field(description="Title of the comparison page")
-    script: Location = Field(
-        description="Training script: any that reads its command line with the config class of an architecture, such as a copy of "
-        "scripts/train_sdxl_lora.py with another loss"
-    )
-    configs: Annotated[list[Location], Field(min_length=1), Bounded] = Field(
-        description="Config files of all runs; later files override earlier ones"
-    )
-    settings: dict[str, Any] = Field(
-        {},
-        description=f"Settings of all runs, which override the config files, {NESTED}",
-        json_schema_extra={"allowed": "a section"},
-    )
-    variants: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$")], Any] = Field(
-        {}, description=f"Name of each variant and its settings, {NESTED}", json_schema_extra={"allowed": "settings"}
-    )
-    grid: dict[str, Any] = Field(
-        {},
-        description=f"Instead of variants: lists of values, {NESTED}; each combination is a variant",
-        json_schema_extra={"allowed": "a section with lists of values"},
-    )
-    seeds: Annotated[list[Seed], Field(min_length=1), Bounded] = Field(
-        [0, 1, 2], description="Training seeds of each variant; a test between variants needs two or more"
-    )
-    reference: Text | None = Field(
-        None, description="Variant that all others are compared with; null = all pairs, which has less power"
-    )
-    pool_code: bool = Field(
-        False, description="Compare runs that were trained with different code as one variant; the page then says so"
-    )
-    score: Annotated[Text, AfterValidator(scoring.checked)] | None = Field(
-        None,
-        description=f"Command that writes scores.json into a finished run's folder ({scoring.PLACE}), such as "
-        f"{scoring.EXAMPLE}; it is not run by a shell",
-    )
-    folder: Location = Field(description="Folder of the runs and the page")
-    launch: Annotated[list[Text], Bounded] = Field(ONE_PROCESS, description="Arguments of accelerate launch")
-    dry_run: bool = Field(False, description="List the runs and their states without training")
-
-    @model_validator(mode="after")
-    def _variants_are_given(self) -> Experiment:
-        if bool(self.variants) == bool(self.grid):
-            raise ValueError("variants and grid are both set or both empty: give one of the two")
-        for name, settings in [*self.variants.items(), ("settings", self.settings), ("grid", self.grid)]:
-            if not isinstance(settings, dict):
-                raise ValueError(
-                    f"{name} is not a mapping of settings: nest them by section, as in {{lora: {{rank: 8}}}}"
-                )
-        if len(set(self.seeds)) < len(self.seeds):
-            raise ValueError("seeds has a duplicate: it would be the same run")
-        own = [key for part in (self.settings, self.grid, *self.variants.values()) for key in identity.flatten(part)]
-        if taken := [key for key in own if key in OWN]:
-            raise ValueError(f"{taken[0]} is set by the experiment itself: remove it")
-        return self
 
 
 @dataclass(frozen=True)
@@ -114,7 +49,7 @@ def plan(experiment: Experiment) -> list[Planned]:
     named = list(itertools.islice(variants_of(experiment), MOST_RUNS + 1))
     if len(named) * len(experiment.seeds) > MOST_RUNS:
         raise UserError(
-            f"the variants and seeds make more than {MOST_RUNS} runs: take fewer values in grid, variants or seeds."
+            f"the variants and seeds make more than {MOST_RUNS} runs: take fewer values in grid, variants, samples or seeds."
         )
     keys = [name.casefold() for name, _ in named]
     if twice := [name for name, _ in named if keys.count(name.casefold()) > 1]:
@@ -143,24 +78,17 @@ def plan(experiment: Experiment) -> list[Planned]:
     return planned
 
 
-def variants_of(experiment: Experiment) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(name, flattened settings) of each variant: as given, or every combination of the grid, named after its values."""
+def variants_of(experiment: Experiment) -> search_space.Variants:
+    """(name, flattened settings) of each variant: those named, then every combination of the grid or the draws of the search.
+
+    UserError for what is neither.
+    """
     for name, settings in experiment.variants.items():
         yield name, identity.flatten(settings)
-    axes = identity.flatten(experiment.grid)
-    for key, values in axes.items():
-        if not isinstance(values, list) or not values:
-            raise UserError(f"grid: {key} is {values!r}: give a list of the values to try.")
-    if axes:
-        for values in itertools.product(*axes.values()):
-            named = (f"{key.rpartition('.')[2]}-{_in_a_name(value)}" for key, value in zip(axes, values, strict=True))
-            yield "_".join(named), dict(zip(axes, values, strict=True))
-
-
-def _in_a_name(value: Any) -> str:
-    """A value as part of a folder name."""
-    text = value if isinstance(value, str) else json.dumps(value)
-    return "".join(character if character.isalnum() or character in ".-" else "-" for character in text).strip("-")
+    if experiment.grid:
+        yield from search_space.grid_of(identity.flatten(experiment.grid))
+    if experiment.search:
+        yield from search_space.draws_of(experiment.search, experiment.samples, experiment.search_seed)
 
 
 def written(value: Any) -> str:

@@ -22,6 +22,7 @@ from sushi_research.reports import statistics
 from sushi_research.reports.curve import Curve
 from sushi_research.reports.outcome_tests import values_of
 from sushi_research.reports.run_record import RunRecord
+from sushi_research.reports.score_statistics import sign_flip_difference
 from sushi_research.reports.statistics import MAX_PAIRS, Difference, PairedTestResult
 
 # What the units of a kind of results are called, and the kind itself, in sentences.
@@ -48,9 +49,9 @@ class Pair:
     common point, or `step` the step that the user fixed; both None: the last evaluations.
 
     `values`, of which less is better, are those of the reference and of the candidate, [distinct seeds, N, K] each. `mean_losses`
-    are their mean losses there, of arrays of `shape`. `is_negated`: of a score of which more is better, `values` and `outcome` have
-    the opposite sign. At equal training time, `clock` is what measured it, and `wall_seconds` the
-    wall-clock seconds of the two at that point.
+    are their mean losses there, of arrays of `shape`. `is_score`: they are of a user's score, which has a test of its own;
+    `is_negated`: of one of which more is better, so `values` and `outcome` have the opposite sign. At equal training time, `clock`
+    is what measured it, and `wall_seconds` the wall-clock seconds of the two at that point.
     """
 
     candidate: Variant
@@ -67,6 +68,7 @@ class Pair:
     outcome: PairedTestResult | None = None
     identical: bool = False
     is_negated: bool = False
+    is_score: bool = False
 
     @property
     def difference(self) -> Difference | None:
@@ -123,14 +125,15 @@ def with_tests(pairs: Sequence[Pair]) -> None:
     differences: list[Difference] = []
     for pair in comparable:
         reference, candidate = pair.values
-        found = statistics.paired_difference(reference, candidate, same_seeds=pair.same_seeds, pairs=count)
-        differences.append(_not_too_sure(found))
+        test = sign_flip_difference if pair.is_score else statistics.paired_difference
+        found = test(reference, candidate, same_seeds=pair.same_seeds, pairs=count)
+        differences.append(found if pair.is_score else _not_too_sure(found))
     for pair, outcome in zip(comparable, statistics.paired_test_results(differences), strict=True):
         pair.outcome = outcome
 
 
 def _not_too_sure(d: Difference) -> Difference:
-    """The difference; if it is the same for every unit, as with a judge that says yes or no, with the p-value of the sign test.
+    """The difference of losses or pictures; if it is the same for every unit, with the p-value of the sign test.
 
     Resamples of equal differences do not vary, which would make even eight of them certain.
     """
@@ -268,7 +271,7 @@ def scored(candidate: Variant, reference: Variant, name: str, learned: Pair, ste
     Scores are of finished runs, so they count only where the pair is compared at the end of all its runs: `learned` has the pair's
     point.
     """
-    pair = Pair(candidate, reference, at=learned.at, step=learned.step, same_seeds=learned.same_seeds)
+    pair = Pair(candidate, reference, at=learned.at, step=learned.step, same_seeds=learned.same_seeds, is_score=True)
     runs = runs_that_count(candidate.runs, reference.runs)
     if without := [run.name for run in runs if name not in run.scores]:
         pair.note = f"{some(without)} {_has(without)} no score {name}"

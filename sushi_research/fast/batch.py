@@ -52,6 +52,11 @@ class Batch:
         """Seeds torch's global generator, which libraries use: dropout inside an adapter layer."""
         torch.manual_seed(randomness.torch_seed(self.seed, purpose, step, *self.keys[0]))
 
+    def uniform(self, purpose: str, shape: tuple[int, ...] = ()) -> torch.Tensor:
+        """Uniform numbers in [0, 1), [B, *shape] fp32, one stream per sample."""
+        found = [randomness.uniforms(self.seed, purpose, *key, shape=shape) for key in self.keys]
+        return to_device(self.device, torch.from_numpy(np.stack(found)))
+
     def integers(self, purpose: str, high: int) -> torch.Tensor:
         """Uniform integers [B] int64 in [0, high), one stream per sample."""
         values = [randomness.integer(self.seed, purpose, *key, high=high) for key in self.keys]

@@ -10,7 +10,7 @@ import torch
 
 from sushi_research.fast.batch import Batch
 
-# A draw of random numbers: "normal" or "integers", its purpose, and the shape or the upper end.
+# A draw of random numbers: "normal", "uniform" or "integers", its purpose, and the shape or the upper end.
 Draw = tuple[str, str, Any]
 ShapeKey = tuple[tuple[str, tuple[int, ...], torch.dtype], ...]
 
@@ -64,6 +64,10 @@ class StaticBatch:
         """Standard normal noise of the batch with which this one was filled (`Batch.normal`)."""
         return self._draw(("normal", purpose, shape))
 
+    def uniform(self, purpose: str, shape: tuple[int, ...] = ()) -> torch.Tensor:
+        """Uniform numbers of the batch with which this one was filled (`Batch.uniform`)."""
+        return self._draw(("uniform", purpose, shape))
+
     def integers(self, purpose: str, high: int) -> torch.Tensor:
         """Uniform integers of the batch with which this one was filled (`Batch.integers`)."""
         return self._draw(("integers", purpose, high))
@@ -88,4 +92,4 @@ class StaticBatch:
 
 def _drawn(batch: Batch, draw: Draw) -> torch.Tensor:
     kind, purpose, argument = draw
-    return batch.normal(purpose, argument) if kind == "normal" else batch.integers(purpose, argument)
+    return getattr(batch, kind)(purpose, argument)

@@ -138,14 +138,15 @@ def resolve_base(
     tokenizers: str | None = None,
     prediction_type: str | None = None,
     zero_terminal_snr: bool | None = None,
+    flow_shift: float | None = None,
     only: str | None = None,
 ) -> Base:
     """Finds and identifies a base: a folder in diffusers format, a `.safetensors` file, or a hub id of either.
 
     `vae` and `text_encoders` name replacement components (a folder, a file or a hub id). `tokenizers` is a folder or hub id
-    with CLIP's vocabulary. `prediction_type` and `zero_terminal_snr` supply what the base does not state. `variant="fp16"`
-    selects a folder's half-precision files. `only` is the required architecture. UserError for another architecture, an
-    unsupported model, and missing or mismatched components.
+    with CLIP's vocabulary. `prediction_type`, `zero_terminal_snr` and `flow_shift` supply what the base does not state.
+    `variant="fp16"` selects a folder's half-precision files. `only` is the required architecture. UserError for another
+    architecture, an unsupported model, and missing or mismatched components.
     """
     path, commit = hub.locate_base(source, revision)
     opened = (
@@ -154,7 +155,7 @@ def resolve_base(
     architecture = opened.architecture
     if only is not None:
         detect.require(architecture, only, source)
-    predicted = prediction.decide(opened.evidence, prediction_type, zero_terminal_snr)
+    predicted = prediction.decide(opened.evidence, prediction_type, zero_terminal_snr, flow_shift)
     others, named, text_folder = {}, None, None
     if vae is not None:
         others["vae"], named = sources.other_vae(vae, vae_revision, architecture)
@@ -209,6 +210,7 @@ def find_base(config: TrainingConfig, model: ModuleType) -> Base:
         tokenizers=config.model.tokenizers,
         prediction_type=config.model.prediction_type,
         zero_terminal_snr=config.model.zero_terminal_snr,
+        flow_shift=config.model.flow_shift,
         only=model.NAME,
     )
     base.require_loadable()

@@ -75,7 +75,9 @@ def open_folder(folder: Path, variant: str | None, prediction_type: str | None =
         schedulers.require_scheduler(scheduler, architecture, pipeline, path)
     return Opened(
         architecture=architecture,
-        evidence=[] if scheduler is None else prediction.from_scheduler(scheduler, str(path)),
+        evidence=[]
+        if scheduler is None
+        else prediction.from_scheduler(scheduler, str(path), schedulers.class_of(pipeline, "scheduler")),
         scheduler=facts["scheduler"] if scheduler is None else scheduler,
         # Without it, the pipelines' own default, which is the published value.
         force_zeros=pipeline.get("force_zeros_for_empty_prompt", facts["force_zeros_for_empty_prompt"]),
@@ -105,6 +107,7 @@ def open_file(header: Header) -> Opened:
         evidence=[
             *prediction.from_single_file(header.tensors.keys(), str(path)),
             *prediction.from_metadata(header.metadata, str(path)),
+            *prediction.from_names(path.name, header.metadata),
         ],
         scheduler=facts["scheduler"],
         force_zeros=facts["force_zeros_for_empty_prompt"],

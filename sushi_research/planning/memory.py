@@ -15,12 +15,24 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 GIB = 2**30
-# Bytes of state for each trained number; other optimizers are measured (training/step_costs.py). 8-bit states have two numbers in
-# fp32 for each block of 256.
-STATE_BYTES = {"adamw8bit": 2 + 2 * 4 / 256, "adamw": 8.0}
+# Bytes of state for each trained number; other optimizers are measured (training/optimizer_plan.py). 8-bit states have a number in
+# fp32 for each block of 256. Prodigy keeps two averages, a sum, and where it started.
+STATE_BYTES = {
+    "adamw8bit": 2 + 2 * 4 / 256,
+    "adamw": 8.0,
+    "adamw_schedulefree": 8.0,
+    "lion": 4.0,
+    "lion8bit": 1 + 4 / 256,
+    "prodigy": 16.0,
+    "stableadamw": 8.0,
+}
+# What each has at least: besides these, CAME keeps rows and columns, and Muon more for what is no matrix.
+LEAST_STATE_BYTES = STATE_BYTES | {"came": 4.0, "muon": 4.0}
+# The same with arguments: Prodigy's slice_p, and betas that begin with 0, leave one average. None of the others becomes smaller.
+LEAST_WITH_ARGUMENTS = LEAST_STATE_BYTES | {"prodigy": 4.0}
 # Bytes for each trained number that a step of the optimizer takes for its intermediate results. Fused kernels have none; the others
 # of torch keep about two tensors of fp32 at once.
-STEP_BYTES = {"adamw8bit": 0.0}
+STEP_BYTES = {"adamw8bit": 0.0, "lion": 0.0, "lion8bit": 0.0}
 OTHER_STEP_BYTES = 8.0
 
 # From the rows of one H200 in docs/performance.md. Rows of other cards may correct them.
@@ -57,8 +69,8 @@ class Memory:
 
 @dataclass(frozen=True)
 class Held:
-    """What is in memory all the time, in bytes: the frozen weights, the adapter (master weights, gradient sum, working copy), the
-    optimizer's state, and `encoders`, the text encoders of captions.encode while_training."""
+    """What is in memory all the time, in bytes: the frozen weights, the adapter (master weights, gradient sum, working copy,
+    averages), the optimizer's state, and `encoders`, the text encoders of captions.encode while_training."""
 
     weights: float
     adapter: float
@@ -70,9 +82,10 @@ class Held:
         return self.weights + self.adapter + self.optimizer + self.encoders
 
 
-def adapter_bytes(numbers: int, compute_bytes: int) -> int:
-    """Bytes of an adapter of so many numbers: fp32 master weights, their gradients, and the working copy in the compute dtype."""
-    return numbers * (4 + 4 + compute_bytes)
+def adapter_bytes(numbers: int, compute_bytes: int, averages: int = 0) -> int:
+    """Bytes of an adapter of so many numbers: fp32 master weights, their gradients, the working copy in the compute dtype, and
+    averages of the weights in fp32."""
+    return numbers * (4 + 4 + compute_bytes + 4 * averages)
 
 
 def on_gpu(held: float, live: float, *, checkpointing: str = "none", recorded: bool = False) -> Memory:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from sushi_research import diffusion
+from sushi_research import objectives
 from sushi_research.adapters import lora
 from sushi_research.planning.step_trace import Cost, Shape, trace
 
@@ -41,7 +41,7 @@ def micro_batch_cost(
                 target = model.predict(unet, **inputs, dtype=dtype)
         else:
             target = inputs["noisy"]
-        diffusion.mse_per_sample(prediction, target).sum().backward()
+        objectives.mse_per_sample(prediction, target).sum().backward()
         # As `MasterWeights.accumulate`.
         gradients = [parameter.grad.reshape(-1) for parameter in adapter]
         for parameter in adapter:

@@ -44,6 +44,24 @@ def adapter_rows(config: Mapping[str, Any]) -> dict[str, Any]:
     return rows
 
 
+def objective_rows(config: Mapping[str, Any], plan: Mapping[str, Any]) -> dict[str, Any]:
+    """Name -> value of the rows about loss, noise and timesteps: in the words of the run's plan, None for what is the default.
+
+    The plan of a run of an earlier version has none, and its config the two settings that there were.
+    """
+    said = plan.get("objective")
+    if isinstance(said, Mapping):
+        noise, loss = said.get("noise"), said.get("loss")
+        return {
+            "loss": None if loss == "mse" else loss,
+            "loss weights": said.get("weighting") or None,
+            "noise": f"with {', '.join(map(str, noise))}" if isinstance(noise, list) and noise else None,
+            "timesteps": said.get("timesteps") or None,
+        }
+    loss = _section(config, "loss")
+    return {"min-SNR gamma": loss.get("snr_gamma"), "noise offset": loss.get("noise_offset") or None}
+
+
 def _section(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     found = config.get(name)
     return found if isinstance(found, dict) else {}

@@ -17,12 +17,13 @@ from typing import Any
 from sushi_research.adapters import bundled, portability
 from sushi_research.adapters.module_names import locate
 from sushi_research.adapters.reading import read_adapter
+from sushi_research.adapters.snapshots import AVERAGE
 from sushi_research.errors import UserError
 from sushi_research.models import ARCHITECTURES
 from sushi_research.models.header import read_header
 from sushi_research.reports import outcome_blocks, run_outcomes
 from sushi_research.reports.card_pictures import Pair, pairs_of, picture_table, plain
-from sushi_research.reports.card_settings import adapter_rows
+from sushi_research.reports.card_settings import adapter_rows, objective_rows
 from sushi_research.reports.scores import scores_of_run
 from sushi_research.runs import records
 from sushi_research.runs.run_folder import RunFolder
@@ -70,6 +71,17 @@ class _Source:
         return self._lora.get("metadata", "full") == "full"
 
     @property
+    def is_evaluated(self) -> bool:
+        """Whether the run's samples and evaluations are of this file; with ema.evaluate they are of the average."""
+        is_average = self.adapter == self.run.average
+        return self.adapter in self.run.best_adapters().values() or is_average == self.evaluates_average
+
+    @property
+    def evaluates_average(self) -> bool:
+        section = self.config.get("ema")
+        return isinstance(section, dict) and section.get("evaluate") is True
+
+    @property
     def kind(self) -> str:
         return self._lora.get("kind", "lora")
 
@@ -110,8 +122,9 @@ def model_card(run: RunFolder, adapter: Path, repository: str) -> ModelCard:
     if plan.get("architecture") not in ARCHITECTURES:
         raise UserError(f"{run.plan} does not say which architecture the run has: {REMEDY}")
     said, limits = read_header(adapter).metadata, limits_of(adapter, config["lora"].get("kind", "lora"))
-    source = _Source(run, adapter, _step(run, adapter), repository, config, plan, said, limits)
-    pictures = pairs_of(run, source.step) if source.is_full and source.step is not None else []
+    source = _Source(run, adapter, _step(run, adapter, said), repository, config, plan, said, limits)
+    is_shown = source.is_full and source.is_evaluated and source.step is not None
+    pictures = pairs_of(run, source.step) if is_shown else []
     lora = config["lora"]
     parts = [
         f"# {plain(run.name)}",
@@ -127,9 +140,12 @@ def model_card(run: RunFolder, adapter: Path, repository: str) -> ModelCard:
     return ModelCard(_data(source, pictures), "\n\n".join(part for part in parts if part), files)
 
 
-def _step(run: RunFolder, adapter: Path) -> int | None:
-    """The step of an adapter file of the run; None if the run does not say it."""
+def _step(run: RunFolder, adapter: Path, said: Mapping[str, str]) -> int | None:
+    """The step of an adapter file of the run; None if neither the run nor, of an average, the file's metadata say it."""
     record = run.record()
+    if adapter == run.average:
+        steps = said.get("ss_steps", "")
+        return int(steps) if re.fullmatch("[0-9]{1,9}", steps) else None
     if adapter == run.adapter:
         return record["finished_at"] if record else None
     files = {**run.best_adapters(), **run.step_adapters()}
@@ -161,9 +177,11 @@ def _what_it_is(source: _Source) -> str:
     by = f", by {plain(author)}" if author else ""
     digest = source.said.get("sushi_research.base_hash", "")
     hashed = f" The hash of its UNet's weights is `{digest[:16]}`." if digest and not source.base_id else ""
+    average = source.said.get(AVERAGE)
+    averaged = f" It is the average of the weights over the steps ({plain(average)})." if average else ""
     return (
         f"A {KINDS.get(source.kind, source.kind)} adapter for {source.label}{by}, trained with sushi-research on the base{name}."
-        f"{hashed}"
+        f"{hashed}{averaged}"
     )
 
 
@@ -200,6 +218,13 @@ def _use(source: _Source) -> str:
     lines += (
         ["", *(f"- {plain(sentence)}" for sentence in portability.sentences(source.limits))] if source.limits else []
     )
+    if (shift := _flow_shift(source)) is not None:
+        lines += [
+            "",
+            "The base predicts a rectified flow: in ComfyUI it needs the node ModelSamplingSD3, for example with the shift "
+            f"{shift:g} that this adapter was trained with. Other programs need an option of that kind, which A1111 and InvokeAI "
+            "do not have.",
+        ]
     for token, (name, _) in bundled.files_from(source.adapter).items():
         lines += [
             "",
@@ -209,15 +234,19 @@ def _use(source: _Source) -> str:
     if "diffusers" in source.limits:
         return "\n".join(lines)
     base, prompt = source.base_id or "BASE", ", ".join(source.trigger_words) or "a prompt"
+    # diffusers' own scheduler for flows lacks what its pipelines of Stable Diffusion ask of one.
+    settings = f'prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift={shift}'
+    scheduler = [] if shift is None else [f"pipeline.scheduler = DPMSolverMultistepScheduler({settings})"]
     return "\n".join(
         [
             *lines,
             "",
             "```python",
             "import torch",
-            "from diffusers import AutoPipelineForText2Image",
+            f"from diffusers import AutoPipelineForText2Image{', DPMSolverMultistepScheduler' if scheduler else ''}",
             "",
             f'pipeline = AutoPipelineForText2Image.from_pretrained("{base}", torch_dtype=torch.float16).to("cuda")',
+            *scheduler,
             f'pipeline.load_lora_weights("{source.repository}", weight_name="{file}")',
             f"image = pipeline({prompt!r}).images[0]",
             "```",
@@ -225,9 +254,20 @@ def _use(source: _Source) -> str:
     )
 
 
+def _flow_shift(source: _Source) -> float | None:
+    """The shift of a base that predicts a rectified flow; None of others, and where the plan does not say it."""
+    base = source.plan.get("base")
+    shift = base.get("flow_shift") if isinstance(base, dict) else None
+    return float(shift) if isinstance(shift, int | float) else None
+
+
 def _measured(source: _Source) -> list[str]:
     """The results of the adapter's step: of the evaluations, and of the user's own judge. A sentence if nothing was measured."""
-    run, lines = source.run, []
+    run, lines, title = source.run, [], "## What was measured"
+    if not source.is_evaluated:
+        average = source.evaluates_average
+        of = "the average of its weights, not of these" if average else "its weights, not of their average"
+        return [f"{title}\n\nNothing of this file: the run's evaluations are of {of}."]
     outcomes = run_outcomes.read(run)
     head, *rows = outcome_blocks.outcome_table(outcomes) or [[]]
     of_step = [row for row in rows if row[0] == str(source.step)]
@@ -241,7 +281,8 @@ def _measured(source: _Source) -> list[str]:
             f"| {name} | {value} |" for name, value in shown if value and name != "gap" and not name.startswith("t ")
         ]
     scores = {}
-    if source.adapter == run.adapter:
+    record = run.record()
+    if source.adapter in (run.adapter, run.average) and record and record["finished_at"] == source.step:
         try:
             scores = scores_of_run(run.path, source.step, REMEDY)
         except UserError:
@@ -252,7 +293,7 @@ def _measured(source: _Source) -> list[str]:
             f"| {plain(name)} | {sum(each.values.values()) / len(each.values):.3g} | {len(each.values)} |"
             for name, each in scores.items()
         ]
-    return ["\n".join(["## What was measured", "", *(lines or ["Nothing: the run was not evaluated."])])]
+    return ["\n".join([title, "", *(lines or ["Nothing: the run was not evaluated."])])]
 
 
 def _settings(source: _Source) -> str:
@@ -274,8 +315,7 @@ def _settings(source: _Source) -> str:
         "optimizer": value("optimizer", "name"),
         "learning rate": value("optimizer", "lr"),
         "schedule": value("schedule", "name"),
-        "min-SNR gamma": value("loss", "snr_gamma"),
-        "noise offset": value("loss", "noise_offset") or None,
+        **objective_rows(config, plan),
         "seed": value("train", "seed"),
     }
     lines = [f"| {name} | {plain(str(each))} |" for name, each in rows.items() if each is not None]

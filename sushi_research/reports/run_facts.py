@@ -62,10 +62,11 @@ def _adapter_files(run: RunFolder) -> list[tuple[Path, str]]:
 
 
 def adapter_files(run: RunFolder) -> list[Block]:
-    """The run's adapter files, the last first; those of the best step too. [] if there are none."""
+    """The run's adapter files, the last first; that of ema.decay and those of the best step too. [] if there are none."""
     found = sorted(run.best_adapters().items())
     best = [(path, f"step {step}, the best evaluated so far") for step, path in found if path.is_file()]
-    files = [*best, *_adapter_files(run)][::-1]
+    average = [(run.average, "the average of the weights (ema.decay)")] if run.average.is_file() else []
+    files = [*best, *average, *_adapter_files(run)][::-1]
     if not files:
         return []
     rows = [

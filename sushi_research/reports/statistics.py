@@ -103,8 +103,8 @@ def clustered_mean(losses: np.ndarray) -> tuple[float, float]:
 
     The clustered standard error of Miller (2024, arXiv 2411.00640), times sqrt(N / (N - 1)).
     """
-    images = _cells(losses).mean(0)
-    return _mean(images), math.sqrt(_variance_of_mean(images))
+    images = means_of_units(losses).mean(0)
+    return exact_mean(images), math.sqrt(variance_of_mean(images))
 
 
 def paired_difference(
@@ -126,34 +126,24 @@ def paired_difference(
     Deterministic, independent of the order of images, and exactly antisymmetric in the two variants. UserError: shapes that do
     not match, losses that are not finite, fewer than 8 images, more than 5,000 pairs.
     """
-    a, b = _cells(reference), _cells(candidate)
-    if np.shape(reference)[-2:] != np.shape(candidate)[-2:]:
-        shapes = f"{np.shape(reference)} and {np.shape(candidate)}"
-        raise UserError(f"Losses of shape {shapes} do not pair: evaluate both on the same validation set.")
+    a, b = checked_units(reference, candidate, same_seeds=same_seeds, pairs=pairs)
     n = a.shape[1]
-    if n < MIN_IMAGES:
-        raise UserError(f"A comparison needs {MIN_IMAGES} held-out images or more, but the validation set has {n}.")
-    if not 1 <= pairs <= MAX_PAIRS:
-        raise UserError(f"{pairs} pairs cannot be tested, only between 1 and {MAX_PAIRS}: compare fewer variants.")
-    if same_seeds and len(a) != len(b):
-        raise UserError(f"Variants with {len(a)} and {len(b)} runs do not have the same seeds.")
-
     per_image = b.mean(0) - a.mean(0)
-    value = _mean(per_image)
+    value = exact_mean(per_image)
     # Sorted and with a positive mean, so that resamples depend neither on the order of images nor on that of A and B.
     centred = np.sort(per_image if value >= 0 else -per_image) - abs(value)
-    of_images = _variance_of_mean(per_image)
-    of_seeds, seed_degrees = _seed_variance([b - a] if same_seeds else [a, b])
+    of_images = variance_of_mean(per_image)
+    of_seeds, seed_degrees = seed_variance([b - a] if same_seeds else [a, b])
 
     spread = np.sqrt(of_images) * _resampled_t(centred)
     if of_seeds > 0:
-        spread += np.sqrt(of_seeds) * _students_t(seed_degrees)
+        spread += np.sqrt(of_seeds) * students_t(seed_degrees)
     spread = np.sort(np.abs(spread))
     error = math.sqrt(of_images + of_seeds)
-    degrees = _satterthwaite([of_images, of_seeds], [n - 1, seed_degrees])
+    degrees = satterthwaite([of_images, of_seeds], [n - 1, seed_degrees])
     half, family_half = (float(spread[RESAMPLES - int(level * (RESAMPLES + 1))]) for level in (LEVEL, LEVEL / pairs))
     reached = RESAMPLES - int(np.searchsorted(spread, abs(value), side="left"))
-    mean, unpaired = _mean(a.mean(0)), _variance_of_mean(a.mean(0)) + _variance_of_mean(b.mean(0))
+    mean, unpaired = exact_mean(a.mean(0)), variance_of_mean(a.mean(0)) + variance_of_mean(b.mean(0))
     return Difference(
         value=value,
         relative=value / mean if mean else math.nan,
@@ -169,6 +159,24 @@ def paired_difference(
         seeds=(len(a), len(b)),
         pairs=pairs,
     )
+
+
+def checked_units(
+    reference: np.ndarray, candidate: np.ndarray, *, same_seeds: bool, pairs: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The arrays of `paired_difference` averaged over noise samples, [S, N] each; UserError for what cannot be compared."""
+    a, b = means_of_units(reference), means_of_units(candidate)
+    if np.shape(reference)[-2:] != np.shape(candidate)[-2:]:
+        shapes = f"{np.shape(reference)} and {np.shape(candidate)}"
+        raise UserError(f"Losses of shape {shapes} do not pair: evaluate both on the same validation set.")
+    n = a.shape[1]
+    if n < MIN_IMAGES:
+        raise UserError(f"A comparison needs {MIN_IMAGES} held-out images or more, but the validation set has {n}.")
+    if not 1 <= pairs <= MAX_PAIRS:
+        raise UserError(f"{pairs} pairs cannot be tested, only between 1 and {MAX_PAIRS}: compare fewer variants.")
+    if same_seeds and len(a) != len(b):
+        raise UserError(f"Variants with {len(a)} and {len(b)} runs do not have the same seeds.")
+    return a, b
 
 
 def holm(p_values: Sequence[float]) -> np.ndarray:
@@ -238,7 +246,7 @@ def t_quantile(p: float, degrees: float) -> float:
     return math.sqrt(degrees) * math.tan(np.interp(2 * p - 1, integral / integral[-1], angle))
 
 
-def _cells(losses: np.ndarray) -> np.ndarray:
+def means_of_units(losses: np.ndarray) -> np.ndarray:
     """[N, K] or [S, N, K] -> means over noise samples, [S, N] float64."""
     # Contiguous, so that rounding does not depend on the memory layout of the caller's array.
     values = np.ascontiguousarray(losses, dtype=np.float64)
@@ -253,24 +261,24 @@ def _cells(losses: np.ndarray) -> np.ndarray:
     return values.mean(-1).reshape(-1, values.shape[-2])
 
 
-def _mean(values: np.ndarray) -> float:
+def exact_mean(values: np.ndarray) -> float:
     """The mean of [N]; the sum is rounded exactly, hence independent of the order."""
     return math.fsum(values) / len(values)
 
 
-def _variance_of_mean(values: np.ndarray) -> float:
+def variance_of_mean(values: np.ndarray) -> float:
     """The estimated variance of the mean of independent values [N]."""
-    return math.fsum((values - _mean(values)) ** 2) / (len(values) * (len(values) - 1))
+    return math.fsum((values - exact_mean(values)) ** 2) / (len(values) * (len(values) - 1))
 
 
-def _seed_variance(parts: Sequence[np.ndarray]) -> tuple[float, float]:
+def seed_variance(parts: Sequence[np.ndarray]) -> tuple[float, float]:
     """(variance of the mean over seeds, summed over parts [S, N]; its degrees of freedom). A part with one seed adds none."""
-    several = [np.array([_mean(run) for run in part]) for part in parts if len(part) > 1]
-    variances = [_variance_of_mean(runs) for runs in several]
-    return sum(variances), _satterthwaite(variances, [len(runs) - 1 for runs in several])
+    several = [np.array([exact_mean(run) for run in part]) for part in parts if len(part) > 1]
+    variances = [variance_of_mean(runs) for runs in several]
+    return sum(variances), satterthwaite(variances, [len(runs) - 1 for runs in several])
 
 
-def _satterthwaite(variances: Sequence[float], degrees: Sequence[float]) -> float:
+def satterthwaite(variances: Sequence[float], degrees: Sequence[float]) -> float:
     """Degrees of freedom of a sum of independent variance estimates (Satterthwaite 1946, Biometrics 2, 110)."""
     total = sum(variances)
     return total**2 / sum(v**2 / nu for v, nu in zip(variances, degrees, strict=True)) if total else 1.0
@@ -300,6 +308,6 @@ def _resampled_t(centred: np.ndarray) -> np.ndarray:
         )
 
 
-def _students_t(degrees: float) -> np.ndarray:
+def students_t(degrees: float) -> np.ndarray:
     """[RESAMPLES] samples of Student's t."""
     return randomness.key(0, "seed effects").standard_t(degrees, size=RESAMPLES)

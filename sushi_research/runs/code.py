@@ -51,7 +51,7 @@ def code_of(script: str | Path, classes: Iterable[str] = ()) -> dict[str, Any]:
     """The code of a training script, as JSON values.
 
     `script`: its file name. `files`: the hash of each file, by "script" or by the module's name as a path
-    ("sushi_research/diffusion.py"). `hash`: one hash of `files`. Neither the script's name nor any folder's location is part of it.
+    ("sushi_research/files.py"). `hash`: one hash of `files`. Neither the script's name nor any folder's location is part of it.
 
     `classes` are dotted paths of classes that the config names, such as an optimizer. Their modules are in `named`, unless the
     script imports them too; `hash` does not cover them, so that it does not depend on the config.

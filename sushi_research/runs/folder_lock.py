@@ -88,11 +88,11 @@ class FolderLock:
             return False
 
     def _lock(self) -> None:
-        locked = None if self._folder is None else _try_lock(self._folder)
+        locked = None if self._folder is None else try_lock(self._folder)
         if locked is not False:
             self._note = os.open(self.path / NOTE, os.O_RDWR | os.O_CREAT, 0o666)
         if locked is None and fcntl is not None:
-            locked = _try_lock(self._note)
+            locked = try_lock(self._note)
             if locked is None:
                 logger.warning("%s cannot be locked: do not launch this run twice", self.path)
         if locked is False:
@@ -139,7 +139,7 @@ def is_locked(path: Path) -> bool:
     return False
 
 
-def _try_lock(descriptor: int) -> bool | None:
+def try_lock(descriptor: int) -> bool | None:
     """Whether the lock was taken; None if the file system has no such locks."""
     for wait in (*_WAITS, None):
         try:

@@ -35,6 +35,7 @@ MAY_CHANGE = {
     "train.precision": "covered by the resolved dtype on this machine",
     "model.prediction_type": "covered by the resolved prediction of the base",
     "model.zero_terminal_snr": "covered by the resolved prediction of the base",
+    "model.flow_shift": "covered by the resolved prediction of the base",
     "train.gradient_checkpointing": "the same activations, recomputed instead of stored",
     "train.memory": "covered by global_batch_size, like what it chooses",
     "train.attention": "different kernels, same result up to rounding",
@@ -51,6 +52,7 @@ MAY_CHANGE = {
     "captions.tag_categories.*.file": "covered by the hash of the texts, which has the tags",
     "cache.folder": "the content of a cache does not depend on its location",
     "checkpoint.*": "when to save, not what is learned",
+    "ema.every": "which snapshots are kept, not what is averaged",
     "sample.*": "sampling does not affect the training",
     "evaluation.path": "evaluation does not affect the training",
     "evaluation.split": "evaluation does not affect the training",
@@ -240,11 +242,12 @@ def depends_on_length(identity: dict[str, Any]) -> bool:
 def length_setting(identity: Mapping[str, Any]) -> str | None:
     """The setting by which the learning rate at a step depends on the run length, with its value; None if it does not.
 
-    That is any schedule but the constant ones, and a warm-up or a training of the text encoders for a fraction of the run.
+    That is any schedule but constant and inverse_sqrt, and a warm-up or a training of the text encoders for a fraction of the run.
     One in steps or epochs is not.
     """
     name, warmup, until = (identity.get(key) for key in ("schedule.name", "schedule.warmup", "text_encoders.until"))
-    if name != "constant" and (name != "constant_with_warmup" or (isinstance(warmup, float) and warmup > 0)):
+    is_endless = name in ("constant_with_warmup", "inverse_sqrt") and not (isinstance(warmup, float) and warmup > 0)
+    if name != "constant" and not is_endless:
         return f"schedule.name {name}"
     is_in_step = identity.get("text_encoders.train") or identity.get("text_encoders.new_tokens")
     if is_in_step and isinstance(until, float):

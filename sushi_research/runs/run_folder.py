@@ -54,6 +54,9 @@ class RunFolder:
         self.pictures = path / "pictures"
         self.checkpoints = path / "checkpoints"
         self.adapter = path / f"{self.name}.safetensors"
+        # The average of ema.decay at the newest checkpoint, and the snapshots of ema.post_hoc.
+        self.average = path / f"{self.name}_ema.safetensors"
+        self.averages = path / "ema"
         # Adapter files of steps after the one from which the run started or went on.
         self.earlier = path / "earlier"
         self.curves = path / "loss.png"
@@ -115,7 +118,13 @@ class RunFolder:
 
     def remove_leftovers(self) -> None:
         """Removes the temporary files of killed writers (those of checkpoints: `latest_checkpoint`). Only with the lock."""
-        for folder in (self.path, self.samples, *self.samples.glob("step-*"), *self.pictures.glob("step-*")):
+        for folder in (
+            self.path,
+            self.averages,
+            self.samples,
+            *self.samples.glob("step-*"),
+            *self.pictures.glob("step-*"),
+        ):
             remove_leftovers(folder)
 
     def remove_if_empty(self) -> None:
@@ -136,6 +145,7 @@ class RunFolder:
             self.validation_set,
             *self.results.values(),
             self.adapter,
+            self.average,
             self.curves,
             self.report,
             self.thumbnails,
@@ -145,7 +155,7 @@ class RunFolder:
             *self.best_adapters().values(),
         ]
         wrong = [(path, "a file") for path in files if os.path.lexists(path) and not path.is_file()]
-        folders = [self.samples, self.pictures, self.checkpoints, self.earlier]
+        folders = [self.samples, self.pictures, self.checkpoints, self.earlier, self.averages]
         folders += [self.path / "wandb", self.path / "tensorboard"]
         wrong += [(path, "a folder") for path in folders if os.path.lexists(path) and not path.is_dir()]
         for path, wanted in wrong:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from PIL import Image
@@ -20,10 +20,6 @@ from sushi_research.progress import progress
 from sushi_research.sampling.lora_scale import scaled
 from sushi_research.sampling.vae_tiles import decode_latents
 
-if TYPE_CHECKING:
-    from diffusers import EulerDiscreteScheduler
-
-
 logger = logging.getLogger(__name__)
 
 # The share of the schedule within which sampling must begin. "leading" spacing does so for 10 to 111 steps, the usual counts, so
@@ -31,8 +27,10 @@ logger = logging.getLogger(__name__)
 LAST_PART = 0.1
 
 
-def sampling_scheduler(config: Mapping[str, Any], prediction: Prediction, steps: int) -> EulerDiscreteScheduler:
+def sampling_scheduler(config: Mapping[str, Any], prediction: Prediction, steps: int) -> Any:
     """The Euler scheduler for `steps` steps of a base with this prediction; `config` is the base's, of any scheduler class.
+
+    It is diffusers' `EulerDiscreteScheduler`, and of a rectified flow `flow.FlowEuler`, which needs nothing of `config`.
 
     The timestep spacing is that of the config, and for a zero-terminal-SNR base "trailing", which starts at the last timestep
     (arXiv 2305.08891, section 3.3), where diffusers replaces abar = 0 by 2^-24 (sigma = 4096). diffusers rounds, so that a
@@ -43,6 +41,14 @@ def sampling_scheduler(config: Mapping[str, Any], prediction: Prediction, steps:
     """
     import diffusers
 
+    if prediction.type == "rectified_flow":
+        from sushi_research.sampling.flow import FlowEuler
+
+        flow = FlowEuler(shift=prediction.shift)
+        if steps > flow.config.num_train_timesteps:
+            raise _too_many(steps)
+        flow.set_timesteps(steps)
+        return flow
     # This combination is refused when the base is read (models/prediction.py).
     assert prediction != Prediction("epsilon", zero_terminal_snr=True)
     settings: dict[str, Any] = {
@@ -57,12 +63,16 @@ def sampling_scheduler(config: Mapping[str, Any], prediction: Prediction, steps:
         scheduler.set_timesteps(steps)
         if _fits(scheduler, steps):
             return scheduler
-    raise UserError(
+    raise _too_many(steps)
+
+
+def _too_many(steps: int) -> UserError:
+    return UserError(
         f"the base's schedule cannot be sampled in {steps} steps: choose another number of sampling steps, such as 25."
     )
 
 
-def _fits(scheduler: EulerDiscreteScheduler, steps: int) -> bool:
+def _fits(scheduler: Any, steps: int) -> bool:
     """Whether there are `steps` timesteps of the schedule that decrease, beginning in its last part."""
     timesteps, sigmas, total = scheduler.timesteps, scheduler.sigmas[:-1], scheduler.config.num_train_timesteps
     decrease = (timesteps.diff() < 0).all() and (sigmas.diff() < 0).all()

@@ -68,7 +68,7 @@ class BestAdapter:
             state = self.writer.state
             try:
                 state.load(checkpoint)
-                with self._warned(step), state.averaged_weights():
+                with self._warned(step), state.evaluated_weights():
                     self._write(outcomes, step)
             finally:
                 state.load(resumed_from)

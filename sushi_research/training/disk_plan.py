@@ -19,10 +19,12 @@ from sushi_research.config import TrainingConfig
 from sushi_research.data.held_out import DRIFT_CAPTIONS
 from sushi_research.errors import UserError
 from sushi_research.files import size_text
-from sushi_research.planning.memory import STATE_BYTES
+from sushi_research.planning.memory import LEAST_STATE_BYTES, LEAST_WITH_ARGUMENTS
 from sushi_research.runs.job import Job, agree
 from sushi_research.runs.run_folder import RunFolder
 from sushi_research.sampling.prompts import SamplePrompt
+from sushi_research.training.averages import names_of
+from sushi_research.training.averages_plan import snapshot_bytes, snapshots_in
 from sushi_research.training.length import Due, Interval
 
 # A pixel of a PNG of a photograph, a line of metrics.jsonl, and a row of evaluation.parquet: estimates.
@@ -35,9 +37,10 @@ _UNFINISHED = re.compile(r"\.step-\d{8,}\.[0-9a-f]{8}\.tmp")
 class DiskPlan:
     """The bytes that will be written in addition to what is there, of files that exist at the same time.
 
-    `adapter` is the size of `adapter_count` files: the last adapter, that of the best step, and those of checkpoints.
+    `adapter` is the size of `adapter_count` files: the last adapter, its average, that of the best step, and those of checkpoints.
     `checkpoints` is the size of the `checkpoint_count` checkpoints that are added; while one is saved, one more than
-    `checkpoint.keep` exists. These, `cache` and `adapter` are lower bounds. `others` (images, results, metrics) is an estimate.
+    `checkpoint.keep` exists. `averages` is the size of the snapshots of ema.post_hoc. These and `cache` are lower bounds. `others`
+    (images, results, metrics) is an estimate.
     `freed` is removed before the last adapter is written: one checkpoint, if one more than `checkpoint.keep` existed.
     """
 
@@ -48,12 +51,13 @@ class DiskPlan:
     others: int = 0
     freed: int = 0
     adapter_count: int = 0
+    averages: int = 0
 
     @property
     def run(self) -> int:
         """The lower bound for the run folder."""
         last = self.adapter // max(1, self.adapter_count)  # the others are there when the last checkpoint is saved
-        return self.checkpoints + max(self.adapter - last, self.adapter - self.freed)
+        return self.checkpoints + self.averages + max(self.adapter - last, self.adapter - self.freed)
 
     def parts(self) -> str:
         """What is written, in words."""
@@ -64,6 +68,7 @@ class DiskPlan:
         if self.adapter:
             count = f"{self.adapter_count} adapter files" if self.adapter_count > 1 else "adapter"
             parts.append(f"{count} {size_text(self.adapter)}")
+        parts += [f"snapshots of averages {size_text(self.averages)}"] if self.averages else []
         parts += [f"samples and results about {size_text(self.others)}"] if self.others else []
         return ", ".join(parts) or "nothing"
 
@@ -104,11 +109,13 @@ def plan_run(
     is_finished = last == steps and run.adapter.is_file()
     saves = _events(due.checkpoint, last, steps)
     count = max(1, min(config.checkpoint.keep + 1 - len(saved), saves)) if saves else 0
-    each = int(parameters * (4 + STATE_BYTES.get(config.optimizer.name, 0)))  # other optimizers may keep no state
+    known = LEAST_WITH_ARGUMENTS if config.optimizer.kwargs else LEAST_STATE_BYTES
+    # Other optimizers may keep no state.
+    each = int(parameters * (4 + 4 * len(names_of(config.ema)) + known.get(config.optimizer.name, 0)))
     on_the_way, keep = max(0, saves - 1), config.checkpoint.keep_adapters  # the last checkpoint's is the adapter itself
     if keep is not None:
         on_the_way = min(on_the_way, max(0, keep - len(run.step_adapters())))
-    files = 0 if is_finished else 1 + config.evaluation.keep_best + on_the_way
+    files = 0 if is_finished else 1 + (config.ema.decay is not None) + config.evaluation.keep_best + on_the_way
     pixels = sum(image.width * image.height for image in images)
     # Each image, the grid of its step, and its part of progress.png, which shows at most eight steps.
     samples = PIXEL_BYTES * pixels * (2 * (_events(due.sample, last, steps) + (not saved)) + 8)
@@ -119,6 +126,7 @@ def plan_run(
         checkpoint_count=count,
         adapter=files * parameters * (4 if config.lora.save_dtype == "float32" else 2),
         adapter_count=files,
+        averages=snapshots_in(job, steps, due, last) * snapshot_bytes(job, parameters),
         others=0
         if is_finished
         else samples

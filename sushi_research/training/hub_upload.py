@@ -10,8 +10,8 @@ from sushi_research.runs.job import Job
 from sushi_research.terminal import say
 
 
-def describe(repository: str) -> str:
-    """What will be uploaded, for the plan; and what would make it fail."""
+def describe(repository: str, *, is_average: bool) -> str:
+    """What will be uploaded, for the plan: the adapter, or its average; and what would make it fail."""
     from huggingface_hub import get_token
 
     from sushi_research.models.hub_access import is_offline
@@ -19,20 +19,22 @@ def describe(repository: str) -> str:
     problem = "; HF_HUB_OFFLINE is set, so it would fail" if is_offline() else ""
     if not problem and get_token() is None:
         problem = "; you are not logged in, so it would fail: run `hf auth login`, or set HF_TOKEN"
-    return f"at the end, the adapter and a model card to {repository} on the Hugging Face hub, private if it is new{problem}"
+    what = "the average of the adapter" if is_average else "the adapter"
+    return f"at the end, {what} and a model card to {repository} on the Hugging Face hub, private if it is new{problem}"
 
 
 def push_finished(job: Job) -> None:
-    """Uploads the adapter of the finished run, if run.push_to_hub says so, and prints where it is. Only the main process may call
-    this."""
+    """Uploads the adapter of the finished run, if run.push_to_hub says so, and prints where it is: with ema.evaluate its average,
+    which the card's numbers and pictures are of. Only the main process may call this."""
     repository, run = job.config.run.push_to_hub, job.run
     if repository is None:
         return
     assert run is not None
-    again = f"python scripts/push_to_hub.py {word(str(run.path))} {word(repository)}"
+    adapter, which = (run.average, "@ema") if job.config.ema.evaluate else (run.adapter, "")
+    again = f"python scripts/push_to_hub.py {word(f'{run.path}{which}')} {word(repository)}"
     with stopping.doing(f"uploading to {repository}", f"the run is complete; to upload it: {again}"):
         try:
-            say(*lines(hub_push.push(run, run.adapter, repository)))
+            say(*lines(hub_push.push(run, adapter, repository)))
         except UserError as error:
             say(f"warning: {error} The run is complete; to try again: {again}")
 

@@ -109,7 +109,7 @@ def provenance_of(
         code=job.code,
     )
     entry["base_source"] = {"base": base.source, "revision": base.revision, "vae": base.vae_source}
-    entry["prediction"] = asdict(base.prediction)
+    entry["prediction"] = base.prediction.facts()
     return entry
 
 

@@ -34,16 +34,18 @@ class Interval:
 
 @dataclass(frozen=True)
 class Due:
-    """When a run saves, samples and evaluates besides at its start and end."""
+    """When a run saves, samples, evaluates and keeps snapshots of its averages, besides at its start and end."""
 
     checkpoint: Interval
     sample: Interval
     evaluation: Interval
+    averages: Interval = Interval(None)
 
 
 def due_of(config: TrainingConfig, steps: int, items: int, global_batch_size: int) -> Due:
-    """When a run of `steps` steps of `global_batch_size` samples saves, samples and evaluates; an epoch has `items` samples."""
+    """When a run of `steps` steps of `global_batch_size` samples does these; an epoch has `items` samples."""
     given = (config.checkpoint.every, config.sample.every, config.evaluation.every)
+    given += (config.ema.every if config.ema.post_hoc else None,)
     return Due(*(interval_of(every, steps, items, global_batch_size) for every in given))
 
 
@@ -65,6 +67,21 @@ def warmup_steps(warmup: int | float | str, steps: int, items: int, global_batch
         raise UserError(
             f"schedule.warmup is {given}, and the run has {steps}: the warm-up must end within the run, so lower it (a "
             "fraction such as 0.05 always does) or make the run longer."
+        )
+    return found
+
+
+def decay_steps(decay: int | float | str, steps: int, items: int, global_batch_size: int, warmup: int) -> int:
+    """The steps of a run's last decay (`schedule.decay`), rounded up, for a run whose warm-up has `warmup` steps.
+
+    UserError if both together are longer than the run.
+    """
+    found = math.ceil(_exact(decay, steps, items, global_batch_size))
+    if warmup + found > steps:
+        given = steps_text(decay) if isinstance(decay, int) else f"{decay}, which is {steps_text(found)}"
+        raise UserError(
+            f"schedule.decay is {given}, and the run has {steps}, {warmup} of them for the warm-up: lower one of the two, or make "
+            "the run longer."
         )
     return found
 

@@ -72,6 +72,15 @@ class MasterWeights:
         """The names of the tensors of each parameter group, in the order in which `flat_parameters()` holds them."""
         return self._groups
 
+    @property
+    def values(self) -> torch.Tensor:
+        """The master weights [n], as `flat_parameters()` has them: group after group, tensor after tensor."""
+        return self._values
+
+    def named_views(self, buffer: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The tensors in a buffer [n] that is laid out as `values`, by name."""
+        return dict(zip(self._names, self._views(buffer), strict=True))
+
     def shapes(self) -> dict[str, torch.Size]:
         """The shape of each tensor by name, in the order of the groups."""
         return {name: master.shape for name, master in zip(self._names, self._master_weights, strict=True)}
@@ -190,6 +199,14 @@ class MasterWeights:
         finally:
             self._values.copy_(values)
             self.refresh()
+
+    @contextlib.contextmanager
+    def replaced_by(self, values: torch.Tensor) -> Iterator[None]:
+        """A block in which the master weights are these values [n], laid out as `values`; restored at its end, bit for bit."""
+        with self.preserved():
+            self._values.copy_(values)
+            self.refresh()
+            yield
 
     def are_views(self) -> bool:
         """Whether all values and gradients are still views of the buffers. An optimizer may have replaced one."""

@@ -17,6 +17,7 @@ from sushi_research.errors import UserError, first_line
 from sushi_research.runs.checkpoint import assert_plain
 from sushi_research.training import optim, optimizer_state
 from sushi_research.training.master_weights import MasterWeights
+from sushi_research.training.optimizer_classes import is_elementwise
 from sushi_research.training.parameter_groups import Group
 
 # 32 MiB per copy of the tensors, of which there are about ten.
@@ -50,13 +51,13 @@ class Trial:
         master_weights = MasterWeights(self._working, torch.float32, [group.names for group in tried.groups])
         optimizer = optim.build_optimizer(section.name, master_weights, section.lr, section.kwargs)
         held = [[id(parameter) for parameter in group["params"]] for group in optimizer.param_groups]
-        is_flat = optim.is_elementwise(section.name, section.kwargs)
+        is_flat = is_elementwise(section.name, section.kwargs)
         trained = master_weights.flat_parameters() if is_flat else master_weights.parameters()
         if {each for group in held for each in group} != {id(parameter) for parameter in trained}:
             raise UserError(
                 f"the optimizer {section.name} does not hold all tensors of the adapter: choose another one."
             )
-        if len(held) != len(tried.groups):
+        if len({*optim.group_numbers(optimizer)}) != len(tried.groups):
             raise UserError(f"the optimizer {section.name} makes parameter groups of its own: choose another one.")
         self.master_weights, self.optimizer = master_weights, optimizer
 

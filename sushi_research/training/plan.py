@@ -16,13 +16,22 @@ from sushi_research.models import loading
 from sushi_research.precision import dtype_policy
 from sushi_research.runs.job import Job
 from sushi_research.sampling import prompts as sample_prompts
-from sushi_research.training import adapter_plan, hub_upload, starting_point, text_encoder_plan
+from sushi_research.training import (
+    adapter_plan,
+    averages_plan,
+    hub_upload,
+    optimizer_plan,
+    schedules,
+    starting_point,
+    text_encoder_plan,
+)
 from sushi_research.training.caption_plan import caption_plan
 from sushi_research.training.cost_plan import cost_plan, may_trace
 from sushi_research.training.disk_plan import cache_bytes, plan_run, require_room, rooms_of, text_bytes
 from sushi_research.training.evaluation_plan import plan_evaluation
-from sushi_research.training.length import due_of, steps_of, warmup_steps
+from sushi_research.training.length import decay_steps, due_of, steps_of, warmup_steps
 from sushi_research.training.new_tokens import plan_of as plan_of_tokens
+from sushi_research.training.objective_plan import objective_plan
 from sushi_research.training.parameter_groups import Rates, groups_of
 from sushi_research.training.plan_parts import (
     CachePlan,
@@ -48,7 +57,7 @@ def make_plan(job: Job, inputs: Inputs) -> Plan:
     lora.start_from that was trained on held-out images, and for a disk that has too little room.
     """
     config, base, data, caches = job.config, inputs.base, inputs.data, inputs.caches
-    starting_point.require_usable(job, data)
+    starting_point.require_usable(job, data, base.prediction)
     items, global_batch_size = data.items, job.global_batch_size
     steps = steps_of(config.train.steps, config.train.epochs, len(items), global_batch_size)
     unet = loading.empty_unet(base)
@@ -58,10 +67,14 @@ def make_plan(job: Job, inputs: Inputs) -> Plan:
     of_text = text_encoder_plan.shapes_of(job, base)
     all_shapes = shapes | of_text
     warmup = warmup_steps(config.schedule.warmup, steps, len(items), global_batch_size)
+    decay = 0
+    if config.schedule.name == "wsd":
+        decay = decay_steps(config.schedule.decay, steps, len(items), global_batch_size, warmup)
+    learning_rate = schedules.of_run(config, steps, warmup, decay)
     due = due_of(config, steps, len(items), global_batch_size)
     own = text_encoder_plan.own_rates(job, steps, len(items))
     groups = groups_of(all_shapes, config, own)
-    require_trainable(job, unet, steps, warmup, all_shapes, groups)
+    require_trainable(job, unet, steps, learning_rate, all_shapes, groups)
     sampler = Sampler(items.bucket_ids, global_batch_size, config.train.seed)
     # One epoch is representative: epochs differ only in their order and in the position of their tail.
     epoch_steps = min(steps, max(1, len(items) // global_batch_size))
@@ -100,11 +113,15 @@ def make_plan(job: Job, inputs: Inputs) -> Plan:
         micro_batch_fill=round(epoch_steps * global_batch_size / (micro_batches * config.train.batch_size), 3),
         steps=steps,
         warmup=warmup,
+        decay=decay,
         due=due,
         adapter=adapter_plan.plan_of(job, base, unet, all_shapes),
         rates=Rates(config.optimizer.lr, tuple(groups)),
+        optimizer=optimizer_plan.plan_of(config.optimizer, config.schedule, all_shapes),
+        objective=objective_plan(config, base.prediction),
         text_encoders=text_encoder_plan.plan_of(job, base, of_text, own, steps),
         new_tokens=plan_of_tokens(job, inputs),
+        averages=averages_plan.plan_of(job, steps, due, parameters),
         dtypes=dtype_policy(
             job.precision,
             optimizer=config.optimizer.name,
@@ -139,7 +156,7 @@ def make_plan(job: Job, inputs: Inputs) -> Plan:
     if command := config.checkpoint.command:  # not a part of the plan, whose file is in the run folder
         job.say(f"command      after each checkpoint: {command}")
     if repository := config.run.push_to_hub:
-        job.say(f"upload       {hub_upload.describe(repository)}")
+        job.say(f"upload       {hub_upload.describe(repository, is_average=config.ema.evaluate)}")
     if job.dry_run and job.is_main:
         with job.dry_run.optional():
             dataset.write_report(data.scan, job.dry_run.data_report, data.evaluation_scan, data.prior_scan)

@@ -6,12 +6,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from accelerate.utils import broadcast_object_list
 
 from sushi_research import randomness
+from sushi_research.adapters import snapshots
 from sushi_research.adapters.settings import settings_of
 from sushi_research.caches.inputs import Inputs
 from sushi_research.config.command_line import config_to_dict
@@ -74,7 +75,7 @@ def start_or_resume(job: Job, inputs: Inputs, plan: Plan) -> RunState:
     if settings_of(config.lora, config.train.seed).drops:
         facts["dropout_split"] = plan.split
     if base.prediction != Prediction():
-        facts["prediction"] = asdict(base.prediction)
+        facts["prediction"] = base.prediction.facts()
     settings = identity.run_identity(config_to_dict(config), facts)
     sets = measured_sets_of(job, inputs, hashes["base_model"]["unet"])
     entry = provenance_of(job, inputs, hashes, sets.validation, settings)
@@ -149,6 +150,7 @@ def _describe_run(job: Job, state: RunState, inputs: Inputs, plan: Plan) -> None
     kept = state.step if state.checkpoint else -1
     evaluation_records.cut_back(run, state.sets, kept)
     best_files.cut_back(run, kept)
+    snapshots.cut_back(run, kept)
     for sentence in step_files.set_aside(run, state.step if state.checkpoint else None, plan.steps):
         say(sentence)
     sample_grids.cut_back(run.samples, kept)

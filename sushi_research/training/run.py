@@ -35,6 +35,7 @@ from sushi_research.terminal import say
 from sushi_research.training import best_files, hub_upload, page_output, run_end, starting_point
 from sushi_research.training.kept import what_is_kept
 from sushi_research.training.measured_rate import note_rate
+from sushi_research.training.optimizer_classes import class_path
 from sushi_research.training.resume import RunState
 from sushi_research.training.run_plan import Plan
 from sushi_research.training.state import TrainState
@@ -69,8 +70,8 @@ def start_job(config: TrainingConfig, model: ModuleType, script: str, *, trains:
     # By default torch then fills new memory, so that code which reads it before writing it does the same each time. The step
     # has no such code: on an H200 it was bit for bit the same without, and the fills took 6 % of its time (docs/performance.md).
     torch.utils.deterministic.fill_uninitialized_memory = not config.train.deterministic
-    optimizer = [config.optimizer.name] if "." in config.optimizer.name else []
-    code = code_of(script, optimizer) if accelerator.is_main_process else {}
+    optimizer = class_path(config.optimizer.name)
+    code = code_of(script, [optimizer]) if accelerator.is_main_process else {}
     start = None
     if trains and config.lora.start_from is not None:
         config, start = starting_point.read(config, model)
@@ -156,7 +157,7 @@ def out_of_memory(config: TrainingConfig, error: Exception) -> UserError:
             f"--train.batch_size {smaller} --train.accumulation {samples_per_process // smaller} (the same training with smaller "
             f"micro-batches)"
         )
-    if config.optimizer.name != "adamw8bit":
+    if config.optimizer.name not in ("adamw8bit", "adafactor", "lion8bit"):  # whose state is not larger
         advice.append("--optimizer.name adamw8bit")
     if config.model.base_storage == "compute":
         advice.append("--model.base_storage int8 (half of the base's memory, in a new run: docs/small_base.md)")

@@ -69,6 +69,11 @@ def outputs(job: Job) -> list[str]:
             "the adapter of an earlier step" if len(steps) == 1 else f"the newest adapter of {len(steps)} earlier steps"
         )
         found.append(("earlier", steps[max(steps)], (f"{newest}; {as_well} {folder}@{max(steps)}",)))
+    if config.ema.decay is not None:
+        found.append(("average", run.average, (f"exponential, decay {config.ema.decay}; {as_well} {folder}@ema",)))
+    if config.ema.post_hoc:
+        lengths = "python scripts/reconstruct_ema.py"
+        found.append(("averages", run.averages, (f"the average of another length: {lengths} {folder} --length 0.08",)))
     if best:
         found.append(("best", best[-1], (f"the adapter of the best step; {as_well} {folder}@best",)))
     found += [

@@ -77,6 +77,8 @@ def lost(
     found = {}
     if problem := kohya_format.problem_of(run.adapter):
         found[run.adapter] = problem
+    if config.ema.decay is not None and (problem := kohya_format.problem_of(run.average)):
+        found[run.average] = problem
     found |= evaluation_records.lost(run, sets, steps)
     best = _lost_best(job, sets.validation)
     if best and best.can_be_made:

@@ -15,12 +15,15 @@ from sushi_research.models.prediction import Prediction
 from sushi_research.precision import DtypePolicy
 from sushi_research.runs.measured import Measured
 from sushi_research.training.adapter_plan import AdapterPlan
+from sushi_research.training.averages_plan import AveragesPlan
 from sushi_research.training.caption_plan import CaptionPlan
 from sushi_research.training.cost_plan import CostPlan
 from sushi_research.training.disk_plan import DiskPlan, Room
 from sushi_research.training.evaluation_plan import EvaluationPlan
 from sushi_research.training.length import Due
 from sushi_research.training.new_tokens import TokenPlan
+from sushi_research.training.objective_plan import ObjectivePlan
+from sushi_research.training.optimizer_plan import OptimizerPlan
 from sushi_research.training.parameter_groups import Rates
 from sushi_research.training.plan_parts import (
     BaseWeights,
@@ -64,11 +67,15 @@ class Plan:
     micro_batch_fill: float
     steps: int
     warmup: int
+    decay: int
     due: Due
     adapter: AdapterPlan
     rates: Rates
+    optimizer: OptimizerPlan
+    objective: ObjectivePlan
     text_encoders: TextEncoderPlan | None
     new_tokens: TokenPlan | None
+    averages: AveragesPlan | None
     dtypes: DtypePolicy
     image_cache: CachePlan
     caption_cache: CachePlan
@@ -110,6 +117,7 @@ class Plan:
                 "source": self.base,
                 "prediction_type": self.prediction.type,
                 "zero_terminal_snr": self.prediction.zero_terminal_snr,
+                "flow_shift": self.prediction.shift if self.prediction.type == "rectified_flow" else None,
                 "not_used": dict(self.unused),
                 "weights": asdict(self.base_weights),
             },
@@ -132,6 +140,7 @@ class Plan:
             "micro_batch_fill": self.micro_batch_fill,
             "steps": self.steps,
             "warmup_steps": self.warmup,
+            "decay_steps": self.decay,
             "samples": self.samples,
             "epochs": self.epochs,
             "samples_per_image": self.samples_per_image,
@@ -139,8 +148,11 @@ class Plan:
             "adapter_modules": self.adapter.modules,
             "not_loaded": self.adapter.not_loaded,
             "rates": self.rates.to_json(),
+            "optimizer": asdict(self.optimizer),
+            "objective": self.objective.to_json(),
             "text_encoders": self.text_encoders.to_json() if self.text_encoders else None,
             "new_tokens": self.new_tokens.to_json() if self.new_tokens else None,
+            "averages": self.averages.to_json() if self.averages else None,
             "dtypes": self.dtypes.describe(),
             "cache": {
                 "images": asdict(self.image_cache),
@@ -160,6 +172,7 @@ class Plan:
         buckets = ", ".join(f"{name} ({count})" for name, count in self.buckets.items())
         unused = f"; {len(self.unused)} keys of it are not needed (a run's plan.json lists them)" if self.unused else ""
         warmup = f"; warm-up {steps_text(self.warmup)}" if self.warmup else ""
+        warmup += f"; decay in the last {steps_text(self.decay)}" if self.decay else ""
         lines = [
             f"base         {self.base}: {self.architecture}, predicts {self.prediction.describe()}{unused}",
             f"device       {device.describe()}",
@@ -179,8 +192,11 @@ class Plan:
             f"each image {self.samples_per_image} times{' on average' if self.repeats or len(self.sets) > 1 else ''}{warmup}",
             *self.adapter.describe(),
             *self.rates.describe(),
+            *self.optimizer.describe(),
+            *self.objective.describe(),
             *(self.text_encoders.describe() if self.text_encoders else ()),
             *(self.new_tokens.describe() if self.new_tokens else ()),
+            *(self.averages.describe() if self.averages else ()),
             *self.cost.describe(),
             f"cache        {self.image_cache.describe('image entries', ' to encode')}, {self.caption_cache.describe('captions')}"
             + (f", {self.mask_cache.describe('masks')}" if self.mask_cache.needed else ""),

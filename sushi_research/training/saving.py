@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sushi_research import stopping
+from sushi_research.adapters import snapshots
 from sushi_research.adapters.kohya_format import problem_of
 from sushi_research.errors import UserError
 from sushi_research.files import reason_of
 from sushi_research.runs.checkpoint import checkpoint_path
 from sushi_research.training import checkpoint_command, page_output, step_files, thumbnail
 from sushi_research.training.adapter_output import AdapterWriter
+from sushi_research.training.averages import EXPONENTIAL, length_names
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +28,8 @@ class Saver:
 
     writer: AdapterWriter
     _runs_command: bool = True
+    # The step of NAME_ema.safetensors.
+    _average_of: int = 0
 
     def save(self, step: int) -> None:
         """Saves the checkpoint of `step` and its adapter file. The main process writes, the others wait. Nothing for step 0."""
@@ -41,6 +45,21 @@ class Saver:
                 self._write_adapter(step)
                 if is_new:
                     self._run_command(step)
+
+    def save_averages(self, step: int) -> None:
+        """Keeps snapshots of the averages of ema.post_hoc, if they are due at `step` or it is the last. What cannot be written is a
+        warning: the average of any length can be made without it, less exactly."""
+        writer = self.writer
+        job, plan, names = writer.job, writer.plan, length_names(writer.job.config.ema)
+        if step == 0 or not names or not (step == plan.steps or plan.due.averages.at(step)):
+            return
+        job.timings.enter("saving")
+        with job.main_process_writes():
+            for name in names if job.is_main else ():
+                try:
+                    writer.write_snapshot(snapshots.path_of(job.run, step, name), step, name)
+                except UserError as error:
+                    logger.warning("%s: the run goes on without this snapshot of step %d", reason_of(error), step)
 
     @contextlib.contextmanager
     def saved_if_interrupted(self, step: int) -> Iterator[None]:
@@ -68,7 +87,11 @@ class Saver:
         """Puts the samples of `step`, which were just drawn, into the metadata of its adapter file (`thumbnail.add`)."""
         job = self.writer.job
         if job.is_main and step > 0:
-            path = self._path(step)
+            averages = self.writer.state.averages
+            is_of_average = averages is not None and averages.evaluated is not None
+            if is_of_average and self._average_of != step:
+                return  # that file is of an earlier step
+            path = job.run.average if is_of_average else self._path(step)
             try:
                 thumbnail.add(job, path, step)
             except UserError as error:
@@ -99,8 +122,9 @@ class Saver:
         """Writes NAME.safetensors at the last step, else the file of the step unless it is there.
 
         If a file on the way cannot be written, for example because the disk is full or fp16 cannot hold a value, a warning says so,
-        and the training goes on.
+        and the training goes on. NAME_ema.safetensors is written at each of these steps, in place of the one before.
         """
+        self._write_average(step)
         run, keep = self.writer.job.run, self.writer.job.config.checkpoint.keep_adapters
         assert run is not None
         path = self._path(step)
@@ -116,3 +140,18 @@ class Saver:
             except UserError as error:
                 logger.warning("%s: the run goes on without the adapter file of step %d", reason_of(error), step)
             step_files.keep_latest(run, keep)
+
+    def _write_average(self, step: int) -> None:
+        """Writes the average of ema.decay, if there is one and its file is another one. At the last step a failure is an error."""
+        writer, run = self.writer, self.writer.job.run
+        assert run is not None
+        if writer.job.config.ema.decay is None:
+            return
+        try:
+            if not writer.has_written(run.average, EXPONENTIAL):
+                writer.write(run.average, step, average=EXPONENTIAL)
+            self._average_of = step
+        except UserError as error:
+            if step == writer.plan.steps:
+                raise
+            logger.warning("%s: the run goes on without the average of step %d", reason_of(error), step)

@@ -8,7 +8,7 @@ from types import ModuleType
 
 import torch
 
-from sushi_research.adapters import bundled, lora, run_files
+from sushi_research.adapters import bundled, lora, other_prediction, run_files
 from sushi_research.adapters.entries import Entry
 from sushi_research.adapters.kohya_format import is_uniform, tensors_hash
 from sushi_research.adapters.matching import match_components
@@ -22,6 +22,7 @@ from sushi_research.data.training_data import Data
 from sushi_research.errors import UserError, some
 from sushi_research.evaluation import unseen
 from sushi_research.models import ARCHITECTURES, loading
+from sushi_research.models.prediction import Prediction
 from sushi_research.runs.job import Job
 from sushi_research.training import started_settings, started_text
 
@@ -104,9 +105,9 @@ def read(config: TrainingConfig, model: ModuleType) -> tuple[TrainingConfig, Sta
     return config, StartingPoint(path, digest, matches, chain, trained_on(path), tokens)
 
 
-def require_usable(job: Job, data: Data) -> None:
+def require_usable(job: Job, data: Data, prediction: Prediction) -> None:
     """UserError if the file is in the run's own folder, or was trained on images that the run is measured on; a line says if that
-    is not known."""
+    is not known, and if the file was trained on a base with another prediction."""
     start, evaluation = job.start, job.config.evaluation
     if start is None:
         return
@@ -115,6 +116,8 @@ def require_usable(job: Job, data: Data) -> None:
             f"lora.start_from is {start.path}, which is in the folder of this run, where files of an earlier launch are moved or "
             "replaced: give another --run.name, or the same command without lora.start_from goes on from the last checkpoint."
         )
+    for note in other_prediction.notes([start.path], prediction):
+        job.say(f"note: {note}")
     for key, source, items in (
         ("evaluation.path", evaluation.path or paths_of(job.config), data.held_out),
         ("evaluation.prior_path", evaluation.prior_path, data.prior),

@@ -13,6 +13,7 @@ from sushi_research.runs.checkpoint import Checkpoint, save_checkpoint
 from sushi_research.runs.job import Job
 from sushi_research.runs.metrics_file import MetricsFile
 from sushi_research.training import optim, optimizer_state, parameter_groups
+from sushi_research.training.averages import WeightAverages
 from sushi_research.training.master_weights import MasterWeights
 from sushi_research.training.max_norm import MaxNorm
 from sushi_research.training.parameter_groups import Group
@@ -29,8 +30,8 @@ SMALLEST_SCALE = 1.0
 class TrainState:
     """Everything that the next step depends on, apart from the config and the step number.
 
-    `groups` are the parameter groups of the optimizer; `max_norm` is the limit of lora.max_norm. `skipped_steps` counts the steps
-    that the loss scaler has skipped in the whole run; no step depends on it.
+    `groups` are the parameter groups of the optimizer; `max_norm` is the limit of lora.max_norm; `averages` are those of `ema`.
+    `skipped_steps` counts the steps that the loss scaler has skipped in the whole run; no step depends on it, nor on the averages.
     """
 
     master_weights: MasterWeights
@@ -38,6 +39,7 @@ class TrainState:
     scaler: torch.amp.GradScaler
     groups: Sequence[Group] = ()
     max_norm: MaxNorm | None = None
+    averages: WeightAverages | None = None
     skipped_steps: int = 0
 
     def __post_init__(self) -> None:
@@ -54,8 +56,8 @@ class TrainState:
         return True
 
     def step_optimizer(self, step: int, steps: int) -> None:
-        """One step of the optimizer and the limit of norms after it, the `step`-th of `steps`. In fp16 it is skipped if gradients
-        overflowed (`make_scaler`).
+        """One step of the optimizer, and after it the limit of norms and the averages, the `step`-th of `steps`. In fp16 the
+        optimizer's is skipped if gradients overflowed (`make_scaler`).
 
         Raises UserError, without changing the weights, if it was skipped at a loss scale that should not become smaller, or if all
         steps of the run were skipped, so that nothing was learned. Both follow from what a checkpoint holds.
@@ -64,12 +66,13 @@ class TrainState:
         with self.master_weights.frozen_kept():
             self.scaler.step(self.optimizer)
         self.scaler.update()
-        if self.scaler.get_scale() >= scale:
-            if self.max_norm is not None:
-                self.max_norm.apply()
-            return
+        is_skipped = self.scaler.get_scale() < scale
         if self.max_norm is not None:
-            self.max_norm.forget()
+            self.max_norm.forget() if is_skipped else self.max_norm.apply()
+        if self.averages is not None:
+            self.averages.update(step)
+        if not is_skipped:
+            return
         self.skipped_steps += 1
         if scale <= SMALLEST_SCALE:
             raise UserError(
@@ -92,16 +95,23 @@ class TrainState:
         if estimate is not None:
             found["d"] = estimate
         if parameter_groups.differ(self.groups):
-            rates = [group["lr"] * (1 if estimate is None else estimate) for group in self.optimizer.param_groups]
-            found |= {f"lr/{group.label}": rate for group, rate in zip(self.groups, rates, strict=True)}
+            numbers = optim.group_numbers(self.optimizer)
+            for number, group in zip(numbers, self.optimizer.param_groups, strict=True):
+                found[f"lr/{self.groups[number].label}"] = group["lr"] * (1 if estimate is None else estimate)
         return found if self.max_norm is None else found | self.max_norm.metrics()
 
     def averaged_weights(self) -> contextlib.AbstractContextManager[None]:
-        """A block in which the weights are those to evaluate, sample and export (`optim.averaged_weights`)."""
+        """A block in which the weights are those to export (`optim.averaged_weights`)."""
         return optim.averaged_weights(self.optimizer, self.master_weights)
 
+    def evaluated_weights(self) -> contextlib.AbstractContextManager[None]:
+        """A block in which the weights are those to evaluate and sample: with ema.evaluate an average, else those to export."""
+        if self.averages is not None and self.averages.evaluated is not None:
+            return self.averages.used()
+        return self.averaged_weights()
+
     def load(self, checkpoint: Checkpoint | None) -> None:
-        """Restores all three from the checkpoint. Does nothing for None (a new run).
+        """Restores all of it from the checkpoint. Does nothing for None (a new run).
 
         UserError if the checkpoint holds another state, such as that of another adapter or optimizer.
         """
@@ -113,7 +123,11 @@ class TrainState:
             raise checkpoint.foreign(f"it lacks one of {', '.join(parts)}")
         if problem := self.master_weights.problem_of(state["adapter"]):
             raise checkpoint.foreign(problem)
+        if self.averages is not None and (problem := self.averages.problem_of(state.get("averages"))):
+            raise checkpoint.foreign(problem)
         self.master_weights.load(state["adapter"])
+        if self.averages is not None:
+            self.averages.load(state["averages"])
         try:
             optimizer_state.load_named_state(self.optimizer, self.master_weights, state["optimizer"])
             self.scaler.load_state_dict(state["scaler"])
@@ -133,6 +147,8 @@ class TrainState:
             "scaler": self.scaler.state_dict(),
             "skipped_steps": self.skipped_steps,
         }
+        if self.averages is not None:
+            state["averages"] = self.averages.state()
         facts = {
             "samples_seen": step * plan.global_batch_size,
             "epoch": step * plan.global_batch_size / plan.items_per_epoch,

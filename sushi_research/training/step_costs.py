@@ -12,12 +12,10 @@ from importlib.metadata import version
 
 import numpy as np
 import torch
-from torch import nn
 
 from sushi_research.adapters import lora, tensor_names
 from sushi_research.adapters.settings import AdapterSettings, settings_of
 from sushi_research.caches.keys import entry_key
-from sushi_research.config.learning import OptimizerSection
 from sushi_research.config.sets import sets_of
 from sushi_research.config.text_encoders import is_in_step
 from sushi_research.fast.checkpointing import enable
@@ -34,7 +32,9 @@ from sushi_research.planning.step_cost import (
 from sushi_research.planning.step_trace import STRIDE, Cost, Shape
 from sushi_research.remembered import Remembered
 from sushi_research.runs.job import Job
-from sushi_research.training import optim, text_encoder_plan, text_encoders
+from sushi_research.training import text_encoder_plan, text_encoders
+from sushi_research.training.averages import names_of
+from sushi_research.training.optimizer_plan import state_bytes
 
 # Increment it when the traces count in another way.
 _VERSION = 1
@@ -77,8 +77,8 @@ class StepCosts:
         section, numbers = self._job.config.optimizer, sum(map(math.prod, self._shapes.values()))
         return Held(
             weights=float(self._arrays("unet-bytes", self._weights, storage=self._storage)["bytes"][0]),
-            adapter=memory.adapter_bytes(numbers, self._dtype.itemsize),
-            optimizer=numbers * state_bytes(section),
+            adapter=memory.adapter_bytes(numbers, self._dtype.itemsize, averages=len(names_of(self._job.config.ema))),
+            optimizer=state_bytes(section, self._shapes),
             encoders=self._encoders,
         )
 
@@ -242,22 +242,6 @@ class StepCosts:
 
 def _is_of_unet(name: str) -> bool:
     return tensor_names.parse(name).component == "unet"
-
-
-def state_bytes(section: OptimizerSection) -> float:
-    """Bytes of the optimizer's state for each trained number: known, or those that one step leaves on a tensor.
-
-    Arguments may add to it (AdamW's amsgrad). The tensor is large enough that tables of 8-bit states hardly count.
-    """
-    if section.name in memory.STATE_BYTES and not section.kwargs:
-        return memory.STATE_BYTES[section.name]
-    parameter = nn.Parameter(torch.zeros(256, 256))
-    with torch.random.fork_rng(devices=[]):
-        optimizer = optim.make_optimizer(section.name, [parameter], section.lr, section.kwargs)
-        parameter.grad = torch.ones_like(parameter)
-        optimizer.step()
-    tensors = [value for value in optimizer.state[parameter].values() if isinstance(value, torch.Tensor)]
-    return sum(tensor.nbytes for tensor in tensors) / parameter.numel()
 
 
 def _drops_parts(settings: AdapterSettings) -> bool:

@@ -39,6 +39,8 @@ def set_aside(run: RunFolder, step: int | None, steps: int) -> list[str]:
     record = run.record()
     end = None if record is None else record["steps"]
     moved = []
+    if step is None and os.path.lexists(run.average):
+        moved.append(_move(run.average, _free(run.earlier / run.average.name)))
     if os.path.lexists(run.adapter) and not begins_at == end == steps:
         # Without run.json nothing says of which step it is.
         is_known = end is not None and not os.path.lexists(run.step_adapter(end))

@@ -116,7 +116,7 @@ class StepMetrics:
         raise UserError(f"the loss at step {step} is not finite, {where}: {_WHAT_TO_DO}")
 
     def values(self, plan: Plan, step: int, learning_rate: float, norm: torch.Tensor | float) -> dict[str, Any]:
-        """The metrics to log. Losses are over all processes: `loss` is the minimised loss, the losses by bin are plain MSE.
+        """The metrics to log. Losses are over all processes: `loss` is the minimised loss, the losses by bin are without weights.
 
         `norm` is the gradient norm before clipping, still on the device: reading it waits for the end of the step. Raises
         UserError, before anything is saved, if it is not finite: the adapter is then corrupted. In fp16 no error is raised: the

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from sushi_research.adapters import lora, tensor_names
@@ -12,7 +12,8 @@ from sushi_research.errors import UserError
 from sushi_research.models import attention, loading, storage
 from sushi_research.runs import tracking
 from sushi_research.runs.job import Job
-from sushi_research.training import optim, optimizer_check
+from sushi_research.training import averages, optim, optimizer_check
+from sushi_research.training.optimizer_classes import optimizer_class
 from sushi_research.training.parameter_groups import Group, require_trained
 
 
@@ -33,29 +34,32 @@ def require_attention(job: Job, unet: Any) -> None:
 
 
 def require_trainable(
-    job: Job, unet: Any, steps: int, warmup: int, shapes: Mapping[str, Sequence[int]], groups: Sequence[Group]
+    job: Job,
+    unet: Any,
+    steps: int,
+    rate: Callable[[int], float],
+    shapes: Mapping[str, Sequence[int]],
+    groups: Sequence[Group],
 ) -> None:
-    """Fail fast: checks the attention kernels, the optimizer, the schedule and W&B before anything is encoded.
+    """Fail fast: checks the attention kernels, the optimizer and W&B before anything is encoded.
 
-    `unet` has no weights; `warmup` is in steps, `shapes` are those of the adapters' tensors, which are in these parameter `groups`.
-    Raises the UserErrors of `require_attention`, `optimizer_check.require_usable`, `optim.make_schedule`,
-    `storage.require_usable` and `tracking.resolve_trackers`.
+    `unet` has no weights; `rate` is the learning rate of each step, `shapes` are those of the adapters' tensors, which are in these
+    parameter `groups`. Raises the UserErrors of `require_attention`, `optimizer_check.require_usable`, `storage.require_usable` and
+    `tracking.resolve_trackers`.
     """
-    config, schedule = job.config, job.config.schedule
+    config = job.config
     require_attention(job, unet)
     storage.require_usable(config.model.base_storage, job.compute_dtype, job.device)
     tracking.resolve_trackers(config.tracking.wandb, config.tracking.tensorboard)
-    rate = optim.make_schedule(
-        schedule.name,
-        lr=config.optimizer.lr,
-        total_steps=steps,
-        warmup=warmup,
-        cycles=schedule.cycles,
-        power=schedule.power,
-    )
     spread = [rate(step * steps // optimizer_check.STEPS) for step in range(optimizer_check.STEPS)]
     require_trained(groups, config, steps)
     optimizer_check.require_usable(config.optimizer, shapes, spread, job.device, groups)
+    averages_itself = optim.averages_weights(optimizer_class(config.optimizer.name))
+    if averages_itself and averages.names_of(config.ema):
+        raise UserError(
+            f"{config.optimizer.name} averages the weights itself, and its average is the result, so ema has nothing to add: "
+            "remove ema.decay and ema.post_hoc, or choose another optimizer.name."
+        )
     if config.lora.max_norm is not None and all(
         group.has_ended(0) or all(map(tensor_names.is_of_token, group.names)) for group in groups
     ):
@@ -63,7 +67,7 @@ def require_trainable(
             "lora.max_norm has no effect, because no adapter is trained, only new tokens: remove it, or give another lr_factor in "
             "lora.overrides."
         )
-    if config.lora.max_norm is not None and optim.averages_weights(optim.optimizer_class(config.optimizer.name)):
+    if config.lora.max_norm is not None and averages_itself:
         raise UserError(
             f"lora.max_norm limits the weights that {config.optimizer.name} trains, and not their average, which is the result: "
             "remove it, or choose another optimizer.name."

@@ -1,4 +1,4 @@
-"""The two bases in the repository: small, loadable, and as good as the record of their scores says.
+"""The three bases in the repository: small, loadable, and as good as the record of their scores says.
 
 What the bases draw depends on committed files and on the libraries, so it is measured by hand (`make scores`) and recorded in
 demo/base/scores.json with the SHA-256 of those files and the versions. Here, fast tests compare the hashes and hold the
@@ -23,10 +23,11 @@ from demo.make_base.scores import PROMPTS, RECONSTRUCTED, RECORD, inputs, measur
 from demo.painter import BASES, load_pipeline, paint
 from demo.records import dependencies, differences, read_record
 from sushi_research.models import loading
+from sushi_research.models.prediction import Prediction
 
 LIMIT = 8_000_000  # bytes of weights in each
 # Shares of fully right pictures that each base must reach: (combinations it trained on, combinations it never saw).
-SHARES = {"sdxl": (0.95, 0.90), "sd15": (0.85, 0.85)}
+SHARES = {"sdxl": (0.95, 0.90), "sd15": (0.85, 0.85), "sd15_v": (0.85, 0.85)}
 # How far a score measured with other versions may be from the recorded one. Rounding differs there, which moves single
 # pictures across the checker's limits (one or two of 78 to 128), and no more.
 SHARE_TOLERANCE = 0.03
@@ -37,17 +38,24 @@ def record() -> dict:
     return read_record(RECORD)
 
 
-def test_they_are_small_fp16_and_named(architecture) -> None:
+@pytest.fixture(params=SHARES)
+def name(request) -> str:
+    return request.param
+
+
+def test_they_are_small_fp16_and_named(name) -> None:
     from safetensors import safe_open
 
-    folder = BASES / architecture
+    folder = BASES / name
     files = sorted(folder.rglob("*.safetensors"))
     assert sum(file.stat().st_size for file in files) <= LIMIT
-    assert len(files) == {"sdxl": 4, "sd15": 3}[architecture]
+    assert len(files) == (4 if name == "sdxl" else 3)
     for file in files:
         with safe_open(file, "pt") as opened:
             assert {opened.get_tensor(key).dtype for key in opened.keys()} <= {torch.float16, torch.int64}
-    assert loading.resolve_base(str(folder)).architecture == architecture
+    base = loading.resolve_base(str(folder))
+    assert base.architecture == name.removesuffix("_v")
+    assert base.prediction == (Prediction("v_prediction", True) if name == "sd15_v" else Prediction())
     assert "Scores" in (folder / "README.md").read_text() and (folder / "drawn.png").is_file()
 
 
@@ -58,24 +66,24 @@ def test_the_recorded_scores_are_of_these_files(record) -> None:
     )
 
 
-def test_the_recorded_scores_reach_the_thresholds(record, architecture) -> None:
-    assert_good(architecture, record["results"][architecture])
+def test_the_recorded_scores_reach_the_thresholds(record, name) -> None:
+    assert_good(name, record["results"][name])
 
 
 @pytest.mark.slow
-def test_scores_measured_with_other_files_or_versions_agree_with_the_record(record, architecture) -> None:
+def test_scores_measured_with_other_files_or_versions_agree_with_the_record(record, name) -> None:
     today = dependencies(inputs())
     if not differences(record, today, "inputs") and not differences(record, today, "versions"):
         pytest.skip("the scores were recorded with these files and versions")
-    measured, recorded = measure_base(architecture), record["results"][architecture]
-    assert_good(architecture, measured)
+    measured, recorded = measure_base(name), record["results"][name]
+    assert_good(name, measured)
     for lot, count in PROMPTS.items():
         assert abs(measured[lot]["right"] - recorded[lot]["right"]) <= max(1, SHARE_TOLERANCE * count), lot
 
 
-def assert_good(architecture: str, found: dict) -> None:
+def assert_good(name: str, found: dict) -> None:
     """Holds a base's measures against the thresholds."""
-    for lot, least in zip(("seen", "held_out"), SHARES[architecture], strict=True):
+    for lot, least in zip(("seen", "held_out"), SHARES[name], strict=True):
         assert found[lot]["prompts"] == {"seen": 128, "held_out": 78}[lot]
         assert found[lot]["right"] >= least * found[lot]["prompts"], found[lot]["confusions"]
     for lot in ("wide", "tall"):
@@ -83,7 +91,7 @@ def assert_good(architecture: str, found: dict) -> None:
     # The checker's limits were set so that a picture that the VAE has been through passes.
     vae = found["vae"]
     assert vae["theme_db"] >= 30.0 and vae["strange_db"] >= 24.0 and vae["reconstructions_right"] == RECONSTRUCTED
-    if architecture == "sdxl":
+    if name == "sdxl":
         assert_sizes_are_real(found["sizes"])
 
 
@@ -106,10 +114,10 @@ def assert_sizes_are_real(sizes: dict) -> None:
 
 
 @pytest.mark.slow
-def test_a_few_pictures_are_right(architecture) -> None:
+def test_a_few_pictures_are_right(name) -> None:
     """The part of the scores that every run measures: six of eight are far from the one in 624 of chance."""
     asked = known_scenes(8)
-    generated = paint(load_pipeline(BASES / architecture), [scene.caption for scene in asked])
+    generated = paint(load_pipeline(BASES / name), [scene.caption for scene in asked])
     assert {picture.size for picture in generated} == {SQUARE}
     checker = Checker(known_scenes(60))
     assert score([checker.read(picture) for picture in generated], asked).right >= 6
@@ -120,13 +128,21 @@ def test_the_sharpness_measure_falls_with_blur() -> None:
     assert sharp(picture.filter(ImageFilter.GaussianBlur(2))) < 0.5 * sharp(picture)
 
 
-def test_the_pipelines_say_what_they_are(architecture) -> None:
-    index = json.loads((Path(BASES) / architecture / "model_index.json").read_text())
-    assert (
-        index["_class_name"] == {"sdxl": "StableDiffusionXLPipeline", "sd15": "StableDiffusionPipeline"}[architecture]
-    )
-    if architecture == "sdxl":
+def test_the_pipelines_say_what_they_are(name) -> None:
+    index = json.loads((Path(BASES) / name / "model_index.json").read_text())
+    assert index["_class_name"] == ("StableDiffusionXLPipeline" if name == "sdxl" else "StableDiffusionPipeline")
+    if name == "sdxl":
         assert (
             index["force_zeros_for_empty_prompt"] is True
             and index["text_encoder_2"][1] == "CLIPTextModelWithProjection"
         )
+
+
+def test_only_the_unet_of_the_third_base_differs_from_the_sd15_one() -> None:
+    """So that their pictures and captions are encoded alike: caches and the cost in the repository are shared."""
+    files = {
+        name: {path.relative_to(BASES / name): path.read_bytes() for path in (BASES / name).rglob("*/*.*")}
+        for name in ("sd15", "sd15_v")
+    }
+    differ = {path.parts[0] for path in files["sd15"] if files["sd15"][path] != files["sd15_v"][path]}
+    assert files["sd15"].keys() == files["sd15_v"].keys() and differ == {"unet", "scheduler"}

@@ -14,6 +14,7 @@ from demo.drawing import SQUARE, TALL, WIDE, is_held_out
 from demo.make_base import pictures, stage
 from demo.painter import load_pipeline, paint
 from sushi_research.models import loading
+from sushi_research.models.prediction import Prediction
 from testing.real_configs import SD15_UNET, SDXL_UNET
 
 END = "<|endoftext|>"
@@ -175,16 +176,17 @@ def test_the_second_encoder_is_projected_and_the_first_is_not(words) -> None:
 @pytest.mark.parametrize("architecture", ["sdxl", "sd15"])
 def test_the_stages_after_the_vae_make_a_pipeline(architecture, monkeypatch, tmp_path) -> None:
     """Two steps of each, on a few pictures: the finished folder is a base that the trainer takes and diffusers draws with."""
-    from demo.make_base import text, unet, vae
+    from demo.make_base import text, unet, vae, zero_snr
 
     monkeypatch.setattr(pictures, "PLAIN", {SQUARE: 24, WIDE: 12, TALL: 12})
     monkeypatch.setattr(pictures, "SMALL", {SQUARE: 2, WIDE: 2, TALL: 2})
     monkeypatch.setattr(pictures, "CROPPED", 2)
-    for module in (text, unet):
+    for module in (text, unet, zero_snr):
         monkeypatch.setattr(module, "VALIDATION", 4)
         monkeypatch.setattr(module, "BATCH", 4)
     monkeypatch.setattr(text, "STEPS", 2)
     monkeypatch.setattr(unet, "STEPS", {architecture: 2})
+    monkeypatch.setattr(zero_snr, "STEPS", 2)
     untrained = vae.build()
     untrained.register_to_config(scaling_factor=vae.SCALING[architecture])
     untrained.save_pretrained(tmp_path / f"vae_{architecture}")
@@ -192,10 +194,16 @@ def test_the_stages_after_the_vae_make_a_pipeline(architecture, monkeypatch, tmp
     try:
         text.main(tmp_path)
         unet.main(architecture, tmp_path)
+        if architecture == "sd15":
+            zero_snr.main(tmp_path)
     finally:
         torch.set_num_threads(threads)
-    assert loading.resolve_base(str(tmp_path / architecture)).architecture == architecture
-    result = json.loads((tmp_path / f"unet_{architecture}.json").read_text())
-    assert result["steps"] == 2 and result["bytes"] < 8_000_000
-    [generated] = paint(load_pipeline(tmp_path / architecture), ["one egg maki on a blue plate"], steps=2)
-    assert generated.size == SQUARE
+    for name in ("sd15", "sd15_v") if architecture == "sd15" else ("sdxl",):
+        base = loading.resolve_base(str(tmp_path / name))
+        assert base.architecture == architecture
+        assert base.prediction == (Prediction("v_prediction", True) if name == "sd15_v" else Prediction())
+        result = json.loads((tmp_path / f"unet_{name}.json").read_text())
+        assert result["steps"] == 2 and result["bytes"] < 8_000_000
+        assert "_name_or_path" not in (tmp_path / name / "unet/config.json").read_text()
+        [generated] = paint(load_pipeline(tmp_path / name), ["one egg maki on a blue plate"], steps=2)
+        assert generated.size == SQUARE

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 import yaml
 from fake_runs import fake_run
 
-from demo import scoring
+from demo import night, scoring
 from demo.checker import Checker
 from demo.concepts import CONCEPTS, known_scenes
 from demo.drawing import Scene, draw
 from demo.painter import BASES
 from sushi_research.reports.scores import Score, read_scores
+from sushi_research.runs.run_folder import RunFolder
 
 STAR, UNAGI = CONCEPTS["star"], CONCEPTS["unagi"]
 PROMPTS = (3, 2)
@@ -48,8 +51,8 @@ def checker_of(concept):
     return Checker([*concept.unseen_scenes(PROMPTS[0]), *known_scenes(PROMPTS[1])])
 
 
-def main(*words: object) -> None:
-    scoring.main([str(word) for word in words], PROMPTS, checker_of)
+def main(*words: object, measures=MappingProxyType({})) -> None:
+    scoring.main([str(word) for word in words], PROMPTS, checker_of, measures)
 
 
 def expected(concept) -> dict[str, Score]:
@@ -73,6 +76,28 @@ def test_each_prompt_of_the_concept_and_of_the_base_s_world_is_scored(run, capsy
     os.utime(run / "run.safetensors", ns=(later, later))
     main(run, "--concept", "unagi")
     assert "concept 2 of 3 right" in capsys.readouterr().out
+
+
+def test_the_brightness_of_night_pictures_is_scored_too(run, capsys):
+    """A daylight drawing of a night scene is wrong by far more than the drawing of another night scene."""
+    scenes = CONCEPTS["night"].unseen_scenes(PROMPTS[0])
+    for _ in range(2):  # the second finds the scores up to date
+        main(run, "--concept", "night", measures=night.MEASURES)
+    found = read_scores(run / "scores.json")["brightness error"]
+    assert list(found.values) == [scene.caption for scene in scenes]
+    assert (found.higher_is_better, found.about) == (False, "learned")
+    assert capsys.readouterr().out.endswith("is up to date\n")
+    day = night.brightness_error(draw(replace(scenes[0], style="day")), scenes[0])
+    assert found.values[scenes[0].caption] == 0 and found.values[scenes[1].caption] < 0.25 * day and day > 0.15
+
+
+def test_a_run_that_is_evaluated_with_the_average_of_its_weights_is_scored_with_it(run):
+    settings = yaml.safe_load((run / "config.yaml").read_text())
+    folder = RunFolder(run, None)
+    assert [
+        scoring.adapter_of(folder, settings | ema)
+        for ema in ({}, {"ema": {"evaluate": False}}, {"ema": {"evaluate": True}})
+    ] == [folder.adapter, folder.adapter, folder.average]
 
 
 @pytest.mark.parametrize(

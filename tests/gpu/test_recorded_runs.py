@@ -70,6 +70,16 @@ def test_accumulation_over_several_buckets(gpu_trainer, captures, capfd):
 CASES = {
     "fp16": {"train.precision": "fp16", "train.steps": 4},
     "min-SNR and noise offset in fp32": {"train.precision": "fp32", "loss.snr_gamma": 5.0, "loss.noise_offset": 0.1},
+    "every choice of noise, loss and timesteps": {
+        "loss.type": "pseudo_huber",
+        "loss.weighting": "debiased",
+        "loss.noise_offset": 0.1,
+        "loss.noise_offset_random": True,
+        "loss.multires_iterations": 6,
+        "loss.input_perturbation": 0.1,
+        "timesteps.distribution": "logit_normal",
+        "timesteps.max": 900,
+    },
     "dropout": {"lora.dropout": 0.3, "lora.targets": "attention"},
     "checkpointing of the feed-forward layers": {
         "train.gradient_checkpointing": "feed_forward",

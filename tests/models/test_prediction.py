@@ -5,9 +5,10 @@ import shutil
 
 import pytest
 import torch
+from cases import case
 from single_files import narrow_base, write_single_file
 
-from sushi_research import diffusion
+from sushi_research import objectives
 from sushi_research.errors import UserError
 from sushi_research.models import loading, sd15, sdxl
 from sushi_research.models.prediction import (
@@ -15,6 +16,7 @@ from sushi_research.models.prediction import (
     Prediction,
     decide,
     from_metadata,
+    from_names,
     from_scheduler,
     from_single_file,
 )
@@ -22,6 +24,7 @@ from sushi_research.sampling import pipeline
 
 MODELS = {"sd15": sd15, "sdxl": sdxl}
 EPSILON, V, ZERO = Prediction(), Prediction("v_prediction"), Prediction("v_prediction", zero_terminal_snr=True)
+FLOW, SHIFTED = Prediction("rectified_flow"), Prediction("rectified_flow", shift=3.0)
 ONE = pytest.mark.parametrize("architecture", ["sd15"])  # where no architecture matters
 ALL = pytest.mark.parametrize("predicted", [EPSILON, V, ZERO], ids=Prediction.describe)
 
@@ -84,6 +87,7 @@ def refusal(call, *arguments, **options):
 EPS_DATA, V_DATA = {"modelspec.prediction_type": "epsilon"}, {"modelspec.prediction_type": "v"}
 V_COMFY = {"modelspec.predict_key": "v"}
 V_ASKED, EPS_ASKED = {"prediction_type": "v_prediction"}, {"prediction_type": "epsilon"}
+FLOW_ASKED = {"prediction_type": "rectified_flow"}
 ZERO_ASKED, PLAIN_ASKED = {"zero_terminal_snr": True}, {"zero_terminal_snr": False}
 
 # Marker keys, metadata, options -> what is decided, or the words of the refusal, one for each side.
@@ -130,18 +134,85 @@ FILES = [
     ((), {}, ZERO_ASKED | V_ASKED, ZERO),
     ((), {}, ZERO_ASKED | EPS_ASKED, (f"zero-terminal SNR ({ZERO_OPTION})", f"epsilon ({TYPE_OPTION})")),
     ((), V_DATA, ZERO_ASKED, ZERO),
+    # SwarmUI's name for v-prediction with zero-terminal SNR says both.
+    ((), {"modelspec.prediction_type": "v-zsnr"}, {}, ZERO),
+    ((), {"modelspec.prediction_type": "V-ZSNR"}, V_ASKED, ZERO),
+    ((), {"modelspec.predict_key": "v-zsnr"}, PLAIN_ASKED, V),
+    ((), {"modelspec.prediction_type": "v-zsnr"}, EPS_ASKED | PLAIN_ASKED, EPSILON),
+    ((), {"modelspec.prediction_type": "v-zsnr"}, FLOW_ASKED, FLOW),
+    ((), V_DATA | {"ss_zero_terminal_snr": "True"}, FLOW_ASKED, FLOW),
+    # Rectified flows: what SwarmUI and SushiUI write, and what files of flows mostly say, which is epsilon.
+    ((), {"modelspec.prediction_type": "sd3"}, {}, FLOW),
+    ((), {"modelspec.prediction_type": "Rectified_Flow"}, {}, FLOW),
+    ((), {"modelspec.noise_process": "flow", "modelspec.prediction_type": "velocity"}, {}, FLOW),
+    ((), {"modelspec.noise_process": "ddpm", "modelspec.prediction_type": "velocity"}, {}, V),
+    (
+        (),
+        {"modelspec.noise_process": "flow"} | EPS_DATA,
+        {},
+        (f"epsilon by {SPEC}", "rectified_flow by modelspec.noise"),
+    ),
+    ((), {"modelspec.noise_process": "flow"}, EPS_ASKED, EPSILON),
+    ((), {}, FLOW_ASKED, FLOW),
+    ((), EPS_DATA, FLOW_ASKED | {"flow_shift": 3.0}, SHIFTED),
+    (("v_pred",), {}, FLOW_ASKED, (f"v_prediction by {V_PRED}", f"rectified_flow by {TYPE_OPTION}")),
+    (("ztsnr",), {}, FLOW_ASKED, (f"zero-terminal SNR ({ZTSNR} in ", f"rectified_flow ({TYPE_OPTION})")),
+    ((), {"modelspec.prediction_type": "flow"}, ZERO_ASKED, (f"({ZERO_OPTION})", f"rectified_flow ({SPEC}")),
+    (("v_pred",), {}, {"flow_shift": 3.0}, ("flow_shift has no effect", f"v_prediction ({V_PRED}")),
+    (
+        (),
+        {},
+        {"flow_shift": 3.0},
+        ("flow_shift has no effect", "epsilon (nothing says otherwise)", "prediction_type to"),
+    ),
 ]
 
 
 @pytest.mark.parametrize(("markers", "metadata", "options", "expected"), FILES)
 def test_the_evidence_of_a_single_file(markers, metadata, options, expected):
     evidence = [*from_single_file(set(markers), "a file"), *from_metadata(metadata, "a file")]
-    asked = (options.get("prediction_type"), options.get("zero_terminal_snr"))
+    asked = [options.get(name) for name in ("prediction_type", "zero_terminal_snr", "flow_shift")]
     if isinstance(expected, Prediction):
         assert decide(evidence, *asked) == expected
     else:
         message = refusal(decide, evidence, *asked)
         assert all(words in message for words in expected)
+
+
+FLOW_NAMES = [
+    *("NoobAI-RectifiedFlow-Experimental", "ChenkinNoob_RF_v0.2", "NoobRF", "noob-rf", "flow_matching_xl", "SDXL Flow"),
+    *("bigaspV2.5", "bigASP_v25", "bigasp-2-5", "nai-v2-fm-alpha", "nyaflow-xl"),
+]
+OTHER_NAMES = [
+    "bigasp_v20",
+    "flowers",
+    "DreamFlower2",
+    "overflow",
+    "scarf",
+    "SURF",
+    "performance",
+    "PERF_XL",
+    "noobaiVPred",
+]
+
+
+def test_a_name_of_a_flow_is_not_taken_for_epsilon_without_asking():
+    for name in FLOW_NAMES:
+        with case(name):
+            hints = from_names(f"{name}.safetensors", {})
+            words = refusal(decide, hints)
+            assert (
+                name in words and "nothing in it says so: set prediction_type to rectified_flow, or to epsilon" in words
+            )
+            for weak in (EPS_DATA, V_DATA):
+                said = [*from_metadata(weak, "it"), *hints]
+                assert f"{SPEC} it says {said[0].type}, as trainers of flows write" in refusal(decide, said)
+                assert decide(said, "rectified_flow") == FLOW and decide(said, "epsilon") == EPSILON
+            assert decide([*from_metadata({"modelspec.prediction_type": "flow"}, "it"), *hints]) == FLOW
+            assert decide([*from_single_file({"v_pred"}, "it"), *hints]) == V
+            assert refusal(decide, from_names("model.safetensors", {"modelspec.title": name})).startswith("the title")
+    for name in OTHER_NAMES:
+        assert from_names(f"{name}.safetensors", {"modelspec.title": name}) == [], name
 
 
 @ONE
@@ -172,6 +243,8 @@ def test_metadata_without_a_type_says_nothing():
 
 # --- folders ---
 
+FLOW_SCHEDULER = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0, "prediction_type": None}
+SOLVER = {"_class_name": "DPMSolverMultistepScheduler", "use_flow_sigmas": True}
 FOLDERS = [
     ({}, {}, EPSILON),
     ({"prediction_type": None, "rescale_betas_zero_snr": None}, {}, EPSILON),
@@ -193,6 +266,31 @@ FOLDERS = [
         PLAIN_ASKED,
         ("true by ", CONFIG, f"false by {ZERO_OPTION}"),
     ),
+    # Rectified flows. What a scheduler carries of the one that it was made from is evidence too.
+    (FLOW_SCHEDULER, {}, SHIFTED),
+    (FLOW_SCHEDULER | {"shift": None}, FLOW_ASKED, FLOW),
+    (FLOW_SCHEDULER, {"flow_shift": 2.5}, Prediction("rectified_flow", shift=2.5)),
+    (FLOW_SCHEDULER | {"_class_name": "FlowMatchHeunDiscreteScheduler"}, {}, SHIFTED),
+    (FLOW_SCHEDULER | {"prediction_type": "flow_prediction"}, PLAIN_ASKED, SHIFTED),
+    (
+        FLOW_SCHEDULER | {"prediction_type": "epsilon"},
+        {},
+        ("by the class FlowMatchEuler", "epsilon by prediction_type"),
+    ),
+    (FLOW_SCHEDULER | {"rescale_betas_zero_snr": True}, {}, ("zero-terminal SNR (", "rectified_flow (the class Flow")),
+    (FLOW_SCHEDULER, EPS_ASKED, ("rectified_flow by the class Flow", CONFIG, f"epsilon by {TYPE_OPTION}")),
+    (FLOW_SCHEDULER, ZERO_ASKED, ("false by ", f"true by {ZERO_OPTION}")),
+    (SOLVER | {"prediction_type": "flow_prediction", "flow_shift": 3.0}, {}, SHIFTED),
+    (SOLVER | {"prediction_type": "flow_prediction"}, {}, FLOW),
+    (SOLVER, {}, ("epsilon by ", CONFIG, "rectified_flow by use_flow_sigmas in ")),
+    (
+        SOLVER | {"prediction_type": "v_prediction"},
+        FLOW_ASKED,
+        ("v_prediction by ", "rectified_flow by use_flow_sigmas"),
+    ),
+    (SOLVER | {"use_flow_sigmas": False, "flow_shift": 3.0}, {}, EPSILON),
+    ({}, FLOW_ASKED, ("epsilon by ", CONFIG, f"rectified_flow by {TYPE_OPTION}")),
+    (None, FLOW_ASKED | {"flow_shift": 3.0}, SHIFTED),
     # Without a scheduler config the user has to say it: nothing is assumed of a folder.
     (None, {}, (CONFIG, "--model.prediction_type")),
     (None, EPS_ASKED, EPSILON),
@@ -275,7 +373,7 @@ def test_training_and_sampling_follow_the_base(predicted, architecture, of_file)
     scheduler = pipeline.sampling_scheduler(base.scheduler, base.prediction, 20)
     assert scheduler.config.prediction_type == predicted.type
     assert scheduler.config.rescale_betas_zero_snr is predicted.zero_terminal_snr
-    abar = diffusion.alphas_cumprod(zero_terminal_snr=base.prediction.zero_terminal_snr)
+    abar = objectives.alphas_cumprod(zero_terminal_snr=base.prediction.zero_terminal_snr)
     assert torch.equal(scheduler.alphas_cumprod[:-1], abar[:-1])
     assert (abar[-1] == 0) == predicted.zero_terminal_snr
     assert scheduler.alphas_cumprod[-1] == (2**-24 if predicted.zero_terminal_snr else abar[-1])
@@ -302,8 +400,16 @@ def test_pictures_are_generated_with_the_base_s_prediction(predicted, architectu
 
 
 def test_the_description_of_each():
-    assert [each.describe() for each in (EPSILON, V, ZERO)] == [
+    assert [each.describe() for each in (EPSILON, V, ZERO, FLOW, Prediction("rectified_flow", shift=2.5))] == [
         "epsilon",
         "v_prediction",
         "v_prediction, zero-terminal SNR",
+        "rectified_flow, shift 1",
+        "rectified_flow, shift 2.5",
     ]
+
+
+def test_what_is_hashed_of_the_others_is_what_it_was_before_flows():
+    assert EPSILON.facts() == {"type": "epsilon", "zero_terminal_snr": False}
+    assert ZERO.facts() == {"type": "v_prediction", "zero_terminal_snr": True}
+    assert list(SHIFTED.facts().values()) == ["rectified_flow", False, 3.0] != list(FLOW.facts().values())

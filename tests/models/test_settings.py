@@ -118,10 +118,7 @@ ACCEPTED_SCHEDULES = [
     {"_class_name": "EulerDiscreteScheduler", "original_inference_steps": 50, "timestep_scaling": 10.0},
 ]
 REFUSED_SCHEDULES = [
-    *(
-        {"_class_name": f"{name}Scheduler"}
-        for name in ("FlowMatchEulerDiscrete", "EDMEuler", "LCM", "TCD", "UnCLIP", "Mine")
-    ),
+    *({"_class_name": f"{name}Scheduler"} for name in ("EDMEuler", "FlowMatchLCM", "LCM", "TCD", "UnCLIP", "Mine")),
     *({"trained_betas": [0.1]}, {"rescale_betas_zero_snr": "True"}, {"rescale_betas_zero_snr": "false"}),
     *(
         {"beta_end": "0.012"},
@@ -132,7 +129,9 @@ REFUSED_SCHEDULES = [
     *(
         {"prediction_type": None},
         {"predict_epsilon": False},
-        {"use_flow_sigmas": True},
+        {"use_flow_sigmas": "True"},
+        {"shift": 3.0},  # carried from a scheduler for flows
+        {"prediction_type": "flow_prediction"},  # without use_flow_sigmas
         {"timestep_type": "continuous"},
     ),
     *({"sigma_max": 80.0}, {"use_karras_sigmas": "False"}, {"steps_offset": "1"}, {"timestep_spacing": "even"}),
@@ -152,6 +151,42 @@ def test_the_scheduler_s_settings():
         without = {name: value for name, value in PNDM.items() if name != key}
         with pytest.raises(UserError, match=f"has no {key}, which means"):
             schedulers.require_scheduler(without, "sdxl", {}, path)
+
+
+FLOW = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 3.0}
+UNIPC = {"_class_name": "UniPCMultistepScheduler", "prediction_type": "flow_prediction", "use_flow_sigmas": True}
+ACCEPTED_FLOWS = [
+    *(FLOW, UNIPC, UNIPC | {"flow_shift": 3, "beta_schedule": "linear", "use_dynamic_shifting": False}),
+    FLOW | {"base_shift": 0.5, "max_shift": 1.15, "time_shift_type": "linear", "stochastic_sampling": True},
+    # Made from the scheduler of SDXL's repository, whose keys diffusers keeps.
+    {**PNDM, "timestep_spacing": "leading", **FLOW, "sample_max_value": 1.0},
+    {"_class_name": "FlowMatchHeunDiscreteScheduler"},
+]
+REFUSED_FLOWS = [
+    *(
+        {"shift": 0},
+        {"shift": 1e-20},
+        {"shift": 101},
+        {"shift": "3"},
+        {"shift": True},
+        {"shift": float("nan")},
+        {"num_train_timesteps": 100},
+    ),
+    *({"use_dynamic_shifting": True}, {"shift_terminal": 0.02}, {"invert_sigmas": True}, {"use_karras_sigmas": True}),
+    *({"use_beta_sigmas": True}, {"use_exponential_sigmas": True}, {"prediction_type": 1}, {"my_option": 1}),
+]
+
+
+def test_the_settings_of_a_scheduler_for_flows():
+    path = Path("base/scheduler/scheduler_config.json")
+    for config in ACCEPTED_FLOWS:
+        with case(config):
+            schedulers.require_scheduler(config, "sd15", {}, path)
+    for changes in REFUSED_FLOWS:
+        for config in (FLOW, UNIPC):
+            changed = {"flow_shift" if config is UNIPC and key == "shift" else key: changes[key] for key in changes}
+            with case((config, changed)), pytest.raises(UserError, match=next(iter(changed))):
+                schedulers.require_scheduler(config | changed, "sdxl", {}, path)
 
 
 def change(file: Path, **changes):
@@ -206,7 +241,7 @@ def test_what_model_index_says(folder, bases):
         {"_class_name": "LatentConsistencyModelPipeline"},
         {"_class_name": ["my_pipeline", "MyPipeline"]},
         {"vae": ["diffusers", "AutoencoderTiny"]},
-        {"scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"]},
+        {"scheduler": ["diffusers", "FlowMatchLCMScheduler"]},
     ):
         with case(changes):
             shutil.copy(bases["sdxl"] / "model_index.json", index)

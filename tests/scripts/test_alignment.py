@@ -105,6 +105,13 @@ def test_a_mark_that_is_no_mark_is_noticed(old: str, new: str, message: str) -> 
         shared_blocks(SCRIPT.replace(old, new))
 
 
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_the_training_step_is_short_enough_to_be_read_at_once(script: Path) -> None:
+    functions = [node for node in ast.parse(script.read_text()).body if isinstance(node, ast.FunctionDef)]
+    (step,) = (node for node in functions if node.name == "training_step")
+    assert step.end_lineno - step.lineno + 1 < 30
+
+
 def test_no_script_is_imported() -> None:
     """Scripts are the order of events; what is of use elsewhere belongs in the package."""
     names = {path.stem for path in (ROOT / "scripts").glob("*.py")} | {"scripts"}

@@ -14,10 +14,10 @@ from script_runs import Trainer, script
 
 from sushi_research.adapters import lora, targets
 from sushi_research.adapters.kinds.initial import initial_down
-from sushi_research.diffusion import NUM_TIMESTEPS
 from sushi_research.fast import checkpointing
 from sushi_research.fast.batch import Batch
 from sushi_research.fast.decision import RECORDED
+from sushi_research.objectives import NUM_TIMESTEPS
 from sushi_research.training import recorded_step
 from sushi_research.training.loader import Loader
 from testing.rerun import Rerun

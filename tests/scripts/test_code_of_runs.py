@@ -12,7 +12,7 @@ from script_runs import ROOT, Trainer, assert_equal
 
 from sushi_research import models
 from sushi_research.config import SD15Training
-from sushi_research.config.learning import LossSection
+from sushi_research.config.loss import LossSection
 from sushi_research.errors import UserError
 from sushi_research.experiments.comparison import compare
 from sushi_research.experiments.variants import variants_of

@@ -133,8 +133,10 @@ def test_every_command_is_one_of_ours_with_options_that_it_has(workspace):
             assert each.words[0] in targets, each.text
         elif each.program == "-m":
             assert find_spec(each.words[0]) is not None, each.text
-        elif each.program in ("compare_runs.py", "convert_lora.py", "push_to_hub.py"):
+        elif each.program in ("compare_runs.py", "convert_lora.py", "push_to_hub.py", "reconstruct_ema.py"):
             assert script(each.program.removesuffix(".py")).parse(each.words), each.text
+        elif each.program == "find_learning_rate.py":
+            assert script("find_learning_rate").read(each.words).config, each.text
         elif each.program in ours - {"inspect_model.py", "doctor.py"}:
             try:
                 config_of(each)

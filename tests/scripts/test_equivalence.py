@@ -175,6 +175,7 @@ def test_two_processes(architecture: str, trainer: Trainer, forked: Callable[...
     settings |= {"text_encoders.train": True, "text_encoders.rank": 2}
     settings |= {"text_encoders.new_tokens": [{"token": "picture", "vectors": 2}]}
     settings |= {"optimizer.lora_plus_ratio": 2.0, "lora.max_norm": 0.003}
+    settings |= {"ema.decay": 0.9, "ema.post_hoc": True, "ema.every": 4}
     assert trainer.train("one", {**settings, **split(4, 1), "train.steps": 4}) == 0
 
     script = f"scripts/train_{trainer.architecture}_lora.py"
@@ -193,6 +194,13 @@ def test_two_processes(architecture: str, trainer: Trainer, forked: Callable[...
     assert [process.wait() for process in whole] == [0, 0], whole[0].err
     assert_close(trainer, "two", "one", 4)
     assert trainer.metrics("one")[-1]["max_norm/scaled"] > 0
+    averages = [
+        read_checkpoint(trainer.folder(name) / "checkpoints/step-00000004").load()["averages"]
+        for name in ("two", "one")
+    ]
+    assert all(
+        0 < largest_difference(*pair) / RATE < TOLERANCE for pair in zip(*map(dict.values, averages), strict=True)
+    )
 
     # The launcher passes the signal on to both. Its own status is not theirs, so it says little.
     log = tmp_path / "launched.txt"

@@ -94,8 +94,8 @@ BROKEN = {
     ],
     "no VAE": lambda base: shutil.rmtree(base / "vae"),
     "no scheduler": lambda base: shutil.rmtree(base / "scheduler"),
-    "flow matching": lambda base: (base / "scheduler/scheduler_config.json").write_text(
-        json.dumps({"_class_name": "FlowMatchEulerDiscreteScheduler"})
+    "a flow with a shift that depends on the size": lambda base: (base / "scheduler/scheduler_config.json").write_text(
+        json.dumps({"_class_name": "FlowMatchEulerDiscreteScheduler", "use_dynamic_shifting": True})
     ),
 }
 
@@ -117,7 +117,9 @@ def test_a_file_that_is_no_base_by_itself_is_refused(folder, tmp_path, capsys):
         ("whole", {}, None),
         ("no VAE", {"without": ["vae"]}, "without its VAE: give --model.vae"),
         ("VAE", {"without": [name for name in parts if name != "vae"], "companions": False}, "is a VAE alone"),
-        ("flow", {"metadata": {"modelspec.prediction_type": "flow"}}, "predicts flow"),
+        ("edm", {"metadata": {"modelspec.prediction_type": "edm"}}, "predicts edm"),
+        ("sd3", {"metadata": {"modelspec.prediction_type": "sd3"}}, None),
+        ("noob RF", {"metadata": {"modelspec.prediction_type": "epsilon"}}, "is like that of a rectified flow, but "),
     ):
         with case(what):
             file = write_single_file(folder, tmp_path / f"{what}.safetensors", "sd15", **options)

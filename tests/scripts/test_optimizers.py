@@ -1,4 +1,4 @@
-"""Runs with an optimizer that averages the weights, and runs in fp16 whose gradients overflow."""
+"""Runs with an optimizer that averages the weights, with Muon, and in fp16 with gradients that overflow."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from script_runs import Trainer
+from script_runs import RATE, Trainer
 from test_resume import assert_same_result, at_micro_batch, stop
 
 from sushi_research.adapters import lora
@@ -16,7 +16,7 @@ from sushi_research.errors import UserError
 from sushi_research.stopping import Stopped, stoppable
 
 ONE = pytest.mark.parametrize("architecture", ["sd15"])  # where the scripts share every word
-BETA = 0.9
+BETA = 0.9  # of AdamWScheduleFree
 
 
 def in_order(tensors: list[torch.Tensor]) -> torch.Tensor:
@@ -34,8 +34,8 @@ def test_averaged_weights_are_sampled_and_exported_and_change_no_training(
     """
     settings = {
         "train.steps": 4,
-        "optimizer.name": "schedule_free.ScheduleFree",
-        "optimizer.lr": 0.1,
+        "optimizer.name": "adamw_schedulefree",
+        "optimizer.lr": 0.01,
         "checkpoint.every": None,
         "lora.save_dtype": "float32",
     }
@@ -67,6 +67,38 @@ def test_averaged_weights_are_sampled_and_exported_and_change_no_training(
     assert torch.equal(in_order(sampled[-1]), in_order(averages))
     file = [tensor for name, tensor in trainer.adapter("whole").items() if "lora_" in name and "alpha" not in name]
     assert torch.equal(in_order(file), in_order(averages))
+
+
+@ONE
+def test_muon_trains_every_kind_of_tensor_and_resumes(
+    architecture: str, trainer: Trainer, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Convolutions, which are matrices to it, and the magnitudes of DoRA, which its AdamW trains; two rates, and wsd."""
+    settings = {
+        "train.steps": 4,
+        "optimizer.name": "muon",
+        "optimizer.lora_plus_ratio": 2.0,
+        "lora.kind": "dora",
+        "lora.targets": ["attn2.to_k", "conv1"],
+        "schedule.name": "wsd",
+        "schedule.decay": 2,
+        "checkpoint.every": None,
+    }
+    assert trainer.train("whole", settings) == 0
+    printed = capfd.readouterr().out
+    assert "optimizer    muon (pytorch_optimizer.Muon): state " in printed
+    assert " tensors that are no matrices are trained by its AdamW" in printed
+    assert "; decay in the last 2 steps" in printed
+    rates = [(line["lr"], line["lr/unet_up"]) for line in trainer.metrics("whole")]
+    assert rates == pytest.approx([(RATE * part, 2 * RATE * part) for part in (1, 1, 1, 1 - 0.5**0.5)])
+    with at_micro_batch(trainer, 3, 0, stop):
+        trainer.train("pieces", settings)
+    assert trainer.train("pieces", settings) == 0
+    assert_same_result(trainer, "pieces", "whole")
+    state = trainer.checkpoint("whole").load()["optimizer"]["tensors"]
+    kept = {frozenset(of_tensor) for name, of_tensor in state.items() if name.endswith("magnitude")}
+    assert kept == {frozenset({"exp_avg", "exp_avg_sq"})}
+    assert any(of_tensor["momentum_buffer"].ndim == 4 for of_tensor in state.values() if "momentum_buffer" in of_tensor)
 
 
 @contextmanager

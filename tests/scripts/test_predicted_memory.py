@@ -11,7 +11,7 @@ import torch
 from script_runs import load_script
 from test_training_step import Recorder, batch_of
 
-from sushi_research import diffusion, models
+from sushi_research import models, objectives
 from sushi_research.adapters import lora
 from sushi_research.adapters.settings import AdapterSettings
 from sushi_research.fast import checkpointing
@@ -37,7 +37,7 @@ def counted(architecture: str, unet: Any, side: int) -> int:
     job = SimpleNamespace(
         global_batch_size=2, compute_dtype=torch.float32, scaler=torch.amp.GradScaler("cpu", enabled=False)
     )
-    objective = diffusion.Objective(diffusion.alphas_cumprod(), "epsilon", None, 0.0, 0.0)
+    objective = objectives.Objective(objectives.diffusion_schedule(), "epsilon")
     latents = {name: torch.ones(2, 4, side, side) for name in ("mean", "std")}
     batch = replace(batch_of(unet), **latents)
     with LiveBytes(unet.parameters()) as counter:

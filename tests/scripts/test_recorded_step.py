@@ -38,7 +38,8 @@ def copies(photos: Path, tmp_path: Path) -> Path:
 
 
 def everything(photos: Path, tmp_path: Path) -> dict[str, Any]:
-    """Masks, the base's prediction as target, magnitudes, every dropout, min-SNR, noise offset, several buckets in a step."""
+    """Masks, the base's prediction as target, magnitudes, every dropout, min-SNR, several buckets in a step, and
+    every change of noise, loss and timesteps."""
     sets = [
         {"path": str(copies(photos, tmp_path)), "masks": {"source": "files", "unmasked": 0.3}, "flip": 0.5},
         {"path": str(photos), "role": "regularisation", "target": "base", "loss_weight": 0.5},
@@ -51,6 +52,12 @@ def everything(photos: Path, tmp_path: Path) -> dict[str, Any]:
         "train.steps": 2,
         "loss.snr_gamma": 5.0,
         "loss.noise_offset": 0.1,
+        "loss.noise_offset_random": True,
+        "loss.multires_iterations": 3,
+        "loss.input_perturbation": 0.1,
+        "loss.type": "huber",
+        "timesteps.distribution": "sigmoid",
+        "timesteps.max": 900,
         "lora.kind": "dora",
         "lora.dropout": 0.2,
         "lora.rank_dropout": 0.2,

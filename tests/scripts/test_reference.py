@@ -89,8 +89,11 @@ class Reference:
 
         name = {"sd15": "StableDiffusionPipeline", "sdxl": "StableDiffusionXLPipeline"}[self.architecture]
         self.pipeline = getattr(diffusers, name).from_pretrained(self.base)
-        settings = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, **self.predicts}
-        self.schedule = diffusers.DDPMScheduler(**settings)
+        if self.predicts.get("_class_name") == "FlowMatchEulerDiscreteScheduler":
+            self.schedule = diffusers.FlowMatchEulerDiscreteScheduler(shift=self.predicts["shift"])
+        else:
+            settings = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, **self.predicts}
+            self.schedule = diffusers.DDPMScheduler(**settings)
         self.unet = self.pipeline.unet.requires_grad_(False).train()
         self.lora = {}
         for path, module in self.unet.named_modules():
@@ -145,17 +148,33 @@ class Reference:
         if self.noise_offset:
             noise = noise + self.noise_offset * normal("noise_offset", 4).view(1, 4, 1, 1)
         timestep = torch.tensor([stream("timestep").integers(1000)])
-        noisy = self.schedule.add_noise(latents, noise, timestep)
-        predicted = self.predict(noisy, timestep, picture, (left, top))
+        noised = self.flow if hasattr(self.schedule, "scale_noise") else self.diffusion
+        noisy, time, goal, weight = noised(latents, noise, timestep)
+        predicted = self.predict(noisy, time, picture, (left, top))
+        error = torch.nn.functional.mse_loss(predicted, goal)
+        return timestep.item(), error, 1.0 if self.snr_gamma is None else weight
+
+    def diffusion(
+        self, latents: torch.Tensor, noise: torch.Tensor, timestep: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, float]:
+        """The UNet's input and time, its target, and the min-SNR weight."""
+        from diffusers.training_utils import compute_snr
+
         v = self.schedule.config.prediction_type == "v_prediction"
         goal = self.schedule.get_velocity(latents, noise, timestep) if v else noise
-        error, weight = torch.nn.functional.mse_loss(predicted, goal), 1.0
-        if self.snr_gamma is not None:
-            from diffusers.training_utils import compute_snr
+        snr = compute_snr(self.schedule, timestep).item()
+        weight = min(snr, self.snr_gamma or 0) / (snr + 1 if v else snr)
+        return self.schedule.add_noise(latents, noise, timestep), timestep, goal, weight
 
-            snr = compute_snr(self.schedule, timestep).item()
-            weight = min(snr, self.snr_gamma) / (snr + 1 if v else snr)
-        return timestep.item(), error, weight
+    def flow(
+        self, latents: torch.Tensor, noise: torch.Tensor, timestep: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, float]:
+        """The same of a rectified flow, as in diffusers' training script of SD3 (without its preconditioning)."""
+        time = self.schedule.timesteps[999 - timestep]  # most noise first
+        sigma = time.item() / 1000
+        # An error e of the prediction is sigma e of the image, whose error min-SNR weights by min(SNR, gamma).
+        weight = min(((1 - sigma) / sigma) ** 2, self.snr_gamma or 0) * sigma**2
+        return self.schedule.scale_noise(latents, time, noise), time, noise - latents, weight
 
     def predict(
         self, noisy: torch.Tensor, timestep: torch.Tensor, picture: Picture, corner: tuple[int, int]
@@ -188,6 +207,7 @@ class Reference:
         return self.pipeline.text_encoder.final_layer_norm(states[-self.clip_skip])
 
 
+FLOW = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 2.5}
 V_TO_PURE_NOISE = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
 
 # (architecture, settings of the script, the same for the reference)
@@ -219,6 +239,7 @@ CASES = {
         {"loss.snr_gamma": 5.0, "loss.noise_offset": 0.1},
         {"snr_gamma": 5.0, "noise_offset": 0.1, "predicts": V_TO_PURE_NOISE},
     ),
+    "sdxl, rectified flow, weighted": ("sdxl", {"loss.snr_gamma": 5.0}, {"snr_gamma": 5.0, "predicts": FLOW}),
 }
 
 
@@ -238,7 +259,8 @@ def test_loss_and_gradients_equal_a_plain_reference(
     if "predicts" in same:
         base = shutil.copytree(base, tmp_path / "base")
         scheduler = base / "scheduler/scheduler_config.json"
-        scheduler.write_text(json.dumps(json.loads(scheduler.read_text()) | same["predicts"]))
+        kept = {} if "_class_name" in same["predicts"] else json.loads(scheduler.read_text())
+        scheduler.write_text(json.dumps(kept | same["predicts"]))
     trainer = Trainer(architecture, base, pictures, tmp_path, tmp_path / "cache")
     always = {
         "optimizer.name": "script_runs.RecordingSGD",

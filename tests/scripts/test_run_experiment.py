@@ -14,7 +14,9 @@ from test_evaluating import make_pictures
 
 from sushi_research.config.command_line import load_config
 from sushi_research.config.sets import sets_of
+from sushi_research.errors import UserError
 from sushi_research.experiments.experiment import Experiment, plan
+from sushi_research.experiments.run_command import RunCommand
 
 SCRIPT = script("run_experiment")
 
@@ -65,7 +67,7 @@ def test_stopped_in_the_middle_and_run_again(file, tmp_path, forked, monkeypatch
     assert "SIGTERM: stopping at the next step boundary" in printed and "run 2 of" not in printed
     stopped = max(path.name for path in (tmp_path / "runs/small-seed0/checkpoints").iterdir())
     step = int(stopped.removeprefix("step-"))
-    assert step >= 2 and sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["small-seed0"]
+    assert step >= 2 and sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["logs", "small-seed0"]
 
     InProcess(load_script("sd15")).install(monkeypatch)
     assert SCRIPT.main(read(file, "--settings.train", f"{{steps: {step + 1}}}", "--seeds", "[0]")) == 0
@@ -87,17 +89,17 @@ class InProcess:
     def install(self, monkeypatch):
         test = self
 
-        def run(interruption, words, environment):
+        def run(processes, words, environment):
             arguments = words[words.index(str(ROOT / "scripts/train_sd15_lora.py")) + 1 :]
             name = next(word.partition("=")[2] for word in arguments if word.startswith("--run.name="))
             test.ran.append((name, environment))
             if name in test.failing:
-                return 2
+                return 2, "error: a mistake"
             from sushi_research.config import SD15Training
 
-            return test.script.main(load_config(SD15Training, arguments, script="s", intro="1\n2\n3\n4\n5"))
+            return test.script.main(load_config(SD15Training, arguments, script="s", intro="1\n2\n3\n4\n5")), ""
 
-        monkeypatch.setattr(SCRIPT.Interruption, "run", run)
+        monkeypatch.setattr(RunCommand, "train", run)
 
 
 @pytest.mark.slow
@@ -141,6 +143,59 @@ def test_the_comparison_is_told_to_pool_code(file, tmp_path, monkeypatch):
     assert ["--pool-code" in command for command in words] == [False, True]
 
 
+def test_without_a_run_of_the_reference_nothing_is_compared(file, capsys):
+    """compare_runs.py would say that no variant has this name."""
+    experiment = read(file, "--reference", "large")
+    assert SCRIPT.write_comparison(experiment, [run for run in plan(experiment) if run.variant == "small"]) == 1
+    assert capsys.readouterr().err == "no run of the reference, large, has finished: nothing is compared\n"
+
+
+def test_a_searched_page_says_so_and_a_sweep_is_written(file, tmp_path, monkeypatch, capsys):
+    words = []
+    monkeypatch.setattr(
+        SCRIPT.subprocess, "run", lambda command: words.append(command) or SimpleNamespace(returncode=0)
+    )
+    content = yaml.safe_load(file.read_text())
+    for name, space in (("grid", [2, 4]), ("search", {"min": 2, "max": 64})):
+        found = {
+            **content,
+            "variants": {},
+            name: {"lora": {"rank": space}},
+            **({"samples": 2} if name == "search" else {}),
+        }
+        file.write_text(yaml.safe_dump(found))
+        experiment = read(file)
+        SCRIPT.write_comparison(experiment, plan(experiment))
+        assert "--searched" in words.pop()
+        written = tmp_path / f"{name}_sweep.yaml"
+        assert SCRIPT.main(read(file, "--write_sweep", str(written))) == 0
+        assert not (tmp_path / "runs").exists()
+        sweep = yaml.safe_load(written.read_text())
+        assert sweep["method"] == {"grid": "grid", "search": "random"}[name] and "lora.rank" in sweep["parameters"]
+    with pytest.raises(UserError, match="write_sweep: .* exists already"):  # such as the experiment itself
+        SCRIPT.main(read(file, "--write_sweep", str(file)))
+    assert SCRIPT.main(read(file, "--status")) == 0
+    assert capsys.readouterr().out.splitlines()[-5] == "4 runs: 4 waiting"
+
+
+def test_jobs_that_were_submitted_before_a_refusal_are_named(monkeypatch, capsys):
+    class Refusing:
+        left = staticmethod(lambda: ["7", "8"])
+        __enter__, __exit__ = lambda self: self, lambda *_: None
+
+        def __init__(self, *_):
+            pass
+
+        def run(self):
+            raise UserError("the job of c cannot be submitted")
+
+    monkeypatch.setattr(SCRIPT, "ClusterJobs", Refusing)
+    monkeypatch.setattr(SCRIPT, "Scheduler", Refusing)
+    with pytest.raises(UserError, match="cannot be submitted"):
+        SCRIPT.work(SimpleNamespace(cluster="slurm"), [])
+    assert "to end them: scancel 7 8" in capsys.readouterr().out
+
+
 def test_the_worked_examples_are_right(monkeypatch):
     """Every file in configs/experiments expands into runs whose configs are valid."""
     monkeypatch.chdir(ROOT)
@@ -149,5 +204,5 @@ def test_the_worked_examples_are_right(monkeypatch):
     for path in files:
         runs = plan(read(path))
         assert len(runs) == len({run.name for run in runs}) >= 4
-        assert all(run.config.evaluation.path == "demo/held_out/star" for run in runs)
+        assert all(run.config.evaluation.path.startswith("demo/held_out/") for run in runs)
         assert all((ROOT / each.path).is_dir() for run in runs for each in sets_of(run.config))

@@ -15,6 +15,7 @@ from script_runs import script
 
 from sushi_research.config.command_line import config_to_dict, config_to_yaml, load_config
 from sushi_research.experiments.experiment import Experiment, plan
+from sushi_research.experiments.run_command import RunCommand
 from sushi_research.runs import identity
 from sushi_research.runs.run_folder import FORMAT
 
@@ -60,7 +61,7 @@ class Trained:
         (tmp_path / "experiment.yaml").write_text(json.dumps(content))
         self.folder, self.compared = tmp_path, []
         self.todo({})
-        monkeypatch.setattr(SCRIPT.Interruption, "run", self.train)
+        monkeypatch.setattr(RunCommand, "train", lambda processes, *words: (self.train(*words), ""))
         monkeypatch.setattr(SCRIPT, "write_comparison", self.compare)
 
     def todo(self, what: dict[str, str]) -> None:

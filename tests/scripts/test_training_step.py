@@ -13,15 +13,18 @@ import torch
 from accelerate import Accelerator
 from script_runs import CONFIGS, load_script
 
-from sushi_research import diffusion, models
+from sushi_research import models, objectives
 from sushi_research.adapters import lora
 from sushi_research.adapters.settings import AdapterSettings
 from sushi_research.fast import checkpointing
 from sushi_research.fast.batch import Batch
 from sushi_research.models import loading
+from sushi_research.models.prediction import Prediction
+from sushi_research.objectives.timesteps import logit_normal
 from sushi_research.runs.job import Job
 
 NAMES = ("one", "two")
+EPSILON = Prediction()
 
 
 class Recorder:
@@ -62,10 +65,13 @@ def prepare(
     trained: bool,
     dropout: float = 0.0,
     recompute: str = "none",
+    prediction: Prediction = EPSILON,
+    **sections: dict[str, Any],
 ) -> Any:
     """(the step: batch -> its metrics and gradients, a batch), with an adapter at its start or `trained`."""
     settings = {"model": {"base": str(base_folder)}, "data": {"path": "none"}, "train": {"steps": 1, "batch_size": 2}}
-    config = CONFIGS[architecture](**settings, lora={"dropout": dropout})
+    sections = {"loss": {"snr_gamma": 5.0}, **sections}
+    config = CONFIGS[architecture](**settings, lora={"dropout": dropout}, **sections)
     job, script = Job(config, models.load(architecture), Accelerator(cpu=True), precision), load_script(architecture)
     unet = loading.load_unet(loading.find_base(config, job.model), job.compute_dtype, job.device)
     options = {"targets": ["attn2.to_k"], "rank": 4, "alpha": 4.0, "init": "default", "seed": 0}
@@ -77,10 +83,7 @@ def prepare(
         parameter.data = parameter.data.to(job.compute_dtype)
         if trained and not parameter.any():
             parameter.data = torch.full_like(parameter, 0.1)
-    abar = diffusion.alphas_cumprod()
-    objective = diffusion.Objective(
-        abar=abar, prediction_type="epsilon", snr_gamma=5.0, noise_offset=0.0, dropout=dropout
-    )
+    objective = objectives.make_objective(config, prediction, job.device, dropout)
 
     def step(batch: Batch) -> tuple[Recorder, list[torch.Tensor]]:
         for parameter in parameters:
@@ -146,6 +149,61 @@ def test_loss_weights_and_masks_are_in_the_loss_that_is_minimised(architecture, 
     _, both = step(replace(batch, loss_weights=torch.tensor([1.0, 0.5])))
     for one, two, sum_of in zip(gradients, others, both, strict=True):
         torch.testing.assert_close(one + two, sum_of)
+
+
+def drawn(batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(timesteps, noise of the target, noise of the input) of ALL_CHOICES, by the batch's random numbers."""
+    table = logit_normal(801, 0.5, 1.5)
+    timesteps = 100 + torch.searchsorted(table, batch.uniform("timestep"), right=True)
+    offset = 0.1 * batch.uniform("noise_offset_strength")[:, None] * batch.normal("noise_offset", (4,))
+    noise = batch.normal("noise") + offset[:, :, None, None]
+    return timesteps, noise, noise + 0.2 * batch.normal("input_perturbation")
+
+
+ALL_CHOICES = {
+    "loss": {
+        "type": "pseudo_huber",
+        "huber_c": 0.2,
+        "huber_schedule": "exponential",
+        "weighting": "p2",
+        "p2_k": 2.0,
+        "p2_gamma": 0.5,
+        "noise_offset": 0.1,
+        "noise_offset_random": True,
+        "input_perturbation": 0.2,
+    },
+    "timesteps": {"distribution": "logit_normal", "mean": 0.5, "std": 1.5, "min": 100, "max": 900},
+}
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+def test_every_choice_of_the_config_reaches_the_step(
+    architecture: str, base_folder: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loss is worked out here from the batch's random numbers and from what the UNet was given and predicted."""
+    prediction = Prediction(kind)
+    step, batch = prepare(architecture, base_folder, "fp32", trained=True, prediction=prediction, **ALL_CHOICES)
+    seen, predict = [], models.load(architecture).predict
+
+    def spy(*arguments: Any, **options: Any) -> torch.Tensor:
+        seen.append((arguments, predict(*arguments, **options)))
+        return seen[-1][1]
+
+    monkeypatch.setattr(models.load(architecture), "predict", spy)
+    metrics, _ = step(batch)
+    [((_, noisy, times, *_), predicted)] = seen
+    timesteps, noise, added = drawn(batch)
+    assert torch.equal(times, timesteps)
+    abar = objectives.alphas_cumprod()[timesteps].view(-1, 1, 1, 1)
+    latents = (batch.mean + batch.std * batch.normal("posterior")) * models.load(architecture).SCALING_FACTOR
+    torch.testing.assert_close(noisy, abar.sqrt() * latents + (1 - abar).sqrt() * added)
+    target = noise if kind == "epsilon" else abar.sqrt() * noise - (1 - abar).sqrt() * latents
+    c = 0.2 ** (timesteps / 1000).view(-1, 1, 1, 1)
+    losses = (2 * c * (((predicted - target) ** 2 + c**2).sqrt() - c)).mean((1, 2, 3))
+    torch.testing.assert_close(metrics.losses, losses.detach())
+    snr = (abar / (1 - abar)).flatten()
+    weights = (2 + snr) ** -0.5 * (1 if kind == "epsilon" else snr / (snr + 1))
+    torch.testing.assert_close(metrics.loss, (losses * weights).sum().detach() / 2)
 
 
 def test_a_step_walks_over_no_modules(architecture, base_folder):

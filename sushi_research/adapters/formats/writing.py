@@ -96,7 +96,7 @@ def tensors_of(
                 if part == "alpha":
                     _require_alpha(key, entry)
                     tensors[key] = tensor
-                elif part in _MAGNITUDES and dtype is not None:
+                elif part in MAGNITUDES and dtype is not None:
                     tensors[key] = cast(tensor, torch.float32, key)
                 else:
                     tensors[key] = cast(tensor, dtype or _own_dtype(entry, part, tensor), key)
@@ -231,7 +231,7 @@ def _require_alpha(key: str, entry: Entry) -> None:
 
 # A magnitude multiplies the base's weight: its rounding is as large as one of the base, and in bf16 a tenth of what an adapter
 # changes.
-_MAGNITUDES = ("dora_scale", "lora_magnitude_vector")
+MAGNITUDES = ("dora_scale", "lora_magnitude_vector")
 # Parts that a scale may be multiplied into -> the matrix that they are of.
 _SCALED = {"lora_up.weight": "up", "lora_B.weight": "up", "lokr_w1": "w1"}
 

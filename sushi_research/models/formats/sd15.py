@@ -46,7 +46,7 @@ SIZES: dict[str, dict[str, Any]] = {
 }
 
 # Adapter files. A1111 and others identify the base by the first two. kohya's trainers write them, by prediction type.
-BASE_VERSION = {"epsilon": "sd_v1", "v_prediction": "sd_v1_v"}
+BASE_VERSION = {"epsilon": "sd_v1", "v_prediction": "sd_v1_v", "rectified_flow": "sd_v1"}
 MODELSPEC_ARCHITECTURE = "stable-diffusion-v1/lora"
 MODELSPEC_IMPLEMENTATION = "diffusers"
 # Modules are named after diffusers' blocks, not Stability's.

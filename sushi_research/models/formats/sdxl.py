@@ -68,7 +68,7 @@ SIZES: dict[str, dict[str, Any]] = {
 }
 
 # Adapter files. A1111 and others identify the base by the first two. kohya's trainers have one name for all prediction types.
-BASE_VERSION = {"epsilon": "sdxl_base_v1-0", "v_prediction": "sdxl_base_v1-0"}
+BASE_VERSION = {"epsilon": "sdxl_base_v1-0", "v_prediction": "sdxl_base_v1-0", "rectified_flow": "sdxl_base_v1-0"}
 MODELSPEC_ARCHITECTURE = "stable-diffusion-xl-v1-base/lora"
 MODELSPEC_IMPLEMENTATION = "https://github.com/Stability-AI/generative-models"
 # Modules are named after the blocks of Stability's code (`input_blocks.4.1`).

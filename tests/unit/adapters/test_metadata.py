@@ -81,6 +81,16 @@ def test_metadata_of_a_base_that_predicts_v(architecture, version, zero_terminal
     assert [found.type for found in from_metadata(metadata, "it") if found.type] == ["v_prediction"]
 
 
+@pytest.mark.parametrize("level", ["full", "minimal"])
+def test_metadata_of_a_base_that_predicts_a_rectified_flow(level):
+    flow, settings = Prediction("rectified_flow", shift=2.5), config(lora={"metadata": level})
+    for architecture, version in (("sd15", "sd_v1"), ("sdxl", "sdxl_base_v1-0")):
+        metadata = described(settings, architecture=architecture, **{"prediction": flow})
+        assert metadata["ss_base_model_version"] == version
+        assert metadata["sushi_research.flow_shift"] == "2.5"
+        assert [found.type for found in from_metadata(metadata, "it") if found.type] == ["rectified_flow"]
+
+
 def test_metadata_of_convolutions_and_options():
     sections = {"targets": "kohya_conv", "loss": {"snr_gamma": 5.0}}
     metadata = described(config(**sections), architecture="sdxl")
@@ -89,6 +99,28 @@ def test_metadata_of_convolutions_and_options():
     # What is not set, or the architecture does not have, is skipped.
     assert not {"ss_noise_offset", "ss_clip_skip"} & metadata.keys()
     assert described(config(SD15Training), architecture="sd15")["ss_clip_skip"] == "1"
+
+
+def test_metadata_of_losses_and_noise_have_kohyas_keys_where_the_meaning_is_the_same():
+    loss = {"type": "pseudo_huber", "huber_c": 0.2, "weighting": "min_snr", "multires_iterations": 6}
+    found = described(config(loss=loss, timesteps={"max": 900}), architecture="sdxl")
+    assert (found["ss_loss_type"], found["ss_huber_schedule"], found["ss_huber_c"]) == ("huber", "snr", "0.2")
+    assert (found["ss_min_snr_gamma"], found["ss_multires_noise_discount"]) == ("5.0", "0.3")
+    assert json.loads(found["sushi_research.objective"]) == {"loss": loss, "timesteps": {"max": 900}}
+    other = {"type": "huber", "weighting": "debiased", "input_perturbation": 0.1, "noise_offset": 0.1}
+    found = described(config(loss=other), architecture="sdxl")
+    assert (found["ss_debiased_estimation"], found["ss_ip_noise_gamma"]) == ("True", "0.1")
+    of_v = described(config(loss=other), architecture="sdxl", prediction=Prediction("v_prediction"))
+    assert "ss_debiased_estimation" not in of_v, "kohya's is another for v"
+    assert json.loads(of_v["sushi_research.objective"])["loss"]["weighting"] == "debiased"
+    soft = {"weighting": "soft_min_snr", "snr_gamma": 3.0}
+    assert json.loads(described(config(loss=soft), architecture="sdxl")["sushi_research.objective"]) == {"loss": soft}
+    # kohya's smooth_l1 and huber are others; there is no cap.
+    assert not {"ss_loss_type", "ss_huber_c", "ss_min_snr_gamma", "ss_multires_noise_discount"} & found.keys()
+    # Files of runs that had them before stay as they were.
+    plain = described(config(loss={"snr_gamma": 3.0, "noise_offset": 0.1}), architecture="sdxl")
+    assert (plain["ss_min_snr_gamma"], plain["ss_noise_offset"]) == ("3.0", "0.1")
+    assert "sushi_research.objective" not in plain
 
 
 def sample(name, caption, repeats=1):
@@ -140,7 +172,7 @@ def test_what_the_user_gives_is_in_the_file_and_nothing_else_of_the_data_in_a_mi
     for word in ("secret", "雪", "5_cat", "photos/", "learning_rate", "owner/base"):
         assert (word in text) == (level == "full" and word != "photos/"), word
     if level == "minimal":
-        assert set(metadata) == set(MINIMAL)
+        assert set(metadata) == set(MINIMAL) - {"sushi_research.flow_shift"}, "a base that predicts the noise has none"
     line = describe(settings)
     assert line.startswith(f"{level}: ") and "trigger words mycat, 1cat; author me; description A cat." in line
     assert "earlier adapters" not in line

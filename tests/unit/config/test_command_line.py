@@ -329,11 +329,11 @@ SD1.5 only; SDXL is always conditioned as it was trained, as in kohya's scripts
 --model.xyzzy 2
 unknown key model.xyzzy on the command line: the keys of model are
 base, revision, variant, vae, vae_revision, text_encoders, tokenizers, prediction_type, zero_terminal_snr,
-base_storage, text_encoder_1_layer
+flow_shift, base_storage, text_encoder_1_layer
 
 --xyzzy 8
 unknown key xyzzy on the command line: the sections are model, data, captions, masks, cache, lora, text_encoders,
-train, optimizer, schedule, loss, checkpoint, sample, evaluation, tracking, run (--help lists every key)
+train, optimizer, schedule, loss, timesteps, ema, checkpoint, sample, evaluation, tracking, run (--help lists every key)
 
 --optimizer.kwargs.a.b 5
 unknown key optimizer.kwargs.a.b on the command line: the keys of optimizer are name, lr, lora_plus_ratio, kwargs
@@ -506,7 +506,7 @@ unknown key lor in a.yaml: did you mean lora?
 
 config: b.yaml
 unknown key config in a.yaml: the sections are model, data, captions, masks, cache, lora, text_encoders,
-train, optimizer, schedule, loss, checkpoint, sample, evaluation, tracking, run (--help lists every key)
+train, optimizer, schedule, loss, timesteps, ema, checkpoint, sample, evaluation, tracking, run (--help lists every key)
 
 lora: {8: 8}
 unknown key lora.8 in a.yaml: the keys of lora are start_from, kind, targets, rank, alpha,

@@ -20,6 +20,22 @@ def load(*words, config_class=SD15Training):
 REFUSED = [
     ("", "model.vae_revision", "main", "without model.vae"),
     ("", "evaluation.split", "test", "without evaluation.path"),
+    ("model.prediction_type=epsilon", "model.flow_shift", "3.0", "only rectified_flow has a shift"),
+    ("model.prediction_type=rectified_flow", "model.zero_terminal_snr", "true", "which always ends in pure noise"),
+    ("schedule.name=range_test", "schedule.warmup", "5", "begins with the smallest rate"),
+    ("schedule.name=rex", "schedule.decay", "0.1", "only wsd has a decay of its own length"),
+    ("schedule.name=wsd", "schedule.timescale", "9", "only inverse_sqrt has a timescale"),
+    ("", "schedule.span", "9.0", "only range_test has a span"),
+    ("", "loss.huber_c", "0.2", "because of loss.type"),
+    ("loss.type=l1", "loss.huber_schedule", "constant", "because of loss.type"),
+    ("loss.weighting=p2", "loss.snr_gamma", "5.0", "only min_snr and soft_min_snr have a gamma"),
+    ("loss.weighting=none", "loss.snr_gamma", "5.0", "only min_snr and soft_min_snr have a gamma"),
+    ("loss.weighting=min_snr", "loss.p2_k", "2.0", "only p2 uses them"),
+    ("", "loss.noise_offset_random", "true", "while loss.noise_offset"),
+    ("", "loss.multires_discount", "0.5", "while loss.multires_iterations"),
+    ("loss.multires_iterations=1", "loss.multires_discount", "0.5", "while loss.multires_iterations"),
+    ("timesteps.distribution=sigmoid", "timesteps.mean", "0.5", "only logit_normal has a mean"),
+    ("", "timesteps.std", "2.0", "while timesteps.distribution"),
     ("", "data.crops", "3", r"while data\.crop .*is not random"),
     ("data.crop=random", "data.crop_column", "box", r"while data\.crop .*is not box"),
     ("", "evaluation.every", "7", "because nothing is evaluated"),
@@ -129,6 +145,7 @@ def test_the_config_of_an_earlier_version_s_run_is_taken(tmp_path):
 def test_the_other_scripts_refuse_too():
     for words, key in (
         (["--lora_scales=0.7"], "lora_scales"),
+        (["--prediction_type=v_prediction", "--flow_shift=3"], "flow_shift"),
         (["--guidance=1", "--negative_prompt=blurry"], "negative_prompt"),
     ):
         with pytest.raises(UserError, match=rf"^{key} has no effect"):

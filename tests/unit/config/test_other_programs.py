@@ -66,7 +66,8 @@ def test_a_file_of_onetrainer(tmp_path):
         f"  unknown key lora_rank in {file}: OneTrainer's lora_rank is lora.rank here",
         f"  unknown key unet.learning_rate in {file}: OneTrainer's unet.learning_rate is optimizer.lr here",
         f"  unknown key optimizer.optimizer in {file}: OneTrainer's optimizer.optimizer is optimizer.name here "
-        "(adamw8bit, adamw, or a class by its import path, such as prodigyopt.Prodigy)",
+        "(docs/optimizers.md has the names: adamw8bit for ADAMW_8BIT, adamw_schedulefree for SCHEDULE_FREE_ADAMW; _ADV ones and "
+        "CAME_8BIT are not here; others by their import path)",
     ]
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from sushi_research import diffusion
+from sushi_research import objectives
 from sushi_research.caches.store import Store
 from sushi_research.errors import UserError
 from sushi_research.evaluation import drift, validation_set
@@ -64,7 +64,7 @@ def test_the_drift_equals_a_plain_reference(architecture, setting, generated_lat
     found, loss = measure.measure(other)
     assert found.shape == (3, drift.NOISE_SAMPLES) and found.dtype == np.float32 and (found > 0).all()
 
-    abar = diffusion.alphas_cumprod()
+    abar = objectives.alphas_cumprod()
     for index, caption in enumerate(CAPTIONS):
         x0 = store.get(drift_set.keys[index])["latents"].float()[None]
         text = {name: value[None] for name, value in here.caches.text(caption).items()}

@@ -14,6 +14,7 @@ from sushi_research.models.prediction import Prediction
 
 CPU = torch.device("cpu")
 V_ZERO = Prediction("v_prediction", zero_terminal_snr=True)
+FLOW = Prediction("rectified_flow", shift=2.5)
 
 
 def test_timesteps_are_one_in_each_part_of_the_schedule():
@@ -36,10 +37,10 @@ def test_noise_differs_between_images_and_samples_and_is_normal():
     assert abs(one.mean()) < 0.15 and abs(one.std() - 1) < 0.1
 
 
-@pytest.mark.parametrize("prediction", [Prediction(), V_ZERO], ids=["epsilon", "v"])
+@pytest.mark.parametrize("prediction", [Prediction(), V_ZERO, FLOW], ids=["epsilon", "v", "flow"])
 def test_losses_equal_a_plain_reference(architecture, setting, prediction):
     """Written out with diffusers' scheduler, one draw at a time. Batches of four round otherwise: a few units in the 6th digit."""
-    from diffusers import DDPMScheduler
+    from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 
     here = setting(architecture)
     # Eight noise samples, the default of the config, go through the UNet in two chunks.
@@ -50,9 +51,10 @@ def test_losses_equal_a_plain_reference(architecture, setting, prediction):
         beta_schedule="scaled_linear",
         beta_start=0.00085,
         beta_end=0.012,
-        prediction_type=prediction.type,
+        prediction_type=prediction.type if prediction != FLOW else "epsilon",
         rescale_betas_zero_snr=prediction.zero_terminal_snr,
     )
+    flow = FlowMatchEulerDiscreteScheduler(shift=prediction.shift)
     vae = loading.load_vae(here.base, torch.float32, CPU)
     for index in (0, len(val_set.items) - 1):
         item = val_set.items[index]
@@ -65,15 +67,21 @@ def test_losses_equal_a_plain_reference(architecture, setting, prediction):
             t = torch.from_numpy(val_set.timesteps()[index, number : number + 1])
             eps = validation_set.noise(item.sample.image_hash, number, tuple(x0.shape[1:]))[None]
             added = {"text_embeds": hidden["pooled"].float(), "time_ids": sizes} if architecture == "sdxl" else None
+            noisy, time = schedule.add_noise(x0, eps, t), t
+            if prediction == FLOW:
+                time = flow.timesteps[999 - t]  # most noise first
+                noisy = flow.scale_noise(x0, time, eps)
             with torch.no_grad():
                 predicted = here.unet(
-                    schedule.add_noise(x0, eps, t),
-                    t,
+                    noisy,
+                    time,
                     encoder_hidden_states=hidden["hidden"].float(),
                     added_cond_kwargs=added,
                 ).sample
-            goal = eps if prediction.type == "epsilon" else schedule.get_velocity(x0, eps, t)
-            assert found[index, number] == pytest.approx((predicted - goal).square().mean().item(), rel=2e-5)
+            goal = {"epsilon": eps, "rectified_flow": eps - x0, "v_prediction": schedule.get_velocity(x0, eps, t)}
+            assert found[index, number] == pytest.approx(
+                (predicted - goal[prediction.type]).square().mean().item(), rel=2e-5
+            )
 
 
 def test_the_number_of_processes_changes_no_bit(setting):
@@ -100,13 +108,15 @@ def test_the_validation_set_is_bound_to_what_it_is_made_of(setting):
     others = [
         here.validation_set(noise_samples=8),
         here.validation_set(prediction=V_ZERO),
+        here.validation_set(prediction=FLOW),
+        here.validation_set(prediction=replace(FLOW, shift=3.0)),
         here.validation_set(base_hash="another"),
     ]
     fewer = validation_set.make_validation_set(here.items[1:], 4, here.caches, Prediction(), "base")
     item = here.items[0]
     named = replace(item, sample=replace(item.sample, caption="another"))
     renamed = validation_set.make_validation_set([named, *here.items[1:]], 4, here.caches, Prediction(), "base")
-    assert len({val_set.hash, fewer.hash, renamed.hash, *(other.hash for other in others)}) == 6
+    assert len({val_set.hash, fewer.hash, renamed.hash, *(other.hash for other in others)}) == 8
 
 
 def test_results_are_kept_step_by_step(setting, tmp_path):

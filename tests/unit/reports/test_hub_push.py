@@ -12,6 +12,7 @@ from fake_runs import fake_run
 from safetensors.torch import save_file
 
 from sushi_research.adapters import bundled
+from sushi_research.adapters.snapshots import AVERAGE
 from sushi_research.errors import UserError
 from sushi_research.reports import hub_push
 from sushi_research.reports.model_card import LICENCE, model_card
@@ -96,6 +97,28 @@ def test_what_the_author_wrote_stays_at_the_next_upload(tmp_path, hub):
     assert hub_push.push(run, run.adapter, "me/mycat").note is None and hub.commits == commits
     files["README.md"] = b"# Mine\n"
     assert "left as it is" in hub_push.push(run, run.adapter, "me/mycat").note and files["README.md"] == b"# Mine\n"
+
+
+@pytest.mark.parametrize("evaluate", [True, False])
+def test_results_and_pictures_are_on_the_card_of_the_file_that_they_are_of(tmp_path, evaluate):
+    run = made_run(tmp_path / "mycat")
+    config = yaml.safe_load(run.config.read_text()) | {"ema": {"decay": 0.99, "evaluate": evaluate}}
+    run.config.write_text(yaml.safe_dump(config))
+    save_file({"x": torch.zeros(2)}, run.average, {"ss_steps": "20", AVERAGE: "exponential, decay 0.99"})
+    cards = {path: model_card(run, path, "me/mycat") for path in (run.average, run.adapter)}
+    for path, card in cards.items():
+        is_measured = (path == run.average) == evaluate
+        said = ("| learned | -", "| concept | 0.5 | 2 |", "Sampled at step 20", "images/00-seed0.png")
+        assert all((each in card.text) == is_measured for each in said)
+        assert bool(card.pictures) == is_measured and "| steps | 20 |" in card.text
+        assert ("Nothing of this file: the run's evaluations are of " in card.text) != is_measured
+        assert ("average of the weights over the steps (exponential, decay 0.99)." in card.text) == (
+            path == run.average
+        )
+    # That of an earlier step has other pictures, here none, and no scores, which are of the last.
+    save_file({"x": torch.zeros(2)}, run.average, {"ss_steps": "10"})
+    card = model_card(run, run.average, "me/mycat")
+    assert not card.pictures and "| concept |" not in card.text and ("| learned | -" in card.text) == evaluate
 
 
 @pytest.mark.parametrize(

@@ -185,9 +185,12 @@ def test_a_script_of_the_suite_and_the_package(tmp_path, monkeypatch):
     """What the training imports counts, wherever the checkout lies; what it does not import and the version do not."""
     script = SCRIPTS / "train_sd15_lora.py"
     found = code_of(script)
-    assert {"script", "sushi_research/diffusion.py", "sushi_research/models/sd15.py", "sushi_research/files.py"} <= set(
-        found["files"]
-    )
+    assert {
+        "script",
+        "sushi_research/objectives/schedule.py",
+        "sushi_research/models/sd15.py",
+        "sushi_research/files.py",
+    } <= set(found["files"])
     assert "sushi_research/models/formats/sdxl.py" in found["files"], "imported by a name that is put together"
     assert not [name for name in found["files"] if name.startswith(("sushi_research/experiments", "testing", "demo"))]
     assert "sushi_research/models/sdxl.py" not in found["files"] and len(found["files"]) > 50
@@ -201,9 +204,9 @@ def test_a_script_of_the_suite_and_the_package(tmp_path, monkeypatch):
     )
     (moved / "experiments/plots.py").write_text("")
     assert code_of(script) == found
-    text = (moved / "diffusion.py").read_text()
-    (moved / "diffusion.py").write_text(text.replace("NUM_TIMESTEPS = 1000", "NUM_TIMESTEPS = 999"))
-    assert changed_files(found, code_of(script)) == ["sushi_research/diffusion.py"]
+    text = (moved / "objectives/schedule.py").read_text()
+    (moved / "objectives/schedule.py").write_text(text.replace("NUM_TIMESTEPS = 1000", "NUM_TIMESTEPS = 999"))
+    assert changed_files(found, code_of(script)) == ["sushi_research/objectives/schedule.py"]
 
 
 def test_the_hash_is_that_of_every_version_of_python(project, monkeypatch):

@@ -9,7 +9,7 @@ from sushi_research import models
 from sushi_research.config import SD15Training
 from sushi_research.config.command_line import NEVER_STORED, config_to_dict
 from sushi_research.config.keys import default_values
-from sushi_research.config.learning import LossSection
+from sushi_research.config.loss import LossSection
 from sushi_research.config.renamed_keys import RENAMED
 from sushi_research.errors import UserError
 from sushi_research.runs.decision import decide

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from pydantic import ValidationError
 
-from sushi_research import diffusion
+from sushi_research import objectives
 from sushi_research.config.other_scripts import SamplingConfig
 from sushi_research.config.outputs import SampleSection
 from sushi_research.errors import UserError
@@ -43,13 +43,13 @@ PREDICTIONS = pytest.mark.parametrize("prediction", [EPSILON, V, ZERO], ids=Pred
 
 def oracle(x0, prediction):
     """A perfect model of the one picture x0: of x_t at timestep t it gives the very target that training would set."""
-    abar = diffusion.alphas_cumprod(zero_terminal_snr=prediction.zero_terminal_snr)
+    schedule = objectives.make_schedule(prediction)
 
     def predict(noisy, timestep):
         timesteps = timestep.long().expand(len(noisy))
-        abar_t = abar[timesteps].view(-1, 1, 1, 1)
-        noise = (noisy.float() - abar_t.sqrt() * x0) / (1 - abar_t).sqrt()  # DDPM equation 4 for eps
-        return diffusion.target(x0, noise, timesteps, abar, prediction.type).to(noisy.dtype)
+        signal, strength = (table[timesteps].view(-1, 1, 1, 1) for table in (schedule.signal, schedule.noise))
+        noise = (noisy.float() - signal * x0) / strength  # DDPM equation 4 for eps
+        return objectives.target(x0, noise, timesteps, schedule, prediction.type).to(noisy.dtype)
 
     return predict
 
@@ -142,11 +142,11 @@ def test_usual_numbers_of_steps_keep_the_base_s_spacing():
 
 def test_more_steps_than_timesteps_are_refused_here_and_in_every_config():
     with pytest.raises(UserError, match="cannot be sampled in 1001 steps: choose another number"):
-        sampling_scheduler(CONFIG, EPSILON, diffusion.NUM_TIMESTEPS + 1)
+        sampling_scheduler(CONFIG, EPSILON, objectives.NUM_TIMESTEPS + 1)
     for config in (SampleSection, functools.partial(SamplingConfig, base="x", prompts=["a cat"])):
-        assert config(steps=diffusion.NUM_TIMESTEPS).steps == 1000
+        assert config(steps=objectives.NUM_TIMESTEPS).steps == 1000
         with pytest.raises(ValidationError, match="less than or equal to 1000"):
-            config(steps=diffusion.NUM_TIMESTEPS + 1)
+            config(steps=objectives.NUM_TIMESTEPS + 1)
 
 
 def test_noise_predicted_from_noise_alone_is_refused():

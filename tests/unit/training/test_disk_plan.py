@@ -34,6 +34,8 @@ def job(tmp_path):
             "checkpoint": {"every": 2, "keep": 2},
             "sample": {"prompts": ["a", "b"], "every": 5},
             "evaluation": {},
+            "ema": {},
+            "lora": {},
             "run": {"folder": str(tmp_path / "runs"), "name": "trial"},
             "cache": {"folder": str(tmp_path / "new/cache")},
         }
@@ -186,3 +188,14 @@ def test_a_command_that_trains_no_run_needs_none(tmp_path):
     cache = SimpleNamespace(folder=str(tmp_path / "cache"))
     [room] = disk_plan.rooms_of(SimpleNamespace(config=SimpleNamespace(cache=cache), model=sd15), DiskPlan(MIB))
     assert [*room.folders] == ["cache.folder"] and room.least == MIB and room.free
+
+
+def test_averages_are_in_checkpoints_files_and_snapshots(job):
+    # One exponential and two power-function averages in fp32; snapshots at 3, 6, 9 and 10, of two lengths in fp16.
+    ema = {"ema": {"decay": 0.9, "post_hoc": True, "every": 3}}
+    found = planned(job(**ema), 0)
+    assert found.checkpoints == 3 * 1000 * (12 + 3 * 4)
+    assert (found.adapter, found.averages) == (6 * 2000, 4 * 2 * 2000)
+    assert found.run == found.checkpoints + found.averages + found.adapter - 2000
+    assert "6 adapter files 12 KiB, snapshots of averages 16 KiB" in found.parts()
+    assert planned(job(**ema, lora={"save_dtype": "float32"}), 0).averages == 4 * 2 * 4000

@@ -1,14 +1,13 @@
-"""Optimizers by name, their state, and learning rates as functions of the step."""
+"""Optimizers by name and their state."""
 
 import io
-import re
 
 import pytest
 import torch
 from torch import nn
 
 from sushi_research.errors import UserError
-from sushi_research.training.optim import SCHEDULES, make_optimizer, make_schedule, set_learning_rate
+from sushi_research.training.optim import make_optimizer, set_learning_rate
 
 
 def parameters():
@@ -134,61 +133,3 @@ def test_a_rate_that_is_set_is_the_rate_of_the_next_step(name):
     set_learning_rate(optimizer, 1e-3)
     train(optimizer, weights, range(1, 2))
     assert not any(torch.equal(weight, start) for weight, start in zip(weights, parameters(), strict=True))
-
-
-# --- schedules ---
-
-
-def stepped(name, lr, total, warmup, cycles, power):
-    """The learning rates of a run that steps diffusers' scheduler once per optimizer step."""
-    from diffusers.optimization import get_scheduler
-
-    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=lr)
-    scheduler = get_scheduler(
-        name, optimizer, num_warmup_steps=warmup, num_training_steps=total, num_cycles=cycles, power=power
-    )
-    rates = []
-    for _ in range(total):
-        rates.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        scheduler.step()
-    return rates
-
-
-def test_all_of_diffusers_schedules_but_the_piecewise_one():
-    from diffusers.optimization import SchedulerType
-
-    assert {*SCHEDULES, "piecewise_constant"} == {name.value for name in SchedulerType}
-
-
-def test_a_schedule_is_what_stepping_diffusers_gives():
-    for name in SCHEDULES:
-        for warmup in {0, 0 if name == "constant" else 7}:
-            rate = make_schedule(name, lr=3e-4, total_steps=40, warmup=warmup, cycles=3, power=2.0)
-            rates = [rate(step) for step in range(40)]
-            assert rates == stepped(name, 3e-4, 40, warmup, 3, 2.0), (name, warmup)
-            assert rate(11) == rates[11], name  # it has no state
-            assert (max(rates), rates[0]) == (3e-4, 0.0 if warmup else 3e-4), (name, warmup)
-
-
-def test_the_options_have_an_effect():
-    def rates(**options):
-        rate = make_schedule(**{"lr": 1.0, "total_steps": 40, "warmup": 0} | options)
-        return [rate(step) for step in range(40)]
-
-    assert rates(name="polynomial", power=2.0) != rates(name="polynomial")
-    assert rates(name="cosine_with_restarts", cycles=3) != rates(name="cosine_with_restarts")
-
-
-IMPOSSIBLE = [
-    ({"name": "cosinus"}, "cosinus is not a schedule (did you mean cosine?): choose from constant, "),
-    ({"name": "piecewise_constant"}, "piecewise_constant is not a schedule"),
-    ({"name": "polynomial", "lr": 1e-8}, "the schedule polynomial refuses its values (lr_end"),
-]
-
-
-def test_schedules_that_cannot_be():
-    for options, sentence in IMPOSSIBLE:
-        with pytest.raises(UserError, match="^" + re.escape(sentence)):
-            make_schedule(**{"name": "linear", "lr": 1.0, "total_steps": 10, "warmup": 0} | options)
-            pytest.fail(f"{options} was accepted")

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 from fake_runs import FakeValidationSet
 
+from sushi_research.config.ema import EmaSection
 from sushi_research.evaluation.measured_sets import MeasuredSets
 from sushi_research.evaluation.results import Results
 from sushi_research.runs.run_folder import RunFolder
@@ -13,6 +14,7 @@ from sushi_research.training import run_end, run_outputs
 
 def test_damaged_results_do_not_hide_what_else_a_run_with_a_best_file_has_lost(tmp_path):
     config = SimpleNamespace(evaluation=SimpleNamespace(keep_best=True), sample=SimpleNamespace(enabled=False))
+    config.ema = EmaSection()
     run = RunFolder(tmp_path, None)
     run.evaluation.write_bytes(b"no table")
     sets = MeasuredSets(FakeValidationSet())

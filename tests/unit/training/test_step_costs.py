@@ -3,7 +3,7 @@
 import pytest
 
 from sushi_research.config.learning import OptimizerSection
-from sushi_research.training.step_costs import state_bytes
+from sushi_research.training.optimizer_plan import state_bytes
 
 
 @pytest.mark.parametrize(
@@ -19,4 +19,16 @@ from sushi_research.training.step_costs import state_bytes
     ],
 )
 def test_state_by_name_and_arguments(name, kwargs, expected):
-    assert state_bytes(OptimizerSection(name=name, kwargs=kwargs)) == pytest.approx(expected, abs=0.05)
+    section, shapes = OptimizerSection(name=name, kwargs=kwargs), {"a.lora_A.weight": (256, 256)}
+    assert state_bytes(section, shapes) / 256**2 == pytest.approx(expected, abs=0.05)
+
+
+def test_state_that_depends_on_the_shapes():
+    """Rows and columns of each matrix instead of its numbers, and of Muon one average of a matrix, two of a magnitude."""
+    shapes = {"a.lora_A.weight": (4, 32), "b.lora_A.weight": (4, 32), "a.magnitude": (1, 10)}
+    for name, bytes_of in {
+        "adafactor": 2 * 4 * (4 + 32 + 1) + 4 * (1 + 10 + 1),  # and the root mean square of the tensor
+        "came": 2 * 4 * (4 * 32 + 2 * (4 + 32) + 1) + 4 * (10 + 2 * (1 + 10) + 1),
+        "muon": 2 * 4 * 4 * 32 + 2 * 4 * 10,
+    }.items():
+        assert state_bytes(OptimizerSection(name=name), shapes) == bytes_of, name
