@@ -166,7 +166,8 @@ def _git(root: Path, *arguments: str) -> str | None:
     # In a git hook of another repository these variables point to that repository.
     elsewhere = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")
     environment = {key: value for key, value in os.environ.items() if key not in elsewhere}
-    command = ["git", "-C", str(root), *arguments]
+    # Without its lock git does not write the index: a run never stands in the way of a commit that is made meanwhile.
+    command = ["git", "--no-optional-locks", "-C", str(root), *arguments]
     try:
         done = subprocess.run(command, capture_output=True, text=True, env=environment, stdin=subprocess.DEVNULL)
     except OSError:

@@ -477,11 +477,11 @@ def test_a_vae_that_gives_nan_names_the_file(trainer, refusal, edited_base, tmp_
 @ONE
 @pytest.mark.slow
 def test_a_disk_that_fills_up_while_caching(trainer, refusal, tmp_path):
-    """The limit on the size of a file is what a full disk is to a writer; captions take more than latents here."""
+    """The limit on the size of a file is what a full disk is to a writer; captions take more than latents and provenance.json."""
     cache, changes = tmp_path / "cache", {**SHORT, "cache.folder": str(tmp_path / "cache")}
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     assert signal.getsignal(signal.SIGXFSZ) == signal.SIG_IGN, "Python makes an error of it"
-    resource.setrlimit(resource.RLIMIT_FSIZE, (32 * 1024, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (38 * 1024, before[1]))
     try:
         sentence = refusal(changes)
     finally:
@@ -615,6 +615,7 @@ def test_a_dry_run_prints_the_plan_and_begins_no_run(trainer, capsys, tmp_path):
         "recording": "eager: a CPU has no CUDA graphs",
         "length": "3 optimizer steps = 24 samples = 3.43 epochs; each image 3.4 times",
         "adapter": f"{modules} modules, ",
+        "optimizer": "adamw (torch.optim.AdamW): state ",
         "compute": "FLOP per step",
         "memory": " GiB in tensors",
         "precision": "fp32 (the config says fp32): float32 weights and activations, float32 adapter master weights",

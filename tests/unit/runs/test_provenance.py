@@ -1,6 +1,7 @@
 """Provenance: this code's commit and no other's, the libraries, the machine; one entry per start."""
 
 import json
+import os
 import shutil
 import subprocess
 from importlib.metadata import version
@@ -34,6 +35,14 @@ def test_the_commit_and_whether_files_differ(checkout):
     assert provenance.git_state(checkout) == {"commit": commit, "dirty": False}
     (checkout / "code.py").write_text("a = 2\n")
     assert provenance.git_state(checkout) == {"commit": commit, "dirty": True}
+
+
+@needs_git
+def test_asking_for_the_state_does_not_write_to_the_repository(checkout):
+    os.utime(checkout / "code.py", (1, 1))  # git status would note this in the index
+    index = (checkout / ".git" / "index").read_bytes()
+    assert provenance.git_state(checkout)["dirty"] is False
+    assert (checkout / ".git" / "index").read_bytes() == index
 
 
 @needs_git
