@@ -1,5 +1,6 @@
 """Shared fixtures: tiny bases, made once per test run, and a folder of image files."""
 
+import functools
 import gc
 import os
 import signal
@@ -62,6 +63,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=seconds, reverse=True)
 
 
+@functools.cache
+def _leave_out_what_is_there() -> None:
+    """Once in a process. Asking gc.get_freeze_count() each time walks all that is left out: 0.15 s after each test."""
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def signal_handlers():
     """A script sets its signal handlers, and stops the garbage collector until it runs (`process.begin`); a test must not.
@@ -74,8 +81,7 @@ def signal_handlers():
     for number, handler in before.items():
         signal.signal(number, handler)
     gc.enable()
-    if not gc.get_freeze_count():
-        gc.freeze()
+    _leave_out_what_is_there()
 
 
 @pytest.fixture(scope="session")
