@@ -32,11 +32,10 @@ def make_objective(
     config: TrainingConfig, prediction: PredictionLike, device: torch.device, dropout: float = 0.0
 ) -> Objective:
     """The objective that the config asks for, of a base with this prediction. `dropout` is the adapter's."""
-    schedule, name = make_schedule(prediction), weighting_of(config.loss.weighting, config.loss.snr_gamma)
-    weights, c = None, None
-    if name != "none":
-        p2 = {"p2_k": config.loss.p2_k, "p2_gamma": config.loss.p2_gamma}
-        weights = loss_weights(name, schedule, prediction.type, gamma=gamma_of(config.loss.snr_gamma), **p2).to(device)
+    schedule = make_schedule(prediction)
+    weights, c = chosen_weights(config, prediction), None
+    if weights is not None:
+        weights = weights.to(device)
     if config.loss.type in WITH_C:
         c = c_table(config.loss.huber_schedule, config.loss.huber_c, schedule).to(device)
     noise = Noise(
@@ -48,6 +47,16 @@ def make_objective(
     )
     chosen = Timesteps(config.timesteps.min, config.timesteps.max, _cumulative(config, device))
     return Objective(schedule.to(device), prediction.type, weights, Loss(config.loss.type, c), noise, chosen, dropout)
+
+
+def chosen_weights(config: TrainingConfig, prediction: PredictionLike) -> torch.Tensor | None:
+    """The weight of the loss at each timestep, [T] float32 on the CPU, of the weighting that the config chose; None for none."""
+    name = weighting_of(config.loss.weighting, config.loss.snr_gamma)
+    if name == "none":
+        return None
+    p2 = {"p2_k": config.loss.p2_k, "p2_gamma": config.loss.p2_gamma}
+    gamma = gamma_of(config.loss.snr_gamma)
+    return loss_weights(name, make_schedule(prediction), prediction.type, gamma=gamma, **p2)
 
 
 def _cumulative(config: TrainingConfig, device: torch.device) -> torch.Tensor | None:

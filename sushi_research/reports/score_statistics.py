@@ -45,9 +45,13 @@ def sign_flip_difference(
     per_unit = b.mean(0) - a.mean(0)
     value, of_units = exact_mean(per_unit), variance_of_mean(per_unit)
     of_seeds, seed_degrees = statistics.seed_variance([b - a] if same_seeds else [a, b])
-    flips = _Flips.of(per_unit if value >= 0 else -per_unit, of_seeds, seed_degrees)
+    # The resamples are those of one order of the two variants, whichever it is, so that the other order gives the same.
+    ordered = np.sort(per_unit).tolist() >= np.sort(-per_unit).tolist() if value == 0 else value > 0
+    flips = _Flips.of(per_unit if ordered else -per_unit, of_seeds, seed_degrees)
     low, high = flips.end(-1), flips.end(1)
-    if value < 0:
+    if value == 0:
+        low, high = min(low, -high), max(high, -low)
+    elif not ordered:
         low, high = -high, -low
     error = math.sqrt(of_units + of_seeds)
     degrees = statistics.satterthwaite([of_units, of_seeds], [len(per_unit) - 1, seed_degrees])

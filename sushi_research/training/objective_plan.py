@@ -8,7 +8,9 @@ from typing import Any
 from sushi_research.config import TrainingConfig
 from sushi_research.config.loss import LossSection, gamma_of, weighting_of
 from sushi_research.config.timesteps import LAST, TimestepSection
+from sushi_research.errors import UserError
 from sushi_research.models.prediction import Prediction
+from sushi_research.objectives.objective import chosen_weights
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,10 @@ class ObjectivePlan:
 
 
 def objective_plan(config: TrainingConfig, prediction: Prediction) -> ObjectivePlan:
-    """The objective that the config asks for, of a base with this prediction."""
+    """The objective that the config asks for, of a base with this prediction.
+
+    UserError if the weighting is 0 at all chosen timesteps, as min_snr is at the last one of a zero-terminal SNR base.
+    """
     loss, gamma = config.loss, gamma_of(config.loss.snr_gamma)
     kind = loss.type
     if kind not in ("mse", "l1"):
@@ -47,6 +52,13 @@ def objective_plan(config: TrainingConfig, prediction: Prediction) -> ObjectiveP
     }
     name = weighting_of(loss.weighting, loss.snr_gamma)
     weighting = "" if name == "none" else f"{name} weights{arguments.get(name, '')}"
+    weights = chosen_weights(config, prediction)
+    first, last = config.timesteps.min, config.timesteps.max
+    if weights is not None and not weights[first : last + 1].any():
+        raise UserError(
+            f"loss.weighting {name} is 0 at the only timesteps that are trained, {first} to {last}, so nothing would be learned: "
+            "lower timesteps.min, or choose loss.weighting v_like or none."
+        )
     noise = []
     if loss.noise_offset:
         noise.append(f"an offset of {'up to ' if loss.noise_offset_random else ''}{loss.noise_offset:g}")

@@ -64,6 +64,11 @@ def test_the_order_of_units_and_of_the_variants_does_not_matter():
     mirrored = sign_flip_difference(b, a)
     assert (mirrored.value, mirrored.low, mirrored.high) == (-found.value, -found.high, -found.low)
     assert mirrored.p_value == found.p_value
+    # Also where the mean difference is 0, of which neither variant is ahead.
+    for differences in ([-1, 2, -1, 1, 0, 1, -1, -3, -1, 1, 1, 1], [1, -2, 3, 3, -3, -2, -2, -2, 1, -1, 0, 4]):
+        a, b = np.zeros((1, 12, 1)), np.array(differences, dtype=float)[None, :, None]
+        one, two = sign_flip_difference(a, b), sign_flip_difference(b, a)
+        assert (one.value, one.low, one.high) == (0, -two.high, -two.low) and one.p_value == two.p_value
     same = sign_flip_difference(a, a)
     assert (same.value, same.low, same.high, same.p_value) == (0, 0, 0, 1)
 

@@ -3,6 +3,7 @@
 import pytest
 
 from sushi_research.config import SD15Training
+from sushi_research.errors import UserError
 from sushi_research.models.prediction import Prediction
 from sushi_research.training.objective_plan import objective_plan
 
@@ -38,3 +39,14 @@ def test_the_weight_that_v_has_by_itself_is_called_none_other():
     v = objective_plan(config, Prediction("v_prediction", zero_terminal_snr=True))
     assert v.weighting == "v_like weights (no other than none, because the base predicts v)"
     assert objective_plan(config, Prediction("rectified_flow")).weighting == "v_like weights"
+
+
+@pytest.mark.parametrize("weighting", ["min_snr", "soft_min_snr", "debiased"])
+def test_a_weighting_that_is_0_at_all_chosen_timesteps_is_refused(weighting):
+    loss, v = {"weighting": weighting}, Prediction("v_prediction", zero_terminal_snr=True)
+    config = SD15Training(**REQUIRED, loss=loss, timesteps={"min": 999})
+    with pytest.raises(UserError, match=f"loss.weighting {weighting} is 0 at the only timesteps that are trained, 999 to 999"):
+        objective_plan(config, v)
+    assert objective_plan(config, Prediction()).weighting, "the SNR of the last timestep is above 0"
+    wider = SD15Training(**REQUIRED, loss=loss, timesteps={"min": 998})
+    assert objective_plan(wider, v).weighting
