@@ -45,7 +45,9 @@ def test_the_weight_that_v_has_by_itself_is_called_none_other():
 def test_a_weighting_that_is_0_at_all_chosen_timesteps_is_refused(weighting):
     loss, v = {"weighting": weighting}, Prediction("v_prediction", zero_terminal_snr=True)
     config = SD15Training(**REQUIRED, loss=loss, timesteps={"min": 999})
-    with pytest.raises(UserError, match=f"loss.weighting {weighting} is 0 at the only timesteps that are trained, 999 to 999"):
+    with pytest.raises(
+        UserError, match=f"loss.weighting {weighting} is 0 at the only timesteps that are trained, 999 to 999"
+    ):
         objective_plan(config, v)
     assert objective_plan(config, Prediction()).weighting, "the SNR of the last timestep is above 0"
     wider = SD15Training(**REQUIRED, loss=loss, timesteps={"min": 998})
