@@ -78,8 +78,9 @@ def _mean(errors: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
 def c_table(name: str, c: float, schedule: Schedule) -> torch.Tensor:
     """c at each timestep, [T] float32 on the CPU: large, as of mse, where there is little noise, and the given c at the end.
 
-    "constant": c. "exponential": c^(t / T). "snr": (1 - c) / (1 + sigma)^2 + c with sigma = noise / signal, which is infinite where
-    there is only noise. As `get_huber_threshold_if_needed` of kohya's sd-scripts, which has no "snr" for rectified flow.
+    "constant": c. "exponential": c^(t / T) (scheduled pseudo-Huber loss, Khrapov et al. 2024, arXiv 2403.16728). "snr":
+    (1 - c) / (1 + sigma)^2 + c with sigma = noise / signal, which is infinite where there is only noise. As
+    `get_huber_threshold_if_needed` of kohya's sd-scripts, which has no "snr" for rectified flow.
     """
     if name == "constant":
         return torch.full((NUM_TIMESTEPS,), c)

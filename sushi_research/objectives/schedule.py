@@ -68,6 +68,8 @@ def alphas_cumprod(
 ) -> torch.Tensor:
     """abar_t, [T] float32, of Stable Diffusion's `scaled_linear` schedule: the square roots of beta are equally spaced.
 
+    It is written out, without a number, in section 3 of arXiv 2403.03206 ("LDM-Linear").
+
     Bit for bit equal to diffusers' `DDPMScheduler(beta_schedule="scaled_linear", ...).alphas_cumprod`, with
     `rescale_betas_zero_snr` for `zero_terminal_snr`. SD1.5 and SDXL were both trained on this schedule, although their
     repositories contain other schedulers for sampling. Some later bases were trained on the zero-terminal-SNR variant, which
@@ -79,7 +81,7 @@ def alphas_cumprod(
 
 
 def _end_in_noise(abar: torch.Tensor) -> torch.Tensor:
-    """Shifts and scales sqrt(abar) [T] so that abar keeps its first value and ends at exactly 0 (arXiv 2305.08891, alg. 1)."""
+    """Shifts and scales sqrt(abar) [T] so that abar keeps its first value and ends at exactly 0 (arXiv 2305.08891, algorithm 1)."""
     root = abar.sqrt()
     first, last = root[0], root[-1]
     abar = ((root - last) * (first / (first - last))) ** 2

@@ -13,9 +13,9 @@ def target(
     """The UNet's target [B, C, H, W] from x0 and eps of the same shape, timesteps [B] int64.
 
     "epsilon": eps itself. "v_prediction": v = sqrt(abar_t) eps - sqrt(1 - abar_t) x0 (Salimans & Ho 2022, arXiv 2202.00512,
-    section 4), bit for bit equal to diffusers' `DDPMScheduler.get_velocity`. "rectified_flow": eps - x0, the direction from the
-    latents to the noise (Liu et al. 2022, arXiv 2209.03003, equation 1, with time from image to noise), as in diffusers' training
-    script of SD3.
+    section 4, without a number), bit for bit equal to diffusers' `DDPMScheduler.get_velocity`. "rectified_flow": eps - x0, the
+    direction from the latents to the noise (Liu et al. 2022, arXiv 2209.03003, equation 1 and algorithm 1, with time from image to
+    noise), as in diffusers' training script of SD3.
     """
     if prediction_type == "epsilon":
         return noise
@@ -30,9 +30,10 @@ def target(
 def x0_factor(schedule: Schedule, prediction_type: str) -> torch.Tensor:
     """[T] float64: the squared error of x0 that belongs to a squared error of 1 of the prediction, at each timestep.
 
-    With x_t given, an error of the prediction is one of x0. "epsilon": x0 = (x_t - noise eps) / signal, so 1 / SNR, which is
-    infinite where there is only noise. "v_prediction": x0 = signal x_t - noise v, so noise^2 = 1 / (SNR + 1). "rectified_flow":
-    x0 = x_t - noise v, so noise^2 too, which is another number: 1 / (1 + sqrt(SNR))^2.
+    With x_t given, an error of the prediction is one of x0. "epsilon": x0 = (x_t - noise eps) / signal, so 1 / SNR (Salimans & Ho
+    2022, arXiv 2202.00512, equation 9), which is infinite where there is only noise. "v_prediction": x0 = signal x_t - noise v, so
+    noise^2 = 1 / (SNR + 1) (the same, section 4, without a number). "rectified_flow": x0 = x_t - noise v, so noise^2 too, which is
+    another number: 1 / (1 + sqrt(SNR))^2.
     """
     if prediction_type == "epsilon":
         return 1.0 / schedule.snr.double()

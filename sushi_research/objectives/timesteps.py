@@ -36,7 +36,7 @@ def draw_timesteps(batch: Draws, choice: Timesteps) -> torch.Tensor:
 def logit_normal(count: int, mean: float = 0.0, std: float = 1.0) -> torch.Tensor:
     """The cumulative probabilities, [count] float32, of floor(count sigmoid(mean + std n)) with n standard normal.
 
-    Logit-normal timesteps (Esser et al. 2024, arXiv 2403.03206, section 3.1): the middle of the schedule is trained most, and a
+    Logit-normal timesteps (Esser et al. 2024, arXiv 2403.03206, equation 19): the middle of the schedule is trained most, and a
     mean above 0 prefers more noise. With mean 0 they are kohya's "sigmoid", where std is called sigmoid_scale. diffusers' training
     scripts count their scheduler's timesteps from the end, so that the same number is a mean of the other sign there.
     """

@@ -2,8 +2,9 @@
 
 Each weighting is a weight of the squared error of x0, the clean latents, as a function of the signal-to-noise ratio alone. The
 weight of the squared error of what the UNet predicts follows from it (`targets.x0_factor`), so that a weighting means the same for
-bases that predict epsilon, v or rectified flow. Without a weighting, the x0 loss has the weight SNR for epsilon, SNR + 1 for v, and
-(1 + sqrt(SNR))^2 for rectified flow.
+bases that predict epsilon, v or rectified flow. Without a weighting, the x0 loss has the weight SNR for epsilon (Salimans & Ho
+2022, arXiv 2202.00512, equation 9), SNR + 1 for v (the same, section 4, without a number), and (1 + sqrt(SNR))^2 for rectified
+flow.
 """
 
 from __future__ import annotations
@@ -19,13 +20,14 @@ def loss_weights(
 ) -> torch.Tensor:
     """The weight of the loss at each timestep, [T] float32 on the schedule's device; finite, and 0 or more.
 
-    The SNR is that of the schedule, so for zero terminal SNR it is the rescaled one. Weights of the x0 loss:
+    The SNR is that of the schedule, so for zero terminal SNR it is the rescaled one. Weights of the x0 loss (where a section is
+    named and no equation, the paper gives the formula no number):
 
-    - "min_snr": min(SNR, gamma) (Hang et al. 2023, arXiv 2303.09556)
+    - "min_snr": min(SNR, gamma) (Hang et al. 2023, arXiv 2303.09556, section 3.4; section 4.2 divides it for epsilon and v)
     - "soft_min_snr": SNR gamma / (SNR + gamma) (Crowson et al. 2024, arXiv 2401.11605)
     - "debiased": sqrt(SNR) (Yu et al. 2023, arXiv 2310.08442), which is 1 / sqrt(SNR) for epsilon
     - "p2": SNR / (k + SNR)^p2_gamma (Choi et al. 2022, arXiv 2204.00227), 1 / (k + SNR)^p2_gamma for epsilon
-    - "v_like": SNR + 1, the weight that v has without one (Salimans & Ho 2022, arXiv 2202.00512, section 4)
+    - "v_like": SNR + 1, the weight that v has without one (Salimans & Ho 2022, arXiv 2202.00512, section 4, "SNR+1")
     """
     if name == "min_snr" and prediction_type in ("epsilon", "v_prediction"):
         # In fp32 and without x0_factor, as in all runs before the other weightings came.

@@ -12,9 +12,10 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 class FlowEuler(FlowMatchEulerDiscreteScheduler):
     """diffusers' scheduler for flows, with what the pipelines of Stable Diffusion ask of a scheduler.
 
-    Its noise levels are sigma = shift u / (1 + (shift - 1) u) for u = 1, (N - 1) / N, ..., 1 / N, and 0 at the end: N equal parts,
-    shifted once, as in the samplers of SD3 and FLUX, and as ComfyUI's schedule "simple" with the node ModelSamplingSD3. diffusers'
-    own choice, where no sigmas are given, shifts the least of them twice. The UNet gets 1000 sigma, not rounded.
+    Its noise levels are sigma = shift u / (1 + (shift - 1) u) (Esser et al. 2024, arXiv 2403.03206, equation 23) for u = 1,
+    (N - 1) / N, ..., 1 / N, and 0 at the end: N equal parts, shifted once, as in the samplers of SD3 and FLUX, and as ComfyUI's
+    schedule "simple" with the node ModelSamplingSD3. diffusers' own choice, where no sigmas are given, shifts the least of them
+    twice. The UNet gets 1000 sigma, not rounded.
     """
 
     # The pipelines multiply the first noise by this: a flow begins with the noise itself.

@@ -2,6 +2,9 @@
 
 An update is one `lerp` for all tensors together, computed alike in every process. What is averaged is what an adapter file holds:
 the factors of each module, its magnitude and the vectors of new tokens, and not the change of the layer that they make.
+
+The decays are those of adapters/averaging.py: exponential, and EDM2's power function (Karras et al. 2023, arXiv 2312.02696,
+equation 1 for the profile and 2 for the update, which is 127 in its appendix).
 """
 
 from __future__ import annotations

@@ -100,7 +100,10 @@ def _rex(step: int, *, total_steps: int, warmup: int) -> float:
 
 
 def _wsd(total_steps: int, warmup: int, decay: int) -> Factor:
-    """Linear warm-up, the whole rate, and a decay by 1 - sqrt(its share), the best shape of arXiv 2405.18392 (figure 5)."""
+    """Linear warm-up, the whole rate, and a decay by 1 - sqrt(its share) (arXiv 2405.18392, equation 1 and section 3.2).
+
+    That shape, there "(1-sqrt)", is the best of those that the paper compares (appendix B.1).
+    """
     from transformers.optimization import get_wsd_schedule
 
     assert decay > 0 and warmup + decay <= total_steps, f"{warmup} + {decay} steps in a run of {total_steps}"
@@ -115,7 +118,7 @@ def _wsd(total_steps: int, warmup: int, decay: int) -> Factor:
 
 
 def _inverse_sqrt(warmup: int, timescale: int | None) -> Factor:
-    """Linear warm-up, then 1 / sqrt(1 + (steps after it) / timescale)."""
+    """Linear warm-up, then 1 / sqrt(1 + (steps after it) / timescale), in transformers from big_vision (arXiv 2106.04560)."""
     from transformers.optimization import get_inverse_sqrt_schedule
 
     if timescale is None and warmup == 0:
