@@ -47,7 +47,7 @@ def draw_noise(batch: Draws, options: Noise) -> torch.Tensor:
 def perturb_input(noise: torch.Tensor, batch: Draws, options: Noise) -> torch.Tensor:
     """The noise that is added to the latents [B, C, H, W]: with input perturbation, noise + strength x further noise.
 
-    The target keeps `noise` (Ning et al. 2023, arXiv 2301.11706, algorithm 1): the UNet learns to predict from inputs that are a
+    The target keeps `noise` (Ning et al. 2023, arXiv 2301.11706): the UNet learns to predict from inputs that are a
     little off, as its own earlier errors make them in sampling. The same as `--input_perturbation` of diffusers' training scripts
     and `ip_noise_gamma` of kohya's. Not the same as OneTrainer's perturbation noise, which is in the target too.
     """
