@@ -14,18 +14,22 @@ from sushi_research.reports.run_record import RunRecord
 def comparison_of(runs: Mapping[str, Sequence[RunRecord]], pairs: Sequence[tuple[str, str]]) -> Comparison:
     """Compares the `pairs` (candidate, reference) of variants, as one family. `runs`: those of each variant.
 
-    `compare_runs.py` finds the variants by the runs' settings and code. Here they are given, and a run that does not belong to its
-    variant is a UserError.
+    `compare_runs.py` finds the variants by the runs' settings and code. Here they are given. UserError as `checked_variants`.
     """
     records = [run for of_it in runs.values() for run in of_it]
-    _require_one_code(records)
-    variants = {name: _variant(name, of_it) for name, of_it in runs.items()}
+    variants = checked_variants(runs)
     found = Comparison(list(variants.values()), False, comparison.differing(list(variants.values())))
     found.problems = [problem for record in records for problem in record.problems]
     found.warnings = [*comparison.warnings_of(records), *code_variants.warnings(records)]
     found.warnings += repetitions.warnings(records)
     comparison._compared_outcomes(found, [(variants[one], variants[other]) for one, other in pairs], None)
     return found
+
+
+def checked_variants(runs: Mapping[str, Sequence[RunRecord]]) -> dict[str, Variant]:
+    """The variants of these runs. UserError for a run with other code than the others, or with other settings than its variant."""
+    _require_one_code([run for of_it in runs.values() for run in of_it])
+    return {name: _variant(name, of_it) for name, of_it in runs.items()}
 
 
 def _variant(name: str, runs: Sequence[RunRecord]) -> Variant:

@@ -53,7 +53,8 @@ STORAGE = (
     "All 24 adapters of the experiment, measured on the base in full with the same images and noise: `python "
     "scripts/evaluate.py sdxl --adapters '[...]'`, [page](examples/base_storage/base_storage.md). Differences from an adapter "
     "trained on the base in full, with 95 % intervals over six seeds, with the images as they are. A label is decided at the "
-    "level of six tests (Bonferroni), and a small difference that all seeds share is decided too: the margins are 0.05 and 0.2.",
+    "level of six tests (Bonferroni), and a small difference that all seeds share is decided too: the margins are 0.05 and "
+    "0.2. The validation loss is not tested.",
 )
 MEASURES = (
     "`python -m demo.study`, [page](examples/measure/measure.md). 106 adapters of different recipes and lengths on two of the "

@@ -6,7 +6,7 @@ from statistics import mean
 
 from demo.evidence import rates
 from demo.evidence.study import FURTHER_PAIRS, Study
-from demo.evidence.texts import TEXTS
+from demo.evidence.texts import INTERVALS, TEXTS
 from demo.records import ROOT
 from sushi_research.files import write_atomic
 from sushi_research.reports import page
@@ -21,13 +21,9 @@ READING = (
     "(Holm). A dash: not measured in every seed, or not finite."
 )
 OFFSET = "Brightness error: how far the mean of a picture is from that of the drawing of its scene, from 0 to 1; less is better. "
-INTERVALS = (
-    'Each interval is that of one pair alone, without a correction for the number of tests; "among" gives the p-value with it. '
-    '"Within the margin" is decided by these intervals, so with many pairs now and then one is said wrongly.'
-)
 FURTHER = (
     "Besides the pairs with {reference} these were tested: {pairs}. They are in the same family, so the corrected p-values "
-    "here are larger than those in comparison.md, which does not have them."
+    "here are at least as large as those in comparison.md, which does not have them."
 )
 LENGTHS = (
     "One run at a constant rate, its averages by `scripts/reconstruct_ema.py`. One seed, and many lengths on the same images: "
@@ -97,6 +93,8 @@ def results(study: Study) -> list[str]:
             said.append(f"{variant} {study.said_of_diverged(variant)}, and is not compared ({why}).")
     if study.diverged(study.reference):
         said.append("Nothing is compared with the reference, because a run of it diverged.")
+    if said:
+        said.append("comparison.md leaves out runs that diverged, and compares the seeds that finished.")
     for pair, result in zip(found.learned, found.results, strict=True):
         names = pair.candidate.label, pair.reference.label
         said.append(result.sentence if result else f"{names[0]} and {names[1]} are not tested: {pair.note}.")

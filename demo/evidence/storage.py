@@ -12,7 +12,7 @@ from collections.abc import Callable
 from statistics import mean, stdev
 
 from demo.evidence.answers import BETTER, NO, NOT_TOLD_APART, WORSE, YES, Answer
-from demo.evidence.endings import lines_of
+from demo.evidence.endings import LOSS, lines_of
 from demo.evidence.study import Study
 from sushi_research.evaluation.outcomes import KEPT_MARGIN, LEARNED_MARGIN
 from sushi_research.reports.statistics import LEVEL, t_quantile
@@ -49,8 +49,14 @@ def _of(study: Study, bits: str, value: Callable[[str, str], float]) -> Answer:
         signs |= {1} if low > 0 else {-1} if high < 0 else set()
         told.append(f"{unit} {shown(differences)}")
         within &= interval(differences, LEVEL)[1] < margin
+    validation = paired(study, bits, LOSS, value)
+    of_compute = mean(value(run, LOSS) for run in study.names(study.reference))
+    higher = sum(difference > 0 for difference in validation)
+    told.append(
+        f"validation loss {mean(validation) / of_compute + 0.0:+.2%} (higher in {higher} of {len(validation)} seeds)"
+    )
     label = {(1,): WORSE, (-1,): BETTER}.get(tuple(signs), NOT_TOLD_APART)
-    end = "; both within the margins" if within else ""
+    end = "; both logs within the margins" if within else ""
     return Answer(f"Does a base in {bits} cost loss on the whole base?", label, ", ".join(told) + end, TESTS)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from demo.evidence.compared import comparison_of
+from demo.evidence.compared import checked_variants, comparison_of
 from demo.evidence.endings import (
     DIVERGED,
     FINISHED,
@@ -95,11 +95,13 @@ class Study:
     def keep(self) -> None:
         """Copies the comparison and the records of the trained runs, and of those that diverged why they ended.
 
-        UserError, before anything is copied, if a run has neither finished nor diverged.
+        UserError, before anything is copied, if a run has neither finished nor diverged, or has other code than the others.
         """
         names = [path.name for path in self.records()]
         found = {name: require_ended(self.trained / name, launch_of(self.trained, name), self.name) for name in names}
         diverged = [name for name, how in found.items() if how == DIVERGED]
+        finished = {v: [self.trained / n for n in self.names(v) if n not in diverged] for v in self.variants}
+        checked_variants({variant: list(map(read_record, runs)) for variant, runs in finished.items() if runs})
         keep(self.trained, names, self.folder, diverged)
         for name in diverged:
             if launch_of(self.trained, name).is_file():

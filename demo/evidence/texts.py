@@ -30,6 +30,11 @@ ONE_RATE = (
     f"One learning rate for all. {RATE} AdamW divides by the size of the gradients, so a factor on the whole loss changes nothing "
     "but how often they are clipped, but another variant may still have another best rate."
 )
+# Of each page with the sentences of the tests.
+INTERVALS = (
+    'Each interval is that of one pair alone, without a correction for the number of tests; "among" gives the p-value with it. '
+    '"Within the margin" is decided by these intervals, so with many pairs now and then one is said wrongly.'
+)
 
 TEXTS = {
     "objectives": Texts(

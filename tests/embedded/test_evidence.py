@@ -169,7 +169,7 @@ def test_nothing_is_compared_with_a_reference_that_diverged(ranks):
     run = ranks.run("rank-8-seed0")
     diverge(run, run / endings.LAUNCH)
     assert answers.answer(ranks, Question("rank", "rank-2", "?")).size == "rank-8 diverged in 1 of 3 seeds"
-    assert page.results(ranks)[-1] == "Nothing is compared with the reference, because a run of it diverged."
+    assert "Nothing is compared with the reference, because a run of it diverged." in page.results(ranks)
 
 
 def test_a_run_with_other_code_is_named(ranks):
