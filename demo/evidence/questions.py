@@ -65,7 +65,7 @@ EXPERIMENTS = (
         "objectives/objectives.md",
         "The length is that of the experiment on kinds. The learning rate too; with the plain loss it was checked afterwards, "
         "and is the best of three by one run with another seed "
-        "([learning_rates.json](examples/optimizers/learning_rates.json)). Variants have no rate of their own.",
+        "(docs/examples/optimizers/learning_rates.json). Variants have no rate of their own.",
         _asked(
             "objectives",
             min_snr="Does min-SNR weighting (gamma 5) help?",
