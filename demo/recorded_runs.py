@@ -6,7 +6,8 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-from demo.scoring import config_of
+from sushi_research.errors import UserError
+from sushi_research.runs.run_folder import RunFolder
 
 KEPT = (
     "*.parquet",
@@ -20,14 +21,22 @@ KEPT = (
 )
 
 
-def keep(trained: Path, names: Iterable[str], folder: Path) -> None:
+def keep(trained: Path, names: Iterable[str], folder: Path, unfinished: Iterable[str] = ()) -> None:
     """Copies the records of the runs `names` below `trained` to `folder`/runs, and the comparison to `folder`.
 
-    UserError, before anything is copied, if a run has not finished.
+    UserError, before anything is copied, if a run has not finished and is not among those that may be `unfinished`.
     """
-    names = list(names)
+    names, unfinished = list(names), set(unfinished)
     for name in names:
-        config_of(trained / name)
+        record = RunFolder(trained / name, None).record()
+        if record is None or (record["finished_at"] is None and name not in unfinished):
+            raise UserError(
+                f"{trained / name} holds no finished run: `make experiment` with the experiment's file trains it to its end."
+            )
+    if not (trained / "comparison").is_dir():
+        raise UserError(
+            f"{trained} has no comparison of its runs: `make experiment` with the experiment's file makes it."
+        )
     for name in names:
         source, into = trained / name, folder / "runs" / name
         shutil.rmtree(into, ignore_errors=True)

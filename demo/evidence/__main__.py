@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 
-from demo.evidence import findings, page
+from demo.evidence import findings, page, rates
 from demo.evidence.study import Study
 from demo.evidence.texts import TEXTS
 from demo.records import ROOT
@@ -30,17 +30,20 @@ def main(arguments: list[str]) -> int:
         case ["findings"]:
             findings.write()
         case ["rates"]:
-            for name, rate in page.write_rates().items():
+            for name, rate in rates.write().items():
                 print(f"{name}: {rate:g}")
         case [name] | [name, "page"] if name in TEXTS:
             study = Study.of(name)
+            if name == "optimizers":
+                rates.read()  # its page needs them
             if len(arguments) == 1 and study.is_trained():
                 study.keep()
-                if name == "ema":
+                if name == "ema" and not study.diverged(study.reference):
                     _draw_lengths(study)
             if not study.is_recorded():
                 raise UserError(
-                    f"not all runs of {name} are recorded: make experiment EXP=configs/experiments/{name}.yaml first."
+                    f"not all runs of {name} are recorded in {study.folder}: make experiment EXP=configs/experiments/{name}.yaml "
+                    f"trains them, and python -m demo.evidence {name} records them."
                 )
             page.write(name)
         case _:
