@@ -17,6 +17,10 @@ class UserError(ValueError):
         super().__init__(re.sub(r"\S{300,}", lambda word: f"{word[0][:200]}...{word[0][-60:]}", printable(message)))
 
 
+class NotFinite(UserError):
+    """A loss or gradients of the training that are not finite."""
+
+
 class UserErrors(UserError):
     """Several mistakes, one per line."""
 

@@ -45,8 +45,8 @@ def make_objective(
         multires_discount=config.loss.multires_discount,
         input_perturbation=config.loss.input_perturbation,
     )
-    chosen = Timesteps(config.timesteps.min, config.timesteps.max, _cumulative(config, device))
-    return Objective(schedule.to(device), prediction.type, weights, Loss(config.loss.type, c), noise, chosen, dropout)
+    chosen, loss = chosen_timesteps(config, device), Loss(config.loss.type, c)
+    return Objective(schedule.to(device), prediction.type, weights, loss, noise, chosen, dropout)
 
 
 def chosen_weights(config: TrainingConfig, prediction: PredictionLike) -> torch.Tensor | None:
@@ -59,9 +59,12 @@ def chosen_weights(config: TrainingConfig, prediction: PredictionLike) -> torch.
     return loss_weights(name, make_schedule(prediction), prediction.type, gamma=gamma, **p2)
 
 
-def _cumulative(config: TrainingConfig, device: torch.device) -> torch.Tensor | None:
-    """The cumulative probabilities of the chosen timesteps (`Timesteps`)."""
-    if config.timesteps.distribution == "uniform":
-        return None
-    mean = config.timesteps.mean if config.timesteps.distribution == "logit_normal" else 0.0
-    return logit_normal(config.timesteps.max - config.timesteps.min + 1, mean, config.timesteps.std).to(device)
+def chosen_timesteps(config: TrainingConfig, device: torch.device) -> Timesteps:
+    """The timesteps that the config chose, with their cumulative probabilities on the device."""
+    section = config.timesteps
+    if section.distribution == "uniform":
+        return Timesteps(section.min, section.max)
+    mean = section.mean if section.distribution == "logit_normal" else 0.0
+    return Timesteps(
+        section.min, section.max, logit_normal(section.max - section.min + 1, mean, section.std).to(device)
+    )

@@ -22,6 +22,18 @@ class Timesteps:
     last: int = NUM_TIMESTEPS - 1
     cumulative: torch.Tensor | None = None
 
+    def probabilities(self) -> torch.Tensor:
+        """The probability of each timestep of the schedule, [T] float64 on the CPU; 0 outside of `first` to `last`."""
+        count = self.last - self.first + 1
+        found = torch.zeros(NUM_TIMESTEPS, dtype=torch.float64)
+        if self.cumulative is None:
+            found[self.first : self.last + 1] = 1 / count
+        else:
+            found[self.first : self.last + 1] = (
+                self.cumulative.double().cpu().diff(prepend=torch.zeros(1, dtype=torch.float64))
+            )
+        return found
+
 
 def draw_timesteps(batch: Draws, choice: Timesteps) -> torch.Tensor:
     """A timestep for each sample, [B] int64."""

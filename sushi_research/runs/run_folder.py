@@ -69,6 +69,8 @@ class RunFolder:
         self.scores = path / "scores.json"
         self.scores_source = path / "scores_source.json"
         self.run = path / "run.json"
+        # Of a run with the schedule range_test: that a loss or gradient that is not finite ended it.
+        self.not_finite = path / "not_finite.json"
         self._lock = lock
 
     def __enter__(self) -> RunFolder:

@@ -23,7 +23,8 @@ from sushi_research import stopping
 from sushi_research.config import TrainingConfig
 from sushi_research.config.command_line import config_to_dict
 from sushi_research.config.sets import sets_of
-from sushi_research.errors import UserError
+from sushi_research.errors import NotFinite, UserError
+from sushi_research.files import write_json
 from sushi_research.imports import importing
 from sushi_research.precision import resolve_precision
 from sushi_research.runs import launch, provenance, run_folder, tracking
@@ -117,10 +118,26 @@ def open_run(job: Job) -> Iterator[Job]:
         agree(error)
         try:
             opened = replace(job, run=run)
-            with stopping.doing(lambda: job.timings.current, lambda: what_is_kept(opened)):
+            with stopping.doing(lambda: job.timings.current, lambda: what_is_kept(opened)), noted(opened):
                 yield opened
         finally:
             run.remove_if_empty()
+
+
+@contextlib.contextmanager
+def noted(job: Job) -> Iterator[None]:
+    """A block that notes in the run folder of a range test whether a loss or gradient that is not finite ended it, and at no other
+    error. To find_learning_rate.py the first is the end of its curve."""
+    if job.run is None or not job.is_main or job.config.schedule.name != "range_test":
+        yield
+        return
+    job.run.not_finite.unlink(missing_ok=True)  # of an earlier command
+    try:
+        yield
+    except NotFinite as error:
+        with contextlib.suppress(UserError, OSError):  # the loss is what to report
+            write_json(job.run.not_finite, {"reason": str(error)})
+        raise
 
 
 def _shares_folder(config: TrainingConfig) -> UserError | None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from sushi_research.errors import UserError, first_line
+from sushi_research.errors import NotFinite, UserError, first_line
 from sushi_research.runs.checkpoint import Checkpoint, save_checkpoint
 from sushi_research.runs.job import Job
 from sushi_research.runs.metrics_file import MetricsFile
@@ -75,7 +75,7 @@ class TrainState:
             return
         self.skipped_steps += 1
         if scale <= SMALLEST_SCALE:
-            raise UserError(
+            raise NotFinite(
                 f"the gradients at step {step} overflow fp16 even at a loss scale of {scale:g}, after {self.skipped_steps - 1} "
                 "skipped steps: the last checkpoint is intact; start a new run (another --run.name) with train.precision bf16 or "
                 "fp32, or with a lower optimizer.lr."

@@ -11,7 +11,7 @@ import psutil
 import torch
 
 from sushi_research.config.sets import sets_of
-from sushi_research.errors import UserError
+from sushi_research.errors import NotFinite
 from sushi_research.runs.job import Job
 from sushi_research.training.master_weights import MasterWeights
 from sushi_research.training.run_plan import Plan
@@ -106,20 +106,20 @@ class StepMetrics:
         return self._totals[9] > 0
 
     def require_finite_loss(self, step: int) -> None:
-        """Raises UserError for a NaN or infinite loss, before it reaches the adapter. Names the files of the micro-batch."""
+        """Raises NotFinite for a NaN or infinite loss, before it reaches the adapter. Names the files of the micro-batch."""
         if torch.isfinite(torch.tensor(self._totals[:5])).all():
             return
         bad = dict.fromkeys(
             name for names, losses in self._micro_batches if not losses.isfinite().all() for name in names
         )
         where = f"with {', '.join(bad)}" if bad else "in another process"
-        raise UserError(f"the loss at step {step} is not finite, {where}: {_WHAT_TO_DO}")
+        raise NotFinite(f"the loss at step {step} is not finite, {where}: {_WHAT_TO_DO}")
 
     def values(self, plan: Plan, step: int, learning_rate: float, norm: torch.Tensor | float) -> dict[str, Any]:
         """The metrics to log. Losses are over all processes: `loss` is the minimised loss, the losses by bin are without weights.
 
         `norm` is the gradient norm before clipping, still on the device: reading it waits for the end of the step. Raises
-        UserError, before anything is saved, if it is not finite: the adapter is then corrupted. In fp16 no error is raised: the
+        NotFinite, before anything is saved, if it is not finite: the adapter is then corrupted. In fp16 no error is raised: the
         loss scaler has skipped the step.
         """
         if self._events:
@@ -127,7 +127,7 @@ class StepMetrics:
         norm = float(norm)
         is_finite = math.isfinite(norm)
         if not is_finite and self._job.precision != "fp16":
-            raise UserError(f"the gradient at step {step} is not finite: {_WHAT_TO_DO}")
+            raise NotFinite(f"the gradient at step {step} is not finite: {_WHAT_TO_DO}")
         samples = plan.global_batch_size
         seconds = time.perf_counter() - self._started
         bins = zip(self._totals[1:5], self._totals[5:9], strict=True)

@@ -46,3 +46,11 @@ def test_the_smallest_and_the_largest_number_have_timesteps():
         found = draw_timesteps(Given(ends), Timesteps(cumulative=logit_normal(1000, 0.0, std)))
         assert 0 <= found[0] <= found[1] <= 999
     assert draw_timesteps(Given(ends), Timesteps(7, 7, logit_normal(1))).tolist() == [7, 7]
+
+
+def test_the_probabilities_are_the_shares_that_are_drawn():
+    u = torch.linspace(0, 1, 200_002)[1:-1]
+    for choice in (Timesteps(cumulative=logit_normal(1000, 1.0)), Timesteps(100, 104, logit_normal(5, -0.5, 0.7))):
+        shares = torch.bincount(draw_timesteps(Given(u), choice), minlength=1000).double() / len(u)
+        torch.testing.assert_close(choice.probabilities(), shares, rtol=0, atol=2e-5)
+    assert Timesteps(998, 999).probabilities()[996:].tolist() == [0, 0, 0.5, 0.5]

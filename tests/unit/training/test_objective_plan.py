@@ -45,10 +45,38 @@ def test_the_weight_that_v_has_by_itself_is_called_none_other():
 def test_a_weighting_that_is_0_at_all_chosen_timesteps_is_refused(weighting):
     loss, v = {"weighting": weighting}, Prediction("v_prediction", zero_terminal_snr=True)
     config = SD15Training(**REQUIRED, loss=loss, timesteps={"min": 999})
-    with pytest.raises(
-        UserError, match=f"loss.weighting {weighting} is 0 at the only timesteps that are trained, 999 to 999"
-    ):
+    sentence = rf"^loss.weighting {weighting} is 0 on average over .* drawn \(999 to 999\), .*: lower timesteps.min, or"
+    with pytest.raises(UserError, match=sentence):
         objective_plan(config, v)
     assert objective_plan(config, Prediction()).weighting, "the SNR of the last timestep is above 0"
     wider = SD15Training(**REQUIRED, loss=loss, timesteps={"min": 998})
     assert objective_plan(wider, v).weighting
+
+
+NEARLY_0 = [
+    # The range has weights above 0, but only its last timestep is drawn.
+    (
+        {"snr_gamma": 5},
+        {"distribution": "logit_normal", "mean": 10, "std": 0.01},
+        "v_prediction",
+        "lower timesteps.mean",
+    ),
+    # So small that the gradients would be 0 in fp32.
+    ({"weighting": "p2", "p2_gamma": 10, "p2_k": 1000}, {}, "epsilon", "lower loss.p2_k or loss.p2_gamma"),
+    ({"weighting": "p2", "p2_gamma": 10}, {"max": 5}, "epsilon", "lower loss.p2_k or loss.p2_gamma"),
+    ({"weighting": "p2"}, {"min": 999}, "v_prediction", "lower timesteps.min"),
+]
+
+
+@pytest.mark.parametrize(("loss", "timesteps", "kind", "remedy"), NEARLY_0)
+def test_a_weighting_that_is_nearly_0_at_the_timesteps_that_are_drawn_is_refused(loss, timesteps, kind, remedy):
+    prediction = Prediction(kind, zero_terminal_snr=kind == "v_prediction")
+    with pytest.raises(
+        UserError, match=f"so nothing would be learned: {remedy}, or choose loss.weighting v_like or none"
+    ):
+        objective_plan(SD15Training(**REQUIRED, loss=loss, timesteps=timesteps), prediction)
+
+
+def test_a_small_weight_is_not_refused():
+    for loss in ({"weighting": "p2", "p2_gamma": 2, "p2_k": 1000}, {"snr_gamma": 0.001}):
+        assert objective_plan(SD15Training(**REQUIRED, loss=loss), Prediction()).weighting

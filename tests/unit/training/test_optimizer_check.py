@@ -166,6 +166,30 @@ class NeedsTheGraph(torch.optim.SGD):
         torch.autograd.grad(self.param_groups[0]["params"][0].grad.sum(), self.param_groups[0]["params"][0])
 
 
+class OneRate(torch.optim.SGD):
+    """Takes the rate of its first group for all."""
+
+    def step(self, closure=None):
+        for group in self.param_groups:
+            group["lr"] = self.param_groups[0]["lr"]
+        super().step(closure)
+
+
+def test_a_group_that_is_too_slow_to_change_says_nothing_of_its_rate():
+    """At 1e-12 the vectors of new tokens stay as they are in fp32, at half the rate too."""
+    shapes = MATRICES | {"text_encoder.new_tokens.cat": (2, 8)}
+    groups = [
+        Group(tuple(MATRICES), 1.0, "unet", "unet"),
+        Group(("text_encoder.new_tokens.cat",), 3.0, "text_encoder", "new_tokens"),
+    ]
+    for lr in (1e-12, 0.01):
+        rates = [lr * 2.0 ** (step - STEPS) for step in range(STEPS)]  # as a range test's
+        for name in ("adamw", "torch.optim.SGD"):
+            require_usable(OptimizerSection(name=name, lr=lr), shapes, rates, CPU, groups)
+    with pytest.raises(UserError, match=r"cannot train unet and new_tokens .* does not follow the .* of new_tokens"):
+        require_usable(OptimizerSection(name=f"{__name__}.OneRate", lr=0.01), shapes, [0.01] * STEPS, CPU, groups)
+
+
 REFUSED = [
     ("torch.optim.SparseAdam", {}, "fails on tensors of the adapter's shapes (SparseAdam does not support dense gradients"),
     ("torch.optim.Muon", {"shapes": CONVOLUTION}, "refuses its arguments (Muon only supports 2D parameters"),
@@ -175,9 +199,10 @@ REFUSED = [
     ("adamw", {"betas": [0.9]}, "refuses its arguments (tuple index out of range)"),
     ("adamw", {"differentiable": True}, "fails on tensors of the adapter's shapes"),
     ("ForgetsItsCount", {}, "takes other steps after its state was saved and loaded, so a run could not be resumed"),
-    ("Noisy", {"draw": "torch"}, "takes other steps after its state was saved and loaded, so"),
-    ("Noisy", {"draw": "numpy"}, "takes other steps after its state was saved and loaded, so"),
-    ("Noisy", {"draw": "python"}, "takes other steps after its state was saved and loaded, so"),
+    ("Noisy", {"draw": "torch"}, "draws from the random generator of torch in its steps, which a checkpoint does not hold, so"),
+    ("Noisy", {"draw": "numpy"}, "draws from the random generator of numpy in its steps, which a checkpoint does not hold, so"),
+    ("Noisy", {"draw": "python"}, "draws from the random generator of Python in its steps, which a checkpoint does not hold, so"),
+    ("pytorch_optimizer.DASH", {}, "draws from the random generator of torch in its steps"),  # in the first and each tenth
     ("LosesTheMode", {}, "its state was saved and loaded and eval() and train() were called, so a run could not be resumed"),
     ("Swaps", {}, "replaces the tensors or gradients"),
     ("DropsGradients", {}, "replaces the tensors or gradients"),

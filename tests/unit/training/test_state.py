@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from sushi_research.errors import UserError
+from sushi_research.errors import NotFinite, UserError
 from sushi_research.precision import make_scaler
 from sushi_research.training import optim
 from sushi_research.training.master_weights import MasterWeights
@@ -36,7 +36,7 @@ def test_gradients_that_overflow_at_every_scale_stop_the_run(bad):
         assert state.metrics() == {"skipped_steps": step}
     assert state.scaler.get_scale() == 1
     with pytest.raises(
-        UserError, match="step 17 overflow fp16 even at a loss scale of 1, after 16 skipped steps: the last"
+        NotFinite, match="step 17 overflow fp16 even at a loss scale of 1, after 16 skipped steps: the last"
     ):
         take_step(state, 17, bad)
     assert state.master_weights.parameters()[0].tolist() == [1, 1, 1]

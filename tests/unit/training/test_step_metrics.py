@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from sushi_research.config import SDXLTraining
-from sushi_research.errors import UserError
+from sushi_research.errors import NotFinite, UserError
 from sushi_research.models import sdxl
 from sushi_research.runs.job import Job
 from sushi_research.training import step_metrics
@@ -115,7 +115,7 @@ def test_a_loss_that_is_not_finite_names_the_step_and_the_files_once(bad):
     metrics = two_micro_batches()
     micro_batch(metrics, [1.0, bad, 1.0], [2, 2, 2], ("e.png", "f.png", "e.png"))
     metrics.sum_over_processes(master_weights(), stop=0, waited=0.0)
-    with pytest.raises(UserError, match=r"the loss at step 9 is not finite, with e\.png, f\.png: ") as caught:
+    with pytest.raises(NotFinite, match=r"the loss at step 9 is not finite, with e\.png, f\.png: ") as caught:
         metrics.require_finite_loss(9)
     assert "\n" not in str(caught.value)
 
@@ -123,7 +123,7 @@ def test_a_loss_that_is_not_finite_names_the_step_and_the_files_once(bad):
 def test_a_loss_that_is_not_finite_elsewhere_stops_this_process_too():
     metrics = two_micro_batches(world=2, reduce=lambda flat, _: flat + float("nan"))
     metrics.sum_over_processes(master_weights(), stop=0, waited=0.0)
-    with pytest.raises(UserError, match="not finite, in another process: "):
+    with pytest.raises(NotFinite, match="not finite, in another process: "):
         metrics.require_finite_loss(9)
 
 
@@ -147,7 +147,7 @@ def test_a_finite_loss_passes():
 def test_a_gradient_that_is_not_finite_stops_all_but_fp16(norm):
     metrics = two_micro_batches()
     metrics.sum_over_processes(master_weights(), stop=0, waited=0.0)
-    with pytest.raises(UserError, match="the gradient at step 9 is not finite: "):
+    with pytest.raises(NotFinite, match="the gradient at step 9 is not finite: "):
         metrics.values(PLAN, 9, 1e-4, norm)
     in_fp16 = two_micro_batches(precision="fp16")
     in_fp16.sum_over_processes(master_weights(), stop=0, waited=0.0)
