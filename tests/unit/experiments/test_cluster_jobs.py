@@ -14,9 +14,10 @@ import psutil
 import pytest
 from fake_trainings import experiment_of, wait_for, work_of
 
-from sushi_research.experiments import cells, cluster_jobs, slurm_jobs
+from sushi_research.experiments import cells, cluster_jobs, job_signals, slurm_jobs
 from sushi_research.experiments.cluster_jobs import ClusterJobs
 from sushi_research.experiments.experiment import Planned
+from sushi_research.experiments.run_command import IN_JOB
 from sushi_research.experiments.run_work import Outcome, record_of, record_path
 
 
@@ -122,6 +123,18 @@ def test_states_are_those_of_sacct(tmp_path, monkeypatch):
     assert slurm_jobs.states_of(["7"]) == {}
 
 
+def test_a_signal_that_was_held_back_is_taken_and_only_the_first(monkeypatch):
+    monkeypatch.setenv(IN_JOB, "local")
+    came = []
+    with job_signals.held_back():
+        signal.raise_signal(signal.SIGINT)
+        assert came == []
+        with job_signals.taken(came.append):
+            assert came == [signal.SIGINT]
+            signal.raise_signal(signal.SIGHUP)
+    assert came == [signal.SIGINT]
+
+
 def test_after_ctrl_c_a_job_of_this_machine_saves_and_is_stopped(planned, tmp_path):
     """The terminal sends SIGINT to all processes, and submitit's own would kill the job after a second."""
     pytest.importorskip("submitit")
@@ -130,12 +143,14 @@ def test_after_ctrl_c_a_job_of_this_machine_saves_and_is_stopped(planned, tmp_pa
     with ClusterJobs(experiment_of(tmp_path, cluster="local", slurm={"timeout_min": 2})) as jobs:
         jobs.start(planned, trains=True)
         wait_for(work.folder / "begun")
-        controller = psutil.Process(int(jobs._running["one"].job_id))
+        job = jobs._running["one"]
+        controller = psutil.Process(int(job.job_id))
         for process in (controller, *controller.children()):
             process.send_signal(signal.SIGINT)
         jobs.stop(signal.SIGINT)
         while not (found := jobs.ended(1.0)):
             assert time.monotonic() < begun + 60
+    assert job._process.wait(30) == 0, "submitit's process was interrupted, and would kill the job"
     [(_, outcome)] = found
     assert outcome.is_stopped and (outcome.reason, outcome.further) == ("exit status 143: saved", True)
     assert record_of(work.logs, "one").state == "stopped" and not jobs._running
