@@ -36,10 +36,10 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--picture", help="--measure, with the picture in this .png file")
     parser.add_argument(
-        "--held-out", help="a folder of images to measure on, if the run holds none out (evaluation.path)"
+        "--held-out", help="--measure on the images of this folder, if the run holds none out (evaluation.path)"
     )
     config = parser.parse_args(arguments)
-    config.measure = config.measure or config.picture is not None
+    config.measure = config.measure or config.picture is not None or config.held_out is not None
     if config.length is None and not config.measure:
         parser.error("no length: give some with --length, or --measure")
     config.length = config.length or [float(length) for length in LENGTHS.split()]
@@ -90,11 +90,24 @@ def main(config: argparse.Namespace) -> int:
         if config.output is None:  # only one process may write to a run's folder at a time
             stack.enter_context(open_run_folder(run.path.parent, run.name))
         kept = snapshots.read(run, config.step)
+        if config.step is None:
+            note_end(run, kept[-1].step)
         weights = {average_lengths.NO_AVERAGE: weights_of(run, settings, kept[-1].step)} if config.measure else {}
         files = write(run, config, settings, kept)
         if config.measure:
             measure(run, config, weights | files)
     return 0
+
+
+def note_end(run: RunFolder, step: int) -> None:
+    """Prints a note if the run finished after `step`, that of its last snapshot."""
+    finished = None
+    with contextlib.suppress(UserError):
+        finished = (run.record() or {}).get("finished_at")
+    if finished is not None and step < finished:
+        say(
+            f"note: {run.averages} has no snapshot of step {finished}, at which the run finished: the averages end at step {step}"
+        )
 
 
 def weights_of(run: RunFolder, settings: dict[str, Any], step: int) -> Path:

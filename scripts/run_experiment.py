@@ -46,9 +46,9 @@ ROOT = Path(__file__).resolve().parents[1]
 def main(experiment: Experiment) -> int:
     """Trains and scores what is not done, then compares; returns 0, 1 if any of it failed, or 128 + the signal that stopped it."""
     with stopping.doing("planning", "no run was started; the same command again begins"):
+        planned = plan(experiment)  # so a sweep is written only of what can be trained
         if experiment.write_sweep is not None:
             return write_sweep(experiment, new_file(experiment.write_sweep, "", "write_sweep"))
-        planned = plan(experiment)
         found = cells.cells_of(experiment, planned)
         if experiment.status:
             say(*cells.table(found))

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
 from sushi_research.errors import UserError
+from sushi_research.experiments import slurm_jobs
 from sushi_research.experiments.experiment import Planned, scores_state, state_of
 from sushi_research.experiments.experiment_file import Experiment
 from sushi_research.experiments.run_command import last_line
-from sushi_research.experiments.run_work import LOGS, claim_of, record_of
+from sushi_research.experiments.run_work import LOGS, LaunchRecord, claim_of, record_of
 from sushi_research.runs.folder_lock import is_locked
 from sushi_research.runs.run_folder import RunFolder
 
@@ -48,21 +50,45 @@ def cells_of(experiment: Experiment, planned: Sequence[Planned]) -> list[Cell]:
     """The runs as they are now, from what is on the disk; nothing is written. UserError for a folder of another run."""
     logs = Path(experiment.folder) / LOGS
     found = []
+    read = {run.name: record_of(logs, run.name) for run in planned}
+    jobs = {name: record.job for name, record in read.items() if record is not None and _may_be_in_job(logs, record)}
+    states = slurm_jobs.states_of(set(jobs.values()))
     for run in planned:
-        todo, record = todo_of(experiment, run), record_of(logs, run.name)
+        todo, record = todo_of(experiment, run), read[run.name]
         cell = Cell(run, DONE if todo == "done" else WAITING, todo)
-        # The locks of another machine cannot be seen everywhere.
-        is_in_job = record is not None and record.state == RUNNING and record.job is not None
-        if is_locked(run.folder) or is_locked(claim_of(logs, run.name)) or (is_in_job and todo != "done"):
-            cell.state = RUNNING
-        elif cell.state != DONE and record is not None and record.state in (FAILED, QUEUED):
-            cell.state = record.state
+        is_here = is_locked(run.folder) or is_locked(claim_of(logs, run.name))
+        cell.state = RUNNING if is_here else cell.state
         if record is not None and cell.state != DONE:
             cell.reason = record.reason if cell.state != RUNNING else ""
             cell.where, cell.launches = record.where, record.launches
             cell.is_unscored = todo == "to score" and record.state == DONE and bool(record.reason)
+            if not is_here and record.state == FAILED:
+                cell.state = FAILED
+            elif not is_here and run.name in jobs:
+                _look_up(cell, record, states.get(record.job))
         found.append(cell)
     return found
+
+
+def _may_be_in_job(logs: Path, record: LaunchRecord) -> bool:
+    return record.state in (RUNNING, QUEUED) and record.job is not None and slurm_jobs.is_submitted(logs, record.job)
+
+
+def _look_up(cell: Cell, record: LaunchRecord, state: str | None) -> None:
+    """How a run stands that is a job by its record, and whose locks are not seen: those of another machine are not seen everywhere.
+
+    `state` is SLURM's, None if it has none.
+    """
+    is_of_here = record.where.partition(",")[0] == socket.gethostname()
+    if state in slurm_jobs.ALIVE:
+        cell.state = record.state
+    elif state is not None:
+        cell.reason = f"job {record.job} has ended ({state})"
+    elif record.state == QUEUED or not is_of_here:
+        cell.state = record.state
+        cell.where += f" (by its record{f', since {record.began}' if record.began else ''})"
+    if cell.state == RUNNING:
+        cell.reason = ""
 
 
 def todo_of(experiment: Experiment, run: Planned) -> str:

@@ -1,17 +1,23 @@
 """Runs as jobs of a SLURM cluster, through submitit; or, to try that out, as jobs of this machine by its local executor.
 
 A job trains and scores one run (`RunWork`). When the cluster takes its place (preemption, or the end of its time), the training
-saves, and the same job is queued again. Ctrl-C leaves the jobs; the same command again waits for them.
+saves, and the same job is queued again. Ctrl-C leaves the jobs of a cluster, and the same command again waits for them; jobs of
+this machine save and end.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import signal
 import time
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from sushi_research.errors import UserError, first_line
+from sushi_research.experiments import job_signals, slurm_jobs
 from sushi_research.experiments.cells import QUEUED
 from sushi_research.experiments.experiment import Planned
 from sushi_research.experiments.experiment_file import Experiment
@@ -21,8 +27,8 @@ from sushi_research.files import make_folder, write_json
 
 # How often a job may reach the end of its time before it counts as failed. It goes further each time.
 MOST_TIMEOUTS = 20
-# States of sacct in which a job will still do its work.
-_ALIVE = ("PENDING", "RUNNING", "REQUEUED", "SUSPENDED", "COMPLETING", "CONFIGURING", "PREEMPTED", "RESIZING")
+# In the command line of the process of a job of this machine.
+_TASK = "submitit.core._submit"
 
 
 class ClusterJobs:
@@ -33,15 +39,21 @@ class ClusterJobs:
 
     def __init__(self, experiment: Experiment) -> None:
         self._experiment, self._logs = experiment, Path(experiment.folder) / LOGS
-        self._executor = executor_of(experiment, self._logs / "jobs")
+        self._executor = executor_of(experiment, self._logs / slurm_jobs.JOBS)
         self._running: dict[str, Any] = {}
+        self._settled: set[str] = set()  # the jobs whose outcome was taken
+        self._signal = 0
+        self._asked: set[int] = set()  # the processes that were asked to stop
         self.outlive = experiment.cluster == "slurm"
 
     def __enter__(self) -> ClusterJobs:
         return self
 
     def __exit__(self, *error: object) -> None:
-        pass
+        if error[0] is not None:  # nobody is left to look after those of this machine
+            self.stop(signal.SIGTERM)
+        while self._running and not self.outlive:
+            self.ended(1.0)
 
     def has_room(self) -> bool:
         """Whether another job may be submitted."""
@@ -65,7 +77,8 @@ class ClusterJobs:
         before = record_of(self._logs, run.name)
         launches = before.launches if before else 0
         try:
-            job = self._executor.submit(work)
+            with job_signals.held_back():
+                job = self._executor.submit(work)
         except Exception as error:  # of submitit, of sbatch, of the system
             raise UserError(
                 f"the job of {run.name} cannot be submitted ({first_line(error)}): correct slurm, or give jobs, so that fewer are "
@@ -73,7 +86,8 @@ class ClusterJobs:
             ) from None
         record = record_of(self._logs, run.name)
         if record is None or record.began is None or record.launches == launches:  # it has not begun yet
-            content = {"state": QUEUED, "job": job.job_id, "where": f"job {job.job_id}", "launches": launches}
+            content = {"state": QUEUED, "where": f"job {job.job_id}", "launches": launches}
+            content["job"] = job.job_id if self.outlive else None  # the number of a process is none of SLURM's
             write_json(record_path(self._logs, run.name), content)
         self._running[run.name] = job
         return f"job {job.job_id}"
@@ -82,29 +96,52 @@ class ClusterJobs:
         """(name, outcome) of the runs whose job has ended, after waiting at most so long for one."""
         until = time.monotonic() + seconds
         while not (names := [name for name, job in self._running.items() if job.done()]) and time.monotonic() < until:
+            self._ask()
             time.sleep(0.1)
-        return [(name, outcome_of(self._running.pop(name))) for name in names]
+        return [(name, self._outcome(self._running.pop(name))) for name in names]
 
     def stop(self, number: int) -> None:
         """Leaves the jobs to the cluster; those of this machine are asked to save and stop. Called by signal handlers."""
-        for job in self._running.values():
-            if not self.outlive:
-                job.cancel()
+        self._signal = self._signal or number
+        self._ask()
 
     def left(self) -> list[str]:
         """The numbers of the jobs that are not waited for any more."""
         return [job.job_id for job in self._running.values()] if self.outlive else []
 
+    def _ask(self) -> None:
+        """Once stopped, asks the jobs of this machine to save and stop, each once, and one that is being started when it is there.
+
+        submitit's own process is not asked: it would kill the job after a second.
+        """
+        for job in list(self._running.values()) if self._signal and not self.outlive else []:
+            with contextlib.suppress(psutil.Error):
+                for process in psutil.Process(int(job.job_id)).children(recursive=True):
+                    with contextlib.suppress(psutil.Error):
+                        if process.pid not in self._asked and _TASK in process.cmdline():
+                            self._asked.add(process.pid)
+                            process.send_signal(signal.SIGINT)
+
+    def _outcome(self, job: Any) -> Outcome:
+        self._settled.add(job.job_id)
+        if self._signal and not self.outlive and not job.paths.result_pickle.exists():  # it was still starting
+            return Outcome(-self._signal, f"signal {self._signal}", is_stopped=True)
+        return outcome_of(job)
+
     def _earlier(self, name: str) -> Any:
-        """The job of an earlier command for the run, if the cluster still has it."""
+        """The job of an earlier command for the run, if the cluster still has it and it has no result yet.
+
+        SLURM calls a job running for a while after its work has ended.
+        """
         record = record_of(self._logs, name)
-        if not self.outlive or record is None or record.job is None:
+        if not self.outlive or record is None or record.job is None or record.job in self._settled:
             return None
         import submitit
 
-        job = submitit.SlurmJob(self._logs / "jobs", record.job)
-        state = str(job.get_info(mode="force").get("State", "")).partition(" ")[0].rstrip("+")
-        return job if state in _ALIVE else None
+        job = submitit.SlurmJob(self._logs / slurm_jobs.JOBS, record.job)
+        if not slurm_jobs.is_submitted(self._logs, record.job) or job.paths.result_pickle.exists():
+            return None
+        return job if slurm_jobs.states_of([record.job]).get(record.job) in slurm_jobs.ALIVE else None
 
 
 def executor_of(experiment: Experiment, folder: Path) -> Any:

@@ -30,11 +30,13 @@ IN_JOB = "SUBMITIT_EXECUTOR"
 class RunCommand:
     """Runs one command after the other. What they write goes to this terminal, or to the end of `log`.
 
-    `signal` is that of the first `stop`, 0 if there was none: after it nothing more is started.
+    `signal` is that of the first `stop`, 0 if there was none: after it nothing more is started, and the status is that of a process
+    that the signal ended. `inherited` are descriptors that the commands keep open, as long as they live.
     """
 
     def __init__(self, log: Path | None) -> None:
         self.signal = 0
+        self.inherited: tuple[int, ...] = ()
         self._log = log
         self._process: subprocess.Popen[bytes] | None = None
         self._has_launcher = True
@@ -47,7 +49,7 @@ class RunCommand:
         `has_launcher`: whether the command is a launcher, whose children are the training. UserError if it cannot be started.
         """
         if self.signal:
-            return 1, ""
+            return -self.signal, ""
         if self._log is None:
             return self._start(command, "is accelerate installed?", environment, has_launcher).wait(), ""
         with self._appended() as log:
@@ -59,7 +61,7 @@ class RunCommand:
     def judge(self, command: Sequence[str], environment: Mapping[str, str]) -> tuple[int, str]:
         """Runs any command; returns its exit status and the last line of its output. UserError if it cannot be started."""
         if self.signal:
-            return 1, ""
+            return -self.signal, ""
         options = {"has_launcher": False, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
         process = self._start(command, "check its path", environment, **options)
         heard: list[bytes] = []
@@ -111,7 +113,11 @@ class RunCommand:
         try:
             # In its own session: otherwise Ctrl-C would kill the launcher, and we could not wait for the script.
             self._process = subprocess.Popen(
-                [*guard, *command], start_new_session=True, env={**os.environ, **environment}, **options
+                [*guard, *command],
+                start_new_session=True,
+                env={**os.environ, **environment},
+                pass_fds=() if os.name == "nt" else self.inherited,
+                **options,
             )
         except (OSError, ValueError) as error:  # ValueError: what no argument can hold, such as a zero byte
             reason = getattr(error, "strerror", None) or error

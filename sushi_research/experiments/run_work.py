@@ -1,7 +1,8 @@
 """The work on one run of an experiment: it is trained, then scored. A thread of this process or a job of a cluster calls it.
 
 In `logs` of the experiment's folder each run has its output (NAME.log), unless that is on the terminal, and a record of its last
-launch (NAME.json). Whoever works on a run has its claim locked (NAME.lock), so that several commands can share an experiment.
+launch (NAME.json). Whoever works on a run has its claim locked (NAME.lock), so that several commands can share an experiment. The
+processes of the work hold the claim too: one that outlives a killed experiment is not started a second time beside itself.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sushi_research.errors import UserError
-from sushi_research.experiments import scoring
+from sushi_research.experiments import job_signals, scoring, slurm_jobs
 from sushi_research.experiments.run_command import RunCommand
 from sushi_research.files import make_folder, write_json, writing
 from sushi_research.runs import records
-from sushi_research.runs.folder_lock import is_locked, try_lock
+from sushi_research.runs.folder_lock import is_locked, try_lock, unlock
 from sushi_research.runs.run_folder import RunFolder
 from sushi_research.terminal import say
 
@@ -52,7 +53,8 @@ class Outcome:
     """How the work on a run ended. `status`: the exit status of its training, 0 if it has finished; `reason`: why not.
 
     `further`: whether a failed training has come further than before. `unscored`: why a finished run has no scores. `seconds` of
-    training. `is_busy`: another command works on the run, so nothing was done.
+    training. `is_busy`: another command works on the run, so nothing was done. `is_stopped`: it was asked to stop, and has; neither
+    what had finished by then nor what failed for another reason was stopped.
     """
 
     status: int = 0
@@ -61,6 +63,7 @@ class Outcome:
     unscored: str = ""
     seconds: float = 0.0
     is_busy: bool = False
+    is_stopped: bool = False
 
 
 @dataclass
@@ -94,15 +97,13 @@ class RunWork:
         """Trains and scores the run, unless another command does. Raises no UserError: it is the outcome's reason."""
         try:
             make_folder(self.logs)
-            with claimed(claim_of(self.logs, self.name)) as is_mine:
-                if not is_mine or is_locked(self.folder):
+            with job_signals.taken(self.stop), claimed(claim_of(self.logs, self.name)) as claim:
+                if claim is None or is_locked(self.folder):
                     return Outcome(is_busy=True)
+                self._processes.inherited = (claim,)
                 return self._done()
         except UserError as error:
             return Outcome(USER_ERROR, str(error))
-        except KeyboardInterrupt:  # a job is cancelled
-            self.stop(signal.SIGINT)
-            raise
 
     def stop(self, number: int) -> None:
         """Asks what is running to stop; nothing more is started."""
@@ -122,11 +123,11 @@ class RunWork:
         self._note("running")
         try:
             outcome = self._trained()
-            if not outcome.status and not outcome.is_busy and not self._processes.signal:
-                outcome = replace(outcome, unscored=self._scored())
+            if not outcome.status and not outcome.is_busy:
+                outcome = self._scored(outcome)
         except UserError as error:
             outcome = Outcome(USER_ERROR, str(error))
-        if self._processes.signal or outcome.is_busy:
+        if outcome.is_stopped or outcome.is_busy:
             self._note("stopped", ended=now())
         elif outcome.status:
             self._note("failed", ended=now(), reason=outcome.reason)
@@ -147,23 +148,42 @@ class RunWork:
             return Outcome(is_busy=True)
         how = f"exit status {status}" if status > 0 else f"signal {-status}"
         reason = f"{how}: {said}" if said else how
-        return Outcome(status, reason, further=last_checkpoint(self.folder) > reached)
+        further = last_checkpoint(self.folder) > reached
+        return Outcome(status, reason, further, is_stopped=self._is_stopped(status))
 
-    def _scored(self) -> str:
-        """Has the run scored if that is asked for and not done yet; returns why it has no scores, "" if it has."""
+    def _is_stopped(self, status: int) -> bool:
+        """Whether a command with this exit status has ended because of `stop`: by a signal, or after one (128 + its number)."""
+        return bool(self._processes.signal) and (status < 0 or 128 < status < 128 + signal.NSIG)
+
+    def _scored(self, outcome: Outcome) -> Outcome:
+        """Has the run scored if that is asked for and not done yet; returns the outcome with why it has no scores."""
         folder = RunFolder(self.folder, None)
         if self.score is None or scoring.is_scored(folder, self.score):
-            return ""
+            return outcome
+        if self._processes.signal:
+            return replace(outcome, unscored=f"{self.name} has no scores: it was stopped before", is_stopped=True)
+        statuses = []
+
+        def judged(words: Sequence[str]) -> tuple[int, str]:
+            status, said = self._processes.judge(words, self.environment)
+            statuses.append(status)
+            return status, said
+
         if self.on_terminal:
             say(f"scoring {self.name}")
         try:
-            scoring.score(folder, self.score, lambda words: self._processes.judge(words, self.environment))
+            scoring.score(folder, self.score, judged)
         except UserError as error:
-            return str(error)
-        return ""
+            return replace(outcome, unscored=str(error), is_stopped=any(map(self._is_stopped, statuses)))
+        return outcome
 
     def _note(self, state: str, **values: Any) -> None:
-        known = {"launches": self._launches, "began": self._began, "job": job_id(), "where": self.where or place()}
+        known = {
+            "launches": self._launches,
+            "began": self._began,
+            "job": job_of(self.logs),
+            "where": self.where or place(self.logs),
+        }
         write_json(record_path(self.logs, self.name), {"state": state, **known, **values})
 
 
@@ -191,12 +211,19 @@ def record_of(logs: Path, name: str) -> LaunchRecord | None:
 
 
 @contextlib.contextmanager
-def claimed(path: Path) -> Iterator[bool]:
-    """Whether this process has locked the file for the block. True too where files cannot be locked: the run's own lock is left."""
+def claimed(path: Path) -> Iterator[int | None]:
+    """The descriptor of the file, which is locked for the block; None if another process has it locked.
+
+    Where files cannot be locked it is not: the run's own lock is left.
+    """
     with writing("write", path):
         file = open(path, "ab")  # noqa: SIM115
     with file:
-        yield os.name == "nt" or try_lock(file.fileno()) is not False
+        is_taken = os.name != "nt" and try_lock(file.fileno()) is False
+        try:
+            yield None if is_taken else file.fileno()
+        finally:
+            unlock(file.fileno())  # closing it would not, if a command has left something running
 
 
 def last_checkpoint(folder: Path) -> int:
@@ -205,14 +232,16 @@ def last_checkpoint(folder: Path) -> int:
     return max((int(match[1]) for name in names if (match := re.fullmatch(r"step-(\d{1,18})", name))), default=-1)
 
 
-def job_id() -> str | None:
-    """The number of the cluster's job that this process is in."""
-    return os.environ.get("SLURM_JOB_ID")
+def job_of(logs: Path) -> str | None:
+    """The number of the experiment's SLURM job that this process is; None in an allocation of the user's own."""
+    job = os.environ.get("SLURM_JOB_ID")
+    return job if job and slurm_jobs.is_submitted(logs, job) else None
 
 
-def place() -> str:
-    """This machine, and the job that this process is in."""
-    return f"{socket.gethostname()}{f', job {job_id()}' if job_id() else ''}"
+def place(logs: Path) -> str:
+    """This machine, and the experiment's SLURM job that this process is."""
+    job = job_of(logs)
+    return f"{socket.gethostname()}{f', job {job}' if job else ''}"
 
 
 def now() -> str:

@@ -165,8 +165,8 @@ class Scheduler:
     def _settle(self, cell: Cell, outcome: Outcome) -> None:
         """Notes how the work on a run has ended, and whether it is to be done again."""
         cell.is_unscored = False
-        if self.signal:
-            cell.state = WAITING
+        if self.signal and (outcome.is_busy or outcome.is_stopped):
+            cell.state, cell.todo = WAITING, todo_of(self._experiment, cell.run)
             self._stopped += [] if outcome.is_busy else [cell]
         elif outcome.is_busy:
             cell.launches -= 1
@@ -180,18 +180,21 @@ class Scheduler:
             if outcome.seconds:
                 self._spent.append(outcome.seconds)
             if outcome.unscored:
-                self._screen.say(f"{outcome.unscored}; continuing with the others", file=sys.stderr)
+                self._screen.say(f"{outcome.unscored}; {self._then()}", file=sys.stderr)
             elif not self._jobs.is_alone:
                 self._screen.say(stamped(f"{cell.name} is done, in {minutes(outcome.seconds)}"))
 
     def _settle_failure(self, cell: Cell, outcome: Outcome) -> None:
         cell.failures = 0 if outcome.further else cell.failures + 1
         cell.reason = outcome.reason
-        is_again = outcome.status != USER_ERROR and cell.failures <= self._experiment.retries
+        is_again = outcome.status != USER_ERROR and cell.failures <= self._experiment.retries and not self.signal
         cell.state = WAITING if is_again else FAILED
         log = "" if self._jobs.is_alone else f"; its output is in {self._experiment.folder}/{LOGS}/{cell.name}.log"
-        then = "it is launched again" if is_again else "continuing with the others"
+        then = "it is launched again" if is_again else self._then()
         self._screen.say(f"{cell.name} failed ({outcome.reason}){log}; {then}", file=sys.stderr)
+
+    def _then(self) -> str:
+        return "the same command again tries it" if self.signal else "continuing with the others"
 
 
 def _has_begun(cell: Cell) -> bool:

@@ -33,7 +33,8 @@ def sweep_of(experiment: Experiment) -> dict[str, Any]:
     parameters[sweep_files.SEED] = {"values": list(experiment.seeds)}
     words = [word for config in experiment.configs for word in ("--config", config)]
     for key, value in identity.flatten(experiment.settings).items():
-        words.append(f"--{key}={value if isinstance(value, str) else json.dumps(value)}")
+        if key not in parameters:  # which take its place
+            words.append(f"--{key}={value if isinstance(value, str) else json.dumps(value)}")
     cap = {} if experiment.samples is None else {"run_cap": experiment.samples * len(experiment.seeds)}
     return {
         "name": experiment.title,

@@ -155,6 +155,13 @@ def try_lock(descriptor: int) -> bool | None:
     raise AssertionError
 
 
+def unlock(descriptor: int) -> None:
+    """Releases a lock that `try_lock` took, also for processes that have inherited the descriptor."""
+    if fcntl is not None:
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
+
+
 def _holder(path: Path) -> str:
     """Who holds the lock, by the note; it may have been removed."""
     try:

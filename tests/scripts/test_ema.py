@@ -165,10 +165,21 @@ def test_a_run_in_pieces_keeps_the_averages_of_its_weights(trainer, evaluated, c
         with pytest.raises(UserError, match=sentence):
             reconstruct.main(reconstruct.parse(words))
 
+    # Without the snapshots of the last step, the averages end before it, and a note says so.
+    capsys.readouterr()
+    for path in (folder / "ema").glob("000007-*"):
+        path.unlink()
+    note = f"note: {folder / 'ema'} has no snapshot of step 7, at which the run finished: the averages end at step 6"
+    for words, is_noted in (([], True), (["--step", "6"], False)):
+        assert reconstruct.main(reconstruct.parse([str(folder), "--length", "0.1", *words])) == 0
+        printed = capsys.readouterr().out
+        assert (note in printed) == is_noted and "length 0.1 at step 6, from 4 snapshots" in printed
+
 
 def test_the_command_line(architecture, capsys):
     parse = script("reconstruct_ema").parse
     assert parse(["runs/a", "--measure"]).length == [0.03, 0.05, 0.075, 0.1, 0.15, 0.2]
+    assert parse(["runs/a", "--held-out", "photos"]).measure and not parse(["runs/a", "--length", "0.1"]).measure
     with pytest.raises(SystemExit):
         parse(["runs/a"])
     assert "error: no length: give some with --length, or --measure" in capsys.readouterr().err

@@ -172,6 +172,16 @@ def test_a_searched_page_says_so_and_a_sweep_is_written(file, tmp_path, monkeypa
         assert not (tmp_path / "runs").exists()
         sweep = yaml.safe_load(written.read_text())
         assert sweep["method"] == {"grid": "grid", "search": "random"}[name] and "lora.rank" in sweep["parameters"]
+    for grid, words in (
+        ({"lora": {"rank": 8}}, "grid: lora.rank is 8: give a list of the values to try"),
+        ({"lora": {"targets": "kohya"}}, "grid: lora.targets is 'kohya': give a list"),
+        ({"lora": {"rnk": [1, 2]}}, "lora.rnk"),
+    ):
+        other = tmp_path / "other.yaml"
+        other.write_text(yaml.safe_dump({**content, "variants": {}, "grid": grid}))
+        with pytest.raises(UserError, match=words):
+            SCRIPT.main(read(other, "--write_sweep", str(tmp_path / "other_sweep.yaml")))
+    assert not (tmp_path / "other_sweep.yaml").exists()
     with pytest.raises(UserError, match="write_sweep: .* exists already"):  # such as the experiment itself
         SCRIPT.main(read(file, "--write_sweep", str(file)))
     assert SCRIPT.main(read(file, "--status")) == 0

@@ -2,52 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
+import os
 import signal
-import sys
 import threading
 import time
 from pathlib import Path
 
 import psutil
 import pytest
+from fake_trainings import TRAINING, experiment_of, wait_for, work_of
 
 from sushi_research.errors import UserError
 from sushi_research.experiments.cluster_jobs import ClusterJobs, executor_of
 from sushi_research.experiments.experiment import Planned
-from sushi_research.experiments.experiment_file import Experiment
-from sushi_research.experiments.run_work import RunWork, claim_of, log_of, record_of
-
-# Stands for a training: it runs until it is asked to stop, and then saves and ends; launched again, it finishes.
-TRAINING = """
-import os, pathlib, signal, sys, time
-folder = pathlib.Path(sys.argv[1])
-def save(*_):
-    (folder / "checkpoints/step-00000004").mkdir(parents=True)
-    print("saved", flush=True)
-    sys.exit(143)
-signal.signal(signal.SIGTERM, save)
-(folder / "gpus").write_text(os.environ.get("CUDA_VISIBLE_DEVICES", "all"))
-if (folder / "checkpoints").is_dir():
-    print("finished")
-    sys.exit(0)
-(folder / "begun").touch()
-time.sleep(60)
-"""
-
-
-def work_of(tmp_path: Path, code: str = TRAINING, **options) -> RunWork:
-    folder = tmp_path / "runs/one"
-    folder.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-c", code, str(folder)]
-    return RunWork("one", folder, tmp_path / "runs/logs", command, None, **options)
-
-
-def wait_for(path: Path) -> None:
-    until = time.monotonic() + 60
-    while not path.exists():
-        assert time.monotonic() < until, f"{path} does not come"
-        time.sleep(0.02)
+from sushi_research.experiments.run_work import claim_of, log_of, record_of
+from sushi_research.runs.folder_lock import is_locked
 
 
 def test_a_training_is_stopped_and_goes_on(tmp_path):
@@ -67,6 +38,68 @@ def test_a_training_is_stopped_and_goes_on(tmp_path):
     assert (again.status, again.reason) == (0, "") and again.seconds > 0
     assert log_of(work.logs, "one").read_text() == "saved\nfinished\n"
     assert (record_of(work.logs, "one").state, record_of(work.logs, "one").launches) == ("done", 2)
+
+
+@pytest.mark.parametrize(
+    ("status", "score", "stopped", "state"),
+    [
+        (143, None, True, "stopped"),
+        (0, None, False, "done"),
+        (0, "judge {run}", True, "stopped"),
+        (1, None, False, "failed"),
+    ],
+)
+def test_what_ended_by_itself_while_it_was_asked_to_stop_is_not_stopped(tmp_path, status, score, stopped, state):
+    work = work_of(tmp_path, TRAINING.replace("sys.exit(143)", f"sys.exit({status})"))
+    work.score, found = score, []
+    thread = threading.Thread(target=lambda: found.append(work()))
+    thread.start()
+    wait_for(work.folder / "begun")
+    work.stop(signal.SIGINT)
+    thread.join()
+    record = record_of(work.logs, "one")
+    assert (found[0].status, found[0].is_stopped, record.state) == (status, stopped, state)
+    assert record.reason == ("exit status 1: saved" if status == 1 else "")
+
+
+def test_work_that_was_stopped_before_it_began_is_stopped(tmp_path):
+    work = work_of(tmp_path)
+    work.stop(signal.SIGTERM)
+    outcome = work()
+    assert outcome.is_stopped and outcome.status and record_of(work.logs, "one").state == "stopped"
+    assert not (work.folder / "begun").exists()
+
+
+def test_what_a_killed_experiment_leaves_running_keeps_the_claim(tmp_path):
+    """A second command would start the same beside it."""
+    work = work_of(tmp_path)
+    if not (experiment := os.fork()):
+        with contextlib.suppress(BaseException):
+            work()
+        os._exit(0)
+    wait_for(work.folder / "begun")
+    [training] = psutil.Process(experiment).children()
+    os.kill(experiment, signal.SIGKILL)
+    os.waitpid(experiment, 0)
+    try:
+        assert is_locked(claim_of(work.logs, "one")) and work_of(tmp_path)().is_busy
+    finally:
+        training.kill()
+    until = time.monotonic() + 30
+    while is_locked(claim_of(work.logs, "one")):
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+def test_what_a_command_leaves_running_does_not_keep_the_claim(tmp_path):
+    work = work_of(tmp_path)
+    work.command = ["sh", "-c", f"sleep 60 & echo $! > {work.folder}/left"]
+    assert work().status == 0
+    left = int((work.folder / "left").read_text())
+    try:
+        assert psutil.pid_exists(left) and not is_locked(claim_of(work.logs, "one"))
+    finally:
+        os.kill(left, signal.SIGKILL)
 
 
 def test_a_failure_has_its_reason(tmp_path):
@@ -99,17 +132,6 @@ os._exit(2)"""
     outcome = work_of(tmp_path, code.format(str(tmp_path / "runs/one")))()
     assert (outcome.is_busy, outcome.status) == (True, 0)
     assert record_of(tmp_path / "runs/logs", "one").state == "stopped"
-
-
-def experiment_of(tmp_path: Path, **options) -> Experiment:
-    return Experiment(
-        title="t",
-        script="scripts/train_sd15_lora.py",
-        configs=["base.yaml"],
-        variants={"a": {}},
-        folder=str(tmp_path / "runs"),
-        **options,
-    )
 
 
 def test_a_job_that_loses_its_place_saves_and_is_queued_again(tmp_path, monkeypatch):

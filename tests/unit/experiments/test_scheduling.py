@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Callable
 
 import pytest
@@ -106,6 +107,19 @@ def test_a_failed_run_is_launched_again_after_the_others_while_it_comes_further(
     second = Scripted({})
     assert all(cell.state == "done" for cell in worked(experiment, second).values())
     assert second.started == ["a", "b", "c"] and worked(experiment, third := Scripted({})) and third.started == []
+
+
+def test_a_run_that_ends_while_it_is_asked_to_stop_is_what_it_is(experiment, capsys):
+    """Done, or failed, and only else stopped; none is launched again."""
+    ends = {"b": [Outcome(1, "exit status 1: boom")], "c": [Outcome(143, "exit status 143", is_stopped=True)]}
+    jobs = Scripted(ends, room=3)
+    jobs.at_look = lambda: signal.raise_signal(signal.SIGTERM) if jobs.looks == 1 else None
+    cells_found = cells.cells_of(experiment, plan(experiment))
+    scheduler = scheduling.Scheduler(experiment, cells_found, jobs)
+    scheduler.run()
+    assert [cell.state for cell in cells_found] == ["done", "failed", "waiting"]
+    assert jobs.started == ["a", "b", "c"] and scheduler.interrupted == ["c-seed0"]
+    assert "b-seed0 failed (exit status 1: boom); " in capsys.readouterr().err
 
 
 def test_the_first_run_fills_the_caches_alone(experiment):

@@ -140,6 +140,21 @@ def test_a_sweep_file_is_an_experiment_with_the_same_runs(path, monkeypatch, tmp
         ({"method": "bayes"}, "method is 'bayes' in .*: without W&B's server a sweep can be grid or random"),
         ({"command": ["python", "a.py"]}, r"the command in .* has no \$\{program\}"),
         ({"command": None}, "has no command"),
+        ({"command": ["python", "${program}", "--lora.rank=4"]}, r"has no \$\{args\}, so that no run would get its"),
+        (
+            {"command": ["${program}", "--lora.alpha=4", "--lora.alpha", "8", "${args}"]},
+            "--lora.alpha is given twice in",
+        ),
+        ({"command": ["${program}", "--lora.rank=4", "${args}"]}, "lora.rank is a parameter and in the command"),
+        ({"command": ["${program}", "photos", "${args}"]}, "has the word photos, which is no setting"),
+        (
+            {"command": ["${program}", "${args_json}", "${args}"]},
+            r"has \$\{args_json\}, which the scripts of this suite do",
+        ),
+        (
+            {"command": ["${program}", "--data.path=${envvar:NO_SUCH}", "${args}"]},
+            "NO_SUCH is not set in the environment",
+        ),
         ({"parameters": {"optimizer.lr": {"min": 0.1, "max": 0.2}}}, "has no list of values, which a grid"),
         ({"parameters": {"lora": 3}}, "lora is 3, which is no parameter"),
         (
@@ -147,6 +162,10 @@ def test_a_sweep_file_is_an_experiment_with_the_same_runs(path, monkeypatch, tmp
             "early_terminate, and without W&B's server every run is trained to its end",
         ),
         ({"run_cap": 3}, "is a grid of 12 runs with the run_cap 3"),
+        (
+            {"method": "random", "run_cap": 2},
+            "has 3 seeds and the run_cap 2: remove it, or give fewer values of train.seed",
+        ),
         ({"run_cap": "x"}, "run_cap is 'x' in .*: it must be a whole number above 0"),
         ({"paramters": {}}, "has the key paramters, which is not known of a sweep"),
     ],
@@ -166,6 +185,53 @@ def test_one_seed_for_all_runs_of_a_sweep(tmp_path):
     for content in (of_command, sweep | {"parameters": {"lora.rank": {"values": [4]}, "train.seed": {"value": 7}}}):
         (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(content))
         assert read(tmp_path / "sweep.yaml").seeds == [7]
+
+
+def test_a_sweep_without_a_seed_has_that_of_its_config(tmp_path):
+    """Each run of W&B's is one run here, and run_cap counts them."""
+    sweep = yaml.safe_load((ROOT / "configs/sweeps/sdxl_rank.yaml").read_text())
+    sweep["parameters"] = {"lora.rank": {"values": [4, 8]}}
+    for seed, text in (
+        (0, "lora: {rank: 8}"),
+        (7, "train: {seed: 7}"),
+        (7, "train: {seed: 7, steps: 3}\nlora: {rank: 8}"),
+    ):
+        (tmp_path / "base.yaml").write_text(text)
+        command = ["accelerate", "launch", "${program}", "--config", str(tmp_path / "base.yaml"), "${args}"]
+        for change in ({"run_cap": 2}, {"method": "random", "run_cap": 5}):
+            (tmp_path / "sweep.yaml").write_text(yaml.safe_dump({**sweep, "command": command, **change}))
+            experiment = read(tmp_path / "sweep.yaml")
+            assert experiment.seeds == [seed] and experiment.samples == (5 if "method" in change else None)
+
+
+def test_variables_of_the_environment_in_a_command_are_filled_in_as_wandb_does(tmp_path, monkeypatch):
+    monkeypatch.setenv("MY_DATA", "photos")
+    sweep = yaml.safe_load((ROOT / "configs/sweeps/sdxl_rank.yaml").read_text())
+    words = ["--num_processes", "${envvar:MY_DATA}", "${program}", "--config", "${envvar:MY_DATA}/a.yaml"]
+    sweep["command"] = ["accelerate", "launch", *words, "--data.path=/x/${envvar:MY_DATA}", "${args}"]
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(sweep))
+    experiment = read(tmp_path / "sweep.yaml")
+    assert experiment.launch == ["--num_processes", "photos"] and experiment.configs == ["photos/a.yaml"]
+    assert experiment.settings == {"data": {"path": "/x/photos"}}
+
+
+def test_a_variant_with_nothing_after_its_name_has_no_settings(tmp_path):
+    text = "title: t\nscript: s.py\nconfigs: [c.yaml]\nfolder: runs\nvariants:\n  plain:\n  five: {loss: {snr_gamma: null}}\n"
+    (tmp_path / "experiment.yaml").write_text(text)
+    found = dict(variants_of(read(tmp_path / "experiment.yaml")))
+    assert found == {"plain": {}, "five": {"loss.snr_gamma": None}}
+
+
+def test_a_parameter_takes_the_place_of_a_setting_in_a_written_sweep(tmp_path):
+    """Else W&B's run is given it twice, and refuses."""
+    settings = {"title": "t", "script": "s.py", "configs": ["c.yaml"], "folder": "runs"}
+    settings["settings"] = {"lora": {"rank": 16, "alpha": 2}}
+    for space in (
+        {"grid": {"lora": {"rank": [2, 4]}}},
+        {"search": {"lora": {"rank": {"min": 2, "max": 4}}}, "samples": 2},
+    ):
+        command = written_sweep.sweep_of(Experiment(**settings, **space))["command"]
+        assert command[-4:] == ["--config", "c.yaml", "--lora.alpha=2", "${args}"]
 
 
 def test_a_sweep_over_seeds_alone_repeats_one_run(tmp_path, monkeypatch):
