@@ -23,7 +23,7 @@ FIRST = (f"{SCORE}concept", "evaluation")
 SAID = {
     "better": "it {side} more",
     "worse": "it {side} less",
-    "not worse": "it {side} as much, within the margin",
+    "not worse": "it {side} at least as much, within the margin",
     "undecided": "whether it {side} as much is open",
     "withheld": "what it {side} is not said, because its measures contradict each other",
     "not measured": "what it {side} was not measured",

@@ -266,7 +266,7 @@ def _clause(side: _SideResult, subject: str, of_reference: bool) -> str:
     said = {
         "better": f"{subject} {side.side} more",
         "worse": f"{subject} {side.side} less",
-        "not worse": f"{subject} {side.side} {'less, but within the margin' if is_less else 'as much, within the margin'}",
+        "not worse": f"{subject} {side.side} {'less, but within the margin' if is_less else 'at least as much, within the margin'}",
         "undecided": f"{subject} {side.side} less, but whether by more than the margin is undecided"
         if is_less
         else f"whether {subject} {side.side} as much is undecided",
