@@ -61,10 +61,8 @@ def chosen_weights(config: TrainingConfig, prediction: PredictionLike) -> torch.
 
 def chosen_timesteps(config: TrainingConfig, device: torch.device) -> Timesteps:
     """The timesteps that the config chose, with their cumulative probabilities on the device."""
-    section = config.timesteps
-    if section.distribution == "uniform":
-        return Timesteps(section.min, section.max)
-    mean = section.mean if section.distribution == "logit_normal" else 0.0
-    return Timesteps(
-        section.min, section.max, logit_normal(section.max - section.min + 1, mean, section.std).to(device)
-    )
+    first, last = config.timesteps.min, config.timesteps.max
+    if config.timesteps.distribution == "uniform":
+        return Timesteps(first, last)
+    mean = config.timesteps.mean if config.timesteps.distribution == "logit_normal" else 0.0
+    return Timesteps(first, last, logit_normal(last - first + 1, mean, config.timesteps.std).to(device))
