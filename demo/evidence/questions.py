@@ -119,15 +119,17 @@ EXPERIMENTS = (
         "optimizers/optimizers.md",
         "Each optimizer has the best of three learning rates by the validation loss of one run with seed 100, on the held-out "
         "pictures of the experiment. The ranges lie around a rate of AdamW that had been tuned before with the same seed and "
-        "pictures, which favours the reference. Those of CAME, Lion and Prodigy were moved once. Of CAME and StableAdamW "
-        "only the learning rates were tried. The length is that of the experiment on kinds.",
+        "pictures, which favours the reference. Those of CAME, Lion and Prodigy were moved once. The length is that of the "
+        "experiment on kinds.",
         _asked(
             "optimizers",
             adafactor="Is Adafactor better than AdamW?",
             lion="Is Lion?",
             prodigy="Is Prodigy?",
             adamw_schedulefree="Is Schedule-Free AdamW?",
+            came="Is CAME?",
             muon="Is Muon?",
+            stableadamw="Is StableAdamW?",
         ),
     ),
     Experiment(

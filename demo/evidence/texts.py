@@ -85,7 +85,7 @@ TEXTS = {
         ),
     ),
     "optimizers": Texts(
-        "Six optimizers",
+        "Eight optimizers",
         f"{STAR} Each optimizer has the best of three learning rates by one run with another seed "
         "([optimizers.md](../../optimizers.md)).",
         {
@@ -94,12 +94,13 @@ TEXTS = {
             "lion": "Lion",
             "prodigy": "Prodigy, which estimates its learning rate",
             "adamw_schedulefree": "Schedule-Free AdamW, constant rate, averaged weights",
+            "came": "CAME",
             "muon": "Muon for matrices, AdamW for the rest",
+            "stableadamw": "StableAdamW",
         },
         (
             TINY,
             ONE,
-            "CAME and StableAdamW are not among them: only their learning rates were tried.",
             "Three learning rates each. Where the best one is at the end of the range, a better one may lie beyond it; the "
             "table says where.",
             "The validation loss by which they were chosen is mostly that of the timesteps with the least noise, and what is "

@@ -75,8 +75,7 @@ def test_the_rates_of_the_optimizers_are_the_best_recorded():
     if not (Study.of("optimizers").folder / rates.RATES).is_file():
         pytest.skip("no learning rates are recorded yet")
     variants = Study.of("optimizers").content["variants"].values()
-    best = rates.best(rates.read()["loss"])
-    assert variants and all(each["optimizer"]["lr"] == best[each["optimizer"]["name"]] for each in variants)
+    assert {each["optimizer"]["name"]: each["optimizer"]["lr"] for each in variants} == rates.best(rates.read()["loss"])
 
 
 def test_a_rate_that_diverged_is_not_the_best_and_one_must_not_have(monkeypatch, tmp_path):
