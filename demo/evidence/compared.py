@@ -44,10 +44,15 @@ def _variant(name: str, runs: Sequence[RunRecord]) -> Variant:
 
 
 def _require_one_code(records: Sequence[RunRecord]) -> None:
-    """UserError that names the runs whose code differs from that of most."""
-    groups: dict[code_variants.History | None, list[RunRecord]] = {}
+    """UserError that names the runs whose code differs from that of most.
+
+    The code of a named class, such as an optimizer of another package, is not meant: it is what differs between variants. Runs of
+    one variant must have the same (`_variant`).
+    """
+    groups: dict[tuple[tuple[int, str | None], ...], list[RunRecord]] = {}
     for record in records:
-        groups.setdefault(code_variants.history(record), []).append(record)
+        own = tuple((step, each.get("hash")) for step, each in code_variants.stretches(record))
+        groups.setdefault(own, []).append(record)
     if len(groups) > 1:
         most = max(groups.values(), key=len)
         odd = [record.name for of_it in groups.values() if of_it is not most for record in of_it]

@@ -22,7 +22,7 @@ History = tuple[tuple[int, str | None], ...]
 
 def history(run: RunRecord) -> History | None:
     """With which code a run was trained, from which step on; None if no code is recorded."""
-    found = [(step, code.full_hash(each)) for step, each in _stretches(run)]
+    found = [(step, code.full_hash(each)) for step, each in stretches(run)]
     return tuple(found) if any(digest for _, digest in found) else None
 
 
@@ -31,7 +31,7 @@ def label(run: RunRecord) -> str:
     if history(run) is None:
         return NOT_RECORDED
     texts = []
-    for step, each in _stretches(run):
+    for step, each in stretches(run):
         digest = code.full_hash(each)
         text = f"{each.get('script')} {digest[:6]}" if digest else NOT_RECORDED
         texts.append(f"{text} from step {step}" if step else text)
@@ -100,12 +100,11 @@ def _between_files(records: Sequence[RunRecord]) -> list[str]:
 
 def _continued(run: RunRecord) -> list[str]:
     """The sentence about a run that continued with other code than it began with, or with code that is not recorded."""
-    stretches = _stretches(run)
-    found = []
-    for (_, before), (step, after) in itertools.pairwise(stretches):
+    found, trained = [], stretches(run)
+    for (_, before), (step, after) in itertools.pairwise(trained):
         if code.is_recorded(before) and code.is_recorded(after):
             files = code.listed(code.changed_files(before, after))
-            is_back = code.full_hash(after) == code.full_hash(stretches[0][1])
+            is_back = code.full_hash(after) == code.full_hash(trained[0][1])
             which = "the code that it began with again" if is_back else "other code than it began with"
             found.append(f"{run.name} was continued at step {step} with {which} ({files})")
         else:
@@ -135,10 +134,10 @@ def _by_commit(unknown: Sequence[RunRecord]) -> list[str]:
 
 def _codes(run: RunRecord) -> list[dict[str, Any]]:
     """The recorded codes that a run was trained with, in order."""
-    return [each for _, each in _stretches(run) if code.is_recorded(each)]
+    return [each for _, each in stretches(run) if code.is_recorded(each)]
 
 
-def _stretches(run: RunRecord) -> list[tuple[int, dict[str, Any]]]:
+def stretches(run: RunRecord) -> list[tuple[int, dict[str, Any]]]:
     """(first step, code) of each stretch of steps that was trained with one code."""
     found: list[tuple[int, dict[str, Any]]] = []
     for entry in run.launches:

@@ -70,7 +70,11 @@ def result(learned=None, kept=None, bins=(), **others):
         ),
         ((0.3, None), "undecided", "Undecided between A and B: B learned more (log loss -0.3"),
         ((-0.3, None), "undecided", "and what it kept is not known (B has none); it is about these two runs"),
-        ((0.0, 0.0), "not distinguishable", "A is not distinguishable from B: A learned at least as much, within the margin ("),
+        (
+            (0.0, 0.0),
+            "not distinguishable",
+            "A is not distinguishable from B: A learned at least as much, within the margin (",
+        ),
         ((0.0, None), "not distinguishable", "and what it kept is not known (B has none)"),
     ],
 )
