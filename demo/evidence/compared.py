@@ -22,7 +22,7 @@ def comparison_of(runs: Mapping[str, Sequence[RunRecord]], pairs: Sequence[tuple
     found.problems = [problem for record in records for problem in record.problems]
     found.warnings = [*comparison.warnings_of(records), *code_variants.warnings(records)]
     found.warnings += repetitions.warnings(records)
-    comparison._compared_outcomes(found, [(variants[one], variants[other]) for one, other in pairs], None)
+    comparison.compared_outcomes(found, [(variants[one], variants[other]) for one, other in pairs], None)
     return found
 
 

@@ -95,7 +95,7 @@ def compare(
     found = Comparison(variants, by_run, differing(variants), step=step)
     found.problems = [problem for record in records for problem in record.problems]
     found.problems += _without_step(records, step)
-    _compared_outcomes(found, pairs, step)
+    compared_outcomes(found, pairs, step)
     if step is None:
         found.seconds = [compared(*pair, "evaluation", Point("seconds")) for pair in pairs]
         with_tests(found.seconds)
@@ -188,7 +188,7 @@ def _outcome(kind: str, variants: Sequence[Variant]) -> Outcome:
     return of_score(name, about.pop() if len(about) == 1 else None, scores[0].higher_is_better)
 
 
-def _compared_outcomes(comparison: Comparison, pairs: Sequence[tuple[Variant, Variant]], step: int | None) -> None:
+def compared_outcomes(comparison: Comparison, pairs: Sequence[tuple[Variant, Variant]], step: int | None) -> None:
     """Tests every outcome of every pair at its one point, as one family, and gives each pair its result."""
     scores = sorted({name for variant in comparison.variants for run in variant.runs for name in run.scores})
     measured = {kind for variant in comparison.variants for run in variant.runs for kind in run.curves}
